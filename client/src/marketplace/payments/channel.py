@@ -1,0 +1,160 @@
+"""Channels to the payment service, with the settings that its promises rest on.
+
+    from marketplace.payments.channel import connect
+    from marketplace.payments.v1 import payments_pb2, payments_pb2_grpc
+
+    channel = connect("10.0.0.5:50051", "10.0.0.6:50051")
+    payments = payments_pb2_grpc.PaymentServiceStub(channel)
+
+Why not a bare `grpc.aio.insecure_channel`:
+
+* Calls are spread over all addresses (`round_robin`); gRPC's default sticks to the first.
+* A lost answer is asked for again by itself, for the calls where that is safe: reads, and
+  mutations that carry an idempotency key, which the service answers identically every time.
+  UNAVAILABLE alone is retried: it is the one code that means "ask again with the same key".
+  Retries stop while most calls fail, so that callers do not keep a sick service down.
+* A dead connection is noticed by pings. They are further apart than the 30 s that the server
+  takes for a flood.
+* A server that is back is found within a second, not after gRPC's default of up to two minutes.
+"""
+
+import importlib
+import json
+import pkgutil
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import grpc
+import grpc.aio
+from google.protobuf.descriptor import FileDescriptor, MethodDescriptor
+from google.protobuf.descriptor_pb2 import MethodOptions
+
+import marketplace.payments.v1
+
+Option = tuple[str, str | int]
+
+# For a call that names no deadline; a shorter one of the caller's own wins.
+DEFAULT_DEADLINE_SECONDS = 30
+
+_READ_PREFIXES = ("Get", "List")
+
+_RETRY_POLICY = {
+    "maxAttempts": 4,
+    "initialBackoff": "0.2s",
+    "maxBackoff": "2s",
+    "backoffMultiplier": 3,
+    "retryableStatusCodes": ["UNAVAILABLE"],
+}
+
+
+def connect(
+    *targets: str,
+    credentials: grpc.ChannelCredentials | None = None,
+    options: Sequence[Option] = (),
+) -> grpc.aio.Channel:
+    """Open a channel for asyncio callers.
+
+    One target may be any name that gRPC resolves (`payments:50051`, `dns:///payments:50051`);
+    all addresses behind it are used. Several targets must be IP addresses with ports. Without
+    credentials the channel is plaintext. Options given here win over the defaults.
+    """
+    if credentials is None:
+        return grpc.aio.insecure_channel(target_of(targets), _options(options))
+    return grpc.aio.secure_channel(target_of(targets), credentials, _options(options))
+
+
+def connect_sync(
+    *targets: str,
+    credentials: grpc.ChannelCredentials | None = None,
+    options: Sequence[Option] = (),
+) -> grpc.Channel:
+    """Open the same channel for callers without asyncio."""
+    if credentials is None:
+        return grpc.insecure_channel(target_of(targets), _options(options))
+    return grpc.secure_channel(target_of(targets), credentials, _options(options))
+
+
+def target_of(targets: Sequence[str]) -> str:
+    """The one gRPC target that stands for all of these addresses."""
+    if not targets:
+        raise ValueError("connect() needs at least one target, such as 'payments:50051'")
+    if len(targets) == 1:
+        return targets[0]
+    schemes = {_address_scheme(target) for target in targets}
+    if len(schemes) > 1:
+        raise ValueError(f"IPv4 and IPv6 addresses cannot be mixed in one channel: {targets}")
+    return f"{schemes.pop()}:{','.join(targets)}"
+
+
+def service_config() -> dict[str, Any]:
+    """Load balancing, deadlines and retries, as gRPC's service config.
+
+    Which methods may be retried is read from the stubs themselves, so that a method added to the
+    protos cannot be forgotten here.
+    """
+    retried: list[dict[str, str]] = []
+    once: list[dict[str, str]] = []
+    for method in _methods():
+        name = {"service": method.containing_service.full_name, "method": method.name}
+        if method.server_streaming or method.client_streaming:
+            continue  # a feed lives on, and is resumed by its cursor
+        (retried if is_repeatable(method) else once).append(name)
+    deadline = f"{DEFAULT_DEADLINE_SECONDS}s"
+    return {
+        "loadBalancingConfig": [{"round_robin": {}}],
+        "methodConfig": [
+            {"name": retried, "timeout": deadline, "retryPolicy": _RETRY_POLICY},
+            {"name": once, "timeout": deadline},
+        ],
+        "retryThrottling": {"maxTokens": 10, "tokenRatio": 0.1},
+    }
+
+
+def is_repeatable(method: MethodDescriptor) -> bool:
+    """Whether sending the same request twice is as good as once."""
+    declared: MethodOptions = method.GetOptions()
+    return (
+        "idempotency_key" in method.input_type.fields_by_name
+        or method.name.startswith(_READ_PREFIXES)
+        or declared.idempotency_level != MethodOptions.IDEMPOTENCY_UNKNOWN
+    )
+
+
+def _options(extra: Sequence[Option]) -> list[Option]:
+    defaults: dict[str, str | int] = {
+        "grpc.service_config": json.dumps(service_config()),
+        # The config above is the one that counts, not one that DNS might offer.
+        "grpc.service_config_disable_resolution": 1,
+        "grpc.keepalive_time_ms": 60_000,
+        "grpc.keepalive_timeout_ms": 20_000,
+        "grpc.keepalive_permit_without_calls": 1,
+        "grpc.http2.max_pings_without_data": 0,
+        "grpc.initial_reconnect_backoff_ms": 100,
+        # Bounds how long one attempt to connect may take as well; TLS needs its round trips.
+        "grpc.min_reconnect_backoff_ms": 1_000,
+        "grpc.max_reconnect_backoff_ms": 1_000,
+    }
+    return list((defaults | dict(extra)).items())
+
+
+def _address_scheme(target: str) -> str:
+    host, colon, port = target.rpartition(":")
+    if not colon or not port.isdigit():
+        raise ValueError(f"'{target}' has no port; several targets are given as 'IP:port'")
+    if host.startswith("["):
+        return "ipv6"
+    if all(part.isdigit() for part in host.split(".")):
+        return "ipv4"
+    raise ValueError(
+        f"'{target}' is a name; several targets must be IP addresses "
+        "(one name may stand alone, and all its addresses are used)"
+    )
+
+
+def _methods() -> Iterator[MethodDescriptor]:
+    for module in pkgutil.iter_modules(marketplace.payments.v1.__path__):
+        if module.name.endswith("_pb2"):
+            generated = importlib.import_module(f"{marketplace.payments.v1.__name__}.{module.name}")
+            file: FileDescriptor = generated.DESCRIPTOR
+            for service in file.services_by_name.values():
+                yield from service.methods
