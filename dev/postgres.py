@@ -1,0 +1,337 @@
+"""A PostgreSQL of our own: real programs, our child, gone when we are gone.
+
+    with EmbeddedPostgres(Path(".data/postgres")) as server:
+        connect(server.database_url)
+
+What stands in the directory:
+
+    cluster/        the data; made beside and renamed, so that it is whole or not there
+    password        of both roles below; readable by its owner only
+    port            the one used last, asked for again first
+    postgres.log    what the server said
+    lock            held while somebody owns the directory
+
+Nobody gets in but by 127.0.0.1 and the password: there is no Unix socket (so no path can be too
+long for one) and no trusted user. Services connect as `payments`, which owns its databases and
+is no superuser; `postgres` is for the tests.
+
+Under root the server runs as another user, which must be able to reach the directory. Where it
+cannot (anything below a closed home), the directory becomes a link to one that it can, and no
+mode of any directory above is ever touched.
+"""
+
+import contextlib
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import quote
+
+import psycopg2
+from psycopg2 import sql
+
+from dev.cluster import (
+    FAST_SHUTDOWN,
+    end_orphan,
+    environment,
+    initialize,
+    place_for,
+    secret_in,
+)
+from dev.guard import Guard
+from dev.lock import DirectoryLock
+from dev.programs import Account, PostgresError, programs_for
+
+OWNER = "payments"
+DATABASE = "payments"
+
+_READY_SECONDS = 60.0
+_LOG_BYTES_MAX = 5_000_000
+
+# A power cut would ruin the data; a killed server loses nothing (`synchronous_commit` stays on).
+_NOT_DURABLE = {
+    "fsync": "off",
+    "full_page_writes": "off",
+    "wal_level": "minimal",
+    "max_wal_senders": "0",
+}
+
+
+class EmbeddedPostgres:
+    """Start, stop, kill and ask one server. Not for several threads at once."""
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        port: int | None = None,
+        max_connections: int = 100,
+        durable: bool = True,
+        settings: Mapping[str, str] | None = None,
+        guard: Guard | None = None,
+    ) -> None:
+        """Without a port, the one used last is taken if it is free, else any free one.
+
+        A guard given here is shared, and remains its giver's to close.
+        """
+        self.directory = directory.absolute()
+        self.port = port
+        self._port_is_ours_to_choose = port is None
+        self._settings = {
+            "listen_addresses": "127.0.0.1",
+            "unix_socket_directories": "",
+            "max_connections": str(max_connections),
+            "timezone": "UTC",
+            "log_timezone": "UTC",
+            **({} if durable else _NOT_DURABLE),
+            **(settings or {}),
+        }
+        self._durable = durable
+        self._shared_guard = guard
+        self._guard: Guard | None = None
+        self._lock: DirectoryLock | None = None
+        self._account = Account()
+        self._programs = Path()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._password = ""
+
+    @classmethod
+    @contextlib.contextmanager
+    def temporary(cls, **options: Any) -> Iterator["EmbeddedPostgres"]:
+        """A server that is not durable, in a directory that goes with it."""
+        directory = Path(tempfile.mkdtemp(prefix="payments-postgres-"))
+        directory.chmod(0o711)
+        server = cls(directory / "postgres", **{"durable": False, **options})
+        try:
+            server.start()
+            yield server
+        finally:
+            server.destroy()
+            shutil.rmtree(directory, ignore_errors=True)
+
+    # The server's life
+
+    def start(self) -> str:
+        """Bring the server up, whatever an earlier one left, and return the DATABASE_URL."""
+        if self.running:
+            return self.database_url
+        self.kill()  # one that ended by itself is only forgotten here
+        self._guard = self._guard or self._shared_guard or Guard()
+        try:
+            home, self._account = place_for(self.directory)
+            self._lock = self._lock or DirectoryLock(home / "lock")
+            self._lock.acquire(self._guard)
+            self._password = secret_in(home / "password")
+            self._programs = programs_for(self._account, home / "cluster", home)
+            end_orphan(home / "cluster")
+            for unfinished in home.glob("unfinished-*"):
+                shutil.rmtree(unfinished, ignore_errors=True)
+            if not (home / "cluster").is_dir():
+                initialize(
+                    home,
+                    self._programs,
+                    self._account,
+                    self._guard,
+                    password=self._password,
+                    durable=self._durable,
+                )
+            self._launch(home)
+            self._ensure_database()
+        except BaseException:
+            self.stop()
+            raise
+        return self.database_url
+
+    def stop(self) -> None:
+        """Shut down as PostgreSQL's "fast": sessions end, all is written, nothing to recover."""
+        if self._process is not None and self._guard is not None:
+            for number, seconds in FAST_SHUTDOWN:
+                self._process.send_signal(number)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self._process.wait(seconds)
+                    break
+            self._guard.remove(self._process.pid)
+            self._process = None
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+        if self._guard is not None:
+            if self._guard is not self._shared_guard:
+                self._guard.close()
+            self._guard = None
+
+    def kill(self) -> None:
+        """End the server as a crash would. The directory stays ours: `start()` recovers it."""
+        if self._process is not None and self._guard is not None:
+            self._process.kill()
+            self._process.wait()
+            self._guard.remove(self._process.pid)
+            self._process = None
+
+    def restart(self) -> str:
+        """Stop if running, and come up again at the same address."""
+        self.stop()
+        return self.start()
+
+    def destroy(self) -> None:
+        """Stop, and remove every file, those behind a link included."""
+        self.stop()
+        shutil.rmtree(self.directory.resolve(), ignore_errors=True)
+        if self.directory.is_symlink():
+            self.directory.unlink()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    @property
+    def pid(self) -> int | None:
+        """The postmaster's."""
+        return self._process.pid if self._process is not None else None
+
+    @property
+    def log(self) -> Path:
+        return self.directory / "postgres.log"
+
+    # Its databases
+
+    @property
+    def database_url(self) -> str:
+        return self.url(DATABASE)
+
+    def url(self, database: str, role: str = OWNER) -> str:
+        return (
+            f"postgresql://{role}:{quote(self._password)}@127.0.0.1:{self.port}/{quote(database)}"
+        )
+
+    def admin_url(self, database: str = DATABASE) -> str:
+        """As superuser: for tests that must do what no service may."""
+        return self.url(database, role="postgres")
+
+    def create_database(self, name: str, template: str | None = None) -> str:
+        """A new database, empty or a copy of another (which nobody may be connected to)."""
+        statement = sql.SQL("CREATE DATABASE {} OWNER {} TEMPLATE {}").format(
+            sql.Identifier(name), sql.Identifier(OWNER), sql.Identifier(template or "template1")
+        )
+        # Copying files beats writing them through the log where nothing needs to be durable.
+        self._execute(statement + sql.SQL("" if self._durable else " STRATEGY FILE_COPY"))
+        return self.url(name)
+
+    def drop_database(self, name: str) -> None:
+        """Remove a database, ending whatever sessions it still has."""
+        self._execute(
+            sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name))
+        )
+
+    # How it comes up
+
+    def _launch(self, home: Path) -> None:
+        """Start the server and wait until it answers.
+
+        Two reasons to fail pass: backends of a killed server that have not noticed yet, and a
+        port that somebody took between our choice and the server's start.
+        """
+        deadline = time.monotonic() + _READY_SECONDS
+        while True:
+            if self._port_is_ours_to_choose:
+                self.port = _free_port(_number_in(home / "port"))
+            said = self._attempt(home, deadline)
+            if said is None:
+                break
+            taken = "Address already in use" in said
+            passing = self._port_is_ours_to_choose if taken else "shared memory block" in said
+            if not passing or time.monotonic() > deadline:
+                raise PostgresError(f"PostgreSQL did not start on port {self.port}: {said.strip()}")
+            time.sleep(0.1)
+        self._port_is_ours_to_choose = False  # callers have its address by now
+        (home / "port").write_text(str(self.port))
+
+    def _attempt(self, home: Path, deadline: float) -> str | None:
+        """One start: None once it answers, or what the server said when it did not come up."""
+        assert self._guard is not None
+        settings = [f"--{name}={value}" for name, value in self._settings.items()]
+        if self.log.exists() and self.log.stat().st_size > _LOG_BYTES_MAX:
+            self.log.unlink()
+        with (home / "postgres.log").open("ab") as log:
+            before = log.tell()
+            process = subprocess.Popen(
+                [
+                    str(self._programs / "postgres"),
+                    *("-D", str(home / "cluster")),
+                    *("-p", str(self.port)),
+                    *settings,
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment(),
+                # Ctrl-C in the terminal would stop it before the services have drained.
+                start_new_session=True,
+                **self._account.popen(),
+            )
+        self._guard.add(process.pid, signal.SIGINT)
+        self._process = process
+        while process.poll() is None and time.monotonic() < deadline:
+            with contextlib.suppress(psycopg2.OperationalError):
+                psycopg2.connect(self.admin_url("postgres"), connect_timeout=2).close()
+                return None
+            time.sleep(0.02)
+        self.kill()
+        with (home / "postgres.log").open("rb") as log:
+            log.seek(before)
+            return log.read().decode(errors="replace") or "it said nothing, and did not answer"
+
+    def _ensure_database(self) -> None:
+        """The role and the database that services use; both from the first complete start on."""
+        with contextlib.closing(psycopg2.connect(self.admin_url("postgres"))) as connection:
+            connection.autocommit = True
+            with connection.cursor() as cursor:
+                cursor.execute("SELECT FROM pg_roles WHERE rolname = %s", (OWNER,))
+                if not cursor.fetchall():
+                    role = sql.SQL("CREATE ROLE {} LOGIN CREATEDB PASSWORD {}")
+                    cursor.execute(role.format(sql.Identifier(OWNER), sql.Literal(self._password)))
+                cursor.execute("SELECT FROM pg_database WHERE datname = %s", (DATABASE,))
+                if cursor.fetchall():
+                    return
+        self.create_database(DATABASE)
+
+    def _execute(self, statement: sql.Composable) -> None:
+        with contextlib.closing(psycopg2.connect(self.admin_url("postgres"))) as connection:
+            connection.autocommit = True
+            with connection.cursor() as cursor:
+                cursor.execute(statement)
+
+
+def _number_in(path: Path) -> int | None:
+    with contextlib.suppress(FileNotFoundError):
+        if re.fullmatch(r"\d{1,5}", said := path.read_text().strip()):
+            return int(said)
+    return None
+
+
+def _free_port(wanted: int | None) -> int:
+    for candidate in (wanted, 0):
+        with socket.socket() as probe, contextlib.suppress(OSError, OverflowError):
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", candidate or 0))
+            return int(probe.getsockname()[1])
+    raise PostgresError("no free port on 127.0.0.1")

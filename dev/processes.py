@@ -1,0 +1,61 @@
+"""What can be asked about, and done to, processes that need not be our children."""
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+_PROC = Path("/proc")
+
+
+def started_at(pid: int) -> str | None:
+    """When the process started, as the system writes it; None if it is gone or a zombie.
+
+    Pid and start together name a process for good: pids alone are given out again.
+    """
+    if (_PROC / "self/stat").exists():
+        try:
+            stat = (_PROC / str(pid) / "stat").read_text()
+        except OSError:
+            return None
+        state, *rest = stat[stat.rindex(")") + 2 :].split()
+        return None if state in "ZX" else rest[18]
+    answer = _ps(pid, "stat=,lstart=")
+    return None if not answer or answer.startswith("Z") else answer.split(maxsplit=1)[1]
+
+
+def works_in(pid: int, directory: Path) -> bool:
+    """Whether a process belongs to this directory: works inside it, or names it to start with."""
+    if (_PROC / "self/cwd").exists():
+        try:
+            return (_PROC / str(pid) / "cwd").readlink() == directory.resolve()
+        except OSError:
+            return False
+    return f" {directory} " in f"{_ps(pid, 'command=')} "
+
+
+def end(pid: int, since: str, signals: list[tuple[signal.Signals, float]]) -> bool:
+    """Send one signal after the other, each with its seconds to work, until the process is gone."""
+    for number, seconds in signals:
+        if started_at(pid) != since:
+            return True
+        try:
+            os.kill(pid, number)
+        except ProcessLookupError:
+            return True
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            if started_at(pid) != since:
+                return True
+            time.sleep(0.02)
+    return started_at(pid) != since
+
+
+def _ps(pid: int, columns: str) -> str:
+    return subprocess.run(
+        ["/bin/ps", "-ww", "-o", columns, "-p", str(pid)],
+        capture_output=True,
+        text=True,
+        check=False,
+    ).stdout.strip()
