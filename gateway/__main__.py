@@ -1,0 +1,39 @@
+"""`python -m gateway`: reads the environment, listens, and stops in good order on SIGTERM."""
+
+import asyncio
+import os
+import sys
+
+# Before grpc is imported, or it has no effect: its own log would repeat every lost connection.
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+
+from gateway.app import serve
+from gateway.logs import configure_logging
+from gateway.settings import RefusedSettings, load_settings
+
+REFUSED_SETTINGS = 2
+CANNOT_LISTEN = 1
+
+
+def main() -> int:
+    """Returns the exit code."""
+    try:
+        settings = load_settings()
+    except RefusedSettings as refused:
+        sys.stderr.write(f"gateway: {refused}\n")
+        return REFUSED_SETTINGS
+    configure_logging(settings.effective_log_level, readable=settings.debug)
+    try:
+        asyncio.run(serve(settings))
+    except OSError as error:
+        sys.stderr.write(
+            f"gateway: cannot listen on {settings.gateway_host}, GATEWAY_PORT="
+            f"{settings.gateway_port}, GATEWAY_METRICS_PORT={settings.gateway_metrics_port} "
+            f"({error.strerror}): stop what uses the port, or choose another one.\n"
+        )
+        return CANNOT_LISTEN
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

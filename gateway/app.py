@@ -1,0 +1,188 @@
+"""Routes, what is true of every answer, and the life of the listener."""
+
+import asyncio
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+from aiohttp import hdrs, web
+
+from gateway.connections import ConnectionGuard, GuardedSite
+from gateway.core import Core
+from gateway.health import HEALTH_PATH, LIVE_PATH, TEST_PATH, HealthPages
+from gateway.logs import describe_exception, facts_of, get_logger, note
+from gateway.metrics import Metrics
+from gateway.onboarding import (
+    PATH_PREFIX,
+    REFRESH_PATH,
+    RETURN_PATH,
+    Onboarding,
+    invalid_link,
+    unavailable,
+)
+from gateway.settings import Settings
+from gateway.webhooks import CONNECT_PATH, PLATFORM_PATH, Webhooks
+from marketplace.payments.channel import connect
+
+_Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+# The landing page's token is in its address, hence no referrer; and no answer is worth keeping.
+_HEADERS_OF_ALL = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "default-src 'none'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+}
+
+
+def create_app(
+    core: Core, settings: Settings, metrics: Metrics, connections: ConnectionGuard
+) -> web.Application:
+    """All routes of the public port."""
+    webhooks = Webhooks(core, settings, metrics, connections)
+    onboarding = Onboarding(core, settings, metrics, connections)
+    health = HealthPages(core, settings, connections)
+
+    app = web.Application(
+        middlewares=[_observe, _uniform_errors], client_max_size=settings.gateway_max_body_bytes
+    )
+    app.on_response_prepare.append(_set_headers)
+    app.router.add_post(PLATFORM_PATH, webhooks.platform)
+    app.router.add_post(CONNECT_PATH, webhooks.connect)
+    app.router.add_get(RETURN_PATH, onboarding.return_page)
+    app.router.add_get(REFRESH_PATH, onboarding.refresh_page)
+    for path, handler in (
+        (HEALTH_PATH, health.health),
+        (LIVE_PATH, health.live),
+        (TEST_PATH, health.test),
+    ):
+        app.router.add_get(path, handler)
+        app.router.add_options(path, health.preflight)
+    return app
+
+
+@asynccontextmanager
+async def running(settings: Settings) -> AsyncIterator[str]:
+    """Listens while the block runs and yields the public address; then drains what is under way.
+
+    Raises OSError if a port cannot be had.
+    """
+    metrics = Metrics()
+    connections = ConnectionGuard(settings.gateway_max_connections, metrics)
+    channel = connect(*settings.core_address)
+    runner = web.AppRunner(
+        create_app(Core(channel, settings), settings, metrics, connections),
+        access_log=None,
+        auto_decompress=False,
+        keepalive_timeout=settings.gateway_keepalive_seconds,
+        lingering_time=1,
+        max_line_size=settings.gateway_max_line_bytes,
+        max_field_size=settings.gateway_max_field_bytes,
+        max_headers=settings.gateway_max_headers,
+        shutdown_timeout=settings.gateway_shutdown_seconds,
+    )
+    metrics_runner = web.AppRunner(metrics.application(), access_log=None, shutdown_timeout=1)
+    try:
+        await metrics_runner.setup()
+        if settings.gateway_metrics_port:
+            host, port = settings.gateway_host, settings.gateway_metrics_port
+            await web.TCPSite(metrics_runner, host, port).start()
+        await runner.setup()
+        site = GuardedSite(runner, settings.gateway_host, settings.gateway_port, guard=connections)
+        await site.start()
+        yield site.name
+    finally:
+        try:
+            # aiohttp gives each of its two waits this long; together they get it once.
+            async with asyncio.timeout(settings.gateway_shutdown_seconds):
+                await runner.cleanup()
+        except TimeoutError:
+            # Whoever is cut off here was told nothing, so Stripe comes again.
+            get_logger().warning("stopped_with_requests_in_flight")
+        await metrics_runner.cleanup()
+        await channel.close()
+
+
+async def serve(settings: Settings) -> None:
+    """Runs until SIGTERM or SIGINT."""
+    log = get_logger()
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with running(settings) as address:
+        # For whoever started this process and chose port 0; the log may be set to say less.
+        sys.stdout.write(f"gateway listening on {address}\n")
+        sys.stdout.flush()
+        log.info(
+            "listening",
+            address=address,
+            metrics_port=settings.gateway_metrics_port,
+            core=list(settings.core_address),
+            allowed_origins=sorted(settings.allowed_origins),
+            environment=settings.environment,
+        )
+        await stop.wait()
+        log.info("stopping")
+    log.info("stopped")
+
+
+@web.middleware
+async def _observe(request: web.Request, handler: _Handler) -> web.StreamResponse:
+    """One line for every request: which route and what came of it, nothing that it carried."""
+    started = time.perf_counter()
+    status: int | None = None  # stays so if the client has left and the handler was cancelled
+    try:
+        response = await handler(request)
+        status = response.status
+        return response
+    finally:
+        resource = request.match_info.route.resource
+        log = get_logger()
+        write = log.warning if status is None or status >= 500 else log.info
+        write(
+            "request",
+            method=request.method,
+            route=resource.canonical if resource is not None else "unknown",
+            status=status,
+            duration_ms=round((time.perf_counter() - started) * 1000, 1),
+            **facts_of(request),
+        )
+
+
+@web.middleware
+async def _uniform_errors(request: web.Request, handler: _Handler) -> web.StreamResponse:
+    """No answer in aiohttp's own words, and none that quotes an exception."""
+    is_page = request.path.startswith(PATH_PREFIX)
+    try:
+        return await handler(request)
+    except web.HTTPException as error:
+        if is_page and error.status == 404:
+            return invalid_link()
+        response = web.json_response({"error": _name(error.status)}, status=error.status)
+        if hdrs.ALLOW in error.headers:
+            response.headers[hdrs.ALLOW] = error.headers[hdrs.ALLOW]
+        return response
+    except Exception as error:  # noqa: BLE001 - a fault of ours must not turn into a lost webhook
+        note(request, **describe_exception(error))
+        return unavailable() if is_page else _try_again_later()
+
+
+def _try_again_later() -> web.Response:
+    response = web.json_response({"error": "try_again_later"}, status=503)
+    response.headers[hdrs.RETRY_AFTER] = "5"
+    return response
+
+
+def _name(status: int) -> str:
+    return {404: "not_found", 405: "method_not_allowed"}.get(status, "refused")
+
+
+async def _set_headers(_request: web.Request, response: web.StreamResponse) -> None:
+    for name, value in _HEADERS_OF_ALL.items():
+        response.headers.setdefault(name, value)
+    response.headers["Server"] = "gateway"  # instead of names and versions

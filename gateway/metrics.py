@@ -1,0 +1,51 @@
+"""What the gateway counts, in Prometheus' terms. Served on a port of its own, never in public."""
+
+from aiohttp import web
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+
+class Metrics:
+    """The counters; each gateway has a registry of its own, so that tests can have several."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.webhooks = Counter(
+            "gateway_webhooks",
+            "Webhook deliveries by endpoint and by what became of them",
+            ["endpoint", "outcome"],
+            registry=self.registry,
+        )
+        self.webhook_seconds = Histogram(
+            "gateway_webhook_seconds",
+            "From the end of a webhook's headers to its answer",
+            ["endpoint"],
+            buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 15),
+            registry=self.registry,
+        )
+        self.pages = Counter(
+            "gateway_pages",
+            "Onboarding pages by page and by what became of them",
+            ["page", "outcome"],
+            registry=self.registry,
+        )
+        self.connections = Gauge(
+            "gateway_connections", "Open connections on the public port", registry=self.registry
+        )
+        self.connections_dropped = Counter(
+            "gateway_connections_dropped",
+            "Connections closed to stay within GATEWAY_MAX_CONNECTIONS",
+            ["reason"],
+            registry=self.registry,
+        )
+
+    def application(self) -> web.Application:
+        """The application behind GATEWAY_METRICS_PORT."""
+
+        async def scrape(_request: web.Request) -> web.Response:
+            body = generate_latest(self.registry)
+            return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+        application = web.Application()
+        application.router.add_get("/metrics", scrape)
+        return application

@@ -1,0 +1,193 @@
+"""The HTML of the onboarding pages: whole in itself, no scripts, nothing loaded from elsewhere.
+
+Links among the pages are relative, so that they hold under whatever prefix a proxy has put in
+front of the gateway.
+"""
+
+import base64
+import hashlib
+from dataclasses import dataclass
+from html import escape
+
+from marketplace.payments.v1 import experts_pb2
+
+_STYLE = """
+:root { color-scheme: light dark; --ground: #f5f6f8; --card: #fff; --text: #1c2330;
+  --soft: #566074; --line: #dfe3ea; --action: #3b4fd8; --on-action: #fff;
+  --good: #14704a; --wait: #8a5a00; --bad: #a8322a; }
+@media (prefers-color-scheme: dark) { :root { --ground: #12151b; --card: #1b2029;
+  --text: #e8ebf1; --soft: #a3adbf; --line: #323a48; --action: #8d9bff; --on-action: #10131a;
+  --good: #5fd3a0; --wait: #f0bd5b; --bad: #ff938a; } }
+* { box-sizing: border-box; }
+body { margin: 0; min-height: 100vh; display: grid; place-items: center; padding: 1.25rem;
+  background: var(--ground); color: var(--text);
+  font: 1.0625rem/1.55 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
+main { width: 100%; max-width: 30rem; padding: 2rem; background: var(--card);
+  border: 1px solid var(--line); border-top: 4px solid var(--tone); border-radius: .75rem; }
+.good { --tone: var(--good); } .wait { --tone: var(--wait); } .bad { --tone: var(--bad); }
+.state { margin: 0; color: var(--tone); font-size: .875rem; font-weight: 600;
+  letter-spacing: .02em; }
+h1 { margin: .25rem 0 1rem; font-size: 1.5rem; line-height: 1.25; text-wrap: balance; }
+p { margin: 0 0 1rem; } .soft { color: var(--soft); font-size: .9375rem; }
+.actions { display: flex; flex-direction: column; gap: .75rem; margin: 1.5rem 0 0; padding: 0;
+  list-style: none; }
+a { color: var(--action); text-underline-offset: .2em; }
+a:focus-visible { outline: 3px solid var(--action); outline-offset: 3px; border-radius: .25rem; }
+a.main { display: block; padding: .8rem 1rem; border-radius: .5rem; text-align: center;
+  text-decoration: none; font-weight: 600; background: var(--action); color: var(--on-action); }
+a.other { display: block; padding: .35rem 0; text-align: center; }
+"""
+
+_STYLE_HASH = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
+
+CONTENT_SECURITY_POLICY = (
+    f"default-src 'none'; style-src 'sha256-{_STYLE_HASH}'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How a status of an expert is told to that expert."""
+
+    tone: str
+    state: str
+    title: str
+    text: str
+    may_continue: bool
+    """Whether Stripe's form has anything to offer in this status."""
+
+
+_Status = experts_pb2.ExpertStatus
+
+STANDINGS: dict[experts_pb2.ExpertStatus.ValueType, Standing] = {
+    _Status.EXPERT_STATUS_CREATING: Standing(
+        "wait",
+        "In preparation",
+        "Your account is being prepared",
+        "This usually takes less than a minute. Look again in a moment.",
+        may_continue=False,
+    ),
+    _Status.EXPERT_STATUS_ONBOARDING: Standing(
+        "wait",
+        "Not finished",
+        "Your details are not complete yet",
+        "What you have entered so far is kept. Continue where you left off, whenever it suits you.",
+        may_continue=True,
+    ),
+    _Status.EXPERT_STATUS_PENDING_VERIFICATION: Standing(
+        "wait",
+        "Being checked",
+        "Stripe is checking your details",
+        "You need not do anything now. It often takes minutes, sometimes a few working days.",
+        may_continue=True,
+    ),
+    _Status.EXPERT_STATUS_READY: Standing(
+        "good",
+        "Ready",
+        "You can be paid",
+        "Your account is set up. You may close this page.",
+        may_continue=True,
+    ),
+    _Status.EXPERT_STATUS_RESTRICTED: Standing(
+        "bad",
+        "Something is missing",
+        "Stripe needs something more from you",
+        "Until then you cannot be paid. Continue to see what is asked for.",
+        may_continue=True,
+    ),
+    _Status.EXPERT_STATUS_REJECTED: Standing(
+        "bad",
+        "Turned down",
+        "Stripe has turned this account down",
+        "It cannot be used to pay you. If you think that this is a mistake, write to our support.",
+        may_continue=False,
+    ),
+    _Status.EXPERT_STATUS_DEAUTHORIZED: Standing(
+        "bad",
+        "Disconnected",
+        "Your account is disconnected",
+        "You have disconnected it from us, so it cannot be used to pay you. "
+        "If you want to be paid through it again, write to our support.",
+        may_continue=False,
+    ),
+}
+
+# For a status that a newer core knows and this gateway does not.
+_UNKNOWN = Standing(
+    "wait",
+    "In progress",
+    "Your account is in progress",
+    "Look again in a little while.",
+    may_continue=True,
+)
+
+# In these the form itself is what is missing, whatever the number of things asked for.
+_ALWAYS_CONTINUE = {_Status.EXPERT_STATUS_ONBOARDING, _Status.EXPERT_STATUS_RESTRICTED}
+# In these nothing changes by looking again.
+_SETTLED = {
+    _Status.EXPERT_STATUS_READY,
+    _Status.EXPERT_STATUS_REJECTED,
+    _Status.EXPERT_STATUS_DEAUTHORIZED,
+}
+
+
+def standing_page(
+    status: experts_pb2.ExpertStatus.ValueType, requirements_due: int, token: str, onward_url: str
+) -> str:
+    """Where an expert stands. `onward_url` has been checked, or is empty."""
+    standing = STANDINGS.get(status, _UNKNOWN)
+    paragraphs = [f"<p>{escape(standing.text)}</p>"]
+    asks = standing.may_continue and requirements_due > 0
+    if asks:
+        things = "one thing" if requirements_due == 1 else f"{requirements_due} things"
+        paragraphs.append(f'<p class="soft">Stripe still asks for {things}.</p>')
+    links: list[tuple[str, str]] = []
+    if asks or status in _ALWAYS_CONTINUE:
+        links.append((f"refresh?token={token}", "Continue with Stripe"))
+    if onward_url:
+        links.append((onward_url, "Back to the app"))
+    if status not in _SETTLED:
+        links.append((f"return?token={token}", "Look again"))
+    return _page(standing.tone, standing.state, standing.title, paragraphs, links)
+
+
+def invalid_link_page() -> str:
+    """For a token that is unknown, expired or was never one; the three look the same."""
+    return _page(
+        "bad",
+        "Link not valid",
+        "This link is no longer valid",
+        ["<p>Links like this one expire. Ask for a new one in the app.</p>"],
+        [],
+    )
+
+
+def unavailable_page(retry_link: str) -> str:
+    """For now nothing can be said; nothing is lost either."""
+    return _page(
+        "wait",
+        "Try again shortly",
+        "We cannot reach your account just now",
+        ["<p>Nothing that you have entered is lost. Please try again in a minute.</p>"],
+        [(retry_link, "Try again")] if retry_link else [],
+    )
+
+
+def _page(
+    tone: str, state: str, title: str, paragraphs: list[str], links: list[tuple[str, str]]
+) -> str:
+    items = [
+        f'<li><a class="{"main" if number == 0 else "other"}" href="{escape(address)}">'
+        f"{escape(label)}</a></li>"
+        for number, (address, label) in enumerate(links)
+    ]
+    actions = f'<ul class="actions">{"".join(items)}</ul>' if items else ""
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<meta name="robots" content="noindex">\n'
+        f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n"
+        f'<body>\n<main class="{tone}">\n<p class="state">{escape(state)}</p>\n'
+        f"<h1>{escape(title)}</h1>\n{''.join(paragraphs)}\n{actions}\n</main>\n</body>\n</html>\n"
+    )

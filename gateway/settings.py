@@ -1,0 +1,188 @@
+"""The gateway's settings, read once from the environment and never changed after.
+
+Every field's description is the sentence that mends a wrong value: it ends the message with
+which a start is refused.
+"""
+
+import re
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from gateway.urls import parse_origin
+from marketplace.payments.channel import target_of
+
+_HOST_AND_PORT = re.compile(
+    r"(?:dns:///)?(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):([0-9]{1,5})", re.ASCII
+)
+
+Seconds = Annotated[float, Field(gt=0, le=300, allow_inf_nan=False)]
+
+
+class RefusedSettings(Exception):
+    """The environment holds values with which the gateway must not start."""
+
+
+class Settings(BaseSettings):
+    """What the gateway is told from outside; an empty variable counts as unset."""
+
+    model_config = SettingsConfigDict(frozen=True, env_ignore_empty=True, extra="ignore")
+
+    gateway_host: str = Field(
+        default="127.0.0.1",
+        pattern=r"^[A-Za-z0-9.:_-]+$",
+        description="the name or address of one interface, for example 127.0.0.1",
+    )
+    gateway_port: int = Field(
+        default=8005,
+        ge=0,
+        le=65535,
+        description="a port from 1 to 65535, or 0 for any free one, for example 8005",
+    )
+    gateway_metrics_port: int = Field(
+        default=0,
+        ge=0,
+        le=65535,
+        description="a port from 1 to 65535 other than GATEWAY_PORT, for example 9465, "
+        "or 0 for no metrics",
+    )
+    core_address: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=("127.0.0.1:50051",),
+        description="host:port of the core, or several separated by commas and then each with an "
+        "IP address for its host, for example 127.0.0.1:50051,127.0.0.1:50052",
+    )
+    allowed_origins: Annotated[frozenset[str], NoDecode] = Field(
+        default=frozenset(),
+        description="origins separated by commas, each http:// or https:// with a host and "
+        "perhaps a port, without a path and without `*`, for example https://app.example.com",
+    )
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        default="INFO", description="DEBUG, INFO, WARNING or ERROR"
+    )
+    debug: bool = Field(default=False, description="true or false")
+    environment: Literal["development", "production"] = Field(
+        default="development", description="development or production"
+    )
+
+    # The limits against the internet. The defaults suit Stripe, whose events are far smaller.
+    gateway_max_body_bytes: int = Field(
+        default=262_144, ge=1024, le=4_194_304, description="a number of bytes from 1024 to 4194304"
+    )
+    gateway_max_line_bytes: int = Field(
+        default=4096, ge=512, le=65536, description="a number of bytes from 512 to 65536"
+    )
+    gateway_max_field_bytes: int = Field(
+        default=4096, ge=512, le=65536, description="a number of bytes from 512 to 65536"
+    )
+    gateway_max_headers: int = Field(
+        default=64, ge=16, le=1024, description="a number of headers from 16 to 1024"
+    )
+    gateway_body_timeout_seconds: Seconds = Field(
+        default=5.0, description="a number of seconds above 0, at most 300"
+    )
+    # Also how long a connection may take over its request line and headers (see connections.py).
+    gateway_keepalive_seconds: Seconds = Field(
+        default=15.0, description="a number of seconds above 0, at most 300"
+    )
+    gateway_max_connections: int = Field(
+        default=512, ge=1, le=100_000, description="a number of connections from 1 to 100000"
+    )
+    gateway_max_forwards: int = Field(
+        default=64, ge=1, le=10_000, description="a number of calls from 1 to 10000"
+    )
+    gateway_max_page_calls: int = Field(
+        default=32, ge=1, le=10_000, description="a number of calls from 1 to 10000"
+    )
+    # Our own deadlines towards the core.
+    gateway_ingest_timeout_seconds: Seconds = Field(
+        default=8.0, description="a number of seconds above 0, at most 300"
+    )
+    gateway_page_timeout_seconds: Seconds = Field(
+        default=15.0, description="a number of seconds above 0, at most 300"
+    )
+    gateway_shutdown_seconds: Seconds = Field(
+        default=10.0, description="a number of seconds above 0, at most 300"
+    )
+
+    @field_validator("core_address", mode="before")
+    @classmethod
+    def _split_addresses(cls, value: object) -> object:
+        return _split(value) if isinstance(value, str) else value
+
+    @field_validator("core_address")
+    @classmethod
+    def _check_addresses(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value:
+            raise ValueError("no address")
+        for address in value:
+            match = _HOST_AND_PORT.fullmatch(address)
+            if match is None or not 0 < int(match[1]) < 65536:
+                raise ValueError("not host:port")
+        target_of(value)  # raises ValueError for what the channel could not be made of
+        return value
+
+    @field_validator("allowed_origins", mode="before")
+    @classmethod
+    def _split_origins(cls, value: object) -> object:
+        return frozenset(_split(value)) if isinstance(value, str) else value
+
+    @field_validator("allowed_origins")
+    @classmethod
+    def _normalize_origins(cls, value: frozenset[str]) -> frozenset[str]:
+        origins = set()
+        for text in value:
+            origin = parse_origin(text)
+            if origin is None:
+                raise ValueError("not an origin")
+            origins.add(origin)
+        return frozenset(origins)
+
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _upper(cls, value: object) -> object:
+        return value.upper() if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if self.debug and self.environment == "production":
+            raise ValueError(
+                "DEBUG=true cannot be used with ENVIRONMENT=production: unset one of the two"
+            )
+        if self.gateway_metrics_port and self.gateway_metrics_port == self.gateway_port:
+            raise ValueError(
+                f"GATEWAY_METRICS_PORT and GATEWAY_PORT are both {self.gateway_port}: metrics must "
+                "not be on the public port, so choose another one"
+            )
+        return self
+
+    @property
+    def effective_log_level(self) -> str:
+        """DEBUG=true speaks up unless LOG_LEVEL was given."""
+        return (
+            "DEBUG" if self.debug and "log_level" not in self.model_fields_set else self.log_level
+        )
+
+
+def load_settings() -> Settings:
+    """Reads the environment; raises RefusedSettings with one sentence for each fault."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        sentences = [_sentence(dict(fault)) for fault in error.errors(include_url=False)]
+        raise RefusedSettings(" ".join(sentences)) from None
+
+
+def _sentence(fault: dict[str, object]) -> str:
+    location = fault["loc"]
+    if not isinstance(location, tuple) or not location:
+        return str(fault["msg"]).removeprefix("Value error, ") + "."
+    name = str(location[0])
+    mending = Settings.model_fields[name].description
+    value = str(fault["input"])
+    shown = value if len(value) <= 80 else value[:80] + "…"
+    return f'{name.upper()}="{shown}" cannot be used: it must be {mending}.'
+
+
+def _split(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())

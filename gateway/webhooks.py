@@ -1,0 +1,190 @@
+"""Stripe's webhooks: refuse cheaply what can never be right, hand the rest to the core.
+
+The signature itself is verified by the core, which alone holds the secrets. Here is only what
+needs none: size, encoding, time and the shape of the header. 200 is answered after the core has
+said that the event is durable, and in no other case; on anything but 2xx Stripe comes again.
+"""
+
+import asyncio
+import re
+import time
+from collections.abc import Callable
+
+from aiohttp import hdrs, web
+
+from gateway.connections import ConnectionGuard
+from gateway.core import Core, CoreError, CoreRefused, Ingested
+from gateway.logs import note
+from gateway.metrics import Metrics
+from gateway.settings import Settings
+from marketplace.payments.v1 import webhooks_pb2
+
+PLATFORM_PATH = "/api/v1/webhooks/stripe"
+CONNECT_PATH = "/api/v1/webhooks/stripe/connect"
+
+PAST_TOLERANCE_SECONDS = 300
+FUTURE_TOLERANCE_SECONDS = 60
+RETRY_AFTER_SECONDS = 5
+
+_SIGNATURE_HEADER = "Stripe-Signature"
+_TIME = re.compile(r"[0-9]{1,12}", re.ASCII)
+
+# One text per status, so that a forger is not told which check he failed.
+_ERRORS = {
+    400: "refused",
+    408: "too_slow",
+    413: "too_large",
+    415: "content_encoding_not_supported",
+    503: "try_again_later",
+}
+
+
+class _Refusal(Exception):
+    """The delivery ends here, with this status; `outcome` is for log and metrics alone."""
+
+    def __init__(self, status: int, outcome: str) -> None:
+        super().__init__(outcome)
+        self.status = status
+        self.outcome = outcome
+
+
+class Webhooks:
+    """The two addresses that Stripe calls."""
+
+    def __init__(
+        self,
+        core: Core,
+        settings: Settings,
+        metrics: Metrics,
+        connections: ConnectionGuard,
+        *,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._core = core
+        self._metrics = metrics
+        self._connections = connections
+        self._now = now
+        self._max_body_bytes = settings.gateway_max_body_bytes
+        self._body_timeout_seconds = settings.gateway_body_timeout_seconds
+        self._max_forwards = settings.gateway_max_forwards
+        self._forwards = 0
+
+    async def platform(self, request: web.Request) -> web.Response:
+        """Events of the platform's own objects."""
+        return await self._receive(request, webhooks_pb2.WEBHOOK_ENDPOINT_PLATFORM, "platform")
+
+    async def connect(self, request: web.Request) -> web.Response:
+        """Events of the connected accounts' objects."""
+        return await self._receive(request, webhooks_pb2.WEBHOOK_ENDPOINT_CONNECT, "connect")
+
+    async def _receive(
+        self, request: web.Request, endpoint: webhooks_pb2.WebhookEndpoint.ValueType, label: str
+    ) -> web.Response:
+        outcome = "failed"
+        with self._metrics.webhook_seconds.labels(label).time():
+            try:
+                signature = self._check_headers(request)
+                payload = await self._read(request)
+                ingested = await self._forward(request, endpoint, payload, signature)
+            except _Refusal as refusal:
+                outcome = refusal.outcome
+                return _refuse(refusal.status)
+            else:
+                outcome = "duplicate" if ingested.duplicate else "accepted"
+                note(request, event_id=ingested.event_id)
+                return web.json_response(
+                    {
+                        "received": True,
+                        "event_id": ingested.event_id,
+                        "duplicate": ingested.duplicate,
+                    }
+                )
+            finally:
+                note(request, outcome=outcome)
+                self._metrics.webhooks.labels(label, outcome).inc()
+
+    def _check_headers(self, request: web.Request) -> str:
+        """Whatever can be said before a byte of the body is read; returns the signature."""
+        if hdrs.CONTENT_ENCODING in request.headers:
+            # Stripe never compresses, and the signature is over the bytes as sent.
+            raise _Refusal(415, "content_encoding")
+        if request.content_length is not None and request.content_length > self._max_body_bytes:
+            raise _Refusal(413, "too_large")
+        signatures = request.headers.getall(_SIGNATURE_HEADER, [])
+        if len(signatures) != 1:
+            raise _Refusal(400, "signature_missing" if not signatures else "signature_repeated")
+        signature: str = signatures[0]
+        fault = signature_fault(signature, self._now())
+        if fault is not None:
+            raise _Refusal(400, fault)
+        return signature
+
+    async def _read(self, request: web.Request) -> bytes:
+        """The raw body; never `post()` or `json()`, which would parse a stranger's bytes."""
+        try:
+            async with asyncio.timeout(self._body_timeout_seconds):
+                payload = await request.read()
+        except TimeoutError:
+            raise _Refusal(408, "too_slow") from None
+        except web.HTTPRequestEntityTooLarge:
+            raise _Refusal(413, "too_large") from None
+        except (web.RequestPayloadError, OSError):
+            # The framing is broken, or the sender has left; then nobody reads this answer.
+            raise _Refusal(400, "body_broken") from None
+        if not payload:
+            raise _Refusal(400, "body_empty")
+        return payload
+
+    async def _forward(
+        self,
+        request: web.Request,
+        endpoint: webhooks_pb2.WebhookEndpoint.ValueType,
+        payload: bytes,
+        signature: str,
+    ) -> Ingested:
+        if self._forwards >= self._max_forwards:
+            # Waiting here would only hold more bodies in memory; Stripe waits better.
+            raise _Refusal(503, "busy")
+        self._forwards += 1
+        try:
+            with self._connections.protecting(request):
+                return await self._core.ingest_event(endpoint, payload, signature)
+        except CoreRefused:
+            raise _Refusal(400, "refused_by_core") from None
+        except CoreError as error:
+            note(request, core_code=error.code)
+            raise _Refusal(503, "core_unavailable") from None
+        finally:
+            self._forwards -= 1
+
+
+def signature_fault(header: str, now: float) -> str | None:
+    """Why this header can never be right, or None if only a secret can tell.
+
+    The format is `t=<unix seconds>,v1=<hex>[,v1=…]`, two v1 while a secret is being rotated; other
+    schemes may stand beside them.
+    """
+    if not header.isascii() or not header.isprintable():
+        return "signature_malformed"
+    items = [item.strip().partition("=") for item in header.split(",")]
+    times = [value for name, _, value in items if name == "t"]
+    if len(times) != 1 or _TIME.fullmatch(times[0]) is None:
+        return "time_missing"
+    age = now - int(times[0])
+    if age > PAST_TOLERANCE_SECONDS:
+        return "time_stale"
+    if age < -FUTURE_TOLERANCE_SECONDS:
+        return "time_in_future"
+    if not any(name == "v1" and value for name, _, value in items):
+        return "signature_malformed"
+    return None
+
+
+def _refuse(status: int) -> web.Response:
+    response = web.json_response({"received": False, "error": _ERRORS[status]}, status=status)
+    if status == 503:
+        response.headers[hdrs.RETRY_AFTER] = str(RETRY_AFTER_SECONDS)
+    else:
+        # Its body may be unread or endless: the connection is of no more use.
+        response.force_close()
+    return response
