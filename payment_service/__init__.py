@@ -1,0 +1,1 @@
+"""Escrow payments on Stripe Connect: an internal gRPC service over PostgreSQL."""

@@ -1,0 +1,1 @@
+"""The rules of the escrow: pure standard library, no I/O, no clock of its own."""

@@ -1,0 +1,129 @@
+"""Experts: what Stripe says of their accounts, and what follows from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Final
+
+from payment_service.domain.errors import Precondition
+
+
+class ExpertStatus(StrEnum):
+    """Where an expert stands; derived, never set."""
+
+    CREATING = "CREATING"  # Left by the caller's retry, or the sweep.
+    ONBOARDING = "ONBOARDING"  # Left by the expert, who completes Stripe's form.
+    PENDING_VERIFICATION = "PENDING_VERIFICATION"  # Left by Stripe.
+    READY = "READY"
+    RESTRICTED = "RESTRICTED"  # Left by the expert, who gives Stripe what it asks for.
+    REJECTED = "REJECTED"
+    DEAUTHORIZED = "DEAUTHORIZED"
+
+
+class BusinessType(StrEnum):
+    INDIVIDUAL = "individual"
+    COMPANY = "company"
+    NON_PROFIT = "non_profit"
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """What Stripe shows of a connected account, read now."""
+
+    stripe_account_id: str
+    charges_enabled: bool = False
+    payouts_enabled: bool = False
+    transfers_active: bool = False
+    details_submitted: bool = False
+    requirements_due: tuple[str, ...] = ()
+    disabled_reason: str = ""
+    #: Ours, from the account's metadata: which expert and which operation made it.
+    expert_id: str = ""
+    operation_id: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expert:
+    """An expert and what Stripe last said of the account. Times are UTC."""
+
+    expert_id: str
+    name: str
+    email: str
+    country: str
+    business_type: BusinessType
+    commission_basis_points: int
+    #: The commission that the creation named; None means the default. Only to compare retries.
+    commission_asked: int | None = None
+    account: Account = field(default_factory=lambda: Account(""))
+    deauthorized: bool = False
+    operation_id: str = ""
+    #: When Stripe was last asked; None before.
+    check_time: datetime | None = None
+    version: int = 1
+    create_time: datetime
+    update_time: datetime
+
+    @property
+    def status(self) -> ExpertStatus:
+        account = self.account
+        if not account.stripe_account_id:
+            return ExpertStatus.CREATING
+        if self.deauthorized:
+            return ExpertStatus.DEAUTHORIZED
+        if account.disabled_reason.startswith("rejected."):
+            return ExpertStatus.REJECTED
+        if account.transfers_active:
+            return ExpertStatus.READY
+        if not account.details_submitted:
+            return ExpertStatus.ONBOARDING
+        if account.requirements_due:
+            return ExpertStatus.RESTRICTED
+        if account.disabled_reason and "pending_verification" not in account.disabled_reason:
+            return ExpertStatus.RESTRICTED
+        return ExpertStatus.PENDING_VERIFICATION
+
+    def check_ready(self) -> None:
+        """Raise unless the expert can receive transfers."""
+        if self.status is not ExpertStatus.READY:
+            raise Precondition(
+                "EXPERT_NOT_READY",
+                f"the expert cannot receive transfers: {self.status}",
+                {
+                    "expert_id": self.expert_id,
+                    "status": self.status.value,
+                    "disabled_reason": self.account.disabled_reason,
+                    "requirements_due": ",".join(self.account.requirements_due[:10]),
+                },
+            )
+
+    def check_onboarded(self) -> None:
+        """Raise unless there is an Express dashboard to link to."""
+        ended = (ExpertStatus.CREATING, ExpertStatus.REJECTED, ExpertStatus.DEAUTHORIZED)
+        if not self.account.details_submitted or self.status in ended:
+            raise Precondition(
+                "ONBOARDING_INCOMPLETE",
+                f"the expert's onboarding is not complete: {self.status}",
+                {"expert_id": self.expert_id, "status": self.status.value},
+            )
+
+
+_EEA: Final = (
+    "AT BE BG HR CY CZ DK EE FI FR DE GR HU IS IE IT LV LI LT LU MT NL NO PL PT RO SK SI ES SE"
+)
+#: Between these, and only between these, Stripe moves money across borders by itself.
+CROSS_BORDER_REGION: Final = frozenset(f"{_EEA} US GB CA CH".split())
+
+
+def check_country(country: str, platform_country: str) -> None:
+    """Refuse an expert whom the platform cannot pay (Stripe's rule on cross-border transfers)."""
+    if country == platform_country:
+        return
+    if country in CROSS_BORDER_REGION and platform_country in CROSS_BORDER_REGION:
+        return
+    raise Precondition(
+        "COUNTRY_UNSUPPORTED",
+        f"experts in {country} cannot be paid by a platform in {platform_country}",
+        {"country": country, "platform_country": platform_country},
+    )

@@ -1,0 +1,466 @@
+"""From what Stripe shows to what changes here: the table of states against Stripe's.
+
+``follow`` is the one place where an observation becomes transitions. RPCs, webhooks and the sweep
+all come through it, so any order and any repetition of them ends in the same state. What the books
+cannot explain becomes a :class:`Discrepancy`, never a silent overwrite.
+
+    from \\ intent     unpaid            requires_capture   succeeded        canceled
+    PENDING, FAILED   FAILED | PENDING  IN_ESCROW          CAPTURED (*)     CANCELED | EXPIRED
+    IN_ESCROW         discrepancy       stay               CAPTURED (*)     CANCELED | EXPIRED
+    CAPTURING         discrepancy       stay               CAPTURED         CANCELED | EXPIRED
+    CANCELING         stay              stay               CAPTURED (*)     CANCELED | EXPIRED
+    CANCELED EXPIRED  discrepancy       discrepancy        CAPTURED (*)     stay
+    CAPTURED …        discrepancy       discrepancy        by its refunds   discrepancy
+
+(*) somebody captured at Stripe's dashboard; what Stripe really did is posted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from payment_service.domain import escrow, money
+from payment_service.domain.errors import Precondition, Refusal
+from payment_service.domain.escrow import Failure, Payment, RefundPlan, State, Transition
+from payment_service.domain.ledger import LOSSES, CaptureLines, Settled
+from payment_service.domain.observation import (
+    UNPAID,
+    BalanceLine,
+    Charge,
+    Decline,
+    IntentStatus,
+    Observation,
+    Refund,
+)
+from payment_service.domain.operations import Operation, OperationKind
+
+
+@dataclass(frozen=True, slots=True)
+class Discrepancy:
+    """Something at Stripe that the books do not explain; an operator is told."""
+
+    payment_id: str
+    kind: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Movement:
+    """A refund, reversal or fee refund that is on the books: stored once, by Stripe's id."""
+
+    movement_id: str
+    kind: str
+    minor_units: int
+    operation_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class NextOperation:
+    """An operation to be recorded with these transitions: a refund's second leg, or one parked."""
+
+    kind: OperationKind
+    minor_units: int
+    params: Mapping[str, object]
+    parked: bool = False
+
+
+@dataclass(slots=True)
+class Followed:
+    """What an observation came to. ``settled`` says that the open operation is over."""
+
+    payment: Payment
+    transitions: list[Transition] = field(default_factory=list)
+    movements: list[Movement] = field(default_factory=list)
+    discrepancies: list[Discrepancy] = field(default_factory=list)
+    next_operation: NextOperation | None = None
+    settled: bool = False
+    #: Why the settled operation did not do what was asked; None if it did.
+    refusal: Refusal | None = None
+    #: Something could not be followed yet: look again later.
+    deferred: bool = False
+
+    def take(self, transition: Transition) -> None:
+        self.transitions.append(transition)
+        self.payment = transition.after
+
+    def settle(self, refusal: Refusal | None = None) -> None:
+        self.settled = True
+        self.refusal = refusal
+
+    def report(self, kind: str, detail: str) -> None:
+        self.discrepancies.append(Discrepancy(self.payment.payment_id, kind, detail))
+
+
+def follow(
+    payment: Payment,
+    seen: Observation,
+    *,
+    operation: Operation | None,
+    known: frozenset[str],
+    next_operation_id: str,
+    now: datetime,
+) -> Followed:
+    """What must change so that the payment is what Stripe shows.
+
+    ``operation`` is the payment's open operation, ``known`` the ids of the movements that are on
+    the books already, ``next_operation_id`` the id of an operation that may have to be recorded.
+    """
+    to = Followed(payment)
+    if (seen.minor_units, seen.currency) != (payment.amount, payment.currency):
+        shown, asked = money.Money(seen.minor_units, seen.currency), payment.money(payment.amount)
+        to.report("amount_mismatch", f"Stripe shows {shown}, asked for {asked}")
+        return to
+    if not payment.payment_intent_id:
+        to.take(escrow.intent_created(payment, seen.payment_intent_id, now))
+        to.settle()
+        operation = None
+    elif payment.payment_intent_id != seen.payment_intent_id:
+        to.report("second_intent", f"Stripe shows another intent, {seen.payment_intent_id}")
+        return to
+
+    state = to.payment.state
+    if seen.status in UNPAID:
+        if state in (State.PENDING, State.FAILED):
+            _follow_attempt(to, seen, now)
+        elif state is not State.CANCELING:
+            _report_state(to, seen)
+    elif seen.status is IntentStatus.REQUIRES_CAPTURE:
+        if state in (State.PENDING, State.FAILED):
+            charge = seen.charge
+            expire_time = charge.capture_before if charge else None
+            charge_id = charge.charge_id if charge else ""
+            to.take(escrow.authorized(to.payment, charge_id, expire_time, now))
+        elif state not in (State.IN_ESCROW, State.CAPTURING, State.CANCELING):
+            _report_state(to, seen)
+    elif seen.status is IntentStatus.SUCCEEDED:
+        _follow_capture(to, seen, operation, now)
+        _follow_money_back(to, seen, operation, known, next_operation_id, now)
+    elif seen.status is IntentStatus.CANCELED:
+        _follow_end(to, seen, operation, now)
+    else:
+        _report_state(to, seen)
+    return to
+
+
+def _follow_attempt(to: Followed, seen: Observation, now: datetime) -> None:
+    payment, decline = to.payment, seen.decline
+    if decline is None:
+        if payment.state is State.FAILED:
+            to.take(escrow.attempt_restarted(payment, now))
+        return
+    failure = failure_of(decline, now)
+    before = payment.failure
+    same = before and (before.code, before.decline_code) == (failure.code, failure.decline_code)
+    if payment.state is State.PENDING or not same:
+        to.take(escrow.attempt_failed(payment, failure))
+
+
+def _follow_capture(
+    to: Followed, seen: Observation, operation: Operation | None, now: datetime
+) -> None:
+    charge = seen.charge
+    if charge is None:
+        to.report("charge_missing", "the intent succeeded but shows no charge")
+        return
+    if to.payment.state not in (State.CAPTURED, State.REFUNDING, State.REFUNDED):
+        _take_capture(to, seen, charge, operation, now)
+    if to.payment.processor_fee is None and charge.line is not None:
+        to.take(escrow.processor_fee_recorded(to.payment, charge.line.fee_settled, now))
+
+
+def _take_capture(
+    to: Followed, seen: Observation, charge: Charge, operation: Operation | None, now: datetime
+) -> None:
+    payment, part = to.payment, seen.amount_received
+    ours = payment.state is State.CAPTURING
+    collected = charge.application_fee.minor_units if charge.application_fee else 0
+    fee_due = money.split_capture(
+        payment.net, part, payment.commission_basis_points, payment.currency
+    ).commission
+    to.take(
+        escrow.captured(
+            payment,
+            part,
+            collected,
+            _capture_lines(charge, part, collected, payment.currency),
+            charge_id=charge.charge_id,
+            transfer_id=charge.transfer.transfer_id if charge.transfer else "",
+            now=now,
+        )
+    )
+    if collected != fee_due:
+        to.report("commission_mismatch", f"Stripe collected {collected}, due was {fee_due}")
+    if not ours:
+        to.report("captured_elsewhere", f"captured from {payment.state}, not by this service")
+    if operation is None:
+        return
+    if operation.kind is not OperationKind.CAPTURE:
+        to.settle(_ended_otherwise(payment, "captured"))
+    elif operation.minor_units != part:
+        to.report("amount_mismatch", f"captured {part}, asked for {operation.minor_units}")
+        to.settle(
+            Precondition(
+                "DISCREPANCY",
+                "Stripe captured another amount than was asked; an operator is told",
+                {"payment_id": payment.payment_id, "requested": operation.minor_units},
+            )
+        )
+    else:
+        to.settle()
+
+
+def _capture_lines(charge: Charge, part: int, commission: int, currency: str) -> CaptureLines:
+    """The balance transactions; where Stripe shows none yet, what they must be."""
+    plain_part, plain_fee = Settled(part, currency), Settled(commission, currency)
+    transfer, fee = charge.transfer, charge.application_fee
+    connected = transfer.connected_line if transfer else None
+    transferred = _settled(transfer.line if transfer else None, plain_part)
+    received = _settled(connected, transferred)
+    fee_line = _settled(fee.line if fee else None, plain_fee)
+    # On the connected account the fee is taken out of the very transaction that brought the money.
+    fee_paid = connected.fee_settled if connected and connected.fee else fee_line
+    return CaptureLines(
+        charge=_settled(charge.line, plain_part),
+        transferred=transferred,
+        received=received,
+        fee=fee_line,
+        fee_paid=fee_paid,
+    )
+
+
+def _follow_end(
+    to: Followed, seen: Observation, operation: Operation | None, now: datetime
+) -> None:
+    payment = to.payment
+    if payment.state in (State.CANCELED, State.EXPIRED):
+        return
+    if payment.state in (State.CAPTURED, State.REFUNDING, State.REFUNDED):
+        _report_state(to, seen)
+        return
+    by_deadline = operation is not None and operation.text("because") == "deadline"
+    expired = seen.expired or by_deadline
+    reason = seen.cancellation_reason or ("deadline" if by_deadline else "")
+    to.take(escrow.ended_unpaid(payment, expired=expired, reason=reason, now=now))
+    if operation is None:
+        return
+    if operation.kind is OperationKind.CANCEL:
+        to.settle()
+    else:
+        to.settle(_ended_otherwise(payment, to.payment.state.lower()))
+
+
+def _follow_money_back(
+    to: Followed,
+    seen: Observation,
+    operation: Operation | None,
+    known: frozenset[str],
+    next_operation_id: str,
+    now: datetime,
+) -> None:
+    """Refunds, reversals and fee refunds that are not on the books yet; ours come first."""
+    if to.payment.state not in (State.CAPTURED, State.REFUNDING, State.REFUNDED):
+        return
+    mine = operation.operation_id if operation else ""
+    for refund in sorted(seen.refunds, key=lambda refund: refund.operation_id != mine):
+        if refund.refund_id not in known:
+            if operation is not None and mine and refund.operation_id == mine:
+                _take_refund(to, seen, refund, operation, next_operation_id, now)
+            else:
+                _take_foreign_refund(to, refund, now)
+        elif refund.failed and failure_id(refund) not in known:
+            _take_bounced_refund(to, refund, next_operation_id, now)
+    transfer = seen.charge.transfer if seen.charge else None
+    for reversal in transfer.reversals if transfer else ():
+        if reversal.reversal_id in known or transfer is None:
+            continue
+        plain = Settled(reversal.minor_units, transfer.currency)
+        platform = _settled(reversal.line, plain)
+        connected = _settled(reversal.connected_line, platform)
+        ours = operation is not None and mine and reversal.operation_id == mine
+        if operation is not None and ours:
+            part = operation.minor_units
+            to.take(
+                escrow.expert_reversed(
+                    to.payment, reversal.reversal_id, part, platform, connected, now
+                )
+            )
+            to.settle()
+        else:
+            part = _in_payment_currency(reversal.minor_units, transfer.minor_units, to.payment)
+            to.take(
+                escrow.reversed_elsewhere(
+                    to.payment, reversal.reversal_id, part, platform, connected, LOSSES, now
+                )
+            )
+            to.report("reversal_made_elsewhere", f"{reversal.reversal_id} of {part}")
+        to.movements.append(Movement(reversal.reversal_id, "reversal", part, reversal.operation_id))
+    application_fee = seen.charge.application_fee if seen.charge else None
+    for fee_refund in application_fee.refunds if application_fee else ():
+        if fee_refund.fee_refund_id in known:
+            continue
+        platform = _settled(fee_refund.line, Settled(fee_refund.minor_units, to.payment.currency))
+        to.take(
+            escrow.fee_refunded_elsewhere(
+                to.payment,
+                fee_refund.fee_refund_id,
+                fee_refund.minor_units,
+                platform,
+                Settled(platform.minor_units, platform.currency),
+                now,
+            )
+        )
+        to.report("fee_refund_made_elsewhere", f"{fee_refund.fee_refund_id}")
+        to.movements.append(
+            Movement(fee_refund.fee_refund_id, "fee_refund", fee_refund.minor_units)
+        )
+
+
+def _take_refund(
+    to: Followed,
+    seen: Observation,
+    refund: Refund,
+    operation: Operation,
+    next_operation_id: str,
+    now: datetime,
+) -> None:
+    """The refund that our open operation asked for."""
+    payment = to.payment
+    settled = _settled(refund.line, Settled(refund.minor_units, payment.currency))
+    to.movements.append(
+        Movement(refund.refund_id, "refund", refund.minor_units, refund.operation_id)
+    )
+    if refund.failed:
+        to.movements.append(Movement(failure_id(refund), "refund_failure", refund.minor_units))
+        failure = Failure("refund_failed", "", "Stripe could not refund the client", now)
+        if payment.client_owed:
+            to.take(escrow.waiting(payment, escrow.WaitingFor.OPERATOR, "refund_failed", now))
+        else:
+            to.take(escrow.refund_refused(payment, failure))
+        to.settle(refused_by_processor("refund_failed", "", payment_id=payment.payment_id))
+        return
+    if operation.params.get("owed"):
+        to.take(escrow.refund_resent(payment, refund.refund_id, refund.minor_units, settled, now))
+        to.settle()
+        return
+    # Divided anew: a refund made elsewhere may have come in between.
+    split = escrow.refund_split(payment, refund.minor_units)
+    plan = RefundPlan(False, refund.minor_units, split.commission, split.expert)
+    follows = next_operation_id if split.expert else ""
+    to.take(escrow.client_refunded(payment, refund.refund_id, plan, settled, follows, now))
+    if split.expert:
+        transfer = seen.charge.transfer if seen.charge else None
+        share = split.expert
+        if transfer is not None and transfer.currency != payment.currency:
+            share = split.expert * transfer.minor_units // payment.captured
+        to.next_operation = NextOperation(
+            OperationKind.REVERSE_TRANSFER,
+            split.expert,
+            {"transfer_id": payment.transfer_id, "transfer_minor_units": share},
+        )
+    to.settle()
+
+
+def _take_foreign_refund(to: Followed, refund: Refund, now: datetime) -> None:
+    payment = to.payment
+    if refund.failed:  # It bounced before we ever saw it; at Stripe it cancels out.
+        to.movements += [
+            Movement(refund.refund_id, "refund", refund.minor_units),
+            Movement(failure_id(refund), "refund_failure", refund.minor_units),
+        ]
+        to.report("refund_made_elsewhere", f"{refund.refund_id} bounced")
+        return
+    if refund.minor_units > payment.net:
+        to.report("refund_exceeds_net", f"{refund.refund_id}: {refund.minor_units} > {payment.net}")
+        return
+    settled = _settled(refund.line, Settled(refund.minor_units, payment.currency))
+    to.take(
+        escrow.refunded_elsewhere(
+            payment, refund.refund_id, refund.minor_units, settled, LOSSES, now
+        )
+    )
+    to.movements.append(
+        Movement(refund.refund_id, "refund", refund.minor_units, refund.operation_id)
+    )
+    to.report("refund_made_elsewhere", f"{refund.refund_id} of {refund.minor_units}")
+
+
+def _take_bounced_refund(
+    to: Followed, refund: Refund, next_operation_id: str, now: datetime
+) -> None:
+    if to.payment.operation_id:  # One thing at a time: look again when that one is settled.
+        to.deferred = True
+        return
+    settled = _settled(
+        refund.failure_line or refund.line, Settled(refund.minor_units, to.payment.currency)
+    )
+    to.take(
+        escrow.refund_failed(
+            to.payment, refund.refund_id, refund.minor_units, settled, next_operation_id, now
+        )
+    )
+    to.movements.append(Movement(failure_id(refund), "refund_failure", refund.minor_units))
+    to.next_operation = NextOperation(
+        OperationKind.REFUND, refund.minor_units, {"owed": True}, parked=True
+    )
+    to.report("refund_failed", f"{refund.refund_id} of {refund.minor_units} bounced")
+
+
+def failure_id(refund: Refund) -> str:
+    """Under which a refund's later failure is known."""
+    return f"{refund.refund_id}:failed"
+
+
+def failure_of(decline: Decline, now: datetime) -> Failure:
+    """A decline as the payer may see it: a lost or stolen card is never named (Stripe's advice)."""
+    hidden = decline.decline_code in ("lost_card", "stolen_card", "fraudulent", "pickup_card")
+    decline_code = "generic_decline" if hidden else decline.decline_code
+    return Failure(decline.code, decline_code, sentence_of(decline.code, decline_code), now)
+
+
+def sentence_of(code: str, decline_code: str = "") -> str:
+    """A sentence for people; Stripe's own messages never leave the process."""
+    sentences = {
+        "insufficient_funds": "the card has insufficient funds",
+        "expired_card": "the card has expired",
+        "incorrect_cvc": "the card's security code is wrong",
+        "processing_error": "the card could not be processed; the same card may be tried again",
+        "card_velocity_exceeded": "the card was used too often lately",
+        "authentication_required": "the bank asks the payer to authenticate",
+        "payment_intent_authentication_failure": "the payer's authentication failed",
+    }
+    plain = "the card was declined" if "card" in code or decline_code else f"Stripe says {code}"
+    return sentences.get(decline_code) or sentences.get(code) or plain
+
+
+def refused_by_processor(code: str, request_id: str, **facts: str) -> Precondition:
+    """Stripe's final refusal, as the caller sees it."""
+    return Precondition(
+        "REFUSED_BY_PROCESSOR",
+        f"Stripe refused for good: {code or 'no reason given'}",
+        {"stripe_code": code, "stripe_request_id": request_id, **facts},
+    )
+
+
+def _ended_otherwise(payment: Payment, word: str) -> Precondition:
+    return Precondition(
+        "WRONG_STATE",
+        f"meanwhile the payment was {word} at Stripe",
+        {"payment_id": payment.payment_id, "state": word.upper(), "allowed_states": ""},
+    )
+
+
+def _report_state(to: Followed, seen: Observation) -> None:
+    to.report("state_mismatch", f"{to.payment.state} here, {seen.status} at Stripe")
+
+
+def _settled(line: BalanceLine | None, otherwise: Settled) -> Settled:
+    return line.settled if line is not None else otherwise
+
+
+def _in_payment_currency(part: int, whole: int, payment: Payment) -> int:
+    """A part of the transfer in the payment's currency; exact where they are the same."""
+    if whole == payment.captured:
+        return part
+    return part * payment.captured // whole

@@ -1,0 +1,264 @@
+"""The double-entry books: account names and the postings of every step that moves money.
+
+Debit is positive, credit negative; every transition's postings sum to zero in every currency.
+Postings are never edited: what was wrong is corrected by new ones. Lines on ``stripe:*`` carry the
+id of Stripe's balance transaction, so that the books can be held against Stripe's line by line.
+
+    assets       stripe:platform   stripe:connected:{expert}   expert_debt:{expert}
+    liabilities  escrow:{payment}  client_payable:{payment}    expert_funds:{expert}
+    result       commission   processor_fee   losses   fx
+    memo         hold   client
+
+A charge may settle in another currency than it was presented in. Lines on ``stripe:*`` are then in
+the currency that Stripe settled, all others in the payment's, and ``fx`` stands between.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+STRIPE_PLATFORM: Final = "stripe:platform"
+COMMISSION: Final = "commission"
+PROCESSOR_FEE: Final = "processor_fee"
+LOSSES: Final = "losses"
+FX: Final = "fx"
+MEMO_HOLD: Final = "hold"
+MEMO_CLIENT: Final = "client"
+
+
+def stripe_connected(expert_id: str) -> str:
+    return f"stripe:connected:{expert_id}"
+
+
+def expert_debt(expert_id: str) -> str:
+    return f"expert_debt:{expert_id}"
+
+
+def expert_funds(expert_id: str) -> str:
+    return f"expert_funds:{expert_id}"
+
+
+def escrow(payment_id: str) -> str:
+    return f"escrow:{payment_id}"
+
+
+def client_payable(payment_id: str) -> str:
+    return f"client_payable:{payment_id}"
+
+
+@dataclass(frozen=True, slots=True)
+class Posting:
+    """One line: ``minor_units`` are positive for a debit, negative for a credit."""
+
+    account: str
+    minor_units: int
+    currency: str
+    kind: str
+    balance_transaction_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """What one of Stripe's balance transactions moved, without sign and without Stripe's fee."""
+
+    minor_units: int
+    currency: str
+    balance_transaction_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Book:
+    """Where a payment's postings go: its own accounts and its expert's."""
+
+    payment_id: str
+    expert_id: str
+    currency: str
+
+    def line(self, kind: str, account: str, minor_units: int) -> Posting:
+        return Posting(account, minor_units, self.currency, kind)
+
+    def stripe_line(self, kind: str, account: str, sign: int, settled: Settled) -> list[Posting]:
+        """A line on ``stripe:*``; balanced over ``fx`` to the payment's currency if need be."""
+        line = Posting(
+            account,
+            sign * settled.minor_units,
+            settled.currency,
+            kind,
+            settled.balance_transaction_id,
+        )
+        if settled.currency == self.currency:
+            return [line]
+        return [line, Posting(FX, -sign * settled.minor_units, settled.currency, kind)]
+
+    def fx_line(self, kind: str, sign: int, minor_units: int, settled: Settled) -> list[Posting]:
+        """The other half of ``stripe_line``, in the payment's currency."""
+        if settled.currency == self.currency:
+            return []
+        return [Posting(FX, sign * minor_units, self.currency, kind)]
+
+    def into_stripe(
+        self, kind: str, account: str, sign: int, minor_units: int, settled: Settled
+    ) -> list[Posting]:
+        """``sign * minor_units`` of the payment's currency into a ``stripe:*`` account."""
+        return [
+            *self.stripe_line(kind, account, sign, settled),
+            *self.fx_line(kind, sign, minor_units, settled),
+        ]
+
+    def between(
+        self, kind: str, debit: str, debited: Settled, credit: str, credited: Settled
+    ) -> list[Posting]:
+        """Money from one ``stripe:*`` account to another; over ``fx`` if Stripe converted it."""
+        lines = [
+            Posting(
+                debit, debited.minor_units, debited.currency, kind, debited.balance_transaction_id
+            ),
+            Posting(
+                credit,
+                -credited.minor_units,
+                credited.currency,
+                kind,
+                credited.balance_transaction_id,
+            ),
+        ]
+        if debited.currency != credited.currency:
+            lines += [
+                Posting(FX, -debited.minor_units, debited.currency, kind),
+                Posting(FX, credited.minor_units, credited.currency, kind),
+            ]
+        return lines
+
+    # ---- the rules, one a step ----
+
+    def authorized(self, amount: int) -> list[Posting]:
+        """The issuer reserved the funds; a memo, for no money has moved."""
+        return [
+            self.line("authorized", MEMO_HOLD, amount),
+            self.line("authorized", MEMO_CLIENT, -amount),
+        ]
+
+    def hold_released(self, amount: int) -> list[Posting]:
+        """The reservation ended: by capture, cancellation or expiry."""
+        if not amount:
+            return []
+        return [
+            self.line("hold_released", MEMO_HOLD, -amount),
+            self.line("hold_released", MEMO_CLIENT, amount),
+        ]
+
+    def captured(self, part: int, commission: int, lines: CaptureLines) -> list[Posting]:
+        """A destination charge was captured: through the platform to the expert, the fee back."""
+        platform, connected = STRIPE_PLATFORM, stripe_connected(self.expert_id)
+        held = escrow(self.payment_id)
+        postings = [
+            *self.into_stripe("charged", platform, 1, part, lines.charge),
+            self.line("charged", held, -part),
+            *self.between("transferred", connected, lines.received, platform, lines.transferred),
+        ]
+        if commission:
+            postings += self.between(
+                "commission_collected", platform, lines.fee, connected, lines.fee_paid
+            )
+        postings += [
+            self.line("captured", held, part),
+            self.line("captured", expert_funds(self.expert_id), -(part - commission)),
+            self.line("captured", COMMISSION, -commission),
+        ]
+        return without_zeros(postings)
+
+    def processor_fee(self, fee: Settled) -> list[Posting]:
+        """Stripe's own fee, known when its balance transaction appears."""
+        return [
+            Posting(PROCESSOR_FEE, fee.minor_units, fee.currency, "processor_fee"),
+            Posting(
+                STRIPE_PLATFORM,
+                -fee.minor_units,
+                fee.currency,
+                "processor_fee",
+                fee.balance_transaction_id,
+            ),
+        ]
+
+    def client_refunded(
+        self, part: int, commission: int, settled: Settled, *, owed_by: str
+    ) -> list[Posting]:
+        """The client got ``part`` back; ``owed_by`` bears what the commission does not cover."""
+        return without_zeros(
+            [
+                self.line("client_refunded", COMMISSION, commission),
+                self.line("client_refunded", owed_by, part - commission),
+                *self.into_stripe("client_refunded", STRIPE_PLATFORM, -1, part, settled),
+            ]
+        )
+
+    def transfer_reversed(
+        self, part: int, platform: Settled, connected: Settled, *, owed_by: str
+    ) -> list[Posting]:
+        """The expert's ``part`` came back to the platform; it pays off what ``owed_by`` bears."""
+        return [
+            *self.between(
+                "transfer_reversed",
+                STRIPE_PLATFORM,
+                platform,
+                stripe_connected(self.expert_id),
+                connected,
+            ),
+            self.line("transfer_reversed", expert_funds(self.expert_id), part),
+            self.line("transfer_reversed", owed_by, -part),
+        ]
+
+    def fee_refunded(self, part: int, platform: Settled, connected: Settled) -> list[Posting]:
+        """Commission went to the expert, by a hand at Stripe's dashboard."""
+        return [
+            *self.between(
+                "fee_refunded",
+                stripe_connected(self.expert_id),
+                connected,
+                STRIPE_PLATFORM,
+                platform,
+            ),
+            self.line("fee_refunded", COMMISSION, part),
+            self.line("fee_refunded", expert_funds(self.expert_id), -part),
+        ]
+
+    def refund_failed(self, part: int, settled: Settled) -> list[Posting]:
+        """A refund bounced: Stripe gave the money back to us, and we owe it to the client."""
+        return [
+            *self.into_stripe("refund_failed", STRIPE_PLATFORM, 1, part, settled),
+            self.line("refund_failed", client_payable(self.payment_id), -part),
+        ]
+
+    def refund_resent(self, part: int, settled: Settled) -> list[Posting]:
+        """What was owed to the client after a bounced refund was paid by another."""
+        return [
+            self.line("refund_resent", client_payable(self.payment_id), part),
+            *self.into_stripe("refund_resent", STRIPE_PLATFORM, -1, part, settled),
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class CaptureLines:
+    """The balance transactions of one captured destination charge, each as Stripe settled it."""
+
+    charge: Settled
+    #: Out of the platform's balance, and into the connected account's.
+    transferred: Settled
+    received: Settled
+    #: The application fee into the platform's balance, and out of the connected account's.
+    fee: Settled
+    fee_paid: Settled
+
+
+def without_zeros(postings: Iterable[Posting]) -> list[Posting]:
+    return [posting for posting in postings if posting.minor_units]
+
+
+def imbalance(postings: Iterable[Posting]) -> dict[str, int]:
+    """What the postings sum to in each currency that is not at zero; empty means balanced."""
+    totals: dict[str, int] = defaultdict(int)
+    for posting in postings:
+        totals[posting.currency] += posting.minor_units
+    return {currency: total for currency, total in totals.items() if total}

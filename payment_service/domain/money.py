@@ -1,0 +1,150 @@
+"""All the arithmetic of money: currencies, their steps and limits, the commission.
+
+Amounts are integers in the minor units that Stripe takes; there is no float and no decimal.
+A currency has a *step*: every amount is a multiple of it. Most steps are 1. ISK and UGX have no
+minor unit in use but are sent times 100 (step 100); BHD, JOD, KWD, OMR and TND have three decimals
+of which the last is zero (step 10). Source of the tables: Stripe's page on currencies.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+BASIS_POINTS_IN_WHOLE: Final = 10_000
+
+ZERO_DECIMAL: Final = frozenset(
+    "BIF CLP DJF GNF JPY KMF KRW MGA PYG RWF VND VUV XAF XOF XPF".split()
+)
+THREE_DECIMAL: Final = frozenset("BHD JOD KWD OMR TND".split())
+#: Sent times 100 although nothing smaller than the whole exists (Stripe's special case).
+WHOLE_BUT_SENT_AS_HUNDREDTHS: Final = frozenset("ISK UGX".split())
+TWO_DECIMAL: Final = frozenset(
+    (
+        "AED AFN ALL AMD ANG AOA ARS AUD AWG AZN BAM BBD BDT BGN BMD BND BOB BRL BSD BWP BYN BZD "
+        "CAD CDF CHF CNY COP CRC CVE CZK DKK DOP DZD EGP ETB EUR FJD FKP GBP GEL GIP GMD GTQ GYD "
+        "HKD HNL HTG HUF IDR ILS INR JMD KES KGS KHR KYD KZT LAK LBP LKR LRD LSL MAD MDL MKD MMK "
+        "MNT MOP MUR MVR MWK MXN MYR MZN NAD NGN NIO NOK NPR NZD PAB PEN PGK PHP PKR PLN QAR RON "
+        "RSD RUB SAR SBD SCR SEK SGD SHP SLE SOS SRD STD SZL THB TJS TOP TRY TTD TWD TZS UAH USD "
+        "UYU UZS WST XCD YER ZAR ZMW"
+    ).split()
+)
+CURRENCIES: Final = ZERO_DECIMAL | THREE_DECIMAL | WHOLE_BUT_SENT_AS_HUNDREDTHS | TWO_DECIMAL
+
+#: The least that Stripe charges, in minor units. Stripe holds the rule against the *settlement*
+#: currency, so a currency that is not listed here is left to Stripe to judge.
+MINIMUM_CHARGE: Final[dict[str, int]] = {
+    **dict.fromkeys("USD EUR AUD BRL CAD CHF INR NZD SGD".split(), 50),
+    **dict.fromkeys("AED PLN RON MYR".split(), 200),
+    **dict.fromkeys("NOK SEK".split(), 300),
+    **{"GBP": 30, "BGN": 100, "CZK": 1500, "DKK": 250, "HKD": 400, "HUF": 17500},
+    **{"JPY": 50, "MXN": 1000, "THB": 1000},
+}
+#: Eight digits, the limit of Stripe's API reference; a setting can raise it.
+MAXIMUM_CHARGE_MINOR_UNITS: Final = 99_999_999
+
+
+class InvalidMoney(ValueError):
+    """An amount that no charge can have; the text says which rule and is safe to show."""
+
+
+@dataclass(frozen=True, slots=True)
+class Money:
+    """An amount in one currency. ``minor_units`` is the integer that Stripe takes."""
+
+    minor_units: int
+    currency: str
+
+    def __str__(self) -> str:
+        return format_money(self)
+
+
+def exponent(currency: str) -> int:
+    """How many decimals the minor unit stands for: 2 for USD, 0 for JPY, 3 for KWD."""
+    if currency in ZERO_DECIMAL:
+        return 0
+    return 3 if currency in THREE_DECIMAL else 2
+
+
+def step(currency: str) -> int:
+    """The unit of which every amount in the currency is a multiple, in minor units."""
+    if currency in THREE_DECIMAL:
+        return 10
+    return 100 if currency in WHOLE_BUT_SENT_AS_HUNDREDTHS else 1
+
+
+def format_money(money: Money) -> str:
+    """``12.34 USD``, ``1001 JPY``, ``10.050 KWD``: for people, never parsed again."""
+    places = exponent(money.currency)
+    if places == 0:
+        return f"{money.minor_units} {money.currency}"
+    sign = "-" if money.minor_units < 0 else ""
+    whole, part = divmod(abs(money.minor_units), 10**places)
+    return f"{sign}{whole}.{part:0{places}d} {money.currency}"
+
+
+def check_currency(currency: str) -> str:
+    """Return the currency in upper case, or raise :class:`InvalidMoney`."""
+    code = currency.upper()
+    if code not in CURRENCIES:
+        raise InvalidMoney("is not a currency that Stripe charges (ISO 4217, three letters)")
+    return code
+
+
+def check_part(money: Money) -> None:
+    """Refuse an amount that no part of a payment can have: not positive, or not in steps."""
+    if money.minor_units <= 0:
+        raise InvalidMoney("must be more than zero")
+    unit = step(money.currency)
+    if money.minor_units % unit:
+        raise InvalidMoney(f"must be a multiple of {unit} in {money.currency}")
+
+
+def check_charge(money: Money, maximum: int = MAXIMUM_CHARGE_MINOR_UNITS) -> None:
+    """Refuse an amount that cannot be charged: beyond the currency's step, minimum or maximum."""
+    check_part(money)
+    if money.minor_units > maximum:
+        raise InvalidMoney(f"must be at most {maximum} minor units")
+    minimum = MINIMUM_CHARGE.get(money.currency, 0)
+    if money.minor_units < minimum:
+        least = format_money(Money(minimum, money.currency))
+        raise InvalidMoney(f"must be at least {least} (Stripe's minimum)")
+
+
+def fee(minor_units: int, basis_points: int, currency: str) -> int:
+    """The commission on an amount that the expert keeps, in minor units.
+
+    ``fee(n) = u * floor((n/u * b + 5000) / 10000)``: half up, once, in steps of the currency.
+    It is applied to *cumulative* amounts and parts are differences of it, so that the commission
+    kept is ``fee`` of what remains whatever the order of parts and refunds; nothing can drift.
+    """
+    unit = step(currency)
+    steps = minor_units // unit
+    half = BASIS_POINTS_IN_WHOLE // 2
+    return unit * ((steps * basis_points + half) // BASIS_POINTS_IN_WHOLE)
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """An amount in two: ``commission + expert`` is the amount, always."""
+
+    commission: int
+    expert: int
+
+
+def split_quote(amount: int, basis_points: int, currency: str) -> Split:
+    """The quote for a whole payment, as frozen at initiation."""
+    commission = fee(amount, basis_points, currency)
+    return Split(commission, amount - commission)
+
+
+def split_capture(net: int, part: int, basis_points: int, currency: str) -> Split:
+    """How a captured ``part`` divides when ``net`` is already the expert's side of the escrow."""
+    commission = fee(net + part, basis_points, currency) - fee(net, basis_points, currency)
+    return Split(commission, part - commission)
+
+
+def split_refund(net: int, part: int, basis_points: int, currency: str) -> Split:
+    """Who gives back what when ``part`` of ``net`` returns to the client."""
+    commission = fee(net, basis_points, currency) - fee(net - part, basis_points, currency)
+    return Split(commission, part - commission)

@@ -1,0 +1,164 @@
+"""What Stripe shows of a payment, read at one moment: the only thing transitions believe.
+
+An observation is the *object retrieved now*, never an event's snapshot. Only the fields that decide
+something are kept. Amounts are minor units, times UTC, ids Stripe's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from enum import StrEnum
+
+from payment_service.domain.ledger import Settled
+
+
+class IntentStatus(StrEnum):
+    """Stripe's statuses of a PaymentIntent. An unknown one is treated as a discrepancy."""
+
+    REQUIRES_PAYMENT_METHOD = "requires_payment_method"
+    REQUIRES_CONFIRMATION = "requires_confirmation"
+    REQUIRES_ACTION = "requires_action"
+    PROCESSING = "processing"
+    REQUIRES_CAPTURE = "requires_capture"
+    SUCCEEDED = "succeeded"
+    CANCELED = "canceled"
+    UNKNOWN = "unknown"
+
+
+UNPAID = frozenset(
+    {
+        IntentStatus.REQUIRES_PAYMENT_METHOD,
+        IntentStatus.REQUIRES_CONFIRMATION,
+        IntentStatus.REQUIRES_ACTION,
+        IntentStatus.PROCESSING,
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Decline:
+    """Why an attempt failed, in Stripe's codes."""
+
+    code: str
+    decline_code: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class BalanceLine:
+    """One of Stripe's balance transactions, unsigned: the gross amount and Stripe's own fee."""
+
+    balance_transaction_id: str
+    currency: str
+    minor_units: int
+    fee: int = 0
+
+    @property
+    def settled(self) -> Settled:
+        return Settled(self.minor_units, self.currency, self.balance_transaction_id)
+
+    @property
+    def fee_settled(self) -> Settled:
+        return Settled(self.fee, self.currency, self.balance_transaction_id)
+
+
+@dataclass(frozen=True, slots=True)
+class Refund:
+    """A refund, ours or one made elsewhere (then without ``operation_id``)."""
+
+    refund_id: str
+    minor_units: int
+    status: str
+    operation_id: str = ""
+    line: BalanceLine | None = None
+    failure_line: BalanceLine | None = None
+
+    @property
+    def failed(self) -> bool:
+        """Stripe's ``failed`` or ``canceled``: the money came back to the platform."""
+        return self.status in ("failed", "canceled")
+
+
+@dataclass(frozen=True, slots=True)
+class Reversal:
+    """A transfer reversal, in the transfer's currency."""
+
+    reversal_id: str
+    minor_units: int
+    operation_id: str = ""
+    line: BalanceLine | None = None
+    connected_line: BalanceLine | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FeeRefund:
+    """An application fee given back to the connected account; never made by us."""
+
+    fee_refund_id: str
+    minor_units: int
+    line: BalanceLine | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """The transfer that a captured destination charge made."""
+
+    transfer_id: str
+    minor_units: int
+    currency: str
+    line: BalanceLine | None = None
+    connected_line: BalanceLine | None = None
+    reversals: tuple[Reversal, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ApplicationFee:
+    """The fee that a captured destination charge paid to the platform."""
+
+    fee_id: str
+    minor_units: int
+    line: BalanceLine | None = None
+    refunds: tuple[FeeRefund, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Charge:
+    """The intent's latest charge."""
+
+    charge_id: str
+    captured: bool
+    amount_captured: int
+    capture_before: datetime | None = None
+    line: BalanceLine | None = None
+    transfer: Transfer | None = None
+    application_fee: ApplicationFee | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """A PaymentIntent with everything that hangs on it, as Stripe shows it now."""
+
+    payment_intent_id: str
+    status: IntentStatus
+    minor_units: int
+    currency: str
+    amount_received: int = 0
+    cancellation_reason: str = ""
+    decline: Decline | None = None
+    charge: Charge | None = None
+    refunds: tuple[Refund, ...] = ()
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    #: Whoever holds it can pay: never stored, never logged.
+    client_secret: str = field(default="", repr=False)
+
+    @property
+    def expired(self) -> bool:
+        """Cancelled by Stripe itself because the authorization ran out."""
+        return self.cancellation_reason in ("automatic", "expired")
+
+    def with_refund(self, refund: Refund) -> Observation:
+        """Make sure that a refund which Stripe just answered is in, even if its list lags."""
+        if any(known.refund_id == refund.refund_id for known in self.refunds):
+            return self
+        return replace(self, refunds=(*self.refunds, refund))

@@ -1,0 +1,90 @@
+"""Durable intents to change something at Stripe, and what came of them.
+
+An operation is committed *before* Stripe is called, with the idempotency key that Stripe will see,
+and settled *after*. In between the process may die: the sweep then reads Stripe first and sends
+again only what Stripe does not have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import Final
+
+#: Stripe prunes idempotency keys once they are 24 hours old; after that the same key is a *new*
+#: request. We stop an hour earlier.
+RESEND_LIMIT: Final = timedelta(hours=23)
+
+
+class OperationKind(StrEnum):
+    CREATE_INTENT = "create_intent"
+    CAPTURE = "capture"
+    CANCEL = "cancel"
+    REFUND = "refund"
+    REVERSE_TRANSFER = "reverse_transfer"
+    CREATE_ACCOUNT = "create_account"
+
+
+class OperationState(StrEnum):
+    STARTED = "STARTED"  # Left by the call that holds the lease, a webhook, or the sweep.
+    UNKNOWN = "UNKNOWN"  # Left by a webhook or the sweep.
+    PARKED = "PARKED"  # Left by an operator's ResumeOperation, or a webhook.
+    SUCCEEDED = "SUCCEEDED"
+    REFUSED = "REFUSED"
+
+
+OPEN_STATES: Final = frozenset(
+    {OperationState.STARTED, OperationState.UNKNOWN, OperationState.PARKED}
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Operation:
+    """One mutation at Stripe. ``minor_units`` is what it asks for, in the payment's currency."""
+
+    operation_id: str
+    kind: OperationKind
+    payment_id: str = ""
+    expert_id: str = ""
+    #: What was asked besides the amount; plain JSON values.
+    params: Mapping[str, object] = field(default_factory=dict)
+    minor_units: int = 0
+    #: The claim (caller's key) that it answers; empty for what the service does by itself.
+    claim_id: str = ""
+    state: OperationState = OperationState.STARTED
+    #: Counts the *requests* that Stripe may tell apart; each has a key of its own.
+    attempt: int = 1
+    #: Counts the times that it was sent, or looked for, in vain.
+    tries: int = 0
+    last_error: str = ""
+    create_time: datetime
+    #: When the present key was first used; the 23 hours count from here.
+    attempt_time: datetime
+    #: Until then its holder alone may work on it; the token tells holders apart.
+    lease_until: datetime | None = None
+    lease_token: str = ""
+    next_try_time: datetime | None = None
+
+    @property
+    def stripe_key(self) -> str:
+        """The idempotency key that Stripe sees: stable over tries, new for each attempt."""
+        return f"{self.operation_id}-{self.attempt}"
+
+    @property
+    def is_open(self) -> bool:
+        return self.state in OPEN_STATES
+
+    def may_resend(self, now: datetime) -> bool:
+        """Whether the same key still means the same request at Stripe."""
+        return now - self.attempt_time < RESEND_LIMIT
+
+    def text(self, name: str) -> str:
+        return str(self.params.get(name) or "")
+
+    def number(self, name: str) -> int:
+        value = self.params.get(name, 0)
+        if not isinstance(value, int):
+            raise TypeError(f"{name} of {self.operation_id} is not a number")
+        return value

@@ -1,0 +1,375 @@
+"""What the use cases need from outside: a database, Stripe, an encoder of answers.
+
+Two rules are in the types. A *phase* is a plain function that gets a :class:`Transaction`; it
+cannot await, so no transaction can be open across a call to Stripe. A mutation at Stripe answers
+with an :data:`Outcome`, a value: only Stripe's definite word is ``Done`` or ``Refused``, everything
+else is ``Unknown``, which is never taken for a failure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Concatenate, Generic, ParamSpec, Protocol, TypeAlias, TypeVar
+
+from payment_service.domain.errors import Refusal
+from payment_service.domain.escrow import Payment, State, Transition
+from payment_service.domain.experts import Account, BusinessType, Expert
+from payment_service.domain.follow import Discrepancy, Movement
+from payment_service.domain.ledger import Posting
+from payment_service.domain.observation import Observation, Refund, Reversal
+from payment_service.domain.operations import Operation, OperationState
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+P = ParamSpec("P")
+
+# ---- who asks ----
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """Who or what makes a change; written into the audit trail."""
+
+    caller: str
+    rpc: str
+    request_id: str = ""
+
+
+# ---- Stripe ----
+
+
+@dataclass(frozen=True, slots=True)
+class Done(Generic[T_co]):
+    """Stripe did it, and this is what it shows."""
+
+    value: T_co
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Stripe's final no (400, 402): the same request will never succeed."""
+
+    code: str
+    decline_code: str = ""
+    request_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class NotSent:
+    """Certainly without effect: rate limit, a lock at Stripe, or no connection at all."""
+
+    why: str
+    rate_limited: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """A timeout, a reset, a 5xx, a body that cannot be read: Stripe may have acted."""
+
+    why: str
+    #: Stripe replayed a stored error: the same key will give it again for 24 hours.
+    replayed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Misconfigured:
+    """401, 403, our own id unknown, our own key mismatched: a human must look."""
+
+    code: str
+    request_id: str = ""
+
+
+Outcome: TypeAlias = Done[T] | Refused | NotSent | Unknown | Misconfigured
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewIntent:
+    """What a PaymentIntent is created with (manual capture, destination charge, cards only)."""
+
+    minor_units: int
+    currency: str
+    application_fee: int
+    destination_account_id: str
+    description: str
+    metadata: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewAccount:
+    """What an Express account is created with."""
+
+    name: str
+    email: str
+    country: str
+    business_type: BusinessType
+    metadata: Mapping[str, str]
+
+
+class StripePort(Protocol):
+    """Stripe. Mutations take a stored idempotency key and never raise for what Stripe answers.
+
+    Reads return None for what Stripe does not know, and raise :class:`Unavailable` otherwise.
+    """
+
+    async def create_intent(self, key: str, new: NewIntent) -> Outcome[Observation]: ...
+    async def capture(
+        self,
+        key: str,
+        payment_intent_id: str,
+        minor_units: int,
+        application_fee: int,
+        metadata: Mapping[str, str],
+    ) -> Outcome[Observation]: ...
+    async def cancel(self, key: str, payment_intent_id: str) -> Outcome[Observation]: ...
+    async def refund(
+        self, key: str, payment_intent_id: str, minor_units: int, metadata: Mapping[str, str]
+    ) -> Outcome[Refund]: ...
+    async def reverse_transfer(
+        self, key: str, transfer_id: str, minor_units: int, metadata: Mapping[str, str]
+    ) -> Outcome[Reversal]: ...
+    async def create_account(self, key: str, new: NewAccount) -> Outcome[Account]: ...
+
+    async def observe(self, payment_intent_id: str) -> Observation | None: ...
+    async def find_intent(self, operation_id: str, created: datetime) -> Observation | None: ...
+    async def client_secret(self, payment_intent_id: str) -> str: ...
+    async def account(self, stripe_account_id: str) -> Account | None: ...
+    async def find_account(self, operation_id: str, created: datetime) -> Account | None: ...
+    async def onboarding_link(
+        self, stripe_account_id: str, refresh_url: str, return_url: str
+    ) -> str: ...
+    async def dashboard_link(self, stripe_account_id: str) -> str: ...
+
+
+# ---- answers ----
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a caller was told, as the bytes on the wire: a response, or a ``google.rpc.Status``."""
+
+    ok: bool
+    body: bytes
+
+
+class Answers(Protocol):
+    """Turns outcomes into bytes, so that a repeated key gets the same ones for ever."""
+
+    def response(self, rpc: str, payment: Payment) -> Answer: ...
+    def refusal(self, refusal: Refusal) -> Answer: ...
+
+
+# ---- the database ----
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A caller's idempotency key, held by one operation."""
+
+    claim_id: str
+    rpc: str
+    #: This transaction made it: the work is ours.
+    fresh: bool
+    answer: Answer | None = None
+    operation_id: str = ""
+    payment_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class InboxEvent:
+    """A webhook event as stored: its envelope, never its object (which may hold a secret)."""
+
+    event_id: str
+    endpoint: str
+    type: str
+    object_id: str
+    account_id: str
+    payment_intent_id: str
+    payload_sha256: bytes
+    create_time: datetime
+    state: str = "WAITING"
+    verdict: str = ""
+    attempts: int = 0
+    last_error: str = ""
+    receive_time: datetime | None = None
+    next_try_time: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PaymentFilter:
+    """Which payments ListPayments shows. ``before`` is the keyset of the former page's last row."""
+
+    user_id: str
+    as_client: bool = True
+    as_expert: bool = True
+    states: tuple[State, ...] = ()
+    gig_id: str = ""
+    create_time_from: datetime | None = None
+    create_time_until: datetime | None = None
+    before: tuple[datetime, str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StoredEvent:
+    """One line of a payment's audit trail, with the bytes as stored."""
+
+    payment_id: str
+    sequence: int
+    kind: str
+    time: datetime
+    body: str
+    hash: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class StoredPosting:
+    """A posting as stored. ``transaction_id`` joins the lines that sum to zero."""
+
+    posting_id: int
+    transaction_id: str
+    payment_id: str
+    posting: Posting
+    time: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class StoredDiscrepancy:
+    discrepancy_id: int
+    discrepancy: Discrepancy
+    time: datetime
+
+
+class Transaction(Protocol):
+    """One transaction: it commits when the phase returns and rolls back when it raises."""
+
+    @property
+    def now(self) -> datetime:
+        """The database's time (UTC), the same for the whole transaction."""
+
+    def new_id(self, prefix: str) -> str: ...
+
+    # the caller's keys
+    def claim(self, cause: Cause, key: str, fields: Mapping[str, str]) -> Claim: ...
+    def bind_claim(self, claim_id: str, payment_id: str, operation_id: str) -> None: ...
+    def settle_claim(self, claim_id: str, answer: Answer) -> None: ...
+    def claim_rpc(self, claim_id: str) -> str: ...
+
+    # payments: `record` is the one door
+    def lock_payment(self, payment_id: str) -> Payment | None: ...
+    def record(self, transition: Transition, cause: Cause) -> None: ...
+    def known_movements(self, payment_id: str) -> frozenset[str]: ...
+    def add_movement(self, payment_id: str, movement: Movement) -> None: ...
+    def report(self, discrepancy: Discrepancy) -> None: ...
+    def payments_past_window(self, limit: int) -> Sequence[str]: ...
+
+    # operations
+    def add_operation(self, operation: Operation) -> None: ...
+    def operation(self, operation_id: str) -> Operation | None: ...
+    def lease_operation(self, operation_id: str, seconds: float) -> Operation | None: ...
+    def lease_due_operations(self, seconds: float, limit: int) -> Sequence[Operation]: ...
+    def settle_operation(
+        self, operation_id: str, state: OperationState, last_error: str = ""
+    ) -> None: ...
+    def postpone_operation(
+        self,
+        operation: Operation,
+        state: OperationState,
+        last_error: str,
+        seconds: float | None,
+        *,
+        next_attempt: bool = False,
+        params: Mapping[str, object] | None = None,
+    ) -> bool: ...
+
+    # experts
+    def lock_expert(self, expert_id: str) -> Expert | None: ...
+    def add_expert(self, expert: Expert, cause: Cause) -> bool: ...
+    def save_expert(self, expert: Expert, kind: str, cause: Cause) -> None: ...
+    def expert_of_account(self, stripe_account_id: str) -> str | None: ...
+    def add_landing_token(
+        self, token_hash: bytes, expert_id: str, onward_url: str, seconds: float
+    ) -> None: ...
+
+    # the inbox
+    def store_event(self, event: InboxEvent) -> bool: ...
+    def lease_inbox(self, seconds: float, limit: int) -> Sequence[InboxEvent]: ...
+    def finish_event(self, event_id: str, state: str, verdict: str) -> None: ...
+    def postpone_event(self, event_id: str, last_error: str, seconds: float | None) -> None: ...
+    def retry_event(self, event_id: str) -> InboxEvent | None: ...
+    def payment_of_intent(self, payment_intent_id: str) -> str | None: ...
+
+
+class Reader(Protocol):
+    """Reads outside any transaction, each a single statement."""
+
+    def payment(self, payment_id: str) -> Payment | None: ...
+    def payments(self, which: PaymentFilter, limit: int) -> Sequence[Payment]: ...
+    def payment_of_intent(self, payment_intent_id: str) -> str | None: ...
+    def expert(self, expert_id: str) -> Expert | None: ...
+    def claim_answer(self, claim_id: str) -> Answer | None: ...
+    def operation(self, operation_id: str) -> Operation | None: ...
+    def operations(
+        self, state: OperationState | None, after: tuple[datetime, str] | None, limit: int
+    ) -> Sequence[Operation]: ...
+    def inbox(
+        self, state: str | None, after: tuple[datetime, str] | None, limit: int
+    ) -> Sequence[InboxEvent]: ...
+    def inbox_event(self, event_id: str) -> InboxEvent | None: ...
+    def discrepancies(
+        self, payment_id: str, before: int | None, limit: int
+    ) -> Sequence[StoredDiscrepancy]: ...
+    def events(self, payment_id: str, after: int, limit: int) -> Sequence[StoredEvent]: ...
+    def event_hash(self, payment_id: str, sequence: int) -> bytes: ...
+    def postings(self, payment_id: str) -> Sequence[StoredPosting]: ...
+    def balances(
+        self, prefix: str, after: tuple[str, str] | None, limit: int
+    ) -> Sequence[tuple[str, str, int]]: ...
+    def totals(self) -> Sequence[tuple[str, int]]: ...
+    def landing(self, token_hash: bytes) -> tuple[str, str] | None: ...
+
+
+Phase: TypeAlias = Callable[Concatenate[Transaction, P], T]
+
+
+class Database(Protocol):
+    """PostgreSQL, behind two small pools."""
+
+    async def transact(
+        self, phase: Callable[Concatenate[Transaction, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Run a phase in one transaction. Raises :class:`Unavailable` if it cannot."""
+
+    async def read(
+        self, query: Callable[Concatenate[Reader, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Run reads on a connection of their own. Raises :class:`Unavailable` if it cannot."""
+
+
+# ---- policy ----
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """The settings that rules depend on. Durations are seconds."""
+
+    default_commission_basis_points: int = 1000
+    default_currency: str = "USD"
+    default_country: str = "US"
+    platform_country: str = "US"
+    maximum_charge_minor_units: int = 99_999_999
+    publishable_key: str = ""
+    gateway_public_url: str = "http://127.0.0.1:8005"
+    allowed_origins: frozenset[str] = field(default_factory=frozenset)
+    #: How long a client may take to confirm a payment.
+    payment_window: float = 24 * 3600.0
+    #: How long one holder may work on an operation; longer than any call to Stripe takes.
+    lease: float = 30.0
+    #: How long a repeated key waits for the first call before it is told ABORTED.
+    claim_wait: float = 5.0
+    #: How long a landing page's token lives.
+    landing_token_life: float = 7 * 24 * 3600.0
+    #: How old the knowledge about an account that is not ready may be.
+    account_freshness: float = 2.0
+    #: After so many tries an operation or an event is parked.
+    tries_before_parking: int = 20
