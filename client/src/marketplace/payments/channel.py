@@ -125,6 +125,8 @@ def _options(extra: Sequence[Option]) -> list[Option]:
         "grpc.service_config": json.dumps(service_config()),
         # The config above is the one that counts, not one that DNS might offer.
         "grpc.service_config_disable_resolution": 1,
+        # The service is a neighbour; a proxy for the way out has no part in this.
+        "grpc.enable_http_proxy": 0,
         "grpc.keepalive_time_ms": 60_000,
         "grpc.keepalive_timeout_ms": 20_000,
         "grpc.keepalive_permit_without_calls": 1,

@@ -1,0 +1,117 @@
+"""`python -m dev`: what the Makefile's run, demo and reset call."""
+
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from types import FrameType
+from typing import Annotated
+
+import typer
+
+from dev.console import Lines, summarize
+from dev.guard import Guard
+from dev.lock import DirectoryInUseError, DirectoryLock
+from dev.postgres import EmbeddedPostgres
+from dev.programs import PostgresError
+from dev.settings import RefusedError, StackSettings
+from dev.stack import CancelledStartError, ChildFailedError, Stack
+
+app = typer.Typer(
+    help="Brings the services up on this machine.", add_completion=False, no_args_is_help=True
+)
+
+_FAILED = 1
+_REFUSED = 2
+
+
+@app.command()
+def run(
+    replicas: Annotated[int, typer.Option(min=1, max=16, help="Payment services to start.")] = 1,
+) -> None:
+    """Bring everything up and stay until Ctrl-C."""
+    lines = Lines()
+    began = time.monotonic()
+
+    def work() -> None:
+        settings = StackSettings.from_environment(replicas=replicas)
+        stack = Stack(settings, sink=lines.child, progress=lines.step)
+        _on_signals(stack.ask_to_stop)
+        if settings.simulated:
+            lines.step("STRIPE_SECRET_KEY is not set: Stripe is simulated, no money will move")
+        with stack:
+            summarize(lines, stack, time.monotonic() - began)
+            stack.wait()
+        lines.step("stopped")
+
+    _report(lines, work)
+
+
+@app.command()
+def postgres() -> None:
+    """Start the embedded PostgreSQL alone, and print its DATABASE_URL."""
+    lines = Lines()
+
+    def work() -> None:
+        settings = StackSettings.from_environment()
+        settings.data_dir.mkdir(parents=True, exist_ok=True)
+        stop = threading.Event()
+        _on_signals(stop.set)
+        with EmbeddedPostgres(settings.data_dir / "postgres") as server:
+            lines.say(server.database_url)
+            while server.running and not stop.wait(0.2):
+                pass
+            if not server.running:
+                raise PostgresError(f"PostgreSQL ended by itself: see {server.log}")
+
+    _report(lines, work)
+
+
+@app.command()
+def reset() -> None:
+    """Throw away the embedded database and the simulator's state."""
+    lines = Lines()
+
+    def work() -> None:
+        data_dir = StackSettings.from_environment().data_dir
+        if data_dir.is_dir():
+            guard = Guard()
+            lock = DirectoryLock(data_dir / "stack.lock")
+            try:
+                lock.acquire(guard)
+                EmbeddedPostgres(data_dir / "postgres").destroy()
+                shutil.rmtree(data_dir)
+            finally:
+                lock.release()
+                guard.close()
+        lines.say(f"{data_dir} is gone; the next start begins anew")
+
+    _report(lines, work)
+
+
+def _on_signals(ask_to_stop: Callable[[], None]) -> None:
+    def handle(number: int, frame: FrameType | None) -> None:
+        ask_to_stop()
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, handle)
+
+
+def _report(lines: Lines, work: Callable[[], None]) -> None:
+    """Turn what went wrong into a sentence and an exit status, without a traceback."""
+    try:
+        work()
+    except CancelledStartError:
+        lines.step("stopped before everything was up")
+    except (RefusedError, DirectoryInUseError) as refused:
+        lines.fail(str(refused))
+        sys.exit(_REFUSED)
+    except (ChildFailedError, PostgresError) as failed:
+        lines.fail(str(failed))
+        sys.exit(_FAILED)
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,125 @@
+"""One process of the stack: started in a group of its own, its lines handed on, ended in order."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+
+from dev.guard import Guard
+from dev.settings import ROOT
+
+#: Takes the name of a child and one line that it wrote.
+Sink = Callable[[str, str], None]
+
+_TAIL_LINES = 30
+
+
+class Child:
+    """A handle that outlives the process: it can be killed, paused and started again."""
+
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        *,
+        guard: Guard,
+        sink: Sink,
+        on_start: Callable[["Child"], None] = lambda child: None,
+    ) -> None:
+        self.name = name
+        self.command = list(command)
+        self.environment = dict(environment)
+        self.tail: deque[str] = deque(maxlen=_TAIL_LINES)
+        self._guard = guard
+        self._sink = sink
+        self._on_start = on_start
+        self._process: subprocess.Popen[bytes] | None = None
+        self._reader: threading.Thread | None = None
+
+    def start(self) -> None:
+        assert not self.running, f"{self.name} runs already"
+        self._process = subprocess.Popen(
+            self.command,
+            cwd=ROOT,
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C is for the supervisor, which knows the order
+        )
+        self._guard.add(self._process.pid)
+        self._on_start(self)
+        self._reader = threading.Thread(
+            target=self._read, args=[self._process], name=f"lines of {self.name}", daemon=True
+        )
+        self._reader.start()
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None, f"{self.name} was never started"
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    @property
+    def returncode(self) -> int | None:
+        return None if self._process is None else self._process.poll()
+
+    def ask_to_stop(self) -> None:
+        """Let it finish what it has begun (SIGTERM)."""
+        if self.running:
+            self.resume()
+            self._signal(signal.SIGTERM)
+
+    def wait(self, seconds: float | None = None) -> bool:
+        """Whether it has ended within the time; its last lines have been handed on then."""
+        if self._process is None:
+            return True
+        try:
+            self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return False
+        self._guard.remove(self._process.pid)
+        if self._reader is not None:
+            self._reader.join(1)  # longer only if a grandchild holds the pipe
+        return True
+
+    def kill(self) -> None:
+        """End it and its whole group as a crash would."""
+        if self._process is not None:
+            if self.running:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.killpg(self._process.pid, signal.SIGKILL)
+            self.wait()
+
+    def pause(self) -> None:
+        """Stop its clock (SIGSTOP): to others it looks hung, not gone."""
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self._signal(signal.SIGCONT)
+
+    def restart(self) -> None:
+        """Start anew after a kill, with the same command, environment and ports."""
+        self.kill()
+        self.start()
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self._process is not None:
+            self._process.send_signal(number)  # a no-op once it has been waited for
+
+    def _read(self, process: subprocess.Popen[bytes]) -> None:
+        assert process.stdout is not None
+        with process.stdout:
+            for raw in process.stdout:
+                line = raw.decode(errors="replace").rstrip()
+                self.tail.append(line)
+                # Whatever becomes of our own output, the child must not block on a full pipe.
+                with contextlib.suppress(OSError, ValueError):
+                    self._sink(self.name, line)

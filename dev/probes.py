@@ -1,0 +1,49 @@
+"""Questions to running processes: is the port taken, is the server ready."""
+
+import contextlib
+import http.client
+import socket
+
+import grpc
+from grpc_health.v1 import health_pb2
+
+
+def taken(port: int) -> bool:
+    """Whether somebody listens here already. Asked both ways, since systems differ on wildcards."""
+    with socket.socket() as probe:
+        probe.settimeout(1)
+        if probe.connect_ex(("127.0.0.1", port)) == 0:
+            return True
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return True
+    return False
+
+
+def answers(port: int, path: str) -> bool:
+    """Whether a GET on this machine is answered with 200. No proxy is ever asked."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=2)
+    try:
+        connection.request("GET", path)
+        return connection.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def serves(address: str) -> bool:
+    """Whether the gRPC health service says that the whole server is SERVING."""
+    options = [("grpc.enable_http_proxy", 0), ("grpc.use_local_subchannel_pool", 1)]
+    with grpc.insecure_channel(address, options) as channel, contextlib.suppress(grpc.RpcError):
+        check = channel.unary_unary(
+            "/grpc.health.v1.Health/Check",
+            request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
+            response_deserializer=health_pb2.HealthCheckResponse.FromString,
+        )
+        answer = check(health_pb2.HealthCheckRequest(), timeout=2)
+        return answer.status == health_pb2.HealthCheckResponse.SERVING
+    return False

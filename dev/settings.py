@@ -1,0 +1,160 @@
+"""What a stack is told: the environment, a `.env` file behind it, and what follows from both."""
+
+import os
+import socket
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Self
+
+from dotenv import dotenv_values
+
+ROOT = Path(__file__).resolve().parents[1]
+
+SIMULATOR_SECRET_KEY = "sk_test_simulator"
+SIMULATOR_PUBLISHABLE_KEY = "pk_test_simulator"
+
+_PORTS = {
+    "GRPC_PORT": 50051,
+    "METRICS_PORT": 9464,
+    "GATEWAY_PORT": 8005,
+    "STRIPE_SIMULATOR_PORT": 12111,
+}
+
+
+class RefusedError(RuntimeError):
+    """The stack cannot start as told; the text is the sentence that mends it."""
+
+
+#: How each process is started. Tests put small stand-ins here.
+COMMANDS: Mapping[str, Sequence[str]] = {
+    "migrate": [sys.executable, "-m", "payment_service", "migrate"],
+    "service": [sys.executable, "-m", "payment_service", "serve"],
+    "gateway": [sys.executable, "-m", "gateway"],
+    "simulator": [sys.executable, "-m", "stripe_simulator"],
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StackSettings:
+    """Replica n of the service listens on `grpc_port + n` and `metrics_port + n`."""
+
+    data_dir: Path
+    #: What the children inherit; what the stack itself decides is laid over it.
+    environment: Mapping[str, str] = field(default_factory=dict)
+    grpc_port: int = _PORTS["GRPC_PORT"]
+    metrics_port: int = _PORTS["METRICS_PORT"]
+    gateway_port: int = _PORTS["GATEWAY_PORT"]
+    simulator_port: int = _PORTS["STRIPE_SIMULATOR_PORT"]
+    replicas: int = 1
+    #: False for tests: the embedded PostgreSQL then runs without fsync.
+    durable: bool = True
+    #: More words for the simulator's command line, such as `--seed 7`.
+    simulator_arguments: Sequence[str] = ()
+    commands: Mapping[str, Sequence[str]] = field(default_factory=lambda: COMMANDS)
+
+    @classmethod
+    def from_environment(
+        cls,
+        environ: Mapping[str, str] | None = None,
+        dotenv: Path = ROOT / ".env",
+        **changes: Any,
+    ) -> Self:
+        """Read the environment over `.env`; an empty variable counts as unset."""
+        given = {**dotenv_values(dotenv), **(os.environ if environ is None else environ)}
+        environment = {name: value for name, value in given.items() if value}
+        settings = cls(
+            data_dir=(ROOT / environment.get("DATA_DIR", ".data")).absolute(),
+            environment=environment,
+            grpc_port=_port(environment, "GRPC_PORT"),
+            metrics_port=_port(environment, "METRICS_PORT"),
+            gateway_port=_port(environment, "GATEWAY_PORT"),
+            simulator_port=_port(environment, "STRIPE_SIMULATOR_PORT"),
+        )
+        settings = replace(settings, **changes)
+        settings.refuse_contradictions()
+        return settings
+
+    @classmethod
+    def on_free_ports(cls, data_dir: Path, *, replicas: int = 1, **changes: Any) -> Self:
+        """For tests, also beside a running stack; ignores the caller's own Stripe and database."""
+        ours = ("DATABASE_URL", "DATA_DIR", "STRIPE_", "GATEWAY_", "GRPC_PORT", "METRICS_PORT")
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+        grpc_port, metrics_port = _free_row(replicas), _free_row(replicas)
+        settings = cls(
+            data_dir=data_dir.absolute(),
+            environment=inherited,
+            grpc_port=grpc_port,
+            metrics_port=metrics_port,
+            gateway_port=_free_row(1),
+            simulator_port=_free_row(1),
+            replicas=replicas,
+            durable=False,
+        )
+        return replace(settings, **changes)
+
+    @property
+    def database_url(self) -> str | None:
+        """None means the embedded PostgreSQL."""
+        return self.environment.get("DATABASE_URL")
+
+    @property
+    def simulated(self) -> bool:
+        """Whether Stripe is the simulator."""
+        return "STRIPE_SECRET_KEY" not in self.environment
+
+    @property
+    def grpc_addresses(self) -> list[str]:
+        return [f"127.0.0.1:{self.grpc_port + replica}" for replica in range(self.replicas)]
+
+    @property
+    def ports(self) -> dict[int, str]:
+        """Every port that the stack itself will listen on, and the variable that moves it."""
+        ports = {self.gateway_port: "GATEWAY_PORT"}
+        for replica in range(self.replicas):
+            ports[self.grpc_port + replica] = "GRPC_PORT"
+            ports[self.metrics_port + replica] = "METRICS_PORT"
+        if self.simulated:
+            ports[self.simulator_port] = "STRIPE_SIMULATOR_PORT"
+        return ports
+
+    def refuse_contradictions(self) -> None:
+        if self.simulated and self.environment.get("ENVIRONMENT") == "production":
+            raise RefusedError(
+                "ENVIRONMENT=production without STRIPE_SECRET_KEY would pay with simulated money: "
+                "set the key, or leave ENVIRONMENT unset"
+            )
+        if self.simulated and "STRIPE_API_BASE" in self.environment:
+            raise RefusedError(
+                "STRIPE_API_BASE is set without STRIPE_SECRET_KEY: set both to use that server, "
+                "or neither to use the simulator that is started here"
+            )
+        expected = 2 * self.replicas + 1 + self.simulated
+        if len(self.ports) != expected:
+            names = ", ".join(_PORTS)
+            raise RefusedError(f"two of {names} are the same port: give each a port of its own")
+
+
+def _port(environment: Mapping[str, str], name: str) -> int:
+    said = environment.get(name, str(_PORTS[name]))
+    if not said.isdecimal() or not 0 < int(said) < 65536:
+        raise RefusedError(f"{name}={said} is no port: give a number from 1 to 65535")
+    return int(said)
+
+
+def _free_row(length: int) -> int:
+    """The first of so many consecutive ports that nobody uses now."""
+    for _ in range(100):
+        with ExitStack() as probes:
+            first = probes.enter_context(socket.socket())
+            first.bind(("127.0.0.1", 0))
+            start = int(first.getsockname()[1])
+            try:
+                for port in range(start + 1, start + length):
+                    probes.enter_context(socket.socket()).bind(("127.0.0.1", port))
+            except (OSError, OverflowError):
+                continue
+            return start
+    raise RefusedError(f"no {length} consecutive free ports on 127.0.0.1")

@@ -1,0 +1,381 @@
+"""PostgreSQL, the Stripe simulator, the service and the gateway as one thing.
+
+    with Stack(StackSettings.on_free_ports(tmp_path, replicas=2)) as stack:
+        call(stack.settings.grpc_addresses)
+        stack.services[0].kill()
+        stack.services[0].restart()
+
+Started in the order in which they need each other, each waited for; stopped in the reverse, so
+that the service can still reach its database and Stripe while it drains.
+"""
+
+import contextlib
+import signal
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from dev import probes
+from dev.child import Child, Sink
+from dev.cluster import secret_in
+from dev.guard import Guard
+from dev.lock import DirectoryLock
+from dev.postgres import EmbeddedPostgres
+from dev.processes import end, started_at
+from dev.programs import PostgresError
+from dev.settings import (
+    SIMULATOR_PUBLISHABLE_KEY,
+    SIMULATOR_SECRET_KEY,
+    RefusedError,
+    StackSettings,
+)
+
+_READY_SECONDS = 60.0
+_LOCK_SECONDS = 90.0
+
+# What each may take to finish what it has begun. The service waits for Stripe's answers.
+_GATEWAY_GRACE_SECONDS = 15.0
+_SERVICE_GRACE_SECONDS = 40.0
+_SIMULATOR_GRACE_SECONDS = 5.0
+
+# Neither the gateway nor the simulator has any use for these, so they never see them.
+_SECRETS = (
+    "DATABASE_URL",
+    "LANDING_SECRET",
+    "STRIPE_SECRET_KEY",
+    "STRIPE_WEBHOOK_SECRET",
+    "STRIPE_CONNECT_WEBHOOK_SECRET",
+)
+
+
+class ChildFailedError(RuntimeError):
+    """A process of the stack ended by itself, or did not become ready."""
+
+    def __init__(self, child: Child, what: str) -> None:
+        lines = "\n".join(f"    {line}" for line in child.tail) or "    (it wrote nothing)"
+        super().__init__(f"{child.name} {what}. Its last lines:\n{lines}")
+
+
+class CancelledStartError(RuntimeError):
+    """Somebody asked for an end before the stack was up."""
+
+
+class Stack:
+    """The processes are open to whoever holds the stack: `services[1].pause()` and so on."""
+
+    def __init__(
+        self,
+        settings: StackSettings,
+        *,
+        sink: Sink = lambda name, line: None,
+        progress: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        """`sink` gets every line that a child writes, `progress` a sentence for each step."""
+        self.settings = settings
+        self.postgres: EmbeddedPostgres | None = None
+        self.simulator: Child | None = None
+        self.services: list[Child] = []
+        self.gateway: Child | None = None
+        self.database_url = ""
+        self._sink = sink
+        self._progress = progress
+        self._guard: Guard | None = None
+        self._lock: DirectoryLock | None = None
+        self._stop_asked = threading.Event()
+        self._force_asked = threading.Event()
+
+    # The whole
+
+    def start(self) -> None:
+        """Bring everything up and wait until it answers; if that fails, nothing is left running."""
+        try:
+            self._start()
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """End everything: the gateway, the service with what it has in flight, the rest."""
+        if self.gateway is not None:
+            self._end([self.gateway], _GATEWAY_GRACE_SECONDS)
+        self._end(self.services, _SERVICE_GRACE_SECONDS)
+        if self.simulator is not None:
+            self._end([self.simulator], _SIMULATOR_GRACE_SECONDS)
+        if self.postgres is not None:
+            self._progress("stopping PostgreSQL")
+            self.postgres.stop()
+        if self._lock is not None:
+            self._record.unlink(missing_ok=True)
+            self._lock.release()
+            self._lock = None
+        if self._guard is not None:
+            self._guard.close()
+            self._guard = None
+
+    def ask_to_stop(self) -> None:
+        """From a signal handler or another thread: end `wait` or a start under way.
+
+        Asked a second time, whoever is being waited for is killed.
+        """
+        if self._stop_asked.is_set():
+            self._force_asked.set()
+        self._stop_asked.set()
+
+    def wait(self) -> None:
+        """Return when asked to stop; raise when a child ends by itself."""
+        while not self._stop_asked.wait(0.2):
+            for child in self.children:
+                if not child.running:
+                    child.wait()
+                    raise ChildFailedError(child, f"ended by itself ({_ending(child.returncode)})")
+            if self.postgres is not None and not self.postgres.running:
+                raise PostgresError(f"PostgreSQL ended by itself: see {self.postgres.log}")
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    # Its parts
+
+    @property
+    def children(self) -> list[Child]:
+        """All that run for the stack's whole life, PostgreSQL apart."""
+        return [
+            *([self.simulator] if self.simulator else []),
+            *self.services,
+            *([self.gateway] if self.gateway else []),
+        ]
+
+    @property
+    def grpc_target(self) -> str:
+        """The first replica, for tools that take one address."""
+        return self.settings.grpc_addresses[0]
+
+    @property
+    def gateway_url(self) -> str:
+        return f"http://127.0.0.1:{self.settings.gateway_port}"
+
+    @property
+    def simulator_url(self) -> str:
+        return f"http://127.0.0.1:{self.settings.simulator_port}"
+
+    @property
+    def metrics_urls(self) -> list[str]:
+        first = self.settings.metrics_port
+        return [f"http://127.0.0.1:{first + n}/metrics" for n in range(self.settings.replicas)]
+
+    def wait_until_serving(self, replica: int = 0, seconds: float = _READY_SECONDS) -> None:
+        """Wait for one replica, for example after `services[replica].restart()`."""
+        address = self.settings.grpc_addresses[replica]
+        self._await(self.services[replica], lambda: probes.serves(address), seconds)
+
+    # How it comes up
+
+    def _start(self) -> None:
+        settings = self.settings
+        settings.refuse_contradictions()
+        settings.data_dir.mkdir(parents=True, exist_ok=True)
+        self._guard = Guard()
+        self._lock = DirectoryLock(settings.data_dir / "stack.lock")
+        self._lock.acquire(self._guard, _LOCK_SECONDS)
+        self._end_leftovers()
+        self._refuse_taken_ports()
+        self._start_postgres()
+        if settings.simulated:
+            self._start_simulator()
+        self._migrate()
+        self._start_services()
+        self._start_gateway()
+
+    def _start_postgres(self) -> None:
+        if self.settings.database_url is not None:
+            self.database_url = self.settings.database_url
+            return
+        self._progress("starting PostgreSQL")
+        self.postgres = EmbeddedPostgres(
+            self.settings.data_dir / "postgres", durable=self.settings.durable, guard=self._guard
+        )
+        self.database_url = self.postgres.start()
+
+    def _start_simulator(self) -> None:
+        self._progress("starting the Stripe simulator")
+        webhooks = f"{self.gateway_url}/api/v1/webhooks/stripe"
+        platform = self._secret("STRIPE_WEBHOOK_SECRET")
+        connect = self._secret("STRIPE_CONNECT_WEBHOOK_SECRET")
+        self.simulator = self._child(
+            "simulator",
+            [
+                *self.settings.commands["simulator"],
+                *("--host", "127.0.0.1", "--port", str(self.settings.simulator_port)),
+                *("--secret-key", SIMULATOR_SECRET_KEY),
+                *("--publishable-key", SIMULATOR_PUBLISHABLE_KEY),
+                *("--webhook", f"platform={webhooks},{platform}"),
+                *("--webhook", f"connect={webhooks}/connect,{connect}"),
+                *("--state", str(self.settings.data_dir / "simulator.json")),
+                *self.settings.simulator_arguments,
+            ],
+            self._without_secrets(),
+        )
+        self.simulator.start()
+        port = self.settings.simulator_port
+        self._await(self.simulator, lambda: probes.answers(port, "/_simulator/health"))
+
+    def _migrate(self) -> None:
+        self._progress("migrating the database")
+        child = self._child("migrate", self.settings.commands["migrate"], self._environment())
+        child.start()
+        while not child.wait(0.1):
+            if self._stop_asked.is_set():
+                child.kill()
+                raise CancelledStartError
+        if child.returncode != 0:
+            raise ChildFailedError(child, f"failed ({_ending(child.returncode)})")
+
+    def _start_services(self) -> None:
+        self._progress("starting the payment service")
+        for replica in range(self.settings.replicas):
+            environment = {
+                **self._environment(),
+                "GRPC_PORT": str(self.settings.grpc_port + replica),
+                "METRICS_PORT": str(self.settings.metrics_port + replica),
+            }
+            name = "service" if self.settings.replicas == 1 else f"service-{replica + 1}"
+            child = self._child(name, self.settings.commands["service"], environment)
+            self.services.append(child)
+            child.start()
+        for replica in range(self.settings.replicas):
+            self.wait_until_serving(replica)
+
+    def _start_gateway(self) -> None:
+        self._progress("starting the gateway")
+        self.gateway = self._child(
+            "gateway", self.settings.commands["gateway"], self._without_secrets()
+        )
+        self.gateway.start()
+        port = self.settings.gateway_port
+        self._await(self.gateway, lambda: probes.answers(port, "/health"))
+
+    def _environment(self) -> dict[str, str]:
+        """What the service is told. Whatever the caller has set wins over what is made up here."""
+        settings = self.settings
+        defaults = {
+            "ENVIRONMENT": "development",
+            "GATEWAY_PUBLIC_URL": self.gateway_url,
+            "LANDING_SECRET": self._secret("LANDING_SECRET"),
+            "STRIPE_WEBHOOK_SECRET": self._secret("STRIPE_WEBHOOK_SECRET"),
+            "STRIPE_CONNECT_WEBHOOK_SECRET": self._secret("STRIPE_CONNECT_WEBHOOK_SECRET"),
+        }
+        decided = {
+            "CORE_ADDRESS": ",".join(settings.grpc_addresses),
+            "DATABASE_URL": self.database_url,
+            "DATA_DIR": str(settings.data_dir),
+            "GATEWAY_PORT": str(settings.gateway_port),
+            "GRPC_PORT": str(settings.grpc_port),
+            "METRICS_PORT": str(settings.metrics_port),
+            "PYTHONUNBUFFERED": "1",
+        }
+        if settings.simulated:
+            decided |= {
+                "STRIPE_API_BASE": self.simulator_url,
+                "STRIPE_PUBLISHABLE_KEY": SIMULATOR_PUBLISHABLE_KEY,
+                "STRIPE_SECRET_KEY": SIMULATOR_SECRET_KEY,
+                "STRIPE_SIMULATOR_PORT": str(settings.simulator_port),
+            }
+        return defaults | dict(settings.environment) | decided
+
+    def _without_secrets(self) -> dict[str, str]:
+        return {n: value for n, value in self._environment().items() if n not in _SECRETS}
+
+    def _secret(self, name: str) -> str:
+        """The caller's own, or one made up once and kept, so that a second run knows the first."""
+        if given := self.settings.environment.get(name):
+            return given
+        directory = self.settings.data_dir / "secrets"
+        directory.mkdir(mode=0o700, exist_ok=True)
+        prefix = "whsec_" if "WEBHOOK" in name else ""
+        return prefix + secret_in(directory / name.lower())
+
+    def _child(self, name: str, command: Sequence[str], environment: dict[str, str]) -> Child:
+        assert self._guard is not None
+        return Child(
+            name,
+            command,
+            environment,
+            guard=self._guard,
+            sink=self._sink,
+            on_start=self._note_start,
+        )
+
+    def _await(
+        self, child: Child, ready: Callable[[], bool], seconds: float = _READY_SECONDS
+    ) -> None:
+        deadline = time.monotonic() + seconds
+        while not ready():
+            if not child.running:
+                child.wait()
+                raise ChildFailedError(child, f"did not come up ({_ending(child.returncode)})")
+            if time.monotonic() > deadline:
+                raise ChildFailedError(child, f"was not ready after {seconds:.0f} s")
+            if self._stop_asked.wait(0.05):
+                raise CancelledStartError
+
+    def _refuse_taken_ports(self) -> None:
+        taken = {port: name for port, name in self.settings.ports.items() if probes.taken(port)}
+        if taken:
+            raise RefusedError(
+                "; ".join(f"port {port} ({name}) is in use" for port, name in taken.items())
+                + ": stop what listens there, or set "
+                + " and ".join(sorted(set(taken.values())))
+                + " to other ports"
+            )
+
+    # How it ends
+
+    def _end(self, children: list[Child], grace_seconds: float) -> None:
+        """Ask all at once, then wait for each; kill whoever takes too long, or all if forced."""
+        running = [child for child in children if child.running]
+        if running:
+            self._progress("stopping " + ", ".join(child.name for child in running))
+        for child in running:
+            child.ask_to_stop()
+        deadline = time.monotonic() + grace_seconds
+        for child in children:
+            while not child.wait(0.1):
+                if time.monotonic() > deadline or self._force_asked.is_set():
+                    self._progress(f"killing {child.name}")
+                    child.kill()
+
+    # What an end without a word leaves: killed together with its guard
+
+    @property
+    def _record(self) -> Path:
+        return self.settings.data_dir / "stack.pids"
+
+    def _note_start(self, child: Child) -> None:
+        with self._record.open("a") as record:
+            record.write(f"{child.pid} {started_at(child.pid)}\n")
+
+    def _end_leftovers(self) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            for line in reversed(self._record.read_text().splitlines()):
+                pid, _, since = line.partition(" ")
+                if pid.isdecimal() and since != "None":
+                    end(int(pid), since, [(signal.SIGTERM, 10.0), (signal.SIGKILL, 5.0)])
+            self._record.unlink()
+
+
+def _ending(returncode: int | None) -> str:
+    if returncode is not None and returncode < 0:
+        return f"killed by {signal.Signals(-returncode).name}"
+    return f"exit status {returncode}"
