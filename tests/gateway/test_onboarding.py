@@ -1,0 +1,252 @@
+"""The landing pages, as a browser gets them."""
+
+from html.parser import HTMLParser
+
+import aiohttp
+import grpc
+import pytest
+from multidict import CIMultiDictProxy
+from typing_extensions import override
+
+from gateway.pages import STANDINGS
+from marketplace.payments.v1 import experts_pb2
+from tests.gateway.conftest import StartGateway
+from tests.gateway.fake_core import FakeCore
+from tests.gateway.test_urls import TRICKS
+
+TOKEN = "tok-EN_0123456789abcdef"
+Status = experts_pb2.ExpertStatus
+
+
+class Page(HTMLParser):
+    """What a page is made of."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.links: dict[str, str] = {}
+        self.text = ""
+        self._link: str | None = None
+        self._inside = ""
+        self.feed(text)
+
+    @override
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self._inside = tag
+        self._link = dict(attrs).get("href") if tag == "a" else None
+
+    @override
+    def handle_data(self, data: str) -> None:
+        if self._link is not None:
+            self.links[data] = self._link
+            self._link = None
+        if self._inside != "style":
+            self.text += data
+
+
+async def get(
+    browser: aiohttp.ClientSession, url: str, method: str = "GET"
+) -> tuple[int, CIMultiDictProxy[str], str]:
+    async with browser.request(method, url, allow_redirects=False) as response:
+        headers = response.headers
+        assert headers["Referrer-Policy"] == "no-referrer"
+        assert headers["Cache-Control"] == "no-store"
+        assert headers["X-Content-Type-Options"] == "nosniff"
+        assert headers["X-Frame-Options"] == "DENY"
+        assert "default-src 'none'" in headers["Content-Security-Policy"]
+        assert "unsafe" not in headers["Content-Security-Policy"]
+        assert headers["Server"] == "gateway"
+        return response.status, headers, await response.text()
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        (Status.EXPERT_STATUS_CREATING, 0, False),
+        (Status.EXPERT_STATUS_ONBOARDING, 0, True),
+        (Status.EXPERT_STATUS_ONBOARDING, 4, True),
+        (Status.EXPERT_STATUS_PENDING_VERIFICATION, 0, False),
+        (Status.EXPERT_STATUS_PENDING_VERIFICATION, 1, True),
+        (Status.EXPERT_STATUS_READY, 0, False),
+        (Status.EXPERT_STATUS_READY, 2, True),
+        (Status.EXPERT_STATUS_RESTRICTED, 0, True),
+        (Status.EXPERT_STATUS_RESTRICTED, 3, True),
+        (Status.EXPERT_STATUS_REJECTED, 3, False),
+        (Status.EXPERT_STATUS_DEAUTHORIZED, 3, False),
+        (Status.EXPERT_STATUS_UNSPECIFIED, 0, False),
+    ],
+)
+async def test_return_says_where_things_stand(
+    core: FakeCore,
+    gateway: str,
+    browser: aiohttp.ClientSession,
+    case: tuple[experts_pb2.ExpertStatus.ValueType, int, bool],
+) -> None:
+    status, due, continues = case
+    core.stands(status, token=TOKEN, due=due)
+    code, headers, text = await get(browser, f"{gateway}/onboarding/return?token={TOKEN}")
+    page = Page(text)
+    assert code == 200
+    assert headers["Content-Type"] == "text/html; charset=utf-8"
+    assert ("Continue with Stripe" in page.links) is continues
+    if continues:
+        assert page.links["Continue with Stripe"] == f"refresh?token={TOKEN}"
+    if status in STANDINGS:
+        assert STANDINGS[status].title in page.text
+    assert page.tags.count("h1") == 1
+    assert not {"script", "img", "link", "iframe", "form"} & set(page.tags)
+    assert "style=" not in text
+
+
+def test_every_status_has_its_words() -> None:
+    assert set(STANDINGS) == set(Status.values()) - {Status.EXPERT_STATUS_UNSPECIFIED}
+
+
+async def test_ready_leads_onward_and_the_others_offer_it(
+    core: FakeCore, gateway: str, browser: aiohttp.ClientSession
+) -> None:
+    onward = 'https://app.example/done?a=1&b="><script>alert(1)</script>'
+    core.stands(Status.EXPERT_STATUS_READY, token=TOKEN, onward_url=onward)
+    code, headers, _ = await get(browser, f"{gateway}/onboarding/return?token={TOKEN}")
+    assert (code, headers["Location"]) == (303, onward)
+    core.stands(Status.EXPERT_STATUS_RESTRICTED, token=TOKEN, due=1, onward_url=onward)
+    code, _, text = await get(browser, f"{gateway}/onboarding/return?token={TOKEN}")
+    assert code == 200
+    assert Page(text).links["Back to the app"] == onward
+    assert "<script" not in text
+    assert "one thing" in text
+
+
+async def test_no_trick_leads_out(
+    core: FakeCore, gateway: str, browser: aiohttp.ClientSession
+) -> None:
+    # Those of the list that are meant for `allowed.example`, turned against this gateway's own.
+    tricks = [trick.replace("allowed.example", "app.example") for trick in TRICKS]
+    for onward in [trick for trick in tricks if "localhost" not in trick]:
+        core.stands(Status.EXPERT_STATUS_READY, token=TOKEN, onward_url=onward)
+        code, headers, text = await get(browser, f"{gateway}/onboarding/return?token={TOKEN}")
+        assert (code, headers.get("Location")) == (200, None), onward
+        assert Page(text).links == {}, onward
+
+
+async def test_without_allowed_origins_nothing_leads_out(
+    core: FakeCore, start_gateway: StartGateway, browser: aiohttp.ClientSession
+) -> None:
+    gateway = await start_gateway(allowed_origins="")
+    core.stands(Status.EXPERT_STATUS_READY, token=TOKEN, onward_url="https://app.example/")
+    code, _, text = await get(browser, f"{gateway}/onboarding/return?token={TOKEN}")
+    assert (code, Page(text).links) == (200, {})
+
+
+async def test_refresh_leads_to_a_new_link(
+    core: FakeCore, gateway: str, browser: aiohttp.ClientSession
+) -> None:
+    core.stands(Status.EXPERT_STATUS_ONBOARDING, token=TOKEN)
+    url = f"{gateway}/onboarding/refresh?token={TOKEN}"
+    code, headers, _ = await get(browser, url)
+    assert (code, headers["Location"]) == (303, core.onboarding_url)
+    core.onboarding_url = "http://127.0.0.1:12111/onboarding/abc"
+    code, headers, _ = await get(browser, url)
+    assert (code, headers["Location"]) == (303, core.onboarding_url)
+
+
+@pytest.mark.parametrize("url", ["http://evil.example/", "javascript:alert(1)", "//evil.example"])
+async def test_refresh_leads_nowhere_unsafe(
+    core: FakeCore, gateway: str, browser: aiohttp.ClientSession, url: str
+) -> None:
+    core.stands(Status.EXPERT_STATUS_ONBOARDING, token=TOKEN)
+    core.onboarding_url = url
+    code, headers, text = await get(browser, f"{gateway}/onboarding/refresh?token={TOKEN}")
+    assert (code, headers.get("Location")) == (503, None)
+    assert "evil" not in text
+
+
+async def test_refresh_without_a_link_goes_back_to_say_why(
+    core: FakeCore, gateway: str, browser: aiohttp.ClientSession
+) -> None:
+    core.stands(Status.EXPERT_STATUS_REJECTED, token=TOKEN)
+    core.onboarding_url = ""
+    url = f"{gateway}/onboarding/refresh?token={TOKEN}"
+    async with browser.get(url) as response:  # following redirects
+        assert response.status == 200
+        assert response.url.path == "/onboarding/return"
+        assert "turned this account down" in await response.text()
+
+
+async def test_looking_without_opening_mints_nothing(
+    core: FakeCore, gateway: str, browser: aiohttp.ClientSession
+) -> None:
+    core.stands(Status.EXPERT_STATUS_ONBOARDING, token=TOKEN)
+    code, _, text = await get(browser, f"{gateway}/onboarding/refresh?token={TOKEN}", "HEAD")
+    assert (code, text, core.calls) == (200, "", [])
+    code, _, text = await get(browser, f"{gateway}/onboarding/return?token={TOKEN}", "HEAD")
+    assert (code, text, core.calls) == (200, "", ["GetOnboarding"])
+
+
+@pytest.mark.parametrize("page", ["return", "refresh"])
+@pytest.mark.parametrize(
+    "query",
+    [
+        "",
+        "?token=",
+        "?token=short",
+        "?token=" + "a" * 129,
+        "?token=%3Cscript%3Ealert(1)%3C/script%3E",
+        "?token=aaaaaaaaaaaaaaaaaaaaaaaa%00",
+        "?token=aaaaaaaaaaaaaaaaaaaaaaaa%0A",
+        "?token=aaaaaaaaaaaaaaaaaaaaaaa%C3%A9",
+        "?token=aaaaaaaaaaaaaaaaaaaaaaa%FF",
+        "?token=aaaaaaaaaaaaaaaaaaaaaaaa&token=aaaaaaaaaaaaaaaaaaaaaaaa",
+    ],
+)
+async def test_malformed_token_is_404_without_asking(
+    core: FakeCore, gateway: str, browser: aiohttp.ClientSession, page: str, query: str
+) -> None:
+    from yarl import URL  # noqa: PLC0415 - only here, to keep the query exactly as written
+
+    url = URL(f"{gateway}/onboarding/{page}{query}", encoded=True)
+    async with browser.get(url) as response:
+        assert response.status == 404
+        text = await response.text()
+    assert "no longer valid" in text
+    assert "alert" not in text
+    assert core.calls == []
+
+
+@pytest.mark.parametrize("page", ["return", "refresh"])
+@pytest.mark.parametrize("code", [grpc.StatusCode.NOT_FOUND, grpc.StatusCode.INVALID_ARGUMENT])
+async def test_unknown_token_is_404(
+    core: FakeCore, gateway: str, browser: aiohttp.ClientSession, page: str, code: grpc.StatusCode
+) -> None:
+    core.failure = code
+    status, _, text = await get(browser, f"{gateway}/onboarding/{page}?token={TOKEN}")
+    assert status == 404
+    assert "ask for a new one in the app" in text.lower()
+
+
+@pytest.mark.parametrize("page", ["return", "refresh"])
+@pytest.mark.parametrize("code", [grpc.StatusCode.INTERNAL, grpc.StatusCode.RESOURCE_EXHAUSTED])
+async def test_anything_else_is_503_with_a_way_to_try_again(
+    core: FakeCore, gateway: str, browser: aiohttp.ClientSession, page: str, code: grpc.StatusCode
+) -> None:
+    core.failure = code
+    status, headers, text = await get(browser, f"{gateway}/onboarding/{page}?token={TOKEN}")
+    assert (status, headers["Retry-After"]) == (503, "10")
+    assert Page(text).links == {"Try again": f"{page}?token={TOKEN}"}
+    assert "inside" not in text
+
+
+async def test_core_away_is_503(
+    core: FakeCore, gateway: str, browser: aiohttp.ClientSession
+) -> None:
+    await core.stop()
+    status, _, _ = await get(browser, f"{gateway}/onboarding/refresh?token={TOKEN}")
+    assert status == 503
+
+
+async def test_unknown_page_is_a_page(gateway: str, browser: aiohttp.ClientSession) -> None:
+    status, headers, _ = await get(browser, f"{gateway}/onboarding/elsewhere")
+    assert (status, headers["Content-Type"]) == (404, "text/html; charset=utf-8")
+    async with browser.post(f"{gateway}/onboarding/return?token={TOKEN}") as response:
+        assert (response.status, response.headers["Allow"]) == (405, "GET,HEAD")

@@ -1,0 +1,139 @@
+"""Where a browser may be sent: every known trick of open redirects, and what must still pass."""
+
+import pytest
+
+from gateway.urls import may_go_onward, may_go_to_onboarding, parse_origin
+
+ALLOWED = frozenset({"https://allowed.example", "http://localhost:3000", "https://b.example:8443"})
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://allowed.example",
+        "https://allowed.example/",
+        "https://allowed.example/done?a=1&b=%2F#top",
+        "https://allowed.example?x=https://evil.example",
+        "https://allowed.example#x",
+        "https://allowed.example:443/done",
+        "HTTPS://Allowed.Example/Done",
+        "http://localhost:3000/x",
+        "https://b.example:8443/x",
+    ],
+)
+def test_allowed_origins_may_be_gone_on_to(url: str) -> None:
+    assert may_go_onward(url, ALLOWED)
+
+
+TRICKS = [
+    "",
+    "/done",
+    "//allowed.example",
+    "//evil.example",
+    "///evil.example",
+    "https:/evil.example",
+    "https:evil.example",
+    "https:///allowed.example",
+    "https://allowed.example.evil",
+    "https://allowed.example.",
+    "https://evilallowed.example",
+    "https://sub.allowed.example",
+    "https://evil.example/https://allowed.example",
+    "https://evil.example?https://allowed.example",
+    "https://allowed.example@evil.example",
+    "https://allowed.example:443@evil.example",
+    "https://user@allowed.example",
+    "https://user:secret@allowed.example/",
+    "https://evil.example\\@allowed.example",
+    "https://allowed.example\\@evil.example",
+    "https://allowed.example\\.evil.example",
+    "https:\\\\allowed.example",
+    "https://allowed.example/\\evil.example",
+    "https://allowed.example%2eevil.example",
+    "https://allowed.example%00.evil.example",
+    "https://allowed.example\x00.evil.example",
+    "https://allowed.example\t.evil.example",
+    "https://allowed.example\r\nSet-Cookie: a=b",
+    "https://allowed.example/\r\nSet-Cookie: a=b",
+    "https://allowed.example/\n",
+    "https://allowed.example/ x",
+    " https://allowed.example",
+    "https://allowed.example ",
+    "https://allowed\u3002example",
+    "https://\uff41llowed.example",
+    "https://allowed.ex\u0430mple",
+    "https://allowed.example:444",
+    "https://allowed.example:80",
+    "https://allowed.example:0443x",
+    "https://allowed.example:99999",
+    "https://allowed.example:0",
+    "https://allowed.example:",
+    "http://allowed.example",
+    "http://localhost",
+    "http://127.0.0.1:3000",
+    "https://[::1]",
+    "https://[allowed.example]",
+    "javascript:alert(1)",
+    "JavaScript://allowed.example/%0aalert(1)",
+    "data:text/html,x",
+    "ftp://allowed.example",
+    "blob:https://allowed.example/x",
+    "https+x://allowed.example",
+]
+
+
+@pytest.mark.parametrize("url", TRICKS)
+def test_nothing_else_may_be_gone_on_to(url: str) -> None:
+    assert not may_go_onward(url, ALLOWED)
+
+
+@pytest.mark.parametrize(
+    ("url", "allowed"),
+    [
+        ("https://connect.stripe.com/setup/e/acct_1/x", True),
+        ("https://127.0.0.1:12111/x", True),
+        ("http://127.0.0.1:12111/onboarding/x", True),
+        ("http://127.8.9.1/x", True),
+        ("http://localhost:12111/x", True),
+        ("http://[::1]:12111/x", True),
+        ("http://connect.stripe.com/setup", False),
+        ("http://127.0.0.1.evil.example/x", False),
+        ("http://localhost.evil.example/x", False),
+        ("http://10.0.0.1/x", False),
+        ("http://0.0.0.0/x", False),
+        ("http://2130706433/x", False),
+        ("http://[::ffff:10.0.0.1]/x", False),
+        ("http://127.0.0.1@evil.example/x", False),
+        ("//connect.stripe.com/x", False),
+        ("javascript:alert(1)", False),
+        ("", False),
+    ],
+)
+def test_onboarding_is_https_or_this_machine(url: str, allowed: bool) -> None:
+    assert may_go_to_onboarding(url) is allowed
+
+
+@pytest.mark.parametrize(
+    ("text", "origin"),
+    [
+        ("https://app.example", "https://app.example"),
+        ("HTTPS://APP.example:443", "https://app.example"),
+        ("http://app.example:80", "http://app.example"),
+        ("http://localhost:3000", "http://localhost:3000"),
+        ("http://[0:0:0:0:0:0:0:1]:3000", "http://[::1]:3000"),
+        ("https://app.example/", None),
+        ("https://app.example/path", None),
+        ("https://app.example?x", None),
+        ("https://*.example", None),
+        ("*", None),
+        ("null", None),
+        ("app.example", None),
+        ("https://", None),
+        ("https://user@app.example", None),
+        ("https://a..example", None),
+    ],
+)
+def test_origins_are_read_strictly_and_spelled_as_browsers_do(
+    text: str, origin: str | None
+) -> None:
+    assert parse_origin(text) == origin
