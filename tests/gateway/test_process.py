@@ -57,7 +57,7 @@ async def test_signal_finishes_what_is_under_way_and_exits_0(
     async with process(CORE_ADDRESS=core.address) as (child, address):
         under_way = asyncio.create_task(post(browser, address, event()))
         async with asyncio.timeout(5):
-            while not core.calls:  # noqa: ASYNC110 - a server's
+            while not core.calls:  # noqa: ASYNC110 - polls a server
                 await asyncio.sleep(0.01)
         child.send_signal(number)
         await asyncio.sleep(0.3)
@@ -82,7 +82,7 @@ async def test_end_waits_no_longer_than_it_may(
         _, writer = await asyncio.open_connection(url.host, url.port)
         writer.write(b"POST / HTTP/1.1\r\nHalf-")
         async with asyncio.timeout(5):
-            while not core.calls:  # noqa: ASYNC110 - a server's
+            while not core.calls:  # noqa: ASYNC110 - polls a server
                 await asyncio.sleep(0.01)
         started = time.perf_counter()
         child.send_signal(SIGTERM)

@@ -254,7 +254,7 @@ async def test_work_under_way_makes_room_for_nobody(
         headers = head(f"Stripe-Signature: {sign(body)}", f"Content-Length: {len(body)}")
         writer.write(headers + body)
         async with asyncio.timeout(2):
-            while not core.calls:  # noqa: ASYNC110 - a server's
+            while not core.calls:  # noqa: ASYNC110 - polls a server
                 await asyncio.sleep(0.01)
         crowd = [await stack.enter_async_context(connected(gateway)) for _ in range(40)]
         assert (await answer(reader))[0] == 200

@@ -168,7 +168,7 @@ async def test_core_away_is_503_at_once_and_mends_by_itself(
     assert time.perf_counter() - started < 2
     await core.start()
     async with asyncio.timeout(5):
-        while (await deliver(browser, gateway, body))[0] != 200:  # noqa: ASYNC110 - a server's
+        while (await deliver(browser, gateway, body))[0] != 200:  # noqa: ASYNC110 - polls a server
             await asyncio.sleep(0.1)
 
 
