@@ -1,0 +1,94 @@
+"""What a simulator is told when it starts, and the switches that may be moved while it runs."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+# The version that stripe 16.1.0 pins; an answer and an event carry it unless the caller asks
+# for another.
+API_VERSION = "2026-10-28.endive"
+
+
+@dataclasses.dataclass(frozen=True)
+class WebhookTarget:
+    """One endpoint. `platform` gets our own account's events, `connect` connected accounts'.
+
+    Several secrets sign every delivery once each, as Stripe does while a secret is being rolled.
+    """
+
+    scope: str
+    url: str
+    secrets: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The start-up configuration; `python -m stripe_simulator --help` explains every field."""
+
+    host: str = "127.0.0.1"
+    port: int = 12111
+    seed: str | None = None
+    secret_key: str = "sk_test_simulator"
+    publishable_key: str = "pk_test_simulator"
+    webhooks: tuple[WebhookTarget, ...] = ()
+    state: Path | None = None
+    latency_ms: int = 0
+    country: str = "US"
+    settlement_currencies: tuple[str, ...] = ("usd", "eur", "gbp", "jpy")
+    platform_account: str = "acct_1SimulatorPlatform"
+    public_url: str | None = None
+
+
+@dataclasses.dataclass
+class Settings:
+    """Switches of behaviour that the control API moves (`POST /_simulator/settings`).
+
+    Where Stripe's documents and what people observe disagree, the default is what is observed and
+    the switch gives the other.
+    """
+
+    latency_ms: int = 0
+    # Days of the simulator's clock until a charge's funds are available.
+    available_after_days: int = 2
+    # Seconds until the pendingRefund and refundFail cards' refunds get their final outcome.
+    refund_outcome_seconds: int = 60
+    # Cancelling an authorization also reports charge.refunded with captured=false (observed by
+    # woocommerce-payments#757 and odoo#259230); False is what the documents describe.
+    void_refunds_charge: bool = True
+    # Whether a released authorization also gets a Refund object of its own (unconfirmed).
+    void_creates_refund: bool = False
+    # The reason on an intent whose authorization ran out: `automatic` or `expired` (unconfirmed).
+    expiry_reason: str = "automatic"
+    # charge.updated after a manual capture, once the balance transaction is there (unconfirmed).
+    charge_updated_on_capture: bool = False
+    # What a transfer reversal may take from the connected account: `total` (available and
+    # pending), `available` alone, or `unlimited` (its balance may turn negative).
+    reversal_balance: str = "total"
+    # How long a request waits for an object that another request holds before 429 lock_timeout.
+    lock_wait_ms: int = 2000
+    # The API reference says eight digits; the currencies page of 2026 allows more.
+    maximum_amount: int = 99_999_999
+    # Answer 429 when more than so many API calls arrive in one second; 0 is no limit.
+    rate_limit_per_second: int = 0
+
+    def move(self, changes: dict[str, Any]) -> None:
+        """Set some switches; an unknown name or a value of another type is the caller's mistake."""
+        current = dataclasses.asdict(self)
+        for name, value in changes.items():
+            if name not in current:
+                raise ValueError(f"unknown setting {name}; there are {', '.join(current)}")
+            if type(value) is not type(current[name]):
+                raise ValueError(f"{name} must be a {type(current[name]).__name__}")
+            choices = SETTING_CHOICES.get(name)
+            if choices is not None and value not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(choices)}")
+        for name, value in changes.items():
+            setattr(self, name, value)
+
+
+SETTING_CHOICES = {
+    "expiry_reason": ("automatic", "expired"),
+    "reversal_balance": ("total", "available", "unlimited"),
+}

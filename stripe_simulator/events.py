@@ -1,0 +1,76 @@
+"""Events: a snapshot of an object at the moment something happened to it.
+
+An event of a connected account carries `account` and goes to the Connect endpoints; one of our own
+account goes to the platform's (Stripe's documentation of Connect webhooks). One row for each
+delivery is stored with the event, so that a restart forgets none.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from stripe_simulator.config import WebhookTarget
+from stripe_simulator.rendering import event_envelope, plain
+from stripe_simulator.simulation import Simulation
+from stripe_simulator.store import Row
+
+
+def targets(simulation: Simulation) -> list[WebhookTarget]:
+    """The endpoints: those set through the control API if any were, else the command line's."""
+    saved = simulation.store.get("meta", "webhooks")
+    if saved is None:
+        return list(simulation.config.webhooks)
+    return [
+        WebhookTarget(target["scope"], target["url"], tuple(target["secrets"]))
+        for target in saved["targets"]
+    ]
+
+
+def emit(
+    simulation: Simulation,
+    type: str,
+    row: Row,
+    previous: dict[str, Any] | None = None,
+    *,
+    account: str | None = None,
+    **overrides: Any,
+) -> Row:
+    """Record an event about `row`, and a delivery for each endpoint it concerns.
+
+    The account is the object's own unless named; `overrides` are fields that the snapshot shows
+    otherwise than the object now stands.
+    """
+    owner = account or row["_account"]
+    shown = {**plain(simulation, row), **overrides}
+    event = event_envelope(
+        simulation, simulation.new_id("evt_1" if owner != simulation.platform else "evt_3"),
+        type, shown, previous,
+    )  # fmt: skip
+    scope = "platform"
+    if owner != simulation.platform:
+        event["account"] = owner
+        scope = "connect"
+    wanted = [target for target in targets(simulation) if target.scope == scope]
+    event["_account"] = owner
+    event["_pending"] = len(wanted)
+    event["_delivered"] = not wanted
+    event = simulation.store.insert("event", event)
+    for number, target in enumerate(wanted):
+        add_delivery(simulation, event["id"], target.url, f"{event['id']}:{number}", type)
+    return event
+
+
+def add_delivery(simulation: Simulation, event: str, url: str, id: str, type: str) -> None:
+    simulation.store.insert(
+        "delivery",
+        {
+            "id": id,
+            "event": event,
+            "type": type,
+            "url": url,
+            "state": "pending",
+            "attempts": 0,
+            "last_status": None,
+        },
+    )
+    simulation.new_deliveries.append(id)

@@ -1,0 +1,322 @@
+"""Refunds of captured charges, and what becomes of them later.
+
+Cards refund at once; two test cards refund with an outcome that comes later, when the simulator's
+clock reaches it. A refund that fails gives its amount back to the platform's balance and shows it
+no longer as refunded on the charge (the latter is our guess).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from stripe_simulator import application_fees, currencies, payment_methods, transfers
+from stripe_simulator.balance import settle
+from stripe_simulator.errors import no_such, refused
+from stripe_simulator.events import emit
+from stripe_simulator.simulation import Call, Simulation, merged_metadata
+from stripe_simulator.store import Row
+
+
+def register(simulation: Simulation) -> None:
+    simulation.due_handlers["refund_outcome"] = lambda id: _outcome(simulation, id)
+    simulation.on_rebuild.append(lambda: _schedule_all(simulation))
+    _schedule_all(simulation)
+
+
+def _schedule_all(simulation: Simulation) -> None:
+    for refund in simulation.store.all("refund"):
+        if refund.get("_outcome_at") is not None:
+            simulation.schedule(refund["_outcome_at"], "refund_outcome", refund["id"])
+
+
+def insert(
+    simulation: Simulation,
+    charge: Row,
+    amount: int,
+    reason: str | None,
+    metadata: dict[str, str],
+    **fields: Any,
+) -> Row:
+    return simulation.store.insert(
+        "refund",
+        {
+            "id": simulation.new_id("re_3"),
+            "object": "refund",
+            "amount": amount,
+            "balance_transaction": None,
+            "charge": charge["id"],
+            "created": simulation.now(),
+            "currency": charge["currency"],
+            "customer": None,
+            "customer_account": None,
+            "destination_details": {
+                "card": {
+                    "reference_status": "pending",
+                    "reference_type": "acquirer_reference_number",
+                    "type": "refund" if charge["captured"] else "reversal",
+                },
+                "type": "card",
+            },
+            "metadata": metadata,
+            "payment_intent": charge["payment_intent"],
+            "payment_method": charge["payment_method"],
+            "reason": reason,
+            "receipt_number": None,
+            "source_transfer_reversal": None,
+            "status": "succeeded",
+            "transfer_reversal": None,
+            "_account": charge["_account"],
+            "_outcome_at": None,
+            **fields,
+        },
+    )
+
+
+def _charge_to_refund(call: Call) -> Row:
+    store = call.simulation.store
+    if "charge" in call.params:
+        charge = store.get("charge", call.params["charge"])
+        if charge is None or charge["_account"] != call.account:
+            raise no_such("charge", call.params["charge"], "charge")
+        return charge
+    if "payment_intent" not in call.params:
+        raise refused(
+            "One of the following params should be provided for this request: payment_intent or "
+            "charge.",
+            code="parameter_missing",
+        )
+    id = call.params["payment_intent"]
+    intent = store.get("payment_intent", id)
+    if intent is None or intent["_account"] != call.account:
+        raise no_such("payment_intent", id, "payment_intent")
+    charge = store.get("charge", intent["latest_charge"]) if intent["latest_charge"] else None
+    if charge is None or charge["status"] != "succeeded":
+        raise refused(
+            f"This PaymentIntent ({id}) does not have a successful charge to refund.",
+            code="charge_not_refundable",
+        )
+    return charge
+
+
+def refundable(charge: Row) -> int:
+    """What of a charge can still be refunded; the part never captured is no part of it."""
+    remaining: int = charge["amount"] - charge["amount_refunded"]
+    return remaining
+
+
+def create(call: Call) -> Row:
+    """POST /v1/refunds."""
+    simulation = call.simulation
+    charge = _charge_to_refund(call)
+    if charge["status"] != "succeeded" or not charge["captured"]:
+        raise refused(
+            f"Charge {charge['id']} has not been captured, so it cannot be refunded; cancel its "
+            "PaymentIntent instead.",
+            code="charge_not_refundable",
+        )
+    remaining = refundable(charge)
+    amount = call.get("amount", remaining)
+    if remaining == 0:
+        raise refused(
+            f"Charge {charge['id']} has already been refunded.", code="charge_already_refunded"
+        )
+    currencies.check_step(amount, charge["currency"])
+    if amount > remaining:
+        raise refused(
+            f"Refund amount ({currencies.formatted(amount, charge['currency'])}) is greater than "
+            f"unrefunded amount on charge ({currencies.formatted(remaining, charge['currency'])})",
+            param="amount",
+        )
+    transfer, taken_back = _transfer_share(call, charge, amount, amount == remaining)
+    fee, fee_back = _fee_share(call, charge, amount, amount == remaining)
+    if transfer is not None and taken_back:
+        # The fee that goes back to the connected account helps to bear the reversal.
+        transfers.check_reversible(simulation, transfer, taken_back - fee_back)
+    return _refund(call, charge, amount, transfer, taken_back, fee, fee_back)
+
+
+def _transfer_share(
+    call: Call, charge: Row, amount: int, is_rest: bool
+) -> tuple[Row | None, int]:
+    if not call.get("reverse_transfer"):
+        return None, 0
+    id = charge.get("transfer")
+    if id is None:
+        raise refused(
+            f"Cannot reverse transfer on charge {charge['id']} because it does not have an "
+            "associated transfer.",
+            param="reverse_transfer",
+        )
+    transfer = call.simulation.store.require("transfer", id)
+    share = transfers.proportion(
+        transfer["amount"], transfer["amount_reversed"], amount, charge["amount_captured"], is_rest
+    )
+    return transfer, share
+
+
+def _fee_share(call: Call, charge: Row, amount: int, is_rest: bool) -> tuple[Row | None, int]:
+    if not call.get("refund_application_fee"):
+        return None, 0
+    id = charge["application_fee"]
+    if id is None:
+        raise refused(
+            f"Charge {charge['id']} does not have an application fee to refund.",
+            param="refund_application_fee",
+        )
+    if not call.get("reverse_transfer"):
+        raise refused(
+            "You must set reverse_transfer to true when refunding the application fee of a charge "
+            "created with transfer_data[destination].",
+            param="refund_application_fee",
+        )
+    fee = call.simulation.store.require("application_fee", id)
+    share = transfers.proportion(
+        fee["amount"], fee["amount_refunded"], amount, charge["amount_captured"], is_rest
+    )
+    return fee, share
+
+
+def _refund(
+    call: Call,
+    charge: Row,
+    amount: int,
+    transfer: Row | None,
+    taken_back: int,
+    fee: Row | None,
+    fee_back: int,
+) -> Row:
+    simulation = call.simulation
+    store = simulation.store
+    card = payment_methods.card_of(store.require("payment_method", charge["payment_method"]))
+    metadata = merged_metadata({}, call.get("metadata") or {})
+    refund = insert(simulation, charge, amount, call.get("reason"), metadata)
+    id = refund["id"]
+    settled, currency, exchange_rate = settle(simulation, amount, charge["currency"])
+    line = simulation.balances.record(
+        charge["_account"],
+        "refund",
+        id,
+        -settled,
+        currency,
+        available_on=charge["_available_on"],
+        description=f"REFUND FOR CHARGE ({charge['description'] or ''})",
+        exchange_rate=exchange_rate,
+    )
+    changes: dict[str, Any] = {"balance_transaction": line["id"]}
+    if card.refund == "pending":
+        changes.update(status="pending", pending_reason="processing")
+    if card.refund != "succeeds":
+        changes["_outcome_at"] = simulation.now() + simulation.settings.refund_outcome_seconds
+        simulation.schedule(changes["_outcome_at"], "refund_outcome", id)
+    refunded = charge["amount_refunded"] + amount
+    charge = store.change(
+        "charge",
+        charge["id"],
+        amount_refunded=refunded,
+        refunded=refunded == charge["amount"],
+    )
+    simulation.effect(
+        "refunded",
+        id,
+        payment_intent=charge["payment_intent"],
+        amount=amount,
+        currency=charge["currency"],
+        metadata=metadata,
+    )
+    refund = store.change("refund", id, **changes)
+    emit(simulation, "refund.created", refund)
+    if fee is not None and fee_back:
+        application_fees.give_back(simulation, fee, fee_back, {})
+    if transfer is not None and taken_back:
+        reversal, _ = transfers.reverse(simulation, transfer, taken_back, {}, source_refund=id)
+        refund = store.change("refund", id, transfer_reversal=reversal["id"])
+    emit(simulation, "charge.refunded", charge)
+    return refund
+
+
+def _outcome(simulation: Simulation, id: str) -> None:
+    """The later outcome of a test card's refund: pending succeeds, succeeded fails."""
+    refund = simulation.store.get("refund", id)
+    if refund is None or refund.get("_outcome_at") is None:
+        return
+    if refund["status"] == "pending":
+        before = {"status": "pending", "pending_reason": "processing"}
+        refund = simulation.store.change(
+            "refund", id, status="succeeded", pending_reason=None, _outcome_at=None
+        )
+        simulation.effect("refund_succeeded", id, payment_intent=refund["payment_intent"],
+                          amount=refund["amount"], currency=refund["currency"])  # fmt: skip
+        emit(simulation, "refund.updated", refund, before)
+        return
+    fail(simulation, refund, "expired_or_canceled_card")
+
+
+def fail(simulation: Simulation, refund: Row, reason: str) -> Row:
+    """The bank gave a refund back."""
+    store = simulation.store
+    id = refund["id"]
+    original = store.require("balance_transaction", refund["balance_transaction"])
+    line = simulation.balances.record(
+        refund["_account"],
+        "refund_failure",
+        id,
+        -original["amount"],
+        original["currency"],
+        available_on=original["available_on"],
+        exchange_rate=original["exchange_rate"],
+    )
+    before = {"status": refund["status"], "failure_reason": None}
+    refund = store.change(
+        "refund",
+        id,
+        status="failed",
+        failure_balance_transaction=line["id"],
+        failure_reason=reason,
+        pending_reason=None,
+        _outcome_at=None,
+    )
+    charge = store.require("charge", refund["charge"])
+    store.change(
+        "charge",
+        charge["id"],
+        amount_refunded=charge["amount_refunded"] - refund["amount"],
+        refunded=False,
+    )
+    simulation.effect(
+        "refund_failed",
+        id,
+        payment_intent=refund["payment_intent"],
+        amount=refund["amount"],
+        currency=refund["currency"],
+        metadata=refund["metadata"],
+    )
+    emit(simulation, "refund.updated", refund, before)
+    emit(simulation, "refund.failed", refund)
+    return refund
+
+
+def retrieve(call: Call) -> Row:
+    return call.object("refund", "refund")
+
+
+def update(call: Call) -> Row:
+    """POST /v1/refunds/:id: only metadata changes."""
+    simulation = call.simulation
+    refund = call.object("refund", "refund")
+    if "metadata" not in call.params:
+        return refund
+    before = {"metadata": refund["metadata"]}
+    metadata = merged_metadata(refund["metadata"], call.params["metadata"])
+    refund = simulation.store.change("refund", refund["id"], metadata=metadata)
+    emit(simulation, "refund.updated", refund, before)
+    return refund
+
+
+def cancel(call: Call) -> Row:
+    """POST /v1/refunds/:id/cancel: only what waits for the customer can be; cards never do."""
+    refund = call.object("refund", "refund")
+    raise refused(
+        f"Refund {refund['id']} has a status of {refund['status']} and cannot be canceled. Only "
+        "refunds with a status of requires_action can be canceled.",
+        code="refund_not_cancelable",
+    )

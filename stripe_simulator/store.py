@@ -1,0 +1,211 @@
+"""Where every object lives: in memory, and in an SQLite file when one is named.
+
+Rows are never edited in place. A change puts a new row in the old one's stead, so that an event's
+snapshot is simply the row as it was, and a refused request is undone by putting old rows back.
+What a request changed is committed to the file before its answer leaves, so that killing the
+process loses nothing that a caller was told.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from bisect import bisect_left, bisect_right
+from collections import defaultdict
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+
+# Fields by which rows are found. None of them changes once a row is there.
+INDEXES: dict[str, tuple[str, ...]] = {
+    "charge": ("_account", "payment_intent", "transfer_group"),
+    "refund": ("_account", "charge", "payment_intent"),
+    "transfer": ("_account", "destination", "transfer_group", "source_transaction"),
+    "transfer_reversal": ("_account", "transfer"),
+    "application_fee": ("_account", "charge", "originating_transaction"),
+    "fee_refund": ("_account", "fee"),
+    "balance_transaction": ("_account", "source", "type"),
+    "event": ("_account", "type"),
+    "delivery": ("event",),
+}
+DEFAULT_INDEX = ("_account",)
+
+
+class Store:
+    def __init__(self, path: Path | None = None) -> None:
+        self._tables: defaultdict[str, dict[str, Row]] = defaultdict(dict)
+        self._indexes: defaultdict[tuple[str, str, Any], list[str]] = defaultdict(list)
+        self._undo: dict[tuple[str, str], Row | None] = {}
+        self._sequence = 0
+        self._database: sqlite3.Connection | None = None
+        if path is not None:
+            self._database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+            # A commit in WAL mode reaches the operating system, which survives our being killed
+            # (though not the machine's loss of power, against which a stand-in need not guard).
+            self._database.execute("PRAGMA journal_mode=WAL")
+            self._database.execute("PRAGMA synchronous=NORMAL")
+            self._database.execute(
+                "CREATE TABLE IF NOT EXISTS rows (kind TEXT NOT NULL, id TEXT NOT NULL, "
+                "sequence INTEGER NOT NULL, body TEXT NOT NULL, PRIMARY KEY (kind, id)) "
+                "WITHOUT ROWID"
+            )
+            self._load()
+
+    def _load(self) -> None:
+        assert self._database is not None
+        for kind, id, sequence, body in self._database.execute(
+            "SELECT kind, id, sequence, body FROM rows ORDER BY sequence"
+        ):
+            row = json.loads(body)
+            self._tables[kind][id] = row
+            self._sequence = max(self._sequence, sequence)
+            for key in self._index_keys(kind, row):
+                self._indexes[key].append(id)
+
+    @staticmethod
+    def _index_keys(kind: str, row: Row) -> Iterator[tuple[str, str, Any]]:
+        for field in INDEXES.get(kind, DEFAULT_INDEX):
+            value = row.get(field)
+            if value is not None:
+                yield kind, field, value
+
+    def get(self, kind: str, id: str) -> Row | None:
+        return self._tables[kind].get(id)
+
+    def require(self, kind: str, id: str) -> Row:
+        """A row that our own rows say is there."""
+        return self._tables[kind][id]
+
+    def insert(self, kind: str, row: Row) -> Row:
+        id = row["id"]
+        self._sequence += 1
+        row = {**row, "_sequence": self._sequence}
+        self._undo.setdefault((kind, id), None)
+        self._tables[kind][id] = row
+        for key in self._index_keys(kind, row):
+            self._indexes[key].append(id)
+        return row
+
+    def change(self, kind: str, id: str, **fields: Any) -> Row:
+        before = self._tables[kind][id]
+        self._undo.setdefault((kind, id), before)
+        row = {**before, **fields}
+        self._tables[kind][id] = row
+        return row
+
+    def put(self, kind: str, id: str, **fields: Any) -> Row:
+        """Insert or replace a row of the simulator's own, such as the clock."""
+        if id in self._tables[kind]:
+            return self.change(kind, id, **fields)
+        return self.insert(kind, {"id": id, **fields})
+
+    def remove(self, kind: str, id: str) -> None:
+        row = self._tables[kind].pop(id)
+        self._undo.setdefault((kind, id), row)
+        for key in self._index_keys(kind, row):
+            self._indexes[key].remove(id)
+
+    def all(self, kind: str) -> list[Row]:
+        """Every row of a kind, oldest first."""
+        return list(self._tables[kind].values())
+
+    def first(self, kind: str, number: int) -> list[Row]:
+        """The oldest few rows of a kind."""
+        return list(islice(self._tables[kind].values(), number))
+
+    def count(self, kind: str) -> int:
+        return len(self._tables[kind])
+
+    def select(
+        self,
+        kind: str,
+        where: dict[str, Any],
+        *,
+        before: int | None = None,
+        after: int | None = None,
+        oldest_first: bool = False,
+    ) -> Iterator[Row]:
+        """Rows whose fields have the given values, newest first, between two sequence numbers."""
+        table = self._tables[kind]
+        indexed = INDEXES.get(kind, DEFAULT_INDEX)
+        usable = [name for name in where if name in indexed]
+        ids: list[str]
+        if usable:
+            ids = min((self._indexes.get((kind, n, where[n]), []) for n in usable), key=len)
+        else:
+            ids = list(table)
+        low, high = 0, len(ids)
+        if after is not None:
+            low = bisect_right(ids, after, key=lambda id: int(table[id]["_sequence"]))
+        if before is not None:
+            high = bisect_left(ids, before, key=lambda id: int(table[id]["_sequence"]))
+        positions = range(low, high) if oldest_first else range(high - 1, low - 1, -1)
+        for position in positions:
+            row = table[ids[position]]
+            if all(row.get(name) == value for name, value in where.items()):
+                yield row
+
+    def commit(self) -> None:
+        """Make what changed since the last commit permanent."""
+        if self._database is not None and self._undo:
+            self._database.execute("BEGIN")
+            for kind, id in self._undo:
+                row = self._tables[kind].get(id)
+                if row is None:
+                    self._database.execute(
+                        "DELETE FROM rows WHERE kind = ? AND id = ?", (kind, id)
+                    )
+                else:
+                    self._database.execute(
+                        "INSERT INTO rows VALUES (?, ?, ?, ?) "
+                        "ON CONFLICT (kind, id) DO UPDATE SET body = excluded.body",
+                        (kind, id, row["_sequence"], json.dumps(row, separators=(",", ":"))),
+                    )
+            self._database.execute("COMMIT")
+        self._undo.clear()
+
+    @property
+    def changed(self) -> bool:
+        return bool(self._undo)
+
+    def rollback(self) -> None:
+        """Undo what changed since the last commit."""
+        for (kind, id), before in reversed(self._undo.items()):
+            current = self._tables[kind].pop(id, None)
+            if current is not None:
+                for key in self._index_keys(kind, current):
+                    self._indexes[key].remove(id)
+            if before is not None:
+                self._tables[kind][id] = before
+                for key in self._index_keys(kind, before):
+                    self._indexes[key].append(id)
+        self._undo.clear()
+        self._restore_order()
+
+    def _restore_order(self) -> None:
+        """Undoing a change moved its row to the end; rows and indexes are kept oldest first."""
+        for kind, table in self._tables.items():
+            sequences = [row["_sequence"] for row in table.values()]
+            if sequences != sorted(sequences):
+                ordered = sorted(table.items(), key=lambda item: int(item[1]["_sequence"]))
+                self._tables[kind] = dict(ordered)
+        for (kind, _field, _value), ids in self._indexes.items():
+            ids.sort(key=lambda id: int(self._tables[kind][id]["_sequence"]))
+
+    def clear(self) -> None:
+        """Forget everything (`POST /_simulator/reset`)."""
+        self._tables.clear()
+        self._indexes.clear()
+        self._undo.clear()
+        self._sequence = 0
+        if self._database is not None:
+            self._database.execute("DELETE FROM rows")
+
+    def close(self) -> None:
+        if self._database is not None:
+            self.commit()
+            self._database.close()
+            self._database = None
