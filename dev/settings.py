@@ -82,14 +82,14 @@ class StackSettings:
         """For tests, also beside a running stack; ignores the caller's own Stripe and database."""
         ours = ("DATABASE_URL", "DATA_DIR", "STRIPE_", "GATEWAY_", "GRPC_PORT", "METRICS_PORT")
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
-        grpc_port, metrics_port = _free_row(replicas), _free_row(replicas)
+        grpc_port, metrics_port = first_free_port(replicas), first_free_port(replicas)
         settings = cls(
             data_dir=data_dir.absolute(),
             environment=inherited,
             grpc_port=grpc_port,
             metrics_port=metrics_port,
-            gateway_port=_free_row(1),
-            simulator_port=_free_row(1),
+            gateway_port=first_free_port(1),
+            simulator_port=first_free_port(1),
             replicas=replicas,
             durable=False,
         )
@@ -144,7 +144,7 @@ def _port(environment: Mapping[str, str], name: str) -> int:
     return int(said)
 
 
-def _free_row(length: int) -> int:
+def first_free_port(length: int) -> int:
     """The first of so many consecutive ports that nobody uses now."""
     for _ in range(100):
         with ExitStack() as probes:

@@ -222,7 +222,7 @@ class Stack:
                 *("--publishable-key", SIMULATOR_PUBLISHABLE_KEY),
                 *("--webhook", f"platform={webhooks},{platform}"),
                 *("--webhook", f"connect={webhooks}/connect,{connect}"),
-                *("--state", str(self.settings.data_dir / "simulator.json")),
+                *("--state", str(self.settings.data_dir / "simulator.state")),
                 *self.settings.simulator_arguments,
             ],
             self._without_secrets(),

@@ -106,7 +106,9 @@ def service_config() -> dict[str, Any]:
             {"name": retried, "timeout": deadline, "retryPolicy": _RETRY_POLICY},
             {"name": once, "timeout": deadline},
         ],
-        "retryThrottling": {"maxTokens": 10, "tokenRatio": 0.1},
+        # Retries stop after some 50 failures that no successes make up for. With the customary 10
+        # tokens a caller of few calls would lose its retries with the second call of an outage.
+        "retryThrottling": {"maxTokens": 100, "tokenRatio": 0.5},
     }
 
 

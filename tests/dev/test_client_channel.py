@@ -1,0 +1,142 @@
+"""The client's channel: calls spread, retried only where that is safe, resumed after a restart."""
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import grpc
+import pytest
+
+from dev.settings import first_free_port
+from marketplace.payments.channel import connect, connect_sync, service_config, target_of
+from marketplace.payments.v1 import payments_pb2, payments_pb2_grpc
+
+
+class Servicer:
+    """Fails with UNAVAILABLE so many times, then answers with its own name."""
+
+    def __init__(self, name: str, failures: int = 0) -> None:
+        self.name = name
+        self.failures = failures
+        self.calls = 0
+
+    def get_payment(
+        self, request: payments_pb2.GetPaymentRequest, context: Any
+    ) -> payments_pb2.GetPaymentResponse:
+        self.calls += 1
+        if self.calls <= self.failures:
+            context.abort(grpc.StatusCode.UNAVAILABLE, "again")
+        return payments_pb2.GetPaymentResponse(payment=payments_pb2.Payment(payment_id=self.name))
+
+
+def serve(servicer: Servicer, port: int) -> grpc.Server:
+    server = grpc.server(ThreadPoolExecutor(2), options=[("grpc.so_reuseport", 0)])
+    read = grpc.unary_unary_rpc_method_handler(
+        servicer.get_payment,
+        request_deserializer=payments_pb2.GetPaymentRequest.FromString,
+        response_serializer=payments_pb2.GetPaymentResponse.SerializeToString,
+    )
+    name = "marketplace.payments.v1.PaymentService"
+    server.add_generic_rpc_handlers(
+        [grpc.method_handlers_generic_handler(name, {"GetPayment": read})]
+    )
+    assert server.add_insecure_port(f"127.0.0.1:{port}") == port
+    server.start()
+    return server
+
+
+async def ask(channel: grpc.aio.Channel) -> str:
+    stub = payments_pb2_grpc.PaymentServiceStub(channel)
+    answer = await stub.GetPayment(payments_pb2.GetPaymentRequest(payment_id="pay_1"))
+    return answer.payment.payment_id
+
+
+async def test_calls_are_spread_over_all_addresses() -> None:
+    port = first_free_port(2)
+    servers = [serve(Servicer(name), port + n) for n, name in enumerate("ab")]
+    async with connect(f"127.0.0.1:{port}", f"127.0.0.1:{port + 1}") as channel:
+        names: set[str] = set()
+        deadline = time.monotonic() + 10
+        while names != {"a", "b"} and time.monotonic() < deadline:
+            names.add(await ask(channel))
+    assert names == {"a", "b"}
+    for server in servers:
+        server.stop(0).wait()
+
+
+async def test_unavailable_is_asked_again_until_answered() -> None:
+    port = first_free_port(1)
+    servicer = Servicer("a", failures=3)
+    server = serve(servicer, port)
+    async with connect(f"127.0.0.1:{port}") as channel:
+        assert await ask(channel) == "a"
+    assert servicer.calls == 4
+    server.stop(0).wait()
+
+
+async def test_server_that_is_back_is_found_within_seconds() -> None:
+    port = first_free_port(1)
+    server = serve(Servicer("a"), port)
+    async with connect(f"127.0.0.1:{port}") as channel:
+        assert await ask(channel) == "a"
+        server.stop(0).wait()
+        with pytest.raises(grpc.aio.AioRpcError):
+            await ask(channel)
+        server = serve(Servicer("b"), port)
+        assert await ask(channel) == "b"
+    server.stop(0).wait()
+
+
+def test_callers_without_asyncio_have_the_same_channel() -> None:
+    port = first_free_port(1)
+    server = serve(Servicer("a", failures=1), port)
+    with connect_sync(f"127.0.0.1:{port}") as channel:
+        stub = payments_pb2_grpc.PaymentServiceStub(channel)
+        answer = stub.GetPayment(payments_pb2.GetPaymentRequest(payment_id="pay_1"))
+    assert answer.payment.payment_id == "a"
+    server.stop(0).wait()
+
+
+def test_only_reads_and_keyed_mutations_are_retried() -> None:
+    retried, once = service_config()["methodConfig"]
+    names = {(name["service"].rpartition(".")[2], name["method"]) for name in retried["name"]}
+    assert retried["retryPolicy"]["retryableStatusCodes"] == ["UNAVAILABLE"]
+    assert {
+        ("PaymentService", "InitiatePayment"),
+        ("PaymentService", "CapturePayment"),
+        ("PaymentService", "RefundPayment"),
+        ("PaymentService", "GetPayment"),
+        ("PaymentService", "ListPayments"),
+        ("ExpertService", "GetExpert"),
+    } <= names
+    assert "retryPolicy" not in once
+    single = {(name["service"].rpartition(".")[2], name["method"]) for name in once["name"]}
+    assert ("WebhookService", "IngestEvent") in single
+    assert not names & single
+
+
+@pytest.mark.parametrize(
+    ("targets", "expected"),
+    [
+        (["payments:50051"], "payments:50051"),
+        (["dns:///payments:50051"], "dns:///payments:50051"),
+        (["10.0.0.1:1", "10.0.0.2:2"], "ipv4:10.0.0.1:1,10.0.0.2:2"),
+        (["[::1]:1", "[::2]:2"], "ipv6:[::1]:1,[::2]:2"),
+    ],
+)
+def test_addresses_become_one_target(targets: list[str], expected: str) -> None:
+    assert target_of(targets) == expected
+
+
+@pytest.mark.parametrize(
+    ("targets", "reason"),
+    [
+        ([], "at least one"),
+        (["10.0.0.1:1", "payments:2"], "is a name"),
+        (["10.0.0.1:1", "10.0.0.2"], "has no port"),
+        (["10.0.0.1:1", "[::1]:2"], "mixed"),
+    ],
+)
+def test_addresses_that_cannot_share_a_channel_are_refused(targets: list[str], reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        target_of(targets)
