@@ -95,13 +95,16 @@ TRANSITIONS: Final[Mapping[Kind, Mapping[State, set[State]]]] = {
     Kind.CAPTURE_STARTED: _edges({_S.IN_ESCROW}, _S.CAPTURING),
     Kind.CAPTURE_REFUSED: _edges({_S.CAPTURING}, _S.IN_ESCROW),
     Kind.CAPTURED: _edges({_S.CAPTURING}, _S.CAPTURED),
-    Kind.CAPTURED_ELSEWHERE: _edges((_UNCAPTURED | {_S.CANCELED, _S.EXPIRED}), _S.CAPTURED),
+    Kind.CAPTURED_ELSEWHERE: _edges(
+        (_UNCAPTURED | {_S.CANCELED, _S.EXPIRED}) - {_S.CAPTURING}, _S.CAPTURED
+    ),
     Kind.CANCEL_STARTED: _edges(_UNPAID | {_S.IN_ESCROW}, _S.CANCELING),
     Kind.CANCEL_REFUSED: _edges({_S.CANCELING}, _S.PENDING, _S.IN_ESCROW),
     Kind.CANCELED: _edges(_UNCAPTURED, _S.CANCELED),
     Kind.EXPIRED: _edges(_UNCAPTURED, _S.EXPIRED),
     Kind.REFUND_STARTED: _edges({_S.CAPTURED}, _S.REFUNDING),
-    Kind.REFUND_REFUSED: _edges({_S.REFUNDING}, _S.CAPTURED),
+    # REFUNDED if meanwhile everything was given back at Stripe's dashboard.
+    Kind.REFUND_REFUSED: _edges({_S.REFUNDING}, _S.CAPTURED, _S.REFUNDED),
     Kind.CLIENT_REFUNDED: _edges({_S.REFUNDING}, _S.REFUNDING, _S.CAPTURED, _S.REFUNDED),
     Kind.EXPERT_REVERSED: _edges({_S.REFUNDING}, _S.CAPTURED, _S.REFUNDED),
     Kind.EXPERT_OWES: _edges({_S.REFUNDING}, _S.CAPTURED, _S.REFUNDED),
@@ -333,6 +336,15 @@ def check_capture(payment: Payment, part: int | None, final: bool) -> int:
             "say so with final=true, or capture the whole",
             {"payment_id": payment.payment_id, "held": payment.held, "requested": part},
         )
+    commission = money.split_capture(
+        payment.net, part, payment.commission_basis_points, payment.currency
+    ).commission
+    if commission >= part:
+        raise Precondition(
+            "COMMISSION_TOO_LARGE",
+            "the commission would be the whole part; the expert must be left something",
+            {"amount": part, "commission": commission},
+        )
     return part
 
 
@@ -508,7 +520,7 @@ def start_refund(
 
 
 def refund_refused(payment: Payment, failure: Failure) -> Transition:
-    return _settled_back(payment, Kind.REFUND_REFUSED, State.CAPTURED, failure)
+    return _settled_back(payment, Kind.REFUND_REFUSED, _state_of_net(payment.net), failure)
 
 
 def client_refunded(

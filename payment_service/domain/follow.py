@@ -402,7 +402,10 @@ def _take_bounced_refund(
     )
     to.movements.append(Movement(failure_id(refund), "refund_failure", refund.minor_units))
     to.next_operation = NextOperation(
-        OperationKind.REFUND, refund.minor_units, {"owed": True}, parked=True
+        OperationKind.REFUND,
+        refund.minor_units,
+        {"owed": True, "payment_intent_id": to.payment.payment_intent_id},
+        parked=True,
     )
     to.report("refund_failed", f"{refund.refund_id} of {refund.minor_units} bounced")
 

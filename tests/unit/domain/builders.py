@@ -1,0 +1,90 @@
+"""Payments in every state, and the few values that all tests of the domain need."""
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+from payment_service.domain import money
+from payment_service.domain.escrow import Failure, Payment, State
+from payment_service.domain.ledger import Posting
+from payment_service.domain.operations import Operation, OperationKind
+
+NOW = datetime(2030, 1, 1, 12, tzinfo=UTC)
+FAILURE = Failure("card_declined", "generic_decline", "the card was declined", NOW)
+
+BUSY = (State.CAPTURING, State.CANCELING, State.REFUNDING)
+PAID_OUT = (State.CAPTURED, State.REFUNDING, State.REFUNDED)
+
+
+def new_payment(
+    amount: int = 10_000, currency: str = "USD", basis_points: int = 1_000, intent: str = "pi_1"
+) -> Payment:
+    """A payment that waits for its client; without ``intent`` Stripe has not answered yet."""
+    quote = money.split_quote(amount, basis_points, currency)
+    return Payment(
+        payment_id="pay_1",
+        client_id="client_1",
+        expert_id="expert_1",
+        gig_id="gig_1",
+        description="A gig",
+        destination_account_id="acct_1",
+        currency=currency,
+        amount=amount,
+        commission_basis_points=basis_points,
+        commission=quote.commission,
+        expert_amount=quote.expert,
+        payment_intent_id=intent,
+        operation_id="" if intent else "op_create",
+        version=1,
+        create_time=NOW,
+        update_time=NOW,
+        payment_expire_time=NOW + timedelta(days=1),
+    )
+
+
+def in_state(state: State, base: Payment | None = None) -> Payment:
+    """The payment as it would stand in ``state``; the whole is held, captured or refunded."""
+    payment = base or new_payment()
+    payment = replace(payment, state=state, operation_id="op_1" if state in BUSY else "")
+    if state is State.FAILED:
+        return replace(payment, failure=FAILURE)
+    if state in (State.IN_ESCROW, State.CAPTURING, State.CANCELING):
+        return replace(payment, held=payment.amount, charge_id="ch_1", escrow_time=NOW)
+    if state not in PAID_OUT:
+        return payment
+    payment = replace(
+        payment,
+        captured=payment.amount,
+        net_commission=payment.commission,
+        processor_fee=320,
+        charge_id="ch_1",
+        transfer_id="tr_1",
+        escrow_time=NOW,
+        capture_time=NOW,
+    )
+    if state is State.REFUNDED:
+        return replace(payment, refunded=payment.captured, net_commission=0)
+    return payment
+
+
+def new_operation(
+    kind: OperationKind, minor_units: int = 0, operation_id: str = "op_1", **params: object
+) -> Operation:
+    return Operation(
+        operation_id=operation_id,
+        kind=kind,
+        payment_id="pay_1",
+        params=params,
+        minor_units=minor_units,
+        create_time=NOW,
+        attempt_time=NOW,
+    )
+
+
+def sums(postings: Iterable[Posting]) -> dict[tuple[str, str], int]:
+    """What is left on each account in each currency, without zeros."""
+    totals: dict[tuple[str, str], int] = defaultdict(int)
+    for posting in postings:
+        totals[posting.account, posting.currency] += posting.minor_units
+    return {account: total for account, total in totals.items() if total}

@@ -1,0 +1,587 @@
+"""The state machine: its edges, its refusals, and what each step leaves on the books."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from fractions import Fraction
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from payment_service.domain import escrow, money
+from payment_service.domain.errors import Busy, InvalidArgument, Precondition, Refusal
+from payment_service.domain.escrow import (
+    TRANSITIONS,
+    IllegalTransition,
+    Kind,
+    Payment,
+    RefundPlan,
+    State,
+    Transition,
+    Unbalanced,
+    WaitingFor,
+)
+from payment_service.domain.ledger import LOSSES, CaptureLines, Posting, Settled, imbalance
+from tests.unit.domain.builders import BUSY, FAILURE, NOW, in_state, new_payment, sums
+from tests.unit.domain.fake_intent import SAME_CURRENCY, Exchange, FakeIntent
+from tests.unit.domain.fake_service import FakeService
+
+USD = Settled(100, "USD", "txn_1")
+
+
+def lines(part: int, commission: int) -> CaptureLines:
+    whole, fee = Settled(part, "USD", "txn_1"), Settled(commission, "USD", "txn_2")
+    return CaptureLines(charge=whole, transferred=whole, received=whole, fee=fee, fee_paid=fee)
+
+
+def captured(payment: Payment) -> Transition:
+    return escrow.captured(
+        payment, 400, 40, lines(400, 40), charge_id="ch_1", transfer_id="tr_1", now=NOW
+    )
+
+
+def client_refunded(payment: Payment, part: int, then: str) -> Transition:
+    plan = RefundPlan(False, part, 0, part)
+    settled = Settled(part, payment.currency, "txn_1")
+    return escrow.client_refunded(payment, "re_1", plan, settled, then, NOW)
+
+
+#: Every transition function there is, in every way that leads to another state.
+FUNCTIONS: dict[str, Callable[[Payment], Transition]] = {
+    "intent_created": lambda p: escrow.intent_created(p, "pi_1", NOW),
+    "creation_refused": lambda p: escrow.creation_refused(p, FAILURE),
+    "attempt_failed": lambda p: escrow.attempt_failed(p, FAILURE),
+    "attempt_restarted": lambda p: escrow.attempt_restarted(p, NOW),
+    "authorized": lambda p: escrow.authorized(p, "ch_1", NOW, NOW),
+    "start_capture": lambda p: escrow.start_capture(p, 400, "op_2", "", NOW),
+    "capture_refused": lambda p: escrow.capture_refused(p, FAILURE),
+    "captured": captured,
+    "start_cancel": lambda p: escrow.start_cancel(p, "op_2", "asked", NOW),
+    "cancel_refused": lambda p: escrow.cancel_refused(p, FAILURE),
+    "canceled": lambda p: escrow.ended_unpaid(p, expired=False, reason="", now=NOW),
+    "expired": lambda p: escrow.ended_unpaid(p, expired=True, reason="", now=NOW),
+    "start_refund": lambda p: escrow.start_refund(p, RefundPlan(False, 1), "op_2", "", NOW),
+    "refund_refused": lambda p: escrow.refund_refused(p, FAILURE),
+    "client_refunded, a part": lambda p: client_refunded(p, 100, ""),
+    "client_refunded, the whole": lambda p: client_refunded(p, p.net, ""),
+    "client_refunded, then the expert": lambda p: client_refunded(p, 100, "op_2"),
+    "expert_reversed": lambda p: escrow.expert_reversed(p, "trr_1", 100, USD, USD, NOW),
+    "expert_owes": lambda p: escrow.expert_owes(p, 100, FAILURE),
+    "refunded_elsewhere, a part": lambda p: escrow.refunded_elsewhere(
+        p, "re_1", 100, USD, LOSSES, NOW
+    ),
+    "refunded_elsewhere, the whole": lambda p: escrow.refunded_elsewhere(
+        p, "re_1", p.net, Settled(p.net, "USD"), LOSSES, NOW
+    ),
+    "reversed_elsewhere": lambda p: escrow.reversed_elsewhere(
+        p, "trr_1", 100, USD, USD, LOSSES, NOW
+    ),
+    "fee_refunded_elsewhere": lambda p: escrow.fee_refunded_elsewhere(
+        p, "fr_1", 100, USD, USD, NOW
+    ),
+    "refund_failed": lambda p: escrow.refund_failed(p, "re_1", 100, USD, "op_2", NOW),
+    "refund_resent": lambda p: escrow.refund_resent(p, "re_1", 100, USD, NOW),
+    "processor_fee_recorded": lambda p: escrow.processor_fee_recorded(p, USD, NOW),
+    "waiting": lambda p: escrow.waiting(p, WaitingFor.PROCESSOR, "timeout", NOW),
+}
+
+
+def standing_in(state: State) -> Iterator[Payment]:
+    """The payments that can stand in a state, as far as it makes a difference."""
+    payment = in_state(state)
+    yield payment
+    if state is State.CANCELING:
+        yield replace(payment, held=0)
+    if state is State.REFUNDING:
+        yield replace(payment, refunded=payment.captured, net_commission=0)
+
+
+def possible() -> set[tuple[Kind, State, State]]:
+    found = set()
+    for state in State:
+        for payment in standing_in(state):
+            for function in FUNCTIONS.values():
+                try:
+                    done = function(payment)
+                except IllegalTransition:
+                    continue
+                found.add((done.kind, payment.state, done.after.state))
+    return found
+
+
+POSSIBLE = possible()
+
+
+@pytest.mark.parametrize("before", State)
+@pytest.mark.parametrize("kind", [kind for kind in Kind if kind is not Kind.INITIATED])
+def test_exactly_the_listed_edges_are_possible(kind: Kind, before: State) -> None:
+    reached = {target for what, source, target in POSSIBLE if (what, source) == (kind, before)}
+    assert reached == set(TRANSITIONS[kind].get(before, ()))
+
+
+def test_every_kind_but_the_first_is_in_the_table() -> None:
+    assert set(TRANSITIONS) == set(Kind) - {Kind.INITIATED}
+
+
+def test_final_states_are_left_by_corrections_only() -> None:
+    corrections = {
+        State.CANCELED: {Kind.CAPTURED_ELSEWHERE},
+        State.EXPIRED: {Kind.CAPTURED_ELSEWHERE},
+        State.REFUNDED: {Kind.REFUND_FAILED},
+    }
+    for state, kinds in corrections.items():
+        left = {kind for kind, source, target in POSSIBLE if source is state is not target}
+        assert left == kinds
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_a_transition_is_one_version_and_balances(function: str) -> None:
+    tried = 0
+    for state in State:
+        for payment in standing_in(state):
+            try:
+                done = FUNCTIONS[function](payment)
+            except IllegalTransition:
+                continue
+            tried += 1
+            assert done.before == payment
+            assert done.after.version == payment.version + 1
+            assert imbalance(done.postings) == {}
+            assert all(posting.minor_units for posting in done.postings)
+            assert done.after.update_time == NOW
+    assert tried
+
+
+def test_illegal_transition_names_the_edge() -> None:
+    with pytest.raises(IllegalTransition, match=r"pay_1: payment\.authorized from CAPTURED to IN_"):
+        escrow.authorized(in_state(State.CAPTURED), "ch_1", None, NOW)
+
+
+def test_unbalanced_postings_are_never_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    stray = Posting("hold", 1, "USD", "stray")
+    monkeypatch.setattr("payment_service.domain.ledger.Book.authorized", lambda *_: [stray])
+    with pytest.raises(Unbalanced, match=r"off by \{.USD.: 1\}"):
+        escrow.authorized(new_payment(), "ch_1", None, NOW)
+
+
+# ---- initiation ----
+
+
+def test_initiation_is_the_first_version_and_moves_no_money() -> None:
+    done = escrow.initiate(replace(new_payment(intent=""), version=0))
+    assert (done.before, done.after.version, done.postings) == (None, 1, ())
+
+
+@pytest.mark.parametrize(("amount", "basis_points"), [(1, 5_000), (4, 9_000), (50, 9_999)])
+def test_commission_of_the_whole_amount_is_refused(amount: int, basis_points: int) -> None:
+    with pytest.raises(Precondition) as refusal:
+        escrow.initiate(new_payment(amount, basis_points=basis_points))
+    assert refusal.value.reason == "COMMISSION_TOO_LARGE"
+    assert refusal.value.facts == {"amount": str(amount), "commission": str(amount)}
+
+
+# ---- which capture is allowed ----
+
+
+@pytest.mark.parametrize(
+    ("part", "final", "taken"),
+    [(None, False, 10_000), (None, True, 10_000), (10_000, False, 10_000), (10_000, True, 10_000)],
+)
+def test_capture_takes_what_is_held(part: int | None, final: bool, taken: int) -> None:
+    assert escrow.check_capture(in_state(State.IN_ESCROW), part, final) == taken
+
+
+@pytest.mark.parametrize("part", [1, 4_000, 9_999])
+def test_capture_of_a_part_needs_final(part: int) -> None:
+    payment = in_state(State.IN_ESCROW)
+    assert escrow.check_capture(payment, part, final=True) == part
+    with pytest.raises(Precondition) as refusal:
+        escrow.check_capture(payment, part, final=False)
+    assert refusal.value.reason == "WOULD_RELEASE_REMAINDER"
+    assert refusal.value.facts == {
+        "payment_id": "pay_1",
+        "held": "10000",
+        "requested": str(part),
+    }
+
+
+def test_capture_that_would_leave_the_expert_nothing_is_refused() -> None:
+    payment = in_state(State.IN_ESCROW, new_payment(basis_points=6_000))
+    with pytest.raises(Precondition) as refusal:
+        escrow.check_capture(payment, 1, final=True)
+    assert refusal.value.reason == "COMMISSION_TOO_LARGE"
+    assert refusal.value.facts == {"amount": "1", "commission": "1"}
+    assert escrow.check_capture(payment, 2, final=True) == 2
+
+
+CAPTURE = (State.IN_ESCROW,)
+REFUND = (State.PENDING, State.FAILED, State.IN_ESCROW, State.CAPTURED)
+
+
+def capture_refusal(payment: Payment, part: int | None) -> Refusal:
+    with pytest.raises(Refusal) as refusal:
+        escrow.check_capture(payment, part, final=True)
+    return refusal.value
+
+
+def refund_refusal(payment: Payment, part: int | None) -> Refusal:
+    with pytest.raises(Refusal) as refusal:
+        escrow.check_refund(payment, part)
+    return refusal.value
+
+
+@pytest.mark.parametrize("part", [None, 1, 10_000, 10_001, 0, -1])
+@pytest.mark.parametrize("state", State)
+@pytest.mark.parametrize(
+    ("allowed", "refusal_of"), [(CAPTURE, capture_refusal), (REFUND, refund_refusal)]
+)
+def test_wrong_state_is_named_whatever_the_amount(
+    allowed: tuple[State, ...],
+    refusal_of: Callable[[Payment, int | None], Refusal],
+    state: State,
+    part: int | None,
+) -> None:
+    payment = in_state(state)
+    if state in allowed:
+        payment = replace(payment, operation_id="op_1")
+    refusal = refusal_of(payment, part)
+    if state in BUSY or state in allowed:
+        assert (type(refusal), refusal.reason) == (Busy, "OPERATION_IN_PROGRESS")
+        assert refusal.facts == {"payment_id": "pay_1", "state": state.value}
+    else:
+        assert (type(refusal), refusal.reason) == (Precondition, "WRONG_STATE")
+        assert refusal.facts == {
+            "payment_id": "pay_1",
+            "state": state.value,
+            "allowed_states": ",".join(allowed),
+        }
+
+
+@pytest.mark.parametrize(
+    ("currency", "part", "fault"),
+    [
+        ("USD", 0, "must be more than zero"),
+        ("USD", -1, "must be more than zero"),
+        ("KWD", 5, "must be a multiple of 10 in KWD"),
+        ("ISK", 150, "must be a multiple of 100 in ISK"),
+        ("UGX", 1, "must be a multiple of 100 in UGX"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("allowed", "refusal_of"), [(CAPTURE, capture_refusal), (REFUND, refund_refusal)]
+)
+def test_impossible_amount_is_an_invalid_field(
+    allowed: tuple[State, ...],
+    refusal_of: Callable[[Payment, int | None], Refusal],
+    currency: str,
+    part: int,
+    fault: str,
+) -> None:
+    for state in allowed:
+        refusal = refusal_of(in_state(state, new_payment(currency=currency)), part)
+        assert (type(refusal), refusal.reason) == (InvalidArgument, "INVALID_FIELD")
+        assert refusal.fields == (("amount.minor_units", fault),)
+
+
+@pytest.mark.parametrize(
+    ("allowed", "refusal_of"), [(CAPTURE, capture_refusal), (REFUND, refund_refusal)]
+)
+def test_more_than_there_is_is_refused(
+    allowed: tuple[State, ...], refusal_of: Callable[[Payment, int | None], Refusal]
+) -> None:
+    for state in allowed:
+        refusal = refusal_of(in_state(state), 10_001)
+        assert (type(refusal), refusal.reason) == (Precondition, "AMOUNT_TOO_LARGE")
+        assert refusal.facts == {
+            "payment_id": "pay_1",
+            "requested": "10001",
+            "available": "10000",
+            "currency": "USD",
+        }
+
+
+# ---- which refund is allowed ----
+
+
+@pytest.mark.parametrize("part", [None, 10_000])
+@pytest.mark.parametrize("state", [State.PENDING, State.FAILED, State.IN_ESCROW])
+def test_uncaptured_payment_is_given_back_by_cancelling(state: State, part: int | None) -> None:
+    assert escrow.check_refund(in_state(state), part) == RefundPlan(True, 10_000)
+
+
+@pytest.mark.parametrize("part", [1, 9_999])
+@pytest.mark.parametrize("state", [State.PENDING, State.FAILED, State.IN_ESCROW])
+def test_part_of_an_uncaptured_payment_cannot_be_given_back(state: State, part: int) -> None:
+    payment = in_state(state)
+    refusal = refund_refusal(payment, part)
+    assert (type(refusal), refusal.reason) == (Precondition, "PARTIAL_REFUND_NEEDS_CAPTURE")
+    assert refusal.facts == {
+        "payment_id": "pay_1",
+        "held": str(payment.held),
+        "requested": str(part),
+    }
+
+
+@pytest.mark.parametrize(
+    ("part", "commission", "expert"),
+    [(None, 1_000, 9_000), (10_000, 1_000, 9_000), (5, 0, 5), (6, 1, 5), (3_333, 333, 3_000)],
+)
+def test_refund_after_capture_divides_by_the_commission_given_back(
+    part: int | None, commission: int, expert: int
+) -> None:
+    plan = escrow.check_refund(in_state(State.CAPTURED), part)
+    assert plan == RefundPlan(False, commission + expert, commission, expert)
+
+
+def test_refund_after_a_refund_is_of_what_is_left() -> None:
+    payment = replace(in_state(State.CAPTURED), refunded=4_000, net_commission=600)
+    assert escrow.check_refund(payment, None) == RefundPlan(False, 6_000, 600, 5_400)
+    assert refund_refusal(payment, 6_001).facts["available"] == "6000"
+
+
+@given(st.data())
+def test_refund_never_gives_back_more_than_either_side_has(data: st.DataObject) -> None:
+    """Whatever commission Stripe really collected, an operator's included."""
+    net = data.draw(st.integers(1, 1_000))
+    commission = data.draw(st.integers(0, net))
+    payment = replace(
+        in_state(State.CAPTURED, new_payment(1_000, basis_points=data.draw(st.integers(0, 9_999)))),
+        refunded=1_000 - net,
+        net_commission=commission,
+    )
+    part = data.draw(st.integers(1, net))
+    split = escrow.refund_split(payment, part)
+    assert split.commission + split.expert == part
+    assert 0 <= split.commission <= commission
+    assert 0 <= split.expert <= payment.net_expert
+    if part == net:
+        assert split == money.Split(commission, payment.net_expert)
+
+
+def test_refused_refund_of_an_emptied_payment_leaves_it_refunded() -> None:
+    """While ours was under way an operator gave everything back by hand."""
+    emptied = replace(in_state(State.REFUNDING), refunded=10_000, net_commission=0)
+    assert escrow.refund_refused(emptied, FAILURE).after.state is State.REFUNDED
+
+
+# ---- what complete lives leave on the books ----
+
+PLATFORM, CONNECTED = "stripe:platform", "stripe:connected:expert_1"
+FUNDS, DEBT = "expert_funds:expert_1", "expert_debt:expert_1"
+OWED = "client_payable:pay_1"
+TO_EURO = Exchange("EUR", Fraction(9, 10), "GBP", Fraction(4, 5))
+
+
+def live(exchange: Exchange = SAME_CURRENCY, currency: str = "USD") -> FakeService:
+    """A payment of 10000 whose card was authorized."""
+    service = FakeService(
+        new_payment(currency=currency), FakeIntent(10_000, currency, exchange=exchange)
+    )
+    service.intent.authorize()
+    service.follow()
+    assert service.balance("hold") == 10_000
+    assert service.balance("client") == -10_000
+    return service
+
+
+def books(service: FakeService) -> dict[str, int]:
+    service.check_reconciled()
+    totals: dict[str, int] = {}
+    for posting in service.postings:
+        totals[posting.account] = totals.get(posting.account, 0) + posting.minor_units
+    return {account: total for account, total in totals.items() if total}
+
+
+# Stripe's own fee is 320 of 10000 and 146 of 4000.
+
+
+def test_books_after_capture() -> None:
+    service = live()
+    service.capture()
+    assert books(service) == {
+        PLATFORM: 1_000 - 320,
+        CONNECTED: 9_000,
+        FUNDS: -9_000,
+        "commission": -1_000,
+        "processor_fee": 320,
+    }
+    assert service.payment.processor_fee == 320
+
+
+def test_books_after_capture_of_a_part() -> None:
+    service = live()
+    service.capture(4_000)
+    assert service.payment.state is State.CAPTURED
+    assert books(service) == {
+        PLATFORM: 400 - 146,
+        CONNECTED: 3_600,
+        FUNDS: -3_600,
+        "commission": -400,
+        "processor_fee": 146,
+    }
+
+
+def test_books_are_empty_after_a_cancellation() -> None:
+    service = live()
+    service.give_back()
+    assert service.payment.state is State.CANCELED
+    assert books(service) == {}
+
+
+def test_books_are_empty_after_expiry() -> None:
+    service = live()
+    service.intent.cancel("automatic")
+    service.follow()
+    assert service.payment.state is State.EXPIRED
+    assert books(service) == {}
+
+
+def test_books_after_a_full_refund_show_only_stripes_fee() -> None:
+    service = live()
+    service.capture()
+    service.give_back()
+    assert service.payment.state is State.REFUNDED
+    assert books(service) == {PLATFORM: -320, "processor_fee": 320}
+
+
+def test_books_after_a_refund_of_a_part() -> None:
+    service = live()
+    service.capture()
+    service.give_back(3_333)
+    assert service.payment.state is State.CAPTURED
+    assert books(service) == {
+        PLATFORM: 667 - 320,
+        CONNECTED: 6_000,
+        FUNDS: -6_000,
+        "commission": -667,
+        "processor_fee": 320,
+    }
+
+
+def test_what_stripe_will_not_take_back_is_the_experts_debt() -> None:
+    service = live()
+    service.capture()
+    service.give_back(reversal_refused=True)
+    assert service.payment.state is State.REFUNDED
+    assert books(service) == {
+        PLATFORM: 1_000 - 320 - 10_000,
+        CONNECTED: 9_000,
+        FUNDS: -9_000,
+        DEBT: 9_000,
+        "processor_fee": 320,
+    }
+
+
+def test_bounced_refund_is_owed_to_the_client_until_it_is_sent_again() -> None:
+    service = live()
+    service.capture()
+    service.give_back()
+    service.intent.bounce(service.intent.refunds[0].refund_id)
+    service.follow()
+    assert service.payment.state is State.REFUNDING
+    assert service.payment.waiting_for is WaitingFor.OPERATOR
+    assert books(service) == {PLATFORM: 10_000 - 320, OWED: -10_000, "processor_fee": 320}
+    service.send()
+    service.follow()
+    assert (service.payment.state, service.payment.client_owed) == (State.REFUNDED, 0)
+    assert books(service) == {PLATFORM: -320, "processor_fee": 320}
+
+
+def test_refund_made_by_hand_is_the_platforms_loss() -> None:
+    service = live()
+    service.capture()
+    service.intent.refund(4_000)
+    service.follow()
+    assert books(service) == {
+        PLATFORM: 1_000 - 320 - 4_000,
+        CONNECTED: 9_000,
+        FUNDS: -9_000,
+        "commission": -600,
+        LOSSES: 3_600,
+        "processor_fee": 320,
+    }
+
+
+def test_reversal_made_by_hand_makes_up_for_a_loss() -> None:
+    service = live()
+    service.capture()
+    service.intent.refund(4_000)
+    service.intent.reverse(3_600)
+    service.follow()
+    assert books(service) == {
+        PLATFORM: 600 - 320,
+        CONNECTED: 5_400,
+        FUNDS: -5_400,
+        "commission": -600,
+        "processor_fee": 320,
+    }
+
+
+def test_fee_refund_made_by_hand_goes_to_the_expert() -> None:
+    service = live()
+    service.capture()
+    service.intent.refund_fee(250)
+    service.follow()
+    assert books(service) == {
+        PLATFORM: 750 - 320,
+        CONNECTED: 9_250,
+        FUNDS: -9_250,
+        "commission": -750,
+        "processor_fee": 320,
+    }
+
+
+def test_books_after_capture_in_another_currency_stand_over_fx() -> None:
+    """Charged in USD, settled in EUR at 0.9, received in GBP at 0.8 of that."""
+    service = live(TO_EURO)
+    service.capture()
+    service.check_reconciled()
+    assert sums(service.postings) == {
+        (PLATFORM, "EUR"): 900 - 320,
+        (CONNECTED, "GBP"): 7_200 - 720,
+        (FUNDS, "USD"): -9_000,
+        ("commission", "USD"): -1_000,
+        ("processor_fee", "EUR"): 320,
+        ("fx", "USD"): 10_000,
+        ("fx", "EUR"): -900,
+        ("fx", "GBP"): -(7_200 - 720),
+    }
+    service.give_back()
+    assert service.payment.state is State.REFUNDED
+    service.check_reconciled()
+    assert [service.balance(account) for account in (FUNDS, DEBT, "commission", "fx")] == [0] * 4
+
+
+@given(
+    currency=st.sampled_from(["USD", "JPY", "KWD", "ISK"]),
+    basis_points=st.integers(0, 4_999),
+    steps=st.integers(2, 100_000),
+    cut=st.integers(1, 100),
+    refunds=st.lists(st.tuples(st.integers(1, 100), st.booleans()), max_size=5),
+)
+def test_books_agree_with_stripe_after_any_life(
+    currency: str, basis_points: int, steps: int, cut: int, refunds: list[tuple[int, bool]]
+) -> None:
+    unit = money.step(currency)
+    amount = steps * unit
+    service = FakeService(new_payment(amount, currency, basis_points), FakeIntent(amount, currency))
+    service.intent.authorize()
+    service.follow()
+    service.capture(max(steps * cut // 100, 1) * unit)
+    refused = 0
+    for share, reversal_refused in refunds:
+        payment = service.payment
+        part = max(payment.net // unit * share // 100, 1) * unit
+        if payment.state is State.REFUNDED:
+            break
+        expert_part = escrow.check_refund(payment, part).expert_part
+        refused += expert_part if reversal_refused else 0
+        service.give_back(part, reversal_refused=reversal_refused)
+    payment = service.payment
+    service.check_reconciled()
+    assert service.balance("commission") == -payment.net_commission
+    assert payment.net_commission == money.fee(payment.net, basis_points, currency)
+    assert service.balance(DEBT) == refused
+    assert service.balance(FUNDS) == -payment.net_expert - refused
+    assert service.balance(LOSSES) == 0
+    assert not service.discrepancies
