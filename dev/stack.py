@@ -213,19 +213,20 @@ class Stack:
         webhooks = f"{self.gateway_url}/api/v1/webhooks/stripe"
         platform = self._secret("STRIPE_WEBHOOK_SECRET")
         connect = self._secret("STRIPE_CONNECT_WEBHOOK_SECRET")
+        # By environment: what stands on a command line can be read by every user.
+        told = {
+            "STRIPE_SIMULATOR_HOST": "127.0.0.1",
+            "STRIPE_SIMULATOR_PORT": str(self.settings.simulator_port),
+            "STRIPE_SIMULATOR_SECRET_KEY": SIMULATOR_SECRET_KEY,
+            "STRIPE_SIMULATOR_PUBLISHABLE_KEY": SIMULATOR_PUBLISHABLE_KEY,
+            "STRIPE_SIMULATOR_WEBHOOKS": f"platform={webhooks},{platform} "
+            f"connect={webhooks}/connect,{connect}",
+            "STRIPE_SIMULATOR_STATE": str(self.settings.data_dir / "simulator.sqlite"),
+        }
         self.simulator = self._child(
             "simulator",
-            [
-                *self.settings.commands["simulator"],
-                *("--host", "127.0.0.1", "--port", str(self.settings.simulator_port)),
-                *("--secret-key", SIMULATOR_SECRET_KEY),
-                *("--publishable-key", SIMULATOR_PUBLISHABLE_KEY),
-                *("--webhook", f"platform={webhooks},{platform}"),
-                *("--webhook", f"connect={webhooks}/connect,{connect}"),
-                *("--state", str(self.settings.data_dir / "simulator.state")),
-                *self.settings.simulator_arguments,
-            ],
-            self._without_secrets(),
+            [*self.settings.commands["simulator"], *self.settings.simulator_arguments],
+            self._without_secrets() | told,
         )
         self.simulator.start()
         port = self.settings.simulator_port

@@ -1,6 +1,6 @@
-"""A stand-in for the simulator (port and webhooks as arguments) and the gateway (by environment).
+"""A stand-in for the simulator and the gateway: it answers every GET with 200.
 
-It answers every GET with 200, and is told apart by whether it was given a `--port`.
+Its argument is the variable that names its port. What it was told it writes to its first line.
 """
 
 import json
@@ -20,16 +20,10 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def main() -> None:
-    arguments = sys.argv[1:]
-    if "--port" in arguments:
-        port = int(arguments[arguments.index("--port") + 1])
-        sys.stdout.write(f"told {json.dumps(arguments)}\n")
-    else:
-        port = int(os.environ["GATEWAY_PORT"])
-        told = {name: os.environ.get(name) for name in json.loads(os.environ["FAKE_TELLS"])}
-        sys.stdout.write(f"told {json.dumps(told)}\n")
+    told = {name: os.environ.get(name) for name in json.loads(os.environ["FAKE_TELLS"])}
+    sys.stdout.write(f"told {json.dumps(told)}\n")
     sys.stdout.flush()
-    HTTPServer(("127.0.0.1", port), Handler).serve_forever()
+    HTTPServer(("127.0.0.1", int(os.environ[sys.argv[1]])), Handler).serve_forever()
 
 
 if __name__ == "__main__":

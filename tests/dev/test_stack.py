@@ -28,8 +28,8 @@ FAKES = Path(__file__).parent
 COMMANDS = {
     "migrate": [sys.executable, "-c", "print('migrated')"],
     "service": [sys.executable, str(FAKES / "fake_service.py")],
-    "gateway": [sys.executable, str(FAKES / "fake_web.py")],
-    "simulator": [sys.executable, str(FAKES / "fake_web.py")],
+    "gateway": [sys.executable, str(FAKES / "fake_web.py"), "GATEWAY_PORT"],
+    "simulator": [sys.executable, str(FAKES / "fake_web.py"), "STRIPE_SIMULATOR_PORT"],
 }
 TELLS = [
     "DATABASE_URL",
@@ -41,6 +41,7 @@ TELLS = [
     "STRIPE_WEBHOOK_SECRET",
     "LANDING_SECRET",
     "GATEWAY_PUBLIC_URL",
+    "STRIPE_SIMULATOR_WEBHOOKS",
 ]
 
 NewSettings = Callable[..., StackSettings]
@@ -129,10 +130,11 @@ def test_children_are_told_what_concerns_them(new_settings: NewSettings, story: 
     assert first["GATEWAY_PUBLIC_URL"] == stack.gateway_url
     assert first["STRIPE_WEBHOOK_SECRET"].startswith("whsec_")
     hook = f"platform={stack.gateway_url}/api/v1/webhooks/stripe,{first['STRIPE_WEBHOOK_SECRET']}"
-    assert hook in simulator
+    assert hook in simulator["STRIPE_SIMULATOR_WEBHOOKS"].split()
     assert gateway["CORE_ADDRESS"] == ",".join(settings.grpc_addresses)
     secrets = ["DATABASE_URL", "STRIPE_SECRET_KEY", "STRIPE_WEBHOOK_SECRET", "LANDING_SECRET"]
     assert [gateway[name] for name in secrets] == [None] * 4
+    assert [simulator[name] for name in secrets] == [None] * 4
 
 
 def test_secrets_are_made_once_and_kept(new_settings: NewSettings, data_dir: Path) -> None:
