@@ -118,7 +118,8 @@ async def run(config: Config) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
     simulator = await start(config)
-    print(f"stripe_simulator listening on {simulator.base_url}", flush=True)
+    sys.stdout.write(f"stripe_simulator listening on {simulator.base_url}\n")
+    sys.stdout.flush()
     await stopping.wait()
     await simulator.close()
 

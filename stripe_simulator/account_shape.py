@@ -46,9 +46,7 @@ def requirements(**given: Any) -> dict[str, Any]:
     }
 
 
-def controller(
-    type: str | None, given: dict[str, Any] | None
-) -> tuple[str, dict[str, Any]]:
+def controller(type_: str | None, given: dict[str, Any] | None) -> tuple[str, dict[str, Any]]:
     """The account's type and controller, from either way of asking.
 
     The pairs are Stripe's table of migration to controller properties; an account made by
@@ -58,14 +56,14 @@ def controller(
         "express": ("application_express", "application", "stripe", "express"),
         "custom": ("application_custom", "application", "application", "none"),
         "standard": ("account", "stripe", "stripe", "full"),
-    }[type or "standard"]
+    }[type_ or "standard"]
     if given is not None:
         payer = (given.get("fees") or {}).get("payer", payer)
         losses = (given.get("losses") or {}).get("payments", losses)
         collection = given.get("requirement_collection", collection)
         dashboard = (given.get("stripe_dashboard") or {}).get("type", dashboard)
-        type = "none" if (dashboard, collection) != ("full", "stripe") else "standard"
-    return type or "standard", {
+        type_ = "none" if (dashboard, collection) != ("full", "stripe") else "standard"
+    return type_ or "standard", {
         "fees": {"payer": payer},
         "is_controller": True,
         "losses": {"payments": losses},
@@ -97,9 +95,7 @@ def business_profile(given: dict[str, Any] | None) -> dict[str, Any]:
     }
 
 
-def settings(
-    given: dict[str, Any] | None, current: dict[str, Any] | None = None
-) -> dict[str, Any]:
+def settings(given: dict[str, Any] | None, current: dict[str, Any] | None = None) -> dict[str, Any]:
     shown = current or {
         "bacs_debit_payments": {"display_name": None, "service_user_number": None},
         "branding": {"icon": None, "logo": None, "primary_color": None, "secondary_color": None},
@@ -134,9 +130,9 @@ def settings(
     return shown
 
 
-def person(id: str, account: str, now: int) -> dict[str, Any]:
+def person(id_: str, account: str, now: int) -> dict[str, Any]:
     return {
-        "id": id,
+        "id": id_,
         "object": "person",
         "account": account,
         "address": dict.fromkeys(ADDRESS),
@@ -331,10 +327,10 @@ def _capability_reason(reason: str | None) -> str | None:
     }.get(reason, "other")
 
 
-def bank_account(id: str, account: Row) -> dict[str, Any]:
+def bank_account(id_: str, account: Row) -> dict[str, Any]:
     """The test bank account that the onboarding form attaches."""
     return {
-        "id": id,
+        "id": id_,
         "object": "bank_account",
         "account": account["id"],
         "account_holder_name": None,

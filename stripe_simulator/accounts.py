@@ -17,16 +17,16 @@ from stripe_simulator.simulation import Call, Simulation, merged_metadata
 from stripe_simulator.store import Row
 
 
-def is_deauthorized(simulation: Simulation, id: str) -> bool:
-    account = simulation.store.get("account", id)
+def is_deauthorized(simulation: Simulation, id_: str) -> bool:
+    account = simulation.store.get("account", id_)
     return account is None or account["_deauthorized"]
 
 
-def check_destination(simulation: Simulation, id: str, param: str) -> None:
+def check_destination(simulation: Simulation, id_: str, param: str) -> None:
     """Money can only be sent to an account whose `transfers` capability is active."""
-    account = simulation.store.get("account", id)
+    account = simulation.store.get("account", id_)
     if account is None or account["_deauthorized"]:
-        raise no_such("destination", id, param)
+        raise no_such("destination", id_, param)
     if account["capabilities"].get("transfers") != "active":
         raise refused(
             "Your destination account needs to have at least one of the following capabilities "
@@ -36,11 +36,11 @@ def check_destination(simulation: Simulation, id: str, param: str) -> None:
         )
 
 
-def reachable(simulation: Simulation, id: str) -> Row:
+def reachable(simulation: Simulation, id_: str) -> Row:
     """An account that our key may act for; else 403, the same for unknown and for revoked."""
-    account = simulation.store.get("account", id)
+    account = simulation.store.get("account", id_)
     if account is None or account["_deauthorized"]:
-        raise no_access(simulation.config.secret_key, id)
+        raise no_access(simulation.config.secret_key, id_)
     return account
 
 
@@ -60,10 +60,10 @@ def create(call: Call) -> Row:
         )
     requested = _requested_capabilities(params.get("capabilities") or {}, {})
     type_, controller = shape.controller(params.get("type"), params.get("controller"))
-    id = simulation.new_id("acct_1", 15)
+    id_ = simulation.new_id("acct_1", 15)
     now = simulation.now()
     account: Row = {
-        "id": id,
+        "id": id_,
         "object": "account",
         "business_profile": shape.business_profile(params.get("business_profile")),
         "business_type": params.get("business_type"),
@@ -79,7 +79,7 @@ def create(call: Call) -> Row:
             "object": "list",
             "data": [],
             "has_more": False,
-            "url": f"/v1/accounts/{id}/external_accounts",
+            "url": f"/v1/accounts/{id_}/external_accounts",
         },
         "future_requirements": shape.requirements(),
         "metadata": merged_metadata({}, params.get("metadata") or {}),
@@ -88,7 +88,7 @@ def create(call: Call) -> Row:
         "settings": shape.settings(params.get("settings")),
         "tos_acceptance": {"date": None, "ip": None, "user_agent": None},
         "type": type_,
-        "_account": id,
+        "_account": id_,
         "_requested": requested,
         "_requested_at": dict.fromkeys(requested, now),
         "_stage": "fresh",
@@ -98,15 +98,15 @@ def create(call: Call) -> Row:
     account.update(_person_and_company(simulation, account, params))
     account.update(shape.standing(account))
     account = simulation.store.insert("account", account)
-    simulation.effect("account_created", id, metadata=account["metadata"])
+    simulation.effect("account_created", id_, metadata=account["metadata"])
     return account
 
 
 def _requested_capabilities(given: dict[str, Any], current: dict[str, bool]) -> dict[str, bool]:
     requested = {**current}
-    for name, hash in given.items():
-        if hash is not None and "requested" in hash:
-            requested[name] = hash["requested"]
+    for name, wish in given.items():
+        if wish is not None and "requested" in wish:
+            requested[name] = wish["requested"]
     if requested.get("card_payments") and not requested.get("transfers"):
         raise refused(
             "You cannot request the card_payments capability without the transfers capability.",
@@ -194,15 +194,15 @@ def delete(call: Call) -> Row:
     """DELETE /v1/accounts/:id; an account that still holds money cannot be deleted."""
     simulation = call.simulation
     account = reachable(simulation, call.path["account"])
-    id = account["id"]
-    if any(simulation.balances.total(id, name) for name in simulation.balances.currencies(id)):
+    id_ = account["id"]
+    if any(simulation.balances.total(id_, name) for name in simulation.balances.currencies(id_)):
         raise refused(
-            f"You cannot delete the account {id} because its balance is not zero.",
+            f"You cannot delete the account {id_} because its balance is not zero.",
             code="account_balance_not_zero",
         )
-    simulation.store.change("account", id, _deauthorized=True, _deleted=True)
-    simulation.effect("account_deleted", id, metadata=account["metadata"])
-    return {"id": id, "object": "account", "deleted": True}
+    simulation.store.change("account", id_, _deauthorized=True, _deleted=True)
+    simulation.effect("account_deleted", id_, metadata=account["metadata"])
+    return {"id": id_, "object": "account", "deleted": True}
 
 
 def complete_onboarding(simulation: Simulation, account: Row, outcome: str) -> Row:
@@ -229,42 +229,40 @@ def complete_onboarding(simulation: Simulation, account: Row, outcome: str) -> R
     return account
 
 
-def restrict(simulation: Simulation, id: str, restriction: dict[str, Any]) -> Row:
+def restrict(simulation: Simulation, id_: str, restriction: dict[str, Any]) -> Row:
     """Stripe withdraws capabilities (control API): see `account_shape.standing`."""
-    account = simulation.store.require("account", id)
+    account = simulation.store.require("account", id_)
     account = change(simulation, account, {"_stage": "restricted", "_restriction": restriction})
-    simulation.effect("account_restricted", id, metadata=account["metadata"])
+    simulation.effect("account_restricted", id_, metadata=account["metadata"])
     return account
 
 
-def restore(simulation: Simulation, id: str) -> Row:
+def restore(simulation: Simulation, id_: str) -> Row:
     """The restriction is over: back to where the account was when its form was submitted."""
-    account = simulation.store.require("account", id)
+    account = simulation.store.require("account", id_)
     stage = "complete" if account["details_submitted"] else "fresh"
     account = change(simulation, account, {"_stage": stage, "_restriction": None})
-    simulation.effect("account_restored", id, metadata=account["metadata"])
+    simulation.effect("account_restored", id_, metadata=account["metadata"])
     return account
 
 
-def deauthorize(simulation: Simulation, id: str) -> Row:
+def deauthorize(simulation: Simulation, id_: str) -> Row:
     """The account disconnects from the platform: one event, and 403 for every later call."""
-    from stripe_simulator.application_fees import application_id
-
-    account = simulation.store.change("account", id, _deauthorized=True)
+    account = simulation.store.change("account", id_, _deauthorized=True)
     application = {
-        "id": application_id(simulation),
+        "id": simulation.application,
         "object": "application",
         "name": "stripe_simulator platform",
-        "_account": id,
+        "_account": id_,
     }
     emit(simulation, "account.application.deauthorized", application)
-    simulation.effect("account_deauthorized", id, metadata=account["metadata"])
+    simulation.effect("account_deauthorized", id_, metadata=account["metadata"])
     return account
 
 
-def reauthorize(simulation: Simulation, id: str) -> Row:
+def reauthorize(simulation: Simulation, id_: str) -> Row:
     """Undo a deauthorization (control API); Stripe would need a new connection."""
-    return simulation.store.change("account", id, _deauthorized=False)
+    return simulation.store.change("account", id_, _deauthorized=False)
 
 
 def list_capabilities(call: Call) -> list[Row]:

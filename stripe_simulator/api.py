@@ -133,9 +133,7 @@ class Api:
             headers=safe,
         )
 
-    def _log(
-        self, exchange: Exchange, status: int, answer: Answer | None, started: float
-    ) -> None:
+    def _log(self, exchange: Exchange, status: int, answer: Answer | None, started: float) -> None:
         found = self.router.find(exchange.method, exchange.path)
         route = found[0].path if found else exchange.path
         self.request_counts[f"{exchange.method} {route} {status}"] += 1
@@ -263,9 +261,7 @@ class Api:
                     headers["Stripe-Should-Retry"] = "false"
                 return Answer(stored["status"], stored["body"], headers)
         params = read_fields(endpoint.schema, nest(exchange.pairs))
-        call = Call(
-            simulation, account, params, variables, exchange.publishable, exchange.version
-        )
+        call = Call(simulation, account, params, variables, exchange.publishable, exchange.version)
         if exchange.method == "GET":
             simulation.process_due()
             return await self._execute(exchange, endpoint, call, None)
@@ -284,7 +280,7 @@ class Api:
 
         Only a fault that slows an endpoint down ever holds one for longer than an instant.
         """
-        ids = [id for name, id in call.path.items() if name != "*"]
+        ids = [id_ for name, id_ in call.path.items() if name != "*"]
         target = call.get("payment_intent") or call.get("charge") or (ids[0] if ids else None)
         if target is None:
             yield
@@ -437,7 +433,7 @@ def _server_error(status: int, code: str | None, message: str | None) -> ApiErro
         message
         or "An unknown error occurred. Try again, or contact us at https://support.stripe.com/ if "
         "the problem persists.",
-        type="api_error",
+        kind="api_error",
         code=code,
         stored=False,
     )
@@ -452,7 +448,7 @@ def _fault_error(rule: Rule) -> ApiError:
     else:
         kind = "card_error" if rule.status == 402 else "invalid_request_error"
         error = ApiError(
-            rule.status, rule.message or "Refused by the fault plan.", type=kind, code=rule.code
+            rule.status, rule.message or "Refused by the fault plan.", kind=kind, code=rule.code
         )
     error.stored = rule.stored
     if rule.type is not None:

@@ -9,13 +9,6 @@ from stripe_simulator.simulation import Call, Simulation, merged_metadata
 from stripe_simulator.store import Row
 
 
-def application_id(simulation: Simulation) -> str:
-    """The platform as an application, the same for one seed."""
-    from stripe_simulator.ids import scrambled
-
-    return "ca_" + scrambled(f"{simulation.ids.seed}:application", 32)
-
-
 def collect(
     simulation: Simulation,
     *,
@@ -28,11 +21,11 @@ def collect(
 ) -> Row:
     """Book a fee onto the platform. `charge` of a fee is the payment on the connected account;
     the platform's own charge is its `originating_transaction` (the SDK's description)."""
-    id = simulation.new_id("fee_1")
+    id_ = simulation.new_id("fee_1")
     line = simulation.balances.record(
         simulation.platform,
         "application_fee",
-        id,
+        id_,
         amount,
         currency,
         available_on=available_on,
@@ -41,12 +34,12 @@ def collect(
     return simulation.store.insert(
         "application_fee",
         {
-            "id": id,
+            "id": id_,
             "object": "application_fee",
             "account": account,
             "amount": amount,
             "amount_refunded": 0,
-            "application": application_id(simulation),
+            "application": simulation.application,
             "balance_transaction": line["id"],
             "charge": payment,
             "created": simulation.now(),
@@ -65,12 +58,12 @@ def give_back(
     simulation: Simulation, fee: Row, amount: int, metadata: dict[str, str]
 ) -> tuple[Row, Row]:
     """Return part of a fee to the connected account that paid it; (fee refund, fee)."""
-    id = simulation.new_id("fr_1")
+    id_ = simulation.new_id("fr_1")
     available_on = fee["_available_on"]
     line = simulation.balances.record(
         simulation.platform,
         "application_fee_refund",
-        id,
+        id_,
         -amount,
         fee["currency"],
         available_on=available_on,
@@ -79,7 +72,7 @@ def give_back(
     simulation.balances.record(
         fee["account"],
         "application_fee_refund",
-        id,
+        id_,
         amount,
         fee["currency"],
         available_on=available_on,
@@ -88,7 +81,7 @@ def give_back(
     row = simulation.store.insert(
         "fee_refund",
         {
-            "id": id,
+            "id": id_,
             "object": "fee_refund",
             "amount": amount,
             "balance_transaction": line["id"],
@@ -106,7 +99,7 @@ def give_back(
         refunded=refunded == fee["amount"],
     )
     simulation.effect(
-        "fee_refunded", id, amount=amount, currency=fee["currency"], metadata=metadata
+        "fee_refunded", id_, amount=amount, currency=fee["currency"], metadata=metadata
     )
     emit(simulation, "application_fee.refunded", fee)
     return row, fee

@@ -86,7 +86,7 @@ class Balances:
     def record(
         self,
         account: str,
-        type: str,
+        type_: str,
         source: str | None,
         amount: int,
         currency: str,
@@ -115,10 +115,10 @@ class Balances:
                 "fee": fee,
                 "fee_details": details,
                 "net": amount - fee,
-                "reporting_category": REPORTING_CATEGORIES[type],
+                "reporting_category": REPORTING_CATEGORIES[type_],
                 "source": source,
                 "status": "pending",
-                "type": type,
+                "type": type_,
                 "_account": account,
             },
         )
@@ -174,8 +174,7 @@ def retrieve_balance(call: Call) -> Row:
         "available": lines(lambda name: balances.available(call.account, name)),
         "livemode": False,
         "pending": lines(
-            lambda name: balances.total(call.account, name)
-            - balances.available(call.account, name)
+            lambda name: balances.total(call.account, name) - balances.available(call.account, name)
         ),
     }
     if call.account == simulation.platform:
@@ -193,9 +192,7 @@ def _reserved(simulation: Simulation, currency: str) -> int:
     )
 
 
-def settle(
-    simulation: Simulation, amount: int, currency: str
-) -> tuple[int, str, float | None]:
+def settle(simulation: Simulation, amount: int, currency: str) -> tuple[int, str, float | None]:
     """A charge's amount as it reaches the platform: settled amount, currency, exchange rate."""
     target = currencies.settlement(currency, simulation.config.settlement_currencies)
     if target == currency:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from stripe_simulator import cards, payment_methods
+from stripe_simulator import cards, payment_methods, refunds
 from stripe_simulator.events import emit
 from stripe_simulator.ids import scrambled
 from stripe_simulator.simulation import Call, Simulation, merged_metadata
@@ -82,14 +82,14 @@ def build_failed(simulation: Simulation, intent: Row, method: Row, message: str)
 
 
 def _base(simulation: Simulation, intent: Row, method: Row) -> Row:
-    id = simulation.new_id("ch_3")
+    id_ = simulation.new_id("ch_3")
     transfer_data = intent["transfer_data"]
     group = intent["transfer_group"]
     if group is None and transfer_data is not None:
         # Stripe labels a destination charge and its transfer with a group of its own.
         group = f"group_{intent['id']}"
     return {
-        "id": id,
+        "id": id_,
         "object": "charge",
         "amount": intent["amount"],
         "amount_captured": 0,
@@ -121,7 +121,7 @@ def _base(simulation: Simulation, intent: Row, method: Row) -> Row:
         "radar_options": {},
         "receipt_email": intent["receipt_email"],
         "receipt_number": None,
-        "receipt_url": f"{simulation.base_url}/_pages/receipt/{id}",
+        "receipt_url": f"{simulation.base_url}/_pages/receipt/{id_}",
         "refunded": False,
         "review": None,
         "shipping": intent["shipping"],
@@ -206,15 +206,13 @@ def release(simulation: Simulation, charge: Row, reason: str | None) -> Row:
     Stripe's documents say a cancel "refunds" the remaining amount; the switch
     `void_refunds_charge` decides whether the charge shows it.
     """
-    id = charge["id"]
+    id_ = charge["id"]
     if not simulation.settings.void_refunds_charge:
-        return simulation.store.change("charge", id, _released=charge["amount"])
+        return simulation.store.change("charge", id_, _released=charge["amount"])
     charge = simulation.store.change(
-        "charge", id, _released=charge["amount"], amount_refunded=charge["amount"], refunded=True
+        "charge", id_, _released=charge["amount"], amount_refunded=charge["amount"], refunded=True
     )
     if simulation.settings.void_creates_refund:
-        from stripe_simulator import refunds
-
         refund = refunds.insert(simulation, charge, charge["amount"], reason, {})
         emit(simulation, "refund.created", refund)
     return charge

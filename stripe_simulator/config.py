@@ -70,6 +70,8 @@ class Settings:
     lock_wait_ms: int = 2000
     # The API reference says eight digits; the currencies page of 2026 allows more.
     maximum_amount: int = 99_999_999
+    # Stripe keeps events for 30 days; what a long load test leaves must fit into memory as well.
+    keep_events: int = 100_000
     # Answer 429 when more than so many API calls arrive in one second; 0 is no limit.
     rate_limit_per_second: int = 0
 

@@ -22,9 +22,7 @@ AUTHENTICATION_FAILED = (
     "The provided PaymentMethod has failed authentication. You can provide payment_method_data or "
     "a new PaymentMethod to attempt to fulfill this PaymentIntent again."
 )
-AUTHENTICATION_REQUIRED = (
-    "Your card was declined. This transaction requires authentication."
-)
+AUTHENTICATION_REQUIRED = "Your card was declined. This transaction requires authentication."
 
 
 def unexpected_state(simulation: Simulation, intent: Row, message: str) -> ApiError:
@@ -128,9 +126,7 @@ def _require_return_url(call: Call, intent: Row) -> None:
         )
 
 
-def authorize(
-    simulation: Simulation, intent: Row, method: Row, *, authenticated: bool
-) -> Row:
+def authorize(simulation: Simulation, intent: Row, method: Row, *, authenticated: bool) -> Row:
     """Ask the card network; a decline raises, having left its trace."""
     card = payment_methods.card_of(method)
     if card.decline is not None:
@@ -242,7 +238,7 @@ def _fail(
     simulation: Simulation,
     intent: Row,
     method: Row,
-    type: str,
+    type_: str,
     code: str,
     message: str,
     details: dict[str, Any],
@@ -257,7 +253,7 @@ def _fail(
             "doc_url": documentation_url(code),
             "message": message,
             "payment_method": plain(simulation, method),
-            "type": type,
+            "type": type_,
         },
         next_action=None,
         payment_method=None,
@@ -278,7 +274,7 @@ def _card_error(
     return ApiError(
         402,
         message,
-        type="card_error",
+        kind="card_error",
         code=code,
         keeps_changes=True,
         payment_intent=plain(simulation, intent),

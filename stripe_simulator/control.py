@@ -128,8 +128,8 @@ class Control:
         return await self.get_faults(request, {})
 
     async def clear_faults(self, request: web.Request, _given: Given) -> Given:
-        id = request.match_info.get("id")
-        self.faults.clear(int(id) if id else None)
+        id_ = request.match_info.get("id")
+        self.faults.clear(int(id_) if id_ else None)
         return await self.get_faults(request, {})
 
     # Logs ---------------------------------------------------------------------------------------
@@ -212,13 +212,13 @@ class Control:
         account = given.get("account", simulation.platform)
         if account != simulation.platform and simulation.store.get("account", account) is None:
             raise ValueError(f"no such account: {account}")
-        type = given.get("type", "adjustment")
-        if type not in ("topup", "adjustment", "payout"):
+        type_ = given.get("type", "adjustment")
+        if type_ not in ("topup", "adjustment", "payout"):
             raise ValueError("type must be topup, adjustment or payout")
         with simulation.acting():
             line = simulation.balances.record(
                 account,
-                type,
+                type_,
                 None,
                 int(given["amount"]),
                 str(given["currency"]),
@@ -231,10 +231,10 @@ class Control:
 
     async def act_on_account(self, request: web.Request, given: Given) -> Given:
         simulation = self.simulation
-        id = request.match_info["id"]
-        account = simulation.store.get("account", id)
+        id_ = request.match_info["id"]
+        account = simulation.store.get("account", id_)
         if account is None:
-            raise ValueError(f"no such account: {id}")
+            raise ValueError(f"no such account: {id_}")
 
         def complete() -> Row:
             outcome = given.get("outcome", "complete")
@@ -244,10 +244,10 @@ class Control:
 
         actions: dict[str, Callable[[], Row]] = {
             "complete_onboarding": complete,
-            "restrict": lambda: accounts.restrict(simulation, id, given),
-            "restore": lambda: accounts.restore(simulation, id),
-            "deauthorize": lambda: accounts.deauthorize(simulation, id),
-            "reauthorize": lambda: accounts.reauthorize(simulation, id),
+            "restrict": lambda: accounts.restrict(simulation, id_, given),
+            "restore": lambda: accounts.restore(simulation, id_),
+            "deauthorize": lambda: accounts.deauthorize(simulation, id_),
+            "reauthorize": lambda: accounts.reauthorize(simulation, id_),
         }
         action = request.match_info["action"]
         if action not in actions:

@@ -10,9 +10,7 @@ from decimal import ROUND_HALF_UP, Decimal
 
 from stripe_simulator.errors import ApiError, refused
 
-ZERO_DECIMAL = frozenset(
-    "bif clp djf gnf jpy kmf krw mga pyg rwf vnd vuv xaf xof xpf".split()
-)
+ZERO_DECIMAL = frozenset("bif clp djf gnf jpy kmf krw mga pyg rwf vnd vuv xaf xof xpf".split())
 THREE_DECIMAL = frozenset("bhd jod kwd omr tnd".split())
 # No minor unit in practice, yet sent with two decimals, so that every amount ends in 00.
 TWO_DECIMAL_BUT_WHOLE = frozenset(("isk", "ugx"))
@@ -45,6 +43,8 @@ MINIMUMS = {
     "sek": 300, "thb": 1000,
 }  # fmt: skip
 
+SYMBOLS = {"usd": "$", "eur": "€", "gbp": "£", "jpy": "¥"}
+
 COUNTRY_CURRENCIES = {
     "AE": "aed", "AT": "eur", "AU": "aud", "BE": "eur", "BG": "eur", "BR": "brl", "CA": "cad",
     "CH": "chf", "CY": "eur", "CZ": "czk", "DE": "eur", "DK": "dkk", "EE": "eur", "ES": "eur",
@@ -64,9 +64,11 @@ def exponent(currency: str) -> int:
 
 
 def formatted(amount: int, currency: str) -> str:
-    """An amount for a person to read, such as `12.50 usd`."""
+    """An amount for a person to read, as Stripe's messages have it: `$12.50`, `12.50 chf`."""
     places = exponent(currency)
-    return f"{Decimal(amount).scaleb(-places):.{places}f} {currency}"
+    number = f"{Decimal(amount).scaleb(-places):,.{places}f}"
+    symbol = SYMBOLS.get(currency)
+    return f"{symbol}{number}" if symbol else f"{number} {currency}"
 
 
 def rate(source: str, target: str) -> Decimal:

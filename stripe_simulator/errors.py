@@ -12,14 +12,14 @@ from typing import Any
 
 
 class ApiError(Exception):
-    """An answer with an error object; the names of the arguments are Stripe's."""
+    """An answer with an error object; `kind` is the error's `type`."""
 
     def __init__(
         self,
         status: int,
         message: str,
         *,
-        type: str = "invalid_request_error",
+        kind: str = "invalid_request_error",
         code: str | None = None,
         param: str | None = None,
         stored: bool = True,
@@ -30,7 +30,7 @@ class ApiError(Exception):
         super().__init__(message)
         self.status = status
         self.message = message
-        self.type = type
+        self.type = kind
         self.code = code
         self.param = param
         self.stored = stored
@@ -100,11 +100,11 @@ def refused(
     return ApiError(400, message, code=code, param=param, **details)
 
 
-def no_such(kind: str, id: str, param: str, *, in_path: bool = False) -> ApiError:
+def no_such(kind: str, id_: str, param: str, *, in_path: bool = False) -> ApiError:
     """404 for the object in the URL, 400 for one that a parameter names."""
     return ApiError(
         404 if in_path else 400,
-        f"No such {kind}: '{id}'",
+        f"No such {kind}: '{id_}'",
         code="resource_missing",
         param=param,
     )

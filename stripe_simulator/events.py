@@ -28,7 +28,7 @@ def targets(simulation: Simulation) -> list[WebhookTarget]:
 
 def emit(
     simulation: Simulation,
-    type: str,
+    type_: str,
     row: Row,
     previous: dict[str, Any] | None = None,
     *,
@@ -44,7 +44,7 @@ def emit(
     shown = {**plain(simulation, row), **overrides}
     event = event_envelope(
         simulation, simulation.new_id("evt_1" if owner != simulation.platform else "evt_3"),
-        type, shown, previous,
+        type_, shown, previous,
     )  # fmt: skip
     scope = "platform"
     if owner != simulation.platform:
@@ -56,21 +56,33 @@ def emit(
     event["_delivered"] = not wanted
     event = simulation.store.insert("event", event)
     for number, target in enumerate(wanted):
-        add_delivery(simulation, event["id"], target.url, f"{event['id']}:{number}", type)
+        add_delivery(simulation, event["id"], target.url, f"{event['id']}:{number}", type_)
+    if simulation.store.count("event") > simulation.settings.keep_events:
+        _forget_oldest(simulation)
     return event
 
 
-def add_delivery(simulation: Simulation, event: str, url: str, id: str, type: str) -> None:
+def _forget_oldest(simulation: Simulation) -> None:
+    """Drop an event that nobody waits for any more; two a time, so that the number goes down."""
+    store = simulation.store
+    for old in store.first("event", 2):
+        if old["_delivered"] and store.count("event") > simulation.settings.keep_events:
+            for delivery in list(store.select("delivery", {"event": old["id"]})):
+                store.remove("delivery", delivery["id"])
+            store.remove("event", old["id"])
+
+
+def add_delivery(simulation: Simulation, event: str, url: str, id_: str, type_: str) -> None:
     simulation.store.insert(
         "delivery",
         {
-            "id": id,
+            "id": id_,
             "event": event,
-            "type": type,
+            "type": type_,
             "url": url,
             "state": "pending",
             "attempts": 0,
             "last_status": None,
         },
     )
-    simulation.new_deliveries.append(id)
+    simulation.new_deliveries.append(id_)

@@ -111,8 +111,8 @@ class Faults:
         self.rules.append(rule)
         return rule
 
-    def clear(self, id: int | None = None) -> None:
-        self.rules = [] if id is None else [rule for rule in self.rules if rule.id != id]
+    def clear(self, id_: int | None = None) -> None:
+        self.rules = [] if id_ is None else [rule for rule in self.rules if rule.id != id_]
 
     def seed(self, seed: str) -> None:
         self._random = random.Random(seed)

@@ -52,9 +52,9 @@ def nest(pairs: Pairs) -> dict[str, Raw]:
         match = _NAME.match(name)
         parts = [match.group(1), *_PART.findall(match.group(2))] if match else [name]
         level = root
-        for index, part in enumerate(parts):
-            if part == "":
-                part = str(len(level))
+        for index, given in enumerate(parts):
+            # Empty brackets take the next place of a list.
+            part = given or str(len(level))
             if index == len(parts) - 1:
                 level[part] = value
                 break

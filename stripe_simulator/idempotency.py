@@ -39,7 +39,7 @@ def claim(account: str, key: str | None, path: str, pairs: Pairs) -> Claim | Non
         raise ApiError(
             400,
             "Idempotency keys must be between 1 and 255 characters long.",
-            type="idempotency_error",
+            kind="idempotency_error",
             stored=False,
         )
     text = "\n".join(f"{name}\t{value}" for name, value in sorted(pairs))
@@ -110,4 +110,4 @@ class IdempotencyKeys:
 
 
 def _mismatch(message: str) -> ApiError:
-    return ApiError(400, message, type="idempotency_error", stored=False)
+    return ApiError(400, message, kind="idempotency_error", stored=False)

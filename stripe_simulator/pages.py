@@ -145,17 +145,14 @@ class Pages:
         if login is None:
             return _page("Unknown link", "<p class='bad'>There is no such link.</p>", 404)
         account = simulation.store.require("account", login["account"])
-        id = account["id"]
-        balances = [
-            (
-                f"Balance ({name})",
-                f"{currencies.formatted(simulation.balances.available(id, name), name)} available "
-                f"of {currencies.formatted(simulation.balances.total(id, name), name)}",
-            )
-            for name in simulation.balances.currencies(id)
-        ]
+        id_ = account["id"]
+        balances = []
+        for name in simulation.balances.currencies(id_):
+            available = currencies.formatted(simulation.balances.available(id_, name), name)
+            total = currencies.formatted(simulation.balances.total(id_, name), name)
+            balances.append((f"Balance ({name})", f"{available} available of {total}"))
         facts = _facts(
-            ("Account", id),
+            ("Account", id_),
             ("Charges", "enabled" if account["charges_enabled"] else "disabled"),
             ("Payouts", "enabled" if account["payouts_enabled"] else "disabled"),
             ("Owed to Stripe", ", ".join(account["requirements"]["currently_due"]) or "nothing"),

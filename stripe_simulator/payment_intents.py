@@ -20,6 +20,15 @@ from stripe_simulator.simulation import Call, Simulation, merged_metadata
 from stripe_simulator.store import Row
 
 CHANGEABLE = ("requires_payment_method", "requires_confirmation", "requires_action")
+FIXED_ONCE_CONFIRMED = {
+    "amount",
+    "application_fee_amount",
+    "capture_method",
+    "currency",
+    "payment_method",
+    "payment_method_data",
+    "transfer_data",
+}
 CANCELABLE = (
     "requires_payment_method",
     "requires_capture",
@@ -30,7 +39,7 @@ CANCELABLE = (
 
 
 def register(simulation: Simulation) -> None:
-    simulation.due_handlers["expire_authorization"] = lambda id: _expire(simulation, id)
+    simulation.due_handlers["expire_authorization"] = lambda id_: _expire(simulation, id_)
     simulation.on_rebuild.append(lambda: _schedule_all(simulation))
     _schedule_all(simulation)
 
@@ -72,11 +81,11 @@ def create(call: Call) -> Row:
         automatic = {"enabled": True}
     if automatic is not None:
         automatic = {"allow_redirects": "always", **automatic}
-    id = simulation.new_id("pi_3")
+    id_ = simulation.new_id("pi_3")
     intent = simulation.store.insert(
         "payment_intent",
         {
-            "id": id,
+            "id": id_,
             "object": "payment_intent",
             "amount": amount,
             "amount_capturable": 0,
@@ -88,7 +97,7 @@ def create(call: Call) -> Row:
             "canceled_at": None,
             "cancellation_reason": None,
             "capture_method": params.get("capture_method", "automatic_async"),
-            "client_secret": simulation.new_id(f"{id}_secret_", 25),
+            "client_secret": simulation.new_id(f"{id_}_secret_", 25),
             "confirmation_method": params.get("confirmation_method", "automatic"),
             "created": simulation.now(),
             "currency": currency,
@@ -125,12 +134,12 @@ def create(call: Call) -> Row:
     method = _given_method(call)
     if method is not None:
         intent = simulation.store.change(
-            "payment_intent", id, payment_method=method["id"], status="requires_confirmation"
+            "payment_intent", id_, payment_method=method["id"], status="requires_confirmation"
         )
     simulation.effect(
         "intent_created",
-        id,
-        payment_intent=id,
+        id_,
+        payment_intent=id_,
         amount=amount,
         currency=currency,
         metadata=intent["metadata"],
@@ -153,9 +162,7 @@ def _given_method(call: Call) -> Row | None:
 
 def _check_amount(simulation: Simulation, amount: int, currency: str) -> None:
     settles_in = currencies.settlement(currency, simulation.config.settlement_currencies)
-    currencies.check_charge_amount(
-        amount, currency, settles_in, simulation.settings.maximum_amount
-    )
+    currencies.check_charge_amount(amount, currency, settles_in, simulation.settings.maximum_amount)
 
 
 def _transfer_data(
@@ -179,9 +186,7 @@ def _transfer_data(
     return dict(given)
 
 
-def _check_fee(
-    fee: int | None, amount: int, transfer_data: dict[str, Any] | None
-) -> None:
+def _check_fee(fee: int | None, amount: int, transfer_data: dict[str, Any] | None) -> None:
     """An application fee needs somebody to take it from, and may not exceed the payment."""
     if fee is None:
         return
@@ -200,9 +205,7 @@ def _check_fee(
         )
 
 
-def _method_options(
-    current: dict[str, Any], given: dict[str, Any] | None
-) -> dict[str, Any]:
+def _method_options(current: dict[str, Any], given: dict[str, Any] | None) -> dict[str, Any]:
     card = {
         "installments": None,
         "mandate_options": None,
@@ -241,18 +244,14 @@ def update(call: Call) -> Row:
     simulation = call.simulation
     intent = _visible(call)
     params = call.params
-    money = {"amount", "currency", "transfer_data", "application_fee_amount", "capture_method"}
-    if intent["status"] not in CHANGEABLE and (
-        money | {"payment_method", "payment_method_data"}
-    ) & set(params):
+    fixed = sorted(FIXED_ONCE_CONFIRMED & set(params))
+    if fixed and intent["status"] not in CHANGEABLE:
         raise unexpected_state(
             simulation,
             intent,
-            "This PaymentIntent's "
-            f"{sorted((money | {'payment_method'}) & set(params) or {'payment_method'})[0]} "
-            f"could not be updated because it has a status of {intent['status']}. You may only "
-            "update it with one of the following statuses: "
-            f"{', '.join(CHANGEABLE)}.",
+            f"This PaymentIntent's {fixed[0]} could not be updated because it has a status of "
+            f"{intent['status']}. You may only update the {fixed[0]} of a PaymentIntent with one "
+            f"of the following statuses: {', '.join(CHANGEABLE)}.",
         )
     changes: dict[str, Any] = {
         name: params[name]
@@ -482,13 +481,13 @@ def _expire(simulation: Simulation, charge_id: str) -> None:
 
 def by_client_secret(simulation: Simulation, secret: str) -> Row | None:
     """The intent that a client secret belongs to, for the hosted page."""
-    id = secret.split("_secret_")[0]
-    intent = simulation.store.get("payment_intent", id)
+    id_ = secret.partition("_secret_")[0]
+    intent = simulation.store.get("payment_intent", id_)
     return intent if intent is not None and intent["client_secret"] == secret else None
 
 
-def require_intent(simulation: Simulation, id: str) -> Row:
-    intent = simulation.store.get("payment_intent", id)
+def require_intent(simulation: Simulation, id_: str) -> Row:
+    intent = simulation.store.get("payment_intent", id_)
     if intent is None:
-        raise no_such("payment_intent", id, "intent", in_path=True)
+        raise no_such("payment_intent", id_, "intent", in_path=True)
     return intent

@@ -18,16 +18,16 @@ EMPTY_ADDRESS = dict.fromkeys(("city", "country", "line1", "line2", "postal_code
 
 
 def resolve(
-    simulation: Simulation, account: str, id: str | None, data: dict[str, Any] | None
+    simulation: Simulation, account: str, id_: str | None, data: dict[str, Any] | None
 ) -> Row | None:
     """The payment method that a request names, by id or test token, or describes."""
-    if id is not None:
-        card = cards.BY_TOKEN.get(id)
+    if id_ is not None:
+        card = cards.BY_TOKEN.get(id_)
         if card is not None:
             return _insert(simulation, account, card, {}, None)
-        row = simulation.store.get("payment_method", id)
+        row = simulation.store.get("payment_method", id_)
         if row is None or row["_account"] != account:
-            raise no_such("PaymentMethod", id, "payment_method")
+            raise no_such("PaymentMethod", id_, "payment_method")
         return row
     if data is not None:
         return create_from_data(simulation, account, data)
@@ -73,11 +73,9 @@ def create_from_data(simulation: Simulation, account: str, data: dict[str, Any])
     return _insert(simulation, account, card, {**given, "exp_year": year}, billing)
 
 
-def _card_error(
-    code: str, message: str, param: str, decline_code: str | None = None
-) -> ApiError:
+def _card_error(code: str, message: str, param: str, decline_code: str | None = None) -> ApiError:
     return ApiError(
-        402, message, type="card_error", code=code, param=param, decline_code=decline_code
+        402, message, kind="card_error", code=code, param=param, decline_code=decline_code
     )
 
 

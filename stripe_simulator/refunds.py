@@ -18,7 +18,7 @@ from stripe_simulator.store import Row
 
 
 def register(simulation: Simulation) -> None:
-    simulation.due_handlers["refund_outcome"] = lambda id: _outcome(simulation, id)
+    simulation.due_handlers["refund_outcome"] = lambda id_: _outcome(simulation, id_)
     simulation.on_rebuild.append(lambda: _schedule_all(simulation))
     _schedule_all(simulation)
 
@@ -85,14 +85,14 @@ def _charge_to_refund(call: Call) -> Row:
             "charge.",
             code="parameter_missing",
         )
-    id = call.params["payment_intent"]
-    intent = store.get("payment_intent", id)
+    id_ = call.params["payment_intent"]
+    intent = store.get("payment_intent", id_)
     if intent is None or intent["_account"] != call.account:
-        raise no_such("payment_intent", id, "payment_intent")
+        raise no_such("payment_intent", id_, "payment_intent")
     charge = store.get("charge", intent["latest_charge"]) if intent["latest_charge"] else None
     if charge is None or charge["status"] != "succeeded":
         raise refused(
-            f"This PaymentIntent ({id}) does not have a successful charge to refund.",
+            f"This PaymentIntent ({id_}) does not have a successful charge to refund.",
             code="charge_not_refundable",
         )
     return charge
@@ -135,19 +135,17 @@ def create(call: Call) -> Row:
     return _refund(call, charge, amount, transfer, taken_back, fee, fee_back)
 
 
-def _transfer_share(
-    call: Call, charge: Row, amount: int, is_rest: bool
-) -> tuple[Row | None, int]:
+def _transfer_share(call: Call, charge: Row, amount: int, is_rest: bool) -> tuple[Row | None, int]:
     if not call.get("reverse_transfer"):
         return None, 0
-    id = charge.get("transfer")
-    if id is None:
+    id_ = charge.get("transfer")
+    if id_ is None:
         raise refused(
             f"Cannot reverse transfer on charge {charge['id']} because it does not have an "
             "associated transfer.",
             param="reverse_transfer",
         )
-    transfer = call.simulation.store.require("transfer", id)
+    transfer = call.simulation.store.require("transfer", id_)
     share = transfers.proportion(
         transfer["amount"], transfer["amount_reversed"], amount, charge["amount_captured"], is_rest
     )
@@ -157,8 +155,8 @@ def _transfer_share(
 def _fee_share(call: Call, charge: Row, amount: int, is_rest: bool) -> tuple[Row | None, int]:
     if not call.get("refund_application_fee"):
         return None, 0
-    id = charge["application_fee"]
-    if id is None:
+    id_ = charge["application_fee"]
+    if id_ is None:
         raise refused(
             f"Charge {charge['id']} does not have an application fee to refund.",
             param="refund_application_fee",
@@ -169,7 +167,7 @@ def _fee_share(call: Call, charge: Row, amount: int, is_rest: bool) -> tuple[Row
             "created with transfer_data[destination].",
             param="refund_application_fee",
         )
-    fee = call.simulation.store.require("application_fee", id)
+    fee = call.simulation.store.require("application_fee", id_)
     share = transfers.proportion(
         fee["amount"], fee["amount_refunded"], amount, charge["amount_captured"], is_rest
     )
@@ -190,12 +188,12 @@ def _refund(
     card = payment_methods.card_of(store.require("payment_method", charge["payment_method"]))
     metadata = merged_metadata({}, call.get("metadata") or {})
     refund = insert(simulation, charge, amount, call.get("reason"), metadata)
-    id = refund["id"]
+    id_ = refund["id"]
     settled, currency, exchange_rate = settle(simulation, amount, charge["currency"])
     line = simulation.balances.record(
         charge["_account"],
         "refund",
-        id,
+        id_,
         -settled,
         currency,
         available_on=charge["_available_on"],
@@ -207,7 +205,7 @@ def _refund(
         changes.update(status="pending", pending_reason="processing")
     if card.refund != "succeeds":
         changes["_outcome_at"] = simulation.now() + simulation.settings.refund_outcome_seconds
-        simulation.schedule(changes["_outcome_at"], "refund_outcome", id)
+        simulation.schedule(changes["_outcome_at"], "refund_outcome", id_)
     refunded = charge["amount_refunded"] + amount
     charge = store.change(
         "charge",
@@ -217,34 +215,34 @@ def _refund(
     )
     simulation.effect(
         "refunded",
-        id,
+        id_,
         payment_intent=charge["payment_intent"],
         amount=amount,
         currency=charge["currency"],
         metadata=metadata,
     )
-    refund = store.change("refund", id, **changes)
+    refund = store.change("refund", id_, **changes)
     emit(simulation, "refund.created", refund)
     if fee is not None and fee_back:
         application_fees.give_back(simulation, fee, fee_back, {})
     if transfer is not None and taken_back:
-        reversal, _ = transfers.reverse(simulation, transfer, taken_back, {}, source_refund=id)
-        refund = store.change("refund", id, transfer_reversal=reversal["id"])
+        reversal, _ = transfers.reverse(simulation, transfer, taken_back, {}, source_refund=id_)
+        refund = store.change("refund", id_, transfer_reversal=reversal["id"])
     emit(simulation, "charge.refunded", charge)
     return refund
 
 
-def _outcome(simulation: Simulation, id: str) -> None:
+def _outcome(simulation: Simulation, id_: str) -> None:
     """The later outcome of a test card's refund: pending succeeds, succeeded fails."""
-    refund = simulation.store.get("refund", id)
+    refund = simulation.store.get("refund", id_)
     if refund is None or refund.get("_outcome_at") is None:
         return
     if refund["status"] == "pending":
         before = {"status": "pending", "pending_reason": "processing"}
         refund = simulation.store.change(
-            "refund", id, status="succeeded", pending_reason=None, _outcome_at=None
+            "refund", id_, status="succeeded", pending_reason=None, _outcome_at=None
         )
-        simulation.effect("refund_succeeded", id, payment_intent=refund["payment_intent"],
+        simulation.effect("refund_succeeded", id_, payment_intent=refund["payment_intent"],
                           amount=refund["amount"], currency=refund["currency"])  # fmt: skip
         emit(simulation, "refund.updated", refund, before)
         return
@@ -254,12 +252,12 @@ def _outcome(simulation: Simulation, id: str) -> None:
 def fail(simulation: Simulation, refund: Row, reason: str) -> Row:
     """The bank gave a refund back."""
     store = simulation.store
-    id = refund["id"]
+    id_ = refund["id"]
     original = store.require("balance_transaction", refund["balance_transaction"])
     line = simulation.balances.record(
         refund["_account"],
         "refund_failure",
-        id,
+        id_,
         -original["amount"],
         original["currency"],
         available_on=original["available_on"],
@@ -268,7 +266,7 @@ def fail(simulation: Simulation, refund: Row, reason: str) -> Row:
     before = {"status": refund["status"], "failure_reason": None}
     refund = store.change(
         "refund",
-        id,
+        id_,
         status="failed",
         failure_balance_transaction=line["id"],
         failure_reason=reason,
@@ -284,7 +282,7 @@ def fail(simulation: Simulation, refund: Row, reason: str) -> Row:
     )
     simulation.effect(
         "refund_failed",
-        id,
+        id_,
         payment_intent=refund["payment_intent"],
         amount=refund["amount"],
         currency=refund["currency"],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, cast
 
 from stripe_simulator.config import API_VERSION
 from stripe_simulator.errors import ApiError, invalid_parameter
@@ -147,50 +147,60 @@ def _not_expandable(path: str, param: str, suggestion: str | None = None) -> Api
 def _expand(
     simulation: Simulation, shown: dict[str, Any], steps: list[str], param: str, path: str
 ) -> None:
+    """Follow one path into `shown`, replacing ids by objects as it goes."""
     if not steps:
         return
-    if len(path.split(".")) > 4 + (path.startswith("data.")):
+    if path.removeprefix("data.").count(".") > 3:
         raise invalid_parameter(
             param, f"You cannot expand more than 4 levels of a property ({path})."
         )
     kind = shown.get("object", "")
-    name = steps[0]
-    rest = steps[1:]
-    links = LINKS.get(kind, frozenset())
+    name, rest = steps[0], steps[1:]
     sub_list = SUB_LISTS.get((kind, name))
     if sub_list is not None:
         if name not in shown:
             shown[name] = _sub_list(simulation, shown, sub_list)
-        if rest[:1] == ["data"]:
-            for item in shown[name]["data"]:
-                _expand(simulation, item, rest[1:], param, path)
+        for item in shown[name]["data"] if rest[:1] == ["data"] else []:
+            _expand(simulation, item, rest[1:], param, path)
         return
-    holder = shown
+    links = LINKS.get(kind, frozenset())
+    holder: dict[str, Any] | None = shown
     if name not in links and rest and f"{name}.{rest[0]}" in links:
-        inner = shown.get(name)
-        if inner is None:
-            return
-        # The row's own hash must not be changed: it is shared with the store.
-        if not isinstance(inner.get(rest[0]), dict):
-            inner = shown[name] = dict(inner)
-        holder, name, rest = inner, rest[0], rest[1:]
+        holder = _own_copy(shown, name)
+        name, rest = rest[0], rest[1:]
     elif name not in links:
         raise _not_expandable(path, param)
-    value = holder.get(name)
-    if value is None:
-        return
-    if not isinstance(value, dict):
-        row = _linked(simulation, value)
-        if row is None:
-            return
-        holder[name] = value = plain(simulation, row)
-    _expand(simulation, value, rest, param, path)
+    found = _open_link(simulation, holder, name)
+    if found is not None:
+        _expand(simulation, found, rest, param, path)
 
 
-def _linked(simulation: Simulation, id: str) -> Row | None:
+def _own_copy(shown: dict[str, Any], name: str) -> dict[str, Any] | None:
+    """A hash within an object, ready to be changed: the row's own is shared with the store."""
+    inner = shown.get(name)
+    if inner is not None:
+        inner = shown[name] = dict(inner)
+    return inner
+
+
+def _open_link(
+    simulation: Simulation, holder: dict[str, Any] | None, name: str
+) -> dict[str, Any] | None:
+    """Put the object in the place of its id; None where there is nothing to open."""
+    value = holder.get(name) if holder is not None else None
+    if holder is None or value is None or isinstance(value, dict):
+        return value
+    row = _linked(simulation, value)
+    if row is not None:
+        holder[name] = plain(simulation, row)
+        return cast("dict[str, Any]", holder[name])
+    return None
+
+
+def _linked(simulation: Simulation, id_: str) -> Row | None:
     for prefix, kind in PREFIXES.items():
-        if id.startswith(prefix):
-            return simulation.store.get(kind, id)
+        if id_.startswith(prefix):
+            return simulation.store.get(kind, id_)
     return None
 
 
@@ -200,8 +210,8 @@ def public_intent(shown: dict[str, Any]) -> dict[str, Any]:
 
 def event_envelope(
     simulation: Simulation,
-    id: str,
-    type: str,
+    id_: str,
+    type_: str,
     shown: dict[str, Any],
     previous: dict[str, Any] | None,
 ) -> Row:
@@ -209,7 +219,7 @@ def event_envelope(
     if previous is not None:
         data["previous_attributes"] = previous
     return {
-        "id": id,
+        "id": id_,
         "object": "event",
         "api_version": API_VERSION,
         "created": simulation.now(),
@@ -220,5 +230,5 @@ def event_envelope(
             "id": simulation.cause.request_id,
             "idempotency_key": simulation.cause.idempotency_key,
         },
-        "type": type,
+        "type": type_,
     }

@@ -143,11 +143,11 @@ def _wanted_event(call: Call, event: Row) -> bool:
     return success is None or event["_delivered"] == success
 
 
-def _type_matches(type: str, wanted: str) -> bool:
+def _type_matches(type_: str, wanted: str) -> bool:
     """`transfer.*` matches every type of that beginning."""
     if wanted.endswith(".*"):
-        return type.startswith(wanted[:-1])
-    return type == wanted
+        return type_.startswith(wanted[:-1])
+    return type_ == wanted
 
 
 def _wanted_fee(call: Call, fee: Row) -> bool:
@@ -209,9 +209,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         "GET", "/v1/payment_methods/{payment_method}", S.EXPAND, one(payment_methods.retrieve)
     ),
     Endpoint("POST", "/v1/payment_intents", S.INTENT_CREATE, one(payment_intents.create)),
-    Endpoint(
-        "GET", "/v1/payment_intents", S.INTENT_LIST, Page("payment_intent", "payment_intent")
-    ),
+    Endpoint("GET", "/v1/payment_intents", S.INTENT_LIST, Page("payment_intent", "payment_intent")),
     Endpoint(
         "GET",
         "/v1/payment_intents/{intent}",
@@ -279,9 +277,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         "GET",
         REVERSAL_PATH,
         S.PAGING,
-        Page(
-            "transfer_reversal", "transfer reversal", within=("transfer", "transfer", "transfer")
-        ),
+        Page("transfer_reversal", "transfer reversal", within=("transfer", "transfer", "transfer")),
     ),
     Endpoint("GET", REVERSAL_PATH + "/{id}", S.EXPAND, one(transfers.retrieve_reversal)),
     Endpoint("POST", REVERSAL_PATH + "/{id}", S.METADATA_UPDATE, one(transfers.update_reversal)),

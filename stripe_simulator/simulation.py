@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from stripe_simulator.clock import Clock
 from stripe_simulator.config import API_VERSION, Config, Settings
 from stripe_simulator.errors import no_such
-from stripe_simulator.ids import Ids
+from stripe_simulator.ids import Ids, scrambled
 from stripe_simulator.store import Row, Store
 
 if TYPE_CHECKING:
@@ -56,6 +56,11 @@ class Simulation:
     @property
     def platform(self) -> str:
         return self.config.platform_account
+
+    @property
+    def application(self) -> str:
+        """The platform as an application, the same for one seed."""
+        return "ca_" + scrambled(f"{self.ids.seed}:application", 32)
 
     def _open(self) -> None:
         """Read what a former run left: seed, counters, clock and switches."""
@@ -142,20 +147,20 @@ class Simulation:
             self.store.rollback()
             self.rebuild()
 
-    def schedule(self, moment: int, action: str, id: str) -> None:
+    def schedule(self, moment: int, action: str, id_: str) -> None:
         """Have `due_handlers[action]` called with `id` once the clock has reached `moment`.
 
         The schedule itself is not stored: whoever schedules can tell from the rows what is due,
         and does so in a callback of `on_rebuild`.
         """
-        heapq.heappush(self._due, (moment, len(self._due), action, id))
+        heapq.heappush(self._due, (moment, len(self._due), action, id_))
 
     def process_due(self) -> None:
         """Do what the clock has reached, each thing as though at its own time."""
         while self._due and self._due[0][0] <= self.clock.now():
-            moment, _order, action, id = heapq.heappop(self._due)
+            moment, _order, action, id_ = heapq.heappop(self._due)
             with self.clock.pinned(moment), self.acting():
-                self.due_handlers[action](id)
+                self.due_handlers[action](id_)
 
     def effect(
         self,
@@ -187,9 +192,7 @@ class Simulation:
         )
 
 
-def merged_metadata(
-    current: dict[str, str], given: dict[str, str] | None
-) -> dict[str, str]:
+def merged_metadata(current: dict[str, str], given: dict[str, str] | None) -> dict[str, str]:
     """Metadata as Stripe merges it: an empty value removes its key, unsetting it removes all."""
     if given is None:
         return {}
@@ -213,8 +216,8 @@ class Call:
 
     def object(self, kind: str, param: str, noun: str | None = None) -> Row:
         """The object that the path names, if it is the caller's."""
-        id = self.path[param]
-        row = self.simulation.store.get(kind, id)
+        id_ = self.path[param]
+        row = self.simulation.store.get(kind, id_)
         if row is None or row["_account"] != self.account:
-            raise no_such(noun or kind, id, param, in_path=True)
+            raise no_such(noun or kind, id_, param, in_path=True)
         return row

@@ -34,6 +34,10 @@ INDEXES: dict[str, tuple[str, ...]] = {
 DEFAULT_INDEX = ("_account",)
 
 
+def _sequence(row: Row) -> int:
+    return int(row["_sequence"])
+
+
 class Store:
     def __init__(self, path: Path | None = None) -> None:
         self._tables: defaultdict[str, dict[str, Row]] = defaultdict(dict)
@@ -56,14 +60,14 @@ class Store:
 
     def _load(self) -> None:
         assert self._database is not None
-        for kind, id, sequence, body in self._database.execute(
+        for kind, id_, sequence, body in self._database.execute(
             "SELECT kind, id, sequence, body FROM rows ORDER BY sequence"
         ):
             row = json.loads(body)
-            self._tables[kind][id] = row
+            self._tables[kind][id_] = row
             self._sequence = max(self._sequence, sequence)
             for key in self._index_keys(kind, row):
-                self._indexes[key].append(id)
+                self._indexes[key].append(id_)
 
     @staticmethod
     def _index_keys(kind: str, row: Row) -> Iterator[tuple[str, str, Any]]:
@@ -72,41 +76,40 @@ class Store:
             if value is not None:
                 yield kind, field, value
 
-    def get(self, kind: str, id: str) -> Row | None:
-        return self._tables[kind].get(id)
+    def get(self, kind: str, id_: str) -> Row | None:
+        return self._tables[kind].get(id_)
 
-    def require(self, kind: str, id: str) -> Row:
+    def require(self, kind: str, id_: str) -> Row:
         """A row that our own rows say is there."""
-        return self._tables[kind][id]
+        return self._tables[kind][id_]
 
     def insert(self, kind: str, row: Row) -> Row:
-        id = row["id"]
+        id_ = row["id"]
         self._sequence += 1
         row = {**row, "_sequence": self._sequence}
-        self._undo.setdefault((kind, id), None)
-        self._tables[kind][id] = row
+        self._undo.setdefault((kind, id_), None)
+        self._tables[kind][id_] = row
         for key in self._index_keys(kind, row):
-            self._indexes[key].append(id)
+            self._indexes[key].append(id_)
         return row
 
-    def change(self, kind: str, id: str, **fields: Any) -> Row:
-        before = self._tables[kind][id]
-        self._undo.setdefault((kind, id), before)
+    def change(self, kind: str, id_: str, **fields: Any) -> Row:
+        before = self._tables[kind][id_]
+        self._undo.setdefault((kind, id_), before)
         row = {**before, **fields}
-        self._tables[kind][id] = row
+        self._tables[kind][id_] = row
         return row
 
-    def put(self, kind: str, id: str, **fields: Any) -> Row:
+    def put(self, kind: str, id_: str, **fields: Any) -> Row:
         """Insert or replace a row of the simulator's own, such as the clock."""
-        if id in self._tables[kind]:
-            return self.change(kind, id, **fields)
-        return self.insert(kind, {"id": id, **fields})
+        if id_ in self._tables[kind]:
+            return self.change(kind, id_, **fields)
+        return self.insert(kind, {"id": id_, **fields})
 
-    def remove(self, kind: str, id: str) -> None:
-        row = self._tables[kind].pop(id)
-        self._undo.setdefault((kind, id), row)
-        for key in self._index_keys(kind, row):
-            self._indexes[key].remove(id)
+    def remove(self, kind: str, id_: str) -> None:
+        row = self._tables[kind][id_]
+        self._undo.setdefault((kind, id_), row)
+        self._drop(kind, row)
 
     def all(self, kind: str) -> list[Row]:
         """Every row of a kind, oldest first."""
@@ -139,9 +142,9 @@ class Store:
             ids = list(table)
         low, high = 0, len(ids)
         if after is not None:
-            low = bisect_right(ids, after, key=lambda id: int(table[id]["_sequence"]))
+            low = bisect_right(ids, after, key=lambda id_: _sequence(table[id_]))
         if before is not None:
-            high = bisect_left(ids, before, key=lambda id: int(table[id]["_sequence"]))
+            high = bisect_left(ids, before, key=lambda id_: _sequence(table[id_]))
         positions = range(low, high) if oldest_first else range(high - 1, low - 1, -1)
         for position in positions:
             row = table[ids[position]]
@@ -152,17 +155,17 @@ class Store:
         """Make what changed since the last commit permanent."""
         if self._database is not None and self._undo:
             self._database.execute("BEGIN")
-            for kind, id in self._undo:
-                row = self._tables[kind].get(id)
+            for kind, id_ in self._undo:
+                row = self._tables[kind].get(id_)
                 if row is None:
                     self._database.execute(
-                        "DELETE FROM rows WHERE kind = ? AND id = ?", (kind, id)
+                        "DELETE FROM rows WHERE kind = ? AND id = ?", (kind, id_)
                     )
                 else:
                     self._database.execute(
                         "INSERT INTO rows VALUES (?, ?, ?, ?) "
                         "ON CONFLICT (kind, id) DO UPDATE SET body = excluded.body",
-                        (kind, id, row["_sequence"], json.dumps(row, separators=(",", ":"))),
+                        (kind, id_, row["_sequence"], json.dumps(row, separators=(",", ":"))),
                     )
             self._database.execute("COMMIT")
         self._undo.clear()
@@ -173,27 +176,30 @@ class Store:
 
     def rollback(self) -> None:
         """Undo what changed since the last commit."""
-        for (kind, id), before in reversed(self._undo.items()):
-            current = self._tables[kind].pop(id, None)
-            if current is not None:
-                for key in self._index_keys(kind, current):
-                    self._indexes[key].remove(id)
-            if before is not None:
-                self._tables[kind][id] = before
-                for key in self._index_keys(kind, before):
-                    self._indexes[key].append(id)
+        for (kind, id_), before in reversed(self._undo.items()):
+            current = self._tables[kind].get(id_)
+            if before is None:
+                if current is not None:
+                    self._drop(kind, current)
+            elif current is not None:
+                # Indexed fields never change, so the row only has to be put back in its place.
+                self._tables[kind][id_] = before
+            else:
+                self._reinsert(kind, before)
         self._undo.clear()
-        self._restore_order()
 
-    def _restore_order(self) -> None:
-        """Undoing a change moved its row to the end; rows and indexes are kept oldest first."""
-        for kind, table in self._tables.items():
-            sequences = [row["_sequence"] for row in table.values()]
-            if sequences != sorted(sequences):
-                ordered = sorted(table.items(), key=lambda item: int(item[1]["_sequence"]))
-                self._tables[kind] = dict(ordered)
-        for (kind, _field, _value), ids in self._indexes.items():
-            ids.sort(key=lambda id: int(self._tables[kind][id]["_sequence"]))
+    def _drop(self, kind: str, row: Row) -> None:
+        del self._tables[kind][row["id"]]
+        for key in self._index_keys(kind, row):
+            self._indexes[key].remove(row["id"])
+
+    def _reinsert(self, kind: str, row: Row) -> None:
+        """Bring a removed row back to where it was: tables and indexes are oldest first."""
+        rows = sorted([*self._tables[kind].values(), row], key=_sequence)
+        self._tables[kind] = {one["id"]: one for one in rows}
+        for key in self._index_keys(kind, row):
+            self._indexes[key].append(row["id"])
+            self._indexes[key].sort(key=lambda id_: _sequence(self._tables[kind][id_]))
 
     def clear(self) -> None:
         """Forget everything (`POST /_simulator/reset`)."""

@@ -35,12 +35,12 @@ def send(
     available_on: int | None,
 ) -> Sent:
     """Book a transfer on both accounts; the destination's side is a payment `py_…`."""
-    id = simulation.new_id("tr_3" if source else "tr_1")
+    id_ = simulation.new_id("tr_3" if source else "tr_1")
     payment_id = simulation.new_id("py_1")
     line = simulation.balances.record(
         simulation.platform,
         "transfer",
-        id,
+        id_,
         -amount,
         currency,
         available_on=available_on,
@@ -48,9 +48,7 @@ def send(
     )
     details: list[dict[str, Any]] = []
     if application_fee_amount:
-        details = application_fee_detail(
-            application_fee_amount, currency, application_fees.application_id(simulation)
-        )
+        details = application_fee_detail(application_fee_amount, currency, simulation.application)
     arrival = simulation.balances.record(
         destination,
         "payment",
@@ -74,7 +72,7 @@ def send(
     transfer = simulation.store.insert(
         "transfer",
         {
-            "id": id,
+            "id": id_,
             "object": "transfer",
             "amount": amount,
             "amount_reversed": 0,
@@ -99,7 +97,7 @@ def send(
     )
     simulation.effect(
         "transferred",
-        id,
+        id_,
         payment_intent=source["payment_intent"] if source else None,
         amount=amount,
         currency=currency,
@@ -108,24 +106,20 @@ def send(
     return Sent(transfer, payment, fee)
 
 
-def _payment(
-    simulation: Simulation, transfer: Row, id: str, line: str, fee: Row | None
-) -> Row:
+def _payment(simulation: Simulation, transfer: Row, id_: str, line: str, fee: Row | None) -> Row:
     """The charge object that the connected account sees for a transfer to it."""
     return {
-        "id": id,
+        "id": id_,
         "object": "charge",
         "amount": transfer["amount"],
         "amount_captured": transfer["amount"],
         "amount_refunded": 0,
-        "application": application_fees.application_id(simulation) if fee else None,
+        "application": simulation.application if fee else None,
         "application_fee": fee["id"] if fee else None,
         "application_fee_amount": fee["amount"] if fee else None,
         "balance_transaction": line,
         "billing_details": {
-            "address": dict.fromkeys(
-                ("city", "country", "line1", "line2", "postal_code", "state")
-            ),
+            "address": dict.fromkeys(("city", "country", "line1", "line2", "postal_code", "state")),
             "email": None,
             "name": None,
             "phone": None,
@@ -220,17 +214,17 @@ def insufficient_funds() -> ApiError:
 def _source(call: Call, currency: str) -> tuple[Row, int]:
     """The charge that a transfer draws on, and how much it may still draw.
 
-    That all transfers of one source stay within its amount is Stripe's documented rule for
-    `source_transaction`; the error's code is our guess.
+    All transfers of one source must stay within its amount; the message is one that users of
+    Stripe report, a code is not known. That a reversal frees its amount again is our guess.
     """
     simulation = call.simulation
-    id = call.params["source_transaction"]
-    charge = simulation.store.get("charge", id)
+    id_ = call.params["source_transaction"]
+    charge = simulation.store.get("charge", id_)
     if charge is None or charge["_account"] != simulation.platform:
-        raise no_such("charge", id, "source_transaction")
+        raise no_such("charge", id_, "source_transaction")
     if not charge["captured"]:
         raise refused(
-            f"The source_transaction {id} has not been captured. You can only create a transfer "
+            f"The source_transaction {id_} has not been captured. You can only create a transfer "
             "from a captured charge.",
             param="source_transaction",
         )
@@ -243,16 +237,15 @@ def _source(call: Call, currency: str) -> tuple[Row, int]:
         )
     used = sum(
         transfer["amount"] - transfer["amount_reversed"]
-        for transfer in simulation.store.select("transfer", {"source_transaction": id})
+        for transfer in simulation.store.select("transfer", {"source_transaction": id_})
     )
     remaining: int = line["amount"] - used
     amount: int = call.get("amount", remaining)
     if amount > remaining or amount <= 0:
         raise refused(
             "Transfers using this transaction as a source must not exceed the source amount of "
-            f"{currencies.formatted(line['amount'], currency)}. (There is "
-            f"{currencies.formatted(remaining, currency)} of this source left to transfer.)",
-            code="balance_insufficient",
+            f"{currencies.formatted(line['amount'], currency)}. (There is already a transfer using "
+            f"this source, amounting to {currencies.formatted(used, currency)}.)",
             param="amount",
         )
     return charge, amount
@@ -311,11 +304,11 @@ def reverse(
     source_refund: str | None = None,
 ) -> tuple[Row, Row]:
     """Take money back from a connected account; (reversal, transfer). Checked by the caller."""
-    id = simulation.new_id("trr_1")
+    id_ = simulation.new_id("trr_1")
     currency = transfer["currency"]
     available_on = transfer["_available_on"]
     line = simulation.balances.record(
-        simulation.platform, "transfer_refund", id, amount, currency, available_on=available_on
+        simulation.platform, "transfer_refund", id_, amount, currency, available_on=available_on
     )
     payment = simulation.store.require("charge", transfer["destination_payment"])
     payment_refund = simulation.new_id("pyr_1")
@@ -327,7 +320,7 @@ def reverse(
         currency,
         available_on=available_on,
     )
-    refund = _payment_refund(simulation, payment, payment_refund, amount, taken["id"], id)
+    refund = _payment_refund(simulation, payment, payment_refund, amount, taken["id"], id_)
     refunded = payment["amount_refunded"] + amount
     simulation.store.change(
         "charge",
@@ -338,7 +331,7 @@ def reverse(
     reversal = simulation.store.insert(
         "transfer_reversal",
         {
-            "id": id,
+            "id": id_,
             "object": "transfer_reversal",
             "amount": amount,
             "balance_transaction": line["id"],
@@ -362,7 +355,7 @@ def reverse(
     charge = simulation.store.get("charge", source) if source else None
     simulation.effect(
         "reversed",
-        id,
+        id_,
         payment_intent=charge["payment_intent"] if charge else None,
         amount=amount,
         currency=currency,
@@ -373,12 +366,12 @@ def reverse(
 
 
 def _payment_refund(
-    simulation: Simulation, payment: Row, id: str, amount: int, line: str, reversal: str
+    simulation: Simulation, payment: Row, id_: str, amount: int, line: str, reversal: str
 ) -> Row:
     return simulation.store.insert(
         "refund",
         {
-            "id": id,
+            "id": id_,
             "object": "refund",
             "amount": amount,
             "balance_transaction": line,

@@ -83,7 +83,12 @@ class Webhooks:
         self.settings = DeliverySettings()
         self.rules: list[Rule] = []
         self._simulation = simulation
+        # Chance for tests, no secret.
         self._random = random.Random(f"{simulation.ids.seed}:webhooks")
+        # Deliveries that are neither done nor given up, and whether there are none.
+        self._outstanding: set[str] = set()
+        self._idle = asyncio.Event()
+        self._idle.set()
         self._last_rule = 0
         self._queues: dict[str, asyncio.Queue[str]] = {}
         self._workers: dict[str, list[asyncio.Task[None]]] = {}
@@ -104,7 +109,15 @@ class Webhooks:
         """Take up again what a former run had not delivered."""
         for row in self._simulation.store.all("delivery"):
             if row["state"] == "pending":
+                self._outstanding.add(row["id"])
                 self._enqueue(row["id"], row["url"])
+        self._note_idle()
+
+    def _note_idle(self) -> None:
+        if self._outstanding:
+            self._idle.clear()
+        else:
+            self._idle.set()
 
     async def close(self) -> None:
         tasks = [*self._later, *(task for tasks in self._workers.values() for task in tasks)]
@@ -125,7 +138,9 @@ class Webhooks:
         self._queues.clear()
         self._windows.clear()
         self.rules.clear()
-        self.move({name: value for name, value in dataclasses.asdict(DeliverySettings()).items()})
+        self._outstanding.clear()
+        self._idle.set()
+        self.move(dataclasses.asdict(DeliverySettings()))
 
     def move(self, changes: dict[str, Any]) -> None:
         """Change the settings; pausing keeps deliveries waiting until it is lifted."""
@@ -160,12 +175,14 @@ class Webhooks:
 
     def dispatch(self, ids: list[str]) -> None:
         """Send new deliveries on their way, as the rules have it."""
-        for id in ids:
-            self._plan(id)
+        self._outstanding.update(ids)
+        self._note_idle()
+        for id_ in ids:
+            self._plan(id_)
 
-    def _plan(self, id: str) -> None:
+    def _plan(self, id_: str) -> None:
         store = self._simulation.store
-        row = store.get("delivery", id)
+        row = store.get("delivery", id_)
         if row is None:
             return
         rule = self._strike(row)
@@ -173,16 +190,18 @@ class Webhooks:
         if rule is None or action in ("duplicate", "forge"):
             if rule is not None and action == "forge":
                 self._soon(self._send_forged(row), 0)
-            self._enqueue(id, row["url"])
+            self._enqueue(id_, row["url"])
             for _ in range(rule.copies if rule and action == "duplicate" else 0):
-                self._enqueue(id, row["url"])
+                self._enqueue(id_, row["url"])
         elif action == "drop":
             with self._simulation.acting():
-                store.change("delivery", id, state="dropped")
+                store.change("delivery", id_, state="dropped")
+            self._outstanding.discard(id_)
+            self._note_idle()
         elif action == "delay":
-            self._soon(self._enqueue_later(id, row["url"]), rule.delay_ms / 1000)
+            self._soon(self._enqueue_later(id_, row["url"]), rule.delay_ms / 1000)
         else:
-            self._hold(rule, id)
+            self._hold(rule, id_)
 
     def _strike(self, row: Row) -> Rule | None:
         for rule in self.rules:
@@ -208,10 +227,10 @@ class Webhooks:
         event = self._simulation.store.require("event", row["event"])
         return "account" in event
 
-    def _hold(self, rule: Rule, id: str) -> None:
+    def _hold(self, rule: Rule, id_: str) -> None:
         """Collect a window; send it shuffled when it is full, or after a while as it is."""
         window = self._windows[rule.id]
-        window.append(id)
+        window.append(id_)
         if len(window) >= rule.window:
             self._flush(rule.id)
         elif len(window) == 1:
@@ -223,19 +242,19 @@ class Webhooks:
     def _flush(self, rule: int) -> None:
         held = self._windows.pop(rule, [])
         self._random.shuffle(held)
-        for id in held:
-            row = self._simulation.store.get("delivery", id)
+        for id_ in held:
+            row = self._simulation.store.get("delivery", id_)
             if row is not None:
-                self._enqueue(id, row["url"])
+                self._enqueue(id_, row["url"])
 
     # Sending ------------------------------------------------------------------------------------
 
-    def _enqueue(self, id: str, url: str) -> None:
-        self._queues.setdefault(url, asyncio.Queue()).put_nowait(id)
+    def _enqueue(self, id_: str, url: str) -> None:
+        self._queues.setdefault(url, asyncio.Queue()).put_nowait(id_)
         self._staff(url)
 
-    async def _enqueue_later(self, id: str, url: str) -> None:
-        self._enqueue(id, url)
+    async def _enqueue_later(self, id_: str, url: str) -> None:
+        self._enqueue(id_, url)
 
     def _soon(self, coroutine: Any, seconds: float) -> None:
         async def wait() -> None:
@@ -264,13 +283,13 @@ class Webhooks:
 
     async def _work(self, queue: asyncio.Queue[str]) -> None:
         while True:
-            id = await queue.get()
+            id_ = await queue.get()
             try:
                 await self._running.wait()
-                await self._attempt(id)
+                await self._attempt(id_)
             except asyncio.CancelledError:
                 # A worker that is dismissed leaves its delivery to the others.
-                queue.put_nowait(id)
+                queue.put_nowait(id_)
                 raise
 
     def _target(self, row: Row) -> WebhookTarget | None:
@@ -280,29 +299,29 @@ class Webhooks:
                 return target
         return None
 
-    async def _attempt(self, id: str) -> None:
+    async def _attempt(self, id_: str) -> None:
         """One attempt; what follows from its answer is stored before anything else happens."""
-        row = self._simulation.store.get("delivery", id)
+        row = self._simulation.store.get("delivery", id_)
         if row is None:
             return
         target = self._target(row)
         if target is None:
-            self._record(id, "abandoned", None)
+            self._record(id_, "abandoned", None)
             return
         status = await self._post(target, self._payload(row), target.secrets)
         if status is not None and 200 <= status < 300:
-            self._record(id, "delivered", status)
+            self._record(id_, "delivered", status)
             return
-        row = self._simulation.store.get("delivery", id)
+        row = self._simulation.store.get("delivery", id_)
         if row is None or row["state"] == "delivered":
             return
         attempts = row["attempts"] + 1
         if attempts >= self.settings.max_attempts:
-            self._record(id, "failed", status)
+            self._record(id_, "failed", status)
             return
-        self._record(id, "pending", status)
+        self._record(id_, "pending", status)
         waits = self.settings.retry_seconds or [1.0]
-        self._soon(self._enqueue_later(id, row["url"]), waits[min(attempts, len(waits)) - 1])
+        self._soon(self._enqueue_later(id_, row["url"]), waits[min(attempts, len(waits)) - 1])
 
     def _payload(self, row: Row) -> str:
         event = self._simulation.store.require("event", row["event"])
@@ -337,19 +356,22 @@ class Webhooks:
         if target is not None:
             await self._post(target, self._payload(row), ("whsec_forged",))
 
-    def _record(self, id: str, state: str, status: int | None) -> None:
+    def _record(self, id_: str, state: str, status: int | None) -> None:
         store = self._simulation.store
-        row = store.get("delivery", id)
+        row = store.get("delivery", id_)
         if row is None:
             return
         with self._simulation.acting():
             if row["state"] != "delivered":
                 attempts = row["attempts"] + 1
-                store.change("delivery", id, state=state, attempts=attempts, last_status=status)
+                store.change("delivery", id_, state=state, attempts=attempts, last_status=status)
             if state == "delivered" and row["state"] != "delivered":
                 event = store.require("event", row["event"])
                 pending = max(0, event["_pending"] - 1)
                 store.change("event", event["id"], _pending=pending, _delivered=pending == 0)
+        if state != "pending":
+            self._outstanding.discard(id_)
+            self._note_idle()
 
     # For the control API ------------------------------------------------------------------------
 
@@ -365,13 +387,15 @@ class Webhooks:
         with simulation.acting():
             for target in targets(simulation):
                 if target.scope == scope:
-                    id = f"{event_id}:{earlier + sent}"
-                    add_delivery(simulation, event_id, target.url, id, event["type"])
+                    id_ = f"{event_id}:{earlier + sent}"
+                    add_delivery(simulation, event_id, target.url, id_, event["type"])
                     sent += 1
             # Redelivery is asked for, so no rule may take it away.
             ids, simulation.new_deliveries = simulation.new_deliveries, []
-        for id in ids:
-            self._enqueue(id, simulation.store.require("delivery", id)["url"])
+        self._outstanding.update(ids)
+        self._note_idle()
+        for id_ in ids:
+            self._enqueue(id_, simulation.store.require("delivery", id_)["url"])
         return sent
 
     def status(self, limit: int) -> dict[str, Any]:
@@ -392,9 +416,6 @@ class Webhooks:
         """Wait until nothing is pending, for tests; False when it takes longer."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                while any(
-                    row["state"] == "pending" for row in self._simulation.store.all("delivery")
-                ):
-                    await asyncio.sleep(0.01)
+                await self._idle.wait()
                 return True
         return False
