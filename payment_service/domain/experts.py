@@ -66,7 +66,7 @@ class Expert:
     update_time: datetime
 
     @property
-    def status(self) -> ExpertStatus:  # noqa: PLR0911  a table reads best as one
+    def status(self) -> ExpertStatus:
         account = self.account
         if not account.stripe_account_id:
             return ExpertStatus.CREATING

@@ -268,7 +268,7 @@ def _follow_money_back(
             if operation is not None and mine and refund.operation_id == mine:
                 _take_refund(to, seen, refund, operation, next_operation_id, now)
             else:
-                _take_foreign_refund(to, refund, now)
+                _take_foreign_refund(to, refund, operation, now)
         elif refund.failed and failure_id(refund) not in known:
             _take_bounced_refund(to, refund, next_operation_id, now)
     transfer = seen.charge.transfer if seen.charge else None
@@ -331,18 +331,18 @@ def _take_refund(
     to.movements.append(
         Movement(refund.refund_id, "refund", refund.minor_units, refund.operation_id)
     )
+    refused = refused_by_processor("refund_failed", "", payment_id=payment.payment_id)
+    if operation.params.get("owed"):
+        to.take(escrow.refund_resent(payment, refund.refund_id, refund.minor_units, settled, now))
+        to.settle(refused if refund.failed else None)
+        if refund.failed:  # Bounced once more: still owed, under a new operation for the operator.
+            _take_bounced_refund(to, refund, next_operation_id, now)
+        return
     if refund.failed:
         to.movements.append(Movement(failure_id(refund), "refund_failure", refund.minor_units))
         failure = Failure("refund_failed", "", "Stripe could not refund the client", now)
-        if payment.client_owed:
-            to.take(escrow.waiting(payment, escrow.WaitingFor.OPERATOR, "refund_failed", now))
-        else:
-            to.take(escrow.refund_refused(payment, failure))
-        to.settle(refused_by_processor("refund_failed", "", payment_id=payment.payment_id))
-        return
-    if operation.params.get("owed"):
-        to.take(escrow.refund_resent(payment, refund.refund_id, refund.minor_units, settled, now))
-        to.settle()
+        to.take(escrow.refund_refused(payment, failure))
+        to.settle(refused)
         return
     # Divided anew: a refund made elsewhere may have come in between.
     split = escrow.refund_split(payment, refund.minor_units)
@@ -362,7 +362,9 @@ def _take_refund(
     to.settle()
 
 
-def _take_foreign_refund(to: Followed, refund: Refund, now: datetime) -> None:
+def _take_foreign_refund(
+    to: Followed, refund: Refund, operation: Operation | None, now: datetime
+) -> None:
     payment = to.payment
     if refund.failed:  # It bounced before we ever saw it; at Stripe it cancels out.
         to.movements += [
@@ -371,10 +373,20 @@ def _take_foreign_refund(to: Followed, refund: Refund, now: datetime) -> None:
         ]
         to.report("refund_made_elsewhere", f"{refund.refund_id} bounced")
         return
+    settled = _settled(refund.line, Settled(refund.minor_units, payment.currency))
+    repays = operation is not None and operation.params.get("owed")
+    if repays and payment.client_owed == refund.minor_units:
+        # An operator paid by hand what was owed to the client: it must not be paid once more.
+        to.take(escrow.refund_resent(payment, refund.refund_id, refund.minor_units, settled, now))
+        to.movements.append(
+            Movement(refund.refund_id, "refund", refund.minor_units, refund.operation_id)
+        )
+        to.report("refund_made_elsewhere", f"{refund.refund_id} of {refund.minor_units}, as owed")
+        to.settle()
+        return
     if refund.minor_units > payment.net:
         to.report("refund_exceeds_net", f"{refund.refund_id}: {refund.minor_units} > {payment.net}")
         return
-    settled = _settled(refund.line, Settled(refund.minor_units, payment.currency))
     to.take(
         escrow.refunded_elsewhere(
             payment, refund.refund_id, refund.minor_units, settled, LOSSES, now

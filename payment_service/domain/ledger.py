@@ -198,17 +198,19 @@ class Book:
         self, part: int, platform: Settled, connected: Settled, *, owed_by: str
     ) -> list[Posting]:
         """The expert's ``part`` came back to the platform; it pays off what ``owed_by`` bears."""
-        return [
-            *self.between(
-                "transfer_reversed",
-                STRIPE_PLATFORM,
-                platform,
-                stripe_connected(self.expert_id),
-                connected,
-            ),
-            self.line("transfer_reversed", expert_funds(self.expert_id), part),
-            self.line("transfer_reversed", owed_by, -part),
-        ]
+        return without_zeros(
+            [
+                *self.between(
+                    "transfer_reversed",
+                    STRIPE_PLATFORM,
+                    platform,
+                    stripe_connected(self.expert_id),
+                    connected,
+                ),
+                self.line("transfer_reversed", expert_funds(self.expert_id), part),
+                self.line("transfer_reversed", owed_by, -part),
+            ]
+        )
 
     def fee_refunded(self, part: int, platform: Settled, connected: Settled) -> list[Posting]:
         """Commission went to the expert, by a hand at Stripe's dashboard."""
