@@ -29,8 +29,8 @@ IS_ROOT = os.geteuid() == 0
 as_root = pytest.mark.skipif(not IS_ROOT, reason="only root can run it as another user")
 
 
-@pytest.fixture
-def place() -> Iterator[Path]:
+@contextlib.contextmanager
+def reachable_directory() -> Iterator[Path]:
     """A directory that any user can reach, unlike pytest's own temporary ones."""
     directory = Path(tempfile.mkdtemp(prefix="payments-test-"))
     directory.chmod(0o711)
@@ -39,8 +39,21 @@ def place() -> Iterator[Path]:
 
 
 @pytest.fixture
-def server(place: Path) -> Iterator[EmbeddedPostgres]:
-    with EmbeddedPostgres(place / "postgres", durable=False) as server:
+def place() -> Iterator[Path]:
+    with reachable_directory() as directory:
+        yield directory
+
+
+@pytest.fixture(scope="module")
+def directory() -> Iterator[Path]:
+    """One cluster that lives through all the accidents below, as a developer's would."""
+    with reachable_directory() as parent:
+        yield parent / "postgres"
+
+
+@pytest.fixture
+def server(directory: Path) -> Iterator[EmbeddedPostgres]:
+    with EmbeddedPostgres(directory, durable=False) as server:
         yield server
 
 
@@ -106,25 +119,25 @@ def test_nobody_enters_without_the_password(server: EmbeddedPostgres) -> None:
     assert secret.read_text() not in command.stdout
 
 
-def test_address_and_data_stay_over_a_restart(place: Path) -> None:
-    with EmbeddedPostgres(place / "postgres", durable=False) as server:
+def test_address_and_data_stay_over_a_restart(directory: Path) -> None:
+    with EmbeddedPostgres(directory, durable=False) as server:
         ask(server.database_url, "CREATE TABLE kept AS SELECT 42 AS answer")
         before = server.database_url
         assert server.restart() == before
-    with EmbeddedPostgres(place / "postgres", durable=False) as server:
+    with EmbeddedPostgres(directory, durable=False) as server:
         assert server.database_url == before
         assert ask(before, "SELECT answer FROM kept") == [(42,)]
 
 
 def test_killed_server_recovers_what_was_committed(server: EmbeddedPostgres) -> None:
-    ask(server.database_url, "CREATE TABLE kept AS SELECT generate_series(1, 1000)")
+    ask(server.database_url, "CREATE TABLE written AS SELECT generate_series(1, 1000)")
     session = psycopg2.connect(server.database_url)  # a backend that has to notice, too
     url = server.database_url
     for _ in range(3):
         server.kill()
         assert not server.running
         assert server.start() == url
-    assert ask(url, "SELECT count(*) FROM kept") == [(1000,)]
+    assert ask(url, "SELECT count(*) FROM written") == [(1000,)]
     session.close()
 
 
@@ -138,7 +151,7 @@ def test_databases_are_copied_from_a_template_and_dropped_in_use(server: Embedde
         psycopg2.connect(copy)
 
 
-def test_settings_reach_the_server(place: Path) -> None:
+def test_settings_reach_the_server() -> None:
     options = {"max_connections": 61, "settings": {"deadlock_timeout": "123ms"}}
     with EmbeddedPostgres.temporary(**options) as server:
         url = server.database_url
@@ -155,26 +168,26 @@ def test_deep_directory(place: Path) -> None:
         assert ask(server.database_url, "SELECT 1") == [(1,)]
 
 
-def test_taken_port_is_refused_with_its_number(place: Path) -> None:
+def test_taken_port_is_refused_with_its_number(directory: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        server = EmbeddedPostgres(place / "postgres", durable=False, port=port)
+        server = EmbeddedPostgres(directory, durable=False, port=port)
         with pytest.raises(PostgresError, match=f"port {port}.*(?s:.)*Address already in use"):
             server.start()
     with server:
         assert server.port == port
 
 
-def test_remembered_port_is_given_up_when_somebody_has_it(place: Path) -> None:
-    with EmbeddedPostgres(place / "postgres", durable=False) as server:
+def test_remembered_port_is_given_up_when_somebody_has_it(directory: Path) -> None:
+    with EmbeddedPostgres(directory, durable=False) as server:
         before = server.port
     with socket.socket() as taken:
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         taken.bind(("127.0.0.1", before or 0))
         taken.listen()
-        with EmbeddedPostgres(place / "postgres", durable=False) as server:
+        with EmbeddedPostgres(directory, durable=False) as server:
             assert server.port != before
             assert ask(server.database_url, "SELECT 1") == [(1,)]
 
@@ -185,32 +198,32 @@ def test_directory_has_one_owner(server: EmbeddedPostgres) -> None:
     assert ask(server.database_url, "SELECT 1") == [(1,)]
 
 
-def test_server_of_a_killed_owner_is_ended_and_the_next_start_succeeds(place: Path) -> None:
-    owner = start_elsewhere(place / "postgres", "os.kill(os.getpid(), signal.SIGKILL)")
+def test_server_of_a_killed_owner_is_ended_and_the_next_start_succeeds(directory: Path) -> None:
+    owner = start_elsewhere(directory, "os.kill(os.getpid(), signal.SIGKILL)")
     pid, guard = pids_of(owner)
     owner.wait()
     # At once, while the guard may still be at work: the lock says when it is done.
-    with EmbeddedPostgres(place / "postgres", durable=False) as server:
+    with EmbeddedPostgres(directory, durable=False) as server:
         assert started_at(pid) is None
         assert ask(server.database_url, "SELECT 1") == [(1,)]
     wait_until_gone(guard)
 
 
-def test_server_whose_guard_was_killed_too_is_ended_by_the_next_start(place: Path) -> None:
-    owner = start_elsewhere(place / "postgres", "time.sleep(60)")
+def test_server_whose_guard_was_killed_too_is_ended_by_the_next_start(directory: Path) -> None:
+    owner = start_elsewhere(directory, "time.sleep(60)")
     pid, guard = pids_of(owner)
     os.kill(guard, signal.SIGKILL)
     owner.kill()
     owner.wait()
     assert started_at(pid) is not None
-    with EmbeddedPostgres(place / "postgres", durable=False) as server:
+    with EmbeddedPostgres(directory, durable=False) as server:
         assert server.pid != pid
         assert ask(server.database_url, "SELECT 1") == [(1,)]
     assert started_at(pid) is None
 
 
-def test_pid_given_out_again_is_left_alone(place: Path) -> None:
-    with EmbeddedPostgres(place / "postgres", durable=False) as server:
+def test_pid_given_out_again_is_left_alone(directory: Path) -> None:
+    with EmbeddedPostgres(directory, durable=False) as server:
         server.kill()
         record = server.directory / "cluster" / "postmaster.pid"
         with _other_users_sleep() as bystander:
