@@ -1,5 +1,6 @@
 """What a person sees of a running stack: one stream of lines, each marked by who wrote it."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -24,11 +25,14 @@ class Lines:
     def child(self, name: str, line: str) -> None:
         """A child's line, with whatever colours it has brought itself."""
         colour = self._colours.setdefault(name, _COLOURS[len(self._colours) % len(_COLOURS)])
-        prefix = Text(f"{name:<{_NAME_WIDTH}} | ", style=colour)
-        self.console.print(prefix + Text.from_ansi(line))
+        readable = _readable(line) if self.console.is_terminal else line
+        self._print(name, colour, Text.from_ansi(readable))
 
     def step(self, text: str) -> None:
-        self.console.print(Text(f"{'stack':<{_NAME_WIDTH}} | ", style="bold") + Text(text))
+        self._print("stack", "bold", Text(text, style="bold"))
+
+    def _print(self, name: str, style: str, line: Text) -> None:
+        self.console.print(Text.assemble((f"{name:<{_NAME_WIDTH}} | ", style), line))
 
     def say(self, text: str = "") -> None:
         """A line as it is, fit for copying."""
@@ -36,6 +40,20 @@ class Lines:
 
     def fail(self, text: str) -> None:
         self.console.print(Text(text, style="bold red"))
+
+
+def _readable(line: str) -> str:
+    """A structured log line as a person reads it; whatever else it is, as it is."""
+    if not line.startswith("{"):
+        return line
+    try:
+        entry = json.loads(line)
+        event, level = entry.pop("event"), entry.pop("level", "info")
+    except (ValueError, KeyError, RecursionError):
+        return line
+    entry.pop("timestamp", None)
+    facts = [f"{name}={value}" for name, value in entry.items() if value not in ("", None, [])]
+    return "  ".join([*([level.upper()] if level != "info" else []), str(event), *facts])
 
 
 def summarize(lines: Lines, stack: Stack, seconds: float) -> None:
