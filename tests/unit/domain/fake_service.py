@@ -57,8 +57,11 @@ class FakeService:
 
     def catch_up(self) -> None:
         """Follow what Stripe shows until there is nothing more to follow."""
-        while self.follow().transitions:
-            pass
+        last = self.follow()
+        while last.transitions:
+            last = self.follow()
+        if not last.deferred:
+            self.check_reconciled()
 
     def record(self, transition: Transition) -> None:
         assert transition.before == self.payment
@@ -92,7 +95,7 @@ class FakeService:
             )
 
     def send(self, *, refused: bool = False) -> None:
-        """Send the open operation to Stripe; a refusal is settled at once."""
+        """Send the open operation to Stripe; a refusal is believed after looking once more."""
         operation = self.operation
         assert operation is not None
         try:
@@ -100,7 +103,9 @@ class FakeService:
                 raise RefusedByStripe
             self._effect(operation)
         except RefusedByStripe:
-            self._take_refusal(operation)
+            self.follow()
+            if self.operation is operation:
+                self._take_refusal(operation)
         self.check()
 
     def _effect(self, operation: Operation) -> None:
