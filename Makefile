@@ -28,7 +28,7 @@ demo: $(GENERATED) ## the same, then walk payments through escrow and exit
 	@$(BIN)/python -m dev demo
 
 test: $(GENERATED) ## all tests (unit, integration, acceptance) with coverage; ARGS='-k capture' narrows
-	@$(BIN)/python -m pytest --cov --cov-report=term $(ARGS)
+	@$(BIN)/python -m pytest $(if $(ARGS),$(ARGS),--cov --cov-report=term)
 
 lint: $(GENERATED) ## style, types, and the protos' rules
 	@$(BIN)/ruff check .
@@ -55,6 +55,7 @@ smoke-stripe: $(GENERATED) ## the demo's walk against Stripe's own test mode (ne
 	@$(BIN)/python -m dev smoke-stripe
 
 client-wheel: $(GENERATED) ## build the callers' package into dist/
+	@rm -rf client/build
 	@$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-build-isolation --no-deps --wheel-dir dist ./client
 	@ls dist/*.whl
 

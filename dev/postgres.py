@@ -183,9 +183,12 @@ class EmbeddedPostgres:
     def destroy(self) -> None:
         """Stop, and remove every file, those behind a link included."""
         self.stop()
-        shutil.rmtree(self.directory.resolve(), ignore_errors=True)
+        home = self.directory.resolve()
+        shutil.rmtree(home, ignore_errors=True)
         if self.directory.is_symlink():
             self.directory.unlink()
+            with contextlib.suppress(OSError):  # others may have theirs there
+                home.parent.rmdir()
 
     def __enter__(self) -> Self:
         self.start()
