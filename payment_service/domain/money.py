@@ -100,12 +100,20 @@ def check_part(money: Money) -> None:
         raise InvalidMoney(f"must be a multiple of {unit} in {money.currency}")
 
 
-def check_charge(money: Money, maximum: int = MAXIMUM_CHARGE_MINOR_UNITS) -> None:
-    """Refuse an amount that cannot be charged: beyond the currency's step, minimum or maximum."""
+def check_charge(
+    money: Money,
+    maximum: int = MAXIMUM_CHARGE_MINOR_UNITS,
+    settlement_currencies: frozenset[str] = CURRENCIES,
+) -> None:
+    """Refuse an amount that cannot be charged: beyond the currency's step, minimum or maximum.
+
+    Stripe's minimum is one of the settlement currency; where it converts first, it is the judge.
+    """
     check_part(money)
     if money.minor_units > maximum:
         raise InvalidMoney(f"must be at most {maximum} minor units")
-    minimum = MINIMUM_CHARGE.get(money.currency, 0)
+    settled = money.currency in settlement_currencies
+    minimum = MINIMUM_CHARGE.get(money.currency, 0) if settled else 0
     if money.minor_units < minimum:
         least = format_money(Money(minimum, money.currency))
         raise InvalidMoney(f"must be at least {least} (Stripe's minimum)")

@@ -1,0 +1,230 @@
+"""PostgreSQL behind two small pools: one for transactions, one for reads.
+
+A phase is a plain function and one transaction: returning commits, raising rolls back. It runs on a
+thread of the write pool, which has exactly as many connections as threads, so that the queue is the
+semaphore's and a full pool answers UNAVAILABLE in ``admission_seconds`` instead of hanging. Reads
+have threads and connections of their own (autocommit, one held per thread): a row that is locked
+for two seconds does not hold up an unrelated read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Concatenate, Final, ParamSpec, TypeVar
+
+import structlog
+from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
+
+from payment_service.adapters.repositories import SqlReader, SqlTransaction
+from payment_service.domain.errors import Busy, Unavailable, database_unavailable
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+log = structlog.get_logger(__name__)
+
+#: Serialization failure, deadlock, lock timeout: nothing was written and the phase may run again.
+_RETRYABLE_SQLSTATES: Final = frozenset({"40001", "40P01", "55P03"})
+_PHASE_TRIES: Final = 4
+_TRANSACTION_STATUS_INERROR: Final = 3
+
+_LIMITS: Final = (
+    "-c statement_timeout=5s -c lock_timeout=2s "
+    "-c idle_in_transaction_session_timeout=10s -c timezone=UTC"
+)
+
+
+class SwallowedError(RuntimeError):
+    """A phase went on after a failed statement; committing would silently roll back. A bug."""
+
+
+def normalized_url(url: str) -> str:
+    """The URL with the driver that we use: plain ``postgresql://`` would mean psycopg 3."""
+    plain = url.replace("postgres://", "postgresql://", 1) if url.startswith("postgres://") else url
+    return (
+        make_url(plain).set(drivername="postgresql+psycopg2").render_as_string(hide_password=False)
+    )
+
+
+def make_engine(url: str, size: int, *, autocommit: bool = False, limits: bool = True) -> Engine:
+    """An engine whose pool is as large as the threads that use it."""
+    engine = create_engine(
+        normalized_url(url),
+        pool_size=size,
+        max_overflow=0,
+        pool_timeout=2,
+        pool_recycle=1800,
+        pool_pre_ping=not autocommit,
+        pool_use_lifo=True,
+        pool_reset_on_return=None if autocommit else "rollback",
+        hide_parameters=True,
+        **({"isolation_level": "AUTOCOMMIT"} if autocommit else {}),
+        connect_args={
+            "connect_timeout": 3,
+            "tcp_user_timeout": 10_000,
+            "application_name": "payment_service",
+            "target_session_attrs": "read-write",
+            **({"options": _LIMITS} if limits else {}),
+        },
+    )
+    if not autocommit:
+        event.listen(engine, "commit", _refuse_swallowed_error)
+    return engine
+
+
+def _refuse_swallowed_error(connection: Connection) -> None:
+    """COMMIT after a failed statement answers ROLLBACK without an error; refuse it loudly."""
+    driver = connection.connection.driver_connection
+    if driver is not None and driver.info.transaction_status == _TRANSACTION_STATUS_INERROR:
+        raise SwallowedError("a statement of this phase failed and its error was swallowed")
+
+
+def sqlstate(error: BaseException) -> str:
+    """PostgreSQL's five letters, or an empty text; the only part of a database error we log."""
+    return str(getattr(getattr(error, "orig", None), "pgcode", None) or "")
+
+
+class SqlDatabase:
+    """The database port over two pools. Made by :func:`open_database`."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        write_threads: int = 12,
+        read_threads: int = 4,
+        admission_seconds: float = 2.0,
+        on_record: Callable[[SqlTransaction], None] | None = None,
+    ) -> None:
+        self._write_engine = make_engine(url, write_threads)
+        self._read_engine = make_engine(url, read_threads, autocommit=True)
+        self._writers = ThreadPoolExecutor(write_threads, thread_name_prefix="write")
+        self._readers = ThreadPoolExecutor(read_threads, thread_name_prefix="read")
+        # A few may queue behind the threads that are busy; more would only wait in vain.
+        self._write_places = asyncio.Semaphore(write_threads)
+        self._read_places = asyncio.Semaphore(read_threads)
+        self._admission_seconds = admission_seconds
+        self._held = threading.local()
+        self._on_record = on_record
+
+    async def transact(
+        self, phase: Callable[Concatenate[SqlTransaction, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Run the phase in one transaction, again if PostgreSQL asks for it (nothing written)."""
+        work = partial(self._run_phase, lambda tx: phase(tx, *args, **kwargs), phase.__name__)
+        return await self._admitted(self._write_places, self._writers, work)
+
+    async def read(
+        self, query: Callable[Concatenate[SqlReader, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Run reads on this thread's held connection."""
+        work = partial(self._run_query, lambda reader: query(reader, *args, **kwargs))
+        return await self._admitted(self._read_places, self._readers, work)
+
+    async def _admitted(
+        self, places: asyncio.Semaphore, pool: ThreadPoolExecutor, work: Callable[[], T]
+    ) -> T:
+        try:
+            await asyncio.wait_for(places.acquire(), self._admission_seconds)
+        except TimeoutError:
+            raise database_unavailable() from None
+        future = asyncio.get_running_loop().run_in_executor(pool, work)
+        # The place is free when the thread is, not when the caller has lost patience.
+        future.add_done_callback(lambda _: places.release())
+        return await future
+
+    def _run_phase(self, phase: Callable[[SqlTransaction], T], name: str) -> T:
+        for tried in range(1, _PHASE_TRIES + 1):
+            try:
+                return self._run_once(phase)
+            except DBAPIError as error:
+                state = sqlstate(error)
+                if state in _RETRYABLE_SQLSTATES and tried < _PHASE_TRIES:
+                    log.info("phase_retried", phase=name, sqlstate=state, tried=tried)
+                    time.sleep(random.uniform(0, 0.02 * 2**tried))  # noqa: S311 - jitter
+                    continue
+                if state in _RETRYABLE_SQLSTATES:
+                    raise _too_contended() from None
+                if isinstance(error, OperationalError | InterfaceError):
+                    # Also the ambiguous COMMIT: nobody repeats it blindly; a retry with the same
+                    # key, or the sweep, reads what is there.
+                    log.warning("database_unavailable", phase=name, sqlstate=state)
+                    raise database_unavailable() from None
+                log.error("phase_failed", phase=name, sqlstate=state, constraint=_constraint(error))
+                raise
+        raise AssertionError("the loop returns or raises")
+
+    def _run_once(self, phase: Callable[[SqlTransaction], T]) -> T:
+        with self._write_engine.connect() as connection:
+            tx = SqlTransaction(connection)
+            result = phase(tx)
+            connection.commit()
+        if self._on_record is not None and tx.recorded:
+            self._on_record(tx)
+        return result
+
+    def _run_query(self, query: Callable[[SqlReader], T]) -> T:
+        for tried in (1, 2):
+            try:
+                return query(SqlReader(self._held_connection()))
+            except (OperationalError, InterfaceError) as error:
+                # A held connection's first call after a restart fails: reads may be repeated.
+                self._drop_held_connection()
+                if tried == 2 or sqlstate(error) == "57014":
+                    log.warning("database_unavailable", phase="read", sqlstate=sqlstate(error))
+                    raise database_unavailable() from None
+            except SQLAlchemyError:
+                self._drop_held_connection()
+                raise
+        raise AssertionError("the loop returns or raises")
+
+    def _held_connection(self) -> Connection:
+        connection: Connection | None = getattr(self._held, "connection", None)
+        if connection is None or connection.closed:
+            connection = self._held.connection = self._read_engine.connect()
+        return connection
+
+    def _drop_held_connection(self) -> None:
+        connection: Connection | None = getattr(self._held, "connection", None)
+        self._held.connection = None
+        if connection is not None:
+            connection.invalidate()
+            connection.close()
+
+    async def ping(self) -> bool:
+        """Whether the database takes writes now."""
+        try:
+            return await self.read(_takes_writes)
+        except Unavailable:
+            return False
+
+    def close(self) -> None:
+        """Finish what runs, then close every connection."""
+        self._writers.shutdown(wait=True)
+        self._readers.shutdown(wait=True)
+        self._write_engine.dispose()
+        self._read_engine.dispose()
+
+
+def _takes_writes(reader: SqlReader) -> bool:
+    sql = "SELECT NOT pg_is_in_recovery() AND NOT current_setting('transaction_read_only')::bool"
+    return bool(reader.connection.execute(text(sql)).scalar_one())
+
+
+def _too_contended() -> Busy:
+    return Busy(
+        "CONCURRENT_CHANGE",
+        "too many calls are changing the same thing at once; ask again with the same key",
+    )
+
+
+def _constraint(error: DBAPIError) -> str:
+    diagnostics = getattr(error.orig, "diag", None)
+    return str(getattr(diagnostics, "constraint_name", None) or "")

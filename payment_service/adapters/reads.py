@@ -1,0 +1,254 @@
+"""The SQL behind the reader port: single statements on a held connection, outside transactions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, text
+
+from payment_service.adapters import rows
+from payment_service.domain.escrow import Payment
+from payment_service.domain.experts import Expert
+from payment_service.domain.follow import Discrepancy
+from payment_service.domain.ledger import Posting
+from payment_service.domain.operations import Operation, OperationState
+from payment_service.domain.ports import (
+    Answer,
+    InboxEvent,
+    PaymentFilter,
+    StoredDiscrepancy,
+    StoredEvent,
+    StoredPosting,
+)
+
+
+class SqlReader:
+    """Reads for RPCs. Each method is one statement."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+
+    def payment(self, payment_id: str) -> Payment | None:
+        row = self._maybe("SELECT * FROM payments WHERE payment_id = :id", id=payment_id)
+        return row and rows.payment_of(row)
+
+    def payments(self, which: PaymentFilter, limit: int) -> Sequence[Payment]:
+        """A page by keyset: each side reads at most ``limit`` rows off its own index."""
+        sides = [
+            f"(SELECT * FROM payments WHERE {column} = :user_id{_conditions(which)} "
+            "ORDER BY create_time DESC, payment_id DESC LIMIT :limit)"
+            for column, wanted in (
+                ("client_id", which.as_client),
+                ("expert_id", which.as_expert),
+            )
+            if wanted
+        ]
+        before = which.before or (None, None)
+        found = self._all(
+            f"SELECT * FROM ({' UNION ALL '.join(sides)}) AS page "
+            "ORDER BY create_time DESC, payment_id DESC LIMIT :limit",
+            user_id=which.user_id,
+            states=[state.value for state in which.states],
+            gig_id=which.gig_id,
+            create_time_from=which.create_time_from,
+            create_time_until=which.create_time_until,
+            before_time=before[0],
+            before_id=before[1],
+            limit=limit,
+        )
+        return [rows.payment_of(row) for row in found]
+
+    def payment_of(self, reference: str) -> str | None:
+        """The payment that one of Stripe's ids, or our own, belongs to."""
+        column = {"pay": "payment_id", "pi": "payment_intent_id", "ch": "charge_id"}.get(
+            reference.partition("_")[0], "transfer_id"
+        )
+        row = self._maybe(
+            f"SELECT payment_id FROM payments WHERE {column} = :id LIMIT 1", id=reference
+        )
+        return row and str(row["payment_id"])
+
+    def expert_of_account(self, stripe_account_id: str) -> str | None:
+        row = self._maybe(
+            "SELECT expert_id FROM experts WHERE stripe_account_id = :id", id=stripe_account_id
+        )
+        return row and str(row["expert_id"])
+
+    def holds_past_expiry(self, limit: int) -> Sequence[str]:
+        """Payments whose authorization must have lapsed although nobody told us."""
+        found = self._all(
+            "SELECT payment_id FROM payments WHERE state = 'IN_ESCROW' "
+            "AND escrow_expire_time < now() ORDER BY escrow_expire_time LIMIT :limit",
+            limit=limit,
+        )
+        return [row["payment_id"] for row in found]
+
+    def expert(self, expert_id: str) -> Expert | None:
+        row = self._maybe("SELECT * FROM experts WHERE expert_id = :id", id=expert_id)
+        return row and rows.expert_of(row)
+
+    def claim_answer(self, claim_id: str) -> Answer | None:
+        row = self._maybe("SELECT ok, answer FROM claims WHERE claim_id = :id", id=claim_id)
+        return row and rows.answer_of(row)
+
+    def operation(self, operation_id: str) -> Operation | None:
+        row = self._maybe("SELECT * FROM operations WHERE operation_id = :id", id=operation_id)
+        return row and rows.operation_of(row)
+
+    def operations(
+        self, state: OperationState | None, after: tuple[datetime, str] | None, limit: int
+    ) -> Sequence[Operation]:
+        """Oldest first; without a state, all that are not settled."""
+        which = "state = :state" if state else "state IN ('STARTED', 'UNKNOWN', 'PARKED')"
+        keyset = " AND (create_time, operation_id) > (:time, :id)" if after else ""
+        found = self._all(
+            f"SELECT * FROM operations WHERE {which}{keyset} "
+            "ORDER BY create_time, operation_id LIMIT :limit",
+            state=state and state.value,
+            time=after and after[0],
+            id=after and after[1],
+            limit=limit,
+        )
+        return [rows.operation_of(row) for row in found]
+
+    def inbox(
+        self, state: str | None, after: tuple[datetime, str] | None, limit: int
+    ) -> Sequence[InboxEvent]:
+        """Oldest first; without a state, those that wait or are parked."""
+        which = "state = :state" if state else "state IN ('WAITING', 'PARKED')"
+        keyset = " AND (receive_time, event_id) > (:time, :id)" if after else ""
+        found = self._all(
+            f"SELECT * FROM inbox WHERE {which}{keyset} "
+            "ORDER BY receive_time, event_id LIMIT :limit",
+            state=state,
+            time=after and after[0],
+            id=after and after[1],
+            limit=limit,
+        )
+        return [rows.inbox_event_of(row) for row in found]
+
+    def inbox_event(self, event_id: str) -> InboxEvent | None:
+        row = self._maybe("SELECT * FROM inbox WHERE event_id = :id", id=event_id)
+        return row and rows.inbox_event_of(row)
+
+    def discrepancies(
+        self, payment_id: str, before: int | None, limit: int
+    ) -> Sequence[StoredDiscrepancy]:
+        conditions = "WHERE true"
+        conditions += " AND payment_id = :payment_id" if payment_id else ""
+        conditions += " AND discrepancy_id < :before" if before else ""
+        found = self._all(
+            f"SELECT * FROM discrepancies {conditions} ORDER BY discrepancy_id DESC LIMIT :limit",
+            payment_id=payment_id,
+            before=before,
+            limit=limit,
+        )
+        return [
+            StoredDiscrepancy(
+                row["discrepancy_id"],
+                Discrepancy(row["payment_id"], row["kind"], row["detail"]),
+                row["time"],
+            )
+            for row in found
+        ]
+
+    def events(self, payment_id: str, after: int, limit: int) -> Sequence[StoredEvent]:
+        found = self._all(
+            "SELECT * FROM events WHERE payment_id = :id AND sequence > :after "
+            "ORDER BY sequence LIMIT :limit",
+            id=payment_id,
+            after=after,
+            limit=limit,
+        )
+        return [
+            StoredEvent(
+                row["payment_id"],
+                row["sequence"],
+                row["kind"],
+                row["time"],
+                row["body"],
+                bytes(row["hash"]),
+            )
+            for row in found
+        ]
+
+    def event_hash(self, payment_id: str, sequence: int) -> bytes:
+        """The hash of one event; empty before the first."""
+        row = self._maybe(
+            "SELECT hash FROM events WHERE payment_id = :id AND sequence = :sequence",
+            id=payment_id,
+            sequence=sequence,
+        )
+        return bytes(row["hash"]) if row else b""
+
+    def postings(self, payment_id: str) -> Sequence[StoredPosting]:
+        found = self._all(
+            "SELECT * FROM postings WHERE payment_id = :id ORDER BY posting_id", id=payment_id
+        )
+        return [
+            StoredPosting(
+                row["posting_id"],
+                f"{row['payment_id']}:{row['sequence']}",
+                row["payment_id"],
+                Posting(
+                    row["account"],
+                    row["minor_units"],
+                    row["currency"],
+                    row["kind"],
+                    row["balance_transaction_id"],
+                ),
+                row["time"],
+            )
+            for row in found
+        ]
+
+    def balances(
+        self, prefix: str, after: tuple[str, str] | None, limit: int
+    ) -> Sequence[tuple[str, str, int]]:
+        keyset = " AND (account, currency) > (:account, :currency)" if after else ""
+        found = self._all(
+            "SELECT account, currency, sum(minor_units)::bigint AS balance FROM postings "
+            f"WHERE starts_with(account, :prefix){keyset} "
+            "GROUP BY account, currency ORDER BY account, currency LIMIT :limit",
+            prefix=prefix,
+            account=after and after[0],
+            currency=after and after[1],
+            limit=limit,
+        )
+        return [(row["account"], row["currency"], row["balance"]) for row in found]
+
+    def totals(self) -> Sequence[tuple[str, int]]:
+        found = self._all(
+            "SELECT currency, sum(minor_units)::bigint AS total FROM postings "
+            "GROUP BY currency ORDER BY currency"
+        )
+        return [(row["currency"], row["total"]) for row in found]
+
+    def landing(self, token_hash: bytes) -> tuple[str, str] | None:
+        """The expert and the onward address behind a landing page's token, until it expires."""
+        row = self._maybe(
+            "SELECT expert_id, onward_url FROM landing_tokens "
+            "WHERE token_hash = :hash AND expire_time > now()",
+            hash=token_hash,
+        )
+        return row and (row["expert_id"], row["onward_url"])
+
+    def _all(self, sql: str, **values: Any) -> Sequence[Any]:
+        return self.connection.execute(text(sql), values).mappings().all()
+
+    def _maybe(self, sql: str, **values: Any) -> Any:
+        return self.connection.execute(text(sql), values).mappings().one_or_none()
+
+
+def _conditions(which: PaymentFilter) -> str:
+    """The filters that are set; values are bound, never written into the statement."""
+    conditions = {
+        "state = ANY(:states)": which.states,
+        "gig_id = :gig_id": which.gig_id,
+        "create_time >= :create_time_from": which.create_time_from,
+        "create_time < :create_time_until": which.create_time_until,
+        "(create_time, payment_id) < (:before_time, :before_id)": which.before,
+    }
+    return "".join(f" AND {condition}" for condition, wanted in conditions.items() if wanted)

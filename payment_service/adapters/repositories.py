@@ -1,0 +1,491 @@
+"""The SQL behind the transaction port. ``record`` is the one door for change.
+
+Plain SQL in ``text()``: one guarded statement writes a payment's row, its event and its postings,
+or nothing. The state machine stays in Python; what must never be is also refused by the schema.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+import uuid
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+from functools import cached_property
+from typing import Any, Final
+
+from sqlalchemy import Connection, text
+
+from payment_service.adapters import rows
+from payment_service.adapters.reads import SqlReader
+from payment_service.adapters.rows import PAYMENT_COLUMNS
+from payment_service.domain.errors import Busy, key_reused
+from payment_service.domain.escrow import Payment, Transition
+from payment_service.domain.events import chain_hash, event_body
+from payment_service.domain.experts import Expert
+from payment_service.domain.follow import Discrepancy, Movement
+from payment_service.domain.operations import Operation, OperationState
+from payment_service.domain.ports import Answer, Cause, Claim, InboxEvent
+
+__all__ = ["SqlReader", "SqlTransaction"]
+
+_CHANGED: Final = [name for name in PAYMENT_COLUMNS if name != "payment_id"]
+
+_RECORD_TAIL: Final = """
+, recorded AS (
+    INSERT INTO events (payment_id, sequence, kind, time, body, hash)
+    SELECT payment_id, :version, :kind, :update_time, :body, :head_hash FROM changed
+    RETURNING payment_id, sequence
+), posted AS (
+    INSERT INTO postings
+        (payment_id, sequence, account, currency, minor_units, kind, balance_transaction_id, time)
+    SELECT payment_id, sequence, line.*, :update_time
+    FROM recorded, unnest(
+        CAST(:accounts AS text[]), CAST(:currencies AS text[]), CAST(:amounts AS bigint[]),
+        CAST(:kinds AS text[]), CAST(:txns AS text[])) AS line
+)
+SELECT count(*) FROM recorded
+"""
+_RECORD_NEW: Final = text(
+    f"WITH changed AS (INSERT INTO payments ({', '.join(PAYMENT_COLUMNS)}, head_hash) "
+    f"VALUES ({', '.join(f':{name}' for name in PAYMENT_COLUMNS)}, :head_hash) "
+    f"RETURNING payment_id){_RECORD_TAIL}"
+)
+_RECORD: Final = text(
+    f"WITH changed AS (UPDATE payments SET {', '.join(f'{n} = :{n}' for n in _CHANGED)}, "
+    "head_hash = :head_hash WHERE payment_id = :payment_id AND version = :version_before "
+    f"RETURNING payment_id){_RECORD_TAIL}"
+)
+_EXPERT_COLUMNS: Final = (
+    "expert_id name email country business_type commission_basis_points commission_asked "
+    "stripe_account_id charges_enabled payouts_enabled transfers_active details_submitted "
+    "requirements_due disabled_reason deauthorized operation_id check_time version create_time "
+    "update_time"
+).split()
+_LEASE: Final = """
+    lease_token = :token, lease_until = now() + :lease, next_try_time = now() + :lease,
+    tries = tries + 1
+"""
+
+
+class SqlTransaction:
+    """One transaction. ``recorded`` keeps the transitions, for metrics after the commit."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._heads: dict[str, bytes] = {}
+        self.recorded: list[Transition] = []
+
+    @cached_property
+    def now(self) -> datetime:
+        """The database's clock: replicas may disagree about the time, it does not."""
+        now: datetime = self._one("SELECT now() AS now")["now"]
+        return now
+
+    def new_id(self, prefix: str) -> str:
+        """Unguessable: 122 random bits."""
+        return f"{prefix}_{uuid.uuid4().hex}"
+
+    # ---- claims ----
+
+    def claim(self, cause: Cause, key: str, fields: Mapping[str, str]) -> Claim:
+        """Take the caller's key, or find who holds it. Raises :class:`Conflict` on other content.
+
+        A second caller waits here until the first one's claiming transaction is over (the unique
+        index sees to that), and never longer.
+        """
+        digests = {
+            name: hashlib.sha256(value.encode()).hexdigest()[:32] for name, value in fields.items()
+        }
+        values = {"caller": cause.caller, "rpc": cause.rpc, "key": key}
+        made = self._maybe(
+            "INSERT INTO claims (claim_id, caller, rpc, key, fields, create_time) "
+            "VALUES (:claim_id, :caller, :rpc, :key, :fields, now()) "
+            "ON CONFLICT ON CONSTRAINT a_key_is_used_once DO NOTHING RETURNING claim_id",
+            claim_id=self.new_id("clm"),
+            fields=json.dumps(digests),
+            **values,
+        )
+        if made is not None:
+            return Claim(made["claim_id"], cause.rpc, fresh=True)
+        row = self._one(
+            "SELECT * FROM claims WHERE caller = :caller AND rpc = :rpc AND key = :key", **values
+        )
+        for name in sorted(digests.keys() | row["fields"].keys()):
+            if digests.get(name) != row["fields"].get(name):
+                raise key_reused(key, name)
+        return Claim(
+            row["claim_id"],
+            row["rpc"],
+            fresh=False,
+            answer=rows.answer_of(row),
+            operation_id=row["operation_id"] or "",
+            payment_id=row["payment_id"] or "",
+        )
+
+    def bind_claim(self, claim_id: str, payment_id: str, operation_id: str) -> None:
+        self._do(
+            "UPDATE claims SET payment_id = :payment_id, operation_id = :operation_id "
+            "WHERE claim_id = :claim_id",
+            claim_id=claim_id,
+            payment_id=payment_id,
+            operation_id=operation_id,
+        )
+
+    def settle_claim(self, claim_id: str, answer: Answer) -> None:
+        """Write down the answer, once: what a caller was told is never changed."""
+        self._do(
+            "UPDATE claims SET ok = :ok, answer = :answer, settle_time = now() "
+            "WHERE claim_id = :claim_id AND answer IS NULL",
+            claim_id=claim_id,
+            ok=answer.ok,
+            answer=answer.body,
+        )
+
+    def claim_rpc(self, claim_id: str) -> str:
+        row = self._one("SELECT rpc FROM claims WHERE claim_id = :claim_id", claim_id=claim_id)
+        return str(row["rpc"])
+
+    # ---- payments ----
+
+    def lock_payment(self, payment_id: str) -> Payment | None:
+        row = self._maybe(
+            "SELECT * FROM payments WHERE payment_id = :payment_id FOR UPDATE",
+            payment_id=payment_id,
+        )
+        if row is None:
+            return None
+        self._heads[payment_id] = bytes(row["head_hash"])
+        return rows.payment_of(row)
+
+    def record(self, transition: Transition, cause: Cause) -> None:
+        """The one door: the payment's row, its event and its postings, or nothing."""
+        after, before = transition.after, transition.before
+        body = event_body(transition, cause)
+        head = chain_hash(
+            self._heads.get(after.payment_id, b""),
+            after.payment_id,
+            after.version,
+            transition.kind,
+            after.update_time,
+            body,
+        )
+        postings = transition.postings
+        written = self._one(
+            _RECORD if before else _RECORD_NEW,
+            **rows.payment_values(after),
+            **({"version_before": before.version} if before else {}),
+            head_hash=head,
+            kind=transition.kind.value,
+            body=body,
+            accounts=[posting.account for posting in postings],
+            currencies=[posting.currency for posting in postings],
+            amounts=[posting.minor_units for posting in postings],
+            kinds=[posting.kind for posting in postings],
+            txns=[posting.balance_transaction_id for posting in postings],
+        )
+        if written["count"] != 1:
+            raise Busy(
+                "CONCURRENT_CHANGE",
+                "the payment was changed by another call; ask again with the same key",
+                {"payment_id": after.payment_id},
+            )
+        self._heads[after.payment_id] = head
+        self.recorded.append(transition)
+
+    def known_movements(self, payment_id: str) -> frozenset[str]:
+        found = self._all(
+            "SELECT movement_id FROM movements WHERE payment_id = :payment_id",
+            payment_id=payment_id,
+        )
+        return frozenset(row["movement_id"] for row in found)
+
+    def add_movement(self, payment_id: str, movement: Movement) -> None:
+        self._do(
+            "INSERT INTO movements (movement_id, payment_id, kind, minor_units, operation_id, time)"
+            " VALUES (:movement_id, :payment_id, :kind, :minor_units, :operation_id, now())",
+            movement_id=movement.movement_id,
+            payment_id=payment_id,
+            kind=movement.kind,
+            minor_units=movement.minor_units,
+            operation_id=movement.operation_id,
+        )
+
+    def report(self, discrepancy: Discrepancy) -> None:
+        """Keep it once, however often it is seen."""
+        self._do(
+            "INSERT INTO discrepancies (payment_id, kind, detail, time) "
+            "VALUES (:payment_id, :kind, :detail, now()) ON CONFLICT DO NOTHING",
+            payment_id=discrepancy.payment_id,
+            kind=discrepancy.kind,
+            detail=discrepancy.detail,
+        )
+
+    def payments_past_window(self, limit: int) -> Sequence[str]:
+        """Unpaid payments whose window has closed and that nothing is being done about."""
+        found = self._all(
+            "SELECT payment_id FROM payments WHERE state IN ('PENDING', 'FAILED') "
+            "AND payment_expire_time < now() AND operation_id = '' "
+            "ORDER BY payment_expire_time LIMIT :limit FOR UPDATE SKIP LOCKED",
+            limit=limit,
+        )
+        return [row["payment_id"] for row in found]
+
+    # ---- operations ----
+
+    def add_operation(self, operation: Operation) -> None:
+        self._do(
+            "INSERT INTO operations (operation_id, kind, payment_id, expert_id, params, "
+            "minor_units, claim_id, state, attempt, tries, last_error, create_time, attempt_time, "
+            "lease_until, lease_token, next_try_time) VALUES (:operation_id, :kind, :payment_id, "
+            ":expert_id, :params, :minor_units, :claim_id, :state, :attempt, :tries, :last_error, "
+            ":create_time, :attempt_time, :lease_until, :lease_token, :next_try_time)",
+            operation_id=operation.operation_id,
+            kind=operation.kind.value,
+            payment_id=operation.payment_id or None,
+            expert_id=operation.expert_id or None,
+            params=json.dumps(dict(operation.params)),
+            minor_units=operation.minor_units,
+            claim_id=operation.claim_id or None,
+            state=operation.state.value,
+            attempt=operation.attempt,
+            tries=operation.tries,
+            last_error=operation.last_error,
+            create_time=operation.create_time,
+            attempt_time=operation.attempt_time,
+            lease_until=operation.lease_until,
+            lease_token=operation.lease_token,
+            next_try_time=operation.next_try_time,
+        )
+
+    def operation(self, operation_id: str) -> Operation | None:
+        """Locked, so that nobody settles it meanwhile."""
+        row = self._maybe(
+            "SELECT * FROM operations WHERE operation_id = :id FOR UPDATE", id=operation_id
+        )
+        return row and rows.operation_of(row)
+
+    def lease_operation(self, operation_id: str, seconds: float) -> Operation | None:
+        """Take it over for so long, unless it is settled, parked, or another's."""
+        row = self._maybe(
+            f"UPDATE operations SET {_LEASE} WHERE operation_id = :id "
+            "AND state IN ('STARTED', 'UNKNOWN') "
+            "AND (lease_until IS NULL OR lease_until < now()) RETURNING *",
+            id=operation_id,
+            token=secrets.token_hex(8),
+            lease=timedelta(seconds=seconds),
+        )
+        return row and rows.operation_of(row)
+
+    def lease_due_operations(self, seconds: float, limit: int) -> Sequence[Operation]:
+        """What the sweep works on next; no two replicas get the same."""
+        found = self._all(
+            f"UPDATE operations SET {_LEASE} WHERE operation_id IN ("
+            "SELECT operation_id FROM operations WHERE state IN ('STARTED', 'UNKNOWN') "
+            "AND next_try_time <= now() AND (lease_until IS NULL OR lease_until < now()) "
+            "ORDER BY next_try_time LIMIT :limit FOR UPDATE SKIP LOCKED) RETURNING *",
+            token=secrets.token_hex(8),
+            lease=timedelta(seconds=seconds),
+            limit=limit,
+        )
+        return [rows.operation_of(row) for row in found]
+
+    def unpark_operation(self, operation_id: str) -> None:
+        """Due now, with its tries forgiven but one: it is looked for before it is sent."""
+        self._do(
+            "UPDATE operations SET state = 'UNKNOWN', tries = 1, lease_until = NULL, "
+            "next_try_time = now() WHERE operation_id = :id AND state = 'PARKED'",
+            id=operation_id,
+        )
+
+    def settle_operation(
+        self, operation_id: str, state: OperationState, last_error: str = ""
+    ) -> None:
+        self._do(
+            "UPDATE operations SET state = :state, last_error = :last_error, settle_time = now(), "
+            "lease_until = NULL, next_try_time = NULL WHERE operation_id = :id "
+            "AND state IN ('STARTED', 'UNKNOWN', 'PARKED')",
+            id=operation_id,
+            state=state.value,
+            last_error=last_error,
+        )
+
+    def postpone_operation(
+        self,
+        operation: Operation,
+        state: OperationState,
+        last_error: str,
+        seconds: float | None,
+        *,
+        next_attempt: bool = False,
+        params: Mapping[str, object] | None = None,
+    ) -> bool:
+        """Give the lease back: to be tried in so many seconds, or never (parked).
+
+        Only for the holder of the present lease (fencing): a replica that slept too long changes
+        nothing and gets False.
+        """
+        done = self._do(
+            "UPDATE operations SET state = :state, last_error = :last_error, lease_until = NULL, "
+            "next_try_time = now() + :delay, params = COALESCE(CAST(:params AS jsonb), params), "
+            "attempt = attempt + :more, "
+            "attempt_time = CASE WHEN :more > 0 THEN now() ELSE attempt_time END "
+            "WHERE operation_id = :id AND lease_token = :token "
+            "AND state IN ('STARTED', 'UNKNOWN', 'PARKED')",
+            id=operation.operation_id,
+            token=operation.lease_token,
+            state=state.value,
+            last_error=last_error,
+            delay=None if seconds is None else timedelta(seconds=seconds),
+            params=None if params is None else json.dumps(dict(params)),
+            more=1 if next_attempt else 0,
+        )
+        return done == 1
+
+    # ---- experts ----
+
+    def expert(self, expert_id: str) -> Expert | None:
+        """Not locked: many payments are initiated for one expert at once."""
+        row = self._maybe("SELECT * FROM experts WHERE expert_id = :id", id=expert_id)
+        return row and rows.expert_of(row)
+
+    def lock_expert(self, expert_id: str) -> Expert | None:
+        row = self._maybe("SELECT * FROM experts WHERE expert_id = :id FOR UPDATE", id=expert_id)
+        return row and rows.expert_of(row)
+
+    def add_expert(self, expert: Expert, cause: Cause) -> bool:
+        """False if the expert is there already; waits for a concurrent creation to end."""
+        columns = _EXPERT_COLUMNS
+        made = self._do(
+            f"INSERT INTO experts ({', '.join(columns)}) "
+            f"VALUES ({', '.join(f':{name}' for name in columns)}) ON CONFLICT DO NOTHING",
+            **rows.expert_values(expert),
+        )
+        if made == 1:
+            self._record_expert(expert, "expert.created", cause)
+        return made == 1
+
+    def save_expert(self, expert: Expert, kind: str, cause: Cause) -> None:
+        """Write an expert that was locked in this transaction, and what happened."""
+        columns = [name for name in _EXPERT_COLUMNS if name != "expert_id"]
+        self._do(
+            f"UPDATE experts SET {', '.join(f'{name} = :{name}' for name in columns)} "
+            "WHERE expert_id = :expert_id",
+            **rows.expert_values(expert),
+        )
+        if kind:
+            self._record_expert(expert, kind, cause)
+
+    def _record_expert(self, expert: Expert, kind: str, cause: Cause) -> None:
+        account = expert.account
+        body = {
+            "status": expert.status.value,
+            "stripe_account_id": account.stripe_account_id,
+            "commission_basis_points": expert.commission_basis_points,
+            "requirements_due": list(account.requirements_due),
+            "disabled_reason": account.disabled_reason,
+            "by": {"caller": cause.caller, "rpc": cause.rpc, "request_id": cause.request_id},
+        }
+        self._do(
+            "INSERT INTO expert_events (expert_id, sequence, kind, body, time) "
+            "VALUES (:expert_id, :sequence, :kind, :body, now())",
+            expert_id=expert.expert_id,
+            sequence=expert.version,
+            kind=kind,
+            body=json.dumps(body, sort_keys=True),
+        )
+
+    def add_landing_token(
+        self, token_hash: bytes, expert_id: str, onward_url: str, seconds: float
+    ) -> None:
+        self._do("DELETE FROM landing_tokens WHERE expire_time < now()")
+        self._do(
+            "INSERT INTO landing_tokens (token_hash, expert_id, onward_url, expire_time, "
+            "create_time) VALUES (:hash, :expert_id, :onward_url, now() + :life, now())",
+            hash=token_hash,
+            expert_id=expert_id,
+            onward_url=onward_url,
+            life=timedelta(seconds=seconds),
+        )
+
+    # ---- the inbox ----
+
+    def store_event(self, event: InboxEvent) -> bool:
+        """False if it is there already."""
+        made = self._do(
+            "INSERT INTO inbox (event_id, endpoint, type, object_id, account_id, "
+            "payment_intent_id, payment_ref, payload_sha256, create_time, state, verdict, attempts, "
+            "last_error, receive_time, next_try_time) VALUES (:event_id, :endpoint, :type, :object_id, "
+            ":account_id, :payment_intent_id, :payment_ref, :payload_sha256, :create_time, :state, :verdict, 0, "
+            "'', now(), CASE WHEN :state = 'WAITING' THEN now() END) ON CONFLICT DO NOTHING",
+            event_id=event.event_id,
+            endpoint=event.endpoint,
+            type=event.type,
+            object_id=event.object_id,
+            account_id=event.account_id,
+            payment_intent_id=event.payment_intent_id,
+            payment_ref=event.payment_ref,
+            payload_sha256=event.payload_sha256,
+            create_time=event.create_time,
+            state=event.state,
+            verdict=event.verdict,
+        )
+        return made == 1
+
+    def lease_inbox(self, seconds: float, limit: int) -> Sequence[InboxEvent]:
+        """The next events to apply; no two replicas get the same."""
+        found = self._all(
+            "UPDATE inbox SET attempts = attempts + 1, next_try_time = now() + :lease "
+            "WHERE event_id IN (SELECT event_id FROM inbox WHERE state = 'WAITING' "
+            "AND next_try_time <= now() ORDER BY next_try_time LIMIT :limit "
+            "FOR UPDATE SKIP LOCKED) RETURNING *",
+            lease=timedelta(seconds=seconds),
+            limit=limit,
+        )
+        return [rows.inbox_event_of(row) for row in found]
+
+    def finish_event(self, event_id: str, state: str, verdict: str) -> None:
+        self._do(
+            "UPDATE inbox SET state = :state, verdict = :verdict, last_error = '', "
+            "next_try_time = NULL, apply_time = now() WHERE event_id = :id "
+            "AND state IN ('WAITING', 'PARKED')",
+            id=event_id,
+            state=state,
+            verdict=verdict,
+        )
+
+    def postpone_event(self, event_id: str, last_error: str, seconds: float | None) -> None:
+        """To be tried in so many seconds, or parked."""
+        self._do(
+            "UPDATE inbox SET state = :state, last_error = :last_error, "
+            "next_try_time = now() + :delay WHERE event_id = :id AND state = 'WAITING'",
+            id=event_id,
+            state="PARKED" if seconds is None else "WAITING",
+            last_error=last_error,
+            delay=None if seconds is None else timedelta(seconds=seconds),
+        )
+
+    def retry_event(self, event_id: str) -> InboxEvent | None:
+        """Put a parked event back to work; None if it is not parked."""
+        row = self._maybe(
+            "UPDATE inbox SET state = 'WAITING', attempts = 0, next_try_time = now() "
+            "WHERE event_id = :id AND state = 'PARKED' RETURNING *",
+            id=event_id,
+        )
+        return row and rows.inbox_event_of(row)
+
+    # ---- statements ----
+
+    def _do(self, sql: str, **values: Any) -> int:
+        return self._connection.execute(text(sql), values).rowcount
+
+    def _all(self, sql: str, **values: Any) -> Sequence[Any]:
+        return self._connection.execute(text(sql), values).mappings().all()
+
+    def _maybe(self, sql: str, **values: Any) -> Any:
+        return self._connection.execute(text(sql), values).mappings().one_or_none()
+
+    def _one(self, sql: Any, **values: Any) -> Any:
+        statement = text(sql) if isinstance(sql, str) else sql
+        return self._connection.execute(statement, values).mappings().one()

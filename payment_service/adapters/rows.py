@@ -1,0 +1,169 @@
+"""Rows to domain values and back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import RowMapping
+
+from payment_service.domain.escrow import (
+    ChargeModel,
+    EscrowMode,
+    Failure,
+    Payment,
+    State,
+    WaitingFor,
+)
+from payment_service.domain.experts import Account, BusinessType, Expert
+from payment_service.domain.operations import Operation, OperationKind, OperationState
+from payment_service.domain.ports import Answer, InboxEvent
+
+PAYMENT_COLUMNS = (
+    "payment_id client_id expert_id gig_id description state escrow_mode charge_model "
+    "destination_account_id currency amount commission_basis_points commission expert_amount held "
+    "captured refunded net_commission client_owed processor_fee payment_intent_id charge_id "
+    "transfer_id operation_id waiting_for failure version create_time update_time escrow_time "
+    "capture_time escrow_expire_time payment_expire_time"
+).split()
+
+
+def payment_values(payment: Payment) -> dict[str, Any]:
+    """A payment as parameters, by column."""
+    values: dict[str, Any] = {name: getattr(payment, name) for name in PAYMENT_COLUMNS}
+    for name in ("state", "escrow_mode", "charge_model", "waiting_for"):
+        values[name] = values[name].value
+    values["payment_intent_id"] = payment.payment_intent_id or None
+    failure = payment.failure
+    values["failure"] = failure and json.dumps(
+        {
+            "code": failure.code,
+            "decline_code": failure.decline_code,
+            "message": failure.message,
+            "time": failure.time.isoformat(),
+        }
+    )
+    return values
+
+
+def payment_of(row: RowMapping) -> Payment:
+    values = {name: row[name] for name in PAYMENT_COLUMNS}
+    failure = values["failure"]
+    values.update(
+        state=State(values["state"]),
+        escrow_mode=EscrowMode(values["escrow_mode"]),
+        charge_model=ChargeModel(values["charge_model"]),
+        waiting_for=WaitingFor(values["waiting_for"]),
+        payment_intent_id=values["payment_intent_id"] or "",
+        failure=failure
+        and Failure(
+            failure["code"],
+            failure["decline_code"],
+            failure["message"],
+            datetime.fromisoformat(failure["time"]),
+        ),
+    )
+    return Payment(**values)
+
+
+def operation_of(row: RowMapping) -> Operation:
+    return Operation(
+        operation_id=row["operation_id"],
+        kind=OperationKind(row["kind"]),
+        payment_id=row["payment_id"] or "",
+        expert_id=row["expert_id"] or "",
+        params=row["params"],
+        minor_units=row["minor_units"],
+        claim_id=row["claim_id"] or "",
+        state=OperationState(row["state"]),
+        attempt=row["attempt"],
+        tries=row["tries"],
+        last_error=row["last_error"],
+        create_time=row["create_time"],
+        attempt_time=row["attempt_time"],
+        lease_until=row["lease_until"],
+        lease_token=row["lease_token"],
+        next_try_time=row["next_try_time"],
+    )
+
+
+def expert_of(row: RowMapping) -> Expert:
+    return Expert(
+        expert_id=row["expert_id"],
+        name=row["name"],
+        email=row["email"],
+        country=row["country"],
+        business_type=BusinessType(row["business_type"]),
+        commission_basis_points=row["commission_basis_points"],
+        commission_asked=row["commission_asked"],
+        account=Account(
+            stripe_account_id=row["stripe_account_id"] or "",
+            charges_enabled=row["charges_enabled"],
+            payouts_enabled=row["payouts_enabled"],
+            transfers_active=row["transfers_active"],
+            details_submitted=row["details_submitted"],
+            requirements_due=tuple(row["requirements_due"]),
+            disabled_reason=row["disabled_reason"],
+        ),
+        deauthorized=row["deauthorized"],
+        operation_id=row["operation_id"],
+        check_time=row["check_time"],
+        version=row["version"],
+        create_time=row["create_time"],
+        update_time=row["update_time"],
+    )
+
+
+def expert_values(expert: Expert) -> dict[str, Any]:
+    """An expert as parameters, by column."""
+    account = expert.account
+    return {
+        "expert_id": expert.expert_id,
+        "name": expert.name,
+        "email": expert.email,
+        "country": expert.country,
+        "business_type": expert.business_type.value,
+        "commission_basis_points": expert.commission_basis_points,
+        "commission_asked": expert.commission_asked,
+        "stripe_account_id": account.stripe_account_id or None,
+        "charges_enabled": account.charges_enabled,
+        "payouts_enabled": account.payouts_enabled,
+        "transfers_active": account.transfers_active,
+        "details_submitted": account.details_submitted,
+        "requirements_due": list(account.requirements_due),
+        "disabled_reason": account.disabled_reason,
+        "deauthorized": expert.deauthorized,
+        "operation_id": expert.operation_id,
+        "check_time": expert.check_time,
+        "version": expert.version,
+        "create_time": expert.create_time,
+        "update_time": expert.update_time,
+    }
+
+
+def inbox_event_of(row: RowMapping) -> InboxEvent:
+    return InboxEvent(
+        event_id=row["event_id"],
+        endpoint=row["endpoint"],
+        type=row["type"],
+        object_id=row["object_id"],
+        account_id=row["account_id"],
+        payment_intent_id=row["payment_intent_id"],
+        payment_ref=row["payment_ref"],
+        payload_sha256=bytes(row["payload_sha256"]),
+        create_time=row["create_time"],
+        state=row["state"],
+        verdict=row["verdict"],
+        attempts=row["attempts"],
+        last_error=row["last_error"],
+        receive_time=row["receive_time"],
+        next_try_time=row["next_try_time"],
+    )
+
+
+def answer_of(row: Mapping[str, Any]) -> Answer | None:
+    if row["answer"] is None:
+        return None
+    return Answer(bool(row["ok"]), bytes(row["answer"]))

@@ -1,0 +1,161 @@
+"""Stripe's objects as the domain's observations: pure conversion, tolerant of what it does not use.
+
+Enums of Stripe's are open: a new value must not break a payment, so an unknown status becomes
+``UNKNOWN`` and is reported as a discrepancy. Fields may come expanded or as plain ids.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from payment_service.domain.experts import Account
+from payment_service.domain.observation import (
+    ApplicationFee,
+    BalanceLine,
+    Charge,
+    Decline,
+    FeeRefund,
+    IntentStatus,
+    Observation,
+    Refund,
+    Reversal,
+    Transfer,
+)
+
+if TYPE_CHECKING:  # Only the port's implementation imports stripe at run time.
+    import stripe
+    from stripe._stripe_object import UntypedStripeObject
+
+
+def observation_of(
+    intent: stripe.PaymentIntent,
+    *,
+    refunds: tuple[Refund, ...] = (),
+    reversals: tuple[Reversal, ...] = (),
+    fee_refunds: tuple[FeeRefund, ...] = (),
+) -> Observation:
+    charge = intent.latest_charge
+    error = intent.last_payment_error
+    return Observation(
+        payment_intent_id=intent.id,
+        status=status_of(intent.status),
+        minor_units=intent.amount,
+        currency=intent.currency.upper(),
+        amount_received=intent.amount_received or 0,
+        cancellation_reason=intent.cancellation_reason or "",
+        decline=Decline(error.code or error.type, error.decline_code or "") if error else None,
+        charge=None
+        if charge is None or isinstance(charge, str)
+        else charge_of(charge, reversals, fee_refunds),
+        refunds=refunds,
+        metadata=_metadata(intent.metadata),
+        client_secret=intent.client_secret or "",
+    )
+
+
+def status_of(status: str) -> IntentStatus:
+    try:
+        return IntentStatus(status)
+    except ValueError:
+        return IntentStatus.UNKNOWN
+
+
+def charge_of(
+    charge: stripe.Charge,
+    reversals: tuple[Reversal, ...],
+    fee_refunds: tuple[FeeRefund, ...],
+) -> Charge:
+    details = charge.payment_method_details
+    card = details.card if details and details.type == "card" else None
+    before = getattr(card, "capture_before", None)
+    transfer = getattr(charge, "transfer", None)
+    fee = charge.application_fee
+    return Charge(
+        charge_id=charge.id,
+        captured=charge.captured,
+        amount_captured=charge.amount_captured,
+        capture_before=datetime.fromtimestamp(before, UTC) if before else None,
+        line=line_of(charge.balance_transaction),
+        transfer=None
+        if transfer is None or isinstance(transfer, str)
+        else transfer_of(transfer, reversals),
+        application_fee=None
+        if fee is None or isinstance(fee, str)
+        else ApplicationFee(fee.id, fee.amount, line_of(fee.balance_transaction), fee_refunds),
+    )
+
+
+def transfer_of(transfer: stripe.Transfer, reversals: tuple[Reversal, ...]) -> Transfer:
+    return Transfer(
+        transfer_id=transfer.id,
+        minor_units=transfer.amount,
+        currency=transfer.currency.upper(),
+        line=line_of(transfer.balance_transaction),
+        connected_line=_connected_line(transfer.destination_payment),
+        reversals=reversals,
+    )
+
+
+def refund_of(refund: stripe.Refund) -> Refund:
+    return Refund(
+        refund_id=refund.id,
+        minor_units=refund.amount,
+        status=refund.status or "",
+        operation_id=_metadata(refund.metadata).get("operation_id", ""),
+        line=line_of(refund.balance_transaction),
+        failure_line=line_of(getattr(refund, "failure_balance_transaction", None)),
+    )
+
+
+def reversal_of(reversal: stripe.TransferReversal) -> Reversal:
+    return Reversal(
+        reversal_id=reversal.id,
+        minor_units=reversal.amount,
+        operation_id=_metadata(reversal.metadata).get("operation_id", ""),
+        line=line_of(reversal.balance_transaction),
+        connected_line=_connected_line(reversal.destination_payment_refund),
+    )
+
+
+def fee_refund_of(refund: stripe.ApplicationFeeRefund) -> FeeRefund:
+    return FeeRefund(refund.id, refund.amount, line_of(refund.balance_transaction))
+
+
+def account_of(account: stripe.Account) -> Account:
+    requirements = account.requirements
+    due = [
+        *(requirements.currently_due or () if requirements else ()),
+        *(requirements.past_due or () if requirements else ()),
+    ]
+    capabilities = account.capabilities
+    metadata = _metadata(account.metadata)
+    return Account(
+        stripe_account_id=account.id,
+        charges_enabled=bool(account.charges_enabled),
+        payouts_enabled=bool(account.payouts_enabled),
+        transfers_active=bool(capabilities and capabilities.transfers == "active"),
+        details_submitted=bool(account.details_submitted),
+        requirements_due=tuple(dict.fromkeys(due)),
+        disabled_reason=(requirements.disabled_reason or "") if requirements else "",
+        expert_id=metadata.get("expert_id", ""),
+        operation_id=metadata.get("operation_id", ""),
+    )
+
+
+def line_of(transaction: stripe.BalanceTransaction | str | None) -> BalanceLine | None:
+    """A balance transaction, unsigned; None while Stripe has none, or where it came as an id."""
+    if transaction is None or isinstance(transaction, str):
+        return None
+    return BalanceLine(
+        transaction.id, transaction.currency.upper(), abs(transaction.amount), transaction.fee
+    )
+
+
+def _connected_line(payment: object) -> BalanceLine | None:
+    """The connected account's side, which hangs on the payment (or its refund) there."""
+    return line_of(getattr(payment, "balance_transaction", None))
+
+
+def _metadata(metadata: UntypedStripeObject[str] | None) -> dict[str, str]:
+    return dict(metadata.to_dict()) if metadata else {}

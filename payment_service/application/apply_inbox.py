@@ -1,0 +1,133 @@
+"""Apply stored webhook events: each is a hint to look, never a command.
+
+Events of one payment are applied together, by one look at Stripe. Whatever fails is tried again
+with growing pauses and parked after so many tries: visible, alarmed, never lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Final
+
+import structlog
+
+from payment_service.application.carry_out import back_off, carry_out
+from payment_service.application.core import Core
+from payment_service.application.observe import apply, observe_payment
+from payment_service.application.refresh_expert import refresh_expert
+from payment_service.application.settle import Applied
+from payment_service.domain.errors import Refusal
+from payment_service.domain.ports import Cause, InboxEvent, Transaction
+
+log = structlog.get_logger(__name__)
+
+_LEASE_SECONDS: Final = 30.0
+_BATCH: Final = 100
+_AT_ONCE: Final = 8
+
+
+async def apply_waiting(core: Core) -> int:
+    """Apply a batch of waiting events and return how many there were."""
+    events = await core.database.transact(lambda tx: tx.lease_inbox(_LEASE_SECONDS, _BATCH))
+    groups: dict[tuple[str, str], list[InboxEvent]] = defaultdict(list)
+    for event in events:
+        about_account = event.type.startswith(("account.", "capability."))
+        groups[("account", event.account_id) if about_account else _payment_key(event)].append(
+            event
+        )
+    places = asyncio.Semaphore(_AT_ONCE)
+
+    async def one(key: tuple[str, str], group: Sequence[InboxEvent]) -> None:
+        async with places:
+            await _apply_group(core, key, group)
+
+    await asyncio.gather(*(one(key, group) for key, group in groups.items()))
+    return len(events)
+
+
+def _payment_key(event: InboxEvent) -> tuple[str, str]:
+    return ("payment", event.payment_ref)
+
+
+async def _apply_group(core: Core, key: tuple[str, str], group: Sequence[InboxEvent]) -> None:
+    kind, reference = key
+    cause = Cause("stripe", "webhook", group[0].event_id)
+    try:
+        if kind == "account":
+            verdict = await _apply_to_expert(core, reference, cause)
+        else:
+            verdict = await _apply_to_payment(core, reference, group, cause)
+    except Refusal as refusal:
+        await _postpone(core, group, refusal.reason)
+        return
+    except Exception as error:  # noqa: BLE001 - one poisonous event must not stop the others
+        log.error("inbox_failed", error=type(error).__name__, event_id=group[0].event_id)
+        await _postpone(core, group, f"unexpected {type(error).__name__}")
+        return
+    state = "IGNORED" if verdict == "unknown_object" else "APPLIED"
+    await core.database.transact(finish_events, group, state, verdict)
+
+
+def finish_events(tx: Transaction, group: Sequence[InboxEvent], state: str, verdict: str) -> None:
+    for event in group:
+        tx.finish_event(event.event_id, state, verdict)
+
+
+async def _apply_to_expert(core: Core, stripe_account_id: str, cause: Cause) -> str:
+    expert_id = await core.database.read(lambda reader: reader.expert_of_account(stripe_account_id))
+    if expert_id is None:
+        return "unknown_object"
+    await refresh_expert(core, expert_id, cause)
+    return "applied"
+
+
+async def _apply_to_payment(
+    core: Core, reference: str, group: Sequence[InboxEvent], cause: Cause
+) -> str:
+    payment = await core.database.read(lambda reader: reader.payment_of(reference))
+    if payment is None:
+        return "unknown_object"
+    applied = await observe_payment(core, payment, cause)
+    if applied.payment is not None and not applied.payment.payment_intent_id:
+        applied = await _adopt_intent(core, applied, group, cause)
+    if applied.next_operation is not None and applied.payment is not None:
+        # This event settled a refund's first leg; the second one is ours to carry out now.
+        await carry_out(core, applied.next_operation, applied.payment.version, cause)
+    if applied.deferred:
+        raise Refusal("DEFERRED", "something else must be settled first")
+    return "applied" if applied.changed else "no_change"
+
+
+async def _adopt_intent(
+    core: Core, applied: Applied, group: Sequence[InboxEvent], cause: Cause
+) -> Applied:
+    """The event speaks of an intent whose creation we never heard the answer of."""
+    payment = applied.payment
+    intents = {event.payment_intent_id for event in group if event.payment_intent_id}
+    if payment is None or len(intents) != 1:
+        return applied
+    seen = await core.stripe.observe(intents.pop())
+    if seen is None or seen.metadata.get("payment_id") != payment.payment_id:
+        return applied
+    return await apply(core, payment.payment_id, seen, payment.version, cause)
+
+
+async def _postpone(core: Core, group: Sequence[InboxEvent], why: str) -> None:
+    parked = await core.database.transact(
+        postpone_events, group, why, core.policy.tries_before_parking
+    )
+    for event_id in parked:
+        core.alarms.event_parked(event_id, why)
+
+
+def postpone_events(tx: Transaction, group: Sequence[InboxEvent], why: str, most: int) -> list[str]:
+    """Try them again later, or park those that were tried too often; the ids of these."""
+    parked = []
+    for event in group:
+        seconds = None if event.attempts >= most else back_off(event.attempts)
+        tx.postpone_event(event.event_id, why, seconds)
+        if seconds is None:
+            parked.append(event.event_id)
+    return parked

@@ -1,0 +1,56 @@
+"""The loops of every replica: apply the inbox, sweep operations, close what ran out."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import structlog
+
+from payment_service.application.apply_inbox import apply_waiting
+from payment_service.application.core import Core
+from payment_service.application.sweep import (
+    ask_about_lapsed_holds,
+    expire_unpaid,
+    sweep_operations,
+)
+from payment_service.domain.errors import Refusal
+
+log = structlog.get_logger(__name__)
+
+_POLL_SECONDS: Final = 1.0
+_SELDOM_SECONDS: Final = 15.0
+
+Work = Callable[[Core], Awaitable[int]]
+
+
+async def run_background(core: Core) -> None:
+    """Run all loops until cancelled. They hold no state: any replica can do any of it."""
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(_loop(core, apply_waiting, _POLL_SECONDS, wakes=True))
+        tasks.create_task(_loop(core, sweep_operations, _POLL_SECONDS))
+        tasks.create_task(_loop(core, expire_unpaid, _SELDOM_SECONDS))
+        tasks.create_task(_loop(core, ask_about_lapsed_holds, _SELDOM_SECONDS))
+
+
+async def _loop(core: Core, work: Work, seconds: float, *, wakes: bool = False) -> None:
+    """Work until there is none, then wait for a wake-up or the next poll, with jitter."""
+    while True:
+        try:
+            while await work(core):
+                await asyncio.sleep(0)
+        except Refusal as refusal:  # The database is away: wait and try again.
+            log.warning("background_waits", work=work.__name__, reason=refusal.reason)
+        except Exception as error:  # noqa: BLE001 - a loop that dies stops nothing but is silent
+            log.error("background_failed", work=work.__name__, error=type(error).__name__)
+        pause = random.uniform(seconds / 2, seconds)  # noqa: S311 - jitter
+        if not wakes:
+            await asyncio.sleep(pause)
+            continue
+        try:
+            await asyncio.wait_for(core.wake.wait(), pause)
+        except TimeoutError:
+            continue
+        core.wake.clear()

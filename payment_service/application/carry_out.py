@@ -1,0 +1,321 @@
+"""Bring an operation to its end: send it, see what came of it, write that down.
+
+The caller's handler, its retry, and the sweep all come through :func:`carry_out`, holding the
+operation's lease. What was sent before is looked for at Stripe *first*; only what Stripe does not
+have is sent again, under the same key while Stripe still knows it, and never after 23 hours.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from typing import Final, assert_never
+
+from payment_service.application.core import Core
+from payment_service.application.observe import apply, observe_payment
+from payment_service.application.settle import (
+    Applied,
+    refuse_phase,
+    unsettled_phase,
+)
+from payment_service.domain.errors import (
+    Busy,
+    Exhausted,
+    Refusal,
+    Unavailable,
+    outcome_unknown,
+    processor_unavailable,
+)
+from payment_service.domain.escrow import Payment
+from payment_service.domain.observation import Observation, Refund, Reversal
+from payment_service.domain.operations import Operation, OperationKind, OperationState
+from payment_service.domain.ports import (
+    Cause,
+    Done,
+    Misconfigured,
+    NewIntent,
+    NotSent,
+    Outcome,
+    Reader,
+    Refused,
+    Unknown,
+)
+
+#: A lock or a rate limit at Stripe is waited out a little before the caller is bothered.
+_NOT_SENT_PAUSES: Final = (0.2, 0.5, 1.0)
+_BACK_OFF_FIRST: Final = 0.5
+_BACK_OFF_MOST: Final = 60.0
+#: Before a refund or a transfer is sent under a *new* key, Stripe is read twice, so far apart.
+_BETWEEN_TWO_READS: Final = 61.0
+
+
+async def carry_out(core: Core, operation: Operation, version: int, cause: Cause) -> Applied:
+    """Carry out a leased operation of a payment, and the one that follows from it.
+
+    Returns when it is settled. Raises :class:`Refusal` when it is not: the outcome is unknown,
+    nothing was sent, or it is parked; the sweep goes on with it.
+    """
+    applied = await _carry_out_one(core, operation, version, cause)
+    while applied.next_operation is not None:
+        version = applied.payment.version if applied.payment else 0
+        applied = await _carry_out_one(core, applied.next_operation, version, cause)
+    return applied
+
+
+def back_off(tries: int) -> float:
+    """Seconds until the next try: doubling, with jitter, so that replicas do not march in step."""
+    most = min(_BACK_OFF_MOST, _BACK_OFF_FIRST * 2 ** min(tries, 16))
+    return random.uniform(most / 2, most)  # noqa: S311 - jitter
+
+
+async def _carry_out_one(core: Core, operation: Operation, version: int, cause: Cause) -> Applied:
+    if operation.tries:
+        looked = await _look(core, operation, cause)
+        if await _is_settled(core, operation):
+            return looked
+        version = looked.payment.version if looked.payment else version
+        await _may_send_again(core, operation, cause)
+    outcome = await _send(core, operation)
+    for pause in _NOT_SENT_PAUSES:
+        if not isinstance(outcome, NotSent):
+            break
+        await asyncio.sleep(random.uniform(pause / 2, pause))  # noqa: S311 - jitter
+        outcome = await _send(core, operation)
+    return await _conclude(core, operation, outcome, version, cause)
+
+
+async def _conclude(
+    core: Core,
+    operation: Operation,
+    outcome: Outcome[Observation] | Outcome[Refund] | Outcome[Reversal],
+    version: int,
+    cause: Cause,
+) -> Applied:
+    """Write down what Stripe answered."""
+    match outcome:
+        case Done(Observation() as seen):
+            applied = await apply(core, operation.payment_id, seen, version, cause)
+            if applied.stale:
+                applied = await observe_payment(core, operation.payment_id, cause)
+            return applied
+        case Done(value):
+            refund = value if isinstance(value, Refund) else None
+            try:
+                return await observe_payment(core, operation.payment_id, cause, refund=refund)
+            except Refusal as refusal:
+                await _unsettled(core, operation, refusal.reason.lower(), cause)
+                raise
+        case Refused():
+            return await _refused(core, operation, outcome, cause)
+        case NotSent():
+            await _postpone(core, operation, OperationState.STARTED, outcome.why, cause)
+            raise _not_sent(operation, outcome)
+        case Unknown():
+            await _unsettled(core, operation, outcome.why, cause, replayed=outcome.replayed)
+            raise outcome_unknown(payment_id=operation.payment_id)
+        case Misconfigured():
+            core.alarms.operation_parked(operation, outcome.code)
+            await core.database.transact(
+                unsettled_phase,
+                core.policy,
+                operation,
+                OperationState.UNKNOWN,
+                outcome.code,
+                None,
+                cause,
+            )
+            raise _misconfigured(operation, outcome)
+        case _:
+            assert_never(outcome)
+
+
+async def _refused(core: Core, operation: Operation, refused: Refused, cause: Cause) -> Applied:
+    """Believe a no only after looking: Stripe also replays a no for what it did after all."""
+    try:
+        applied = await _look(core, operation, cause)
+    except Refusal as refusal:
+        await _unsettled(core, operation, refusal.reason.lower(), cause)
+        raise
+    if not await _is_settled(core, operation):
+        await core.database.transact(refuse_phase, core.answers, operation, refused, cause)
+        if operation.params.get("owed"):
+            core.alarms.operation_parked(operation, refused.code)
+    return applied
+
+
+async def _look(core: Core, operation: Operation, cause: Cause) -> Applied:
+    """What Stripe has of it by now. An intent that has no id yet is searched only if need be."""
+    if operation.kind is not OperationKind.CREATE_INTENT:
+        return await observe_payment(core, operation.payment_id, cause)
+    payment = await core.database.read(_payment, operation.payment_id)
+    applied = Applied(payment=payment)
+    must_search = operation.params.get("replayed") or not operation.may_resend(
+        await core.database.transact(lambda tx: tx.now)
+    )
+    if payment is not None and must_search:
+        seen = await core.stripe.find_intent(operation.operation_id, operation.create_time)
+        if seen is not None:
+            return await apply(core, operation.payment_id, seen, payment.version, cause)
+    return applied
+
+
+async def _is_settled(core: Core, operation: Operation) -> bool:
+    current = await core.database.read(_operation, operation.operation_id)
+    return current is None or not current.is_open
+
+
+async def _may_send_again(core: Core, operation: Operation, cause: Cause) -> None:
+    """Stripe does not have it. Raises where it must not be sent now."""
+    now = await core.database.transact(lambda tx: tx.now)
+    if not operation.may_resend(now):
+        # Stripe may have pruned the key: the same request could act a second time.
+        core.alarms.operation_parked(operation, "older than 23 hours")
+        await core.database.transact(
+            unsettled_phase,
+            core.policy,
+            operation,
+            OperationState.UNKNOWN,
+            "not at Stripe, and too old to be sent again",
+            None,
+            cause,
+        )
+        raise outcome_unknown(payment_id=operation.payment_id)
+    if operation.params.get("replayed"):
+        # The key is burnt: it gives a stored error for 24 hours. A new one is committed first.
+        params = {name: value for name, value in operation.params.items() if name != "replayed"}
+        await core.database.transact(
+            unsettled_phase,
+            core.policy,
+            operation,
+            OperationState.STARTED,
+            "under a new key",
+            0.0,
+            cause,
+            next_attempt=True,
+            params=params,
+        )
+        core.wake.set()
+        raise outcome_unknown(payment_id=operation.payment_id)
+
+
+async def _unsettled(
+    core: Core, operation: Operation, why: str, cause: Cause, *, replayed: bool = False
+) -> None:
+    moves_money_back = operation.kind in (OperationKind.REFUND, OperationKind.REVERSE_TRANSFER)
+    seconds = _BETWEEN_TWO_READS if replayed and moves_money_back else None
+    params = {**operation.params, "replayed": True} if replayed else None
+    await _postpone(
+        core, operation, OperationState.UNKNOWN, why, cause, seconds=seconds, params=params
+    )
+
+
+async def _postpone(
+    core: Core,
+    operation: Operation,
+    state: OperationState,
+    why: str,
+    cause: Cause,
+    *,
+    seconds: float | None = None,
+    params: dict[str, object] | None = None,
+) -> None:
+    parked = await core.database.transact(
+        unsettled_phase,
+        core.policy,
+        operation,
+        state,
+        why,
+        back_off(operation.tries) if seconds is None else seconds,
+        cause,
+        params=params,
+    )
+    if parked:
+        core.alarms.operation_parked(operation, why)
+
+
+async def _send(
+    core: Core, operation: Operation
+) -> Outcome[Observation] | Outcome[Refund] | Outcome[Reversal]:
+    """The one call to Stripe, under the operation's stored key."""
+    stripe, key, text = core.stripe, operation.stripe_key, operation.text
+    metadata = {"payment_id": operation.payment_id, "operation_id": operation.operation_id}
+    match operation.kind:
+        case OperationKind.CREATE_INTENT:
+            people = ("client_id", "expert_id", "gig_id")
+            return await stripe.create_intent(
+                key,
+                NewIntent(
+                    minor_units=operation.minor_units,
+                    currency=text("currency"),
+                    application_fee=operation.number("application_fee"),
+                    destination_account_id=text("destination_account_id"),
+                    description=text("description"),
+                    metadata={**metadata, **{name: text(name) for name in people}},
+                ),
+            )
+        case OperationKind.CAPTURE:
+            return await stripe.capture(
+                key,
+                text("payment_intent_id"),
+                operation.minor_units,
+                operation.number("application_fee"),
+                {"capture_operation_id": operation.operation_id, "notes": text("notes")},
+            )
+        case OperationKind.CANCEL:
+            return await stripe.cancel(key, text("payment_intent_id"))
+        case OperationKind.REFUND:
+            return await stripe.refund(
+                key,
+                text("payment_intent_id"),
+                operation.minor_units,
+                {
+                    **metadata,
+                    "destination_account_id": text("destination_account_id"),
+                    "reason": text("reason"),
+                },
+            )
+        case OperationKind.REVERSE_TRANSFER:
+            return await stripe.reverse_transfer(
+                key, text("transfer_id"), operation.number("transfer_minor_units"), metadata
+            )
+        case OperationKind.CREATE_ACCOUNT:
+            raise AssertionError("accounts are made by create_expert_account")
+        case _:
+            assert_never(operation.kind)
+
+
+def _not_sent(operation: Operation, outcome: NotSent) -> Refusal:
+    facts = {"payment_id": operation.payment_id, "stripe_code": outcome.why}
+    if outcome.rate_limited:
+        return Exhausted(
+            "PROCESSOR_RATE_LIMITED",
+            "Stripe's rate limit is reached; ask again later with the same key",
+            facts,
+        )
+    if outcome.why == "unreachable":
+        return processor_unavailable(payment_id=operation.payment_id)
+    return Busy(
+        "OPERATION_IN_PROGRESS",
+        "Stripe is busy with this payment; ask again with the same key",
+        {**facts, "state": ""},
+    )
+
+
+def _misconfigured(operation: Operation, outcome: Misconfigured) -> Unavailable:
+    return Unavailable(
+        "PROCESSOR_MISCONFIGURED",
+        "Stripe refuses this service's own credentials or requests; an operator is told",
+        {
+            "payment_id": operation.payment_id,
+            "stripe_code": outcome.code,
+            "stripe_request_id": outcome.request_id,
+        },
+    )
+
+
+def _payment(reader: Reader, payment_id: str) -> Payment | None:
+    return reader.payment(payment_id)
+
+
+def _operation(reader: Reader, operation_id: str) -> Operation | None:
+    return reader.operation(operation_id)

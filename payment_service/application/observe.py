@@ -1,0 +1,65 @@
+"""Ask Stripe how a payment stands, and follow it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Final
+
+from payment_service.application.core import Core
+from payment_service.application.settle import Applied, apply_observation_phase, tell
+from payment_service.domain.errors import Busy, Unavailable, payment_not_found
+from payment_service.domain.escrow import Payment
+from payment_service.domain.observation import Observation, Refund
+from payment_service.domain.ports import Cause, Reader
+
+_TRIES: Final = 6
+
+
+async def observe_payment(
+    core: Core, payment_id: str, cause: Cause, *, refund: Refund | None = None
+) -> Applied:
+    """Read the intent and everything on it, now, and apply it.
+
+    The payment's version is read *before* Stripe is asked. If it has moved on when the answer is
+    written down, the answer may be older than the books, and Stripe is asked again. ``refund`` is
+    one that Stripe has just answered, in case its list lags behind.
+    """
+    for _ in range(_TRIES):
+        payment = await core.database.read(_payment, payment_id)
+        if payment is None:
+            raise payment_not_found(payment_id)
+        if not payment.payment_intent_id:
+            return Applied(payment=payment)
+        seen = await core.stripe.observe(payment.payment_intent_id)
+        if seen is None:
+            core.alarms.discrepancy(payment_id, "intent_missing")
+            raise Unavailable(
+                "PROCESSOR_MISCONFIGURED",
+                "Stripe does not know this payment's intent; an operator is told",
+                {"payment_id": payment_id, "stripe_code": "resource_missing"},
+            )
+        if refund is not None:
+            seen = seen.with_refund(refund)
+        applied = await apply(core, payment_id, seen, payment.version, cause)
+        if not applied.stale:
+            return applied
+    raise Busy(
+        "CONCURRENT_CHANGE",
+        "the payment keeps changing; ask again with the same key",
+        {"payment_id": payment_id},
+    )
+
+
+async def apply(
+    core: Core, payment_id: str, seen: Observation, version: int, cause: Cause
+) -> Applied:
+    """Write down one observation, and alarm what it could not explain."""
+    applied = await core.database.transact(
+        apply_observation_phase, core.answers, core.policy, payment_id, seen, version, cause
+    )
+    tell(core, applied)
+    return replace(applied, client_secret=seen.client_secret)
+
+
+def _payment(reader: Reader, payment_id: str) -> Payment | None:
+    return reader.payment(payment_id)

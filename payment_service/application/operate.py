@@ -1,0 +1,58 @@
+"""What an operator can send on: parked operations and parked webhook events."""
+
+from __future__ import annotations
+
+from payment_service.application.core import Core
+from payment_service.domain import escrow
+from payment_service.domain.errors import NotFound, Precondition, Refusal
+from payment_service.domain.escrow import WaitingFor
+from payment_service.domain.operations import Operation, OperationState
+from payment_service.domain.ports import Cause, InboxEvent, Transaction
+
+
+async def resume_operation(core: Core, operation_id: str, cause: Cause) -> Operation:
+    """Put a parked operation back to work. The sweep looks at Stripe before it sends anything."""
+    operation = await core.database.transact(unpark, operation_id, cause)
+    core.wake.set()
+    return operation
+
+
+def unpark(tx: Transaction, operation_id: str, cause: Cause) -> Operation:
+    operation = tx.operation(operation_id)
+    if operation is None:
+        raise _no_such_item(operation_id)
+    payment = tx.lock_payment(operation.payment_id) if operation.payment_id else None
+    if operation.state is not OperationState.PARKED:
+        raise Precondition(
+            "WRONG_STATE",
+            f"the operation is {operation.state}; only a parked one is resumed",
+            {"id": operation_id, "state": operation.state.value, "allowed_states": "PARKED"},
+        )
+    tx.unpark_operation(operation_id)
+    if payment is not None and payment.waiting_for is not WaitingFor.PROCESSOR:
+        tx.record(
+            escrow.waiting(payment, WaitingFor.PROCESSOR, "resumed by an operator", tx.now), cause
+        )
+    resumed = tx.operation(operation_id)
+    assert resumed is not None
+    return resumed
+
+
+async def retry_inbox_event(core: Core, event_id: str) -> InboxEvent:
+    """Put a parked webhook event back to work."""
+    event = await core.database.transact(lambda tx: tx.retry_event(event_id))
+    core.wake.set()
+    if event is not None:
+        return event
+    known = await core.database.read(lambda reader: reader.inbox_event(event_id))
+    if known is None:
+        raise _no_such_item(event_id)
+    raise Precondition(
+        "WRONG_STATE",
+        f"the event is {known.state}; only a parked one is retried",
+        {"id": event_id, "state": known.state, "allowed_states": "PARKED"},
+    )
+
+
+def _no_such_item(item: str) -> Refusal:
+    return NotFound("ITEM_NOT_FOUND", "there is no such item", {"id": item})

@@ -1,0 +1,50 @@
+"""Ask Stripe how an expert's account stands, and write it down."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from payment_service.application.core import Core
+from payment_service.domain.errors import expert_not_found
+from payment_service.domain.experts import Account, Expert
+from payment_service.domain.ports import Cause, Transaction
+
+
+async def refresh_expert(core: Core, expert_id: str, cause: Cause) -> Expert:
+    """The expert with the account as Stripe shows it now; webhooks alone are not to be trusted."""
+    expert = await core.database.read(lambda reader: reader.expert(expert_id))
+    if expert is None:
+        raise expert_not_found(expert_id)
+    if not expert.account.stripe_account_id:
+        return expert
+    account = await core.stripe.account(expert.account.stripe_account_id)
+    return await core.database.transact(save_account, expert_id, account, expert.version, cause)
+
+
+def save_account(
+    tx: Transaction, expert_id: str, account: Account | None, version: int, cause: Cause
+) -> Expert:
+    """Keep what Stripe showed, unless the expert has moved on since it was asked.
+
+    ``account`` None means that the account is no longer ours to see: deauthorized.
+    """
+    expert = tx.lock_expert(expert_id)
+    if expert is None:
+        raise expert_not_found(expert_id)
+    if expert.version != version:
+        return expert
+    deauthorized = account is None
+    shown = expert.account if account is None else account
+    seen = replace(shown, expert_id="", operation_id="")
+    before = replace(expert.account, expert_id="", operation_id="")
+    changed = seen != before or deauthorized != expert.deauthorized
+    after = replace(
+        expert,
+        account=seen,
+        deauthorized=deauthorized,
+        check_time=tx.now,
+        version=expert.version + 1 if changed else expert.version,
+        update_time=tx.now if changed else expert.update_time,
+    )
+    tx.save_expert(after, "expert.account_changed" if changed else "", cause)
+    return after

@@ -1,0 +1,265 @@
+"""Where what Stripe shows, or its refusal, is written down: one place for RPCs, webhooks and sweep.
+
+Every function named ``…_phase`` is one transaction. The payment is locked first, then its
+operation, then its claim; always in this order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+from payment_service.application.core import Core
+from payment_service.domain import escrow
+from payment_service.domain.errors import Precondition, Refusal, invalid_field
+from payment_service.domain.escrow import Payment, Transition, WaitingFor
+from payment_service.domain.follow import (
+    Discrepancy,
+    failure_of,
+    follow,
+    refused_by_processor,
+    sentence_of,
+)
+from payment_service.domain.observation import Decline, Observation
+from payment_service.domain.operations import Operation, OperationKind, OperationState
+from payment_service.domain.ports import Answers, Cause, Policy, Refused, Transaction
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What writing down an observation came to."""
+
+    #: The payment had changed since it was observed: observe again.
+    stale: bool = False
+    changed: bool = False
+    #: Something could not be followed yet: observe again later.
+    deferred: bool = False
+    payment: Payment | None = None
+    #: The operation that these transitions brought forth, leased to us.
+    next_operation: Operation | None = None
+    discrepancies: tuple[Discrepancy, ...] = ()
+    #: On its way to the caller; never stored, never logged.
+    client_secret: str = field(default="", repr=False)
+
+
+def apply_observation_phase(
+    tx: Transaction,
+    answers: Answers,
+    policy: Policy,
+    payment_id: str,
+    seen: Observation,
+    version: int,
+    cause: Cause,
+) -> Applied:
+    """Follow what Stripe showed of a payment when it had ``version``."""
+    payment = tx.lock_payment(payment_id)
+    if payment is None:
+        return Applied()
+    if payment.version != version:
+        return Applied(stale=True, payment=payment)
+    operation = tx.operation(payment.operation_id) if payment.operation_id else None
+    followed = follow(
+        payment,
+        seen,
+        operation=operation,
+        known=tx.known_movements(payment_id),
+        next_operation_id=tx.new_id("op"),
+        now=tx.now,
+    )
+    for transition in followed.transitions:
+        tx.record(transition, cause)
+    for movement in followed.movements:
+        tx.add_movement(payment_id, movement)
+    for discrepancy in followed.discrepancies:
+        tx.report(discrepancy)
+    if operation is not None and followed.settled:
+        refused = followed.refusal is not None
+        state = OperationState.REFUSED if refused else OperationState.SUCCEEDED
+        tx.settle_operation(operation.operation_id, state)
+    next_operation: Operation | None = None
+    if followed.next_operation is not None:
+        coming = followed.next_operation
+        recorded = leased_operation(
+            tx,
+            policy,
+            kind=coming.kind,
+            payment_id=payment_id,
+            minor_units=coming.minor_units,
+            params=coming.params,
+            # The caller is answered when the second leg is settled, not before.
+            claim_id=operation.claim_id if operation is not None and not coming.parked else "",
+            operation_id=next(
+                transition.after.operation_id
+                for transition in reversed(followed.transitions)
+                if transition.after.operation_id
+            ),
+            parked=coming.parked,
+        )
+        next_operation = None if coming.parked else recorded
+        if recorded.claim_id:
+            tx.bind_claim(recorded.claim_id, payment_id, recorded.operation_id)
+    elif operation is not None and followed.settled and operation.claim_id:
+        if followed.refusal is not None:
+            tx.settle_claim(operation.claim_id, answers.refusal(followed.refusal))
+        else:
+            _answer(tx, answers, operation.claim_id, followed.payment)
+    return Applied(
+        changed=bool(followed.transitions),
+        deferred=followed.deferred,
+        payment=followed.payment,
+        next_operation=next_operation,
+        discrepancies=tuple(followed.discrepancies),
+    )
+
+
+def refuse_phase(
+    tx: Transaction, answers: Answers, operation: Operation, refused: Refused, cause: Cause
+) -> None:
+    """Stripe's final no, and reading it again showed no effect: all is as it was before."""
+    payment = tx.lock_payment(operation.payment_id)
+    current = tx.operation(operation.operation_id)
+    if payment is None or current is None or not _ours(operation, current):
+        return
+    if current.params.get("owed"):
+        # The client is owed money whatever Stripe says: only an operator can end this.
+        tx.postpone_operation(current, OperationState.PARKED, refused.code, None)
+        tx.record(
+            escrow.waiting(payment, WaitingFor.OPERATOR, f"refused: {refused.code}", tx.now), cause
+        )
+        return
+    transition = _refused_transition(payment, current, refused, tx.now)
+    tx.record(transition, cause)
+    tx.settle_operation(current.operation_id, OperationState.REFUSED, refused.code)
+    if not current.claim_id:
+        return
+    if current.kind is OperationKind.REVERSE_TRANSFER:
+        # The client has the money; what the expert owes is on the books. The refund succeeded.
+        _answer(tx, answers, current.claim_id, transition.after)
+    else:
+        tx.settle_claim(current.claim_id, answers.refusal(_refusal_of(payment, refused)))
+
+
+def unsettled_phase(
+    tx: Transaction,
+    policy: Policy,
+    operation: Operation,
+    state: OperationState,
+    why: str,
+    seconds: float | None,
+    cause: Cause,
+    *,
+    next_attempt: bool = False,
+    params: Mapping[str, object] | None = None,
+) -> bool:
+    """Nothing definite yet: give the lease back, and let the payment say what it waits for.
+
+    True if the operation is parked by this.
+    """
+    payment = tx.lock_payment(operation.payment_id) if operation.payment_id else None
+    current = tx.operation(operation.operation_id)
+    if current is None or not _ours(operation, current):
+        return False
+    if operation.tries >= policy.tries_before_parking:
+        seconds = None
+    parked = seconds is None
+    tx.postpone_operation(
+        operation,
+        OperationState.PARKED if parked else state,
+        why,
+        seconds,
+        next_attempt=next_attempt,
+        params=params,
+    )
+    waiting_for = WaitingFor.OPERATOR if parked else WaitingFor.PROCESSOR
+    if payment is not None and payment.waiting_for is not waiting_for:
+        tx.record(escrow.waiting(payment, waiting_for, why, tx.now), cause)
+    return parked
+
+
+def leased_operation(
+    tx: Transaction,
+    policy: Policy,
+    *,
+    kind: OperationKind,
+    payment_id: str = "",
+    expert_id: str = "",
+    minor_units: int = 0,
+    params: Mapping[str, object],
+    claim_id: str = "",
+    operation_id: str = "",
+    parked: bool = False,
+) -> Operation:
+    """Record an operation and take its lease, so that it can be carried out right after."""
+    operation = Operation(
+        operation_id=operation_id or tx.new_id("op"),
+        kind=kind,
+        payment_id=payment_id,
+        expert_id=expert_id,
+        params=params,
+        minor_units=minor_units,
+        claim_id=claim_id,
+        state=OperationState.PARKED if parked else OperationState.STARTED,
+        create_time=tx.now,
+        attempt_time=tx.now,
+        lease_until=None if parked else tx.now + timedelta(seconds=policy.lease),
+        lease_token=tx.new_id("lease"),
+        next_try_time=None if parked else tx.now + timedelta(seconds=policy.lease),
+    )
+    tx.add_operation(operation)
+    return operation
+
+
+def _ours(operation: Operation, current: Operation) -> bool:
+    """Fencing: whoever lost the lease, or came after the end, changes nothing."""
+    return current.is_open and current.lease_token == operation.lease_token
+
+
+def _refused_transition(
+    payment: Payment, operation: Operation, refused: Refused, now: datetime
+) -> Transition:
+    failure = failure_of(Decline(refused.code or "refused", refused.decline_code), now)
+    match operation.kind:
+        case OperationKind.CREATE_INTENT:
+            return escrow.creation_refused(payment, failure)
+        case OperationKind.CAPTURE:
+            return escrow.capture_refused(payment, failure)
+        case OperationKind.CANCEL:
+            return escrow.cancel_refused(payment, failure)
+        case OperationKind.REFUND:
+            return escrow.refund_refused(payment, failure)
+        case OperationKind.REVERSE_TRANSFER:
+            return escrow.expert_owes(payment, operation.minor_units, failure)
+        case OperationKind.CREATE_ACCOUNT:
+            raise AssertionError("an account is no payment")
+
+
+def _refusal_of(payment: Payment, refused: Refused) -> Refusal:
+    """Stripe's final no in the caller's terms."""
+    facts = {"payment_id": payment.payment_id, "stripe_code": refused.code}
+    if refused.code in ("amount_too_small", "amount_too_large"):
+        return invalid_field("amount.minor_units", f"is refused by Stripe: {refused.code}")
+    if refused.code in ("insufficient_capabilities_for_transfer", "account_invalid"):
+        return Precondition(
+            "EXPERT_NOT_READY",
+            "Stripe says that the expert's account cannot receive transfers",
+            {**facts, "expert_id": payment.expert_id, "status": "unknown"},
+        )
+    if refused.decline_code or refused.code == "card_declined":
+        failure = failure_of(Decline(refused.code, refused.decline_code), payment.update_time)
+        return Precondition(
+            "CARD_DECLINED",
+            sentence_of(failure.code, failure.decline_code),
+            {**facts, "decline_code": failure.decline_code},
+        )
+    return refused_by_processor(refused.code, refused.request_id, payment_id=payment.payment_id)
+
+
+def _answer(tx: Transaction, answers: Answers, claim_id: str, payment: Payment) -> None:
+    tx.settle_claim(claim_id, answers.response(tx.claim_rpc(claim_id), payment))
+
+
+def tell(core: Core, applied: Applied) -> None:
+    """Alarm what an observation could not explain."""
+    for discrepancy in applied.discrepancies:
+        core.alarms.discrepancy(discrepancy.payment_id, discrepancy.kind)

@@ -1,0 +1,94 @@
+"""What every replica does by itself: finish what a crash left, close what nobody paid."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+import structlog
+
+from payment_service.application.carry_out import carry_out
+from payment_service.application.core import Core
+from payment_service.application.create_expert_account import carry_out_account
+from payment_service.application.observe import observe_payment
+from payment_service.application.settle import leased_operation
+from payment_service.domain import escrow
+from payment_service.domain.errors import Refusal
+from payment_service.domain.escrow import State
+from payment_service.domain.operations import Operation, OperationKind
+from payment_service.domain.ports import Cause, Policy, Transaction
+
+log = structlog.get_logger(__name__)
+
+SWEEP: Final = Cause("payment_service", "sweep")
+_BATCH: Final = 32
+
+
+async def sweep_operations(core: Core) -> int:
+    """Take up operations whose holder is gone or whose outcome is unknown; how many there were."""
+    due = await core.database.transact(
+        lambda tx: tx.lease_due_operations(core.policy.lease, _BATCH)
+    )
+    await asyncio.gather(*(_take_up(core, operation) for operation in due))
+    return len(due)
+
+
+async def _take_up(core: Core, operation: Operation) -> None:
+    try:
+        if operation.kind is OperationKind.CREATE_ACCOUNT:
+            await carry_out_account(core, operation, SWEEP)
+        else:
+            await carry_out(core, operation, 0, SWEEP)
+    except Refusal as refusal:
+        # Written down already; the lease is given back, and its time will come.
+        log.info("operation_unsettled", operation=operation.operation_id, reason=refusal.reason)
+    except Exception as error:  # noqa: BLE001 - the lease runs out and the next sweep tries again
+        log.error("operation_failed", operation=operation.operation_id, error=type(error).__name__)
+
+
+async def expire_unpaid(core: Core) -> int:
+    """Cancel payments that nobody confirmed within the payment window; how many there were.
+
+    An unpaid intent never expires at Stripe, so the window is ours.
+    """
+    begun = await core.database.transact(begin_expiry, core.policy)
+    for operation, version in begun:
+        try:
+            await carry_out(core, operation, version, SWEEP)
+        except Refusal as refusal:
+            log.info("expiry_unsettled", operation=operation.operation_id, reason=refusal.reason)
+    return len(begun)
+
+
+def begin_expiry(tx: Transaction, policy: Policy) -> list[tuple[Operation, int]]:
+    """Record the cancellations; no two replicas take the same payment."""
+    begun = []
+    for payment_id in tx.payments_past_window(_BATCH):
+        payment = tx.lock_payment(payment_id)
+        if payment is None or payment.state not in (State.PENDING, State.FAILED):
+            continue
+        operation = leased_operation(
+            tx,
+            policy,
+            kind=OperationKind.CANCEL,
+            payment_id=payment_id,
+            minor_units=payment.amount,
+            params={"payment_intent_id": payment.payment_intent_id, "because": "deadline"},
+        )
+        transition = escrow.start_cancel(
+            payment, operation.operation_id, "the payment window closed", tx.now
+        )
+        tx.record(transition, SWEEP)
+        begun.append((operation, transition.after.version))
+    return begun
+
+
+async def ask_about_lapsed_holds(core: Core) -> int:
+    """Ask Stripe about authorizations that must have lapsed although no webhook said so."""
+    lapsed = await core.database.read(lambda reader: reader.holds_past_expiry(_BATCH))
+    for payment_id in lapsed:
+        try:
+            await observe_payment(core, payment_id, SWEEP)
+        except Refusal as refusal:
+            log.info("lapsed_hold_unsettled", payment=payment_id, reason=refusal.reason)
+    return 0  # Asked once a round: where Stripe still shows the hold, asking again changes nothing.

@@ -1,0 +1,132 @@
+"""The one place where objects are wired: ports to adapters, use cases to the wire."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import grpc
+from grpc import aio
+
+from marketplace.payments.v1 import (
+    events_pb2,
+    events_pb2_grpc,
+    experts_pb2,
+    experts_pb2_grpc,
+    ledger_pb2,
+    ledger_pb2_grpc,
+    onboarding_pb2,
+    onboarding_pb2_grpc,
+    operations_pb2,
+    operations_pb2_grpc,
+    payments_pb2,
+    payments_pb2_grpc,
+    webhooks_pb2,
+    webhooks_pb2_grpc,
+)
+from payment_service.adapters.database import SqlDatabase
+from payment_service.adapters.stripe_api import StripeApi
+from payment_service.application.core import Core
+from payment_service.application.ingest_event import WebhookSecrets
+from payment_service.config import Settings
+from payment_service.metrics import Metrics
+from payment_service.rpc.calls import Operations
+from payment_service.rpc.convert import AnswerEncoder
+from payment_service.rpc.errors import refusal_answer
+from payment_service.rpc.experts import ExpertServicer, OnboardingServicer
+from payment_service.rpc.payments import PaymentServicer
+from payment_service.rpc.records import EventServicer, LedgerServicer, OperationsServicer
+from payment_service.rpc.webhooks import WebhookServicer
+
+SERVICES = tuple(
+    module.DESCRIPTOR.services_by_name[name].full_name
+    for module, name in (
+        (payments_pb2, "PaymentService"),
+        (experts_pb2, "ExpertService"),
+        (onboarding_pb2, "OnboardingService"),
+        (webhooks_pb2, "WebhookService"),
+        (events_pb2, "EventService"),
+        (ledger_pb2, "LedgerService"),
+        (operations_pb2, "OperationsService"),
+    )
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Wired:
+    """Everything that must be closed again, and what the server needs."""
+
+    core: Core
+    database: SqlDatabase
+    stripe: StripeApi
+    operations: Operations
+    metrics: Metrics
+    settings: Settings
+
+
+def wire(settings: Settings) -> Wired:
+    """Make the adapters and the core. Call on the running event loop."""
+    metrics = Metrics()
+    database = SqlDatabase(
+        settings.require_database_url(),
+        write_threads=settings.database_write_threads,
+        read_threads=settings.database_read_threads,
+        on_record=metrics.observe_commit,
+    )
+    stripe = StripeApi(
+        settings.effective_stripe_key,
+        api_base=settings.effective_api_base,
+        timeout_seconds=settings.stripe_timeout,
+        connections=settings.stripe_connections,
+    )
+    policy = settings.policy
+    core = Core(
+        database=database,
+        stripe=stripe,
+        answers=AnswerEncoder(policy.publishable_key, refusal_answer),
+        policy=policy,
+        alarms=metrics,
+    )
+    return Wired(core, database, stripe, Operations(), metrics, settings)
+
+
+def add_services(server: aio.Server, wired: Wired) -> None:
+    """Put every service of the contract on the server."""
+    core, operations = wired.core, wired.operations
+    payments_pb2_grpc.add_PaymentServiceServicer_to_server(
+        PaymentServicer(core, operations), server
+    )
+    experts_pb2_grpc.add_ExpertServiceServicer_to_server(ExpertServicer(core, operations), server)
+    onboarding_pb2_grpc.add_OnboardingServiceServicer_to_server(OnboardingServicer(core), server)
+    webhooks_pb2_grpc.add_WebhookServiceServicer_to_server(
+        WebhookServicer(
+            core,
+            operations,
+            webhook_secrets(wired.settings),
+            wired.metrics.webhook_refused,
+        ),
+        server,
+    )
+    events_pb2_grpc.add_EventServiceServicer_to_server(EventServicer(core), server)
+    ledger_pb2_grpc.add_LedgerServiceServicer_to_server(LedgerServicer(core), server)
+    operations_pb2_grpc.add_OperationsServiceServicer_to_server(
+        OperationsServicer(core, operations), server
+    )
+
+
+def webhook_secrets(settings: Settings) -> dict[str, WebhookSecrets]:
+    """An endpoint without a secret refuses everything: it fails closed."""
+    return {
+        "platform": WebhookSecrets(
+            tuple(secret.get_secret_value() for secret in settings.stripe_webhook_secret),
+            settings.is_live,
+        ),
+        "connect": WebhookSecrets(
+            tuple(secret.get_secret_value() for secret in settings.stripe_connect_webhook_secret),
+            settings.is_live,
+        ),
+    }
+
+
+def compression() -> grpc.Compression:
+    """Answers are small; compressing them costs more than it saves."""
+    return grpc.Compression.NoCompression

@@ -1,0 +1,259 @@
+"""The environment as frozen settings; a wrong one is refused with the sentence that mends it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Final, Literal
+from urllib.parse import urlsplit
+
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from payment_service.domain.money import CURRENCIES
+from payment_service.domain.ports import Policy
+
+SIMULATOR_KEY: Final = "sk_test_simulator"
+SIMULATOR_PUBLISHABLE_KEY: Final = "pk_test_simulator"
+
+Port = Annotated[int, Field(ge=0, le=65535)]
+Names = Annotated[tuple[str, ...], NoDecode]
+Secrets = Annotated[tuple[SecretStr, ...], NoDecode]
+
+
+class WrongSettings(Exception):
+    """The environment is wrong; the sentences say how to mend it."""
+
+
+class Settings(BaseSettings):
+    """Every variable that the service reads. Durations are seconds. See ``.env.example``."""
+
+    model_config = SettingsConfigDict(
+        frozen=True, extra="ignore", env_ignore_empty=True, hide_input_in_errors=True
+    )
+
+    environment: Literal["development", "production"] = "development"
+    debug: bool = False
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+
+    database_url: SecretStr | None = None
+    database_write_threads: int = Field(12, ge=1, le=200)
+    database_read_threads: int = Field(4, ge=1, le=200)
+
+    stripe_secret_key: SecretStr | None = None
+    stripe_publishable_key: str = ""
+    stripe_webhook_secret: Secrets = ()
+    stripe_connect_webhook_secret: Secrets = ()
+    stripe_api_base: str = ""
+    stripe_simulator_port: Port = 12111
+    stripe_timeout: float = Field(15.0, gt=0, le=120)
+    stripe_connections: int = Field(256, ge=1)
+
+    grpc_host: str = "127.0.0.1"
+    grpc_port: Port = 50051
+    metrics_host: str = "127.0.0.1"
+    metrics_port: Port = 9464
+    reflection: bool = True
+    shutdown_grace: float = Field(20.0, ge=0)
+
+    default_commission_basis_points: int = Field(1000, ge=0, le=9999)
+    default_currency: str = "USD"
+    default_country: str = Field("US", pattern="^[A-Z]{2}$")
+    platform_country: str = Field("US", pattern="^[A-Z]{2}$")
+    platform_settlement_currencies: Names = ("USD",)
+    maximum_charge_minor_units: int = Field(99_999_999, ge=1, le=999_999_999_999)
+    payment_window: float = Field(24 * 3600.0, gt=0)
+    gateway_public_url: str = "http://127.0.0.1:8005"
+    allowed_origins: Names = ()
+
+    @field_validator(
+        "platform_settlement_currencies",
+        "allowed_origins",
+        "stripe_webhook_secret",
+        "stripe_connect_webhook_secret",
+        mode="before",
+    )
+    @classmethod
+    def _split(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+    @field_validator("default_currency")
+    @classmethod
+    def _currency(cls, value: str) -> str:
+        if value.upper() not in CURRENCIES:
+            raise ValueError("must be a currency that Stripe charges, such as USD")
+        return value.upper()
+
+    @field_validator("platform_settlement_currencies")
+    @classmethod
+    def _currencies(cls, values: tuple[str, ...]) -> tuple[str, ...]:
+        upper = tuple(value.upper() for value in values)
+        if not upper or not CURRENCIES.issuperset(upper):
+            raise ValueError("must be currencies that Stripe charges, such as USD,EUR")
+        return upper
+
+    @field_validator("gateway_public_url", "stripe_api_base")
+    @classmethod
+    def _address(cls, value: str) -> str:
+        parts = urlsplit(value)
+        if value and (parts.scheme not in ("http", "https") or not parts.hostname):
+            raise ValueError("must be an http(s) address such as https://pay.example.com")
+        return value.rstrip("/")
+
+    @field_validator("allowed_origins")
+    @classmethod
+    def _origins(cls, values: tuple[str, ...]) -> tuple[str, ...]:
+        for value in values:
+            parts = urlsplit(value)
+            rest = parts.path or parts.query or parts.fragment or parts.username
+            if parts.scheme not in ("http", "https") or not parts.hostname or rest:
+                raise ValueError(
+                    f"{value!r} is not an origin; write scheme and host alone, "
+                    "such as https://app.example.com"
+                )
+        return tuple(value.lower() for value in values)
+
+    @model_validator(mode="after")
+    def _contradictions(self) -> Settings:
+        faults = [sentence for wrong, sentence in self._rules() if wrong]
+        if faults:
+            raise ValueError("; ".join(faults))
+        return self
+
+    def _rules(self) -> list[tuple[bool, str]]:
+        """Every contradiction, and the sentence that mends it."""
+        key = self.stripe_secret_key.get_secret_value() if self.stripe_secret_key else ""
+        live = self.is_live
+        production = self.environment == "production"
+        publishable = self.stripe_publishable_key
+        public = urlsplit(self.gateway_public_url)
+        own_stripe = bool(key) and key != SIMULATOR_KEY and not self.stripe_api_base
+        return [
+            (
+                production and not key,
+                "ENVIRONMENT=production needs STRIPE_SECRET_KEY; without it only the simulator "
+                "would be charged",
+            ),
+            (
+                bool(key) and not key.startswith(("sk_test_", "sk_live_", "rk_test_", "rk_live_")),
+                "STRIPE_SECRET_KEY must begin with sk_test_, sk_live_, rk_test_ or rk_live_",
+            ),
+            (
+                live and bool(self.stripe_api_base),
+                "a live STRIPE_SECRET_KEY never goes to another server than Stripe's: unset "
+                "STRIPE_API_BASE, or use a test key",
+            ),
+            (
+                live and not production,
+                "a live STRIPE_SECRET_KEY needs ENVIRONMENT=production",
+            ),
+            (
+                production and key == SIMULATOR_KEY,
+                "ENVIRONMENT=production needs a key of Stripe's, not the simulator's",
+            ),
+            (
+                bool(publishable) and bool(key) and publishable.startswith("pk_live_") != live,
+                "STRIPE_PUBLISHABLE_KEY and STRIPE_SECRET_KEY must be of the same mode, both test "
+                "or both live",
+            ),
+            (
+                own_stripe and not publishable.startswith("pk_"),
+                "STRIPE_SECRET_KEY needs STRIPE_PUBLISHABLE_KEY beside it (pk_…), with which the "
+                "browser confirms payments",
+            ),
+            (
+                own_stripe
+                and not (self.stripe_webhook_secret and self.stripe_connect_webhook_secret),
+                "STRIPE_SECRET_KEY needs STRIPE_WEBHOOK_SECRET and STRIPE_CONNECT_WEBHOOK_SECRET "
+                "(whsec_…), one for each endpoint; two separated by a comma while one is rolled",
+            ),
+            (
+                bool(
+                    {secret.get_secret_value() for secret in self.stripe_webhook_secret}
+                    & {secret.get_secret_value() for secret in self.stripe_connect_webhook_secret}
+                ),
+                "STRIPE_WEBHOOK_SECRET and STRIPE_CONNECT_WEBHOOK_SECRET must differ: each "
+                "endpoint has its own",
+            ),
+            (
+                production and (public.scheme != "https" or public.hostname in _LOOPBACK),
+                "ENVIRONMENT=production needs GATEWAY_PUBLIC_URL, the https address of the gateway "
+                "as browsers see it",
+            ),
+            (
+                production and self.debug,
+                "DEBUG=true is not for ENVIRONMENT=production: set DEBUG=false",
+            ),
+        ]
+
+    @property
+    def is_live(self) -> bool:
+        """Whether real money moves."""
+        key = self.stripe_secret_key.get_secret_value() if self.stripe_secret_key else ""
+        return key.startswith(("sk_live_", "rk_live_"))
+
+    @property
+    def is_simulated(self) -> bool:
+        """Whether Stripe is the simulator."""
+        key = self.stripe_secret_key
+        return key is None or key.get_secret_value() == SIMULATOR_KEY
+
+    @property
+    def effective_stripe_key(self) -> str:
+        return (
+            self.stripe_secret_key.get_secret_value() if self.stripe_secret_key else SIMULATOR_KEY
+        )
+
+    @property
+    def effective_api_base(self) -> str | None:
+        """None means Stripe's own address."""
+        if self.stripe_api_base:
+            return self.stripe_api_base
+        return f"http://127.0.0.1:{self.stripe_simulator_port}" if self.is_simulated else None
+
+    @property
+    def policy(self) -> Policy:
+        return Policy(
+            default_commission_basis_points=self.default_commission_basis_points,
+            default_currency=self.default_currency,
+            default_country=self.default_country,
+            platform_country=self.platform_country,
+            maximum_charge_minor_units=self.maximum_charge_minor_units,
+            settlement_currencies=frozenset(self.platform_settlement_currencies),
+            publishable_key=self.stripe_publishable_key or SIMULATOR_PUBLISHABLE_KEY,
+            gateway_public_url=self.gateway_public_url,
+            allowed_origins=frozenset(self.allowed_origins),
+            payment_window=self.payment_window,
+            # Longer than one call can take with its retries; a crash is noticed after it.
+            lease=2 * self.stripe_timeout,
+        )
+
+    def require_database_url(self) -> str:
+        if self.database_url is None:
+            raise WrongSettings(
+                "DATABASE_URL is not set: give the address of a PostgreSQL, such as "
+                "postgresql://user:password@host:5432/payments, or use `make run`, which brings "
+                "one along"
+            )
+        return self.database_url.get_secret_value()
+
+
+_LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+def load_settings(env_file: Path | None = None) -> Settings:
+    """Read the environment. Raises :class:`WrongSettings` with a sentence for every fault."""
+    try:
+        return Settings(_env_file=env_file)  # type: ignore[call-arg]  # known to pydantic-settings
+    except ValidationError as error:
+        raise WrongSettings("\n".join(_sentences(error))) from None
+
+
+def _sentences(error: ValidationError) -> list[str]:
+    sentences = []
+    for fault in error.errors(include_input=False, include_url=False, include_context=False):
+        name = "_".join(str(part) for part in fault["loc"]).upper()
+        text = fault["msg"].removeprefix("Value error, ")
+        sentences.append(f"{name}: {text}" if name else text)
+    return sentences

@@ -1,0 +1,153 @@
+"""What Prometheus is told: volume, success, commission, latencies, and what needs a human."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import structlog
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from payment_service.domain.escrow import Kind, Transition
+from payment_service.domain.operations import Operation
+
+log = structlog.get_logger(__name__)
+
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+
+
+class Recorded(Protocol):
+    """A committed transaction's transitions."""
+
+    recorded: list[Transition]
+
+
+class Metrics:
+    """All meters in one place, in a registry of their own. Amounts are minor units."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        r = self.registry
+        self.rpc_seconds = Histogram(
+            "payments_rpc_seconds",
+            "Duration of RPCs by method and status code.",
+            ["method", "code"],
+            buckets=_SECONDS,
+            registry=r,
+        )
+        self.transitions = Counter(
+            "payments_transitions",
+            "Changes of payments by event kind and currency; success rates are their ratios.",
+            ["kind", "currency"],
+            registry=r,
+        )
+        self.volume = Counter(
+            "payments_volume_minor_units",
+            "Money by step (initiated, authorized, captured, refunded) and currency.",
+            ["step", "currency"],
+            registry=r,
+        )
+        self.commission = Counter(
+            "payments_commission_minor_units",
+            "Commission taken and given back, by currency.",
+            ["direction", "currency"],
+            registry=r,
+        )
+        self.failures = Counter(
+            "payments_failures",
+            "Attempts that failed, by Stripe's code.",
+            ["code"],
+            registry=r,
+        )
+        self.webhooks_refused = Counter(
+            "payments_webhooks_refused",
+            "Webhooks that can never be right, by endpoint and fault.",
+            ["endpoint", "fault"],
+            registry=r,
+        )
+        self.operations_parked = Counter(
+            "payments_operations_parked",
+            "Operations that were given up and wait for an operator, by kind.",
+            ["kind"],
+            registry=r,
+        )
+        self.events_parked = Counter(
+            "payments_webhook_events_parked",
+            "Webhook events that could not be applied and wait for an operator.",
+            registry=r,
+        )
+        self.discrepancies = Counter(
+            "payments_discrepancies",
+            "What Stripe showed and the books could not explain, by kind.",
+            ["kind"],
+            registry=r,
+        )
+        self.waiting = Gauge(
+            "payments_waiting",
+            "How much waits now: operations and webhook events, by what and state.",
+            ["what", "state"],
+            registry=r,
+        )
+        self.oldest_seconds = Gauge(
+            "payments_oldest_waiting_seconds",
+            "Age of the oldest unsettled operation and unapplied webhook event.",
+            ["what"],
+            registry=r,
+        )
+
+    def observe_rpc(self, method: str, code: str, seconds: float) -> None:
+        self.rpc_seconds.labels(method, code).observe(seconds)
+
+    def observe_commit(self, tx: Recorded) -> None:
+        """Count what a transaction changed, after it committed."""
+        for transition in tx.recorded:
+            after, before = transition.after, transition.before
+            currency = after.currency
+            self.transitions.labels(transition.kind.value, currency).inc()
+            if transition.kind is Kind.INITIATED:
+                self.volume.labels("initiated", currency).inc(after.amount)
+            if transition.kind is Kind.AUTHORIZED:
+                self.volume.labels("authorized", currency).inc(after.held)
+            if before is None:
+                continue
+            if after.captured > before.captured:
+                self.volume.labels("captured", currency).inc(after.captured - before.captured)
+            if after.refunded > before.refunded:
+                self.volume.labels("refunded", currency).inc(after.refunded - before.refunded)
+            change = after.net_commission - before.net_commission
+            if change:
+                direction = "taken" if change > 0 else "given_back"
+                self.commission.labels(direction, currency).inc(abs(change))
+            if after.failure is not None and after.failure != before.failure:
+                self.failures.labels(after.failure.decline_code or after.failure.code).inc()
+                log.warning(
+                    "payment_attempt_failed",
+                    payment=after.payment_id,
+                    kind=transition.kind.value,
+                    code=after.failure.code,
+                    decline_code=after.failure.decline_code,
+                )
+
+    def webhook_refused(self, endpoint: str, fault: str) -> None:
+        self.webhooks_refused.labels(endpoint, fault).inc()
+        log.warning("webhook_refused", endpoint=endpoint, fault=fault)
+
+    # ---- alarms: what needs a human ----
+
+    def operation_parked(self, operation: Operation, why: str) -> None:
+        self.operations_parked.labels(operation.kind.value).inc()
+        log.error(
+            "operation_parked",
+            operation=operation.operation_id,
+            kind=operation.kind.value,
+            payment=operation.payment_id,
+            expert=operation.expert_id,
+            why=why,
+        )
+
+    def event_parked(self, event_id: str, why: str) -> None:
+        self.events_parked.inc()
+        log.error("webhook_event_parked", event_id=event_id, why=why)
+
+    def discrepancy(self, payment_id: str, kind: str) -> None:
+        self.discrepancies.labels(kind).inc()
+        log.error("discrepancy", payment=payment_id, kind=kind)

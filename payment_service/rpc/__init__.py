@@ -1,0 +1,1 @@
+"""The gRPC edge: a servicer per proto file, one converter, one interceptor that maps errors."""

@@ -1,0 +1,450 @@
+"""Proto messages to domain values and back, and every check of a request's fields.
+
+All faults of a request are named at once. A field's rules stand in one place, :class:`Fields`.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from marketplace.payments.v1 import (
+    events_pb2,
+    experts_pb2,
+    ledger_pb2,
+    money_pb2,
+    operations_pb2,
+    payments_pb2,
+)
+from payment_service.application.capture_payment import Part
+from payment_service.domain import money
+from payment_service.domain.errors import invalid_field, invalid_fields
+from payment_service.domain.escrow import Failure, Payment, State
+from payment_service.domain.experts import BusinessType, Expert, ExpertStatus
+from payment_service.domain.money import InvalidMoney, Money
+from payment_service.domain.operations import Operation, OperationState
+from payment_service.domain.ports import (
+    Answer,
+    InboxEvent,
+    Policy,
+    StoredDiscrepancy,
+    StoredEvent,
+    StoredPosting,
+)
+
+_ID: Final = re.compile(r"[!-~]{1,64}")
+_OUR_ID: Final = re.compile(r"[a-z]{2,5}_[0-9a-f]{32}")
+_EMAIL: Final = re.compile(r"[^@\s]{1,64}@[^@\s]{1,190}\.[^@\s.]{2,63}")
+_COUNTRY: Final = re.compile(r"[A-Za-z]{2}")
+_MAX_TEXT: Final = 500
+_DEFAULT_PAGE: Final = 50
+_MAX_PAGE: Final = 200
+
+
+class Fields:
+    """Collects the faults of one request; :meth:`check` raises them all together."""
+
+    def __init__(self) -> None:
+        self._faults: list[tuple[str, str]] = []
+
+    def fault(self, field: str, what: str) -> None:
+        self._faults.append((field, what))
+
+    def check(self) -> None:
+        if self._faults:
+            raise invalid_fields(self._faults)
+
+    def identifier(self, field: str, value: str) -> str:
+        """The user or gig service's id: at most 64 visible characters."""
+        if not value:
+            self.fault(field, "is required")
+        elif not _ID.fullmatch(value):
+            self.fault(field, "must be at most 64 visible ASCII characters")
+        return value
+
+    def our_id(self, field: str, value: str) -> str:
+        """An id of ours. One that cannot be ours is simply not found; only absence is a fault."""
+        if not value:
+            self.fault(field, "is required")
+        elif len(value) > 255 or "\x00" in value:
+            self.fault(field, "is not an id of this service")
+        return value
+
+    def key(self, value: str) -> str:
+        field = "idempotency_key"
+        if not value:
+            self.fault(field, "is required")
+        elif len(value) > 255:
+            self.fault(field, "must be at most 255 characters")
+        elif not value.isprintable():
+            self.fault(field, "must be printable characters")
+        return value
+
+    def text(self, field: str, value: str, *, most: int = _MAX_TEXT, required: bool = False) -> str:
+        if required and not value.strip():
+            self.fault(field, "is required")
+        elif len(value) > most:
+            self.fault(field, f"must be at most {most} characters")
+        elif any(ord(character) < 32 and character not in "\t\n\r" for character in value):
+            self.fault(field, "must not contain control characters")
+        return value
+
+    def amount(self, given: money_pb2.Money | None, policy: Policy) -> Money:
+        """The whole amount of a new payment: present, a currency Stripe charges, within limits."""
+        nothing = Money(0, policy.default_currency)
+        if given is None:
+            self.fault("amount", "is required")
+            return nothing
+        try:
+            currency = money.check_currency(given.currency_code or policy.default_currency)
+        except InvalidMoney as fault:
+            self.fault("amount.currency_code", str(fault))
+            return nothing
+        amount = Money(given.minor_units, currency)
+        try:
+            money.check_charge(
+                amount, policy.maximum_charge_minor_units, policy.settlement_currencies
+            )
+        except InvalidMoney as fault:
+            self.fault("amount.minor_units", str(fault))
+        return amount
+
+    def part(self, given: money_pb2.Money | None, policy: Policy) -> Part | None:
+        """A part of a payment, if one is named; its currency is checked against the payment."""
+        if given is None:
+            return None
+        if given.currency_code:
+            try:
+                money.check_currency(given.currency_code)
+            except InvalidMoney as fault:
+                self.fault("amount.currency_code", str(fault))
+        if given.minor_units <= 0:
+            self.fault("amount.minor_units", "must be more than zero")
+        elif given.minor_units > policy.maximum_charge_minor_units:
+            most = policy.maximum_charge_minor_units
+            self.fault("amount.minor_units", f"must be at most {most} minor units")
+        return Part(given.minor_units, given.currency_code)
+
+    def email(self, field: str, value: str) -> str:
+        if not value:
+            self.fault(field, "is required")
+        elif len(value) > 254 or not _EMAIL.fullmatch(value) or not value.isprintable():
+            self.fault(field, "is not an e-mail address")
+        return value
+
+    def country(self, field: str, value: str, default: str) -> str:
+        if value and not _COUNTRY.fullmatch(value):
+            self.fault(field, "must be two letters (ISO 3166)")
+        return (value or default).upper()
+
+    def basis_points(self, field: str, value: int) -> int:
+        if not 0 <= value < money.BASIS_POINTS_IN_WHOLE:
+            self.fault(field, "must be from 0 to 9999 basis points")
+        return value
+
+    def enum(self, field: str, value: int, known: Any) -> int:
+        """Refuse a number that the contract does not know: proto3 enums are open."""
+        if value not in known.values():
+            self.fault(field, "is not a value of the contract")
+        return value
+
+    def page_size(self, value: int, *, default: int = _DEFAULT_PAGE, most: int = _MAX_PAGE) -> int:
+        if value < 0:
+            self.fault("page_size", "must not be negative")
+        return min(value or default, most)
+
+    def time(self, field: str, request: Message) -> datetime | None:
+        if not request.HasField(field):
+            return None
+        given: Timestamp = getattr(request, field)
+        try:
+            moment = given.ToDatetime(tzinfo=UTC)
+        except (ValueError, OverflowError):
+            self.fault(field, "is not a time")
+            return None
+        return moment
+
+
+def fields_of(
+    request: Message, *, without: frozenset[str] = frozenset({"idempotency_key"})
+) -> dict[str, str]:
+    """Every field but the key as text, for the fingerprint; absent differs from explicit."""
+    found: dict[str, str] = {}
+
+    def walk(message: Message, prefix: str) -> None:
+        for field, value in message.ListFields():
+            name = prefix + field.name
+            if not prefix and field.name in without:
+                continue
+            if field.type == FieldDescriptor.TYPE_MESSAGE and not field.is_repeated:
+                found[name] = "present"
+                walk(value, f"{name}.")
+            else:
+                found[name] = repr(list(value)) if field.is_repeated else repr(value)
+
+    walk(request, "")
+    return found
+
+
+# ---- page tokens ----
+
+
+def page_token(kind: str, filters: str, *keyset: str) -> str:
+    """Opaque: where the former page ended, and for which filters it is good."""
+    text = json.dumps([kind, _digest(filters), *keyset], separators=(",", ":"))
+    return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
+
+
+def read_page_token(kind: str, filters: str, token: str, parts: int) -> list[str] | None:
+    """The keyset in a token; None for the first page. Raises :class:`InvalidArgument`."""
+    if not token:
+        return None
+    wrong = invalid_field("page_token", "is not of a former page with the same filters")
+    if len(token) > 1000:
+        raise wrong
+    try:
+        text = base64.urlsafe_b64decode(token + "=" * (-len(token) % 4))
+        values = json.loads(text)
+    except (ValueError, binascii.Error, RecursionError):
+        raise wrong from None
+    well_formed = isinstance(values, list) and all(isinstance(value, str) for value in values)
+    if not well_formed or len(values) != 2 + parts or values[:2] != [kind, _digest(filters)]:
+        raise wrong
+    return [str(value) for value in values[2:]]
+
+
+def token_time(text: str) -> datetime:
+    """A time out of a token."""
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError:
+        raise invalid_field("page_token", "is not of a former page") from None
+
+
+def token_number(text: str) -> int:
+    """A number out of a token."""
+    if not text.isascii() or not text.isdigit() or len(text) > 18:
+        raise invalid_field("page_token", "is not of a former page")
+    return int(text)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+# ---- domain to proto ----
+
+
+def money_message(minor_units: int, currency: str) -> money_pb2.Money:
+    return money_pb2.Money(minor_units=minor_units, currency_code=currency)
+
+
+def time_message(moment: datetime | None) -> Timestamp | None:
+    if moment is None:
+        return None
+    message = Timestamp()
+    message.FromDatetime(moment.astimezone(UTC))
+    return message
+
+
+def payment_message(payment: Payment) -> payments_pb2.Payment:
+    def amount(minor_units: int) -> money_pb2.Money:
+        return money_message(minor_units, payment.currency)
+
+    return payments_pb2.Payment(
+        payment_id=payment.payment_id,
+        client_id=payment.client_id,
+        expert_id=payment.expert_id,
+        gig_id=payment.gig_id,
+        description=payment.description,
+        state=state_value(payment.state),
+        escrow_mode=payments_pb2.EscrowMode.Value(f"ESCROW_MODE_{payment.escrow_mode}"),
+        charge_model=payments_pb2.ChargeModel.Value(f"CHARGE_MODEL_{payment.charge_model}"),
+        amount=amount(payment.amount),
+        commission=amount(payment.commission),
+        expert_amount=amount(payment.expert_amount),
+        held_amount=amount(payment.held),
+        captured_amount=amount(payment.captured),
+        refunded_amount=amount(payment.refunded),
+        net_amount=amount(payment.net),
+        net_commission=amount(payment.net_commission),
+        net_expert_amount=amount(payment.net_expert),
+        commission_basis_points=payment.commission_basis_points,
+        payment_intent_id=payment.payment_intent_id,
+        charge_id=payment.charge_id,
+        version=payment.version,
+        create_time=time_message(payment.create_time),
+        update_time=time_message(payment.update_time),
+        escrow_time=time_message(payment.escrow_time),
+        capture_time=time_message(payment.capture_time),
+        escrow_expire_time=time_message(payment.escrow_expire_time),
+        last_failure=failure_message(payment.failure),
+        waiting_for=payment.waiting_for.value,
+        payment_expire_time=time_message(payment.payment_expire_time),
+    )
+
+
+def state_value(state: State) -> payments_pb2.PaymentState.ValueType:
+    return payments_pb2.PaymentState.Value(f"PAYMENT_STATE_{state}")
+
+
+def failure_message(failure: Failure | None) -> payments_pb2.Failure | None:
+    if failure is None:
+        return None
+    return payments_pb2.Failure(
+        code=failure.code,
+        decline_code=failure.decline_code,
+        message=failure.message,
+        time=time_message(failure.time),
+    )
+
+
+def expert_message(expert: Expert) -> experts_pb2.Expert:
+    account = expert.account
+    return experts_pb2.Expert(
+        expert_id=expert.expert_id,
+        name=expert.name,
+        email=expert.email,
+        country=expert.country,
+        business_type=business_type_value(expert.business_type),
+        stripe_account_id=account.stripe_account_id,
+        status=expert_status_value(expert.status),
+        charges_enabled=account.charges_enabled,
+        payouts_enabled=account.payouts_enabled,
+        transfers_active=account.transfers_active,
+        details_submitted=account.details_submitted,
+        requirements_due=account.requirements_due,
+        disabled_reason=account.disabled_reason,
+        commission_basis_points=expert.commission_basis_points,
+        create_time=time_message(expert.create_time),
+        update_time=time_message(expert.update_time),
+        version=expert.version,
+    )
+
+
+def expert_status_value(status: ExpertStatus) -> experts_pb2.ExpertStatus.ValueType:
+    return experts_pb2.ExpertStatus.Value(f"EXPERT_STATUS_{status}")
+
+
+def business_type_value(business_type: BusinessType) -> experts_pb2.BusinessType.ValueType:
+    return experts_pb2.BusinessType.Value(f"BUSINESS_TYPE_{business_type.name}")
+
+
+def business_type_of(value: int) -> BusinessType:
+    """Unspecified means individual."""
+    if not value:
+        return BusinessType.INDIVIDUAL
+    name = experts_pb2.BusinessType.Name(experts_pb2.BusinessType.ValueType(value))
+    return BusinessType[name.removeprefix("BUSINESS_TYPE_")]
+
+
+def event_message(event: StoredEvent) -> events_pb2.PaymentEvent:
+    return events_pb2.PaymentEvent(
+        payment_id=event.payment_id,
+        sequence=event.sequence,
+        kind=event.kind,
+        time=time_message(event.time),
+        body_json=event.body,
+        hash=event.hash,
+    )
+
+
+def posting_message(stored: StoredPosting) -> ledger_pb2.Posting:
+    posting = stored.posting
+    return ledger_pb2.Posting(
+        posting_id=stored.posting_id,
+        transaction_id=stored.transaction_id,
+        payment_id=stored.payment_id,
+        account=posting.account,
+        amount=money_message(posting.minor_units, posting.currency),
+        kind=posting.kind,
+        balance_transaction_id=posting.balance_transaction_id,
+        time=time_message(stored.time),
+    )
+
+
+def operation_message(operation: Operation) -> operations_pb2.Operation:
+    return operations_pb2.Operation(
+        operation_id=operation.operation_id,
+        kind=operation.kind.value,
+        payment_id=operation.payment_id,
+        expert_id=operation.expert_id,
+        state=operations_pb2.OperationState.Value(f"OPERATION_STATE_{operation.state}"),
+        attempts=operation.tries,
+        last_error=operation.last_error,
+        create_time=time_message(operation.create_time),
+        next_try_time=time_message(operation.next_try_time),
+    )
+
+
+def operation_state_of(value: int) -> OperationState | None:
+    if not value:
+        return None
+    name = operations_pb2.OperationState.Name(operations_pb2.OperationState.ValueType(value))
+    return OperationState(name.removeprefix("OPERATION_STATE_"))
+
+
+def inbox_event_message(event: InboxEvent) -> operations_pb2.InboxEvent:
+    return operations_pb2.InboxEvent(
+        event_id=event.event_id,
+        type=event.type,
+        object_id=event.object_id,
+        account_id=event.account_id,
+        state=operations_pb2.InboxState.Value(f"INBOX_STATE_{event.state}"),
+        verdict=event.verdict,
+        attempts=event.attempts,
+        last_error=event.last_error,
+        receive_time=time_message(event.receive_time),
+        next_try_time=time_message(event.next_try_time),
+    )
+
+
+def inbox_state_of(value: int) -> str | None:
+    if not value:
+        return None
+    name = operations_pb2.InboxState.Name(operations_pb2.InboxState.ValueType(value))
+    return name.removeprefix("INBOX_STATE_")
+
+
+def discrepancy_message(stored: StoredDiscrepancy) -> operations_pb2.Discrepancy:
+    return operations_pb2.Discrepancy(
+        discrepancy_id=stored.discrepancy_id,
+        payment_id=stored.discrepancy.payment_id,
+        kind=stored.discrepancy.kind,
+        detail=stored.discrepancy.detail,
+        time=time_message(stored.time),
+    )
+
+
+class AnswerEncoder:
+    """The answers port: outcomes as the bytes that a repeated key gets again for ever.
+
+    ``client_secret`` is not among them: it is stored nowhere and is read from Stripe again.
+    """
+
+    def __init__(self, publishable_key: str, refusal_answer: Any) -> None:
+        self._publishable_key = publishable_key
+        self.refusal = refusal_answer
+
+    def response(self, rpc: str, payment: Payment) -> Answer:
+        message = payment_message(payment)
+        responses: Mapping[str, Message] = {
+            "InitiatePayment": payments_pb2.InitiatePaymentResponse(
+                payment=message,
+                publishable_key=self._publishable_key,
+                application_fee=money_message(payment.commission, payment.currency),
+            ),
+            "CapturePayment": payments_pb2.CapturePaymentResponse(payment=message),
+            "RefundPayment": payments_pb2.RefundPaymentResponse(payment=message),
+        }
+        return Answer(True, responses[rpc].SerializeToString(deterministic=True))

@@ -1,0 +1,230 @@
+"""The one place where errors become gRPC statuses.
+
+One interceptor wraps parsing, handler and serialization of every method, health and reflection
+included: without it bad bytes and exceptions reach the caller as UNKNOWN with the exception's text.
+Nothing else maps errors. What is not understood becomes UNAVAILABLE with a reference that stands in
+the log; never UNKNOWN, never INTERNAL, never a text from inside.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import secrets
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, Final
+
+import grpc
+import structlog
+from google.protobuf.message import DecodeError, Message
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+from grpc import aio
+from grpc_status import rpc_status
+
+from payment_service.application.core import ReplayedRefusal
+from payment_service.domain.errors import Refusal, Unavailable
+from payment_service.domain.ports import Answer
+
+log = structlog.get_logger(__name__)
+
+DOMAIN: Final = "payments.marketplace"
+#: Details of 17 KB turn the error itself into RESOURCE_EXHAUSTED.
+_MAX_DETAILS_BYTES: Final = 4096
+_MALFORMED: Final = object()
+
+Observe = Callable[[str, str, float], None]
+
+
+def status_of(refusal: Refusal) -> status_pb2.Status:
+    """A refusal with its ``ErrorInfo`` and, for fields, its ``BadRequest``."""
+    status = status_pb2.Status(
+        code=code_pb2.Code.Value(refusal.code.value), message=refusal.sentence[:1000]
+    )
+    info = error_details_pb2.ErrorInfo(reason=refusal.reason, domain=DOMAIN)
+    for name, value in sorted(refusal.facts.items()):
+        info.metadata[name] = value[:200]
+    status.details.add().Pack(info)
+    if refusal.fields:
+        bad = error_details_pb2.BadRequest()
+        for field, fault in refusal.fields[:20]:
+            bad.field_violations.add(field=field[:100], description=fault[:200])
+        status.details.add().Pack(bad)
+    while status.ByteSize() > _MAX_DETAILS_BYTES:
+        del status.details[-1]
+    return status
+
+
+def refusal_answer(refusal: Refusal) -> Answer:
+    """The bytes under which a refusal is stored: maps serialize in varying order, bytes do not."""
+    return Answer(False, status_of(refusal).SerializeToString(deterministic=True))
+
+
+def _status_of_error(error: Exception, method: str) -> status_pb2.Status:
+    if isinstance(error, ReplayedRefusal):
+        return status_pb2.Status.FromString(error.answer.body)
+    if isinstance(error, Refusal):
+        return status_of(error)
+    reference = secrets.token_hex(6)
+    log.error(
+        "unexpected_error",
+        method=method,
+        error=type(error).__name__,
+        where=_where(error),
+        reference=reference,
+    )
+    return status_of(
+        Unavailable(
+            "UNEXPECTED",
+            f"something went wrong inside; the log says more under reference {reference}",
+            {"reference": reference},
+        )
+    )
+
+
+def _where(error: BaseException) -> str:
+    """File and line, never the text: an exception's text may carry values."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None:
+        return ""
+    return f"{trace.tb_frame.f_code.co_filename.rsplit('/', 1)[-1]}:{trace.tb_lineno}"
+
+
+def _malformed() -> status_pb2.Status:
+    status = status_pb2.Status(
+        code=code_pb2.INVALID_ARGUMENT, message="the bytes are not a message of the expected type"
+    )
+    info = error_details_pb2.ErrorInfo(reason="MALFORMED_MESSAGE", domain=DOMAIN)
+    status.details.add().Pack(info)
+    return status
+
+
+class ErrorInterceptor(aio.ServerInterceptor):
+    """Wraps every method. ``observe`` is told method, status code and seconds, for the metrics."""
+
+    def __init__(self, observe: Observe) -> None:
+        self._observe = observe
+
+    async def intercept_service(
+        self,
+        continuation: Callable[
+            [grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]
+        ],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+        handler: Any = await continuation(handler_call_details)
+        if handler is None:
+            return None
+        method = handler_call_details.method
+        parse = _tolerant(handler.request_deserializer)
+        # A stream's messages are serialized by grpc itself: some handlers write them to the
+        # context, past any wrapper.
+        if handler.response_streaming:
+            streams_in = bool(handler.request_streaming)
+            make = (
+                grpc.stream_stream_rpc_method_handler
+                if streams_in
+                else grpc.unary_stream_rpc_method_handler
+            )
+            inner = handler.stream_stream if streams_in else handler.unary_stream
+            return make(
+                self._stream(method, inner, streams_in),
+                request_deserializer=parse,
+                response_serializer=handler.response_serializer,
+            )
+        if handler.request_streaming:
+            raise AssertionError("no service here takes a stream and answers once")
+        return grpc.unary_unary_rpc_method_handler(
+            self._unary(method, handler.unary_unary, handler.response_serializer),
+            request_deserializer=parse,
+            response_serializer=None,
+        )
+
+    def _unary(self, method: str, inner: Any, serialize: Any) -> Any:
+        async def call(request: Any, context: aio.ServicerContext[Any, Any]) -> bytes:
+            begun, code = time.perf_counter(), "OK"
+            try:
+                if request is _MALFORMED:
+                    code = "INVALID_ARGUMENT"
+                    await context.abort_with_status(rpc_status.to_status(_malformed()))
+                return _bytes(await inner(request, context), serialize)
+            except (aio.AbortError, asyncio.CancelledError):
+                code = code if code != "OK" else "CANCELLED"
+                raise
+            except NotImplementedError:
+                code = "UNIMPLEMENTED"
+                await context.abort(grpc.StatusCode.UNIMPLEMENTED, "not implemented")
+            except Exception as error:  # noqa: BLE001 - nothing leaves unmapped
+                status = _status_of_error(error, method)
+                code = code_pb2.Code.Name(status.code)
+                await context.abort_with_status(rpc_status.to_status(status))
+            finally:
+                self._observe(method, code, time.perf_counter() - begun)
+            raise AssertionError("abort raises")
+
+        return call
+
+    def _stream(self, method: str, inner: Any, streams_in: bool) -> Any:
+        def given(request: Any, context: aio.ServicerContext[Any, Any]) -> Any:
+            return _well_formed(request, context) if streams_in else request
+
+        async def fail(error: Exception, context: aio.ServicerContext[Any, Any]) -> None:
+            status = _status_of_error(error, method)
+            await context.abort_with_status(rpc_status.to_status(status))
+
+        async def generate(
+            request: Any, context: aio.ServicerContext[Any, Any]
+        ) -> AsyncIterator[Any]:
+            try:
+                if request is _MALFORMED:
+                    await context.abort_with_status(rpc_status.to_status(_malformed()))
+                async for response in inner(given(request, context), context):
+                    yield response
+            except (aio.AbortError, asyncio.CancelledError):
+                raise
+            except Exception as error:  # noqa: BLE001 - nothing leaves unmapped
+                await fail(error, context)
+
+        async def write(request: Any, context: aio.ServicerContext[Any, Any]) -> None:
+            try:
+                if request is _MALFORMED:
+                    await context.abort_with_status(rpc_status.to_status(_malformed()))
+                await inner(given(request, context), context)
+            except (aio.AbortError, asyncio.CancelledError):
+                raise
+            except Exception as error:  # noqa: BLE001 - nothing leaves unmapped
+                await fail(error, context)
+
+        return generate if inspect.isasyncgenfunction(inner) else write
+
+
+async def _well_formed(
+    requests: AsyncIterator[Any], context: aio.ServicerContext[Any, Any]
+) -> AsyncIterator[Any]:
+    async for request in requests:
+        if request is _MALFORMED:
+            await context.abort_with_status(rpc_status.to_status(_malformed()))
+        yield request
+
+
+def _tolerant(parse: Callable[[bytes], Message] | None) -> Callable[[bytes], object]:
+    """Parse, or hand the handler a sentinel: an exception here would be the caller's UNKNOWN."""
+
+    def deserialize(data: bytes) -> object:
+        if parse is None:
+            return data
+        try:
+            return parse(data)
+        except (DecodeError, ValueError, RecursionError):
+            return _MALFORMED
+
+    return deserialize
+
+
+def _bytes(response: Any, serialize: Callable[[Any], bytes] | None) -> bytes:
+    """A response's bytes. Answers that were stored as bytes go out as they are."""
+    if isinstance(response, bytes) or serialize is None:
+        return bytes(response)
+    return serialize(response)

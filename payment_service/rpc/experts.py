@@ -1,0 +1,129 @@
+"""ExpertService and OnboardingService."""
+
+from __future__ import annotations
+
+from marketplace.payments.v1 import (
+    experts_pb2,
+    experts_pb2_grpc,
+    onboarding_pb2,
+    onboarding_pb2_grpc,
+)
+from payment_service.application import experts, onboarding
+from payment_service.application.core import Core
+from payment_service.application.create_expert_account import (
+    CreateExpertAccount,
+    create_expert_account,
+)
+from payment_service.rpc import convert
+from payment_service.rpc.calls import Context, Operations, cause_of
+from payment_service.rpc.convert import Fields
+
+
+class ExpertServicer(experts_pb2_grpc.ExpertServiceServicer):
+    def __init__(self, core: Core, operations: Operations) -> None:
+        self._core = core
+        self._operations = operations
+
+    async def CreateExpertAccount(
+        self, request: experts_pb2.CreateExpertAccountRequest, context: Context
+    ) -> experts_pb2.CreateExpertAccountResponse:
+        fields, policy = Fields(), self._core.policy
+        rate = (
+            fields.basis_points("commission_basis_points", request.commission_basis_points)
+            if request.HasField("commission_basis_points")
+            else None
+        )
+        fields.enum("business_type", request.business_type, experts_pb2.BusinessType)
+        expert_id = fields.identifier("expert_id", request.expert_id)
+        name = fields.text("name", request.name, most=200, required=True)
+        email = fields.email("email", request.email)
+        country = fields.country("country", request.country, policy.default_country)
+        fields.check()
+        command = CreateExpertAccount(
+            cause=cause_of(context, "CreateExpertAccount"),
+            expert_id=expert_id,
+            name=name,
+            email=email,
+            country=country,
+            business_type=convert.business_type_of(request.business_type),
+            commission_basis_points=rate,
+            onward_url=onboarding.check_onward_url(policy, request.onward_url),
+        )
+        expert, url = await self._operations.run(create_expert_account(self._core, command))
+        return experts_pb2.CreateExpertAccountResponse(
+            expert=convert.expert_message(expert), onboarding_url=url
+        )
+
+    async def GetExpert(
+        self, request: experts_pb2.GetExpertRequest, context: Context
+    ) -> experts_pb2.GetExpertResponse:
+        expert_id = _expert_id(request.expert_id)
+        expert = await experts.get_expert(self._core, expert_id, cause_of(context, "GetExpert"))
+        return experts_pb2.GetExpertResponse(expert=convert.expert_message(expert))
+
+    async def CreateDashboardLink(
+        self, request: experts_pb2.CreateDashboardLinkRequest, context: Context
+    ) -> experts_pb2.CreateDashboardLinkResponse:
+        url = await onboarding.create_dashboard_link(
+            self._core, _expert_id(request.expert_id), cause_of(context, "CreateDashboardLink")
+        )
+        return experts_pb2.CreateDashboardLinkResponse(url=url)
+
+    async def RefreshOnboarding(
+        self, request: experts_pb2.RefreshOnboardingRequest, context: Context
+    ) -> experts_pb2.RefreshOnboardingResponse:
+        expert_id = _expert_id(request.expert_id)
+        onward_url = onboarding.check_onward_url(self._core.policy, request.onward_url)
+        url = await onboarding.refresh_onboarding(self._core, expert_id, onward_url)
+        return experts_pb2.RefreshOnboardingResponse(onboarding_url=url)
+
+    async def SetCommission(
+        self, request: experts_pb2.SetCommissionRequest, context: Context
+    ) -> experts_pb2.SetCommissionResponse:
+        fields = Fields()
+        expert_id = fields.identifier("expert_id", request.expert_id)
+        rate = fields.basis_points("commission_basis_points", request.commission_basis_points)
+        if not request.HasField("commission_basis_points"):
+            fields.fault("commission_basis_points", "is required")
+        fields.check()
+        expert = await self._operations.run(
+            experts.set_commission(self._core, expert_id, rate, cause_of(context, "SetCommission"))
+        )
+        return experts_pb2.SetCommissionResponse(expert=convert.expert_message(expert))
+
+
+class OnboardingServicer(onboarding_pb2_grpc.OnboardingServiceServicer):
+    def __init__(self, core: Core) -> None:
+        self._core = core
+
+    async def GetOnboarding(
+        self, request: onboarding_pb2.GetOnboardingRequest, context: Context
+    ) -> onboarding_pb2.GetOnboardingResponse:
+        expert, onward_url = await onboarding.get_onboarding(
+            self._core, _token(request.landing_token), cause_of(context, "GetOnboarding")
+        )
+        return onboarding_pb2.GetOnboardingResponse(
+            status=convert.expert_status_value(expert.status),
+            requirements_due_count=len(expert.account.requirements_due),
+            onward_url=onward_url,
+        )
+
+    async def RenewOnboarding(
+        self, request: onboarding_pb2.RenewOnboardingRequest, context: Context
+    ) -> onboarding_pb2.RenewOnboardingResponse:
+        url = await onboarding.renew_onboarding(self._core, _token(request.landing_token))
+        return onboarding_pb2.RenewOnboardingResponse(onboarding_url=url)
+
+
+def _expert_id(value: str) -> str:
+    fields = Fields()
+    fields.identifier("expert_id", value)
+    fields.check()
+    return value
+
+
+def _token(value: str) -> str:
+    fields = Fields()
+    fields.text("landing_token", value, most=128, required=True)
+    fields.check()
+    return value

@@ -1,0 +1,160 @@
+"""PaymentService: from the wire to the use cases and back."""
+
+from __future__ import annotations
+
+from marketplace.payments.v1 import money_pb2, payments_pb2, payments_pb2_grpc
+from payment_service.application.capture_payment import CapturePayment, capture_payment
+from payment_service.application.core import Core
+from payment_service.application.initiate_payment import InitiatePayment, initiate_payment
+from payment_service.application.refund_payment import RefundPayment, refund_payment
+from payment_service.domain.errors import payment_not_found
+from payment_service.domain.escrow import Payment, State
+from payment_service.domain.ports import PaymentFilter
+from payment_service.rpc import convert
+from payment_service.rpc.calls import Context, Operations, cause_of
+from payment_service.rpc.convert import Fields
+
+
+class PaymentServicer(payments_pb2_grpc.PaymentServiceServicer):
+    """Money RPCs answer with the very bytes that were stored, so that a repeated key gets them."""
+
+    def __init__(self, core: Core, operations: Operations) -> None:
+        self._core = core
+        self._operations = operations
+
+    async def InitiatePayment(
+        self, request: payments_pb2.InitiatePaymentRequest, context: Context
+    ) -> payments_pb2.InitiatePaymentResponse:
+        fields = Fields()
+        command = InitiatePayment(
+            cause=cause_of(context, "InitiatePayment"),
+            key=fields.key(request.idempotency_key),
+            fields=convert.fields_of(request),
+            client_id=fields.identifier("client_id", request.client_id),
+            expert_id=fields.identifier("expert_id", request.expert_id),
+            gig_id=fields.identifier("gig_id", request.gig_id),
+            amount=fields.amount(_amount_of(request), self._core.policy),
+            description=fields.text("description", request.description),
+        )
+        fields.enum("escrow_mode", request.escrow_mode, payments_pb2.EscrowMode)
+        if request.expert_id and request.client_id == request.expert_id:
+            fields.fault("expert_id", "must be another than the client")
+        fields.check()
+        told = await self._operations.run(initiate_payment(self._core, command))
+        response = payments_pb2.InitiatePaymentResponse.FromString(told.body)
+        response.client_secret = told.client_secret
+        return response
+
+    async def CapturePayment(
+        self, request: payments_pb2.CapturePaymentRequest, context: Context
+    ) -> payments_pb2.CapturePaymentResponse:
+        fields = Fields()
+        command = CapturePayment(
+            cause=cause_of(context, "CapturePayment"),
+            key=fields.key(request.idempotency_key),
+            fields=convert.fields_of(request),
+            payment_id=fields.our_id("payment_id", request.payment_id),
+            part=fields.part(_amount_of(request), self._core.policy),
+            final=request.final,
+            notes=fields.text("notes", request.notes),
+        )
+        fields.check()
+        told = await self._operations.run(capture_payment(self._core, command))
+        return told.body  # type: ignore[return-value]  # the interceptor sends bytes as they are
+
+    async def RefundPayment(
+        self, request: payments_pb2.RefundPaymentRequest, context: Context
+    ) -> payments_pb2.RefundPaymentResponse:
+        fields = Fields()
+        command = RefundPayment(
+            cause=cause_of(context, "RefundPayment"),
+            key=fields.key(request.idempotency_key),
+            fields=convert.fields_of(request),
+            payment_id=fields.our_id("payment_id", request.payment_id),
+            part=fields.part(_amount_of(request), self._core.policy),
+            reason=fields.text("reason", request.reason),
+        )
+        fields.check()
+        told = await self._operations.run(refund_payment(self._core, command))
+        return told.body  # type: ignore[return-value]  # the interceptor sends bytes as they are
+
+    async def GetPayment(
+        self, request: payments_pb2.GetPaymentRequest, context: Context
+    ) -> payments_pb2.GetPaymentResponse:
+        payment = await self._payment(request.payment_id)
+        return payments_pb2.GetPaymentResponse(payment=convert.payment_message(payment))
+
+    async def GetPaymentStatus(
+        self, request: payments_pb2.GetPaymentStatusRequest, context: Context
+    ) -> payments_pb2.GetPaymentStatusResponse:
+        payment = await self._payment(request.payment_id)
+        return payments_pb2.GetPaymentStatusResponse(
+            payment_id=payment.payment_id,
+            state=convert.state_value(payment.state),
+            update_time=convert.time_message(payment.update_time),
+        )
+
+    async def ListPayments(
+        self, request: payments_pb2.ListPaymentsRequest, context: Context
+    ) -> payments_pb2.ListPaymentsResponse:
+        fields = Fields()
+        user_id = fields.identifier("user_id", request.user_id)
+        page_size = fields.page_size(request.page_size)
+        fields.enum("role", request.role, payments_pb2.PaymentRole)
+        states = [_state(fields, value) for value in request.states]
+        gig_id = fields.identifier("gig_id", request.gig_id) if request.gig_id else ""
+        from_time = fields.time("create_time_from", request)
+        until_time = fields.time("create_time_until", request)
+        fields.check()
+        left_out = frozenset({"page_size", "page_token"})
+        filters = repr(sorted(convert.fields_of(request, without=left_out).items()))
+        keyset = convert.read_page_token("payments", filters, request.page_token, 2)
+        which = PaymentFilter(
+            user_id=user_id,
+            as_client=request.role != payments_pb2.PAYMENT_ROLE_EXPERT,
+            as_expert=request.role != payments_pb2.PAYMENT_ROLE_CLIENT,
+            states=tuple(state for state in states if state is not None),
+            gig_id=gig_id,
+            create_time_from=from_time,
+            create_time_until=until_time,
+            before=(convert.token_time(keyset[0]), keyset[1]) if keyset else None,
+        )
+        found = await self._core.database.read(lambda reader: reader.payments(which, page_size + 1))
+        page, token = found[:page_size], ""
+        if len(found) > page_size:
+            last = page[-1]
+            token = convert.page_token(
+                "payments", filters, last.create_time.isoformat(), last.payment_id
+            )
+        return payments_pb2.ListPaymentsResponse(
+            payments=[convert.payment_message(payment) for payment in page], next_page_token=token
+        )
+
+    async def _payment(self, payment_id: str) -> Payment:
+        fields = Fields()
+        fields.our_id("payment_id", payment_id)
+        fields.check()
+        payment = await self._core.database.read(lambda reader: reader.payment(payment_id))
+        if payment is None:
+            raise payment_not_found(payment_id)
+        return payment
+
+
+def _amount_of(
+    request: payments_pb2.InitiatePaymentRequest
+    | payments_pb2.CapturePaymentRequest
+    | payments_pb2.RefundPaymentRequest,
+) -> money_pb2.Money | None:
+    """The amount, if the caller named one."""
+    return request.amount if request.HasField("amount") else None
+
+
+def _state(fields: Fields, value: int) -> State | None:
+    fields.enum("states", value, payments_pb2.PaymentState)
+    if value not in payments_pb2.PaymentState.values():
+        return None
+    if value == payments_pb2.PAYMENT_STATE_UNSPECIFIED:
+        fields.fault("states", "must not hold UNSPECIFIED")
+        return None
+    name = payments_pb2.PaymentState.Name(payments_pb2.PaymentState.ValueType(value))
+    return State(name.removeprefix("PAYMENT_STATE_"))

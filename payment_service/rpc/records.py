@@ -1,0 +1,193 @@
+"""EventService, LedgerService and OperationsService: what auditors and operators read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from marketplace.payments.v1 import (
+    events_pb2,
+    events_pb2_grpc,
+    ledger_pb2,
+    ledger_pb2_grpc,
+    operations_pb2,
+    operations_pb2_grpc,
+)
+from payment_service.application.core import Core
+from payment_service.application.operate import resume_operation, retry_inbox_event
+from payment_service.application.read_events import read_events
+from payment_service.domain.errors import payment_not_found
+from payment_service.rpc import convert
+from payment_service.rpc.calls import Context, Operations, cause_of
+from payment_service.rpc.convert import Fields
+
+
+class EventServicer(events_pb2_grpc.EventServiceServicer):
+    def __init__(self, core: Core) -> None:
+        self._core = core
+
+    async def ListPaymentEvents(
+        self, request: events_pb2.ListPaymentEventsRequest, context: Context
+    ) -> events_pb2.ListPaymentEventsResponse:
+        fields = Fields()
+        payment_id = fields.our_id("payment_id", request.payment_id)
+        page_size = fields.page_size(request.page_size)
+        fields.check()
+        keyset = convert.read_page_token("events", payment_id, request.page_token, 1)
+        after = convert.token_number(keyset[0]) if keyset else 0
+        found, intact = await read_events(self._core, payment_id, after, page_size + 1)
+        page, token = found[:page_size], ""
+        if len(found) > page_size:
+            token = convert.page_token("events", payment_id, str(page[-1].sequence))
+        return events_pb2.ListPaymentEventsResponse(
+            events=[convert.event_message(event) for event in page],
+            next_page_token=token,
+            chain_intact=intact,
+        )
+
+
+class LedgerServicer(ledger_pb2_grpc.LedgerServiceServicer):
+    def __init__(self, core: Core) -> None:
+        self._core = core
+
+    async def ListBalances(
+        self, request: ledger_pb2.ListBalancesRequest, context: Context
+    ) -> ledger_pb2.ListBalancesResponse:
+        fields = Fields()
+        prefix = fields.text("account_prefix", request.account_prefix, most=200)
+        page_size = fields.page_size(request.page_size, default=200, most=1000)
+        fields.check()
+        keyset = convert.read_page_token("balances", prefix, request.page_token, 2)
+        after = (keyset[0], keyset[1]) if keyset else None
+        found = await self._core.database.read(
+            lambda reader: reader.balances(prefix, after, page_size + 1)
+        )
+        totals = await self._core.database.read(lambda reader: reader.totals())
+        page, token = found[:page_size], ""
+        if len(found) > page_size:
+            token = convert.page_token("balances", prefix, page[-1][0], page[-1][1])
+        return ledger_pb2.ListBalancesResponse(
+            balances=[
+                ledger_pb2.LedgerBalance(
+                    account=account, balance=convert.money_message(balance, currency)
+                )
+                for account, currency, balance in page
+            ],
+            next_page_token=token,
+            totals=[convert.money_message(total, currency) for currency, total in totals],
+        )
+
+    async def ListPostings(
+        self, request: ledger_pb2.ListPostingsRequest, context: Context
+    ) -> ledger_pb2.ListPostingsResponse:
+        fields = Fields()
+        payment_id = fields.our_id("payment_id", request.payment_id)
+        fields.check()
+        payment = await self._core.database.read(lambda reader: reader.payment(payment_id))
+        if payment is None:
+            raise payment_not_found(payment_id)
+        found = await self._core.database.read(lambda reader: reader.postings(payment_id))
+        return ledger_pb2.ListPostingsResponse(
+            postings=[convert.posting_message(posting) for posting in found]
+        )
+
+
+class OperationsServicer(operations_pb2_grpc.OperationsServiceServicer):
+    def __init__(self, core: Core, operations: Operations) -> None:
+        self._core = core
+        self._operations = operations
+
+    async def ListOperations(
+        self, request: operations_pb2.ListOperationsRequest, context: Context
+    ) -> operations_pb2.ListOperationsResponse:
+        fields = Fields()
+        fields.enum("state", request.state, operations_pb2.OperationState)
+        page_size = fields.page_size(request.page_size)
+        fields.check()
+        filters = str(request.state)
+        after = _after("operations", filters, request.page_token)
+        state = convert.operation_state_of(request.state)
+        found = await self._core.database.read(
+            lambda reader: reader.operations(state, after, page_size + 1)
+        )
+        token = ""
+        if len(found) > page_size:
+            last = found[page_size - 1]
+            token = convert.page_token(
+                "operations", filters, last.create_time.isoformat(), last.operation_id
+            )
+        return operations_pb2.ListOperationsResponse(
+            operations=[convert.operation_message(operation) for operation in found[:page_size]],
+            next_page_token=token,
+        )
+
+    async def ResumeOperation(
+        self, request: operations_pb2.ResumeOperationRequest, context: Context
+    ) -> operations_pb2.ResumeOperationResponse:
+        fields = Fields()
+        operation_id = fields.our_id("operation_id", request.operation_id)
+        fields.check()
+        cause = cause_of(context, "ResumeOperation")
+        operation = await self._operations.run(resume_operation(self._core, operation_id, cause))
+        return operations_pb2.ResumeOperationResponse(
+            operation=convert.operation_message(operation)
+        )
+
+    async def ListInboxEvents(
+        self, request: operations_pb2.ListInboxEventsRequest, context: Context
+    ) -> operations_pb2.ListInboxEventsResponse:
+        fields = Fields()
+        fields.enum("state", request.state, operations_pb2.InboxState)
+        page_size = fields.page_size(request.page_size)
+        fields.check()
+        filters = str(request.state)
+        after = _after("inbox", filters, request.page_token)
+        state = convert.inbox_state_of(request.state)
+        found = await self._core.database.read(
+            lambda reader: reader.inbox(state, after, page_size + 1)
+        )
+        token = ""
+        if len(found) > page_size:
+            last = found[page_size - 1]
+            received = last.receive_time.isoformat() if last.receive_time else ""
+            token = convert.page_token("inbox", filters, received, last.event_id)
+        return operations_pb2.ListInboxEventsResponse(
+            events=[convert.inbox_event_message(event) for event in found[:page_size]],
+            next_page_token=token,
+        )
+
+    async def RetryInboxEvent(
+        self, request: operations_pb2.RetryInboxEventRequest, context: Context
+    ) -> operations_pb2.RetryInboxEventResponse:
+        fields = Fields()
+        event_id = fields.our_id("event_id", request.event_id)
+        fields.check()
+        event = await self._operations.run(retry_inbox_event(self._core, event_id))
+        return operations_pb2.RetryInboxEventResponse(event=convert.inbox_event_message(event))
+
+    async def ListDiscrepancies(
+        self, request: operations_pb2.ListDiscrepanciesRequest, context: Context
+    ) -> operations_pb2.ListDiscrepanciesResponse:
+        fields = Fields()
+        payment_id = ""
+        if request.payment_id:
+            payment_id = fields.our_id("payment_id", request.payment_id)
+        page_size = fields.page_size(request.page_size)
+        fields.check()
+        keyset = convert.read_page_token("discrepancies", payment_id, request.page_token, 1)
+        before = convert.token_number(keyset[0]) if keyset else None
+        found = await self._core.database.read(
+            lambda reader: reader.discrepancies(payment_id, before, page_size + 1)
+        )
+        page, token = found[:page_size], ""
+        if len(found) > page_size:
+            token = convert.page_token("discrepancies", payment_id, str(page[-1].discrepancy_id))
+        return operations_pb2.ListDiscrepanciesResponse(
+            discrepancies=[convert.discrepancy_message(stored) for stored in page],
+            next_page_token=token,
+        )
+
+
+def _after(kind: str, filters: str, token: str) -> tuple[datetime, str] | None:
+    keyset: Sequence[str] | None = convert.read_page_token(kind, filters, token, 2)
+    return (convert.token_time(keyset[0]), keyset[1]) if keyset else None

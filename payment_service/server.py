@@ -1,0 +1,150 @@
+"""The life of the process: listen, say so, work, drain, leave."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any, Final
+
+import grpc
+import structlog
+from grpc import aio
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_grpc
+from grpc_reflection.v1alpha.reflection import aio as aio_reflection
+from prometheus_client import start_http_server
+
+from payment_service.application.background import run_background
+from payment_service.bootstrap import SERVICES, Wired, add_services, wire
+from payment_service.config import Settings
+from payment_service.rpc.errors import ErrorInterceptor
+
+log = structlog.get_logger(__name__)
+
+#: Why each value: docs/decisions and the field's own advice. A megabyte of text must come in, so
+#: that it can be refused with the name of its field.
+OPTIONS: Final[Sequence[tuple[str, Any]]] = (
+    ("grpc.max_receive_message_length", 2 * 1024 * 1024),
+    ("grpc.max_send_message_length", 4 * 1024 * 1024),
+    ("grpc.max_metadata_size", 8192),
+    ("grpc.absolute_max_metadata_size", 8192),
+    ("grpc.max_concurrent_streams", 1000),
+    ("grpc.so_reuseport", 0),  # A second server on the same port must fail, not share.
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 30_000),
+    ("grpc.http2.max_ping_strikes", 2),
+    ("grpc.max_connection_idle_ms", 300_000),
+    ("grpc.max_connection_age_ms", 600_000),
+    ("grpc.max_connection_age_grace_ms", 30_000),
+)
+_HEALTH_SECONDS: Final = 1.0
+
+
+class CannotListen(Exception):
+    """The port is taken."""
+
+
+async def serve(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT, then finish what is under way."""
+    wired = wire(settings)
+    server = aio.server(interceptors=[ErrorInterceptor(wired.metrics.observe_rpc)], options=OPTIONS)
+    add_services(server, wired)
+    servicer = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    if settings.reflection:
+        _add_reflection(server)
+    address = f"{settings.grpc_host}:{settings.grpc_port}"
+    try:
+        port = server.add_insecure_port(address)
+    except RuntimeError:
+        await _close(wired)
+        raise CannotListen(f"GRPC_PORT: {address} is taken; set another port") from None
+    metrics_server = _serve_metrics(settings, wired)
+    await server.start()
+    background = asyncio.create_task(run_background(wired.core))
+    watch = asyncio.create_task(_watch_health(wired, servicer))
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    if settings.is_simulated:
+        log.warning(
+            "stripe_is_simulated",
+            api_base=settings.effective_api_base,
+            meaning="no real card is charged and nobody is paid; set STRIPE_SECRET_KEY to change it",
+        )
+    log.info("serving", grpc=f"{settings.grpc_host}:{port}", metrics=settings.metrics_port)
+    await stop.wait()
+
+    log.info("draining", operations=settings.shutdown_grace)
+    watch.cancel()
+    await servicer.enter_graceful_shutdown()
+    background.cancel()
+    # Callers that wait are answered; operations whose callers have left are waited for as well.
+    await server.stop(settings.shutdown_grace)
+    wired.operations.close()
+    left = await wired.operations.drain(settings.shutdown_grace)
+    with suppress(asyncio.CancelledError):
+        await background
+    await _close(wired)
+    if metrics_server is not None:
+        metrics_server.shutdown()
+    log.info("stopped", unfinished=left)
+
+
+async def _close(wired: Wired) -> None:
+    await wired.stripe.close()
+    await asyncio.get_running_loop().run_in_executor(None, wired.database.close)
+
+
+async def _watch_health(wired: Wired, servicer: health.aio.HealthServicer) -> None:
+    """Serving means that the database takes writes; Stripe being away leaves reads to be served."""
+    serving: bool | None = None
+    while True:
+        now = await wired.database.ping()
+        if now != serving:
+            status = health_pb2.HealthCheckResponse.ServingStatus.Value(
+                "SERVING" if now else "NOT_SERVING"
+            )
+            for name in ("", *SERVICES):
+                await servicer.set(name, status)
+            log.info("health", serving=now)
+            serving = now
+        await asyncio.sleep(_HEALTH_SECONDS)
+
+
+def _add_reflection(server: aio.Server) -> None:
+    """Both names of the protocol; only the older one is listed, or grpcurl's listing breaks."""
+    names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
+    servicer = aio_reflection.ReflectionServicer(service_names=names)
+    reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, server)  # type: ignore[no-untyped-call]  # grpc's
+    handler = grpc.stream_stream_rpc_method_handler(
+        servicer.ServerReflectionInfo,
+        request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,
+        response_serializer=(reflection_pb2.ServerReflectionResponse.SerializeToString),
+    )
+    server.add_generic_rpc_handlers(
+        (
+            grpc.method_handlers_generic_handler(
+                "grpc.reflection.v1.ServerReflection", {"ServerReflectionInfo": handler}
+            ),
+        )
+    )
+
+
+def _serve_metrics(settings: Settings, wired: Wired) -> Any:
+    """Prometheus reads from a port of its own; 0 means that it is not wanted."""
+    if not settings.metrics_port:
+        return None
+    try:
+        server, _ = start_http_server(
+            settings.metrics_port, settings.metrics_host, registry=wired.metrics.registry
+        )
+    except OSError:
+        raise CannotListen(
+            f"METRICS_PORT: {settings.metrics_host}:{settings.metrics_port} is taken; "
+            "set another port, or 0 for none"
+        ) from None
+    return server
