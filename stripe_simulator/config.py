@@ -66,6 +66,9 @@ class Settings:
     # What a transfer reversal may take from the connected account: `total` (available and
     # pending), `available` alone, or `unlimited` (its balance may turn negative).
     reversal_balance: str = "total"
+    # A refund that the platform's balance cannot bear: `negative` lets it, `pending` waits until
+    # there is money (documented for card refunds), looking every hour.
+    refund_on_low_balance: str = "negative"
     # How long a request waits for an object that another request holds before 429 lock_timeout.
     lock_wait_ms: int = 2000
     # The API reference says eight digits; the currencies page of 2026 allows more.
@@ -92,5 +95,6 @@ class Settings:
 
 SETTING_CHOICES = {
     "expiry_reason": ("automatic", "expired"),
+    "refund_on_low_balance": ("negative", "pending"),
     "reversal_balance": ("total", "available", "unlimited"),
 }

@@ -62,7 +62,7 @@ class Control:
             ("POST", "/refunds/{id}/fail", self.fail_refund),
         ]
         return [
-            web.route(method, f"/_simulator{path}", _json(handler))
+            web.route(method, f"/_simulator{path}", _json(self.simulation, handler))
             for method, path, handler in table
         ]
 
@@ -259,7 +259,6 @@ class Control:
         """{"payment_method": "pm_card_visa"}: what a person would do on the pay page."""
         _only(given, *INTENT_CONFIRM)
         simulation = self.simulation
-        simulation.process_due()
         intent = require_intent(simulation, request.match_info["id"])
         params = {"payment_method": "pm_card_visa", **given}
         params["client_secret"] = intent["client_secret"]
@@ -270,7 +269,6 @@ class Control:
         """{"outcome": "approve"} or "fail": the answer to a 3D Secure challenge."""
         _only(given, "outcome")
         simulation = self.simulation
-        simulation.process_due()
         intent = require_intent(simulation, request.match_info["id"])
         with simulation.acting():
             passed = given.get("outcome", "approve") == "approve"
@@ -280,7 +278,8 @@ class Control:
         """{"reason"?: "..."}: the bank gives a refund back now."""
         simulation = self.simulation
         refund = simulation.store.get("refund", request.match_info["id"])
-        if refund is None or refund["status"] not in ("pending", "succeeded"):
+        open_ = refund is not None and refund["status"] in ("pending", "succeeded")
+        if refund is None or not open_ or refund["balance_transaction"] is None:
             raise ValueError("there is no such refund that could fail")
         with simulation.acting():
             reason = given.get("reason", "expired_or_canceled_card")
@@ -305,7 +304,9 @@ def _only(given: Given, *names: str) -> None:
             raise ValueError(f"unknown {name}; there are {', '.join(names)}")
 
 
-def _json(handler: Handler) -> Callable[[web.Request], Awaitable[web.Response]]:
+def _json(
+    simulation: Simulation, handler: Handler
+) -> Callable[[web.Request], Awaitable[web.Response]]:
     """Read JSON, answer JSON; a mistake of the caller's is 400 with a sentence."""
 
     async def handle(request: web.Request) -> web.Response:
@@ -313,6 +314,8 @@ def _json(handler: Handler) -> Callable[[web.Request], Awaitable[web.Response]]:
             given = await request.json() if request.can_read_body else {}
             if not isinstance(given, dict):
                 raise ValueError("the body must be a JSON object")
+            # What is already due comes first, so that nothing is dated before what exists.
+            simulation.process_due()
             return web.json_response(await handler(request, given))
         except (ValueError, TypeError, KeyError) as error:
             return web.json_response({"error": f"{type(error).__name__}: {error}"}, status=400)

@@ -8,17 +8,13 @@ from __future__ import annotations
 
 import hashlib
 
-ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+ALPHABET = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+_LETTERS = bytes(ALPHABET[byte % len(ALPHABET)] for byte in range(256))
 
 
 def scrambled(text: str, length: int) -> str:
-    """`length` characters that depend on nothing but `text`."""
-    number = int.from_bytes(hashlib.sha256(text.encode()).digest(), "big")
-    letters = []
-    for _ in range(length):
-        number, remainder = divmod(number, len(ALPHABET))
-        letters.append(ALPHABET[remainder])
-    return "".join(letters)
+    """Up to 64 characters that depend on nothing but `text`."""
+    return hashlib.sha512(text.encode()).digest()[:length].translate(_LETTERS).decode()
 
 
 class Ids:

@@ -121,6 +121,7 @@ class Pages:
         if outcome not in ("complete", "pending", "unfinished"):
             return _page("Unknown outcome", "<p class='bad'>There is no such button.</p>", 400)
         simulation = self.simulation
+        simulation.process_due()
         with simulation.acting():
             simulation.store.change("link", link["id"], used=True)
             account = simulation.store.require("account", link["account"])

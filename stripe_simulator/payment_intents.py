@@ -15,6 +15,7 @@ from stripe_simulator.accounts import check_destination
 from stripe_simulator.confirmation import unexpected_state
 from stripe_simulator.errors import ApiError, no_such, parameter_missing, refused
 from stripe_simulator.events import emit
+from stripe_simulator.ids import scrambled
 from stripe_simulator.rendering import plain
 from stripe_simulator.simulation import Call, Simulation, merged_metadata
 from stripe_simulator.store import Row
@@ -61,7 +62,7 @@ def create(call: Call) -> Row:
     _check_fee(params.get("application_fee_amount"), amount, transfer_data)
     if params.get("on_behalf_of") is not None:
         check_destination(simulation, params["on_behalf_of"], "on_behalf_of")
-    types = params.get("payment_method_types")
+    types = params.get("payment_method_types") or params.get("allowed_payment_method_types")
     automatic = params.get("automatic_payment_methods")
     if types is not None and automatic is not None:
         raise refused(
@@ -97,7 +98,7 @@ def create(call: Call) -> Row:
             "canceled_at": None,
             "cancellation_reason": None,
             "capture_method": params.get("capture_method", "automatic_async"),
-            "client_secret": simulation.new_id(f"{id_}_secret_", 25),
+            "client_secret": _client_secret(simulation, id_),
             "confirmation_method": params.get("confirmation_method", "automatic"),
             "created": simulation.now(),
             "currency": currency,
@@ -149,6 +150,10 @@ def create(call: Call) -> Row:
     if params.get("confirm"):
         return confirmation.confirm_intent(call, intent)
     return intent
+
+
+def _client_secret(simulation: Simulation, id_: str) -> str:
+    return f"{id_}_secret_{scrambled(f'{simulation.ids.seed}:{id_}', 25)}"
 
 
 def _given_method(call: Call) -> Row | None:

@@ -16,6 +16,9 @@ from stripe_simulator.events import emit
 from stripe_simulator.simulation import Call, Simulation, merged_metadata
 from stripe_simulator.store import Row
 
+# How often a refund that waits for the platform's money looks for it.
+LOOK_AGAIN_SECONDS = 3_600
+
 
 def register(simulation: Simulation) -> None:
     simulation.due_handlers["refund_outcome"] = lambda id_: _outcome(simulation, id_)
@@ -189,22 +192,19 @@ def _refund(
     metadata = merged_metadata({}, call.get("metadata") or {})
     refund = insert(simulation, charge, amount, call.get("reason"), metadata)
     id_ = refund["id"]
-    settled, currency, exchange_rate = settle(simulation, amount, charge["currency"])
-    line = simulation.balances.record(
-        charge["_account"],
-        "refund",
-        id_,
-        -settled,
-        currency,
-        available_on=charge["_available_on"],
-        description=f"REFUND FOR CHARGE ({charge['description'] or ''})",
-        exchange_rate=exchange_rate,
-    )
-    changes: dict[str, Any] = {"balance_transaction": line["id"]}
-    if card.refund == "pending":
-        changes.update(status="pending", pending_reason="processing")
-    if card.refund != "succeeds":
-        changes["_outcome_at"] = simulation.now() + simulation.settings.refund_outcome_seconds
+    changes: dict[str, Any] = {}
+    wait = None
+    if _lacks_money(simulation, charge, amount):
+        changes.update(status="pending", pending_reason="insufficient_funds")
+        wait = LOOK_AGAIN_SECONDS
+    else:
+        changes["balance_transaction"] = _pay(simulation, charge, refund)["id"]
+        if card.refund == "pending":
+            changes.update(status="pending", pending_reason="processing")
+        if card.refund != "succeeds":
+            wait = simulation.settings.refund_outcome_seconds
+    if wait is not None:
+        changes["_outcome_at"] = simulation.now() + wait
         simulation.schedule(changes["_outcome_at"], "refund_outcome", id_)
     refunded = charge["amount_refunded"] + amount
     charge = store.change(
@@ -232,21 +232,69 @@ def _refund(
     return refund
 
 
+def _lacks_money(simulation: Simulation, charge: Row, amount: int) -> bool:
+    """Whether a refund has to wait, as card refunds do when the platform's balance is short."""
+    if simulation.settings.refund_on_low_balance != "pending":
+        return False
+    settled, currency, _ = settle(simulation, amount, charge["currency"])
+    return simulation.balances.total(charge["_account"], currency) < settled
+
+
+def _pay(simulation: Simulation, charge: Row, refund: Row) -> Row:
+    """Take a refund's money from the platform's balance."""
+    settled, currency, exchange_rate = settle(simulation, refund["amount"], charge["currency"])
+    return simulation.balances.record(
+        charge["_account"],
+        "refund",
+        refund["id"],
+        -settled,
+        currency,
+        available_on=charge["_available_on"],
+        description=f"REFUND FOR CHARGE ({charge['description'] or ''})",
+        exchange_rate=exchange_rate,
+    )
+
+
+def _look_again(simulation: Simulation, refund: Row) -> None:
+    """A refund that waits for money: pay it if there is some now, else wait on."""
+    charge = simulation.store.require("charge", refund["charge"])
+    if _lacks_money(simulation, charge, refund["amount"]):
+        again = simulation.now() + LOOK_AGAIN_SECONDS
+        simulation.store.change("refund", refund["id"], _outcome_at=again)
+        simulation.schedule(again, "refund_outcome", refund["id"])
+        return
+    line = _pay(simulation, charge, refund)
+    simulation.store.change("refund", refund["id"], balance_transaction=line["id"])
+    _succeed(simulation, refund["id"])
+
+
+def _succeed(simulation: Simulation, id_: str) -> None:
+    refund = simulation.store.require("refund", id_)
+    before = {"status": refund["status"], "pending_reason": refund["pending_reason"]}
+    refund = simulation.store.change(
+        "refund", id_, status="succeeded", pending_reason=None, _outcome_at=None
+    )
+    simulation.effect(
+        "refund_succeeded",
+        id_,
+        payment_intent=refund["payment_intent"],
+        amount=refund["amount"],
+        currency=refund["currency"],
+    )
+    emit(simulation, "refund.updated", refund, before)
+
+
 def _outcome(simulation: Simulation, id_: str) -> None:
     """The later outcome of a test card's refund: pending succeeds, succeeded fails."""
     refund = simulation.store.get("refund", id_)
     if refund is None or refund.get("_outcome_at") is None:
         return
-    if refund["status"] == "pending":
-        before = {"status": "pending", "pending_reason": "processing"}
-        refund = simulation.store.change(
-            "refund", id_, status="succeeded", pending_reason=None, _outcome_at=None
-        )
-        simulation.effect("refund_succeeded", id_, payment_intent=refund["payment_intent"],
-                          amount=refund["amount"], currency=refund["currency"])  # fmt: skip
-        emit(simulation, "refund.updated", refund, before)
-        return
-    fail(simulation, refund, "expired_or_canceled_card")
+    if refund["balance_transaction"] is None:
+        _look_again(simulation, refund)
+    elif refund["status"] == "pending":
+        _succeed(simulation, id_)
+    else:
+        fail(simulation, refund, "expired_or_canceled_card")
 
 
 def fail(simulation: Simulation, refund: Row, reason: str) -> Row:

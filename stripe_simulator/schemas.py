@@ -135,7 +135,6 @@ CONFIRM_PARAMS: Fields = {
     **_not_simulated("confirmation_token", "mandate", "mandate_data"),
 }
 INTENT_UNSIMULATED: Fields = _not_simulated(
-    "allowed_payment_method_types",
     "amount_details",
     "customer",
     "customer_account",
@@ -148,6 +147,8 @@ INTENT_COMMON: Fields = {
     **INTENT_UNSIMULATED,
     **METHOD_PARAMS,
     **EXPAND,
+    # The name of `payment_method_types` since API version 2026-10-28.endive (the SDK's types).
+    "allowed_payment_method_types": ListOf(Choice(("card",))),
     "capture_method": Choice(("automatic", "automatic_async", "manual")),
     "description": Text(1000, clearable=True),
     "metadata": Metadata(),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import logging
 
 from aiohttp import web
 
@@ -16,6 +17,8 @@ from stripe_simulator.pages import Pages
 from stripe_simulator.routes import register_all
 from stripe_simulator.simulation import Simulation
 from stripe_simulator.webhooks import Webhooks
+
+log = logging.getLogger("stripe_simulator")
 
 # How often what the clock has made due is looked for when nobody asks for anything.
 TICK_SECONDS = 0.5
@@ -78,7 +81,11 @@ async def start(config: Config) -> RunningSimulator:
 async def _tick(simulation: Simulation) -> None:
     while True:
         await asyncio.sleep(TICK_SECONDS)
-        simulation.process_due()
+        try:
+            simulation.process_due()
+        except Exception:
+            # The next tick must come whatever this one met.
+            log.exception("what was due could not be done")
 
 
 async def _preflight(_request: web.Request) -> web.Response:

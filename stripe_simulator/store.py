@@ -1,9 +1,10 @@
 """Where every object lives: in memory, and in an SQLite file when one is named.
 
-Rows are never edited in place. A change puts a new row in the old one's stead, so that an event's
-snapshot is simply the row as it was, and a refused request is undone by putting old rows back.
-What a request changed is committed to the file before its answer leaves, so that killing the
-process loses nothing that a caller was told.
+Rows are never edited in place. A change puts a new row in the old one's stead, so that a refused
+request is undone by putting old rows back. What a request changed is committed to the file before
+its answer leaves, so that killing the process loses nothing that a caller was told. The file is a
+journal, one entry for each request with the rows as they became: a single insert at the end of a
+table costs a tenth of finding and rewriting a dozen rows. It is written anew at every start.
 """
 
 from __future__ import annotations
@@ -52,22 +53,32 @@ class Store:
             self._database.execute("PRAGMA journal_mode=WAL")
             self._database.execute("PRAGMA synchronous=NORMAL")
             self._database.execute(
-                "CREATE TABLE IF NOT EXISTS rows (kind TEXT NOT NULL, id TEXT NOT NULL, "
-                "sequence INTEGER NOT NULL, body TEXT NOT NULL, PRIMARY KEY (kind, id)) "
-                "WITHOUT ROWID"
+                "CREATE TABLE IF NOT EXISTS journal (entry INTEGER PRIMARY KEY, body TEXT NOT NULL)"
             )
-            self._load()
+            self._load(self._database)
 
-    def _load(self) -> None:
-        assert self._database is not None
-        for kind, id_, sequence, body in self._database.execute(
-            "SELECT kind, id, sequence, body FROM rows ORDER BY sequence"
-        ):
-            row = json.loads(body)
-            self._tables[kind][id_] = row
-            self._sequence = max(self._sequence, sequence)
-            for key in self._index_keys(kind, row):
-                self._indexes[key].append(id_)
+    def _load(self, database: sqlite3.Connection) -> None:
+        """Play the journal back, then shorten it to the rows that are left."""
+        for (body,) in database.execute("SELECT body FROM journal ORDER BY entry"):
+            for kind, id_, row in json.loads(body):
+                if row is None:
+                    self._tables[kind].pop(id_, None)
+                else:
+                    self._tables[kind][id_] = row
+        database.execute("BEGIN")
+        database.execute("DELETE FROM journal")
+        for kind, table in self._tables.items():
+            for id_, row in table.items():
+                self._sequence = max(self._sequence, _sequence(row))
+                self._write(database, [(kind, id_, row)])
+                for key in self._index_keys(kind, row):
+                    self._indexes[key].append(id_)
+        database.execute("COMMIT")
+
+    @staticmethod
+    def _write(database: sqlite3.Connection, rows: list[tuple[str, str, Row | None]]) -> None:
+        body = json.dumps(rows, separators=(",", ":"))
+        database.execute("INSERT INTO journal (body) VALUES (?)", (body,))
 
     @staticmethod
     def _index_keys(kind: str, row: Row) -> Iterator[tuple[str, str, Any]]:
@@ -154,20 +165,8 @@ class Store:
     def commit(self) -> None:
         """Make what changed since the last commit permanent."""
         if self._database is not None and self._undo:
-            self._database.execute("BEGIN")
-            for kind, id_ in self._undo:
-                row = self._tables[kind].get(id_)
-                if row is None:
-                    self._database.execute(
-                        "DELETE FROM rows WHERE kind = ? AND id = ?", (kind, id_)
-                    )
-                else:
-                    self._database.execute(
-                        "INSERT INTO rows VALUES (?, ?, ?, ?) "
-                        "ON CONFLICT (kind, id) DO UPDATE SET body = excluded.body",
-                        (kind, id_, row["_sequence"], json.dumps(row, separators=(",", ":"))),
-                    )
-            self._database.execute("COMMIT")
+            rows = [(kind, id_, self._tables[kind].get(id_)) for kind, id_ in self._undo]
+            self._write(self._database, rows)
         self._undo.clear()
 
     @property
@@ -208,7 +207,7 @@ class Store:
         self._undo.clear()
         self._sequence = 0
         if self._database is not None:
-            self._database.execute("DELETE FROM rows")
+            self._database.execute("DELETE FROM journal")
 
     def close(self) -> None:
         if self._database is not None:

@@ -15,6 +15,7 @@ import dataclasses
 import hashlib
 import hmac
 import json
+import logging
 import random
 import re
 import time
@@ -27,6 +28,8 @@ from stripe_simulator.events import add_delivery, targets
 from stripe_simulator.rendering import plain
 from stripe_simulator.simulation import Simulation
 from stripe_simulator.store import Row
+
+log = logging.getLogger("stripe_simulator")
 
 ACTIONS = ("drop", "duplicate", "delay", "reorder", "forge")
 
@@ -291,6 +294,10 @@ class Webhooks:
                 # A worker that is dismissed leaves its delivery to the others.
                 queue.put_nowait(id_)
                 raise
+            except Exception:
+                # One bad delivery must not end the others.
+                log.exception("delivery %s could not be attempted", id_)
+                self._record(id_, "failed", None)
 
     def _target(self, row: Row) -> WebhookTarget | None:
         scope = "connect" if self._is_connect(row) else "platform"

@@ -369,3 +369,20 @@ async def test_random_walk_keeps_all_money(world: World, seed: int) -> None:
             if detail.type == "stripe_fee"
         )
     assert everywhere == outside
+
+
+async def test_refund_waits_for_money_where_it_must(world: World) -> None:
+    await world.control("POST", "/settings", {"refund_on_low_balance": "pending"})
+    charge = await world.charged(10_000)
+    refunds = world.client.v1.refunds
+    refund = await refunds.create_async(params={"charge": charge.id})
+    assert (refund.status, refund.pending_reason) == ("pending", "insufficient_funds")
+    assert refund.balance_transaction is None
+    await world.control("POST", "/clock", {"advance_seconds": 3_601})
+    assert (await refunds.retrieve_async(refund.id)).status == "pending"
+    await world.control("POST", "/balance", {"amount": 320, "currency": "usd", "type": "topup"})
+    await world.control("POST", "/clock", {"advance_seconds": 3_601})
+    refund = await refunds.retrieve_async(refund.id)
+    assert (refund.status, refund.pending_reason) == ("succeeded", None)
+    assert refund.balance_transaction is not None
+    assert await balance(world) == 0
