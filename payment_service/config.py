@@ -132,8 +132,10 @@ class Settings(BaseSettings):
         return [
             (
                 production and not key,
-                "ENVIRONMENT=production needs STRIPE_SECRET_KEY; without it only the simulator "
-                "would be charged",
+                (
+                    "ENVIRONMENT=production needs STRIPE_SECRET_KEY; without it only the simulator "
+                    "would be charged"
+                ),
             ),
             (
                 bool(key) and not key.startswith(("sk_test_", "sk_live_", "rk_test_", "rk_live_")),
@@ -141,8 +143,10 @@ class Settings(BaseSettings):
             ),
             (
                 live and bool(self.stripe_api_base),
-                "a live STRIPE_SECRET_KEY never goes to another server than Stripe's: unset "
-                "STRIPE_API_BASE, or use a test key",
+                (
+                    "a live STRIPE_SECRET_KEY never goes to another server than Stripe's: unset "
+                    "STRIPE_API_BASE, or use a test key"
+                ),
             ),
             (
                 live and not production,
@@ -154,32 +158,42 @@ class Settings(BaseSettings):
             ),
             (
                 bool(publishable) and bool(key) and publishable.startswith("pk_live_") != live,
-                "STRIPE_PUBLISHABLE_KEY and STRIPE_SECRET_KEY must be of the same mode, both test "
-                "or both live",
+                (
+                    "STRIPE_PUBLISHABLE_KEY and STRIPE_SECRET_KEY must be of the same mode, both test "
+                    "or both live"
+                ),
             ),
             (
                 own_stripe and not publishable.startswith("pk_"),
-                "STRIPE_SECRET_KEY needs STRIPE_PUBLISHABLE_KEY beside it (pk_…), with which the "
-                "browser confirms payments",
+                (
+                    "STRIPE_SECRET_KEY needs STRIPE_PUBLISHABLE_KEY beside it (pk_…), with which the "
+                    "browser confirms payments"
+                ),
             ),
             (
                 own_stripe
                 and not (self.stripe_webhook_secret and self.stripe_connect_webhook_secret),
-                "STRIPE_SECRET_KEY needs STRIPE_WEBHOOK_SECRET and STRIPE_CONNECT_WEBHOOK_SECRET "
-                "(whsec_…), one for each endpoint; two separated by a comma while one is rolled",
+                (
+                    "STRIPE_SECRET_KEY needs STRIPE_WEBHOOK_SECRET and STRIPE_CONNECT_WEBHOOK_SECRET "
+                    "(whsec_…), one for each endpoint; two separated by a comma while one is rolled"
+                ),
             ),
             (
                 bool(
                     {secret.get_secret_value() for secret in self.stripe_webhook_secret}
                     & {secret.get_secret_value() for secret in self.stripe_connect_webhook_secret}
                 ),
-                "STRIPE_WEBHOOK_SECRET and STRIPE_CONNECT_WEBHOOK_SECRET must differ: each "
-                "endpoint has its own",
+                (
+                    "STRIPE_WEBHOOK_SECRET and STRIPE_CONNECT_WEBHOOK_SECRET must differ: each "
+                    "endpoint has its own"
+                ),
             ),
             (
                 production and (public.scheme != "https" or public.hostname in _LOOPBACK),
-                "ENVIRONMENT=production needs GATEWAY_PUBLIC_URL, the https address of the gateway "
-                "as browsers see it",
+                (
+                    "ENVIRONMENT=production needs GATEWAY_PUBLIC_URL, the https address of the gateway "
+                    "as browsers see it"
+                ),
             ),
             (
                 production and self.debug,

@@ -73,7 +73,7 @@ async def serve(settings: Settings) -> None:
         log.warning(
             "stripe_is_simulated",
             api_base=settings.effective_api_base,
-            meaning="no real card is charged and nobody is paid; set STRIPE_SECRET_KEY to change it",
+            meaning="no real card is charged, nobody is paid; STRIPE_SECRET_KEY changes it",
         )
     log.info("serving", grpc=f"{settings.grpc_host}:{port}", metrics=settings.metrics_port)
     await stop.wait()

@@ -15,7 +15,7 @@ from payment_service.domain.follow import Discrepancy
 from payment_service.domain.ledger import Posting
 from payment_service.domain.operations import Operation, OperationState
 from payment_service.domain.ports import (
-    Answer,
+    Claim,
     InboxEvent,
     PaymentFilter,
     StoredDiscrepancy,
@@ -89,9 +89,9 @@ class SqlReader:
         row = self._maybe("SELECT * FROM experts WHERE expert_id = :id", id=expert_id)
         return row and rows.expert_of(row)
 
-    def claim_answer(self, claim_id: str) -> Answer | None:
-        row = self._maybe("SELECT ok, answer FROM claims WHERE claim_id = :id", id=claim_id)
-        return row and rows.answer_of(row)
+    def claim(self, claim_id: str) -> Claim | None:
+        row = self._maybe("SELECT * FROM claims WHERE claim_id = :id", id=claim_id)
+        return row and rows.claim_of(row)
 
     def operation(self, operation_id: str) -> Operation | None:
         row = self._maybe("SELECT * FROM operations WHERE operation_id = :id", id=operation_id)

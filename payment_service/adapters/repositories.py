@@ -115,14 +115,7 @@ class SqlTransaction:
         for name in sorted(digests.keys() | row["fields"].keys()):
             if digests.get(name) != row["fields"].get(name):
                 raise key_reused(key, name)
-        return Claim(
-            row["claim_id"],
-            row["rpc"],
-            fresh=False,
-            answer=rows.answer_of(row),
-            operation_id=row["operation_id"] or "",
-            payment_id=row["payment_id"] or "",
-        )
+        return rows.claim_of(row)
 
     def bind_claim(self, claim_id: str, payment_id: str, operation_id: str) -> None:
         self._do(
@@ -415,10 +408,11 @@ class SqlTransaction:
         """False if it is there already."""
         made = self._do(
             "INSERT INTO inbox (event_id, endpoint, type, object_id, account_id, "
-            "payment_intent_id, payment_ref, payload_sha256, create_time, state, verdict, attempts, "
-            "last_error, receive_time, next_try_time) VALUES (:event_id, :endpoint, :type, :object_id, "
-            ":account_id, :payment_intent_id, :payment_ref, :payload_sha256, :create_time, :state, :verdict, 0, "
-            "'', now(), CASE WHEN :state = 'WAITING' THEN now() END) ON CONFLICT DO NOTHING",
+            "payment_intent_id, payment_ref, payload_sha256, create_time, state, verdict, "
+            "attempts, last_error, receive_time, next_try_time) VALUES (:event_id, :endpoint, "
+            ":type, :object_id, :account_id, :payment_intent_id, :payment_ref, :payload_sha256, "
+            ":create_time, :state, :verdict, 0, '', now(), "
+            "CASE WHEN :state = 'WAITING' THEN now() END) ON CONFLICT DO NOTHING",
             event_id=event.event_id,
             endpoint=event.endpoint,
             type=event.type,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
@@ -19,7 +18,7 @@ from payment_service.domain.escrow import (
 )
 from payment_service.domain.experts import Account, BusinessType, Expert
 from payment_service.domain.operations import Operation, OperationKind, OperationState
-from payment_service.domain.ports import Answer, InboxEvent
+from payment_service.domain.ports import Answer, Claim, InboxEvent
 
 PAYMENT_COLUMNS = (
     "payment_id client_id expert_id gig_id description state escrow_mode charge_model "
@@ -163,7 +162,14 @@ def inbox_event_of(row: RowMapping) -> InboxEvent:
     )
 
 
-def answer_of(row: Mapping[str, Any]) -> Answer | None:
-    if row["answer"] is None:
-        return None
-    return Answer(bool(row["ok"]), bytes(row["answer"]))
+def claim_of(row: RowMapping) -> Claim:
+    """A claim as found: somebody made it before."""
+    answer = row["answer"]
+    return Claim(
+        row["claim_id"],
+        row["rpc"],
+        fresh=False,
+        answer=None if answer is None else Answer(bool(row["ok"]), bytes(answer)),
+        operation_id=row["operation_id"] or "",
+        payment_id=row["payment_id"] or "",
+    )

@@ -80,6 +80,7 @@ def charge_of(
         transfer=None
         if transfer is None or isinstance(transfer, str)
         else transfer_of(transfer, reversals),
+        application_fee_amount=charge.application_fee_amount or 0,
         application_fee=None
         if fee is None or isinstance(fee, str)
         else ApplicationFee(fee.id, fee.amount, line_of(fee.balance_transaction), fee_refunds),

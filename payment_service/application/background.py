@@ -39,8 +39,9 @@ async def _loop(core: Core, work: Work, seconds: float, *, wakes: bool = False) 
     """Work until there is none, then wait for a wake-up or the next poll, with jitter."""
     while True:
         try:
-            while await work(core):
-                await asyncio.sleep(0)
+            more = await work(core)
+            while more:
+                more = await work(core)
         except Refusal as refusal:  # The database is away: wait and try again.
             log.warning("background_waits", work=work.__name__, reason=refusal.reason)
         except Exception as error:  # noqa: BLE001 - a loop that dies stops nothing but is silent

@@ -43,6 +43,8 @@ from payment_service.domain.ports import (
 
 #: A lock or a rate limit at Stripe is waited out a little before the caller is bothered.
 _NOT_SENT_PAUSES: Final = (0.2, 0.5, 1.0)
+#: Stripe's balance transactions may appear a moment after the capture.
+_LINES_PAUSES: Final = (0.2, 0.5, 1.0)
 _BACK_OFF_FIRST: Final = 0.5
 _BACK_OFF_MOST: Final = 60.0
 #: Before a refund or a transfer is sent under a *new* key, Stripe is read twice, so far apart.
@@ -95,9 +97,7 @@ async def _conclude(
     match outcome:
         case Done(Observation() as seen):
             applied = await apply(core, operation.payment_id, seen, version, cause)
-            if applied.stale:
-                applied = await observe_payment(core, operation.payment_id, cause)
-            return applied
+            return await _settled(core, operation, applied, cause)
         case Done(value):
             refund = value if isinstance(value, Refund) else None
             try:
@@ -127,6 +127,19 @@ async def _conclude(
             raise _misconfigured(operation, outcome)
         case _:
             assert_never(outcome)
+
+
+async def _settled(core: Core, operation: Operation, applied: Applied, cause: Cause) -> Applied:
+    """Look again while the books moved meanwhile, or Stripe does not show every line yet."""
+    for pause in (0.0, *_LINES_PAUSES):
+        if not applied.stale and not applied.deferred:
+            return applied
+        await asyncio.sleep(pause)
+        applied = await observe_payment(core, operation.payment_id, cause)
+    if applied.deferred:
+        await _unsettled(core, operation, "balance transactions are not there yet", cause)
+        raise outcome_unknown(payment_id=operation.payment_id)
+    return applied
 
 
 async def _refused(core: Core, operation: Operation, refused: Refused, cause: Cause) -> Applied:

@@ -98,7 +98,7 @@ def answered(answer: Answer) -> bytes:
     return answer.body
 
 
-async def wait_for_answer(core: Core, claim: Claim, key: str) -> Answer:
+async def wait_for_answer(core: Core, claim_id: str, key: str) -> Answer:
     """Wait for whoever works on the claim; ABORTED if that takes too long.
 
     A claim whose operation nobody works on any more is *unknown*: the sweep settles it.
@@ -106,22 +106,22 @@ async def wait_for_answer(core: Core, claim: Claim, key: str) -> Answer:
     deadline = asyncio.get_running_loop().time() + core.policy.claim_wait
     pause = 0.02
     while True:
-        answer = await core.database.read(_claim_answer, claim.claim_id)
-        if answer is not None:
-            return answer
+        claim = await core.database.read(_claim, claim_id)
+        if claim is not None and claim.answer is not None:
+            return claim.answer
         if asyncio.get_running_loop().time() >= deadline:
             break
         await asyncio.sleep(pause)
         pause = min(pause * 1.5, 0.25)
-    operation = await core.database.read(_operation, claim.operation_id)
-    if operation is not None and operation.lease_until is not None:
-        if operation.lease_until > datetime.now(UTC):
-            raise key_in_use(key)
-    raise outcome_unknown(payment_id=claim.payment_id)
+    operation = await core.database.read(_operation, claim.operation_id) if claim else None
+    lease_until = operation.lease_until if operation is not None else None
+    if lease_until is not None and lease_until > datetime.now(UTC):
+        raise key_in_use(key)
+    raise outcome_unknown(payment_id=claim.payment_id if claim else "")
 
 
-def _claim_answer(reader: Reader, claim_id: str) -> Answer | None:
-    return reader.claim_answer(claim_id)
+def _claim(reader: Reader, claim_id: str) -> Claim | None:
+    return reader.claim(claim_id)
 
 
 def _operation(reader: Reader, operation_id: str) -> Operation | None:

@@ -13,7 +13,7 @@ from payment_service.domain.ports import Cause, Transaction
 
 
 async def get_expert(core: Core, expert_id: str, cause: Cause) -> Expert:
-    """The expert as known here; where the account is not ready and our knowledge old, Stripe's word.
+    """The expert as known here, after asking Stripe if the account is not ready and we know little.
 
     If Stripe is away, what is known is better than nothing.
     """

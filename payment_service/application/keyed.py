@@ -8,8 +8,7 @@ from typing import TypeVar
 
 from payment_service.application.carry_out import carry_out
 from payment_service.application.core import Begun, Core, Keyed, answered, wait_for_answer
-from payment_service.domain.errors import outcome_unknown
-from payment_service.domain.ports import Answer, Answers, Policy, Reader, Transaction
+from payment_service.domain.ports import Answers, Policy, Transaction
 
 C = TypeVar("C", bound=Keyed)
 
@@ -37,15 +36,9 @@ async def run_keyed(core: Core, begin: Begin[C], command: C) -> Told:
     if claim.answer is not None:
         return Told(answered(claim.answer), claim.payment_id)
     if begun.operation is None:
-        answer = await wait_for_answer(core, claim, command.key)
+        answer = await wait_for_answer(core, claim.claim_id, command.key)
         return Told(answered(answer), claim.payment_id)
-    payment_id = begun.operation.payment_id
     applied = await carry_out(core, begun.operation, begun.version, command.cause)
-    settled = await core.database.read(_claim_answer, claim.claim_id)
-    if settled is None:
-        raise outcome_unknown(payment_id=payment_id)
-    return Told(answered(settled), payment_id, applied.client_secret)
-
-
-def _claim_answer(reader: Reader, claim_id: str) -> Answer | None:
-    return reader.claim_answer(claim_id)
+    # Usually there at once; a webhook may have taken the second leg of a refund out of our hands.
+    answer = await wait_for_answer(core, claim.claim_id, command.key)
+    return Told(answered(answer), begun.operation.payment_id, applied.client_secret)

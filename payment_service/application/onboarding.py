@@ -1,4 +1,4 @@
-"""The ways into Stripe's pages: onboarding links, dashboard links, and the landing pages' tokens."""
+"""The ways into Stripe's pages: onboarding and dashboard links, the landing pages' tokens."""
 
 from __future__ import annotations
 

@@ -166,7 +166,7 @@ def _follow_capture(
         return
     if to.payment.state not in (State.CAPTURED, State.REFUNDING, State.REFUNDED):
         _take_capture(to, seen, charge, operation, now)
-    if to.payment.processor_fee is None and charge.line is not None:
+    if not to.deferred and to.payment.processor_fee is None and charge.line is not None:
         to.take(escrow.processor_fee_recorded(to.payment, charge.line.fee_settled, now))
 
 
@@ -179,6 +179,9 @@ def _take_capture(
     fee_due = money.split_capture(
         payment.net, part, payment.commission_basis_points, payment.currency
     ).commission
+    if not _lines_are_there(charge):
+        to.deferred = True  # Postings are never edited, so they wait until all is known.
+        return
     to.take(
         escrow.captured(
             payment,
@@ -209,6 +212,17 @@ def _take_capture(
         )
     else:
         to.settle()
+
+
+def _lines_are_there(charge: Charge) -> bool:
+    """Whether Stripe shows the balance transactions yet; it may make them a moment later."""
+    transfer, fee = charge.transfer, charge.application_fee
+    return (
+        charge.line is not None
+        and transfer is not None
+        and transfer.line is not None
+        and (fee is not None or not charge.application_fee_amount)
+    )
 
 
 def _capture_lines(charge: Charge, part: int, commission: int, currency: str) -> CaptureLines:

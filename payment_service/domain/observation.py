@@ -132,6 +132,8 @@ class Charge:
     capture_before: datetime | None = None
     line: BalanceLine | None = None
     transfer: Transfer | None = None
+    #: The fee that Stripe will collect, or has; the object itself may appear a moment later.
+    application_fee_amount: int = 0
     application_fee: ApplicationFee | None = None
 
 

@@ -249,7 +249,8 @@ CREATE TRIGGER movements_are_append_only BEFORE UPDATE OR DELETE ON movements
 CREATE FUNCTION refuse_imbalance() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     IF EXISTS (
-        SELECT FROM new_postings GROUP BY payment_id, sequence, currency HAVING sum(minor_units) <> 0
+        SELECT FROM new_postings
+        GROUP BY payment_id, sequence, currency HAVING sum(minor_units) <> 0
     ) THEN
         RAISE EXCEPTION 'postings do not sum to zero' USING ERRCODE = 'check_violation';
     END IF;
