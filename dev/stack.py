@@ -44,7 +44,6 @@ _SIMULATOR_GRACE_SECONDS = 5.0
 # Neither the gateway nor the simulator has any use for these, so they never see them.
 _SECRETS = (
     "DATABASE_URL",
-    "LANDING_SECRET",
     "STRIPE_SECRET_KEY",
     "STRIPE_WEBHOOK_SECRET",
     "STRIPE_CONNECT_WEBHOOK_SECRET",
@@ -213,6 +212,7 @@ class Stack:
         webhooks = f"{self.gateway_url}/api/v1/webhooks/stripe"
         platform = self._secret("STRIPE_WEBHOOK_SECRET")
         connect = self._secret("STRIPE_CONNECT_WEBHOOK_SECRET")
+        inherited = self._without_secrets()
         # By environment: what stands on a command line can be read by every user.
         told = {
             "STRIPE_SIMULATOR_HOST": "127.0.0.1",
@@ -221,12 +221,15 @@ class Stack:
             "STRIPE_SIMULATOR_PUBLISHABLE_KEY": SIMULATOR_PUBLISHABLE_KEY,
             "STRIPE_SIMULATOR_WEBHOOKS": f"platform={webhooks},{platform} "
             f"connect={webhooks}/connect,{connect}",
+            # One platform, of which both must have the same idea.
+            "STRIPE_SIMULATOR_COUNTRY": inherited["PLATFORM_COUNTRY"],
+            "STRIPE_SIMULATOR_SETTLEMENT_CURRENCIES": inherited["PLATFORM_SETTLEMENT_CURRENCIES"],
             "STRIPE_SIMULATOR_STATE": str(self.settings.data_dir / "simulator.sqlite"),
         }
         self.simulator = self._child(
             "simulator",
             [*self.settings.commands["simulator"], *self.settings.simulator_arguments],
-            self._without_secrets() | told,
+            inherited | told,
         )
         self.simulator.start()
         port = self.settings.simulator_port
@@ -273,7 +276,6 @@ class Stack:
         defaults = {
             "ENVIRONMENT": "development",
             "GATEWAY_PUBLIC_URL": self.gateway_url,
-            "LANDING_SECRET": self._secret("LANDING_SECRET"),
             "STRIPE_WEBHOOK_SECRET": self._secret("STRIPE_WEBHOOK_SECRET"),
             "STRIPE_CONNECT_WEBHOOK_SECRET": self._secret("STRIPE_CONNECT_WEBHOOK_SECRET"),
         }
@@ -287,6 +289,10 @@ class Stack:
             "PYTHONUNBUFFERED": "1",
         }
         if settings.simulated:
+            defaults |= {
+                "PLATFORM_COUNTRY": "US",
+                "PLATFORM_SETTLEMENT_CURRENCIES": "USD,EUR,GBP,JPY",
+            }
             decided |= {
                 "STRIPE_API_BASE": self.simulator_url,
                 "STRIPE_PUBLISHABLE_KEY": SIMULATOR_PUBLISHABLE_KEY,
@@ -304,8 +310,7 @@ class Stack:
             return given
         directory = self.settings.data_dir / "secrets"
         directory.mkdir(mode=0o700, exist_ok=True)
-        prefix = "whsec_" if "WEBHOOK" in name else ""
-        return prefix + secret_in(directory / name.lower())
+        return "whsec_" + secret_in(directory / name.lower())
 
     def _child(self, name: str, command: Sequence[str], environment: dict[str, str]) -> Child:
         assert self._guard is not None

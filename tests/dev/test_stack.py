@@ -39,9 +39,10 @@ TELLS = [
     "STRIPE_API_BASE",
     "STRIPE_SECRET_KEY",
     "STRIPE_WEBHOOK_SECRET",
-    "LANDING_SECRET",
+    "PLATFORM_SETTLEMENT_CURRENCIES",
     "GATEWAY_PUBLIC_URL",
     "STRIPE_SIMULATOR_WEBHOOKS",
+    "STRIPE_SIMULATOR_SETTLEMENT_CURRENCIES",
 ]
 
 NewSettings = Callable[..., StackSettings]
@@ -131,10 +132,12 @@ def test_children_are_told_what_concerns_them(new_settings: NewSettings, story: 
     assert first["STRIPE_WEBHOOK_SECRET"].startswith("whsec_")
     hook = f"platform={stack.gateway_url}/api/v1/webhooks/stripe,{first['STRIPE_WEBHOOK_SECRET']}"
     assert hook in simulator["STRIPE_SIMULATOR_WEBHOOKS"].split()
+    currencies = first["PLATFORM_SETTLEMENT_CURRENCIES"]
+    assert currencies == simulator["STRIPE_SIMULATOR_SETTLEMENT_CURRENCIES"] == "USD,EUR,GBP,JPY"
     assert gateway["CORE_ADDRESS"] == ",".join(settings.grpc_addresses)
-    secrets = ["DATABASE_URL", "STRIPE_SECRET_KEY", "STRIPE_WEBHOOK_SECRET", "LANDING_SECRET"]
-    assert [gateway[name] for name in secrets] == [None] * 4
-    assert [simulator[name] for name in secrets] == [None] * 4
+    secrets = ["DATABASE_URL", "STRIPE_SECRET_KEY", "STRIPE_WEBHOOK_SECRET"]
+    assert [gateway[name] for name in secrets] == [None] * 3
+    assert [simulator[name] for name in secrets] == [None] * 3
 
 
 def test_secrets_are_made_once_and_kept(new_settings: NewSettings, data_dir: Path) -> None:
