@@ -117,7 +117,9 @@ def _invitations(stack: Stack) -> list[tuple[str, str]]:
                 stack,
                 "PaymentService/InitiatePayment",
                 '{"client_id": "client-1", "expert_id": "expert-1", "gig_id": "gig-1", "amount": '
-                '{"minor_units": 10000, "currency_code": "USD"}, "idempotency_key": "first"}',
+                # Refusals are answered again under their key, so each try has a key of its own.
+                '{"minor_units": 10000, "currency_code": "USD"}, '
+                '"idempotency_key": "\'"$(date +%s)"\'"}',
             ),
         ),
         (
