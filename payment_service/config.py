@@ -159,23 +159,24 @@ class Settings(BaseSettings):
             (
                 bool(publishable) and bool(key) and publishable.startswith("pk_live_") != live,
                 (
-                    "STRIPE_PUBLISHABLE_KEY and STRIPE_SECRET_KEY must be of the same mode, both test "
-                    "or both live"
+                    "STRIPE_PUBLISHABLE_KEY and STRIPE_SECRET_KEY must be of the same mode, "
+                    "both test or both live"
                 ),
             ),
             (
                 own_stripe and not publishable.startswith("pk_"),
                 (
-                    "STRIPE_SECRET_KEY needs STRIPE_PUBLISHABLE_KEY beside it (pk_…), with which the "
-                    "browser confirms payments"
+                    "STRIPE_SECRET_KEY needs STRIPE_PUBLISHABLE_KEY beside it (pk_…), with which "
+                    "the browser confirms payments"
                 ),
             ),
             (
                 own_stripe
                 and not (self.stripe_webhook_secret and self.stripe_connect_webhook_secret),
                 (
-                    "STRIPE_SECRET_KEY needs STRIPE_WEBHOOK_SECRET and STRIPE_CONNECT_WEBHOOK_SECRET "
-                    "(whsec_…), one for each endpoint; two separated by a comma while one is rolled"
+                    "STRIPE_SECRET_KEY needs STRIPE_WEBHOOK_SECRET and "
+                    "STRIPE_CONNECT_WEBHOOK_SECRET (whsec_…), one for each endpoint; two separated "
+                    "by a comma while one is rolled"
                 ),
             ),
             (
@@ -191,8 +192,8 @@ class Settings(BaseSettings):
             (
                 production and (public.scheme != "https" or public.hostname in _LOOPBACK),
                 (
-                    "ENVIRONMENT=production needs GATEWAY_PUBLIC_URL, the https address of the gateway "
-                    "as browsers see it"
+                    "ENVIRONMENT=production needs GATEWAY_PUBLIC_URL, the https address of the "
+                    "gateway as browsers see it"
                 ),
             ),
             (

@@ -329,19 +329,43 @@ def test_commission_due_is_that_of_the_part_not_of_the_whole() -> None:
     assert (to.payment.commission, to.payment.net_commission) == (1_000, 333)
 
 
-def test_processor_fee_is_recorded_once_when_stripe_shows_it() -> None:
+def test_processor_fee_is_recorded_once() -> None:
+    to = followed(in_state(State.CAPTURING), SUCCEEDED, CAPTURE)
+    assert followed_kinds(to) == ["captured", "processor_fee_recorded"]
+    assert to.payment.processor_fee == 320
+    assert followed(to.payment, SUCCEEDED).transitions == []
+
+
+def _charge() -> Charge:
     assert SUCCEEDED.charge is not None
-    early = replace(SUCCEEDED, charge=replace(SUCCEEDED.charge, line=None))
-    to = followed(in_state(State.CAPTURING), early, CAPTURE)
-    assert (followed_kinds(to), to.payment.processor_fee) == (["captured"], None)
-    later = followed(to.payment, SUCCEEDED)
-    assert (followed_kinds(later), later.payment.processor_fee) == (["processor_fee_recorded"], 320)
-    assert followed(later.payment, SUCCEEDED).transitions == []
+    return SUCCEEDED.charge
 
 
-def test_capture_before_stripe_shows_its_lines_is_posted_as_it_must_be() -> None:
-    bare = replace(SUCCEEDED, charge=Charge("ch_1", True, 10_000))
-    to = followed(in_state(State.CAPTURING), bare, CAPTURE)
+def _without_transfer_line() -> Charge:
+    assert _charge().transfer is not None
+    return replace(_charge(), transfer=replace(_charge().transfer, line=None))
+
+
+@pytest.mark.parametrize(
+    "charge",
+    [
+        replace(_charge(), line=None),
+        replace(_charge(), transfer=None),
+        _without_transfer_line(),
+        replace(_charge(), application_fee=None, application_fee_amount=1_000),
+    ],
+)
+def test_capture_waits_until_stripe_shows_its_lines(charge: Charge) -> None:
+    """Postings are never edited, so nothing is posted before its amounts and ids are known."""
+    to = followed(in_state(State.CAPTURING), replace(SUCCEEDED, charge=charge), CAPTURE)
+    assert (to.transitions, to.settled, to.deferred) == ([], False, True)
+    later = followed(to.payment, SUCCEEDED, CAPTURE)
+    assert (later.payment.state, later.settled) == (State.CAPTURED, True)
+
+
+def test_capture_without_a_fee_at_stripe_is_posted_as_it_is_and_reported() -> None:
+    charge = replace(_charge(), application_fee=None, application_fee_amount=0)
+    to = followed(in_state(State.CAPTURING), replace(SUCCEEDED, charge=charge), CAPTURE)
     assert (to.payment.captured, to.payment.net_commission) == (10_000, 0)
     assert reported(to) == ["commission_mismatch"]
 
