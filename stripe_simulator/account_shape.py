@@ -10,6 +10,8 @@ from stripe_simulator.store import Row
 
 CAPABILITIES = ("card_payments", "transfers")
 
+NO_TERMS = {"date": None, "ip": None, "user_agent": None}
+
 ADDRESS = ("city", "country", "line1", "line2", "postal_code", "state")
 
 # What a fresh Express account still owes, by kind of business (as test accounts show it).
@@ -382,6 +384,6 @@ def platform(config: Config) -> Row:
         "payouts_enabled": True,
         "requirements": requirements(),
         "settings": settings(None),
-        "tos_acceptance": {"date": None, "ip": None, "user_agent": None},
+        "tos_acceptance": NO_TERMS,
         "type": "standard",
     }

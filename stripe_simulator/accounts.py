@@ -86,7 +86,7 @@ def create(call: Call) -> Row:
         "payouts_enabled": False,
         "requirements": shape.requirements(),
         "settings": shape.settings(params.get("settings")),
-        "tos_acceptance": {"date": None, "ip": None, "user_agent": None},
+        "tos_acceptance": {**shape.NO_TERMS, **params.get("tos_acceptance", {})},
         "type": type_,
         "_account": id_,
         "_requested": requested,
@@ -155,6 +155,8 @@ def update(call: Call) -> Row:
         changes["metadata"] = merged_metadata(account["metadata"], params["metadata"])
     if "business_profile" in params:
         changes["business_profile"] = {**account["business_profile"], **params["business_profile"]}
+    if "tos_acceptance" in params:
+        changes["tos_acceptance"] = {**account["tos_acceptance"], **params["tos_acceptance"]}
     if "settings" in params:
         changes["settings"] = shape.settings(params["settings"], account["settings"])
     if "capabilities" in params:
@@ -215,6 +217,7 @@ def complete_onboarding(simulation: Simulation, account: Row, outcome: str) -> R
         "details_submitted": True,
         "business_type": account["business_type"] or "individual",
         "tos_acceptance": {
+            **account["tos_acceptance"],
             "date": simulation.now(),
             "ip": "127.0.0.1",
             "user_agent": "stripe_simulator",

@@ -164,15 +164,19 @@ class Pages:
     # Paying -------------------------------------------------------------------------------------
 
     async def pay(self, request: web.Request) -> web.Response:
-        intent = by_client_secret(self.simulation, request.query.get("client_secret", ""))
-        if intent is None:
-            return _page(
-                "Unknown payment",
-                "<p class='bad'>No payment has this client secret. The address is "
-                "<code>/_pages/pay?client_secret=…</code>.</p>",
-                404,
-            )
-        return self._payment_page(intent, None)
+        secret = request.query.get("client_secret")
+        intent = by_client_secret(self.simulation, secret) if secret else None
+        if intent is not None:
+            return self._payment_page(intent, None)
+        problem = "<p class='bad'>No payment has this client secret.</p>" if secret else ""
+        return _page(
+            "Pay",
+            f"<div class='card'>{problem}<form method='get' action='/_pages/pay'>"
+            "<label for='client_secret'>Client secret of the payment</label>"
+            "<input id='client_secret' name='client_secret' placeholder='pi_…_secret_…' "
+            "autocomplete='off'><button>Show the payment</button></form></div>",
+            404 if secret else 200,
+        )
 
     async def submit_payment(self, request: web.Request) -> web.Response:
         form = await request.post()

@@ -331,7 +331,15 @@ ACCOUNT_COMMON: Fields = {
     "individual": PERSON,
     "metadata": Metadata(),
     "settings": SETTINGS,
-    **_not_simulated("account_token", "documents", "external_account", "groups", "tos_acceptance"),
+    "tos_acceptance": Hash(
+        {
+            "date": Integer(),
+            "ip": Text(),
+            "service_agreement": Choice(("full", "recipient")),
+            "user_agent": Text(),
+        }
+    ),
+    **_not_simulated("account_token", "documents", "external_account", "groups"),
 }
 ACCOUNT_CREATE: Fields = {
     **ACCOUNT_COMMON,

@@ -1,5 +1,6 @@
 """A simulator on a free port, the real SDK in front of it, and receivers for its webhooks."""
 
+import asyncio
 import dataclasses
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -208,6 +209,12 @@ async def hooked(start_world: StartWorld, receiver: Receiver) -> World:
     world = await start_world(webhooks=receiver.targets())
     await world.control("POST", "/webhooks", {"retry_seconds": [0.01, 0.02, 0.03]})
     return world
+
+
+async def struck(world: World) -> None:
+    """Wait until a rule of the fault plan has fired."""
+    while not any(rule.fired for rule in world.simulator.faults.rules):
+        await asyncio.sleep(0.005)
 
 
 async def settle(world: World) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import stripe
 
-from tests.simulator.conftest import World
+from tests.simulator.conftest import World, struck
 
 CREATE = "amount=2000&currency=usd&payment_method_types[]=card"
 
@@ -87,10 +87,10 @@ async def test_keys_belong_to_an_account_and_to_a_day(world: World) -> None:
 
 
 async def test_same_key_while_the_first_still_runs(world: World) -> None:
-    rule = {"match": {"path": "/payment_intents$"}, "action": "delay", "delay_ms": 200, "times": 1}
+    rule = {"match": {"path": "/payment_intents$"}, "action": "delay", "delay_ms": 600, "times": 1}
     await world.control("POST", "/faults", rule)
     first = asyncio.create_task(post(world, "/v1/payment_intents", CREATE, "k1"))
-    await asyncio.sleep(0.05)
+    await struck(world)
     status, body, headers = await post(world, "/v1/payment_intents", CREATE, "k1")
     assert (status, body["error"]["code"]) == (409, "idempotency_key_in_use")
     assert headers["Stripe-Should-Retry"] == "true"
