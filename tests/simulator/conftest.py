@@ -213,8 +213,11 @@ async def hooked(start_world: StartWorld, receiver: Receiver) -> World:
 
 async def struck(world: World) -> None:
     """Wait until a rule of the fault plan has fired."""
-    while not any(rule.fired for rule in world.simulator.faults.rules):
+    for _ in range(1_000):
+        if any(rule.fired for rule in world.simulator.faults.rules):
+            return
         await asyncio.sleep(0.005)
+    raise AssertionError("no rule has fired")
 
 
 async def settle(world: World) -> None:

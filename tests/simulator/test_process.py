@@ -85,6 +85,34 @@ async def test_killed_and_started_again(tmp_path: Path) -> None:
             assert await child.wait() == 0
 
 
+async def test_killed_under_load_loses_nothing_it_answered(tmp_path: Path) -> None:
+    state = str(tmp_path / "state.sqlite")
+    create = "amount=5000&currency=usd&payment_method_types[]=card"
+    answered: dict[str, Any] = {}
+    async with aiohttp.ClientSession() as http:
+        async with process("--state", state) as (child, url):
+
+            async def one(number: int) -> None:
+                key = f"k{number}"
+                answered[key] = await call(
+                    http, f"{url}/v1/payment_intents", create, Idempotency_Key=key
+                )
+                if len(answered) == 40:
+                    child.send_signal(signal.SIGKILL)
+
+            await asyncio.gather(*(one(n) for n in range(120)), return_exceptions=True)
+            await child.wait()
+        assert len(answered) >= 40
+        async with process("--state", state) as (_, url):
+            for number in range(120):
+                again = await call(
+                    http, f"{url}/v1/payment_intents", create, Idempotency_Key=f"k{number}"
+                )
+                assert again == answered.get(f"k{number}", again)
+            effects = (await call(http, f"{url}/_simulator/effects"))["effects"]
+            assert len({row["idempotency_key"] for row in effects}) == len(effects) == 120
+
+
 async def test_restart_keeps_clock_deadlines_balances_and_deliveries(
     tmp_path: Path, start_world: StartWorld, receiver: Receiver
 ) -> None:
