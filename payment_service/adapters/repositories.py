@@ -79,8 +79,12 @@ class SqlTransaction:
 
     @cached_property
     def now(self) -> datetime:
-        """The database's clock: replicas may disagree about the time, it does not."""
-        now: datetime = self._one("SELECT now() AS now")["now"]
+        """The database's clock: replicas may disagree about the time, it does not.
+
+        Read when it is first asked for, which is after the payment is locked, and not when the
+        transaction began: so a payment's events never go back in time.
+        """
+        now: datetime = self._one("SELECT clock_timestamp() AS now")["now"]
         return now
 
     def new_id(self, prefix: str) -> str:

@@ -161,15 +161,16 @@ class StripeApi:
         key: str,
         payment_intent_id: str,
         minor_units: int,
-        application_fee: int,
+        application_fee: int | None,
         metadata: Mapping[str, str],
     ) -> Outcome[Observation]:
+        """``application_fee`` None means that the intent was created without one."""
         params: stripe.params.PaymentIntentCaptureParams = {
             "amount_to_capture": minor_units,
             "metadata": dict(metadata),
             "expand": EXPAND,
         }
-        if application_fee:
+        if application_fee is not None:
             params["application_fee_amount"] = application_fee
         return await self._observed(
             self._client.v1.payment_intents.capture_async(

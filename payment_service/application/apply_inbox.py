@@ -18,7 +18,7 @@ from payment_service.application.core import Core
 from payment_service.application.observe import apply, observe_payment
 from payment_service.application.refresh_expert import refresh_expert
 from payment_service.application.settle import Applied
-from payment_service.domain.errors import Refusal
+from payment_service.domain.errors import Busy, Exhausted, Refusal, Unavailable
 from payment_service.domain.ports import Cause, InboxEvent, Transaction
 
 log = structlog.get_logger(__name__)
@@ -26,6 +26,8 @@ log = structlog.get_logger(__name__)
 _LEASE_SECONDS: Final = 30.0
 _BATCH: Final = 100
 _AT_ONCE: Final = 8
+#: How many times longer an event waits out an outage than it is tried when it is itself at fault.
+_OUTAGE_PATIENCE: Final = 50
 
 
 async def apply_waiting(core: Core) -> int:
@@ -60,11 +62,13 @@ async def _apply_group(core: Core, key: tuple[str, str], group: Sequence[InboxEv
         else:
             verdict = await _apply_to_payment(core, reference, group, cause)
     except Refusal as refusal:
-        await _postpone(core, group, refusal.reason)
+        # Stripe or the database being away is no fault of the event: it waits for longer.
+        patience = _OUTAGE_PATIENCE if isinstance(refusal, Unavailable | Exhausted | Busy) else 1
+        await _postpone(core, group, refusal.reason, patience)
         return
     except Exception as error:  # noqa: BLE001 - one poisonous event must not stop the others
         log.error("inbox_failed", error=type(error).__name__, event_id=group[0].event_id)
-        await _postpone(core, group, f"unexpected {type(error).__name__}")
+        await _postpone(core, group, f"unexpected {type(error).__name__}", 1)
         return
     state = "IGNORED" if verdict == "unknown_object" else "APPLIED"
     await core.database.transact(finish_events, group, state, verdict)
@@ -96,7 +100,7 @@ async def _apply_to_payment(
         # This event settled a refund's first leg; the second one is ours to carry out now.
         await carry_out(core, applied.next_operation, applied.payment.version, cause)
     if applied.deferred:
-        raise Refusal("DEFERRED", "something else must be settled first")
+        raise Busy("DEFERRED", "something else must be settled first")
     return "applied" if applied.changed else "no_change"
 
 
@@ -114,10 +118,9 @@ async def _adopt_intent(
     return await apply(core, payment.payment_id, seen, payment.version, cause)
 
 
-async def _postpone(core: Core, group: Sequence[InboxEvent], why: str) -> None:
-    parked = await core.database.transact(
-        postpone_events, group, why, core.policy.tries_before_parking
-    )
+async def _postpone(core: Core, group: Sequence[InboxEvent], why: str, patience: int) -> None:
+    most = core.policy.tries_before_parking * patience
+    parked = await core.database.transact(postpone_events, group, why, most)
     for event_id in parked:
         core.alarms.event_parked(event_id, why)
 

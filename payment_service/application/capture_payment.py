@@ -62,6 +62,7 @@ def begin_capture(
         params={
             "payment_intent_id": payment.payment_intent_id,
             "application_fee": split.commission,
+            "has_fee": payment.commission > 0,
             "notes": command.notes,
         },
     )

@@ -271,7 +271,8 @@ async def _send(
                 key,
                 text("payment_intent_id"),
                 operation.minor_units,
-                operation.number("application_fee"),
+                # Left out, Stripe would collect the fee of the whole amount for a part of it.
+                operation.number("application_fee") if operation.params.get("has_fee") else None,
                 {"capture_operation_id": operation.operation_id, "notes": text("notes")},
             )
         case OperationKind.CANCEL:

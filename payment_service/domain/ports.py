@@ -119,7 +119,7 @@ class StripePort(Protocol):
         key: str,
         payment_intent_id: str,
         minor_units: int,
-        application_fee: int,
+        application_fee: int | None,
         metadata: Mapping[str, str],
     ) -> Outcome[Observation]: ...
     async def cancel(self, key: str, payment_intent_id: str) -> Outcome[Observation]: ...
@@ -378,4 +378,4 @@ class Policy:
     #: How old the knowledge about an account that is not ready may be.
     account_freshness: float = 2.0
     #: After so many tries an operation or an event is parked.
-    tries_before_parking: int = 20
+    tries_before_parking: int = 30

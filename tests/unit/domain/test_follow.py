@@ -342,8 +342,9 @@ def _charge() -> Charge:
 
 
 def _without_transfer_line() -> Charge:
-    assert _charge().transfer is not None
-    return replace(_charge(), transfer=replace(_charge().transfer, line=None))
+    transfer = _charge().transfer
+    assert transfer is not None
+    return replace(_charge(), transfer=replace(transfer, line=None))
 
 
 @pytest.mark.parametrize(
