@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import grpc
 from grpc import aio
 
 from marketplace.payments.v1 import (
@@ -125,8 +124,3 @@ def webhook_secrets(settings: Settings) -> dict[str, WebhookSecrets]:
             settings.is_live,
         ),
     }
-
-
-def compression() -> grpc.Compression:
-    """Answers are small; compressing them costs more than it saves."""
-    return grpc.Compression.NoCompression

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import structlog
@@ -9,10 +10,20 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from payment_service.domain.escrow import Kind, Transition
 from payment_service.domain.operations import Operation
+from payment_service.domain.ports import Backlog
 
 log = structlog.get_logger(__name__)
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+
+
+_BACKLOGS = (
+    ("operation", "STARTED"),
+    ("operation", "UNKNOWN"),
+    ("operation", "PARKED"),
+    ("webhook_event", "WAITING"),
+    ("webhook_event", "PARKED"),
+)
 
 
 class Recorded(Protocol):
@@ -89,8 +100,8 @@ class Metrics:
         )
         self.oldest_seconds = Gauge(
             "payments_oldest_waiting_seconds",
-            "Age of the oldest unsettled operation and unapplied webhook event.",
-            ["what"],
+            "Age of the oldest of these.",
+            ["what", "state"],
             registry=r,
         )
 
@@ -126,6 +137,17 @@ class Metrics:
                     code=after.failure.code,
                     decline_code=after.failure.decline_code,
                 )
+
+    def observe_backlog(self, backlog: Sequence[Backlog]) -> None:
+        """What waits now, as of a moment ago; what is not named waits no more."""
+        self.waiting.clear()
+        self.oldest_seconds.clear()
+        for what, state in _BACKLOGS:
+            self.waiting.labels(what, state).set(0)
+            self.oldest_seconds.labels(what, state).set(0)
+        for part in backlog:
+            self.waiting.labels(part.what, part.state).set(part.count)
+            self.oldest_seconds.labels(part.what, part.state).set(part.oldest_seconds)
 
     def webhook_refused(self, endpoint: str, fault: str) -> None:
         self.webhooks_refused.labels(endpoint, fault).inc()

@@ -19,6 +19,7 @@ from prometheus_client import start_http_server
 from payment_service.application.background import run_background
 from payment_service.bootstrap import SERVICES, Wired, add_services, wire
 from payment_service.config import Settings
+from payment_service.domain.errors import Refusal
 from payment_service.rpc.errors import ErrorInterceptor
 
 log = structlog.get_logger(__name__)
@@ -41,6 +42,7 @@ OPTIONS: Final[Sequence[tuple[str, Any]]] = (
     ("grpc.max_connection_age_grace_ms", 30_000),
 )
 _HEALTH_SECONDS: Final = 1.0
+_GAUGE_SECONDS: Final = 5.0
 
 
 class CannotListen(Exception):
@@ -66,6 +68,7 @@ async def serve(settings: Settings) -> None:
     await server.start()
     background = asyncio.create_task(run_background(wired.core))
     watch = asyncio.create_task(_watch_health(wired, servicer))
+    gauge = asyncio.create_task(_gauge_backlog(wired))
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -80,6 +83,7 @@ async def serve(settings: Settings) -> None:
 
     log.info("draining", operations=settings.shutdown_grace)
     watch.cancel()
+    gauge.cancel()
     await servicer.enter_graceful_shutdown()
     background.cancel()
     # Callers that wait are answered; operations whose callers have left are waited for as well.
@@ -113,6 +117,16 @@ async def _watch_health(wired: Wired, servicer: health.aio.HealthServicer) -> No
             log.info("health", serving=now)
             serving = now
         await asyncio.sleep(_HEALTH_SECONDS)
+
+
+async def _gauge_backlog(wired: Wired) -> None:
+    """Keep the gauges of what waits; the last word stands while the database is away."""
+    while True:
+        with suppress(Refusal):
+            wired.metrics.observe_backlog(
+                await wired.database.read(lambda reader: reader.backlog())
+            )
+        await asyncio.sleep(_GAUGE_SECONDS)
 
 
 def _add_reflection(server: aio.Server) -> None:

@@ -15,6 +15,7 @@ from payment_service.domain.follow import Discrepancy
 from payment_service.domain.ledger import Posting
 from payment_service.domain.operations import Operation, OperationState
 from payment_service.domain.ports import (
+    Backlog,
     Claim,
     InboxEvent,
     PaymentFilter,
@@ -225,6 +226,18 @@ class SqlReader:
             "GROUP BY currency ORDER BY currency"
         )
         return [(row["currency"], row["total"]) for row in found]
+
+    def backlog(self) -> Sequence[Backlog]:
+        """What waits: unsettled operations and unapplied webhook events, by state."""
+        found = self._all(
+            "SELECT 'operation' AS what, state, count(*) AS count, "
+            "extract(epoch FROM now() - min(create_time))::float AS oldest FROM operations "
+            "WHERE state IN ('STARTED', 'UNKNOWN', 'PARKED') GROUP BY state UNION ALL "
+            "SELECT 'webhook_event', state, count(*), "
+            "extract(epoch FROM now() - min(receive_time))::float FROM inbox "
+            "WHERE state IN ('WAITING', 'PARKED') GROUP BY state"
+        )
+        return [Backlog(row["what"], row["state"], row["count"], row["oldest"]) for row in found]
 
     def landing(self, token_hash: bytes) -> tuple[str, str] | None:
         """The expert and the onward address behind a landing page's token, until it expires."""

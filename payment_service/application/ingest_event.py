@@ -175,8 +175,9 @@ def _reference_of(shown: dict[str, Any]) -> str:
     for candidate in (ours, _text(shown, "transfer_group")):
         if candidate.startswith("pay_"):
             return candidate
-    if shown.get("object") in ("charge", "application_fee"):
-        return _intent_of(shown) or _text(shown, "charge") or _text(shown, "id")
+    if shown.get("object") == "application_fee":
+        # Its `charge` is the connected account's payment; the platform's charge stands here.
+        return _text(shown, "originating_transaction") or _text(shown, "charge")
     return _intent_of(shown) or _text(shown, "id")
 
 

@@ -242,6 +242,16 @@ class StoredDiscrepancy:
     time: datetime
 
 
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """How much of one thing waits in one state, and how old the oldest is, in seconds."""
+
+    what: str
+    state: str
+    count: int
+    oldest_seconds: float
+
+
 class Transaction(Protocol):
     """One transaction: it commits when the phase returns and rolls back when it raises."""
 
@@ -330,6 +340,7 @@ class Reader(Protocol):
         self, prefix: str, after: tuple[str, str] | None, limit: int
     ) -> Sequence[tuple[str, str, int]]: ...
     def totals(self) -> Sequence[tuple[str, int]]: ...
+    def backlog(self) -> Sequence[Backlog]: ...
     def landing(self, token_hash: bytes) -> tuple[str, str] | None: ...
 
 

@@ -1,0 +1,96 @@
+"""The environment: every variable explained, every contradiction refused with its cure."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from gateway.settings import Settings as GatewaySettings
+from payment_service.config import Settings, WrongSettings, load_settings
+
+EXAMPLE = (Path(__file__).parents[2] / ".env.example").read_text()
+LIVE = {
+    "ENVIRONMENT": "production",
+    "STRIPE_SECRET_KEY": "sk_live_x",
+    "STRIPE_PUBLISHABLE_KEY": "pk_live_x",
+    "STRIPE_WEBHOOK_SECRET": "whsec_a",
+    "STRIPE_CONNECT_WEBHOOK_SECRET": "whsec_b",
+    "GATEWAY_PUBLIC_URL": "https://pay.example.com",
+}
+
+
+@pytest.fixture(autouse=True)
+def _bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (*Settings.model_fields, *GatewaySettings.model_fields):
+        monkeypatch.delenv(name.upper(), raising=False)
+
+
+def test_every_variable_is_explained_in_the_example() -> None:
+    explained = set(re.findall(r"^([A-Z_]+)=", EXAMPLE, re.MULTILINE))
+    read = {name.upper() for name in (*Settings.model_fields, *GatewaySettings.model_fields)}
+    assert explained - {"DATA_DIR"} == read
+
+
+def test_the_example_says_the_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    bare = load_settings()
+    for name, value in re.findall(r"^([A-Z_]+)=(.*)$", EXAMPLE, re.MULTILINE):
+        monkeypatch.setenv(name, value)
+    assert load_settings() == bare
+
+
+def test_a_complete_production_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in LIVE.items():
+        monkeypatch.setenv(name, value)
+    settings = load_settings()
+    assert (settings.is_live, settings.is_simulated, settings.effective_api_base) == (
+        True,
+        False,
+        None,
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "cure"),
+    [
+        ({"STRIPE_SECRET_KEY": ""}, "needs STRIPE_SECRET_KEY"),
+        ({"STRIPE_SECRET_KEY": "sk_test_x"}, "same mode"),
+        ({"STRIPE_SECRET_KEY": "nonsense"}, "must begin with sk_test_"),
+        ({"STRIPE_SECRET_KEY": "sk_test_simulator"}, "not the simulator's"),
+        ({"STRIPE_API_BASE": "http://127.0.0.1:1"}, "unset STRIPE_API_BASE"),
+        ({"ENVIRONMENT": "development"}, "needs ENVIRONMENT=production"),
+        ({"ENVIRONMENT": "staging"}, "ENVIRONMENT"),
+        ({"STRIPE_PUBLISHABLE_KEY": ""}, "needs STRIPE_PUBLISHABLE_KEY"),
+        ({"STRIPE_WEBHOOK_SECRET": ""}, "one for each endpoint"),
+        ({"STRIPE_CONNECT_WEBHOOK_SECRET": "whsec_a"}, "must differ"),
+        ({"GATEWAY_PUBLIC_URL": "http://pay.example.com"}, "https address"),
+        ({"GATEWAY_PUBLIC_URL": "pay.example.com"}, "must be an http(s) address"),
+        ({"DEBUG": "true"}, "set DEBUG=false"),
+        ({"DEFAULT_CURRENCY": "XYZ"}, "must be a currency"),
+        ({"PLATFORM_SETTLEMENT_CURRENCIES": "USD,NOPE"}, "must be currencies"),
+        ({"ALLOWED_ORIGINS": "https://a.example.com/path"}, "is not an origin"),
+        ({"DEFAULT_COMMISSION_BASIS_POINTS": "10000"}, "DEFAULT_COMMISSION_BASIS_POINTS"),
+        ({"GRPC_PORT": "70000"}, "GRPC_PORT"),
+    ],
+)
+def test_a_contradiction_is_refused_with_its_cure(
+    monkeypatch: pytest.MonkeyPatch, changes: dict[str, str], cure: str
+) -> None:
+    for name, value in {**LIVE, **changes}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(WrongSettings) as refused:
+        load_settings()
+    assert cure in str(refused.value)
+    assert "sk_live_x" not in str(refused.value)
+
+
+def test_a_missing_database_is_refused_with_its_cure() -> None:
+    with pytest.raises(WrongSettings, match="use `make run`"):
+        load_settings().require_database_url()
+
+
+def test_secrets_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in LIVE.items():
+        monkeypatch.setenv(name, value)
+    shown = repr(load_settings())
+    assert "sk_live_x" not in shown
+    assert "whsec_a" not in shown
