@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 from grpc import aio
@@ -26,6 +27,7 @@ from payment_service.adapters.database import SqlDatabase
 from payment_service.adapters.stripe_api import StripeApi
 from payment_service.application.core import Core
 from payment_service.application.ingest_event import WebhookSecrets
+from payment_service.barriers import Barriers
 from payment_service.config import Settings
 from payment_service.metrics import Metrics
 from payment_service.rpc.calls import Operations
@@ -65,11 +67,13 @@ class Wired:
 def wire(settings: Settings) -> Wired:
     """Make the adapters and the core. Call on the running event loop."""
     metrics = Metrics()
+    barriers = Barriers.from_environment(os.environ) if _may_be_tested(settings) else None
     database = SqlDatabase(
         settings.require_database_url(),
         write_threads=settings.database_write_threads,
         read_threads=settings.database_read_threads,
         on_record=metrics.observe_commit,
+        on_phase=barriers.phase if barriers else None,
     )
     stripe = StripeApi(
         settings.effective_stripe_key,
@@ -80,12 +84,16 @@ def wire(settings: Settings) -> Wired:
     policy = settings.policy
     core = Core(
         database=database,
-        stripe=stripe,
+        stripe=barriers.watch(stripe) if barriers else stripe,
         answers=AnswerEncoder(policy.publishable_key, refusal_answer),
         policy=policy,
         alarms=metrics,
     )
     return Wired(core, database, stripe, Operations(), metrics, settings)
+
+
+def _may_be_tested(settings: Settings) -> bool:
+    return settings.environment == "development" and settings.is_simulated
 
 
 def add_services(server: aio.Server, wired: Wired) -> None:

@@ -102,6 +102,7 @@ class SqlDatabase:
         read_threads: int = 4,
         admission_seconds: float = 2.0,
         on_record: Callable[[SqlTransaction], None] | None = None,
+        on_phase: Callable[[str, str], None] | None = None,
     ) -> None:
         self._write_engine = make_engine(url, write_threads)
         self._read_engine = make_engine(url, read_threads, autocommit=True)
@@ -113,6 +114,8 @@ class SqlDatabase:
         self._admission_seconds = admission_seconds
         self._held = threading.local()
         self._on_record = on_record
+        #: Told each phase's name and moment: before, uncommitted, after. For barriers in tests.
+        self._on_phase = on_phase or (lambda name, moment: None)
 
     async def transact(
         self, phase: Callable[Concatenate[SqlTransaction, P], T], *args: P.args, **kwargs: P.kwargs
@@ -143,7 +146,7 @@ class SqlDatabase:
     def _run_phase(self, phase: Callable[[SqlTransaction], T], name: str) -> T:
         for tried in range(1, _PHASE_TRIES + 1):
             try:
-                return self._run_once(phase)
+                return self._run_once(phase, name)
             except DBAPIError as error:
                 state = sqlstate(error)
                 if state in _RETRYABLE_SQLSTATES and tried < _PHASE_TRIES:
@@ -161,11 +164,14 @@ class SqlDatabase:
                 raise
         raise AssertionError("the loop returns or raises")
 
-    def _run_once(self, phase: Callable[[SqlTransaction], T]) -> T:
+    def _run_once(self, phase: Callable[[SqlTransaction], T], name: str) -> T:
+        self._on_phase(name, "before")
         with self._write_engine.connect() as connection:
             tx = SqlTransaction(connection)
             result = phase(tx)
+            self._on_phase(name, "uncommitted")
             connection.commit()
+        self._on_phase(name, "after")
         if self._on_record is not None and tx.recorded:
             self._on_record(tx)
         return result

@@ -32,7 +32,7 @@ _OUTAGE_PATIENCE: Final = 50
 
 async def apply_waiting(core: Core) -> int:
     """Apply a batch of waiting events and return how many there were."""
-    events = await core.database.transact(lambda tx: tx.lease_inbox(_LEASE_SECONDS, _BATCH))
+    events = await core.database.transact(lease_events)
     groups: dict[tuple[str, str], list[InboxEvent]] = defaultdict(list)
     for event in events:
         about_account = event.type.startswith(("account.", "capability."))
@@ -72,6 +72,10 @@ async def _apply_group(core: Core, key: tuple[str, str], group: Sequence[InboxEv
         return
     state = "IGNORED" if verdict == "unknown_object" else "APPLIED"
     await core.database.transact(finish_events, group, state, verdict)
+
+
+def lease_events(tx: Transaction) -> Sequence[InboxEvent]:
+    return tx.lease_inbox(_LEASE_SECONDS, _BATCH)
 
 
 def finish_events(tx: Transaction, group: Sequence[InboxEvent], state: str, verdict: str) -> None:

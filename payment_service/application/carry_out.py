@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from datetime import datetime
 from typing import Final, assert_never
 
 from payment_service.application.core import Core
@@ -38,6 +39,7 @@ from payment_service.domain.ports import (
     Outcome,
     Reader,
     Refused,
+    Transaction,
     Unknown,
 )
 
@@ -163,7 +165,7 @@ async def _look(core: Core, operation: Operation, cause: Cause) -> Applied:
     payment = await core.database.read(_payment, operation.payment_id)
     applied = Applied(payment=payment)
     must_search = operation.params.get("replayed") or not operation.may_resend(
-        await core.database.transact(lambda tx: tx.now)
+        await core.database.transact(database_time)
     )
     if payment is not None and must_search:
         seen = await core.stripe.find_intent(operation.operation_id, operation.create_time)
@@ -179,7 +181,7 @@ async def _is_settled(core: Core, operation: Operation) -> bool:
 
 async def _may_send_again(core: Core, operation: Operation, cause: Cause) -> None:
     """Stripe does not have it. Raises where it must not be sent now."""
-    now = await core.database.transact(lambda tx: tx.now)
+    now = await core.database.transact(database_time)
     if not operation.may_resend(now):
         # Stripe may have pruned the key: the same request could act a second time.
         core.alarms.operation_parked(operation, "older than 23 hours")
@@ -325,6 +327,11 @@ def _misconfigured(operation: Operation, outcome: Misconfigured) -> Unavailable:
             "stripe_request_id": outcome.request_id,
         },
     )
+
+
+def database_time(tx: Transaction) -> datetime:
+    """Replicas' clocks may disagree; how old a key is, the database says."""
+    return tx.now
 
 
 def _payment(reader: Reader, payment_id: str) -> Payment | None:

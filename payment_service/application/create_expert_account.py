@@ -7,7 +7,7 @@ import random
 from dataclasses import dataclass, replace
 from typing import Final
 
-from payment_service.application.carry_out import back_off
+from payment_service.application.carry_out import back_off, database_time
 from payment_service.application.core import Core
 from payment_service.application.onboarding import mint_onboarding_link
 from payment_service.application.refresh_expert import refresh_expert
@@ -123,7 +123,7 @@ def begin_account(
 async def carry_out_account(core: Core, operation: Operation, cause: Cause) -> None:
     """Make the account at Stripe, or find the one that was made. Raises while it is unknown."""
     if operation.tries:
-        now = await core.database.transact(lambda tx: tx.now)
+        now = await core.database.transact(database_time)
         if not operation.may_resend(now) or operation.params.get("replayed"):
             found = await core.stripe.find_account(operation.operation_id, operation.create_time)
             if found is not None:

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from payment_service.application.core import Core
 from payment_service.domain.errors import InvalidArgument
-from payment_service.domain.ports import InboxEvent
+from payment_service.domain.ports import InboxEvent, Transaction
 
 #: Stripe's tolerance for old signatures, and ours for clocks that run ahead. Stripe's own library
 #: accepts any time in the future.
@@ -72,9 +72,14 @@ async def ingest_event(
     """
     verify_signature(payload, signature, secrets.secrets, now=time.time())
     event = parse_event(endpoint, payload, livemode=secrets.livemode)
-    stored = await core.database.transact(lambda tx: tx.store_event(event))
+    stored = await core.database.transact(store_event, event)
     core.wake.set()
     return event.event_id, not stored
+
+
+def store_event(tx: Transaction, event: InboxEvent) -> bool:
+    """False if it was there already."""
+    return tx.store_event(event)
 
 
 def verify_signature(payload: bytes, signature: str, secrets: Sequence[str], *, now: float) -> None:

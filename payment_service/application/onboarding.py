@@ -9,7 +9,7 @@ from payment_service.application.core import Core, hashed
 from payment_service.application.refresh_expert import refresh_expert
 from payment_service.domain.errors import NotFound, Precondition, expert_not_found, invalid_field
 from payment_service.domain.experts import Expert, ExpertStatus
-from payment_service.domain.ports import Cause, Policy
+from payment_service.domain.ports import Cause, Policy, Transaction
 
 
 async def create_dashboard_link(core: Core, expert_id: str, cause: Cause) -> str:
@@ -46,15 +46,19 @@ async def mint_onboarding_link(core: Core, expert: Expert, onward_url: str) -> s
     policy = core.policy
     token = secrets.token_urlsafe(32)
     await core.database.transact(
-        lambda tx: tx.add_landing_token(
-            hashed(token), expert.expert_id, onward_url, policy.landing_token_life
-        )
+        add_landing_token, hashed(token), expert.expert_id, onward_url, policy.landing_token_life
     )
     return await core.stripe.onboarding_link(
         expert.account.stripe_account_id,
         refresh_url=_landing_url(policy, "refresh", token),
         return_url=_landing_url(policy, "return", token),
     )
+
+
+def add_landing_token(
+    tx: Transaction, token_hash: bytes, expert_id: str, onward_url: str, seconds: float
+) -> None:
+    tx.add_landing_token(token_hash, expert_id, onward_url, seconds)
 
 
 async def get_onboarding(core: Core, token: str, cause: Cause) -> tuple[Expert, str]:

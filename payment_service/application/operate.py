@@ -40,7 +40,7 @@ def unpark(tx: Transaction, operation_id: str, cause: Cause) -> Operation:
 
 async def retry_inbox_event(core: Core, event_id: str) -> InboxEvent:
     """Put a parked webhook event back to work."""
-    event = await core.database.transact(lambda tx: tx.retry_event(event_id))
+    event = await core.database.transact(unpark_event, event_id)
     core.wake.set()
     if event is not None:
         return event
@@ -52,6 +52,10 @@ async def retry_inbox_event(core: Core, event_id: str) -> InboxEvent:
         f"the event is {known.state}; only a parked one is retried",
         {"id": event_id, "state": known.state, "allowed_states": "PARKED"},
     )
+
+
+def unpark_event(tx: Transaction, event_id: str) -> InboxEvent | None:
+    return tx.retry_event(event_id)
 
 
 def _no_such_item(item: str) -> Refusal:

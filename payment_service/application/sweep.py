@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Final
 
 import structlog
@@ -26,11 +27,13 @@ _BATCH: Final = 32
 
 async def sweep_operations(core: Core) -> int:
     """Take up operations whose holder is gone or whose outcome is unknown; how many there were."""
-    due = await core.database.transact(
-        lambda tx: tx.lease_due_operations(core.policy.lease, _BATCH)
-    )
+    due = await core.database.transact(lease_due, core.policy)
     await asyncio.gather(*(_take_up(core, operation) for operation in due))
     return len(due)
+
+
+def lease_due(tx: Transaction, policy: Policy) -> Sequence[Operation]:
+    return tx.lease_due_operations(policy.lease, _BATCH)
 
 
 async def _take_up(core: Core, operation: Operation) -> None:
