@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from dev.console import Lines, summarize
+from dev.demo import Ending, Failed, demo, smoke_stripe
 from dev.guard import Guard
 from dev.lock import DirectoryInUseError, DirectoryLock
 from dev.postgres import EmbeddedPostgres
@@ -47,6 +48,24 @@ def run(
         lines.step("stopped")
 
     _report(lines, work)
+
+
+@app.command("demo")
+def run_demo() -> None:
+    """Walk five payments through escrow, on a stack of their own, and exit."""
+    _walk(demo)
+
+
+@app.command("smoke-stripe")
+def run_smoke_stripe() -> None:
+    """Walk the same payments through Stripe's own test mode."""
+    _walk(smoke_stripe)
+
+
+def _walk(walk: Callable[[Ending], None]) -> None:
+    ending = Ending()
+    _on_signals(ending.ask)
+    _report(Lines(), lambda: walk(ending))
 
 
 @app.command()
@@ -110,6 +129,8 @@ def _report(lines: Lines, work: Callable[[], None]) -> None:
         sys.exit(_REFUSED)
     except (ChildFailedError, PostgresError) as failed:
         lines.fail(str(failed))
+        sys.exit(_FAILED)
+    except Failed:  # said already
         sys.exit(_FAILED)
 
 

@@ -1,0 +1,160 @@
+"""The books behind a walk, ours held against Stripe's: line by line, then account by account."""
+
+import time
+from collections import defaultdict
+from collections.abc import Iterable
+
+from dev.caller import Caller, expect
+from dev.story import Story, amount, money
+from dev.stripe_side import StripeSide
+from marketplace.payments.v1 import ledger_pb2, operations_pb2
+
+#: Our name of an account at Stripe, a currency, and the id of a line of Stripe's.
+Line = tuple[str, str, str]
+#: An account of the ledger and a currency.
+Place = tuple[str, str]
+
+# What Stripe decides: its fees, its rates, and so what is left at Stripe.
+_DECIDED_BY_STRIPE = ("stripe:", "processor_fee", "fx")
+
+
+class Books:
+    """Ours by LedgerService, Stripe's by its balance transactions."""
+
+    def __init__(self, caller: Caller, story: Story, stripe: StripeSide, *, alone: bool) -> None:
+        """`alone` says that the Stripe account has seen nothing but this walk.
+
+        Elsewhere only lines that our books name are compared: others may be anybody's.
+        """
+        self._caller = caller
+        self._story = story
+        self._stripe = stripe
+        self._alone = alone
+        # Stripe counts whole seconds, by a clock of its own.
+        self._since = 0 if alone else int(time.time()) - 120
+        #: The accounts at Stripe under our names; "" is the platform's own.
+        self.accounts = {"stripe:platform": ""}
+
+    def agree(self, payment_ids: Iterable[str]) -> None:
+        """Wait until both say the same. Stripe's fee is told a moment after the capture."""
+        ids = list(payment_ids)
+        differences: list[str] = []
+
+        def none() -> bool:
+            differences[:] = self._differences(ids)
+            return not differences
+
+        seconds = self._caller.poll(none)
+        expect("differences between our books and Stripe's", [], differences)
+        self._story.step("auditor", "our books and Stripe's", "agree line by line", seconds=seconds)
+
+    def _differences(self, payment_ids: list[str]) -> list[str]:
+        ours, theirs = self._ours(payment_ids), self._theirs()
+        compared = {*ours, *theirs} if self._alone else set(ours)
+        return [
+            f"{account} {line_id or '(without a line of Stripe)'}: "
+            f"ours {_told(ours.get(line), currency)}, Stripe's {_told(theirs.get(line), currency)}"
+            for line in sorted(compared)
+            for account, currency, line_id in [line]
+            if ours.get(line) != theirs.get(line)
+        ]
+
+    def _ours(self, payment_ids: Iterable[str]) -> dict[Line, int]:
+        lines: dict[Line, int] = defaultdict(int)
+        for payment_id in payment_ids:
+            request = ledger_pb2.ListPostingsRequest(payment_id=payment_id)
+            for posting in self._caller.ask(self._caller.ledger.ListPostings, request).postings:
+                if posting.account in self.accounts:
+                    line_id = posting.balance_transaction_id
+                    line = (posting.account, posting.amount.currency_code, line_id)
+                    lines[line] += posting.amount.minor_units
+        return lines
+
+    def _theirs(self) -> dict[Line, int]:
+        return {
+            (name, line.currency, line.line_id): line.net
+            for name, account in self.accounts.items()
+            for line in self._stripe.lines(account, self._since)
+        }
+
+    def close(self, payment_ids: Iterable[str], wanted: dict[Place, int]) -> None:
+        """The end of a walk: the ledger, Stripe's balances beside it, the sums, nothing left over.
+
+        `wanted` is every balance that is not Stripe's to decide and not zero.
+        """
+        request = ledger_pb2.ListBalancesRequest(page_size=1000)
+        answer = self._caller.ask(self._caller.ledger.ListBalances, request)
+        balances = {
+            (line.account, line.balance.currency_code): line.balance.minor_units
+            for line in answer.balances
+            if line.balance.minor_units
+        }
+        self._story.table(
+            "Ledger (debit positive, credit negative; accounts at zero left out)",
+            ["account", "balance>"],
+            [[name, amount(total, currency)] for (name, currency), total in balances.items()],
+        )
+        ours = {
+            place: total
+            for place, total in balances.items()
+            if not place[0].startswith(_DECIDED_BY_STRIPE)
+        }
+        expect("the ledger's balances", wanted, ours)
+        self._story.holds("commission and experts' funds are what the payments come to")
+        self._compare_balances(balances, list(payment_ids))
+        for total in answer.totals:
+            expect(f"the sum of all postings in {total.currency_code}", 0, total.minor_units)
+            self._story.holds(f"all postings in {total.currency_code} sum to {money(total)}")
+        self._expect_nothing_left()
+
+    def _compare_balances(self, balances: dict[Place, int], payment_ids: list[str]) -> None:
+        known = self._ours(payment_ids)
+        theirs: dict[Place, int] = defaultdict(int)
+        for line, net in self._theirs().items():
+            if line in known:
+                theirs[line[:2]] += net
+        ours = {place: total for place, total in balances.items() if place[0] in self.accounts}
+        places = sorted({*ours, *theirs})
+        rows = [(place, ours.get(place, 0), theirs.get(place, 0)) for place in places]
+        self._story.table(
+            "Ours and Stripe's",
+            ["account", "ours>", "Stripe's>", ""],
+            [
+                [name, amount(mine, currency), amount(stripes, currency), mine == stripes]
+                for (name, currency), mine, stripes in rows
+            ],
+        )
+        for (name, currency), mine, stripes in rows:
+            expect(f"{name} in {currency}", stripes, mine)
+        if self._alone:
+            for name, account in self.accounts.items():
+                held = {place[1]: total for place, total in ours.items() if place[0] == name}
+                expect(f"Stripe's balance of {name}", held, self._stripe.balances(account))
+            self._story.holds("what Stripe says that it holds is what we say that it holds")
+
+    def _expect_nothing_left(self) -> None:
+        service = self._caller.operations
+        asked = operations_pb2.ListDiscrepanciesRequest()
+        found = self._caller.ask(service.ListDiscrepancies, asked).discrepancies
+        expect("discrepancies", [], [f"{line.kind}: {line.detail}" for line in found])
+        self._story.holds("no discrepancies")
+        left: list[str] = []
+
+        def nothing() -> bool:
+            operations = self._caller.ask(
+                service.ListOperations, operations_pb2.ListOperationsRequest()
+            ).operations
+            events = self._caller.ask(
+                service.ListInboxEvents, operations_pb2.ListInboxEventsRequest()
+            ).events
+            left[:] = [f"{item.kind} {item.operation_id}" for item in operations]
+            left.extend(f"{event.type} {event.event_id}" for event in events)
+            return not left
+
+        self._caller.poll(nothing)
+        expect("what waits", [], left)
+        self._story.holds("no operation is unsettled, no webhook waits")
+
+
+def _told(minor_units: int | None, currency: str) -> str:
+    return "none" if minor_units is None else amount(minor_units, currency)

@@ -1,0 +1,292 @@
+"""`make demo` and `make smoke-stripe`: one walk, through the simulator or through Stripe itself."""
+
+import os
+import secrets
+import shutil
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import grpc
+import psycopg2
+import stripe
+
+from dev.caller import Interrupted, Mismatch, call_of, expect, reason_of
+from dev.forwarding import Forwarder
+from dev.settings import (
+    SIMULATOR_PUBLISHABLE_KEY,
+    SIMULATOR_SECRET_KEY,
+    RefusedError,
+    StackSettings,
+)
+from dev.stack import Stack
+from dev.story import Story
+from dev.stripe_side import StripeSide, post
+from dev.walk import EXPERT, Target, Walk
+from marketplace.payments.channel import connect_sync
+from marketplace.payments.v1 import experts_pb2
+
+_LOG_LINES = 15
+_ONBOARDING_SECONDS = 15 * 60.0
+
+#: What makes a walk's own stack independent of the one that `make run` has up.
+_NOT_INHERITED = ("DATABASE_URL", "DATA_DIR", "GATEWAY_", "GRPC_", "METRICS_", "STRIPE_SIMULATOR_")
+
+#: All that the demo's processes are told of the caller's own environment.
+_INHERITED = ("PATH", "HOME", "USER", "LANG", "LC_", "TMPDIR", "PYTHON", "VIRTUAL_ENV", "COVERAGE")
+
+
+class Failed(Exception):
+    """The walk did not go as it must; what there was to say has been said."""
+
+
+class Ending:
+    """Asked for by a signal, noticed between two steps."""
+
+    def __init__(self) -> None:
+        self._asked = threading.Event()
+        self._stack: Stack | None = None
+
+    def ask(self) -> None:
+        self._asked.set()
+        if self._stack is not None:
+            self._stack.ask_to_stop()
+
+    def watch(self, stack: Stack) -> None:
+        self._stack = stack
+
+    def check(self) -> None:
+        if self._asked.is_set():
+            raise Interrupted
+
+
+def demo(ending: Ending) -> None:
+    """Five payments through the simulator. Raises :class:`Failed` if anything is not as it must."""
+    story = Story()
+    story.introduce(
+        "Escrow, five times over",
+        "Grace (client) buys gigs from Ada (expert). Each payment is held in escrow until the gig "
+        "is done; then it goes to Ada less a commission of 10 %, or back to Grace. PostgreSQL, the "
+        "service and the gateway are started for this walk alone, on free ports and in a directory "
+        "that is thrown away at its end, so it runs beside a `make run`. Stripe is simulated: no "
+        "money moves.",
+    )
+    with _directory() as directory:
+        settings = StackSettings.on_free_ports(directory, environment=_plain_environment())
+        with _stack(settings, story, ending) as stack:
+            side = StripeSide(
+                SIMULATOR_SECRET_KEY,
+                publishable_key=SIMULATOR_PUBLISHABLE_KEY,
+                api_base=stack.simulator_url,
+            )
+            with connect_sync(*settings.grpc_addresses) as channel:
+                target = Target(
+                    channel=channel,
+                    stripe=side,
+                    onboard=_onboard_by_form,
+                    alone=True,
+                    patience_seconds=20,
+                    check_interrupted=ending.check,
+                )
+                Walk(target, story).run()
+    story.verdict("All five payments are where they must be, and the books agree.", good=True)
+
+
+def smoke_stripe(ending: Ending) -> None:
+    """The same walk against Stripe's test mode, with the keys of the environment."""
+    given = StackSettings.from_environment().environment
+    _refuse_without_keys(given)
+    story = Story()
+    base = given.get("STRIPE_API_BASE")
+    story.introduce(
+        "The walk against Stripe",
+        f"The same five payments at {base or 'Stripe itself, in test mode'}. Cards are confirmed "
+        "with your secret key. Stripe cannot reach this machine, so its events are read from its "
+        "list and handed to the gateway, as `stripe listen` does.",
+    )
+    hooks = {
+        name: f"whsec_{secrets.token_hex(16)}"
+        for name in ("STRIPE_WEBHOOK_SECRET", "STRIPE_CONNECT_WEBHOOK_SECRET")
+    }
+    kept = {name: value for name, value in given.items() if not name.startswith(_NOT_INHERITED)}
+    with _directory() as directory:
+        settings = StackSettings.on_free_ports(directory, environment={**kept, **hooks})
+        side = StripeSide(given["STRIPE_SECRET_KEY"], api_base=base)
+        with _stack(settings, story, ending) as stack:
+            forwarder = Forwarder(
+                side,
+                stack.gateway_url,
+                platform_secret=hooks["STRIPE_WEBHOOK_SECRET"],
+                connect_secret=hooks["STRIPE_CONNECT_WEBHOOK_SECRET"],
+                tell=story.note,
+            )
+
+            def onboard(walk: Walk) -> None:
+                account = given.get("SMOKE_EXPERT_ACCOUNT", "")
+                if account:
+                    _adopt(walk, stack.database_url, side.account(account))
+                else:
+                    account = _onboard_by_hand(walk)
+                forwarder.listen_to(account)
+
+            with connect_sync(*settings.grpc_addresses) as channel, forwarder:
+                target = Target(
+                    channel=channel,
+                    stripe=side,
+                    onboard=onboard,
+                    alone=False,
+                    patience_seconds=90,
+                    check_interrupted=ending.check,
+                )
+                Walk(target, story).run()
+    story.verdict(
+        f"Stripe agrees to the minor unit; {forwarder.forwarded} of its events were handed on.",
+        good=True,
+    )
+
+
+def _refuse_without_keys(given: Mapping[str, str]) -> None:
+    missing = [n for n in ("STRIPE_SECRET_KEY", "STRIPE_PUBLISHABLE_KEY") if n not in given]
+    if missing:
+        raise RefusedError(
+            f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not set: make "
+            "smoke-stripe walks through Stripe's own test mode and needs your test keys (sk_test_… "
+            "and pk_test_…) in the environment or in .env. SMOKE_EXPERT_ACCOUNT (acct_…) may name "
+            "a connected account that can receive transfers; without it you are asked to fill in "
+            "Stripe's onboarding form. make demo needs nothing"
+        )
+    if not given["STRIPE_SECRET_KEY"].startswith(("sk_test_", "rk_test_")):
+        raise RefusedError(
+            "STRIPE_SECRET_KEY is not a test key: make smoke-stripe pays with test cards, so give "
+            "it one that begins with sk_test_ or rk_test_"
+        )
+
+
+def _plain_environment() -> dict[str, str]:
+    """Nothing that would make the demo's service another than everybody else's."""
+    return {name: value for name, value in os.environ.items() if name.startswith(_INHERITED)}
+
+
+# How the expert becomes ready
+
+
+def _create_expert(walk: Walk) -> experts_pb2.CreateExpertAccountResponse:
+    request = experts_pb2.CreateExpertAccountRequest(
+        expert_id=EXPERT,
+        name="Ada Lovelace",
+        email="ada@example.com",
+        country="US",
+        commission_basis_points=1_000,
+    )
+    answer, seconds = walk.caller.timed(walk.caller.experts.CreateExpertAccount, request)
+    status = experts_pb2.ExpertStatus.Name(answer.expert.status).removeprefix("EXPERT_STATUS_")
+    walk.story.step(
+        "user service",
+        "CreateExpertAccount",
+        status,
+        answer.expert.stripe_account_id,
+        "and a link to Stripe's form",
+        seconds=seconds,
+    )
+    return answer
+
+
+def _onboard_by_form(walk: Walk) -> None:
+    """Send the simulator's form off; Stripe's redirect leads to the gateway's landing page."""
+    answer = _create_expert(walk)
+    began = time.perf_counter()
+    status, page = post(answer.onboarding_url)
+    expect("the status of the landing page", 200, status)
+    expect("whether the landing page says so", True, "You can be paid" in page)
+    walk.story.step(
+        "expert",
+        "submits Stripe's form",
+        "back at the gateway: “You can be paid”",
+        seconds=time.perf_counter() - began,
+    )
+
+
+def _onboard_by_hand(walk: Walk) -> str:
+    answer = _create_expert(walk)
+    walk.story.note("Open this link, fill in the form with Stripe's test data, and come back here:")
+    walk.story.console.print(answer.onboarding_url, style="bold", soft_wrap=True)
+    request = experts_pb2.GetExpertRequest(expert_id=EXPERT)
+
+    def ready() -> bool:
+        shown = walk.caller.ask(walk.caller.experts.GetExpert, request).expert
+        return shown.status == experts_pb2.EXPERT_STATUS_READY
+
+    walk.caller.poll(ready, _ONBOARDING_SECONDS)
+    return answer.expert.stripe_account_id
+
+
+def _adopt(walk: Walk, database_url: str, account: stripe.Account) -> None:
+    """Write an account that exists already into the walk's own, empty database."""
+    with psycopg2.connect(database_url) as connection, connection.cursor() as cursor:
+        cursor.execute(
+            "INSERT INTO experts (expert_id, name, email, country, business_type,"
+            " commission_basis_points, stripe_account_id, create_time, update_time)"
+            " VALUES (%s, 'Ada Lovelace', %s, %s, 'individual', 1000, %s, now(), now())",
+            (EXPERT, account.email or "ada@example.com", account.country or "US", account.id),
+        )
+    connection.close()
+    walk.story.step("operator", "SMOKE_EXPERT_ACCOUNT", f"{account.id} is the expert's")
+
+
+# The stack around a walk
+
+
+@contextmanager
+def _directory() -> Iterator[Path]:
+    directory = Path(tempfile.mkdtemp(prefix="payments-walk-"))
+    directory.chmod(0o711)  # the user that PostgreSQL runs as must get through
+    try:
+        yield directory / "data"
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+@contextmanager
+def _stack(settings: StackSettings, story: Story, ending: Ending) -> Iterator[Stack]:
+    """A running stack. Whatever goes wrong in the block is told, with the service's last lines."""
+    log: deque[str] = deque(maxlen=_LOG_LINES)
+
+    def keep(name: str, line: str) -> None:
+        log.append(f"{name}: {line}")
+
+    began = time.monotonic()
+    stack = Stack(settings, sink=keep)
+    ending.watch(stack)
+    with stack:
+        story.note(
+            f"up after {time.monotonic() - began:.1f} s: gRPC {stack.grpc_target}, gateway "
+            f"{stack.gateway_url}"
+            + (f", Stripe simulator {stack.simulator_url}" if settings.simulated else "")
+        )
+        try:
+            yield stack
+        except Interrupted:
+            story.verdict("stopped before the end", good=False)
+            raise Failed from None
+        except (Mismatch, grpc.RpcError, stripe.StripeError, psycopg2.Error) as fault:
+            _tell(story, fault, log)
+            raise Failed from fault
+
+
+def _tell(story: Story, fault: Exception, log: deque[str]) -> None:
+    if isinstance(fault, Mismatch):
+        story.fails(str(fault))
+    elif isinstance(fault, grpc.RpcError):
+        call = call_of(fault)
+        said = f"{call.code().name} {reason_of(fault)}: {call.details()}"
+        story.fails(f"the service answered {said}")
+    else:
+        story.fails(f"{type(fault).__name__}: {fault}")
+    story.note("the last lines of the processes:")
+    for line in list(log):
+        story.note(f"  {line}")
+    story.verdict("Not as it must be.", good=False)
