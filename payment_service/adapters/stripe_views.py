@@ -6,6 +6,7 @@ Enums of Stripe's are open: a new value must not break a payment, so an unknown 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -44,7 +45,7 @@ def observation_of(
         currency=intent.currency.upper(),
         amount_received=intent.amount_received or 0,
         cancellation_reason=intent.cancellation_reason or "",
-        decline=Decline(error.code or error.type, error.decline_code or "") if error else None,
+        decline=decline_of(error) if error else None,
         charge=None
         if charge is None or isinstance(charge, str)
         else charge_of(charge, reversals, fee_refunds),
@@ -59,6 +60,12 @@ def status_of(status: str) -> IntentStatus:
         return IntentStatus(status)
     except ValueError:
         return IntentStatus.UNKNOWN
+
+
+def decline_of(error: stripe.PaymentIntent.LastPaymentError) -> Decline:
+    """Stripe leaves out what does not apply: a failed authentication has no decline code."""
+    code = getattr(error, "code", None) or error.type
+    return Decline(code, getattr(error, "decline_code", None) or "")
 
 
 def charge_of(
@@ -83,8 +90,21 @@ def charge_of(
         application_fee_amount=charge.application_fee_amount or 0,
         application_fee=None
         if fee is None or isinstance(fee, str)
-        else ApplicationFee(fee.id, fee.amount, line_of(fee.balance_transaction), fee_refunds),
+        else application_fee_of(fee, charge, fee_refunds),
     )
+
+
+def application_fee_of(
+    fee: stripe.ApplicationFee, charge: stripe.Charge, refunds: tuple[FeeRefund, ...]
+) -> ApplicationFee:
+    """In the charge's currency. The object itself is in that of the settlement."""
+    amount = charge.application_fee_amount or fee.amount
+    if fee.currency != charge.currency:
+        refunds = tuple(
+            replace(refund, minor_units=refund.minor_units * amount // fee.amount)
+            for refund in refunds
+        )
+    return ApplicationFee(fee.id, amount, line_of(fee.balance_transaction), refunds)
 
 
 def transfer_of(transfer: stripe.Transfer, reversals: tuple[Reversal, ...]) -> Transfer:
