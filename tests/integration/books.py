@@ -1,0 +1,117 @@
+"""The books held against Stripe's, line by line, and against themselves."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from marketplace.payments.v1 import events_pb2
+from tests.integration.world import World
+
+#: Made by a test's own hand at the simulator, as a payout would be; no payment explains them.
+_NOT_OURS = ("topup", "adjustment", "payout")
+
+
+async def check_books(world: World) -> None:
+    """Everything that must be true whenever nothing is under way."""
+    await world.quiet()
+    _check_sums(world)
+    _check_rows(world)
+    await check_against_stripe(world)
+    await check_trails(world)
+
+
+async def check_against_stripe(world: World) -> None:
+    """Each of Stripe's balance transactions moved what our postings on it say, to the unit."""
+    ours: Counter[tuple[str, str, str]] = Counter()
+    for account, currency, line, sum_ in world.sql(
+        "SELECT account, currency, balance_transaction_id, sum(minor_units)::bigint "
+        "FROM postings WHERE account LIKE 'stripe:%%' GROUP BY 1, 2, 3"
+    ):
+        ours[account, currency, line] += sum_
+    theirs: Counter[tuple[str, str, str]] = Counter()
+    accounts = {"": "stripe:platform"}
+    for expert_id, account in world.sql(
+        "SELECT expert_id, stripe_account_id FROM experts "
+        "WHERE stripe_account_id IS NOT NULL AND NOT deauthorized"
+    ):
+        accounts[account] = f"stripe:connected:{expert_id}"
+    for account, name in accounts.items():
+        for line in await world.stripe.lines(account):
+            if line["type"] not in _NOT_OURS:
+                theirs[name, line["currency"].upper(), line["id"]] += line["net"]
+    assert {k: v for k, v in ours.items() if v} == {k: v for k, v in theirs.items() if v}
+
+
+async def check_trails(world: World) -> None:
+    """One event for each version, an unbroken chain, and its head on the payment's row."""
+    for payment_id, version, head in world.sql(
+        "SELECT payment_id, version, head_hash FROM payments"
+    ):
+        events: list[events_pb2.PaymentEvent] = []
+        token = ""
+        while True:
+            page = await world.events.ListPaymentEvents(
+                events_pb2.ListPaymentEventsRequest(
+                    payment_id=payment_id, page_size=200, page_token=token
+                )
+            )
+            assert page.chain_intact
+            events += page.events
+            token = page.next_page_token
+            if not token:
+                break
+        assert [event.sequence for event in events] == list(range(1, version + 1))
+        assert events[-1].hash == bytes(head)
+
+
+def _check_sums(world: World) -> None:
+    assert not world.sql(
+        "SELECT payment_id, sequence, currency FROM postings "
+        "GROUP BY 1, 2, 3 HAVING sum(minor_units) <> 0"
+    )
+    sums = {
+        (account, currency): int(sum_)
+        for account, currency, sum_ in world.sql(
+            "SELECT account, currency, sum(minor_units) FROM postings GROUP BY 1, 2"
+        )
+    }
+    for (account, currency), sum_ in sums.items():
+        if account.startswith("escrow:"):
+            assert sum_ == 0, f"{account} still holds {sum_} {currency}"
+    held = {
+        currency: int(sum_)
+        for currency, sum_ in world.sql("SELECT currency, sum(held) FROM payments GROUP BY 1")
+    }
+    for currency, sum_ in held.items():
+        assert sums.get(("hold", currency), 0) == sum_
+        assert sums.get(("client", currency), 0) == -sum_
+    for payment_id, currency, owed in world.sql(
+        "SELECT payment_id, currency, client_owed FROM payments"
+    ):
+        assert sums.get((f"client_payable:{payment_id}", currency), 0) == -owed
+
+
+def _check_rows(world: World) -> None:
+    """No summary may say what its history does not."""
+    assert not world.sql(
+        "SELECT payment_id, state FROM payments WHERE "
+        "(state IN ('CANCELED', 'EXPIRED') AND (held <> 0 OR captured <> 0)) "
+        "OR (state = 'REFUNDED' AND captured <> refunded) "
+        "OR (state IN ('CAPTURED', 'REFUNDED', 'CANCELED', 'EXPIRED') AND operation_id <> '')"
+    )
+    # A claim without an answer belongs to an operation that waits for an operator, or to nobody.
+    assert not world.sql(
+        "SELECT claims.claim_id FROM claims LEFT JOIN operations USING (operation_id) "
+        "WHERE answer IS NULL AND operations.state IS DISTINCT FROM 'PARKED'"
+    )
+
+
+def balance(world: World, account: str, currency: str = "USD") -> int:
+    """What an account of the ledger stands at: debit positive."""
+    [(sum_,)] = world.sql(
+        "SELECT COALESCE(sum(minor_units), 0)::bigint FROM postings "
+        "WHERE account = %s AND currency = %s",
+        account,
+        currency,
+    )
+    return int(sum_)

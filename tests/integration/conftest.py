@@ -1,0 +1,44 @@
+"""Worlds: one a test, or one for the tests of a module that leave each other alone."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from tests.integration.world import World, running_world
+
+StartWorld = Callable[..., Awaitable[World]]
+
+
+@pytest.fixture
+async def start_world(new_database: Callable[[], str]) -> AsyncIterator[StartWorld]:
+    """Starts worlds with these settings; all end with the test."""
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def begin(**settings: Any) -> World:
+            given = {"database_url": new_database(), **settings}
+            world: World = await stack.enter_async_context(running_world(**given))
+            return world
+
+        yield begin
+
+
+@pytest.fixture
+async def world(start_world: StartWorld) -> World:
+    """A world of this test's own."""
+    return await start_world()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared(module_database_url: str) -> AsyncIterator[World]:
+    """The world of one module. Its tests make experts and payments of their own, and turn no
+    switch of the simulator that others would feel.
+
+    Such a module says ``pytestmark = pytest.mark.asyncio(loop_scope="module")``.
+    """
+    async with running_world(module_database_url) as world:
+        yield world
