@@ -26,7 +26,7 @@ from payment_service.domain.events import chain_hash, event_body
 from payment_service.domain.experts import Expert
 from payment_service.domain.follow import Discrepancy, Movement
 from payment_service.domain.operations import Operation, OperationState
-from payment_service.domain.ports import Answer, Cause, Claim, InboxEvent
+from payment_service.domain.ports import Answer, Cause, Claim, InboxEvent, Watch
 
 __all__ = ["SqlReader", "SqlTransaction"]
 
@@ -405,6 +405,64 @@ class SqlTransaction:
             onward_url=onward_url,
             life=timedelta(seconds=seconds),
         )
+
+    # ---- what is asked for because nobody told us ----
+
+    def watch_account(self, stripe_account_id: str) -> None:
+        self._do(
+            "INSERT INTO watches (scope, seen_until, next_time) VALUES (:id, now(), now()) "
+            "ON CONFLICT DO NOTHING",
+            id=stripe_account_id,
+        )
+
+    def lease_watches(self, seconds: float, limit: int) -> Sequence[Watch]:
+        """Lists that are due. ``limit`` 0 means the platform's own, else so many accounts'.
+
+        An account is of interest while its expert is not ready, or has open payments.
+        """
+        due = "SELECT scope FROM watches WHERE next_time <= now() AND "
+        which = (
+            "scope = 'platform'"
+            if not limit
+            else "EXISTS (SELECT FROM experts WHERE stripe_account_id = scope AND NOT deauthorized "
+            "AND (NOT transfers_active OR EXISTS (SELECT FROM payments WHERE "
+            "payments.expert_id = experts.expert_id AND state IN ('PENDING', 'FAILED', "
+            "'IN_ESCROW', 'CAPTURING', 'CANCELING', 'REFUNDING')))) "
+            "ORDER BY next_time LIMIT :limit"
+        )
+        found = self._all(
+            "UPDATE watches SET next_time = now() + :pause WHERE scope IN "
+            f"({due}{which} FOR UPDATE SKIP LOCKED) RETURNING scope, seen_until",
+            pause=timedelta(seconds=seconds),
+            limit=limit,
+        )
+        return [Watch(row["scope"], row["seen_until"]) for row in found]
+
+    def move_watch(self, scope: str, seen_until: datetime) -> None:
+        self._do(
+            "UPDATE watches SET seen_until = greatest(seen_until, :seen_until) "
+            "WHERE scope = :scope",
+            scope=scope,
+            seen_until=seen_until,
+        )
+
+    def lease_quiet_payments(self, quiet_seconds: float, limit: int) -> Sequence[str]:
+        """Open payments to be asked about now; the pause until the next time grows with age."""
+        found = self._all(
+            "WITH quiet AS (SELECT payment_id, update_time FROM payments LEFT JOIN payment_asks "
+            "USING (payment_id) WHERE state IN ('PENDING', 'FAILED', 'IN_ESCROW') "
+            "AND payment_intent_id IS NOT NULL AND update_time < now() - :quiet "
+            "AND (next_time IS NULL OR next_time <= now()) "
+            "ORDER BY next_time NULLS FIRST LIMIT :limit) "
+            "INSERT INTO payment_asks (payment_id, next_time) "
+            "SELECT payment_id, now() + greatest(:quiet, (now() - update_time) / 2) FROM quiet "
+            "ORDER BY payment_id ON CONFLICT (payment_id) DO UPDATE "
+            "SET next_time = excluded.next_time WHERE payment_asks.next_time <= now() "
+            "RETURNING payment_id",
+            quiet=timedelta(seconds=quiet_seconds),
+            limit=limit,
+        )
+        return [row["payment_id"] for row in found]
 
     # ---- the inbox ----
 

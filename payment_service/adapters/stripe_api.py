@@ -1,24 +1,24 @@
-"""Stripe over its own SDK: the only module that imports ``stripe``.
+"""Stripe over its own SDK, behind the port of ``domain/ports.py``.
 
-The retry loop is ours, so the SDK's is off; every mutation carries a key that was stored before.
-What an exception means is decided in one place, :func:`outcome_of`: only a 400 or 402 is Stripe's
-final no; everything that is not a definite answer is *unknown*.
+Every mutation carries a key that was stored before. What a failure means is decided in one place,
+``stripe_calls.outcome_of``.
 """
 
 from __future__ import annotations
 
-import asyncio
 import ssl
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
-import aiohttp
 import stripe
 import structlog
 from aiohttp import ClientTimeout, TCPConnector
-from stripe.params import AccountCreateParams
+from stripe import RequestOptions
+from stripe.params import AccountCreateParams, EventListParams
 
+from payment_service.adapters.breaker import Breaker
+from payment_service.adapters.stripe_calls import Calls, misconfigured
 from payment_service.adapters.stripe_views import (
     account_of,
     fee_refund_of,
@@ -26,23 +26,17 @@ from payment_service.adapters.stripe_views import (
     refund_of,
     reversal_of,
 )
+from payment_service.domain.envelope import OddEvent, envelope_of
 from payment_service.domain.errors import (
-    Exhausted,
     Precondition,
-    Unavailable,
-    processor_unavailable,
 )
 from payment_service.domain.experts import Account
 from payment_service.domain.observation import Observation, Refund, Reversal
 from payment_service.domain.ports import (
-    Done,
-    Misconfigured,
+    InboxEvent,
     NewAccount,
     NewIntent,
-    NotSent,
     Outcome,
-    Refused,
-    Unknown,
 )
 
 S = TypeVar("S")
@@ -62,47 +56,6 @@ _READ_TRIES: Final = 3
 _SEARCH_MARGIN: Final = timedelta(minutes=10)
 
 
-def outcome_of(error: BaseException) -> Refused | NotSent | Unknown | Misconfigured:
-    """What an exception says about the effect of the call."""
-    if not isinstance(error, stripe.StripeError):
-        # AIOHTTPClient lets errors of the body escape after the 200: the effect may be done.
-        return Unknown(type(error).__name__)
-    if isinstance(error, stripe.APIConnectionError):
-        if _never_connected(error):
-            return NotSent("unreachable")
-        return Unknown("connection")
-    status, code = error.http_status, _code(error)
-    request_id = error.request_id or ""
-    if status == 429:
-        return NotSent(code or "rate_limit", rate_limited=code != "lock_timeout")
-    if isinstance(error, stripe.IdempotencyError) or status in (401, 404):
-        return Misconfigured(code or f"http_{status}", request_id)
-    if status == 403:
-        if code == "account_invalid":  # The expert has cut the account off: final, and theirs.
-            return Refused(code, "", request_id)
-        return Misconfigured(code or "http_403", request_id)
-    if status in (400, 402):
-        decline_code = getattr(error.error, "decline_code", None) if error.error else None
-        return Refused(code, decline_code or "", request_id)
-    headers = {name.lower(): value for name, value in (error.headers or {}).items()}
-    replayed = headers.get("idempotent-replayed") == "true"
-    return Unknown(f"http_{status}", replayed=replayed)
-
-
-def _code(error: stripe.StripeError) -> str:
-    return (error.error.code if error.error else None) or error.code or ""
-
-
-def _never_connected(error: BaseException) -> bool:
-    """Whether the connection itself failed, so that nothing can have been sent."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
-            return True
-        cause = cause.__cause__ or cause.__context__
-    return False
-
-
 class StripeApi:
     """The Stripe port over HTTP. Made on a running event loop; close it on the same one."""
 
@@ -115,6 +68,7 @@ class StripeApi:
         connections: int = 256,
     ) -> None:
         # A connector of our own replaces Stripe's CA bundle, so it is handed on.
+        self._calls = Calls(Breaker(connections))
         context = ssl.create_default_context(cafile=stripe.ca_bundle_path)
         self._http = stripe.AIOHTTPClient(
             timeout=ClientTimeout(total=timeout_seconds, sock_connect=3),
@@ -128,6 +82,11 @@ class StripeApi:
             base_addresses={"api": api_base} if api_base else None,
             http_client=self._http,
         )
+
+    @property
+    def is_away(self) -> bool:
+        """Stripe has not answered lately: a call would be refused at once."""
+        return self._calls.breaker.is_open
 
     async def close(self) -> None:
         await self._http.close_async()  # type: ignore[no-untyped-call]  # Stripe's, untyped
@@ -152,8 +111,9 @@ class StripeApi:
             params["application_fee_amount"] = new.application_fee
         if new.description:
             params["description"] = new.description
-        return await self._observed(
-            self._client.v1.payment_intents.create_async(params, {"idempotency_key": key})
+        return await self._calls.mutation(
+            lambda: self._client.v1.payment_intents.create_async(params, {"idempotency_key": key}),
+            observation_of,
         )
 
     async def capture(
@@ -172,28 +132,30 @@ class StripeApi:
         }
         if application_fee is not None:
             params["application_fee_amount"] = application_fee
-        return await self._observed(
-            self._client.v1.payment_intents.capture_async(
+        return await self._calls.mutation(
+            lambda: self._client.v1.payment_intents.capture_async(
                 payment_intent_id, params, {"idempotency_key": key}
-            )
+            ),
+            observation_of,
         )
 
     async def cancel(self, key: str, payment_intent_id: str) -> Outcome[Observation]:
-        return await self._observed(
-            self._client.v1.payment_intents.cancel_async(
+        return await self._calls.mutation(
+            lambda: self._client.v1.payment_intents.cancel_async(
                 payment_intent_id,
                 # Stripe's `fraudulent` is never sent: it block-lists the card.
                 {"cancellation_reason": "requested_by_customer", "expand": EXPAND},
                 {"idempotency_key": key},
-            )
+            ),
+            observation_of,
         )
 
     async def refund(
         self, key: str, payment_intent_id: str, minor_units: int, metadata: Mapping[str, str]
     ) -> Outcome[Refund]:
         """The client's leg alone: never ``reverse_transfer``, never ``refund_application_fee``."""
-        outcome = await _mutation(
-            self._client.v1.refunds.create_async(
+        return await self._calls.mutation(
+            lambda: self._client.v1.refunds.create_async(
                 {
                     "payment_intent": payment_intent_id,
                     "amount": minor_units,
@@ -201,16 +163,16 @@ class StripeApi:
                     "expand": ["balance_transaction", "failure_balance_transaction"],
                 },
                 {"idempotency_key": key},
-            )
+            ),
+            refund_of,
         )
-        return _converted(outcome, refund_of)
 
     async def reverse_transfer(
         self, key: str, transfer_id: str, minor_units: int, metadata: Mapping[str, str]
     ) -> Outcome[Reversal]:
         """The expert's leg alone."""
-        outcome = await _mutation(
-            self._client.v1.transfers.reversals.create_async(
+        return await self._calls.mutation(
+            lambda: self._client.v1.transfers.reversals.create_async(
                 transfer_id,
                 {
                     "amount": minor_units,
@@ -218,9 +180,9 @@ class StripeApi:
                     "expand": ["balance_transaction"],
                 },
                 {"idempotency_key": key},
-            )
+            ),
+            reversal_of,
         )
-        return _converted(outcome, reversal_of)
 
     async def create_account(self, key: str, new: NewAccount) -> Outcome[Account]:
         params: AccountCreateParams = {
@@ -242,15 +204,15 @@ class StripeApi:
             },
             "metadata": dict(new.metadata),
         }
-        outcome = await _mutation(
-            self._client.v1.accounts.create_async(params, {"idempotency_key": key})
+        return await self._calls.mutation(
+            lambda: self._client.v1.accounts.create_async(params, {"idempotency_key": key}),
+            account_of,
         )
-        return _converted(outcome, account_of)
 
     # ---- reads: None for what Stripe does not know ----
 
     async def observe(self, payment_intent_id: str) -> Observation | None:
-        intent = await _read(
+        intent = await self._calls.read(
             lambda: self._client.v1.payment_intents.retrieve_async(
                 payment_intent_id, {"expand": EXPAND}
             )
@@ -260,7 +222,7 @@ class StripeApi:
     async def find_intent(self, operation_id: str, created: datetime) -> Observation | None:
         """The intent that an operation made, by its metadata, among those of that time."""
         since, until = _around(created)
-        intents: list[stripe.PaymentIntent] = await _read_all(
+        intents: list[stripe.PaymentIntent] = await self._calls.read_all(
             lambda: self._client.v1.payment_intents.list_async(
                 {"created": {"gte": since, "lte": until}, "limit": 100}
             )
@@ -272,17 +234,17 @@ class StripeApi:
 
     async def client_secret(self, payment_intent_id: str) -> str:
         """Read again each time it is needed, so that it is stored nowhere."""
-        intent = await _read(
+        intent = await self._calls.read(
             lambda: self._client.v1.payment_intents.retrieve_async(payment_intent_id)
         )
         if intent is None or not intent.client_secret:
-            raise _misconfigured("resource_missing")
+            raise misconfigured("resource_missing")
         return intent.client_secret
 
     async def account(self, stripe_account_id: str) -> Account | None:
         """None also when the expert has cut the account off: Stripe then says 403."""
         try:
-            account = await _read(
+            account = await self._calls.read(
                 lambda: self._client.v1.accounts.retrieve_async(stripe_account_id)
             )
         except Precondition as refusal:
@@ -294,7 +256,7 @@ class StripeApi:
     async def find_account(self, operation_id: str, created: datetime) -> Account | None:
         """Accounts cannot be listed by metadata: among those of that time, the one that matches."""
         since, until = _around(created)
-        accounts: list[stripe.Account] = await _read_all(
+        accounts: list[stripe.Account] = await self._calls.read_all(
             lambda: self._client.v1.accounts.list_async(
                 {"created": {"gte": since, "lte": until}, "limit": 100}
             )
@@ -302,11 +264,29 @@ class StripeApi:
         found = (account_of(account) for account in accounts)
         return next((account for account in found if account.operation_id == operation_id), None)
 
+    async def events(self, stripe_account_id: str, since: datetime) -> Sequence[InboxEvent]:
+        """The events of the platform, or of an account, created at ``since`` or later."""
+        params: EventListParams = {"created": {"gte": int(since.timestamp())}, "limit": 100}
+        options: RequestOptions = {"stripe_account": stripe_account_id} if stripe_account_id else {}
+        found: list[stripe.Event] = await self._calls.read_all(
+            lambda: self._client.v1.events.list_async(params, options)
+        )
+        endpoint = "connect" if stripe_account_id else "platform"
+        envelopes = []
+        for event in reversed(found):
+            try:
+                envelopes.append(
+                    envelope_of(endpoint, event.to_dict(), account_id=stripe_account_id)
+                )
+            except OddEvent as odd:
+                log.warning("odd_event", event_id=event.id, fault=str(odd))
+        return envelopes
+
     async def onboarding_link(
         self, stripe_account_id: str, refresh_url: str, return_url: str
     ) -> str:
         """Single use, five minutes. Not a stored operation: a link too many harms nobody."""
-        link = await _read(
+        link = await self._calls.read(
             lambda: self._client.v1.account_links.create_async(
                 {
                     "account": stripe_account_id,
@@ -318,27 +298,24 @@ class StripeApi:
             )
         )
         if link is None:
-            raise _misconfigured("resource_missing")
+            raise misconfigured("resource_missing")
         return link.url
 
     async def dashboard_link(self, stripe_account_id: str) -> str:
-        link = await _read(
+        link = await self._calls.read(
             lambda: self._client.v1.accounts.login_links.create_async(stripe_account_id)
         )
         if link is None:
-            raise _misconfigured("resource_missing")
+            raise misconfigured("resource_missing")
         return link.url
 
     # ---- helpers ----
-
-    async def _observed(self, call: Awaitable[stripe.PaymentIntent]) -> Outcome[Observation]:
-        return _converted(await _mutation(call), observation_of)
 
     async def _with_money_back(self, intent: stripe.PaymentIntent) -> Observation:
         """The intent with its refunds, reversals and fee refunds, as far as it has any."""
         if intent.status != "succeeded":
             return observation_of(intent)
-        refunds = await _read_all(
+        refunds = await self._calls.read_all(
             lambda: self._client.v1.refunds.list_async(
                 {
                     "payment_intent": intent.id,
@@ -353,7 +330,7 @@ class StripeApi:
         reversals: list[stripe.TransferReversal] = []
         if isinstance(transfer, stripe.Transfer) and transfer.amount_reversed:
             transfer_id = transfer.id
-            reversals = await _read_all(
+            reversals = await self._calls.read_all(
                 lambda: self._client.v1.transfers.reversals.list_async(
                     transfer_id,
                     {
@@ -368,7 +345,7 @@ class StripeApi:
         fee_refunds: list[stripe.ApplicationFeeRefund] = []
         if isinstance(fee, stripe.ApplicationFee) and fee.amount_refunded:
             fee_id = fee.id
-            fee_refunds = await _read_all(
+            fee_refunds = await self._calls.read_all(
                 lambda: self._client.v1.application_fees.refunds.list_async(
                     fee_id, {"limit": 100, "expand": ["data.balance_transaction"]}
                 )
@@ -382,86 +359,7 @@ class StripeApi:
         )
 
 
-async def _mutation(call: Awaitable[T]) -> Outcome[T]:
-    """One call, one outcome. A cancelled task is not an outcome and goes on being cancelled."""
-    try:
-        return Done(await call)
-    except Exception as error:  # noqa: BLE001 - every exception is judged, none is lost
-        outcome = outcome_of(error)
-        level = log.warning if isinstance(outcome, Unknown | Misconfigured) else log.info
-        level("stripe_call_failed", error=type(error).__name__, outcome=repr(outcome))
-        return outcome
-
-
-def _converted(outcome: Outcome[S], convert: Callable[[S], T]) -> Outcome[T]:
-    """The SDK's object as ours; an answer that cannot be read is an unknown outcome."""
-    if not isinstance(outcome, Done):
-        return outcome
-    try:
-        return Done(convert(outcome.value))
-    except Exception as error:  # noqa: BLE001 - the effect is done, only its account is unreadable
-        log.error("stripe_answer_unreadable", error=type(error).__name__)
-        return Unknown("unreadable")
-
-
-async def _read(make: Callable[[], Awaitable[T]]) -> T | None:
-    """A read, tried a few times; None for what Stripe does not know. Raises :class:`Refusal`."""
-    for tried in range(1, _READ_TRIES + 1):
-        try:
-            return await make()
-        except Exception as error:  # noqa: BLE001 - judged below
-            outcome = outcome_of(error)
-            if isinstance(error, stripe.InvalidRequestError) and error.http_status == 404:
-                return None
-            if isinstance(outcome, Refused):
-                raise _refused(outcome) from None
-            if isinstance(outcome, Misconfigured):
-                log.error("stripe_misconfigured", code=outcome.code, request_id=outcome.request_id)
-                raise _misconfigured(outcome.code, outcome.request_id) from None
-            log.warning("stripe_read_failed", error=type(error).__name__, tried=tried)
-            if tried == _READ_TRIES:
-                if isinstance(outcome, NotSent) and outcome.rate_limited:
-                    raise _rate_limited() from None
-                raise processor_unavailable() from None
-            await asyncio.sleep(0.1 * 3 ** (tried - 1))
-    raise AssertionError("the loop returns or raises")
-
-
-async def _read_all(make: Callable[[], Awaitable[Any]]) -> list[Any]:
-    """Every page of a list, oldest last."""
-    page: Any = await _read(make)
-    if page is None:
-        return []
-    found = list(page.data)
-    while page.has_more:
-        page = await _read(page.next_page_async)
-        found += page.data
-    return found
-
-
 def _around(created: datetime) -> tuple[int, int]:
     """A span of time wide enough for clocks that disagree, and for a day of resending."""
     until = created + timedelta(days=1) + _SEARCH_MARGIN
     return int((created - _SEARCH_MARGIN).timestamp()), int(until.timestamp())
-
-
-def _refused(refused: Refused) -> Precondition:
-    return Precondition(
-        "REFUSED_BY_PROCESSOR",
-        f"Stripe refused for good: {refused.code or 'no reason given'}",
-        {"stripe_code": refused.code, "stripe_request_id": refused.request_id},
-    )
-
-
-def _misconfigured(code: str, request_id: str = "") -> Unavailable:
-    return Unavailable(
-        "PROCESSOR_MISCONFIGURED",
-        "Stripe refuses this service's own credentials or requests; an operator is told",
-        {"stripe_code": code, "stripe_request_id": request_id},
-    )
-
-
-def _rate_limited() -> Exhausted:
-    return Exhausted(
-        "PROCESSOR_RATE_LIMITED", "Stripe's rate limit is reached; ask again with the same key"
-    )

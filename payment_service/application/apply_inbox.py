@@ -32,6 +32,8 @@ _OUTAGE_PATIENCE: Final = 50
 
 async def apply_waiting(core: Core) -> int:
     """Apply a batch of waiting events and return how many there were."""
+    if core.stripe.is_away:  # Every event is a question to Stripe: no use in trying now.
+        return 0
     events = await core.database.transact(lease_events)
     groups: dict[tuple[str, str], list[InboxEvent]] = defaultdict(list)
     for event in events:

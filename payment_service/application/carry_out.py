@@ -48,7 +48,8 @@ _NOT_SENT_PAUSES: Final = (0.2, 0.5, 1.0)
 #: Stripe's balance transactions may appear a moment after the capture.
 _LINES_PAUSES: Final = (0.2, 0.5, 1.0)
 _BACK_OFF_FIRST: Final = 0.5
-_BACK_OFF_MOST: Final = 60.0
+#: Nothing may stay unknown for long once Stripe answers again.
+_BACK_OFF_MOST: Final = 5.0
 #: Before a refund or a transfer is sent under a *new* key, Stripe is read twice, so far apart.
 _BETWEEN_TWO_READS: Final = 61.0
 
@@ -308,7 +309,7 @@ def _not_sent(operation: Operation, outcome: NotSent) -> Refusal:
             "Stripe's rate limit is reached; ask again later with the same key",
             facts,
         )
-    if outcome.why == "unreachable":
+    if outcome.why in ("unreachable", "circuit_open"):
         return processor_unavailable(payment_id=operation.payment_id)
     return Busy(
         "OPERATION_IN_PROGRESS",

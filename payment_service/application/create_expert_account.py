@@ -180,6 +180,7 @@ def finish_account(tx: Transaction, operation: Operation, account: Account, caus
         cause,
     )
     tx.settle_operation(operation.operation_id, OperationState.SUCCEEDED)
+    tx.watch_account(account.stripe_account_id)
 
 
 def refuse_account(tx: Transaction, operation: Operation, code: str, cause: Cause) -> None:

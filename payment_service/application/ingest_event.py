@@ -8,10 +8,10 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Final
 
 from payment_service.application.core import Core
+from payment_service.domain.envelope import OddEvent, envelope_of
 from payment_service.domain.errors import InvalidArgument
 from payment_service.domain.ports import InboxEvent, Transaction
 
@@ -20,34 +20,6 @@ from payment_service.domain.ports import InboxEvent, Transaction
 _OLDEST_SECONDS: Final = 300
 _NEWEST_SECONDS: Final = 60
 _MAX_SIGNATURES: Final = 16
-
-#: What is acted upon; everything else is kept, unapplied, and acknowledged.
-PAYMENT_EVENTS: Final = frozenset(
-    {
-        "payment_intent.created",
-        "payment_intent.amount_capturable_updated",
-        "payment_intent.succeeded",
-        "payment_intent.payment_failed",
-        "payment_intent.canceled",
-        "payment_intent.requires_action",
-        "payment_intent.processing",
-        "charge.succeeded",
-        "charge.captured",
-        "charge.failed",
-        "charge.refunded",
-        "charge.expired",
-        "charge.updated",
-        "charge.refund.updated",
-        "refund.created",
-        "refund.updated",
-        "refund.failed",
-        "transfer.reversed",
-        "application_fee.refunded",
-    }
-)
-ACCOUNT_EVENTS: Final = frozenset(
-    {"account.updated", "account.application.deauthorized", "capability.updated"}
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,32 +95,12 @@ def parse_event(endpoint: str, payload: bytes, *, livemode: bool) -> InboxEvent:
         raise refused("not JSON") from None
     if not isinstance(event, dict) or event.get("object") != "event":
         raise refused("not an event")
-    event_id, kind = _text(event, "id"), _text(event, "type")
-    if not event_id.startswith("evt_") or not kind:
-        raise refused("without id or type")
     if event.get("livemode") is not livemode:
         raise refused("of the other mode")
-    created = event.get("created")
-    if not isinstance(created, int) or not 0 <= created < 2**40:
-        raise refused("without time")
-    data = event.get("data")
-    shown = data.get("object") if isinstance(data, dict) else None
-    if not isinstance(shown, dict):
-        raise refused("without object")
-    acted_upon = kind in PAYMENT_EVENTS | ACCOUNT_EVENTS
-    return InboxEvent(
-        event_id=event_id,
-        endpoint=endpoint,
-        type=kind,
-        object_id=_text(shown, "id"),
-        account_id=_text(event, "account") or _account_of(kind, shown),
-        payment_intent_id=_intent_of(shown),
-        payment_ref=_reference_of(shown),
-        payload_sha256=hashlib.sha256(payload).digest(),
-        create_time=datetime.fromtimestamp(created, UTC),
-        state="WAITING" if acted_upon else "IGNORED",
-        verdict="" if acted_upon else "not_acted_upon",
-    )
+    try:
+        return envelope_of(endpoint, event, hashlib.sha256(payload).digest())
+    except OddEvent as odd:
+        raise refused(str(odd)) from None
 
 
 def _small_int(digits: str) -> int:
@@ -156,37 +108,3 @@ def _small_int(digits: str) -> int:
     if len(digits) > 20:
         raise ValueError("a number is too long")
     return int(digits)
-
-
-def _text(value: dict[str, Any], name: str) -> str:
-    found = value.get(name)
-    if not isinstance(found, str):
-        return ""
-    if len(found) > 255 or "\x00" in found or not found.isascii():
-        raise refused("with an odd id")
-    return found
-
-
-def _intent_of(shown: dict[str, Any]) -> str:
-    if shown.get("object") == "payment_intent":
-        return _text(shown, "id")
-    return _text(shown, "payment_intent")
-
-
-def _reference_of(shown: dict[str, Any]) -> str:
-    """By which the payment is found. Our own id comes first: it is known before Stripe's."""
-    metadata = shown.get("metadata")
-    ours = _text(metadata, "payment_id") if isinstance(metadata, dict) else ""
-    for candidate in (ours, _text(shown, "transfer_group")):
-        if candidate.startswith("pay_"):
-            return candidate
-    if shown.get("object") == "application_fee":
-        # Its `charge` is the connected account's payment; the platform's charge stands here.
-        return _text(shown, "originating_transaction") or _text(shown, "charge")
-    return _intent_of(shown) or _text(shown, "id")
-
-
-def _account_of(kind: str, shown: dict[str, Any]) -> str:
-    if kind not in ACCOUNT_EVENTS:
-        return ""
-    return _text(shown, "id") if shown.get("object") == "account" else _text(shown, "account")

@@ -4,16 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import wraps
 from typing import TypeVar
 
 from payment_service.application.carry_out import carry_out
 from payment_service.application.core import Begun, Core, Keyed, answered, wait_for_answer
+from payment_service.domain.errors import processor_unavailable
 from payment_service.domain.ports import Answers, Policy, Transaction
 
 C = TypeVar("C", bound=Keyed)
 
 #: The first phase of a money RPC: claims the key, locks the row, records the intent.
 Begin = Callable[[Transaction, Answers, Policy, C], Begun]
+
+
+def unless_away(begin: Begin[C], *, is_away: bool) -> Begin[C]:
+    """The first phase; with Stripe away nothing new is claimed, and what is known is answered."""
+
+    @wraps(begin)
+    def phase(tx: Transaction, answers: Answers, policy: Policy, command: C) -> Begun:
+        begun = begin(tx, answers, policy, command)
+        if is_away and begun.claim.fresh and begun.operation is not None:
+            raise processor_unavailable()
+        return begun
+
+    return phase
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +46,8 @@ async def run_keyed(core: Core, begin: Begin[C], command: C) -> Told:
     No transaction is open while Stripe is called, nor can one be. Whatever dies in between leaves
     a recorded operation, which the same key, a webhook or the sweep brings to its end.
     """
-    begun = await core.database.transact(begin, core.answers, core.policy, command)
+    phase = unless_away(begin, is_away=core.stripe.is_away)
+    begun = await core.database.transact(phase, core.answers, core.policy, command)
     claim = begun.claim
     if claim.answer is not None:
         return Told(answered(claim.answer), claim.payment_id)

@@ -160,7 +160,7 @@ def unsettled_phase(
     current = tx.operation(operation.operation_id)
     if current is None or not _ours(operation, current):
         return False
-    if operation.tries >= policy.tries_before_parking:
+    if operation.tries >= policy.tries_before_parking * policy.patience:
         seconds = None
     parked = seconds is None
     tx.postpone_operation(

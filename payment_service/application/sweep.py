@@ -27,6 +27,8 @@ _BATCH: Final = 32
 
 async def sweep_operations(core: Core) -> int:
     """Take up operations whose holder is gone or whose outcome is unknown; how many there were."""
+    if core.stripe.is_away:
+        return 0
     due = await core.database.transact(lease_due, core.policy)
     await asyncio.gather(*(_take_up(core, operation) for operation in due))
     return len(due)
@@ -54,6 +56,8 @@ async def expire_unpaid(core: Core) -> int:
 
     An unpaid intent never expires at Stripe, so the window is ours.
     """
+    if core.stripe.is_away:
+        return 0
     begun = await core.database.transact(begin_expiry, core.policy)
     for operation, version in begun:
         try:

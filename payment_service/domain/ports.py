@@ -113,6 +113,10 @@ class StripePort(Protocol):
     Reads return None for what Stripe does not know, and raise :class:`Unavailable` otherwise.
     """
 
+    @property
+    def is_away(self) -> bool:
+        """Stripe has not answered lately: a call would be refused at once, unsent."""
+
     async def create_intent(self, key: str, new: NewIntent) -> Outcome[Observation]: ...
     async def capture(
         self,
@@ -136,6 +140,7 @@ class StripePort(Protocol):
     async def client_secret(self, payment_intent_id: str) -> str: ...
     async def account(self, stripe_account_id: str) -> Account | None: ...
     async def find_account(self, operation_id: str, created: datetime) -> Account | None: ...
+    async def events(self, stripe_account_id: str, since: datetime) -> Sequence[InboxEvent]: ...
     async def onboarding_link(
         self, stripe_account_id: str, refresh_url: str, return_url: str
     ) -> str: ...
@@ -196,6 +201,18 @@ class InboxEvent:
     last_error: str = ""
     receive_time: datetime | None = None
     next_try_time: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """Whose list of events is read: the platform's (scope ``platform``) or an account's."""
+
+    scope: str
+    seen_until: datetime
+
+    @property
+    def stripe_account_id(self) -> str:
+        return "" if self.scope == "platform" else self.scope
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,6 +321,12 @@ class Transaction(Protocol):
         self, token_hash: bytes, expert_id: str, onward_url: str, seconds: float
     ) -> None: ...
 
+    # what is asked for because nobody told us
+    def watch_account(self, stripe_account_id: str) -> None: ...
+    def lease_watches(self, seconds: float, limit: int) -> Sequence[Watch]: ...
+    def move_watch(self, scope: str, seen_until: datetime) -> None: ...
+    def lease_quiet_payments(self, quiet_seconds: float, limit: int) -> Sequence[str]: ...
+
     # the inbox
     def store_event(self, event: InboxEvent) -> bool: ...
     def lease_inbox(self, seconds: float, limit: int) -> Sequence[InboxEvent]: ...
@@ -388,5 +411,12 @@ class Policy:
     landing_token_life: float = 7 * 24 * 3600.0
     #: How old the knowledge about an account that is not ready may be.
     account_freshness: float = 2.0
-    #: After so many tries an operation or an event is parked.
+    #: After so many tries an event is parked; an operation, which an outage can hold up through
+    #: no fault of its own, after ``patience`` times as many.
     tries_before_parking: int = 30
+    patience: int = 10
+    #: How often Stripe's list of the platform's events is read, and an account's.
+    poll_seconds: float = 10.0
+    account_poll_seconds: float = 30.0
+    #: An open payment that nothing was heard of for so long is asked about, then ever more seldom.
+    quiet_seconds: float = 60.0

@@ -1,0 +1,77 @@
+"""Ask for what nobody told us: read Stripe's list of events, and ask about quiet payments.
+
+Webhooks may never come: an endpoint that is disabled, a secret that was rolled, a night without a
+gateway. A service that never receives a single one still converges.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Final
+
+import structlog
+
+from payment_service.application.core import Core
+from payment_service.application.observe import observe_payment
+from payment_service.domain.errors import Refusal
+from payment_service.domain.ports import Cause, InboxEvent, Policy, Transaction, Watch
+
+log = structlog.get_logger(__name__)
+
+POLL: Final = Cause("payment_service", "poll")
+#: Stripe's events may become visible a little out of order: each reading overlaps the former one.
+_OVERLAP: Final = timedelta(seconds=60)
+#: Stripe allows 25 reads a second; a round of the poller takes a part of that.
+_ACCOUNTS_A_ROUND: Final = 10
+_PAYMENTS_A_ROUND: Final = 20
+
+
+async def poll_events(core: Core) -> int:
+    """Read the lists that are due into the inbox, which keeps each event once."""
+    if core.stripe.is_away:
+        return 0
+    for watch in await core.database.transact(lease_watches, core.policy):
+        try:
+            events = await core.stripe.events(watch.stripe_account_id, watch.seen_until - _OVERLAP)
+        except Refusal as refusal:  # Its time will come again.
+            log.info("poll_unsettled", scope=watch.scope, reason=refusal.reason)
+            continue
+        if await core.database.transact(store_polled, watch, events):
+            core.wake.set()
+    return 0
+
+
+def lease_watches(tx: Transaction, policy: Policy) -> Sequence[Watch]:
+    """Whose lists are due: the platform's, and those of accounts with onboarding or open money."""
+    return [
+        *tx.lease_watches(policy.poll_seconds, 0),
+        *tx.lease_watches(policy.account_poll_seconds, _ACCOUNTS_A_ROUND),
+    ]
+
+
+def store_polled(tx: Transaction, watch: Watch, events: Sequence[InboxEvent]) -> int:
+    """Keep the events that no webhook brought, and move on; how many were new."""
+    new = sum(tx.store_event(event) for event in events)
+    latest: datetime = max((event.create_time for event in events), default=watch.seen_until)
+    if latest > watch.seen_until:
+        tx.move_watch(watch.scope, latest)
+    if new:
+        log.info("events_found_by_asking", scope=watch.scope, count=new)
+    return new
+
+
+async def ask_about_quiet_payments(core: Core) -> int:
+    """Ask Stripe directly about open payments that nothing was heard of for long."""
+    if core.stripe.is_away:
+        return 0
+    for payment_id in await core.database.transact(lease_quiet, core.policy):
+        try:
+            await observe_payment(core, payment_id, POLL)
+        except Refusal as refusal:
+            log.info("quiet_payment_unsettled", payment=payment_id, reason=refusal.reason)
+    return 0
+
+
+def lease_quiet(tx: Transaction, policy: Policy) -> Sequence[str]:
+    return tx.lease_quiet_payments(policy.quiet_seconds, _PAYMENTS_A_ROUND)
