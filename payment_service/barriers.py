@@ -7,14 +7,20 @@ its barriers from the first day. Armed by the environment, and only in developme
 
 The moments of a phase are ``before`` (no transaction yet), ``uncommitted`` (all written, not
 committed) and ``after`` (committed); those of a call to Stripe are ``before`` and ``after``.
+
+    BARRIER_FILE=path    arms a process that runs: the file holds ``PLACE [NTH [ACTION]]``, is read
+                         at every place, and is gone once it has acted
+    BARRIER_TRACE=path   every place that is reached is written there, a line each
 """
 
 from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, cast
 
 from payment_service.domain.ports import StripePort
@@ -26,26 +32,55 @@ _ACTIONS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}
 class Barriers:
     """Counts how often the armed place is reached, and acts at the n-th time, once."""
 
-    armed: str
-    number: signal.Signals
-    nth: int
+    #: ``PLACE NTH ACTION``; empty while nothing is armed.
+    order: str = ""
+    file: Path | None = None
+    trace: Path | None = None
     reached: int = 0
+    #: Phases run on several threads.
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str]) -> Barriers | None:
-        """None unless a barrier is armed."""
-        armed = environ.get("BARRIER", "")
-        if not armed:
+        """None unless a barrier is, or may be, armed, or all are to be traced."""
+        armed, file, trace = (
+            environ.get(name, "") for name in ("BARRIER", "BARRIER_FILE", "BARRIER_TRACE")
+        )
+        if not armed and not file and not trace:
             return None
-        action = _ACTIONS[environ.get("BARRIER_ACTION", "kill")]
-        return cls(armed, action, int(environ.get("BARRIER_NTH", "1")))
+        nth, action = environ.get("BARRIER_NTH", "1"), environ.get("BARRIER_ACTION", "kill")
+        return cls(
+            f"{armed} {nth} {action}" if armed else "",
+            Path(file) if file else None,
+            Path(trace) if trace else None,
+        )
 
     def reach(self, kind: str, name: str, moment: str) -> None:
-        if f"{kind}:{name}:{moment}" != self.armed:
+        place = f"{kind}:{name}:{moment}"
+        with self.lock:
+            if self.trace is not None:
+                with self.trace.open("a") as trace:
+                    trace.write(f"{place}\n")
+            self._read_order()
+            armed, nth, action = (*self.order.split(), "1", "kill")[:3] if self.order else ("",) * 3
+            if place != armed:
+                return
+            self.reached += 1
+            if self.reached != int(nth):
+                return
+            if self.file is not None:
+                self.file.unlink(missing_ok=True)
+            os.kill(os.getpid(), _ACTIONS[action])
+
+    def _read_order(self) -> None:
+        if self.file is None:
             return
-        self.reached += 1
-        if self.reached == self.nth:
-            os.kill(os.getpid(), self.number)
+        try:
+            order = self.file.read_text()
+        except FileNotFoundError:
+            order = ""
+        if order != self.order:
+            self.order, self.reached = order, 0
 
     def phase(self, name: str, moment: str) -> None:
         self.reach("phase", name, moment)
