@@ -289,10 +289,15 @@ class SqlTransaction:
         return [rows.operation_of(row) for row in found]
 
     def unpark_operation(self, operation_id: str) -> None:
-        """Due now, with its tries forgiven but one: it is looked for before it is sent."""
+        """Due now, with its tries forgiven but one: it is looked for before it is sent.
+
+        What was parked at birth was never sent, so its key is as fresh as it was then.
+        """
         self._do(
             "UPDATE operations SET state = 'UNKNOWN', tries = 1, lease_until = NULL, "
-            "next_try_time = now() WHERE operation_id = :id AND state = 'PARKED'",
+            "next_try_time = now(), attempt_time = CASE WHEN tries = 0 AND "
+            "params->>'owed' = 'true' THEN now() ELSE attempt_time END "
+            "WHERE operation_id = :id AND state = 'PARKED'",
             id=operation_id,
         )
 

@@ -123,7 +123,8 @@ def refuse_phase(
         return
     if current.params.get("owed"):
         # The client is owed money whatever Stripe says: only an operator can end this.
-        tx.postpone_operation(current, OperationState.PARKED, refused.code, None)
+        # The next try takes a new key: under this one Stripe would only repeat its no.
+        tx.postpone_operation(current, OperationState.PARKED, refused.code, None, next_attempt=True)
         tx.record(
             escrow.waiting(payment, WaitingFor.OPERATOR, f"refused: {refused.code}", tx.now), cause
         )
