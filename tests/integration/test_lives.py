@@ -15,8 +15,8 @@ from tests.integration.world import (
     REFUNDED,
     World,
     capture_request,
-    refusal,
     refund_request,
+    refusal,
 )
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

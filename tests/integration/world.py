@@ -13,7 +13,7 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import aiohttp
 import grpc
@@ -47,7 +47,7 @@ from stripe_simulator import Config, RunningSimulator, start
 
 T = TypeVar("T")
 Payment = payments_pb2.Payment
-State = payments_pb2.PaymentState.ValueType
+State: TypeAlias = payments_pb2.PaymentState.ValueType
 
 PENDING = payments_pb2.PAYMENT_STATE_PENDING
 FAILED = payments_pb2.PAYMENT_STATE_FAILED
@@ -239,11 +239,13 @@ class Stripe:
         if account:
             headers["Stripe-Account"] = account
         given = {name: str(value) for name, value in params.items()}
+        reads = method == "GET"
         async with self._http.request(
             method,
             f"{self.url}/v1{path}",
             headers=headers,
-            **({"params": given} if method == "GET" else {"data": given}),
+            params=given if reads else None,
+            data=None if reads else given,
         ) as answer:
             return await answer.json()
 
@@ -350,13 +352,15 @@ class World:
             "claims inbox landing_tokens"
         ).split()
         one = " UNION ALL ".join(f"SELECT '{table}', count(*) FROM {table}" for table in tables)  # noqa: S608 - names of ours
-        return dict((name, int(count)) for name, count in self.sql(one))
+        return {name: int(count) for name, count in self.sql(one)}
 
     # ---- raw calls ----
 
     async def raw(self, method: str, request: bytes, timeout: float = 60) -> Reply:  # noqa: ASYNC109 - gRPC's own
         """A call by its path, in bytes and out."""
-        call = self.channel.unary_unary(f"/{_PACKAGE}.{method}")
+        call: aio.UnaryUnaryMultiCallable[bytes, bytes] = self.channel.unary_unary(
+            f"/{_PACKAGE}.{method}"
+        )
         try:
             return Reply("OK", await call(request, timeout=timeout))
         except aio.AioRpcError as error:
@@ -506,7 +510,7 @@ class World:
                 "SELECT (SELECT count(*) FROM inbox WHERE state = 'WAITING') + "
                 "(SELECT count(*) FROM operations WHERE state IN ('STARTED', 'UNKNOWN'))"
             )
-            return waiting == 0
+            return int(waiting) == 0
 
         await until(probe, "nothing left to do")
 

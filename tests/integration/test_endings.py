@@ -1,0 +1,249 @@
+"""Ends that come by the clock, by a bank, or by Stripe's refusal: nobody called an RPC for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from marketplace.payments.v1 import operations_pb2, payments_pb2
+from payment_service.application.sweep import ask_about_lapsed_holds, expire_unpaid
+from tests.integration.books import balance, check_books
+from tests.integration.conftest import StartWorld
+from tests.integration.world import (
+    CAPTURED,
+    EXPIRED,
+    IN_ESCROW,
+    PENDING,
+    REFUNDED,
+    REFUNDING,
+    Payment,
+    World,
+    capture_request,
+    refund_request,
+    refusal,
+    until,
+)
+
+_EIGHT_DAYS = 8 * 24 * 3600
+
+
+async def test_a_hold_that_lapses_ends_expired_when_the_webhook_comes(world: World) -> None:
+    held = await world.escrowed()
+    await world.stripe.advance(_EIGHT_DAYS)
+    payment = await world.in_state(held.payment_id, EXPIRED)
+    assert (payment.held_amount.minor_units, payment.captured_amount.minor_units) == (0, 0)
+    refused = await refusal(world.payments.CapturePayment(capture_request(held.payment_id)))
+    assert (refused.reason, refused.facts["state"]) == ("WRONG_STATE", "EXPIRED")
+    await check_books(world)
+    assert not await world.discrepancies()
+
+
+async def test_a_hold_that_lapses_is_found_although_no_webhook_comes(
+    world: World, as_superuser: Callable[..., int]
+) -> None:
+    held = await world.escrowed()
+    await world.stripe.control("POST", "/webhooks", {"paused": True})
+    await world.stripe.advance(_EIGHT_DAYS)
+    # The database's clock cannot be moved; the deadline can.
+    changed = as_superuser(
+        world, "UPDATE payments SET escrow_expire_time = now() - interval '1 minute'"
+    )
+    assert changed == 1
+    assert world.service is not None
+    await ask_about_lapsed_holds(world.service.core)
+    assert (await world.get(held.payment_id)).state == EXPIRED
+    await check_books(world)
+
+
+async def test_a_capture_of_a_hold_that_lapsed_unnoticed_is_refused_and_ends_expired(
+    world: World,
+) -> None:
+    held = await world.escrowed()
+    await world.stripe.control("POST", "/webhooks", {"paused": True})
+    await world.stripe.advance(_EIGHT_DAYS)
+    request = capture_request(held.payment_id)
+    refused = await refusal(world.payments.CapturePayment(request))
+    assert (refused.code, refused.reason) == ("FAILED_PRECONDITION", "WRONG_STATE")
+    assert refused.facts["state"] == "EXPIRED"
+    assert (await world.get(held.payment_id)).state == EXPIRED
+    assert (await refusal(world.payments.CapturePayment(request))).raw == refused.raw
+    await check_books(world)
+
+
+async def test_an_unpaid_payment_expires_with_its_window(start_world: StartWorld) -> None:
+    world = await start_world(payment_window=0.01)
+    initiated = await world.initiate(await world.expert())
+    assert world.service is not None
+    await expire_unpaid(world.service.core)
+    payment = await world.in_state(initiated.payment.payment_id, EXPIRED)
+    assert payment.held_amount.minor_units == 0
+    shown = await world.confirm(initiated)
+    assert shown["error"]["code"] == "payment_intent_unexpected_state"
+    await check_books(world)
+
+
+async def test_the_window_closes_on_a_payment_confirmed_a_moment_ago(
+    start_world: StartWorld,
+) -> None:
+    """The sweep meets an authorization that no webhook has told of yet."""
+    world = await start_world(payment_window=0.01)
+    initiated = await world.initiate(await world.expert())
+    await world.stripe.control("POST", "/webhooks", {"paused": True})
+    assert (await world.confirm(initiated))["status"] == "requires_capture"
+    assert world.service is not None
+    await expire_unpaid(world.service.core)
+    await world.in_state(initiated.payment.payment_id, EXPIRED, IN_ESCROW)
+    await world.stripe.control("POST", "/webhooks", {"paused": False})
+    await check_books(world)
+    assert not await world.stripe.effects("captured")
+
+
+async def test_the_sweep_leaves_a_captured_payment_alone(
+    world: World, as_superuser: Callable[..., int]
+) -> None:
+    payment = await world.captured()
+    as_superuser(world, "UPDATE payments SET escrow_expire_time = now() - interval '1 minute'")
+    assert world.service is not None
+    await ask_about_lapsed_holds(world.service.core)
+    await expire_unpaid(world.service.core)
+    assert (await world.get(payment.payment_id)).state == CAPTURED
+    await check_books(world)
+
+
+async def test_what_stripe_will_not_take_back_from_the_expert_is_a_debt_on_the_books(
+    world: World,
+) -> None:
+    expert = await world.expert()
+    payment = await world.captured(expert, 10_000)
+    account = world.account_of(expert)
+    await world.stripe.control(
+        "POST",
+        "/balance",
+        {"account": account, "amount": -9_000, "currency": "usd", "type": "payout"},
+    )
+    request = refund_request(payment.payment_id)
+    answer = await world.payments.RefundPayment(request)
+    assert answer.payment.state == REFUNDED
+    assert answer.payment.refunded_amount.minor_units == 10_000
+    assert await world.payments.RefundPayment(request) == answer
+    await check_books(world)
+    assert balance(world, f"expert_debt:{expert}") == 9_000
+    assert len(await world.stripe.effects("refunded")) == 1
+    assert not await world.stripe.effects("reversed")
+
+
+async def test_a_reversal_refused_for_a_part_leaves_a_debt_of_that_part(world: World) -> None:
+    expert = await world.expert()
+    payment = await world.captured(expert, 10_000)
+    await world.stripe.control("POST", "/settings", {"reversal_balance": "available"})
+    after = await world.refund(payment.payment_id, 3_000)
+    assert (after.state, after.net_amount.minor_units) == (CAPTURED, 7_000)
+    assert balance(world, f"expert_debt:{expert}") == 2_700
+    # The funds have become available, so the next refund takes its own part back.
+    await world.stripe.control("POST", "/settings", {"reversal_balance": "total"})
+    after = await world.refund(payment.payment_id, 1_000)
+    assert (after.state, after.net_amount.minor_units) == (CAPTURED, 6_000)
+    await check_books(world)
+    assert balance(world, f"expert_debt:{expert}") == 2_700
+
+
+async def _bounced(world: World) -> tuple[Payment, operations_pb2.Operation]:
+    """A payment whose refund came back from the bank, and the operation that waits."""
+    payment = await world.captured(card="pm_card_refundFail")
+    after = await world.refund(payment.payment_id)
+    assert after.state == REFUNDED
+    await world.quiet()
+    await world.stripe.advance(61)
+
+    async def parked() -> operations_pb2.Operation | None:
+        request = operations_pb2.ListOperationsRequest(state=operations_pb2.OPERATION_STATE_PARKED)
+        operations = (await world.operations.ListOperations(request)).operations
+        return operations[0] if operations else None
+
+    operation = await until(parked, "a parked refund")
+    return await world.get(payment.payment_id), operation
+
+
+async def test_a_refund_that_bounces_is_owed_until_an_operator_pays_it_once(
+    world: World,
+) -> None:
+    payment, operation = await _bounced(world)
+    assert (payment.state, payment.waiting_for) == (REFUNDING, "operator")
+    assert balance(world, f"client_payable:{payment.payment_id}") == -10_000
+    assert (operation.kind, operation.payment_id) == ("refund", payment.payment_id)
+    await check_books(world)
+    resume = operations_pb2.ResumeOperationRequest(operation_id=operation.operation_id)
+    await world.operations.ResumeOperation(resume)
+    paid = await world.in_state(payment.payment_id, REFUNDED)
+    assert paid.waiting_for == ""
+    await check_books(world)
+    assert balance(world, f"client_payable:{payment.payment_id}") == 0
+    assert len(await world.stripe.effects("refunded")) == 2
+    again = await refusal(world.operations.ResumeOperation(resume))
+    assert (again.code, again.reason) == ("FAILED_PRECONDITION", "WRONG_STATE")
+    assert len(await world.stripe.effects("refunded")) == 2
+
+
+async def test_what_is_owed_can_still_be_paid_days_later(
+    world: World, as_superuser: Callable[..., int]
+) -> None:
+    payment, operation = await _bounced(world)
+    as_superuser(
+        world,
+        "UPDATE operations SET create_time = create_time - interval '3 days', "
+        "attempt_time = attempt_time - interval '3 days' WHERE operation_id = %s",
+        operation.operation_id,
+    )
+    resume = operations_pb2.ResumeOperationRequest(operation_id=operation.operation_id)
+    await world.operations.ResumeOperation(resume)
+    await world.in_state(payment.payment_id, REFUNDED)
+    await check_books(world)
+    assert len(await world.stripe.effects("refunded")) == 2
+
+
+async def test_what_is_owed_and_refused_once_is_paid_by_the_next_resume(world: World) -> None:
+    payment, operation = await _bounced(world)
+    await world.stripe.fault("/refunds$", "status", status=400, code="insufficient_funds")
+    resume = operations_pb2.ResumeOperationRequest(operation_id=operation.operation_id)
+    await world.operations.ResumeOperation(resume)
+
+    async def refused_and_parked() -> bool:
+        request = operations_pb2.ListOperationsRequest(state=operations_pb2.OPERATION_STATE_PARKED)
+        found = (await world.operations.ListOperations(request)).operations
+        return bool(found and found[0].last_error == "insufficient_funds")
+
+    await until(refused_and_parked, "the refund refused and parked again")
+    assert balance(world, f"client_payable:{payment.payment_id}") == -10_000
+    await world.operations.ResumeOperation(resume)
+    await world.in_state(payment.payment_id, REFUNDED)
+    await check_books(world)
+    assert len(await world.stripe.effects("refunded")) == 2
+
+
+async def test_a_payment_that_stripe_will_not_create_is_cancelled_with_the_reason(
+    world: World,
+) -> None:
+    expert = await world.expert()
+    account = world.account_of(expert)
+    await world.stripe.control("POST", "/webhooks", {"paused": True})
+    await world.stripe.control(
+        "POST",
+        f"/accounts/{account}/restrict",
+        {"disabled_reason": "rejected.fraud", "capabilities": {"transfers": "inactive"}},
+    )
+    request = world.initiation(expert)
+    refused = await refusal(world.payments.InitiatePayment(request))
+    assert (refused.code, refused.reason) == ("FAILED_PRECONDITION", "EXPERT_NOT_READY")
+    assert (await refusal(world.payments.InitiatePayment(request))).raw == refused.raw
+    found = await world.payments.ListPayments(payments_pb2.ListPaymentsRequest(user_id=expert))
+    [payment] = found.payments
+    assert payment.state == payments_pb2.PAYMENT_STATE_CANCELED
+    assert payment.last_failure.code
+    assert not await world.stripe.effects("intent_created")
+    await check_books(world)
+
+
+async def test_a_pending_payment_is_left_pending_by_looking_at_it(world: World) -> None:
+    initiated = await world.initiate(await world.expert())
+    await world.quiet()
+    payment = await world.get(initiated.payment.payment_id)
+    assert (payment.state, payment.version) == (PENDING, initiated.payment.version)
