@@ -16,7 +16,7 @@ SOURCES := $(wildcard payment_service gateway stripe_simulator dev tests) client
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo test lint format stubs breaking migrate smoke-stripe client-wheel reset clean
+.PHONY: help run demo bench test lint format stubs breaking migrate smoke-stripe client-wheel reset clean
 
 help: ## list these targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -26,6 +26,9 @@ run: $(GENERATED) ## bring up PostgreSQL, the Stripe simulator, the service and 
 
 demo: $(GENERATED) ## the same, then walk payments through escrow and exit
 	@$(BIN)/python -m dev demo
+
+bench: $(GENERATED) ## what one worker carries while Stripe is slow; ends by itself in a minute
+	@$(BIN)/python -m dev bench
 
 test: $(GENERATED) ## all tests (unit, integration, acceptance) with coverage; ARGS='-k capture' narrows
 	@$(BIN)/python -m pytest $(if $(ARGS),$(ARGS),--cov --cov-report=term)

@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from dev.bench import bench
 from dev.console import Lines, summarize
 from dev.demo import Ending, Failed, demo, smoke_stripe
 from dev.guard import Guard
@@ -60,6 +61,15 @@ def run_demo() -> None:
 def run_smoke_stripe() -> None:
     """Walk the same payments through Stripe's own test mode."""
     _walk(smoke_stripe)
+
+
+@app.command("bench")
+def run_bench(
+    at_once: Annotated[int, typer.Option(min=1, max=512, help="Calls in flight.")] = 128,
+    latency_ms: Annotated[int, typer.Option(min=0, max=5000, help="Of every Stripe call.")] = 300,
+) -> None:
+    """Load one worker while Stripe is slow, for less than a minute, and print what it carries."""
+    _report(Lines(), lambda: bench(at_once=at_once, latency_ms=latency_ms))
 
 
 def _walk(walk: Callable[[Ending], None]) -> None:

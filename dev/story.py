@@ -11,7 +11,7 @@ from rich.text import Text
 
 from marketplace.payments.v1 import money_pb2
 
-_PLAIN_WIDTH = 110
+_WIDTH = 110
 _WHO_WIDTH = 12
 _WHAT_WIDTH = 26
 _TOOK_WIDTH = 7
@@ -46,10 +46,9 @@ class Story:
 
     def __init__(self) -> None:
         console = Console(highlight=False)
-        # What is not read on a terminal is not broken at the width of one that is not there.
-        self.console = (
-            console if console.is_terminal else Console(highlight=False, width=_PLAIN_WIDTH)
-        )
+        # Without a terminal there is no width to keep to; a wide one would tear lines apart.
+        width = min(console.width, _WIDTH) if console.is_terminal else _WIDTH
+        self.console = Console(highlight=False, width=width)
 
     def introduce(self, title: str, text: str) -> None:
         self.console.print(Panel(Text(text), title=title, title_align="left", padding=(0, 1)))

@@ -260,7 +260,7 @@ class Walk:
         )
         self.story.step(
             "client",
-            f"pays with {card.removeprefix('pm_card_')}",
+            "pays with a bad card" if card == _DECLINED_CARD else "pays by card",
             answer.sentence or "Stripe holds the amount on the card",
             seconds=time.perf_counter() - began,
         )
