@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import structlog
@@ -92,6 +92,12 @@ class Metrics:
             ["kind"],
             registry=r,
         )
+        self.violations = Gauge(
+            "payments_invariant_violations",
+            "Payments that violate an invariant of the books, by its name; zero, always.",
+            ["invariant"],
+            registry=r,
+        )
         self.waiting = Gauge(
             "payments_waiting",
             "How much waits now: operations and webhook events, by what and state.",
@@ -169,6 +175,10 @@ class Metrics:
     def event_parked(self, event_id: str, why: str) -> None:
         self.events_parked.inc()
         log.error("webhook_event_parked", event_id=event_id, why=why)
+
+    def invariants(self, violations: Mapping[str, Sequence[str]]) -> None:
+        for name, payment_ids in violations.items():
+            self.violations.labels(name).set(len(payment_ids))
 
     def discrepancy(self, payment_id: str, kind: str) -> None:
         self.discrepancies.labels(kind).inc()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Connection, text
 
 from payment_service.adapters import rows
+from payment_service.adapters.invariants import INVARIANTS
 from payment_service.domain.escrow import Payment
 from payment_service.domain.experts import Expert
 from payment_service.domain.follow import Discrepancy
@@ -135,9 +136,10 @@ class SqlReader:
         return row and rows.inbox_event_of(row)
 
     def discrepancies(
-        self, payment_id: str, before: int | None, limit: int
+        self, payment_id: str, before: int | None, limit: int, *, open_only: bool
     ) -> Sequence[StoredDiscrepancy]:
         conditions = "WHERE true"
+        conditions += " AND resolve_time IS NULL" if open_only else ""
         conditions += " AND payment_id = :payment_id" if payment_id else ""
         conditions += " AND discrepancy_id < :before" if before else ""
         found = self._all(
@@ -149,8 +151,18 @@ class SqlReader:
         return [
             StoredDiscrepancy(
                 row["discrepancy_id"],
-                Discrepancy(row["payment_id"], row["kind"], row["detail"]),
+                Discrepancy(
+                    row["payment_id"] or "",
+                    row["kind"],
+                    row["detail"],
+                    row["expected"],
+                    row["found"],
+                    row["currency"],
+                    row["cure"],
+                ),
                 row["time"],
+                row["last_seen_time"],
+                row["resolve_time"],
             )
             for row in found
         ]
@@ -238,6 +250,59 @@ class SqlReader:
             "WHERE state IN ('WAITING', 'PARKED') GROUP BY state"
         )
         return [Backlog(row["what"], row["state"], row["count"], row["oldest"]) for row in found]
+
+    def payments_changed(
+        self, since: datetime, after: tuple[datetime, str] | None, limit: int
+    ) -> Sequence[Payment]:
+        """Payments that changed since then, and all that are open; oldest change first."""
+        keyset = "AND (update_time, payment_id) > (:time, :id) " if after else ""
+        found = self._all(
+            "SELECT * FROM payments WHERE update_time >= :since AND payment_intent_id IS NOT NULL "
+            f"{keyset}ORDER BY update_time, payment_id LIMIT :limit",
+            since=since,
+            time=after and after[0],
+            id=after and after[1],
+            limit=limit,
+        )
+        return [rows.payment_of(row) for row in found]
+
+    def ledger_lines(self, ids: Sequence[str]) -> Mapping[tuple[str, str], int]:
+        """What the ledger's ``stripe:*`` lines with these balance transactions sum to."""
+        found = self._all(
+            "SELECT balance_transaction_id AS id, currency, sum(minor_units)::bigint AS total "
+            "FROM postings WHERE balance_transaction_id = ANY(:ids) GROUP BY 1, 2",
+            ids=list(ids),
+        )
+        return {(row["id"], row["currency"]): row["total"] for row in found}
+
+    def ledger_line_ids(self, account: str, since: datetime, until: datetime) -> Mapping[str, str]:
+        """The balance transactions that the ledger names on an account, with their payments."""
+        found = self._all(
+            "SELECT DISTINCT balance_transaction_id AS id, payment_id FROM postings "
+            "WHERE account = :account AND time >= :since AND time < :until "
+            "AND balance_transaction_id <> ''",
+            account=account,
+            since=since,
+            until=until,
+        )
+        return {row["id"]: row["payment_id"] for row in found}
+
+    def accounts_with_postings(self, since: datetime) -> Sequence[tuple[str, str]]:
+        """Ledger account and Stripe account of every expert whose balance moved since then."""
+        found = self._all(
+            "SELECT DISTINCT account, stripe_account_id FROM postings JOIN payments "
+            "USING (payment_id) JOIN experts USING (expert_id) WHERE postings.time >= :since "
+            "AND account = 'stripe:connected:' || expert_id AND stripe_account_id IS NOT NULL",
+            since=since,
+        )
+        return [(row["account"], row["stripe_account_id"]) for row in found]
+
+    def violations(self, since: datetime) -> Mapping[str, Sequence[str]]:
+        """Every invariant of the books by name, with the payments that violate it."""
+        return {
+            name: [row["payment_id"] for row in self._all(sql, since=since)]
+            for name, sql in INVARIANTS.items()
+        }
 
     def landing(self, token_hash: bytes) -> tuple[str, str] | None:
         """The expert and the onward address behind a landing page's token, until it expires."""

@@ -210,14 +210,40 @@ class SqlTransaction:
         )
 
     def report(self, discrepancy: Discrepancy) -> None:
-        """Keep it once, however often it is seen."""
+        """Keep it once, however often it is seen; one that was gone is open again."""
         self._do(
-            "INSERT INTO discrepancies (payment_id, kind, detail, time) "
-            "VALUES (:payment_id, :kind, :detail, now()) ON CONFLICT DO NOTHING",
-            payment_id=discrepancy.payment_id,
+            "INSERT INTO discrepancies (payment_id, kind, detail, time, last_seen_time, expected, "
+            "found, currency, cure) VALUES (:payment_id, :kind, :detail, now(), now(), :expected, "
+            ":found, :currency, :cure) ON CONFLICT (payment_id, kind, detail) DO UPDATE "
+            "SET last_seen_time = now(), resolve_time = NULL, found = excluded.found",
+            payment_id=discrepancy.payment_id or None,
             kind=discrepancy.kind,
             detail=discrepancy.detail,
+            expected=discrepancy.expected,
+            found=discrepancy.found,
+            currency=discrepancy.currency,
+            cure=discrepancy.cure,
         )
+
+    def resolve_discrepancies(self, kinds: Sequence[str], seen_since: datetime) -> int:
+        """Those of these kinds that a run which began then did not see again are gone."""
+        return self._do(
+            "UPDATE discrepancies SET resolve_time = now() WHERE kind = ANY(:kinds) "
+            "AND resolve_time IS NULL AND last_seen_time < :since",
+            kinds=list(kinds),
+            since=seen_since,
+        )
+
+    def lease_job(self, name: str, seconds: float) -> bool:
+        """True for one replica, once in so many seconds."""
+        made = self._do(
+            "INSERT INTO jobs (name, next_time) VALUES (:name, now() + :pause) "
+            "ON CONFLICT (name) DO UPDATE SET next_time = excluded.next_time "
+            "WHERE jobs.next_time <= now()",
+            name=name,
+            pause=timedelta(seconds=seconds),
+        )
+        return made == 1
 
     def payments_past_window(self, limit: int) -> Sequence[str]:
         """Unpaid payments whose window has closed and that nothing is being done about."""

@@ -15,12 +15,13 @@ import stripe
 import structlog
 from aiohttp import ClientTimeout, TCPConnector
 from stripe import RequestOptions
-from stripe.params import AccountCreateParams, EventListParams
+from stripe.params import AccountCreateParams, BalanceTransactionListParams, EventListParams
 
 from payment_service.adapters.breaker import Breaker
 from payment_service.adapters.stripe_calls import Calls, misconfigured
 from payment_service.adapters.stripe_views import (
     account_of,
+    balance_entry_of,
     fee_refund_of,
     observation_of,
     refund_of,
@@ -33,6 +34,7 @@ from payment_service.domain.errors import (
 from payment_service.domain.experts import Account
 from payment_service.domain.observation import Observation, Refund, Reversal
 from payment_service.domain.ports import (
+    BalanceEntry,
     InboxEvent,
     NewAccount,
     NewIntent,
@@ -263,6 +265,21 @@ class StripeApi:
         )
         found = (account_of(account) for account in accounts)
         return next((account for account in found if account.operation_id == operation_id), None)
+
+    async def balance_entries(
+        self, stripe_account_id: str, since: datetime
+    ) -> Sequence[BalanceEntry]:
+        """The balance transactions of the platform, or of an account, created since then."""
+        params: BalanceTransactionListParams = {
+            "created": {"gte": int(since.timestamp())},
+            "limit": 100,
+            "expand": ["data.source"],
+        }
+        options: RequestOptions = {"stripe_account": stripe_account_id} if stripe_account_id else {}
+        found: list[stripe.BalanceTransaction] = await self._calls.read_all(
+            lambda: self._client.v1.balance_transactions.list_async(params, options)
+        )
+        return [balance_entry_of(transaction) for transaction in found]
 
     async def events(self, stripe_account_id: str, since: datetime) -> Sequence[InboxEvent]:
         """The events of the platform, or of an account, created at ``since`` or later."""

@@ -10,6 +10,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from payment_service.domain.envelope import OddEvent, reference_of
 from payment_service.domain.experts import Account
 from payment_service.domain.observation import (
     ApplicationFee,
@@ -23,6 +24,7 @@ from payment_service.domain.observation import (
     Reversal,
     Transfer,
 )
+from payment_service.domain.ports import BalanceEntry
 
 if TYPE_CHECKING:  # Only the port's implementation imports stripe at run time.
     import stripe
@@ -161,6 +163,23 @@ def account_of(account: stripe.Account) -> Account:
         disabled_reason=(requirements.disabled_reason or "") if requirements else "",
         expert_id=metadata.get("expert_id", ""),
         operation_id=metadata.get("operation_id", ""),
+    )
+
+
+def balance_entry_of(transaction: stripe.BalanceTransaction) -> BalanceEntry:
+    source = transaction.source
+    shown = source.to_dict() if source is not None and not isinstance(source, str) else {}
+    try:
+        reference = reference_of(shown)
+    except OddEvent:
+        reference = ""
+    return BalanceEntry(
+        transaction.id,
+        transaction.currency.upper(),
+        transaction.net,
+        transaction.type,
+        reference,
+        datetime.fromtimestamp(transaction.created, UTC),
     )
 
 

@@ -12,6 +12,7 @@ import structlog
 from payment_service.application.apply_inbox import apply_waiting
 from payment_service.application.core import Core
 from payment_service.application.poll_events import ask_about_quiet_payments, poll_events
+from payment_service.application.reconcile import reconcile_if_due
 from payment_service.application.sweep import (
     ask_about_lapsed_holds,
     expire_unpaid,
@@ -34,6 +35,7 @@ async def run_background(core: Core) -> None:
         tasks.create_task(_loop(core, sweep_operations, _POLL_SECONDS))
         tasks.create_task(_loop(core, poll_events, _POLL_SECONDS))
         tasks.create_task(_loop(core, ask_about_quiet_payments, _SELDOM_SECONDS))
+        tasks.create_task(_loop(core, reconcile_if_due, _SELDOM_SECONDS))
         tasks.create_task(_loop(core, expire_unpaid, _SELDOM_SECONDS))
         tasks.create_task(_loop(core, ask_about_lapsed_holds, _SELDOM_SECONDS))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Protocol
@@ -30,6 +30,7 @@ class Alarms(Protocol):
     def operation_parked(self, operation: Operation, why: str) -> None: ...
     def event_parked(self, event_id: str, why: str) -> None: ...
     def discrepancy(self, payment_id: str, kind: str) -> None: ...
+    def invariants(self, violations: Mapping[str, Sequence[str]]) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,7 +66,7 @@ def envelope_of(
         object_id=_text(shown, "id"),
         account_id=account_id or _text(event, "account") or _account_of(kind, shown),
         payment_intent_id=_intent_of(shown),
-        payment_ref=_reference_of(shown),
+        payment_ref=reference_of(shown),
         payload_sha256=payload_sha256,
         create_time=datetime.fromtimestamp(created, UTC),
         state="WAITING" if acted_upon else "IGNORED",
@@ -89,7 +89,7 @@ def _intent_of(shown: Mapping[str, Any]) -> str:
     return _text(shown, "payment_intent")
 
 
-def _reference_of(shown: Mapping[str, Any]) -> str:
+def reference_of(shown: Mapping[str, Any]) -> str:
     """By which the payment is found. Our own id comes first: it is known before Stripe's."""
     metadata = shown.get("metadata")
     ours = _text(metadata, "payment_id") if isinstance(metadata, Mapping) else ""

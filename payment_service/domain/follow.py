@@ -44,6 +44,11 @@ class Discrepancy:
     payment_id: str
     kind: str
     detail: str
+    #: Ours and Stripe's, where an amount is in question; minor units of ``currency``.
+    expected: int | None = None
+    found: int | None = None
+    currency: str = ""
+    cure: str = ""
 
 
 @dataclass(frozen=True, slots=True)

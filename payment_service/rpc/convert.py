@@ -27,10 +27,12 @@ from marketplace.payments.v1 import (
     payments_pb2,
 )
 from payment_service.application.capture_payment import Part
+from payment_service.application.reconcile import Report
 from payment_service.domain import money
 from payment_service.domain.errors import invalid_field, invalid_fields
 from payment_service.domain.escrow import Failure, Payment, State
 from payment_service.domain.experts import BusinessType, Expert, ExpertStatus
+from payment_service.domain.follow import Discrepancy
 from payment_service.domain.money import InvalidMoney, Money
 from payment_service.domain.operations import Operation, OperationState
 from payment_service.domain.ports import (
@@ -416,13 +418,36 @@ def inbox_state_of(value: int) -> str | None:
     return name.removeprefix("INBOX_STATE_")
 
 
-def discrepancy_message(stored: StoredDiscrepancy) -> operations_pb2.Discrepancy:
+def discrepancy_message(
+    discrepancy: Discrepancy, stored: StoredDiscrepancy | None = None
+) -> operations_pb2.Discrepancy:
+    def amount(minor_units: int | None) -> money_pb2.Money | None:
+        return None if minor_units is None else money_message(minor_units, discrepancy.currency)
+
     return operations_pb2.Discrepancy(
-        discrepancy_id=stored.discrepancy_id,
-        payment_id=stored.discrepancy.payment_id,
-        kind=stored.discrepancy.kind,
-        detail=stored.discrepancy.detail,
-        time=time_message(stored.time),
+        discrepancy_id=stored.discrepancy_id if stored else 0,
+        payment_id=discrepancy.payment_id,
+        kind=discrepancy.kind,
+        detail=discrepancy.detail,
+        expected=amount(discrepancy.expected),
+        found=amount(discrepancy.found),
+        cure=discrepancy.cure,
+        time=time_message(stored.time) if stored else None,
+        last_seen_time=time_message(stored.last_seen_time) if stored else None,
+        resolve_time=time_message(stored.resolve_time) if stored else None,
+    )
+
+
+def report_message(report: Report) -> operations_pb2.RunReconciliationResponse:
+    return operations_pb2.RunReconciliationResponse(
+        checked_payments=report.checked_payments,
+        corrected_payments=report.corrected_payments,
+        checked_lines=report.checked_lines,
+        invariants=[
+            operations_pb2.Invariant(name=name, violations=len(payment_ids))
+            for name, payment_ids in report.violations.items()
+        ],
+        discrepancies=[discrepancy_message(found) for found in report.discrepancies],
     )
 
 

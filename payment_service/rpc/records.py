@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 
 from marketplace.payments.v1 import (
     events_pb2,
@@ -16,6 +16,7 @@ from marketplace.payments.v1 import (
 from payment_service.application.core import Core
 from payment_service.application.operate import resume_operation, retry_inbox_event
 from payment_service.application.read_events import read_events
+from payment_service.application.reconcile import reconcile, reconcile_payment
 from payment_service.domain.errors import payment_not_found
 from payment_service.rpc import convert
 from payment_service.rpc.calls import Context, Operations, cause_of
@@ -165,6 +166,22 @@ class OperationsServicer(operations_pb2_grpc.OperationsServiceServicer):
         event = await self._operations.run(retry_inbox_event(self._core, event_id))
         return operations_pb2.RetryInboxEventResponse(event=convert.inbox_event_message(event))
 
+    async def RunReconciliation(
+        self, request: operations_pb2.RunReconciliationRequest, context: Context
+    ) -> operations_pb2.RunReconciliationResponse:
+        fields = Fields()
+        payment_id = fields.our_id("payment_id", request.payment_id) if request.payment_id else ""
+        since = fields.time("since", request)
+        fields.check()
+        cause = cause_of(context, "RunReconciliation")
+        span = timedelta(seconds=self._core.policy.reconcile_span)
+        report = await self._operations.run(
+            reconcile_payment(self._core, payment_id, cause)
+            if payment_id
+            else reconcile(self._core, since or datetime.now(UTC) - span, cause)
+        )
+        return convert.report_message(report)
+
     async def ListDiscrepancies(
         self, request: operations_pb2.ListDiscrepanciesRequest, context: Context
     ) -> operations_pb2.ListDiscrepanciesResponse:
@@ -174,16 +191,21 @@ class OperationsServicer(operations_pb2_grpc.OperationsServiceServicer):
             payment_id = fields.our_id("payment_id", request.payment_id)
         page_size = fields.page_size(request.page_size)
         fields.check()
-        keyset = convert.read_page_token("discrepancies", payment_id, request.page_token, 1)
+        filters = f"{payment_id} {request.open_only}"
+        keyset = convert.read_page_token("discrepancies", filters, request.page_token, 1)
         before = convert.token_number(keyset[0]) if keyset else None
         found = await self._core.database.read(
-            lambda reader: reader.discrepancies(payment_id, before, page_size + 1)
+            lambda reader: reader.discrepancies(
+                payment_id, before, page_size + 1, open_only=request.open_only
+            )
         )
         page, token = found[:page_size], ""
         if len(found) > page_size:
-            token = convert.page_token("discrepancies", payment_id, str(page[-1].discrepancy_id))
+            token = convert.page_token("discrepancies", filters, str(page[-1].discrepancy_id))
         return operations_pb2.ListDiscrepanciesResponse(
-            discrepancies=[convert.discrepancy_message(stored) for stored in page],
+            discrepancies=[
+                convert.discrepancy_message(stored.discrepancy, stored) for stored in page
+            ],
             next_page_token=token,
         )
 

@@ -67,7 +67,11 @@ LAYERS = [
     ),
     Layer(
         "stripe",
-        {"payment_service.adapters.stripe_api", "payment_service.adapters.stripe_views"},
+        {
+            "payment_service.adapters.stripe_api",
+            "payment_service.adapters.stripe_calls",
+            "payment_service.adapters.stripe_views",
+        },
         "only what speaks with Stripe knows the stripe package",
         ours={"payment_service.adapters", "payment_service.domain"},
         others={"stripe", "aiohttp", "structlog", "prometheus_client"},
@@ -162,7 +166,7 @@ LINES_MAX = 400
 LONG_FILES = {
     "payment_service/domain/escrow.py": "the whole state machine, which is to be read in one place",
     "payment_service/domain/follow.py": "all that an observation of Stripe can change, one table",
-    "payment_service/adapters/stripe_api.py": "all that is ever asked of Stripe, in one file",
+    "payment_service/domain/ports.py": "every port, beside the values that it carries",
     "payment_service/adapters/repositories.py": "every statement that writes, beside the one door",
     "payment_service/rpc/convert.py": "every message of the contract against the domain's values",
     "stripe_simulator/api.py": "all that every request passes, in Stripe's own order",
@@ -266,7 +270,7 @@ def test_layer_imports_only_what_it_may(layer: Layer) -> None:
     assert not wrong, f"{layer.name}: {layer.why}. Yet:\n" + "\n".join(wrong)
 
 
-def test_stripe_runs_in_one_file_of_the_service() -> None:
+def test_stripe_runs_in_two_files_of_the_service() -> None:
     importers = {
         found.importer
         for found in all_imports()
@@ -274,7 +278,10 @@ def test_stripe_runs_in_one_file_of_the_service() -> None:
         and not found.typing_only
         and not within(found.importer, {"dev"})
     }
-    assert importers <= {"payment_service.adapters.stripe_api"}
+    assert importers <= {
+        "payment_service.adapters.stripe_api",
+        "payment_service.adapters.stripe_calls",
+    }
 
 
 def test_long_files_have_a_reason() -> None:

@@ -1,0 +1,245 @@
+"""Hold three books against each other: payments, ledger, and what Stripe itself shows.
+
+Where ours is behind and Stripe is final, ours follows, by the ordinary transitions and under this
+cause: a correction is visible as one. Everything else becomes a discrepancy with its amounts and
+what would mend it; one that a later run does not see again is marked as gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from typing import Final
+
+import structlog
+
+from payment_service.application.carry_out import database_time
+from payment_service.application.core import Core
+from payment_service.application.observe import observe_payment
+from payment_service.domain.errors import Refusal, payment_not_found
+from payment_service.domain.escrow import Payment
+from payment_service.domain.follow import Discrepancy
+from payment_service.domain.ledger import STRIPE_PLATFORM
+from payment_service.domain.ports import BalanceEntry, Cause, Policy, Reader, Transaction
+
+log = structlog.get_logger(__name__)
+
+_PAGE: Final = 200
+#: Stripe allows 25 reads a second; this leaves most of them to the callers.
+_READS_AT_ONCE: Final = 3
+#: Lines may differ for a moment around the edges of the span.
+_EDGE: Final = timedelta(hours=1)
+
+LINE_KINDS: Final = (
+    "missing_in_ledger",
+    "missing_at_stripe",
+    "line_differs",
+    "unknown_balance_transaction",
+)
+
+
+@dataclass(slots=True)
+class Report:
+    """What a run found."""
+
+    began: datetime
+    checked_payments: int = 0
+    corrected_payments: int = 0
+    checked_lines: int = 0
+    violations: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    discrepancies: list[Discrepancy] = field(default_factory=list)
+
+
+async def reconcile_if_due(core: Core) -> int:
+    """The job: one replica, once an hour."""
+    if core.stripe.is_away:
+        return 0
+    if await core.database.transact(lease_reconciliation, core.policy):
+        now = await core.database.transact(database_time)
+        cause = Cause("payment_service", "reconciliation")
+        report = await reconcile(core, now - timedelta(seconds=core.policy.reconcile_span), cause)
+        log.info(
+            "reconciled",
+            payments=report.checked_payments,
+            corrected=report.corrected_payments,
+            lines=report.checked_lines,
+            discrepancies=len(report.discrepancies),
+        )
+    return 0
+
+
+def lease_reconciliation(tx: Transaction, policy: Policy) -> bool:
+    return tx.lease_job("reconciliation", policy.reconcile_seconds)
+
+
+async def reconcile(core: Core, since: datetime, cause: Cause) -> Report:
+    """Everything that changed since then. Raises :class:`Unavailable` if Stripe is away."""
+    report = Report(began=await core.database.transact(database_time))
+    await _follow_payments(core, since, cause, report)
+    await _compare_lines(core, since, cause, report)
+    report.violations = await core.database.read(_violations, since)
+    for name, payment_ids in report.violations.items():
+        for payment_id in payment_ids:
+            report.discrepancies.append(_violated(name, payment_id))
+    core.alarms.invariants(report.violations)
+    kinds = [*LINE_KINDS, *(f"invariant_{name}" for name in report.violations)]
+    await core.database.transact(save_report, report.discrepancies, kinds, report.began)
+    for discrepancy in report.discrepancies:
+        core.alarms.discrepancy(discrepancy.payment_id, discrepancy.kind)
+    return report
+
+
+async def reconcile_payment(core: Core, payment_id: str, cause: Cause) -> Report:
+    """One payment against Stripe's objects, and its books against themselves."""
+    report = Report(began=await core.database.transact(database_time))
+    payment = await core.database.read(lambda reader: reader.payment(payment_id))
+    if payment is None:
+        raise payment_not_found(payment_id)
+    applied = await observe_payment(core, payment_id, cause)
+    report.checked_payments = 1
+    report.corrected_payments = int(applied.changed)
+    report.discrepancies += applied.discrepancies
+    found = await core.database.read(_violations, payment.create_time)
+    report.violations = {
+        name: [known for known in payment_ids if known == payment_id]
+        for name, payment_ids in found.items()
+    }
+    report.discrepancies += [
+        _violated(name, known) for name, ids in report.violations.items() for known in ids
+    ]
+    return report
+
+
+def save_report(
+    tx: Transaction, discrepancies: Sequence[Discrepancy], kinds: Sequence[str], began: datetime
+) -> None:
+    for discrepancy in discrepancies:
+        tx.report(discrepancy)
+    tx.resolve_discrepancies(kinds, began)
+
+
+async def _follow_payments(core: Core, since: datetime, cause: Cause, report: Report) -> None:
+    """Every payment against its intent, a few at a time."""
+    places = asyncio.Semaphore(_READS_AT_ONCE)
+
+    async def one(payment_id: str) -> None:
+        async with places:
+            try:
+                applied = await observe_payment(core, payment_id, cause)
+            except Refusal as refusal:
+                log.info("reconciliation_skips", payment=payment_id, reason=refusal.reason)
+                return
+        report.checked_payments += 1
+        report.corrected_payments += int(applied.changed)
+
+    after: tuple[datetime, str] | None = None
+    while True:
+        page = await core.database.read(_payments_changed, since, after)
+        # What this run itself has changed comes by again at the end; once is enough.
+        fresh = [payment for payment in page if payment.update_time < report.began]
+        await asyncio.gather(*(one(payment.payment_id) for payment in fresh))
+        if len(page) < _PAGE or len(fresh) < len(page):
+            return
+        after = (page[-1].update_time, page[-1].payment_id)
+
+
+async def _compare_lines(core: Core, since: datetime, cause: Cause, report: Report) -> None:
+    """The ledger's ``stripe:*`` accounts against Stripe's balance transactions, line by line."""
+    accounts = [
+        (STRIPE_PLATFORM, ""),
+        *await core.database.read(lambda reader: reader.accounts_with_postings(since)),
+    ]
+    for account, stripe_account_id in accounts:
+        entries = await core.stripe.balance_entries(stripe_account_id, since - _EDGE)
+        report.checked_lines += len(entries)
+        found = await _compare_account(core, account, entries, since, report)
+        behind = {discrepancy.payment_id for discrepancy in found if discrepancy.payment_id}
+        for payment_id in behind:
+            try:
+                applied = await observe_payment(core, payment_id, cause)
+                report.corrected_payments += int(applied.changed)
+            except Refusal as refusal:
+                log.info("reconciliation_skips", payment=payment_id, reason=refusal.reason)
+        if behind:  # What was only behind agrees by now.
+            found = await _compare_account(core, account, entries, since, report)
+        report.discrepancies += found
+
+
+async def _compare_account(
+    core: Core, account: str, entries: Sequence[BalanceEntry], since: datetime, report: Report
+) -> list[Discrepancy]:
+    ours = await core.database.read(
+        lambda reader: reader.ledger_lines([entry.balance_transaction_id for entry in entries])
+    )
+    found = []
+    for entry in entries:
+        if entry.create_time < since:
+            continue
+        line = ours.get((entry.balance_transaction_id, entry.currency))
+        if line == entry.net:
+            continue
+        found.append(await _line_discrepancy(core, account, entry, line))
+    named = await core.database.read(
+        lambda reader: reader.ledger_line_ids(account, since, report.began)
+    )
+    there = {entry.balance_transaction_id for entry in entries}
+    found += [
+        Discrepancy(
+            payment_id,
+            "missing_at_stripe",
+            f"{account} has {line_id}, Stripe does not",
+            cure="compare the payment's postings with Stripe's dashboard",
+        )
+        for line_id, payment_id in named.items()
+        if line_id not in there
+    ]
+    return found
+
+
+async def _line_discrepancy(
+    core: Core, account: str, entry: BalanceEntry, line: int | None
+) -> Discrepancy:
+    """A balance transaction that the ledger has otherwise, or not at all."""
+    reference = entry.payment_ref
+    payment_id = (
+        await core.database.read(lambda reader: reader.payment_of(reference)) if reference else None
+    )
+    amounts = Discrepancy(
+        payment_id or "",
+        "line_differs",
+        f"{entry.balance_transaction_id} ({entry.type}) on {account}",
+        expected=line or 0,
+        found=entry.net,
+        currency=entry.currency,
+        cure="follow the payment; if it stays, an operator posts the difference",
+    )
+    if line is not None:
+        return amounts
+    if payment_id is not None or account != STRIPE_PLATFORM:
+        return replace(amounts, kind="missing_in_ledger")
+    return replace(
+        amounts,
+        kind="unknown_balance_transaction",
+        cure="Stripe moved this by itself, or somebody did by hand: decide what it was",
+    )
+
+
+def _payments_changed(
+    reader: Reader, since: datetime, after: tuple[datetime, str] | None
+) -> Sequence[Payment]:
+    return reader.payments_changed(since, after, _PAGE)
+
+
+def _violations(reader: Reader, since: datetime) -> Mapping[str, Sequence[str]]:
+    return reader.violations(since)
+
+
+def _violated(name: str, payment_id: str) -> Discrepancy:
+    return Discrepancy(
+        payment_id,
+        f"invariant_{name}",
+        "the books contradict themselves",
+        cure="stop changing this payment and read its events: this is a bug or a tampering",
+    )
