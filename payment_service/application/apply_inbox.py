@@ -19,11 +19,10 @@ from payment_service.application.observe import apply, observe_payment
 from payment_service.application.refresh_expert import refresh_expert
 from payment_service.application.settle import Applied
 from payment_service.domain.errors import Busy, Exhausted, Refusal, Unavailable
-from payment_service.domain.ports import Cause, InboxEvent, Transaction
+from payment_service.domain.ports import Cause, InboxEvent, Policy, Transaction
 
 log = structlog.get_logger(__name__)
 
-_LEASE_SECONDS: Final = 30.0
 _BATCH: Final = 100
 _AT_ONCE: Final = 8
 #: How many times longer an event waits out an outage than it is tried when it is itself at fault.
@@ -34,7 +33,7 @@ async def apply_waiting(core: Core) -> int:
     """Apply a batch of waiting events and return how many there were."""
     if core.stripe.is_away:  # Every event is a question to Stripe: no use in trying now.
         return 0
-    events = await core.database.transact(lease_events)
+    events = await core.database.transact(lease_events, core.policy)
     groups: dict[tuple[str, str], list[InboxEvent]] = defaultdict(list)
     for event in events:
         about_account = event.type.startswith(("account.", "capability."))
@@ -76,8 +75,9 @@ async def _apply_group(core: Core, key: tuple[str, str], group: Sequence[InboxEv
     await core.database.transact(finish_events, group, state, verdict)
 
 
-def lease_events(tx: Transaction) -> Sequence[InboxEvent]:
-    return tx.lease_inbox(_LEASE_SECONDS, _BATCH)
+def lease_events(tx: Transaction, policy: Policy) -> Sequence[InboxEvent]:
+    """For as long as an operation: what a dead replica held is taken up no later than that."""
+    return tx.lease_inbox(policy.lease, _BATCH)
 
 
 def finish_events(tx: Transaction, group: Sequence[InboxEvent], state: str, verdict: str) -> None:
