@@ -1,0 +1,405 @@
+"""The crash sweep: the service is killed at every place that a money RPC passes, and converges.
+
+The places are found by tracing undisturbed runs, so a new phase or a new call to Stripe is covered
+from the day it is written. The undisturbed run is also the oracle: after a crash there must be the
+very same effects at Stripe, once each, and the same payment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from google.protobuf.message import Message
+
+from marketplace.payments.v1 import experts_pb2, payments_pb2, webhooks_pb2
+from stripe_simulator.webhooks import sign
+from tests.integration.books import check_books
+from tests.integration.world import (
+    IN_ESCROW,
+    PLATFORM_SECRET,
+    Payment,
+    Reply,
+    Stripe,
+    World,
+    capture_request,
+    new_name,
+    refund_request,
+)
+from tests.reliability.system import SURVIVOR, VICTIM, System
+
+#: Reached by the loops of a service at rest: part of a scenario only where it says so.
+AT_REST = frozenset(
+    {"begin_expiry", "events", "lease_due", "lease_events", "lease_quiet", "lease_watches"}
+    | {"store_polled"}
+)
+CONVERGENCE_SECONDS = 10.0
+_FIRE_SECONDS = 10.0
+#: What a caller is told while nothing is settled: ask again with the same key.
+_ASK_AGAIN = ("UNAVAILABLE", "ABORTED", "RESOURCE_EXHAUSTED")
+_BOTH_WAYS = ("same", "other")
+
+
+@dataclass
+class Subject:
+    """What one case is about: a keyed call, or a webhook that is redelivered until it is taken."""
+
+    method: str
+    request: Message
+    payment_id: str = ""
+    #: Where it must end, if no answer says so.
+    state: int = 0
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A money RPC (or the inbox) from a prepared state to its end."""
+
+    name: str
+    prepare: Callable[[World, str], Awaitable[Subject]]
+    #: Places of the loops that belong to it.
+    loops: frozenset[str] = frozenset()
+    #: Faults at Stripe that make the loops finish it: (path, action, when).
+    fault: tuple[str, str, str] | None = None
+
+    @property
+    def by_loops(self) -> bool:
+        """Whether it is a loop that must die, and so not another replica's."""
+        return bool(self.loops)
+
+
+@dataclass(frozen=True)
+class Case:
+    scenario: Scenario
+    place: str
+    nth: int
+    #: Who goes on: the same replica, restarted, or another that was up all the time.
+    by: str
+
+    def __str__(self) -> str:
+        return f"{self.scenario.name} {self.place}#{self.nth} {self.by}"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run came to, without ids and times: equal for the undisturbed and the killed."""
+
+    effects: Counter[tuple[str, int | None]]
+    shown: tuple[object, ...]
+
+
+@dataclass
+class Told:
+    """Every acknowledged change, to be found again at the end."""
+
+    payments: dict[str, Payment] = field(default_factory=dict)
+    replies: list[tuple[str, bytes, bytes]] = field(default_factory=list)
+
+
+# ---- the scenarios ----
+
+
+async def _initiation(world: World, expert: str) -> Subject:
+    return Subject("PaymentService/InitiatePayment", world.initiation(expert))
+
+
+async def _capture(world: World, expert: str) -> Subject:
+    held = await world.escrowed(expert)
+    return Subject("PaymentService/CapturePayment", capture_request(held.payment_id))
+
+
+async def _capture_part(world: World, expert: str) -> Subject:
+    held = await world.escrowed(expert)
+    request = capture_request(held.payment_id, 3_335, final=True, notes="a part")
+    return Subject("PaymentService/CapturePayment", request)
+
+
+async def _cancel(world: World, expert: str) -> Subject:
+    held = await world.escrowed(expert)
+    return Subject("PaymentService/RefundPayment", refund_request(held.payment_id))
+
+
+async def _refund(world: World, expert: str) -> Subject:
+    captured = await world.captured(expert)
+    return Subject("PaymentService/RefundPayment", refund_request(captured.payment_id, 3_333))
+
+
+async def _account(world: World, expert: str) -> Subject:
+    expert_id = new_name("crash-expert")
+    request = experts_pb2.CreateExpertAccountRequest(
+        expert_id=expert_id, name="Ann Expert", email=f"{expert_id}@example.com"
+    )
+    return Subject("ExpertService/CreateExpertAccount", request)
+
+
+async def _authorization(world: World, expert: str) -> Subject:
+    """The client has paid; Stripe delivers the event, and delivers it again until it is taken."""
+    initiated = await world.initiate(expert)
+    await world.quiet()
+    await set_webhooks(world.stripe, paused=True)
+    await world.confirm(initiated)
+    intent = initiated.payment.payment_intent_id
+    listed = await world.stripe.api(
+        "GET", "/events", type="payment_intent.amount_capturable_updated", limit=20
+    )
+    [event] = [one for one in listed["data"] if one["data"]["object"]["id"] == intent]
+    payload = json.dumps(event)
+    request = webhooks_pb2.IngestEventRequest(
+        endpoint=webhooks_pb2.WEBHOOK_ENDPOINT_PLATFORM,
+        payload=payload.encode(),
+        signature=sign(payload, (PLATFORM_SECRET,), int(time.time())),
+    )
+    payment_id = initiated.payment.payment_id
+    return Subject("WebhookService/IngestEvent", request, payment_id, IN_ESCROW)
+
+
+_SWEEP = frozenset({"lease_due"})
+SCENARIOS = (
+    Scenario("InitiatePayment", _initiation),
+    Scenario("CapturePayment whole", _capture),
+    Scenario("CapturePayment part", _capture_part),
+    Scenario("RefundPayment cancel", _cancel),
+    Scenario("RefundPayment both legs", _refund),
+    Scenario("CreateExpertAccount", _account),
+    Scenario("inbox", _authorization, frozenset({"lease_events"})),
+    Scenario("sweep of a capture", _capture, _SWEEP, ("/capture$", "reset", "after")),
+    Scenario("sweep of a refund", _refund, _SWEEP, ("/refunds$", "reset", "after")),
+)
+
+
+# ---- one run ----
+
+
+async def set_webhooks(stripe: Stripe, *, paused: bool) -> None:
+    await stripe.control("POST", "/webhooks", {"paused": paused})
+
+
+async def effects_since(stripe: Stripe, number: int) -> tuple[list[dict[str, object]], int]:
+    given = await stripe.control("GET", f"/effects?since={number}")
+    return given["effects"], given["last"]
+
+
+@dataclass
+class Run:
+    """One scenario, undisturbed or killed, from its prepared state on."""
+
+    system: System
+    worlds: list[World]
+    expert: str
+    told: Told
+    random: random.Random
+
+    @property
+    def stripe(self) -> Stripe:
+        return self.worlds[VICTIM].stripe
+
+    async def prepared(self, scenario: Scenario, world: World) -> tuple[Subject, int]:
+        """The subject, and the number of the last effect before it. Webhooks are paused after."""
+        await set_webhooks(self.stripe, paused=False)
+        subject = await scenario.prepare(world, self.expert)
+        if scenario.name != "inbox":
+            await world.quiet()
+            await set_webhooks(self.stripe, paused=True)
+        if scenario.fault is not None:
+            path, action, when = scenario.fault
+            await self.stripe.clear_faults()
+            await self.stripe.fault(path, action, when)
+        _, last = await effects_since(self.stripe, 0)
+        return subject, last
+
+    async def undisturbed(self, scenario: Scenario) -> tuple[Counter[str], Outcome]:
+        """The places that it passes on the victim, and what it comes to."""
+        world = self.worlds[VICTIM]
+        subject, last = await self.prepared(scenario, world)
+        self.system.start_tracing()
+        reply = await self.answer(world, subject)
+        await self.settled(world, subject)
+        passed = self.system.traced()
+        outcome = await self.outcome(world, subject, reply, last)
+        await self.clean_up(world, subject)
+        relevant = AT_REST - scenario.loops
+        places = Counter(place for place in passed if place.split(":")[1] not in relevant)
+        for place in places:
+            if place.split(":")[1] in scenario.loops:
+                places[place] = 1  # How often a loop turns is not the scenario's doing.
+        return places, outcome
+
+    async def killed(self, case: Case, expected: Outcome) -> float:
+        """Kill at the place; how long it then took to converge. AssertionError if it did not."""
+        world = self.worlds[VICTIM]
+        subject, last = await self.prepared(case.scenario, world)
+        alone = case.by == "other" and case.scenario.by_loops
+        if alone:
+            self.system.survivor.pause()  # Or it would be the one to do it.
+        try:
+            self.system.arm(case.place, case.nth)
+            caller = asyncio.create_task(self.ask_until_told(world, subject))
+            assert await self.system.death(_FIRE_SECONDS), "the barrier was never reached"
+        finally:
+            self.system.disarm()
+            if alone:
+                self.system.survivor.resume()
+        caller.cancel()
+        # Stripe's events come meanwhile, or only when everything is over.
+        await set_webhooks(self.stripe, paused=self.random.random() < 0.5)
+        if case.by == "same":
+            await self.system.begin(VICTIM)
+        else:
+            world = self.worlds[SURVIVOR]
+            self.system.victim.start()
+        began = time.monotonic()
+        if self.random.random() < 0.5:  # A caller who comes back late.
+            await self.settled(world, subject, only_known=True)
+        reply = await self.answer(world, subject)
+        await self.settled(world, subject)
+        seconds = time.monotonic() - began
+        assert seconds <= CONVERGENCE_SECONDS, f"took {seconds:.1f} s to converge"
+        if case.scenario.fault is not None:
+            assert await self.stripe.fired(), "the fault at Stripe never struck"
+        await self.system.begin(VICTIM)
+        again = await self.answer(self.worlds[VICTIM], subject)
+        assert _comparable(again, subject) == _comparable(reply, subject), "another answer"
+        outcome = await self.outcome(world, subject, reply, last)
+        assert outcome == expected, f"ended as {outcome}, undisturbed as {expected}"
+        await self.clean_up(world, subject)
+        return seconds
+
+    async def answer(self, world: World, subject: Subject) -> Reply:
+        """What the caller is told in the end; never later than all must have converged."""
+        reply = await asyncio.wait_for(self.ask_until_told(world, subject), CONVERGENCE_SECONDS)
+        assert reply.code == "OK", reply
+        return reply
+
+    async def ask_until_told(self, world: World, subject: Subject) -> Reply:
+        """Ask again with the same key as one is bidden."""
+        while True:
+            reply = await world.raw(subject.method, _bytes(subject), CONVERGENCE_SECONDS)
+            if reply.code not in _ASK_AGAIN:
+                return reply
+            await asyncio.sleep(0.1)
+
+    async def settled(self, world: World, subject: Subject, *, only_known: bool = False) -> None:
+        """Wait until nothing is open (and, unless nobody asked yet, the state is there)."""
+        deadline = time.monotonic() + CONVERGENCE_SECONDS
+        while True:
+            [(waiting,)] = world.sql(
+                "SELECT (SELECT count(*) FROM operations WHERE state IN ('STARTED', 'UNKNOWN'))"
+                " + (SELECT count(*) FROM inbox WHERE state = 'WAITING')"
+            )
+            there = only_known or not subject.state
+            if not there:
+                there = (await world.get(subject.payment_id)).state == subject.state
+            if there and not waiting:
+                return
+            assert time.monotonic() < deadline, f"{waiting} still open"
+            await asyncio.sleep(0.05)
+
+    async def outcome(self, world: World, subject: Subject, reply: Reply, last: int) -> Outcome:
+        effects, _ = await effects_since(self.stripe, last)
+        counted = Counter((str(one["kind"]), _number(one["amount"])) for one in effects)
+        payment = await self.payment(world, subject, reply)
+        if payment is None:
+            answer = experts_pb2.CreateExpertAccountResponse.FromString(reply.body)
+            return Outcome(counted, (answer.expert.status, bool(answer.onboarding_url)))
+        self.told.payments[payment.payment_id] = payment
+        self.told.replies.append((subject.method, _bytes(subject), reply.body))
+        amounts = ("held", "captured", "refunded", "net")
+        shown = [getattr(payment, f"{name}_amount").minor_units for name in amounts]
+        return Outcome(
+            counted,
+            (payment.state, *shown, payment.net_commission.minor_units, payment.waiting_for),
+        )
+
+    async def payment(self, world: World, subject: Subject, reply: Reply) -> Payment | None:
+        if subject.payment_id:
+            return await world.get(subject.payment_id)
+        if subject.method.startswith("ExpertService"):
+            return None
+        kinds: dict[str, Any] = {
+            "InitiatePayment": payments_pb2.InitiatePaymentResponse,
+            "CapturePayment": payments_pb2.CapturePaymentResponse,
+            "RefundPayment": payments_pb2.RefundPaymentResponse,
+        }
+        told: Payment = kinds[subject.method.partition("/")[2]].FromString(reply.body).payment
+        assert told.payment_id
+        payment = await world.get(told.payment_id)
+        assert payment.version >= told.version, "an acknowledged change is gone"
+        return payment
+
+    async def clean_up(self, world: World, subject: Subject) -> None:
+        """Leave no open payment behind, about which the loops would ask in a later case."""
+        await self.stripe.clear_faults()
+        for payment_id, payment in list(self.told.payments.items()):
+            if payment.state in (IN_ESCROW, payments_pb2.PAYMENT_STATE_PENDING):
+                self.told.payments[payment_id] = await world.refund(payment_id)
+
+    async def recover(self) -> None:
+        """After a failed case: both as they were, so that the next one says something too."""
+        self.system.disarm()
+        self.system.survivor.resume()
+        await self.stripe.clear_faults()
+        await self.system.begin(VICTIM)
+
+    async def check_everything(self) -> None:
+        """The books against Stripe's, every trail, and every acknowledged change."""
+        await set_webhooks(self.stripe, paused=False)
+        world = self.worlds[VICTIM]
+        await check_books(world)
+        for payment_id, payment in self.told.payments.items():
+            now = await world.get(payment_id)
+            assert (now.state, now.captured_amount, now.refunded_amount) == (
+                payment.state,
+                payment.captured_amount,
+                payment.refunded_amount,
+            ), f"{payment_id} was {payment}, is {now}"
+        for method, request, body in self.told.replies:
+            if method.startswith("PaymentService"):
+                again = await world.raw(method, request)
+                assert again.body == body, f"another answer of {method}"
+        assert not await world.discrepancies()
+
+
+def _bytes(subject: Subject) -> bytes:
+    return subject.request.SerializeToString()
+
+
+def _number(value: object) -> int | None:
+    return value if isinstance(value, int) else None
+
+
+def _comparable(reply: Reply, subject: Subject) -> object:
+    """The bytes; but a link into onboarding is always fresh, and an event known the second time."""
+    if subject.method.startswith("ExpertService"):
+        expert = experts_pb2.CreateExpertAccountResponse.FromString(reply.body).expert
+        expert.ClearField("update_time")
+        return expert.SerializeToString(deterministic=True)
+    if subject.method.startswith("WebhookService"):
+        return webhooks_pb2.IngestEventResponse.FromString(reply.body).event_id
+    return reply.body
+
+
+# ---- all of them ----
+
+
+async def discover(run: Run) -> tuple[list[Case], dict[str, Outcome]]:
+    """Every case that two undisturbed runs of every scenario agree on."""
+    cases: list[Case] = []
+    outcomes: dict[str, Outcome] = {}
+    for scenario in SCENARIOS:
+        first, outcome = await run.undisturbed(scenario)
+        second, again = await run.undisturbed(scenario)
+        assert outcome == again, f"{scenario.name} ends as {outcome} and as {again}"
+        outcomes[scenario.name] = outcome
+        cases += [
+            Case(scenario, place, nth + 1, by)
+            for place, times in sorted((first & second).items())
+            for nth in range(times)
+            for by in _BOTH_WAYS
+        ]
+    return cases, outcomes

@@ -1,0 +1,36 @@
+"""How much is done: a short sample for every change, or the full figures with ``PROVE=full``."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sys
+import time
+from typing import Final, TypeVar
+
+T = TypeVar("T")
+
+FULL: Final = os.environ.get("PROVE", "") == "full"
+
+#: One for the whole run. CI repeats the same one; a full run takes a new one and prints it.
+SEED: Final = int(os.environ.get("SEED") or (secrets.randbelow(10**6) if FULL else 1))
+
+#: A line per figure, shown at the end of the run.
+figures: list[tuple[str, str]] = []
+_began = time.monotonic()
+
+
+def by_profile(short: T, full: T) -> T:
+    return full if FULL else short
+
+
+def figure(letter: str, text: str) -> None:
+    """Note one line of the table of figures; the letters are those of the reliability figures."""
+    figures.append((letter, text))
+
+
+def progress(text: str) -> None:
+    """Tell whoever waits for a full run how far it is."""
+    if FULL:
+        sys.stderr.write(f"[{time.monotonic() - _began:6.0f} s] {text}\n")
+        sys.stderr.flush()

@@ -1,0 +1,148 @@
+"""The real processes: PostgreSQL, simulator, gateway and two replicas, of which one can be killed.
+
+One system serves a whole run; a case only kills and restarts a replica of the service.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+from grpc import aio
+
+from dev.child import Child
+from dev.settings import StackSettings
+from dev.stack import Stack
+from tests.integration.world import (
+    CHANNEL_OPTIONS,
+    CONNECT_SECRET,
+    PLATFORM_SECRET,
+    Stripe,
+    World,
+)
+
+#: Small, so that a lease (twice this) and with it a recovery is over soon.
+STRIPE_TIMEOUT = 0.75
+VICTIM, SURVIVOR = 0, 1
+
+
+@dataclass
+class System:
+    """The stack, and the files by which the victim is armed and traced."""
+
+    stack: Stack
+    order: Path
+    trace: Path
+
+    @property
+    def victim(self) -> Child:
+        return self.stack.services[VICTIM]
+
+    @property
+    def survivor(self) -> Child:
+        return self.stack.services[SURVIVOR]
+
+    def address(self, replica: int) -> str:
+        return self.stack.settings.grpc_addresses[replica]
+
+    def arm(self, place: str, nth: int, action: str = "kill") -> None:
+        """The victim dies (or stops) when it reaches the place for the n-th time from now on."""
+        beside = self.order.with_suffix(".new")
+        beside.write_text(f"{place} {nth} {action}")
+        beside.replace(self.order)
+
+    @property
+    def is_armed(self) -> bool:
+        return self.order.exists()
+
+    def disarm(self) -> None:
+        self.order.unlink(missing_ok=True)
+
+    async def death(self, seconds: float) -> bool:
+        """Whether the victim was killed by its barrier within the time."""
+        deadline = time.monotonic() + seconds
+        while self.victim.running:
+            if time.monotonic() > deadline:
+                return False
+            await asyncio.sleep(0.01)
+        self.victim.wait()
+        return self.victim.returncode == -signal.SIGKILL and not self.is_armed
+
+    async def begin(self, replica: int) -> None:
+        """Start a replica if it does not run, and wait until it serves."""
+        child = self.stack.services[replica]
+        if not child.running:
+            child.wait()
+            child.start()
+        await asyncio.to_thread(self.stack.wait_until_serving, replica)
+
+    async def end(self, replica: int) -> None:
+        child = self.stack.services[replica]
+        child.ask_to_stop()
+        assert await asyncio.to_thread(child.wait, 30), f"{child.name} does not stop"
+
+    def start_tracing(self) -> None:
+        self.trace.write_text("")
+
+    def traced(self) -> list[str]:
+        return self.trace.read_text().splitlines()
+
+    @contextlib.asynccontextmanager
+    async def worlds(self) -> AsyncIterator[list[World]]:
+        """Each replica as its callers see it, with channels of this event loop."""
+        async with contextlib.AsyncExitStack() as stack:
+            http = await stack.enter_async_context(
+                aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=64))
+            )
+            stripe = Stripe(self.stack.simulator_url, http)
+            await stripe.control("POST", "/webhooks", {"retry_seconds": [0.2, 0.5, 1.0]})
+            worlds = []
+            for replica in range(self.stack.settings.replicas):
+                channel = await stack.enter_async_context(
+                    aio.insecure_channel(self.address(replica), CHANNEL_OPTIONS)
+                )
+                worlds.append(
+                    World(
+                        address=self.address(replica),
+                        database_url=self.stack.database_url,
+                        stripe=stripe,
+                        channel=channel,
+                        gateway_url=self.stack.gateway_url,
+                    )
+                )
+            yield worlds
+
+
+@contextlib.contextmanager
+def running_system(**environment: str) -> Iterator[System]:
+    """Two replicas over one of everything else; the first one can be armed."""
+    directory = Path(tempfile.mkdtemp(prefix="payments-reliability-"))
+    directory.chmod(0o711)  # Under root, PostgreSQL runs as another user.
+    settings = StackSettings.on_free_ports(directory / "data", replicas=2)
+    told: dict[str, Any] = {
+        "STRIPE_TIMEOUT": str(STRIPE_TIMEOUT),
+        "STRIPE_WEBHOOK_SECRET": PLATFORM_SECRET,
+        "STRIPE_CONNECT_WEBHOOK_SECRET": CONNECT_SECRET,
+        "LOG_LEVEL": "WARNING",
+        **environment,
+    }
+    stack = Stack(replace(settings, environment={**settings.environment, **told}))
+    try:
+        with stack:
+            system = System(stack, directory / "barrier", directory / "trace")
+            system.victim.environment["BARRIER_FILE"] = str(system.order)
+            system.victim.environment["BARRIER_TRACE"] = str(system.trace)
+            system.victim.restart()
+            stack.wait_until_serving(VICTIM)
+            yield system
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)

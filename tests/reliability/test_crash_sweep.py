@@ -1,0 +1,63 @@
+"""Whatever place the process dies at, everything converges, and every effect happens once."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import statistics
+import time
+
+import pytest
+
+from tests.reliability import proving
+from tests.reliability.crash import SCENARIOS, Run, Told, discover
+from tests.reliability.system import SURVIVOR, VICTIM, System
+
+_SAMPLE = 12
+_BETWEEN_CHECKS = 25
+#: By the target, a full sweep has at least so many cases.
+_LEAST_CASES = 120
+
+
+@pytest.mark.timeout(proving.by_profile(180, 3600))
+def test_killed_at_every_barrier(system: System) -> None:
+    asyncio.run(_sweep(system))
+
+
+async def _sweep(system: System) -> None:
+    chance = random.Random(proving.SEED)
+    async with system.worlds() as worlds:
+        run = Run(system, worlds, await worlds[VICTIM].expert(), Told(), chance)
+        await system.end(SURVIVOR)  # Traced alone, so that every place is the victim's.
+        cases, outcomes = await discover(run)
+        assert {case.scenario.name for case in cases} == {one.name for one in SCENARIOS}
+        assert len(cases) >= _LEAST_CASES
+        proving.progress(f"crash sweep: {len(cases)} cases discovered, seed {proving.SEED}")
+        chosen = cases if proving.FULL else chance.sample(cases, _SAMPLE)
+        # First all that the same replica must finish, alone; then those with another beside it.
+        chosen.sort(key=lambda case: case.by != "same")
+        seconds: list[float] = []
+        failures: list[str] = []
+        for number, case in enumerate(chosen, 1):
+            if case.by == "other":
+                await system.begin(SURVIVOR)
+            began = time.monotonic()
+            try:
+                seconds.append(await run.killed(case, outcomes[case.scenario.name]))
+            except (AssertionError, TimeoutError) as error:
+                failures.append(f"{case}: {error!r}")
+                await run.recover()
+            proving.progress(
+                f"crash {number}/{len(chosen)} {case}: {time.monotonic() - began:.1f} s, "
+                f"{len(failures)} failed"
+            )
+            if number % _BETWEEN_CHECKS == 0:
+                await run.check_everything()
+        await run.check_everything()
+        await system.begin(SURVIVOR)
+    assert not failures, "\n".join(failures)
+    proving.figure(
+        "B",
+        f"crash sweep: {len(chosen)} of {len(cases)} places x ways, all converge; "
+        f"median {statistics.median(seconds):.1f} s, longest {max(seconds):.1f} s",
+    )
