@@ -42,7 +42,7 @@ AT_REST = frozenset(
 CONVERGENCE_SECONDS = 10.0
 _FIRE_SECONDS = 10.0
 #: What a caller is told while nothing is settled: ask again with the same key.
-_ASK_AGAIN = ("UNAVAILABLE", "ABORTED", "RESOURCE_EXHAUSTED")
+ASK_AGAIN = ("UNAVAILABLE", "ABORTED", "RESOURCE_EXHAUSTED")
 _BOTH_WAYS = ("same", "other")
 
 
@@ -280,7 +280,7 @@ class Run:
         """Ask again with the same key as one is bidden."""
         while True:
             reply = await world.raw(subject.method, _bytes(subject), CONVERGENCE_SECONDS)
-            if reply.code not in _ASK_AGAIN:
+            if reply.code not in ASK_AGAIN:
                 return reply
             await asyncio.sleep(0.1)
 

@@ -1,0 +1,81 @@
+"""Many payments and many callers at once, in bounded numbers."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import TypeVar
+
+from google.protobuf.message import Message
+
+from marketplace.payments.v1 import payments_pb2
+from tests.integration.world import IN_ESCROW, Payment, Reply, World, until
+from tests.reliability.crash import ASK_AGAIN
+
+S = TypeVar("S")
+T = TypeVar("T")
+
+_PATIENCE = 60.0
+
+
+async def at_most(places: int, work: Callable[[S], Awaitable[T]], items: Iterable[S]) -> list[T]:
+    """The work on all items, so many at a time; results in their order."""
+    semaphore = asyncio.Semaphore(places)
+
+    async def one(item: S) -> T:
+        async with semaphore:
+            return await work(item)
+
+    return list(await asyncio.gather(*(one(item) for item in items)))
+
+
+async def finally_told(world: World, method: str, request: Message) -> Reply:
+    """The final answer: the caller asks again with the same key while it is told to."""
+
+    async def ask() -> Reply | None:
+        reply = await world.raw(method, request.SerializeToString(), 30)
+        return None if reply.code in ASK_AGAIN else reply
+
+    return await until(ask, f"a final answer to {method}", _PATIENCE)
+
+
+async def in_escrow(worlds: Sequence[World], expert: str, count: int) -> list[Payment]:
+    """So many payments of 100.00 dollars whose money is held."""
+    turn = itertools.cycle(worlds)
+
+    async def one(_: int) -> str:
+        world = next(turn)
+        reply = await finally_told(
+            world, "PaymentService/InitiatePayment", world.initiation(expert)
+        )
+        initiated = payments_pb2.InitiatePaymentResponse.FromString(reply.body)
+        shown = await world.confirm(initiated)
+        assert shown.get("status") == "requires_capture", shown
+        return initiated.payment.payment_id
+
+    ids = await at_most(8, one, range(count))
+
+    async def all_held() -> bool:
+        [(left,)] = worlds[0].sql(
+            "SELECT count(*) FROM payments WHERE payment_id = ANY(%s) AND state <> 'IN_ESCROW'", ids
+        )
+        return not left
+
+    await until(all_held, "all payments in escrow", _PATIENCE)
+    payments = await at_most(8, worlds[0].get, ids)
+    assert all(payment.state == IN_ESCROW for payment in payments)
+    return payments
+
+
+async def last_effect(world: World) -> int:
+    return int((await world.stripe.control("GET", f"/effects?since={10**9}"))["last"])
+
+
+async def effects_by_intent(world: World, since: int) -> dict[str, Counter[str]]:
+    """What happened at Stripe since then, counted by intent and kind."""
+    found: dict[str, Counter[str]] = {}
+    for one in (await world.stripe.control("GET", f"/effects?since={since}"))["effects"]:
+        found.setdefault(str(one["payment_intent"]), Counter())[str(one["kind"])] += 1
+    return found
