@@ -1,0 +1,72 @@
+"""`python -m chaos`: what `make chaos` and `make mutants` call."""
+
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from chaos.plan import plan_of
+from chaos.run import run as run_once
+from chaos.run import say, show
+
+#: In a full run, which is of several seeds, every kind of fault must have struck so often.
+_LEAST_IN_FULL = 5
+_FULL_SECONDS = 120
+
+app = typer.Typer(
+    help="Faults on real processes, then every promise checked.",
+    add_completion=False,
+    no_args_is_help=True,
+)
+
+
+@app.callback()
+def chaos() -> None:
+    """Faults on real processes, then every promise checked."""
+
+
+@app.command()
+def run(
+    seed: Annotated[int, typer.Option(help="What befalls whom, and when.")] = 1,
+    seconds: Annotated[float, typer.Option(min=4, max=600, help="How long faults last.")] = 30,
+    callers: Annotated[int, typer.Option(min=1, max=64)] = 24,
+    patience: Annotated[float, typer.Option(help="Seconds in which it must come to rest.")] = 60,
+    seeds: Annotated[int, typer.Option(min=1, help="Run so many seeds, from `seed` on.")] = 1,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Print what the seed does, and end.")
+    ] = False,
+    logs: Annotated[Path | None, typer.Option(help="Keep all children's lines here.")] = None,
+) -> None:
+    """Exit status 0 only if every check holds."""
+    if plan:
+        for line in plan_of(seed, seconds).lines():
+            say(line)
+        return
+    totals = {"calls": 0, "kills": 0, "stops": 0, "violations": 0}
+    injected: Counter[str] = Counter()
+    slowest = 0.0
+    for number in range(seed, seed + seeds):
+        report = run_once(number, seconds, callers=callers, patience=patience, logs=logs)
+        show(report)
+        totals["calls"] += report.evidence.history.operations
+        totals["kills"] += report.kills
+        totals["stops"] += report.stops
+        totals["violations"] += len(report.violations)
+        injected += report.evidence.injected
+        slowest = max(slowest, report.converged_after or patience)
+    if seeds > 1:
+        say(
+            f"\n{seeds} seeds: {totals['calls']} calls, {totals['kills']} SIGKILLs, "
+            f"{totals['stops']} SIGSTOPs, at rest within {slowest:.1f} s, "
+            f"{totals['violations']} violations"
+        )
+        for kind in [kind for kind in injected if injected[kind] < _LEAST_IN_FULL]:
+            say(f"  {kind} struck only {injected[kind]} times in all")
+            totals["violations"] += seeds * seconds >= _FULL_SECONDS
+    sys.exit(1 if totals["violations"] else 0)
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,425 @@
+"""Callers: what the gig service, operators' tools and clients' browsers do, many at once.
+
+A caller that is not told what became of a mutation asks again with the same key and the same
+bytes, now or later, until it is told. That is all it must do, and all that the service promises on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import random
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+from google.rpc import error_details_pb2, status_pb2
+from grpc import aio
+
+from chaos.history import OWN, Entry, History, Outcome, Seen, outcome_of
+from chaos.simulator import AWAY, Simulator
+from marketplace.payments.v1 import experts_pb2, money_pb2, payments_pb2
+
+_PACKAGE = "marketplace.payments.v1"
+_PATIENCE_SECONDS = 8.0
+_OPEN_ENDS = 4
+#: After an answer that settles nothing, and while the service is away.
+_PAUSE_SECONDS = 0.1
+_ANSWERS: dict[str, Any] = {
+    "InitiatePayment": payments_pb2.InitiatePaymentResponse,
+    "CapturePayment": payments_pb2.CapturePaymentResponse,
+    "RefundPayment": payments_pb2.RefundPaymentResponse,
+    "GetPayment": payments_pb2.GetPaymentResponse,
+    "ListPayments": payments_pb2.ListPaymentsResponse,
+}
+#: Stand in texts that callers hand over; must never be read in a log.
+CANARY = "canary-7f3a91"
+CARDS = ["pm_card_visa"] * 7 + [
+    "pm_card_visa_chargeDeclined",
+    "pm_card_authenticationRequired",
+    "pm_card_authenticationRequired",
+]
+Action = Callable[[], Awaitable[None]]
+_MONEY = {"USD": (100, 50_000), "EUR": (100, 50_000), "JPY": (100, 90_000)}
+
+
+@dataclass(slots=True)
+class Known:
+    """A payment as the callers know it."""
+
+    payment_id: str
+    intent: str
+    client_secret: str
+    currency: str
+    amount: int
+    client_id: str
+
+
+@dataclass(slots=True)
+class Keyed:
+    """A mutation under its key; the bytes never change."""
+
+    rpc: str
+    key: str
+    request: Any
+    payment: Known | None = None
+    answer: tuple[str, bytes] | None = None
+    asking: bool = False
+
+    @property
+    def bytes(self) -> bytes:
+        data: bytes = self.request.SerializeToString(deterministic=True)
+        return data
+
+
+@dataclass(slots=True)
+class Scene:
+    """What all callers share: whom they reach, and the payments there are to quarrel about."""
+
+    channel: aio.Channel
+    simulator: Simulator
+    gateway_url: str
+    http: aiohttp.ClientSession
+    history: History
+    began: float = field(default_factory=time.monotonic)
+    experts: list[str] = field(default_factory=list)
+    unpaid: list[Known] = field(default_factory=list)
+    held: list[Known] = field(default_factory=list)
+    captured: list[Known] = field(default_factory=list)
+    every: list[Known] = field(default_factory=list)
+    answered: list[Keyed] = field(default_factory=list)
+    #: Answers that must not have been given, as sentences.
+    wrong: list[str] = field(default_factory=list)
+    numbers: itertools.count[int] = field(default_factory=itertools.count)
+
+    def now(self) -> float:
+        return time.monotonic() - self.began
+
+
+class Caller:
+    """One of many. A reader only ever asks how payments stand, as the user service does."""
+
+    def __init__(self, number: int, scene: Scene, seed: str, *, reads_only: bool = False) -> None:
+        self.number = number
+        self.scene = scene
+        self.chance = random.Random(f"{seed}:{number}")
+        self.pending: list[Keyed] = []
+        self._actions: list[Action] = [self.read]
+        self._weights = [1]
+        if not reads_only:
+            self._actions += [self.initiate, self.confirm, self.capture, self.refund]
+            self._actions += [self.repeat, self.contradict, self.race, self.forge]
+            self._weights = [36, 15, 18, 12, 9, 5, 2, 2, 1]
+
+    async def run(self, seconds: float) -> None:
+        while self.scene.now() < seconds:
+            # What is owed an answer goes first if there is much of it: a caller that only ever
+            # begins anew would bury the service in open ends.
+            owed = len(self.pending)
+            if owed and (owed >= _OPEN_ENDS or self.chance.random() < 0.3):
+                await self.ask(self.chance.choice(self.pending))
+            else:
+                await self.chance.choices(self._actions, self._weights)[0]()
+
+    async def resolve(self) -> bool:
+        """Ask once more for everything that is still open; whether nothing is."""
+        await asyncio.gather(*(self.ask(keyed, patient=True) for keyed in list(self.pending)))
+        return not self.pending
+
+    # What a caller does
+
+    async def initiate(self) -> None:
+        scene, chance = self.scene, self.chance
+        currency = chance.choices(list(_MONEY), [8, 1, 1])[0]
+        request = payments_pb2.InitiatePaymentRequest(
+            client_id=f"client-{chance.randrange(20)}",
+            expert_id=chance.choice(scene.experts),
+            gig_id=f"gig-{chance.randrange(50)}",
+            amount=money_pb2.Money(
+                minor_units=chance.randint(*_MONEY[currency]), currency_code=currency
+            ),
+            description=f"A website {CANARY}",
+            idempotency_key=self._key(),
+        )
+        await self.ask(Keyed("InitiatePayment", request.idempotency_key, request))
+
+    async def confirm(self) -> None:
+        """The client's browser, with one of the test cards."""
+        scene, chance = self.scene, self.chance
+        if not scene.unpaid:
+            return await self.initiate()
+        known = scene.unpaid.pop(chance.randrange(len(scene.unpaid)))
+        started = scene.now()
+        status = "away"
+        try:
+            shown = await scene.simulator.confirm(
+                known.intent, known.client_secret, chance.choice(CARDS)
+            )
+            if shown.get("status") == "requires_action":
+                shown = await scene.simulator.control(
+                    "POST",
+                    f"/payment_intents/{known.intent}/authenticate",
+                    {"outcome": chance.choice(["approve", "approve", "fail"])},
+                )
+            status = str(shown.get("status") or shown.get("error", {}).get("code") or "odd")
+        except (*AWAY, ValueError):
+            pass  # The browser's page is reloaded.
+        if status == "requires_capture":
+            scene.held.append(known)
+        elif status in ("away", "card_declined", "requires_payment_method", "lock_timeout"):
+            scene.unpaid.append(known)
+        self._note("Confirm", "", b"", started, "ok" if status != "away" else "info", status)
+        return None
+
+    async def capture(self) -> None:
+        known = self._pick(self.scene.held, 0.85)
+        if known is None:
+            return await self.confirm()
+        return await self.ask(self._capture(known))
+
+    async def refund(self) -> None:
+        chance, scene = self.chance, self.scene
+        among = chance.choices([scene.captured, scene.held, scene.unpaid], [6, 2, 1])[0]
+        known = self._pick(among, 0.95)
+        if known is None:
+            return await self.confirm()
+        return await self.ask(self._refund(known))
+
+    async def read(self) -> None:
+        scene, chance = self.scene, self.chance
+        known = self._pick(scene.every, 1.0)
+        if known is None:
+            return await self.initiate()
+        which = chance.random()
+        if which < 0.55:
+            request: Any = payments_pb2.GetPaymentRequest(payment_id=known.payment_id)
+            await self._call("PaymentService", "GetPayment", "", request.SerializeToString())
+        elif which < 0.8:
+            request = payments_pb2.GetPaymentStatusRequest(payment_id=known.payment_id)
+            await self._call("PaymentService", "GetPaymentStatus", "", request.SerializeToString())
+        elif which < 0.9:
+            request = payments_pb2.ListPaymentsRequest(user_id=known.client_id, page_size=10)
+            await self._call("PaymentService", "ListPayments", "", request.SerializeToString())
+        else:
+            request = experts_pb2.GetExpertRequest(expert_id=chance.choice(scene.experts))
+            await self._call("ExpertService", "GetExpert", "", request.SerializeToString())
+        return None
+
+    async def repeat(self) -> None:
+        """An answered key once more: the same bytes must come back (see checks)."""
+        if self.scene.answered:
+            await self.ask(self.chance.choice(self.scene.answered[-400:]))
+
+    async def contradict(self) -> None:
+        """A known key with other content."""
+        known = [keyed for keyed in self.scene.answered[-200:] if keyed.answer]
+        if not known:
+            return
+        keyed = self.chance.choice(known)
+        other = type(keyed.request)()
+        other.CopyFrom(keyed.request)
+        if keyed.rpc == "InitiatePayment":
+            other.amount.minor_units += 1
+        elif keyed.rpc == "CapturePayment":
+            other.notes += " or not"
+        else:
+            other.reason += " or not"
+        code, _ = await self._call(
+            "PaymentService", keyed.rpc, "", other.SerializeToString(), "Contradict"
+        )
+        if code not in ("ALREADY_EXISTS", *_NOT_NOW):
+            self.scene.wrong.append(f"key {keyed.key} with other content was answered {code}")
+
+    async def race(self) -> None:
+        """Two keys for one payment, each asked for by several at the same moment."""
+        known = self._pick(self.scene.held, 1.0)
+        if known is None:
+            return await self.confirm()
+        first = self._capture(known)
+        second = self._refund(known) if self.chance.random() < 0.5 else self._capture(known)
+        await asyncio.gather(*(self.ask(keyed, again=True) for keyed in [first, second] * 2))
+        return None
+
+    async def forge(self) -> None:
+        """A webhook that nobody signed, or signed too long ago."""
+        event = {
+            "id": f"evt_forged_{next(self.scene.numbers)}",
+            "object": "event",
+            "type": "payment_intent.succeeded",
+            "created": int(time.time()),
+            "livemode": False,
+            "data": {"object": {"id": "pi_forged", "object": "payment_intent"}},
+        }
+        moment = int(time.time()) - self.chance.choice([0, 3600])
+        try:
+            async with self.scene.http.post(
+                f"{self.scene.gateway_url}/api/v1/webhooks/stripe",
+                data=json.dumps(event).encode(),
+                headers={"Stripe-Signature": f"t={moment},v1={'0' * 64}"},
+                timeout=aiohttp.ClientTimeout(total=5),
+            ) as answer:
+                if answer.status not in (400, 503):
+                    self.scene.wrong.append(f"a forged webhook was answered {answer.status}")
+        except AWAY:
+            pass
+
+    # How a caller asks
+
+    async def ask(self, keyed: Keyed, *, patient: bool = False, again: bool = False) -> None:
+        """One call under a key; what is not settled by it stays pending."""
+        if keyed.asking and not again:
+            return
+        keyed.asking = True
+        try:
+            seconds = _PATIENCE_SECONDS
+            if not patient and self.chance.random() < 0.08:
+                seconds = self.chance.choice([0.02, 0.05, 0.2])
+            code, body = await self._call(
+                "PaymentService", keyed.rpc, keyed.key, keyed.bytes, seconds=seconds
+            )
+        finally:
+            keyed.asking = False
+        outcome = outcome_of(code)
+        if outcome == "info":
+            if keyed.answer is None and keyed not in self.pending:
+                self.pending.append(keyed)
+            await asyncio.sleep(self.chance.uniform(0.5, 1.5) * _PAUSE_SECONDS)
+            return
+        if keyed in self.pending:
+            self.pending.remove(keyed)
+        if keyed.answer is None:
+            keyed.answer = (code, body)
+            if code in ("OK", "FAILED_PRECONDITION"):
+                self.scene.answered.append(keyed)
+            if code == "OK":
+                self._learn(keyed, body)
+
+    def _learn(self, keyed: Keyed, body: bytes) -> None:
+        scene = self.scene
+        payment = _ANSWERS[keyed.rpc].FromString(body).payment
+        if keyed.rpc == "InitiatePayment":
+            told = payments_pb2.InitiatePaymentResponse.FromString(body)
+            known = Known(
+                payment.payment_id,
+                payment.payment_intent_id,
+                told.client_secret,
+                payment.amount.currency_code,
+                payment.amount.minor_units,
+                payment.client_id,
+            )
+            scene.unpaid.append(known)
+            scene.every.append(known)
+        elif keyed.payment is not None:
+            for among in (scene.unpaid, scene.held):
+                if keyed.payment in among:
+                    among.remove(keyed.payment)
+            state = payments_pb2.PaymentState.Name(payment.state)
+            if state == "PAYMENT_STATE_CAPTURED" and keyed.payment not in scene.captured:
+                scene.captured.append(keyed.payment)
+            elif state == "PAYMENT_STATE_REFUNDED" and keyed.payment in scene.captured:
+                scene.captured.remove(keyed.payment)
+
+    async def _call(
+        self,
+        service: str,
+        rpc: str,
+        key: str,
+        request: bytes,
+        name: str = "",
+        seconds: float = _PATIENCE_SECONDS,
+    ) -> tuple[str, bytes]:
+        """One call in bytes and out; its status' bytes if it is refused."""
+        call: aio.UnaryUnaryMultiCallable[bytes, bytes]
+        call = self.scene.channel.unary_unary(f"/{_PACKAGE}.{service}/{rpc}")
+        started, reason, text = self.scene.now(), "", ""
+        try:
+            code, body = "OK", bytes(await call(request, timeout=seconds))
+        except aio.AioRpcError as error:
+            code, body, reason = error.code().name, *_status(error)
+            text = str(error.details())
+            if not key:
+                await asyncio.sleep(_PAUSE_SECONDS / 2)
+        patient = seconds == _PATIENCE_SECONDS
+        entry = Entry(
+            self.number,
+            name or rpc,
+            key,
+            request,
+            started,
+            self.scene.now(),
+            outcome_of(code),
+            code,
+            reason,
+            body,
+            _seen(rpc, body) if code == "OK" else None,
+            patient,
+            text,
+        )
+        self.scene.history.add(entry)
+        return code, body
+
+    def _note(
+        self, rpc: str, key: str, request: bytes, started: float, outcome: Outcome, code: str
+    ) -> None:
+        self.scene.history.add(
+            Entry(self.number, rpc, key, request, started, self.scene.now(), outcome, code)
+        )
+
+    def _capture(self, known: Known) -> Keyed:
+        request = payments_pb2.CapturePaymentRequest(
+            payment_id=known.payment_id, notes=f"done {CANARY}", idempotency_key=self._key()
+        )
+        if self.chance.random() < 0.4:
+            request.amount.minor_units = self.chance.randint(60, known.amount)
+            request.final = True
+        return Keyed("CapturePayment", request.idempotency_key, request, known)
+
+    def _refund(self, known: Known) -> Keyed:
+        request = payments_pb2.RefundPaymentRequest(
+            payment_id=known.payment_id, reason=f"late {CANARY}", idempotency_key=self._key()
+        )
+        if self.chance.random() < 0.6:
+            request.amount.minor_units = self.chance.randint(1, max(1, known.amount // 2))
+        return Keyed("RefundPayment", request.idempotency_key, request, known)
+
+    def _pick(self, likely: list[Known], probability: float) -> Known | None:
+        every = self.scene.every
+        among = likely if likely and self.chance.random() < probability else every
+        return self.chance.choice(among[-300:]) if among else None
+
+    def _key(self) -> str:
+        return f"chaos-{self.number}-{next(self.scene.numbers)}"
+
+
+_NOT_NOW = ("UNAVAILABLE", "ABORTED", "RESOURCE_EXHAUSTED", *OWN)
+
+
+def _status(error: aio.AioRpcError) -> tuple[bytes, str]:
+    """The status as it stood on the wire, and the reason in it."""
+    for name, value in error.trailing_metadata() or ():
+        if name == "grpc-status-details-bin" and isinstance(value, bytes):
+            for detail in status_pb2.Status.FromString(value).details:
+                info = error_details_pb2.ErrorInfo()
+                if detail.Unpack(info):
+                    return value, info.reason
+            return value, ""
+    return b"", ""
+
+
+def _seen(rpc: str, body: bytes) -> Seen | None:
+    if rpc not in _ANSWERS or rpc == "ListPayments":
+        return None
+    payment = _ANSWERS[rpc].FromString(body).payment
+    return Seen(
+        payment.payment_id,
+        payment.version,
+        payments_pb2.PaymentState.Name(payment.state).removeprefix("PAYMENT_STATE_"),
+        (
+            payment.held_amount.minor_units,
+            payment.captured_amount.minor_units,
+            payment.refunded_amount.minor_units,
+        ),
+    )

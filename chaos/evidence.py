@@ -1,0 +1,113 @@
+"""What is known at the end of a run: our tables, Stripe's objects and log of effects, the calls.
+
+Read past the service, from its tables and from the simulator, so that what is checked does not
+depend on what is judged.
+"""
+
+import contextlib
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import psycopg2
+import psycopg2.extras
+
+from chaos.history import History
+from chaos.simulator import Simulator
+
+Row = dict[str, Any]
+
+_TABLES = {
+    "payments": "SELECT * FROM payments ORDER BY create_time",
+    "events": "SELECT * FROM events ORDER BY payment_id, sequence",
+    "postings": "SELECT * FROM postings ORDER BY posting_id",
+    "movements": "SELECT * FROM movements ORDER BY time",
+    "operations": "SELECT * FROM operations ORDER BY create_time",
+    "claims": "SELECT * FROM claims ORDER BY create_time",
+    "inbox": "SELECT * FROM inbox ORDER BY receive_time",
+    "experts": "SELECT * FROM experts",
+    "discrepancies": "SELECT * FROM discrepancies",
+}
+#: Every text that the service keeps about its work; a secret must stand in none.
+_TEXTS = {
+    "events": "body",
+    "operations": "params::text || last_error",
+    "expert_events": "body",
+    "payments": "coalesce(failure::text, '')",
+    "inbox": "object_id || verdict || last_error",
+    "discrepancies": "detail",
+}
+
+
+@dataclass(slots=True, kw_only=True)
+class Evidence:
+    """Rows of our tables under their names; the simulator's under Stripe's."""
+
+    payments: list[Row] = field(default_factory=list)
+    events: list[Row] = field(default_factory=list)
+    postings: list[Row] = field(default_factory=list)
+    movements: list[Row] = field(default_factory=list)
+    operations: list[Row] = field(default_factory=list)
+    claims: list[Row] = field(default_factory=list)
+    inbox: list[Row] = field(default_factory=list)
+    experts: list[Row] = field(default_factory=list)
+    discrepancies: list[Row] = field(default_factory=list)
+    #: Of the simulator.
+    effects: list[Row] = field(default_factory=list)
+    intents: list[Row] = field(default_factory=list)
+    deliveries: list[Row] = field(default_factory=list)
+    #: Stripe's balance transactions, by the name that our ledger has for their account.
+    lines: list[tuple[str, Row]] = field(default_factory=list)
+    history: History = field(default_factory=History)
+    #: Sentences of what was seen to be wrong while it ran.
+    wrong: list[str] = field(default_factory=list)
+    #: Lines of logs and texts of tables in which a secret stands.
+    leaks: list[str] = field(default_factory=list)
+    ended: list[str] = field(default_factory=list)
+    #: Keys that no caller ever got a definite answer for.
+    unanswered: list[str] = field(default_factory=list)
+    converged: bool = True
+    armed: list[str] = field(default_factory=list)
+    injected: Counter[str] = field(default_factory=Counter)
+    #: How often each armed kind must have struck.
+    least: int = 1
+
+    def payment_of_intent(self) -> dict[str, Row]:
+        return {row["payment_intent_id"]: row for row in self.payments if row["payment_intent_id"]}
+
+
+def rows(database_url: str, sql: str) -> list[Row]:
+    """What a query gives, as dictionaries."""
+    with (
+        contextlib.closing(psycopg2.connect(database_url, connect_timeout=5)) as connection,
+        connection.cursor(cursor_factory=psycopg2.extras.RealDictCursor) as cursor,
+    ):
+        cursor.execute(sql)
+        return [dict(row) for row in cursor.fetchall()]
+
+
+def read_tables(evidence: Evidence, database_url: str, secrets: Iterable[str]) -> None:
+    for name, sql in _TABLES.items():
+        setattr(evidence, name, rows(database_url, sql))
+    for table, column in _TEXTS.items():
+        for secret in secrets:
+            literal = secret.replace("'", "''").replace("%", "%%")
+            sql = f"SELECT count(*) FROM {table} WHERE position('{literal}' IN {column}) > 0"  # noqa: S608 - our own names and secrets
+            if rows(database_url, sql)[0]["count"]:
+                evidence.leaks.append(f"table {table} holds a secret")
+
+
+async def read_stripe(evidence: Evidence, simulator: Simulator) -> None:
+    evidence.effects = (await simulator.control("GET", "/effects"))["effects"]
+    evidence.intents = await simulator.list("/payment_intents")
+    shown = await simulator.control("GET", "/webhooks?limit=1000000")
+    evidence.deliveries = shown["deliveries"]
+    accounts = {
+        f"stripe:connected:{row['expert_id']}": row["stripe_account_id"]
+        for row in evidence.experts
+        if row["stripe_account_id"]
+    }
+    for name, account in {"stripe:platform": "", **accounts}.items():
+        for line in await simulator.list("/balance_transactions", account):
+            evidence.lines.append((name, line))

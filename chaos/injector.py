@@ -1,0 +1,229 @@
+"""Carries out a plan: kills, stops, and the rules by which Stripe and its webhooks misbehave.
+
+Each process has a lane of its own, in which one accident follows the other; the lanes run beside
+each other, so that accidents coincide. Only processes of the given stack are ever touched.
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import psycopg2
+
+from chaos.plan import (
+    KILL_BACKEND,
+    KILL_GATEWAY,
+    KILL_POSTMASTER,
+    KILL_REPLICA,
+    KILL_SIMULATOR,
+    REPLICAS,
+    STOP_REPLICA,
+    STRIPE_AWAY,
+    Plan,
+    Step,
+)
+from chaos.simulator import AWAY, Simulator
+from dev.child import Child
+from dev.stack import Stack
+
+#: A webhook that is not answered is tried again soon, so that a run need not last days.
+_WEBHOOK_SETTINGS = {
+    "retry_seconds": [0.3, 0.6, 1.0],
+    "max_attempts": 1000,
+    "timeout_seconds": 5.0,
+    "concurrency": 4,
+}
+
+
+class Injector:
+    def __init__(self, plan: Plan, stack: Stack, simulator: Simulator) -> None:
+        self.plan = plan
+        self.injected: Counter[str] = Counter()
+        #: Processes that ended although nobody here had ended them.
+        self.ended: list[str] = []
+        self._stack = stack
+        self._simulator = simulator
+        self._began = time.monotonic()
+        #: Strikes of rules in the simulator's present life, by name.
+        self._counted: Counter[str] = Counter()
+        self._names: dict[str, dict[int, str]] = {"faults": {}, "webhooks": {}}
+        self._armed = False
+
+    async def run(self) -> None:
+        """All lanes to their ends; rules are armed meanwhile."""
+        self._began = time.monotonic()
+        await self._arm()
+        lanes = [
+            *(self.plan.lane(KILL_REPLICA, STOP_REPLICA, target=n) for n in range(REPLICAS)),
+            self.plan.lane(KILL_GATEWAY),
+            self.plan.lane(KILL_BACKEND, KILL_POSTMASTER),
+            self.plan.lane(KILL_SIMULATOR, STRIPE_AWAY),
+        ]
+        async with asyncio.TaskGroup() as tasks:
+            for lane in lanes:
+                tasks.create_task(self._lane(lane))
+
+    async def heal(self) -> None:
+        """No more faults, and everything up."""
+        self._armed = False
+        await asyncio.to_thread(self._bring_up)
+        await self.count()
+        await self._simulator.insist("DELETE", "/faults")
+        await self._simulator.insist("DELETE", "/webhooks/rules")
+        await self._simulator.insist("POST", "/webhooks", _WEBHOOK_SETTINGS)
+
+    async def count(self) -> None:
+        """Read how often each rule has struck; the simulator forgets when it dies."""
+        with contextlib.suppress(*AWAY, ValueError):
+            shown = await self._simulator.control("GET", "/faults")
+            self._take("faults", shown["rules"])
+            shown = await self._simulator.control("GET", "/webhooks?limit=0")
+            self._take("webhooks", shown["rules"])
+
+    def _take(self, which: str, rules: list[dict[str, Any]]) -> None:
+        for rule in rules:
+            name = self._names[which].get(rule["id"])
+            if name is not None:
+                self.injected[name] += rule["fired"] - self._counted[name]
+                self._counted[name] = rule["fired"]
+
+    def watch(self) -> None:
+        """Note and restart what ended by itself."""
+        for child in self._stack.children:
+            if not child.running and child.returncode not in (None, -signal.SIGKILL):
+                self.ended.append(f"{child.name} ended by itself with {child.returncode}")
+
+    # The lanes
+
+    async def _lane(self, steps: list[Step]) -> None:
+        for step in steps:
+            await asyncio.sleep(max(0.0, self._began + step.at - time.monotonic()))
+            done = await self._do(step)
+            if done:
+                self.injected[step.kind] += 1
+
+    async def _do(self, step: Step) -> bool:
+        stack = self._stack
+        match step.kind:
+            case "kill replica":
+                return await self._kill(stack.services[step.target], step.seconds)
+            case "stop replica":
+                child = stack.services[step.target]
+                child.pause()
+                await asyncio.sleep(step.seconds)
+                child.resume()
+                return True
+            case "kill gateway":
+                assert stack.gateway is not None
+                return await self._kill(stack.gateway, step.seconds)
+            case "kill postgres backend":
+                return await asyncio.to_thread(self._kill_backend)
+            case "kill postmaster":
+                return await asyncio.to_thread(self._kill_postmaster, step.seconds)
+            case "kill simulator":
+                assert stack.simulator is not None
+                await self.count()
+                done = await self._kill(stack.simulator, step.seconds)
+                await self._arm()
+                return done
+            case "stripe away":
+                return await self._stripe_away(step.seconds)
+        raise AssertionError(step.kind)
+
+    async def _kill(self, child: Child, down_seconds: float) -> bool:
+        self.watch()
+        await asyncio.to_thread(child.kill)
+        await asyncio.sleep(down_seconds)
+        await asyncio.to_thread(child.start)
+        return True
+
+    def _kill_backend(self) -> bool:
+        """One session of the service; PostgreSQL then throws out all others and recovers."""
+        postgres = self._stack.postgres
+        assert postgres is not None
+        with contextlib.suppress(psycopg2.Error):
+            with (
+                contextlib.closing(psycopg2.connect(postgres.admin_url())) as connection,
+                connection.cursor() as cursor,
+            ):
+                cursor.execute(
+                    "SELECT pid FROM pg_stat_activity WHERE application_name = "
+                    "'payment_service' ORDER BY state <> 'active', query_start DESC LIMIT 1"
+                )
+                found = cursor.fetchone()
+            if found is not None and _parent(found[0]) == postgres.pid:
+                os.kill(found[0], signal.SIGKILL)
+                return True
+        return False
+
+    def _kill_postmaster(self, down_seconds: float) -> bool:
+        postgres = self._stack.postgres
+        assert postgres is not None
+        postgres.kill()
+        time.sleep(down_seconds)
+        postgres.start()
+        return True
+
+    async def _stripe_away(self, seconds: float) -> bool:
+        """Every request of ours is refused, longer than the breaker needs to open."""
+        try:
+            shown = await self._simulator.control(
+                "POST",
+                "/faults",
+                {"match": {"path": r"^/v1/(?!.*/confirm$)"}, "action": "status", "status": 503},
+            )
+            await asyncio.sleep(seconds)
+            await self._simulator.control("DELETE", f"/faults/{shown['rules'][-1]['id']}")
+        except AWAY:
+            return False
+        return True
+
+    async def _arm(self) -> None:
+        """Give a simulator that has just started its rules."""
+        await self._simulator.insist("POST", "/webhooks", _WEBHOOK_SETTINGS)
+        self._armed = True
+        self._counted.clear()
+        rules = self.plan.stripe_rules
+        shown = await self._simulator.insist(
+            "POST",
+            "/faults",
+            {"rules": [r.body for r in rules], "seed": str(self.plan.seed), "replace": True},
+        )
+        self._names["faults"] = _named(shown["rules"], [rule.name for rule in rules])
+        await self._simulator.insist("DELETE", "/webhooks/rules")
+        shown = await self._simulator.insist(
+            "POST", "/webhooks/rules", {"rules": [r.body for r in self.plan.webhook_rules]}
+        )
+        self._names["webhooks"] = _named(
+            shown["rules"], [rule.name for rule in self.plan.webhook_rules]
+        )
+
+    def _bring_up(self) -> None:
+        self.watch()
+        postgres = self._stack.postgres
+        assert postgres is not None
+        if not postgres.running:
+            postgres.start()
+        for child in self._stack.children:
+            if child.running:
+                child.resume()
+            else:
+                child.wait()
+                child.start()
+
+
+def _named(rules: list[dict[str, Any]], names: list[str]) -> dict[int, str]:
+    return {rule["id"]: name for rule, name in zip(rules, names, strict=True)}
+
+
+def _parent(pid: int) -> int | None:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    return int(stat[stat.rindex(")") + 2 :].split()[1])

@@ -1,0 +1,69 @@
+"""The simulator as the chaos sees it: switches, the log of effects, Stripe's own lists."""
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+import aiohttp
+
+from dev.settings import SIMULATOR_PUBLISHABLE_KEY, SIMULATOR_SECRET_KEY
+
+_SECONDS = aiohttp.ClientTimeout(total=15)
+AWAY = (aiohttp.ClientError, OSError, TimeoutError)
+
+
+class Simulator:
+    def __init__(self, base_url: str, http: aiohttp.ClientSession) -> None:
+        self._base_url = base_url
+        self._http = http
+
+    async def control(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
+        url = f"{self._base_url}/_simulator{path}"
+        async with self._http.request(method, url, json=body, timeout=_SECONDS) as answer:
+            shown = await answer.json()
+        if answer.status != 200:
+            raise ValueError(f"{method} {path}: {shown}")
+        return shown
+
+    async def insist(
+        self, method: str, path: str, body: Mapping[str, Any] | None = None, seconds: float = 20
+    ) -> Any:
+        """The same, until the simulator is up again."""
+        deadline = asyncio.get_running_loop().time() + seconds
+        while True:
+            try:
+                return await self.control(method, path, body)
+            except AWAY:
+                if asyncio.get_running_loop().time() > deadline:
+                    raise
+                await asyncio.sleep(0.05)
+
+    async def confirm(self, intent: str, client_secret: str, card: str) -> dict[str, Any]:
+        """What the client's browser does with the secret."""
+        async with self._http.post(
+            f"{self._base_url}/v1/payment_intents/{intent}/confirm",
+            data={"client_secret": client_secret, "payment_method": card},
+            headers={"Authorization": f"Bearer {SIMULATOR_PUBLISHABLE_KEY}"},
+            timeout=_SECONDS,
+        ) as answer:
+            shown: dict[str, Any] = await answer.json()
+            return shown
+
+    async def list(self, path: str, account: str = "") -> list[dict[str, Any]]:
+        """All of one of Stripe's lists."""
+        found: list[dict[str, Any]] = []
+        headers = {"Authorization": f"Bearer {SIMULATOR_SECRET_KEY}"}
+        if account:
+            headers["Stripe-Account"] = account
+        params = {"limit": "100"}
+        while True:
+            async with self._http.get(
+                f"{self._base_url}/v1{path}", params=params, headers=headers, timeout=_SECONDS
+            ) as answer:
+                page = await answer.json()
+            if "error" in page:
+                raise ValueError(f"{path}: {page['error']}")
+            found += page["data"]
+            if not page["has_more"]:
+                return found
+            params["starting_after"] = found[-1]["id"]
