@@ -1,0 +1,226 @@
+"""The whole contract by grpcurl and by `buf curl`, with nothing but reflection to go by."""
+
+import base64
+import json
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from dev.forwarding import signature
+from tests.acceptance.browser import submit
+from tests.acceptance.conftest import WEBHOOK_SECRETS, World, new_name, until
+from tests.acceptance.programs import PACKAGE, Answer, BufCurl, Grpcurl, Program
+
+SERVICES = {
+    f"{PACKAGE}.{name}Service"
+    for name in ("Event", "Expert", "Ledger", "Onboarding", "Operations", "Payment", "Webhook")
+}
+
+
+@pytest.fixture
+def grpcurl(world: World) -> Grpcurl:
+    return Grpcurl(world.address)
+
+
+@pytest.fixture
+def bufcurl(world: World) -> BufCurl:
+    return BufCurl(world.address)
+
+
+class Caller:
+    """Asks, and takes for granted that it is answered with OK."""
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+
+    def __call__(self, method: str, **request: Any) -> Mapping[str, Any]:
+        answer = self.refused(method, **request)
+        assert answer.code == "OK", f"{method}: {answer}"
+        return answer.response
+
+    def refused(self, method: str, **request: Any) -> Answer:
+        return self.program.ask(method, request)
+
+
+def methods_of(grpcurl: Grpcurl) -> set[str]:
+    """Every RPC of the contract, as reflection lists them."""
+    listed = grpcurl.run(method="list").stdout.split()
+    ours = [service for service in listed if service.startswith(PACKAGE)]
+    found: set[str] = set()
+    for service in ours:
+        for method in grpcurl.run(method=f"list {service}").stdout.split():
+            name = method.removeprefix(f"{PACKAGE}.")
+            found.add("/".join(name.rsplit(".", 1)))
+    return found
+
+
+def test_services_are_listed(grpcurl: Grpcurl, bufcurl: BufCurl) -> None:
+    listed = set(grpcurl.run(method="list").stdout.split())
+    standard = {"grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}
+    assert listed == SERVICES | standard
+    assert set(bufcurl.run("--list-services").stdout.split()) == listed
+
+
+@pytest.mark.parametrize("service", sorted(SERVICES))
+def test_service_and_all_its_messages_are_described(grpcurl: Grpcurl, service: str) -> None:
+    described = grpcurl.run(method=f"describe {service}").stdout
+    methods = grpcurl.run(method=f"list {service}").stdout.split()
+    assert methods
+    for method in methods:
+        name = method.rpartition(".")[2]
+        assert f"rpc {name} ( .{PACKAGE}.{name}Request )" in described
+        for message in (f"{name}Request", f"{name}Response"):
+            shown = grpcurl.run(method=f"describe {PACKAGE}.{message}").stdout
+            assert f"message {message}" in shown
+
+
+def test_every_rpc_by_grpcurl(world: World, grpcurl: Grpcurl) -> None:
+    live(world, grpcurl)
+    operate(Caller(grpcurl))
+    assert grpcurl.driven == methods_of(grpcurl), "drive every RPC here"
+
+
+def test_a_whole_life_by_buf_curl(world: World, bufcurl: BufCurl) -> None:
+    live(world, bufcurl)
+
+
+def live(world: World, program: Program) -> None:
+    """An expert, and a payment from initiation to a refund, as a person at a terminal does it."""
+    ask = Caller(program)
+    expert_id = onboard(world, ask)
+    made = ask(
+        "PaymentService/InitiatePayment",
+        client_id="client-9",
+        expert_id=expert_id,
+        gig_id="gig-9",
+        amount={"minor_units": 10_000, "currency_code": "USD"},
+        description="A logo",
+        idempotency_key=new_name("key"),
+    )
+    payment_id = made["payment"]["payment_id"]
+    assert made["payment"]["state"] == "PAYMENT_STATE_PENDING"
+    assert made["application_fee"] == {"minor_units": "1250", "currency_code": "USD"}
+    assert made["publishable_key"] == "pk_test_simulator"
+    assert world.pay(made["client_secret"]).status == 200
+
+    def in_escrow() -> bool:
+        status = ask("PaymentService/GetPaymentStatus", payment_id=payment_id)
+        return bool(status["state"] == "PAYMENT_STATE_IN_ESCROW")
+
+    until(in_escrow, "the money is in escrow")
+    capture_and_refund(ask, payment_id)
+    account(ask, payment_id, expert_id)
+
+
+def onboard(world: World, ask: Caller) -> str:
+    expert_id = new_name("expert")
+    created = ask(
+        "ExpertService/CreateExpertAccount",
+        expert_id=expert_id,
+        name="Ada Lovelace",
+        email="ada@example.com",
+        business_type="BUSINESS_TYPE_COMPANY",
+    )
+    assert created["expert"]["status"] == "EXPERT_STATUS_ONBOARDING"
+    early = ask.refused("ExpertService/CreateDashboardLink", expert_id=expert_id)
+    assert (early.code, early.reason) == ("FAILED_PRECONDITION", "ONBOARDING_INCOMPLETE")
+    fresh = ask("ExpertService/RefreshOnboarding", expert_id=expert_id)["onboarding_url"]
+    assert fresh != created["onboarding_url"]
+    landing = submit(fresh).location
+    assert landing.startswith(f"{world.stack.gateway_url}/onboarding/return?token=")
+    token = landing.partition("token=")[2]
+    standing = ask("OnboardingService/GetOnboarding", landing_token=token)
+    assert standing["status"] == "EXPERT_STATUS_READY"
+    assert ask("OnboardingService/RenewOnboarding", landing_token=token)["onboarding_url"]
+    shown = ask("ExpertService/GetExpert", expert_id=expert_id)["expert"]
+    assert shown["status"] == "EXPERT_STATUS_READY"
+    assert shown["transfers_active"] is True
+    assert ask("ExpertService/CreateDashboardLink", expert_id=expert_id)["url"]
+    ask("ExpertService/SetCommission", expert_id=expert_id, commission_basis_points=1250)
+    return expert_id
+
+
+def capture_and_refund(ask: Caller, payment_id: str) -> None:
+    key = new_name("key")
+    part = {"minor_units": 9_000}
+    request: dict[str, Any] = {"payment_id": payment_id, "amount": part, "idempotency_key": key}
+    held = ask.refused("PaymentService/CapturePayment", **request)
+    assert (held.code, held.reason) == ("FAILED_PRECONDITION", "WOULD_RELEASE_REMAINDER")
+    assert held.facts["held"] == "10000"
+    other = ask.refused("PaymentService/CapturePayment", **request, final=True)
+    assert (other.code, other.reason) == ("ALREADY_EXISTS", "IDEMPOTENCY_KEY_REUSED")
+    assert other.facts["field"] == "final"
+    request["idempotency_key"] = new_name("key")
+    captured = ask("PaymentService/CapturePayment", **request, final=True)
+    assert captured["payment"]["state"] == "PAYMENT_STATE_CAPTURED"
+    assert captured == ask("PaymentService/CapturePayment", **request, final=True)
+    refund: dict[str, Any] = {"payment_id": payment_id, "reason": "half was not done"}
+    refunded = ask(
+        "PaymentService/RefundPayment",
+        **refund,
+        amount={"minor_units": 4_500, "currency_code": "USD"},
+        idempotency_key=new_name("key"),
+    )
+    assert refunded["payment"]["net_amount"]["minor_units"] == "4500"
+    rest = ask("PaymentService/RefundPayment", **refund, idempotency_key=new_name("key"))
+    assert rest["payment"]["state"] == "PAYMENT_STATE_REFUNDED"
+    assert rest["payment"]["refunded_amount"]["minor_units"] == "9000"
+
+
+def account(ask: Caller, payment_id: str, expert_id: str) -> None:
+    shown = ask("PaymentService/GetPayment", payment_id=payment_id)["payment"]
+    listed = ask("PaymentService/ListPayments", user_id=expert_id, role="PAYMENT_ROLE_EXPERT")
+    assert listed["payments"] == [shown]
+    trail = ask("EventService/ListPaymentEvents", payment_id=payment_id)
+    assert trail["chain_intact"] is True
+    assert [int(event["sequence"]) for event in trail["events"]] == list(
+        range(1, len(trail["events"]) + 1)
+    )
+    postings = ask("LedgerService/ListPostings", payment_id=payment_id)["postings"]
+    assert sum(int(line["amount"].get("minor_units", 0)) for line in postings) == 0
+    balances = ask("LedgerService/ListBalances", account_prefix=f"expert_funds:{expert_id}")
+    assert [line["balance"].get("minor_units", "0") for line in balances["balances"]] == ["0"]
+    unknown = ask.refused("PaymentService/GetPayment", payment_id="pay_" + "0" * 32)
+    assert (unknown.code, unknown.reason) == ("NOT_FOUND", "PAYMENT_NOT_FOUND")
+    assert unknown.facts["payment_id"] == "pay_" + "0" * 32
+    faulty = ask.refused("PaymentService/InitiatePayment", amount={"currency_code": "XXX"})
+    assert (faulty.code, faulty.reason) == ("INVALID_ARGUMENT", "INVALID_FIELD")
+    required = {"client_id", "expert_id", "gig_id", "idempotency_key"}
+    assert set(faulty.fields) == required | {"amount.currency_code"}
+
+
+def operate(ask: Caller) -> None:
+    """What the gateway and operators call."""
+    body = json.dumps(an_event("evt_grpcurl", "balance.available")).encode()
+    signed = signature(body, WEBHOOK_SECRETS["STRIPE_WEBHOOK_SECRET"], int(time.time()))
+    webhook = {
+        "endpoint": "WEBHOOK_ENDPOINT_PLATFORM",
+        "payload": base64.b64encode(body).decode(),
+        "signature": signed,
+    }
+    assert ask("WebhookService/IngestEvent", **webhook) == {"event_id": "evt_grpcurl"}
+    assert ask("WebhookService/IngestEvent", **webhook)["duplicate"] is True
+    forged = ask.refused("WebhookService/IngestEvent", **{**webhook, "signature": "t=1,v1=00"})
+    assert (forged.code, forged.reason) == ("INVALID_ARGUMENT", "WEBHOOK_REFUSED")
+    kept = ask("OperationsService/ListInboxEvents", state="INBOX_STATE_IGNORED")["events"]
+    assert "evt_grpcurl" in [event["event_id"] for event in kept]
+    again = ask.refused("OperationsService/RetryInboxEvent", event_id="evt_grpcurl")
+    assert (again.code, again.reason) == ("FAILED_PRECONDITION", "WRONG_STATE")
+    done = ask("OperationsService/ListOperations", state="OPERATION_STATE_SUCCEEDED")["operations"]
+    settled = ask.refused("OperationsService/ResumeOperation", operation_id=done[0]["operation_id"])
+    assert (settled.code, settled.reason) == ("FAILED_PRECONDITION", "WRONG_STATE")
+    ask("OperationsService/RunReconciliation")
+    assert not ask("OperationsService/ListDiscrepancies").get("discrepancies")
+
+
+def an_event(event_id: str, kind: str) -> dict[str, Any]:
+    return {
+        "id": event_id,
+        "object": "event",
+        "type": kind,
+        "created": int(time.time()),
+        "livemode": False,
+        "data": {"object": {"id": "ba_1", "object": "balance"}},
+    }
