@@ -53,7 +53,8 @@ class Breaker:
         if self._failures >= _FAILURES_TO_OPEN:  # This call is the probe; others wait for it.
             self._next_probe = self._clock() + _PROBE_SECONDS
         try:
-            await asyncio.wait_for(self._places.acquire(), _ADMISSION_SECONDS)
+            async with asyncio.timeout(_ADMISSION_SECONDS):
+                await self._places.acquire()
         except TimeoutError:
             raise BulkheadFull from None
         try:

@@ -135,7 +135,8 @@ class SqlDatabase:
         self, places: asyncio.Semaphore, pool: ThreadPoolExecutor, work: Callable[[], T]
     ) -> T:
         try:
-            await asyncio.wait_for(places.acquire(), self._admission_seconds)
+            async with asyncio.timeout(self._admission_seconds):
+                await places.acquire()
         except TimeoutError:
             raise database_unavailable() from None
         future = asyncio.get_running_loop().run_in_executor(pool, work)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Final
 
 import structlog
@@ -55,8 +56,9 @@ async def _loop(core: Core, work: Work, seconds: float, *, wakes: bool = False) 
         if not wakes:
             await asyncio.sleep(pause)
             continue
-        try:
-            await asyncio.wait_for(core.wake.wait(), pause)
-        except TimeoutError:
-            continue
+        # Not `wait_for`: in Python 3.11 it can swallow a cancellation that comes with the wake-up,
+        # and the process would never end.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(pause):
+                await core.wake.wait()
         core.wake.clear()
