@@ -1,0 +1,235 @@
+"""The service in this process, driven one step at a time, over the real PostgreSQL and simulator.
+
+Nothing runs by itself: the loops of the service are steps that a test takes. A crash is an
+exception that no code catches, raised at a barrier: whatever was committed stays, the rest is gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+from typing import Any
+
+import aiohttp
+import psycopg2
+from google.rpc import error_details_pb2, status_pb2
+
+from payment_service.adapters import stripe_calls
+from payment_service.adapters.database import SqlDatabase
+from payment_service.application import carry_out
+from payment_service.application.apply_inbox import apply_waiting
+from payment_service.application.core import Core, ReplayedRefusal
+from payment_service.application.ingest_event import WebhookSecrets, ingest_event
+from payment_service.application.poll_events import poll_events
+from payment_service.application.sweep import sweep_operations
+from payment_service.barriers import Barriers
+from payment_service.bootstrap import Wired, wire
+from payment_service.config import Settings
+from payment_service.domain.errors import Refusal
+from payment_service.domain.escrow import Payment
+from stripe_simulator import Config, RunningSimulator, start
+from stripe_simulator.webhooks import sign
+from tests.integration.world import CONNECT_SECRET, PLATFORM_SECRET, SECRET_KEY, Stripe
+from tests.reliability.oracle import AGAIN, OK
+
+STRIPE_TIMEOUT = 0.4
+
+
+class Crashed(BaseException):
+    """The process is gone; not an Exception, so that nothing survives it by mistake."""
+
+
+class Bomb(Barriers):
+    """Crashes at the n-th place that is reached from now on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left = 0
+        self.went_off = 0
+
+    def reach(self, kind: str, name: str, moment: str) -> None:
+        with self.lock:
+            if not self.left:
+                return
+            self.left -= 1
+            if self.left:
+                return
+            self.went_off += 1
+        raise Crashed(f"{kind}:{name}:{moment}")
+
+
+@dataclass(frozen=True)
+class Reply:
+    """``OK``, a final refusal's reason, or ``again``."""
+
+    told: str
+    body: bytes = b""
+    sentence: str = ""
+
+
+class Lab:
+    """Everything, on one event loop that only runs while a step is taken."""
+
+    def __init__(self, database_url: str) -> None:
+        self.runner = asyncio.Runner()
+        self.bomb = Bomb()
+        self.steps = 0
+        self.faults_armed = 0
+        self.faults_fired: dict[str, int] = {}
+        self._connection = psycopg2.connect(database_url)
+        self._connection.autocommit = True
+        self.runner.run(self._open(database_url))
+
+    async def _open(self, database_url: str) -> None:
+        self.simulator: RunningSimulator = await start(Config(port=0, seed="model"))
+        self.http = aiohttp.ClientSession()
+        self.stripe = Stripe(self.simulator.base_url, self.http)
+        given: dict[str, Any] = {
+            "database_url": database_url,
+            "stripe_secret_key": SECRET_KEY,
+            "stripe_api_base": self.simulator.base_url,
+            "stripe_webhook_secret": (PLATFORM_SECRET,),
+            "stripe_connect_webhook_secret": (CONNECT_SECRET,),
+            "stripe_timeout": STRIPE_TIMEOUT,
+            "platform_settlement_currencies": ("USD", "JPY"),
+            "metrics_port": 0,
+        }
+        settings = Settings(**given)
+        self.wired: Wired = wire(settings)
+        self.database = SqlDatabase(
+            database_url, write_threads=2, read_threads=1, on_phase=self.bomb.phase
+        )
+        self.core: Core = replace(
+            self.wired.core,
+            database=self.database,
+            stripe=self.bomb.watch(self.wired.stripe),
+            policy=replace(self.wired.core.policy, claim_wait=0.05),
+        )
+        impatient = SimpleNamespace(sleep=lambda seconds: asyncio.sleep(0))
+        for module in (carry_out, stripe_calls):  # Pauses are for a Stripe that needs time.
+            setattr(module, "asyncio", impatient)  # noqa: B010 - replaced for a test
+
+    def close(self) -> None:
+        async def close() -> None:
+            await self.http.close()
+            await self.wired.stripe.close()
+            await self.simulator.close()
+            self.database.close()
+            self.wired.database.close()
+
+        for module in (carry_out, stripe_calls):
+            setattr(module, "asyncio", asyncio)  # noqa: B010 - as it was
+        self.runner.run(close())
+        self.runner.close()
+        self._connection.close()
+
+    # ---- steps ----
+
+    def run(self, work: Coroutine[Any, Any, Any]) -> Any:
+        return self.runner.run(work)
+
+    def ask(self, work: Coroutine[Any, Any, Any]) -> Reply:
+        """A caller's call, and what it was told."""
+        try:
+            told = self.runner.run(work)
+        except ReplayedRefusal as refusal:
+            return Reply(_reason(refusal.answer.body), refusal.answer.body)
+        except Refusal as refusal:
+            return Reply(AGAIN, sentence=f"{refusal.reason}: {refusal}")
+        except Crashed as crash:
+            return Reply(AGAIN, sentence=f"crashed at {crash}")
+        finally:
+            self.bomb.left = 0
+        return Reply(OK, told.body)
+
+    def sweep(self) -> None:
+        """Every lease ran out and every pause is over; then one round of the sweep."""
+        self.sql(
+            "UPDATE operations SET next_try_time = now(), lease_until = NULL "
+            "WHERE state IN ('STARTED', 'UNKNOWN')"
+        )
+        try:
+            self.run(sweep_operations(self.core))
+        except (Refusal, Crashed):
+            pass
+        finally:
+            self.bomb.left = 0
+
+    def apply(self) -> None:
+        self.sql("UPDATE inbox SET next_try_time = now() WHERE state = 'WAITING'")
+        self.run(apply_waiting(self.core))
+
+    def deliver(self, event: dict[str, Any]) -> None:
+        """As the gateway would hand it on."""
+        payload = json.dumps(event)
+        signature = sign(payload, (PLATFORM_SECRET,), int(time.time()))
+        secrets = WebhookSecrets((PLATFORM_SECRET,), livemode=False)
+        self.run(ingest_event(self.core, "platform", payload.encode(), signature, secrets))
+
+    def poll(self) -> None:
+        """The poller's time has come."""
+        self.sql("UPDATE watches SET next_time = now() WHERE scope = 'platform'")
+        self.run(poll_events(self.core))
+
+    def heal(self) -> None:
+        """Stripe answers again, and is known to."""
+        self.run(self.stripe.clear_faults())
+        self.wired.stripe._calls.breaker.answered()  # Else a second's pause.
+
+    def arm(self, path: str, action: str, when: str, **more: Any) -> None:
+        self.faults_armed += 1
+        self.run(self.stripe.fault(path, action, when, **more))
+
+    def disarm(self, name: str) -> bool:
+        """Take the fault away again; whether it had struck."""
+        fired: int = self.run(self.stripe.fired())
+        if fired:
+            self.faults_fired[name] = self.faults_fired.get(name, 0) + 1
+        self.run(self.stripe.clear_faults())
+        self.wired.stripe._calls.breaker.answered()  # As after a second.
+        return bool(fired)
+
+    # ---- looks ----
+
+    def payment(self, payment_id: str) -> Payment | None:
+        found: Payment | None = self.run(
+            self.database.read(lambda reader: reader.payment(payment_id))
+        )
+        return found
+
+    def sql(self, query: str, *values: object) -> Sequence[tuple[Any, ...]]:
+        with self._connection.cursor() as cursor:
+            cursor.execute(query, values)
+            return list(cursor.fetchall()) if cursor.description else []
+
+    def api(self, method: str, path: str, **params: Any) -> Any:
+        return self.run(self.stripe.api(method, path, **params))
+
+    def control(self, method: str, path: str, body: Any = None) -> Any:
+        return self.run(self.stripe.control(method, path, body))
+
+    def newer(self, path: str, last: str, account: str = "") -> list[dict[str, Any]]:
+        """The objects of one of Stripe's lists that are newer than one, oldest first."""
+        found: list[dict[str, Any]] = []
+        more: dict[str, Any] = {}
+        while True:
+            page = self.api("GET", path, account=account, limit=100, **more)
+            for one in page["data"]:
+                if one["id"] == last:
+                    return found[::-1]
+                found.append(one)
+            if not page["has_more"]:
+                return found[::-1]
+            more = {"starting_after": found[-1]["id"]}
+
+
+def _reason(body: bytes) -> str:
+    info = error_details_pb2.ErrorInfo()
+    for detail in status_pb2.Status.FromString(body).details:
+        if detail.Unpack(info):
+            return info.reason
+    return "without a reason"

@@ -1,0 +1,162 @@
+"""The model: what a payment at Stripe comes to, what callers must be told, what must add up.
+
+Plain Python that knows nothing of the service's code. Stripe's truth is folded from the simulator's
+log of effects; an operation whose outcome nobody knows may or may not have happened until its key
+was answered, and both are accepted as long.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+#: What a caller is told that is no answer yet: ask again with the same key.
+AGAIN = "again"
+OK = "OK"
+
+_BUSY = ("CAPTURING", "CANCELING", "REFUNDING")
+_UNCAPTURED = ("PENDING", "FAILED", "IN_ESCROW")
+
+
+def fee(minor_units: int, basis_points: int) -> int:
+    """Half up, once. The currencies of the model have steps of one minor unit."""
+    return (minor_units * basis_points + 5000) // 10000
+
+
+@dataclass(frozen=True)
+class View:
+    """What the service says of a payment before it is asked for something."""
+
+    state: str
+    held: int
+    net: int
+    version: int
+    has_operation: bool
+
+    @property
+    def busy(self) -> bool:
+        return self.state in _BUSY or self.has_operation
+
+
+@dataclass
+class Truth:
+    """One payment as it stands at Stripe."""
+
+    amount: int
+    status: str = "unpaid"
+    captured: int = 0
+    refunds: Counter[int] = field(default_factory=Counter)
+    bounced: Counter[int] = field(default_factory=Counter)
+    reversed: int = 0
+    intents: int = 0
+    #: What hands at the dashboard did; ours is what remains.
+    foreign_refunds: Counter[int] = field(default_factory=Counter)
+    touched: bool = False
+
+    @property
+    def refunded(self) -> int:
+        return _total(self.refunds) - _total(self.bounced)
+
+    @property
+    def net(self) -> int:
+        return self.captured - self.refunded
+
+    def happened(self, kind: str, amount: int) -> None:
+        if kind == "intent_created":
+            self.intents += 1
+        elif kind == "authorized":
+            self.status = "held"
+        elif kind in ("canceled", "expired"):
+            assert self.status in ("unpaid", "held"), f"{kind} when {self.status}"
+            self.status = "canceled"
+        elif kind == "captured":
+            assert self.status == "held", f"captured when {self.status}"
+            self.status, self.captured = "captured", amount
+        elif kind == "refunded":
+            self.refunds[amount] += 1
+        elif kind == "refund_failed":
+            self.bounced[amount] += 1
+        elif kind == "reversed":
+            self.reversed += amount
+        assert self.captured <= self.amount
+        assert self.refunded <= self.captured
+        assert self.intents <= 1, "a second intent for one payment"
+
+    def final_states(self, declined: bool) -> set[str]:
+        """Where the payment must be once everything was heard and done."""
+        if self.status == "unpaid":
+            return {"FAILED"} if declined else {"PENDING"}
+        if self.status == "held":
+            return {"IN_ESCROW"}
+        if self.status == "canceled":
+            return {"CANCELED", "EXPIRED"}
+        return {"CAPTURED"} if self.net else {"REFUNDED"}
+
+
+@dataclass
+class Asked:
+    """A mutation that a caller asked for under a key: a line of the history."""
+
+    rpc: str
+    key: str
+    amount: int
+    payment_id: str = ""
+    #: Why it was refused for good, or OK; empty while it may or may not have happened.
+    told: str = ""
+    body: bytes = b""
+
+    @property
+    def is_info(self) -> bool:
+        return not self.told
+
+
+def capture_answer(view: View, truth: Truth, part: int | None, final: bool) -> str:
+    """What a capture must be told if nothing goes wrong on the way."""
+    if view.busy:
+        return AGAIN
+    if view.state != "IN_ESCROW":
+        return "WRONG_STATE"
+    wanted = view.held if part is None else part
+    if wanted > view.held:
+        return "AMOUNT_TOO_LARGE"
+    if wanted < view.held and not final:
+        return "WOULD_RELEASE_REMAINDER"
+    if truth.status == "captured":  # By a hand at the dashboard; we had not heard of it.
+        return OK if truth.captured == wanted else "DISCREPANCY"
+    return OK if truth.status == "held" else "WRONG_STATE"
+
+
+def refund_answer(view: View, truth: Truth, part: int | None) -> str:
+    """What a refund must be told if nothing goes wrong on the way."""
+    if view.busy:
+        return AGAIN
+    if view.state == "CAPTURED":
+        wanted = view.net if part is None else part
+        if wanted > view.net:
+            return "AMOUNT_TOO_LARGE"
+        return OK if wanted <= truth.net else "REFUSED_BY_PROCESSOR"
+    if view.state not in _UNCAPTURED:
+        return "WRONG_STATE"
+    whole = view.held or truth.amount
+    if part is not None and part != whole:
+        return "AMOUNT_TOO_LARGE" if part > whole else "PARTIAL_REFUND_NEEDS_CAPTURE"
+    return "WRONG_STATE" if truth.status == "captured" else OK
+
+
+def check_refunds(truth: Truth, asked: Iterable[Asked], resent: Counter[int]) -> None:
+    """No refund that nobody asked for, and none twice; each that was acknowledged is there.
+
+    ``resent`` are those that bounced and may have been sent once more.
+    """
+    refunds = [one for one in asked if one.rpc == "RefundPayment" and one.amount]
+    sure = Counter(one.amount for one in refunds if one.told == OK) + truth.foreign_refunds
+    perhaps = Counter(one.amount for one in refunds if one.is_info) + resent
+    missing = sure - truth.refunds
+    assert not missing, f"acknowledged, but not at Stripe: {dict(missing)}"
+    surplus = truth.refunds - sure - perhaps
+    assert not surplus, f"at Stripe, but nobody asked for it: {dict(surplus)}"
+
+
+def _total(counted: Counter[int]) -> int:
+    return sum(amount * times for amount, times in counted.items())
