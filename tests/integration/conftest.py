@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
 import psycopg2
@@ -11,9 +11,23 @@ import pytest
 import pytest_asyncio
 
 from dev.postgres import EmbeddedPostgres
+from payment_service.application import background, carry_out
 from tests.integration.world import World, running_world
 
 StartWorld = Callable[..., Awaitable[World]]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def impatience() -> Iterator[None]:
+    """Shortens the service's pauses between tries, so that a test sees many; nothing else."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(background, "_POLL_SECONDS", 0.2)
+        patch.setattr(background, "_SELDOM_SECONDS", 1.0)
+        patch.setattr(carry_out, "_BACK_OFF_FIRST", 0.1)
+        patch.setattr(carry_out, "_NOT_SENT_PAUSES", (0.05, 0.1, 0.2))
+        # The minute after which Stripe is believed to have done nothing.
+        patch.setattr(carry_out, "_BETWEEN_TWO_READS", 0.5)
+        yield
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ from tests.integration.conftest import StartWorld
 from tests.integration.world import (
     CAPTURED,
     EXPIRED,
-    IN_ESCROW,
     PENDING,
     REFUNDED,
     REFUNDING,
@@ -48,9 +47,7 @@ async def test_a_hold_that_lapses_is_found_although_no_webhook_comes(
         world, "UPDATE payments SET escrow_expire_time = now() - interval '1 minute'"
     )
     assert changed == 1
-    assert world.service is not None
-    await ask_about_lapsed_holds(world.service.core)
-    assert (await world.get(held.payment_id)).state == EXPIRED
+    await world.in_state(held.payment_id, EXPIRED)
     await check_books(world)
 
 
@@ -72,8 +69,6 @@ async def test_a_capture_of_a_hold_that_lapsed_unnoticed_is_refused_and_ends_exp
 async def test_an_unpaid_payment_expires_with_its_window(start_world: StartWorld) -> None:
     world = await start_world(payment_window=0.01)
     initiated = await world.initiate(await world.expert())
-    assert world.service is not None
-    await expire_unpaid(world.service.core)
     payment = await world.in_state(initiated.payment.payment_id, EXPIRED)
     assert payment.held_amount.minor_units == 0
     shown = await world.confirm(initiated)
@@ -85,13 +80,13 @@ async def test_the_window_closes_on_a_payment_confirmed_a_moment_ago(
     start_world: StartWorld,
 ) -> None:
     """The sweep meets an authorization that no webhook has told of yet."""
-    world = await start_world(payment_window=0.01)
+    world = await start_world(payment_window=0.01, loops=False)
+    assert world.service is not None
     initiated = await world.initiate(await world.expert())
     await world.stripe.control("POST", "/webhooks", {"paused": True})
     assert (await world.confirm(initiated))["status"] == "requires_capture"
-    assert world.service is not None
-    await expire_unpaid(world.service.core)
-    await world.in_state(initiated.payment.payment_id, EXPIRED, IN_ESCROW)
+    world.service.start_loops()
+    await world.in_state(initiated.payment.payment_id, EXPIRED)
     await world.stripe.control("POST", "/webhooks", {"paused": False})
     await check_books(world)
     assert not await world.stripe.effects("captured")
@@ -101,8 +96,8 @@ async def test_the_sweep_leaves_a_captured_payment_alone(
     world: World, as_superuser: Callable[..., int]
 ) -> None:
     payment = await world.captured()
-    as_superuser(world, "UPDATE payments SET escrow_expire_time = now() - interval '1 minute'")
     assert world.service is not None
+    as_superuser(world, "UPDATE payments SET escrow_expire_time = now() - interval '1 minute'")
     await ask_about_lapsed_holds(world.service.core)
     await expire_unpaid(world.service.core)
     assert (await world.get(payment.payment_id)).state == CAPTURED

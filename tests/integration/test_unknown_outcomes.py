@@ -1,0 +1,267 @@
+"""Stripe may or may not have acted: the caller is told so, and it converges to one effect.
+
+Webhooks are held back, so that the sweep alone has to find out. Every operation that the service
+knows is under way at once, each with its own fault, in each test.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from marketplace.payments.v1 import experts_pb2, payments_pb2
+from tests.integration.books import check_books
+from tests.integration.conftest import StartWorld
+from tests.integration.world import (
+    CANCELED,
+    CAPTURED,
+    REFUNDED,
+    Refused,
+    World,
+    capture_request,
+    money,
+    new_name,
+    refund_request,
+    refusal,
+    replica,
+    until,
+)
+
+
+@dataclass(frozen=True)
+class Flight:
+    """One call whose operation will meet a fault, and what it must come to."""
+
+    method: str
+    request: Any
+    path: str
+    match: Mapping[str, Any]
+    state: int
+    #: What must have happened at Stripe in the end, in all.
+    effects: Mapping[str, int]
+
+
+async def flights(world: World) -> list[Flight]:
+    """One for each kind of operation on a payment."""
+    expert = await world.expert()
+    held, to_give_up, first_leg, second_leg = await asyncio.gather(
+        world.escrowed(expert, 3_000),
+        world.escrowed(expert, 4_000),
+        world.captured(expert, 5_000),
+        world.captured(expert, 6_000),
+    )
+    authorized = {"intent_created": 1, "authorized": 1}
+    paid = {**authorized, "captured": 1, "transferred": 1, "refunded": 1, "reversed": 1}
+    new = world.initiation(expert, 2_000, description=new_name("an unknown"))
+    parameters = {"parameters": {"description": f"^{new.description}$"}}
+    transfers = dict(world.sql("SELECT payment_id, transfer_id FROM payments"))
+    return [
+        Flight("InitiatePayment", new, "/payment_intents$", parameters, 1, {"intent_created": 1}),
+        Flight(
+            "CapturePayment",
+            capture_request(held.payment_id),
+            f"/{held.payment_intent_id}/capture$",
+            {},
+            CAPTURED,
+            {**authorized, "captured": 1, "transferred": 1},
+        ),
+        Flight(
+            "RefundPayment",
+            refund_request(to_give_up.payment_id),
+            f"/{to_give_up.payment_intent_id}/cancel$",
+            {},
+            CANCELED,
+            {**authorized, "canceled": 1},
+        ),
+        Flight(
+            "RefundPayment",
+            refund_request(first_leg.payment_id),
+            "/refunds$",
+            {"parameters": {"payment_intent": f"^{first_leg.payment_intent_id}$"}},
+            REFUNDED,
+            paid,
+        ),
+        Flight(
+            "RefundPayment",
+            refund_request(second_leg.payment_id, 2_000),
+            f"/{transfers[second_leg.payment_id]}/reversals$",
+            {},
+            CAPTURED,
+            paid,
+        ),
+    ]
+
+
+async def effects_of(world: World, intent: str) -> Counter[str]:
+    """By the intent, or by the payment's id in the metadata where there is no intent yet."""
+    found = [
+        effect
+        for effect in await world.stripe.effects()
+        if intent in (effect["payment_intent"], effect["object"])
+    ]
+    return Counter(effect["kind"] for effect in found)
+
+
+#: (action, when, more): everything that is neither Stripe's yes nor Stripe's no.
+FAULTS: list[tuple[str, str, dict[str, Any]]] = [
+    ("status", "after", {"status": 500}),  # Stored: the same key gets the same 500 for a day.
+    ("status", "before", {"status": 500}),  # Stored too, and nothing was done.
+    ("status", "after", {"status": 503}),
+    ("status", "before", {"status": 503}),
+    ("status", "before", {"status": 409, "code": "idempotency_key_in_use"}),
+    ("reset", "after", {}),
+    ("reset", "before", {}),
+    ("hang", "after", {"delay_ms": 3_000}),
+    ("malformed", "after", {}),
+    ("truncated", "after", {}),
+]
+
+
+@pytest.mark.parametrize(
+    ("action", "when", "more"),
+    FAULTS,
+    ids=[f"{more.get('status', '')}{action}-{when}" for action, when, more in FAULTS],
+)
+async def test_an_unknown_outcome_converges_to_one_effect(
+    start_world: StartWorld,
+    action: str,
+    when: str,
+    more: dict[str, Any],
+) -> None:
+    # Long enough for the ordinary calls of a busy machine, unless the timeout is the matter.
+    seconds = 1.0 if action == "hang" else 10.0
+    world = await start_world(stripe_timeout=seconds, policy={"claim_wait": 0.2})
+    under_way = await flights(world)
+    await world.quiet()
+    await world.stripe.control("POST", "/webhooks", {"paused": True})
+    for flight in under_way:
+        await world.stripe.fault(flight.path, action, when, match=flight.match, **more)
+    replies = await asyncio.gather(*(world.bytes_of(f.method, f.request) for f in under_way))
+    for reply in replies:
+        assert isinstance(reply.refused, Refused), reply
+        assert (reply.code, reply.refused.reason) == ("UNAVAILABLE", "OUTCOME_UNKNOWN")
+    assert await world.stripe.fired() == len(under_way)
+    await world.quiet()
+    for flight in under_way:
+        answer = await world.bytes_of(flight.method, flight.request)
+        assert answer.code == "OK", answer
+        message = payments_pb2.CapturePaymentResponse.FromString(answer.body)
+        payment = message.payment  # The payment is field 1 of every answer.
+        assert payment.state == flight.state
+        assert await effects_of(world, payment.payment_intent_id) == flight.effects
+    await check_books(world)
+    await world.stripe.control("POST", "/webhooks", {"paused": False})
+    await check_books(world)
+    assert not await world.discrepancies()
+
+
+async def test_stripes_key_is_the_same_for_every_try_and_new_only_after_a_replayed_error(
+    world: World,
+) -> None:
+    first, second = await asyncio.gather(world.escrowed(), world.escrowed())
+    await world.stripe.control("POST", "/webhooks", {"paused": True})
+    path = f"/payment_intents/{first.payment_intent_id}/capture"
+    await world.stripe.fault(f"{path}$", "status", times=3, status=503)
+    request = capture_request(first.payment_id)
+    assert (await refusal(world.payments.CapturePayment(request))).reason == "OUTCOME_UNKNOWN"
+    await world.in_state(first.payment_id, CAPTURED)
+    tries = await world.stripe.requests(path)
+    assert len(tries) == 4
+    assert len({one["idempotency_key"] for one in tries}) == 1
+    assert len({str(sorted(one["parameters"].items())) for one in tries}) == 1
+
+    path = f"/payment_intents/{second.payment_intent_id}/capture"
+    await world.stripe.fault(f"{path}$", "status", times=1, status=500)
+    request = capture_request(second.payment_id)
+    assert (await refusal(world.payments.CapturePayment(request))).reason == "OUTCOME_UNKNOWN"
+    await world.in_state(second.payment_id, CAPTURED)
+    tries = await world.stripe.requests(path)
+    assert [one["status"] for one in tries] == [500, 500, 200]
+    assert [one["replayed"] for one in tries] == [False, True, False]
+    keys = [one["idempotency_key"] for one in tries]
+    assert keys[0] == keys[1] != keys[2]
+    assert keys[2].removesuffix("-2") == keys[0].removesuffix("-1")
+    await check_books(world)
+
+
+@pytest.mark.parametrize(
+    ("action", "when", "more"),
+    [
+        ("status", "after", {"status": 500}),
+        ("status", "before", {"status": 500}),
+        ("reset", "after", {}),
+        ("status", "before", {"status": 503}),
+    ],
+    ids=["500-after", "500-before", "reset-after", "503-before"],
+)
+async def test_an_account_of_unknown_outcome_is_made_once(
+    world: World, action: str, when: str, more: dict[str, Any]
+) -> None:
+    await world.stripe.fault("/accounts$", action, when, **more)
+    request = experts_pb2.CreateExpertAccountRequest(
+        expert_id="ann", name="Ann", email="ann@example.com"
+    )
+    refused = await refusal(world.experts.CreateExpertAccount(request))
+    assert (refused.code, refused.reason) == ("UNAVAILABLE", "OUTCOME_UNKNOWN")
+
+    async def created() -> experts_pb2.Expert | None:
+        expert = (
+            await world.experts.GetExpert(experts_pb2.GetExpertRequest(expert_id="ann"))
+        ).expert
+        return expert if expert.stripe_account_id else None
+
+    expert = await until(created, "the account")
+    answer = await world.experts.CreateExpertAccount(request)
+    assert answer.expert.stripe_account_id == expert.stripe_account_id
+    assert answer.onboarding_url.startswith("http")
+    assert len(await world.stripe.effects("account_created")) == 1
+
+
+async def test_a_webhook_may_settle_what_the_call_could_not(world: World) -> None:
+    """The answer is lost, the event comes: the same key then gets the answer at once."""
+    held = await world.escrowed()
+    await world.stripe.fault("/capture$", "reset", "after")
+    request = capture_request(held.payment_id)
+    refused = await refusal(world.payments.CapturePayment(request))
+    assert refused.reason == "OUTCOME_UNKNOWN"
+    answer = await world.patiently("CapturePayment", request)
+    assert answer.code == "OK"
+    assert await world.stripe.requests("/capture") != []
+    assert len(await world.stripe.effects("captured")) == 1
+    await check_books(world)
+
+
+async def test_a_read_of_stripe_that_fails_does_not_lose_the_operation(world: World) -> None:
+    """The refund is done, and Stripe cannot be read after it."""
+    payment = await world.captured()
+    await world.quiet()
+    await world.stripe.control("POST", "/webhooks", {"paused": True})
+    await world.stripe.fault(
+        "/payment_intents/pi_[^/]*$", "status", times=3, status=503, match={"method": "GET"}
+    )
+    request = refund_request(payment.payment_id, amount=money(1_000))
+    refused = await refusal(world.payments.RefundPayment(request))
+    assert refused.code == "UNAVAILABLE"
+    assert (await world.patiently("RefundPayment", request)).code == "OK"
+    assert len(await world.stripe.effects("refunded")) == 1
+    assert len(await world.stripe.effects("reversed")) == 1
+    await check_books(world)
+
+
+async def test_stripe_being_away_is_said_nothing_is_sent_and_the_key_works_later(
+    world: World,
+) -> None:
+    held = await world.escrowed()
+    request = capture_request(held.payment_id)
+    async with replica(world, stripe_api_base="http://127.0.0.1:9", loops=False) as cut_off:
+        refused = await refusal(cut_off.payments.CapturePayment(request))
+        assert (refused.code, refused.reason) == ("UNAVAILABLE", "PROCESSOR_UNAVAILABLE")
+        assert (await cut_off.get(held.payment_id)).state != CAPTURED  # Reads go on.
+    assert (await world.patiently("CapturePayment", request)).code == "OK"
+    assert len(await world.stripe.requests("/capture")) == 1
+    await check_books(world)
