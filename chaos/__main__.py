@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from chaos.mutants import MUTANTS, SHORT, trial, unharmed
 from chaos.plan import plan_of
 from chaos.run import run as run_once
 from chaos.run import say, show
@@ -66,6 +67,43 @@ def run(
             say(f"  {kind} struck only {injected[kind]} times in all")
             totals["violations"] += seeds * seconds >= _FULL_SECONDS
     sys.exit(1 if totals["violations"] else 0)
+
+
+@app.command()
+def mutants(
+    only: Annotated[
+        list[str] | None, typer.Option(help="Names, or parts of names, of mutants.")
+    ] = None,
+    short: Annotated[bool, typer.Option("--short", help="One of each manner alone.")] = False,
+) -> None:
+    """Put bugs into copies of the tree; exit status 0 only if each is caught."""
+    chosen = [
+        mutant
+        for mutant in MUTANTS
+        if (not short or mutant.name in SHORT)
+        and (not only or any(part in mutant.name for part in only))
+    ]
+    failed = 0
+    for target, verdict in unharmed(list(dict.fromkeys(m.target for m in chosen))).items():
+        sound = verdict.ran and not verdict.caught_by
+        failed += not sound
+        say(
+            f"{'the tree as it is':36s} {target or 'chaos':50s} {verdict.seconds:6.1f} s  "
+            f"{'passes' if sound else 'FAILS: ' + ', '.join(verdict.caught_by)}"
+        )
+        if not sound:
+            say(verdict.output[-4000:])
+    for mutant in chosen:
+        verdict = trial(mutant)
+        caught = bool(verdict.ran and verdict.caught_by)
+        failed += not caught
+        by = ", ".join(verdict.caught_by)
+        missed = "NOT CAUGHT" if verdict.ran else "DID NOT RUN"
+        say(f"{mutant.name:36s} {by if caught else missed:80s} {verdict.seconds:6.1f} s")
+        if not verdict.ran:
+            say(verdict.output[-3000:])
+    say(f"{len(chosen)} mutants, {failed} faults")
+    sys.exit(1 if failed else 0)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,9 @@ bytes, now or later, until it is told. That is all it must do, and all that the 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import hashlib
+import hmac
 import itertools
 import json
 import random
@@ -26,6 +29,8 @@ from marketplace.payments.v1 import experts_pb2, money_pb2, payments_pb2
 _PACKAGE = "marketplace.payments.v1"
 _PATIENCE_SECONDS = 8.0
 _OPEN_ENDS = 4
+#: How often a caller forgets a key whose outcome it does not know.
+_GIVES_UP = 0.1
 #: After an answer that settles nothing, and while the service is away.
 _PAUSE_SECONDS = 0.1
 _ANSWERS: dict[str, Any] = {
@@ -82,6 +87,7 @@ class Scene:
     channel: aio.Channel
     simulator: Simulator
     gateway_url: str
+    webhook_secret: str
     http: aiohttp.ClientSession
     history: History
     began: float = field(default_factory=time.monotonic)
@@ -244,27 +250,30 @@ class Caller:
         return None
 
     async def forge(self) -> None:
-        """A webhook that nobody signed, or signed too long ago."""
+        """A webhook that nobody signed, or that was signed too long ago."""
+        scene = self.scene
+        moment, secret = int(time.time()), b"whsec_of_a_forger"
+        if self.chance.random() < 0.5:
+            moment, secret = moment - 3600, scene.webhook_secret.encode()
         event = {
-            "id": f"evt_forged_{next(self.scene.numbers)}",
+            "id": f"evt_forged_{next(scene.numbers)}",
             "object": "event",
             "type": "payment_intent.succeeded",
-            "created": int(time.time()),
+            "created": moment,
             "livemode": False,
             "data": {"object": {"id": "pi_forged", "object": "payment_intent"}},
         }
-        moment = int(time.time()) - self.chance.choice([0, 3600])
-        try:
-            async with self.scene.http.post(
-                f"{self.scene.gateway_url}/api/v1/webhooks/stripe",
-                data=json.dumps(event).encode(),
-                headers={"Stripe-Signature": f"t={moment},v1={'0' * 64}"},
+        body = json.dumps(event).encode()
+        signature = hmac.new(secret, f"{moment}.".encode() + body, hashlib.sha256).hexdigest()
+        with contextlib.suppress(*AWAY):
+            async with scene.http.post(
+                f"{scene.gateway_url}/api/v1/webhooks/stripe",
+                data=body,
+                headers={"Stripe-Signature": f"t={moment},v1={signature}"},
                 timeout=aiohttp.ClientTimeout(total=5),
             ) as answer:
                 if answer.status not in (400, 503):
-                    self.scene.wrong.append(f"a forged webhook was answered {answer.status}")
-        except AWAY:
-            pass
+                    scene.wrong.append(f"a forged webhook was answered {answer.status}")
 
     # How a caller asks
 
@@ -285,6 +294,8 @@ class Caller:
         outcome = outcome_of(code)
         if outcome == "info":
             if keyed.answer is None and keyed not in self.pending:
+                if self.chance.random() < _GIVES_UP and not again:
+                    return  # It died, say, and nobody will ever ask again: the sweep must do it.
                 self.pending.append(keyed)
             await asyncio.sleep(self.chance.uniform(0.5, 1.5) * _PAUSE_SECONDS)
             return

@@ -22,10 +22,10 @@ STRIPE_AWAY = "stripe away"
 
 #: One kind of accident for every so many seconds of a run.
 _EVERY_SECONDS = {
-    KILL_REPLICA: 5.0,
+    KILL_REPLICA: 6.0,
     STOP_REPLICA: 5.0,
-    KILL_GATEWAY: 8.0,
-    KILL_BACKEND: 6.0,
+    KILL_GATEWAY: 10.0,
+    KILL_BACKEND: 7.0,
     KILL_POSTMASTER: 14.0,
     KILL_SIMULATOR: 10.0,
     STRIPE_AWAY: 20.0,

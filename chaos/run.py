@@ -125,7 +125,15 @@ async def _run(stack: Stack, plan: Plan, count: int, patience: float, lines: Log
     channel = connect(*stack.settings.grpc_addresses)
     async with channel, aiohttp.ClientSession() as http:
         simulator = Simulator(stack.simulator_url, http)
-        scene = Scene(channel, simulator, stack.gateway_url, http, History())
+        secret = stack.settings.data_dir / "secrets" / "stripe_webhook_secret"
+        scene = Scene(
+            channel,
+            simulator,
+            stack.gateway_url,
+            f"whsec_{secret.read_text().strip()}",
+            http,
+            History(),
+        )
         experts = experts_pb2_grpc.ExpertServiceStub(channel)
         for number in range(_EXPERTS):
             scene.experts.append(await _expert(experts, simulator, number))

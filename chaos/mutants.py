@@ -1,0 +1,392 @@
+"""Is the chaos able to fail? Bugs put into a copy of the tree; each must be caught.
+
+A mutant is one or two small replacements of text. Each detector is a chaos run with a fixed seed, or
+a test named by its node id, run in the copy. The tree as it is must pass the same detectors.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from dev.settings import ROOT
+
+_COPIED = ("payment_service", "gateway", "stripe_simulator", "dev", "chaos", "tests")
+_SEED, _SECONDS, _PATIENCE = 3, 12, 30
+_LIMIT_SECONDS = 240
+_TARGETS = "tests/chaos/test_targets.py"
+
+#: What a run of the chaos says when a check found something.
+_VIOLATED = re.compile(r"^\s+(\w+)\s+(\d+)\s+VIOLATED$", re.MULTILINE)
+_FAILED = re.compile(r"^FAILED \S+::(\w+)", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class Edit:
+    path: str
+    old: str
+    new: str
+
+
+@dataclass(frozen=True, slots=True)
+class Mutant:
+    name: str
+    edits: tuple[Edit, ...]
+    #: A test's name in the file of targets; empty means the chaos run.
+    target: str = ""
+
+
+class Stale(RuntimeError):
+    """A mutant's text is not in the tree, or more than once: the code has moved on."""
+
+
+_CARRY_OUT = "payment_service/application/carry_out.py"
+_REPOSITORIES = "payment_service/adapters/repositories.py"
+_SETTLE = "payment_service/application/settle.py"
+_INGEST = "payment_service/application/ingest_event.py"
+_BACKGROUND = "payment_service/application/background.py"
+_ESCROW = "payment_service/domain/escrow.py"
+_PAYMENTS = "payment_service/rpc/payments.py"
+_OPERATIONS = "payment_service/domain/operations.py"
+_FOLLOW = "payment_service/domain/follow.py"
+
+MUTANTS = (
+    Mutant(
+        "no row lock",
+        (
+            Edit(
+                _REPOSITORIES,
+                '"SELECT * FROM payments WHERE payment_id = :payment_id FOR UPDATE"',
+                '"SELECT * FROM payments WHERE payment_id = :payment_id"',
+            ),
+        ),
+        "test_a_payment_is_locked_before_it_is_judged",
+    ),
+    Mutant(
+        "fresh Stripe key on retry",
+        (
+            Edit(
+                _OPERATIONS,
+                'return f"{self.operation_id}-{self.attempt}"',
+                "return f\"{self.operation_id}-{__import__('secrets').token_hex(4)}\"",
+            ),
+        ),
+    ),
+    Mutant(
+        "timeout is a no",
+        (
+            Edit(
+                "payment_service/adapters/stripe_calls.py",
+                'else Unknown("connection")',
+                'else Refused("timeout", "", "")',
+            ),
+        ),
+    ),
+    Mutant(
+        "no dedupe in the inbox",
+        (
+            Edit(
+                _REPOSITORIES,
+                "\"CASE WHEN :state = 'WAITING' THEN now() END) ON CONFLICT DO NOTHING\"",
+                "\"CASE WHEN :state = 'WAITING' THEN now() END)\"",
+            ),
+        ),
+    ),
+    Mutant(
+        "last write wins",
+        (Edit(_SETTLE, "if payment.version != version:", "if version < 0:"),),
+        "test_an_old_observation_changes_nothing",
+    ),
+    Mutant(
+        "swallowed constraint error",
+        (
+            Edit(
+                "payment_service/adapters/database.py",
+                'event.listen(engine, "commit", _refuse_swallowed_error)',
+                'event.listen(engine, "commit", lambda connection: None)',
+            ),
+        ),
+        "test_a_swallowed_error_is_no_commit",
+    ),
+    Mutant(
+        "looks at nothing before it sends again",
+        (Edit(_CARRY_OUT, "    if operation.tries:\n", "    if operation.tries < 0:\n"),),
+    ),
+    Mutant(
+        "no sweep",
+        (
+            Edit(
+                _BACKGROUND,
+                "        tasks.create_task(_loop(core, sweep_operations, _POLL_SECONDS))\n",
+                "",
+            ),
+        ),
+    ),
+    Mutant(
+        "no poller",
+        (
+            Edit(
+                _BACKGROUND,
+                "        tasks.create_task(_loop(core, poll_events, _POLL_SECONDS))\n",
+                "",
+            ),
+            Edit(
+                _BACKGROUND,
+                "        tasks.create_task(_loop(core, ask_about_quiet_payments, _SELDOM_SECONDS))\n",
+                "",
+            ),
+        ),
+    ),
+    Mutant(
+        "signature unchecked",
+        (Edit(_INGEST, "    if not right:\n", "    if not candidate:\n"),),
+    ),
+    Mutant(
+        "any age of a signature",
+        (
+            Edit(_INGEST, "_OLDEST_SECONDS: Final = 300", "_OLDEST_SECONDS: Final = 10**9"),
+            Edit(
+                "gateway/webhooks.py",
+                "PAST_TOLERANCE_SECONDS = 300",
+                "PAST_TOLERANCE_SECONDS = 10**9",
+            ),
+        ),
+    ),
+    Mutant(
+        "key without fingerprint",
+        (
+            Edit(
+                _REPOSITORIES,
+                'if digests.get(name) != row["fields"].get(name):',
+                "if not name:",
+            ),
+        ),
+    ),
+    Mutant(
+        "float fee",
+        (
+            Edit(
+                "payment_service/domain/money.py",
+                "((steps * basis_points + half) // BASIS_POINTS_IN_WHOLE)",
+                "int(steps * (basis_points / BASIS_POINTS_IN_WHOLE)) * bool(half)",
+            ),
+        ),
+    ),
+    Mutant(
+        "rescuer without fencing",
+        (
+            Edit(
+                _SETTLE,
+                "return current.is_open and current.lease_token == operation.lease_token",
+                "return True",
+            ),
+            Edit(
+                _REPOSITORIES,
+                '"WHERE operation_id = :id AND lease_token = :token "\n'
+                "            \"AND state IN ('STARTED', 'UNKNOWN', 'PARKED')\"",
+                "\"WHERE operation_id = :id AND :token <> ''\"",
+            ),
+        ),
+        "test_whoever_lost_the_lease_changes_nothing",
+    ),
+    Mutant(
+        "ack before durable",
+        (
+            Edit(
+                "gateway/webhooks.py",
+                '            raise _Refusal(503, "core_unavailable") from None',
+                '            return Ingested("evt_unknown", False)',
+            ),
+        ),
+    ),
+    Mutant(
+        "sent again after 23 hours",
+        (
+            Edit(
+                _OPERATIONS,
+                "RESEND_LIMIT: Final = timedelta(hours=23)",
+                "RESEND_LIMIT: Final = timedelta(days=99)",
+            ),
+        ),
+        "test_nothing_is_sent_again_after_23_hours",
+    ),
+    Mutant(
+        "operation not shielded",
+        (
+            Edit(
+                "payment_service/rpc/calls.py",
+                "return await asyncio.shield(task)",
+                "return await task",
+            ),
+        ),
+        "test_a_callers_impatience_interrupts_nothing",
+    ),
+    Mutant(
+        "expert's leg forgotten",
+        (
+            Edit(_FOLLOW, 'follows = next_operation_id if split.expert else ""', 'follows = ""'),
+            Edit(_FOLLOW, "    if split.expert:\n", "    if split.expert < 0:\n"),
+        ),
+    ),
+    Mutant(
+        "commission of the whole for a part",
+        (
+            Edit(
+                "payment_service/application/capture_payment.py",
+                '"application_fee": split.commission,',
+                '"application_fee": min(payment.commission, part),',
+            ),
+        ),
+    ),
+    Mutant(
+        "answer made anew",
+        (
+            Edit(
+                _PAYMENTS,
+                "told = await self._operations.run(capture_payment(self._core, command))\n"
+                "        return told.body  # type: ignore[return-value]  # the interceptor sends bytes as they are\n",
+                "await self._operations.run(capture_payment(self._core, command))\n"
+                "        payment = await self._payment(request.payment_id)\n"
+                "        return payments_pb2.CapturePaymentResponse(\n"
+                "            payment=convert.payment_message(payment)\n"
+                "        )\n",
+            ),
+        ),
+    ),
+    Mutant(
+        "hold never released",
+        (
+            Edit(
+                _ESCROW,
+                "postings=[*book.hold_released(payment.held), *book.captured(",
+                "postings=[*book.captured(",
+            ),
+        ),
+    ),
+    Mutant(
+        "commit that is not waited for",
+        (
+            Edit(
+                "payment_service/adapters/database.py",
+                '"-c statement_timeout=5s -c lock_timeout=2s "',
+                '"-c statement_timeout=5s -c lock_timeout=2s -c synchronous_commit=off "',
+            ),
+        ),
+    ),
+    Mutant(
+        "caller's words in the log",
+        (
+            Edit(
+                "payment_service/application/capture_payment.py",
+                "    return await run_keyed(core, begin_capture, command)",
+                "    print(command.notes, flush=True)\n"
+                "    return await run_keyed(core, begin_capture, command)",
+            ),
+        ),
+    ),
+)
+#: One of each manner of being caught; what the tests of the chaos itself can afford.
+SHORT = (
+    "key without fingerprint",
+    "operation not shielded",
+    "rescuer without fencing",
+    "float fee",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    caught_by: tuple[str, ...]
+    seconds: float
+    #: The detector ran to its end; one that did not proves nothing.
+    ran: bool = True
+    output: str = ""
+
+
+def copy_tree(target: Path) -> None:
+    """The tree as it stands on the disk, without what is built."""
+    ignored = shutil.ignore_patterns("__pycache__", ".*_cache", "*.egg-info")
+    for name in _COPIED:
+        shutil.copytree(ROOT / name, target / name, ignore=ignored)
+    shutil.copy(ROOT / "pyproject.toml", target)
+
+
+def apply(mutant: Mutant, tree: Path) -> None:
+    """Put the bug in. Raises :class:`Stale` unless each text is there exactly once."""
+    for edit in mutant.edits:
+        path = tree / edit.path
+        text = path.read_text()
+        if text.count(edit.old) != 1:
+            raise Stale(
+                f"{mutant.name}: {edit.old!r} is {text.count(edit.old)} times in {edit.path}"
+            )
+        path.write_text(text.replace(edit.old, edit.new))
+
+
+def judge(tree: Path, target: str, seed: int = _SEED) -> Verdict:
+    """Run one detector in a tree."""
+    began = time.monotonic()
+    if target:
+        command = [*("-m", "pytest", "-q", "-p", "no:cacheprovider"), f"{_TARGETS}::{target}"]
+    else:
+        command = ["-m", "chaos", "run", "--seed", str(seed), "--seconds", str(_SECONDS)]
+        command += ["--patience", str(_PATIENCE)]
+    code, output = _run(tree, command)
+    caught = (_FAILED if target else _VIOLATED).findall(output)
+    names = tuple(found if isinstance(found, str) else found[0] for found in caught)
+    ran = bool(names) or code == 0
+    return Verdict(names, time.monotonic() - began, ran, output)
+
+
+def trial(mutant: Mutant) -> Verdict:
+    """A mutant in a tree of its own before its detector."""
+    with tempfile.TemporaryDirectory(prefix="payments-mutant-") as directory:
+        tree = Path(directory)
+        tree.chmod(0o711)
+        copy_tree(tree)
+        apply(mutant, tree)
+        return judge(tree, mutant.target)
+
+
+def unharmed(targets: Sequence[str]) -> dict[str, Verdict]:
+    """The tree as it is, before the same detectors: none may find anything."""
+    with tempfile.TemporaryDirectory(prefix="payments-mutant-") as directory:
+        tree = Path(directory)
+        tree.chmod(0o711)
+        copy_tree(tree)
+        return {target: judge(tree, target) for target in targets}
+
+
+def _run(tree: Path, command: list[str]) -> tuple[int, str]:
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+    environment.pop("PYTHONPATH", None)
+    process = subprocess.Popen(
+        [sys.executable, *command],
+        cwd=tree,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        output, _ = process.communicate(timeout=_LIMIT_SECONDS)
+    except BaseException:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGINT)  # its stack goes with it
+        with suppress(subprocess.TimeoutExpired):
+            process.communicate(timeout=30)
+        process.kill()
+        raise
+    return process.returncode, output
