@@ -1,0 +1,420 @@
+"""Every bad input to every field of every RPC, as reflection lists them: named, and nothing moves.
+
+A field or RPC that is added later is covered by its type. What cannot be known from the type (how a
+good value looks, whether it may be absent) stands in the tables below, and an unknown name fails.
+"""
+
+import random
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import psycopg2
+import pytest
+from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor
+from google.protobuf.descriptor_pool import DescriptorPool
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
+from google.rpc import error_details_pb2
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
+    ProtoReflectionDescriptorDatabase,
+)
+from grpc_status import rpc_status
+
+from dev.caller import call_of
+from dev.forwarding import signature
+from tests.acceptance.browser import submit
+from tests.acceptance.conftest import APP, WEBHOOK_SECRETS, World, new_name, until
+from tests.acceptance.programs import PACKAGE, Answer
+
+MEGABYTE = "x" * 1_000_000
+#: The refusals of a bad input. No other code may ever be the answer to one.
+REFUSALS = {"INVALID_ARGUMENT", "NOT_FOUND", "FAILED_PRECONDITION"}
+#: What no call may ever answer.
+NEVER = {"UNKNOWN", "INTERNAL", "UNAVAILABLE", "DEADLINE_EXCEEDED", "UNIMPLEMENTED"}
+
+#: Fields that may be absent, by request; every other one must be asked for when it is missing.
+OPTIONAL = {
+    "CapturePaymentRequest": "amount final notes",
+    "CreateExpertAccountRequest": "country business_type commission_basis_points onward_url",
+    "InitiatePaymentRequest": "description escrow_mode",
+    "ListBalancesRequest": "account_prefix page_size page_token",
+    "ListDiscrepanciesRequest": "payment_id page_size page_token open_only",
+    "ListInboxEventsRequest": "state page_size page_token",
+    "ListOperationsRequest": "state page_size page_token",
+    "ListPaymentEventsRequest": "page_size page_token",
+    "ListPaymentsRequest": (
+        "page_size page_token role states gig_id create_time_from create_time_until"
+    ),
+    "Money": "currency_code",
+    "RefreshOnboardingRequest": "onward_url",
+    "RefundPaymentRequest": "amount reason",
+    "RunReconciliationRequest": "payment_id since",
+}
+#: Ids that must name something that exists, and one of their kind that does not.
+UNKNOWN_IDS = {
+    "payment_id": "pay_" + "0" * 32,
+    "expert_id": "expert-nobody",
+    "operation_id": "op_" + "0" * 32,
+    "event_id": "evt_nothing",
+    "landing_token": "A" * 43,
+}
+#: Where an id filters or is chosen by the caller, an unknown one is no fault.
+MAY_BE_UNKNOWN = {
+    ("ListDiscrepanciesRequest", "payment_id"),
+    ("CreateExpertAccountRequest", "expert_id"),
+}
+#: Texts that are wrong for a reason of their own, by name.
+WRONG_TEXTS = {
+    "currency_code": ["XXX", "US", "DOLLARS", "€"],
+    "onward_url": ["https://evil.example/", "javascript:alert(1)", "//evil.example"],
+    "page_token": ["WyJwYXltZW50cyJd", "made up"],
+    "email": ["ada", "ada@", "@example.com", "a b@example.com"],
+    "country": ["USA", "1", "ÜÄ"],
+}
+#: Amounts and counts that are out of range, by name.
+OUT_OF_RANGE = {
+    "minor_units": [0, -1, -(2**63), 2**63 - 1, 100_000_000],
+    "page_size": [-1, -(2**31)],
+    "commission_basis_points": [-1, 10_000, 2**31 - 1],
+}
+
+
+@dataclass(frozen=True)
+class Method:
+    path: str
+    input_type: Descriptor
+
+
+@dataclass(frozen=True)
+class Case:
+    """One request with one fault."""
+
+    path: str
+    field: str
+    fault: str
+    request: bytes
+
+    def __str__(self) -> str:
+        return f"{self.path.rpartition('.')[2]} {self.field}: {self.fault}"
+
+
+class Service:
+    """The service as reflection shows it, called with bytes."""
+
+    def __init__(self, channel: grpc.Channel) -> None:
+        self._channel = channel
+        database = ProtoReflectionDescriptorDatabase(channel)
+        pool = DescriptorPool(database)
+        names = database.get_services()
+        self.methods = [
+            Method(f"/{name}/{method.name}", method.input_type)
+            for name in names
+            if name.startswith(PACKAGE)
+            for method in _methods(pool, name)
+        ]
+
+    def call(self, path: str, request: bytes) -> Answer:
+        ask: grpc.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(path)
+        try:
+            ask(request, timeout=20)
+        except grpc.RpcError as error:
+            return _answer(error)
+        return Answer("OK")
+
+
+def _methods(pool: DescriptorPool, service: str) -> list[MethodDescriptor]:
+    return list(pool.FindServiceByName(service).methods)
+
+
+def _answer(error: grpc.RpcError) -> Answer:
+    call = call_of(error)
+    status = rpc_status.from_call(call)
+    info = error_details_pb2.ErrorInfo()
+    bad = error_details_pb2.BadRequest()
+    for detail in status.details if status is not None else ():
+        _ = detail.Unpack(info) or detail.Unpack(bad)
+    return Answer(
+        call.code().name,
+        message=call.details() or "",
+        reason=info.reason,
+        facts=dict(info.metadata),
+        fields=tuple(violation.field for violation in bad.field_violations),
+    )
+
+
+@pytest.fixture(scope="module")
+def service(world: World) -> Service:
+    return Service(world.channel)
+
+
+@dataclass
+class Good:
+    """A request of every kind that would do, but for the fault that is put into it."""
+
+    values: dict[str, Any]
+    by_request: dict[tuple[str, str], Any]
+
+    def request(self, kind: Descriptor) -> Message:
+        message = GetMessageClass(kind)()
+        for field in kind.fields:
+            self.fill(message, field)
+        return message
+
+    def fill(self, message: Message, field: FieldDescriptor) -> None:
+        name = field.name
+        key = (message.DESCRIPTOR.name, name)
+        if name == "idempotency_key":
+            value: Any = new_name("key")
+        elif key in self.by_request:
+            value = self.by_request[key]
+        else:
+            assert name in self.values, f"say what a good {key[0]}.{name} looks like"
+            value = self.values[name]
+        if field.is_repeated:
+            getattr(message, name).extend(value)
+        elif field.message_type is not None:
+            for part, given in value.items():
+                setattr(getattr(message, name), part, given)
+        else:
+            setattr(message, name, value)
+
+
+@pytest.fixture(scope="module")
+def good(world: World, expert: str) -> Good:
+    landing = submit(world.new_expert().onboarding_url).location
+    body = b'{"id": "evt_1", "object": "event"}'
+    held, captured = world.in_escrow(expert), world.captured(expert)
+    return Good(
+        {
+            "account_prefix": "stripe:",
+            "amount": {"minor_units": 5_000, "currency_code": "USD"},
+            "business_type": 1,
+            "client_id": "client-1",
+            "commission_basis_points": 1_000,
+            "country": "US",
+            "create_time_from": {"seconds": 1},
+            "create_time_until": {"seconds": 2**33},
+            "description": "A logo",
+            "email": "ada@example.com",
+            "endpoint": 1,
+            "escrow_mode": 1,
+            "event_id": "evt_nothing",
+            "expert_id": expert,
+            "final": True,
+            "gig_id": "gig-1",
+            "landing_token": landing.partition("token=")[2],
+            "name": "Ada",
+            "notes": "delivered",
+            "onward_url": f"{APP}/done",
+            "open_only": True,
+            "operation_id": "op_" + "0" * 32,
+            "page_size": 10,
+            "page_token": "",
+            "payload": body,
+            "payment_id": held.payment_id,
+            "reason": "not delivered",
+            "role": 1,
+            "signature": signature(
+                body, WEBHOOK_SECRETS["STRIPE_WEBHOOK_SECRET"], int(time.time())
+            ),
+            "since": {"seconds": int(time.time())},
+            "state": 1,
+            "states": [1],
+            "user_id": "client-1",
+        },
+        {
+            ("RefundPaymentRequest", "payment_id"): captured.payment_id,
+            ("CreateExpertAccountRequest", "expert_id"): new_name("expert"),
+        },
+    )
+
+
+# The faults
+
+
+def cases(good: Good, method: Method) -> Iterator[Case]:
+    for field in method.input_type.fields:
+        for fault, spoil in faults(method.input_type, field):
+            request = good.request(method.input_type)
+            spoil(request)
+            yield Case(method.path, field.name, fault, request.SerializeToString())
+        if field.type == FieldDescriptor.TYPE_STRING:
+            request = good.request(method.input_type)
+            request.ClearField(field.name)
+            bad = bytes([field.number << 3 | 2, 2]) + b"\xff\xfe"
+            yield Case(
+                method.path, "", f"{field.name} is no UTF-8", request.SerializeToString() + bad
+            )
+
+
+Spoil = Callable[[Message], None]
+
+
+def faults(kind: Descriptor, field: FieldDescriptor) -> Iterator[tuple[str, Spoil]]:
+    """What may be wrong with a field of this type and name."""
+    name = field.name
+    if name not in OPTIONAL.get(kind.name, "").split():
+        yield "missing", _clearing(name)
+    if field.is_repeated:
+        yield "an unknown value", lambda message: getattr(message, name).append(99)
+    elif field.message_type is not None:
+        yield from faults_within(field, field.message_type)
+    else:
+        for fault, value in bad_values(kind, field):
+            yield fault, _setting(name, value)
+
+
+def faults_within(field: FieldDescriptor, kind: Descriptor) -> Iterator[tuple[str, Spoil]]:
+    if kind.full_name == "google.protobuf.Timestamp":
+        for name, value in (("seconds", 2**62), ("seconds", -(2**62)), ("nanos", -1)):
+            yield f"{name} {value}", _within(field.name, _setting(name, value))
+        return
+    for inner in kind.fields:
+        for fault, spoil in faults(kind, inner):
+            yield f"{inner.name} {fault}", _within(field.name, spoil)
+
+
+def bad_values(kind: Descriptor, field: FieldDescriptor) -> Iterator[tuple[str, Any]]:
+    name, place = field.name, f"{kind.name}.{field.name}"
+    match field.type:
+        case FieldDescriptor.TYPE_STRING:
+            yield "NUL", "a\x00b"
+            yield "a megabyte", MEGABYTE
+            for value in WRONG_TEXTS.get(name, ()):
+                yield value, value
+            if name in UNKNOWN_IDS and (kind.name, name) not in MAY_BE_UNKNOWN:
+                yield "unknown", UNKNOWN_IDS[name]
+                yield "nonsense", "'; DROP TABLE payments; --"
+        case FieldDescriptor.TYPE_BYTES:
+            yield "NUL", b"\x00"
+            yield "a megabyte", MEGABYTE.encode()
+        case FieldDescriptor.TYPE_ENUM:
+            yield "an unknown value", 99
+            yield "a negative value", -1
+        case FieldDescriptor.TYPE_INT32 | FieldDescriptor.TYPE_INT64:
+            assert name in OUT_OF_RANGE, f"say which values of {place} are out of range"
+            for number in OUT_OF_RANGE[name]:
+                yield f"out of range: {number}", number
+        case FieldDescriptor.TYPE_BOOL:
+            return
+        case _:
+            raise AssertionError(f"say what is wrong with a {place}")
+
+
+def _setting(name: str, value: Any) -> Spoil:
+    return lambda message: setattr(message, name, value)
+
+
+def _within(name: str, spoil: Spoil) -> Spoil:
+    return lambda message: spoil(getattr(message, name))
+
+
+def _clearing(name: str) -> Spoil:
+    return lambda message: message.ClearField(name)
+
+
+def test_every_bad_input_is_named_and_changes_nothing(
+    world: World, service: Service, good: Good
+) -> None:
+    wait_until_quiet(world)
+    before = contents(world)
+    every = [case for method in service.methods for case in cases(good, method)]
+    wrong = []
+    for case in every:
+        answer = service.call(case.path, case.request)
+        if answer.code not in REFUSALS or not names(answer, case):
+            wrong.append(f"{case}: {str(answer)[:300]}")
+    assert not wrong, "\n".join([f"{len(wrong)} of {len(every)}", *wrong])
+    assert len(every) > 10 * len(service.methods)
+    assert contents(world) == before
+
+
+def names(answer: Answer, case: Case) -> bool:
+    """Whether the refusal says what was wrong: the field, or the fact."""
+    if not case.field:
+        return answer.reason == "MALFORMED_MESSAGE"
+    if answer.reason == "INVALID_FIELD":
+        return any(f"{name}.".startswith(f"{case.field}.") for name in answer.fields)
+    if answer.reason == "WEBHOOK_REFUSED":
+        return bool(answer.facts["fault"])
+    return case.field in answer.facts or bool(answer.facts) or case.field.upper() in answer.reason
+
+
+def test_wrong_currency_of_a_part(service: Service, good: Good) -> None:
+    for name in ("CapturePayment", "RefundPayment"):
+        method = next(m for m in service.methods if m.path.endswith(f"/{name}"))
+        request: Any = good.request(method.input_type)
+        request.amount.currency_code = "EUR"
+        answer = service.call(method.path, request.SerializeToString())
+        assert answer.code == "INVALID_ARGUMENT"
+        assert answer.fields == ("amount.currency_code",)
+
+
+def test_bytes_that_are_no_message(world: World, service: Service) -> None:
+    before = contents(world)
+    for method in service.methods:
+        for garbage in (b"\xff" * 9, b"\x0a\x7f", b"\x00" * 100_000):
+            answer = service.call(method.path, garbage)
+            assert (answer.code, answer.reason) == ("INVALID_ARGUMENT", "MALFORMED_MESSAGE")
+    for path in ("/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch"):
+        assert service.call(path, b"\xff" * 9).code == "INVALID_ARGUMENT"
+    assert contents(world) == before
+
+
+def test_no_call_answers_unknown_or_internal(service: Service, good: Good) -> None:
+    """Fields filled by chance, over and over: any answer will do but those."""
+    chance = random.Random(20261122)
+    for method in service.methods:
+        for _ in range(25):
+            request = good.request(method.input_type)
+            for field in method.input_type.fields:
+                if chance.random() < 0.5:
+                    spoils = [spoil for _, spoil in faults(method.input_type, field)]
+                    chance.choice([*spoils, _clearing(field.name)])(request)
+            answer = service.call(method.path, request.SerializeToString())
+            assert answer.code not in NEVER, f"{method.path}: {answer}"
+
+
+def wait_until_quiet(world: World) -> None:
+    """No webhook is under way any more, so that what changes now was changed by the calls."""
+    world.control("webhooks/settle", {"seconds": 10})
+    with psycopg2.connect(world.stack.database_url) as connection:
+        connection.autocommit = True
+        with connection.cursor() as cursor:
+
+            def quiet() -> bool:
+                cursor.execute("SELECT count(*) FROM inbox WHERE state = 'WAITING'")
+                return bool(cursor.fetchone() == (0,))
+
+            until(quiet, "the inbox is empty")
+    connection.close()
+
+
+#: What calls may leave behind although they were refused, or what changes by itself.
+_LEFT_OUT = {
+    "claims": "a refusal is remembered under its key",
+    "watches": "the poller notes when it asked last",
+    "payment_asks": "the poller notes when it asked last",
+    "jobs": "the jobs note when they ran last",
+}
+
+
+def contents(world: World) -> dict[str, Any]:
+    """All that is stored, by table, and all that ever happened at Stripe."""
+    shown: dict[str, Any] = {}
+    with psycopg2.connect(world.stack.database_url) as connection, connection.cursor() as cursor:
+        cursor.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
+        for (table,) in sorted(cursor.fetchall()):
+            if table not in _LEFT_OUT:
+                row = "to_jsonb(t) - 'check_time'"
+                cursor.execute(
+                    f"SELECT count(*), md5(string_agg(({row})::text, '' ORDER BY ({row})::text))"  # noqa: S608
+                    f" FROM {table} t"
+                )
+                shown[table] = cursor.fetchone()
+    connection.close()
+    shown["at Stripe"] = len(world.control("effects?since=0")["effects"])
+    return shown
