@@ -1,6 +1,6 @@
 """Promises whose breach a chaos run meets too seldom: each broken on purpose by a mutant.
 
-They stand beside the service's own tests because they must fail alone, and fast, in a mutant's tree.
+They stand apart from the service's own tests: in a mutant's tree they must fail alone, and fast.
 """
 
 from __future__ import annotations

@@ -1,0 +1,311 @@
+"""Every check catches what it is for: a checker that cannot fail is a defect.
+
+One small sound world, in which no check finds anything; then one thing is broken at a time.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from chaos.checks import CHECKS, commission_of, violations
+from chaos.evidence import Evidence, Row
+from chaos.history import Entry, History, Seen
+
+NOW = datetime(2026, 11, 1, 12, 0, 0, 5, UTC)
+PAYMENT, INTENT = "pay_1", "pi_1"
+_STATES = ["PENDING", "IN_ESCROW", "CAPTURING", "CAPTURED", "REFUNDING", "REFUNDING", "CAPTURED"]
+_AMOUNTS = [(0, 0, 0), (1000, 0, 0), (1000, 0, 0), (0, 1000, 0), (0, 1000, 0), (0, 1000, 333)]
+
+
+def _event(number: int, former: bytes) -> Row:
+    held, captured, refunded = _AMOUNTS[min(number, len(_AMOUNTS)) - 1]
+    body = json.dumps(
+        {
+            "from": _STATES[number - 2] if number > 1 else None,
+            "to": _STATES[number - 1],
+            "amounts": {"held": held, "captured": captured, "refunded": refunded},
+        }
+    )
+    digest = hashlib.sha256(former)
+    for part in (PAYMENT, str(number), "kind", NOW.isoformat(timespec="microseconds"), body):
+        digest.update(len(part).to_bytes(8, "big") + part.encode())
+    return {
+        "payment_id": PAYMENT,
+        "sequence": number,
+        "kind": "kind",
+        "time": NOW,
+        "body": body,
+        "hash": digest.digest(),
+    }
+
+
+def _posting(sequence: int, account: str, minor_units: int, line: str = "") -> Row:
+    return {
+        "payment_id": PAYMENT,
+        "sequence": sequence,
+        "account": account,
+        "currency": "USD",
+        "minor_units": minor_units,
+        "balance_transaction_id": line,
+    }
+
+
+def _effect(number: int, kind: str, object_: str, amount: int, operation: str) -> Row:
+    return {
+        "sequence": number,
+        "kind": kind,
+        "object": object_,
+        "payment_intent": INTENT,
+        "amount": amount,
+        "metadata": {"payment_id": PAYMENT, "operation_id": operation},
+        "idempotency_key": f"{operation}-1",
+        "time": 0,
+    }
+
+
+def _operation(name: str, kind: str) -> Row:
+    return {
+        "operation_id": name,
+        "kind": kind,
+        "payment_id": PAYMENT,
+        "state": "SUCCEEDED",
+        "last_error": "",
+        "settle_time": NOW,
+    }
+
+
+def _entry(rpc: str, key: str, version: int, *, started: float, body: bytes = b"") -> Entry:
+    held, captured, refunded = _AMOUNTS[min(version, len(_AMOUNTS)) - 1]
+    seen = Seen(PAYMENT, version, _STATES[version - 1], (held, captured, refunded))
+    return Entry(0, rpc, key, b"", started, started + 0.5, "ok", "OK", body=body, seen=seen)
+
+
+def sound() -> Evidence:
+    """One payment of 10.00 dollars at 10 %, captured whole, 3.33 given back."""
+    events: list[Row] = []
+    for number in range(1, len(_STATES) + 1):
+        events.append(_event(number, events[-1]["hash"] if events else b""))
+    payment = {
+        "payment_id": PAYMENT,
+        "payment_intent_id": INTENT,
+        "state": "CAPTURED",
+        "version": len(_STATES),
+        "head_hash": events[-1]["hash"],
+        "currency": "USD",
+        "amount": 1000,
+        "held": 0,
+        "captured": 1000,
+        "refunded": 333,
+        "commission_basis_points": 1000,
+        "commission": 100,
+        "expert_amount": 900,
+        "net_commission": 67,
+    }
+    postings = [
+        _posting(2, "hold", 1000),
+        _posting(2, "client", -1000),
+        _posting(4, "hold", -1000),
+        _posting(4, "client", 1000),
+        _posting(4, "stripe:platform", 1000, "txn_1"),
+        _posting(4, "escrow:pay_1", -1000),
+        _posting(4, "escrow:pay_1", 1000),
+        _posting(4, "expert_funds:e", -900),
+        _posting(4, "commission", -100),
+    ]
+    history = History()
+    for entry in (
+        _entry("CapturePayment", "key", 4, started=1, body=b"answer"),
+        _entry("CapturePayment", "key", 4, started=2, body=b"answer"),
+        _entry("GetPayment", "", 7, started=3),
+    ):
+        history.add(entry)
+    return Evidence(
+        payments=[payment],
+        events=events,
+        postings=postings,
+        movements=[
+            {
+                "movement_id": "re_1",
+                "payment_id": PAYMENT,
+                "kind": "refund",
+                "minor_units": 333,
+                "operation_id": "op_3",
+            }
+        ],
+        operations=[
+            _operation("op_1", "create_intent"),
+            _operation("op_2", "capture"),
+            _operation("op_3", "refund"),
+        ],
+        claims=[{"key": "key", "answer": b"x", "operation_id": "op_2", "payment_id": PAYMENT}],
+        inbox=[{"event_id": "evt_1", "type": "t", "state": "APPLIED", "last_error": ""}],
+        experts=[{"expert_id": "e", "stripe_account_id": "acct_1"}],
+        effects=[
+            _effect(1, "intent_created", INTENT, 1000, "op_1"),
+            _effect(2, "captured", "ch_1", 1000, "op_2"),
+            _effect(3, "refunded", "re_1", 333, "op_3"),
+        ],
+        intents=[{"id": INTENT, "status": "succeeded"}],
+        deliveries=[{"event": "evt_1", "type": "t", "state": "delivered"}],
+        lines=[("stripe:platform", {"id": "txn_1", "currency": "usd", "net": 1000})],
+        history=history,
+        armed=["kill replica"],
+        injected=Counter({"kill replica": 1}),
+    )
+
+
+def _twice(kind: str) -> Callable[[Evidence], None]:
+    def spoil(world: Evidence) -> None:
+        world.effects.append(next(e for e in world.effects if e["kind"] == kind))
+
+    return spoil
+
+
+def _put(table: str, **changes: Any) -> Callable[[Evidence], None]:
+    """Change the last row of a table."""
+
+    def spoil(world: Evidence) -> None:
+        getattr(world, table)[-1].update(changes)
+
+    return spoil
+
+
+def _add(table: str, row: Any) -> Callable[[Evidence], None]:
+    def spoil(world: Evidence) -> None:
+        getattr(world, table).append(row)
+
+    return spoil
+
+
+def _drop(table: str, index: int = -1) -> Callable[[Evidence], None]:
+    def spoil(world: Evidence) -> None:
+        del getattr(world, table)[index]
+
+    return spoil
+
+
+def _say(entry: Entry) -> Callable[[Evidence], None]:
+    def spoil(world: Evidence) -> None:
+        world.history.add(entry)
+
+    return spoil
+
+
+def _refused(code: str, reason: str = "") -> Entry:
+    return Entry(0, "GetPayment", "", b"", 1, 2, "info", code, reason)
+
+
+def _shown(version: int, amounts: tuple[int, int, int]) -> Entry:
+    seen = Seen(PAYMENT, version, "REFUNDING", amounts)
+    return Entry(0, "GetPayment", "", b"", 0, 0.5, "ok", "OK", seen=seen)
+
+
+def _set(name: str, value: Any) -> Callable[[Evidence], None]:
+    def spoil(world: Evidence) -> None:
+        setattr(world, name, value)
+
+    return spoil
+
+
+def _another_start(world: Evidence) -> None:
+    """An edge that does not exist, in an unbroken chain."""
+    body = json.loads(world.events[-1]["body"])
+    world.events[-1]["body"] = json.dumps({**body, "to": "PENDING"})
+
+
+SPOILED: list[tuple[str, Callable[[Evidence], None]]] = [
+    ("at_most_one_effect", _twice("captured")),
+    ("at_most_one_effect", _twice("refunded")),
+    ("at_most_one_effect", _twice("intent_created")),
+    ("one_end_per_payment", _add("effects", _effect(9, "canceled", INTENT, 1000, "op_9"))),
+    ("no_phantom_effect", _add("effects", _effect(9, "refunded", "re_9", 1, "op_9"))),
+    ("no_phantom_effect", _put("effects", payment_intent="pi_9")),
+    ("no_phantom_effect", _put("payments", captured=999)),
+    ("no_effect_lost", _drop("effects", 1)),
+    ("no_effect_lost", _drop("effects", 2)),
+    ("no_effect_lost", _put("operations", state="REFUSED")),
+    ("states_agree_with_stripe", _put("intents", status="requires_capture")),
+    ("postings_sum_to_zero", _put("postings", minor_units=-99)),
+    (
+        "books_equal_stripe",
+        _add("lines", ("stripe:platform", {**_posting(1, "", 0), "id": "txn_2", "net": 5})),
+    ),
+    ("books_equal_stripe", _drop("lines")),
+    ("nothing_stays_between_accounts", _add("postings", _posting(7, "expert_debt:e", 3))),
+    ("nothing_stays_between_accounts", _drop("postings", 2)),
+    ("amounts_add_up", _put("payments", refunded=1001)),
+    ("amounts_add_up", _put("payments", commission=99, expert_amount=901)),
+    ("amounts_add_up", _put("payments", net_commission=66)),
+    ("states_move_along_edges", _another_start),
+    ("states_move_along_edges", _drop("events", 3)),
+    ("states_move_along_edges", _put("payments", version=8)),
+    ("chain_is_intact", _put("events", kind="other")),
+    ("chain_is_intact", _put("payments", head_hash=b"")),
+    ("acknowledged_is_kept", _say(_shown(6, (0, 1000, 0)))),
+    ("acknowledged_is_kept", _say(_shown(8, (0, 1000, 333)))),
+    ("acknowledged_is_kept", _drop("events")),
+    ("no_answer_goes_back", _say(_entry("GetPayment", "", 2, started=9))),
+    ("same_key_same_bytes", _say(_entry("CapturePayment", "key", 4, started=9, body=b"other"))),
+    ("every_key_is_answered", _set("unanswered", ["key"])),
+    ("every_key_is_answered", _put("claims", answer=None)),
+    ("only_declared_errors", _say(_refused("UNKNOWN"))),
+    ("only_declared_errors", _say(_refused("INTERNAL"))),
+    ("only_declared_errors", _say(_refused("UNAVAILABLE", "UNEXPECTED"))),
+    ("nothing_was_wrong_on_the_way", _set("wrong", ["a forged webhook"])),
+    ("nothing_was_wrong_on_the_way", _set("ended", ["service-1"])),
+    ("everything_is_settled", _set("converged", False)),
+    ("everything_is_settled", _put("operations", state="UNKNOWN")),
+    ("everything_is_settled", _put("operations", state="PARKED")),
+    ("everything_is_settled", _put("inbox", state="WAITING")),
+    (
+        "no_discrepancies",
+        _set("discrepancies", [{"payment_id": PAYMENT, "kind": "k", "detail": "d"}]),
+    ),
+    ("no_webhook_lost", _drop("inbox")),
+    ("no_webhook_lost", _drop("deliveries")),
+    ("no_secret_in_sight", _set("leaks", ["a line"])),
+    ("every_fault_struck", _set("injected", Counter({}))),
+]
+
+
+def test_a_sound_world_has_no_violations() -> None:
+    world = sound()
+    assert [str(found) for found in violations(world)] == []
+
+
+@pytest.mark.parametrize(
+    ("check", "spoil"), SPOILED, ids=lambda given: getattr(given, "__name__", given)
+)
+def test_a_check_catches_its_violation(check: str, spoil: Callable[[Evidence], None]) -> None:
+    world = sound()
+    spoil(world)
+    assert check in {found.check for found in violations(world)}
+
+
+def test_every_check_has_a_violation_of_its_own() -> None:
+    assert {check for check, _ in SPOILED} == set(CHECKS)
+
+
+def test_an_unknown_outcome_may_be_either_way() -> None:
+    world = sound()
+    for code in ("UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED"):
+        world.history.add(Entry(0, "RefundPayment", "key-9", b"", 1, 2, "info", code))
+    assert violations(world) == []
+
+
+@pytest.mark.parametrize(
+    ("minor_units", "basis_points", "currency", "commission"),
+    [
+        (1001, 1000, "JPY", 100),
+        (10050, 1250, "KWD", 1260),
+        (50500, 1000, "ISK", 5100),
+        (5, 1000, "USD", 1),
+    ],
+)
+def test_commission(minor_units: int, basis_points: int, currency: str, commission: int) -> None:
+    assert commission_of(minor_units, basis_points, currency) == commission
