@@ -75,7 +75,7 @@ def back_off(tries: int) -> float:
 
 async def _carry_out_one(core: Core, operation: Operation, version: int, cause: Cause) -> Applied:
     if operation.tries:
-        looked = await _look(core, operation, cause)
+        looked = await _look_or_postpone(core, operation, cause)
         if await _is_settled(core, operation):
             return looked
         version = looked.payment.version if looked.payment else version
@@ -103,11 +103,7 @@ async def _conclude(
             return await _settled(core, operation, applied, cause)
         case Done(value):
             refund = value if isinstance(value, Refund) else None
-            try:
-                return await observe_payment(core, operation.payment_id, cause, refund=refund)
-            except Refusal as refusal:
-                await _unsettled(core, operation, refusal.reason.lower(), cause)
-                raise
+            return await _look_or_postpone(core, operation, cause, refund=refund)
         case Refused():
             return await _refused(core, operation, outcome, cause)
         case NotSent():
@@ -138,7 +134,7 @@ async def _settled(core: Core, operation: Operation, applied: Applied, cause: Ca
         if not applied.stale and not applied.deferred:
             return applied
         await asyncio.sleep(pause)
-        applied = await observe_payment(core, operation.payment_id, cause)
+        applied = await _look_or_postpone(core, operation, cause)
     if applied.deferred:
         await _unsettled(core, operation, "balance transactions are not there yet", cause)
         raise outcome_unknown(payment_id=operation.payment_id)
@@ -147,11 +143,7 @@ async def _settled(core: Core, operation: Operation, applied: Applied, cause: Ca
 
 async def _refused(core: Core, operation: Operation, refused: Refused, cause: Cause) -> Applied:
     """Believe a no only after looking: Stripe also replays a no for what it did after all."""
-    try:
-        applied = await _look(core, operation, cause)
-    except Refusal as refusal:
-        await _unsettled(core, operation, refusal.reason.lower(), cause)
-        raise
+    applied = await _look_or_postpone(core, operation, cause)
     if not await _is_settled(core, operation):
         await core.database.transact(refuse_phase, core.answers, operation, refused, cause)
         if operation.params.get("owed"):
@@ -159,10 +151,23 @@ async def _refused(core: Core, operation: Operation, refused: Refused, cause: Ca
     return applied
 
 
-async def _look(core: Core, operation: Operation, cause: Cause) -> Applied:
+async def _look_or_postpone(
+    core: Core, operation: Operation, cause: Cause, *, refund: Refund | None = None
+) -> Applied:
+    """Look; where Stripe cannot be read, give the lease back at once, so that others may soon."""
+    try:
+        return await _look(core, operation, cause, refund=refund)
+    except Refusal as refusal:
+        await _unsettled(core, operation, refusal.reason.lower(), cause)
+        raise
+
+
+async def _look(
+    core: Core, operation: Operation, cause: Cause, *, refund: Refund | None = None
+) -> Applied:
     """What Stripe has of it by now. An intent that has no id yet is searched only if need be."""
     if operation.kind is not OperationKind.CREATE_INTENT:
-        return await observe_payment(core, operation.payment_id, cause)
+        return await observe_payment(core, operation.payment_id, cause, refund=refund)
     payment = await core.database.read(_payment, operation.payment_id)
     applied = Applied(payment=payment)
     must_search = operation.params.get("replayed") or not operation.may_resend(

@@ -125,7 +125,14 @@ async def carry_out_account(core: Core, operation: Operation, cause: Cause) -> N
     if operation.tries:
         now = await core.database.transact(database_time)
         if not operation.may_resend(now) or operation.params.get("replayed"):
-            found = await core.stripe.find_account(operation.operation_id, operation.create_time)
+            try:
+                found = await core.stripe.find_account(
+                    operation.operation_id, operation.create_time
+                )
+            except Refusal as refusal:  # Give the lease back at once, so that others may soon.
+                pause = back_off(operation.tries)
+                await _postpone(core, operation, refusal.reason.lower(), cause, pause)
+                raise
             if found is not None:
                 await core.database.transact(finish_account, operation, found, cause)
                 return

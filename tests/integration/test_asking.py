@@ -1,0 +1,122 @@
+"""What nobody told us: webhooks that never come, quiet payments, and Stripe being away."""
+
+from __future__ import annotations
+
+from marketplace.payments.v1 import experts_pb2
+from payment_service.application.poll_events import ask_about_quiet_payments
+from tests.integration.conftest import StartWorld
+from tests.integration.world import (
+    CAPTURED,
+    IN_ESCROW,
+    World,
+    capture_request,
+    refusal,
+    until,
+)
+
+FAST_POLL = {"poll_seconds": 0.2, "account_poll_seconds": 0.2}
+
+
+async def test_a_service_that_gets_no_webhook_converges(start_world: StartWorld) -> None:
+    world = await start_world(policy=FAST_POLL)
+    await world.stripe.control("POST", "/webhooks", {"paused": True})
+    expert_id = await world.expert()
+    initiated = await world.initiate(expert_id)
+    await world.confirm(initiated)
+    payment = await world.in_state(initiated.payment.payment_id, IN_ESCROW)
+    await world.stripe.api("POST", f"/payment_intents/{payment.payment_intent_id}/capture")
+    payment = await world.in_state(payment.payment_id, CAPTURED)
+    assert [found.kind for found in await world.discrepancies(payment.payment_id)] == [
+        "captured_elsewhere"
+    ]
+
+
+async def test_a_polled_event_and_its_webhook_are_one(start_world: StartWorld) -> None:
+    world = await start_world(policy=FAST_POLL)
+    payment = await world.captured()
+    await world.quiet()
+
+    async def both_ways() -> bool:
+        listed = await world.stripe.api("GET", "/events", limit=100)
+        known = {row[0] for row in world.sql("SELECT event_id FROM inbox")}
+        return {event["id"] for event in listed["data"]} <= known
+
+    await until(both_ways, "every event in the inbox")
+    [(events, distinct)] = world.sql("SELECT count(*), count(DISTINCT event_id) FROM inbox")
+    assert events == distinct
+    effects = await world.stripe.effects("captured", payment.payment_intent_id)
+    assert len(effects) == 1
+
+
+async def test_an_account_that_becomes_ready_is_noticed_in_its_own_list(
+    start_world: StartWorld,
+) -> None:
+    world = await start_world(policy=FAST_POLL)
+    await world.stripe.control("POST", "/webhooks", {"paused": True})
+    expert_id = await world.expert(ready=False)
+    account = world.account_of(expert_id)
+    await world.stripe.control("POST", f"/accounts/{account}/complete_onboarding", {})
+
+    async def noticed() -> bool:
+        query = "SELECT transfers_active FROM experts WHERE expert_id = %s"
+        return bool(world.sql(query, expert_id)[0][0])
+
+    await until(noticed, "the account's readiness")
+
+
+async def test_a_quiet_payment_is_asked_about_and_then_more_seldom(
+    start_world: StartWorld,
+) -> None:
+    world = await start_world(policy={"quiet_seconds": 0.05}, loops=False)
+    assert world.service is not None
+    await world.stripe.control("POST", "/webhooks", {"paused": True})
+    initiated = await world.initiate(await world.expert())
+    await world.confirm(initiated)
+    payment_id = initiated.payment.payment_id
+
+    async def in_escrow() -> bool:
+        await ask_about_quiet_payments(world.service.core)  # type: ignore[union-attr]
+        return (await world.get(payment_id)).state == IN_ESCROW
+
+    await until(in_escrow, "the quiet payment in escrow")
+    world.sql("UPDATE payment_asks SET next_time = now() + interval '1 hour' RETURNING 1")
+    before = len(await world.stripe.requests(method="GET"))
+    await ask_about_quiet_payments(world.service.core)
+    assert len(await world.stripe.requests(method="GET")) == before
+
+
+async def test_with_stripe_away_money_calls_fail_fast_and_claim_nothing(world: World) -> None:
+    assert world.service is not None
+    stripe = world.service.core.stripe
+    settled = capture_request((await world.escrowed()).payment_id)
+    answer = await world.bytes_of("PaymentService/CapturePayment", settled)
+    caught, other = await world.escrowed(), await world.escrowed()
+    await world.quiet()
+    await world.stripe.control(
+        "POST", "/faults", {"match": {"path": ".*"}, "when": "before", "action": "reset"}
+    )
+    first = capture_request(caught.payment_id)
+    assert (await refusal(world.payments.CapturePayment(first))).code == "UNAVAILABLE"
+    while not stripe.is_away:
+        request = experts_pb2.RefreshOnboardingRequest(expert_id=other.expert_id)
+        await refusal(world.experts.RefreshOnboarding(request))
+    second = capture_request(other.payment_id)
+    before = world.counts()
+    refused = await refusal(world.payments.CapturePayment(second))
+    assert (refused.code, refused.reason) == ("UNAVAILABLE", "PROCESSOR_UNAVAILABLE")
+    assert world.counts() == before
+    # Reads go on, and so do answers that were given before.
+    assert (await world.get(other.payment_id)).state == IN_ESCROW
+    assert await world.bytes_of("PaymentService/CapturePayment", settled) == answer
+
+    await world.stripe.clear_faults()
+    await world.in_state(caught.payment_id, CAPTURED)
+
+    async def captured() -> bool:
+        reply = await world.bytes_of("PaymentService/CapturePayment", second)
+        return reply.refused is None
+
+    await until(captured, "the second capture under its own key")
+    for payment in (caught, other):
+        effects = await world.stripe.effects("captured", payment.payment_intent_id)
+        assert len(effects) == 1
