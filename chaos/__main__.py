@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from chaos.mutants import MUTANTS, SHORT, trial, unharmed
+from chaos.mutants import MUTANTS, SHORT, copied, judge, trial
 from chaos.plan import plan_of
 from chaos.run import run as run_once
 from chaos.run import say, show
@@ -84,24 +84,25 @@ def mutants(
         and (not only or any(part in mutant.name for part in only))
     ]
     failed = 0
-    for target, verdict in unharmed(list(dict.fromkeys(m.target for m in chosen))).items():
-        sound = verdict.ran and not verdict.caught_by
-        failed += not sound
-        say(
-            f"{'the tree as it is':36s} {target or 'chaos':50s} {verdict.seconds:6.1f} s  "
-            f"{'passes' if sound else 'FAILS: ' + ', '.join(verdict.caught_by)}"
-        )
-        if not sound:
-            say(verdict.output[-4000:])
-    for mutant in chosen:
-        verdict = trial(mutant)
-        caught = bool(verdict.ran and verdict.caught_by)
-        failed += not caught
-        by = ", ".join(verdict.caught_by)
-        missed = "NOT CAUGHT" if verdict.ran else "DID NOT RUN"
-        say(f"{mutant.name:36s} {by if caught else missed:80s} {verdict.seconds:6.1f} s")
-        if not verdict.ran:
-            say(verdict.output[-3000:])
+    # Whatever is edited meanwhile, all are held against the same tree.
+    with copied() as tree:
+        for target in dict.fromkeys(mutant.target for mutant in chosen):
+            verdict = judge(tree, target)
+            sound = verdict.ran and not verdict.caught_by
+            failed += not sound
+            by = "passes" if sound else f"FAILS: {', '.join(verdict.caught_by)}"
+            say(f"the tree as it is: {target or 'chaos'} {by} ({verdict.seconds:.1f} s)")
+            if not sound:
+                say(verdict.output[-4000:])
+        for mutant in chosen:
+            verdict = trial(mutant, tree)
+            caught = bool(verdict.ran and verdict.caught_by)
+            failed += not caught
+            missed = "NOT CAUGHT" if verdict.ran else "DID NOT RUN"
+            by = ", ".join(verdict.caught_by) if caught else missed
+            say(f"{mutant.name:40s} {verdict.seconds:6.1f} s  {by}")
+            if not verdict.ran:
+                say(verdict.output[-3000:])
     say(f"{len(chosen)} mutants, {failed} faults")
     sys.exit(1 if failed else 0)
 
