@@ -10,13 +10,18 @@ INSTALLED := $(VENV)/.installed
 PROTOS := protos/marketplace/payments/v1
 STUBS := client/src/marketplace/payments/v1
 GENERATED := $(STUBS)/.generated
-SOURCES := $(wildcard payment_service gateway stripe_simulator dev tests) client/src/marketplace/payments
+SOURCES := $(wildcard payment_service gateway stripe_simulator dev chaos tests) client/src/marketplace/payments
 
 # Extra words for pytest: make test ARGS='-k capture -x'
 ARGS ?=
 
+# One run of the chaos: what befalls whom, and for how long; SEEDS=8 runs eight, one after the other.
+SEED ?= 1
+SECONDS ?= 30
+SEEDS ?= 1
+
 .DEFAULT_GOAL := help
-.PHONY: help run demo bench test lint format stubs breaking migrate smoke-stripe client-wheel reset clean
+.PHONY: help run demo bench test chaos mutants lint format stubs breaking migrate smoke-stripe client-wheel reset clean
 
 help: ## list these targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -32,6 +37,12 @@ bench: $(GENERATED) ## what one worker carries while Stripe is slow; ends by its
 
 test: $(GENERATED) ## all tests (unit, integration, acceptance) with coverage; ARGS='-k capture' narrows
 	@$(BIN)/python -m pytest $(if $(ARGS),$(ARGS),--cov --cov-report=term)
+
+chaos: $(GENERATED) ## kill, stop and lie to real processes, then check every promise; SEED=1 SECONDS=30 SEEDS=1
+	@$(BIN)/python -m chaos run --seed $(SEED) --seconds $(SECONDS) --seeds $(SEEDS)
+
+mutants: $(GENERATED) ## put bugs into copies of the tree: the chaos and its tests must catch each
+	@$(BIN)/python -m chaos mutants
 
 lint: $(GENERATED) ## style, types, and the protos' rules
 	@$(BIN)/ruff check .

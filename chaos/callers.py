@@ -10,20 +10,19 @@ import asyncio
 import contextlib
 import hashlib
 import hmac
-import itertools
 import json
 import random
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
 from google.rpc import error_details_pb2, status_pb2
 from grpc import aio
 
-from chaos.history import OWN, Entry, History, Outcome, Seen, outcome_of
-from chaos.simulator import AWAY, Simulator
+from chaos.history import OWN, Entry, Outcome, Seen, outcome_of
+from chaos.scene import Keyed, Known, Scene
+from chaos.simulator import AWAY
 from marketplace.payments.v1 import experts_pb2, money_pb2, payments_pb2
 
 _PACKAGE = "marketplace.payments.v1"
@@ -49,60 +48,6 @@ CARDS = ["pm_card_visa"] * 7 + [
 ]
 Action = Callable[[], Awaitable[None]]
 _MONEY = {"USD": (100, 50_000), "EUR": (100, 50_000), "JPY": (100, 90_000)}
-
-
-@dataclass(slots=True)
-class Known:
-    """A payment as the callers know it."""
-
-    payment_id: str
-    intent: str
-    client_secret: str
-    currency: str
-    amount: int
-    client_id: str
-
-
-@dataclass(slots=True)
-class Keyed:
-    """A mutation under its key; the bytes never change."""
-
-    rpc: str
-    key: str
-    request: Any
-    payment: Known | None = None
-    answer: tuple[str, bytes] | None = None
-    asking: bool = False
-
-    @property
-    def bytes(self) -> bytes:
-        data: bytes = self.request.SerializeToString(deterministic=True)
-        return data
-
-
-@dataclass(slots=True)
-class Scene:
-    """What all callers share: whom they reach, and the payments there are to quarrel about."""
-
-    channel: aio.Channel
-    simulator: Simulator
-    gateway_url: str
-    webhook_secret: str
-    http: aiohttp.ClientSession
-    history: History
-    began: float = field(default_factory=time.monotonic)
-    experts: list[str] = field(default_factory=list)
-    unpaid: list[Known] = field(default_factory=list)
-    held: list[Known] = field(default_factory=list)
-    captured: list[Known] = field(default_factory=list)
-    every: list[Known] = field(default_factory=list)
-    answered: list[Keyed] = field(default_factory=list)
-    #: Answers that must not have been given, as sentences.
-    wrong: list[str] = field(default_factory=list)
-    numbers: itertools.count[int] = field(default_factory=itertools.count)
-
-    def now(self) -> float:
-        return time.monotonic() - self.began
 
 
 class Caller:

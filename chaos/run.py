@@ -16,12 +16,13 @@ from pathlib import Path
 import aiohttp
 import psycopg2
 
-from chaos.callers import CANARY, Caller, Scene
+from chaos.callers import CANARY, Caller
 from chaos.checks import CHECKS, Violation, violations
 from chaos.evidence import Evidence, Row, read_stripe, read_tables, rows
 from chaos.history import History
 from chaos.injector import Injector
 from chaos.plan import KILLS, REPLICAS, STOP_REPLICA, Plan, plan_of
+from chaos.scene import Scene
 from chaos.simulator import AWAY, Simulator
 from dev.settings import SIMULATOR_SECRET_KEY, StackSettings
 from dev.stack import Stack

@@ -1,0 +1,68 @@
+"""What all callers share: payments as they know them, keys as they hold them."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+from grpc import aio
+
+from chaos.history import History
+from chaos.simulator import Simulator
+
+
+@dataclass(slots=True)
+class Known:
+    """A payment as the callers know it."""
+
+    payment_id: str
+    intent: str
+    client_secret: str
+    currency: str
+    amount: int
+    client_id: str
+
+
+@dataclass(slots=True)
+class Keyed:
+    """A mutation under its key; the bytes never change."""
+
+    rpc: str
+    key: str
+    request: Any
+    payment: Known | None = None
+    answer: tuple[str, bytes] | None = None
+    asking: bool = False
+
+    @property
+    def bytes(self) -> bytes:
+        data: bytes = self.request.SerializeToString(deterministic=True)
+        return data
+
+
+@dataclass(slots=True)
+class Scene:
+    """What all callers share: whom they reach, and the payments there are to quarrel about."""
+
+    channel: aio.Channel
+    simulator: Simulator
+    gateway_url: str
+    webhook_secret: str
+    http: aiohttp.ClientSession
+    history: History
+    began: float = field(default_factory=time.monotonic)
+    experts: list[str] = field(default_factory=list)
+    unpaid: list[Known] = field(default_factory=list)
+    held: list[Known] = field(default_factory=list)
+    captured: list[Known] = field(default_factory=list)
+    every: list[Known] = field(default_factory=list)
+    answered: list[Keyed] = field(default_factory=list)
+    #: Answers that must not have been given, as sentences.
+    wrong: list[str] = field(default_factory=list)
+    numbers: itertools.count[int] = field(default_factory=itertools.count)
+
+    def now(self) -> float:
+        return time.monotonic() - self.began
