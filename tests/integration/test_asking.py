@@ -89,7 +89,7 @@ async def test_with_stripe_away_money_calls_fail_fast_and_claim_nothing(world: W
     assert world.service is not None
     stripe = world.service.core.stripe
     settled = capture_request((await world.escrowed()).payment_id)
-    answer = await world.bytes_of("PaymentService/CapturePayment", settled)
+    answer = await world.bytes_of("CapturePayment", settled)
     caught, other = await world.escrowed(), await world.escrowed()
     await world.quiet()
     await world.stripe.control(
@@ -107,13 +107,13 @@ async def test_with_stripe_away_money_calls_fail_fast_and_claim_nothing(world: W
     assert world.counts() == before
     # Reads go on, and so do answers that were given before.
     assert (await world.get(other.payment_id)).state == IN_ESCROW
-    assert await world.bytes_of("PaymentService/CapturePayment", settled) == answer
+    assert await world.bytes_of("CapturePayment", settled) == answer
 
     await world.stripe.clear_faults()
     await world.in_state(caught.payment_id, CAPTURED)
 
     async def captured() -> bool:
-        reply = await world.bytes_of("PaymentService/CapturePayment", second)
+        reply = await world.bytes_of("CapturePayment", second)
         return reply.refused is None
 
     await until(captured, "the second capture under its own key")

@@ -1,0 +1,164 @@
+"""Three books against each other: payments, ledger, Stripe."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import pytest
+
+from marketplace.payments.v1 import operations_pb2
+from payment_service.application.reconcile import reconcile_if_due
+from tests.integration.conftest import StartWorld
+from tests.integration.world import CAPTURED, REFUNDED, World, refusal
+
+Tamper = Callable[..., int]
+
+
+async def run(world: World, payment_id: str = "") -> operations_pb2.RunReconciliationResponse:
+    request = operations_pb2.RunReconciliationRequest(payment_id=payment_id)
+    return await world.operations.RunReconciliation(request)
+
+
+def violated(report: operations_pb2.RunReconciliationResponse) -> set[str]:
+    return {invariant.name for invariant in report.invariants if invariant.violations}
+
+
+async def test_whole_lives_agree_line_by_line(world: World) -> None:
+    for currency, amount in (("USD", 10_000), ("JPY", 1001), ("KWD", 10_050), ("EUR", 777)):
+        payment = await world.captured(amount=amount, currency=currency)
+        await world.refund(payment.payment_id, amount // 30 * 10)
+        await world.refund(payment.payment_id)
+    await world.quiet()
+    report = await run(world)
+    assert list(report.discrepancies) == []
+    assert (report.checked_payments, report.corrected_payments) == (4, 0)
+    assert report.checked_lines >= 4 * 8
+    assert len(report.invariants) >= 9
+    assert violated(report) == set()
+
+
+async def test_what_is_behind_follows_and_says_that_it_is_a_correction(
+    start_world: StartWorld,
+) -> None:
+    world = await start_world(policy={"poll_seconds": 3600.0})
+    payment = await world.escrowed()
+    await world.stripe.control("POST", "/webhooks", {"paused": True})
+    await world.stripe.api("POST", f"/payment_intents/{payment.payment_intent_id}/capture")
+    await world.stripe.api("POST", "/refunds", payment_intent=payment.payment_intent_id)
+    report = await run(world)
+    assert report.corrected_payments >= 1
+    assert (await world.get(payment.payment_id)).state == REFUNDED
+    [(body,)] = world.sql(
+        "SELECT body FROM events WHERE payment_id = %s ORDER BY sequence DESC LIMIT 1",
+        payment.payment_id,
+    )
+    assert json.loads(body)["by"]["rpc"] == "RunReconciliation"
+    kinds = {found.kind for found in await world.discrepancies(payment.payment_id)}
+    assert kinds == {"captured_elsewhere", "refund_made_elsewhere"}
+
+
+async def test_a_changed_line_is_found_and_gone_when_it_is_mended(
+    world: World, as_superuser: Tamper
+) -> None:
+    payment = await world.captured()
+    await world.quiet()
+    where = "WHERE payment_id = %s AND kind = 'charged' AND minor_units {} 0"
+    change = "UPDATE postings SET minor_units = minor_units + %s " + where  # noqa: S608 - ours
+    as_superuser(world, change.format(">"), 7, payment.payment_id)
+    report = await run(world)
+    [differs] = [found for found in report.discrepancies if found.kind == "line_differs"]
+    assert differs.payment_id == payment.payment_id
+    assert (differs.expected.minor_units - differs.found.minor_units, differs.cure != "") == (
+        7,
+        True,
+    )
+    assert "postings_sum_to_zero" in violated(report)
+
+    as_superuser(world, change.format(">"), -7, payment.payment_id)
+    assert list((await run(world)).discrepancies) == []
+    stored = await world.discrepancies(payment.payment_id)
+    assert stored
+    assert all(found.HasField("resolve_time") for found in stored)
+    request = operations_pb2.ListDiscrepanciesRequest(open_only=True)
+    assert not (await world.operations.ListDiscrepancies(request)).discrepancies
+
+
+async def test_a_lost_line_is_missing_and_an_invented_one_too(
+    world: World, as_superuser: Tamper
+) -> None:
+    payment = await world.captured()
+    await world.quiet()
+    change = (
+        "UPDATE postings SET balance_transaction_id = %s WHERE payment_id = %s "
+        "AND kind = 'transferred' AND account = 'stripe:platform'"
+    )
+    as_superuser(world, change, "txn_invented", payment.payment_id)
+    kinds = {found.kind for found in (await run(world)).discrepancies}
+    assert kinds == {"missing_in_ledger", "missing_at_stripe"}
+
+
+@pytest.mark.parametrize(
+    ("statement", "invariant"),
+    [
+        ("UPDATE payments SET net_commission = 999", "the_commission_is_in_the_books"),
+        ("UPDATE payments SET head_hash = ''", "the_last_event_is_the_chains_head"),
+        ("UPDATE payments SET operation_id = 'op_x'", "an_open_operation_is_the_payments_own"),
+        ("DELETE FROM events WHERE sequence = 2", "one_event_for_every_version"),
+        (
+            "UPDATE payments SET state = 'REFUNDING', operation_id = ''",
+            "what_is_under_way_has_an_operation",
+        ),
+        (
+            "UPDATE payments SET refunded = 1, net_commission = 999, client_owed = 1",
+            "what_the_client_is_owed_is_in_the_books",
+        ),
+        (
+            "UPDATE postings SET account = 'hold' WHERE account = 'client'",
+            "the_hold_is_in_the_memo",
+        ),
+        (
+            "UPDATE postings SET minor_units = minor_units + 1 WHERE account LIKE 'escrow:%%'",
+            "a_destination_charge_leaves_escrow_empty",
+        ),
+    ],
+)
+async def test_each_invariant_can_fail(
+    world: World, as_superuser: Tamper, statement: str, invariant: str
+) -> None:
+    await world.captured()
+    await world.quiet()
+    if "client" in statement and "account" in statement:
+        statement += " AND minor_units < 0"
+    as_superuser(world, statement)
+    assert invariant in violated(await run(world))
+
+
+async def test_money_that_moved_for_no_payment_is_reported(world: World) -> None:
+    await world.captured()
+    await world.stripe.control(
+        "POST", "/balance", {"amount": -500, "currency": "usd", "type": "adjustment"}
+    )
+    found = (await run(world)).discrepancies
+    assert [(one.kind, one.found.minor_units) for one in found] == [
+        ("unknown_balance_transaction", -500)
+    ]
+
+
+async def test_one_payment_alone(world: World) -> None:
+    payment = await world.captured()
+    report = await run(world, payment.payment_id)
+    assert (report.checked_payments, list(report.discrepancies)) == (1, [])
+    refused = await refusal(run(world, "pay_unknown"))
+    assert (refused.code, refused.reason) == ("NOT_FOUND", "PAYMENT_NOT_FOUND")
+    assert (await world.get(payment.payment_id)).state == CAPTURED
+
+
+async def test_the_job_is_done_by_one_replica_in_an_hour(start_world: StartWorld) -> None:
+    world = await start_world(loops=False)
+    assert world.service is not None
+    await reconcile_if_due(world.service.core)
+    before = len(await world.stripe.requests("/balance_transactions", "GET"))
+    assert before > 0
+    await reconcile_if_due(world.service.core)
+    assert len(await world.stripe.requests("/balance_transactions", "GET")) == before
