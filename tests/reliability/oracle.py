@@ -100,8 +100,11 @@ class Asked:
 
     rpc: str
     key: str
+    #: What it moves; of a refund the part that is given back, 0 for a cancellation.
     amount: int
     payment_id: str = ""
+    #: What was asked for; None means all.
+    part: int | None = None
     #: Why it was refused for good, or OK; empty while it may or may not have happened.
     told: str = ""
     body: bytes = b""

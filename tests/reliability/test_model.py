@@ -241,8 +241,8 @@ class Machine(RuleBasedStateMachine):
 
     def _refund(self, which: int, part: int | None, trouble: Trouble) -> None:
         payment_id, truth, view = self._pick(which)
-        amount = (part or view.net) if view.state == "CAPTURED" else 0
-        key = self._new_key("RefundPayment", amount, payment_id)
+        key = self._new_key("RefundPayment", 0, payment_id)
+        self.asked[key].part = part
 
         def call() -> Any:
             command = RefundPayment(
@@ -507,6 +507,11 @@ class Machine(RuleBasedStateMachine):
     def _ask(self, key: str, trouble: Trouble) -> Reply:
         asked = self.asked[key]
         name = f"{asked.rpc} {trouble}"
+        if asked.rpc == "RefundPayment" and not self.lab.sql(
+            "SELECT 1 FROM claims WHERE key = %s", key
+        ):  # Not begun yet, so what it comes to is decided now.
+            view = self._pick(list(self.truths).index(asked.payment_id))[2]
+            asked.amount = (asked.part or view.net) if view.state == "CAPTURED" else 0
         if isinstance(trouble, str):
             action, when, more = _FAULTS[trouble]
             self.lab.arm(_PATHS[asked.rpc], action, when, **more)

@@ -1,0 +1,414 @@
+"""Webhooks as the network makes them: repeated, shuffled, lost, late, forged."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import json
+import random
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+import pytest
+
+from marketplace.payments.v1 import webhooks_pb2
+from stripe_simulator.webhooks import sign
+from tests.integration.books import check_books
+from tests.integration.world import (
+    CONNECT_SECRET,
+    PATIENCE,
+    PLATFORM_SECRET,
+    World,
+    replica,
+    running_world,
+    until,
+)
+from tests.reliability import proving
+from tests.reliability.crowd import at_most
+from tests.reliability.system import System
+
+#: Some ten events come of a payment.
+_LEAST_EVENTS = proving.by_profile(200, 5_000)
+_PAYMENTS = proving.by_profile(32, 620)
+_COPIES = 3
+_DROPPED = 0.05
+#: In full as long as it ever takes by itself.
+_POLLED_AFTER = proving.by_profile("1 second", "10 seconds")
+_FOUND_WITHIN = 60.0
+_FORGERIES = proving.by_profile(300, 20_000)
+_LONG = proving.by_profile(240, 3600)
+
+
+# ---- repeated, shuffled, lost ----
+
+
+@dataclass(frozen=True)
+class Life:
+    """What a client, an operator and a caller do to one payment."""
+
+    amount: int
+    paying: str
+    ending: str
+
+
+_PAYINGS = ("good",) * 8 + ("declined", "declined, then good", "3DS", "3DS failed", "left")
+_ENDINGS = (
+    "captured",
+    "captured, refunded in part",
+    "captured, refunded at the dashboard",
+    "captured, refunded, bounced",
+    "captured at the dashboard",
+    "cancelled",
+    "cancelled at the dashboard",
+    "left in escrow",
+)
+
+
+def _lives(count: int) -> list[Life]:
+    chance = random.Random(proving.SEED)
+    return [
+        Life(
+            chance.randrange(1_000, 50_000),
+            chance.choice(_PAYINGS),
+            _ENDINGS[number % len(_ENDINGS)],
+        )
+        for number in range(count)
+    ]
+
+
+@dataclass
+class Stage:
+    """The world in which the lives are lived, in order or in a storm."""
+
+    world: World
+    expert: str
+    ids: list[str]
+    intents: list[str]
+
+    async def pay(self, lives: list[Life]) -> None:
+        world = self.world
+
+        async def one(life: Life) -> tuple[str, str]:
+            initiated = await world.initiate(self.expert, life.amount)
+            intent = initiated.payment.payment_intent_id
+            if life.paying.startswith("declined"):
+                await world.confirm(initiated, "pm_card_visa_chargeDeclined")
+            if life.paying.endswith("good"):
+                await world.confirm(initiated)
+            if life.paying.startswith("3DS"):
+                await world.confirm(initiated, "pm_card_authenticationRequired")
+                outcome = "fail" if life.paying.endswith("failed") else "approve"
+                path = f"/payment_intents/{intent}/authenticate"
+                await world.stripe.control("POST", path, {"outcome": outcome})
+            return initiated.payment.payment_id, intent
+
+        for payment_id, intent in await at_most(8, one, lives):
+            self.ids.append(payment_id)
+            self.intents.append(intent)
+
+    async def end(self, lives: list[Life]) -> None:
+        world = self.world
+        held = {
+            payment_id
+            for (payment_id,) in world.sql(
+                "SELECT payment_id FROM payments WHERE state = 'IN_ESCROW'"
+            )
+        }
+
+        async def one(number: int) -> None:
+            payment_id, intent = self.ids[number], self.intents[number]
+            life = lives[number]
+            if payment_id not in held:
+                return
+            path = f"/payment_intents/{intent}"
+            if life.ending == "captured at the dashboard":
+                await world.stripe.api("POST", f"{path}/capture")
+            elif life.ending == "cancelled at the dashboard":
+                await world.stripe.api("POST", f"{path}/cancel")
+            elif life.ending == "cancelled":
+                await world.refund(payment_id)
+            elif life.ending.startswith("captured"):
+                await world.capture(payment_id)
+            if life.ending == "captured, refunded in part":
+                await world.refund(payment_id, life.amount // 3)
+            elif life.ending == "captured, refunded at the dashboard":
+                await world.stripe.api("POST", "/refunds", payment_intent=intent, amount=100)
+            elif life.ending == "captured, refunded, bounced":
+                await world.refund(payment_id)
+                [(refund_id,)] = world.sql(
+                    "SELECT movement_id FROM movements WHERE payment_id = %s AND kind = 'refund'",
+                    payment_id,
+                )
+                await world.stripe.control("POST", f"/refunds/{refund_id}/fail")
+
+        await at_most(8, one, range(len(lives)))
+
+    def rows(self) -> list[object]:
+        """Every payment and its books, without ids and times."""
+        found: dict[str, list[object]] = {payment_id: [] for payment_id in self.ids}
+        for payment_id, *row in self.world.sql(
+            "SELECT payment_id, state, currency, amount, held, captured, refunded, "
+            "net_commission, client_owed, processor_fee, waiting_for, failure->>'code', "
+            "failure->>'decline_code' FROM payments"
+        ):
+            found[payment_id].append(tuple(row))
+        for payment_id, *row in self.world.sql(
+            "SELECT payment_id, replace(account, payment_id, ''), currency, kind, "
+            "sum(minor_units)::bigint FROM postings GROUP BY 1, 2, 3, 4 ORDER BY 1, 2, 3, 4"
+        ):
+            name, *rest = row
+            found[payment_id].append((name.replace(self.expert, ""), *rest))
+        for payment_id, kind in self.world.sql(
+            "SELECT DISTINCT payment_id, kind FROM discrepancies ORDER BY 1, 2"
+        ):
+            found[payment_id].append(kind)
+        return [found[payment_id] for payment_id in self.ids]
+
+
+@pytest.mark.timeout(_LONG)
+def test_any_order_and_number_of_deliveries_ends_the_same(
+    new_database: Callable[[], str],
+) -> None:
+    async def run() -> None:
+        lives = _lives(_PAYMENTS)
+        async with running_world(new_database()) as world:
+            in_order = Stage(world, await world.expert(), [], [])
+            await in_order.pay(lives)
+            await world.quiet()
+            await in_order.end(lives)
+            await check_books(world)
+            expected = in_order.rows()
+            proving.progress(f"storm: {len(lives)} payments lived in order")
+        async with running_world(new_database()) as world:
+            stormy = Stage(world, await world.expert(), [], [])
+            await world.quiet()
+            storm = Storm(world, stormy.expert)
+            await storm.begin()
+            await stormy.pay(lives)
+            await storm.strike()
+            await stormy.end(lives)
+            await storm.strike()
+            await world.quiet()
+            for number, (after, wanted) in enumerate(zip(stormy.rows(), expected, strict=True)):
+                assert after == wanted, f"{lives[number]}: {after} instead of {wanted}"
+            await check_books(world)
+        assert storm.events >= _LEAST_EVENTS
+        assert storm.dropped, "no event was dropped: the storm was none"
+        proving.figure(
+            "F",
+            f"storm: {storm.events} events of {len(lives)} payments x {_COPIES}, shuffled, "
+            f"{storm.dropped} dropped: all equal to in-order; dropped ones found by asking "
+            f"after {storm.longest:.1f} s at most",
+        )
+
+    asyncio.run(run())
+
+
+class Storm:
+    """Holds Stripe's deliveries back, and makes its own of the same events."""
+
+    def __init__(self, world: World, expert: str) -> None:
+        self.world = world
+        self.account = world.account_of(expert)
+        self.events = 0
+        self.dropped = 0
+        self.longest = 0.0
+        self._chance = random.Random(proving.SEED + 2)
+        self._last = {"": "", self.account: ""}
+
+    async def begin(self) -> None:
+        await self.world.stripe.control("POST", "/webhooks", {"paused": True})
+        self._poll_in("1 hour")
+        await self._new_events()
+
+    def _poll_in(self, pause: str) -> None:
+        """When the poller reads the lists next: not while the storm is being brewed."""
+        self.world.sql("UPDATE watches SET next_time = now() + CAST(%s AS interval)", pause)
+
+    async def _new_events(self) -> list[tuple[str, dict[str, Any]]]:
+        found: list[tuple[str, dict[str, Any]]] = []
+        for account, last in self._last.items():
+            newer: list[dict[str, Any]] = []
+            more: dict[str, Any] = {}
+            while True:
+                page = await self.world.stripe.api(
+                    "GET", "/events", account=account, limit=100, **more
+                )
+                ids = [one["id"] for one in page["data"]]
+                known = ids.index(last) if last in ids else len(ids)
+                newer += page["data"][:known]
+                if known < len(ids) or not page["has_more"]:
+                    break
+                more = {"starting_after": ids[-1]}
+            if newer:
+                self._last[account] = newer[0]["id"]
+            found += [(account, one) for one in newer]
+        return found
+
+    async def strike(self) -> None:
+        """Everything that has happened since, by all ways at once; then the poller's turn."""
+        events = await self._new_events()
+        assert events
+        kept = [one for one in events if self._chance.random() >= _DROPPED]
+        lost = {event["id"] for _, event in events} - {event["id"] for _, event in kept}
+        self.events += len(events)
+        self.dropped += len(lost)
+        copies = kept * _COPIES
+        self._chance.shuffle(copies)
+        async with (
+            replica(self.world, loops=False) as other,
+            aiohttp.ClientSession() as http,
+        ):
+            deliveries = enumerate(copies)
+            await at_most(12, lambda one: self._deliver(http, other, *one[1], one[0]), deliveries)
+        proving.progress(f"storm: {len(copies)} deliveries made, {len(lost)} events dropped")
+        self._poll_in(_POLLED_AFTER)
+        began = time.monotonic()
+
+        async def all_known() -> bool:
+            [(known,)] = self.world.sql(
+                "SELECT count(*) FROM inbox WHERE event_id = ANY(%s)", list(lost)
+            )
+            return bool(known == len(lost))
+
+        await until(all_known, "the dropped events", _FOUND_WITHIN)
+        self.longest = max(self.longest, time.monotonic() - began)
+        self._poll_in("1 hour")
+        await self.world.quiet()
+
+    async def _deliver(
+        self,
+        http: aiohttp.ClientSession,
+        other: World,
+        account: str,
+        event: dict[str, Any],
+        number: int,
+    ) -> None:
+        """Two thirds come through the gateway, the others straight to another replica."""
+        payload = json.dumps(event)
+        secret = CONNECT_SECRET if account else PLATFORM_SECRET
+        signature = sign(payload, (secret,), int(time.time()))
+        if number % 3 == 0:
+            connect, platform = (
+                webhooks_pb2.WEBHOOK_ENDPOINT_CONNECT,
+                webhooks_pb2.WEBHOOK_ENDPOINT_PLATFORM,
+            )
+            await other.webhooks.IngestEvent(
+                webhooks_pb2.IngestEventRequest(
+                    endpoint=connect if account else platform,
+                    payload=payload.encode(),
+                    signature=signature,
+                )
+            )
+            return
+        suffix = "/connect" if account else ""
+        url = f"{self.world.gateway_url}/api/v1/webhooks/stripe{suffix}"
+        deadline = time.monotonic() + PATIENCE
+        while True:  # As Stripe: again until it is taken.
+            headers = {"Stripe-Signature": signature}
+            async with http.post(url, data=payload.encode(), headers=headers) as answer:
+                if answer.status == 200:
+                    return
+                assert answer.status == 503, await answer.text()
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.1)
+
+
+# ---- forged, expired, from the future, mutated ----
+
+
+def _event(number: int, **changes: object) -> str:
+    event = {
+        "id": f"evt_forged{number}",
+        "object": "event",
+        "type": "payment_intent.succeeded",
+        "created": int(time.time()),
+        "livemode": False,
+        "data": {"object": {"id": f"pi_forged{number}", "object": "payment_intent"}},
+    }
+    return json.dumps({**event, **changes})
+
+
+def _signed(body: bytes, secret: str = PLATFORM_SECRET, age: float = 0) -> dict[str, str]:
+    """The header for bytes that need not be text."""
+    moment = int(time.time() - age)
+    digest = hmac.new(secret.encode(), b"%d." % moment + body, hashlib.sha256).hexdigest()
+    return {"Stripe-Signature": f"t={moment},v1={digest}"}
+
+
+def _forgery(number: int, chance: random.Random) -> tuple[str, bytes, dict[str, str]]:
+    """A delivery that must not be taken, and what is wrong with it."""
+    good, odd = _event(number).encode(), _event(number, id=7).encode()
+    live = _event(number, livemode=True).encode()
+    huge = good[:-1] + b', "x": ' + b"9" * 5_000 + b"}"
+    moment = int(time.time())
+    kinds: list[tuple[str, bytes, dict[str, str]]] = [
+        ("wrong secret", good, _signed(good, f"whsec_{chance.random()}")),
+        ("the other endpoint's secret", good, _signed(good, CONNECT_SECRET)),
+        ("no signature", good, {}),
+        ("empty signature", good, {"Stripe-Signature": ""}),
+        ("v0 alone", good, {"Stripe-Signature": f"t={moment},v0={'a' * 64}"}),
+        ("expired", good, _signed(good, age=chance.randrange(302, 10**6))),
+        ("from the future", good, _signed(good, age=-chance.randrange(63, 10**6))),
+        ("mutated", _mutated(good, chance), _signed(good)),
+        ("time exchanged", good, _with_other_time(_signed(good), moment - 1)),
+        ("two times", good, {"Stripe-Signature": f"t=1,{_signed(good)['Stripe-Signature']}"}),
+        ("no time", good, {"Stripe-Signature": f"v1={'0' * 64}"}),
+        ("odd time", good, {"Stripe-Signature": f"t=-{moment},v1={'0' * 64}"}),
+        ("of the other mode", live, _signed(live)),
+        ("no JSON", b"{" * 9, _signed(b"{" * 9)),
+        ("deep JSON", b"[" * 50_000, _signed(b"[" * 50_000)),
+        ("no event", b"[]", _signed(b"[]")),
+        ("huge number", huge, _signed(huge)),
+        ("no text", b"\xff\xfe\x00", _signed(b"\xff\xfe\x00")),
+        ("odd id", odd, _signed(odd)),
+        ("empty", b"", _signed(b"")),
+    ]
+    return kinds[number % len(kinds)]
+
+
+def _mutated(body: bytes, chance: random.Random) -> bytes:
+    at = chance.randrange(len(body))
+    return body[:at] + bytes([body[at] ^ (1 << chance.randrange(7))]) + body[at + 1 :]
+
+
+def _with_other_time(headers: dict[str, str], moment: int) -> dict[str, str]:
+    _, _, rest = headers["Stripe-Signature"].partition(",")
+    return {"Stripe-Signature": f"t={moment},{rest}"}
+
+
+@pytest.mark.timeout(_LONG)
+def test_no_forged_delivery_is_taken(system: System) -> None:
+    async def run() -> None:
+        chance = random.Random(proving.SEED + 3)
+        statuses: Counter[tuple[str, int]] = Counter()
+        async with system.worlds() as worlds, aiohttp.ClientSession() as http:
+            world = worlds[0]
+            url = f"{world.gateway_url}/api/v1/webhooks/stripe"
+
+            async def one(number: int) -> None:
+                name, body, headers = _forgery(number, chance)
+                async with http.post(url, data=body, headers=headers) as answer:
+                    statuses[name, answer.status] += 1
+
+            for first in range(0, _FORGERIES, 1_000):
+                await at_most(16, one, range(first, min(first + 1_000, _FORGERIES)))
+                proving.progress(f"forgeries: {sum(statuses.values())} of {_FORGERIES}")
+            taken = world.sql("SELECT event_id FROM inbox WHERE event_id LIKE 'evt_forged%%'")
+            good = _event(10**9, type="some.event").encode()
+            async with http.post(url, data=good, headers=_signed(good)) as answer:
+                assert answer.status == 200, "not even the good one is taken"
+        assert not taken
+        assert {status for _, status in statuses} <= {400, 413, 415}, statuses
+        assert sum(statuses.values()) == _FORGERIES
+        kinds = len({name for name, _ in statuses})
+        proving.figure(
+            "G", f"forged: {_FORGERIES} deliveries of {kinds} kinds: 0 accepted, 0 answered 5xx"
+        )
+
+    asyncio.run(run())
