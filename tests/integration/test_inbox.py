@@ -1,0 +1,441 @@
+"""A webhook is a hint, not a command: any order and any number of them end in the same payment."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from typing import Any
+
+import pytest
+
+from marketplace.payments.v1 import operations_pb2, webhooks_pb2
+from payment_service.application.apply_inbox import apply_waiting
+from tests.integration.books import balance, check_books
+from tests.integration.conftest import StartWorld
+from tests.integration.world import (
+    CANCELED,
+    CAPTURED,
+    CONNECT_SECRET,
+    IN_ESCROW,
+    PLATFORM_SECRET,
+    REFUNDED,
+    World,
+    ingestion,
+    new_event,
+    refusal,
+    replica,
+    signed,
+    until,
+)
+
+_IGNORED = operations_pb2.INBOX_STATE_IGNORED
+_PARKED = operations_pb2.INBOX_STATE_PARKED
+
+
+def _row(world: World, event_id: str) -> tuple[str, str, int]:
+    [(state, verdict, attempts)] = world.sql(
+        "SELECT state, verdict, attempts FROM inbox WHERE event_id = %s", event_id
+    )
+    return state, verdict, attempts
+
+
+async def _kinds(world: World, payment_id: str) -> list[str]:
+    rows = world.sql("SELECT kind FROM events WHERE payment_id = %s ORDER BY sequence", payment_id)
+    return [kind for (kind,) in rows]
+
+
+async def _intent(world: World, intent: str) -> Any:
+    return await world.stripe.api("GET", f"/payment_intents/{intent}")
+
+
+# ---- many, in any order ----
+
+
+async def test_one_event_delivered_eight_times_to_two_replicas_is_one_transition(
+    world: World,
+) -> None:
+    initiated = await world.initiate(await world.expert())
+    await world.quiet()
+    await world.stripe.control("POST", "/webhooks", {"paused": True})
+    await world.confirm(initiated)
+    shown = await _intent(world, initiated.payment.payment_intent_id)
+    request = ingestion(new_event("payment_intent.amount_capturable_updated", shown))
+    async with replica(world) as other:
+        answers = await asyncio.gather(
+            *(one.webhooks.IngestEvent(request) for one in (world, other) * 4)
+        )
+        assert sorted(answer.duplicate for answer in answers) == [False] + [True] * 7
+        await world.in_state(initiated.payment.payment_id, IN_ESCROW)
+        await world.quiet()
+    kinds = await _kinds(world, initiated.payment.payment_id)
+    assert kinds.count("payment.authorized") == 1
+    assert _row(world, answers[0].event_id) == ("APPLIED", "applied", 1)
+
+
+async def test_any_order_and_any_repetition_end_in_the_same_payment(world: World) -> None:
+    """A whole life lived at Stripe's dashboard, told in three orders; nobody calls an RPC."""
+    chance = random.Random(7)
+    expert = await world.expert(commission_basis_points=1_000)
+    begun = [await world.initiate(expert, 8_000) for _ in range(3)]
+    await world.quiet()
+    await world.stripe.control("POST", "/webhooks", {"paused": True})
+    for one in begun:
+        await world.confirm(one)
+        intent = one.payment.payment_intent_id
+        await world.stripe.api("POST", f"/payment_intents/{intent}/capture")
+        await world.stripe.api("POST", "/refunds", payment_intent=intent, amount=3_000)
+    events = (await world.stripe.api("GET", "/events", limit=100))["data"]
+    ends = []
+    for number, one in enumerate(begun):
+        intent = one.payment.payment_intent_id
+        told = [event for event in events if intent in json.dumps(event)] * 2
+        told = told[::-1] if number == 0 else chance.sample(told, len(told))
+        for event in told:
+            await world.webhooks.IngestEvent(ingestion(event))
+            if number == 1:  # Applied one by one, or as they come.
+                await world.quiet()
+        await world.quiet()
+        payment = await world.get(one.payment.payment_id)
+        ends.append(
+            (
+                payment.state,
+                payment.captured_amount.minor_units,
+                payment.refunded_amount.minor_units,
+                payment.net_commission.minor_units,
+                sorted(found.kind for found in await world.discrepancies(payment.payment_id)),
+            )
+        )
+    assert (
+        ends == [(CAPTURED, 8_000, 3_000, 500, ["captured_elsewhere", "refund_made_elsewhere"])] * 3
+    )
+    await check_books(world)
+
+
+async def test_events_doubled_delayed_and_reordered_on_their_way(world: World) -> None:
+    expert = await world.expert()
+    for rule in (
+        {"action": "duplicate", "probability": 0.5, "copies": 2},
+        {"action": "reorder", "probability": 0.5, "window": 4, "flush_ms": 200},
+        {"action": "delay", "probability": 0.3, "delay_ms": 300},
+        {"action": "drop", "type": "charge\\.", "probability": 0.5},
+        {"action": "forge", "probability": 0.3},
+    ):
+        await world.stripe.control("POST", "/webhooks/rules", rule)
+    payments = await asyncio.gather(*(world.captured(expert) for _ in range(4)))
+    for payment in payments:
+        await world.refund(payment.payment_id, 1_000)
+    await check_books(world)
+    for payment in payments:
+        after = await world.get(payment.payment_id)
+        assert (after.state, after.refunded_amount.minor_units) == (CAPTURED, 1_000)
+    assert not await world.discrepancies()
+
+
+async def test_an_event_that_comes_before_we_know_the_intent(start_world: StartWorld) -> None:
+    """Stripe's answer is lost; the event brings what the answer would have brought."""
+    world = await start_world(loops=False)
+    await world.stripe.control("POST", "/webhooks", {"paused": True})
+    expert = await world.expert()
+    await world.stripe.fault("/payment_intents$", "reset", "after")
+    request = world.initiation(expert)
+    assert (await refusal(world.payments.InitiatePayment(request))).reason == "OUTCOME_UNKNOWN"
+    [(intent, payment_id)] = [
+        (effect["object"], effect["metadata"]["payment_id"])
+        for effect in await world.stripe.effects("intent_created")
+    ]
+    assert (await world.get(payment_id)).payment_intent_id == ""
+    event = new_event("payment_intent.created", await _intent(world, intent))
+    await world.webhooks.IngestEvent(ingestion(event))
+    assert world.service is not None
+    await apply_waiting(world.service.core)
+    assert (await world.get(payment_id)).payment_intent_id == intent
+    answer = await world.payments.InitiatePayment(request)
+    assert answer.payment.payment_intent_id == intent
+    assert answer.client_secret
+    assert len(await world.stripe.effects("intent_created")) == 1
+
+
+async def test_a_charge_that_succeeded_uncaptured_is_no_capture(world: World) -> None:
+    initiated = await world.initiate(await world.expert())
+    await world.quiet()
+    await world.stripe.control("POST", "/webhooks", {"paused": True})
+    await world.confirm(initiated)
+    events = (await world.stripe.api("GET", "/events", limit=100))["data"]
+    [event] = [event for event in events if event["type"] == "charge.succeeded"]
+    assert event["data"]["object"]["captured"] is False
+    await world.webhooks.IngestEvent(ingestion(event))
+    payment = await world.in_state(initiated.payment.payment_id, IN_ESCROW)
+    assert payment.captured_amount.minor_units == 0
+
+
+# ---- what is not for us ----
+
+
+async def test_other_types_and_strangers_objects_are_kept_and_change_nothing(
+    world: World,
+) -> None:
+    payment = await world.captured()
+    await world.quiet()
+    before = await world.get(payment.payment_id)
+    events = [
+        new_event("charge.dispute.created", {"object": "dispute", "id": "dp_1"}),
+        new_event("payout.paid", {"object": "payout", "id": "po_1"}),
+        new_event("a.type.of.tomorrow", {"object": "thing", "id": "th_1"}),
+        new_event("charge.captured", {"object": "charge", "id": "ch_ofsomebodyelse"}),
+        new_event("payment_intent.succeeded", {"object": "payment_intent", "id": "pi_else"}),
+        new_event("account.updated", {"object": "account", "id": "acct_else"}),
+    ]
+    for event in events:
+        await world.webhooks.IngestEvent(ingestion(event))
+    await world.quiet()
+    verdicts = {event["type"]: _row(world, event["id"])[:2] for event in events}
+    assert set(verdicts.values()) <= {
+        ("IGNORED", "not_acted_upon"),
+        ("IGNORED", "unknown_object"),
+    }
+    assert verdicts["a.type.of.tomorrow"] == ("IGNORED", "not_acted_upon")
+    assert verdicts["charge.captured"] == ("IGNORED", "unknown_object")
+    listed = await world.operations.ListInboxEvents(
+        operations_pb2.ListInboxEventsRequest(state=_IGNORED, page_size=200)
+    )
+    assert {event["id"] for event in events} <= {event.event_id for event in listed.events}
+    assert await world.get(payment.payment_id) == before
+
+
+# ---- by a hand at Stripe's dashboard ----
+
+
+async def _followed(world: World, payment_id: str, kind: str) -> str:
+    """Wait for a discrepancy of this kind; its detail."""
+
+    async def probe() -> str | None:
+        found = await world.discrepancies(payment_id)
+        return next((one.detail for one in found if one.kind == kind), None)
+
+    return await until(probe, f"{kind} of {payment_id}")
+
+
+async def test_a_hold_cancelled_at_the_dashboard(world: World) -> None:
+    held = await world.escrowed()
+    await world.stripe.api("POST", f"/payment_intents/{held.payment_intent_id}/cancel")
+    payment = await world.in_state(held.payment_id, CANCELED)
+    assert payment.held_amount.minor_units == 0
+    await check_books(world)
+
+
+async def test_a_hold_captured_at_the_dashboard_is_posted_as_stripe_did_it(world: World) -> None:
+    expert = await world.expert()
+    whole, part = await asyncio.gather(world.escrowed(expert), world.escrowed(expert))
+    await world.stripe.api("POST", f"/payment_intents/{whole.payment_intent_id}/capture")
+    await world.stripe.api(
+        "POST", f"/payment_intents/{part.payment_intent_id}/capture", amount_to_capture=4_000
+    )
+    assert (await world.in_state(whole.payment_id, CAPTURED)).net_commission.minor_units == 1_000
+    payment = await world.in_state(part.payment_id, CAPTURED)
+    # Nobody recomputed the fee for the part: Stripe collected that of the whole.
+    assert payment.captured_amount.minor_units == 4_000
+    assert payment.net_commission.minor_units == 1_000
+    kinds = {found.kind for found in await world.discrepancies(part.payment_id)}
+    assert kinds == {"captured_elsewhere", "commission_mismatch"}
+    kinds = {found.kind for found in await world.discrepancies(whole.payment_id)}
+    assert kinds == {"captured_elsewhere"}
+    # It can still be given back whole, and nobody gives more than he got.
+    assert (await world.refund(part.payment_id)).state == REFUNDED
+    await check_books(world)
+
+
+async def test_refund_reversal_and_fee_refund_made_at_the_dashboard(world: World) -> None:
+    expert = await world.expert()
+    payment = await world.captured(expert, 10_000)
+    payment_id, intent = payment.payment_id, payment.payment_intent_id
+    await world.stripe.api("POST", "/refunds", payment_intent=intent, amount=2_000)
+    detail = await _followed(world, payment_id, "refund_made_elsewhere")
+    assert "2000" in detail
+    after = await world.get(payment_id)
+    assert (after.state, after.refunded_amount.minor_units) == (CAPTURED, 2_000)
+    assert after.net_commission.minor_units == 800
+    assert balance(world, "losses") == 1_800
+    [(transfer,)] = world.sql("SELECT transfer_id FROM payments")
+    await world.stripe.api("POST", f"/transfers/{transfer}/reversals", amount=1_800)
+    await _followed(world, payment_id, "reversal_made_elsewhere")
+    assert balance(world, "losses") == 0
+    fee = (await world.stripe.api("GET", f"/charges/{payment.charge_id}"))["application_fee"]
+    await world.stripe.api("POST", f"/application_fees/{fee}/refunds", amount=100)
+    await _followed(world, payment_id, "fee_refund_made_elsewhere")
+    await check_books(world)
+    whole = await world.refund(payment_id)
+    assert whole.state == REFUNDED
+    await check_books(world)
+
+
+async def test_everything_given_back_at_the_dashboard_ends_refunded(world: World) -> None:
+    payment = await world.captured()
+    await world.stripe.api(
+        "POST",
+        "/refunds",
+        payment_intent=payment.payment_intent_id,
+        reverse_transfer="true",
+        refund_application_fee="true",
+    )
+    await world.in_state(payment.payment_id, REFUNDED)
+    await check_books(world)
+    assert {found.kind for found in await world.discrepancies(payment.payment_id)} == {
+        "refund_made_elsewhere",
+        "reversal_made_elsewhere",
+        "fee_refund_made_elsewhere",
+    }
+
+
+# ---- poison ----
+
+
+async def test_a_poison_event_is_parked_and_visible_while_others_flow(
+    start_world: StartWorld,
+) -> None:
+    world = await start_world(policy={"tries_before_parking": 2})
+    expert = await world.expert()
+    poisoned, healthy = await world.initiate(expert), await world.initiate(expert)
+    await world.quiet()
+    intent = poisoned.payment.payment_intent_id
+    await world.stripe.fault(
+        f"/payment_intents/{intent}$", "status", times=None, status=400, match={"method": "GET"}
+    )
+    await world.confirm(poisoned)
+    await world.confirm(healthy)
+    await world.in_state(healthy.payment.payment_id, IN_ESCROW)
+    listing = operations_pb2.ListInboxEventsRequest(state=_PARKED)
+
+    async def parked() -> list[operations_pb2.InboxEvent]:
+        return list((await world.operations.ListInboxEvents(listing)).events)
+
+    event = (await until(parked, "a parked event"))[0]
+    assert event.attempts >= 2
+    assert event.last_error == "REFUSED_BY_PROCESSOR"
+    await world.quiet()
+    await world.stripe.clear_faults()
+    for one in await parked():
+        retry = operations_pb2.RetryInboxEventRequest(event_id=one.event_id)
+        answer = await world.operations.RetryInboxEvent(retry)
+        assert answer.event.state == operations_pb2.INBOX_STATE_WAITING
+    await world.in_state(poisoned.payment.payment_id, IN_ESCROW)
+    await world.quiet()
+    assert not await parked()
+    refused = await refusal(
+        world.operations.RetryInboxEvent(
+            operations_pb2.RetryInboxEventRequest(event_id=event.event_id)
+        )
+    )
+    assert (refused.code, refused.reason) == ("FAILED_PRECONDITION", "WRONG_STATE")
+    await check_books(world)
+
+
+async def test_an_outage_parks_no_event(start_world: StartWorld) -> None:
+    world = await start_world(policy={"tries_before_parking": 2})
+    initiated = await world.initiate(await world.expert())
+    await world.quiet()
+    intent = initiated.payment.payment_intent_id
+    await world.stripe.fault(
+        f"/payment_intents/{intent}$", "status", times=12, status=503, match={"method": "GET"}
+    )
+    await world.confirm(initiated)
+    await world.in_state(initiated.payment.payment_id, IN_ESCROW)
+    await world.quiet()
+    assert not world.sql("SELECT event_id FROM inbox WHERE state = 'PARKED'")
+
+
+# ---- what can never be right ----
+
+
+def _hostile() -> dict[str, tuple[webhooks_pb2.IngestEventRequest, str]]:
+    good = new_event("payment_intent.succeeded", {"object": "payment_intent", "id": "pi_1"})
+    body = json.dumps(good).encode()
+    now_signed = signed(body, PLATFORM_SECRET)
+
+    def with_signature(signature: str) -> webhooks_pb2.IngestEventRequest:
+        return webhooks_pb2.IngestEventRequest(
+            endpoint=webhooks_pb2.WEBHOOK_ENDPOINT_PLATFORM, payload=body, signature=signature
+        )
+
+    return {
+        "forged": (ingestion(good, secret="whsec_of_a_forger"), "wrong signature"),
+        "of the other endpoint": (ingestion(good, secret=CONNECT_SECRET), "wrong signature"),
+        "stale": (ingestion(good, age=301), "stale"),
+        "from the future": (ingestion(good, age=-120), "from the future"),
+        "v0 alone": (ingestion(good, scheme="v0"), "no v1"),
+        "no signature": (with_signature(""), "no single time"),
+        "two times": (with_signature("t=1," + now_signed), "no single time"),
+        "odd time": (with_signature(now_signed.replace("t=", "t=٣")), "no single time"),
+        "a megabyte of signature": (with_signature(now_signed + ",v1=x" * 200_000), "no v1"),
+        "tampered": (
+            webhooks_pb2.IngestEventRequest(
+                endpoint=webhooks_pb2.WEBHOOK_ENDPOINT_PLATFORM,
+                payload=body.replace(b"pi_1", b"pi_2"),
+                signature=now_signed,
+            ),
+            "wrong signature",
+        ),
+        "of the live mode": (ingestion({**good, "livemode": True}), "other mode"),
+        "not UTF-8": (ingestion(b'{"id": "\xff\xfe"}'), "not JSON"),
+        "not JSON": (ingestion(b"id=evt_1"), "not JSON"),
+        "nothing": (ingestion(b""), "not JSON"),
+        "deep": (ingestion(b"[" * 100_000 + b"]" * 100_000), "not JSON"),
+        "5,000 digits": (ingestion(b'{"created": ' + b"9" * 5_000 + b"}"), "not JSON"),
+        "an array": (ingestion(b"[]"), "not an event"),
+        "no event": (ingestion({**good, "object": "charge"}), "not an event"),
+        "without id": (ingestion({**good, "id": ""}), "without id"),
+        "an id with NUL": (ingestion({**good, "id": "evt_\x00"}), "odd id"),
+        "without time": (ingestion({**good, "created": None}), "without time"),
+        "an absurd time": (ingestion({**good, "created": 2**41}), "without time"),
+        "without object": (ingestion({**good, "data": {}}), "without object"),
+        "an endless id": (
+            ingestion({**good, "data": {"object": {"id": "x" * 1_000_000}}}),
+            "odd id",
+        ),
+    }
+
+
+async def test_what_can_never_be_right_is_refused_and_leaves_no_row(world: World) -> None:
+    rows = world.counts()
+    for name, (request, fault) in _hostile().items():
+        refused = await refusal(world.webhooks.IngestEvent(request))
+        assert (refused.code, refused.reason) == ("INVALID_ARGUMENT", "WEBHOOK_REFUSED"), name
+        assert fault in refused.facts["fault"], (name, refused.facts)
+    nowhere = webhooks_pb2.IngestEventRequest(payload=b"{}", signature="t=1,v1=00")
+    refused = await refusal(world.webhooks.IngestEvent(nowhere))
+    assert (refused.code, list(refused.fields)) == ("INVALID_ARGUMENT", ["endpoint"])
+    assert world.counts() == rows
+
+
+async def test_two_secrets_are_good_while_one_is_rolled(start_world: StartWorld) -> None:
+    world = await start_world(stripe_webhook_secret=("whsec_new", "whsec_old"))
+    for secret in ("whsec_new", "whsec_old"):
+        event = new_event("payout.paid", {"object": "payout", "id": "po_1"})
+        answer = await world.webhooks.IngestEvent(ingestion(event, secret=secret))
+        assert (answer.event_id, answer.duplicate) == (event["id"], False)
+    event = new_event("payout.paid", {"object": "payout", "id": "po_1"})
+    assert (
+        await refusal(world.webhooks.IngestEvent(ingestion(event, secret=PLATFORM_SECRET)))
+    ).reason == "WEBHOOK_REFUSED"
+
+
+@pytest.mark.parametrize("secrets", [(), ("whsec_a",)], ids=["none", "another's"])
+async def test_an_endpoint_without_its_secret_fails_closed(
+    start_world: StartWorld, secrets: tuple[str, ...]
+) -> None:
+    world = await start_world(stripe_webhook_secret=secrets)
+    event = new_event("payout.paid", {"object": "payout", "id": "po_1"})
+    for secret in ("", "whsec_", PLATFORM_SECRET):
+        refused = await refusal(world.webhooks.IngestEvent(ingestion(event, secret=secret)))
+        assert refused.reason == "WEBHOOK_REFUSED"
+    assert world.counts()["inbox"] == 0
+
+
+async def test_the_object_of_an_event_is_not_kept(world: World) -> None:
+    """It may hold a secret: the client's, of a payment that is not yet paid."""
+    initiated = await world.initiate(await world.expert())
+    await world.quiet()
+    secret = initiated.client_secret
+    found = world.sql("SELECT inbox::text FROM inbox")
+    assert found
+    assert not any(secret in text for (text,) in found)
