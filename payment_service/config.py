@@ -93,6 +93,13 @@ class Settings(BaseSettings):
             raise ValueError("must be currencies that Stripe charges, such as USD,EUR")
         return upper
 
+    @field_validator("database_url")
+    @classmethod
+    def _database(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not _is_postgres(value.get_secret_value()):
+            raise ValueError("must be a PostgreSQL's address: postgresql://user:password@host/name")
+        return value
+
     @field_validator("gateway_public_url", "stripe_api_base")
     @classmethod
     def _address(cls, value: str) -> str:
@@ -240,8 +247,8 @@ class Settings(BaseSettings):
             gateway_public_url=self.gateway_public_url,
             allowed_origins=frozenset(self.allowed_origins),
             payment_window=self.payment_window,
-            # Longer than one call can take with its retries; a crash is noticed after it.
-            lease=2 * self.stripe_timeout,
+            # Renewed while its holder lives, so it may be shorter than a call to Stripe.
+            lease=min(6.0, 2 * self.stripe_timeout),
         )
 
     def require_database_url(self) -> str:
@@ -254,7 +261,17 @@ class Settings(BaseSettings):
         return self.database_url.get_secret_value()
 
 
+#: All of them are spoken to through psycopg2.
+_DATABASE_SCHEMES: Final = ("postgresql", "postgres", "postgresql+psycopg2")
 _LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+def _is_postgres(address: str) -> bool:
+    try:
+        parts = urlsplit(address)
+        return parts.scheme in _DATABASE_SCHEMES and parts.port != 0
+    except ValueError:  # a port that is no number; its own text would show the password
+        return False
 
 
 def load_settings(env_file: Path | None = None) -> Settings:

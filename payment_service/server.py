@@ -20,6 +20,7 @@ from payment_service.application.background import run_background
 from payment_service.bootstrap import SERVICES, Wired, add_services, wire
 from payment_service.config import Settings
 from payment_service.domain.errors import Refusal
+from payment_service.rpc.calls import Context
 from payment_service.rpc.errors import ErrorInterceptor
 
 log = structlog.get_logger(__name__)
@@ -42,6 +43,7 @@ OPTIONS: Final[Sequence[tuple[str, Any]]] = (
     ("grpc.max_connection_age_grace_ms", 30_000),
 )
 _HEALTH_SECONDS: Final = 1.0
+_LAST_WORD_SECONDS: Final = 0.2
 _GAUGE_SECONDS: Final = 5.0
 
 
@@ -49,12 +51,32 @@ class CannotListen(Exception):
     """The port is taken."""
 
 
+class _Health(health.aio.HealthServicer):
+    """Lets watchers go once they were told of the end; those who stay would hold it up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ending = asyncio.Event()
+
+    async def Watch(  # noqa: N802 - the contract's name
+        self, request: health_pb2.HealthCheckRequest, context: Context
+    ) -> None:
+        watching = asyncio.create_task(super().Watch(request, context))
+        ending = asyncio.create_task(self.ending.wait())
+        try:
+            await asyncio.wait({watching, ending}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({watching}, timeout=_LAST_WORD_SECONDS)
+        finally:
+            ending.cancel()
+            watching.cancel()
+
+
 async def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT, then finish what is under way."""
     wired = wire(settings)
     server = aio.server(interceptors=[ErrorInterceptor(wired.metrics.observe_rpc)], options=OPTIONS)
     add_services(server, wired)
-    servicer = health.aio.HealthServicer()
+    servicer = _Health()
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
     if settings.reflection:
         _add_reflection(server)
@@ -85,6 +107,7 @@ async def serve(settings: Settings) -> None:
     watch.cancel()
     gauge.cancel()
     await servicer.enter_graceful_shutdown()
+    servicer.ending.set()
     background.cancel()
     # Callers that wait are answered; operations whose callers have left are waited for as well.
     await server.stop(settings.shutdown_grace)
