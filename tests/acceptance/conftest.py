@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import grpc
+import psycopg2
 import pytest
 
 from dev.settings import StackSettings
@@ -109,6 +110,14 @@ class World:
             payments_pb2.PaymentState.Name(state),
         )
         return self.payments.GetPayment(read).payment
+
+    def query(self, statement: str) -> list[tuple[Any, ...]]:
+        """Ask, or set a clock forward in, the database itself."""
+        with psycopg2.connect(self.stack.database_url) as connection, connection.cursor() as cursor:
+            cursor.execute(statement)
+            rows = cursor.fetchall() if cursor.description else []
+        connection.close()
+        return rows
 
     def control(self, path: str, body: dict[str, Any] | None = None) -> Any:
         """The simulator's control API."""

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import grpc
-import psycopg2
 import pytest
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor
 from google.protobuf.descriptor_pool import DescriptorPool
@@ -381,16 +380,8 @@ def test_no_call_answers_unknown_or_internal(service: Service, good: Good) -> No
 def wait_until_quiet(world: World) -> None:
     """No webhook is under way any more, so that what changes now was changed by the calls."""
     world.control("webhooks/settle", {"seconds": 10})
-    with psycopg2.connect(world.stack.database_url) as connection:
-        connection.autocommit = True
-        with connection.cursor() as cursor:
-
-            def quiet() -> bool:
-                cursor.execute("SELECT count(*) FROM inbox WHERE state = 'WAITING'")
-                return bool(cursor.fetchone() == (0,))
-
-            until(quiet, "the inbox is empty")
-    connection.close()
+    waiting = "SELECT count(*) FROM inbox WHERE state = 'WAITING'"
+    until(lambda: world.query(waiting) == [(0,)], "the inbox is empty")
 
 
 #: What calls may leave behind although they were refused, or what changes by itself.
@@ -404,17 +395,13 @@ _LEFT_OUT = {
 
 def contents(world: World) -> dict[str, Any]:
     """All that is stored, by table, and all that ever happened at Stripe."""
-    shown: dict[str, Any] = {}
-    with psycopg2.connect(world.stack.database_url) as connection, connection.cursor() as cursor:
-        cursor.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
-        for (table,) in sorted(cursor.fetchall()):
-            if table not in _LEFT_OUT:
-                row = "to_jsonb(t) - 'check_time'"
-                cursor.execute(
-                    f"SELECT count(*), md5(string_agg(({row})::text, '' ORDER BY ({row})::text))"  # noqa: S608
-                    f" FROM {table} t"
-                )
-                shown[table] = cursor.fetchone()
-    connection.close()
+    tables = world.query("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
+    row = "(to_jsonb(t) - 'check_time')::text"
+    digest = f"count(*), md5(string_agg({row}, '' ORDER BY {row}))"
+    shown: dict[str, Any] = {
+        table: world.query(f"SELECT {digest} FROM {table} t")  # noqa: S608 - names of our own
+        for (table,) in tables
+        if table not in _LEFT_OUT
+    }
     shown["at Stripe"] = len(world.control("effects?since=0")["effects"])
     return shown
