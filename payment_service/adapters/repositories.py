@@ -314,6 +314,18 @@ class SqlTransaction:
         )
         return [rows.operation_of(row) for row in found]
 
+    def renew_lease(self, operation_id: str, lease_token: str, seconds: float) -> bool:
+        """Unless it was given back or taken over meanwhile."""
+        renewed = self._do(
+            "UPDATE operations SET lease_until = now() + :lease WHERE operation_id = :id "
+            "AND lease_token = :token AND lease_until IS NOT NULL "
+            "AND state IN ('STARTED', 'UNKNOWN')",
+            id=operation_id,
+            token=lease_token,
+            lease=timedelta(seconds=seconds),
+        )
+        return renewed == 1
+
     def unpark_operation(self, operation_id: str) -> None:
         """Due now, with its tries forgiven but one: it is looked for before it is sent.
 

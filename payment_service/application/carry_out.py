@@ -13,6 +13,7 @@ from datetime import datetime
 from typing import Final, assert_never
 
 from payment_service.application.core import Core
+from payment_service.application.keep_lease import keep_lease
 from payment_service.application.observe import apply, observe_payment
 from payment_service.application.settle import (
     Applied,
@@ -60,10 +61,12 @@ async def carry_out(core: Core, operation: Operation, version: int, cause: Cause
     Returns when it is settled. Raises :class:`Refusal` when it is not: the outcome is unknown,
     nothing was sent, or it is parked; the sweep goes on with it.
     """
-    applied = await _carry_out_one(core, operation, version, cause)
+    async with keep_lease(core, operation):
+        applied = await _carry_out_one(core, operation, version, cause)
     while applied.next_operation is not None:
         version = applied.payment.version if applied.payment else 0
-        applied = await _carry_out_one(core, applied.next_operation, version, cause)
+        async with keep_lease(core, applied.next_operation):
+            applied = await _carry_out_one(core, applied.next_operation, version, cause)
     return applied
 
 

@@ -9,6 +9,7 @@ from typing import Final
 
 from payment_service.application.carry_out import back_off, database_time
 from payment_service.application.core import Core
+from payment_service.application.keep_lease import keep_lease
 from payment_service.application.onboarding import mint_onboarding_link
 from payment_service.application.refresh_expert import refresh_expert
 from payment_service.application.settle import leased_operation, unsettled_phase
@@ -122,6 +123,11 @@ def begin_account(
 
 async def carry_out_account(core: Core, operation: Operation, cause: Cause) -> None:
     """Make the account at Stripe, or find the one that was made. Raises while it is unknown."""
+    async with keep_lease(core, operation):
+        await _carry_out(core, operation, cause)
+
+
+async def _carry_out(core: Core, operation: Operation, cause: Cause) -> None:
     if operation.tries:
         now = await core.database.transact(database_time)
         if not operation.may_resend(now) or operation.params.get("replayed"):

@@ -317,6 +317,7 @@ class Transaction(Protocol):
     def operation(self, operation_id: str) -> Operation | None: ...
     def lease_operation(self, operation_id: str, seconds: float) -> Operation | None: ...
     def lease_due_operations(self, seconds: float, limit: int) -> Sequence[Operation]: ...
+    def renew_lease(self, operation_id: str, lease_token: str, seconds: float) -> bool: ...
     def unpark_operation(self, operation_id: str) -> None: ...
     def settle_operation(
         self, operation_id: str, state: OperationState, last_error: str = ""
@@ -432,8 +433,8 @@ class Policy:
     allowed_origins: frozenset[str] = field(default_factory=frozenset)
     #: How long a client may take to confirm a payment.
     payment_window: float = 24 * 3600.0
-    #: How long one holder may work on an operation; longer than any call to Stripe takes.
-    lease: float = 30.0
+    #: How soon after its holder's death an operation is taken up; renewed while the holder lives.
+    lease: float = 6.0
     #: How long a repeated key waits for the first call before it is told ABORTED.
     claim_wait: float = 5.0
     #: How long a landing page's token lives.
