@@ -172,7 +172,10 @@ class Lab:
 
     def poll(self) -> None:
         """The poller's time has come."""
-        self.sql("UPDATE watches SET next_time = now() WHERE scope = 'platform'")
+        self.sql(
+            "UPDATE watches SET next_time = now() + "
+            "CASE WHEN scope = 'platform' THEN interval '0' ELSE interval '1 day' END"
+        )
         self.run(poll_events(self.core))
 
     def heal(self) -> None:
@@ -214,14 +217,22 @@ class Lab:
 
     def newer(self, path: str, last: str, account: str = "") -> list[dict[str, Any]]:
         """The objects of one of Stripe's lists that are newer than one, oldest first."""
+        if not last:
+            return self._all(path, account)
+        found: list[dict[str, Any]] = []
+        while True:
+            page = self.api("GET", path, account=account, limit=100, ending_before=last)
+            found += page["data"][::-1]
+            if not page["has_more"]:
+                return found
+            last = found[-1]["id"]
+
+    def _all(self, path: str, account: str) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = []
         more: dict[str, Any] = {}
         while True:
             page = self.api("GET", path, account=account, limit=100, **more)
-            for one in page["data"]:
-                if one["id"] == last:
-                    return found[::-1]
-                found.append(one)
+            found += page["data"]
             if not page["has_more"]:
                 return found[::-1]
             more = {"starting_after": found[-1]["id"]}

@@ -435,7 +435,9 @@ class Machine(RuleBasedStateMachine):
         for _ in range(12):
             self.deliver_all()
             lab.sweep()
-            lab.poll()
+            if self.dropped:
+                lab.poll()
+                self.dropped = 0
             lab.apply()
             for key in [key for key, one in self.asked.items() if one.is_info]:
                 self._ask(key, None)
