@@ -21,7 +21,7 @@ SECONDS ?= 30
 SEEDS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo bench test chaos mutants lint format stubs breaking migrate smoke-stripe client-wheel reset clean
+.PHONY: help run demo bench test prove chaos mutants lint format stubs breaking migrate smoke-stripe client-wheel reset clean
 
 help: ## list these targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -37,6 +37,9 @@ bench: $(GENERATED) ## what one worker carries while Stripe is slow; ends by its
 
 test: $(GENERATED) ## all tests (unit, integration, acceptance) with coverage; ARGS='-k capture' narrows
 	@$(BIN)/python -m pytest $(if $(ARGS),$(ARGS),--cov --cov-report=term)
+
+prove: $(GENERATED) ## crash sweep, model, races and webhook storms in full (about half an hour); SEED=7 repeats a run
+	@PROVE=full $(BIN)/python -m pytest tests/reliability --capture=no $(ARGS)
 
 chaos: $(GENERATED) ## kill, stop and lie to real processes, then check every promise; SEED=1 SECONDS=30 SEEDS=1
 	@$(BIN)/python -m chaos run --seed $(SEED) --seconds $(SECONDS) --seeds $(SEEDS)
