@@ -87,7 +87,7 @@ def demo(ending: Ending) -> None:
                 target = Target(
                     channel=channel,
                     stripe=side,
-                    onboard=_onboard_by_form,
+                    onboard=onboard_by_form,
                     alone=True,
                     patience_seconds=20,
                     check_interrupted=ending.check,
@@ -195,7 +195,7 @@ def _create_expert(walk: Walk) -> experts_pb2.CreateExpertAccountResponse:
     return answer
 
 
-def _onboard_by_form(walk: Walk) -> None:
+def onboard_by_form(walk: Walk) -> None:
     """Send the simulator's form off; Stripe's redirect leads to the gateway's landing page."""
     answer = _create_expert(walk)
     began = time.perf_counter()

@@ -17,7 +17,7 @@ import stripe
 
 from dev.stripe_side import StripeSide, post
 
-_PAUSE_SECONDS = 1.0
+_PAUSE_SECONDS = 0.5
 _CLOCKS_DIFFER_SECONDS = 120
 
 
