@@ -83,6 +83,7 @@ def _refuse_swallowed_error(connection: Connection) -> None:
     """COMMIT after a failed statement answers ROLLBACK without an error; refuse it loudly."""
     driver = connection.connection.driver_connection
     if driver is not None and driver.info.transaction_status == _TRANSACTION_STATUS_INERROR:
+        driver.rollback()  # Or the pool would hand this failed transaction to the next phase.
         raise SwallowedError("a statement of this phase failed and its error was swallowed")
 
 

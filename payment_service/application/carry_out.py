@@ -79,6 +79,7 @@ def back_off(tries: int) -> float:
 async def _carry_out_one(core: Core, operation: Operation, version: int, cause: Cause) -> Applied:
     if operation.tries:
         looked = await _look_or_postpone(core, operation, cause)
+        looked = await _settled(core, operation, looked, cause)
         if await _is_settled(core, operation):
             return looked
         version = looked.payment.version if looked.payment else version
@@ -110,7 +111,8 @@ async def _conclude(
         case Refused():
             return await _refused(core, operation, outcome, cause)
         case NotSent():
-            await _postpone(core, operation, OperationState.STARTED, outcome.why, cause)
+            state = OperationState.STARTED
+            await _postpone(core, operation, state, outcome.why, cause, counts=False)
             raise _not_sent(operation, outcome)
         case Unknown():
             await _unsettled(core, operation, outcome.why, cause, replayed=outcome.replayed)
@@ -134,11 +136,11 @@ async def _conclude(
 async def _settled(core: Core, operation: Operation, applied: Applied, cause: Cause) -> Applied:
     """Look again while the books moved meanwhile, or Stripe does not show every line yet."""
     for pause in (0.0, *_LINES_PAUSES):
-        if not applied.stale and not applied.deferred:
+        if applied.next_operation is not None or not (applied.stale or applied.deferred):
             return applied
         await asyncio.sleep(pause)
         applied = await _look_or_postpone(core, operation, cause)
-    if applied.deferred:
+    if applied.deferred and not await _is_settled(core, operation):
         await _unsettled(core, operation, "balance transactions are not there yet", cause)
         raise outcome_unknown(payment_id=operation.payment_id)
     return applied
@@ -147,6 +149,7 @@ async def _settled(core: Core, operation: Operation, applied: Applied, cause: Ca
 async def _refused(core: Core, operation: Operation, refused: Refused, cause: Cause) -> Applied:
     """Believe a no only after looking: Stripe also replays a no for what it did after all."""
     applied = await _look_or_postpone(core, operation, cause)
+    applied = await _settled(core, operation, applied, cause)
     if not await _is_settled(core, operation):
         await core.database.transact(refuse_phase, core.answers, operation, refused, cause)
         if operation.params.get("owed"):
@@ -161,7 +164,8 @@ async def _look_or_postpone(
     try:
         return await _look(core, operation, cause, refund=refund)
     except Refusal as refusal:
-        await _unsettled(core, operation, refusal.reason.lower(), cause)
+        state, why = OperationState.UNKNOWN, refusal.reason.lower()
+        await _postpone(core, operation, state, why, cause, counts=False)
         raise
 
 
@@ -242,7 +246,9 @@ async def _postpone(
     *,
     seconds: float | None = None,
     params: dict[str, object] | None = None,
+    counts: bool = True,
 ) -> None:
+    """To be tried again. A try that could not even be made does not ``count`` towards parking."""
     parked = await core.database.transact(
         unsettled_phase,
         core.policy,
@@ -252,6 +258,7 @@ async def _postpone(
         back_off(operation.tries) if seconds is None else seconds,
         cause,
         params=params,
+        may_park=counts,
     )
     if parked:
         core.alarms.operation_parked(operation, why)

@@ -152,6 +152,7 @@ def unsettled_phase(
     *,
     next_attempt: bool = False,
     params: Mapping[str, object] | None = None,
+    may_park: bool = True,
 ) -> bool:
     """Nothing definite yet: give the lease back, and let the payment say what it waits for.
 
@@ -161,7 +162,7 @@ def unsettled_phase(
     current = tx.operation(operation.operation_id)
     if current is None or not _ours(operation, current):
         return False
-    if operation.tries >= policy.tries_before_parking * policy.patience:
+    if may_park and operation.tries >= policy.tries_before_parking * policy.patience:
         seconds = None
     parked = seconds is None
     tx.postpone_operation(
