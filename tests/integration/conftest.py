@@ -66,10 +66,12 @@ def as_superuser(postgres: EmbeddedPostgres) -> Callable[..., int]:
 
     def do(world: World, statement: str, *values: object) -> int:
         name = world.database_url.rpartition("/")[2]
-        with contextlib.closing(psycopg2.connect(postgres.admin_url(name))) as connection:
+        options = "-c session_replication_role=replica -c default_transaction_read_only=off"
+        with contextlib.closing(
+            psycopg2.connect(postgres.admin_url(name), options=options)
+        ) as connection:
             connection.autocommit = True
             with connection.cursor() as cursor:
-                cursor.execute("SET session_replication_role = replica")
                 cursor.execute(statement, values)
                 return int(cursor.rowcount)
 

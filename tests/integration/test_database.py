@@ -1,0 +1,403 @@
+"""What PostgreSQL itself refuses, and what the service does when it is slow, cut off or away."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import psycopg2
+import psycopg2.errors
+import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
+from sqlalchemy.exc import IntegrityError
+
+from marketplace.payments.v1 import events_pb2, payments_pb2
+from payment_service.adapters.database import SqlDatabase, SwallowedError
+from payment_service.adapters.repositories import SqlTransaction
+from tests.integration.books import check_books
+from tests.integration.conftest import StartWorld
+from tests.integration.world import (
+    CAPTURED,
+    Reply,
+    World,
+    capture_request,
+    refusal,
+    until,
+)
+
+# ---- what must never be ----
+
+_NEVER: dict[str, tuple[str, type[psycopg2.Error]]] = {
+    "an event rewritten": (
+        "UPDATE events SET body = '{}'",
+        psycopg2.errors.RestrictViolation,
+    ),
+    "an event deleted": ("DELETE FROM events", psycopg2.errors.RestrictViolation),
+    "the events truncated": ("TRUNCATE events CASCADE", psycopg2.errors.RestrictViolation),
+    "a posting rewritten": (
+        "UPDATE postings SET minor_units = minor_units + 1",
+        psycopg2.errors.RestrictViolation,
+    ),
+    "a posting deleted": ("DELETE FROM postings", psycopg2.errors.RestrictViolation),
+    "the postings truncated": ("TRUNCATE postings", psycopg2.errors.RestrictViolation),
+    "a payment deleted": ("DELETE FROM payments", psycopg2.errors.RestrictViolation),
+    "one line without another": (
+        (
+            "INSERT INTO postings (payment_id, sequence, account, currency, minor_units, kind, "
+            "balance_transaction_id, time) SELECT payment_id, 1, 'losses', 'USD', 1, 'gift', '', "
+            "now() FROM payments LIMIT 1"
+        ),
+        psycopg2.errors.CheckViolation,
+    ),
+    "lines that balance only over two currencies": (
+        (
+            "INSERT INTO postings (payment_id, sequence, account, currency, minor_units, kind, "
+            "balance_transaction_id, time) SELECT payment_id, 1, 'fx', currency, units, 'fx', '', "
+            "now() FROM (SELECT payment_id FROM payments LIMIT 1) AS one, "
+            "(VALUES ('USD', 5), ('EUR', -5)) AS line (currency, units)"
+        ),
+        psycopg2.errors.CheckViolation,
+    ),
+    "a quote rewritten": (
+        (
+            "UPDATE payments SET commission = commission + 1, expert_amount = expert_amount - 1, "
+            "version = version + 1"
+        ),
+        psycopg2.errors.RestrictViolation,
+    ),
+    "another payee": (
+        "UPDATE payments SET destination_account_id = 'acct_thief', version = version + 1",
+        psycopg2.errors.RestrictViolation,
+    ),
+    "a version skipped": (
+        "UPDATE payments SET version = version + 2",
+        psycopg2.errors.RestrictViolation,
+    ),
+    "a change without a version": (
+        "UPDATE payments SET state = 'REFUNDED'",
+        psycopg2.errors.RestrictViolation,
+    ),
+    "a quote that does not add up": (
+        (
+            "INSERT INTO payments SELECT (jsonb_populate_record(payments, "
+            '\'{"payment_id": "pay_x", "payment_intent_id": null, "commission": 1}\')).* '
+            "FROM payments LIMIT 1"
+        ),
+        psycopg2.errors.CheckViolation,
+    ),
+    "more refunded than captured": (
+        "UPDATE payments SET refunded = captured + 1, version = version + 1",
+        psycopg2.errors.CheckViolation,
+    ),
+    "refunded without having been captured": (
+        "UPDATE payments SET state = 'REFUNDED', captured = 0, version = version + 1",
+        psycopg2.errors.CheckViolation,
+    ),
+    "held and captured at once": (
+        "UPDATE payments SET held = 1, version = version + 1",
+        psycopg2.errors.CheckViolation,
+    ),
+    "a state of nobody's": (
+        "UPDATE payments SET state = 'LOST', version = version + 1",
+        psycopg2.errors.CheckViolation,
+    ),
+    "a second open operation": (
+        (
+            "INSERT INTO operations SELECT (jsonb_populate_record(operations, "
+            "jsonb_build_object('operation_id', 'op_' || n, 'state', 'UNKNOWN'))).* "
+            "FROM operations, generate_series(1, 2) AS n WHERE kind = 'capture'"
+        ),
+        psycopg2.errors.UniqueViolation,
+    ),
+    "a key used twice": (
+        (
+            "INSERT INTO claims SELECT (jsonb_populate_record(claims, "
+            '\'{"claim_id": "clm_x"}\')).* FROM claims LIMIT 1'
+        ),
+        psycopg2.errors.UniqueViolation,
+    ),
+    "one intent for two payments": (
+        (
+            "INSERT INTO payments SELECT (jsonb_populate_record(payments, "
+            '\'{"payment_id": "pay_x"}\')).* FROM payments LIMIT 1'
+        ),
+        psycopg2.errors.UniqueViolation,
+    ),
+}
+
+
+async def test_the_schema_refuses_what_must_never_be(world: World) -> None:
+    await world.captured()
+    await world.quiet()
+    rows = world.counts()
+    for what, (statement, error) in _NEVER.items():
+        with world.session() as cursor:
+            try:
+                cursor.execute(statement)
+            except error:
+                continue
+        raise AssertionError(f"was not refused: {what}")
+    assert world.counts() == rows
+
+
+async def test_a_swallowed_error_is_refused_at_commit(database_url: str) -> None:
+    database = SqlDatabase(database_url, write_threads=1, read_threads=1)
+
+    def swallow(tx: SqlTransaction) -> str:
+        try:
+            tx._do(
+                "INSERT INTO movements (movement_id, payment_id, kind, minor_units, "
+                "operation_id, time) VALUES ('m', 'nobody', '', 1, '', now())"
+            )
+        except IntegrityError:
+            return "all is well"
+        return "unreachable"
+
+    def fine(tx: SqlTransaction) -> str:
+        return str(tx.now)
+
+    with pytest.raises(SwallowedError):
+        await database.transact(swallow)
+    assert await database.transact(fine)  # The connection is good for the next phase.
+    await asyncio.to_thread(database.close)
+
+
+async def test_a_tampered_row_breaks_the_chain_and_is_shown(
+    world: World, as_superuser: Callable[..., int]
+) -> None:
+    payment = await world.captured()
+    request = events_pb2.ListPaymentEventsRequest(payment_id=payment.payment_id)
+    assert (await world.events.ListPaymentEvents(request)).chain_intact
+    changes = (
+        "UPDATE events SET body = replace(body, '10000', '10001') WHERE sequence = 3",
+        "UPDATE events SET time = time + interval '1 second' WHERE sequence = 2",
+        "DELETE FROM events WHERE sequence = 2",
+    )
+    for change in changes:
+        keep = world.sql("SELECT * FROM events")
+        assert as_superuser(world, change) == 1
+        assert not (await world.events.ListPaymentEvents(request)).chain_intact, change
+        as_superuser(world, "DELETE FROM events")
+        for row in keep:
+            as_superuser(world, "INSERT INTO events VALUES (%s, %s, %s, %s, %s, %s)", *row)
+        assert (await world.events.ListPaymentEvents(request)).chain_intact
+
+
+# ---- slow, cut off, away ----
+
+
+async def test_killed_sessions_cost_a_retry_at_most(
+    world: World, as_superuser: Callable[..., int]
+) -> None:
+    expert = await world.expert()
+    held = await asyncio.gather(*(world.escrowed(expert) for _ in range(3)))
+    kill = (
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+        "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    )
+    requests = [capture_request(payment.payment_id) for payment in held]
+    calls = [
+        asyncio.create_task(world.patiently("CapturePayment", request)) for request in requests
+    ]
+    for _ in range(4):
+        await asyncio.to_thread(as_superuser, world, kill)
+        await asyncio.sleep(0.05)
+    assert {reply.code for reply in await asyncio.gather(*calls)} == {"OK"}
+    for payment in held:
+        assert (await world.get(payment.payment_id)).state == CAPTURED
+        assert len(await world.stripe.effects("captured", payment.payment_intent_id)) == 1
+    await check_books(world)
+
+
+async def test_reads_survive_killed_sessions(
+    world: World, as_superuser: Callable[..., int]
+) -> None:
+    payment = await world.captured()
+    await world.quiet()
+    for _ in range(3):
+        as_superuser(
+            world,
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE datname = current_database() AND pid <> pg_backend_pid()",
+        )
+        assert (await world.get(payment.payment_id)).payment_id == payment.payment_id
+
+
+async def test_a_locked_payment_delays_itself_alone_and_a_full_pool_says_so(
+    start_world: StartWorld,
+) -> None:
+    world = await start_world(database_write_threads=2, loops=False)
+    expert = await world.expert()
+    held = await world.initiate(expert)
+    other = await world.initiate(expert)
+    with world.session() as cursor:
+        cursor.execute(
+            "SELECT 1 FROM payments WHERE payment_id = %s FOR UPDATE", (held.payment.payment_id,)
+        )
+        waiting = [
+            asyncio.create_task(
+                world.bytes_of("CapturePayment", capture_request(held.payment.payment_id))
+            )
+            for _ in range(6)
+        ]
+        # Reads have a pool of their own.
+        assert (await world.get(held.payment.payment_id)).payment_id
+        assert (await world.get(other.payment.payment_id)).payment_id
+        done: set[asyncio.Task[Reply]] = set()
+        while len(done) < 4:  # All but the two that have the threads.
+            done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.sleep(0.05)
+        told = {(task.result().code, _reason(task.result())) for task in done}
+        assert told == {("UNAVAILABLE", "DATABASE_UNAVAILABLE")}
+    late = [await task for task in waiting if task not in done]
+    assert {_reason(reply) for reply in late} == {"WRONG_STATE"}
+    assert len(late) == 2
+
+
+def _reason(reply: Reply) -> str:
+    return reply.refused.reason if reply.refused else ""
+
+
+# ---- lists ----
+
+
+async def _page(world: World, **fields: Any) -> payments_pb2.ListPaymentsResponse:
+    return await world.payments.ListPayments(payments_pb2.ListPaymentsRequest(**fields))
+
+
+async def test_lists_page_by_keyset_filter_and_stand_still_under_inserts(world: World) -> None:
+    expert = await world.expert()
+    made = [
+        (await world.initiate(expert, client_id="client-a", gig_id=f"gig-{number % 2}")).payment
+        for number in range(5)
+    ]
+    await world.initiate(expert, client_id="client-b")
+    newest_first = [payment.payment_id for payment in made[::-1]]
+    first = await _page(world, user_id="client-a", page_size=2)
+    assert [payment.payment_id for payment in first.payments] == newest_first[:2]
+    late = await world.initiate(expert, client_id="client-a", gig_id="gig-2")
+    rest: list[str] = []
+    token = first.next_page_token
+    while token:
+        page = await _page(world, user_id="client-a", page_size=2, page_token=token)
+        rest += [payment.payment_id for payment in page.payments]
+        token = page.next_page_token
+    assert rest == newest_first[2:]
+    again = await _page(world, user_id="client-a", page_size=1)
+    assert again.payments[0].payment_id == late.payment.payment_id
+
+    role = payments_pb2.PAYMENT_ROLE_CLIENT
+    assert not (await _page(world, user_id=expert, role=role)).payments
+    assert len((await _page(world, user_id=expert)).payments) == 7
+    assert not (await _page(world, user_id="nobody")).payments
+    gig = await _page(world, user_id="client-a", gig_id="gig-1")
+    assert [payment.payment_id for payment in gig.payments] == [
+        made[3].payment_id,
+        made[1].payment_id,
+    ]
+    states = [payments_pb2.PAYMENT_STATE_PENDING]
+    assert len((await _page(world, user_id="client-a", states=states)).payments) == 6
+    states = [payments_pb2.PAYMENT_STATE_CAPTURED]
+    assert not (await _page(world, user_id="client-a", states=states)).payments
+    between = await _page(
+        world,
+        user_id="client-a",
+        create_time_from=made[1].create_time,
+        create_time_until=made[3].create_time,
+    )
+    assert [payment.payment_id for payment in between.payments] == newest_first[2:4]
+
+    misuse: list[dict[str, Any]] = [
+        {"user_id": expert, "page_token": first.next_page_token},
+        {"user_id": "client-a", "gig_id": "gig-1", "page_token": first.next_page_token},
+        {"user_id": "client-a", "page_token": "x"},
+        {"user_id": "client-a", "page_token": first.next_page_token[:-4]},
+        {"user_id": "client-a", "page_token": "é" * 10},
+        {"user_id": "client-a", "page_token": "A" * 1_000_000},
+    ]
+    for fields in misuse:
+        refused = await refusal(_page(world, **fields))
+        assert (refused.code, list(refused.fields)) == ("INVALID_ARGUMENT", ["page_token"])
+    odd = Timestamp(seconds=2**62)
+    refused = await refusal(_page(world, user_id="client-a", create_time_from=odd))
+    assert list(refused.fields) == ["create_time_from"]
+
+
+async def test_a_list_reads_no_more_rows_than_its_page_among_a_hundred_thousand(
+    world: World, as_superuser: Callable[..., int]
+) -> None:
+    expert = await world.expert()
+    await world.initiate(expert, client_id="client-a")
+    others = {
+        "payment_id": "'pay_' || md5(n::text)",
+        "payment_intent_id": "'pi_' || n",
+        "client_id": "'client-' || n %% 5",
+        "create_time": "now() - n * interval '1 second'",
+    }
+    columns = [
+        name
+        for (name,) in world.sql(
+            "SELECT column_name::text FROM information_schema.columns "
+            "WHERE table_name = 'payments' AND table_schema = 'public'"
+        )
+    ]
+    values = ", ".join(others.get(name, name) for name in columns)
+    await asyncio.to_thread(
+        as_superuser,
+        world,
+        f"INSERT INTO payments ({', '.join(columns)}) SELECT {values} "  # noqa: S608 - columns' names
+        "FROM payments, generate_series(1, 100000) AS n",
+    )
+    as_superuser(world, "ANALYZE payments")
+    moment = datetime.now(UTC) - timedelta(hours=3)
+    with world.session() as cursor:
+        for user in ("client-2", expert):
+            cursor.execute(
+                "EXPLAIN (ANALYZE, FORMAT JSON) SELECT * FROM ("
+                "(SELECT * FROM payments WHERE client_id = %(user)s "
+                "AND (create_time, payment_id) < (%(moment)s, 'pay_') "
+                "ORDER BY create_time DESC, payment_id DESC LIMIT 51) UNION ALL "
+                "(SELECT * FROM payments WHERE expert_id = %(user)s "
+                "AND (create_time, payment_id) < (%(moment)s, 'pay_') "
+                "ORDER BY create_time DESC, payment_id DESC LIMIT 51)) AS page "
+                "ORDER BY create_time DESC, payment_id DESC LIMIT 51",
+                {"user": user, "moment": moment},
+            )
+            [[plan]] = cursor.fetchone()
+            for node in _nodes(plan["Plan"]):
+                read = node["Actual Rows"] + node.get("Rows Removed by Filter", 0)
+                assert read <= 102, node
+    page = await _page(world, user_id="client-2", page_size=50)
+    assert len(page.payments) == 50
+    assert page.next_page_token
+
+
+def _nodes(plan: dict[str, Any]) -> list[dict[str, Any]]:
+    return [plan, *(node for child in plan.get("Plans", []) for node in _nodes(child))]
+
+
+async def test_a_read_only_database_is_no_place_to_serve(
+    world: World, as_superuser: Callable[..., int]
+) -> None:
+    assert world.service is not None
+    assert world.service.wired is not None
+    database = world.service.wired.database
+    assert await database.ping()
+    name = world.database_url.rpartition("/")[2]
+    end_sessions = (
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+        "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    )
+    as_superuser(world, f'ALTER DATABASE "{name}" SET default_transaction_read_only = on')
+    as_superuser(world, end_sessions)
+
+    async def away() -> bool:
+        return not await database.ping()
+
+    await until(away, "the database found wanting")
+    as_superuser(world, f'ALTER DATABASE "{name}" SET default_transaction_read_only = off')
+    as_superuser(world, end_sessions)
+    await until(database.ping, "the database found well")
+    assert (await world.captured()).state == CAPTURED

@@ -1,0 +1,194 @@
+"""Experts: kept by webhooks and by asking, paid only when Stripe says that they can be."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import aiohttp
+import pytest
+
+from marketplace.payments.v1 import experts_pb2, onboarding_pb2
+from tests.integration.books import check_books
+from tests.integration.conftest import StartWorld
+from tests.integration.world import World, refusal
+
+READY = experts_pb2.EXPERT_STATUS_READY
+ONBOARDING = experts_pb2.EXPERT_STATUS_ONBOARDING
+PENDING_VERIFICATION = experts_pb2.EXPERT_STATUS_PENDING_VERIFICATION
+RESTRICTED = experts_pb2.EXPERT_STATUS_RESTRICTED
+REJECTED = experts_pb2.EXPERT_STATUS_REJECTED
+DEAUTHORIZED = experts_pb2.EXPERT_STATUS_DEAUTHORIZED
+
+
+def _creation(**fields: Any) -> experts_pb2.CreateExpertAccountRequest:
+    given = {"expert_id": "ann", "name": "Ann", "email": "ann@example.com", **fields}
+    return experts_pb2.CreateExpertAccountRequest(**given)
+
+
+async def test_an_account_is_made_once_and_every_answer_has_a_fresh_link(world: World) -> None:
+    answers = await asyncio.gather(
+        *(world.experts.CreateExpertAccount(_creation()) for _ in range(8))
+    )
+    assert len({answer.expert.stripe_account_id for answer in answers}) == 1
+    assert len({answer.onboarding_url for answer in answers}) == 8
+    assert answers[0].expert.status == ONBOARDING
+    assert (answers[0].expert.country, answers[0].expert.commission_basis_points) == ("US", 1_000)
+    assert len(await world.stripe.effects("account_created")) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"name": "Anne"}, "name"),
+        ({"email": "anne@example.com"}, "email"),
+        ({"country": "DE"}, "country"),
+        ({"business_type": experts_pb2.BUSINESS_TYPE_COMPANY}, "business_type"),
+        ({"commission_basis_points": 1_000}, "commission_basis_points"),
+    ],
+)
+async def test_another_description_of_an_expert_is_refused_and_names_the_field(
+    world: World, changes: dict[str, Any], field: str
+) -> None:
+    await world.experts.CreateExpertAccount(_creation())
+    before = await world.experts.GetExpert(experts_pb2.GetExpertRequest(expert_id="ann"))
+    rows = world.counts()
+    refused = await refusal(world.experts.CreateExpertAccount(_creation(**changes)))
+    assert (refused.code, refused.reason) == ("ALREADY_EXISTS", "EXPERT_ALREADY_EXISTS")
+    assert refused.facts["field"] == field
+    assert world.counts() == rows
+    assert await world.experts.GetExpert(experts_pb2.GetExpertRequest(expert_id="ann")) == before
+
+
+async def test_a_country_that_cannot_be_paid(world: World) -> None:
+    refused = await refusal(world.experts.CreateExpertAccount(_creation(country="jp")))
+    assert (refused.code, refused.reason) == ("FAILED_PRECONDITION", "COUNTRY_UNSUPPORTED")
+    assert refused.facts == {"country": "JP", "platform_country": "US"}
+    assert world.counts()["experts"] == 0
+
+
+async def test_onboarding_from_link_to_ready(start_world: StartWorld) -> None:
+    world = await start_world(allowed_origins=("https://app.example.com",))
+    created = await world.experts.CreateExpertAccount(
+        _creation(onward_url="https://app.example.com/done")
+    )
+    refused = await refusal(
+        world.experts.CreateDashboardLink(experts_pb2.CreateDashboardLinkRequest(expert_id="ann"))
+    )
+    assert refused.reason == "ONBOARDING_INCOMPLETE"
+    refused = await refusal(world.payments.InitiatePayment(world.initiation("ann")))
+    assert (refused.code, refused.reason) == ("FAILED_PRECONDITION", "EXPERT_NOT_READY")
+    assert refused.facts["status"] == "ONBOARDING"
+    assert refused.facts["requirements_due"]
+    async with (
+        aiohttp.ClientSession() as browser,
+        browser.post(created.onboarding_url, allow_redirects=False) as page,
+    ):
+        landing = page.headers["Location"]
+    token = landing.partition("token=")[2]
+    seen = await world.onboarding.GetOnboarding(
+        onboarding_pb2.GetOnboardingRequest(landing_token=token)
+    )
+    assert (seen.status, seen.onward_url) == (READY, "https://app.example.com/done")
+    link = await world.experts.CreateDashboardLink(
+        experts_pb2.CreateDashboardLinkRequest(expert_id="ann")
+    )
+    assert link.url.startswith("http")
+    with world.session() as cursor:
+        cursor.execute("SELECT landing_tokens::text FROM landing_tokens")
+        assert not any(token in row for (row,) in cursor.fetchall())
+    for onward in ("https://evil.example.com/", "https://app.example.com@evil.example", "//x"):
+        refused = await refusal(
+            world.experts.RefreshOnboarding(
+                experts_pb2.RefreshOnboardingRequest(expert_id="ann", onward_url=onward)
+            )
+        )
+        assert (refused.code, list(refused.fields)) == ("INVALID_ARGUMENT", ["onward_url"])
+
+
+async def test_ready_by_asking_although_no_webhook_came(world: World) -> None:
+    await world.stripe.control("POST", "/webhooks", {"paused": True})
+    expert = await world.expert(ready=False)
+    refused = await refusal(world.payments.InitiatePayment(world.initiation(expert)))
+    assert refused.reason == "EXPERT_NOT_READY"
+    account = world.account_of(expert)
+    await world.stripe.control("POST", f"/accounts/{account}/complete_onboarding")
+    assert (await world.initiate(expert)).client_secret
+    again = await world.experts.GetExpert(experts_pb2.GetExpertRequest(expert_id=expert))
+    assert again.expert.status == READY
+
+
+@pytest.mark.parametrize(
+    ("given", "status"),
+    [
+        (
+            {
+                "disabled_reason": "requirements.past_due",
+                "currently_due": ["individual.id_number"],
+                "capabilities": {"transfers": "inactive"},
+            },
+            RESTRICTED,
+        ),
+        (
+            {"disabled_reason": "rejected.fraud", "capabilities": {"transfers": "inactive"}},
+            REJECTED,
+        ),
+    ],
+    ids=["restricted", "rejected"],
+)
+async def test_a_webhook_changes_where_an_expert_stands(
+    world: World, given: dict[str, Any], status: experts_pb2.ExpertStatus.ValueType
+) -> None:
+    expert = await world.expert()
+    account = world.account_of(expert)
+    await world.stripe.control("POST", f"/accounts/{account}/restrict", given)
+    seen = await world.expert_status(expert, status)
+    assert seen.disabled_reason == given["disabled_reason"]
+    assert not seen.transfers_active
+    refused = await refusal(world.payments.InitiatePayment(world.initiation(expert)))
+    assert refused.reason == "EXPERT_NOT_READY"
+    assert refused.facts["disabled_reason"] == given["disabled_reason"]
+    await world.stripe.control("POST", f"/accounts/{account}/restore")
+    await world.expert_status(expert, READY)
+    assert (await world.initiate(expert)).client_secret
+
+
+async def test_an_expert_who_leaves_while_money_is_in_escrow(world: World) -> None:
+    expert = await world.expert()
+    held = await world.escrowed(expert)
+    account = world.account_of(expert)
+    await world.stripe.control("POST", f"/accounts/{account}/deauthorize")
+    await world.expert_status(expert, DEAUTHORIZED)
+    for call in (
+        world.payments.InitiatePayment(world.initiation(expert)),
+        world.experts.CreateDashboardLink(experts_pb2.CreateDashboardLinkRequest(expert_id=expert)),
+        world.experts.RefreshOnboarding(experts_pb2.RefreshOnboardingRequest(expert_id=expert)),
+    ):
+        assert (await refusal(call)).code == "FAILED_PRECONDITION"
+    # The client can still have the money back.
+    await world.refund(held.payment_id)
+    await check_books(world)
+
+
+async def test_a_commission_that_is_forgotten_is_no_free_ride(world: World) -> None:
+    expert = await world.expert()
+    for given in ({}, {"commission_basis_points": -1}, {"commission_basis_points": 10_000}):
+        request = experts_pb2.SetCommissionRequest(expert_id=expert, **given)
+        refused = await refusal(world.experts.SetCommission(request))
+        assert list(refused.fields) == ["commission_basis_points"]
+    for rate in (0, 9_999):
+        answer = await world.experts.SetCommission(
+            experts_pb2.SetCommissionRequest(expert_id=expert, commission_basis_points=rate)
+        )
+        assert answer.expert.commission_basis_points == rate
+    refused = await refusal(world.payments.InitiatePayment(world.initiation(expert, 50)))
+    assert (refused.code, refused.reason) == ("FAILED_PRECONDITION", "COMMISSION_TOO_LARGE")
+
+
+async def test_what_stripe_refuses_may_be_mended(world: World) -> None:
+    await world.stripe.fault("/accounts$", "status", status=400, code="email_invalid")
+    refused = await refusal(world.experts.CreateExpertAccount(_creation(email="a@b.example")))
+    assert (refused.code, refused.reason) == ("FAILED_PRECONDITION", "REFUSED_BY_PROCESSOR")
+    answer = await world.experts.CreateExpertAccount(_creation())
+    assert answer.expert.stripe_account_id
+    assert answer.expert.email == "ann@example.com"
