@@ -65,8 +65,8 @@ class Caller:
             self._actions += [self.repeat, self.contradict, self.race, self.forge]
             self._weights = [36, 15, 18, 12, 9, 5, 2, 2, 1]
 
-    async def run(self, seconds: float) -> None:
-        while self.scene.now() < seconds:
+    async def run(self) -> None:
+        while self.scene.now() < self.scene.until:
             # What is owed an answer goes first if there is much of it: a caller that only ever
             # begins anew would bury the service in open ends.
             owed = len(self.pending)

@@ -10,6 +10,7 @@ import os
 import signal
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,12 @@ from chaos.plan import (
     KILL_POSTMASTER,
     KILL_REPLICA,
     KILL_SIMULATOR,
+    NO_WEBHOOKS,
     REPLICAS,
     STOP_REPLICA,
     STRIPE_AWAY,
     Plan,
+    Rule,
     Step,
 )
 from chaos.simulator import AWAY, Simulator
@@ -52,7 +55,6 @@ class Injector:
         #: Strikes of rules in the simulator's present life, by name.
         self._counted: Counter[str] = Counter()
         self._names: dict[str, dict[int, str]] = {"faults": {}, "webhooks": {}}
-        self._armed = False
 
     async def run(self) -> None:
         """All lanes to their ends; rules are armed meanwhile."""
@@ -62,7 +64,7 @@ class Injector:
             *(self.plan.lane(KILL_REPLICA, STOP_REPLICA, target=n) for n in range(REPLICAS)),
             self.plan.lane(KILL_GATEWAY),
             self.plan.lane(KILL_BACKEND, KILL_POSTMASTER),
-            self.plan.lane(KILL_SIMULATOR, STRIPE_AWAY),
+            self.plan.lane(KILL_SIMULATOR, STRIPE_AWAY, NO_WEBHOOKS),
         ]
         async with asyncio.TaskGroup() as tasks:
             for lane in lanes:
@@ -70,7 +72,6 @@ class Injector:
 
     async def heal(self) -> None:
         """No more faults, and everything up."""
-        self._armed = False
         await asyncio.to_thread(self._bring_up)
         await self.count()
         await self._simulator.insist("DELETE", "/faults")
@@ -133,6 +134,8 @@ class Injector:
                 return done
             case "stripe away":
                 return await self._stripe_away(step.seconds)
+            case "no webhook at all":
+                return await self._silence(step.seconds)
         raise AssertionError(step.kind)
 
     async def _kill(self, child: Child, down_seconds: float) -> bool:
@@ -183,25 +186,51 @@ class Injector:
             return False
         return True
 
+    async def _silence(self, seconds: float) -> bool:
+        """Every webhook is lost, and none is ever sent again."""
+        try:
+            await self.count()
+            await self._simulator.control("DELETE", "/webhooks/rules")
+            self._names["webhooks"] = {}
+            await self._simulator.control("POST", "/webhooks/rules", {"action": "drop"})
+        except AWAY:
+            return False
+        await asyncio.sleep(seconds)
+        await self._arm_webhooks()
+        return True
+
     async def _arm(self) -> None:
         """Give a simulator that has just started its rules."""
         await self._simulator.insist("POST", "/webhooks", _WEBHOOK_SETTINGS)
-        self._armed = True
-        self._counted.clear()
         rules = self.plan.stripe_rules
+        self._forget(rules)
         shown = await self._simulator.insist(
             "POST",
             "/faults",
             {"rules": [r.body for r in rules], "seed": str(self.plan.seed), "replace": True},
         )
         self._names["faults"] = _named(shown["rules"], [rule.name for rule in rules])
+        await self._arm_webhooks()
+
+    async def _arm_webhooks(self) -> None:
+        rules = self.plan.webhook_rules
+        self._forget(rules)
         await self._simulator.insist("DELETE", "/webhooks/rules")
         shown = await self._simulator.insist(
-            "POST", "/webhooks/rules", {"rules": [r.body for r in self.plan.webhook_rules]}
+            "POST", "/webhooks/rules", {"rules": [rule.body for rule in rules]}
         )
-        self._names["webhooks"] = _named(
-            shown["rules"], [rule.name for rule in self.plan.webhook_rules]
-        )
+        self._names["webhooks"] = _named(shown["rules"], [rule.name for rule in rules])
+
+    def _forget(self, rules: Sequence[Rule]) -> None:
+        """New rules count from nought."""
+        for rule in rules:
+            self._counted.pop(rule.name, None)
+
+    @property
+    def missing(self) -> list[str]:
+        """Rules that have not struck yet."""
+        rules = (*self.plan.stripe_rules, *self.plan.webhook_rules)
+        return [rule.name for rule in rules if not self.injected[rule.name]]
 
     def _bring_up(self) -> None:
         self.watch()

@@ -22,12 +22,12 @@ from pathlib import Path
 from dev.settings import ROOT
 
 _COPIED = ("payment_service", "gateway", "stripe_simulator", "dev", "chaos", "tests")
-_SEED, _SECONDS, _PATIENCE = 3, 12, 30
+_SEED, _SECONDS, _PATIENCE = 3, 10, 25
 _LIMIT_SECONDS = 240
 _TARGETS = "tests/chaos/test_targets.py"
 
 #: What a run of the chaos says when a check found something.
-_VIOLATED = re.compile(r"^\s+(\w+)\s+(\d+)\s+VIOLATED$", re.MULTILINE)
+_VIOLATED = re.compile(r"^\s+(\w+)\s+\d+\s+VIOLATED$", re.MULTILINE)
 _FAILED = re.compile(r"^FAILED \S+::(\w+)", re.MULTILINE)
 
 
@@ -347,8 +347,9 @@ def judge(tree: Path, target: str, seed: int = _SEED) -> Verdict:
         command += ["--patience", str(_PATIENCE)]
     code, output = _run(tree, command)
     caught = (_FAILED if target else _VIOLATED).findall(output)
-    names = tuple(found if isinstance(found, str) else found[0] for found in caught)
-    ran = bool(names) or code == 0
+    # On a slow machine a fault may fail to strike: that says nothing about the mutant.
+    names = tuple(name for name in caught if name != "every_fault_struck")
+    ran = bool(caught) or code == 0
     return Verdict(names, time.monotonic() - began, ran, output)
 
 

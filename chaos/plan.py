@@ -19,6 +19,7 @@ KILL_BACKEND = "kill postgres backend"
 KILL_POSTMASTER = "kill postmaster"
 KILL_SIMULATOR = "kill simulator"
 STRIPE_AWAY = "stripe away"
+NO_WEBHOOKS = "no webhook at all"
 
 #: One kind of accident for every so many seconds of a run.
 _EVERY_SECONDS = {
@@ -30,6 +31,7 @@ _EVERY_SECONDS = {
     KILL_SIMULATOR: 10.0,
     STRIPE_AWAY: 20.0,
 }
+_SILENCE_SECONDS = 2.5
 KILLS = frozenset({KILL_REPLICA, KILL_GATEWAY, KILL_BACKEND, KILL_POSTMASTER, KILL_SIMULATOR})
 
 #: Not what the client's browser does: it has no key, and so no second chance.
@@ -135,6 +137,8 @@ def plan_of(seed: int, seconds: float) -> Plan:
         for kind, every in _EVERY_SECONDS.items()
         for step in _spread(chance, kind, every, seconds)
     ]
+    # The last payments are heard of by asking alone.
+    steps.append(Step(round(seconds - _SILENCE_SECONDS, 3), NO_WEBHOOKS, 0, _SILENCE_SECONDS))
     # In a short run each must still come about: the rhythm quickens.
     haste = min(1.0, max(0.35, seconds / 30))
     return Plan(

@@ -54,6 +54,8 @@ class Scene:
     http: aiohttp.ClientSession
     history: History
     began: float = field(default_factory=time.monotonic)
+    #: When callers leave.
+    until: float = 0.0
     experts: list[str] = field(default_factory=list)
     unpaid: list[Known] = field(default_factory=list)
     held: list[Known] = field(default_factory=list)
