@@ -219,7 +219,9 @@ def read_page_token(kind: str, filters: str, token: str, parts: int) -> list[str
         values = json.loads(text)
     except (ValueError, binascii.Error, RecursionError):
         raise wrong from None
-    well_formed = isinstance(values, list) and all(isinstance(value, str) for value in values)
+    well_formed = isinstance(values, list) and all(
+        isinstance(value, str) and value.isprintable() for value in values
+    )
     if not well_formed or len(values) != 2 + parts or values[:2] != [kind, _digest(filters)]:
         raise wrong
     return [str(value) for value in values[2:]]
@@ -228,8 +230,9 @@ def read_page_token(kind: str, filters: str, token: str, parts: int) -> list[str
 def token_time(text: str) -> datetime:
     """A time out of a token."""
     try:
-        return datetime.fromisoformat(text)
-    except ValueError:
+        moment = datetime.fromisoformat(text)
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
+    except (ValueError, OverflowError):
         raise invalid_field("page_token", "is not of a former page") from None
 
 
