@@ -29,12 +29,14 @@ from payment_service.application.create_expert_account import (
     create_expert_account,
 )
 from payment_service.application.initiate_payment import InitiatePayment, initiate_payment
+from payment_service.application.observe import apply
 from payment_service.application.operate import resume_operation
 from payment_service.application.refund_payment import RefundPayment, refund_payment
 from payment_service.domain.escrow import EscrowMode
 from payment_service.domain.events import chain_hash
 from payment_service.domain.experts import BusinessType
 from payment_service.domain.money import Money
+from payment_service.domain.observation import Observation
 from payment_service.domain.ports import Cause
 from tests.reliability import proving
 from tests.reliability.lab import Lab, Reply
@@ -107,6 +109,8 @@ class Machine(RuleBasedStateMachine):
         self.delivered: list[dict[str, Any]] = []
         self.dropped = 0
         self.clock_moved = False
+        #: What was seen of which payment when it had which version, and is not written down yet.
+        self.slow: list[tuple[str, Observation, int]] = []
 
     @initialize(
         stages=st.lists(st.sampled_from(["unpaid", "held", "captured"]), min_size=1, max_size=3)
@@ -153,8 +157,8 @@ class Machine(RuleBasedStateMachine):
     def initiate(self, amount: int, currency: str) -> None:
         self._initiate(amount, currency, None)
 
-    @rule(trouble=_TROUBLE)
-    @precondition(lambda self: self._count("InitiatePayment") < 3)
+    @rule(trouble=_SURE_TROUBLE)
+    @precondition(lambda self: self._count("InitiatePayment") < 12)
     def initiate_in_trouble(self, trouble: Trouble) -> None:
         self._initiate(10_000, "USD", trouble)
 
@@ -398,6 +402,39 @@ class Machine(RuleBasedStateMachine):
             self.lab.bomb.left = bomb
         self.lab.sweep()
 
+    @rule(which=_WHICH)
+    @precondition(lambda self: self.truths)
+    def a_slow_replica_looks(self, which: int) -> None:
+        """It asks Stripe, and then sleeps for who knows how long."""
+        payment_id, _, view = self._pick(which)
+        intent = self._intent(which)
+        if intent and view.state not in ("PENDING", "FAILED"):
+            seen = self.lab.run(self.lab.core.stripe.observe(intent))
+            self.slow.append((payment_id, seen, view.version))
+
+    @rule(data=st.data())
+    @precondition(lambda self: self.slow)
+    def a_slow_replica_writes_down_what_it_saw(self, data: st.DataObject) -> None:
+        at = data.draw(st.integers(min_value=0, max_value=len(self.slow) - 1))
+        payment_id, seen, version = self.slow.pop(at)
+        cause = Cause("payment_service", "slow")
+        self.lab.run(apply(self.lab.core, payment_id, seen, version, cause))
+
+    @rule(which=_WHICH, state=st.sampled_from(["IN_ESCROW", "CAPTURED"]))
+    def a_slow_replica_comes_too_late(self, which: int, state: str) -> None:
+        """What it saw was true when it looked, and is not any more when it is written down."""
+        number = self._one_in(state, which)
+        waiting = len(self.slow)
+        self.a_slow_replica_looks(number)
+        if state == "IN_ESCROW":
+            self._capture(number, None, final=False, trouble=None)
+        else:
+            self._refund(number, 1, None)
+        for payment_id, seen, version in self.slow[waiting:]:
+            cause = Cause("payment_service", "slow")
+            self.lab.run(apply(self.lab.core, payment_id, seen, version, cause))
+        del self.slow[waiting:]
+
     @rule()
     @precondition(lambda self: not self.clock_moved)
     def holds_expire(self) -> None:
@@ -432,6 +469,8 @@ class Machine(RuleBasedStateMachine):
         lab.heal()
         infos: list[Asked] = []
         events: object = ()
+        if len(self.asked) % 2:  # The sweep is first, or the events are.
+            lab.sweep()
         for _ in range(12):
             self.deliver_all()
             lab.sweep()
