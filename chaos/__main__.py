@@ -9,8 +9,8 @@ import typer
 
 from chaos.mutants import MUTANTS, SHORT, copied, judge, trial
 from chaos.plan import plan_of
+from chaos.report import say, show
 from chaos.run import run as run_once
-from chaos.run import say, show
 
 #: In a full run, which is of several seeds, every kind of fault must have struck so often.
 _LEAST_IN_FULL = 5

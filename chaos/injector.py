@@ -97,7 +97,8 @@ class Injector:
         """Note and restart what ended by itself."""
         for child in self._stack.children:
             if not child.running and child.returncode not in (None, -signal.SIGKILL):
-                self.ended.append(f"{child.name} ended by itself with {child.returncode}")
+                last = child.tail[-1] if child.tail else ""
+                self.ended.append(f"{child.name} ended by itself with {child.returncode}: {last}")
 
     # The lanes
 

@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
+import random
 import shutil
-import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
 
 import aiohttp
 import psycopg2
 
 from chaos.callers import CANARY, Caller
-from chaos.checks import CHECKS, Violation, violations
-from chaos.evidence import Evidence, Row, read_stripe, read_tables, rows
+from chaos.checks import violations
+from chaos.evidence import Evidence, read_stripe, read_tables, rows
 from chaos.history import History
 from chaos.injector import Injector
 from chaos.plan import KILLS, REPLICAS, STOP_REPLICA, Plan, plan_of
+from chaos.report import Report, say
 from chaos.scene import Scene
 from chaos.simulator import AWAY, Simulator
+from dev.probes import taken
 from dev.settings import SIMULATOR_SECRET_KEY, StackSettings
 from dev.stack import Stack
 from marketplace.payments.channel import connect
@@ -33,33 +33,6 @@ from marketplace.payments.v1 import experts_pb2, experts_pb2_grpc
 #: stopped replica outsleeps its leases, which are twice as long.
 _STRIPE_TIMEOUT_SECONDS = 1.2
 _EXPERTS = 6
-_SHOWN_VIOLATIONS = 25
-_SHOWN_STORIES = 2
-
-
-@dataclass(slots=True, kw_only=True)
-class Report:
-    """What a run came to."""
-
-    plan: Plan
-    evidence: Evidence
-    violations: list[Violation]
-    #: None if it never came to rest.
-    converged_after: float | None
-    seconds: float
-    requests: list[dict[str, object]] = field(default_factory=list)
-
-    @property
-    def holds(self) -> bool:
-        return not self.violations
-
-    @property
-    def kills(self) -> int:
-        return sum(self.evidence.injected[kind] for kind in KILLS)
-
-    @property
-    def stops(self) -> int:
-        return self.evidence.injected[STOP_REPLICA]
 
 
 class Logs:
@@ -85,11 +58,6 @@ class Logs:
             self._file.close()
 
 
-def say(text: str = "") -> None:
-    sys.stdout.write(f"{text}\n")
-    sys.stdout.flush()
-
-
 def run(
     seed: int, seconds: float, *, callers: int = 24, patience: float = 60, logs: Path | None = None
 ) -> Report:
@@ -100,18 +68,7 @@ def run(
     lines = Logs(logs)
     began = time.monotonic()
     try:
-        settings = StackSettings.on_free_ports(
-            directory / "data",
-            replicas=REPLICAS,
-            simulator_arguments=["--seed", str(seed)],
-        )
-        environment = {**settings.environment, "STRIPE_TIMEOUT": str(_STRIPE_TIMEOUT_SECONDS)}
-        settings = StackSettings.on_free_ports(
-            directory / "data",
-            replicas=REPLICAS,
-            simulator_arguments=["--seed", str(seed)],
-            environment=environment,
-        )
+        settings = _settings(directory / "data", seed)
         (directory / "data").mkdir(mode=0o711)
         with Stack(settings, sink=lines.take) as stack:
             say(f"seed {seed}: {seconds:g} s, up after {time.monotonic() - began:.1f} s")
@@ -121,6 +78,30 @@ def run(
     finally:
         lines.close()
         shutil.rmtree(directory, ignore_errors=True)
+
+
+def _settings(data_dir: Path, seed: int) -> StackSettings:
+    """Ports below those that the system hands out: a dead replica's port must stay free for it."""
+    settings = StackSettings.on_free_ports(data_dir, replicas=REPLICAS)
+    first = _free_block(2 * REPLICAS + 2)
+    return replace(
+        settings,
+        grpc_port=first,
+        metrics_port=first + REPLICAS,
+        gateway_port=first + 2 * REPLICAS,
+        simulator_port=first + 2 * REPLICAS + 1,
+        simulator_arguments=["--seed", str(seed)],
+        environment={**settings.environment, "STRIPE_TIMEOUT": str(_STRIPE_TIMEOUT_SECONDS)},
+    )
+
+
+def _free_block(length: int) -> int:
+    """The first of so many ports in a row that nobody uses; others may be looking too."""
+    for _ in range(200):
+        first = random.randrange(20_000, 32_000)
+        if not any(taken(port) for port in range(first, first + length)):
+            return first
+    raise RuntimeError("no free ports between 20000 and 32000")
 
 
 async def _run(stack: Stack, plan: Plan, count: int, patience: float, lines: Logs) -> Report:
@@ -288,103 +269,3 @@ async def _ask_again(caller: Caller) -> None:
     """At rest, a sample of the keys once more: from every replica, the same bytes."""
     for keyed in caller.scene.answered[caller.number :: max(1, len(caller.scene.answered) // 40)]:
         await caller.ask(keyed, patient=True)
-
-
-# ---- what is printed ----
-
-
-def show(report: Report) -> None:
-    evidence, history = report.evidence, report.evidence.history
-    say()
-    say(f"seed {report.plan.seed}, {report.plan.seconds:g} s, {report.seconds:.1f} s in all")
-    rest = report.converged_after
-    came = "did not come to rest" if rest is None else f"at rest {rest:.1f} s after healing"
-    say(
-        f"  {history.operations} calls ({history.operations / report.plan.seconds:.0f}/s), "
-        f"{len(evidence.payments)} payments, {len(evidence.effects)} effects, "
-        f"{report.kills} SIGKILLs, {report.stops} SIGSTOPs; {came}"
-    )
-    say(f"  codes: {_counts(history.codes)}")
-    say(f"  calls: {_counts(history.by_rpc)}")
-    say()
-    say("  injected")
-    for kind in evidence.armed:
-        mark = "" if evidence.injected[kind] >= evidence.least else "   NEVER ENOUGH"
-        say(f"    {kind:28s} {evidence.injected[kind]:6d}{mark}")
-    say()
-    say("  found")
-    found: dict[str, int] = {}
-    for violation in report.violations:
-        found[violation.check] = found.get(violation.check, 0) + 1
-    for name in CHECKS:
-        say(f"    {name:32s} {found.get(name, 0):6d}{'' if name not in found else '   VIOLATED'}")
-    for violation in report.violations[:_SHOWN_VIOLATIONS]:
-        say(f"  ! {violation}")
-    if len(report.violations) > _SHOWN_VIOLATIONS:
-        say(f"  … and {len(report.violations) - _SHOWN_VIOLATIONS} more")
-    about = dict.fromkeys(v.payment_id for v in report.violations if v.payment_id)
-    for payment_id in list(about)[:_SHOWN_STORIES]:
-        for line in story(report, payment_id):
-            say(f"    {line}")
-    say("  all holds" if report.holds else "  FAILED")
-
-
-def story(report: Report, payment_id: str) -> Iterator[str]:
-    """All that is known of one payment, in few lines."""
-    evidence = report.evidence
-    yield f"--- {payment_id}"
-    intent = ""
-    for row in _about(evidence.payments, payment_id):
-        intent = row["payment_intent_id"] or ""
-        shown = ("state", "version", "amount", "held", "captured", "refunded", "operation_id")
-        yield "row: " + ", ".join(f"{name} {row[name]}" for name in shown) + f", {intent}"
-    for row in _about(evidence.events, payment_id):
-        body = json.loads(row["body"])
-        yield (
-            f"event {row['sequence']} {row['time']:%H:%M:%S.%f} {row['kind']} "
-            f"{body['from']} → {body['to']} {body['facts']} by {body['by']['rpc']}"
-        )
-    ids = [payment_id, *([intent] if intent else [])]
-    for row in _about(evidence.operations, payment_id):
-        ids.append(row["operation_id"])
-        yield (
-            f"operation {row['operation_id']} {row['kind']} {row['state']} "
-            f"attempt {row['attempt']} tries {row['tries']} {row['last_error']} "
-            f"{row['create_time']:%H:%M:%S.%f} {row['minor_units']} {row['params']}"
-        )
-    for row in _about(evidence.discrepancies, payment_id):
-        yield f"discrepancy {row['time']:%H:%M:%S.%f} {row['kind']} {row['detail']}"
-    yield from _at_stripe(report, intent, ids)
-    for entry in evidence.history.entries:
-        about = entry.seen is not None and entry.seen.payment_id == payment_id
-        if entry.rpc != "GetPayment" and (about or payment_id.encode() in entry.request):
-            yield (
-                f"call {entry.started:.3f} to {entry.ended:.3f} s {entry.rpc} {entry.key} "
-                f"{entry.code} {entry.reason} {entry.seen or ''}"
-            )
-
-
-def _at_stripe(report: Report, intent: str, ids: list[str]) -> Iterator[str]:
-    for effect in report.evidence.effects:
-        if intent and effect["payment_intent"] == intent:
-            yield (
-                f"effect {effect['sequence']} {effect['kind']} {effect['amount']} "
-                f"{effect['object']} {effect['idempotency_key']} {effect['time']}"
-            )
-    for request in report.requests:
-        text = json.dumps(request)
-        if any(id_ in text for id_ in ids):
-            yield (
-                f"request {request['method']} {request['path']} {request['status']} "
-                f"{request['idempotency_key']} fault {request['fault']} "
-                f"{request['milliseconds']} ms {request['time']}"
-            )
-
-
-def _about(found: list[Row], payment_id: str) -> Iterator[Row]:
-    return (row for row in found if row["payment_id"] == payment_id)
-
-
-def _counts(counter: dict[str, int]) -> str:
-    ranked = sorted(counter.items(), key=lambda item: -item[1])
-    return ", ".join(f"{name} {count}" for name, count in ranked)
