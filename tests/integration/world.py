@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import hashlib
 import hmac
 import itertools
@@ -311,6 +312,7 @@ class World:
     service: Service | None = None
     simulator: RunningSimulator | None = None
     gateway_url: str = ""
+    _connection: Any = None
     payments: payments_pb2_grpc.PaymentServiceAsyncStub = field(init=False)
     experts: experts_pb2_grpc.ExpertServiceAsyncStub = field(init=False)
     events: events_pb2_grpc.EventServiceAsyncStub = field(init=False)
@@ -342,11 +344,24 @@ class World:
 
     def sql(self, query: str, *values: object) -> list[tuple[Any, ...]]:
         """One statement, committed. Never one that could wait for the service: it would hang."""
-        with contextlib.closing(psycopg2.connect(self.database_url)) as connection:
-            connection.autocommit = True
-            with connection.cursor() as cursor:
-                cursor.execute(query, values)
-                return list(cursor.fetchall()) if cursor.description else []
+        try:
+            return self._sql(query, values)
+        except (psycopg2.OperationalError, psycopg2.InterfaceError):
+            self.close()  # A test ended all sessions, this one included.
+            return self._sql(query, values)
+
+    def _sql(self, query: str, values: Sequence[object]) -> list[tuple[Any, ...]]:
+        if self._connection is None:
+            self._connection = psycopg2.connect(self.database_url)
+            self._connection.autocommit = True
+        with self._connection.cursor() as cursor:
+            cursor.execute(query, values)
+            return list(cursor.fetchall()) if cursor.description else []
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
 
     def counts(self) -> dict[str, int]:
         """How many rows every table has."""
@@ -593,7 +608,7 @@ async def running_world(
             "/webhooks",
             {"targets": webhook_targets(gateway), "retry_seconds": [0.2, 0.5, 1.0]},
         )
-        yield World(
+        world = World(
             address=service.address,
             database_url=database_url,
             stripe=stripe,
@@ -602,6 +617,8 @@ async def running_world(
             simulator=simulated,
             gateway_url=gateway,
         )
+        stack.callback(world.close)
+        yield world
 
 
 @contextlib.asynccontextmanager
@@ -613,15 +630,11 @@ async def replica(world: World, *, loops: bool = True, **settings: Any) -> Async
     await service.start(loops=loops)
     try:
         async with aio.insecure_channel(service.address, CHANNEL_OPTIONS) as channel:
-            yield World(
-                address=service.address,
-                database_url=world.database_url,
-                stripe=world.stripe,
-                channel=channel,
-                service=service,
-                simulator=world.simulator,
-                gateway_url=world.gateway_url,
+            other = dataclasses.replace(
+                world, address=service.address, channel=channel, service=service, _connection=None
             )
+            yield other
+            other.close()
     finally:
         await service.stop()
 

@@ -1,0 +1,305 @@
+"""Whatever anybody sends: one of the declared answers, the fault named, nothing changed."""
+
+from __future__ import annotations
+
+import base64
+import json
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from google.protobuf.descriptor import FieldDescriptor, MethodDescriptor
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
+
+from marketplace.payments.v1 import (
+    errors_pb2,
+    events_pb2,
+    experts_pb2,
+    ledger_pb2,
+    onboarding_pb2,
+    operations_pb2,
+    payments_pb2,
+    webhooks_pb2,
+)
+from tests.integration.books import check_books
+from tests.integration.world import (
+    Reply,
+    World,
+    capture_request,
+    ingestion,
+    new_event,
+    refund_request,
+)
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+_FILES = (
+    payments_pb2,
+    experts_pb2,
+    onboarding_pb2,
+    webhooks_pb2,
+    events_pb2,
+    ledger_pb2,
+    operations_pb2,
+)
+_METHODS: list[MethodDescriptor] = [
+    method
+    for module in _FILES
+    for service in module.DESCRIPTOR.services_by_name.values()
+    for method in service.methods
+]
+#: While nothing is down and nobody competes, there is no other answer.
+_CODES = {
+    "OK",
+    "INVALID_ARGUMENT",
+    "NOT_FOUND",
+    "FAILED_PRECONDITION",
+    "ALREADY_EXISTS",
+}
+_REASONS = {name.removeprefix("ERROR_REASON_") for name in errors_pb2.ErrorReason.keys()}  # noqa: SIM118 - an enum's wrapper
+
+
+def _path(method: MethodDescriptor) -> str:
+    return f"{method.containing_service.name}/{method.name}"
+
+
+def _check(reply: Reply, what: object) -> None:
+    assert reply.code in _CODES, (what, reply)
+    if reply.refused is not None:
+        assert reply.refused.reason in _REASONS - {"UNEXPECTED", "UNSPECIFIED"}, (what, reply)
+        assert len(reply.refused.raw) <= 4_096
+        if reply.refused.reason == "INVALID_FIELD":
+            assert reply.refused.fields, what
+
+
+async def test_bytes_that_are_no_message(shared: World) -> None:
+    chance = random.Random(20261122)
+    rows = shared.counts()
+    for method in _METHODS:
+        for _ in range(12):
+            garbage = chance.randbytes(chance.choice((1, 2, 5, 30, 300, 5_000)))
+            _check(await shared.raw(_path(method), garbage), (method.full_name, garbage[:40]))
+        nested = b"\x0a\xff\xff\xff\xff\x0f" + b"\x0a" * 200
+        for garbage in (nested, b"\x0a\x02\xff\xfe", b"\xff" * 11, b"\x0a\x05abc"):
+            reply = await shared.raw(_path(method), garbage)
+            _check(reply, (method.full_name, garbage))
+    assert shared.counts() == rows
+
+
+async def test_the_empty_message(shared: World) -> None:
+    rows = shared.counts()
+    for method in _METHODS:
+        reply = await shared.raw(_path(method), b"")
+        _check(reply, method.full_name)
+        asks_for_nothing = method.name.startswith(("List", "Run")) and not reply.refused
+        assert asks_for_nothing or reply.code == "INVALID_ARGUMENT", (method.full_name, reply)
+    assert shared.counts() == rows
+
+
+async def _valid(world: World) -> dict[str, Message]:
+    """A request of every method that is good but for what a test puts into it."""
+    expert = await world.expert()
+    held = await world.escrowed(expert)
+    paid = await world.captured(expert)
+    event = new_event("payout.paid", {"object": "payout", "id": "po_1"})
+    expert_id: dict[str, Any] = {"expert_id": expert}
+    payment_id: dict[str, Any] = {"payment_id": held.payment_id}
+    return {
+        "InitiatePayment": world.initiation(expert),
+        "CapturePayment": capture_request(held.payment_id, 1_000, final=True),
+        "RefundPayment": refund_request(paid.payment_id, 1_000),
+        "GetPayment": payments_pb2.GetPaymentRequest(**payment_id),
+        "GetPaymentStatus": payments_pb2.GetPaymentStatusRequest(**payment_id),
+        "ListPayments": payments_pb2.ListPaymentsRequest(user_id=expert),
+        "CreateExpertAccount": experts_pb2.CreateExpertAccountRequest(
+            expert_id="new", name="Ann", email="ann@example.com"
+        ),
+        "GetExpert": experts_pb2.GetExpertRequest(**expert_id),
+        "CreateDashboardLink": experts_pb2.CreateDashboardLinkRequest(**expert_id),
+        "RefreshOnboarding": experts_pb2.RefreshOnboardingRequest(**expert_id),
+        "SetCommission": experts_pb2.SetCommissionRequest(
+            **expert_id, commission_basis_points=1_000
+        ),
+        "IngestEvent": ingestion(event),
+        "ListPaymentEvents": events_pb2.ListPaymentEventsRequest(**payment_id),
+        "ListPostings": ledger_pb2.ListPostingsRequest(**payment_id),
+    }
+
+
+_TEXTS = ("", "\x00", "a\x00b", "\x1b[2J", "x" * 1_000_000, "\u202e\U0010ffff", "no-such")
+_INTEGERS = (0, -1, 2**31 - 1, -(2**31), 2**63 - 1, -(2**63))
+
+
+def _bad_values(field: Any) -> Iterator[Any]:
+    if field.type == FieldDescriptor.TYPE_STRING:
+        yield from _TEXTS
+    elif field.type == FieldDescriptor.TYPE_BYTES:
+        yield from (b"", b"\x00", b"{" * 1_000_000)
+    elif field.type == FieldDescriptor.TYPE_INT64:
+        yield from _INTEGERS
+    elif field.type == FieldDescriptor.TYPE_INT32:
+        yield from _INTEGERS[:4]
+    elif field.type == FieldDescriptor.TYPE_ENUM:
+        yield from (99, -1, 0)
+
+
+def _spoiled(request: Message) -> Iterator[tuple[str, Message]]:
+    """The request with each of its fields spoiled in turn, messages within it included."""
+    for field in request.DESCRIPTOR.fields:
+        if field.type == FieldDescriptor.TYPE_MESSAGE:
+            for name, inner in _spoiled(getattr(request, field.name)):
+                changed = type(request)()
+                changed.CopyFrom(request)
+                getattr(changed, field.name).CopyFrom(inner)
+                yield f"{field.name}.{name}", changed
+            continue
+        for value in _bad_values(field):
+            changed = type(request)()
+            changed.CopyFrom(request)
+            if field.is_repeated:
+                getattr(changed, field.name).append(value)
+            else:
+                setattr(changed, field.name, value)
+            yield field.name, changed
+
+
+async def test_every_field_of_every_request_spoiled_in_every_way(shared: World) -> None:
+    valid = await _valid(shared)
+    named: set[tuple[str, str]] = set()
+    await shared.quiet()
+    rows = shared.counts()
+    for method in _METHODS:
+        request = valid.get(method.name) or GetMessageClass(method.input_type)()
+        for field, spoiled in _spoiled(request):
+            reply = await shared.raw(_path(method), spoiled.SerializeToString())
+            what = (method.name, field, str(getattr(spoiled, field, ""))[:40])
+            _check(reply, what)
+            if reply.code in ("INVALID_ARGUMENT", "NOT_FOUND"):
+                assert shared.counts() == rows, what
+            else:  # It was not that bad, or stored its refusal under the key.
+                await shared.quiet()
+                rows = shared.counts()
+            if reply.refused is not None and reply.refused.reason == "INVALID_FIELD":
+                wrong = set(reply.refused.fields)
+                named |= {(method.name, name) for name in wrong}
+                if request.ByteSize():  # Nothing else was wrong with it.
+                    head = field.partition(".")[0]
+                    assert all(name.startswith(head) for name in wrong), (what, wrong)
+    must_be_named = {
+        ("InitiatePayment", field)
+        for field in (
+            "client_id expert_id gig_id amount.minor_units amount.currency_code description "
+            "idempotency_key escrow_mode"
+        ).split()
+    } | {
+        ("CapturePayment", "idempotency_key"),
+        ("CapturePayment", "payment_id"),
+        ("CapturePayment", "amount.minor_units"),
+        ("CapturePayment", "amount.currency_code"),
+        ("CapturePayment", "notes"),
+        ("RefundPayment", "reason"),
+        ("ListPayments", "role"),
+        ("ListPayments", "states"),
+        ("ListPayments", "page_size"),
+        ("ListPayments", "page_token"),
+        ("CreateExpertAccount", "email"),
+        ("CreateExpertAccount", "country"),
+        ("CreateExpertAccount", "business_type"),
+        ("SetCommission", "commission_basis_points"),
+        ("ListOperations", "state"),
+        ("ListInboxEvents", "state"),
+        ("ListBalances", "account_prefix"),
+    }
+    assert must_be_named <= named
+    await check_books(shared)
+
+
+@pytest.mark.parametrize(
+    ("amount", "currency", "field"),
+    [
+        (49, "USD", "minor_units"),
+        (100_000_000, "USD", "minor_units"),
+        (10_001, "ISK", "minor_units"),
+        (10_005, "KWD", "minor_units"),
+        (10_000, "XXX", "currency_code"),
+        (10_000, "dollars", "currency_code"),
+    ],
+)
+async def test_amounts_that_stripe_would_not_charge(
+    shared: World, amount: int, currency: str, field: str
+) -> None:
+    rows = shared.counts()
+    request = shared.initiation("nobody", amount, currency)
+    reply = await shared.bytes_of("InitiatePayment", request)
+    assert reply.refused is not None
+    assert (reply.code, list(reply.refused.fields)) == ("INVALID_ARGUMENT", [f"amount.{field}"])
+    assert shared.counts() == rows
+
+
+async def test_all_faults_are_named_at_once(shared: World) -> None:
+    reply = await shared.bytes_of("InitiatePayment", payments_pb2.InitiatePaymentRequest())
+    assert reply.refused is not None
+    assert set(reply.refused.fields) == {
+        "client_id",
+        "expert_id",
+        "gig_id",
+        "amount",
+        "idempotency_key",
+    }
+
+
+async def test_page_tokens_made_by_hand(shared: World) -> None:
+    """Tokens are no secret: whoever takes one apart can put anything into it."""
+    expert = await shared.expert()
+    for _ in range(3):
+        await shared.captured(expert)
+    await shared.quiet()
+    [(payment_id,)] = shared.sql("SELECT payment_id FROM payments LIMIT 1")
+    lists: list[tuple[str, Message]] = [
+        ("PaymentService/ListPayments", payments_pb2.ListPaymentsRequest(user_id=expert)),
+        (
+            "EventService/ListPaymentEvents",
+            events_pb2.ListPaymentEventsRequest(payment_id=payment_id),
+        ),
+        ("LedgerService/ListBalances", ledger_pb2.ListBalancesRequest()),
+        (
+            "OperationsService/ListOperations",
+            operations_pb2.ListOperationsRequest(state=operations_pb2.OPERATION_STATE_SUCCEEDED),
+        ),
+        (
+            "OperationsService/ListInboxEvents",
+            operations_pb2.ListInboxEventsRequest(state=operations_pb2.INBOX_STATE_APPLIED),
+        ),
+    ]
+    odd = (
+        "", "\x00", "\ud800", "x" * 500, "0", "-1", "9" * 30, "٣", "1e9", "NaN", "infinity",
+        "9999-12-31T23:59:59-23:59", "0001-01-01T00:00:00+23:59", "2026-11-22", "now",
+    )  # fmt: skip
+    for path, request in lists:
+        given: Any = request
+        given.page_size = 1
+        reply = await shared.raw(path, request.SerializeToString())
+        assert reply.code == "OK"
+        module = next(
+            file for file in _FILES if path.split("/")[0] in file.DESCRIPTOR.services_by_name
+        )
+        answer: Any = getattr(module, path.split("/")[1] + "Response").FromString(reply.body)
+        token = answer.next_page_token
+        assert token, path
+        good = json.loads(base64.urlsafe_b64decode(token + "=" * (-len(token) % 4)))
+        for place in range(2, len(good)):
+            for value in odd:
+                forged = [*good[:place], value, *good[place + 1 :]]
+                text = base64.urlsafe_b64encode(json.dumps(forged).encode()).decode()
+                given.page_token = text.rstrip("=")
+                reply = await shared.raw(path, request.SerializeToString())
+                _check(reply, (path, place, value))
+
+
+async def test_an_unknown_method_and_a_huge_message(shared: World) -> None:
+    assert (await shared.raw("PaymentService/StealPayment", b"")).code == "UNIMPLEMENTED"
+    request = shared.initiation("nobody", description="x" * 3_000_000)
+    reply = await shared.bytes_of("InitiatePayment", request)
+    assert reply.code == "RESOURCE_EXHAUSTED"
