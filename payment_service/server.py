@@ -110,9 +110,12 @@ async def serve(settings: Settings) -> None:
     servicer.ending.set()
     background.cancel()
     # Callers that wait are answered; operations whose callers have left are waited for as well.
+    # Both share one grace, so that whoever stops us knows how long it can take.
+    began = asyncio.get_running_loop().time()
     await server.stop(settings.shutdown_grace)
     wired.operations.close()
-    left = await wired.operations.drain(settings.shutdown_grace)
+    spent = asyncio.get_running_loop().time() - began
+    left = await wired.operations.drain(max(settings.shutdown_grace - spent, 1.0))
     with suppress(asyncio.CancelledError):
         await background
     await _close(wired)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, TextClause, text
 
 from payment_service.adapters import rows
 from payment_service.adapters.invariants import INVARIANTS
@@ -24,6 +25,12 @@ from payment_service.domain.ports import (
     StoredEvent,
     StoredPosting,
 )
+
+
+@lru_cache(maxsize=512)
+def statement(sql: str) -> TextClause:
+    """The statement for a text, made once: there are some dozens of them."""
+    return text(sql)
 
 
 class SqlReader:
@@ -314,10 +321,10 @@ class SqlReader:
         return row and (row["expert_id"], row["onward_url"])
 
     def _all(self, sql: str, **values: Any) -> Sequence[Any]:
-        return self.connection.execute(text(sql), values).mappings().all()
+        return self.connection.execute(statement(sql), values).mappings().all()
 
     def _maybe(self, sql: str, **values: Any) -> Any:
-        return self.connection.execute(text(sql), values).mappings().one_or_none()
+        return self.connection.execute(statement(sql), values).mappings().one_or_none()
 
 
 def _conditions(which: PaymentFilter) -> str:

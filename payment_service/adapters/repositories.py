@@ -18,7 +18,7 @@ from typing import Any, Final
 from sqlalchemy import Connection, text
 
 from payment_service.adapters import rows
-from payment_service.adapters.reads import SqlReader
+from payment_service.adapters.reads import SqlReader, statement
 from payment_service.adapters.rows import PAYMENT_COLUMNS
 from payment_service.domain.errors import Busy, key_reused
 from payment_service.domain.escrow import Payment, Transition
@@ -577,14 +577,14 @@ class SqlTransaction:
     # ---- statements ----
 
     def _do(self, sql: str, **values: Any) -> int:
-        return self._connection.execute(text(sql), values).rowcount
+        return self._connection.execute(statement(sql), values).rowcount
 
     def _all(self, sql: str, **values: Any) -> Sequence[Any]:
-        return self._connection.execute(text(sql), values).mappings().all()
+        return self._connection.execute(statement(sql), values).mappings().all()
 
     def _maybe(self, sql: str, **values: Any) -> Any:
-        return self._connection.execute(text(sql), values).mappings().one_or_none()
+        return self._connection.execute(statement(sql), values).mappings().one_or_none()
 
     def _one(self, sql: Any, **values: Any) -> Any:
-        statement = text(sql) if isinstance(sql, str) else sql
-        return self._connection.execute(statement, values).mappings().one()
+        prepared = statement(sql) if isinstance(sql, str) else sql
+        return self._connection.execute(prepared, values).mappings().one()
