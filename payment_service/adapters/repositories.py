@@ -475,18 +475,19 @@ class SqlTransaction:
         )
         found = self._all(
             "UPDATE watches SET next_time = now() + :pause WHERE scope IN "
-            f"({due}{which} FOR UPDATE SKIP LOCKED) RETURNING scope, seen_until",
+            f"({due}{which} FOR UPDATE SKIP LOCKED) RETURNING scope, seen_until, after_event_id",
             pause=timedelta(seconds=seconds),
             limit=limit,
         )
-        return [Watch(row["scope"], row["seen_until"]) for row in found]
+        return [Watch(row["scope"], row["seen_until"], row["after_event_id"]) for row in found]
 
-    def move_watch(self, scope: str, seen_until: datetime) -> None:
+    def move_watch(self, scope: str, seen_until: datetime, after_event_id: str) -> None:
         self._do(
-            "UPDATE watches SET seen_until = greatest(seen_until, :seen_until) "
-            "WHERE scope = :scope",
+            "UPDATE watches SET seen_until = :seen_until, after_event_id = :after "
+            "WHERE scope = :scope AND seen_until <= :seen_until",
             scope=scope,
             seen_until=seen_until,
+            after=after_event_id,
         )
 
     def lease_quiet_payments(self, quiet_seconds: float, limit: int) -> Sequence[str]:

@@ -9,13 +9,13 @@ from __future__ import annotations
 import ssl
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import stripe
 import structlog
 from aiohttp import ClientTimeout, TCPConnector
 from stripe import RequestOptions
-from stripe.params import AccountCreateParams, BalanceTransactionListParams, EventListParams
+from stripe.params import AccountCreateParams, BalanceTransactionListParams
 
 from payment_service.adapters.breaker import Breaker
 from payment_service.adapters.stripe_calls import Calls, misconfigured
@@ -55,6 +55,8 @@ EXPAND: Final = [
     "latest_charge.application_fee.balance_transaction",
 ]
 _READ_TRIES: Final = 3
+#: Ten pages a round, well within Stripe's limit on reads.
+_EVENTS_AT_ONCE: Final = 1000
 _SEARCH_MARGIN: Final = timedelta(minutes=10)
 
 
@@ -281,23 +283,46 @@ class StripeApi:
         )
         return [balance_entry_of(transaction) for transaction in found]
 
-    async def events(self, stripe_account_id: str, since: datetime) -> Sequence[InboxEvent]:
-        """The events of the platform, or of an account, created at ``since`` or later."""
-        params: EventListParams = {"created": {"gte": int(since.timestamp())}, "limit": 100}
-        options: RequestOptions = {"stripe_account": stripe_account_id} if stripe_account_id else {}
-        found: list[stripe.Event] = await self._calls.read_all(
-            lambda: self._client.v1.events.list_async(params, options)
-        )
-        endpoint = "connect" if stripe_account_id else "platform"
-        envelopes = []
-        for event in reversed(found):
-            try:
-                envelopes.append(
-                    envelope_of(endpoint, event.to_dict(), account_id=stripe_account_id)
+    async def events(
+        self, stripe_account_id: str, after_event_id: str, since: datetime
+    ) -> Sequence[InboxEvent]:
+        """The events after a known one, oldest first; without it, those since a time.
+
+        At most so many: whoever is behind reads on from the last of them. Read without the SDK's
+        objects, whose making would hold up everything else when there are many.
+        """
+        listed: list[dict[str, Any]] = []
+        if after_event_id:
+            after, more = after_event_id, True
+            while more and len(listed) < _EVENTS_AT_ONCE:
+                page = await self._events_page(stripe_account_id, ending_before=after)
+                if page is None:  # Stripe keeps events for thirty days: begin anew by time.
+                    return await self.events(stripe_account_id, "", since)
+                # Newest first, and with `ending_before` the page next to the known event.
+                listed += reversed(page["data"])
+                more = page["has_more"] and bool(page["data"])
+                after = listed[-1]["id"] if listed else after
+        else:
+            created = {"gte": int(since.timestamp())}
+            page = await self._events_page(stripe_account_id, created=created)
+            while page is not None and page["data"]:
+                listed += page["data"]
+                if not page["has_more"]:
+                    break
+                page = await self._events_page(
+                    stripe_account_id, created=created, starting_after=listed[-1]["id"]
                 )
-            except OddEvent as odd:
-                log.warning("odd_event", event_id=event.id, fault=str(odd))
-        return envelopes
+            listed.reverse()
+        envelopes = [_envelope(stripe_account_id, event) for event in listed]
+        return [envelope for envelope in envelopes if envelope is not None]
+
+    async def _events_page(self, stripe_account_id: str, **params: Any) -> dict[str, Any] | None:
+        if stripe_account_id:
+            params["stripe_account"] = stripe_account_id
+        response = await self._calls.read(
+            lambda: self._client.raw_request_async("get", "/v1/events", limit=100, **params)
+        )
+        return None if response is None else dict(response.data)
 
     async def onboarding_link(
         self, stripe_account_id: str, refresh_url: str, return_url: str
@@ -374,6 +399,16 @@ class StripeApi:
             reversals=tuple(reversal_of(reversal) for reversal in reversed(reversals)),
             fee_refunds=tuple(fee_refund_of(refund) for refund in reversed(fee_refunds)),
         )
+
+
+def _envelope(stripe_account_id: str, event: dict[str, Any]) -> InboxEvent | None:
+    """One listed event's envelope; None for what is no event as Stripe sends them."""
+    endpoint = "connect" if stripe_account_id else "platform"
+    try:
+        return envelope_of(endpoint, event, account_id=stripe_account_id)
+    except OddEvent as odd:
+        log.warning("odd_event", fault=str(odd))
+        return None
 
 
 def _around(created: datetime) -> tuple[int, int]:

@@ -7,7 +7,7 @@ gateway. A service that never receives a single one still converges.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Final
 
 import structlog
@@ -20,7 +20,10 @@ from payment_service.domain.ports import Cause, InboxEvent, Policy, Transaction,
 log = structlog.get_logger(__name__)
 
 POLL: Final = Cause("payment_service", "poll")
-#: Stripe's events may become visible a little out of order: each reading overlaps the former one.
+#: Stripe's events may become visible a little out of order: the place from which the next reading
+#: goes on is never younger than this.
+_SETTLING: Final = timedelta(seconds=10)
+#: How far back the first reading goes, and one whose place Stripe has forgotten.
 _OVERLAP: Final = timedelta(seconds=60)
 #: Stripe allows 25 reads a second; a round of the poller takes a part of that.
 _ACCOUNTS_A_ROUND: Final = 10
@@ -33,7 +36,9 @@ async def poll_events(core: Core) -> int:
         return 0
     for watch in await core.database.transact(lease_watches, core.policy):
         try:
-            events = await core.stripe.events(watch.stripe_account_id, watch.seen_until - _OVERLAP)
+            events = await core.stripe.events(
+                watch.stripe_account_id, watch.after_event_id, watch.seen_until - _OVERLAP
+            )
         except Refusal as refusal:  # Its time will come again.
             log.info("poll_unsettled", scope=watch.scope, reason=refusal.reason)
             continue
@@ -53,9 +58,9 @@ def lease_watches(tx: Transaction, policy: Policy) -> Sequence[Watch]:
 def store_polled(tx: Transaction, watch: Watch, events: Sequence[InboxEvent]) -> int:
     """Keep the events that no webhook brought, and move on; how many were new."""
     new = sum(tx.store_event(event) for event in events)
-    latest: datetime = max((event.create_time for event in events), default=watch.seen_until)
-    if latest > watch.seen_until:
-        tx.move_watch(watch.scope, latest)
+    settled = [event for event in events if event.create_time <= tx.now - _SETTLING]
+    if settled:
+        tx.move_watch(watch.scope, settled[-1].create_time, settled[-1].event_id)
     if new:
         log.info("events_found_by_asking", scope=watch.scope, count=new)
     return new

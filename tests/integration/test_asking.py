@@ -120,3 +120,20 @@ async def test_with_stripe_away_money_calls_fail_fast_and_claim_nothing(world: W
     for payment in (caught, other):
         effects = await world.stripe.effects("captured", payment.payment_intent_id)
         assert len(effects) == 1
+
+
+async def test_a_list_longer_than_a_page_is_read_to_its_end(start_world: StartWorld) -> None:
+    world = await start_world(policy=FAST_POLL)
+    await world.stripe.control("POST", "/webhooks", {"paused": True})
+    expert_id = await world.expert()
+    for _ in range(30):  # Some 120 events: confirmed, then cancelled at the dashboard.
+        initiated = await world.initiate(expert_id)
+        await world.confirm(initiated)
+        intent = initiated.payment.payment_intent_id
+        await world.stripe.api("POST", f"/payment_intents/{intent}/cancel")
+
+    async def all_ended() -> bool:
+        query = "SELECT count(*) FROM payments WHERE state <> 'CANCELED'"
+        return int(world.sql(query)[0][0]) == 0
+
+    await until(all_ended, "every payment cancelled")

@@ -12,6 +12,7 @@ SCHEMA = r"""
 CREATE TABLE watches (
     scope text PRIMARY KEY,
     seen_until timestamptz NOT NULL,
+    after_event_id text NOT NULL DEFAULT '',
     next_time timestamptz NOT NULL
 );
 INSERT INTO watches (scope, seen_until, next_time) VALUES ('platform', now(), now());
