@@ -99,7 +99,8 @@ def apply_observation_phase(
         next_operation = None if coming.parked else recorded
         if recorded.claim_id:
             tx.bind_claim(recorded.claim_id, payment_id, recorded.operation_id)
-    elif operation is not None and followed.settled and operation.claim_id:
+    # A parked operation is another matter (a bounced refund): it answers nobody.
+    if next_operation is None and operation is not None and followed.settled and operation.claim_id:
         if followed.refusal is not None:
             tx.settle_claim(operation.claim_id, answers.refusal(followed.refusal))
         else:

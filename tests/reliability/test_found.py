@@ -1,0 +1,41 @@
+"""What the model and the sweeps found, each as small as it can be told."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from tests.integration.books import check_books
+from tests.integration.world import REFUNDING, World, refund_request, refusal, running_world
+
+
+async def _poll_never(world: World) -> None:
+    await world.stripe.control("POST", "/webhooks", {"paused": True})
+    world.sql("UPDATE watches SET next_time = now() + interval '1 hour'")
+
+
+def test_a_refund_is_answered_although_a_former_one_is_seen_to_bounce(
+    new_database: Callable[[], str],
+) -> None:
+    """The refund takes nothing from the expert, so it has one leg; the bounce brings an operation
+    forth in the same moment, which must not be taken for the second one."""
+
+    async def run() -> None:
+        async with running_world(new_database()) as world:
+            payment = await world.captured()
+            await world.refund(payment.payment_id, 5)
+            await world.quiet()
+            await _poll_never(world)
+            [(refund_id,)] = world.sql("SELECT movement_id FROM movements WHERE kind = 'refund'")
+            await world.stripe.control("POST", f"/refunds/{refund_id}/fail")
+            # Of 99.95 the last cent is the commission's alone.
+            answer = await world.refund(payment.payment_id, 1)
+            assert answer.refunded_amount.minor_units == 6
+            assert (answer.state, answer.waiting_for) == (REFUNDING, "operator")
+            refused = await refusal(
+                world.payments.RefundPayment(refund_request(payment.payment_id, 1))
+            )
+            assert refused.reason == "OPERATION_IN_PROGRESS"
+            await check_books(world)
+
+    asyncio.run(run())
