@@ -281,6 +281,7 @@ MUTANTS = (
                 '"-c statement_timeout=5s -c lock_timeout=2s -c synchronous_commit=off "',
             ),
         ),
+        "test_a_commit_is_waited_for",
     ),
     Mutant(
         "caller's words in the log",

@@ -152,6 +152,15 @@ async def test_a_swallowed_error_is_no_commit(database: SqlDatabase) -> None:
         await database.transact(phase)
 
 
+async def test_a_commit_is_waited_for(database: SqlDatabase) -> None:
+    """What is answered must have reached the disk's log, or a crash a moment later loses it."""
+
+    def phase(tx: SqlTransaction) -> str:
+        return str(tx._connection.execute(text("SHOW synchronous_commit")).scalar_one())
+
+    assert await database.transact(phase) == "on"
+
+
 async def test_whoever_lost_the_lease_changes_nothing(database: SqlDatabase) -> None:
     """A replica that slept through its lease wakes up with an old operation in its hands."""
     payment = await database.transact(_a_payment)
