@@ -43,6 +43,7 @@ async def test_what_is_behind_follows_and_says_that_it_is_a_correction(
 ) -> None:
     world = await start_world(policy={"poll_seconds": 3600.0})
     payment = await world.escrowed()
+    await world.quiet()
     await world.stripe.control("POST", "/webhooks", {"paused": True})
     await world.stripe.api("POST", f"/payment_intents/{payment.payment_intent_id}/capture")
     await world.stripe.api("POST", "/refunds", payment_intent=payment.payment_intent_id)
