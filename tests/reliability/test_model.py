@@ -162,6 +162,13 @@ class Machine(RuleBasedStateMachine):
     def initiate_in_trouble(self, trouble: Trouble) -> None:
         self._initiate(10_000, "USD", trouble)
 
+    @rule(trouble=st.sampled_from([5, "reset after", "503 after", "timeout"]))
+    @precondition(lambda self: self._count("InitiatePayment") < 12)
+    def an_initiation_without_an_answer_is_swept(self, trouble: Trouble) -> None:
+        """Before any event tells of the intent: only the stored key keeps it the only one."""
+        self._initiate(10_000, "USD", trouble)
+        self.lab.sweep()
+
     def _initiate(self, amount: int, currency: str, trouble: Trouble) -> None:
         key = self._new_key("InitiatePayment", amount)
 
