@@ -297,7 +297,7 @@ class Caller:
             code, body, reason = error.code().name, *_status(error)
             text = str(error.details())
             if not key:
-                await asyncio.sleep(_PAUSE_SECONDS / 2)
+                await asyncio.sleep(2 * _PAUSE_SECONDS)
         patient = seconds == _PATIENCE_SECONDS
         entry = Entry(
             self.number,

@@ -46,11 +46,11 @@ _MONEY_BACK = {"method": "POST", "path": r"^/v1/(refunds|transfers/[^/]+/reversa
 _STRIPE_RULES: tuple[tuple[str, dict[str, Any], int], ...] = (
     ("500 stored, nothing done", {"match": _INTENTS, "status": 500}, 31),
     ("500 stored, but done", {"match": _INTENTS, "status": 500, "when": "after"}, 29),
-    ("500 of a refund", {"match": _MONEY_BACK, "status": 500, "store": False}, 13),
+    ("500 of a refund", {"match": _MONEY_BACK, "status": 500, "store": False}, 5),
     (
         "500 of a done refund",
         {"match": _MONEY_BACK, "status": 500, "store": False, "when": "after"},
-        11,
+        4,
     ),
     ("503 in front", {"match": {"path": _OURS}, "status": 503}, 59),
     ("503 behind", {"match": _MUTATIONS, "status": 503, "when": "after"}, 47),
@@ -177,7 +177,7 @@ def _rules(
     inside: str,
 ) -> Iterator[Rule]:
     for name, given, rhythm in table:
-        every = max(3, round(rhythm * haste * chance.uniform(0.8, 1.2)))
+        every = max(2, round(rhythm * haste * chance.uniform(0.8, 1.2)))
         if inside:
             body = {"action": "status", "when": "before", **given}
             body[inside] = {**given[inside], "every": every}
