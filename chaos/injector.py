@@ -124,7 +124,11 @@ class Injector:
                 assert stack.gateway is not None
                 return await self._kill(stack.gateway, step.seconds)
             case "kill postgres backend":
-                return await asyncio.to_thread(self._kill_backend)
+                for _ in range(20):  # They may just be coming back.
+                    if await asyncio.to_thread(self._kill_backend):
+                        return True
+                    await asyncio.sleep(0.1)
+                return False
             case "kill postmaster":
                 return await asyncio.to_thread(self._kill_postmaster, step.seconds)
             case "kill simulator":
