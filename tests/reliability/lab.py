@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
@@ -36,7 +37,8 @@ from stripe_simulator.webhooks import sign
 from tests.integration.world import CONNECT_SECRET, PLATFORM_SECRET, SECRET_KEY, Stripe
 from tests.reliability.oracle import AGAIN, OK
 
-STRIPE_TIMEOUT = 0.4
+#: How many seconds Stripe has: enough on a busy machine, and little where it will not answer.
+PATIENT, IMPATIENT = 10.0, 0.3
 
 
 class Crashed(BaseException):
@@ -94,7 +96,7 @@ class Lab:
             "stripe_api_base": self.simulator.base_url,
             "stripe_webhook_secret": (PLATFORM_SECRET,),
             "stripe_connect_webhook_secret": (CONNECT_SECRET,),
-            "stripe_timeout": STRIPE_TIMEOUT,
+            "stripe_timeout": PATIENT,
             "platform_settlement_currencies": ("USD", "JPY"),
             "metrics_port": 0,
         }
@@ -145,6 +147,12 @@ class Lab:
         finally:
             self.bomb.left = 0
         return Reply(OK, told.body)
+
+    @contextmanager
+    def patience(self, seconds: float) -> Iterator[None]:
+        self.wired.stripe._http._timeout = aiohttp.ClientTimeout(total=seconds)
+        yield
+        self.wired.stripe._http._timeout = aiohttp.ClientTimeout(total=PATIENT)
 
     def sweep(self) -> None:
         """Every lease ran out and every pause is over; then one round of the sweep."""
