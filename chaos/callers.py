@@ -58,12 +58,13 @@ class Caller:
         self.scene = scene
         self.chance = random.Random(f"{seed}:{number}")
         self.pending: list[Keyed] = []
+        self.reads_only = reads_only
         self._actions: list[Action] = [self.read]
         self._weights = [1]
         if not reads_only:
             self._actions += [self.initiate, self.confirm, self.capture, self.refund]
             self._actions += [self.repeat, self.contradict, self.race, self.forge]
-            self._weights = [36, 15, 18, 12, 9, 5, 2, 2, 1]
+            self._weights = [36, 13, 16, 12, 13, 5, 2, 2, 1]
 
     async def run(self) -> None:
         while self.scene.now() < self.scene.until:

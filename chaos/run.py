@@ -33,6 +33,7 @@ from marketplace.payments.v1 import experts_pb2, experts_pb2_grpc
 #: stopped replica outsleeps its leases, which are twice as long.
 _STRIPE_TIMEOUT_SECONDS = 1.2
 _EXPERTS = 6
+_CAPTURED_BEFORE = 8
 
 
 class Logs:
@@ -125,9 +126,9 @@ async def _run(stack: Stack, plan: Plan, count: int, patience: float, lines: Log
             Caller(number, scene, f"callers:{plan.seed}", reads_only=number % 3 == 2)
             for number in range(count)
         ]
-        scene.began = time.monotonic()
         progress = asyncio.create_task(_progress(scene, injector, callers))
-        scene.until = plan.seconds
+        await _prepare(scene, [caller for caller in callers if not caller.reads_only])
+        scene.until = scene.now() + plan.seconds
         await asyncio.gather(
             injector.run(), _prolong(scene, injector), *(caller.run() for caller in callers)
         )
@@ -158,9 +159,19 @@ async def _run(stack: Stack, plan: Plan, count: int, patience: float, lines: Log
         )
 
 
+async def _prepare(scene: Scene, callers: list[Caller]) -> None:
+    """Before anything goes wrong: a few payments to read, to capture and to refund."""
+    for _ in range(20):
+        if len(scene.captured) >= _CAPTURED_BEFORE:
+            return
+        for action in ("initiate", "confirm", "capture"):
+            await asyncio.gather(*(getattr(caller, action)() for caller in callers[:8]))
+            await asyncio.sleep(0.3)
+
+
 async def _prolong(scene: Scene, injector: Injector) -> None:
     """On a slow machine callers stay until every rule has struck, but not for ever."""
-    limit = scene.until * 1.5
+    limit = scene.now() + 1.75 * (scene.until - scene.now())
     while (left := scene.until - scene.now()) > 0:
         await asyncio.sleep(left - 0.5 if left > 1 else 0.1)
         if scene.until - scene.now() < 1 and injector.missing and scene.until < limit:
