@@ -175,6 +175,7 @@ LONG_FILES = {
     "payment_service/domain/escrow.py": "the whole state machine, which is to be read in one place",
     "payment_service/domain/follow.py": "all that an observation of Stripe can change, one table",
     "payment_service/domain/ports.py": "every port, beside the values that it carries",
+    "payment_service/adapters/stripe_api.py": "all that is ever asked of Stripe, in one file",
     "payment_service/adapters/repositories.py": "every statement that writes, beside the one door",
     "payment_service/rpc/convert.py": "every message of the contract against the domain's values",
     "stripe_simulator/api.py": "all that every request passes, in Stripe's own order",
