@@ -25,7 +25,7 @@ from payment_service.domain.escrow import Payment, Transition
 from payment_service.domain.events import chain_hash, event_body
 from payment_service.domain.experts import Expert
 from payment_service.domain.follow import Discrepancy, Movement
-from payment_service.domain.operations import Operation, OperationState
+from payment_service.domain.operations import RESEND_LIMIT, Operation, OperationState
 from payment_service.domain.ports import Answer, Cause, Claim, InboxEvent, Watch
 
 __all__ = ["SqlReader", "SqlTransaction"]
@@ -329,14 +329,18 @@ class SqlTransaction:
     def unpark_operation(self, operation_id: str) -> None:
         """Due now, with its tries forgiven but one: it is looked for before it is sent.
 
-        What was parked at birth was never sent, so its key is as fresh as it was then.
+        A key that Stripe may have forgotten is not used again: if looking shows no effect, the
+        request goes out under a new one.
         """
         self._do(
+            "WITH parked AS (SELECT operation_id, attempt_time < now() - :limit AS old "
+            "FROM operations WHERE operation_id = :id AND state = 'PARKED' FOR UPDATE) "
             "UPDATE operations SET state = 'UNKNOWN', tries = 1, lease_until = NULL, "
-            "next_try_time = now(), attempt_time = CASE WHEN tries = 0 AND "
-            "params->>'owed' = 'true' THEN now() ELSE attempt_time END "
-            "WHERE operation_id = :id AND state = 'PARKED'",
+            "next_try_time = now(), attempt = attempt + CASE WHEN old THEN 1 ELSE 0 END, "
+            "attempt_time = CASE WHEN old THEN now() ELSE attempt_time END "
+            "FROM parked WHERE operations.operation_id = parked.operation_id",
             id=operation_id,
+            limit=RESEND_LIMIT,
         )
 
     def settle_operation(

@@ -177,10 +177,10 @@ async def _look(
         return await observe_payment(core, operation.payment_id, cause, refund=refund)
     payment = await core.database.read(_payment, operation.payment_id)
     applied = Applied(payment=payment)
-    must_search = operation.params.get("replayed") or not operation.may_resend(
-        await core.database.transact(database_time)
-    )
-    if payment is not None and must_search:
+    # Under its first key, while Stripe knows it, the same request finds the same intent by itself.
+    now = await core.database.transact(database_time)
+    burnt = operation.params.get("replayed") or operation.attempt > 1
+    if payment is not None and (burnt or not operation.may_resend(now)):
         seen = await core.stripe.find_intent(operation.operation_id, operation.create_time)
         if seen is not None:
             return await apply(core, operation.payment_id, seen, payment.version, cause)

@@ -130,7 +130,8 @@ async def carry_out_account(core: Core, operation: Operation, cause: Cause) -> N
 async def _carry_out(core: Core, operation: Operation, cause: Cause) -> None:
     if operation.tries:
         now = await core.database.transact(database_time)
-        if not operation.may_resend(now) or operation.params.get("replayed"):
+        burnt = operation.params.get("replayed") or operation.attempt > 1
+        if burnt or not operation.may_resend(now):
             try:
                 found = await core.stripe.find_account(
                     operation.operation_id, operation.create_time
