@@ -95,7 +95,11 @@ def test_wrong_environment(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def serve(settings: object) -> None:
         raise AssertionError("it would have started")
 
+    def configure(level: str, *, plain: bool) -> None:
+        """Not here: the runner's output is closed when it ends, and other tests log too."""
+
     monkeypatch.setattr("payment_service.__main__.serve_forever", serve)
+    monkeypatch.setattr("payment_service.__main__.configure_logs", configure)
     for name in os.environ:
         if not name.startswith(INHERITED):
             monkeypatch.delenv(name)
