@@ -69,6 +69,19 @@ async def in_escrow(worlds: Sequence[World], expert: str, count: int) -> list[Pa
     return payments
 
 
+async def calm(world: World) -> None:
+    """Wait until the webhooks of a whole crowd were delivered; their order is of no matter."""
+    await world.stripe.control("POST", "/webhooks", {"concurrency": 8})
+
+    async def settled() -> bool:
+        answer = await world.stripe.control("POST", "/webhooks/settle", {"seconds": 5})
+        [(waiting,)] = world.sql("SELECT count(*) FROM inbox WHERE state = 'WAITING'")
+        return bool(answer["settled"] and not waiting)
+
+    await until(settled, "the end of all webhooks", 5 * _PATIENCE)
+    await world.stripe.control("POST", "/webhooks", {"concurrency": 1})
+
+
 async def last_effect(world: World) -> int:
     return int((await world.stripe.control("GET", f"/effects?since={10**9}"))["last"])
 

@@ -25,6 +25,7 @@ from tests.integration.world import (
 from tests.reliability import proving
 from tests.reliability.crowd import (
     at_most,
+    calm,
     effects_by_intent,
     finally_told,
     in_escrow,
@@ -131,6 +132,7 @@ def test_one_winner(system: System) -> None:
                 for intent, counted in expected.items():
                     _same_effects(effects[intent], counted)
                 proving.progress(f"races: {first + len(payments)} of {_GROUPS} groups")
+            await calm(worlds[0])
             await check_books(worlds[0])
             assert set(kinds) == {race.__name__ for race in _RACES}
             proving.figure("D", f"races: {_GROUPS} groups, exactly one winner each ({dict(kinds)})")
@@ -194,6 +196,7 @@ def test_one_key_from_eight_callers(system: System) -> None:
                 assert created == count - len(held), "somebody made an intent that nobody asked for"
                 replies += count * _CALLERS
                 proving.progress(f"keys: {first + count} of {_KEYS}")
+            await calm(worlds[0])
             await check_books(worlds[0])
             proving.figure(
                 "E",

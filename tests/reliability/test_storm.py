@@ -29,12 +29,12 @@ from tests.integration.world import (
     until,
 )
 from tests.reliability import proving
-from tests.reliability.crowd import at_most
+from tests.reliability.crowd import at_most, calm
 from tests.reliability.system import System
 
-#: Some ten events come of a payment.
+#: Some seven events come of a payment.
 _LEAST_EVENTS = proving.by_profile(200, 5_000)
-_PAYMENTS = proving.by_profile(32, 620)
+_PAYMENTS = proving.by_profile(32, 780)
 _COPIES = 3
 _DROPPED = 0.05
 #: In full as long as it ever takes by itself.
@@ -179,8 +179,9 @@ def test_any_order_and_number_of_deliveries_ends_the_same(
         async with running_world(new_database()) as world:
             in_order = Stage(world, await world.expert(), [], [])
             await in_order.pay(lives)
-            await world.quiet()
+            await calm(world)
             await in_order.end(lives)
+            await calm(world)
             await check_books(world)
             expected = in_order.rows()
             proving.progress(f"storm: {len(lives)} payments lived in order")
