@@ -1,6 +1,7 @@
 """What a stack is told: the environment, a `.env` file behind it, and what follows from both."""
 
 import os
+import random
 import socket
 import sys
 from collections.abc import Mapping, Sequence
@@ -144,17 +145,25 @@ def _port(environment: Mapping[str, str], name: str) -> int:
     return int(said)
 
 
+#: Below the ports that systems hand to outgoing connections, of which one may take a port that was
+#: free a moment ago; and beside those of the chaos run.
+_FREE_PORTS = range(12_500, 19_900)
+_handed_out: set[int] = set()
+
+
 def first_free_port(length: int) -> int:
-    """The first of so many consecutive ports that nobody uses now."""
-    for _ in range(100):
+    """The first of so many consecutive ports that nobody uses now, and that nobody was given."""
+    for _ in range(200):
+        start = random.choice(_FREE_PORTS)  # noqa: S311 - any will do
+        ports = range(start, start + length)
+        if not _handed_out.isdisjoint(ports):
+            continue
         with ExitStack() as probes:
-            first = probes.enter_context(socket.socket())
-            first.bind(("127.0.0.1", 0))
-            start = int(first.getsockname()[1])
             try:
-                for port in range(start + 1, start + length):
+                for port in ports:
                     probes.enter_context(socket.socket()).bind(("127.0.0.1", port))
-            except (OSError, OverflowError):
+            except OSError:
                 continue
+            _handed_out.update(ports)
             return start
     raise RefusedError(f"no {length} consecutive free ports on 127.0.0.1")
