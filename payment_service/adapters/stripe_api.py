@@ -23,6 +23,7 @@ from payment_service.adapters.stripe_views import (
     account_of,
     balance_entry_of,
     fee_refund_of,
+    metadata_of,
     observation_of,
     refund_of,
     reversal_of,
@@ -232,7 +233,7 @@ class StripeApi:
             )
         )
         for intent in intents:
-            if observation_of(intent).metadata.get("operation_id") == operation_id:
+            if metadata_of(intent.metadata).get("operation_id") == operation_id:
                 return await self.observe(intent.id)
         return None
 
@@ -265,8 +266,10 @@ class StripeApi:
                 {"created": {"gte": since, "lte": until}, "limit": 100}
             )
         )
-        found = (account_of(account) for account in accounts)
-        return next((account for account in found if account.operation_id == operation_id), None)
+        for account in accounts:
+            if metadata_of(account.metadata).get("operation_id") == operation_id:
+                return account_of(account)
+        return None
 
     async def balance_entries(
         self, stripe_account_id: str, since: datetime

@@ -52,7 +52,7 @@ def observation_of(
         if charge is None or isinstance(charge, str)
         else charge_of(charge, reversals, fee_refunds),
         refunds=refunds,
-        metadata=_metadata(intent.metadata),
+        metadata=metadata_of(intent.metadata),
         client_secret=intent.client_secret or "",
     )
 
@@ -125,7 +125,7 @@ def refund_of(refund: stripe.Refund) -> Refund:
         refund_id=refund.id,
         minor_units=refund.amount,
         status=refund.status or "",
-        operation_id=_metadata(refund.metadata).get("operation_id", ""),
+        operation_id=metadata_of(refund.metadata).get("operation_id", ""),
         line=line_of(refund.balance_transaction),
         failure_line=line_of(getattr(refund, "failure_balance_transaction", None)),
     )
@@ -135,7 +135,7 @@ def reversal_of(reversal: stripe.TransferReversal) -> Reversal:
     return Reversal(
         reversal_id=reversal.id,
         minor_units=reversal.amount,
-        operation_id=_metadata(reversal.metadata).get("operation_id", ""),
+        operation_id=metadata_of(reversal.metadata).get("operation_id", ""),
         line=line_of(reversal.balance_transaction),
         connected_line=_connected_line(reversal.destination_payment_refund),
     )
@@ -152,7 +152,6 @@ def account_of(account: stripe.Account) -> Account:
         *(requirements.past_due or () if requirements else ()),
     ]
     capabilities = account.capabilities
-    metadata = _metadata(account.metadata)
     return Account(
         stripe_account_id=account.id,
         charges_enabled=bool(account.charges_enabled),
@@ -161,8 +160,6 @@ def account_of(account: stripe.Account) -> Account:
         details_submitted=bool(account.details_submitted),
         requirements_due=tuple(dict.fromkeys(due)),
         disabled_reason=(requirements.disabled_reason or "") if requirements else "",
-        expert_id=metadata.get("expert_id", ""),
-        operation_id=metadata.get("operation_id", ""),
     )
 
 
@@ -197,5 +194,5 @@ def _connected_line(payment: object) -> BalanceLine | None:
     return line_of(getattr(payment, "balance_transaction", None))
 
 
-def _metadata(metadata: UntypedStripeObject[str] | None) -> dict[str, str]:
+def metadata_of(metadata: UntypedStripeObject[str] | None) -> dict[str, str]:
     return dict(metadata.to_dict()) if metadata else {}

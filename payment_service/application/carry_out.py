@@ -2,7 +2,8 @@
 
 The caller's handler, its retry, and the sweep all come through :func:`carry_out`, holding the
 operation's lease. What was sent before is looked for at Stripe *first*; only what Stripe does not
-have is sent again, under the same key while Stripe still knows it, and never after 23 hours.
+have is sent again, under the same key while Stripe still knows it; after 23 hours only when an
+operator says so.
 """
 
 from __future__ import annotations
@@ -112,22 +113,14 @@ async def _conclude(
             return await _refused(core, operation, outcome, cause)
         case NotSent():
             state = OperationState.STARTED
-            await _postpone(core, operation, state, outcome.why, cause, counts=False)
+            pause = back_off(operation.tries)
+            await give_back(core, operation, outcome.why, cause, pause, state=state, counts=False)
             raise _not_sent(operation, outcome)
         case Unknown():
             await _unsettled(core, operation, outcome.why, cause, replayed=outcome.replayed)
             raise outcome_unknown(payment_id=operation.payment_id)
         case Misconfigured():
-            core.alarms.operation_parked(operation, outcome.code)
-            await core.database.transact(
-                unsettled_phase,
-                core.policy,
-                operation,
-                OperationState.UNKNOWN,
-                outcome.code,
-                None,
-                cause,
-            )
+            await give_back(core, operation, outcome.code, cause, None)
             raise _misconfigured(operation, outcome)
         case _:
             assert_never(outcome)
@@ -164,8 +157,8 @@ async def _look_or_postpone(
     try:
         return await _look(core, operation, cause, refund=refund)
     except Refusal as refusal:
-        state, why = OperationState.UNKNOWN, refusal.reason.lower()
-        await _postpone(core, operation, state, why, cause, counts=False)
+        why, pause = refusal.reason.lower(), back_off(operation.tries)
+        await give_back(core, operation, why, cause, pause, counts=False)
         raise
 
 
@@ -197,28 +190,19 @@ async def _may_send_again(core: Core, operation: Operation, cause: Cause) -> Non
     now = await core.database.transact(database_time)
     if not operation.may_resend(now):
         # Stripe may have pruned the key: the same request could act a second time.
-        core.alarms.operation_parked(operation, "older than 23 hours")
-        await core.database.transact(
-            unsettled_phase,
-            core.policy,
-            operation,
-            OperationState.UNKNOWN,
-            "not at Stripe, and too old to be sent again",
-            None,
-            cause,
-        )
+        why = "not at Stripe, and too old to be sent again"
+        await give_back(core, operation, why, cause, None)
         raise outcome_unknown(payment_id=operation.payment_id)
     if operation.params.get("replayed"):
         # The key is burnt: it gives a stored error for 24 hours. A new one is committed first.
         params = {name: value for name, value in operation.params.items() if name != "replayed"}
-        await core.database.transact(
-            unsettled_phase,
-            core.policy,
+        await give_back(
+            core,
             operation,
-            OperationState.STARTED,
             "under a new key",
-            0.0,
             cause,
+            0.0,
+            state=OperationState.STARTED,
             next_attempt=True,
             params=params,
         )
@@ -230,33 +214,37 @@ async def _unsettled(
     core: Core, operation: Operation, why: str, cause: Cause, *, replayed: bool = False
 ) -> None:
     moves_money_back = operation.kind in (OperationKind.REFUND, OperationKind.REVERSE_TRANSFER)
-    seconds = _BETWEEN_TWO_READS if replayed and moves_money_back else None
+    two_reads = replayed and moves_money_back
+    seconds = _BETWEEN_TWO_READS if two_reads else back_off(operation.tries)
     params = {**operation.params, "replayed": True} if replayed else None
-    await _postpone(
-        core, operation, OperationState.UNKNOWN, why, cause, seconds=seconds, params=params
-    )
+    await give_back(core, operation, why, cause, seconds, params=params)
 
 
-async def _postpone(
+async def give_back(
     core: Core,
     operation: Operation,
-    state: OperationState,
     why: str,
     cause: Cause,
+    seconds: float | None,
     *,
-    seconds: float | None = None,
+    state: OperationState = OperationState.UNKNOWN,
+    next_attempt: bool = False,
     params: dict[str, object] | None = None,
     counts: bool = True,
 ) -> None:
-    """To be tried again. A try that could not even be made does not ``count`` towards parking."""
+    """Give the lease back: to be tried again in so many ``seconds``, or parked with None.
+
+    A try that could not even be made does not count towards parking.
+    """
     parked = await core.database.transact(
         unsettled_phase,
         core.policy,
         operation,
         state,
         why,
-        back_off(operation.tries) if seconds is None else seconds,
+        seconds,
         cause,
+        next_attempt=next_attempt,
         params=params,
         may_park=counts,
     )

@@ -7,12 +7,12 @@ import random
 from dataclasses import dataclass, replace
 from typing import Final
 
-from payment_service.application.carry_out import back_off, database_time
+from payment_service.application.carry_out import back_off, database_time, give_back
 from payment_service.application.core import Core
 from payment_service.application.keep_lease import keep_lease
 from payment_service.application.onboarding import mint_onboarding_link
 from payment_service.application.refresh_expert import refresh_expert
-from payment_service.application.settle import leased_operation, unsettled_phase
+from payment_service.application.settle import leased_operation
 from payment_service.domain.errors import (
     Conflict,
     Refusal,
@@ -137,14 +137,14 @@ async def _carry_out(core: Core, operation: Operation, cause: Cause) -> None:
                     operation.operation_id, operation.create_time
                 )
             except Refusal as refusal:  # Give the lease back at once, so that others may soon.
-                pause = back_off(operation.tries)
-                await _postpone(core, operation, refusal.reason.lower(), cause, pause)
+                why, pause = refusal.reason.lower(), back_off(operation.tries)
+                await give_back(core, operation, why, cause, pause, counts=False)
                 raise
             if found is not None:
                 await core.database.transact(finish_account, operation, found, cause)
                 return
             if not operation.may_resend(now):
-                await _postpone(core, operation, "not at Stripe, too old to resend", cause, None)
+                await give_back(core, operation, "not at Stripe, too old to resend", cause, None)
                 raise outcome_unknown(expert_id=operation.expert_id)
     outcome = await core.stripe.create_account(
         operation.stripe_key,
@@ -166,12 +166,20 @@ async def _carry_out(core: Core, operation: Operation, cause: Cause) -> None:
             await core.database.transact(refuse_account, operation, code, cause)
             raise refused_by_processor(code, request_id, expert_id=operation.expert_id)
         case Misconfigured(code=code):
-            await _postpone(core, operation, code, cause, None)
+            await give_back(core, operation, code, cause, None)
             raise outcome_unknown(expert_id=operation.expert_id)
         case NotSent(why=why) | Unknown(why=why):
+            # A stored error burns the key: the next try looks for the account and takes a new one.
             replayed = isinstance(outcome, Unknown) and outcome.replayed
-            await _postpone(
-                core, operation, why, cause, back_off(operation.tries), replayed=replayed
+            await give_back(
+                core,
+                operation,
+                why,
+                cause,
+                back_off(operation.tries),
+                next_attempt=replayed,
+                params={**operation.params, "replayed": True} if replayed else None,
+                counts=isinstance(outcome, Unknown),
             )
             raise outcome_unknown(expert_id=operation.expert_id)
 
@@ -184,7 +192,7 @@ def finish_account(tx: Transaction, operation: Operation, account: Account, caus
     tx.save_expert(
         replace(
             expert,
-            account=replace(account, expert_id="", operation_id=""),
+            account=account,
             operation_id="",
             check_time=tx.now,
             version=expert.version + 1,
@@ -208,31 +216,6 @@ def refuse_account(tx: Transaction, operation: Operation, code: str, cause: Caus
         cause,
     )
     tx.settle_operation(operation.operation_id, OperationState.REFUSED, code)
-
-
-async def _postpone(
-    core: Core,
-    operation: Operation,
-    why: str,
-    cause: Cause,
-    seconds: float | None,
-    *,
-    replayed: bool = False,
-) -> None:
-    parked = await core.database.transact(
-        unsettled_phase,
-        core.policy,
-        operation,
-        OperationState.UNKNOWN,
-        why,
-        seconds,
-        cause,
-        # A stored error burns the key; the next try looks for the account and takes a new one.
-        next_attempt=replayed,
-        params={**operation.params, "replayed": True} if replayed else None,
-    )
-    if parked:
-        core.alarms.operation_parked(operation, why)
 
 
 async def _wait_for_account(core: Core, expert_id: str) -> None:

@@ -12,16 +12,20 @@ from payment_service.domain.ports import Cause, InboxEvent, Transaction
 
 async def resume_operation(core: Core, operation_id: str, cause: Cause) -> Operation:
     """Put a parked operation back to work. The sweep looks at Stripe before it sends anything."""
-    operation = await core.database.transact(unpark, operation_id, cause)
+    known = await core.database.read(lambda reader: reader.operation(operation_id))
+    if known is None:
+        raise _no_such_item(operation_id)
+    operation = await core.database.transact(unpark, operation_id, known.payment_id, cause)
     core.wake.set()
     return operation
 
 
-def unpark(tx: Transaction, operation_id: str, cause: Cause) -> Operation:
+def unpark(tx: Transaction, operation_id: str, payment_id: str, cause: Cause) -> Operation:
+    """The payment is locked before its operation, as everywhere."""
+    payment = tx.lock_payment(payment_id) if payment_id else None
     operation = tx.operation(operation_id)
     if operation is None:
         raise _no_such_item(operation_id)
-    payment = tx.lock_payment(operation.payment_id) if operation.payment_id else None
     if operation.state is not OperationState.PARKED:
         raise Precondition(
             "WRONG_STATE",

@@ -34,10 +34,8 @@ def save_account(
     if expert.version != version:
         return expert
     deauthorized = account is None
-    shown = expert.account if account is None else account
-    seen = replace(shown, expert_id="", operation_id="")
-    before = replace(expert.account, expert_id="", operation_id="")
-    changed = seen != before or deauthorized != expert.deauthorized
+    seen = expert.account if account is None else account
+    changed = seen != expert.account or deauthorized != expert.deauthorized
     after = replace(
         expert,
         account=seen,

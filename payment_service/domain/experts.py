@@ -39,9 +39,6 @@ class Account:
     details_submitted: bool = False
     requirements_due: tuple[str, ...] = ()
     disabled_reason: str = ""
-    #: Ours, from the account's metadata: which expert and which operation made it.
-    expert_id: str = ""
-    operation_id: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
