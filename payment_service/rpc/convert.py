@@ -10,9 +10,9 @@ import binascii
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
@@ -43,6 +43,8 @@ from payment_service.domain.ports import (
     StoredEvent,
     StoredPosting,
 )
+
+T = TypeVar("T")
 
 _ID: Final = re.compile(r"[!-~]{1,64}")
 _OUR_ID: Final = re.compile(r"[a-z]{2,5}_[0-9a-f]{32}")
@@ -225,6 +227,16 @@ def read_page_token(kind: str, filters: str, token: str, parts: int) -> list[str
     if not well_formed or len(values) != 2 + parts or values[:2] != [kind, _digest(filters)]:
         raise wrong
     return [str(value) for value in values[2:]]
+
+
+def page_of(
+    found: Sequence[T], size: int, kind: str, filters: str, keyset: Callable[[T], Sequence[str]]
+) -> tuple[Sequence[T], str]:
+    """A page and its next token, of what was found when one more than the page was asked for."""
+    page = found[:size]
+    if len(found) <= size:
+        return page, ""
+    return page, page_token(kind, filters, *keyset(page[-1]))
 
 
 def token_time(text: str) -> datetime:

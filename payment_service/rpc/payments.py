@@ -120,12 +120,13 @@ class PaymentServicer(payments_pb2_grpc.PaymentServiceServicer):
             before=(convert.token_time(keyset[0]), keyset[1]) if keyset else None,
         )
         found = await self._core.database.read(lambda reader: reader.payments(which, page_size + 1))
-        page, token = found[:page_size], ""
-        if len(found) > page_size:
-            last = page[-1]
-            token = convert.page_token(
-                "payments", filters, last.create_time.isoformat(), last.payment_id
-            )
+        page, token = convert.page_of(
+            found,
+            page_size,
+            "payments",
+            filters,
+            lambda payment: [payment.create_time.isoformat(), payment.payment_id],
+        )
         return payments_pb2.ListPaymentsResponse(
             payments=[convert.payment_message(payment) for payment in page], next_page_token=token
         )

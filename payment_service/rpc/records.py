@@ -18,6 +18,7 @@ from payment_service.application.operate import resume_operation, retry_inbox_ev
 from payment_service.application.read_events import read_events
 from payment_service.application.reconcile import reconcile, reconcile_payment
 from payment_service.domain.errors import payment_not_found
+from payment_service.domain.ports import InboxEvent
 from payment_service.rpc import convert
 from payment_service.rpc.calls import Context, Operations, cause_of
 from payment_service.rpc.convert import Fields
@@ -37,9 +38,9 @@ class EventServicer(events_pb2_grpc.EventServiceServicer):
         keyset = convert.read_page_token("events", payment_id, request.page_token, 1)
         after = convert.token_number(keyset[0]) if keyset else 0
         found, intact = await read_events(self._core, payment_id, after, page_size + 1)
-        page, token = found[:page_size], ""
-        if len(found) > page_size:
-            token = convert.page_token("events", payment_id, str(page[-1].sequence))
+        page, token = convert.page_of(
+            found, page_size, "events", payment_id, lambda event: [str(event.sequence)]
+        )
         return events_pb2.ListPaymentEventsResponse(
             events=[convert.event_message(event) for event in page],
             next_page_token=token,
@@ -64,9 +65,9 @@ class LedgerServicer(ledger_pb2_grpc.LedgerServiceServicer):
             lambda reader: reader.balances(prefix, after, page_size + 1)
         )
         totals = await self._core.database.read(lambda reader: reader.totals())
-        page, token = found[:page_size], ""
-        if len(found) > page_size:
-            token = convert.page_token("balances", prefix, page[-1][0], page[-1][1])
+        page, token = convert.page_of(
+            found, page_size, "balances", prefix, lambda balance: balance[:2]
+        )
         return ledger_pb2.ListBalancesResponse(
             balances=[
                 ledger_pb2.LedgerBalance(
@@ -111,14 +112,15 @@ class OperationsServicer(operations_pb2_grpc.OperationsServiceServicer):
         found = await self._core.database.read(
             lambda reader: reader.operations(state, after, page_size + 1)
         )
-        token = ""
-        if len(found) > page_size:
-            last = found[page_size - 1]
-            token = convert.page_token(
-                "operations", filters, last.create_time.isoformat(), last.operation_id
-            )
+        page, token = convert.page_of(
+            found,
+            page_size,
+            "operations",
+            filters,
+            lambda operation: [operation.create_time.isoformat(), operation.operation_id],
+        )
         return operations_pb2.ListOperationsResponse(
-            operations=[convert.operation_message(operation) for operation in found[:page_size]],
+            operations=[convert.operation_message(operation) for operation in page],
             next_page_token=token,
         )
 
@@ -147,13 +149,9 @@ class OperationsServicer(operations_pb2_grpc.OperationsServiceServicer):
         found = await self._core.database.read(
             lambda reader: reader.inbox(state, after, page_size + 1)
         )
-        token = ""
-        if len(found) > page_size:
-            last = found[page_size - 1]
-            received = last.receive_time.isoformat() if last.receive_time else ""
-            token = convert.page_token("inbox", filters, received, last.event_id)
+        page, token = convert.page_of(found, page_size, "inbox", filters, _inbox_keyset)
         return operations_pb2.ListInboxEventsResponse(
-            events=[convert.inbox_event_message(event) for event in found[:page_size]],
+            events=[convert.inbox_event_message(event) for event in page],
             next_page_token=token,
         )
 
@@ -199,15 +197,19 @@ class OperationsServicer(operations_pb2_grpc.OperationsServiceServicer):
                 payment_id, before, page_size + 1, open_only=request.open_only
             )
         )
-        page, token = found[:page_size], ""
-        if len(found) > page_size:
-            token = convert.page_token("discrepancies", filters, str(page[-1].discrepancy_id))
+        page, token = convert.page_of(
+            found, page_size, "discrepancies", filters, lambda stored: [str(stored.discrepancy_id)]
+        )
         return operations_pb2.ListDiscrepanciesResponse(
             discrepancies=[
                 convert.discrepancy_message(stored.discrepancy, stored) for stored in page
             ],
             next_page_token=token,
         )
+
+
+def _inbox_keyset(event: InboxEvent) -> list[str]:
+    return [event.receive_time.isoformat() if event.receive_time else "", event.event_id]
 
 
 def _after(kind: str, filters: str, token: str) -> tuple[datetime, str] | None:
