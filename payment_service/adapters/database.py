@@ -22,7 +22,8 @@ import structlog
 from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
 
-from payment_service.adapters.repositories import SqlReader, SqlTransaction
+from payment_service.adapters.reads import SqlReader
+from payment_service.adapters.repositories import SqlTransaction
 from payment_service.domain.errors import Busy, Unavailable, database_unavailable
 
 P = ParamSpec("P")
@@ -93,7 +94,7 @@ def sqlstate(error: BaseException) -> str:
 
 
 class SqlDatabase:
-    """The database port over two pools. Made by :func:`open_database`."""
+    """The database port over two pools."""
 
     def __init__(
         self,

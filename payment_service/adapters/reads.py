@@ -33,11 +33,28 @@ def statement(sql: str) -> TextClause:
     return text(sql)
 
 
-class SqlReader:
-    """Reads for RPCs. Each method is one statement."""
+class Statements:
+    """Runs statements on one connection; rows are given by column name."""
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
+
+    def _do(self, sql: str, **values: Any) -> int:
+        """How many rows it touched."""
+        return self.connection.execute(statement(sql), values).rowcount
+
+    def _all(self, sql: str, **values: Any) -> Sequence[Any]:
+        return self.connection.execute(statement(sql), values).mappings().all()
+
+    def _maybe(self, sql: str, **values: Any) -> Any:
+        return self.connection.execute(statement(sql), values).mappings().one_or_none()
+
+    def _one(self, sql: str, **values: Any) -> Any:
+        return self.connection.execute(statement(sql), values).mappings().one()
+
+
+class SqlReader(Statements):
+    """Reads for RPCs. Each method is one statement."""
 
     def payment(self, payment_id: str) -> Payment | None:
         row = self._maybe("SELECT * FROM payments WHERE payment_id = :id", id=payment_id)
@@ -261,7 +278,7 @@ class SqlReader:
     def payments_changed(
         self, since: datetime, after: tuple[datetime, str] | None, limit: int
     ) -> Sequence[Payment]:
-        """Payments that changed since then, and all that are open; oldest change first."""
+        """Payments that changed since then; oldest change first."""
         keyset = "AND (update_time, payment_id) > (:time, :id) " if after else ""
         found = self._all(
             "SELECT * FROM payments WHERE update_time >= :since AND payment_intent_id IS NOT NULL "
@@ -319,12 +336,6 @@ class SqlReader:
             hash=token_hash,
         )
         return row and (row["expert_id"], row["onward_url"])
-
-    def _all(self, sql: str, **values: Any) -> Sequence[Any]:
-        return self.connection.execute(statement(sql), values).mappings().all()
-
-    def _maybe(self, sql: str, **values: Any) -> Any:
-        return self.connection.execute(statement(sql), values).mappings().one_or_none()
 
 
 def _conditions(which: PaymentFilter) -> str:

@@ -13,12 +13,12 @@ import uuid
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import cached_property
-from typing import Any, Final
+from typing import Final
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection
 
 from payment_service.adapters import rows
-from payment_service.adapters.reads import SqlReader, statement
+from payment_service.adapters.reads import Statements
 from payment_service.adapters.rows import PAYMENT_COLUMNS
 from payment_service.domain.errors import Busy, key_reused
 from payment_service.domain.escrow import Payment, Transition
@@ -27,8 +27,6 @@ from payment_service.domain.experts import Expert
 from payment_service.domain.follow import Discrepancy, Movement
 from payment_service.domain.operations import RESEND_LIMIT, Operation, OperationState
 from payment_service.domain.ports import Answer, Cause, Claim, InboxEvent, Watch
-
-__all__ = ["SqlReader", "SqlTransaction"]
 
 _CHANGED: Final = [name for name in PAYMENT_COLUMNS if name != "payment_id"]
 
@@ -47,12 +45,12 @@ _RECORD_TAIL: Final = """
 )
 SELECT count(*) FROM recorded
 """
-_RECORD_NEW: Final = text(
+_RECORD_NEW: Final = (
     f"WITH changed AS (INSERT INTO payments ({', '.join(PAYMENT_COLUMNS)}, head_hash) "
     f"VALUES ({', '.join(f':{name}' for name in PAYMENT_COLUMNS)}, :head_hash) "
     f"RETURNING payment_id){_RECORD_TAIL}"
 )
-_RECORD: Final = text(
+_RECORD: Final = (
     f"WITH changed AS (UPDATE payments SET {', '.join(f'{n} = :{n}' for n in _CHANGED)}, "
     "head_hash = :head_hash WHERE payment_id = :payment_id AND version = :version_before "
     f"RETURNING payment_id){_RECORD_TAIL}"
@@ -69,11 +67,11 @@ _LEASE: Final = """
 """
 
 
-class SqlTransaction:
+class SqlTransaction(Statements):
     """One transaction. ``recorded`` keeps the transitions, for metrics after the commit."""
 
     def __init__(self, connection: Connection) -> None:
-        self._connection = connection
+        super().__init__(connection)
         self._heads: dict[str, bytes] = {}
         self.recorded: list[Transition] = []
 
@@ -578,18 +576,3 @@ class SqlTransaction:
             id=event_id,
         )
         return row and rows.inbox_event_of(row)
-
-    # ---- statements ----
-
-    def _do(self, sql: str, **values: Any) -> int:
-        return self._connection.execute(statement(sql), values).rowcount
-
-    def _all(self, sql: str, **values: Any) -> Sequence[Any]:
-        return self._connection.execute(statement(sql), values).mappings().all()
-
-    def _maybe(self, sql: str, **values: Any) -> Any:
-        return self._connection.execute(statement(sql), values).mappings().one_or_none()
-
-    def _one(self, sql: Any, **values: Any) -> Any:
-        prepared = statement(sql) if isinstance(sql, str) else sql
-        return self._connection.execute(prepared, values).mappings().one()

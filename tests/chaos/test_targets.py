@@ -146,7 +146,7 @@ async def test_a_swallowed_error_is_no_commit(database: SqlDatabase) -> None:
     def phase(tx: SqlTransaction) -> None:
         _a_payment(tx)
         with contextlib.suppress(SQLAlchemyError):
-            tx._connection.execute(text("INSERT INTO payments (payment_id) VALUES ('pay_1')"))
+            tx.connection.execute(text("INSERT INTO payments (payment_id) VALUES ('pay_1')"))
 
     with pytest.raises(SwallowedError):
         await database.transact(phase)
@@ -156,7 +156,7 @@ async def test_a_commit_is_waited_for(database: SqlDatabase) -> None:
     """What is answered must have reached the disk's log, or a crash a moment later loses it."""
 
     def phase(tx: SqlTransaction) -> str:
-        return str(tx._connection.execute(text("SHOW synchronous_commit")).scalar_one())
+        return str(tx.connection.execute(text("SHOW synchronous_commit")).scalar_one())
 
     assert await database.transact(phase) == "on"
 
