@@ -243,6 +243,13 @@ def _move(
     return Transition(payment, after, kind, facts or {}, tuple(postings or ()))
 
 
+#: What every transition says that ends the operation at Stripe.
+_NOTHING_UNDER_WAY: Final[Mapping[str, Any]] = {
+    "operation_id": "",
+    "waiting_for": WaitingFor.NOTHING,
+}
+
+
 # ---- initiation ----
 
 
@@ -265,8 +272,7 @@ def intent_created(payment: Payment, payment_intent_id: str, now: datetime) -> T
         now,
         facts={"payment_intent_id": payment_intent_id},
         payment_intent_id=payment_intent_id,
-        operation_id="",
-        waiting_for=WaitingFor.NOTHING,
+        **_NOTHING_UNDER_WAY,
     )
 
 
@@ -279,8 +285,7 @@ def creation_refused(payment: Payment, failure: Failure) -> Transition:
         failure.time,
         facts={"code": failure.code},
         failure=failure,
-        operation_id="",
-        waiting_for=WaitingFor.NOTHING,
+        **_NOTHING_UNDER_WAY,
     )
 
 
@@ -315,8 +320,7 @@ def authorized(
         escrow_time=now,
         escrow_expire_time=expire_time,
         failure=None,
-        operation_id="",
-        waiting_for=WaitingFor.NOTHING,
+        **_NOTHING_UNDER_WAY,
     )
 
 
@@ -404,8 +408,7 @@ def captured(
         capture_time=now,
         escrow_time=payment.escrow_time or now,
         failure=None,
-        operation_id="",
-        waiting_for=WaitingFor.NOTHING,
+        **_NOTHING_UNDER_WAY,
     )
 
 
@@ -451,8 +454,7 @@ def ended_unpaid(payment: Payment, *, expired: bool, reason: str, now: datetime)
         facts={"reason": reason, "released": payment.held},
         postings=payment.book.hold_released(payment.held),
         held=0,
-        operation_id="",
-        waiting_for=WaitingFor.NOTHING,
+        **_NOTHING_UNDER_WAY,
     )
 
 
@@ -573,8 +575,7 @@ def expert_reversed(
         postings=payment.book.transfer_reversed(
             part, platform, connected, owed_by=expert_debt(payment.expert_id)
         ),
-        operation_id="",
-        waiting_for=WaitingFor.NOTHING,
+        **_NOTHING_UNDER_WAY,
     )
 
 
@@ -586,8 +587,7 @@ def expert_owes(payment: Payment, part: int, failure: Failure) -> Transition:
         _state_of_net(payment.net),
         failure.time,
         facts={"amount": part, "code": failure.code},
-        operation_id="",
-        waiting_for=WaitingFor.NOTHING,
+        **_NOTHING_UNDER_WAY,
     )
 
 
@@ -619,8 +619,7 @@ def refund_resent(
         facts={"refund_id": refund_id, "amount": part},
         postings=payment.book.refund_resent(part, settled),
         client_owed=payment.client_owed - part,
-        operation_id="",
-        waiting_for=WaitingFor.NOTHING,
+        **_NOTHING_UNDER_WAY,
     )
 
 
@@ -711,8 +710,7 @@ def _settled_back(payment: Payment, kind: Kind, state: State, failure: Failure) 
         failure.time,
         facts={"code": failure.code},
         failure=failure,
-        operation_id="",
-        waiting_for=WaitingFor.NOTHING,
+        **_NOTHING_UNDER_WAY,
     )
 
 
