@@ -10,25 +10,25 @@ from typing import Final
 
 _POSTED: Final = (
     "SELECT p.payment_id FROM payments p LEFT JOIN postings l ON l.payment_id = p.payment_id "
-    "AND l.account = {account} WHERE p.update_time >= :since GROUP BY p.payment_id "
+    "AND l.account = {account} WHERE {{scope}} GROUP BY p.payment_id "
     "HAVING coalesce(sum(l.minor_units), 0) <> {expected} LIMIT 100"
 )
 
-INVARIANTS: Final[dict[str, str]] = {
+_INVARIANTS: Final[dict[str, str]] = {
     "postings_sum_to_zero": (
         "SELECT DISTINCT l.payment_id FROM postings l JOIN payments p USING (payment_id) "
-        "WHERE p.update_time >= :since GROUP BY l.payment_id, l.currency "
+        "WHERE {scope} GROUP BY l.payment_id, l.currency "
         "HAVING sum(l.minor_units) <> 0 LIMIT 100"
     ),
     "one_event_for_every_version": (
         "SELECT p.payment_id FROM payments p JOIN events e USING (payment_id) "
-        "WHERE p.update_time >= :since GROUP BY p.payment_id "
+        "WHERE {scope} GROUP BY p.payment_id "
         "HAVING count(*) <> p.version OR max(e.sequence) <> p.version LIMIT 100"
     ),
     "the_last_event_is_the_chains_head": (
         "SELECT p.payment_id FROM payments p LEFT JOIN events e "
         "ON e.payment_id = p.payment_id AND e.sequence = p.version "
-        "WHERE p.update_time >= :since AND e.hash IS DISTINCT FROM p.head_hash LIMIT 100"
+        "WHERE {scope} AND e.hash IS DISTINCT FROM p.head_hash LIMIT 100"
     ),
     "the_hold_is_in_the_memo": _POSTED.format(account="'hold'", expected="p.held"),
     "a_destination_charge_leaves_escrow_empty": _POSTED.format(
@@ -43,10 +43,14 @@ INVARIANTS: Final[dict[str, str]] = {
     "an_open_operation_is_the_payments_own": (
         "SELECT p.payment_id FROM payments p LEFT JOIN operations o "
         "ON o.payment_id = p.payment_id AND o.state IN ('STARTED', 'UNKNOWN', 'PARKED') "
-        "WHERE p.update_time >= :since AND coalesce(o.operation_id, '') <> p.operation_id LIMIT 100"
+        "WHERE {scope} AND coalesce(o.operation_id, '') <> p.operation_id LIMIT 100"
     ),
     "what_is_under_way_has_an_operation": (
-        "SELECT payment_id FROM payments WHERE update_time >= :since "
-        "AND state IN ('CAPTURING', 'CANCELING', 'REFUNDING') AND operation_id = '' LIMIT 100"
+        "SELECT p.payment_id FROM payments p WHERE {scope} "
+        "AND p.state IN ('CAPTURING', 'CANCELING', 'REFUNDING') AND p.operation_id = '' LIMIT 100"
     ),
 }
+
+#: One payment, or all that changed since then.
+_SCOPE: Final = "p.update_time >= :since AND (:payment_id = '' OR p.payment_id = :payment_id)"
+INVARIANTS: Final = {name: sql.format(scope=_SCOPE) for name, sql in _INVARIANTS.items()}

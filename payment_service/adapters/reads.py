@@ -321,10 +321,13 @@ class SqlReader(Statements):
         )
         return [(row["account"], row["stripe_account_id"]) for row in found]
 
-    def violations(self, since: datetime) -> Mapping[str, Sequence[str]]:
-        """Every invariant of the books by name, with the payments that violate it."""
+    def violations(self, since: datetime, payment_id: str = "") -> Mapping[str, Sequence[str]]:
+        """Every invariant of the books by name, with the payments that violate it.
+
+        Held against all payments that changed since then, or against one of them.
+        """
         return {
-            name: [row["payment_id"] for row in self._all(sql, since=since)]
+            name: [row["payment_id"] for row in self._all(sql, since=since, payment_id=payment_id)]
             for name, sql in INVARIANTS.items()
         }
 

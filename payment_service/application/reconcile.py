@@ -79,10 +79,8 @@ async def reconcile(core: Core, since: datetime, cause: Cause) -> Report:
     report = Report(began=await core.database.transact(database_time))
     await _follow_payments(core, since, cause, report)
     await _compare_lines(core, since, cause, report)
-    report.violations = await core.database.read(_violations, since)
-    for name, payment_ids in report.violations.items():
-        for payment_id in payment_ids:
-            report.discrepancies.append(_violated(name, payment_id))
+    report.violations = await core.database.read(lambda reader: reader.violations(since))
+    report.discrepancies += _violated(report.violations)
     core.alarms.invariants(report.violations)
     kinds = [*LINE_KINDS, *(f"invariant_{name}" for name in report.violations)]
     await core.database.transact(save_report, report.discrepancies, kinds, report.began)
@@ -101,14 +99,10 @@ async def reconcile_payment(core: Core, payment_id: str, cause: Cause) -> Report
     report.checked_payments = 1
     report.corrected_payments = int(applied.changed)
     report.discrepancies += applied.discrepancies
-    found = await core.database.read(_violations, payment.create_time)
-    report.violations = {
-        name: [known for known in payment_ids if known == payment_id]
-        for name, payment_ids in found.items()
-    }
-    report.discrepancies += [
-        _violated(name, known) for name, ids in report.violations.items() for known in ids
-    ]
+    report.violations = await core.database.read(
+        lambda reader: reader.violations(payment.create_time, payment_id)
+    )
+    report.discrepancies += _violated(report.violations)
     return report
 
 
@@ -232,14 +226,14 @@ def _payments_changed(
     return reader.payments_changed(since, after, _PAGE)
 
 
-def _violations(reader: Reader, since: datetime) -> Mapping[str, Sequence[str]]:
-    return reader.violations(since)
-
-
-def _violated(name: str, payment_id: str) -> Discrepancy:
-    return Discrepancy(
-        payment_id,
-        f"invariant_{name}",
-        "the books contradict themselves",
-        cure="stop changing this payment and read its events: this is a bug or a tampering",
-    )
+def _violated(violations: Mapping[str, Sequence[str]]) -> list[Discrepancy]:
+    return [
+        Discrepancy(
+            payment_id,
+            f"invariant_{name}",
+            "the books contradict themselves",
+            cure="stop changing this payment and read its events: this is a bug or a tampering",
+        )
+        for name, payment_ids in violations.items()
+        for payment_id in payment_ids
+    ]

@@ -163,3 +163,16 @@ async def test_the_job_is_done_by_one_replica_in_an_hour(start_world: StartWorld
     assert before > 0
     await reconcile_if_due(world.service.core)
     assert len(await world.stripe.requests("/balance_transactions", "GET")) == before
+
+
+async def test_one_payment_is_judged_by_its_own_books(world: World, as_superuser: Tamper) -> None:
+    expert_id = await world.expert()
+    broken, whole = await world.captured(expert_id), await world.captured(expert_id)
+    await world.quiet()
+    as_superuser(
+        world,
+        "UPDATE payments SET net_commission = 999 WHERE payment_id = %s",
+        broken.payment_id,
+    )
+    assert violated(await run(world, broken.payment_id)) == {"the_commission_is_in_the_books"}
+    assert violated(await run(world, whole.payment_id)) == set()
