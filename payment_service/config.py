@@ -62,6 +62,10 @@ class Settings(BaseSettings):
     platform_settlement_currencies: Names = ("USD",)
     maximum_charge_minor_units: int = Field(99_999_999, ge=1, le=999_999_999_999)
     payment_window: float = Field(24 * 3600.0, gt=0)
+    #: Seconds: how long before a hold ends by itself its deadline's action is taken, and how long
+    #: before a deadline a warning goes out.
+    deadline_margin: float = Field(12 * 3600.0, ge=0, le=6 * 24 * 3600.0)
+    deadline_warning: float = Field(48 * 3600.0, ge=0)
     gateway_public_url: str = "http://127.0.0.1:8005"
     allowed_origins: Names = ()
 
@@ -247,6 +251,9 @@ class Settings(BaseSettings):
             gateway_public_url=self.gateway_public_url,
             allowed_origins=frozenset(self.allowed_origins),
             payment_window=self.payment_window,
+            holding_limit=holding_limit(self.platform_country),
+            deadline_margin=self.deadline_margin,
+            deadline_warning=self.deadline_warning,
             # Renewed while its holder lives, so it may be shorter than a call to Stripe.
             lease=min(6.0, 2 * self.stripe_timeout),
         )
@@ -259,6 +266,15 @@ class Settings(BaseSettings):
                 "one along"
             )
         return self.database_url.get_secret_value()
+
+
+#: For how many days the platform may hold money in other countries than these 90 (Stripe's rule).
+_HOLDING_DAYS: Final = {"US": 2 * 365, "TH": 10}
+
+
+def holding_limit(platform_country: str) -> float:
+    """In seconds."""
+    return _HOLDING_DAYS.get(platform_country, 90) * 24 * 3600.0
 
 
 #: All of them are spoken to through psycopg2.

@@ -30,9 +30,16 @@ _INVARIANTS: Final[dict[str, str]] = {
         "ON e.payment_id = p.payment_id AND e.sequence = p.version "
         "WHERE {scope} AND e.hash IS DISTINCT FROM p.head_hash LIMIT 100"
     ),
-    "the_hold_is_in_the_memo": _POSTED.format(account="'hold'", expected="p.held"),
-    "a_destination_charge_leaves_escrow_empty": _POSTED.format(
-        account="'escrow:' || p.payment_id", expected="0"
+    "the_hold_is_in_the_memo": _POSTED.format(
+        account="'hold'", expected="CASE WHEN p.charged = 0 THEN p.held ELSE 0 END"
+    ),
+    "what_the_platform_holds_is_in_the_books": _POSTED.format(
+        account="'escrow:' || p.payment_id",
+        expected="CASE WHEN p.charged > 0 THEN -p.held ELSE 0 END",
+    ),
+    "what_was_charged_is_somewhere": (
+        "SELECT p.payment_id FROM payments p WHERE {scope} AND p.charged > 0 "
+        "AND p.charged <> p.held + p.captured + p.returned LIMIT 100"
     ),
     "the_commission_is_in_the_books": _POSTED.format(
         account="'commission'", expected="-p.net_commission"
@@ -47,7 +54,8 @@ _INVARIANTS: Final[dict[str, str]] = {
     ),
     "what_is_under_way_has_an_operation": (
         "SELECT p.payment_id FROM payments p WHERE {scope} "
-        "AND p.state IN ('CAPTURING', 'CANCELING', 'REFUNDING') AND p.operation_id = '' LIMIT 100"
+        "AND p.state IN ('CAPTURING', 'CANCELING', 'PROMOTING', 'REFUNDING') "
+        "AND p.operation_id = '' LIMIT 100"
     ),
 }
 

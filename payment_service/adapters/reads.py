@@ -80,6 +80,7 @@ class SqlReader(Statements):
             gig_id=which.gig_id,
             create_time_from=which.create_time_from,
             create_time_until=which.create_time_until,
+            deadline_until=which.deadline_until,
             before_time=before[0],
             before_id=before[1],
             limit=limit,
@@ -89,10 +90,13 @@ class SqlReader(Statements):
     def payment_of(self, reference: str) -> str | None:
         """The payment that one of Stripe's ids, or our own, belongs to."""
         column = {"pay": "payment_id", "pi": "payment_intent_id", "ch": "charge_id"}.get(
-            reference.partition("_")[0], "transfer_id"
+            reference.partition("_")[0]
         )
         row = self._maybe(
-            f"SELECT payment_id FROM payments WHERE {column} = :id LIMIT 1", id=reference
+            f"SELECT payment_id FROM payments WHERE {column} = :id LIMIT 1"
+            if column
+            else "SELECT payment_id FROM movements WHERE movement_id = :id",
+            id=reference,
         )
         return row and str(row["payment_id"])
 
@@ -105,7 +109,8 @@ class SqlReader(Statements):
     def holds_past_expiry(self, limit: int) -> Sequence[str]:
         """Payments whose authorization must have lapsed although nobody told us."""
         found = self._all(
-            "SELECT payment_id FROM payments WHERE state = 'IN_ESCROW' "
+            "SELECT payment_id FROM payments WHERE held > 0 AND charged = 0 "
+            "AND state IN ('IN_ESCROW', 'CAPTURING') "
             "AND escrow_expire_time < now() ORDER BY escrow_expire_time LIMIT :limit",
             limit=limit,
         )
@@ -348,6 +353,9 @@ def _conditions(which: PaymentFilter) -> str:
         "gig_id = :gig_id": which.gig_id,
         "create_time >= :create_time_from": which.create_time_from,
         "create_time < :create_time_until": which.create_time_until,
+        "held > 0 AND least(escrow_expire_time, release_due_time) < :deadline_until": (
+            which.deadline_until
+        ),
         "(create_time, payment_id) < (:before_time, :before_id)": which.before,
     }
     return "".join(f" AND {condition}" for condition, wanted in conditions.items() if wanted)

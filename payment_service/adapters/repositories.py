@@ -26,6 +26,7 @@ from payment_service.domain.events import chain_hash, event_body
 from payment_service.domain.experts import Expert
 from payment_service.domain.follow import Discrepancy, Movement
 from payment_service.domain.operations import RESEND_LIMIT, Operation, OperationState
+from payment_service.domain.plans import Reversible
 from payment_service.domain.ports import Answer, Cause, Claim, InboxEvent, Watch
 
 _CHANGED: Final = [name for name in PAYMENT_COLUMNS if name != "payment_id"]
@@ -198,14 +199,91 @@ class SqlTransaction(Statements):
 
     def add_movement(self, payment_id: str, movement: Movement) -> None:
         self._do(
-            "INSERT INTO movements (movement_id, payment_id, kind, minor_units, operation_id, time)"
-            " VALUES (:movement_id, :payment_id, :kind, :minor_units, :operation_id, now())",
+            "INSERT INTO movements (movement_id, payment_id, kind, minor_units, operation_id, "
+            "transfer_id, time) VALUES (:movement_id, :payment_id, :kind, :minor_units, "
+            ":operation_id, :transfer_id, now())",
             movement_id=movement.movement_id,
             payment_id=payment_id,
             kind=movement.kind,
             minor_units=movement.minor_units,
             operation_id=movement.operation_id,
+            transfer_id=movement.transfer_id,
         )
+
+    def reversible_transfers(self, payment_id: str) -> Sequence[Reversible]:
+        """What is left of each transfer, as far as our books know; the oldest first."""
+        found = self._all(
+            "SELECT sent.movement_id, sent.minor_units - coalesce(sum(back.minor_units), 0) AS "
+            "minor_units FROM movements AS sent LEFT JOIN movements AS back "
+            "ON back.transfer_id = sent.movement_id WHERE sent.payment_id = :id "
+            "AND sent.kind = 'transfer' GROUP BY sent.movement_id ORDER BY sent.time",
+            id=payment_id,
+        )
+        return [Reversible(row["movement_id"], int(row["minor_units"])) for row in found]
+
+    def expert_debt(self, expert_id: str, currency: str) -> int:
+        """What the expert owes and no capture under way keeps back yet, in minor units.
+
+        Locks the expert until the transaction ends, so that two captures do not keep back the same.
+        """
+        self._maybe("SELECT FROM experts WHERE expert_id = :id FOR UPDATE", id=expert_id)
+        row = self._one(
+            "SELECT (SELECT coalesce(sum(minor_units), 0) FROM postings "
+            "WHERE account = 'expert_debt:' || :id AND currency = :currency) "
+            "- (SELECT coalesce(sum(netting), 0) FROM payments "
+            "WHERE expert_id = :id AND currency = :currency AND netting > 0) AS debt",
+            id=expert_id,
+            currency=currency,
+        )
+        return int(row["debt"])
+
+    def payments_waiting_for_experts(self, limit: int) -> Sequence[tuple[str, str]]:
+        """Parked captures whose expert can be paid again, with their operations.
+
+        An account that changed since is tried at once, another after a minute: Stripe may have
+        refused although it calls the account well.
+        """
+        found = self._all(
+            "SELECT payment_id, payments.operation_id FROM payments JOIN experts USING (expert_id) "
+            "WHERE waiting_for = 'expert' AND transfers_active AND NOT deauthorized "
+            "AND (experts.update_time > payments.update_time "
+            "OR payments.update_time < now() - interval '1 minute') LIMIT :limit",
+            limit=limit,
+        )
+        return [(row["payment_id"], row["operation_id"]) for row in found]
+
+    def payments_at_deadline(self, margin: float, limit: int) -> Sequence[str]:
+        """Escrows whose deadline is to be acted upon; `deadlines.deadline_due` decides."""
+        found = self._all(
+            "SELECT payment_id FROM (SELECT *, greatest("
+            "CASE WHEN release_due_time <= now() THEN release_due_time END, "
+            "CASE WHEN escrow_expire_time - :margin <= now() "
+            "THEN escrow_expire_time - :margin END) AS due FROM payments "
+            "WHERE state = 'IN_ESCROW' AND operation_id = '') AS held "
+            "WHERE due IS NOT NULL AND (deadline_time IS NULL OR deadline_time < due "
+            "OR (deadline_time < now() - interval '1 hour' AND (on_deadline IN "
+            "('CAPTURE', 'REFUND') OR (on_deadline = 'PROMOTE' AND charged = 0)))) "
+            "ORDER BY due LIMIT :limit",
+            margin=timedelta(seconds=margin),
+            limit=limit,
+        )
+        return [row["payment_id"] for row in found]
+
+    def payments_near_deadline(self, ahead: float, limit: int) -> Sequence[str]:
+        """Escrows of whose deadline nobody was warned yet; `deadlines.deadline_near` decides."""
+        near = (
+            "({time} BETWEEN now() AND now() + :ahead "
+            "AND (warn_time IS NULL OR warn_time < {time} - :ahead))"
+        )
+        found = self._all(
+            "SELECT payment_id FROM payments WHERE held > 0 "
+            "AND state IN ('IN_ESCROW', 'CAPTURING') AND "
+            f"({near.format(time='release_due_time')} OR {near.format(time='escrow_expire_time')})"
+            " LIMIT :limit",
+            ahead=timedelta(seconds=ahead),
+            limit=limit,
+        )
+        return [row["payment_id"] for row in found]
 
     def report(self, discrepancy: Discrepancy) -> None:
         """Keep it once, however often it is seen; one that was gone is open again."""
@@ -472,7 +550,7 @@ class SqlTransaction(Statements):
             else "EXISTS (SELECT FROM experts WHERE stripe_account_id = scope AND NOT deauthorized "
             "AND (NOT transfers_active OR EXISTS (SELECT FROM payments WHERE "
             "payments.expert_id = experts.expert_id AND state IN ('PENDING', 'FAILED', "
-            "'IN_ESCROW', 'CAPTURING', 'CANCELING', 'REFUNDING')))) "
+            "'IN_ESCROW', 'CAPTURING', 'CANCELING', 'PROMOTING', 'REFUNDING')))) "
             "ORDER BY next_time LIMIT :limit"
         )
         found = self._all(

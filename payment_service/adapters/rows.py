@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from datetime import datetime
-from typing import Any
+from enum import StrEnum
+from typing import Any, Final
 
 from sqlalchemy import RowMapping
 
@@ -12,6 +14,8 @@ from payment_service.domain.escrow import (
     ChargeModel,
     EscrowMode,
     Failure,
+    ModeReason,
+    OnDeadline,
     Payment,
     State,
     WaitingFor,
@@ -21,18 +25,29 @@ from payment_service.domain.operations import Operation, OperationKind, Operatio
 from payment_service.domain.ports import Answer, Claim, InboxEvent
 
 PAYMENT_COLUMNS = (
-    "payment_id client_id expert_id gig_id description state escrow_mode charge_model "
-    "destination_account_id currency amount commission_basis_points commission expert_amount held "
-    "captured refunded net_commission client_owed processor_fee payment_intent_id charge_id "
-    "transfer_id operation_id waiting_for failure version create_time update_time escrow_time "
-    "capture_time escrow_expire_time payment_expire_time"
+    "payment_id client_id expert_id gig_id description state escrow_mode charge_model mode_reason "
+    "on_deadline destination_account_id currency amount commission_basis_points commission "
+    "expert_amount held charged captured refunded returned netting net_commission client_owed "
+    "processor_fee payment_intent_id charge_id transfer_id operation_id waiting_for failure "
+    "version create_time update_time escrow_time capture_time escrow_expire_time "
+    "release_due_time warn_time deadline_time payment_expire_time"
 ).split()
+
+
+_ENUMS: Final[Mapping[str, Callable[[str], StrEnum]]] = {
+    "state": State,
+    "escrow_mode": EscrowMode,
+    "charge_model": ChargeModel,
+    "mode_reason": ModeReason,
+    "on_deadline": OnDeadline,
+    "waiting_for": WaitingFor,
+}
 
 
 def payment_values(payment: Payment) -> dict[str, Any]:
     """A payment as parameters, by column."""
     values: dict[str, Any] = {name: getattr(payment, name) for name in PAYMENT_COLUMNS}
-    for name in ("state", "escrow_mode", "charge_model", "waiting_for"):
+    for name in _ENUMS:
         values[name] = values[name].value
     values["payment_intent_id"] = payment.payment_intent_id or None
     failure = payment.failure
@@ -51,10 +66,7 @@ def payment_of(row: RowMapping) -> Payment:
     values = {name: row[name] for name in PAYMENT_COLUMNS}
     failure = values["failure"]
     values.update(
-        state=State(values["state"]),
-        escrow_mode=EscrowMode(values["escrow_mode"]),
-        charge_model=ChargeModel(values["charge_model"]),
-        waiting_for=WaitingFor(values["waiting_for"]),
+        **{name: enum(values[name]) for name, enum in _ENUMS.items()},
         payment_intent_id=values["payment_intent_id"] or "",
         failure=failure
         and Failure(

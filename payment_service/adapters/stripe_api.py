@@ -27,18 +27,20 @@ from payment_service.adapters.stripe_views import (
     observation_of,
     refund_of,
     reversal_of,
+    transfer_of,
 )
 from payment_service.domain.envelope import OddEvent, envelope_of
 from payment_service.domain.errors import (
     Precondition,
 )
 from payment_service.domain.experts import Account
-from payment_service.domain.observation import Observation, Refund, Reversal
+from payment_service.domain.observation import Observation, Refund, Reversal, Transfer
 from payment_service.domain.ports import (
     BalanceEntry,
     InboxEvent,
     NewAccount,
     NewIntent,
+    NewTransfer,
     Outcome,
 )
 
@@ -55,7 +57,7 @@ EXPAND: Final = [
     "latest_charge.transfer.destination_payment.balance_transaction",
     "latest_charge.application_fee.balance_transaction",
 ]
-_READ_TRIES: Final = 3
+_TRANSFER_LINES: Final = ["balance_transaction", "destination_payment.balance_transaction"]
 #: Ten pages a round, well within Stripe's limit on reads.
 _EVENTS_AT_ONCE: Final = 1000
 _SEARCH_MARGIN: Final = timedelta(minutes=10)
@@ -102,16 +104,18 @@ class StripeApi:
         params: stripe.params.PaymentIntentCreateParams = {
             "amount": new.minor_units,
             "currency": new.currency.lower(),
-            "capture_method": "manual",
+            # Never Stripe's default, `automatic_async`: it shows no balance transaction at first.
+            "capture_method": "manual" if new.manual_capture else "automatic",
             # Without it Stripe chooses methods that are delayed or redirect. Until the API version
             # before this one the parameter was `payment_method_types`.
             "allowed_payment_method_types": ["card"],
             "payment_method_options": {"card": {"request_extended_authorization": "if_available"}},
-            "transfer_data": {"destination": new.destination_account_id},
             "transfer_group": new.metadata["payment_id"],
             "metadata": dict(new.metadata),
             "expand": EXPAND,
         }
+        if new.destination_account_id:
+            params["transfer_data"] = {"destination": new.destination_account_id}
         if new.application_fee:  # Stripe refuses a fee of zero.
             params["application_fee_amount"] = new.application_fee
         if new.description:
@@ -170,6 +174,24 @@ class StripeApi:
                 {"idempotency_key": key},
             ),
             refund_of,
+        )
+
+    async def transfer(self, key: str, new: NewTransfer) -> Outcome[Transfer]:
+        """From a charge on the platform to the expert, before or after its funds have settled."""
+        return await self._calls.mutation(
+            lambda: self._client.v1.transfers.create_async(
+                {
+                    "amount": new.minor_units,
+                    "currency": new.currency.lower(),
+                    "destination": new.destination_account_id,
+                    "source_transaction": new.charge_id,
+                    "transfer_group": new.metadata["payment_id"],
+                    "metadata": dict(new.metadata),
+                    "expand": _TRANSFER_LINES,
+                },
+                {"idempotency_key": key},
+            ),
+            transfer_of,
         )
 
     async def reverse_transfer(
@@ -372,21 +394,7 @@ class StripeApi:
         charge = intent.latest_charge
         transfer = None if isinstance(charge, str) or charge is None else charge.transfer
         fee = None if isinstance(charge, str) or charge is None else charge.application_fee
-        reversals: list[stripe.TransferReversal] = []
-        if isinstance(transfer, stripe.Transfer) and transfer.amount_reversed:
-            transfer_id = transfer.id
-            reversals = await self._calls.read_all(
-                lambda: self._client.v1.transfers.reversals.list_async(
-                    transfer_id,
-                    {
-                        "limit": 100,
-                        "expand": [
-                            "data.balance_transaction",
-                            "data.destination_payment_refund.balance_transaction",
-                        ],
-                    },
-                )
-            )
+        reversals = await self._reversals(transfer) if isinstance(transfer, stripe.Transfer) else ()
         fee_refunds: list[stripe.ApplicationFeeRefund] = []
         if isinstance(fee, stripe.ApplicationFee) and fee.amount_refunded:
             fee_id = fee.id
@@ -399,9 +407,51 @@ class StripeApi:
             intent,
             # Oldest first, as they happened: Stripe lists newest first.
             refunds=tuple(refund_of(refund) for refund in reversed(refunds)),
-            reversals=tuple(reversal_of(reversal) for reversal in reversed(reversals)),
+            reversals=reversals,
+            separate_transfers=()
+            if intent.transfer_data
+            else await self._separate_transfers(intent.transfer_group or ""),
             fee_refunds=tuple(fee_refund_of(refund) for refund in reversed(fee_refunds)),
         )
+
+    async def _separate_transfers(self, group: str) -> tuple[Transfer, ...]:
+        """Those of a charge on the platform, oldest first, by the label that all of them carry."""
+        if not group:
+            return ()
+        listed: list[stripe.Transfer] = await self._calls.read_all(
+            lambda: self._client.v1.transfers.list_async(
+                {
+                    "transfer_group": group,
+                    "limit": 100,
+                    "expand": [f"data.{name}" for name in _TRANSFER_LINES],
+                }
+            )
+        )
+        return tuple(
+            [
+                transfer_of(transfer, await self._reversals(transfer))
+                for transfer in reversed(listed)
+            ]
+        )
+
+    async def _reversals(self, transfer: stripe.Transfer) -> tuple[Reversal, ...]:
+        """Oldest first."""
+        if not transfer.amount_reversed:
+            return ()
+        transfer_id = transfer.id
+        listed: list[stripe.TransferReversal] = await self._calls.read_all(
+            lambda: self._client.v1.transfers.reversals.list_async(
+                transfer_id,
+                {
+                    "limit": 100,
+                    "expand": [
+                        "data.balance_transaction",
+                        "data.destination_payment_refund.balance_transaction",
+                    ],
+                },
+            )
+        )
+        return tuple(reversal_of(reversal) for reversal in reversed(listed))
 
 
 def _envelope(stripe_account_id: str, event: dict[str, Any]) -> InboxEvent | None:

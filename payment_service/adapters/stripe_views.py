@@ -37,6 +37,7 @@ def observation_of(
     refunds: tuple[Refund, ...] = (),
     reversals: tuple[Reversal, ...] = (),
     fee_refunds: tuple[FeeRefund, ...] = (),
+    separate_transfers: tuple[Transfer, ...] = (),
 ) -> Observation:
     charge = intent.latest_charge
     error = intent.last_payment_error
@@ -52,6 +53,7 @@ def observation_of(
         if charge is None or isinstance(charge, str)
         else charge_of(charge, reversals, fee_refunds),
         refunds=refunds,
+        separate_transfers=separate_transfers,
         metadata=metadata_of(intent.metadata),
         client_secret=intent.client_secret or "",
     )
@@ -109,11 +111,12 @@ def application_fee_of(
     return ApplicationFee(fee.id, amount, line_of(fee.balance_transaction), refunds)
 
 
-def transfer_of(transfer: stripe.Transfer, reversals: tuple[Reversal, ...]) -> Transfer:
+def transfer_of(transfer: stripe.Transfer, reversals: tuple[Reversal, ...] = ()) -> Transfer:
     return Transfer(
         transfer_id=transfer.id,
         minor_units=transfer.amount,
         currency=transfer.currency.upper(),
+        operation_id=metadata_of(transfer.metadata).get("operation_id", ""),
         line=line_of(transfer.balance_transaction),
         connected_line=_connected_line(transfer.destination_payment),
         reversals=reversals,

@@ -10,6 +10,7 @@ from typing import Final
 
 import structlog
 
+from payment_service.application.act_on_deadlines import act_on_deadlines, warn_of_deadlines
 from payment_service.application.apply_inbox import apply_waiting
 from payment_service.application.core import Core
 from payment_service.application.poll_events import ask_about_quiet_payments, poll_events
@@ -17,6 +18,7 @@ from payment_service.application.reconcile import reconcile_if_due
 from payment_service.application.sweep import (
     ask_about_lapsed_holds,
     expire_unpaid,
+    resume_waiting_captures,
     sweep_operations,
 )
 from payment_service.domain.errors import Refusal
@@ -39,6 +41,9 @@ async def run_background(core: Core) -> None:
         tasks.create_task(_loop(core, reconcile_if_due, _SELDOM_SECONDS))
         tasks.create_task(_loop(core, expire_unpaid, _SELDOM_SECONDS))
         tasks.create_task(_loop(core, ask_about_lapsed_holds, _SELDOM_SECONDS))
+        tasks.create_task(_loop(core, resume_waiting_captures, _POLL_SECONDS))
+        tasks.create_task(_loop(core, warn_of_deadlines, _SELDOM_SECONDS))
+        tasks.create_task(_loop(core, act_on_deadlines, _SELDOM_SECONDS))
 
 
 async def _loop(core: Core, work: Work, seconds: float, *, wakes: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""CapturePayment: end the escrow in the expert's favour."""
+"""CapturePayment: end the escrow in the expert's favour, whole or in parts."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from payment_service.application.core import Begun, Core, Keyed, refuse_for_good, resume
 from payment_service.application.keyed import Told, run_keyed
 from payment_service.application.settle import leased_operation
-from payment_service.domain import escrow, money
+from payment_service.domain import escrow, plans
 from payment_service.domain.errors import Precondition, invalid_field, payment_not_found
-from payment_service.domain.escrow import Payment
-from payment_service.domain.operations import OperationKind
+from payment_service.domain.escrow import Payment, Transition
+from payment_service.domain.operations import Operation, OperationKind
+from payment_service.domain.plans import CapturePlan
 from payment_service.domain.ports import Answers, Policy, Transaction
 
 
@@ -28,10 +29,16 @@ class CapturePayment(Keyed):
     part: Part | None
     final: bool
     notes: str
+    #: 0 means any.
+    expected_version: int = 0
 
 
 async def capture_payment(core: Core, command: CapturePayment) -> Told:
-    """Capture the card's authorization; Stripe pays the expert and keeps the commission for us."""
+    """Pay the expert out of escrow and keep the commission.
+
+    A destination charge is captured, and Stripe splits it. Of a separate one the card is charged
+    onto the platform (if it was only authorized), then the expert's part is transferred.
+    """
     return await run_keyed(core, begin_capture, command)
 
 
@@ -44,32 +51,76 @@ def begin_capture(
     payment = tx.lock_payment(command.payment_id)
     if payment is None:
         raise payment_not_found(command.payment_id)
-    asked = minor_units_of(command.part, payment)
+    plans.check_version(payment, command.expected_version)
     try:
-        part = escrow.check_capture(payment, asked, command.final)
+        plan = plan_capture(tx, payment, minor_units_of(command.part, payment), command.final)
     except Precondition as refusal:
         return refuse_for_good(tx, answers, claim, refusal)
-    split = money.split_capture(
-        payment.net, part, payment.commission_basis_points, payment.currency
+    operation, transition = start_capture(
+        tx, policy, payment, plan, command.notes, claim_id=claim.claim_id, final=command.final
     )
-    operation = leased_operation(
-        tx,
-        policy,
-        kind=OperationKind.CAPTURE,
-        payment_id=payment.payment_id,
-        minor_units=part,
-        claim_id=claim.claim_id,
-        params={
-            "payment_intent_id": payment.payment_intent_id,
-            "application_fee": split.commission,
-            "has_fee": payment.commission > 0,
-            "notes": command.notes,
-        },
-    )
-    transition = escrow.start_capture(payment, part, operation.operation_id, command.notes, tx.now)
     tx.record(transition, command.cause)
     tx.bind_claim(claim.claim_id, payment.payment_id, operation.operation_id)
     return Begun(claim, operation, transition.after.version)
+
+
+def plan_capture(tx: Transaction, payment: Payment, part: int | None, final: bool) -> CapturePlan:
+    """The plan, with what the expert owes kept back out of the expert's part."""
+    plans.plan_capture(payment, part, final)  # Whatever is refused is refused before locking more.
+    debt = tx.expert_debt(payment.expert_id, payment.currency)
+    return plans.plan_capture(payment, part, final, debt)
+
+
+def start_capture(
+    tx: Transaction,
+    policy: Policy,
+    payment: Payment,
+    plan: CapturePlan,
+    notes: str,
+    *,
+    claim_id: str = "",
+    final: bool = False,
+    by_deadline: bool = False,
+) -> tuple[Operation, Transition]:
+    """Record the first leg. What was charged before is transferred, everything else captured."""
+    share = plan.share
+    expert = tx.expert(payment.expert_id)
+    account_id = expert.account.stripe_account_id if expert else payment.destination_account_id
+    transfer: dict[str, object] = {
+        "currency": payment.currency,
+        "destination_account_id": account_id,
+        "charge_id": payment.charge_id,
+        "commission": share.commission,
+        "netted": share.netted,
+        "final": final,
+        "notes": notes,
+    }
+    kind, minor_units, params = OperationKind.TRANSFER, share.part, transfer
+    if not payment.charged:
+        kind, minor_units = OperationKind.CAPTURE, plan.charges
+        params = {"payment_intent_id": payment.payment_intent_id, "notes": notes}
+        if payment.is_separate:
+            params |= {"part": share.part, "transfer": transfer}
+        else:
+            fee = share.commission + share.netted
+            params |= {
+                "application_fee": fee,
+                "has_fee": payment.commission > 0 or fee > 0,
+                "netted": share.netted,
+            }
+    operation = leased_operation(
+        tx,
+        policy,
+        kind=kind,
+        payment_id=payment.payment_id,
+        minor_units=minor_units,
+        claim_id=claim_id,
+        params=params,
+    )
+    transition = escrow.start_capture(
+        payment, share, operation.operation_id, notes, tx.now, by_deadline=by_deadline
+    )
+    return operation, transition
 
 
 def minor_units_of(part: Part | None, payment: Payment) -> int | None:

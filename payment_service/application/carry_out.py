@@ -16,10 +16,12 @@ from typing import Final, assert_never
 from payment_service.application.core import Core
 from payment_service.application.keep_lease import keep_lease
 from payment_service.application.observe import apply, observe_payment
+from payment_service.application.refresh_expert import refresh_expert
 from payment_service.application.settle import (
     Applied,
     refuse_phase,
     unsettled_phase,
+    waits_for_expert,
 )
 from payment_service.domain.errors import (
     Busy,
@@ -30,13 +32,15 @@ from payment_service.domain.errors import (
     processor_unavailable,
 )
 from payment_service.domain.escrow import Payment
-from payment_service.domain.observation import Observation, Refund, Reversal
+from payment_service.domain.ledger import Share
+from payment_service.domain.observation import Observation, Refund, Reversal, Transfer
 from payment_service.domain.operations import Operation, OperationKind, OperationState
 from payment_service.domain.ports import (
     Cause,
     Done,
     Misconfigured,
     NewIntent,
+    NewTransfer,
     NotSent,
     Outcome,
     Reader,
@@ -52,6 +56,9 @@ _LINES_PAUSES: Final = (0.2, 0.5, 1.0)
 _BACK_OFF_FIRST: Final = 0.5
 #: Nothing may stay unknown for long once Stripe answers again.
 _BACK_OFF_MOST: Final = 5.0
+Made = Refund | Reversal | Transfer
+Answered = Outcome[Observation] | Outcome[Refund] | Outcome[Reversal] | Outcome[Transfer]
+
 #: Before a refund or a transfer is sent under a *new* key, Stripe is read twice, so far apart.
 _BETWEEN_TWO_READS: Final = 61.0
 
@@ -97,7 +104,7 @@ async def _carry_out_one(core: Core, operation: Operation, version: int, cause: 
 async def _conclude(
     core: Core,
     operation: Operation,
-    outcome: Outcome[Observation] | Outcome[Refund] | Outcome[Reversal],
+    outcome: Answered,
     version: int,
     cause: Cause,
 ) -> Applied:
@@ -107,8 +114,9 @@ async def _conclude(
             applied = await apply(core, operation.payment_id, seen, version, cause)
             return await _settled(core, operation, applied, cause)
         case Done(value):
-            refund = value if isinstance(value, Refund) else None
-            return await _look_or_postpone(core, operation, cause, refund=refund)
+            made = value if isinstance(value, Refund | Transfer | Reversal) else None
+            applied = await _look_or_postpone(core, operation, cause, made=made)
+            return await _settled(core, operation, applied, cause)
         case Refused():
             return await _refused(core, operation, outcome, cause)
         case NotSent():
@@ -144,6 +152,9 @@ async def _refused(core: Core, operation: Operation, refused: Refused, cause: Ca
     applied = await _look_or_postpone(core, operation, cause)
     applied = await _settled(core, operation, applied, cause)
     if not await _is_settled(core, operation):
+        if waits_for_expert(operation, refused) and applied.payment is not None:
+            # So that what we know of the account is what Stripe's refusal was about.
+            await refresh_expert(core, applied.payment.expert_id, cause)
         await core.database.transact(refuse_phase, core.answers, operation, refused, cause)
         if operation.params.get("owed"):
             core.alarms.operation_parked(operation, refused.code)
@@ -151,11 +162,15 @@ async def _refused(core: Core, operation: Operation, refused: Refused, cause: Ca
 
 
 async def _look_or_postpone(
-    core: Core, operation: Operation, cause: Cause, *, refund: Refund | None = None
+    core: Core,
+    operation: Operation,
+    cause: Cause,
+    *,
+    made: Made | None = None,
 ) -> Applied:
     """Look; where Stripe cannot be read, give the lease back at once, so that others may soon."""
     try:
-        return await _look(core, operation, cause, refund=refund)
+        return await _look(core, operation, cause, made=made)
     except Refusal as refusal:
         why, pause = refusal.reason.lower(), back_off(operation.tries)
         await give_back(core, operation, why, cause, pause, counts=False)
@@ -163,11 +178,15 @@ async def _look_or_postpone(
 
 
 async def _look(
-    core: Core, operation: Operation, cause: Cause, *, refund: Refund | None = None
+    core: Core,
+    operation: Operation,
+    cause: Cause,
+    *,
+    made: Made | None = None,
 ) -> Applied:
     """What Stripe has of it by now. An intent that has no id yet is searched only if need be."""
     if operation.kind is not OperationKind.CREATE_INTENT:
-        return await observe_payment(core, operation.payment_id, cause, refund=refund)
+        return await observe_payment(core, operation.payment_id, cause, made=made)
     payment = await core.database.read(_payment, operation.payment_id)
     applied = Applied(payment=payment)
     # Under its first key, while Stripe knows it, the same request finds the same intent by itself.
@@ -213,8 +232,8 @@ async def _may_send_again(core: Core, operation: Operation, cause: Cause) -> Non
 async def _unsettled(
     core: Core, operation: Operation, why: str, cause: Cause, *, replayed: bool = False
 ) -> None:
-    moves_money_back = operation.kind in (OperationKind.REFUND, OperationKind.REVERSE_TRANSFER)
-    two_reads = replayed and moves_money_back
+    lists = (OperationKind.REFUND, OperationKind.REVERSE_TRANSFER, OperationKind.TRANSFER)
+    two_reads = replayed and operation.kind in lists
     seconds = _BETWEEN_TWO_READS if two_reads else back_off(operation.tries)
     params = {**operation.params, "replayed": True} if replayed else None
     await give_back(core, operation, why, cause, seconds, params=params)
@@ -252,9 +271,7 @@ async def give_back(
         core.alarms.operation_parked(operation, why)
 
 
-async def _send(
-    core: Core, operation: Operation
-) -> Outcome[Observation] | Outcome[Refund] | Outcome[Reversal]:
+async def _send(core: Core, operation: Operation) -> Answered:
     """The one call to Stripe, under the operation's stored key."""
     stripe, key, text = core.stripe, operation.stripe_key, operation.text
     metadata = {"payment_id": operation.payment_id, "operation_id": operation.operation_id}
@@ -268,11 +285,12 @@ async def _send(
                     currency=text("currency"),
                     application_fee=operation.number("application_fee"),
                     destination_account_id=text("destination_account_id"),
+                    manual_capture=not operation.params.get("automatic_capture"),
                     description=text("description"),
                     metadata={**metadata, **{name: text(name) for name in people}},
                 ),
             )
-        case OperationKind.CAPTURE:
+        case OperationKind.CAPTURE | OperationKind.PROMOTE:
             return await stripe.capture(
                 key,
                 text("payment_intent_id"),
@@ -293,6 +311,20 @@ async def _send(
                     "destination_account_id": text("destination_account_id"),
                     "reason": text("reason"),
                 },
+            )
+        case OperationKind.TRANSFER:
+            share = Share(
+                operation.minor_units, operation.number("commission"), operation.number("netted")
+            )
+            return await stripe.transfer(
+                key,
+                NewTransfer(
+                    minor_units=share.sent,
+                    currency=text("currency"),
+                    destination_account_id=text("destination_account_id"),
+                    charge_id=text("charge_id"),
+                    metadata={**metadata, "notes": text("notes")},
+                ),
             )
         case OperationKind.REVERSE_TRANSFER:
             return await stripe.reverse_transfer(

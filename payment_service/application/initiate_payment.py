@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from payment_service.application.core import Begun, Core, Keyed, refuse_for_good, resume
 from payment_service.application.keyed import Told, run_keyed
@@ -11,10 +11,11 @@ from payment_service.application.refresh_expert import refresh_expert
 from payment_service.application.settle import leased_operation
 from payment_service.domain import escrow, money
 from payment_service.domain.errors import Precondition, expert_not_found
-from payment_service.domain.escrow import ChargeModel, EscrowMode, Payment
-from payment_service.domain.experts import ExpertStatus
+from payment_service.domain.escrow import EscrowMode, OnDeadline, Payment, Transition
+from payment_service.domain.experts import Expert, ExpertStatus
 from payment_service.domain.money import Money
 from payment_service.domain.operations import OperationKind
+from payment_service.domain.plans import HoldRules, choose_hold
 from payment_service.domain.ports import Answers, Policy, Transaction
 
 
@@ -25,7 +26,11 @@ class InitiatePayment(Keyed):
     gig_id: str
     amount: Money
     description: str
-    escrow_mode: EscrowMode = EscrowMode.CARD_HOLD
+    #: None lets the service choose.
+    escrow_mode: EscrowMode | None = None
+    on_deadline: OnDeadline = OnDeadline.ALERT
+    #: When the gig is to be done (UTC).
+    expected_completion_time: datetime | None = None
     #: Stripe was asked about the expert just now; what it said stands.
     expert_is_fresh: bool = False
 
@@ -56,22 +61,18 @@ def begin_initiation(
     claim = tx.claim(command.cause, command.key, command.fields)
     if not claim.fresh:
         return resume(tx, policy, claim)
-    expert = tx.expert(command.expert_id)
-    if expert is None:
-        raise expert_not_found(command.expert_id)
-    if expert.status is not ExpertStatus.READY and not command.expert_is_fresh:
-        raise ExpertMayBeReady
     try:
-        expert.check_ready()
-        transition = escrow.initiate(_payment(tx, policy, command, expert.commission_basis_points))
+        transition = plan_initiation(
+            tx,
+            policy,
+            command,
+            payment_id=tx.new_id("pay"),
+            expert_is_fresh=command.expert_is_fresh,
+        )
     except Precondition as refusal:
         return refuse_for_good(tx, answers, claim, refusal)
     operation_id = tx.new_id("op")
-    payment = replace(
-        transition.after,
-        operation_id=operation_id,
-        destination_account_id=expert.account.stripe_account_id,
-    )
+    payment = replace(transition.after, operation_id=operation_id)
     tx.record(replace(transition, after=payment), command.cause)
     operation = leased_operation(
         tx,
@@ -83,8 +84,10 @@ def begin_initiation(
         claim_id=claim.claim_id,
         params={
             "currency": payment.currency,
-            "application_fee": payment.commission,
-            "destination_account_id": payment.destination_account_id,
+            # A charge on the platform has no destination and no fee; less is transferred instead.
+            "application_fee": 0 if payment.is_separate else payment.commission,
+            "destination_account_id": "" if payment.is_separate else payment.destination_account_id,
+            "automatic_capture": payment.escrow_mode is EscrowMode.PLATFORM_HOLD,
             "description": payment.description,
             "client_id": payment.client_id,
             "expert_id": payment.expert_id,
@@ -95,21 +98,55 @@ def begin_initiation(
     return Begun(claim, operation, payment.version)
 
 
+def plan_initiation(
+    tx: Transaction,
+    policy: Policy,
+    command: InitiatePayment,
+    *,
+    payment_id: str,
+    expert_is_fresh: bool,
+) -> Transition:
+    """The new payment, not written yet. Raises what the call is to be refused with."""
+    expert = tx.expert(command.expert_id)
+    if expert is None:
+        raise expert_not_found(command.expert_id)
+    if expert.status is not ExpertStatus.READY and not expert_is_fresh:
+        raise ExpertMayBeReady
+    expert.check_ready()
+    return escrow.initiate(_payment(tx, policy, command, payment_id, expert))
+
+
 def _payment(
-    tx: Transaction, policy: Policy, command: InitiatePayment, basis_points: int
+    tx: Transaction, policy: Policy, command: InitiatePayment, payment_id: str, expert: Expert
 ) -> Payment:
     """The new payment with its quote, frozen from here on."""
     amount = command.amount
+    hold = choose_hold(
+        command.escrow_mode,
+        command.on_deadline,
+        command.expected_completion_time,
+        amount.currency,
+        HoldRules(
+            timedelta(seconds=policy.card_hold),
+            timedelta(seconds=policy.holding_limit),
+            policy.settlement_currencies,
+        ),
+        tx.now,
+    )
+    basis_points = expert.commission_basis_points
     quote = money.split_quote(amount.minor_units, basis_points, amount.currency)
     return Payment(
-        payment_id=tx.new_id("pay"),
+        payment_id=payment_id,
         client_id=command.client_id,
         expert_id=command.expert_id,
         gig_id=command.gig_id,
         description=command.description,
-        escrow_mode=command.escrow_mode,
-        charge_model=ChargeModel.DESTINATION,
-        destination_account_id="",
+        escrow_mode=hold.mode,
+        charge_model=hold.model,
+        mode_reason=hold.reason,
+        on_deadline=command.on_deadline,
+        release_due_time=command.expected_completion_time,
+        destination_account_id=expert.account.stripe_account_id,
         currency=amount.currency,
         amount=amount.minor_units,
         commission_basis_points=basis_points,

@@ -9,20 +9,24 @@ from payment_service.application.core import Core
 from payment_service.application.settle import Applied, apply_observation_phase, tell
 from payment_service.domain.errors import Busy, Unavailable, payment_not_found
 from payment_service.domain.escrow import Payment
-from payment_service.domain.observation import Observation, Refund
+from payment_service.domain.observation import Observation, Refund, Reversal, Transfer
 from payment_service.domain.ports import Cause, Reader
 
 _TRIES: Final = 6
 
 
 async def observe_payment(
-    core: Core, payment_id: str, cause: Cause, *, refund: Refund | None = None
+    core: Core,
+    payment_id: str,
+    cause: Cause,
+    *,
+    made: Refund | Transfer | Reversal | None = None,
 ) -> Applied:
     """Read the intent and everything on it, now, and apply it.
 
     The payment's version is read *before* Stripe is asked. If it has moved on when the answer is
-    written down, the answer may be older than the books, and Stripe is asked again. ``refund`` is
-    one that Stripe has just answered, in case its list lags behind.
+    written down, the answer may be older than the books, and Stripe is asked again. ``made`` is
+    what Stripe has just answered, in case its list lags behind.
     """
     for _ in range(_TRIES):
         payment = await core.database.read(_payment, payment_id)
@@ -38,8 +42,7 @@ async def observe_payment(
                 "Stripe does not know this payment's intent; an operator is told",
                 {"payment_id": payment_id, "stripe_code": "resource_missing"},
             )
-        if refund is not None:
-            seen = seen.with_refund(refund)
+        seen = seen.with_answer(made)
         applied = await apply(core, payment_id, seen, payment.version, cause)
         if not applied.stale:
             return applied

@@ -35,7 +35,8 @@ def unpark(tx: Transaction, operation_id: str, payment_id: str, cause: Cause) ->
     tx.unpark_operation(operation_id)
     if payment is not None and payment.waiting_for is not WaitingFor.PROCESSOR:
         tx.record(
-            escrow.waiting(payment, WaitingFor.PROCESSOR, "resumed by an operator", tx.now), cause
+            escrow.waiting(payment, WaitingFor.PROCESSOR, f"resumed by {cause.caller}", tx.now),
+            cause,
         )
     resumed = tx.operation(operation_id)
     assert resumed is not None

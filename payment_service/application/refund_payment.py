@@ -8,9 +8,11 @@ from payment_service.application.capture_payment import Part, minor_units_of
 from payment_service.application.core import Begun, Core, Keyed, refuse_for_good, resume
 from payment_service.application.keyed import Told, run_keyed
 from payment_service.application.settle import leased_operation
-from payment_service.domain import escrow
+from payment_service.domain import escrow, plans
 from payment_service.domain.errors import Precondition, payment_not_found
-from payment_service.domain.operations import OperationKind
+from payment_service.domain.escrow import Payment, Transition
+from payment_service.domain.operations import Operation, OperationKind, OperationState
+from payment_service.domain.plans import RefundPlan
 from payment_service.domain.ports import Answers, Policy, Transaction
 
 
@@ -19,10 +21,16 @@ class RefundPayment(Keyed):
     payment_id: str
     part: Part | None
     reason: str
+    #: 0 means any.
+    expected_version: int = 0
 
 
 async def refund_payment(core: Core, command: RefundPayment) -> Told:
-    """Before capture, cancel the intent. After it, refund the client, then reverse the transfer."""
+    """Before the card is charged, cancel the intent. After it, refund out of escrow first.
+
+    What was paid out already comes back from the platform, and then from the expert by the
+    reversal of transfers.
+    """
     return await run_keyed(core, begin_refund, command)
 
 
@@ -35,29 +43,70 @@ def begin_refund(
     payment = tx.lock_payment(command.payment_id)
     if payment is None:
         raise payment_not_found(command.payment_id)
-    asked = minor_units_of(command.part, payment)
+    plans.check_version(payment, command.expected_version)
     try:
-        plan = escrow.check_refund(payment, asked)
+        plan, given_up = plan_refund(tx, payment, command)
     except Precondition as refusal:
         return refuse_for_good(tx, answers, claim, refusal)
+    if given_up is not None:
+        tx.settle_operation(payment.operation_id, OperationState.REFUSED, "given up")
+        tx.record(given_up, command.cause)
+        payment = given_up.after
+    operation, transition = start_refund(
+        tx, policy, payment, plan, command.reason, claim_id=claim.claim_id
+    )
+    tx.record(transition, command.cause)
+    tx.bind_claim(claim.claim_id, payment.payment_id, operation.operation_id)
+    return Begun(claim, operation, transition.after.version)
+
+
+def plan_refund(
+    tx: Transaction, payment: Payment, command: RefundPayment
+) -> tuple[RefundPlan, Transition | None]:
+    """The plan; and, if a capture waits for the expert's account, the giving up of that.
+
+    Stripe refused that capture for good, and it is sent again only after it was resumed under the
+    payment's lock, which we hold: so it can be given up.
+    """
+    given_up = None
+    if plans.waits_for_expert(payment):
+        given_up = escrow.capture_given_up(payment, command.reason, tx.now)
+        payment = given_up.after
+    return plans.plan_refund(payment, minor_units_of(command.part, payment)), given_up
+
+
+def start_refund(
+    tx: Transaction,
+    policy: Policy,
+    payment: Payment,
+    plan: RefundPlan,
+    reason: str,
+    *,
+    claim_id: str = "",
+    by_deadline: bool = False,
+) -> tuple[Operation, Transition]:
+    """Record the first leg: the cancellation, or the client's refund."""
     operation = leased_operation(
         tx,
         policy,
         kind=OperationKind.CANCEL if plan.cancels else OperationKind.REFUND,
         payment_id=payment.payment_id,
         minor_units=plan.minor_units,
-        claim_id=claim.claim_id,
+        claim_id=claim_id,
         params={
             "payment_intent_id": payment.payment_intent_id,
             "destination_account_id": payment.destination_account_id,
-            "reason": command.reason,
+            "reason": reason,
+            **({"because": "deadline"} if by_deadline else {}),
         },
     )
     operation_id, now = operation.operation_id, tx.now
     if plan.cancels:
-        transition = escrow.start_cancel(payment, operation_id, command.reason, now)
+        transition = escrow.start_cancel(
+            payment, operation_id, reason, now, by_deadline=by_deadline
+        )
     else:
-        transition = escrow.start_refund(payment, plan, operation_id, command.reason, now)
-    tx.record(transition, command.cause)
-    tx.bind_claim(claim.claim_id, payment.payment_id, operation.operation_id)
-    return Begun(claim, operation, transition.after.version)
+        transition = escrow.start_refund(
+            payment, plan.split, operation_id, reason, now, by_deadline=by_deadline
+        )
+    return operation, transition

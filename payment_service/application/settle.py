@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from typing import Final
 
 from payment_service.application.core import Core
 from payment_service.domain import escrow
@@ -65,6 +66,7 @@ def apply_observation_phase(
         operation=operation,
         known=tx.known_movements(payment_id),
         next_operation_id=tx.new_id("op"),
+        holding=timedelta(seconds=policy.holding_limit),
         now=tx.now,
     )
     for transition in followed.transitions:
@@ -114,6 +116,23 @@ def apply_observation_phase(
     )
 
 
+#: What Stripe says when the expert's account is at fault, and may be well again later.
+_EXPERT_CODES: Final = frozenset(
+    {
+        "insufficient_capabilities_for_transfer",
+        "account_invalid",
+        "transfers_not_allowed",
+        "account_closed",
+    }
+)
+
+
+def waits_for_expert(operation: Operation, refused: Refused) -> bool:
+    """A refusal that only concerns the expert's account: the capture waits until that is well."""
+    pays = operation.kind in (OperationKind.CAPTURE, OperationKind.TRANSFER)
+    return pays and refused.code in _EXPERT_CODES
+
+
 def refuse_phase(
     tx: Transaction, answers: Answers, operation: Operation, refused: Refused, cause: Cause
 ) -> None:
@@ -129,6 +148,14 @@ def refuse_phase(
         tx.record(
             escrow.waiting(payment, WaitingFor.OPERATOR, f"refused: {refused.code}", tx.now), cause
         )
+        return
+    if waits_for_expert(current, refused):
+        # The caller is told that it is on its way; a new key, since this one would repeat the no.
+        tx.postpone_operation(current, OperationState.PARKED, refused.code, None, next_attempt=True)
+        transition = escrow.waiting(payment, WaitingFor.EXPERT, f"refused: {refused.code}", tx.now)
+        tx.record(transition, cause)
+        if current.claim_id:
+            _answer(tx, answers, current.claim_id, transition.after)
         return
     transition = _refused_transition(payment, current, refused, tx.now)
     tx.record(transition, cause)
@@ -225,16 +252,24 @@ def _refused_transition(
     match operation.kind:
         case OperationKind.CREATE_INTENT:
             return escrow.creation_refused(payment, failure)
-        case OperationKind.CAPTURE:
+        case OperationKind.CAPTURE | OperationKind.TRANSFER:
             return escrow.capture_refused(payment, failure)
+        case OperationKind.PROMOTE:
+            return escrow.promotion_refused(payment, failure)
         case OperationKind.CANCEL:
             return escrow.cancel_refused(payment, failure)
         case OperationKind.REFUND:
             return escrow.refund_refused(payment, failure)
         case OperationKind.REVERSE_TRANSFER:
-            return escrow.expert_owes(payment, operation.minor_units, failure)
+            return escrow.expert_owes(payment, owed_after(operation), failure.code, now)
         case OperationKind.CREATE_ACCOUNT:
             raise AssertionError("an account is no payment")
+
+
+def owed_after(operation: Operation) -> int:
+    """What the expert owes if Stripe refuses this reversal: the later ones are not tried either."""
+    later = sum(int(str(leg["minor_units"])) for leg in operation.items("legs"))
+    return operation.minor_units + later + operation.number("owed_then")
 
 
 def _refusal_of(payment: Payment, refused: Refused) -> Refusal:
@@ -242,7 +277,7 @@ def _refusal_of(payment: Payment, refused: Refused) -> Refusal:
     facts = {"payment_id": payment.payment_id, "stripe_code": refused.code}
     if refused.code in ("amount_too_small", "amount_too_large"):
         return invalid_field("amount.minor_units", f"is refused by Stripe: {refused.code}")
-    if refused.code in ("insufficient_capabilities_for_transfer", "account_invalid"):
+    if refused.code in _EXPERT_CODES:
         return Precondition(
             "EXPERT_NOT_READY",
             "Stripe says that the expert's account cannot receive transfers",

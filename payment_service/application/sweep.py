@@ -12,6 +12,7 @@ from payment_service.application.carry_out import carry_out
 from payment_service.application.core import Core
 from payment_service.application.create_expert_account import carry_out_account
 from payment_service.application.observe import observe_payment
+from payment_service.application.operate import unpark
 from payment_service.application.settle import leased_operation
 from payment_service.domain import escrow
 from payment_service.domain.errors import Refusal
@@ -49,6 +50,21 @@ async def _take_up(core: Core, operation: Operation) -> None:
         log.info("operation_unsettled", operation=operation.operation_id, reason=refusal.reason)
     except Exception as error:  # noqa: BLE001 - the lease runs out and the next sweep tries again
         log.error("operation_failed", operation=operation.operation_id, error=type(error).__name__)
+
+
+async def resume_waiting_captures(core: Core) -> int:
+    """Send captures on whose expert can be paid again; how many there were."""
+    waiting = await core.database.transact(find_waiting)
+    for payment_id, operation_id in waiting:
+        try:
+            await core.database.transact(unpark, operation_id, payment_id, SWEEP)
+        except Refusal as refusal:  # Given up, or resumed by another replica.
+            log.info("capture_not_resumed", payment=payment_id, reason=refusal.reason)
+    return 0
+
+
+def find_waiting(tx: Transaction) -> list[tuple[str, str]]:
+    return list(tx.payments_waiting_for_experts(_BATCH))
 
 
 async def expire_unpaid(core: Core) -> int:

@@ -14,13 +14,14 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, Final
 
-from payment_service.domain import money
-from payment_service.domain.errors import Precondition, invalid_field, operation_in_progress
+from payment_service.domain.errors import Precondition
 from payment_service.domain.ledger import (
     Book,
     CaptureLines,
     Posting,
+    RefundSplit,
     Settled,
+    Share,
     expert_debt,
     imbalance,
 )
@@ -32,8 +33,9 @@ class State(StrEnum):
 
     PENDING = "PENDING"  # Left by the client's confirmation, or by the payment window.
     FAILED = "FAILED"  # Left by the client's next attempt, or by the payment window.
-    IN_ESCROW = "IN_ESCROW"  # Left by CapturePayment, RefundPayment, or the card's expiry.
-    CAPTURING = "CAPTURING"  # Left by Stripe's answer, a webhook, or the sweep.
+    IN_ESCROW = "IN_ESCROW"  # Left by CapturePayment, RefundPayment, or a deadline.
+    CAPTURING = "CAPTURING"  # Left by Stripe's answer, a webhook, the sweep, or the expert.
+    PROMOTING = "PROMOTING"  # Left by Stripe's answer, a webhook, or the sweep.
     CANCELING = "CANCELING"  # Left by Stripe's answer, a webhook, or the sweep.
     REFUNDING = "REFUNDING"  # Left by Stripe's answer, a webhook, the sweep, or an operator.
     CAPTURED = "CAPTURED"  # Left by RefundPayment alone.
@@ -55,6 +57,14 @@ class Kind(StrEnum):
     CAPTURE_REFUSED = "payment.capture_refused"
     CAPTURED = "payment.captured"
     CAPTURED_ELSEWHERE = "payment.captured_elsewhere"
+    CAPTURE_GIVEN_UP = "payment.capture_given_up"
+    CHARGED = "payment.charged"
+    CHARGED_ELSEWHERE = "payment.charged_elsewhere"
+    PROMOTE_STARTED = "payment.promote_started"
+    PROMOTE_REFUSED = "payment.promote_refused"
+    TRANSFERRED_ELSEWHERE = "payment.transferred_elsewhere"
+    DEADLINE_NEAR = "payment.deadline_near"
+    DEADLINE_PASSED = "payment.deadline_passed"
     CANCEL_STARTED = "payment.cancel_started"
     CANCEL_REFUSED = "payment.cancel_refused"
     CANCELED = "payment.canceled"
@@ -75,64 +85,110 @@ class Kind(StrEnum):
 
 _S = State
 _UNPAID: Final = frozenset({_S.PENDING, _S.FAILED})
-_UNCAPTURED: Final = _UNPAID | {_S.IN_ESCROW, _S.CAPTURING, _S.CANCELING}
-_PAID_OUT: Final = frozenset({_S.CAPTURED, _S.REFUNDING, _S.REFUNDED})
-_BUSY: Final = frozenset({_S.CAPTURING, _S.CANCELING, _S.REFUNDING})
+_UNCAPTURED: Final = _UNPAID | {_S.IN_ESCROW, _S.CAPTURING, _S.CANCELING, _S.PROMOTING}
+_ENDED_UNPAID: Final = frozenset({_S.CANCELED, _S.EXPIRED})
+#: Where the card may have been charged already.
+_CHARGED: Final = frozenset({_S.IN_ESCROW, _S.CAPTURING, _S.CAPTURED, _S.REFUNDING, _S.REFUNDED})
+BUSY: Final = frozenset({_S.CAPTURING, _S.CANCELING, _S.REFUNDING, _S.PROMOTING})
+#: Where a payment may rest once its card was charged: by what is held and by what was paid out.
+_RESTING: Final = frozenset({_S.IN_ESCROW, _S.CAPTURED, _S.REFUNDED})
 
 
 def _edges(sources: frozenset[State] | set[State], *targets: State) -> dict[State, set[State]]:
     return {source: set(targets) for source in sources}
 
 
+def _stay(states: frozenset[State] | set[State]) -> dict[State, set[State]]:
+    return {state: {state} for state in states}
+
+
 #: kind → state before → states after. What is not here does not happen.
 TRANSITIONS: Final[Mapping[Kind, Mapping[State, set[State]]]] = {
-    Kind.INTENT_CREATED: _edges({_S.PENDING}, _S.PENDING),
+    Kind.INTENT_CREATED: _stay({_S.PENDING}),
     Kind.CREATION_REFUSED: _edges({_S.PENDING}, _S.CANCELED),
     Kind.ATTEMPT_FAILED: _edges(_UNPAID, _S.FAILED),
     Kind.ATTEMPT_RESTARTED: _edges({_S.FAILED}, _S.PENDING),
-    # From CANCELING too: the client may confirm in the moment in which we cancel.
+    # From CANCELING too: as below.
     Kind.AUTHORIZED: _edges(_UNPAID | {_S.CANCELING}, _S.IN_ESCROW),
+    # Onto the platform (SEPARATE): by the client's confirmation, as a capture's first leg, or by
+    # a promotion.
+    Kind.CHARGED: {
+        # From CANCELING too: the client may confirm in the moment in which we cancel.
+        **_edges(_UNPAID | {_S.PROMOTING, _S.CANCELING}, _S.IN_ESCROW),
+        _S.CAPTURING: {_S.CAPTURING, _S.IN_ESCROW},
+    },
+    Kind.CHARGED_ELSEWHERE: _edges(
+        _UNPAID | {_S.IN_ESCROW, _S.CANCELING} | _ENDED_UNPAID, _S.IN_ESCROW
+    ),
+    Kind.PROMOTE_STARTED: _edges({_S.IN_ESCROW}, _S.PROMOTING),
+    Kind.PROMOTE_REFUSED: _edges({_S.PROMOTING}, _S.IN_ESCROW),
     Kind.CAPTURE_STARTED: _edges({_S.IN_ESCROW}, _S.CAPTURING),
     Kind.CAPTURE_REFUSED: _edges({_S.CAPTURING}, _S.IN_ESCROW),
-    Kind.CAPTURED: _edges({_S.CAPTURING}, _S.CAPTURED),
-    Kind.CAPTURED_ELSEWHERE: _edges(
-        (_UNCAPTURED | {_S.CANCELED, _S.EXPIRED}) - {_S.CAPTURING}, _S.CAPTURED
-    ),
+    Kind.CAPTURE_GIVEN_UP: _edges({_S.CAPTURING}, _S.IN_ESCROW),
+    # IN_ESCROW after a part of what the platform holds; REFUNDING where the rest goes back.
+    Kind.CAPTURED: _edges({_S.CAPTURING}, _S.CAPTURED, _S.IN_ESCROW, _S.REFUNDING),
+    Kind.CAPTURED_ELSEWHERE: _edges((_UNCAPTURED | _ENDED_UNPAID) - {_S.CAPTURING}, _S.CAPTURED),
     Kind.CANCEL_STARTED: _edges(_UNPAID | {_S.IN_ESCROW}, _S.CANCELING),
     Kind.CANCEL_REFUSED: _edges({_S.CANCELING}, _S.PENDING, _S.IN_ESCROW),
     Kind.CANCELED: _edges(_UNCAPTURED, _S.CANCELED),
     Kind.EXPIRED: _edges(_UNCAPTURED, _S.EXPIRED),
-    Kind.REFUND_STARTED: _edges({_S.CAPTURED}, _S.REFUNDING),
+    Kind.REFUND_STARTED: _edges({_S.CAPTURED, _S.IN_ESCROW}, _S.REFUNDING),
     # REFUNDED if meanwhile everything was given back at Stripe's dashboard.
-    Kind.REFUND_REFUSED: _edges({_S.REFUNDING}, _S.CAPTURED, _S.REFUNDED),
-    Kind.CLIENT_REFUNDED: _edges({_S.REFUNDING}, _S.REFUNDING, _S.CAPTURED, _S.REFUNDED),
-    Kind.EXPERT_REVERSED: _edges({_S.REFUNDING}, _S.CAPTURED, _S.REFUNDED),
-    Kind.EXPERT_OWES: _edges({_S.REFUNDING}, _S.CAPTURED, _S.REFUNDED),
+    Kind.REFUND_REFUSED: _edges({_S.REFUNDING}, *_RESTING),
+    Kind.CLIENT_REFUNDED: _edges({_S.REFUNDING}, _S.REFUNDING, *_RESTING),
+    # One leg a transfer; REFUNDING while there are more of them.
+    Kind.EXPERT_REVERSED: _edges({_S.REFUNDING}, _S.REFUNDING, *_RESTING),
+    Kind.EXPERT_OWES: _edges({_S.REFUNDING}, *_RESTING),
     Kind.REFUNDED_ELSEWHERE: {
-        _S.CAPTURED: {_S.CAPTURED, _S.REFUNDED},
-        _S.REFUNDING: {_S.REFUNDING},
+        **_edges({_S.CAPTURED, _S.IN_ESCROW}, *_RESTING),
+        **_stay({_S.REFUNDING, _S.CAPTURING}),
     },
-    Kind.REVERSED_ELSEWHERE: {state: {state} for state in _PAID_OUT},
-    Kind.FEE_REFUNDED_ELSEWHERE: {state: {state} for state in _PAID_OUT},
-    Kind.REFUND_FAILED: _edges(_PAID_OUT, _S.REFUNDING),
-    Kind.REFUND_RESENT: _edges({_S.REFUNDING}, _S.CAPTURED, _S.REFUNDED),
-    Kind.PROCESSOR_FEE: {state: {state} for state in _PAID_OUT},
-    Kind.WAITING: {state: {state} for state in _BUSY | {_S.PENDING}},
+    Kind.TRANSFERRED_ELSEWHERE: _stay(_CHARGED),
+    Kind.REVERSED_ELSEWHERE: _stay(_CHARGED),
+    Kind.FEE_REFUNDED_ELSEWHERE: _stay(_CHARGED),
+    Kind.REFUND_FAILED: _edges({*_RESTING, _S.REFUNDING}, _S.REFUNDING),
+    Kind.REFUND_RESENT: _edges({_S.REFUNDING}, *_RESTING),
+    Kind.PROCESSOR_FEE: _stay(_CHARGED),
+    Kind.WAITING: _stay(BUSY | {_S.PENDING}),
+    Kind.DEADLINE_NEAR: _stay({_S.IN_ESCROW, _S.CAPTURING}),
+    Kind.DEADLINE_PASSED: _stay({_S.IN_ESCROW}),
 }
 
 
 class EscrowMode(StrEnum):
     CARD_HOLD = "CARD_HOLD"  # The card is authorized, and charged on capture.
+    PLATFORM_HOLD = "PLATFORM_HOLD"  # The card is charged; the platform's balance holds the money.
 
 
 class ChargeModel(StrEnum):
     DESTINATION = "DESTINATION"  # Stripe splits the charge when it is captured.
+    SEPARATE = "SEPARATE"  # Charged onto the platform; each part is transferred from there.
+
+
+class OnDeadline(StrEnum):
+    """What is done when the escrow's time runs out."""
+
+    ALERT = "ALERT"  # An event, and nothing else; a card hold then lapses.
+    CAPTURE = "CAPTURE"  # The expert is paid.
+    REFUND = "REFUND"  # The client gets the money back.
+    PROMOTE = "PROMOTE"  # A card hold is charged onto the platform, and stays in escrow.
+
+
+class ModeReason(StrEnum):
+    """Why the money is held as it is."""
+
+    REQUESTED = "REQUESTED"  # The caller named the mode.
+    DEFAULT = "DEFAULT"  # Neither a mode nor a date was named.
+    FITS_CARD_HOLD = "FITS_CARD_HOLD"  # The gig is done before an authorization lapses.
+    OUTLASTS_CARD_HOLD = "OUTLASTS_CARD_HOLD"  # It is not, so the card is charged at once.
+    PROMOTION = "PROMOTION"  # on_deadline=PROMOTE: authorized now, charged before it lapses.
 
 
 class WaitingFor(StrEnum):
     NOTHING = ""
     PROCESSOR = "processor"  # Stripe's answer is not known yet; the sweep asks.
     OPERATOR = "operator"  # The operation is parked.
+    EXPERT = "expert"  # The expert's account cannot be paid now; goes on when it can.
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +213,9 @@ class Payment:
     state: State = State.PENDING
     escrow_mode: EscrowMode = EscrowMode.CARD_HOLD
     charge_model: ChargeModel = ChargeModel.DESTINATION
-    #: The expert's connected account, fixed at initiation.
+    mode_reason: ModeReason = ModeReason.DEFAULT
+    on_deadline: OnDeadline = OnDeadline.ALERT
+    #: The expert's connected account at initiation; a DESTINATION charge can have no other.
     destination_account_id: str
     currency: str
     amount: int
@@ -166,8 +224,15 @@ class Payment:
     commission: int
     expert_amount: int
     held: int = 0
+    #: What the card was charged: ``held + captured + returned``, or 0 while it is not.
+    charged: int = 0
+    #: What went to the expert and the commission, and what of that came back to the client.
     captured: int = 0
     refunded: int = 0
+    #: Given back to the client out of escrow, after the card was charged.
+    returned: int = 0
+    #: What the capture under way keeps back of the expert's debt.
+    netting: int = 0
     #: The platform's part of ``captured - refunded``.
     net_commission: int = 0
     #: A refund bounced: Stripe gave this back to us, and we owe it to the client.
@@ -186,7 +251,13 @@ class Payment:
     update_time: datetime
     escrow_time: datetime | None = None
     capture_time: datetime | None = None
+    #: When the hold ends by itself: the card's ``capture_before``, or the holding limit.
     escrow_expire_time: datetime | None = None
+    #: When the gig is to be done, as the caller said.
+    release_due_time: datetime | None = None
+    #: When it was warned that a deadline is near, and when a deadline was last acted upon.
+    warn_time: datetime | None = None
+    deadline_time: datetime | None = None
     payment_expire_time: datetime
 
     @property
@@ -196,6 +267,17 @@ class Payment:
     @property
     def net_expert(self) -> int:
         return self.net - self.net_commission
+
+    @property
+    def is_separate(self) -> bool:
+        return self.charge_model is ChargeModel.SEPARATE
+
+    @property
+    def resting_state(self) -> State:
+        """Where it stands when nothing is under way, once its card was charged."""
+        if self.held:
+            return State.IN_ESCROW
+        return State.CAPTURED if self.net > 0 else State.REFUNDED
 
     @property
     def book(self) -> Book:
@@ -247,7 +329,13 @@ def _move(
 _NOTHING_UNDER_WAY: Final[Mapping[str, Any]] = {
     "operation_id": "",
     "waiting_for": WaitingFor.NOTHING,
+    "netting": 0,
 }
+
+
+def _goes_on(next_operation_id: str | None) -> dict[str, Any]:
+    """Nothing under way any more, or another operation in place of the one that is over."""
+    return {**_NOTHING_UNDER_WAY, "operation_id": next_operation_id or ""}
 
 
 # ---- initiation ----
@@ -324,44 +412,96 @@ def authorized(
     )
 
 
+# ---- charged onto the platform (SEPARATE) ----
+
+
+def charged(
+    payment: Payment,
+    part: int,
+    settled: Settled,
+    *,
+    charge_id: str,
+    expire_time: datetime,
+    elsewhere: bool,
+    next_operation_id: str | None,
+    now: datetime,
+) -> Transition:
+    """The card was charged onto the platform: the money stays in escrow, held by us now.
+
+    By the client's confirmation, by a promotion, as the first leg of a capture (which goes on with
+    ``next_operation_id``), or ``elsewhere``: by a hand at Stripe's dashboard.
+    """
+    book = payment.book
+    goes_on = _goes_on(next_operation_id)
+    if next_operation_id is not None:
+        goes_on["netting"] = payment.netting
+    return _move(
+        payment,
+        Kind.CHARGED_ELSEWHERE if elsewhere else Kind.CHARGED,
+        State.IN_ESCROW if next_operation_id is None else State.CAPTURING,
+        now,
+        facts={
+            "amount": part,
+            "released": max(payment.held - part, 0),
+            "charge_id": charge_id,
+        },
+        postings=[*book.hold_released(payment.held), *book.charged(part, settled)],
+        held=part,
+        charged=part,
+        escrow_mode=EscrowMode.PLATFORM_HOLD,
+        charge_id=charge_id,
+        escrow_time=payment.escrow_time or now,
+        escrow_expire_time=expire_time,
+        warn_time=None,
+        failure=None,
+        **goes_on,
+    )
+
+
+def start_promotion(payment: Payment, operation_id: str, now: datetime) -> Transition:
+    """The authorization is about to lapse: charge it onto the platform."""
+    return _move(
+        payment,
+        Kind.PROMOTE_STARTED,
+        State.PROMOTING,
+        now,
+        facts={"amount": payment.held, "operation_id": operation_id},
+        operation_id=operation_id,
+        deadline_time=now,
+        failure=None,
+    )
+
+
+def promotion_refused(payment: Payment, failure: Failure) -> Transition:
+    return _settled_back(payment, Kind.PROMOTE_REFUSED, State.IN_ESCROW, failure)
+
+
 # ---- capture ----
 
 
-def check_capture(payment: Payment, part: int | None, final: bool) -> int:
-    """How much a capture takes. Raises :class:`Refusal` if it may not."""
-    _refuse_unless(payment, State.IN_ESCROW)
-    if part is None:
-        return payment.held
-    _check_part(payment, part, payment.held)
-    if part < payment.held and not final:
-        raise Precondition(
-            "WOULD_RELEASE_REMAINDER",
-            "a card hold is captured once and Stripe releases the rest to the client; "
-            "say so with final=true, or capture the whole",
-            {"payment_id": payment.payment_id, "held": payment.held, "requested": part},
-        )
-    commission = money.split_capture(
-        payment.net, part, payment.commission_basis_points, payment.currency
-    ).commission
-    if commission >= part:
-        raise Precondition(
-            "COMMISSION_TOO_LARGE",
-            "the commission would be the whole part; the expert must be left something",
-            {"amount": part, "commission": commission},
-        )
-    return part
-
-
 def start_capture(
-    payment: Payment, part: int, operation_id: str, notes: str, now: datetime
+    payment: Payment,
+    share: Share,
+    operation_id: str,
+    notes: str,
+    now: datetime,
+    *,
+    by_deadline: bool = False,
 ) -> Transition:
     return _move(
         payment,
         Kind.CAPTURE_STARTED,
         State.CAPTURING,
         now,
-        facts={"amount": part, "notes": notes, "operation_id": operation_id},
+        facts={
+            "amount": share.part,
+            "netted": share.netted,
+            "notes": notes,
+            "operation_id": operation_id,
+        },
         operation_id=operation_id,
+        netting=share.netted,
+        deadline_time=now if by_deadline else payment.deadline_time,
         failure=None,
     )
 
@@ -370,20 +510,31 @@ def capture_refused(payment: Payment, failure: Failure) -> Transition:
     return _settled_back(payment, Kind.CAPTURE_REFUSED, State.IN_ESCROW, failure)
 
 
+def capture_given_up(payment: Payment, reason: str, now: datetime) -> Transition:
+    """A capture that waited for the expert's account is not wanted any more."""
+    return _move(
+        payment,
+        Kind.CAPTURE_GIVEN_UP,
+        State.IN_ESCROW,
+        now,
+        facts={"reason": reason, "operation_id": payment.operation_id},
+        **_NOTHING_UNDER_WAY,
+    )
+
+
 def captured(
     payment: Payment,
-    part: int,
-    commission: int,
+    share: Share,
     lines: CaptureLines,
     *,
     charge_id: str,
     transfer_id: str,
     now: datetime,
 ) -> Transition:
-    """Stripe took the money and split it; whatever was held beyond ``part`` is the client's again.
+    """Stripe took the money and split it; whatever was held beyond it is the client's again.
 
-    ``commission`` is what Stripe really collected. Also the way by which a capture that somebody
-    made at Stripe's dashboard is followed.
+    ``share`` is what Stripe really collected. Also the way by which a capture that somebody made at
+    Stripe's dashboard is followed. (DESTINATION)
     """
     ours = payment.state is State.CAPTURING
     book = payment.book
@@ -393,22 +544,61 @@ def captured(
         State.CAPTURED,
         now,
         facts={
-            "amount": part,
-            "commission": commission,
-            "released": max(payment.held - part, 0),
+            "amount": share.part,
+            "commission": share.commission,
+            "netted": share.netted,
+            "released": max(payment.held - share.part, 0),
             "charge_id": charge_id,
             "transfer_id": transfer_id,
         },
-        postings=[*book.hold_released(payment.held), *book.captured(part, commission, lines)],
+        postings=[*book.hold_released(payment.held), *book.captured(share, lines)],
         held=0,
-        captured=part,
-        net_commission=commission,
+        charged=share.part,
+        captured=share.part,
+        net_commission=share.commission,
         charge_id=charge_id,
         transfer_id=transfer_id,
         capture_time=now,
         escrow_time=payment.escrow_time or now,
         failure=None,
         **_NOTHING_UNDER_WAY,
+    )
+
+
+def transferred(
+    payment: Payment,
+    share: Share,
+    sent: Settled,
+    received: Settled,
+    *,
+    transfer_id: str,
+    next_operation_id: str | None,
+    now: datetime,
+) -> Transition:
+    """A part of what the platform holds went to the expert. (SEPARATE)
+
+    ``next_operation_id`` refunds the rest to the client, where the capture was to be the last.
+    """
+    after = replace(payment, held=payment.held - share.part, captured=payment.captured + share.part)
+    return _move(
+        payment,
+        Kind.CAPTURED,
+        after.resting_state if next_operation_id is None else State.REFUNDING,
+        now,
+        facts={
+            "amount": share.part,
+            "commission": share.commission,
+            "netted": share.netted,
+            "transfer_id": transfer_id,
+        },
+        postings=payment.book.transferred(share, sent, received),
+        held=after.held,
+        captured=after.captured,
+        net_commission=payment.net_commission + share.commission,
+        transfer_id=transfer_id,
+        capture_time=now,
+        failure=None,
+        **_goes_on(next_operation_id),
     )
 
 
@@ -428,7 +618,9 @@ def processor_fee_recorded(payment: Payment, fee: Settled, now: datetime) -> Tra
 # ---- the end without a charge ----
 
 
-def start_cancel(payment: Payment, operation_id: str, reason: str, now: datetime) -> Transition:
+def start_cancel(
+    payment: Payment, operation_id: str, reason: str, now: datetime, *, by_deadline: bool = False
+) -> Transition:
     return _move(
         payment,
         Kind.CANCEL_STARTED,
@@ -436,6 +628,7 @@ def start_cancel(payment: Payment, operation_id: str, reason: str, now: datetime
         now,
         facts={"reason": reason, "operation_id": operation_id},
         operation_id=operation_id,
+        deadline_time=now if by_deadline else payment.deadline_time,
     )
 
 
@@ -458,102 +651,58 @@ def ended_unpaid(payment: Payment, *, expired: bool, reason: str, now: datetime)
     )
 
 
-# ---- refund after capture ----
-
-
-@dataclass(frozen=True, slots=True)
-class RefundPlan:
-    """What a refund will do: nothing captured means that the intent is cancelled."""
-
-    cancels: bool
-    minor_units: int
-    #: Of ``minor_units``: given back by the platform, and to be taken back from the expert.
-    commission: int = 0
-    expert_part: int = 0
-
-
-def check_refund(payment: Payment, part: int | None) -> RefundPlan:
-    """What RefundPayment would do. Raises :class:`Refusal` if it may not."""
-    _refuse_unless(payment, State.PENDING, State.FAILED, State.IN_ESCROW, State.CAPTURED)
-    if payment.state is State.CAPTURED:
-        part = payment.net if part is None else part
-        _check_part(payment, part, payment.net)
-        split = refund_split(payment, part)
-        return RefundPlan(False, part, split.commission, split.expert)
-    # Before the client confirms nothing is held, yet the whole payment can be given up.
-    whole = payment.held or payment.amount
-    if part is not None:
-        _check_part(payment, part, whole)
-        if part < whole:
-            raise Precondition(
-                "PARTIAL_REFUND_NEEDS_CAPTURE",
-                "an uncaptured payment is given back whole: leave the amount out, or capture first",
-                {"payment_id": payment.payment_id, "held": payment.held, "requested": part},
-            )
-    return RefundPlan(True, whole)
-
-
-def refund_split(payment: Payment, part: int) -> money.Split:
-    """Who gives back what; never more commission than was really kept."""
-    split = money.split_refund(payment.net, part, payment.commission_basis_points, payment.currency)
-    commission = payment.net_commission if part == payment.net else split.commission
-    commission = max(min(commission, payment.net_commission, part), part - payment.net_expert)
-    return money.Split(commission, part - commission)
+# ---- refund of what was charged ----
 
 
 def start_refund(
-    payment: Payment, plan: RefundPlan, operation_id: str, reason: str, now: datetime
+    payment: Payment,
+    split: RefundSplit,
+    operation_id: str,
+    reason: str,
+    now: datetime,
+    *,
+    by_deadline: bool = False,
 ) -> Transition:
     return _move(
         payment,
         Kind.REFUND_STARTED,
         State.REFUNDING,
         now,
-        facts={
-            "amount": plan.minor_units,
-            "commission": plan.commission,
-            "expert_part": plan.expert_part,
-            "reason": reason,
-            "operation_id": operation_id,
-        },
+        facts={**_split_facts(split), "reason": reason, "operation_id": operation_id},
         operation_id=operation_id,
+        deadline_time=now if by_deadline else payment.deadline_time,
         failure=None,
     )
 
 
 def refund_refused(payment: Payment, failure: Failure) -> Transition:
-    return _settled_back(payment, Kind.REFUND_REFUSED, _state_of_net(payment.net), failure)
+    return _settled_back(payment, Kind.REFUND_REFUSED, payment.resting_state, failure)
 
 
 def client_refunded(
     payment: Payment,
     refund_id: str,
-    plan: RefundPlan,
+    split: RefundSplit,
     settled: Settled,
-    next_operation_id: str,
+    next_operation_id: str | None,
     now: datetime,
 ) -> Transition:
-    """The first leg: the client has the money. The expert's part is owed until it is reversed."""
-    after_net = payment.net - plan.minor_units
-    state = State.REFUNDING if next_operation_id else _state_of_net(after_net)
+    """The first leg: the client has the money. The expert's part is owed until it is reversed.
+
+    ``next_operation_id`` None means that this was the last leg.
+    """
+    after = _less(payment, split)
     return _move(
         payment,
         Kind.CLIENT_REFUNDED,
-        state,
+        after.resting_state if next_operation_id is None else State.REFUNDING,
         now,
-        facts={
-            "refund_id": refund_id,
-            "amount": plan.minor_units,
-            "commission": plan.commission,
-            "expert_part": plan.expert_part,
-        },
+        facts={"refund_id": refund_id, **_split_facts(split)},
         postings=payment.book.client_refunded(
-            plan.minor_units, plan.commission, settled, owed_by=expert_debt(payment.expert_id)
+            split, settled, owed_by=expert_debt(payment.expert_id)
         ),
-        refunded=payment.refunded + plan.minor_units,
-        net_commission=payment.net_commission - plan.commission,
-        operation_id=next_operation_id,
-        waiting_for=WaitingFor.NOTHING,
+        **_amounts(after),
+        **_goes_on(next_operation_id),
     )
 
 
@@ -563,32 +712,58 @@ def expert_reversed(
     part: int,
     platform: Settled,
     connected: Settled,
+    next_operation_id: str | None,
     now: datetime,
 ) -> Transition:
-    """The second leg: the expert's part came back by transfer reversal."""
+    """A further leg: the expert's part came back by the reversal of one transfer."""
     return _move(
         payment,
         Kind.EXPERT_REVERSED,
-        _state_of_net(payment.net),
+        payment.resting_state if next_operation_id is None else State.REFUNDING,
         now,
         facts={"reversal_id": reversal_id, "amount": part},
         postings=payment.book.transfer_reversed(
             part, platform, connected, owed_by=expert_debt(payment.expert_id)
         ),
-        **_NOTHING_UNDER_WAY,
+        **_goes_on(next_operation_id),
     )
 
 
-def expert_owes(payment: Payment, part: int, failure: Failure) -> Transition:
-    """Stripe refused to take the expert's part back: it stays on the books as the expert's debt."""
+def expert_owes(payment: Payment, part: int, code: str, now: datetime) -> Transition:
+    """What Stripe does not give back of the expert's part stays on the books as debt."""
     return _move(
         payment,
         Kind.EXPERT_OWES,
-        _state_of_net(payment.net),
-        failure.time,
-        facts={"amount": part, "code": failure.code},
+        payment.resting_state,
+        now,
+        facts={"amount": part, "code": code},
         **_NOTHING_UNDER_WAY,
     )
+
+
+def _less(payment: Payment, split: RefundSplit) -> Payment:
+    """The payment's amounts once the client has it."""
+    return replace(
+        payment,
+        held=payment.held - split.from_escrow,
+        returned=payment.returned + split.from_escrow,
+        refunded=payment.refunded + split.from_captured,
+        net_commission=payment.net_commission - split.commission,
+    )
+
+
+def _amounts(after: Payment) -> dict[str, int]:
+    names = ("held", "returned", "refunded", "net_commission")
+    return {name: getattr(after, name) for name in names}
+
+
+def _split_facts(split: RefundSplit) -> dict[str, int]:
+    return {
+        "amount": split.whole,
+        "from_escrow": split.from_escrow,
+        "commission": split.commission,
+        "expert_part": split.expert_part,
+    }
 
 
 def refund_failed(
@@ -614,7 +789,7 @@ def refund_resent(
     return _move(
         payment,
         Kind.REFUND_RESENT,
-        _state_of_net(payment.net),
+        payment.resting_state,
         now,
         facts={"refund_id": refund_id, "amount": part},
         postings=payment.book.refund_resent(part, settled),
@@ -627,22 +802,37 @@ def refund_resent(
 
 
 def refunded_elsewhere(
-    payment: Payment, refund_id: str, part: int, settled: Settled, losses: str, now: datetime
+    payment: Payment,
+    refund_id: str,
+    split: RefundSplit,
+    settled: Settled,
+    losses: str,
+    now: datetime,
 ) -> Transition:
     """The expert's part of such a refund is the platform's loss until an operator decides."""
-    split = refund_split(payment, part)
-    state = payment.state
-    if state is State.CAPTURED:
-        state = _state_of_net(payment.net - part)
+    after = _less(payment, split)
     return _move(
         payment,
         Kind.REFUNDED_ELSEWHERE,
-        state,
+        payment.state if payment.state in BUSY else after.resting_state,
         now,
-        facts={"refund_id": refund_id, "amount": part, "commission": split.commission},
-        postings=payment.book.client_refunded(part, split.commission, settled, owed_by=losses),
-        refunded=payment.refunded + part,
-        net_commission=payment.net_commission - split.commission,
+        facts={"refund_id": refund_id, **_split_facts(split)},
+        postings=payment.book.client_refunded(split, settled, owed_by=losses),
+        **_amounts(after),
+    )
+
+
+def transferred_elsewhere(
+    payment: Payment, transfer_id: str, part: int, sent: Settled, received: Settled, now: datetime
+) -> Transition:
+    """Somebody sent the expert money by hand: the platform's loss until an operator decides."""
+    return _move(
+        payment,
+        Kind.TRANSFERRED_ELSEWHERE,
+        payment.state,
+        now,
+        facts={"transfer_id": transfer_id, "amount": part},
+        postings=payment.book.transferred_elsewhere(part, sent, received),
     )
 
 
@@ -698,6 +888,33 @@ def waiting(payment: Payment, waiting_for: WaitingFor, why: str, now: datetime) 
     )
 
 
+# ---- deadlines ----
+
+
+def deadline_near(payment: Payment, what: str, time: datetime, now: datetime) -> Transition:
+    """A warning, ahead of time: ``what`` runs out at ``time``."""
+    return _move(
+        payment,
+        Kind.DEADLINE_NEAR,
+        payment.state,
+        now,
+        facts={"deadline": what, "time": time.isoformat(), "action": payment.on_deadline.value},
+        warn_time=now,
+    )
+
+
+def deadline_passed(payment: Payment, what: str, time: datetime, now: datetime) -> Transition:
+    """A deadline at which nothing is done but telling."""
+    return _move(
+        payment,
+        Kind.DEADLINE_PASSED,
+        payment.state,
+        now,
+        facts={"deadline": what, "time": time.isoformat()},
+        deadline_time=now,
+    )
+
+
 # ---- helpers ----
 
 
@@ -712,40 +929,3 @@ def _settled_back(payment: Payment, kind: Kind, state: State, failure: Failure) 
         failure=failure,
         **_NOTHING_UNDER_WAY,
     )
-
-
-def _state_of_net(net: int) -> State:
-    return State.CAPTURED if net > 0 else State.REFUNDED
-
-
-def _refuse_unless(payment: Payment, *states: State) -> None:
-    if payment.state in _BUSY or (payment.operation_id and payment.state in states):
-        raise operation_in_progress(payment.payment_id, payment.state)
-    if payment.state not in states:
-        raise Precondition(
-            "WRONG_STATE",
-            f"the payment is {payment.state}; this needs {' or '.join(states)}",
-            {
-                "payment_id": payment.payment_id,
-                "state": payment.state.value,
-                "allowed_states": ",".join(states),
-            },
-        )
-
-
-def _check_part(payment: Payment, part: int, available: int) -> None:
-    try:
-        money.check_part(payment.money(part))
-    except money.InvalidMoney as fault:
-        raise invalid_field("amount.minor_units", str(fault)) from None
-    if part > available:
-        raise Precondition(
-            "AMOUNT_TOO_LARGE",
-            f"{payment.money(part)} is more than the {payment.money(available)} that there is",
-            {
-                "payment_id": payment.payment_id,
-                "requested": part,
-                "available": available,
-                "currency": payment.currency,
-            },
-        )

@@ -8,23 +8,26 @@ cannot explain becomes a :class:`Discrepancy`, never a silent overwrite.
     PENDING, FAILED   FAILED | PENDING  IN_ESCROW          CAPTURED (*)     CANCELED | EXPIRED
     IN_ESCROW         discrepancy       stay               CAPTURED (*)     CANCELED | EXPIRED
     CAPTURING         discrepancy       stay               CAPTURED         CANCELED | EXPIRED
+    PROMOTING         discrepancy       stay               IN_ESCROW        CANCELED | EXPIRED
     CANCELING         stay              stay               CAPTURED (*)     CANCELED | EXPIRED
     CANCELED EXPIRED  discrepancy       discrepancy        CAPTURED (*)     stay
     CAPTURED …        discrepancy       discrepancy        by its refunds   discrepancy
 
-(*) somebody captured at Stripe's dashboard; what Stripe really did is posted.
+(*) somebody captured at Stripe's dashboard; what Stripe really did is posted. That column is for a
+DESTINATION charge. A SEPARATE one is then held by the platform: the payment is IN_ESCROW (CAPTURING
+until its transfer is settled), and moves by its transfers and refunds from there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 
-from payment_service.domain import escrow, money
+from payment_service.domain import escrow, money, plans
 from payment_service.domain.errors import Precondition, Refusal
-from payment_service.domain.escrow import Failure, Payment, RefundPlan, State, Transition
-from payment_service.domain.ledger import LOSSES, CaptureLines, Settled
+from payment_service.domain.escrow import EscrowMode, Failure, Payment, State, Transition
+from payment_service.domain.ledger import LOSSES, CaptureLines, Settled, Share
 from payment_service.domain.observation import (
     UNPAID,
     BalanceLine,
@@ -33,6 +36,8 @@ from payment_service.domain.observation import (
     IntentStatus,
     Observation,
     Refund,
+    Reversal,
+    Transfer,
 )
 from payment_service.domain.operations import Operation, OperationKind
 
@@ -53,17 +58,20 @@ class Discrepancy:
 
 @dataclass(frozen=True, slots=True)
 class Movement:
-    """A refund, reversal or fee refund that is on the books: stored once, by Stripe's id."""
+    """A transfer, refund, reversal or fee refund that is on the books: once, by Stripe's id."""
 
     movement_id: str
     kind: str
+    #: In the payment's currency.
     minor_units: int
     operation_id: str = ""
+    #: Of a reversal: what it reverses.
+    transfer_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class NextOperation:
-    """An operation to be recorded with these transitions: a refund's second leg, or one parked."""
+    """An operation to be recorded with these transitions: a further leg, or one that is parked."""
 
     kind: OperationKind
     minor_units: int
@@ -105,12 +113,14 @@ def follow(
     operation: Operation | None,
     known: frozenset[str],
     next_operation_id: str,
+    holding: timedelta,
     now: datetime,
 ) -> Followed:
     """What must change so that the payment is what Stripe shows.
 
     ``operation`` is the payment's open operation, ``known`` the ids of the movements that are on
-    the books already, ``next_operation_id`` the id of an operation that may have to be recorded.
+    the books already, ``next_operation_id`` the id of an operation that may have to be recorded,
+    ``holding`` for how long the platform may hold what was charged.
     """
     to = Followed(payment)
     if (seen.minor_units, seen.currency) != (payment.amount, payment.currency):
@@ -132,21 +142,34 @@ def follow(
         elif state is not State.CANCELING:
             _report_state(to, seen)
     elif seen.status is IntentStatus.REQUIRES_CAPTURE:
-        if state in (State.PENDING, State.FAILED):
-            charge = seen.charge
-            expire_time = charge.capture_before if charge else None
-            charge_id = charge.charge_id if charge else ""
-            to.take(escrow.authorized(to.payment, charge_id, expire_time, now))
-        elif state not in (State.IN_ESCROW, State.CAPTURING, State.CANCELING):
-            _report_state(to, seen)
+        _follow_authorization(to, seen, now)
     elif seen.status is IntentStatus.SUCCEEDED:
-        _follow_capture(to, seen, operation, now)
+        if payment.is_separate:
+            _follow_charge(to, seen, operation, next_operation_id, holding, now)
+            _follow_transfers(to, seen, operation, known, next_operation_id, now)
+        else:
+            _follow_capture(to, seen, operation, now)
         _follow_money_back(to, seen, operation, known, next_operation_id, now)
     elif seen.status is IntentStatus.CANCELED:
         _follow_end(to, seen, operation, now)
     else:
         _report_state(to, seen)
     return to
+
+
+def _follow_authorization(to: Followed, seen: Observation, now: datetime) -> None:
+    state, charge = to.payment.state, seen.charge
+    if state in (State.PENDING, State.FAILED):
+        expire_time = charge.capture_before if charge else None
+        charge_id = charge.charge_id if charge else ""
+        to.take(escrow.authorized(to.payment, charge_id, expire_time, now))
+    elif to.payment.charged or state not in (
+        State.IN_ESCROW,
+        State.CAPTURING,
+        State.PROMOTING,
+        State.CANCELING,
+    ):
+        _report_state(to, seen)
 
 
 def _follow_attempt(to: Followed, seen: Observation, now: datetime) -> None:
@@ -171,7 +194,11 @@ def _follow_capture(
         return
     if to.payment.state not in (State.CAPTURED, State.REFUNDING, State.REFUNDED):
         _take_capture(to, seen, charge, operation, now)
-    if not to.deferred and to.payment.processor_fee is None and charge.line is not None:
+    _follow_processor_fee(to, charge, now)
+
+
+def _follow_processor_fee(to: Followed, charge: Charge, now: datetime) -> None:
+    if to.payment.charged and to.payment.processor_fee is None and charge.line is not None:
         to.take(escrow.processor_fee_recorded(to.payment, charge.line.fee_settled, now))
 
 
@@ -187,18 +214,23 @@ def _take_capture(
     if not _lines_are_there(charge):
         to.deferred = True  # Postings are never edited, so they wait until all is known.
         return
+    # What was kept back of the expert's debt came in with the fee.
+    netted = min(operation.number("netted"), collected) if ours and operation else 0
+    share = Share(part, collected - netted, netted)
+    transfer_id = charge.transfer.transfer_id if charge.transfer else ""
     to.take(
         escrow.captured(
             payment,
-            part,
-            collected,
+            share,
             _capture_lines(charge, part, collected, payment.currency),
             charge_id=charge.charge_id,
-            transfer_id=charge.transfer.transfer_id if charge.transfer else "",
+            transfer_id=transfer_id,
             now=now,
         )
     )
-    if collected != fee_due:
+    if transfer_id:
+        to.movements.append(Movement(transfer_id, "transfer", part))
+    if share.commission != fee_due:
         to.report("commission_mismatch", f"Stripe collected {collected}, due was {fee_due}")
     if not ours:
         to.report("captured_elsewhere", f"captured from {payment.state}, not by this service")
@@ -207,16 +239,18 @@ def _take_capture(
     if operation.kind is not OperationKind.CAPTURE:
         to.settle(_ended_otherwise(payment, "captured"))
     elif operation.minor_units != part:
-        to.report("amount_mismatch", f"captured {part}, asked for {operation.minor_units}")
-        to.settle(
-            Precondition(
-                "DISCREPANCY",
-                "Stripe captured another amount than was asked; an operator is told",
-                {"payment_id": payment.payment_id, "requested": operation.minor_units},
-            )
-        )
+        to.settle(_other_amount(to, part, operation))
     else:
         to.settle()
+
+
+def _other_amount(to: Followed, part: int, operation: Operation) -> Precondition:
+    to.report("amount_mismatch", f"captured {part}, asked for {operation.minor_units}")
+    return Precondition(
+        "DISCREPANCY",
+        "Stripe captured another amount than was asked; an operator is told",
+        {"payment_id": to.payment.payment_id, "requested": operation.minor_units},
+    )
 
 
 def _lines_are_there(charge: Charge) -> bool:
@@ -249,13 +283,149 @@ def _capture_lines(charge: Charge, part: int, commission: int, currency: str) ->
     )
 
 
+def _follow_charge(
+    to: Followed,
+    seen: Observation,
+    operation: Operation | None,
+    next_operation_id: str,
+    holding: timedelta,
+    now: datetime,
+) -> None:
+    """The card was charged onto the platform: once, whoever did it."""
+    charge, payment = seen.charge, to.payment
+    if charge is None:
+        to.report("charge_missing", "the intent succeeded but shows no charge")
+        return
+    if payment.charged:
+        _follow_processor_fee(to, charge, now)
+        return
+    if charge.line is None:
+        to.deferred = True
+        return
+    part = seen.amount_received
+    by_us = payment.state in (State.CAPTURING, State.PROMOTING)
+    elsewhere = payment.escrow_mode is EscrowMode.CARD_HOLD and not by_us
+    goes_on = (
+        operation is not None
+        and operation.kind is OperationKind.CAPTURE
+        and operation.minor_units == part
+    )
+    to.take(
+        escrow.charged(
+            payment,
+            part,
+            charge.line.settled,
+            charge_id=charge.charge_id,
+            expire_time=now + holding,
+            elsewhere=elsewhere,
+            next_operation_id=next_operation_id if goes_on else None,
+            now=now,
+        )
+    )
+    _follow_processor_fee(to, charge, now)
+    if elsewhere:
+        to.report("captured_elsewhere", f"captured from {payment.state}, not by this service")
+    if charge.line.currency != payment.currency:
+        to.report("settled_in_other_currency", f"Stripe settled in {charge.line.currency}")
+    if operation is None:
+        return
+    if operation.kind is OperationKind.CAPTURE and goes_on:
+        transfer = operation.mapping("transfer")
+        to.next_operation = NextOperation(
+            OperationKind.TRANSFER,
+            operation.number("part"),
+            {**transfer, "charge_id": charge.charge_id},
+        )
+        to.settle()
+    elif operation.kind is OperationKind.CAPTURE:
+        to.settle(_other_amount(to, part, operation))
+    elif operation.kind is OperationKind.PROMOTE:
+        to.settle()
+    else:
+        to.settle(_ended_otherwise(payment, "charged"))
+
+
+def _follow_transfers(
+    to: Followed,
+    seen: Observation,
+    operation: Operation | None,
+    known: frozenset[str],
+    next_operation_id: str,
+    now: datetime,
+) -> None:
+    """What went to the expert of a SEPARATE charge, by our operations or by hand."""
+    for transfer in seen.separate_transfers:
+        if transfer.transfer_id in known or not to.payment.charged:
+            continue
+        if transfer.line is None or transfer.connected_line is None:
+            to.deferred = True
+            continue
+        sent, received = transfer.line.settled, transfer.connected_line.settled
+        part = transfer.minor_units
+        ours = operation is not None and transfer.operation_id == operation.operation_id
+        if operation is not None and ours:
+            share = Share(
+                operation.minor_units, operation.number("commission"), operation.number("netted")
+            )
+            part = share.part
+            _take_transfer(to, transfer, operation, share, next_operation_id, now)
+        else:
+            to.take(
+                escrow.transferred_elsewhere(
+                    to.payment, transfer.transfer_id, part, sent, received, now
+                )
+            )
+            to.report("transfer_made_elsewhere", f"{transfer.transfer_id} of {part}")
+        to.movements.append(
+            Movement(transfer.transfer_id, "transfer", transfer.minor_units, transfer.operation_id)
+        )
+
+
+def _take_transfer(
+    to: Followed,
+    transfer: Transfer,
+    operation: Operation,
+    share: Share,
+    next_operation_id: str,
+    now: datetime,
+) -> None:
+    """The transfer that our open operation asked for; the rest may have to go back."""
+    assert transfer.line is not None
+    assert transfer.connected_line is not None
+    payment = to.payment
+    rest = payment.held - share.part if operation.params.get("final") else 0
+    to.take(
+        escrow.transferred(
+            payment,
+            share,
+            transfer.line.settled,
+            transfer.connected_line.settled,
+            transfer_id=transfer.transfer_id,
+            next_operation_id=next_operation_id if rest else None,
+            now=now,
+        )
+    )
+    if transfer.minor_units != share.sent:
+        to.report("amount_mismatch", f"transferred {transfer.minor_units}, asked for {share.sent}")
+    if rest:
+        to.next_operation = NextOperation(
+            OperationKind.REFUND,
+            rest,
+            {
+                "payment_intent_id": payment.payment_intent_id,
+                "reason": operation.text("notes"),
+            },
+        )
+    to.settle()
+
+
 def _follow_end(
     to: Followed, seen: Observation, operation: Operation | None, now: datetime
 ) -> None:
     payment = to.payment
     if payment.state in (State.CANCELED, State.EXPIRED):
         return
-    if payment.state in (State.CAPTURED, State.REFUNDING, State.REFUNDED):
+    if payment.charged:
         _report_state(to, seen)
         return
     by_deadline = operation is not None and operation.text("because") == "deadline"
@@ -279,7 +449,7 @@ def _follow_money_back(
     now: datetime,
 ) -> None:
     """Refunds, reversals and fee refunds that are not on the books yet; ours come first."""
-    if to.payment.state not in (State.CAPTURED, State.REFUNDING, State.REFUNDED):
+    if not to.payment.charged:
         return
     mine = operation.operation_id if operation else ""
     for refund in sorted(seen.refunds, key=lambda refund: refund.operation_id != mine):
@@ -290,31 +460,10 @@ def _follow_money_back(
                 _take_foreign_refund(to, refund, operation, now)
         elif refund.failed and failure_id(refund) not in known:
             _take_bounced_refund(to, refund, next_operation_id, now)
-    transfer = seen.charge.transfer if seen.charge else None
-    for reversal in transfer.reversals if transfer else ():
-        if reversal.reversal_id in known or transfer is None:
-            continue
-        plain = Settled(reversal.minor_units, transfer.currency)
-        platform = _settled(reversal.line, plain)
-        connected = _settled(reversal.connected_line, platform)
-        ours = operation is not None and mine and reversal.operation_id == mine
-        if operation is not None and ours:
-            part = operation.minor_units
-            to.take(
-                escrow.expert_reversed(
-                    to.payment, reversal.reversal_id, part, platform, connected, now
-                )
-            )
-            to.settle()
-        else:
-            part = _in_payment_currency(reversal.minor_units, transfer.minor_units, to.payment)
-            to.take(
-                escrow.reversed_elsewhere(
-                    to.payment, reversal.reversal_id, part, platform, connected, LOSSES, now
-                )
-            )
-            to.report("reversal_made_elsewhere", f"{reversal.reversal_id} of {part}")
-        to.movements.append(Movement(reversal.reversal_id, "reversal", part, reversal.operation_id))
+    for transfer in seen.transfers:
+        for reversal in transfer.reversals:
+            if reversal.reversal_id not in known:
+                _take_reversal(to, transfer, reversal, operation, next_operation_id, now)
     application_fee = seen.charge.application_fee if seen.charge else None
     for fee_refund in application_fee.refunds if application_fee else ():
         if fee_refund.fee_refund_id in known:
@@ -334,6 +483,91 @@ def _follow_money_back(
         to.movements.append(
             Movement(fee_refund.fee_refund_id, "fee_refund", fee_refund.minor_units)
         )
+
+
+def _take_reversal(
+    to: Followed,
+    transfer: Transfer,
+    reversal: Reversal,
+    operation: Operation | None,
+    next_operation_id: str,
+    now: datetime,
+) -> None:
+    plain = Settled(reversal.minor_units, transfer.currency)
+    platform = _settled(reversal.line, plain)
+    connected = _settled(reversal.connected_line, platform)
+    if operation is not None and reversal.operation_id == operation.operation_id:
+        part = operation.minor_units
+        legs, owed = operation.items("legs"), operation.number("owed_then")
+        follows = next_operation_id if legs else ("" if owed else None)
+        to.take(
+            escrow.expert_reversed(
+                to.payment, reversal.reversal_id, part, platform, connected, follows, now
+            )
+        )
+        _go_on_reversing(to, legs, owed, now)
+        to.settle()
+    else:
+        part = _in_payment_currency(reversal.minor_units, transfer, to.payment)
+        to.take(
+            escrow.reversed_elsewhere(
+                to.payment, reversal.reversal_id, part, platform, connected, LOSSES, now
+            )
+        )
+        to.report("reversal_made_elsewhere", f"{reversal.reversal_id} of {part}")
+    to.movements.append(
+        Movement(
+            reversal.reversal_id, "reversal", part, reversal.operation_id, transfer.transfer_id
+        )
+    )
+
+
+def _go_on_reversing(
+    to: Followed, legs: Sequence[Mapping[str, object]], owed: int, now: datetime
+) -> None:
+    """The next transfer's reversal; or, after the last one, what no transfer covers is owed."""
+    if legs:
+        first, *others = legs
+        units, transfer_units = first["minor_units"], first["transfer_minor_units"]
+        assert isinstance(units, int)
+        to.next_operation = NextOperation(
+            OperationKind.REVERSE_TRANSFER,
+            units,
+            {
+                "transfer_id": first["transfer_id"],
+                "transfer_minor_units": transfer_units,
+                "legs": others,
+                "owed_then": owed,
+            },
+        )
+    elif owed:
+        to.take(escrow.expert_owes(to.payment, owed, "nothing_left_to_reverse", now))
+
+
+def _reversal_legs(
+    to: Followed, seen: Observation, expert_part: int
+) -> tuple[list[Mapping[str, object]], int]:
+    """Which transfers the expert's part is taken back from, and what none of them covers."""
+    payment = to.payment
+    transfers = {transfer.transfer_id: transfer for transfer in seen.transfers}
+    reversible = [
+        plans.Reversible(
+            transfer.transfer_id, _in_payment_currency(transfer.left, transfer, payment)
+        )
+        for transfer in seen.transfers
+    ]
+    legs = plans.plan_reversals(expert_part, reversible)
+    described: list[Mapping[str, object]] = [
+        {
+            "transfer_id": leg.transfer_id,
+            "minor_units": leg.minor_units,
+            "transfer_minor_units": _in_transfer_currency(
+                leg.minor_units, transfers[leg.transfer_id], payment
+            ),
+        }
+        for leg in legs
+    ]
+    return described, expert_part - sum(leg.minor_units for leg in legs)
 
 
 def _take_refund(
@@ -364,20 +598,11 @@ def _take_refund(
         to.settle(refused)
         return
     # Divided anew: a refund made elsewhere may have come in between.
-    split = escrow.refund_split(payment, refund.minor_units)
-    plan = RefundPlan(False, refund.minor_units, split.commission, split.expert)
-    follows = next_operation_id if split.expert else ""
-    to.take(escrow.client_refunded(payment, refund.refund_id, plan, settled, follows, now))
-    if split.expert:
-        transfer = seen.charge.transfer if seen.charge else None
-        share = split.expert
-        if transfer is not None and transfer.currency != payment.currency:
-            share = split.expert * transfer.minor_units // payment.captured
-        to.next_operation = NextOperation(
-            OperationKind.REVERSE_TRANSFER,
-            split.expert,
-            {"transfer_id": payment.transfer_id, "transfer_minor_units": share},
-        )
+    split = plans.split_refund(payment, refund.minor_units, payment.held)
+    legs, owed = _reversal_legs(to, seen, split.expert_part)
+    follows = next_operation_id if legs else ("" if owed else None)
+    to.take(escrow.client_refunded(payment, refund.refund_id, split, settled, follows, now))
+    _go_on_reversing(to, legs, owed, now)
     to.settle()
 
 
@@ -403,14 +628,15 @@ def _take_foreign_refund(
         to.report("refund_made_elsewhere", f"{refund.refund_id} of {refund.minor_units}, as owed")
         to.settle()
         return
-    if refund.minor_units > payment.net:
-        to.report("refund_exceeds_net", f"{refund.refund_id}: {refund.minor_units} > {payment.net}")
+    # What a capture is just sending to the expert is not the client's any more.
+    on_its_way = operation.minor_units if operation and payment.state is State.CAPTURING else 0
+    from_escrow = min(refund.minor_units, payment.held - on_its_way)
+    if refund.minor_units - from_escrow > payment.net:
+        available = from_escrow + payment.net
+        to.report("refund_exceeds_net", f"{refund.refund_id}: {refund.minor_units} > {available}")
         return
-    to.take(
-        escrow.refunded_elsewhere(
-            payment, refund.refund_id, refund.minor_units, settled, LOSSES, now
-        )
-    )
+    split = plans.split_refund(payment, refund.minor_units, from_escrow)
+    to.take(escrow.refunded_elsewhere(payment, refund.refund_id, split, settled, LOSSES, now))
     to.movements.append(
         Movement(refund.refund_id, "refund", refund.minor_units, refund.operation_id)
     )
@@ -493,8 +719,15 @@ def _settled(line: BalanceLine | None, otherwise: Settled) -> Settled:
     return line.settled if line is not None else otherwise
 
 
-def _in_payment_currency(part: int, whole: int, payment: Payment) -> int:
-    """A part of the transfer in the payment's currency; exact where they are the same."""
-    if whole == payment.captured:
+def _in_payment_currency(part: int, transfer: Transfer, payment: Payment) -> int:
+    """A part of a transfer in the payment's currency; exact where they are the same."""
+    if transfer.currency == payment.currency:
         return part
-    return part * payment.captured // whole
+    # Only a destination charge is converted: it has one transfer, of all that was captured.
+    return part * payment.captured // transfer.minor_units
+
+
+def _in_transfer_currency(part: int, transfer: Transfer, payment: Payment) -> int:
+    if transfer.currency == payment.currency:
+        return part
+    return part * transfer.minor_units // payment.captured

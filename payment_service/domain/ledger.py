@@ -70,6 +70,44 @@ class Settled:
 
 
 @dataclass(frozen=True, slots=True)
+class Share:
+    """How a captured ``part`` divides: ``commission + expert_part``.
+
+    ``netted`` is what the expert owed from before and is kept back out of the expert's part.
+    """
+
+    part: int
+    commission: int
+    netted: int = 0
+
+    @property
+    def expert_part(self) -> int:
+        return self.part - self.commission
+
+    @property
+    def sent(self) -> int:
+        """What really reaches the expert."""
+        return self.expert_part - self.netted
+
+
+@dataclass(frozen=True, slots=True)
+class RefundSplit:
+    """Out of what a refund is paid: escrow first, then the commission and the expert's part."""
+
+    from_escrow: int = 0
+    commission: int = 0
+    expert_part: int = 0
+
+    @property
+    def from_captured(self) -> int:
+        return self.commission + self.expert_part
+
+    @property
+    def whole(self) -> int:
+        return self.from_escrow + self.from_captured
+
+
+@dataclass(frozen=True, slots=True)
 class Book:
     """Where a payment's postings go: its own accounts and its expert's."""
 
@@ -149,8 +187,51 @@ class Book:
             self.line("hold_released", MEMO_CLIENT, amount),
         ]
 
-    def captured(self, part: int, commission: int, lines: CaptureLines) -> list[Posting]:
+    def charged(self, part: int, settled: Settled) -> list[Posting]:
+        """The card was charged onto the platform; the money belongs to nobody yet (SEPARATE)."""
+        return [
+            *self.into_stripe("charged", STRIPE_PLATFORM, 1, part, settled),
+            self.line("charged", escrow(self.payment_id), -part),
+        ]
+
+    def transferred(
+        self, share: Share, sent: Settled, received: Settled, *, kind: str = "captured"
+    ) -> list[Posting]:
+        """A part of what the platform holds went to the expert, less commission and debt."""
+        connected = stripe_connected(self.expert_id)
+        return without_zeros(
+            [
+                *self.between("transferred", connected, received, STRIPE_PLATFORM, sent),
+                *self._earned(share, kind),
+            ]
+        )
+
+    def _earned(self, share: Share, kind: str = "captured") -> list[Posting]:
+        """Out of escrow: the expert's part less what the expert owed, and the commission."""
+        return [
+            self.line(kind, escrow(self.payment_id), share.part),
+            self.line(kind, expert_funds(self.expert_id), share.netted - share.expert_part),
+            self.line(kind, COMMISSION, -share.commission),
+            self.line("debt_netted", expert_debt(self.expert_id), -share.netted),
+        ]
+
+    def transferred_elsewhere(self, part: int, sent: Settled, received: Settled) -> list[Posting]:
+        """Somebody sent the expert money by hand; the platform bears it until it is decided."""
+        return [
+            *self.between(
+                "transferred_elsewhere",
+                stripe_connected(self.expert_id),
+                received,
+                STRIPE_PLATFORM,
+                sent,
+            ),
+            self.line("transferred_elsewhere", LOSSES, part),
+            self.line("transferred_elsewhere", expert_funds(self.expert_id), -part),
+        ]
+
+    def captured(self, share: Share, lines: CaptureLines) -> list[Posting]:
         """A destination charge was captured: through the platform to the expert, the fee back."""
+        part = share.part
         platform, connected = STRIPE_PLATFORM, stripe_connected(self.expert_id)
         held = escrow(self.payment_id)
         postings = [
@@ -158,16 +239,11 @@ class Book:
             self.line("charged", held, -part),
             *self.between("transferred", connected, lines.received, platform, lines.transferred),
         ]
-        if commission:
+        if share.commission + share.netted:
             postings += self.between(
                 "commission_collected", platform, lines.fee, connected, lines.fee_paid
             )
-        postings += [
-            self.line("captured", held, part),
-            self.line("captured", expert_funds(self.expert_id), -(part - commission)),
-            self.line("captured", COMMISSION, -commission),
-        ]
-        return without_zeros(postings)
+        return without_zeros([*postings, *self._earned(share)])
 
     def processor_fee(self, fee: Settled) -> list[Posting]:
         """Stripe's own fee, known when its balance transaction appears."""
@@ -183,14 +259,15 @@ class Book:
         ]
 
     def client_refunded(
-        self, part: int, commission: int, settled: Settled, *, owed_by: str
+        self, split: RefundSplit, settled: Settled, *, owed_by: str
     ) -> list[Posting]:
-        """The client got ``part`` back; ``owed_by`` bears what the commission does not cover."""
+        """The client got money back: what was in escrow, the commission, and of whom owes it."""
         return without_zeros(
             [
-                self.line("client_refunded", COMMISSION, commission),
-                self.line("client_refunded", owed_by, part - commission),
-                *self.into_stripe("client_refunded", STRIPE_PLATFORM, -1, part, settled),
+                self.line("client_refunded", escrow(self.payment_id), split.from_escrow),
+                self.line("client_refunded", COMMISSION, split.commission),
+                self.line("client_refunded", owed_by, split.expert_part),
+                *self.into_stripe("client_refunded", STRIPE_PLATFORM, -1, split.whole, settled),
             ]
         )
 

@@ -102,14 +102,20 @@ class FeeRefund:
 
 @dataclass(frozen=True, slots=True)
 class Transfer:
-    """The transfer that a captured destination charge made."""
+    """What a captured destination charge sent on, or what we sent of a charge on the platform."""
 
     transfer_id: str
     minor_units: int
     currency: str
+    operation_id: str = ""
     line: BalanceLine | None = None
     connected_line: BalanceLine | None = None
     reversals: tuple[Reversal, ...] = ()
+
+    @property
+    def left(self) -> int:
+        """What has not been reversed yet, in the transfer's currency."""
+        return self.minor_units - sum(reversal.minor_units for reversal in self.reversals)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +156,8 @@ class Observation:
     decline: Decline | None = None
     charge: Charge | None = None
     refunds: tuple[Refund, ...] = ()
+    #: Those made apart from the charge, oldest first; a destination charge has its own one.
+    separate_transfers: tuple[Transfer, ...] = ()
     metadata: Mapping[str, str] = field(default_factory=dict)
     #: Whoever holds it can pay: never stored, never logged.
     client_secret: str = field(default="", repr=False)
@@ -159,8 +167,23 @@ class Observation:
         """Cancelled by Stripe itself because the authorization ran out."""
         return self.cancellation_reason in ("automatic", "expired")
 
-    def with_refund(self, refund: Refund) -> Observation:
-        """Make sure that a refund which Stripe just answered is in, even if its list lags."""
-        if any(known.refund_id == refund.refund_id for known in self.refunds):
-            return self
-        return replace(self, refunds=(*self.refunds, refund))
+    @property
+    def transfers(self) -> tuple[Transfer, ...]:
+        """All that went to the expert, oldest first."""
+        own = self.charge.transfer if self.charge else None
+        return (own, *self.separate_transfers) if own else self.separate_transfers
+
+    def with_answer(self, made: Refund | Transfer | Reversal | None) -> Observation:
+        """Make sure that what Stripe just answered is in, even if its lists lag behind.
+
+        A reversal is not put in: its transfer says how much was reversed, and is read anew.
+        """
+        if isinstance(made, Refund) and made.refund_id not in {
+            refund.refund_id for refund in self.refunds
+        }:
+            return replace(self, refunds=(*self.refunds, made))
+        if isinstance(made, Transfer) and made.transfer_id not in {
+            transfer.transfer_id for transfer in self.separate_transfers
+        }:
+            return replace(self, separate_transfers=(*self.separate_transfers, made))
+        return self

@@ -7,7 +7,7 @@ again only what Stripe does not have.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -23,6 +23,8 @@ class OperationKind(StrEnum):
     CAPTURE = "capture"
     CANCEL = "cancel"
     REFUND = "refund"
+    PROMOTE = "promote"
+    TRANSFER = "transfer"
     REVERSE_TRANSFER = "reverse_transfer"
     CREATE_ACCOUNT = "create_account"
 
@@ -82,6 +84,18 @@ class Operation:
 
     def text(self, name: str) -> str:
         return str(self.params.get(name) or "")
+
+    def mapping(self, name: str) -> Mapping[str, object]:
+        value = self.params.get(name, {})
+        if not isinstance(value, Mapping):
+            raise TypeError(f"{name} of {self.operation_id} is not a mapping")
+        return value
+
+    def items(self, name: str) -> Sequence[Mapping[str, object]]:
+        value = self.params.get(name, [])
+        if not isinstance(value, Sequence):
+            raise TypeError(f"{name} of {self.operation_id} is not a list")
+        return value
 
     def number(self, name: str) -> int:
         value = self.params.get(name, 0)

@@ -18,8 +18,9 @@ from payment_service.domain.escrow import Payment, State, Transition
 from payment_service.domain.experts import Account, BusinessType, Expert
 from payment_service.domain.follow import Discrepancy, Movement
 from payment_service.domain.ledger import Posting
-from payment_service.domain.observation import Observation, Refund, Reversal
+from payment_service.domain.observation import Observation, Refund, Reversal, Transfer
 from payment_service.domain.operations import Operation, OperationState
+from payment_service.domain.plans import Reversible
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -86,13 +87,30 @@ Outcome: TypeAlias = Done[T] | Refused | NotSent | Unknown | Misconfigured
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewIntent:
-    """What a PaymentIntent is created with (manual capture, destination charge, cards only)."""
+    """What a PaymentIntent is created with. Cards only.
+
+    Without ``destination_account_id`` it is a charge on the platform (SEPARATE), without a fee.
+    """
 
     minor_units: int
     currency: str
     application_fee: int
     destination_account_id: str
+    #: Authorize now and charge later; else the client's confirmation charges the card.
+    manual_capture: bool
     description: str
+    metadata: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewTransfer:
+    """A part of a charge on the platform, to be sent to the expert's account."""
+
+    minor_units: int
+    currency: str
+    destination_account_id: str
+    #: Funds follow when the charge settles; no balance of the platform's is needed for it.
+    charge_id: str
     metadata: Mapping[str, str]
 
 
@@ -133,6 +151,7 @@ class StripePort(Protocol):
     async def reverse_transfer(
         self, key: str, transfer_id: str, minor_units: int, metadata: Mapping[str, str]
     ) -> Outcome[Reversal]: ...
+    async def transfer(self, key: str, new: NewTransfer) -> Outcome[Transfer]: ...
     async def create_account(self, key: str, new: NewAccount) -> Outcome[Account]: ...
 
     async def observe(self, payment_intent_id: str) -> Observation | None: ...
@@ -233,6 +252,8 @@ class PaymentFilter:
     gig_id: str = ""
     create_time_from: datetime | None = None
     create_time_until: datetime | None = None
+    #: In escrow, with a deadline before then.
+    deadline_until: datetime | None = None
     before: tuple[datetime, str] | None = None
 
 
@@ -311,6 +332,11 @@ class Transaction(Protocol):
     def record(self, transition: Transition, cause: Cause) -> None: ...
     def known_movements(self, payment_id: str) -> frozenset[str]: ...
     def add_movement(self, payment_id: str, movement: Movement) -> None: ...
+    def reversible_transfers(self, payment_id: str) -> Sequence[Reversible]: ...
+    def expert_debt(self, expert_id: str, currency: str) -> int: ...
+    def payments_waiting_for_experts(self, limit: int) -> Sequence[tuple[str, str]]: ...
+    def payments_at_deadline(self, margin: float, limit: int) -> Sequence[str]: ...
+    def payments_near_deadline(self, ahead: float, limit: int) -> Sequence[str]: ...
     def report(self, discrepancy: Discrepancy) -> None: ...
     def resolve_discrepancies(self, kinds: Sequence[str], seen_since: datetime) -> int: ...
     def lease_job(self, name: str, seconds: float) -> bool: ...
@@ -435,6 +461,14 @@ class Policy:
     publishable_key: str = ""
     gateway_public_url: str = "http://127.0.0.1:8005"
     allowed_origins: frozenset[str] = field(default_factory=frozenset)
+    #: A gig that ends within so many seconds fits a card's authorization.
+    card_hold: float = 6 * 24 * 3600.0
+    #: For how long the platform may hold charged money (Stripe's limit by the platform's country).
+    holding_limit: float = 90 * 24 * 3600.0
+    #: How long before the hold ends by itself its deadline's action is taken.
+    deadline_margin: float = 12 * 3600.0
+    #: How long before a deadline a warning goes out.
+    deadline_warning: float = 48 * 3600.0
     #: How long a client may take to confirm a payment.
     payment_window: float = 24 * 3600.0
     #: How soon after its holder's death an operation is taken up; renewed while the holder lives.

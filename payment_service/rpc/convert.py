@@ -29,8 +29,9 @@ from marketplace.payments.v1 import (
 from payment_service.application.capture_payment import Part
 from payment_service.application.reconcile import Report
 from payment_service.domain import money
+from payment_service.domain.deadlines import deadlines_of
 from payment_service.domain.errors import invalid_field, invalid_fields
-from payment_service.domain.escrow import Failure, Payment, State
+from payment_service.domain.escrow import EscrowMode, Failure, OnDeadline, Payment, State
 from payment_service.domain.experts import BusinessType, Expert, ExpertStatus
 from payment_service.domain.follow import Discrepancy
 from payment_service.domain.money import InvalidMoney, Money
@@ -43,6 +44,7 @@ from payment_service.domain.ports import (
     StoredEvent,
     StoredPosting,
 )
+from payment_service.domain.preview import Preview
 
 T = TypeVar("T")
 
@@ -160,6 +162,12 @@ class Fields:
         """Refuse a number that the contract does not know: proto3 enums are open."""
         if value not in known.values():
             self.fault(field, "is not a value of the contract")
+            return 0
+        return value
+
+    def version(self, field: str, value: int) -> int:
+        if value < 0:
+            self.fault(field, "must not be negative; 0 means any")
         return value
 
     def page_size(self, value: int, *, default: int = _DEFAULT_PAGE, most: int = _MAX_PAGE) -> int:
@@ -308,6 +316,48 @@ def payment_message(payment: Payment) -> payments_pb2.Payment:
         last_failure=failure_message(payment.failure),
         waiting_for=payment.waiting_for.value,
         payment_expire_time=time_message(payment.payment_expire_time),
+        returned_amount=amount(payment.returned),
+        mode_reason=payments_pb2.ModeReason.Value(f"MODE_REASON_{payment.mode_reason}"),
+        on_deadline=on_deadline_value(payment.on_deadline),
+        expected_completion_time=time_message(payment.release_due_time),
+        deadlines=[
+            payments_pb2.Deadline(
+                kind=payments_pb2.DeadlineKind.Value(f"DEADLINE_KIND_{deadline.kind}"),
+                time=time_message(deadline.time),
+                action=on_deadline_value(deadline.action),
+            )
+            for deadline in deadlines_of(payment)
+        ],
+    )
+
+
+def on_deadline_value(on_deadline: OnDeadline) -> payments_pb2.OnDeadline.ValueType:
+    return payments_pb2.OnDeadline.Value(f"ON_DEADLINE_{on_deadline}")
+
+
+def on_deadline_of(value: int) -> OnDeadline:
+    """Unspecified means ALERT."""
+    name = payments_pb2.OnDeadline.Name(payments_pb2.OnDeadline.ValueType(value))
+    return OnDeadline(name.removeprefix("ON_DEADLINE_")) if value else OnDeadline.ALERT
+
+
+def escrow_mode_of(value: int) -> EscrowMode | None:
+    """None lets the service choose."""
+    name = payments_pb2.EscrowMode.Name(payments_pb2.EscrowMode.ValueType(value))
+    return EscrowMode(name.removeprefix("ESCROW_MODE_")) if value else None
+
+
+def preview_message(preview: Preview) -> payments_pb2.Preview:
+    return payments_pb2.Preview(
+        legs=[
+            payments_pb2.Leg(
+                kind=payments_pb2.LegKind.Value(f"LEG_KIND_{leg.kind}"),
+                amount=money_message(leg.minor_units, preview.after.currency),
+                transfer_id=leg.transfer_id,
+            )
+            for leg in preview.legs
+        ],
+        payment=payment_message(preview.after),
     )
 
 
@@ -466,6 +516,16 @@ def report_message(report: Report) -> operations_pb2.RunReconciliationResponse:
     )
 
 
+def initiated_message(
+    payment: Payment, publishable_key: str
+) -> payments_pb2.InitiatePaymentResponse:
+    return payments_pb2.InitiatePaymentResponse(
+        payment=payment_message(payment),
+        publishable_key=publishable_key,
+        application_fee=money_message(payment.commission, payment.currency),
+    )
+
+
 class AnswerEncoder:
     """The answers port: outcomes as the bytes that a repeated key gets again for ever.
 
@@ -479,11 +539,7 @@ class AnswerEncoder:
     def response(self, rpc: str, payment: Payment) -> Answer:
         message = payment_message(payment)
         responses: Mapping[str, Message] = {
-            "InitiatePayment": payments_pb2.InitiatePaymentResponse(
-                payment=message,
-                publishable_key=self._publishable_key,
-                application_fee=money_message(payment.commission, payment.currency),
-            ),
+            "InitiatePayment": initiated_message(payment, self._publishable_key),
             "CapturePayment": payments_pb2.CapturePaymentResponse(payment=message),
             "RefundPayment": payments_pb2.RefundPaymentResponse(payment=message),
         }

@@ -6,6 +6,11 @@ from marketplace.payments.v1 import money_pb2, payments_pb2, payments_pb2_grpc
 from payment_service.application.capture_payment import CapturePayment, capture_payment
 from payment_service.application.core import Core
 from payment_service.application.initiate_payment import InitiatePayment, initiate_payment
+from payment_service.application.preview import (
+    capture_preview,
+    preview_of_initiation,
+    refund_preview,
+)
 from payment_service.application.refund_payment import RefundPayment, refund_payment
 from payment_service.domain.errors import payment_not_found
 from payment_service.domain.escrow import Payment, State
@@ -35,11 +40,20 @@ class PaymentServicer(payments_pb2_grpc.PaymentServiceServicer):
             gig_id=fields.identifier("gig_id", request.gig_id),
             amount=fields.amount(_amount_of(request), self._core.policy),
             description=fields.text("description", request.description),
+            escrow_mode=convert.escrow_mode_of(
+                fields.enum("escrow_mode", request.escrow_mode, payments_pb2.EscrowMode)
+            ),
+            on_deadline=convert.on_deadline_of(
+                fields.enum("on_deadline", request.on_deadline, payments_pb2.OnDeadline)
+            ),
+            expected_completion_time=fields.time("expected_completion_time", request),
         )
-        fields.enum("escrow_mode", request.escrow_mode, payments_pb2.EscrowMode)
         if request.expert_id and request.client_id == request.expert_id:
             fields.fault("expert_id", "must be another than the client")
         fields.check()
+        if request.validate_only:
+            payment = await preview_of_initiation(self._core, command)
+            return convert.initiated_message(payment, self._core.policy.publishable_key)
         told = await self._operations.run(initiate_payment(self._core, command))
         response = payments_pb2.InitiatePaymentResponse.FromString(told.body)
         response.client_secret = told.client_secret
@@ -57,8 +71,15 @@ class PaymentServicer(payments_pb2_grpc.PaymentServiceServicer):
             part=fields.part(_amount_of(request), self._core.policy),
             final=request.final,
             notes=fields.text("notes", request.notes),
+            expected_version=fields.version("expected_version", request.expected_version),
         )
         fields.check()
+        if request.validate_only:
+            preview = await self._core.database.transact(capture_preview, command)
+            return payments_pb2.CapturePaymentResponse(
+                payment=convert.payment_message(preview.before),
+                preview=convert.preview_message(preview),
+            )
         told = await self._operations.run(capture_payment(self._core, command))
         return told.body  # type: ignore[return-value]  # the interceptor sends bytes as they are
 
@@ -73,8 +94,15 @@ class PaymentServicer(payments_pb2_grpc.PaymentServiceServicer):
             payment_id=fields.our_id("payment_id", request.payment_id),
             part=fields.part(_amount_of(request), self._core.policy),
             reason=fields.text("reason", request.reason),
+            expected_version=fields.version("expected_version", request.expected_version),
         )
         fields.check()
+        if request.validate_only:
+            preview = await self._core.database.transact(refund_preview, command)
+            return payments_pb2.RefundPaymentResponse(
+                payment=convert.payment_message(preview.before),
+                preview=convert.preview_message(preview),
+            )
         told = await self._operations.run(refund_payment(self._core, command))
         return told.body  # type: ignore[return-value]  # the interceptor sends bytes as they are
 
@@ -105,6 +133,7 @@ class PaymentServicer(payments_pb2_grpc.PaymentServiceServicer):
         gig_id = fields.identifier("gig_id", request.gig_id) if request.gig_id else ""
         from_time = fields.time("create_time_from", request)
         until_time = fields.time("create_time_until", request)
+        deadline_until = fields.time("deadline_until", request)
         fields.check()
         left_out = frozenset({"page_size", "page_token"})
         filters = repr(sorted(convert.fields_of(request, without=left_out).items()))
@@ -117,6 +146,7 @@ class PaymentServicer(payments_pb2_grpc.PaymentServiceServicer):
             gig_id=gig_id,
             create_time_from=from_time,
             create_time_until=until_time,
+            deadline_until=deadline_until,
             before=(convert.token_time(keyset[0]), keyset[1]) if keyset else None,
         )
         found = await self._core.database.read(lambda reader: reader.payments(which, page_size + 1))

@@ -1,0 +1,60 @@
+"""``validate_only``: the same checks and the same plan as the call, and nothing written."""
+
+from __future__ import annotations
+
+from payment_service.application.capture_payment import (
+    CapturePayment,
+    minor_units_of,
+    plan_capture,
+)
+from payment_service.application.core import Core
+from payment_service.application.initiate_payment import (
+    ExpertMayBeReady,
+    InitiatePayment,
+    plan_initiation,
+)
+from payment_service.application.refresh_expert import refresh_expert
+from payment_service.application.refund_payment import RefundPayment, plan_refund
+from payment_service.domain.errors import payment_not_found
+from payment_service.domain.escrow import Payment
+from payment_service.domain.plans import check_version
+from payment_service.domain.ports import Policy, Transaction
+from payment_service.domain.preview import Preview, preview_capture, preview_refund
+
+
+async def preview_of_initiation(core: Core, command: InitiatePayment) -> Payment:
+    """The payment that would be made. Raises what the call would be refused with."""
+    try:
+        return await core.database.transact(initiation_preview, core.policy, command)
+    except ExpertMayBeReady:
+        await refresh_expert(core, command.expert_id, command.cause)
+    return await core.database.transact(
+        initiation_preview, core.policy, command, expert_is_fresh=True
+    )
+
+
+def initiation_preview(
+    tx: Transaction, policy: Policy, command: InitiatePayment, *, expert_is_fresh: bool = False
+) -> Payment:
+    return plan_initiation(
+        tx, policy, command, payment_id="", expert_is_fresh=expert_is_fresh
+    ).after
+
+
+def capture_preview(tx: Transaction, command: CapturePayment) -> Preview:
+    payment = tx.lock_payment(command.payment_id)
+    if payment is None:
+        raise payment_not_found(command.payment_id)
+    check_version(payment, command.expected_version)
+    plan = plan_capture(tx, payment, minor_units_of(command.part, payment), command.final)
+    return preview_capture(payment, plan)
+
+
+def refund_preview(tx: Transaction, command: RefundPayment) -> Preview:
+    payment = tx.lock_payment(command.payment_id)
+    if payment is None:
+        raise payment_not_found(command.payment_id)
+    check_version(payment, command.expected_version)
+    plan, given_up = plan_refund(tx, payment, command)
+    transfers = tx.reversible_transfers(payment.payment_id)
+    return preview_refund(given_up.after if given_up else payment, plan, transfers)

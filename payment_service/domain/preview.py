@@ -1,0 +1,91 @@
+"""What a call would do, shown before it is done: its legs, and the payment as it would stand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from payment_service.domain.escrow import EscrowMode, Payment, State
+from payment_service.domain.ledger import RefundSplit
+from payment_service.domain.plans import CapturePlan, RefundPlan, Reversible, plan_reversals
+
+
+class LegKind(StrEnum):
+    CHARGE_CARD = "CHARGE_CARD"
+    RELEASE_HOLD = "RELEASE_HOLD"
+    COLLECT_COMMISSION = "COLLECT_COMMISSION"
+    PAY_EXPERT = "PAY_EXPERT"
+    NET_DEBT = "NET_DEBT"
+    REFUND_CLIENT = "REFUND_CLIENT"
+    RETURN_COMMISSION = "RETURN_COMMISSION"
+    REVERSE_TRANSFER = "REVERSE_TRANSFER"
+    LEAVE_DEBT = "LEAVE_DEBT"
+
+
+@dataclass(frozen=True, slots=True)
+class Leg:
+    """One step, in minor units of the payment's currency."""
+
+    kind: LegKind
+    minor_units: int
+    transfer_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """The payment as it is and as it would be, and what lies between."""
+
+    before: Payment
+    after: Payment
+    legs: tuple[Leg, ...]
+
+
+def preview_capture(payment: Payment, plan: CapturePlan) -> Preview:
+    share = plan.share
+    legs = [
+        Leg(LegKind.CHARGE_CARD, plan.charges),
+        Leg(LegKind.RELEASE_HOLD, plan.released),
+        Leg(LegKind.PAY_EXPERT, share.sent),
+        Leg(LegKind.NET_DEBT, share.netted),
+        Leg(LegKind.COLLECT_COMMISSION, share.commission),
+        Leg(LegKind.REFUND_CLIENT, plan.returned),
+    ]
+    charged = payment.charged or plan.charges
+    after = replace(
+        payment,
+        charged=charged,
+        held=charged - payment.captured - payment.returned - share.part - plan.returned,
+        captured=payment.captured + share.part,
+        returned=payment.returned + plan.returned,
+        net_commission=payment.net_commission + share.commission,
+        escrow_mode=EscrowMode.PLATFORM_HOLD if payment.is_separate else payment.escrow_mode,
+    )
+    return _preview(payment, replace(after, state=after.resting_state), legs)
+
+
+def preview_refund(payment: Payment, plan: RefundPlan, transfers: Sequence[Reversible]) -> Preview:
+    """``transfers`` are what can be taken back, the oldest first."""
+    if plan.cancels:
+        released = Leg(LegKind.RELEASE_HOLD, payment.held)
+        return _preview(payment, replace(payment, state=State.CANCELED, held=0), [released])
+    split: RefundSplit = plan.split
+    reversals = plan_reversals(split.expert_part, transfers)
+    legs = [
+        Leg(LegKind.REFUND_CLIENT, split.whole),
+        Leg(LegKind.RETURN_COMMISSION, split.commission),
+        *(Leg(LegKind.REVERSE_TRANSFER, leg.minor_units, leg.transfer_id) for leg in reversals),
+        Leg(LegKind.LEAVE_DEBT, split.expert_part - sum(leg.minor_units for leg in reversals)),
+    ]
+    after = replace(
+        payment,
+        held=payment.held - split.from_escrow,
+        returned=payment.returned + split.from_escrow,
+        refunded=payment.refunded + split.from_captured,
+        net_commission=payment.net_commission - split.commission,
+    )
+    return _preview(payment, replace(after, state=after.resting_state), legs)
+
+
+def _preview(before: Payment, after: Payment, legs: Sequence[Leg]) -> Preview:
+    return Preview(before, after, tuple(leg for leg in legs if leg.minor_units))
