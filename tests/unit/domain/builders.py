@@ -6,15 +6,25 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from payment_service.domain import money
-from payment_service.domain.escrow import Failure, Payment, State
+from payment_service.domain.escrow import (
+    ChargeModel,
+    EscrowMode,
+    Failure,
+    Payment,
+    State,
+)
 from payment_service.domain.ledger import Posting
 from payment_service.domain.operations import Operation, OperationKind
 
 NOW = datetime(2030, 1, 1, 12, tzinfo=UTC)
 FAILURE = Failure("card_declined", "generic_decline", "the card was declined", NOW)
 
-BUSY = (State.CAPTURING, State.CANCELING, State.REFUNDING)
+BUSY = (State.CAPTURING, State.PROMOTING, State.CANCELING, State.REFUNDING)
 PAID_OUT = (State.CAPTURED, State.REFUNDING, State.REFUNDED)
+#: A charge with a destination cannot be promoted, so it never stands there.
+OF_A_DESTINATION = tuple(state for state in State if state is not State.PROMOTING)
+HOLDING = timedelta(days=90)
+CARD_HOLD, PLATFORM_HOLD = EscrowMode.CARD_HOLD, EscrowMode.PLATFORM_HOLD
 
 
 def new_payment(
@@ -43,18 +53,40 @@ def new_payment(
     )
 
 
+def separate(
+    mode: EscrowMode = PLATFORM_HOLD,
+    amount: int = 10_000,
+    currency: str = "USD",
+    basis_points: int = 1_000,
+) -> Payment:
+    """A payment without a destination, waiting for its client."""
+    payment = new_payment(amount, currency, basis_points)
+    return replace(payment, charge_model=ChargeModel.SEPARATE, escrow_mode=mode)
+
+
 def in_state(state: State, base: Payment | None = None) -> Payment:
-    """The payment as it would stand in ``state``; the whole is held, captured or refunded."""
-    payment = base or new_payment()
+    """The payment as it would stand in ``state``; the whole is held, captured or refunded.
+
+    What the platform holds was charged; a card hold was only authorized.
+    """
+    payment = base or (separate(CARD_HOLD) if state is State.PROMOTING else new_payment())
     payment = replace(payment, state=state, operation_id="op_1" if state in BUSY else "")
+    by_platform = payment.escrow_mode is PLATFORM_HOLD
     if state is State.FAILED:
         return replace(payment, failure=FAILURE)
-    if state in (State.IN_ESCROW, State.CAPTURING, State.CANCELING):
-        return replace(payment, held=payment.amount, charge_id="ch_1", escrow_time=NOW)
+    if state is State.CANCELING and by_platform:
+        return payment
+    if state in (State.IN_ESCROW, State.CAPTURING, State.CANCELING, State.PROMOTING):
+        charged = payment.amount if by_platform else 0
+        return replace(
+            payment, held=payment.amount, charged=charged, charge_id="ch_1", escrow_time=NOW
+        )
     if state not in PAID_OUT:
         return payment
     payment = replace(
         payment,
+        escrow_mode=PLATFORM_HOLD if payment.is_separate else CARD_HOLD,
+        charged=payment.amount,
         captured=payment.amount,
         net_commission=payment.commission,
         processor_fee=320,

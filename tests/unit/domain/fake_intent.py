@@ -51,11 +51,17 @@ class FakeIntent:
     amount: int
     currency: str
     exchange: Exchange = SAME_CURRENCY
+    #: Whether Stripe sends the money on itself; fixed when the card is authorized.
+    has_destination: bool = True
+    #: Charged by the client's confirmation, without a capture of ours.
+    automatic: bool = False
     status: IntentStatus = IntentStatus.REQUIRES_PAYMENT_METHOD
     decline_shown: Decline | None = None
     cancellation_reason: str = ""
     charge: Charge | None = None
     refunds: list[Refund] = field(default_factory=list)
+    #: Those made apart from the charge, oldest first.
+    transfers: list[Transfer] = field(default_factory=list)
     #: What Stripe's balances are by now, by our name of the account and by currency.
     balances: dict[tuple[str, str], int] = field(default_factory=lambda: defaultdict(int))
     ids: int = 0
@@ -74,6 +80,7 @@ class FakeIntent:
             decline=self.decline_shown,
             charge=self.charge,
             refunds=tuple(reversed(self.refunds)),
+            separate_transfers=tuple(self.transfers),
         )
 
     @property
@@ -82,14 +89,14 @@ class FakeIntent:
         return taken - sum(refund.minor_units for refund in self.refunds if not refund.failed)
 
     @property
-    def transfer(self) -> Transfer:
-        assert self.charge is not None
-        assert self.charge.transfer is not None
-        return self.charge.transfer
+    def all_transfers(self) -> list[Transfer]:
+        own = self.charge.transfer if self.charge else None
+        return [*([own] if own else []), *self.transfers]
 
     @property
     def reversible(self) -> int:
-        return self.transfer.minor_units - sum(part.minor_units for part in self.transfer.reversals)
+        """What is left of the transfers together, in their currency."""
+        return sum(transfer.left for transfer in self.all_transfers)
 
     # ---- the client ----
 
@@ -106,16 +113,25 @@ class FakeIntent:
         self._only(*UNPAID)
         self.status, self.decline_shown = IntentStatus.REQUIRES_CAPTURE, None
         self.charge = Charge("ch_1", False, 0, capture_before=NOW + timedelta(days=7))
+        if self.automatic:
+            self.capture(self.amount)
 
     # ---- the platform, by this service or by hand ----
 
-    def capture(self, part: int, fee: int) -> None:
+    def capture(self, part: int, fee: int = 0) -> None:
         self._only(IntentStatus.REQUIRES_CAPTURE)
         self._between(1, part, self.amount)
-        self._between(0, fee, part)
+        self._between(0, fee, part if self.has_destination else 0)
         self.status = IntentStatus.SUCCEEDED
         charged = replace(self._platform_line(1, part), fee=part * 29 // 1000 + 30)
         self._book(STRIPE_PLATFORM, -charged.fee, charged.currency)
+        self.charge = Charge("ch_1", captured=True, amount_captured=part, line=charged)
+        if self.has_destination:
+            self._send_on(charged, fee)
+
+    def _send_on(self, charged: BalanceLine, fee: int) -> None:
+        """All of it goes to the expert, and the fee comes back from there."""
+        assert self.charge is not None
         sent = self._line(STRIPE_PLATFORM, -1, charged.minor_units, charged.currency)
         received = self._connected_line(1, sent.minor_units)
         collected = self._platform_line(1, fee) if fee else None
@@ -123,14 +139,33 @@ class FakeIntent:
             paid = self._to_connected(collected.minor_units)
             received = replace(received, fee=paid)
             self._book(CONNECTED, -paid, received.currency)
-        self.charge = Charge(
-            charge_id="ch_1",
-            captured=True,
-            amount_captured=part,
-            line=charged,
-            transfer=Transfer("tr_1", sent.minor_units, sent.currency, sent, received),
+        self.charge = replace(
+            self.charge,
+            transfer=Transfer(
+                "tr_1", sent.minor_units, sent.currency, line=sent, connected_line=received
+            ),
             application_fee=ApplicationFee("fee_1", fee, collected) if fee else None,
         )
+
+    def transfer(self, part: int, operation_id: str = "") -> Transfer:
+        """Sourced by the charge: all of them together stay within what was charged."""
+        self._only(IntentStatus.SUCCEEDED)
+        assert self.charge is not None
+        if self.has_destination:
+            raise RefusedByStripe("its own transfer sent everything on")
+        sent = sum(transfer.minor_units for transfer in self.transfers)
+        self._between(1, part, self.charge.amount_captured - sent)
+        line = self._line(STRIPE_PLATFORM, -1, part, self.currency)
+        made = Transfer(
+            self._id("tr"),
+            part,
+            self.currency,
+            operation_id,
+            line,
+            self._connected_line(1, part),
+        )
+        self.transfers.append(made)
+        return made
 
     def cancel(self, reason: str = "requested_by_customer") -> None:
         self._only(*UNPAID, IntentStatus.REQUIRES_CAPTURE)
@@ -152,14 +187,21 @@ class FakeIntent:
         line = self._platform_line(1, refund.minor_units)
         self.refunds[at] = replace(refund, status="failed", failure_line=line)
 
-    def reverse(self, part: int, operation_id: str = "") -> Reversal:
-        """``part`` is in the transfer's currency."""
+    def reverse(self, part: int, operation_id: str = "", transfer_id: str = "") -> Reversal:
+        """``part`` is in the transfer's currency; of the newest transfer unless one is named."""
         self._only(IntentStatus.SUCCEEDED)
-        self._between(1, part, self.reversible)
-        line = self._line(STRIPE_PLATFORM, 1, part, self.transfer.currency)
+        known = {transfer.transfer_id: transfer for transfer in self.all_transfers}
+        if not known:
+            raise RefusedByStripe("nothing was sent")
+        transfer = known[transfer_id or list(known)[-1]]
+        self._between(1, part, transfer.left)
+        line = self._line(STRIPE_PLATFORM, 1, part, transfer.currency)
         made = Reversal(self._id("trr"), part, operation_id, line, self._connected_line(-1, part))
-        transfer = replace(self.transfer, reversals=(*self.transfer.reversals, made))
-        self._show(transfer=transfer)
+        less = replace(transfer, reversals=(*transfer.reversals, made))
+        if transfer in self.transfers:
+            self.transfers[self.transfers.index(transfer)] = less
+        else:
+            self._show(transfer=less)
         return made
 
     def refund_fee(self, part: int) -> None:

@@ -6,14 +6,33 @@ checks what must always be true of a payment and its books.
 
 from dataclasses import dataclass, field
 
-from payment_service.domain import escrow, money
+from payment_service.domain import escrow, plans
+from payment_service.domain.deadlines import deadlines_of
 from payment_service.domain.escrow import Payment, State, Transition, WaitingFor
 from payment_service.domain.follow import Followed, follow
-from payment_service.domain.ledger import STRIPE_PLATFORM, Posting, imbalance
+from payment_service.domain.ledger import STRIPE_PLATFORM, Posting, Share, imbalance
 from payment_service.domain.observation import Observation
 from payment_service.domain.operations import Operation, OperationKind
-from tests.unit.domain.builders import BUSY, FAILURE, NOW, PAID_OUT, new_operation, sums
-from tests.unit.domain.fake_intent import CONNECTED, FakeIntent, RefusedByStripe, nonzero
+from tests.unit.domain.builders import (
+    BUSY,
+    FAILURE,
+    HOLDING,
+    NOW,
+    PLATFORM_HOLD,
+    new_operation,
+    sums,
+)
+from tests.unit.domain.fake_intent import (
+    CONNECTED,
+    SAME_CURRENCY,
+    Exchange,
+    FakeIntent,
+    RefusedByStripe,
+    nonzero,
+)
+
+DEBT = "expert_debt:expert_1"
+FUNDS = "expert_funds:expert_1"
 
 
 @dataclass
@@ -26,6 +45,18 @@ class FakeService:
     discrepancies: list[str] = field(default_factory=list)
     kinds: list[escrow.Kind] = field(default_factory=list)
     ids: int = 1
+    #: What the expert owes from before: another client's refund that Stripe did not take back.
+    debt_before: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.debt_before:
+            return
+        book, part = self.payment.book, self.debt_before
+        self.intent.balances[STRIPE_PLATFORM, book.currency] -= part
+        self.postings += [
+            book.line("client_refunded", DEBT, part),
+            book.line("client_refunded", STRIPE_PLATFORM, -part),
+        ]
 
     # ---- following ----
 
@@ -36,6 +67,7 @@ class FakeService:
             operation=self.operation,
             known=frozenset(self.known),
             next_operation_id=f"op_{self.ids + 1}",
+            holding=HOLDING,
             now=NOW,
         )
         for transition in followed.transitions:
@@ -53,15 +85,18 @@ class FakeService:
             assert self.operation is None
             self.operation = self._open(wanted.kind, wanted.minor_units, **wanted.params)
         self.check()
+        if (
+            seen is None
+            and not followed.deferred
+            and "refund_exceeds_net" not in reported(followed)
+        ):
+            self.check_reconciled()
         return followed
 
     def catch_up(self) -> None:
         """Follow what Stripe shows until there is nothing more to follow."""
-        last = self.follow()
-        while last.transitions:
-            last = self.follow()
-        if not last.deferred:
-            self.check_reconciled()
+        while self.follow().transitions:
+            pass
 
     def record(self, transition: Transition) -> None:
         assert transition.before == self.payment
@@ -75,24 +110,61 @@ class FakeService:
 
     # ---- our own operations, in steps, so that anything can come in between ----
 
-    def start_capture(self, part: int | None = None, *, final: bool = True) -> None:
-        part = escrow.check_capture(self.payment, part, final)
-        self.operation = self._open(OperationKind.CAPTURE, part)
-        started = escrow.start_capture(self.payment, part, self.operation.operation_id, "", NOW)
-        self.record(started)
-
-    def start_give_back(self, part: int | None = None, because: str = "asked") -> None:
-        plan = escrow.check_refund(self.payment, part)
-        kind = OperationKind.CANCEL if plan.cancels else OperationKind.REFUND
-        self.operation = self._open(kind, plan.minor_units, because=because)
-        if plan.cancels:
-            self.record(
-                escrow.start_cancel(self.payment, self.operation.operation_id, because, NOW)
+    def start_capture(self, part: int | None = None, *, final: bool = True) -> plans.CapturePlan:
+        """One operation for the first leg, which carries what the next one needs."""
+        payment = self.payment
+        plan = plans.plan_capture(payment, part, final, self.balance(DEBT))
+        share = plan.share
+        transfer: dict[str, object] = {
+            "charge_id": payment.charge_id,
+            "commission": share.commission,
+            "netted": share.netted,
+            "final": final,
+        }
+        if payment.charged:
+            operation = self._open(OperationKind.TRANSFER, share.part, **transfer)
+        elif payment.is_separate:
+            operation = self._open(
+                OperationKind.CAPTURE, plan.charges, part=share.part, transfer=transfer
             )
         else:
-            self.record(
-                escrow.start_refund(self.payment, plan, self.operation.operation_id, because, NOW)
+            fee = share.commission + share.netted
+            operation = self._open(
+                OperationKind.CAPTURE, plan.charges, application_fee=fee, netted=share.netted
             )
+        self.operation = operation
+        self.record(escrow.start_capture(payment, share, operation.operation_id, "", NOW))
+        return plan
+
+    def start_give_back(self, part: int | None = None, because: str = "asked") -> plans.RefundPlan:
+        if plans.waits_for_expert(self.payment):
+            # Planned first: what is refused gives up nothing.
+            plans.plan_refund(escrow.capture_given_up(self.payment, because, NOW).after, part)
+            self.give_up(because)
+        plan = plans.plan_refund(self.payment, part)
+        kind = OperationKind.CANCEL if plan.cancels else OperationKind.REFUND
+        self.operation = self._open(kind, plan.minor_units, because=because)
+        operation_id = self.operation.operation_id
+        if plan.cancels:
+            self.record(escrow.start_cancel(self.payment, operation_id, because, NOW))
+        else:
+            self.record(escrow.start_refund(self.payment, plan.split, operation_id, because, NOW))
+        return plan
+
+    def give_up(self, because: str = "asked") -> None:
+        given_up = escrow.capture_given_up(self.payment, because, NOW)
+        self.operation = None
+        self.record(given_up)
+
+    def start_promotion(self) -> None:
+        plans.check_promotion(self.payment)
+        self.operation = self._open(OperationKind.PROMOTE, self.payment.held)
+        self.record(escrow.start_promotion(self.payment, self.operation.operation_id, NOW))
+
+    def wait_for_expert(self) -> None:
+        """Stripe refused what the capture asked for because the expert's account is not well."""
+        self.record(escrow.waiting(self.payment, WaitingFor.EXPERT, "refused", NOW))
+        self.check()
 
     def send(self, *, refused: bool = False) -> None:
         """Send the open operation to Stripe; a refusal is believed after looking once more."""
@@ -109,31 +181,38 @@ class FakeService:
         self.check()
 
     def _effect(self, operation: Operation) -> None:
-        payment, part = self.payment, operation.minor_units
-        if operation.kind is OperationKind.CAPTURE:
-            due = money.split_capture(
-                payment.net, part, payment.commission_basis_points, payment.currency
-            )
-            self.intent.capture(part, due.commission)
-        elif operation.kind is OperationKind.CANCEL:
-            self.intent.cancel("requested_by_customer")
-        elif operation.kind is OperationKind.REFUND:
-            self.intent.refund(part, operation.operation_id)
-        else:
-            self.intent.reverse(operation.number("transfer_minor_units"), operation.operation_id)
+        part, name = operation.minor_units, operation.operation_id
+        match operation.kind:
+            case OperationKind.CAPTURE | OperationKind.PROMOTE:
+                self.intent.capture(part, operation.number("application_fee"))
+            case OperationKind.CANCEL:
+                self.intent.cancel("requested_by_customer")
+            case OperationKind.REFUND:
+                self.intent.refund(part, name)
+            case OperationKind.TRANSFER:
+                share = Share(part, operation.number("commission"), operation.number("netted"))
+                self.intent.transfer(share.sent, name)
+            case _:
+                self.intent.reverse(
+                    operation.number("transfer_minor_units"), name, operation.text("transfer_id")
+                )
 
     def _take_refusal(self, operation: Operation) -> None:
         payment = self.payment
         if operation.params.get("owed"):
             return  # Stays parked: an operator tries again.
-        transition = {
-            OperationKind.CAPTURE: lambda: escrow.capture_refused(payment, FAILURE),
-            OperationKind.CANCEL: lambda: escrow.cancel_refused(payment, FAILURE),
-            OperationKind.REFUND: lambda: escrow.refund_refused(payment, FAILURE),
-            OperationKind.REVERSE_TRANSFER: lambda: escrow.expert_owes(
-                payment, operation.minor_units, FAILURE
-            ),
-        }[operation.kind]()
+        match operation.kind:
+            case OperationKind.CAPTURE | OperationKind.TRANSFER:
+                transition = escrow.capture_refused(payment, FAILURE)
+            case OperationKind.PROMOTE:
+                transition = escrow.promotion_refused(payment, FAILURE)
+            case OperationKind.CANCEL:
+                transition = escrow.cancel_refused(payment, FAILURE)
+            case OperationKind.REFUND:
+                transition = escrow.refund_refused(payment, FAILURE)
+            case _:
+                owed = owed_after(operation)
+                transition = escrow.expert_owes(payment, owed, FAILURE.code, NOW)
         self.operation = None
         self.record(transition)
 
@@ -143,18 +222,24 @@ class FakeService:
 
     # ---- whole walks ----
 
-    def capture(self, part: int | None = None) -> None:
-        self.start_capture(part)
-        self.send()
-        self.follow()
+    def finish(self, *, reversal_refused: bool = False) -> None:
+        """Send the open operation and whatever follows from it, until nothing is under way."""
+        while self.operation and not self.operation.params.get("owed"):
+            reverses = self.operation.kind is OperationKind.REVERSE_TRANSFER
+            self.send(refused=reversal_refused and reverses)
+            self.follow()
+
+    def capture(self, part: int | None = None, *, final: bool = True) -> None:
+        self.start_capture(part, final=final)
+        self.finish()
 
     def give_back(self, part: int | None = None, *, reversal_refused: bool = False) -> None:
         self.start_give_back(part)
-        self.send()
-        self.follow()
-        if self.operation:
-            self.send(refused=reversal_refused)
-            self.follow()
+        self.finish(reversal_refused=reversal_refused)
+
+    def promote(self) -> None:
+        self.start_promotion()
+        self.finish()
 
     # ---- what is always true ----
 
@@ -173,13 +258,24 @@ class FakeService:
             assert payment.waiting_for is WaitingFor.OPERATOR
 
     def _check_books(self) -> None:
-        payment, left = self.payment, sums(self.postings)
-        assert self.balance("hold") == -self.balance("client") == payment.held
-        assert self.balance("escrow:pay_1") == 0
+        payment = self.payment
+        authorized = 0 if payment.charged else payment.held
+        assert self.balance("hold") == -self.balance("client") == authorized
+        assert self.balance("escrow:pay_1") == (-payment.held if payment.charged else 0)
         assert self.balance("client_payable:pay_1") == -payment.client_owed
+        # What a hand gave of the commission to the expert is still counted as ours to give back.
+        earned = [line for line in self.postings if line.kind != "fee_refunded"]
+        of_commission = sums(earned).get(("commission", payment.currency), 0)
+        assert of_commission == -payment.net_commission
+        # Never more kept back than is owed, not even with the capture that is under way.
+        assert self.balance(DEBT) >= payment.netting
+        if self.intent.exchange == SAME_CURRENCY:
+            assert self.balance(CONNECTED) == -self.balance(FUNDS)
         assert imbalance(self.postings) == {}
         if payment.state in (State.CANCELED, State.EXPIRED):
-            assert left == {}
+            assert self.balance(DEBT) == self.debt_before
+            assert self.balance(STRIPE_PLATFORM) == -self.debt_before
+            assert len(sums(self.postings)) == 2 * bool(self.debt_before)
 
     def stripe_lines(self) -> dict[tuple[str, str], int]:
         """Our books' view of Stripe's balances."""
@@ -194,26 +290,72 @@ class FakeService:
         return sums(self.postings).get((account, self.payment.currency), 0)
 
 
+def serve(
+    payment: Payment, exchange: Exchange = SAME_CURRENCY, *, debt_before: int = 0
+) -> FakeService:
+    """A service with this payment alone, and its intent at Stripe."""
+    intent = FakeIntent(
+        payment.amount,
+        payment.currency,
+        exchange,
+        has_destination=not payment.is_separate,
+        automatic=payment.escrow_mode is PLATFORM_HOLD,
+    )
+    return FakeService(payment, intent, debt_before=debt_before)
+
+
+def owed_after(operation: Operation) -> int:
+    """What the expert owes if a reversal is refused: the later ones are not tried either."""
+    later = sum(int(str(leg["minor_units"])) for leg in operation.items("legs"))
+    return operation.minor_units + later + operation.number("owed_then")
+
+
 def check_payment(payment: Payment) -> None:
     """State and amounts agree, and every amount is within its bounds."""
-    assert payment.held in (0, payment.amount)
-    assert 0 <= payment.refunded <= payment.captured <= payment.amount
+    assert 0 <= payment.refunded <= payment.captured <= payment.charged <= payment.amount
     assert 0 <= payment.net_commission <= payment.net
     assert payment.net_commission + payment.net_expert == payment.net
-    assert 0 <= payment.client_owed <= payment.refunded
-    state = payment.state
-    if state in (State.IN_ESCROW, State.CAPTURING):
-        assert payment.held == payment.amount
-    elif state is not State.CANCELING:
-        assert payment.held == 0
-    if state in PAID_OUT:
-        assert payment.captured > 0
+    assert 0 <= payment.client_owed <= payment.refunded + payment.returned
+    assert payment.netting == 0 or payment.state is State.CAPTURING
+    if payment.charged:
+        assert payment.held >= 0
+        assert payment.returned >= 0
+        assert payment.charged == payment.held + payment.captured + payment.returned
     else:
-        assert payment.captured == 0
-    if state is State.CAPTURED:
-        assert payment.net > 0
-    elif state is State.REFUNDED:
-        assert payment.net == 0
+        assert payment.held in (0, payment.amount)
+        assert payment.returned == 0
+    _check_model(payment)
+    _check_state(payment)
+
+
+def _check_model(payment: Payment) -> None:
+    if payment.is_separate:
+        # Once charged, whatever it began as, the platform holds it.
+        assert payment.escrow_mode is PLATFORM_HOLD or not payment.charged
+    else:
+        assert payment.charged == payment.captured
+        assert payment.state is not State.PROMOTING
+        assert payment.escrow_mode is not PLATFORM_HOLD
+
+
+def _check_state(payment: Payment) -> None:
+    match payment.state:
+        case State.IN_ESCROW | State.CAPTURING:
+            assert payment.held > 0
+        case State.PROMOTING:
+            assert (payment.held, payment.charged) == (payment.amount, 0)
+        case State.REFUNDING:
+            assert payment.charged > 0
+        case State.CAPTURED:
+            assert (payment.held, payment.net > 0) == (0, True)
+        case State.REFUNDED:
+            assert (payment.held, payment.net) == (0, 0)
+            assert payment.charged > 0
+        case State.CANCELING:
+            assert payment.charged == 0
+        case _:
+            assert (payment.held, payment.charged) == (0, 0)
+    assert not deadlines_of(payment) or payment.held
 
 
 def followed_kinds(followed: Followed) -> list[str]:

@@ -21,14 +21,22 @@ from payment_service.domain.observation import (
 from payment_service.domain.operations import Operation, OperationKind
 from tests.unit.domain.builders import (
     BUSY,
+    HOLDING,
     NOW,
+    OF_A_DESTINATION,
     PAID_OUT,
     in_state,
     new_operation,
     new_payment,
 )
 from tests.unit.domain.fake_intent import SAME_CURRENCY, Exchange, FakeIntent
-from tests.unit.domain.fake_service import FakeService, check_payment, followed_kinds, reported
+from tests.unit.domain.fake_service import (
+    FakeService,
+    check_payment,
+    followed_kinds,
+    reported,
+    serve,
+)
 
 DECLINE = Decline("card_declined", "insufficient_funds")
 CAPTURE = new_operation(OperationKind.CAPTURE, 10_000)
@@ -46,6 +54,7 @@ def followed(
         operation=operation,
         known=frozenset(known),
         next_operation_id="op_next",
+        holding=HOLDING,
         now=NOW,
     )
 
@@ -171,7 +180,7 @@ TABLE = [
             state,
             CONFLICT,
         )
-        for state in State
+        for state in OF_A_DESTINATION
     ),
 ]
 
@@ -197,7 +206,7 @@ def test_what_stripe_shows_moves_the_payment_as_the_table_says(cell: Cell) -> No
 
 def test_the_table_has_every_state_against_every_status() -> None:
     covered = {(cell.before, seen.status) for cell in TABLE for seen in cell.seen}
-    assert covered == {(state, status) for state in State for status in IntentStatus}
+    assert covered == {(state, status) for state in OF_A_DESTINATION for status in IntentStatus}
 
 
 @pytest.mark.parametrize("cell", TABLE, ids=lambda cell: f"{cell.before}-{cell.seen[0].status}")
@@ -383,9 +392,8 @@ def test_capture_by_hand_of_a_payment_that_held_nothing_releases_nothing(state: 
 
 def paid_out(exchange: Exchange = SAME_CURRENCY) -> FakeService:
     """A payment of 10000 that was captured, with its books."""
-    stripe = FakeIntent(10_000, "USD", exchange)
-    service = FakeService(new_payment(), stripe)
-    stripe.authorize()
+    service = serve(new_payment(), exchange)
+    service.intent.authorize()
     service.follow()
     service.capture()
     return service
@@ -408,7 +416,12 @@ def test_our_refund_is_followed_by_the_experts_leg() -> None:
         3_000,
         False,
     )
-    assert to.next_operation.params == {"transfer_id": "tr_1", "transfer_minor_units": 3_000}
+    assert to.next_operation.params == {
+        "transfer_id": "tr_1",
+        "transfer_minor_units": 3_000,
+        "legs": [],
+        "owed_then": 0,
+    }
     assert (to.payment.state, to.payment.operation_id) == (State.REFUNDING, "op_4")
     service.send()
     to = service.follow()
@@ -469,9 +482,9 @@ def test_our_refund_that_failed_at_once_leaves_everything_as_it_was() -> None:
 
 def test_answer_of_stripe_counts_even_if_its_list_lags_behind() -> None:
     refund = Refund("re_1", 10_000, "succeeded", "op_1")
-    seen = SUCCEEDED.with_refund(refund)
+    seen = SUCCEEDED.with_answer(refund)
     assert seen.refunds == (refund,)
-    assert seen.with_refund(refund) is seen
+    assert seen.with_answer(refund) is seen
 
 
 # ---- refunds: bounced ----
