@@ -392,7 +392,8 @@ class StripeApi:
             )
         )
         charge = intent.latest_charge
-        transfer = None if isinstance(charge, str) or charge is None else charge.transfer
+        # Stripe leaves out what a charge on the platform does not have.
+        transfer = getattr(charge, "transfer", None)
         fee = None if isinstance(charge, str) or charge is None else charge.application_fee
         reversals = await self._reversals(transfer) if isinstance(transfer, stripe.Transfer) else ()
         fee_refunds: list[stripe.ApplicationFeeRefund] = []
@@ -409,7 +410,7 @@ class StripeApi:
             refunds=tuple(refund_of(refund) for refund in reversed(refunds)),
             reversals=reversals,
             separate_transfers=()
-            if intent.transfer_data
+            if getattr(intent, "transfer_data", None)
             else await self._separate_transfers(intent.transfer_group or ""),
             fee_refunds=tuple(fee_refund_of(refund) for refund in reversed(fee_refunds)),
         )
