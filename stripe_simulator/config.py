@@ -63,9 +63,11 @@ class Settings:
     expiry_reason: str = "automatic"
     # charge.updated after a manual capture, once the balance transaction is there (unconfirmed).
     charge_updated_on_capture: bool = False
-    # What a transfer reversal may take from the connected account: `total` (available and
-    # pending), `available` alone, or `unlimited` (its balance may turn negative).
-    reversal_balance: str = "total"
+    # What a transfer reversal may take from the connected account. `documented` is `available`
+    # for a transfer made on its own (Stripe's page on separate charges and transfers) and `total`,
+    # with what is pending, for one that a destination charge made; `unlimited` stands for
+    # connected reserves, with which the balance may turn negative.
+    reversal_balance: str = "documented"
     # A refund that the platform's balance cannot bear: `negative` lets it, `pending` waits until
     # there is money (documented for card refunds), looking every hour.
     refund_on_low_balance: str = "negative"
@@ -96,5 +98,5 @@ class Settings:
 SETTING_CHOICES = {
     "expiry_reason": ("automatic", "expired"),
     "refund_on_low_balance": ("negative", "pending"),
-    "reversal_balance": ("total", "available", "unlimited"),
+    "reversal_balance": ("documented", "total", "available", "unlimited"),
 }
