@@ -71,6 +71,15 @@ class Settings:
     # A refund that the platform's balance cannot bear: `negative` lets it, `pending` waits until
     # there is money (documented for card refunds), looking every hour.
     refund_on_low_balance: str = "negative"
+    # Seconds until the bank decides on submitted evidence whose text says how it shall decide.
+    dispute_review_seconds: int = 60
+    # Days to answer a dispute, to the end of the last one in UTC (7 to 21 are documented).
+    dispute_response_days: int = 16
+    # What Stripe takes for a chargeback, in minor units of the settlement currency.
+    dispute_fee: int = 1500
+    # Whether a won dispute gives that fee back: not since Stripe's price list of June 2025, before
+    # it did, and the page on testing still says so.
+    dispute_fee_returned: bool = False
     # How long a request waits for an object that another request holds before 429 lock_timeout.
     lock_wait_ms: int = 2000
     # The API reference says eight digits; the currencies page of 2026 allows more.
