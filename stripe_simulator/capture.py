@@ -120,10 +120,10 @@ def let_cardholder_react(simulation: Simulation, charge: Row) -> Row:
     """
     method = simulation.store.require("payment_method", charge["payment_method"])
     card = payment_methods.card_of(method)
-    if card.fraud_warning is not None:
-        early_fraud_warnings.warn(simulation, charge, card.fraud_warning)
-    if card.dispute is not None:
-        disputes.begin(
-            simulation, charge, charge["amount_captured"], card.dispute, inquiry=card.inquiry
-        )
+    amount = charge["amount_captured"]
+    with simulation.unasked():
+        if card.fraud_warning is not None:
+            early_fraud_warnings.warn(simulation, charge, card.fraud_warning)
+        if card.dispute is not None:
+            disputes.begin(simulation, charge, amount, card.dispute, inquiry=card.inquiry)
     return simulation.store.require("charge", charge["id"])

@@ -322,7 +322,8 @@ def refunded_in_full(simulation: Simulation, charge: Row) -> None:
     """Nothing is left to ask about: an inquiry ends (that it does so at once is our guess)."""
     for dispute in _of_charge(simulation, charge["id"], INQUIRY):
         emptied = simulation.store.change("dispute", dispute["id"], is_charge_refundable=False)
-        close_warning(simulation, emptied)
+        with simulation.unasked():
+            close_warning(simulation, emptied)
 
 
 # What the platform does --------------------------------------------------------------------------
@@ -394,5 +395,4 @@ def close(call: Call) -> Row:
     """POST /v1/disputes/:id/close: the platform accepts the chargeback as lost."""
     dispute = call.object("dispute", "dispute")
     _require_status(dispute, ("needs_response",))
-    _effect(call.simulation, "dispute_accepted", dispute)
-    return lose(call.simulation, dispute)
+    return _close(call.simulation, dispute, "lost", "dispute_accepted")

@@ -272,7 +272,8 @@ async def test_accepted_dispute_is_lost(world: World) -> None:
     assert (await world.event_types())[-1] == "charge.dispute.closed"
     (accepted,) = await world.effects("dispute_accepted")
     assert (accepted["object"], accepted["idempotency_key"]) == (dispute.id, "key_4")
-    assert len(await world.effects("dispute_lost")) == 1
+    # One thing was asked for under the key, and one happened.
+    assert await world.effects("dispute_lost") == []
 
 
 async def test_unanswered_chargeback_is_lost_when_its_time_is_over(world: World) -> None:
@@ -416,3 +417,24 @@ async def test_disputes_survive_a_restart(start_world: StartWorld, tmp_path: Any
     second = await start_world(state=state)
     await second.control("POST", "/clock", {"advance_seconds": 61})
     assert (await dispute_of(second, str(dispute.charge))).status == "won"
+
+
+async def test_what_the_cardholder_does_is_not_under_the_callers_key(world: World) -> None:
+    """One key stands for one effect; what a bank makes of it is nobody's request."""
+    held = await world.paid(card="pm_card_createDisputeInquiry")
+    await world.client.v1.payment_intents.capture_async(
+        held.id, options={"idempotency_key": "key_5"}
+    )
+    await world.client.v1.refunds.create_async(
+        params={"payment_intent": held.id}, options={"idempotency_key": "key_6"}
+    )
+    effects = await world.effects()
+    asked = [(row["kind"], row["idempotency_key"]) for row in effects[-4:]]
+    assert asked == [
+        ("captured", "key_5"),
+        ("dispute_opened", None),
+        ("refunded", "key_6"),
+        ("inquiry_closed", None),
+    ]
+    page = await world.client.v1.events.list_async(params={"type": "charge.dispute.*"})
+    assert {event.request.id for event in page.data if event.request is not None} == {None}

@@ -197,9 +197,13 @@ async def test_accepted_amounts(world: World, amount: int, currency: str) -> Non
     assert (await world.charged(amount, currency=currency)).amount == amount
 
 
+# Lines of money that comes from cardholders or goes back to them; a dispute is an adjustment.
+CARDHOLDERS = ("charge", "refund", "adjustment")
+
+
 @pytest.mark.parametrize("seed", range(3))
 async def test_random_walk_keeps_all_money(world: World, seed: int) -> None:
-    """Whatever happens, balances are sums of lines and only fees and refunds leave the system."""
+    """Balances are sums of lines; only fees, refunds and disputes take money out of the system."""
     dice = random.Random(seed)
     experts = [await world.expert(), await world.expert()]
     charges: list[str] = []
@@ -207,7 +211,7 @@ async def test_random_walk_keeps_all_money(world: World, seed: int) -> None:
     api = world.client.v1
     for _ in range(60):
         amount = dice.randrange(50, 20_000)
-        step = dice.randrange(7)
+        step = dice.randrange(9)
         try:
             if step <= 1:
                 paid = await world.destination_charge(
@@ -242,6 +246,16 @@ async def test_random_walk_keeps_all_money(world: World, seed: int) -> None:
                 await api.transfers.reversals.create_async(
                     dice.choice(transfers), params={"amount": amount}
                 )
+            elif step == 6 and charges:
+                # Refused where a dispute is open already or less was captured; that may be.
+                path = f"/_simulator/charges/{dice.choice(charges)}/dispute"
+                inquiry = {"amount": amount, "inquiry": dice.random() < 0.5}
+                await world.http.post(world.url + path, json=inquiry)
+            elif step == 7:
+                for dispute in (await api.disputes.list_async()).data[:3]:
+                    outcome = dice.choice(("win", "lose", "escalate", "close_warning"))
+                    path = f"/_simulator/disputes/{dispute.id}/{outcome}"
+                    await world.http.post(world.url + path)
             else:
                 days = dice.randrange(3) * 86_400
                 await world.control("POST", "/clock", {"advance_seconds": days})
@@ -253,7 +267,7 @@ async def test_random_walk_keeps_all_money(world: World, seed: int) -> None:
         lines = await world.lines(account)
         assert sum(line.net for line in lines) == await balance(world, account)
         everywhere += sum(line.net for line in lines)
-        outside += sum(line.amount for line in lines if line.type in ("charge", "refund"))
+        outside += sum(line.amount for line in lines if line.type in CARDHOLDERS)
         outside -= sum(
             detail.amount
             for line in lines
