@@ -95,6 +95,7 @@ class Balances:
         fee_details: list[dict[str, Any]] | None = None,
         description: str | None = None,
         exchange_rate: float | None = None,
+        reporting_category: str | None = None,
     ) -> Row:
         """Write one line; without `available_on` its money moves at once."""
         now = self._simulation.now()
@@ -115,7 +116,7 @@ class Balances:
                 "fee": fee,
                 "fee_details": details,
                 "net": amount - fee,
-                "reporting_category": REPORTING_CATEGORIES[type_],
+                "reporting_category": reporting_category or REPORTING_CATEGORIES[type_],
                 "source": source,
                 "status": "pending",
                 "type": type_,

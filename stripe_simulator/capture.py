@@ -9,7 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 
-from stripe_simulator import charges, payment_methods, transfers
+from stripe_simulator import (
+    charges,
+    disputes,
+    early_fraud_warnings,
+    payment_methods,
+    transfers,
+)
 from stripe_simulator.balance import processing_fee, settle
 from stripe_simulator.currencies import convert
 from stripe_simulator.events import emit
@@ -105,3 +111,19 @@ def emit_money_events(simulation: Simulation, captured: Captured) -> None:
         emit(simulation, "application_fee.created", captured.application_fee)
     if captured.payment is not None:
         emit(simulation, "payment.created", captured.payment)
+
+
+def let_cardholder_react(simulation: Simulation, charge: Row) -> Row:
+    """What the test cards for fraud warnings and disputes do; the charge as it then stands.
+
+    They come between the charge's event and the intent's, as a live-probed simulator recorded.
+    """
+    method = simulation.store.require("payment_method", charge["payment_method"])
+    card = payment_methods.card_of(method)
+    amount = charge["amount_captured"]
+    with simulation.unasked():
+        if card.fraud_warning is not None:
+            early_fraud_warnings.warn(simulation, charge, card.fraud_warning)
+        if card.dispute is not None:
+            disputes.begin(simulation, charge, amount, card.dispute, inquiry=card.inquiry)
+    return simulation.store.require("charge", charge["id"])

@@ -15,7 +15,9 @@ class Card:
     """How a test card behaves.
 
     `decline` is (code, decline_code, message), and comes after 3D Secure where there is any;
-    `refund` is `succeeds`, `pending` (then succeeds) or `fails_later` (after having succeeded).
+    `refund` is `succeeds`, `pending` (then succeeds) or `fails_later` (after having succeeded);
+    `dispute` is the reason that the cardholder gives for disputing the captured charge, `inquiry`
+    whether the bank only asks at first.
     """
 
     number: str
@@ -27,6 +29,9 @@ class Card:
     bypasses_pending: bool = False
     refund: str = "succeeds"
     extended_authorization: bool = False
+    dispute: str | None = None
+    inquiry: bool = False
+    fraud_warning: str | None = None
     country: str = "US"
 
     @property
@@ -166,6 +171,32 @@ CARDS: tuple[Card, ...] = (
         ("pm_card_refundFail",),
         "succeeds; its refunds fail later",
         refund="fails_later",
+    ),
+    Card(
+        "4000000000000259",
+        ("pm_card_createDispute",),
+        "succeeds, and is disputed as fraudulent once captured",
+        dispute="fraudulent",
+    ),
+    Card(
+        "4000000000002685",
+        ("pm_card_createDisputeProductNotReceived",),
+        "succeeds, and is disputed as product not received once captured",
+        dispute="product_not_received",
+    ),
+    # Which reason Stripe's inquiry gives is our guess.
+    Card(
+        "4000000000001976",
+        ("pm_card_createDisputeInquiry",),
+        "succeeds, and the bank inquires about it once captured",
+        dispute="fraudulent",
+        inquiry=True,
+    ),
+    Card(
+        "4000000000005423",
+        ("pm_card_createIssuerFraudRecord",),
+        "succeeds, and is reported as early fraud once captured",
+        fraud_warning="unauthorized_use_of_card",
     ),
 )
 

@@ -63,12 +63,23 @@ class Settings:
     expiry_reason: str = "automatic"
     # charge.updated after a manual capture, once the balance transaction is there (unconfirmed).
     charge_updated_on_capture: bool = False
-    # What a transfer reversal may take from the connected account: `total` (available and
-    # pending), `available` alone, or `unlimited` (its balance may turn negative).
-    reversal_balance: str = "total"
+    # What a transfer reversal may take from the connected account. `documented` is `available`
+    # for a transfer made on its own (Stripe's page on separate charges and transfers) and `total`,
+    # with what is pending, for one that a destination charge made; `unlimited` stands for
+    # connected reserves, with which the balance may turn negative.
+    reversal_balance: str = "documented"
     # A refund that the platform's balance cannot bear: `negative` lets it, `pending` waits until
     # there is money (documented for card refunds), looking every hour.
     refund_on_low_balance: str = "negative"
+    # Seconds until the bank decides on submitted evidence whose text says how it shall decide.
+    dispute_review_seconds: int = 60
+    # Days to answer a dispute, to the end of the last one in UTC (7 to 21 are documented).
+    dispute_response_days: int = 16
+    # What Stripe takes for a chargeback, in minor units of the settlement currency.
+    dispute_fee: int = 1500
+    # Whether a won dispute gives that fee back: not since Stripe's price list of June 2025, before
+    # it did, and the page on testing still says so.
+    dispute_fee_returned: bool = False
     # How long a request waits for an object that another request holds before 429 lock_timeout.
     lock_wait_ms: int = 2000
     # The API reference says eight digits; the currencies page of 2026 allows more.
@@ -96,5 +107,5 @@ class Settings:
 SETTING_CHOICES = {
     "expiry_reason": ("automatic", "expired"),
     "refund_on_low_balance": ("negative", "pending"),
-    "reversal_balance": ("total", "available", "unlimited"),
+    "reversal_balance": ("documented", "total", "available", "unlimited"),
 }

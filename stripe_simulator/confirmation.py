@@ -186,6 +186,7 @@ def _capture_now(simulation: Simulation, intent: Row, method: Row, charge: Row) 
     capturing.emit_money_events(simulation, captured)
     if intent["capture_method"] != "automatic_async":
         emit(simulation, "charge.succeeded", captured.charge)
+        capturing.let_cardholder_react(simulation, captured.charge)
         emit(simulation, "payment_intent.succeeded", intent)
         return intent
     # Asynchronous capture reports success before the money's objects exist (documented).
@@ -193,8 +194,9 @@ def _capture_now(simulation: Simulation, intent: Row, method: Row, charge: Row) 
     if transfer_data is not None:
         unset.update(transfer=None, application_fee=None)
     emit(simulation, "charge.succeeded", captured.charge, **unset)
+    charge = capturing.let_cardholder_react(simulation, captured.charge)
     emit(simulation, "payment_intent.succeeded", intent)
-    emit(simulation, "charge.updated", captured.charge, unset)
+    emit(simulation, "charge.updated", charge, unset)
     return intent
 
 

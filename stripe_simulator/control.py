@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Awaitable, Callable
-from typing import Any
 
 from aiohttp import web
 
-from stripe_simulator import accounts, confirmation, faults, refunds
+from stripe_simulator import accounts, confirmation, faults
 from stripe_simulator.api import Api
+from stripe_simulator.control_cardholders import Cardholders, Given, Handler, only
 from stripe_simulator.errors import ApiError
 from stripe_simulator.events import targets
 from stripe_simulator.payment_intents import require_intent
@@ -23,9 +23,6 @@ from stripe_simulator.schemas import INTENT_CONFIRM
 from stripe_simulator.simulation import Call, Simulation
 from stripe_simulator.store import Row
 from stripe_simulator.webhooks import Webhooks
-
-Given = dict[str, Any]
-Handler = Callable[[web.Request, Given], Awaitable[Any]]
 
 
 class Control:
@@ -59,7 +56,7 @@ class Control:
             ("POST", "/accounts/{id}/{action}", self.act_on_account),
             ("POST", "/payment_intents/{id}/confirm", self.confirm),
             ("POST", "/payment_intents/{id}/authenticate", self.authenticate),
-            ("POST", "/refunds/{id}/fail", self.fail_refund),
+            *Cardholders(self.simulation).routes(),
         ]
         return [
             web.route(method, f"/_simulator{path}", _json(self.simulation, handler))
@@ -85,7 +82,7 @@ class Control:
 
     async def move_clock(self, request: web.Request, given: Given) -> Given:
         """{"advance_seconds": n}, {"set": unix seconds}, {"freeze": true or false}."""
-        _only(given, "advance_seconds", "set", "freeze")
+        only(given, "advance_seconds", "set", "freeze")
         simulation = self.simulation
         if "freeze" in given:
             simulation.clock.freeze(bool(given["freeze"]))
@@ -118,7 +115,7 @@ class Control:
         if rules is None:
             rules = [given]
         else:
-            _only(given, "rules", "seed", "replace")
+            only(given, "rules", "seed", "replace")
             if "seed" in given:
                 self.faults.seed(str(given["seed"]))
             if given.get("replace"):
@@ -166,7 +163,7 @@ class Control:
         self.webhooks.move(given)
         if wanted is not None:
             for target in wanted:
-                _only(target, "scope", "url", "secrets")
+                only(target, "scope", "url", "secrets")
                 if target.get("scope") not in ("platform", "connect"):
                     raise ValueError("scope must be platform or connect")
             with self.simulation.acting():
@@ -207,7 +204,7 @@ class Control:
 
         {"account"?: acct, "amount": ±n, "currency": "usd", "type"?: "topup|adjustment|payout"}
         """
-        _only(given, "account", "amount", "currency", "type", "description")
+        only(given, "account", "amount", "currency", "type", "description")
         simulation = self.simulation
         account = given.get("account", simulation.platform)
         if account != simulation.platform and simulation.store.get("account", account) is None:
@@ -257,7 +254,7 @@ class Control:
 
     async def confirm(self, request: web.Request, given: Given) -> Given:
         """{"payment_method": "pm_card_visa"}: what a person would do on the pay page."""
-        _only(given, *INTENT_CONFIRM)
+        only(given, *INTENT_CONFIRM)
         simulation = self.simulation
         intent = require_intent(simulation, request.match_info["id"])
         params = {"payment_method": "pm_card_visa", **given}
@@ -267,23 +264,12 @@ class Control:
 
     async def authenticate(self, request: web.Request, given: Given) -> Given:
         """{"outcome": "approve"} or "fail": the answer to a 3D Secure challenge."""
-        _only(given, "outcome")
+        only(given, "outcome")
         simulation = self.simulation
         intent = require_intent(simulation, request.match_info["id"])
         with simulation.acting():
             passed = given.get("outcome", "approve") == "approve"
             return plain(simulation, confirmation.finish_challenge(simulation, intent, passed))
-
-    async def fail_refund(self, request: web.Request, given: Given) -> Given:
-        """{"reason"?: "..."}: the bank gives a refund back now."""
-        simulation = self.simulation
-        refund = simulation.store.get("refund", request.match_info["id"])
-        open_ = refund is not None and refund["status"] in ("pending", "succeeded")
-        if refund is None or not open_ or refund["balance_transaction"] is None:
-            raise ValueError("there is no such refund that could fail")
-        with simulation.acting():
-            reason = given.get("reason", "expired_or_canceled_card")
-            return plain(simulation, refunds.fail(simulation, refund, reason))
 
 
 def confirm_as_customer(call: Call, intent: Row) -> Given:
@@ -296,12 +282,6 @@ def confirm_as_customer(call: Call, intent: Row) -> Given:
             if not error.keeps_changes:
                 raise
     return one(lambda _: simulation.store.require("payment_intent", intent["id"]))(call)
-
-
-def _only(given: Given, *names: str) -> None:
-    for name in given:
-        if name not in names:
-            raise ValueError(f"unknown {name}; there are {', '.join(names)}")
 
 
 def _json(

@@ -387,10 +387,10 @@ def capture(call: Call) -> Row:
     )
     capturing.emit_money_events(simulation, captured)
     emit(simulation, "charge.captured", captured.charge)
+    charge = capturing.let_cardholder_react(simulation, captured.charge)
     emit(simulation, "payment_intent.succeeded", intent)
     if simulation.settings.charge_updated_on_capture:
-        before = {"balance_transaction": None}
-        emit(simulation, "charge.updated", captured.charge, before)
+        emit(simulation, "charge.updated", charge, {"balance_transaction": None})
     return intent
 
 

@@ -9,7 +9,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from stripe_simulator import application_fees, currencies, payment_methods, transfers
+from stripe_simulator import (
+    application_fees,
+    currencies,
+    disputes,
+    early_fraud_warnings,
+    payment_methods,
+    transfers,
+)
 from stripe_simulator.balance import settle
 from stripe_simulator.errors import no_such, refused
 from stripe_simulator.events import emit
@@ -116,6 +123,11 @@ def create(call: Call) -> Row:
             f"Charge {charge['id']} has not been captured, so it cannot be refunded; cancel its "
             "PaymentIntent instead.",
             code="charge_not_refundable",
+        )
+    if disputes.is_charged_back(simulation, charge["id"]):
+        raise refused(
+            f"Charge {charge['id']} has been charged back; cannot issue a refund.",
+            code="charge_disputed",
         )
     remaining = refundable(charge)
     amount = call.get("amount", remaining)
@@ -229,6 +241,9 @@ def _refund(
         reversal, _ = transfers.reverse(simulation, transfer, taken_back, {}, source_refund=id_)
         refund = store.change("refund", id_, transfer_reversal=reversal["id"])
     emit(simulation, "charge.refunded", charge)
+    if charge["refunded"]:
+        disputes.refunded_in_full(simulation, charge)
+        early_fraud_warnings.reconsider(simulation, charge)
     return refund
 
 
@@ -258,6 +273,9 @@ def _pay(simulation: Simulation, charge: Row, refund: Row) -> Row:
 def _look_again(simulation: Simulation, refund: Row) -> None:
     """A refund that waits for money: pay it if there is some now, else wait on."""
     charge = simulation.store.require("charge", refund["charge"])
+    if disputes.is_charged_back(simulation, charge["id"]):
+        fail(simulation, refund, "charge_for_pending_refund_disputed")
+        return
     if _lacks_money(simulation, charge, refund["amount"]):
         again = simulation.now() + LOOK_AGAIN_SECONDS
         simulation.store.change("refund", refund["id"], _outcome_at=again)
@@ -298,38 +316,44 @@ def _outcome(simulation: Simulation, id_: str) -> None:
 
 
 def fail(simulation: Simulation, refund: Row, reason: str) -> Row:
-    """The bank gave a refund back."""
+    """The bank gave a refund back, or a refund that waited will never be paid."""
+    refund = _undo(simulation, refund, "refund_failed", status="failed", failure_reason=reason)
+    emit(simulation, "refund.failed", refund)
+    return refund
+
+
+def cancel_in_dashboard(simulation: Simulation, refund: Row) -> Row:
+    """A person stopped a card's refund, which the API cannot; no event calls it a failure."""
+    return _undo(simulation, refund, "refund_canceled", status="canceled")
+
+
+def _undo(simulation: Simulation, refund: Row, effect: str, **changes: Any) -> Row:
+    """Give back what a refund took, if it took anything yet."""
     store = simulation.store
     id_ = refund["id"]
-    original = store.require("balance_transaction", refund["balance_transaction"])
-    line = simulation.balances.record(
-        refund["_account"],
-        "refund_failure",
-        id_,
-        -original["amount"],
-        original["currency"],
-        available_on=original["available_on"],
-        exchange_rate=original["exchange_rate"],
-    )
-    before = {"status": refund["status"], "failure_reason": None}
-    refund = store.change(
-        "refund",
-        id_,
-        status="failed",
-        failure_balance_transaction=line["id"],
-        failure_reason=reason,
-        pending_reason=None,
-        _outcome_at=None,
-    )
+    if refund["balance_transaction"] is not None:
+        original = store.require("balance_transaction", refund["balance_transaction"])
+        line = simulation.balances.record(
+            refund["_account"],
+            "refund_failure",
+            id_,
+            -original["amount"],
+            original["currency"],
+            available_on=original["available_on"],
+            exchange_rate=original["exchange_rate"],
+        )
+        changes["failure_balance_transaction"] = line["id"]
+    before = {name: refund.get(name) for name in changes}
+    refund = store.change("refund", id_, pending_reason=None, _outcome_at=None, **changes)
     charge = store.require("charge", refund["charge"])
-    store.change(
+    charge = store.change(
         "charge",
         charge["id"],
         amount_refunded=charge["amount_refunded"] - refund["amount"],
         refunded=False,
     )
     simulation.effect(
-        "refund_failed",
+        effect,
         id_,
         payment_intent=refund["payment_intent"],
         amount=refund["amount"],
@@ -337,7 +361,7 @@ def fail(simulation: Simulation, refund: Row, reason: str) -> Row:
         metadata=refund["metadata"],
     )
     emit(simulation, "refund.updated", refund, before)
-    emit(simulation, "refund.failed", refund)
+    early_fraud_warnings.reconsider(simulation, charge)
     return refund
 
 

@@ -21,6 +21,8 @@ PREFIXES = {
     "trr_": "transfer_reversal",
     "fee_": "application_fee",
     "fr_": "fee_refund",
+    "dp_": "dispute",
+    "issfr_": "radar.early_fraud_warning",
     "txn_": "balance_transaction",
     "acct_": "account",
     "pm_": "payment_method",
@@ -51,6 +53,8 @@ LINKS: dict[str, frozenset[str]] = {
         "account charge balance_transaction originating_transaction application".split()
     ),
     "fee_refund": frozenset("fee balance_transaction".split()),
+    "dispute": frozenset(("charge", "payment_intent")),
+    "radar.early_fraud_warning": frozenset(("charge", "payment_intent")),
     "balance_transaction": frozenset(("source",)),
     "capability": frozenset(("account",)),
     "payment_method": frozenset(("customer",)),
@@ -99,6 +103,11 @@ def plain(simulation: Simulation, row: Row) -> dict[str, Any]:
     if kind == "balance_transaction":
         settled = row["available_on"] <= simulation.now()
         shown["status"] = "available" if settled else "pending"
+    if kind == "dispute":
+        shown["balance_transactions"] = [
+            plain(simulation, simulation.store.require("balance_transaction", line))
+            for line in row["_lines"]
+        ]
     for (owner, name), sub_list in SUB_LISTS.items():
         if owner == kind and sub_list.always:
             shown[name] = _sub_list(simulation, row, sub_list)

@@ -17,6 +17,9 @@ from stripe_simulator import (
     application_fees,
     balance,
     charges,
+    dispute_schemas,
+    disputes,
+    early_fraud_warnings,
     payment_intents,
     payment_methods,
     refunds,
@@ -262,6 +265,30 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     Endpoint("GET", "/v1/refunds/{refund}", S.EXPAND, one(refunds.retrieve), "any"),
     Endpoint("POST", "/v1/refunds/{refund}", S.METADATA_UPDATE, one(refunds.update)),
     Endpoint("POST", "/v1/refunds/{refund}/cancel", S.EXPAND, one(refunds.cancel)),
+    # Disputes
+    Endpoint(
+        "GET",
+        "/v1/disputes",
+        dispute_schemas.OF_A_CHARGE_LIST,
+        Page("dispute", "dispute", ("charge", "payment_intent")),
+    ),
+    Endpoint("GET", "/v1/disputes/{dispute}", S.EXPAND, one(disputes.retrieve)),
+    Endpoint(
+        "POST", "/v1/disputes/{dispute}", dispute_schemas.DISPUTE_UPDATE, one(disputes.update)
+    ),
+    Endpoint("POST", "/v1/disputes/{dispute}/close", S.EXPAND, one(disputes.close)),
+    Endpoint(
+        "GET",
+        "/v1/radar/early_fraud_warnings",
+        dispute_schemas.OF_A_CHARGE_LIST,
+        Page(early_fraud_warnings.KIND, "early fraud warning", ("charge", "payment_intent")),
+    ),
+    Endpoint(
+        "GET",
+        "/v1/radar/early_fraud_warnings/{warning}",
+        S.EXPAND,
+        one(early_fraud_warnings.retrieve),
+    ),
     # Transfers
     Endpoint("POST", "/v1/transfers", S.TRANSFER_CREATE, one(transfers.create)),
     Endpoint(
@@ -354,3 +381,4 @@ def register_all(simulation: Simulation) -> None:
     simulation.balances = balance.Balances(simulation)
     payment_intents.register(simulation)
     refunds.register(simulation)
+    disputes.register(simulation)

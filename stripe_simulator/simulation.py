@@ -140,6 +140,15 @@ class Simulation:
         if deliveries:
             self.dispatch(deliveries)
 
+    @contextlib.contextmanager
+    def unasked(self) -> Iterator[None]:
+        """What others do on the occasion of a request: its key and its id do not cover that."""
+        before, self.cause = self.cause, Cause()
+        try:
+            yield
+        finally:
+            self.cause = before
+
     def undo(self) -> None:
         """Take back what the present change has done so far."""
         self.new_deliveries.clear()

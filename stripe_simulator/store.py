@@ -29,6 +29,8 @@ INDEXES: dict[str, tuple[str, ...]] = {
     "application_fee": ("_account", "charge", "originating_transaction"),
     "fee_refund": ("_account", "fee"),
     "balance_transaction": ("_account", "source", "type"),
+    "dispute": ("_account", "charge", "payment_intent"),
+    "radar.early_fraud_warning": ("_account", "charge", "payment_intent"),
     "event": ("_account", "type"),
     "delivery": ("event",),
 }

@@ -270,10 +270,21 @@ def update(call: Call) -> Row:
     return transfer
 
 
+def _reversal_rule(simulation: Simulation, transfer: Row) -> str:
+    """Which part of the destination's balance a reversal draws on."""
+    rule = simulation.settings.reversal_balance
+    if rule != "documented":
+        return rule
+    source = transfer["source_transaction"]
+    charge = simulation.store.require("charge", source) if source else None
+    made_by_charge = charge is not None and charge.get("transfer") == transfer["id"]
+    return "total" if made_by_charge else "available"
+
+
 def reversible(simulation: Simulation, transfer: Row) -> int | None:
     """How much the destination's balance lets a reversal take; None is no limit."""
     destination, currency = transfer["destination"], transfer["currency"]
-    rule = simulation.settings.reversal_balance
+    rule = _reversal_rule(simulation, transfer)
     if rule == "unlimited":
         return None
     if rule == "available":
@@ -306,7 +317,10 @@ def reverse(
     """Take money back from a connected account; (reversal, transfer). Checked by the caller."""
     id_ = simulation.new_id("trr_1")
     currency = transfer["currency"]
-    available_on = transfer["_available_on"]
+    # What is taken from available money is at once available again to the platform; otherwise the
+    # lines mature with those that they undo.
+    takes_available = _reversal_rule(simulation, transfer) == "available"
+    available_on = None if takes_available else transfer["_available_on"]
     line = simulation.balances.record(
         simulation.platform, "transfer_refund", id_, amount, currency, available_on=available_on
     )

@@ -125,6 +125,23 @@ class World:
         return list(found["effects"])
 
 
+async def balance(world: World, account: str | None = None, currency: str = "usd") -> int:
+    """Available and pending together."""
+    return sum(await available_and_pending(world, account, currency))
+
+
+async def available_and_pending(
+    world: World, account: str | None = None, currency: str = "usd"
+) -> tuple[int, int]:
+    options: Any = {"stripe_account": account} if account else {}
+    found = await world.client.v1.balance.retrieve_async(options=options)
+    available, pending = (
+        sum(row.amount for row in rows if row.currency == currency)
+        for rows in (found.available, found.pending)
+    )
+    return available, pending
+
+
 StartWorld = Callable[..., Awaitable[World]]
 
 

@@ -7,7 +7,7 @@ import stripe
 
 from stripe_simulator.config import Settings
 from stripe_simulator.store import Store
-from tests.simulator.conftest import EXPRESS, World
+from tests.simulator.conftest import EXPRESS, World, balance
 
 
 async def test_charge_transfer_reversal_and_fee_refund_take_metadata(world: World) -> None:
@@ -154,6 +154,48 @@ async def test_refund_failed_by_the_control_api(world: World) -> None:
     refund = await world.client.v1.refunds.create_async(params={"charge": charge.id, "amount": 10})
     shown = await world.control("POST", f"/refunds/{refund.id}/fail", {"reason": "declined"})
     assert (shown["status"], shown["failure_reason"]) == ("failed", "declined")
+
+
+async def test_refund_that_waits_fails_when_the_charge_is_disputed(world: World) -> None:
+    await world.control("POST", "/settings", {"refund_on_low_balance": "pending"})
+    charge = await world.charged(10_000)
+    refunds = world.client.v1.refunds
+    refund = await refunds.create_async(params={"charge": charge.id})
+    assert refund.pending_reason == "insufficient_funds"
+    await world.control("POST", f"/charges/{charge.id}/dispute")
+    await world.control("POST", "/clock", {"advance_seconds": 3_601})
+    failed = await refunds.retrieve_async(refund.id)
+    assert (failed.status, failed.failure_reason) == (
+        "failed",
+        "charge_for_pending_refund_disputed",
+    )
+    # It had taken nothing, so nothing comes back.
+    assert failed.balance_transaction is None
+    assert "failure_balance_transaction" not in failed.to_dict()
+    assert [line.type for line in await world.lines()] == ["charge", "adjustment"]
+
+
+async def test_refund_canceled_in_the_dashboard(world: World) -> None:
+    charge = await world.charged(card="pm_card_pendingRefund")
+    refunds = world.client.v1.refunds
+    refund = await refunds.create_async(params={"charge": charge.id, "amount": 4_000})
+    before = await balance(world)
+    shown = await world.control("POST", f"/refunds/{refund.id}/cancel")
+    canceled = await refunds.retrieve_async(
+        refund.id, params={"expand": ["failure_balance_transaction", "charge"]}
+    )
+    assert (canceled.status, shown["status"]) == ("canceled", "canceled")
+    line: Any = canceled.failure_balance_transaction
+    assert (line.type, line.amount) == ("refund_failure", 4_000)
+    assert canceled.charge.amount_refunded == 0  # type: ignore[union-attr]
+    assert await balance(world) == before + 4_000
+    assert (await world.event_types())[-1] == "refund.updated"
+    assert "refund.failed" not in await world.event_types()
+    await world.control("POST", "/clock", {"advance_seconds": 61})
+    assert (await refunds.retrieve_async(refund.id)).status == "canceled"
+    async with world.http.post(f"{world.url}/_simulator/refunds/{refund.id}/cancel") as answer:
+        assert answer.status == 400
+    assert [row["object"] for row in await world.effects("refund_canceled")] == [refund.id]
 
 
 async def test_old_events_make_room(world: World) -> None:

@@ -13,7 +13,7 @@ from stripe import params as stripe_params
 from stripe._request_options import RequestOptions
 from stripe._stripe_object import StripeObject, UntypedStripeObject
 
-from stripe_simulator import schemas
+from stripe_simulator import dispute_schemas, schemas
 from tests.simulator.conftest import EXPRESS, World
 
 FIXTURES = Path(__file__).parents[3] / "shared" / "stripe" / "fixtures3.json"
@@ -39,6 +39,14 @@ async def gallery(world: World) -> dict[str, list[Any]]:
     await world.client.v1.refunds.create_async(params={"charge": failing.id})
     waiting = await world.charged(card="pm_card_pendingRefund")
     await world.client.v1.refunds.create_async(params={"charge": waiting.id})
+    await world.control("POST", "/clock", {"advance_seconds": 61})
+    await world.charged(card="pm_card_createIssuerFraudRecord")
+    won = await world.charged(card="pm_card_createDispute")
+    (dispute,) = (await world.client.v1.disputes.list_async(params={"charge": won.id})).data
+    await world.client.v1.disputes.update_async(
+        dispute.id, params={"evidence": {"uncategorized_text": "winning_evidence"}}
+    )
+    await world.charged(card="pm_card_createDisputeInquiry")
     await world.control("POST", "/clock", {"advance_seconds": 61})
     held = await world.paid(shipping={"name": "N", "address": {"city": "Bern"}})
     await world.client.v1.payment_intents.cancel_async(held.id)
@@ -87,6 +95,8 @@ async def gallery(world: World) -> dict[str, list[Any]]:
         "fee_refund": await every(f"/v1/application_fees/{fee}/refunds"),
         "balance_transaction": await every("/v1/balance_transactions")
         + await every("/v1/balance_transactions", Stripe_Account=expert),
+        "dispute": await every("/v1/disputes"),
+        "radar.early_fraud_warning": await every("/v1/radar/early_fraud_warnings"),
         "balance": [await get("/v1/balance"), await get("/v1/balance", Stripe_Account=expert)],
         "event": await every("/v1/events") + await every("/v1/events", Stripe_Account=expert),
     }
@@ -107,6 +117,8 @@ CLASSES: dict[str, Any] = {
     "fee_refund": stripe.ApplicationFeeRefund,
     "balance_transaction": stripe.BalanceTransaction,
     "balance": stripe.Balance,
+    "dispute": stripe.Dispute,
+    "radar.early_fraud_warning": stripe.radar.EarlyFraudWarning,
     "event": stripe.Event,
     "bank_account": stripe.BankAccount,
     "person": stripe.Person,
@@ -266,3 +278,16 @@ def test_schemas_know_every_parameter_of_the_package(schema: str, package: str) 
     assert known - ours == set()
     # Documented though the package leaves it out of the list of types it publishes.
     assert ours - known - extra <= {"payment_method_types"}
+
+
+@pytest.mark.parametrize(
+    ("ours", "package"),
+    [
+        (dispute_schemas.DISPUTE_UPDATE, stripe_params.DisputeUpdateParams),
+        (dispute_schemas.EVIDENCE, stripe_params.DisputeUpdateParamsEvidence),
+        (dispute_schemas.OF_A_CHARGE_LIST, stripe_params.DisputeListParams),
+        (dispute_schemas.OF_A_CHARGE_LIST, stripe_params.radar.EarlyFraudWarningListParams),
+    ],
+)
+def test_schemas_of_disputes_are_those_of_the_package(ours: Any, package: Any) -> None:
+    assert set(ours) == set(package.__annotations__) - set(RequestOptions.__annotations__)
