@@ -38,7 +38,7 @@ bench: $(GENERATED) ## what one worker carries while Stripe is slow; ends by its
 test: $(GENERATED) ## all tests (unit, integration, acceptance) with coverage; ARGS='-k capture' narrows
 	@$(BIN)/python -m pytest $(if $(ARGS),$(ARGS),--cov --cov-report=term)
 
-prove: $(GENERATED) ## crash sweep, model, races and webhook storms in full (most of an hour); SEED=7 repeats a run
+prove: $(GENERATED) ## every proof of tests/reliability in full (over an hour); SEED=7 repeats a run
 	@PROVE=full $(BIN)/python -m pytest tests/reliability --capture=no $(ARGS)
 
 chaos: $(GENERATED) ## kill, stop and lie to real processes, then check every promise; SEED=1 SECONDS=30 SEEDS=1

@@ -44,6 +44,12 @@ OPTIONS: Final[Sequence[tuple[str, Any]]] = (
 )
 _HEALTH_SECONDS: Final = 1.0
 _LAST_WORD_SECONDS: Final = 0.2
+#: How long callers have to move off before the port is closed. A call that meets a closing server
+#: is not refused but CANCELLED, which nobody may take for "ask again".
+_MOVE_OFF_SECONDS: Final = 0.5
+#: Under this name health says whether new calls are wanted here. It is no matter of the database:
+#: were it, an overload would take all replicas out of their callers' rotation at once.
+_ADMISSION: Final = SERVICES[0].rpartition(".")[0]
 _GAUGE_SECONDS: Final = 5.0
 
 
@@ -78,6 +84,7 @@ async def serve(settings: Settings) -> None:
     add_services(server, wired)
     servicer = _Health()
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    await servicer.set(_ADMISSION, health_pb2.HealthCheckResponse.SERVING)
     if settings.reflection:
         _add_reflection(server)
     address = f"{settings.grpc_host}:{settings.grpc_port}"
@@ -107,12 +114,14 @@ async def serve(settings: Settings) -> None:
     watch.cancel()
     gauge.cancel()
     await servicer.enter_graceful_shutdown()
-    servicer.ending.set()
     background.cancel()
-    # Callers that wait are answered; operations whose callers have left are waited for as well.
-    # Both share one grace, so that whoever stops us knows how long it can take.
+    # Callers move off; those that wait are answered; operations whose callers have left are waited
+    # for as well. All share one grace, so that whoever stops us knows how long it can take.
     began = asyncio.get_running_loop().time()
-    await server.stop(settings.shutdown_grace)
+    move_off = min(_MOVE_OFF_SECONDS, settings.shutdown_grace)
+    await asyncio.sleep(move_off)
+    servicer.ending.set()
+    await server.stop(settings.shutdown_grace - move_off)
     wired.operations.close()
     spent = asyncio.get_running_loop().time() - began
     left = await wired.operations.drain(max(settings.shutdown_grace - spent, 1.0))

@@ -15,6 +15,10 @@ import pytest
 
 from dev.postgres import EmbeddedPostgres
 
+# A server that is started while calls are under way is a fork among gRPC's threads: its handlers
+# have crashed such a child before it came to exec. Read when grpc is imported, which is later.
+os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "false"
+
 _TEMPLATE = "migrated_template"
 _numbers = itertools.count(1)
 

@@ -11,6 +11,7 @@ from sqlalchemy import Connection, TextClause, text
 
 from payment_service.adapters import rows
 from payment_service.adapters.invariants import INVARIANTS
+from payment_service.adapters.trails import TRAILS, trail_of
 from payment_service.domain.escrow import Payment
 from payment_service.domain.experts import Expert
 from payment_service.domain.follow import Discrepancy
@@ -24,6 +25,7 @@ from payment_service.domain.ports import (
     StoredDiscrepancy,
     StoredEvent,
     StoredPosting,
+    Trail,
 )
 
 
@@ -325,6 +327,20 @@ class SqlReader(Statements):
             since=since,
         )
         return [(row["account"], row["stripe_account_id"]) for row in found]
+
+    def trails(
+        self, since: datetime, after: tuple[datetime, str], limit: int, payment_id: str
+    ) -> Sequence[Trail]:
+        """All that is stored of the payments that changed since then, or of one of them."""
+        found = self._all(
+            TRAILS,
+            since=since,
+            after_time=after[0],
+            after_id=after[1],
+            limit=limit,
+            payment_id=payment_id,
+        )
+        return [trail_of(row) for row in found]
 
     def violations(self, since: datetime, payment_id: str = "") -> Mapping[str, Sequence[str]]:
         """Every invariant of the books by name, with the payments that violate it.

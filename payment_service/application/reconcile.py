@@ -3,6 +3,9 @@
 Where ours is behind and Stripe is final, ours follows, by the ordinary transitions and under this
 cause: a correction is visible as one. Everything else becomes a discrepancy with its amounts and
 what would mend it; one that a later run does not see again is marked as gone.
+
+First of all each payment is held against its own chain of hashes. One that contradicts it is named
+and not followed: what somebody changed is for an operator to judge, not to build upon.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Final
 
 import structlog
@@ -18,8 +21,10 @@ import structlog
 from payment_service.application.carry_out import database_time
 from payment_service.application.core import Core
 from payment_service.application.observe import observe_payment
+from payment_service.application.verify import verify
 from payment_service.domain.errors import Refusal, payment_not_found
 from payment_service.domain.escrow import Payment
+from payment_service.domain.events import AUDITED, Fault
 from payment_service.domain.follow import Discrepancy
 from payment_service.domain.ledger import STRIPE_PLATFORM
 from payment_service.domain.ports import BalanceEntry, Cause, Policy, Reader, Transaction
@@ -31,6 +36,8 @@ _PAGE: Final = 200
 _READS_AT_ONCE: Final = 3
 #: Lines may differ for a moment around the edges of the span.
 _EDGE: Final = timedelta(hours=1)
+#: For one payment, whose times somebody may have changed too.
+_EVER: Final = datetime.min.replace(tzinfo=UTC)
 
 LINE_KINDS: Final = (
     "missing_in_ledger",
@@ -48,6 +55,8 @@ class Report:
     checked_payments: int = 0
     corrected_payments: int = 0
     checked_lines: int = 0
+    #: The payments that contradict their own history.
+    faults: Mapping[str, Sequence[Fault]] = field(default_factory=dict)
     violations: Mapping[str, Sequence[str]] = field(default_factory=dict)
     discrepancies: list[Discrepancy] = field(default_factory=list)
 
@@ -77,10 +86,10 @@ def lease_reconciliation(tx: Transaction, policy: Policy) -> bool:
 async def reconcile(core: Core, since: datetime, cause: Cause) -> Report:
     """Everything that changed since then. Raises :class:`Unavailable` if Stripe is away."""
     report = Report(began=await core.database.transact(database_time))
+    report.faults = await verify(core, since)
     await _follow_payments(core, since, cause, report)
     await _compare_lines(core, since, cause, report)
-    report.violations = await core.database.read(lambda reader: reader.violations(since))
-    report.discrepancies += _violated(report.violations)
+    await _check_invariants(core, since, report)
     core.alarms.invariants(report.violations)
     kinds = [*LINE_KINDS, *(f"invariant_{name}" for name in report.violations)]
     await core.database.transact(save_report, report.discrepancies, kinds, report.began)
@@ -92,17 +101,15 @@ async def reconcile(core: Core, since: datetime, cause: Cause) -> Report:
 async def reconcile_payment(core: Core, payment_id: str, cause: Cause) -> Report:
     """One payment against Stripe's objects, and its books against themselves."""
     report = Report(began=await core.database.transact(database_time))
-    payment = await core.database.read(lambda reader: reader.payment(payment_id))
-    if payment is None:
+    if await core.database.read(lambda reader: reader.payment(payment_id)) is None:
         raise payment_not_found(payment_id)
-    applied = await observe_payment(core, payment_id, cause)
-    report.checked_payments = 1
-    report.corrected_payments = int(applied.changed)
-    report.discrepancies += applied.discrepancies
-    report.violations = await core.database.read(
-        lambda reader: reader.violations(payment.create_time, payment_id)
-    )
-    report.discrepancies += _violated(report.violations)
+    report.faults = await verify(core, _EVER, payment_id)
+    if not report.faults:
+        applied = await observe_payment(core, payment_id, cause)
+        report.checked_payments = 1
+        report.corrected_payments = int(applied.changed)
+        report.discrepancies += applied.discrepancies
+    await _check_invariants(core, _EVER, report, payment_id)
     return report
 
 
@@ -133,7 +140,8 @@ async def _follow_payments(core: Core, since: datetime, cause: Cause, report: Re
         page = await core.database.read(_payments_changed, since, after)
         # What this run itself has changed comes by again at the end; once is enough.
         fresh = [payment for payment in page if payment.update_time < report.began]
-        await asyncio.gather(*(one(payment.payment_id) for payment in fresh))
+        ids = [payment.payment_id for payment in fresh if payment.payment_id not in report.faults]
+        await asyncio.gather(*(one(payment_id) for payment_id in ids))
         if len(page) < _PAGE or len(fresh) < len(page):
             return
         after = (page[-1].update_time, page[-1].payment_id)
@@ -150,6 +158,7 @@ async def _compare_lines(core: Core, since: datetime, cause: Cause, report: Repo
         report.checked_lines += len(entries)
         found = await _compare_account(core, account, entries, since, report)
         behind = {discrepancy.payment_id for discrepancy in found if discrepancy.payment_id}
+        behind -= report.faults.keys()
         for payment_id in behind:
             try:
                 applied = await observe_payment(core, payment_id, cause)
@@ -226,12 +235,25 @@ def _payments_changed(
     return reader.payments_changed(since, after, _PAGE)
 
 
-def _violated(violations: Mapping[str, Sequence[str]]) -> list[Discrepancy]:
-    return [
+async def _check_invariants(
+    core: Core, since: datetime, report: Report, payment_id: str = ""
+) -> None:
+    """The invariants by query, and the audits' findings as invariants of their own."""
+    violations = {
+        **await core.database.read(lambda reader: reader.violations(since, payment_id)),
+        **{name: [] for name in AUDITED},
+    }
+    details: dict[tuple[str, str], str] = {}
+    for faulty, faults in report.faults.items():
+        for fault in faults:
+            violations[fault.name] = [*violations[fault.name], faulty]
+            details[fault.name, faulty] = str(fault)
+    report.violations = violations
+    report.discrepancies += [
         Discrepancy(
             payment_id,
             f"invariant_{name}",
-            "the books contradict themselves",
+            details.get((name, payment_id), "the books contradict themselves"),
             cure="stop changing this payment and read its events: this is a bug or a tampering",
         )
         for name, payment_ids in violations.items()

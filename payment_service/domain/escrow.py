@@ -589,6 +589,7 @@ def transferred(
             "amount": share.part,
             "commission": share.commission,
             "netted": share.netted,
+            "sent": share.sent,
             "transfer_id": transfer_id,
         },
         postings=payment.book.transferred(share, sent, received),

@@ -367,7 +367,6 @@ def _follow_transfers(
             share = Share(
                 operation.minor_units, operation.number("commission"), operation.number("netted")
             )
-            part = share.part
             _take_transfer(to, transfer, operation, share, next_operation_id, now)
         else:
             to.take(

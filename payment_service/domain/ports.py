@@ -281,6 +281,19 @@ class StoredPosting:
 
 
 @dataclass(frozen=True, slots=True)
+class Trail:
+    """Everything that is stored of a payment, as of one moment."""
+
+    payment: Payment
+    head_hash: bytes
+    #: By sequence.
+    events: Sequence[StoredEvent]
+    #: Each with the sequence of its event, and its time.
+    postings: Sequence[tuple[int, datetime, Posting]]
+    movements: Sequence[Movement]
+
+
+@dataclass(frozen=True, slots=True)
 class StoredDiscrepancy:
     discrepancy_id: int
     discrepancy: Discrepancy
@@ -423,6 +436,9 @@ class Reader(Protocol):
         self, account: str, since: datetime, until: datetime
     ) -> Mapping[str, str]: ...
     def accounts_with_postings(self, since: datetime) -> Sequence[tuple[str, str]]: ...
+    def trails(
+        self, since: datetime, after: tuple[datetime, str], limit: int, payment_id: str
+    ) -> Sequence[Trail]: ...
     def violations(self, since: datetime, payment_id: str = "") -> Mapping[str, Sequence[str]]: ...
     def landing(self, token_hash: bytes) -> tuple[str, str] | None: ...
 

@@ -37,14 +37,15 @@ class EventServicer(events_pb2_grpc.EventServiceServicer):
         fields.check()
         keyset = convert.read_page_token("events", payment_id, request.page_token, 1)
         after = convert.token_number(keyset[0]) if keyset else 0
-        found, intact = await read_events(self._core, payment_id, after, page_size + 1)
+        found, broken = await read_events(self._core, payment_id, after, page_size + 1)
         page, token = convert.page_of(
             found, page_size, "events", payment_id, lambda event: [str(event.sequence)]
         )
         return events_pb2.ListPaymentEventsResponse(
             events=[convert.event_message(event) for event in page],
             next_page_token=token,
-            chain_intact=intact,
+            chain_intact=not broken,
+            first_broken_sequence=broken,
         )
 
 

@@ -22,7 +22,8 @@ def main() -> None:
     sys.stdout.flush()
     server = grpc.server(ThreadPoolExecutor(2), options=[("grpc.so_reuseport", 0)])
     servicer = health.HealthServicer()
-    servicer.set("", health_pb2.HealthCheckResponse.SERVING)
+    for name in ("", "marketplace.payments.v1"):
+        servicer.set(name, health_pb2.HealthCheckResponse.SERVING)
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
     server.add_insecure_port(f"127.0.0.1:{os.environ['GRPC_PORT']}")
     stop = threading.Event()

@@ -117,6 +117,11 @@ class FakeCore(
         await self._called("Check", context)
         return health_pb2.HealthCheckResponse(status=self.health)
 
+    async def Watch(self, request, context):  # type: ignore[no-untyped-def] # noqa: N802
+        """New calls are always wanted here."""
+        yield health_pb2.HealthCheckResponse(status=SERVING)
+        await asyncio.Event().wait()
+
     def stands(
         self,
         status: experts_pb2.ExpertStatus.ValueType,

@@ -96,7 +96,8 @@ async def test_a_lost_line_is_missing_and_an_invented_one_too(
     )
     as_superuser(world, change, "txn_invented", payment.payment_id)
     kinds = {found.kind for found in (await run(world)).discrepancies}
-    assert kinds == {"missing_in_ledger", "missing_at_stripe"}
+    recorded = "invariant_the_postings_are_as_recorded"
+    assert kinds == {"missing_in_ledger", "missing_at_stripe", recorded}
 
 
 @pytest.mark.parametrize(
@@ -174,5 +175,8 @@ async def test_one_payment_is_judged_by_its_own_books(world: World, as_superuser
         "UPDATE payments SET net_commission = 999 WHERE payment_id = %s",
         broken.payment_id,
     )
-    assert violated(await run(world, broken.payment_id)) == {"the_commission_is_in_the_books"}
+    assert violated(await run(world, broken.payment_id)) == {
+        "the_commission_is_in_the_books",
+        "the_row_is_as_recorded",
+    }
     assert violated(await run(world, whole.payment_id)) == set()

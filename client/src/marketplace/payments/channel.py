@@ -13,6 +13,8 @@ Why not a bare `grpc.aio.insecure_channel`:
   mutations that carry an idempotency key, which the service answers identically every time.
   UNAVAILABLE alone is retried: it is the one code that means "ask again with the same key".
   Retries stop while most calls fail, so that callers do not keep a sick service down.
+* A replica that is about to leave is left in time. Each is asked by a health watch whether it
+  wants new calls; one that does not is given none, and goes on with those that it has.
 * A dead connection is noticed by pings. They are further apart than the 30 s that the server
   takes for a flood.
 * A server that is back is found within a second, not after gRPC's default of up to two minutes.
@@ -30,6 +32,7 @@ from google.protobuf.descriptor import FileDescriptor, MethodDescriptor
 from google.protobuf.descriptor_pb2 import MethodOptions
 
 import marketplace.payments.v1
+from marketplace.payments.v1 import payments_pb2
 
 Option = tuple[str, str | int]
 
@@ -102,6 +105,7 @@ def service_config() -> dict[str, Any]:
     deadline = f"{DEFAULT_DEADLINE_SECONDS}s"
     return {
         "loadBalancingConfig": [{"round_robin": {}}],
+        "healthCheckConfig": {"serviceName": payments_pb2.DESCRIPTOR.package},
         "methodConfig": [
             {"name": retried, "timeout": deadline, "retryPolicy": _RETRY_POLICY},
             {"name": once, "timeout": deadline},

@@ -1,0 +1,39 @@
+"""Hold what is stored of each payment against its chain of hashes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Final
+
+from payment_service.application.core import Core
+from payment_service.domain.events import Fault, audit
+from payment_service.domain.ports import Reader
+
+_PAGE: Final = 100
+_BEFORE_ALL: Final = (datetime.min.replace(tzinfo=UTC), "")
+
+
+async def verify(core: Core, since: datetime, payment_id: str = "") -> dict[str, list[Fault]]:
+    """The faults of every payment that changed since then, or of one of them."""
+    found: dict[str, list[Fault]] = {}
+    after = _BEFORE_ALL
+    while True:
+        # A page a read: nobody waits long for the connection, however many payments there are.
+        places, faults = await core.database.read(_page, since, after, payment_id)
+        found |= faults
+        if len(places) < _PAGE:
+            return found
+        after = places[-1]
+
+
+def _page(
+    reader: Reader, since: datetime, after: tuple[datetime, str], payment_id: str
+) -> tuple[Sequence[tuple[datetime, str]], dict[str, list[Fault]]]:
+    """Where the page's payments stand, and the faults of those that have any."""
+    trails = reader.trails(since, after, _PAGE, payment_id)
+    audited = {trail.payment.payment_id: audit(trail) for trail in trails}
+    return (
+        [(trail.payment.update_time, trail.payment.payment_id) for trail in trails],
+        {name: faults for name, faults in audited.items() if faults},
+    )
