@@ -105,7 +105,7 @@ async def _apply_to_payment(
     if applied.next_operation is not None and applied.payment is not None:
         # This event settled a refund's first leg; the second one is ours to carry out now.
         await carry_out(core, applied.next_operation, applied.payment.version, cause)
-    if applied.deferred:
+    if applied.deferred or applied.waits:
         raise Busy("DEFERRED", "something else must be settled first")
     return "applied" if applied.changed else "no_change"
 

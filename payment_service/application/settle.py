@@ -34,8 +34,10 @@ class Applied:
     #: The payment had changed since it was observed: observe again.
     stale: bool = False
     changed: bool = False
-    #: Something could not be followed yet: observe again later.
+    #: Stripe does not show every balance transaction yet: observe again later.
     deferred: bool = False
+    #: Something else waits until the open operation is over: observe again then.
+    waits: bool = False
     payment: Payment | None = None
     #: The operation that these transitions brought forth, leased to us.
     next_operation: Operation | None = None
@@ -110,6 +112,7 @@ def apply_observation_phase(
     return Applied(
         changed=bool(followed.transitions),
         deferred=followed.deferred,
+        waits=followed.waits,
         payment=followed.payment,
         next_operation=next_operation,
         discrepancies=tuple(followed.discrepancies),

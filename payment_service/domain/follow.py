@@ -91,8 +91,10 @@ class Followed:
     settled: bool = False
     #: Why the settled operation did not do what was asked; None if it did.
     refusal: Refusal | None = None
-    #: Something could not be followed yet: look again later.
+    #: Stripe does not show every balance transaction of it yet: look again later.
     deferred: bool = False
+    #: Something else must wait until the open operation is over; that itself may go on.
+    waits: bool = False
 
     def take(self, transition: Transition) -> None:
         self.transitions.append(transition)
@@ -646,7 +648,7 @@ def _take_bounced_refund(
     to: Followed, refund: Refund, next_operation_id: str, now: datetime
 ) -> None:
     if to.payment.operation_id:  # One thing at a time: look again when that one is settled.
-        to.deferred = True
+        to.waits = True
         return
     settled = _settled(
         refund.failure_line or refund.line, Settled(refund.minor_units, to.payment.currency)

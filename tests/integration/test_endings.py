@@ -245,3 +245,27 @@ async def test_a_pending_payment_is_left_pending_by_looking_at_it(world: World) 
     await world.quiet()
     payment = await world.get(initiated.payment.payment_id)
     assert (payment.state, payment.version) == (PENDING, initiated.payment.version)
+
+
+async def test_a_refund_that_was_not_sent_yet_does_not_wait_for_one_that_bounced(
+    world: World,
+) -> None:
+    payment = await world.captured()
+    await world.refund(payment.payment_id, 1_000)
+    [(first,)] = world.sql("SELECT movement_id FROM movements WHERE kind = 'refund'")
+    await world.stripe.fault("/refunds$", "reset", "before", times=None)
+    request = refund_request(payment.payment_id, 2_000)
+    assert (await refusal(world.payments.RefundPayment(request))).code == "UNAVAILABLE"
+    # The bounce must wait for the open refund, which must not wait for the bounce.
+    await world.stripe.control("POST", f"/refunds/{first}/fail")
+    await world.stripe.clear_faults()
+
+    async def both() -> Payment | None:
+        found = await world.get(payment.payment_id)
+        owed = found.waiting_for == "operator"
+        return found if owed and found.refunded_amount.minor_units == 3_000 else None
+
+    found = await until(both, "the second refund, and then the first one's bounce")
+    assert found.state == REFUNDING
+    assert balance(world, f"client_payable:{payment.payment_id}") == -1_000
+    await check_books(world)
