@@ -69,6 +69,8 @@ class Settings:
     # A refund that the platform's balance cannot bear: `negative` lets it, `pending` waits until
     # there is money (documented for card refunds), looking every hour.
     refund_on_low_balance: str = "negative"
+    # The payout schedule of new connected accounts: Stripe's default, or `manual`.
+    payout_interval: str = "daily"
     # How long a request waits for an object that another request holds before 429 lock_timeout.
     lock_wait_ms: int = 2000
     # The API reference says eight digits; the currencies page of 2026 allows more.
@@ -95,6 +97,7 @@ class Settings:
 
 SETTING_CHOICES = {
     "expiry_reason": ("automatic", "expired"),
+    "payout_interval": ("daily", "manual"),
     "refund_on_low_balance": ("negative", "pending"),
     "reversal_balance": ("total", "available", "unlimited"),
 }

@@ -12,7 +12,7 @@ from typing import Any
 
 from aiohttp import web
 
-from stripe_simulator import accounts, confirmation, faults, refunds
+from stripe_simulator import accounts, confirmation, faults, payouts, refunds
 from stripe_simulator.api import Api
 from stripe_simulator.errors import ApiError
 from stripe_simulator.events import targets
@@ -60,6 +60,7 @@ class Control:
             ("POST", "/payment_intents/{id}/confirm", self.confirm),
             ("POST", "/payment_intents/{id}/authenticate", self.authenticate),
             ("POST", "/refunds/{id}/fail", self.fail_refund),
+            ("POST", "/payouts/{id}/{action}", self.act_on_payout),
         ]
         return [
             web.route(method, f"/_simulator{path}", _json(self.simulation, handler))
@@ -248,6 +249,8 @@ class Control:
             "restore": lambda: accounts.restore(simulation, id_),
             "deauthorize": lambda: accounts.deauthorize(simulation, id_),
             "reauthorize": lambda: accounts.reauthorize(simulation, id_),
+            "payout": lambda: payouts.pay_out_now(simulation, id_),
+            "bank": lambda: payouts.set_bank(simulation, id_, given),
         }
         action = request.match_info["action"]
         if action not in actions:
@@ -284,6 +287,14 @@ class Control:
         with simulation.acting():
             reason = given.get("reason", "expired_or_canceled_card")
             return plain(simulation, refunds.fail(simulation, refund, reason))
+
+    async def act_on_payout(self, request: web.Request, given: Given) -> Given:
+        """`/payouts/po_…/pay`, `/payouts/po_…/fail` with {"failure"?: code}: at the bank, now."""
+        _only(given, "failure")
+        simulation = self.simulation
+        id_, action = request.match_info["id"], request.match_info["action"]
+        with simulation.acting():
+            return plain(simulation, payouts.act(simulation, id_, action, given))
 
 
 def confirm_as_customer(call: Call, intent: Row) -> Given:

@@ -22,6 +22,7 @@ PREFIXES = {
     "fee_": "application_fee",
     "fr_": "fee_refund",
     "txn_": "balance_transaction",
+    "po_": "payout",
     "acct_": "account",
     "pm_": "payment_method",
 }
@@ -52,6 +53,9 @@ LINKS: dict[str, frozenset[str]] = {
     ),
     "fee_refund": frozenset("fee balance_transaction".split()),
     "balance_transaction": frozenset(("source",)),
+    "payout": frozenset(
+        "balance_transaction failure_balance_transaction original_payout reversed_by".split()
+    ),
     "capability": frozenset(("account",)),
     "payment_method": frozenset(("customer",)),
 }

@@ -19,6 +19,7 @@ from stripe_simulator import (
     charges,
     payment_intents,
     payment_methods,
+    payouts,
     refunds,
     schemas,
     transfers,
@@ -314,6 +315,19 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         one(_object("balance_transaction", "id", "balance transaction")),
         "any",
     ),
+    # Payouts
+    Endpoint("POST", "/v1/payouts", S.PAYOUT_CREATE, one(payouts.create), "any"),
+    Endpoint(
+        "GET",
+        "/v1/payouts",
+        S.PAYOUT_LIST,
+        Page("payout", "payout", ("status", "destination")),
+        "any",
+    ),
+    Endpoint(
+        "GET", "/v1/payouts/{payout}", S.EXPAND, one(_object("payout", "payout", "payout")), "any"
+    ),
+    Endpoint("POST", "/v1/payouts/{payout}/cancel", S.EXPAND, one(payouts.cancel), "any"),
     # Events
     Endpoint("GET", "/v1/events", S.EVENT_LIST, Page("event", "event", keep=_wanted_event), "any"),
     Endpoint("GET", "/v1/events/{id}", S.EXPAND, one(_object("event", "id", "event")), "any"),
@@ -354,3 +368,4 @@ def register_all(simulation: Simulation) -> None:
     simulation.balances = balance.Balances(simulation)
     payment_intents.register(simulation)
     refunds.register(simulation)
+    payouts.register(simulation)

@@ -29,6 +29,7 @@ INDEXES: dict[str, tuple[str, ...]] = {
     "application_fee": ("_account", "charge", "originating_transaction"),
     "fee_refund": ("_account", "fee"),
     "balance_transaction": ("_account", "source", "type"),
+    "payout": ("_account", "destination"),
     "event": ("_account", "type"),
     "delivery": ("event",),
 }

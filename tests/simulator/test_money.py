@@ -8,6 +8,9 @@ import stripe
 
 from tests.simulator.conftest import StartWorld, World
 
+#: What comes from, or goes to, somebody outside of Stripe.
+OUTSIDE = ("charge", "refund", "payout")
+
 
 def summary(lines: list[stripe.BalanceTransaction]) -> list[tuple[str, int, int]]:
     return [(line.type, line.amount, line.net) for line in lines]
@@ -361,7 +364,7 @@ async def test_random_walk_keeps_all_money(world: World, seed: int) -> None:
         lines = await world.lines(account)
         assert sum(line.net for line in lines) == await balance(world, account)
         everywhere += sum(line.net for line in lines)
-        outside += sum(line.amount for line in lines if line.type in ("charge", "refund"))
+        outside += sum(line.amount for line in lines if line.type in OUTSIDE)
         outside -= sum(
             detail.amount
             for line in lines
