@@ -395,6 +395,23 @@ async def test_debt_is_shown_beside_what_was_earned(world: World) -> None:
     await check_books(world)
 
 
+async def test_what_stripe_converted_is_earned_in_one_currency_and_paid_in_another(
+    world: World,
+) -> None:
+    expert_id = await world.expert()
+    await world.captured(expert_id, 10_050, "KWD", card=AVAILABLE)
+    [(_, _, _, earned_dinars, _), (_, available, _, _, _)] = await shown(world, expert_id)
+    await at_the_bank(world, await pay_out(world, expert_id), "pay")
+    [payout] = await stands(world, expert_id, PAID)
+    assert payout.amount.currency_code == "USD"
+    assert await shown(world, expert_id) == [
+        ("KWD", 0, 0, earned_dinars, 0),
+        ("USD", 0, 0, -available, 0),
+    ]
+    await check_books(world)
+    assert list((await reconciled(world)).discrepancies) == []
+
+
 async def test_events_about_payouts_of_nobody_we_know(world: World) -> None:
     await deliver(world, happened("acct_stranger", "po_stranger")[:1])
     await world.quiet()
