@@ -271,11 +271,17 @@ class SqlReader(PayoutReads):
         return {(row["id"], row["currency"]): row["total"] for row in found}
 
     def ledger_line_ids(self, account: str, since: datetime, until: datetime) -> Mapping[str, str]:
-        """The balance transactions that the ledger names on an account, with their payments."""
+        """The balance transactions that the ledger names on an account, with their payments.
+
+        A payout may be heard of days late: its line is then younger here than at Stripe, and no
+        list that begins at this time would have it.
+        """
         found = self._all(
             "SELECT DISTINCT balance_transaction_id AS id, payment_id FROM postings "
             "WHERE account = :account AND time >= :since AND time < :until "
-            "AND balance_transaction_id <> ''",
+            "AND balance_transaction_id <> '' AND NOT EXISTS (SELECT FROM payouts "
+            "WHERE payouts.balance_transaction_id = postings.balance_transaction_id "
+            "AND payouts.create_time < :since)",
             account=account,
             since=since,
             until=until,

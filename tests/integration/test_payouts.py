@@ -299,6 +299,30 @@ async def test_what_nobody_told_is_found_by_reconciliation(start_world: StartWor
     assert json.loads(body)["by"]["rpc"] == "RunReconciliation"
 
 
+@pytest.mark.parametrize(("age", "kinds"), [("0", {"missing_at_stripe"}), ("3 days", set())])
+async def test_a_payout_that_was_heard_of_days_late_is_not_missed_at_stripe(
+    world: World, as_superuser: Callable[..., int], age: str, kinds: set[str]
+) -> None:
+    expert_id = await earned(world)
+    await pay_out(world, expert_id)
+    await stands(world, expert_id, PENDING)
+    await world.quiet()
+    # As though the payout were older than the span: Stripe's list no longer has its line.
+    as_superuser(
+        world,
+        "UPDATE postings SET balance_transaction_id = 'txn_old' WHERE kind = 'paid_out' "
+        "AND balance_transaction_id <> ''",
+    )
+    as_superuser(
+        world,
+        "UPDATE payouts SET balance_transaction_id = 'txn_old', "
+        "create_time = create_time - CAST(%s AS interval)",
+        age,
+    )
+    found = {one.kind for one in (await reconciled(world)).discrepancies}
+    assert found - {"missing_in_ledger"} == kinds
+
+
 async def test_stripe_away_delays_and_loses_nothing(start_world: StartWorld) -> None:
     world = await start_world(loops=False)
     assert world.service is not None
