@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from payment_service.domain.escrow import Kind, Transition
 from payment_service.domain.operations import Operation
+from payment_service.domain.payouts import PayoutChange, PayoutState
 from payment_service.domain.ports import Backlog
 
 log = structlog.get_logger(__name__)
@@ -84,6 +85,18 @@ class Metrics:
         self.events_parked = Counter(
             "payments_webhook_events_parked",
             "Webhook events that could not be applied and wait for an operator.",
+            registry=r,
+        )
+        self.payouts = Counter(
+            "payments_payouts",
+            "Experts' payouts by the state that they came to and currency.",
+            ["state", "currency"],
+            registry=r,
+        )
+        self.payout_volume = Counter(
+            "payments_payout_minor_units",
+            "Money of experts' payouts by the state that they came to and currency.",
+            ["state", "currency"],
             registry=r,
         )
         self.discrepancies = Counter(
@@ -175,6 +188,24 @@ class Metrics:
     def event_parked(self, event_id: str, why: str) -> None:
         self.events_parked.inc()
         log.error("webhook_event_parked", event_id=event_id, why=why)
+
+    def payout_changed(self, change: PayoutChange) -> None:
+        """Count what becomes of payouts; one that failed needs the expert, perhaps an operator."""
+        payout = change.after
+        if not change.moved_on:
+            return
+        state = payout.state.lower()
+        self.payouts.labels(state, payout.currency).inc()
+        self.payout_volume.labels(state, payout.currency).inc(abs(payout.minor_units))
+        if payout.state is PayoutState.FAILED:
+            log.error(
+                "payout_failed",
+                payout=payout.payout_id,
+                expert=payout.expert_id,
+                stripe_account=payout.stripe_account_id,
+                code=payout.failure_code,
+                was_paid=change.before is not None and change.before.state is PayoutState.PAID,
+            )
 
     def invariants(self, violations: Mapping[str, Sequence[str]]) -> None:
         for name, payment_ids in violations.items():

@@ -85,7 +85,12 @@ def create(call: Call) -> Row:
         "metadata": merged_metadata({}, params.get("metadata") or {}),
         "payouts_enabled": False,
         "requirements": shape.requirements(),
-        "settings": shape.settings(params.get("settings")),
+        "settings": shape.settings(
+            params.get("settings"),
+            shape.settings(
+                {"payouts": {"schedule": {"interval": simulation.settings.payout_interval}}}
+            ),
+        ),
         "tos_acceptance": {**shape.NO_TERMS, **params.get("tos_acceptance", {})},
         "type": type_,
         "_account": id_,
@@ -94,6 +99,7 @@ def create(call: Call) -> Row:
         "_stage": "fresh",
         "_restriction": None,
         "_deauthorized": False,
+        "_bank_failure": None,
     }
     account.update(_person_and_company(simulation, account, params))
     account.update(shape.standing(account))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import heapq
+from collections.abc import Callable
 from typing import Any
 
 from stripe_simulator import currencies
@@ -33,6 +34,8 @@ REPORTING_CATEGORIES = {
     "adjustment": "other_adjustment",
     "topup": "topup",
     "payout": "payout",
+    "payout_cancel": "payout_reversal",
+    "payout_failure": "payout_reversal",
 }
 
 
@@ -48,6 +51,8 @@ class Balances:
     def __init__(self, simulation: Simulation) -> None:
         self._simulation = simulation
         self._sums: dict[tuple[str, str], Sums] = {}
+        # Told of every new line, so that a payout can be planned for when its money is there.
+        self.on_line: list[Callable[[Row], None]] = []
         simulation.on_rebuild.append(self.rebuild)
         self.rebuild()
 
@@ -124,6 +129,8 @@ class Balances:
             },
         )
         self._add(row)
+        for tell in self.on_line:
+            tell(row)
         return row
 
 

@@ -80,6 +80,8 @@ class Settings:
     # Whether a won dispute gives that fee back: not since Stripe's price list of June 2025, before
     # it did, and the page on testing still says so.
     dispute_fee_returned: bool = False
+    # The payout schedule of new connected accounts: Stripe's default, or `manual`.
+    payout_interval: str = "daily"
     # How long a request waits for an object that another request holds before 429 lock_timeout.
     lock_wait_ms: int = 2000
     # The API reference says eight digits; the currencies page of 2026 allows more.
@@ -106,6 +108,7 @@ class Settings:
 
 SETTING_CHOICES = {
     "expiry_reason": ("automatic", "expired"),
+    "payout_interval": ("daily", "manual"),
     "refund_on_low_balance": ("negative", "pending"),
     "reversal_balance": ("documented", "total", "available", "unlimited"),
 }

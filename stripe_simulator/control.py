@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 
 from aiohttp import web
 
-from stripe_simulator import accounts, confirmation, faults
+from stripe_simulator import accounts, confirmation, faults, payouts
 from stripe_simulator.api import Api
 from stripe_simulator.control_cardholders import Cardholders, Given, Handler, only
 from stripe_simulator.errors import ApiError
@@ -57,6 +57,7 @@ class Control:
             ("POST", "/payment_intents/{id}/confirm", self.confirm),
             ("POST", "/payment_intents/{id}/authenticate", self.authenticate),
             *Cardholders(self.simulation).routes(),
+            ("POST", "/payouts/{id}/{action}", self.act_on_payout),
         ]
         return [
             web.route(method, f"/_simulator{path}", _json(self.simulation, handler))
@@ -245,6 +246,8 @@ class Control:
             "restore": lambda: accounts.restore(simulation, id_),
             "deauthorize": lambda: accounts.deauthorize(simulation, id_),
             "reauthorize": lambda: accounts.reauthorize(simulation, id_),
+            "payout": lambda: payouts.pay_out_now(simulation, id_),
+            "bank": lambda: payouts.set_bank(simulation, id_, given),
         }
         action = request.match_info["action"]
         if action not in actions:
@@ -270,6 +273,14 @@ class Control:
         with simulation.acting():
             passed = given.get("outcome", "approve") == "approve"
             return plain(simulation, confirmation.finish_challenge(simulation, intent, passed))
+
+    async def act_on_payout(self, request: web.Request, given: Given) -> Given:
+        """`/payouts/po_…/pay`, `/payouts/po_…/fail` with {"failure"?: code}: at the bank, now."""
+        only(given, "failure")
+        simulation = self.simulation
+        id_, action = request.match_info["id"], request.match_info["action"]
+        with simulation.acting():
+            return plain(simulation, payouts.act(simulation, id_, action, given))
 
 
 def confirm_as_customer(call: Call, intent: Row) -> Given:

@@ -24,6 +24,7 @@ PREFIXES = {
     "dp_": "dispute",
     "issfr_": "radar.early_fraud_warning",
     "txn_": "balance_transaction",
+    "po_": "payout",
     "acct_": "account",
     "pm_": "payment_method",
 }
@@ -56,6 +57,9 @@ LINKS: dict[str, frozenset[str]] = {
     "dispute": frozenset(("charge", "payment_intent")),
     "radar.early_fraud_warning": frozenset(("charge", "payment_intent")),
     "balance_transaction": frozenset(("source",)),
+    "payout": frozenset(
+        "balance_transaction failure_balance_transaction original_payout reversed_by".split()
+    ),
     "capability": frozenset(("account",)),
     "payment_method": frozenset(("customer",)),
 }

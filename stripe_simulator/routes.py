@@ -22,6 +22,7 @@ from stripe_simulator import (
     early_fraud_warnings,
     payment_intents,
     payment_methods,
+    payouts,
     refunds,
     schemas,
     transfers,
@@ -341,6 +342,19 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         one(_object("balance_transaction", "id", "balance transaction")),
         "any",
     ),
+    # Payouts
+    Endpoint("POST", "/v1/payouts", S.PAYOUT_CREATE, one(payouts.create), "any"),
+    Endpoint(
+        "GET",
+        "/v1/payouts",
+        S.PAYOUT_LIST,
+        Page("payout", "payout", ("status", "destination")),
+        "any",
+    ),
+    Endpoint(
+        "GET", "/v1/payouts/{payout}", S.EXPAND, one(_object("payout", "payout", "payout")), "any"
+    ),
+    Endpoint("POST", "/v1/payouts/{payout}/cancel", S.EXPAND, one(payouts.cancel), "any"),
     # Events
     Endpoint("GET", "/v1/events", S.EVENT_LIST, Page("event", "event", keep=_wanted_event), "any"),
     Endpoint("GET", "/v1/events/{id}", S.EXPAND, one(_object("event", "id", "event")), "any"),
@@ -382,3 +396,4 @@ def register_all(simulation: Simulation) -> None:
     payment_intents.register(simulation)
     refunds.register(simulation)
     disputes.register(simulation)
+    payouts.register(simulation)

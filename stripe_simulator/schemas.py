@@ -266,6 +266,18 @@ REVERSAL_CREATE: Fields = {
 }
 FEE_REFUND_CREATE: Fields = {**EXPAND, "amount": AMOUNT, "metadata": Metadata()}
 
+PAYOUT_CREATE: Fields = {
+    **EXPAND,
+    "amount": Required(AMOUNT),
+    "currency": Required(CurrencyCode()),
+    "description": Text(clearable=True),
+    "metadata": Metadata(),
+    "method": Choice(("standard",)),
+    "source_type": Choice(("card",)),
+    "statement_descriptor": Text(22),
+    **_not_simulated("destination", "payout_method"),
+}
+
 # Accounts ----------------------------------------------------------------------------------------
 
 PERSON = Hash(
@@ -389,6 +401,12 @@ BALANCE_TRANSACTION_LIST: Fields = {
     "source": Text(),
     "type": Text(),
     **_not_simulated("payout"),
+}
+PAYOUT_LIST: Fields = {
+    **CREATED_LIST,
+    "destination": Text(),
+    "status": Choice(("canceled", "failed", "in_transit", "paid", "pending")),
+    **_not_simulated("arrival_date"),
 }
 EVENT_LIST: Fields = {
     **CREATED_LIST,

@@ -31,6 +31,7 @@ INDEXES: dict[str, tuple[str, ...]] = {
     "balance_transaction": ("_account", "source", "type"),
     "dispute": ("_account", "charge", "payment_intent"),
     "radar.early_fraud_warning": ("_account", "charge", "payment_intent"),
+    "payout": ("_account", "destination"),
     "event": ("_account", "type"),
     "delivery": ("event",),
 }

@@ -74,10 +74,27 @@ _OWNERLESS: Final = " UNION ".join(
     "(SELECT FROM payments p WHERE p.payment_id = r.payment_id) AND r.payment_id IS NOT NULL"
     for table, time in _BELONGINGS.items()
 )
+#: Of experts' postings, which no payment has: seen when all are looked at, and named without one.
+_OF_PAYOUTS: Final = {
+    "an_experts_postings_sum_to_zero": (
+        "SELECT DISTINCT '' AS payment_id FROM postings WHERE :payment_id = '' AND expert_id IN "
+        "(SELECT expert_id FROM payouts WHERE update_time >= :since) "
+        "GROUP BY expert_id, sequence, currency HAVING sum(minor_units) <> 0"
+    ),
+    "a_payout_is_in_the_books": (
+        "SELECT DISTINCT '' AS payment_id FROM payouts p LEFT JOIN postings l "
+        "ON l.expert_id = p.expert_id AND l.balance_transaction_id <> '' AND "
+        "l.balance_transaction_id IN (p.balance_transaction_id, p.failure_balance_transaction_id) "
+        "WHERE p.update_time >= :since AND :payment_id = '' GROUP BY p.payout_id "
+        "HAVING count(l.posting_id) <> (p.balance_transaction_id <> '')::int "
+        "+ (p.failure_balance_transaction_id <> '')::int"
+    ),
+}
 
 #: One payment, or all that changed since then.
 _SCOPE: Final = "p.update_time >= :since AND (:payment_id = '' OR p.payment_id = :payment_id)"
 INVARIANTS: Final = {
     **{name: sql.format(scope=_SCOPE) for name, sql in _INVARIANTS.items()},
     "nothing_is_left_of_a_payment_that_is_gone": f"{_OWNERLESS} LIMIT 100",
+    **_OF_PAYOUTS,
 }

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from functools import lru_cache
-from typing import Any
-
-from sqlalchemy import Connection, TextClause, text
 
 from payment_service.adapters import rows
 from payment_service.adapters.invariants import INVARIANTS
+from payment_service.adapters.payouts import PayoutReads
 from payment_service.adapters.trails import TRAILS, trail_of
 from payment_service.domain.escrow import Payment
 from payment_service.domain.experts import Expert
@@ -29,33 +26,7 @@ from payment_service.domain.ports import (
 )
 
 
-@lru_cache(maxsize=512)
-def statement(sql: str) -> TextClause:
-    """The statement for a text, made once: there are some dozens of them."""
-    return text(sql)
-
-
-class Statements:
-    """Runs statements on one connection; rows are given by column name."""
-
-    def __init__(self, connection: Connection) -> None:
-        self.connection = connection
-
-    def _do(self, sql: str, **values: Any) -> int:
-        """How many rows it touched."""
-        return self.connection.execute(statement(sql), values).rowcount
-
-    def _all(self, sql: str, **values: Any) -> Sequence[Any]:
-        return self.connection.execute(statement(sql), values).mappings().all()
-
-    def _maybe(self, sql: str, **values: Any) -> Any:
-        return self.connection.execute(statement(sql), values).mappings().one_or_none()
-
-    def _one(self, sql: str, **values: Any) -> Any:
-        return self.connection.execute(statement(sql), values).mappings().one()
-
-
-class SqlReader(Statements):
+class SqlReader(PayoutReads):
     """Reads for RPCs. Each method is one statement."""
 
     def payment(self, payment_id: str) -> Payment | None:
@@ -307,23 +278,29 @@ class SqlReader(Statements):
         return {(row["id"], row["currency"]): row["total"] for row in found}
 
     def ledger_line_ids(self, account: str, since: datetime, until: datetime) -> Mapping[str, str]:
-        """The balance transactions that the ledger names on an account, with their payments."""
+        """The balance transactions that the ledger names on an account, with their payments.
+
+        A payout may be heard of days late: its line is then younger here than at Stripe, and no
+        list that begins at this time would have it.
+        """
         found = self._all(
             "SELECT DISTINCT balance_transaction_id AS id, payment_id FROM postings "
             "WHERE account = :account AND time >= :since AND time < :until "
-            "AND balance_transaction_id <> ''",
+            "AND balance_transaction_id <> '' AND NOT EXISTS (SELECT FROM payouts "
+            "WHERE payouts.balance_transaction_id = postings.balance_transaction_id "
+            "AND payouts.create_time < :since)",
             account=account,
             since=since,
             until=until,
         )
-        return {row["id"]: row["payment_id"] for row in found}
+        return {row["id"]: row["payment_id"] or "" for row in found}
 
     def accounts_with_postings(self, since: datetime) -> Sequence[tuple[str, str]]:
         """Ledger account and Stripe account of every expert whose balance moved since then."""
         found = self._all(
-            "SELECT DISTINCT account, stripe_account_id FROM postings JOIN payments "
-            "USING (payment_id) JOIN experts USING (expert_id) WHERE postings.time >= :since "
-            "AND account = 'stripe:connected:' || expert_id AND stripe_account_id IS NOT NULL",
+            "SELECT DISTINCT account, stripe_account_id FROM postings JOIN experts "
+            "ON account = 'stripe:connected:' || experts.expert_id WHERE postings.time >= :since "
+            "AND stripe_account_id IS NOT NULL AND NOT deauthorized",
             since=since,
         )
         return [(row["account"], row["stripe_account_id"]) for row in found]

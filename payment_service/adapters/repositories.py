@@ -18,7 +18,7 @@ from typing import Final
 from sqlalchemy import Connection
 
 from payment_service.adapters import rows
-from payment_service.adapters.reads import Statements
+from payment_service.adapters.payouts import PayoutWrites
 from payment_service.adapters.rows import PAYMENT_COLUMNS
 from payment_service.domain.errors import Busy, key_reused
 from payment_service.domain.escrow import Payment, Transition
@@ -67,8 +67,22 @@ _LEASE: Final = """
     tries = tries + 1
 """
 
+#: Stripe holds earnings back for at most ninety days outside the US, and a bank may take some more
+#: days to refuse. What is older is left to webhooks and to reconciliation.
+_PAID_OUT_WITHIN: Final = timedelta(days=100)
+_OPEN: Final = (
+    "(NOT transfers_active OR EXISTS (SELECT FROM payments WHERE payments.expert_id = "
+    "experts.expert_id AND state IN ('PENDING', 'FAILED', 'IN_ESCROW', 'CAPTURING', 'CANCELING', "
+    "'PROMOTING', 'REFUNDING')))"
+)
+_MAY_PAY_OUT: Final = (
+    f"NOT {_OPEN} AND (EXISTS (SELECT FROM payments WHERE payments.expert_id = experts.expert_id "
+    "AND capture_time > now() - :recent) OR EXISTS (SELECT FROM payouts WHERE payouts.expert_id = "
+    "experts.expert_id AND update_time > now() - :recent))"
+)
 
-class SqlTransaction(Statements):
+
+class SqlTransaction(PayoutWrites):
     """One transaction. ``recorded`` keeps the transitions, for metrics after the commit."""
 
     def __init__(self, connection: Connection) -> None:
@@ -538,26 +552,27 @@ class SqlTransaction(Statements):
             id=stripe_account_id,
         )
 
-    def lease_watches(self, seconds: float, limit: int) -> Sequence[Watch]:
+    def lease_watches(
+        self, seconds: float, limit: int, *, paid_out: bool = False
+    ) -> Sequence[Watch]:
         """Lists that are due. ``limit`` 0 means the platform's own, else so many accounts'.
 
-        An account is of interest while its expert is not ready, or has open payments.
+        An account is of interest while its expert is not ready, or has open payments; with
+        ``paid_out``, one that is not, but was earned for or paid out not long ago.
         """
         due = "SELECT scope FROM watches WHERE next_time <= now() AND "
-        which = (
-            "scope = 'platform'"
-            if not limit
-            else "EXISTS (SELECT FROM experts WHERE stripe_account_id = scope AND NOT deauthorized "
-            "AND (NOT transfers_active OR EXISTS (SELECT FROM payments WHERE "
-            "payments.expert_id = experts.expert_id AND state IN ('PENDING', 'FAILED', "
-            "'IN_ESCROW', 'CAPTURING', 'CANCELING', 'PROMOTING', 'REFUNDING')))) "
-            "ORDER BY next_time LIMIT :limit"
-        )
+        which = "scope = 'platform'"
+        if limit:
+            which = (
+                "EXISTS (SELECT FROM experts WHERE stripe_account_id = scope AND NOT deauthorized "
+                f"AND {_MAY_PAY_OUT if paid_out else _OPEN}) ORDER BY next_time LIMIT :limit"
+            )
         found = self._all(
             "UPDATE watches SET next_time = now() + :pause WHERE scope IN "
             f"({due}{which} FOR UPDATE SKIP LOCKED) RETURNING scope, seen_until, after_event_id",
             pause=timedelta(seconds=seconds),
             limit=limit,
+            recent=_PAID_OUT_WITHIN,
         )
         return [Watch(row["scope"], row["seen_until"], row["after_event_id"]) for row in found]
 

@@ -7,7 +7,7 @@ Every mutation carries a key that was stored before. What a failure means is dec
 from __future__ import annotations
 
 import ssl
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final, TypeVar
 
@@ -20,11 +20,13 @@ from stripe.params import AccountCreateParams, BalanceTransactionListParams
 from payment_service.adapters.breaker import Breaker
 from payment_service.adapters.stripe_calls import Calls, misconfigured
 from payment_service.adapters.stripe_views import (
+    account_balances_of,
     account_of,
     balance_entry_of,
     fee_refund_of,
     metadata_of,
     observation_of,
+    payout_of,
     refund_of,
     reversal_of,
     transfer_of,
@@ -35,6 +37,7 @@ from payment_service.domain.errors import (
 )
 from payment_service.domain.experts import Account
 from payment_service.domain.observation import Observation, Refund, Reversal, Transfer
+from payment_service.domain.payouts import AccountBalance, SeenPayout
 from payment_service.domain.ports import (
     BalanceEntry,
     InboxEvent,
@@ -269,16 +272,37 @@ class StripeApi:
         return intent.client_secret
 
     async def account(self, stripe_account_id: str) -> Account | None:
+        account = await self._read_of_account(
+            lambda: self._client.v1.accounts.retrieve_async(stripe_account_id)
+        )
+        return None if account is None else account_of(account)
+
+    async def payout(self, stripe_account_id: str, payout_id: str) -> SeenPayout | None:
+        payout = await self._read_of_account(
+            lambda: self._client.v1.payouts.retrieve_async(
+                payout_id,
+                {"expand": ["balance_transaction", "failure_balance_transaction"]},
+                {"stripe_account": stripe_account_id},
+            )
+        )
+        return None if payout is None else payout_of(payout)
+
+    async def account_balance(self, stripe_account_id: str) -> Sequence[AccountBalance] | None:
+        balance = await self._read_of_account(
+            lambda: self._client.v1.balance.retrieve_async(
+                {}, {"stripe_account": stripe_account_id}
+            )
+        )
+        return None if balance is None else account_balances_of(balance)
+
+    async def _read_of_account(self, make: Callable[[], Awaitable[T]]) -> T | None:
         """None also when the expert has cut the account off: Stripe then says 403."""
         try:
-            account = await self._calls.read(
-                lambda: self._client.v1.accounts.retrieve_async(stripe_account_id)
-            )
+            return await self._calls.read(make)
         except Precondition as refusal:
             if refusal.facts.get("stripe_code") == "account_invalid":
                 return None
             raise
-        return None if account is None else account_of(account)
 
     async def find_account(self, operation_id: str, created: datetime) -> Account | None:
         """Accounts cannot be listed by metadata: among those of that time, the one that matches."""

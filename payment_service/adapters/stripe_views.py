@@ -24,6 +24,7 @@ from payment_service.domain.observation import (
     Reversal,
     Transfer,
 )
+from payment_service.domain.payouts import AccountBalance, PayoutLine, PayoutState, SeenPayout
 from payment_service.domain.ports import BalanceEntry
 
 if TYPE_CHECKING:  # Only the port's implementation imports stripe at run time.
@@ -163,6 +164,43 @@ def account_of(account: stripe.Account) -> Account:
         details_submitted=bool(account.details_submitted),
         requirements_due=tuple(dict.fromkeys(due)),
         disabled_reason=(requirements.disabled_reason or "") if requirements else "",
+    )
+
+
+def payout_of(payout: stripe.Payout) -> SeenPayout:
+    try:
+        state = PayoutState(payout.status.upper())
+    except ValueError:
+        state = PayoutState.UNKNOWN
+    return SeenPayout(
+        payout_id=payout.id,
+        minor_units=payout.amount,
+        currency=payout.currency.upper(),
+        state=state,
+        automatic=payout.automatic,
+        arrival_time=datetime.fromtimestamp(payout.arrival_date, UTC),
+        create_time=datetime.fromtimestamp(payout.created, UTC),
+        failure_code=getattr(payout, "failure_code", None) or "",
+        line=_payout_line(payout.balance_transaction),
+        failure_line=_payout_line(getattr(payout, "failure_balance_transaction", None)),
+    )
+
+
+def _payout_line(transaction: stripe.BalanceTransaction | str | None) -> PayoutLine | None:
+    """Signed and net: what the account's balance moved by."""
+    if transaction is None or isinstance(transaction, str):
+        return None
+    return PayoutLine(transaction.id, transaction.currency.upper(), transaction.net)
+
+
+def account_balances_of(balance: stripe.Balance) -> tuple[AccountBalance, ...]:
+    available, pending = (
+        {part.currency.upper(): part.amount for part in parts}
+        for parts in (balance.available, balance.pending)
+    )
+    return tuple(
+        AccountBalance(currency, available.get(currency, 0), pending.get(currency, 0))
+        for currency in sorted(available.keys() | pending.keys())
     )
 
 

@@ -1,7 +1,7 @@
 """Apply stored webhook events: each is a hint to look, never a command.
 
-Events of one payment are applied together, by one look at Stripe. Whatever fails is tried again
-with growing pauses and parked after so many tries: visible, alarmed, never lost.
+Events of one payment, account or payout are applied together, by one look at Stripe. Whatever fails
+is tried again with growing pauses and parked after so many tries: visible, alarmed, never lost.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ import structlog
 from payment_service.application.carry_out import back_off, carry_out
 from payment_service.application.core import Core
 from payment_service.application.observe import apply, observe_payment
+from payment_service.application.observe_payout import observe_payout
 from payment_service.application.refresh_expert import refresh_expert
 from payment_service.application.settle import Applied
+from payment_service.domain.envelope import PAYOUT_EVENTS
 from payment_service.domain.errors import Busy, Exhausted, Refusal, Unavailable
 from payment_service.domain.ports import Cause, InboxEvent, Policy, Transaction
 
@@ -36,10 +38,7 @@ async def apply_waiting(core: Core) -> int:
     events = await core.database.transact(lease_events, core.policy)
     groups: dict[tuple[str, str], list[InboxEvent]] = defaultdict(list)
     for event in events:
-        about_account = event.type.startswith(("account.", "capability."))
-        groups[("account", event.account_id) if about_account else _payment_key(event)].append(
-            event
-        )
+        groups[_subject(event)].append(event)
     places = asyncio.Semaphore(_AT_ONCE)
 
     async def one(key: tuple[str, str], group: Sequence[InboxEvent]) -> None:
@@ -50,7 +49,12 @@ async def apply_waiting(core: Core) -> int:
     return len(events)
 
 
-def _payment_key(event: InboxEvent) -> tuple[str, str]:
+def _subject(event: InboxEvent) -> tuple[str, str]:
+    """What is to be looked at: events of one subject are answered by one look."""
+    if event.type.startswith(("account.", "capability.")):
+        return ("account", event.account_id)
+    if event.type in PAYOUT_EVENTS:
+        return ("payout", event.object_id)
     return ("payment", event.payment_ref)
 
 
@@ -60,6 +64,8 @@ async def _apply_group(core: Core, key: tuple[str, str], group: Sequence[InboxEv
     try:
         if kind == "account":
             verdict = await _apply_to_expert(core, reference, cause)
+        elif kind == "payout":
+            verdict = await observe_payout(core, group[0].account_id, reference, cause)
         else:
             verdict = await _apply_to_payment(core, reference, group, cause)
     except Refusal as refusal:

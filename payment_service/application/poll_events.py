@@ -48,10 +48,12 @@ async def poll_events(core: Core) -> int:
 
 
 def lease_watches(tx: Transaction, policy: Policy) -> Sequence[Watch]:
-    """Whose lists are due: the platform's, and those of accounts with onboarding or open money."""
+    """Whose lists are due: the platform's, those of accounts with onboarding or open money, and
+    more seldom those whose earnings may be on their way to a bank."""
     return [
         *tx.lease_watches(policy.poll_seconds, 0),
         *tx.lease_watches(policy.account_poll_seconds, _ACCOUNTS_A_ROUND),
+        *tx.lease_watches(policy.payout_poll_seconds, _ACCOUNTS_A_ROUND, paid_out=True),
     ]
 
 

@@ -21,6 +21,7 @@ import structlog
 from payment_service.application.carry_out import database_time
 from payment_service.application.core import Core
 from payment_service.application.observe import observe_payment
+from payment_service.application.observe_payout import follow_missing_payouts
 from payment_service.application.verify import verify
 from payment_service.domain.errors import Refusal, payment_not_found
 from payment_service.domain.escrow import Payment
@@ -156,6 +157,7 @@ async def _compare_lines(core: Core, since: datetime, cause: Cause, report: Repo
     for account, stripe_account_id in accounts:
         entries = await core.stripe.balance_entries(stripe_account_id, since - _EDGE)
         report.checked_lines += len(entries)
+        await follow_missing_payouts(core, stripe_account_id, entries, cause)
         found = await _compare_account(core, account, entries, since, report)
         behind = {discrepancy.payment_id for discrepancy in found if discrepancy.payment_id}
         behind -= report.faults.keys()

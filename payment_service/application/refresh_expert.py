@@ -3,36 +3,47 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Final
 
 from payment_service.application.core import Core
-from payment_service.domain.errors import expert_not_found
+from payment_service.domain.errors import Busy, expert_not_found
 from payment_service.domain.experts import Account, Expert
 from payment_service.domain.ports import Cause, Transaction
+
+_TRIES: Final = 6
 
 
 async def refresh_expert(core: Core, expert_id: str, cause: Cause) -> Expert:
     """The expert with the account as Stripe shows it now; webhooks alone are not to be trusted."""
-    expert = await core.database.read(lambda reader: reader.expert(expert_id))
-    if expert is None:
-        raise expert_not_found(expert_id)
-    if not expert.account.stripe_account_id:
-        return expert
-    account = await core.stripe.account(expert.account.stripe_account_id)
-    return await core.database.transact(save_account, expert_id, account, expert.version, cause)
+    for _ in range(_TRIES):
+        expert = await core.database.read(lambda reader: reader.expert(expert_id))
+        if expert is None:
+            raise expert_not_found(expert_id)
+        if not expert.account.stripe_account_id:
+            return expert
+        account = await core.stripe.account(expert.account.stripe_account_id)
+        saved = await core.database.transact(
+            save_account, expert_id, account, expert.version, cause
+        )
+        if saved is not None:
+            return saved
+    raise Busy(
+        "CONCURRENT_CHANGE", "the expert keeps changing; ask again", {"expert_id": expert_id}
+    )
 
 
 def save_account(
     tx: Transaction, expert_id: str, account: Account | None, version: int, cause: Cause
-) -> Expert:
-    """Keep what Stripe showed, unless the expert has moved on since it was asked.
+) -> Expert | None:
+    """Keep what Stripe showed; None if the expert has moved on since it was asked.
 
     ``account`` None means that the account is no longer ours to see: deauthorized.
     """
     expert = tx.lock_expert(expert_id)
     if expert is None:
         raise expert_not_found(expert_id)
-    if expert.version != version:
-        return expert
+    if expert.version != version:  # By a payout, perhaps: what was seen of the account is lost.
+        return None
     deauthorized = account is None
     seen = expert.account if account is None else account
     changed = seen != expert.account or deauthorized != expert.deauthorized

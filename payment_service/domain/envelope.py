@@ -38,6 +38,10 @@ PAYMENT_EVENTS: Final = frozenset(
 ACCOUNT_EVENTS: Final = frozenset(
     {"account.updated", "account.application.deauthorized", "capability.updated"}
 )
+#: Of connected accounts only: the platform's own payouts are the operators' affair.
+PAYOUT_EVENTS: Final = frozenset(
+    {"payout.created", "payout.updated", "payout.paid", "payout.failed", "payout.canceled"}
+)
 
 
 class OddEvent(ValueError):
@@ -58,13 +62,14 @@ def envelope_of(
     shown = data.get("object") if isinstance(data, Mapping) else None
     if not isinstance(shown, Mapping):
         raise OddEvent("without object")
-    acted_upon = kind in PAYMENT_EVENTS | ACCOUNT_EVENTS
+    account = account_id or _text(event, "account") or _account_of(kind, shown)
+    acted_upon = kind in PAYMENT_EVENTS | ACCOUNT_EVENTS or (kind in PAYOUT_EVENTS and account)
     return InboxEvent(
         event_id=event_id,
         endpoint=endpoint,
         type=kind,
         object_id=_text(shown, "id"),
-        account_id=account_id or _text(event, "account") or _account_of(kind, shown),
+        account_id=account,
         payment_intent_id=_intent_of(shown),
         payment_ref=reference_of(shown),
         payload_sha256=payload_sha256,

@@ -331,6 +331,20 @@ class CaptureLines:
     fee_paid: Settled
 
 
+def paid_out(
+    expert_id: str, kind: str, net: int, currency: str, balance_transaction_id: str
+) -> list[Posting]:
+    """Stripe moved ``net`` (signed) on a connected account: out to the bank, or back from it.
+
+    What Stripe took for it is in the net: it is the expert's, as the payout is. No payment is
+    behind it, for one payout sweeps up many.
+    """
+    return [
+        Posting(expert_funds(expert_id), -net, currency, kind),
+        Posting(stripe_connected(expert_id), net, currency, kind, balance_transaction_id),
+    ]
+
+
 def without_zeros(postings: Iterable[Posting]) -> list[Posting]:
     return [posting for posting in postings if posting.minor_units]
 

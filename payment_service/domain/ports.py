@@ -20,6 +20,13 @@ from payment_service.domain.follow import Discrepancy, Movement
 from payment_service.domain.ledger import Posting
 from payment_service.domain.observation import Observation, Refund, Reversal, Transfer
 from payment_service.domain.operations import Operation, OperationState
+from payment_service.domain.payouts import (
+    AccountBalance,
+    Payout,
+    PayoutChange,
+    PayoutState,
+    SeenPayout,
+)
 from payment_service.domain.plans import Reversible
 
 T = TypeVar("T")
@@ -159,6 +166,8 @@ class StripePort(Protocol):
     async def client_secret(self, payment_intent_id: str) -> str: ...
     async def account(self, stripe_account_id: str) -> Account | None: ...
     async def find_account(self, operation_id: str, created: datetime) -> Account | None: ...
+    async def payout(self, stripe_account_id: str, payout_id: str) -> SeenPayout | None: ...
+    async def account_balance(self, stripe_account_id: str) -> Sequence[AccountBalance] | None: ...
     async def balance_entries(
         self, stripe_account_id: str, since: datetime
     ) -> Sequence[BalanceEntry]: ...
@@ -314,6 +323,11 @@ class BalanceEntry:
     payment_ref: str
     create_time: datetime
 
+    @property
+    def payout_id(self) -> str:
+        """The payout that it belongs to; empty if it is none's."""
+        return self.payment_ref if self.payment_ref.startswith("po_") else ""
+
 
 @dataclass(frozen=True, slots=True)
 class Backlog:
@@ -381,13 +395,17 @@ class Transaction(Protocol):
     def lock_expert(self, expert_id: str) -> Expert | None: ...
     def add_expert(self, expert: Expert, cause: Cause) -> bool: ...
     def save_expert(self, expert: Expert, kind: str, cause: Cause) -> None: ...
+    def payout(self, payout_id: str) -> Payout | None: ...
+    def record_payout(self, change: PayoutChange, expert: Expert, cause: Cause) -> None: ...
     def add_landing_token(
         self, token_hash: bytes, expert_id: str, onward_url: str, seconds: float
     ) -> None: ...
 
     # what is asked for because nobody told us
     def watch_account(self, stripe_account_id: str) -> None: ...
-    def lease_watches(self, seconds: float, limit: int) -> Sequence[Watch]: ...
+    def lease_watches(
+        self, seconds: float, limit: int, *, paid_out: bool = False
+    ) -> Sequence[Watch]: ...
     def move_watch(self, scope: str, seen_until: datetime, after_event_id: str) -> None: ...
     def lease_quiet_payments(self, quiet_seconds: float, limit: int) -> Sequence[str]: ...
 
@@ -440,6 +458,15 @@ class Reader(Protocol):
         self, since: datetime, after: tuple[datetime, str], limit: int, payment_id: str
     ) -> Sequence[Trail]: ...
     def violations(self, since: datetime, payment_id: str = "") -> Mapping[str, Sequence[str]]: ...
+    def payout(self, payout_id: str) -> Payout | None: ...
+    def payouts(
+        self,
+        expert_id: str,
+        states: Sequence[PayoutState],
+        before: tuple[datetime, str] | None,
+        limit: int,
+    ) -> Sequence[Payout]: ...
+    def expert_balances(self, expert_id: str) -> Sequence[tuple[str, int, int]]: ...
     def landing(self, token_hash: bytes) -> tuple[str, str] | None: ...
 
 
@@ -505,5 +532,7 @@ class Policy:
     #: How often Stripe's list of the platform's events is read, and an account's.
     poll_seconds: float = 10.0
     account_poll_seconds: float = 30.0
+    #: The same of an account that has nothing open, but may pay out what was earned.
+    payout_poll_seconds: float = 600.0
     #: An open payment that nothing was heard of for so long is asked about, then ever more seldom.
     quiet_seconds: float = 60.0

@@ -27,6 +27,7 @@ from marketplace.payments.v1 import (
     payments_pb2,
 )
 from payment_service.application.capture_payment import Part
+from payment_service.application.get_expert_balance import ExpertBalance
 from payment_service.application.reconcile import Report
 from payment_service.domain import money
 from payment_service.domain.deadlines import deadlines_of
@@ -36,6 +37,7 @@ from payment_service.domain.experts import BusinessType, Expert, ExpertStatus
 from payment_service.domain.follow import Discrepancy
 from payment_service.domain.money import InvalidMoney, Money
 from payment_service.domain.operations import Operation, OperationState
+from payment_service.domain.payouts import Payout
 from payment_service.domain.ports import (
     Answer,
     InboxEvent,
@@ -396,6 +398,31 @@ def expert_message(expert: Expert) -> experts_pb2.Expert:
         create_time=time_message(expert.create_time),
         update_time=time_message(expert.update_time),
         version=expert.version,
+    )
+
+
+def payout_message(payout: Payout) -> experts_pb2.Payout:
+    return experts_pb2.Payout(
+        payout_id=payout.payout_id,
+        expert_id=payout.expert_id,
+        stripe_account_id=payout.stripe_account_id,
+        amount=money_message(payout.minor_units, payout.currency),
+        state=experts_pb2.PayoutState.Value(f"PAYOUT_STATE_{payout.state}"),
+        automatic=payout.automatic,
+        arrival_time=time_message(payout.arrival_time),
+        failure_code=payout.failure_code,
+        create_time=time_message(payout.create_time),
+        update_time=time_message(payout.update_time),
+        version=payout.version,
+    )
+
+
+def expert_balance_message(balance: ExpertBalance) -> experts_pb2.ExpertBalance:
+    return experts_pb2.ExpertBalance(
+        available=money_message(balance.available, balance.currency),
+        pending=money_message(balance.pending, balance.currency),
+        funds=money_message(balance.funds, balance.currency),
+        debt=money_message(balance.debt, balance.currency),
     )
 
 

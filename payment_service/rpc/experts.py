@@ -14,6 +14,9 @@ from payment_service.application.create_expert_account import (
     CreateExpertAccount,
     create_expert_account,
 )
+from payment_service.application.get_expert_balance import get_expert_balance
+from payment_service.application.list_payouts import list_payouts
+from payment_service.domain.payouts import PayoutState
 from payment_service.rpc import convert
 from payment_service.rpc.calls import Context, Operations, cause_of
 from payment_service.rpc.convert import Fields
@@ -91,6 +94,38 @@ class ExpertServicer(experts_pb2_grpc.ExpertServiceServicer):
         )
         return experts_pb2.SetCommissionResponse(expert=convert.expert_message(expert))
 
+    async def ListPayouts(
+        self, request: experts_pb2.ListPayoutsRequest, context: Context
+    ) -> experts_pb2.ListPayoutsResponse:
+        fields = Fields()
+        expert_id = fields.identifier("expert_id", request.expert_id)
+        page_size = fields.page_size(request.page_size)
+        states = [_payout_state(fields, value) for value in request.states]
+        fields.check()
+        wanted = [state for state in states if state is not None]
+        filters = " ".join([expert_id, *sorted(wanted)])
+        keyset = convert.read_page_token("payouts", filters, request.page_token, 2)
+        before = (convert.token_time(keyset[0]), keyset[1]) if keyset else None
+        found = await list_payouts(self._core, expert_id, wanted, before, page_size + 1)
+        page, token = convert.page_of(
+            found,
+            page_size,
+            "payouts",
+            filters,
+            lambda payout: [payout.create_time.isoformat(), payout.payout_id],
+        )
+        return experts_pb2.ListPayoutsResponse(
+            payouts=[convert.payout_message(payout) for payout in page], next_page_token=token
+        )
+
+    async def GetExpertBalance(
+        self, request: experts_pb2.GetExpertBalanceRequest, context: Context
+    ) -> experts_pb2.GetExpertBalanceResponse:
+        balances = await get_expert_balance(self._core, _expert_id(request.expert_id))
+        return experts_pb2.GetExpertBalanceResponse(
+            balances=[convert.expert_balance_message(balance) for balance in balances]
+        )
+
 
 class OnboardingServicer(onboarding_pb2_grpc.OnboardingServiceServicer):
     def __init__(self, core: Core) -> None:
@@ -120,6 +155,17 @@ def _expert_id(value: str) -> str:
     fields.identifier("expert_id", value)
     fields.check()
     return value
+
+
+def _payout_state(fields: Fields, value: int) -> PayoutState | None:
+    fields.enum("states", value, experts_pb2.PayoutState)
+    if value not in experts_pb2.PayoutState.values():
+        return None
+    if value == experts_pb2.PAYOUT_STATE_UNSPECIFIED:
+        fields.fault("states", "must not hold UNSPECIFIED")
+        return None
+    name = experts_pb2.PayoutState.Name(experts_pb2.PayoutState.ValueType(value))
+    return PayoutState(name.removeprefix("PAYOUT_STATE_"))
 
 
 def _token(value: str) -> str:

@@ -47,6 +47,7 @@ OPTIONAL = {
     "ListPaymentsRequest": (
         "page_size page_token role states gig_id create_time_from create_time_until"
     ),
+    "ListPayoutsRequest": "page_size page_token states",
     "Money": "currency_code",
     "RefreshOnboardingRequest": "onward_url",
     "RefundPaymentRequest": "amount reason",

@@ -182,6 +182,9 @@ def account(ask: Caller, payment_id: str, expert_id: str) -> None:
     assert sum(int(line["amount"].get("minor_units", 0)) for line in postings) == 0
     balances = ask("LedgerService/ListBalances", account_prefix=f"expert_funds:{expert_id}")
     assert [line["balance"].get("minor_units", "0") for line in balances["balances"]] == ["0"]
+    held = ask("ExpertService/GetExpertBalance", expert_id=expert_id)["balances"]
+    assert [line["funds"].get("minor_units", "0") for line in held] == ["0"]
+    assert not ask("ExpertService/ListPayouts", expert_id=expert_id).get("payouts")
     unknown = ask.refused("PaymentService/GetPayment", payment_id="pay_" + "0" * 32)
     assert (unknown.code, unknown.reason) == ("NOT_FOUND", "PAYMENT_NOT_FOUND")
     assert unknown.facts["payment_id"] == "pay_" + "0" * 32

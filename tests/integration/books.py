@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from marketplace.payments.v1 import events_pb2
 from tests.integration.world import World
 
-#: Made by a test's own hand at the simulator, as a payout would be; no payment explains them.
+#: Made by a test's own hand at the simulator, and without a source; nothing explains them.
 _NOT_OURS = ("topup", "adjustment", "payout")
 
 
@@ -38,7 +38,7 @@ async def check_against_stripe(world: World) -> None:
         accounts[account] = f"stripe:connected:{expert_id}"
     for account, name in accounts.items():
         for line in await world.stripe.lines(account):
-            if line["type"] not in _NOT_OURS:
+            if line["source"] is not None or line["type"] not in _NOT_OURS:
                 theirs[name, line["currency"].upper(), line["id"]] += line["net"]
     # Stripe names no line of the connected account on a fee refund: those have no id with us.
     unnamed = {key for key in ours if not key[2]}
@@ -79,8 +79,8 @@ async def check_trails(world: World) -> None:
 
 def _check_sums(world: World) -> None:
     assert not world.sql(
-        "SELECT payment_id, sequence, currency FROM postings "
-        "GROUP BY 1, 2, 3 HAVING sum(minor_units) <> 0"
+        "SELECT payment_id, expert_id, sequence, currency FROM postings "
+        "GROUP BY 1, 2, 3, 4 HAVING sum(minor_units) <> 0"
     )
     sums = {
         (account, currency): int(sum_)
@@ -94,9 +94,7 @@ def _check_sums(world: World) -> None:
             "SELECT payment_id, currency, held FROM payments WHERE charged > 0 AND held > 0"
         )
     }
-    in_escrow = {
-        key: sum_ for key, sum_ in sums.items() if key[0].startswith("escrow:") and sum_
-    }
+    in_escrow = {key: sum_ for key, sum_ in sums.items() if key[0].startswith("escrow:") and sum_}
     assert in_escrow == on_the_platform
     held = {
         currency: int(sum_)

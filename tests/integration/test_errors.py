@@ -122,6 +122,8 @@ async def _valid(world: World) -> dict[str, Message]:
         "SetCommission": experts_pb2.SetCommissionRequest(
             **expert_id, commission_basis_points=1_000
         ),
+        "ListPayouts": experts_pb2.ListPayoutsRequest(**expert_id),
+        "GetExpertBalance": experts_pb2.GetExpertBalanceRequest(**expert_id),
         "IngestEvent": ingestion(event),
         "ListPaymentEvents": events_pb2.ListPaymentEventsRequest(**payment_id),
         "ListPostings": ledger_pb2.ListPostingsRequest(**payment_id),
@@ -208,6 +210,9 @@ async def test_every_field_of_every_request_spoiled_in_every_way(shared: World) 
         ("CreateExpertAccount", "country"),
         ("CreateExpertAccount", "business_type"),
         ("SetCommission", "commission_basis_points"),
+        ("ListPayouts", "states"),
+        ("ListPayouts", "page_size"),
+        ("ListPayouts", "page_token"),
         ("ListOperations", "state"),
         ("ListInboxEvents", "state"),
         ("ListBalances", "account_prefix"),

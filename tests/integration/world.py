@@ -367,7 +367,7 @@ class World:
         """How many rows every table has."""
         tables = (
             "experts expert_events payments events postings movements discrepancies operations "
-            "claims inbox landing_tokens"
+            "claims inbox landing_tokens payouts"
         ).split()
         one = " UNION ALL ".join(f"SELECT '{table}', count(*) FROM {table}" for table in tables)  # noqa: S608 - names of ours
         return {name: int(count) for name, count in self.sql(one)}
@@ -495,7 +495,7 @@ class World:
         expert_id = expert_id or await self.expert()
         initiated = await self.initiate(expert_id, amount, currency, **fields)
         shown = await self.confirm(initiated, card)
-        on_platform = payments_pb2.ESCROW_MODE_PLATFORM_HOLD == initiated.payment.escrow_mode
+        on_platform = initiated.payment.escrow_mode == payments_pb2.ESCROW_MODE_PLATFORM_HOLD
         expected = "succeeded" if on_platform else "requires_capture"
         assert shown.get("status") == expected, shown
         return await self.in_state(initiated.payment.payment_id, IN_ESCROW)

@@ -88,6 +88,8 @@ class Lab:
 
     async def _open(self, database_url: str) -> None:
         self.simulator: RunningSimulator = await start(Config(port=0, seed="model"))
+        # A payout would empty the very balances that the model expects reversals to be taken from.
+        self.simulator.simulation.settings.payout_interval = "manual"
         self.http = aiohttp.ClientSession()
         self.stripe = Stripe(self.simulator.base_url, self.http)
         given: dict[str, Any] = {

@@ -91,11 +91,11 @@ class World:
         )
 
     async def destination_charge(
-        self, expert: str, amount: int = 10_000, fee: int = 1_000
+        self, expert: str, amount: int = 10_000, fee: int = 1_000, card: str = "pm_card_visa"
     ) -> stripe.PaymentIntent:
         """Paid, captured and split between the expert and the platform."""
         held = await self.paid(
-            amount, application_fee_amount=fee, transfer_data={"destination": expert}
+            amount, card, application_fee_amount=fee, transfer_data={"destination": expert}
         )
         return await self.client.v1.payment_intents.capture_async(
             held.id, params={"expand": ["latest_charge"]}

@@ -8,6 +8,9 @@ import stripe
 
 from tests.simulator.conftest import StartWorld, World, balance
 
+#: What comes from, or goes to, somebody outside of Stripe.
+OUTSIDE = ("charge", "refund", "adjustment", "payout")
+
 
 def summary(lines: list[stripe.BalanceTransaction]) -> list[tuple[str, int, int]]:
     return [(line.type, line.amount, line.net) for line in lines]
@@ -197,10 +200,6 @@ async def test_accepted_amounts(world: World, amount: int, currency: str) -> Non
     assert (await world.charged(amount, currency=currency)).amount == amount
 
 
-# Lines of money that comes from cardholders or goes back to them; a dispute is an adjustment.
-CARDHOLDERS = ("charge", "refund", "adjustment")
-
-
 @pytest.mark.parametrize("seed", range(3))
 async def test_random_walk_keeps_all_money(world: World, seed: int) -> None:
     """Balances are sums of lines; only fees, refunds and disputes take money out of the system."""
@@ -267,7 +266,7 @@ async def test_random_walk_keeps_all_money(world: World, seed: int) -> None:
         lines = await world.lines(account)
         assert sum(line.net for line in lines) == await balance(world, account)
         everywhere += sum(line.net for line in lines)
-        outside += sum(line.amount for line in lines if line.type in CARDHOLDERS)
+        outside += sum(line.amount for line in lines if line.type in OUTSIDE)
         outside -= sum(
             detail.amount
             for line in lines

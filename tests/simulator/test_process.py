@@ -119,7 +119,8 @@ async def test_restart_keeps_clock_deadlines_balances_and_deliveries(
     settings: Any = {"state": tmp_path / "state.sqlite", "webhooks": receiver.targets()}
     before = await start_world(**settings)
     await before.control("POST", "/webhooks", {"paused": True})
-    expert = await before.expert()
+    manual = {"payouts": {"schedule": {"interval": "manual"}}}
+    expert = await before.expert(settings=manual)
     held = await before.paid()
     await before.destination_charge(expert)
     await before.control("POST", "/clock", {"advance_seconds": 6 * 86_400})

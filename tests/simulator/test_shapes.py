@@ -62,6 +62,12 @@ async def gallery(world: World) -> dict[str, list[Any]]:
     with pytest.raises(stripe.CardError):
         await world.paid(card="pm_card_visa_chargeDeclined")
 
+    await world.control("POST", f"/accounts/{expert}/payout")
+    await world.destination_charge(expert, card="pm_card_bypassPending")
+    await world.control("POST", f"/accounts/{expert}/bank", {"failure": "no_account"})
+    await world.control("POST", f"/accounts/{expert}/payout")
+    await world.control("POST", "/clock", {"advance_seconds": 3 * 86_400})
+
     async def get(path: str, **headers: str) -> Any:
         status, body, _ = await world.curl("GET", path, **headers)
         assert status == 200, body
@@ -71,8 +77,8 @@ async def gallery(world: World) -> dict[str, list[Any]]:
         return list((await get(f"{path}?limit=100", **headers))["data"])
 
     charges = await every("/v1/charges")
-    transfer = next(c["transfer"] for c in charges if c.get("transfer"))
-    fee = next(c["application_fee"] for c in charges if c["application_fee"])
+    transfer = next(c["transfer"] for c in reversed(charges) if c.get("transfer"))
+    fee = next(c["application_fee"] for c in reversed(charges) if c["application_fee"])
     _, link, _ = await world.curl(
         "POST",
         "/v1/account_links",
@@ -97,6 +103,7 @@ async def gallery(world: World) -> dict[str, list[Any]]:
         + await every("/v1/balance_transactions", Stripe_Account=expert),
         "dispute": await every("/v1/disputes"),
         "radar.early_fraud_warning": await every("/v1/radar/early_fraud_warnings"),
+        "payout": await every("/v1/payouts", Stripe_Account=expert),
         "balance": [await get("/v1/balance"), await get("/v1/balance", Stripe_Account=expert)],
         "event": await every("/v1/events") + await every("/v1/events", Stripe_Account=expert),
     }
@@ -116,6 +123,7 @@ CLASSES: dict[str, Any] = {
     "application_fee": stripe.ApplicationFee,
     "fee_refund": stripe.ApplicationFeeRefund,
     "balance_transaction": stripe.BalanceTransaction,
+    "payout": stripe.Payout,
     "balance": stripe.Balance,
     "dispute": stripe.Dispute,
     "radar.early_fraud_warning": stripe.radar.EarlyFraudWarning,
@@ -266,6 +274,8 @@ async def test_objects_have_the_fields_of_stripes_examples(world: World) -> None
         ("FEE_LIST", "ApplicationFeeListParams"),
         ("FEE_REFUND_CREATE", "ApplicationFeeRefundCreateParams"),
         ("BALANCE_TRANSACTION_LIST", "BalanceTransactionListParams"),
+        ("PAYOUT_CREATE", "PayoutCreateParams"),
+        ("PAYOUT_LIST", "PayoutListParams"),
         ("EVENT_LIST", "EventListParams"),
     ],
 )

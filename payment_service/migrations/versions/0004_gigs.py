@@ -26,7 +26,7 @@ ALTER TABLE payments
     DROP CONSTRAINT refunded_when_it_says_so,
     DROP CONSTRAINT payments_state_check,
     DROP CONSTRAINT payments_waiting_for_check,
-    DROP CONSTRAINT payments_check3;
+    DROP CONSTRAINT payments_check4;
 ALTER TABLE payments DISABLE TRIGGER payments_are_not_rewritten;
 UPDATE payments SET charged = captured;
 ALTER TABLE payments ENABLE TRIGGER payments_are_not_rewritten;

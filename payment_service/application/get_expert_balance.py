@@ -1,0 +1,67 @@
+"""GetExpertBalance: what Stripe holds for an expert now, beside what the books say."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from payment_service.application.core import Core
+from payment_service.domain.errors import Precondition, expert_not_found
+from payment_service.domain.experts import Expert
+from payment_service.domain.payouts import AccountBalance
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertBalance:
+    """One currency. Minor units; ``funds`` is earned and not yet paid to the bank."""
+
+    currency: str
+    available: int = 0
+    pending: int = 0
+    funds: int = 0
+    debt: int = 0
+
+
+async def get_expert_balance(core: Core, expert_id: str) -> Sequence[ExpertBalance]:
+    """By currency. Raises :class:`Unavailable` if Stripe cannot be read: half would mislead.
+
+    The two sides are read one after the other, so a payout between them shows on one only.
+    """
+    expert = await core.database.read(lambda reader: reader.expert(expert_id))
+    if expert is None:
+        raise expert_not_found(expert_id)
+    if expert.deauthorized or not expert.account.stripe_account_id:
+        raise _no_account(expert)
+    held = await core.stripe.account_balance(expert.account.stripe_account_id)
+    if held is None:
+        raise _no_account(expert)
+    booked = await core.database.read(lambda reader: reader.expert_balances(expert_id))
+    return merge_balances(held, booked)
+
+
+def merge_balances(
+    held: Sequence[AccountBalance], booked: Sequence[tuple[str, int, int]]
+) -> Sequence[ExpertBalance]:
+    """One entry for every currency that either side knows, by name."""
+    at_stripe = {balance.currency: balance for balance in held}
+    ours = {currency: (funds, debt) for currency, funds, debt in booked}
+    found = []
+    for currency in sorted(at_stripe.keys() | ours.keys()):
+        stripes = at_stripe.get(currency, AccountBalance(currency, 0, 0))
+        funds, debt = ours.get(currency, (0, 0))
+        found.append(ExpertBalance(currency, stripes.available, stripes.pending, funds, debt))
+    return found
+
+
+def _no_account(expert: Expert) -> Precondition:
+    """There is no account yet, or the expert has cut it off: Stripe shows nothing of it."""
+    return Precondition(
+        "EXPERT_NOT_READY",
+        f"Stripe shows no account of this expert: {expert.status}",
+        {
+            "expert_id": expert.expert_id,
+            "status": expert.status.value,
+            "disabled_reason": expert.account.disabled_reason,
+            "requirements_due": "",
+        },
+    )

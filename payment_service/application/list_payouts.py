@@ -1,0 +1,23 @@
+"""ListPayouts: an expert's payouts as written down, newest first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from payment_service.application.core import Core
+from payment_service.domain.errors import expert_not_found
+from payment_service.domain.payouts import Payout, PayoutState
+
+
+async def list_payouts(
+    core: Core,
+    expert_id: str,
+    states: Sequence[PayoutState],
+    before: tuple[datetime, str] | None,
+    limit: int,
+) -> Sequence[Payout]:
+    """A page by keyset. An expert that nobody knows is told from one who has no payouts."""
+    if await core.database.read(lambda reader: reader.expert(expert_id)) is None:
+        raise expert_not_found(expert_id)
+    return await core.database.read(lambda reader: reader.payouts(expert_id, states, before, limit))
