@@ -90,6 +90,7 @@ BEGINNINGS = st.sampled_from(
         [Step(False, "authorize", 100), Step(True, "capture", 100, refused=True)],
         [Step(False, "authorize", 100), Step(False, "capture", 80)],
         [Step(False, "authorize", 100), Step(True, "promote", 100), Step(True, "capture", 33)],
+        [Step(False, "authorize", 100), Step(True, "promote", 100, refused=True)],
         [Step(False, "authorize", 100), Step(True, "capture", 33), Step(True, "capture", 50)],
         [Step(False, "authorize", 100), Step(True, "capture", 50), Step(True, "refund", 80)],
     ]
@@ -210,17 +211,20 @@ class Player:
                 owed = self.service.payment.client_owed
                 intent.refund(owed or self.share_of(intent.refundable, step.share))
             case "reverse":
-                if intent.all_transfers:
-                    intent.reverse(self.share_of(intent.all_transfers[-1].left, step.share))
+                left = intent.all_transfers[-1].left if intent.all_transfers else 0
+                intent.reverse(self.share_of(left, step.share))
             case "transfer":
                 intent.transfer(self.share_of(intent.amount, step.share))
             case "refund_fee":
                 self._refund_fee(step.share)
             case "bounce":
-                made = [refund for refund in intent.refunds if not refund.failed]
-                if made:
-                    intent.bounce(made[step.share % len(made)].refund_id)
-                    self.bounced = True
+                self._bounce(step.share)
+
+    def _bounce(self, share: int) -> None:
+        made = [refund for refund in self.service.intent.refunds if not refund.failed]
+        if made:
+            self.service.intent.bounce(made[share % len(made)].refund_id)
+            self.bounced = True
 
     def _refund_fee(self, share: int) -> None:
         intent = self.service.intent

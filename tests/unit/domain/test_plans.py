@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import datetime, timedelta
 
 import pytest
 from hypothesis import given
@@ -10,15 +11,24 @@ from hypothesis import strategies as st
 from payment_service.domain import money, plans
 from payment_service.domain.errors import Busy, InvalidArgument, Precondition, Refusal
 from payment_service.domain.escrow import (
+    ChargeModel,
+    EscrowMode,
+    ModeReason,
+    OnDeadline,
     Payment,
     State,
+    WaitingFor,
 )
 from payment_service.domain.ledger import RefundSplit, Share
-from payment_service.domain.plans import CapturePlan, RefundPlan
+from payment_service.domain.plans import CapturePlan, Hold, HoldRules, RefundPlan, Reversible
 from tests.unit.domain.builders import (
     BUSY,
+    CARD_HOLD,
+    NOW,
+    PLATFORM_HOLD,
     in_state,
     new_payment,
+    separate,
 )
 
 # ---- which capture is allowed ----
@@ -202,3 +212,271 @@ def test_refund_never_gives_back_more_than_either_side_has(data: st.DataObject) 
     assert 0 <= split.expert_part <= payment.net_expert
     if part == net:
         assert split == RefundSplit(0, commission, payment.net_expert)
+
+
+# ---- a separate charge ----
+
+
+def held_by_us(amount: int = 10_000, currency: str = "USD", basis_points: int = 1_000) -> Payment:
+    return in_state(State.IN_ESCROW, separate(PLATFORM_HOLD, amount, currency, basis_points))
+
+
+def card_hold(amount: int = 10_000) -> Payment:
+    return in_state(State.IN_ESCROW, separate(CARD_HOLD, amount))
+
+
+@pytest.mark.parametrize(
+    ("payment", "part", "final", "plan"),
+    [
+        # Charged before: the part is transferred, the rest stays or goes back.
+        (held_by_us(), None, False, CapturePlan(Share(10_000, 1_000), 0, 0, 0)),
+        (held_by_us(), 6_000, False, CapturePlan(Share(6_000, 600), 0, 0, 0)),
+        (held_by_us(), 6_000, True, CapturePlan(Share(6_000, 600), 0, 0, 4_000)),
+        # Only authorized: all of it is charged, unless nothing is to stay in escrow.
+        (card_hold(), None, False, CapturePlan(Share(10_000, 1_000), 10_000, 0, 0)),
+        (card_hold(), 6_000, False, CapturePlan(Share(6_000, 600), 10_000, 0, 0)),
+        (card_hold(), 6_000, True, CapturePlan(Share(6_000, 600), 6_000, 4_000, 0)),
+        # With a destination the card is charged that part, and Stripe releases the rest.
+        (
+            in_state(State.IN_ESCROW),
+            6_000,
+            True,
+            CapturePlan(Share(6_000, 600), 6_000, 4_000, 0),
+        ),
+    ],
+)
+def test_an_award_is_split_by_what_was_charged_already(
+    payment: Payment, part: int | None, final: bool, plan: CapturePlan
+) -> None:
+    assert plans.plan_capture(payment, part, final) == plan
+
+
+@pytest.mark.parametrize(
+    ("payment", "parts", "commissions"),
+    [
+        (held_by_us(9_999), (3_333, 3_333, 3_333), (333, 334, 333)),
+        (held_by_us(1_001, "JPY"), (333, 333, 335), (33, 34, 33)),
+        (held_by_us(9_990, "KWD", 1_250), (3_330, 3_330, 3_330), (420, 410, 420)),
+        (held_by_us(50_500, "ISK"), (25_000, 25_500), (2_500, 2_600)),
+    ],
+    ids=["USD", "JPY", "KWD", "ISK"],
+)
+def test_milestones_leave_the_commission_of_their_sum(
+    payment: Payment, parts: tuple[int, ...], commissions: tuple[int, ...]
+) -> None:
+    for part, commission in zip(parts, commissions, strict=True):
+        share = plans.plan_capture(payment, part, final=False).share
+        assert (share.commission, share.expert_part) == (commission, part - commission)
+        payment = replace(
+            payment,
+            held=payment.held - part,
+            captured=payment.captured + part,
+            net_commission=payment.net_commission + commission,
+        )
+    quoted = money.fee(sum(parts), payment.commission_basis_points, payment.currency)
+    assert payment.net_commission == sum(commissions) == quoted == payment.commission
+
+
+@pytest.mark.parametrize(
+    ("currency", "debt", "part", "netted"),
+    [
+        ("USD", 0, 10_000, 0),
+        ("USD", 700, 10_000, 700),
+        ("USD", 99_999, 10_000, 8_999),  # A cent is left, so that there is something to show.
+        ("USD", 700, 1, 0),
+        ("JPY", 99_999, 100, 89),
+        ("KWD", 99_990, 1_000, 890),
+        # Somebody was paid twice; that is no debt of the expert's.
+        ("USD", -5, 10_000, 0),
+    ],
+)
+@pytest.mark.parametrize("base", [new_payment, held_by_us, card_hold])
+def test_debt_is_kept_back_but_never_the_whole_part(
+    base: Callable[[], Payment], currency: str, debt: int, part: int, netted: int
+) -> None:
+    payment = replace(in_state(State.IN_ESCROW, base()), currency=currency)
+    share = plans.plan_capture(payment, part, True, debt).share
+    assert share.netted == netted
+    assert share.sent + share.netted + share.commission == part
+    assert share.sent >= money.step(currency)
+
+
+@pytest.mark.parametrize(
+    ("part", "split"),
+    [
+        (None, RefundSplit(4_000)),  # What was paid out goes back only where it is asked for.
+        (1_000, RefundSplit(1_000)),
+        (4_000, RefundSplit(4_000)),
+        (4_001, RefundSplit(4_000, 0, 1)),
+        (7_000, RefundSplit(4_000, 300, 2_700)),
+        (10_000, RefundSplit(4_000, 600, 5_400)),
+    ],
+)
+def test_refund_takes_what_is_held_first(part: int | None, split: RefundSplit) -> None:
+    payment = replace(held_by_us(), held=4_000, captured=6_000, net_commission=600)
+    assert plans.plan_refund(payment, part) == RefundPlan(False, split.whole, split)
+    with pytest.raises(Precondition, match="more than the"):
+        plans.plan_refund(payment, 10_001)
+
+
+@pytest.mark.parametrize("state", [State.PENDING, State.FAILED])
+def test_what_was_never_charged_is_given_back_by_cancelling_whatever_its_mode(
+    state: State,
+) -> None:
+    for mode in EscrowMode:
+        plan = plans.plan_refund(in_state(state, separate(mode)), None)
+        assert plan == RefundPlan(True, 10_000, RefundSplit())
+
+
+@pytest.mark.parametrize(
+    ("part", "legs"),
+    [
+        (0, []),
+        (299, [("tr_3", 299)]),
+        (300, [("tr_3", 300)]),
+        (301, [("tr_3", 300), ("tr_1", 1)]),
+        (400, [("tr_3", 300), ("tr_1", 100)]),
+        (999, [("tr_3", 300), ("tr_1", 100)]),
+    ],
+)
+def test_reversals_begin_with_the_newest_transfer(part: int, legs: list[tuple[str, int]]) -> None:
+    """The second one has nothing left, and what none covers is left to be owed."""
+    transfers = [Reversible("tr_1", 100), Reversible("tr_2", 0), Reversible("tr_3", 300)]
+    assert plans.plan_reversals(part, transfers) == [Reversible(*leg) for leg in legs]
+
+
+def test_only_an_authorized_card_without_a_destination_is_promoted() -> None:
+    plans.check_promotion(card_hold())
+    for payment in (in_state(State.IN_ESCROW), held_by_us()):
+        with pytest.raises(Precondition, match="only an authorized card") as refusal:
+            plans.check_promotion(payment)
+        assert refusal.value.reason == "WRONG_STATE"
+    for state in State:
+        if state is State.IN_ESCROW:
+            continue
+        with pytest.raises(Refusal) as other:
+            plans.check_promotion(in_state(state, separate(CARD_HOLD)))
+        busy = state in BUSY
+        assert other.value.reason == ("OPERATION_IN_PROGRESS" if busy else "WRONG_STATE")
+
+
+@pytest.mark.parametrize("state", State)
+@pytest.mark.parametrize("waiting_for", WaitingFor)
+def test_only_a_capture_that_waits_for_the_expert_can_be_given_up(
+    state: State, waiting_for: WaitingFor
+) -> None:
+    payment = replace(in_state(state, separate(CARD_HOLD)), waiting_for=waiting_for)
+    waits = (state, waiting_for) == (State.CAPTURING, WaitingFor.EXPERT)
+    assert plans.waits_for_expert(payment) is waits
+
+
+def test_version_that_the_caller_has_not_seen_is_refused_with_the_payment() -> None:
+    payment = replace(new_payment(), version=7)
+    plans.check_version(payment, 0)
+    plans.check_version(payment, 7)
+    with pytest.raises(plans.MovedOn) as refusal:
+        plans.check_version(payment, 6)
+    assert refusal.value.payment == payment
+    assert (refusal.value.reason, refusal.value.facts["version"]) == ("VERSION_MISMATCH", "7")
+
+
+# ---- how the money is held ----
+
+RULES = HoldRules(
+    card_hold=timedelta(days=6),
+    holding_limit=timedelta(days=90),
+    settlement_currencies=frozenset({"USD", "EUR"}),
+)
+MOMENT = timedelta(microseconds=1)
+SOON, LATE = NOW + RULES.card_hold, NOW + RULES.card_hold + MOMENT
+WITH_DESTINATION, WITHOUT = ChargeModel.DESTINATION, ChargeModel.SEPARATE
+OTHERWISE = [action for action in OnDeadline if action is not OnDeadline.PROMOTE]
+
+
+def chosen(
+    asked: EscrowMode | None,
+    on_deadline: OnDeadline = OnDeadline.ALERT,
+    done_by: datetime | None = None,
+    currency: str = "USD",
+) -> Hold:
+    return plans.choose_hold(asked, on_deadline, done_by, currency, RULES, NOW)
+
+
+@pytest.mark.parametrize("action", OTHERWISE)
+@pytest.mark.parametrize(
+    ("asked", "done_by", "hold"),
+    [
+        (None, None, Hold(CARD_HOLD, WITH_DESTINATION, ModeReason.DEFAULT)),
+        (None, NOW + MOMENT, Hold(CARD_HOLD, WITH_DESTINATION, ModeReason.FITS_CARD_HOLD)),
+        (None, SOON, Hold(CARD_HOLD, WITH_DESTINATION, ModeReason.FITS_CARD_HOLD)),
+        (None, LATE, Hold(PLATFORM_HOLD, WITHOUT, ModeReason.OUTLASTS_CARD_HOLD)),
+        (
+            None,
+            NOW + RULES.holding_limit,
+            Hold(PLATFORM_HOLD, WITHOUT, ModeReason.OUTLASTS_CARD_HOLD),
+        ),
+        *(
+            (mode, done_by, Hold(mode, model, ModeReason.REQUESTED))
+            for mode, model in ((CARD_HOLD, WITH_DESTINATION), (PLATFORM_HOLD, WITHOUT))
+            for done_by in (None, SOON, LATE)
+        ),
+    ],
+)
+def test_hold_is_chosen_by_the_mode_asked_for_or_by_the_date(
+    asked: EscrowMode | None, done_by: datetime | None, hold: Hold, action: OnDeadline
+) -> None:
+    assert chosen(asked, action, done_by) == hold
+
+
+@pytest.mark.parametrize("done_by", [None, SOON, LATE])
+@pytest.mark.parametrize(
+    ("asked", "reason"), [(None, ModeReason.PROMOTION), (CARD_HOLD, ModeReason.REQUESTED)]
+)
+def test_hold_that_may_be_promoted_has_no_destination_from_the_start(
+    asked: EscrowMode | None, reason: ModeReason, done_by: datetime | None
+) -> None:
+    assert chosen(asked, OnDeadline.PROMOTE, done_by) == Hold(CARD_HOLD, WITHOUT, reason)
+
+
+def test_what_the_platform_holds_already_cannot_be_promoted() -> None:
+    with pytest.raises(InvalidArgument) as refusal:
+        chosen(PLATFORM_HOLD, OnDeadline.PROMOTE)
+    assert refusal.value.fields[0][0] == "on_deadline"
+
+
+@pytest.mark.parametrize("asked", [None, *EscrowMode])
+@pytest.mark.parametrize("action", OnDeadline)
+def test_gig_that_is_done_in_the_past_or_beyond_the_limit_is_refused(
+    asked: EscrowMode | None, action: OnDeadline
+) -> None:
+    for past in (NOW, NOW - MOMENT):
+        with pytest.raises(InvalidArgument, match="expected_completion_time"):
+            chosen(asked, action, past)
+    latest = NOW + RULES.holding_limit
+    with pytest.raises(Precondition) as refusal:
+        chosen(asked, action, latest + MOMENT)
+    assert refusal.value.reason == "HOLDING_LIMIT_EXCEEDED"
+    assert refusal.value.facts["latest"] == latest.isoformat()
+
+
+@pytest.mark.parametrize(
+    ("asked", "action", "done_by", "refused"),
+    [
+        (None, OnDeadline.ALERT, None, False),
+        (CARD_HOLD, OnDeadline.CAPTURE, LATE, False),
+        (None, OnDeadline.REFUND, SOON, False),
+        (None, OnDeadline.ALERT, LATE, True),
+        (PLATFORM_HOLD, OnDeadline.ALERT, None, True),
+        (CARD_HOLD, OnDeadline.PROMOTE, None, True),
+    ],
+)
+def test_only_settled_currencies_are_held_without_a_destination(
+    asked: EscrowMode | None, action: OnDeadline, done_by: datetime | None, refused: bool
+) -> None:
+    if not refused:
+        chosen(asked, action, done_by, "JPY")
+        return
+    with pytest.raises(Precondition) as refusal:
+        chosen(asked, action, done_by, "JPY")
+    assert refusal.value.reason == "CURRENCY_NOT_SETTLED"
+    assert refusal.value.facts == {"currency": "JPY", "settled": "EUR,USD"}
