@@ -1,9 +1,9 @@
-"""The SQL of payouts: they hang on their expert's audit trail, as payments on their own."""
+"""The SQL of an expert's books: payouts and write-offs hang on the expert's audit trail."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
 
@@ -12,7 +12,7 @@ from sqlalchemy import RowMapping
 from payment_service.adapters.statements import Statements
 from payment_service.domain.errors import Busy
 from payment_service.domain.experts import Expert
-from payment_service.domain.ledger import expert_debt, expert_funds
+from payment_service.domain.ledger import Posting, expert_debt, expert_funds
 from payment_service.domain.payouts import Payout, PayoutChange, PayoutState
 from payment_service.domain.ports import Cause
 
@@ -26,8 +26,8 @@ _CHANGED: Final = (
     "version update_time"
 ).split()
 
-#: The one door for payouts: expert's version, event, postings and the payout's row, or nothing.
-_RECORD: Final = f"""
+#: The one door for what is an expert's and no payment's: version, event and postings, or nothing.
+_POSTED: Final = """
 WITH moved AS (
     UPDATE experts SET version = version + 1, update_time = :update_time
     WHERE expert_id = :expert_id AND version = :expert_version
@@ -43,7 +43,9 @@ WITH moved AS (
     FROM recorded, unnest(
         CAST(:accounts AS text[]), CAST(:currencies AS text[]), CAST(:amounts AS bigint[]),
         CAST(:kinds AS text[]), CAST(:txns AS text[])) AS line
-), changed AS (
+)
+"""
+_RECORD: Final = f"""{_POSTED}, changed AS (
     INSERT INTO payouts ({", ".join(_COLUMNS)})
     SELECT {", ".join(f":{name}" for name in _COLUMNS)} FROM recorded
     ON CONFLICT (payout_id) DO UPDATE SET {", ".join(f"{n} = excluded.{n}" for n in _CHANGED)}
@@ -52,10 +54,11 @@ WITH moved AS (
 )
 SELECT count(*) FROM changed
 """
+_POST: Final = f"{_POSTED} SELECT count(*) FROM recorded"
 
 
 class PayoutWrites(Statements):
-    """What a transaction does with payouts."""
+    """What a transaction does with payouts, and with an expert's books."""
 
     def payout(self, payout_id: str) -> Payout | None:
         """Its expert is locked before: two looks at one payout are written down in turn."""
@@ -64,13 +67,43 @@ class PayoutWrites(Statements):
 
     def record_payout(self, change: PayoutChange, expert: Expert, cause: Cause) -> None:
         """Write a change of an expert's payout; the expert was locked in this transaction."""
-        postings = change.postings
-        written = self._one(
+        self._post(
             _RECORD,
+            expert,
+            change.postings,
             **payout_values(change.after),
-            expert_version=expert.version,
             kind=change.kind,
             body=payout_event_body(change, cause),
+        )
+
+    def post_for_expert(
+        self,
+        expert: Expert,
+        kind: str,
+        facts: Mapping[str, object],
+        postings: Sequence[Posting],
+        now: datetime,
+        cause: Cause,
+    ) -> None:
+        """Write an event and its postings; the expert was locked in this transaction."""
+        by = {"caller": cause.caller, "rpc": cause.rpc, "request_id": cause.request_id}
+        self._post(
+            _POST,
+            expert,
+            postings,
+            expert_id=expert.expert_id,
+            update_time=now,
+            kind=kind,
+            body=json.dumps({**facts, "by": by}, sort_keys=True),
+        )
+
+    def _post(
+        self, sql: str, expert: Expert, postings: Sequence[Posting], **values: object
+    ) -> None:
+        written = self._one(
+            sql,
+            **values,
+            expert_version=expert.version,
             accounts=[posting.account for posting in postings],
             currencies=[posting.currency for posting in postings],
             amounts=[posting.minor_units for posting in postings],

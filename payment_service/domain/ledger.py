@@ -345,6 +345,14 @@ def paid_out(
     ]
 
 
+def written_off(expert_id: str, part: int, currency: str) -> list[Posting]:
+    """An expert's debt that will not be paid: the platform's loss."""
+    return [
+        Posting(LOSSES, part, currency, "debt_written_off"),
+        Posting(expert_debt(expert_id), -part, currency, "debt_written_off"),
+    ]
+
+
 def without_zeros(postings: Iterable[Posting]) -> list[Posting]:
     return [posting for posting in postings if posting.minor_units]
 

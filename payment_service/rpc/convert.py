@@ -127,6 +127,14 @@ class Fields:
             self.fault("amount.minor_units", str(fault))
         return amount
 
+    def currency(self, field: str, value: str) -> str:
+        """A currency that must be named."""
+        try:
+            return money.check_currency(value)
+        except InvalidMoney as fault:
+            self.fault(field, str(fault) if value else "is required")
+            return value
+
     def part(self, given: money_pb2.Money | None, policy: Policy) -> Part | None:
         """A part of a payment, if one is named; its currency is checked against the payment."""
         if given is None:
@@ -562,6 +570,14 @@ class AnswerEncoder:
     def __init__(self, publishable_key: str, refusal_answer: Any) -> None:
         self._publishable_key = publishable_key
         self.refusal = refusal_answer
+
+    def written_off(self, expert_id: str, part: Money, debt: Money) -> Answer:
+        message = operations_pb2.WriteOffDebtResponse(
+            expert_id=expert_id,
+            written_off=money_message(part.minor_units, part.currency),
+            debt=money_message(debt.minor_units, debt.currency),
+        )
+        return Answer(True, message.SerializeToString(deterministic=True))
 
     def response(self, rpc: str, payment: Payment) -> Answer:
         message = payment_message(payment)

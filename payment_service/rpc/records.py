@@ -17,6 +17,7 @@ from payment_service.application.core import Core
 from payment_service.application.operate import resume_operation, retry_inbox_event
 from payment_service.application.read_events import read_events
 from payment_service.application.reconcile import reconcile, reconcile_payment
+from payment_service.application.write_off_debt import WriteOffDebt, write_off_debt
 from payment_service.domain.errors import payment_not_found
 from payment_service.domain.ports import InboxEvent
 from payment_service.rpc import convert
@@ -135,6 +136,28 @@ class OperationsServicer(operations_pb2_grpc.OperationsServiceServicer):
         operation = await self._operations.run(resume_operation(self._core, operation_id, cause))
         return operations_pb2.ResumeOperationResponse(
             operation=convert.operation_message(operation)
+        )
+
+    async def WriteOffDebt(
+        self, request: operations_pb2.WriteOffDebtRequest, context: Context
+    ) -> operations_pb2.WriteOffDebtResponse:
+        fields = Fields()
+        currency = fields.currency("amount.currency_code", request.amount.currency_code)
+        if request.amount.minor_units < 0:
+            fields.fault("amount.minor_units", "must not be negative; 0 means all of it")
+        command = WriteOffDebt(
+            cause=cause_of(context, "WriteOffDebt"),
+            key=fields.key(request.idempotency_key),
+            fields=convert.fields_of(request),
+            expert_id=fields.identifier("expert_id", request.expert_id),
+            minor_units=request.amount.minor_units or None,
+            currency=currency,
+            reason=fields.text("reason", request.reason, required=True),
+        )
+        fields.check()
+        # The interceptor sends bytes as they are.
+        return await self._operations.run(
+            write_off_debt(self._core, command)  # type: ignore[arg-type]
         )
 
     async def ListInboxEvents(

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from marketplace.payments.v1 import events_pb2, payments_pb2
+from marketplace.payments.v1 import events_pb2, operations_pb2, payments_pb2
 from payment_service.application import act_on_deadlines
 from tests.integration.books import balance, check_books
 from tests.integration.conftest import StartWorld
@@ -468,3 +468,35 @@ async def test_a_call_on_a_payment_that_has_moved_on_is_told_where_it_is(world: 
     assert (await world.get(held.payment_id)).version == now.version
     again = await refusal(world.payments.CapturePayment(stale))
     assert again.reason == "VERSION_MISMATCH"
+
+
+async def test_a_debt_is_written_off_once_and_not_kept_back_any_more(world: World) -> None:
+    expert = await world.expert()
+    first = await world.escrowed(expert, 10_000)
+    await world.capture(first.payment_id)
+    await world.stripe.fault(
+        "/reversals$", "status", times=None, status=400, code="balance_insufficient"
+    )
+    await world.refund(first.payment_id)
+    request = operations_pb2.WriteOffDebtRequest(
+        expert_id=expert, amount=money(4_000, "USD"), reason="left us", idempotency_key="once"
+    )
+    method, sent = "OperationsService/WriteOffDebt", request.SerializeToString()
+    first_answer = await world.raw(method, sent)
+    assert await world.raw(method, sent) == first_answer
+    assert balance(world, f"expert_debt:{expert}") == 5_000
+    assert balance(world, "losses") == 4_000
+    too_much = operations_pb2.WriteOffDebtRequest(
+        expert_id=expert, amount=money(5_001, "USD"), reason="all of it", idempotency_key="more"
+    )
+    refused = await refusal(world.operations.WriteOffDebt(too_much))
+    assert (refused.reason, refused.facts["available"]) == ("AMOUNT_TOO_LARGE", "5000")
+    rest = operations_pb2.WriteOffDebtRequest(
+        expert_id=expert, amount=money(0, "USD"), reason="the rest", idempotency_key="rest"
+    )
+    answer = await world.operations.WriteOffDebt(rest)
+    assert (answer.written_off.minor_units, answer.debt.minor_units) == (5_000, 0)
+    second = await world.escrowed(expert, 4_000)
+    await world.capture(second.payment_id)
+    assert balance(world, f"expert_funds:{expert}") == -9_000 - 3_600
+    await check_books(world)

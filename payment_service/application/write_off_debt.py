@@ -1,0 +1,63 @@
+"""WriteOffDebt: what an expert owes and will not pay becomes the platform's loss."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from payment_service.application.core import Begun, Core, Keyed, answered, refuse_for_good
+from payment_service.domain.errors import Precondition, expert_not_found
+from payment_service.domain.ledger import written_off
+from payment_service.domain.money import Money
+from payment_service.domain.ports import Answers, Claim, Transaction
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WriteOffDebt(Keyed):
+    expert_id: str
+    #: None in the currency's minor units means all of it.
+    minor_units: int | None
+    currency: str
+    reason: str
+
+
+async def write_off_debt(core: Core, command: WriteOffDebt) -> bytes:
+    """One transaction: nothing is asked of Stripe. Raises :class:`Refusal`."""
+    begun = await core.database.transact(write_off, core.answers, command)
+    assert begun.claim.answer is not None
+    return answered(begun.claim.answer)
+
+
+def write_off(tx: Transaction, answers: Answers, command: WriteOffDebt) -> Begun:
+    claim = tx.claim(command.cause, command.key, command.fields)
+    if not claim.fresh:
+        return Begun(claim)
+    expert = tx.lock_expert(command.expert_id)
+    if expert is None:
+        raise expert_not_found(command.expert_id)
+    # What a capture under way is just keeping back is as good as paid.
+    debt = tx.expert_debt(expert.expert_id, command.currency)
+    part = debt if command.minor_units is None else command.minor_units
+    if part > debt or not part:
+        refusal = Precondition(
+            "AMOUNT_TOO_LARGE",
+            f"the expert owes {Money(debt, command.currency)} that can be written off",
+            {
+                "expert_id": expert.expert_id,
+                "requested": part,
+                "available": debt,
+                "currency": command.currency,
+            },
+        )
+        return refuse_for_good(tx, answers, claim, refusal)
+    tx.post_for_expert(
+        expert,
+        "expert.debt_written_off",
+        {"amount": part, "currency": command.currency, "reason": command.reason},
+        written_off(expert.expert_id, part, command.currency),
+        tx.now,
+        command.cause,
+    )
+    left = Money(debt - part, command.currency)
+    answer = answers.written_off(expert.expert_id, Money(part, command.currency), left)
+    tx.settle_claim(claim.claim_id, answer)
+    return Begun(Claim(claim.claim_id, claim.rpc, fresh=True, answer=answer))
