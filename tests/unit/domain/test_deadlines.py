@@ -16,6 +16,7 @@ from payment_service.domain.deadlines import (
     deadlines_of,
 )
 from payment_service.domain.escrow import OnDeadline, Payment, State
+from payment_service.domain.ledger import Share
 from tests.unit.domain.builders import CARD_HOLD, FAILURE, HOLDING, NOW, in_state, separate
 from tests.unit.domain.fake_service import serve
 
@@ -146,7 +147,7 @@ def acted(payment: Payment, at: timedelta) -> Payment:
     now = NOW + at
     match payment.on_deadline:
         case OnDeadline.CAPTURE:
-            share = escrow.Share(payment.held, 1_000)
+            share = Share(payment.held, 1_000)
             tried = escrow.start_capture(payment, share, "op_1", "", now, by_deadline=True).after
             return escrow.capture_refused(tried, FAILURE).after
         case OnDeadline.REFUND:
@@ -174,7 +175,7 @@ def test_what_stripe_refused_is_tried_again_after_a_while(action: OnDeadline) ->
 
 def test_what_a_caller_tried_before_the_deadline_is_not_the_deadlines_own_try() -> None:
     payment = held(CAPTURE)
-    tried = escrow.start_capture(payment, escrow.Share(10_000, 1_000), "op_1", "", NOW).after
+    tried = escrow.start_capture(payment, Share(10_000, 1_000), "op_1", "", NOW).after
     refused = escrow.capture_refused(tried, FAILURE).after
     assert refused.deadline_time is None
     assert due(refused, 7 * DAY - MARGIN) is not None

@@ -432,7 +432,6 @@ def test_rest_that_stripe_will_not_refund_stays_in_escrow() -> None:
 
 
 def test_transfer_of_another_amount_is_reported_and_posted_as_it_is() -> None:
-    """Not one of ours, but with our mark."""
     service = held()
     service.start_capture(4_000, final=False)
     assert service.operation is not None
@@ -634,13 +633,13 @@ def test_refund_by_hand_takes_what_is_held_first_and_then_is_a_loss() -> None:
     assert service.discrepancies == ["refund_made_elsewhere"]
     assert (service.payment.state, service.payment.returned) == (State.CAPTURED, 4_000)
     assert books(service) == {
-        PLATFORM: -400 - 320 + 1_000,
+        PLATFORM: 10_000 - 5_400 - 5_000 - 320,
         "losses": 900,
         CONNECTED: 5_400,
         FUNDS: -5_400,
         "commission": -500,
         **FEE,
-    } | {PLATFORM: 10_000 - 5_400 - 5_000 - 320}
+    }
 
 
 def test_refund_by_hand_of_all_that_is_held_ends_the_escrow() -> None:
@@ -706,12 +705,25 @@ def test_refund_by_hand_of_what_is_on_its_way_waits_for_the_transfer() -> None:
     service.follow()
     assert service.discrepancies == ["refund_exceeds_net"]
     assert (service.payment.state, service.payment.held) == (State.CAPTURING, 10_000)
-    service.send()
-    service.catch_up()
-    service.check_reconciled()
+    service.finish()
     # The rest that our own refund was to give back has gone that way already.
-    assert service.payment.returned == 4_000
-    assert service.payment.refunded == 1_000
+    assert (service.payment.returned, service.payment.refunded) == (4_000, 1_000)
+
+
+@pytest.mark.parametrize("seen_before", [True, False])
+def test_rest_that_was_refunded_by_hand_meanwhile_is_not_refunded_again(
+    *, seen_before: bool
+) -> None:
+    """Whether the refund is seen before our transfer or together with it."""
+    service = held()
+    service.start_capture(6_000, final=True)
+    service.intent.refund(4_000)
+    if seen_before:
+        service.follow()
+    service.finish()
+    assert (service.payment.state, service.payment.captured) == (State.CAPTURED, 6_000)
+    assert (service.payment.returned, service.payment.refunded) == (4_000, 0)
+    assert service.balance(CONNECTED) == 5_400
 
 
 def test_refund_by_hand_seen_with_our_charge_is_taken_out_of_what_stays_held() -> None:
