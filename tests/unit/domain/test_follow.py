@@ -516,7 +516,7 @@ def test_bounced_refund_waits_for_the_operation_that_is_under_way() -> None:
     service.follow()
     service.intent.bounce(service.intent.refunds[0].refund_id)
     to = service.follow()
-    assert to.deferred
+    assert (to.waits, to.deferred) == (True, False)
     assert to.transitions == []
     service.send()
     assert followed_kinds(service.follow()) == ["expert_reversed"]
