@@ -109,7 +109,7 @@ async def test_killed_while_every_kind_of_call_is_at_stripe(
     for flight in under_way:
         answer = await world.patiently(flight.method, flight.request)
         assert answer.code == "OK", answer
-        payment = payments_pb2.CapturePaymentResponse.FromString(answer.body).payment
+        payment = payments_pb2.GetPaymentResponse.FromString(answer.body).payment
         assert payment.state == flight.state
         assert await effects_of(world, payment.payment_intent_id) == flight.effects
 

@@ -121,7 +121,7 @@ async def test_a_lost_line_is_missing_and_an_invented_one_too(
         ),
         (
             "UPDATE postings SET minor_units = minor_units + 1 WHERE account LIKE 'escrow:%%'",
-            "a_destination_charge_leaves_escrow_empty",
+            "what_the_platform_holds_is_in_the_books",
         ),
     ],
 )

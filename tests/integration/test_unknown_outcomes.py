@@ -70,7 +70,7 @@ async def test_an_unknown_outcome_converges_to_one_effect(
     for flight in under_way:
         answer = await world.bytes_of(flight.method, flight.request)
         assert answer.code == "OK", answer
-        message = payments_pb2.CapturePaymentResponse.FromString(answer.body)
+        message = payments_pb2.GetPaymentResponse.FromString(answer.body)
         payment = message.payment  # The payment is field 1 of every answer.
         assert payment.state == flight.state
         assert await effects_of(world, payment.payment_intent_id) == flight.effects
