@@ -85,11 +85,8 @@ class FakeService:
             assert self.operation is None
             self.operation = self._open(wanted.kind, wanted.minor_units, **wanted.params)
         self.check()
-        if (
-            seen is None
-            and not followed.deferred
-            and "refund_exceeds_net" not in reported(followed)
-        ):
+        later = followed.deferred or followed.waits or "refund_exceeds_net" in reported(followed)
+        if seen is None and not later:
             self.check_reconciled()
         return followed
 
