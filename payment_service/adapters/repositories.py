@@ -236,20 +236,28 @@ class SqlTransaction(PayoutWrites):
         return [Reversible(row["movement_id"], int(row["minor_units"])) for row in found]
 
     def expert_debt(self, expert_id: str, currency: str) -> int:
-        """What the expert owes and no capture under way keeps back yet, in minor units.
+        """What the expert owes and nothing under way collects yet, in minor units.
 
-        Locks the expert until the transaction ends, so that two captures do not keep back the same.
+        A capture may be keeping it back, or a reversal taking it back: a refund's second leg is
+        owed only until then. Locks the expert until the transaction ends, so that two captures do
+        not keep back the same.
         """
         self._maybe("SELECT FROM experts WHERE expert_id = :id FOR UPDATE", id=expert_id)
         row = self._one(
             "SELECT (SELECT coalesce(sum(minor_units), 0) FROM postings "
             "WHERE account = 'expert_debt:' || :id AND currency = :currency) "
             "- (SELECT coalesce(sum(netting), 0) FROM payments "
-            "WHERE expert_id = :id AND currency = :currency AND netting > 0) AS debt",
+            "WHERE expert_id = :id AND currency = :currency AND netting > 0) "
+            "- (SELECT coalesce(sum(operations.minor_units + (SELECT coalesce(sum("
+            "(leg->>'minor_units')::bigint), 0) FROM jsonb_array_elements("
+            "coalesce(operations.params->'legs', '[]')) AS leg)), 0) FROM operations "
+            "JOIN payments USING (payment_id) WHERE kind = 'reverse_transfer' "
+            "AND operations.state IN ('STARTED', 'UNKNOWN', 'PARKED') "
+            "AND payments.expert_id = :id AND currency = :currency) AS debt",
             id=expert_id,
             currency=currency,
         )
-        return int(row["debt"])
+        return max(int(row["debt"]), 0)
 
     def payments_waiting_for_experts(self, limit: int) -> Sequence[tuple[str, str]]:
         """Parked captures whose expert can be paid again, with their operations.
@@ -287,7 +295,7 @@ class SqlTransaction(PayoutWrites):
         """Escrows of whose deadline nobody was warned yet; `deadlines.deadline_near` decides."""
         near = (
             "({time} BETWEEN now() AND now() + :ahead "
-            "AND (warn_time IS NULL OR warn_time < {time} - :ahead))"
+            "AND (warn_time IS NULL OR warn_time < {time}))"
         )
         found = self._all(
             "SELECT payment_id FROM payments WHERE held > 0 "

@@ -58,22 +58,21 @@ def deadline_due(
     payment: Payment, now: datetime, margin: timedelta, again: timedelta
 ) -> Deadline | None:
     """The deadline to be acted upon now. What was refused is tried ``again`` after a while."""
-    passed = [d for d in deadlines_of(payment) if d.act_time(margin) <= now]
-    if not passed:
-        return None
-    deadline = max(passed, key=lambda d: d.act_time(margin))
     acted = payment.deadline_time
-    if acted is None or acted < deadline.act_time(margin):
-        return deadline
-    repeats = deadline.action is not OnDeadline.ALERT and acted + again <= now
-    return deadline if repeats else None
+    passed = [d for d in deadlines_of(payment) if d.act_time(margin) <= now]
+    # What is to be done comes before what is only told, whichever passed first.
+    for deadline in sorted(passed, key=lambda d: d.action is OnDeadline.ALERT):
+        if acted is None or acted < deadline.act_time(margin):
+            return deadline
+        if deadline.action is not OnDeadline.ALERT and acted + again <= now:
+            return deadline
+    return None
 
 
 def deadline_near(payment: Payment, now: datetime, ahead: timedelta) -> Deadline | None:
     """The next deadline, if it is near and nobody was warned of it yet."""
     for deadline in deadlines_of(payment):
-        if now <= deadline.time <= now + ahead:
-            warned = payment.warn_time
-            if warned is None or warned < deadline.time - ahead:
-                return deadline
+        warned = payment.warn_time
+        if now <= deadline.time <= now + ahead and (warned is None or warned < deadline.time):
+            return deadline
     return None

@@ -127,7 +127,9 @@ TRANSITIONS: Final[Mapping[Kind, Mapping[State, set[State]]]] = {
     Kind.CAPTURE_GIVEN_UP: _edges({_S.CAPTURING}, _S.IN_ESCROW),
     # IN_ESCROW after a part of what the platform holds; REFUNDING where the rest goes back.
     Kind.CAPTURED: _edges({_S.CAPTURING}, _S.CAPTURED, _S.IN_ESCROW, _S.REFUNDING),
-    Kind.CAPTURED_ELSEWHERE: _edges((_UNCAPTURED | _ENDED_UNPAID) - {_S.CAPTURING}, _S.CAPTURED),
+    Kind.CAPTURED_ELSEWHERE: _edges(
+        (_UNCAPTURED | _ENDED_UNPAID) - {_S.CAPTURING, _S.PROMOTING}, _S.CAPTURED
+    ),
     Kind.CANCEL_STARTED: _edges(_UNPAID | {_S.IN_ESCROW}, _S.CANCELING),
     Kind.CANCEL_REFUSED: _edges({_S.CANCELING}, _S.PENDING, _S.IN_ESCROW),
     Kind.CANCELED: _edges(_UNCAPTURED, _S.CANCELED),
@@ -140,7 +142,8 @@ TRANSITIONS: Final[Mapping[Kind, Mapping[State, set[State]]]] = {
     Kind.EXPERT_REVERSED: _edges({_S.REFUNDING}, _S.REFUNDING, *_RESTING),
     Kind.EXPERT_OWES: _edges({_S.REFUNDING}, *_RESTING),
     Kind.REFUNDED_ELSEWHERE: {
-        **_edges({_S.CAPTURED, _S.IN_ESCROW}, *_RESTING),
+        _S.IN_ESCROW: set(_RESTING),
+        _S.CAPTURED: {_S.CAPTURED, _S.REFUNDED},
         **_stay({_S.REFUNDING, _S.CAPTURING}),
     },
     Kind.TRANSFERRED_ELSEWHERE: _stay(_CHARGED),
@@ -255,7 +258,7 @@ class Payment:
     escrow_expire_time: datetime | None = None
     #: When the gig is to be done, as the caller said.
     release_due_time: datetime | None = None
-    #: When it was warned that a deadline is near, and when a deadline was last acted upon.
+    #: The latest deadline that was warned of, and when one was last acted upon.
     warn_time: datetime | None = None
     deadline_time: datetime | None = None
     payment_expire_time: datetime
@@ -900,7 +903,7 @@ def deadline_near(payment: Payment, what: str, time: datetime, now: datetime) ->
         payment.state,
         now,
         facts={"deadline": what, "time": time.isoformat(), "action": payment.on_deadline.value},
-        warn_time=now,
+        warn_time=time,
     )
 
 

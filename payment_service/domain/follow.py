@@ -306,7 +306,8 @@ def _follow_charge(
         return
     part = seen.amount_received
     by_us = payment.state in (State.CAPTURING, State.PROMOTING)
-    elsewhere = payment.escrow_mode is EscrowMode.CARD_HOLD and not by_us
+    ended = payment.state in (State.CANCELED, State.EXPIRED)
+    elsewhere = not by_us and (payment.escrow_mode is EscrowMode.CARD_HOLD or ended)
     goes_on = (
         operation is not None
         and operation.kind is OperationKind.CAPTURE
@@ -342,7 +343,7 @@ def _follow_charge(
     elif operation.kind is OperationKind.CAPTURE:
         to.settle(_other_amount(to, part, operation))
     elif operation.kind is OperationKind.PROMOTE:
-        to.settle()
+        to.settle(_other_amount(to, part, operation) if part != operation.minor_units else None)
     else:
         to.settle(_ended_otherwise(payment, "charged"))
 
@@ -369,7 +370,12 @@ def _follow_transfers(
             share = Share(
                 operation.minor_units, operation.number("commission"), operation.number("netted")
             )
-            _take_transfer(to, transfer, operation, share, next_operation_id, now)
+            by_hand = sum(
+                refund.minor_units
+                for refund in seen.refunds
+                if refund.refund_id not in known and not refund.failed
+            )
+            _take_transfer(to, transfer, operation, share, by_hand, next_operation_id, now)
         else:
             to.take(
                 escrow.transferred_elsewhere(
@@ -387,14 +393,19 @@ def _take_transfer(
     transfer: Transfer,
     operation: Operation,
     share: Share,
+    by_hand: int,
     next_operation_id: str,
     now: datetime,
 ) -> None:
-    """The transfer that our open operation asked for; the rest may have to go back."""
+    """The transfer that our open operation asked for; the rest may have to go back.
+
+    ``by_hand`` has gone back already, is seen together with it, and is followed next.
+    """
     assert transfer.line is not None
     assert transfer.connected_line is not None
     payment = to.payment
-    rest = payment.held - share.part if operation.params.get("final") else 0
+    final = operation.params.get("final")
+    rest = max(payment.held - share.part - by_hand, 0) if final else 0
     to.take(
         escrow.transferred(
             payment,
@@ -630,7 +641,9 @@ def _take_foreign_refund(
         to.settle()
         return
     # What a capture is just sending to the expert is not the client's any more.
-    on_its_way = operation.minor_units if operation and payment.state is State.CAPTURING else 0
+    on_its_way = 0
+    if operation is not None and payment.state is State.CAPTURING:
+        on_its_way = operation.number("part") or operation.minor_units
     from_escrow = min(refund.minor_units, payment.held - on_its_way)
     if refund.minor_units - from_escrow > payment.net:
         available = from_escrow + payment.net

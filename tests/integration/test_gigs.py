@@ -268,6 +268,24 @@ async def test_what_an_expert_owes_is_kept_back_at_the_next_capture(
     assert not await world.discrepancies()
 
 
+async def test_what_a_reversal_is_about_to_take_back_is_not_kept_back_as_well(
+    world: World,
+) -> None:
+    expert = await world.expert()
+    first, second = await world.captured(expert, 10_000), await world.escrowed(expert, 20_000)
+    # The client has the money, the expert's part is on its way back and is no debt.
+    await world.stripe.fault("/reversals$", "reset", "before", times=None)
+    request = refund_request(first.payment_id)
+    assert (await refusal(world.payments.RefundPayment(request))).code == "UNAVAILABLE"
+    assert balance(world, f"expert_debt:{expert}") == 9_000
+    await world.capture(second.payment_id)
+    await world.stripe.clear_faults()
+    await world.in_state(first.payment_id, REFUNDED)
+    await check_books(world)
+    assert balance(world, f"expert_debt:{expert}") == 0
+    assert balance(world, f"stripe:connected:{expert}") == 18_000
+
+
 # ---- the expert's account ----
 
 

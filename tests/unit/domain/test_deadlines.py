@@ -290,4 +290,4 @@ def test_warning_says_what_and_when_and_what_will_be_done() -> None:
         "time": time.isoformat(),
         "action": "CAPTURE",
     }
-    assert (told.after.warn_time, told.postings) == (NOW, ())
+    assert (told.after.warn_time, told.postings) == (time, ())
