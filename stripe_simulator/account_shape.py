@@ -357,7 +357,7 @@ def _bank_requirements() -> dict[str, list[str]]:
     return {"currently_due": [], "errors": [], "past_due": [], "pending_verification": []}
 
 
-def platform(config: Config) -> Row:
+def platform(config: Config, payout_interval: str) -> Row:
     """Our own account, as GET /v1/account shows it."""
     active = dict.fromkeys(CAPABILITIES, "active")
     return {
@@ -383,7 +383,7 @@ def platform(config: Config) -> Row:
         "metadata": {},
         "payouts_enabled": True,
         "requirements": requirements(),
-        "settings": settings(None),
+        "settings": settings({"payouts": {"schedule": {"interval": payout_interval}}}),
         "tos_acceptance": NO_TERMS,
         "type": "standard",
     }

@@ -144,7 +144,8 @@ def retrieve_own(call: Call) -> Row:
     """GET /v1/account: the platform itself, or the account in Stripe-Account."""
     if call.account != call.simulation.platform:
         return reachable(call.simulation, call.account)
-    return shape.platform(call.simulation.config)
+    simulation = call.simulation
+    return shape.platform(simulation.config, simulation.settings.platform_payout_interval)
 
 
 def update(call: Call) -> Row:

@@ -82,6 +82,8 @@ class Settings:
     dispute_fee_returned: bool = False
     # The payout schedule of new connected accounts: Stripe's default, or `manual`.
     payout_interval: str = "daily"
+    # The platform's own schedule as GET /v1/account shows it; nothing is paid out by it here.
+    platform_payout_interval: str = "manual"
     # How long a request waits for an object that another request holds before 429 lock_timeout.
     lock_wait_ms: int = 2000
     # The API reference says eight digits; the currencies page of 2026 allows more.
@@ -109,6 +111,7 @@ class Settings:
 SETTING_CHOICES = {
     "expiry_reason": ("automatic", "expired"),
     "payout_interval": ("daily", "manual"),
+    "platform_payout_interval": ("daily", "manual"),
     "refund_on_low_balance": ("negative", "pending"),
     "reversal_balance": ("documented", "total", "available", "unlimited"),
 }

@@ -234,6 +234,15 @@ class SqlReader(PayoutReads):
         )
         return [(row["account"], row["currency"], row["balance"]) for row in found]
 
+    def obligations(self) -> Sequence[tuple[str, int]]:
+        """By currency, what the platform holds for others: in escrow, or owed to clients."""
+        found = self._all(
+            "SELECT currency, -sum(minor_units)::bigint AS owed FROM postings "
+            "WHERE account LIKE 'escrow:%' OR account LIKE 'client_payable:%' "
+            "GROUP BY currency HAVING sum(minor_units) <> 0"
+        )
+        return [(row["currency"], row["owed"]) for row in found]
+
     def totals(self) -> Sequence[tuple[str, int]]:
         found = self._all(
             "SELECT currency, sum(minor_units)::bigint AS total FROM postings "

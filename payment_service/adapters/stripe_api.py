@@ -7,6 +7,7 @@ Every mutation carries a key that was stored before. What a failure means is dec
 from __future__ import annotations
 
 import ssl
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final, TypeVar
@@ -61,6 +62,8 @@ EXPAND: Final = [
     "latest_charge.application_fee.balance_transaction",
 ]
 _TRANSFER_LINES: Final = ["balance_transaction", "destination_payment.balance_transaction"]
+#: How long the platform's payout schedule is not asked for again.
+_BELIEVED_SECONDS: Final = 600.0
 #: Ten pages a round, well within Stripe's limit on reads.
 _EVENTS_AT_ONCE: Final = 1000
 _SEARCH_MARGIN: Final = timedelta(minutes=10)
@@ -77,6 +80,7 @@ class StripeApi:
         timeout_seconds: float = 15.0,
         connections: int = 256,
     ) -> None:
+        self._manual_until = 0.0
         # A connector of our own replaces Stripe's CA bundle, so it is handed on.
         self._calls = Calls(Breaker(connections))
         context = ssl.create_default_context(cafile=stripe.ca_bundle_path)
@@ -288,12 +292,22 @@ class StripeApi:
         return None if payout is None else payout_of(payout)
 
     async def account_balance(self, stripe_account_id: str) -> Sequence[AccountBalance] | None:
+        options: RequestOptions = {"stripe_account": stripe_account_id} if stripe_account_id else {}
         balance = await self._read_of_account(
-            lambda: self._client.v1.balance.retrieve_async(
-                {}, {"stripe_account": stripe_account_id}
-            )
+            lambda: self._client.v1.balance.retrieve_async({}, options)
         )
         return None if balance is None else account_balances_of(balance)
+
+    async def platform_pays_out_by_hand(self) -> bool:
+        """Whether the platform's payouts are manual; a yes is believed for ten minutes."""
+        if time.monotonic() < self._manual_until:
+            return True
+        own = await self._calls.read(self._client.v1.accounts.retrieve_current_async)
+        payouts = own.settings.payouts if own is not None and own.settings else None
+        manual = payouts is not None and payouts.schedule.interval == "manual"
+        if manual:
+            self._manual_until = time.monotonic() + _BELIEVED_SECONDS
+        return manual
 
     async def _read_of_account(self, make: Callable[[], Awaitable[T]]) -> T | None:
         """None also when the expert has cut the account off: Stripe then says 403."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from typing import TypeVar
 
 from payment_service.application.core import Begun, Core, Keyed, refuse_for_good, resume
 from payment_service.application.keyed import Told, run_keyed
@@ -17,6 +19,8 @@ from payment_service.domain.money import Money
 from payment_service.domain.operations import OperationKind
 from payment_service.domain.plans import HoldRules, choose_hold
 from payment_service.domain.ports import Answers, Policy, Transaction
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,19 +37,37 @@ class InitiatePayment(Keyed):
     expected_completion_time: datetime | None = None
     #: Stripe was asked about the expert just now; what it said stands.
     expert_is_fresh: bool = False
+    #: Whether the platform's payouts are manual, so that they do not empty its escrow; None means
+    #: that Stripe was not asked.
+    platform_may_hold: bool | None = None
 
 
 class ExpertMayBeReady(Exception):
     """The expert is not ready as far as we know, and what we know is old: ask, and begin again."""
 
 
+class PlatformMustBeAsked(Exception):
+    """The platform is to hold the money: ask Stripe whether it may, and begin again."""
+
+
+async def informed(
+    core: Core, command: InitiatePayment, attempt: Callable[[InitiatePayment], Awaitable[T]]
+) -> T:
+    """The attempt, made again with what it turned out to need from Stripe first."""
+    while True:
+        try:
+            return await attempt(command)
+        except ExpertMayBeReady:
+            await refresh_expert(core, command.expert_id, command.cause)
+            command = replace(command, expert_is_fresh=True)
+        except PlatformMustBeAsked:
+            may_hold = await core.stripe.platform_pays_out_by_hand()
+            command = replace(command, platform_may_hold=may_hold)
+
+
 async def initiate_payment(core: Core, command: InitiatePayment) -> Told:
     """Create the payment. The client secret is read from Stripe, since it is never stored."""
-    try:
-        told = await run_keyed(core, begin_initiation, command)
-    except ExpertMayBeReady:
-        await refresh_expert(core, command.expert_id, command.cause)
-        told = await run_keyed(core, begin_initiation, replace(command, expert_is_fresh=True))
+    told = await informed(core, command, lambda known: run_keyed(core, begin_initiation, known))
     if told.client_secret:
         return told
     payment = await core.database.read(lambda reader: reader.payment(told.payment_id))
@@ -62,13 +84,7 @@ def begin_initiation(
     if not claim.fresh:
         return resume(tx, policy, claim)
     try:
-        transition = plan_initiation(
-            tx,
-            policy,
-            command,
-            payment_id=tx.new_id("pay"),
-            expert_is_fresh=command.expert_is_fresh,
-        )
+        transition = plan_initiation(tx, policy, command, tx.new_id("pay"))
     except Precondition as refusal:
         return refuse_for_good(tx, answers, claim, refusal)
     operation_id = tx.new_id("op")
@@ -99,21 +115,26 @@ def begin_initiation(
 
 
 def plan_initiation(
-    tx: Transaction,
-    policy: Policy,
-    command: InitiatePayment,
-    *,
-    payment_id: str,
-    expert_is_fresh: bool,
+    tx: Transaction, policy: Policy, command: InitiatePayment, payment_id: str
 ) -> Transition:
     """The new payment, not written yet. Raises what the call is to be refused with."""
     expert = tx.expert(command.expert_id)
     if expert is None:
         raise expert_not_found(command.expert_id)
-    if expert.status is not ExpertStatus.READY and not expert_is_fresh:
+    if expert.status is not ExpertStatus.READY and not command.expert_is_fresh:
         raise ExpertMayBeReady
     expert.check_ready()
-    return escrow.initiate(_payment(tx, policy, command, payment_id, expert))
+    payment = _payment(tx, policy, command, payment_id, expert)
+    if payment.is_separate and command.platform_may_hold is None:
+        raise PlatformMustBeAsked
+    if payment.is_separate and not command.platform_may_hold:
+        raise Precondition(
+            "PLATFORM_PAYOUTS_NOT_MANUAL",
+            "automatic payouts would empty the platform's balance of what it holds for others; "
+            "set the platform's payouts to manual at Stripe",
+            {"escrow_mode": payment.escrow_mode.value},
+        )
+    return escrow.initiate(payment)
 
 
 def _payment(

@@ -9,11 +9,10 @@ from payment_service.application.capture_payment import (
 )
 from payment_service.application.core import Core
 from payment_service.application.initiate_payment import (
-    ExpertMayBeReady,
     InitiatePayment,
+    informed,
     plan_initiation,
 )
-from payment_service.application.refresh_expert import refresh_expert
 from payment_service.application.refund_payment import RefundPayment, plan_refund
 from payment_service.domain.errors import payment_not_found
 from payment_service.domain.escrow import Payment
@@ -24,21 +23,15 @@ from payment_service.domain.preview import Preview, preview_capture, preview_ref
 
 async def preview_of_initiation(core: Core, command: InitiatePayment) -> Payment:
     """The payment that would be made. Raises what the call would be refused with."""
-    try:
-        return await core.database.transact(initiation_preview, core.policy, command)
-    except ExpertMayBeReady:
-        await refresh_expert(core, command.expert_id, command.cause)
-    return await core.database.transact(
-        initiation_preview, core.policy, command, expert_is_fresh=True
+    return await informed(
+        core,
+        command,
+        lambda known: core.database.transact(initiation_preview, core.policy, known),
     )
 
 
-def initiation_preview(
-    tx: Transaction, policy: Policy, command: InitiatePayment, *, expert_is_fresh: bool = False
-) -> Payment:
-    return plan_initiation(
-        tx, policy, command, payment_id="", expert_is_fresh=expert_is_fresh
-    ).after
+def initiation_preview(tx: Transaction, policy: Policy, command: InitiatePayment) -> Payment:
+    return plan_initiation(tx, policy, command, payment_id="").after
 
 
 def capture_preview(tx: Transaction, command: CapturePayment) -> Preview:

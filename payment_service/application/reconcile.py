@@ -45,6 +45,7 @@ LINE_KINDS: Final = (
     "missing_at_stripe",
     "line_differs",
     "unknown_balance_transaction",
+    "escrow_not_covered",
 )
 
 
@@ -90,6 +91,7 @@ async def reconcile(core: Core, since: datetime, cause: Cause) -> Report:
     report.faults = await verify(core, since)
     await _follow_payments(core, since, cause, report)
     await _compare_lines(core, since, cause, report)
+    await _check_coverage(core, report)
     await _check_invariants(core, since, report)
     core.alarms.invariants(report.violations)
     kinds = [*LINE_KINDS, *(f"invariant_{name}" for name in report.violations)]
@@ -146,6 +148,26 @@ async def _follow_payments(core: Core, since: datetime, cause: Cause, report: Re
         if len(page) < _PAGE or len(fresh) < len(page):
             return
         after = (page[-1].update_time, page[-1].payment_id)
+
+
+async def _check_coverage(core: Core, report: Report) -> None:
+    """What the platform holds for others must lie on its balance, available or on the way."""
+    shown = await core.stripe.account_balance("") or ()
+    held = {balance.currency: balance.available + balance.pending for balance in shown}
+    for currency, owed in await core.database.read(lambda reader: reader.obligations()):
+        settled = currency in core.policy.settlement_currencies
+        if settled and held.get(currency, 0) < owed:
+            report.discrepancies.append(
+                Discrepancy(
+                    "",
+                    "escrow_not_covered",
+                    f"the platform's balance in {currency} is less than what it holds for others",
+                    expected=owed,
+                    found=held.get(currency, 0),
+                    currency=currency,
+                    cure="add funds to the platform's balance, and keep its payouts manual",
+                )
+            )
 
 
 async def _compare_lines(core: Core, since: datetime, cause: Cause, report: Report) -> None:

@@ -116,6 +116,40 @@ async def test_a_hold_that_cannot_be_is_refused_with_the_fact(world: World) -> N
     assert not world.sql("SELECT FROM payments")
 
 
+async def test_the_platform_holds_nothing_while_its_payouts_are_automatic(world: World) -> None:
+    await world.stripe.control("POST", "/settings", {"platform_payout_interval": "daily"})
+    expert = await world.expert()
+    for fields in ({"escrow_mode": PLATFORM}, {"on_deadline": PROMOTE}):
+        refused = await refusal(world.initiate(expert, **fields))
+        assert (refused.code, refused.reason) == (
+            "FAILED_PRECONDITION",
+            "PLATFORM_PAYOUTS_NOT_MANUAL",
+        )
+    assert (await world.escrowed(expert)).escrow_mode == CARD
+    await world.stripe.control("POST", "/settings", {"platform_payout_interval": "manual"})
+    assert (await world.escrowed(expert, escrow_mode=PLATFORM)).escrow_mode == PLATFORM
+
+
+async def test_escrow_that_the_platforms_balance_does_not_cover_is_reported(world: World) -> None:
+    held = await world.escrowed("", 10_000, escrow_mode=PLATFORM)
+    await world.quiet()
+
+    async def uncovered() -> list[tuple[int, int]]:
+        await world.operations.RunReconciliation(operations_pb2.RunReconciliationRequest())
+        return [
+            (found.expected.minor_units, found.found.minor_units)
+            for found in await world.discrepancies()
+            if found.kind == "escrow_not_covered" and not found.HasField("resolve_time")
+        ]
+
+    # Stripe took its fee of the charge: what is held for others is the charge.
+    assert await uncovered() == [(10_000, 9_680)]
+    topup = {"amount": 320, "currency": "usd", "type": "topup"}
+    await world.stripe.control("POST", "/balance", topup)
+    assert await uncovered() == []
+    assert (await world.capture(held.payment_id)).state == CAPTURED
+
+
 # ---- milestones ----
 
 
