@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from payment_service.domain.escrow import Kind, Transition
 from payment_service.domain.operations import Operation
 from payment_service.domain.payouts import PayoutChange, PayoutState
-from payment_service.domain.ports import Backlog
+from payment_service.domain.ports import Backlog, HeldMoney
 
 log = structlog.get_logger(__name__)
 
@@ -54,7 +54,8 @@ class Metrics:
         )
         self.volume = Counter(
             "payments_volume_minor_units",
-            "Money by step (initiated, authorized, captured, refunded) and currency.",
+            "Money by step (initiated, authorized, charged, captured, refunded, returned out of "
+            "escrow) and currency.",
             ["step", "currency"],
             registry=r,
         )
@@ -124,6 +125,14 @@ class Metrics:
             registry=r,
         )
 
+        self.held = Gauge(
+            "payments_held_minor_units",
+            "Money in escrow by currency, mode and the hours left to its first deadline "
+            "(fewer than 6, 24, 72, or more): what is at risk of lapsing.",
+            ["currency", "mode", "hours_left"],
+            registry=r,
+        )
+
     def observe_rpc(self, method: str, code: str, seconds: float) -> None:
         self.rpc_seconds.labels(method, code).observe(seconds)
 
@@ -139,10 +148,10 @@ class Metrics:
                 self.volume.labels("authorized", currency).inc(after.held)
             if before is None:
                 continue
-            if after.captured > before.captured:
-                self.volume.labels("captured", currency).inc(after.captured - before.captured)
-            if after.refunded > before.refunded:
-                self.volume.labels("refunded", currency).inc(after.refunded - before.refunded)
+            for step in ("charged", "captured", "refunded", "returned"):
+                grown = getattr(after, step) - getattr(before, step)
+                if grown > 0:
+                    self.volume.labels(step, currency).inc(grown)
             change = after.net_commission - before.net_commission
             if change:
                 direction = "taken" if change > 0 else "given_back"
@@ -167,6 +176,12 @@ class Metrics:
         for part in backlog:
             self.waiting.labels(part.what, part.state).set(part.count)
             self.oldest_seconds.labels(part.what, part.state).set(part.oldest_seconds)
+
+    def observe_held(self, held: Sequence[HeldMoney]) -> None:
+        """What is in escrow, as of a moment ago."""
+        self.held.clear()
+        for part in held:
+            self.held.labels(part.currency, part.mode, part.hours_left).set(part.minor_units)
 
     def webhook_refused(self, endpoint: str, fault: str) -> None:
         self.webhooks_refused.labels(endpoint, fault).inc()

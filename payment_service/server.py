@@ -161,6 +161,9 @@ async def _gauge_backlog(wired: Wired) -> None:
             wired.metrics.observe_backlog(
                 await wired.database.read(lambda reader: reader.backlog())
             )
+            wired.metrics.observe_held(
+                await wired.database.read(lambda reader: reader.held_money())
+            )
         await asyncio.sleep(_GAUGE_SECONDS)
 
 

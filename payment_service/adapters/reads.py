@@ -17,6 +17,7 @@ from payment_service.domain.operations import Operation, OperationState
 from payment_service.domain.ports import (
     Backlog,
     Claim,
+    HeldMoney,
     InboxEvent,
     PaymentFilter,
     StoredDiscrepancy,
@@ -249,6 +250,21 @@ class SqlReader(PayoutReads):
             "GROUP BY currency ORDER BY currency"
         )
         return [(row["currency"], row["total"]) for row in found]
+
+    def held_money(self) -> Sequence[HeldMoney]:
+        """What is in escrow, by currency, mode and the time that is left."""
+        found = self._all(
+            "SELECT currency, escrow_mode, CASE WHEN first < now() + interval '6 hours' THEN '6' "
+            "WHEN first < now() + interval '24 hours' THEN '24' "
+            "WHEN first < now() + interval '72 hours' THEN '72' ELSE 'more' END AS hours_left, "
+            "sum(held)::bigint AS held FROM (SELECT currency, escrow_mode, held, "
+            "least(escrow_expire_time, release_due_time) AS first FROM payments WHERE held > 0) "
+            "AS escrow GROUP BY 1, 2, 3"
+        )
+        return [
+            HeldMoney(row["currency"], row["escrow_mode"], row["hours_left"], row["held"])
+            for row in found
+        ]
 
     def backlog(self) -> Sequence[Backlog]:
         """What waits: unsettled operations and unapplied webhook events, by state."""

@@ -335,6 +335,17 @@ class BalanceEntry:
 
 
 @dataclass(frozen=True, slots=True)
+class HeldMoney:
+    """Minor units in escrow whose first deadline is fewer than so many hours away."""
+
+    currency: str
+    mode: str
+    #: An upper bound, or ``more``.
+    hours_left: str
+    minor_units: int
+
+
+@dataclass(frozen=True, slots=True)
 class Backlog:
     """How much of one thing waits in one state, and how old the oldest is, in seconds."""
 
@@ -461,6 +472,7 @@ class Reader(Protocol):
     def obligations(self) -> Sequence[tuple[str, int]]: ...
     def totals(self) -> Sequence[tuple[str, int]]: ...
     def backlog(self) -> Sequence[Backlog]: ...
+    def held_money(self) -> Sequence[HeldMoney]: ...
     def payments_changed(
         self, since: datetime, after: tuple[datetime, str] | None, limit: int
     ) -> Sequence[Payment]: ...

@@ -82,6 +82,7 @@ FAMILIES = {
     "payments_operations_parked_total": "counter",
     "payments_webhook_events_parked_total": "counter",
     "payments_discrepancies_total": "counter",
+    "payments_held_minor_units": "gauge",
     "payments_waiting": "gauge",
     "payments_oldest_waiting_seconds": "gauge",
 }
