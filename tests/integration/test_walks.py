@@ -1,0 +1,234 @@
+"""Random walks over everything that can happen to money, with the books held to Stripe's after each
+step: ours, Stripe's balances per account, and the sum of events must agree to the minor unit."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from marketplace.payments.v1 import money_pb2, operations_pb2, payments_pb2
+from tests.integration.books import check_books
+from tests.integration.conftest import StartWorld
+from tests.integration.world import (
+    CAPTURED,
+    IN_ESCROW,
+    PATIENCE,
+    Refused,
+    World,
+    capture_request,
+    money,
+    new_key,
+    refund_request,
+    refusal,
+    until,
+)
+
+_CURRENCIES = {"USD": 1, "JPY": 1, "KWD": 10}
+#: What Stripe holds against its own balance per account; some of it waits for days.
+_EXPECTED = {
+    "WRONG_STATE",
+    "AMOUNT_TOO_LARGE",
+    "WOULD_RELEASE_REMAINDER",
+    "PARTIAL_REFUND_NEEDS_CAPTURE",
+    "COMMISSION_TOO_LARGE",
+    "OPERATION_IN_PROGRESS",
+    "REFUSED_BY_PROCESSOR",
+}
+
+
+_STEPS = int(os.environ.get("STEPS", "24"))
+
+
+@dataclass
+class Walk:
+    """One world, and the dice."""
+
+    world: World
+    dice: random.Random
+    experts: list[str] = field(default_factory=list)
+    payments: list[str] = field(default_factory=list)
+    unwell: set[str] = field(default_factory=set)
+
+    async def step(self) -> str:
+        """One thing happens; its name."""
+        chosen = self.dice.choice(self._steps())
+        await chosen()
+        return chosen.__name__
+
+    def _steps(self) -> list[Callable[[], Awaitable[None]]]:
+        first: list[Callable[[], Awaitable[None]]] = [self.initiate, self.initiate]
+        if not self.payments:
+            return first
+        often = [self.capture, self.capture, self.capture, self.refund, self.refund]
+        seldom = [
+            self.refund_by_hand,
+            self.reverse_by_hand,
+            self.bounce,
+            self.turn_an_expert,
+            self.days_pass,
+            self.write_off,
+        ]
+        return [*first, *often, *seldom]
+
+    # ---- what callers do ----
+
+    async def initiate(self) -> None:
+        currency, step = self.dice.choice(list(_CURRENCIES.items()))
+        # Of an expert who is unwell nobody would order anything.
+        well = [expert for expert in self.experts if expert not in self.unwell]
+        if not well:
+            return
+        fields: dict[str, Any] = self.dice.choice(
+            [
+                {},
+                {"escrow_mode": payments_pb2.ESCROW_MODE_PLATFORM_HOLD},
+                {"on_deadline": payments_pb2.ON_DEADLINE_PROMOTE},
+            ]
+        )
+        amount = self.dice.randrange(1_000, 20_000) * step
+        card = self.dice.choice(["pm_card_visa", "pm_card_bypassPending"])
+        expert = self.dice.choice(well)
+        payment = await self.world.escrowed(expert, amount, currency, card, **fields)
+        self.payments.append(payment.payment_id)
+
+    async def capture(self) -> None:
+        payment = await self._some()
+        amount = self._part(payment, payment.held_amount.minor_units)
+        final = self.dice.random() < 0.3
+        request = capture_request(payment.payment_id, amount, final=final)
+        await self._may_be_refused(self.world.payments.CapturePayment(request))
+
+    async def refund(self) -> None:
+        payment = await self._some()
+        there = payment.held_amount.minor_units + payment.net_amount.minor_units
+        amount = self._part(payment, there)
+        request = refund_request(payment.payment_id, amount)
+        await self._may_be_refused(self.world.payments.RefundPayment(request))
+
+    # ---- what others do ----
+
+    async def refund_by_hand(self) -> None:
+        payment = await self._some()
+        left = payment.held_amount.minor_units + payment.net_amount.minor_units
+        if payment.state in (IN_ESCROW, CAPTURED) and payment.charge_id and left:
+            amount = self._part(payment, left)
+            await self.world.stripe.api(
+                "POST",
+                "/refunds",
+                payment_intent=payment.payment_intent_id,
+                amount=amount.minor_units if isinstance(amount, money_pb2.Money) else left,
+            )
+
+    async def reverse_by_hand(self) -> None:
+        transfers = self.world.sql("SELECT movement_id FROM movements WHERE kind = 'transfer'")
+        if transfers:
+            [transfer] = self.dice.choice(transfers)
+            await self.world.stripe.api("POST", f"/transfers/{transfer}/reversals", amount=10)
+
+    async def bounce(self) -> None:
+        refunds = self.world.sql(
+            "SELECT movement_id FROM movements AS made WHERE kind = 'refund' AND NOT EXISTS "
+            "(SELECT FROM movements WHERE movement_id = made.movement_id || ':failed')"
+        )
+        if refunds:
+            [refund] = self.dice.choice(refunds)
+            await self.world.stripe.control("POST", f"/refunds/{refund}/fail")
+            await self._resume()
+
+    async def turn_an_expert(self) -> None:
+        expert = self.dice.choice(self.experts)
+        action = "restore" if expert in self.unwell else "restrict"
+        self.unwell ^= {expert}
+        account = self.world.account_of(expert)
+        await self.world.stripe.control("POST", f"/accounts/{account}/{action}")
+
+    async def days_pass(self) -> None:
+        """Two days: what was pending becomes available, and is paid out."""
+        await self.world.stripe.advance(2 * 86_400)
+
+    async def write_off(self) -> None:
+        expert, currency = self.dice.choice(self.experts), self.dice.choice(list(_CURRENCIES))
+        request = operations_pb2.WriteOffDebtRequest(
+            expert_id=expert, amount=money(0, currency), reason="walk", idempotency_key=new_key()
+        )
+        await self._may_be_refused(self.world.operations.WriteOffDebt(request))
+
+    # ---- helpers ----
+
+    async def _some(self) -> payments_pb2.Payment:
+        return await self.world.get(self.dice.choice(self.payments[-4:]))
+
+    def _part(self, payment: payments_pb2.Payment, most: int) -> money_pb2.Money | int:
+        """Now and then nothing, which means all of it."""
+        step = _CURRENCIES[payment.amount.currency_code]
+        if self.dice.random() < 0.2 or most < 2 * step:
+            return 0
+        return money(self.dice.randrange(1, most // step) * step)
+
+    async def _may_be_refused(self, call: Awaitable[object]) -> None:
+        try:
+            refused: Refused = await refusal(call)
+        except AssertionError:
+            return  # It was not.
+        assert refused.reason in _EXPECTED, refused
+
+    async def _resume(self) -> None:
+        """An operator sends on whatever is parked for one."""
+
+        async def none_left() -> bool:
+            parked = self.world.sql(
+                "SELECT operations.operation_id FROM operations JOIN payments USING (payment_id) "
+                "WHERE operations.state = 'PARKED' AND waiting_for = 'operator'"
+            )
+            for (operation_id,) in parked:
+                request = operations_pb2.ResumeOperationRequest(operation_id=operation_id)
+                await self.world.operations.ResumeOperation(request)
+            return not parked
+
+        await self.world.quiet()
+        await until(none_left, "nothing parked for an operator", PATIENCE)
+
+
+@pytest.mark.parametrize("seed", [int(os.environ.get("SEED", "1")), 2])
+async def test_the_books_are_stripes_after_every_step(start_world: StartWorld, seed: int) -> None:
+    names = tuple(_CURRENCIES)
+    world = await start_world(
+        platform_settlement_currencies=names,
+        simulator={"settlement_currencies": tuple(name.lower() for name in names)},
+    )
+    walk = Walk(world, random.Random(seed))
+    walk.experts = [await world.expert(commission_basis_points=rate) for rate in (1_000, 333)]
+    done: list[str] = []
+    for _ in range(_STEPS):
+        done.append(await walk.step())
+        try:
+            await check_books(world)
+            _check_events(world)
+        except AssertionError as error:
+            raise AssertionError(f"seed {seed}: {done}") from error
+    # A walk on which nothing happens shows nothing.
+    assert len(_kinds(world)) >= 10, f"seed {seed}: {Counter(done)}, {_kinds(world)}"
+
+
+def _kinds(world: World) -> dict[str, int]:
+    return dict(world.sql("SELECT kind, count(*)::int FROM events GROUP BY kind ORDER BY kind"))
+
+
+def _check_events(world: World) -> None:
+    """The last event of each payment says what its row says."""
+    rows = world.sql(
+        "SELECT body, held, charged, captured, refunded, returned, net_commission, client_owed "
+        "FROM payments JOIN events ON events.payment_id = payments.payment_id "
+        "AND events.sequence = payments.version"
+    )
+    names = "held charged captured refunded returned net_commission client_owed".split()
+    for body, *amounts in rows:
+        told = json.loads(body)["amounts"]
+        assert [told[name] for name in names] == amounts
