@@ -13,7 +13,7 @@ from typing import Final
 
 import pytest
 
-from payment_service.domain import escrow, payouts
+from payment_service.domain import escrow, ledger, payouts
 from payment_service.domain.escrow import Kind, OnDeadline, Payment, State, Transition, WaitingFor
 from payment_service.domain.ledger import (
     LOSSES,
@@ -37,9 +37,24 @@ from tests.unit.domain.builders import (
 ROOT: Final = Path(__file__).resolve().parents[2]
 DOCUMENT: Final = (ROOT / "docs" / "LEDGER.md").read_text()
 DOMAIN: Final = sorted((ROOT / "payment_service" / "domain").glob("*.py"))
+APPLICATION: Final = sorted((ROOT / "payment_service" / "application").glob("*.py"))
+#: By what the domain makes postings.
+MAKERS: Final = frozenset(
+    {"Posting", "line", "stripe_line", "fx_line", "into_stripe", "between", "_lines"}
+)
+
+
+@dataclass(frozen=True)
+class Posted:
+    """What a use case posts for an expert under an event of its own."""
+
+    kind: str
+    currency: str
+    postings: tuple[Posting, ...]
+
 
 Amounts = Mapping[str, int]
-Done = Transition | PayoutChange
+Done = Transition | PayoutChange | Posted
 #: What a rule's example is performed by.
 Performer = Callable[[Amounts], Done]
 #: An account as the document names it, minor units, and the currency if it is not the payment's.
@@ -268,6 +283,12 @@ def payout(a: Amounts, state: PayoutState) -> Done:
     return follow(out.after, replace(seen, state=state, failure_line=back))
 
 
+def debt_written_off(a: Amounts) -> Done:
+    event = "expert.debt_written_off"
+    assert any(f'"{event}"' in path.read_text() for path in APPLICATION)
+    return Posted(event, "USD", tuple(ledger.written_off("expert_1", a["w"], "USD")))
+
+
 #: Event and case, as the document names them.
 PERFORMERS: Final[Mapping[tuple[str, str], Performer]] = {
     (Kind.AUTHORIZED, "card hold"): lambda a: escrow.authorized(
@@ -314,6 +335,7 @@ PERFORMERS: Final[Mapping[tuple[str, str], Performer]] = {
         a, PayoutState.IN_TRANSIT
     ),
     ("expert.payout_failed", "the bank gave it back"): lambda a: payout(a, PayoutState.FAILED),
+    ("expert.debt_written_off", "by an operator (WriteOffDebt)"): debt_written_off,
 }
 
 _SHARE: Final = Share(10_000, 1_000)
@@ -356,7 +378,7 @@ SILENT_PERFORMERS: Final[Mapping[str, Callable[[], Transition]]] = {
 
 def written(done: Done) -> list[Line]:
     """The postings as the document writes them."""
-    currency = done.after.currency
+    currency = done.currency if isinstance(done, Posted) else done.after.currency
     return [
         (
             generic(posting.account),
@@ -385,6 +407,22 @@ def kinds_that_post() -> set[str]:
                     and isinstance(part.value, ast.Name)
                     and part.value.id == "Kind"
                 }
+    return found
+
+
+def kinds_of_postings() -> set[str]:
+    """What the domain can write into a posting's kind, told from the source."""
+    found: set[str] = set()
+    for path in DOMAIN:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Call):
+                continue
+            name = node.func.attr if isinstance(node.func, ast.Attribute) else ""
+            if isinstance(node.func, ast.Name):
+                name = node.func.id
+            if name in MAKERS:
+                constants = [part for part in node.args if isinstance(part, ast.Constant)]
+                found |= {part.value for part in constants if isinstance(part.value, str)}
     return found
 
 
@@ -417,6 +455,12 @@ def test_no_rule_is_missing_and_none_is_made_up() -> None:
     assert of_payments == kinds_that_post()
     assert Counter(SILENT) == Counter(kind.value for kind in Kind if kind not in of_payments)
     assert {*escrow.TRANSITIONS, Kind.INITIATED} == set(Kind)
+
+
+def test_every_kind_of_posting_is_in_an_example() -> None:
+    performed = [PERFORMERS[rule.event, rule.case](rule.amounts) for rule in RULES]
+    shown = {posting.kind for done in performed for posting in done.postings}
+    assert kinds_of_postings() <= shown
 
 
 @pytest.mark.parametrize("event", SILENT)
