@@ -276,5 +276,5 @@ def make(target: str, environment: Mapping[str, str]) -> subprocess.CompletedPro
         capture_output=True,
         text=True,
         check=False,
-        timeout=100,
+        timeout=200,
     )
