@@ -309,7 +309,11 @@ CHAPTERS: Final = (
     Chapter("Cancelled: the client is never charged", cancelled),
     Chapter("Declined, then paid; captured in part, the rest released", declined_then_paid),
     Chapter("Yen, which have no cents, at another commission", yen),
-    Chapter("Three milestones: a gig of a month, held by the platform", milestones),
+    Chapter(
+        "Three milestones: a gig of a month, held by the platform",
+        milestones,
+        needs_manual_payouts=True,
+    ),
     Chapter("A card hold that will run out, first half", hold_that_runs_out, needs_simulator=True),
     Chapter(
         "Refunded after the payout: the expert owes it",

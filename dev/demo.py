@@ -114,7 +114,7 @@ def smoke_stripe(ending: Ending) -> None:
     story.introduce(
         "The walk against Stripe",
         f"The demo's payments at {base or 'Stripe itself, in test mode'}, but for those that need "
-        "the simulator's clock. Cards are confirmed "
+        "the simulator. Cards are confirmed "
         "with your secret key. Stripe cannot reach this machine, so its events are read from its "
         "list and handed to the gateway, as `stripe listen` does.",
     )

@@ -84,6 +84,12 @@ class StripeSide:
             held[currency] = held.get(currency, 0) + int(part["amount"])
         return {currency: total for currency, total in held.items() if total}
 
+    def pays_out_by_hand(self) -> bool:
+        """Whether the platform's payouts are manual, so that it may hold money for others."""
+        settings = self._books.v1.accounts.retrieve_current().settings
+        payouts = settings.payouts if settings is not None else None
+        return payouts is not None and payouts.schedule.interval == "manual"
+
     def account(self, account: str) -> stripe.Account:
         return self._books.v1.accounts.retrieve(account)
 

@@ -60,7 +60,17 @@ class Chapter:
 
     title: str
     tell: Callable[["Walk"], Mapping[Place, int]]
+    #: What it takes: the simulator's clock and banks; a platform that may hold money for others.
     needs_simulator: bool = False
+    needs_manual_payouts: bool = False
+
+    def obstacle(self, *, simulated: bool, pays_out_by_hand: bool) -> str:
+        """Why it has to be left out; empty if it has not."""
+        if self.needs_simulator and not simulated:
+            return "it needs the simulator"
+        if self.needs_manual_payouts and not pays_out_by_hand:
+            return "the platform's payouts at Stripe are automatic"
+        return ""
 
 
 class Walk:
@@ -98,7 +108,15 @@ class Walk:
 
     def _possible(self, chapters: Sequence[Chapter]) -> list[Chapter]:
         simulated = self.target.simulator is not None
-        return [chapter for chapter in chapters if simulated or not chapter.needs_simulator]
+        by_hand = self.target.stripe.pays_out_by_hand()
+        possible = []
+        for chapter in chapters:
+            obstacle = chapter.obstacle(simulated=simulated, pays_out_by_hand=by_hand)
+            if obstacle:
+                self.story.note(f"left out, since {obstacle}: {chapter.title}")
+            else:
+                possible.append(chapter)
+        return possible
 
     @property
     def payments(self) -> int:
