@@ -53,7 +53,7 @@ def run(
 
 @app.command("demo")
 def run_demo() -> None:
-    """Walk five payments through escrow, on a stack of their own, and exit."""
+    """Walk payments through escrow, on a stack of their own, and exit."""
     _walk(demo)
 
 

@@ -7,12 +7,15 @@ from collections.abc import Iterable
 from dev.caller import Caller, expect
 from dev.story import Story, amount, money
 from dev.stripe_side import StripeSide
-from marketplace.payments.v1 import ledger_pb2, operations_pb2
+from marketplace.payments.v1 import experts_pb2, ledger_pb2, operations_pb2
 
-#: Our name of an account at Stripe, a currency, and the id of a line of Stripe's.
+#: Our name of an account at Stripe, a currency, and the id of a line of Stripe's; of a payout its
+#: own id, for it is a payout that LedgerService names no payment for.
 Line = tuple[str, str, str]
 #: An account of the ledger and a currency.
 Place = tuple[str, str]
+
+_CONNECTED = "stripe:connected:"
 
 # What Stripe decides: its fees, its rates, and so what is left at Stripe.
 _DECIDED_BY_STRIPE = ("stripe:", "processor_fee", "fx")
@@ -68,11 +71,30 @@ class Books:
                     line_id = posting.balance_transaction_id
                     line = (posting.account, posting.amount.currency_code, line_id)
                     lines[line] += posting.amount.minor_units
+        if self._alone:
+            lines.update(self._payouts())
         return lines
+
+    def _payouts(self) -> dict[Line, int]:
+        """What has gone to the experts' banks, as ExpertService knows it."""
+        found: dict[Line, int] = {}
+        for name in self.accounts:
+            expert_id = name.removeprefix(_CONNECTED)
+            if expert_id == name:
+                continue
+            request = experts_pb2.ListPayoutsRequest(expert_id=expert_id, page_size=100)
+            for payout in self._caller.ask(self._caller.experts.ListPayouts, request).payouts:
+                line = (name, payout.amount.currency_code, payout.payout_id)
+                found[line] = -payout.amount.minor_units
+        return found
 
     def _theirs(self) -> dict[Line, int]:
         return {
-            (name, line.currency, line.line_id): line.net
+            (
+                name,
+                line.currency,
+                line.source_id if line.kind == "payout" else line.line_id,
+            ): line.net
             for name, account in self.accounts.items()
             for line in self._stripe.lines(account, self._since)
         }

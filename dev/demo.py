@@ -16,6 +16,7 @@ import psycopg2
 import stripe
 
 from dev.caller import Interrupted, Mismatch, call_of, expect, reason_of
+from dev.chapters import CHAPTERS, DEADLINE_MARGIN_SECONDS
 from dev.forwarding import Forwarder
 from dev.settings import (
     SIMULATOR_PUBLISHABLE_KEY,
@@ -25,7 +26,7 @@ from dev.settings import (
 )
 from dev.stack import Stack
 from dev.story import Story
-from dev.stripe_side import StripeSide, post
+from dev.stripe_side import SimulatorSide, StripeSide, post
 from dev.walk import EXPERT, Target, Walk
 from marketplace.payments.channel import connect_sync
 from marketplace.payments.v1 import experts_pb2
@@ -65,19 +66,23 @@ class Ending:
 
 
 def demo(ending: Ending) -> None:
-    """Five payments through the simulator. Raises :class:`Failed` if anything is not as it must."""
+    """All chapters through the simulator. Raises :class:`Failed` if anything is not as it must."""
     story = Story()
     story.introduce(
-        "Escrow, five times over",
+        "Escrow, from beginning to end",
         "Grace (client) buys gigs from Ada (expert). Each payment is held in escrow until the gig "
-        "is done; then it goes to Ada less a commission of 10 %, or back to Grace. PostgreSQL, the "
+        "is done; then it goes to Ada less a commission, or back to Grace. PostgreSQL, the "
         "service and the gateway are started for this walk alone, on free ports and in a directory "
         "that is thrown away at its end, so it runs beside a `make run`. Stripe is simulated: no "
         "money moves.",
     )
     with _directory() as directory:
-        settings = StackSettings.on_free_ports(directory, environment=_plain_environment())
+        told = {**_plain_environment(), "DEADLINE_MARGIN": str(DEADLINE_MARGIN_SECONDS)}
+        settings = StackSettings.on_free_ports(directory, environment=told)
         with _stack(settings, story, ending) as stack:
+            simulator = SimulatorSide(stack.simulator_url)
+            # Ada is paid out when the story says so, not at the simulator's next midnight.
+            simulator.switch(payout_interval="manual")
             side = StripeSide(
                 SIMULATOR_SECRET_KEY,
                 publishable_key=SIMULATOR_PUBLISHABLE_KEY,
@@ -90,10 +95,14 @@ def demo(ending: Ending) -> None:
                     onboard=onboard_by_form,
                     alone=True,
                     patience_seconds=20,
+                    simulator=simulator,
                     check_interrupted=ending.check,
                 )
-                Walk(target, story).run()
-    story.verdict("All five payments are where they must be, and the books agree.", good=True)
+                walk = Walk(target, story)
+                walk.run(CHAPTERS)
+    story.verdict(
+        f"All {walk.payments} payments are where they must be, and the books agree.", good=True
+    )
 
 
 def smoke_stripe(ending: Ending) -> None:
@@ -104,7 +113,8 @@ def smoke_stripe(ending: Ending) -> None:
     base = given.get("STRIPE_API_BASE")
     story.introduce(
         "The walk against Stripe",
-        f"The same five payments at {base or 'Stripe itself, in test mode'}. Cards are confirmed "
+        f"The demo's payments at {base or 'Stripe itself, in test mode'}, but for those that need "
+        "the simulator. Cards are confirmed "
         "with your secret key. Stripe cannot reach this machine, so its events are read from its "
         "list and handed to the gateway, as `stripe listen` does.",
     )
@@ -142,7 +152,7 @@ def smoke_stripe(ending: Ending) -> None:
                     patience_seconds=90,
                     check_interrupted=ending.check,
                 )
-                Walk(target, story).run()
+                Walk(target, story).run(CHAPTERS)
     story.verdict(
         f"Stripe agrees to the minor unit; {forwarder.forwarded} of its events were handed on.",
         good=True,

@@ -23,6 +23,7 @@ _COLOURS = {
     "Stripe": "blue",
     "auditor": "yellow",
     "operator": "yellow",
+    "service": "yellow",
 }
 #: The currencies of the walk that have no cents.
 _WHOLE = {"JPY"}

@@ -1,6 +1,7 @@
 """What a walk does at Stripe itself, through Stripe's own package: pay by card, read the books."""
 
 import http.client
+import json
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
@@ -20,6 +21,8 @@ class BalanceLine:
     kind: str
     net: int
     currency: str
+    #: What moved it: a charge, a transfer, a payout; empty if Stripe names nothing.
+    source_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +71,7 @@ class StripeSide:
             {"limit": 100, "created": {"gte": since}}, _as(account)
         )
         return [
-            BalanceLine(line.id, line.type, line.net, line.currency.upper())
+            BalanceLine(line.id, line.type, line.net, line.currency.upper(), str(line.source or ""))
             for line in found.auto_paging_iter()
         ]
 
@@ -81,6 +84,12 @@ class StripeSide:
             held[currency] = held.get(currency, 0) + int(part["amount"])
         return {currency: total for currency, total in held.items() if total}
 
+    def pays_out_by_hand(self) -> bool:
+        """Whether the platform's payouts are manual, so that it may hold money for others."""
+        settings = self._books.v1.accounts.retrieve_current().settings
+        payouts = settings.payouts if settings is not None else None
+        return payouts is not None and payouts.schedule.interval == "manual"
+
     def account(self, account: str) -> stripe.Account:
         return self._books.v1.accounts.retrieve(account)
 
@@ -88,6 +97,30 @@ class StripeSide:
         """The events of the platform, or of a connected account, oldest first."""
         found = self._books.v1.events.list({"limit": 100, "created": {"gte": since}}, _as(account))
         return [cast("Mapping[str, Any]", e.to_dict()) for e in found.auto_paging_iter()][::-1]
+
+
+class SimulatorSide:
+    """What only the simulator can be told: time passes, a bank is what it is."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+
+    def advance(self, days: float) -> None:
+        """Move Stripe's clock on; holds may lapse by it, and funds become available."""
+        self._control("/clock", {"advance_seconds": days * 86_400})
+
+    def switch(self, **switches: int | str) -> None:
+        """Move some of the simulator's switches of behaviour."""
+        self._control("/settings", switches)
+
+    def pay_out(self, account: str) -> None:
+        """Everything that is available to a connected account goes to its bank now."""
+        self._control(f"/accounts/{account}/payout", {})
+
+    def _control(self, path: str, given: Mapping[str, object]) -> None:
+        status, text = post(f"{self._url}/_simulator{path}", json.dumps(given).encode())
+        if status != http.HTTPStatus.OK:
+            raise stripe.StripeError(f"the simulator refused {path}: {status} {text}")
 
 
 def _client(key: str, api_base: str | None) -> stripe.StripeClient:

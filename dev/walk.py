@@ -1,20 +1,24 @@
-"""Five payments through a running stack, told as they happen, and the books held against Stripe's.
+"""Payments through a running stack, told as they happen, and the books held against Stripe's.
 
-Everything that is expected stands here as plain numbers, so that the walk proves the arithmetic
-instead of repeating it. It runs against whatever a :class:`Target` names: the simulator, or Stripe.
+What happens is told by the chapters of `dev/chapters.py`; here are the steps that they are made of.
+A walk runs against whatever a :class:`Target` names: the simulator, or Stripe.
 """
 
 import json
 import time
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 
 import grpc
+from google.protobuf.timestamp_pb2 import Timestamp
 
-from dev.books import Books
+from dev.books import Books, Place
 from dev.caller import Caller, Mismatch, call_of, expect, reason_of, state_name
+from dev.standing import Held, Standing, Walked
 from dev.story import Story, amount, money
-from dev.stripe_side import StripeSide
+from dev.stripe_side import SimulatorSide, StripeSide
 from marketplace.payments.v1 import (
     events_pb2,
     experts_pb2,
@@ -25,8 +29,8 @@ from marketplace.payments.v1 import (
 CLIENT = "client-grace"
 EXPERT = "expert-ada"
 
-_VISA = "pm_card_visa"
-_DECLINED_CARD = "pm_card_visa_chargeDeclined"
+VISA = "pm_card_visa"
+DECLINED_CARD = "pm_card_visa_chargeDeclined"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,51 +45,32 @@ class Target:
     alone: bool
     #: How long webhooks and Stripe's books may take.
     patience_seconds: float
+    #: What only the simulator can do; without it the chapters that need it are left out.
+    simulator: SimulatorSide | None = None
     #: Raises :class:`Interrupted` when somebody wants an end.
     check_interrupted: Callable[[], None] = lambda: None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Standing:
-    """Where a payment must stand: the state and the amounts, in minor units."""
+@dataclass(frozen=True, slots=True)
+class Chapter:
+    """A part of a walk. `tell` goes through it and says what it leaves in the ledger.
 
-    state: str
-    held: int = 0
-    captured: int = 0
-    refunded: int = 0
-    commission: int = 0
-    expert: int = 0
+    That is every balance which is not Stripe's to decide, as plain numbers: debit positive.
+    """
 
-    @classmethod
-    def of(cls, payment: payments_pb2.Payment) -> "Standing":
-        return cls(
-            state=state_name(payment.state),
-            held=payment.held_amount.minor_units,
-            captured=payment.captured_amount.minor_units,
-            refunded=payment.refunded_amount.minor_units,
-            commission=payment.net_commission.minor_units,
-            expert=payment.net_expert_amount.minor_units,
-        )
+    title: str
+    tell: Callable[["Walk"], Mapping[Place, int]]
+    #: What it takes: the simulator's clock and banks; a platform that may hold money for others.
+    needs_simulator: bool = False
+    needs_manual_payouts: bool = False
 
-    def told(self, currency: str) -> list[str]:
-        amounts = [
-            f"{name} {amount(value, currency)}"
-            for name in ("held", "captured", "refunded", "commission", "expert")
-            if (value := getattr(self, name))
-        ]
-        return [self.state, *amounts]
-
-
-@dataclass(kw_only=True)
-class Walked:
-    """A payment on its way."""
-
-    payment_id: str
-    intent_id: str
-    client_secret: str
-    currency: str
-    number: int
-    keys: int = 0
+    def obstacle(self, *, simulated: bool, pays_out_by_hand: bool) -> str:
+        """Why it has to be left out; empty if it has not."""
+        if self.needs_simulator and not simulated:
+            return "it needs the simulator"
+        if self.needs_manual_payouts and not pays_out_by_hand:
+            return "the platform's payouts at Stripe are automatic"
+        return ""
 
 
 class Walk:
@@ -101,41 +86,175 @@ class Walk:
         )
         self._books = Books(self.caller, story, target.stripe, alone=target.alone)
         self._walked: list[Walked] = []
+        #: What the chapters told so far have left in the ledger.
+        self.left: defaultdict[Place, int] = defaultdict(int)
+        #: Payments that a later chapter goes on with, by a name of its own.
+        self.kept: dict[str, Walked] = {}
+        self.expert_account = ""
 
-    def run(self) -> None:
+    def run(self, chapters: Sequence[Chapter]) -> None:
+        """Tell them one after the other; then the books must be what they come to together."""
         self.story.chapter("An expert")
         self.target.onboard(self)
         self._read_expert()
-        self._captured()
-        self._partly_refunded()
-        self._cancelled()
-        self._declined_then_paid()
-        self._yen()
+        for number, chapter in enumerate(self._possible(chapters), start=1):
+            self.story.chapter(f"{number}. {chapter.title}")
+            for place, minor_units in chapter.tell(self).items():
+                self.left[place] += minor_units
         self.story.chapter("The books")
         self._books.close(
-            self._payment_ids,
-            {
-                ("commission", "USD"): -(1_000 + 1_667 + 900),
-                ("commission", "JPY"): -125,
-                (f"expert_funds:{EXPERT}", "USD"): -(9_000 + 15_000 + 8_100),
-                (f"expert_funds:{EXPERT}", "JPY"): -876,
-            },
+            self._payment_ids, {place: total for place, total in self.left.items() if total}
         )
 
-    # The five payments
+    def _possible(self, chapters: Sequence[Chapter]) -> list[Chapter]:
+        simulated = self.target.simulator is not None
+        by_hand = self.target.stripe.pays_out_by_hand()
+        possible = []
+        for chapter in chapters:
+            obstacle = chapter.obstacle(simulated=simulated, pays_out_by_hand=by_hand)
+            if obstacle:
+                self.story.note(f"left out, since {obstacle}: {chapter.title}")
+            else:
+                possible.append(chapter)
+        return possible
 
-    def _captured(self) -> None:
-        self.story.chapter("1. Captured: the gig is done, the expert is paid")
-        payment = self._initiate(10_000, "USD", commission=1_000, expert=9_000)
-        self._pay(payment, _VISA)
-        self._await(payment, Standing(state="IN_ESCROW", held=10_000))
-        request = payments_pb2.CapturePaymentRequest(
-            payment_id=payment.payment_id, notes="delivered", idempotency_key=self._key(payment)
+    @property
+    def payments(self) -> int:
+        """How many payments there have been."""
+        return len(self._walked)
+
+    @property
+    def simulator(self) -> SimulatorSide:
+        """For chapters that need it."""
+        assert self.target.simulator is not None
+        return self.target.simulator
+
+    # The steps of chapters
+
+    def initiate(
+        self,
+        minor_units: int,
+        currency: str,
+        *,
+        commission: int,
+        expert: int,
+        held: Held | None = None,
+        on_deadline: payments_pb2.OnDeadline.ValueType = payments_pb2.ON_DEADLINE_UNSPECIFIED,
+        done_in: timedelta | None = None,
+    ) -> Walked:
+        """A payment of these amounts. `held` is how its money must be held for what was asked."""
+        number = len(self._walked) + 1
+        done_by = None
+        if done_in is not None:
+            done_by = Timestamp()
+            done_by.FromDatetime(datetime.now(UTC) + done_in)
+        request = payments_pb2.InitiatePaymentRequest(
+            client_id=CLIENT,
+            expert_id=EXPERT,
+            gig_id=f"gig-{number}",
+            amount=money_pb2.Money(minor_units=minor_units, currency_code=currency),
+            description=f"Gig number {number}",
+            idempotency_key=f"walk-{number}-initiate",
+            on_deadline=on_deadline,
+            expected_completion_time=done_by,
         )
+        answer, seconds = self.caller.timed(self.caller.payments.InitiatePayment, request)
+        given = answer.payment
+        expect("amount", amount(minor_units, currency), money(given.amount))
+        expect("commission", amount(commission, currency), money(given.commission))
+        expect("application_fee", amount(commission, currency), money(answer.application_fee))
+        expect("expert_amount", amount(expert, currency), money(given.expert_amount))
+        self.expect_standing(given, Standing(state="PENDING"))
+        self.story.step(
+            "gig service",
+            "InitiatePayment",
+            "PENDING",
+            f"{money(given.amount)} =",
+            f"commission {money(given.commission)} +",
+            f"expert {money(given.expert_amount)}",
+            seconds=seconds,
+        )
+        if held is not None:
+            expect("how the money is held, and why", held, Held.of(given))
+            self.story.step("", "", *held.told)
+        payment = Walked(
+            payment_id=given.payment_id,
+            intent_id=given.payment_intent_id,
+            client_secret=answer.client_secret,
+            currency=currency,
+            number=number,
+            escrow_mode=Held.of(given).mode,
+        )
+        self._walked.append(payment)
+        return payment
+
+    def pay(self, payment: Walked, card: str = "") -> None:
+        """By a card that is good, unless one is named."""
+        began = time.perf_counter()
+        answer = self.target.stripe.pay(payment.intent_id, payment.client_secret, card or VISA)
+        charged = payment.escrow_mode == "PLATFORM_HOLD"
+        wanted = "succeeded" if charged else "requires_capture"
+        expect("the card's answer", "declined" if card == DECLINED_CARD else wanted, answer.status)
+        said = "the card is charged" if charged else "Stripe holds the amount on the card"
+        self.story.step(
+            "client",
+            "pays with a bad card" if card == DECLINED_CARD else "pays by card",
+            answer.sentence or said,
+            seconds=time.perf_counter() - began,
+        )
+
+    def hear(self, payment: Walked, standing: Standing) -> payments_pb2.Payment:
+        """Poll as a caller would; a webhook moves the payment."""
+        request = payments_pb2.GetPaymentStatusRequest(payment_id=payment.payment_id)
+
+        shown = payments_pb2.Payment()
+
+        def reached() -> bool:
+            answer = self.caller.ask(self.caller.payments.GetPaymentStatus, request)
+            if state_name(answer.state) != standing.state:
+                return False
+            shown.CopyFrom(self.read(payment))
+            return Standing.of(shown) == standing  # It may have moved on in between.
+
+        seconds = self.caller.poll(reached)
+        self.expect_standing(shown if shown.payment_id else self.read(payment), standing)
+        self.story.step(
+            "Stripe", "tells by webhook", *standing.told(payment.currency), seconds=seconds
+        )
+        return shown
+
+    def read(self, payment: Walked) -> payments_pb2.Payment:
+        request = payments_pb2.GetPaymentRequest(payment_id=payment.payment_id)
+        return self.caller.ask(self.caller.payments.GetPayment, request).payment
+
+    def capture(
+        self,
+        payment: Walked,
+        standing: Standing,
+        *,
+        part: int = 0,
+        final: bool = False,
+        version: int = 0,
+    ) -> payments_pb2.Payment:
+        """All that is held, or a `part` of it; `version` is the one that was looked at before."""
+        request = self._capture_request(payment, part, final=final)
+        request.idempotency_key = self.key(payment)
+        request.expected_version = version
         answer, seconds = self.caller.timed(self.caller.payments.CapturePayment, request)
-        standing = Standing(state="CAPTURED", captured=10_000, commission=1_000, expert=9_000)
-        self._expect_standing(answer.payment, standing)
-        self.story.step("gig service", "CapturePayment", *standing.told("USD"), seconds=seconds)
+        self.expect_standing(answer.payment, standing)
+        what = f"CapturePayment {amount(part, payment.currency)}" if part else "CapturePayment"
+        self.story.step("gig service", what, *standing.told(payment.currency), seconds=seconds)
+        return answer.payment
+
+    def capture_twice(self, payment: Walked, standing: Standing) -> None:
+        """The same call under the same key has the same answer."""
+        request = self._capture_request(payment, 0, final=False)
+        request.idempotency_key = self.key(payment)
+        answer, seconds = self.caller.timed(self.caller.payments.CapturePayment, request)
+        self.expect_standing(answer.payment, standing)
+        self.story.step(
+            "gig service", "CapturePayment", *standing.told(payment.currency), seconds=seconds
+        )
         again, seconds = self.caller.timed(self.caller.payments.CapturePayment, request)
         expect(
             "the answer to a repeated key",
@@ -148,170 +267,59 @@ class Walk:
             "the same answer, nothing moved",
             seconds=seconds,
         )
-        self._audit(payment, ["initiated", "authorized", "captured"])
 
-    def _partly_refunded(self) -> None:
-        self.story.chapter("2. Partly refunded: a third of the work was not done")
-        payment = self._initiate(25_000, "USD", commission=2_500, expert=22_500)
-        self._pay(payment, _VISA)
-        self._await(payment, Standing(state="IN_ESCROW", held=25_000))
-        self._capture(
-            payment,
-            Standing(state="CAPTURED", captured=25_000, commission=2_500, expert=22_500),
-        )
-        # 166.67 remain; a tenth of that is 16.667, so 8.33 of commission go back.
-        self._refund(
-            payment,
-            Standing(
-                state="CAPTURED", captured=25_000, refunded=8_333, commission=1_667, expert=15_000
-            ),
-            part=8_333,
-            reason="a third was not delivered",
-        )
-        self._audit(
-            payment, ["initiated", "authorized", "captured", "client_refunded", "expert_reversed"]
-        )
-
-    def _cancelled(self) -> None:
-        self.story.chapter("3. Cancelled: the client is never charged")
-        payment = self._initiate(7_500, "USD", commission=750, expert=6_750)
-        self._pay(payment, _VISA)
-        self._await(payment, Standing(state="IN_ESCROW", held=7_500))
-        self._refund(payment, Standing(state="CANCELED"), reason="the gig was called off")
-        self._refused_capture(payment)
-        self._audit(payment, ["initiated", "authorized", "canceled"])
-
-    def _declined_then_paid(self) -> None:
-        self.story.chapter("4. Declined, then paid; captured in part, the rest released")
-        payment = self._initiate(12_000, "USD", commission=1_200, expert=10_800)
-        self._pay(payment, _DECLINED_CARD)
-        failed = self._await(payment, Standing(state="FAILED"))
-        expect("last_failure.code", "card_declined", failed.last_failure.code)
-        self.story.step("client", "reads last_failure", failed.last_failure.message)
-        self._pay(payment, _VISA)
-        paid = self._await(payment, Standing(state="IN_ESCROW", held=12_000))
-        expect("last_failure once it is overcome", False, paid.HasField("last_failure"))
-        self._capture(
-            payment,
-            Standing(state="CAPTURED", captured=9_000, commission=900, expert=8_100),
-            part=9_000,
-        )
-        self._audit(payment, ["initiated", "attempt_failed", "authorized", "captured"])
-
-    def _yen(self) -> None:
-        self.story.chapter("5. Yen, which have no cents, at another commission")
-        request = experts_pb2.SetCommissionRequest(expert_id=EXPERT, commission_basis_points=1_250)
-        answer, seconds = self.caller.timed(self.caller.experts.SetCommission, request)
-        expect("commission_basis_points", 1_250, answer.expert.commission_basis_points)
-        self.story.step("operator", "SetCommission", "12.5 % from now on", seconds=seconds)
-        payment = self._initiate(1_001, "JPY", commission=125, expert=876)
-        self._pay(payment, _VISA)
-        self._await(payment, Standing(state="IN_ESCROW", held=1_001))
-        self._capture(
-            payment, Standing(state="CAPTURED", captured=1_001, commission=125, expert=876)
-        )
-        self._audit(payment, ["initiated", "authorized", "captured"])
-
-    # Their steps
-
-    def _initiate(self, minor_units: int, currency: str, *, commission: int, expert: int) -> Walked:
-        number = len(self._walked) + 1
-        request = payments_pb2.InitiatePaymentRequest(
-            client_id=CLIENT,
-            expert_id=EXPERT,
-            gig_id=f"gig-{number}",
-            amount=money_pb2.Money(minor_units=minor_units, currency_code=currency),
-            description=f"Gig number {number}",
-            idempotency_key=f"walk-{number}-initiate",
-        )
-        answer, seconds = self.caller.timed(self.caller.payments.InitiatePayment, request)
-        given = answer.payment
-        expect("amount", amount(minor_units, currency), money(given.amount))
-        expect("commission", amount(commission, currency), money(given.commission))
-        expect("application_fee", amount(commission, currency), money(answer.application_fee))
-        expect("expert_amount", amount(expert, currency), money(given.expert_amount))
-        self._expect_standing(given, Standing(state="PENDING"))
+    def look_before_capture(
+        self, payment: Walked, standing: Standing, legs: Sequence[tuple[str, int]]
+    ) -> int:
+        """What a capture of all that is held would do, and nothing moved; the payment's version."""
+        request = self._capture_request(payment, 0, final=False)
+        # Without effect: `validate_only` claims no key.
+        request.idempotency_key, request.validate_only = f"walk-{payment.number}-look", True
+        answer, seconds = self.caller.timed(self.caller.payments.CapturePayment, request)
+        shown = [
+            (
+                payments_pb2.LegKind.Name(leg.kind).removeprefix("LEG_KIND_"),
+                leg.amount.minor_units,
+            )
+            for leg in answer.preview.legs
+        ]
+        expect("the legs that a capture would have", list(legs), shown)
+        self.expect_standing(answer.preview.payment, standing)
+        version = self.read(payment).version
+        expect("the version after looking", answer.payment.version, version)
+        told = [f"{name} {amount(minor_units, payment.currency)}" for name, minor_units in shown]
         self.story.step(
-            "gig service",
-            "InitiatePayment",
-            "PENDING",
-            f"{money(given.amount)} =",
-            f"commission {money(given.commission)} +",
-            f"expert {money(given.expert_amount)}",
-            seconds=seconds,
+            "gig service", "CapturePayment, look only", "would do:", *told, seconds=seconds
         )
-        payment = Walked(
-            payment_id=given.payment_id,
-            intent_id=given.payment_intent_id,
-            client_secret=answer.client_secret,
-            currency=currency,
-            number=number,
-        )
-        self._walked.append(payment)
-        return payment
+        return version
 
-    def _pay(self, payment: Walked, card: str) -> None:
-        began = time.perf_counter()
-        answer = self.target.stripe.pay(payment.intent_id, payment.client_secret, card)
-        expect(
-            "the card's answer",
-            "declined" if card == _DECLINED_CARD else "requires_capture",
-            answer.status,
-        )
-        self.story.step(
-            "client",
-            "pays with a bad card" if card == _DECLINED_CARD else "pays by card",
-            answer.sentence or "Stripe holds the amount on the card",
-            seconds=time.perf_counter() - began,
-        )
-
-    def _await(self, payment: Walked, standing: Standing) -> payments_pb2.Payment:
-        """Poll as a caller would; a webhook moves the payment."""
-        request = payments_pb2.GetPaymentStatusRequest(payment_id=payment.payment_id)
-
-        def reached() -> bool:
-            answer = self.caller.ask(self.caller.payments.GetPaymentStatus, request)
-            return state_name(answer.state) == standing.state
-
-        seconds = self.caller.poll(reached)
-        read = payments_pb2.GetPaymentRequest(payment_id=payment.payment_id)
-        shown = self.caller.ask(self.caller.payments.GetPayment, read).payment
-        self._expect_standing(shown, standing)
-        self.story.step(
-            "Stripe", "tells by webhook", *standing.told(payment.currency), seconds=seconds
-        )
-        return shown
-
-    def _capture(self, payment: Walked, standing: Standing, part: int = 0) -> None:
-        request = payments_pb2.CapturePaymentRequest(
+    def _capture_request(
+        self, payment: Walked, part: int, *, final: bool
+    ) -> payments_pb2.CapturePaymentRequest:
+        return payments_pb2.CapturePaymentRequest(
             payment_id=payment.payment_id,
             amount=_part(part, payment),
-            final=bool(part),
+            final=final,
             notes="delivered",
-            idempotency_key=self._key(payment),
         )
-        answer, seconds = self.caller.timed(self.caller.payments.CapturePayment, request)
-        self._expect_standing(answer.payment, standing)
-        what = f"CapturePayment {amount(part, payment.currency)}" if part else "CapturePayment"
-        self.story.step("gig service", what, *standing.told(payment.currency), seconds=seconds)
 
-    def _refund(
+    def refund(
         self, payment: Walked, standing: Standing, *, part: int = 0, reason: str = ""
     ) -> None:
         request = payments_pb2.RefundPaymentRequest(
             payment_id=payment.payment_id,
             amount=_part(part, payment),
             reason=reason,
-            idempotency_key=self._key(payment),
+            idempotency_key=self.key(payment),
         )
         answer, seconds = self.caller.timed(self.caller.payments.RefundPayment, request)
-        self._expect_standing(answer.payment, standing)
+        self.expect_standing(answer.payment, standing)
         what = f"RefundPayment {amount(part, payment.currency)}" if part else "RefundPayment"
         self.story.step("gig service", what, *standing.told(payment.currency), seconds=seconds)
 
-    def _refused_capture(self, payment: Walked) -> None:
+    def refused_capture(self, payment: Walked) -> None:
         request = payments_pb2.CapturePaymentRequest(
-            payment_id=payment.payment_id, idempotency_key=self._key(payment)
+            payment_id=payment.payment_id, idempotency_key=self.key(payment)
         )
         try:
             self.caller.timed(self.caller.payments.CapturePayment, request)
@@ -323,7 +331,7 @@ class Walk:
             return
         raise Mismatch("capturing a cancelled payment", "a refusal", "an answer")
 
-    def _audit(self, payment: Walked, wanted: list[str]) -> None:
+    def audit(self, payment: Walked, wanted: list[str]) -> None:
         """The payment's audit trail: complete, in order, unbroken; and the books agree."""
         self._books.agree(self._payment_ids)
         request = events_pb2.ListPaymentEventsRequest(payment_id=payment.payment_id)
@@ -352,6 +360,7 @@ class Walk:
         expect("commission_basis_points", 1_000, answer.expert.commission_basis_points)
         account = answer.expert.stripe_account_id
         self._books.accounts[f"stripe:connected:{EXPERT}"] = account
+        self.expert_account = account
         self.story.step(
             "user service", "GetExpert", "READY", account, "commission 10 %", seconds=seconds
         )
@@ -360,11 +369,11 @@ class Walk:
     def _payment_ids(self) -> list[str]:
         return [payment.payment_id for payment in self._walked]
 
-    def _key(self, payment: Walked) -> str:
+    def key(self, payment: Walked) -> str:
         payment.keys += 1
         return f"walk-{payment.number}-{payment.keys}"
 
-    def _expect_standing(self, payment: payments_pb2.Payment, standing: Standing) -> None:
+    def expect_standing(self, payment: payments_pb2.Payment, standing: Standing) -> None:
         currency = payment.amount.currency_code
         wanted, got = standing.told(currency), Standing.of(payment).told(currency)
         expect(payment.payment_id, "  ".join(wanted), "  ".join(got))

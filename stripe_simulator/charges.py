@@ -11,8 +11,6 @@ from stripe_simulator.simulation import Call, Simulation, merged_metadata
 from stripe_simulator.store import Row
 
 DAY = 86_400
-# Windows in which an authorization can be captured (docs: place a hold on a payment method).
-STANDARD_AUTHORIZATION_DAYS = 7
 EXTENDED_AUTHORIZATION_DAYS = 30
 
 
@@ -27,7 +25,8 @@ def build(
         card.extended_authorization
         and options.get("request_extended_authorization") == "if_available"
     )
-    days = EXTENDED_AUTHORIZATION_DAYS if extended else STANDARD_AUTHORIZATION_DAYS
+    standard = simulation.settings.authorization_days
+    days = EXTENDED_AUTHORIZATION_DAYS if extended else standard
     details = _card_details(simulation, charge["id"], card, method, intent["amount"], authenticated)
     details["extended_authorization"] = {"status": "enabled" if extended else "disabled"}
     if manual:

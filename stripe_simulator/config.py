@@ -52,6 +52,9 @@ class Settings:
     latency_ms: int = 0
     # Days of the simulator's clock until a charge's funds are available.
     available_after_days: int = 2
+    # Days for which a card's authorization can be captured: 7 for most cards, 5 for some (docs:
+    # place a hold on a payment method).
+    authorization_days: int = 7
     # Seconds until the pendingRefund and refundFail cards' refunds get their final outcome.
     refund_outcome_seconds: int = 60
     # Cancelling an authorization also reports charge.refunded with captured=false (observed by

@@ -19,6 +19,7 @@ import stripe
 
 from dev import probes
 from dev.caller import Mismatch
+from dev.chapters import CHAPTERS
 from dev.demo import onboard_by_form
 from dev.settings import (
     ROOT,
@@ -174,16 +175,33 @@ def is_alive(pid: int) -> bool:
 def test_make_demo(environment: dict[str, str]) -> None:
     done = make("demo", {**environment, "DEFAULT_COMMISSION_BASIS_POINTS": "77"})
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "All five payments are where they must be" in done.stdout
+    assert "All 9 payments are where they must be" in done.stdout
     assert "\x1b[" not in done.stdout
     for place in PORTS:
         assert f":{environment[place]}" not in done.stdout  # it has ports of its own
-    for chapter in ("Captured", "Partly refunded", "Cancelled", "Declined, then paid", "Yen"):
-        assert chapter in done.stdout
+    for chapter in CHAPTERS:
+        assert chapter.title in done.stdout
+    said = " ".join(done.stdout.split())
+    for fact in (
+        # three milestones
+        "PLATFORM_HOLD OUTLASTS_CARD_HOLD: longer than a card holds",
+        "commission 41.67 USD + 41.66 USD + 41.67 USD = 125.00 USD",
+        # a refund after the payout, and the look before the next capture
+        "is paid out to the bank 1,239.74 USD 876 JPY",
+        "debt 43.75 USD",
+        "PAY_EXPERT 61.25 USD",
+        "NET_DEBT 43.75 USD",
+        "debt 0.00 USD",
+        # a hold that is promoted
+        "CARD_HOLD PROMOTION: on_deadline=PROMOTE was asked for",
+        "acts on the deadline PLATFORM_HOLD IN_ESCROW held 300.00 USD",
+        "promote_started │ PROMOTING │ deadline",
+    ):
+        assert fact in said
 
 
 def test_a_walk_that_goes_wrong_says_so(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dev.walk._VISA", "pm_card_visa_chargeDeclinedInsufficientFunds")
+    monkeypatch.setattr("dev.walk.VISA", "pm_card_visa_chargeDeclinedInsufficientFunds")
     side = StripeSide(
         SIMULATOR_SECRET_KEY,
         publishable_key=SIMULATOR_PUBLISHABLE_KEY,
@@ -197,7 +215,7 @@ def test_a_walk_that_goes_wrong_says_so(world: World, monkeypatch: pytest.Monkey
         patience_seconds=10,
     )
     with pytest.raises(Mismatch, match="expected requires_capture, got declined"):
-        Walk(target, Story()).run()
+        Walk(target, Story()).run(CHAPTERS)
 
 
 def test_smoke_stripe_wants_keys(environment: dict[str, str]) -> None:
@@ -227,6 +245,8 @@ def test_smoke_stripe_against_a_server_with_other_keys(environment: dict[str, st
             process.terminate()
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Stripe agrees to the minor unit" in done.stdout
+    for number, chapter in enumerate(CHAPTERS, start=1):
+        assert (f"{number}. {chapter.title}" in done.stdout) is not chapter.needs_simulator
 
 
 def onboarded_account(base: str) -> str:
@@ -256,5 +276,5 @@ def make(target: str, environment: Mapping[str, str]) -> subprocess.CompletedPro
         capture_output=True,
         text=True,
         check=False,
-        timeout=100,
+        timeout=200,
     )

@@ -30,6 +30,16 @@ async def test_authorization_expires(world: World) -> None:
     assert caught.value.code == "payment_intent_unexpected_state"
 
 
+async def test_some_banks_hold_for_fewer_days(world: World) -> None:
+    await world.control("POST", "/settings", {"authorization_days": 5})
+    held = await world.paid()
+    charge: Any = await world.client.v1.charges.retrieve_async(str(held.latest_charge))
+    assert charge.payment_method_details.card.capture_before == charge.created + 5 * 86_400
+    await world.control("POST", "/clock", {"advance_seconds": 5 * 86_400})
+    found = await world.client.v1.payment_intents.retrieve_async(held.id)
+    assert (found.status, found.cancellation_reason) == ("canceled", "automatic")
+
+
 async def test_captured_or_canceled_payments_do_not_expire(world: World) -> None:
     captured = await world.paid()
     await world.client.v1.payment_intents.capture_async(captured.id)
