@@ -190,9 +190,11 @@ class Walk:
             for (operation_id,) in parked:
                 request = operations_pb2.ResumeOperationRequest(operation_id=operation_id)
                 await self.world.operations.ResumeOperation(request)
-            return not parked
+            # A second bounce waits for the first one's end, and is parked in its turn.
+            waiting = self.world.sql("SELECT FROM inbox WHERE state = 'WAITING'")
+            return not parked and not waiting
 
-        await self.world.quiet()
+        await self.world.stripe.control("POST", "/webhooks/settle", {"seconds": PATIENCE})
         await until(none_left, "nothing parked for an operator", PATIENCE)
 
 
