@@ -133,8 +133,10 @@ class Walk:
             await self.world.stripe.api("POST", f"/transfers/{transfer}/reversals", amount=10)
 
     async def bounce(self) -> None:
+        # While a capture waits for its expert, a bounce waits for the capture.
         refunds = self.world.sql(
-            "SELECT movement_id FROM movements AS made WHERE kind = 'refund' AND NOT EXISTS "
+            "SELECT movement_id FROM movements AS made JOIN payments USING (payment_id) "
+            "WHERE kind = 'refund' AND waiting_for <> 'expert' AND NOT EXISTS "
             "(SELECT FROM movements WHERE movement_id = made.movement_id || ':failed')"
         )
         if refunds:
