@@ -28,6 +28,13 @@ PAYMENT_EVENTS: Final = frozenset(
         "charge.expired",
         "charge.updated",
         "charge.refund.updated",
+        "charge.dispute.created",
+        "charge.dispute.updated",
+        "charge.dispute.closed",
+        "charge.dispute.funds_withdrawn",
+        "charge.dispute.funds_reinstated",
+        "radar.early_fraud_warning.created",
+        "radar.early_fraud_warning.updated",
         "refund.created",
         "refund.updated",
         "refund.failed",
@@ -37,6 +44,10 @@ PAYMENT_EVENTS: Final = frozenset(
 )
 ACCOUNT_EVENTS: Final = frozenset(
     {"account.updated", "account.application.deauthorized", "capability.updated"}
+)
+#: Of these the charge itself shows nothing: the warnings are asked for where one of them came.
+FRAUD_EVENTS: Final = frozenset(
+    {"radar.early_fraud_warning.created", "radar.early_fraud_warning.updated"}
 )
 
 
@@ -99,6 +110,8 @@ def reference_of(shown: Mapping[str, Any]) -> str:
     if shown.get("object") == "application_fee":
         # Its `charge` is the connected account's payment; the platform's charge stands here.
         return _text(shown, "originating_transaction") or _text(shown, "charge")
+    if shown.get("object") in ("dispute", "radar.early_fraud_warning"):
+        return _intent_of(shown) or _text(shown, "charge")
     return _intent_of(shown) or _text(shown, "id")
 
 

@@ -21,6 +21,7 @@ def event_body(transition: Transition, cause: Cause) -> str:
             "held": after.held,
             "captured": after.captured,
             "refunded": after.refunded,
+            "lost": after.lost + after.lost_held,
             "net_commission": after.net_commission,
             "client_owed": after.client_owed,
             "currency": after.currency,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from payment_service.domain import escrow, plans
 from payment_service.domain.deadlines import deadlines_of
-from payment_service.domain.escrow import Payment, State, Transition, WaitingFor
+from payment_service.domain.escrow import Freeze, Payment, State, Transition, WaitingFor
 from payment_service.domain.follow import Followed, follow
 from payment_service.domain.ledger import STRIPE_PLATFORM, Posting, Share, imbalance
 from payment_service.domain.observation import Observation
@@ -313,6 +313,8 @@ def owed_after(operation: Operation) -> int:
 def check_payment(payment: Payment) -> None:
     """State and amounts agree, and every amount is within its bounds."""
     assert 0 <= payment.refunded <= payment.captured <= payment.charged <= payment.amount
+    assert 0 <= payment.lost <= payment.captured - payment.refunded
+    assert (payment.frozen is Freeze.NONE) == (not payment.frozen_by)
     assert 0 <= payment.net_commission <= payment.net
     assert payment.net_commission + payment.net_expert == payment.net
     assert 0 <= payment.client_owed <= payment.refunded + payment.returned
@@ -320,10 +322,12 @@ def check_payment(payment: Payment) -> None:
     if payment.charged:
         assert payment.held >= 0
         assert payment.returned >= 0
-        assert payment.charged == payment.held + payment.captured + payment.returned
+        assert payment.lost_held >= 0
+        whole = payment.held + payment.captured + payment.returned + payment.lost_held
+        assert payment.charged == whole
     else:
         assert payment.held in (0, payment.amount)
-        assert payment.returned == 0
+        assert payment.returned == payment.lost_held == 0
     _check_model(payment)
     _check_state(payment)
 
