@@ -127,7 +127,7 @@ async def test_a_hold_that_cannot_be_is_refused_with_the_fact(world: World) -> N
     ],
 )
 @pytest.mark.parametrize("promoted", [False, True], ids=["charged at once", "authorized first"])
-async def test_milestones_are_paid_out_of_what_the_platform_holds(  # noqa: PLR0913, PLR0917
+async def test_milestones_are_paid_out_of_what_the_platform_holds(
     start_world: StartWorld,
     currency: str,
     amount: int,
@@ -233,9 +233,7 @@ async def test_a_refund_out_of_escrow_that_bounces_is_owed_to_the_client(world: 
 # ---- debts ----
 
 
-@pytest.mark.parametrize(
-    "fields", [{}, {"escrow_mode": PLATFORM}], ids=["destination", "separate"]
-)
+@pytest.mark.parametrize("fields", [{}, {"escrow_mode": PLATFORM}], ids=["destination", "separate"])
 async def test_what_an_expert_owes_is_kept_back_at_the_next_capture(
     world: World, fields: dict[str, object]
 ) -> None:
@@ -399,7 +397,9 @@ async def test_what_expires_within_a_span_is_listed(world: World) -> None:
 
     async def listed(days: float) -> set[str]:
         request = payments_pb2.ListPaymentsRequest(user_id=expert, deadline_until=in_days(days))
-        return {payment.payment_id for payment in (await world.payments.ListPayments(request)).payments}
+        return {
+            payment.payment_id for payment in (await world.payments.ListPayments(request)).payments
+        }
 
     assert await listed(1) == set()
     assert await listed(8) == {short.payment_id}

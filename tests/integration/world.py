@@ -29,6 +29,7 @@ from grpc import aio
 from gateway.app import running as running_gateway
 from gateway.settings import Settings as GatewaySettings
 from marketplace.payments.v1 import (
+    disputes_pb2_grpc,
     events_pb2_grpc,
     experts_pb2,
     experts_pb2_grpc,
@@ -315,6 +316,7 @@ class World:
     _connection: Any = None
     payments: payments_pb2_grpc.PaymentServiceAsyncStub = field(init=False)
     experts: experts_pb2_grpc.ExpertServiceAsyncStub = field(init=False)
+    disputes: disputes_pb2_grpc.DisputeServiceAsyncStub = field(init=False)
     events: events_pb2_grpc.EventServiceAsyncStub = field(init=False)
     ledger: ledger_pb2_grpc.LedgerServiceAsyncStub = field(init=False)
     operations: operations_pb2_grpc.OperationsServiceAsyncStub = field(init=False)
@@ -324,6 +326,7 @@ class World:
     def __post_init__(self) -> None:
         channel = self.channel
         self.payments = payments_pb2_grpc.PaymentServiceStub(channel)
+        self.disputes = disputes_pb2_grpc.DisputeServiceStub(channel)
         self.experts = experts_pb2_grpc.ExpertServiceStub(channel)
         self.events = events_pb2_grpc.EventServiceStub(channel)
         self.ledger = ledger_pb2_grpc.LedgerServiceStub(channel)
@@ -495,7 +498,7 @@ class World:
         expert_id = expert_id or await self.expert()
         initiated = await self.initiate(expert_id, amount, currency, **fields)
         shown = await self.confirm(initiated, card)
-        on_platform = payments_pb2.ESCROW_MODE_PLATFORM_HOLD == initiated.payment.escrow_mode
+        on_platform = initiated.payment.escrow_mode == payments_pb2.ESCROW_MODE_PLATFORM_HOLD
         expected = "succeeded" if on_platform else "requires_capture"
         assert shown.get("status") == expected, shown
         return await self.in_state(initiated.payment.payment_id, IN_ESCROW)
