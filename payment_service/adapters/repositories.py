@@ -376,9 +376,9 @@ class SqlTransaction(Statements):
         self._do(
             "INSERT INTO operations (operation_id, kind, payment_id, expert_id, dispute_id, "
             "params, minor_units, claim_id, state, attempt, tries, last_error, create_time, "
-            "attempt_time, lease_until, lease_token, next_try_time) VALUES (:operation_id, :kind, :payment_id, "
-            ":expert_id, :dispute_id, :params, :minor_units, :claim_id, :state, :attempt, :tries, "
-            ":last_error, "
+            "attempt_time, lease_until, lease_token, next_try_time) "
+            "VALUES (:operation_id, :kind, :payment_id, :expert_id, :dispute_id, :params, "
+            ":minor_units, :claim_id, :state, :attempt, :tries, :last_error, "
             ":create_time, :attempt_time, :lease_until, :lease_token, :next_try_time)",
             operation_id=operation.operation_id,
             kind=operation.kind.value,

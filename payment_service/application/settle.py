@@ -18,7 +18,7 @@ from payment_service.application.settle_disputes import (
 )
 from payment_service.domain import escrow, plans
 from payment_service.domain.errors import Precondition, Refusal, invalid_field
-from payment_service.domain.escrow import Payment, Transition, WaitingFor
+from payment_service.domain.escrow import Payment, State, Transition, WaitingFor
 from payment_service.domain.follow import (
     Discrepancy,
     failure_of,
@@ -297,7 +297,8 @@ def _refusal_of(payment: Payment, refused: Refused) -> Refusal:
             {**facts, "expert_id": payment.expert_id, "status": "unknown"},
         )
     if refused.code == "charge_disputed":
-        return plans.payment_disputed(payment, "refunded", stripe_code=refused.code)
+        word = "refunded" if payment.state is State.REFUNDING else "captured"
+        return plans.payment_disputed(payment, word, stripe_code=refused.code)
     if refused.decline_code or refused.code == "card_declined":
         failure = failure_of(Decline(refused.code, refused.decline_code), payment.update_time)
         return Precondition(

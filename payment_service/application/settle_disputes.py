@@ -109,9 +109,10 @@ def refuse_answer_phase(
     payment = tx.lock_payment(operation.text("payment_id"))
     current = tx.operation(operation.operation_id)
     record = tx.dispute(operation.dispute_id)
-    ours = current is not None and current.is_open
-    if payment is None or record is None or not ours:
+    if payment is None or record is None or current is None:
         return
+    if not current.is_open or current.lease_token != operation.lease_token:
+        return  # Fencing: whoever lost the lease, or came after the end, changes nothing.
     tx.save_dispute(replace(record, operation_id="", update_time=tx.now))
     facts = {
         "dispute_id": record.dispute_id,

@@ -370,7 +370,7 @@ class World:
         """How many rows every table has."""
         tables = (
             "experts expert_events payments events postings movements discrepancies operations "
-            "claims inbox landing_tokens"
+            "claims inbox landing_tokens disputes"
         ).split()
         one = " UNION ALL ".join(f"SELECT '{table}', count(*) FROM {table}" for table in tables)  # noqa: S608 - names of ours
         return {name: int(count) for name, count in self.sql(one)}
