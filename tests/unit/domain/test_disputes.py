@@ -189,7 +189,7 @@ def test_a_reversal_that_stripe_refuses_leaves_the_debt() -> None:
     name = Bank(service).contest(10_000)
     Bank(service).status(name, "lost")
     service.follow()
-    assert service.payment.state is State.REFUNDING
+    assert service.kinds[-1] is Kind.DISPUTE_LOST
     service.finish(reversal_refused=True)
     assert service.payment.state is State.REFUNDED
     assert service.balance("expert_debt:expert_1") == 9_000
