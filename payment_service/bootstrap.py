@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from grpc import aio
 
 from marketplace.payments.v1 import (
+    disputes_pb2,
+    disputes_pb2_grpc,
     events_pb2,
     events_pb2_grpc,
     experts_pb2,
@@ -32,6 +34,7 @@ from payment_service.config import Settings
 from payment_service.metrics import Metrics
 from payment_service.rpc.calls import Operations
 from payment_service.rpc.convert import AnswerEncoder
+from payment_service.rpc.disputes import DisputeServicer
 from payment_service.rpc.errors import refusal_answer
 from payment_service.rpc.experts import ExpertServicer, OnboardingServicer
 from payment_service.rpc.payments import PaymentServicer
@@ -43,6 +46,7 @@ SERVICES = tuple(
     for module, name in (
         (payments_pb2, "PaymentService"),
         (experts_pb2, "ExpertService"),
+        (disputes_pb2, "DisputeService"),
         (onboarding_pb2, "OnboardingService"),
         (webhooks_pb2, "WebhookService"),
         (events_pb2, "EventService"),
@@ -103,6 +107,9 @@ def add_services(server: aio.Server, wired: Wired) -> None:
         PaymentServicer(core, operations), server
     )
     experts_pb2_grpc.add_ExpertServiceServicer_to_server(ExpertServicer(core, operations), server)
+    disputes_pb2_grpc.add_DisputeServiceServicer_to_server(
+        DisputeServicer(core, operations), server
+    )
     onboarding_pb2_grpc.add_OnboardingServiceServicer_to_server(OnboardingServicer(core), server)
     webhooks_pb2_grpc.add_WebhookServiceServicer_to_server(
         WebhookServicer(

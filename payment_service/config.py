@@ -66,6 +66,8 @@ class Settings(BaseSettings):
     #: before a deadline a warning goes out.
     deadline_margin: float = Field(12 * 3600.0, ge=0, le=6 * 24 * 3600.0)
     deadline_warning: float = Field(48 * 3600.0, ge=0)
+    #: What an early fraud warning does: keep the payment from being captured, or only tell.
+    fraud_warning: Literal["freeze", "alert"] = "freeze"
     gateway_public_url: str = "http://127.0.0.1:8005"
     allowed_origins: Names = ()
 
@@ -252,6 +254,7 @@ class Settings(BaseSettings):
             allowed_origins=frozenset(self.allowed_origins),
             payment_window=self.payment_window,
             holding_limit=holding_limit(self.platform_country),
+            freeze_on_fraud_warning=self.fraud_warning == "freeze",
             deadline_margin=self.deadline_margin,
             deadline_warning=self.deadline_warning,
             # Renewed while its holder lives, so it may be shorter than a call to Stripe.

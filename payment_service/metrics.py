@@ -24,7 +24,18 @@ _BACKLOGS = (
     ("operation", "PARKED"),
     ("webhook_event", "WAITING"),
     ("webhook_event", "PARKED"),
+    ("dispute", "NEEDS_RESPONSE"),
+    ("dispute", "DUE_SOON"),
 )
+#: What of a dispute is counted, by the event that tells of it.
+_DISPUTE_STEPS = {
+    Kind.DISPUTE_OPENED: "opened",
+    Kind.DISPUTE_ESCALATED: "escalated",
+    Kind.DISPUTE_WON: "won",
+    Kind.DISPUTE_LOST: "lost",
+    Kind.DISPUTE_CLOSED: "closed",
+    Kind.FRAUD_WARNING: "fraud_warning",
+}
 
 
 class Recorded(Protocol):
@@ -71,6 +82,18 @@ class Metrics:
             ["code"],
             registry=r,
         )
+        self.disputes = Counter(
+            "payments_disputes",
+            "Disputes by step (opened, escalated, won, lost, closed; fraud_warning) and currency.",
+            ["step", "currency"],
+            registry=r,
+        )
+        self.disputed = Counter(
+            "payments_disputed_minor_units",
+            "What is contested in them, by the same.",
+            ["step", "currency"],
+            registry=r,
+        )
         self.webhooks_refused = Counter(
             "payments_webhooks_refused",
             "Webhooks that can never be right, by endpoint and fault.",
@@ -114,7 +137,7 @@ class Metrics:
         )
         self.waiting = Gauge(
             "payments_waiting",
-            "How much waits now: operations and webhook events, by what and state.",
+            "How much waits now: operations, webhook events, disputes, by what and state.",
             ["what", "state"],
             registry=r,
         )
@@ -146,6 +169,8 @@ class Metrics:
                 self.volume.labels("initiated", currency).inc(after.amount)
             if transition.kind is Kind.AUTHORIZED:
                 self.volume.labels("authorized", currency).inc(after.held)
+            if transition.kind in _DISPUTE_STEPS:
+                self._dispute_moved(transition)
             if before is None:
                 continue
             for step in ("charged", "captured", "refunded", "returned"):
@@ -165,6 +190,22 @@ class Metrics:
                     code=after.failure.code,
                     decline_code=after.failure.decline_code,
                 )
+
+    def _dispute_moved(self, transition: Transition) -> None:
+        """Each is also a line in the log: a dispute that nobody answers is lost."""
+        step, payment = _DISPUTE_STEPS[transition.kind], transition.after
+        disputed = transition.facts.get("disputed", 0)
+        self.disputes.labels(step, payment.currency).inc()
+        self.disputed.labels(step, payment.currency).inc(
+            disputed if isinstance(disputed, int) else 0
+        )
+        log.warning(
+            "payment_disputed",
+            payment=payment.payment_id,
+            step=step,
+            dispute=transition.facts.get("dispute_id", ""),
+            freeze=payment.frozen.value,
+        )
 
     def observe_backlog(self, backlog: Sequence[Backlog]) -> None:
         """What waits now, as of a moment ago; what is not named waits no more."""

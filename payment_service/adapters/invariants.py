@@ -40,13 +40,31 @@ _INVARIANTS: Final[dict[str, str]] = {
     ),
     "what_was_charged_is_somewhere": (
         "SELECT p.payment_id FROM payments p WHERE {scope} AND p.charged > 0 "
-        "AND p.charged <> p.held + p.captured + p.returned LIMIT 100"
+        "AND p.charged <> p.held + p.captured + p.returned + p.lost_held LIMIT 100"
     ),
     "the_commission_is_in_the_books": _POSTED.format(
         account="'commission'", expected="-p.net_commission"
     ),
     "what_the_client_is_owed_is_in_the_books": _POSTED.format(
         account="'client_payable:' || p.payment_id", expected="-p.client_owed"
+    ),
+    "what_the_bank_holds_is_in_the_books": _POSTED.format(
+        account="'dispute_hold:' || p.payment_id",
+        expected=(
+            "(SELECT coalesce(sum(greatest(d.withdrawn - d.reinstated - d.lost, 0)), 0) "
+            "FROM disputes d WHERE d.payment_id = p.payment_id)"
+        ),
+    ),
+    "what_was_lost_is_in_the_disputes": (
+        "SELECT p.payment_id FROM payments p WHERE {scope} AND p.lost + p.lost_held > "
+        "(SELECT coalesce(sum(d.lost), 0) FROM disputes d WHERE d.payment_id = p.payment_id) "
+        "LIMIT 100"
+    ),
+    "what_is_contested_is_frozen": (
+        "SELECT DISTINCT p.payment_id FROM payments p JOIN disputes d USING (payment_id) "
+        "WHERE {scope} AND p.frozen NOT IN ('INQUIRY', 'CHARGEBACK') AND (d.outcome = 'OPEN' "
+        "OR (d.outcome IN ('LOST', 'PREVENTED') AND d.withdrawn > d.reinstated + d.lost)) "
+        "LIMIT 100"
     ),
     "an_open_operation_is_the_payments_own": (
         "SELECT p.payment_id FROM payments p LEFT JOIN operations o "

@@ -9,6 +9,7 @@ from payment_service.adapters import rows
 from payment_service.adapters.invariants import INVARIANTS
 from payment_service.adapters.payouts import PayoutReads
 from payment_service.adapters.trails import TRAILS, trail_of
+from payment_service.domain.disputes import Dispute
 from payment_service.domain.escrow import Payment
 from payment_service.domain.experts import Expert
 from payment_service.domain.follow import Discrepancy
@@ -17,6 +18,7 @@ from payment_service.domain.operations import Operation, OperationState
 from payment_service.domain.ports import (
     Backlog,
     Claim,
+    DisputeFilter,
     HeldMoney,
     InboxEvent,
     PaymentFilter,
@@ -60,6 +62,31 @@ class SqlReader(PayoutReads):
             limit=limit,
         )
         return [rows.payment_of(row) for row in found]
+
+    def dispute(self, dispute_id: str) -> Dispute | None:
+        row = self._maybe("SELECT * FROM disputes WHERE dispute_id = :id", id=dispute_id)
+        return row and rows.dispute_of(row)
+
+    def disputes(self, which: DisputeFilter, limit: int) -> Sequence[Dispute]:
+        """A page by keyset, newest first."""
+        conditions = {
+            "payment_id = :payment_id": which.payment_id,
+            "expert_id = :expert_id": which.expert_id,
+            "outcome = 'OPEN'": which.open_only,
+            "(create_time, dispute_id) < (:before_time, :before_id)": which.before,
+        }
+        chosen = "".join(f" AND {sql}" for sql, given in conditions.items() if given)
+        before = which.before or (None, None)
+        found = self._all(
+            f"SELECT * FROM disputes WHERE true{chosen} "
+            "ORDER BY create_time DESC, dispute_id DESC LIMIT :limit",
+            payment_id=which.payment_id,
+            expert_id=which.expert_id,
+            before_time=before[0],
+            before_id=before[1],
+            limit=limit,
+        )
+        return [rows.dispute_of(row) for row in found]
 
     def payment_of(self, reference: str) -> str | None:
         """The payment that one of Stripe's ids, or our own, belongs to."""
@@ -274,7 +301,15 @@ class SqlReader(PayoutReads):
             "WHERE state IN ('STARTED', 'UNKNOWN', 'PARKED') GROUP BY state UNION ALL "
             "SELECT 'webhook_event', state, count(*), "
             "extract(epoch FROM now() - min(receive_time))::float FROM inbox "
-            "WHERE state IN ('WAITING', 'PARKED') GROUP BY state"
+            "WHERE state IN ('WAITING', 'PARKED') GROUP BY state UNION ALL "
+            # A dispute that nobody answers is lost: first all of those, then those due in 3 days.
+            "SELECT 'dispute', due.state, count(*), "
+            "extract(epoch FROM now() - min(create_time))::float FROM disputes, "
+            "(VALUES ('NEEDS_RESPONSE', interval '10 years'), ('DUE_SOON', interval '3 days')) "
+            "AS due (state, ahead) "
+            "WHERE status IN ('needs_response', 'warning_needs_response') "
+            "AND (evidence_due_time IS NULL OR evidence_due_time < now() + ahead) "
+            "GROUP BY due.state"
         )
         return [Backlog(row["what"], row["state"], row["count"], row["oldest"]) for row in found]
 

@@ -19,7 +19,8 @@ from sqlalchemy import Connection
 
 from payment_service.adapters import rows
 from payment_service.adapters.payouts import PayoutWrites
-from payment_service.adapters.rows import PAYMENT_COLUMNS
+from payment_service.adapters.rows import DISPUTE_COLUMNS, PAYMENT_COLUMNS
+from payment_service.domain.disputes import Dispute
 from payment_service.domain.errors import Busy, key_reused
 from payment_service.domain.escrow import Payment, Transition
 from payment_service.domain.events import chain_hash, event_body
@@ -55,6 +56,12 @@ _RECORD: Final = (
     f"WITH changed AS (UPDATE payments SET {', '.join(f'{n} = :{n}' for n in _CHANGED)}, "
     "head_hash = :head_hash WHERE payment_id = :payment_id AND version = :version_before "
     f"RETURNING payment_id){_RECORD_TAIL}"
+)
+_SAVE_DISPUTE: Final = (
+    f"INSERT INTO disputes ({', '.join(DISPUTE_COLUMNS)}) "
+    f"VALUES ({', '.join(f':{name}' for name in DISPUTE_COLUMNS)}) "
+    "ON CONFLICT (dispute_id) DO UPDATE SET "
+    + ", ".join(f"{name} = excluded.{name}" for name in DISPUTE_COLUMNS if name != "dispute_id")
 )
 _EXPERT_COLUMNS: Final = (
     "expert_id name email country business_type commission_basis_points commission_asked "
@@ -268,6 +275,7 @@ class SqlTransaction(PayoutWrites):
         found = self._all(
             "SELECT payment_id, payments.operation_id FROM payments JOIN experts USING (expert_id) "
             "WHERE waiting_for = 'expert' AND transfers_active AND NOT deauthorized "
+            "AND frozen = 'NONE' "
             "AND (experts.update_time > payments.update_time "
             "OR payments.update_time < now() - interval '1 minute') LIMIT :limit",
             limit=limit,
@@ -353,19 +361,52 @@ class SqlTransaction(PayoutWrites):
         )
         return [row["payment_id"] for row in found]
 
+    # ---- disputes ----
+
+    def dispute(self, dispute_id: str) -> Dispute | None:
+        row = self._maybe("SELECT * FROM disputes WHERE dispute_id = :id", id=dispute_id)
+        return row and rows.dispute_of(row)
+
+    def disputes_of(self, payment_id: str) -> Sequence[Dispute]:
+        found = self._all(
+            "SELECT * FROM disputes WHERE payment_id = :id ORDER BY create_time, dispute_id",
+            id=payment_id,
+        )
+        return [rows.dispute_of(row) for row in found]
+
+    def save_dispute(self, dispute: Dispute) -> None:
+        """Only under the payment's lock, beside the transition that says what changed."""
+        self._do(_SAVE_DISPUTE, **rows.dispute_values(dispute))
+
+    def payments_with_unsettled_losses(self, limit: int) -> Sequence[str]:
+        """A loss waits while something else is under way; `Dispute.unsettled` in SQL.
+
+        A capture that waits for the expert's account is given up for it.
+        """
+        found = self._all(
+            "SELECT DISTINCT payment_id FROM disputes JOIN payments USING (payment_id) "
+            "WHERE outcome IN ('LOST', 'PREVENTED') "
+            "AND withdrawn > reinstated + disputes.lost "
+            "AND (payments.operation_id = '' OR waiting_for = 'expert') LIMIT :limit",
+            limit=limit,
+        )
+        return [row["payment_id"] for row in found]
+
     # ---- operations ----
 
     def add_operation(self, operation: Operation) -> None:
         self._do(
-            "INSERT INTO operations (operation_id, kind, payment_id, expert_id, params, "
-            "minor_units, claim_id, state, attempt, tries, last_error, create_time, attempt_time, "
-            "lease_until, lease_token, next_try_time) VALUES (:operation_id, :kind, :payment_id, "
-            ":expert_id, :params, :minor_units, :claim_id, :state, :attempt, :tries, :last_error, "
+            "INSERT INTO operations (operation_id, kind, payment_id, expert_id, dispute_id, "
+            "params, minor_units, claim_id, state, attempt, tries, last_error, create_time, "
+            "attempt_time, lease_until, lease_token, next_try_time) "
+            "VALUES (:operation_id, :kind, :payment_id, :expert_id, :dispute_id, :params, "
+            ":minor_units, :claim_id, :state, :attempt, :tries, :last_error, "
             ":create_time, :attempt_time, :lease_until, :lease_token, :next_try_time)",
             operation_id=operation.operation_id,
             kind=operation.kind.value,
             payment_id=operation.payment_id or None,
             expert_id=operation.expert_id or None,
+            dispute_id=operation.dispute_id or None,
             params=json.dumps(dict(operation.params)),
             minor_units=operation.minor_units,
             claim_id=operation.claim_id or None,

@@ -10,10 +10,12 @@ from typing import Any, Final
 
 from sqlalchemy import RowMapping
 
+from payment_service.domain.disputes import Dispute, Outcome, Stage
 from payment_service.domain.escrow import (
     ChargeModel,
     EscrowMode,
     Failure,
+    Freeze,
     ModeReason,
     OnDeadline,
     Payment,
@@ -27,7 +29,8 @@ from payment_service.domain.ports import Answer, Claim, InboxEvent
 PAYMENT_COLUMNS = (
     "payment_id client_id expert_id gig_id description state escrow_mode charge_model mode_reason "
     "on_deadline destination_account_id currency amount commission_basis_points commission "
-    "expert_amount held charged captured refunded returned netting net_commission client_owed "
+    "expert_amount held charged captured refunded returned lost_held lost frozen frozen_by "
+    "fraud_warning_id netting net_commission client_owed "
     "processor_fee payment_intent_id charge_id transfer_id operation_id waiting_for failure "
     "version create_time update_time escrow_time capture_time escrow_expire_time "
     "release_due_time warn_time deadline_time payment_expire_time"
@@ -41,6 +44,7 @@ _ENUMS: Final[Mapping[str, Callable[[str], StrEnum]]] = {
     "mode_reason": ModeReason,
     "on_deadline": OnDeadline,
     "waiting_for": WaitingFor,
+    "frozen": Freeze,
 }
 
 
@@ -85,6 +89,7 @@ def operation_of(row: RowMapping) -> Operation:
         kind=OperationKind(row["kind"]),
         payment_id=row["payment_id"] or "",
         expert_id=row["expert_id"] or "",
+        dispute_id=row["dispute_id"] or "",
         params=row["params"],
         minor_units=row["minor_units"],
         claim_id=row["claim_id"] or "",
@@ -152,6 +157,25 @@ def expert_values(expert: Expert) -> dict[str, Any]:
         "create_time": expert.create_time,
         "update_time": expert.update_time,
     }
+
+
+DISPUTE_COLUMNS: Final = (
+    "dispute_id payment_id expert_id charge_id stage status outcome reason currency amount "
+    "withdrawn reinstated lost fee fee_currency evidence_due_time has_evidence submission_count "
+    "operation_id create_time update_time close_time"
+).split()
+
+
+def dispute_values(dispute: Dispute) -> dict[str, Any]:
+    """A dispute as parameters, by column."""
+    values: dict[str, Any] = {name: getattr(dispute, name) for name in DISPUTE_COLUMNS}
+    return {**values, "stage": dispute.stage.value, "outcome": dispute.outcome.value}
+
+
+def dispute_of(row: RowMapping) -> Dispute:
+    values = {name: row[name] for name in DISPUTE_COLUMNS}
+    values.update(stage=Stage(values["stage"]), outcome=Outcome(values["outcome"]))
+    return Dispute(**values)
 
 
 def inbox_event_of(row: RowMapping) -> InboxEvent:

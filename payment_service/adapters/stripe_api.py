@@ -10,7 +10,7 @@ import ssl
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 import stripe
 import structlog
@@ -21,10 +21,13 @@ from stripe.params import AccountCreateParams, BalanceTransactionListParams
 from payment_service.adapters.breaker import Breaker
 from payment_service.adapters.stripe_calls import Calls, misconfigured
 from payment_service.adapters.stripe_views import (
+    EVIDENCE_OPERATION,
     account_balances_of,
     account_of,
     balance_entry_of,
+    dispute_of,
     fee_refund_of,
+    fraud_warning_of,
     metadata_of,
     observation_of,
     payout_of,
@@ -37,7 +40,14 @@ from payment_service.domain.errors import (
     Precondition,
 )
 from payment_service.domain.experts import Account
-from payment_service.domain.observation import Observation, Refund, Reversal, Transfer
+from payment_service.domain.observation import (
+    FraudWarning,
+    Observation,
+    Refund,
+    Reversal,
+    ShownDispute,
+    Transfer,
+)
 from payment_service.domain.payouts import AccountBalance, SeenPayout
 from payment_service.domain.ports import (
     BalanceEntry,
@@ -243,6 +253,41 @@ class StripeApi:
             account_of,
         )
 
+    async def submit_evidence(
+        self,
+        key: str,
+        dispute_id: str,
+        evidence: Mapping[str, str],
+        *,
+        submit: bool,
+        operation_id: str,
+    ) -> Outcome[ShownDispute]:
+        """``evidence`` by Stripe's own names; ``submit`` hands it to the bank, for good.
+
+        The operation's id goes into the metadata, so that its effect can be told at sight.
+        """
+        params: stripe.params.DisputeModifyParams = {
+            "submit": submit,
+            "metadata": {EVIDENCE_OPERATION: operation_id},
+        }
+        if evidence:
+            params["evidence"] = cast("stripe.params.DisputeModifyParamsEvidence", dict(evidence))
+        return await self._calls.mutation(
+            lambda: self._client.v1.disputes.update_async(
+                dispute_id,
+                cast("stripe.params.DisputeUpdateParams", params),
+                {"idempotency_key": key},
+            ),
+            dispute_of,
+        )
+
+    async def accept_dispute(self, key: str, dispute_id: str) -> Outcome[ShownDispute]:
+        """Stripe calls it closing: the dispute is lost."""
+        return await self._calls.mutation(
+            lambda: self._client.v1.disputes.close_async(dispute_id, {}, {"idempotency_key": key}),
+            dispute_of,
+        )
+
     # ---- reads: None for what Stripe does not know ----
 
     async def observe(self, payment_intent_id: str) -> Observation | None:
@@ -265,6 +310,15 @@ class StripeApi:
             if metadata_of(intent.metadata).get("operation_id") == operation_id:
                 return await self.observe(intent.id)
         return None
+
+    async def fraud_warnings(self, payment_intent_id: str) -> Sequence[FraudWarning]:
+        """Oldest first."""
+        listed: list[stripe.radar.EarlyFraudWarning] = await self._calls.read_all(
+            lambda: self._client.v1.radar.early_fraud_warnings.list_async(
+                {"payment_intent": payment_intent_id, "limit": 100}
+            )
+        )
+        return [fraud_warning_of(warning) for warning in reversed(listed)]
 
     async def client_secret(self, payment_intent_id: str) -> str:
         """Read again each time it is needed, so that it is stored nowhere."""
@@ -451,7 +505,17 @@ class StripeApi:
             if getattr(intent, "transfer_data", None)
             else await self._separate_transfers(intent.transfer_group or ""),
             fee_refunds=tuple(fee_refund_of(refund) for refund in reversed(fee_refunds)),
+            disputes=await self._disputes(intent),
         )
+
+    async def _disputes(self, intent: stripe.PaymentIntent) -> tuple[ShownDispute, ...]:
+        """Oldest first; their balance transactions come with them."""
+        if not getattr(intent.latest_charge, "disputed", False):
+            return ()
+        listed: list[stripe.Dispute] = await self._calls.read_all(
+            lambda: self._client.v1.disputes.list_async({"payment_intent": intent.id, "limit": 100})
+        )
+        return tuple(dispute_of(dispute) for dispute in reversed(listed))
 
     async def _separate_transfers(self, group: str) -> tuple[Transfer, ...]:
         """Those of a charge on the platform, oldest first, by the label that all of them carry."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from payment_service.domain.envelope import OddEvent, reference_of
 from payment_service.domain.experts import Account
@@ -17,11 +17,14 @@ from payment_service.domain.observation import (
     BalanceLine,
     Charge,
     Decline,
+    DisputeLine,
     FeeRefund,
+    FraudWarning,
     IntentStatus,
     Observation,
     Refund,
     Reversal,
+    ShownDispute,
     Transfer,
 )
 from payment_service.domain.payouts import AccountBalance, PayoutLine, PayoutState, SeenPayout
@@ -31,6 +34,9 @@ if TYPE_CHECKING:  # Only the port's implementation imports stripe at run time.
     import stripe
     from stripe._stripe_object import UntypedStripeObject
 
+#: In a dispute's metadata: whose evidence it holds.
+EVIDENCE_OPERATION: Final = "evidence_operation_id"
+
 
 def observation_of(
     intent: stripe.PaymentIntent,
@@ -39,6 +45,7 @@ def observation_of(
     reversals: tuple[Reversal, ...] = (),
     fee_refunds: tuple[FeeRefund, ...] = (),
     separate_transfers: tuple[Transfer, ...] = (),
+    disputes: tuple[ShownDispute, ...] = (),
 ) -> Observation:
     charge = intent.latest_charge
     error = intent.last_payment_error
@@ -55,6 +62,7 @@ def observation_of(
         else charge_of(charge, reversals, fee_refunds),
         refunds=refunds,
         separate_transfers=separate_transfers,
+        disputes=disputes,
         metadata=metadata_of(intent.metadata),
         client_secret=intent.client_secret or "",
     )
@@ -147,6 +155,31 @@ def reversal_of(reversal: stripe.TransferReversal) -> Reversal:
 
 def fee_refund_of(refund: stripe.ApplicationFeeRefund) -> FeeRefund:
     return FeeRefund(refund.id, refund.amount, line_of(refund.balance_transaction))
+
+
+def dispute_of(dispute: stripe.Dispute) -> ShownDispute:
+    details = dispute.evidence_details
+    charge = dispute.charge
+    return ShownDispute(
+        dispute_id=dispute.id,
+        charge_id=charge if isinstance(charge, str) else charge.id,
+        status=dispute.status,
+        reason=dispute.reason,
+        minor_units=dispute.amount,
+        due_by=datetime.fromtimestamp(details.due_by, UTC) if details.due_by else None,
+        has_evidence=details.has_evidence,
+        submission_count=details.submission_count,
+        operation_id=metadata_of(dispute.metadata).get(EVIDENCE_OPERATION, ""),
+        lines=tuple(
+            DisputeLine(line.id, line.currency.upper(), line.amount, line.fee)
+            for line in dispute.balance_transactions
+        ),
+        create_time=datetime.fromtimestamp(dispute.created, UTC),
+    )
+
+
+def fraud_warning_of(warning: stripe.radar.EarlyFraudWarning) -> FraudWarning:
+    return FraudWarning(warning.id, warning.fraud_type, warning.actionable)
 
 
 def account_of(account: stripe.Account) -> Account:

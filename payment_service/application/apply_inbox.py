@@ -19,7 +19,7 @@ from payment_service.application.observe import apply, observe_payment
 from payment_service.application.observe_payout import observe_payout
 from payment_service.application.refresh_expert import refresh_expert
 from payment_service.application.settle import Applied
-from payment_service.domain.envelope import PAYOUT_EVENTS
+from payment_service.domain.envelope import FRAUD_EVENTS, PAYOUT_EVENTS
 from payment_service.domain.errors import Busy, Exhausted, Refusal, Unavailable
 from payment_service.domain.ports import Cause, InboxEvent, Policy, Transaction
 
@@ -105,7 +105,8 @@ async def _apply_to_payment(
     payment = await core.database.read(lambda reader: reader.payment_of(reference))
     if payment is None:
         return "unknown_object"
-    applied = await observe_payment(core, payment, cause)
+    warned = any(event.type in FRAUD_EVENTS for event in group)
+    applied = await observe_payment(core, payment, cause, warned=warned)
     if applied.payment is not None and not applied.payment.payment_intent_id:
         applied = await _adopt_intent(core, applied, group, cause)
     if applied.next_operation is not None and applied.payment is not None:

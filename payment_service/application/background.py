@@ -19,6 +19,7 @@ from payment_service.application.sweep import (
     ask_about_lapsed_holds,
     expire_unpaid,
     resume_waiting_captures,
+    settle_lost_disputes,
     sweep_operations,
 )
 from payment_service.domain.errors import Refusal
@@ -42,6 +43,7 @@ async def run_background(core: Core) -> None:
         tasks.create_task(_loop(core, expire_unpaid, _SELDOM_SECONDS))
         tasks.create_task(_loop(core, ask_about_lapsed_holds, _SELDOM_SECONDS))
         tasks.create_task(_loop(core, resume_waiting_captures, _POLL_SECONDS))
+        tasks.create_task(_loop(core, settle_lost_disputes, _POLL_SECONDS))
         tasks.create_task(_loop(core, warn_of_deadlines, _SELDOM_SECONDS))
         tasks.create_task(_loop(core, act_on_deadlines, _SELDOM_SECONDS))
 

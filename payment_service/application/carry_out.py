@@ -332,8 +332,21 @@ async def _send(core: Core, operation: Operation) -> Answered:
             )
         case OperationKind.CREATE_ACCOUNT:
             raise AssertionError("accounts are made by create_expert_account")
+        case OperationKind.SUBMIT_EVIDENCE | OperationKind.ACCEPT_DISPUTE:
+            raise AssertionError("disputes are answered by answer_dispute")
         case _:
             assert_never(operation.kind)
+
+
+def refusal_of(operation: Operation, outcome: NotSent | Unknown | Misconfigured) -> Refusal:
+    """What a caller is told while Stripe has said neither yes nor no."""
+    match outcome:
+        case NotSent():
+            return _not_sent(operation, outcome)
+        case Misconfigured():
+            return _misconfigured(operation, outcome)
+        case Unknown():
+            return outcome_unknown(payment_id=operation.payment_id or operation.text("payment_id"))
 
 
 def _not_sent(operation: Operation, outcome: NotSent) -> Refusal:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import wraps
 from typing import TypeVar
 
 from payment_service.application.carry_out import carry_out
 from payment_service.application.core import Begun, Core, Keyed, answered, wait_for_answer
+from payment_service.application.settle import Applied
 from payment_service.domain.errors import processor_unavailable
-from payment_service.domain.ports import Answers, Policy, Transaction
+from payment_service.domain.operations import Operation
+from payment_service.domain.ports import Answers, Cause, Policy, Transaction
 
 C = TypeVar("C", bound=Keyed)
 
+#: What brings the operation to its end.
+Carry = Callable[[Core, Operation, int, Cause], Awaitable[Applied]]
 #: The first phase of a money RPC: claims the key, locks the row, records the intent.
 Begin = Callable[[Transaction, Answers, Policy, C], Begun]
 
@@ -40,7 +44,7 @@ class Told:
     client_secret: str = field(default="", repr=False)
 
 
-async def run_keyed(core: Core, begin: Begin[C], command: C) -> Told:
+async def run_keyed(core: Core, begin: Begin[C], command: C, carry: Carry = carry_out) -> Told:
     """Run a money RPC under its key. Raises :class:`Refusal` or :class:`ReplayedRefusal`.
 
     No transaction is open while Stripe is called, nor can one be. Whatever dies in between leaves
@@ -54,7 +58,8 @@ async def run_keyed(core: Core, begin: Begin[C], command: C) -> Told:
     if begun.operation is None:
         answer = await wait_for_answer(core, claim.claim_id, command.key)
         return Told(answered(answer), claim.payment_id)
-    applied = await carry_out(core, begun.operation, begun.version, command.cause)
+    applied = await carry(core, begun.operation, begun.version, command.cause)
     # Usually there at once; a webhook may have taken the second leg of a refund out of our hands.
     answer = await wait_for_answer(core, claim.claim_id, command.key)
-    return Told(answered(answer), begun.operation.payment_id, applied.client_secret)
+    payment_id = begun.operation.payment_id or claim.payment_id
+    return Told(answered(answer), payment_id, applied.client_secret)

@@ -9,7 +9,7 @@ from payment_service.application.core import Core
 from payment_service.application.settle import Applied, apply_observation_phase, tell
 from payment_service.domain.errors import Busy, Unavailable, payment_not_found
 from payment_service.domain.escrow import Payment
-from payment_service.domain.observation import Observation, Refund, Reversal, Transfer
+from payment_service.domain.observation import Observation, Refund, Reversal, ShownDispute, Transfer
 from payment_service.domain.ports import Cause, Reader
 
 _TRIES: Final = 6
@@ -20,13 +20,15 @@ async def observe_payment(
     payment_id: str,
     cause: Cause,
     *,
-    made: Refund | Transfer | Reversal | None = None,
+    made: Refund | Transfer | Reversal | ShownDispute | None = None,
+    warned: bool = False,
 ) -> Applied:
     """Read the intent and everything on it, now, and apply it.
 
     The payment's version is read *before* Stripe is asked. If it has moved on when the answer is
     written down, the answer may be older than the books, and Stripe is asked again. ``made`` is
-    what Stripe has just answered, in case its list lags behind.
+    what Stripe has just answered, in case its list lags behind. Early fraud warnings, of which the
+    intent shows nothing, are read where one was told of (``warned``) or freezes the payment.
     """
     for _ in range(_TRIES):
         payment = await core.database.read(_payment, payment_id)
@@ -43,6 +45,9 @@ async def observe_payment(
                 {"payment_id": payment_id, "stripe_code": "resource_missing"},
             )
         seen = seen.with_answer(made)
+        if warned or payment.fraud_warning_id:
+            warnings = await core.stripe.fraud_warnings(payment.payment_intent_id)
+            seen = replace(seen, fraud_warnings=tuple(warnings))
         applied = await apply(core, payment_id, seen, payment.version, cause)
         if not applied.stale:
             return applied

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from payment_service.application.core import Core
-from payment_service.domain import escrow
+from payment_service.domain import escrow, plans
 from payment_service.domain.errors import NotFound, Precondition, Refusal
 from payment_service.domain.escrow import WaitingFor
-from payment_service.domain.operations import Operation, OperationState
+from payment_service.domain.operations import Operation, OperationKind, OperationState
 from payment_service.domain.ports import Cause, InboxEvent, Transaction
 
 
@@ -32,6 +32,8 @@ def unpark(tx: Transaction, operation_id: str, payment_id: str, cause: Cause) ->
             f"the operation is {operation.state}; only a parked one is resumed",
             {"id": operation_id, "state": operation.state.value, "allowed_states": "PARKED"},
         )
+    if payment is not None and operation.kind in (OperationKind.CAPTURE, OperationKind.TRANSFER):
+        plans.check_capture_freeze(payment)  # It was refused for good; that it waits is our doing.
     tx.unpark_operation(operation_id)
     if payment is not None and payment.waiting_for is not WaitingFor.PROCESSOR:
         tx.record(

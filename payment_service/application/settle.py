@@ -12,9 +12,13 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from payment_service.application.core import Core
-from payment_service.domain import escrow
+from payment_service.application.settle_disputes import (
+    follow_disputes_phase,
+    save_disputes_phase,
+)
+from payment_service.domain import escrow, plans
 from payment_service.domain.errors import Precondition, Refusal, invalid_field
-from payment_service.domain.escrow import Payment, Transition, WaitingFor
+from payment_service.domain.escrow import Payment, State, Transition, WaitingFor
 from payment_service.domain.follow import (
     Discrepancy,
     failure_of,
@@ -71,10 +75,12 @@ def apply_observation_phase(
         holding=timedelta(seconds=policy.holding_limit),
         now=tx.now,
     )
+    follow_disputes_phase(tx, policy, followed, seen, operation)
     for transition in followed.transitions:
         tx.record(transition, cause)
     for movement in followed.movements:
         tx.add_movement(payment_id, movement)
+    save_disputes_phase(tx, answers, payment_id, followed, seen)
     for discrepancy in followed.discrepancies:
         tx.report(discrepancy)
     if operation is not None and followed.settled:
@@ -84,6 +90,7 @@ def apply_observation_phase(
     next_operation: Operation | None = None
     if followed.next_operation is not None:
         coming = followed.next_operation
+        goes_on = operation is not None and not coming.parked and not coming.unasked
         recorded = leased_operation(
             tx,
             policy,
@@ -92,7 +99,7 @@ def apply_observation_phase(
             minor_units=coming.minor_units,
             params=coming.params,
             # The caller is answered when the second leg is settled, not before.
-            claim_id=operation.claim_id if operation is not None and not coming.parked else "",
+            claim_id=operation.claim_id if operation is not None and goes_on else "",
             operation_id=next(
                 transition.after.operation_id
                 for transition in reversed(followed.transitions)
@@ -103,8 +110,10 @@ def apply_observation_phase(
         next_operation = None if coming.parked else recorded
         if recorded.claim_id:
             tx.bind_claim(recorded.claim_id, payment_id, recorded.operation_id)
-    # A parked operation is another matter (a bounced refund): it answers nobody.
-    if next_operation is None and operation is not None and followed.settled and operation.claim_id:
+    # A parked operation is another matter (a bounced refund), and so is what a lost dispute takes
+    # back: they answer nobody.
+    ends = next_operation is None or not next_operation.claim_id
+    if ends and operation is not None and followed.settled and operation.claim_id:
         if followed.refusal is not None:
             tx.settle_claim(operation.claim_id, answers.refusal(followed.refusal))
         else:
@@ -217,6 +226,7 @@ def leased_operation(
     kind: OperationKind,
     payment_id: str = "",
     expert_id: str = "",
+    dispute_id: str = "",
     minor_units: int = 0,
     params: Mapping[str, object],
     claim_id: str = "",
@@ -229,6 +239,7 @@ def leased_operation(
         kind=kind,
         payment_id=payment_id,
         expert_id=expert_id,
+        dispute_id=dispute_id,
         params=params,
         minor_units=minor_units,
         claim_id=claim_id,
@@ -267,6 +278,8 @@ def _refused_transition(
             return escrow.expert_owes(payment, owed_after(operation), failure.code, now)
         case OperationKind.CREATE_ACCOUNT:
             raise AssertionError("an account is no payment")
+        case OperationKind.SUBMIT_EVIDENCE | OperationKind.ACCEPT_DISPUTE:
+            raise AssertionError("answers to disputes are refused by settle_disputes")
 
 
 def owed_after(operation: Operation) -> int:
@@ -286,6 +299,9 @@ def _refusal_of(payment: Payment, refused: Refused) -> Refusal:
             "Stripe says that the expert's account cannot receive transfers",
             {**facts, "expert_id": payment.expert_id, "status": "unknown"},
         )
+    if refused.code == "charge_disputed":
+        word = "refunded" if payment.state is State.REFUNDING else "captured"
+        return plans.payment_disputed(payment, word, stripe_code=refused.code)
     if refused.decline_code or refused.code == "card_declined":
         failure = failure_of(Decline(refused.code, refused.decline_code), payment.update_time)
         return Precondition(

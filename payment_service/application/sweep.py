@@ -8,6 +8,7 @@ from typing import Final
 
 import structlog
 
+from payment_service.application.answer_dispute import carry_out_answer
 from payment_service.application.carry_out import carry_out
 from payment_service.application.core import Core
 from payment_service.application.create_expert_account import carry_out_account
@@ -17,7 +18,7 @@ from payment_service.application.settle import leased_operation
 from payment_service.domain import escrow
 from payment_service.domain.errors import Refusal
 from payment_service.domain.escrow import State
-from payment_service.domain.operations import Operation, OperationKind
+from payment_service.domain.operations import OF_A_DISPUTE, Operation, OperationKind
 from payment_service.domain.ports import Cause, Policy, Transaction
 
 log = structlog.get_logger(__name__)
@@ -43,6 +44,8 @@ async def _take_up(core: Core, operation: Operation) -> None:
     try:
         if operation.kind is OperationKind.CREATE_ACCOUNT:
             await carry_out_account(core, operation, SWEEP)
+        elif operation.kind in OF_A_DISPUTE:
+            await carry_out_answer(core, operation, 0, SWEEP)
         else:
             await carry_out(core, operation, 0, SWEEP)
     except Refusal as refusal:
@@ -65,6 +68,25 @@ async def resume_waiting_captures(core: Core) -> int:
 
 def find_waiting(tx: Transaction) -> list[tuple[str, str]]:
     return list(tx.payments_waiting_for_experts(_BATCH))
+
+
+async def settle_lost_disputes(core: Core) -> int:
+    """Write off what was lost while something else was under way on the payment."""
+    if core.stripe.is_away:
+        return 0
+    for payment_id in await core.database.transact(find_lost):
+        try:
+            applied = await observe_payment(core, payment_id, SWEEP)
+            if applied.next_operation is not None and applied.payment is not None:
+                version = applied.payment.version
+                await carry_out(core, applied.next_operation, version, SWEEP)
+        except Refusal as refusal:
+            log.info("lost_dispute_unsettled", payment=payment_id, reason=refusal.reason)
+    return 0  # Asked once a round: where it has to wait, asking again changes nothing.
+
+
+def find_lost(tx: Transaction) -> list[str]:
+    return list(tx.payments_with_unsettled_losses(_BATCH))
 
 
 async def expire_unpaid(core: Core) -> int:

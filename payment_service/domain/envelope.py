@@ -28,6 +28,13 @@ PAYMENT_EVENTS: Final = frozenset(
         "charge.expired",
         "charge.updated",
         "charge.refund.updated",
+        "charge.dispute.created",
+        "charge.dispute.updated",
+        "charge.dispute.closed",
+        "charge.dispute.funds_withdrawn",
+        "charge.dispute.funds_reinstated",
+        "radar.early_fraud_warning.created",
+        "radar.early_fraud_warning.updated",
         "refund.created",
         "refund.updated",
         "refund.failed",
@@ -41,6 +48,10 @@ ACCOUNT_EVENTS: Final = frozenset(
 #: Of connected accounts only: the platform's own payouts are the operators' affair.
 PAYOUT_EVENTS: Final = frozenset(
     {"payout.created", "payout.updated", "payout.paid", "payout.failed", "payout.canceled"}
+)
+#: Of these the charge itself shows nothing: the warnings are asked for where one of them came.
+FRAUD_EVENTS: Final = frozenset(
+    {"radar.early_fraud_warning.created", "radar.early_fraud_warning.updated"}
 )
 
 
@@ -104,6 +115,8 @@ def reference_of(shown: Mapping[str, Any]) -> str:
     if shown.get("object") == "application_fee":
         # Its `charge` is the connected account's payment; the platform's charge stands here.
         return _text(shown, "originating_transaction") or _text(shown, "charge")
+    if shown.get("object") in ("dispute", "radar.early_fraud_warning"):
+        return _intent_of(shown) or _text(shown, "charge")
     return _intent_of(shown) or _text(shown, "id")
 
 

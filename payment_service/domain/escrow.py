@@ -80,6 +80,18 @@ class Kind(StrEnum):
     REFUND_FAILED = "payment.refund_failed"
     REFUND_RESENT = "payment.refund_resent"
     PROCESSOR_FEE = "payment.processor_fee_recorded"
+    DISPUTE_OPENED = "payment.dispute_opened"
+    DISPUTE_ESCALATED = "payment.dispute_escalated"
+    DISPUTE_UPDATED = "payment.dispute_updated"
+    DISPUTE_FUNDS_WITHDRAWN = "payment.dispute_funds_withdrawn"
+    DISPUTE_FUNDS_REINSTATED = "payment.dispute_funds_reinstated"
+    DISPUTE_WON = "payment.dispute_won"
+    DISPUTE_LOST = "payment.dispute_lost"
+    DISPUTE_CLOSED = "payment.dispute_closed"
+    DISPUTE_ANSWER_STARTED = "payment.dispute_answer_started"
+    DISPUTE_ANSWER_REFUSED = "payment.dispute_answer_refused"
+    FRAUD_WARNING = "payment.fraud_warning"
+    FRAUD_WARNING_OVER = "payment.fraud_warning_over"
     WAITING = "payment.waiting"
 
 
@@ -152,6 +164,29 @@ TRANSITIONS: Final[Mapping[Kind, Mapping[State, set[State]]]] = {
     Kind.REFUND_FAILED: _edges({*_RESTING, _S.REFUNDING}, _S.REFUNDING),
     Kind.REFUND_RESENT: _edges({_S.REFUNDING}, *_RESTING),
     Kind.PROCESSOR_FEE: _stay(_CHARGED),
+    # A dispute is a record of its own: it freezes the payment where it stands.
+    **{
+        kind: _stay(_CHARGED)
+        for kind in (
+            Kind.DISPUTE_OPENED,
+            Kind.DISPUTE_ESCALATED,
+            Kind.DISPUTE_UPDATED,
+            Kind.DISPUTE_FUNDS_WITHDRAWN,
+            Kind.DISPUTE_FUNDS_REINSTATED,
+            Kind.DISPUTE_WON,
+            Kind.DISPUTE_CLOSED,
+            Kind.DISPUTE_ANSWER_STARTED,
+            Kind.DISPUTE_ANSWER_REFUSED,
+            Kind.FRAUD_WARNING,
+            Kind.FRAUD_WARNING_OVER,
+        )
+    },
+    # Only at rest, since it takes money; REFUNDING while the expert's part is taken back.
+    Kind.DISPUTE_LOST: {
+        _S.IN_ESCROW: {_S.REFUNDING, *_RESTING},
+        _S.CAPTURED: {_S.REFUNDING, _S.CAPTURED, _S.REFUNDED},
+        _S.REFUNDED: {_S.REFUNDED},
+    },
     Kind.WAITING: _stay(BUSY | {_S.PENDING}),
     Kind.DEADLINE_NEAR: _stay({_S.IN_ESCROW, _S.CAPTURING}),
     Kind.DEADLINE_PASSED: _stay({_S.IN_ESCROW}),
@@ -175,6 +210,23 @@ class OnDeadline(StrEnum):
     CAPTURE = "CAPTURE"  # The expert is paid.
     REFUND = "REFUND"  # The client gets the money back.
     PROMOTE = "PROMOTE"  # A card hold is charged onto the platform, and stays in escrow.
+
+
+class Freeze(StrEnum):
+    """What a contested payment is kept from; the strictest of all its reasons."""
+
+    NONE = "NONE"
+    FRAUD_WARNING = "FRAUD_WARNING"  # Capture; left when Stripe calls it not actionable any more.
+    INQUIRY = "INQUIRY"  # Capture; left when the inquiry is closed, or escalated.
+    CHARGEBACK = "CHARGEBACK"  # Capture and refund; left by the bank's decision.
+
+
+@dataclass(frozen=True, slots=True)
+class Frozen:
+    """A freeze, and the dispute or the warning that it comes from."""
+
+    freeze: Freeze = Freeze.NONE
+    by: str = ""
 
 
 class ModeReason(StrEnum):
@@ -227,16 +279,24 @@ class Payment:
     commission: int
     expert_amount: int
     held: int = 0
-    #: What the card was charged: ``held + captured + returned``, or 0 while it is not.
+    #: What the card was charged: ``held + captured + returned + lost_held``, or 0 while it is not.
     charged: int = 0
     #: What went to the expert and the commission, and what of that came back to the client.
     captured: int = 0
     refunded: int = 0
     #: Given back to the client out of escrow, after the card was charged.
     returned: int = 0
+    #: What lost disputes took: out of escrow, and of what had been captured.
+    lost_held: int = 0
+    lost: int = 0
+    #: What disputes and warnings forbid now, and by which of them.
+    frozen: Freeze = Freeze.NONE
+    frozen_by: str = ""
+    #: An early fraud warning that can still be acted upon.
+    fraud_warning_id: str = ""
     #: What the capture under way keeps back of the expert's debt.
     netting: int = 0
-    #: The platform's part of ``captured - refunded``.
+    #: The platform's part of ``net``.
     net_commission: int = 0
     #: A refund bounced: Stripe gave this back to us, and we owe it to the client.
     client_owed: int = 0
@@ -265,7 +325,8 @@ class Payment:
 
     @property
     def net(self) -> int:
-        return self.captured - self.refunded
+        """What commission and expert have of it now."""
+        return self.captured - self.refunded - self.lost
 
     @property
     def net_expert(self) -> int:
@@ -875,6 +936,88 @@ def fee_refunded_elsewhere(
         facts={"fee_refund_id": fee_refund_id, "amount": part},
         postings=payment.book.fee_refunded(part, platform, connected),
     )
+
+
+# ---- disputes ----
+
+
+def dispute_changed(
+    payment: Payment, kind: Kind, facts: Mapping[str, object], frozen: Frozen, now: datetime
+) -> Transition:
+    """Something about a dispute that moves no money."""
+    return _move(payment, kind, payment.state, now, facts=facts, **_freeze(frozen))
+
+
+def dispute_funds_moved(
+    payment: Payment,
+    kind: Kind,
+    facts: Mapping[str, object],
+    postings: list[Posting],
+    frozen: Frozen,
+    now: datetime,
+) -> Transition:
+    """Stripe withdrew the contested money from the platform, or reinstated it."""
+    return _move(
+        payment, kind, payment.state, now, facts=facts, postings=postings, **_freeze(frozen)
+    )
+
+
+def dispute_lost(
+    payment: Payment,
+    split: RefundSplit,
+    beyond: int,
+    facts: Mapping[str, object],
+    frozen: Frozen,
+    next_operation_id: str | None,
+    now: datetime,
+) -> Transition:
+    """The client's bank keeps the money: out of escrow first, then of what was captured.
+
+    ``beyond`` had been given back to the client before. The expert's part is owed until it is
+    reversed; ``next_operation_id`` None means that nothing is to be taken back.
+    """
+    after = replace(
+        payment,
+        held=payment.held - split.from_escrow,
+        lost_held=payment.lost_held + split.from_escrow,
+        lost=payment.lost + split.from_captured,
+        net_commission=payment.net_commission - split.commission,
+    )
+    return _move(
+        payment,
+        Kind.DISPUTE_LOST,
+        after.resting_state if next_operation_id is None else State.REFUNDING,
+        now,
+        facts={**facts, **_split_facts(split), "amount": split.whole + beyond, "beyond": beyond},
+        postings=payment.book.dispute_lost(split, beyond),
+        **{name: getattr(after, name) for name in ("held", "lost_held", "lost", "net_commission")},
+        **_freeze(frozen),
+        **_goes_on(next_operation_id),
+    )
+
+
+def fraud_warned(
+    payment: Payment,
+    kind: Kind,
+    facts: Mapping[str, object],
+    fraud_warning_id: str,
+    frozen: Frozen,
+    now: datetime,
+) -> Transition:
+    """The issuer reported the charge as fraud, or that has become pointless."""
+    return _move(
+        payment,
+        kind,
+        payment.state,
+        now,
+        facts=facts,
+        fraud_warning_id=fraud_warning_id,
+        **_freeze(frozen),
+    )
+
+
+def _freeze(frozen: Frozen) -> dict[str, Any]:
+    return {"frozen": frozen.freeze, "frozen_by": frozen.by}
 
 
 # ---- waiting ----

@@ -51,6 +51,7 @@ def event_body(transition: Transition, cause: Cause) -> str:
             "captured": after.captured,
             "refunded": after.refunded,
             "returned": after.returned,
+            "lost": after.lost + after.lost_held,
             "net_commission": after.net_commission,
             "client_owed": after.client_owed,
             "currency": after.currency,
@@ -196,6 +197,10 @@ def _movements_fault(trail: Trail, bodies: Sequence[Any]) -> Fault | None:
 def _movement_of(kind: str, facts: Mapping[str, Any]) -> tuple[str, str, int] | None:
     if kind == Kind.REFUND_FAILED:
         return f"{facts['refund_id']}{_FAILED}", "refund_failure", facts["amount"]
+    if kind in _DISPUTE_LINES:
+        return facts["balance_transaction_id"], _DISPUTE_LINES[kind], facts["amount"]
+    if kind == Kind.FRAUD_WARNING:
+        return facts["warning_id"], "fraud_warning", 0
     for name, movement in _MOVEMENTS.items():
         if facts.get(name):
             # Of a captured part less may have been sent on: commission and debt stay.
@@ -209,6 +214,10 @@ _MOVEMENTS: Final = {
     "reversal_id": "reversal",
     "fee_refund_id": "fee_refund",
     "transfer_id": "transfer",
+}
+_DISPUTE_LINES: Final[Mapping[str, str]] = {
+    Kind.DISPUTE_FUNDS_WITHDRAWN: "dispute_withdrawn",
+    Kind.DISPUTE_FUNDS_REINSTATED: "dispute_reinstated",
 }
 _PAYMENT_FIELDS: Final = [field.name for field in fields(Payment)]
 

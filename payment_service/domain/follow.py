@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from payment_service.domain import escrow, money, plans
+from payment_service.domain.disputes import Dispute
 from payment_service.domain.errors import Precondition, Refusal
 from payment_service.domain.escrow import EscrowMode, Failure, Payment, State, Transition
 from payment_service.domain.ledger import LOSSES, CaptureLines, Settled, Share
@@ -77,6 +78,8 @@ class NextOperation:
     minor_units: int
     params: Mapping[str, object]
     parked: bool = False
+    #: It comes of a lost dispute and not of the call whose operation is just over.
+    unasked: bool = False
 
 
 @dataclass(slots=True)
@@ -95,6 +98,8 @@ class Followed:
     deferred: bool = False
     #: Something else must wait until the open operation is over; that itself may go on.
     waits: bool = False
+    #: Disputes that changed, by their ids, as they stand now.
+    disputes: dict[str, Dispute] = field(default_factory=dict)
 
     def take(self, transition: Transition) -> None:
         self.transitions.append(transition)
@@ -517,7 +522,7 @@ def _take_reversal(
                 to.payment, reversal.reversal_id, part, platform, connected, follows, now
             )
         )
-        _go_on_reversing(to, legs, owed, now)
+        go_on_reversing(to, legs, owed, now)
         to.settle()
     else:
         part = _in_payment_currency(reversal.minor_units, transfer, to.payment)
@@ -534,7 +539,7 @@ def _take_reversal(
     )
 
 
-def _go_on_reversing(
+def go_on_reversing(
     to: Followed, legs: Sequence[Mapping[str, object]], owed: int, now: datetime
 ) -> None:
     """The next transfer's reversal; or, after the last one, what no transfer covers is owed."""
@@ -556,7 +561,7 @@ def _go_on_reversing(
         to.take(escrow.expert_owes(to.payment, owed, "nothing_left_to_reverse", now))
 
 
-def _reversal_legs(
+def reversal_legs(
     to: Followed, seen: Observation, expert_part: int
 ) -> tuple[list[Mapping[str, object]], int]:
     """Which transfers the expert's part is taken back from, and what none of them covers."""
@@ -611,10 +616,10 @@ def _take_refund(
         return
     # Divided anew: a refund made elsewhere may have come in between.
     split = plans.split_refund(payment, refund.minor_units, payment.held)
-    legs, owed = _reversal_legs(to, seen, split.expert_part)
+    legs, owed = reversal_legs(to, seen, split.expert_part)
     follows = next_operation_id if legs else ("" if owed else None)
     to.take(escrow.client_refunded(payment, refund.refund_id, split, settled, follows, now))
-    _go_on_reversing(to, legs, owed, now)
+    go_on_reversing(to, legs, owed, now)
     to.settle()
 
 

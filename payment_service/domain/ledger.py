@@ -5,8 +5,9 @@ Postings are never edited: what was wrong is corrected by new ones. Lines on ``s
 id of Stripe's balance transaction, so that the books can be held against Stripe's line by line.
 
     assets       stripe:platform   stripe:connected:{expert}   expert_debt:{expert}
+                 dispute_hold:{payment}
     liabilities  escrow:{payment}  client_payable:{payment}    expert_funds:{expert}
-    result       commission   processor_fee   losses   fx
+    result       commission   processor_fee   dispute_fee   losses   fx
     memo         hold   client
 
 A charge may settle in another currency than it was presented in. Lines on ``stripe:*`` are then in
@@ -23,6 +24,7 @@ from typing import Final
 STRIPE_PLATFORM: Final = "stripe:platform"
 COMMISSION: Final = "commission"
 PROCESSOR_FEE: Final = "processor_fee"
+DISPUTE_FEE: Final = "dispute_fee"
 LOSSES: Final = "losses"
 FX: Final = "fx"
 MEMO_HOLD: Final = "hold"
@@ -47,6 +49,10 @@ def escrow(payment_id: str) -> str:
 
 def client_payable(payment_id: str) -> str:
     return f"client_payable:{payment_id}"
+
+
+def dispute_hold(payment_id: str) -> str:
+    return f"dispute_hold:{payment_id}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,6 +322,52 @@ class Book:
             self.line("refund_resent", client_payable(self.payment_id), part),
             *self.into_stripe("refund_resent", STRIPE_PLATFORM, -1, part, settled),
         ]
+
+    def dispute_funds(
+        self, kind: str, sign: int, part: int, settled: Settled, fee: Settled
+    ) -> list[Posting]:
+        """``sign`` 1: Stripe withdrew ``part`` over a dispute; -1: it reinstated it.
+
+        ``fee`` is what Stripe took beside it, negative where it gave a fee back.
+        """
+        return without_zeros(
+            [
+                self.line(kind, dispute_hold(self.payment_id), sign * part),
+                *self.into_stripe(kind, STRIPE_PLATFORM, -sign, part, settled),
+                Posting(DISPUTE_FEE, fee.minor_units, fee.currency, "dispute_fee"),
+                Posting(
+                    STRIPE_PLATFORM,
+                    -fee.minor_units,
+                    fee.currency,
+                    "dispute_fee",
+                    fee.balance_transaction_id,
+                ),
+            ]
+        )
+
+    def reinstated_after_loss(self, part: int) -> list[Posting]:
+        """It was written off before it came back: the platform's, until an operator decides."""
+        return without_zeros(
+            [
+                self.line("reinstated_after_loss", dispute_hold(self.payment_id), part),
+                self.line("reinstated_after_loss", LOSSES, -part),
+            ]
+        )
+
+    def dispute_lost(self, split: RefundSplit, beyond: int) -> list[Posting]:
+        """The bank keeps it: out of escrow, then of commission and expert.
+
+        ``beyond`` was given back to the client before; the platform has then paid it twice.
+        """
+        return without_zeros(
+            [
+                self.line("dispute_lost", escrow(self.payment_id), split.from_escrow),
+                self.line("dispute_lost", COMMISSION, split.commission),
+                self.line("dispute_lost", expert_debt(self.expert_id), split.expert_part),
+                self.line("dispute_lost", LOSSES, beyond),
+                self.line("dispute_lost", dispute_hold(self.payment_id), -split.whole - beyond),
+            ]
+        )
 
 
 @dataclass(frozen=True, slots=True)

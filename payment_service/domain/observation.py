@@ -144,6 +144,48 @@ class Charge:
 
 
 @dataclass(frozen=True, slots=True)
+class DisputeLine:
+    """A balance transaction of a dispute, signed: negative where Stripe took it from the platform.
+
+    ``fee`` is Stripe's own beside it; positive where Stripe took one, negative where it gave one
+    back.
+    """
+
+    balance_transaction_id: str
+    currency: str
+    minor_units: int
+    fee: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShownDispute:
+    """A dispute of the charge, in the charge's currency. ``status`` and ``reason`` are open."""
+
+    dispute_id: str
+    charge_id: str
+    status: str
+    reason: str
+    minor_units: int
+    due_by: datetime | None = None
+    has_evidence: bool = False
+    submission_count: int = 0
+    #: The operation whose evidence was taken last; empty if it was given at Stripe's dashboard.
+    operation_id: str = ""
+    #: Oldest first: what was withdrawn, then what was reinstated.
+    lines: tuple[DisputeLine, ...] = ()
+    create_time: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class FraudWarning:
+    """The issuer reports the charge as fraud; ``actionable`` while a refund still prevents one."""
+
+    warning_id: str
+    fraud_type: str
+    actionable: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Observation:
     """A PaymentIntent with everything that hangs on it, as Stripe shows it now."""
 
@@ -158,6 +200,10 @@ class Observation:
     refunds: tuple[Refund, ...] = ()
     #: Those made apart from the charge, oldest first; a destination charge has its own one.
     separate_transfers: tuple[Transfer, ...] = ()
+    #: Oldest first.
+    disputes: tuple[ShownDispute, ...] = ()
+    #: Early fraud warnings, oldest first; None where nobody asked for them.
+    fraud_warnings: tuple[FraudWarning, ...] | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
     #: Whoever holds it can pay: never stored, never logged.
     client_secret: str = field(default="", repr=False)
@@ -173,7 +219,7 @@ class Observation:
         own = self.charge.transfer if self.charge else None
         return (own, *self.separate_transfers) if own else self.separate_transfers
 
-    def with_answer(self, made: Refund | Transfer | Reversal | None) -> Observation:
+    def with_answer(self, made: Refund | Transfer | Reversal | ShownDispute | None) -> Observation:
         """Make sure that what Stripe just answered is in, even if its lists lag behind.
 
         A reversal is not put in: its transfer says how much was reversed, and is read anew.
@@ -186,4 +232,8 @@ class Observation:
             transfer.transfer_id for transfer in self.separate_transfers
         }:
             return replace(self, separate_transfers=(*self.separate_transfers, made))
+        if isinstance(made, ShownDispute) and made.dispute_id not in {
+            dispute.dispute_id for dispute in self.disputes
+        }:
+            return replace(self, disputes=(*self.disputes, made))
         return self

@@ -27,6 +27,12 @@ class OperationKind(StrEnum):
     TRANSFER = "transfer"
     REVERSE_TRANSFER = "reverse_transfer"
     CREATE_ACCOUNT = "create_account"
+    SUBMIT_EVIDENCE = "submit_evidence"
+    ACCEPT_DISPUTE = "accept_dispute"
+
+
+#: Answers to a dispute: they hang on it and leave the payment's own operation alone.
+OF_A_DISPUTE: Final = frozenset({OperationKind.SUBMIT_EVIDENCE, OperationKind.ACCEPT_DISPUTE})
 
 
 class OperationState(StrEnum):
@@ -50,6 +56,7 @@ class Operation:
     kind: OperationKind
     payment_id: str = ""
     expert_id: str = ""
+    dispute_id: str = ""
     #: What was asked besides the amount; plain JSON values.
     params: Mapping[str, object] = field(default_factory=dict)
     minor_units: int = 0

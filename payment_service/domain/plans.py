@@ -22,6 +22,7 @@ from payment_service.domain.escrow import (
     BUSY,
     ChargeModel,
     EscrowMode,
+    Freeze,
     ModeReason,
     OnDeadline,
     Payment,
@@ -70,6 +71,7 @@ def plan_capture(payment: Payment, part: int | None, final: bool, debt: int = 0)
     ``debt`` is what the expert owes in the payment's currency and no other capture keeps back yet.
     """
     _refuse_unless(payment, State.IN_ESCROW)
+    check_capture_freeze(payment)
     held = payment.held
     if part is not None:
         _check_part(payment, part, held)
@@ -107,6 +109,8 @@ def plan_refund(payment: Payment, part: int | None) -> RefundPlan:
     or where nothing is held.
     """
     _refuse_unless(payment, *_REFUNDABLE)
+    if payment.frozen is Freeze.CHARGEBACK:
+        raise payment_disputed(payment, "refunded")
     if payment.charged:
         available = payment.held + payment.net
         asked = (payment.held or payment.net) if part is None else part
@@ -163,6 +167,26 @@ def check_promotion(payment: Payment) -> None:
             "only an authorized card without a destination can be promoted",
             {"payment_id": payment.payment_id, "state": payment.state, "allowed_states": ""},
         )
+
+
+def check_capture_freeze(payment: Payment) -> None:
+    """Raise while the payment is contested: what may have to go back is not paid out."""
+    if payment.frozen is not Freeze.NONE:
+        raise payment_disputed(payment, "captured")
+
+
+def payment_disputed(payment: Payment, word: str, **facts: str) -> Precondition:
+    """Contested: by our own freeze, or because Stripe says so. ``stage`` is the freeze."""
+    return Precondition(
+        "PAYMENT_DISPUTED",
+        f"the payment is contested ({payment.frozen}) and cannot be {word} until that is decided",
+        {
+            "payment_id": payment.payment_id,
+            "dispute_id": payment.frozen_by,
+            "stage": payment.frozen.value,
+            **facts,
+        },
+    )
 
 
 def waits_for_expert(payment: Payment) -> bool:

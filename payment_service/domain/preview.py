@@ -55,7 +55,12 @@ def preview_capture(payment: Payment, plan: CapturePlan) -> Preview:
     after = replace(
         payment,
         charged=charged,
-        held=charged - payment.captured - payment.returned - share.part - plan.returned,
+        held=charged
+        - payment.captured
+        - payment.returned
+        - payment.lost_held
+        - share.part
+        - plan.returned,
         captured=payment.captured + share.part,
         returned=payment.returned + plan.returned,
         net_commission=payment.net_commission + share.commission,

@@ -19,6 +19,7 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from marketplace.payments.v1 import (
+    disputes_pb2,
     events_pb2,
     experts_pb2,
     ledger_pb2,
@@ -31,6 +32,7 @@ from payment_service.application.get_expert_balance import ExpertBalance
 from payment_service.application.reconcile import Report
 from payment_service.domain import money
 from payment_service.domain.deadlines import deadlines_of
+from payment_service.domain.disputes import Dispute
 from payment_service.domain.errors import invalid_field, invalid_fields
 from payment_service.domain.escrow import EscrowMode, Failure, OnDeadline, Payment, State
 from payment_service.domain.experts import BusinessType, Expert, ExpertStatus
@@ -338,6 +340,9 @@ def payment_message(payment: Payment) -> payments_pb2.Payment:
             )
             for deadline in deadlines_of(payment)
         ],
+        freeze=payments_pb2.PaymentFreeze.Value(f"PAYMENT_FREEZE_{payment.frozen}"),
+        lost_amount=amount(payment.lost + payment.lost_held),
+        lost_held_amount=amount(payment.lost_held),
     )
 
 
@@ -450,6 +455,39 @@ def business_type_of(value: int) -> BusinessType:
     return BusinessType[name.removeprefix("BUSINESS_TYPE_")]
 
 
+def dispute_message(dispute: Dispute) -> disputes_pb2.Dispute:
+    def amount(minor_units: int) -> money_pb2.Money:
+        return money_message(minor_units, dispute.currency)
+
+    return disputes_pb2.Dispute(
+        dispute_id=dispute.dispute_id,
+        payment_id=dispute.payment_id,
+        expert_id=dispute.expert_id,
+        charge_id=dispute.charge_id,
+        stage=disputes_pb2.DisputeStage.Value(f"DISPUTE_STAGE_{dispute.stage}"),
+        status=dispute.status,
+        outcome=disputes_pb2.DisputeOutcome.Value(f"DISPUTE_OUTCOME_{dispute.outcome}"),
+        reason=dispute.reason,
+        amount=amount(dispute.amount),
+        withdrawn_amount=amount(dispute.withdrawn),
+        reinstated_amount=amount(dispute.reinstated),
+        lost_amount=amount(dispute.lost),
+        fee=money_message(dispute.fee, dispute.fee_currency or dispute.currency),
+        evidence_due_time=time_message(dispute.evidence_due_time),
+        has_evidence=dispute.has_evidence,
+        submission_count=dispute.submission_count,
+        operation_id=dispute.operation_id,
+        create_time=time_message(dispute.create_time),
+        update_time=time_message(dispute.update_time),
+        close_time=time_message(dispute.close_time),
+    )
+
+
+def evidence_of(evidence: disputes_pb2.Evidence) -> dict[str, str]:
+    """By Stripe's names, which are the fields' own; what is empty was not given."""
+    return {field.name: str(value) for field, value in evidence.ListFields()}
+
+
 def event_message(event: StoredEvent) -> events_pb2.PaymentEvent:
     return events_pb2.PaymentEvent(
         payment_id=event.payment_id,
@@ -479,13 +517,14 @@ def operation_message(operation: Operation) -> operations_pb2.Operation:
     return operations_pb2.Operation(
         operation_id=operation.operation_id,
         kind=operation.kind.value,
-        payment_id=operation.payment_id,
+        payment_id=operation.payment_id or operation.text("payment_id"),
         expert_id=operation.expert_id,
         state=operations_pb2.OperationState.Value(f"OPERATION_STATE_{operation.state}"),
         attempts=operation.tries,
         last_error=operation.last_error,
         create_time=time_message(operation.create_time),
         next_try_time=time_message(operation.next_try_time),
+        dispute_id=operation.dispute_id,
     )
 
 
@@ -585,5 +624,13 @@ class AnswerEncoder:
             "InitiatePayment": initiated_message(payment, self._publishable_key),
             "CapturePayment": payments_pb2.CapturePaymentResponse(payment=message),
             "RefundPayment": payments_pb2.RefundPaymentResponse(payment=message),
+        }
+        return Answer(True, responses[rpc].SerializeToString(deterministic=True))
+
+    def dispute_response(self, rpc: str, dispute: Dispute) -> Answer:
+        message = dispute_message(dispute)
+        responses: Mapping[str, Message] = {
+            "SubmitEvidence": disputes_pb2.SubmitEvidenceResponse(dispute=message),
+            "AcceptDispute": disputes_pb2.AcceptDisputeResponse(dispute=message),
         }
         return Answer(True, responses[rpc].SerializeToString(deterministic=True))

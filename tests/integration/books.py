@@ -38,6 +38,7 @@ async def check_against_stripe(world: World) -> None:
         accounts[account] = f"stripe:connected:{expert_id}"
     for account, name in accounts.items():
         for line in await world.stripe.lines(account):
+            # A dispute's lines are adjustments too, and those are ours.
             if line["source"] is not None or line["type"] not in _NOT_OURS:
                 theirs[name, line["currency"].upper(), line["id"]] += line["net"]
     # Stripe names no line of the connected account on a fee refund: those have no id with us.
@@ -117,9 +118,15 @@ def _check_rows(world: World) -> None:
     assert not world.sql(
         "SELECT payment_id, state FROM payments WHERE "
         "(state IN ('CANCELED', 'EXPIRED') AND (held <> 0 OR charged <> 0)) "
-        "OR (charged > 0 AND charged <> held + captured + returned) "
-        "OR (state = 'REFUNDED' AND captured <> refunded) "
+        "OR (charged > 0 AND charged <> held + captured + returned + lost_held) "
+        "OR (state = 'REFUNDED' AND captured <> refunded + lost) "
         "OR (state IN ('CAPTURED', 'REFUNDED', 'CANCELED', 'EXPIRED') AND operation_id <> '')"
+    )
+    # What the bank has of a dispute is on the books, and nobody may touch what is contested.
+    assert not world.sql(
+        "SELECT payment_id FROM payments WHERE (frozen IN ('INQUIRY', 'CHARGEBACK')) <> EXISTS "
+        "(SELECT FROM disputes WHERE disputes.payment_id = payments.payment_id AND (outcome = "
+        "'OPEN' OR (outcome = 'LOST' AND withdrawn > reinstated + disputes.lost)))"
     )
     # A claim without an answer belongs to an operation that waits for an operator, or to nobody.
     assert not world.sql(

@@ -14,6 +14,7 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
 from marketplace.payments.v1 import (
+    disputes_pb2,
     errors_pb2,
     events_pb2,
     experts_pb2,
@@ -43,6 +44,7 @@ _FILES = (
     events_pb2,
     ledger_pb2,
     operations_pb2,
+    disputes_pb2,
 )
 _METHODS: list[MethodDescriptor] = [
     method
@@ -259,7 +261,8 @@ async def test_page_tokens_made_by_hand(shared: World) -> None:
     """Tokens are no secret: whoever takes one apart can put anything into it."""
     expert = await shared.expert()
     for _ in range(3):
-        await shared.captured(expert)
+        payment = await shared.captured(expert)
+        await shared.stripe.control("POST", f"/charges/{payment.charge_id}/dispute", {})
     await shared.quiet()
     [(payment_id,)] = shared.sql("SELECT payment_id FROM payments LIMIT 1")
     lists: list[tuple[str, Message]] = [
@@ -269,6 +272,7 @@ async def test_page_tokens_made_by_hand(shared: World) -> None:
             events_pb2.ListPaymentEventsRequest(payment_id=payment_id),
         ),
         ("LedgerService/ListBalances", ledger_pb2.ListBalancesRequest()),
+        ("DisputeService/ListDisputes", disputes_pb2.ListDisputesRequest()),
         (
             "OperationsService/ListOperations",
             operations_pb2.ListOperationsRequest(state=operations_pb2.OPERATION_STATE_SUCCEEDED),

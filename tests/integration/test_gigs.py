@@ -138,7 +138,7 @@ async def test_escrow_that_the_platforms_balance_does_not_cover_is_reported(worl
         await world.operations.RunReconciliation(operations_pb2.RunReconciliationRequest())
         return [
             (found.expected.minor_units, found.found.minor_units)
-            for found in await world.discrepancies()
+            for found in await world.discrepancies(cover=True)
             if found.kind == "escrow_not_covered" and not found.HasField("resolve_time")
         ]
 

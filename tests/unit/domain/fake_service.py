@@ -4,14 +4,16 @@ It records operations, calls the fake intent and follows what it sees, and after
 checks what must always be true of a payment and its books.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from payment_service.domain import escrow, plans
 from payment_service.domain.deadlines import deadlines_of
-from payment_service.domain.escrow import Payment, State, Transition, WaitingFor
+from payment_service.domain.disputes import Dispute
+from payment_service.domain.escrow import Freeze, Payment, State, Transition, WaitingFor
 from payment_service.domain.follow import Followed, follow
+from payment_service.domain.follow_disputes import Circumstances, follow_disputes
 from payment_service.domain.ledger import STRIPE_PLATFORM, Posting, Share, imbalance
-from payment_service.domain.observation import Observation
+from payment_service.domain.observation import Observation, ShownDispute
 from payment_service.domain.operations import Operation, OperationKind
 from tests.unit.domain.builders import (
     BUSY,
@@ -47,6 +49,9 @@ class FakeService:
     ids: int = 1
     #: What the expert owes from before: another client's refund that Stripe did not take back.
     debt_before: int = 0
+    #: Disputes as Stripe shows them, and as they are on record.
+    shown: dict[str, ShownDispute] = field(default_factory=dict)
+    records: dict[str, Dispute] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.debt_before:
@@ -60,16 +65,31 @@ class FakeService:
 
     # ---- following ----
 
+    def observe(self) -> Observation:
+        return replace(self.intent.observe(), disputes=tuple(self.shown.values()))
+
     def follow(self, seen: Observation | None = None) -> Followed:
+        shown = seen or self.observe()
         followed = follow(
             self.payment,
-            seen or self.intent.observe(),
+            shown,
             operation=self.operation,
             known=frozenset(self.known),
             next_operation_id=f"op_{self.ids + 1}",
             holding=HOLDING,
             now=NOW,
         )
+        if shown.disputes or shown.fraud_warnings is not None:
+            circumstances = Circumstances(
+                records=self.records,
+                operation=self.operation,
+                known=frozenset(self.known),
+                next_operation_id=f"op_{self.ids + 1}",
+                freezes_on_warning=True,
+                now=NOW,
+            )
+            follow_disputes(followed, shown, circumstances)
+        self.records = {**self.records, **followed.disputes}
         for transition in followed.transitions:
             self.record(transition)
         assert followed.payment == self.payment
@@ -310,6 +330,8 @@ def owed_after(operation: Operation) -> int:
 def check_payment(payment: Payment) -> None:
     """State and amounts agree, and every amount is within its bounds."""
     assert 0 <= payment.refunded <= payment.captured <= payment.charged <= payment.amount
+    assert 0 <= payment.lost <= payment.captured - payment.refunded
+    assert (payment.frozen is Freeze.NONE) == (not payment.frozen_by)
     assert 0 <= payment.net_commission <= payment.net
     assert payment.net_commission + payment.net_expert == payment.net
     assert 0 <= payment.client_owed <= payment.refunded + payment.returned
@@ -317,10 +339,12 @@ def check_payment(payment: Payment) -> None:
     if payment.charged:
         assert payment.held >= 0
         assert payment.returned >= 0
-        assert payment.charged == payment.held + payment.captured + payment.returned
+        assert payment.lost_held >= 0
+        whole = payment.held + payment.captured + payment.returned + payment.lost_held
+        assert payment.charged == whole
     else:
         assert payment.held in (0, payment.amount)
-        assert payment.returned == 0
+        assert payment.returned == payment.lost_held == 0
     _check_model(payment)
     _check_state(payment)
 

@@ -12,6 +12,8 @@ from payment_service.domain import escrow, money, plans
 from payment_service.domain.errors import Precondition
 from payment_service.domain.escrow import (
     TRANSITIONS,
+    Freeze,
+    Frozen,
     IllegalTransition,
     Kind,
     Payment,
@@ -96,6 +98,33 @@ def expert_reversed(payment: Payment, then: str | None) -> Transition:
     return escrow.expert_reversed(payment, "trr_1", 100, USD, USD, then, NOW)
 
 
+CONTESTED = Frozen(Freeze.CHARGEBACK, "dp_1")
+
+
+def dispute_lost(
+    payment: Payment, split: RefundSplit, then: str | None = None, beyond: int = 0
+) -> Transition:
+    return escrow.dispute_lost(payment, split, beyond, {}, Frozen(), then, NOW)
+
+
+def dispute_changed(kind: Kind) -> Callable[[Payment], Transition]:
+    return lambda payment: escrow.dispute_changed(payment, kind, {}, CONTESTED, NOW)
+
+
+def dispute_funds(kind: Kind, sign: int) -> Callable[[Payment], Transition]:
+    def moved(payment: Payment) -> Transition:
+        fee = Settled(15, payment.currency, "txn_1")
+        settled = Settled(100, payment.currency, "txn_1")
+        postings = payment.book.dispute_funds("dispute_funds", sign, 100, settled, fee)
+        return escrow.dispute_funds_moved(payment, kind, {}, postings, CONTESTED, NOW)
+
+    return moved
+
+
+def warned(kind: Kind) -> Callable[[Payment], Transition]:
+    return lambda payment: escrow.fraud_warned(payment, kind, {}, "issfr_1", CONTESTED, NOW)
+
+
 HELD_PART, EXPERTS_PART = RefundSplit(from_escrow=100), RefundSplit(expert_part=100)
 
 #: Every transition function there is, in every way that leads to another state.
@@ -146,6 +175,28 @@ FUNCTIONS: dict[str, Callable[[Payment], Transition]] = {
     "refund_failed": lambda p: escrow.refund_failed(p, "re_1", 100, USD, "op_2", NOW),
     "refund_resent": lambda p: escrow.refund_resent(p, "re_1", 100, USD, NOW),
     "processor_fee_recorded": lambda p: escrow.processor_fee_recorded(p, USD, NOW),
+    **{
+        kind.value: dispute_changed(kind)
+        for kind in (
+            Kind.DISPUTE_OPENED,
+            Kind.DISPUTE_ESCALATED,
+            Kind.DISPUTE_UPDATED,
+            Kind.DISPUTE_WON,
+            Kind.DISPUTE_CLOSED,
+            Kind.DISPUTE_ANSWER_STARTED,
+            Kind.DISPUTE_ANSWER_REFUSED,
+        )
+    },
+    "dispute, withdrawn": dispute_funds(Kind.DISPUTE_FUNDS_WITHDRAWN, 1),
+    "dispute, reinstated": dispute_funds(Kind.DISPUTE_FUNDS_REINSTATED, -1),
+    "dispute_lost, out of escrow": lambda p: dispute_lost(p, HELD_PART),
+    "dispute_lost, all that is held": lambda p: dispute_lost(p, RefundSplit(p.held or 100)),
+    "dispute_lost, a part": lambda p: dispute_lost(p, EXPERTS_PART),
+    "dispute_lost, the whole": lambda p: dispute_lost(p, whole_of(p)),
+    "dispute_lost, then the expert": lambda p: dispute_lost(p, EXPERTS_PART, "op_2"),
+    "dispute_lost, after a refund": lambda p: dispute_lost(p, RefundSplit(), beyond=100),
+    "fraud_warning": warned(Kind.FRAUD_WARNING),
+    "fraud_warning_over": warned(Kind.FRAUD_WARNING_OVER),
     "waiting": lambda p: escrow.waiting(p, WaitingFor.PROCESSOR, "timeout", NOW),
     "deadline_near": lambda p: escrow.deadline_near(p, "RELEASE_DUE", NOW, NOW),
     "deadline_passed": lambda p: escrow.deadline_passed(p, "RELEASE_DUE", NOW, NOW),

@@ -1,0 +1,251 @@
+"""SubmitEvidence and AcceptDispute: what the platform says to the client's bank.
+
+Durable operations under stored keys like the money RPCs, with one difference: they hang on the
+dispute and not on the payment, whose one open operation they neither occupy nor wait for. Evidence
+moves no money; what an acceptance moves, ``follow_disputes`` brings about when the payment is at
+rest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Final
+
+from payment_service.application.carry_out import (
+    back_off,
+    carry_out,
+    database_time,
+    give_back,
+    refusal_of,
+)
+from payment_service.application.core import Begun, Core, Keyed, refuse_for_good, resume
+from payment_service.application.keep_lease import keep_lease
+from payment_service.application.keyed import Told, run_keyed
+from payment_service.application.observe import observe_payment
+from payment_service.application.settle import Applied, leased_operation
+from payment_service.application.settle_disputes import refuse_answer_phase
+from payment_service.domain import disputes, escrow
+from payment_service.domain.disputes import Dispute
+from payment_service.domain.errors import Precondition, Refusal, outcome_unknown
+from payment_service.domain.escrow import Frozen, Kind, Payment
+from payment_service.domain.observation import ShownDispute
+from payment_service.domain.operations import Operation, OperationKind, OperationState
+from payment_service.domain.ports import (
+    Answers,
+    Cause,
+    Claim,
+    Done,
+    Misconfigured,
+    NotSent,
+    Outcome,
+    Policy,
+    Refused,
+    Transaction,
+    Unknown,
+)
+
+_NOT_SENT_PAUSES: Final = (0.2, 0.5, 1.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SubmitEvidence(Keyed):
+    dispute_id: str
+    #: By Stripe's names: texts, lines and ids of files.
+    evidence: Mapping[str, str]
+    #: Hand it to the bank, for good; else it is only staged at Stripe.
+    submit: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AcceptDispute(Keyed):
+    dispute_id: str
+
+
+async def submit_evidence(core: Core, command: SubmitEvidence) -> Told:
+    """Stage evidence at Stripe or, with ``submit``, hand it to the bank, which is final."""
+    return await run_keyed(core, begin_evidence, command, carry_out_answer)
+
+
+async def accept_dispute(core: Core, command: AcceptDispute) -> Told:
+    """Give a chargeback up as lost, which is final."""
+    return await run_keyed(core, begin_acceptance, command, carry_out_answer)
+
+
+def begin_evidence(
+    tx: Transaction, answers: Answers, policy: Policy, command: SubmitEvidence
+) -> Begun:
+    claim = tx.claim(command.cause, command.key, command.fields)
+    if not claim.fresh:
+        return resume(tx, policy, claim)
+    payment, dispute = _lock(tx, command.dispute_id)
+    try:
+        disputes.check_evidence(dispute, command.evidence, submit=command.submit, now=tx.now)
+    except Precondition as refusal:
+        return refuse_for_good(tx, answers, claim, refusal)
+    params = {"evidence": dict(command.evidence), "submit": command.submit}
+    operation = _leased(tx, policy, OperationKind.SUBMIT_EVIDENCE, dispute, claim, params)
+    # What is in the evidence is not for the audit trail: it speaks of people.
+    facts = {"evidence": sorted(command.evidence), "submit": command.submit}
+    return _begun(tx, claim, operation, payment, dispute, facts, command.cause)
+
+
+def begin_acceptance(
+    tx: Transaction, answers: Answers, policy: Policy, command: AcceptDispute
+) -> Begun:
+    claim = tx.claim(command.cause, command.key, command.fields)
+    if not claim.fresh:
+        return resume(tx, policy, claim)
+    payment, dispute = _lock(tx, command.dispute_id)
+    try:
+        disputes.check_acceptance(dispute)
+    except Precondition as refusal:
+        return refuse_for_good(tx, answers, claim, refusal)
+    operation = _leased(tx, policy, OperationKind.ACCEPT_DISPUTE, dispute, claim, {})
+    return _begun(tx, claim, operation, payment, dispute, {}, command.cause)
+
+
+def _lock(tx: Transaction, dispute_id: str) -> tuple[Payment, Dispute]:
+    """The payment's lock is the dispute's too, so the row is read again under it."""
+    known = tx.dispute(dispute_id)
+    payment = tx.lock_payment(known.payment_id) if known else None
+    dispute = tx.dispute(dispute_id)
+    if payment is None or dispute is None:
+        raise disputes.dispute_not_found(dispute_id)
+    return payment, dispute
+
+
+def _leased(
+    tx: Transaction,
+    policy: Policy,
+    kind: OperationKind,
+    dispute: Dispute,
+    claim: Claim,
+    params: Mapping[str, object],
+) -> Operation:
+    return leased_operation(
+        tx,
+        policy,
+        kind=kind,
+        dispute_id=dispute.dispute_id,
+        claim_id=claim.claim_id,
+        params={**params, "payment_id": dispute.payment_id},
+    )
+
+
+def _begun(
+    tx: Transaction,
+    claim: Claim,
+    operation: Operation,
+    payment: Payment,
+    dispute: Dispute,
+    facts: Mapping[str, object],
+    cause: Cause,
+) -> Begun:
+    tx.save_dispute(replace(dispute, operation_id=operation.operation_id, update_time=tx.now))
+    told = {
+        "dispute_id": dispute.dispute_id,
+        "operation_id": operation.operation_id,
+        "answer": operation.kind.value,
+        **facts,
+    }
+    frozen = Frozen(payment.frozen, payment.frozen_by)
+    transition = escrow.dispute_changed(payment, Kind.DISPUTE_ANSWER_STARTED, told, frozen, tx.now)
+    tx.record(transition, cause)
+    tx.bind_claim(claim.claim_id, payment.payment_id, operation.operation_id)
+    return Begun(claim, operation, transition.after.version)
+
+
+async def carry_out_answer(
+    core: Core, operation: Operation, _version: int, cause: Cause
+) -> Applied:
+    """Bring a leased answer to its end. Raises :class:`Refusal` while that is not known.
+
+    What follows from it for the expert is begun here too, and finished by the sweep if need be: it
+    is nothing that this answer waits for.
+    """
+    async with keep_lease(core, operation):
+        applied = await _carry_out(core, operation, cause)
+    if applied.next_operation is not None and applied.payment is not None:
+        with suppress(Refusal):  # Written down; the sweep goes on with it.
+            await carry_out(core, applied.next_operation, applied.payment.version, cause)
+    return applied
+
+
+async def _carry_out(core: Core, operation: Operation, cause: Cause) -> Applied:
+    if operation.tries:
+        looked = await _look(core, operation, cause)
+        if await _is_settled(core, operation):
+            return looked
+        await _may_send_again(core, operation, cause)
+    outcome = await _send(core, operation)
+    for pause in _NOT_SENT_PAUSES:
+        if not isinstance(outcome, NotSent):
+            break
+        await asyncio.sleep(random.uniform(pause / 2, pause))  # noqa: S311 - jitter
+        outcome = await _send(core, operation)
+    if isinstance(outcome, Done | Refused):
+        # A no is believed only after looking: Stripe also repeats one for what it did after all.
+        made = outcome.value if isinstance(outcome, Done) else None
+        looked = await _look(core, operation, cause, made=made)
+        if await _is_settled(core, operation):
+            return looked
+        if isinstance(outcome, Refused):
+            await core.database.transact(
+                refuse_answer_phase, core.answers, operation, outcome, cause
+            )
+            return looked
+        outcome = Unknown("done, but not shown yet")
+    replayed = isinstance(outcome, Unknown) and outcome.replayed
+    parks = isinstance(outcome, Misconfigured)
+    await give_back(
+        core,
+        operation,
+        outcome.code if isinstance(outcome, Misconfigured) else outcome.why,
+        cause,
+        None if parks else back_off(operation.tries),
+        # A stored error burns the key: having looked, the next try takes a new one.
+        next_attempt=replayed,
+        counts=not isinstance(outcome, NotSent),
+    )
+    raise refusal_of(operation, outcome)
+
+
+async def _look(
+    core: Core, operation: Operation, cause: Cause, *, made: ShownDispute | None = None
+) -> Applied:
+    """Read payment and dispute; where Stripe cannot be read, give the lease back at once."""
+    try:
+        return await observe_payment(core, operation.text("payment_id"), cause, made=made)
+    except Refusal as refusal:
+        why, pause = refusal.reason.lower(), back_off(operation.tries)
+        await give_back(core, operation, why, cause, pause, counts=False)
+        raise
+
+
+async def _may_send_again(core: Core, operation: Operation, cause: Cause) -> None:
+    now = await core.database.transact(database_time)
+    if not operation.may_resend(now):
+        await give_back(core, operation, "not at Stripe, too old to be sent again", cause, None)
+        raise outcome_unknown(dispute_id=operation.dispute_id)
+
+
+async def _send(core: Core, operation: Operation) -> Outcome[ShownDispute]:
+    if operation.kind is OperationKind.ACCEPT_DISPUTE:
+        return await core.stripe.accept_dispute(operation.stripe_key, operation.dispute_id)
+    evidence = {name: str(value) for name, value in operation.mapping("evidence").items()}
+    return await core.stripe.submit_evidence(
+        operation.stripe_key,
+        operation.dispute_id,
+        evidence,
+        submit=bool(operation.params.get("submit")),
+        operation_id=operation.operation_id,
+    )
+
+
+async def _is_settled(core: Core, operation: Operation) -> bool:
+    current = await core.database.read(lambda reader: reader.operation(operation.operation_id))
+    return current is None or current.state in (OperationState.SUCCEEDED, OperationState.REFUSED)

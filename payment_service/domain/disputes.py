@@ -1,0 +1,263 @@
+"""A dispute: the client's bank contests a payment, or asks about it first.
+
+A record of its own beside the payment, whose states it does not multiply: it freezes the payment
+(``freeze_of``) and may take money from it. The stage follows from Stripe's status:
+
+    INQUIRY     warning_needs_response, warning_under_review   no money has moved; capture freezes
+    CHARGEBACK  needs_response, under_review, appeal_…         Stripe took it; refunds freeze too
+
+Amounts are minor units, times UTC, ids and statuses Stripe's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+from enum import StrEnum
+from typing import Final
+
+from payment_service.domain.errors import (
+    Busy,
+    NotFound,
+    Precondition,
+    invalid_field,
+    invalid_fields,
+)
+from payment_service.domain.escrow import Freeze, Frozen, Payment
+from payment_service.domain.observation import ShownDispute
+
+
+class Stage(StrEnum):
+    INQUIRY = "INQUIRY"  # Left by Stripe: closed, or escalated into a chargeback.
+    CHARGEBACK = "CHARGEBACK"  # Left by the bank's decision, by AcceptDispute, or by its due date.
+
+
+class Outcome(StrEnum):
+    OPEN = "OPEN"  # Nothing is decided yet.
+    WON = "WON"  # The money comes back.
+    LOST = "LOST"  # The client's bank keeps it; left only by an appeal.
+    CLOSED = "CLOSED"  # The inquiry ended and nothing came of it.
+    PREVENTED = "PREVENTED"  # Stripe settled it before it became a dispute.
+
+
+_OUTCOMES: Final[Mapping[str, Outcome]] = {
+    "won": Outcome.WON,
+    "lost": Outcome.LOST,
+    "warning_closed": Outcome.CLOSED,
+    "prevented": Outcome.PREVENTED,
+}
+#: What an open dispute can do besides waiting: answer. `under_review` means that it was done.
+_UNANSWERED: Final = frozenset({"needs_response", "warning_needs_response"})
+_FREEZES: Final = {Stage.INQUIRY: Freeze.INQUIRY, Stage.CHARGEBACK: Freeze.CHARGEBACK}
+
+#: Stripe's limits on evidence, in characters: of one text, of one line or id, and of all together.
+_MAX_TEXT: Final = 20_000
+_MAX_LINE: Final = 500
+_MAX_ALL: Final = 150_000
+#: Stripe's names of what may be long; all other evidence is a line, or the id of a file.
+LONG_TEXTS: Final = frozenset(
+    {
+        "access_activity_log",
+        "cancellation_policy_disclosure",
+        "cancellation_rebuttal",
+        "duplicate_charge_explanation",
+        "product_description",
+        "refund_policy_disclosure",
+        "refund_refusal_explanation",
+        "uncategorized_text",
+    }
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dispute:
+    """A dispute as it stands. Amounts are in the payment's currency, but for the fee."""
+
+    dispute_id: str
+    payment_id: str
+    expert_id: str
+    charge_id: str
+    stage: Stage
+    #: Stripe's own word, kept although it may be one that we do not know.
+    status: str
+    outcome: Outcome = Outcome.OPEN
+    #: Stripe's own word: `fraudulent`, `product_not_received`, …
+    reason: str
+    currency: str
+    #: What is contested; may be a part of the charge.
+    amount: int
+    #: What Stripe took from the platform, and what of it came back.
+    withdrawn: int = 0
+    reinstated: int = 0
+    #: What was written off as lost; follows ``withdrawn - reinstated`` once the dispute is lost.
+    lost: int = 0
+    #: Stripe's fee for it, less what it gave back; of ``fee_currency``, as settled.
+    fee: int = 0
+    fee_currency: str = ""
+    evidence_due_time: datetime | None = None
+    has_evidence: bool = False
+    #: How often evidence was submitted to the bank, which is final each time.
+    submission_count: int = 0
+    #: The open answer to it, if one is under way; at most one.
+    operation_id: str = ""
+    create_time: datetime
+    update_time: datetime
+    close_time: datetime | None = None
+
+    @property
+    def is_open(self) -> bool:
+        return self.outcome is Outcome.OPEN
+
+    @property
+    def needs_response(self) -> bool:
+        return self.status in _UNANSWERED
+
+    @property
+    def unsettled(self) -> int:
+        """What is gone for good and has not been written off yet."""
+        if self.outcome not in (Outcome.LOST, Outcome.PREVENTED):
+            return 0
+        return max(self.withdrawn - self.reinstated - self.lost, 0)
+
+    @property
+    def freezes(self) -> bool:
+        """Until its loss is written off, nobody may pay out or give back the same money."""
+        return self.is_open or self.unsettled > 0
+
+
+def opened(payment: Payment, shown: ShownDispute, now: datetime) -> Dispute:
+    """The record of a dispute that is seen for the first time."""
+    record = Dispute(
+        dispute_id=shown.dispute_id,
+        payment_id=payment.payment_id,
+        expert_id=payment.expert_id,
+        charge_id=shown.charge_id,
+        stage=stage_of(shown.status),
+        status=shown.status,
+        reason=shown.reason,
+        currency=payment.currency,
+        amount=shown.minor_units,
+        create_time=shown.create_time,
+        update_time=now,
+    )
+    return followed(record, shown, now)
+
+
+def followed(record: Dispute, shown: ShownDispute, now: datetime) -> Dispute:
+    """The record as Stripe shows the dispute now; its money is followed line by line elsewhere."""
+    outcome = _OUTCOMES.get(shown.status, Outcome.OPEN)
+    after = replace(
+        record,
+        stage=stage_of(shown.status),
+        status=shown.status,
+        outcome=outcome,
+        reason=shown.reason,
+        amount=shown.minor_units,
+        evidence_due_time=shown.due_by,
+        has_evidence=shown.has_evidence,
+        submission_count=shown.submission_count,
+        close_time=None if outcome is Outcome.OPEN else record.close_time or now,
+    )
+    return record if after == record else replace(after, update_time=now)
+
+
+def stage_of(status: str) -> Stage:
+    return Stage.INQUIRY if status.startswith("warning_") else Stage.CHARGEBACK
+
+
+def freeze_of(
+    disputes: Iterable[Dispute], fraud_warning_id: str, *, freezes_on_warning: bool
+) -> Frozen:
+    """What all disputes of a payment together forbid, and which of them: the strictest, by age."""
+    frozen = Frozen()
+    if fraud_warning_id and freezes_on_warning:
+        frozen = Frozen(Freeze.FRAUD_WARNING, fraud_warning_id)
+    open_ones = sorted(
+        (dispute for dispute in disputes if dispute.freezes),
+        key=lambda dispute: (dispute.create_time, dispute.dispute_id),
+    )
+    for stage in (Stage.INQUIRY, Stage.CHARGEBACK):
+        for dispute in open_ones:
+            if dispute.stage is stage:
+                frozen = Frozen(_FREEZES[stage], dispute.dispute_id)
+                break
+    return frozen
+
+
+# ---- guards of the answers ----
+
+
+def check_evidence(
+    dispute: Dispute, evidence: Mapping[str, str], *, submit: bool, now: datetime
+) -> None:
+    """Raise unless this evidence, whose fields are right, can be staged or submitted now."""
+    _check_unanswered(dispute)
+    if dispute.evidence_due_time is not None and dispute.evidence_due_time <= now:
+        raise Precondition(
+            "EVIDENCE_PAST_DUE",
+            "the bank takes no evidence any more: the date by which it was due has passed",
+            {**_facts(dispute), "due_time": dispute.evidence_due_time.isoformat()},
+        )
+    if not evidence and not (submit and dispute.has_evidence):
+        raise invalid_field("evidence", "must hold something: nothing is staged for this dispute")
+
+
+def check_acceptance(dispute: Dispute) -> None:
+    """Raise unless the dispute can be given up as lost."""
+    if dispute.is_open and dispute.stage is Stage.INQUIRY:
+        raise Precondition(
+            "DISPUTE_IS_INQUIRY",
+            "an inquiry has taken no money yet, so it cannot be lost; refund the payment, "
+            "or answer with evidence",
+            _facts(dispute),
+        )
+    _check_unanswered(dispute)
+
+
+def _check_unanswered(dispute: Dispute) -> None:
+    if dispute.operation_id:
+        raise Busy(
+            "OPERATION_IN_PROGRESS",
+            "another answer to this dispute is under way; ask again later",
+            {"payment_id": dispute.payment_id, "dispute_id": dispute.dispute_id, "state": ""},
+        )
+    if not dispute.is_open:
+        raise Precondition(
+            "DISPUTE_CLOSED", f"the dispute is over: {dispute.outcome.lower()}", _facts(dispute)
+        )
+    if not dispute.needs_response:
+        raise Precondition(
+            "EVIDENCE_ALREADY_SUBMITTED",
+            "evidence is submitted once and for all; the bank decides now",
+            _facts(dispute),
+        )
+
+
+def check_evidence_fields(evidence: Mapping[str, str]) -> None:
+    """Raise for evidence that Stripe would refuse whatever the dispute's state."""
+    faults = []
+    for name, value in sorted(evidence.items()):
+        most = _MAX_TEXT if name in LONG_TEXTS else _MAX_LINE
+        if len(value) > most:
+            faults.append((f"evidence.{name}", f"must be at most {most} characters"))
+        elif "\x00" in value:
+            faults.append((f"evidence.{name}", "must not contain control characters"))
+    if sum(map(len, evidence.values())) > _MAX_ALL:
+        faults.append(("evidence", f"must be at most {_MAX_ALL} characters in all"))
+    if faults:
+        raise invalid_fields(faults)
+
+
+def dispute_not_found(dispute_id: str) -> NotFound:
+    return NotFound(
+        "DISPUTE_NOT_FOUND", "there is no dispute with this id", {"dispute_id": dispute_id}
+    )
+
+
+def _facts(dispute: Dispute) -> dict[str, object]:
+    return {
+        "dispute_id": dispute.dispute_id,
+        "payment_id": dispute.payment_id,
+        "status": dispute.status,
+    }

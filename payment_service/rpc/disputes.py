@@ -1,0 +1,98 @@
+"""DisputeService: what the clients' banks contest, and what is said to them."""
+
+from __future__ import annotations
+
+from marketplace.payments.v1 import disputes_pb2, disputes_pb2_grpc
+from payment_service.application.answer_dispute import (
+    AcceptDispute,
+    SubmitEvidence,
+    accept_dispute,
+    submit_evidence,
+)
+from payment_service.application.core import Core
+from payment_service.domain.disputes import check_evidence_fields, dispute_not_found
+from payment_service.domain.ports import DisputeFilter
+from payment_service.rpc import convert
+from payment_service.rpc.calls import Context, Operations, cause_of
+from payment_service.rpc.convert import Fields
+
+
+class DisputeServicer(disputes_pb2_grpc.DisputeServiceServicer):
+    """Answers to disputes go out as the very bytes that were stored, as those of the money RPCs."""
+
+    def __init__(self, core: Core, operations: Operations) -> None:
+        self._core = core
+        self._operations = operations
+
+    async def ListDisputes(
+        self, request: disputes_pb2.ListDisputesRequest, context: Context
+    ) -> disputes_pb2.ListDisputesResponse:
+        fields = Fields()
+        payment_id, expert_id = request.payment_id, request.expert_id
+        if payment_id:
+            fields.our_id("payment_id", payment_id)
+        if expert_id:
+            fields.identifier("expert_id", expert_id)
+        page_size = fields.page_size(request.page_size)
+        fields.check()
+        filters = repr((payment_id, expert_id, request.open_only))
+        keyset = convert.read_page_token("disputes", filters, request.page_token, 2)
+        which = DisputeFilter(
+            payment_id=payment_id,
+            expert_id=expert_id,
+            open_only=request.open_only,
+            before=(convert.token_time(keyset[0]), keyset[1]) if keyset else None,
+        )
+        found = await self._core.database.read(lambda reader: reader.disputes(which, page_size + 1))
+        page, token = convert.page_of(
+            found,
+            page_size,
+            "disputes",
+            filters,
+            lambda dispute: [dispute.create_time.isoformat(), dispute.dispute_id],
+        )
+        return disputes_pb2.ListDisputesResponse(
+            disputes=[convert.dispute_message(dispute) for dispute in page], next_page_token=token
+        )
+
+    async def GetDispute(
+        self, request: disputes_pb2.GetDisputeRequest, context: Context
+    ) -> disputes_pb2.GetDisputeResponse:
+        fields = Fields()
+        dispute_id = fields.our_id("dispute_id", request.dispute_id)
+        fields.check()
+        dispute = await self._core.database.read(lambda reader: reader.dispute(dispute_id))
+        if dispute is None:
+            raise dispute_not_found(dispute_id)
+        return disputes_pb2.GetDisputeResponse(dispute=convert.dispute_message(dispute))
+
+    async def SubmitEvidence(
+        self, request: disputes_pb2.SubmitEvidenceRequest, context: Context
+    ) -> disputes_pb2.SubmitEvidenceResponse:
+        fields = Fields()
+        command = SubmitEvidence(
+            cause=cause_of(context, "SubmitEvidence"),
+            key=fields.key(request.idempotency_key),
+            fields=convert.fields_of(request),
+            dispute_id=fields.our_id("dispute_id", request.dispute_id),
+            evidence=convert.evidence_of(request.evidence),
+            submit=request.submit,
+        )
+        fields.check()
+        check_evidence_fields(command.evidence)
+        told = await self._operations.run(submit_evidence(self._core, command))
+        return told.body  # type: ignore[return-value]  # the interceptor sends bytes as they are
+
+    async def AcceptDispute(
+        self, request: disputes_pb2.AcceptDisputeRequest, context: Context
+    ) -> disputes_pb2.AcceptDisputeResponse:
+        fields = Fields()
+        command = AcceptDispute(
+            cause=cause_of(context, "AcceptDispute"),
+            key=fields.key(request.idempotency_key),
+            fields=convert.fields_of(request),
+            dispute_id=fields.our_id("dispute_id", request.dispute_id),
+        )
+        fields.check()
+        told = await self._operations.run(accept_dispute(self._core, command))
+        return told.body  # type: ignore[return-value]  # the interceptor sends bytes as they are

@@ -1,0 +1,516 @@
+"""Disputes: what freezes, what is taken and from whom, and what is said to the client's bank."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from marketplace.payments.v1 import disputes_pb2, operations_pb2, payments_pb2
+from payment_service.application.observe import observe_payment
+from payment_service.application.reconcile import LINE_KINDS
+from payment_service.domain.ports import Cause
+from tests.integration.books import balance, check_books
+from tests.integration.conftest import StartWorld
+from tests.integration.test_gigs import kinds
+from tests.integration.world import (
+    CAPTURED,
+    IN_ESCROW,
+    REFUNDED,
+    Payment,
+    World,
+    capture_request,
+    refund_request,
+    refusal,
+    until,
+)
+
+PLATFORM = payments_pb2.ESCROW_MODE_PLATFORM_HOLD
+INQUIRY = disputes_pb2.DISPUTE_STAGE_INQUIRY
+CHARGEBACK = disputes_pb2.DISPUTE_STAGE_CHARGEBACK
+OPEN = disputes_pb2.DISPUTE_OUTCOME_OPEN
+WON = disputes_pb2.DISPUTE_OUTCOME_WON
+LOST = disputes_pb2.DISPUTE_OUTCOME_LOST
+CLOSED = disputes_pb2.DISPUTE_OUTCOME_CLOSED
+#: Stripe's fee for a chargeback, at the simulator.
+FEE = 1_500
+
+Dispute = disputes_pb2.Dispute
+
+
+async def contest(world: World, payment: Payment, **fields: Any) -> str:
+    """The client's bank opens a dispute; its id at Stripe."""
+    shown = await world.stripe.control("POST", f"/charges/{payment.charge_id}/dispute", fields)
+    return str(shown["id"])
+
+
+async def decide(world: World, dispute_id: str, word: str) -> None:
+    """The bank says `win`, `lose`, `escalate` or `close_warning`."""
+    await world.stripe.control("POST", f"/disputes/{dispute_id}/{word}", {})
+
+
+async def dispute_where(
+    world: World, dispute_id: str, what: Callable[[Dispute], bool] = lambda _: True
+) -> Dispute:
+    """Wait until the dispute is on record, and so."""
+
+    async def probe() -> Dispute | None:
+        found = [
+            dispute
+            for dispute in (
+                await world.disputes.ListDisputes(disputes_pb2.ListDisputesRequest())
+            ).disputes
+            if dispute.dispute_id == dispute_id
+        ]
+        return found[0] if found and what(found[0]) else None
+
+    return await until(probe, f"{dispute_id} on record")
+
+
+async def keep_at_stripe(world: World) -> None:
+    """Experts whose payouts are manual: time passes, and what was theirs can be taken back."""
+    await world.stripe.control("POST", "/settings", {"payout_interval": "manual"})
+
+
+async def frozen(world: World, payment_id: str) -> str:
+    freeze = (await world.get(payment_id)).freeze
+    return payments_pb2.PaymentFreeze.Name(freeze).removeprefix("PAYMENT_FREEZE_")
+
+
+async def settled(world: World, payment_id: str, dispute_id: str, outcome: int) -> Payment:
+    """Wait until the dispute has ended so and nothing is left to do; the books must be right."""
+    await dispute_where(
+        world,
+        dispute_id,
+        lambda dispute: (
+            dispute.outcome == outcome
+            and (
+                outcome != LOST
+                or dispute.lost_amount.minor_units
+                == dispute.withdrawn_amount.minor_units - dispute.reinstated_amount.minor_units
+            )
+        ),
+    )
+    await check_books(world)
+    report = await world.operations.RunReconciliation(operations_pb2.RunReconciliationRequest())
+    assert not [invariant for invariant in report.invariants if invariant.violations]
+    # A payout by a test's own hand is no payment's.
+    lines = [
+        found
+        for found in report.discrepancies
+        if found.kind in LINE_KINDS
+        and found.kind != "escrow_not_covered"
+        and "(payout)" not in found.detail
+    ]
+    assert not lines
+    payment = await world.get(payment_id)
+    assert payment.freeze == payments_pb2.PAYMENT_FREEZE_NONE
+    return payment
+
+
+# ---- freezes ----
+
+
+async def test_an_inquiry_freezes_capture_alone_until_it_is_closed(world: World) -> None:
+    held = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
+    dispute_id = await contest(world, held, inquiry=True)
+    shown = await dispute_where(world, dispute_id)
+    assert (shown.stage, shown.outcome, shown.withdrawn_amount.minor_units) == (INQUIRY, OPEN, 0)
+    refused = await refusal(world.payments.CapturePayment(capture_request(held.payment_id)))
+    assert (refused.code, refused.reason) == ("FAILED_PRECONDITION", "PAYMENT_DISPUTED")
+    assert refused.facts["dispute_id"] == dispute_id
+    assert refused.facts["stage"] == "INQUIRY"
+    assert (await world.refund(held.payment_id, 1_000)).held_amount.minor_units == 9_000
+    await decide(world, dispute_id, "close_warning")
+    await settled(world, held.payment_id, dispute_id, CLOSED)
+    assert (await world.capture(held.payment_id)).state == CAPTURED
+    await check_books(world)
+    assert balance(world, "dispute_fee") == 0
+    assert not await world.discrepancies()
+
+
+async def test_a_full_refund_ends_an_inquiry(world: World) -> None:
+    held = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
+    dispute_id = await contest(world, held, inquiry=True)
+    await dispute_where(world, dispute_id)
+    assert (await world.refund(held.payment_id)).state == REFUNDED
+    await settled(world, held.payment_id, dispute_id, CLOSED)
+    assert not await world.discrepancies()
+
+
+async def test_an_inquiry_that_is_escalated_takes_the_money_and_freezes_refunds(
+    world: World,
+) -> None:
+    held = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
+    dispute_id = await contest(world, held, inquiry=True)
+    await dispute_where(world, dispute_id)
+    await decide(world, dispute_id, "escalate")
+    shown = await dispute_where(world, dispute_id, lambda dispute: dispute.stage == CHARGEBACK)
+    assert (shown.withdrawn_amount.minor_units, shown.fee.minor_units) == (10_000, FEE)
+    for call in (
+        world.payments.CapturePayment(capture_request(held.payment_id)),
+        world.payments.RefundPayment(refund_request(held.payment_id)),
+    ):
+        refused = await refusal(call)
+        assert (refused.code, refused.reason) == ("FAILED_PRECONDITION", "PAYMENT_DISPUTED")
+        assert refused.facts["stage"] == "CHARGEBACK"
+    await check_books(world)
+    assert balance(world, f"dispute_hold:{held.payment_id}") == 10_000
+    assert [kind for kind in await kinds(world, held.payment_id) if "dispute" in kind] == [
+        "dispute_opened",
+        "dispute_escalated",
+        "dispute_funds_withdrawn",
+    ]
+
+
+# ---- won and lost ----
+
+
+async def test_a_won_dispute_gives_the_money_back_and_lets_the_payment_go_on(world: World) -> None:
+    held = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
+    dispute_id = await contest(world, held)
+    await dispute_where(world, dispute_id)
+    await decide(world, dispute_id, "win")
+    await settled(world, held.payment_id, dispute_id, WON)
+    assert balance(world, f"dispute_hold:{held.payment_id}") == 0
+    assert balance(world, "dispute_fee") == FEE
+    assert (await world.capture(held.payment_id, 4_000)).state == IN_ESCROW
+    assert (await world.refund(held.payment_id)).state == CAPTURED
+    await check_books(world)
+    assert not await world.discrepancies()
+
+
+async def test_a_fee_that_stripe_gives_back_is_on_the_books(world: World) -> None:
+    await world.stripe.control("POST", "/settings", {"dispute_fee_returned": True})
+    payment = await world.captured(amount=10_000)
+    dispute_id = await contest(world, payment)
+    await dispute_where(world, dispute_id)
+    await decide(world, dispute_id, "win")
+    await settled(world, payment.payment_id, dispute_id, WON)
+    assert balance(world, "dispute_fee") == 0
+
+
+async def test_a_dispute_lost_in_escrow_takes_what_is_held_and_nothing_of_the_expert(
+    world: World,
+) -> None:
+    expert = await world.expert()
+    held = await world.escrowed(expert, 10_000, escrow_mode=PLATFORM)
+    dispute_id = await contest(world, held)
+    await dispute_where(world, dispute_id)
+    await decide(world, dispute_id, "lose")
+    payment = await settled(world, held.payment_id, dispute_id, LOST)
+    assert payment.state == REFUNDED
+    assert payment.held_amount.minor_units == 0
+    assert payment.lost_amount.minor_units == payment.lost_held_amount.minor_units == 10_000
+    assert balance(world, f"expert_debt:{expert}") == 0
+    assert balance(world, "losses") == 0
+    assert not await world.discrepancies()
+
+
+@pytest.mark.parametrize(
+    ("amount", "currency", "rate"),
+    [(10_000, "USD", 1_000), (1_001, "JPY", 1_000), (10_050, "KWD", 1_250)],
+)
+@pytest.mark.parametrize("mode", [{}, {"escrow_mode": PLATFORM}], ids=["destination", "platform"])
+async def test_a_dispute_lost_after_capture_is_taken_back_from_the_expert(
+    start_world: StartWorld, amount: int, currency: str, rate: int, mode: dict[str, Any]
+) -> None:
+    names = ("USD", "JPY", "KWD")
+    world = await start_world(
+        platform_settlement_currencies=names,
+        simulator={"settlement_currencies": tuple(name.lower() for name in names)},
+    )
+    await keep_at_stripe(world)
+    expert = await world.expert(commission_basis_points=rate)
+    payment = await world.captured(expert, amount, currency, **mode)
+    dispute_id = await contest(world, payment)
+    await dispute_where(world, dispute_id)
+    # Funds that are pending cannot be reversed out of a transfer that was made on its own.
+    await world.stripe.advance(3 * 24 * 3600)
+    await decide(world, dispute_id, "lose")
+    payment = await settled(world, payment.payment_id, dispute_id, LOST)
+    assert payment.state == REFUNDED
+    assert (payment.net_amount.minor_units, payment.net_commission.minor_units) == (0, 0)
+    assert payment.lost_amount.minor_units == amount
+    assert payment.refunded_amount.minor_units == payment.lost_held_amount.minor_units == 0
+    for account in (f"stripe:connected:{expert}", f"expert_debt:{expert}", "commission", "losses"):
+        assert balance(world, account, currency) == 0
+    assert balance(world, "dispute_fee", currency) == FEE
+    assert not await world.discrepancies()
+
+
+async def test_what_stripe_will_not_take_back_after_a_loss_is_the_experts_debt(
+    world: World,
+) -> None:
+    expert = await world.expert()
+    payment = await world.captured(expert, 10_000)
+    await world.stripe.control(
+        "POST",
+        "/balance",
+        {
+            "account": world.account_of(expert),
+            "amount": -9_000,
+            "currency": "usd",
+            "type": "payout",
+        },
+    )
+    dispute_id = await contest(world, payment)
+    await dispute_where(world, dispute_id)
+    await decide(world, dispute_id, "lose")
+    payment = await settled(world, payment.payment_id, dispute_id, LOST)
+    assert payment.state == REFUNDED
+    assert balance(world, f"expert_debt:{expert}") == 9_000
+    assert balance(world, "commission") == 0
+    # The next capture keeps it back.
+    following = await world.captured(expert, 20_000)
+    assert following.state == CAPTURED
+    assert balance(world, f"expert_debt:{expert}") == 0
+    await check_books(world)
+
+
+async def test_a_dispute_lost_after_a_full_refund_is_the_platforms_loss(world: World) -> None:
+    payment = await world.captured(amount=10_000)
+    await world.refund(payment.payment_id)
+    dispute_id = await contest(world, payment)
+    await dispute_where(world, dispute_id)
+    await decide(world, dispute_id, "lose")
+    payment = await settled(world, payment.payment_id, dispute_id, LOST)
+    assert payment.state == REFUNDED
+    assert payment.lost_amount.minor_units == 0
+    assert balance(world, "losses") == 10_000
+
+
+async def test_parts_are_lost_out_of_escrow_first_and_then_from_the_newest_transfer(
+    world: World,
+) -> None:
+    await keep_at_stripe(world)
+    expert = await world.expert()
+    held = await world.escrowed(expert, 10_000, escrow_mode=PLATFORM)
+    for part in (3_000, 4_000):
+        await world.capture(held.payment_id, part)
+    await world.refund(held.payment_id, 1_000)
+    await world.stripe.advance(3 * 24 * 3600)
+    # 2,000 are held, 7,000 were paid out: of 4,500 lost 2,500 come back from the newest transfer.
+    first = await contest(world, held, amount=4_500)
+    await dispute_where(world, first)
+    await decide(world, first, "lose")
+    payment = await settled(world, held.payment_id, first, LOST)
+    assert payment.state == CAPTURED
+    assert payment.lost_amount.minor_units == 4_500
+    assert payment.lost_held_amount.minor_units == 2_000
+    assert (payment.net_amount.minor_units, payment.net_commission.minor_units) == (4_500, 450)
+    assert balance(world, f"stripe:connected:{expert}") == 4_050
+    # Another dispute of the same charge takes the rest, and 500 that nobody has any more.
+    second = await contest(world, held, amount=5_000)
+    await dispute_where(world, second)
+    await decide(world, second, "lose")
+    payment = await settled(world, held.payment_id, second, LOST)
+    assert (payment.state, payment.net_amount.minor_units) == (REFUNDED, 0)
+    assert balance(world, f"stripe:connected:{expert}") == 0
+    assert balance(world, "losses") == 500
+    assert not await world.discrepancies()
+
+
+async def test_a_part_lost_in_escrow_leaves_the_rest_to_be_captured(world: World) -> None:
+    held = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
+    dispute_id = await contest(world, held, amount=4_000)
+    await dispute_where(world, dispute_id)
+    await decide(world, dispute_id, "lose")
+    payment = await settled(world, held.payment_id, dispute_id, LOST)
+    assert (payment.state, payment.held_amount.minor_units) == (IN_ESCROW, 6_000)
+    # Stripe refunds nothing of a charge that was lost, and says so in its own word.
+    refused = await refusal(world.payments.RefundPayment(refund_request(held.payment_id)))
+    assert (refused.code, refused.reason) == ("FAILED_PRECONDITION", "PAYMENT_DISPUTED")
+    assert refused.facts["stripe_code"] == "charge_disputed"
+    assert (await world.capture(held.payment_id)).net_commission.minor_units == 600
+    await check_books(world)
+
+
+async def test_a_charge_settled_in_another_currency_is_followed_over_fx(
+    start_world: StartWorld,
+) -> None:
+    world = await start_world(simulator={"settlement_currencies": ("usd",)})
+    expert = await world.expert()
+    payment = await world.captured(expert, 10_010, "JPY")
+    first = await contest(world, payment)
+    await dispute_where(world, first)
+    await decide(world, first, "win")
+    await settled(world, payment.payment_id, first, WON)
+    second = await contest(world, payment)
+    await dispute_where(world, second)
+    await decide(world, second, "lose")
+    payment = await settled(world, payment.payment_id, second, LOST)
+    assert payment.lost_amount.minor_units == 10_010
+    assert balance(world, f"dispute_hold:{payment.payment_id}", "JPY") == 0
+    assert balance(world, "commission", "JPY") == 0
+    assert balance(world, "dispute_fee") == 2 * FEE
+
+
+# ---- at any time, in any order ----
+
+
+async def test_a_refund_that_stripe_refuses_before_any_webhook_says_why(world: World) -> None:
+    payment = await world.captured(amount=10_000)
+    await world.stripe.control("POST", "/webhooks", {"paused": True})
+    dispute_id = await contest(world, payment)
+    refused = await refusal(world.payments.RefundPayment(refund_request(payment.payment_id)))
+    assert (refused.code, refused.reason) == ("FAILED_PRECONDITION", "PAYMENT_DISPUTED")
+    assert refused.facts["stripe_code"] == "charge_disputed"
+    assert refused.facts["dispute_id"] == dispute_id
+    assert await frozen(world, payment.payment_id) == "CHARGEBACK"
+    await check_books(world)
+
+
+async def test_a_dispute_is_followed_although_no_webhook_comes(start_world: StartWorld) -> None:
+    world = await start_world(policy={"poll_seconds": 0.3})
+    await world.stripe.control("POST", "/webhooks", {"paused": True})
+    payment = await world.captured(amount=10_000)
+    dispute_id = await contest(world, payment)
+    await dispute_where(world, dispute_id)
+    await decide(world, dispute_id, "lose")
+    payment = await settled(world, payment.payment_id, dispute_id, LOST)
+    assert payment.state == REFUNDED
+
+
+async def test_webhooks_that_come_twice_and_in_any_order_change_nothing(world: World) -> None:
+    for action in ("duplicate", "reorder"):
+        await world.stripe.control(
+            "POST", "/webhooks/rules", {"action": action, "type": "^charge\\.dispute\\."}
+        )
+    payment = await world.captured(amount=10_000)
+    dispute_id = await contest(world, payment, inquiry=True)
+    await decide(world, dispute_id, "escalate")
+    await decide(world, dispute_id, "win")
+    await settled(world, payment.payment_id, dispute_id, WON)
+    for event in (await world.stripe.api("GET", "/events", limit=100))["data"]:
+        if event["type"].startswith("charge.dispute."):
+            await world.stripe.control("POST", f"/events/{event['id']}/redeliver")
+    before = (await world.get(payment.payment_id)).version
+    await check_books(world)
+    assert (await world.get(payment.payment_id)).version == before
+    seen = [kind for kind in await kinds(world, payment.payment_id) if "dispute" in kind]
+    assert sorted(set(seen)) == sorted(seen)  # Each once.
+
+
+async def test_a_loss_waits_for_what_is_under_way_and_is_not_forgotten(
+    world: World, as_superuser: Callable[..., int]
+) -> None:
+    """A capture whose outcome nobody knows: what it sent must not be written off as held."""
+    expert = await world.expert()
+    held = await world.escrowed(expert, 10_000, escrow_mode=PLATFORM)
+    await world.stripe.fault("/transfers$", "status", "before", times=None, status=503)
+    await refusal(world.payments.CapturePayment(capture_request(held.payment_id, 4_000)))
+    dispute_id = await contest(world, held)
+    await decide(world, dispute_id, "lose")
+    shown = await dispute_where(world, dispute_id, lambda dispute: dispute.outcome == LOST)
+    assert shown.lost_amount.minor_units == 0
+    assert await frozen(world, held.payment_id) == "CHARGEBACK"
+    # Inbox and sweep have looked often; nothing was taken yet.
+    await world.stripe.control("POST", "/webhooks/settle", {"seconds": 10})
+    assert (await world.get(held.payment_id)).lost_amount.minor_units == 0
+    await world.stripe.clear_faults()
+    payment = await settled(world, held.payment_id, dispute_id, LOST)
+    assert payment.captured_amount.minor_units == 4_000
+    assert payment.lost_held_amount.minor_units == 6_000
+    assert payment.lost_amount.minor_units == 10_000
+    assert payment.state == REFUNDED
+    # Its funds are pending, so that Stripe gives nothing of the transfer back.
+    assert balance(world, f"expert_debt:{expert}") == 3_600
+
+
+async def test_a_capture_that_waits_for_the_expert_gives_way_to_a_loss(world: World) -> None:
+    expert = await world.expert()
+    held = await world.escrowed(expert, 10_000, escrow_mode=PLATFORM)
+    account = world.account_of(expert)
+    await world.stripe.control(
+        "POST", f"/accounts/{account}/restrict", {"capabilities": {"transfers": "inactive"}}
+    )
+    waiting = await world.capture(held.payment_id)
+    assert waiting.waiting_for == "expert"
+    dispute_id = await contest(world, held)
+    await dispute_where(world, dispute_id)
+    await world.stripe.control("POST", f"/accounts/{account}/restore")
+    await world.quiet()
+    assert not await world.stripe.effects("transferred", held.payment_intent_id)
+    await decide(world, dispute_id, "lose")
+    payment = await settled(world, held.payment_id, dispute_id, LOST)
+    assert (payment.state, payment.lost_held_amount.minor_units) == (REFUNDED, 10_000)
+    assert "capture_given_up" in await kinds(world, held.payment_id)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"on_deadline": payments_pb2.ON_DEADLINE_PROMOTE}],
+    ids=["destination", "separate"],
+)
+async def test_a_hold_is_disputed_only_once_it_is_captured(
+    world: World, fields: dict[str, Any]
+) -> None:
+    held = await world.escrowed(amount=10_000, card="pm_card_createDispute", **fields)
+    assert held.freeze == payments_pb2.PAYMENT_FREEZE_NONE
+    payment = await world.capture(held.payment_id)
+    assert payment.state == CAPTURED
+
+    async def probe() -> bool:
+        return await frozen(world, held.payment_id) == "CHARGEBACK"
+
+    await until(probe, "the dispute of the test card")
+    await check_books(world)
+    assert not await world.discrepancies()
+
+
+async def test_what_a_crash_leaves_of_taking_back_the_sweep_finishes(
+    start_world: StartWorld,
+) -> None:
+    """The loss and the reversal are recorded in one transaction; nobody lives to send it."""
+    world = await start_world(policy={"lease": 0.5})
+    assert world.service is not None
+    expert = await world.expert()
+    payment = await world.captured(expert, 10_000)
+    await world.quiet()
+    await world.service.stop()
+    await world.service.start(loops=False)
+    await world.stripe.control("POST", "/webhooks", {"paused": True})
+    dispute_id = await contest(world, payment)
+    await decide(world, dispute_id, "lose")
+    core = world.service.core
+    applied = await observe_payment(core, payment.payment_id, Cause("test", "look"))
+    assert applied.next_operation is not None
+    assert not await world.stripe.effects("reversed")
+    world.service.start_loops()
+    await until(lambda: world.stripe.effects("reversed"), "the reversal")
+    await world.stripe.control("POST", "/webhooks", {"paused": False})
+    assert (await settled(world, payment.payment_id, dispute_id, LOST)).state == REFUNDED
+    assert balance(world, f"stripe:connected:{expert}") == 0
+
+
+# ---- early fraud warnings ----
+
+
+@pytest.mark.parametrize("setting", ["freeze", "alert"])
+async def test_a_fraud_warning_freezes_capture_if_that_is_the_policy(
+    start_world: StartWorld, setting: str
+) -> None:
+    world = await start_world(fraud_warning=setting)
+    held = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
+    await world.stripe.control("POST", f"/charges/{held.charge_id}/early_fraud_warning", {})
+
+    async def probe() -> bool:
+        return "fraud_warning" in await kinds(world, held.payment_id)
+
+    await until(probe, "the fraud warning")
+    if setting == "alert":
+        assert (await world.capture(held.payment_id)).state == CAPTURED
+    else:
+        refused = await refusal(world.payments.CapturePayment(capture_request(held.payment_id)))
+        assert (refused.reason, refused.facts["stage"]) == ("PAYMENT_DISPUTED", "FRAUD_WARNING")
+        assert (await world.refund(held.payment_id)).state == REFUNDED
+        await world.quiet()
+
+        async def over() -> bool:
+            return await frozen(world, held.payment_id) == "NONE"
+
+        await until(over, "nothing left to be warned of")
+    await check_books(world)
+    assert not await world.discrepancies()

@@ -1,0 +1,388 @@
+"""Disputes: what they freeze, whom they take from, and that no order of looking changes either."""
+
+from contextlib import suppress
+from dataclasses import replace
+from datetime import timedelta
+from random import Random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from payment_service.domain import disputes, money, plans
+from payment_service.domain.disputes import Outcome, Stage
+from payment_service.domain.errors import Busy, Precondition, Refusal
+from payment_service.domain.escrow import Freeze, Kind, State
+from payment_service.domain.ledger import STRIPE_PLATFORM
+from payment_service.domain.observation import DisputeLine, FraudWarning, ShownDispute
+from tests.unit.domain.builders import NOW, new_payment, separate
+from tests.unit.domain.fake_service import FakeService, serve
+
+FEE = 15
+
+
+class Bank:
+    """The client's bank, and Stripe between it and us: the disputes of one charge."""
+
+    def __init__(self, service: FakeService) -> None:
+        self.service = service
+
+    def contest(self, amount: int, *, inquiry: bool = False) -> str:
+        name = f"dp_{len(self.service.shown) + 1}"
+        self.service.shown[name] = ShownDispute(
+            dispute_id=name,
+            charge_id="ch_1",
+            status="warning_needs_response" if inquiry else "needs_response",
+            reason="fraudulent",
+            minor_units=amount,
+            due_by=NOW + timedelta(days=9),
+            create_time=NOW + timedelta(seconds=len(self.service.shown)),
+        )
+        if not inquiry:
+            self.line(name, -amount, FEE)
+        return name
+
+    def line(self, name: str, minor_units: int, fee: int = 0) -> None:
+        shown, currency = self.service.shown[name], self.service.payment.currency
+        line = DisputeLine(f"txn_{name}_{len(shown.lines)}", currency, minor_units, fee)
+        self.service.shown[name] = replace(shown, lines=(*shown.lines, line))
+        self.service.intent.balances[STRIPE_PLATFORM, currency] += minor_units - fee
+
+    def status(self, name: str, status: str) -> None:
+        self.service.shown[name] = replace(self.service.shown[name], status=status)
+
+    def escalate(self, name: str) -> None:
+        self.status(name, "needs_response")
+        self.line(name, -self.service.shown[name].minor_units, FEE)
+
+    def win(self, name: str) -> None:
+        self.status(name, "won")
+        self.line(name, self.service.shown[name].minor_units)
+
+
+def held(amount: int = 10_000, currency: str = "USD") -> FakeService:
+    """Charged onto the platform, nothing captured yet."""
+    service = serve(separate(amount=amount, currency=currency))
+    service.intent.authorize()
+    service.follow()
+    assert service.payment.state is State.IN_ESCROW
+    return service
+
+
+def paid_out(amount: int = 10_000, currency: str = "USD") -> FakeService:
+    service = serve(new_payment(amount, currency))
+    service.intent.authorize()
+    service.follow()
+    service.capture()
+    return service
+
+
+def reason_of(service: FakeService, *, capture: bool) -> str:
+    try:
+        if capture:
+            plans.plan_capture(service.payment, None, final=True)
+        else:
+            plans.plan_refund(service.payment, None)
+    except Refusal as refusal:
+        return f"{refusal.reason} {refusal.facts.get('dispute_id')} {refusal.facts.get('stage')}"
+    return ""
+
+
+# ---- freezes ----
+
+
+def test_an_inquiry_freezes_capture_and_a_chargeback_refunds_too() -> None:
+    service = held()
+    bank = Bank(service)
+    inquiry = bank.contest(4_000, inquiry=True)
+    service.follow()
+    assert reason_of(service, capture=True) == "PAYMENT_DISPUTED dp_1 INQUIRY"
+    assert not reason_of(service, capture=False)
+    chargeback = bank.contest(1_000)
+    service.follow()
+    assert reason_of(service, capture=True) == "PAYMENT_DISPUTED dp_2 CHARGEBACK"
+    assert reason_of(service, capture=False) == "PAYMENT_DISPUTED dp_2 CHARGEBACK"
+    bank.win(chargeback)
+    service.follow()
+    assert (service.payment.frozen, service.payment.frozen_by) == (Freeze.INQUIRY, inquiry)
+    bank.status(inquiry, "warning_closed")
+    service.follow()
+    assert (service.payment.frozen, service.payment.frozen_by) == (Freeze.NONE, "")
+    assert not service.follow().transitions
+
+
+def test_a_warning_of_fraud_is_told_once_and_freezes_while_it_is_actionable() -> None:
+    service = held()
+
+    def warned(*, actionable: bool) -> list[Kind]:
+        warning = FraudWarning("issfr_1", "misc", actionable)
+        to = service.follow(replace(service.observe(), fraud_warnings=(warning,)))
+        return [transition.kind for transition in to.transitions]
+
+    assert warned(actionable=True) == [Kind.FRAUD_WARNING]
+    assert reason_of(service, capture=True) == "PAYMENT_DISPUTED issfr_1 FRAUD_WARNING"
+    assert not reason_of(service, capture=False)
+    assert not warned(actionable=True)
+    assert not service.follow().transitions  # Nobody asked for warnings: nothing is concluded.
+    assert warned(actionable=False) == [Kind.FRAUD_WARNING_OVER]
+    assert service.payment.frozen is Freeze.NONE
+
+
+def test_an_unknown_status_is_an_open_chargeback() -> None:
+    """Stripe's enums are open: what we do not know must freeze rather than let through."""
+    service = held()
+    name = Bank(service).contest(1_000)
+    Bank(service).status(name, "pondered_by_the_network")
+    service.follow()
+    record = service.records[name]
+    assert (record.stage, record.outcome) == (Stage.CHARGEBACK, Outcome.OPEN)
+    assert service.payment.frozen is Freeze.CHARGEBACK
+
+
+# ---- money ----
+
+
+@pytest.mark.parametrize(
+    ("currency", "amount", "basis_points", "commissions"),
+    [
+        ("JPY", 1_001, 1_000, [67, 34, 0]),
+        ("KWD", 10_050, 1_250, [840, 420, 0]),
+        ("ISK", 50_500, 1_000, [3_400, 1_700, 0]),
+    ],
+)
+def test_the_commission_kept_is_always_that_of_what_is_left(
+    currency: str, amount: int, basis_points: int, commissions: list[int]
+) -> None:
+    service = serve(new_payment(amount, currency, basis_points))
+    service.intent.authorize()
+    service.follow()
+    service.capture()
+    bank = Bank(service)
+    step = money.step(currency)
+    third = amount // 3 // step * step
+    for part, commission in zip((third, third, amount - 2 * third), commissions, strict=True):
+        name = bank.contest(part)
+        bank.status(name, "lost")
+        service.follow()
+        service.finish()
+        assert service.payment.net_commission == commission
+        assert service.payment.net_expert == service.payment.net - commission
+    assert service.balance("losses") == 0
+    assert service.balance("expert_debt:expert_1") == 0
+    assert service.payment.state is State.REFUNDED
+
+
+def test_what_was_refunded_before_it_was_lost_is_the_platforms_loss() -> None:
+    service = paid_out()
+    service.give_back(4_000)
+    name = Bank(service).contest(10_000)
+    Bank(service).status(name, "lost")
+    service.follow()
+    service.finish()
+    assert (service.payment.lost, service.payment.refunded) == (6_000, 4_000)
+    assert service.balance("losses") == 4_000
+    assert service.records[name].lost == 10_000
+
+
+def test_a_reversal_that_stripe_refuses_leaves_the_debt() -> None:
+    service = paid_out()
+    name = Bank(service).contest(10_000)
+    Bank(service).status(name, "lost")
+    service.follow()
+    assert service.kinds[-1] is Kind.DISPUTE_LOST
+    service.finish(reversal_refused=True)
+    assert service.payment.state is State.REFUNDED
+    assert service.balance("expert_debt:expert_1") == 9_000
+
+
+def test_a_loss_waits_for_the_capture_under_way_and_divides_what_that_leaves() -> None:
+    service = held()
+    service.start_capture(4_000, final=False)
+    name = Bank(service).contest(10_000)
+    Bank(service).status(name, "lost")
+    service.follow()
+    assert service.records[name].unsettled == 10_000
+    assert service.payment.frozen is Freeze.CHARGEBACK
+    assert not service.follow().transitions
+    service.send()
+    service.follow()  # The capture, and the loss right after it.
+    assert service.payment.lost_held == 6_000
+    assert service.payment.lost == 4_000
+    service.finish()
+    assert service.payment.state is State.REFUNDED
+    assert service.balance("stripe:connected:expert_1") == 0
+
+
+def test_a_loss_without_its_line_is_written_off_when_the_line_appears() -> None:
+    service = held()
+    name = Bank(service).contest(3_000, inquiry=True)
+    Bank(service).status(name, "lost")
+    service.follow()
+    assert (service.records[name].outcome, service.payment.lost_held) == (Outcome.LOST, 0)
+    Bank(service).line(name, -3_000, FEE)
+    service.follow()
+    assert service.payment.lost_held == 3_000
+    assert not service.follow().transitions
+
+
+def test_what_comes_back_after_a_loss_is_the_platforms_until_somebody_decides() -> None:
+    service = paid_out()
+    name = Bank(service).contest(10_000)
+    Bank(service).status(name, "lost")
+    service.follow()
+    service.finish()
+    Bank(service).win(name)
+    service.follow()
+    assert service.balance("losses") == -10_000
+    assert service.balance("dispute_hold:pay_1") == 0
+    assert "reinstated_after_loss" in service.discrepancies
+    assert service.records[name].outcome is Outcome.WON
+    assert not service.follow().transitions
+
+
+def test_a_dispute_of_a_hold_is_reported_and_changes_nothing() -> None:
+    service = serve(new_payment())
+    service.intent.authorize()
+    service.follow()
+    Bank(service).contest(10_000)
+    to = service.follow(service.observe())
+    assert not to.transitions
+    assert service.discrepancies == ["dispute_of_a_hold"]
+
+
+# ---- any life, looked at anyhow ----
+
+
+ACTIONS = ("contest", "inquire", "lose", "lose", "win", "escalate", "close", "ours", "begin")
+
+
+def live(service: FakeService, seed: int, steps: int, *, looks: float) -> None:
+    """A random life of captures, refunds and disputes; seen only now and then."""
+    script, chance = Random(seed), Random(seed + 1)
+    bank = Bank(service)
+    for _ in range(steps):
+        action = script.choice(ACTIONS)
+        part, which = script.randrange(1, 101), script.random()
+        names = list(service.shown)
+        name = names[int(which * len(names))] if names else ""
+        status = service.shown[name].status if name else ""
+        amount = service.payment.amount * part // 100
+        if action in ("contest", "inquire") and len(names) < 4:
+            bank.contest(amount, inquiry=action == "inquire")
+        elif action == "lose" and status == "needs_response":
+            bank.status(name, "lost")
+        elif action == "win" and status == "needs_response":
+            bank.win(name)
+        elif action == "escalate" and status == "warning_needs_response":
+            bank.escalate(name)
+        elif action == "close" and status == "warning_needs_response":
+            bank.status(name, "warning_closed")
+        elif action == "begin" and service.payment.state is State.IN_ESCROW:
+            with suppress(Refusal):  # Left under way, for whatever comes meanwhile.
+                service.start_capture(service.payment.held * part // 300 or None, final=False)
+        elif action == "ours":
+            service.catch_up()
+            service.finish()
+            _act(service, part, refunds=which < 0.4, refused=which > 0.8)
+        if chance.random() < looks:
+            service.follow()
+            if chance.random() < 0.5:
+                service.finish(reversal_refused=chance.random() < 0.2)
+    service.catch_up()
+    service.finish()
+    service.catch_up()
+
+
+def _act(service: FakeService, part: int, *, refunds: bool, refused: bool) -> None:
+    payment = service.payment
+    available = payment.held + payment.net if refunds else payment.held
+    step = money.step(payment.currency)
+    amount = available * part // 100 // step * step
+    if amount == 0:
+        return
+    with suppress(Refusal):  # Frozen, or nothing is left for it.
+        if refunds:
+            service.give_back(amount, reversal_refused=refused)
+        else:
+            service.capture(amount, final=False)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.integers(0, 2**32), st.sampled_from(["USD", "JPY", "KWD"]), st.floats(0, 1))
+def test_any_life_leaves_books_that_agree_with_stripes(
+    seed: int, currency: str, looks: float
+) -> None:
+    service = held(10_010, currency)
+    live(service, seed, 25, looks=looks)
+    payment, records = service.payment, service.records.values()
+    assert set(service.records) == set(service.shown)
+    assert not payment.operation_id
+    assert not any(record.unsettled for record in records)
+    assert service.balance("dispute_hold:pay_1") == sum(
+        record.withdrawn - record.reinstated - record.lost for record in records
+    )
+    assert sum(record.lost for record in records) == (
+        payment.lost_held + payment.lost + service.balance("losses")
+    )
+    assert service.balance("dispute_fee") == FEE * sum(
+        len(d.lines) > 0 for d in service.shown.values()
+    )
+    kept = money.fee(payment.net, payment.commission_basis_points, currency)
+    assert payment.net_commission == kept
+    assert (payment.frozen is Freeze.NONE) == all(not record.is_open for record in records)
+    before = payment
+    assert not service.follow().transitions
+    assert service.payment == before
+
+
+# ---- answers ----
+
+
+def test_guards_of_answers_name_the_reason() -> None:
+    service = held()
+    name = Bank(service).contest(1_000)
+    service.follow()
+    record = service.records[name]
+    words = {"uncategorized_text": "It was delivered."}
+
+    def refused(record: disputes.Dispute, *, accepts: bool = False) -> str:
+        with pytest.raises(Refusal) as refusal:
+            if accepts:
+                disputes.check_acceptance(record)
+            else:
+                disputes.check_evidence(record, words, submit=True, now=NOW)
+        return refusal.value.reason
+
+    disputes.check_evidence(record, words, submit=True, now=NOW)
+    disputes.check_acceptance(record)
+    assert refused(replace(record, evidence_due_time=NOW)) == "EVIDENCE_PAST_DUE"
+    assert refused(replace(record, status="under_review")) == "EVIDENCE_ALREADY_SUBMITTED"
+    lost = replace(record, status="lost", outcome=Outcome.LOST)
+    assert refused(lost) == refused(lost, accepts=True) == "DISPUTE_CLOSED"
+    inquiry = replace(record, stage=Stage.INQUIRY, status="warning_needs_response")
+    disputes.check_evidence(inquiry, words, submit=True, now=NOW)
+    assert refused(inquiry, accepts=True) == "DISPUTE_IS_INQUIRY"
+    with pytest.raises(Busy):
+        disputes.check_acceptance(replace(record, operation_id="op_1"))
+    with pytest.raises(Precondition):
+        disputes.check_acceptance(lost)
+
+
+@pytest.mark.parametrize(("given_text", "staged"), [(False, False), (False, True), (True, False)])
+def test_there_must_be_something_to_submit(*, given_text: bool, staged: bool) -> None:
+    service = held()
+    name = Bank(service).contest(1_000)
+    service.follow()
+    record = replace(service.records[name], has_evidence=staged)
+    words = {"uncategorized_text": "x"} if given_text else {}
+    if given_text or staged:
+        disputes.check_evidence(record, words, submit=True, now=NOW)
+    else:
+        with pytest.raises(Refusal, match="nothing is staged"):
+            disputes.check_evidence(record, words, submit=True, now=NOW)
+
+
+def test_all_evidence_together_has_a_limit() -> None:
+    texts = dict.fromkeys(disputes.LONG_TEXTS, "x" * 20_000)
+    with pytest.raises(Refusal, match="150000"):
+        disputes.check_evidence_fields(texts)
