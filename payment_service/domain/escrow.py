@@ -950,15 +950,22 @@ def dispute_changed(
 
 def dispute_funds_moved(
     payment: Payment,
-    kind: Kind,
     facts: Mapping[str, object],
     postings: list[Posting],
     frozen: Frozen,
     now: datetime,
+    *,
+    taken: bool,
 ) -> Transition:
     """Stripe withdrew the contested money from the platform, or reinstated it."""
     return _move(
-        payment, kind, payment.state, now, facts=facts, postings=postings, **_freeze(frozen)
+        payment,
+        Kind.DISPUTE_FUNDS_WITHDRAWN if taken else Kind.DISPUTE_FUNDS_REINSTATED,
+        payment.state,
+        now,
+        facts=facts,
+        postings=postings,
+        **_freeze(frozen),
     )
 
 

@@ -111,7 +111,6 @@ def _move_funds(to: Followed, record: Dispute, line: DisputeLine, given: Circums
     settled = Settled(abs(line.minor_units), line.currency, line.balance_transaction_id)
     part = _in_payment_currency(record, settled, taken=taken)
     fee = Settled(line.fee, line.currency, line.balance_transaction_id)
-    kind = Kind.DISPUTE_FUNDS_WITHDRAWN if taken else Kind.DISPUTE_FUNDS_REINSTATED
     word = "dispute_withdrawn" if taken else "dispute_reinstated"
     postings = payment.book.dispute_funds(word, 1 if taken else -1, part, settled, fee)
     beyond = 0
@@ -133,7 +132,6 @@ def _move_funds(to: Followed, record: Dispute, line: DisputeLine, given: Circums
     to.take(
         escrow.dispute_funds_moved(
             payment,
-            kind,
             {
                 **_facts(record),
                 "amount": part,
@@ -144,6 +142,7 @@ def _move_funds(to: Followed, record: Dispute, line: DisputeLine, given: Circums
             postings,
             _frozen(to, given),
             given.now,
+            taken=taken,
         )
     )
     to.movements.append(Movement(line.balance_transaction_id, word, part))

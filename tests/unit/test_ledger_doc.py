@@ -14,7 +14,15 @@ from typing import Final
 import pytest
 
 from payment_service.domain import escrow, ledger, payouts
-from payment_service.domain.escrow import Kind, OnDeadline, Payment, State, Transition, WaitingFor
+from payment_service.domain.escrow import (
+    Frozen,
+    Kind,
+    OnDeadline,
+    Payment,
+    State,
+    Transition,
+    WaitingFor,
+)
 from payment_service.domain.ledger import (
     LOSSES,
     CaptureLines,
@@ -283,6 +291,29 @@ def payout(a: Amounts, state: PayoutState) -> Done:
     return follow(out.after, replace(seen, state=state, failure_line=back))
 
 
+def dispute_funds(a: Amounts, *, taken: bool, written_off: bool = False) -> Done:
+    payment = held_by_platform()
+    word = "dispute_withdrawn" if taken else "dispute_reinstated"
+    sign = 1 if taken else -1
+    postings = payment.book.dispute_funds(word, sign, a["D"], usd(a["D"]), usd(a.get("d", 0)))
+    if written_off:
+        postings += payment.book.reinstated_after_loss(a["D"])
+    return escrow.dispute_funds_moved(payment, {}, postings, Frozen(), NOW, taken=taken)
+
+
+def dispute_lost(a: Amounts) -> Done:
+    beyond = a.get("b", 0)
+    split = RefundSplit(a.get("h", 0), a.get("g", 0), a.get("e", 0))
+    if not split.whole and not beyond:
+        split = RefundSplit(a["D"])
+    payment = partly_paid_out(a) if "e" in a else held_by_platform()
+    if beyond:  # All of it was given back already, so nothing is left to lose.
+        payment = replace(in_state(State.REFUNDED, separate(PLATFORM_HOLD)))
+    return escrow.dispute_lost(
+        payment, split, beyond, {}, Frozen(), "op_2" if "e" in a else None, NOW
+    )
+
+
 def debt_written_off(a: Amounts) -> Done:
     event = "expert.debt_written_off"
     assert any(f'"{event}"' in path.read_text() for path in APPLICATION)
@@ -331,6 +362,14 @@ PERFORMERS: Final[Mapping[tuple[str, str], Performer]] = {
     (Kind.REVERSED_ELSEWHERE, "at the dashboard"): reversed_elsewhere,
     (Kind.FEE_REFUNDED_ELSEWHERE, "at the dashboard"): fee_refunded_elsewhere,
     (Kind.TRANSFERRED_ELSEWHERE, "at the dashboard"): transferred_elsewhere,
+    (Kind.DISPUTE_FUNDS_WITHDRAWN, "a chargeback"): lambda a: dispute_funds(a, taken=True),
+    (Kind.DISPUTE_FUNDS_REINSTATED, "won, the fee kept"): lambda a: dispute_funds(a, taken=False),
+    (Kind.DISPUTE_FUNDS_REINSTATED, "on appeal, written off before"): lambda a: dispute_funds(
+        a, taken=False, written_off=True
+    ),
+    (Kind.DISPUTE_LOST, "in escrow"): dispute_lost,
+    (Kind.DISPUTE_LOST, "held money first, then what was paid out"): dispute_lost,
+    (Kind.DISPUTE_LOST, "refunded before"): dispute_lost,
     ("expert.payout_in_transit", "paid out to the bank"): lambda a: payout(
         a, PayoutState.IN_TRANSIT
     ),
@@ -340,6 +379,26 @@ PERFORMERS: Final[Mapping[tuple[str, str], Performer]] = {
 
 _SHARE: Final = Share(10_000, 1_000)
 _SPLIT: Final = RefundSplit(0, 1_000, 9_000)
+
+#: What happens to a dispute and moves no money.
+_DISPUTED: Final = (
+    Kind.DISPUTE_OPENED,
+    Kind.DISPUTE_ESCALATED,
+    Kind.DISPUTE_UPDATED,
+    Kind.DISPUTE_WON,
+    Kind.DISPUTE_CLOSED,
+    Kind.DISPUTE_ANSWER_STARTED,
+    Kind.DISPUTE_ANSWER_REFUSED,
+)
+
+
+def disputed(kind: Kind) -> Transition:
+    return escrow.dispute_changed(in_state(State.CAPTURED), kind, {}, Frozen(), NOW)
+
+
+def warned(kind: Kind) -> Transition:
+    return escrow.fraud_warned(in_state(State.CAPTURED), kind, {}, "", Frozen(), NOW)
+
 
 #: One of each that posts nothing.
 SILENT_PERFORMERS: Final[Mapping[str, Callable[[], Transition]]] = {
@@ -373,6 +432,9 @@ SILENT_PERFORMERS: Final[Mapping[str, Callable[[], Transition]]] = {
         replace(in_state(State.IN_ESCROW), on_deadline=OnDeadline.ALERT), "", NOW, NOW
     ),
     Kind.DEADLINE_PASSED: lambda: escrow.deadline_passed(in_state(State.IN_ESCROW), "", NOW, NOW),
+    **{kind: lambda kind=kind: disputed(kind) for kind in _DISPUTED},  # type: ignore[misc]
+    Kind.FRAUD_WARNING: lambda: warned(Kind.FRAUD_WARNING),
+    Kind.FRAUD_WARNING_OVER: lambda: warned(Kind.FRAUD_WARNING_OVER),
 }
 
 

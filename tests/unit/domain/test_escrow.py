@@ -111,12 +111,13 @@ def dispute_changed(kind: Kind) -> Callable[[Payment], Transition]:
     return lambda payment: escrow.dispute_changed(payment, kind, {}, CONTESTED, NOW)
 
 
-def dispute_funds(kind: Kind, sign: int) -> Callable[[Payment], Transition]:
+def dispute_funds(*, taken: bool) -> Callable[[Payment], Transition]:
     def moved(payment: Payment) -> Transition:
         fee = Settled(15, payment.currency, "txn_1")
         settled = Settled(100, payment.currency, "txn_1")
+        sign = 1 if taken else -1
         postings = payment.book.dispute_funds("dispute_funds", sign, 100, settled, fee)
-        return escrow.dispute_funds_moved(payment, kind, {}, postings, CONTESTED, NOW)
+        return escrow.dispute_funds_moved(payment, {}, postings, CONTESTED, NOW, taken=taken)
 
     return moved
 
@@ -187,8 +188,8 @@ FUNCTIONS: dict[str, Callable[[Payment], Transition]] = {
             Kind.DISPUTE_ANSWER_REFUSED,
         )
     },
-    "dispute, withdrawn": dispute_funds(Kind.DISPUTE_FUNDS_WITHDRAWN, 1),
-    "dispute, reinstated": dispute_funds(Kind.DISPUTE_FUNDS_REINSTATED, -1),
+    "dispute, withdrawn": dispute_funds(taken=True),
+    "dispute, reinstated": dispute_funds(taken=False),
     "dispute_lost, out of escrow": lambda p: dispute_lost(p, HELD_PART),
     "dispute_lost, all that is held": lambda p: dispute_lost(p, RefundSplit(p.held or 100)),
     "dispute_lost, a part": lambda p: dispute_lost(p, EXPERTS_PART),
