@@ -257,7 +257,10 @@ async def _left(stack: Stack, simulator: Simulator) -> str:
     states = {
         row["payment_intent_id"]: row["state"]
         for row in await asyncio.to_thread(
-            rows, stack.database_url, "SELECT payment_intent_id, state FROM payments"
+            rows,
+            stack.database_url,
+            "SELECT payment_intent_id, CASE WHEN state = 'IN_ESCROW' AND charged > 0 "
+            "THEN 'ON_PLATFORM' ELSE state END AS state FROM payments",
         )
     }
     behind = [
@@ -271,7 +274,7 @@ async def _left(stack: Stack, simulator: Simulator) -> str:
 
 _SHOWN_AS = {
     "requires_capture": ("IN_ESCROW",),
-    "succeeded": ("CAPTURED", "REFUNDED"),
+    "succeeded": ("ON_PLATFORM", "CAPTURED", "REFUNDED"),
     "canceled": ("CANCELED", "EXPIRED"),
 }
 
