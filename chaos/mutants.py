@@ -309,7 +309,7 @@ MUTANTS = (
         (
             Edit(
                 _FOLLOW,
-                'rest = payment.held - share.part if operation.params.get("final") else 0',
+                "rest = max(payment.held - share.part - by_hand, 0) if final else 0",
                 "rest = 0",
             ),
         ),
@@ -360,13 +360,7 @@ MUTANTS = (
     ),
     Mutant(
         "debt kept back and reversed",
-        (
-            Edit(
-                _REPOSITORIES,
-                "\"AND kind = 'reverse_transfer' \"",
-                "\"AND kind = 'nothing' \"",
-            ),
-        ),
+        (Edit(_REPOSITORIES, "WHERE kind = 'reverse_transfer' ", "WHERE kind = 'nothing' "),),
         "test_what_is_being_reversed_is_not_kept_back",
     ),
     Mutant(
