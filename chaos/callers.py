@@ -52,10 +52,11 @@ Action = Callable[[], Awaitable[None]]
 _MONEY = {"USD": (100, 50_000), "EUR": (100, 50_000), "JPY": (100, 90_000)}
 #: How the money is held: authorized with a destination, charged at once, authorized and charged
 #: before it lapses.
+_PROMOTED: dict[str, Any] = {"on_deadline": payments_pb2.ON_DEADLINE_PROMOTE}
 _HOLDS: list[dict[str, Any]] = [
     {},
     {"escrow_mode": payments_pb2.ESCROW_MODE_PLATFORM_HOLD},
-    {"on_deadline": payments_pb2.ON_DEADLINE_PROMOTE},
+    _PROMOTED,
 ]
 
 
@@ -92,7 +93,7 @@ class Caller:
 
     # What a caller does
 
-    async def initiate(self) -> None:
+    async def initiate(self, hold: dict[str, Any] | None = None) -> None:
         scene, chance = self.scene, self.chance
         currency = chance.choices(list(_MONEY), [8, 1, 1])[0]
         request = payments_pb2.InitiatePaymentRequest(
@@ -104,9 +105,15 @@ class Caller:
             ),
             description=f"A website {CANARY}",
             idempotency_key=self._key(),
-            **chance.choices(_HOLDS, [5, 3, 2])[0],
+            **(hold or chance.choices(_HOLDS, [5, 3, 2])[0]),
         )
         await self.ask(Keyed("InitiatePayment", request.idempotency_key, request))
+
+    async def leave_to_its_deadline(self) -> None:
+        """A hold that nobody goes for soon: it is charged when its authorization is to lapse."""
+        await self.initiate(_PROMOTED)
+        known = self.scene.unpaid.pop()
+        await self.scene.simulator.confirm(known.intent, known.client_secret, "pm_card_visa")
 
     async def confirm(self) -> None:
         """The client's browser, with one of the test cards."""

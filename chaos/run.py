@@ -34,6 +34,7 @@ from marketplace.payments.v1 import experts_pb2, experts_pb2_grpc
 _STRIPE_TIMEOUT_SECONDS = 1.2
 _EXPERTS = 6
 _CAPTURED_BEFORE = 8
+_LEFT_ALONE = 3
 
 
 class Logs:
@@ -160,7 +161,9 @@ async def _run(stack: Stack, plan: Plan, count: int, patience: float, lines: Log
 
 
 async def _prepare(scene: Scene, callers: list[Caller]) -> None:
-    """Before anything goes wrong: a few payments to read, to capture and to refund."""
+    """Before anything goes wrong: a few payments to read, to capture, refund and promote."""
+    for caller in callers[:_LEFT_ALONE]:
+        await caller.leave_to_its_deadline()
     for _ in range(20):
         if len(scene.captured) >= _CAPTURED_BEFORE:
             return
