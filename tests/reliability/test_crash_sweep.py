@@ -15,7 +15,7 @@ from tests.reliability.crash import DESTINATION, SEPARATE, Run, Scenario, Told, 
 from tests.reliability.system import SURVIVOR, VICTIM, System
 
 #: Of each way of charging; a scenario is run twice to know its places, so that not all are.
-_SAMPLE, _SAMPLED_SCENARIOS = 6, 4
+_SAMPLE, _SAMPLED_SCENARIOS = 6, 3
 _BETWEEN_CHECKS = 25
 #: By the target, a full sweep has at least so many cases.
 _LEAST_CASES = 120

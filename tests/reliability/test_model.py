@@ -149,6 +149,7 @@ class Machine(RuleBasedStateMachine):
         lab = self.lab
         lab.heal()
         lab.bomb.left = 0
+        lab.deadlines()  # Of former examples: this one's books must show its own promotions alone.
         command = CreateExpertAccount(
             cause=Cause("local", "CreateExpertAccount", "model"),
             expert_id=self.expert,
