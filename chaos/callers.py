@@ -46,8 +46,18 @@ CARDS = ["pm_card_visa"] * 7 + [
     "pm_card_authenticationRequired",
     "pm_card_authenticationRequired",
 ]
+#: Charged money is available at once, and so are transfers of it: Stripe lets them be reversed.
+_AVAILABLE = "pm_card_bypassPending"
 Action = Callable[[], Awaitable[None]]
 _MONEY = {"USD": (100, 50_000), "EUR": (100, 50_000), "JPY": (100, 90_000)}
+#: How the money is held: authorized with a destination, charged at once, authorized and charged
+#: before it lapses.
+_PROMOTED: dict[str, Any] = {"on_deadline": payments_pb2.ON_DEADLINE_PROMOTE}
+_HOLDS: list[dict[str, Any]] = [
+    {},
+    {"escrow_mode": payments_pb2.ESCROW_MODE_PLATFORM_HOLD},
+    _PROMOTED,
+]
 
 
 class Caller:
@@ -83,7 +93,7 @@ class Caller:
 
     # What a caller does
 
-    async def initiate(self) -> None:
+    async def initiate(self, hold: dict[str, Any] | None = None) -> None:
         scene, chance = self.scene, self.chance
         currency = chance.choices(list(_MONEY), [8, 1, 1])[0]
         request = payments_pb2.InitiatePaymentRequest(
@@ -95,8 +105,15 @@ class Caller:
             ),
             description=f"A website {CANARY}",
             idempotency_key=self._key(),
+            **(hold or chance.choices(_HOLDS, [5, 3, 2])[0]),
         )
         await self.ask(Keyed("InitiatePayment", request.idempotency_key, request))
+
+    async def leave_to_its_deadline(self) -> None:
+        """A hold that nobody goes for soon: it is charged when its authorization is to lapse."""
+        await self.initiate(_PROMOTED)
+        known = self.scene.unpaid.pop()
+        await self.scene.simulator.confirm(known.intent, known.client_secret, "pm_card_visa")
 
     async def confirm(self) -> None:
         """The client's browser, with one of the test cards."""
@@ -108,7 +125,7 @@ class Caller:
         status = "away"
         try:
             shown = await scene.simulator.confirm(
-                known.intent, known.client_secret, chance.choice(CARDS)
+                known.intent, known.client_secret, self._card(known)
             )
             if shown.get("status") == "requires_action":
                 shown = await scene.simulator.control(
@@ -119,7 +136,7 @@ class Caller:
             status = str(shown.get("status") or shown.get("error", {}).get("code") or "odd")
         except (*AWAY, ValueError):
             pass  # The browser's page is reloaded.
-        if status == "requires_capture":
+        if status == "requires_capture" or (status == "succeeded" and known.is_separate):
             scene.held.append(known)
         elif status in ("away", "card_declined", "requires_payment_method", "lock_timeout"):
             scene.unpaid.append(known)
@@ -266,6 +283,7 @@ class Caller:
                 payment.amount.currency_code,
                 payment.amount.minor_units,
                 payment.client_id,
+                payment.charge_model == payments_pb2.CHARGE_MODEL_SEPARATE,
             )
             scene.unpaid.append(known)
             scene.every.append(known)
@@ -273,10 +291,12 @@ class Caller:
             for among in (scene.unpaid, scene.held):
                 if keyed.payment in among:
                     among.remove(keyed.payment)
-            state = payments_pb2.PaymentState.Name(payment.state)
-            if state == "PAYMENT_STATE_CAPTURED" and keyed.payment not in scene.captured:
-                scene.captured.append(keyed.payment)
-            elif state == "PAYMENT_STATE_REFUNDED" and keyed.payment in scene.captured:
+            if payment.held_amount.minor_units:  # A milestone was paid, and the rest stays.
+                scene.held.append(keyed.payment)
+            if payment.captured_amount.minor_units > payment.refunded_amount.minor_units:
+                if keyed.payment not in scene.captured:
+                    scene.captured.append(keyed.payment)
+            elif keyed.payment in scene.captured:
                 scene.captured.remove(keyed.payment)
 
     async def _call(
@@ -329,7 +349,11 @@ class Caller:
         request = payments_pb2.CapturePaymentRequest(
             payment_id=known.payment_id, notes=f"done {CANARY}", idempotency_key=self._key()
         )
-        if self.chance.random() < 0.4:
+        if known.is_separate and self.chance.random() < 0.7:
+            # Parts, now and then more of them than there is money; the last word is said seldom.
+            request.amount.minor_units = self.chance.randint(60, max(60, known.amount // 2))
+            request.final = self.chance.random() < 0.25
+        elif self.chance.random() < 0.4:
             request.amount.minor_units = self.chance.randint(60, known.amount)
             request.final = True
         return Keyed("CapturePayment", request.idempotency_key, request, known)
@@ -339,8 +363,16 @@ class Caller:
             payment_id=known.payment_id, reason=f"late {CANARY}", idempotency_key=self._key()
         )
         if self.chance.random() < 0.6:
-            request.amount.minor_units = self.chance.randint(1, max(1, known.amount // 2))
+            # Beyond a half: of a separate one often more than is held, and from several transfers.
+            most = known.amount if known.is_separate else known.amount // 2
+            request.amount.minor_units = self.chance.randint(1, max(1, most))
         return Keyed("RefundPayment", request.idempotency_key, request, known)
+
+    def _card(self, known: Known) -> str:
+        """Half of what the platform holds can be taken back from experts; the rest leaves debts."""
+        if known.is_separate and self.chance.random() < 0.5:
+            return _AVAILABLE
+        return self.chance.choice(CARDS)
 
     def _pick(self, likely: list[Known], probability: float) -> Known | None:
         every = self.scene.every

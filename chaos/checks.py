@@ -58,7 +58,7 @@ def at_most_one_effect(evidence: Evidence) -> Iterator[tuple[str, str]]:
         operation = metadata.get("operation_id", "")
         if kind in ("captured", "canceled", "expired"):
             done[kind, effect["payment_intent"]] += 1
-        elif kind in ("refunded", "reversed"):
+        elif kind in ("refunded", "reversed", "transferred"):
             done[kind, operation or effect["object"]] += 1
         elif kind == "intent_created":
             done[kind, metadata.get("payment_id", effect["object"])] += 1
@@ -84,6 +84,10 @@ def one_end_per_payment(evidence: Evidence) -> Iterator[tuple[str, str]]:
             yield f"{intent} was {' and '.join(sorted(kinds))}", _payment_id(evidence, intent)
 
 
+#: Movements on our side, and what each is at Stripe.
+_MOVED = {"refund": "refunded", "reversal": "reversed", "transfer": "transferred"}
+
+
 @_check
 def no_phantom_effect(evidence: Evidence) -> Iterator[tuple[str, str]]:
     """Everything that happened at Stripe by our hand stands on our side, with its amount."""
@@ -96,7 +100,7 @@ def no_phantom_effect(evidence: Evidence) -> Iterator[tuple[str, str]]:
             if id_ not in accounts:
                 yield f"account {id_} is nobody's", ""
             continue
-        if kind not in ("intent_created", "captured", "canceled", "refunded", "reversed"):
+        if kind not in ("intent_created", "captured", "canceled", *_MOVED.values()):
             continue
         payment = payment_of.get(effect["payment_intent"])
         if payment is None:
@@ -104,11 +108,11 @@ def no_phantom_effect(evidence: Evidence) -> Iterator[tuple[str, str]]:
             yield f"{kind} of {effect['payment_intent']}, which no payment has", owner
             continue
         payment_id = payment["payment_id"]
-        if kind == "captured" and payment["captured"] != effect["amount"]:
-            yield f"captured {effect['amount']}, on our side {payment['captured']}", payment_id
+        if kind == "captured" and payment["charged"] != effect["amount"]:
+            yield f"charged {effect['amount']}, on our side {payment['charged']}", payment_id
         if kind == "canceled" and payment["state"] not in ("CANCELED", "EXPIRED"):
             yield f"cancelled at Stripe, {payment['state']} on our side", payment_id
-        if kind in ("refunded", "reversed"):
+        if kind in _MOVED.values():
             booked = movements.get(id_)
             if booked is None or booked["minor_units"] != effect["amount"]:
                 yield f"{kind} {id_} of {effect['amount']} is not on the books", payment_id
@@ -125,10 +129,10 @@ def no_effect_lost(evidence: Evidence) -> Iterator[tuple[str, str]]:
         if effect["idempotency_key"] and effect["kind"] not in ("authorized", "declined")
     )
     for payment in evidence.payments:
-        if payment["captured"] and payment["payment_intent_id"] not in captured:
-            yield "captured on our side alone", payment["payment_id"]
+        if payment["charged"] and payment["payment_intent_id"] not in captured:
+            yield "charged on our side alone", payment["payment_id"]
     for movement in evidence.movements:
-        kind = {"refund": "refunded", "reversal": "reversed"}.get(movement["kind"])
+        kind = _MOVED.get(movement["kind"])
         if kind and (kind, movement["movement_id"]) not in done:
             yield f"{movement['movement_id']} is on our side alone", movement["payment_id"]
     for operation in evidence.operations:
@@ -149,15 +153,19 @@ def states_agree_with_stripe(evidence: Evidence) -> Iterator[tuple[str, str]]:
         "requires_action": {"PENDING", "FAILED"},
         "processing": {"PENDING"},
         "requires_capture": {"IN_ESCROW"},
-        "succeeded": {"CAPTURED", "REFUNDED"},
+        "succeeded": {"CAPTURED", "REFUNDED", "held by the platform"},
         "canceled": {"CANCELED", "EXPIRED"},
     }
     payment_of = evidence.payment_of_intent()
     for intent in evidence.intents:
         payment = payment_of.get(intent["id"])
-        if payment is not None and payment["state"] not in allowed[intent["status"]]:
-            what = f"{intent['status']} at Stripe, {payment['state']} on our side"
-            yield what, payment["payment_id"]
+        if payment is None:
+            continue
+        state = payment["state"]
+        if state == "IN_ESCROW" and payment["charged"]:
+            state = "held by the platform"
+        if state not in allowed[intent["status"]]:
+            yield f"{intent['status']} at Stripe, {state} on our side", payment["payment_id"]
 
 
 # ---- books ----
@@ -195,17 +203,27 @@ def books_equal_stripe(evidence: Evidence) -> Iterator[tuple[str, str]]:
 
 @_check
 def nothing_stays_between_accounts(evidence: Evidence) -> Iterator[tuple[str, str]]:
-    """At rest no captured money is in escrow, nobody owes, and the memo is what is held."""
+    """At rest escrow is what the platform holds, the memo what cards hold, and none is overpaid."""
     sums: Counter[tuple[str, str]] = Counter()
     for row in evidence.postings:
         sums[row["account"], row["currency"].strip()] += row["minor_units"]
     held: Counter[str] = Counter()
+    escrow: Counter[tuple[str, str]] = Counter()
     for payment in evidence.payments:
-        held[payment["currency"].strip()] += payment["held"]
-    for (account, currency), total in sums.items():
-        empty = account.startswith(("escrow:", "expert_debt:", "client_payable:", "losses"))
-        if empty and total:
-            yield f"{account} stands at {total} {currency}", account.partition(":")[2]
+        currency = payment["currency"].strip()
+        if payment["charged"]:
+            escrow[f"escrow:{payment['payment_id']}", currency] = -payment["held"]
+        else:
+            held[currency] += payment["held"]
+    for account, currency in sums.keys() | escrow.keys():
+        total, wanted = sums[account, currency], escrow[account, currency]
+        known = account.startswith(("escrow:", "client_payable:", "losses"))
+        if known and total != wanted:
+            what = f"{account} stands at {total} {currency}, not at {wanted}"
+            yield what, account.partition(":")[2]
+        # What Stripe does not take back from an expert is owed; no more of it is kept back.
+        if account.startswith("expert_debt:") and total < 0:
+            yield f"{account} was kept back {-total} {currency} too much", ""
     for currency in held.keys() | {c for account, c in sums if account == "hold"}:
         if sums["hold", currency] != held[currency]:
             yield f"hold is {sums['hold', currency]}, payments hold {held[currency]} {currency}", ""
@@ -226,8 +244,14 @@ def amounts_add_up(evidence: Evidence) -> Iterator[tuple[str, str]]:
         rate = row["commission_basis_points"]
         if not 0 <= row["refunded"] <= row["captured"] <= row["amount"]:
             yield f"{row['refunded']} ≤ {row['captured']} ≤ {row['amount']} is false", payment_id
-        if row["held"] and row["captured"]:
+        is_separate = row["charge_model"] == "SEPARATE"
+        if row["held"] and row["captured"] and not is_separate:
             yield "held and captured at once", payment_id
+        parts = row["held"] + row["captured"] + row["returned"]
+        if row["charged"] and row["charged"] != parts:
+            yield f"charged {row['charged']}, which is not {parts} as it went on", payment_id
+        if not row["charged"] and row["captured"] + row["returned"]:
+            yield "paid out or given back without a charge", payment_id
         if row["commission"] != commission_of(row["amount"], rate, currency):
             yield f"commission {row['commission']} of {row['amount']} at {rate}", payment_id
         if row["commission"] + row["expert_amount"] != row["amount"]:
@@ -237,13 +261,64 @@ def amounts_add_up(evidence: Evidence) -> Iterator[tuple[str, str]]:
             yield f"net commission {row['net_commission']} of {net} at {rate}", payment_id
 
 
+@_check
+def held_money_is_paid_once(evidence: Evidence) -> Iterator[tuple[str, str]]:
+    """Of a charge on the platform no more goes out than came in, and the expert has what is due."""
+    owed: Counter[str] = Counter()
+    for row in evidence.postings:
+        if row["account"].startswith("expert_debt:"):
+            owed[row["payment_id"]] += row["minor_units"]
+    at_stripe: dict[str, Counter[str]] = defaultdict(Counter)
+    for effect in evidence.effects:
+        at_stripe[effect["payment_intent"] or ""][effect["kind"]] += effect["amount"] or 0
+    for row in evidence.payments:
+        if row["charge_model"] != "SEPARATE" or not row["payment_intent_id"]:
+            continue
+        payment_id, moved = row["payment_id"], at_stripe[row["payment_intent_id"]]
+        back = row["returned"] + row["refunded"]
+        if moved["refunded"] != back:
+            yield f"the client got {moved['refunded']} back at Stripe, {back} here", payment_id
+        if moved["refunded"] > moved["captured"]:
+            yield f"{moved['refunded']} came back of {moved['captured']}", payment_id
+        held = row["held"] if row["charged"] else 0
+        out = moved["transferred"] + row["returned"] + held
+        if out > moved["captured"]:
+            yield f"{out} is held, returned or transferred of {moved['captured']}", payment_id
+        has = moved["transferred"] - moved["reversed"]
+        due = row["captured"] - row["refunded"] - row["net_commission"] + owed[payment_id]
+        if has != due:
+            yield f"the expert has {has} of it, due is {due}", payment_id
+
+
+@_check
+def debts_have_a_reason(evidence: Evidence) -> Iterator[tuple[str, str]]:
+    """What an expert must give back is reversed, or owed because Stripe refused the reversal."""
+    refused = {
+        row["payment_id"]
+        for row in evidence.operations
+        if row["kind"] == "reverse_transfer" and row["state"] == "REFUSED"
+    }
+    for payment_id, events in _events(evidence).items():
+        sums: Counter[str] = Counter()
+        for event in events:
+            facts = json.loads(event["body"]).get("facts", {})
+            name = "expert_part" if event["kind"] == "payment.client_refunded" else "amount"
+            sums[event["kind"]] += facts.get(name) or 0
+        due, owed = sums["payment.client_refunded"], sums["payment.expert_owes"]
+        if due != sums["payment.expert_reversed"] + owed:
+            settled = f"{sums['payment.expert_reversed']} was reversed, {owed} is owed"
+            yield f"{due} was to come back from the expert; {settled}", payment_id
+        if owed and payment_id not in refused:
+            yield f"{owed} is owed, though Stripe refused no reversal", payment_id
+
+
 # ---- history ----
 
 #: Where each state may lead by this service's own doing.
 EDGES: dict[str, set[str]] = {
     "PENDING": {"PENDING", "FAILED", "IN_ESCROW", "CANCELING", "CANCELED", "EXPIRED"},
     "FAILED": {"PENDING", "FAILED", "IN_ESCROW", "CANCELING", "CANCELED", "EXPIRED"},
-    "IN_ESCROW": {"CAPTURING", "CANCELING", "CANCELED", "EXPIRED"},
+    "IN_ESCROW": {"IN_ESCROW", "CAPTURING", "CANCELING", "CANCELED", "EXPIRED"},
     "CAPTURING": {"CAPTURING", "IN_ESCROW", "CAPTURED", "CANCELED", "EXPIRED"},
     "CANCELING": {"CANCELING", "PENDING", "IN_ESCROW", "CANCELED", "EXPIRED"},
     "CAPTURED": {"CAPTURED", "REFUNDING"},
@@ -252,12 +327,21 @@ EDGES: dict[str, set[str]] = {
     "CANCELED": set(),
     "EXPIRED": set(),
 }
+#: And where else, if the platform charges and transfers by itself.
+SEPARATE_EDGES: dict[str, set[str]] = {
+    "IN_ESCROW": {"PROMOTING", "REFUNDING"},
+    "PROMOTING": {"PROMOTING", "IN_ESCROW", "CANCELED", "EXPIRED"},
+    "CAPTURING": {"REFUNDING"},
+    "REFUNDING": {"IN_ESCROW"},
+}
 
 
 @_check
 def states_move_along_edges(evidence: Evidence) -> Iterator[tuple[str, str]]:
     """One event a version, each from where the former ended, along an edge that is declared."""
+    models = {row["payment_id"]: row["charge_model"] for row in evidence.payments}
     for payment_id, events in _events(evidence).items():
+        more = SEPARATE_EDGES if models.get(payment_id) == "SEPARATE" else {}
         former = ""
         for number, event in enumerate(events, 1):
             body = json.loads(event["body"])
@@ -266,7 +350,7 @@ def states_move_along_edges(evidence: Evidence) -> Iterator[tuple[str, str]]:
                 break
             if (body["from"] or "") != former:
                 yield f"event {number} is from {body['from']}, but it was {former}", payment_id
-            if former and body["to"] not in EDGES[former]:
+            if former and body["to"] not in EDGES.get(former, set()) | more.get(former, set()):
                 yield f"event {number} goes from {former} to {body['to']}", payment_id
             former = body["to"]
     histories = _events(evidence)

@@ -10,13 +10,14 @@ import os
 import signal
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import psycopg2
 
 from chaos.plan import (
+    DEADLINES_NEAR,
     KILL_BACKEND,
     KILL_GATEWAY,
     KILL_POSTMASTER,
@@ -65,6 +66,7 @@ class Injector:
             self.plan.lane(KILL_GATEWAY),
             self.plan.lane(KILL_BACKEND, KILL_POSTMASTER),
             self.plan.lane(KILL_SIMULATOR, STRIPE_AWAY, NO_WEBHOOKS),
+            self.plan.lane(DEADLINES_NEAR),
         ]
         async with asyncio.TaskGroup() as tasks:
             for lane in lanes:
@@ -124,11 +126,7 @@ class Injector:
                 assert stack.gateway is not None
                 return await self._kill(stack.gateway, step.seconds)
             case "kill postgres backend":
-                for _ in range(20):  # They may just be coming back.
-                    if await asyncio.to_thread(self._kill_backend):
-                        return True
-                    await asyncio.sleep(0.1)
-                return False
+                return await self._soon(self._kill_backend)  # They may just be coming back.
             case "kill postmaster":
                 return await asyncio.to_thread(self._kill_postmaster, step.seconds)
             case "kill simulator":
@@ -139,9 +137,18 @@ class Injector:
                 return done
             case "stripe away":
                 return await self._stripe_away(step.seconds)
+            case "deadlines near":
+                return await self._soon(self._move_deadlines_near)  # There may be none just now.
             case "no webhook at all":
                 return await self._silence(step.seconds)
         raise AssertionError(step.kind)
+
+    async def _soon(self, work: Callable[[], bool]) -> bool:
+        for _ in range(20):
+            if await asyncio.to_thread(work):
+                return True
+            await asyncio.sleep(0.1)
+        return False
 
     async def _kill(self, child: Child, down_seconds: float) -> bool:
         self.watch()
@@ -168,6 +175,28 @@ class Injector:
                 os.kill(found[0], signal.SIGKILL)
                 return True
         return False
+
+    def _move_deadlines_near(self) -> bool:
+        """Authorizations lapse after days; here, as superuser, within the margin of the sweep."""
+        postgres = self._stack.postgres
+        assert postgres is not None
+        options = "-c session_replication_role=replica -c lock_timeout=500ms"
+        moved = 0
+        with (
+            contextlib.suppress(psycopg2.Error),
+            contextlib.closing(
+                psycopg2.connect(postgres.admin_url(), options=options)
+            ) as connection,
+            connection,
+            connection.cursor() as cursor,
+        ):
+            cursor.execute(
+                "UPDATE payments SET escrow_expire_time = now() + interval '1 hour' "
+                "WHERE state = 'IN_ESCROW' AND charged = 0 AND on_deadline = 'PROMOTE' "
+                "AND escrow_expire_time > now() + interval '1 day'"
+            )
+            moved = cursor.rowcount
+        return moved > 0
 
     def _kill_postmaster(self, down_seconds: float) -> bool:
         postgres = self._stack.postgres

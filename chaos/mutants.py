@@ -59,6 +59,7 @@ _ESCROW = "payment_service/domain/escrow.py"
 _PAYMENTS = "payment_service/rpc/payments.py"
 _OPERATIONS = "payment_service/domain/operations.py"
 _FOLLOW = "payment_service/domain/follow.py"
+_PLANS = "payment_service/domain/plans.py"
 
 MUTANTS = (
     Mutant(
@@ -234,8 +235,11 @@ MUTANTS = (
     Mutant(
         "expert's leg forgotten",
         (
-            Edit(_FOLLOW, 'follows = next_operation_id if split.expert else ""', 'follows = ""'),
-            Edit(_FOLLOW, "    if split.expert:\n", "    if split.expert < 0:\n"),
+            Edit(
+                _FOLLOW,
+                "    legs, owed = _reversal_legs(to, seen, split.expert_part)\n",
+                "    legs, owed = [], 0\n",
+            ),
         ),
     ),
     Mutant(
@@ -243,8 +247,8 @@ MUTANTS = (
         (
             Edit(
                 "payment_service/application/capture_payment.py",
-                '"application_fee": split.commission,',
-                '"application_fee": min(payment.commission, part),',
+                '"application_fee": fee,',
+                '"application_fee": min(payment.commission, share.part),',
             ),
         ),
     ),
@@ -282,6 +286,93 @@ MUTANTS = (
             ),
         ),
         "test_a_commit_is_waited_for",
+    ),
+    Mutant(
+        "fresh key for a transfer",
+        (
+            Edit(
+                _CARRY_OUT,
+                "return await stripe.transfer(\n                key,\n",
+                "return await stripe.transfer(\n"
+                "                key + __import__('secrets').token_hex(4),\n",
+            ),
+        ),
+        "test_a_slow_transfer_is_made_once",
+    ),
+    Mutant(
+        "transfer of the whole part",
+        (Edit(_CARRY_OUT, "minor_units=share.sent,", "minor_units=operation.minor_units,"),),
+        "test_parts_of_held_money_go_where_they_belong",
+    ),
+    Mutant(
+        "a last part that forgets the rest",
+        (
+            Edit(
+                _FOLLOW,
+                "rest = max(payment.held - share.part - by_hand, 0) if final else 0",
+                "rest = 0",
+            ),
+        ),
+        "test_parts_of_held_money_go_where_they_belong",
+    ),
+    Mutant(
+        "refund out of what was paid first",
+        (
+            Edit(
+                _PLANS,
+                "    held = min(part, from_escrow)\n",
+                "    held = min(max(part - payment.net, 0), from_escrow)\n",
+            ),
+        ),
+        "test_parts_of_held_money_go_where_they_belong",
+    ),
+    Mutant(
+        "oldest transfer reversed first",
+        (Edit(_PLANS, "for transfer in reversed(transfers):", "for transfer in transfers:"),),
+        "test_parts_of_held_money_go_where_they_belong",
+    ),
+    Mutant(
+        "milestone held against the whole",
+        (
+            Edit(
+                _PLANS,
+                "_check_part(payment, part, held)",
+                "_check_part(payment, part, payment.amount)",
+            ),
+        ),
+        "test_parts_of_held_money_go_where_they_belong",
+    ),
+    Mutant(
+        "milestones judged without a lock",
+        (
+            Edit(
+                _REPOSITORIES,
+                '"SELECT * FROM payments WHERE payment_id = :payment_id FOR UPDATE"',
+                '"SELECT * FROM payments WHERE payment_id = :payment_id"',
+            ),
+        ),
+        "test_a_milestone_waits_until_the_one_before_is_judged",
+    ),
+    Mutant(
+        "debt kept back by two captures",
+        (Edit(_REPOSITORIES, 'AND netting > 0) "', 'AND netting < 0) "'),),
+        "test_a_debt_is_kept_back_once",
+    ),
+    Mutant(
+        "debt kept back and reversed",
+        (Edit(_REPOSITORIES, "WHERE kind = 'reverse_transfer' ", "WHERE kind = 'nothing' "),),
+        "test_what_is_being_reversed_is_not_kept_back",
+    ),
+    Mutant(
+        "promotion without a look",
+        (
+            Edit(
+                "payment_service/application/act_on_deadlines.py",
+                "            await observe_payment(core, payment_id, DEADLINE)\n",
+                "",
+            ),
+        ),
+        "test_a_deadline_asks_stripe_first",
     ),
     Mutant(
         "caller's words in the log",

@@ -19,6 +19,7 @@ KILL_BACKEND = "kill postgres backend"
 KILL_POSTMASTER = "kill postmaster"
 KILL_SIMULATOR = "kill simulator"
 STRIPE_AWAY = "stripe away"
+DEADLINES_NEAR = "deadlines near"
 NO_WEBHOOKS = "no webhook at all"
 
 #: One kind of accident for every so many seconds of a run.
@@ -31,6 +32,8 @@ _EVERY_SECONDS = {
     KILL_SIMULATOR: 10.0,
     STRIPE_AWAY: 20.0,
 }
+#: Every so many seconds the authorizations that stand are about to lapse, and are promoted.
+_DEADLINES_EVERY_SECONDS = 3.0
 _SILENCE_SECONDS = 2.5
 KILLS = frozenset({KILL_REPLICA, KILL_GATEWAY, KILL_BACKEND, KILL_POSTMASTER, KILL_SIMULATOR})
 
@@ -137,6 +140,8 @@ def plan_of(seed: int, seconds: float) -> Plan:
         for kind, every in _EVERY_SECONDS.items()
         for step in _spread(chance, kind, every, seconds)
     ]
+    deadlines = random.Random(f"deadlines:{seed}")
+    steps += _spread(deadlines, DEADLINES_NEAR, _DEADLINES_EVERY_SECONDS, seconds)
     # The last payments are heard of by asking alone.
     steps.append(Step(round(seconds - _SILENCE_SECONDS, 3), NO_WEBHOOKS, 0, _SILENCE_SECONDS))
     # In a short run each must still come about: the rhythm quickens.

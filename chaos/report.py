@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -56,6 +57,8 @@ def show(report: Report) -> None:
     )
     say(f"  codes: {_counts(history.codes)}")
     say(f"  calls: {_counts(history.by_rpc)}")
+    done = Counter(row["kind"] for row in evidence.operations if row["state"] == "SUCCEEDED")
+    say(f"  done at Stripe: {_counts(done)}")
     say()
     say("  injected")
     for kind in evidence.armed:

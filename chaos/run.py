@@ -34,6 +34,7 @@ from marketplace.payments.v1 import experts_pb2, experts_pb2_grpc
 _STRIPE_TIMEOUT_SECONDS = 1.2
 _EXPERTS = 6
 _CAPTURED_BEFORE = 8
+_LEFT_ALONE = 3
 
 
 class Logs:
@@ -160,7 +161,9 @@ async def _run(stack: Stack, plan: Plan, count: int, patience: float, lines: Log
 
 
 async def _prepare(scene: Scene, callers: list[Caller]) -> None:
-    """Before anything goes wrong: a few payments to read, to capture and to refund."""
+    """Before anything goes wrong: a few payments to read, to capture, refund and promote."""
+    for caller in callers[:_LEFT_ALONE]:
+        await caller.leave_to_its_deadline()
     for _ in range(20):
         if len(scene.captured) >= _CAPTURED_BEFORE:
             return
@@ -257,7 +260,10 @@ async def _left(stack: Stack, simulator: Simulator) -> str:
     states = {
         row["payment_intent_id"]: row["state"]
         for row in await asyncio.to_thread(
-            rows, stack.database_url, "SELECT payment_intent_id, state FROM payments"
+            rows,
+            stack.database_url,
+            "SELECT payment_intent_id, CASE WHEN state = 'IN_ESCROW' AND charged > 0 "
+            "THEN 'ON_PLATFORM' ELSE state END AS state FROM payments",
         )
     }
     behind = [
@@ -271,7 +277,7 @@ async def _left(stack: Stack, simulator: Simulator) -> str:
 
 _SHOWN_AS = {
     "requires_capture": ("IN_ESCROW",),
-    "succeeded": ("CAPTURED", "REFUNDED"),
+    "succeeded": ("ON_PLATFORM", "CAPTURED", "REFUNDED"),
     "canceled": ("CANCELED", "EXPIRED"),
 }
 

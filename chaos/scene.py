@@ -24,6 +24,8 @@ class Known:
     currency: str
     amount: int
     client_id: str
+    #: The platform can hold it, and pays it out in parts.
+    is_separate: bool = False
 
 
 @dataclass(slots=True)

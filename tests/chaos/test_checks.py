@@ -98,9 +98,12 @@ def sound() -> Evidence:
         "head_hash": events[-1]["hash"],
         "currency": "USD",
         "amount": 1000,
+        "charge_model": "DESTINATION",
         "held": 0,
+        "charged": 1000,
         "captured": 1000,
         "refunded": 333,
+        "returned": 0,
         "commission_basis_points": 1000,
         "commission": 100,
         "expert_amount": 900,
@@ -157,6 +160,26 @@ def sound() -> Evidence:
         armed=["kill replica"],
         injected=Counter({"kill replica": 1}),
     )
+
+
+def on_the_platform() -> Evidence:
+    """The same, but charged there and paid out by a transfer; its reversal left 3.00 owed."""
+    world = sound()
+    world.payments[0]["charge_model"] = "SEPARATE"
+    world.movements.append(
+        {
+            "movement_id": "tr_1",
+            "payment_id": PAYMENT,
+            "kind": "transfer",
+            "minor_units": 900,
+            "operation_id": "op_4",
+        }
+    )
+    world.operations.append(_operation("op_4", "transfer"))
+    world.effects.append(_effect(4, "transferred", "tr_1", 900, "op_4"))
+    world.postings.append(_posting(6, "expert_debt:e", 300))
+    world.postings.append(_posting(6, "client_refund", -300))
+    return world
 
 
 def _twice(kind: str) -> Callable[[Evidence], None]:
@@ -218,6 +241,13 @@ def _another_start(world: Evidence) -> None:
     world.events[-1]["body"] = json.dumps({**body, "to": "PENDING"})
 
 
+def _told(kind: str, **facts: int) -> Row:
+    """An event of another kind, with facts."""
+    amounts = dict(zip(("held", "captured", "refunded"), _AMOUNTS[-1], strict=True))
+    body = {"from": "REFUNDING", "to": "CAPTURED", "amounts": amounts, "facts": facts}
+    return {"kind": f"payment.{kind}", "body": json.dumps(body)}
+
+
 SPOILED: list[tuple[str, Callable[[Evidence], None]]] = [
     ("at_most_one_effect", _twice("captured")),
     ("at_most_one_effect", _twice("refunded")),
@@ -225,7 +255,7 @@ SPOILED: list[tuple[str, Callable[[Evidence], None]]] = [
     ("one_end_per_payment", _add("effects", _effect(9, "canceled", INTENT, 1000, "op_9"))),
     ("no_phantom_effect", _add("effects", _effect(9, "refunded", "re_9", 1, "op_9"))),
     ("no_phantom_effect", _put("effects", payment_intent="pi_9")),
-    ("no_phantom_effect", _put("payments", captured=999)),
+    ("no_phantom_effect", _put("payments", charged=999)),
     ("no_effect_lost", _drop("effects", 1)),
     ("no_effect_lost", _drop("effects", 2)),
     ("no_effect_lost", _put("operations", state="REFUSED")),
@@ -236,11 +266,17 @@ SPOILED: list[tuple[str, Callable[[Evidence], None]]] = [
         _add("lines", ("stripe:platform", {**_posting(1, "", 0), "id": "txn_2", "net": 5})),
     ),
     ("books_equal_stripe", _drop("lines")),
-    ("nothing_stays_between_accounts", _add("postings", _posting(7, "expert_debt:e", 3))),
+    ("nothing_stays_between_accounts", _add("postings", _posting(7, "expert_debt:e", -3))),
+    ("nothing_stays_between_accounts", _put("payments", held=10, captured=990)),
     ("nothing_stays_between_accounts", _drop("postings", 2)),
     ("amounts_add_up", _put("payments", refunded=1001)),
     ("amounts_add_up", _put("payments", commission=99, expert_amount=901)),
     ("amounts_add_up", _put("payments", net_commission=66)),
+    ("amounts_add_up", _put("payments", returned=1)),
+    ("amounts_add_up", _put("payments", charged=0)),
+    ("held_money_is_paid_once", _put("payments", charge_model="SEPARATE")),
+    ("debts_have_a_reason", _put("events", **_told("client_refunded", expert_part=300))),
+    ("debts_have_a_reason", _put("events", **_told("expert_owes", amount=300))),
     ("states_move_along_edges", _another_start),
     ("states_move_along_edges", _drop("events", 3)),
     ("states_move_along_edges", _put("payments", version=8)),
@@ -276,6 +312,27 @@ SPOILED: list[tuple[str, Callable[[Evidence], None]]] = [
 def test_a_sound_world_has_no_violations() -> None:
     world = sound()
     assert [str(found) for found in violations(world)] == []
+
+
+def test_a_sound_world_on_the_platform_has_no_violations() -> None:
+    assert [str(found) for found in violations(on_the_platform())] == []
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        _put("effects", amount=901),
+        _put("payments", returned=1),
+        _put("payments", held=101),
+        _put("postings", account="expert_debt:e", minor_units=-1),
+        lambda world: world.effects.append(_effect(5, "reversed", "trr_1", 5, "op_5")),
+        lambda world: world.effects.append(_effect(5, "refunded", "re_9", 5, "op_5")),
+    ],
+)
+def test_held_money_that_is_paid_twice_is_found(spoil: Callable[[Evidence], None]) -> None:
+    world = on_the_platform()
+    spoil(world)
+    assert "held_money_is_paid_once" in {found.check for found in violations(world)}
 
 
 @pytest.mark.parametrize(

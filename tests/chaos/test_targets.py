@@ -16,10 +16,14 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
+from marketplace.payments.v1 import payments_pb2
 from payment_service.adapters.database import SqlDatabase, SwallowedError
 from payment_service.adapters.repositories import SqlTransaction
+from payment_service.application.act_on_deadlines import act_on_deadlines
+from payment_service.application.capture_payment import CapturePayment, Part, begin_capture
 from payment_service.application.carry_out import carry_out
 from payment_service.application.core import Core
+from payment_service.application.observe import observe_payment
 from payment_service.application.settle import (
     apply_observation_phase,
     leased_operation,
@@ -31,8 +35,10 @@ from payment_service.domain.escrow import ChargeModel, Payment
 from payment_service.domain.experts import BusinessType, Expert
 from payment_service.domain.observation import IntentStatus, Observation
 from payment_service.domain.operations import Operation, OperationKind, OperationState
-from payment_service.domain.ports import Answers, Cause, Policy
+from payment_service.domain.ports import Answers, Cause, Policy, Transaction
 from payment_service.rpc.calls import Operations
+from tests.integration.books import balance
+from tests.integration.world import World, capture_request, refusal, running_world, until
 
 CAUSE = Cause("local", "Test")
 POLICY = Policy()
@@ -251,3 +257,142 @@ async def test_a_callers_impatience_interrupts_nothing() -> None:
     call.cancel()
     assert await operations.drain(1) == 0
     assert done.is_set()
+
+
+# ---- money that the platform holds: the whole service in this process, before the simulator ----
+
+PLATFORM: dict[str, Any] = {"escrow_mode": payments_pb2.ESCROW_MODE_PLATFORM_HOLD}
+#: Charged money is available at once: Stripe lets transfers of it be reversed.
+AVAILABLE = "pm_card_bypassPending"
+
+
+async def test_parts_of_held_money_go_where_they_belong(database_url: str) -> None:
+    async with running_world(database_url) as world:
+        held = await world.escrowed(amount=20_000, card=AVAILABLE, **PLATFORM)
+        await world.capture(held.payment_id, 3_000)
+        await world.capture(held.payment_id, 4_000)
+        await world.refund(held.payment_id, 2_000)
+        too_much = await refusal(world.capture(held.payment_id, 11_001))
+        assert too_much.reason == "AMOUNT_TOO_LARGE"
+        await world.capture(held.payment_id, 5_000, final=True)
+        payment = await world.refund(held.payment_id, 6_000)
+        amounts = (payment.held_amount, payment.captured_amount, payment.returned_amount)
+        assert [amount.minor_units for amount in amounts] == [0, 12_000, 8_000]
+        happened = {
+            kind: [effect["amount"] for effect in await world.stripe.effects(kind)]
+            for kind in ("transferred", "refunded", "reversed")
+        }
+        assert happened == {
+            "transferred": [2_700, 3_600, 4_500],
+            "refunded": [2_000, 6_000, 6_000],
+            "reversed": [4_500, 900],
+        }
+
+
+async def test_a_slow_transfer_is_made_once(database_url: str) -> None:
+    """It is done after we gave up and looked: only the same key keeps it the only one."""
+    async with running_world(database_url, stripe_timeout=0.5) as world:
+        held = await world.escrowed(**PLATFORM)
+        await world.stripe.fault("/transfers$", "delay", delay_ms=1_500)
+        await world.patiently("CapturePayment", capture_request(held.payment_id, 3_000))
+        await asyncio.sleep(1.5)  # Whatever is still under way at Stripe has come to its end.
+        assert [one["amount"] for one in await world.stripe.effects("transferred")] == [2_700]
+
+
+async def test_a_milestone_waits_until_the_one_before_is_judged(database_url: str) -> None:
+    """A plan that is being made keeps every other from being made of the same money."""
+    async with running_world(database_url) as world:
+        held = await world.escrowed(**PLATFORM)
+        assert world.service is not None
+        database, policy = world.service.core.database, world.service.core.policy
+        loop = asyncio.get_running_loop()
+        judged, go_on = asyncio.Event(), asyncio.Event()
+
+        def first(tx: Transaction) -> None:
+            tx.lock_payment(held.payment_id)
+            loop.call_soon_threadsafe(judged.set)
+            asyncio.run_coroutine_threadsafe(go_on.wait(), loop).result(5)
+
+        command = CapturePayment(
+            cause=CAUSE,
+            key="key",
+            fields={},
+            payment_id=held.payment_id,
+            part=Part(6_000),
+            final=False,
+            notes="",
+        )
+        holding = asyncio.create_task(database.transact(first))
+        await judged.wait()
+        second = asyncio.create_task(
+            database.transact(begin_capture, world.service.core.answers, policy, command)
+        )
+        done, _ = await asyncio.wait([second], timeout=0.5)
+        go_on.set()
+        await asyncio.gather(holding, second)
+        assert not done
+
+
+async def _debtor(world: World) -> str:
+    """Stripe cannot take 90.00 back out of money that is not available yet."""
+    expert = await world.expert()
+    captured = await world.captured(expert, **PLATFORM)
+    await world.refund(captured.payment_id)
+    assert balance(world, f"expert_debt:{expert}") == 9_000
+    return expert
+
+
+async def test_a_debt_is_kept_back_once(database_url: str) -> None:
+    """Of two captures under way at the same time only one keeps it back."""
+    async with running_world(database_url) as world:
+        expert = await _debtor(world)
+        both = [await world.escrowed(expert, 20_000, **PLATFORM) for _ in range(2)]
+        await world.stripe.fault("/transfers$", "delay", times=None, delay_ms=700)
+        await asyncio.gather(
+            *(
+                world.patiently("CapturePayment", capture_request(payment.payment_id))
+                for payment in both
+            )
+        )
+        assert balance(world, f"expert_debt:{expert}") == 0
+
+
+async def test_what_is_being_reversed_is_not_kept_back(database_url: str) -> None:
+    """Between a refund's legs the expert owes what the reversal is about to bring."""
+    async with running_world(database_url) as world:
+        expert = await world.expert()
+        first = await world.captured(expert, card=AVAILABLE, **PLATFORM)
+        second = await world.escrowed(expert, 20_000, **PLATFORM)
+        await world.stripe.fault("/reversals$", "delay", delay_ms=700)
+        refund = asyncio.create_task(world.refund(first.payment_id))
+
+        async def between_the_legs() -> bool:
+            return balance(world, f"expert_debt:{expert}") == 9_000
+
+        await until(between_the_legs, "the client's part")
+        await world.capture(second.payment_id)
+        await refund
+        assert balance(world, f"expert_debt:{expert}") == 0
+
+
+async def test_a_deadline_asks_stripe_first(database_url: str) -> None:
+    """A hold that was cancelled at Stripe's dashboard is not to be charged."""
+    async with running_world(database_url, loops=False) as world:
+        assert world.service is not None
+        core = world.service.core
+        expert = await world.expert(ready=False)
+        account = world.account_of(expert)
+        await world.stripe.control("POST", f"/accounts/{account}/complete_onboarding")
+        promote = payments_pb2.ON_DEADLINE_PROMOTE
+        initiated = await world.initiate(expert, on_deadline=promote)
+        await world.confirm(initiated)
+        payment = initiated.payment
+        await observe_payment(core, payment.payment_id, CAUSE)
+        path = f"/payment_intents/{payment.payment_intent_id}/cancel"
+        assert (await world.stripe.api("POST", path))["status"] == "canceled"
+        # Every authorization is within so wide a margin of its end.
+        policy = replace(core.policy, deadline_margin=30 * 86_400.0)
+        await act_on_deadlines(replace(core, policy=policy))
+        kinds = [row[0] for row in world.sql("SELECT kind FROM events ORDER BY sequence")]
+        assert "payment.canceled" in kinds
+        assert "payment.promote_started" not in kinds

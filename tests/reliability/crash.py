@@ -12,10 +12,12 @@ import json
 import random
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
+import psycopg2
 from google.protobuf.message import Message
 
 from marketplace.payments.v1 import experts_pb2, payments_pb2, webhooks_pb2
@@ -37,10 +39,14 @@ from tests.reliability.system import SURVIVOR, VICTIM, System
 #: Reached by the loops of a service at rest: part of a scenario only where it says so.
 AT_REST = frozenset(
     {"begin_expiry", "events", "lease_due", "lease_events", "lease_quiet", "lease_watches"}
-    | {"store_polled"}
+    | {"store_polled", "find_due", "find_waiting", "warn_phase", "lease_reconciliation"}
 )
 CONVERGENCE_SECONDS = 10.0
 _FIRE_SECONDS = 10.0
+#: A process that must start first, on a machine with other things to do.
+_START_SECONDS = 40.0
+#: The deadlines are looked at every fifteen seconds, by a replica that was up all the time.
+_DEADLINE_SECONDS = 25.0
 #: What a caller is told while nothing is settled: ask again with the same key.
 ASK_AGAIN = ("UNAVAILABLE", "ABORTED", "RESOURCE_EXHAUSTED")
 _BOTH_WAYS = ("same", "other")
@@ -48,13 +54,14 @@ _BOTH_WAYS = ("same", "other")
 
 @dataclass
 class Subject:
-    """What one case is about: a keyed call, or a webhook that is redelivered until it is taken."""
+    """What one case is about: a keyed call, a webhook that is redelivered until it is taken, or
+    (without a method) what the service does by itself."""
 
     method: str
     request: Message
     payment_id: str = ""
-    #: Where it must end, if no answer says so.
-    state: int = 0
+    #: Whether the payment is where it must end, if no answer says so.
+    ended: Callable[[Payment], bool] | None = None
 
 
 @dataclass(frozen=True)
@@ -67,6 +74,10 @@ class Scenario:
     loops: frozenset[str] = frozenset()
     #: Faults at Stripe that make the loops finish it: (path, action, when).
     fault: tuple[str, str, str] | None = None
+    #: The victim is down when it begins, and does it as soon as it has started: with the payment
+    #: given, the deadline is moved near meanwhile.
+    by_deadline: bool = False
+    seconds: float = CONVERGENCE_SECONDS
 
     @property
     def by_loops(self) -> bool:
@@ -156,11 +167,68 @@ async def _authorization(world: World, expert: str) -> Subject:
         signature=sign(payload, (PLATFORM_SECRET,), int(time.time())),
     )
     payment_id = initiated.payment.payment_id
-    return Subject("WebhookService/IngestEvent", request, payment_id, IN_ESCROW)
+    return Subject(
+        "WebhookService/IngestEvent",
+        request,
+        payment_id,
+        lambda payment: payment.state == IN_ESCROW,
+    )
+
+
+# What the platform holds itself: charged there, and each part transferred.
+
+_PLATFORM: dict[str, Any] = {"escrow_mode": payments_pb2.ESCROW_MODE_PLATFORM_HOLD}
+_PROMOTED: dict[str, Any] = {"on_deadline": payments_pb2.ON_DEADLINE_PROMOTE}
+#: Charged money is available at once, so that Stripe lets transfers of it be reversed.
+_AVAILABLE = "pm_card_bypassPending"
+
+
+def _part_of(
+    hold: dict[str, Any], amount: int = 0, *, final: bool = False
+) -> Callable[[World, str], Awaitable[Subject]]:
+    async def prepare(world: World, expert: str) -> Subject:
+        held = await world.escrowed(expert, **hold)
+        request = capture_request(held.payment_id, amount, final=final)
+        return Subject("PaymentService/CapturePayment", request)
+
+    return prepare
+
+
+async def _refund_of_held(world: World, expert: str) -> Subject:
+    held = await world.escrowed(expert, **_PLATFORM)
+    await world.capture(held.payment_id, 3_000)
+    return Subject("PaymentService/RefundPayment", refund_request(held.payment_id, 2_500))
+
+
+async def _refund_beyond_held(world: World, expert: str) -> Subject:
+    """All that is held, all of the newer milestone, and a part of the older."""
+    held = await world.escrowed(expert, card=_AVAILABLE, **_PLATFORM)
+    await world.capture(held.payment_id, 3_000)
+    await world.capture(held.payment_id, 4_000)
+    return Subject("PaymentService/RefundPayment", refund_request(held.payment_id, 8_500))
+
+
+async def _capture_of_a_debtor(world: World, expert: str) -> Subject:
+    """Stripe cannot take the first payment back out of money that is not available yet."""
+    debtor = await world.expert(new_name("crash-debtor"))
+    first = await world.captured(debtor, **_PLATFORM)
+    await world.refund(first.payment_id)
+    held = await world.escrowed(debtor, 20_000, **_PLATFORM)
+    return Subject("PaymentService/CapturePayment", capture_request(held.payment_id))
+
+
+async def _promotion(world: World, expert: str) -> Subject:
+    held = await world.escrowed(expert, **_PROMOTED)
+    return Subject("", payments_pb2.GetPaymentRequest(), held.payment_id, _is_promoted)
+
+
+def _is_promoted(payment: Payment) -> bool:
+    platform = payment.escrow_mode == payments_pb2.ESCROW_MODE_PLATFORM_HOLD
+    return platform and payment.state == IN_ESCROW
 
 
 _SWEEP = frozenset({"lease_due"})
-SCENARIOS = (
+DESTINATION = (
     Scenario("InitiatePayment", _initiation),
     Scenario("CapturePayment whole", _capture),
     Scenario("CapturePayment part", _capture_part),
@@ -170,6 +238,26 @@ SCENARIOS = (
     Scenario("inbox", _authorization, frozenset({"lease_events"})),
     Scenario("sweep of a capture", _capture, _SWEEP, ("/capture$", "reset", "after")),
     Scenario("sweep of a refund", _refund, _SWEEP, ("/refunds$", "reset", "after")),
+)
+SEPARATE = (
+    Scenario("authorized, whole", _part_of(_PROMOTED)),
+    Scenario("authorized, milestone", _part_of(_PROMOTED, 3_335)),
+    Scenario("authorized, final part", _part_of(_PROMOTED, 3_335, final=True)),
+    Scenario("platform, whole", _part_of(_PLATFORM)),
+    Scenario("platform, milestone", _part_of(_PLATFORM, 3_335)),
+    Scenario("platform, final part", _part_of(_PLATFORM, 3_335, final=True)),
+    Scenario("platform, refund of held", _refund_of_held),
+    Scenario("platform, refund beyond held", _refund_beyond_held),
+    Scenario("platform, debt netted", _capture_of_a_debtor),
+    Scenario(
+        "promotion",
+        _promotion,
+        frozenset({"find_due"}),
+        by_deadline=True,
+        seconds=_DEADLINE_SECONDS,
+    ),
+    Scenario("sweep of a transfer", _part_of(_PLATFORM), _SWEEP, ("/transfers$", "reset", "after")),
+    Scenario("sweep of a reversal", _refund_beyond_held, _SWEEP, ("/reversals$", "reset", "after")),
 )
 
 
@@ -206,6 +294,9 @@ class Run:
         if scenario.name != "inbox":
             await world.quiet()
             await set_webhooks(self.stripe, paused=True)
+        if scenario.by_deadline:
+            await self.system.end(VICTIM)
+            self.move_deadline_near(subject.payment_id)
         if scenario.fault is not None:
             path, action, when = scenario.fault
             await self.stripe.clear_faults()
@@ -213,11 +304,26 @@ class Run:
         _, last = await effects_since(self.stripe, 0)
         return subject, last
 
+    def move_deadline_near(self, payment_id: str) -> None:
+        """As superuser: a card's authorization lasts for days."""
+        postgres = self.system.stack.postgres
+        assert postgres is not None
+        options = "-c session_replication_role=replica"
+        with closing(psycopg2.connect(postgres.admin_url(), options=options)) as connection:
+            connection.autocommit = True
+            with connection.cursor() as cursor:
+                cursor.execute(
+                    "UPDATE payments SET escrow_expire_time = now() + interval '11 hours' "
+                    "WHERE payment_id = %s",
+                    (payment_id,),
+                )
+
     async def undisturbed(self, scenario: Scenario) -> tuple[Counter[str], Outcome]:
         """The places that it passes on the victim, and what it comes to."""
         world = self.worlds[VICTIM]
         subject, last = await self.prepared(scenario, world)
         self.system.start_tracing()
+        await self.system.begin(VICTIM)
         reply = await self.answer(world, subject)
         await self.settled(world, subject)
         passed = self.system.traced()
@@ -239,8 +345,11 @@ class Run:
             self.system.survivor.pause()  # Or it would be the one to do it.
         try:
             self.system.arm(case.place, case.nth)
+            if case.scenario.by_deadline:
+                self.system.victim.start()
             caller = asyncio.create_task(self.ask_until_told(world, subject))
-            assert await self.system.death(_FIRE_SECONDS), "the barrier was never reached"
+            limit = _START_SECONDS if case.scenario.by_deadline else _FIRE_SECONDS
+            assert await self.system.death(limit), "the barrier was never reached"
         finally:
             self.system.disarm()
             if alone:
@@ -257,9 +366,9 @@ class Run:
         if self.random.random() < 0.5:  # A caller who comes back late.
             await self.settled(world, subject, only_known=True)
         reply = await self.answer(world, subject)
-        await self.settled(world, subject)
+        await self.settled(world, subject, seconds=case.scenario.seconds)
         seconds = time.monotonic() - began
-        assert seconds <= CONVERGENCE_SECONDS, f"took {seconds:.1f} s to converge"
+        assert seconds <= case.scenario.seconds, f"took {seconds:.1f} s to converge"
         if case.scenario.fault is not None:
             assert await self.stripe.fired(), "the fault at Stripe never struck"
         await self.system.begin(VICTIM)
@@ -278,23 +387,32 @@ class Run:
 
     async def ask_until_told(self, world: World, subject: Subject) -> Reply:
         """Ask again with the same key as one is bidden."""
+        if not subject.method:
+            return Reply("OK", b"")
         while True:
             reply = await world.raw(subject.method, _bytes(subject), CONVERGENCE_SECONDS)
             if reply.code not in ASK_AGAIN:
                 return reply
             await asyncio.sleep(0.1)
 
-    async def settled(self, world: World, subject: Subject, *, only_known: bool = False) -> None:
-        """Wait until nothing is open (and, unless nobody asked yet, the state is there)."""
-        deadline = time.monotonic() + CONVERGENCE_SECONDS
+    async def settled(
+        self,
+        world: World,
+        subject: Subject,
+        *,
+        only_known: bool = False,
+        seconds: float = CONVERGENCE_SECONDS,
+    ) -> None:
+        """Wait until nothing is open (and, unless nobody asked yet, the payment is there)."""
+        deadline = time.monotonic() + seconds
         while True:
             [(waiting,)] = world.sql(
                 "SELECT (SELECT count(*) FROM operations WHERE state IN ('STARTED', 'UNKNOWN'))"
                 " + (SELECT count(*) FROM inbox WHERE state = 'WAITING')"
             )
-            there = only_known or not subject.state
-            if not there:
-                there = (await world.get(subject.payment_id)).state == subject.state
+            there = only_known or subject.ended is None
+            if subject.ended is not None and not there:
+                there = subject.ended(await world.get(subject.payment_id))
             if there and not waiting:
                 return
             assert time.monotonic() < deadline, f"{waiting} still open"
@@ -308,13 +426,28 @@ class Run:
             answer = experts_pb2.CreateExpertAccountResponse.FromString(reply.body)
             return Outcome(counted, (answer.expert.status, bool(answer.onboarding_url)))
         self.told.payments[payment.payment_id] = payment
-        self.told.replies.append((subject.method, _bytes(subject), reply.body))
-        amounts = ("held", "captured", "refunded", "net")
+        if subject.method:
+            self.told.replies.append((subject.method, _bytes(subject), reply.body))
+        amounts = ("held", "captured", "returned", "refunded", "net")
         shown = [getattr(payment, f"{name}_amount").minor_units for name in amounts]
         return Outcome(
             counted,
-            (payment.state, *shown, payment.net_commission.minor_units, payment.waiting_for),
+            (
+                *(payment.state, payment.escrow_mode, *shown),
+                *(payment.net_commission.minor_units, payment.waiting_for),
+                self.debt(world, payment),
+            ),
         )
+
+    def debt(self, world: World, payment: Payment) -> int:
+        """What this payment left its expert owing, or paid off of it."""
+        [(sum_,)] = world.sql(
+            "SELECT coalesce(sum(minor_units), 0)::bigint FROM postings "
+            "WHERE account = %s AND payment_id = %s",
+            f"expert_debt:{payment.expert_id}",
+            payment.payment_id,
+        )
+        return int(sum_)
 
     async def payment(self, world: World, subject: Subject, reply: Reply) -> Payment | None:
         if subject.payment_id:
@@ -387,11 +520,13 @@ def _comparable(reply: Reply, subject: Subject) -> object:
 # ---- all of them ----
 
 
-async def discover(run: Run) -> tuple[list[Case], dict[str, Outcome]]:
-    """Every case that two undisturbed runs of every scenario agree on."""
+async def discover(
+    run: Run, scenarios: Sequence[Scenario]
+) -> tuple[list[Case], dict[str, Outcome]]:
+    """Every case that two undisturbed runs of each scenario agree on."""
     cases: list[Case] = []
     outcomes: dict[str, Outcome] = {}
-    for scenario in SCENARIOS:
+    for scenario in scenarios:
         first, outcome = await run.undisturbed(scenario)
         second, again = await run.undisturbed(scenario)
         assert outcome == again, f"{scenario.name} ends as {outcome} and as {again}"

@@ -6,7 +6,7 @@ import asyncio
 import itertools
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from google.protobuf.message import Message
 
@@ -41,18 +41,25 @@ async def finally_told(world: World, method: str, request: Message) -> Reply:
     return await until(ask, f"a final answer to {method}", _PATIENCE)
 
 
-async def in_escrow(worlds: Sequence[World], expert: str, count: int) -> list[Payment]:
-    """So many payments of 100.00 dollars whose money is held."""
+async def in_escrow(
+    worlds: Sequence[World],
+    expert: str,
+    count: int,
+    *,
+    amount: int = 10_000,
+    card: str = "pm_card_visa",
+    **fields: Any,
+) -> list[Payment]:
+    """So many payments of 100.00 dollars (or of another amount) whose money is held."""
     turn = itertools.cycle(worlds)
 
     async def one(_: int) -> str:
         world = next(turn)
-        reply = await finally_told(
-            world, "PaymentService/InitiatePayment", world.initiation(expert)
-        )
+        request = world.initiation(expert, amount, **fields)
+        reply = await finally_told(world, "PaymentService/InitiatePayment", request)
         initiated = payments_pb2.InitiatePaymentResponse.FromString(reply.body)
-        shown = await world.confirm(initiated)
-        assert shown.get("status") == "requires_capture", shown
+        shown = await world.confirm(initiated, card)
+        assert shown.get("status") in ("requires_capture", "succeeded"), shown
         return initiated.payment.payment_id
 
     ids = await at_most(8, one, range(count))

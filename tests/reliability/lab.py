@@ -22,6 +22,7 @@ from google.rpc import error_details_pb2, status_pb2
 from payment_service.adapters import stripe_calls
 from payment_service.adapters.database import SqlDatabase
 from payment_service.application import carry_out
+from payment_service.application.act_on_deadlines import act_on_deadlines
 from payment_service.application.apply_inbox import apply_waiting
 from payment_service.application.core import Core, ReplayedRefusal
 from payment_service.application.ingest_event import WebhookSecrets, ingest_event
@@ -39,6 +40,8 @@ from tests.reliability.oracle import AGAIN, OK
 
 #: How many seconds Stripe has: enough on a busy machine, and little where it will not answer.
 PATIENT, IMPATIENT = 10.0, 0.3
+#: Seconds: a card's authorization is always nearer its end, what the platform holds never is.
+_LONGER_THAN_ANY_HOLD = 30 * 86_400.0
 
 
 class Crashed(BaseException):
@@ -164,6 +167,16 @@ class Lab:
         )
         try:
             self.run(sweep_operations(self.core))
+        except (Refusal, Crashed):
+            pass
+        finally:
+            self.bomb.left = 0
+
+    def deadlines(self) -> None:
+        """Every authorization is about to lapse; one round of the sweep of deadlines."""
+        policy = replace(self.core.policy, deadline_margin=_LONGER_THAN_ANY_HOLD)
+        try:
+            self.run(act_on_deadlines(replace(self.core, policy=policy)))
         except (Refusal, Crashed):
             pass
         finally:

@@ -15,13 +15,17 @@ from dataclasses import dataclass, field
 AGAIN = "again"
 OK = "OK"
 
-_BUSY = ("CAPTURING", "CANCELING", "REFUNDING")
+_BUSY = ("CAPTURING", "CANCELING", "REFUNDING", "PROMOTING")
 _UNCAPTURED = ("PENDING", "FAILED", "IN_ESCROW")
 
 
 def fee(minor_units: int, basis_points: int) -> int:
     """Half up, once. The currencies of the model have steps of one minor unit."""
     return (minor_units * basis_points + 5000) // 10000
+
+
+#: Held, captured, given back out of escrow, given back after a capture.
+Parts = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,8 @@ class View:
     net: int
     version: int
     has_operation: bool
+    #: What the platform was paid for it (SEPARATE), as far as the service has heard.
+    charged: int = 0
 
     @property
     def busy(self) -> bool:
@@ -44,8 +50,12 @@ class Truth:
     """One payment as it stands at Stripe."""
 
     amount: int
+    #: The platform charges it and transfers parts of it, instead of Stripe at one capture.
+    separate: bool = False
     status: str = "unpaid"
     captured: int = 0
+    transferred: int = 0
+    transfers: int = 0
     refunds: Counter[int] = field(default_factory=Counter)
     bounced: Counter[int] = field(default_factory=Counter)
     reversed: int = 0
@@ -79,11 +89,15 @@ class Truth:
             self.bounced[amount] += 1
         elif kind == "reversed":
             self.reversed += amount
+        elif kind == "transferred":
+            self.transferred += amount
+            self.transfers += 1
         assert self.captured <= self.amount
         assert self.refunded <= self.captured
         assert self.intents <= 1, "a second intent for one payment"
+        assert self.transferred <= self.captured, "more paid out than was charged"
 
-    def final_states(self, declined: bool) -> set[str]:
+    def final_states(self, declined: bool, parts: Parts) -> set[str]:
         """Where the payment must be once everything was heard and done."""
         if self.status == "unpaid":
             return {"FAILED"} if declined else {"PENDING"}
@@ -91,6 +105,9 @@ class Truth:
             return {"IN_ESCROW"}
         if self.status == "canceled":
             return {"CANCELED", "EXPIRED"}
+        if self.separate:
+            held, captured, _, refunded = parts
+            return {"IN_ESCROW" if held else "CAPTURED" if captured > refunded else "REFUNDED"}
         return {"CAPTURED"} if self.net else {"REFUNDED"}
 
 
@@ -105,6 +122,9 @@ class Asked:
     payment_id: str = ""
     #: What was asked for; None means all.
     part: int | None = None
+    final: bool = False
+    #: Of a last capture: what the client is given back with it, out of what the platform holds.
+    rest: int = 0
     #: Why it was refused for good, or OK; empty while it may or may not have happened.
     told: str = ""
     body: bytes = b""
@@ -114,7 +134,9 @@ class Asked:
         return not self.told
 
 
-def capture_answer(view: View, truth: Truth, part: int | None, final: bool) -> str:
+def capture_answer(
+    view: View, truth: Truth, part: int | None, final: bool, basis_points: int
+) -> str:
     """What a capture must be told if nothing goes wrong on the way."""
     if view.busy:
         return AGAIN
@@ -123,6 +145,16 @@ def capture_answer(view: View, truth: Truth, part: int | None, final: bool) -> s
     wanted = view.held if part is None else part
     if wanted > view.held:
         return "AMOUNT_TOO_LARGE"
+    if truth.separate:
+        commission = fee(view.net + wanted, basis_points) - fee(view.net, basis_points)
+        if commission >= wanted:
+            return "COMMISSION_TOO_LARGE"
+        if view.charged:
+            return OK
+        charges = wanted if final else view.held
+        if truth.status == "captured":
+            return OK if truth.captured == charges else "DISCREPANCY"
+        return OK if truth.status == "held" else "WRONG_STATE"
     if wanted < view.held and not final:
         return "WOULD_RELEASE_REMAINDER"
     if truth.status == "captured":  # By a hand at the dashboard; we had not heard of it.
@@ -134,6 +166,9 @@ def refund_answer(view: View, truth: Truth, part: int | None) -> str:
     """What a refund must be told if nothing goes wrong on the way."""
     if view.busy:
         return AGAIN
+    if view.charged and view.state in ("IN_ESCROW", "CAPTURED"):
+        wanted = (view.held or view.net) if part is None else part
+        return OK if wanted <= view.held + view.net else "AMOUNT_TOO_LARGE"
     if view.state == "CAPTURED":
         wanted = view.net if part is None else part
         if wanted > view.net:
@@ -152,13 +187,42 @@ def check_refunds(truth: Truth, asked: Iterable[Asked], resent: Counter[int]) ->
 
     ``resent`` are those that bounced and may have been sent once more.
     """
-    refunds = [one for one in asked if one.rpc == "RefundPayment" and one.amount]
-    sure = Counter(one.amount for one in refunds if one.told == OK) + truth.foreign_refunds
-    perhaps = Counter(one.amount for one in refunds if one.is_info) + resent
+    refunds = [(one, one.amount if one.rpc == "RefundPayment" else one.rest) for one in asked]
+    sure = Counter(part for one, part in refunds if part and one.told == OK) + truth.foreign_refunds
+    perhaps = Counter(part for one, part in refunds if part and one.is_info) + resent
     missing = sure - truth.refunds
     assert not missing, f"acknowledged, but not at Stripe: {dict(missing)}"
     surplus = truth.refunds - sure - perhaps
     assert not surplus, f"at Stripe, but nobody asked for it: {dict(surplus)}"
+
+
+def check_transfers(truth: Truth, asked: Iterable[Asked]) -> None:
+    """No part is paid out that nobody asked for, and none twice; each that was acknowledged is."""
+    captures = [one for one in asked if one.rpc == "CapturePayment"]
+    sure = sum(one.told == OK for one in captures)
+    perhaps = sum(one.is_info for one in captures)
+    assert sure <= truth.transfers <= sure + perhaps, f"{truth} with {captures}"
+
+
+def parts_of(truth: Truth, begun: Iterable[Asked]) -> Parts:
+    """How what the platform was charged went on, by what was done for callers in its order."""
+    if not truth.separate or truth.status != "captured":
+        return (truth.amount if truth.status == "held" else 0, 0, 0, 0)
+    held, captured, returned, refunded = truth.captured, 0, 0, 0
+    for one in begun:
+        if one.told != OK or one.rpc not in ("CapturePayment", "RefundPayment"):
+            continue
+        if one.rpc == "CapturePayment":
+            held -= one.amount + one.rest
+            captured += one.amount
+            returned += one.rest
+        else:
+            from_escrow = min(one.amount, held)
+            held -= from_escrow
+            returned += from_escrow
+            refunded += one.amount - from_escrow
+    assert min(held, captured - refunded) >= 0, f"more paid than held: {truth}"
+    return held, captured, returned, refunded
 
 
 def _total(counted: Counter[int]) -> int:

@@ -31,7 +31,7 @@ from payment_service.application.initiate_payment import InitiatePayment, initia
 from payment_service.application.observe import apply
 from payment_service.application.operate import resume_operation
 from payment_service.application.refund_payment import RefundPayment, refund_payment
-from payment_service.domain.escrow import EscrowMode
+from payment_service.domain.escrow import EscrowMode, OnDeadline, Payment
 from payment_service.domain.events import chain_hash
 from payment_service.domain.experts import BusinessType
 from payment_service.domain.money import Money
@@ -43,11 +43,14 @@ from tests.reliability.oracle import (
     AGAIN,
     OK,
     Asked,
+    Parts,
     Truth,
     View,
     capture_answer,
     check_refunds,
+    check_transfers,
     fee,
+    parts_of,
     refund_answer,
 )
 
@@ -77,14 +80,22 @@ _SURE_TROUBLE = st.one_of(st.sampled_from(sorted(_FAULTS)), st.integers(min_valu
 Trouble = str | int | None
 _PATHS = {
     "InitiatePayment": "/payment_intents$",
-    "CapturePayment": "/capture$",
+    "CapturePayment": "(/capture|/transfers|/refunds)$",
     "RefundPayment": "(/cancel|/refunds|/reversals)$",
 }
 _CARDS = {
     "pm_card_visa": "good",
+    "pm_card_bypassPending": "good, and transfers of it can be taken back at once",
     "pm_card_visa_chargeDeclined": "declined",
     "pm_card_authenticationRequired": "three_d_secure",
 }
+#: How the money is held: the mode, and what is done when an authorization is about to lapse.
+_HOLDS = {
+    "destination": (EscrowMode.CARD_HOLD, OnDeadline.ALERT),
+    "platform": (EscrowMode.PLATFORM_HOLD, OnDeadline.ALERT),
+    "promoted": (EscrowMode.CARD_HOLD, OnDeadline.PROMOTE),
+}
+_HOLD = st.sampled_from(["destination", "destination", "platform", "promoted"])
 _WHICH = st.integers(min_value=0, max_value=5)
 #: Taken modulo what there is. What is drawn must not depend on what happened: time is real here.
 _ANY = st.integers(min_value=0, max_value=999)
@@ -103,6 +114,8 @@ class Machine(RuleBasedStateMachine):
         self.asked: dict[str, Asked] = {}
         self.calls: dict[str, Callable[[], Any]] = {}
         self.truths: dict[str, Truth] = {}
+        #: The keys in the order in which something was begun for them.
+        self.begun: list[str] = []
         self.payment_of_intent: dict[str, str] = {}
         self.effects = 0
         self.last_event = ""
@@ -114,17 +127,21 @@ class Machine(RuleBasedStateMachine):
         self.slow: list[tuple[str, Observation, int]] = []
 
     @initialize(
-        stages=st.lists(st.sampled_from(["unpaid", "held", "captured"]), min_size=1, max_size=3)
+        stages=st.lists(
+            st.tuples(st.sampled_from(["unpaid", "held", "captured"]), _HOLD),
+            min_size=1,
+            max_size=3,
+        )
     )
-    def begin(self, stages: list[str]) -> None:
+    def begin(self, stages: list[tuple[str, str]]) -> None:
         """An expert who is ready, and some payments that are on their way."""
         self._begin_expert()
-        for which, stage in enumerate(stages):
-            self._initiate(10_000, "USD", None)
+        for which, (stage, hold) in enumerate(stages):
+            self._initiate(10_000, "USD", None, hold)
             if stage != "unpaid":
                 self.confirm(which, "pm_card_visa")
         self.deliver_all()
-        for which, stage in enumerate(stages):
+        for which, (stage, _) in enumerate(stages):
             if stage == "captured":
                 self._capture(which, None, final=False, trouble=None)
 
@@ -132,6 +149,7 @@ class Machine(RuleBasedStateMachine):
         lab = self.lab
         lab.heal()
         lab.bomb.left = 0
+        lab.deadlines()  # Of former examples: this one's books must show its own promotions alone.
         command = CreateExpertAccount(
             cause=Cause("local", "CreateExpertAccount", "model"),
             expert_id=self.expert,
@@ -153,15 +171,19 @@ class Machine(RuleBasedStateMachine):
 
     # ---- callers ----
 
-    @rule(amount=st.sampled_from([10_000, 5_001]), currency=st.sampled_from(["USD", "JPY"]))
-    def initiate(self, amount: int, currency: str) -> None:
+    @rule(
+        amount=st.sampled_from([10_000, 5_001]),
+        currency=st.sampled_from(["USD", "JPY"]),
+        hold=_HOLD,
+    )
+    def initiate(self, amount: int, currency: str, hold: str) -> None:
         if self._count("InitiatePayment") < 8:
-            self._initiate(amount, currency, None)
+            self._initiate(amount, currency, None, hold)
 
-    @rule(trouble=_SURE_TROUBLE)
-    def initiate_in_trouble(self, trouble: Trouble) -> None:
+    @rule(trouble=_SURE_TROUBLE, hold=_HOLD)
+    def initiate_in_trouble(self, trouble: Trouble, hold: str) -> None:
         if self._count("InitiatePayment") < 12:
-            self._initiate(10_000, "USD", trouble)
+            self._initiate(10_000, "USD", trouble, hold)
 
     @rule(trouble=st.sampled_from([5, "reset after", "503 after", "timeout"]))
     def an_initiation_without_an_answer_is_swept(self, trouble: Trouble) -> None:
@@ -170,8 +192,11 @@ class Machine(RuleBasedStateMachine):
             self._initiate(10_000, "USD", trouble)
             self.lab.sweep()
 
-    def _initiate(self, amount: int, currency: str, trouble: Trouble) -> None:
+    def _initiate(
+        self, amount: int, currency: str, trouble: Trouble, hold: str = "destination"
+    ) -> None:
         key = self._new_key("InitiatePayment", amount)
+        mode, on_deadline = _HOLDS[hold]
 
         def call() -> Any:
             command = InitiatePayment(
@@ -183,7 +208,8 @@ class Machine(RuleBasedStateMachine):
                 gig_id="gig-1",
                 amount=Money(amount, currency),
                 description="A website",
-                escrow_mode=EscrowMode.CARD_HOLD,
+                escrow_mode=mode,
+                on_deadline=on_deadline,
             )
             return initiate_payment(self.lab.core, command)
 
@@ -198,6 +224,22 @@ class Machine(RuleBasedStateMachine):
     @rule(which=_WHICH, part=_PARTS, trouble=_TROUBLE)
     def refund(self, which: int, part: int | None, trouble: Trouble) -> None:
         self._refund(which, part, trouble)
+
+    @rule(
+        which=_WHICH,
+        part=st.sampled_from([None, 1, 777, 2_500, 5_000]),
+        final=st.booleans(),
+        trouble=_TROUBLE,
+    )
+    def milestone(self, which: int, part: int | None, final: bool, trouble: Trouble) -> None:
+        """A part of what the platform holds, or will by this."""
+        number = self._one_in("IN_ESCROW", which, hold="platform")
+        self._capture(number, part, final=final, trouble=trouble)
+
+    @rule(which=_WHICH, part=st.sampled_from([None, 1, 2_500, 9_000]), trouble=_TROUBLE)
+    def refund_of_held(self, which: int, part: int | None, trouble: Trouble) -> None:
+        """Out of escrow, and beyond it where parts were paid out."""
+        self._refund(self._one_in("IN_ESCROW", which, hold="platform"), part, trouble)
 
     @rule(which=_WHICH, part=st.sampled_from([None, 777, 2_500]), trouble=_SURE_TROUBLE)
     def capture_in_trouble(self, which: int, part: int | None, trouble: Trouble) -> None:
@@ -215,14 +257,15 @@ class Machine(RuleBasedStateMachine):
     def refund_in_other_trouble(self, which: int, trouble: Trouble) -> None:
         self._refund(self._one_in("CAPTURED", which), 333, trouble)
 
-    def _one_in(self, state: str, which: int) -> int:
-        """A payment in this state; one is brought there if there is none."""
+    def _one_in(self, state: str, which: int, hold: str = "destination") -> int:
+        """A payment in this state; one is brought there if there is none (so held, if it is)."""
         for at in range(len(self.truths)):
             number = (which + at) % len(self.truths)
-            if self._pick(number)[2].state == state:
+            _, truth, view = self._pick(number)
+            if view.state == state and (truth.separate or hold == "destination"):
                 return number
         number = len(self.truths)
-        self._initiate(10_000, "USD", None)
+        self._initiate(10_000, "USD", None, hold)
         self.confirm(number, "pm_card_visa")
         self.deliver_all()
         if state == "CAPTURED":
@@ -232,6 +275,7 @@ class Machine(RuleBasedStateMachine):
     def _capture(self, which: int, part: int | None, *, final: bool, trouble: Trouble) -> None:
         payment_id, truth, view = self._pick(which)
         key = self._new_key("CapturePayment", part or view.held, payment_id)
+        self.asked[key].part, self.asked[key].final = part, final
 
         def call() -> Any:
             command = CapturePayment(
@@ -246,7 +290,7 @@ class Machine(RuleBasedStateMachine):
             return capture_payment(self.lab.core, command)
 
         self.calls[key] = call
-        expected = capture_answer(view, truth, part, final)
+        expected = capture_answer(view, truth, part, final, _BASIS_POINTS)
         self._expect(self._ask(key, trouble), expected, trouble)
 
     def _refund(self, which: int, part: int | None, trouble: Trouble) -> None:
@@ -322,10 +366,14 @@ class Machine(RuleBasedStateMachine):
             shown = self.lab.api("POST", f"/payment_intents/{intent}/{act}")
             assert "error" not in shown, shown
 
+    # What hands do to a separate charge's refunds, transfers and reversals is not modelled.
+
     @rule(which=_WHICH, part=st.sampled_from([1, 300, 5_000]))
     def refund_at_the_dashboard(self, which: int, part: int) -> None:
         intent = self._intent(which)
         truth = self._pick(which)[1]
+        if truth.separate:
+            return
         if intent and truth.status == "captured" and part <= truth.net and not truth.bounced:
             truth.touched = True
             truth.foreign_refunds[part] += 1
@@ -336,7 +384,7 @@ class Machine(RuleBasedStateMachine):
     def reverse_at_the_dashboard(self, which: int, part: int) -> None:
         intent = self._intent(which)
         truth = self._pick(which)[1]
-        if not intent or truth.status != "captured":
+        if not intent or truth.status != "captured" or truth.separate:
             return
         charge = self.lab.api("GET", f"/payment_intents/{intent}", **{"expand[]": "latest_charge"})
         transfer = charge["latest_charge"]["transfer"]
@@ -403,6 +451,19 @@ class Machine(RuleBasedStateMachine):
             self.lab.bomb.left = bomb
         self.lab.sweep()
 
+    @rule(trouble=_TROUBLE)
+    def authorizations_are_about_to_lapse(self, trouble: Trouble) -> None:
+        """Those that are to be are charged onto the platform, if nothing comes in between."""
+        if isinstance(trouble, str):
+            action, when, more = _FAULTS[trouble]
+            self.lab.arm("/capture$", action, when, **more)
+        elif trouble is not None:
+            self.lab.bomb.left = trouble
+        with self.lab.patience(IMPATIENT if trouble == "timeout" else PATIENT):
+            self.lab.deadlines()
+        if isinstance(trouble, str):
+            self.lab.disarm(trouble)
+
     @rule(which=_WHICH)
     def a_slow_replica_looks(self, which: int) -> None:
         """It asks Stripe, and then sleeps for who knows how long."""
@@ -460,6 +521,8 @@ class Machine(RuleBasedStateMachine):
         for payment_id, truth in self.truths.items():
             asked = [one for one in self.asked.values() if one.payment_id == payment_id]
             check_refunds(truth, asked, truth.bounced)
+            if truth.separate:
+                check_transfers(truth, [one for one in asked if one.is_info or one.told == OK])
 
     def _converge(self) -> None:
         """Everything is heard, every key answered, every operation settled; then check it all."""
@@ -496,28 +559,33 @@ class Machine(RuleBasedStateMachine):
         assert payment is not None, "an acknowledged payment is gone"
         intent = self.lab.api("GET", f"/payment_intents/{payment.payment_intent_id}")
         declined = bool(intent["last_payment_error"])
-        assert payment.state.value in truth.final_states(declined), (payment, truth)
-        held = truth.amount if truth.status == "held" else 0
-        assert (payment.held, payment.captured, payment.refunded, payment.client_owed) == (
-            held,
-            truth.captured,
-            truth.refunded,
-            0,
-        ), (payment, truth)
+        begun = [self.asked[key] for key in self.begun if key in self.asked]
+        parts = parts_of(truth, [one for one in begun if one.payment_id == payment_id])
+        assert payment.state.value in truth.final_states(declined, parts), (payment, truth, parts)
+        if truth.separate:
+            self._check_parts(payment, truth, parts)
+        else:
+            assert (payment.held, payment.captured, payment.refunded) == (
+                truth.amount if truth.status == "held" else 0,
+                truth.captured,
+                truth.refunded,
+            ), (payment, truth)
+        assert not payment.client_owed
         assert not payment.operation_id
         assert not payment.waiting_for
         asked = [one for one in self.asked.values() if one.payment_id == payment_id]
         check_refunds(truth, asked, truth.bounced)
         if not truth.touched:
-            assert payment.net_commission == fee(truth.net, _BASIS_POINTS), (payment, truth)
+            assert payment.net_commission == fee(payment.net, _BASIS_POINTS), (payment, truth)
             for (kind,) in self.lab.sql(
                 "SELECT kind FROM discrepancies WHERE payment_id = %s", payment_id
             ):
                 assert (kind, bool(truth.bounced)) == ("refund_failed", True)
         captured = [one for one in asked if one.rpc == "CapturePayment" and one.told == OK]
-        assert len(captured) <= 1, "two captures were acknowledged"
-        for one in captured:
-            assert one.amount == truth.captured
+        if not truth.separate:
+            assert len(captured) <= 1, "two captures were acknowledged"
+            for one in captured:
+                assert one.amount == truth.captured
         head = b""
         rows = self.lab.sql(
             "SELECT sequence, kind, time, body, hash FROM events WHERE payment_id = %s "
@@ -529,6 +597,23 @@ class Machine(RuleBasedStateMachine):
             assert (sequence, head) == (at, bytes(stored))
         assert len(rows) == payment.version
 
+    def _check_parts(self, payment: Payment, truth: Truth, parts: Parts) -> None:
+        """What the platform charged, where it went, and that the expert has what is due."""
+        shown = (payment.held, payment.captured, payment.returned, payment.refunded)
+        assert shown == parts, (payment, truth, parts)
+        charged = truth.captured if truth.status == "captured" else 0
+        assert payment.charged == charged, (payment, truth)
+        if charged:
+            assert payment.escrow_mode is EscrowMode.PLATFORM_HOLD
+            assert payment.returned + payment.refunded == truth.refunded, (payment, truth)
+        [(debt,)] = self.lab.sql(
+            "SELECT coalesce(sum(minor_units), 0)::bigint FROM postings "
+            "WHERE account = %s AND payment_id = %s",
+            f"expert_debt:{self.expert}",
+            payment.payment_id,
+        )
+        assert truth.transferred - truth.reversed == payment.net_expert + debt, (payment, truth)
+
     def _check_books(self) -> None:
         """Each of Stripe's lines of this example moved what the postings on it say."""
         ours: Counter[tuple[str, str]] = Counter()
@@ -536,6 +621,11 @@ class Machine(RuleBasedStateMachine):
             ours[line, currency] += int(total)
         lines = self.lab.newer("/balance_transactions", self.last_line)
         lines += self.lab.newer("/balance_transactions", "", account=self.account)
+        for currency, debt in self.lab.sql(
+            "SELECT currency, sum(minor_units)::bigint FROM postings WHERE account = %s GROUP BY 1",
+            f"expert_debt:{self.expert}",
+        ):
+            assert debt >= 0, f"{-debt} {currency} too much was kept back"
         theirs: Counter[tuple[str, str]] = Counter()
         for line in lines:
             theirs[line["id"], line["currency"].upper()] += line["net"]
@@ -546,11 +636,10 @@ class Machine(RuleBasedStateMachine):
     def _ask(self, key: str, trouble: Trouble) -> Reply:
         asked = self.asked[key]
         name = f"{asked.rpc} {trouble}"
-        if asked.rpc == "RefundPayment" and not self.lab.sql(
-            "SELECT 1 FROM claims WHERE key = %s", key
-        ):  # Not begun yet, so what it comes to is decided now.
+        begun = key in self.begun
+        if not begun and asked.payment_id:  # So what it comes to is decided now.
             view = self._pick(list(self.truths).index(asked.payment_id))[2]
-            asked.amount = (asked.part or view.net) if view.state == "CAPTURED" else 0
+            self._decide(asked, view)
         if isinstance(trouble, str):
             action, when, more = _FAULTS[trouble]
             self.lab.arm(_PATHS[asked.rpc], action, when, **more)
@@ -561,10 +650,24 @@ class Machine(RuleBasedStateMachine):
         if isinstance(trouble, str):
             self.lab.disarm(trouble)
         note(f"{key} {name}: {reply.told} {reply.sentence}")
+        if not begun and self.lab.sql("SELECT 1 FROM claims WHERE key = %s", key):
+            self.begun.append(key)
         if reply.told != AGAIN:
             asked.told, asked.body = reply.told, reply.body
         self._take_effects()
         return reply
+
+    def _decide(self, asked: Asked, view: View) -> None:
+        """What a call will move, by how its payment stands when it begins."""
+        separate = self.truths[asked.payment_id].separate
+        if asked.rpc == "CapturePayment":
+            asked.amount = asked.part or view.held
+            back = separate and asked.final and view.charged
+            asked.rest = max(view.held - asked.amount, 0) if back else 0
+        elif separate:
+            asked.amount = (asked.part or view.held or view.net) if view.charged else 0
+        else:
+            asked.amount = (asked.part or view.net) if view.state == "CAPTURED" else 0
 
     def _expect(self, reply: Reply, expected: str, trouble: Trouble) -> None:
         """Trouble may leave it open; it never changes what the answer is."""
@@ -580,7 +683,9 @@ class Machine(RuleBasedStateMachine):
             if one["kind"] == "intent_created":
                 payment_id = one["metadata"]["payment_id"]
                 self.payment_of_intent[intent] = payment_id
-                self.truths.setdefault(payment_id, Truth(one["amount"]))
+                payment = self.lab.payment(payment_id)
+                separate = payment is not None and payment.is_separate
+                self.truths.setdefault(payment_id, Truth(one["amount"], separate))
             if intent in self.payment_of_intent:
                 truth = self.truths[self.payment_of_intent[intent]]
                 truth.happened(one["kind"], one["amount"] or 0)
@@ -597,6 +702,7 @@ class Machine(RuleBasedStateMachine):
             payment.net,
             payment.version,
             bool(payment.operation_id),
+            payment.charged if payment.is_separate else 0,
         )
         return payment_id, self.truths[payment_id], view
 
