@@ -36,7 +36,7 @@ bench: $(GENERATED) ## what one worker carries while Stripe is slow; ends by its
 	@$(BIN)/python -m dev bench
 
 test: $(GENERATED) ## all tests (unit, integration, acceptance) with coverage; ARGS='-k capture' narrows
-	@$(BIN)/python -m pytest $(if $(ARGS),$(ARGS),--cov --cov-report=term)
+	@$(BIN)/python -m pytest $(if $(ARGS),$(ARGS),--numprocesses=2 --dist=loadfile --cov --cov-report=term)
 
 prove: $(GENERATED) ## every proof of tests/reliability in full (over an hour); SEED=7 repeats a run
 	@PROVE=full $(BIN)/python -m pytest tests/reliability --capture=no $(ARGS)

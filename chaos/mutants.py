@@ -237,7 +237,7 @@ MUTANTS = (
         (
             Edit(
                 _FOLLOW,
-                "    legs, owed = _reversal_legs(to, seen, split.expert_part)\n",
+                "    legs, owed = reversal_legs(to, seen, split.expert_part)\n",
                 "    legs, owed = [], 0\n",
             ),
         ),
