@@ -24,6 +24,7 @@ from grpc_status import rpc_status
 
 from dev.caller import call_of
 from dev.forwarding import signature
+from marketplace.payments.v1 import disputes_pb2, payments_pb2
 from tests.acceptance.browser import submit
 from tests.acceptance.conftest import APP, WEBHOOK_SECRETS, World, new_name, until
 from tests.acceptance.programs import PACKAGE, Answer
@@ -36,26 +37,34 @@ NEVER = {"UNKNOWN", "INTERNAL", "UNAVAILABLE", "DEADLINE_EXCEEDED", "UNIMPLEMENT
 
 #: Fields that may be absent, by request; every other one must be asked for when it is missing.
 OPTIONAL = {
-    "CapturePaymentRequest": "amount final notes",
+    "CapturePaymentRequest": "amount final notes validate_only expected_version",
     "CreateExpertAccountRequest": "country business_type commission_basis_points onward_url",
-    "InitiatePaymentRequest": "description escrow_mode",
+    "Evidence": " ".join(disputes_pb2.Evidence.DESCRIPTOR.fields_by_name),
+    "InitiatePaymentRequest": (
+        "description escrow_mode on_deadline expected_completion_time validate_only"
+    ),
     "ListBalancesRequest": "account_prefix page_size page_token",
     "ListDiscrepanciesRequest": "payment_id page_size page_token open_only",
+    "ListDisputesRequest": "payment_id expert_id open_only page_size page_token",
     "ListInboxEventsRequest": "state page_size page_token",
     "ListOperationsRequest": "state page_size page_token",
     "ListPaymentEventsRequest": "page_size page_token",
     "ListPaymentsRequest": (
-        "page_size page_token role states gig_id create_time_from create_time_until"
+        "page_size page_token role states gig_id create_time_from create_time_until deadline_until"
     ),
     "ListPayoutsRequest": "page_size page_token states",
     "Money": "currency_code",
     "RefreshOnboardingRequest": "onward_url",
-    "RefundPaymentRequest": "amount reason",
+    "RefundPaymentRequest": "amount reason validate_only expected_version",
     "RunReconciliationRequest": "payment_id since",
+    "SubmitEvidenceRequest": "submit",
 }
+#: The same of a part, where it differs from what that part may lack elsewhere.
+OPTIONAL_THERE = {("WriteOffDebtRequest", "amount"): "minor_units"}
 #: Ids that must name something that exists, and one of their kind that does not.
 UNKNOWN_IDS = {
     "payment_id": "pay_" + "0" * 32,
+    "dispute_id": "dp_" + "0" * 24,
     "expert_id": "expert-nobody",
     "operation_id": "op_" + "0" * 32,
     "event_id": "evt_nothing",
@@ -64,6 +73,8 @@ UNKNOWN_IDS = {
 #: Where an id filters or is chosen by the caller, an unknown one is no fault.
 MAY_BE_UNKNOWN = {
     ("ListDiscrepanciesRequest", "payment_id"),
+    ("ListDisputesRequest", "payment_id"),
+    ("ListDisputesRequest", "expert_id"),
     ("CreateExpertAccountRequest", "expert_id"),
 }
 #: Texts that are wrong for a reason of their own, by name.
@@ -74,12 +85,15 @@ WRONG_TEXTS = {
     "email": ["ada", "ada@", "@example.com", "a b@example.com"],
     "country": ["USA", "1", "ÜÄ"],
 }
-#: Amounts and counts that are out of range, by name.
+#: Amounts and counts that are out of range, by name; 0 only where the number may not be absent.
 OUT_OF_RANGE = {
     "minor_units": [0, -1, -(2**63), 2**63 - 1, 100_000_000],
     "page_size": [-1, -(2**31)],
     "commission_basis_points": [-1, 10_000, 2**31 - 1],
+    "expected_version": [-1, -(2**63)],
 }
+#: Times that are wrong for a reason of their own, by name: seconds since 1970.
+WRONG_TIMES = {"expected_completion_time": [1, 2**33]}
 
 
 @dataclass(frozen=True)
@@ -176,8 +190,8 @@ class Good:
         if field.is_repeated:
             getattr(message, name).extend(value)
         elif field.message_type is not None:
-            for part, given in value.items():
-                setattr(getattr(message, name), part, given)
+            part = getattr(message, name)
+            part.CopyFrom(type(part)(**value))
         else:
             setattr(message, name, value)
 
@@ -187,6 +201,9 @@ def good(world: World, expert: str) -> Good:
     landing = submit(world.new_expert().onboarding_url).location
     body = b'{"id": "evt_1", "object": "event"}'
     held, captured = world.in_escrow(expert), world.captured(expert)
+    to_answer, to_accept = contested(world, expert), contested(world, expert)
+    debtor = indebted(world)
+    wait_until_quiet(world)
     return Good(
         {
             "account_prefix": "stripe:",
@@ -197,17 +214,22 @@ def good(world: World, expert: str) -> Good:
             "country": "US",
             "create_time_from": {"seconds": 1},
             "create_time_until": {"seconds": 2**33},
+            "deadline_until": {"seconds": 2**33},
             "description": "A logo",
+            "dispute_id": to_answer,
             "email": "ada@example.com",
             "endpoint": 1,
             "escrow_mode": 1,
             "event_id": "evt_nothing",
+            "evidence": {"service_date": "May 1st", "uncategorized_text": "It was delivered."},
+            "expected_completion_time": {"seconds": int(time.time()) + 86_400},
             "expert_id": expert,
             "final": True,
             "gig_id": "gig-1",
             "landing_token": landing.partition("token=")[2],
             "name": "Ada",
             "notes": "delivered",
+            "on_deadline": payments_pb2.ON_DEADLINE_ALERT,
             "onward_url": f"{APP}/done",
             "open_only": True,
             "operation_id": "op_" + "0" * 32,
@@ -223,26 +245,67 @@ def good(world: World, expert: str) -> Good:
             "since": {"seconds": int(time.time())},
             "state": 1,
             "states": [1],
+            "submit": True,
             "user_id": "client-1",
+            "validate_only": False,
         },
         {
-            ("RefundPaymentRequest", "payment_id"): captured.payment_id,
+            ("AcceptDisputeRequest", "dispute_id"): to_accept,
+            ("CapturePaymentRequest", "expected_version"): version_of(world, held.payment_id),
             ("CreateExpertAccountRequest", "expert_id"): new_name("expert"),
+            ("RefundPaymentRequest", "expected_version"): version_of(world, captured.payment_id),
+            ("RefundPaymentRequest", "payment_id"): captured.payment_id,
+            ("WriteOffDebtRequest", "expert_id"): debtor,
         },
     )
+
+
+def contested(world: World, expert_id: str) -> str:
+    """A chargeback that waits for an answer, with nothing staged."""
+    charge_id = world.captured(expert_id).charge_id
+    dispute_id: str = world.control(f"charges/{charge_id}/dispute", {})["id"]
+    found = f"SELECT count(*) FROM disputes WHERE dispute_id = '{dispute_id}'"  # noqa: S608
+    until(lambda: world.query(found) == [(1,)], "the dispute is on record")
+    return dispute_id
+
+
+def indebted(world: World) -> str:
+    """An expert who owes 90 dollars: the client is refunded, and nothing is left to take back."""
+    expert_id = world.ready_expert()
+    payment_id = world.captured(expert_id).payment_id
+    refusal = {"action": "status", "status": 400, "code": "balance_insufficient", "times": 1}
+    world.control("faults", {"match": {"method": "POST", "path": "/reversals$"}, **refusal})
+    request = payments_pb2.RefundPaymentRequest(
+        payment_id=payment_id, idempotency_key=new_name("key")
+    )
+    refunded = world.payments.RefundPayment(request).payment
+    assert refunded.state == payments_pb2.PAYMENT_STATE_REFUNDED
+    return expert_id
+
+
+def version_of(world: World, payment_id: str) -> int:
+    request = payments_pb2.GetPaymentRequest(payment_id=payment_id)
+    return world.payments.GetPayment(request).payment.version
 
 
 # The faults
 
 
 def cases(good: Good, method: Method) -> Iterator[Case]:
-    for field in method.input_type.fields:
-        for fault, spoil in faults(method.input_type, field):
-            request = good.request(method.input_type)
-            spoil(request)
-            yield Case(method.path, field.name, fault, request.SerializeToString())
+    """Also with `validate_only`, where there is that: it refuses what the call would refuse."""
+    kind = method.input_type
+    for validate_only in (False, True) if "validate_only" in kind.fields_by_name else (False,):
+        for field in kind.fields:
+            for place, fault, spoil in faults(kind, field):
+                request: Any = good.request(kind)
+                if validate_only:
+                    request.validate_only = True
+                spoil(request)
+                what = f"{fault}, validate_only" if validate_only else fault
+                yield Case(method.path, place, what, request.SerializeToString())
+    for field in kind.fields:
         if field.type == FieldDescriptor.TYPE_STRING:
-            request = good.request(method.input_type)
+            request = good.request(kind)
             request.ClearField(field.name)
             bad = bytes([field.number << 3 | 2, 2]) + b"\xff\xfe"
             yield Case(
@@ -251,30 +314,39 @@ def cases(good: Good, method: Method) -> Iterator[Case]:
 
 
 Spoil = Callable[[Message], None]
+#: Where in the request, what, and how to do it.
+Fault = tuple[str, str, Spoil]
 
 
-def faults(kind: Descriptor, field: FieldDescriptor) -> Iterator[tuple[str, Spoil]]:
+def faults(
+    kind: Descriptor, field: FieldDescriptor, optional: str | None = None
+) -> Iterator[Fault]:
     """What may be wrong with a field of this type and name."""
     name = field.name
-    if name not in OPTIONAL.get(kind.name, "").split():
-        yield "missing", _clearing(name)
+    may_be_absent = name in (OPTIONAL.get(kind.name, "") if optional is None else optional).split()
+    if not may_be_absent:
+        yield name, "missing", _clearing(name)
     if field.is_repeated:
-        yield "an unknown value", lambda message: getattr(message, name).append(99)
+        yield name, "an unknown value", lambda message: getattr(message, name).append(99)
     elif field.message_type is not None:
-        yield from faults_within(field, field.message_type)
+        yield from faults_within(kind, field, field.message_type)
     else:
         for fault, value in bad_values(kind, field):
-            yield fault, _setting(name, value)
+            if value != 0 or not may_be_absent:
+                yield name, fault, _setting(name, value)
 
 
-def faults_within(field: FieldDescriptor, kind: Descriptor) -> Iterator[tuple[str, Spoil]]:
+def faults_within(outer: Descriptor, field: FieldDescriptor, kind: Descriptor) -> Iterator[Fault]:
     if kind.full_name == "google.protobuf.Timestamp":
-        for name, value in (("seconds", 2**62), ("seconds", -(2**62)), ("nanos", -1)):
-            yield f"{name} {value}", _within(field.name, _setting(name, value))
+        wrong = [("seconds", 2**62), ("seconds", -(2**62)), ("nanos", -1)]
+        wrong += [("seconds", seconds) for seconds in WRONG_TIMES.get(field.name, ())]
+        for name, value in wrong:
+            yield field.name, f"{name} {value}", _within(field.name, _setting(name, value))
         return
+    optional = OPTIONAL_THERE.get((outer.name, field.name))
     for inner in kind.fields:
-        for fault, spoil in faults(kind, inner):
-            yield f"{inner.name} {fault}", _within(field.name, spoil)
+        for place, fault, spoil in faults(kind, inner, optional):
+            yield f"{field.name}.{place}", fault, _within(field.name, spoil)
 
 
 def bad_values(kind: Descriptor, field: FieldDescriptor) -> Iterator[tuple[str, Any]]:
@@ -340,7 +412,7 @@ def names(answer: Answer, case: Case) -> bool:
         return any(f"{name}.".startswith(f"{case.field}.") for name in answer.fields)
     if answer.reason == "WEBHOOK_REFUSED":
         return bool(answer.facts["fault"])
-    return case.field in answer.facts or bool(answer.facts) or case.field.upper() in answer.reason
+    return bool(answer.facts) or case.field.upper() in answer.reason
 
 
 def test_wrong_currency_of_a_part(service: Service, good: Good) -> None:
@@ -351,6 +423,34 @@ def test_wrong_currency_of_a_part(service: Service, good: Good) -> None:
         answer = service.call(method.path, request.SerializeToString())
         assert answer.code == "INVALID_ARGUMENT"
         assert answer.fields == ("amount.currency_code",)
+
+
+def test_a_version_that_has_passed(world: World, service: Service, good: Good) -> None:
+    before = contents(world)
+    for name in ("CapturePayment", "RefundPayment"):
+        method = next(m for m in service.methods if m.path.endswith(f"/{name}"))
+        seen = good.by_request[f"{name}Request", "expected_version"]
+        for version in (seen - 1, seen + 1, 2**63 - 1):
+            for validate_only in (False, True):
+                request: Any = good.request(method.input_type)
+                request.expected_version, request.validate_only = version, validate_only
+                answer = service.call(method.path, request.SerializeToString())
+                assert (answer.code, answer.reason) == ("ABORTED", "VERSION_MISMATCH")
+                assert answer.facts["expected_version"] == str(version)
+                assert answer.facts["version"] == str(seen)
+    assert contents(world) == before
+
+
+def test_a_promotion_of_what_the_platform_holds_already(service: Service, good: Good) -> None:
+    method = next(m for m in service.methods if m.path.endswith("/InitiatePayment"))
+    for validate_only in (False, True):
+        request: Any = good.request(method.input_type)
+        request.escrow_mode = payments_pb2.ESCROW_MODE_PLATFORM_HOLD
+        request.on_deadline = payments_pb2.ON_DEADLINE_PROMOTE
+        request.validate_only = validate_only
+        answer = service.call(method.path, request.SerializeToString())
+        assert answer.code == "INVALID_ARGUMENT"
+        assert answer.fields == ("on_deadline",)
 
 
 def test_bytes_that_are_no_message(world: World, service: Service) -> None:
@@ -372,7 +472,7 @@ def test_no_call_answers_unknown_or_internal(service: Service, good: Good) -> No
             request = good.request(method.input_type)
             for field in method.input_type.fields:
                 if chance.random() < 0.5:
-                    spoils = [spoil for _, spoil in faults(method.input_type, field)]
+                    spoils = [spoil for _, _, spoil in faults(method.input_type, field)]
                     chance.choice([*spoils, _clearing(field.name)])(request)
             answer = service.call(method.path, request.SerializeToString())
             assert answer.code not in NEVER, f"{method.path}: {answer}"

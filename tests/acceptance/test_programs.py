@@ -15,7 +15,16 @@ from tests.acceptance.programs import PACKAGE, Answer, BufCurl, Grpcurl, Program
 
 SERVICES = {
     f"{PACKAGE}.{name}Service"
-    for name in ("Event", "Expert", "Ledger", "Onboarding", "Operations", "Payment", "Webhook")
+    for name in (
+        "Dispute",
+        "Event",
+        "Expert",
+        "Ledger",
+        "Onboarding",
+        "Operations",
+        "Payment",
+        "Webhook",
+    )
 }
 
 
@@ -78,6 +87,7 @@ def test_service_and_all_its_messages_are_described(grpcurl: Grpcurl, service: s
 
 def test_every_rpc_by_grpcurl(world: World, grpcurl: Grpcurl) -> None:
     live(world, grpcurl)
+    answer_banks(world, Caller(grpcurl))
     operate(Caller(grpcurl))
     assert grpcurl.driven == methods_of(grpcurl), "drive every RPC here"
 
@@ -90,15 +100,21 @@ def live(world: World, program: Program) -> None:
     """An expert, and a payment from initiation to a refund, as a person at a terminal does it."""
     ask = Caller(program)
     expert_id = onboard(world, ask)
-    made = ask(
-        "PaymentService/InitiatePayment",
-        client_id="client-9",
-        expert_id=expert_id,
-        gig_id="gig-9",
-        amount={"minor_units": 10_000, "currency_code": "USD"},
-        description="A logo",
-        idempotency_key=new_name("key"),
-    )
+    order: dict[str, Any] = {
+        "client_id": "client-9",
+        "expert_id": expert_id,
+        "gig_id": "gig-9",
+        "amount": {"minor_units": 10_000, "currency_code": "USD"},
+        "description": "A logo",
+        "expected_completion_time": in_days(2),
+        "on_deadline": "ON_DEADLINE_REFUND",
+        "idempotency_key": new_name("key"),
+    }
+    looked = ask("PaymentService/InitiatePayment", **order, validate_only=True)
+    assert "payment_id" not in looked["payment"]
+    made = ask("PaymentService/InitiatePayment", **order)
+    assert made["payment"]["escrow_mode"] == "ESCROW_MODE_CARD_HOLD"
+    assert made["payment"]["mode_reason"] == "MODE_REASON_FITS_CARD_HOLD"
     payment_id = made["payment"]["payment_id"]
     assert made["payment"]["state"] == "PAYMENT_STATE_PENDING"
     assert made["application_fee"] == {"minor_units": "1250", "currency_code": "USD"}
@@ -110,6 +126,15 @@ def live(world: World, program: Program) -> None:
         return bool(status["state"] == "PAYMENT_STATE_IN_ESCROW")
 
     until(in_escrow, "the money is in escrow")
+    due = {
+        "user_id": "client-9",
+        "role": "PAYMENT_ROLE_CLIENT",
+        "states": ["PAYMENT_STATE_IN_ESCROW"],
+    }
+    for days, listed in ((1, False), (3, True)):
+        found = ask("PaymentService/ListPayments", **due, deadline_until=in_days(days))
+        ids = [payment["payment_id"] for payment in found.get("payments", ())]
+        assert (payment_id in ids) is listed
     capture_and_refund(ask, payment_id)
     account(ask, payment_id, expert_id)
 
@@ -153,6 +178,20 @@ def capture_and_refund(ask: Caller, payment_id: str) -> None:
     assert (other.code, other.reason) == ("ALREADY_EXISTS", "IDEMPOTENCY_KEY_REUSED")
     assert other.facts["field"] == "final"
     request["idempotency_key"] = new_name("key")
+    looked = ask("PaymentService/CapturePayment", **request, final=True, validate_only=True)
+    assert {leg["kind"]: leg["amount"]["minor_units"] for leg in looked["preview"]["legs"]} == {
+        "LEG_KIND_CHARGE_CARD": "9000",
+        "LEG_KIND_RELEASE_HOLD": "1000",
+        "LEG_KIND_COLLECT_COMMISSION": "1125",
+        "LEG_KIND_PAY_EXPERT": "7875",
+    }
+    seen = int(looked["payment"]["version"])
+    past = ask.refused(
+        "PaymentService/CapturePayment", **request, final=True, expected_version=seen - 1
+    )
+    assert (past.code, past.reason) == ("ABORTED", "VERSION_MISMATCH")
+    assert (past.facts["expected_version"], past.facts["version"]) == (str(seen - 1), str(seen))
+    request["expected_version"] = seen
     captured = ask("PaymentService/CapturePayment", **request, final=True)
     assert captured["payment"]["state"] == "PAYMENT_STATE_CAPTURED"
     assert captured == ask("PaymentService/CapturePayment", **request, final=True)
@@ -192,6 +231,109 @@ def account(ask: Caller, payment_id: str, expert_id: str) -> None:
     assert (faulty.code, faulty.reason) == ("INVALID_ARGUMENT", "INVALID_FIELD")
     required = {"client_id", "expert_id", "gig_id", "idempotency_key"}
     assert set(faulty.fields) == required | {"amount.currency_code"}
+
+
+def answer_banks(world: World, ask: Caller) -> None:
+    """One dispute is answered and won; one is given up, and what the expert owes is written off."""
+    expert_id = world.ready_expert()
+    won, lost = contested(world, ask, expert_id), contested(world, ask, expert_id)
+    listed = ask("DisputeService/ListDisputes", expert_id=expert_id, open_only=True)["disputes"]
+    assert [dispute["dispute_id"] for dispute in listed] == [lost, won]
+    unknown = ask.refused("DisputeService/GetDispute", dispute_id="dp_nothing")
+    assert (unknown.code, unknown.reason) == ("NOT_FOUND", "DISPUTE_NOT_FOUND")
+    submit_evidence(world, ask, won)
+    accept = {"dispute_id": lost, "idempotency_key": new_name("key")}
+    refusal = {"action": "status", "status": 400, "code": "balance_insufficient", "times": 1}
+    world.control("faults", {"match": {"method": "POST", "path": "/reversals$"}, **refusal})
+    accepted = ask("DisputeService/AcceptDispute", **accept)
+    assert accepted["dispute"]["outcome"] == "DISPUTE_OUTCOME_LOST"
+    assert accepted == ask("DisputeService/AcceptDispute", **accept)
+
+    def debt() -> list[str]:
+        balances = ask("ExpertService/GetExpertBalance", expert_id=expert_id)["balances"]
+        return [line["debt"].get("minor_units", "0") for line in balances]
+
+    until(lambda: debt() == ["9000"], "the expert owes what was lost")
+    write_off: dict[str, Any] = {"expert_id": expert_id, "reason": "left us"}
+    too_much = ask.refused(
+        "OperationsService/WriteOffDebt",
+        **write_off,
+        amount={"minor_units": 9_001, "currency_code": "USD"},
+        idempotency_key=new_name("key"),
+    )
+    assert (too_much.code, too_much.reason) == ("FAILED_PRECONDITION", "AMOUNT_TOO_LARGE")
+    assert (too_much.facts["requested"], too_much.facts["available"]) == ("9001", "9000")
+    part = ask(
+        "OperationsService/WriteOffDebt",
+        **write_off,
+        amount={"minor_units": 4_000, "currency_code": "USD"},
+        idempotency_key=new_name("key"),
+    )
+    assert part["debt"]["minor_units"] == "5000"
+    rest = ask(
+        "OperationsService/WriteOffDebt",
+        **write_off,
+        amount={"currency_code": "USD"},
+        idempotency_key=new_name("key"),
+    )
+    assert rest["written_off"]["minor_units"] == "5000"
+    assert debt() == ["0"]
+
+
+def contested(world: World, ask: Caller, expert_id: str) -> str:
+    """The client's bank takes the money of a captured payment back; its dispute's id."""
+    payment = world.captured(expert_id)
+    dispute_id: str = world.control(f"charges/{payment.charge_id}/dispute", {})["id"]
+    method = "DisputeService/GetDispute"
+    until(lambda: ask.refused(method, dispute_id=dispute_id).code == "OK", "it is on record")
+    shown = ask(method, dispute_id=dispute_id)["dispute"]
+    assert shown["payment_id"] == payment.payment_id
+    assert shown["stage"] == "DISPUTE_STAGE_CHARGEBACK"
+    assert shown["outcome"] == "DISPUTE_OUTCOME_OPEN"
+    assert shown["amount"] == {"minor_units": "10000", "currency_code": "USD"}
+    frozen = ask.refused(
+        "PaymentService/RefundPayment",
+        payment_id=payment.payment_id,
+        idempotency_key=new_name("key"),
+    )
+    assert (frozen.code, frozen.reason) == ("FAILED_PRECONDITION", "PAYMENT_DISPUTED")
+    assert frozen.facts["dispute_id"] == dispute_id
+    return dispute_id
+
+
+def submit_evidence(world: World, ask: Caller, dispute_id: str) -> None:
+    method = "DisputeService/SubmitEvidence"
+    nothing = ask.refused(
+        method, dispute_id=dispute_id, submit=True, idempotency_key=new_name("key")
+    )
+    assert (nothing.code, nothing.fields) == ("INVALID_ARGUMENT", ("evidence",))
+    staged = ask(
+        method,
+        dispute_id=dispute_id,
+        evidence={"service_date": "May 1st", "uncategorized_text": "It was delivered."},
+        idempotency_key=new_name("key"),
+    )["dispute"]
+    assert staged["has_evidence"] is True
+    assert staged["status"] == "needs_response"
+    submission = {"dispute_id": dispute_id, "submit": True, "idempotency_key": new_name("key")}
+    submitted = ask(method, **submission)
+    assert submitted["dispute"]["submission_count"] == 1
+    assert submitted["dispute"]["status"] == "under_review"
+    assert submitted == ask(method, **submission)
+    late = ask.refused(method, **{**submission, "idempotency_key": new_name("key")})
+    assert (late.code, late.reason) == ("FAILED_PRECONDITION", "EVIDENCE_ALREADY_SUBMITTED")
+    world.control(f"disputes/{dispute_id}/win", {})
+
+    def outcome() -> str:
+        shown = ask("DisputeService/GetDispute", dispute_id=dispute_id)["dispute"]
+        return str(shown["outcome"])
+
+    until(lambda: outcome() == "DISPUTE_OUTCOME_WON", "the bank's word is on record")
+
+
+def in_days(days: int) -> str:
+    """A time as JSON has it."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + days * 86_400))
 
 
 def operate(ask: Caller) -> None:
