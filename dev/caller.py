@@ -9,6 +9,7 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
 from marketplace.payments.v1 import (
+    disputes_pb2_grpc,
     events_pb2_grpc,
     experts_pb2_grpc,
     ledger_pb2_grpc,
@@ -52,6 +53,7 @@ class Caller:
         self.experts = experts_pb2_grpc.ExpertServiceStub(channel)
         self.events = events_pb2_grpc.EventServiceStub(channel)
         self.ledger = ledger_pb2_grpc.LedgerServiceStub(channel)
+        self.disputes = disputes_pb2_grpc.DisputeServiceStub(channel)
         self.operations = operations_pb2_grpc.OperationsServiceStub(channel)
         self._patience_seconds = patience_seconds
         self._check_interrupted = check_interrupted

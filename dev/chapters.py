@@ -6,17 +6,19 @@ instead of repeating it. To add a chapter write a function that goes through it 
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from itertools import pairwise
 from typing import Final
 
+import grpc
+
 from dev.books import Place
-from dev.caller import expect
-from dev.standing import Held, Standing
+from dev.caller import Mismatch, expect, reason_of
+from dev.standing import Held, Standing, Walked
 from dev.story import amount, money
 from dev.walk import DECLINED_CARD, EXPERT, Chapter, Walk
-from marketplace.payments.v1 import experts_pb2, payments_pb2
+from marketplace.payments.v1 import disputes_pb2, experts_pb2, payments_pb2
 
 FUNDS: Final = f"expert_funds:{EXPERT}"
 
@@ -256,6 +258,51 @@ def promoted(walk: Walk) -> Mapping[Place, int]:
     return {("commission", "USD"): -3_750, (FUNDS, "USD"): -26_250}
 
 
+def dispute_lost(walk: Walk) -> Mapping[Place, int]:
+    payment = walk.initiate(8_000, "USD", commission=1_000, expert=7_000)
+    walk.pay(payment)
+    walk.hear(payment, Standing(state="IN_ESCROW", held=8_000))
+    walk.capture(
+        payment, Standing(state="CAPTURED", captured=8_000, commission=1_000, expert=7_000)
+    )
+    walk.simulator.contest(walk.read(payment).charge_id)
+    seconds = walk.caller.poll(lambda: bool(_disputes(walk, payment)))
+    [dispute] = _disputes(walk, payment)
+    walk.story.step(
+        "Stripe",
+        "the client's bank takes it back",
+        f"{money(dispute.withdrawn_amount)} and a fee of {money(dispute.fee)}",
+        seconds=seconds,
+    )
+    _refused_refund(walk, payment)
+    accepted = disputes_pb2.AcceptDisputeRequest(
+        dispute_id=dispute.dispute_id, idempotency_key=walk.key(payment)
+    )
+    _, seconds = walk.caller.timed(walk.caller.disputes.AcceptDispute, accepted)
+    walk.story.step("operator", "AcceptDispute", "the client was right", seconds=seconds)
+    lost = Standing(state="REFUNDED", captured=8_000)
+    seconds = walk.caller.poll(lambda: Standing.of(walk.read(payment)) == lost)
+    walk.story.step(
+        "service",
+        "follows the loss",
+        "commission 10.00 and Ada's 70.00 USD taken back",
+        seconds=seconds,
+    )
+    walk.audit(
+        payment,
+        [
+            "initiated",
+            "authorized",
+            "captured",
+            "dispute_opened",
+            "dispute_funds_withdrawn",
+            "dispute_lost",
+            "expert_reversed",
+        ],
+    )
+    return {("dispute_fee", "USD"): 1_500}
+
+
 # What they do besides the steps of a walk
 
 
@@ -266,6 +313,26 @@ def _tell_deadline(walk: Walk, payment: payments_pb2.Payment) -> None:
     expect("what is done then", payments_pb2.ON_DEADLINE_PROMOTE, deadline.action)
     until = deadline.time.ToDatetime().strftime("%Y-%m-%d %H:%M UTC")
     walk.story.step("gig service", "GetPayment", f"{kind} until {until},", "then PROMOTE")
+
+
+def _disputes(walk: Walk, payment: Walked) -> Sequence[disputes_pb2.Dispute]:
+    request = disputes_pb2.ListDisputesRequest(payment_id=payment.payment_id)
+    listed = walk.caller.ask(walk.caller.disputes.ListDisputes, request).disputes
+    return [dispute for dispute in listed if dispute.withdrawn_amount.minor_units]
+
+
+def _refused_refund(walk: Walk, payment: Walked) -> None:
+    """What the bank has taken back must not be given back once more."""
+    request = payments_pb2.RefundPaymentRequest(
+        payment_id=payment.payment_id, idempotency_key=walk.key(payment)
+    )
+    try:
+        walk.caller.timed(walk.caller.payments.RefundPayment, request)
+    except grpc.RpcError as error:
+        expect("the reason of the refusal", "PAYMENT_DISPUTED", reason_of(error))
+        walk.story.step("gig service", "RefundPayment", f"refused: {reason_of(error)}")
+        return
+    raise Mismatch("refunding a disputed payment", "a refusal", "an answer")
 
 
 def _pay_out(walk: Walk, wanted: Mapping[str, int]) -> None:
@@ -321,6 +388,7 @@ CHAPTERS: Final = (
         needs_simulator=True,
     ),
     Chapter("The debt is kept back out of the next gig", debt_netted, needs_simulator=True),
+    Chapter("Disputed and lost: the bank takes it back", dispute_lost, needs_simulator=True),
     Chapter(
         "Promoted: the card hold, second half; charged before it ran out",
         promoted,

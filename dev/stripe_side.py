@@ -117,6 +117,10 @@ class SimulatorSide:
         """Everything that is available to a connected account goes to its bank now."""
         self._control(f"/accounts/{account}/payout", {})
 
+    def contest(self, charge_id: str) -> None:
+        """The client's bank takes the charge back: a dispute."""
+        self._control(f"/charges/{charge_id}/dispute", {})
+
     def _control(self, path: str, given: Mapping[str, object]) -> None:
         status, text = post(f"{self._url}/_simulator{path}", json.dumps(given).encode())
         if status != http.HTTPStatus.OK:

@@ -241,7 +241,7 @@ def check_evidence_fields(evidence: Mapping[str, str]) -> None:
         most = _MAX_TEXT if name in LONG_TEXTS else _MAX_LINE
         if len(value) > most:
             faults.append((f"evidence.{name}", f"must be at most {most} characters"))
-        elif "\x00" in value:
+        elif any(ord(character) < 32 and character not in "\t\n\r" for character in value):
             faults.append((f"evidence.{name}", "must not contain control characters"))
     if sum(map(len, evidence.values())) > _MAX_ALL:
         faults.append(("evidence", f"must be at most {_MAX_ALL} characters in all"))

@@ -38,6 +38,7 @@ _EXPECTED = {
     "WOULD_RELEASE_REMAINDER",
     "PARTIAL_REFUND_NEEDS_CAPTURE",
     "COMMISSION_TOO_LARGE",
+    "PAYMENT_DISPUTED",
     "OPERATION_IN_PROGRESS",
     "REFUSED_BY_PROCESSOR",
 }
@@ -74,6 +75,9 @@ class Walk:
             self.turn_an_expert,
             self.days_pass,
             self.write_off,
+            self.contest,
+            self.decide,
+            self.decide,
         ]
         return [*first, *often, *seldom]
 
@@ -150,6 +154,15 @@ class Walk:
         self.unwell ^= {expert}
         account = self.world.account_of(expert)
         await self.world.stripe.control("POST", f"/accounts/{account}/{action}")
+        if action == "restore":  # What waited for the account goes on by itself.
+            await until(lambda: self._goes_on(expert), "the captures that waited", PATIENCE)
+
+    async def _goes_on(self, expert: str) -> bool:
+        return not self.world.sql(
+            "SELECT FROM payments WHERE expert_id = %s AND waiting_for = 'expert' "
+            "AND frozen = 'NONE'",
+            expert,
+        )
 
     async def days_pass(self) -> None:
         """Two days: what was pending becomes available, and is paid out."""
@@ -161,6 +174,28 @@ class Walk:
             expert_id=expert, amount=money(0, currency), reason="walk", idempotency_key=new_key()
         )
         await self._may_be_refused(self.world.operations.WriteOffDebt(request))
+
+    async def contest(self) -> None:
+        """The client's bank takes a charge back, or asks about it."""
+        payment = await self._some()
+        charged = payment.charge_id and (
+            payment.escrow_mode == payments_pb2.ESCROW_MODE_PLATFORM_HOLD
+            or payment.captured_amount.minor_units
+        )
+        if charged and payment.freeze == payments_pb2.PAYMENT_FREEZE_NONE:
+            inquiry = self.dice.random() < 0.4
+            await self.world.stripe.control(
+                "POST", f"/charges/{payment.charge_id}/dispute", {"inquiry": inquiry}
+            )
+
+    async def decide(self) -> None:
+        """The bank decides on one of the disputes that are open."""
+        open_ones = self.world.sql("SELECT dispute_id, stage FROM disputes WHERE outcome = 'OPEN'")
+        if open_ones:
+            dispute_id, stage = self.dice.choice(open_ones)
+            words = ["win", "lose"] if stage == "CHARGEBACK" else ["escalate", "close_warning"]
+            word = self.dice.choice(words)
+            await self.world.stripe.control("POST", f"/disputes/{dispute_id}/{word}")
 
     # ---- helpers ----
 
