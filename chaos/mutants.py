@@ -147,10 +147,12 @@ MUTANTS = (
                 "asyncio.sleep(0)",
             ),
         ),
+        target="test_what_no_webhook_tells_is_asked_for",
     ),
     Mutant(
         "signature unchecked",
         (Edit(_INGEST, "    if not right:\n", "    if not candidate:\n"),),
+        target="test_a_forged_signature_is_no_signature",
     ),
     Mutant(
         "any age of a signature",
@@ -162,6 +164,7 @@ MUTANTS = (
                 "PAST_TOLERANCE_SECONDS = 10**9",
             ),
         ),
+        target="test_an_old_signature_is_no_signature",
     ),
     Mutant(
         "key without fingerprint",
@@ -172,6 +175,7 @@ MUTANTS = (
                 "if not name:",
             ),
         ),
+        target="test_a_key_means_one_request",
     ),
     Mutant(
         "float fee",

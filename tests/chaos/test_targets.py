@@ -38,7 +38,15 @@ from payment_service.domain.operations import Operation, OperationKind, Operatio
 from payment_service.domain.ports import Answers, Cause, Policy, Transaction
 from payment_service.rpc.calls import Operations
 from tests.integration.books import balance
-from tests.integration.world import World, capture_request, refusal, running_world, until
+from tests.integration.world import (
+    World,
+    capture_request,
+    ingestion,
+    new_event,
+    refusal,
+    running_world,
+    until,
+)
 
 CAUSE = Cause("local", "Test")
 POLICY = Policy()
@@ -396,3 +404,36 @@ async def test_a_deadline_asks_stripe_first(database_url: str) -> None:
         kinds = [row[0] for row in world.sql("SELECT kind FROM events ORDER BY sequence")]
         assert "payment.canceled" in kinds
         assert "payment.promote_started" not in kinds
+
+
+# ---- webhooks: of those that a run of some seconds forges or drops there are few of a kind ----
+
+
+async def test_what_no_webhook_tells_is_asked_for(database_url: str) -> None:
+    async with running_world(database_url, policy={"poll_seconds": 0.3}) as world:
+        await world.stripe.control("POST", "/webhooks", {"paused": True})
+        held = await world.escrowed()
+        assert held.state == payments_pb2.PAYMENT_STATE_IN_ESCROW
+
+
+async def test_an_old_signature_is_no_signature(database_url: str) -> None:
+    async with running_world(database_url) as world:
+        event = new_event("payment_intent.created", {"object": "payment_intent", "id": "pi_1"})
+        old = await refusal(world.webhooks.IngestEvent(ingestion(event, age=301)))
+        assert old.code == "INVALID_ARGUMENT"
+        await world.webhooks.IngestEvent(ingestion(event, age=290))
+
+
+async def test_a_forged_signature_is_no_signature(database_url: str) -> None:
+    async with running_world(database_url) as world:
+        event = new_event("payment_intent.created", {"object": "payment_intent", "id": "pi_1"})
+        forged = await refusal(world.webhooks.IngestEvent(ingestion(event, secret="whsec_other")))
+        assert forged.code == "INVALID_ARGUMENT"
+
+
+async def test_a_key_means_one_request(database_url: str) -> None:
+    async with running_world(database_url) as world:
+        held = await world.escrowed(amount=10_000, **PLATFORM)
+        await world.capture(held.payment_id, 3_000, idempotency_key="once")
+        other = await refusal(world.capture(held.payment_id, 4_000, idempotency_key="once"))
+        assert (other.code, other.facts["field"]) == ("ALREADY_EXISTS", "amount.minor_units")
