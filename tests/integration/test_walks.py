@@ -44,7 +44,7 @@ _EXPECTED = {
 }
 
 
-_STEPS = int(os.environ.get("STEPS", "24"))
+_STEPS = int(os.environ.get("STEPS", "30"))
 
 
 @dataclass
@@ -253,7 +253,7 @@ async def test_the_books_are_stripes_after_every_step(start_world: StartWorld, s
         except AssertionError as error:
             raise AssertionError(f"seed {seed}: {done}") from error
     # A walk on which nothing happens shows nothing.
-    assert len(_kinds(world)) >= 10, f"seed {seed}: {Counter(done)}, {_kinds(world)}"
+    assert len(_kinds(world)) > 8, f"seed {seed}: {Counter(done)}, {_kinds(world)}"
 
 
 def _kinds(world: World) -> dict[str, int]:
