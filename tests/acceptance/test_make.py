@@ -175,7 +175,7 @@ def is_alive(pid: int) -> bool:
 def test_make_demo(environment: dict[str, str]) -> None:
     done = make("demo", {**environment, "DEFAULT_COMMISSION_BASIS_POINTS": "77"})
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "All 9 payments are where they must be" in done.stdout
+    assert "All 10 payments are where they must be" in done.stdout
     assert "\x1b[" not in done.stdout
     for place in PORTS:
         assert f":{environment[place]}" not in done.stdout  # it has ports of its own

@@ -106,7 +106,7 @@ def live(world: World, program: Program) -> None:
         "gig_id": "gig-9",
         "amount": {"minor_units": 10_000, "currency_code": "USD"},
         "description": "A logo",
-        "expected_completion_time": in_days(2),
+        "expected_completion_time": in_days(4),
         "on_deadline": "ON_DEADLINE_REFUND",
         "idempotency_key": new_name("key"),
     }
@@ -131,7 +131,7 @@ def live(world: World, program: Program) -> None:
         "role": "PAYMENT_ROLE_CLIENT",
         "states": ["PAYMENT_STATE_IN_ESCROW"],
     }
-    for days, listed in ((1, False), (3, True)):
+    for days, listed in ((1, False), (5, True)):
         found = ask("PaymentService/ListPayments", **due, deadline_until=in_days(days))
         ids = [payment["payment_id"] for payment in found.get("payments", ())]
         assert (payment_id in ids) is listed
