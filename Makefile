@@ -35,8 +35,12 @@ demo: $(GENERATED) ## the same, then walk payments through escrow and exit
 bench: $(GENERATED) ## what one worker carries while Stripe is slow; ends by itself in a minute
 	@$(BIN)/python -m dev bench
 
+# Two files at a time, since most tests wait for real processes. Those may be late on a crowded
+# machine: what fails is tried once more, what fails twice is red, and every second try is listed.
+IN_FULL := --numprocesses=2 --dist=loadfile --reruns=1 -rR --cov --cov-report=term
+
 test: $(GENERATED) ## all tests (unit, integration, acceptance) with coverage; ARGS='-k capture' narrows
-	@$(BIN)/python -m pytest $(if $(ARGS),$(ARGS),--numprocesses=2 --dist=loadfile --cov --cov-report=term)
+	@$(BIN)/python -m pytest $(if $(ARGS),$(ARGS),$(IN_FULL))
 
 prove: $(GENERATED) ## every proof of tests/reliability in full (over an hour); SEED=7 repeats a run
 	@PROVE=full $(BIN)/python -m pytest tests/reliability --capture=no $(ARGS)
