@@ -37,7 +37,7 @@ bench: $(GENERATED) ## what one worker carries while Stripe is slow; ends by its
 
 # Two files at a time, since most tests wait for real processes. Those may be late on a crowded
 # machine: what fails is tried once more, what fails twice is red, and every second try is listed.
-IN_FULL := --numprocesses=2 --dist=loadfile --reruns=1 -rR --cov --cov-report=term
+IN_FULL := --numprocesses=2 --dist=loadfile --reruns=1 -raR --cov --cov-report=term
 
 test: $(GENERATED) ## all tests (unit, integration, acceptance) with coverage; ARGS='-k capture' narrows
 	@$(BIN)/python -m pytest $(if $(ARGS),$(ARGS),$(IN_FULL))
