@@ -191,8 +191,8 @@ MUTANTS = (
         "rescuer without fencing",
         (
             Edit(
-                _SETTLE,
-                "return current.is_open and current.lease_token == operation.lease_token",
+                _OPERATIONS,
+                "return self.is_open and self.lease_token == holder.lease_token",
                 "return True",
             ),
             Edit(
@@ -305,7 +305,13 @@ MUTANTS = (
     ),
     Mutant(
         "transfer of the whole part",
-        (Edit(_CARRY_OUT, "minor_units=share.sent,", "minor_units=operation.minor_units,"),),
+        (
+            Edit(
+                _CARRY_OUT,
+                "minor_units=operation.share.sent,",
+                "minor_units=operation.minor_units,",
+            ),
+        ),
         "test_parts_of_held_money_go_where_they_belong",
     ),
     Mutant(

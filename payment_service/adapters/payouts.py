@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from sqlalchemy import RowMapping
 
+from payment_service.adapters.rows import posting_values
 from payment_service.adapters.statements import Statements
 from payment_service.domain.errors import Busy
 from payment_service.domain.experts import Expert
@@ -104,11 +105,7 @@ class PayoutWrites(Statements):
             sql,
             **values,
             expert_version=expert.version,
-            accounts=[posting.account for posting in postings],
-            currencies=[posting.currency for posting in postings],
-            amounts=[posting.minor_units for posting in postings],
-            kinds=[posting.kind for posting in postings],
-            txns=[posting.balance_transaction_id for posting in postings],
+            **posting_values(postings),
         )
         if written["count"] != 1:
             raise Busy(

@@ -117,6 +117,36 @@ class SqlReader(PayoutReads):
         )
         return [row["payment_id"] for row in found]
 
+    def payments_waiting_for_experts(self, limit: int) -> Sequence[tuple[str, str]]:
+        """Parked captures whose expert can be paid again, with their operations.
+
+        An account that changed since is tried at once, another after a minute: Stripe may have
+        refused although it calls the account well.
+        """
+        found = self._all(
+            "SELECT payment_id, payments.operation_id FROM payments JOIN experts USING (expert_id) "
+            "WHERE waiting_for = 'expert' AND transfers_active AND NOT deauthorized "
+            "AND frozen = 'NONE' "
+            "AND (experts.update_time > payments.update_time "
+            "OR payments.update_time < now() - interval '1 minute') LIMIT :limit",
+            limit=limit,
+        )
+        return [(row["payment_id"], row["operation_id"]) for row in found]
+
+    def payments_with_unsettled_losses(self, limit: int) -> Sequence[str]:
+        """A loss waits while something else is under way; `Dispute.unsettled` in SQL.
+
+        A capture that waits for the expert's account is given up for it.
+        """
+        found = self._all(
+            "SELECT DISTINCT payment_id FROM disputes JOIN payments USING (payment_id) "
+            "WHERE outcome IN ('LOST', 'PREVENTED') "
+            "AND withdrawn > reinstated + disputes.lost "
+            "AND (payments.operation_id = '' OR waiting_for = 'expert') LIMIT :limit",
+            limit=limit,
+        )
+        return [row["payment_id"] for row in found]
+
     def expert(self, expert_id: str) -> Expert | None:
         row = self._maybe("SELECT * FROM experts WHERE expert_id = :id", id=expert_id)
         return row and rows.expert_of(row)

@@ -188,7 +188,6 @@ class SqlTransaction(PayoutWrites):
             after.update_time,
             body,
         )
-        postings = transition.postings
         written = self._one(
             _RECORD if before else _RECORD_NEW,
             **rows.payment_values(after),
@@ -196,11 +195,7 @@ class SqlTransaction(PayoutWrites):
             head_hash=head,
             kind=transition.kind.value,
             body=body,
-            accounts=[posting.account for posting in postings],
-            currencies=[posting.currency for posting in postings],
-            amounts=[posting.minor_units for posting in postings],
-            kinds=[posting.kind for posting in postings],
-            txns=[posting.balance_transaction_id for posting in postings],
+            **rows.posting_values(transition.postings),
         )
         if written["count"] != 1:
             raise Busy(
@@ -265,22 +260,6 @@ class SqlTransaction(PayoutWrites):
             currency=currency,
         )
         return max(int(row["debt"]), 0)
-
-    def payments_waiting_for_experts(self, limit: int) -> Sequence[tuple[str, str]]:
-        """Parked captures whose expert can be paid again, with their operations.
-
-        An account that changed since is tried at once, another after a minute: Stripe may have
-        refused although it calls the account well.
-        """
-        found = self._all(
-            "SELECT payment_id, payments.operation_id FROM payments JOIN experts USING (expert_id) "
-            "WHERE waiting_for = 'expert' AND transfers_active AND NOT deauthorized "
-            "AND frozen = 'NONE' "
-            "AND (experts.update_time > payments.update_time "
-            "OR payments.update_time < now() - interval '1 minute') LIMIT :limit",
-            limit=limit,
-        )
-        return [(row["payment_id"], row["operation_id"]) for row in found]
 
     def payments_at_deadline(self, margin: float, limit: int) -> Sequence[str]:
         """Escrows whose deadline is to be acted upon; `deadlines.deadline_due` decides."""
@@ -377,20 +356,6 @@ class SqlTransaction(PayoutWrites):
     def save_dispute(self, dispute: Dispute) -> None:
         """Only under the payment's lock, beside the transition that says what changed."""
         self._do(_SAVE_DISPUTE, **rows.dispute_values(dispute))
-
-    def payments_with_unsettled_losses(self, limit: int) -> Sequence[str]:
-        """A loss waits while something else is under way; `Dispute.unsettled` in SQL.
-
-        A capture that waits for the expert's account is given up for it.
-        """
-        found = self._all(
-            "SELECT DISTINCT payment_id FROM disputes JOIN payments USING (payment_id) "
-            "WHERE outcome IN ('LOST', 'PREVENTED') "
-            "AND withdrawn > reinstated + disputes.lost "
-            "AND (payments.operation_id = '' OR waiting_for = 'expert') LIMIT :limit",
-            limit=limit,
-        )
-        return [row["payment_id"] for row in found]
 
     # ---- operations ----
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, Final
@@ -23,6 +23,7 @@ from payment_service.domain.escrow import (
     WaitingFor,
 )
 from payment_service.domain.experts import Account, BusinessType, Expert
+from payment_service.domain.ledger import Posting
 from payment_service.domain.operations import Operation, OperationKind, OperationState
 from payment_service.domain.ports import Answer, Claim, InboxEvent
 
@@ -81,6 +82,17 @@ def payment_of(row: RowMapping) -> Payment:
         ),
     )
     return Payment(**values)
+
+
+def posting_values(postings: Sequence[Posting]) -> dict[str, Any]:
+    """Postings as parameters, a list for each column."""
+    return {
+        "accounts": [posting.account for posting in postings],
+        "currencies": [posting.currency for posting in postings],
+        "amounts": [posting.minor_units for posting in postings],
+        "kinds": [posting.kind for posting in postings],
+        "txns": [posting.balance_transaction_id for posting in postings],
+    }
 
 
 def operation_of(row: RowMapping) -> Operation:

@@ -8,19 +8,19 @@ rest.
 
 from __future__ import annotations
 
-import asyncio
-import random
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Final
 
 from payment_service.application.carry_out import (
     back_off,
-    carry_out,
-    database_time,
     give_back,
+    go_on,
+    is_settled,
+    looking,
+    park_if_too_old,
     refusal_of,
+    send_patiently,
 )
 from payment_service.application.core import Begun, Core, Keyed, refuse_for_good, resume
 from payment_service.application.keep_lease import keep_lease
@@ -30,10 +30,10 @@ from payment_service.application.settle import Applied, leased_operation
 from payment_service.application.settle_disputes import refuse_answer_phase
 from payment_service.domain import disputes, escrow
 from payment_service.domain.disputes import Dispute
-from payment_service.domain.errors import Precondition, Refusal, outcome_unknown
+from payment_service.domain.errors import Precondition, Refusal
 from payment_service.domain.escrow import Frozen, Kind, Payment
 from payment_service.domain.observation import ShownDispute
-from payment_service.domain.operations import Operation, OperationKind, OperationState
+from payment_service.domain.operations import Operation, OperationKind
 from payment_service.domain.ports import (
     Answers,
     Cause,
@@ -47,8 +47,6 @@ from payment_service.domain.ports import (
     Transaction,
     Unknown,
 )
-
-_NOT_SENT_PAUSES: Final = (0.2, 0.5, 1.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,29 +167,23 @@ async def carry_out_answer(
     """
     async with keep_lease(core, operation):
         applied = await _carry_out(core, operation, cause)
-    if applied.next_operation is not None and applied.payment is not None:
-        with suppress(Refusal):  # Written down; the sweep goes on with it.
-            await carry_out(core, applied.next_operation, applied.payment.version, cause)
+    with suppress(Refusal):  # Written down; the sweep goes on with it.
+        await go_on(core, applied, cause)
     return applied
 
 
 async def _carry_out(core: Core, operation: Operation, cause: Cause) -> Applied:
     if operation.tries:
         looked = await _look(core, operation, cause)
-        if await _is_settled(core, operation):
+        if await is_settled(core, operation):
             return looked
-        await _may_send_again(core, operation, cause)
-    outcome = await _send(core, operation)
-    for pause in _NOT_SENT_PAUSES:
-        if not isinstance(outcome, NotSent):
-            break
-        await asyncio.sleep(random.uniform(pause / 2, pause))  # noqa: S311 - jitter
-        outcome = await _send(core, operation)
+        await park_if_too_old(core, operation, cause, dispute_id=operation.dispute_id)
+    outcome = await send_patiently(lambda: _send(core, operation))
     if isinstance(outcome, Done | Refused):
         # A no is believed only after looking: Stripe also repeats one for what it did after all.
         made = outcome.value if isinstance(outcome, Done) else None
         looked = await _look(core, operation, cause, made=made)
-        if await _is_settled(core, operation):
+        if await is_settled(core, operation):
             return looked
         if isinstance(outcome, Refused):
             await core.database.transact(
@@ -217,20 +209,9 @@ async def _carry_out(core: Core, operation: Operation, cause: Cause) -> Applied:
 async def _look(
     core: Core, operation: Operation, cause: Cause, *, made: ShownDispute | None = None
 ) -> Applied:
-    """Read payment and dispute; where Stripe cannot be read, give the lease back at once."""
-    try:
+    """Read payment and dispute."""
+    async with looking(core, operation, cause):
         return await observe_payment(core, operation.text("payment_id"), cause, made=made)
-    except Refusal as refusal:
-        why, pause = refusal.reason.lower(), back_off(operation.tries)
-        await give_back(core, operation, why, cause, pause, counts=False)
-        raise
-
-
-async def _may_send_again(core: Core, operation: Operation, cause: Cause) -> None:
-    now = await core.database.transact(database_time)
-    if not operation.may_resend(now):
-        await give_back(core, operation, "not at Stripe, too old to be sent again", cause, None)
-        raise outcome_unknown(dispute_id=operation.dispute_id)
 
 
 async def _send(core: Core, operation: Operation) -> Outcome[ShownDispute]:
@@ -244,8 +225,3 @@ async def _send(core: Core, operation: Operation) -> Outcome[ShownDispute]:
         submit=bool(operation.params.get("submit")),
         operation_id=operation.operation_id,
     )
-
-
-async def _is_settled(core: Core, operation: Operation) -> bool:
-    current = await core.database.read(lambda reader: reader.operation(operation.operation_id))
-    return current is None or current.state in (OperationState.SUCCEEDED, OperationState.REFUSED)

@@ -13,7 +13,7 @@ from typing import Final
 
 import structlog
 
-from payment_service.application.carry_out import back_off, carry_out
+from payment_service.application.carry_out import back_off, go_on
 from payment_service.application.core import Core
 from payment_service.application.observe import apply, observe_payment
 from payment_service.application.observe_payout import observe_payout
@@ -109,9 +109,8 @@ async def _apply_to_payment(
     applied = await observe_payment(core, payment, cause, warned=warned)
     if applied.payment is not None and not applied.payment.payment_intent_id:
         applied = await _adopt_intent(core, applied, group, cause)
-    if applied.next_operation is not None and applied.payment is not None:
-        # This event settled a refund's first leg; the second one is ours to carry out now.
-        await carry_out(core, applied.next_operation, applied.payment.version, cause)
+    # This event may have settled an operation's first leg; the next one is ours to carry out now.
+    await go_on(core, applied, cause)
     if applied.deferred or applied.waits:
         raise Busy("DEFERRED", "something else must be settled first")
     return "applied" if applied.changed else "no_change"

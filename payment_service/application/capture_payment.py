@@ -10,6 +10,7 @@ from payment_service.application.settle import leased_operation
 from payment_service.domain import escrow, plans
 from payment_service.domain.errors import Precondition, invalid_field, payment_not_found
 from payment_service.domain.escrow import Payment, Transition
+from payment_service.domain.ledger import Share
 from payment_service.domain.operations import Operation, OperationKind
 from payment_service.domain.plans import CapturePlan
 from payment_service.domain.ports import Answers, Policy, Transaction
@@ -83,31 +84,18 @@ def start_capture(
     by_deadline: bool = False,
 ) -> tuple[Operation, Transition]:
     """Record the first leg. What was charged before is transferred, everything else captured."""
-    share = plan.share
-    expert = tx.expert(payment.expert_id)
-    account_id = expert.account.stripe_account_id if expert else payment.destination_account_id
-    transfer: dict[str, object] = {
-        "currency": payment.currency,
-        "destination_account_id": account_id,
-        "charge_id": payment.charge_id,
-        "commission": share.commission,
-        "netted": share.netted,
-        "final": final,
-        "notes": notes,
-    }
-    kind, minor_units, params = OperationKind.TRANSFER, share.part, transfer
-    if not payment.charged:
-        kind, minor_units = OperationKind.CAPTURE, plan.charges
-        params = {"payment_intent_id": payment.payment_intent_id, "notes": notes}
-        if payment.is_separate:
-            params |= {"part": share.part, "transfer": transfer}
-        else:
-            fee = share.commission + share.netted
-            params |= {
-                "application_fee": fee,
-                "has_fee": payment.commission > 0 or fee > 0,
-                "netted": share.netted,
-            }
+    share, fee = plan.share, plan.share.commission + plan.share.netted
+    kind, minor_units = OperationKind.CAPTURE, plan.charges
+    params: dict[str, object] = {"payment_intent_id": payment.payment_intent_id, "notes": notes}
+    if payment.charged:
+        kind, minor_units = OperationKind.TRANSFER, share.part
+        params = _transfer(tx, payment, share, notes, final=final)
+    elif payment.is_separate:
+        transfer = _transfer(tx, payment, share, notes, final=final)
+        params |= {"part": share.part, "transfer": transfer}
+    else:
+        has_fee = payment.commission > 0 or fee > 0
+        params |= {"application_fee": fee, "has_fee": has_fee, "netted": share.netted}
     operation = leased_operation(
         tx,
         policy,
@@ -121,6 +109,23 @@ def start_capture(
         payment, share, operation.operation_id, notes, tx.now, by_deadline=by_deadline
     )
     return operation, transition
+
+
+def _transfer(
+    tx: Transaction, payment: Payment, share: Share, notes: str, *, final: bool
+) -> dict[str, object]:
+    """What the transfer leg is to do, now or once the card is charged."""
+    expert = tx.expert(payment.expert_id)
+    account_id = expert.account.stripe_account_id if expert else payment.destination_account_id
+    return {
+        "currency": payment.currency,
+        "destination_account_id": account_id,
+        "charge_id": payment.charge_id,
+        "commission": share.commission,
+        "netted": share.netted,
+        "final": final,
+        "notes": notes,
+    }
 
 
 def minor_units_of(part: Part | None, payment: Payment) -> int | None:

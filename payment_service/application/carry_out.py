@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from datetime import datetime
-from typing import Final, assert_never
+from typing import Final, TypeVar, assert_never
 
 from payment_service.application.core import Core
 from payment_service.application.keep_lease import keep_lease
@@ -32,8 +34,7 @@ from payment_service.domain.errors import (
     processor_unavailable,
 )
 from payment_service.domain.escrow import Payment
-from payment_service.domain.ledger import Share
-from payment_service.domain.observation import Observation, Refund, Reversal, Transfer
+from payment_service.domain.observation import Made, Observation, Refund, Reversal, Transfer
 from payment_service.domain.operations import Operation, OperationKind, OperationState
 from payment_service.domain.ports import (
     Cause,
@@ -56,11 +57,11 @@ _LINES_PAUSES: Final = (0.2, 0.5, 1.0)
 _BACK_OFF_FIRST: Final = 0.5
 #: Nothing may stay unknown for long once Stripe answers again.
 _BACK_OFF_MOST: Final = 5.0
-Made = Refund | Reversal | Transfer
-Answered = Outcome[Observation] | Outcome[Refund] | Outcome[Reversal] | Outcome[Transfer]
-
 #: Before a refund or a transfer is sent under a *new* key, Stripe is read twice, so far apart.
 _BETWEEN_TWO_READS: Final = 61.0
+
+T = TypeVar("T")
+Answered = Outcome[Observation] | Outcome[Refund] | Outcome[Reversal] | Outcome[Transfer]
 
 
 async def carry_out(core: Core, operation: Operation, version: int, cause: Cause) -> Applied:
@@ -71,6 +72,11 @@ async def carry_out(core: Core, operation: Operation, version: int, cause: Cause
     """
     async with keep_lease(core, operation):
         applied = await _carry_out_one(core, operation, version, cause)
+    return await go_on(core, applied, cause)
+
+
+async def go_on(core: Core, applied: Applied, cause: Cause) -> Applied:
+    """Carry out what follows from what was just written down, if anything does."""
     while applied.next_operation is not None:
         version = applied.payment.version if applied.payment else 0
         async with keep_lease(core, applied.next_operation):
@@ -88,25 +94,27 @@ async def _carry_out_one(core: Core, operation: Operation, version: int, cause: 
     if operation.tries:
         looked = await _look_or_postpone(core, operation, cause)
         looked = await _settled(core, operation, looked, cause)
-        if await _is_settled(core, operation):
+        if await is_settled(core, operation):
             return looked
         version = looked.payment.version if looked.payment else version
         await _may_send_again(core, operation, cause)
-    outcome = await _send(core, operation)
+    outcome = await send_patiently(lambda: _send(core, operation))
+    return await _conclude(core, operation, outcome, version, cause)
+
+
+async def send_patiently(send: Callable[[], Awaitable[T]]) -> T:
+    """Send; what was certainly without effect is sent again a few times, after short pauses."""
+    outcome = await send()
     for pause in _NOT_SENT_PAUSES:
         if not isinstance(outcome, NotSent):
             break
         await asyncio.sleep(random.uniform(pause / 2, pause))  # noqa: S311 - jitter
-        outcome = await _send(core, operation)
-    return await _conclude(core, operation, outcome, version, cause)
+        outcome = await send()
+    return outcome
 
 
 async def _conclude(
-    core: Core,
-    operation: Operation,
-    outcome: Answered,
-    version: int,
-    cause: Cause,
+    core: Core, operation: Operation, outcome: Answered, version: int, cause: Cause
 ) -> Applied:
     """Write down what Stripe answered."""
     match outcome:
@@ -141,7 +149,7 @@ async def _settled(core: Core, operation: Operation, applied: Applied, cause: Ca
             return applied
         await asyncio.sleep(pause)
         applied = await _look_or_postpone(core, operation, cause)
-    if applied.deferred and not await _is_settled(core, operation):
+    if applied.deferred and not await is_settled(core, operation):
         await _unsettled(core, operation, "balance transactions are not there yet", cause)
         raise outcome_unknown(payment_id=operation.payment_id)
     return applied
@@ -151,7 +159,7 @@ async def _refused(core: Core, operation: Operation, refused: Refused, cause: Ca
     """Believe a no only after looking: Stripe also replays a no for what it did after all."""
     applied = await _look_or_postpone(core, operation, cause)
     applied = await _settled(core, operation, applied, cause)
-    if not await _is_settled(core, operation):
+    if not await is_settled(core, operation):
         if waits_for_expert(operation, refused) and applied.payment is not None:
             # So that what we know of the account is what Stripe's refusal was about.
             await refresh_expert(core, applied.payment.expert_id, cause)
@@ -162,15 +170,17 @@ async def _refused(core: Core, operation: Operation, refused: Refused, cause: Ca
 
 
 async def _look_or_postpone(
-    core: Core,
-    operation: Operation,
-    cause: Cause,
-    *,
-    made: Made | None = None,
+    core: Core, operation: Operation, cause: Cause, *, made: Made | None = None
 ) -> Applied:
-    """Look; where Stripe cannot be read, give the lease back at once, so that others may soon."""
-    try:
+    async with looking(core, operation, cause):
         return await _look(core, operation, cause, made=made)
+
+
+@asynccontextmanager
+async def looking(core: Core, operation: Operation, cause: Cause) -> AsyncIterator[None]:
+    """Where Stripe cannot be read, give the lease back at once, so that others may soon."""
+    try:
+        yield
     except Refusal as refusal:
         why, pause = refusal.reason.lower(), back_off(operation.tries)
         await give_back(core, operation, why, cause, pause, counts=False)
@@ -178,11 +188,7 @@ async def _look_or_postpone(
 
 
 async def _look(
-    core: Core,
-    operation: Operation,
-    cause: Cause,
-    *,
-    made: Made | None = None,
+    core: Core, operation: Operation, cause: Cause, *, made: Made | None = None
 ) -> Applied:
     """What Stripe has of it by now. An intent that has no id yet is searched only if need be."""
     if operation.kind is not OperationKind.CREATE_INTENT:
@@ -199,19 +205,14 @@ async def _look(
     return applied
 
 
-async def _is_settled(core: Core, operation: Operation) -> bool:
+async def is_settled(core: Core, operation: Operation) -> bool:
     current = await core.database.read(_operation, operation.operation_id)
     return current is None or not current.is_open
 
 
 async def _may_send_again(core: Core, operation: Operation, cause: Cause) -> None:
     """Stripe does not have it. Raises where it must not be sent now."""
-    now = await core.database.transact(database_time)
-    if not operation.may_resend(now):
-        # Stripe may have pruned the key: the same request could act a second time.
-        why = "not at Stripe, and too old to be sent again"
-        await give_back(core, operation, why, cause, None)
-        raise outcome_unknown(payment_id=operation.payment_id)
+    await park_if_too_old(core, operation, cause, payment_id=operation.payment_id)
     if operation.params.get("replayed"):
         # The key is burnt: it gives a stored error for 24 hours. A new one is committed first.
         params = {name: value for name, value in operation.params.items() if name != "replayed"}
@@ -227,6 +228,15 @@ async def _may_send_again(core: Core, operation: Operation, cause: Cause) -> Non
         )
         core.wake.set()
         raise outcome_unknown(payment_id=operation.payment_id)
+
+
+async def park_if_too_old(core: Core, operation: Operation, cause: Cause, **facts: str) -> None:
+    """Stripe may have pruned the key: the same request could act a second time. Raises then."""
+    now = await core.database.transact(database_time)
+    if not operation.may_resend(now):
+        why = "not at Stripe, and too old to be sent again"
+        await give_back(core, operation, why, cause, None)
+        raise outcome_unknown(**facts)
 
 
 async def _unsettled(
@@ -313,13 +323,10 @@ async def _send(core: Core, operation: Operation) -> Answered:
                 },
             )
         case OperationKind.TRANSFER:
-            share = Share(
-                operation.minor_units, operation.number("commission"), operation.number("netted")
-            )
             return await stripe.transfer(
                 key,
                 NewTransfer(
-                    minor_units=share.sent,
+                    minor_units=operation.share.sent,
                     currency=text("currency"),
                     destination_account_id=text("destination_account_id"),
                     charge_id=text("charge_id"),

@@ -7,7 +7,7 @@ import random
 from dataclasses import dataclass, replace
 from typing import Final
 
-from payment_service.application.carry_out import back_off, database_time, give_back
+from payment_service.application.carry_out import back_off, database_time, give_back, looking
 from payment_service.application.core import Core
 from payment_service.application.keep_lease import keep_lease
 from payment_service.application.onboarding import mint_onboarding_link
@@ -132,14 +132,10 @@ async def _carry_out(core: Core, operation: Operation, cause: Cause) -> None:
         now = await core.database.transact(database_time)
         burnt = operation.params.get("replayed") or operation.attempt > 1
         if burnt or not operation.may_resend(now):
-            try:
+            async with looking(core, operation, cause):
                 found = await core.stripe.find_account(
                     operation.operation_id, operation.create_time
                 )
-            except Refusal as refusal:  # Give the lease back at once, so that others may soon.
-                why, pause = refusal.reason.lower(), back_off(operation.tries)
-                await give_back(core, operation, why, cause, pause, counts=False)
-                raise
             if found is not None:
                 await core.database.transact(finish_account, operation, found, cause)
                 return

@@ -9,7 +9,7 @@ from payment_service.application.core import Core
 from payment_service.application.settle import Applied, apply_observation_phase, tell
 from payment_service.domain.errors import Busy, Unavailable, payment_not_found
 from payment_service.domain.escrow import Payment
-from payment_service.domain.observation import Observation, Refund, Reversal, ShownDispute, Transfer
+from payment_service.domain.observation import Made, Observation
 from payment_service.domain.ports import Cause, Reader
 
 _TRIES: Final = 6
@@ -20,7 +20,7 @@ async def observe_payment(
     payment_id: str,
     cause: Cause,
     *,
-    made: Refund | Transfer | Reversal | ShownDispute | None = None,
+    made: Made | None = None,
     warned: bool = False,
 ) -> Applied:
     """Read the intent and everything on it, now, and apply it.

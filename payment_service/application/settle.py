@@ -66,21 +66,22 @@ def apply_observation_phase(
     if payment.version != version:
         return Applied(stale=True, payment=payment)
     operation = tx.operation(payment.operation_id) if payment.operation_id else None
+    known = tx.known_movements(payment_id)
     followed = follow(
         payment,
         seen,
         operation=operation,
-        known=tx.known_movements(payment_id),
+        known=known,
         next_operation_id=tx.new_id("op"),
         holding=timedelta(seconds=policy.holding_limit),
         now=tx.now,
     )
-    follow_disputes_phase(tx, policy, followed, seen, operation)
+    disputes = follow_disputes_phase(tx, policy, followed, seen, operation, known)
     for transition in followed.transitions:
         tx.record(transition, cause)
     for movement in followed.movements:
         tx.add_movement(payment_id, movement)
-    save_disputes_phase(tx, answers, payment_id, followed, seen)
+    save_disputes_phase(tx, answers, disputes, followed, seen)
     for discrepancy in followed.discrepancies:
         tx.report(discrepancy)
     if operation is not None and followed.settled:
@@ -151,7 +152,7 @@ def refuse_phase(
     """Stripe's final no, and reading it again showed no effect: all is as it was before."""
     payment = tx.lock_payment(operation.payment_id)
     current = tx.operation(operation.operation_id)
-    if payment is None or current is None or not _ours(operation, current):
+    if payment is None or current is None or not current.is_held_by(operation):
         return
     if current.params.get("owed"):
         # The client is owed money whatever Stripe says: only an operator can end this.
@@ -200,7 +201,7 @@ def unsettled_phase(
     """
     payment = tx.lock_payment(operation.payment_id) if operation.payment_id else None
     current = tx.operation(operation.operation_id)
-    if current is None or not _ours(operation, current):
+    if current is None or not current.is_held_by(operation):
         return False
     if may_park and operation.tries >= policy.tries_before_parking * policy.patience:
         seconds = None
@@ -252,11 +253,6 @@ def leased_operation(
     )
     tx.add_operation(operation)
     return operation
-
-
-def _ours(operation: Operation, current: Operation) -> bool:
-    """Fencing: whoever lost the lease, or came after the end, changes nothing."""
-    return current.is_open and current.lease_token == operation.lease_token
 
 
 def _refused_transition(

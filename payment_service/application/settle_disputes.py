@@ -5,6 +5,7 @@ A dispute's row is locked by its payment's: whoever writes one holds the other.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from payment_service.domain import escrow
@@ -24,34 +25,42 @@ def follow_disputes_phase(
     followed: Followed,
     seen: Observation,
     operation: Operation | None,
-) -> None:
-    """Add to ``followed`` what the disputes in ``seen`` change; nothing is written yet."""
+    known: frozenset[str],
+) -> Mapping[str, Dispute]:
+    """Add to ``followed`` what the disputes in ``seen`` change; nothing is written yet.
+
+    The payment's disputes as they were recorded, by their ids.
+    """
     if not seen.disputes and seen.fraud_warnings is None:
-        return
+        return {}
     payment_id = followed.payment.payment_id
+    records = {record.dispute_id: record for record in tx.disputes_of(payment_id)}
     follow_disputes(
         followed,
         seen,
         Circumstances(
-            records={record.dispute_id: record for record in tx.disputes_of(payment_id)},
+            records=records,
             operation=operation,
-            known=tx.known_movements(payment_id),
+            known=known,
             next_operation_id=tx.new_id("op"),
             freezes_on_warning=policy.freeze_on_fraud_warning,
             now=tx.now,
         ),
     )
+    return records
 
 
 def save_disputes_phase(
-    tx: Transaction, answers: Answers, payment_id: str, followed: Followed, seen: Observation
+    tx: Transaction,
+    answers: Answers,
+    before: Mapping[str, Dispute],
+    followed: Followed,
+    seen: Observation,
 ) -> None:
     """Write the rows, and settle the answers to disputes that Stripe shows to have arrived."""
     for changed in followed.disputes.values():
         tx.save_dispute(changed)
-    if not seen.disputes:
-        return
-    records = {record.dispute_id: record for record in tx.disputes_of(payment_id)}
+    records = {**before, **followed.disputes}
     for shown in seen.disputes:
         record = records.get(shown.dispute_id)
         if record is None or not record.operation_id:
@@ -109,10 +118,8 @@ def refuse_answer_phase(
     payment = tx.lock_payment(operation.text("payment_id"))
     current = tx.operation(operation.operation_id)
     record = tx.dispute(operation.dispute_id)
-    if payment is None or record is None or current is None:
+    if payment is None or record is None or current is None or not current.is_held_by(operation):
         return
-    if not current.is_open or current.lease_token != operation.lease_token:
-        return  # Fencing: whoever lost the lease, or came after the end, changes nothing.
     tx.save_dispute(replace(record, operation_id="", update_time=tx.now))
     facts = {
         "dispute_id": record.dispute_id,

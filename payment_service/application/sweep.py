@@ -9,7 +9,7 @@ from typing import Final
 import structlog
 
 from payment_service.application.answer_dispute import carry_out_answer
-from payment_service.application.carry_out import carry_out
+from payment_service.application.carry_out import carry_out, go_on
 from payment_service.application.core import Core
 from payment_service.application.create_expert_account import carry_out_account
 from payment_service.application.observe import observe_payment
@@ -57,7 +57,7 @@ async def _take_up(core: Core, operation: Operation) -> None:
 
 async def resume_waiting_captures(core: Core) -> int:
     """Send captures on whose expert can be paid again; how many there were."""
-    waiting = await core.database.transact(find_waiting)
+    waiting = await core.database.read(lambda reader: reader.payments_waiting_for_experts(_BATCH))
     for payment_id, operation_id in waiting:
         try:
             await core.database.transact(unpark, operation_id, payment_id, SWEEP)
@@ -66,27 +66,18 @@ async def resume_waiting_captures(core: Core) -> int:
     return 0
 
 
-def find_waiting(tx: Transaction) -> list[tuple[str, str]]:
-    return list(tx.payments_waiting_for_experts(_BATCH))
-
-
 async def settle_lost_disputes(core: Core) -> int:
     """Write off what was lost while something else was under way on the payment."""
     if core.stripe.is_away:
         return 0
-    for payment_id in await core.database.transact(find_lost):
+    lost = await core.database.read(lambda reader: reader.payments_with_unsettled_losses(_BATCH))
+    for payment_id in lost:
         try:
             applied = await observe_payment(core, payment_id, SWEEP)
-            if applied.next_operation is not None and applied.payment is not None:
-                version = applied.payment.version
-                await carry_out(core, applied.next_operation, version, SWEEP)
+            await go_on(core, applied, SWEEP)
         except Refusal as refusal:
             log.info("lost_dispute_unsettled", payment=payment_id, reason=refusal.reason)
     return 0  # Asked once a round: where it has to wait, asking again changes nothing.
-
-
-def find_lost(tx: Transaction) -> list[str]:
-    return list(tx.payments_with_unsettled_losses(_BATCH))
 
 
 async def expire_unpaid(core: Core) -> int:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from payment_service.application.core import Begun, Core, Keyed, answered, refuse_for_good
 from payment_service.domain.errors import Precondition, expert_not_found
 from payment_service.domain.ledger import written_off
 from payment_service.domain.money import Money
-from payment_service.domain.ports import Answers, Claim, Transaction
+from payment_service.domain.ports import Answers, Transaction
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,4 +60,4 @@ def write_off(tx: Transaction, answers: Answers, command: WriteOffDebt) -> Begun
     left = Money(debt - part, command.currency)
     answer = answers.written_off(expert.expert_id, Money(part, command.currency), left)
     tx.settle_claim(claim.claim_id, answer)
-    return Begun(Claim(claim.claim_id, claim.rpc, fresh=True, answer=answer))
+    return Begun(replace(claim, answer=answer))

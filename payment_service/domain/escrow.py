@@ -756,7 +756,7 @@ def client_refunded(
 
     ``next_operation_id`` None means that this was the last leg.
     """
-    after = _less(payment, split)
+    after = less_refund(payment, split)
     return _move(
         payment,
         Kind.CLIENT_REFUNDED,
@@ -806,7 +806,7 @@ def expert_owes(payment: Payment, part: int, code: str, now: datetime) -> Transi
     )
 
 
-def _less(payment: Payment, split: RefundSplit) -> Payment:
+def less_refund(payment: Payment, split: RefundSplit) -> Payment:
     """The payment's amounts once the client has it."""
     return replace(
         payment,
@@ -875,7 +875,7 @@ def refunded_elsewhere(
     now: datetime,
 ) -> Transition:
     """The expert's part of such a refund is the platform's loss until an operator decides."""
-    after = _less(payment, split)
+    after = less_refund(payment, split)
     return _move(
         payment,
         Kind.REFUNDED_ELSEWHERE,

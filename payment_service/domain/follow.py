@@ -372,15 +372,12 @@ def _follow_transfers(
         part = transfer.minor_units
         ours = operation is not None and transfer.operation_id == operation.operation_id
         if operation is not None and ours:
-            share = Share(
-                operation.minor_units, operation.number("commission"), operation.number("netted")
-            )
             by_hand = sum(
                 refund.minor_units
                 for refund in seen.refunds
                 if refund.refund_id not in known and not refund.failed
             )
-            _take_transfer(to, transfer, operation, share, by_hand, next_operation_id, now)
+            _take_transfer(to, transfer, operation, by_hand, next_operation_id, now)
         else:
             to.take(
                 escrow.transferred_elsewhere(
@@ -397,7 +394,6 @@ def _take_transfer(
     to: Followed,
     transfer: Transfer,
     operation: Operation,
-    share: Share,
     by_hand: int,
     next_operation_id: str,
     now: datetime,
@@ -408,7 +404,7 @@ def _take_transfer(
     """
     assert transfer.line is not None
     assert transfer.connected_line is not None
-    payment = to.payment
+    payment, share = to.payment, operation.share
     final = operation.params.get("final")
     rest = max(payment.held - share.part - by_hand, 0) if final else 0
     to.take(

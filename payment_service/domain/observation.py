@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
+from typing import TypeAlias
 
 from payment_service.domain.ledger import Settled
 
@@ -185,6 +186,10 @@ class FraudWarning:
     actionable: bool
 
 
+#: What Stripe answers a mutation with, where that is not the intent itself.
+Made: TypeAlias = Refund | Transfer | Reversal | ShownDispute
+
+
 @dataclass(frozen=True, slots=True)
 class Observation:
     """A PaymentIntent with everything that hangs on it, as Stripe shows it now."""
@@ -219,7 +224,7 @@ class Observation:
         own = self.charge.transfer if self.charge else None
         return (own, *self.separate_transfers) if own else self.separate_transfers
 
-    def with_answer(self, made: Refund | Transfer | Reversal | ShownDispute | None) -> Observation:
+    def with_answer(self, made: Made | None) -> Observation:
         """Make sure that what Stripe just answered is in, even if its lists lag behind.
 
         A reversal is not put in: its transfer says how much was reversed, and is read anew.

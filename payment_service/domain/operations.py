@@ -13,6 +13,8 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Final
 
+from payment_service.domain.ledger import Share
+
 #: Stripe prunes idempotency keys once they are 24 hours old; after that the same key is a *new*
 #: request. We stop an hour earlier.
 RESEND_LIMIT: Final = timedelta(hours=23)
@@ -80,6 +82,15 @@ class Operation:
     def stripe_key(self) -> str:
         """The idempotency key that Stripe sees: stable over tries, new for each attempt."""
         return f"{self.operation_id}-{self.attempt}"
+
+    @property
+    def share(self) -> Share:
+        """How the part that a transfer sends on divides."""
+        return Share(self.minor_units, self.number("commission"), self.number("netted"))
+
+    def is_held_by(self, holder: Operation) -> bool:
+        """Fencing: whoever lost the lease, or came after the end, changes nothing any more."""
+        return self.is_open and self.lease_token == holder.lease_token
 
     @property
     def is_open(self) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from payment_service.domain.escrow import EscrowMode, Payment, State
+from payment_service.domain.escrow import EscrowMode, Payment, State, less_refund
 from payment_service.domain.ledger import RefundSplit
 from payment_service.domain.plans import CapturePlan, RefundPlan, Reversible, plan_reversals
 
@@ -82,13 +82,7 @@ def preview_refund(payment: Payment, plan: RefundPlan, transfers: Sequence[Rever
         *(Leg(LegKind.REVERSE_TRANSFER, leg.minor_units, leg.transfer_id) for leg in reversals),
         Leg(LegKind.LEAVE_DEBT, split.expert_part - sum(leg.minor_units for leg in reversals)),
     ]
-    after = replace(
-        payment,
-        held=payment.held - split.from_escrow,
-        returned=payment.returned + split.from_escrow,
-        refunded=payment.refunded + split.from_captured,
-        net_commission=payment.net_commission - split.commission,
-    )
+    after = less_refund(payment, split)
     return _preview(payment, replace(after, state=after.resting_state), legs)
 
 

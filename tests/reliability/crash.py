@@ -39,7 +39,7 @@ from tests.reliability.system import SURVIVOR, VICTIM, System
 #: Reached by the loops of a service at rest: part of a scenario only where it says so.
 AT_REST = frozenset(
     {"begin_expiry", "events", "lease_due", "lease_events", "lease_quiet", "lease_watches"}
-    | {"store_polled", "find_due", "find_waiting", "warn_phase", "lease_reconciliation"}
+    | {"store_polled", "find_due", "warn_phase", "lease_reconciliation"}
 )
 CONVERGENCE_SECONDS = 10.0
 _FIRE_SECONDS = 10.0
