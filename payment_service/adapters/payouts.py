@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from sqlalchemy import RowMapping
 
-from payment_service.adapters.rows import posting_values
+from payment_service.adapters.rows import posted, posting_values
 from payment_service.adapters.statements import Statements
 from payment_service.domain.errors import Busy
 from payment_service.domain.experts import Expert
@@ -28,7 +28,7 @@ _CHANGED: Final = (
 ).split()
 
 #: The one door for what is an expert's and no payment's: version, event and postings, or nothing.
-_POSTED: Final = """
+_POSTED: Final = f"""
 WITH moved AS (
     UPDATE experts SET version = version + 1, update_time = :update_time
     WHERE expert_id = :expert_id AND version = :expert_version
@@ -37,14 +37,7 @@ WITH moved AS (
     INSERT INTO expert_events (expert_id, sequence, kind, body, time)
     SELECT expert_id, version, :kind, :body, :update_time FROM moved
     RETURNING expert_id, sequence
-), posted AS (
-    INSERT INTO postings
-        (expert_id, sequence, account, currency, minor_units, kind, balance_transaction_id, time)
-    SELECT expert_id, sequence, line.*, :update_time
-    FROM recorded, unnest(
-        CAST(:accounts AS text[]), CAST(:currencies AS text[]), CAST(:amounts AS bigint[]),
-        CAST(:kinds AS text[]), CAST(:txns AS text[])) AS line
-)
+), {posted("expert_id")}
 """
 _RECORD: Final = f"""{_POSTED}, changed AS (
     INSERT INTO payouts ({", ".join(_COLUMNS)})

@@ -32,19 +32,12 @@ from payment_service.domain.ports import Answer, Cause, Claim, InboxEvent, Watch
 
 _CHANGED: Final = [name for name in PAYMENT_COLUMNS if name != "payment_id"]
 
-_RECORD_TAIL: Final = """
+_RECORD_TAIL: Final = f"""
 , recorded AS (
     INSERT INTO events (payment_id, sequence, kind, time, body, hash)
     SELECT payment_id, :version, :kind, :update_time, :body, :head_hash FROM changed
     RETURNING payment_id, sequence
-), posted AS (
-    INSERT INTO postings
-        (payment_id, sequence, account, currency, minor_units, kind, balance_transaction_id, time)
-    SELECT payment_id, sequence, line.*, :update_time
-    FROM recorded, unnest(
-        CAST(:accounts AS text[]), CAST(:currencies AS text[]), CAST(:amounts AS bigint[]),
-        CAST(:kinds AS text[]), CAST(:txns AS text[])) AS line
-)
+), {rows.posted("payment_id")}
 SELECT count(*) FROM recorded
 """
 _RECORD_NEW: Final = (

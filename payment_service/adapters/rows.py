@@ -84,6 +84,18 @@ def payment_of(row: RowMapping) -> Payment:
     return Payment(**values)
 
 
+def posted(owner: str) -> str:
+    """The postings under the event of a ``recorded`` CTE, of a payment or of an expert."""
+    return f"""posted AS (
+    INSERT INTO postings
+        ({owner}, sequence, account, currency, minor_units, kind, balance_transaction_id, time)
+    SELECT {owner}, sequence, line.*, :update_time
+    FROM recorded, unnest(
+        CAST(:accounts AS text[]), CAST(:currencies AS text[]), CAST(:amounts AS bigint[]),
+        CAST(:kinds AS text[]), CAST(:txns AS text[])) AS line
+)"""  # noqa: S608 - a name of ours
+
+
 def posting_values(postings: Sequence[Posting]) -> dict[str, Any]:
     """Postings as parameters, a list for each column."""
     return {

@@ -266,17 +266,15 @@ class StripeApi:
 
         The operation's id goes into the metadata, so that its effect can be told at sight.
         """
-        params: stripe.params.DisputeModifyParams = {
+        params: stripe.params.DisputeUpdateParams = {
             "submit": submit,
             "metadata": {EVIDENCE_OPERATION: operation_id},
         }
         if evidence:
-            params["evidence"] = cast("stripe.params.DisputeModifyParamsEvidence", dict(evidence))
+            params["evidence"] = cast("stripe.params.DisputeUpdateParamsEvidence", dict(evidence))
         return await self._calls.mutation(
             lambda: self._client.v1.disputes.update_async(
-                dispute_id,
-                cast("stripe.params.DisputeUpdateParams", params),
-                {"idempotency_key": key},
+                dispute_id, params, {"idempotency_key": key}
             ),
             dispute_of,
         )

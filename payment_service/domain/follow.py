@@ -512,7 +512,7 @@ def _take_reversal(
     if operation is not None and reversal.operation_id == operation.operation_id:
         part = operation.minor_units
         legs, owed = operation.items("legs"), operation.number("owed_then")
-        follows = next_operation_id if legs else ("" if owed else None)
+        follows = goes_on_with(next_operation_id, legs, owed)
         to.take(
             escrow.expert_reversed(
                 to.payment, reversal.reversal_id, part, platform, connected, follows, now
@@ -533,6 +533,13 @@ def _take_reversal(
             reversal.reversal_id, "reversal", part, reversal.operation_id, transfer.transfer_id
         )
     )
+
+
+def goes_on_with(next_operation_id: str, legs: Sequence[object], owed: int) -> str | None:
+    """For a transition that ``go_on_reversing`` follows: None if nothing does."""
+    if legs:
+        return next_operation_id
+    return "" if owed else None
 
 
 def go_on_reversing(
@@ -613,7 +620,7 @@ def _take_refund(
     # Divided anew: a refund made elsewhere may have come in between.
     split = plans.split_refund(payment, refund.minor_units, payment.held)
     legs, owed = reversal_legs(to, seen, split.expert_part)
-    follows = next_operation_id if legs else ("" if owed else None)
+    follows = goes_on_with(next_operation_id, legs, owed)
     to.take(escrow.client_refunded(payment, refund.refund_id, split, settled, follows, now))
     go_on_reversing(to, legs, owed, now)
     to.settle()

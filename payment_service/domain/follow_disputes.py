@@ -15,7 +15,13 @@ from datetime import datetime
 from payment_service.domain import disputes, escrow, plans
 from payment_service.domain.disputes import Dispute, Outcome, Stage
 from payment_service.domain.escrow import Frozen, Kind
-from payment_service.domain.follow import Followed, Movement, go_on_reversing, reversal_legs
+from payment_service.domain.follow import (
+    Followed,
+    Movement,
+    go_on_reversing,
+    goes_on_with,
+    reversal_legs,
+)
 from payment_service.domain.ledger import RefundSplit, Settled
 from payment_service.domain.observation import DisputeLine, Observation, ShownDispute
 from payment_service.domain.operations import Operation, OperationState
@@ -181,7 +187,7 @@ def _lose(to: Followed, seen: Observation, record: Dispute, given: Circumstances
     record = replace(record, lost=record.lost + part, update_time=given.now)
     to.disputes[record.dispute_id] = record
     legs, owed = reversal_legs(to, seen, split.expert_part)
-    follows = given.next_operation_id if legs else ("" if owed else None)
+    follows = goes_on_with(given.next_operation_id, legs, owed)
     to.take(
         escrow.dispute_lost(
             payment,

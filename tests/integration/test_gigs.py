@@ -271,18 +271,22 @@ async def test_a_refund_out_of_escrow_that_bounces_is_owed_to_the_client(world: 
 # ---- debts ----
 
 
+async def debtor(world: World) -> str:
+    """An expert who owes 90 dollars: Stripe refuses to take them back, and goes on refusing."""
+    expert = await world.expert()
+    paid = await world.captured(expert, 10_000)
+    await world.stripe.fault(
+        "/reversals$", "status", times=None, status=400, code="balance_insufficient"
+    )
+    await world.refund(paid.payment_id)
+    return expert
+
+
 @pytest.mark.parametrize("fields", [{}, {"escrow_mode": PLATFORM}], ids=["destination", "separate"])
 async def test_what_an_expert_owes_is_kept_back_at_the_next_capture(
     world: World, fields: dict[str, Any]
 ) -> None:
-    expert = await world.expert()
-    first = await world.escrowed(expert, 10_000)
-    await world.capture(first.payment_id)
-    # Stripe refuses to take it back: it is a debt.
-    await world.stripe.fault(
-        "/reversals$", "status", times=None, status=400, code="balance_insufficient"
-    )
-    await world.refund(first.payment_id)
+    expert = await debtor(world)
     await world.stripe.clear_faults()
     assert balance(world, f"expert_debt:{expert}") == 9_000
     second = await world.escrowed(expert, 4_000, **fields)
@@ -522,13 +526,7 @@ async def test_a_call_on_a_payment_that_has_moved_on_is_told_where_it_is(world: 
 
 
 async def test_a_debt_is_written_off_once_and_not_kept_back_any_more(world: World) -> None:
-    expert = await world.expert()
-    first = await world.escrowed(expert, 10_000)
-    await world.capture(first.payment_id)
-    await world.stripe.fault(
-        "/reversals$", "status", times=None, status=400, code="balance_insufficient"
-    )
-    await world.refund(first.payment_id)
+    expert = await debtor(world)
     request = operations_pb2.WriteOffDebtRequest(
         expert_id=expert, amount=money(4_000, "USD"), reason="left us", idempotency_key="once"
     )

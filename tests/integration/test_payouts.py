@@ -232,16 +232,21 @@ async def test_any_order_and_number_of_events_ends_the_same(world: World, seed: 
     assert list((await reconciled(world)).discrepancies) == []
 
 
-async def test_an_answer_that_was_overtaken_is_not_written_down(start_world: StartWorld) -> None:
+async def paid_out_unheard(start_world: StartWorld) -> tuple[World, str, str]:
+    """An expert's payout of which a service without loops has not heard."""
     world = await start_world(loops=False)
-    assert world.service is not None
-    core = world.service.core
     expert_id = await world.expert(ready=False)
     account = world.account_of(expert_id)
     await world.stripe.control("POST", f"/accounts/{account}/complete_onboarding")
     given = {"account": account, "amount": 500, "currency": "usd", "type": "topup"}
     await world.stripe.control("POST", "/balance", given)
-    payout_id = await pay_out(world, expert_id)
+    return world, expert_id, await pay_out(world, expert_id)
+
+
+async def test_an_answer_that_was_overtaken_is_not_written_down(start_world: StartWorld) -> None:
+    world, expert_id, payout_id = await paid_out_unheard(start_world)
+    assert world.service is not None
+    core, account = world.service.core, world.account_of(expert_id)
     early = await core.stripe.payout(account, payout_id)
     assert early is not None
     await at_the_bank(world, payout_id, "pay")
@@ -324,15 +329,9 @@ async def test_a_payout_that_was_heard_of_days_late_is_not_missed_at_stripe(
 
 
 async def test_stripe_away_delays_and_loses_nothing(start_world: StartWorld) -> None:
-    world = await start_world(loops=False)
+    world, expert_id, payout_id = await paid_out_unheard(start_world)
     assert world.service is not None
-    core = world.service.core
-    expert_id = await world.expert(ready=False)
-    account = world.account_of(expert_id)
-    await world.stripe.control("POST", f"/accounts/{account}/complete_onboarding")
-    given = {"account": account, "amount": 500, "currency": "usd", "type": "topup"}
-    await world.stripe.control("POST", "/balance", given)
-    payout_id = await pay_out(world, expert_id)
+    core, account = world.service.core, world.account_of(expert_id)
     await world.stripe.fault(
         "/(payouts|balance)", "status", times=None, status=503, match={"method": "GET"}
     )
