@@ -115,6 +115,9 @@ class SqlDatabase:
         self._read_places = asyncio.Semaphore(read_threads)
         self._admission_seconds = admission_seconds
         self._held = threading.local()
+        #: Every connection that some reading thread holds, to be closed with us: a pool that is
+        #: disposed of leaves alone what is checked out.
+        self._all_held: set[Connection] = set()
         self._on_record = on_record
         #: Told each phase's name and moment: before, uncommitted, after. For barriers in tests.
         self._on_phase = on_phase or (lambda name, moment: None)
@@ -198,12 +201,14 @@ class SqlDatabase:
         connection: Connection | None = getattr(self._held, "connection", None)
         if connection is None or connection.closed:
             connection = self._held.connection = self._read_engine.connect()
+            self._all_held.add(connection)
         return connection
 
     def _drop_held_connection(self) -> None:
         connection: Connection | None = getattr(self._held, "connection", None)
         self._held.connection = None
         if connection is not None:
+            self._all_held.discard(connection)
             connection.invalidate()
             connection.close()
 
@@ -218,6 +223,8 @@ class SqlDatabase:
         """Finish what runs, then close every connection."""
         self._writers.shutdown(wait=True)
         self._readers.shutdown(wait=True)
+        for connection in self._all_held:
+            connection.close()
         self._write_engine.dispose()
         self._read_engine.dispose()
 
