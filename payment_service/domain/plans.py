@@ -94,7 +94,9 @@ def plan_capture(payment: Payment, part: int | None, final: bool, debt: int = 0)
         )
     # Something must be left to be paid out, or there would be nothing to show for it at Stripe.
     most = taken - commission - money.step(payment.currency)
-    share = Share(taken, commission, max(min(debt, most), 0))
+    netted = max(min(debt, most), 0)
+    # A conversion can leave a debt that is no whole step; Stripe would refuse such a fee for ever.
+    share = Share(taken, commission, netted - netted % money.step(payment.currency))
     if payment.charged:
         return CapturePlan(share, 0, 0, held - taken if final else 0)
     # Parts of a SEPARATE hold stay in escrow: all of it is charged, unless this is to be the last.

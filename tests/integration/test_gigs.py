@@ -549,3 +549,19 @@ async def test_a_debt_is_written_off_once_and_not_kept_back_any_more(world: Worl
     await world.capture(second.payment_id)
     assert balance(world, f"expert_funds:{expert}") == -9_000 - 3_600
     await check_books(world)
+
+
+async def test_the_released_rest_of_a_card_hold_is_no_refund(world: World) -> None:
+    """Stripe may show it as one: nothing was charged, and nothing came back."""
+    await world.stripe.control("POST", "/settings", {"void_creates_refund": True})
+    held = await world.escrowed(amount=10_000)
+    payment = await world.capture(held.payment_id, 6_000, final=True)
+    assert payment.captured_amount.minor_units == 6_000
+    listed = await world.stripe.api("GET", "/refunds", payment_intent=held.payment_intent_id)
+    assert [refund["amount"] for refund in listed["data"]] == [4_000]
+    await world.quiet()
+    payment = await world.get(held.payment_id)
+    assert payment.state == CAPTURED
+    assert payment.refunded_amount.minor_units == 0
+    assert not await world.discrepancies()
+    await check_books(world)
