@@ -8,6 +8,7 @@ import random
 import threading
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import psycopg2
@@ -126,7 +127,9 @@ def test_no_watcher_misses_an_event() -> None:
             watchers = [Watcher(system.stack.settings.grpc_addresses) for _ in range(_WATCHERS)]
             for watcher in watchers:
                 watcher.begin()
-            writing = [asyncio.create_task(asyncio.to_thread(writer.run)) for writer in writers]
+            pool = ThreadPoolExecutor(_WRITERS)
+            loop = asyncio.get_running_loop()
+            writing = [loop.run_in_executor(pool, writer.run) for writer in writers]
             await _harm(system, watchers, chance)
 
             async def enough() -> bool:
