@@ -41,7 +41,7 @@ class EventServicer(events_pb2_grpc.EventServiceServicer):
     async def WatchEvents(  # type: ignore[override]  # it writes to the context
         self, request: events_pb2.WatchEventsRequest, context: Context
     ) -> None:
-        """Written by a task of its own, so that the end need not wait for a slow reader."""
+        """Written by a task of its own, so that the end need not wait for the next event."""
         fields = Fields()
         after = fields.cursor("after_cursor", request.after_cursor)
         fields.check()

@@ -70,7 +70,7 @@ class Writer:
 class Watcher:
     """A subscriber that keeps its cursor, with a channel of its own to both replicas."""
 
-    addresses: tuple[str, ...]
+    addresses: list[str]
     cursor: str = ""
     told: list[tuple[str, int]] = field(default_factory=list)
     _task: asyncio.Task[None] | None = None
