@@ -31,6 +31,17 @@ _INVARIANTS: Final[dict[str, str]] = {
         "ON e.payment_id = p.payment_id AND e.sequence = p.version "
         "WHERE {scope} AND e.hash IS DISTINCT FROM p.head_hash LIMIT 100"
     ),
+    "every_event_is_in_the_feed": (
+        "SELECT DISTINCT p.payment_id FROM payments p JOIN events e USING (payment_id) "
+        "LEFT JOIN feed f USING (payment_id, sequence) "
+        "LEFT JOIN feed_pending w USING (payment_id, sequence) "
+        "WHERE {scope} AND f.position IS NULL AND w.pending_id IS NULL LIMIT 100"
+    ),
+    "the_feed_is_in_each_payments_order": (
+        "SELECT DISTINCT p.payment_id FROM payments p JOIN feed f USING (payment_id) "
+        "JOIN feed l ON l.payment_id = f.payment_id AND l.sequence = f.sequence + 1 "
+        "WHERE {scope} AND l.position < f.position LIMIT 100"
+    ),
     "the_hold_is_in_the_memo": _POSTED.format(
         account="'hold'", expected="CASE WHEN p.charged = 0 THEN p.held ELSE 0 END"
     ),

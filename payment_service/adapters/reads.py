@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 from payment_service.adapters import rows
+from payment_service.adapters.feed import FeedReads
 from payment_service.adapters.invariants import INVARIANTS
 from payment_service.adapters.payouts import PayoutReads
 from payment_service.adapters.trails import TRAILS, trail_of
@@ -29,7 +30,7 @@ from payment_service.domain.ports import (
 )
 
 
-class SqlReader(PayoutReads):
+class SqlReader(FeedReads, PayoutReads):
     """Reads for RPCs. Each method is one statement."""
 
     def payment(self, payment_id: str) -> Payment | None:
@@ -235,17 +236,7 @@ class SqlReader(PayoutReads):
             after=after,
             limit=limit,
         )
-        return [
-            StoredEvent(
-                row["payment_id"],
-                row["sequence"],
-                row["kind"],
-                row["time"],
-                row["body"],
-                bytes(row["hash"]),
-            )
-            for row in found
-        ]
+        return [rows.stored_event_of(row) for row in found]
 
     def event_hash(self, payment_id: str, sequence: int) -> bytes:
         """The hash of one event; empty before the first."""
@@ -324,7 +315,7 @@ class SqlReader(PayoutReads):
         ]
 
     def backlog(self) -> Sequence[Backlog]:
-        """What waits: unsettled operations and unapplied webhook events, by state."""
+        """What waits: operations, webhook events, disputes and the feed's events, by state."""
         found = self._all(
             "SELECT 'operation' AS what, state, count(*) AS count, "
             "extract(epoch FROM now() - min(create_time))::float AS oldest FROM operations "
@@ -339,7 +330,9 @@ class SqlReader(PayoutReads):
             "AS due (state, ahead) "
             "WHERE status IN ('needs_response', 'warning_needs_response') "
             "AND (evidence_due_time IS NULL OR evidence_due_time < now() + ahead) "
-            "GROUP BY due.state"
+            "GROUP BY due.state UNION ALL "
+            "SELECT 'feed_event', 'PENDING', count(*), "
+            "extract(epoch FROM now() - min(time))::float FROM feed_pending HAVING count(*) > 0"
         )
         return [Backlog(row["what"], row["state"], row["count"], row["oldest"]) for row in found]
 

@@ -18,6 +18,7 @@ from typing import Final
 from sqlalchemy import Connection
 
 from payment_service.adapters import rows
+from payment_service.adapters.feed import FeedWrites
 from payment_service.adapters.payouts import PayoutWrites
 from payment_service.adapters.rows import DISPUTE_COLUMNS, PAYMENT_COLUMNS
 from payment_service.domain.disputes import Dispute
@@ -82,7 +83,7 @@ _MAY_PAY_OUT: Final = (
 )
 
 
-class SqlTransaction(PayoutWrites):
+class SqlTransaction(FeedWrites, PayoutWrites):
     """One transaction. ``recorded`` keeps the transitions, for metrics after the commit."""
 
     def __init__(self, connection: Connection) -> None:

@@ -25,7 +25,7 @@ from payment_service.domain.escrow import (
 from payment_service.domain.experts import Account, BusinessType, Expert
 from payment_service.domain.ledger import Posting
 from payment_service.domain.operations import Operation, OperationKind, OperationState
-from payment_service.domain.ports import Answer, Claim, InboxEvent
+from payment_service.domain.ports import Answer, Claim, InboxEvent, StoredEvent
 
 PAYMENT_COLUMNS = (
     "payment_id client_id expert_id gig_id description state escrow_mode charge_model mode_reason "
@@ -219,6 +219,17 @@ def inbox_event_of(row: RowMapping) -> InboxEvent:
         last_error=row["last_error"],
         receive_time=row["receive_time"],
         next_try_time=row["next_try_time"],
+    )
+
+
+def stored_event_of(row: RowMapping) -> StoredEvent:
+    return StoredEvent(
+        row["payment_id"],
+        row["sequence"],
+        row["kind"],
+        row["time"],
+        row["body"],
+        bytes(row["hash"]),
     )
 
 

@@ -44,6 +44,19 @@ _NEVER: dict[str, tuple[str, type[psycopg2.Error]]] = {
     ),
     "a posting deleted": ("DELETE FROM postings", psycopg2.errors.RestrictViolation),
     "the postings truncated": ("TRUNCATE postings", psycopg2.errors.RestrictViolation),
+    "a place in the feed exchanged": (
+        "UPDATE feed SET position = position + 1000",
+        psycopg2.errors.RestrictViolation,
+    ),
+    "an event taken out of the feed": ("DELETE FROM feed", psycopg2.errors.RestrictViolation),
+    "the feed truncated": ("TRUNCATE feed", psycopg2.errors.RestrictViolation),
+    "an event fed twice": (
+        (
+            "INSERT INTO feed SELECT max(position) + 1, max(payment_id), 1 FROM feed "
+            "WHERE payment_id = (SELECT max(payment_id) FROM feed)"
+        ),
+        psycopg2.errors.UniqueViolation,
+    ),
     "a payment deleted": ("DELETE FROM payments", psycopg2.errors.RestrictViolation),
     "one line without another": (
         (
