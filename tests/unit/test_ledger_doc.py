@@ -441,6 +441,13 @@ SILENT_PERFORMERS: Final[Mapping[str, Callable[[], Transition]]] = {
     ),
     Kind.DEADLINE_PASSED: lambda: escrow.deadline_passed(in_state(State.IN_ESCROW), "", NOW, NOW),
     **{kind: lambda kind=kind: disputed(kind) for kind in _DISPUTED},  # type: ignore[misc]
+    Kind.REPAYMENT_DUE: lambda: escrow.repayment_due(
+        replace(in_state(State.REFUNDED), client_owed=100), "op_2", NOW
+    ),
+    Kind.REPAYMENT_GIVEN_UP: lambda: escrow.repayment_given_up(in_state(State.REFUNDING), "", NOW),
+    Kind.FRAUD_WARNING_RELEASED: lambda: escrow.fraud_warning_released(
+        in_state(State.IN_ESCROW), "looked into", NOW
+    ),
     Kind.FRAUD_WARNING: lambda: warned(Kind.FRAUD_WARNING),
     Kind.FRAUD_WARNING_OVER: lambda: warned(Kind.FRAUD_WARNING_OVER),
 }

@@ -209,7 +209,8 @@ class Player:
                 intent.cancel(["requested_by_customer", "automatic"][step.share % 2])
             case "refund":
                 owed = self.service.payment.client_owed
-                intent.refund(owed or self.share_of(intent.refundable, step.share))
+                exactly = owed if step.share % 2 else 0
+                intent.refund(exactly or self.share_of(intent.refundable, step.share))
             case "reverse":
                 left = intent.all_transfers[-1].left if intent.all_transfers else 0
                 intent.reverse(self.share_of(left, step.share))
