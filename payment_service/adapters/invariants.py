@@ -67,7 +67,8 @@ _INVARIANTS: Final[dict[str, str]] = {
         ),
     ),
     "what_was_lost_is_in_the_disputes": (
-        "SELECT p.payment_id FROM payments p WHERE {scope} AND p.lost + p.lost_held > "
+        "SELECT p.payment_id FROM payments p "
+        "WHERE {scope} AND p.lost + p.lost_held + p.lost_beyond > "
         "(SELECT coalesce(sum(d.lost), 0) FROM disputes d WHERE d.payment_id = p.payment_id) "
         "LIMIT 100"
     ),
@@ -81,6 +82,10 @@ _INVARIANTS: Final[dict[str, str]] = {
         "SELECT p.payment_id FROM payments p LEFT JOIN operations o "
         "ON o.payment_id = p.payment_id AND o.state IN ('STARTED', 'UNKNOWN', 'PARKED') "
         "WHERE {scope} AND coalesce(o.operation_id, '') <> p.operation_id LIMIT 100"
+    ),
+    "what_the_client_is_owed_is_being_paid": (
+        "SELECT p.payment_id FROM payments p WHERE {scope} "
+        "AND p.client_owed > 0 AND p.operation_id = '' LIMIT 100"
     ),
     "what_is_under_way_has_an_operation": (
         "SELECT p.payment_id FROM payments p WHERE {scope} "

@@ -137,13 +137,16 @@ class SqlReader(FeedReads, PayoutReads):
     def payments_with_unsettled_losses(self, limit: int) -> Sequence[str]:
         """A loss waits while something else is under way; `Dispute.unsettled` in SQL.
 
-        A capture that waits for the expert's account is given up for it.
+        A capture that waits for the expert's account is given up for it, and so is a parked
+        operation that was to pay the client what a bounced refund left owed.
         """
         found = self._all(
             "SELECT DISTINCT payment_id FROM disputes JOIN payments USING (payment_id) "
             "WHERE outcome IN ('LOST', 'PREVENTED') "
             "AND withdrawn > reinstated + disputes.lost "
-            "AND (payments.operation_id = '' OR waiting_for = 'expert') LIMIT :limit",
+            "AND (payments.operation_id = '' OR waiting_for = 'expert' OR EXISTS "
+            "(SELECT 1 FROM operations WHERE operations.operation_id = payments.operation_id "
+            "AND operations.state = 'PARKED' AND params ->> 'owed' = 'true')) LIMIT :limit",
             limit=limit,
         )
         return [row["payment_id"] for row in found]

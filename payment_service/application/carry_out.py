@@ -163,7 +163,9 @@ async def _refused(core: Core, operation: Operation, refused: Refused, cause: Ca
         if waits_for_expert(operation, refused) and applied.payment is not None:
             # So that what we know of the account is what Stripe's refusal was about.
             await refresh_expert(core, applied.payment.expert_id, cause)
-        await core.database.transact(refuse_phase, core.answers, operation, refused, cause)
+        await core.database.transact(
+            refuse_phase, core.answers, core.policy, operation, refused, cause
+        )
         if operation.params.get("owed"):
             core.alarms.operation_parked(operation, refused.code)
     return applied

@@ -34,6 +34,9 @@ def unpark(tx: Transaction, operation_id: str, payment_id: str, cause: Cause) ->
         )
     if payment is not None and operation.kind in (OperationKind.CAPTURE, OperationKind.TRANSFER):
         plans.check_capture_freeze(payment)  # It was refused for good; that it waits is our doing.
+    if payment is not None and operation.params.get("owed"):
+        # If the bank decides for the client, that pays what is owed: nothing is sent before.
+        plans.check_refund_freeze(payment)
     tx.unpark_operation(operation_id)
     if payment is not None and payment.waiting_for is not WaitingFor.PROCESSOR:
         tx.record(

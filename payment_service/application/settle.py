@@ -24,6 +24,7 @@ from payment_service.domain.follow import (
     failure_of,
     follow,
     refused_by_processor,
+    repayment,
     sentence_of,
 )
 from payment_service.domain.observation import Decline, Observation
@@ -40,8 +41,6 @@ class Applied:
     changed: bool = False
     #: Stripe does not show every balance transaction yet: observe again later.
     deferred: bool = False
-    #: Something else waits until the open operation is over: observe again then.
-    waits: bool = False
     payment: Payment | None = None
     #: The operation that these transitions brought forth, leased to us.
     next_operation: Operation | None = None
@@ -91,8 +90,8 @@ def apply_observation_phase(
     next_operation: Operation | None = None
     if followed.next_operation is not None:
         coming = followed.next_operation
-        goes_on = operation is not None and not coming.parked and not coming.unasked
-        recorded = leased_operation(
+        goes_on = operation is not None and not coming.unasked
+        next_operation = leased_operation(
             tx,
             policy,
             kind=coming.kind,
@@ -106,27 +105,48 @@ def apply_observation_phase(
                 for transition in reversed(followed.transitions)
                 if transition.after.operation_id
             ),
-            parked=coming.parked,
         )
-        next_operation = None if coming.parked else recorded
-        if recorded.claim_id:
-            tx.bind_claim(recorded.claim_id, payment_id, recorded.operation_id)
-    # A parked operation is another matter (a bounced refund), and so is what a lost dispute takes
-    # back: they answer nobody.
+        if next_operation.claim_id:
+            tx.bind_claim(next_operation.claim_id, payment_id, next_operation.operation_id)
+    payment = park_repayment(tx, policy, followed.payment, cause)
+    # What a lost dispute takes back is another matter: it answers nobody.
     ends = next_operation is None or not next_operation.claim_id
     if ends and operation is not None and followed.settled and operation.claim_id:
         if followed.refusal is not None:
             tx.settle_claim(operation.claim_id, answers.refusal(followed.refusal))
         else:
-            _answer(tx, answers, operation.claim_id, followed.payment)
+            _answer(tx, answers, operation.claim_id, payment)
     return Applied(
         changed=bool(followed.transitions),
         deferred=followed.deferred,
-        waits=followed.waits,
-        payment=followed.payment,
+        payment=payment,
         next_operation=next_operation,
         discrepancies=tuple(followed.discrepancies),
     )
+
+
+def park_repayment(tx: Transaction, policy: Policy, payment: Payment, cause: Cause) -> Payment:
+    """If the client is owed after a bounced refund, and nothing is under way: park what repays it.
+
+    Called by every transaction that may have ended an operation or booked a bounce, so that nothing
+    owed is ever without an operation. The payment as it then stands.
+    """
+    due = repayment(payment, tx.new_id("op"), tx.now)
+    if due is None:
+        return payment
+    transition, coming = due
+    leased_operation(
+        tx,
+        policy,
+        kind=coming.kind,
+        payment_id=payment.payment_id,
+        minor_units=coming.minor_units,
+        params=coming.params,
+        operation_id=transition.after.operation_id,
+        parked=True,
+    )
+    tx.record(transition, cause)
+    return transition.after
 
 
 #: What Stripe says when the expert's account is at fault, and may be well again later.
@@ -147,7 +167,12 @@ def waits_for_expert(operation: Operation, refused: Refused) -> bool:
 
 
 def refuse_phase(
-    tx: Transaction, answers: Answers, operation: Operation, refused: Refused, cause: Cause
+    tx: Transaction,
+    answers: Answers,
+    policy: Policy,
+    operation: Operation,
+    refused: Refused,
+    cause: Cause,
 ) -> None:
     """Stripe's final no, and reading it again showed no effect: all is as it was before."""
     payment = tx.lock_payment(operation.payment_id)
@@ -173,11 +198,12 @@ def refuse_phase(
     transition = _refused_transition(payment, current, refused, tx.now)
     tx.record(transition, cause)
     tx.settle_operation(current.operation_id, OperationState.REFUSED, refused.code)
+    after = park_repayment(tx, policy, transition.after, cause)
     if not current.claim_id:
         return
     if current.kind is OperationKind.REVERSE_TRANSFER:
         # The client has the money; what the expert owes is on the books. The refund succeeded.
-        _answer(tx, answers, current.claim_id, transition.after)
+        _answer(tx, answers, current.claim_id, after)
     else:
         tx.settle_claim(current.claim_id, answers.refusal(_refusal_of(payment, refused)))
 

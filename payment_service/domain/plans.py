@@ -111,8 +111,7 @@ def plan_refund(payment: Payment, part: int | None) -> RefundPlan:
     or where nothing is held.
     """
     _refuse_unless(payment, *_REFUNDABLE)
-    if payment.frozen is Freeze.CHARGEBACK:
-        raise payment_disputed(payment, "refunded")
+    check_refund_freeze(payment)
     if payment.charged:
         available = payment.held + payment.net
         asked = (payment.held or payment.net) if part is None else part
@@ -175,6 +174,12 @@ def check_capture_freeze(payment: Payment) -> None:
     """Raise while the payment is contested: what may have to go back is not paid out."""
     if payment.frozen is not Freeze.NONE:
         raise payment_disputed(payment, "captured")
+
+
+def check_refund_freeze(payment: Payment) -> None:
+    """Raise while the money is at the client's bank, which may give it to the client itself."""
+    if payment.frozen is Freeze.CHARGEBACK:
+        raise payment_disputed(payment, "refunded")
 
 
 def payment_disputed(payment: Payment, word: str, **facts: str) -> Precondition:

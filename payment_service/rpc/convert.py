@@ -648,6 +648,7 @@ class AnswerEncoder:
             "InitiatePayment": initiated_message(payment, self._publishable_key),
             "CapturePayment": payments_pb2.CapturePaymentResponse(payment=message),
             "RefundPayment": payments_pb2.RefundPaymentResponse(payment=message),
+            "ReleaseFraudWarning": operations_pb2.ReleaseFraudWarningResponse(payment=message),
         }
         return Answer(True, responses[rpc].SerializeToString(deterministic=True))
 

@@ -14,6 +14,10 @@ from marketplace.payments.v1 import (
 from payment_service.application.core import Core
 from payment_service.application.operate import resume_operation, retry_inbox_event
 from payment_service.application.reconcile import reconcile, reconcile_payment
+from payment_service.application.release_fraud_warning import (
+    ReleaseFraudWarning,
+    release_fraud_warning,
+)
 from payment_service.application.write_off_debt import WriteOffDebt, write_off_debt
 from payment_service.domain.errors import payment_not_found
 from payment_service.domain.ports import InboxEvent
@@ -130,6 +134,24 @@ class OperationsServicer(operations_pb2_grpc.OperationsServiceServicer):
         # The interceptor sends bytes as they are.
         return await self._operations.run(
             write_off_debt(self._core, command)  # type: ignore[arg-type]
+        )
+
+    async def ReleaseFraudWarning(
+        self, request: operations_pb2.ReleaseFraudWarningRequest, context: Context
+    ) -> operations_pb2.ReleaseFraudWarningResponse:
+        fields = Fields()
+        command = ReleaseFraudWarning(
+            cause=cause_of(context, "ReleaseFraudWarning"),
+            key=fields.key(request.idempotency_key),
+            fields=convert.fields_of(request),
+            payment_id=fields.our_id("payment_id", request.payment_id),
+            warning_id=fields.text("warning_id", request.warning_id, most=255),
+            note=fields.text("note", request.note, required=True),
+        )
+        fields.check()
+        # The interceptor sends bytes as they are.
+        return await self._operations.run(
+            release_fraud_warning(self._core, command)  # type: ignore[arg-type]
         )
 
     async def ListInboxEvents(

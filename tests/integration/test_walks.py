@@ -137,10 +137,9 @@ class Walk:
             await self.world.stripe.api("POST", f"/transfers/{transfer}/reversals", amount=10)
 
     async def bounce(self) -> None:
-        # While a capture waits for its expert, a bounce waits for the capture.
         refunds = self.world.sql(
             "SELECT movement_id FROM movements AS made JOIN payments USING (payment_id) "
-            "WHERE kind = 'refund' AND waiting_for <> 'expert' AND NOT EXISTS "
+            "WHERE kind = 'refund' AND NOT EXISTS "
             "(SELECT FROM movements WHERE movement_id = made.movement_id || ':failed')"
         )
         if refunds:
@@ -159,7 +158,7 @@ class Walk:
 
     async def _goes_on(self, expert: str) -> bool:
         return not self.world.sql(
-            "SELECT FROM payments WHERE expert_id = %s AND waiting_for = 'expert' "
+            "SELECT 1 FROM payments WHERE expert_id = %s AND waiting_for = 'expert' "
             "AND frozen = 'NONE'",
             expert,
         )
@@ -228,7 +227,7 @@ class Walk:
                 request = operations_pb2.ResumeOperationRequest(operation_id=operation_id)
                 await self.world.operations.ResumeOperation(request)
             # A second bounce waits for the first one's end, and is parked in its turn.
-            waiting = self.world.sql("SELECT FROM inbox WHERE state = 'WAITING'")
+            waiting = self.world.sql("SELECT 1 FROM inbox WHERE state = 'WAITING'")
             return not parked and not waiting
 
         await self.world.stripe.control("POST", "/webhooks/settle", {"seconds": PATIENCE})
