@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from typing import Final
 
 from payment_service.adapters import rows
+from payment_service.adapters.accounts import AccountReads
 from payment_service.adapters.feed import FeedReads
 from payment_service.adapters.invariants import INVARIANTS
 from payment_service.adapters.payouts import PayoutReads
@@ -29,8 +31,13 @@ from payment_service.domain.ports import (
     Trail,
 )
 
+#: `plans.check_destination` in SQL: a destination charge, and the expert has another account.
+_DESTINATION_REPLACED: Final = (
+    "(charge_model = 'DESTINATION' AND destination_account_id <> stripe_account_id)"
+)
 
-class SqlReader(FeedReads, PayoutReads):
+
+class SqlReader(FeedReads, PayoutReads, AccountReads):
     """Reads for RPCs. Each method is one statement."""
 
     def payment(self, payment_id: str) -> Payment | None:
@@ -102,12 +109,6 @@ class SqlReader(FeedReads, PayoutReads):
         )
         return row and str(row["payment_id"])
 
-    def expert_of_account(self, stripe_account_id: str) -> str | None:
-        row = self._maybe(
-            "SELECT expert_id FROM experts WHERE stripe_account_id = :id", id=stripe_account_id
-        )
-        return row and str(row["expert_id"])
-
     def holds_past_expiry(self, limit: int) -> Sequence[str]:
         """Payments whose authorization must have lapsed although nobody told us."""
         found = self._all(
@@ -122,17 +123,39 @@ class SqlReader(FeedReads, PayoutReads):
         """Parked captures whose expert can be paid again, with their operations.
 
         An account that changed since is tried at once, another after a minute: Stripe may have
-        refused although it calls the account well.
+        refused although it calls the account well. A charge whose destination is not the expert's
+        account any more is never tried; `plans.check_destination` refuses it as well.
         """
         found = self._all(
             "SELECT payment_id, payments.operation_id FROM payments JOIN experts USING (expert_id) "
             "WHERE waiting_for = 'expert' AND transfers_active AND NOT deauthorized "
             "AND frozen = 'NONE' "
+            f"AND NOT {_DESTINATION_REPLACED} "
             "AND (experts.update_time > payments.update_time "
             "OR payments.update_time < now() - interval '1 minute') LIMIT :limit",
             limit=limit,
         )
         return [(row["payment_id"], row["operation_id"]) for row in found]
+
+    def payments_waiting_otherwise(self, limit: int) -> Sequence[str]:
+        """Captures that wait for their expert for another reason than the one that is written.
+
+        `plans.reason_to_wait` in SQL, without those that go on now.
+        """
+        found = self._all(
+            "SELECT payment_id FROM payments JOIN experts USING (expert_id) "
+            "WHERE waiting_for = 'expert' AND waiting_reason <> "
+            f"CASE WHEN {_DESTINATION_REPLACED} THEN 'DESTINATION_ACCOUNT_REPLACED' "
+            "WHEN deauthorized THEN 'EXPERT_DEAUTHORIZED' "
+            "WHEN starts_with(disabled_reason, 'rejected.') THEN 'EXPERT_REJECTED' "
+            "WHEN transfers_active THEN waiting_reason "
+            "WHEN NOT details_submitted THEN 'EXPERT_ONBOARDING' "
+            "WHEN cardinality(requirements_due) > 0 OR (disabled_reason <> '' "
+            "AND position('pending_verification' IN disabled_reason) = 0) "
+            "THEN 'EXPERT_RESTRICTED' ELSE 'EXPERT_PENDING_VERIFICATION' END LIMIT :limit",
+            limit=limit,
+        )
+        return [row["payment_id"] for row in found]
 
     def payments_with_unsettled_losses(self, limit: int) -> Sequence[str]:
         """A loss waits while something else is under way; `Dispute.unsettled` in SQL.
@@ -380,16 +403,6 @@ class SqlReader(FeedReads, PayoutReads):
             until=until,
         )
         return {row["id"]: row["payment_id"] or "" for row in found}
-
-    def accounts_with_postings(self, since: datetime) -> Sequence[tuple[str, str]]:
-        """Ledger account and Stripe account of every expert whose balance moved since then."""
-        found = self._all(
-            "SELECT DISTINCT account, stripe_account_id FROM postings JOIN experts "
-            "ON account = 'stripe:connected:' || experts.expert_id WHERE postings.time >= :since "
-            "AND stripe_account_id IS NOT NULL AND NOT deauthorized",
-            since=since,
-        )
-        return [(row["account"], row["stripe_account_id"]) for row in found]
 
     def trails(
         self, since: datetime, after: tuple[datetime, str], limit: int, payment_id: str

@@ -18,6 +18,7 @@ from typing import Final
 from sqlalchemy import Connection
 
 from payment_service.adapters import rows
+from payment_service.adapters.accounts import AccountWrites
 from payment_service.adapters.feed import FeedWrites
 from payment_service.adapters.payouts import PayoutWrites
 from payment_service.adapters.rows import DISPUTE_COLUMNS, PAYMENT_COLUMNS
@@ -27,7 +28,7 @@ from payment_service.domain.escrow import Payment, Transition
 from payment_service.domain.events import chain_hash, event_body
 from payment_service.domain.experts import Expert
 from payment_service.domain.follow import Discrepancy, Movement
-from payment_service.domain.operations import RESEND_LIMIT, Operation, OperationState
+from payment_service.domain.operations import Operation, OperationState
 from payment_service.domain.plans import Reversible
 from payment_service.domain.ports import Answer, Cause, Claim, InboxEvent, Watch
 
@@ -81,9 +82,15 @@ _MAY_PAY_OUT: Final = (
     "AND capture_time > now() - :recent) OR EXISTS (SELECT FROM payouts WHERE payouts.expert_id = "
     "experts.expert_id AND update_time > now() - :recent))"
 )
+#: Money may be left on an account that the expert has no more, and goes to the bank some day.
+_REPLACED: Final = (
+    "EXISTS (SELECT FROM former_accounts WHERE stripe_account_id = scope "
+    "AND deauthorize_time IS NULL AND (replace_time > now() - :recent OR EXISTS (SELECT FROM "
+    "payouts WHERE payouts.stripe_account_id = scope AND update_time > now() - :recent)))"
+)
 
 
-class SqlTransaction(FeedWrites, PayoutWrites):
+class SqlTransaction(FeedWrites, PayoutWrites, AccountWrites):
     """One transaction. ``recorded`` keeps the transitions, for metrics after the commit."""
 
     def __init__(self, connection: Connection) -> None:
@@ -140,7 +147,7 @@ class SqlTransaction(FeedWrites, PayoutWrites):
             "UPDATE claims SET payment_id = :payment_id, operation_id = :operation_id "
             "WHERE claim_id = :claim_id",
             claim_id=claim_id,
-            payment_id=payment_id,
+            payment_id=payment_id or None,
             operation_id=operation_id,
         )
 
@@ -265,7 +272,10 @@ class SqlTransaction(FeedWrites, PayoutWrites):
             "WHERE state = 'IN_ESCROW' AND operation_id = '') AS held "
             "WHERE due IS NOT NULL AND (deadline_time IS NULL OR deadline_time < due "
             "OR (deadline_time < now() - interval '1 hour' AND (on_deadline IN "
-            "('CAPTURE', 'REFUND') OR (on_deadline = 'PROMOTE' AND charged = 0)))) "
+            "('CAPTURE', 'REFUND') OR (on_deadline = 'PROMOTE' AND charged = 0)) "
+            # What can never be captured is told once, as an alert is.
+            "AND NOT (on_deadline = 'CAPTURE' AND charge_model = 'DESTINATION' AND EXISTS ("
+            "SELECT FROM former_accounts WHERE stripe_account_id = destination_account_id)))) "
             "ORDER BY due LIMIT :limit",
             margin=timedelta(seconds=margin),
             limit=limit,
@@ -429,21 +439,18 @@ class SqlTransaction(FeedWrites, PayoutWrites):
         )
         return renewed == 1
 
-    def unpark_operation(self, operation_id: str) -> None:
-        """Due now, with its tries forgiven but one: it is looked for before it is sent.
-
-        A key that Stripe may have forgotten is not used again: if looking shows no effect, the
-        request goes out under a new one.
-        """
+    def unpark_operation(
+        self, operation_id: str, params: Mapping[str, object], *, next_attempt: bool
+    ) -> None:
+        """Due now, with its tries forgiven but one: it is looked for before it is sent."""
         self._do(
-            "WITH parked AS (SELECT operation_id, attempt_time < now() - :limit AS old "
-            "FROM operations WHERE operation_id = :id AND state = 'PARKED' FOR UPDATE) "
             "UPDATE operations SET state = 'UNKNOWN', tries = 1, lease_until = NULL, "
-            "next_try_time = now(), attempt = attempt + CASE WHEN old THEN 1 ELSE 0 END, "
-            "attempt_time = CASE WHEN old THEN now() ELSE attempt_time END "
-            "FROM parked WHERE operations.operation_id = parked.operation_id",
+            "next_try_time = now(), params = :params, attempt = attempt + :more, "
+            "attempt_time = CASE WHEN :more > 0 THEN now() ELSE attempt_time END "
+            "WHERE operation_id = :id AND state = 'PARKED'",
             id=operation_id,
-            limit=RESEND_LIMIT,
+            params=json.dumps(dict(params)),
+            more=1 if next_attempt else 0,
         )
 
     def settle_operation(
@@ -513,7 +520,7 @@ class SqlTransaction(FeedWrites, PayoutWrites):
             self._record_expert(expert, "expert.created", cause)
         return made == 1
 
-    def save_expert(self, expert: Expert, kind: str, cause: Cause) -> None:
+    def save_expert(self, expert: Expert, kind: str, cause: Cause, **facts: str) -> None:
         """Write an expert that was locked in this transaction, and what happened."""
         columns = [name for name in _EXPERT_COLUMNS if name != "expert_id"]
         self._do(
@@ -522,9 +529,9 @@ class SqlTransaction(FeedWrites, PayoutWrites):
             **rows.expert_values(expert),
         )
         if kind:
-            self._record_expert(expert, kind, cause)
+            self._record_expert(expert, kind, cause, **facts)
 
-    def _record_expert(self, expert: Expert, kind: str, cause: Cause) -> None:
+    def _record_expert(self, expert: Expert, kind: str, cause: Cause, **facts: str) -> None:
         account = expert.account
         body = {
             "status": expert.status.value,
@@ -532,6 +539,7 @@ class SqlTransaction(FeedWrites, PayoutWrites):
             "commission_basis_points": expert.commission_basis_points,
             "requirements_due": list(account.requirements_due),
             "disabled_reason": account.disabled_reason,
+            **facts,
             "by": {"caller": cause.caller, "rpc": cause.rpc, "request_id": cause.request_id},
         }
         self._do(
@@ -571,15 +579,18 @@ class SqlTransaction(FeedWrites, PayoutWrites):
         """Lists that are due. ``limit`` 0 means the platform's own, else so many accounts'.
 
         An account is of interest while its expert is not ready, or has open payments; with
-        ``paid_out``, one that is not, but was earned for or paid out not long ago.
+        ``paid_out``, one that is not, but was earned for or paid out not long ago, or was replaced.
         """
         due = "SELECT scope FROM watches WHERE next_time <= now() AND "
         which = "scope = 'platform'"
         if limit:
             which = (
                 "EXISTS (SELECT FROM experts WHERE stripe_account_id = scope AND NOT deauthorized "
-                f"AND {_MAY_PAY_OUT if paid_out else _OPEN}) ORDER BY next_time LIMIT :limit"
+                f"AND {_MAY_PAY_OUT if paid_out else _OPEN})"
             )
+            if paid_out:
+                which = f"({which} OR {_REPLACED})"
+            which += " ORDER BY next_time LIMIT :limit"
         found = self._all(
             "UPDATE watches SET next_time = now() + :pause WHERE scope IN "
             f"({due}{which} FOR UPDATE SKIP LOCKED) RETURNING scope, seen_until, after_event_id",

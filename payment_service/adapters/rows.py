@@ -21,6 +21,7 @@ from payment_service.domain.escrow import (
     Payment,
     State,
     WaitingFor,
+    WaitingReason,
 )
 from payment_service.domain.experts import Account, BusinessType, Expert
 from payment_service.domain.ledger import Posting
@@ -32,9 +33,9 @@ PAYMENT_COLUMNS = (
     "on_deadline destination_account_id currency amount commission_basis_points commission "
     "expert_amount held charged captured refunded returned lost_held lost lost_beyond frozen "
     "frozen_by fraud_warning_id netting net_commission client_owed "
-    "processor_fee payment_intent_id charge_id transfer_id operation_id waiting_for failure "
-    "version create_time update_time escrow_time capture_time escrow_expire_time "
-    "release_due_time warn_time deadline_time payment_expire_time"
+    "processor_fee payment_intent_id charge_id transfer_id operation_id waiting_for "
+    "waiting_reason failure version create_time update_time escrow_time capture_time "
+    "escrow_expire_time release_due_time warn_time deadline_time payment_expire_time"
 ).split()
 
 
@@ -45,6 +46,7 @@ _ENUMS: Final[Mapping[str, Callable[[str], StrEnum]]] = {
     "mode_reason": ModeReason,
     "on_deadline": OnDeadline,
     "waiting_for": WaitingFor,
+    "waiting_reason": WaitingReason,
     "frozen": Freeze,
 }
 

@@ -83,13 +83,15 @@ def begin_deadline(
     due = deadline_due(payment, tx.now, timedelta(seconds=policy.deadline_margin), _AGAIN)
     if due is None:
         return None
+    refused = ""
     try:
         begun = _begin(tx, policy, payment, due.action)
     except Refusal as refusal:  # A freeze, say: it is told, and tried again.
         log.warning("deadline_refused", payment=payment_id, reason=refusal.reason)
-        begun = None
+        begun, refused = None, refusal.reason
     if begun is None:
-        tx.record(escrow.deadline_passed(payment, due.kind.value, due.time, tx.now), DEADLINE)
+        passed = escrow.deadline_passed(payment, due.kind.value, due.time, tx.now, refused)
+        tx.record(passed, DEADLINE)
         return None
     operation, transition = begun
     tx.record(transition, DEADLINE)

@@ -17,7 +17,7 @@ from payment_service.application.carry_out import back_off, go_on
 from payment_service.application.core import Core
 from payment_service.application.observe import apply, observe_payment
 from payment_service.application.observe_payout import observe_payout
-from payment_service.application.refresh_expert import refresh_expert
+from payment_service.application.refresh_expert import refresh_expert, save_former_account
 from payment_service.application.settle import Applied
 from payment_service.domain.envelope import FRAUD_EVENTS, PAYOUT_EVENTS
 from payment_service.domain.errors import Busy, Exhausted, Refusal, Unavailable
@@ -95,7 +95,12 @@ async def _apply_to_expert(core: Core, stripe_account_id: str, cause: Cause) -> 
     expert_id = await core.database.read(lambda reader: reader.expert_of_account(stripe_account_id))
     if expert_id is None:
         return "unknown_object"
-    await refresh_expert(core, expert_id, cause)
+    expert = await refresh_expert(core, expert_id, cause)
+    if expert.account.stripe_account_id != stripe_account_id:
+        account = await core.stripe.account(stripe_account_id)
+        await core.database.transact(
+            save_former_account, expert_id, stripe_account_id, account, cause
+        )
     return "applied"
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from payment_service.application.core import Begun, Core, Keyed, refuse_for_good, resume
 from payment_service.application.keyed import Told, run_keyed
-from payment_service.application.settle import leased_operation
+from payment_service.application.settle import leased_operation, to_present_account
 from payment_service.domain import escrow, plans
 from payment_service.domain.errors import Precondition, invalid_field, payment_not_found
 from payment_service.domain.escrow import Payment, Transition
@@ -68,6 +68,9 @@ def begin_capture(
 def plan_capture(tx: Transaction, payment: Payment, part: int | None, final: bool) -> CapturePlan:
     """The plan, with what the expert owes kept back out of the expert's part."""
     plans.plan_capture(payment, part, final)  # Whatever is refused is refused before locking more.
+    expert = tx.expert(payment.expert_id)
+    assert expert is not None
+    plans.check_destination(payment, expert)
     debt = tx.expert_debt(payment.expert_id, payment.currency)
     return plans.plan_capture(payment, part, final, debt)
 
@@ -89,9 +92,9 @@ def start_capture(
     params: dict[str, object] = {"payment_intent_id": payment.payment_intent_id, "notes": notes}
     if payment.charged:
         kind, minor_units = OperationKind.TRANSFER, share.part
-        params = _transfer(tx, payment, share, notes, final=final)
+        params = to_present_account(tx, payment, _transfer(payment, share, notes, final=final))
     elif payment.is_separate:
-        transfer = _transfer(tx, payment, share, notes, final=final)
+        transfer = _transfer(payment, share, notes, final=final)
         params |= {"part": share.part, "transfer": transfer}
     else:
         has_fee = payment.commission > 0 or fee > 0
@@ -111,15 +114,10 @@ def start_capture(
     return operation, transition
 
 
-def _transfer(
-    tx: Transaction, payment: Payment, share: Share, notes: str, *, final: bool
-) -> dict[str, object]:
-    """What the transfer leg is to do, now or once the card is charged."""
-    expert = tx.expert(payment.expert_id)
-    account_id = expert.account.stripe_account_id if expert else payment.destination_account_id
+def _transfer(payment: Payment, share: Share, notes: str, *, final: bool) -> dict[str, object]:
+    """What the transfer leg is to do, now or once the card is charged; to whom is said then."""
     return {
         "currency": payment.currency,
-        "destination_account_id": account_id,
         "charge_id": payment.charge_id,
         "commission": share.commission,
         "netted": share.netted,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import random
 from dataclasses import dataclass, replace
-from typing import Final
 
 from payment_service.application.carry_out import back_off, database_time, give_back, looking
 from payment_service.application.core import Core
@@ -30,6 +29,7 @@ from payment_service.domain.experts import (
 from payment_service.domain.follow import refused_by_processor
 from payment_service.domain.operations import Operation, OperationKind, OperationState
 from payment_service.domain.ports import (
+    Answers,
     Cause,
     Done,
     Misconfigured,
@@ -40,8 +40,6 @@ from payment_service.domain.ports import (
     Transaction,
     Unknown,
 )
-
-_WITHOUT_LINK: Final = (ExpertStatus.REJECTED, ExpertStatus.DEAUTHORIZED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +68,7 @@ async def create_expert_account(core: Core, command: CreateExpertAccount) -> tup
     elif expert.status is ExpertStatus.CREATING:
         await _wait_for_account(core, expert.expert_id)
     expert = await refresh_expert(core, command.expert_id, command.cause)
-    if expert.status in _WITHOUT_LINK:
+    if expert.is_lost:
         return expert, ""
     return expert, await mint_onboarding_link(core, expert, command.onward_url)
 
@@ -104,11 +102,22 @@ def begin_account(
             return known, tx.lease_operation(known.operation_id, policy.lease)
         # Stripe refused the former content, so there is no account; the mended content may go in.
         expert = replace(expert, version=known.version, create_time=known.create_time)
-    operation = leased_operation(
+    operation = request_account(tx, policy, expert)
+    expert = replace(expert, operation_id=operation.operation_id, version=expert.version + 1)
+    tx.save_expert(expert, "expert.account_requested", command.cause)
+    return expert, operation
+
+
+def request_account(
+    tx: Transaction, policy: Policy, expert: Expert, claim_id: str = ""
+) -> Operation:
+    """Record the operation that makes an account for the expert; the caller saves the expert."""
+    return leased_operation(
         tx,
         policy,
         kind=OperationKind.CREATE_ACCOUNT,
         expert_id=expert.expert_id,
+        claim_id=claim_id,
         params={
             "name": expert.name,
             "email": expert.email,
@@ -116,9 +125,6 @@ def begin_account(
             "business_type": expert.business_type.value,
         },
     )
-    expert = replace(expert, operation_id=operation.operation_id, version=expert.version + 1)
-    tx.save_expert(expert, "expert.account_requested", command.cause)
-    return expert, operation
 
 
 async def carry_out_account(core: Core, operation: Operation, cause: Cause) -> None:
@@ -137,7 +143,7 @@ async def _carry_out(core: Core, operation: Operation, cause: Cause) -> None:
                     operation.operation_id, operation.create_time
                 )
             if found is not None:
-                await core.database.transact(finish_account, operation, found, cause)
+                await core.database.transact(finish_account, core.answers, operation, found, cause)
                 return
             if not operation.may_resend(now):
                 await give_back(core, operation, "not at Stripe, too old to resend", cause, None)
@@ -157,10 +163,10 @@ async def _carry_out(core: Core, operation: Operation, cause: Cause) -> None:
     )
     match outcome:
         case Done(account):
-            await core.database.transact(finish_account, operation, account, cause)
-        case Refused(code=code, request_id=request_id):
-            await core.database.transact(refuse_account, operation, code, cause)
-            raise refused_by_processor(code, request_id, expert_id=operation.expert_id)
+            await core.database.transact(finish_account, core.answers, operation, account, cause)
+        case Refused():
+            await core.database.transact(refuse_account, core.answers, operation, outcome, cause)
+            raise _refusal_of(operation, outcome)
         case Misconfigured(code=code):
             await give_back(core, operation, code, cause, None)
             raise outcome_unknown(expert_id=operation.expert_id)
@@ -180,28 +186,37 @@ async def _carry_out(core: Core, operation: Operation, cause: Cause) -> None:
             raise outcome_unknown(expert_id=operation.expert_id)
 
 
-def finish_account(tx: Transaction, operation: Operation, account: Account, cause: Cause) -> None:
-    """The account is there. Written once, whoever saw it first."""
+def finish_account(
+    tx: Transaction, answers: Answers, operation: Operation, account: Account, cause: Cause
+) -> None:
+    """The account is there, the first one or in place of another. Written once, whoever saw it."""
     expert = tx.lock_expert(operation.expert_id)
-    if expert is None or expert.account.stripe_account_id:
+    if expert is None or expert.operation_id != operation.operation_id:
         return
-    tx.save_expert(
-        replace(
-            expert,
-            account=account,
-            operation_id="",
-            check_time=tx.now,
-            version=expert.version + 1,
-            update_time=tx.now,
-        ),
-        "expert.account_created",
-        cause,
+    former = expert.account.stripe_account_id
+    after = replace(
+        expert,
+        account=account,
+        deauthorized=False,
+        operation_id="",
+        check_time=tx.now,
+        version=expert.version + 1,
+        update_time=tx.now,
     )
+    if former:
+        tx.add_former_account(expert, tx.now)
+        tx.save_expert(after, "expert.account_replaced", cause, former_account_id=former)
+    else:
+        tx.save_expert(after, "expert.account_created", cause)
     tx.settle_operation(operation.operation_id, OperationState.SUCCEEDED)
     tx.watch_account(account.stripe_account_id)
+    if operation.claim_id:
+        tx.settle_claim(operation.claim_id, answers.account_replaced(after))
 
 
-def refuse_account(tx: Transaction, operation: Operation, code: str, cause: Cause) -> None:
+def refuse_account(
+    tx: Transaction, answers: Answers, operation: Operation, refused: Refused, cause: Cause
+) -> None:
     """Stripe will not have this expert as described; a mended description may be sent."""
     expert = tx.lock_expert(operation.expert_id)
     if expert is None or expert.operation_id != operation.operation_id:
@@ -211,7 +226,14 @@ def refuse_account(tx: Transaction, operation: Operation, code: str, cause: Caus
         "expert.account_refused",
         cause,
     )
-    tx.settle_operation(operation.operation_id, OperationState.REFUSED, code)
+    tx.settle_operation(operation.operation_id, OperationState.REFUSED, refused.code)
+    if operation.claim_id:
+        tx.settle_claim(operation.claim_id, answers.refusal(_refusal_of(operation, refused)))
+
+
+def _refusal_of(operation: Operation, refused: Refused) -> Refusal:
+    code, request_id = refused.code, refused.request_id
+    return refused_by_processor(code, request_id, expert_id=operation.expert_id)
 
 
 async def _wait_for_account(core: Core, expert_id: str) -> None:

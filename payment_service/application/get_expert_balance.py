@@ -23,17 +23,18 @@ class ExpertBalance:
 
 
 async def get_expert_balance(core: Core, expert_id: str) -> Sequence[ExpertBalance]:
-    """By currency. Raises :class:`Unavailable` if Stripe cannot be read: half would mislead.
+    """By currency, of all accounts that the expert has or had, as far as Stripe shows them.
 
-    The two sides are read one after the other, so a payout between them shows on one only.
+    Raises :class:`Unavailable` if Stripe cannot be read: half would mislead. The two sides are read
+    one after the other, so a payout between them shows on one only.
     """
     expert = await core.database.read(lambda reader: reader.expert(expert_id))
     if expert is None:
         raise expert_not_found(expert_id)
-    if expert.deauthorized or not expert.account.stripe_account_id:
-        raise _no_account(expert)
-    held = await core.stripe.account_balance(expert.account.stripe_account_id)
-    if held is None:
+    accounts = await core.database.read(lambda reader: reader.readable_accounts(expert_id))
+    shown = [await core.stripe.account_balance(account_id) for account_id in accounts]
+    held = [balance for balances in shown for balance in balances or ()]
+    if all(balances is None for balances in shown):
         raise _no_account(expert)
     booked = await core.database.read(lambda reader: reader.expert_balances(expert_id))
     return merge_balances(held, booked)
@@ -42,8 +43,13 @@ async def get_expert_balance(core: Core, expert_id: str) -> Sequence[ExpertBalan
 def merge_balances(
     held: Sequence[AccountBalance], booked: Sequence[tuple[str, int, int]]
 ) -> Sequence[ExpertBalance]:
-    """One entry for every currency that either side knows, by name."""
-    at_stripe = {balance.currency: balance for balance in held}
+    """One entry for every currency that either side knows, by name; accounts are summed up."""
+    at_stripe: dict[str, AccountBalance] = {}
+    for one in held:
+        other = at_stripe.get(one.currency, AccountBalance(one.currency, 0, 0))
+        at_stripe[one.currency] = AccountBalance(
+            one.currency, one.available + other.available, one.pending + other.pending
+        )
     ours = {currency: (funds, debt) for currency, funds, debt in booked}
     found = []
     for currency in sorted(at_stripe.keys() | ours.keys()):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from payment_service.application.core import Core
+from payment_service.application.settle import to_present_account
 from payment_service.domain import escrow, plans
 from payment_service.domain.errors import NotFound, Precondition, Refusal
 from payment_service.domain.escrow import WaitingFor
@@ -37,7 +38,20 @@ def unpark(tx: Transaction, operation_id: str, payment_id: str, cause: Cause) ->
     if payment is not None and operation.params.get("owed"):
         # If the bank decides for the client, that pays what is owed: nothing is sent before.
         plans.check_refund_freeze(payment)
-    tx.unpark_operation(operation_id)
+    # A key that Stripe may have forgotten is not used again: if looking shows no effect, the
+    # request goes out under a new one.
+    new_key = not operation.may_resend(tx.now)
+    params = operation.params
+    if payment is not None and payment.waiting_for is WaitingFor.EXPERT:
+        expert = tx.expert(payment.expert_id)
+        assert expert is not None
+        plans.check_destination(payment, expert)
+    # Only under a key that Stripe has never seen may it go to another account than before: what
+    # waits for the expert was given one when Stripe refused it.
+    unseen_key = new_key or (payment is not None and payment.waiting_for is WaitingFor.EXPERT)
+    if payment is not None and operation.kind is OperationKind.TRANSFER and unseen_key:
+        params = to_present_account(tx, payment, params)
+    tx.unpark_operation(operation_id, params, next_attempt=new_key)
     if payment is not None and payment.waiting_for is not WaitingFor.PROCESSOR:
         tx.record(
             escrow.waiting(payment, WaitingFor.PROCESSOR, f"resumed by {cause.caller}", tx.now),

@@ -28,7 +28,14 @@ from payment_service.domain.escrow import Payment
 from payment_service.domain.events import AUDITED, Fault
 from payment_service.domain.follow import Discrepancy
 from payment_service.domain.ledger import STRIPE_PLATFORM
-from payment_service.domain.ports import BalanceEntry, Cause, Policy, Reader, Transaction
+from payment_service.domain.ports import (
+    BalanceEntry,
+    Cause,
+    LedgerAccount,
+    Policy,
+    Reader,
+    Transaction,
+)
 
 log = structlog.get_logger(__name__)
 
@@ -173,13 +180,16 @@ async def _check_coverage(core: Core, report: Report) -> None:
 async def _compare_lines(core: Core, since: datetime, cause: Cause, report: Report) -> None:
     """The ledger's ``stripe:*`` accounts against Stripe's balance transactions, line by line."""
     accounts = [
-        (STRIPE_PLATFORM, ""),
+        LedgerAccount(STRIPE_PLATFORM, ("",)),
         *await core.database.read(lambda reader: reader.accounts_with_postings(since)),
     ]
-    for account, stripe_account_id in accounts:
-        entries = await core.stripe.balance_entries(stripe_account_id, since - _EDGE)
+    for account in accounts:
+        entries: list[BalanceEntry] = []
+        for stripe_account_id in account.stripe_account_ids:
+            shown = await core.stripe.balance_entries(stripe_account_id, since - _EDGE)
+            await follow_missing_payouts(core, stripe_account_id, shown, cause)
+            entries += shown
         report.checked_lines += len(entries)
-        await follow_missing_payouts(core, stripe_account_id, entries, cause)
         found = await _compare_account(core, account, entries, since, report)
         behind = {discrepancy.payment_id for discrepancy in found if discrepancy.payment_id}
         behind -= report.faults.keys()
@@ -195,8 +205,16 @@ async def _compare_lines(core: Core, since: datetime, cause: Cause, report: Repo
 
 
 async def _compare_account(
-    core: Core, account: str, entries: Sequence[BalanceEntry], since: datetime, report: Report
+    core: Core,
+    account: LedgerAccount,
+    entries: Sequence[BalanceEntry],
+    since: datetime,
+    report: Report,
 ) -> list[Discrepancy]:
+    """``entries`` of all the accounts that Stripe shows us. An account that it shows no more is not
+    missed: whatever may have been posted on that is left out.
+    """
+    name = account.account
     ours = await core.database.read(
         lambda reader: reader.ledger_lines([entry.balance_transaction_id for entry in entries])
     )
@@ -207,16 +225,17 @@ async def _compare_account(
         line = ours.get((entry.balance_transaction_id, entry.currency))
         if line == entry.net:
             continue
-        found.append(await _line_discrepancy(core, account, entry, line))
+        found.append(await _line_discrepancy(core, name, entry, line))
+    shown_since = max(since, account.unread_time or since)
     named = await core.database.read(
-        lambda reader: reader.ledger_line_ids(account, since, report.began)
+        lambda reader: reader.ledger_line_ids(name, shown_since, report.began)
     )
     there = {entry.balance_transaction_id for entry in entries}
     found += [
         Discrepancy(
             payment_id,
             "missing_at_stripe",
-            f"{account} has {line_id}, Stripe does not",
+            f"{name} has {line_id}, Stripe does not",
             cure="compare the payment's postings with Stripe's dashboard",
         )
         for line_id, payment_id in named.items()

@@ -57,3 +57,22 @@ def save_account(
     )
     tx.save_expert(after, "expert.account_changed" if changed else "", cause)
     return after
+
+
+def save_former_account(
+    tx: Transaction, expert_id: str, stripe_account_id: str, account: Account | None, cause: Cause
+) -> None:
+    """Keep whether Stripe still shows an account that the expert has no more; nothing else counts.
+
+    ``account`` None means that it does not.
+    """
+    expert = tx.lock_expert(expert_id)
+    deauthorized = account is None
+    if expert is None or not tx.see_former_account(stripe_account_id, deauthorized=deauthorized):
+        return
+    tx.save_expert(
+        replace(expert, version=expert.version + 1, update_time=tx.now),
+        f"expert.former_account_{'deauthorized' if deauthorized else 'connected'}",
+        cause,
+        former_account_id=stripe_account_id,
+    )

@@ -97,7 +97,11 @@ def apply_observation_phase(
             kind=coming.kind,
             payment_id=payment_id,
             minor_units=coming.minor_units,
-            params=coming.params,
+            params=(
+                to_present_account(tx, followed.payment, coming.params)
+                if coming.kind is OperationKind.TRANSFER
+                else coming.params
+            ),
             # The caller is answered when the second leg is settled, not before.
             claim_id=operation.claim_id if operation is not None and goes_on else "",
             operation_id=next(
@@ -149,6 +153,15 @@ def park_repayment(tx: Transaction, policy: Policy, payment: Payment, cause: Cau
     return transition.after
 
 
+def to_present_account(
+    tx: Transaction, payment: Payment, params: Mapping[str, object]
+) -> dict[str, object]:
+    """What a transfer asks for, to the account that the expert has now."""
+    expert = tx.expert(payment.expert_id)
+    account_id = expert.account.stripe_account_id if expert else payment.destination_account_id
+    return {**params, "destination_account_id": account_id}
+
+
 #: What Stripe says when the expert's account is at fault, and may be well again later.
 _EXPERT_CODES: Final = frozenset(
     {
@@ -190,7 +203,11 @@ def refuse_phase(
     if waits_for_expert(current, refused):
         # The caller is told that it is on its way; a new key, since this one would repeat the no.
         tx.postpone_operation(current, OperationState.PARKED, refused.code, None, next_attempt=True)
-        transition = escrow.waiting(payment, WaitingFor.EXPERT, f"refused: {refused.code}", tx.now)
+        expert = tx.expert(payment.expert_id)
+        assert expert is not None
+        reason = plans.reason_to_wait(payment, expert)
+        why = f"refused: {refused.code}"
+        transition = escrow.waiting(payment, WaitingFor.EXPERT, why, tx.now, reason)
         tx.record(transition, cause)
         if current.claim_id:
             _answer(tx, answers, current.claim_id, transition.after)

@@ -15,9 +15,9 @@ from payment_service.application.create_expert_account import carry_out_account
 from payment_service.application.observe import observe_payment
 from payment_service.application.operate import unpark
 from payment_service.application.settle import leased_operation
-from payment_service.domain import escrow
+from payment_service.domain import escrow, plans
 from payment_service.domain.errors import Refusal
-from payment_service.domain.escrow import State
+from payment_service.domain.escrow import State, WaitingFor
 from payment_service.domain.operations import OF_A_DISPUTE, Operation, OperationKind
 from payment_service.domain.ports import Cause, Policy, Transaction
 
@@ -56,7 +56,10 @@ async def _take_up(core: Core, operation: Operation) -> None:
 
 
 async def resume_waiting_captures(core: Core) -> int:
-    """Send captures on whose expert can be paid again; how many there were."""
+    """Send captures on whose expert can be paid again; the others say why they cannot yet."""
+    otherwise = await core.database.read(lambda reader: reader.payments_waiting_otherwise(_BATCH))
+    for payment_id in otherwise:
+        await core.database.transact(tell_reason, payment_id)
     waiting = await core.database.read(lambda reader: reader.payments_waiting_for_experts(_BATCH))
     for payment_id, operation_id in waiting:
         try:
@@ -64,6 +67,19 @@ async def resume_waiting_captures(core: Core) -> int:
         except Refusal as refusal:  # Given up, or resumed by another replica.
             log.info("capture_not_resumed", payment=payment_id, reason=refusal.reason)
     return 0
+
+
+def tell_reason(tx: Transaction, payment_id: str) -> None:
+    """Write down why a capture waits for its expert by now."""
+    payment = tx.lock_payment(payment_id)
+    if payment is None or not plans.waits_for_expert(payment):
+        return
+    expert = tx.expert(payment.expert_id)
+    assert expert is not None
+    reason = plans.reason_to_wait(payment, expert)
+    if reason is not payment.waiting_reason:
+        why = "the expert's account has changed"
+        tx.record(escrow.waiting(payment, WaitingFor.EXPERT, why, tx.now, reason), SWEEP)
 
 
 async def settle_lost_disputes(core: Core) -> int:

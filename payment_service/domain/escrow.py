@@ -255,6 +255,20 @@ class WaitingFor(StrEnum):
     EXPERT = "expert"  # The expert's account cannot be paid now; goes on when it can.
 
 
+class WaitingReason(StrEnum):
+    """Why a capture waits for the expert: how the account stands, as far as we know."""
+
+    NOTHING = ""
+    EXPERT_ONBOARDING = "EXPERT_ONBOARDING"  # Left by the expert, who completes Stripe's form.
+    EXPERT_PENDING_VERIFICATION = "EXPERT_PENDING_VERIFICATION"  # Left by Stripe.
+    EXPERT_RESTRICTED = "EXPERT_RESTRICTED"  # Left by the expert, who gives what Stripe asks for.
+    EXPERT_REJECTED = "EXPERT_REJECTED"  # Left by another account (SEPARATE), or by a refund.
+    EXPERT_DEAUTHORIZED = "EXPERT_DEAUTHORIZED"  # As above.
+    EXPERT_REFUSED = "EXPERT_REFUSED"  # Stripe calls the account well; tried again each minute.
+    #: The charge's destination is an account that the expert has no more: left by a refund alone.
+    DESTINATION_ACCOUNT_REPLACED = "DESTINATION_ACCOUNT_REPLACED"
+
+
 @dataclass(frozen=True, slots=True)
 class Failure:
     """Why the last attempt failed: Stripe's codes and a sentence of ours."""
@@ -319,6 +333,8 @@ class Payment:
     #: The open operation at Stripe; at most one.
     operation_id: str = ""
     waiting_for: WaitingFor = WaitingFor.NOTHING
+    #: Of one that waits for the expert.
+    waiting_reason: WaitingReason = WaitingReason.NOTHING
     failure: Failure | None = None
     version: int = 0
     create_time: datetime
@@ -404,6 +420,7 @@ def _move(
 _NOTHING_UNDER_WAY: Final[Mapping[str, Any]] = {
     "operation_id": "",
     "waiting_for": WaitingFor.NOTHING,
+    "waiting_reason": WaitingReason.NOTHING,
     "netting": 0,
 }
 
@@ -1090,15 +1107,29 @@ def _freeze(frozen: Frozen) -> dict[str, Any]:
 # ---- waiting ----
 
 
-def waiting(payment: Payment, waiting_for: WaitingFor, why: str, now: datetime) -> Transition:
-    """Stripe's answer is not known (the sweep asks), or the operation is parked."""
+def waiting(
+    payment: Payment,
+    waiting_for: WaitingFor,
+    why: str,
+    now: datetime,
+    reason: WaitingReason = WaitingReason.NOTHING,
+) -> Transition:
+    """Stripe's answer is not known (the sweep asks), or the operation is parked.
+
+    ``reason`` says why it waits for the expert, where it does.
+    """
     return _move(
         payment,
         Kind.WAITING,
         payment.state,
         now,
-        facts={"waiting_for": waiting_for.value, "why": why},
+        facts={
+            "waiting_for": waiting_for.value,
+            "why": why,
+            **({"waiting_reason": reason.value} if reason else {}),
+        },
         waiting_for=waiting_for,
+        waiting_reason=reason,
     )
 
 
@@ -1117,14 +1148,20 @@ def deadline_near(payment: Payment, what: str, time: datetime, now: datetime) ->
     )
 
 
-def deadline_passed(payment: Payment, what: str, time: datetime, now: datetime) -> Transition:
-    """A deadline at which nothing is done but telling."""
+def deadline_passed(
+    payment: Payment, what: str, time: datetime, now: datetime, refused: str = ""
+) -> Transition:
+    """A deadline at which nothing is done but telling: that, and what was ``refused`` why."""
     return _move(
         payment,
         Kind.DEADLINE_PASSED,
         payment.state,
         now,
-        facts={"deadline": what, "time": time.isoformat()},
+        facts={
+            "deadline": what,
+            "time": time.isoformat(),
+            **({"refused": refused} if refused else {}),
+        },
         deadline_time=now,
     )
 

@@ -81,6 +81,38 @@ class Expert:
             return ExpertStatus.RESTRICTED
         return ExpertStatus.PENDING_VERIFICATION
 
+    @property
+    def is_lost(self) -> bool:
+        """The account will not be paid again; another can take its place."""
+        return self.status in (ExpertStatus.REJECTED, ExpertStatus.DEAUTHORIZED)
+
+    def check_replaceable(self, account_id: str, *, although_it_works: bool) -> None:
+        """Raise unless another account may take the place of the present one.
+
+        ``account_id`` is the one that the caller means; empty for whichever it is.
+        """
+        present = self.account.stripe_account_id
+        if not present:
+            self.check_ready()  # There is none to be replaced.
+        sentence = ""
+        if account_id not in ("", present):
+            sentence = "the expert has another account than the one that was to be replaced"
+        elif not self.is_lost and not although_it_works:
+            sentence = (
+                f"the expert's account is neither rejected nor deauthorized but {self.status}; "
+                "to replace it all the same, say so with replace_working_account=true"
+            )
+        if sentence:
+            raise Precondition(
+                "EXPERT_ACCOUNT_IN_USE",
+                sentence,
+                {
+                    "expert_id": self.expert_id,
+                    "status": self.status.value,
+                    "stripe_account_id": present,
+                },
+            )
+
     def check_ready(self) -> None:
         """Raise unless the expert can receive transfers."""
         if self.status is not ExpertStatus.READY:

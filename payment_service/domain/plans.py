@@ -28,7 +28,9 @@ from payment_service.domain.escrow import (
     Payment,
     State,
     WaitingFor,
+    WaitingReason,
 )
+from payment_service.domain.experts import Expert, ExpertStatus
 from payment_service.domain.ledger import RefundSplit, Share
 
 
@@ -180,6 +182,37 @@ def check_refund_freeze(payment: Payment) -> None:
     """Raise while the money is at the client's bank, which may give it to the client itself."""
     if payment.frozen is Freeze.CHARGEBACK:
         raise payment_disputed(payment, "refunded")
+
+
+def check_destination(payment: Payment, expert: Expert) -> None:
+    """Raise if the charge can only be split with an account that the expert has no more.
+
+    A charge is given its destination when it is authorized and at no other time (Stripe's rule);
+    who transfers on from the platform may choose the account.
+    """
+    account_id = expert.account.stripe_account_id
+    if not payment.is_separate and payment.destination_account_id != account_id:
+        raise Precondition(
+            "DESTINATION_ACCOUNT_REPLACED",
+            "the expert has another account by now, and this charge can only pay the former one; "
+            "refund it and initiate it anew",
+            {
+                "payment_id": payment.payment_id,
+                "expert_id": expert.expert_id,
+                "destination_account_id": payment.destination_account_id,
+                "stripe_account_id": account_id,
+            },
+        )
+
+
+def reason_to_wait(payment: Payment, expert: Expert) -> WaitingReason:
+    """Why a capture that Stripe refused for the account's sake cannot go on now."""
+    account_id = expert.account.stripe_account_id
+    if not payment.is_separate and payment.destination_account_id != account_id:
+        return WaitingReason.DESTINATION_ACCOUNT_REPLACED
+    if expert.status is ExpertStatus.READY:
+        return WaitingReason.EXPERT_REFUSED
+    return WaitingReason(f"EXPERT_{expert.status}")
 
 
 def payment_disputed(payment: Payment, word: str, **facts: str) -> Precondition:

@@ -351,6 +351,9 @@ def payment_message(payment: Payment) -> payments_pb2.Payment:
         escrow_expire_time=time_message(payment.escrow_expire_time),
         last_failure=failure_message(payment.failure),
         waiting_for=payment.waiting_for.value,
+        waiting_reason=payments_pb2.WaitingReason.Value(
+            f"WAITING_REASON_{payment.waiting_reason or 'UNSPECIFIED'}"
+        ),
         payment_expire_time=time_message(payment.payment_expire_time),
         returned_amount=amount(payment.returned),
         mode_reason=payments_pb2.ModeReason.Value(f"MODE_REASON_{payment.mode_reason}"),
@@ -640,6 +643,11 @@ class AnswerEncoder:
             written_off=money_message(part.minor_units, part.currency),
             debt=money_message(debt.minor_units, debt.currency),
         )
+        return Answer(True, message.SerializeToString(deterministic=True))
+
+    def account_replaced(self, expert: Expert) -> Answer:
+        """Without the link into onboarding, which is made anew for each answer."""
+        message = experts_pb2.ReplaceExpertAccountResponse(expert=expert_message(expert))
         return Answer(True, message.SerializeToString(deterministic=True))
 
     def response(self, rpc: str, payment: Payment) -> Answer:

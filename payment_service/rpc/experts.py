@@ -16,6 +16,10 @@ from payment_service.application.create_expert_account import (
 )
 from payment_service.application.get_expert_balance import get_expert_balance
 from payment_service.application.list_payouts import list_payouts
+from payment_service.application.replace_expert_account import (
+    ReplaceExpertAccount,
+    replace_expert_account,
+)
 from payment_service.domain.payouts import PayoutState
 from payment_service.rpc import convert
 from payment_service.rpc.calls import Context, Operations, cause_of
@@ -56,6 +60,34 @@ class ExpertServicer(experts_pb2_grpc.ExpertServiceServicer):
         return experts_pb2.CreateExpertAccountResponse(
             expert=convert.expert_message(expert), onboarding_url=url
         )
+
+    async def ReplaceExpertAccount(
+        self, request: experts_pb2.ReplaceExpertAccountRequest, context: Context
+    ) -> experts_pb2.ReplaceExpertAccountResponse:
+        fields, policy = Fields(), self._core.policy
+        former = fields.text("former_account_id", request.former_account_id, most=255)
+        if request.replace_working_account and not former:
+            fields.fault("former_account_id", "is required with replace_working_account")
+        command = ReplaceExpertAccount(
+            cause=cause_of(context, "ReplaceExpertAccount"),
+            key=fields.key(request.idempotency_key),
+            fields=convert.fields_of(request, without=frozenset({"idempotency_key", "onward_url"})),
+            expert_id=fields.identifier("expert_id", request.expert_id),
+            reason=fields.text("reason", request.reason, required=True),
+            former_account_id=former,
+            replace_working_account=request.replace_working_account,
+        )
+        fields.check()
+        onward_url = onboarding.check_onward_url(policy, request.onward_url)
+        body, expert = await self._operations.run(replace_expert_account(self._core, command))
+        answer = experts_pb2.ReplaceExpertAccountResponse.FromString(body)
+        # The link is Stripe's, made anew each time; of an account that is lost again there is none.
+        is_present = answer.expert.stripe_account_id == expert.account.stripe_account_id
+        if is_present and not expert.is_lost:
+            answer.onboarding_url = await onboarding.mint_onboarding_link(
+                self._core, expert, onward_url
+            )
+        return answer
 
     async def GetExpert(
         self, request: experts_pb2.GetExpertRequest, context: Context

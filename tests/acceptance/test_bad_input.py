@@ -24,7 +24,7 @@ from grpc_status import rpc_status
 
 from dev.caller import call_of
 from dev.forwarding import signature
-from marketplace.payments.v1 import disputes_pb2, payments_pb2
+from marketplace.payments.v1 import disputes_pb2, experts_pb2, payments_pb2
 from tests.acceptance.browser import submit
 from tests.acceptance.conftest import APP, WEBHOOK_SECRETS, World, new_name, until
 from tests.acceptance.programs import PACKAGE, Answer
@@ -55,6 +55,7 @@ OPTIONAL = {
     "ListPayoutsRequest": "page_size page_token states",
     "Money": "currency_code",
     "RefreshOnboardingRequest": "onward_url",
+    "ReplaceExpertAccountRequest": "replace_working_account onward_url",
     "RefundPaymentRequest": "amount reason validate_only expected_version",
     "RunReconciliationRequest": "payment_id since",
     "SubmitEvidenceRequest": "submit",
@@ -203,6 +204,7 @@ def good(world: World, expert: str) -> Good:
     held, captured = world.in_escrow(expert), world.captured(expert)
     to_answer, to_accept = contested(world, expert), contested(world, expert)
     debtor = indebted(world)
+    to_replace = world.ready_expert()
     wait_until_quiet(world)
     return Good(
         {
@@ -225,6 +227,7 @@ def good(world: World, expert: str) -> Good:
             "expected_completion_time": {"seconds": int(time.time()) + 86_400},
             "expert_id": expert,
             "final": True,
+            "former_account_id": account_of(world, to_replace),
             "gig_id": "gig-1",
             "landing_token": landing.partition("token=")[2],
             "name": "Ada",
@@ -238,6 +241,7 @@ def good(world: World, expert: str) -> Good:
             "payload": body,
             "payment_id": held.payment_id,
             "reason": "not delivered",
+            "replace_working_account": True,
             "role": 1,
             "signature": signature(
                 body, WEBHOOK_SECRETS["STRIPE_WEBHOOK_SECRET"], int(time.time())
@@ -255,6 +259,7 @@ def good(world: World, expert: str) -> Good:
             ("CreateExpertAccountRequest", "expert_id"): new_name("expert"),
             ("RefundPaymentRequest", "expected_version"): version_of(world, captured.payment_id),
             ("RefundPaymentRequest", "payment_id"): captured.payment_id,
+            ("ReplaceExpertAccountRequest", "expert_id"): to_replace,
             ("WriteOffDebtRequest", "expert_id"): debtor,
         },
     )
@@ -281,6 +286,11 @@ def indebted(world: World) -> str:
     refunded = world.payments.RefundPayment(request).payment
     assert refunded.state == payments_pb2.PAYMENT_STATE_REFUNDED
     return expert_id
+
+
+def account_of(world: World, expert_id: str) -> str:
+    request = experts_pb2.GetExpertRequest(expert_id=expert_id)
+    return world.experts.GetExpert(request).expert.stripe_account_id
 
 
 def version_of(world: World, payment_id: str) -> int:

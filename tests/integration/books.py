@@ -32,8 +32,7 @@ async def check_against_stripe(world: World) -> None:
     theirs: Counter[tuple[str, str, str]] = Counter()
     accounts = {"": "stripe:platform"}
     for expert_id, account in world.sql(
-        "SELECT expert_id, stripe_account_id FROM experts "
-        "WHERE stripe_account_id IS NOT NULL AND NOT deauthorized"
+        "SELECT expert_id, stripe_account_id FROM accounts WHERE readable"
     ):
         accounts[account] = f"stripe:connected:{expert_id}"
     for account, name in accounts.items():

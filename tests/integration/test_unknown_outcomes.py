@@ -124,7 +124,7 @@ async def test_a_caller_who_asks_again_does_not_cut_the_pause_before_a_new_key(
         return await world.stripe.requests("/refunds")
 
     async def replayed() -> bool:
-        return (await tries())[-1]["replayed"]
+        return bool((await tries())[-1]["replayed"])
 
     assert (await refusal(world.payments.RefundPayment(request))).reason == "OUTCOME_UNKNOWN"
     await until(replayed, "the stored error, once more")
