@@ -163,9 +163,11 @@ async def _refused(core: Core, operation: Operation, refused: Refused, cause: Ca
         if waits_for_expert(operation, refused) and applied.payment is not None:
             # So that what we know of the account is what Stripe's refusal was about.
             await refresh_expert(core, applied.payment.expert_id, cause)
-        await core.database.transact(
+        told = await core.database.transact(
             refuse_phase, core.answers, core.policy, operation, refused, cause
         )
+        if told is not None:
+            core.alarms.discrepancy(told.payment_id, told.kind)
         if operation.params.get("owed"):
             core.alarms.operation_parked(operation, refused.code)
     return applied

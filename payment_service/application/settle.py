@@ -25,6 +25,7 @@ from payment_service.domain.follow import (
     follow,
     refused_by_processor,
     repayment,
+    rest_not_returned,
     sentence_of,
 )
 from payment_service.domain.observation import Decline, Observation
@@ -186,12 +187,15 @@ def refuse_phase(
     operation: Operation,
     refused: Refused,
     cause: Cause,
-) -> None:
-    """Stripe's final no, and reading it again showed no effect: all is as it was before."""
+) -> Discrepancy | None:
+    """Stripe's final no, and reading it again showed no effect: all is as it was before.
+
+    What an operator must be told of, if anything.
+    """
     payment = tx.lock_payment(operation.payment_id)
     current = tx.operation(operation.operation_id)
     if payment is None or current is None or not current.is_held_by(operation):
-        return
+        return None
     if current.params.get("owed"):
         # The client is owed money whatever Stripe says: only an operator can end this.
         # The next try takes a new key: under this one Stripe would only repeat its no.
@@ -199,7 +203,7 @@ def refuse_phase(
         tx.record(
             escrow.waiting(payment, WaitingFor.OPERATOR, f"refused: {refused.code}", tx.now), cause
         )
-        return
+        return None
     if waits_for_expert(current, refused):
         # The caller is told that it is on its way; a new key, since this one would repeat the no.
         tx.postpone_operation(current, OperationState.PARKED, refused.code, None, next_attempt=True)
@@ -211,18 +215,25 @@ def refuse_phase(
         tx.record(transition, cause)
         if current.claim_id:
             _answer(tx, answers, current.claim_id, transition.after)
-        return
+        return None
     transition = _refused_transition(payment, current, refused, tx.now)
     tx.record(transition, cause)
     tx.settle_operation(current.operation_id, OperationState.REFUSED, refused.code)
     after = park_repayment(tx, policy, transition.after, cause)
+    # The expert was paid: a caller who is told "refused" would pay once more.
+    after_capture = bool(current.params.get("after_capture"))
+    told = None
+    if after_capture and after.held:
+        told = rest_not_returned(payment, current, refused.code)
+        tx.report(told)
     if not current.claim_id:
-        return
-    if current.kind is OperationKind.REVERSE_TRANSFER:
-        # The client has the money; what the expert owes is on the books. The refund succeeded.
+        return told
+    if after_capture or current.kind is OperationKind.REVERSE_TRANSFER:
+        # And of a refund the client has the money; what the expert owes is on the books.
         _answer(tx, answers, current.claim_id, after)
     else:
         tx.settle_claim(current.claim_id, answers.refusal(_refusal_of(payment, refused)))
+    return told
 
 
 def unsettled_phase(

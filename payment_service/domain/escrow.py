@@ -185,13 +185,21 @@ TRANSITIONS: Final[Mapping[Kind, Mapping[State, set[State]]]] = {
             Kind.DISPUTE_CLOSED,
             Kind.DISPUTE_ANSWER_STARTED,
             Kind.DISPUTE_ANSWER_REFUSED,
+        )
+    },
+    # An issuer may warn of a card that is only authorized.
+    **{
+        kind: _stay(_CHARGED | {_S.CANCELING, _S.PROMOTING})
+        for kind in (
             Kind.FRAUD_WARNING,
             Kind.FRAUD_WARNING_OVER,
             Kind.FRAUD_WARNING_RELEASED,
         )
     },
-    # Only at rest, since it takes money; REFUNDING while the expert's part is taken back.
+    # Money is taken only at rest; REFUNDING while the expert's part is taken back. A dispute that
+    # ends without having moved any may do so at any time.
     Kind.DISPUTE_LOST: {
+        **_stay({_S.CAPTURING, _S.REFUNDING}),
         _S.IN_ESCROW: {_S.REFUNDING, *_RESTING},
         _S.CAPTURED: {_S.REFUNDING, _S.CAPTURED, _S.REFUNDED},
         _S.REFUNDED: {_S.REFUNDED},

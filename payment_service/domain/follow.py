@@ -428,6 +428,7 @@ def _take_transfer(
             {
                 "payment_intent_id": payment.payment_intent_id,
                 "reason": operation.text("notes"),
+                "after_capture": True,
             },
         )
     to.settle()
@@ -599,6 +600,9 @@ def _take_refund(
 ) -> None:
     """The refund that our open operation asked for."""
     payment = to.payment
+    if _lacks_line(refund):
+        to.deferred = True
+        return
     settled = _settled(refund.line, Settled(refund.minor_units, payment.currency))
     to.movements.append(
         Movement(refund.refund_id, "refund", refund.minor_units, refund.operation_id)
@@ -614,7 +618,11 @@ def _take_refund(
         to.movements.append(Movement(failure_id(refund), "refund_failure", refund.minor_units))
         failure = Failure("refund_failed", "", "Stripe could not refund the client", now)
         to.take(escrow.refund_refused(payment, failure))
-        to.settle(refused)
+        if operation.params.get("after_capture"):
+            to.discrepancies.append(rest_not_returned(payment, operation, "refund_failed"))
+            to.settle()
+        else:
+            to.settle(refused)
         return
     # Divided anew: a refund made elsewhere may have come in between.
     split = plans.split_refund(payment, refund.minor_units, payment.held)
@@ -635,6 +643,9 @@ def _take_foreign_refund(
             Movement(failure_id(refund), "refund_failure", refund.minor_units),
         ]
         to.report("refund_made_elsewhere", f"{refund.refund_id} bounced")
+        return
+    if _lacks_line(refund):
+        to.deferred = True
         return
     settled = _settled(refund.line, Settled(refund.minor_units, payment.currency))
     # Whatever is paid by hand pays first what is owed to the client: it is not paid once more.
@@ -673,7 +684,11 @@ def _follow_bounces(to: Followed, seen: Observation, known: frozenset[str], now:
     """Refunds on the books that came back: before all else, so that what is paid next pays them."""
     for refund in seen.refunds:
         bounced = refund.failed and refund.refund_id in known and failure_id(refund) not in known
-        if bounced and to.payment.charged:
+        if not bounced or not to.payment.charged:
+            continue
+        if refund.line is not None and refund.failure_line is None:
+            to.deferred = True  # Under the refund's own line the failure would never be explained.
+        else:
             _take_bounced_refund(to, refund, now)
 
 
@@ -701,6 +716,24 @@ def repayment(
         {"owed": True, "payment_intent_id": payment.payment_intent_id},
     )
     return escrow.repayment_due(payment, operation_id, now), coming
+
+
+def rest_not_returned(payment: Payment, operation: Operation, code: str) -> Discrepancy:
+    """The expert was paid by a final capture, and Stripe refused to give back the rest."""
+    return Discrepancy(
+        payment.payment_id,
+        "rest_not_returned",
+        f"{operation.operation_id}: {code}",
+        expected=operation.minor_units,
+        found=0,
+        currency=payment.currency,
+        cure="the rest is still in escrow: RefundPayment, once what Stripe objects to is over",
+    )
+
+
+def _lacks_line(refund: Refund) -> bool:
+    """Stripe has not moved the money yet; postings, which are never edited, wait for its line."""
+    return refund.line is None and not refund.failed
 
 
 def failure_id(refund: Refund) -> str:

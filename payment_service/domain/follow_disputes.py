@@ -11,10 +11,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import Final
 
 from payment_service.domain import disputes, escrow, plans
 from payment_service.domain.disputes import Dispute, Outcome, Stage
-from payment_service.domain.escrow import Frozen, Kind
+from payment_service.domain.escrow import Frozen, Kind, State
 from payment_service.domain.follow import (
     Followed,
     Movement,
@@ -25,6 +26,9 @@ from payment_service.domain.follow import (
 from payment_service.domain.ledger import Settled
 from payment_service.domain.observation import DisputeLine, Observation, ShownDispute
 from payment_service.domain.operations import Operation, OperationState
+
+#: Where a card may be authorized and not charged: an issuer may warn of it already.
+_AUTHORIZED: Final = frozenset({State.IN_ESCROW, State.CAPTURING, State.CANCELING, State.PROMOTING})
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +59,8 @@ def follow_disputes(to: Followed, seen: Observation, given: Circumstances) -> No
     if not payment.charged:
         if seen.disputes and not to.deferred:
             to.report("dispute_of_a_hold", seen.disputes[0].dispute_id)
+        if payment.state in _AUTHORIZED:
+            _follow_warnings(to, seen, given)
         return
     for shown in seen.disputes:
         _follow_one(to, seen, shown, given)

@@ -39,6 +39,7 @@ _EXPECTED = {
     "PARTIAL_REFUND_NEEDS_CAPTURE",
     "COMMISSION_TOO_LARGE",
     "PAYMENT_DISPUTED",
+    "NOT_FROZEN_BY_WARNING",
     "OPERATION_IN_PROGRESS",
     "REFUSED_BY_PROCESSOR",
 }
@@ -78,6 +79,8 @@ class Walk:
             self.contest,
             self.decide,
             self.decide,
+            self.warn,
+            self.release,
         ]
         return [*first, *often, *seldom]
 
@@ -186,6 +189,21 @@ class Walk:
             await self.world.stripe.control(
                 "POST", f"/charges/{payment.charge_id}/dispute", {"inquiry": inquiry}
             )
+
+    async def warn(self) -> None:
+        """The issuer calls a charge fraud."""
+        payment = await self._some()
+        if payment.charge_id:
+            await self.world.stripe.control(
+                "POST", f"/charges/{payment.charge_id}/early_fraud_warning"
+            )
+
+    async def release(self) -> None:
+        payment = await self._some()
+        request = operations_pb2.ReleaseFraudWarningRequest(
+            payment_id=payment.payment_id, note="walk", idempotency_key=new_key()
+        )
+        await self._may_be_refused(self.world.operations.ReleaseFraudWarning(request))
 
     async def decide(self) -> None:
         """The bank decides on one of the disputes that are open."""
