@@ -27,6 +27,7 @@ from tests.integration.world import (
     REFUNDED,
     REFUNDING,
     Payment,
+    State,
     World,
     capture_request,
     refusal,
@@ -72,7 +73,7 @@ async def resume(world: World, operation_id: str) -> None:
     )
 
 
-async def repaid(world: World, payment_id: str, state: int) -> Payment:
+async def repaid(world: World, payment_id: str, state: State) -> Payment:
     """An operator sends the parked repayment on; the payment then rests."""
 
     async def parked() -> str | None:

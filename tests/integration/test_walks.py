@@ -180,11 +180,7 @@ class Walk:
     async def contest(self) -> None:
         """The client's bank takes a charge back, or asks about it."""
         payment = await self._some()
-        charged = payment.charge_id and (
-            payment.escrow_mode == payments_pb2.ESCROW_MODE_PLATFORM_HOLD
-            or payment.captured_amount.minor_units
-        )
-        if charged and payment.freeze == payments_pb2.PAYMENT_FREEZE_NONE:
+        if _is_charged(payment) and payment.freeze == payments_pb2.PAYMENT_FREEZE_NONE:
             inquiry = self.dice.random() < 0.4
             await self.world.stripe.control(
                 "POST", f"/charges/{payment.charge_id}/dispute", {"inquiry": inquiry}
@@ -193,7 +189,7 @@ class Walk:
     async def warn(self) -> None:
         """The issuer calls a charge fraud."""
         payment = await self._some()
-        if payment.charge_id:
+        if _is_charged(payment):
             await self.world.stripe.control(
                 "POST", f"/charges/{payment.charge_id}/early_fraud_warning"
             )
@@ -250,6 +246,11 @@ class Walk:
 
         await self.world.stripe.control("POST", "/webhooks/settle", {"seconds": PATIENCE})
         await until(none_left, "nothing parked for an operator", PATIENCE)
+
+
+def _is_charged(payment: payments_pb2.Payment) -> bool:
+    on_the_platform = payment.escrow_mode == payments_pb2.ESCROW_MODE_PLATFORM_HOLD
+    return bool(payment.charge_id and (on_the_platform or payment.captured_amount.minor_units))
 
 
 @pytest.mark.parametrize("seed", [int(os.environ.get("SEED", "1")), 2])
