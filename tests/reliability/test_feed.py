@@ -11,6 +11,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
+import grpc.aio
 import psycopg2
 import pytest
 
@@ -70,7 +71,7 @@ class Writer:
 class Watcher:
     """A subscriber that keeps its cursor, with a channel of its own to both replicas."""
 
-    addresses: list[str]
+    channel: grpc.aio.Channel
     cursor: str = ""
     told: list[tuple[str, int]] = field(default_factory=list)
     _task: asyncio.Task[None] | None = None
@@ -79,7 +80,7 @@ class Watcher:
         self._task = asyncio.create_task(self._watch())
 
     async def cut(self) -> None:
-        """Go away without a word, as a process does that ends."""
+        """End the stream in the middle, wherever it is."""
         assert self._task is not None
         if self._task.done():
             self._task.result()
@@ -87,10 +88,9 @@ class Watcher:
         await asyncio.gather(self._task, return_exceptions=True)
 
     async def _watch(self) -> None:
-        async with connect(*self.addresses) as channel:
-            async for one in watch(channel, self.cursor):
-                self.told.append((one.event.payment_id, one.event.sequence))
-                self.cursor = one.cursor
+        async for one in watch(self.channel, self.cursor):
+            self.told.append((one.event.payment_id, one.event.sequence))
+            self.cursor = one.cursor
 
 
 async def _harm(system: System, watchers: list[Watcher], chance: random.Random) -> None:
@@ -124,7 +124,8 @@ def test_no_watcher_misses_an_event() -> None:
                 Writer(world.database_url, payments, random.Random(chance.random()), ending)
                 for _ in range(_WRITERS)
             ]
-            watchers = [Watcher(system.stack.settings.grpc_addresses) for _ in range(_WATCHERS)]
+            channels = [connect(*system.stack.settings.grpc_addresses) for _ in range(_WATCHERS)]
+            watchers = [Watcher(channel) for channel in channels]
             for watcher in watchers:
                 watcher.begin()
             pool = ThreadPoolExecutor(_WRITERS)
@@ -148,6 +149,7 @@ def test_no_watcher_misses_an_event() -> None:
             caught_up = time.monotonic() - last
             for watcher in watchers:
                 await watcher.cut()
+                await watcher.channel.close()
         for watcher in watchers:
             counts = Counter(watcher.told)
             assert not trail - counts.keys(), "missing"
