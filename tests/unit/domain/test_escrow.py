@@ -193,6 +193,9 @@ FUNCTIONS: dict[str, Callable[[Payment], Transition]] = {
     },
     "dispute, withdrawn": dispute_funds(taken=True),
     "dispute, reinstated": dispute_funds(taken=False),
+    "dispute_lost, without money": lambda p: escrow.dispute_changed(
+        p, Kind.DISPUTE_LOST, {}, Frozen(), NOW
+    ),
     "dispute_lost, out of escrow": lambda p: dispute_lost(p, HELD_PART),
     "dispute_lost, all that is held": lambda p: dispute_lost(p, RefundSplit(p.held or 100)),
     "dispute_lost, a part": lambda p: dispute_lost(p, EXPERTS_PART),

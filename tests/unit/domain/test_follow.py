@@ -12,6 +12,7 @@ from payment_service.domain.errors import Precondition
 from payment_service.domain.escrow import Kind, Payment, State, WaitingFor
 from payment_service.domain.follow import Followed, Movement, follow
 from payment_service.domain.observation import (
+    BalanceLine,
     Charge,
     Decline,
     IntentStatus,
@@ -435,7 +436,8 @@ def test_our_refund_is_followed_by_the_experts_leg() -> None:
 def test_refund_that_is_all_commission_has_no_second_leg() -> None:
     """By hand an operator captured it all as commission."""
     payment = replace(in_state(State.REFUNDING), net_commission=10_000)
-    refund = Refund("re_1", 10_000, "succeeded", "op_1")
+    line = BalanceLine("txn_r", "USD", 10_000)
+    refund = Refund("re_1", 10_000, "succeeded", "op_1", line)
     to = followed(payment, replace(SUCCEEDED, refunds=(refund,)), REFUND)
     assert (to.next_operation, to.settled) == (None, True)
     assert (to.payment.state, to.payment.operation_id) == (State.REFUNDED, "")
@@ -646,7 +648,7 @@ def test_refund_by_hand_that_bounced_before_it_was_seen_moves_nothing() -> None:
 
 
 def test_refund_beyond_what_is_left_is_reported_and_not_posted() -> None:
-    refund = Refund("re_9", 10_001, "succeeded")
+    refund = Refund("re_9", 10_001, "succeeded", line=BalanceLine("txn_r", "USD", 10_001))
     to = followed(in_state(State.CAPTURED), replace(SUCCEEDED, refunds=(refund,)))
     assert (to.transitions, to.movements, reported(to)) == ([], [], ["refund_exceeds_net"])
 
