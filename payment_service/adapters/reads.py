@@ -122,16 +122,17 @@ class SqlReader(FeedReads, PayoutReads, AccountReads):
     def payments_waiting_for_experts(self, limit: int) -> Sequence[tuple[str, str]]:
         """Parked captures whose expert can be paid again, with their operations.
 
-        An account that changed since is tried at once, another after a minute: Stripe may have
-        refused although it calls the account well. A charge whose destination is not the expert's
+        At once where the account was at fault, or has changed since; else after a minute: Stripe
+        may have refused although it calls the account well. A charge whose destination is not the expert's
         account any more is never tried; `plans.check_destination` refuses it as well.
         """
         found = self._all(
             "SELECT payment_id, payments.operation_id FROM payments JOIN experts USING (expert_id) "
             "WHERE waiting_for = 'expert' AND transfers_active AND NOT deauthorized "
-            "AND frozen = 'NONE' "
+            "AND NOT starts_with(disabled_reason, 'rejected.') AND frozen = 'NONE' "
             f"AND NOT {_DESTINATION_REPLACED} "
-            "AND (experts.update_time > payments.update_time "
+            "AND (waiting_reason NOT IN ('', 'EXPERT_REFUSED') "
+            "OR experts.update_time > payments.update_time "
             "OR payments.update_time < now() - interval '1 minute') LIMIT :limit",
             limit=limit,
         )

@@ -17,7 +17,7 @@ from payment_service.application.operate import unpark
 from payment_service.application.settle import leased_operation
 from payment_service.domain import escrow, plans
 from payment_service.domain.errors import Refusal
-from payment_service.domain.escrow import State, WaitingFor
+from payment_service.domain.escrow import State, WaitingFor, WaitingReason
 from payment_service.domain.operations import OF_A_DISPUTE, Operation, OperationKind
 from payment_service.domain.ports import Cause, Policy, Transaction
 
@@ -77,7 +77,8 @@ def tell_reason(tx: Transaction, payment_id: str) -> None:
     expert = tx.expert(payment.expert_id)
     assert expert is not None
     reason = plans.reason_to_wait(payment, expert)
-    if reason is not payment.waiting_reason:
+    # Of an account that is well by now there is nothing to tell: the capture goes on.
+    if reason not in (payment.waiting_reason, WaitingReason.EXPERT_REFUSED):
         why = "the expert's account has changed"
         tx.record(escrow.waiting(payment, WaitingFor.EXPERT, why, tx.now, reason), SWEEP)
 
