@@ -73,6 +73,7 @@ class Walk:
             self.refund_by_hand,
             self.reverse_by_hand,
             self.bounce,
+            self.resume,
             self.turn_an_expert,
             self.days_pass,
             self.write_off,
@@ -148,7 +149,7 @@ class Walk:
         if refunds:
             [refund] = self.dice.choice(refunds)
             await self.world.stripe.control("POST", f"/refunds/{refund}/fail")
-            await self._resume()
+            await self.resume()
 
     async def turn_an_expert(self) -> None:
         expert = self.dice.choice(self.experts)
@@ -229,18 +230,22 @@ class Walk:
             return  # It was not.
         assert refused.reason in _EXPECTED, refused
 
-    async def _resume(self) -> None:
-        """An operator sends on whatever is parked for one."""
+    async def resume(self) -> None:
+        """An operator sends on whatever is parked for one, and can be sent.
+
+        Not while the bank decides; and of a charge that was lost Stripe refunds nothing.
+        """
 
         async def none_left() -> bool:
             parked = self.world.sql(
                 "SELECT operations.operation_id FROM operations JOIN payments USING (payment_id) "
-                "WHERE operations.state = 'PARKED' AND waiting_for = 'operator'"
+                "WHERE operations.state = 'PARKED' AND waiting_for = 'operator' "
+                "AND frozen <> 'CHARGEBACK' AND last_error <> 'charge_disputed'"
             )
             for (operation_id,) in parked:
                 request = operations_pb2.ResumeOperationRequest(operation_id=operation_id)
                 await self.world.operations.ResumeOperation(request)
-            # A second bounce waits for the first one's end, and is parked in its turn.
+            # What a second bounce left owed is parked when the first one is paid.
             waiting = self.world.sql("SELECT 1 FROM inbox WHERE state = 'WAITING'")
             return not parked and not waiting
 
