@@ -21,7 +21,7 @@ SECONDS ?= 30
 SEEDS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo bench test prove chaos mutants lint format stubs breaking migrate smoke-stripe client-wheel reset clean
+.PHONY: help run demo bench test coverage prove chaos mutants lint format stubs breaking migrate smoke-stripe client-wheel reset clean
 
 help: ## list these targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -37,13 +37,22 @@ bench: $(GENERATED) ## what one worker carries while Stripe is slow; ends by its
 
 # Two files at a time, since most tests wait for real processes. Those may be late on a crowded
 # machine: what fails is tried once more, what fails twice is red, and every second try is listed.
-IN_FULL := --numprocesses=2 --dist=loadfile --reruns=1 -raR --cov --cov-report=term
+IN_FULL := --numprocesses=2 --dist=loadfile --no-loadscope-reorder --reruns=1 -raR
 
-test: $(GENERATED) ## all tests (unit, integration, acceptance) with coverage; ARGS='-k capture' narrows
+test: $(GENERATED) ## all tests (unit, integration, acceptance, reliability); ARGS='-k capture' narrows
 	@$(BIN)/python -m pytest $(if $(ARGS),$(ARGS),$(IN_FULL))
 
-prove: $(GENERATED) ## every proof of tests/reliability in full (over an hour); SEED=7 repeats a run
-	@PROVE=full $(BIN)/python -m pytest tests/reliability --capture=no $(ARGS)
+coverage: $(GENERATED) ## the same with coverage, which takes half as long again
+	@$(BIN)/python -m pytest $(IN_FULL) --cov --cov-report=term
+
+# The model waits for little but its own process, so its halves run side by side, before the rest.
+PROVE_FULL := PROVE=full $(BIN)/python -m pytest --capture=no $(ARGS)
+MODEL := tests/reliability/test_model.py
+
+prove: $(GENERATED) ## every proof of tests/reliability in full; SEED=7 repeats a run
+	@$(PROVE_FULL) $(MODEL) -k 'model_says and 0' & other=$$!; failed=0; \
+		$(PROVE_FULL) $(MODEL) -k 'model_says and 1' || failed=1; wait $$other || failed=1; \
+		$(PROVE_FULL) tests/reliability --ignore=$(MODEL) || failed=1; exit $$failed
 
 chaos: $(GENERATED) ## kill, stop and lie to real processes, then check every promise; SEED=1 SECONDS=30 SEEDS=1
 	@$(BIN)/python -m chaos run --seed $(SEED) --seconds $(SECONDS) --seeds $(SEEDS)

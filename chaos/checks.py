@@ -364,6 +364,21 @@ def states_move_along_edges(evidence: Evidence) -> Iterator[tuple[str, str]]:
 
 
 @_check
+def feed_has_every_version_once(evidence: Evidence) -> Iterator[tuple[str, str]]:
+    """Each version of a payment has one place in the feed, and they come in their order."""
+    places: dict[str, list[int]] = defaultdict(list)
+    for row in sorted(evidence.feed, key=lambda row: row["position"]):
+        places[row["payment_id"]].append(row["sequence"])
+    for payment in evidence.payments:
+        payment_id, version = payment["payment_id"], payment["version"]
+        fed = places.pop(payment_id, [])
+        if fed != list(range(1, version + 1)):
+            yield f"version {version}, but the feed has {fed}", payment_id
+    for payment_id in places:
+        yield "the feed tells of a payment that is not there", payment_id
+
+
+@_check
 def chain_is_intact(evidence: Evidence) -> Iterator[tuple[str, str]]:
     """The hashes computed again over the stored bytes, and each head on its payment's row."""
     heads = {}

@@ -21,6 +21,7 @@ Row = dict[str, Any]
 _TABLES = {
     "payments": "SELECT * FROM payments ORDER BY create_time",
     "events": "SELECT * FROM events ORDER BY payment_id, sequence",
+    "feed": "SELECT * FROM feed ORDER BY position",
     "postings": "SELECT * FROM postings ORDER BY posting_id",
     "movements": "SELECT * FROM movements ORDER BY time",
     "operations": "SELECT * FROM operations ORDER BY create_time",
@@ -46,6 +47,7 @@ class Evidence:
 
     payments: list[Row] = field(default_factory=list)
     events: list[Row] = field(default_factory=list)
+    feed: list[Row] = field(default_factory=list)
     postings: list[Row] = field(default_factory=list)
     movements: list[Row] = field(default_factory=list)
     operations: list[Row] = field(default_factory=list)

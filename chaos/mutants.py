@@ -385,6 +385,18 @@ MUTANTS = (
         "test_a_deadline_asks_stripe_first",
     ),
     Mutant(
+        "feed that reads on from the last id",
+        (
+            Edit(
+                "payment_service/adapters/feed.py",
+                "SELECT pending_id FROM feed_pending ORDER BY pending_id LIMIT :limit)",
+                "SELECT pending_id FROM feed_pending WHERE pending_id > (SELECT count(*) FROM feed)"
+                " ORDER BY pending_id LIMIT :limit)",
+            ),
+        ),
+        "test_a_late_commit_is_not_lost_from_the_feed",
+    ),
+    Mutant(
         "caller's words in the log",
         (
             Edit(

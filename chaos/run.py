@@ -246,10 +246,14 @@ async def _left(stack: Stack, simulator: Simulator) -> str:
         rows,
         stack.database_url,
         "SELECT (SELECT count(*) FROM operations WHERE state IN ('STARTED', 'UNKNOWN')) AS open, "
-        "(SELECT count(*) FROM inbox WHERE state = 'WAITING') AS waiting",
+        "(SELECT count(*) FROM inbox WHERE state = 'WAITING') AS waiting, "
+        "(SELECT count(*) FROM feed_pending) AS unfed",
     )
-    if counts["open"] or counts["waiting"]:
-        return f"{counts['open']} operations open, {counts['waiting']} events waiting"
+    if any(counts.values()):
+        return (
+            f"{counts['open']} operations open, {counts['waiting']} events waiting, "
+            f"{counts['unfed']} not in the feed"
+        )
     # A delivery that waits for its next try may take its time, if the event is known already.
     shown = await simulator.control("GET", "/webhooks?limit=1000000")
     known = await asyncio.to_thread(rows, stack.database_url, "SELECT event_id FROM inbox")

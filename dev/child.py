@@ -7,12 +7,26 @@ import subprocess
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from typing import IO, Protocol
 
 from dev.guard import Guard
 from dev.settings import ROOT
 
 #: Takes the name of a child and one line that it wrote.
 Sink = Callable[[str, str], None]
+
+
+class Process(Protocol):
+    """As much of `subprocess.Popen` as a child needs."""
+
+    @property
+    def pid(self) -> int: ...
+    @property
+    def stdout(self) -> IO[bytes] | None: ...
+    def poll(self) -> int | None: ...
+    def wait(self, timeout: float | None = None) -> int: ...
+    def send_signal(self, number: int, /) -> None: ...
+
 
 _TAIL_LINES = 30
 
@@ -34,29 +48,34 @@ class Child:
         self.command = list(command)
         self.environment = dict(environment)
         self.tail: deque[str] = deque(maxlen=_TAIL_LINES)
+        #: Who starts it, with the environment that it is to have; by default, a command.
+        self.spawn: Callable[[Mapping[str, str]], Process] = self.run_command
         self._guard = guard
         self._sink = sink
         self._on_start = on_start
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Process | None = None
         self._reader: threading.Thread | None = None
 
     def start(self) -> None:
         assert not self.running, f"{self.name} runs already"
-        self._process = subprocess.Popen(
-            self.command,
-            cwd=ROOT,
-            env=self.environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C is for the supervisor, which knows the order
-        )
+        self._process = self.spawn(self.environment)
         self._guard.add(self._process.pid)
         self._on_start(self)
         self._reader = threading.Thread(
             target=self._read, args=[self._process], name=f"lines of {self.name}", daemon=True
         )
         self._reader.start()
+
+    def run_command(self, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            self.command,
+            cwd=ROOT,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C is for the supervisor, which knows the order
+        )
 
     @property
     def pid(self) -> int:
@@ -114,7 +133,7 @@ class Child:
         if self._process is not None:
             self._process.send_signal(number)  # a no-op once it has been waited for
 
-    def _read(self, process: subprocess.Popen[bytes]) -> None:
+    def _read(self, process: Process) -> None:
         assert process.stdout is not None
         with process.stdout:
             for raw in process.stdout:

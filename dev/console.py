@@ -57,7 +57,7 @@ def _readable(line: str) -> str:
 
 
 def summarize(lines: Lines, stack: Stack, seconds: float) -> None:
-    """What listens where, and three commands to paste."""
+    """What listens where, and the commands to paste."""
     lines.say()
     lines.say(f"Ready after {seconds:.1f} s. Ctrl-C stops everything.")
     lines.say()
@@ -126,6 +126,7 @@ def _invitations(stack: Stack) -> list[tuple[str, str]]:
             "How it stands, and everything else that there is to call:",
             _call(stack, "PaymentService/ListPayments", '{"user_id": "client-1"}'),
         ),
+        ("Everything that happens, as it happens:", _call(stack, "EventService/WatchEvents", "{}")),
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from dataclasses import dataclass
 
@@ -26,8 +27,10 @@ from marketplace.payments.v1 import (
     webhooks_pb2_grpc,
 )
 from payment_service.adapters.database import SqlDatabase
+from payment_service.adapters.repositories import SqlTransaction
 from payment_service.adapters.stripe_api import StripeApi
 from payment_service.application.core import Core
+from payment_service.application.feed import Feed
 from payment_service.application.ingest_event import WebhookSecrets
 from payment_service.barriers import Barriers
 from payment_service.config import Settings
@@ -36,9 +39,10 @@ from payment_service.rpc.calls import Operations
 from payment_service.rpc.convert import AnswerEncoder
 from payment_service.rpc.disputes import DisputeServicer
 from payment_service.rpc.errors import refusal_answer
+from payment_service.rpc.events import EventServicer
 from payment_service.rpc.experts import ExpertServicer, OnboardingServicer
 from payment_service.rpc.payments import PaymentServicer
-from payment_service.rpc.records import EventServicer, LedgerServicer, OperationsServicer
+from payment_service.rpc.records import LedgerServicer, OperationsServicer
 from payment_service.rpc.webhooks import WebhookServicer
 
 SERVICES = tuple(
@@ -71,12 +75,20 @@ class Wired:
 def wire(settings: Settings) -> Wired:
     """Make the adapters and the core. Call on the running event loop."""
     metrics = Metrics()
+    feed = Feed(settings.event_watchers)
+    loop = asyncio.get_running_loop()
+
+    def recorded(tx: SqlTransaction) -> None:
+        """On a thread of the database's."""
+        metrics.observe_commit(tx)
+        loop.call_soon_threadsafe(feed.recorded.set)
+
     barriers = Barriers.from_environment(os.environ) if _may_be_tested(settings) else None
     database = SqlDatabase(
         settings.require_database_url(),
         write_threads=settings.database_write_threads,
         read_threads=settings.database_read_threads,
-        on_record=metrics.observe_commit,
+        on_record=recorded,
         on_phase=barriers.phase if barriers else None,
     )
     stripe = StripeApi(
@@ -92,6 +104,7 @@ def wire(settings: Settings) -> Wired:
         answers=AnswerEncoder(policy.publishable_key, refusal_answer),
         policy=policy,
         alarms=metrics,
+        feed=feed,
     )
     return Wired(core, database, stripe, Operations(), metrics, settings)
 

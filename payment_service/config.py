@@ -54,6 +54,8 @@ class Settings(BaseSettings):
     metrics_port: Port = 9464
     reflection: bool = True
     shutdown_grace: float = Field(20.0, ge=0)
+    #: Streams of WatchEvents at once.
+    event_watchers: int = Field(50, ge=0, le=500)
 
     default_commission_basis_points: int = Field(1000, ge=0, le=9999)
     default_currency: str = "USD"

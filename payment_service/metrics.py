@@ -26,6 +26,7 @@ _BACKLOGS = (
     ("webhook_event", "PARKED"),
     ("dispute", "NEEDS_RESPONSE"),
     ("dispute", "DUE_SOON"),
+    ("feed_event", "PENDING"),
 )
 #: What of a dispute is counted, by the event that tells of it.
 _DISPUTE_STEPS = {
@@ -137,7 +138,8 @@ class Metrics:
         )
         self.waiting = Gauge(
             "payments_waiting",
-            "How much waits now: operations, webhook events, disputes, by what and state.",
+            "How much waits now: operations, webhook events, disputes, events with no place in "
+            "the feed yet, by what and state.",
             ["what", "state"],
             registry=r,
         )
@@ -154,6 +156,10 @@ class Metrics:
             "(fewer than 6, 24, 72, or more): what is at risk of lapsing.",
             ["currency", "mode", "hours_left"],
             registry=r,
+        )
+
+        self.event_watchers = Gauge(
+            "payments_event_watchers", "Streams of WatchEvents now.", registry=r
         )
 
     def observe_rpc(self, method: str, code: str, seconds: float) -> None:

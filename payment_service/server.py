@@ -114,6 +114,7 @@ async def serve(settings: Settings) -> None:
     watch.cancel()
     gauge.cancel()
     await servicer.enter_graceful_shutdown()
+    wired.core.feed.ending.set()
     background.cancel()
     # Callers move off; those that wait are answered; operations whose callers have left are waited
     # for as well. All share one grace, so that whoever stops us knows how long it can take.
@@ -157,6 +158,7 @@ async def _watch_health(wired: Wired, servicer: health.aio.HealthServicer) -> No
 async def _gauge_backlog(wired: Wired) -> None:
     """Keep the gauges of what waits; the last word stands while the database is away."""
     while True:
+        wired.metrics.event_watchers.set(wired.core.feed.watchers)
         with suppress(Refusal):
             wired.metrics.observe_backlog(
                 await wired.database.read(lambda reader: reader.backlog())

@@ -211,10 +211,15 @@ def release(simulation: Simulation, charge: Row, reason: str | None) -> Row:
     charge = simulation.store.change(
         "charge", id_, _released=charge["amount"], amount_refunded=charge["amount"], refunded=True
     )
-    if simulation.settings.void_creates_refund:
-        refund = refunds.insert(simulation, charge, charge["amount"], reason, {})
-        emit(simulation, "refund.created", refund)
+    show_released(simulation, charge, charge["amount"], reason)
     return charge
+
+
+def show_released(simulation: Simulation, charge: Row, amount: int, reason: str | None) -> None:
+    """A Refund object for what was never captured, if the switch says so. No money moves."""
+    if amount and simulation.settings.void_creates_refund:
+        refund = refunds.insert(simulation, charge, amount, reason, {})
+        emit(simulation, "refund.created", refund)
 
 
 def available_on(simulation: Simulation, card: cards.Card) -> int:

@@ -60,7 +60,8 @@ class Settings:
     # Cancelling an authorization also reports charge.refunded with captured=false (observed by
     # woocommerce-payments#757 and odoo#259230); False is what the documents describe.
     void_refunds_charge: bool = True
-    # Whether a released authorization also gets a Refund object of its own (unconfirmed).
+    # Whether a released authorization, or the rest that a partial capture releases, also gets a
+    # Refund object of its own (unconfirmed).
     void_creates_refund: bool = False
     # The reason on an intent whose authorization ran out: `automatic` or `expired` (unconfirmed).
     expiry_reason: str = "automatic"

@@ -38,10 +38,10 @@ class Cardholders:
         ]
 
     def _charge(self, request: web.Request) -> Row:
-        """A captured card payment; the connected account's side of a transfer is none."""
+        """A card payment; the connected account's side of a transfer is none."""
         charge = self.simulation.store.get("charge", request.match_info["id"])
-        if charge is None or not charge["captured"] or charge["payment_intent"] is None:
-            raise ValueError("there is no such captured charge")
+        if charge is None or charge["status"] != "succeeded" or charge["payment_intent"] is None:
+            raise ValueError("there is no such charge")
         return charge
 
     async def dispute(self, request: web.Request, given: Given) -> Given:
@@ -49,6 +49,8 @@ class Cardholders:
         only(given, "amount", "reason", "inquiry")
         simulation = self.simulation
         charge = self._charge(request)
+        if not charge["captured"]:
+            raise ValueError("a charge that was never captured cannot be disputed")
         amount = int(given["amount"] if "amount" in given else charge["amount_captured"])
         reason = given.get("reason", "fraudulent")
         inquiry = given.get("inquiry", False)

@@ -389,6 +389,8 @@ def capture(call: Call) -> Row:
     emit(simulation, "charge.captured", captured.charge)
     charge = capturing.let_cardholder_react(simulation, captured.charge)
     emit(simulation, "payment_intent.succeeded", intent)
+    released = charge["amount"] - amount
+    charges.show_released(simulation, charge, released, "expired_uncaptured_charge")
     if simulation.settings.charge_updated_on_capture:
         emit(simulation, "charge.updated", charge, {"balance_transaction": None})
     return intent

@@ -22,6 +22,7 @@ import structlog
 from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
 
+from payment_service.adapters import feed
 from payment_service.adapters.reads import SqlReader
 from payment_service.adapters.repositories import SqlTransaction
 from payment_service.domain.errors import Busy, Unavailable, database_unavailable
@@ -51,6 +52,15 @@ def normalized_url(url: str) -> str:
     plain = url.replace("postgres://", "postgresql://", 1) if url.startswith("postgres://") else url
     return (
         make_url(plain).set(drivername="postgresql+psycopg2").render_as_string(hide_password=False)
+    )
+
+
+def plain_url(url: str) -> str:
+    """The URL as PostgreSQL's own library takes it, which knows of no driver."""
+    return (
+        make_url(normalized_url(url))
+        .set(drivername="postgresql")
+        .render_as_string(hide_password=False)
     )
 
 
@@ -106,6 +116,7 @@ class SqlDatabase:
         on_record: Callable[[SqlTransaction], None] | None = None,
         on_phase: Callable[[str, str], None] | None = None,
     ) -> None:
+        self._url = url
         self._write_engine = make_engine(url, write_threads)
         self._read_engine = make_engine(url, read_threads, autocommit=True)
         self._writers = ThreadPoolExecutor(write_threads, thread_name_prefix="write")
@@ -115,6 +126,9 @@ class SqlDatabase:
         self._read_places = asyncio.Semaphore(read_threads)
         self._admission_seconds = admission_seconds
         self._held = threading.local()
+        #: Every connection that some reading thread holds, to be closed with us: a pool that is
+        #: disposed of leaves alone what is checked out.
+        self._all_held: set[Connection] = set()
         self._on_record = on_record
         #: Told each phase's name and moment: before, uncommitted, after. For barriers in tests.
         self._on_phase = on_phase or (lambda name, moment: None)
@@ -198,12 +212,14 @@ class SqlDatabase:
         connection: Connection | None = getattr(self._held, "connection", None)
         if connection is None or connection.closed:
             connection = self._held.connection = self._read_engine.connect()
+            self._all_held.add(connection)
         return connection
 
     def _drop_held_connection(self) -> None:
         connection: Connection | None = getattr(self._held, "connection", None)
         self._held.connection = None
         if connection is not None:
+            self._all_held.discard(connection)
             connection.invalidate()
             connection.close()
 
@@ -214,10 +230,15 @@ class SqlDatabase:
         except Unavailable:
             return False
 
+    async def listen(self, hear: Callable[[int], None]) -> None:
+        await feed.listen(plain_url(self._url), hear)
+
     def close(self) -> None:
         """Finish what runs, then close every connection."""
         self._writers.shutdown(wait=True)
         self._readers.shutdown(wait=True)
+        for connection in self._all_held:
+            connection.close()
         self._write_engine.dispose()
         self._read_engine.dispose()
 

@@ -31,6 +31,17 @@ _INVARIANTS: Final[dict[str, str]] = {
         "ON e.payment_id = p.payment_id AND e.sequence = p.version "
         "WHERE {scope} AND e.hash IS DISTINCT FROM p.head_hash LIMIT 100"
     ),
+    "every_event_is_in_the_feed": (
+        "SELECT DISTINCT p.payment_id FROM payments p JOIN events e USING (payment_id) "
+        "LEFT JOIN feed f USING (payment_id, sequence) "
+        "LEFT JOIN feed_pending w USING (payment_id, sequence) "
+        "WHERE {scope} AND f.position IS NULL AND w.pending_id IS NULL LIMIT 100"
+    ),
+    "the_feed_is_in_each_payments_order": (
+        "SELECT DISTINCT p.payment_id FROM payments p JOIN feed f USING (payment_id) "
+        "JOIN feed l ON l.payment_id = f.payment_id AND l.sequence = f.sequence + 1 "
+        "WHERE {scope} AND l.position < f.position LIMIT 100"
+    ),
     "the_hold_is_in_the_memo": _POSTED.format(
         account="'hold'", expected="CASE WHEN p.charged = 0 THEN p.held ELSE 0 END"
     ),
@@ -56,7 +67,8 @@ _INVARIANTS: Final[dict[str, str]] = {
         ),
     ),
     "what_was_lost_is_in_the_disputes": (
-        "SELECT p.payment_id FROM payments p WHERE {scope} AND p.lost + p.lost_held > "
+        "SELECT p.payment_id FROM payments p "
+        "WHERE {scope} AND p.lost + p.lost_held + p.lost_beyond > "
         "(SELECT coalesce(sum(d.lost), 0) FROM disputes d WHERE d.payment_id = p.payment_id) "
         "LIMIT 100"
     ),
@@ -70,6 +82,10 @@ _INVARIANTS: Final[dict[str, str]] = {
         "SELECT p.payment_id FROM payments p LEFT JOIN operations o "
         "ON o.payment_id = p.payment_id AND o.state IN ('STARTED', 'UNKNOWN', 'PARKED') "
         "WHERE {scope} AND coalesce(o.operation_id, '') <> p.operation_id LIMIT 100"
+    ),
+    "what_the_client_is_owed_is_being_paid": (
+        "SELECT p.payment_id FROM payments p WHERE {scope} "
+        "AND p.client_owed > 0 AND p.operation_id = '' LIMIT 100"
     ),
     "what_is_under_way_has_an_operation": (
         "SELECT p.payment_id FROM payments p WHERE {scope} "

@@ -8,6 +8,7 @@ from typing import Final
 
 from payment_service.adapters import rows
 from payment_service.adapters.accounts import AccountReads
+from payment_service.adapters.feed import FeedReads
 from payment_service.adapters.invariants import INVARIANTS
 from payment_service.adapters.payouts import PayoutReads
 from payment_service.adapters.trails import TRAILS, trail_of
@@ -36,7 +37,7 @@ _DESTINATION_REPLACED: Final = (
 )
 
 
-class SqlReader(PayoutReads, AccountReads):
+class SqlReader(FeedReads, PayoutReads, AccountReads):
     """Reads for RPCs. Each method is one statement."""
 
     def payment(self, payment_id: str) -> Payment | None:
@@ -160,13 +161,16 @@ class SqlReader(PayoutReads, AccountReads):
     def payments_with_unsettled_losses(self, limit: int) -> Sequence[str]:
         """A loss waits while something else is under way; `Dispute.unsettled` in SQL.
 
-        A capture that waits for the expert's account is given up for it.
+        A capture that waits for the expert's account is given up for it, and so is a parked
+        operation that was to pay the client what a bounced refund left owed.
         """
         found = self._all(
             "SELECT DISTINCT payment_id FROM disputes JOIN payments USING (payment_id) "
             "WHERE outcome IN ('LOST', 'PREVENTED') "
             "AND withdrawn > reinstated + disputes.lost "
-            "AND (payments.operation_id = '' OR waiting_for = 'expert') LIMIT :limit",
+            "AND (payments.operation_id = '' OR waiting_for = 'expert' OR EXISTS "
+            "(SELECT 1 FROM operations WHERE operations.operation_id = payments.operation_id "
+            "AND operations.state = 'PARKED' AND params ->> 'owed' = 'true')) LIMIT :limit",
             limit=limit,
         )
         return [row["payment_id"] for row in found]
@@ -259,17 +263,7 @@ class SqlReader(PayoutReads, AccountReads):
             after=after,
             limit=limit,
         )
-        return [
-            StoredEvent(
-                row["payment_id"],
-                row["sequence"],
-                row["kind"],
-                row["time"],
-                row["body"],
-                bytes(row["hash"]),
-            )
-            for row in found
-        ]
+        return [rows.stored_event_of(row) for row in found]
 
     def event_hash(self, payment_id: str, sequence: int) -> bytes:
         """The hash of one event; empty before the first."""
@@ -348,7 +342,7 @@ class SqlReader(PayoutReads, AccountReads):
         ]
 
     def backlog(self) -> Sequence[Backlog]:
-        """What waits: unsettled operations and unapplied webhook events, by state."""
+        """What waits: operations, webhook events, disputes and the feed's events, by state."""
         found = self._all(
             "SELECT 'operation' AS what, state, count(*) AS count, "
             "extract(epoch FROM now() - min(create_time))::float AS oldest FROM operations "
@@ -363,7 +357,9 @@ class SqlReader(PayoutReads, AccountReads):
             "AS due (state, ahead) "
             "WHERE status IN ('needs_response', 'warning_needs_response') "
             "AND (evidence_due_time IS NULL OR evidence_due_time < now() + ahead) "
-            "GROUP BY due.state"
+            "GROUP BY due.state UNION ALL "
+            "SELECT 'feed_event', 'PENDING', count(*), "
+            "extract(epoch FROM now() - min(time))::float FROM feed_pending HAVING count(*) > 0"
         )
         return [Backlog(row["what"], row["state"], row["count"], row["oldest"]) for row in found]
 

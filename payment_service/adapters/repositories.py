@@ -19,6 +19,7 @@ from sqlalchemy import Connection
 
 from payment_service.adapters import rows
 from payment_service.adapters.accounts import AccountWrites
+from payment_service.adapters.feed import FeedWrites
 from payment_service.adapters.payouts import PayoutWrites
 from payment_service.adapters.rows import DISPUTE_COLUMNS, PAYMENT_COLUMNS
 from payment_service.domain.disputes import Dispute
@@ -89,7 +90,7 @@ _REPLACED: Final = (
 )
 
 
-class SqlTransaction(PayoutWrites, AccountWrites):
+class SqlTransaction(FeedWrites, PayoutWrites, AccountWrites):
     """One transaction. ``recorded`` keeps the transitions, for metrics after the commit."""
 
     def __init__(self, connection: Connection) -> None:
@@ -397,11 +398,16 @@ class SqlTransaction(PayoutWrites, AccountWrites):
         return row and rows.operation_of(row)
 
     def lease_operation(self, operation_id: str, seconds: float) -> Operation | None:
-        """Take it over for so long, unless it is settled, parked, or another's."""
+        """Take it over for so long, unless it is settled, parked, or another's.
+
+        Nor while it rests before a new key (``replayed``): a caller who asks again may shorten any
+        other pause, but not the one between the two reads that a second request needs.
+        """
         row = self._maybe(
             f"UPDATE operations SET {_LEASE} WHERE operation_id = :id "
             "AND state IN ('STARTED', 'UNKNOWN') "
-            "AND (lease_until IS NULL OR lease_until < now()) RETURNING *",
+            "AND (lease_until IS NULL OR lease_until < now()) "
+            "AND (params->>'replayed' IS NULL OR next_try_time <= now()) RETURNING *",
             id=operation_id,
             token=secrets.token_hex(8),
             lease=timedelta(seconds=seconds),

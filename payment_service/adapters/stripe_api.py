@@ -497,7 +497,12 @@ class StripeApi:
         return observation_of(
             intent,
             # Oldest first, as they happened: Stripe lists newest first.
-            refunds=tuple(refund_of(refund) for refund in reversed(refunds)),
+            # What Stripe calls the refund of an authorization's uncaptured rest moved no money.
+            refunds=tuple(
+                refund_of(refund)
+                for refund in reversed(refunds)
+                if refund.reason != "expired_uncaptured_charge"
+            ),
             reversals=reversals,
             separate_transfers=()
             if getattr(intent, "transfer_data", None)

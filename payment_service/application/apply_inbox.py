@@ -116,7 +116,7 @@ async def _apply_to_payment(
         applied = await _adopt_intent(core, applied, group, cause)
     # This event may have settled an operation's first leg; the next one is ours to carry out now.
     await go_on(core, applied, cause)
-    if applied.deferred or applied.waits:
+    if applied.deferred:
         raise Busy("DEFERRED", "something else must be settled first")
     return "applied" if applied.changed else "no_change"
 

@@ -1,4 +1,4 @@
-"""The loops of every replica: apply the inbox, sweep operations, close what ran out."""
+"""The loops of every replica: apply the inbox, fill the feed, sweep, close what ran out."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from payment_service.application.apply_inbox import apply_waiting
 from payment_service.application.core import Core
 from payment_service.application.poll_events import ask_about_quiet_payments, poll_events
 from payment_service.application.reconcile import reconcile_if_due
+from payment_service.application.sequence_feed import follow_feed, sequence_feed
 from payment_service.application.sweep import (
     ask_about_lapsed_holds,
     expire_unpaid,
@@ -35,7 +36,10 @@ Work = Callable[[Core], Awaitable[int]]
 async def run_background(core: Core) -> None:
     """Run all loops until cancelled. They hold no state: any replica can do any of it."""
     async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(_loop(core, apply_waiting, _POLL_SECONDS, wakes=True))
+        tasks.create_task(_loop(core, apply_waiting, _POLL_SECONDS, wakes=core.wake))
+        tasks.create_task(_loop(core, sequence_feed, _POLL_SECONDS, wakes=core.feed.recorded))
+        tasks.create_task(_loop(core, follow_feed, _POLL_SECONDS))
+        tasks.create_task(core.database.listen(core.feed.reached))
         tasks.create_task(_loop(core, sweep_operations, _POLL_SECONDS))
         tasks.create_task(_loop(core, poll_events, _POLL_SECONDS))
         tasks.create_task(_loop(core, ask_about_quiet_payments, _SELDOM_SECONDS))
@@ -48,7 +52,9 @@ async def run_background(core: Core) -> None:
         tasks.create_task(_loop(core, act_on_deadlines, _SELDOM_SECONDS))
 
 
-async def _loop(core: Core, work: Work, seconds: float, *, wakes: bool = False) -> None:
+async def _loop(
+    core: Core, work: Work, seconds: float, *, wakes: asyncio.Event | None = None
+) -> None:
     """Work until there is none, then wait for a wake-up or the next poll, with jitter."""
     while True:
         try:
@@ -60,12 +66,12 @@ async def _loop(core: Core, work: Work, seconds: float, *, wakes: bool = False) 
         except Exception as error:  # noqa: BLE001 - a loop that dies stops nothing but is silent
             log.error("background_failed", work=work.__name__, error=type(error).__name__)
         pause = random.uniform(seconds / 2, seconds)  # noqa: S311 - jitter
-        if not wakes:
+        if wakes is None:
             await asyncio.sleep(pause)
             continue
         # Not `wait_for`: in Python 3.11 it can swallow a cancellation that comes with the wake-up,
         # and the process would never end.
         with suppress(TimeoutError):
             async with asyncio.timeout(pause):
-                await core.wake.wait()
-        core.wake.clear()
+                await wakes.wait()
+        wakes.clear()

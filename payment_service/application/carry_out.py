@@ -33,7 +33,6 @@ from payment_service.domain.errors import (
     outcome_unknown,
     processor_unavailable,
 )
-from payment_service.domain.escrow import Payment
 from payment_service.domain.observation import Made, Observation, Refund, Reversal, Transfer
 from payment_service.domain.operations import Operation, OperationKind, OperationState
 from payment_service.domain.ports import (
@@ -44,7 +43,6 @@ from payment_service.domain.ports import (
     NewTransfer,
     NotSent,
     Outcome,
-    Reader,
     Refused,
     Transaction,
     Unknown,
@@ -163,7 +161,11 @@ async def _refused(core: Core, operation: Operation, refused: Refused, cause: Ca
         if waits_for_expert(operation, refused) and applied.payment is not None:
             # So that what we know of the account is what Stripe's refusal was about.
             await refresh_expert(core, applied.payment.expert_id, cause)
-        await core.database.transact(refuse_phase, core.answers, operation, refused, cause)
+        told = await core.database.transact(
+            refuse_phase, core.answers, core.policy, operation, refused, cause
+        )
+        if told is not None:
+            core.alarms.discrepancy(told.payment_id, told.kind)
         if operation.params.get("owed"):
             core.alarms.operation_parked(operation, refused.code)
     return applied
@@ -193,7 +195,7 @@ async def _look(
     """What Stripe has of it by now. An intent that has no id yet is searched only if need be."""
     if operation.kind is not OperationKind.CREATE_INTENT:
         return await observe_payment(core, operation.payment_id, cause, made=made)
-    payment = await core.database.read(_payment, operation.payment_id)
+    payment = await core.database.read(lambda reader: reader.payment(operation.payment_id))
     applied = Applied(payment=payment)
     # Under its first key, while Stripe knows it, the same request finds the same intent by itself.
     now = await core.database.transact(database_time)
@@ -206,7 +208,7 @@ async def _look(
 
 
 async def is_settled(core: Core, operation: Operation) -> bool:
-    current = await core.database.read(_operation, operation.operation_id)
+    current = await core.database.read(lambda reader: reader.operation(operation.operation_id))
     return current is None or not current.is_open
 
 
@@ -388,11 +390,3 @@ def _misconfigured(operation: Operation, outcome: Misconfigured) -> Unavailable:
 def database_time(tx: Transaction) -> datetime:
     """Replicas' clocks may disagree; how old a key is, the database says."""
     return tx.now
-
-
-def _payment(reader: Reader, payment_id: str) -> Payment | None:
-    return reader.payment(payment_id)
-
-
-def _operation(reader: Reader, operation_id: str) -> Operation | None:
-    return reader.operation(operation_id)

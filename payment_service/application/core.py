@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Protocol
 
+from payment_service.application.feed import Feed
 from payment_service.domain.errors import Refusal, key_in_use, outcome_unknown
 from payment_service.domain.operations import Operation
 from payment_service.domain.payouts import PayoutChange
@@ -46,6 +47,7 @@ class Core:
     alarms: Alarms
     #: Set when there is something new for the background loops to do.
     wake: asyncio.Event = field(default_factory=asyncio.Event)
+    feed: Feed = field(default_factory=Feed)
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,6 +35,9 @@ def unpark(tx: Transaction, operation_id: str, payment_id: str, cause: Cause) ->
         )
     if payment is not None and operation.kind in (OperationKind.CAPTURE, OperationKind.TRANSFER):
         plans.check_capture_freeze(payment)  # It was refused for good; that it waits is our doing.
+    if payment is not None and operation.params.get("owed"):
+        # If the bank decides for the client, that pays what is owed: nothing is sent before.
+        plans.check_refund_freeze(payment)
     # A key that Stripe may have forgotten is not used again: if looking shows no effect, the
     # request goes out under a new one.
     new_key = not operation.may_resend(tx.now)

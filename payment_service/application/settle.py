@@ -24,6 +24,8 @@ from payment_service.domain.follow import (
     failure_of,
     follow,
     refused_by_processor,
+    repayment,
+    rest_not_returned,
     sentence_of,
 )
 from payment_service.domain.observation import Decline, Observation
@@ -40,8 +42,6 @@ class Applied:
     changed: bool = False
     #: Stripe does not show every balance transaction yet: observe again later.
     deferred: bool = False
-    #: Something else waits until the open operation is over: observe again then.
-    waits: bool = False
     payment: Payment | None = None
     #: The operation that these transitions brought forth, leased to us.
     next_operation: Operation | None = None
@@ -91,8 +91,8 @@ def apply_observation_phase(
     next_operation: Operation | None = None
     if followed.next_operation is not None:
         coming = followed.next_operation
-        goes_on = operation is not None and not coming.parked and not coming.unasked
-        recorded = leased_operation(
+        goes_on = operation is not None and not coming.unasked
+        next_operation = leased_operation(
             tx,
             policy,
             kind=coming.kind,
@@ -110,27 +110,48 @@ def apply_observation_phase(
                 for transition in reversed(followed.transitions)
                 if transition.after.operation_id
             ),
-            parked=coming.parked,
         )
-        next_operation = None if coming.parked else recorded
-        if recorded.claim_id:
-            tx.bind_claim(recorded.claim_id, payment_id, recorded.operation_id)
-    # A parked operation is another matter (a bounced refund), and so is what a lost dispute takes
-    # back: they answer nobody.
+        if next_operation.claim_id:
+            tx.bind_claim(next_operation.claim_id, payment_id, next_operation.operation_id)
+    payment = park_repayment(tx, policy, followed.payment, cause)
+    # What a lost dispute takes back is another matter: it answers nobody.
     ends = next_operation is None or not next_operation.claim_id
     if ends and operation is not None and followed.settled and operation.claim_id:
         if followed.refusal is not None:
             tx.settle_claim(operation.claim_id, answers.refusal(followed.refusal))
         else:
-            _answer(tx, answers, operation.claim_id, followed.payment)
+            _answer(tx, answers, operation.claim_id, payment)
     return Applied(
         changed=bool(followed.transitions),
         deferred=followed.deferred,
-        waits=followed.waits,
-        payment=followed.payment,
+        payment=payment,
         next_operation=next_operation,
         discrepancies=tuple(followed.discrepancies),
     )
+
+
+def park_repayment(tx: Transaction, policy: Policy, payment: Payment, cause: Cause) -> Payment:
+    """If the client is owed after a bounced refund, and nothing is under way: park what repays it.
+
+    Called by every transaction that may have ended an operation or booked a bounce, so that nothing
+    owed is ever without an operation. The payment as it then stands.
+    """
+    due = repayment(payment, tx.new_id("op"), tx.now)
+    if due is None:
+        return payment
+    transition, coming = due
+    leased_operation(
+        tx,
+        policy,
+        kind=coming.kind,
+        payment_id=payment.payment_id,
+        minor_units=coming.minor_units,
+        params=coming.params,
+        operation_id=transition.after.operation_id,
+        parked=True,
+    )
+    tx.record(transition, cause)
+    return transition.after
 
 
 def to_present_account(
@@ -160,13 +181,21 @@ def waits_for_expert(operation: Operation, refused: Refused) -> bool:
 
 
 def refuse_phase(
-    tx: Transaction, answers: Answers, operation: Operation, refused: Refused, cause: Cause
-) -> None:
-    """Stripe's final no, and reading it again showed no effect: all is as it was before."""
+    tx: Transaction,
+    answers: Answers,
+    policy: Policy,
+    operation: Operation,
+    refused: Refused,
+    cause: Cause,
+) -> Discrepancy | None:
+    """Stripe's final no, and reading it again showed no effect: all is as it was before.
+
+    What an operator must be told of, if anything.
+    """
     payment = tx.lock_payment(operation.payment_id)
     current = tx.operation(operation.operation_id)
     if payment is None or current is None or not current.is_held_by(operation):
-        return
+        return None
     if current.params.get("owed"):
         # The client is owed money whatever Stripe says: only an operator can end this.
         # The next try takes a new key: under this one Stripe would only repeat its no.
@@ -174,7 +203,7 @@ def refuse_phase(
         tx.record(
             escrow.waiting(payment, WaitingFor.OPERATOR, f"refused: {refused.code}", tx.now), cause
         )
-        return
+        return None
     if waits_for_expert(current, refused):
         # The caller is told that it is on its way; a new key, since this one would repeat the no.
         tx.postpone_operation(current, OperationState.PARKED, refused.code, None, next_attempt=True)
@@ -186,17 +215,25 @@ def refuse_phase(
         tx.record(transition, cause)
         if current.claim_id:
             _answer(tx, answers, current.claim_id, transition.after)
-        return
+        return None
     transition = _refused_transition(payment, current, refused, tx.now)
     tx.record(transition, cause)
     tx.settle_operation(current.operation_id, OperationState.REFUSED, refused.code)
+    after = park_repayment(tx, policy, transition.after, cause)
+    # The expert was paid: a caller who is told "refused" would pay once more.
+    after_capture = bool(current.params.get("after_capture"))
+    told = None
+    if after_capture and after.held:
+        told = rest_not_returned(payment, current, refused.code)
+        tx.report(told)
     if not current.claim_id:
-        return
-    if current.kind is OperationKind.REVERSE_TRANSFER:
-        # The client has the money; what the expert owes is on the books. The refund succeeded.
-        _answer(tx, answers, current.claim_id, transition.after)
+        return told
+    if after_capture or current.kind is OperationKind.REVERSE_TRANSFER:
+        # And of a refund the client has the money; what the expert owes is on the books.
+        _answer(tx, answers, current.claim_id, after)
     else:
         tx.settle_claim(current.claim_id, answers.refusal(_refusal_of(payment, refused)))
+    return told
 
 
 def unsettled_phase(

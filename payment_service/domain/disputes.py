@@ -26,6 +26,7 @@ from payment_service.domain.errors import (
 )
 from payment_service.domain.escrow import Freeze, Frozen, Payment
 from payment_service.domain.observation import ShownDispute
+from payment_service.domain.plans import payment_disputed
 
 
 class Stage(StrEnum):
@@ -183,6 +184,30 @@ def freeze_of(
                 frozen = Frozen(_FREEZES[stage], dispute.dispute_id)
                 break
     return frozen
+
+
+def release_id(warning_id: str) -> str:
+    """Under which it is known that an operator has looked into a warning, and lets it pass."""
+    return f"{warning_id}:released"
+
+
+def check_release(payment: Payment, warning_id: str) -> None:
+    """Raise unless this fraud warning, and nothing stricter, freezes the payment.
+
+    An empty ``warning_id`` means whichever it is.
+    """
+    if payment.frozen in (Freeze.INQUIRY, Freeze.CHARGEBACK):
+        raise payment_disputed(payment, "released")
+    if payment.frozen is Freeze.NONE or warning_id not in ("", payment.frozen_by):
+        raise Precondition(
+            "NOT_FROZEN_BY_WARNING",
+            "no such fraud warning freezes the payment: there is nothing to release",
+            {
+                "payment_id": payment.payment_id,
+                "warning_id": payment.frozen_by,
+                "stage": payment.frozen.value,
+            },
+        )
 
 
 # ---- guards of the answers ----

@@ -79,6 +79,8 @@ class Kind(StrEnum):
     FEE_REFUNDED_ELSEWHERE = "payment.fee_refunded_elsewhere"
     REFUND_FAILED = "payment.refund_failed"
     REFUND_RESENT = "payment.refund_resent"
+    REPAYMENT_DUE = "payment.repayment_due"
+    REPAYMENT_GIVEN_UP = "payment.repayment_given_up"
     PROCESSOR_FEE = "payment.processor_fee_recorded"
     DISPUTE_OPENED = "payment.dispute_opened"
     DISPUTE_ESCALATED = "payment.dispute_escalated"
@@ -92,6 +94,7 @@ class Kind(StrEnum):
     DISPUTE_ANSWER_REFUSED = "payment.dispute_answer_refused"
     FRAUD_WARNING = "payment.fraud_warning"
     FRAUD_WARNING_OVER = "payment.fraud_warning_over"
+    FRAUD_WARNING_RELEASED = "payment.fraud_warning_released"
     WAITING = "payment.waiting"
 
 
@@ -157,11 +160,16 @@ TRANSITIONS: Final[Mapping[Kind, Mapping[State, set[State]]]] = {
         _S.IN_ESCROW: set(_RESTING),
         _S.CAPTURED: {_S.CAPTURED, _S.REFUNDED},
         **_stay({_S.REFUNDING, _S.CAPTURING}),
+        # All was given back, a refund bounced, and another one by hand has paid the client.
+        _S.REFUNDED: {_S.REFUNDED},
     },
     Kind.TRANSFERRED_ELSEWHERE: _stay(_CHARGED),
     Kind.REVERSED_ELSEWHERE: _stay(_CHARGED),
     Kind.FEE_REFUNDED_ELSEWHERE: _stay(_CHARGED),
-    Kind.REFUND_FAILED: _edges({*_RESTING, _S.REFUNDING}, _S.REFUNDING),
+    # At once, whatever is under way; paying it again comes when nothing is.
+    Kind.REFUND_FAILED: _stay(_CHARGED),
+    Kind.REPAYMENT_DUE: _edges(_RESTING, _S.REFUNDING),
+    Kind.REPAYMENT_GIVEN_UP: _edges({_S.REFUNDING}, *_RESTING),
     Kind.REFUND_RESENT: _edges({_S.REFUNDING}, *_RESTING),
     Kind.PROCESSOR_FEE: _stay(_CHARGED),
     # A dispute is a record of its own: it freezes the payment where it stands.
@@ -177,12 +185,21 @@ TRANSITIONS: Final[Mapping[Kind, Mapping[State, set[State]]]] = {
             Kind.DISPUTE_CLOSED,
             Kind.DISPUTE_ANSWER_STARTED,
             Kind.DISPUTE_ANSWER_REFUSED,
-            Kind.FRAUD_WARNING,
-            Kind.FRAUD_WARNING_OVER,
         )
     },
-    # Only at rest, since it takes money; REFUNDING while the expert's part is taken back.
+    # An issuer may warn of a card that is only authorized.
+    **{
+        kind: _stay(_CHARGED | {_S.CANCELING, _S.PROMOTING})
+        for kind in (
+            Kind.FRAUD_WARNING,
+            Kind.FRAUD_WARNING_OVER,
+            Kind.FRAUD_WARNING_RELEASED,
+        )
+    },
+    # Money is taken only at rest; REFUNDING while the expert's part is taken back. A dispute that
+    # ends without having moved any may do so at any time.
     Kind.DISPUTE_LOST: {
+        **_stay({_S.CAPTURING, _S.REFUNDING}),
         _S.IN_ESCROW: {_S.REFUNDING, *_RESTING},
         _S.CAPTURED: {_S.REFUNDING, _S.CAPTURED, _S.REFUNDED},
         _S.REFUNDED: {_S.REFUNDED},
@@ -216,7 +233,7 @@ class Freeze(StrEnum):
     """What a contested payment is kept from; the strictest of all its reasons."""
 
     NONE = "NONE"
-    FRAUD_WARNING = "FRAUD_WARNING"  # Capture; left when Stripe calls it not actionable any more.
+    FRAUD_WARNING = "FRAUD_WARNING"  # Capture; left by Stripe (not actionable) or by an operator.
     INQUIRY = "INQUIRY"  # Capture; left when the inquiry is closed, or escalated.
     CHARGEBACK = "CHARGEBACK"  # Capture and refund; left by the bank's decision.
 
@@ -303,6 +320,8 @@ class Payment:
     #: What lost disputes took: out of escrow, and of what had been captured.
     lost_held: int = 0
     lost: int = 0
+    #: What they took besides, that the client had been given back before: the platform's loss.
+    lost_beyond: int = 0
     #: What disputes and warnings forbid now, and by which of them.
     frozen: Freeze = Freeze.NONE
     frozen_by: str = ""
@@ -831,17 +850,19 @@ def less_refund(payment: Payment, split: RefundSplit) -> Payment:
         returned=payment.returned + split.from_escrow,
         refunded=payment.refunded + split.from_captured,
         net_commission=payment.net_commission - split.commission,
+        client_owed=payment.client_owed - split.from_owed,
     )
 
 
 def _amounts(after: Payment) -> dict[str, int]:
-    names = ("held", "returned", "refunded", "net_commission")
+    names = ("held", "returned", "refunded", "net_commission", "client_owed")
     return {name: getattr(after, name) for name in names}
 
 
 def _split_facts(split: RefundSplit) -> dict[str, int]:
     return {
         "amount": split.whole,
+        "from_owed": split.from_owed,
         "from_escrow": split.from_escrow,
         "commission": split.commission,
         "expert_part": split.expert_part,
@@ -849,19 +870,47 @@ def _split_facts(split: RefundSplit) -> dict[str, int]:
 
 
 def refund_failed(
-    payment: Payment, refund_id: str, part: int, settled: Settled, operation_id: str, now: datetime
+    payment: Payment, refund_id: str, part: int, settled: Settled, now: datetime
 ) -> Transition:
-    """A refund bounced later: we owe the client, and an operator decides how to pay."""
+    """A refund bounced later: we owe the client, whatever else is under way on the payment.
+
+    What a lost dispute took on top of refunds the client has already: that is not owed.
+    """
+    taken = min(part, payment.lost_beyond)
     return _move(
         payment,
         Kind.REFUND_FAILED,
+        payment.state,
+        now,
+        facts={"refund_id": refund_id, "amount": part, "taken_by_dispute": taken},
+        postings=payment.book.refund_failed(part, taken, settled),
+        client_owed=payment.client_owed + part - taken,
+        lost_beyond=payment.lost_beyond - taken,
+    )
+
+
+def repayment_due(payment: Payment, operation_id: str, now: datetime) -> Transition:
+    """Nothing is under way any more, and the client is owed: an operator decides how to pay."""
+    return _move(
+        payment,
+        Kind.REPAYMENT_DUE,
         State.REFUNDING,
         now,
-        facts={"refund_id": refund_id, "amount": part},
-        postings=payment.book.refund_failed(part, settled),
-        client_owed=payment.client_owed + part,
-        operation_id=payment.operation_id or operation_id,
+        facts={"amount": payment.client_owed, "operation_id": operation_id},
+        operation_id=operation_id,
         waiting_for=WaitingFor.OPERATOR,
+    )
+
+
+def repayment_given_up(payment: Payment, reason: str, now: datetime) -> Transition:
+    """The client got what was owed, or some of it, in another way than by the open operation."""
+    return _move(
+        payment,
+        Kind.REPAYMENT_GIVEN_UP,
+        payment.resting_state,
+        now,
+        facts={"reason": reason, "operation_id": payment.operation_id},
+        **_NOTHING_UNDER_WAY,
     )
 
 
@@ -945,13 +994,16 @@ def fee_refunded_elsewhere(
     connected: Settled,
     now: datetime,
 ) -> Transition:
+    """It lowers what the platform has kept; what it had not kept any more is its loss."""
+    commission = min(part, payment.net_commission)
     return _move(
         payment,
         Kind.FEE_REFUNDED_ELSEWHERE,
         payment.state,
         now,
-        facts={"fee_refund_id": fee_refund_id, "amount": part},
-        postings=payment.book.fee_refunded(part, platform, connected),
+        facts={"fee_refund_id": fee_refund_id, "amount": part, "commission": commission},
+        postings=payment.book.fee_refunded(part, commission, platform, connected),
+        net_commission=payment.net_commission - commission,
     )
 
 
@@ -995,7 +1047,8 @@ def dispute_lost(
     next_operation_id: str | None,
     now: datetime,
 ) -> Transition:
-    """The client's bank keeps the money: out of escrow first, then of what was captured.
+    """The client's bank keeps the money: what is owed to the client first, then what is held,
+    then of what was captured.
 
     ``beyond`` had been given back to the client before. The expert's part is owed until it is
     reversed; ``next_operation_id`` None means that nothing is to be taken back.
@@ -1005,8 +1058,11 @@ def dispute_lost(
         held=payment.held - split.from_escrow,
         lost_held=payment.lost_held + split.from_escrow,
         lost=payment.lost + split.from_captured,
+        lost_beyond=payment.lost_beyond + beyond,
         net_commission=payment.net_commission - split.commission,
+        client_owed=payment.client_owed - split.from_owed,
     )
+    names = ("held", "lost_held", "lost", "lost_beyond", "net_commission", "client_owed")
     return _move(
         payment,
         Kind.DISPUTE_LOST,
@@ -1014,7 +1070,7 @@ def dispute_lost(
         now,
         facts={**facts, **_split_facts(split), "amount": split.whole + beyond, "beyond": beyond},
         postings=payment.book.dispute_lost(split, beyond),
-        **{name: getattr(after, name) for name in ("held", "lost_held", "lost", "net_commission")},
+        **{name: getattr(after, name) for name in names},
         **_freeze(frozen),
         **_goes_on(next_operation_id),
     )
@@ -1037,6 +1093,18 @@ def fraud_warned(
         facts=facts,
         fraud_warning_id=fraud_warning_id,
         **_freeze(frozen),
+    )
+
+
+def fraud_warning_released(payment: Payment, note: str, now: datetime) -> Transition:
+    """An operator has looked into the warning that freezes the payment: it may be captured."""
+    return _move(
+        payment,
+        Kind.FRAUD_WARNING_RELEASED,
+        payment.state,
+        now,
+        facts={"warning_id": payment.fraud_warning_id, "note": note},
+        **_freeze(Frozen()),
     )
 
 

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from typing import Any, Final
 
+from payment_service.domain.disputes import release_id
 from payment_service.domain.escrow import Failure, Kind, Payment, Transition
 from payment_service.domain.ledger import Posting
 from payment_service.domain.ports import Cause, StoredEvent, Trail
@@ -201,6 +202,8 @@ def _movement_of(kind: str, facts: Mapping[str, Any]) -> tuple[str, str, int] | 
         return facts["balance_transaction_id"], _DISPUTE_LINES[kind], facts["amount"]
     if kind == Kind.FRAUD_WARNING:
         return facts["warning_id"], "fraud_warning", 0
+    if kind == Kind.FRAUD_WARNING_RELEASED:
+        return release_id(facts["warning_id"]), "fraud_warning_release", 0
     for name, movement in _MOVEMENTS.items():
         if facts.get(name):
             # Of a captured part less may have been sent on: commission and debt stay.

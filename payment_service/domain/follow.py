@@ -21,7 +21,7 @@ until its transfer is settled), and moves by its transfers and refunds from ther
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
 from payment_service.domain import escrow, money, plans
@@ -72,12 +72,11 @@ class Movement:
 
 @dataclass(frozen=True, slots=True)
 class NextOperation:
-    """An operation to be recorded with these transitions: a further leg, or one that is parked."""
+    """An operation to be recorded with these transitions: a further leg."""
 
     kind: OperationKind
     minor_units: int
     params: Mapping[str, object]
-    parked: bool = False
     #: It comes of a lost dispute and not of the call whose operation is just over.
     unasked: bool = False
 
@@ -96,8 +95,6 @@ class Followed:
     refusal: Refusal | None = None
     #: Stripe does not show every balance transaction of it yet: look again later.
     deferred: bool = False
-    #: Something else must wait until the open operation is over; that itself may go on.
-    waits: bool = False
     #: Disputes that changed, by their ids, as they stand now.
     disputes: dict[str, Dispute] = field(default_factory=dict)
 
@@ -153,9 +150,11 @@ def follow(
     elif seen.status is IntentStatus.SUCCEEDED:
         if payment.is_separate:
             _follow_charge(to, seen, operation, next_operation_id, holding, now)
+            _follow_bounces(to, seen, known, now)
             _follow_transfers(to, seen, operation, known, next_operation_id, now)
         else:
             _follow_capture(to, seen, operation, now)
+            _follow_bounces(to, seen, known, now)
         _follow_money_back(to, seen, operation, known, next_operation_id, now)
     elif seen.status is IntentStatus.CANCELED:
         _follow_end(to, seen, operation, now)
@@ -406,7 +405,9 @@ def _take_transfer(
     assert transfer.connected_line is not None
     payment, share = to.payment, operation.share
     final = operation.params.get("final")
-    rest = max(payment.held - share.part - by_hand, 0) if final else 0
+    # By hand what is owed to the client is paid first, and only then what is held.
+    back = max(by_hand - payment.client_owed, 0)
+    rest = max(payment.held - share.part - back, 0) if final else 0
     to.take(
         escrow.transferred(
             payment,
@@ -427,6 +428,7 @@ def _take_transfer(
             {
                 "payment_intent_id": payment.payment_intent_id,
                 "reason": operation.text("notes"),
+                "after_capture": True,
             },
         )
     to.settle()
@@ -471,8 +473,6 @@ def _follow_money_back(
                 _take_refund(to, seen, refund, operation, next_operation_id, now)
             else:
                 _take_foreign_refund(to, refund, operation, now)
-        elif refund.failed and failure_id(refund) not in known:
-            _take_bounced_refund(to, refund, next_operation_id, now)
     for transfer in seen.transfers:
         for reversal in transfer.reversals:
             if reversal.reversal_id not in known:
@@ -600,6 +600,9 @@ def _take_refund(
 ) -> None:
     """The refund that our open operation asked for."""
     payment = to.payment
+    if _lacks_line(refund):
+        to.deferred = True
+        return
     settled = _settled(refund.line, Settled(refund.minor_units, payment.currency))
     to.movements.append(
         Movement(refund.refund_id, "refund", refund.minor_units, refund.operation_id)
@@ -609,13 +612,17 @@ def _take_refund(
         to.take(escrow.refund_resent(payment, refund.refund_id, refund.minor_units, settled, now))
         to.settle(refused if refund.failed else None)
         if refund.failed:  # Bounced once more: still owed, under a new operation for the operator.
-            _take_bounced_refund(to, refund, next_operation_id, now)
+            _take_bounced_refund(to, refund, now)
         return
     if refund.failed:
         to.movements.append(Movement(failure_id(refund), "refund_failure", refund.minor_units))
         failure = Failure("refund_failed", "", "Stripe could not refund the client", now)
         to.take(escrow.refund_refused(payment, failure))
-        to.settle(refused)
+        if operation.params.get("after_capture"):
+            to.discrepancies.append(rest_not_returned(payment, operation, "refund_failed"))
+            to.settle()
+        else:
+            to.settle(refused)
         return
     # Divided anew: a refund made elsewhere may have come in between.
     split = plans.split_refund(payment, refund.minor_units, payment.held)
@@ -637,56 +644,96 @@ def _take_foreign_refund(
         ]
         to.report("refund_made_elsewhere", f"{refund.refund_id} bounced")
         return
+    if _lacks_line(refund):
+        to.deferred = True
+        return
     settled = _settled(refund.line, Settled(refund.minor_units, payment.currency))
-    repays = operation is not None and operation.params.get("owed")
-    if repays and payment.client_owed == refund.minor_units:
-        # An operator paid by hand what was owed to the client: it must not be paid once more.
-        to.take(escrow.refund_resent(payment, refund.refund_id, refund.minor_units, settled, now))
-        to.movements.append(
-            Movement(refund.refund_id, "refund", refund.minor_units, refund.operation_id)
-        )
-        to.report("refund_made_elsewhere", f"{refund.refund_id} of {refund.minor_units}, as owed")
-        to.settle()
+    # Whatever is paid by hand pays first what is owed to the client: it is not paid once more.
+    owed = min(refund.minor_units, payment.client_owed)
+    repays = operation is not None and operation.params.get("owed") and not to.settled
+    if repays and owed == refund.minor_units:
+        to.take(escrow.refund_resent(payment, refund.refund_id, owed, settled, now))
+        to.movements.append(Movement(refund.refund_id, "refund", owed, refund.operation_id))
+        to.report("refund_made_elsewhere", f"{refund.refund_id} of {owed}, as owed")
+        to.settle(_ended_otherwise(payment, "refunded") if to.payment.client_owed else None)
         return
     # What a capture is just sending to the expert is not the client's any more.
     on_its_way = 0
     if operation is not None and payment.state is State.CAPTURING:
         on_its_way = operation.number("part") or operation.minor_units
-    from_escrow = min(refund.minor_units, payment.held - on_its_way)
-    if refund.minor_units - from_escrow > payment.net:
-        available = from_escrow + payment.net
+    rest = refund.minor_units - owed
+    from_escrow = min(rest, payment.held - on_its_way)
+    if rest - from_escrow > payment.net:
+        available = owed + from_escrow + payment.net
         to.report("refund_exceeds_net", f"{refund.refund_id}: {refund.minor_units} > {available}")
         return
-    split = plans.split_refund(payment, refund.minor_units, from_escrow)
+    if owed and repays:
+        to.take(escrow.repayment_given_up(payment, f"paid at Stripe by {refund.refund_id}", now))
+        to.settle(_ended_otherwise(payment, "refunded"))
+        payment = to.payment
+    split = replace(plans.split_refund(payment, rest, from_escrow), from_owed=owed)
     to.take(escrow.refunded_elsewhere(payment, refund.refund_id, split, settled, LOSSES, now))
     to.movements.append(
         Movement(refund.refund_id, "refund", refund.minor_units, refund.operation_id)
     )
-    to.report("refund_made_elsewhere", f"{refund.refund_id} of {refund.minor_units}")
+    as_owed = f", {owed} of it as owed" if owed else ""
+    to.report("refund_made_elsewhere", f"{refund.refund_id} of {refund.minor_units}{as_owed}")
 
 
-def _take_bounced_refund(
-    to: Followed, refund: Refund, next_operation_id: str, now: datetime
-) -> None:
-    if to.payment.operation_id:  # One thing at a time: look again when that one is settled.
-        to.waits = True
-        return
+def _follow_bounces(to: Followed, seen: Observation, known: frozenset[str], now: datetime) -> None:
+    """Refunds on the books that came back: before all else, so that what is paid next pays them."""
+    for refund in seen.refunds:
+        bounced = refund.failed and refund.refund_id in known and failure_id(refund) not in known
+        if not bounced or not to.payment.charged:
+            continue
+        if refund.line is not None and refund.failure_line is None:
+            to.deferred = True  # Under the refund's own line the failure would never be explained.
+        else:
+            _take_bounced_refund(to, refund, now)
+
+
+def _take_bounced_refund(to: Followed, refund: Refund, now: datetime) -> None:
     settled = _settled(
         refund.failure_line or refund.line, Settled(refund.minor_units, to.payment.currency)
     )
-    to.take(
-        escrow.refund_failed(
-            to.payment, refund.refund_id, refund.minor_units, settled, next_operation_id, now
-        )
-    )
+    to.take(escrow.refund_failed(to.payment, refund.refund_id, refund.minor_units, settled, now))
     to.movements.append(Movement(failure_id(refund), "refund_failure", refund.minor_units))
-    to.next_operation = NextOperation(
-        OperationKind.REFUND,
-        refund.minor_units,
-        {"owed": True, "payment_intent_id": to.payment.payment_intent_id},
-        parked=True,
-    )
     to.report("refund_failed", f"{refund.refund_id} of {refund.minor_units} bounced")
+
+
+def repayment(
+    payment: Payment, operation_id: str, now: datetime
+) -> tuple[Transition, NextOperation] | None:
+    """What is to pay the client again after bounced refunds, to be parked for an operator.
+
+    None while something else is under way: whoever ends that asks again, in the same transaction.
+    """
+    if not payment.client_owed or payment.operation_id:
+        return None
+    coming = NextOperation(
+        OperationKind.REFUND,
+        payment.client_owed,
+        {"owed": True, "payment_intent_id": payment.payment_intent_id},
+    )
+    return escrow.repayment_due(payment, operation_id, now), coming
+
+
+def rest_not_returned(payment: Payment, operation: Operation, code: str) -> Discrepancy:
+    """The expert was paid by a final capture, and Stripe refused to give back the rest."""
+    return Discrepancy(
+        payment.payment_id,
+        "rest_not_returned",
+        f"{operation.operation_id}: {code}",
+        expected=operation.minor_units,
+        found=0,
+        currency=payment.currency,
+        cure="the rest is still in escrow: RefundPayment, once what Stripe objects to is over",
+    )
+
+
+def _lacks_line(refund: Refund) -> bool:
+    """Stripe has not moved the money yet; postings, which are never edited, wait for its line."""
+    return refund.line is None and not refund.failed
 
 
 def failure_id(refund: Refund) -> str:

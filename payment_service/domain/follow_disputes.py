@@ -11,10 +11,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import Final
 
 from payment_service.domain import disputes, escrow, plans
 from payment_service.domain.disputes import Dispute, Outcome, Stage
-from payment_service.domain.escrow import Frozen, Kind
+from payment_service.domain.escrow import Frozen, Kind, State
 from payment_service.domain.follow import (
     Followed,
     Movement,
@@ -22,9 +23,12 @@ from payment_service.domain.follow import (
     goes_on_with,
     reversal_legs,
 )
-from payment_service.domain.ledger import RefundSplit, Settled
+from payment_service.domain.ledger import Settled
 from payment_service.domain.observation import DisputeLine, Observation, ShownDispute
 from payment_service.domain.operations import Operation, OperationState
+
+#: Where a card may be authorized and not charged: an issuer may warn of it already.
+_AUTHORIZED: Final = frozenset({State.IN_ESCROW, State.CAPTURING, State.CANCELING, State.PROMOTING})
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +59,8 @@ def follow_disputes(to: Followed, seen: Observation, given: Circumstances) -> No
     if not payment.charged:
         if seen.disputes and not to.deferred:
             to.report("dispute_of_a_hold", seen.disputes[0].dispute_id)
+        if payment.state in _AUTHORIZED:
+            _follow_warnings(to, seen, given)
         return
     for shown in seen.disputes:
         _follow_one(to, seen, shown, given)
@@ -88,7 +94,7 @@ def _conclude(
     former = before.outcome if before else Outcome.OPEN
     ended = record.outcome is not former
     if record.unsettled:
-        _give_up_waiting_capture(to, given)
+        _make_way(to, given)
         if not to.payment.operation_id:
             _lose(to, seen, record, given)
             return
@@ -166,24 +172,34 @@ def _in_payment_currency(record: Dispute, settled: Settled, *, taken: bool) -> i
     return record.amount if taken else record.withdrawn - record.reinstated
 
 
-def _give_up_waiting_capture(to: Followed, given: Circumstances) -> None:
-    """A capture that waits for the expert's account has moved nothing: the loss comes first."""
+def _make_way(to: Followed, given: Circumstances) -> None:
+    """What is parked and has moved nothing gives way to the loss.
+
+    That is a capture that waits for the expert's account, and a refund that was to pay the client
+    what the bank has now taken.
+    """
     operation, payment = given.operation, to.payment
-    if (
-        operation is not None
-        and operation.state is OperationState.PARKED
-        and not to.settled
-        and plans.waits_for_expert(payment)
-    ):
-        to.take(escrow.capture_given_up(payment, "the payment was lost in a dispute", given.now))
+    if operation is None or operation.state is not OperationState.PARKED or to.settled:
+        return
+    reason = "the payment was lost in a dispute"
+    if plans.waits_for_expert(payment):
+        to.take(escrow.capture_given_up(payment, reason, given.now))
         to.settle(plans.payment_disputed(payment, "captured"))
+    elif operation.params.get("owed"):
+        to.take(escrow.repayment_given_up(payment, reason, given.now))
+        to.settle(plans.payment_disputed(payment, "refunded"))
 
 
 def _lose(to: Followed, seen: Observation, record: Dispute, given: Circumstances) -> None:
-    """Write off what the bank keeps, and begin to take the expert's part back."""
+    """Write off what the bank keeps, and begin to take the expert's part back.
+
+    The order: what is owed to the client, who has it now; what is held; what was captured; and
+    what the client had been given back before is the platform's loss.
+    """
     payment, part = to.payment, record.unsettled
-    covered = min(part, payment.held + payment.net)
-    split = plans.split_refund(payment, covered, payment.held) if covered else RefundSplit()
+    owed = min(part, payment.client_owed)
+    given_back = min(part - owed, payment.held + payment.net)
+    split = replace(plans.split_refund(payment, given_back, payment.held), from_owed=owed)
     record = replace(record, lost=record.lost + part, update_time=given.now)
     to.disputes[record.dispute_id] = record
     legs, owed = reversal_legs(to, seen, split.expert_part)
@@ -192,7 +208,7 @@ def _lose(to: Followed, seen: Observation, record: Dispute, given: Circumstances
         escrow.dispute_lost(
             payment,
             split,
-            part - covered,
+            part - split.whole,
             _facts(record),
             _frozen(to, given),
             follows,
@@ -236,9 +252,10 @@ def _frozen(to: Followed, given: Circumstances) -> Frozen:
 
 
 def _frozen_with(to: Followed, fraud_warning_id: str, given: Circumstances) -> Frozen:
+    released = disputes.release_id(fraud_warning_id) in given.known
     return disputes.freeze_of(
         {**given.records, **to.disputes}.values(),
-        fraud_warning_id,
+        "" if released else fraud_warning_id,
         freezes_on_warning=given.freezes_on_warning,
     )
 

@@ -98,11 +98,16 @@ class Share:
 
 @dataclass(frozen=True, slots=True)
 class RefundSplit:
-    """Out of what a refund is paid: escrow first, then the commission and the expert's part."""
+    """Out of what the client is paid, or a lost dispute is: the order is that of the fields below.
+
+    What is owed to the client comes first, then escrow, then the commission and the expert's part.
+    """
 
     from_escrow: int = 0
     commission: int = 0
     expert_part: int = 0
+    #: Owed since a refund bounced: the client has it by this, and is not paid it once more.
+    from_owed: int = 0
 
     @property
     def from_captured(self) -> int:
@@ -110,7 +115,7 @@ class RefundSplit:
 
     @property
     def whole(self) -> int:
-        return self.from_escrow + self.from_captured
+        return self.from_owed + self.from_escrow + self.from_captured
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,9 +272,10 @@ class Book:
     def client_refunded(
         self, split: RefundSplit, settled: Settled, *, owed_by: str
     ) -> list[Posting]:
-        """The client got money back: what was in escrow, the commission, and of whom owes it."""
+        """The client got money back: owed, in escrow, of the commission, and of whom owes it."""
         return without_zeros(
             [
+                self.line("client_refunded", client_payable(self.payment_id), split.from_owed),
                 self.line("client_refunded", escrow(self.payment_id), split.from_escrow),
                 self.line("client_refunded", COMMISSION, split.commission),
                 self.line("client_refunded", owed_by, split.expert_part),
@@ -295,26 +301,40 @@ class Book:
             ]
         )
 
-    def fee_refunded(self, part: int, platform: Settled, connected: Settled) -> list[Posting]:
-        """Commission went to the expert, by a hand at Stripe's dashboard."""
-        return [
-            *self.between(
-                "fee_refunded",
-                stripe_connected(self.expert_id),
-                connected,
-                STRIPE_PLATFORM,
-                platform,
-            ),
-            self.line("fee_refunded", COMMISSION, part),
-            self.line("fee_refunded", expert_funds(self.expert_id), -part),
-        ]
+    def fee_refunded(
+        self, part: int, commission: int, platform: Settled, connected: Settled
+    ) -> list[Posting]:
+        """Commission went to the expert, by a hand at Stripe's dashboard.
 
-    def refund_failed(self, part: int, settled: Settled) -> list[Posting]:
-        """A refund bounced: Stripe gave the money back to us, and we owe it to the client."""
-        return [
-            *self.into_stripe("refund_failed", STRIPE_PLATFORM, 1, part, settled),
-            self.line("refund_failed", client_payable(self.payment_id), -part),
-        ]
+        ``commission`` of it was still the platform's; the rest had gone back to the client before.
+        """
+        return without_zeros(
+            [
+                *self.between(
+                    "fee_refunded",
+                    stripe_connected(self.expert_id),
+                    connected,
+                    STRIPE_PLATFORM,
+                    platform,
+                ),
+                self.line("fee_refunded", COMMISSION, commission),
+                self.line("fee_refunded", LOSSES, part - commission),
+                self.line("fee_refunded", expert_funds(self.expert_id), -part),
+            ]
+        )
+
+    def refund_failed(self, part: int, taken: int, settled: Settled) -> list[Posting]:
+        """A refund bounced: Stripe gave the money back to us, and we owe it to the client.
+
+        But for what a lost dispute has ``taken`` on top of the refund: the client has that.
+        """
+        return without_zeros(
+            [
+                *self.into_stripe("refund_failed", STRIPE_PLATFORM, 1, part, settled),
+                self.line("refund_failed", client_payable(self.payment_id), taken - part),
+                self.line("refund_failed", LOSSES, -taken),
+            ]
+        )
 
     def refund_resent(self, part: int, settled: Settled) -> list[Posting]:
         """What was owed to the client after a bounced refund was paid by another."""
@@ -355,12 +375,13 @@ class Book:
         )
 
     def dispute_lost(self, split: RefundSplit, beyond: int) -> list[Posting]:
-        """The bank keeps it: out of escrow, then of commission and expert.
+        """The bank keeps it: of what the client is owed, of escrow, then of commission and expert.
 
         ``beyond`` was given back to the client before; the platform has then paid it twice.
         """
         return without_zeros(
             [
+                self.line("dispute_lost", client_payable(self.payment_id), split.from_owed),
                 self.line("dispute_lost", escrow(self.payment_id), split.from_escrow),
                 self.line("dispute_lost", COMMISSION, split.commission),
                 self.line("dispute_lost", expert_debt(self.expert_id), split.expert_part),

@@ -96,7 +96,9 @@ def plan_capture(payment: Payment, part: int | None, final: bool, debt: int = 0)
         )
     # Something must be left to be paid out, or there would be nothing to show for it at Stripe.
     most = taken - commission - money.step(payment.currency)
-    share = Share(taken, commission, max(min(debt, most), 0))
+    netted = max(min(debt, most), 0)
+    # A conversion can leave a debt that is no whole step; Stripe would refuse such a fee for ever.
+    share = Share(taken, commission, netted - netted % money.step(payment.currency))
     if payment.charged:
         return CapturePlan(share, 0, 0, held - taken if final else 0)
     # Parts of a SEPARATE hold stay in escrow: all of it is charged, unless this is to be the last.
@@ -111,8 +113,7 @@ def plan_refund(payment: Payment, part: int | None) -> RefundPlan:
     or where nothing is held.
     """
     _refuse_unless(payment, *_REFUNDABLE)
-    if payment.frozen is Freeze.CHARGEBACK:
-        raise payment_disputed(payment, "refunded")
+    check_refund_freeze(payment)
     if payment.charged:
         available = payment.held + payment.net
         asked = (payment.held or payment.net) if part is None else part
@@ -175,6 +176,12 @@ def check_capture_freeze(payment: Payment) -> None:
     """Raise while the payment is contested: what may have to go back is not paid out."""
     if payment.frozen is not Freeze.NONE:
         raise payment_disputed(payment, "captured")
+
+
+def check_refund_freeze(payment: Payment) -> None:
+    """Raise while the money is at the client's bank, which may give it to the client itself."""
+    if payment.frozen is Freeze.CHARGEBACK:
+        raise payment_disputed(payment, "refunded")
 
 
 def check_destination(payment: Payment, expert: Expert) -> None:

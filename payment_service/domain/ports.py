@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Concatenate, Generic, ParamSpec, Protocol, TypeAlias, TypeVar
+from typing import Concatenate, Final, Generic, ParamSpec, Protocol, TypeAlias, TypeVar
 
 from payment_service.domain.disputes import Dispute
 from payment_service.domain.errors import Refusal
@@ -314,6 +314,34 @@ class StoredEvent:
     hash: bytes
 
 
+#: How much of an event's hash a mark carries: enough to tell another feed's event at its place.
+MARK_BYTES: Final = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A place in the feed: a position, and how the hash of its event begins."""
+
+    position: int
+    digest: bytes
+
+
+#: Before the first event.
+BEGINNING: Final = Mark(0, b"")
+
+
+@dataclass(frozen=True, slots=True)
+class FedEvent:
+    """An event and its position in the feed of all payments' events."""
+
+    position: int
+    event: StoredEvent
+
+    @property
+    def mark(self) -> Mark:
+        return Mark(self.position, self.event.hash[:MARK_BYTES])
+
+
 @dataclass(frozen=True, slots=True)
 class StoredPosting:
     """A posting as stored. ``transaction_id`` joins the lines that sum to zero."""
@@ -491,6 +519,9 @@ class Transaction(Protocol):
     def postpone_event(self, event_id: str, last_error: str, seconds: float | None) -> None: ...
     def retry_event(self, event_id: str) -> InboxEvent | None: ...
 
+    # the feed
+    def sequence_feed(self, limit: int) -> tuple[int, int] | None: ...
+
 
 class Reader(Protocol):
     """Reads outside any transaction, each a single statement."""
@@ -521,6 +552,8 @@ class Reader(Protocol):
     ) -> Sequence[StoredDiscrepancy]: ...
     def events(self, payment_id: str, after: int, limit: int) -> Sequence[StoredEvent]: ...
     def event_hash(self, payment_id: str, sequence: int) -> bytes: ...
+    def feed_head(self) -> int: ...
+    def feed(self, after: int, limit: int) -> Sequence[FedEvent]: ...
     def postings(self, payment_id: str) -> Sequence[StoredPosting]: ...
     def balances(
         self, prefix: str, after: tuple[str, str] | None, limit: int
@@ -568,6 +601,9 @@ class Database(Protocol):
         self, query: Callable[Concatenate[Reader, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
         """Run reads on a connection of their own. Raises :class:`Unavailable` if it cannot."""
+
+    async def listen(self, hear: Callable[[int], None]) -> None:
+        """Hand on how far the feed is said to reach, until cancelled. Some words are missed."""
 
 
 # ---- policy ----

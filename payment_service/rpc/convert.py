@@ -10,6 +10,7 @@ import binascii
 import hashlib
 import json
 import re
+import struct
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final, TypeVar
@@ -41,8 +42,11 @@ from payment_service.domain.money import InvalidMoney, Money
 from payment_service.domain.operations import Operation, OperationState
 from payment_service.domain.payouts import Payout
 from payment_service.domain.ports import (
+    BEGINNING,
+    MARK_BYTES,
     Answer,
     InboxEvent,
+    Mark,
     Policy,
     StoredDiscrepancy,
     StoredEvent,
@@ -57,6 +61,8 @@ _OUR_ID: Final = re.compile(r"[a-z]{2,5}_[0-9a-f]{32}")
 _EMAIL: Final = re.compile(r"[^@\s]{1,64}@[^@\s]{1,190}\.[^@\s.]{2,63}")
 _COUNTRY: Final = re.compile(r"[A-Za-z]{2}")
 _MAX_TEXT: Final = 500
+#: A place in the feed as bytes.
+_MARK: Final = struct.Struct(f">q{MARK_BYTES}s")
 _DEFAULT_PAGE: Final = 50
 _MAX_PAGE: Final = 200
 
@@ -89,6 +95,19 @@ class Fields:
         elif len(value) > 255 or "\x00" in value:
             self.fault(field, "is not an id of this service")
         return value
+
+    def cursor(self, field: str, value: str) -> Mark:
+        """A place in the feed; the beginning if none is named."""
+        if not value:
+            return BEGINNING
+        try:
+            mark = Mark(*_MARK.unpack(base64.urlsafe_b64decode(value + "=" * (-len(value) % 4))))
+        except (ValueError, struct.error):
+            mark = BEGINNING
+        if mark.position < 1 or cursor_of(mark) != value:
+            self.fault(field, "is not a cursor that this service gave out")
+            return BEGINNING
+        return mark
 
     def key(self, value: str) -> str:
         field = "idempotency_key"
@@ -220,7 +239,7 @@ def fields_of(
     return found
 
 
-# ---- page tokens ----
+# ---- page tokens and cursors ----
 
 
 def page_token(kind: str, filters: str, *keyset: str) -> str:
@@ -257,6 +276,11 @@ def page_of(
     if len(found) <= size:
         return page, ""
     return page, page_token(kind, filters, *keyset(page[-1]))
+
+
+def cursor_of(mark: Mark) -> str:
+    """Opaque: a place in the feed."""
+    return base64.urlsafe_b64encode(_MARK.pack(mark.position, mark.digest)).decode().rstrip("=")
 
 
 def token_time(text: str) -> datetime:
@@ -632,6 +656,7 @@ class AnswerEncoder:
             "InitiatePayment": initiated_message(payment, self._publishable_key),
             "CapturePayment": payments_pb2.CapturePaymentResponse(payment=message),
             "RefundPayment": payments_pb2.RefundPaymentResponse(payment=message),
+            "ReleaseFraudWarning": operations_pb2.ReleaseFraudWarningResponse(payment=message),
         }
         return Answer(True, responses[rpc].SerializeToString(deterministic=True))
 

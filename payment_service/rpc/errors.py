@@ -13,6 +13,7 @@ import inspect
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any, Final
 
 import grpc
@@ -148,58 +149,50 @@ class ErrorInterceptor(aio.ServerInterceptor):
 
     def _unary(self, method: str, inner: Any, serialize: Any) -> Any:
         async def call(request: Any, context: aio.ServicerContext[Any, Any]) -> bytes:
-            begun, code = time.perf_counter(), "OK"
-            try:
-                if request is _MALFORMED:
-                    code = "INVALID_ARGUMENT"
-                    await context.abort_with_status(rpc_status.to_status(_malformed()))
+            async with self._guarded(method, request, context):
                 return _bytes(await inner(request, context), serialize)
-            except (aio.AbortError, asyncio.CancelledError):
-                code = code if code != "OK" else "CANCELLED"
-                raise
-            except NotImplementedError:
-                code = "UNIMPLEMENTED"
-                await context.abort(grpc.StatusCode.UNIMPLEMENTED, "not implemented")
-            except Exception as error:  # noqa: BLE001 - nothing leaves unmapped
-                status = _status_of_error(error, method)
-                code = code_pb2.Code.Name(status.code)
-                await context.abort_with_status(rpc_status.to_status(status))
-            finally:
-                self._observe(method, code, time.perf_counter() - begun)
             raise AssertionError("abort raises")
 
         return call
+
+    @asynccontextmanager
+    async def _guarded(
+        self, method: str, request: Any, context: aio.ServicerContext[Any, Any]
+    ) -> AsyncIterator[None]:
+        """Around a call or a stream, to its end: what it raises becomes its status."""
+        begun, code = time.perf_counter(), "OK"
+        try:
+            if request is _MALFORMED:
+                code = "INVALID_ARGUMENT"
+                await context.abort_with_status(rpc_status.to_status(_malformed()))
+            yield
+        except (aio.AbortError, asyncio.CancelledError, GeneratorExit):
+            code = code if code != "OK" else "CANCELLED"
+            raise
+        except NotImplementedError:
+            code = "UNIMPLEMENTED"
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, "not implemented")
+        except Exception as error:  # noqa: BLE001 - nothing leaves unmapped
+            status = _status_of_error(error, method)
+            code = code_pb2.Code.Name(status.code)
+            await context.abort_with_status(rpc_status.to_status(status))
+        finally:
+            self._observe(method, code, time.perf_counter() - begun)
 
     def _stream(self, method: str, inner: Any, streams_in: bool) -> Any:
         def given(request: Any, context: aio.ServicerContext[Any, Any]) -> Any:
             return _well_formed(request, context) if streams_in else request
 
-        async def fail(error: Exception, context: aio.ServicerContext[Any, Any]) -> None:
-            status = _status_of_error(error, method)
-            await context.abort_with_status(rpc_status.to_status(status))
-
         async def generate(
             request: Any, context: aio.ServicerContext[Any, Any]
         ) -> AsyncIterator[Any]:
-            try:
-                if request is _MALFORMED:
-                    await context.abort_with_status(rpc_status.to_status(_malformed()))
+            async with self._guarded(method, request, context):
                 async for response in inner(given(request, context), context):
                     yield response
-            except (aio.AbortError, asyncio.CancelledError):
-                raise
-            except Exception as error:  # noqa: BLE001 - nothing leaves unmapped
-                await fail(error, context)
 
         async def write(request: Any, context: aio.ServicerContext[Any, Any]) -> None:
-            try:
-                if request is _MALFORMED:
-                    await context.abort_with_status(rpc_status.to_status(_malformed()))
+            async with self._guarded(method, request, context):
                 await inner(given(request, context), context)
-            except (aio.AbortError, asyncio.CancelledError):
-                raise
-            except Exception as error:  # noqa: BLE001 - nothing leaves unmapped
-                await fail(error, context)
 
         return generate if inspect.isasyncgenfunction(inner) else write
 

@@ -1,4 +1,4 @@
-"""EventService, LedgerService and OperationsService: what auditors and operators read."""
+"""LedgerService and OperationsService: what auditors and operators read."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
 from marketplace.payments.v1 import (
-    events_pb2,
-    events_pb2_grpc,
     ledger_pb2,
     ledger_pb2_grpc,
     operations_pb2,
@@ -15,39 +13,17 @@ from marketplace.payments.v1 import (
 )
 from payment_service.application.core import Core
 from payment_service.application.operate import resume_operation, retry_inbox_event
-from payment_service.application.read_events import read_events
 from payment_service.application.reconcile import reconcile, reconcile_payment
+from payment_service.application.release_fraud_warning import (
+    ReleaseFraudWarning,
+    release_fraud_warning,
+)
 from payment_service.application.write_off_debt import WriteOffDebt, write_off_debt
 from payment_service.domain.errors import payment_not_found
 from payment_service.domain.ports import InboxEvent
 from payment_service.rpc import convert
 from payment_service.rpc.calls import Context, Operations, cause_of
 from payment_service.rpc.convert import Fields
-
-
-class EventServicer(events_pb2_grpc.EventServiceServicer):
-    def __init__(self, core: Core) -> None:
-        self._core = core
-
-    async def ListPaymentEvents(
-        self, request: events_pb2.ListPaymentEventsRequest, context: Context
-    ) -> events_pb2.ListPaymentEventsResponse:
-        fields = Fields()
-        payment_id = fields.our_id("payment_id", request.payment_id)
-        page_size = fields.page_size(request.page_size)
-        fields.check()
-        keyset = convert.read_page_token("events", payment_id, request.page_token, 1)
-        after = convert.token_number(keyset[0]) if keyset else 0
-        found, broken = await read_events(self._core, payment_id, after, page_size + 1)
-        page, token = convert.page_of(
-            found, page_size, "events", payment_id, lambda event: [str(event.sequence)]
-        )
-        return events_pb2.ListPaymentEventsResponse(
-            events=[convert.event_message(event) for event in page],
-            next_page_token=token,
-            chain_intact=not broken,
-            first_broken_sequence=broken,
-        )
 
 
 class LedgerServicer(ledger_pb2_grpc.LedgerServiceServicer):
@@ -158,6 +134,24 @@ class OperationsServicer(operations_pb2_grpc.OperationsServiceServicer):
         # The interceptor sends bytes as they are.
         return await self._operations.run(
             write_off_debt(self._core, command)  # type: ignore[arg-type]
+        )
+
+    async def ReleaseFraudWarning(
+        self, request: operations_pb2.ReleaseFraudWarningRequest, context: Context
+    ) -> operations_pb2.ReleaseFraudWarningResponse:
+        fields = Fields()
+        command = ReleaseFraudWarning(
+            cause=cause_of(context, "ReleaseFraudWarning"),
+            key=fields.key(request.idempotency_key),
+            fields=convert.fields_of(request),
+            payment_id=fields.our_id("payment_id", request.payment_id),
+            warning_id=fields.text("warning_id", request.warning_id, most=255),
+            note=fields.text("note", request.note, required=True),
+        )
+        fields.check()
+        # The interceptor sends bytes as they are.
+        return await self._operations.run(
+            release_fraud_warning(self._core, command)  # type: ignore[arg-type]
         )
 
     async def ListInboxEvents(

@@ -84,7 +84,7 @@ def running(environment: Mapping[str, str], *command: str) -> Iterator[Run]:
     run = Run(process)
     try:
         until(
-            lambda: process.poll() is not None or len(commands_in(run.text)) == 3,
+            lambda: process.poll() is not None or len(commands_in(run.text)) == 4,
             "make run is ready",
             _START_SECONDS,
         )
@@ -102,7 +102,7 @@ def test_make_run(environment: dict[str, str]) -> None:
     with running(environment, "make", "run") as run:
         for name in PORTS:
             assert f"127.0.0.1:{environment[name]}" in run.text
-        create, initiate, list_payments = commands_in(run.text)
+        create, initiate, list_payments, _ = commands_in(run.text)
         expert = paste(create)
         assert submit(str(expert["onboarding_url"])).status == 303
         made = paste(initiate)
@@ -135,7 +135,7 @@ def test_make_run(environment: dict[str, str]) -> None:
 
 
 def commands_in(text: str) -> list[str]:
-    """The three commands to paste."""
+    """The four commands to paste; the last one, which watches, does not end."""
     return re.findall(r"^    (\S*\.venv/bin/.*)$", text, re.MULTILINE)
 
 

@@ -130,6 +130,10 @@ def sound() -> Evidence:
     return Evidence(
         payments=[payment],
         events=events,
+        feed=[
+            {"position": 3 * number, "payment_id": PAYMENT, "sequence": number}
+            for number in range(1, len(_STATES) + 1)
+        ],
         postings=postings,
         movements=[
             {
@@ -280,6 +284,10 @@ SPOILED: list[tuple[str, Callable[[Evidence], None]]] = [
     ("states_move_along_edges", _another_start),
     ("states_move_along_edges", _drop("events", 3)),
     ("states_move_along_edges", _put("payments", version=8)),
+    ("feed_has_every_version_once", _drop("feed", 3)),
+    ("feed_has_every_version_once", _put("feed", position=1)),
+    ("feed_has_every_version_once", lambda world: world.feed.append(dict(world.feed[0]))),
+    ("feed_has_every_version_once", _put("feed", payment_id="pay_9")),
     ("chain_is_intact", _put("events", kind="other")),
     ("chain_is_intact", _put("payments", head_hash=b"")),
     ("acknowledged_is_kept", _say(_shown(6, (0, 1000, 0)))),

@@ -133,6 +133,35 @@ async def test_a_payment_is_locked_before_it_is_judged(database: SqlDatabase) ->
     assert not done
 
 
+async def test_a_late_commit_is_not_lost_from_the_feed(database: SqlDatabase) -> None:
+    """What is recorded first and committed last comes late, yet it comes."""
+    payment = await database.transact(_a_payment)
+    loop = asyncio.get_running_loop()
+    holding, go_on = asyncio.Event(), asyncio.Event()
+
+    def late(tx: SqlTransaction) -> None:
+        locked = tx.lock_payment(payment.payment_id)
+        assert locked is not None
+        _cancel(tx, locked)
+        loop.call_soon_threadsafe(holding.set)
+        asyncio.run_coroutine_threadsafe(go_on.wait(), loop).result(5)
+
+    def give_places(tx: SqlTransaction) -> None:
+        tx.sequence_feed(100)
+
+    held = asyncio.create_task(database.transact(late))
+    await holding.wait()
+    other = await database.transact(_a_payment)
+    await database.transact(give_places)
+    go_on.set()
+    await held
+    await database.transact(give_places)
+    fed = await database.read(lambda reader: reader.feed(0, 100))
+    told = [(one.event.payment_id, one.event.sequence) for one in fed]
+    first, second = payment.payment_id, other.payment_id
+    assert told == [(first, 1), (first, 2), (second, 1), (second, 2), (first, 3)]
+
+
 async def test_an_old_observation_changes_nothing(database: SqlDatabase) -> None:
     """What was seen at an earlier version may be older than the books."""
     payment = await database.transact(_a_payment)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -42,6 +44,19 @@ _NEVER: dict[str, tuple[str, type[psycopg2.Error]]] = {
     ),
     "a posting deleted": ("DELETE FROM postings", psycopg2.errors.RestrictViolation),
     "the postings truncated": ("TRUNCATE postings", psycopg2.errors.RestrictViolation),
+    "a place in the feed exchanged": (
+        "UPDATE feed SET position = position + 1000",
+        psycopg2.errors.RestrictViolation,
+    ),
+    "an event taken out of the feed": ("DELETE FROM feed", psycopg2.errors.RestrictViolation),
+    "the feed truncated": ("TRUNCATE feed", psycopg2.errors.RestrictViolation),
+    "an event fed twice": (
+        (
+            "INSERT INTO feed SELECT max(position) + 1, max(payment_id), 1 FROM feed "
+            "WHERE payment_id = (SELECT max(payment_id) FROM feed)"
+        ),
+        psycopg2.errors.UniqueViolation,
+    ),
     "a payment deleted": ("DELETE FROM payments", psycopg2.errors.RestrictViolation),
     "one line without another": (
         (
@@ -225,6 +240,35 @@ async def test_reads_survive_killed_sessions(
             "WHERE datname = current_database() AND pid <> pg_backend_pid()",
         )
         assert (await world.get(payment.payment_id)).payment_id == payment.payment_id
+
+
+async def test_closing_leaves_no_session_behind(database_url: str) -> None:
+    """Also those that threads hold for their reads, and before a garbage collection finds them."""
+
+    def sessions() -> set[int]:
+        with (
+            contextlib.closing(psycopg2.connect(database_url)) as connection,
+            connection.cursor() as cursor,
+        ):
+            cursor.execute(
+                "SELECT pid FROM pg_stat_activity WHERE datname = current_database() "
+                "AND application_name = 'payment_service'"
+            )
+            return {pid for (pid,) in cursor.fetchall()}
+
+    async def none_left() -> bool:
+        return not sessions()
+
+    database = SqlDatabase(database_url, write_threads=2, read_threads=3)
+    gc.disable()
+    try:
+        await asyncio.gather(*(database.read(lambda reader: reader.totals()) for _ in range(30)))
+        await database.transact(lambda tx: tx.now)
+        assert sessions()
+        database.close()
+        await until(none_left, "the end of every session", seconds=5)
+    finally:
+        gc.enable()
 
 
 async def test_a_locked_payment_delays_itself_alone_and_a_full_pool_says_so(

@@ -549,3 +549,73 @@ async def test_a_debt_is_written_off_once_and_not_kept_back_any_more(world: Worl
     await world.capture(second.payment_id)
     assert balance(world, f"expert_funds:{expert}") == -9_000 - 3_600
     await check_books(world)
+
+
+async def test_the_released_rest_of_a_card_hold_is_no_refund(world: World) -> None:
+    """Stripe may show it as one: nothing was charged, and nothing came back."""
+    await world.stripe.control("POST", "/settings", {"void_creates_refund": True})
+    held = await world.escrowed(amount=10_000)
+    payment = await world.capture(held.payment_id, 6_000, final=True)
+    assert payment.captured_amount.minor_units == 6_000
+    listed = await world.stripe.api("GET", "/refunds", payment_intent=held.payment_intent_id)
+    assert [refund["amount"] for refund in listed["data"]] == [4_000]
+    await world.quiet()
+    payment = await world.get(held.payment_id)
+    assert payment.state == CAPTURED
+    assert payment.refunded_amount.minor_units == 0
+    assert not await world.discrepancies()
+    await check_books(world)
+
+
+async def test_a_final_capture_whose_rest_stripe_keeps_is_answered_as_a_capture(
+    world: World,
+) -> None:
+    """Told that it was refused, the caller would pay the expert a second time."""
+    held = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
+    await world.stripe.fault("/refunds$", "status", status=400, code="charge_disputed", store=True)
+    request = capture_request(held.payment_id, 3_000, final=True)
+    payment = (await world.payments.CapturePayment(request)).payment
+    assert payment.state == IN_ESCROW
+    assert payment.captured_amount.minor_units == 3_000
+    assert payment.held_amount.minor_units == 7_000
+    assert (await world.payments.CapturePayment(request)).payment == payment
+    [found] = await world.discrepancies()
+    assert found.kind == "rest_not_returned"
+    assert len(await world.stripe.effects("transferred")) == 1
+    assert (await world.refund(held.payment_id)).held_amount.minor_units == 0
+    await check_books(world)
+
+
+@pytest.mark.parametrize("mode", [CARD, PLATFORM])
+async def test_a_card_that_is_reported_stolen_before_its_capture_is_not_captured(
+    world: World, mode: payments_pb2.EscrowMode.ValueType
+) -> None:
+    held = await world.escrowed(escrow_mode=mode)
+    [(charge,)] = world.sql("SELECT charge_id FROM payments WHERE payment_id = %s", held.payment_id)
+    await world.stripe.control(
+        "POST", f"/charges/{charge}/early_fraud_warning", {"fraud_type": "made_with_stolen_card"}
+    )
+    await world.quiet()
+    why = await refusal(world.payments.CapturePayment(capture_request(held.payment_id)))
+    assert (why.reason, why.facts["stage"]) == ("PAYMENT_DISPUTED", "FRAUD_WARNING")
+    assert (await world.refund(held.payment_id)).held_amount.minor_units == 0
+    await check_books(world)
+
+
+async def test_a_refund_that_waits_for_the_platforms_balance_is_booked_when_it_is_paid(
+    world: World,
+) -> None:
+    held = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
+    await world.stripe.control("POST", "/settings", {"refund_on_low_balance": "pending"})
+    request = refund_request(held.payment_id)
+    reply = await world.bytes_of("RefundPayment", request)
+    assert reply.refused is not None
+    assert reply.refused.reason == "OUTCOME_UNKNOWN"
+    [line] = [one for one in await world.stripe.lines() if one["type"] == "charge"]
+    assert line["net"] < 10_000  # Stripe's fee is missing, and nobody has funded the platform.
+    await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
+    await world.stripe.advance(3 * 86_400)
+    await world.in_state(held.payment_id, REFUNDED)
+    assert (await world.patiently("RefundPayment", request)).code == "OK"
+    assert not await world.discrepancies()
+    await check_books(world)

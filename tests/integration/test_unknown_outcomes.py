@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from marketplace.payments.v1 import experts_pb2, payments_pb2
+from payment_service.application import carry_out
 from tests.integration.books import check_books
 from tests.integration.conftest import StartWorld
 from tests.integration.flights import effects_of, flights
@@ -106,6 +107,33 @@ async def test_stripes_key_is_the_same_for_every_try_and_new_only_after_a_replay
     keys = [one["idempotency_key"] for one in tries]
     assert keys[0] == keys[1] != keys[2]
     assert keys[2].removesuffix("-2") == keys[0].removesuffix("-1")
+    await check_books(world)
+
+
+async def test_a_caller_who_asks_again_does_not_cut_the_pause_before_a_new_key(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stripe's list may lag: a look right after a stored 500 could miss a refund that was made."""
+    monkeypatch.setattr(carry_out, "_BETWEEN_TWO_READS", 4.0)
+    payment = await world.captured()
+    await world.stripe.control("POST", "/webhooks", {"paused": True})
+    await world.stripe.fault("/refunds$", "status", times=1, status=500)
+    request = refund_request(payment.payment_id)
+
+    async def tries() -> list[Any]:
+        return await world.stripe.requests("/refunds")
+
+    async def replayed() -> bool:
+        return bool((await tries())[-1]["replayed"])
+
+    assert (await refusal(world.payments.RefundPayment(request))).reason == "OUTCOME_UNKNOWN"
+    await until(replayed, "the stored error, once more")
+    # Asked again at once, and after the server's own patience: by the sweep's clock alone.
+    reply = await world.patiently("RefundPayment", request)
+    assert reply.code == "OK"
+    sent = await tries()
+    assert [one["status"] for one in sent] == [500, 500, 200]
+    assert sent[2]["time"] - sent[1]["time"] >= 3
     await check_books(world)
 
 

@@ -39,6 +39,7 @@ _EXPECTED = {
     "PARTIAL_REFUND_NEEDS_CAPTURE",
     "COMMISSION_TOO_LARGE",
     "PAYMENT_DISPUTED",
+    "NOT_FROZEN_BY_WARNING",
     "OPERATION_IN_PROGRESS",
     "REFUSED_BY_PROCESSOR",
 }
@@ -78,6 +79,8 @@ class Walk:
             self.contest,
             self.decide,
             self.decide,
+            self.warn,
+            self.release,
         ]
         return [*first, *often, *seldom]
 
@@ -137,10 +140,9 @@ class Walk:
             await self.world.stripe.api("POST", f"/transfers/{transfer}/reversals", amount=10)
 
     async def bounce(self) -> None:
-        # While a capture waits for its expert, a bounce waits for the capture.
         refunds = self.world.sql(
             "SELECT movement_id FROM movements AS made JOIN payments USING (payment_id) "
-            "WHERE kind = 'refund' AND waiting_for <> 'expert' AND NOT EXISTS "
+            "WHERE kind = 'refund' AND NOT EXISTS "
             "(SELECT FROM movements WHERE movement_id = made.movement_id || ':failed')"
         )
         if refunds:
@@ -159,7 +161,7 @@ class Walk:
 
     async def _goes_on(self, expert: str) -> bool:
         return not self.world.sql(
-            "SELECT FROM payments WHERE expert_id = %s AND waiting_for = 'expert' "
+            "SELECT 1 FROM payments WHERE expert_id = %s AND waiting_for = 'expert' "
             "AND frozen = 'NONE'",
             expert,
         )
@@ -178,15 +180,26 @@ class Walk:
     async def contest(self) -> None:
         """The client's bank takes a charge back, or asks about it."""
         payment = await self._some()
-        charged = payment.charge_id and (
-            payment.escrow_mode == payments_pb2.ESCROW_MODE_PLATFORM_HOLD
-            or payment.captured_amount.minor_units
-        )
-        if charged and payment.freeze == payments_pb2.PAYMENT_FREEZE_NONE:
+        if _is_charged(payment) and payment.freeze == payments_pb2.PAYMENT_FREEZE_NONE:
             inquiry = self.dice.random() < 0.4
             await self.world.stripe.control(
                 "POST", f"/charges/{payment.charge_id}/dispute", {"inquiry": inquiry}
             )
+
+    async def warn(self) -> None:
+        """The issuer calls a charge fraud."""
+        payment = await self._some()
+        if _is_charged(payment):
+            await self.world.stripe.control(
+                "POST", f"/charges/{payment.charge_id}/early_fraud_warning"
+            )
+
+    async def release(self) -> None:
+        payment = await self._some()
+        request = operations_pb2.ReleaseFraudWarningRequest(
+            payment_id=payment.payment_id, note="walk", idempotency_key=new_key()
+        )
+        await self._may_be_refused(self.world.operations.ReleaseFraudWarning(request))
 
     async def decide(self) -> None:
         """The bank decides on one of the disputes that are open."""
@@ -228,11 +241,16 @@ class Walk:
                 request = operations_pb2.ResumeOperationRequest(operation_id=operation_id)
                 await self.world.operations.ResumeOperation(request)
             # A second bounce waits for the first one's end, and is parked in its turn.
-            waiting = self.world.sql("SELECT FROM inbox WHERE state = 'WAITING'")
+            waiting = self.world.sql("SELECT 1 FROM inbox WHERE state = 'WAITING'")
             return not parked and not waiting
 
         await self.world.stripe.control("POST", "/webhooks/settle", {"seconds": PATIENCE})
         await until(none_left, "nothing parked for an operator", PATIENCE)
+
+
+def _is_charged(payment: payments_pb2.Payment) -> bool:
+    on_the_platform = payment.escrow_mode == payments_pb2.ESCROW_MODE_PLATFORM_HOLD
+    return bool(payment.charge_id and (on_the_platform or payment.captured_amount.minor_units))
 
 
 @pytest.mark.parametrize("seed", [int(os.environ.get("SEED", "1")), 2])

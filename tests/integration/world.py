@@ -205,6 +205,7 @@ class Service:
         """As ``server.serve`` ends: callers answered, operations drained, connections closed."""
         if self.wired is None or self._server is None:
             return
+        self.wired.core.feed.ending.set()
         if self._background is not None:
             self._background.cancel()
             await asyncio.gather(self._background, return_exceptions=True)

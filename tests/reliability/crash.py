@@ -19,20 +19,34 @@ from typing import Any
 
 import psycopg2
 from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
 
-from marketplace.payments.v1 import experts_pb2, payments_pb2, webhooks_pb2
+from marketplace.payments.v1 import (
+    disputes_pb2,
+    experts_pb2,
+    operations_pb2,
+    payments_pb2,
+    webhooks_pb2,
+)
 from stripe_simulator.webhooks import sign
 from tests.integration.books import check_books
 from tests.integration.world import (
+    CAPTURED,
+    CAPTURING,
+    CONNECT_SECRET,
     IN_ESCROW,
     PLATFORM_SECRET,
+    REFUNDED,
     Payment,
     Reply,
     Stripe,
     World,
     capture_request,
+    money,
+    new_key,
     new_name,
     refund_request,
+    until,
 )
 from tests.reliability.system import SURVIVOR, VICTIM, System
 
@@ -77,6 +91,8 @@ class Scenario:
     #: The victim is down when it begins, and does it as soon as it has started: with the payment
     #: given, the deadline is moved near meanwhile.
     by_deadline: bool = False
+    #: It pauses the webhooks itself, before what must not be told too soon.
+    pauses: bool = False
     seconds: float = CONVERGENCE_SECONDS
 
     @property
@@ -155,23 +171,34 @@ async def _authorization(world: World, expert: str) -> Subject:
     await world.quiet()
     await set_webhooks(world.stripe, paused=True)
     await world.confirm(initiated)
-    intent = initiated.payment.payment_intent_id
-    listed = await world.stripe.api(
-        "GET", "/events", type="payment_intent.amount_capturable_updated", limit=20
-    )
-    [event] = [one for one in listed["data"] if one["data"]["object"]["id"] == intent]
-    payload = json.dumps(event)
-    request = webhooks_pb2.IngestEventRequest(
-        endpoint=webhooks_pb2.WEBHOOK_ENDPOINT_PLATFORM,
-        payload=payload.encode(),
-        signature=sign(payload, (PLATFORM_SECRET,), int(time.time())),
-    )
-    payment_id = initiated.payment.payment_id
     return Subject(
         "WebhookService/IngestEvent",
-        request,
-        payment_id,
+        await event_of(
+            world,
+            "payment_intent.amount_capturable_updated",
+            initiated.payment.payment_intent_id,
+        ),
+        initiated.payment.payment_id,
         lambda payment: payment.state == IN_ESCROW,
+    )
+
+
+async def event_of(
+    world: World, kind: str, object_id: str, account: str = ""
+) -> webhooks_pb2.IngestEventRequest:
+    """The newest of Stripe's events of a kind about an object, as the gateway would hand it on."""
+    listed = await world.stripe.api("GET", "/events", account=account, type=kind, limit=20)
+    event = next(one for one in listed["data"] if one["data"]["object"]["id"] == object_id)
+    payload = json.dumps(event)
+    endpoint, secret = (
+        (webhooks_pb2.WEBHOOK_ENDPOINT_CONNECT, CONNECT_SECRET)
+        if account
+        else (webhooks_pb2.WEBHOOK_ENDPOINT_PLATFORM, PLATFORM_SECRET)
+    )
+    return webhooks_pb2.IngestEventRequest(
+        endpoint=endpoint,
+        payload=payload.encode(),
+        signature=sign(payload, (secret,), int(time.time())),
     )
 
 
@@ -217,6 +244,117 @@ async def _capture_of_a_debtor(world: World, expert: str) -> Subject:
     return Subject("PaymentService/CapturePayment", capture_request(held.payment_id))
 
 
+async def _disputed(world: World, expert: str) -> tuple[Payment, str]:
+    """Captured on the platform, of money that can be taken back at once, and contested."""
+    payment = await world.captured(expert, card=_AVAILABLE, **_PLATFORM)
+    shown = await world.stripe.control("POST", f"/charges/{payment.charge_id}/dispute", {})
+    dispute_id = str(shown["id"])
+
+    async def on_record() -> bool:
+        return bool(world.sql("SELECT 1 FROM disputes WHERE dispute_id = %s", dispute_id))
+
+    await until(on_record, f"{dispute_id} on record")
+    return payment, dispute_id
+
+
+async def _evidence(world: World, expert: str) -> Subject:
+    payment, dispute_id = await _disputed(world, expert)
+    request = disputes_pb2.SubmitEvidenceRequest(
+        dispute_id=dispute_id,
+        evidence=disputes_pb2.Evidence(uncategorized_text="It was delivered."),
+        submit=True,
+        idempotency_key=new_key(),
+    )
+    return Subject("DisputeService/SubmitEvidence", request, payment.payment_id)
+
+
+def _is_lost(payment: Payment) -> bool:
+    return payment.state == REFUNDED and bool(payment.lost_amount.minor_units)
+
+
+async def _acceptance(world: World, expert: str) -> Subject:
+    payment, dispute_id = await _disputed(world, expert)
+    request = disputes_pb2.AcceptDisputeRequest(dispute_id=dispute_id, idempotency_key=new_key())
+    return Subject("DisputeService/AcceptDispute", request, payment.payment_id, _is_lost)
+
+
+async def _loss(world: World, expert: str) -> Subject:
+    """The bank decides for the client: written off, and the expert's part is reversed."""
+    payment, dispute_id = await _disputed(world, expert)
+    await world.quiet()
+    await set_webhooks(world.stripe, paused=True)
+    await world.stripe.control("POST", f"/disputes/{dispute_id}/lose", {})
+    request = await event_of(world, "charge.dispute.closed", dispute_id)
+    return Subject("WebhookService/IngestEvent", request, payment.payment_id, _is_lost)
+
+
+async def _write_off(world: World, expert: str) -> Subject:
+    debtor = await world.expert(new_name("crash-debtor"))
+    first = await world.captured(debtor, **_PLATFORM)
+    await world.refund(first.payment_id)
+    request = operations_pb2.WriteOffDebtRequest(
+        expert_id=debtor, amount=money(4_000, "USD"), reason="left us", idempotency_key=new_key()
+    )
+    return Subject("OperationsService/WriteOffDebt", request, first.payment_id)
+
+
+async def _restricted(world: World) -> tuple[Payment, str]:
+    """A hold, and the account of its expert, who cannot be paid."""
+    expert = await world.expert(new_name("crash-restricted"))
+    held = await world.escrowed(expert, **_PLATFORM)
+    account = world.account_of(expert)
+    await world.stripe.control("POST", f"/accounts/{account}/restrict")
+    await world.quiet()
+    return held, account
+
+
+async def _capture_that_waits(world: World, expert: str) -> Subject:
+    held, _ = await _restricted(world)
+    return Subject(
+        "PaymentService/CapturePayment",
+        capture_request(held.payment_id),
+        held.payment_id,
+        lambda payment: payment.state == CAPTURING and payment.waiting_for == "expert",
+    )
+
+
+async def _capture_that_waited(world: World, expert: str) -> Subject:
+    """The account is well again, which the event tells; the loops do the rest."""
+    held, account = await _restricted(world)
+    waiting = await world.capture(held.payment_id)
+    assert waiting.waiting_for == "expert", waiting
+    await world.quiet()
+    await set_webhooks(world.stripe, paused=True)
+    await world.stripe.control("POST", f"/accounts/{account}/restore")
+    return Subject(
+        "WebhookService/IngestEvent",
+        await event_of(world, "account.updated", account, account),
+        held.payment_id,
+        lambda payment: payment.state == CAPTURED and not payment.waiting_for,
+    )
+
+
+def _agreed(
+    on_deadline: payments_pb2.OnDeadline.ValueType, state: payments_pb2.PaymentState.ValueType
+) -> Callable[[World, str], Awaitable[Subject]]:
+    """Held by the platform for a gig of some days, at whose end something was agreed."""
+
+    async def prepare(world: World, expert: str) -> Subject:
+        due = Timestamp()
+        due.FromSeconds(int(time.time()) + 5 * 86_400)
+        held = await world.escrowed(
+            expert, on_deadline=on_deadline, expected_completion_time=due, **_PLATFORM
+        )
+        return Subject(
+            "",
+            payments_pb2.GetPaymentRequest(),
+            held.payment_id,
+            lambda payment: payment.state == state,
+        )
+
+    return prepare
+
+
 async def _promotion(world: World, expert: str) -> Subject:
     held = await world.escrowed(expert, **_PROMOTED)
     return Subject("", payments_pb2.GetPaymentRequest(), held.payment_id, _is_promoted)
@@ -228,6 +366,7 @@ def _is_promoted(payment: Payment) -> bool:
 
 
 _SWEEP = frozenset({"lease_due"})
+_AWAKE = frozenset({"lease_events", "lease_due"})
 DESTINATION = (
     Scenario("InitiatePayment", _initiation),
     Scenario("CapturePayment whole", _capture),
@@ -235,7 +374,7 @@ DESTINATION = (
     Scenario("RefundPayment cancel", _cancel),
     Scenario("RefundPayment both legs", _refund),
     Scenario("CreateExpertAccount", _account),
-    Scenario("inbox", _authorization, frozenset({"lease_events"})),
+    Scenario("inbox", _authorization, frozenset({"lease_events"}), pauses=True),
     Scenario("sweep of a capture", _capture, _SWEEP, ("/capture$", "reset", "after")),
     Scenario("sweep of a refund", _refund, _SWEEP, ("/refunds$", "reset", "after")),
 )
@@ -258,6 +397,29 @@ SEPARATE = (
     ),
     Scenario("sweep of a transfer", _part_of(_PLATFORM), _SWEEP, ("/transfers$", "reset", "after")),
     Scenario("sweep of a reversal", _refund_beyond_held, _SWEEP, ("/reversals$", "reset", "after")),
+)
+#: What nobody calls for on a good day: deadlines, disputes, debts, an account that is not well.
+BESIDES = (
+    Scenario(
+        "deadline, capture",
+        _agreed(payments_pb2.ON_DEADLINE_CAPTURE, CAPTURED),
+        frozenset({"find_due"}),
+        by_deadline=True,
+        seconds=_DEADLINE_SECONDS,
+    ),
+    Scenario(
+        "deadline, refund",
+        _agreed(payments_pb2.ON_DEADLINE_REFUND, REFUNDED),
+        frozenset({"find_due"}),
+        by_deadline=True,
+        seconds=_DEADLINE_SECONDS,
+    ),
+    Scenario("SubmitEvidence", _evidence),
+    Scenario("AcceptDispute", _acceptance),
+    Scenario("a dispute is lost", _loss, frozenset({"lease_events"}), pauses=True),
+    Scenario("WriteOffDebt", _write_off),
+    Scenario("capture that waits", _capture_that_waits),
+    Scenario("capture that waited", _capture_that_waited, _AWAKE, pauses=True),
 )
 
 
@@ -291,7 +453,7 @@ class Run:
         """The subject, and the number of the last effect before it. Webhooks are paused after."""
         await set_webhooks(self.stripe, paused=False)
         subject = await scenario.prepare(world, self.expert)
-        if scenario.name != "inbox":
+        if not scenario.pauses:
             await world.quiet()
             await set_webhooks(self.stripe, paused=True)
         if scenario.by_deadline:
@@ -313,8 +475,9 @@ class Run:
             connection.autocommit = True
             with connection.cursor() as cursor:
                 cursor.execute(
-                    "UPDATE payments SET escrow_expire_time = now() + interval '11 hours' "
-                    "WHERE payment_id = %s",
+                    "UPDATE payments SET release_due_time = now() - interval '1 second', "
+                    "escrow_expire_time = CASE WHEN charged = 0 THEN now() + interval '11 hours' "
+                    "ELSE escrow_expire_time END WHERE payment_id = %s",
                     (payment_id,),
                 )
 
@@ -341,7 +504,11 @@ class Run:
         world = self.worlds[VICTIM]
         subject, last = await self.prepared(case.scenario, world)
         alone = case.by == "other" and case.scenario.by_loops
-        if alone:
+        # A replica that was up all the time looks at the deadlines four times a minute only.
+        afresh = alone and case.scenario.by_deadline
+        if afresh:
+            await self.system.end(SURVIVOR)
+        elif alone:
             self.system.survivor.pause()  # Or it would be the one to do it.
         try:
             self.system.arm(case.place, case.nth)
@@ -352,8 +519,10 @@ class Run:
             assert await self.system.death(limit), "the barrier was never reached"
         finally:
             self.system.disarm()
-            if alone:
+            if alone and not afresh:
                 self.system.survivor.resume()
+        if afresh:
+            await self.system.begin(SURVIVOR)
         caller.cancel()
         # Stripe's events come meanwhile, or only when everything is over.
         await set_webhooks(self.stripe, paused=self.random.random() < 0.5)
@@ -428,14 +597,14 @@ class Run:
         self.told.payments[payment.payment_id] = payment
         if subject.method:
             self.told.replies.append((subject.method, _bytes(subject), reply.body))
-        amounts = ("held", "captured", "returned", "refunded", "net")
+        amounts = ("held", "captured", "returned", "refunded", "net", "lost", "lost_held")
         shown = [getattr(payment, f"{name}_amount").minor_units for name in amounts]
         return Outcome(
             counted,
             (
                 *(payment.state, payment.escrow_mode, *shown),
-                *(payment.net_commission.minor_units, payment.waiting_for),
-                self.debt(world, payment),
+                *(payment.net_commission.minor_units, payment.waiting_for, payment.freeze),
+                *(self.debt(world, payment), self.written_off(world, payment)),
             ),
         )
 
@@ -446,6 +615,16 @@ class Run:
             "WHERE account = %s AND payment_id = %s",
             f"expert_debt:{payment.expert_id}",
             payment.payment_id,
+        )
+        return int(sum_)
+
+    def written_off(self, world: World, payment: Payment) -> int:
+        """What of its expert's debt became the platform's loss."""
+        [(sum_,)] = world.sql(
+            "SELECT coalesce(sum(minor_units), 0)::bigint FROM postings "
+            "WHERE account = %s AND expert_id = %s AND payment_id IS NULL",
+            f"expert_debt:{payment.expert_id}",
+            payment.expert_id,
         )
         return int(sum_)
 
@@ -492,7 +671,7 @@ class Run:
                 payment.refunded_amount,
             ), f"{payment_id} was {payment}, is {now}"
         for method, request, body in self.told.replies:
-            if method.startswith("PaymentService"):
+            if method.startswith(("PaymentService", "DisputeService", "OperationsService")):
                 again = await world.raw(method, request)
                 assert again.body == body, f"another answer of {method}"
         assert not await world.discrepancies()

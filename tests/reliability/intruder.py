@@ -10,7 +10,9 @@ from typing import Any, Final
 
 import psycopg2
 
-_TABLES: Final = "payments events postings movements operations claims discrepancies".split()
+_TABLES: Final = (
+    "payments events feed_pending feed postings movements operations claims discrepancies"
+).split()
 
 
 @dataclass

@@ -324,6 +324,31 @@ def all_movements_are_truncated(at: Intruder, payment_id: str) -> Sequence[str]:
     return [str(id_) for (id_,) in had]
 
 
+# ---- the feed ----
+
+
+def an_event_is_gone_from_the_feed(at: Intruder, payment_id: str) -> Sequence[str]:
+    at.sql(
+        "DELETE FROM feed WHERE payment_id = %s AND sequence = %s",
+        payment_id,
+        at.event(payment_id),
+    )
+    return [payment_id]
+
+
+def two_places_in_the_feed_are_exchanged(at: Intruder, payment_id: str) -> Sequence[str]:
+    events = at.events(payment_id)
+    if len(events) < 2:
+        return []
+    first = at.chance.randrange(1, len(events))
+    for old, new in ((first, -1), (first + 1, first), (-1, first + 1)):
+        at.sql(
+            "UPDATE feed SET sequence = %s WHERE payment_id = %s AND sequence = %s",
+            *(new, payment_id, old),
+        )
+    return [payment_id]
+
+
 KINDS: Final[Sequence[Kind]] = (
     event_says_another_amount,
     event_names_another_caller,
@@ -359,4 +384,6 @@ KINDS: Final[Sequence[Kind]] = (
     a_movement_goes_to_another_payment,
     a_movement_is_invented,
     all_movements_are_truncated,
+    an_event_is_gone_from_the_feed,
+    two_places_in_the_feed_are_exchanged,
 )

@@ -363,9 +363,7 @@ async def test_control_api_decides(world: World) -> None:
 
 async def test_control_api_refuses_what_cannot_be(world: World) -> None:
     held = await world.paid()
-    assert "no such captured charge" in await refusal(
-        world, f"/charges/{held.latest_charge}/dispute"
-    )
+    assert "never captured" in await refusal(world, f"/charges/{held.latest_charge}/dispute")
     dispute = await disputed(world)
     charge = f"/charges/{dispute.charge}"
     assert "open dispute" in await refusal(world, f"{charge}/dispute")

@@ -222,9 +222,9 @@ def client_refunded(a: Amounts) -> Done:
 
 
 def refunded_elsewhere(a: Amounts) -> Done:
-    return escrow.refunded_elsewhere(
-        partly_paid_out(a), "re_1", split_of(a), usd(a["R"]), LOSSES, NOW
-    )
+    payment = replace(partly_paid_out(a), client_owed=a.get("o", 0))
+    split = replace(split_of(a), from_owed=a.get("o", 0))
+    return escrow.refunded_elsewhere(payment, "re_1", split, usd(a["R"]), LOSSES, NOW)
 
 
 def expert_reversed(a: Amounts) -> Done:
@@ -239,7 +239,7 @@ def reversed_elsewhere(a: Amounts) -> Done:
 
 
 def fee_refunded_elsewhere(a: Amounts) -> Done:
-    payment = in_state(State.CAPTURED)
+    payment = in_state(State.REFUNDED if "b" in a else State.CAPTURED)
     return escrow.fee_refunded_elsewhere(payment, "fr_1", a["g"], usd(a["g"]), usd(a["g"]), NOW)
 
 
@@ -250,8 +250,11 @@ def transferred_elsewhere(a: Amounts) -> Done:
 
 
 def refund_failed(a: Amounts) -> Done:
-    refunded = replace(held_by_platform(), held=10_000 - a["R"], returned=a["R"])
-    return escrow.refund_failed(refunded, "re_1", a["R"], usd(a["R"]), "op_2", NOW)
+    beyond = a.get("b", 0)
+    refunded = replace(
+        held_by_platform(), held=10_000 - a["R"], returned=a["R"], lost_beyond=beyond
+    )
+    return escrow.refund_failed(refunded, "re_1", a["R"], usd(a["R"]), NOW)
 
 
 def refund_resent(a: Amounts) -> Done:
@@ -303,10 +306,11 @@ def dispute_funds(a: Amounts, *, taken: bool, written_off: bool = False) -> Done
 
 def dispute_lost(a: Amounts) -> Done:
     beyond = a.get("b", 0)
-    split = RefundSplit(a.get("h", 0), a.get("g", 0), a.get("e", 0))
+    split = RefundSplit(a.get("h", 0), a.get("g", 0), a.get("e", 0), a.get("o", 0))
     if not split.whole and not beyond:
         split = RefundSplit(a["D"])
     payment = partly_paid_out(a) if "e" in a else held_by_platform()
+    payment = replace(payment, client_owed=split.from_owed)
     if beyond:  # All of it was given back already, so nothing is left to lose.
         payment = replace(in_state(State.REFUNDED, separate(PLATFORM_HOLD)))
     return escrow.dispute_lost(
@@ -357,10 +361,13 @@ PERFORMERS: Final[Mapping[tuple[str, str], Performer]] = {
     (Kind.CLIENT_REFUNDED, "both"): client_refunded,
     (Kind.EXPERT_REVERSED, "a transfer, or a part of it, taken back"): expert_reversed,
     (Kind.REFUND_FAILED, "the client's bank gave it back"): refund_failed,
+    (Kind.REFUND_FAILED, "after a dispute took it too"): refund_failed,
     (Kind.REFUND_RESENT, "paid by another refund"): refund_resent,
     (Kind.REFUNDED_ELSEWHERE, "at the dashboard"): refunded_elsewhere,
+    (Kind.REFUNDED_ELSEWHERE, "what was owed, and more"): refunded_elsewhere,
     (Kind.REVERSED_ELSEWHERE, "at the dashboard"): reversed_elsewhere,
     (Kind.FEE_REFUNDED_ELSEWHERE, "at the dashboard"): fee_refunded_elsewhere,
+    (Kind.FEE_REFUNDED_ELSEWHERE, "given back to the client before"): fee_refunded_elsewhere,
     (Kind.TRANSFERRED_ELSEWHERE, "at the dashboard"): transferred_elsewhere,
     (Kind.DISPUTE_FUNDS_WITHDRAWN, "a chargeback"): lambda a: dispute_funds(a, taken=True),
     (Kind.DISPUTE_FUNDS_REINSTATED, "won, the fee kept"): lambda a: dispute_funds(a, taken=False),
@@ -370,6 +377,7 @@ PERFORMERS: Final[Mapping[tuple[str, str], Performer]] = {
     (Kind.DISPUTE_LOST, "in escrow"): dispute_lost,
     (Kind.DISPUTE_LOST, "held money first, then what was paid out"): dispute_lost,
     (Kind.DISPUTE_LOST, "refunded before"): dispute_lost,
+    (Kind.DISPUTE_LOST, "owed after a bounce first, then held money"): dispute_lost,
     ("expert.payout_in_transit", "paid out to the bank"): lambda a: payout(
         a, PayoutState.IN_TRANSIT
     ),
@@ -433,6 +441,13 @@ SILENT_PERFORMERS: Final[Mapping[str, Callable[[], Transition]]] = {
     ),
     Kind.DEADLINE_PASSED: lambda: escrow.deadline_passed(in_state(State.IN_ESCROW), "", NOW, NOW),
     **{kind: lambda kind=kind: disputed(kind) for kind in _DISPUTED},  # type: ignore[misc]
+    Kind.REPAYMENT_DUE: lambda: escrow.repayment_due(
+        replace(in_state(State.REFUNDED), client_owed=100), "op_2", NOW
+    ),
+    Kind.REPAYMENT_GIVEN_UP: lambda: escrow.repayment_given_up(in_state(State.REFUNDING), "", NOW),
+    Kind.FRAUD_WARNING_RELEASED: lambda: escrow.fraud_warning_released(
+        in_state(State.IN_ESCROW), "looked into", NOW
+    ),
     Kind.FRAUD_WARNING: lambda: warned(Kind.FRAUD_WARNING),
     Kind.FRAUD_WARNING_OVER: lambda: warned(Kind.FRAUD_WARNING_OVER),
 }

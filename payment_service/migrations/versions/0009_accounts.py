@@ -3,7 +3,7 @@
 from alembic import op
 
 revision = "0009"
-down_revision = "0007"  # MERGE: becomes "0008", which another branch adds at the same time.
+down_revision = "0008"
 branch_labels = None
 depends_on = None
 

@@ -10,11 +10,11 @@ from payment_service.domain import escrow, plans
 from payment_service.domain.deadlines import deadlines_of
 from payment_service.domain.disputes import Dispute
 from payment_service.domain.escrow import Freeze, Payment, State, Transition, WaitingFor
-from payment_service.domain.follow import Followed, follow
+from payment_service.domain.follow import Followed, follow, repayment
 from payment_service.domain.follow_disputes import Circumstances, follow_disputes
 from payment_service.domain.ledger import STRIPE_PLATFORM, Posting, Share, imbalance
 from payment_service.domain.observation import Observation, ShownDispute
-from payment_service.domain.operations import Operation, OperationKind
+from payment_service.domain.operations import Operation, OperationKind, OperationState
 from tests.unit.domain.builders import (
     BUSY,
     FAILURE,
@@ -104,11 +104,22 @@ class FakeService:
             wanted = followed.next_operation
             assert self.operation is None
             self.operation = self._open(wanted.kind, wanted.minor_units, **wanted.params)
+        self.park_repayment()
         self.check()
-        later = followed.deferred or followed.waits or "refund_exceeds_net" in reported(followed)
+        later = followed.deferred or "refund_exceeds_net" in reported(followed)
         if seen is None and not later:
             self.check_reconciled()
         return followed
+
+    def park_repayment(self) -> None:
+        """As settle.park_repayment: in the same transaction that frees the place."""
+        due = repayment(self.payment, f"op_{self.ids + 1}", NOW)
+        if due is None:
+            return
+        transition, wanted = due
+        operation = self._open(wanted.kind, wanted.minor_units, **wanted.params)
+        self.operation = replace(operation, state=OperationState.PARKED)
+        self.record(transition)
 
     def catch_up(self) -> None:
         """Follow what Stripe shows until there is nothing more to follow."""
@@ -232,6 +243,7 @@ class FakeService:
                 transition = escrow.expert_owes(payment, owed, FAILURE.code, NOW)
         self.operation = None
         self.record(transition)
+        self.park_repayment()
 
     def _open(self, kind: OperationKind, minor_units: int, **params: object) -> Operation:
         self.ids += 1
@@ -271,8 +283,12 @@ class FakeService:
         if operation:
             assert operation.operation_id == payment.operation_id
         if payment.client_owed:
+            # Nothing owed is without an operation: the one that repays it, or one before that.
+            assert operation is not None
+        if operation and operation.params.get("owed"):
             assert payment.state is State.REFUNDING
             assert payment.waiting_for is WaitingFor.OPERATOR
+            assert 0 < operation.minor_units <= payment.client_owed
 
     def _check_books(self) -> None:
         payment = self.payment
@@ -280,10 +296,7 @@ class FakeService:
         assert self.balance("hold") == -self.balance("client") == authorized
         assert self.balance("escrow:pay_1") == (-payment.held if payment.charged else 0)
         assert self.balance("client_payable:pay_1") == -payment.client_owed
-        # What a hand gave of the commission to the expert is still counted as ours to give back.
-        earned = [line for line in self.postings if line.kind != "fee_refunded"]
-        of_commission = sums(earned).get(("commission", payment.currency), 0)
-        assert of_commission == -payment.net_commission
+        assert self.balance("commission") == -payment.net_commission
         # Never more kept back than is owed, not even with the capture that is under way.
         assert self.balance(DEBT) >= payment.netting
         if self.intent.exchange == SAME_CURRENCY:

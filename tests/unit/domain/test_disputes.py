@@ -386,3 +386,30 @@ def test_all_evidence_together_has_a_limit() -> None:
     texts = dict.fromkeys(disputes.LONG_TEXTS, "x" * 20_000)
     with pytest.raises(Refusal, match="150000"):
         disputes.check_evidence_fields(texts)
+
+
+def test_a_dispute_that_our_refund_prevented_ends_while_the_experts_part_is_taken_back() -> None:
+    service = paid_out()
+    bank = Bank(service)
+    name = bank.contest(10_000, inquiry=True)
+    service.follow()
+    service.start_give_back()
+    service.send()
+    assert service.payment.state is State.REFUNDING
+    bank.status(name, "prevented")
+    service.follow()
+    assert service.records[name].outcome is Outcome.PREVENTED
+    assert service.payment.state is State.REFUNDING
+    assert service.payment.frozen is Freeze.NONE
+
+
+def test_a_dispute_without_money_ends_while_a_capture_waits_for_its_expert() -> None:
+    service = held()
+    service.start_capture()
+    service.wait_for_expert()
+    bank = Bank(service)
+    name = bank.contest(10_000, inquiry=True)
+    bank.status(name, "prevented")
+    service.follow()
+    assert service.records[name].outcome is Outcome.PREVENTED
+    assert service.payment.state is State.CAPTURING

@@ -173,7 +173,10 @@ FUNCTIONS: dict[str, Callable[[Payment], Transition]] = {
     "fee_refunded_elsewhere": lambda p: escrow.fee_refunded_elsewhere(
         p, "fr_1", 100, USD, USD, NOW
     ),
-    "refund_failed": lambda p: escrow.refund_failed(p, "re_1", 100, USD, "op_2", NOW),
+    "refund_failed": lambda p: escrow.refund_failed(p, "re_1", 100, USD, NOW),
+    "repayment_due": lambda p: escrow.repayment_due(p, "op_2", NOW),
+    "repayment_given_up": lambda p: escrow.repayment_given_up(p, "lost", NOW),
+    "refunded_elsewhere, as owed": lambda p: refunded_elsewhere(p, RefundSplit(from_owed=100)),
     "refund_resent": lambda p: escrow.refund_resent(p, "re_1", 100, USD, NOW),
     "processor_fee_recorded": lambda p: escrow.processor_fee_recorded(p, USD, NOW),
     **{
@@ -190,6 +193,9 @@ FUNCTIONS: dict[str, Callable[[Payment], Transition]] = {
     },
     "dispute, withdrawn": dispute_funds(taken=True),
     "dispute, reinstated": dispute_funds(taken=False),
+    "dispute_lost, without money": lambda p: escrow.dispute_changed(
+        p, Kind.DISPUTE_LOST, {}, Frozen(), NOW
+    ),
     "dispute_lost, out of escrow": lambda p: dispute_lost(p, HELD_PART),
     "dispute_lost, all that is held": lambda p: dispute_lost(p, RefundSplit(p.held or 100)),
     "dispute_lost, a part": lambda p: dispute_lost(p, EXPERTS_PART),
@@ -198,6 +204,7 @@ FUNCTIONS: dict[str, Callable[[Payment], Transition]] = {
     "dispute_lost, after a refund": lambda p: dispute_lost(p, RefundSplit(), beyond=100),
     "fraud_warning": warned(Kind.FRAUD_WARNING),
     "fraud_warning_over": warned(Kind.FRAUD_WARNING_OVER),
+    "fraud_warning_released": lambda p: escrow.fraud_warning_released(p, "looked into", NOW),
     "waiting": lambda p: escrow.waiting(p, WaitingFor.PROCESSOR, "timeout", NOW),
     "deadline_near": lambda p: escrow.deadline_near(p, "RELEASE_DUE", NOW, NOW),
     "deadline_passed": lambda p: escrow.deadline_passed(p, "RELEASE_DUE", NOW, NOW),
@@ -219,6 +226,8 @@ def standing_in(state: State) -> Iterator[Payment]:
         yield replace(paid, held=3_234, returned=100, net_commission=667)
     if state is State.CAPTURED:
         yield replace(in_state(state), refunded=100, net_commission=990)
+    if state is State.REFUNDED:
+        yield replace(in_state(state), client_owed=100)
     if state is State.REFUNDING:
         yield from going_back()
 
@@ -275,7 +284,7 @@ def test_final_states_are_left_by_corrections_only() -> None:
     corrections = {
         State.CANCELED: {Kind.CAPTURED_ELSEWHERE, Kind.CHARGED_ELSEWHERE},
         State.EXPIRED: {Kind.CAPTURED_ELSEWHERE, Kind.CHARGED_ELSEWHERE},
-        State.REFUNDED: {Kind.REFUND_FAILED},
+        State.REFUNDED: {Kind.REPAYMENT_DUE},
     }
     for state, kinds in corrections.items():
         left = {kind for kind, source, target in POSSIBLE if source is state is not target}

@@ -12,6 +12,7 @@ from payment_service.domain.errors import Precondition
 from payment_service.domain.escrow import Kind, Payment, State, WaitingFor
 from payment_service.domain.follow import Followed, Movement, follow
 from payment_service.domain.observation import (
+    BalanceLine,
     Charge,
     Decline,
     IntentStatus,
@@ -411,11 +412,8 @@ def test_our_refund_is_followed_by_the_experts_leg() -> None:
     assert to.movements == [Movement(service.intent.refunds[0].refund_id, "refund", 3_333, "op_3")]
     assert to.next_operation is not None
     assert first is not None
-    assert (to.next_operation.kind, to.next_operation.minor_units, to.next_operation.parked) == (
-        OperationKind.REVERSE_TRANSFER,
-        3_000,
-        False,
-    )
+    coming = to.next_operation
+    assert (coming.kind, coming.minor_units) == (OperationKind.REVERSE_TRANSFER, 3_000)
     assert to.next_operation.params == {
         "transfer_id": "tr_1",
         "transfer_minor_units": 3_000,
@@ -438,7 +436,8 @@ def test_our_refund_is_followed_by_the_experts_leg() -> None:
 def test_refund_that_is_all_commission_has_no_second_leg() -> None:
     """By hand an operator captured it all as commission."""
     payment = replace(in_state(State.REFUNDING), net_commission=10_000)
-    refund = Refund("re_1", 10_000, "succeeded", "op_1")
+    line = BalanceLine("txn_r", "USD", 10_000)
+    refund = Refund("re_1", 10_000, "succeeded", "op_1", line)
     to = followed(payment, replace(SUCCEEDED, refunds=(refund,)), REFUND)
     assert (to.next_operation, to.settled) == (None, True)
     assert (to.payment.state, to.payment.operation_id) == (State.REFUNDED, "")
@@ -509,19 +508,51 @@ def test_bounced_refund_is_owed_and_parked_for_an_operator() -> None:
     assert service.follow().transitions == []
 
 
-def test_bounced_refund_waits_for_the_operation_that_is_under_way() -> None:
+def test_bounced_refund_is_owed_at_once_and_repaid_after_the_operation_under_way() -> None:
     service = paid_out()
     service.start_give_back(5_000)
     service.send()
     service.follow()
     service.intent.bounce(service.intent.refunds[0].refund_id)
+    under_way = service.operation
     to = service.follow()
-    assert (to.waits, to.deferred) == (True, False)
-    assert to.transitions == []
+    assert followed_kinds(to) == ["refund_failed"]
+    assert (service.payment.client_owed, service.operation) == (5_000, under_way)
     service.send()
     assert followed_kinds(service.follow()) == ["expert_reversed"]
-    assert followed_kinds(service.follow()) == ["refund_failed"]
-    service.check_reconciled()
+    assert service.operation is not None
+    assert service.operation.params["owed"] is True
+    assert service.payment.waiting_for is WaitingFor.OPERATOR
+
+
+@pytest.mark.parametrize(
+    ("by_hand", "left", "kinds"),
+    [
+        (3_000, 2_000, ["refund_resent"]),
+        (5_000, 0, ["refund_resent"]),
+        (7_000, 0, ["repayment_given_up", "refunded_elsewhere"]),
+    ],
+)
+def test_a_refund_by_hand_pays_first_what_is_owed(
+    by_hand: int, left: int, kinds: list[str]
+) -> None:
+    service = paid_out()
+    service.give_back(5_000)
+    service.intent.bounce(service.intent.refunds[0].refund_id)
+    service.follow()
+    first = service.operation
+    service.intent.refund(by_hand)
+    to = service.follow()
+    assert (followed_kinds(to), to.settled) == (kinds, True)
+    assert service.payment.client_owed == left
+    assert service.payment.refunded == 5_000 + max(by_hand - 5_000, 0)
+    if left:
+        assert first is not None
+        assert service.operation is not None
+        assert service.operation.minor_units == left
+        assert service.operation.operation_id != first.operation_id
+    else:
+        assert service.operation is None
 
 
 def test_refund_that_bounces_twice_is_still_owed() -> None:
@@ -617,7 +648,7 @@ def test_refund_by_hand_that_bounced_before_it_was_seen_moves_nothing() -> None:
 
 
 def test_refund_beyond_what_is_left_is_reported_and_not_posted() -> None:
-    refund = Refund("re_9", 10_001, "succeeded")
+    refund = Refund("re_9", 10_001, "succeeded", line=BalanceLine("txn_r", "USD", 10_001))
     to = followed(in_state(State.CAPTURED), replace(SUCCEEDED, refunds=(refund,)))
     assert (to.transitions, to.movements, reported(to)) == ([], [], ["refund_exceeds_net"])
 

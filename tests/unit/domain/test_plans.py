@@ -286,6 +286,10 @@ def test_milestones_leave_the_commission_of_their_sum(
         ("USD", 700, 1, 0),
         ("JPY", 99_999, 100, 89),
         ("KWD", 99_990, 1_000, 890),
+        # What a conversion left of a debt beyond whole steps is not collected by a card.
+        ("KWD", 207, 1_000, 200),
+        ("ISK", 199, 1_000, 100),
+        ("ISK", 99, 1_000, 0),
         # Somebody was paid twice; that is no debt of the expert's.
         ("USD", -5, 10_000, 0),
     ],

@@ -1,0 +1,67 @@
+"""EventService: a payment's audit trail, and the feed of all payments' events."""
+
+from __future__ import annotations
+
+import asyncio
+
+from marketplace.payments.v1 import events_pb2, events_pb2_grpc
+from payment_service.application.core import Core
+from payment_service.application.read_events import read_events
+from payment_service.application.watch_events import watch_events
+from payment_service.domain.ports import Mark
+from payment_service.rpc import convert
+from payment_service.rpc.calls import Context
+from payment_service.rpc.convert import Fields
+
+
+class EventServicer(events_pb2_grpc.EventServiceServicer):
+    def __init__(self, core: Core) -> None:
+        self._core = core
+
+    async def ListPaymentEvents(
+        self, request: events_pb2.ListPaymentEventsRequest, context: Context
+    ) -> events_pb2.ListPaymentEventsResponse:
+        fields = Fields()
+        payment_id = fields.our_id("payment_id", request.payment_id)
+        page_size = fields.page_size(request.page_size)
+        fields.check()
+        keyset = convert.read_page_token("events", payment_id, request.page_token, 1)
+        after = convert.token_number(keyset[0]) if keyset else 0
+        found, broken = await read_events(self._core, payment_id, after, page_size + 1)
+        page, token = convert.page_of(
+            found, page_size, "events", payment_id, lambda event: [str(event.sequence)]
+        )
+        return events_pb2.ListPaymentEventsResponse(
+            events=[convert.event_message(event) for event in page],
+            next_page_token=token,
+            chain_intact=not broken,
+            first_broken_sequence=broken,
+        )
+
+    async def WatchEvents(  # type: ignore[override]  # it writes to the context
+        self, request: events_pb2.WatchEventsRequest, context: Context
+    ) -> None:
+        """Written by a task of its own, so that the end need not wait for the next event."""
+        fields = Fields()
+        after = fields.cursor("after_cursor", request.after_cursor)
+        fields.check()
+        feed = self._core.feed
+        with feed.place():
+            writing = asyncio.create_task(self._write(after, context))
+            ending = asyncio.create_task(feed.ending.wait())
+            try:
+                await asyncio.wait({writing, ending}, return_when=asyncio.FIRST_COMPLETED)
+                feed.check()
+                await writing
+            finally:
+                writing.cancel()
+                ending.cancel()
+
+    async def _write(self, after: Mark, context: Context) -> None:
+        async for batch in watch_events(self._core, after):
+            for fed in batch:
+                await context.write(
+                    events_pb2.WatchEventsResponse(
+                        event=convert.event_message(fed.event), cursor=convert.cursor_of(fed.mark)
+                    )
+                )

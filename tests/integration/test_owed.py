@@ -1,0 +1,357 @@
+"""What the client is owed after a bounced refund: booked at once, and paid once, in any way."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from marketplace.payments.v1 import operations_pb2, payments_pb2
+from tests.integration.books import balance, check_books
+from tests.integration.conftest import StartWorld
+from tests.integration.test_disputes import (
+    LOST,
+    WON,
+    contest,
+    decide,
+    dispute_where,
+    keep_at_stripe,
+    settled,
+)
+from tests.integration.test_gigs import kinds
+from tests.integration.world import (
+    CAPTURED,
+    CAPTURING,
+    IN_ESCROW,
+    REFUNDED,
+    REFUNDING,
+    Payment,
+    State,
+    World,
+    capture_request,
+    refusal,
+    until,
+)
+
+PLATFORM = payments_pb2.ESCROW_MODE_PLATFORM_HOLD
+MODES = pytest.mark.parametrize(
+    "mode", [{}, {"escrow_mode": PLATFORM}], ids=["destination", "platform"]
+)
+
+
+async def bounce(world: World, payment_id: str) -> None:
+    """The newest refund comes back from the client's bank; wait until the books say so."""
+    refund = world.sql(
+        "SELECT movement_id FROM movements WHERE payment_id = %s AND kind = 'refund' "
+        "ORDER BY time DESC LIMIT 1",
+        payment_id,
+    )[0][0]
+    await world.stripe.control("POST", f"/refunds/{refund}/fail")
+
+    async def booked() -> bool:
+        return bool(world.sql("SELECT 1 FROM movements WHERE movement_id = %s", f"{refund}:failed"))
+
+    await until(booked, "the bounce on the books")
+
+
+def repayments(world: World, payment_id: str) -> list[tuple[str, int, str]]:
+    """The operations that were to pay the client again, oldest first: id, amount, state."""
+    return [
+        (str(operation_id), int(units), str(state))
+        for operation_id, units, state in world.sql(
+            "SELECT operation_id, minor_units, state FROM operations WHERE payment_id = %s "
+            "AND params ->> 'owed' = 'true' ORDER BY create_time, operation_id",
+            payment_id,
+        )
+    ]
+
+
+async def resume(world: World, operation_id: str) -> None:
+    await world.operations.ResumeOperation(
+        operations_pb2.ResumeOperationRequest(operation_id=operation_id)
+    )
+
+
+async def repaid(world: World, payment_id: str, state: State) -> Payment:
+    """An operator sends the parked repayment on; the payment then rests."""
+
+    async def parked() -> str | None:
+        found = [one for one, _, now in repayments(world, payment_id) if now == "PARKED"]
+        return found[0] if found else None
+
+    await resume(world, await until(parked, "a parked repayment"))
+    payment = await world.in_state(payment_id, state)
+    assert owed(world, payment_id) == 0
+    await check_books(world)
+    return payment
+
+
+def owed(world: World, payment_id: str) -> int:
+    return -balance(world, f"client_payable:{payment_id}")
+
+
+async def waiting_capture(world: World, refunded: int, part: int) -> tuple[Payment, str]:
+    """Of 10,000 held some were refunded, and a part waits for the expert's account."""
+    expert = await world.expert()
+    held = await world.escrowed(expert, 10_000, escrow_mode=PLATFORM)
+    await world.refund(held.payment_id, refunded)
+    account = world.account_of(expert)
+    await world.stripe.control(
+        "POST", f"/accounts/{account}/restrict", {"capabilities": {"transfers": "inactive"}}
+    )
+    payment = await world.capture(held.payment_id, part)
+    assert (payment.state, payment.waiting_for) == (CAPTURING, "expert")
+    return payment, account
+
+
+# ---- behind an operation that takes its time ----
+
+
+@pytest.mark.parametrize("restarted", [False, True], ids=["alive", "restarted"])
+async def test_a_bounce_is_booked_while_a_capture_waits_for_its_expert(
+    world: World, restarted: bool
+) -> None:
+    payment, account = await waiting_capture(world, 2_000, 3_000)
+    await bounce(world, payment.payment_id)
+    now = await world.get(payment.payment_id)
+    assert (now.state, now.waiting_for) == (CAPTURING, "expert")
+    assert owed(world, payment.payment_id) == 2_000
+    assert not repayments(world, payment.payment_id)
+    assert [one.kind for one in await world.discrepancies()] == ["refund_failed"]
+    await check_books(world)
+    if restarted:
+        assert world.service is not None
+        await world.service.restart()
+    await world.stripe.control("POST", f"/accounts/{account}/restore")
+    now = await world.in_state(payment.payment_id, REFUNDING)
+    assert (now.waiting_for, now.captured_amount.minor_units) == ("operator", 3_000)
+    now = await repaid(world, payment.payment_id, IN_ESCROW)
+    assert now.held_amount.minor_units == 5_000
+    assert len(await world.stripe.effects("refunded")) == 2
+
+
+async def test_a_refund_that_gives_the_capture_up_comes_before_what_is_owed(world: World) -> None:
+    payment, account = await waiting_capture(world, 2_000, 3_000)
+    await asyncio.gather(bounce(world, payment.payment_id), world.refund(payment.payment_id, 8_000))
+    await world.stripe.control("POST", f"/accounts/{account}/restore")
+    await check_books(world)
+    now = await world.get(payment.payment_id)
+    assert (now.state, now.waiting_for) == (REFUNDING, "operator")
+    assert owed(world, payment.payment_id) == 2_000
+    await repaid(world, payment.payment_id, REFUNDED)
+    assert not await world.stripe.effects("transferred")
+
+
+async def test_a_bounce_is_booked_while_a_capture_is_unknown_or_refused(world: World) -> None:
+    held = await world.escrowed("", 10_000, escrow_mode=PLATFORM)
+    await world.refund(held.payment_id, 2_000)
+    await world.stripe.fault("/transfers$", "status", "before", times=None, status=503)
+    request = capture_request(held.payment_id, 3_000)
+    assert (await refusal(world.payments.CapturePayment(request))).code == "UNAVAILABLE"
+    await bounce(world, held.payment_id)
+    assert owed(world, held.payment_id) == 2_000
+    assert (await world.get(held.payment_id)).state == CAPTURING
+    await world.stripe.clear_faults()
+    await world.stripe.fault("/transfers$", "status", status=400, code="no_such_thing")
+    await world.in_state(held.payment_id, REFUNDING)
+    assert "capture_refused" in await kinds(world, held.payment_id)
+    assert [(units, state) for _, units, state in repayments(world, held.payment_id)] == [
+        (2_000, "PARKED")
+    ]
+    await repaid(world, held.payment_id, IN_ESCROW)
+
+
+async def test_two_refunds_that_bounce_are_both_owed_and_paid_one_after_the_other(
+    world: World,
+) -> None:
+    held = await world.escrowed("", 10_000, escrow_mode=PLATFORM)
+    for part in (1_000, 2_000):
+        await world.refund(held.payment_id, part)
+    refunds = world.sql("SELECT movement_id FROM movements WHERE kind = 'refund'")
+    for (refund,) in refunds:
+        await world.stripe.control("POST", f"/refunds/{refund}/fail")
+    await check_books(world)
+    assert owed(world, held.payment_id) == 3_000
+    for _ in range(2):
+        parked = [one for one in repayments(world, held.payment_id) if one[2] == "PARKED"]
+        if not parked:
+            break
+        await resume(world, parked[0][0])
+        await check_books(world)
+        await world.stripe.control("POST", "/webhooks/settle", {"seconds": 10})
+
+        async def paid(operation_id: str = parked[0][0]) -> bool:
+            return (operation_id, "SUCCEEDED") in {
+                (one, state) for one, _, state in repayments(world, held.payment_id)
+            }
+
+        await until(paid, "the repayment")
+    assert owed(world, held.payment_id) == 0
+    assert (await world.get(held.payment_id)).state == IN_ESCROW
+    await check_books(world)
+
+
+# ---- a dispute on the same charge ----
+
+
+async def owing(world: World, mode: dict[str, Any]) -> Payment:
+    """4,000 of 10,000 were refunded, and are owed again; by both models nothing is pending."""
+    await keep_at_stripe(world)
+    payment = await world.captured(amount=10_000, **mode)
+    await world.stripe.advance(3 * 24 * 3600)
+    await world.refund(payment.payment_id, 4_000)
+    await bounce(world, payment.payment_id)
+    return await world.in_state(payment.payment_id, REFUNDING)
+
+
+@MODES
+@pytest.mark.parametrize(("lost", "left", "net"), [(10_000, 0, 0), (4_000, 0, 6_000)])
+async def test_a_loss_pays_first_what_is_owed_and_nothing_is_paid_on_top(
+    world: World, mode: dict[str, Any], lost: int, left: int, net: int
+) -> None:
+    payment = await owing(world, mode)
+    [(operation_id, _, _)] = repayments(world, payment.payment_id)
+    dispute_id = await contest(world, payment, amount=lost)
+    await dispute_where(world, dispute_id)
+    refused = await refusal(resume(world, operation_id))
+    assert (refused.code, refused.reason) == ("FAILED_PRECONDITION", "PAYMENT_DISPUTED")
+    assert refused.facts["stage"] == "CHARGEBACK"
+    await decide(world, dispute_id, "lose")
+    after = await settled(world, payment.payment_id, dispute_id, LOST)
+    assert after.net_amount.minor_units == net
+    assert after.lost_amount.minor_units == lost - 4_000
+    assert owed(world, payment.payment_id) == left
+    assert balance(world, "losses") == 0
+    assert [state for _, _, state in repayments(world, payment.payment_id)] == ["REFUSED"]
+    assert (await refusal(resume(world, operation_id))).reason == "WRONG_STATE"
+    assert len(await world.stripe.effects("refunded")) == 1
+
+
+@MODES
+async def test_a_loss_of_less_than_is_owed_leaves_the_rest_owed(
+    world: World, mode: dict[str, Any]
+) -> None:
+    payment = await owing(world, mode)
+    dispute_id = await contest(world, payment, amount=1_500)
+    await decide(world, dispute_id, "lose")
+    after = await settled(world, payment.payment_id, dispute_id, LOST)
+    assert (after.state, after.waiting_for) == (REFUNDING, "operator")
+    assert (after.net_amount.minor_units, after.lost_amount.minor_units) == (6_000, 0)
+    assert owed(world, payment.payment_id) == 2_500
+    assert [(units, state) for _, units, state in repayments(world, payment.payment_id)] == [
+        (4_000, "REFUSED"),
+        (2_500, "PARKED"),
+    ]
+
+
+@MODES
+async def test_a_won_dispute_leaves_what_is_owed_to_be_paid(
+    world: World, mode: dict[str, Any]
+) -> None:
+    payment = await owing(world, mode)
+    dispute_id = await contest(world, payment)
+    await dispute_where(world, dispute_id)
+    await decide(world, dispute_id, "win")
+    await settled(world, payment.payment_id, dispute_id, WON)
+    await repaid(world, payment.payment_id, CAPTURED)
+
+
+@MODES
+async def test_a_bounce_that_comes_after_the_loss_is_not_owed_again(
+    world: World, mode: dict[str, Any]
+) -> None:
+    await keep_at_stripe(world)
+    payment = await world.captured(amount=10_000, **mode)
+    await world.stripe.advance(3 * 24 * 3600)
+    await world.refund(payment.payment_id, 4_000)
+    dispute_id = await contest(world, payment)
+    await decide(world, dispute_id, "lose")
+    await settled(world, payment.payment_id, dispute_id, LOST)
+    assert balance(world, "losses") == 4_000
+    await bounce(world, payment.payment_id)
+    await check_books(world)
+    assert (owed(world, payment.payment_id), balance(world, "losses")) == (0, 0)
+    assert (await world.get(payment.payment_id)).state == REFUNDED
+    assert not repayments(world, payment.payment_id)
+
+
+@MODES
+@pytest.mark.parametrize("pause", [0.0, 0.05, 0.2])
+async def test_resuming_while_the_bank_decides_pays_the_client_once(
+    world: World, mode: dict[str, Any], pause: float
+) -> None:
+    payment = await owing(world, mode)
+    [(operation_id, _, _)] = repayments(world, payment.payment_id)
+
+    async def lose() -> str:
+        await asyncio.sleep(pause)
+        dispute_id = await contest(world, payment)
+        await decide(world, dispute_id, "lose")
+        return dispute_id
+
+    async def try_to_resume() -> None:
+        await asyncio.gather(resume(world, operation_id), return_exceptions=True)
+
+    dispute_id, _ = await asyncio.gather(lose(), try_to_resume())
+    after = await settled(world, payment.payment_id, dispute_id, LOST)
+    assert (after.state, owed(world, payment.payment_id)) == (REFUNDED, 0)
+    # Whoever was first: what the client has twice, the platform has lost, and knows it.
+    again = len(await world.stripe.effects("refunded")) - 1
+    assert balance(world, "losses") == 4_000 * again
+
+
+# ---- by a hand at Stripe's dashboard ----
+
+
+@pytest.mark.parametrize(("by_hand", "paid_by_us"), [(4_000, 0), (1_000, 3_000), (6_000, 0)])
+async def test_what_was_paid_by_hand_unseen_is_not_paid_by_resuming(
+    start_world: StartWorld, by_hand: int, paid_by_us: int
+) -> None:
+    """No webhook tells of it, and nothing is polled: resuming must look first."""
+    quiet = {"poll_seconds": 3600.0, "account_poll_seconds": 3600.0}
+    world = await start_world(policy=quiet)
+    payment = await owing(world, {})
+    [(operation_id, _, _)] = repayments(world, payment.payment_id)
+    await world.stripe.control("POST", "/webhooks", {"paused": True})
+    world.sql("UPDATE watches SET next_time = now() + interval '1 hour'")
+    await world.stripe.api(
+        "POST", "/refunds", payment_intent=payment.payment_intent_id, amount=by_hand
+    )
+    await resume(world, operation_id)
+
+    async def ended() -> bool:
+        return repayments(world, payment.payment_id)[0][2] in ("SUCCEEDED", "REFUSED")
+
+    await until(ended, "the end of the first repayment")
+    await world.stripe.control("POST", "/webhooks", {"paused": False})
+    await check_books(world)
+    assert owed(world, payment.payment_id) == paid_by_us
+    assert "refund_made_elsewhere" in {one.kind for one in await world.discrepancies()}
+    if paid_by_us:
+        await repaid(world, payment.payment_id, CAPTURED)
+    made = [effect["amount"] for effect in await world.stripe.effects("refunded")]
+    assert made == [4_000, by_hand, *([paid_by_us] if paid_by_us else [])]
+    after = await world.in_state(payment.payment_id, CAPTURED)
+    assert after.net_amount.minor_units == 6_000 - max(by_hand - 4_000, 0)
+
+
+async def test_commission_given_to_the_expert_by_hand_is_taken_back_with_the_rest(
+    world: World,
+) -> None:
+    await keep_at_stripe(world)
+    expert = await world.expert()
+    payment = await world.captured(expert, 10_000)
+    fee = (await world.stripe.api("GET", f"/charges/{payment.charge_id}"))["application_fee"]
+    await world.stripe.api("POST", f"/application_fees/{fee}/refunds", amount=200)
+
+    async def followed() -> bool:
+        return (await world.get(payment.payment_id)).net_commission.minor_units == 800
+
+    await until(followed, "the fee refund")
+    await check_books(world)
+    assert balance(world, "commission") == -800
+    assert (await world.refund(payment.payment_id)).state == REFUNDED
+    await check_books(world)
+    accounts = (f"stripe:connected:{expert}", f"expert_debt:{expert}", "commission", "losses")
+    assert [balance(world, account) for account in accounts] == [0, 0, 0, 0]

@@ -1,0 +1,155 @@
+"""ReleaseFraudWarning: one warning is let pass, for good, and nothing else is."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from marketplace.payments.v1 import operations_pb2, payments_pb2
+from tests.integration.books import check_books
+from tests.integration.test_disputes import WON, contest, decide, dispute_where, frozen, settled
+from tests.integration.test_gigs import kinds
+from tests.integration.world import (
+    CAPTURED,
+    IN_ESCROW,
+    Payment,
+    World,
+    capture_request,
+    new_key,
+    refusal,
+    until,
+)
+
+PLATFORM = payments_pb2.ESCROW_MODE_PLATFORM_HOLD
+Request = operations_pb2.ReleaseFraudWarningRequest
+
+
+async def warn(world: World, payment: Payment, freeze: str = "FRAUD_WARNING") -> str:
+    """The issuer warns of fraud; wait until it is seen. The warning's id."""
+    shown = await world.stripe.control("POST", f"/charges/{payment.charge_id}/early_fraud_warning")
+
+    async def seen() -> bool:
+        return bool(
+            world.sql("SELECT 1 FROM movements WHERE movement_id = %s", shown["id"])
+        ) and freeze == await frozen(world, payment.payment_id)
+
+    await until(seen, "the fraud warning")
+    return str(shown["id"])
+
+
+async def warned(world: World) -> tuple[Payment, str]:
+    held = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
+    return held, await warn(world, held)
+
+
+def request(payment: Payment, warning_id: str = "") -> Request:
+    return Request(
+        payment_id=payment.payment_id,
+        warning_id=warning_id,
+        note="the client called",
+        idempotency_key=new_key(),
+    )
+
+
+async def test_a_released_payment_is_captured_and_it_says_who_let_it_pass_and_why(
+    world: World,
+) -> None:
+    held, warning_id = await warned(world)
+    refused = await refusal(world.payments.CapturePayment(capture_request(held.payment_id)))
+    assert (refused.reason, refused.facts["dispute_id"]) == ("PAYMENT_DISPUTED", warning_id)
+    asked = request(held, warning_id)
+    sent = asked.SerializeToString()
+    method = "OperationsService/ReleaseFraudWarning"
+    first = await world.raw(method, sent)
+    assert first.code == "OK"
+    answer = operations_pb2.ReleaseFraudWarningResponse.FromString(first.body)
+    assert answer.payment.freeze == payments_pb2.PAYMENT_FREEZE_NONE
+    assert (await world.capture(held.payment_id)).state == CAPTURED
+    # The same key gives the same bytes, whatever has happened since.
+    assert (await world.raw(method, sent)).body == first.body
+    [(body,)] = world.sql(
+        "SELECT body::jsonb FROM events WHERE kind = 'payment.fraud_warning_released'"
+    )
+    assert body["facts"] == {"warning_id": warning_id, "note": "the client called"}
+    assert body["by"]["caller"] == "local"
+    assert body["by"]["rpc"] == "ReleaseFraudWarning"
+    await check_books(world)
+    report = await world.operations.RunReconciliation(
+        operations_pb2.RunReconciliationRequest(payment_id=held.payment_id)
+    )
+    assert not [found for found in report.invariants if found.violations]
+    assert not report.discrepancies
+
+
+async def test_the_same_warning_seen_again_freezes_nothing_and_a_new_one_does(
+    world: World,
+) -> None:
+    held, first = await warned(world)
+    await world.operations.ReleaseFraudWarning(request(held))
+    before = (await world.get(held.payment_id)).version
+    for event in (await world.stripe.api("GET", "/events", limit=100))["data"]:
+        if event["type"].startswith("radar."):
+            await world.stripe.control("POST", f"/events/{event['id']}/redeliver")
+    await check_books(world)
+    assert (await world.get(held.payment_id)).version == before
+    assert await frozen(world, held.payment_id) == "NONE"
+    second = await warn(world, held)
+    assert second != first
+    refused = await refusal(world.operations.ReleaseFraudWarning(request(held, first)))
+    assert (refused.code, refused.reason) == ("FAILED_PRECONDITION", "NOT_FROZEN_BY_WARNING")
+    assert refused.facts["warning_id"] == second
+    await world.operations.ReleaseFraudWarning(request(held, second))
+    assert (await world.capture(held.payment_id)).state == CAPTURED
+    await check_books(world)
+
+
+async def test_a_payment_that_is_not_frozen_is_not_released(world: World) -> None:
+    held = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
+    refused = await refusal(world.operations.ReleaseFraudWarning(request(held)))
+    assert (refused.code, refused.reason) == ("FAILED_PRECONDITION", "NOT_FROZEN_BY_WARNING")
+    assert refused.facts["stage"] == "NONE"
+    unknown = Request(payment_id="pay_none", note="why", idempotency_key=new_key())
+    refused = await refusal(world.operations.ReleaseFraudWarning(unknown))
+    assert (refused.code, refused.reason) == ("NOT_FOUND", "PAYMENT_NOT_FOUND")
+    refused = await refusal(world.operations.ReleaseFraudWarning(Request()))
+    assert set(refused.fields) == {"payment_id", "note", "idempotency_key"}
+
+
+@pytest.mark.parametrize("inquiry", [True, False], ids=["inquiry", "chargeback"])
+async def test_a_dispute_is_never_released_and_freezes_what_was(
+    world: World, inquiry: bool
+) -> None:
+    held, _ = await warned(world)
+    await world.operations.ReleaseFraudWarning(request(held))
+    dispute_id = await contest(world, held, inquiry=inquiry)
+    await dispute_where(world, dispute_id)
+    refused = await refusal(world.operations.ReleaseFraudWarning(request(held)))
+    assert (refused.code, refused.reason) == ("FAILED_PRECONDITION", "PAYMENT_DISPUTED")
+    assert refused.facts["stage"] == ("INQUIRY" if inquiry else "CHARGEBACK")
+    assert refused.facts["dispute_id"] == dispute_id
+    if not inquiry:  # Won, and the warning stays released.
+        await decide(world, dispute_id, "win")
+        await settled(world, held.payment_id, dispute_id, WON)
+        assert (await world.capture(held.payment_id)).state == CAPTURED
+
+
+async def test_a_dispute_that_opens_in_the_same_moment_freezes_whoever_is_first(
+    world: World,
+) -> None:
+    for _ in range(3):
+        held, _ = await warned(world)
+        answers = await asyncio.gather(
+            contest(world, held),
+            world.operations.ReleaseFraudWarning(request(held)),
+            world.operations.ReleaseFraudWarning(request(held)),
+            return_exceptions=True,
+        )
+        await dispute_where(world, str(answers[0]))
+        assert await frozen(world, held.payment_id) == "CHARGEBACK"
+        released = [kind for kind in await kinds(world, held.payment_id) if "released" in kind]
+        # Two callers with two keys: one lets it pass at most, and the other is told.
+        assert len(released) == sum(not isinstance(one, BaseException) for one in answers[1:])
+        assert len(released) <= 1
+        assert (await world.get(held.payment_id)).state == IN_ESCROW
+        await check_books(world)
