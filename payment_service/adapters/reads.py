@@ -123,8 +123,8 @@ class SqlReader(FeedReads, PayoutReads, AccountReads):
         """Parked captures whose expert can be paid again, with their operations.
 
         At once where the account was at fault, or has changed since; else after a minute: Stripe
-        may have refused although it calls the account well. A charge whose destination is not the expert's
-        account any more is never tried; `plans.check_destination` refuses it as well.
+        may have refused although it calls the account well. A charge whose destination is not the
+        expert's account any more is never tried; `plans.check_destination` refuses it as well.
         """
         found = self._all(
             "SELECT payment_id, payments.operation_id FROM payments JOIN experts USING (expert_id) "
