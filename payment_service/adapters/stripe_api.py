@@ -362,9 +362,12 @@ class StripeApi:
         return manual
 
     async def _read_of_account(self, make: Callable[[], Awaitable[T]]) -> T | None:
-        """None also when the expert has cut the account off: Stripe then says 403."""
+        return await self._unless_cut_off(self._calls.read(make))
+
+    async def _unless_cut_off(self, read: Awaitable[T]) -> T | None:
+        """None when the expert has cut the account off: Stripe then says 403."""
         try:
-            return await self._calls.read(make)
+            return await read
         except Precondition as refusal:
             if refusal.facts.get("stripe_code") == "account_invalid":
                 return None
@@ -385,7 +388,7 @@ class StripeApi:
 
     async def balance_entries(
         self, stripe_account_id: str, since: datetime
-    ) -> Sequence[BalanceEntry]:
+    ) -> Sequence[BalanceEntry] | None:
         """The balance transactions of the platform, or of an account, created since then."""
         params: BalanceTransactionListParams = {
             "created": {"gte": int(since.timestamp())},
@@ -393,9 +396,13 @@ class StripeApi:
             "expand": ["data.source"],
         }
         options: RequestOptions = {"stripe_account": stripe_account_id} if stripe_account_id else {}
-        found: list[stripe.BalanceTransaction] = await self._calls.read_all(
-            lambda: self._client.v1.balance_transactions.list_async(params, options)
+        found: list[stripe.BalanceTransaction] | None = await self._unless_cut_off(
+            self._calls.read_all(
+                lambda: self._client.v1.balance_transactions.list_async(params, options)
+            )
         )
+        if found is None:
+            return None
         return [balance_entry_of(transaction) for transaction in found]
 
     async def events(

@@ -17,7 +17,7 @@ from payment_service.application.carry_out import back_off, go_on
 from payment_service.application.core import Core
 from payment_service.application.observe import apply, observe_payment
 from payment_service.application.observe_payout import observe_payout
-from payment_service.application.refresh_expert import refresh_expert, save_former_account
+from payment_service.application.refresh_expert import refresh_account
 from payment_service.application.settle import Applied
 from payment_service.domain.envelope import FRAUD_EVENTS, PAYOUT_EVENTS
 from payment_service.domain.errors import Busy, Exhausted, Refusal, Unavailable
@@ -63,7 +63,8 @@ async def _apply_group(core: Core, key: tuple[str, str], group: Sequence[InboxEv
     cause = Cause("stripe", "webhook", group[0].event_id)
     try:
         if kind == "account":
-            verdict = await _apply_to_expert(core, reference, cause)
+            known = await refresh_account(core, reference, cause)
+            verdict = "applied" if known else "unknown_object"
         elif kind == "payout":
             verdict = await observe_payout(core, group[0].account_id, reference, cause)
         else:
@@ -89,19 +90,6 @@ def lease_events(tx: Transaction, policy: Policy) -> Sequence[InboxEvent]:
 def finish_events(tx: Transaction, group: Sequence[InboxEvent], state: str, verdict: str) -> None:
     for event in group:
         tx.finish_event(event.event_id, state, verdict)
-
-
-async def _apply_to_expert(core: Core, stripe_account_id: str, cause: Cause) -> str:
-    expert_id = await core.database.read(lambda reader: reader.expert_of_account(stripe_account_id))
-    if expert_id is None:
-        return "unknown_object"
-    expert = await refresh_expert(core, expert_id, cause)
-    if expert.account.stripe_account_id != stripe_account_id:
-        account = await core.stripe.account(stripe_account_id)
-        await core.database.transact(
-            save_former_account, expert_id, stripe_account_id, account, cause
-        )
-    return "applied"
 
 
 async def _apply_to_payment(

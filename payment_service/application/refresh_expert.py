@@ -32,6 +32,20 @@ async def refresh_expert(core: Core, expert_id: str, cause: Cause) -> Expert:
     )
 
 
+async def refresh_account(core: Core, stripe_account_id: str, cause: Cause) -> bool:
+    """Ask Stripe about an account that an expert has or had; False if it is nobody's here."""
+    expert_id = await core.database.read(lambda reader: reader.expert_of_account(stripe_account_id))
+    if expert_id is None:
+        return False
+    expert = await refresh_expert(core, expert_id, cause)
+    if expert.account.stripe_account_id != stripe_account_id:
+        account = await core.stripe.account(stripe_account_id)
+        await core.database.transact(
+            save_former_account, expert_id, stripe_account_id, account, cause
+        )
+    return True
+
+
 def save_account(
     tx: Transaction, expert_id: str, account: Account | None, version: int, cause: Cause
 ) -> Expert | None:

@@ -193,7 +193,9 @@ class StripePort(Protocol):
     async def platform_pays_out_by_hand(self) -> bool: ...
     async def balance_entries(
         self, stripe_account_id: str, since: datetime
-    ) -> Sequence[BalanceEntry]: ...
+    ) -> Sequence[BalanceEntry] | None:
+        """None if the expert has cut the account off."""
+
     async def events(
         self, stripe_account_id: str, after_event_id: str, since: datetime
     ) -> Sequence[InboxEvent]: ...

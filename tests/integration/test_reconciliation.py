@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from marketplace.payments.v1 import operations_pb2
+from marketplace.payments.v1 import experts_pb2, operations_pb2
 from payment_service.application.reconcile import reconcile_if_due
 from tests.integration.conftest import StartWorld
 from tests.integration.world import CAPTURED, REFUNDED, World, refusal
@@ -180,3 +180,22 @@ async def test_one_payment_is_judged_by_its_own_books(world: World, as_superuser
         "the_row_is_as_recorded",
     }
     assert violated(await run(world, whole.payment_id)) == set()
+
+
+async def test_an_account_that_was_cut_off_unheard_holds_up_no_other(
+    start_world: StartWorld,
+) -> None:
+    """Stripe shows it no more; without a webhook the reconciliation itself is told so."""
+    world = await start_world(policy={"poll_seconds": 3600.0, "account_poll_seconds": 3600.0})
+    gone, stays = await world.captured(), await world.captured()
+    await world.quiet()
+    assert not (await run(world)).discrepancies
+    await world.stripe.control("POST", "/webhooks", {"paused": True})
+    account = world.account_of(gone.expert_id)
+    await world.stripe.control("POST", f"/accounts/{account}/deauthorize")
+    await world.stripe.api("POST", "/refunds", payment_intent=stays.payment_intent_id)
+    report = await run(world)
+    assert report.corrected_payments == 1
+    expert = await world.expert_status(gone.expert_id, experts_pb2.EXPERT_STATUS_DEAUTHORIZED)
+    assert expert.stripe_account_id == account
+    assert (await run(world)).checked_lines > 0
