@@ -319,7 +319,7 @@ MUTANTS = (
         (
             Edit(
                 _FOLLOW,
-                "rest = max(payment.held - share.part - by_hand, 0) if final else 0",
+                "rest = max(payment.held - share.part - back, 0) if final else 0",
                 "rest = 0",
             ),
         ),
