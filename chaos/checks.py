@@ -292,7 +292,8 @@ def held_money_is_paid_once(evidence: Evidence) -> Iterator[tuple[str, str]]:
 
 @_check
 def debts_have_a_reason(evidence: Evidence) -> Iterator[tuple[str, str]]:
-    """What an expert must give back is reversed, or owed because Stripe refused the reversal."""
+    """What an expert must give back is reversed, or owed: because Stripe refused the reversal, or
+    because it was kept back for an older debt and so never transferred."""
     refused = {
         row["payment_id"]
         for row in evidence.operations
@@ -304,11 +305,13 @@ def debts_have_a_reason(evidence: Evidence) -> Iterator[tuple[str, str]]:
             facts = json.loads(event["body"]).get("facts", {})
             name = "expert_part" if event["kind"] == "payment.client_refunded" else "amount"
             sums[event["kind"]] += facts.get(name) or 0
+            if event["kind"] == "payment.captured":
+                sums["netted"] += facts.get("netted") or 0
         due, owed = sums["payment.client_refunded"], sums["payment.expert_owes"]
         if due != sums["payment.expert_reversed"] + owed:
             settled = f"{sums['payment.expert_reversed']} was reversed, {owed} is owed"
             yield f"{due} was to come back from the expert; {settled}", payment_id
-        if owed and payment_id not in refused:
+        if owed > sums["netted"] and payment_id not in refused:
             yield f"{owed} is owed, though Stripe refused no reversal", payment_id
 
 

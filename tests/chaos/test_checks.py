@@ -352,6 +352,17 @@ def test_a_check_catches_its_violation(check: str, spoil: Callable[[Evidence], N
     assert check in {found.check for found in violations(world)}
 
 
+@pytest.mark.parametrize(("owed", "found"), [(300, False), (301, True)])
+def test_what_was_kept_back_for_an_older_debt_is_owed_again(owed: int, found: bool) -> None:
+    """It never was in a transfer, so nothing of it could be reversed."""
+    world = sound()
+    world.events.append({**world.events[-1], **_told("captured", netted=300)})
+    world.events.append({**world.events[-1], **_told("client_refunded", expert_part=owed)})
+    world.events.append({**world.events[-1], **_told("expert_owes", amount=owed)})
+    checks = [one for one in violations(world) if "refused no reversal" in str(one)]
+    assert bool(checks) is found
+
+
 def test_every_check_has_a_violation_of_its_own() -> None:
     assert {check for check, _ in SPOILED} == set(CHECKS)
 
