@@ -79,7 +79,7 @@ def begin_evidence(
     claim = tx.claim(command.cause, command.key, command.fields)
     if not claim.fresh:
         return resume(tx, policy, claim)
-    payment, dispute = _lock(tx, command.dispute_id)
+    payment, dispute = lock_dispute(tx, command.dispute_id)
     try:
         disputes.check_evidence(dispute, command.evidence, submit=command.submit, now=tx.now)
     except Precondition as refusal:
@@ -97,7 +97,7 @@ def begin_acceptance(
     claim = tx.claim(command.cause, command.key, command.fields)
     if not claim.fresh:
         return resume(tx, policy, claim)
-    payment, dispute = _lock(tx, command.dispute_id)
+    payment, dispute = lock_dispute(tx, command.dispute_id)
     try:
         disputes.check_acceptance(dispute)
     except Precondition as refusal:
@@ -106,7 +106,7 @@ def begin_acceptance(
     return _begun(tx, claim, operation, payment, dispute, {}, command.cause)
 
 
-def _lock(tx: Transaction, dispute_id: str) -> tuple[Payment, Dispute]:
+def lock_dispute(tx: Transaction, dispute_id: str) -> tuple[Payment, Dispute]:
     """The payment's lock is the dispute's too, so the row is read again under it."""
     known = tx.dispute(dispute_id)
     payment = tx.lock_payment(known.payment_id) if known else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from payment_service.application.answer_dispute import AcceptDispute, lock_dispute
 from payment_service.application.capture_payment import (
     CapturePayment,
     minor_units_of,
@@ -14,11 +15,18 @@ from payment_service.application.initiate_payment import (
     plan_initiation,
 )
 from payment_service.application.refund_payment import RefundPayment, plan_refund
+from payment_service.domain import disputes
+from payment_service.domain.disputes import Dispute
 from payment_service.domain.errors import payment_not_found
 from payment_service.domain.escrow import Payment
 from payment_service.domain.plans import check_version
 from payment_service.domain.ports import Policy, Transaction
-from payment_service.domain.preview import Preview, preview_capture, preview_refund
+from payment_service.domain.preview import (
+    Preview,
+    preview_capture,
+    preview_loss,
+    preview_refund,
+)
 
 
 async def preview_of_initiation(core: Core, command: InitiatePayment) -> Payment:
@@ -41,6 +49,22 @@ def capture_preview(tx: Transaction, command: CapturePayment) -> Preview:
     check_version(payment, command.expected_version)
     plan = plan_capture(tx, payment, minor_units_of(command.part, payment), command.final)
     return preview_capture(payment, plan)
+
+
+def acceptance_preview(
+    tx: Transaction, policy: Policy, command: AcceptDispute
+) -> tuple[Dispute, Preview]:
+    payment, dispute = lock_dispute(tx, command.dispute_id)
+    disputes.check_acceptance(dispute)
+    others = (one for one in tx.disputes_of(payment.payment_id) if one != dispute)
+    warning_id = payment.fraud_warning_id
+    released = disputes.release_id(warning_id) in tx.known_movements(payment.payment_id)
+    frozen = disputes.freeze_of(
+        others, "" if released else warning_id, freezes_on_warning=policy.freeze_on_fraud_warning
+    )
+    transfers = tx.reversible_transfers(payment.payment_id)
+    # Stripe's line may not be there yet: it takes what is contested.
+    return dispute, preview_loss(payment, dispute.taken or dispute.amount, transfers, frozen)
 
 
 def refund_preview(tx: Transaction, command: RefundPayment) -> Preview:

@@ -6,9 +6,10 @@ from dataclasses import dataclass, replace
 
 from payment_service.application.core import Begun, Core, Keyed, answered, refuse_for_good
 from payment_service.domain.errors import Precondition, expert_not_found
+from payment_service.domain.experts import Expert
 from payment_service.domain.ledger import written_off
 from payment_service.domain.money import Money
-from payment_service.domain.ports import Answers, Transaction
+from payment_service.domain.ports import Answer, Answers, Transaction
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +32,31 @@ def write_off(tx: Transaction, answers: Answers, command: WriteOffDebt) -> Begun
     claim = tx.claim(command.cause, command.key, command.fields)
     if not claim.fresh:
         return Begun(claim)
+    try:
+        expert, part, left = plan_write_off(tx, command)
+    except Precondition as refusal:
+        return refuse_for_good(tx, answers, claim, refusal)
+    tx.post_for_expert(
+        expert,
+        "expert.debt_written_off",
+        {"amount": part.minor_units, "currency": part.currency, "reason": command.reason},
+        written_off(expert.expert_id, part.minor_units, part.currency),
+        tx.now,
+        command.cause,
+    )
+    answer = answers.written_off(expert.expert_id, part, left)
+    tx.settle_claim(claim.claim_id, answer)
+    return Begun(replace(claim, answer=answer))
+
+
+def write_off_preview(tx: Transaction, answers: Answers, command: WriteOffDebt) -> Answer:
+    """What the call would answer; nothing is written, the key is not claimed."""
+    expert, part, left = plan_write_off(tx, command)
+    return answers.written_off(expert.expert_id, part, left)
+
+
+def plan_write_off(tx: Transaction, command: WriteOffDebt) -> tuple[Expert, Money, Money]:
+    """What is written off and what is then still owed. Raises :class:`Refusal`."""
     expert = tx.lock_expert(command.expert_id)
     if expert is None:
         raise expert_not_found(command.expert_id)
@@ -38,7 +64,7 @@ def write_off(tx: Transaction, answers: Answers, command: WriteOffDebt) -> Begun
     debt = tx.expert_debt(expert.expert_id, command.currency)
     part = debt if command.minor_units is None else command.minor_units
     if part > debt or not part:
-        refusal = Precondition(
+        raise Precondition(
             "AMOUNT_TOO_LARGE",
             f"the expert owes {Money(debt, command.currency)} that can be written off",
             {
@@ -48,16 +74,4 @@ def write_off(tx: Transaction, answers: Answers, command: WriteOffDebt) -> Begun
                 "currency": command.currency,
             },
         )
-        return refuse_for_good(tx, answers, claim, refusal)
-    tx.post_for_expert(
-        expert,
-        "expert.debt_written_off",
-        {"amount": part, "currency": command.currency, "reason": command.reason},
-        written_off(expert.expert_id, part, command.currency),
-        tx.now,
-        command.cause,
-    )
-    left = Money(debt - part, command.currency)
-    answer = answers.written_off(expert.expert_id, Money(part, command.currency), left)
-    tx.settle_claim(claim.claim_id, answer)
-    return Begun(replace(claim, answer=answer))
+    return expert, Money(part, command.currency), Money(debt - part, command.currency)

@@ -115,11 +115,14 @@ class Dispute:
         return self.status in _UNANSWERED
 
     @property
+    def taken(self) -> int:
+        """What the bank has, and nobody has written off yet."""
+        return max(self.withdrawn - self.reinstated - self.lost, 0)
+
+    @property
     def unsettled(self) -> int:
         """What is gone for good and has not been written off yet."""
-        if self.outcome not in (Outcome.LOST, Outcome.PREVENTED):
-            return 0
-        return max(self.withdrawn - self.reinstated - self.lost, 0)
+        return self.taken if self.outcome in (Outcome.LOST, Outcome.PREVENTED) else 0
 
     @property
     def freezes(self) -> bool:

@@ -1053,15 +1053,7 @@ def dispute_lost(
     ``beyond`` had been given back to the client before. The expert's part is owed until it is
     reversed; ``next_operation_id`` None means that nothing is to be taken back.
     """
-    after = replace(
-        payment,
-        held=payment.held - split.from_escrow,
-        lost_held=payment.lost_held + split.from_escrow,
-        lost=payment.lost + split.from_captured,
-        lost_beyond=payment.lost_beyond + beyond,
-        net_commission=payment.net_commission - split.commission,
-        client_owed=payment.client_owed - split.from_owed,
-    )
+    after = less_loss(payment, split, beyond)
     names = ("held", "lost_held", "lost", "lost_beyond", "net_commission", "client_owed")
     return _move(
         payment,
@@ -1073,6 +1065,19 @@ def dispute_lost(
         **{name: getattr(after, name) for name in names},
         **_freeze(frozen),
         **_goes_on(next_operation_id),
+    )
+
+
+def less_loss(payment: Payment, split: RefundSplit, beyond: int) -> Payment:
+    """The payment's amounts once the client's bank has it for good."""
+    return replace(
+        payment,
+        held=payment.held - split.from_escrow,
+        lost_held=payment.lost_held + split.from_escrow,
+        lost=payment.lost + split.from_captured,
+        lost_beyond=payment.lost_beyond + beyond,
+        net_commission=payment.net_commission - split.commission,
+        client_owed=payment.client_owed - split.from_owed,
     )
 
 

@@ -191,15 +191,9 @@ def _make_way(to: Followed, given: Circumstances) -> None:
 
 
 def _lose(to: Followed, seen: Observation, record: Dispute, given: Circumstances) -> None:
-    """Write off what the bank keeps, and begin to take the expert's part back.
-
-    The order: what is owed to the client, who has it now; what is held; what was captured; and
-    what the client had been given back before is the platform's loss.
-    """
+    """Write off what the bank keeps, and begin to take the expert's part back."""
     payment, part = to.payment, record.unsettled
-    owed = min(part, payment.client_owed)
-    given_back = min(part - owed, payment.held + payment.net)
-    split = replace(plans.split_refund(payment, given_back, payment.held), from_owed=owed)
+    split = plans.split_loss(payment, part)
     record = replace(record, lost=record.lost + part, update_time=given.now)
     to.disputes[record.dispute_id] = record
     legs, owed = reversal_legs(to, seen, split.expert_part)

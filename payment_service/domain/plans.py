@@ -7,7 +7,7 @@ shown and thrown away. What a guard refuses raises a :class:`Refusal` and change
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -145,6 +145,17 @@ def split_refund(payment: Payment, part: int, from_escrow: int) -> RefundSplit:
     commission = payment.net_commission if rest == payment.net else split.commission
     commission = max(min(commission, payment.net_commission, rest), rest - payment.net_expert)
     return RefundSplit(held, commission, rest - commission)
+
+
+def split_loss(payment: Payment, part: int) -> RefundSplit:
+    """Who bears what the client's bank keeps.
+
+    The order: what is owed to the client, who has it now; what is held; what was captured. What is
+    beyond the split the client had been given back before: it is the platform's loss.
+    """
+    owed = min(part, payment.client_owed)
+    rest = min(part - owed, payment.held + payment.net)
+    return replace(split_refund(payment, rest, payment.held), from_owed=owed)
 
 
 def plan_reversals(part: int, transfers: Sequence[Reversible]) -> list[Reversible]:

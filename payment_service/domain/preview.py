@@ -6,9 +6,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from payment_service.domain.escrow import EscrowMode, Payment, State, less_refund
+from payment_service.domain.escrow import (
+    EscrowMode,
+    Frozen,
+    Payment,
+    State,
+    less_loss,
+    less_refund,
+)
 from payment_service.domain.ledger import RefundSplit
-from payment_service.domain.plans import CapturePlan, RefundPlan, Reversible, plan_reversals
+from payment_service.domain.plans import (
+    CapturePlan,
+    RefundPlan,
+    Reversible,
+    plan_reversals,
+    split_loss,
+)
 
 
 class LegKind(StrEnum):
@@ -21,6 +34,7 @@ class LegKind(StrEnum):
     RETURN_COMMISSION = "RETURN_COMMISSION"
     REVERSE_TRANSFER = "REVERSE_TRANSFER"
     LEAVE_DEBT = "LEAVE_DEBT"
+    LOSE_TO_BANK = "LOSE_TO_BANK"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,16 +88,30 @@ def preview_refund(payment: Payment, plan: RefundPlan, transfers: Sequence[Rever
     if plan.cancels:
         released = Leg(LegKind.RELEASE_HOLD, payment.held)
         return _preview(payment, replace(payment, state=State.CANCELED, held=0), [released])
-    split: RefundSplit = plan.split
+    legs = [Leg(LegKind.REFUND_CLIENT, plan.split.whole), *_taken_back(plan.split, transfers)]
+    after = less_refund(payment, plan.split)
+    return _preview(payment, replace(after, state=after.resting_state), legs)
+
+
+def preview_loss(
+    payment: Payment, part: int, transfers: Sequence[Reversible], frozen: Frozen
+) -> Preview:
+    """A dispute over ``part`` given up; ``frozen`` is what other disputes and warnings leave."""
+    split = split_loss(payment, part)
+    legs = [Leg(LegKind.LOSE_TO_BANK, part), *_taken_back(split, transfers)]
+    after = less_loss(payment, split, part - split.whole)
+    after = replace(after, frozen=frozen.freeze, frozen_by=frozen.by)
+    return _preview(payment, replace(after, state=after.resting_state), legs)
+
+
+def _taken_back(split: RefundSplit, transfers: Sequence[Reversible]) -> list[Leg]:
+    """The commission that is given back, and how the expert's part is."""
     reversals = plan_reversals(split.expert_part, transfers)
-    legs = [
-        Leg(LegKind.REFUND_CLIENT, split.whole),
+    return [
         Leg(LegKind.RETURN_COMMISSION, split.commission),
         *(Leg(LegKind.REVERSE_TRANSFER, leg.minor_units, leg.transfer_id) for leg in reversals),
         Leg(LegKind.LEAVE_DEBT, split.expert_part - sum(leg.minor_units for leg in reversals)),
     ]
-    after = less_refund(payment, split)
-    return _preview(payment, replace(after, state=after.resting_state), legs)
 
 
 def _preview(before: Payment, after: Payment, legs: Sequence[Leg]) -> Preview:

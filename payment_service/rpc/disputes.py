@@ -10,6 +10,7 @@ from payment_service.application.answer_dispute import (
     submit_evidence,
 )
 from payment_service.application.core import Core
+from payment_service.application.preview import acceptance_preview
 from payment_service.domain.disputes import check_evidence_fields, dispute_not_found
 from payment_service.domain.ports import DisputeFilter
 from payment_service.rpc import convert
@@ -94,5 +95,13 @@ class DisputeServicer(disputes_pb2_grpc.DisputeServiceServicer):
             dispute_id=fields.our_id("dispute_id", request.dispute_id),
         )
         fields.check()
+        if request.validate_only:
+            dispute, preview = await self._core.database.transact(
+                acceptance_preview, self._core.policy, command
+            )
+            return disputes_pb2.AcceptDisputeResponse(
+                dispute=convert.dispute_message(dispute),
+                preview=convert.preview_message(preview),
+            )
         told = await self._operations.run(accept_dispute(self._core, command))
         return told.body  # type: ignore[return-value]  # the interceptor sends bytes as they are

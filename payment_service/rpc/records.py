@@ -18,7 +18,11 @@ from payment_service.application.release_fraud_warning import (
     ReleaseFraudWarning,
     release_fraud_warning,
 )
-from payment_service.application.write_off_debt import WriteOffDebt, write_off_debt
+from payment_service.application.write_off_debt import (
+    WriteOffDebt,
+    write_off_debt,
+    write_off_preview,
+)
 from payment_service.domain.errors import payment_not_found
 from payment_service.domain.ports import InboxEvent
 from payment_service.rpc import convert
@@ -131,6 +135,11 @@ class OperationsServicer(operations_pb2_grpc.OperationsServiceServicer):
             reason=fields.text("reason", request.reason, required=True),
         )
         fields.check()
+        if request.validate_only:
+            answer = await self._core.database.transact(
+                write_off_preview, self._core.answers, command
+            )
+            return operations_pb2.WriteOffDebtResponse.FromString(answer.body)
         # The interceptor sends bytes as they are.
         return await self._operations.run(
             write_off_debt(self._core, command)  # type: ignore[arg-type]

@@ -135,6 +135,34 @@ async def test_an_inquiry_answered_well_is_closed(world: World) -> None:
     await settled(world, payment_id, dispute_id, CLOSED)
 
 
+@pytest.mark.parametrize("fields", [{}, {"escrow_mode": PLATFORM}], ids=["card", "platform"])
+async def test_what_an_acceptance_would_take_is_shown_first(
+    world: World, fields: dict[str, Any]
+) -> None:
+    payment_id, dispute_id = await disputed(world, **fields)
+    await world.quiet()
+    before = world.counts()
+    request = acceptance_request(dispute_id)
+    request.validate_only = True
+    shown = await world.disputes.AcceptDispute(request)
+    assert shown.dispute.outcome == OPEN
+    assert [
+        (payments_pb2.LegKind.Name(leg.kind).removeprefix("LEG_KIND_"), leg.amount.minor_units)
+        for leg in shown.preview.legs
+    ] == [("LOSE_TO_BANK", 10_000), ("RETURN_COMMISSION", 1_000), ("REVERSE_TRANSFER", 9_000)]
+    assert world.counts() == before
+    # What was shown is what is done, under the same key.
+    request.validate_only = False
+    assert (await world.disputes.AcceptDispute(request)).dispute.outcome == LOST
+    payment = await settled(world, payment_id, dispute_id, LOST)
+    expected = shown.preview.payment
+    for name in ("state", "freeze", "lost_amount", "net_amount", "net_commission", "held_amount"):
+        assert getattr(payment, name) == getattr(expected, name), name
+    request = acceptance_request(dispute_id)
+    request.validate_only = True
+    assert (await refusal(world.disputes.AcceptDispute(request))).reason == "DISPUTE_CLOSED"
+
+
 async def test_wrong_evidence_is_refused_before_stripe_is_asked(
     world: World, as_superuser: Callable[..., int]
 ) -> None:

@@ -530,8 +530,15 @@ async def test_a_debt_is_written_off_once_and_not_kept_back_any_more(world: Worl
     request = operations_pb2.WriteOffDebtRequest(
         expert_id=expert, amount=money(4_000, "USD"), reason="left us", idempotency_key="once"
     )
+    before = world.counts()
+    request.validate_only = True
+    shown = await world.operations.WriteOffDebt(request)
+    assert (shown.written_off.minor_units, shown.debt.minor_units) == (4_000, 5_000)
+    assert world.counts() == before
+    request.validate_only = False
     method, sent = "OperationsService/WriteOffDebt", request.SerializeToString()
     first_answer = await world.raw(method, sent)
+    assert first_answer.body == shown.SerializeToString(deterministic=True)
     assert await world.raw(method, sent) == first_answer
     assert balance(world, f"expert_debt:{expert}") == 5_000
     assert balance(world, "losses") == 4_000
