@@ -37,6 +37,7 @@ NEVER = {"UNKNOWN", "INTERNAL", "UNAVAILABLE", "DEADLINE_EXCEEDED", "UNIMPLEMENT
 
 #: Fields that may be absent, by request; every other one must be asked for when it is missing.
 OPTIONAL = {
+    "AcceptDisputeRequest": "validate_only",
     "CapturePaymentRequest": "amount final notes validate_only expected_version",
     "CreateExpertAccountRequest": "country business_type commission_basis_points onward_url",
     "Evidence": " ".join(disputes_pb2.Evidence.DESCRIPTOR.fields_by_name),
@@ -60,6 +61,7 @@ OPTIONAL = {
     "ReleaseFraudWarningRequest": "warning_id",
     "RunReconciliationRequest": "payment_id since",
     "SubmitEvidenceRequest": "submit",
+    "WriteOffDebtRequest": "validate_only",
 }
 #: The same of a part, where it differs from what that part may lack elsewhere.
 OPTIONAL_THERE = {("WriteOffDebtRequest", "amount"): "minor_units"}
