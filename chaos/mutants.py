@@ -102,6 +102,7 @@ MUTANTS = (
                 "\"CASE WHEN :state = 'WAITING' THEN now() END)\"",
             ),
         ),
+        "test_an_event_is_stored_once",
     ),
     Mutant(
         "last write wins",

@@ -460,6 +460,13 @@ async def test_a_forged_signature_is_no_signature(database_url: str) -> None:
         assert forged.code == "INVALID_ARGUMENT"
 
 
+async def test_an_event_is_stored_once(database_url: str) -> None:
+    async with running_world(database_url) as world:
+        event = new_event("payment_intent.created", {"object": "payment_intent", "id": "pi_1"})
+        told = [await world.webhooks.IngestEvent(ingestion(event)) for _ in range(2)]
+        assert [answer.duplicate for answer in told] == [False, True]
+
+
 async def test_a_key_means_one_request(database_url: str) -> None:
     async with running_world(database_url) as world:
         held = await world.escrowed(amount=10_000, **PLATFORM)
