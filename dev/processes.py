@@ -25,6 +25,17 @@ def started_at(pid: int) -> str | None:
     return None if not answer or answer.startswith("Z") else answer.split(maxsplit=1)[1]
 
 
+def is_stopped(pid: int) -> bool:
+    """Whether it was stopped, by SIGSTOP for example, and not told to go on yet."""
+    if (_PROC / "self/stat").exists():
+        try:
+            stat = (_PROC / str(pid) / "stat").read_text()
+        except OSError:
+            return False
+        return stat[stat.rindex(")") + 2] == "T"
+    return _ps(pid, "stat=").startswith("T")
+
+
 def works_in(pid: int, directory: Path) -> bool:
     """Whether a process belongs to this directory: works inside it, or names it to start with."""
     if (_PROC / "self/cwd").exists():

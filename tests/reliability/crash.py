@@ -1,4 +1,5 @@
-"""The crash sweep: the service is killed at every place that a money RPC passes, and converges.
+"""The crash sweep: at every place that a money RPC passes the service is killed, or its line to
+PostgreSQL is cut in the middle of a COMMIT, and everything converges.
 
 The places are found by tracing undisturbed runs, so a new phase or a new call to Stripe is covered
 from the day it is written. The undisturbed run is also the oracle: after a crash there must be the
@@ -8,97 +9,38 @@ very same effects at Stripe, once each, and the same payment.
 from __future__ import annotations
 
 import asyncio
-import json
 import random
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final, Literal
 
 import psycopg2
-from google.protobuf.message import Message
-from google.protobuf.timestamp_pb2 import Timestamp
 
-from marketplace.payments.v1 import (
-    disputes_pb2,
-    experts_pb2,
-    operations_pb2,
-    payments_pb2,
-    webhooks_pb2,
-)
-from stripe_simulator.webhooks import sign
+from marketplace.payments.v1 import experts_pb2, payments_pb2, webhooks_pb2
 from tests.integration.books import check_books
-from tests.integration.world import (
-    CAPTURED,
-    CAPTURING,
-    CONNECT_SECRET,
-    IN_ESCROW,
-    PLATFORM_SECRET,
-    REFUNDED,
-    Payment,
-    Reply,
-    Stripe,
-    World,
-    capture_request,
-    money,
-    new_key,
-    new_name,
-    refund_request,
-    until,
-)
+from tests.integration.world import IN_ESCROW, Payment, Reply, Stripe, World
+from tests.reliability.relay import Cut, Relay
+from tests.reliability.scenarios import CONVERGENCE_SECONDS, Scenario, Subject, set_webhooks
 from tests.reliability.system import SURVIVOR, VICTIM, System
 
 #: Reached by the loops of a service at rest: part of a scenario only where it says so.
 AT_REST = frozenset(
     {"begin_expiry", "events", "lease_due", "lease_events", "lease_quiet", "lease_watches"}
-    | {"store_polled", "find_due", "warn_phase", "lease_reconciliation"}
+    | {"store_polled", "find_due", "warn_phase", "lease_reconciliation", "_sequence"}
 )
-CONVERGENCE_SECONDS = 10.0
 _FIRE_SECONDS = 10.0
 #: A process that must start first, on a machine with other things to do.
 _START_SECONDS = 40.0
-#: The deadlines are looked at every fifteen seconds, by a replica that was up all the time.
-_DEADLINE_SECONDS = 25.0
 #: What a caller is told while nothing is settled: ask again with the same key.
 ASK_AGAIN = ("UNAVAILABLE", "ABORTED", "RESOURCE_EXHAUSTED")
-_BOTH_WAYS = ("same", "other")
-
-
-@dataclass
-class Subject:
-    """What one case is about: a keyed call, a webhook that is redelivered until it is taken, or
-    (without a method) what the service does by itself."""
-
-    method: str
-    request: Message
-    payment_id: str = ""
-    #: Whether the payment is where it must end, if no answer says so.
-    ended: Callable[[Payment], bool] | None = None
-
-
-@dataclass(frozen=True)
-class Scenario:
-    """A money RPC (or the inbox) from a prepared state to its end."""
-
-    name: str
-    prepare: Callable[[World, str], Awaitable[Subject]]
-    #: Places of the loops that belong to it.
-    loops: frozenset[str] = frozenset()
-    #: Faults at Stripe that make the loops finish it: (path, action, when).
-    fault: tuple[str, str, str] | None = None
-    #: The victim is down when it begins, and does it as soon as it has started: with the payment
-    #: given, the deadline is moved near meanwhile.
-    by_deadline: bool = False
-    #: It pauses the webhooks itself, before what must not be told too soon.
-    pauses: bool = False
-    seconds: float = CONVERGENCE_SECONDS
-
-    @property
-    def by_loops(self) -> bool:
-        """Whether it is a loop that must die, and so not another replica's."""
-        return bool(self.loops)
+#: Killed, and the same replica is started again or another one goes on; or it lives on, but does
+#: not know whether its transaction was committed.
+How = Literal["same", "other"] | Cut
+_KILLED: Final[tuple[How, ...]] = ("same", "other")
+_CUT: Final[tuple[How, ...]] = ("cut before", "cut after")
 
 
 @dataclass(frozen=True)
@@ -106,11 +48,14 @@ class Case:
     scenario: Scenario
     place: str
     nth: int
-    #: Who goes on: the same replica, restarted, or another that was up all the time.
-    by: str
+    how: How
+
+    @property
+    def is_cut(self) -> bool:
+        return self.how in _CUT
 
     def __str__(self) -> str:
-        return f"{self.scenario.name} {self.place}#{self.nth} {self.by}"
+        return f"{self.scenario.name} {self.place}#{self.nth} {self.how}"
 
 
 @dataclass(frozen=True)
@@ -121,313 +66,21 @@ class Outcome:
     shown: tuple[object, ...]
 
 
+class NotReachedError(AssertionError):
+    """The process was at no such place this time: what the loops do is a matter of moments."""
+
+
 @dataclass
 class Told:
     """Every acknowledged change, to be found again at the end."""
 
     payments: dict[str, Payment] = field(default_factory=dict)
+    #: What must stand among the discrepancies, and nothing else: (payment, kind), once each.
+    discrepancies: Counter[tuple[str, str]] = field(default_factory=Counter)
     replies: list[tuple[str, bytes, bytes]] = field(default_factory=list)
 
 
-# ---- the scenarios ----
-
-
-async def _initiation(world: World, expert: str) -> Subject:
-    return Subject("PaymentService/InitiatePayment", world.initiation(expert))
-
-
-async def _capture(world: World, expert: str) -> Subject:
-    held = await world.escrowed(expert)
-    return Subject("PaymentService/CapturePayment", capture_request(held.payment_id))
-
-
-async def _capture_part(world: World, expert: str) -> Subject:
-    held = await world.escrowed(expert)
-    request = capture_request(held.payment_id, 3_335, final=True, notes="a part")
-    return Subject("PaymentService/CapturePayment", request)
-
-
-async def _cancel(world: World, expert: str) -> Subject:
-    held = await world.escrowed(expert)
-    return Subject("PaymentService/RefundPayment", refund_request(held.payment_id))
-
-
-async def _refund(world: World, expert: str) -> Subject:
-    captured = await world.captured(expert)
-    return Subject("PaymentService/RefundPayment", refund_request(captured.payment_id, 3_333))
-
-
-async def _account(world: World, expert: str) -> Subject:
-    expert_id = new_name("crash-expert")
-    request = experts_pb2.CreateExpertAccountRequest(
-        expert_id=expert_id, name="Ann Expert", email=f"{expert_id}@example.com"
-    )
-    return Subject("ExpertService/CreateExpertAccount", request)
-
-
-async def _authorization(world: World, expert: str) -> Subject:
-    """The client has paid; Stripe delivers the event, and delivers it again until it is taken."""
-    initiated = await world.initiate(expert)
-    await world.quiet()
-    await set_webhooks(world.stripe, paused=True)
-    await world.confirm(initiated)
-    return Subject(
-        "WebhookService/IngestEvent",
-        await event_of(
-            world,
-            "payment_intent.amount_capturable_updated",
-            initiated.payment.payment_intent_id,
-        ),
-        initiated.payment.payment_id,
-        lambda payment: payment.state == IN_ESCROW,
-    )
-
-
-async def event_of(
-    world: World, kind: str, object_id: str, account: str = ""
-) -> webhooks_pb2.IngestEventRequest:
-    """The newest of Stripe's events of a kind about an object, as the gateway would hand it on."""
-    listed = await world.stripe.api("GET", "/events", account=account, type=kind, limit=20)
-    event = next(one for one in listed["data"] if one["data"]["object"]["id"] == object_id)
-    payload = json.dumps(event)
-    endpoint, secret = (
-        (webhooks_pb2.WEBHOOK_ENDPOINT_CONNECT, CONNECT_SECRET)
-        if account
-        else (webhooks_pb2.WEBHOOK_ENDPOINT_PLATFORM, PLATFORM_SECRET)
-    )
-    return webhooks_pb2.IngestEventRequest(
-        endpoint=endpoint,
-        payload=payload.encode(),
-        signature=sign(payload, (secret,), int(time.time())),
-    )
-
-
-# What the platform holds itself: charged there, and each part transferred.
-
-_PLATFORM: dict[str, Any] = {"escrow_mode": payments_pb2.ESCROW_MODE_PLATFORM_HOLD}
-_PROMOTED: dict[str, Any] = {"on_deadline": payments_pb2.ON_DEADLINE_PROMOTE}
-#: Charged money is available at once, so that Stripe lets transfers of it be reversed.
-_AVAILABLE = "pm_card_bypassPending"
-
-
-def _part_of(
-    hold: dict[str, Any], amount: int = 0, *, final: bool = False
-) -> Callable[[World, str], Awaitable[Subject]]:
-    async def prepare(world: World, expert: str) -> Subject:
-        held = await world.escrowed(expert, **hold)
-        request = capture_request(held.payment_id, amount, final=final)
-        return Subject("PaymentService/CapturePayment", request)
-
-    return prepare
-
-
-async def _refund_of_held(world: World, expert: str) -> Subject:
-    held = await world.escrowed(expert, **_PLATFORM)
-    await world.capture(held.payment_id, 3_000)
-    return Subject("PaymentService/RefundPayment", refund_request(held.payment_id, 2_500))
-
-
-async def _refund_beyond_held(world: World, expert: str) -> Subject:
-    """All that is held, all of the newer milestone, and a part of the older."""
-    held = await world.escrowed(expert, card=_AVAILABLE, **_PLATFORM)
-    await world.capture(held.payment_id, 3_000)
-    await world.capture(held.payment_id, 4_000)
-    return Subject("PaymentService/RefundPayment", refund_request(held.payment_id, 8_500))
-
-
-async def _capture_of_a_debtor(world: World, expert: str) -> Subject:
-    """Stripe cannot take the first payment back out of money that is not available yet."""
-    debtor = await world.expert(new_name("crash-debtor"))
-    first = await world.captured(debtor, **_PLATFORM)
-    await world.refund(first.payment_id)
-    held = await world.escrowed(debtor, 20_000, **_PLATFORM)
-    return Subject("PaymentService/CapturePayment", capture_request(held.payment_id))
-
-
-async def _disputed(world: World, expert: str) -> tuple[Payment, str]:
-    """Captured on the platform, of money that can be taken back at once, and contested."""
-    payment = await world.captured(expert, card=_AVAILABLE, **_PLATFORM)
-    shown = await world.stripe.control("POST", f"/charges/{payment.charge_id}/dispute", {})
-    dispute_id = str(shown["id"])
-
-    async def on_record() -> bool:
-        return bool(world.sql("SELECT 1 FROM disputes WHERE dispute_id = %s", dispute_id))
-
-    await until(on_record, f"{dispute_id} on record")
-    return payment, dispute_id
-
-
-async def _evidence(world: World, expert: str) -> Subject:
-    payment, dispute_id = await _disputed(world, expert)
-    request = disputes_pb2.SubmitEvidenceRequest(
-        dispute_id=dispute_id,
-        evidence=disputes_pb2.Evidence(uncategorized_text="It was delivered."),
-        submit=True,
-        idempotency_key=new_key(),
-    )
-    return Subject("DisputeService/SubmitEvidence", request, payment.payment_id)
-
-
-def _is_lost(payment: Payment) -> bool:
-    return payment.state == REFUNDED and bool(payment.lost_amount.minor_units)
-
-
-async def _acceptance(world: World, expert: str) -> Subject:
-    payment, dispute_id = await _disputed(world, expert)
-    request = disputes_pb2.AcceptDisputeRequest(dispute_id=dispute_id, idempotency_key=new_key())
-    return Subject("DisputeService/AcceptDispute", request, payment.payment_id, _is_lost)
-
-
-async def _loss(world: World, expert: str) -> Subject:
-    """The bank decides for the client: written off, and the expert's part is reversed."""
-    payment, dispute_id = await _disputed(world, expert)
-    await world.quiet()
-    await set_webhooks(world.stripe, paused=True)
-    await world.stripe.control("POST", f"/disputes/{dispute_id}/lose", {})
-    request = await event_of(world, "charge.dispute.closed", dispute_id)
-    return Subject("WebhookService/IngestEvent", request, payment.payment_id, _is_lost)
-
-
-async def _write_off(world: World, expert: str) -> Subject:
-    debtor = await world.expert(new_name("crash-debtor"))
-    first = await world.captured(debtor, **_PLATFORM)
-    await world.refund(first.payment_id)
-    request = operations_pb2.WriteOffDebtRequest(
-        expert_id=debtor, amount=money(4_000, "USD"), reason="left us", idempotency_key=new_key()
-    )
-    return Subject("OperationsService/WriteOffDebt", request, first.payment_id)
-
-
-async def _restricted(world: World) -> tuple[Payment, str]:
-    """A hold, and the account of its expert, who cannot be paid."""
-    expert = await world.expert(new_name("crash-restricted"))
-    held = await world.escrowed(expert, **_PLATFORM)
-    account = world.account_of(expert)
-    await world.stripe.control("POST", f"/accounts/{account}/restrict")
-    await world.quiet()
-    return held, account
-
-
-async def _capture_that_waits(world: World, expert: str) -> Subject:
-    held, _ = await _restricted(world)
-    return Subject(
-        "PaymentService/CapturePayment",
-        capture_request(held.payment_id),
-        held.payment_id,
-        lambda payment: payment.state == CAPTURING and payment.waiting_for == "expert",
-    )
-
-
-async def _capture_that_waited(world: World, expert: str) -> Subject:
-    """The account is well again, which the event tells; the loops do the rest."""
-    held, account = await _restricted(world)
-    waiting = await world.capture(held.payment_id)
-    assert waiting.waiting_for == "expert", waiting
-    await world.quiet()
-    await set_webhooks(world.stripe, paused=True)
-    await world.stripe.control("POST", f"/accounts/{account}/restore")
-    return Subject(
-        "WebhookService/IngestEvent",
-        await event_of(world, "account.updated", account, account),
-        held.payment_id,
-        lambda payment: payment.state == CAPTURED and not payment.waiting_for,
-    )
-
-
-def _agreed(
-    on_deadline: payments_pb2.OnDeadline.ValueType, state: payments_pb2.PaymentState.ValueType
-) -> Callable[[World, str], Awaitable[Subject]]:
-    """Held by the platform for a gig of some days, at whose end something was agreed."""
-
-    async def prepare(world: World, expert: str) -> Subject:
-        due = Timestamp()
-        due.FromSeconds(int(time.time()) + 5 * 86_400)
-        held = await world.escrowed(
-            expert, on_deadline=on_deadline, expected_completion_time=due, **_PLATFORM
-        )
-        return Subject(
-            "",
-            payments_pb2.GetPaymentRequest(),
-            held.payment_id,
-            lambda payment: payment.state == state,
-        )
-
-    return prepare
-
-
-async def _promotion(world: World, expert: str) -> Subject:
-    held = await world.escrowed(expert, **_PROMOTED)
-    return Subject("", payments_pb2.GetPaymentRequest(), held.payment_id, _is_promoted)
-
-
-def _is_promoted(payment: Payment) -> bool:
-    platform = payment.escrow_mode == payments_pb2.ESCROW_MODE_PLATFORM_HOLD
-    return platform and payment.state == IN_ESCROW
-
-
-_SWEEP = frozenset({"lease_due"})
-_AWAKE = frozenset({"lease_events", "lease_due"})
-DESTINATION = (
-    Scenario("InitiatePayment", _initiation),
-    Scenario("CapturePayment whole", _capture),
-    Scenario("CapturePayment part", _capture_part),
-    Scenario("RefundPayment cancel", _cancel),
-    Scenario("RefundPayment both legs", _refund),
-    Scenario("CreateExpertAccount", _account),
-    Scenario("inbox", _authorization, frozenset({"lease_events"}), pauses=True),
-    Scenario("sweep of a capture", _capture, _SWEEP, ("/capture$", "reset", "after")),
-    Scenario("sweep of a refund", _refund, _SWEEP, ("/refunds$", "reset", "after")),
-)
-SEPARATE = (
-    Scenario("authorized, whole", _part_of(_PROMOTED)),
-    Scenario("authorized, milestone", _part_of(_PROMOTED, 3_335)),
-    Scenario("authorized, final part", _part_of(_PROMOTED, 3_335, final=True)),
-    Scenario("platform, whole", _part_of(_PLATFORM)),
-    Scenario("platform, milestone", _part_of(_PLATFORM, 3_335)),
-    Scenario("platform, final part", _part_of(_PLATFORM, 3_335, final=True)),
-    Scenario("platform, refund of held", _refund_of_held),
-    Scenario("platform, refund beyond held", _refund_beyond_held),
-    Scenario("platform, debt netted", _capture_of_a_debtor),
-    Scenario(
-        "promotion",
-        _promotion,
-        frozenset({"find_due"}),
-        by_deadline=True,
-        seconds=_DEADLINE_SECONDS,
-    ),
-    Scenario("sweep of a transfer", _part_of(_PLATFORM), _SWEEP, ("/transfers$", "reset", "after")),
-    Scenario("sweep of a reversal", _refund_beyond_held, _SWEEP, ("/reversals$", "reset", "after")),
-)
-#: What nobody calls for on a good day: deadlines, disputes, debts, an account that is not well.
-BESIDES = (
-    Scenario(
-        "deadline, capture",
-        _agreed(payments_pb2.ON_DEADLINE_CAPTURE, CAPTURED),
-        frozenset({"find_due"}),
-        by_deadline=True,
-        seconds=_DEADLINE_SECONDS,
-    ),
-    Scenario(
-        "deadline, refund",
-        _agreed(payments_pb2.ON_DEADLINE_REFUND, REFUNDED),
-        frozenset({"find_due"}),
-        by_deadline=True,
-        seconds=_DEADLINE_SECONDS,
-    ),
-    Scenario("SubmitEvidence", _evidence),
-    Scenario("AcceptDispute", _acceptance),
-    Scenario("a dispute is lost", _loss, frozenset({"lease_events"}), pauses=True),
-    Scenario("WriteOffDebt", _write_off),
-    Scenario("capture that waits", _capture_that_waits),
-    Scenario("capture that waited", _capture_that_waited, _AWAKE, pauses=True),
-)
-
-
 # ---- one run ----
-
-
-async def set_webhooks(stripe: Stripe, *, paused: bool) -> None:
-    await stripe.control("POST", "/webhooks", {"paused": paused})
 
 
 async def effects_since(stripe: Stripe, number: int) -> tuple[list[dict[str, object]], int]:
@@ -444,6 +97,8 @@ class Run:
     expert: str
     told: Told
     random: random.Random
+    #: Between the victim and PostgreSQL.
+    relay: Relay
 
     @property
     def stripe(self) -> Stripe:
@@ -503,7 +158,7 @@ class Run:
         """Kill at the place; how long it then took to converge. AssertionError if it did not."""
         world = self.worlds[VICTIM]
         subject, last = await self.prepared(case.scenario, world)
-        alone = case.by == "other" and case.scenario.by_loops
+        alone = case.how == "other" and case.scenario.by_loops
         # A replica that was up all the time looks at the deadlines four times a minute only.
         afresh = alone and case.scenario.by_deadline
         if afresh:
@@ -516,7 +171,9 @@ class Run:
                 self.system.victim.start()
             caller = asyncio.create_task(self.ask_until_told(world, subject))
             limit = _START_SECONDS if case.scenario.by_deadline else _FIRE_SECONDS
-            assert await self.system.death(limit), "the barrier was never reached"
+            if not await self.system.death(limit):
+                await self._ended_unharmed(case, world, subject, last, await caller)
+                raise NotReachedError
         finally:
             self.system.disarm()
             if alone and not afresh:
@@ -526,7 +183,7 @@ class Run:
         caller.cancel()
         # Stripe's events come meanwhile, or only when everything is over.
         await set_webhooks(self.stripe, paused=self.random.random() < 0.5)
-        if case.by == "same":
+        if case.how == "same":
             await self.system.begin(VICTIM)
         else:
             world = self.worlds[SURVIVOR]
@@ -534,6 +191,53 @@ class Run:
         began = time.monotonic()
         if self.random.random() < 0.5:  # A caller who comes back late.
             await self.settled(world, subject, only_known=True)
+        return await self._converged(case, world, subject, last, expected, began)
+
+    async def cut(self, case: Case, expected: Outcome) -> float:
+        """Cut the victim's line at the place's COMMIT; how long it then took to converge."""
+        world = self.worlds[VICTIM]
+        subject, last = await self.prepared(case.scenario, world)
+        caller: asyncio.Task[Reply] | None = None
+        try:
+            self.system.arm(case.place, case.nth, "stop")
+            if case.scenario.by_deadline:
+                self.system.victim.start()
+            caller = asyncio.create_task(self.ask_until_told(world, subject))
+            limit = _START_SECONDS if case.scenario.by_deadline else _FIRE_SECONDS
+            if not await self.system.stop(limit):
+                await self._ended_unharmed(case, world, subject, last, await caller)
+                raise NotReachedError
+            self.relay.arm("cut before" if case.how == "cut before" else "cut after")
+            began = time.monotonic()
+            self.system.victim.resume()
+            await set_webhooks(self.stripe, paused=self.random.random() < 0.5)
+            return await self._converged(case, world, subject, last, expected, began)
+        finally:
+            if caller is not None:
+                caller.cancel()
+            self.system.disarm()
+            self.system.victim.resume()
+            assert not self.relay.is_armed, "no COMMIT was cut"
+
+    async def _ended_unharmed(
+        self, case: Case, world: World, subject: Subject, last: int, reply: Reply
+    ) -> None:
+        """Nothing was done to it: leave what an undisturbed run leaves."""
+        await set_webhooks(self.stripe, paused=False)
+        await self.settled(world, subject, seconds=case.scenario.seconds)
+        await self.outcome(world, subject, reply, last)
+        await self.clean_up(world, subject)
+
+    async def _converged(
+        self,
+        case: Case,
+        world: World,
+        subject: Subject,
+        last: int,
+        expected: Outcome,
+        began: float,
+    ) -> float:
+        """Wait for the end, and hold it against the undisturbed one."""
         reply = await self.answer(world, subject)
         await self.settled(world, subject, seconds=case.scenario.seconds)
         seconds = time.monotonic() - began
@@ -592,7 +296,7 @@ class Run:
         counted = Counter((str(one["kind"]), _number(one["amount"])) for one in effects)
         payment = await self.payment(world, subject, reply)
         if payment is None:
-            answer = experts_pb2.CreateExpertAccountResponse.FromString(reply.body)
+            answer = _account_of(reply, subject)
             return Outcome(counted, (answer.expert.status, bool(answer.onboarding_url)))
         self.told.payments[payment.payment_id] = payment
         if subject.method:
@@ -647,6 +351,12 @@ class Run:
     async def clean_up(self, world: World, subject: Subject) -> None:
         """Leave no open payment behind, about which the loops would ask in a later case."""
         await self.stripe.clear_faults()
+        if subject.afterwards is not None:
+            await set_webhooks(self.stripe, paused=False)
+            await subject.afterwards(world)
+            self.told.payments[subject.payment_id] = await world.get(subject.payment_id)
+        if subject.discrepancy:
+            self.told.discrepancies[subject.payment_id, subject.discrepancy] += 1
         for payment_id, payment in list(self.told.payments.items()):
             if payment.state in (IN_ESCROW, payments_pb2.PAYMENT_STATE_PENDING):
                 self.told.payments[payment_id] = await world.refund(payment_id)
@@ -654,6 +364,7 @@ class Run:
     async def recover(self) -> None:
         """After a failed case: both as they were, so that the next one says something too."""
         self.system.disarm()
+        self.relay.disarm()
         self.system.survivor.resume()
         await self.stripe.clear_faults()
         await self.system.begin(VICTIM)
@@ -674,7 +385,8 @@ class Run:
             if method.startswith(("PaymentService", "DisputeService", "OperationsService")):
                 again = await world.raw(method, request)
                 assert again.body == body, f"another answer of {method}"
-        assert not await world.discrepancies()
+        found = Counter((one.payment_id, one.kind) for one in await world.discrepancies())
+        assert found == self.told.discrepancies, (found, self.told.discrepancies)
 
 
 def _bytes(subject: Subject) -> bytes:
@@ -685,10 +397,18 @@ def _number(value: object) -> int | None:
     return value if isinstance(value, int) else None
 
 
+def _account_of(
+    reply: Reply, subject: Subject
+) -> experts_pb2.CreateExpertAccountResponse | experts_pb2.ReplaceExpertAccountResponse:
+    if subject.method.endswith("ReplaceExpertAccount"):
+        return experts_pb2.ReplaceExpertAccountResponse.FromString(reply.body)
+    return experts_pb2.CreateExpertAccountResponse.FromString(reply.body)
+
+
 def _comparable(reply: Reply, subject: Subject) -> object:
     """The bytes; but a link into onboarding is always fresh, and an event known the second time."""
     if subject.method.startswith("ExpertService"):
-        expert = experts_pb2.CreateExpertAccountResponse.FromString(reply.body).expert
+        expert = _account_of(reply, subject).expert
         expert.ClearField("update_time")
         return expert.SerializeToString(deterministic=True)
     if subject.method.startswith("WebhookService"):
@@ -711,9 +431,9 @@ async def discover(
         assert outcome == again, f"{scenario.name} ends as {outcome} and as {again}"
         outcomes[scenario.name] = outcome
         cases += [
-            Case(scenario, place, nth + 1, by)
+            Case(scenario, place, nth + 1, how)
             for place, times in sorted((first & second).items())
             for nth in range(times)
-            for by in _BOTH_WAYS
+            for how in (*_KILLED, *(_CUT if place.endswith(":uncommitted") else ()))
         ]
     return cases, outcomes

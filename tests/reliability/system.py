@@ -20,6 +20,7 @@ import aiohttp
 from grpc import aio
 
 from dev.child import Child
+from dev.processes import is_stopped
 from dev.settings import StackSettings
 from dev.stack import Stack
 from tests.integration.world import (
@@ -78,6 +79,15 @@ class System:
         self.victim.wait()
         return self.victim.returncode == -signal.SIGKILL and not self.is_armed
 
+    async def stop(self, seconds: float) -> bool:
+        """Whether the victim was stopped by its barrier within the time."""
+        deadline = time.monotonic() + seconds
+        while self.is_armed or not is_stopped(self.victim.pid):
+            if time.monotonic() > deadline:
+                return False
+            await asyncio.sleep(0.005)
+        return True
+
     async def begin(self, replica: int) -> None:
         """Start a replica if it does not run, and wait until it serves."""
         child = self.stack.services[replica]
@@ -92,10 +102,15 @@ class System:
         assert await asyncio.to_thread(child.wait, 30), f"{child.name} does not stop"
 
     @contextlib.contextmanager
-    def quick_starts(self) -> Iterator[None]:
-        """Replicas start without the seconds that imports take; for cases that do not time that."""
+    def quick_starts(self, victim_database: str = "") -> Iterator[None]:
+        """Replicas start without the seconds that imports take; for cases that do not time that.
+
+        The victim may reach its database by another URL meanwhile.
+        """
         with nursery() as opened:
+            direct = self.victim.environment["DATABASE_URL"]
             try:
+                self.victim.environment["DATABASE_URL"] = victim_database or direct
                 for child in self.stack.services:
                     child.spawn = opened.spawn
                     child.restart()
@@ -103,6 +118,7 @@ class System:
                     self.stack.wait_until_serving(replica)
                 yield
             finally:
+                self.victim.environment["DATABASE_URL"] = direct
                 for child in self.stack.services:
                     child.spawn = child.run_command
                     child.restart()

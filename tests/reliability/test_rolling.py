@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 _ROLLS = proving.by_profile(3, 100)
 #: A full run ends after so long even if the machine is too busy for all of them.
-_SECONDS = proving.by_profile(60.0, 300.0)
+_SECONDS = proving.by_profile(60.0, 1500.0)
 _CALLERS = 4
 _DEADLINE = 10.0
 _GRACE = float(Settings.model_fields["shutdown_grace"].default)
@@ -126,7 +126,7 @@ async def _roll(system: System, replica: int) -> float:
     return spent
 
 
-@pytest.mark.timeout(proving.by_profile(180, 900))
+@pytest.mark.timeout(proving.by_profile(180, 1800))
 def test_nobody_notices_that_replicas_leave_and_come_back(system: System) -> None:
     async def run() -> None:
         async with system.worlds() as worlds, _load(system, worlds[0]) as load:
