@@ -41,11 +41,13 @@ DEFAULT_DEADLINE_SECONDS = 30
 
 _READ_PREFIXES = ("Get", "List")
 
+# The first retry is soon, since most often one replica of several has died and the next is well.
+# All of them together, the most that gRPC allows, last about as long as a replica takes to start.
 _RETRY_POLICY = {
-    "maxAttempts": 4,
-    "initialBackoff": "0.2s",
+    "maxAttempts": 5,
+    "initialBackoff": "0.05s",
     "maxBackoff": "2s",
-    "backoffMultiplier": 3,
+    "backoffMultiplier": 4,
     "retryableStatusCodes": ["UNAVAILABLE"],
 }
 
