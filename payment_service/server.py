@@ -84,7 +84,7 @@ async def serve(settings: Settings) -> None:
     add_services(server, wired)
     servicer = _Health()
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
-    await servicer.set(_ADMISSION, health_pb2.HealthCheckResponse.SERVING)
+    await servicer.set(_ADMISSION, health_pb2.HealthCheckResponse.NOT_SERVING)
     if settings.reflection:
         _add_reflection(server)
     address = f"{settings.grpc_host}:{settings.grpc_port}"
@@ -140,10 +140,17 @@ async def _close(wired: Wired) -> None:
 
 
 async def _watch_health(wired: Wired, servicer: health.aio.HealthServicer) -> None:
-    """Serving means that the database takes writes; Stripe being away leaves reads to be served."""
+    """Serving means that the database takes writes; Stripe being away leaves reads to be served.
+
+    New calls are wanted from the moment in which it was first so: then it was migrated, too.
+    """
     serving: bool | None = None
+    admitted = False
     while True:
         now = await wired.database.ping()
+        if now and not admitted:
+            await servicer.set(_ADMISSION, health_pb2.HealthCheckResponse.SERVING)
+            admitted = True
         if now != serving:
             status = health_pb2.HealthCheckResponse.ServingStatus.Value(
                 "SERVING" if now else "NOT_SERVING"

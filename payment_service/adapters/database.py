@@ -25,6 +25,7 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlch
 from payment_service.adapters import feed
 from payment_service.adapters.reads import SqlReader
 from payment_service.adapters.repositories import SqlTransaction
+from payment_service.adapters.schema import EXPECTED_REVISION, stored_revision
 from payment_service.domain.errors import Busy, Unavailable, database_unavailable
 
 P = ParamSpec("P")
@@ -125,6 +126,7 @@ class SqlDatabase:
         self._write_places = asyncio.Semaphore(write_threads)
         self._read_places = asyncio.Semaphore(read_threads)
         self._admission_seconds = admission_seconds
+        self._revision: str | None = None
         self._held = threading.local()
         #: Every connection that some reading thread holds, to be closed with us: a pool that is
         #: disposed of leaves alone what is checked out.
@@ -224,11 +226,23 @@ class SqlDatabase:
             connection.close()
 
     async def ping(self) -> bool:
-        """Whether the database takes writes now."""
+        """Whether the database takes writes now, and has the schema that this code expects.
+
+        A newer schema will do: replicas of the former release go on until they are replaced.
+        """
         try:
-            return await self.read(_takes_writes)
+            takes_writes, revision = await self.read(_readiness)
         except Unavailable:
             return False
+        if revision != self._revision and revision < EXPECTED_REVISION:
+            log.error(
+                "database_not_migrated",
+                revision=revision,
+                expected=EXPECTED_REVISION,
+                mend="run: python -m payment_service migrate",
+            )
+        self._revision = revision
+        return takes_writes and revision >= EXPECTED_REVISION
 
     async def listen(self, hear: Callable[[int], None]) -> None:
         await feed.listen(plain_url(self._url), hear)
@@ -243,9 +257,11 @@ class SqlDatabase:
         self._read_engine.dispose()
 
 
-def _takes_writes(reader: SqlReader) -> bool:
+def _readiness(reader: SqlReader) -> tuple[bool, str]:
+    """Whether writes are taken, and the schema's revision."""
     sql = "SELECT NOT pg_is_in_recovery() AND NOT current_setting('transaction_read_only')::bool"
-    return bool(reader.connection.execute(text(sql)).scalar_one())
+    takes_writes = bool(reader.connection.execute(text(sql)).scalar_one())
+    return takes_writes, stored_revision(reader.connection)
 
 
 def _too_contended() -> Busy:

@@ -110,7 +110,7 @@ LAYERS = [
         "a command wires what it needs itself only where it serves nothing, as migrate does",
         ours={
             *("payment_service.server", "payment_service.config", "payment_service.logs"),
-            *("payment_service.adapters.database", "payment_service.adapters.schema"),
+            *("payment_service.adapters.database", "payment_service.adapters.migrate"),
             "payment_service.bootstrap",
         },
         others={"sqlalchemy", "structlog", "typer", "rich"},

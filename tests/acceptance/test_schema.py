@@ -1,0 +1,99 @@
+"""A replica whose database has another schema than it expects wants no calls, and says why."""
+
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from typing import Any
+
+import grpc
+import psycopg2
+import pytest
+
+from dev.postgres import EmbeddedPostgres
+from dev.settings import first_free_port
+from payment_service.adapters.schema import EXPECTED_REVISION
+from tests.acceptance.conftest import new_name, until
+from tests.acceptance.test_processes import NOT_SERVING, SERVING, check
+from tests.conftest import migrate
+
+#: Whether it does its work, and whether it wants calls: callers' channels ask the latter.
+NAMES = ("", "marketplace.payments.v1")
+
+
+@contextmanager
+def serving(database_url: str) -> Iterator[tuple[str, "queue.Queue[dict[str, Any]]"]]:
+    """A replica's address, and the lines of its log."""
+    port = first_free_port(1)
+    environment = {
+        **os.environ,
+        **{"DATABASE_URL": database_url, "GRPC_PORT": str(port), "METRICS_PORT": "0"},
+    }
+    lines: queue.Queue[dict[str, Any]] = queue.Queue()
+    with subprocess.Popen(
+        [sys.executable, "-m", "payment_service", "serve"],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    ) as process:
+        assert process.stdout is not None
+        output = process.stdout
+
+        def read() -> None:
+            for line in output:
+                if line.startswith(b"{"):
+                    lines.put(json.loads(line))
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        try:
+            yield f"127.0.0.1:{port}", lines
+        finally:
+            process.terminate()
+            assert process.wait(30) == 0
+            reader.join(10)
+
+
+def health(address: str) -> list[int]:
+    with grpc.insecure_channel(address) as channel:
+        grpc.channel_ready_future(channel).result(20)
+        return [check(channel, name).status for name in NAMES]
+
+
+def told(lines: "queue.Queue[dict[str, Any]]", event: str) -> dict[str, Any]:
+    while True:
+        line = lines.get(timeout=20)
+        if line["event"] == event:
+            return line
+
+
+@pytest.fixture
+def empty(postgres: EmbeddedPostgres) -> str:
+    return postgres.create_database(new_name("empty").replace("-", "_"))
+
+
+def test_before_and_after_it_is_migrated(empty: str) -> None:
+    with serving(empty) as (address, lines):
+        why = told(lines, "database_not_migrated")
+        assert (why["revision"], why["expected"]) == ("", EXPECTED_REVISION)
+        assert "python -m payment_service migrate" in why["mend"]
+        assert health(address) == [NOT_SERVING, NOT_SERVING]
+        migrate(empty)
+        until(lambda: health(address) == [SERVING, SERVING], "it serves")
+
+
+@pytest.mark.parametrize(("revision", "status"), [("0001", NOT_SERVING), ("9999", SERVING)])
+def test_an_older_schema_is_refused_and_a_newer_one_is_not(
+    database_url: str, revision: str, status: int
+) -> None:
+    with closing(psycopg2.connect(database_url)) as connection, connection.cursor() as cursor:
+        cursor.execute("UPDATE alembic_version SET version_num = %s", (revision,))
+        connection.commit()
+    with serving(database_url) as (address, lines):
+        if status == NOT_SERVING:
+            assert told(lines, "database_not_migrated")["revision"] == revision
+        until(lambda: health(address) == [status, status], "its health")
