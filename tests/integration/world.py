@@ -360,7 +360,10 @@ class World:
             self._connection.autocommit = True
         with self._connection.cursor() as cursor:
             cursor.execute(query, values)
-            return list(cursor.fetchall()) if cursor.description else []
+            if cursor.description:
+                return list(cursor.fetchall())
+            # psycopg2 has no rows to fetch where there are no columns: `SELECT FROM payments`.
+            return [()] * cursor.rowcount if cursor.statusmessage.startswith("SELECT") else []
 
     def close(self) -> None:
         if self._connection is not None:
