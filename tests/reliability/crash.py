@@ -32,6 +32,7 @@ AT_REST = frozenset(
     | {"store_polled", "find_due", "warn_phase", "lease_reconciliation", "_sequence"}
 )
 _FIRE_SECONDS = 10.0
+_LATE_SECONDS = 0.2
 #: A process that must start first, on a machine with other things to do.
 _START_SECONDS = 40.0
 #: What a caller is told while nothing is settled: ask again with the same key.
@@ -172,7 +173,7 @@ class Run:
             caller = asyncio.create_task(self.ask_until_told(world, subject))
             limit = _START_SECONDS if case.scenario.by_deadline else _FIRE_SECONDS
             if not await self.system.death(limit):
-                await self._ended_unharmed(case, world, subject, last, await caller)
+                await self._ended_unharmed(case, world, subject, last, caller)
                 raise NotReachedError
         finally:
             self.system.disarm()
@@ -205,7 +206,7 @@ class Run:
             caller = asyncio.create_task(self.ask_until_told(world, subject))
             limit = _START_SECONDS if case.scenario.by_deadline else _FIRE_SECONDS
             if not await self.system.stop(limit):
-                await self._ended_unharmed(case, world, subject, last, await caller)
+                await self._ended_unharmed(case, world, subject, last, caller)
                 raise NotReachedError
             self.relay.arm("cut before" if case.how == "cut before" else "cut after")
             began = time.monotonic()
@@ -220,10 +221,12 @@ class Run:
             assert not self.relay.is_armed, "no COMMIT was cut"
 
     async def _ended_unharmed(
-        self, case: Case, world: World, subject: Subject, last: int, reply: Reply
+        self, case: Case, world: World, subject: Subject, last: int, caller: asyncio.Task[Reply]
     ) -> None:
-        """Nothing was done to it: leave what an undisturbed run leaves."""
+        """Nothing was done to it, or too late: leave what an undisturbed run leaves."""
+        await self.recover()
         await set_webhooks(self.stripe, paused=False)
+        reply = await caller
         await self.settled(world, subject, seconds=case.scenario.seconds)
         await self.outcome(world, subject, reply, last)
         await self.clean_up(world, subject)
@@ -362,9 +365,11 @@ class Run:
                 self.told.payments[payment_id] = await world.refund(payment_id)
 
     async def recover(self) -> None:
-        """After a failed case: both as they were, so that the next one says something too."""
+        """Both as they were, so that the next case says something too."""
         self.system.disarm()
+        await asyncio.sleep(_LATE_SECONDS)  # It may be about to act on what it has read before.
         self.relay.disarm()
+        self.system.victim.resume()
         self.system.survivor.resume()
         await self.stripe.clear_faults()
         await self.system.begin(VICTIM)

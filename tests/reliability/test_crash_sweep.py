@@ -12,15 +12,15 @@ from collections.abc import Sequence
 import pytest
 
 from tests.reliability import proving
-from tests.reliability.crash import Case, NotReachedError, Outcome, Run, Told, discover
+from tests.reliability.crash import Case, NotReachedError, Run, Told, discover
 from tests.reliability.relay import Relay
 from tests.reliability.scenarios import BESIDES, DESTINATION, SEPARATE, Scenario
 from tests.reliability.system import SURVIVOR, VICTIM, System
 
 #: Of each group; a scenario is run twice to know its places, so that not all are.
 _SAMPLED_KILLS, _SAMPLED_CUTS, _SAMPLED_SCENARIOS = 4, 2, 2
-#: What happens by itself does not pass the same places every time.
-_TRIES = 3
+#: What happens by itself does not pass the same places every time: so many may not be met.
+_UNMET = 0.05
 #: All books are read each time, so more often costs more than the cases.
 _BETWEEN_CHECKS = 100
 #: By the target, a full sweep has at least so many cases.
@@ -37,17 +37,6 @@ def test_killed_at_every_barrier(system: System, group: str) -> None:
         system.quick_starts(victim_database=relay.url),
     ):
         asyncio.run(_sweep(system, relay, group, _GROUPS[group]))
-
-
-async def _strike(run: Run, case: Case, expected: Outcome) -> float:
-    for tried in range(1, _TRIES + 1):
-        try:
-            return await (run.cut if case.is_cut else run.killed)(case, expected)
-        except NotReachedError:
-            if tried == _TRIES:
-                raise
-            await run.recover()
-    raise AssertionError("the loop returns or raises")
 
 
 def _sample(chance: random.Random, cases: Sequence[Case]) -> list[Case]:
@@ -72,12 +61,17 @@ async def _sweep(system: System, relay: Relay, group: str, scenarios: Sequence[S
         chosen.sort(key=lambda case: case.how == "other")
         seconds: list[float] = []
         failures: list[str] = []
+        unmet: list[str] = []
         for number, case in enumerate(chosen, 1):
             if case.how == "other":
                 await system.begin(SURVIVOR)
             began = time.monotonic()
+            strike = run.cut if case.is_cut else run.killed
             try:
-                seconds.append(await _strike(run, case, outcomes[case.scenario.name]))
+                seconds.append(await strike(case, outcomes[case.scenario.name]))
+            except NotReachedError:
+                unmet.append(str(case))
+                proving.progress(f"{case}: the place was not reached")
             except (AssertionError, TimeoutError) as error:
                 failures.append(f"{case}: {error!r}")
                 proving.progress(failures[-1])
@@ -91,9 +85,10 @@ async def _sweep(system: System, relay: Relay, group: str, scenarios: Sequence[S
         await run.check_everything()
         await system.begin(SURVIVOR)
     assert not failures, "\n".join(failures)
+    assert len(unmet) <= max(1, _UNMET * len(chosen)), unmet
     proving.figure(
         "B",
         f"crash sweep, {group}: {len(chosen)} of {len(cases)} places x ways, of which "
-        f"{sum(case.is_cut for case in chosen)} cut COMMITs, all converge; "
+        f"{sum(case.is_cut for case in chosen)} cut COMMITs, all converge ({len(unmet)} not met); "
         f"median {statistics.median(seconds):.1f} s, longest {max(seconds):.1f} s",
     )
