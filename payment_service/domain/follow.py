@@ -657,11 +657,17 @@ def _take_foreign_refund(
         to.report("refund_made_elsewhere", f"{refund.refund_id} of {owed}, as owed")
         to.settle(_ended_otherwise(payment, "refunded") if to.payment.client_owed else None)
         return
+    rest = refund.minor_units - owed
     # What a capture is just sending to the expert is not the client's any more.
     on_its_way = 0
     if operation is not None and payment.state is State.CAPTURING:
         on_its_way = operation.number("part") or operation.minor_units
-    rest = refund.minor_units - owed
+    if rest > payment.held - on_its_way and plans.waits_for_expert(payment) and not to.settled:
+        # Stripe has refused that capture for good, and the client has the money: it is given up.
+        reason = f"refunded at Stripe by {refund.refund_id}"
+        to.take(escrow.capture_given_up(payment, reason, now))
+        to.settle(_ended_otherwise(payment, "refunded"))
+        payment, on_its_way = to.payment, 0
     from_escrow = min(rest, payment.held - on_its_way)
     if rest - from_escrow > payment.net:
         available = owed + from_escrow + payment.net

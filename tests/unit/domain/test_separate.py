@@ -781,6 +781,73 @@ def test_refused_refund_gives_up_nothing() -> None:
     assert service.payment == before
 
 
+@pytest.mark.parametrize(
+    ("by_hand", "waits", "left"),
+    [(4_000, True, 6_000), (6_000, True, 4_000), (6_001, False, 3_999), (10_000, False, 0)],
+)
+def test_capture_that_waits_gives_way_to_a_refund_by_hand_that_does_not_fit_beside_it(
+    by_hand: int, waits: bool, left: int
+) -> None:
+    service = held(debt=700)
+    service.start_capture(4_000, final=False)
+    service.wait_for_expert()
+    service.intent.refund(by_hand)
+    to = service.follow()
+    assert (service.payment.held, service.balance("losses")) == (left, 0)
+    assert reported(to) == ["refund_made_elsewhere"]
+    assert (service.payment.waiting_for is WaitingFor.EXPERT) is waits
+    # What the expert owes is kept back by the next capture, if this one is given up.
+    assert service.payment.netting == (700 if waits else 0)
+    if not waits:
+        assert (service.operation, to.settled) == (None, True)
+        assert to.refusal is not None
+        assert to.refusal.reason == "WRONG_STATE"
+        assert service.payment.state is (State.IN_ESCROW if left else State.REFUNDED)
+
+
+def test_second_refund_by_hand_is_the_one_that_does_not_fit_beside_a_capture_that_waits() -> None:
+    service = held()
+    service.start_capture(4_000, final=False)
+    service.wait_for_expert()
+    service.intent.refund(6_000)
+    service.intent.refund(1_000)
+    to = service.follow()
+    given_up = ["refunded_elsewhere", "capture_given_up", "refunded_elsewhere"]
+    assert sorted(followed_kinds(to)) == sorted(given_up)
+    assert (service.payment.state, service.payment.held) == (State.IN_ESCROW, 3_000)
+    service.capture()
+    assert (service.payment.captured, service.payment.returned) == (3_000, 7_000)
+
+
+def test_capture_that_waits_gives_way_before_the_expert_loses_what_was_paid_before() -> None:
+    """2,000 were paid out and 4,000 wait: held money goes back first."""
+    service = held()
+    service.capture(2_000, final=False)
+    service.start_capture(4_000, final=False)
+    service.wait_for_expert()
+    service.intent.refund(8_500)
+    service.follow()
+    assert (service.payment.state, service.payment.returned) == (State.CAPTURED, 8_000)
+    assert (service.payment.refunded, service.balance("losses")) == (500, 450)
+
+
+@pytest.mark.parametrize(("by_hand", "waits"), [(7_000, True), (7_001, False)])
+def test_what_is_owed_and_paid_by_hand_fits_beside_a_capture_that_waits(
+    by_hand: int, waits: bool
+) -> None:
+    service = held()
+    service.give_back(2_000)
+    service.start_capture(3_000, final=False)
+    service.wait_for_expert()
+    service.intent.bounce(service.intent.refunds[0].refund_id)
+    service.follow()
+    assert service.payment.client_owed == 2_000
+    service.intent.refund(by_hand)
+    service.follow()
+    assert (service.payment.client_owed, service.payment.held) == (0, 10_000 - by_hand)
+    assert (service.payment.state is State.CAPTURING) is waits
+
+
 def test_capture_goes_on_when_the_expert_is_well_again() -> None:
     service = held(debt=700)
     service.start_capture(4_000, final=False)
