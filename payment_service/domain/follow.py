@@ -95,6 +95,8 @@ class Followed:
     refusal: Refusal | None = None
     #: Stripe does not show every balance transaction of it yet: look again later.
     deferred: bool = False
+    #: Among them one that ends the open operation: it must not be sent again, or refused, before.
+    operation_deferred: bool = False
     #: Disputes that changed, by their ids, as they stand now.
     disputes: dict[str, Dispute] = field(default_factory=dict)
 
@@ -105,6 +107,15 @@ class Followed:
     def settle(self, refusal: Refusal | None = None) -> None:
         self.settled = True
         self.refusal = refusal
+
+    def defer(self, *, operation: bool) -> None:
+        """Postings are never edited, so they wait until all is known.
+
+        ``operation`` says whether the open operation waits for it too. One that something else has
+        to wait for, a refund by hand that Stripe keeps pending for days, is none of its business.
+        """
+        self.deferred = True
+        self.operation_deferred |= operation
 
     def report(self, kind: str, detail: str) -> None:
         self.discrepancies.append(Discrepancy(self.payment.payment_id, kind, detail))
@@ -218,7 +229,7 @@ def _take_capture(
         payment.net, part, payment.commission_basis_points, payment.currency
     ).commission
     if not _lines_are_there(charge):
-        to.deferred = True  # Postings are never edited, so they wait until all is known.
+        to.defer(operation=True)  # Whoever captured it: that ends what is under way.
         return
     # What was kept back of the expert's debt came in with the fee.
     netted = min(operation.number("netted"), collected) if ours and operation else 0
@@ -306,7 +317,7 @@ def _follow_charge(
         _follow_processor_fee(to, charge, now)
         return
     if charge.line is None:
-        to.deferred = True
+        to.defer(operation=True)  # As of a capture.
         return
     part = seen.amount_received
     by_us = payment.state in (State.CAPTURING, State.PROMOTING)
@@ -364,12 +375,12 @@ def _follow_transfers(
     for transfer in seen.separate_transfers:
         if transfer.transfer_id in known or not to.payment.charged:
             continue
+        ours = operation is not None and transfer.operation_id == operation.operation_id
         if transfer.line is None or transfer.connected_line is None:
-            to.deferred = True
+            to.defer(operation=ours)
             continue
         sent, received = transfer.line.settled, transfer.connected_line.settled
         part = transfer.minor_units
-        ours = operation is not None and transfer.operation_id == operation.operation_id
         if operation is not None and ours:
             by_hand = sum(
                 refund.minor_units
@@ -601,7 +612,7 @@ def _take_refund(
     """The refund that our open operation asked for."""
     payment = to.payment
     if _lacks_line(refund):
-        to.deferred = True
+        to.defer(operation=True)
         return
     settled = _settled(refund.line, Settled(refund.minor_units, payment.currency))
     to.movements.append(
@@ -644,13 +655,13 @@ def _take_foreign_refund(
         ]
         to.report("refund_made_elsewhere", f"{refund.refund_id} bounced")
         return
+    repays = operation is not None and bool(operation.params.get("owed")) and not to.settled
     if _lacks_line(refund):
-        to.deferred = True
+        to.defer(operation=repays)  # It is about to pay what our operation would pay once more.
         return
     settled = _settled(refund.line, Settled(refund.minor_units, payment.currency))
     # Whatever is paid by hand pays first what is owed to the client: it is not paid once more.
     owed = min(refund.minor_units, payment.client_owed)
-    repays = operation is not None and operation.params.get("owed") and not to.settled
     if repays and owed == refund.minor_units:
         to.take(escrow.refund_resent(payment, refund.refund_id, owed, settled, now))
         to.movements.append(Movement(refund.refund_id, "refund", owed, refund.operation_id))
@@ -693,7 +704,8 @@ def _follow_bounces(to: Followed, seen: Observation, known: frozenset[str], now:
         if not bounced or not to.payment.charged:
             continue
         if refund.line is not None and refund.failure_line is None:
-            to.deferred = True  # Under the refund's own line the failure would never be explained.
+            # Under the refund's own line the failure would never be explained.
+            to.defer(operation=False)
         else:
             _take_bounced_refund(to, refund, now)
 

@@ -626,3 +626,37 @@ async def test_a_refund_that_waits_for_the_platforms_balance_is_booked_when_it_i
     assert (await world.patiently("RefundPayment", request)).code == "OK"
     assert not await world.discrepancies()
     await check_books(world)
+
+
+@pytest.mark.parametrize(
+    ("by_hand", "method", "code"),
+    [(9_700, "CapturePayment", "OK"), (10_000, "RefundPayment", "FAILED_PRECONDITION")],
+)
+async def test_a_refund_by_hand_that_is_pending_holds_up_no_operation(
+    world: World, by_hand: int, method: str, code: str
+) -> None:
+    """A capture whose request is lost is sent again, a refund that Stripe refuses is refused."""
+    held = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
+    await world.stripe.control("POST", "/settings", {"refund_on_low_balance": "pending"})
+    refund = await world.stripe.api(
+        "POST", "/refunds", payment_intent=held.payment_intent_id, amount=by_hand
+    )
+    assert (refund["status"], refund["balance_transaction"]) == ("pending", None)
+    captures = method == "CapturePayment"
+    if captures:
+        await world.stripe.fault("/transfers$", "reset", "before")
+    request = (capture_request if captures else refund_request)(held.payment_id, 300)
+    reply = await world.patiently(method, request)
+    assert reply.code == code
+    if reply.refused is not None:
+        assert reply.refused.reason == "REFUSED_BY_PROCESSOR"
+    assert (await world.get(held.payment_id)).state == IN_ESCROW
+    assert not await world.discrepancies()
+    # Somebody funds the platform, and Stripe pays the refund.
+    await world.stripe.control(
+        "POST", "/balance", {"amount": 5_000, "currency": "usd", "type": "topup"}
+    )
+    await world.stripe.advance(3 * 86_400)
+    await world.in_state(held.payment_id, CAPTURED if captures else REFUNDED)
+    assert [one.kind for one in await world.discrepancies()] == ["refund_made_elsewhere"]
+    await check_books(world)
