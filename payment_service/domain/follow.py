@@ -40,7 +40,7 @@ from payment_service.domain.observation import (
     Reversal,
     Transfer,
 )
-from payment_service.domain.operations import Operation, OperationKind
+from payment_service.domain.operations import Operation, OperationKind, OperationState
 
 
 @dataclass(frozen=True, slots=True)
@@ -477,6 +477,7 @@ def _follow_money_back(
     """Refunds, reversals and fee refunds that are not on the books yet; ours come first."""
     if not to.payment.charged:
         return
+    _make_way(to, seen, operation, known, now)
     mine = operation.operation_id if operation else ""
     for refund in sorted(seen.refunds, key=lambda refund: refund.operation_id != mine):
         if refund.refund_id not in known:
@@ -669,17 +670,7 @@ def _take_foreign_refund(
         to.settle(_ended_otherwise(payment, "refunded") if to.payment.client_owed else None)
         return
     rest = refund.minor_units - owed
-    # What a capture is just sending to the expert is not the client's any more.
-    on_its_way = 0
-    if operation is not None and payment.state is State.CAPTURING:
-        on_its_way = operation.number("part") or operation.minor_units
-    if rest > payment.held - on_its_way and plans.waits_for_expert(payment) and not to.settled:
-        # Stripe has refused that capture for good, and the client has the money: it is given up.
-        reason = f"refunded at Stripe by {refund.refund_id}"
-        to.take(escrow.capture_given_up(payment, reason, now))
-        to.settle(_ended_otherwise(payment, "refunded"))
-        payment, on_its_way = to.payment, 0
-    from_escrow = min(rest, payment.held - on_its_way)
+    from_escrow = min(rest, payment.held - _on_its_way(payment, operation))
     if rest - from_escrow > payment.net:
         available = owed + from_escrow + payment.net
         to.report("refund_exceeds_net", f"{refund.refund_id}: {refund.minor_units} > {available}")
@@ -695,6 +686,40 @@ def _take_foreign_refund(
     )
     as_owed = f", {owed} of it as owed" if owed else ""
     to.report("refund_made_elsewhere", f"{refund.refund_id} of {refund.minor_units}{as_owed}")
+
+
+def _on_its_way(payment: Payment, operation: Operation | None) -> int:
+    """What a capture is just sending to the expert is not the client's any more."""
+    if operation is None or payment.state is not State.CAPTURING:
+        return 0
+    return operation.number("part") or operation.minor_units
+
+
+def _make_way(
+    to: Followed,
+    seen: Observation,
+    operation: Operation | None,
+    known: frozenset[str],
+    now: datetime,
+) -> None:
+    """Give up a parked capture beside which refunds by hand do not fit in what is held.
+
+    Stripe does not have it and nobody sends it; sent on later, it would pay the expert what the
+    client has, or is about to have.
+    """
+    payment = to.payment
+    if operation is None or operation.state is not OperationState.PARKED:
+        return
+    if payment.state is not State.CAPTURING or to.settled or to.operation_deferred:
+        return
+    by_hand = [
+        refund for refund in seen.refunds if refund.refund_id not in known and not refund.failed
+    ]
+    rest = sum(refund.minor_units for refund in by_hand) - payment.client_owed
+    if rest > payment.held - _on_its_way(payment, operation):
+        names = ", ".join(refund.refund_id for refund in by_hand)
+        to.take(escrow.capture_given_up(payment, f"refunded at Stripe by {names}", now))
+        to.settle(_ended_otherwise(payment, "refunded"))
 
 
 def _follow_bounces(to: Followed, seen: Observation, known: frozenset[str], now: datetime) -> None:

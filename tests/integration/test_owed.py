@@ -221,6 +221,25 @@ async def test_a_capture_that_waits_gives_way_to_a_refund_by_hand(
     assert len(sent) == (1 if left else 0)
 
 
+async def test_a_capture_that_is_parked_gives_way_to_a_refund_by_hand(world: World) -> None:
+    """Stripe refused our credentials: it has nothing of it, and an operator would send it on."""
+    held = await world.escrowed("", 10_000, escrow_mode=PLATFORM)
+    await world.stripe.fault("/transfers$", "status", status=401)
+    request = capture_request(held.payment_id, 4_000)
+    refused = await refusal(world.payments.CapturePayment(request))
+    assert refused.reason == "PROCESSOR_MISCONFIGURED"
+    await world.stripe.clear_faults()
+    [(operation_id,)] = world.sql("SELECT operation_id FROM operations WHERE state = 'PARKED'")
+    await world.stripe.api("POST", "/refunds", payment_intent=held.payment_intent_id, amount=8_000)
+    now = await world.in_state(held.payment_id, IN_ESCROW)
+    assert now.held_amount.minor_units == 2_000
+    assert (await refusal(resume(world, operation_id))).reason == "WRONG_STATE"
+    assert (await refusal(world.payments.CapturePayment(request))).reason == "WRONG_STATE"
+    await check_books(world)
+    assert (await world.capture(held.payment_id)).captured_amount.minor_units == 2_000
+    assert len(await world.stripe.effects("transferred", held.payment_intent_id)) == 1
+
+
 async def test_a_capture_that_waits_goes_on_beside_a_refund_by_hand_that_fits(
     world: World,
 ) -> None:

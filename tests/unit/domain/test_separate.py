@@ -14,9 +14,10 @@ from payment_service.domain.observation import (
     Decline,
     IntentStatus,
     Observation,
+    Refund,
     Transfer,
 )
-from payment_service.domain.operations import Operation, OperationKind
+from payment_service.domain.operations import Operation, OperationKind, OperationState
 from tests.unit.domain.builders import (
     BUSY,
     CARD_HOLD,
@@ -807,18 +808,55 @@ def test_capture_that_waits_gives_way_to_a_refund_by_hand_that_does_not_fit_besi
         assert service.payment.state is (State.IN_ESCROW if left else State.REFUNDED)
 
 
-def test_second_refund_by_hand_is_the_one_that_does_not_fit_beside_a_capture_that_waits() -> None:
+def test_refunds_by_hand_that_fit_beside_a_capture_that_waits_one_by_one_may_not_together() -> None:
     service = held()
     service.start_capture(4_000, final=False)
     service.wait_for_expert()
     service.intent.refund(6_000)
     service.intent.refund(1_000)
     to = service.follow()
-    given_up = ["refunded_elsewhere", "capture_given_up", "refunded_elsewhere"]
-    assert sorted(followed_kinds(to)) == sorted(given_up)
+    assert followed_kinds(to) == ["capture_given_up", "refunded_elsewhere", "refunded_elsewhere"]
     assert (service.payment.state, service.payment.held) == (State.IN_ESCROW, 3_000)
     service.capture()
     assert (service.payment.captured, service.payment.returned) == (3_000, 7_000)
+
+
+def test_capture_that_waits_gives_way_to_a_refund_by_hand_that_is_still_pending() -> None:
+    """Its line may come when the account has long been well, and the expert been paid."""
+    service = held()
+    service.start_capture(4_000, final=False)
+    service.wait_for_expert()
+    pending = Refund("re_9", 8_000, "pending")
+    to = service.follow(replace(service.intent.observe(), refunds=(pending,)))
+    assert (followed_kinds(to), to.deferred) == (["capture_given_up"], True)
+    assert (service.payment.state, service.payment.held) == (State.IN_ESCROW, 10_000)
+
+
+def test_capture_that_is_parked_gives_way_unless_stripe_has_it() -> None:
+    """Its transfer may be there while a line of it is still missing."""
+    service = held()
+    service.start_capture(4_000, final=False)
+    assert service.operation is not None
+    service.operation = replace(service.operation, state=OperationState.PARKED)
+    made = service.intent.transfer(3_600, service.operation.operation_id)
+    service.intent.refund(8_000)
+    seen = service.intent.observe()
+    to = service.follow(replace(seen, separate_transfers=(replace(made, connected_line=None),)))
+    assert (to.transitions, reported(to)) == ([], ["refund_exceeds_net"])
+    service.follow()
+    assert (service.payment.captured, service.payment.returned) == (4_000, 6_000)
+    assert (service.payment.refunded, service.balance("losses")) == (2_000, 1_800)
+
+
+def test_capture_that_is_parked_and_not_at_stripe_gives_way() -> None:
+    service = held()
+    service.start_capture(4_000, final=False)
+    assert service.operation is not None
+    service.operation = replace(service.operation, state=OperationState.PARKED)
+    service.intent.refund(8_000)
+    service.follow()
+    assert (service.payment.state, service.payment.held) == (State.IN_ESCROW, 2_000)
+    assert service.operation is None
 
 
 def test_capture_that_waits_gives_way_before_the_expert_loses_what_was_paid_before() -> None:
