@@ -231,8 +231,10 @@ def _take_capture(
     if not _lines_are_there(charge):
         to.defer(operation=True)  # Whoever captured it: that ends what is under way.
         return
-    # What was kept back of the expert's debt came in with the fee.
-    netted = min(operation.number("netted"), collected) if ours and operation else 0
+    # What is kept back of the expert's debt comes in with the fee, on top of the commission: where
+    # somebody else captured meanwhile, only as far as Stripe really collected it.
+    asked = operation.number("netted") if ours and operation else 0
+    netted = max(min(asked, collected - fee_due), 0)
     share = Share(part, collected - netted, netted)
     transfer_id = charge.transfer.transfer_id if charge.transfer else ""
     to.take(

@@ -324,6 +324,35 @@ async def test_what_a_reversal_is_about_to_take_back_is_not_kept_back_as_well(
     assert balance(world, f"stripe:connected:{expert}") == 18_000
 
 
+async def test_a_destination_capture_by_hand_nets_nothing(world: World) -> None:
+    """Ours, which would keep the debt back, waits; the dashboard collects the commission alone."""
+    expert = await debtor(world)
+    await world.stripe.clear_faults()
+    second = await world.escrowed(expert, 20_000)
+    account = world.account_of(expert)
+    await world.stripe.control(
+        "POST", f"/accounts/{account}/restrict", {"capabilities": {"transfers": "inactive"}}
+    )
+    payment = await world.capture(second.payment_id)
+    assert (payment.state, payment.waiting_for) == (CAPTURING, "expert")
+    # Nobody hears that the account is well, so that the hand is first.
+    await world.stripe.control("POST", "/webhooks", {"paused": True})
+    await world.stripe.control("POST", f"/accounts/{account}/restore")
+    shown = await world.stripe.api("POST", f"/payment_intents/{second.payment_intent_id}/capture")
+    assert shown.get("status") == "succeeded", shown
+    await world.stripe.control("POST", "/webhooks", {"paused": False})
+    now = await world.in_state(second.payment_id, CAPTURED)
+    assert now.net_commission.minor_units == 2_000
+    await check_books(world)
+    assert balance(world, f"expert_debt:{expert}") == 9_000
+    assert not await world.discrepancies()
+    # The debt is free again for the next capture.
+    third = await world.escrowed(expert, 20_000)
+    await world.capture(third.payment_id)
+    assert balance(world, f"expert_debt:{expert}") == 0
+    await check_books(world)
+
+
 # ---- the expert's account ----
 
 

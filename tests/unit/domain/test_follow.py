@@ -331,6 +331,28 @@ def test_other_commission_than_due_is_posted_as_collected_and_reported(collected
     check_payment(to.payment)
 
 
+@pytest.mark.parametrize(
+    ("collected", "commission", "netted", "kinds"),
+    [
+        (3_500, 1_000, 2_500, []),
+        (1_800, 1_000, 800, []),
+        (1_000, 1_000, 0, []),
+        (600, 600, 0, ["commission_mismatch"]),
+        (4_000, 1_500, 2_500, ["commission_mismatch"]),
+        (0, 0, 0, ["commission_mismatch"]),
+    ],
+)
+def test_debt_is_kept_back_only_as_far_as_stripe_collected_it_beside_the_commission(
+    collected: int, commission: int, netted: int, kinds: list[str]
+) -> None:
+    """A hand at the dashboard captures with the fee that the intent was made with."""
+    operation = new_operation(OperationKind.CAPTURE, 10_000, netted=2_500)
+    to = followed(in_state(State.CAPTURING), intent(captured(10_000, collected)), operation)
+    assert (to.payment.net_commission, to.transitions[0].facts["netted"]) == (commission, netted)
+    assert (reported(to), to.settled, to.refusal) == (kinds, True, None)
+    check_payment(to.payment)
+
+
 def test_commission_due_is_that_of_the_part_not_of_the_whole() -> None:
     operation = new_operation(OperationKind.CAPTURE, 3_333)
     to = followed(in_state(State.CAPTURING), intent(captured(3_333, 333)), operation)
