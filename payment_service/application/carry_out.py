@@ -141,13 +141,15 @@ async def _conclude(
 
 
 async def _settled(core: Core, operation: Operation, applied: Applied, cause: Cause) -> Applied:
-    """Look again while the books moved meanwhile, or Stripe does not show every line yet."""
+    """Look again while the books moved meanwhile, or Stripe does not show its every line yet."""
     for pause in (0.0, *_LINES_PAUSES):
-        if applied.next_operation is not None or not (applied.stale or applied.deferred):
+        if applied.next_operation is not None:
+            return applied
+        if not (applied.stale or applied.operation_deferred):
             return applied
         await asyncio.sleep(pause)
         applied = await _look_or_postpone(core, operation, cause)
-    if applied.deferred and not await is_settled(core, operation):
+    if applied.operation_deferred and not await is_settled(core, operation):
         await _unsettled(core, operation, "balance transactions are not there yet", cause)
         raise outcome_unknown(payment_id=operation.payment_id)
     return applied

@@ -42,6 +42,8 @@ class Applied:
     changed: bool = False
     #: Stripe does not show every balance transaction yet: observe again later.
     deferred: bool = False
+    #: Among them one that ends the open operation.
+    operation_deferred: bool = False
     payment: Payment | None = None
     #: The operation that these transitions brought forth, leased to us.
     next_operation: Operation | None = None
@@ -124,6 +126,7 @@ def apply_observation_phase(
     return Applied(
         changed=bool(followed.transitions),
         deferred=followed.deferred,
+        operation_deferred=followed.operation_deferred,
         payment=payment,
         next_operation=next_operation,
         discrepancies=tuple(followed.discrepancies),

@@ -40,7 +40,7 @@ from payment_service.domain.observation import (
     Reversal,
     Transfer,
 )
-from payment_service.domain.operations import Operation, OperationKind
+from payment_service.domain.operations import Operation, OperationKind, OperationState
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +95,8 @@ class Followed:
     refusal: Refusal | None = None
     #: Stripe does not show every balance transaction of it yet: look again later.
     deferred: bool = False
+    #: Among them one that ends the open operation: it must not be sent again, or refused, before.
+    operation_deferred: bool = False
     #: Disputes that changed, by their ids, as they stand now.
     disputes: dict[str, Dispute] = field(default_factory=dict)
 
@@ -105,6 +107,15 @@ class Followed:
     def settle(self, refusal: Refusal | None = None) -> None:
         self.settled = True
         self.refusal = refusal
+
+    def defer(self, *, operation: bool) -> None:
+        """Postings are never edited, so they wait until all is known.
+
+        ``operation`` says whether the open operation waits for it too. One that something else has
+        to wait for, a refund by hand that Stripe keeps pending for days, is none of its business.
+        """
+        self.deferred = True
+        self.operation_deferred |= operation
 
     def report(self, kind: str, detail: str) -> None:
         self.discrepancies.append(Discrepancy(self.payment.payment_id, kind, detail))
@@ -218,10 +229,12 @@ def _take_capture(
         payment.net, part, payment.commission_basis_points, payment.currency
     ).commission
     if not _lines_are_there(charge):
-        to.deferred = True  # Postings are never edited, so they wait until all is known.
+        to.defer(operation=True)  # Whoever captured it: that ends what is under way.
         return
-    # What was kept back of the expert's debt came in with the fee.
-    netted = min(operation.number("netted"), collected) if ours and operation else 0
+    # What is kept back of the expert's debt comes in with the fee, on top of the commission: where
+    # somebody else captured meanwhile, only as far as Stripe really collected it.
+    asked = operation.number("netted") if ours and operation else 0
+    netted = max(min(asked, collected - fee_due), 0)
     share = Share(part, collected - netted, netted)
     transfer_id = charge.transfer.transfer_id if charge.transfer else ""
     to.take(
@@ -306,7 +319,7 @@ def _follow_charge(
         _follow_processor_fee(to, charge, now)
         return
     if charge.line is None:
-        to.deferred = True
+        to.defer(operation=True)  # As of a capture.
         return
     part = seen.amount_received
     by_us = payment.state in (State.CAPTURING, State.PROMOTING)
@@ -364,12 +377,12 @@ def _follow_transfers(
     for transfer in seen.separate_transfers:
         if transfer.transfer_id in known or not to.payment.charged:
             continue
+        ours = operation is not None and transfer.operation_id == operation.operation_id
         if transfer.line is None or transfer.connected_line is None:
-            to.deferred = True
+            to.defer(operation=ours)
             continue
         sent, received = transfer.line.settled, transfer.connected_line.settled
         part = transfer.minor_units
-        ours = operation is not None and transfer.operation_id == operation.operation_id
         if operation is not None and ours:
             by_hand = sum(
                 refund.minor_units
@@ -466,6 +479,7 @@ def _follow_money_back(
     """Refunds, reversals and fee refunds that are not on the books yet; ours come first."""
     if not to.payment.charged:
         return
+    _make_way(to, seen, operation, known, now)
     mine = operation.operation_id if operation else ""
     for refund in sorted(seen.refunds, key=lambda refund: refund.operation_id != mine):
         if refund.refund_id not in known:
@@ -601,7 +615,7 @@ def _take_refund(
     """The refund that our open operation asked for."""
     payment = to.payment
     if _lacks_line(refund):
-        to.deferred = True
+        to.defer(operation=True)
         return
     settled = _settled(refund.line, Settled(refund.minor_units, payment.currency))
     to.movements.append(
@@ -644,25 +658,21 @@ def _take_foreign_refund(
         ]
         to.report("refund_made_elsewhere", f"{refund.refund_id} bounced")
         return
+    repays = operation is not None and bool(operation.params.get("owed")) and not to.settled
     if _lacks_line(refund):
-        to.deferred = True
+        to.defer(operation=repays)  # It is about to pay what our operation would pay once more.
         return
     settled = _settled(refund.line, Settled(refund.minor_units, payment.currency))
     # Whatever is paid by hand pays first what is owed to the client: it is not paid once more.
     owed = min(refund.minor_units, payment.client_owed)
-    repays = operation is not None and operation.params.get("owed") and not to.settled
     if repays and owed == refund.minor_units:
         to.take(escrow.refund_resent(payment, refund.refund_id, owed, settled, now))
         to.movements.append(Movement(refund.refund_id, "refund", owed, refund.operation_id))
         to.report("refund_made_elsewhere", f"{refund.refund_id} of {owed}, as owed")
         to.settle(_ended_otherwise(payment, "refunded") if to.payment.client_owed else None)
         return
-    # What a capture is just sending to the expert is not the client's any more.
-    on_its_way = 0
-    if operation is not None and payment.state is State.CAPTURING:
-        on_its_way = operation.number("part") or operation.minor_units
     rest = refund.minor_units - owed
-    from_escrow = min(rest, payment.held - on_its_way)
+    from_escrow = min(rest, payment.held - _on_its_way(payment, operation))
     if rest - from_escrow > payment.net:
         available = owed + from_escrow + payment.net
         to.report("refund_exceeds_net", f"{refund.refund_id}: {refund.minor_units} > {available}")
@@ -680,6 +690,40 @@ def _take_foreign_refund(
     to.report("refund_made_elsewhere", f"{refund.refund_id} of {refund.minor_units}{as_owed}")
 
 
+def _on_its_way(payment: Payment, operation: Operation | None) -> int:
+    """What a capture is just sending to the expert is not the client's any more."""
+    if operation is None or payment.state is not State.CAPTURING:
+        return 0
+    return operation.number("part") or operation.minor_units
+
+
+def _make_way(
+    to: Followed,
+    seen: Observation,
+    operation: Operation | None,
+    known: frozenset[str],
+    now: datetime,
+) -> None:
+    """Give up a parked capture beside which refunds by hand do not fit in what is held.
+
+    Stripe does not have it and nobody sends it; sent on later, it would pay the expert what the
+    client has, or is about to have.
+    """
+    payment = to.payment
+    if operation is None or operation.state is not OperationState.PARKED:
+        return
+    if payment.state is not State.CAPTURING or to.settled or to.operation_deferred:
+        return
+    by_hand = [
+        refund for refund in seen.refunds if refund.refund_id not in known and not refund.failed
+    ]
+    rest = sum(refund.minor_units for refund in by_hand) - payment.client_owed
+    if rest > payment.held - _on_its_way(payment, operation):
+        names = ", ".join(refund.refund_id for refund in by_hand)
+        to.take(escrow.capture_given_up(payment, f"refunded at Stripe by {names}", now))
+        to.settle(_ended_otherwise(payment, "refunded"))
+
+
 def _follow_bounces(to: Followed, seen: Observation, known: frozenset[str], now: datetime) -> None:
     """Refunds on the books that came back: before all else, so that what is paid next pays them."""
     for refund in seen.refunds:
@@ -687,7 +731,8 @@ def _follow_bounces(to: Followed, seen: Observation, known: frozenset[str], now:
         if not bounced or not to.payment.charged:
             continue
         if refund.line is not None and refund.failure_line is None:
-            to.deferred = True  # Under the refund's own line the failure would never be explained.
+            # Under the refund's own line the failure would never be explained.
+            to.defer(operation=False)
         else:
             _take_bounced_refund(to, refund, now)
 

@@ -324,6 +324,35 @@ async def test_what_a_reversal_is_about_to_take_back_is_not_kept_back_as_well(
     assert balance(world, f"stripe:connected:{expert}") == 18_000
 
 
+async def test_a_destination_capture_by_hand_nets_nothing(world: World) -> None:
+    """Ours, which would keep the debt back, waits; the dashboard collects the commission alone."""
+    expert = await debtor(world)
+    await world.stripe.clear_faults()
+    second = await world.escrowed(expert, 20_000)
+    account = world.account_of(expert)
+    await world.stripe.control(
+        "POST", f"/accounts/{account}/restrict", {"capabilities": {"transfers": "inactive"}}
+    )
+    payment = await world.capture(second.payment_id)
+    assert (payment.state, payment.waiting_for) == (CAPTURING, "expert")
+    # Nobody hears that the account is well, so that the hand is first.
+    await world.stripe.control("POST", "/webhooks", {"paused": True})
+    await world.stripe.control("POST", f"/accounts/{account}/restore")
+    shown = await world.stripe.api("POST", f"/payment_intents/{second.payment_intent_id}/capture")
+    assert shown.get("status") == "succeeded", shown
+    await world.stripe.control("POST", "/webhooks", {"paused": False})
+    now = await world.in_state(second.payment_id, CAPTURED)
+    assert now.net_commission.minor_units == 2_000
+    await check_books(world)
+    assert balance(world, f"expert_debt:{expert}") == 9_000
+    assert not await world.discrepancies()
+    # The debt is free again for the next capture.
+    third = await world.escrowed(expert, 20_000)
+    await world.capture(third.payment_id)
+    assert balance(world, f"expert_debt:{expert}") == 0
+    await check_books(world)
+
+
 # ---- the expert's account ----
 
 
@@ -625,4 +654,38 @@ async def test_a_refund_that_waits_for_the_platforms_balance_is_booked_when_it_i
     await world.in_state(held.payment_id, REFUNDED)
     assert (await world.patiently("RefundPayment", request)).code == "OK"
     assert not await world.discrepancies()
+    await check_books(world)
+
+
+@pytest.mark.parametrize(
+    ("by_hand", "method", "code"),
+    [(9_700, "CapturePayment", "OK"), (10_000, "RefundPayment", "FAILED_PRECONDITION")],
+)
+async def test_a_refund_by_hand_that_is_pending_holds_up_no_operation(
+    world: World, by_hand: int, method: str, code: str
+) -> None:
+    """A capture whose request is lost is sent again, a refund that Stripe refuses is refused."""
+    held = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
+    await world.stripe.control("POST", "/settings", {"refund_on_low_balance": "pending"})
+    refund = await world.stripe.api(
+        "POST", "/refunds", payment_intent=held.payment_intent_id, amount=by_hand
+    )
+    assert (refund["status"], refund["balance_transaction"]) == ("pending", None)
+    captures = method == "CapturePayment"
+    if captures:
+        await world.stripe.fault("/transfers$", "reset", "before")
+    request = (capture_request if captures else refund_request)(held.payment_id, 300)
+    reply = await world.patiently(method, request)
+    assert reply.code == code
+    if reply.refused is not None:
+        assert reply.refused.reason == "REFUSED_BY_PROCESSOR"
+    assert (await world.get(held.payment_id)).state == IN_ESCROW
+    assert not await world.discrepancies()
+    # Somebody funds the platform, and Stripe pays the refund.
+    await world.stripe.control(
+        "POST", "/balance", {"amount": 5_000, "currency": "usd", "type": "topup"}
+    )
+    await world.stripe.advance(3 * 86_400)
+    await world.in_state(held.payment_id, CAPTURED if captures else REFUNDED)
+    assert [one.kind for one in await world.discrepancies()] == ["refund_made_elsewhere"]
     await check_books(world)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from marketplace.payments.v1 import operations_pb2, payments_pb2
+from marketplace.payments.v1 import experts_pb2, operations_pb2, payments_pb2
 from tests.integration.books import balance, check_books
 from tests.integration.conftest import StartWorld
 from tests.integration.test_disputes import (
@@ -91,7 +91,9 @@ def owed(world: World, payment_id: str) -> int:
     return -balance(world, f"client_payable:{payment_id}")
 
 
-async def waiting_capture(world: World, refunded: int, part: int) -> tuple[Payment, str]:
+async def waiting_capture(
+    world: World, refunded: int, part: int, **fields: Any
+) -> tuple[Payment, str]:
     """Of 10,000 held some were refunded, and a part waits for the expert's account."""
     expert = await world.expert()
     held = await world.escrowed(expert, 10_000, escrow_mode=PLATFORM)
@@ -100,7 +102,7 @@ async def waiting_capture(world: World, refunded: int, part: int) -> tuple[Payme
     await world.stripe.control(
         "POST", f"/accounts/{account}/restrict", {"capabilities": {"transfers": "inactive"}}
     )
-    payment = await world.capture(held.payment_id, part)
+    payment = await world.capture(held.payment_id, part, **fields)
     assert (payment.state, payment.waiting_for) == (CAPTURING, "expert")
     return payment, account
 
@@ -189,6 +191,68 @@ async def test_two_refunds_that_bounce_are_both_owed_and_paid_one_after_the_othe
         await until(paid, "the repayment")
     assert owed(world, held.payment_id) == 0
     assert (await world.get(held.payment_id)).state == IN_ESCROW
+    await check_books(world)
+
+
+# ---- a capture that waits, and a hand at Stripe's dashboard ----
+
+
+@pytest.mark.parametrize(("by_hand", "left"), [(8_000, 0), (7_000, 1_000)])
+async def test_a_capture_that_waits_gives_way_to_a_refund_by_hand(
+    world: World, by_hand: int, left: int
+) -> None:
+    payment, account = await waiting_capture(world, 2_000, 3_000, idempotency_key="once")
+    await world.stripe.api(
+        "POST", "/refunds", payment_intent=payment.payment_intent_id, amount=by_hand
+    )
+    now = await world.in_state(payment.payment_id, IN_ESCROW if left else REFUNDED)
+    assert (now.held_amount.minor_units, now.waiting_for) == (left, "")
+    assert "capture_given_up" in await kinds(world, payment.payment_id)
+    await world.stripe.control("POST", f"/accounts/{account}/restore")
+    await world.expert_status(payment.expert_id, experts_pb2.EXPERT_STATUS_READY)
+    await check_books(world)
+    assert [one.kind for one in await world.discrepancies()] == ["refund_made_elsewhere"]
+    # What its caller was told stays: the capture was on its way then.
+    again = await world.capture(payment.payment_id, 3_000, idempotency_key="once")
+    assert again == payment
+    if left:
+        assert (await world.capture(payment.payment_id)).captured_amount.minor_units == left
+    sent = await world.stripe.effects("transferred", payment.payment_intent_id)
+    assert len(sent) == (1 if left else 0)
+
+
+async def test_a_capture_that_is_parked_gives_way_to_a_refund_by_hand(world: World) -> None:
+    """Stripe refused our credentials: it has nothing of it, and an operator would send it on."""
+    held = await world.escrowed("", 10_000, escrow_mode=PLATFORM)
+    await world.stripe.fault("/transfers$", "status", status=401)
+    request = capture_request(held.payment_id, 4_000)
+    refused = await refusal(world.payments.CapturePayment(request))
+    assert refused.reason == "PROCESSOR_MISCONFIGURED"
+    await world.stripe.clear_faults()
+    [(operation_id,)] = world.sql("SELECT operation_id FROM operations WHERE state = 'PARKED'")
+    await world.stripe.api("POST", "/refunds", payment_intent=held.payment_intent_id, amount=8_000)
+    now = await world.in_state(held.payment_id, IN_ESCROW)
+    assert now.held_amount.minor_units == 2_000
+    assert (await refusal(resume(world, operation_id))).reason == "WRONG_STATE"
+    assert (await refusal(world.payments.CapturePayment(request))).reason == "WRONG_STATE"
+    await check_books(world)
+    assert (await world.capture(held.payment_id)).captured_amount.minor_units == 2_000
+    assert len(await world.stripe.effects("transferred", held.payment_intent_id)) == 1
+
+
+async def test_a_capture_that_waits_goes_on_beside_a_refund_by_hand_that_fits(
+    world: World,
+) -> None:
+    payment, account = await waiting_capture(world, 2_000, 3_000)
+    await world.stripe.api(
+        "POST", "/refunds", payment_intent=payment.payment_intent_id, amount=5_000
+    )
+    await check_books(world)
+    now = await world.get(payment.payment_id)
+    assert (now.waiting_for, now.held_amount.minor_units) == ("expert", 3_000)
+    await world.stripe.control("POST", f"/accounts/{account}/restore")
+    now = await world.in_state(payment.payment_id, CAPTURED)
+    assert now.captured_amount.minor_units == 3_000
     await check_books(world)
 
 

@@ -191,6 +191,8 @@ class FakeService:
 
     def wait_for_expert(self) -> None:
         """Stripe refused what the capture asked for because the expert's account is not well."""
+        assert self.operation is not None
+        self.operation = replace(self.operation, state=OperationState.PARKED)
         self.record(escrow.waiting(self.payment, WaitingFor.EXPERT, "refused", NOW))
         self.check()
 

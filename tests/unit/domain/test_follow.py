@@ -331,6 +331,28 @@ def test_other_commission_than_due_is_posted_as_collected_and_reported(collected
     check_payment(to.payment)
 
 
+@pytest.mark.parametrize(
+    ("collected", "commission", "netted", "kinds"),
+    [
+        (3_500, 1_000, 2_500, []),
+        (1_800, 1_000, 800, []),
+        (1_000, 1_000, 0, []),
+        (600, 600, 0, ["commission_mismatch"]),
+        (4_000, 1_500, 2_500, ["commission_mismatch"]),
+        (0, 0, 0, ["commission_mismatch"]),
+    ],
+)
+def test_debt_is_kept_back_only_as_far_as_stripe_collected_it_beside_the_commission(
+    collected: int, commission: int, netted: int, kinds: list[str]
+) -> None:
+    """A hand at the dashboard captures with the fee that the intent was made with."""
+    operation = new_operation(OperationKind.CAPTURE, 10_000, netted=2_500)
+    to = followed(in_state(State.CAPTURING), intent(captured(10_000, collected)), operation)
+    assert (to.payment.net_commission, to.transitions[0].facts["netted"]) == (commission, netted)
+    assert (reported(to), to.settled, to.refusal) == (kinds, True, None)
+    check_payment(to.payment)
+
+
 def test_commission_due_is_that_of_the_part_not_of_the_whole() -> None:
     operation = new_operation(OperationKind.CAPTURE, 3_333)
     to = followed(in_state(State.CAPTURING), intent(captured(3_333, 333)), operation)
@@ -370,6 +392,7 @@ def test_capture_waits_until_stripe_shows_its_lines(charge: Charge) -> None:
     """Postings are never edited, so nothing is posted before its amounts and ids are known."""
     to = followed(in_state(State.CAPTURING), replace(SUCCEEDED, charge=charge), CAPTURE)
     assert (to.transitions, to.settled, to.deferred) == ([], False, True)
+    assert to.operation_deferred
     later = followed(to.payment, SUCCEEDED, CAPTURE)
     assert (later.payment.state, later.settled) == (State.CAPTURED, True)
 
@@ -634,6 +657,36 @@ def test_our_refund_refused_because_all_was_given_back_by_hand_ends_refunded() -
     service.send()
     assert service.payment.state is State.REFUNDED
     service.check_reconciled()
+
+
+def test_an_operation_waits_for_the_line_of_its_own_refund_and_of_no_other() -> None:
+    """A refund by hand may be pending for days: until then only its own booking waits."""
+    service = paid_out()
+    service.start_give_back(4_000)
+    assert service.operation is not None
+    for made_by, waits in ((service.operation.operation_id, True), ("", False), ("op_0", False)):
+        pending = Refund("re_1", 4_000, "pending", made_by)
+        to = service.follow(replace(service.intent.observe(), refunds=(pending,)))
+        assert (to.transitions, to.deferred, to.operation_deferred) == ([], True, waits)
+
+
+def test_a_repayment_waits_for_a_pending_refund_by_hand_that_is_about_to_pay_the_same() -> None:
+    service = bounced()
+    [known] = service.intent.refunds
+    pending = Refund("re_9", 5_000, "pending")
+    to = service.follow(replace(service.intent.observe(), refunds=(pending, known)))
+    assert (to.transitions, to.deferred, to.operation_deferred) == ([], True, True)
+
+
+def test_an_operation_does_not_wait_for_the_line_of_a_bounce() -> None:
+    service = paid_out()
+    service.give_back(4_000)
+    [refund] = service.intent.refunds
+    service.start_give_back(1_000)
+    to = service.follow(
+        replace(service.intent.observe(), refunds=(replace(refund, status="failed"),))
+    )
+    assert (to.transitions, to.deferred, to.operation_deferred) == ([], True, False)
 
 
 def test_refund_by_hand_that_bounced_before_it_was_seen_moves_nothing() -> None:
