@@ -89,6 +89,30 @@ _REPLACED: Final = (
     "payouts WHERE payouts.stripe_account_id = scope AND update_time > now() - :recent)))"
 )
 
+#: One deadline of every escrow that has it, once it has passed: told once, and what is to be done
+#: is tried again, but not what can never be captured.
+_PASSED: Final = (
+    "SELECT payment_id, CASE WHEN deadline_time IS NULL OR deadline_time < {act_time} "
+    "THEN {act_time} WHEN (on_deadline IN ('CAPTURE', 'REFUND'){promotes}) "
+    "AND NOT (on_deadline = 'CAPTURE' AND charge_model = 'DESTINATION' AND EXISTS (SELECT FROM "
+    "former_accounts WHERE stripe_account_id = destination_account_id)) "
+    "THEN deadline_time + :again END AS due FROM payments "
+    "WHERE held > 0 AND state = 'IN_ESCROW' AND operation_id = '' AND {passed}"
+)
+_DUE: Final = " UNION ALL ".join(
+    (
+        _PASSED.format(
+            act_time="escrow_expire_time - :margin",
+            promotes=" OR (on_deadline = 'PROMOTE' AND charged = 0)",
+            passed="escrow_expire_time <= now() + :margin",
+        ),
+        # A promotion concerns the card's authorization alone.
+        _PASSED.format(
+            act_time="release_due_time", promotes="", passed="release_due_time <= now()"
+        ),
+    )
+)
+
 
 class SqlTransaction(FeedWrites, PayoutWrites, AccountWrites):
     """One transaction. ``recorded`` keeps the transitions, for metrics after the commit."""
@@ -262,22 +286,17 @@ class SqlTransaction(FeedWrites, PayoutWrites, AccountWrites):
         )
         return max(int(row["debt"]), 0)
 
-    def payments_at_deadline(self, margin: float, limit: int) -> Sequence[str]:
-        """Escrows whose deadline is to be acted upon; `deadlines.deadline_due` decides."""
+    def payments_at_deadline(self, margin: float, again: float, limit: int) -> Sequence[str]:
+        """Escrows whose deadline is to be acted upon, by the time since when it is.
+
+        `deadlines.deadline_due` in SQL, whole: what is only looked at would keep its place at the
+        head, and those behind it would never be reached.
+        """
         found = self._all(
-            "SELECT payment_id FROM (SELECT *, greatest("
-            "CASE WHEN release_due_time <= now() THEN release_due_time END, "
-            "CASE WHEN escrow_expire_time - :margin <= now() "
-            "THEN escrow_expire_time - :margin END) AS due FROM payments "
-            "WHERE state = 'IN_ESCROW' AND operation_id = '') AS held "
-            "WHERE due IS NOT NULL AND (deadline_time IS NULL OR deadline_time < due "
-            "OR (deadline_time < now() - interval '1 hour' AND (on_deadline IN "
-            "('CAPTURE', 'REFUND') OR (on_deadline = 'PROMOTE' AND charged = 0)) "
-            # What can never be captured is told once, as an alert is.
-            "AND NOT (on_deadline = 'CAPTURE' AND charge_model = 'DESTINATION' AND EXISTS ("
-            "SELECT FROM former_accounts WHERE stripe_account_id = destination_account_id)))) "
-            "ORDER BY due LIMIT :limit",
+            f"SELECT payment_id FROM ({_DUE}) AS found WHERE due <= now() "
+            "GROUP BY payment_id ORDER BY min(due), payment_id LIMIT :limit",
             margin=timedelta(seconds=margin),
+            again=timedelta(seconds=again),
             limit=limit,
         )
         return [row["payment_id"] for row in found]

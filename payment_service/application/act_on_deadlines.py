@@ -70,7 +70,7 @@ async def act_on_deadlines(core: Core) -> int:
 
 
 def find_due(tx: Transaction, policy: Policy) -> list[str]:
-    return list(tx.payments_at_deadline(policy.deadline_margin, _BATCH))
+    return list(tx.payments_at_deadline(policy.deadline_margin, _AGAIN.total_seconds(), _BATCH))
 
 
 def begin_deadline(

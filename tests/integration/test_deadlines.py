@@ -1,0 +1,133 @@
+"""Which deadlines are acted upon: just those that are due, and each of them in its turn."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import datetime, timedelta
+
+import pytest
+from sqlalchemy import text
+
+from dev.postgres import EmbeddedPostgres
+from payment_service.adapters import rows
+from payment_service.adapters.database import make_engine
+from payment_service.adapters.repositories import SqlTransaction
+from payment_service.application import act_on_deadlines
+from payment_service.domain.deadlines import deadline_due, deadline_near
+from payment_service.domain.escrow import EscrowMode, OnDeadline, Payment, State
+from tests.integration.conftest import StartWorld
+from tests.integration.test_gigs import CARD, PLATFORM, PROMOTE, in_days
+from tests.integration.world import World, until
+from tests.unit.domain.builders import in_state, separate
+
+HOUR = timedelta(hours=1)
+MARGIN, AGAIN, AHEAD = 12 * HOUR, HOUR, 24 * HOUR
+#: More than are ever generated.
+ALL = 10_000
+
+
+# ---- the SQL against the domain ----
+
+
+@pytest.fixture
+def transaction(postgres: EmbeddedPostgres, database_url: str) -> Iterator[SqlTransaction]:
+    """As superuser, with foreign keys off; nothing of it is committed."""
+    engine = make_engine(postgres.admin_url(database_url.rpartition("/")[2]), 1)
+    with engine.connect() as connection:
+        connection.execute(text("SET session_replication_role = replica"))
+        yield SqlTransaction(connection)
+        connection.rollback()
+    engine.dispose()
+
+
+def escrows(chance: random.Random, number: int, now: datetime) -> Iterator[Payment]:
+    """Payments around their deadlines, in every order of the times that matter."""
+
+    def around(mean: timedelta, hours: float) -> datetime | None:
+        moment = now + mean + chance.uniform(-hours, hours) * HOUR
+        return chance.choice((None, moment, moment))
+
+    for count in range(number):
+        mode = chance.choice(list(EscrowMode))
+        state = chance.choice((State.IN_ESCROW,) * 4 + (State.CAPTURING, State.CAPTURED))
+        yield replace(
+            in_state(state, separate(mode)),
+            payment_id=f"pay_{count}",
+            payment_intent_id=f"pi_{count}",
+            charge_id=f"ch_{count}",
+            on_deadline=chance.choice(list(OnDeadline)),
+            escrow_expire_time=around(MARGIN, 16),
+            release_due_time=around(timedelta(), 30 if count % 2 else 4),
+            deadline_time=around(-HOUR, 3),
+            warn_time=around(AHEAD / 2, 20),
+        )
+
+
+def insert(tx: SqlTransaction, payment: Payment) -> None:
+    names = [*rows.PAYMENT_COLUMNS, "head_hash"]
+    tx.connection.execute(
+        text(
+            f"INSERT INTO payments ({', '.join(names)}) "  # noqa: S608 - names of ours
+            f"VALUES ({', '.join(f':{name}' for name in names)})"
+        ),
+        {**rows.payment_values(payment), "head_hash": bytes(32)},
+    )
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_what_is_found_is_what_the_domain_would_act_upon(
+    transaction: SqlTransaction, seed: int
+) -> None:
+    tx = transaction
+    payments = list(escrows(random.Random(seed), 500, tx.now))
+    for payment in payments:
+        insert(tx, payment)
+    resting = [one for one in payments if one.state is State.IN_ESCROW and not one.operation_id]
+    due = {one.payment_id for one in resting if deadline_due(one, tx.now, MARGIN, AGAIN)}
+    found = tx.payments_at_deadline(MARGIN.total_seconds(), AGAIN.total_seconds(), ALL)
+    assert 50 < len(due) < len(resting) - 50
+    assert sorted(found) == sorted(due)
+    warned = [one for one in payments if one.state in (State.IN_ESCROW, State.CAPTURING)]
+    near = {one.payment_id for one in warned if deadline_near(one, tx.now, AHEAD)}
+    assert 50 < len(near) < len(warned) - 50
+    assert sorted(tx.payments_near_deadline(AHEAD.total_seconds(), ALL)) == sorted(near)
+
+
+# ---- nobody starves ----
+
+
+async def promoted(world: World, payment_id: str) -> bool:
+    return (await world.get(payment_id)).escrow_mode == PLATFORM
+
+
+async def test_a_late_gig_does_not_starve_other_deadlines(
+    start_world: StartWorld,
+    as_superuser: Callable[..., int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(act_on_deadlines, "_BATCH", 1)
+    world = await start_world()
+    expert = await world.expert()
+    late = await world.escrowed(
+        expert, escrow_mode=CARD, on_deadline=PROMOTE, expected_completion_time=in_days(3)
+    )
+    due = await world.escrowed(expert, escrow_mode=CARD, on_deadline=PROMOTE)
+    await world.quiet()
+    # The gig's date has passed and was told two hours ago; the authorization stands for days.
+    as_superuser(
+        world,
+        "UPDATE payments SET release_due_time = now() - interval '3 hours', "
+        "deadline_time = now() - interval '2 hours', "
+        "escrow_expire_time = now() + interval '3 days' WHERE payment_id = %s",
+        late.payment_id,
+    )
+    as_superuser(
+        world,
+        "UPDATE payments SET escrow_expire_time = now() + interval '11 hours' "
+        "WHERE payment_id = %s",
+        due.payment_id,
+    )
+    await until(lambda: promoted(world, due.payment_id), "the promotion", 8)
+    assert not await promoted(world, late.payment_id)
