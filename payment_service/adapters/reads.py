@@ -161,16 +161,17 @@ class SqlReader(FeedReads, PayoutReads, AccountReads):
     def payments_with_unsettled_losses(self, limit: int) -> Sequence[str]:
         """A loss waits while something else is under way; `Dispute.unsettled` in SQL.
 
-        A capture that waits for the expert's account is given up for it, and so is a parked
-        operation that was to pay the client what a bounced refund left owed.
+        A parked operation is given up for it, if it is `Operation.is_without_effect`; but not a
+        reversal, since the client has what that is to take back from the expert.
         """
         found = self._all(
             "SELECT DISTINCT payment_id FROM disputes JOIN payments USING (payment_id) "
             "WHERE outcome IN ('LOST', 'PREVENTED') "
             "AND withdrawn > reinstated + disputes.lost "
-            "AND (payments.operation_id = '' OR waiting_for = 'expert' OR EXISTS "
+            "AND (payments.operation_id = '' OR EXISTS "
             "(SELECT 1 FROM operations WHERE operations.operation_id = payments.operation_id "
-            "AND operations.state = 'PARKED' AND params ->> 'owed' = 'true')) LIMIT :limit",
+            "AND operations.state = 'PARKED' AND kind <> 'reverse_transfer' "
+            "AND (unsure_until IS NULL OR unsure_until <= now()))) LIMIT :limit",
             limit=limit,
         )
         return [row["payment_id"] for row in found]

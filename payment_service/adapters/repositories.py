@@ -493,16 +493,18 @@ class SqlTransaction(FeedWrites, PayoutWrites, AccountWrites):
         *,
         next_attempt: bool = False,
         params: Mapping[str, object] | None = None,
+        unsure_seconds: float | None = None,
     ) -> bool:
         """Give the lease back: to be tried in so many seconds, or never (parked).
 
+        ``unsure_seconds`` says how long a parked one may still take effect; None that it cannot.
         Only for the holder of the present lease (fencing): a replica that slept too long changes
         nothing and gets False.
         """
         done = self._do(
             "UPDATE operations SET state = :state, last_error = :last_error, lease_until = NULL, "
             "next_try_time = now() + :delay, params = COALESCE(CAST(:params AS jsonb), params), "
-            "attempt = attempt + :more, "
+            "attempt = attempt + :more, unsure_until = now() + :unsure, "
             "attempt_time = CASE WHEN :more > 0 THEN now() ELSE attempt_time END "
             "WHERE operation_id = :id AND lease_token = :token "
             "AND state IN ('STARTED', 'UNKNOWN', 'PARKED')",
@@ -513,6 +515,7 @@ class SqlTransaction(FeedWrites, PayoutWrites, AccountWrites):
             delay=None if seconds is None else timedelta(seconds=seconds),
             params=None if params is None else json.dumps(dict(params)),
             more=1 if next_attempt else 0,
+            unsure=None if unsure_seconds is None else timedelta(seconds=unsure_seconds),
         )
         return done == 1
 

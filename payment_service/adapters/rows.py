@@ -128,6 +128,7 @@ def operation_of(row: RowMapping) -> Operation:
         lease_until=row["lease_until"],
         lease_token=row["lease_token"],
         next_try_time=row["next_try_time"],
+        unsure_until=row["unsure_until"],
     )
 
 

@@ -216,6 +216,9 @@ async def is_settled(core: Core, operation: Operation) -> bool:
 
 async def _may_send_again(core: Core, operation: Operation, cause: Cause) -> None:
     """Stripe does not have it. Raises where it must not be sent now."""
+    if operation.params.get("look_only"):
+        await give_back(core, operation, "not at Stripe; the payment is contested", cause, None)
+        raise outcome_unknown(payment_id=operation.payment_id)
     await park_if_too_old(core, operation, cause, payment_id=operation.payment_id)
     if operation.params.get("replayed"):
         # The key is burnt: it gives a stored error for 24 hours. A new one is committed first.
@@ -280,6 +283,7 @@ async def give_back(
         next_attempt=next_attempt,
         params=params,
         may_park=counts,
+        unsure_seconds=_BETWEEN_TWO_READS,
     )
     if parked:
         core.alarms.operation_parked(operation, why)

@@ -6,7 +6,7 @@ from payment_service.application.core import Core
 from payment_service.application.settle import to_present_account
 from payment_service.domain import escrow, plans
 from payment_service.domain.errors import NotFound, Precondition, Refusal
-from payment_service.domain.escrow import WaitingFor
+from payment_service.domain.escrow import Payment, WaitingFor
 from payment_service.domain.operations import Operation, OperationKind, OperationState
 from payment_service.domain.ports import Cause, InboxEvent, Transaction
 
@@ -33,15 +33,12 @@ def unpark(tx: Transaction, operation_id: str, payment_id: str, cause: Cause) ->
             f"the operation is {operation.state}; only a parked one is resumed",
             {"id": operation_id, "state": operation.state.value, "allowed_states": "PARKED"},
         )
-    if payment is not None and operation.kind in (OperationKind.CAPTURE, OperationKind.TRANSFER):
-        plans.check_capture_freeze(payment)  # It was refused for good; that it waits is our doing.
-    if payment is not None and operation.params.get("owed"):
-        # If the bank decides for the client, that pays what is owed: nothing is sent before.
-        plans.check_refund_freeze(payment)
     # A key that Stripe may have forgotten is not used again: if looking shows no effect, the
     # request goes out under a new one.
     new_key = not operation.may_resend(tx.now)
-    params = operation.params
+    params = {name: value for name, value in operation.params.items() if name != "look_only"}
+    if payment is not None and _only_looks(payment, operation):
+        params["look_only"] = True
     if payment is not None and payment.waiting_for is WaitingFor.EXPERT:
         expert = tx.expert(payment.expert_id)
         assert expert is not None
@@ -60,6 +57,26 @@ def unpark(tx: Transaction, operation_id: str, payment_id: str, cause: Cause) ->
     resumed = tx.operation(operation_id)
     assert resumed is not None
     return resumed
+
+
+def _only_looks(payment: Payment, operation: Operation) -> bool:
+    """Whether a freeze forbids sending it. What may be at Stripe is looked for all the same.
+
+    Raises where there is nothing to look for, because Stripe has refused it for good or was never
+    asked: a capture that waits for its expert, and what is to pay the client again.
+    """
+    owed = operation.params.get("owed")
+    try:
+        if operation.kind in (OperationKind.CAPTURE, OperationKind.TRANSFER):
+            plans.check_capture_freeze(payment)
+        elif owed:
+            # If the bank decides for the client, that pays what is owed: nothing is sent before.
+            plans.check_refund_freeze(payment)
+    except Precondition:
+        if operation.unsure_until is None and (owed or plans.waits_for_expert(payment)):
+            raise
+        return True
+    return False
 
 
 async def retry_inbox_event(core: Core, event_id: str) -> InboxEvent:

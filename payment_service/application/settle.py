@@ -251,9 +251,11 @@ def unsettled_phase(
     next_attempt: bool = False,
     params: Mapping[str, object] | None = None,
     may_park: bool = True,
+    unsure_seconds: float = 0.0,
 ) -> bool:
     """Nothing definite yet: give the lease back, and let the payment say what it waits for.
 
+    ``unsure_seconds`` is for how long what was sent may still take effect unseen.
     True if the operation is parked by this.
     """
     payment = tx.lock_payment(operation.payment_id) if operation.payment_id else None
@@ -270,6 +272,8 @@ def unsettled_phase(
         seconds,
         next_attempt=next_attempt,
         params=params,
+        # At the first try only a definite answer parks it, and nothing was sent before.
+        unsure_seconds=unsure_seconds if parked and operation.tries else None,
     )
     waiting_for = WaitingFor.OPERATOR if parked else WaitingFor.PROCESSOR
     if payment is not None and payment.waiting_for is not waiting_for:

@@ -763,6 +763,13 @@ def repayment(
     return escrow.repayment_due(payment, operation_id, now), coming
 
 
+def is_shown(operation: Operation, seen: Observation) -> bool:
+    """Whether Stripe shows what this transfer or refund asked for, on the books or not."""
+    name = operation.operation_id
+    transferred = any(one.operation_id == name for one in seen.separate_transfers)
+    return transferred or any(one.operation_id == name for one in seen.refunds)
+
+
 def rest_not_returned(payment: Payment, operation: Operation, code: str) -> Discrepancy:
     """The expert was paid by a final capture, and Stripe refused to give back the rest."""
     return Discrepancy(

@@ -15,17 +15,19 @@ from typing import Final
 
 from payment_service.domain import disputes, escrow, plans
 from payment_service.domain.disputes import Dispute, Outcome, Stage
-from payment_service.domain.escrow import Frozen, Kind, State
+from payment_service.domain.escrow import Failure, Frozen, Kind, State
 from payment_service.domain.follow import (
     Followed,
     Movement,
     go_on_reversing,
     goes_on_with,
+    is_shown,
+    rest_not_returned,
     reversal_legs,
 )
 from payment_service.domain.ledger import Settled
 from payment_service.domain.observation import DisputeLine, Observation, ShownDispute
-from payment_service.domain.operations import Operation, OperationState
+from payment_service.domain.operations import Operation, OperationKind
 
 #: Where a card may be authorized and not charged: an issuer may warn of it already.
 _AUTHORIZED: Final = frozenset({State.IN_ESCROW, State.CAPTURING, State.CANCELING, State.PROMOTING})
@@ -94,7 +96,7 @@ def _conclude(
     former = before.outcome if before else Outcome.OPEN
     ended = record.outcome is not former
     if record.unsettled:
-        _make_way(to, given)
+        _make_way(to, seen, record.unsettled, given)
         if not to.payment.operation_id:
             _lose(to, seen, record, given)
             return
@@ -172,22 +174,33 @@ def _in_payment_currency(record: Dispute, settled: Settled, *, taken: bool) -> i
     return record.amount if taken else record.withdrawn - record.reinstated
 
 
-def _make_way(to: Followed, given: Circumstances) -> None:
-    """What is parked and has moved nothing gives way to the loss.
+def _make_way(to: Followed, seen: Observation, part: int, given: Circumstances) -> None:
+    """What is parked, and has moved nothing, gives way to the loss of ``part``.
 
-    That is a capture that waits for the expert's account, and a refund that was to pay the client
-    what the bank has now taken.
+    But for a reversal: the client has what that is to take back from the expert.
     """
     operation, payment = given.operation, to.payment
-    if operation is None or operation.state is not OperationState.PARKED or to.settled:
+    if operation is None or to.settled or not operation.is_without_effect(given.now):
         return
+    if is_shown(operation, seen):
+        return  # Stripe has it, and will show its line.
     reason = "the payment was lost in a dispute"
-    if plans.waits_for_expert(payment):
+    if operation.kind is OperationKind.TRANSFER:
         to.take(escrow.capture_given_up(payment, reason, given.now))
         to.settle(plans.payment_disputed(payment, "captured"))
     elif operation.params.get("owed"):
         to.take(escrow.repayment_given_up(payment, reason, given.now))
         to.settle(plans.payment_disputed(payment, "refunded"))
+    elif operation.kind is OperationKind.REFUND:
+        failure = Failure("charge_disputed", "", reason, given.now)
+        to.take(escrow.refund_refused(payment, failure))
+        if not operation.params.get("after_capture"):
+            to.settle(plans.payment_disputed(payment, "refunded"))
+            return
+        # The expert was paid: a caller who is told "refused" would pay once more.
+        to.settle()
+        if payment.held > part:
+            to.discrepancies.append(rest_not_returned(payment, operation, failure.code))
 
 
 def _lose(to: Followed, seen: Observation, record: Dispute, given: Circumstances) -> None:

@@ -77,6 +77,9 @@ class Operation:
     lease_until: datetime | None = None
     lease_token: str = ""
     next_try_time: datetime | None = None
+    #: Of a parked one: a request may still be on its way until then, whatever Stripe shows now.
+    #: None where Stripe has answered each, or has seen none.
+    unsure_until: datetime | None = None
 
     @property
     def stripe_key(self) -> str:
@@ -95,6 +98,14 @@ class Operation:
     @property
     def is_open(self) -> bool:
         return self.state in OPEN_STATES
+
+    def is_without_effect(self, now: datetime) -> bool:
+        """Whether nothing can come of it any more, where reading Stripe *now* shows nothing of it.
+
+        Nobody sends what is parked, and it is resumed only under the payment's lock.
+        """
+        parked = self.state is OperationState.PARKED
+        return parked and (self.unsure_until is None or self.unsure_until <= now)
 
     def may_resend(self, now: datetime) -> bool:
         """Whether the same key still means the same request at Stripe."""

@@ -491,6 +491,7 @@ class Transaction(Protocol):
         *,
         next_attempt: bool = False,
         params: Mapping[str, object] | None = None,
+        unsure_seconds: float | None = None,
     ) -> bool: ...
 
     # experts

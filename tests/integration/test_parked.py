@@ -1,0 +1,205 @@
+"""What is parked for an operator, and what must go on all the same."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from marketplace.payments.v1 import payments_pb2
+from payment_service.application import carry_out
+from tests.integration.books import check_books
+from tests.integration.conftest import StartWorld
+from tests.integration.test_disputes import LOST, WON, contest, decide, dispute_where, settled
+from tests.integration.test_gigs import kinds
+from tests.integration.test_owed import resume
+from tests.integration.world import (
+    CAPTURING,
+    IN_ESCROW,
+    REFUNDED,
+    Payment,
+    World,
+    capture_request,
+    refund_request,
+    refusal,
+    until,
+)
+
+PLATFORM = payments_pb2.ESCROW_MODE_PLATFORM_HOLD
+#: Parked soon, whoever is to blame.
+HASTY = {"tries_before_parking": 1, "patience": 2}
+
+
+async def parked(world: World, payment_id: str) -> str:
+    """Wait until an operation of the payment is parked; its id."""
+
+    async def probe() -> str | None:
+        found = world.sql(
+            "SELECT operation_id FROM operations WHERE payment_id = %s AND state = 'PARKED'",
+            payment_id,
+        )
+        return str(found[0][0]) if found else None
+
+    return await until(probe, "a parked operation")
+
+
+async def unheard(world: World) -> tuple[Payment, str]:
+    """A transfer of 4,000 out of 10,000 that was parked without an answer, and its operation."""
+    held = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
+    await world.stripe.fault("/transfers$", "status", times=None, status=503)
+    request = capture_request(held.payment_id, 4_000)
+    assert (await refusal(world.payments.CapturePayment(request))).code == "UNAVAILABLE"
+    operation_id = await parked(world, held.payment_id)
+    await world.stripe.clear_faults()
+    return await world.get(held.payment_id), operation_id
+
+
+async def arrives(world: World, payment: Payment, operation_id: str) -> None:
+    """The request of the parked transfer reaches Stripe after all."""
+    [(account_id,)] = world.sql(
+        "SELECT params ->> 'destination_account_id' FROM operations WHERE operation_id = %s",
+        operation_id,
+    )
+    names: dict[str, Any] = {
+        "metadata[operation_id]": operation_id,
+        "metadata[payment_id]": payment.payment_id,
+    }
+    made = await world.stripe.api(
+        "POST",
+        "/transfers",
+        amount=3_600,
+        currency="usd",
+        destination=account_id,
+        source_transaction=payment.charge_id,
+        transfer_group=payment.payment_id,
+        **names,
+    )
+    assert made.get("id"), made
+
+
+# ---- a lost dispute ----
+
+
+async def test_a_parked_transfer_gives_way_to_a_lost_dispute(world: World) -> None:
+    held = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
+    await world.stripe.fault("/transfers$", "status", status=401)
+    request = capture_request(held.payment_id, 4_000)
+    refused = await refusal(world.payments.CapturePayment(request))
+    assert refused.reason == "PROCESSOR_MISCONFIGURED"
+    now = await world.get(held.payment_id)
+    assert (now.state, now.waiting_for) == (CAPTURING, "operator")
+    dispute_id = await contest(world, held)
+    await decide(world, dispute_id, "lose")
+    after = await settled(world, held.payment_id, dispute_id, LOST)
+    assert (after.state, after.lost_amount.minor_units) == (REFUNDED, 10_000)
+    told = await refusal(world.payments.CapturePayment(request))
+    assert (told.code, told.reason) == ("FAILED_PRECONDITION", "PAYMENT_DISPUTED")
+    assert not await world.stripe.effects("transferred")
+
+
+@pytest.mark.parametrize("part", [6_000, 10_000])
+async def test_a_parked_refund_gives_way_to_a_lost_dispute(world: World, part: int) -> None:
+    held = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
+    await world.stripe.fault("/refunds$", "status", status=401)
+    request = refund_request(held.payment_id, 2_000)
+    assert (await refusal(world.payments.RefundPayment(request))).code == "UNAVAILABLE"
+    dispute_id = await contest(world, held, amount=part)
+    await decide(world, dispute_id, "lose")
+    after = await settled(world, held.payment_id, dispute_id, LOST)
+    assert (after.held_amount.minor_units, after.lost_amount.minor_units) == (10_000 - part, part)
+    assert (await refusal(world.payments.RefundPayment(request))).reason == "PAYMENT_DISPUTED"
+    assert not await world.stripe.effects("refunded")
+
+
+@pytest.mark.parametrize(("part", "left"), [(5_000, 5_000), (10_000, 0)])
+async def test_the_rest_of_a_capture_gives_way_and_the_expert_stays_paid(
+    world: World, part: int, left: int
+) -> None:
+    held = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
+    await world.stripe.fault("/refunds$", "status", status=401)
+    request = capture_request(held.payment_id, 3_000, final=True)
+    assert (await refusal(world.payments.CapturePayment(request))).code == "UNAVAILABLE"
+    dispute_id = await contest(world, held, amount=part)
+    await decide(world, dispute_id, "lose")
+    after = await settled(world, held.payment_id, dispute_id, LOST)
+    assert after.held_amount.minor_units + after.net_amount.minor_units == left
+    # Paid once, and told so: a caller who is refused would pay again.
+    answer = (await world.payments.CapturePayment(request)).payment
+    assert answer.captured_amount.minor_units == 3_000
+    told = {one.kind for one in await world.discrepancies(held.payment_id)}
+    assert ("rest_not_returned" in told) is (left == 5_000)
+
+
+async def test_what_may_still_reach_stripe_is_not_given_up(
+    start_world: StartWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(carry_out, "_BETWEEN_TWO_READS", 8.0)
+    world = await start_world(policy=HASTY)
+    payment, operation_id = await unheard(world)
+    dispute_id = await contest(world, payment)
+    await decide(world, dispute_id, "lose")
+    await dispute_where(world, dispute_id, lambda dispute: dispute.outcome == LOST)
+    await asyncio.sleep(2.5)  # The sweep of lost disputes comes by twice.
+    assert await parked(world, payment.payment_id) == operation_id
+    # The look after the minute finds it.
+    await arrives(world, payment, operation_id)
+    after = await settled(world, payment.payment_id, dispute_id, LOST)
+    assert (after.captured_amount.minor_units, after.net_amount.minor_units) == (4_000, 0)
+    assert after.lost_amount.minor_units == 10_000
+    assert not [one for one in await world.discrepancies() if one.kind == "transfer_made_elsewhere"]
+
+
+async def test_what_nothing_is_seen_of_for_a_minute_is_given_up(start_world: StartWorld) -> None:
+    world = await start_world(policy=HASTY)
+    payment, _ = await unheard(world)
+    dispute_id = await contest(world, payment)
+    await decide(world, dispute_id, "lose")
+    after = await settled(world, payment.payment_id, dispute_id, LOST)
+    assert (after.captured_amount.minor_units, after.lost_amount.minor_units) == (0, 10_000)
+    assert not await world.stripe.effects("transferred")
+
+
+# ---- resuming what is contested ----
+
+
+async def test_resuming_while_contested_looks_and_sends_nothing(start_world: StartWorld) -> None:
+    world = await start_world(policy=HASTY)
+    payment, operation_id = await unheard(world)
+    dispute_id = await contest(world, payment)
+    await dispute_where(world, dispute_id)
+    sent = len(await world.stripe.requests("/transfers"))
+    await resume(world, operation_id)
+
+    async def looked() -> bool:
+        return bool(
+            world.sql(
+                "SELECT 1 FROM operations WHERE operation_id = %s AND state = 'PARKED' "
+                "AND last_error LIKE '%%contested%%'",
+                operation_id,
+            )
+        )
+
+    await until(looked, "parked again")
+    assert len(await world.stripe.requests("/transfers")) == sent
+    await decide(world, dispute_id, "win")
+    await settled(world, payment.payment_id, dispute_id, WON)
+    # It is sent now, since nothing is contested any more.
+    await resume(world, operation_id)
+    after = await world.in_state(payment.payment_id, IN_ESCROW)
+    assert after.captured_amount.minor_units == 4_000
+    await check_books(world)
+
+
+async def test_resuming_while_contested_finds_what_was_done(start_world: StartWorld) -> None:
+    quiet = {"poll_seconds": 3600.0, "account_poll_seconds": 3600.0}
+    world = await start_world(policy=HASTY | quiet)
+    payment, operation_id = await unheard(world)
+    dispute_id = await contest(world, payment)
+    await dispute_where(world, dispute_id)
+    await world.stripe.control("POST", "/webhooks", {"paused": True})
+    await arrives(world, payment, operation_id)
+    await resume(world, operation_id)
+    after = await world.in_state(payment.payment_id, IN_ESCROW)
+    assert after.captured_amount.minor_units == 4_000
+    assert "captured" in await kinds(world, payment.payment_id)
