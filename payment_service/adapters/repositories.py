@@ -11,6 +11,7 @@ import json
 import secrets
 import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import cached_property
 from typing import Final
@@ -19,6 +20,7 @@ from sqlalchemy import Connection
 
 from payment_service.adapters import rows
 from payment_service.adapters.accounts import AccountWrites
+from payment_service.adapters.clock import own_clock
 from payment_service.adapters.feed import FeedWrites
 from payment_service.adapters.payouts import PayoutWrites
 from payment_service.adapters.rows import DISPUTE_COLUMNS, PAYMENT_COLUMNS
@@ -95,6 +97,7 @@ class SqlTransaction(FeedWrites, PayoutWrites, AccountWrites):
 
     def __init__(self, connection: Connection) -> None:
         super().__init__(connection)
+        self.clock = own_clock()
         self._heads: dict[str, bytes] = {}
         self.recorded: list[Transition] = []
 
@@ -412,7 +415,7 @@ class SqlTransaction(FeedWrites, PayoutWrites, AccountWrites):
             token=secrets.token_hex(8),
             lease=timedelta(seconds=seconds),
         )
-        return row and rows.operation_of(row)
+        return row and replace(rows.operation_of(row), held_since=self.clock)
 
     def lease_due_operations(self, seconds: float, limit: int) -> Sequence[Operation]:
         """What the sweep works on next; no two replicas get the same."""
@@ -425,19 +428,20 @@ class SqlTransaction(FeedWrites, PayoutWrites, AccountWrites):
             lease=timedelta(seconds=seconds),
             limit=limit,
         )
-        return [rows.operation_of(row) for row in found]
+        return [replace(rows.operation_of(row), held_since=self.clock) for row in found]
 
-    def renew_lease(self, operation_id: str, lease_token: str, seconds: float) -> bool:
-        """Unless it was given back or taken over meanwhile."""
-        renewed = self._do(
+    def renew_lease(self, operation_id: str, lease_token: str, seconds: float) -> datetime | None:
+        """The time at which it was renewed, or None: it was given back or taken over meanwhile."""
+        renewed = self._maybe(
             "UPDATE operations SET lease_until = now() + :lease WHERE operation_id = :id "
             "AND lease_token = :token AND lease_until IS NOT NULL "
-            "AND state IN ('STARTED', 'UNKNOWN')",
+            "AND state IN ('STARTED', 'UNKNOWN') RETURNING clock_timestamp() AS now",
             id=operation_id,
             token=lease_token,
             lease=timedelta(seconds=seconds),
         )
-        return renewed == 1
+        now: datetime | None = renewed and renewed["now"]
+        return now
 
     def unpark_operation(
         self, operation_id: str, params: Mapping[str, object], *, next_attempt: bool

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from datetime import datetime
 
 from payment_service.application.core import Core
 from payment_service.domain.errors import Refusal
@@ -28,13 +29,13 @@ async def keep_lease(core: Core, operation: Operation) -> AsyncIterator[None]:
 
 
 async def _renew(core: Core, operation: Operation) -> None:
-    held = True
-    while held:
+    while True:
         await asyncio.sleep(core.policy.lease / 3)
         with suppress(Refusal):  # The database is away: it will be tried again.
-            held = await core.database.transact(renew_lease, operation, core.policy.lease)
+            if await core.database.transact(renew_lease, operation, core.policy.lease) is None:
+                return
 
 
-def renew_lease(tx: Transaction, operation: Operation, seconds: float) -> bool:
-    """False if the lease is no longer ours, or was given back."""
+def renew_lease(tx: Transaction, operation: Operation, seconds: float) -> datetime | None:
+    """The database's time; None if the lease is no longer ours, or was given back."""
     return tx.renew_lease(operation.operation_id, operation.lease_token, seconds)

@@ -77,6 +77,9 @@ class Operation:
     lease_until: datetime | None = None
     lease_token: str = ""
     next_try_time: datetime | None = None
+    #: By the clock of the process that took the lease, a moment before it did. Never stored; None
+    #: for whoever only reads the operation.
+    held_since: float | None = field(default=None, compare=False)
 
     @property
     def stripe_key(self) -> str:
@@ -91,6 +94,10 @@ class Operation:
     def is_held_by(self, holder: Operation) -> bool:
         """Fencing: whoever lost the lease, or came after the end, changes nothing any more."""
         return self.is_open and self.lease_token == holder.lease_token
+
+    def is_surely_held(self, clock: float, lease: float) -> bool:
+        """By its holder's own clock: the lease of so many seconds cannot have run out yet."""
+        return self.held_since is not None and clock - self.held_since < lease
 
     @property
     def is_open(self) -> bool:

@@ -434,6 +434,10 @@ class Transaction(Protocol):
     def now(self) -> datetime:
         """The database's time (UTC), the same for the whole transaction."""
 
+    @property
+    def clock(self) -> float:
+        """This process's own clock (``Database.clock``) as it was before the transaction began."""
+
     def new_id(self, prefix: str) -> str: ...
 
     # the caller's keys
@@ -475,7 +479,9 @@ class Transaction(Protocol):
     def operation(self, operation_id: str) -> Operation | None: ...
     def lease_operation(self, operation_id: str, seconds: float) -> Operation | None: ...
     def lease_due_operations(self, seconds: float, limit: int) -> Sequence[Operation]: ...
-    def renew_lease(self, operation_id: str, lease_token: str, seconds: float) -> bool: ...
+    def renew_lease(
+        self, operation_id: str, lease_token: str, seconds: float
+    ) -> datetime | None: ...
     def unpark_operation(
         self, operation_id: str, params: Mapping[str, object], *, next_attempt: bool
     ) -> None: ...
@@ -606,6 +612,9 @@ class Database(Protocol):
 
     async def listen(self, hear: Callable[[int], None]) -> None:
         """Hand on how far the feed is said to reach, until cancelled. Some words are missed."""
+
+    def clock(self) -> float:
+        """Seconds by this process's own clock, which goes on while it is stopped or asleep."""
 
 
 # ---- policy ----
