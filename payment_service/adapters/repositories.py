@@ -305,8 +305,9 @@ class SqlTransaction(FeedWrites, PayoutWrites, AccountWrites):
         """Keep it once, however often it is seen; one that was gone is open again."""
         self._do(
             "INSERT INTO discrepancies (payment_id, kind, detail, time, last_seen_time, expected, "
-            "found, currency, cure) VALUES (:payment_id, :kind, :detail, now(), now(), :expected, "
-            ":found, :currency, :cure) ON CONFLICT (payment_id, kind, detail) DO UPDATE "
+            "found, currency, cure, line_id) VALUES (:payment_id, :kind, :detail, now(), now(), "
+            ":expected, :found, :currency, :cure, :line_id) "
+            "ON CONFLICT (payment_id, kind, detail) DO UPDATE "
             "SET last_seen_time = now(), resolve_time = NULL, found = excluded.found",
             payment_id=discrepancy.payment_id or None,
             kind=discrepancy.kind,
@@ -315,15 +316,16 @@ class SqlTransaction(FeedWrites, PayoutWrites, AccountWrites):
             found=discrepancy.found,
             currency=discrepancy.currency,
             cure=discrepancy.cure,
+            line_id=discrepancy.line_id,
         )
 
-    def resolve_discrepancies(self, kinds: Sequence[str], seen_since: datetime) -> int:
-        """Those of these kinds that a run which began then did not see again are gone."""
-        return self._do(
-            "UPDATE discrepancies SET resolve_time = now() WHERE kind = ANY(:kinds) "
+    def resolve_discrepancies(self, ids: Sequence[int], unseen_since: datetime) -> None:
+        """They are gone, unless somebody has seen them again since then."""
+        self._do(
+            "UPDATE discrepancies SET resolve_time = now() WHERE discrepancy_id = ANY(:ids) "
             "AND resolve_time IS NULL AND last_seen_time < :since",
-            kinds=list(kinds),
-            since=seen_since,
+            ids=list(ids),
+            since=unseen_since,
         )
 
     def lease_job(self, name: str, seconds: float) -> bool:
