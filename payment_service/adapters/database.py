@@ -23,6 +23,7 @@ from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
 
 from payment_service.adapters import feed
+from payment_service.adapters.clock import own_clock
 from payment_service.adapters.reads import SqlReader
 from payment_service.adapters.repositories import SqlTransaction
 from payment_service.adapters.schema import EXPECTED_REVISION, stored_revision
@@ -246,6 +247,9 @@ class SqlDatabase:
 
     async def listen(self, hear: Callable[[int], None]) -> None:
         await feed.listen(plain_url(self._url), hear)
+
+    def clock(self) -> float:
+        return own_clock()
 
     def close(self) -> None:
         """Finish what runs, then close every connection."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Final
 
@@ -15,7 +15,6 @@ from payment_service.adapters.trails import TRAILS, trail_of
 from payment_service.domain.disputes import Dispute
 from payment_service.domain.escrow import Payment
 from payment_service.domain.experts import Expert
-from payment_service.domain.follow import Discrepancy
 from payment_service.domain.ledger import Posting
 from payment_service.domain.operations import Operation, OperationState
 from payment_service.domain.ports import (
@@ -237,24 +236,20 @@ class SqlReader(FeedReads, PayoutReads, AccountReads):
             before=before,
             limit=limit,
         )
-        return [
-            StoredDiscrepancy(
-                row["discrepancy_id"],
-                Discrepancy(
-                    row["payment_id"] or "",
-                    row["kind"],
-                    row["detail"],
-                    row["expected"],
-                    row["found"],
-                    row["currency"],
-                    row["cure"],
-                ),
-                row["time"],
-                row["last_seen_time"],
-                row["resolve_time"],
-            )
-            for row in found
-        ]
+        return [rows.discrepancy_of(row) for row in found]
+
+    def some_open_discrepancies(
+        self, kinds: Sequence[str], payment_id: str, limit: int
+    ) -> Sequence[StoredDiscrepancy]:
+        """Of these kinds, of all payments or of one; others each time, if there are many."""
+        found = self._all(
+            "SELECT * FROM discrepancies WHERE resolve_time IS NULL AND kind = ANY(:kinds) "
+            "AND (:payment_id = '' OR payment_id = :payment_id) ORDER BY random() LIMIT :limit",
+            kinds=list(kinds),
+            payment_id=payment_id,
+            limit=limit,
+        )
+        return [rows.discrepancy_of(row) for row in found]
 
     def events(self, payment_id: str, after: int, limit: int) -> Sequence[StoredEvent]:
         found = self._all(
@@ -420,14 +415,17 @@ class SqlReader(FeedReads, PayoutReads, AccountReads):
         )
         return [trail_of(row) for row in found]
 
-    def violations(self, since: datetime, payment_id: str = "") -> Mapping[str, Sequence[str]]:
-        """Every invariant of the books by name, with the payments that violate it.
+    def violations(
+        self, since: datetime, payment_id: str = "", names: Collection[str] = ()
+    ) -> Mapping[str, Sequence[str]]:
+        """Every invariant of the books by name, with the payments that violate it; or these only.
 
         Held against all payments that changed since then, or against one of them.
         """
         return {
             name: [row["payment_id"] for row in self._all(sql, since=since, payment_id=payment_id)]
             for name, sql in INVARIANTS.items()
+            if not names or name in names
         }
 
     def landing(self, token_hash: bytes) -> tuple[str, str] | None:

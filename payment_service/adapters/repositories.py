@@ -11,6 +11,7 @@ import json
 import secrets
 import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import cached_property
 from typing import Final
@@ -19,6 +20,7 @@ from sqlalchemy import Connection
 
 from payment_service.adapters import rows
 from payment_service.adapters.accounts import AccountWrites
+from payment_service.adapters.clock import own_clock
 from payment_service.adapters.feed import FeedWrites
 from payment_service.adapters.payouts import PayoutWrites
 from payment_service.adapters.rows import DISPUTE_COLUMNS, PAYMENT_COLUMNS
@@ -119,6 +121,7 @@ class SqlTransaction(FeedWrites, PayoutWrites, AccountWrites):
 
     def __init__(self, connection: Connection) -> None:
         super().__init__(connection)
+        self.clock = own_clock()
         self._heads: dict[str, bytes] = {}
         self.recorded: list[Transition] = []
 
@@ -321,8 +324,9 @@ class SqlTransaction(FeedWrites, PayoutWrites, AccountWrites):
         """Keep it once, however often it is seen; one that was gone is open again."""
         self._do(
             "INSERT INTO discrepancies (payment_id, kind, detail, time, last_seen_time, expected, "
-            "found, currency, cure) VALUES (:payment_id, :kind, :detail, now(), now(), :expected, "
-            ":found, :currency, :cure) ON CONFLICT (payment_id, kind, detail) DO UPDATE "
+            "found, currency, cure, line_id) VALUES (:payment_id, :kind, :detail, now(), now(), "
+            ":expected, :found, :currency, :cure, :line_id) "
+            "ON CONFLICT (payment_id, kind, detail) DO UPDATE "
             "SET last_seen_time = now(), resolve_time = NULL, found = excluded.found",
             payment_id=discrepancy.payment_id or None,
             kind=discrepancy.kind,
@@ -331,15 +335,16 @@ class SqlTransaction(FeedWrites, PayoutWrites, AccountWrites):
             found=discrepancy.found,
             currency=discrepancy.currency,
             cure=discrepancy.cure,
+            line_id=discrepancy.line_id,
         )
 
-    def resolve_discrepancies(self, kinds: Sequence[str], seen_since: datetime) -> int:
-        """Those of these kinds that a run which began then did not see again are gone."""
-        return self._do(
-            "UPDATE discrepancies SET resolve_time = now() WHERE kind = ANY(:kinds) "
+    def resolve_discrepancies(self, ids: Sequence[int], unseen_since: datetime) -> None:
+        """They are gone, unless somebody has seen them again since then."""
+        self._do(
+            "UPDATE discrepancies SET resolve_time = now() WHERE discrepancy_id = ANY(:ids) "
             "AND resolve_time IS NULL AND last_seen_time < :since",
-            kinds=list(kinds),
-            since=seen_since,
+            ids=list(ids),
+            since=unseen_since,
         )
 
     def lease_job(self, name: str, seconds: float) -> bool:
@@ -431,7 +436,7 @@ class SqlTransaction(FeedWrites, PayoutWrites, AccountWrites):
             token=secrets.token_hex(8),
             lease=timedelta(seconds=seconds),
         )
-        return row and rows.operation_of(row)
+        return row and replace(rows.operation_of(row), held_since=self.clock)
 
     def lease_due_operations(self, seconds: float, limit: int) -> Sequence[Operation]:
         """What the sweep works on next; no two replicas get the same."""
@@ -444,19 +449,20 @@ class SqlTransaction(FeedWrites, PayoutWrites, AccountWrites):
             lease=timedelta(seconds=seconds),
             limit=limit,
         )
-        return [rows.operation_of(row) for row in found]
+        return [replace(rows.operation_of(row), held_since=self.clock) for row in found]
 
-    def renew_lease(self, operation_id: str, lease_token: str, seconds: float) -> bool:
-        """Unless it was given back or taken over meanwhile."""
-        renewed = self._do(
+    def renew_lease(self, operation_id: str, lease_token: str, seconds: float) -> datetime | None:
+        """The time at which it was renewed, or None: it was given back or taken over meanwhile."""
+        renewed = self._maybe(
             "UPDATE operations SET lease_until = now() + :lease WHERE operation_id = :id "
             "AND lease_token = :token AND lease_until IS NOT NULL "
-            "AND state IN ('STARTED', 'UNKNOWN')",
+            "AND state IN ('STARTED', 'UNKNOWN') RETURNING clock_timestamp() AS now",
             id=operation_id,
             token=lease_token,
             lease=timedelta(seconds=seconds),
         )
-        return renewed == 1
+        now: datetime | None = renewed and renewed["now"]
+        return now
 
     def unpark_operation(
         self, operation_id: str, params: Mapping[str, object], *, next_attempt: bool

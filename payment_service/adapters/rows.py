@@ -24,9 +24,10 @@ from payment_service.domain.escrow import (
     WaitingReason,
 )
 from payment_service.domain.experts import Account, BusinessType, Expert
+from payment_service.domain.follow import Discrepancy
 from payment_service.domain.ledger import Posting
 from payment_service.domain.operations import Operation, OperationKind, OperationState
-from payment_service.domain.ports import Answer, Claim, InboxEvent, StoredEvent
+from payment_service.domain.ports import Answer, Claim, InboxEvent, StoredDiscrepancy, StoredEvent
 
 PAYMENT_COLUMNS = (
     "payment_id client_id expert_id gig_id description state escrow_mode charge_model mode_reason "
@@ -129,6 +130,25 @@ def operation_of(row: RowMapping) -> Operation:
         lease_token=row["lease_token"],
         next_try_time=row["next_try_time"],
         unsure_until=row["unsure_until"],
+    )
+
+
+def discrepancy_of(row: RowMapping) -> StoredDiscrepancy:
+    return StoredDiscrepancy(
+        row["discrepancy_id"],
+        Discrepancy(
+            row["payment_id"] or "",
+            row["kind"],
+            row["detail"],
+            row["expected"],
+            row["found"],
+            row["currency"],
+            row["cure"],
+            row["line_id"],
+        ),
+        row["time"],
+        row["last_seen_time"],
+        row["resolve_time"],
     )
 
 

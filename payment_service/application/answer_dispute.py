@@ -18,7 +18,6 @@ from payment_service.application.carry_out import (
     go_on,
     is_settled,
     looking,
-    park_if_too_old,
     refusal_of,
     send_patiently,
 )
@@ -177,8 +176,8 @@ async def _carry_out(core: Core, operation: Operation, cause: Cause) -> Applied:
         looked = await _look(core, operation, cause)
         if await is_settled(core, operation):
             return looked
-        await park_if_too_old(core, operation, cause, dispute_id=operation.dispute_id)
-    outcome = await send_patiently(lambda: _send(core, operation))
+    facts = {"dispute_id": operation.dispute_id}
+    outcome = await send_patiently(core, operation, lambda: _send(core, operation), cause, facts)
     if isinstance(outcome, Done | Refused):
         # A no is believed only after looking: Stripe also repeats one for what it did after all.
         made = outcome.value if isinstance(outcome, Done) else None

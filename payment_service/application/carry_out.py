@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Final, TypeVar, assert_never
 
 from payment_service.application.core import Core
-from payment_service.application.keep_lease import keep_lease
+from payment_service.application.keep_lease import check_lease, keep_lease
 from payment_service.application.observe import apply, observe_payment
 from payment_service.application.refresh_expert import refresh_expert
 from payment_service.application.settle import (
@@ -96,17 +96,26 @@ async def _carry_out_one(core: Core, operation: Operation, version: int, cause: 
             return looked
         version = looked.payment.version if looked.payment else version
         await _may_send_again(core, operation, cause)
-    outcome = await send_patiently(lambda: _send(core, operation))
+    facts = {"payment_id": operation.payment_id}
+    outcome = await send_patiently(core, operation, lambda: _send(core, operation), cause, facts)
     return await _conclude(core, operation, outcome, version, cause)
 
 
-async def send_patiently(send: Callable[[], Awaitable[T]]) -> T:
+async def send_patiently(
+    core: Core,
+    operation: Operation,
+    send: Callable[[], Awaitable[T]],
+    cause: Cause,
+    facts: Mapping[str, str],
+) -> T:
     """Send; what was certainly without effect is sent again a few times, after short pauses."""
+    await check_lease(core, operation, cause, facts)
     outcome = await send()
     for pause in _NOT_SENT_PAUSES:
         if not isinstance(outcome, NotSent):
             break
         await asyncio.sleep(random.uniform(pause / 2, pause))  # noqa: S311 - jitter
+        await check_lease(core, operation, cause, facts)
         outcome = await send()
     return outcome
 
@@ -219,8 +228,8 @@ async def _may_send_again(core: Core, operation: Operation, cause: Cause) -> Non
     if operation.params.get("look_only"):
         await give_back(core, operation, "not at Stripe; the payment is contested", cause, None)
         raise outcome_unknown(payment_id=operation.payment_id)
-    await park_if_too_old(core, operation, cause, payment_id=operation.payment_id)
     if operation.params.get("replayed"):
+        await check_lease(core, operation, cause, {"payment_id": operation.payment_id})
         # The key is burnt: it gives a stored error for 24 hours. A new one is committed first.
         params = {name: value for name, value in operation.params.items() if name != "replayed"}
         await give_back(
@@ -235,15 +244,6 @@ async def _may_send_again(core: Core, operation: Operation, cause: Cause) -> Non
         )
         core.wake.set()
         raise outcome_unknown(payment_id=operation.payment_id)
-
-
-async def park_if_too_old(core: Core, operation: Operation, cause: Cause, **facts: str) -> None:
-    """Stripe may have pruned the key: the same request could act a second time. Raises then."""
-    now = await core.database.transact(database_time)
-    if not operation.may_resend(now):
-        why = "not at Stripe, and too old to be sent again"
-        await give_back(core, operation, why, cause, None)
-        raise outcome_unknown(**facts)
 
 
 async def _unsettled(

@@ -6,9 +6,14 @@ import asyncio
 import random
 from dataclasses import dataclass, replace
 
-from payment_service.application.carry_out import back_off, database_time, give_back, looking
+from payment_service.application.carry_out import (
+    back_off,
+    database_time,
+    give_back,
+    looking,
+)
 from payment_service.application.core import Core
-from payment_service.application.keep_lease import keep_lease
+from payment_service.application.keep_lease import check_lease, keep_lease
 from payment_service.application.onboarding import mint_onboarding_link
 from payment_service.application.refresh_expert import refresh_expert
 from payment_service.application.settle import leased_operation
@@ -145,9 +150,7 @@ async def _carry_out(core: Core, operation: Operation, cause: Cause) -> None:
             if found is not None:
                 await core.database.transact(finish_account, core.answers, operation, found, cause)
                 return
-            if not operation.may_resend(now):
-                await give_back(core, operation, "not at Stripe, too old to resend", cause, None)
-                raise outcome_unknown(expert_id=operation.expert_id)
+    await check_lease(core, operation, cause, {"expert_id": operation.expert_id})
     outcome = await core.stripe.create_account(
         operation.stripe_key,
         NewAccount(

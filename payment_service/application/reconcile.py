@@ -2,7 +2,8 @@
 
 Where ours is behind and Stripe is final, ours follows, by the ordinary transitions and under this
 cause: a correction is visible as one. Everything else becomes a discrepancy with its amounts and
-what would mend it; one that a later run does not see again is marked as gone.
+what would mend it; one that a later run looks at again, and finds mended, is marked as gone. What a
+run does not look at stays open.
 
 First of all each payment is held against its own chain of hashes. One that contradicts it is named
 and not followed: what somebody changed is for an operator to judge, not to build upon.
@@ -20,6 +21,7 @@ import structlog
 
 from payment_service.application.carry_out import database_time
 from payment_service.application.core import Core
+from payment_service.application.look_again import CONTRADICTION, look_again
 from payment_service.application.observe import observe_payment
 from payment_service.application.observe_payout import follow_missing_payouts
 from payment_service.application.refresh_expert import refresh_account
@@ -48,14 +50,6 @@ _EDGE: Final = timedelta(hours=1)
 #: For one payment, whose times somebody may have changed too.
 _EVER: Final = datetime.min.replace(tzinfo=UTC)
 
-LINE_KINDS: Final = (
-    "missing_in_ledger",
-    "missing_at_stripe",
-    "line_differs",
-    "unknown_balance_transaction",
-    "escrow_not_covered",
-)
-
 
 @dataclass(slots=True)
 class Report:
@@ -65,6 +59,9 @@ class Report:
     checked_payments: int = 0
     corrected_payments: int = 0
     checked_lines: int = 0
+    #: The balance transactions that Stripe showed, and those of them that were compared.
+    shown: set[str] = field(default_factory=set)
+    compared: set[str] = field(default_factory=set)
     #: The payments that contradict their own history.
     faults: Mapping[str, Sequence[Fault]] = field(default_factory=dict)
     violations: Mapping[str, Sequence[str]] = field(default_factory=dict)
@@ -102,8 +99,8 @@ async def reconcile(core: Core, since: datetime, cause: Cause) -> Report:
     await _check_coverage(core, report)
     await _check_invariants(core, since, report)
     core.alarms.invariants(report.violations)
-    kinds = [*LINE_KINDS, *(f"invariant_{name}" for name in report.violations)]
-    await core.database.transact(save_report, report.discrepancies, kinds, report.began)
+    gone = await look_again(core, report.shown, report.compared, report.violations)
+    await core.database.transact(save_report, report.discrepancies, gone, report.began)
     for discrepancy in report.discrepancies:
         core.alarms.discrepancy(discrepancy.payment_id, discrepancy.kind)
     return report
@@ -121,15 +118,18 @@ async def reconcile_payment(core: Core, payment_id: str, cause: Cause) -> Report
         report.corrected_payments = int(applied.changed)
         report.discrepancies += applied.discrepancies
     await _check_invariants(core, _EVER, report, payment_id)
+    gone = await look_again(core, report.shown, report.compared, report.violations, payment_id)
+    await core.database.transact(save_report, report.discrepancies, gone, report.began)
     return report
 
 
 def save_report(
-    tx: Transaction, discrepancies: Sequence[Discrepancy], kinds: Sequence[str], began: datetime
+    tx: Transaction, discrepancies: Sequence[Discrepancy], gone: Sequence[int], began: datetime
 ) -> None:
+    """Keep what was found, and what is gone by these ids unless it was found again."""
     for discrepancy in discrepancies:
         tx.report(discrepancy)
-    tx.resolve_discrepancies(kinds, began)
+    tx.resolve_discrepancies(gone, began)
 
 
 async def _follow_payments(core: Core, since: datetime, cause: Cause, report: Report) -> None:
@@ -237,6 +237,7 @@ async def _compare_account(
     for entry in entries:
         if entry.create_time < since:
             continue
+        report.compared.add(entry.balance_transaction_id)
         line = ours.get((entry.balance_transaction_id, entry.currency))
         if line == entry.net:
             continue
@@ -246,12 +247,14 @@ async def _compare_account(
         lambda reader: reader.ledger_line_ids(name, shown_since, report.began)
     )
     there = {entry.balance_transaction_id for entry in entries}
+    report.shown |= there
     found += [
         Discrepancy(
             payment_id,
             "missing_at_stripe",
             f"{name} has {line_id}, Stripe does not",
             cure="compare the payment's postings with Stripe's dashboard",
+            line_id=line_id,
         )
         for line_id, payment_id in named.items()
         if line_id not in there
@@ -275,6 +278,7 @@ async def _line_discrepancy(
         found=entry.net,
         currency=entry.currency,
         cure="follow the payment; if it stays, an operator posts the difference",
+        line_id=entry.balance_transaction_id,
     )
     if line is not None:
         return amounts
@@ -311,7 +315,7 @@ async def _check_invariants(
         Discrepancy(
             payment_id,
             f"invariant_{name}",
-            details.get((name, payment_id), "the books contradict themselves"),
+            details.get((name, payment_id), CONTRADICTION),
             cure="stop changing this payment and read its events: this is a bug or a tampering",
         )
         for name, payment_ids in violations.items()

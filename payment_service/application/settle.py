@@ -311,6 +311,7 @@ def leased_operation(
         lease_until=None if parked else tx.now + timedelta(seconds=policy.lease),
         lease_token=tx.new_id("lease"),
         next_try_time=None if parked else tx.now + timedelta(seconds=policy.lease),
+        held_since=None if parked else tx.clock,
     )
     tx.add_operation(operation)
     return operation

@@ -55,6 +55,8 @@ class Discrepancy:
     found: int | None = None
     currency: str = ""
     cure: str = ""
+    #: The balance transaction that it is about, if it is about one.
+    line_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)

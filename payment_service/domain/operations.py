@@ -80,6 +80,9 @@ class Operation:
     #: Of a parked one: a request may still be on its way until then, whatever Stripe shows now.
     #: None where Stripe has answered each, or has seen none.
     unsure_until: datetime | None = None
+    #: By the clock of the process that took the lease, a moment before it did. Never stored; None
+    #: for whoever only reads the operation.
+    held_since: float | None = field(default=None, compare=False)
 
     @property
     def stripe_key(self) -> str:
@@ -94,6 +97,10 @@ class Operation:
     def is_held_by(self, holder: Operation) -> bool:
         """Fencing: whoever lost the lease, or came after the end, changes nothing any more."""
         return self.is_open and self.lease_token == holder.lease_token
+
+    def is_surely_held(self, clock: float, lease: float) -> bool:
+        """By its holder's own clock: the lease of so many seconds cannot have run out yet."""
+        return self.held_since is not None and clock - self.held_since < lease
 
     @property
     def is_open(self) -> bool:

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from marketplace.payments.v1 import disputes_pb2, operations_pb2, payments_pb2
+from payment_service.application.look_again import LINE_KINDS
 from payment_service.application.observe import observe_payment
-from payment_service.application.reconcile import LINE_KINDS
 from payment_service.domain.ports import Cause
 from tests.integration.books import balance, check_books
 from tests.integration.conftest import StartWorld

@@ -3,14 +3,41 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
 
 from marketplace.payments.v1 import experts_pb2, operations_pb2
+from payment_service.application.answer_dispute import (
+    AcceptDispute,
+    begin_acceptance,
+    carry_out_answer,
+)
+from payment_service.application.capture_payment import Part
+from payment_service.application.carry_out import carry_out
+from payment_service.application.create_expert_account import (
+    CreateExpertAccount,
+    begin_account,
+    carry_out_account,
+)
 from payment_service.application.keep_lease import renew_lease
+from payment_service.application.refund_payment import RefundPayment, begin_refund
 from payment_service.application.settle import unsettled_phase
 from payment_service.application.sweep import SWEEP, lease_due, sweep_operations
+from payment_service.domain.errors import Unavailable
+from payment_service.domain.experts import BusinessType
 from payment_service.domain.operations import OperationState
+from payment_service.domain.ports import Cause
 from tests.integration.conftest import StartWorld
-from tests.integration.world import CAPTURED, capture_request, refusal, until
+from tests.integration.test_disputes import PLATFORM, contest, dispute_where
+from tests.integration.world import (
+    CAPTURED,
+    World,
+    capture_request,
+    refusal,
+    until,
+)
 
 
 async def test_a_call_that_outlives_its_lease_is_not_taken_over(start_world: StartWorld) -> None:
@@ -45,12 +72,12 @@ async def test_whoever_lost_the_lease_changes_nothing(start_world: StartWorld) -
     assert (await refusal(world.experts.CreateExpertAccount(request))).code == "UNAVAILABLE"
     await asyncio.sleep(0.6)
     [mine] = await database.transact(lease_due, policy)
-    assert await database.transact(renew_lease, mine, 30.0)
+    assert await database.transact(renew_lease, mine, 30.0) is not None
 
     world.sql("UPDATE operations SET lease_until = now(), next_try_time = now() RETURNING 1")
     [theirs] = await database.transact(lease_due, policy)
     assert theirs.lease_token != mine.lease_token
-    assert not await database.transact(renew_lease, mine, 30.0)
+    assert await database.transact(renew_lease, mine, 30.0) is None
     given_back = await database.transact(
         unsettled_phase, policy, mine, OperationState.UNKNOWN, "too late", 0.0, SWEEP
     )
@@ -90,3 +117,119 @@ async def test_an_operator_can_send_on_what_is_older_than_its_key(
     assert (len(keys) - sent, keys[-1]) == (1, f"{operation_id}-2")
     assert len(await world.stripe.effects("captured", payment.payment_intent_id)) == 1
     assert (await world.payments.CapturePayment(request)).payment.state == CAPTURED
+
+
+_LOCAL = Cause("local", "RefundPayment")
+
+
+def refund_of(payment_id: str) -> RefundPayment:
+    return RefundPayment(
+        cause=_LOCAL, key="k", fields={}, payment_id=payment_id, part=Part(1_000), reason="r"
+    )
+
+
+async def test_a_holder_that_slept_for_a_day_sends_nothing(start_world: StartWorld) -> None:
+    """Its key is pruned at Stripe by then, and its lease has long been another's."""
+    world = await start_world(policy={"lease": 1.0})
+    assert world.service is not None
+    core = world.service.core
+    held = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
+    begun = await core.database.transact(
+        begin_refund, core.answers, core.policy, refund_of(held.payment_id)
+    )
+    assert begun.operation is not None
+
+    async def done() -> bool:
+        return (await world.get(held.payment_id)).returned_amount.minor_units == 1_000
+
+    await until(done, "another replica's refund")
+    await world.stripe.advance(25 * 3600)
+    with pytest.raises(Unavailable) as refused:
+        await carry_out(core, begun.operation, begun.version, _LOCAL)
+    assert refused.value.reason == "OUTCOME_UNKNOWN"
+    await world.quiet()
+    assert len(await world.stripe.effects("refunded")) == 1
+
+
+@pytest.mark.parametrize("what", ["the lease is another's", "the key is a day old"])
+async def test_a_first_request_is_fenced_too(start_world: StartWorld, what: str) -> None:
+    """Of money, of an answer to a bank, and of an account."""
+    world = await start_world(policy={"lease": 1.0})
+    assert world.service is not None
+    core = world.service.core
+    held = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
+    contested = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
+    dispute_id = await contest(world, contested)
+    await dispute_where(world, dispute_id)
+    refund = await core.database.transact(
+        begin_refund, core.answers, core.policy, refund_of(held.payment_id)
+    )
+    acceptance = await core.database.transact(
+        begin_acceptance,
+        core.answers,
+        core.policy,
+        AcceptDispute(
+            cause=Cause("local", "AcceptDispute"), key="k", fields={}, dispute_id=dispute_id
+        ),
+    )
+    _, account = await core.database.transact(
+        begin_account,
+        core.policy,
+        CreateExpertAccount(
+            cause=_LOCAL,
+            expert_id="slept",
+            name="Ann",
+            email="ann@example.com",
+            country="US",
+            business_type=BusinessType.INDIVIDUAL,
+            commission_basis_points=None,
+            onward_url="",
+        ),
+    )
+    assert refund.operation is not None
+    assert acceptance.operation is not None
+    assert account is not None
+    begun = [refund.operation, acceptance.operation, account]
+    mine = [one.operation_id for one in begun]
+    is_old = what == "the key is a day old"
+    world.sql(
+        "UPDATE operations SET lease_until = now() + interval '1 hour', "
+        "next_try_time = now() + interval '1 hour', "
+        "attempt_time = attempt_time - make_interval(days => %s), "
+        "lease_token = CASE WHEN %s THEN lease_token ELSE 'theirs' END "
+        "WHERE operation_id = ANY(%s) RETURNING 1",
+        int(is_old),
+        is_old,
+        mine,
+    )
+    if is_old:
+        begun = [replace(one, attempt_time=one.attempt_time - timedelta(days=1)) for one in begun]
+    await asyncio.sleep(1.1)
+    sent = len(await world.stripe.requests())
+    for calling in (
+        carry_out(core, begun[0], refund.version, _LOCAL),
+        carry_out_answer(core, begun[1], acceptance.version, _LOCAL),
+        carry_out_account(core, begun[2], _LOCAL),
+    ):
+        with pytest.raises(Unavailable) as refused:
+            await calling
+        assert refused.value.reason == "OUTCOME_UNKNOWN"
+    assert len(await world.stripe.requests()) == sent
+    found = world.sql("SELECT DISTINCT state FROM operations WHERE operation_id = ANY(%s)", mine)
+    assert found == [("PARKED" if is_old else "STARTED",)]
+
+
+async def test_what_was_just_recorded_is_sent_without_asking(world: World) -> None:
+    """One transaction before the request and one after: the hot path pays nothing for the fence."""
+    assert world.service is not None
+    core = world.service.core
+    held = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
+    begun = await core.database.transact(
+        begin_refund, core.answers, core.policy, refund_of(held.payment_id)
+    )
+    assert begun.operation is not None
+    # Nobody could renew this lease: whoever asks is told that it is lost.
+    world.sql("UPDATE operations SET lease_token = 'theirs' WHERE state = 'STARTED' RETURNING 1")
+    sent = len(await world.stripe.requests("/refunds"))
+    await carry_out(core, begun.operation, begun.version, _LOCAL)
+    assert len(await world.stripe.requests("/refunds")) == sent + 1

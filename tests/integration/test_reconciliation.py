@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -145,6 +147,102 @@ async def test_money_that_moved_for_no_payment_is_reported(world: World) -> None
     assert [(one.kind, one.found.minor_units) for one in found] == [
         ("unknown_balance_transaction", -500)
     ]
+
+
+async def open_kinds(world: World) -> list[str]:
+    request = operations_pb2.ListDiscrepanciesRequest(open_only=True)
+    found = (await world.operations.ListDiscrepancies(request)).discrepancies
+    return [one.kind for one in found if one.kind != "escrow_not_covered"]
+
+
+@pytest.mark.parametrize("by", ["the span", "since"])
+async def test_a_discrepancy_is_not_gone_because_nobody_looked(
+    start_world: StartWorld, as_superuser: Tamper, by: str
+) -> None:
+    """A line that is older than the run reaches, and a payment that has not changed since."""
+    world = await start_world(policy={"reconcile_span": 1.0} if by == "the span" else {})
+    payment = await world.captured()
+    await world.quiet()
+    await world.stripe.control(
+        "POST", "/balance", {"amount": -500, "currency": "usd", "type": "adjustment"}
+    )
+    request = operations_pb2.RunReconciliationRequest()
+    tamper = "UPDATE payments SET net_commission = net_commission + %s WHERE payment_id = %s"
+    as_superuser(world, tamper, 7, payment.payment_id)
+    request.since.FromDatetime(datetime.now(UTC) - timedelta(hours=1))
+    await world.operations.RunReconciliation(request)
+    broken = {"invariant_the_commission_is_in_the_books", "invariant_the_row_is_as_recorded"}
+    assert set(await open_kinds(world)) == {"unknown_balance_transaction", *broken}
+    await asyncio.sleep(2.5)
+    request.Clear()
+    if by == "since":
+        request.since.FromDatetime(datetime.now(UTC))
+    await world.operations.RunReconciliation(request)
+    assert set(await open_kinds(world)) == {"unknown_balance_transaction", *broken}
+    # What is mended is gone, although the run reaches it no more than before.
+    as_superuser(world, tamper, -7, payment.payment_id)
+    await world.operations.RunReconciliation(request)
+    assert await open_kinds(world) == ["unknown_balance_transaction"]
+
+
+async def test_a_line_that_is_mended_is_gone_however_old_it_is(
+    start_world: StartWorld, as_superuser: Tamper
+) -> None:
+    world = await start_world(policy={"reconcile_span": 1.0})
+    payment = await world.captured()
+    await world.quiet()
+    change = (
+        "UPDATE postings SET balance_transaction_id = %s WHERE payment_id = %s "
+        "AND kind = 'transferred' AND account = 'stripe:platform' AND minor_units < 0"
+    )
+    [(line,)] = world.sql(
+        "SELECT balance_transaction_id FROM postings WHERE payment_id = %s "
+        "AND kind = 'transferred' AND account = 'stripe:platform' AND minor_units < 0",
+        payment.payment_id,
+    )
+    as_superuser(world, change, "txn_invented", payment.payment_id)
+    ever = operations_pb2.RunReconciliationRequest()
+    ever.since.FromDatetime(datetime.now(UTC) - timedelta(hours=1))
+    await world.operations.RunReconciliation(ever)
+    both = {"missing_in_ledger", "missing_at_stripe"}
+    assert both <= set(await open_kinds(world))
+    as_superuser(world, change, line, payment.payment_id)
+    await asyncio.sleep(2.5)
+    await run(world)
+    assert await open_kinds(world) == []
+
+
+async def test_lines_of_an_account_that_was_skipped_stay_open(
+    start_world: StartWorld, as_superuser: Tamper
+) -> None:
+    world = await start_world(policy={"poll_seconds": 3600.0, "account_poll_seconds": 3600.0})
+    payment = await world.captured()
+    await world.quiet()
+    as_superuser(
+        world,
+        "UPDATE postings SET minor_units = minor_units + 7 WHERE payment_id = %s "
+        "AND account LIKE 'stripe:connected:%%' AND balance_transaction_id <> ''",
+        payment.payment_id,
+    )
+    await run(world)
+    assert "line_differs" in await open_kinds(world)
+    await world.stripe.control("POST", "/webhooks", {"paused": True})
+    account = world.account_of(payment.expert_id)
+    await world.stripe.control("POST", f"/accounts/{account}/deauthorize")
+    await run(world)
+    assert "line_differs" in await open_kinds(world)
+
+
+async def test_one_payment_alone_closes_what_is_mended(world: World, as_superuser: Tamper) -> None:
+    payment = await world.captured()
+    await world.quiet()
+    tamper = "UPDATE payments SET net_commission = net_commission + %s WHERE payment_id = %s"
+    as_superuser(world, tamper, 7, payment.payment_id)
+    await run(world, payment.payment_id)
+    assert "invariant_the_commission_is_in_the_books" in await open_kinds(world)
+    as_superuser(world, tamper, -7, payment.payment_id)
+    await run(world, payment.payment_id)
+    assert await open_kinds(world) == []
 
 
 async def test_one_payment_alone(world: World) -> None:
