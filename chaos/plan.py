@@ -22,6 +22,19 @@ STRIPE_AWAY = "stripe away"
 DEADLINES_NEAR = "deadlines near"
 NO_WEBHOOKS = "no webhook at all"
 
+PAID_CONTESTED = "bank contests what was paid"
+HELD_CONTESTED = "bank contests what is held"
+BANK_ASKS = "bank asks first"
+INQUIRY_ENDS = "bank's question ends"
+BANK_GIVES_BACK = "bank gives it back"
+BANK_KEEPS = "bank keeps it"
+ISSUER_WARNS = "issuer warns of fraud"
+#: What operators do about it, as soon as they see it.
+EVIDENCE = "evidence submitted"
+ACCEPTED = "dispute accepted"
+RELEASED = "warning released"
+DEEDS = (EVIDENCE, ACCEPTED, RELEASED)
+
 #: One kind of accident for every so many seconds of a run.
 _EVERY_SECONDS = {
     KILL_REPLICA: 6.0,
@@ -32,6 +45,17 @@ _EVERY_SECONDS = {
     KILL_SIMULATOR: 10.0,
     STRIPE_AWAY: 20.0,
 }
+#: And of what clients' banks do.
+_BANK_EVERY_SECONDS = {
+    PAID_CONTESTED: 4.0,
+    HELD_CONTESTED: 6.0,
+    BANK_ASKS: 10.0,
+    INQUIRY_ENDS: 10.0,
+    BANK_GIVES_BACK: 8.0,
+    BANK_KEEPS: 5.0,
+    ISSUER_WARNS: 6.0,
+}
+BANK = tuple(_BANK_EVERY_SECONDS)
 #: Every so many seconds the authorizations that stand are about to lapse, and are promoted.
 _DEADLINES_EVERY_SECONDS = 3.0
 _SILENCE_SECONDS = 2.5
@@ -115,7 +139,7 @@ class Plan:
     def armed(self) -> list[str]:
         """Every kind of fault that must have struck by the end, or the run proves nothing."""
         kinds = dict.fromkeys(step.kind for step in self.steps)
-        return [*kinds, *(rule.name for rule in (*self.stripe_rules, *self.webhook_rules))]
+        return [*kinds, *DEEDS, *(rule.name for rule in (*self.stripe_rules, *self.webhook_rules))]
 
     def lane(self, *kinds: str, target: int | None = None) -> list[Step]:
         """The steps that one after the other befall the same process."""
@@ -128,6 +152,7 @@ class Plan:
     def lines(self) -> Iterator[str]:
         yield f"seed {self.seed}, {self.seconds:g} s"
         yield from (str(step) for step in self.steps)
+        yield f"  operators, when they see it: {', '.join(DEEDS)}"
         for rule in (*self.stripe_rules, *self.webhook_rules):
             yield f"  {rule.name}: {rule.body}"
 
@@ -142,6 +167,9 @@ def plan_of(seed: int, seconds: float) -> Plan:
     ]
     deadlines = random.Random(f"deadlines:{seed}")
     steps += _spread(deadlines, DEADLINES_NEAR, _DEADLINES_EVERY_SECONDS, seconds)
+    bank = random.Random(f"bank:{seed}")
+    for kind, every in _BANK_EVERY_SECONDS.items():
+        steps += _spread(bank, kind, every, seconds)
     # The last payments are heard of by asking alone.
     steps.append(Step(round(seconds - _SILENCE_SECONDS, 3), NO_WEBHOOKS, 0, _SILENCE_SECONDS))
     # In a short run each must still come about: the rhythm quickens.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,9 +64,15 @@ class Scene:
     held: list[Known] = field(default_factory=list)
     captured: list[Known] = field(default_factory=list)
     every: list[Known] = field(default_factory=list)
+    #: Payments whose issuer has warned of fraud.
+    warned: list[str] = field(default_factory=list)
     answered: list[Keyed] = field(default_factory=list)
     #: Answers that must not have been given, as sentences.
     wrong: list[str] = field(default_factory=list)
+    #: Disputes that an operator has taken up, and what for.
+    answering: dict[str, str] = field(default_factory=dict)
+    #: What operators have brought about, by the plan's names.
+    deeds: Counter[str] = field(default_factory=Counter)
     numbers: itertools.count[int] = field(default_factory=itertools.count)
 
     def now(self) -> float:
