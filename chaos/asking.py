@@ -37,10 +37,12 @@ ANSWERS: dict[str, tuple[str, Any]] = {
     "GetPaymentStatus": ("PaymentService", payments_pb2.GetPaymentStatusResponse),
     "ListPayments": ("PaymentService", payments_pb2.ListPaymentsResponse),
     "GetExpert": ("ExpertService", experts_pb2.GetExpertResponse),
+    "ReplaceExpertAccount": ("ExpertService", experts_pb2.ReplaceExpertAccountResponse),
     "ListDisputes": ("DisputeService", disputes_pb2.ListDisputesResponse),
     "GetDispute": ("DisputeService", disputes_pb2.GetDisputeResponse),
     "SubmitEvidence": ("DisputeService", disputes_pb2.SubmitEvidenceResponse),
     "AcceptDispute": ("DisputeService", disputes_pb2.AcceptDisputeResponse),
+    "ResumeOperation": ("OperationsService", operations_pb2.ResumeOperationResponse),
     "ReleaseFraudWarning": ("OperationsService", operations_pb2.ReleaseFraudWarningResponse),
 }
 #: Codes that settle nothing: the call is to be made again.
@@ -115,7 +117,7 @@ class Asker:
         call = self.scene.channel.unary_unary(f"/{_PACKAGE}.{service}/{rpc}")
         started, reason, text = self.scene.now(), "", ""
         try:
-            code, body = "OK", bytes(await call(request, timeout=seconds))
+            code, body = "OK", _lasting(rpc, bytes(await call(request, timeout=seconds)))
         except aio.AioRpcError as error:
             code, body, reason = error.code().name, *_status(error)
             text = str(error.details())
@@ -162,6 +164,15 @@ def _status(error: aio.AioRpcError) -> tuple[bytes, str]:
                     return value, info.reason
             return value, ""
     return b"", ""
+
+
+def _lasting(rpc: str, body: bytes) -> bytes:
+    """An answer without what is made anew each time: the link into Stripe's form."""
+    if rpc != "ReplaceExpertAccount":
+        return body
+    answer = experts_pb2.ReplaceExpertAccountResponse.FromString(body)
+    answer.onboarding_url = ""
+    return answer.SerializeToString(deterministic=True)
 
 
 def _seen(rpc: str, body: bytes) -> Seen | None:

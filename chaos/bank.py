@@ -52,12 +52,22 @@ class Bank:
             return False
         return await self._say(self._inquiries, self._chance.choice(["escalate", "close_warning"]))
 
-    async def warn(self) -> bool:
-        """The issuer calls a charge fraud, or a hold that may become one."""
+    async def end(self, dispute_id: str, *, is_inquiry: bool) -> bool:
+        """One way or the other, now."""
+        words = ["escalate", "close_warning"] if is_inquiry else ["win", "lose"]
+        return await self._say([dispute_id], self._chance.choice(words))
+
+    async def warn(self, *, leave: bool | None = None) -> bool:
+        """The issuer calls a charge fraud, or a hold that may become one.
+
+        Half of them callers then leave to the operators.
+        """
         for known in self._some([*self._scene.held, *self._scene.captured]):
             charge = await self._charge(known)
             if charge and await self._control("POST", f"/charges/{charge}/early_fraud_warning"):
                 self._scene.warned.append(known.payment_id)
+                if self._chance.random() < 0.5 if leave is None else leave:
+                    self._scene.leave(known)
                 return True
         return False
 

@@ -14,6 +14,7 @@ from typing import Any
 import aiohttp
 
 from chaos.asking import ANSWERS, NOT_NOW, Asker
+from chaos.plan import WAITED
 from chaos.scene import Keyed, Known, Scene
 from chaos.simulator import AWAY
 from marketplace.payments.v1 import experts_pb2, money_pb2, payments_pb2
@@ -33,11 +34,8 @@ _MONEY = {"USD": (100, 50_000), "EUR": (100, 50_000), "JPY": (100, 90_000)}
 #: How the money is held: authorized with a destination, charged at once, authorized and charged
 #: before it lapses.
 _PROMOTED: dict[str, Any] = {"on_deadline": payments_pb2.ON_DEADLINE_PROMOTE}
-_HOLDS: list[dict[str, Any]] = [
-    {},
-    {"escrow_mode": payments_pb2.ESCROW_MODE_PLATFORM_HOLD},
-    _PROMOTED,
-]
+_ON_PLATFORM: dict[str, Any] = {"escrow_mode": payments_pb2.ESCROW_MODE_PLATFORM_HOLD}
+_HOLDS: list[dict[str, Any]] = [{}, _ON_PLATFORM, _PROMOTED]
 
 
 class Caller(Asker):
@@ -88,6 +86,15 @@ class Caller(Asker):
         known = self.scene.unpaid.pop()
         await self.scene.simulator.confirm(known.intent, known.client_secret, "pm_card_visa")
 
+    async def spare(self) -> None:
+        """Held by the platform, for the moment in which its expert cannot be paid."""
+        while not self.scene.unpaid:
+            await self.initiate(_ON_PLATFORM)
+        known = self.scene.unpaid.pop()
+        await self.scene.simulator.confirm(known.intent, known.client_secret, _AVAILABLE)
+        if known.is_separate:
+            self.scene.spared.append(known)
+
     async def confirm(self) -> None:
         """The client's browser, with one of the test cards."""
         scene, chance = self.scene, self.chance
@@ -117,6 +124,8 @@ class Caller(Asker):
         return None
 
     async def capture(self) -> None:
+        if self.scene.urgent:
+            return await self.ask(self._capture(self.scene.urgent.pop()))
         known = self._pick(self.scene.held, 0.85)
         if known is None:
             return await self.confirm()
@@ -216,6 +225,7 @@ class Caller(Asker):
                 payment.amount.currency_code,
                 payment.amount.minor_units,
                 payment.client_id,
+                payment.expert_id,
                 payment.charge_model == payments_pb2.CHARGE_MODEL_SEPARATE,
             )
             scene.unpaid.append(known)
@@ -231,6 +241,7 @@ class Caller(Asker):
                     scene.captured.append(keyed.payment)
             elif keyed.payment in scene.captured:
                 scene.captured.remove(keyed.payment)
+            scene.deeds[WAITED] += payment.waiting_for == "expert"
 
     def _capture(self, known: Known) -> Keyed:
         request = payments_pb2.CapturePaymentRequest(

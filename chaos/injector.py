@@ -16,14 +16,18 @@ from typing import Any
 
 import psycopg2
 
+from chaos.accounts import Accounts
 from chaos.bank import Bank
 from chaos.plan import (
+    ACCOUNTS,
     BANK,
     BANK_ASKS,
     BANK_GIVES_BACK,
     BANK_KEEPS,
     DEADLINES_NEAR,
     DEEDS,
+    EXPERT_REJECTED,
+    EXPERT_RESTRICTED,
     HELD_CONTESTED,
     INQUIRY_ENDS,
     ISSUER_WARNS,
@@ -61,6 +65,7 @@ class Injector:
     def __init__(self, plan: Plan, stack: Stack, scene: Scene) -> None:
         self.plan = plan
         self.bank = Bank(scene, plan.seed)
+        self._accounts = Accounts(scene, plan.seed)
         self.injected: Counter[str] = Counter()
         #: Processes that ended although nobody here had ended them.
         self.ended: list[str] = []
@@ -83,6 +88,7 @@ class Injector:
             self.plan.lane(KILL_SIMULATOR, STRIPE_AWAY, NO_WEBHOOKS),
             self.plan.lane(DEADLINES_NEAR),
             self.plan.lane(*BANK),
+            self.plan.lane(*ACCOUNTS),
         ]
         async with asyncio.TaskGroup() as tasks:
             for lane in lanes:
@@ -123,7 +129,8 @@ class Injector:
     async def _lane(self, steps: list[Step]) -> None:
         for step in steps:
             await asyncio.sleep(max(0.0, self._began + step.at - time.monotonic()))
-            done = await self._do(step)
+            at_stripe = step.kind in (*BANK, *ACCOUNTS)
+            done = await (self._at_stripe(step) if at_stripe else self._do(step))
             if done:
                 self.injected[step.kind] += 1
 
@@ -155,13 +162,11 @@ class Injector:
                 return await self._stripe_away(step.seconds)
             case "deadlines near":
                 return await self._soon(self._move_deadlines_near)  # There may be none just now.
-            case _ if step.kind in BANK:
-                return await self._bank(step.kind)
             case "no webhook at all":
                 return await self._silence(step.seconds)
         raise AssertionError(step.kind)
 
-    async def _bank(self, kind: str) -> bool:
+    async def _at_stripe(self, step: Step) -> bool:
         """What it is about may not be there yet, or Stripe may just be coming back."""
         bank, scene = self.bank, self._scene
         acts: dict[str, Callable[[], Awaitable[bool]]] = {
@@ -172,9 +177,11 @@ class Injector:
             BANK_GIVES_BACK: lambda: bank.decide("win"),
             BANK_KEEPS: lambda: bank.decide("lose"),
             ISSUER_WARNS: bank.warn,
+            EXPERT_RESTRICTED: lambda: self._accounts.restrict(step.seconds),
+            EXPERT_REJECTED: self._accounts.reject,
         }
         for _ in range(20):
-            if await acts[kind]():
+            if await acts[step.kind]():
                 return True
             await asyncio.sleep(0.2)
         return False

@@ -7,15 +7,22 @@ from collections import Counter
 
 from chaos.asking import PAUSE_SECONDS, Asker
 from chaos.callers import CANARY
-from chaos.plan import ACCEPTED, EVIDENCE, RELEASED
+from chaos.plan import ACCEPTED, EVIDENCE, RELEASED, REPLACED
 from chaos.scene import Keyed
-from marketplace.payments.v1 import disputes_pb2, operations_pb2, payments_pb2
+from marketplace.payments.v1 import disputes_pb2, experts_pb2, operations_pb2, payments_pb2
 
 _OPEN_ENDS = 3
+_REPLACE = "ReplaceExpertAccount"
 _UNANSWERED = ("needs_response", "warning_needs_response")
 #: What the bank makes of it: the first two decide, an inquiry is escalated by the third, and of the
 #: last it may think what it likes.
 _TEXTS = ("winning_evidence", "losing_evidence", "escalate_inquiry_evidence", f"done {CANARY}")
+#: Where a warning is of no use any more.
+_OVER = (
+    payments_pb2.PAYMENT_STATE_CANCELED,
+    payments_pb2.PAYMENT_STATE_EXPIRED,
+    payments_pb2.PAYMENT_STATE_REFUNDED,
+)
 
 
 class Operator(Asker):
@@ -29,7 +36,8 @@ class Operator(Asker):
             if owed and (owed >= _OPEN_ENDS or self.chance.random() < 0.4):
                 await self.ask(self.chance.choice(self.pending))
                 continue
-            await self.chance.choices([self.answer, self.release, self.read], [4, 4, 2])[0]()
+            await self.replace()
+            await self.chance.choices([self.answer, self.release, self.read], [4, 5, 1])[0]()
             await asyncio.sleep(self.chance.uniform(1, 3) * PAUSE_SECONDS)
 
     async def answer(self) -> None:
@@ -56,22 +64,66 @@ class Operator(Asker):
 
     async def release(self) -> None:
         """An issuer's warning was looked into, and is let pass."""
-        if not self.scene.warned:
+        scene = self.scene
+        fresh = [one for one in scene.warned if one not in scene.releasing]
+        if not scene.warned or (not fresh and self.chance.random() < 0.8):
             return
-        payment_id = self.chance.choice(self.scene.warned)
+        payment_id = self.chance.choice(fresh or scene.warned)
         look = payments_pb2.GetPaymentRequest(payment_id=payment_id)
         code, body = await self.call("GetPayment", "", look.SerializeToString())
         if code != "OK":
             return
         payment = payments_pb2.GetPaymentResponse.FromString(body).payment
-        # Now and then although nothing is to be released.
-        if payment.freeze == payments_pb2.PAYMENT_FREEZE_FRAUD_WARNING or (
-            self.chance.random() < 0.05
-        ):
-            request = operations_pb2.ReleaseFraudWarningRequest(
-                payment_id=payment_id, note=f"looked {CANARY}", idempotency_key=self.key()
+        # Now and then although nothing is to be released any more.
+        if payment.freeze == payments_pb2.PAYMENT_FREEZE_FRAUD_WARNING or not fresh:
+            await self.let_pass(payment_id)
+        elif payment.state in _OVER:
+            scene.releasing.add(payment_id)
+
+    async def let_pass(self, payment_id: str) -> None:
+        self.scene.releasing.add(payment_id)
+        request = operations_pb2.ReleaseFraudWarningRequest(
+            payment_id=payment_id, note=f"looked {CANARY}", idempotency_key=self.key()
+        )
+        await self.ask(Keyed("ReleaseFraudWarning", request.idempotency_key, request))
+
+    async def refund(self, payment_id: str) -> None:
+        """What can only pay an account that the expert has no more goes back to the client."""
+        request = payments_pb2.RefundPaymentRequest(
+            payment_id=payment_id, reason="another account", idempotency_key=self.key()
+        )
+        await self.ask(Keyed("RefundPayment", request.idempotency_key, request))
+
+    async def resume(self, operation_id: str) -> None:
+        """What is parked is sent on."""
+        request = operations_pb2.ResumeOperationRequest(operation_id=operation_id)
+        await self.call("ResumeOperation", "", request.SerializeToString())
+
+    async def replace(self) -> None:
+        """Another account for each expert whose account is rejected, and the form filled in."""
+        scene = self.scene
+        asked = {keyed.request.expert_id for keyed in self.pending if keyed.rpc == _REPLACE}
+        for expert_id, account in list(scene.rejected.items()):
+            if expert_id in asked:
+                continue
+            request = experts_pb2.ReplaceExpertAccountRequest(
+                expert_id=expert_id, reason=f"rejected {CANARY}", idempotency_key=self.key()
             )
-            await self.ask(Keyed("ReleaseFraudWarning", request.idempotency_key, request))
+            if self.chance.random() < 0.5:
+                request.former_account_id = account
+            await self.ask(Keyed(_REPLACE, request.idempotency_key, request))
+        while scene.onboarding:
+            account = scene.onboarding.pop()
+            await scene.simulator.insist("POST", f"/accounts/{account}/complete_onboarding")
+
+    async def resolve(self) -> bool:
+        """Nothing is left that only an operator can do, and experts are as Stripe shows them."""
+        await self.replace()
+        for expert_id in self.scene.experts:
+            # Of one who cannot be paid Stripe is asked first.
+            request = experts_pb2.GetExpertRequest(expert_id=expert_id)
+            await self.call("GetExpert", "", request.SerializeToString())
+        return await super().resolve() and not self.scene.rejected
 
     async def read(self) -> None:
         for dispute in (await self._open())[:3]:
@@ -86,6 +138,12 @@ class Operator(Asker):
             deeds[ACCEPTED] += 1
         elif keyed.rpc == "ReleaseFraudWarning":
             deeds[RELEASED] += 1
+        elif keyed.rpc == _REPLACE:
+            deeds[REPLACED] += 1
+            expert = experts_pb2.ReplaceExpertAccountResponse.FromString(body).expert
+            self.scene.accounts[expert.expert_id] = expert.stripe_account_id
+            self.scene.onboarding.append(expert.stripe_account_id)
+            self.scene.rejected.pop(expert.expert_id, None)
 
     async def _open(self) -> list[disputes_pb2.Dispute]:
         request = disputes_pb2.ListDisputesRequest(open_only=True, page_size=100)

@@ -29,11 +29,16 @@ INQUIRY_ENDS = "bank's question ends"
 BANK_GIVES_BACK = "bank gives it back"
 BANK_KEEPS = "bank keeps it"
 ISSUER_WARNS = "issuer warns of fraud"
+EXPERT_RESTRICTED = "expert restricted"
+EXPERT_REJECTED = "expert rejected"
 #: What operators do about it, as soon as they see it.
 EVIDENCE = "evidence submitted"
 ACCEPTED = "dispute accepted"
 RELEASED = "warning released"
-DEEDS = (EVIDENCE, ACCEPTED, RELEASED)
+REPLACED = "account replaced"
+#: And what becomes of a capture while its expert cannot be paid.
+WAITED = "capture waited for its expert"
+DEEDS = (EVIDENCE, ACCEPTED, RELEASED, REPLACED, WAITED)
 
 #: One kind of accident for every so many seconds of a run.
 _EVERY_SECONDS = {
@@ -53,9 +58,12 @@ _BANK_EVERY_SECONDS = {
     INQUIRY_ENDS: 10.0,
     BANK_GIVES_BACK: 8.0,
     BANK_KEEPS: 5.0,
-    ISSUER_WARNS: 6.0,
+    ISSUER_WARNS: 4.0,
 }
 BANK = tuple(_BANK_EVERY_SECONDS)
+#: And of what befalls experts' accounts: for some seconds, or for good.
+_ACCOUNTS_EVERY_SECONDS = {EXPERT_RESTRICTED: 8.0, EXPERT_REJECTED: 15.0}
+ACCOUNTS = tuple(_ACCOUNTS_EVERY_SECONDS)
 #: Every so many seconds the authorizations that stand are about to lapse, and are promoted.
 _DEADLINES_EVERY_SECONDS = 3.0
 _SILENCE_SECONDS = 2.5
@@ -152,7 +160,7 @@ class Plan:
     def lines(self) -> Iterator[str]:
         yield f"seed {self.seed}, {self.seconds:g} s"
         yield from (str(step) for step in self.steps)
-        yield f"  operators, when they see it: {', '.join(DEEDS)}"
+        yield f"  and what comes of it: {', '.join(DEEDS)}"
         for rule in (*self.stripe_rules, *self.webhook_rules):
             yield f"  {rule.name}: {rule.body}"
 
@@ -170,6 +178,9 @@ def plan_of(seed: int, seconds: float) -> Plan:
     bank = random.Random(f"bank:{seed}")
     for kind, every in _BANK_EVERY_SECONDS.items():
         steps += _spread(bank, kind, every, seconds)
+    accounts = random.Random(f"accounts:{seed}")
+    for kind, every in _ACCOUNTS_EVERY_SECONDS.items():
+        steps += _spread(accounts, kind, every, seconds)
     # The last payments are heard of by asking alone.
     steps.append(Step(round(seconds - _SILENCE_SECONDS, 3), NO_WEBHOOKS, 0, _SILENCE_SECONDS))
     # In a short run each must still come about: the rhythm quickens.
@@ -197,6 +208,7 @@ def _spread(chance: random.Random, kind: str, every: float, seconds: float) -> I
             KILL_GATEWAY: chance.uniform(0.0, 0.8),
             KILL_SIMULATOR: chance.uniform(0.0, 0.8),
             KILL_POSTMASTER: chance.uniform(0.0, 0.5),
+            EXPERT_RESTRICTED: chance.uniform(1.0, 3.0),
         }.get(kind, 0.0)
         target = (first + number) % REPLICAS if "replica" in kind else 0
         yield Step(round(at, 3), kind, target, round(lasting, 3))

@@ -10,31 +10,74 @@ from collections.abc import Sequence
 import psycopg2
 
 from chaos.asking import Asker
+from chaos.bank import Bank
 from chaos.evidence import Row, rows
+from chaos.operators import Operator
 from chaos.report import say
+from chaos.scene import Keyed, Scene
 from chaos.simulator import AWAY, Simulator
 from dev.stack import Stack
 
 
-async def converge(
-    stack: Stack, simulator: Simulator, askers: Sequence[Asker], patience: float
-) -> float | None:
-    """Seconds until nothing is left to do and Stripe shows nothing that we do not know."""
-    began = time.monotonic()
-    said = began
-    left = ""
-    while time.monotonic() - began < patience:
-        with contextlib.suppress(psycopg2.Error, *AWAY):
-            answered = await asyncio.gather(*(asker.resolve() for asker in askers))
-            left = await _left(stack, simulator)
-            if all(answered) and not left:
-                return time.monotonic() - began
-        if time.monotonic() - said > 5:
-            said = time.monotonic()
-            unanswered = sum(len(asker.pending) for asker in askers)
-            say(f"  {said - began:5.1f} s  waiting: {unanswered} unanswered; {left}")
-        await asyncio.sleep(0.2)
-    return None
+class Rest:
+    """The end of a run. What callers and banks owe each other is brought to its end as well."""
+
+    def __init__(
+        self, stack: Stack, scene: Scene, bank: Bank, operator: Operator, askers: Sequence[Asker]
+    ) -> None:
+        self._stack = stack
+        self._scene = scene
+        self._bank = bank
+        self._operator = operator
+        self._askers = askers
+
+    async def come(self, patience: float) -> float | None:
+        """Seconds until nothing is left to do and Stripe shows nothing that we do not know."""
+        began = time.monotonic()
+        said = began
+        left = ""
+        while time.monotonic() - began < patience:
+            with contextlib.suppress(psycopg2.Error, *AWAY):
+                answered = await asyncio.gather(*(asker.resolve() for asker in self._askers))
+                left = await self._free() or await _left(self._stack, self._scene.simulator)
+                if all(answered) and not left:
+                    return time.monotonic() - began
+            if time.monotonic() - said > 5:
+                said = time.monotonic()
+                unanswered = sum(len(asker.pending) for asker in self._askers)
+                say(f"  {said - began:5.1f} s  waiting: {unanswered} unanswered; {left}")
+            await asyncio.sleep(0.2)
+        return None
+
+    async def _free(self) -> str:
+        """Captures that wait for their expert go on by themselves, but for what keeps them back:
+        the bank decides, a warning is let pass, what can pay nobody any more is given back. What
+        Stripe refused for no reason that was seen would be tried again after a minute; an operator
+        need not wait for that.
+
+        What still waits, or empty.
+        """
+        found = await asyncio.to_thread(
+            rows, self._stack.database_url, "SELECT * FROM payments WHERE waiting_for = 'expert'"
+        )
+        for row in found:
+            payment_id = row["payment_id"]
+            if any(payment_id == keyed.request.payment_id for keyed in self._asked()):
+                continue
+            if row["frozen"] == "FRAUD_WARNING":
+                await self._operator.let_pass(payment_id)
+            elif row["frozen"] != "NONE":
+                await self._bank.end(row["frozen_by"], is_inquiry=row["frozen"] == "INQUIRY")
+            elif row["waiting_reason"] == "DESTINATION_ACCOUNT_REPLACED":
+                await self._operator.refund(payment_id)
+            elif row["waiting_reason"] == "EXPERT_REFUSED":
+                await self._operator.resume(row["operation_id"])
+        reasons = ", ".join(sorted({row["waiting_reason"] for row in found}))
+        return f"{len(found)} captures wait for their experts: {reasons}" if found else ""
+
+    def _asked(self) -> list[Keyed]:
+        keys = ("ReleaseFraudWarning", "RefundPayment")
+        return [keyed for keyed in self._operator.pending if keyed.rpc in keys]
 
 
 async def _left(stack: Stack, simulator: Simulator) -> str:

@@ -21,7 +21,7 @@ from chaos.injector import Injector
 from chaos.operators import Operator
 from chaos.plan import KILLS, REPLICAS, STOP_REPLICA, Plan, plan_of
 from chaos.report import Report, say
-from chaos.rest import converge
+from chaos.rest import Rest
 from chaos.scene import Scene
 from chaos.simulator import Simulator
 from dev.probes import taken
@@ -37,6 +37,7 @@ _EXPERTS = 6
 _CAPTURED_BEFORE = 8
 _LEFT_ALONE = 3
 _CONTESTED_BEFORE = 2
+_SPARED = 3
 _OPERATORS = 2
 
 
@@ -124,7 +125,9 @@ async def _run(stack: Stack, plan: Plan, count: int, patience: float, lines: Log
         )
         experts = experts_pb2_grpc.ExpertServiceStub(channel)
         for number in range(_EXPERTS):
-            scene.experts.append(await _expert(experts, simulator, number))
+            expert_id, account = await _expert(experts, simulator, number)
+            scene.experts.append(expert_id)
+            scene.accounts[expert_id] = account
         injector = Injector(plan, stack, scene)
         callers = [
             Caller(number, scene, f"callers:{plan.seed}", reads_only=number % 3 == 2)
@@ -145,11 +148,13 @@ async def _run(stack: Stack, plan: Plan, count: int, patience: float, lines: Log
         say(f"{scene.now():5.1f} s  healing")
         await injector.heal()
         evidence = Evidence(history=scene.history, armed=plan.armed)
-        after = await converge(stack, simulator, everybody, patience)
+        rest = Rest(stack, scene, injector.bank, operators[0], everybody)
+        after = await rest.come(patience)
         evidence.converged = after is not None
         evidence.injected = injector.injected + scene.deeds
         await asyncio.gather(*(_ask_again(caller) for caller in callers))
         evidence.unanswered = [keyed.key for asker in everybody for keyed in asker.pending]
+        evidence.lost_accounts = scene.lost_accounts
         injector.watch()
         evidence.ended = injector.ended
         evidence.wrong = scene.wrong
@@ -174,6 +179,8 @@ async def _prepare(scene: Scene, injector: Injector, callers: list[Caller]) -> N
     something for operators to answer."""
     for caller in callers[:_LEFT_ALONE]:
         await caller.leave_to_its_deadline()
+    for caller in callers[:_SPARED]:
+        await caller.spare()
     for _ in range(20):
         if len(scene.captured) >= _CAPTURED_BEFORE:
             break
@@ -182,9 +189,7 @@ async def _prepare(scene: Scene, injector: Injector, callers: list[Caller]) -> N
             await asyncio.sleep(0.3)
     for _ in range(_CONTESTED_BEFORE):
         await injector.bank.contest(scene.captured, leave=True)
-    await injector.bank.warn()
-    # It is left to the operators.
-    scene.held = [known for known in scene.held if known.payment_id not in scene.warned]
+    await injector.bank.warn(leave=True)
 
 
 async def _prolong(scene: Scene, injector: Injector) -> None:
@@ -198,7 +203,8 @@ async def _prolong(scene: Scene, injector: Injector) -> None:
 
 async def _expert(
     experts: experts_pb2_grpc.ExpertServiceAsyncStub, simulator: Simulator, number: int
-) -> str:
+) -> tuple[str, str]:
+    """An expert who can be paid, and the account."""
     expert_id = f"expert-{number}"
     answer = await experts.CreateExpertAccount(
         experts_pb2.CreateExpertAccountRequest(
@@ -214,7 +220,7 @@ async def _expert(
         request = experts_pb2.GetExpertRequest(expert_id=expert_id)
         status = (await experts.GetExpert(request)).expert.status
         if status == experts_pb2.EXPERT_STATUS_READY:
-            return expert_id
+            return expert_id, account
         await asyncio.sleep(0.05)
     raise AssertionError(f"{expert_id} did not become ready")
 

@@ -4,10 +4,10 @@ Nothing here is taken from the service: edges, commission and hash chain are wri
 that a mistake there is not repeated here. A check yields violations and nothing else.
 """
 
-from chaos.checks import books, disputes, effects, history, rest
+from chaos.checks import accounts, books, disputes, effects, history, rest
 from chaos.checks.registry import CHECKS, Violation, violations
 
 #: Named so that their checks are known; in this order they are shown.
-SUBJECTS = (effects, books, disputes, history, rest)
+SUBJECTS = (effects, books, disputes, accounts, history, rest)
 
 __all__ = ["CHECKS", "SUBJECTS", "Violation", "violations"]

@@ -26,7 +26,7 @@ def at_most_one_effect(evidence: Evidence) -> Iterator[tuple[str, str]]:
         elif kind == "intent_created":
             done[kind, metadata.get("payment_id", effect["object"])] += 1
         elif kind == "account_created":
-            done[kind, metadata.get("expert_id", effect["object"])] += 1
+            done[kind, operation_of(effect) or effect["object"]] += 1
         if kind not in ("authorized", "declined") and effect["idempotency_key"]:
             done[f"{kind} under one key", effect["idempotency_key"]] += 1
     for (kind, whose), count in done.items():
@@ -56,7 +56,8 @@ def no_phantom_effect(evidence: Evidence) -> Iterator[tuple[str, str]]:
     """Everything that happened at Stripe by our hand stands on our side, with its amount."""
     payment_of = evidence.payment_of_intent()
     movements = {row["movement_id"]: row for row in evidence.movements}
-    accounts = {row["stripe_account_id"] for row in evidence.experts}
+    everyone = (*evidence.experts, *evidence.former_accounts)
+    accounts = {row["stripe_account_id"] for row in everyone}
     for effect in evidence.effects:
         kind, id_ = effect["kind"], effect["object"]
         if kind == "account_created":
