@@ -42,6 +42,7 @@ ANSWERS: dict[str, tuple[str, Any]] = {
     "GetDispute": ("DisputeService", disputes_pb2.GetDisputeResponse),
     "SubmitEvidence": ("DisputeService", disputes_pb2.SubmitEvidenceResponse),
     "AcceptDispute": ("DisputeService", disputes_pb2.AcceptDisputeResponse),
+    "WriteOffDebt": ("OperationsService", operations_pb2.WriteOffDebtResponse),
     "ResumeOperation": ("OperationsService", operations_pb2.ResumeOperationResponse),
     "ReleaseFraudWarning": ("OperationsService", operations_pb2.ReleaseFraudWarningResponse),
 }

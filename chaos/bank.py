@@ -57,17 +57,18 @@ class Bank:
         words = ["escalate", "close_warning"] if is_inquiry else ["win", "lose"]
         return await self._say([dispute_id], self._chance.choice(words))
 
-    async def warn(self, *, leave: bool | None = None) -> bool:
+    async def warn(self, *, leave: bool = False) -> bool:
         """The issuer calls a charge fraud, or a hold that may become one.
 
-        Half of them callers then leave to the operators.
+        Callers take no notice, or leave it to the operators alone.
         """
         for known in self._some([*self._scene.held, *self._scene.captured]):
             charge = await self._charge(known)
             if charge and await self._control("POST", f"/charges/{charge}/early_fraud_warning"):
                 self._scene.warned.append(known.payment_id)
-                if self._chance.random() < 0.5 if leave is None else leave:
+                if leave:
                     self._scene.leave(known)
+                    self._scene.every.remove(known)
                 return True
         return False
 

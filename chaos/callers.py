@@ -30,6 +30,8 @@ CARDS = ["pm_card_visa"] * 7 + [
 #: Charged money is available at once, and so are transfers of it: Stripe lets them be reversed.
 _AVAILABLE = "pm_card_bypassPending"
 Action = Callable[[], Awaitable[None]]
+#: What the debtor was paid, and gives back all his life.
+_DEBT = 50_000
 _MONEY = {"USD": (100, 50_000), "EUR": (100, 50_000), "JPY": (100, 90_000)}
 #: How the money is held: authorized with a destination, charged at once, authorized and charged
 #: before it lapses.
@@ -63,15 +65,16 @@ class Caller(Asker):
 
     # What a caller does
 
-    async def initiate(self, hold: dict[str, Any] | None = None) -> None:
+    async def initiate(self, hold: dict[str, Any] | None = None, expert_id: str = "") -> None:
         scene, chance = self.scene, self.chance
-        currency = chance.choices(list(_MONEY), [8, 1, 1])[0]
+        currency = "USD" if expert_id else chance.choices(list(_MONEY), [8, 1, 1])[0]
         request = payments_pb2.InitiatePaymentRequest(
             client_id=f"client-{chance.randrange(20)}",
-            expert_id=chance.choice(scene.experts),
+            expert_id=expert_id or chance.choice(scene.experts),
             gig_id=f"gig-{chance.randrange(50)}",
             amount=money_pb2.Money(
-                minor_units=chance.randint(*_MONEY[currency]), currency_code=currency
+                minor_units=_DEBT if expert_id else chance.randint(*_MONEY[currency]),
+                currency_code=currency,
             ),
             description=f"A website {CANARY}",
             idempotency_key=self.key(),
@@ -94,6 +97,32 @@ class Caller(Asker):
         await self.scene.simulator.confirm(known.intent, known.client_secret, _AVAILABLE)
         if known.is_separate:
             self.scene.spared.append(known)
+
+    async def run_into_debt(self) -> None:
+        """Paid, and given back before the money could be taken back from the expert."""
+        debtor = self.scene.debtor
+        await self.initiate(_ON_PLATFORM, debtor)
+        known = next(known for known in self.scene.every if known.expert_id == debtor)
+        self.scene.leave(known)
+        await self.scene.simulator.confirm(known.intent, known.client_secret, "pm_card_visa")
+        await self._held(known)
+        for request in (
+            payments_pb2.CapturePaymentRequest(payment_id=known.payment_id),
+            payments_pb2.RefundPaymentRequest(payment_id=known.payment_id),
+        ):
+            request.idempotency_key = self.key()
+            name = type(request).__name__.removesuffix("Request")
+            await self.ask(Keyed(name, request.idempotency_key, request))
+
+    async def _held(self, known: Known) -> None:
+        look = payments_pb2.GetPaymentRequest(payment_id=known.payment_id)
+        for _ in range(100):
+            code, body = await self.call("GetPayment", "", look.SerializeToString())
+            if code == "OK":
+                payment = payments_pb2.GetPaymentResponse.FromString(body).payment
+                if payment.state == payments_pb2.PAYMENT_STATE_IN_ESCROW:
+                    return
+            await asyncio.sleep(0.1)
 
     async def confirm(self) -> None:
         """The client's browser, with one of the test cards."""
@@ -300,4 +329,6 @@ _SAYS_MORE: dict[str, Callable[[Any], None]] = {
     "RefundPayment": _more("reason"),
     "SubmitEvidence": _other_evidence,
     "ReleaseFraudWarning": _more("note"),
+    "WriteOffDebt": _more("reason"),
+    "ReplaceExpertAccount": _more("reason"),
 }

@@ -7,9 +7,15 @@ from collections import Counter
 
 from chaos.asking import PAUSE_SECONDS, Asker
 from chaos.callers import CANARY
-from chaos.plan import ACCEPTED, EVIDENCE, RELEASED, REPLACED
+from chaos.plan import ACCEPTED, EVIDENCE, RELEASED, REPLACED, WRITTEN_OFF
 from chaos.scene import Keyed
-from marketplace.payments.v1 import disputes_pb2, experts_pb2, operations_pb2, payments_pb2
+from marketplace.payments.v1 import (
+    disputes_pb2,
+    experts_pb2,
+    money_pb2,
+    operations_pb2,
+    payments_pb2,
+)
 
 _OPEN_ENDS = 3
 _REPLACE = "ReplaceExpertAccount"
@@ -37,7 +43,8 @@ class Operator(Asker):
                 await self.ask(self.chance.choice(self.pending))
                 continue
             await self.replace()
-            await self.chance.choices([self.answer, self.release, self.read], [4, 5, 1])[0]()
+            actions = [self.answer, self.release, self.write_off, self.read]
+            await self.chance.choices(actions, [4, 5, 2, 1])[0]()
             await asyncio.sleep(self.chance.uniform(1, 3) * PAUSE_SECONDS)
 
     async def answer(self) -> None:
@@ -68,7 +75,7 @@ class Operator(Asker):
         fresh = [one for one in scene.warned if one not in scene.releasing]
         if not scene.warned or (not fresh and self.chance.random() < 0.8):
             return
-        payment_id = self.chance.choice(fresh or scene.warned)
+        payment_id = fresh[0] if fresh else self.chance.choice(scene.warned)
         look = payments_pb2.GetPaymentRequest(payment_id=payment_id)
         code, body = await self.call("GetPayment", "", look.SerializeToString())
         if code != "OK":
@@ -93,6 +100,21 @@ class Operator(Asker):
             payment_id=payment_id, reason="another account", idempotency_key=self.key()
         )
         await self.ask(Keyed("RefundPayment", request.idempotency_key, request))
+
+    async def write_off(self) -> None:
+        """A part of what the debtor owes, or all that somebody owes, if anything."""
+        chance, scene = self.chance, self.scene
+        is_debtor = chance.random() < 0.5
+        request = operations_pb2.WriteOffDebtRequest(
+            expert_id=scene.debtor if is_debtor else chance.choice(scene.experts),
+            amount=money_pb2.Money(
+                minor_units=chance.randint(1, 400) if is_debtor else 0,
+                currency_code="USD" if is_debtor else chance.choice(["USD", "EUR", "JPY"]),
+            ),
+            reason=f"gone {CANARY}",
+            idempotency_key=self.key(),
+        )
+        await self.ask(Keyed("WriteOffDebt", request.idempotency_key, request))
 
     async def resume(self, operation_id: str) -> None:
         """What is parked is sent on."""
@@ -119,6 +141,15 @@ class Operator(Asker):
     async def resolve(self) -> bool:
         """Nothing is left that only an operator can do, and experts are as Stripe shows them."""
         await self.replace()
+        # What there was no moment for under the faults is made up for.
+        for deed, act in {
+            EVIDENCE: self.answer,
+            ACCEPTED: self.answer,
+            RELEASED: self.release,
+            WRITTEN_OFF: self.write_off,
+        }.items():
+            if not self.scene.deeds[deed]:
+                await act()
         for expert_id in self.scene.experts:
             # Of one who cannot be paid Stripe is asked first.
             request = experts_pb2.GetExpertRequest(expert_id=expert_id)
@@ -138,6 +169,8 @@ class Operator(Asker):
             deeds[ACCEPTED] += 1
         elif keyed.rpc == "ReleaseFraudWarning":
             deeds[RELEASED] += 1
+        elif keyed.rpc == "WriteOffDebt":
+            deeds[WRITTEN_OFF] += 1
         elif keyed.rpc == _REPLACE:
             deeds[REPLACED] += 1
             expert = experts_pb2.ReplaceExpertAccountResponse.FromString(body).expert

@@ -36,9 +36,10 @@ EVIDENCE = "evidence submitted"
 ACCEPTED = "dispute accepted"
 RELEASED = "warning released"
 REPLACED = "account replaced"
+WRITTEN_OFF = "debt written off"
 #: And what becomes of a capture while its expert cannot be paid.
 WAITED = "capture waited for its expert"
-DEEDS = (EVIDENCE, ACCEPTED, RELEASED, REPLACED, WAITED)
+DEEDS = (EVIDENCE, ACCEPTED, RELEASED, REPLACED, WRITTEN_OFF, WAITED)
 
 #: One kind of accident for every so many seconds of a run.
 _EVERY_SECONDS = {

@@ -128,6 +128,7 @@ async def _run(stack: Stack, plan: Plan, count: int, patience: float, lines: Log
             expert_id, account = await _expert(experts, simulator, number)
             scene.experts.append(expert_id)
             scene.accounts[expert_id] = account
+        scene.debtor, _ = await _expert(experts, simulator, _EXPERTS)
         injector = Injector(plan, stack, scene)
         callers = [
             Caller(number, scene, f"callers:{plan.seed}", reads_only=number % 3 == 2)
@@ -181,6 +182,7 @@ async def _prepare(scene: Scene, injector: Injector, callers: list[Caller]) -> N
         await caller.leave_to_its_deadline()
     for caller in callers[:_SPARED]:
         await caller.spare()
+    await callers[0].run_into_debt()
     for _ in range(20):
         if len(scene.captured) >= _CAPTURED_BEFORE:
             break
@@ -211,7 +213,7 @@ async def _expert(
             expert_id=expert_id,
             name=f"Ann {CANARY}",
             email=f"{expert_id}@example.com",
-            commission_basis_points=[1000, 333, 1250, 0, 2000, 1000][number],
+            commission_basis_points=[1000, 333, 1250, 0, 2000, 1000, 500][number],
         )
     )
     account = answer.expert.stripe_account_id

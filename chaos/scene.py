@@ -61,6 +61,8 @@ class Scene:
     #: When callers leave.
     until: float = 0.0
     experts: list[str] = field(default_factory=list)
+    #: One of whom no caller orders anything, so that nothing keeps the debt back.
+    debtor: str = ""
     #: The experts' present accounts.
     accounts: dict[str, str] = field(default_factory=dict)
     #: Accounts that Stripe has rejected and that nobody has replaced yet, by their experts.
@@ -92,7 +94,7 @@ class Scene:
         return time.monotonic() - self.began
 
     def leave(self, known: Known) -> None:
-        """Nobody goes for this payment any more, but by chance."""
+        """Callers go for this payment by chance alone."""
         for among in (self.unpaid, self.held, self.captured):
             if known in among:
                 among.remove(known)

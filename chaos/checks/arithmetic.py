@@ -1,11 +1,13 @@
 """The arithmetic of money once more: commission, and how a lost dispute is divided."""
 
 import json
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from chaos.checks.registry import events_of
 from chaos.evidence import Evidence
+from marketplace.payments.v1 import operations_pb2
 
 
 def commission_of(minor_units: int, basis_points: int, currency: str) -> int:
@@ -71,3 +73,16 @@ def losses_of(evidence: Evidence) -> Iterator[Loss]:
                     amount - owed - held - rest,
                 )
             before = body["amounts"]
+
+
+def written_off(evidence: Evidence) -> dict[tuple[str, str], list[int]]:
+    """By expert and currency what operators were told to be written off, one amount a key."""
+    found: dict[tuple[str, str], list[int]] = defaultdict(list)
+    keys: set[str] = set()
+    for entry in evidence.history.entries:
+        if entry.rpc == "WriteOffDebt" and entry.outcome == "ok" and entry.key not in keys:
+            keys.add(entry.key)
+            answer = operations_pb2.WriteOffDebtResponse.FromString(entry.body)
+            part = answer.written_off
+            found[answer.expert_id, part.currency_code].append(part.minor_units)
+    return found

@@ -3,19 +3,21 @@
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 
-from chaos.checks.arithmetic import commission_of, losses_of
+from chaos.checks.arithmetic import commission_of, losses_of, written_off
 from chaos.checks.registry import check, events_of, facts_of
 from chaos.evidence import Evidence
 
 
 @check
 def postings_sum_to_zero(evidence: Evidence) -> Iterator[tuple[str, str]]:
-    sums: Counter[tuple[str, int, str]] = Counter()
+    sums: Counter[tuple[str, str, int, str]] = Counter()
     for row in evidence.postings:
-        sums[row["payment_id"], row["sequence"], row["currency"]] += row["minor_units"]
-    for (payment_id, sequence, currency), total in sums.items():
+        whose = (row["payment_id"] or "", row["expert_id"] or "")
+        sums[*whose, row["sequence"], row["currency"]] += row["minor_units"]
+    for (payment_id, expert_id, sequence, currency), total in sums.items():
         if total:
-            yield f"event {sequence} is off by {total} {currency}", payment_id
+            of = f" of {expert_id}" if expert_id else ""
+            yield f"event {sequence}{of} is off by {total} {currency}", payment_id
 
 
 @check
@@ -45,10 +47,13 @@ def nothing_stays_between_accounts(evidence: Evidence) -> Iterator[tuple[str, st
     for row in evidence.postings:
         sums[row["account"], row["currency"].strip()] += row["minor_units"]
     held: Counter[str] = Counter()
-    # What disputes took that the client had been given back before is the platform's loss.
+    # What disputes took that the client had been given back before is the platform's loss, and so
+    # is what operators wrote off.
     wanted: Counter[tuple[str, str]] = Counter()
     for loss in losses_of(evidence):
         wanted["losses", loss.currency] += loss.beyond
+    for (_, currency), parts in written_off(evidence).items():
+        wanted["losses", currency] += sum(parts)
     for payment in evidence.payments:
         currency = payment["currency"].strip()
         if payment["charged"]:
@@ -127,6 +132,49 @@ def held_money_is_paid_once(evidence: Evidence) -> Iterator[tuple[str, str]]:
 
 #: Events by which the expert's part is to come back.
 _TAKEN_BACK = ("payment.client_refunded", "payment.dispute_lost")
+
+
+def _came_due(evidence: Evidence) -> Counter[tuple[str, str]]:
+    """By expert and currency what was to come back, less what did and what was kept back."""
+    owners = {row["payment_id"]: row for row in evidence.payments}
+    due: Counter[tuple[str, str]] = Counter()
+    for payment_id, events in events_of(evidence).items():
+        if payment_id not in owners:
+            continue
+        whose = (owners[payment_id]["expert_id"], owners[payment_id]["currency"].strip())
+        for event in events:
+            facts = facts_of(event)
+            if event["kind"] in _TAKEN_BACK:
+                due[whose] += facts.get("expert_part") or 0
+            elif event["kind"] == "payment.expert_reversed":
+                due[whose] -= facts["amount"]
+            elif event["kind"] == "payment.captured":
+                due[whose] -= facts.get("netted") or 0
+    return due
+
+
+@check
+def debts_are_what_is_left(evidence: Evidence) -> Iterator[tuple[str, str]]:
+    """An expert owes what was to come back, less what did, was kept back or was written off: each
+    of it once."""
+    due = _came_due(evidence)
+    booked: dict[tuple[str, str], list[int]] = defaultdict(list)
+    owed: Counter[tuple[str, str]] = Counter()
+    for row in evidence.postings:
+        name, _, expert_id = row["account"].partition(":")
+        if name == "expert_debt":
+            owed[expert_id, row["currency"].strip()] += row["minor_units"]
+            if row["kind"] == "debt_written_off":
+                booked[expert_id, row["currency"].strip()].append(-row["minor_units"])
+    told = written_off(evidence)
+    for whose in due.keys() | owed.keys() | told.keys():
+        expert_id, currency = whose
+        if sorted(booked[whose]) != sorted(told[whose]):
+            what = f"{sorted(booked[whose])} {currency} were written off of {expert_id}"
+            yield f"{what}, told was {sorted(told[whose])}", ""
+        left = due[whose] - sum(told[whose])
+        if owed[whose] != left:
+            yield f"{expert_id} owes {owed[whose]} {currency}, left of it should be {left}", ""
 
 
 @check

@@ -52,7 +52,8 @@ def _ordered(after: timedelta) -> Callable[[Evidence], None]:
 
     def spoil(world: Evidence) -> None:
         world.transfers[0]["destination"] = "acct_1"
-        world.operations[-1]["create_time"] = _EXCHANGE + after
+        [order] = [one for one in world.operations if one["kind"] == "transfer"]
+        order["create_time"] = _EXCHANGE + after
 
     return spoil
 

@@ -16,6 +16,7 @@ from chaos.checks import CHECKS, accounts, disputes, violations
 from chaos.checks.arithmetic import commission_of
 from chaos.evidence import Evidence, Row
 from chaos.history import Entry, History, Seen
+from marketplace.payments.v1 import money_pb2, operations_pb2
 
 NOW = datetime(2026, 11, 1, 12, 0, 0, 5, UTC)
 PAYMENT, INTENT = "pay_1", "pi_1"
@@ -53,6 +54,8 @@ def hashed(number: int, kind: str, body: str, former: bytes) -> Row:
 def _posting(sequence: int, account: str, minor_units: int, line: str = "") -> Row:
     return {
         "payment_id": PAYMENT,
+        "expert_id": None,
+        "kind": "",
         "sequence": sequence,
         "account": account,
         "currency": "USD",
@@ -200,6 +203,14 @@ def on_the_platform() -> Evidence:
     )
     world.operations.append(_operation("op_4", "transfer"))
     world.effects.append(_effect(4, "transferred", "tr_1", 900, "op_4"))
+    due = _told("client_refunded", expert_part=300)
+    world.events[-1].update(hashed(7, due["kind"], due["body"], world.events[-2]["hash"]))
+    owes = _told("expert_owes", amount=300)
+    body = json.dumps({**json.loads(owes["body"]), "from": "CAPTURED"})
+    world.events.append(hashed(8, owes["kind"], body, world.events[-1]["hash"]))
+    world.feed.append({"position": 24, "payment_id": PAYMENT, "sequence": 8})
+    world.payments[0].update(version=8, head_hash=world.events[-1]["hash"])
+    world.operations.append({**_operation("op_9", "reverse_transfer"), "state": "REFUSED"})
     world.postings.append(_posting(6, "expert_debt:e", 300))
     world.postings.append(_posting(6, "client_refund", -300))
     return world
@@ -300,6 +311,7 @@ SPOILED: list[tuple[str, Callable[[Evidence], None]]] = [
     ("held_money_is_paid_once", _put("payments", charge_model="SEPARATE")),
     ("debts_have_a_reason", _put("events", **_told("client_refunded", expert_part=300))),
     ("debts_have_a_reason", _put("events", **_told("expert_owes", amount=300))),
+    ("debts_are_what_is_left", _put("events", **_told("client_refunded", expert_part=300))),
     ("states_move_along_edges", _another_start),
     ("states_move_along_edges", _drop("events", 3)),
     ("states_move_along_edges", _put("payments", version=8)),
@@ -380,6 +392,55 @@ def test_what_was_kept_back_for_an_older_debt_is_owed_again(owed: int, found: bo
     world.events.append({**world.events[-1], **_told("expert_owes", amount=owed)})
     checks = [one for one in violations(world) if "refused no reversal" in str(one)]
     assert bool(checks) is found
+
+
+def _write_off(key: str, part: int) -> Entry:
+    amount = money_pb2.Money(minor_units=part, currency_code="USD")
+    body = operations_pb2.WriteOffDebtResponse(expert_id="e", written_off=amount)
+    return Entry(0, "WriteOffDebt", key, b"", 1, 2, "ok", "OK", body=body.SerializeToString())
+
+
+def in_debt() -> Evidence:
+    """Of the 3.00 that came due and were not taken back, an operator wrote 1.00 off."""
+    world = on_the_platform()
+    of_the_expert = {"payment_id": None, "expert_id": "e", "kind": "debt_written_off"}
+    world.postings.append({**_posting(3, "losses", 100), **of_the_expert})
+    world.postings.append({**_posting(3, "expert_debt:e", -100), **of_the_expert})
+    world.history.add(_write_off("key-9", 100))
+    world.history.add(_write_off("key-9", 100))
+    return world
+
+
+def test_a_sound_debt_has_no_violations() -> None:
+    assert [str(found) for found in violations(in_debt())] == []
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        _say(_write_off("key-10", 100)),
+        lambda world: world.history.entries.clear(),
+        lambda world: world.postings.extend(world.postings[-2:]),
+        _put("postings", kind=""),
+        _put("postings", minor_units=-99),
+        _drop("postings"),
+        lambda world: world.events[-2].update(_told("client_refunded", expert_part=301)),
+        lambda world: world.events[-1].update(_told("captured", netted=1)),
+    ],
+)
+def test_a_debt_that_is_written_off_or_kept_back_twice_is_found(
+    spoil: Callable[[Evidence], None],
+) -> None:
+    world = in_debt()
+    spoil(world)
+    assert "debts_are_what_is_left" in {found.check for found in violations(world)}
+
+
+def test_what_is_written_off_is_the_platforms_loss() -> None:
+    world = in_debt()
+    world.postings[-2]["account"] = "commission"
+    found = {violation.check for violation in violations(world)}
+    assert "nothing_stays_between_accounts" in found
 
 
 def test_every_check_has_a_violation_of_its_own() -> None:

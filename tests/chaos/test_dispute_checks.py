@@ -87,6 +87,8 @@ def contested() -> Evidence:
         _posting(lost, "expert_debt:e", 600),
         _posting(lost, "losses", 33),
         _posting(lost, f"dispute_hold:{PAYMENT}", -700),
+        _posting(lost + 1, "expert_funds:e", 600),
+        _posting(lost + 1, "expert_debt:e", -600),
     ]
     world.lines.append(("stripe:platform", {"id": "txn_d", "currency": "usd", "net": -715}))
     world.operations.append(
@@ -184,7 +186,7 @@ def _begins(kind: str, to: str, *, during: str) -> Callable[[Evidence], None]:
 
 def _line_of_the_loss(world: Evidence) -> None:
     """The platform bears what the expert should."""
-    for row in world.postings[-4:]:
+    for row in world.postings[-6:-2]:
         row["minor_units"] += {"expert_debt:e": -600, "losses": 600}.get(row["account"], 0)
 
 
@@ -207,7 +209,7 @@ SPOILED: list[tuple[str, Callable[[Evidence], None]]] = [
     ("losses_are_divided_right", _put("payments", lost_beyond=0)),
     ("losses_are_divided_right", _put("payments", lost=666)),
     ("losses_are_divided_right", _put("payments", lost_held=1)),
-    ("contested_money_is_on_the_books", _drop("postings")),
+    ("contested_money_is_on_the_books", _drop("postings", -3)),
     ("contested_money_is_on_the_books", _add("postings", _posting(9, "dispute_fee", 1))),
     ("what_is_contested_is_frozen", _put("payments", frozen="NONE", frozen_by="")),
     ("what_is_contested_is_frozen", _put("payments", frozen_by=DISPUTE)),
