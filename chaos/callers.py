@@ -1,8 +1,4 @@
-"""Callers: what the gig service, operators' tools and clients' browsers do, many at once.
-
-A caller that is not told what became of a mutation asks again with the same key and the same
-bytes, now or later, until it is told. That is all it must do, and all that the service promises on.
-"""
+"""Callers: what the gig service and clients' browsers do, many at once."""
 
 from __future__ import annotations
 
@@ -11,34 +7,19 @@ import contextlib
 import hashlib
 import hmac
 import json
-import random
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import aiohttp
-from google.rpc import error_details_pb2, status_pb2
-from grpc import aio
 
-from chaos.history import OWN, Entry, Outcome, Seen, outcome_of
+from chaos.asking import ANSWERS, NOT_NOW, Asker
+from chaos.plan import WAITED
 from chaos.scene import Keyed, Known, Scene
 from chaos.simulator import AWAY
 from marketplace.payments.v1 import experts_pb2, money_pb2, payments_pb2
 
-_PACKAGE = "marketplace.payments.v1"
-_PATIENCE_SECONDS = 8.0
 _OPEN_ENDS = 4
-#: How often a caller forgets a key whose outcome it does not know.
-_GIVES_UP = 0.1
-#: After an answer that settles nothing, and while the service is away.
-_PAUSE_SECONDS = 0.1
-_ANSWERS: dict[str, Any] = {
-    "InitiatePayment": payments_pb2.InitiatePaymentResponse,
-    "CapturePayment": payments_pb2.CapturePaymentResponse,
-    "RefundPayment": payments_pb2.RefundPaymentResponse,
-    "GetPayment": payments_pb2.GetPaymentResponse,
-    "ListPayments": payments_pb2.ListPaymentsResponse,
-}
 #: Stand in texts that callers hand over; must never be read in a log.
 CANARY = "canary-7f3a91"
 CARDS = ["pm_card_visa"] * 7 + [
@@ -49,25 +30,21 @@ CARDS = ["pm_card_visa"] * 7 + [
 #: Charged money is available at once, and so are transfers of it: Stripe lets them be reversed.
 _AVAILABLE = "pm_card_bypassPending"
 Action = Callable[[], Awaitable[None]]
+#: What the debtor was paid, and gives back all his life.
+_DEBT = 50_000
 _MONEY = {"USD": (100, 50_000), "EUR": (100, 50_000), "JPY": (100, 90_000)}
 #: How the money is held: authorized with a destination, charged at once, authorized and charged
 #: before it lapses.
 _PROMOTED: dict[str, Any] = {"on_deadline": payments_pb2.ON_DEADLINE_PROMOTE}
-_HOLDS: list[dict[str, Any]] = [
-    {},
-    {"escrow_mode": payments_pb2.ESCROW_MODE_PLATFORM_HOLD},
-    _PROMOTED,
-]
+_ON_PLATFORM: dict[str, Any] = {"escrow_mode": payments_pb2.ESCROW_MODE_PLATFORM_HOLD}
+_HOLDS: list[dict[str, Any]] = [{}, _ON_PLATFORM, _PROMOTED]
 
 
-class Caller:
+class Caller(Asker):
     """One of many. A reader only ever asks how payments stand, as the user service does."""
 
     def __init__(self, number: int, scene: Scene, seed: str, *, reads_only: bool = False) -> None:
-        self.number = number
-        self.scene = scene
-        self.chance = random.Random(f"{seed}:{number}")
-        self.pending: list[Keyed] = []
+        super().__init__(number, scene, seed)
         self.reads_only = reads_only
         self._actions: list[Action] = [self.read]
         self._weights = [1]
@@ -86,25 +63,21 @@ class Caller:
             else:
                 await self.chance.choices(self._actions, self._weights)[0]()
 
-    async def resolve(self) -> bool:
-        """Ask once more for everything that is still open; whether nothing is."""
-        await asyncio.gather(*(self.ask(keyed, patient=True) for keyed in list(self.pending)))
-        return not self.pending
-
     # What a caller does
 
-    async def initiate(self, hold: dict[str, Any] | None = None) -> None:
+    async def initiate(self, hold: dict[str, Any] | None = None, expert_id: str = "") -> None:
         scene, chance = self.scene, self.chance
-        currency = chance.choices(list(_MONEY), [8, 1, 1])[0]
+        currency = "USD" if expert_id else chance.choices(list(_MONEY), [8, 1, 1])[0]
         request = payments_pb2.InitiatePaymentRequest(
             client_id=f"client-{chance.randrange(20)}",
-            expert_id=chance.choice(scene.experts),
+            expert_id=expert_id or chance.choice(scene.experts),
             gig_id=f"gig-{chance.randrange(50)}",
             amount=money_pb2.Money(
-                minor_units=chance.randint(*_MONEY[currency]), currency_code=currency
+                minor_units=_DEBT if expert_id else chance.randint(*_MONEY[currency]),
+                currency_code=currency,
             ),
             description=f"A website {CANARY}",
-            idempotency_key=self._key(),
+            idempotency_key=self.key(),
             **(hold or chance.choices(_HOLDS, [5, 3, 2])[0]),
         )
         await self.ask(Keyed("InitiatePayment", request.idempotency_key, request))
@@ -115,6 +88,41 @@ class Caller:
             await self.initiate(_PROMOTED)
         known = self.scene.unpaid.pop()
         await self.scene.simulator.confirm(known.intent, known.client_secret, "pm_card_visa")
+
+    async def spare(self) -> None:
+        """Held by the platform, for the moment in which its expert cannot be paid."""
+        while not self.scene.unpaid:
+            await self.initiate(_ON_PLATFORM)
+        known = self.scene.unpaid.pop()
+        await self.scene.simulator.confirm(known.intent, known.client_secret, _AVAILABLE)
+        if known.is_separate:
+            self.scene.spared.append(known)
+
+    async def run_into_debt(self) -> None:
+        """Paid, and given back before the money could be taken back from the expert."""
+        debtor = self.scene.debtor
+        await self.initiate(_ON_PLATFORM, debtor)
+        known = next(known for known in self.scene.every if known.expert_id == debtor)
+        self.scene.leave(known)
+        await self.scene.simulator.confirm(known.intent, known.client_secret, "pm_card_visa")
+        await self._held(known)
+        for request in (
+            payments_pb2.CapturePaymentRequest(payment_id=known.payment_id),
+            payments_pb2.RefundPaymentRequest(payment_id=known.payment_id),
+        ):
+            request.idempotency_key = self.key()
+            name = type(request).__name__.removesuffix("Request")
+            await self.ask(Keyed(name, request.idempotency_key, request))
+
+    async def _held(self, known: Known) -> None:
+        look = payments_pb2.GetPaymentRequest(payment_id=known.payment_id)
+        for _ in range(100):
+            code, body = await self.call("GetPayment", "", look.SerializeToString())
+            if code == "OK":
+                payment = payments_pb2.GetPaymentResponse.FromString(body).payment
+                if payment.state == payments_pb2.PAYMENT_STATE_IN_ESCROW:
+                    return
+            await asyncio.sleep(0.1)
 
     async def confirm(self) -> None:
         """The client's browser, with one of the test cards."""
@@ -141,10 +149,12 @@ class Caller:
             scene.held.append(known)
         elif status in ("away", "card_declined", "requires_payment_method", "lock_timeout"):
             scene.unpaid.append(known)
-        self._note("Confirm", "", b"", started, "ok" if status != "away" else "info", status)
+        self.note("Confirm", "", b"", started, "ok" if status != "away" else "info", status)
         return None
 
     async def capture(self) -> None:
+        if self.scene.urgent:
+            return await self.ask(self._capture(self.scene.urgent.pop()))
         known = self._pick(self.scene.held, 0.85)
         if known is None:
             return await self.confirm()
@@ -166,16 +176,16 @@ class Caller:
         which = chance.random()
         if which < 0.55:
             request: Any = payments_pb2.GetPaymentRequest(payment_id=known.payment_id)
-            await self._call("PaymentService", "GetPayment", "", request.SerializeToString())
+            await self.call("GetPayment", "", request.SerializeToString())
         elif which < 0.8:
             request = payments_pb2.GetPaymentStatusRequest(payment_id=known.payment_id)
-            await self._call("PaymentService", "GetPaymentStatus", "", request.SerializeToString())
+            await self.call("GetPaymentStatus", "", request.SerializeToString())
         elif which < 0.9:
             request = payments_pb2.ListPaymentsRequest(user_id=known.client_id, page_size=10)
-            await self._call("PaymentService", "ListPayments", "", request.SerializeToString())
+            await self.call("ListPayments", "", request.SerializeToString())
         else:
             request = experts_pb2.GetExpertRequest(expert_id=chance.choice(scene.experts))
-            await self._call("ExpertService", "GetExpert", "", request.SerializeToString())
+            await self.call("GetExpert", "", request.SerializeToString())
         return None
 
     async def repeat(self) -> None:
@@ -185,22 +195,15 @@ class Caller:
 
     async def contradict(self) -> None:
         """A known key with other content."""
-        known = [keyed for keyed in self.scene.answered[-200:] if keyed.answer]
+        known = [keyed for keyed in self.scene.answered[-200:] if keyed.rpc in _SAYS_MORE]
         if not known:
             return
         keyed = self.chance.choice(known)
         other = type(keyed.request)()
         other.CopyFrom(keyed.request)
-        if keyed.rpc == "InitiatePayment":
-            other.amount.minor_units += 1
-        elif keyed.rpc == "CapturePayment":
-            other.notes += " or not"
-        else:
-            other.reason += " or not"
-        code, _ = await self._call(
-            "PaymentService", keyed.rpc, "", other.SerializeToString(), "Contradict"
-        )
-        if code not in ("ALREADY_EXISTS", *_NOT_NOW):
+        _SAYS_MORE[keyed.rpc](other)
+        code, _ = await self.call(keyed.rpc, "", other.SerializeToString(), "Contradict")
+        if code not in ("ALREADY_EXISTS", *NOT_NOW):
             self.scene.wrong.append(f"key {keyed.key} with other content was answered {code}")
 
     async def race(self) -> None:
@@ -239,42 +242,9 @@ class Caller:
                 if answer.status not in (400, 503):
                     scene.wrong.append(f"a forged webhook was answered {answer.status}")
 
-    # How a caller asks
-
-    async def ask(self, keyed: Keyed, *, patient: bool = False, again: bool = False) -> None:
-        """One call under a key; what is not settled by it stays pending."""
-        if keyed.asking and not again:
-            return
-        keyed.asking = True
-        try:
-            seconds = _PATIENCE_SECONDS
-            if not patient and self.chance.random() < 0.08:
-                seconds = self.chance.choice([0.02, 0.05, 0.2])
-            code, body = await self._call(
-                "PaymentService", keyed.rpc, keyed.key, keyed.bytes, seconds=seconds
-            )
-        finally:
-            keyed.asking = False
-        outcome = outcome_of(code)
-        if outcome == "info":
-            if keyed.answer is None and keyed not in self.pending:
-                if self.chance.random() < _GIVES_UP and not again:
-                    return  # It died, say, and nobody will ever ask again: the sweep must do it.
-                self.pending.append(keyed)
-            await asyncio.sleep(self.chance.uniform(0.5, 1.5) * _PAUSE_SECONDS)
-            return
-        if keyed in self.pending:
-            self.pending.remove(keyed)
-        if keyed.answer is None:
-            keyed.answer = (code, body)
-            if code in ("OK", "FAILED_PRECONDITION"):
-                self.scene.answered.append(keyed)
-            if code == "OK":
-                self._learn(keyed, body)
-
-    def _learn(self, keyed: Keyed, body: bytes) -> None:
+    def learn(self, keyed: Keyed, body: bytes) -> None:
         scene = self.scene
-        payment = _ANSWERS[keyed.rpc].FromString(body).payment
+        payment = ANSWERS[keyed.rpc][1].FromString(body).payment
         if keyed.rpc == "InitiatePayment":
             told = payments_pb2.InitiatePaymentResponse.FromString(body)
             known = Known(
@@ -284,6 +254,7 @@ class Caller:
                 payment.amount.currency_code,
                 payment.amount.minor_units,
                 payment.client_id,
+                payment.expert_id,
                 payment.charge_model == payments_pb2.CHARGE_MODEL_SEPARATE,
             )
             scene.unpaid.append(known)
@@ -299,56 +270,11 @@ class Caller:
                     scene.captured.append(keyed.payment)
             elif keyed.payment in scene.captured:
                 scene.captured.remove(keyed.payment)
-
-    async def _call(
-        self,
-        service: str,
-        rpc: str,
-        key: str,
-        request: bytes,
-        name: str = "",
-        seconds: float = _PATIENCE_SECONDS,
-    ) -> tuple[str, bytes]:
-        """One call in bytes and out; its status' bytes if it is refused."""
-        call: aio.UnaryUnaryMultiCallable[bytes, bytes]
-        call = self.scene.channel.unary_unary(f"/{_PACKAGE}.{service}/{rpc}")
-        started, reason, text = self.scene.now(), "", ""
-        try:
-            code, body = "OK", bytes(await call(request, timeout=seconds))
-        except aio.AioRpcError as error:
-            code, body, reason = error.code().name, *_status(error)
-            text = str(error.details())
-            if not key:
-                await asyncio.sleep(2 * _PAUSE_SECONDS)
-        patient = seconds == _PATIENCE_SECONDS
-        entry = Entry(
-            self.number,
-            name or rpc,
-            key,
-            request,
-            started,
-            self.scene.now(),
-            outcome_of(code),
-            code,
-            reason,
-            body,
-            _seen(rpc, body) if code == "OK" else None,
-            patient,
-            text,
-        )
-        self.scene.history.add(entry)
-        return code, body
-
-    def _note(
-        self, rpc: str, key: str, request: bytes, started: float, outcome: Outcome, code: str
-    ) -> None:
-        self.scene.history.add(
-            Entry(self.number, rpc, key, request, started, self.scene.now(), outcome, code)
-        )
+            scene.deeds[WAITED] += payment.waiting_for == "expert"
 
     def _capture(self, known: Known) -> Keyed:
         request = payments_pb2.CapturePaymentRequest(
-            payment_id=known.payment_id, notes=f"done {CANARY}", idempotency_key=self._key()
+            payment_id=known.payment_id, notes=f"done {CANARY}", idempotency_key=self.key()
         )
         if known.is_separate and self.chance.random() < 0.7:
             # Parts, now and then more of them than there is money; the last word is said seldom.
@@ -361,7 +287,7 @@ class Caller:
 
     def _refund(self, known: Known) -> Keyed:
         request = payments_pb2.RefundPaymentRequest(
-            payment_id=known.payment_id, reason=f"late {CANARY}", idempotency_key=self._key()
+            payment_id=known.payment_id, reason=f"late {CANARY}", idempotency_key=self.key()
         )
         if self.chance.random() < 0.6:
             # Beyond a half: of a separate one often more than is held, and from several transfers.
@@ -380,36 +306,29 @@ class Caller:
         among = likely if likely and self.chance.random() < probability else every
         return self.chance.choice(among[-300:]) if among else None
 
-    def _key(self) -> str:
-        return f"chaos-{self.number}-{next(self.scene.numbers)}"
+
+def _more(name: str) -> Callable[[Any], None]:
+    def say(request: Any) -> None:
+        setattr(request, name, f"{getattr(request, name)} or not")
+
+    return say
 
 
-_NOT_NOW = ("UNAVAILABLE", "ABORTED", "RESOURCE_EXHAUSTED", *OWN)
+def _other_amount(request: Any) -> None:
+    request.amount.minor_units += 1
 
 
-def _status(error: aio.AioRpcError) -> tuple[bytes, str]:
-    """The status as it stood on the wire, and the reason in it."""
-    for name, value in error.trailing_metadata() or ():
-        if name == "grpc-status-details-bin" and isinstance(value, bytes):
-            for detail in status_pb2.Status.FromString(value).details:
-                info = error_details_pb2.ErrorInfo()
-                if detail.Unpack(info):
-                    return value, info.reason
-            return value, ""
-    return b"", ""
+def _other_evidence(request: Any) -> None:
+    request.evidence.product_description += "another"
 
 
-def _seen(rpc: str, body: bytes) -> Seen | None:
-    if rpc not in _ANSWERS or rpc == "ListPayments":
-        return None
-    payment = _ANSWERS[rpc].FromString(body).payment
-    return Seen(
-        payment.payment_id,
-        payment.version,
-        payments_pb2.PaymentState.Name(payment.state).removeprefix("PAYMENT_STATE_"),
-        (
-            payment.held_amount.minor_units,
-            payment.captured_amount.minor_units,
-            payment.refunded_amount.minor_units,
-        ),
-    )
+#: What makes another request of one, by its RPC.
+_SAYS_MORE: dict[str, Callable[[Any], None]] = {
+    "InitiatePayment": _other_amount,
+    "CapturePayment": _more("notes"),
+    "RefundPayment": _more("reason"),
+    "SubmitEvidence": _other_evidence,
+    "ReleaseFraudWarning": _more("note"),
+    "WriteOffDebt": _more("reason"),
+    "ReplaceExpertAccount": _more("reason"),
+}

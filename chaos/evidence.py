@@ -28,6 +28,8 @@ _TABLES = {
     "claims": "SELECT * FROM claims ORDER BY create_time",
     "inbox": "SELECT * FROM inbox ORDER BY receive_time",
     "experts": "SELECT * FROM experts",
+    "former_accounts": "SELECT * FROM former_accounts ORDER BY replace_time",
+    "disputes": "SELECT * FROM disputes ORDER BY create_time",
     "discrepancies": "SELECT * FROM discrepancies",
 }
 #: Every text that the service keeps about its work; a secret must stand in none.
@@ -54,14 +56,21 @@ class Evidence:
     claims: list[Row] = field(default_factory=list)
     inbox: list[Row] = field(default_factory=list)
     experts: list[Row] = field(default_factory=list)
+    former_accounts: list[Row] = field(default_factory=list)
+    disputes: list[Row] = field(default_factory=list)
     discrepancies: list[Row] = field(default_factory=list)
     #: Of the simulator.
     effects: list[Row] = field(default_factory=list)
     intents: list[Row] = field(default_factory=list)
     deliveries: list[Row] = field(default_factory=list)
+    transfers: list[Row] = field(default_factory=list)
+    stripe_disputes: list[Row] = field(default_factory=list)
+    fraud_warnings: list[Row] = field(default_factory=list)
     #: Stripe's balance transactions, by the name that our ledger has for their account.
     lines: list[tuple[str, Row]] = field(default_factory=list)
     history: History = field(default_factory=History)
+    #: Accounts that Stripe has rejected for good.
+    lost_accounts: set[str] = field(default_factory=set)
     #: Sentences of what was seen to be wrong while it ran.
     wrong: list[str] = field(default_factory=list)
     #: Lines of logs and texts of tables in which a secret stands.
@@ -103,13 +112,16 @@ def read_tables(evidence: Evidence, database_url: str, secrets: Iterable[str]) -
 async def read_stripe(evidence: Evidence, simulator: Simulator) -> None:
     evidence.effects = (await simulator.control("GET", "/effects"))["effects"]
     evidence.intents = await simulator.list("/payment_intents")
+    evidence.transfers = await simulator.list("/transfers")
+    evidence.stripe_disputes = await simulator.list("/disputes")
+    evidence.fraud_warnings = await simulator.list("/radar/early_fraud_warnings")
     shown = await simulator.control("GET", "/webhooks?limit=1000000")
     evidence.deliveries = shown["deliveries"]
-    accounts = {
-        f"stripe:connected:{row['expert_id']}": row["stripe_account_id"]
-        for row in evidence.experts
+    accounts = [
+        (f"stripe:connected:{row['expert_id']}", row["stripe_account_id"])
+        for row in (*evidence.experts, *evidence.former_accounts)
         if row["stripe_account_id"]
-    }
-    for name, account in {"stripe:platform": "", **accounts}.items():
+    ]
+    for name, account in [("stripe:platform", ""), *accounts]:
         for line in await simulator.list("/balance_transactions", account):
             evidence.lines.append((name, line))

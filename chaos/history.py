@@ -29,6 +29,16 @@ class Seen:
 
 
 @dataclass(frozen=True, slots=True)
+class SeenDispute:
+    """A dispute as an answer showed it."""
+
+    dispute_id: str
+    outcome: str
+    #: Withdrawn, reinstated, written off as lost, times of submission: none of them ever falls.
+    counts: tuple[int, int, int, int]
+
+
+@dataclass(frozen=True, slots=True)
 class Entry:
     """One call from its start to its end (seconds of the run)."""
 
@@ -46,6 +56,7 @@ class Entry:
     #: The caller waited as long as it ever does; a shorter deadline ends by its own doing.
     patient: bool = True
     text: str = ""
+    disputes: tuple[SeenDispute, ...] = ()
 
 
 def outcome_of(code: str) -> Outcome:

@@ -10,20 +10,34 @@ import os
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import psycopg2
 
+from chaos.accounts import Accounts
+from chaos.bank import Bank
 from chaos.plan import (
+    ACCOUNTS,
+    BANK,
+    BANK_ASKS,
+    BANK_GIVES_BACK,
+    BANK_KEEPS,
     DEADLINES_NEAR,
+    DEEDS,
+    EXPERT_REJECTED,
+    EXPERT_RESTRICTED,
+    HELD_CONTESTED,
+    INQUIRY_ENDS,
+    ISSUER_WARNS,
     KILL_BACKEND,
     KILL_GATEWAY,
     KILL_POSTMASTER,
     KILL_REPLICA,
     KILL_SIMULATOR,
     NO_WEBHOOKS,
+    PAID_CONTESTED,
     REPLICAS,
     STOP_REPLICA,
     STRIPE_AWAY,
@@ -31,7 +45,8 @@ from chaos.plan import (
     Rule,
     Step,
 )
-from chaos.simulator import AWAY, Simulator
+from chaos.scene import Scene
+from chaos.simulator import AWAY
 from dev.child import Child
 from dev.stack import Stack
 
@@ -42,16 +57,21 @@ _WEBHOOK_SETTINGS = {
     "timeout_seconds": 5.0,
     "concurrency": 4,
 }
+#: The bank reads evidence for so long, and then decides by it.
+_SIMULATOR_SETTINGS = {"dispute_review_seconds": 1}
 
 
 class Injector:
-    def __init__(self, plan: Plan, stack: Stack, simulator: Simulator) -> None:
+    def __init__(self, plan: Plan, stack: Stack, scene: Scene) -> None:
         self.plan = plan
+        self.bank = Bank(scene, plan.seed)
+        self._accounts = Accounts(scene, plan.seed)
         self.injected: Counter[str] = Counter()
         #: Processes that ended although nobody here had ended them.
         self.ended: list[str] = []
         self._stack = stack
-        self._simulator = simulator
+        self._scene = scene
+        self._simulator = scene.simulator
         self._began = time.monotonic()
         #: Strikes of rules in the simulator's present life, by name.
         self._counted: Counter[str] = Counter()
@@ -67,6 +87,8 @@ class Injector:
             self.plan.lane(KILL_BACKEND, KILL_POSTMASTER),
             self.plan.lane(KILL_SIMULATOR, STRIPE_AWAY, NO_WEBHOOKS),
             self.plan.lane(DEADLINES_NEAR),
+            self.plan.lane(*BANK),
+            self.plan.lane(*ACCOUNTS),
         ]
         async with asyncio.TaskGroup() as tasks:
             for lane in lanes:
@@ -107,7 +129,8 @@ class Injector:
     async def _lane(self, steps: list[Step]) -> None:
         for step in steps:
             await asyncio.sleep(max(0.0, self._began + step.at - time.monotonic()))
-            done = await self._do(step)
+            at_stripe = step.kind in (*BANK, *ACCOUNTS)
+            done = await (self._at_stripe(step) if at_stripe else self._do(step))
             if done:
                 self.injected[step.kind] += 1
 
@@ -142,6 +165,26 @@ class Injector:
             case "no webhook at all":
                 return await self._silence(step.seconds)
         raise AssertionError(step.kind)
+
+    async def _at_stripe(self, step: Step) -> bool:
+        """What it is about may not be there yet, or Stripe may just be coming back."""
+        bank, scene = self.bank, self._scene
+        acts: dict[str, Callable[[], Awaitable[bool]]] = {
+            PAID_CONTESTED: lambda: bank.contest(scene.captured),
+            HELD_CONTESTED: lambda: bank.contest(scene.held),
+            BANK_ASKS: bank.inquire,
+            INQUIRY_ENDS: bank.end_inquiry,
+            BANK_GIVES_BACK: lambda: bank.decide("win"),
+            BANK_KEEPS: lambda: bank.decide("lose"),
+            ISSUER_WARNS: bank.warn,
+            EXPERT_RESTRICTED: lambda: self._accounts.restrict(step.seconds),
+            EXPERT_REJECTED: self._accounts.reject,
+        }
+        for _ in range(20):
+            if await acts[step.kind]():
+                return True
+            await asyncio.sleep(0.2)
+        return False
 
     async def _soon(self, work: Callable[[], bool]) -> bool:
         for _ in range(20):
@@ -236,6 +279,7 @@ class Injector:
     async def _arm(self) -> None:
         """Give a simulator that has just started its rules."""
         await self._simulator.insist("POST", "/webhooks", _WEBHOOK_SETTINGS)
+        await self._simulator.insist("POST", "/settings", _SIMULATOR_SETTINGS)
         rules = self.plan.stripe_rules
         self._forget(rules)
         shown = await self._simulator.insist(
@@ -262,9 +306,10 @@ class Injector:
 
     @property
     def missing(self) -> list[str]:
-        """Rules that have not struck yet."""
+        """Rules that have not struck yet, and what operators have not done yet."""
         rules = (*self.plan.stripe_rules, *self.plan.webhook_rules)
-        return [rule.name for rule in rules if not self.injected[rule.name]]
+        done = self.injected + self._scene.deeds
+        return [name for name in (*(rule.name for rule in rules), *DEEDS) if not done[name]]
 
     def _bring_up(self) -> None:
         self.watch()

@@ -22,6 +22,25 @@ STRIPE_AWAY = "stripe away"
 DEADLINES_NEAR = "deadlines near"
 NO_WEBHOOKS = "no webhook at all"
 
+PAID_CONTESTED = "bank contests what was paid"
+HELD_CONTESTED = "bank contests what is held"
+BANK_ASKS = "bank asks first"
+INQUIRY_ENDS = "bank's question ends"
+BANK_GIVES_BACK = "bank gives it back"
+BANK_KEEPS = "bank keeps it"
+ISSUER_WARNS = "issuer warns of fraud"
+EXPERT_RESTRICTED = "expert restricted"
+EXPERT_REJECTED = "expert rejected"
+#: What operators do about it, as soon as they see it.
+EVIDENCE = "evidence submitted"
+ACCEPTED = "dispute accepted"
+RELEASED = "warning released"
+REPLACED = "account replaced"
+WRITTEN_OFF = "debt written off"
+#: And what becomes of a capture while its expert cannot be paid.
+WAITED = "capture waited for its expert"
+DEEDS = (EVIDENCE, ACCEPTED, RELEASED, REPLACED, WRITTEN_OFF, WAITED)
+
 #: One kind of accident for every so many seconds of a run.
 _EVERY_SECONDS = {
     KILL_REPLICA: 6.0,
@@ -32,6 +51,20 @@ _EVERY_SECONDS = {
     KILL_SIMULATOR: 10.0,
     STRIPE_AWAY: 20.0,
 }
+#: And of what clients' banks do.
+_BANK_EVERY_SECONDS = {
+    PAID_CONTESTED: 4.0,
+    HELD_CONTESTED: 6.0,
+    BANK_ASKS: 10.0,
+    INQUIRY_ENDS: 10.0,
+    BANK_GIVES_BACK: 8.0,
+    BANK_KEEPS: 5.0,
+    ISSUER_WARNS: 4.0,
+}
+BANK = tuple(_BANK_EVERY_SECONDS)
+#: And of what befalls experts' accounts: for some seconds, or for good.
+_ACCOUNTS_EVERY_SECONDS = {EXPERT_RESTRICTED: 8.0, EXPERT_REJECTED: 15.0}
+ACCOUNTS = tuple(_ACCOUNTS_EVERY_SECONDS)
 #: Every so many seconds the authorizations that stand are about to lapse, and are promoted.
 _DEADLINES_EVERY_SECONDS = 3.0
 _SILENCE_SECONDS = 2.5
@@ -115,7 +148,7 @@ class Plan:
     def armed(self) -> list[str]:
         """Every kind of fault that must have struck by the end, or the run proves nothing."""
         kinds = dict.fromkeys(step.kind for step in self.steps)
-        return [*kinds, *(rule.name for rule in (*self.stripe_rules, *self.webhook_rules))]
+        return [*kinds, *DEEDS, *(rule.name for rule in (*self.stripe_rules, *self.webhook_rules))]
 
     def lane(self, *kinds: str, target: int | None = None) -> list[Step]:
         """The steps that one after the other befall the same process."""
@@ -128,6 +161,7 @@ class Plan:
     def lines(self) -> Iterator[str]:
         yield f"seed {self.seed}, {self.seconds:g} s"
         yield from (str(step) for step in self.steps)
+        yield f"  and what comes of it: {', '.join(DEEDS)}"
         for rule in (*self.stripe_rules, *self.webhook_rules):
             yield f"  {rule.name}: {rule.body}"
 
@@ -142,6 +176,12 @@ def plan_of(seed: int, seconds: float) -> Plan:
     ]
     deadlines = random.Random(f"deadlines:{seed}")
     steps += _spread(deadlines, DEADLINES_NEAR, _DEADLINES_EVERY_SECONDS, seconds)
+    bank = random.Random(f"bank:{seed}")
+    for kind, every in _BANK_EVERY_SECONDS.items():
+        steps += _spread(bank, kind, every, seconds)
+    accounts = random.Random(f"accounts:{seed}")
+    for kind, every in _ACCOUNTS_EVERY_SECONDS.items():
+        steps += _spread(accounts, kind, every, seconds)
     # The last payments are heard of by asking alone.
     steps.append(Step(round(seconds - _SILENCE_SECONDS, 3), NO_WEBHOOKS, 0, _SILENCE_SECONDS))
     # In a short run each must still come about: the rhythm quickens.
@@ -169,6 +209,7 @@ def _spread(chance: random.Random, kind: str, every: float, seconds: float) -> I
             KILL_GATEWAY: chance.uniform(0.0, 0.8),
             KILL_SIMULATOR: chance.uniform(0.0, 0.8),
             KILL_POSTMASTER: chance.uniform(0.0, 0.5),
+            EXPERT_RESTRICTED: chance.uniform(1.0, 3.0),
         }.get(kind, 0.0)
         target = (first + number) % REPLICAS if "replica" in kind else 0
         yield Step(round(at, 3), kind, target, round(lasting, 3))

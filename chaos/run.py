@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
 import shutil
 import tempfile
@@ -12,17 +11,19 @@ from dataclasses import replace
 from pathlib import Path
 
 import aiohttp
-import psycopg2
 
+from chaos.asking import Asker
 from chaos.callers import CANARY, Caller
 from chaos.checks import violations
-from chaos.evidence import Evidence, read_stripe, read_tables, rows
+from chaos.evidence import Evidence, read_stripe, read_tables
 from chaos.history import History
 from chaos.injector import Injector
+from chaos.operators import Operator
 from chaos.plan import KILLS, REPLICAS, STOP_REPLICA, Plan, plan_of
 from chaos.report import Report, say
+from chaos.rest import Rest
 from chaos.scene import Scene
-from chaos.simulator import AWAY, Simulator
+from chaos.simulator import Simulator
 from dev.probes import taken
 from dev.settings import SIMULATOR_SECRET_KEY, StackSettings
 from dev.stack import Stack
@@ -35,6 +36,9 @@ _STRIPE_TIMEOUT_SECONDS = 1.2
 _EXPERTS = 6
 _CAPTURED_BEFORE = 8
 _LEFT_ALONE = 3
+_CONTESTED_BEFORE = 2
+_SPARED = 3
+_OPERATORS = 2
 
 
 class Logs:
@@ -121,26 +125,37 @@ async def _run(stack: Stack, plan: Plan, count: int, patience: float, lines: Log
         )
         experts = experts_pb2_grpc.ExpertServiceStub(channel)
         for number in range(_EXPERTS):
-            scene.experts.append(await _expert(experts, simulator, number))
-        injector = Injector(plan, stack, simulator)
+            expert_id, account = await _expert(experts, simulator, number)
+            scene.experts.append(expert_id)
+            scene.accounts[expert_id] = account
+        scene.debtor, _ = await _expert(experts, simulator, _EXPERTS)
+        injector = Injector(plan, stack, scene)
         callers = [
             Caller(number, scene, f"callers:{plan.seed}", reads_only=number % 3 == 2)
             for number in range(count)
         ]
-        progress = asyncio.create_task(_progress(scene, injector, callers))
-        await _prepare(scene, [caller for caller in callers if not caller.reads_only])
+        operators = [
+            Operator(count + number, scene, f"operators:{plan.seed}")
+            for number in range(_OPERATORS)
+        ]
+        everybody: list[Asker] = [*callers, *operators]
+        progress = asyncio.create_task(_progress(scene, injector, everybody))
+        await _prepare(scene, injector, [caller for caller in callers if not caller.reads_only])
         scene.until = scene.now() + plan.seconds
         await asyncio.gather(
-            injector.run(), _prolong(scene, injector), *(caller.run() for caller in callers)
+            injector.run(), _prolong(scene, injector), *(asker.run() for asker in everybody)
         )
         progress.cancel()
         say(f"{scene.now():5.1f} s  healing")
         await injector.heal()
-        evidence = Evidence(history=scene.history, armed=plan.armed, injected=injector.injected)
-        after = await _converge(stack, simulator, callers, patience)
+        evidence = Evidence(history=scene.history, armed=plan.armed)
+        rest = Rest(stack, scene, injector.bank, operators[0], everybody)
+        after = await rest.come(patience)
         evidence.converged = after is not None
+        evidence.injected = injector.injected + scene.deeds
         await asyncio.gather(*(_ask_again(caller) for caller in callers))
-        evidence.unanswered = [keyed.key for caller in callers for keyed in caller.pending]
+        evidence.unanswered = [keyed.key for asker in everybody for keyed in asker.pending]
+        evidence.lost_accounts = scene.lost_accounts
         injector.watch()
         evidence.ended = injector.ended
         evidence.wrong = scene.wrong
@@ -160,16 +175,23 @@ async def _run(stack: Stack, plan: Plan, count: int, patience: float, lines: Log
         )
 
 
-async def _prepare(scene: Scene, callers: list[Caller]) -> None:
-    """Before anything goes wrong: a few payments to read, to capture, refund and promote."""
+async def _prepare(scene: Scene, injector: Injector, callers: list[Caller]) -> None:
+    """Before anything goes wrong: a few payments to read, to capture, refund and promote, and
+    something for operators to answer."""
     for caller in callers[:_LEFT_ALONE]:
         await caller.leave_to_its_deadline()
+    for caller in callers[:_SPARED]:
+        await caller.spare()
+    await callers[0].run_into_debt()
     for _ in range(20):
         if len(scene.captured) >= _CAPTURED_BEFORE:
-            return
+            break
         for action in ("initiate", "confirm", "capture"):
             await asyncio.gather(*(getattr(caller, action)() for caller in callers[:8]))
             await asyncio.sleep(0.3)
+    for _ in range(_CONTESTED_BEFORE):
+        await injector.bank.contest(scene.captured, leave=True)
+    await injector.bank.warn(leave=True)
 
 
 async def _prolong(scene: Scene, injector: Injector) -> None:
@@ -183,14 +205,15 @@ async def _prolong(scene: Scene, injector: Injector) -> None:
 
 async def _expert(
     experts: experts_pb2_grpc.ExpertServiceAsyncStub, simulator: Simulator, number: int
-) -> str:
+) -> tuple[str, str]:
+    """An expert who can be paid, and the account."""
     expert_id = f"expert-{number}"
     answer = await experts.CreateExpertAccount(
         experts_pb2.CreateExpertAccountRequest(
             expert_id=expert_id,
             name=f"Ann {CANARY}",
             email=f"{expert_id}@example.com",
-            commission_basis_points=[1000, 333, 1250, 0, 2000, 1000][number],
+            commission_basis_points=[1000, 333, 1250, 0, 2000, 1000, 500][number],
         )
     )
     account = answer.expert.stripe_account_id
@@ -199,91 +222,24 @@ async def _expert(
         request = experts_pb2.GetExpertRequest(expert_id=expert_id)
         status = (await experts.GetExpert(request)).expert.status
         if status == experts_pb2.EXPERT_STATUS_READY:
-            return expert_id
+            return expert_id, account
         await asyncio.sleep(0.05)
     raise AssertionError(f"{expert_id} did not become ready")
 
 
-async def _progress(scene: Scene, injector: Injector, callers: list[Caller]) -> None:
+async def _progress(scene: Scene, injector: Injector, everybody: list[Asker]) -> None:
     """A line a second."""
     while True:
         await asyncio.sleep(1)
         await injector.count()
         injected, history = injector.injected, scene.history
         kills = sum(injected[kind] for kind in KILLS)
-        open_ = sum(len(caller.pending) for caller in callers)
+        open_ = sum(len(asker.pending) for asker in everybody)
         faults = sum(injected.values()) - kills - injected[STOP_REPLICA]
         say(
             f"{scene.now():5.1f} s  {history.operations} calls, {len(scene.every)} payments, "
             f"{open_} unanswered; {kills} kills, {injected[STOP_REPLICA]} stops, {faults} faults"
         )
-
-
-async def _converge(
-    stack: Stack, simulator: Simulator, callers: list[Caller], patience: float
-) -> float | None:
-    """Seconds until nothing is left to do and Stripe shows nothing that we do not know."""
-    began = time.monotonic()
-    said = began
-    left = ""
-    while time.monotonic() - began < patience:
-        with contextlib.suppress(psycopg2.Error, *AWAY):
-            answered = await asyncio.gather(*(caller.resolve() for caller in callers))
-            left = await _left(stack, simulator)
-            if all(answered) and not left:
-                return time.monotonic() - began
-        if time.monotonic() - said > 5:
-            said = time.monotonic()
-            unanswered = sum(len(caller.pending) for caller in callers)
-            say(f"  {said - began:5.1f} s  waiting: {unanswered} unanswered; {left}")
-        await asyncio.sleep(0.2)
-    return None
-
-
-async def _left(stack: Stack, simulator: Simulator) -> str:
-    """What is still to be done, or empty."""
-    [counts] = await asyncio.to_thread(
-        rows,
-        stack.database_url,
-        "SELECT (SELECT count(*) FROM operations WHERE state IN ('STARTED', 'UNKNOWN')) AS open, "
-        "(SELECT count(*) FROM inbox WHERE state = 'WAITING') AS waiting, "
-        "(SELECT count(*) FROM feed_pending) AS unfed",
-    )
-    if any(counts.values()):
-        return (
-            f"{counts['open']} operations open, {counts['waiting']} events waiting, "
-            f"{counts['unfed']} not in the feed"
-        )
-    # A delivery that waits for its next try may take its time, if the event is known already.
-    shown = await simulator.control("GET", "/webhooks?limit=1000000")
-    known = await asyncio.to_thread(rows, stack.database_url, "SELECT event_id FROM inbox")
-    ids = {row["event_id"] for row in known}
-    coming = [row for row in shown["deliveries"] if row["state"] == "pending"]
-    if new := sum(row["event"] not in ids for row in coming):
-        return f"{new} webhooks on their way"
-    states = {
-        row["payment_intent_id"]: row["state"]
-        for row in await asyncio.to_thread(
-            rows,
-            stack.database_url,
-            "SELECT payment_intent_id, CASE WHEN state = 'IN_ESCROW' AND charged > 0 "
-            "THEN 'ON_PLATFORM' ELSE state END AS state FROM payments",
-        )
-    }
-    behind = [
-        intent["id"]
-        for intent in await simulator.list("/payment_intents")
-        if intent["status"] in _SHOWN_AS
-        and states.get(intent["id"]) not in (None, *_SHOWN_AS[intent["status"]])
-    ]
-    return f"{len(behind)} payments behind Stripe" if behind else ""
-
-
-_SHOWN_AS = {
-    "requires_capture": ("IN_ESCROW",),
-    "succeeded": ("ON_PLATFORM", "CAPTURED", "REFUNDED"),
-    "canceled": ("CANCELED", "EXPIRED"),
-}
 
 
 async def _ask_again(caller: Caller) -> None:

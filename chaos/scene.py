@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +25,7 @@ class Known:
     currency: str
     amount: int
     client_id: str
+    expert_id: str = ""
     #: The platform can hold it, and pays it out in parts.
     is_separate: bool = False
 
@@ -59,14 +61,40 @@ class Scene:
     #: When callers leave.
     until: float = 0.0
     experts: list[str] = field(default_factory=list)
+    #: One of whom no caller orders anything, so that nothing keeps the debt back.
+    debtor: str = ""
+    #: The experts' present accounts.
+    accounts: dict[str, str] = field(default_factory=dict)
+    #: Accounts that Stripe has rejected and that nobody has replaced yet, by their experts.
+    rejected: dict[str, str] = field(default_factory=dict)
+    #: All that were ever rejected; and new ones whose form is to be filled in.
+    lost_accounts: set[str] = field(default_factory=set)
+    onboarding: list[str] = field(default_factory=list)
+    #: Held by the platform and spared, until their expert cannot be paid; then they are captured.
+    spared: list[Known] = field(default_factory=list)
+    urgent: list[Known] = field(default_factory=list)
     unpaid: list[Known] = field(default_factory=list)
     held: list[Known] = field(default_factory=list)
     captured: list[Known] = field(default_factory=list)
     every: list[Known] = field(default_factory=list)
+    #: Payments whose issuer has warned of fraud.
+    warned: list[str] = field(default_factory=list)
     answered: list[Keyed] = field(default_factory=list)
     #: Answers that must not have been given, as sentences.
     wrong: list[str] = field(default_factory=list)
+    #: Those of them that an operator has taken up.
+    releasing: set[str] = field(default_factory=set)
+    #: Disputes that an operator has taken up, and what for.
+    answering: dict[str, str] = field(default_factory=dict)
+    #: What operators have brought about, by the plan's names.
+    deeds: Counter[str] = field(default_factory=Counter)
     numbers: itertools.count[int] = field(default_factory=itertools.count)
 
     def now(self) -> float:
         return time.monotonic() - self.began
+
+    def leave(self, known: Known) -> None:
+        """Callers go for this payment by chance alone."""
+        for among in (self.unpaid, self.held, self.captured):
+            if known in among:
+                among.remove(known)

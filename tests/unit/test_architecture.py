@@ -184,9 +184,7 @@ LONG_FILES = {
     "stripe_simulator/payment_intents.py": "one of Stripe's resources a file, as in its reference",
     "stripe_simulator/schemas.py": "every endpoint's parameters beside the others, as data",
     "stripe_simulator/transfers.py": "one of Stripe's resources a file, as in its reference",
-    "chaos/callers.py": "everything that callers do to the service, each a few lines",
     "chaos/mutants.py": "every bug beside the others, as data",
-    "chaos/checks.py": "every promise of a run beside the others, each a few lines",
     "stripe_simulator/webhooks.py": "deliveries, their retries and the switches over both",
 }
 

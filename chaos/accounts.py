@@ -1,0 +1,70 @@
+"""What befalls experts' accounts at Stripe: restricted for some seconds, or rejected for good."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+
+from chaos.plan import WAITED
+from chaos.scene import Known, Scene
+
+#: Of experts at least so many can be paid at any time.
+_WELL = 3
+_STEP_SECONDS = 0.1
+_PATIENCE_SECONDS = 5.0
+
+
+class Accounts:
+    def __init__(self, scene: Scene, seed: int) -> None:
+        self._scene = scene
+        self._chance = random.Random(f"accounts:{seed}")
+
+    async def restrict(self, seconds: float) -> bool:
+        """For so long no capture of this expert's can go on, and one at least has tried."""
+        known = self._held()
+        expert_id = known.expert_id if known else self._chance.choice(self._well())
+        account, scene = self._scene.accounts[expert_id], self._scene
+        waited, patience = scene.deeds[WAITED], _PATIENCE_SECONDS
+        await scene.simulator.insist("POST", f"/accounts/{account}/restrict")
+        if known is not None:
+            scene.urgent.append(known)
+        while scene.deeds[WAITED] == waited and patience > 0:
+            await asyncio.sleep(_STEP_SECONDS)
+            patience -= _STEP_SECONDS
+        await asyncio.sleep(seconds)
+        await scene.simulator.insist("POST", f"/accounts/{account}/restore")
+        return True
+
+    async def reject(self) -> bool:
+        """Money may be held for this expert, whom only another account can bring it."""
+        scene = self._scene
+        known = self._held()
+        well = self._well()
+        if len(well) <= _WELL:
+            return False
+        expert_id = known.expert_id if known else self._chance.choice(well)
+        account = scene.accounts[expert_id]
+        scene.lost_accounts.add(account)
+        body = {"disabled_reason": "rejected.fraud"}
+        await scene.simulator.insist("POST", f"/accounts/{account}/restrict", body)
+        scene.rejected[expert_id] = account
+        if known is not None:
+            scene.urgent.append(known)
+        return True
+
+    def _well(self) -> list[str]:
+        return [one for one in self._scene.experts if one not in self._scene.rejected]
+
+    def _held(self) -> Known | None:
+        """A payment that was spared for this, of an expert who can be paid."""
+        spared = self._scene.spared
+        for known in spared:
+            if known.expert_id not in self._scene.rejected:
+                spared.remove(known)
+                return known
+        held = [
+            known
+            for known in self._scene.held
+            if known.is_separate and known.expert_id not in self._scene.rejected
+        ]
+        return self._chance.choice(held) if held else None

@@ -1,0 +1,110 @@
+"""The clients' banks: they contest charges, ask about them, warn of fraud, and decide.
+
+All of it happens at Stripe, by the simulator's controls; the service learns of it as ever.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+from chaos.scene import Known, Scene
+from chaos.simulator import AWAY
+
+#: Payments are tried until one can be contested; most can.
+_TRIES = 12
+#: The effect by which there is a charge.
+_MADE = "authorized"
+
+
+class Bank:
+    """All banks in one. What it leaves to the platform's answer, it does not decide itself."""
+
+    def __init__(self, scene: Scene, seed: int) -> None:
+        self._scene = scene
+        self._chance = random.Random(f"bank:{seed}")
+        self._chargebacks: list[str] = []
+        self._inquiries: list[str] = []
+
+    async def contest(self, among: list[Known], *, leave: bool | None = None) -> bool:
+        """A chargeback of all or of a part; half of them are left to the platform to answer."""
+        dispute_id = await self._open(among, inquiry=False)
+        if dispute_id and not (self._chance.random() < 0.5 if leave is None else leave):
+            self._chargebacks.append(dispute_id)
+        return bool(dispute_id)
+
+    async def inquire(self) -> bool:
+        """The bank asks first: no money is taken yet."""
+        dispute_id = await self._open(self._everything(), inquiry=True)
+        if dispute_id:
+            self._inquiries.append(dispute_id)
+        return bool(dispute_id)
+
+    async def decide(self, word: str) -> bool:
+        """`win` or `lose` a chargeback; where none is open, one is and decided at once."""
+        if not self._chargebacks and not await self.contest(self._everything(), leave=False):
+            return False
+        return await self._say(self._chargebacks, word)
+
+    async def end_inquiry(self) -> bool:
+        """Into a chargeback, which the platform may answer, or into nothing."""
+        if not self._inquiries and not await self.inquire():
+            return False
+        return await self._say(self._inquiries, self._chance.choice(["escalate", "close_warning"]))
+
+    async def end(self, dispute_id: str, *, is_inquiry: bool) -> bool:
+        """One way or the other, now."""
+        words = ["escalate", "close_warning"] if is_inquiry else ["win", "lose"]
+        return await self._say([dispute_id], self._chance.choice(words))
+
+    async def warn(self, *, leave: bool = False) -> bool:
+        """The issuer calls a charge fraud, or a hold that may become one.
+
+        Callers take no notice, or leave it to the operators alone.
+        """
+        for known in self._some([*self._scene.held, *self._scene.captured]):
+            charge = await self._charge(known)
+            if charge and await self._control("POST", f"/charges/{charge}/early_fraud_warning"):
+                self._scene.warned.append(known.payment_id)
+                if leave:
+                    self._scene.leave(known)
+                    self._scene.every.remove(known)
+                return True
+        return False
+
+    def _everything(self) -> list[Known]:
+        return [*self._scene.captured, *self._scene.held]
+
+    def _some(self, among: list[Known]) -> list[Known]:
+        return self._chance.sample(among, min(len(among), _TRIES))
+
+    async def _open(self, among: list[Known], *, inquiry: bool) -> str:
+        for known in self._some(among):
+            charge = await self._charge(known)
+            body: dict[str, Any] = {"inquiry": inquiry}
+            if self._chance.random() < 0.4:
+                body["amount"] = self._chance.randint(1, known.amount)
+            shown = charge and await self._control("POST", f"/charges/{charge}/dispute", body)
+            if shown:
+                return str(shown["id"])
+        return ""
+
+    async def _say(self, ids: list[str], word: str) -> bool:
+        """To the first that is still open: by the platform's answer some are not."""
+        while ids:
+            if await self._control("POST", f"/disputes/{ids.pop(0)}/{word}"):
+                return True
+        return False
+
+    async def _charge(self, known: Known) -> str:
+        """By the log of effects, which no fault of Stripe's keeps from us."""
+        shown = await self._control("GET", f"/effects?payment_intent={known.intent}")
+        made = [one["object"] for one in (shown or {}).get("effects", ()) if one["kind"] == _MADE]
+        return str(made[-1]) if made else ""
+
+    async def _control(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+        """What came of it; None where it cannot be, or the simulator is away."""
+        try:
+            return await self._scene.simulator.control(method, path, body)
+        except (*AWAY, ValueError):
+            return None

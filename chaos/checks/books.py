@@ -1,0 +1,202 @@
+"""The ledger, the amounts of payments, and what is owed: to the unit."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+
+from chaos.checks.arithmetic import commission_of, losses_of, written_off
+from chaos.checks.registry import check, events_of, facts_of
+from chaos.evidence import Evidence
+
+
+@check
+def postings_sum_to_zero(evidence: Evidence) -> Iterator[tuple[str, str]]:
+    sums: Counter[tuple[str, str, int, str]] = Counter()
+    for row in evidence.postings:
+        whose = (row["payment_id"] or "", row["expert_id"] or "")
+        sums[*whose, row["sequence"], row["currency"]] += row["minor_units"]
+    for (payment_id, expert_id, sequence, currency), total in sums.items():
+        if total:
+            of = f" of {expert_id}" if expert_id else ""
+            yield f"event {sequence}{of} is off by {total} {currency}", payment_id
+
+
+@check
+def books_equal_stripe(evidence: Evidence) -> Iterator[tuple[str, str]]:
+    """Each of Stripe's balance transactions moved what our postings on it say, to the unit."""
+    ours: Counter[tuple[str, str, str]] = Counter()
+    payment_of: dict[str, str] = {}
+    for row in evidence.postings:
+        if row["account"].startswith("stripe:"):
+            line = row["balance_transaction_id"]
+            ours[row["account"], row["currency"].strip(), line] += row["minor_units"]
+            payment_of[line] = row["payment_id"]
+    theirs: Counter[tuple[str, str, str]] = Counter()
+    for name, line in evidence.lines:
+        theirs[name, line["currency"].upper(), line["id"]] += line["net"]
+    for key in ours.keys() | theirs.keys():
+        if ours[key] != theirs[key]:
+            account, currency, line_id = key
+            what = f"{account} {line_id}: ours {ours[key]}, Stripe's {theirs[key]} {currency}"
+            yield what, payment_of.get(line_id, "")
+
+
+@check
+def nothing_stays_between_accounts(evidence: Evidence) -> Iterator[tuple[str, str]]:
+    """At rest escrow is what the platform holds, the memo what cards hold, and none is overpaid."""
+    sums: Counter[tuple[str, str]] = Counter()
+    for row in evidence.postings:
+        sums[row["account"], row["currency"].strip()] += row["minor_units"]
+    held: Counter[str] = Counter()
+    # What disputes took that the client had been given back before is the platform's loss, and so
+    # is what operators wrote off.
+    wanted: Counter[tuple[str, str]] = Counter()
+    for loss in losses_of(evidence):
+        wanted["losses", loss.currency] += loss.beyond
+    for (_, currency), parts in written_off(evidence).items():
+        wanted["losses", currency] += sum(parts)
+    for payment in evidence.payments:
+        currency = payment["currency"].strip()
+        if payment["charged"]:
+            wanted[f"escrow:{payment['payment_id']}", currency] = -payment["held"]
+        else:
+            held[currency] += payment["held"]
+    for account, currency in sums.keys() | wanted.keys():
+        total, due = sums[account, currency], wanted[account, currency]
+        known = account.startswith(("escrow:", "client_payable:", "losses"))
+        if known and total != due:
+            what = f"{account} stands at {total} {currency}, not at {due}"
+            yield what, account.partition(":")[2]
+        # What Stripe does not take back from an expert is owed; no more of it is kept back.
+        if account.startswith("expert_debt:") and total < 0:
+            yield f"{account} was kept back {-total} {currency} too much", ""
+    for currency in held.keys() | {c for account, c in sums if account == "hold"}:
+        if sums["hold", currency] != held[currency]:
+            yield f"hold is {sums['hold', currency]}, payments hold {held[currency]} {currency}", ""
+
+
+@check
+def amounts_add_up(evidence: Evidence) -> Iterator[tuple[str, str]]:
+    """Given back and lost ≤ captured ≤ authorised; the commission is exact, in whatever order."""
+    for row in evidence.payments:
+        payment_id, currency = row["payment_id"], row["currency"].strip()
+        rate = row["commission_basis_points"]
+        gone = row["refunded"] + row["lost"]
+        if not 0 <= gone <= row["captured"] <= row["amount"]:
+            yield f"{gone} ≤ {row['captured']} ≤ {row['amount']} is false", payment_id
+        is_separate = row["charge_model"] == "SEPARATE"
+        if row["held"] and row["captured"] and not is_separate:
+            yield "held and captured at once", payment_id
+        parts = row["held"] + row["captured"] + row["returned"] + row["lost_held"]
+        if row["charged"] and row["charged"] != parts:
+            yield f"charged {row['charged']}, which is not {parts} as it went on", payment_id
+        if not row["charged"] and row["captured"] + row["returned"] + row["lost_held"]:
+            yield "paid out, given back or lost without a charge", payment_id
+        if row["commission"] != commission_of(row["amount"], rate, currency):
+            yield f"commission {row['commission']} of {row['amount']} at {rate}", payment_id
+        if row["commission"] + row["expert_amount"] != row["amount"]:
+            yield "commission and expert's amount are not the whole", payment_id
+        net = row["captured"] - gone
+        if row["net_commission"] != commission_of(net, rate, currency):
+            yield f"net commission {row['net_commission']} of {net} at {rate}", payment_id
+
+
+@check
+def held_money_is_paid_once(evidence: Evidence) -> Iterator[tuple[str, str]]:
+    """Of a charge on the platform no more goes out than came in, and the expert has what is due."""
+    owed: Counter[str] = Counter()
+    for row in evidence.postings:
+        if row["account"].startswith("expert_debt:"):
+            owed[row["payment_id"]] += row["minor_units"]
+    at_stripe: dict[str, Counter[str]] = defaultdict(Counter)
+    for effect in evidence.effects:
+        at_stripe[effect["payment_intent"] or ""][effect["kind"]] += effect["amount"] or 0
+    for row in evidence.payments:
+        if row["charge_model"] != "SEPARATE" or not row["payment_intent_id"]:
+            continue
+        payment_id, moved = row["payment_id"], at_stripe[row["payment_intent_id"]]
+        back = row["returned"] + row["refunded"]
+        if moved["refunded"] != back:
+            yield f"the client got {moved['refunded']} back at Stripe, {back} here", payment_id
+        if moved["refunded"] > moved["captured"]:
+            yield f"{moved['refunded']} came back of {moved['captured']}", payment_id
+        held = row["held"] + row["lost_held"] if row["charged"] else 0
+        out = moved["transferred"] + row["returned"] + held
+        if out > moved["captured"]:
+            yield f"{out} is held, gone or transferred of {moved['captured']}", payment_id
+        has = moved["transferred"] - moved["reversed"]
+        net = row["captured"] - row["refunded"] - row["lost"]
+        due = net - row["net_commission"] + owed[payment_id]
+        if has != due:
+            yield f"the expert has {has} of it, due is {due}", payment_id
+
+
+#: Events by which the expert's part is to come back.
+_TAKEN_BACK = ("payment.client_refunded", "payment.dispute_lost")
+
+
+def _came_due(evidence: Evidence) -> Counter[tuple[str, str]]:
+    """By expert and currency what was to come back, less what did and what was kept back."""
+    owners = {row["payment_id"]: row for row in evidence.payments}
+    due: Counter[tuple[str, str]] = Counter()
+    for payment_id, events in events_of(evidence).items():
+        if payment_id not in owners:
+            continue
+        whose = (owners[payment_id]["expert_id"], owners[payment_id]["currency"].strip())
+        for event in events:
+            facts = facts_of(event)
+            if event["kind"] in _TAKEN_BACK:
+                due[whose] += facts.get("expert_part") or 0
+            elif event["kind"] == "payment.expert_reversed":
+                due[whose] -= facts["amount"]
+            elif event["kind"] == "payment.captured":
+                due[whose] -= facts.get("netted") or 0
+    return due
+
+
+@check
+def debts_are_what_is_left(evidence: Evidence) -> Iterator[tuple[str, str]]:
+    """An expert owes what was to come back, less what did, was kept back or was written off: each
+    of it once."""
+    due = _came_due(evidence)
+    booked: dict[tuple[str, str], list[int]] = defaultdict(list)
+    owed: Counter[tuple[str, str]] = Counter()
+    for row in evidence.postings:
+        name, _, expert_id = row["account"].partition(":")
+        if name == "expert_debt":
+            owed[expert_id, row["currency"].strip()] += row["minor_units"]
+            if row["kind"] == "debt_written_off":
+                booked[expert_id, row["currency"].strip()].append(-row["minor_units"])
+    told = written_off(evidence)
+    for whose in due.keys() | owed.keys() | told.keys():
+        expert_id, currency = whose
+        if sorted(booked[whose]) != sorted(told[whose]):
+            what = f"{sorted(booked[whose])} {currency} were written off of {expert_id}"
+            yield f"{what}, told was {sorted(told[whose])}", ""
+        left = due[whose] - sum(told[whose])
+        if owed[whose] != left:
+            yield f"{expert_id} owes {owed[whose]} {currency}, left of it should be {left}", ""
+
+
+@check
+def debts_have_a_reason(evidence: Evidence) -> Iterator[tuple[str, str]]:
+    """What an expert must give back is reversed, or owed: because Stripe refused the reversal, or
+    because it was kept back for an older debt and so never transferred."""
+    refused = {
+        row["payment_id"]
+        for row in evidence.operations
+        if row["kind"] == "reverse_transfer" and row["state"] == "REFUSED"
+    }
+    for payment_id, events in events_of(evidence).items():
+        sums: Counter[str] = Counter()
+        for event in events:
+            facts = facts_of(event)
+            name = "expert_part" if event["kind"] in _TAKEN_BACK else "amount"
+            sums[event["kind"]] += facts.get(name) or 0
+            if event["kind"] == "payment.captured":
+                sums["netted"] += facts.get("netted") or 0
+        due, owed = sum(sums[kind] for kind in _TAKEN_BACK), sums["payment.expert_owes"]
+        if due != sums["payment.expert_reversed"] + owed:
+            settled = f"{sums['payment.expert_reversed']} was reversed, {owed} is owed"
+            yield f"{due} was to come back from the expert; {settled}", payment_id
+        if owed > sums["netted"] and payment_id not in refused:
+            yield f"{owed} is owed, though Stripe refused no reversal", payment_id

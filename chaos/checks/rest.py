@@ -1,0 +1,67 @@
+"""At the end of a run: nothing is left, nothing was lost, and the run was worth it."""
+
+from collections.abc import Iterator
+
+from chaos.checks.registry import check
+from chaos.evidence import Evidence
+
+
+@check
+def everything_is_settled(evidence: Evidence) -> Iterator[tuple[str, str]]:
+    if not evidence.converged:
+        yield "it did not come to rest in time", ""
+    for row in evidence.operations:
+        if row["state"] in ("STARTED", "UNKNOWN", "PARKED"):
+            what = f"{row['kind']} {row['operation_id']} is {row['state']} ({row['last_error']})"
+            yield what, row["payment_id"] or ""
+    for row in evidence.inbox:
+        if row["state"] in ("WAITING", "PARKED"):
+            yield f"{row['type']} {row['event_id']} is {row['state']} ({row['last_error']})", ""
+
+
+#: Why Stripe refunds nothing of a charge that the bank has, or has kept.
+_DISPUTED = "charge_disputed"
+
+
+@check
+def no_discrepancies(evidence: Evidence) -> Iterator[tuple[str, str]]:
+    """Nothing is unexplained, but for a rest that is kept back because the charge is contested."""
+    contested = {row["payment_id"] for row in evidence.disputes if row["stage"] == "CHARGEBACK"}
+    kept_back = {
+        f"{row['operation_id']}: {_DISPUTED}"
+        for row in evidence.operations
+        if (row["kind"], row["state"], row["last_error"]) == ("refund", "REFUSED", _DISPUTED)
+        and row["params"].get("after_capture")
+        and row["payment_id"] in contested
+    }
+    for row in evidence.discrepancies:
+        if row["kind"] == "rest_not_returned" and row["detail"] in kept_back:
+            continue
+        yield f"{row['kind']}: {row['detail']}", row["payment_id"]
+
+
+@check
+def no_webhook_lost(evidence: Evidence) -> Iterator[tuple[str, str]]:
+    """An event whose webhook was acknowledged is in the inbox, and nothing else is there."""
+    known = {row["event_id"] for row in evidence.inbox}
+    sent = {row["event"] for row in evidence.deliveries}
+    for row in evidence.deliveries:
+        if row["state"] == "delivered" and row["event"] not in known:
+            yield f"{row['type']} {row['event']} was acknowledged and is not stored", ""
+    for row in evidence.inbox:
+        if row["event_id"] not in sent:
+            yield f"{row['type']} {row['event_id']} is stored, but Stripe never sent it", ""
+
+
+@check
+def no_secret_in_sight(evidence: Evidence) -> Iterator[tuple[str, str]]:
+    for line in evidence.leaks:
+        yield line, ""
+
+
+@check
+def every_fault_struck(evidence: Evidence) -> Iterator[tuple[str, str]]:
+    """A run in which an armed fault never came about proves nothing about it."""
+    for kind in evidence.armed:
+        if evidence.injected[kind] < evidence.least:
+            yield f"{kind} struck {evidence.injected[kind]} times, wanted {evidence.least}", ""

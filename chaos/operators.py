@@ -1,0 +1,203 @@
+"""Operators: people who look at what is contested and answer for the platform, under keys too."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+
+from chaos.asking import PAUSE_SECONDS, Asker
+from chaos.callers import CANARY
+from chaos.plan import ACCEPTED, EVIDENCE, RELEASED, REPLACED, WRITTEN_OFF
+from chaos.scene import Keyed
+from marketplace.payments.v1 import (
+    disputes_pb2,
+    experts_pb2,
+    money_pb2,
+    operations_pb2,
+    payments_pb2,
+)
+
+_OPEN_ENDS = 3
+_REPLACE = "ReplaceExpertAccount"
+_UNANSWERED = ("needs_response", "warning_needs_response")
+#: What the bank makes of it: the first two decide, an inquiry is escalated by the third, and of the
+#: last it may think what it likes.
+_TEXTS = ("winning_evidence", "losing_evidence", "escalate_inquiry_evidence", f"done {CANARY}")
+#: Where a warning is of no use any more.
+_OVER = (
+    payments_pb2.PAYMENT_STATE_CANCELED,
+    payments_pb2.PAYMENT_STATE_EXPIRED,
+    payments_pb2.PAYMENT_STATE_REFUNDED,
+)
+
+
+class Operator(Asker):
+    """One at a desk. Nobody asks in its place, so it forgets no key."""
+
+    forgets = False
+
+    async def run(self) -> None:
+        while self.scene.now() < self.scene.until:
+            owed = len(self.pending)
+            if owed and (owed >= _OPEN_ENDS or self.chance.random() < 0.4):
+                await self.ask(self.chance.choice(self.pending))
+                continue
+            await self.replace()
+            actions = [self.answer, self.release, self.write_off, self.read]
+            await self.chance.choices(actions, [4, 5, 2, 1])[0]()
+            await asyncio.sleep(self.chance.uniform(1, 3) * PAUSE_SECONDS)
+
+    async def answer(self) -> None:
+        """Evidence for one of the disputes that wait for it, or none: it is given up."""
+        disputes = [dispute for dispute in await self._open() if dispute.status in _UNANSWERED]
+        answering = self.scene.answering
+        fresh = [one for one in reversed(disputes) if one.dispute_id not in answering]
+        if fresh:  # The oldest, by whatever was done less so far.
+            dispute = fresh[0]
+            can_be_lost = dispute.stage == disputes_pb2.DISPUTE_STAGE_CHARGEBACK
+            tried = Counter(answering.values())
+            deed = ACCEPTED if can_be_lost and tried[ACCEPTED] < tried[EVIDENCE] else EVIDENCE
+            answering[dispute.dispute_id] = deed
+        else:  # Another word on the same matter, when the first has come of what it was for.
+            others = [one for one in disputes if self.scene.deeds[answering[one.dispute_id]]]
+            if not others:
+                return
+            dispute, deed = self.chance.choice(others), self.chance.choice([EVIDENCE, ACCEPTED])
+        if deed == EVIDENCE:
+            submit = bool(fresh) or self.chance.random() < 0.5
+            await self.ask(self._evidence(dispute.dispute_id, submit=submit))
+        else:
+            await self.ask(self._acceptance(dispute.dispute_id))
+
+    async def release(self) -> None:
+        """An issuer's warning was looked into, and is let pass."""
+        scene = self.scene
+        fresh = [one for one in scene.warned if one not in scene.releasing]
+        if not scene.warned or (not fresh and self.chance.random() < 0.8):
+            return
+        payment_id = fresh[0] if fresh else self.chance.choice(scene.warned)
+        look = payments_pb2.GetPaymentRequest(payment_id=payment_id)
+        code, body = await self.call("GetPayment", "", look.SerializeToString())
+        if code != "OK":
+            return
+        payment = payments_pb2.GetPaymentResponse.FromString(body).payment
+        # Now and then although nothing is to be released any more.
+        if payment.freeze == payments_pb2.PAYMENT_FREEZE_FRAUD_WARNING or not fresh:
+            await self.let_pass(payment_id)
+        elif payment.state in _OVER:
+            scene.releasing.add(payment_id)
+
+    async def let_pass(self, payment_id: str) -> None:
+        self.scene.releasing.add(payment_id)
+        request = operations_pb2.ReleaseFraudWarningRequest(
+            payment_id=payment_id, note=f"looked {CANARY}", idempotency_key=self.key()
+        )
+        await self.ask(Keyed("ReleaseFraudWarning", request.idempotency_key, request))
+
+    async def refund(self, payment_id: str) -> None:
+        """What can only pay an account that the expert has no more goes back to the client."""
+        request = payments_pb2.RefundPaymentRequest(
+            payment_id=payment_id, reason="another account", idempotency_key=self.key()
+        )
+        await self.ask(Keyed("RefundPayment", request.idempotency_key, request))
+
+    async def write_off(self) -> None:
+        """A part of what the debtor owes, or all that somebody owes, if anything."""
+        chance, scene = self.chance, self.scene
+        is_debtor = chance.random() < 0.5
+        request = operations_pb2.WriteOffDebtRequest(
+            expert_id=scene.debtor if is_debtor else chance.choice(scene.experts),
+            amount=money_pb2.Money(
+                minor_units=chance.randint(1, 400) if is_debtor else 0,
+                currency_code="USD" if is_debtor else chance.choice(["USD", "EUR", "JPY"]),
+            ),
+            reason=f"gone {CANARY}",
+            idempotency_key=self.key(),
+        )
+        await self.ask(Keyed("WriteOffDebt", request.idempotency_key, request))
+
+    async def resume(self, operation_id: str) -> None:
+        """What is parked is sent on."""
+        request = operations_pb2.ResumeOperationRequest(operation_id=operation_id)
+        await self.call("ResumeOperation", "", request.SerializeToString())
+
+    async def replace(self) -> None:
+        """Another account for each expert whose account is rejected, and the form filled in."""
+        scene = self.scene
+        asked = {keyed.request.expert_id for keyed in self.pending if keyed.rpc == _REPLACE}
+        for expert_id, account in list(scene.rejected.items()):
+            if expert_id in asked:
+                continue
+            request = experts_pb2.ReplaceExpertAccountRequest(
+                expert_id=expert_id, reason=f"rejected {CANARY}", idempotency_key=self.key()
+            )
+            if self.chance.random() < 0.5:
+                request.former_account_id = account
+            await self.ask(Keyed(_REPLACE, request.idempotency_key, request))
+        while scene.onboarding:
+            account = scene.onboarding.pop()
+            await scene.simulator.insist("POST", f"/accounts/{account}/complete_onboarding")
+
+    async def resolve(self) -> bool:
+        """Nothing is left that only an operator can do, and experts are as Stripe shows them."""
+        await self.replace()
+        # What there was no moment for under the faults is made up for.
+        for deed, act in {
+            EVIDENCE: self.answer,
+            ACCEPTED: self.answer,
+            RELEASED: self.release,
+            WRITTEN_OFF: self.write_off,
+        }.items():
+            if not self.scene.deeds[deed]:
+                await act()
+        for expert_id in self.scene.experts:
+            # Of one who cannot be paid Stripe is asked first.
+            request = experts_pb2.GetExpertRequest(expert_id=expert_id)
+            await self.call("GetExpert", "", request.SerializeToString())
+        return await super().resolve() and not self.scene.rejected
+
+    async def read(self) -> None:
+        for dispute in (await self._open())[:3]:
+            request = disputes_pb2.GetDisputeRequest(dispute_id=dispute.dispute_id)
+            await self.call("GetDispute", "", request.SerializeToString())
+
+    def learn(self, keyed: Keyed, body: bytes) -> None:
+        deeds = self.scene.deeds
+        if keyed.rpc == "SubmitEvidence":
+            deeds[EVIDENCE] += keyed.request.submit
+        elif keyed.rpc == "AcceptDispute":
+            deeds[ACCEPTED] += 1
+        elif keyed.rpc == "ReleaseFraudWarning":
+            deeds[RELEASED] += 1
+        elif keyed.rpc == "WriteOffDebt":
+            deeds[WRITTEN_OFF] += 1
+        elif keyed.rpc == _REPLACE:
+            deeds[REPLACED] += 1
+            expert = experts_pb2.ReplaceExpertAccountResponse.FromString(body).expert
+            self.scene.accounts[expert.expert_id] = expert.stripe_account_id
+            self.scene.onboarding.append(expert.stripe_account_id)
+            self.scene.rejected.pop(expert.expert_id, None)
+
+    async def _open(self) -> list[disputes_pb2.Dispute]:
+        request = disputes_pb2.ListDisputesRequest(open_only=True, page_size=100)
+        code, body = await self.call("ListDisputes", "", request.SerializeToString())
+        found = disputes_pb2.ListDisputesResponse.FromString(body) if code == "OK" else None
+        return list(found.disputes) if found else []
+
+    def _evidence(self, dispute_id: str, *, submit: bool) -> Keyed:
+        request = disputes_pb2.SubmitEvidenceRequest(
+            dispute_id=dispute_id,
+            evidence=disputes_pb2.Evidence(
+                uncategorized_text=self.chance.choice(_TEXTS), product_description=CANARY
+            ),
+            # Else it is only laid ready at Stripe.
+            submit=submit,
+            idempotency_key=self.key(),
+        )
+        return Keyed("SubmitEvidence", request.idempotency_key, request)
+
+    def _acceptance(self, dispute_id: str) -> Keyed:
+        request = disputes_pb2.AcceptDisputeRequest(
+            dispute_id=dispute_id, idempotency_key=self.key()
+        )
+        return Keyed("AcceptDispute", request.idempotency_key, request)
