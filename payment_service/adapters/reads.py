@@ -167,7 +167,7 @@ class SqlReader(FeedReads, PayoutReads, AccountReads):
         found = self._all(
             "SELECT DISTINCT payment_id FROM disputes JOIN payments USING (payment_id) "
             "WHERE outcome IN ('LOST', 'PREVENTED') "
-            "AND withdrawn > reinstated + disputes.lost "
+            "AND withdrawn > reinstated + disputes.lost - recovered "
             "AND (payments.operation_id = '' OR waiting_for = 'expert' OR EXISTS "
             "(SELECT 1 FROM operations WHERE operations.operation_id = payments.operation_id "
             "AND operations.state = 'PARKED' AND params ->> 'owed' = 'true')) LIMIT :limit",

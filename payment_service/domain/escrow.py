@@ -1025,8 +1025,12 @@ def dispute_funds_moved(
     now: datetime,
     *,
     taken: bool,
+    undone: int = 0,
 ) -> Transition:
-    """Stripe withdrew the contested money from the platform, or reinstated it."""
+    """Stripe withdrew the contested money from the platform, or reinstated it.
+
+    ``undone`` is what a lost dispute had taken beyond what was left, and the client has no more.
+    """
     return _move(
         payment,
         Kind.DISPUTE_FUNDS_WITHDRAWN if taken else Kind.DISPUTE_FUNDS_REINSTATED,
@@ -1034,6 +1038,7 @@ def dispute_funds_moved(
         now,
         facts=facts,
         postings=postings,
+        lost_beyond=payment.lost_beyond - undone,
         **_freeze(frozen),
     )
 
@@ -1046,12 +1051,15 @@ def dispute_lost(
     frozen: Frozen,
     next_operation_id: str | None,
     now: datetime,
+    *,
+    again: int = 0,
 ) -> Transition:
     """The client's bank keeps the money: what is owed to the client first, then what is held,
     then of what was captured.
 
-    ``beyond`` had been given back to the client before. The expert's part is owed until it is
-    reversed; ``next_operation_id`` None means that nothing is to be taken back.
+    ``beyond`` had been given back to the client before. ``again`` was written off once already, and
+    had come back to the platform. The expert's part is owed until it is reversed;
+    ``next_operation_id`` None means that nothing is to be taken back.
     """
     after = less_loss(payment, split, beyond)
     names = ("held", "lost_held", "lost", "lost_beyond", "net_commission", "client_owed")
@@ -1060,8 +1068,14 @@ def dispute_lost(
         Kind.DISPUTE_LOST,
         after.resting_state if next_operation_id is None else State.REFUNDING,
         now,
-        facts={**facts, **_split_facts(split), "amount": split.whole + beyond, "beyond": beyond},
-        postings=payment.book.dispute_lost(split, beyond),
+        facts={
+            **facts,
+            **_split_facts(split),
+            "amount": split.whole + beyond + again,
+            "beyond": beyond,
+            **({"again": again} if again else {}),
+        },
+        postings=payment.book.dispute_lost(split, beyond + again),
         **{name: getattr(after, name) for name in names},
         **_freeze(frozen),
         **_goes_on(next_operation_id),

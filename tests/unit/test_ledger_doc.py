@@ -318,6 +318,11 @@ def dispute_lost(a: Amounts) -> Done:
     )
 
 
+def lost_once_more(a: Amounts) -> Done:
+    payment = in_state(State.REFUNDED, separate(PLATFORM_HOLD))
+    return escrow.dispute_lost(payment, RefundSplit(), 0, {}, Frozen(), None, NOW, again=a["D"])
+
+
 def debt_written_off(a: Amounts) -> Done:
     event = "expert.debt_written_off"
     assert any(f'"{event}"' in path.read_text() for path in APPLICATION)
@@ -377,6 +382,7 @@ PERFORMERS: Final[Mapping[tuple[str, str], Performer]] = {
     (Kind.DISPUTE_LOST, "in escrow"): dispute_lost,
     (Kind.DISPUTE_LOST, "held money first, then what was paid out"): dispute_lost,
     (Kind.DISPUTE_LOST, "refunded before"): dispute_lost,
+    (Kind.DISPUTE_LOST, "won on appeal, and lost once more"): lost_once_more,
     (Kind.DISPUTE_LOST, "owed after a bounce first, then held money"): dispute_lost,
     ("expert.payout_in_transit", "paid out to the bank"): lambda a: payout(
         a, PayoutState.IN_TRANSIT
