@@ -78,6 +78,7 @@ class Kind(StrEnum):
     REVERSED_ELSEWHERE = "payment.reversed_elsewhere"
     FEE_REFUNDED_ELSEWHERE = "payment.fee_refunded_elsewhere"
     REFUND_FAILED = "payment.refund_failed"
+    REFUND_BOUNCED = "payment.refund_bounced"
     REFUND_RESENT = "payment.refund_resent"
     REPAYMENT_DUE = "payment.repayment_due"
     REPAYMENT_GIVEN_UP = "payment.repayment_given_up"
@@ -168,6 +169,7 @@ TRANSITIONS: Final[Mapping[Kind, Mapping[State, set[State]]]] = {
     Kind.FEE_REFUNDED_ELSEWHERE: _stay(_CHARGED),
     # At once, whatever is under way; paying it again comes when nothing is.
     Kind.REFUND_FAILED: _stay(_CHARGED),
+    Kind.REFUND_BOUNCED: _stay(_CHARGED),
     Kind.REPAYMENT_DUE: _edges(_RESTING, _S.REFUNDING),
     Kind.REPAYMENT_GIVEN_UP: _edges({_S.REFUNDING}, *_RESTING),
     Kind.REFUND_RESENT: _edges({_S.REFUNDING}, *_RESTING),
@@ -886,6 +888,20 @@ def refund_failed(
         postings=payment.book.refund_failed(part, taken, settled),
         client_owed=payment.client_owed + part - taken,
         lost_beyond=payment.lost_beyond - taken,
+    )
+
+
+def refund_bounced(
+    payment: Payment, refund_id: str, part: int, sent: Settled, returned: Settled, now: datetime
+) -> Transition:
+    """A refund came back before it was on the books: nobody has it, and nobody is owed it."""
+    return _move(
+        payment,
+        Kind.REFUND_BOUNCED,
+        payment.state,
+        now,
+        facts={"refund_id": refund_id, "amount": part},
+        postings=payment.book.refund_bounced(part, sent, returned),
     )
 
 

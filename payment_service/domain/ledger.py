@@ -336,6 +336,13 @@ class Book:
             ]
         )
 
+    def refund_bounced(self, part: int, sent: Settled, returned: Settled) -> list[Posting]:
+        """Stripe paid a refund and had it back before it was on the books: both of its lines."""
+        return [
+            *self.into_stripe("refund_bounced", STRIPE_PLATFORM, -1, part, sent),
+            *self.into_stripe("refund_bounced", STRIPE_PLATFORM, 1, part, returned),
+        ]
+
     def refund_resent(self, part: int, settled: Settled) -> list[Posting]:
         """What was owed to the client after a bounced refund was paid by another."""
         return [

@@ -257,6 +257,10 @@ def refund_failed(a: Amounts) -> Done:
     return escrow.refund_failed(refunded, "re_1", a["R"], usd(a["R"]), NOW)
 
 
+def refund_bounced(a: Amounts) -> Done:
+    return escrow.refund_bounced(held_by_platform(), "re_1", a["R"], usd(a["R"]), usd(a["R"]), NOW)
+
+
 def refund_resent(a: Amounts) -> Done:
     owed = replace(
         busy(held_by_platform(), State.REFUNDING),
@@ -367,6 +371,7 @@ PERFORMERS: Final[Mapping[tuple[str, str], Performer]] = {
     (Kind.EXPERT_REVERSED, "a transfer, or a part of it, taken back"): expert_reversed,
     (Kind.REFUND_FAILED, "the client's bank gave it back"): refund_failed,
     (Kind.REFUND_FAILED, "after a dispute took it too"): refund_failed,
+    (Kind.REFUND_BOUNCED, "gone and come back before it was on the books"): refund_bounced,
     (Kind.REFUND_RESENT, "paid by another refund"): refund_resent,
     (Kind.REFUNDED_ELSEWHERE, "at the dashboard"): refunded_elsewhere,
     (Kind.REFUNDED_ELSEWHERE, "what was owed, and more"): refunded_elsewhere,
