@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from payment_service.domain import disputes, money, plans
 from payment_service.domain.disputes import Outcome, Stage
 from payment_service.domain.errors import Busy, Precondition, Refusal
-from payment_service.domain.escrow import Freeze, Kind, State
+from payment_service.domain.escrow import Freeze, Frozen, Kind, State
 from payment_service.domain.ledger import STRIPE_PLATFORM
 from payment_service.domain.observation import DisputeLine, FraudWarning, ShownDispute
+from payment_service.domain.preview import LegKind, preview_loss
 from tests.unit.domain.builders import NOW, new_payment, separate
 from tests.unit.domain.fake_service import FakeService, serve
 
@@ -279,6 +280,16 @@ def test_what_an_appeal_brought_back_goes_before_what_is_held() -> None:
     bank.lose(name)
     service.follow()
     assert (service.payment.held, service.balance("losses")) == (6_000, 0)
+
+
+@pytest.mark.parametrize(("kept", "left"), [(0, 6_000), (1_500, 7_500), (4_000, 10_000)])
+def test_what_giving_up_an_appeal_would_take_is_what_it_had_not_brought_back(
+    kept: int, left: int
+) -> None:
+    service = held()
+    shown = preview_loss(service.payment, 4_000, kept, [], Frozen())
+    assert (shown.after.held, shown.after.lost_beyond) == (left, 0)
+    assert [(leg.kind, leg.minor_units) for leg in shown.legs] == [(LegKind.LOSE_TO_BANK, 4_000)]
 
 
 def test_a_bounce_after_an_appeal_was_won_is_owed() -> None:
