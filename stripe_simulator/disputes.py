@@ -40,6 +40,7 @@ NETWORK_REASON_CODES = {
 
 INQUIRY = ("warning_needs_response", "warning_under_review")
 CHARGEBACK = ("needs_response", "under_review")
+APPEALED = "appeal_under_review"
 UNDER_REVIEW = {
     "needs_response": "under_review",
     "warning_needs_response": "warning_under_review",
@@ -265,7 +266,7 @@ def escalate(simulation: Simulation, dispute: Row) -> Row:
 
 def win(simulation: Simulation, dispute: Row) -> Row:
     """The money comes back, and the charge can be refunded again (the latter is our guess)."""
-    _require_status(dispute, CHARGEBACK)
+    _require_status(dispute, (*CHARGEBACK, APPEALED))
     lines = [*dispute["_lines"], _reinstate(simulation, dispute)]
     changed = _change(
         simulation, dispute, None, is_charge_refundable=True, status="won", _lines=lines
@@ -278,8 +279,25 @@ def win(simulation: Simulation, dispute: Row) -> Row:
 
 
 def lose(simulation: Simulation, dispute: Row) -> Row:
-    _require_status(dispute, CHARGEBACK)
+    _require_status(dispute, (*CHARGEBACK, APPEALED))
     return _close(simulation, dispute, "lost", "dispute_lost")
+
+
+def appeal(simulation: Simulation, dispute: Row) -> Row:
+    """Whoever was beaten has the bank look again; what was won is taken once more (our guess)."""
+    _require_status(dispute, ("won", "lost"))
+    lines = dispute["_lines"]
+    if dispute["status"] == "won":
+        charge = simulation.store.require("charge", dispute["charge"])
+        lines = [*lines, _withdraw(simulation, dispute, charge)]
+    changed = _change(
+        simulation, dispute, None, is_charge_refundable=False, status=APPEALED, _lines=lines
+    )
+    _effect(simulation, "dispute_appealed", changed)
+    _emit_updated(simulation, dispute, changed)
+    if len(lines) > len(dispute["_lines"]):
+        emit(simulation, "charge.dispute.funds_withdrawn", changed)
+    return changed
 
 
 def close_warning(simulation: Simulation, dispute: Row) -> Row:
@@ -298,6 +316,7 @@ OUTCOMES: dict[str, Callable[[Simulation, Row], Row]] = {
     "escalate": escalate,
     "win": win,
     "lose": lose,
+    "appeal": appeal,
     "close_warning": close_warning,
 }
 
@@ -311,7 +330,7 @@ def _of_charge(simulation: Simulation, charge: str, statuses: tuple[str, ...]) -
 
 
 def is_charged_back(simulation: Simulation, charge: str) -> bool:
-    return bool(_of_charge(simulation, charge, (*CHARGEBACK, "lost")))
+    return bool(_of_charge(simulation, charge, (*CHARGEBACK, APPEALED, "lost")))
 
 
 def is_open(simulation: Simulation, charge: str) -> bool:

@@ -62,7 +62,8 @@ _INVARIANTS: Final[dict[str, str]] = {
     "what_the_bank_holds_is_in_the_books": _POSTED.format(
         account="'dispute_hold:' || p.payment_id",
         expected=(
-            "(SELECT coalesce(sum(greatest(d.withdrawn - d.reinstated - d.lost, 0)), 0) "
+            "(SELECT coalesce(sum(greatest("
+            "d.withdrawn - d.reinstated - d.lost + d.recovered, 0)), 0) "
             "FROM disputes d WHERE d.payment_id = p.payment_id)"
         ),
     ),
@@ -75,7 +76,8 @@ _INVARIANTS: Final[dict[str, str]] = {
     "what_is_contested_is_frozen": (
         "SELECT DISTINCT p.payment_id FROM payments p JOIN disputes d USING (payment_id) "
         "WHERE {scope} AND p.frozen NOT IN ('INQUIRY', 'CHARGEBACK') AND (d.outcome = 'OPEN' "
-        "OR (d.outcome IN ('LOST', 'PREVENTED') AND d.withdrawn > d.reinstated + d.lost)) "
+        "OR (d.outcome IN ('LOST', 'PREVENTED') "
+        "AND d.withdrawn > d.reinstated + d.lost - d.recovered)) "
         "LIMIT 100"
     ),
     "an_open_operation_is_the_payments_own": (

@@ -166,7 +166,7 @@ class SqlReader(FeedReads, PayoutReads, AccountReads):
         found = self._all(
             "SELECT DISTINCT payment_id FROM disputes JOIN payments USING (payment_id) "
             "WHERE outcome IN ('LOST', 'PREVENTED') "
-            "AND withdrawn > reinstated + disputes.lost "
+            "AND withdrawn > reinstated + disputes.lost - recovered "
             "AND (payments.operation_id = '' OR EXISTS "
             "(SELECT 1 FROM operations WHERE operations.operation_id = payments.operation_id "
             "AND operations.state = 'PARKED' AND kind <> 'reverse_transfer' "

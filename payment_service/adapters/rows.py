@@ -208,8 +208,8 @@ def expert_values(expert: Expert) -> dict[str, Any]:
 
 DISPUTE_COLUMNS: Final = (
     "dispute_id payment_id expert_id charge_id stage status outcome reason currency amount "
-    "withdrawn reinstated lost fee fee_currency evidence_due_time has_evidence submission_count "
-    "operation_id create_time update_time close_time"
+    "withdrawn reinstated lost recovered kept fee fee_currency evidence_due_time has_evidence "
+    "submission_count operation_id create_time update_time close_time"
 ).split()
 
 

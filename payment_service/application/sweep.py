@@ -63,6 +63,8 @@ async def resume_waiting_captures(core: Core) -> int:
     waiting = await core.database.read(lambda reader: reader.payments_waiting_for_experts(_BATCH))
     for payment_id, operation_id in waiting:
         try:
+            # Resumed, it counts as on its way; what a hand refunded unseen must be seen before.
+            await go_on(core, await observe_payment(core, payment_id, SWEEP), SWEEP)
             await core.database.transact(unpark, operation_id, payment_id, SWEEP)
         except Refusal as refusal:  # Given up, or resumed by another replica.
             log.info("capture_not_resumed", payment=payment_id, reason=refusal.reason)

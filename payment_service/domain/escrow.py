@@ -78,6 +78,7 @@ class Kind(StrEnum):
     REVERSED_ELSEWHERE = "payment.reversed_elsewhere"
     FEE_REFUNDED_ELSEWHERE = "payment.fee_refunded_elsewhere"
     REFUND_FAILED = "payment.refund_failed"
+    REFUND_BOUNCED = "payment.refund_bounced"
     REFUND_RESENT = "payment.refund_resent"
     REPAYMENT_DUE = "payment.repayment_due"
     REPAYMENT_GIVEN_UP = "payment.repayment_given_up"
@@ -168,6 +169,7 @@ TRANSITIONS: Final[Mapping[Kind, Mapping[State, set[State]]]] = {
     Kind.FEE_REFUNDED_ELSEWHERE: _stay(_CHARGED),
     # At once, whatever is under way; paying it again comes when nothing is.
     Kind.REFUND_FAILED: _stay(_CHARGED),
+    Kind.REFUND_BOUNCED: _stay(_CHARGED),
     Kind.REPAYMENT_DUE: _edges(_RESTING, _S.REFUNDING),
     Kind.REPAYMENT_GIVEN_UP: _edges({_S.REFUNDING}, *_RESTING),
     Kind.REFUND_RESENT: _edges({_S.REFUNDING}, *_RESTING),
@@ -889,6 +891,20 @@ def refund_failed(
     )
 
 
+def refund_bounced(
+    payment: Payment, refund_id: str, part: int, sent: Settled, returned: Settled, now: datetime
+) -> Transition:
+    """A refund came back before it was on the books: nobody has it, and nobody is owed it."""
+    return _move(
+        payment,
+        Kind.REFUND_BOUNCED,
+        payment.state,
+        now,
+        facts={"refund_id": refund_id, "amount": part},
+        postings=payment.book.refund_bounced(part, sent, returned),
+    )
+
+
 def repayment_due(payment: Payment, operation_id: str, now: datetime) -> Transition:
     """Nothing is under way any more, and the client is owed: an operator decides how to pay."""
     return _move(
@@ -1025,8 +1041,12 @@ def dispute_funds_moved(
     now: datetime,
     *,
     taken: bool,
+    undone: int = 0,
 ) -> Transition:
-    """Stripe withdrew the contested money from the platform, or reinstated it."""
+    """Stripe withdrew the contested money from the platform, or reinstated it.
+
+    ``undone`` is what a lost dispute had taken beyond what was left, and the client has no more.
+    """
     return _move(
         payment,
         Kind.DISPUTE_FUNDS_WITHDRAWN if taken else Kind.DISPUTE_FUNDS_REINSTATED,
@@ -1034,6 +1054,7 @@ def dispute_funds_moved(
         now,
         facts=facts,
         postings=postings,
+        lost_beyond=payment.lost_beyond - undone,
         **_freeze(frozen),
     )
 
@@ -1046,12 +1067,15 @@ def dispute_lost(
     frozen: Frozen,
     next_operation_id: str | None,
     now: datetime,
+    *,
+    again: int = 0,
 ) -> Transition:
     """The client's bank keeps the money: what is owed to the client first, then what is held,
     then of what was captured.
 
-    ``beyond`` had been given back to the client before. The expert's part is owed until it is
-    reversed; ``next_operation_id`` None means that nothing is to be taken back.
+    ``beyond`` had been given back to the client before. ``again`` was written off once already, and
+    had come back to the platform. The expert's part is owed until it is reversed;
+    ``next_operation_id`` None means that nothing is to be taken back.
     """
     after = less_loss(payment, split, beyond)
     names = ("held", "lost_held", "lost", "lost_beyond", "net_commission", "client_owed")
@@ -1060,8 +1084,14 @@ def dispute_lost(
         Kind.DISPUTE_LOST,
         after.resting_state if next_operation_id is None else State.REFUNDING,
         now,
-        facts={**facts, **_split_facts(split), "amount": split.whole + beyond, "beyond": beyond},
-        postings=payment.book.dispute_lost(split, beyond),
+        facts={
+            **facts,
+            **_split_facts(split),
+            "amount": split.whole + beyond + again,
+            "beyond": beyond,
+            **({"again": again} if again else {}),
+        },
+        postings=payment.book.dispute_lost(split, beyond + again),
         **{name: getattr(after, name) for name in names},
         **_freeze(frozen),
         **_goes_on(next_operation_id),

@@ -173,19 +173,16 @@ def _postings_fault(trail: Trail, bodies: Sequence[Any]) -> Fault | None:
 def _movements_fault(trail: Trail, bodies: Sequence[Any]) -> Fault | None:
     """What an event tells of a refund or reversal is on the books, and nothing else is.
 
-    A refund that bounced before it was followed moved nothing, so no event tells of it: there are
+    A refund that was cancelled before it had moved anything is not told of by any event: there are
     the two movements then, and they cancel out.
     """
     there = {one.movement_id: [one.kind, one.minor_units] for one in trail.movements}
     told: dict[str, list[Any]] = {}
     for event, body in zip(trail.events, bodies, strict=True):
-        movement = _movement_of(event.kind, body["facts"])
-        if movement is None:
-            continue
-        movement_id, *what = movement
-        told[movement_id] = what
-        if there.get(movement_id) != what:
-            return Fault(THE_MOVEMENTS, event.sequence, f"tells of {movement_id} otherwise")
+        for movement_id, *what in _movements_of(event.kind, body["facts"]):
+            told[movement_id] = what
+            if there.get(movement_id) != what:
+                return Fault(THE_MOVEMENTS, event.sequence, f"tells of {movement_id} otherwise")
     for movement_id in sorted(there.keys() - told.keys()):
         refund_id = movement_id.removesuffix(_FAILED)
         refund, failure = there.get(refund_id), there.get(refund_id + _FAILED)
@@ -195,20 +192,22 @@ def _movements_fault(trail: Trail, bodies: Sequence[Any]) -> Fault | None:
     return None
 
 
-def _movement_of(kind: str, facts: Mapping[str, Any]) -> tuple[str, str, int] | None:
-    if kind == Kind.REFUND_FAILED:
-        return f"{facts['refund_id']}{_FAILED}", "refund_failure", facts["amount"]
+def _movements_of(kind: str, facts: Mapping[str, Any]) -> list[tuple[str, str, int]]:
+    if kind in (Kind.REFUND_FAILED, Kind.REFUND_BOUNCED):
+        refund_id, amount = facts["refund_id"], facts["amount"]
+        made = [(refund_id, "refund", amount)] if kind == Kind.REFUND_BOUNCED else []
+        return [*made, (f"{refund_id}{_FAILED}", "refund_failure", amount)]
     if kind in _DISPUTE_LINES:
-        return facts["balance_transaction_id"], _DISPUTE_LINES[kind], facts["amount"]
+        return [(facts["balance_transaction_id"], _DISPUTE_LINES[kind], facts["amount"])]
     if kind == Kind.FRAUD_WARNING:
-        return facts["warning_id"], "fraud_warning", 0
+        return [(facts["warning_id"], "fraud_warning", 0)]
     if kind == Kind.FRAUD_WARNING_RELEASED:
-        return release_id(facts["warning_id"]), "fraud_warning_release", 0
+        return [(release_id(facts["warning_id"]), "fraud_warning_release", 0)]
     for name, movement in _MOVEMENTS.items():
         if facts.get(name):
             # Of a captured part less may have been sent on: commission and debt stay.
-            return facts[name], movement, facts.get("sent", facts["amount"])
-    return None
+            return [(facts[name], movement, facts.get("sent", facts["amount"]))]
+    return []
 
 
 _FAILED: Final = ":failed"

@@ -632,8 +632,9 @@ def _take_refund(
         return
     if refund.failed:
         to.movements.append(Movement(failure_id(refund), "refund_failure", refund.minor_units))
+        _book_both_lines(to, refund, now)
         failure = Failure("refund_failed", "", "Stripe could not refund the client", now)
-        to.take(escrow.refund_refused(payment, failure))
+        to.take(escrow.refund_refused(to.payment, failure))
         if operation.params.get("after_capture"):
             to.discrepancies.append(rest_not_returned(payment, operation, "refund_failed"))
             to.settle()
@@ -653,16 +654,18 @@ def _take_foreign_refund(
     to: Followed, refund: Refund, operation: Operation | None, now: datetime
 ) -> None:
     payment = to.payment
+    repays = operation is not None and bool(operation.params.get("owed")) and not to.settled
+    if _lacks_line(refund):
+        # It may be about to pay what our operation would pay once more.
+        to.defer(operation=repays and not refund.failed)
+        return
     if refund.failed:  # It bounced before we ever saw it; at Stripe it cancels out.
         to.movements += [
             Movement(refund.refund_id, "refund", refund.minor_units),
             Movement(failure_id(refund), "refund_failure", refund.minor_units),
         ]
+        _book_both_lines(to, refund, now)
         to.report("refund_made_elsewhere", f"{refund.refund_id} bounced")
-        return
-    repays = operation is not None and bool(operation.params.get("owed")) and not to.settled
-    if _lacks_line(refund):
-        to.defer(operation=repays)  # It is about to pay what our operation would pay once more.
         return
     settled = _settled(refund.line, Settled(refund.minor_units, payment.currency))
     # Whatever is paid by hand pays first what is owed to the client: it is not paid once more.
@@ -732,7 +735,7 @@ def _follow_bounces(to: Followed, seen: Observation, known: frozenset[str], now:
         bounced = refund.failed and refund.refund_id in known and failure_id(refund) not in known
         if not bounced or not to.payment.charged:
             continue
-        if refund.line is not None and refund.failure_line is None:
+        if _lacks_line(refund):
             # Under the refund's own line the failure would never be explained.
             to.defer(operation=False)
         else:
@@ -785,9 +788,19 @@ def rest_not_returned(payment: Payment, operation: Operation, code: str) -> Disc
     )
 
 
+def _book_both_lines(to: Followed, refund: Refund, now: datetime) -> None:
+    """It failed before it was on the books. One that never moved anything has no lines at all."""
+    if refund.line is not None and refund.failure_line is not None:
+        sent, returned = refund.line.settled, refund.failure_line.settled
+        part = refund.minor_units
+        to.take(escrow.refund_bounced(to.payment, refund.refund_id, part, sent, returned, now))
+
+
 def _lacks_line(refund: Refund) -> bool:
-    """Stripe has not moved the money yet; postings, which are never edited, wait for its line."""
-    return refund.line is None and not refund.failed
+    """Stripe has not moved the money yet, or back; postings wait for its line: none is edited."""
+    if refund.failed:
+        return refund.line is not None and refund.failure_line is None
+    return refund.line is None
 
 
 def failure_id(refund: Refund) -> str:

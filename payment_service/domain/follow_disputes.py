@@ -127,17 +127,19 @@ def _move_funds(to: Followed, record: Dispute, line: DisputeLine, given: Circums
     fee = Settled(line.fee, line.currency, line.balance_transaction_id)
     word = "dispute_withdrawn" if taken else "dispute_reinstated"
     postings = payment.book.dispute_funds(word, 1 if taken else -1, part, settled, fee)
-    beyond = 0
-    if not taken:
-        # What was written off as lost before (an appeal) is not held at the bank any more.
-        beyond = max(part - max(record.withdrawn - record.reinstated - record.lost, 0), 0)
-        postings += payment.book.reinstated_after_loss(beyond)
-        if beyond:
-            to.report("reinstated_after_loss", f"{record.dispute_id}: {beyond} came back")
+    # What was written off as lost before (an appeal) is not held at the bank any more.
+    recovered = 0 if taken else max(part - record.taken, 0)
+    # Of that the client has had twice, and has once again, what was beyond: the loss is undone.
+    undone = min(recovered, payment.lost_beyond)
+    if recovered:
+        postings += payment.book.reinstated_after_loss(recovered)
+        to.report("reinstated_after_loss", f"{record.dispute_id}: {recovered} came back")
     record = replace(
         record,
         withdrawn=record.withdrawn + (part if taken else 0),
         reinstated=record.reinstated + (0 if taken else part),
+        recovered=record.recovered + recovered,
+        kept=record.kept + recovered - undone,
         fee=record.fee + line.fee,
         fee_currency=line.currency,
         update_time=given.now,
@@ -152,11 +154,13 @@ def _move_funds(to: Followed, record: Dispute, line: DisputeLine, given: Circums
                 "fee": line.fee,
                 "fee_currency": line.currency,
                 "balance_transaction_id": line.balance_transaction_id,
+                **({"recovered": recovered, "undone": undone} if recovered else {}),
             },
             postings,
             _frozen(to, given),
             given.now,
             taken=taken,
+            undone=undone,
         )
     )
     to.movements.append(Movement(line.balance_transaction_id, word, part))
@@ -206,8 +210,12 @@ def _make_way(to: Followed, seen: Observation, part: int, given: Circumstances) 
 def _lose(to: Followed, seen: Observation, record: Dispute, given: Circumstances) -> None:
     """Write off what the bank keeps, and begin to take the expert's part back."""
     payment, part = to.payment, record.unsettled
-    split = plans.split_loss(payment, part)
-    record = replace(record, lost=record.lost + part, update_time=given.now)
+    # What came back of it once, and is the platform's since, is just gone again.
+    again = min(part, record.kept)
+    split = plans.split_loss(payment, part - again)
+    record = replace(
+        record, lost=record.lost + part, kept=record.kept - again, update_time=given.now
+    )
     to.disputes[record.dispute_id] = record
     legs, owed = reversal_legs(to, seen, split.expert_part)
     follows = goes_on_with(given.next_operation_id, legs, owed)
@@ -215,11 +223,12 @@ def _lose(to: Followed, seen: Observation, record: Dispute, given: Circumstances
         escrow.dispute_lost(
             payment,
             split,
-            part - split.whole,
+            part - again - split.whole,
             _facts(record),
             _frozen(to, given),
             follows,
             given.now,
+            again=again,
         )
     )
     go_on_reversing(to, legs, owed, given.now)

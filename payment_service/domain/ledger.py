@@ -336,6 +336,13 @@ class Book:
             ]
         )
 
+    def refund_bounced(self, part: int, sent: Settled, returned: Settled) -> list[Posting]:
+        """Stripe paid a refund and had it back before it was on the books: both of its lines."""
+        return [
+            *self.into_stripe("refund_bounced", STRIPE_PLATFORM, -1, part, sent),
+            *self.into_stripe("refund_bounced", STRIPE_PLATFORM, 1, part, returned),
+        ]
+
     def refund_resent(self, part: int, settled: Settled) -> list[Posting]:
         """What was owed to the client after a bounced refund was paid by another."""
         return [
@@ -374,10 +381,11 @@ class Book:
             ]
         )
 
-    def dispute_lost(self, split: RefundSplit, beyond: int) -> list[Posting]:
+    def dispute_lost(self, split: RefundSplit, borne: int) -> list[Posting]:
         """The bank keeps it: of what the client is owed, of escrow, then of commission and expert.
 
-        ``beyond`` was given back to the client before; the platform has then paid it twice.
+        ``borne`` by the platform: it was given back to the client before, who has it twice then; or
+        it is lost once more, after it had come back.
         """
         return without_zeros(
             [
@@ -385,8 +393,8 @@ class Book:
                 self.line("dispute_lost", escrow(self.payment_id), split.from_escrow),
                 self.line("dispute_lost", COMMISSION, split.commission),
                 self.line("dispute_lost", expert_debt(self.expert_id), split.expert_part),
-                self.line("dispute_lost", LOSSES, beyond),
-                self.line("dispute_lost", dispute_hold(self.payment_id), -split.whole - beyond),
+                self.line("dispute_lost", LOSSES, borne),
+                self.line("dispute_lost", dispute_hold(self.payment_id), -split.whole - borne),
             ]
         )
 

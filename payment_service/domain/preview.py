@@ -94,12 +94,16 @@ def preview_refund(payment: Payment, plan: RefundPlan, transfers: Sequence[Rever
 
 
 def preview_loss(
-    payment: Payment, part: int, transfers: Sequence[Reversible], frozen: Frozen
+    payment: Payment, part: int, kept: int, transfers: Sequence[Reversible], frozen: Frozen
 ) -> Preview:
-    """A dispute over ``part`` given up; ``frozen`` is what other disputes and warnings leave."""
-    split = split_loss(payment, part)
+    """A dispute over ``part`` given up; ``frozen`` is what other disputes and warnings leave.
+
+    ``kept`` came back to the platform after the same dispute had been lost once before.
+    """
+    again = min(part, kept)
+    split = split_loss(payment, part - again)
     legs = [Leg(LegKind.LOSE_TO_BANK, part), *_taken_back(split, transfers)]
-    after = less_loss(payment, split, part - split.whole)
+    after = less_loss(payment, split, part - again - split.whole)
     after = replace(after, frozen=frozen.freeze, frozen_by=frozen.by)
     return _preview(payment, replace(after, state=after.resting_state), legs)
 

@@ -125,7 +125,7 @@ def _check_rows(world: World) -> None:
     assert not world.sql(
         "SELECT payment_id FROM payments WHERE (frozen IN ('INQUIRY', 'CHARGEBACK')) <> EXISTS "
         "(SELECT FROM disputes WHERE disputes.payment_id = payments.payment_id AND (outcome = "
-        "'OPEN' OR (outcome = 'LOST' AND withdrawn > reinstated + disputes.lost)))"
+        "'OPEN' OR (outcome = 'LOST' AND withdrawn > reinstated + disputes.lost - recovered)))"
     )
     # A claim without an answer belongs to an operation that waits for an operator, or to nobody.
     assert not world.sql(

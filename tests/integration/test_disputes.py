@@ -46,7 +46,7 @@ async def contest(world: World, payment: Payment, **fields: Any) -> str:
 
 
 async def decide(world: World, dispute_id: str, word: str) -> None:
-    """The bank says `win`, `lose`, `escalate` or `close_warning`."""
+    """The bank says `win`, `lose`, `escalate` or `close_warning`; or somebody says `appeal`."""
     await world.stripe.control("POST", f"/disputes/{dispute_id}/{word}", {})
 
 
@@ -279,6 +279,30 @@ async def test_a_dispute_lost_after_a_full_refund_is_the_platforms_loss(world: W
     assert payment.state == REFUNDED
     assert payment.lost_amount.minor_units == 0
     assert balance(world, "losses") == 10_000
+
+
+async def test_a_dispute_that_is_appealed_twice_is_lost_once_in_the_end(world: World) -> None:
+    await keep_at_stripe(world)
+    payment = await world.captured(amount=10_000)
+    await world.stripe.advance(3 * 24 * 3600)
+    await world.refund(payment.payment_id, 4_000)
+    dispute_id = await contest(world, payment)
+    await decide(world, dispute_id, "lose")
+    after = await settled(world, payment.payment_id, dispute_id, LOST)
+    expert = f"expert_debt:{payment.expert_id}"
+    assert (after.lost_amount.minor_units, balance(world, "losses")) == (6_000, 4_000)
+    for losses, word, outcome in ((-6_000, "win", WON), (4_000, "lose", LOST)) * 2:
+        await decide(world, dispute_id, "appeal")
+        shown = await dispute_where(world, dispute_id, lambda one: one.status.startswith("appeal"))
+        assert shown.outcome == disputes_pb2.DISPUTE_OUTCOME_OPEN
+        assert await frozen(world, payment.payment_id) == "CHARGEBACK"
+        await decide(world, dispute_id, word)
+        after = await settled(world, payment.payment_id, dispute_id, outcome)
+        assert (balance(world, "losses"), balance(world, expert)) == (losses, 0)
+        shown = await dispute_where(world, dispute_id)
+        assert shown.lost_amount.minor_units == (10_000 if outcome == LOST else 0)
+        assert (after.lost_amount.minor_units, after.net_amount.minor_units) == (6_000, 0)
+    assert len(await world.stripe.effects("reversed")) == 2
 
 
 async def test_parts_are_lost_out_of_escrow_first_and_then_from_the_newest_transfer(

@@ -221,6 +221,25 @@ async def test_a_capture_that_waits_gives_way_to_a_refund_by_hand(
     assert len(sent) == (1 if left else 0)
 
 
+async def test_a_capture_that_waits_gives_way_to_a_refund_by_hand_that_nobody_told_of(
+    start_world: StartWorld,
+) -> None:
+    """No webhook tells of it, and nothing is polled: who sends the capture on must look first."""
+    world = await start_world(policy={"poll_seconds": 3600.0, "quiet_seconds": 3600.0})
+    payment, account = await waiting_capture(world, 2_000, 3_000)
+    await world.quiet()
+    await world.stripe.control("POST", "/webhooks", {"paused": True})
+    world.sql("UPDATE watches SET next_time = now() + interval '1 hour'")
+    await world.stripe.api(
+        "POST", "/refunds", payment_intent=payment.payment_intent_id, amount=8_000
+    )
+    await world.stripe.control("POST", f"/accounts/{account}/restore")
+    await world.expert_status(payment.expert_id, experts_pb2.EXPERT_STATUS_READY)
+    await world.in_state(payment.payment_id, REFUNDED)
+    assert not await world.stripe.effects("transferred", payment.payment_intent_id)
+    await check_books(world)
+
+
 async def test_a_capture_that_is_parked_gives_way_to_a_refund_by_hand(world: World) -> None:
     """Stripe refused our credentials: it has nothing of it, and an operator would send it on."""
     held = await world.escrowed("", 10_000, escrow_mode=PLATFORM)

@@ -11,8 +11,9 @@ import pytest
 
 from marketplace.payments.v1 import experts_pb2, operations_pb2
 from payment_service.application.reconcile import reconcile_if_due
+from tests.integration.books import check_books
 from tests.integration.conftest import StartWorld
-from tests.integration.world import CAPTURED, REFUNDED, World, refusal
+from tests.integration.world import CAPTURED, REFUNDED, World, refund_request, refusal
 
 Tamper = Callable[..., int]
 
@@ -59,6 +60,39 @@ async def test_what_is_behind_follows_and_says_that_it_is_a_correction(
     assert json.loads(body)["by"]["rpc"] == "RunReconciliation"
     kinds = {found.kind for found in await world.discrepancies(payment.payment_id)}
     assert kinds == {"captured_elsewhere", "refund_made_elsewhere"}
+
+
+@pytest.mark.parametrize("by", ["hand", "us"])
+async def test_a_refund_that_failed_before_it_was_seen_agrees_line_by_line(
+    start_world: StartWorld, by: str
+) -> None:
+    """Stripe shows both of its lines, although they come to nothing."""
+    world = await start_world(policy={"poll_seconds": 3600.0, "quiet_seconds": 3600.0})
+    payment = await world.captured()
+    await world.quiet()
+    await world.stripe.control("POST", "/webhooks", {"paused": True})
+    if by == "hand":
+        refund = await world.stripe.api(
+            "POST", "/refunds", payment_intent=payment.payment_intent_id, amount=1_000
+        )
+        await world.stripe.control("POST", f"/refunds/{refund['id']}/fail")
+    else:
+        # Our service does not hear the answer, and cannot look before the bank gives it back.
+        await world.stripe.fault("/refunds$", "reset", "after")
+        away = {"method": "GET", "path": "/payment_intents/"}
+        await world.stripe.fault("", "status", match=away, times=None, status=503)
+        request = refund_request(payment.payment_id, 1_000)
+        assert (await refusal(world.payments.RefundPayment(request))).code == "UNAVAILABLE"
+        [effect] = await world.stripe.effects("refunded", payment.payment_intent_id)
+        await world.stripe.control("POST", f"/refunds/{effect['object']}/fail")
+        await world.stripe.clear_faults()
+        assert (await world.patiently("RefundPayment", request)).code == "FAILED_PRECONDITION"
+    for _ in range(2):
+        report = await run(world)
+        assert [one.kind for one in report.discrepancies if one.payment_id] == []
+        assert violated(report) == set()
+    assert (await world.get(payment.payment_id)).state == CAPTURED
+    await check_books(world)
 
 
 async def test_a_changed_line_is_found_and_gone_when_it_is_mended(

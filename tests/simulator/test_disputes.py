@@ -135,6 +135,22 @@ async def test_refund_of_a_chargeback_is_refused_until_it_is_won(world: World) -
         await refunds.create_async(params={"charge": str(lost.charge)})
 
 
+async def test_an_appeal_opens_what_was_decided_and_takes_what_was_won(world: World) -> None:
+    await world.control("POST", "/settings", {"dispute_fee": 0})
+    dispute = await disputed(world)
+    before = await balance(world)
+    with pytest.raises(AssertionError, match="status of needs_response"):
+        await world.control("POST", f"/disputes/{dispute.id}/appeal")
+    for word, shown in (("lose", 0), ("win", 10_000), ("lose", 0)):
+        await world.control("POST", f"/disputes/{dispute.id}/{word}")
+        assert await balance(world) == before + shown
+        appealed = await world.control("POST", f"/disputes/{dispute.id}/appeal")
+        assert appealed["status"] == "appeal_under_review"
+        assert await balance(world) == before
+    with pytest.raises(stripe.InvalidRequestError, match="has been charged back"):
+        await world.client.v1.refunds.create_async(params={"charge": str(dispute.charge)})
+
+
 async def test_winning_evidence_brings_the_amount_back(world: World) -> None:
     await world.control("POST", "/clock", {"freeze": True})
     dispute = await disputed(world)

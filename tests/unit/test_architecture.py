@@ -181,6 +181,7 @@ LONG_FILES = {
     "payment_service/adapters/repositories.py": "every statement that writes, beside the one door",
     "payment_service/rpc/convert.py": "every message of the contract against the domain's values",
     "stripe_simulator/api.py": "all that every request passes, in Stripe's own order",
+    "stripe_simulator/disputes.py": "one of Stripe's resources a file, as in its reference",
     "stripe_simulator/payment_intents.py": "one of Stripe's resources a file, as in its reference",
     "stripe_simulator/schemas.py": "every endpoint's parameters beside the others, as data",
     "stripe_simulator/transfers.py": "one of Stripe's resources a file, as in its reference",

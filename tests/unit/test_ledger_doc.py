@@ -257,6 +257,10 @@ def refund_failed(a: Amounts) -> Done:
     return escrow.refund_failed(refunded, "re_1", a["R"], usd(a["R"]), NOW)
 
 
+def refund_bounced(a: Amounts) -> Done:
+    return escrow.refund_bounced(held_by_platform(), "re_1", a["R"], usd(a["R"]), usd(a["R"]), NOW)
+
+
 def refund_resent(a: Amounts) -> Done:
     owed = replace(
         busy(held_by_platform(), State.REFUNDING),
@@ -318,6 +322,11 @@ def dispute_lost(a: Amounts) -> Done:
     )
 
 
+def lost_once_more(a: Amounts) -> Done:
+    payment = in_state(State.REFUNDED, separate(PLATFORM_HOLD))
+    return escrow.dispute_lost(payment, RefundSplit(), 0, {}, Frozen(), None, NOW, again=a["D"])
+
+
 def debt_written_off(a: Amounts) -> Done:
     event = "expert.debt_written_off"
     assert any(f'"{event}"' in path.read_text() for path in APPLICATION)
@@ -362,6 +371,7 @@ PERFORMERS: Final[Mapping[tuple[str, str], Performer]] = {
     (Kind.EXPERT_REVERSED, "a transfer, or a part of it, taken back"): expert_reversed,
     (Kind.REFUND_FAILED, "the client's bank gave it back"): refund_failed,
     (Kind.REFUND_FAILED, "after a dispute took it too"): refund_failed,
+    (Kind.REFUND_BOUNCED, "gone and come back before it was on the books"): refund_bounced,
     (Kind.REFUND_RESENT, "paid by another refund"): refund_resent,
     (Kind.REFUNDED_ELSEWHERE, "at the dashboard"): refunded_elsewhere,
     (Kind.REFUNDED_ELSEWHERE, "what was owed, and more"): refunded_elsewhere,
@@ -377,6 +387,7 @@ PERFORMERS: Final[Mapping[tuple[str, str], Performer]] = {
     (Kind.DISPUTE_LOST, "in escrow"): dispute_lost,
     (Kind.DISPUTE_LOST, "held money first, then what was paid out"): dispute_lost,
     (Kind.DISPUTE_LOST, "refunded before"): dispute_lost,
+    (Kind.DISPUTE_LOST, "won on appeal, and lost once more"): lost_once_more,
     (Kind.DISPUTE_LOST, "owed after a bounce first, then held money"): dispute_lost,
     ("expert.payout_in_transit", "paid out to the bank"): lambda a: payout(
         a, PayoutState.IN_TRANSIT

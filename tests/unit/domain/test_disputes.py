@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from payment_service.domain import disputes, money, plans
 from payment_service.domain.disputes import Outcome, Stage
 from payment_service.domain.errors import Busy, Precondition, Refusal
-from payment_service.domain.escrow import Freeze, Kind, State
+from payment_service.domain.escrow import Freeze, Frozen, Kind, State
 from payment_service.domain.ledger import STRIPE_PLATFORM
 from payment_service.domain.observation import DisputeLine, FraudWarning, ShownDispute
+from payment_service.domain.preview import LegKind, preview_loss
 from tests.unit.domain.builders import NOW, new_payment, separate
 from tests.unit.domain.fake_service import FakeService, serve
 
@@ -54,6 +55,12 @@ class Bank:
     def escalate(self, name: str) -> None:
         self.status(name, "needs_response")
         self.line(name, -self.service.shown[name].minor_units, FEE)
+
+    def lose(self, name: str) -> None:
+        """By an appeal too: what was won is then taken once more."""
+        if self.service.shown[name].status == "won":
+            self.line(name, -self.service.shown[name].minor_units)
+        self.status(name, "lost")
 
     def win(self, name: str) -> None:
         self.status(name, "won")
@@ -240,6 +247,114 @@ def test_what_comes_back_after_a_loss_is_the_platforms_until_somebody_decides() 
     assert not service.follow().transitions
 
 
+def test_lost_won_on_appeal_and_lost_again_is_written_off_again() -> None:
+    service = paid_out()
+    bank = Bank(service)
+    name = bank.contest(10_000)
+    for _ in range(3):
+        bank.lose(name)
+        service.follow()
+        service.finish()
+        record = service.records[name]
+        assert (record.outcome, record.written_off, record.kept) == (Outcome.LOST, 10_000, 0)
+        assert not record.freezes
+        # The expert's part was taken back once; what the platform had of the appeal is gone.
+        assert (service.balance("losses"), service.payment.lost) == (0, 10_000)
+        assert service.payment.lost_beyond == 0
+        bank.win(name)
+        service.follow()
+        record = service.records[name]
+        assert (record.outcome, record.written_off, record.kept) == (Outcome.WON, 0, 10_000)
+        assert service.balance("losses") == -10_000
+
+
+def test_what_an_appeal_brought_back_goes_before_what_is_held() -> None:
+    service = held()
+    bank = Bank(service)
+    name = bank.contest(4_000)
+    bank.status(name, "lost")
+    service.follow()
+    bank.win(name)
+    service.follow()
+    assert (service.payment.held, service.balance("losses")) == (6_000, -4_000)
+    bank.lose(name)
+    service.follow()
+    assert (service.payment.held, service.balance("losses")) == (6_000, 0)
+
+
+@pytest.mark.parametrize(("kept", "left"), [(0, 6_000), (1_500, 7_500), (4_000, 10_000)])
+def test_what_giving_up_an_appeal_would_take_is_what_it_had_not_brought_back(
+    kept: int, left: int
+) -> None:
+    service = held()
+    shown = preview_loss(service.payment, 4_000, kept, [], Frozen())
+    assert (shown.after.held, shown.after.lost_beyond) == (left, 0)
+    assert [(leg.kind, leg.minor_units) for leg in shown.legs] == [(LegKind.LOSE_TO_BANK, 4_000)]
+
+
+def test_a_bounce_after_an_appeal_was_won_is_owed() -> None:
+    service = paid_out()
+    service.give_back(10_000)
+    bank = Bank(service)
+    name = bank.contest(10_000)
+    bank.status(name, "lost")
+    service.follow()
+    assert (service.payment.lost_beyond, service.balance("losses")) == (10_000, 10_000)
+    bank.win(name)
+    service.follow()
+    assert (service.payment.lost_beyond, service.balance("losses")) == (0, 0)
+    service.intent.bounce(service.intent.refunds[0].refund_id)
+    service.follow()
+    assert (service.payment.client_owed, service.balance("losses")) == (10_000, 0)
+
+
+@pytest.mark.parametrize("bounces", ["before the appeal is lost", "after it"])
+def test_who_has_what_when_an_appeal_is_lost_too(bounces: str) -> None:
+    """4,000 of 10,000 were refunded, and bounce; the bank gives the client all in the end."""
+    service = paid_out()
+    service.give_back(4_000)
+    bank = Bank(service)
+    name = bank.contest(10_000)
+    bank.status(name, "lost")
+    service.follow()
+    service.finish()
+    bank.win(name)
+    service.follow()
+    assert (service.payment.lost_beyond, service.records[name].kept) == (0, 6_000)
+    [refund] = service.intent.refunds
+    if bounces == "before the appeal is lost":
+        service.intent.bounce(refund.refund_id)
+        service.follow()
+        assert service.payment.client_owed == 4_000
+    bank.lose(name)
+    service.follow()
+    if bounces == "after it":
+        assert service.payment.lost_beyond == 4_000
+        service.intent.bounce(refund.refund_id)
+        service.follow()
+    assert (service.payment.client_owed, service.payment.lost_beyond) == (0, 0)
+    assert (service.balance("losses"), service.balance("dispute_hold:pay_1")) == (0, 0)
+    assert service.operation is None
+
+
+def test_a_refund_beside_a_dispute_that_was_lost_twice_is_owed_when_it_bounces() -> None:
+    """The bank gave the client 6,000 in the end, and not the 4,000 that were refunded."""
+    service = paid_out()
+    service.give_back(4_000)
+    bank = Bank(service)
+    name = bank.contest(6_000)
+    bank.status(name, "lost")
+    service.follow()
+    service.finish()
+    bank.win(name)
+    service.follow()
+    bank.lose(name)
+    service.follow()
+    service.intent.bounce(service.intent.refunds[0].refund_id)
+    service.follow()
+    assert (service.payment.client_owed, service.balance("losses")) == (4_000, 0)
+
+
 def test_a_dispute_of_a_hold_is_reported_and_changes_nothing() -> None:
     service = serve(new_payment())
     service.intent.authorize()
@@ -269,9 +384,9 @@ def live(service: FakeService, seed: int, steps: int, *, looks: float) -> None:
         amount = service.payment.amount * part // 100
         if action in ("contest", "inquire") and len(names) < 4:
             bank.contest(amount, inquiry=action == "inquire")
-        elif action == "lose" and status == "needs_response":
-            bank.status(name, "lost")
-        elif action == "win" and status == "needs_response":
+        elif action == "lose" and status in ("needs_response", "won"):
+            bank.lose(name)
+        elif action == "win" and status in ("needs_response", "lost"):
             bank.win(name)
         elif action == "escalate" and status == "warning_needs_response":
             bank.escalate(name)
@@ -319,16 +434,18 @@ def test_any_life_leaves_books_that_agree_with_stripes(
     assert not payment.operation_id
     assert not any(record.unsettled for record in records)
     assert service.balance("dispute_hold:pay_1") == sum(
-        record.withdrawn - record.reinstated - record.lost for record in records
+        record.withdrawn - record.reinstated - record.written_off for record in records
     )
-    assert sum(record.lost for record in records) == (
+    assert sum(record.written_off for record in records) == (
         payment.lost_held + payment.lost + service.balance("losses")
     )
+    kept = sum(record.kept for record in records)
+    assert service.balance("losses") == payment.lost_beyond - kept
     assert service.balance("dispute_fee") == FEE * sum(
         len(d.lines) > 0 for d in service.shown.values()
     )
-    kept = money.fee(payment.net, payment.commission_basis_points, currency)
-    assert payment.net_commission == kept
+    due = money.fee(payment.net, payment.commission_basis_points, currency)
+    assert payment.net_commission == due
     assert (payment.frozen is Freeze.NONE) == all(not record.is_open for record in records)
     before = payment
     assert not service.follow().transitions

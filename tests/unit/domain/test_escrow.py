@@ -176,6 +176,7 @@ FUNCTIONS: dict[str, Callable[[Payment], Transition]] = {
     "refund_failed": lambda p: escrow.refund_failed(p, "re_1", 100, USD, NOW),
     "repayment_due": lambda p: escrow.repayment_due(p, "op_2", NOW),
     "repayment_given_up": lambda p: escrow.repayment_given_up(p, "lost", NOW),
+    "refund_bounced": lambda p: escrow.refund_bounced(p, "re_1", 100, USD, USD, NOW),
     "refunded_elsewhere, as owed": lambda p: refunded_elsewhere(p, RefundSplit(from_owed=100)),
     "refund_resent": lambda p: escrow.refund_resent(p, "re_1", 100, USD, NOW),
     "processor_fee_recorded": lambda p: escrow.processor_fee_recorded(p, USD, NOW),

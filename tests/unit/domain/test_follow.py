@@ -689,14 +689,63 @@ def test_an_operation_does_not_wait_for_the_line_of_a_bounce() -> None:
     assert (to.transitions, to.deferred, to.operation_deferred) == ([], True, False)
 
 
-def test_refund_by_hand_that_bounced_before_it_was_seen_moves_nothing() -> None:
+def lines_of(service: FakeService) -> list[tuple[str, int]]:
+    """What the last event posted on the platform's balance, by Stripe's id."""
+    return [
+        (posting.balance_transaction_id, posting.minor_units)
+        for posting in service.postings[-2:]
+        if posting.account == "stripe:platform"
+    ]
+
+
+def test_refund_by_hand_that_bounced_before_it_was_seen_is_on_the_books_by_both_lines() -> None:
     service = paid_out()
     service.intent.refund(4_000)
     service.intent.bounce(service.intent.refunds[0].refund_id)
+    [refund] = service.intent.refunds
+    assert refund.line is not None
+    assert refund.failure_line is not None
+    half = replace(service.intent.observe(), refunds=(replace(refund, failure_line=None),))
+    early = service.follow(half)
+    assert (early.transitions, early.movements, early.deferred) == ([], [], True)
     to = service.follow()
-    assert (to.transitions, reported(to)) == ([], ["refund_made_elsewhere"])
-    assert to.payment.net == 10_000
+    assert (followed_kinds(to), reported(to)) == (["refund_bounced"], ["refund_made_elsewhere"])
+    assert lines_of(service) == [
+        (refund.line.balance_transaction_id, -4_000),
+        (refund.failure_line.balance_transaction_id, 4_000),
+    ]
+    assert (to.payment.net, to.payment.client_owed) == (10_000, 0)
     assert service.follow().movements == []
+
+
+def test_refund_by_hand_that_was_cancelled_before_it_moved_anything_posts_nothing() -> None:
+    service = paid_out()
+    refund = Refund("re_9", 4_000, "canceled")
+    to = service.follow(replace(service.intent.observe(), refunds=(refund,)))
+    assert (to.transitions, reported(to)) == ([], ["refund_made_elsewhere"])
+    assert [movement.kind for movement in to.movements] == ["refund", "refund_failure"]
+
+
+def test_our_refund_that_failed_before_it_was_seen_is_on_the_books_by_both_lines() -> None:
+    service = paid_out()
+    service.start_give_back(4_000)
+    service.send()
+    service.intent.bounce(service.intent.refunds[0].refund_id)
+    [refund] = service.intent.refunds
+    half = replace(service.intent.observe(), refunds=(replace(refund, failure_line=None),))
+    early = service.follow(half)
+    assert (early.transitions, early.operation_deferred) == ([], True)
+    to = service.follow()
+    assert followed_kinds(to) == ["refund_bounced", "refund_refused"]
+    assert [units for _, units in lines_of(service)] == [-4_000, 4_000]
+    assert (service.payment.state, service.payment.client_owed) == (State.CAPTURED, 0)
+
+
+def test_a_refund_in_another_currency_that_bounced_before_it_was_seen_balances() -> None:
+    service = paid_out(Exchange("EUR", Fraction(9, 10)))
+    service.intent.refund(4_000)
+    service.intent.bounce(service.intent.refunds[0].refund_id)
+    assert followed_kinds(service.follow()) == ["refund_bounced"]
     service.check_reconciled()
 
 

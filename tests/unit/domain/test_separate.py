@@ -621,7 +621,7 @@ def test_refund_out_of_escrow_that_failed_at_once_stays_held() -> None:
     service.send()
     service.intent.bounce(service.intent.refunds[0].refund_id)
     to = service.follow()
-    assert followed_kinds(to) == ["refund_refused"]
+    assert followed_kinds(to) == ["refund_bounced", "refund_refused"]
     assert (service.payment.state, service.payment.held) == (State.IN_ESCROW, 10_000)
 
 
