@@ -13,6 +13,7 @@ from sqlalchemy import text
 from dev.postgres import EmbeddedPostgres
 from payment_service.adapters import rows
 from payment_service.adapters.database import make_engine
+from payment_service.adapters.reads import SqlReader
 from payment_service.adapters.repositories import SqlTransaction
 from payment_service.application import act_on_deadlines
 from payment_service.domain.deadlines import deadline_due, deadline_near
@@ -92,7 +93,9 @@ def test_what_is_found_is_what_the_domain_would_act_upon(
     warned = [one for one in payments if one.state in (State.IN_ESCROW, State.CAPTURING)]
     near = {one.payment_id for one in warned if deadline_near(one, tx.now, AHEAD)}
     assert 50 < len(near) < len(warned) - 50
-    assert sorted(tx.payments_near_deadline(AHEAD.total_seconds(), ALL)) == sorted(near)
+    assert sorted(
+        SqlReader(tx.connection).payments_near_deadline(AHEAD.total_seconds(), ALL)
+    ) == sorted(near)
 
 
 # ---- nobody starves ----
