@@ -53,7 +53,8 @@ def warn_phase(tx: Transaction, policy: Policy, payment_id: str) -> None:
         return
     near = deadline_near(payment, tx.now, timedelta(seconds=policy.deadline_warning))
     if near is not None:
-        tx.record(escrow.deadline_near(payment, near.kind.value, near.time, tx.now), DEADLINE)
+        warning = escrow.deadline_near(payment, near.kind.value, near.time, near.action, tx.now)
+        tx.record(warning, DEADLINE)
 
 
 async def act_on_deadlines(core: Core) -> int:

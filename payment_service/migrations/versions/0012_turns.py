@@ -1,4 +1,4 @@
-"""Turns: what a loop has looked at stands behind what it has not."""
+"""Turns: what a loop has looked at stands behind what it has not. And whose the rest is."""
 
 from alembic import op
 
@@ -18,6 +18,11 @@ CREATE TABLE turns (
     PRIMARY KEY (work, payment_id)
 );
 CREATE INDEX turns_over ON turns (next_time);
+
+-- Of payments that are there already it is not filled in: their events vouch for the row as it is.
+ALTER TABLE payments
+    ADD COLUMN rest_goes_back boolean NOT NULL DEFAULT false,
+    ADD CONSTRAINT a_rest_was_charged CHECK (NOT rest_goes_back OR charged > 0);
 """
 
 
