@@ -23,7 +23,7 @@ Do = Callable[[str], Awaitable[object]]
 
 #: How long a payment rests after its first turn, in seconds; doubled by each that follows soon.
 _REST_FIRST: Final = 1.0
-_REST_MOST: Final = 300.0
+_REST_MOST: Final = 60.0
 
 
 async def in_turn(core: Core, work: Work, payment_ids: Sequence[str], do: Do) -> int:

@@ -18,8 +18,10 @@ from payment_service.adapters.database import make_engine
 from payment_service.adapters.reads import SqlReader
 from payment_service.adapters.repositories import SqlTransaction
 from payment_service.application import act_on_deadlines
+from payment_service.application.in_turn import take_turn
 from payment_service.domain.deadlines import deadline_due, deadline_near
 from payment_service.domain.escrow import EscrowMode, OnDeadline, Payment, State
+from payment_service.domain.ports import Work
 from tests.integration.books import check_books
 from tests.integration.conftest import StartWorld
 from tests.integration.test_gigs import CARD, PLATFORM, PROMOTE, in_days, kinds
@@ -180,6 +182,42 @@ async def test_a_caller_may_decide_anew_about_the_rest(
 
 
 # ---- nobody starves ----
+
+
+def test_who_had_a_turn_rests_and_stands_behind_the_others(transaction: SqlTransaction) -> None:
+    tx = transaction
+    for hours, name in ((3, "pay_a"), (2, "pay_b"), (1, "pay_c")):
+        payment = replace(
+            in_state(State.IN_ESCROW, separate(EscrowMode.PLATFORM_HOLD)),
+            payment_id=name,
+            payment_intent_id=f"pi_{name}",
+            charge_id=f"ch_{name}",
+            release_due_time=tx.now - hours * HOUR,
+        )
+        insert(tx, payment)
+
+    def queue() -> list[str]:
+        return list(tx.payments_at_deadline(MARGIN.total_seconds(), AGAIN.total_seconds(), 3))
+
+    def rest_is_over() -> float:
+        """How long it was."""
+        pause: timedelta = tx.connection.execute(
+            text("UPDATE turns SET next_time = now() - interval '1 second' RETURNING pause")
+        ).scalar_one()
+        return pause.total_seconds()
+
+    assert queue() == ["pay_a", "pay_b", "pay_c"]
+    pauses = []
+    for _ in range(9):
+        assert take_turn(tx, Work.DEADLINES, "pay_a")
+        assert not take_turn(tx, Work.DEADLINES, "pay_a")
+        assert queue() == ["pay_b", "pay_c"]
+        pauses.append(rest_is_over())
+        assert queue() == ["pay_b", "pay_c", "pay_a"]
+    assert pauses == [1, 2, 4, 8, 16, 32, 60, 60, 60]
+    tx.connection.execute(text("UPDATE turns SET next_time = now() - interval '2 hours'"))
+    assert take_turn(tx, Work.DEADLINES, "pay_a")
+    assert rest_is_over() == 1
 
 
 async def promoted(world: World, payment_id: str) -> bool:
