@@ -379,7 +379,7 @@ MUTANTS = (
         (
             Edit(
                 "payment_service/application/act_on_deadlines.py",
-                "            await observe_payment(core, payment_id, DEADLINE)\n",
+                "        await observe_payment(core, payment_id, DEADLINE)\n",
                 "",
             ),
         ),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Final
 
 from payment_service.adapters import rows
@@ -28,6 +28,7 @@ from payment_service.domain.ports import (
     StoredEvent,
     StoredPosting,
     Trail,
+    Work,
 )
 
 #: `plans.check_destination` in SQL: a destination charge, and the expert has another account.
@@ -108,13 +109,41 @@ class SqlReader(FeedReads, PayoutReads, AccountReads):
         )
         return row and str(row["payment_id"])
 
+    def payments_near_deadline(self, ahead: float, limit: int) -> Sequence[str]:
+        """Escrows of whose deadline nobody was warned yet; `deadlines.deadline_near` in SQL."""
+        near = (
+            "({time} BETWEEN now() AND now() + :ahead "
+            "AND (warn_time IS NULL OR warn_time < {time}))"
+        )
+        found = self._in_turn(
+            Work.WARNINGS,
+            "SELECT payment_id, least(release_due_time, escrow_expire_time) - :ahead AS due "
+            "FROM payments WHERE held > 0 AND state IN ('IN_ESCROW', 'CAPTURING') AND "
+            f"({near.format(time='release_due_time')} OR {near.format(time='escrow_expire_time')})",
+            limit,
+            ahead=timedelta(seconds=ahead),
+        )
+        return [row["payment_id"] for row in found]
+
+    def payments_past_window(self, limit: int) -> Sequence[str]:
+        """Unpaid payments whose window has closed and that nothing is being done about."""
+        found = self._in_turn(
+            Work.PAYMENT_WINDOW,
+            "SELECT payment_id, payment_expire_time AS due FROM payments "
+            "WHERE state IN ('PENDING', 'FAILED') "
+            "AND payment_expire_time < now() AND operation_id = ''",
+            limit,
+        )
+        return [row["payment_id"] for row in found]
+
     def holds_past_expiry(self, limit: int) -> Sequence[str]:
         """Payments whose authorization must have lapsed although nobody told us."""
-        found = self._all(
-            "SELECT payment_id FROM payments WHERE held > 0 AND charged = 0 "
-            "AND state IN ('IN_ESCROW', 'CAPTURING') "
-            "AND escrow_expire_time < now() ORDER BY escrow_expire_time LIMIT :limit",
-            limit=limit,
+        found = self._in_turn(
+            Work.LAPSED_HOLDS,
+            "SELECT payment_id, escrow_expire_time AS due FROM payments "
+            "WHERE held > 0 AND charged = 0 AND state IN ('IN_ESCROW', 'CAPTURING') "
+            "AND escrow_expire_time < now()",
+            limit,
         )
         return [row["payment_id"] for row in found]
 
@@ -125,15 +154,17 @@ class SqlReader(FeedReads, PayoutReads, AccountReads):
         may have refused although it calls the account well. A charge whose destination is not the
         expert's account any more is never tried; `plans.check_destination` refuses it as well.
         """
-        found = self._all(
-            "SELECT payment_id, payments.operation_id FROM payments JOIN experts USING (expert_id) "
+        found = self._in_turn(
+            Work.WAITING_CAPTURES,
+            "SELECT payment_id, payments.operation_id, payments.update_time AS due "
+            "FROM payments JOIN experts USING (expert_id) "
             "WHERE waiting_for = 'expert' AND transfers_active AND NOT deauthorized "
             "AND NOT starts_with(disabled_reason, 'rejected.') AND frozen = 'NONE' "
             f"AND NOT {_DESTINATION_REPLACED} "
             "AND (waiting_reason NOT IN ('', 'EXPERT_REFUSED') "
             "OR experts.update_time > payments.update_time "
-            "OR payments.update_time < now() - interval '1 minute') LIMIT :limit",
-            limit=limit,
+            "OR payments.update_time < now() - interval '1 minute')",
+            limit,
         )
         return [(row["payment_id"], row["operation_id"]) for row in found]
 
@@ -142,8 +173,10 @@ class SqlReader(FeedReads, PayoutReads, AccountReads):
 
         `plans.reason_to_wait` in SQL, without those that go on now.
         """
-        found = self._all(
-            "SELECT payment_id FROM payments JOIN experts USING (expert_id) "
+        found = self._in_turn(
+            Work.WAITING_REASONS,
+            "SELECT payment_id, payments.update_time AS due "
+            "FROM payments JOIN experts USING (expert_id) "
             "WHERE waiting_for = 'expert' AND waiting_reason <> "
             f"CASE WHEN {_DESTINATION_REPLACED} THEN 'DESTINATION_ACCOUNT_REPLACED' "
             "WHEN deauthorized THEN 'EXPERT_DEAUTHORIZED' "
@@ -152,8 +185,8 @@ class SqlReader(FeedReads, PayoutReads, AccountReads):
             "WHEN NOT details_submitted THEN 'EXPERT_ONBOARDING' "
             "WHEN cardinality(requirements_due) > 0 OR (disabled_reason <> '' "
             "AND position('pending_verification' IN disabled_reason) = 0) "
-            "THEN 'EXPERT_RESTRICTED' ELSE 'EXPERT_PENDING_VERIFICATION' END LIMIT :limit",
-            limit=limit,
+            "THEN 'EXPERT_RESTRICTED' ELSE 'EXPERT_PENDING_VERIFICATION' END",
+            limit,
         )
         return [row["payment_id"] for row in found]
 
@@ -163,15 +196,17 @@ class SqlReader(FeedReads, PayoutReads, AccountReads):
         A parked operation is given up for it, if it is `Operation.is_without_effect`; but not a
         reversal, since the client has what that is to take back from the expert.
         """
-        found = self._all(
-            "SELECT DISTINCT payment_id FROM disputes JOIN payments USING (payment_id) "
+        found = self._in_turn(
+            Work.LOST_DISPUTES,
+            "SELECT DISTINCT payment_id, payments.update_time AS due "
+            "FROM disputes JOIN payments USING (payment_id) "
             "WHERE outcome IN ('LOST', 'PREVENTED') "
             "AND withdrawn > reinstated + disputes.lost - recovered "
             "AND (payments.operation_id = '' OR EXISTS "
             "(SELECT 1 FROM operations WHERE operations.operation_id = payments.operation_id "
             "AND operations.state = 'PARKED' AND kind <> 'reverse_transfer' "
-            "AND (unsure_until IS NULL OR unsure_until <= now()))) LIMIT :limit",
-            limit=limit,
+            "AND (unsure_until IS NULL OR unsure_until <= now())))",
+            limit,
         )
         return [row["payment_id"] for row in found]
 

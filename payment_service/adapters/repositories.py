@@ -32,7 +32,7 @@ from payment_service.domain.experts import Expert
 from payment_service.domain.follow import Discrepancy, Movement
 from payment_service.domain.operations import Operation, OperationState
 from payment_service.domain.plans import Reversible
-from payment_service.domain.ports import Answer, Cause, Claim, InboxEvent, Watch
+from payment_service.domain.ports import Answer, Cause, Claim, InboxEvent, Watch, Work
 
 _CHANGED: Final = [name for name in PAYMENT_COLUMNS if name != "payment_id"]
 
@@ -295,30 +295,36 @@ class SqlTransaction(FeedWrites, PayoutWrites, AccountWrites):
         `deadlines.deadline_due` in SQL, whole: what is only looked at would keep its place at the
         head, and those behind it would never be reached.
         """
-        found = self._all(
-            f"SELECT payment_id FROM ({_DUE}) AS found WHERE due <= now() "
-            "GROUP BY payment_id ORDER BY min(due), payment_id LIMIT :limit",
+        found = self._in_turn(
+            Work.DEADLINES,
+            f"SELECT payment_id, min(due) AS due FROM ({_DUE}) AS passed "
+            "WHERE due <= now() GROUP BY payment_id",
+            limit,
             margin=timedelta(seconds=margin),
             again=timedelta(seconds=again),
-            limit=limit,
         )
         return [row["payment_id"] for row in found]
 
-    def payments_near_deadline(self, ahead: float, limit: int) -> Sequence[str]:
-        """Escrows of whose deadline nobody was warned yet; `deadlines.deadline_near` decides."""
-        near = (
-            "({time} BETWEEN now() AND now() + :ahead "
-            "AND (warn_time IS NULL OR warn_time < {time}))"
+    def take_turn(self, work: Work, payment_id: str, first: float, most: float) -> bool:
+        """True for one replica. The payment then rests, twice as long as the last time.
+
+        Turns that are over for an hour are forgotten.
+        """
+        self._do(
+            "DELETE FROM turns WHERE (work, payment_id) IN (SELECT work, payment_id FROM turns "
+            "WHERE next_time < now() - interval '1 hour' LIMIT 100 FOR UPDATE SKIP LOCKED)"
         )
-        found = self._all(
-            "SELECT payment_id FROM payments WHERE held > 0 "
-            "AND state IN ('IN_ESCROW', 'CAPTURING') AND "
-            f"({near.format(time='release_due_time')} OR {near.format(time='escrow_expire_time')})"
-            " LIMIT :limit",
-            ahead=timedelta(seconds=ahead),
-            limit=limit,
+        taken = self._do(
+            "INSERT INTO turns (work, payment_id, pause, next_time) "
+            "VALUES (:work, :payment_id, :first, now() + :first) "
+            "ON CONFLICT (work, payment_id) DO UPDATE SET pause = least(turns.pause * 2, :most), "
+            "next_time = now() + least(turns.pause * 2, :most) WHERE turns.next_time <= now()",
+            work=work.value,
+            payment_id=payment_id,
+            first=timedelta(seconds=first),
+            most=timedelta(seconds=most),
         )
-        return [row["payment_id"] for row in found]
+        return taken == 1
 
     def report(self, discrepancy: Discrepancy) -> None:
         """Keep it once, however often it is seen; one that was gone is open again."""
@@ -357,16 +363,6 @@ class SqlTransaction(FeedWrites, PayoutWrites, AccountWrites):
             pause=timedelta(seconds=seconds),
         )
         return made == 1
-
-    def payments_past_window(self, limit: int) -> Sequence[str]:
-        """Unpaid payments whose window has closed and that nothing is being done about."""
-        found = self._all(
-            "SELECT payment_id FROM payments WHERE state IN ('PENDING', 'FAILED') "
-            "AND payment_expire_time < now() AND operation_id = '' "
-            "ORDER BY payment_expire_time LIMIT :limit FOR UPDATE SKIP LOCKED",
-            limit=limit,
-        )
-        return [row["payment_id"] for row in found]
 
     # ---- disputes ----
 

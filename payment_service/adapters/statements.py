@@ -8,6 +8,8 @@ from typing import Any
 
 from sqlalchemy import Connection, TextClause, text
 
+from payment_service.domain.ports import Work
+
 
 @lru_cache(maxsize=512)
 def statement(sql: str) -> TextClause:
@@ -33,3 +35,19 @@ class Statements:
 
     def _one(self, sql: str, **values: Any) -> Any:
         return self.connection.execute(statement(sql), values).mappings().one()
+
+    def _in_turn(self, work: Work, candidates: str, limit: int, **values: Any) -> Sequence[Any]:
+        """Those of the candidates that do not rest after a turn, in the order of a queue.
+
+        The candidates have a ``payment_id`` and the time since when they are ``due``. Who has had
+        a turn stands where it would if it had come due when its rest was over.
+        """
+        return self._all(
+            f"WITH found AS ({candidates}) SELECT found.* FROM found LEFT JOIN turns "  # noqa: S608
+            "ON turns.work = :work AND turns.payment_id = found.payment_id "
+            "WHERE next_time IS NULL OR next_time <= now() "
+            "ORDER BY greatest(due, next_time), found.payment_id LIMIT :limit",
+            work=work.value,
+            limit=limit,
+            **values,
+        )

@@ -14,6 +14,7 @@ import structlog
 from payment_service.application.capture_payment import plan_capture, start_capture
 from payment_service.application.carry_out import carry_out
 from payment_service.application.core import Core
+from payment_service.application.in_turn import in_turn
 from payment_service.application.observe import observe_payment
 from payment_service.application.refund_payment import start_refund
 from payment_service.application.settle import leased_operation
@@ -22,7 +23,7 @@ from payment_service.domain.deadlines import deadline_due, deadline_near
 from payment_service.domain.errors import Refusal
 from payment_service.domain.escrow import OnDeadline, Payment, State, Transition
 from payment_service.domain.operations import Operation, OperationKind
-from payment_service.domain.ports import Cause, Policy, Transaction
+from payment_service.domain.ports import Cause, Policy, Transaction, Work
 
 log = structlog.get_logger(__name__)
 
@@ -36,36 +37,39 @@ _WARNED: Final = (State.IN_ESCROW, State.CAPTURING)
 
 async def warn_of_deadlines(core: Core) -> int:
     """Write down an event for every deadline that is near; how many there were."""
-    return await core.database.transact(warn_phase, core.policy)
+    ahead = core.policy.deadline_warning
+    near = await core.database.read(lambda reader: reader.payments_near_deadline(ahead, _BATCH))
+    return await in_turn(
+        core,
+        Work.WARNINGS,
+        near,
+        lambda payment_id: core.database.transact(warn_phase, core.policy, payment_id),
+    )
 
 
-def warn_phase(tx: Transaction, policy: Policy) -> int:
-    warned = 0
-    for payment_id in tx.payments_near_deadline(policy.deadline_warning, _BATCH):
-        payment = tx.lock_payment(payment_id)
-        if payment is None or payment.state not in _WARNED:
-            continue
-        near = deadline_near(payment, tx.now, timedelta(seconds=policy.deadline_warning))
-        if near is None:
-            continue
-        tx.record(escrow.deadline_near(payment, near.kind.value, near.time, tx.now), DEADLINE)
-        warned += 1
-    return warned
+def warn_phase(tx: Transaction, policy: Policy, payment_id: str) -> None:
+    payment = tx.lock_payment(payment_id)
+    if payment is None or payment.state not in _WARNED:
+        return
+    near = deadline_near(payment, tx.now, timedelta(seconds=policy.deadline_warning))
+    if near is not None:
+        warning = escrow.deadline_near(payment, near.kind.value, near.time, near.action, tx.now)
+        tx.record(warning, DEADLINE)
 
 
 async def act_on_deadlines(core: Core) -> int:
-    """Do what the payments say whose time has come; how many there were."""
+    """Do what the payments say whose time has come."""
     if core.stripe.is_away:
         return 0
+
+    async def act(payment_id: str) -> None:
+        await observe_payment(core, payment_id, DEADLINE)
+        begun = await core.database.transact(begin_deadline, core.policy, payment_id)
+        if begun is not None:
+            await carry_out(core, begun[0], begun[1], DEADLINE)
+
     due = await core.database.transact(find_due, core.policy)
-    for payment_id in due:
-        try:
-            await observe_payment(core, payment_id, DEADLINE)
-            begun = await core.database.transact(begin_deadline, core.policy, payment_id)
-            if begun is not None:
-                await carry_out(core, begun[0], begun[1], DEADLINE)
-        except Refusal as refusal:
-            log.info("deadline_unsettled", payment=payment_id, reason=refusal.reason)
+    await in_turn(core, Work.DEADLINES, due, act)
     return 0  # Asked once a round: what Stripe refused is not to be tried without a pause.
 
 

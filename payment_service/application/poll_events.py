@@ -13,9 +13,10 @@ from typing import Final
 import structlog
 
 from payment_service.application.core import Core
+from payment_service.application.in_turn import by_itself
 from payment_service.application.observe import observe_payment
 from payment_service.domain.errors import Refusal
-from payment_service.domain.ports import Cause, InboxEvent, Policy, Transaction, Watch
+from payment_service.domain.ports import Cause, InboxEvent, Policy, Transaction, Watch, Work
 
 log = structlog.get_logger(__name__)
 
@@ -39,11 +40,12 @@ async def poll_events(core: Core) -> int:
             events = await core.stripe.events(
                 watch.stripe_account_id, watch.after_event_id, watch.seen_until - _OVERLAP
             )
+            if await core.database.transact(store_polled, watch, events):
+                core.wake.set()
         except Refusal as refusal:  # Its time will come again.
             log.info("poll_unsettled", scope=watch.scope, reason=refusal.reason)
-            continue
-        if await core.database.transact(store_polled, watch, events):
-            core.wake.set()
+        except Exception as error:  # noqa: BLE001 - one list must not stop the others
+            log.error("poll_failed", scope=watch.scope, error=type(error).__name__)
     return 0
 
 
@@ -73,10 +75,9 @@ async def ask_about_quiet_payments(core: Core) -> int:
     if core.stripe.is_away:
         return 0
     for payment_id in await core.database.transact(lease_quiet, core.policy):
-        try:
-            await observe_payment(core, payment_id, POLL)
-        except Refusal as refusal:
-            log.info("quiet_payment_unsettled", payment=payment_id, reason=refusal.reason)
+        await by_itself(
+            Work.QUIET_PAYMENTS, payment_id, lambda one: observe_payment(core, one, POLL)
+        )
     return 0
 
 

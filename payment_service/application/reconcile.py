@@ -21,12 +21,13 @@ import structlog
 
 from payment_service.application.carry_out import database_time
 from payment_service.application.core import Core
+from payment_service.application.in_turn import by_itself
 from payment_service.application.look_again import CONTRADICTION, look_again
 from payment_service.application.observe import observe_payment
 from payment_service.application.observe_payout import follow_missing_payouts
 from payment_service.application.refresh_expert import refresh_account
 from payment_service.application.verify import verify
-from payment_service.domain.errors import Refusal, payment_not_found
+from payment_service.domain.errors import payment_not_found
 from payment_service.domain.escrow import Payment
 from payment_service.domain.events import AUDITED, Fault
 from payment_service.domain.follow import Discrepancy
@@ -38,6 +39,7 @@ from payment_service.domain.ports import (
     Policy,
     Reader,
     Transaction,
+    Work,
 )
 
 log = structlog.get_logger(__name__)
@@ -136,15 +138,14 @@ async def _follow_payments(core: Core, since: datetime, cause: Cause, report: Re
     """Every payment against its intent, a few at a time."""
     places = asyncio.Semaphore(_READS_AT_ONCE)
 
-    async def one(payment_id: str) -> None:
-        async with places:
-            try:
-                applied = await observe_payment(core, payment_id, cause)
-            except Refusal as refusal:
-                log.info("reconciliation_skips", payment=payment_id, reason=refusal.reason)
-                return
+    async def follow(payment_id: str) -> None:
+        applied = await observe_payment(core, payment_id, cause)
         report.checked_payments += 1
         report.corrected_payments += int(applied.changed)
+
+    async def one(payment_id: str) -> None:
+        async with places:
+            await by_itself(Work.RECONCILIATION, payment_id, follow)
 
     after: tuple[datetime, str] | None = None
     while True:
@@ -192,12 +193,13 @@ async def _compare_lines(core: Core, since: datetime, cause: Cause, report: Repo
         found = await _compare_account(core, account, entries, since, report)
         behind = {discrepancy.payment_id for discrepancy in found if discrepancy.payment_id}
         behind -= report.faults.keys()
+
+        async def follow(payment_id: str) -> None:
+            applied = await observe_payment(core, payment_id, cause)
+            report.corrected_payments += int(applied.changed)
+
         for payment_id in behind:
-            try:
-                applied = await observe_payment(core, payment_id, cause)
-                report.corrected_payments += int(applied.changed)
-            except Refusal as refusal:
-                log.info("reconciliation_skips", payment=payment_id, reason=refusal.reason)
+            await by_itself(Work.RECONCILIATION, payment_id, follow)
         if behind:  # What was only behind agrees by now.
             found = await _compare_account(core, account, entries, since, report)
         report.discrepancies += found

@@ -12,6 +12,7 @@ from payment_service.application.answer_dispute import carry_out_answer
 from payment_service.application.carry_out import carry_out, go_on
 from payment_service.application.core import Core
 from payment_service.application.create_expert_account import carry_out_account
+from payment_service.application.in_turn import in_turn
 from payment_service.application.observe import observe_payment
 from payment_service.application.operate import unpark
 from payment_service.application.settle import leased_operation
@@ -19,7 +20,7 @@ from payment_service.domain import escrow, plans
 from payment_service.domain.errors import Refusal
 from payment_service.domain.escrow import State, WaitingFor, WaitingReason
 from payment_service.domain.operations import OF_A_DISPUTE, Operation, OperationKind
-from payment_service.domain.ports import Cause, Policy, Transaction
+from payment_service.domain.ports import Cause, Policy, Transaction, Work
 
 log = structlog.get_logger(__name__)
 
@@ -58,16 +59,23 @@ async def _take_up(core: Core, operation: Operation) -> None:
 async def resume_waiting_captures(core: Core) -> int:
     """Send captures on whose expert can be paid again; the others say why they cannot yet."""
     otherwise = await core.database.read(lambda reader: reader.payments_waiting_otherwise(_BATCH))
-    for payment_id in otherwise:
-        await core.database.transact(tell_reason, payment_id)
-    waiting = await core.database.read(lambda reader: reader.payments_waiting_for_experts(_BATCH))
-    for payment_id, operation_id in waiting:
-        try:
-            # Resumed, it counts as on its way; what a hand refunded unseen must be seen before.
-            await go_on(core, await observe_payment(core, payment_id, SWEEP), SWEEP)
-            await core.database.transact(unpark, operation_id, payment_id, SWEEP)
-        except Refusal as refusal:  # Given up, or resumed by another replica.
-            log.info("capture_not_resumed", payment=payment_id, reason=refusal.reason)
+    await in_turn(
+        core,
+        Work.WAITING_REASONS,
+        otherwise,
+        lambda payment_id: core.database.transact(tell_reason, payment_id),
+    )
+    waiting = dict(
+        await core.database.read(lambda reader: reader.payments_waiting_for_experts(_BATCH))
+    )
+
+    async def resume(payment_id: str) -> None:
+        # Resumed, it counts as on its way; what a hand refunded unseen must be seen before.
+        await go_on(core, await observe_payment(core, payment_id, SWEEP), SWEEP)
+        await core.database.transact(unpark, waiting[payment_id], payment_id, SWEEP)
+
+    # Refused where it was given up, or resumed by another replica.
+    await in_turn(core, Work.WAITING_CAPTURES, list(waiting), resume)
     return 0
 
 
@@ -89,61 +97,61 @@ async def settle_lost_disputes(core: Core) -> int:
     """Write off what was lost while something else was under way on the payment."""
     if core.stripe.is_away:
         return 0
+
+    async def settle(payment_id: str) -> None:
+        await go_on(core, await observe_payment(core, payment_id, SWEEP), SWEEP)
+
     lost = await core.database.read(lambda reader: reader.payments_with_unsettled_losses(_BATCH))
-    for payment_id in lost:
-        try:
-            applied = await observe_payment(core, payment_id, SWEEP)
-            await go_on(core, applied, SWEEP)
-        except Refusal as refusal:
-            log.info("lost_dispute_unsettled", payment=payment_id, reason=refusal.reason)
+    await in_turn(core, Work.LOST_DISPUTES, lost, settle)
     return 0  # Asked once a round: where it has to wait, asking again changes nothing.
 
 
 async def expire_unpaid(core: Core) -> int:
-    """Cancel payments that nobody confirmed within the payment window; how many there were.
+    """Cancel payments that nobody confirmed within the payment window; how many went well.
 
     An unpaid intent never expires at Stripe, so the window is ours.
     """
     if core.stripe.is_away:
         return 0
-    begun = await core.database.transact(begin_expiry, core.policy)
-    for operation, version in begun:
-        try:
-            await carry_out(core, operation, version, SWEEP)
-        except Refusal as refusal:
-            log.info("expiry_unsettled", operation=operation.operation_id, reason=refusal.reason)
-    return len(begun)
+
+    async def expire(payment_id: str) -> None:
+        begun = await core.database.transact(begin_expiry, core.policy, payment_id)
+        if begun is not None:
+            await carry_out(core, begun[0], begun[1], SWEEP)
+
+    unpaid = await core.database.read(lambda reader: reader.payments_past_window(_BATCH))
+    return await in_turn(core, Work.PAYMENT_WINDOW, unpaid, expire)
 
 
-def begin_expiry(tx: Transaction, policy: Policy) -> list[tuple[Operation, int]]:
-    """Record the cancellations; no two replicas take the same payment."""
-    begun = []
-    for payment_id in tx.payments_past_window(_BATCH):
-        payment = tx.lock_payment(payment_id)
-        if payment is None or payment.state not in (State.PENDING, State.FAILED):
-            continue
-        operation = leased_operation(
-            tx,
-            policy,
-            kind=OperationKind.CANCEL,
-            payment_id=payment_id,
-            minor_units=payment.amount,
-            params={"payment_intent_id": payment.payment_intent_id, "because": "deadline"},
-        )
-        transition = escrow.start_cancel(
-            payment, operation.operation_id, "the payment window closed", tx.now
-        )
-        tx.record(transition, SWEEP)
-        begun.append((operation, transition.after.version))
-    return begun
+def begin_expiry(tx: Transaction, policy: Policy, payment_id: str) -> tuple[Operation, int] | None:
+    """Record the cancellation, if the payment still waits for its client and for nothing else."""
+    payment = tx.lock_payment(payment_id)
+    if payment is None or payment.state not in (State.PENDING, State.FAILED):
+        return None
+    if payment.operation_id:
+        return None
+    operation = leased_operation(
+        tx,
+        policy,
+        kind=OperationKind.CANCEL,
+        payment_id=payment_id,
+        minor_units=payment.amount,
+        params={"payment_intent_id": payment.payment_intent_id, "because": "deadline"},
+    )
+    transition = escrow.start_cancel(
+        payment, operation.operation_id, "the payment window closed", tx.now
+    )
+    tx.record(transition, SWEEP)
+    return operation, transition.after.version
 
 
 async def ask_about_lapsed_holds(core: Core) -> int:
     """Ask Stripe about authorizations that must have lapsed although no webhook said so."""
     lapsed = await core.database.read(lambda reader: reader.holds_past_expiry(_BATCH))
-    for payment_id in lapsed:
-        try:
-            await observe_payment(core, payment_id, SWEEP)
-        except Refusal as refusal:
-            log.info("lapsed_hold_unsettled", payment=payment_id, reason=refusal.reason)
+    await in_turn(
+        core,
+        Work.LAPSED_HOLDS,
+        lapsed,
+        lambda payment_id: observe_payment(core, payment_id, SWEEP),
+    )
     return 0  # Asked once a round: where Stripe still shows the hold, asking again changes nothing.

@@ -39,6 +39,9 @@ def deadlines_of(payment: Payment) -> list[Deadline]:
     action = payment.on_deadline
     # A promotion concerns the card's authorization alone; anything else is told.
     otherwise = OnDeadline.ALERT if action is OnDeadline.PROMOTE else action
+    if payment.rest_goes_back and action is OnDeadline.CAPTURE:
+        # The caller was told so: the expert is not paid it because nobody asks again.
+        otherwise = OnDeadline.REFUND
     found = []
     if payment.escrow_expire_time is not None:
         if payment.charged:

@@ -319,6 +319,8 @@ class Payment:
     refunded: int = 0
     #: Given back to the client out of escrow, after the card was charged.
     returned: int = 0
+    #: A final capture has paid the expert: whatever is held from then on is to go back.
+    rest_goes_back: bool = False
     #: What lost disputes took: out of escrow, and of what had been captured.
     lost_held: int = 0
     lost: int = 0
@@ -698,6 +700,8 @@ def transferred(
         held=after.held,
         captured=after.captured,
         net_commission=payment.net_commission + share.commission,
+        # Remembered now, since Stripe may refuse that refund, today and again.
+        rest_goes_back=payment.rest_goes_back or next_operation_id is not None,
         transfer_id=transfer_id,
         capture_time=now,
         failure=None,
@@ -1179,14 +1183,16 @@ def waiting(
 # ---- deadlines ----
 
 
-def deadline_near(payment: Payment, what: str, time: datetime, now: datetime) -> Transition:
-    """A warning, ahead of time: ``what`` runs out at ``time``."""
+def deadline_near(
+    payment: Payment, what: str, time: datetime, action: OnDeadline, now: datetime
+) -> Transition:
+    """A warning, ahead of time: ``what`` runs out at ``time``, and then ``action`` is taken."""
     return _move(
         payment,
         Kind.DEADLINE_NEAR,
         payment.state,
         now,
-        facts={"deadline": what, "time": time.isoformat(), "action": payment.on_deadline.value},
+        facts={"deadline": what, "time": time.isoformat(), "action": action.value},
         warn_time=time,
     )
 

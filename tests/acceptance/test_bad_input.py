@@ -518,6 +518,7 @@ _LEFT_OUT = {
     "watches": "the poller notes when it asked last",
     "payment_asks": "the poller notes when it asked last",
     "jobs": "the jobs note when they ran last",
+    "turns": "the loops note what they looked at last",
 }
 
 

@@ -6,22 +6,29 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import datetime, timedelta
+from typing import Any
 
 import pytest
 from sqlalchemy import text
 
 from dev.postgres import EmbeddedPostgres
+from marketplace.payments.v1 import payments_pb2
 from payment_service.adapters import rows
 from payment_service.adapters.database import make_engine
+from payment_service.adapters.reads import SqlReader
 from payment_service.adapters.repositories import SqlTransaction
 from payment_service.application import act_on_deadlines
+from payment_service.application.in_turn import take_turn
 from payment_service.domain.deadlines import deadline_due, deadline_near
 from payment_service.domain.escrow import EscrowMode, OnDeadline, Payment, State
+from payment_service.domain.ports import Work
+from tests.integration.books import check_books
 from tests.integration.conftest import StartWorld
-from tests.integration.test_gigs import CARD, PLATFORM, PROMOTE, in_days
-from tests.integration.world import World, until
+from tests.integration.test_gigs import CARD, PLATFORM, PROMOTE, in_days, kinds
+from tests.integration.world import CAPTURED, IN_ESCROW, World, until
 from tests.unit.domain.builders import in_state, separate
 
+CAPTURE, REFUND = payments_pb2.ON_DEADLINE_CAPTURE, payments_pb2.ON_DEADLINE_REFUND
 HOUR = timedelta(hours=1)
 MARGIN, AGAIN, AHEAD = 12 * HOUR, HOUR, 24 * HOUR
 #: More than are ever generated.
@@ -58,6 +65,7 @@ def escrows(chance: random.Random, number: int, now: datetime) -> Iterator[Payme
             payment_intent_id=f"pi_{count}",
             charge_id=f"ch_{count}",
             on_deadline=chance.choice(list(OnDeadline)),
+            rest_goes_back=mode is EscrowMode.PLATFORM_HOLD and chance.random() < 0.5,
             escrow_expire_time=around(MARGIN, 16),
             release_due_time=around(timedelta(), 30 if count % 2 else 4),
             deadline_time=around(-HOUR, 3),
@@ -92,10 +100,124 @@ def test_what_is_found_is_what_the_domain_would_act_upon(
     warned = [one for one in payments if one.state in (State.IN_ESCROW, State.CAPTURING)]
     near = {one.payment_id for one in warned if deadline_near(one, tx.now, AHEAD)}
     assert 50 < len(near) < len(warned) - 50
-    assert sorted(tx.payments_near_deadline(AHEAD.total_seconds(), ALL)) == sorted(near)
+    assert sorted(
+        SqlReader(tx.connection).payments_near_deadline(AHEAD.total_seconds(), ALL)
+    ) == sorted(near)
+
+
+# ---- what was to go back ----
+
+
+async def rest_refused(world: World, **fields: Any) -> payments_pb2.Payment:
+    """The expert was paid 3,000 of 10,000, and Stripe refused to give back the rest."""
+    held = await world.escrowed(amount=10_000, escrow_mode=PLATFORM, **fields)
+    await world.stripe.fault("/refunds$", "status", status=400, code="charge_disputed")
+    payment = await world.capture(held.payment_id, 3_000, final=True)
+    assert (payment.state, payment.held_amount.minor_units) == (IN_ESCROW, 7_000)
+    await world.quiet()
+    return payment
+
+
+def come(world: World, as_superuser: Callable[..., int]) -> None:
+    """The gig's date has come."""
+    as_superuser(world, "UPDATE payments SET release_due_time = now() - interval '1 second'")
+
+
+async def test_a_deadline_does_not_pay_the_expert_what_was_to_go_back(
+    world: World, as_superuser: Callable[..., int]
+) -> None:
+    payment = await rest_refused(world, on_deadline=CAPTURE, expected_completion_time=in_days(30))
+    assert {deadline.action for deadline in payment.deadlines} == {REFUND}
+    come(world, as_superuser)
+    payment = await world.in_state(payment.payment_id, CAPTURED)
+    assert payment.captured_amount.minor_units == 3_000
+    assert payment.returned_amount.minor_units == 7_000
+    await check_books(world)
+
+
+async def test_what_stripe_refuses_to_give_back_at_a_deadline_stays_in_escrow(
+    world: World, as_superuser: Callable[..., int]
+) -> None:
+    payment = await rest_refused(world, on_deadline=CAPTURE, expected_completion_time=in_days(30))
+    await world.stripe.fault("/refunds$", "status", times=None, status=400, code="charge_disputed")
+    come(world, as_superuser)
+    for tries in (2, 3):
+
+        async def refused(tries: int = tries) -> bool:
+            return (await kinds(world, payment.payment_id)).count("refund_refused") == tries
+
+        await until(refused, "the refusal")
+        # Tried again an hour later.
+        as_superuser(world, "UPDATE payments SET deadline_time = now() - interval '2 hours'")
+    payment = await world.get(payment.payment_id)
+    assert payment.captured_amount.minor_units == 3_000
+    await check_books(world)
+
+
+async def test_a_deadline_that_only_tells_tells_of_the_rest_too(
+    world: World, as_superuser: Callable[..., int]
+) -> None:
+    payment = await rest_refused(world, expected_completion_time=in_days(30))
+    come(world, as_superuser)
+
+    async def told() -> bool:
+        return "deadline_passed" in await kinds(world, payment.payment_id)
+
+    await until(told, "the alert")
+    assert (await world.get(payment.payment_id)).held_amount.minor_units == 7_000
+
+
+@pytest.mark.parametrize("final", [False, True])
+async def test_a_caller_may_decide_anew_about_the_rest(
+    world: World, as_superuser: Callable[..., int], final: bool
+) -> None:
+    payment = await rest_refused(world, on_deadline=CAPTURE, expected_completion_time=in_days(30))
+    payment = await world.capture(payment.payment_id, 1_000, final=final)
+    assert payment.captured_amount.minor_units == 4_000
+    come(world, as_superuser)
+    payment = await world.in_state(payment.payment_id, CAPTURED)
+    assert payment.captured_amount.minor_units == 4_000
+    assert payment.returned_amount.minor_units == 6_000
+    await check_books(world)
 
 
 # ---- nobody starves ----
+
+
+def test_who_had_a_turn_rests_and_stands_behind_the_others(transaction: SqlTransaction) -> None:
+    tx = transaction
+    for hours, name in ((3, "pay_a"), (2, "pay_b"), (1, "pay_c")):
+        payment = replace(
+            in_state(State.IN_ESCROW, separate(EscrowMode.PLATFORM_HOLD)),
+            payment_id=name,
+            payment_intent_id=f"pi_{name}",
+            charge_id=f"ch_{name}",
+            release_due_time=tx.now - hours * HOUR,
+        )
+        insert(tx, payment)
+
+    def queue() -> list[str]:
+        return list(tx.payments_at_deadline(MARGIN.total_seconds(), AGAIN.total_seconds(), 3))
+
+    def rest_is_over() -> float:
+        """How long it was."""
+        pause: timedelta = tx.connection.execute(
+            text("UPDATE turns SET next_time = now() - interval '1 second' RETURNING pause")
+        ).scalar_one()
+        return pause.total_seconds()
+
+    assert queue() == ["pay_a", "pay_b", "pay_c"]
+    pauses = []
+    for _ in range(9):
+        assert take_turn(tx, Work.DEADLINES, "pay_a")
+        assert not take_turn(tx, Work.DEADLINES, "pay_a")
+        assert queue() == ["pay_b", "pay_c"]
+        pauses.append(rest_is_over())
+        assert queue() == ["pay_b", "pay_c", "pay_a"]
+    assert pauses == [1, 2, 4, 8, 16, 32, 60, 60, 60]
+    tx.connection.execute(text("UPDATE turns SET next_time = now() - interval '2 hours'"))
+    assert take_turn(tx, Work.DEADLINES, "pay_a")
+    assert rest_is_over() == 1
 
 
 async def promoted(world: World, payment_id: str) -> bool:

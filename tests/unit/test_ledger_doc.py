@@ -448,7 +448,7 @@ SILENT_PERFORMERS: Final[Mapping[str, Callable[[], Transition]]] = {
         in_state(State.CAPTURING), WaitingFor.PROCESSOR, "timeout", NOW
     ),
     Kind.DEADLINE_NEAR: lambda: escrow.deadline_near(
-        replace(in_state(State.IN_ESCROW), on_deadline=OnDeadline.ALERT), "", NOW, NOW
+        in_state(State.IN_ESCROW), "", NOW, OnDeadline.ALERT, NOW
     ),
     Kind.DEADLINE_PASSED: lambda: escrow.deadline_passed(in_state(State.IN_ESCROW), "", NOW, NOW),
     **{kind: lambda kind=kind: disputed(kind) for kind in _DISPUTED},  # type: ignore[misc]

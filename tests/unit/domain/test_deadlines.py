@@ -18,7 +18,7 @@ from payment_service.domain.deadlines import (
 from payment_service.domain.escrow import OnDeadline, Payment, State
 from payment_service.domain.ledger import Share
 from tests.unit.domain.builders import CARD_HOLD, FAILURE, HOLDING, NOW, in_state, separate
-from tests.unit.domain.fake_service import serve
+from tests.unit.domain.fake_service import FakeService, serve
 
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 MOMENT = timedelta(microseconds=1)
@@ -99,7 +99,9 @@ def test_promotion_begins_a_new_time() -> None:
     service = serve(replace(separate(CARD_HOLD), on_deadline=PROMOTE))
     service.intent.authorize()
     service.follow()
-    service.record(escrow.deadline_near(service.payment, "CARD_AUTHORIZATION", NOW + DAY, NOW))
+    service.record(
+        escrow.deadline_near(service.payment, "CARD_AUTHORIZATION", NOW + DAY, PROMOTE, NOW)
+    )
     service.promote()
     payment = service.payment
     assert deadlines_of(payment) == [Deadline(LIMIT, NOW + HOLDING, ALERT)]
@@ -231,13 +233,45 @@ def test_nothing_is_due_before_its_time_nor_alerted_twice(
     assert alerts <= len(deadlines_of(payment))
 
 
+def on_the_platform(agreed: OnDeadline) -> FakeService:
+    """10,000 are held, and the gig has a date."""
+    service = serve(replace(separate(), on_deadline=agreed, release_due_time=NOW + DAY))
+    service.intent.authorize()
+    service.follow()
+    return service
+
+
+@pytest.mark.parametrize(
+    ("agreed", "action"),
+    [(CAPTURE, REFUND), (REFUND, REFUND), (ALERT, ALERT), (PROMOTE, ALERT)],
+)
+def test_what_a_final_capture_was_to_give_back_is_never_captured_by_a_deadline(
+    agreed: OnDeadline, action: OnDeadline
+) -> None:
+    service = on_the_platform(agreed)
+    service.start_capture(3_000, final=True)
+    service.send()
+    service.follow()
+    assert service.operation is not None  # The refund of the rest, and Stripe refuses it.
+    refused = escrow.refund_refused(service.payment, FAILURE)
+    assert (refused.after.state, refused.after.held) == (State.IN_ESCROW, 7_000)
+    assert [found.action for found in deadlines_of(refused.after)] == [action] * 2
+
+
+def test_a_milestone_leaves_the_rest_to_what_was_agreed() -> None:
+    service = on_the_platform(CAPTURE)
+    service.capture(3_000, final=False)
+    assert service.payment.held == 7_000
+    assert [found.action for found in deadlines_of(service.payment)] == [CAPTURE] * 2
+
+
 # ---- near ----
 
 
 def warned(payment: Payment, at: timedelta) -> Payment:
     found = near(payment, at)
     assert found is not None
-    return escrow.deadline_near(payment, found.kind, found.time, NOW + at).after
+    return escrow.deadline_near(payment, found.kind, found.time, found.action, NOW + at).after
 
 
 @pytest.mark.parametrize("kind", [CARD, LIMIT, RELEASE])
@@ -283,7 +317,7 @@ def test_deadlines_that_come_near_together_are_both_warned_of() -> None:
 
 def test_warning_says_what_and_when_and_what_will_be_done() -> None:
     payment = held(CAPTURE)
-    told = escrow.deadline_near(payment, CARD.value, NOW + 7 * DAY, NOW)
+    told = escrow.deadline_near(payment, CARD.value, NOW + 7 * DAY, CAPTURE, NOW)
     time: datetime = NOW + 7 * DAY
     assert told.facts == {
         "deadline": "CARD_AUTHORIZATION",

@@ -16,6 +16,7 @@ from payment_service.domain.escrow import (
     Frozen,
     IllegalTransition,
     Kind,
+    OnDeadline,
     Payment,
     State,
     Transition,
@@ -207,7 +208,7 @@ FUNCTIONS: dict[str, Callable[[Payment], Transition]] = {
     "fraud_warning_over": warned(Kind.FRAUD_WARNING_OVER),
     "fraud_warning_released": lambda p: escrow.fraud_warning_released(p, "looked into", NOW),
     "waiting": lambda p: escrow.waiting(p, WaitingFor.PROCESSOR, "timeout", NOW),
-    "deadline_near": lambda p: escrow.deadline_near(p, "RELEASE_DUE", NOW, NOW),
+    "deadline_near": lambda p: escrow.deadline_near(p, "RELEASE_DUE", NOW, OnDeadline.ALERT, NOW),
     "deadline_passed": lambda p: escrow.deadline_passed(p, "RELEASE_DUE", NOW, NOW),
 }
 
