@@ -148,6 +148,27 @@ async def test_a_rejected_account_is_replaced_once(world: World) -> None:
     await check_books(world)
 
 
+@pytest.mark.parametrize("path", ["/accounts", "/v1"])
+async def test_a_given_answer_is_given_while_stripe_is_away(world: World, path: str) -> None:
+    expert = await world.expert()
+    former = world.account_of(expert)
+    request = replacement(expert, former_account_id=former, replace_working_account=True)
+    given = await world.experts.ReplaceExpertAccount(request)
+    await world.quiet()
+    fault = {"match": {"path": path}, "action": "status", "status": 503}
+    await world.stripe.control("POST", "/faults", fault)
+    again = await world.experts.ReplaceExpertAccount(request)
+    assert again.expert == given.expert
+    # The link is Stripe's to make; RefreshOnboarding does so later.
+    assert bool(again.onboarding_url) is (path == "/accounts")
+    # A new key is not claimed while nobody can say whether the account is lost.
+    present = given.expert.stripe_account_id
+    new = replacement(expert, former_account_id=present, replace_working_account=True)
+    refused = await refusal(world.experts.ReplaceExpertAccount(new))
+    assert refused.code == "UNAVAILABLE"
+    assert not world.sql("SELECT 1 FROM claims WHERE key = %s", new.idempotency_key)
+
+
 async def test_racing_keys_make_one_account(world: World) -> None:
     expert = await world.expert()
     former = await deauthorize(world, expert)
