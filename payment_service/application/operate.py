@@ -43,7 +43,7 @@ def unpark(tx: Transaction, operation_id: str, payment_id: str, cause: Cause) ->
     new_key = not operation.may_resend(tx.now)
     params = operation.params
     if payment is not None and payment.waiting_for is WaitingFor.EXPERT:
-        expert = tx.expert(payment.expert_id)
+        expert = tx.lock_expert(payment.expert_id)
         assert expert is not None
         plans.check_destination(payment, expert)
     # Only under a key that Stripe has never seen may it go to another account than before: what
