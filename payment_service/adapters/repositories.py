@@ -32,7 +32,15 @@ from payment_service.domain.experts import Expert
 from payment_service.domain.follow import Discrepancy, Movement
 from payment_service.domain.operations import Operation, OperationState
 from payment_service.domain.plans import Reversible
-from payment_service.domain.ports import Answer, Cause, Claim, InboxEvent, Watch, Work
+from payment_service.domain.ports import (
+    Answer,
+    Cause,
+    Claim,
+    InboxEvent,
+    StoredDiscrepancy,
+    Watch,
+    Work,
+)
 
 _CHANGED: Final = [name for name in PAYMENT_COLUMNS if name != "payment_id"]
 
@@ -66,6 +74,11 @@ _EXPERT_COLUMNS: Final = (
     "requirements_due disabled_reason deauthorized operation_id check_time version create_time "
     "update_time"
 ).split()
+#: Of a discrepancy that is seen again: somebody has decided it, and it is still the same.
+_DECIDED: Final = (
+    "discrepancies.resolved_by <> '' AND NOT :stands "
+    "AND discrepancies.found IS NOT DISTINCT FROM excluded.found"
+)
 _LEASE: Final = """
     lease_token = :token, lease_until = now() + :lease, next_try_time = now() + :lease,
     tries = tries + 1
@@ -327,13 +340,21 @@ class SqlTransaction(FeedWrites, PayoutWrites, AccountWrites):
         return taken == 1
 
     def report(self, discrepancy: Discrepancy) -> None:
-        """Keep it once, however often it is seen; one that was gone is open again."""
+        """Keep it once, however often it is seen; one that was gone is open again.
+
+        What somebody has decided stays so, unless the amount is another one, or it says how things
+        are (``stands``).
+        """
         self._do(
             "INSERT INTO discrepancies (payment_id, kind, detail, time, last_seen_time, expected, "
             "found, currency, cure, line_id) VALUES (:payment_id, :kind, :detail, now(), now(), "
             ":expected, :found, :currency, :cure, :line_id) "
             "ON CONFLICT (payment_id, kind, detail) DO UPDATE "
-            "SET last_seen_time = now(), resolve_time = NULL, found = excluded.found",
+            "SET last_seen_time = now(), found = excluded.found, line_id = excluded.line_id, "
+            f"resolve_time = CASE WHEN {_DECIDED} THEN discrepancies.resolve_time END, "
+            f"resolved_by = CASE WHEN {_DECIDED} THEN discrepancies.resolved_by ELSE '' END, "
+            f"note = CASE WHEN {_DECIDED} THEN discrepancies.note ELSE '' END",
+            stands=discrepancy.stands,
             payment_id=discrepancy.payment_id or None,
             kind=discrepancy.kind,
             detail=discrepancy.detail,
@@ -351,6 +372,21 @@ class SqlTransaction(FeedWrites, PayoutWrites, AccountWrites):
             "AND resolve_time IS NULL AND last_seen_time < :since",
             ids=list(ids),
             since=unseen_since,
+        )
+
+    def lock_discrepancy(self, discrepancy_id: int) -> StoredDiscrepancy | None:
+        row = self._maybe(
+            "SELECT * FROM discrepancies WHERE discrepancy_id = :id FOR UPDATE", id=discrepancy_id
+        )
+        return row and rows.discrepancy_of(row)
+
+    def decide_discrepancy(self, discrepancy_id: int, resolved_by: str, note: str) -> None:
+        self._do(
+            "UPDATE discrepancies SET resolve_time = now(), resolved_by = :resolved_by, "
+            "note = :note WHERE discrepancy_id = :id",
+            id=discrepancy_id,
+            resolved_by=resolved_by,
+            note=note,
         )
 
     def lease_job(self, name: str, seconds: float) -> bool:

@@ -149,6 +149,8 @@ def discrepancy_of(row: RowMapping) -> StoredDiscrepancy:
         row["time"],
         row["last_seen_time"],
         row["resolve_time"],
+        row["resolved_by"],
+        row["note"],
     )
 
 

@@ -68,7 +68,8 @@ def begin_capture(
 def plan_capture(tx: Transaction, payment: Payment, part: int | None, final: bool) -> CapturePlan:
     """The plan, with what the expert owes kept back out of the expert's part."""
     plans.plan_capture(payment, part, final)  # Whatever is refused is refused before locking more.
-    expert = tx.expert(payment.expert_id)
+    # Locked after the payment, as everywhere: an exchange of the account comes before or after.
+    expert = tx.lock_expert(payment.expert_id)
     assert expert is not None
     plans.check_destination(payment, expert)
     debt = tx.expert_debt(payment.expert_id, payment.currency)

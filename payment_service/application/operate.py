@@ -1,4 +1,4 @@
-"""What an operator can send on: parked operations and parked webhook events."""
+"""What an operator can send on, parked operations and parked webhook events, or call decided."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from payment_service.domain import escrow, plans
 from payment_service.domain.errors import NotFound, Precondition, Refusal
 from payment_service.domain.escrow import Payment, WaitingFor
 from payment_service.domain.operations import Operation, OperationKind, OperationState
-from payment_service.domain.ports import Cause, InboxEvent, Transaction
+from payment_service.domain.ports import Cause, InboxEvent, StoredDiscrepancy, Transaction
 
 
 async def resume_operation(core: Core, operation_id: str, cause: Cause) -> Operation:
@@ -40,7 +40,7 @@ def unpark(tx: Transaction, operation_id: str, payment_id: str, cause: Cause) ->
     if payment is not None and _only_looks(payment, operation):
         params["look_only"] = True
     if payment is not None and payment.waiting_for is WaitingFor.EXPERT:
-        expert = tx.expert(payment.expert_id)
+        expert = tx.lock_expert(payment.expert_id)
         assert expert is not None
         plans.check_destination(payment, expert)
     # Only under a key that Stripe has never seen may it go to another account than before: what
@@ -97,6 +97,31 @@ async def retry_inbox_event(core: Core, event_id: str) -> InboxEvent:
 
 def unpark_event(tx: Transaction, event_id: str) -> InboxEvent | None:
     return tx.retry_event(event_id)
+
+
+async def resolve_discrepancy(
+    core: Core, discrepancy_id: int, note: str, cause: Cause
+) -> StoredDiscrepancy:
+    """Somebody has looked into it and decided; who and what stays with it."""
+    return await core.database.transact(decide, discrepancy_id, note, cause)
+
+
+def decide(tx: Transaction, discrepancy_id: int, note: str, cause: Cause) -> StoredDiscrepancy:
+    """One that is decided already, with the same note, is answered as it is."""
+    stored = tx.lock_discrepancy(discrepancy_id)
+    if stored is None:
+        raise _no_such_item(str(discrepancy_id))
+    if stored.resolve_time is None:
+        tx.decide_discrepancy(discrepancy_id, cause.caller, note)
+        stored = tx.lock_discrepancy(discrepancy_id)
+        assert stored is not None
+    elif stored.note != note:
+        raise Precondition(
+            "WRONG_STATE",
+            "the discrepancy is not open any more",
+            {"id": discrepancy_id, "state": "RESOLVED", "allowed_states": "OPEN"},
+        )
+    return stored
 
 
 def _no_such_item(item: str) -> Refusal:

@@ -101,7 +101,9 @@ async def reconcile(core: Core, since: datetime, cause: Cause) -> Report:
     await _check_coverage(core, report)
     await _check_invariants(core, since, report)
     core.alarms.invariants(report.violations)
-    gone = await look_again(core, report.shown, report.compared, report.violations)
+    gone = await look_again(
+        core, report.shown, report.compared, report.violations, report.faults, cause
+    )
     await core.database.transact(save_report, report.discrepancies, gone, report.began)
     for discrepancy in report.discrepancies:
         core.alarms.discrepancy(discrepancy.payment_id, discrepancy.kind)
@@ -120,7 +122,9 @@ async def reconcile_payment(core: Core, payment_id: str, cause: Cause) -> Report
         report.corrected_payments = int(applied.changed)
         report.discrepancies += applied.discrepancies
     await _check_invariants(core, _EVER, report, payment_id)
-    gone = await look_again(core, report.shown, report.compared, report.violations, payment_id)
+    gone = await look_again(
+        core, report.shown, report.compared, report.violations, report.faults, cause, payment_id
+    )
     await core.database.transact(save_report, report.discrepancies, gone, report.began)
     return report
 

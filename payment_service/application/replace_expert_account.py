@@ -22,6 +22,14 @@ class ReplaceExpertAccount(Keyed):
     #: Empty means whichever it is.
     former_account_id: str
     replace_working_account: bool
+    #: Stripe was asked about the present account just now; what it said stands.
+    account_is_fresh: bool = False
+
+
+class AccountMustBeAsked(Exception):
+    """Whether the account is lost is Stripe's to say, and it may not have told us: ask, and begin
+    again.
+    """
 
 
 async def replace_expert_account(core: Core, command: ReplaceExpertAccount) -> tuple[bytes, Expert]:
@@ -30,9 +38,12 @@ async def replace_expert_account(core: Core, command: ReplaceExpertAccount) -> t
     Raises :class:`Refusal` or :class:`ReplayedRefusal`. Whatever dies on the way, the operation was
     recorded first, and Stripe sees one key: the sweep or the caller's retry finds the account.
     """
-    # Whether the account is lost is Stripe's to say, and it may not have told us yet.
-    await refresh_expert(core, command.expert_id, command.cause)
-    told = await run_keyed(core, begin_replacement, command, _carry_out)
+    try:
+        told = await run_keyed(core, begin_replacement, command, _carry_out)
+    except AccountMustBeAsked:
+        await refresh_expert(core, command.expert_id, command.cause)
+        fresh = replace(command, account_is_fresh=True)
+        told = await run_keyed(core, begin_replacement, fresh, _carry_out)
     expert = await core.database.read(lambda reader: reader.expert(command.expert_id))
     assert expert is not None
     return told.body, expert
@@ -54,6 +65,8 @@ def begin_replacement(
             "an account is being made for this expert; ask again later",
             {"expert_id": expert.expert_id, "status": expert.status.value},
         )
+    if not command.account_is_fresh:
+        raise AccountMustBeAsked
     try:
         expert.check_replaceable(
             command.former_account_id, although_it_works=command.replace_working_account

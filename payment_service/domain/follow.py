@@ -23,6 +23,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from typing import Final
 
 from payment_service.domain import escrow, money, plans
 from payment_service.domain.disputes import Dispute
@@ -42,6 +43,10 @@ from payment_service.domain.observation import (
 )
 from payment_service.domain.operations import Operation, OperationKind, OperationState
 
+_STANDING: Final = frozenset(
+    {"escrow_not_covered", "state_mismatch", "second_intent", "charge_missing"}
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Discrepancy:
@@ -57,6 +62,14 @@ class Discrepancy:
     cure: str = ""
     #: The balance transaction that it is about, if it is about one.
     line_id: str = ""
+
+    @property
+    def stands(self) -> bool:
+        """It says how things are, and is seen for as long as they are: nobody's word ends that.
+
+        Of others, which say what happened, somebody decides.
+        """
+        return self.kind in _STANDING or self.kind.startswith("invariant_")
 
 
 @dataclass(frozen=True, slots=True)

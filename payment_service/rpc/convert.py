@@ -601,6 +601,8 @@ def discrepancy_message(
         time=time_message(stored.time) if stored else None,
         last_seen_time=time_message(stored.last_seen_time) if stored else None,
         resolve_time=time_message(stored.resolve_time) if stored else None,
+        resolved_by=stored.resolved_by if stored else "",
+        note=stored.note if stored else "",
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from marketplace.payments.v1 import (
     experts_pb2,
     experts_pb2_grpc,
@@ -20,6 +22,7 @@ from payment_service.application.replace_expert_account import (
     ReplaceExpertAccount,
     replace_expert_account,
 )
+from payment_service.domain.errors import Unavailable
 from payment_service.domain.payouts import PayoutState
 from payment_service.rpc import convert
 from payment_service.rpc.calls import Context, Operations, cause_of
@@ -84,9 +87,10 @@ class ExpertServicer(experts_pb2_grpc.ExpertServiceServicer):
         # The link is Stripe's, made anew each time; of an account that is lost again there is none.
         is_present = answer.expert.stripe_account_id == expert.account.stripe_account_id
         if is_present and not expert.is_lost:
-            answer.onboarding_url = await onboarding.mint_onboarding_link(
-                self._core, expert, onward_url
-            )
+            with suppress(Unavailable):  # Stripe is away: what is known is answered.
+                answer.onboarding_url = await onboarding.mint_onboarding_link(
+                    self._core, expert, onward_url
+                )
         return answer
 
     async def GetExpert(

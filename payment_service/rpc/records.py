@@ -12,7 +12,11 @@ from marketplace.payments.v1 import (
     operations_pb2_grpc,
 )
 from payment_service.application.core import Core
-from payment_service.application.operate import resume_operation, retry_inbox_event
+from payment_service.application.operate import (
+    resolve_discrepancy,
+    resume_operation,
+    retry_inbox_event,
+)
 from payment_service.application.reconcile import reconcile, reconcile_payment
 from payment_service.application.release_fraud_warning import (
     ReleaseFraudWarning,
@@ -232,6 +236,22 @@ class OperationsServicer(operations_pb2_grpc.OperationsServiceServicer):
                 convert.discrepancy_message(stored.discrepancy, stored) for stored in page
             ],
             next_page_token=token,
+        )
+
+    async def ResolveDiscrepancy(
+        self, request: operations_pb2.ResolveDiscrepancyRequest, context: Context
+    ) -> operations_pb2.ResolveDiscrepancyResponse:
+        fields = Fields()
+        if request.discrepancy_id < 1:
+            fields.fault("discrepancy_id", "is required")
+        note = fields.text("note", request.note, required=True)
+        fields.check()
+        cause = cause_of(context, "ResolveDiscrepancy")
+        stored = await self._operations.run(
+            resolve_discrepancy(self._core, request.discrepancy_id, note, cause)
+        )
+        return operations_pb2.ResolveDiscrepancyResponse(
+            discrepancy=convert.discrepancy_message(stored.discrepancy, stored)
         )
 
 

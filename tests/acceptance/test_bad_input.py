@@ -95,6 +95,7 @@ OUT_OF_RANGE = {
     "page_size": [-1, -(2**31)],
     "commission_basis_points": [-1, 10_000, 2**31 - 1],
     "expected_version": [-1, -(2**63)],
+    "discrepancy_id": [0, -1, -(2**63), 2**63 - 1],
 }
 #: Times that are wrong for a reason of their own, by name: seconds since 1970.
 WRONG_TIMES = {"expected_completion_time": [1, 2**33]}
@@ -223,6 +224,7 @@ def good(world: World, expert: str) -> Good:
             "create_time_until": {"seconds": 2**33},
             "deadline_until": {"seconds": 2**33},
             "description": "A logo",
+            "discrepancy_id": 1,
             "dispute_id": to_answer,
             "email": "ada@example.com",
             "endpoint": 1,

@@ -90,7 +90,7 @@ def test_every_rpc_by_grpcurl(world: World, grpcurl: Grpcurl) -> None:
     answer_banks(world, Caller(grpcurl))
     let_pass_and_replace(world, Caller(grpcurl))
     watch(grpcurl)
-    operate(Caller(grpcurl))
+    operate(world, Caller(grpcurl))
     assert grpcurl.driven == methods_of(grpcurl), "drive every RPC here"
 
 
@@ -393,7 +393,7 @@ def in_days(days: int) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + days * 86_400))
 
 
-def operate(ask: Caller) -> None:
+def operate(world: World, ask: Caller) -> None:
     """What the gateway and operators call."""
     event_id = "evt_" + new_name("grpcurl").replace("-", "")
     body = json.dumps(an_event(event_id, "balance.available")).encode()
@@ -416,6 +416,14 @@ def operate(ask: Caller) -> None:
     assert (settled.code, settled.reason) == ("FAILED_PRECONDITION", "WRONG_STATE")
     ask("OperationsService/RunReconciliation")
     assert not ask("OperationsService/ListDiscrepancies").get("discrepancies")
+    world.control("balance", {"amount": 500, "currency": "usd", "type": "adjustment"})
+    ask("OperationsService/RunReconciliation")
+    [found] = ask("OperationsService/ListDiscrepancies", open_only=True)["discrepancies"]
+    decided = {"discrepancy_id": found["discrepancy_id"], "note": "Stripe's own correction"}
+    assert ask("OperationsService/ResolveDiscrepancy", **decided)["discrepancy"]["resolved_by"]
+    assert not ask("OperationsService/ListDiscrepancies", open_only=True).get("discrepancies")
+    unknown = ask.refused("OperationsService/ResolveDiscrepancy", discrepancy_id=10**12, note="n")
+    assert (unknown.code, unknown.reason) == ("NOT_FOUND", "ITEM_NOT_FOUND")
 
 
 def an_event(event_id: str, kind: str) -> dict[str, Any]:

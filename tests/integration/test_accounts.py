@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -15,6 +16,13 @@ from grpc import aio
 
 from marketplace.payments.v1 import experts_pb2, operations_pb2, payments_pb2
 from payment_service.application.act_on_deadlines import find_due
+from payment_service.application.create_expert_account import finish_account
+from payment_service.application.replace_expert_account import (
+    ReplaceExpertAccount,
+    begin_replacement,
+)
+from payment_service.domain.experts import BusinessType
+from payment_service.domain.ports import Cause, Done, NewAccount, Transaction
 from tests.integration.books import balance, check_books
 from tests.integration.conftest import StartWorld
 from tests.integration.world import (
@@ -146,6 +154,27 @@ async def test_a_rejected_account_is_replaced_once(world: World) -> None:
     assert created.expert.stripe_account_id == account
     assert (await world.captured(expert)).state == CAPTURED
     await check_books(world)
+
+
+@pytest.mark.parametrize("path", ["/accounts", "/v1"])
+async def test_a_given_answer_is_given_while_stripe_is_away(world: World, path: str) -> None:
+    expert = await world.expert()
+    former = world.account_of(expert)
+    request = replacement(expert, former_account_id=former, replace_working_account=True)
+    given = await world.experts.ReplaceExpertAccount(request)
+    await world.quiet()
+    fault = {"match": {"path": path}, "action": "status", "status": 503}
+    await world.stripe.control("POST", "/faults", fault)
+    again = await world.experts.ReplaceExpertAccount(request)
+    assert again.expert == given.expert
+    # The link is Stripe's to make; RefreshOnboarding does so later.
+    assert bool(again.onboarding_url) is (path == "/accounts")
+    # A new key is not claimed while nobody can say whether the account is lost.
+    present = given.expert.stripe_account_id
+    new = replacement(expert, former_account_id=present, replace_working_account=True)
+    refused = await refusal(world.experts.ReplaceExpertAccount(new))
+    assert refused.code == "UNAVAILABLE"
+    assert not world.sql("SELECT 1 FROM claims WHERE key = %s", new.idempotency_key)
 
 
 async def test_racing_keys_make_one_account(world: World) -> None:
@@ -388,6 +417,60 @@ async def test_a_destination_charge_is_not_captured_for_the_former_account(world
     assert anew.state == CAPTURED
     assert balance(world, f"expert_funds:{expert}") == -9_000
     await check_books(world)
+
+
+async def test_an_exchange_that_commits_during_a_capture_is_seen(world: World) -> None:
+    """The capture looks at the expert's account only while nobody can change it."""
+    assert world.service is not None
+    core = world.service.core
+    expert = await world.expert()
+    held = await world.escrowed(expert)
+    command = ReplaceExpertAccount(
+        cause=Cause("local", "ReplaceExpertAccount"),
+        key="k",
+        fields={},
+        expert_id=expert,
+        reason="lost",
+        former_account_id=world.account_of(expert),
+        replace_working_account=True,
+        account_is_fresh=True,
+    )
+    begun = await core.database.transact(begin_replacement, core.answers, core.policy, command)
+    operation = begun.operation
+    assert operation is not None
+    made = await core.stripe.create_account(
+        operation.stripe_key,
+        NewAccount(
+            name="Ann",
+            email="ann@example.com",
+            country="US",
+            business_type=BusinessType.INDIVIDUAL,
+            metadata={"expert_id": expert, "operation_id": operation.operation_id},
+        ),
+    )
+    assert isinstance(made, Done)
+    written, commits = threading.Event(), threading.Event()
+
+    def finish_slowly(tx: Transaction) -> None:
+        finish_account(tx, core.answers, operation, made.value, command.cause)
+        written.set()
+        assert commits.wait(10)
+
+    exchange = asyncio.create_task(core.database.transact(finish_slowly))
+    assert await asyncio.to_thread(written.wait, 10)
+    capture = asyncio.create_task(
+        refusal(world.payments.CapturePayment(capture_request(held.payment_id)))
+    )
+
+    async def waits() -> bool:
+        return bool(world.sql("SELECT 1 FROM pg_locks WHERE NOT granted"))
+
+    await until(waits, "the capture to wait for the expert")
+    commits.set()
+    await exchange
+    refused = await capture
+    assert (refused.code, refused.reason) == ("FAILED_PRECONDITION", "DESTINATION_ACCOUNT_REPLACED")
+    assert not await world.stripe.effects("captured", held.payment_intent_id)
 
 
 async def test_a_waiting_destination_capture_stays_parked_until_it_is_refunded(

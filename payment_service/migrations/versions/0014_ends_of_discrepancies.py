@@ -1,4 +1,4 @@
-"""How a discrepancy ends: what is needed to look at it again."""
+"""How a discrepancy ends: what is needed to look at it again, and who decided what."""
 
 from alembic import op
 
@@ -14,6 +14,11 @@ UPDATE discrepancies SET line_id = coalesce(substring(detail, ' has (\S+), Strip
     WHERE kind = 'missing_at_stripe';
 UPDATE discrepancies SET line_id = coalesce(substring(detail, '^(\S+) '), '')
     WHERE kind IN ('missing_in_ledger', 'line_differs', 'unknown_balance_transaction');
+
+-- Who said that it is decided, and what they found; empty of one that was seen to be gone.
+ALTER TABLE discrepancies
+    ADD COLUMN resolved_by text NOT NULL DEFAULT '',
+    ADD COLUMN note text NOT NULL DEFAULT '';
 
 CREATE INDEX open_discrepancies ON discrepancies (discrepancy_id) WHERE resolve_time IS NULL;
 """

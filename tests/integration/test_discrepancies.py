@@ -1,0 +1,163 @@
+"""How a discrepancy ends: what caused it is over, or somebody has decided."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from marketplace.payments.v1 import operations_pb2
+from tests.integration.test_gigs import PLATFORM
+from tests.integration.test_owed import bounce, repaid
+from tests.integration.test_reconciliation import open_kinds, run
+from tests.integration.world import IN_ESCROW, Payment, World, refusal, until
+
+Tamper = Callable[..., int]
+
+
+async def rest_refused(world: World) -> Payment:
+    """A final part was captured, and Stripe did not give the rest back."""
+    held = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
+    await world.stripe.fault("/refunds$", "status", status=400, code="charge_disputed")
+    return await world.capture(held.payment_id, 3_000, final=True)
+
+
+async def resolve(world: World, discrepancy_id: int, note: str) -> operations_pb2.Discrepancy:
+    request = operations_pb2.ResolveDiscrepancyRequest(discrepancy_id=discrepancy_id, note=note)
+    return (await world.operations.ResolveDiscrepancy(request)).discrepancy
+
+
+async def adjusted(world: World, amount: int = -500) -> None:
+    """Stripe moves money on the platform's account for no payment."""
+    adjustment = {"amount": amount, "currency": "usd", "type": "adjustment"}
+    await world.stripe.control("POST", "/balance", adjustment)
+
+
+async def the_open_one(world: World) -> operations_pb2.Discrepancy:
+    request = operations_pb2.ListDiscrepanciesRequest(open_only=True)
+    found = (await world.operations.ListDiscrepancies(request)).discrepancies
+    [one] = [one for one in found if one.kind != "escrow_not_covered"]
+    return one
+
+
+async def test_a_rest_that_was_returned_after_all_is_not_open_any_more(world: World) -> None:
+    payment = await rest_refused(world)
+    await world.quiet()
+    assert await open_kinds(world) == ["rest_not_returned"]
+    await run(world)
+    assert await open_kinds(world) == ["rest_not_returned"]
+    assert (await world.refund(payment.payment_id)).held_amount.minor_units == 0
+    await run(world)
+    assert await open_kinds(world) == []
+    [ended] = await world.discrepancies(payment.payment_id)
+    assert (ended.HasField("resolve_time"), ended.resolved_by, ended.note) == (True, "", "")
+
+
+async def test_a_bounce_is_open_until_the_client_is_owed_nothing(world: World) -> None:
+    held = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
+    await world.refund(held.payment_id, 2_000)
+    await bounce(world, held.payment_id)
+
+    await run(world)
+    assert await open_kinds(world) == ["refund_failed"]
+    await repaid(world, held.payment_id, IN_ESCROW)
+    await run(world, held.payment_id)
+    assert await open_kinds(world) == []
+
+
+async def test_what_no_observation_says_any_more_is_gone(
+    world: World, as_superuser: Tamper
+) -> None:
+    payment = await world.captured()
+    await world.quiet()
+    for kind in ("state_mismatch", "second_intent", "charge_missing"):
+        as_superuser(
+            world,
+            "INSERT INTO discrepancies (payment_id, kind, detail, time) "
+            "VALUES (%s, %s, 'as it was once', now())",
+            payment.payment_id,
+            kind,
+        )
+    assert len(await open_kinds(world)) == 3
+    # Of a payment that contradicts its own history nothing is followed, so nothing is over.
+    tamper = "UPDATE payments SET net_commission = net_commission + %s WHERE payment_id = %s"
+    as_superuser(world, tamper, 7, payment.payment_id)
+    await run(world)
+    assert {"state_mismatch", "second_intent", "charge_missing"} < set(await open_kinds(world))
+    as_superuser(world, tamper, -7, payment.payment_id)
+    await run(world)
+    assert await open_kinds(world) == []
+
+
+async def test_what_somebody_did_elsewhere_is_open_until_it_is_decided(world: World) -> None:
+    payment = await world.captured()
+    await world.quiet()
+    await world.stripe.api(
+        "POST", "/refunds", payment_intent=payment.payment_intent_id, amount=1_000
+    )
+
+    async def told() -> bool:
+        return await open_kinds(world) == ["refund_made_elsewhere"]
+
+    await until(told, "the refund is seen")
+    await run(world)
+    one = await the_open_one(world)
+    decided = await resolve(world, one.discrepancy_id, "agreed with the expert, ticket 7")
+    assert (decided.resolved_by, decided.note) == ("local", "agreed with the expert, ticket 7")
+    assert decided.HasField("resolve_time")
+    assert await open_kinds(world) == []
+    [listed] = await world.discrepancies(payment.payment_id)
+    assert listed == decided
+    # An answer that was lost is given again; another word on it is not taken.
+    assert await resolve(world, one.discrepancy_id, decided.note) == decided
+    refused = await refusal(resolve(world, one.discrepancy_id, "something else"))
+    assert (refused.code, refused.reason) == ("FAILED_PRECONDITION", "WRONG_STATE")
+    assert refused.facts["id"] == str(one.discrepancy_id)
+
+
+async def test_a_line_that_was_decided_stays_so(world: World) -> None:
+    """Reconciliation sees it again each hour, as long as it reaches back to it."""
+    await world.captured()
+    await world.quiet()
+    await adjusted(world)
+    await run(world)
+    one = await the_open_one(world)
+    decided = await resolve(world, one.discrepancy_id, "Stripe's own correction")
+    await run(world)
+    assert await open_kinds(world) == []
+    listed = [found for found in await world.discrepancies() if found.kind == one.kind]
+    assert [(found.note, found.resolve_time) for found in listed] == [
+        ("Stripe's own correction", decided.resolve_time)
+    ]
+    await adjusted(world, -700)
+    await run(world)
+    assert (await the_open_one(world)).found.minor_units == -700
+
+
+async def test_nobody_talks_an_invariant_away(world: World, as_superuser: Tamper) -> None:
+    payment = await world.captured()
+    await world.quiet()
+    as_superuser(
+        world,
+        "UPDATE postings SET minor_units = minor_units + 1 WHERE account LIKE 'escrow:%%' "
+        "AND payment_id = %s AND minor_units > 0",
+        payment.payment_id,
+    )
+    await run(world)
+    stands = set(await open_kinds(world))
+    assert "invariant_postings_sum_to_zero" in stands
+    for one in await world.discrepancies(payment.payment_id):
+        await resolve(world, one.discrepancy_id, "never mind")
+    assert await open_kinds(world) == []
+    await run(world)
+    assert set(await open_kinds(world)) == stands
+    assert not [one for one in await world.discrepancies(payment.payment_id) if one.note]
+
+
+async def test_what_cannot_be_resolved_is_named(world: World) -> None:
+    unknown = await refusal(resolve(world, 10**12, "a note"))
+    assert (unknown.code, unknown.reason) == ("NOT_FOUND", "ITEM_NOT_FOUND")
+    assert unknown.facts["id"] == str(10**12)
+    for discrepancy_id, note, field in ((0, "a note", "discrepancy_id"), (1, " ", "note")):
+        wrong = await refusal(resolve(world, discrepancy_id, note))
+        assert (wrong.code, list(wrong.fields)) == ("INVALID_ARGUMENT", [field])
+    too_long = await refusal(resolve(world, 2**62, "x" * 501))
+    assert list(too_long.fields) == ["note"]
