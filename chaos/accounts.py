@@ -11,7 +11,8 @@ from chaos.scene import Known, Scene
 #: Of experts at least so many can be paid at any time.
 _WELL = 3
 _STEP_SECONDS = 0.1
-_PATIENCE_SECONDS = 5.0
+#: On a slow machine it may take so long until a caller has tried.
+_PATIENCE_SECONDS = 10.0
 
 
 class Accounts:
@@ -24,13 +25,9 @@ class Accounts:
         known = self._held()
         expert_id = known.expert_id if known else self._chance.choice(self._well())
         account, scene = self._scene.accounts[expert_id], self._scene
-        waited, patience = scene.deeds[WAITED], _PATIENCE_SECONDS
+        waited = scene.deeds[WAITED]
         await scene.simulator.insist("POST", f"/accounts/{account}/restrict")
-        if known is not None:
-            scene.urgent.append(known)
-        while scene.deeds[WAITED] == waited and patience > 0:
-            await asyncio.sleep(_STEP_SECONDS)
-            patience -= _STEP_SECONDS
+        await self._until_one_waits(known, waited)
         await asyncio.sleep(seconds)
         await scene.simulator.insist("POST", f"/accounts/{account}/restore")
         return True
@@ -43,14 +40,22 @@ class Accounts:
         if len(well) <= _WELL:
             return False
         expert_id = known.expert_id if known else self._chance.choice(well)
-        account = scene.accounts[expert_id]
+        account, waited = scene.accounts[expert_id], scene.deeds[WAITED]
         scene.lost_accounts.add(account)
         body = {"disabled_reason": "rejected.fraud"}
         await scene.simulator.insist("POST", f"/accounts/{account}/restrict", body)
+        await self._until_one_waits(known, waited)
         scene.rejected[expert_id] = account
+        return True
+
+    async def _until_one_waits(self, known: Known | None, waited: int) -> None:
+        """Somebody is to have tried to pay the expert meanwhile."""
+        scene, patience = self._scene, _PATIENCE_SECONDS
         if known is not None:
             scene.urgent.append(known)
-        return True
+        while scene.deeds[WAITED] == waited and patience > 0:
+            await asyncio.sleep(_STEP_SECONDS)
+            patience -= _STEP_SECONDS
 
     def _well(self) -> list[str]:
         return [one for one in self._scene.experts if one not in self._scene.rejected]

@@ -43,6 +43,7 @@ ANSWERS: dict[str, tuple[str, Any]] = {
     "SubmitEvidence": ("DisputeService", disputes_pb2.SubmitEvidenceResponse),
     "AcceptDispute": ("DisputeService", disputes_pb2.AcceptDisputeResponse),
     "WriteOffDebt": ("OperationsService", operations_pb2.WriteOffDebtResponse),
+    "ListOperations": ("OperationsService", operations_pb2.ListOperationsResponse),
     "ResumeOperation": ("OperationsService", operations_pb2.ResumeOperationResponse),
     "ReleaseFraudWarning": ("OperationsService", operations_pb2.ReleaseFraudWarningResponse),
 }

@@ -33,6 +33,16 @@ class Bank:
             self._chargebacks.append(dispute_id)
         return bool(dispute_id)
 
+    async def contest_held(self) -> bool:
+        """What the platform holds; if need be what was spared for another end."""
+        scene = self._scene
+        if await self.contest([known for known in scene.held if known.is_separate]):
+            return True
+        if not await self.contest(scene.spared[-1:]):
+            return False
+        scene.spared.pop()
+        return True
+
     async def inquire(self) -> bool:
         """The bank asks first: no money is taken yet."""
         dispute_id = await self._open(self._everything(), inquiry=True)
@@ -72,6 +82,16 @@ class Bank:
                 return True
         return False
 
+    async def bounce(self, refunds: list[tuple[str, str]]) -> bool:
+        """A refund that is on the books comes back: one of these, each with its payment."""
+        for refund, payment_id in self._chance.sample(refunds, min(len(refunds), _TRIES)):
+            if payment_id in self._scene.contested:
+                continue
+            self._scene.bounced.add(payment_id)
+            if await self._control("POST", f"/refunds/{refund}/fail"):
+                return True
+        return False
+
     def _everything(self) -> list[Known]:
         return [*self._scene.captured, *self._scene.held]
 
@@ -79,8 +99,12 @@ class Bank:
         return self._chance.sample(among, min(len(among), _TRIES))
 
     async def _open(self, among: list[Known], *, inquiry: bool) -> str:
-        for known in self._some(among):
+        scene = self._scene
+        for known in self._some([one for one in among if one.payment_id not in scene.bounced]):
             charge = await self._charge(known)
+            if known.payment_id in scene.bounced:
+                continue
+            scene.contested.add(known.payment_id)
             body: dict[str, Any] = {"inquiry": inquiry}
             if self._chance.random() < 0.4:
                 body["amount"] = self._chance.randint(1, known.amount)

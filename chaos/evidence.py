@@ -63,6 +63,7 @@ class Evidence:
     effects: list[Row] = field(default_factory=list)
     intents: list[Row] = field(default_factory=list)
     deliveries: list[Row] = field(default_factory=list)
+    refunds: list[Row] = field(default_factory=list)
     transfers: list[Row] = field(default_factory=list)
     stripe_disputes: list[Row] = field(default_factory=list)
     fraud_warnings: list[Row] = field(default_factory=list)
@@ -112,6 +113,7 @@ def read_tables(evidence: Evidence, database_url: str, secrets: Iterable[str]) -
 async def read_stripe(evidence: Evidence, simulator: Simulator) -> None:
     evidence.effects = (await simulator.control("GET", "/effects"))["effects"]
     evidence.intents = await simulator.list("/payment_intents")
+    evidence.refunds = await simulator.list("/refunds")
     evidence.transfers = await simulator.list("/transfers")
     evidence.stripe_disputes = await simulator.list("/disputes")
     evidence.fraud_warnings = await simulator.list("/radar/early_fraud_warnings")

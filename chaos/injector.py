@@ -18,6 +18,7 @@ import psycopg2
 
 from chaos.accounts import Accounts
 from chaos.bank import Bank
+from chaos.evidence import Row, rows
 from chaos.plan import (
     ACCOUNTS,
     BANK,
@@ -38,6 +39,7 @@ from chaos.plan import (
     KILL_SIMULATOR,
     NO_WEBHOOKS,
     PAID_CONTESTED,
+    REFUND_BOUNCES,
     REPLICAS,
     STOP_REPLICA,
     STRIPE_AWAY,
@@ -57,6 +59,11 @@ _WEBHOOK_SETTINGS = {
     "timeout_seconds": 5.0,
     "concurrency": 4,
 }
+#: Refunds that are on the books and have not come back yet.
+_REFUNDS = (
+    "SELECT movement_id, payment_id FROM movements AS made WHERE kind = 'refund' AND NOT EXISTS "
+    "(SELECT FROM movements WHERE movement_id = made.movement_id || ':failed')"
+)
 #: The bank reads evidence for so long, and then decides by it.
 _SIMULATOR_SETTINGS = {"dispute_review_seconds": 1}
 
@@ -171,12 +178,13 @@ class Injector:
         bank, scene = self.bank, self._scene
         acts: dict[str, Callable[[], Awaitable[bool]]] = {
             PAID_CONTESTED: lambda: bank.contest(scene.captured),
-            HELD_CONTESTED: lambda: bank.contest(scene.held),
+            HELD_CONTESTED: bank.contest_held,
             BANK_ASKS: bank.inquire,
             INQUIRY_ENDS: bank.end_inquiry,
             BANK_GIVES_BACK: lambda: bank.decide("win"),
             BANK_KEEPS: lambda: bank.decide("lose"),
             ISSUER_WARNS: bank.warn,
+            REFUND_BOUNCES: self._bounce,
             EXPERT_RESTRICTED: lambda: self._accounts.restrict(step.seconds),
             EXPERT_REJECTED: self._accounts.reject,
         }
@@ -185,6 +193,12 @@ class Injector:
                 return True
             await asyncio.sleep(0.2)
         return False
+
+    async def _bounce(self) -> bool:
+        found: list[Row] = []
+        with contextlib.suppress(psycopg2.Error):
+            found = await asyncio.to_thread(rows, self._stack.database_url, _REFUNDS)
+        return await self.bank.bounce([(row["movement_id"], row["payment_id"]) for row in found])
 
     async def _soon(self, work: Callable[[], bool]) -> bool:
         for _ in range(20):

@@ -398,6 +398,26 @@ MUTANTS = (
         "test_a_late_commit_is_not_lost_from_the_feed",
     ),
     Mutant(
+        "loss that the expert does not bear",
+        (
+            Edit(
+                _PLANS,
+                "rest = min(part - owed, payment.held + payment.net)",
+                "rest = min(part - owed, payment.held)",
+            ),
+        ),
+    ),
+    Mutant(
+        "transfer to the account of the order",
+        (
+            Edit(
+                "payment_service/application/operate.py",
+                "        params = to_present_account(tx, payment, params)",
+                "        params = dict(params)",
+            ),
+        ),
+    ),
+    Mutant(
         "caller's words in the log",
         (
             Edit(

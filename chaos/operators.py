@@ -7,7 +7,7 @@ from collections import Counter
 
 from chaos.asking import PAUSE_SECONDS, Asker
 from chaos.callers import CANARY
-from chaos.plan import ACCEPTED, EVIDENCE, RELEASED, REPLACED, WRITTEN_OFF
+from chaos.plan import ACCEPTED, EVIDENCE, RELEASED, REPAID, REPLACED, WRITTEN_OFF
 from chaos.scene import Keyed
 from marketplace.payments.v1 import (
     disputes_pb2,
@@ -43,8 +43,8 @@ class Operator(Asker):
                 await self.ask(self.chance.choice(self.pending))
                 continue
             await self.replace()
-            actions = [self.answer, self.release, self.write_off, self.read]
-            await self.chance.choices(actions, [4, 5, 2, 1])[0]()
+            actions = [self.answer, self.release, self.write_off, self.repay, self.read]
+            await self.chance.choices(actions, [4, 5, 2, 3, 1])[0]()
             await asyncio.sleep(self.chance.uniform(1, 3) * PAUSE_SECONDS)
 
     async def answer(self) -> None:
@@ -73,19 +73,20 @@ class Operator(Asker):
         """An issuer's warning was looked into, and is let pass."""
         scene = self.scene
         fresh = [one for one in scene.warned if one not in scene.releasing]
-        if not scene.warned or (not fresh and self.chance.random() < 0.8):
-            return
-        payment_id = fresh[0] if fresh else self.chance.choice(scene.warned)
-        look = payments_pb2.GetPaymentRequest(payment_id=payment_id)
-        code, body = await self.call("GetPayment", "", look.SerializeToString())
-        if code != "OK":
-            return
-        payment = payments_pb2.GetPaymentResponse.FromString(body).payment
         # Now and then although nothing is to be released any more.
-        if payment.freeze == payments_pb2.PAYMENT_FREEZE_FRAUD_WARNING or not fresh:
-            await self.let_pass(payment_id)
-        elif payment.state in _OVER:
-            scene.releasing.add(payment_id)
+        if scene.warned and self.chance.random() < 0.05:
+            return await self.let_pass(self.chance.choice(scene.warned))
+        for payment_id in fresh:
+            look = payments_pb2.GetPaymentRequest(payment_id=payment_id)
+            code, body = await self.call("GetPayment", "", look.SerializeToString())
+            if code != "OK":
+                return None
+            payment = payments_pb2.GetPaymentResponse.FromString(body).payment
+            if payment.freeze == payments_pb2.PAYMENT_FREEZE_FRAUD_WARNING:
+                return await self.let_pass(payment_id)
+            if payment.state in _OVER:
+                scene.releasing.add(payment_id)
+        return None
 
     async def let_pass(self, payment_id: str) -> None:
         self.scene.releasing.add(payment_id)
@@ -116,10 +117,20 @@ class Operator(Asker):
         )
         await self.ask(Keyed("WriteOffDebt", request.idempotency_key, request))
 
-    async def resume(self, operation_id: str) -> None:
-        """What is parked is sent on."""
+    async def repay(self) -> None:
+        """What a bounced refund left owed is parked, and sent on by somebody who has looked."""
+        look = operations_pb2.ListOperationsRequest(state=operations_pb2.OPERATION_STATE_PARKED)
+        code, body = await self.call("ListOperations", "", look.SerializeToString())
+        if code != "OK":
+            return
+        for operation in operations_pb2.ListOperationsResponse.FromString(body).operations:
+            if operation.kind == "refund" and await self.resume(operation.operation_id):
+                self.scene.deeds[REPAID] += 1
+
+    async def resume(self, operation_id: str) -> bool:
         request = operations_pb2.ResumeOperationRequest(operation_id=operation_id)
-        await self.call("ResumeOperation", "", request.SerializeToString())
+        code, _ = await self.call("ResumeOperation", "", request.SerializeToString())
+        return code == "OK"
 
     async def replace(self) -> None:
         """Another account for each expert whose account is rejected, and the form filled in."""
@@ -141,6 +152,7 @@ class Operator(Asker):
     async def resolve(self) -> bool:
         """Nothing is left that only an operator can do, and experts are as Stripe shows them."""
         await self.replace()
+        await self.repay()
         # What there was no moment for under the faults is made up for.
         for deed, act in {
             EVIDENCE: self.answer,

@@ -29,6 +29,7 @@ INQUIRY_ENDS = "bank's question ends"
 BANK_GIVES_BACK = "bank gives it back"
 BANK_KEEPS = "bank keeps it"
 ISSUER_WARNS = "issuer warns of fraud"
+REFUND_BOUNCES = "refund bounces"
 EXPERT_RESTRICTED = "expert restricted"
 EXPERT_REJECTED = "expert rejected"
 #: What operators do about it, as soon as they see it.
@@ -37,9 +38,10 @@ ACCEPTED = "dispute accepted"
 RELEASED = "warning released"
 REPLACED = "account replaced"
 WRITTEN_OFF = "debt written off"
+REPAID = "repayment resumed"
 #: And what becomes of a capture while its expert cannot be paid.
 WAITED = "capture waited for its expert"
-DEEDS = (EVIDENCE, ACCEPTED, RELEASED, REPLACED, WRITTEN_OFF, WAITED)
+DEEDS = (EVIDENCE, ACCEPTED, RELEASED, REPLACED, WRITTEN_OFF, REPAID, WAITED)
 
 #: One kind of accident for every so many seconds of a run.
 _EVERY_SECONDS = {
@@ -60,6 +62,7 @@ _BANK_EVERY_SECONDS = {
     BANK_GIVES_BACK: 8.0,
     BANK_KEEPS: 5.0,
     ISSUER_WARNS: 4.0,
+    REFUND_BOUNCES: 6.0,
 }
 BANK = tuple(_BANK_EVERY_SECONDS)
 #: And of what befalls experts' accounts: for some seconds, or for good.

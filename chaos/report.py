@@ -12,6 +12,12 @@ from chaos.plan import KILLS, STOP_REPLICA, Plan
 
 _SHOWN_VIOLATIONS = 25
 _SHOWN_STORIES = 2
+#: Of a payment's row, and of a dispute's.
+_SHOWN = (
+    *("state", "version", "amount", "held", "captured", "refunded", "lost", "frozen"),
+    *("waiting_for", "operation_id"),
+)
+_SHOWN_OF_DISPUTES = ("dispute_id", "status", "amount", "withdrawn", "reinstated", "lost", "fee")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -89,8 +95,7 @@ def story(report: Report, payment_id: str) -> Iterator[str]:
     intent = ""
     for row in _about(evidence.payments, payment_id):
         intent = row["payment_intent_id"] or ""
-        shown = ("state", "version", "amount", "held", "captured", "refunded", "operation_id")
-        yield "row: " + ", ".join(f"{name} {row[name]}" for name in shown) + f", {intent}"
+        yield "row: " + ", ".join(f"{name} {row[name]}" for name in _SHOWN) + f", {intent}"
     for row in _about(evidence.events, payment_id):
         body = json.loads(row["body"])
         yield (
@@ -105,6 +110,8 @@ def story(report: Report, payment_id: str) -> Iterator[str]:
             f"attempt {row['attempt']} tries {row['tries']} {row['last_error']} "
             f"{row['create_time']:%H:%M:%S.%f} {row['minor_units']} {row['params']}"
         )
+    for row in _about(evidence.disputes, payment_id):
+        yield "dispute: " + ", ".join(f"{name} {row[name]}" for name in _SHOWN_OF_DISPUTES)
     for row in _about(evidence.discrepancies, payment_id):
         yield f"discrepancy {row['time']:%H:%M:%S.%f} {row['kind']} {row['detail']}"
     yield from _at_stripe(report, intent, ids)

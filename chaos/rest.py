@@ -85,7 +85,8 @@ async def _left(stack: Stack, simulator: Simulator) -> str:
     [counts] = await asyncio.to_thread(
         rows,
         stack.database_url,
-        "SELECT (SELECT count(*) FROM operations WHERE state IN ('STARTED', 'UNKNOWN')) AS open, "
+        "SELECT (SELECT count(*) FROM operations WHERE state IN ('STARTED', 'UNKNOWN', 'PARKED')) "
+        "AS open, "
         "(SELECT count(*) FROM inbox WHERE state = 'WAITING') AS waiting, "
         "(SELECT count(*) FROM feed_pending) AS unfed",
     )
@@ -122,7 +123,7 @@ async def _left(stack: Stack, simulator: Simulator) -> str:
 
 
 async def _contested(stack: Stack, simulator: Simulator) -> str:
-    """Disputes and warnings that are not on record as Stripe shows them, or empty."""
+    """Disputes, bounces and warnings that are not on record as Stripe shows them, or empty."""
     ours = {
         row["dispute_id"]: row
         for row in await asyncio.to_thread(rows, stack.database_url, "SELECT * FROM disputes")
@@ -133,6 +134,13 @@ async def _contested(stack: Stack, simulator: Simulator) -> str:
     )
     if behind:
         return f"{behind} disputes behind Stripe"
+    booked = await asyncio.to_thread(
+        rows, stack.database_url, "SELECT movement_id FROM movements WHERE kind LIKE 'refund%'"
+    )
+    ids = {row["movement_id"] for row in booked}
+    for refund in await simulator.list("/refunds"):
+        if refund["status"] == "failed" and f"{refund['id']}:failed" not in ids:
+            return f"{refund['id']} came back at Stripe"
     known = {
         row["payment_intent_id"]: row["fraud_warning_id"]
         for row in await asyncio.to_thread(

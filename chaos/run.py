@@ -37,7 +37,7 @@ _EXPERTS = 6
 _CAPTURED_BEFORE = 8
 _LEFT_ALONE = 3
 _CONTESTED_BEFORE = 2
-_SPARED = 3
+_SPARED = 4
 _OPERATORS = 2
 
 
@@ -196,7 +196,7 @@ async def _prepare(scene: Scene, injector: Injector, callers: list[Caller]) -> N
 
 async def _prolong(scene: Scene, injector: Injector) -> None:
     """On a slow machine callers stay until every rule has struck, but not for ever."""
-    limit = scene.now() + 1.75 * (scene.until - scene.now())
+    limit = scene.now() + 2.5 * (scene.until - scene.now())
     while (left := scene.until - scene.now()) > 0:
         await asyncio.sleep(left - 0.5 if left > 1 else 0.1)
         if scene.until - scene.now() < 1 and injector.missing and scene.until < limit:

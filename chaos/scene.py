@@ -77,6 +77,10 @@ class Scene:
     held: list[Known] = field(default_factory=list)
     captured: list[Known] = field(default_factory=list)
     every: list[Known] = field(default_factory=list)
+    #: Payments that a bank has contested, and those of which a refund has bounced. None is both:
+    #: what is owed then and cannot be refunded any more would keep its payment busy for ever.
+    contested: set[str] = field(default_factory=set)
+    bounced: set[str] = field(default_factory=set)
     #: Payments whose issuer has warned of fraud.
     warned: list[str] = field(default_factory=list)
     answered: list[Keyed] = field(default_factory=list)

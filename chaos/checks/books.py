@@ -115,10 +115,11 @@ def held_money_is_paid_once(evidence: Evidence) -> Iterator[tuple[str, str]]:
             continue
         payment_id, moved = row["payment_id"], at_stripe[row["payment_intent_id"]]
         back = row["returned"] + row["refunded"]
-        if moved["refunded"] != back:
-            yield f"the client got {moved['refunded']} back at Stripe, {back} here", payment_id
-        if moved["refunded"] > moved["captured"]:
-            yield f"{moved['refunded']} came back of {moved['captured']}", payment_id
+        got = moved["refunded"] - moved["refund_failed"]
+        if got != back:
+            yield f"the client got {got} back at Stripe, {back} here", payment_id
+        if got > moved["captured"]:
+            yield f"{got} came back of {moved['captured']}", payment_id
         held = row["held"] + row["lost_held"] if row["charged"] else 0
         out = moved["transferred"] + row["returned"] + held
         if out > moved["captured"]:
@@ -200,3 +201,35 @@ def debts_have_a_reason(evidence: Evidence) -> Iterator[tuple[str, str]]:
             yield f"{due} was to come back from the expert; {settled}", payment_id
         if owed > sums["netted"] and payment_id not in refused:
             yield f"{owed} is owed, though Stripe refused no reversal", payment_id
+
+
+@check
+def bounces_are_paid_again(evidence: Evidence) -> Iterator[tuple[str, str]]:
+    """Each refund that came back is on the books as such, once; and as much was paid once more, by
+    operations for nothing else."""
+    movements = {row["movement_id"]: row for row in evidence.movements}
+    told: dict[str, Counter[str]] = defaultdict(Counter)
+    for payment_id, events in events_of(evidence).items():
+        for event in events:
+            if event["kind"] in ("payment.refund_failed", "payment.refund_resent"):
+                told[payment_id][event["kind"]] += facts_of(event)["amount"]
+    failed: Counter[str] = Counter()
+    for refund in evidence.refunds:
+        booked = movements.get(refund["id"])
+        if refund["status"] != "failed" or booked is None:
+            continue
+        payment_id = booked["payment_id"]
+        failed[payment_id] += refund["amount"]
+        back = movements.get(f"{refund['id']}:failed")
+        if back is None or back["minor_units"] != refund["amount"]:
+            yield f"{refund['id']} came back, and is not on the books as such", payment_id
+    repaid: Counter[str] = Counter()
+    for row in evidence.operations:
+        if row["params"].get("owed") and row["state"] == "SUCCEEDED":
+            repaid[row["payment_id"]] += row["minor_units"]
+    for payment_id in told.keys() | failed.keys() | repaid.keys():
+        sums = told[payment_id]
+        came, paid = sums["payment.refund_failed"], sums["payment.refund_resent"]
+        if not came == paid == failed[payment_id] == repaid[payment_id]:
+            what = f"{failed[payment_id]} came back at Stripe, {came} here; {paid} was paid again"
+            yield f"{what} by operations of {repaid[payment_id]}", payment_id

@@ -177,9 +177,9 @@ def what_is_contested_is_frozen(evidence: Evidence) -> Iterator[tuple[str, str]]
                 stage = "INQUIRY" if is_inquiry else "CHARGEBACK"
                 frozen[dispute["payment_intent"]] = (stage, dispute["id"])
     for payment in evidence.payments:
-        if payment["state"] in ("CANCELED", "EXPIRED"):
-            continue  # Nothing is left that could be frozen.
         wanted = frozen.get(payment["payment_intent_id"], ("NONE", ""))
+        if payment["state"] in ("CANCELED", "EXPIRED"):
+            wanted = ("NONE", "")  # Nothing is left that could be kept from being captured.
         if (payment["frozen"], payment["frozen_by"]) != wanted:
             is_ = f"{payment['frozen']} by {payment['frozen_by']}"
             yield f"is frozen {is_}; Stripe shows {wanted}", payment["payment_id"]

@@ -44,7 +44,9 @@ def _leads_to(kind: str, former: str, model: str) -> set[str]:
     """Where an event of this kind may lead from there."""
     if kind == "payment.dispute_lost":
         return LOSS_EDGES.get(former, set())
-    if kind.startswith(("payment.dispute_", "payment.fraud_")):
+    if kind == "payment.repayment_due":
+        return {"REFUNDING"} if former in ("IN_ESCROW", "CAPTURED", "REFUNDED") else set()
+    if kind.startswith(("payment.dispute_", "payment.fraud_", "payment.refund_failed")):
         return {former} - {"PENDING", "FAILED", "CANCELED", "EXPIRED"}
     more = SEPARATE_EDGES if model == "SEPARATE" else {}
     return EDGES.get(former, set()) | more.get(former, set())

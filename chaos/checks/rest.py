@@ -25,7 +25,8 @@ _DISPUTED = "charge_disputed"
 
 @check
 def no_discrepancies(evidence: Evidence) -> Iterator[tuple[str, str]]:
-    """Nothing is unexplained, but for a rest that is kept back because the charge is contested."""
+    """Nothing is unexplained, but for a rest that is kept back because the charge is contested, and
+    for refunds that came back: each of them is told of, once."""
     contested = {row["payment_id"] for row in evidence.disputes if row["stage"] == "CHARGEBACK"}
     kept_back = {
         f"{row['operation_id']}: {_DISPUTED}"
@@ -34,10 +35,20 @@ def no_discrepancies(evidence: Evidence) -> Iterator[tuple[str, str]]:
         and row["params"].get("after_capture")
         and row["payment_id"] in contested
     }
+    bounced = {
+        f"{refund['id']} of {refund['amount']} bounced"
+        for refund in evidence.refunds
+        if refund["status"] == "failed"
+    }
     for row in evidence.discrepancies:
         if row["kind"] == "rest_not_returned" and row["detail"] in kept_back:
             continue
+        if row["kind"] == "refund_failed" and row["detail"] in bounced:
+            bounced.remove(row["detail"])
+            continue
         yield f"{row['kind']}: {row['detail']}", row["payment_id"]
+    for detail in bounced:
+        yield f"nobody was told that {detail}", ""
 
 
 @check

@@ -754,6 +754,9 @@ def ended_unpaid(payment: Payment, *, expired: bool, reason: str, now: datetime)
         facts={"reason": reason, "released": payment.held},
         postings=payment.book.hold_released(payment.held),
         held=0,
+        # Whatever the issuer warned of, there is nothing left to keep from being captured.
+        fraud_warning_id="",
+        **_freeze(Frozen()),
         **_NOTHING_UNDER_WAY,
     )
 

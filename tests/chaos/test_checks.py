@@ -312,6 +312,7 @@ SPOILED: list[tuple[str, Callable[[Evidence], None]]] = [
     ("debts_have_a_reason", _put("events", **_told("client_refunded", expert_part=300))),
     ("debts_have_a_reason", _put("events", **_told("expert_owes", amount=300))),
     ("debts_are_what_is_left", _put("events", **_told("client_refunded", expert_part=300))),
+    ("bounces_are_paid_again", _put("events", **_told("refund_failed", amount=333))),
     ("states_move_along_edges", _another_start),
     ("states_move_along_edges", _drop("events", 3)),
     ("states_move_along_edges", _put("payments", version=8)),
@@ -441,6 +442,74 @@ def test_what_is_written_off_is_the_platforms_loss() -> None:
     world.postings[-2]["account"] = "commission"
     found = {violation.check for violation in violations(world)}
     assert "nothing_stays_between_accounts" in found
+
+
+def bounced() -> Evidence:
+    """The 3.33 came back from the client's bank, and an operator sent them once more."""
+    world = sound()
+    steps = [("refund_failed", "CAPTURED"), ("repayment_due", "REFUNDING")]
+    for kind, to in [*steps, ("refund_resent", "CAPTURED")]:
+        last = world.events[-1]
+        body = {**json.loads(last["body"]), "facts": {"amount": 333}, "to": to}
+        body["from"] = json.loads(last["body"])["to"]
+        number = len(world.events) + 1
+        event = hashed(number, f"payment.{kind}", json.dumps(body), last["hash"])
+        world.events.append(event)
+        world.feed.append({"position": 3 * number, "payment_id": PAYMENT, "sequence": number})
+        world.payments[0].update(version=number, head_hash=event["hash"])
+    again = {**_operation("op_9", "refund"), "params": {"owed": True}, "minor_units": 333}
+    world.operations.append(again)
+    [refund] = world.movements
+    world.movements += [
+        {**refund, "movement_id": "re_1:failed", "kind": "refund_failure"},
+        {**refund, "movement_id": "re_2", "operation_id": "op_9"},
+    ]
+    world.effects.append({**_effect(8, "refund_failed", "re_1", 333, ""), "idempotency_key": None})
+    world.effects.append(_effect(9, "refunded", "re_2", 333, "op_9"))
+    world.refunds = [
+        {"id": "re_1", "amount": 333, "status": "failed"},
+        {"id": "re_2", "amount": 333, "status": "succeeded"},
+    ]
+    told = {"kind": "refund_failed", "detail": "re_1 of 333 bounced"}
+    world.discrepancies = [{"payment_id": PAYMENT, **told}]
+    return world
+
+
+def _first_of(table: str, **changes: Any) -> Callable[[Evidence], None]:
+    def spoil(world: Evidence) -> None:
+        getattr(world, table)[0].update(changes)
+
+    return spoil
+
+
+def test_a_sound_bounce_has_no_violations() -> None:
+    assert [str(found) for found in violations(bounced())] == []
+
+
+@pytest.mark.parametrize(
+    ("check", "spoil"),
+    [
+        ("bounces_are_paid_again", _drop("movements", 1)),
+        ("bounces_are_paid_again", _first_of("refunds", amount=332)),
+        ("bounces_are_paid_again", _first_of("refunds", status="succeeded")),
+        ("bounces_are_paid_again", _put("operations", minor_units=332)),
+        ("bounces_are_paid_again", _put("operations", state="REFUSED")),
+        ("bounces_are_paid_again", lambda world: world.operations.append(world.operations[-1])),
+        ("bounces_are_paid_again", _drop("events")),
+        ("bounces_are_paid_again", _put("events", **_told("refund_resent", amount=332))),
+        ("no_discrepancies", _drop("discrepancies")),
+        ("no_discrepancies", lambda world: world.discrepancies.append(world.discrepancies[0])),
+        ("no_discrepancies", _put("discrepancies", detail="re_2 of 333 bounced")),
+        ("no_discrepancies", _put("discrepancies", kind="refund_made_elsewhere")),
+        ("states_move_along_edges", _drop("events", 7)),
+    ],
+)
+def test_a_bounce_that_is_not_paid_once_is_found(
+    check: str, spoil: Callable[[Evidence], None]
+) -> None:
+    world = bounced()
+    spoil(world)
+    assert check in {found.check for found in violations(world)}
 
 
 def test_every_check_has_a_violation_of_its_own() -> None:

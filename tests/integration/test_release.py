@@ -11,6 +11,7 @@ from tests.integration.books import check_books
 from tests.integration.test_disputes import WON, contest, decide, dispute_where, frozen, settled
 from tests.integration.test_gigs import kinds
 from tests.integration.world import (
+    CANCELED,
     CAPTURED,
     IN_ESCROW,
     Payment,
@@ -114,6 +115,17 @@ async def test_a_payment_that_is_not_frozen_is_not_released(world: World) -> Non
     assert (refused.code, refused.reason) == ("NOT_FOUND", "PAYMENT_NOT_FOUND")
     refused = await refusal(world.operations.ReleaseFraudWarning(Request()))
     assert set(refused.fields) == {"payment_id", "note", "idempotency_key"}
+
+
+async def test_a_hold_that_was_given_back_is_frozen_no_more_and_not_released(world: World) -> None:
+    """The card was never charged: nothing is left to be warned of, and nothing to let pass."""
+    held = await world.escrowed(amount=10_000)
+    await warn(world, held)
+    assert (await world.refund(held.payment_id)).state == CANCELED
+    assert await frozen(world, held.payment_id) == "NONE"
+    refused = await refusal(world.operations.ReleaseFraudWarning(request(held)))
+    assert (refused.code, refused.reason) == ("FAILED_PRECONDITION", "NOT_FROZEN_BY_WARNING")
+    await check_books(world)
 
 
 @pytest.mark.parametrize("inquiry", [True, False], ids=["inquiry", "chargeback"])
