@@ -89,7 +89,7 @@ def test_what_is_found_is_what_the_domain_would_act_upon(
     transaction: SqlTransaction, seed: int
 ) -> None:
     tx = transaction
-    payments = list(escrows(random.Random(seed), 500, tx.now))
+    payments = list(escrows(random.Random(seed), 1_500, tx.now))
     for payment in payments:
         insert(tx, payment)
     resting = [one for one in payments if one.state is State.IN_ESCROW and not one.operation_id]
