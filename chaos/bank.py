@@ -68,11 +68,12 @@ class Bank:
         return await self._say([dispute_id], self._chance.choice(words))
 
     async def warn(self, *, leave: bool = False) -> bool:
-        """The issuer calls a charge fraud, or a hold that may become one.
+        """The issuer calls a charge fraud, or a hold that may become one; not where a bank did.
 
         Callers take no notice, or leave it to the operators alone.
         """
-        for known in self._some([*self._scene.held, *self._scene.captured]):
+        among = [one for one in self._everything() if one.payment_id not in self._scene.contested]
+        for known in self._some(among):
             charge = await self._charge(known)
             if charge and await self._control("POST", f"/charges/{charge}/early_fraud_warning"):
                 self._scene.warned.append(known.payment_id)

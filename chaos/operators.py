@@ -73,9 +73,9 @@ class Operator(Asker):
         """An issuer's warning was looked into, and is let pass."""
         scene = self.scene
         fresh = [one for one in scene.warned if one not in scene.releasing]
-        # Now and then although nothing is to be released any more.
-        if scene.warned and self.chance.random() < 0.05:
-            return await self.let_pass(self.chance.choice(scene.warned))
+        # Now and then although it was taken up before, and nothing is to be released any more.
+        if scene.releasing and self.chance.random() < 0.05:
+            return await self.let_pass(self.chance.choice(sorted(scene.releasing)))
         for payment_id in fresh:
             look = payments_pb2.GetPaymentRequest(payment_id=payment_id)
             code, body = await self.call("GetPayment", "", look.SerializeToString())
