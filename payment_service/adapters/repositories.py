@@ -269,7 +269,11 @@ class SqlTransaction(FeedWrites, PayoutWrites, AccountWrites):
             "CASE WHEN release_due_time <= now() THEN release_due_time END, "
             "CASE WHEN escrow_expire_time - :margin <= now() "
             "THEN escrow_expire_time - :margin END) AS due FROM payments "
-            "WHERE state = 'IN_ESCROW' AND operation_id = '') AS held "
+            "WHERE (state = 'IN_ESCROW' AND operation_id = '') OR (held > 0 AND client_owed > 0 "
+            # What is parked to pay the client again gives way; `settle.repayment_making_way`.
+            "AND state = 'REFUNDING' AND EXISTS (SELECT FROM operations "
+            "WHERE operations.operation_id = payments.operation_id AND params->>'owed' = 'true' "
+            "AND operations.state = 'PARKED' AND unsure_until IS NULL))) AS held "
             "WHERE due IS NOT NULL AND (deadline_time IS NULL OR deadline_time < due "
             "OR (deadline_time < now() - interval '1 hour' AND (on_deadline IN "
             "('CAPTURE', 'REFUND') OR (on_deadline = 'PROMOTE' AND charged = 0)) "
@@ -290,7 +294,7 @@ class SqlTransaction(FeedWrites, PayoutWrites, AccountWrites):
         )
         found = self._all(
             "SELECT payment_id FROM payments WHERE held > 0 "
-            "AND state IN ('IN_ESCROW', 'CAPTURING') AND "
+            "AND state IN ('IN_ESCROW', 'CAPTURING', 'REFUNDING') AND "
             f"({near.format(time='release_due_time')} OR {near.format(time='escrow_expire_time')})"
             " LIMIT :limit",
             ahead=timedelta(seconds=ahead),

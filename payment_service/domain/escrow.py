@@ -205,8 +205,9 @@ TRANSITIONS: Final[Mapping[Kind, Mapping[State, set[State]]]] = {
         _S.REFUNDED: {_S.REFUNDED},
     },
     Kind.WAITING: _stay(BUSY | {_S.PENDING}),
-    Kind.DEADLINE_NEAR: _stay({_S.IN_ESCROW, _S.CAPTURING}),
-    Kind.DEADLINE_PASSED: _stay({_S.IN_ESCROW}),
+    # REFUNDING while money is held besides what the client is owed.
+    Kind.DEADLINE_NEAR: _stay({_S.IN_ESCROW, _S.CAPTURING, _S.REFUNDING}),
+    Kind.DEADLINE_PASSED: _stay({_S.IN_ESCROW, _S.REFUNDING}),
 }
 
 
@@ -903,7 +904,9 @@ def repayment_due(payment: Payment, operation_id: str, now: datetime) -> Transit
 
 
 def repayment_given_up(payment: Payment, reason: str, now: datetime) -> Transition:
-    """The client got what was owed, or some of it, in another way than by the open operation."""
+    """The open operation is not to pay what is owed: it was paid otherwise, or something else
+    comes first.
+    """
     return _move(
         payment,
         Kind.REPAYMENT_GIVEN_UP,
