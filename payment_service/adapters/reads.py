@@ -118,7 +118,8 @@ class SqlReader(FeedReads, PayoutReads, AccountReads):
         found = self._in_turn(
             Work.WARNINGS,
             "SELECT payment_id, least(release_due_time, escrow_expire_time) - :ahead AS due "
-            "FROM payments WHERE held > 0 AND state IN ('IN_ESCROW', 'CAPTURING') AND "
+            "FROM payments WHERE held > 0 "
+            "AND state IN ('IN_ESCROW', 'CAPTURING', 'REFUNDING') AND "
             f"({near.format(time='release_due_time')} OR {near.format(time='escrow_expire_time')})",
             limit,
             ahead=timedelta(seconds=ahead),

@@ -112,7 +112,11 @@ _PASSED: Final = (
     "AND NOT (on_deadline = 'CAPTURE' AND charge_model = 'DESTINATION' AND EXISTS (SELECT FROM "
     "former_accounts WHERE stripe_account_id = destination_account_id)) "
     "THEN deadline_time + :again END AS due FROM payments "
-    "WHERE held > 0 AND state = 'IN_ESCROW' AND operation_id = '' AND {passed}"
+    "WHERE held > 0 AND ((state = 'IN_ESCROW' AND operation_id = '') "
+    # What is parked to pay the client again gives way; `make_way.repayment_making_way`.
+    "OR (state = 'REFUNDING' AND client_owed > 0 AND EXISTS (SELECT FROM operations "
+    "WHERE operations.operation_id = payments.operation_id AND params ->> 'owed' = 'true' "
+    "AND operations.state = 'PARKED' AND unsure_until IS NULL))) AND {passed}"
 )
 _DUE: Final = " UNION ALL ".join(
     (

@@ -15,6 +15,7 @@ from payment_service.application.capture_payment import plan_capture, start_capt
 from payment_service.application.carry_out import carry_out
 from payment_service.application.core import Core
 from payment_service.application.in_turn import in_turn
+from payment_service.application.make_way import make_way, repayment_making_way
 from payment_service.application.observe import observe_payment
 from payment_service.application.refund_payment import start_refund
 from payment_service.application.settle import leased_operation
@@ -32,7 +33,7 @@ _BATCH: Final = 32
 #: An action that Stripe refused is tried again; often enough to matter, seldom enough to bear.
 _AGAIN: Final = timedelta(hours=1)
 #: A capture that waits for the expert's account does not keep a card hold from lapsing.
-_WARNED: Final = (State.IN_ESCROW, State.CAPTURING)
+_WARNED: Final = (State.IN_ESCROW, State.CAPTURING, State.REFUNDING)
 
 
 async def warn_of_deadlines(core: Core) -> int:
@@ -82,14 +83,18 @@ def begin_deadline(
 ) -> tuple[Operation, int] | None:
     """Record what is to be done, if it still is; no two replicas do it twice."""
     payment = tx.lock_payment(payment_id)
-    if payment is None or payment.state is not State.IN_ESCROW or payment.operation_id:
+    if payment is None:
+        return None
+    given_up = repayment_making_way(tx, payment, "a deadline comes first")
+    resting = given_up.after if given_up else payment
+    if resting.state is not State.IN_ESCROW or resting.operation_id:
         return None
     due = deadline_due(payment, tx.now, timedelta(seconds=policy.deadline_margin), _AGAIN)
     if due is None:
         return None
     refused = ""
     try:
-        begun = _begin(tx, policy, payment, due.action)
+        begun = _begin(tx, policy, payment, given_up, due.action)
     except Refusal as refusal:  # A freeze, say: it is told, and tried again.
         log.warning("deadline_refused", payment=payment_id, reason=refusal.reason)
         begun, refused = None, refusal.reason
@@ -103,18 +108,25 @@ def begin_deadline(
 
 
 def _begin(
-    tx: Transaction, policy: Policy, payment: Payment, action: OnDeadline
+    tx: Transaction,
+    policy: Policy,
+    payment: Payment,
+    given_up: Transition | None,
+    action: OnDeadline,
 ) -> tuple[Operation, Transition] | None:
+    resting = given_up.after if given_up else payment
     match action:
         case OnDeadline.ALERT:
             return None
         case OnDeadline.CAPTURE:
-            plan = plan_capture(tx, payment, None, final=True)
+            plan = plan_capture(tx, resting, None, final=True)
+            payment = make_way(tx, payment, given_up, DEADLINE)
             return start_capture(
                 tx, policy, payment, plan, "deadline", final=True, by_deadline=True
             )
         case OnDeadline.REFUND:
-            refund = plans.plan_refund(payment, None)
+            refund = plans.plan_refund(resting, None)
+            payment = make_way(tx, payment, given_up, DEADLINE)
             return start_refund(tx, policy, payment, refund, "deadline", by_deadline=True)
         case OnDeadline.PROMOTE:
             plans.check_promotion(payment)

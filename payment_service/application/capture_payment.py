@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from payment_service.application.core import Begun, Core, Keyed, refuse_for_good, resume
 from payment_service.application.keyed import Told, run_keyed
+from payment_service.application.make_way import make_way, repayment_making_way
 from payment_service.application.settle import leased_operation, to_present_account
 from payment_service.domain import escrow, plans
 from payment_service.domain.errors import Precondition, invalid_field, payment_not_found
@@ -53,10 +54,13 @@ def begin_capture(
     if payment is None:
         raise payment_not_found(command.payment_id)
     plans.check_version(payment, command.expected_version)
+    given_up = repayment_making_way(tx, payment, "a capture comes first")
+    resting = given_up.after if given_up else payment
     try:
-        plan = plan_capture(tx, payment, minor_units_of(command.part, payment), command.final)
+        plan = plan_capture(tx, resting, minor_units_of(command.part, payment), command.final)
     except Precondition as refusal:
         return refuse_for_good(tx, answers, claim, refusal)
+    payment = make_way(tx, payment, given_up, command.cause)
     operation, transition = start_capture(
         tx, policy, payment, plan, command.notes, claim_id=claim.claim_id, final=command.final
     )

@@ -14,6 +14,7 @@ from payment_service.application.initiate_payment import (
     informed,
     plan_initiation,
 )
+from payment_service.application.make_way import repayment_making_way
 from payment_service.application.refund_payment import RefundPayment, plan_refund
 from payment_service.domain import disputes
 from payment_service.domain.disputes import Dispute
@@ -47,6 +48,8 @@ def capture_preview(tx: Transaction, command: CapturePayment) -> Preview:
     if payment is None:
         raise payment_not_found(command.payment_id)
     check_version(payment, command.expected_version)
+    given_up = repayment_making_way(tx, payment, "a capture comes first")
+    payment = given_up.after if given_up else payment
     plan = plan_capture(tx, payment, minor_units_of(command.part, payment), command.final)
     return preview_capture(payment, plan)
 

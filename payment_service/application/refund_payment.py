@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from payment_service.application.capture_payment import Part, minor_units_of
 from payment_service.application.core import Begun, Core, Keyed, refuse_for_good, resume
 from payment_service.application.keyed import Told, run_keyed
+from payment_service.application.make_way import make_way, repayment_making_way
 from payment_service.application.settle import leased_operation
 from payment_service.domain import escrow, plans
 from payment_service.domain.errors import Precondition, payment_not_found
 from payment_service.domain.escrow import Payment, Transition
-from payment_service.domain.operations import Operation, OperationKind, OperationState
+from payment_service.domain.operations import Operation, OperationKind
 from payment_service.domain.plans import RefundPlan
 from payment_service.domain.ports import Answers, Policy, Transaction
 
@@ -48,10 +49,7 @@ def begin_refund(
         plan, given_up = plan_refund(tx, payment, command)
     except Precondition as refusal:
         return refuse_for_good(tx, answers, claim, refusal)
-    if given_up is not None:
-        tx.settle_operation(payment.operation_id, OperationState.REFUSED, "given up")
-        tx.record(given_up, command.cause)
-        payment = given_up.after
+    payment = make_way(tx, payment, given_up, command.cause)
     operation, transition = start_refund(
         tx, policy, payment, plan, command.reason, claim_id=claim.claim_id
     )
@@ -63,15 +61,16 @@ def begin_refund(
 def plan_refund(
     tx: Transaction, payment: Payment, command: RefundPayment
 ) -> tuple[RefundPlan, Transition | None]:
-    """The plan; and, if a capture waits for the expert's account, the giving up of that.
+    """The plan; and the giving up of what is parked: a capture that waits for the expert's account,
+    or what is to pay the client again after a bounce.
 
     Stripe refused that capture for good, and it is sent again only after it was resumed under the
     payment's lock, which we hold: so it can be given up.
     """
-    given_up = None
+    given_up = repayment_making_way(tx, payment, "another refund comes first")
     if plans.waits_for_expert(payment):
         given_up = escrow.capture_given_up(payment, command.reason, tx.now)
-        payment = given_up.after
+    payment = given_up.after if given_up else payment
     return plans.plan_refund(payment, minor_units_of(command.part, payment)), given_up
 
 

@@ -82,6 +82,7 @@ class Kind(StrEnum):
     REFUND_RESENT = "payment.refund_resent"
     REPAYMENT_DUE = "payment.repayment_due"
     REPAYMENT_GIVEN_UP = "payment.repayment_given_up"
+    OWED_SETTLED = "payment.owed_settled"
     PROCESSOR_FEE = "payment.processor_fee_recorded"
     DISPUTE_OPENED = "payment.dispute_opened"
     DISPUTE_ESCALATED = "payment.dispute_escalated"
@@ -172,6 +173,8 @@ TRANSITIONS: Final[Mapping[Kind, Mapping[State, set[State]]]] = {
     Kind.REFUND_BOUNCED: _stay(_CHARGED),
     Kind.REPAYMENT_DUE: _edges(_RESTING, _S.REFUNDING),
     Kind.REPAYMENT_GIVEN_UP: _edges({_S.REFUNDING}, *_RESTING),
+    # Whatever else is under way, but for a repayment.
+    Kind.OWED_SETTLED: _stay(_CHARGED),
     Kind.REFUND_RESENT: _edges({_S.REFUNDING}, *_RESTING),
     Kind.PROCESSOR_FEE: _stay(_CHARGED),
     # A dispute is a record of its own: it freezes the payment where it stands.
@@ -207,8 +210,9 @@ TRANSITIONS: Final[Mapping[Kind, Mapping[State, set[State]]]] = {
         _S.REFUNDED: {_S.REFUNDED},
     },
     Kind.WAITING: _stay(BUSY | {_S.PENDING}),
-    Kind.DEADLINE_NEAR: _stay({_S.IN_ESCROW, _S.CAPTURING}),
-    Kind.DEADLINE_PASSED: _stay({_S.IN_ESCROW}),
+    # REFUNDING while money is held besides what the client is owed.
+    Kind.DEADLINE_NEAR: _stay({_S.IN_ESCROW, _S.CAPTURING, _S.REFUNDING}),
+    Kind.DEADLINE_PASSED: _stay({_S.IN_ESCROW, _S.REFUNDING}),
 }
 
 
@@ -926,7 +930,9 @@ def repayment_due(payment: Payment, operation_id: str, now: datetime) -> Transit
 
 
 def repayment_given_up(payment: Payment, reason: str, now: datetime) -> Transition:
-    """The client got what was owed, or some of it, in another way than by the open operation."""
+    """The open operation is not to pay what is owed: it was paid otherwise, or something else
+    comes first.
+    """
     return _move(
         payment,
         Kind.REPAYMENT_GIVEN_UP,
@@ -934,6 +940,19 @@ def repayment_given_up(payment: Payment, reason: str, now: datetime) -> Transiti
         now,
         facts={"reason": reason, "operation_id": payment.operation_id},
         **_NOTHING_UNDER_WAY,
+    )
+
+
+def owed_settled(payment: Payment, part: int, note: str, now: datetime) -> Transition:
+    """An operator says that the client is not owed this any more; Stripe has no part in it."""
+    return _move(
+        payment,
+        Kind.OWED_SETTLED,
+        payment.state,
+        now,
+        facts={"amount": part, "note": note},
+        postings=payment.book.owed_settled(part),
+        client_owed=payment.client_owed - part,
     )
 
 

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from marketplace.payments.v1 import payments_pb2
+from marketplace.payments.v1 import money_pb2, operations_pb2, payments_pb2
 from payment_service.application import carry_out
-from tests.integration.books import check_books
+from tests.integration.books import balance, check_books
 from tests.integration.conftest import StartWorld
 from tests.integration.test_disputes import LOST, WON, contest, decide, dispute_where, settled
-from tests.integration.test_gigs import kinds
-from tests.integration.test_owed import resume
+from tests.integration.test_gigs import in_days, kinds
+from tests.integration.test_owed import bounce, owed, repaid, resume, waiting_capture
 from tests.integration.world import (
+    CAPTURED,
     CAPTURING,
     IN_ESCROW,
     REFUNDED,
+    REFUNDING,
     Payment,
     World,
     capture_request,
+    money,
+    new_key,
     refund_request,
     refusal,
     until,
@@ -203,3 +208,273 @@ async def test_resuming_while_contested_finds_what_was_done(start_world: StartWo
     after = await world.in_state(payment.payment_id, IN_ESCROW)
     assert after.captured_amount.minor_units == 4_000
     assert "captured" in await kinds(world, payment.payment_id)
+
+
+# ---- a repayment that is parked, or can never be made ----
+
+
+async def owed_after_a_bounce(world: World, **fields: Any) -> Payment:
+    """Of 10,000 held 2,000 were refunded and bounced: they are owed, and 8,000 are held."""
+    held = await world.escrowed(amount=10_000, escrow_mode=PLATFORM, **fields)
+    await world.refund(held.payment_id, 2_000)
+    await bounce(world, held.payment_id)
+    payment = await world.in_state(held.payment_id, REFUNDING)
+    assert (payment.waiting_for, payment.held_amount.minor_units) == ("operator", 8_000)
+    return payment
+
+
+async def test_escrow_is_not_locked_by_a_repayment_that_cannot_be_made(world: World) -> None:
+    payment = await owed_after_a_bounce(world)
+    # The client's card is closed: Stripe refuses each try.
+    await world.stripe.fault(
+        "/refunds$", "status", times=None, status=400, code="expired_or_canceled_card"
+    )
+    for attempt in (2, 3):
+        await resume(world, await parked(world, payment.payment_id))
+
+        async def again(attempt: int = attempt) -> bool:
+            return bool(
+                world.sql(
+                    "SELECT 1 FROM operations WHERE payment_id = %s AND state = 'PARKED' "
+                    "AND last_error = 'expired_or_canceled_card' AND attempt = %s",
+                    payment.payment_id,
+                    attempt,
+                )
+            )
+
+        await until(again, "parked again")
+    # The gig is done; 8,000 are held for the expert.
+    after = await world.capture(payment.payment_id)
+    assert (after.state, after.waiting_for) == (REFUNDING, "operator")
+    assert after.captured_amount.minor_units == 8_000
+    assert owed(world, payment.payment_id) == 2_000
+    # Of what was paid out some goes back, to another card by now.
+    await world.stripe.clear_faults()
+    assert (await world.refund(payment.payment_id, 1_000)).net_amount.minor_units == 7_000
+    await repaid(world, payment.payment_id, CAPTURED)
+    made = [effect["amount"] for effect in await world.stripe.effects("refunded")]
+    assert made == [2_000, 1_000, 2_000]
+
+
+async def test_a_parked_repayment_gives_way_and_is_made_once_in_the_end(world: World) -> None:
+    payment = await owed_after_a_bounce(world)
+    before = await parked(world, payment.payment_id)
+    for part, left in ((3_000, 5_000), (1_000, 4_000)):
+        after = await world.capture(payment.payment_id, part)
+        assert (after.state, after.held_amount.minor_units) == (REFUNDING, left)
+    after = await world.refund(payment.payment_id)
+    assert (after.held_amount.minor_units, after.net_amount.minor_units) == (0, 4_000)
+    assert owed(world, payment.payment_id) == 2_000
+    # Each that gave way is over; resuming it sends nothing.
+    assert (await refusal(resume(world, before))).reason == "WRONG_STATE"
+    await repaid(world, payment.payment_id, CAPTURED)
+    made = [effect["amount"] for effect in await world.stripe.effects("refunded")]
+    assert made == [2_000, 4_000, 2_000]
+
+
+async def test_a_refused_capture_leaves_the_repayment_as_it_was(world: World) -> None:
+    payment = await owed_after_a_bounce(world)
+    before = await parked(world, payment.payment_id)
+    for call in (
+        world.payments.CapturePayment(capture_request(payment.payment_id, 8_001)),
+        world.payments.RefundPayment(refund_request(payment.payment_id, 8_001)),
+    ):
+        assert (await refusal(call)).reason == "AMOUNT_TOO_LARGE"
+    shown = await world.payments.CapturePayment(
+        capture_request(payment.payment_id, 3_000, validate_only=True)
+    )
+    assert shown.preview.payment.held_amount.minor_units == 5_000
+    assert await parked(world, payment.payment_id) == before
+    assert (await kinds(world, payment.payment_id))[-1] == "repayment_due"
+    # And one that Stripe refuses leaves it owed, under another operation.
+    await world.stripe.fault("/transfers$", "status", status=400, code="no_such_thing")
+    refused = await refusal(world.payments.CapturePayment(capture_request(payment.payment_id)))
+    assert refused.reason == "REFUSED_BY_PROCESSOR"
+    assert await parked(world, payment.payment_id) != before
+    await repaid(world, payment.payment_id, IN_ESCROW)
+
+
+@pytest.mark.parametrize("pause", [0.0, 0.02, 0.2])
+async def test_resuming_a_repayment_while_capturing_pays_each_once(
+    world: World, pause: float
+) -> None:
+    payment = await owed_after_a_bounce(world)
+    operation_id = await parked(world, payment.payment_id)
+
+    async def capture() -> None:
+        await asyncio.sleep(pause)
+        request = capture_request(payment.payment_id, 3_000)
+        await world.patiently("CapturePayment", request)
+
+    await asyncio.gather(capture(), resume(world, operation_id), return_exceptions=True)
+    await world.quiet()
+    if owed(world, payment.payment_id):
+        await repaid(world, payment.payment_id, IN_ESCROW)
+    after = await world.in_state(payment.payment_id, IN_ESCROW)
+    assert (after.held_amount.minor_units, after.captured_amount.minor_units) == (5_000, 3_000)
+    assert [one["amount"] for one in await world.stripe.effects("refunded")] == [2_000, 2_000]
+    assert len(await world.stripe.effects("transferred")) == 1
+    await check_books(world)
+
+
+async def test_a_repayment_that_may_be_on_its_way_is_looked_for_first(
+    start_world: StartWorld,
+) -> None:
+    world = await start_world(policy=HASTY)
+    payment = await owed_after_a_bounce(world)
+    await world.stripe.fault("/refunds$", "status", times=None, status=503)
+    await resume(world, await parked(world, payment.payment_id))
+
+    async def unsure() -> bool:
+        return bool(world.sql("SELECT 1 FROM operations WHERE unsure_until IS NOT NULL"))
+
+    await until(unsure, "the repayment parked without an answer")
+    refused = await refusal(world.payments.CapturePayment(capture_request(payment.payment_id)))
+    assert (refused.code, refused.reason) == ("ABORTED", "OPERATION_IN_PROGRESS")
+    await world.stripe.clear_faults()
+    await repaid(world, payment.payment_id, IN_ESCROW)
+    assert (await world.capture(payment.payment_id)).state == CAPTURED
+
+
+@pytest.mark.parametrize("on_deadline", ["CAPTURE", "REFUND", "ALERT"])
+async def test_deadlines_come_for_what_is_held_besides(
+    world: World, as_superuser: Callable[..., int], on_deadline: str
+) -> None:
+    payment = await owed_after_a_bounce(
+        world,
+        on_deadline=payments_pb2.OnDeadline.Value(f"ON_DEADLINE_{on_deadline}"),
+        expected_completion_time=in_days(30),
+    )
+    due = "UPDATE payments SET release_due_time = now() + interval '%s' WHERE payment_id = %%s"
+
+    async def told(kind: str) -> bool:
+        return kind in await kinds(world, payment.payment_id)
+
+    as_superuser(world, due % "1 hour", payment.payment_id)
+    await until(lambda: told("deadline_near"), "the warning")
+    as_superuser(world, due % "-1 second", payment.payment_id)
+    done = {"CAPTURE": "captured", "REFUND": "client_refunded", "ALERT": "deadline_passed"}
+    count = 2 if on_deadline == "REFUND" else 1
+
+    async def acted() -> bool:
+        return (await kinds(world, payment.payment_id)).count(done[on_deadline]) == count
+
+    await until(acted, "the deadline")
+    await world.quiet()
+    after = await world.in_state(payment.payment_id, REFUNDING)
+    assert after.held_amount.minor_units == (8_000 if on_deadline == "ALERT" else 0)
+    assert owed(world, payment.payment_id) == 2_000
+
+
+async def test_what_a_partly_lost_dispute_leaves_owed_locks_nothing(world: World) -> None:
+    payment = await owed_after_a_bounce(world)
+    dispute_id = await contest(world, payment, amount=1_500)
+    await decide(world, dispute_id, "lose")
+    await settled(world, payment.payment_id, dispute_id, LOST)
+    assert owed(world, payment.payment_id) == 500
+    after = await world.capture(payment.payment_id)
+    assert after.captured_amount.minor_units == 8_000
+    assert owed(world, payment.payment_id) == 500
+    await check_books(world)
+
+
+# ---- what is owed, settled outside of Stripe ----
+
+
+def settle_request(
+    payment: Payment, amount: money_pb2.Money | None = None
+) -> operations_pb2.SettleOwedRequest:
+    return operations_pb2.SettleOwedRequest(
+        payment_id=payment.payment_id,
+        amount=amount,
+        note="paid by cheque",
+        idempotency_key=new_key(),
+    )
+
+
+async def test_what_was_paid_by_cheque_is_not_owed_any_more(world: World) -> None:
+    payment = await owed_after_a_bounce(world)
+    before = await parked(world, payment.payment_id)
+    asked = settle_request(payment, money(500))
+    method = "OperationsService/SettleOwed"
+    first = await world.raw(method, asked.SerializeToString())
+    answer = operations_pb2.SettleOwedResponse.FromString(first.body)
+    assert (answer.settled.minor_units, answer.owed.minor_units) == (500, 1_500)
+    assert (answer.payment.state, answer.payment.waiting_for) == (REFUNDING, "operator")
+    assert (await refusal(resume(world, before))).reason == "WRONG_STATE"
+    rest = await world.operations.SettleOwed(settle_request(payment))
+    assert (rest.settled.minor_units, rest.owed.minor_units) == (1_500, 0)
+    assert (rest.payment.state, rest.payment.waiting_for) == (IN_ESCROW, "")
+    # The same key gives the same bytes, whatever has happened since.
+    assert (await world.raw(method, asked.SerializeToString())).body == first.body
+    assert owed(world, payment.payment_id) == 0
+    assert balance(world, "settled_outside") == -2_000
+    told = world.sql(
+        "SELECT body::jsonb -> 'facts' FROM events WHERE kind = 'payment.owed_settled' "
+        "ORDER BY sequence"
+    )
+    assert [facts for (facts,) in told] == [
+        {"amount": 500, "note": "paid by cheque"},
+        {"amount": 1_500, "note": "paid by cheque"},
+    ]
+    assert (await world.capture(payment.payment_id)).state == CAPTURED
+    assert [one["amount"] for one in await world.stripe.effects("refunded")] == [2_000]
+    await check_books(world)
+    report = await world.operations.RunReconciliation(
+        operations_pb2.RunReconciliationRequest(payment_id=payment.payment_id)
+    )
+    assert not [invariant for invariant in report.invariants if invariant.violations]
+
+
+async def test_no_more_is_settled_than_is_owed(world: World) -> None:
+    payment = await owed_after_a_bounce(world)
+    operation_id = await parked(world, payment.payment_id)
+    asked = settle_request(payment, money(2_001))
+    for _ in range(2):
+        refused = await refusal(world.operations.SettleOwed(asked))
+        assert (refused.code, refused.reason) == ("FAILED_PRECONDITION", "AMOUNT_TOO_LARGE")
+        assert (refused.facts["requested"], refused.facts["available"]) == ("2001", "2000")
+    other = await refusal(world.operations.SettleOwed(settle_request(payment, money(1, "EUR"))))
+    assert (other.code, list(other.fields)) == ("INVALID_ARGUMENT", ["amount.currency_code"])
+    assert await parked(world, payment.payment_id) == operation_id
+    nothing = await world.captured()
+    refused = await refusal(world.operations.SettleOwed(settle_request(nothing)))
+    assert (refused.reason, refused.facts["available"]) == ("AMOUNT_TOO_LARGE", "0")
+    assert balance(world, "settled_outside") == 0
+
+
+@pytest.mark.parametrize("pause", [0.0, 0.01, 0.3])
+async def test_settling_while_resuming_pays_the_client_in_one_way(
+    world: World, pause: float
+) -> None:
+    payment = await owed_after_a_bounce(world)
+    operation_id = await parked(world, payment.payment_id)
+
+    async def settle() -> str:
+        await asyncio.sleep(pause)
+        asked = settle_request(payment).SerializeToString()
+        reply = await world.raw("OperationsService/SettleOwed", asked)
+        return reply.refused.reason if reply.refused else "settled"
+
+    how, _ = await asyncio.gather(settle(), resume(world, operation_id), return_exceptions=True)
+    # Or it is on its way, or has arrived.
+    assert how in ("settled", "OPERATION_IN_PROGRESS", "AMOUNT_TOO_LARGE")
+    after = await world.in_state(payment.payment_id, IN_ESCROW)
+    assert after.held_amount.minor_units == 8_000
+    assert owed(world, payment.payment_id) == 0
+    assert len(await world.stripe.effects("refunded")) == (1 if how == "settled" else 2)
+    await check_books(world)
+
+
+async def test_settling_does_not_wait_for_a_capture_that_waits_for_its_expert(
+    world: World,
+) -> None:
+    payment, account = await waiting_capture(world, 2_000, 3_000)
+    await bounce(world, payment.payment_id)
+    answer = await world.operations.SettleOwed(settle_request(payment))
+    assert (answer.payment.state, answer.payment.waiting_for) == (CAPTURING, "expert")
+    await world.stripe.control("POST", f"/accounts/{account}/restore")
+    after = await world.in_state(payment.payment_id, IN_ESCROW)
+    assert after.held_amount.minor_units == 5_000
+    assert owed(world, payment.payment_id) == 0
+    await check_books(world)

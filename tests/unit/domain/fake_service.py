@@ -140,6 +140,9 @@ class FakeService:
 
     def start_capture(self, part: int | None = None, *, final: bool = True) -> plans.CapturePlan:
         """One operation for the first leg, which carries what the next one needs."""
+        if way := self._repayment_making_way():
+            plans.plan_capture(way.after, part, final, self.balance(DEBT))
+            self._make_way(way)
         payment = self.payment
         plan = plans.plan_capture(payment, part, final, self.balance(DEBT))
         share = plan.share
@@ -169,6 +172,9 @@ class FakeService:
             # Planned first: what is refused gives up nothing.
             plans.plan_refund(escrow.capture_given_up(self.payment, because, NOW).after, part)
             self.give_up(because)
+        if way := self._repayment_making_way():
+            plans.plan_refund(way.after, part)
+            self._make_way(way)
         plan = plans.plan_refund(self.payment, part)
         kind = OperationKind.CANCEL if plan.cancels else OperationKind.REFUND
         self.operation = self._open(kind, plan.minor_units, because=because)
@@ -181,6 +187,17 @@ class FakeService:
 
     def give_up(self, because: str = "asked") -> None:
         given_up = escrow.capture_given_up(self.payment, because, NOW)
+        self.operation = None
+        self.record(given_up)
+
+    def _repayment_making_way(self) -> Transition | None:
+        """As `make_way.repayment_making_way`, of which nothing here is ever on its way."""
+        owed = self.operation is not None and self.operation.params.get("owed")
+        if not owed or not (self.payment.held or self.payment.net):
+            return None
+        return escrow.repayment_given_up(self.payment, "something else comes first", NOW)
+
+    def _make_way(self, given_up: Transition) -> None:
         self.operation = None
         self.record(given_up)
 
