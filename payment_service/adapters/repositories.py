@@ -270,7 +270,7 @@ class SqlTransaction(FeedWrites, PayoutWrites, AccountWrites):
             "CASE WHEN escrow_expire_time - :margin <= now() "
             "THEN escrow_expire_time - :margin END) AS due FROM payments "
             "WHERE (state = 'IN_ESCROW' AND operation_id = '') OR (held > 0 AND client_owed > 0 "
-            # What is parked to pay the client again gives way; `settle.repayment_making_way`.
+            # What is parked to pay the client again gives way; `make_way.repayment_making_way`.
             "AND state = 'REFUNDING' AND EXISTS (SELECT FROM operations "
             "WHERE operations.operation_id = payments.operation_id AND params->>'owed' = 'true' "
             "AND operations.state = 'PARKED' AND unsure_until IS NULL))) AS held "

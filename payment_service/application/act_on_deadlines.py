@@ -14,13 +14,10 @@ import structlog
 from payment_service.application.capture_payment import plan_capture, start_capture
 from payment_service.application.carry_out import carry_out
 from payment_service.application.core import Core
+from payment_service.application.make_way import make_way, repayment_making_way
 from payment_service.application.observe import observe_payment
 from payment_service.application.refund_payment import start_refund
-from payment_service.application.settle import (
-    leased_operation,
-    make_way,
-    repayment_making_way,
-)
+from payment_service.application.settle import leased_operation
 from payment_service.domain import escrow, plans
 from payment_service.domain.deadlines import deadline_due, deadline_near
 from payment_service.domain.errors import Refusal

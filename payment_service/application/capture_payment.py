@@ -6,12 +6,8 @@ from dataclasses import dataclass
 
 from payment_service.application.core import Begun, Core, Keyed, refuse_for_good, resume
 from payment_service.application.keyed import Told, run_keyed
-from payment_service.application.settle import (
-    leased_operation,
-    make_way,
-    repayment_making_way,
-    to_present_account,
-)
+from payment_service.application.make_way import make_way, repayment_making_way
+from payment_service.application.settle import leased_operation, to_present_account
 from payment_service.domain import escrow, plans
 from payment_service.domain.errors import Precondition, invalid_field, payment_not_found
 from payment_service.domain.escrow import Payment, Transition

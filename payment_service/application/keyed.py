@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import wraps
 from typing import TypeVar
 
 from payment_service.application.carry_out import carry_out
-from payment_service.application.core import Begun, Core, Keyed, answered, wait_for_answer
+from payment_service.application.core import (
+    Begun,
+    Core,
+    Keyed,
+    answered,
+    refuse_for_good,
+    wait_for_answer,
+)
 from payment_service.application.settle import Applied
-from payment_service.domain.errors import processor_unavailable
+from payment_service.domain.errors import Precondition, processor_unavailable
 from payment_service.domain.operations import Operation
-from payment_service.domain.ports import Answers, Cause, Policy, Transaction
+from payment_service.domain.ports import Answer, Answers, Cause, Policy, Transaction
 
 C = TypeVar("C", bound=Keyed)
 
@@ -33,6 +40,34 @@ def unless_away(begin: Begin[C], *, is_away: bool) -> Begin[C]:
         return begun
 
     return phase
+
+
+async def run_at_once(
+    core: Core, act: Callable[[Transaction, Answers, Policy, C], Answer], command: C
+) -> bytes:
+    """Run a call under its key that asks nothing of Stripe: one transaction, answered by it."""
+    begun = await core.database.transact(at_once, core.answers, core.policy, act, command)
+    assert begun.claim.answer is not None
+    return answered(begun.claim.answer)
+
+
+def at_once(
+    tx: Transaction,
+    answers: Answers,
+    policy: Policy,
+    act: Callable[[Transaction, Answers, Policy, C], Answer],
+    command: C,
+) -> Begun:
+    """Claim the key, act, and settle the claim. ``act`` refuses before it writes anything."""
+    claim = tx.claim(command.cause, command.key, command.fields)
+    if not claim.fresh:
+        return Begun(claim)
+    try:
+        answer = act(tx, answers, policy, command)
+    except Precondition as refusal:
+        return refuse_for_good(tx, answers, claim, refusal)
+    tx.settle_claim(claim.claim_id, answer)
+    return Begun(replace(claim, answer=answer))
 
 
 @dataclass(frozen=True, slots=True)

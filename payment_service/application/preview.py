@@ -14,8 +14,8 @@ from payment_service.application.initiate_payment import (
     informed,
     plan_initiation,
 )
+from payment_service.application.make_way import repayment_making_way
 from payment_service.application.refund_payment import RefundPayment, plan_refund
-from payment_service.application.settle import repayment_making_way
 from payment_service.domain import disputes
 from payment_service.domain.disputes import Dispute
 from payment_service.domain.errors import payment_not_found

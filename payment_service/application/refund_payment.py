@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from payment_service.application.capture_payment import Part, minor_units_of
 from payment_service.application.core import Begun, Core, Keyed, refuse_for_good, resume
 from payment_service.application.keyed import Told, run_keyed
-from payment_service.application.settle import leased_operation, make_way, repayment_making_way
+from payment_service.application.make_way import make_way, repayment_making_way
+from payment_service.application.settle import leased_operation
 from payment_service.domain import escrow, plans
 from payment_service.domain.errors import Precondition, payment_not_found
 from payment_service.domain.escrow import Payment, Transition

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from payment_service.application.core import Begun, Core, Keyed, answered, refuse_for_good
+from payment_service.application.core import Core, Keyed
+from payment_service.application.keyed import run_at_once
 from payment_service.application.observe import observe_payment
 from payment_service.domain import disputes, escrow
-from payment_service.domain.errors import Precondition, payment_not_found
+from payment_service.domain.errors import payment_not_found
 from payment_service.domain.escrow import Freeze
 from payment_service.domain.follow import Movement
-from payment_service.domain.ports import Answers, Transaction
+from payment_service.domain.ports import Answer, Answers, Policy, Transaction
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,29 +31,22 @@ async def release_fraud_warning(core: Core, command: ReleaseFraudWarning) -> byt
     payment = await core.database.read(lambda reader: reader.payment(command.payment_id))
     if payment is not None and payment.frozen is Freeze.FRAUD_WARNING:
         await observe_payment(core, payment.payment_id, command.cause, warned=True)
-    begun = await core.database.transact(release, core.answers, command)
+    answer = await run_at_once(core, release, command)
     core.wake.set()  # A capture that waited for its expert may go on.
-    assert begun.claim.answer is not None
-    return answered(begun.claim.answer)
+    return answer
 
 
-def release(tx: Transaction, answers: Answers, command: ReleaseFraudWarning) -> Begun:
+def release(
+    tx: Transaction, answers: Answers, policy: Policy, command: ReleaseFraudWarning
+) -> Answer:
     """One transaction, under the payment's lock: a dispute comes before it or after it."""
-    claim = tx.claim(command.cause, command.key, command.fields)
-    if not claim.fresh:
-        return Begun(claim)
     payment = tx.lock_payment(command.payment_id)
     if payment is None:
         raise payment_not_found(command.payment_id)
-    try:
-        disputes.check_release(payment, command.warning_id)
-    except Precondition as refusal:
-        return refuse_for_good(tx, answers, claim, refusal)
+    disputes.check_release(payment, command.warning_id)
     # Kept with what is known of the payment: the same warning, seen again, freezes nothing.
     released = disputes.release_id(payment.fraud_warning_id)
     tx.add_movement(payment.payment_id, Movement(released, "fraud_warning_release", 0))
     transition = escrow.fraud_warning_released(payment, command.note, tx.now)
     tx.record(transition, command.cause)
-    answer = answers.response(claim.rpc, transition.after)
-    tx.settle_claim(claim.claim_id, answer)
-    return Begun(replace(claim, answer=answer))
+    return answers.response(command.cause.rpc, transition.after)

@@ -154,34 +154,6 @@ def park_repayment(tx: Transaction, policy: Policy, payment: Payment, cause: Cau
     return transition.after
 
 
-def repayment_making_way(tx: Transaction, payment: Payment, why: str) -> Transition | None:
-    """The giving up of a parked repayment, so that money that is not owed can be moved.
-
-    What is owed stays owed, and `park_repayment` parks another one when that is over. None where
-    no repayment is parked, or where one may still be on its way: that is looked for, not given up.
-    It cannot be resumed meanwhile, since the payment's lock is ours.
-    """
-    if not (payment.client_owed and payment.operation_id and (payment.held or payment.net)):
-        return None
-    operation = tx.operation(payment.operation_id)
-    if operation is None or not operation.params.get("owed"):
-        return None
-    if operation.state is not OperationState.PARKED or operation.unsure_until is not None:
-        return None
-    return escrow.repayment_given_up(payment, why, tx.now)
-
-
-def make_way(
-    tx: Transaction, payment: Payment, given_up: Transition | None, cause: Cause
-) -> Payment:
-    """Give up what is parked on the payment, if that is planned. The payment as it then stands."""
-    if given_up is None:
-        return payment
-    tx.settle_operation(payment.operation_id, OperationState.REFUSED, "given up")
-    tx.record(given_up, cause)
-    return given_up.after
-
-
 def to_present_account(
     tx: Transaction, payment: Payment, params: Mapping[str, object]
 ) -> dict[str, object]:

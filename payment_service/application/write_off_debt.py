@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from payment_service.application.core import Begun, Core, Keyed, answered, refuse_for_good
+from payment_service.application.core import Core, Keyed
+from payment_service.application.keyed import run_at_once
 from payment_service.domain.errors import Precondition, expert_not_found
 from payment_service.domain.experts import Expert
 from payment_service.domain.ledger import written_off
 from payment_service.domain.money import Money
-from payment_service.domain.ports import Answer, Answers, Transaction
+from payment_service.domain.ports import Answer, Answers, Policy, Transaction
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,19 +24,11 @@ class WriteOffDebt(Keyed):
 
 async def write_off_debt(core: Core, command: WriteOffDebt) -> bytes:
     """One transaction: nothing is asked of Stripe. Raises :class:`Refusal`."""
-    begun = await core.database.transact(write_off, core.answers, command)
-    assert begun.claim.answer is not None
-    return answered(begun.claim.answer)
+    return await run_at_once(core, write_off, command)
 
 
-def write_off(tx: Transaction, answers: Answers, command: WriteOffDebt) -> Begun:
-    claim = tx.claim(command.cause, command.key, command.fields)
-    if not claim.fresh:
-        return Begun(claim)
-    try:
-        expert, part, left = plan_write_off(tx, command)
-    except Precondition as refusal:
-        return refuse_for_good(tx, answers, claim, refusal)
+def write_off(tx: Transaction, answers: Answers, policy: Policy, command: WriteOffDebt) -> Answer:
+    expert, part, left = plan_write_off(tx, command)
     tx.post_for_expert(
         expert,
         "expert.debt_written_off",
@@ -44,9 +37,7 @@ def write_off(tx: Transaction, answers: Answers, command: WriteOffDebt) -> Begun
         tx.now,
         command.cause,
     )
-    answer = answers.written_off(expert.expert_id, part, left)
-    tx.settle_claim(claim.claim_id, answer)
-    return Begun(replace(claim, answer=answer))
+    return answers.written_off(expert.expert_id, part, left)
 
 
 def write_off_preview(tx: Transaction, answers: Answers, command: WriteOffDebt) -> Answer:

@@ -81,6 +81,7 @@ class Kind(StrEnum):
     REFUND_RESENT = "payment.refund_resent"
     REPAYMENT_DUE = "payment.repayment_due"
     REPAYMENT_GIVEN_UP = "payment.repayment_given_up"
+    OWED_SETTLED = "payment.owed_settled"
     PROCESSOR_FEE = "payment.processor_fee_recorded"
     DISPUTE_OPENED = "payment.dispute_opened"
     DISPUTE_ESCALATED = "payment.dispute_escalated"
@@ -170,6 +171,8 @@ TRANSITIONS: Final[Mapping[Kind, Mapping[State, set[State]]]] = {
     Kind.REFUND_FAILED: _stay(_CHARGED),
     Kind.REPAYMENT_DUE: _edges(_RESTING, _S.REFUNDING),
     Kind.REPAYMENT_GIVEN_UP: _edges({_S.REFUNDING}, *_RESTING),
+    # Whatever else is under way, but for a repayment.
+    Kind.OWED_SETTLED: _stay(_CHARGED),
     Kind.REFUND_RESENT: _edges({_S.REFUNDING}, *_RESTING),
     Kind.PROCESSOR_FEE: _stay(_CHARGED),
     # A dispute is a record of its own: it freezes the payment where it stands.
@@ -914,6 +917,19 @@ def repayment_given_up(payment: Payment, reason: str, now: datetime) -> Transiti
         now,
         facts={"reason": reason, "operation_id": payment.operation_id},
         **_NOTHING_UNDER_WAY,
+    )
+
+
+def owed_settled(payment: Payment, part: int, note: str, now: datetime) -> Transition:
+    """An operator says that the client is not owed this any more; Stripe has no part in it."""
+    return _move(
+        payment,
+        Kind.OWED_SETTLED,
+        payment.state,
+        now,
+        facts={"amount": part, "note": note},
+        postings=payment.book.owed_settled(part),
+        client_owed=payment.client_owed - part,
     )
 
 

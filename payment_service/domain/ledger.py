@@ -7,7 +7,7 @@ id of Stripe's balance transaction, so that the books can be held against Stripe
     assets       stripe:platform   stripe:connected:{expert}   expert_debt:{expert}
                  dispute_hold:{payment}
     liabilities  escrow:{payment}  client_payable:{payment}    expert_funds:{expert}
-    result       commission   processor_fee   dispute_fee   losses   fx
+    result       commission   processor_fee   dispute_fee   losses   settled_outside   fx
     memo         hold   client
 
 A charge may settle in another currency than it was presented in. Lines on ``stripe:*`` are then in
@@ -26,6 +26,7 @@ COMMISSION: Final = "commission"
 PROCESSOR_FEE: Final = "processor_fee"
 DISPUTE_FEE: Final = "dispute_fee"
 LOSSES: Final = "losses"
+SETTLED_OUTSIDE: Final = "settled_outside"
 FX: Final = "fx"
 MEMO_HOLD: Final = "hold"
 MEMO_CLIENT: Final = "client"
@@ -341,6 +342,13 @@ class Book:
         return [
             self.line("refund_resent", client_payable(self.payment_id), part),
             *self.into_stripe("refund_resent", STRIPE_PLATFORM, -1, part, settled),
+        ]
+
+    def owed_settled(self, part: int) -> list[Posting]:
+        """What was owed to the client is not any more; what it cost is in other books."""
+        return [
+            self.line("owed_settled", client_payable(self.payment_id), part),
+            self.line("owed_settled", SETTLED_OUTSIDE, -part),
         ]
 
     def dispute_funds(

@@ -645,6 +645,14 @@ class AnswerEncoder:
         )
         return Answer(True, message.SerializeToString(deterministic=True))
 
+    def owed_settled(self, payment: Payment, part: int) -> Answer:
+        message = operations_pb2.SettleOwedResponse(
+            payment=payment_message(payment),
+            settled=money_message(part, payment.currency),
+            owed=money_message(payment.client_owed, payment.currency),
+        )
+        return Answer(True, message.SerializeToString(deterministic=True))
+
     def account_replaced(self, expert: Expert) -> Answer:
         """Without the link into onboarding, which is made anew for each answer."""
         message = experts_pb2.ReplaceExpertAccountResponse(expert=expert_message(expert))

@@ -18,6 +18,7 @@ from payment_service.application.release_fraud_warning import (
     ReleaseFraudWarning,
     release_fraud_warning,
 )
+from payment_service.application.settle_owed import SettleOwed, settle_owed
 from payment_service.application.write_off_debt import (
     WriteOffDebt,
     write_off_debt,
@@ -161,6 +162,25 @@ class OperationsServicer(operations_pb2_grpc.OperationsServiceServicer):
         # The interceptor sends bytes as they are.
         return await self._operations.run(
             release_fraud_warning(self._core, command)  # type: ignore[arg-type]
+        )
+
+    async def SettleOwed(
+        self, request: operations_pb2.SettleOwedRequest, context: Context
+    ) -> operations_pb2.SettleOwedResponse:
+        fields = Fields()
+        amount = request.amount if request.HasField("amount") else None
+        command = SettleOwed(
+            cause=cause_of(context, "SettleOwed"),
+            key=fields.key(request.idempotency_key),
+            fields=convert.fields_of(request),
+            payment_id=fields.our_id("payment_id", request.payment_id),
+            part=fields.part(amount, self._core.policy),
+            note=fields.text("note", request.note, required=True),
+        )
+        fields.check()
+        # The interceptor sends bytes as they are.
+        return await self._operations.run(
+            settle_owed(self._core, command)  # type: ignore[arg-type]
         )
 
     async def ListInboxEvents(

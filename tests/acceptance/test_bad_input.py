@@ -60,6 +60,7 @@ OPTIONAL = {
     "RefundPaymentRequest": "amount reason validate_only expected_version",
     "ReleaseFraudWarningRequest": "warning_id",
     "RunReconciliationRequest": "payment_id since",
+    "SettleOwedRequest": "amount",
     "SubmitEvidenceRequest": "submit",
     "WriteOffDebtRequest": "validate_only",
 }
@@ -268,6 +269,7 @@ def good(world: World, expert: str) -> Good:
             ("RefundPaymentRequest", "payment_id"): captured.payment_id,
             ("ReplaceExpertAccountRequest", "expert_id"): to_replace,
             ("ReleaseFraudWarningRequest", "payment_id"): warned,
+            ("SettleOwedRequest", "payment_id"): bounced(world, expert),
             ("WriteOffDebtRequest", "expert_id"): debtor,
         },
     )
@@ -289,6 +291,20 @@ def warned_of(world: World, expert_id: str) -> str:
     found = f"SELECT frozen FROM payments WHERE payment_id = '{payment.payment_id}'"  # noqa: S608
     until(lambda: world.query(found) == [("FRAUD_WARNING",)], "the warning is on record")
     return payment.payment_id
+
+
+def bounced(world: World, expert_id: str) -> str:
+    """A payment of which 100 dollars are owed to the client again."""
+    payment_id = world.captured(expert_id).payment_id
+    world.payments.RefundPayment(
+        payments_pb2.RefundPaymentRequest(payment_id=payment_id, idempotency_key=new_name("key"))
+    )
+    kind = f"FROM movements WHERE payment_id = '{payment_id}' AND kind"
+    [(refund_id,)] = world.query(f"SELECT movement_id {kind} = 'refund'")
+    world.control(f"refunds/{refund_id}/fail", {})
+    failed = f"SELECT count(*) {kind} = 'refund_failure'"
+    until(lambda: world.query(failed) == [(1,)], "the refund is known to have bounced")
+    return payment_id
 
 
 def indebted(world: World) -> str:

@@ -91,6 +91,7 @@ def test_every_rpc_by_grpcurl(world: World, grpcurl: Grpcurl) -> None:
     let_pass_and_replace(world, Caller(grpcurl))
     watch(grpcurl)
     operate(Caller(grpcurl))
+    settle_what_is_owed(world, Caller(grpcurl))
     assert grpcurl.driven == methods_of(grpcurl), "drive every RPC here"
 
 
@@ -332,6 +333,29 @@ def submit_evidence(world: World, ask: Caller, dispute_id: str) -> None:
         return str(shown["outcome"])
 
     until(lambda: outcome() == "DISPUTE_OUTCOME_WON", "the bank's word is on record")
+
+
+def settle_what_is_owed(world: World, ask: Caller) -> None:
+    """A refund bounces, and the client is paid in another way, half and half."""
+    payment_id = world.captured(world.ready_expert()).payment_id
+    ask("PaymentService/RefundPayment", payment_id=payment_id, idempotency_key=new_name("key"))
+    found = f"SELECT movement_id FROM movements WHERE payment_id = '{payment_id}'"  # noqa: S608
+    [(refund_id,)] = world.query(f"{found} AND kind = 'refund'")
+    world.control(f"refunds/{refund_id}/fail", {})
+    until(
+        lambda: world.query(f"{found} AND kind = 'refund_failure'") != [],
+        "the refund is known to have bounced",
+    )
+    settle: dict[str, Any] = {"payment_id": payment_id, "note": "paid by cheque"}
+    first = {**settle, "amount": {"minor_units": 4_000}, "idempotency_key": new_name("key")}
+    answer = ask("OperationsService/SettleOwed", **first)
+    assert (answer["settled"]["minor_units"], answer["owed"]["minor_units"]) == ("4000", "6000")
+    assert answer == ask("OperationsService/SettleOwed", **first)
+    rest = ask("OperationsService/SettleOwed", **settle, idempotency_key=new_name("key"))
+    assert rest["settled"]["minor_units"] == "6000"
+    assert rest["payment"]["state"] == "PAYMENT_STATE_REFUNDED"
+    nothing = ask.refused("OperationsService/SettleOwed", **settle, idempotency_key=new_name("key"))
+    assert (nothing.code, nothing.reason) == ("FAILED_PRECONDITION", "AMOUNT_TOO_LARGE")
 
 
 def let_pass_and_replace(world: World, ask: Caller) -> None:

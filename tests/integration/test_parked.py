@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from marketplace.payments.v1 import payments_pb2
+from marketplace.payments.v1 import money_pb2, operations_pb2, payments_pb2
 from payment_service.application import carry_out
-from tests.integration.books import check_books
+from tests.integration.books import balance, check_books
 from tests.integration.conftest import StartWorld
 from tests.integration.test_disputes import LOST, WON, contest, decide, dispute_where, settled
 from tests.integration.test_gigs import in_days, kinds
-from tests.integration.test_owed import bounce, owed, repaid, resume
+from tests.integration.test_owed import bounce, owed, repaid, resume, waiting_capture
 from tests.integration.world import (
     CAPTURED,
     CAPTURING,
@@ -24,6 +24,8 @@ from tests.integration.world import (
     Payment,
     World,
     capture_request,
+    money,
+    new_key,
     refund_request,
     refusal,
     until,
@@ -373,4 +375,106 @@ async def test_what_a_partly_lost_dispute_leaves_owed_locks_nothing(world: World
     after = await world.capture(payment.payment_id)
     assert after.captured_amount.minor_units == 8_000
     assert owed(world, payment.payment_id) == 500
+    await check_books(world)
+
+
+# ---- what is owed, settled outside of Stripe ----
+
+
+def settle_request(
+    payment: Payment, amount: money_pb2.Money | None = None
+) -> operations_pb2.SettleOwedRequest:
+    return operations_pb2.SettleOwedRequest(
+        payment_id=payment.payment_id,
+        amount=amount,
+        note="paid by cheque",
+        idempotency_key=new_key(),
+    )
+
+
+async def test_what_was_paid_by_cheque_is_not_owed_any_more(world: World) -> None:
+    payment = await owed_after_a_bounce(world)
+    before = await parked(world, payment.payment_id)
+    asked = settle_request(payment, money(500))
+    method = "OperationsService/SettleOwed"
+    first = await world.raw(method, asked.SerializeToString())
+    answer = operations_pb2.SettleOwedResponse.FromString(first.body)
+    assert (answer.settled.minor_units, answer.owed.minor_units) == (500, 1_500)
+    assert (answer.payment.state, answer.payment.waiting_for) == (REFUNDING, "operator")
+    assert (await refusal(resume(world, before))).reason == "WRONG_STATE"
+    rest = await world.operations.SettleOwed(settle_request(payment))
+    assert (rest.settled.minor_units, rest.owed.minor_units) == (1_500, 0)
+    assert (rest.payment.state, rest.payment.waiting_for) == (IN_ESCROW, "")
+    # The same key gives the same bytes, whatever has happened since.
+    assert (await world.raw(method, asked.SerializeToString())).body == first.body
+    assert owed(world, payment.payment_id) == 0
+    assert balance(world, "settled_outside") == -2_000
+    told = world.sql(
+        "SELECT body::jsonb -> 'facts' FROM events WHERE kind = 'payment.owed_settled' "
+        "ORDER BY sequence"
+    )
+    assert [facts for (facts,) in told] == [
+        {"amount": 500, "note": "paid by cheque"},
+        {"amount": 1_500, "note": "paid by cheque"},
+    ]
+    assert (await world.capture(payment.payment_id)).state == CAPTURED
+    assert [one["amount"] for one in await world.stripe.effects("refunded")] == [2_000]
+    await check_books(world)
+    report = await world.operations.RunReconciliation(
+        operations_pb2.RunReconciliationRequest(payment_id=payment.payment_id)
+    )
+    assert not [invariant for invariant in report.invariants if invariant.violations]
+
+
+async def test_no_more_is_settled_than_is_owed(world: World) -> None:
+    payment = await owed_after_a_bounce(world)
+    operation_id = await parked(world, payment.payment_id)
+    asked = settle_request(payment, money(2_001))
+    for _ in range(2):
+        refused = await refusal(world.operations.SettleOwed(asked))
+        assert (refused.code, refused.reason) == ("FAILED_PRECONDITION", "AMOUNT_TOO_LARGE")
+        assert (refused.facts["requested"], refused.facts["available"]) == ("2001", "2000")
+    other = await refusal(world.operations.SettleOwed(settle_request(payment, money(1, "EUR"))))
+    assert (other.code, list(other.fields)) == ("INVALID_ARGUMENT", ["amount.currency_code"])
+    assert await parked(world, payment.payment_id) == operation_id
+    nothing = await world.captured()
+    refused = await refusal(world.operations.SettleOwed(settle_request(nothing)))
+    assert (refused.reason, refused.facts["available"]) == ("AMOUNT_TOO_LARGE", "0")
+    assert balance(world, "settled_outside") == 0
+
+
+@pytest.mark.parametrize("pause", [0.0, 0.01, 0.3])
+async def test_settling_while_resuming_pays_the_client_in_one_way(
+    world: World, pause: float
+) -> None:
+    payment = await owed_after_a_bounce(world)
+    operation_id = await parked(world, payment.payment_id)
+
+    async def settle() -> str:
+        await asyncio.sleep(pause)
+        asked = settle_request(payment).SerializeToString()
+        reply = await world.raw("OperationsService/SettleOwed", asked)
+        return reply.refused.reason if reply.refused else "settled"
+
+    how, _ = await asyncio.gather(settle(), resume(world, operation_id), return_exceptions=True)
+    # Or it is on its way, or has arrived.
+    assert how in ("settled", "OPERATION_IN_PROGRESS", "AMOUNT_TOO_LARGE")
+    after = await world.in_state(payment.payment_id, IN_ESCROW)
+    assert after.held_amount.minor_units == 8_000
+    assert owed(world, payment.payment_id) == 0
+    assert len(await world.stripe.effects("refunded")) == (1 if how == "settled" else 2)
+    await check_books(world)
+
+
+async def test_settling_does_not_wait_for_a_capture_that_waits_for_its_expert(
+    world: World,
+) -> None:
+    payment, account = await waiting_capture(world, 2_000, 3_000)
+    await bounce(world, payment.payment_id)
+    answer = await world.operations.SettleOwed(settle_request(payment))
+    assert (answer.payment.state, answer.payment.waiting_for) == (CAPTURING, "expert")
+    await world.stripe.control("POST", f"/accounts/{account}/restore")
+    after = await world.in_state(payment.payment_id, IN_ESCROW)
+    assert after.held_amount.minor_units == 5_000
+    assert owed(world, payment.payment_id) == 0
     await check_books(world)

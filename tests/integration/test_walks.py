@@ -82,6 +82,7 @@ class Walk:
             self.decide,
             self.warn,
             self.release,
+            self.settle_owed,
         ]
         return [*first, *often, *seldom]
 
@@ -201,6 +202,13 @@ class Walk:
             payment_id=payment.payment_id, note="walk", idempotency_key=new_key()
         )
         await self._may_be_refused(self.world.operations.ReleaseFraudWarning(request))
+
+    async def settle_owed(self) -> None:
+        payment = await self._some()
+        request = operations_pb2.SettleOwedRequest(
+            payment_id=payment.payment_id, note="walk", idempotency_key=new_key()
+        )
+        await self._may_be_refused(self.world.operations.SettleOwed(request))
 
     async def decide(self) -> None:
         """The bank decides on one of the disputes that are open."""

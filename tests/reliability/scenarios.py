@@ -377,6 +377,25 @@ async def _fraud_release(world: World, expert: str) -> Subject:
     return Subject("OperationsService/ReleaseFraudWarning", request, held.payment_id)
 
 
+async def _settlement(world: World, expert: str) -> Subject:
+    """What a bounced refund left owed is settled outside of Stripe."""
+    # Out of escrow: nothing is to be taken back from the expert.
+    held = await world.escrowed(expert, **_PLATFORM)
+    await world.refund(held.payment_id)
+    [(refund_id,)] = world.sql(
+        "SELECT movement_id FROM movements WHERE payment_id = %s AND kind = 'refund'",
+        held.payment_id,
+    )
+    await world.stripe.control("POST", f"/refunds/{refund_id}/fail")
+    await world.in_state(held.payment_id, REFUNDING)
+    request = operations_pb2.SettleOwedRequest(
+        payment_id=held.payment_id, note="paid by cheque", idempotency_key=new_key()
+    )
+    return Subject(
+        "OperationsService/SettleOwed", request, held.payment_id, discrepancy="refund_failed"
+    )
+
+
 def _agreed(
     on_deadline: payments_pb2.OnDeadline.ValueType, state: payments_pb2.PaymentState.ValueType
 ) -> Callable[[World, str], Awaitable[Subject]]:
@@ -467,5 +486,6 @@ BESIDES = (
     Scenario("capture after exchange", _capture_after_exchange, _AWAKE, pauses=True),
     Scenario("a refund bounces", _bounce, frozenset({"lease_events"}), pauses=True),
     Scenario("ReleaseFraudWarning", _fraud_release),
+    Scenario("SettleOwed", _settlement),
     Scenario("the feed", _capture, frozenset({"_sequence"})),
 )

@@ -267,6 +267,13 @@ def refund_resent(a: Amounts) -> Done:
     return escrow.refund_resent(owed, "re_2", a["R"], usd(a["R"]), NOW)
 
 
+def owed_settled(a: Amounts) -> Done:
+    owed = replace(
+        held_by_platform(), held=10_000 - a["R"], returned=a["R"], client_owed=a["R"] + 500
+    )
+    return escrow.owed_settled(owed, a["R"], "paid by cheque", NOW)
+
+
 def payout(a: Amounts, state: PayoutState) -> Done:
     """As Stripe shows it when the money has just left the account, or has just come back."""
     seen = payouts.SeenPayout(
@@ -363,6 +370,7 @@ PERFORMERS: Final[Mapping[tuple[str, str], Performer]] = {
     (Kind.REFUND_FAILED, "the client's bank gave it back"): refund_failed,
     (Kind.REFUND_FAILED, "after a dispute took it too"): refund_failed,
     (Kind.REFUND_RESENT, "paid by another refund"): refund_resent,
+    (Kind.OWED_SETTLED, "by an operator (SettleOwed)"): owed_settled,
     (Kind.REFUNDED_ELSEWHERE, "at the dashboard"): refunded_elsewhere,
     (Kind.REFUNDED_ELSEWHERE, "what was owed, and more"): refunded_elsewhere,
     (Kind.REVERSED_ELSEWHERE, "at the dashboard"): reversed_elsewhere,

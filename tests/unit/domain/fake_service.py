@@ -191,7 +191,7 @@ class FakeService:
         self.record(given_up)
 
     def _repayment_making_way(self) -> Transition | None:
-        """As `settle.repayment_making_way`, of which nothing here is ever on its way."""
+        """As `make_way.repayment_making_way`, of which nothing here is ever on its way."""
         owed = self.operation is not None and self.operation.params.get("owed")
         if not owed or not (self.payment.held or self.payment.net):
             return None

@@ -177,6 +177,7 @@ FUNCTIONS: dict[str, Callable[[Payment], Transition]] = {
     "repayment_due": lambda p: escrow.repayment_due(p, "op_2", NOW),
     "repayment_given_up": lambda p: escrow.repayment_given_up(p, "lost", NOW),
     "refunded_elsewhere, as owed": lambda p: refunded_elsewhere(p, RefundSplit(from_owed=100)),
+    "owed_settled": lambda p: escrow.owed_settled(p, 100, "paid by cheque", NOW),
     "refund_resent": lambda p: escrow.refund_resent(p, "re_1", 100, USD, NOW),
     "processor_fee_recorded": lambda p: escrow.processor_fee_recorded(p, USD, NOW),
     **{
@@ -223,9 +224,13 @@ def standing_in(state: State) -> Iterator[Payment]:
     if state in (State.IN_ESCROW, State.CAPTURING, State.REFUNDING):
         # Of three milestones two were paid, and of the third a part went back to the client.
         paid = replace(in_state(state, separate()), charged=10_000, captured=6_666, refunded=0)
-        yield replace(paid, held=3_234, returned=100, net_commission=667)
+        part = replace(paid, held=3_234, returned=100, net_commission=667)
+        yield part
+        yield replace(part, client_owed=100)
     if state is State.CAPTURED:
-        yield replace(in_state(state), refunded=100, net_commission=990)
+        part = replace(in_state(state), refunded=100, net_commission=990)
+        yield part
+        yield replace(part, client_owed=100)
     if state is State.REFUNDED:
         yield replace(in_state(state), client_owed=100)
     if state is State.REFUNDING:
