@@ -41,7 +41,7 @@ from payment_service.domain.observation import (
     Reversal,
     Transfer,
 )
-from payment_service.domain.operations import Operation, OperationKind, OperationState
+from payment_service.domain.operations import Operation, OperationKind
 
 _STANDING: Final = frozenset(
     {"escrow_not_covered", "state_mismatch", "second_intent", "charge_missing"}
@@ -728,7 +728,7 @@ def _make_way(
     client has, or is about to have.
     """
     payment = to.payment
-    if operation is None or operation.state is not OperationState.PARKED:
+    if operation is None or not operation.is_without_effect(now):
         return
     if payment.state is not State.CAPTURING or to.settled or to.operation_deferred:
         return

@@ -391,7 +391,9 @@ async def _settlement(world: World, expert: str) -> Subject:
     request = operations_pb2.SettleOwedRequest(
         payment_id=held.payment_id, note="paid by cheque", idempotency_key=new_key()
     )
-    return Subject("OperationsService/SettleOwed", request, held.payment_id)
+    return Subject(
+        "OperationsService/SettleOwed", request, held.payment_id, discrepancy="refund_failed"
+    )
 
 
 def _agreed(

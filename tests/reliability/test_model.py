@@ -701,12 +701,18 @@ class Machine(RuleBasedStateMachine):
         payment_id = ids[which % len(ids)]
         payment = self.lab.payment(payment_id)
         assert payment is not None
+        # A repayment that is parked, and not on its way, stands in nobody's way.
+        parked = (payment.held or payment.net) and self.lab.sql(
+            "SELECT 1 FROM operations WHERE operation_id = %s AND state = 'PARKED' "
+            "AND params ->> 'owed' = 'true' AND unsure_until IS NULL",
+            payment.operation_id,
+        )
         view = View(
-            payment.state.value,
+            payment.resting_state.value if parked else payment.state.value,
             payment.held,
             payment.net,
             payment.version,
-            bool(payment.operation_id),
+            bool(payment.operation_id) and not parked,
             payment.charged if payment.is_separate else 0,
         )
         return payment_id, self.truths[payment_id], view
