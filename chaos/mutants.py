@@ -430,7 +430,7 @@ MUTANTS = (
     ),
 )
 #: One of each manner of being caught; what the tests of the chaos itself can afford.
-SHORT = ("float fee", "operation not shielded", "rescuer without fencing", "last write wins")
+SHORT = ("float fee", "rescuer without fencing")
 
 
 @dataclass(frozen=True, slots=True)
