@@ -21,7 +21,7 @@ from tests.integration.world import World, until
 from tests.reliability import proving
 from tests.reliability.system import System, running_system
 
-_EVENTS = proving.by_profile(1_500, 10_000)
+_EVENTS = proving.by_profile(800, 10_000)
 _KILLS = proving.by_profile(2, 20)
 _DISCONNECTS = proving.by_profile(6, 50)
 _PAYMENTS, _WRITERS, _WATCHERS = 8, 8, 5

@@ -54,7 +54,7 @@ from tests.reliability.oracle import (
     refund_answer,
 )
 
-_EXAMPLES = proving.by_profile(12, 210)
+_EXAMPLES = proving.by_profile(6, 210)
 #: Each from a seed of its own, in a database and a simulator of its own: they can run side by side.
 _HALVES = proving.by_profile([0], [0, 1])
 _STEPS = proving.by_profile(40, 60)

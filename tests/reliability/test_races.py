@@ -45,9 +45,9 @@ from tests.reliability.crowd import (
 )
 from tests.reliability.system import System
 
-_GROUPS = proving.by_profile(40, 2_000)
+_GROUPS = proving.by_profile(21, 2_000)
 _ON_THE_PLATFORM = proving.by_profile(7, 280)
-_KEYS = proving.by_profile(40, 2_000)
+_KEYS = proving.by_profile(20, 2_000)
 _CALLERS = 8
 _BATCH = 100
 _LONG = proving.by_profile(180, 3600)
