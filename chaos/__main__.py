@@ -74,7 +74,9 @@ def mutants(
     only: Annotated[
         list[str] | None, typer.Option(help="Names, or parts of names, of mutants.")
     ] = None,
-    short: Annotated[bool, typer.Option("--short", help="One of each manner alone.")] = False,
+    short: Annotated[
+        bool, typer.Option("--short", help="Only the few that every test run has.")
+    ] = False,
 ) -> None:
     """Put bugs into copies of the tree; exit status 0 only if each is caught."""
     chosen = [
