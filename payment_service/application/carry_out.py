@@ -16,7 +16,7 @@ from datetime import datetime
 from typing import Final, TypeVar, assert_never
 
 from payment_service.application.core import Core
-from payment_service.application.keep_lease import check_lease, keep_lease
+from payment_service.application.keep_lease import keep_lease, renew_lease
 from payment_service.application.observe import apply, observe_payment
 from payment_service.application.refresh_expert import refresh_expert
 from payment_service.application.settle import (
@@ -244,6 +244,29 @@ async def _may_send_again(core: Core, operation: Operation, cause: Cause) -> Non
         )
         core.wake.set()
         raise outcome_unknown(payment_id=operation.payment_id)
+
+
+async def check_lease(
+    core: Core, operation: Operation, cause: Cause, facts: Mapping[str, str]
+) -> None:
+    """Comes right before every request of an operation: whoever slept sends nothing.
+
+    Another may have ended the operation meanwhile, and Stripe may have pruned its key: the same
+    request would then act a second time. What was just recorded is sent without asking anybody,
+    while its lease cannot have run out by a clock that goes on while we are stopped. Raises, with
+    these ``facts``, where nothing may be sent.
+    """
+    asked, lease = core.database.clock(), core.policy.lease
+    just_recorded = not operation.tries and operation.is_surely_held(asked, lease)
+    now = operation.lease_until if just_recorded else None
+    if now is None:
+        now = await core.database.transact(renew_lease, operation, lease)
+        if now is None or core.database.clock() - asked >= lease:
+            raise outcome_unknown(**facts)
+    if not operation.may_resend(now):
+        why = "not at Stripe, and too old to be sent again"
+        await give_back(core, operation, why, cause, None)
+        raise outcome_unknown(**facts)
 
 
 async def _unsettled(

@@ -8,12 +8,13 @@ from dataclasses import dataclass, replace
 
 from payment_service.application.carry_out import (
     back_off,
+    check_lease,
     database_time,
     give_back,
     looking,
 )
 from payment_service.application.core import Core
-from payment_service.application.keep_lease import check_lease, keep_lease
+from payment_service.application.keep_lease import keep_lease
 from payment_service.application.onboarding import mint_onboarding_link
 from payment_service.application.refresh_expert import refresh_expert
 from payment_service.application.settle import leased_operation

@@ -87,9 +87,11 @@ async def test_whoever_lost_the_lease_changes_nothing(start_world: StartWorld) -
 
 
 async def test_an_operator_can_send_on_what_is_older_than_its_key(
-    start_world: StartWorld,
+    start_world: StartWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By itself nothing is sent again after 23 hours; resumed, it goes out under a new key."""
+    name = "payment_service.application.carry_out._BETWEEN_TWO_READS"
+    monkeypatch.setattr(name, 60.0)
     world = await start_world()
     payment = await world.escrowed()
     await world.quiet()
@@ -108,6 +110,10 @@ async def test_an_operator_can_send_on_what_is_older_than_its_key(
         return str(operation_id) if state == "PARKED" else ""
 
     operation_id = await until(parked, "the old operation to be parked")
+    # Its last request had no answer: until a minute has passed it is not given up for anything.
+    assert world.sql("SELECT unsure_until > now() FROM operations WHERE kind = 'capture'") == [
+        (True,)
+    ]
     await world.stripe.clear_faults()
     sent = len(await world.stripe.requests("/capture"))
     resume = operations_pb2.ResumeOperationRequest(operation_id=operation_id)

@@ -176,6 +176,7 @@ LONG_FILES = {
     "payment_service/domain/follow.py": "all that an observation of Stripe can change, one table",
     "payment_service/domain/ledger.py": "every posting rule beside the others, each a few lines",
     "payment_service/domain/ports.py": "every port, beside the values that it carries",
+    "payment_service/application/carry_out.py": "the way of an operation, and all that may stop it",
     "payment_service/adapters/reads.py": "every statement that only reads, each a few lines",
     "payment_service/adapters/stripe_api.py": "all that is ever asked of Stripe, in one file",
     "payment_service/adapters/repositories.py": "every statement that writes, beside the one door",
