@@ -15,11 +15,7 @@ def started_at(pid: int) -> str | None:
     Pid and start together name a process for good: pids alone are given out again.
     """
     if (_PROC / "self/stat").exists():
-        try:
-            stat = (_PROC / str(pid) / "stat").read_text()
-        except OSError:
-            return None
-        state, *rest = stat[stat.rindex(")") + 2 :].split()
+        state, *rest = _stat(pid) or ["X"]
         return None if state in "ZX" else rest[18]
     answer = _ps(pid, "stat=,lstart=")
     return None if not answer or answer.startswith("Z") else answer.split(maxsplit=1)[1]
@@ -28,11 +24,7 @@ def started_at(pid: int) -> str | None:
 def is_stopped(pid: int) -> bool:
     """Whether it was stopped, by SIGSTOP for example, and not told to go on yet."""
     if (_PROC / "self/stat").exists():
-        try:
-            stat = (_PROC / str(pid) / "stat").read_text()
-        except OSError:
-            return False
-        return stat[stat.rindex(")") + 2] == "T"
+        return _stat(pid)[:1] == ["T"]
     return _ps(pid, "stat=").startswith("T")
 
 
@@ -61,6 +53,15 @@ def end(pid: int, since: str, signals: list[tuple[signal.Signals, float]]) -> bo
                 return True
             time.sleep(0.02)
     return started_at(pid) != since
+
+
+def _stat(pid: int) -> list[str]:
+    """Linux's fields of a process from its state on; none if it is gone."""
+    try:
+        stat = (_PROC / str(pid) / "stat").read_text()
+    except OSError:
+        return []
+    return stat[stat.rindex(")") + 2 :].split()
 
 
 def _ps(pid: int, columns: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from payment_service.domain import escrow
 from payment_service.domain.escrow import Payment, Transition
-from payment_service.domain.operations import OperationState
+from payment_service.domain.operations import Operation, OperationState
 from payment_service.domain.ports import Cause, Transaction
 
 
@@ -15,19 +15,23 @@ def repayment_making_way(tx: Transaction, payment: Payment, why: str) -> Transit
     where no repayment is parked, or where it may be on its way: that is looked for, not given up.
     It cannot be resumed meanwhile, since the payment's lock is ours.
     """
-    if not (payment.held or payment.net) or not repayment_parked(tx, payment):
+    if not payment.client_owed or not (payment.held or payment.net):
+        return None
+    operation = open_repayment(tx, payment)
+    if operation is None or not may_be_given_up(operation):
         return None
     return escrow.repayment_given_up(payment, why, tx.now)
 
 
-def repayment_parked(tx: Transaction, payment: Payment) -> bool:
-    """Whether a repayment is parked of which nothing is on its way."""
-    if not payment.client_owed or not payment.operation_id:
-        return False
-    operation = tx.operation(payment.operation_id)
-    if operation is None or not operation.params.get("owed"):
-        return False
-    return operation.state is OperationState.PARKED and operation.unsure_until is None
+def open_repayment(tx: Transaction, payment: Payment) -> Operation | None:
+    """What is under way on the payment, if that is to pay the client again."""
+    operation = tx.operation(payment.operation_id) if payment.operation_id else None
+    return operation if operation is not None and operation.params.get("owed") else None
+
+
+def may_be_given_up(repayment: Operation) -> bool:
+    """Whether it is parked and nothing of it is on its way."""
+    return repayment.state is OperationState.PARKED and repayment.unsure_until is None
 
 
 def make_way(

@@ -60,10 +60,11 @@ def acceptance_preview(
     payment, dispute = lock_dispute(tx, command.dispute_id)
     disputes.check_acceptance(dispute)
     others = (one for one in tx.disputes_of(payment.payment_id) if one != dispute)
-    warning_id = payment.fraud_warning_id
-    released = disputes.release_id(warning_id) in tx.known_movements(payment.payment_id)
     frozen = disputes.freeze_of(
-        others, "" if released else warning_id, freezes_on_warning=policy.freeze_on_fraud_warning
+        others,
+        payment.fraud_warning_id,
+        tx.known_movements(payment.payment_id),
+        freezes_on_warning=policy.freeze_on_fraud_warning,
     )
     transfers = tx.reversible_transfers(payment.payment_id)
     # Stripe's line may not be there yet: it takes what is contested.

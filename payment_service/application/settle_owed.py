@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from payment_service.application.capture_payment import Part, minor_units_of
 from payment_service.application.core import Core, Keyed
 from payment_service.application.keyed import run_at_once
-from payment_service.application.make_way import make_way, repayment_parked
+from payment_service.application.make_way import make_way, may_be_given_up, open_repayment
 from payment_service.application.settle import park_repayment
 from payment_service.domain import escrow
 from payment_service.domain.errors import Precondition, operation_in_progress, payment_not_found
@@ -33,11 +33,10 @@ def settle(tx: Transaction, answers: Answers, policy: Policy, command: SettleOwe
     payment = tx.lock_payment(command.payment_id)
     if payment is None:
         raise payment_not_found(command.payment_id)
-    parked = repayment_parked(tx, payment)
-    operation = tx.operation(payment.operation_id) if payment.operation_id else None
-    repays = operation is not None and bool(operation.params.get("owed"))
+    repayment = open_repayment(tx, payment)
+    parked = repayment is not None and may_be_given_up(repayment)
     asked = minor_units_of(command.part, payment)
-    part = _planned(payment, asked, on_its_way=repays and not parked)
+    part = _planned(payment, asked, on_its_way=repayment is not None and not parked)
     given_up = None
     if parked:
         given_up = escrow.repayment_given_up(payment, "settled outside of Stripe", tx.now)

@@ -11,7 +11,7 @@ Amounts are minor units, times UTC, ids and statuses Stripe's own.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
@@ -179,11 +179,19 @@ def stage_of(status: str) -> Stage:
 
 
 def freeze_of(
-    disputes: Iterable[Dispute], fraud_warning_id: str, *, freezes_on_warning: bool
+    disputes: Iterable[Dispute],
+    fraud_warning_id: str,
+    known: Collection[str],
+    *,
+    freezes_on_warning: bool,
 ) -> Frozen:
-    """What all disputes of a payment together forbid, and which of them: the strictest, by age."""
+    """What all disputes of a payment together forbid, and which of them: the strictest, by age.
+
+    The ``known`` movements say whether an operator has let the warning pass.
+    """
     frozen = Frozen()
-    if fraud_warning_id and freezes_on_warning:
+    released = release_id(fraud_warning_id) in known
+    if fraud_warning_id and freezes_on_warning and not released:
         frozen = Frozen(Freeze.FRAUD_WARNING, fraud_warning_id)
     open_ones = sorted(
         (dispute for dispute in disputes if dispute.freezes),

@@ -210,25 +210,23 @@ def _make_way(to: Followed, seen: Observation, part: int, given: Circumstances) 
 def _lose(to: Followed, seen: Observation, record: Dispute, given: Circumstances) -> None:
     """Write off what the bank keeps, and begin to take the expert's part back."""
     payment, part = to.payment, record.unsettled
-    # What came back of it once, and is the platform's since, is just gone again.
-    again = min(part, record.kept)
-    split = plans.split_loss(payment, part - again)
+    loss = plans.plan_loss(payment, part, record.kept)
     record = replace(
-        record, lost=record.lost + part, kept=record.kept - again, update_time=given.now
+        record, lost=record.lost + part, kept=record.kept - loss.again, update_time=given.now
     )
     to.disputes[record.dispute_id] = record
-    legs, owed = reversal_legs(to, seen, split.expert_part)
+    legs, owed = reversal_legs(to, seen, loss.split.expert_part)
     follows = goes_on_with(given.next_operation_id, legs, owed)
     to.take(
         escrow.dispute_lost(
             payment,
-            split,
-            part - again - split.whole,
+            loss.split,
+            loss.beyond,
             _facts(record),
             _frozen(to, given),
             follows,
             given.now,
-            again=again,
+            again=loss.again,
         )
     )
     go_on_reversing(to, legs, owed, given.now)
@@ -268,10 +266,10 @@ def _frozen(to: Followed, given: Circumstances) -> Frozen:
 
 
 def _frozen_with(to: Followed, fraud_warning_id: str, given: Circumstances) -> Frozen:
-    released = disputes.release_id(fraud_warning_id) in given.known
     return disputes.freeze_of(
         {**given.records, **to.disputes}.values(),
-        "" if released else fraud_warning_id,
+        fraud_warning_id,
+        given.known,
         freezes_on_warning=given.freezes_on_warning,
     )
 

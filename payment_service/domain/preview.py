@@ -19,8 +19,8 @@ from payment_service.domain.plans import (
     CapturePlan,
     RefundPlan,
     Reversible,
+    plan_loss,
     plan_reversals,
-    split_loss,
 )
 
 
@@ -100,10 +100,9 @@ def preview_loss(
 
     ``kept`` came back to the platform after the same dispute had been lost once before.
     """
-    again = min(part, kept)
-    split = split_loss(payment, part - again)
-    legs = [Leg(LegKind.LOSE_TO_BANK, part), *_taken_back(split, transfers)]
-    after = less_loss(payment, split, part - again - split.whole)
+    loss = plan_loss(payment, part, kept)
+    legs = [Leg(LegKind.LOSE_TO_BANK, part), *_taken_back(loss.split, transfers)]
+    after = less_loss(payment, loss.split, loss.beyond)
     after = replace(after, frozen=frozen.freeze, frozen_by=frozen.by)
     return _preview(payment, replace(after, state=after.resting_state), legs)
 
