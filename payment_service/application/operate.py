@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from payment_service.application.carry_out import go_on
 from payment_service.application.core import Core
+from payment_service.application.observe import observe_payment
 from payment_service.application.settle import to_present_account
 from payment_service.domain import escrow, plans
 from payment_service.domain.errors import NotFound, Precondition, Refusal
@@ -14,25 +16,27 @@ from payment_service.domain.ports import Cause, InboxEvent, StoredDiscrepancy, T
 async def resume_operation(core: Core, operation_id: str, cause: Cause) -> Operation:
     """Put a parked operation back to work. The sweep looks at Stripe before it sends anything."""
     known = await core.database.read(lambda reader: reader.operation(operation_id))
-    if known is None:
-        raise _no_such_item(operation_id)
-    operation = await core.database.transact(unpark, operation_id, known.payment_id, cause)
+    known = _parked(operation_id, known)
+    operation = await unpark_after_a_look(core, operation_id, known.payment_id, cause)
     core.wake.set()
     return operation
+
+
+async def unpark_after_a_look(
+    core: Core, operation_id: str, payment_id: str, cause: Cause
+) -> Operation:
+    """Resumed, it counts as on its way, and what the client was refunded by hand is taken from what
+    is left beside it; so a refund that nobody has told of must be seen before: it may end it.
+    """
+    if payment_id:
+        await go_on(core, await observe_payment(core, payment_id, cause), cause)
+    return await core.database.transact(unpark, operation_id, payment_id, cause)
 
 
 def unpark(tx: Transaction, operation_id: str, payment_id: str, cause: Cause) -> Operation:
     """The payment is locked before its operation, as everywhere."""
     payment = tx.lock_payment(payment_id) if payment_id else None
-    operation = tx.operation(operation_id)
-    if operation is None:
-        raise _no_such_item(operation_id)
-    if operation.state is not OperationState.PARKED:
-        raise Precondition(
-            "WRONG_STATE",
-            f"the operation is {operation.state}; only a parked one is resumed",
-            {"id": operation_id, "state": operation.state.value, "allowed_states": "PARKED"},
-        )
+    operation = _parked(operation_id, tx.operation(operation_id))
     # A key that Stripe may have forgotten is not used again: if looking shows no effect, the
     # request goes out under a new one.
     new_key = not operation.may_resend(tx.now)
@@ -57,6 +61,18 @@ def unpark(tx: Transaction, operation_id: str, payment_id: str, cause: Cause) ->
     resumed = tx.operation(operation_id)
     assert resumed is not None
     return resumed
+
+
+def _parked(operation_id: str, operation: Operation | None) -> Operation:
+    if operation is None:
+        raise _no_such_item(operation_id)
+    if operation.state is not OperationState.PARKED:
+        raise Precondition(
+            "WRONG_STATE",
+            f"the operation is {operation.state}; only a parked one is resumed",
+            {"id": operation_id, "state": operation.state.value, "allowed_states": "PARKED"},
+        )
+    return operation
 
 
 def _only_looks(payment: Payment, operation: Operation) -> bool:

@@ -14,7 +14,7 @@ from payment_service.application.core import Core
 from payment_service.application.create_expert_account import carry_out_account
 from payment_service.application.in_turn import in_turn
 from payment_service.application.observe import observe_payment
-from payment_service.application.operate import unpark
+from payment_service.application.operate import unpark_after_a_look
 from payment_service.application.settle import leased_operation
 from payment_service.domain import escrow, plans
 from payment_service.domain.errors import Refusal
@@ -69,13 +69,13 @@ async def resume_waiting_captures(core: Core) -> int:
         await core.database.read(lambda reader: reader.payments_waiting_for_experts(_BATCH))
     )
 
-    async def resume(payment_id: str) -> None:
-        # Resumed, it counts as on its way; what a hand refunded unseen must be seen before.
-        await go_on(core, await observe_payment(core, payment_id, SWEEP), SWEEP)
-        await core.database.transact(unpark, waiting[payment_id], payment_id, SWEEP)
-
     # Refused where it was given up, or resumed by another replica.
-    await in_turn(core, Work.WAITING_CAPTURES, list(waiting), resume)
+    await in_turn(
+        core,
+        Work.WAITING_CAPTURES,
+        list(waiting),
+        lambda payment_id: unpark_after_a_look(core, waiting[payment_id], payment_id, SWEEP),
+    )
     return 0
 
 

@@ -261,6 +261,30 @@ async def test_a_capture_that_is_parked_gives_way_to_a_refund_by_hand(world: Wor
     assert len(await world.stripe.effects("transferred", held.payment_intent_id)) == 1
 
 
+async def test_a_parked_capture_is_not_resumed_beside_a_refund_by_hand_that_nobody_told_of(
+    start_world: StartWorld,
+) -> None:
+    """No webhook tells of it, and nothing is polled: who resumes it must look first."""
+    world = await start_world(policy={"poll_seconds": 3600.0, "quiet_seconds": 3600.0})
+    held = await world.escrowed("", 10_000, escrow_mode=PLATFORM)
+    await world.quiet()
+    await world.stripe.fault("/transfers$", "status", status=401)
+    await refusal(world.payments.CapturePayment(capture_request(held.payment_id, 4_000)))
+    [(operation_id,)] = world.sql("SELECT operation_id FROM operations WHERE state = 'PARKED'")
+    # While Stripe refuses us the cause is not mended: nothing is resumed, and the operator is told.
+    await world.stripe.fault("/payment_intents/", "status", status=401, match={"method": "GET"})
+    assert (await refusal(resume(world, operation_id))).reason == "PROCESSOR_MISCONFIGURED"
+    await world.stripe.clear_faults()
+    await world.stripe.control("POST", "/webhooks", {"paused": True})
+    world.sql("UPDATE watches SET next_time = now() + interval '1 hour'")
+    await world.stripe.api("POST", "/refunds", payment_intent=held.payment_intent_id, amount=8_000)
+    refused = await refusal(resume(world, operation_id))
+    assert (refused.reason, refused.facts["state"]) == ("WRONG_STATE", "REFUSED")
+    assert (await world.get(held.payment_id)).held_amount.minor_units == 2_000
+    assert not await world.stripe.effects("transferred", held.payment_intent_id)
+    await check_books(world)
+
+
 async def test_a_capture_that_waits_goes_on_beside_a_refund_by_hand_that_fits(
     world: World,
 ) -> None:
