@@ -374,9 +374,13 @@ async def test_a_charge_settled_in_another_currency_is_followed_over_fx(
 # ---- at any time, in any order ----
 
 
-async def test_a_refund_that_stripe_refuses_before_any_webhook_says_why(world: World) -> None:
+async def test_a_refund_that_stripe_refuses_before_anybody_has_told_says_why(
+    start_world: StartWorld,
+) -> None:
+    world = await start_world(policy={"poll_seconds": 3600.0, "quiet_seconds": 3600.0})
     payment = await world.captured(amount=10_000)
-    await world.stripe.control("POST", "/webhooks", {"paused": True})
+    await world.quiet()
+    await world.deafen()
     dispute_id = await contest(world, payment)
     refused = await refusal(world.payments.RefundPayment(refund_request(payment.payment_id)))
     assert (refused.code, refused.reason) == ("FAILED_PRECONDITION", "PAYMENT_DISPUTED")

@@ -230,8 +230,7 @@ async def test_a_capture_that_waits_gives_way_to_a_refund_by_hand_that_nobody_to
     world = await start_world(policy={"poll_seconds": 3600.0, "quiet_seconds": 3600.0})
     payment, account = await waiting_capture(world, 2_000, 3_000)
     await world.quiet()
-    await world.stripe.control("POST", "/webhooks", {"paused": True})
-    world.sql("UPDATE watches SET next_time = now() + interval '1 hour'")
+    await world.deafen()
     await world.stripe.api(
         "POST", "/refunds", payment_intent=payment.payment_intent_id, amount=8_000
     )
@@ -275,8 +274,7 @@ async def test_a_parked_capture_is_not_resumed_beside_a_refund_by_hand_that_nobo
     await world.stripe.fault("/payment_intents/", "status", status=401, match={"method": "GET"})
     assert (await refusal(resume(world, operation_id))).reason == "PROCESSOR_MISCONFIGURED"
     await world.stripe.clear_faults()
-    await world.stripe.control("POST", "/webhooks", {"paused": True})
-    world.sql("UPDATE watches SET next_time = now() + interval '1 hour'")
+    await world.deafen()
     await world.stripe.api("POST", "/refunds", payment_intent=held.payment_intent_id, amount=8_000)
     refused = await refusal(resume(world, operation_id))
     assert (refused.reason, refused.facts["state"]) == ("WRONG_STATE", "REFUSED")
@@ -422,8 +420,7 @@ async def test_what_was_paid_by_hand_unseen_is_not_paid_by_resuming(
     world = await start_world(policy=quiet)
     payment = await owing(world, {})
     [(operation_id, _, _)] = repayments(world, payment.payment_id)
-    await world.stripe.control("POST", "/webhooks", {"paused": True})
-    world.sql("UPDATE watches SET next_time = now() + interval '1 hour'")
+    await world.deafen()
     await world.stripe.api(
         "POST", "/refunds", payment_intent=payment.payment_intent_id, amount=by_hand
     )

@@ -34,7 +34,7 @@ _IN_FULL: dict[str, Sequence[Scenario]] = {
 _GROUPS = _IN_FULL if proving.FULL else {"sample": (*DESTINATION, *SEPARATE, *BESIDES)}
 
 
-@pytest.mark.timeout(proving.by_profile(180, 3600))
+@pytest.mark.timeout(proving.by_profile(180, 7200))
 @pytest.mark.parametrize("group", list(_GROUPS))
 def test_killed_at_every_barrier(system: System, group: str) -> None:
     with (

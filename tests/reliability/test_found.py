@@ -6,12 +6,7 @@ import asyncio
 from collections.abc import Callable
 
 from tests.integration.books import check_books
-from tests.integration.world import REFUNDING, World, running_world
-
-
-async def _poll_never(world: World) -> None:
-    await world.stripe.control("POST", "/webhooks", {"paused": True})
-    world.sql("UPDATE watches SET next_time = now() + interval '1 hour'")
+from tests.integration.world import REFUNDING, running_world
 
 
 def test_a_refund_is_answered_although_a_former_one_is_seen_to_bounce(
@@ -25,7 +20,7 @@ def test_a_refund_is_answered_although_a_former_one_is_seen_to_bounce(
             payment = await world.captured()
             await world.refund(payment.payment_id, 5)
             await world.quiet()
-            await _poll_never(world)
+            await world.deafen()
             [(refund_id,)] = world.sql("SELECT movement_id FROM movements WHERE kind = 'refund'")
             await world.stripe.control("POST", f"/refunds/{refund_id}/fail")
             # Of 99.95 the last cent is the commission's alone.
