@@ -142,7 +142,7 @@ async def test_what_a_capture_is_just_keeping_back_is_not_paid_by_hand_as_well(
     await check_books(world)
 
 
-async def test_a_capture_and_a_hand_at_once_take_it_once(world: World) -> None:
+async def test_a_capture_and_a_hand_at_once_agree_on_who_was_first(world: World) -> None:
     payment = await owing(world)
     other = await world.escrowed(payment.expert_id, 20_000, escrow_mode=PLATFORM)
     await asyncio.gather(reverse(world, payment, 9_000), world.capture(other.payment_id))
@@ -151,7 +151,7 @@ async def test_a_capture_and_a_hand_at_once_take_it_once(world: World) -> None:
     [(netted,)] = world.sql(
         "SELECT coalesce(-sum(minor_units), 0)::bigint FROM postings WHERE kind = 'debt_netted'"
     )
-    # Whoever was first: both together took what is on the books as taken.
+    # The capture keeps all of it back, or nothing; the hand then pays nothing of it, or all.
     assert (debt, losses) == (0, -netted)
     assert netted in (0, 9_000)
 
