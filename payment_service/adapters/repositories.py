@@ -30,6 +30,7 @@ from payment_service.domain.escrow import Payment, Transition
 from payment_service.domain.events import chain_hash, event_body
 from payment_service.domain.experts import Expert
 from payment_service.domain.follow import Discrepancy, Movement
+from payment_service.domain.ledger import expert_debt
 from payment_service.domain.operations import Operation, OperationState
 from payment_service.domain.plans import Reversible
 from payment_service.domain.ports import (
@@ -83,6 +84,15 @@ _LEASE: Final = """
     lease_token = :token, lease_until = now() + :lease, next_try_time = now() + :lease,
     tries = tries + 1
 """
+
+#: What reversals under way are to take back, and what is owed only once they are over.
+_BEING_REVERSED: Final = (
+    "SELECT coalesce(sum(operations.minor_units + coalesce((params->>'owed_then')::bigint, 0) "
+    "+ (SELECT coalesce(sum((leg->>'minor_units')::bigint), 0) "
+    "FROM jsonb_array_elements(coalesce(params->'legs', '[]')) AS leg)), 0) "
+    "FROM operations JOIN payments USING (payment_id) WHERE kind = 'reverse_transfer' "
+    "AND operations.state IN ('STARTED', 'UNKNOWN', 'PARKED')"
+)
 
 #: Stripe holds earnings back for at most ninety days outside the US, and a bank may take some more
 #: days to refuse. What is older is left to webhooks and to reconciliation.
@@ -285,9 +295,9 @@ class SqlTransaction(FeedWrites, PayoutWrites, AccountWrites):
     def expert_debt(self, expert_id: str, currency: str) -> int:
         """What the expert owes and nothing under way collects yet, in minor units.
 
-        A capture may be keeping it back, or a reversal taking it back: a refund's second leg is
-        owed only until then. Locks the expert until the transaction ends, so that two captures do
-        not keep back the same.
+        A capture may be keeping it back, or a reversal taking it back: a refund's further legs, and
+        what is owed after them, are owed only until then. Locks the expert until the transaction
+        ends, so that two captures do not keep back the same.
         """
         self._maybe("SELECT FROM experts WHERE expert_id = :id FOR UPDATE", id=expert_id)
         row = self._one(
@@ -295,16 +305,27 @@ class SqlTransaction(FeedWrites, PayoutWrites, AccountWrites):
             "WHERE account = 'expert_debt:' || :id AND currency = :currency) "
             "- (SELECT coalesce(sum(netting), 0) FROM payments "
             "WHERE expert_id = :id AND currency = :currency AND netting > 0) "
-            "- (SELECT coalesce(sum(operations.minor_units + (SELECT coalesce(sum("
-            "(leg->>'minor_units')::bigint), 0) FROM jsonb_array_elements("
-            "coalesce(operations.params->'legs', '[]')) AS leg)), 0) FROM operations "
-            "JOIN payments USING (payment_id) WHERE kind = 'reverse_transfer' "
-            "AND operations.state IN ('STARTED', 'UNKNOWN', 'PARKED') "
-            "AND payments.expert_id = :id AND currency = :currency) AS debt",
+            f"- ({_BEING_REVERSED} AND payments.expert_id = :id AND currency = :currency) AS debt",
             id=expert_id,
             currency=currency,
         )
         return max(int(row["debt"]), 0)
+
+    def debt_of(self, payment: Payment) -> int:
+        """What of the expert's debt, as above, is for this payment. Locks the expert.
+
+        What captures kept back and operators wrote off was of no payment in particular: so it is
+        never more than the whole of what is owed now.
+        """
+        whole = self.expert_debt(payment.expert_id, payment.currency)
+        row = self._one(
+            "SELECT (SELECT coalesce(sum(minor_units), 0) FROM postings WHERE payment_id = :id "
+            "AND account = :account AND kind <> 'debt_netted') "
+            f"- ({_BEING_REVERSED} AND payment_id = :id) AS debt",
+            id=payment.payment_id,
+            account=expert_debt(payment.expert_id),
+        )
+        return min(max(int(row["debt"]), 0), whole)
 
     def payments_at_deadline(self, margin: float, again: float, limit: int) -> Sequence[str]:
         """Escrows whose deadline is to be acted upon, by the time since when it is.

@@ -34,7 +34,7 @@ PAYMENT_COLUMNS = (
     "on_deadline destination_account_id currency amount commission_basis_points commission "
     "expert_amount held charged captured refunded returned rest_goes_back lost_held lost "
     "lost_beyond frozen frozen_by fraud_warning_id netting net_commission client_owed "
-    "processor_fee payment_intent_id charge_id transfer_id operation_id waiting_for "
+    "taken_by_hand processor_fee payment_intent_id charge_id transfer_id operation_id waiting_for "
     "waiting_reason failure version create_time update_time escrow_time capture_time "
     "escrow_expire_time release_due_time warn_time deadline_time payment_expire_time"
 ).split()

@@ -1,7 +1,7 @@
 """Where what Stripe shows, or its refusal, is written down: one place for RPCs, webhooks and sweep.
 
 Every function named ``…_phase`` is one transaction. The payment is locked first, then its
-operation, then its claim; always in this order.
+operation, then its claim or its expert; always in this order.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from payment_service.domain.follow import (
     Discrepancy,
     failure_of,
     follow,
+    is_reversed_by_hand,
     refused_by_processor,
     repayment,
     rest_not_returned,
@@ -76,6 +77,8 @@ def apply_observation_phase(
         known=known,
         next_operation_id=tx.new_id("op"),
         holding=timedelta(seconds=policy.holding_limit),
+        # Asked for under the expert's lock, since a capture may be about to keep it back.
+        owed=tx.debt_of(payment) if is_reversed_by_hand(seen, operation, known) else 0,
         now=tx.now,
     )
     disputes = follow_disputes_phase(tx, policy, followed, seen, operation, known)

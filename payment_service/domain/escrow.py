@@ -341,6 +341,10 @@ class Payment:
     net_commission: int = 0
     #: A refund bounced: Stripe gave this back to us, and we owe it to the client.
     client_owed: int = 0
+    #: What hands at Stripe's dashboard took from the expert beyond what was owed, less what they
+    #: gave away of the platform's: it is in ``losses`` (credit), and pays what the expert comes to
+    #: owe for this payment.
+    taken_by_hand: int = 0
     #: Stripe's own fee; None until its balance transaction was seen.
     processor_fee: int | None = None
     payment_intent_id: str = ""
@@ -374,6 +378,10 @@ class Payment:
     @property
     def net_expert(self) -> int:
         return self.net - self.net_commission
+
+    def taken_already(self, part: int) -> int:
+        """How much of ``part``, which the expert is to give back, hands have taken before."""
+        return min(part, max(self.taken_by_hand, 0))
 
     @property
     def is_separate(self) -> bool:
@@ -836,21 +844,25 @@ def expert_reversed(
         payment.resting_state if next_operation_id is None else State.REFUNDING,
         now,
         facts={"reversal_id": reversal_id, "amount": part},
-        postings=payment.book.transfer_reversed(
-            part, platform, connected, owed_by=expert_debt(payment.expert_id)
-        ),
+        postings=payment.book.transfer_reversed(part, part, platform, connected),
         **_goes_on(next_operation_id),
     )
 
 
 def expert_owes(payment: Payment, part: int, code: str, now: datetime) -> Transition:
-    """What Stripe does not give back of the expert's part stays on the books as debt."""
+    """What Stripe does not give back of the expert's part stays on the books as debt.
+
+    But for what hands at the dashboard took before it was owed: that pays it first.
+    """
+    taken = payment.taken_already(part)
     return _move(
         payment,
         Kind.EXPERT_OWES,
         payment.resting_state,
         now,
-        facts={"amount": part, "code": code},
+        facts={"amount": part - taken, "code": code, **({"taken_by_hand": taken} if taken else {})},
+        postings=payment.book.taken_by_hand(taken),
+        taken_by_hand=payment.taken_by_hand - taken,
         **_NOTHING_UNDER_WAY,
     )
 
@@ -991,6 +1003,7 @@ def refunded_elsewhere(
         now,
         facts={"refund_id": refund_id, **_split_facts(split)},
         postings=payment.book.client_refunded(split, settled, owed_by=losses),
+        taken_by_hand=payment.taken_by_hand - split.expert_part,
         **_amounts(after),
     )
 
@@ -1006,6 +1019,7 @@ def transferred_elsewhere(
         now,
         facts={"transfer_id": transfer_id, "amount": part},
         postings=payment.book.transferred_elsewhere(part, sent, received),
+        taken_by_hand=payment.taken_by_hand - part,
     )
 
 
@@ -1013,18 +1027,24 @@ def reversed_elsewhere(
     payment: Payment,
     reversal_id: str,
     part: int,
+    paid: int,
     platform: Settled,
     connected: Settled,
-    losses: str,
     now: datetime,
 ) -> Transition:
+    """It has ``paid`` so much of what the expert owed for this payment.
+
+    The rest makes good what hands gave away, or is the platform's until the expert comes to owe it,
+    or somebody decides.
+    """
     return _move(
         payment,
         Kind.REVERSED_ELSEWHERE,
         payment.state,
         now,
-        facts={"reversal_id": reversal_id, "amount": part},
-        postings=payment.book.transfer_reversed(part, platform, connected, owed_by=losses),
+        facts={"reversal_id": reversal_id, "amount": part, **({"debt_paid": paid} if paid else {})},
+        postings=payment.book.transfer_reversed(part, paid, platform, connected),
+        taken_by_hand=payment.taken_by_hand + part - paid,
     )
 
 
@@ -1046,6 +1066,7 @@ def fee_refunded_elsewhere(
         facts={"fee_refund_id": fee_refund_id, "amount": part, "commission": commission},
         postings=payment.book.fee_refunded(part, commission, platform, connected),
         net_commission=payment.net_commission - commission,
+        taken_by_hand=payment.taken_by_hand - (part - commission),
     )
 
 

@@ -144,13 +144,15 @@ def follow(
     known: frozenset[str],
     next_operation_id: str,
     holding: timedelta,
+    owed: int,
     now: datetime,
 ) -> Followed:
     """What must change so that the payment is what Stripe shows.
 
     ``operation`` is the payment's open operation, ``known`` the ids of the movements that are on
     the books already, ``next_operation_id`` the id of an operation that may have to be recorded,
-    ``holding`` for how long the platform may hold what was charged.
+    ``holding`` for how long the platform may hold what was charged, ``owed`` what the expert owes
+    for this payment and nothing under way collects: asked for only of what ``is_reversed_by_hand``.
     """
     to = Followed(payment)
     if (seen.minor_units, seen.currency) != (payment.amount, payment.currency):
@@ -181,7 +183,7 @@ def follow(
         else:
             _follow_capture(to, seen, operation, now)
             _follow_bounces(to, seen, known, now)
-        _follow_money_back(to, seen, operation, known, next_operation_id, now)
+        _follow_money_back(to, seen, operation, known, next_operation_id, owed, now)
     elif seen.status is IntentStatus.CANCELED:
         _follow_end(to, seen, operation, now)
     else:
@@ -489,13 +491,19 @@ def _follow_money_back(
     operation: Operation | None,
     known: frozenset[str],
     next_operation_id: str,
+    owed: int,
     now: datetime,
 ) -> None:
-    """Refunds, reversals and fee refunds that are not on the books yet; ours come first."""
+    """Refunds, reversals and fee refunds that are not on the books yet; ours come first.
+
+    But for reversals by hand: what they took is not to be taken by ours, or owed, once more.
+    """
     if not to.payment.charged:
         return
     _make_way(to, seen, operation, known, now)
     mine = operation.operation_id if operation else ""
+    for transfer, reversal in _reversals_by_hand(seen, operation, known):
+        owed -= _take_reversal_by_hand(to, transfer, reversal, owed, now)
     for refund in sorted(seen.refunds, key=lambda refund: refund.operation_id != mine):
         if refund.refund_id not in known:
             if operation is not None and mine and refund.operation_id == mine:
@@ -504,7 +512,8 @@ def _follow_money_back(
                 _take_foreign_refund(to, refund, operation, now)
     for transfer in seen.transfers:
         for reversal in transfer.reversals:
-            if reversal.reversal_id not in known:
+            ours = reversal.operation_id == mine and reversal.reversal_id not in known
+            if operation is not None and ours:
                 _take_reversal(to, transfer, reversal, operation, next_operation_id, now)
     application_fee = seen.charge.application_fee if seen.charge else None
     for fee_refund in application_fee.refunds if application_fee else ():
@@ -531,37 +540,71 @@ def _take_reversal(
     to: Followed,
     transfer: Transfer,
     reversal: Reversal,
-    operation: Operation | None,
+    operation: Operation,
     next_operation_id: str,
     now: datetime,
 ) -> None:
-    plain = Settled(reversal.minor_units, transfer.currency)
-    platform = _settled(reversal.line, plain)
-    connected = _settled(reversal.connected_line, platform)
-    if operation is not None and reversal.operation_id == operation.operation_id:
-        part = operation.minor_units
-        legs, owed = operation.items("legs"), operation.number("owed_then")
-        follows = goes_on_with(next_operation_id, legs, owed)
-        to.take(
-            escrow.expert_reversed(
-                to.payment, reversal.reversal_id, part, platform, connected, follows, now
-            )
-        )
-        go_on_reversing(to, legs, owed, now)
-        to.settle()
-    else:
-        part = _in_payment_currency(reversal.minor_units, transfer, to.payment)
-        to.take(
-            escrow.reversed_elsewhere(
-                to.payment, reversal.reversal_id, part, platform, connected, LOSSES, now
-            )
-        )
-        to.report("reversal_made_elsewhere", f"{reversal.reversal_id} of {part}")
-    to.movements.append(
-        Movement(
-            reversal.reversal_id, "reversal", part, reversal.operation_id, transfer.transfer_id
+    """The reversal that our open operation asked for."""
+    part = operation.minor_units
+    platform, connected = _lines_of(reversal, transfer)
+    legs, owed = operation.items("legs"), operation.number("owed_then")
+    follows = goes_on_with(next_operation_id, legs, owed)
+    to.take(
+        escrow.expert_reversed(
+            to.payment, reversal.reversal_id, part, platform, connected, follows, now
         )
     )
+    go_on_reversing(to, legs, owed, now)
+    to.settle()
+    to.movements.append(_reversed(part, transfer, reversal))
+
+
+def _take_reversal_by_hand(
+    to: Followed, transfer: Transfer, reversal: Reversal, owed: int, now: datetime
+) -> int:
+    """It pays what the expert owes for this payment; how much of that it was."""
+    part = _in_payment_currency(reversal.minor_units, transfer, to.payment)
+    paid = min(part, owed)
+    platform, connected = _lines_of(reversal, transfer)
+    to.take(
+        escrow.reversed_elsewhere(
+            to.payment, reversal.reversal_id, part, paid, platform, connected, now
+        )
+    )
+    as_owed = f", {paid} of it as owed" if paid else ""
+    to.report("reversal_made_elsewhere", f"{reversal.reversal_id} of {part}{as_owed}")
+    to.movements.append(_reversed(part, transfer, reversal))
+    return paid
+
+
+def _lines_of(reversal: Reversal, transfer: Transfer) -> tuple[Settled, Settled]:
+    platform = _settled(reversal.line, Settled(reversal.minor_units, transfer.currency))
+    return platform, _settled(reversal.connected_line, platform)
+
+
+def _reversed(part: int, transfer: Transfer, reversal: Reversal) -> Movement:
+    return Movement(
+        reversal.reversal_id, "reversal", part, reversal.operation_id, transfer.transfer_id
+    )
+
+
+def is_reversed_by_hand(
+    seen: Observation, operation: Operation | None, known: frozenset[str]
+) -> bool:
+    """Whether Stripe shows a reversal that is not on the books yet, and not our operation's."""
+    return bool(_reversals_by_hand(seen, operation, known))
+
+
+def _reversals_by_hand(
+    seen: Observation, operation: Operation | None, known: frozenset[str]
+) -> list[tuple[Transfer, Reversal]]:
+    mine = operation.operation_id if operation else None
+    return [
+        (transfer, reversal)
+        for transfer in seen.transfers
+        for reversal in transfer.reversals
+        if reversal.reversal_id not in known and reversal.operation_id != mine
+    ]
 
 
 def goes_on_with(next_operation_id: str, legs: Sequence[object], owed: int) -> str | None:
@@ -596,7 +639,10 @@ def go_on_reversing(
 def reversal_legs(
     to: Followed, seen: Observation, expert_part: int
 ) -> tuple[list[Mapping[str, object]], int]:
-    """Which transfers the expert's part is taken back from, and what none of them covers."""
+    """Which transfers the expert's part is taken back from, and what none of them covers.
+
+    What hands have taken before is not taken once more.
+    """
     payment = to.payment
     transfers = {transfer.transfer_id: transfer for transfer in seen.transfers}
     reversible = [
@@ -605,7 +651,8 @@ def reversal_legs(
         )
         for transfer in seen.transfers
     ]
-    legs = plans.plan_reversals(expert_part, reversible)
+    due = expert_part - payment.taken_already(expert_part)
+    legs = plans.plan_reversals(due, reversible)
     described: list[Mapping[str, object]] = [
         {
             "transfer_id": leg.transfer_id,

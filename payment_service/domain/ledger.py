@@ -285,9 +285,13 @@ class Book:
         )
 
     def transfer_reversed(
-        self, part: int, platform: Settled, connected: Settled, *, owed_by: str
+        self, part: int, paid: int, platform: Settled, connected: Settled
     ) -> list[Posting]:
-        """The expert's ``part`` came back to the platform; it pays off what ``owed_by`` bears."""
+        """The expert's ``part`` came back to the platform, and ``paid`` of what the expert owed.
+
+        What a hand at Stripe's dashboard took beyond that makes good a loss of the platform, or is
+        its own until it is decided.
+        """
         return without_zeros(
             [
                 *self.between(
@@ -298,7 +302,17 @@ class Book:
                     connected,
                 ),
                 self.line("transfer_reversed", expert_funds(self.expert_id), part),
-                self.line("transfer_reversed", owed_by, -part),
+                self.line("transfer_reversed", expert_debt(self.expert_id), -paid),
+                self.line("transfer_reversed", LOSSES, paid - part),
+            ]
+        )
+
+    def taken_by_hand(self, part: int) -> list[Posting]:
+        """What the expert would owe had been taken by hand before: that was the platform's."""
+        return without_zeros(
+            [
+                self.line("taken_by_hand", LOSSES, part),
+                self.line("taken_by_hand", expert_debt(self.expert_id), -part),
             ]
         )
 

@@ -88,7 +88,10 @@ def preview_refund(payment: Payment, plan: RefundPlan, transfers: Sequence[Rever
     if plan.cancels:
         released = Leg(LegKind.RELEASE_HOLD, payment.held)
         return _preview(payment, replace(payment, state=State.CANCELED, held=0), [released])
-    legs = [Leg(LegKind.REFUND_CLIENT, plan.split.whole), *_taken_back(plan.split, transfers)]
+    legs = [
+        Leg(LegKind.REFUND_CLIENT, plan.split.whole),
+        *_taken_back(payment, plan.split, transfers),
+    ]
     after = less_refund(payment, plan.split)
     return _preview(payment, replace(after, state=after.resting_state), legs)
 
@@ -101,19 +104,20 @@ def preview_loss(
     ``kept`` came back to the platform after the same dispute had been lost once before.
     """
     loss = plan_loss(payment, part, kept)
-    legs = [Leg(LegKind.LOSE_TO_BANK, part), *_taken_back(loss.split, transfers)]
+    legs = [Leg(LegKind.LOSE_TO_BANK, part), *_taken_back(payment, loss.split, transfers)]
     after = less_loss(payment, loss.split, loss.beyond)
     after = replace(after, frozen=frozen.freeze, frozen_by=frozen.by)
     return _preview(payment, replace(after, state=after.resting_state), legs)
 
 
-def _taken_back(split: RefundSplit, transfers: Sequence[Reversible]) -> list[Leg]:
+def _taken_back(payment: Payment, split: RefundSplit, transfers: Sequence[Reversible]) -> list[Leg]:
     """The commission that is given back, and how the expert's part is."""
-    reversals = plan_reversals(split.expert_part, transfers)
+    due = split.expert_part - payment.taken_already(split.expert_part)
+    reversals = plan_reversals(due, transfers)
     return [
         Leg(LegKind.RETURN_COMMISSION, split.commission),
         *(Leg(LegKind.REVERSE_TRANSFER, leg.minor_units, leg.transfer_id) for leg in reversals),
-        Leg(LegKind.LEAVE_DEBT, split.expert_part - sum(leg.minor_units for leg in reversals)),
+        Leg(LegKind.LEAVE_DEBT, due - sum(leg.minor_units for leg in reversals)),
     ]
 
 

@@ -395,6 +395,18 @@ def test_what_was_kept_back_for_an_older_debt_is_owed_again(owed: int, found: bo
     assert bool(checks) is found
 
 
+def test_a_debt_that_hands_paid_is_none() -> None:
+    world = on_the_platform()
+    paid = _told("reversed_elsewhere", amount=200, debt_paid=200)
+    taken = _told("expert_owes", amount=0, taken_by_hand=100)
+    world.events += [{**world.events[-1], **paid}, {**world.events[-1], **taken}]
+    world.postings += [_posting(7, "expert_debt:e", -200), _posting(8, "expert_debt:e", -100)]
+    said = [one for one in violations(world) if "e owes" in str(one)]
+    assert not said
+    world.postings.append(_posting(8, "expert_debt:e", -1))
+    assert [one for one in violations(world) if "e owes" in str(one)]
+
+
 def _write_off(key: str, part: int) -> Entry:
     amount = money_pb2.Money(minor_units=part, currency_code="USD")
     body = operations_pb2.WriteOffDebtResponse(expert_id="e", written_off=amount)

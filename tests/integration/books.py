@@ -110,6 +110,14 @@ def _check_sums(world: World) -> None:
         "SELECT payment_id, currency, client_owed FROM payments"
     ):
         assert sums.get((f"client_payable:{payment_id}", currency), 0) == -owed
+    # No debt is paid twice, and what hands made of losses is remembered.
+    assert not [key for key, sum_ in sums.items() if key[0].startswith("expert_debt:") and sum_ < 0]
+    assert not world.sql(
+        "SELECT payment_id FROM payments JOIN postings USING (payment_id) "
+        "WHERE account = 'losses' AND kind IN ('client_refunded', 'transferred_elsewhere', "
+        "'transfer_reversed', 'fee_refunded', 'taken_by_hand') "
+        "GROUP BY 1 HAVING sum(minor_units) <> -taken_by_hand"
+    )
 
 
 def _check_rows(world: World) -> None:

@@ -234,8 +234,13 @@ def expert_reversed(a: Amounts) -> Done:
 
 def reversed_elsewhere(a: Amounts) -> Done:
     return escrow.reversed_elsewhere(
-        partly_paid_out(a), "trr_1", a["v"], usd(a["v"]), usd(a["v"]), LOSSES, NOW
+        partly_paid_out(a), "trr_1", a["v"], a.get("n", 0), usd(a["v"]), usd(a["v"]), NOW
     )
+
+
+def expert_owes(a: Amounts) -> Done:
+    payment = replace(busy(partly_paid_out(a), State.REFUNDING), taken_by_hand=a["n"])
+    return escrow.expert_owes(payment, a["e"], "nothing_left_to_reverse", NOW)
 
 
 def fee_refunded_elsewhere(a: Amounts) -> Done:
@@ -384,6 +389,8 @@ PERFORMERS: Final[Mapping[tuple[str, str], Performer]] = {
     (Kind.REFUNDED_ELSEWHERE, "at the dashboard"): refunded_elsewhere,
     (Kind.REFUNDED_ELSEWHERE, "what was owed, and more"): refunded_elsewhere,
     (Kind.REVERSED_ELSEWHERE, "at the dashboard"): reversed_elsewhere,
+    (Kind.REVERSED_ELSEWHERE, "after it was owed"): reversed_elsewhere,
+    (Kind.EXPERT_OWES, "taken by hand before"): expert_owes,
     (Kind.FEE_REFUNDED_ELSEWHERE, "at the dashboard"): fee_refunded_elsewhere,
     (Kind.FEE_REFUNDED_ELSEWHERE, "given back to the client before"): fee_refunded_elsewhere,
     (Kind.TRANSFERRED_ELSEWHERE, "at the dashboard"): transferred_elsewhere,
@@ -449,9 +456,6 @@ SILENT_PERFORMERS: Final[Mapping[str, Callable[[], Transition]]] = {
         in_state(State.CAPTURED), _SPLIT, "op_1", "", NOW
     ),
     Kind.REFUND_REFUSED: lambda: escrow.refund_refused(in_state(State.REFUNDING), FAILURE),
-    Kind.EXPERT_OWES: lambda: escrow.expert_owes(
-        in_state(State.REFUNDING), 9_000, "balance_insufficient", NOW
-    ),
     Kind.WAITING: lambda: escrow.waiting(
         in_state(State.CAPTURING), WaitingFor.PROCESSOR, "timeout", NOW
     ),

@@ -12,7 +12,7 @@ from payment_service.domain.disputes import Dispute
 from payment_service.domain.escrow import Freeze, Payment, State, Transition, WaitingFor
 from payment_service.domain.follow import Followed, follow, repayment
 from payment_service.domain.follow_disputes import Circumstances, follow_disputes
-from payment_service.domain.ledger import STRIPE_PLATFORM, Posting, Share, imbalance
+from payment_service.domain.ledger import LOSSES, STRIPE_PLATFORM, Posting, Share, imbalance
 from payment_service.domain.observation import Observation, ShownDispute
 from payment_service.domain.operations import Operation, OperationKind, OperationState
 from tests.unit.domain.builders import (
@@ -35,6 +35,14 @@ from tests.unit.domain.fake_intent import (
 
 DEBT = "expert_debt:expert_1"
 FUNDS = "expert_funds:expert_1"
+#: Under which hands at Stripe's dashboard come to the platform's ``losses``, or leave them.
+BY_HAND = (
+    "client_refunded",
+    "transferred_elsewhere",
+    "transfer_reversed",
+    "fee_refunded",
+    "taken_by_hand",
+)
 
 
 @dataclass
@@ -77,6 +85,7 @@ class FakeService:
             known=frozenset(self.known),
             next_operation_id=f"op_{self.ids + 1}",
             holding=HOLDING,
+            owed=self.owed,
             now=NOW,
         )
         if shown.disputes or shown.fraud_warnings is not None:
@@ -318,6 +327,8 @@ class FakeService:
         assert self.balance("commission") == -payment.net_commission
         # Never more kept back than is owed, not even with the capture that is under way.
         assert self.balance(DEBT) >= payment.netting
+        by_hand = [line for line in self.postings if line.kind in BY_HAND]
+        assert sums(by_hand).get((LOSSES, payment.currency), 0) == -payment.taken_by_hand
         if self.intent.exchange == SAME_CURRENCY:
             assert self.balance(CONNECTED) == -self.balance(FUNDS)
         assert imbalance(self.postings) == {}
@@ -325,6 +336,15 @@ class FakeService:
             assert self.balance(DEBT) == self.debt_before
             assert self.balance(STRIPE_PLATFORM) == -self.debt_before
             assert len(sums(self.postings)) == 2 * bool(self.debt_before)
+
+    @property
+    def owed(self) -> int:
+        """As `repositories.debt_of`."""
+        operation = self.operation
+        reverses = operation is not None and operation.kind is OperationKind.REVERSE_TRANSFER
+        left = self.balance(DEBT) - (owed_after(operation) if operation and reverses else 0)
+        netted = -sum(line.minor_units for line in self.postings if line.kind == "debt_netted")
+        return max(min(left + netted - self.debt_before, left - self.payment.netting), 0)
 
     def stripe_lines(self) -> dict[tuple[str, str], int]:
         """Our books' view of Stripe's balances."""

@@ -191,6 +191,20 @@ def test_what_was_refunded_before_it_was_lost_is_the_platforms_loss() -> None:
     assert service.records[name].lost == 10_000
 
 
+@pytest.mark.parametrize("by_hand", [4_500, 3_000])
+def test_what_a_hand_took_when_the_dispute_opened_pays_the_loss(by_hand: int) -> None:
+    service = paid_out()
+    name = Bank(service).contest(5_000)
+    service.intent.reverse(by_hand)
+    service.follow()
+    assert service.payment.taken_by_hand == by_hand
+    Bank(service).status(name, "lost")
+    service.follow()
+    service.finish()
+    assert service.balance("expert_debt:expert_1") == service.balance("losses") == 0
+    assert service.balance("stripe:connected:expert_1") == 4_500
+
+
 def test_a_reversal_that_stripe_refuses_leaves_the_debt() -> None:
     service = paid_out()
     name = Bank(service).contest(10_000)

@@ -168,9 +168,7 @@ FUNCTIONS: dict[str, Callable[[Payment], Transition]] = {
     "refunded_elsewhere, a part": lambda p: refunded_elsewhere(p, EXPERTS_PART),
     "refunded_elsewhere, the whole": lambda p: refunded_elsewhere(p, whole_of(p)),
     "transferred_elsewhere": lambda p: escrow.transferred_elsewhere(p, "tr_2", 100, USD, USD, NOW),
-    "reversed_elsewhere": lambda p: escrow.reversed_elsewhere(
-        p, "trr_1", 100, USD, USD, LOSSES, NOW
-    ),
+    "reversed_elsewhere": lambda p: escrow.reversed_elsewhere(p, "trr_1", 100, 40, USD, USD, NOW),
     "fee_refunded_elsewhere": lambda p: escrow.fee_refunded_elsewhere(
         p, "fr_1", 100, USD, USD, NOW
     ),

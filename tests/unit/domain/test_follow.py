@@ -32,6 +32,7 @@ from tests.unit.domain.builders import (
 )
 from tests.unit.domain.fake_intent import SAME_CURRENCY, Exchange, FakeIntent
 from tests.unit.domain.fake_service import (
+    DEBT,
     FakeService,
     check_payment,
     followed_kinds,
@@ -56,6 +57,7 @@ def followed(
         known=frozenset(known),
         next_operation_id="op_next",
         holding=HOLDING,
+        owed=0,
         now=NOW,
     )
 
@@ -763,6 +765,87 @@ def test_reversal_by_hand_is_followed_and_reported() -> None:
     assert reported(to) == ["reversal_made_elsewhere"]
     assert (to.payment.state, to.payment.net) == (State.CAPTURED, 10_000)
     service.check_reconciled()
+
+
+def test_a_reversal_by_hand_pays_what_is_owed_and_the_rest_is_the_platforms() -> None:
+    service = paid_out()
+    service.give_back(5_000, reversal_refused=True)
+    assert service.balance(DEBT) == 4_500
+    service.intent.reverse(4_000)
+    service.intent.reverse(1_000)
+    to = service.follow()
+    assert [done.facts.get("debt_paid") for done in to.transitions] == [4_000, 500]
+    assert (service.balance(DEBT), service.balance("losses")) == (0, -500)
+    assert service.payment.taken_by_hand == 500
+
+
+def test_a_reversal_by_hand_pays_no_debt_of_others_nor_what_is_being_kept_back() -> None:
+    service = serve(new_payment(), debt_before=2_000)
+    service.intent.authorize()
+    service.follow()
+    service.capture(4_000)
+    assert service.balance(DEBT) == 0
+    service.give_back(2_000, reversal_refused=True)
+    assert service.owed == service.balance(DEBT) == 1_800
+    others = serve(new_payment(), debt_before=20_000)
+    others.intent.authorize()
+    others.follow()
+    others.capture()
+    others.intent.reverse(1_000)
+    left = others.balance(DEBT)
+    others.follow()
+    assert (others.balance(DEBT), others.payment.taken_by_hand) == (left, 1_000)
+
+
+def test_what_a_hand_took_before_is_not_reversed_once_more() -> None:
+    service = paid_out()
+    service.intent.reverse(4_000)
+    service.follow()
+    service.give_back(2_000)
+    # All that is due has been taken, though the transfer could bear more.
+    assert service.kinds[-2:] == [Kind.CLIENT_REFUNDED, Kind.EXPERT_OWES]
+    assert (service.balance(DEBT), service.payment.taken_by_hand) == (0, 2_200)
+    service.give_back(8_000)
+    assert service.kinds[-3:] == [Kind.CLIENT_REFUNDED, Kind.EXPERT_REVERSED, Kind.EXPERT_OWES]
+    assert (service.balance(DEBT), service.payment.taken_by_hand) == (0, 0)
+    assert service.balance("losses") == 0
+
+
+def test_a_hand_that_takes_while_our_refund_is_on_its_way_takes_it_once() -> None:
+    service = paid_out()
+    service.start_give_back()
+    service.send()
+    service.intent.reverse(9_000)
+    to = service.follow()  # Both are seen together.
+    assert followed_kinds(to) == ["reversed_elsewhere", "client_refunded", "expert_owes"]
+    assert to.next_operation is None
+    assert (service.balance(DEBT), service.balance("losses")) == (0, 0)
+
+
+def test_a_hand_that_takes_what_our_reversal_asks_for_pays_when_that_is_refused() -> None:
+    service = paid_out()
+    service.start_give_back()
+    service.send()
+    service.follow()
+    service.intent.reverse(9_000)
+    service.follow()
+    # It may yet come back by ours, so that nothing is paid before.
+    assert (service.balance(DEBT), service.payment.taken_by_hand) == (9_000, 9_000)
+    service.send(refused=True)
+    assert (service.balance(DEBT), service.payment.taken_by_hand) == (0, 0)
+    [*_, owes] = service.kinds
+    assert owes is Kind.EXPERT_OWES
+
+
+def test_what_hands_gave_away_is_no_more_than_made_good() -> None:
+    """A refund at the dashboard with its reversal has paid nothing that is owed later."""
+    service = paid_out()
+    service.intent.refund(5_000)
+    service.intent.reverse(4_500)
+    service.follow()
+    assert (service.payment.taken_by_hand, service.balance("losses")) == (0, 0)
+    service.give_back(5_000, reversal_refused=True)
+    assert service.balance(DEBT) == 4_500
 
 
 def test_tiny_reversal_by_hand_in_another_currency_makes_no_empty_lines() -> None:

@@ -352,7 +352,12 @@ def test_what_others_do_while_we_are_at_it_ends_in_the_same_payment(
     in_order.play(script)
     shuffled = Player(payment, around, debt, chance=Random(seed))
     shuffled.play(script)
-    assert compared(shuffled.service.payment) == compared(in_order.service.payment)
+    # What hands took is of the books, and whether ours came first decides what it pays.
+    first, second = (
+        replace(compared(player.service.payment), taken_by_hand=0)
+        for player in (in_order, shuffled)
+    )
+    assert second == first
 
 
 def test_the_scripts_reach_every_kind_of_event_that_following_can_bring() -> None:

@@ -167,6 +167,7 @@ def followed(
         known=frozenset(known),
         next_operation_id="op_next",
         holding=HOLDING,
+        owed=0,
         now=NOW,
     )
 
@@ -545,9 +546,12 @@ def test_experts_part_without_any_transfer_left_is_owed_at_once() -> None:
     for transfer in list(service.intent.transfers):
         service.intent.reverse(transfer.left, transfer_id=transfer.transfer_id)
     service.follow()
+    taken = service.payment.taken_by_hand
     service.give_back(1_000)
     assert service.kinds[-2:] == [Kind.CLIENT_REFUNDED, Kind.EXPERT_OWES]
-    assert service.balance(DEBT) == 900
+    # By what hands took before, it is owed no more.
+    assert service.balance(DEBT) == 0
+    assert service.payment.taken_by_hand == taken - 900
 
 
 # ---- debt ----
