@@ -214,6 +214,7 @@ MUTANTS = (
                 '            return Ingested("evt_unknown", False)',
             ),
         ),
+        "test_nothing_is_acknowledged_that_is_not_stored",
     ),
     Mutant(
         "sent again after 23 hours",

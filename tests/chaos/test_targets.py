@@ -12,10 +12,13 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
+import aiohttp
 import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
+from gateway.app import running
+from gateway.settings import Settings
 from marketplace.payments.v1 import payments_pb2
 from payment_service.adapters.database import SqlDatabase, SwallowedError
 from payment_service.adapters.repositories import SqlTransaction
@@ -39,12 +42,14 @@ from payment_service.domain.ports import Answers, Cause, Policy, Transaction
 from payment_service.rpc.calls import Operations
 from tests.integration.books import balance
 from tests.integration.world import (
+    PLATFORM_SECRET,
     World,
     capture_request,
     ingestion,
     new_event,
     refusal,
     running_world,
+    signed,
     until,
 )
 
@@ -458,6 +463,21 @@ async def test_a_forged_signature_is_no_signature(database_url: str) -> None:
         event = new_event("payment_intent.created", {"object": "payment_intent", "id": "pi_1"})
         forged = await refusal(world.webhooks.IngestEvent(ingestion(event, secret="whsec_other")))
         assert forged.code == "INVALID_ARGUMENT"
+
+
+async def test_nothing_is_acknowledged_that_is_not_stored() -> None:
+    nobody = Settings(
+        core_address=("127.0.0.1:9",),
+        gateway_port=0,
+        gateway_metrics_port=0,
+        allowed_origins=frozenset({"https://app.example"}),
+    )
+    body = b'{"id": "evt_1", "object": "event"}'
+    headers = {"Stripe-Signature": signed(body, PLATFORM_SECRET)}
+    async with running(nobody) as address, aiohttp.ClientSession() as stripe:
+        url = f"{address}/api/v1/webhooks/stripe"
+        async with stripe.post(url, data=body, headers=headers) as answer:
+            assert answer.status == 503
 
 
 async def test_an_event_is_stored_once(database_url: str) -> None:

@@ -80,12 +80,12 @@ async def test_the_window_closes_on_a_payment_confirmed_a_moment_ago(
     start_world: StartWorld,
 ) -> None:
     """The sweep meets an authorization that no webhook has told of yet, nor Stripe's list."""
-    unasked = {"poll_seconds": 3600.0, "quiet_seconds": 3600.0}
-    world = await start_world(payment_window=0.01, loops=False, policy=unasked)
+    world = await start_world(payment_window=0.01, loops=False)
     assert world.service is not None
     initiated = await world.initiate(await world.expert())
     await world.deafen()
     assert (await world.confirm(initiated))["status"] == "requires_capture"
+    await expire_unpaid(world.service.core)
     world.service.start_loops()
     await world.in_state(initiated.payment.payment_id, EXPIRED)
     await world.stripe.control("POST", "/webhooks", {"paused": False})

@@ -204,7 +204,9 @@ async def test_resuming_while_contested_finds_what_was_done(start_world: StartWo
     await dispute_where(world, dispute_id)
     await world.stripe.control("POST", "/webhooks", {"paused": True})
     await arrives(world, payment, operation_id)
-    await resume(world, operation_id)
+    refused = await refusal(resume(world, operation_id))
+    # The look that comes first has found it.
+    assert (refused.reason, refused.facts["state"]) == ("WRONG_STATE", "SUCCEEDED")
     after = await world.in_state(payment.payment_id, IN_ESCROW)
     assert after.captured_amount.minor_units == 4_000
     assert "captured" in await kinds(world, payment.payment_id)

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 import psycopg2
+from grpc import StatusCode, aio
 
 from marketplace.payments.v1 import experts_pb2, payments_pb2, webhooks_pb2
 from tests.integration.books import check_books
@@ -108,7 +109,14 @@ class Run:
     async def prepared(self, scenario: Scenario, world: World) -> tuple[Subject, int]:
         """The subject, and the number of the last effect before it. Webhooks are paused after."""
         await set_webhooks(self.stripe, paused=False)
-        subject = await scenario.prepare(world, self.expert)
+        try:
+            subject = await scenario.prepare(world, self.expert)
+        except aio.AioRpcError as error:
+            # Stripe's patience is short here: on a busy machine it may be too short once.
+            if error.code() is not StatusCode.UNAVAILABLE:
+                raise
+            await world.quiet()
+            subject = await scenario.prepare(world, self.expert)
         if not scenario.pauses:
             await world.quiet()
             await set_webhooks(self.stripe, paused=True)
