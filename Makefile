@@ -36,11 +36,17 @@ bench: $(GENERATED) ## what one worker carries while Stripe is slow; ends by its
 	@$(BIN)/python -m dev bench
 
 # Two files at a time, since most tests wait for real processes. Those may be late on a crowded
-# machine: what fails is tried once more, what fails twice is red, and every second try is listed.
-IN_FULL := --numprocesses=2 --dist=loadfile --no-loadscope-reorder --reruns=1 -raR
+# machine: what fails is tried once more, alone, with processes of its own; what fails twice is red.
+IN_FULL := --numprocesses=2 --dist=loadfile --no-loadscope-reorder
+ONCE_MORE := --last-failed --last-failed-no-failures=none --maxfail=5 -rfEp
 
 test: $(GENERATED) ## all tests (unit, integration, acceptance, reliability); ARGS='-k capture' narrows
-	@$(BIN)/python -m pytest $(if $(ARGS),$(ARGS),$(IN_FULL))
+ifneq ($(ARGS),)
+	@$(BIN)/python -m pytest $(ARGS)
+else
+	@$(BIN)/python -m pytest $(IN_FULL) || { test $$? -eq 1 && echo "== once more what failed" && \
+		$(BIN)/python -m pytest $(ONCE_MORE); }
+endif
 
 coverage: $(GENERATED) ## the same with coverage, which takes half as long again
 	@$(BIN)/python -m pytest $(IN_FULL) --cov --cov-report=term
