@@ -211,6 +211,17 @@ class SqlReader(FeedReads, PayoutReads, AccountReads):
         )
         return [row["payment_id"] for row in found]
 
+    def payments_unsure(self, limit: int) -> Sequence[str]:
+        """Something of them is parked, and by now Stripe must show it, or nothing comes of it."""
+        found = self._in_turn(
+            Work.UNSURE,
+            "SELECT payment_id, unsure_until AS due FROM operations "
+            "WHERE state = 'PARKED' AND payment_id IS NOT NULL AND dispute_id IS NULL "
+            "AND unsure_until <= now()",
+            limit,
+        )
+        return [row["payment_id"] for row in found]
+
     def expert(self, expert_id: str) -> Expert | None:
         row = self._maybe("SELECT * FROM experts WHERE expert_id = :id", id=expert_id)
         return row and rows.expert_of(row)

@@ -268,6 +268,20 @@ class SqlTransaction(FeedWrites, PayoutWrites, AccountWrites):
         )
         return frozenset(row["movement_id"] for row in found)
 
+    def made_by_hand_since(self, operation: Operation) -> frozenset[str]:
+        """The kinds of movements that others made, seen since this open operation was recorded.
+
+        A payment has one open operation at most, so what is not this one's is nobody's of ours.
+        """
+        found = self._all(
+            "SELECT DISTINCT kind FROM movements WHERE payment_id = :payment_id "
+            "AND operation_id <> :operation_id AND time > :since",
+            payment_id=operation.payment_id,
+            operation_id=operation.operation_id,
+            since=operation.create_time,
+        )
+        return frozenset(row["kind"] for row in found)
+
     def add_movement(self, payment_id: str, movement: Movement) -> None:
         self._do(
             "INSERT INTO movements (movement_id, payment_id, kind, minor_units, operation_id, "
@@ -533,6 +547,14 @@ class SqlTransaction(FeedWrites, PayoutWrites, AccountWrites):
             id=operation_id,
             params=json.dumps(dict(params)),
             more=1 if next_attempt else 0,
+        )
+
+    def nothing_came_of_parked(self, payment_id: str) -> None:
+        """Stripe was read after the time until which it could still show what is parked."""
+        self._do(
+            "UPDATE operations SET unsure_until = NULL WHERE payment_id = :id "
+            "AND state = 'PARKED' AND dispute_id IS NULL AND unsure_until <= now()",
+            id=payment_id,
         )
 
     def settle_operation(

@@ -33,6 +33,7 @@ from payment_service.domain.errors import (
     outcome_unknown,
     processor_unavailable,
 )
+from payment_service.domain.escrow import Freeze
 from payment_service.domain.observation import Made, Observation, Refund, Reversal, Transfer
 from payment_service.domain.operations import Operation, OperationKind, OperationState
 from payment_service.domain.ports import (
@@ -95,7 +96,7 @@ async def _carry_out_one(core: Core, operation: Operation, version: int, cause: 
         if await is_settled(core, operation):
             return looked
         version = looked.payment.version if looked.payment else version
-        await _may_send_again(core, operation, cause)
+        await _may_send_again(core, operation, looked, cause)
     facts = {"payment_id": operation.payment_id}
     outcome = await send_patiently(core, operation, lambda: _send(core, operation), cause, facts)
     return await _conclude(core, operation, outcome, version, cause)
@@ -223,10 +224,15 @@ async def is_settled(core: Core, operation: Operation) -> bool:
     return current is None or not current.is_open
 
 
-async def _may_send_again(core: Core, operation: Operation, cause: Cause) -> None:
+async def _may_send_again(core: Core, operation: Operation, looked: Applied, cause: Cause) -> None:
     """Stripe does not have it. Raises where it must not be sent now."""
-    if operation.params.get("look_only"):
-        await give_back(core, operation, "not at Stripe; the payment is contested", cause, None)
+    pays = operation.kind in (OperationKind.CAPTURE, OperationKind.TRANSFER)
+    frozen = looked.payment is not None and looked.payment.frozen is not Freeze.NONE
+    contested = operation.params.get("look_only") or (pays and frozen)
+    why = "the payment is contested" if contested else looked.stands_back
+    if why:
+        # Parked, it gives way to a lost dispute, or to what hands did, once nothing can come of it.
+        await give_back(core, operation, f"not at Stripe; {why}", cause, None)
         raise outcome_unknown(payment_id=operation.payment_id)
     if operation.params.get("replayed"):
         await check_lease(core, operation, cause, {"payment_id": operation.payment_id})

@@ -17,30 +17,38 @@ async def resume_operation(core: Core, operation_id: str, cause: Cause) -> Opera
     """Put a parked operation back to work. The sweep looks at Stripe before it sends anything."""
     known = await core.database.read(lambda reader: reader.operation(operation_id))
     known = _parked(operation_id, known)
-    operation = await unpark_after_a_look(core, operation_id, known.payment_id, cause)
+    operation = await unpark_after_a_look(core, operation_id, known.payment_id, cause, insists=True)
     core.wake.set()
     return operation
 
 
 async def unpark_after_a_look(
-    core: Core, operation_id: str, payment_id: str, cause: Cause
+    core: Core, operation_id: str, payment_id: str, cause: Cause, *, insists: bool = False
 ) -> Operation:
     """Resumed, it counts as on its way, and what the client was refunded by hand is taken from what
     is left beside it; so a refund that nobody has told of must be seen before: it may end it.
     """
     if payment_id:
         await go_on(core, await observe_payment(core, payment_id, cause), cause)
-    return await core.database.transact(unpark, operation_id, payment_id, cause)
+    return await core.database.transact(unpark, operation_id, payment_id, cause, insists=insists)
 
 
-def unpark(tx: Transaction, operation_id: str, payment_id: str, cause: Cause) -> Operation:
-    """The payment is locked before its operation, as everywhere."""
+def unpark(
+    tx: Transaction, operation_id: str, payment_id: str, cause: Cause, *, insists: bool = False
+) -> Operation:
+    """The payment is locked before its operation, as everywhere.
+
+    Whoever ``insists`` knows what was paid to the expert by hand, and that this comes on top of it.
+    """
     payment = tx.lock_payment(payment_id) if payment_id else None
     operation = _parked(operation_id, tx.operation(operation_id))
     # A key that Stripe may have forgotten is not used again: if looking shows no effect, the
     # request goes out under a new one.
     new_key = not operation.may_resend(tx.now)
-    params = {name: value for name, value in operation.params.items() if name != "look_only"}
+    marks = ("look_only", "insists")
+    params = {name: value for name, value in operation.params.items() if name not in marks}
+    if insists:
+        params["insists"] = True
     if payment is not None and _only_looks(payment, operation):
         params["look_only"] = True
     if payment is not None and payment.waiting_for is WaitingFor.EXPERT:

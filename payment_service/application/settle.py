@@ -24,6 +24,7 @@ from payment_service.domain.follow import (
     failure_of,
     follow,
     is_reversed_by_hand,
+    owed_after,
     refused_by_processor,
     repayment,
     rest_not_returned,
@@ -45,6 +46,8 @@ class Applied:
     deferred: bool = False
     #: Among them one that ends the open operation.
     operation_deferred: bool = False
+    #: Why the open operation must not be sent, if it must not.
+    stands_back: str = ""
     payment: Payment | None = None
     #: The operation that these transitions brought forth, leased to us.
     next_operation: Operation | None = None
@@ -75,6 +78,7 @@ def apply_observation_phase(
         seen,
         operation=operation,
         known=known,
+        by_hand=tx.made_by_hand_since(operation) if operation else frozenset(),
         next_operation_id=tx.new_id("op"),
         holding=timedelta(seconds=policy.holding_limit),
         # Asked for under the expert's lock, since a capture may be about to keep it back.
@@ -130,6 +134,7 @@ def apply_observation_phase(
         changed=bool(followed.transitions),
         deferred=followed.deferred,
         operation_deferred=followed.operation_deferred,
+        stands_back=followed.stands_back,
         payment=payment,
         next_operation=next_operation,
         discrepancies=tuple(followed.discrepancies),
@@ -341,12 +346,6 @@ def _refused_transition(
             raise AssertionError("an account is no payment")
         case OperationKind.SUBMIT_EVIDENCE | OperationKind.ACCEPT_DISPUTE:
             raise AssertionError("answers to disputes are refused by settle_disputes")
-
-
-def owed_after(operation: Operation) -> int:
-    """What the expert owes if Stripe refuses this reversal: the later ones are not tried either."""
-    later = sum(int(str(leg["minor_units"])) for leg in operation.items("legs"))
-    return operation.minor_units + later + operation.number("owed_then")
 
 
 def _refusal_of(payment: Payment, refused: Refused) -> Refusal:

@@ -106,6 +106,28 @@ async def settle_lost_disputes(core: Core) -> int:
     return 0  # Asked once a round: where it has to wait, asking again changes nothing.
 
 
+async def ask_about_parked(core: Core) -> int:
+    """Read Stripe once more when nothing can come any more of what was parked unsure.
+
+    If hands have done the same meanwhile, or a dispute was lost, it is given up by that.
+    """
+    if core.stripe.is_away:
+        return 0
+
+    async def ask(payment_id: str) -> None:
+        applied = await go_on(core, await observe_payment(core, payment_id, SWEEP), SWEEP)
+        if not applied.operation_deferred:  # Else Stripe shows it: its lines are still to come.
+            await core.database.transact(nothing_came, payment_id)
+
+    unsure = await core.database.read(lambda reader: reader.payments_unsure(_BATCH))
+    await in_turn(core, Work.UNSURE, unsure, ask)
+    return 0  # Asked once a round, as above.
+
+
+def nothing_came(tx: Transaction, payment_id: str) -> None:
+    tx.nothing_came_of_parked(payment_id)
+
+
 async def expire_unpaid(core: Core) -> int:
     """Cancel payments that nobody confirmed within the payment window; how many went well.
 

@@ -112,6 +112,9 @@ class Followed:
     deferred: bool = False
     #: Among them one that ends the open operation: it must not be sent again, or refused, before.
     operation_deferred: bool = False
+    #: Why the open operation must not be sent, although it is not certain yet that nothing comes of
+    #: it: hands at Stripe have done the same, or have taken what it would take.
+    stands_back: str = ""
     #: Disputes that changed, by their ids, as they stand now.
     disputes: dict[str, Dispute] = field(default_factory=dict)
 
@@ -142,6 +145,7 @@ def follow(
     *,
     operation: Operation | None,
     known: frozenset[str],
+    by_hand: frozenset[str],
     next_operation_id: str,
     holding: timedelta,
     owed: int,
@@ -150,9 +154,10 @@ def follow(
     """What must change so that the payment is what Stripe shows.
 
     ``operation`` is the payment's open operation, ``known`` the ids of the movements that are on
-    the books already, ``next_operation_id`` the id of an operation that may have to be recorded,
-    ``holding`` for how long the platform may hold what was charged, ``owed`` what the expert owes
-    for this payment and nothing under way collects: asked for only of what ``is_reversed_by_hand``.
+    the books already, ``by_hand`` the kinds of those that hands made since the open operation was
+    recorded, ``next_operation_id`` the id of an operation that may have to be recorded, ``holding``
+    for how long the platform may hold what was charged, ``owed`` what the expert owes for this
+    payment and nothing under way collects: asked for only of what ``is_reversed_by_hand``.
     """
     to = Followed(payment)
     if (seen.minor_units, seen.currency) != (payment.amount, payment.currency):
@@ -183,7 +188,7 @@ def follow(
         else:
             _follow_capture(to, seen, operation, now)
             _follow_bounces(to, seen, known, now)
-        _follow_money_back(to, seen, operation, known, next_operation_id, owed, now)
+        _follow_money_back(to, seen, operation, known, by_hand, next_operation_id, owed, now)
     elif seen.status is IntentStatus.CANCELED:
         _follow_end(to, seen, operation, now)
     else:
@@ -394,7 +399,9 @@ def _follow_transfers(
     for transfer in seen.separate_transfers:
         if transfer.transfer_id in known or not to.payment.charged:
             continue
-        ours = operation is not None and transfer.operation_id == operation.operation_id
+        mine = operation is not None and transfer.operation_id == operation.operation_id
+        for_us = operation is not None and _is_made_for_us(to, transfer, operation, seen, now)
+        ours = mine or for_us
         if transfer.line is None or transfer.connected_line is None:
             to.defer(operation=ours)
             continue
@@ -407,6 +414,8 @@ def _follow_transfers(
                 if refund.refund_id not in known and not refund.failed
             )
             _take_transfer(to, transfer, operation, by_hand, next_operation_id, now)
+            if for_us:
+                to.report("transfer_made_elsewhere", f"{transfer.transfer_id} of {part}, as asked")
         else:
             to.take(
                 escrow.transferred_elsewhere(
@@ -417,6 +426,22 @@ def _follow_transfers(
         to.movements.append(
             Movement(transfer.transfer_id, "transfer", transfer.minor_units, transfer.operation_id)
         )
+
+
+def _is_made_for_us(
+    to: Followed, transfer: Transfer, operation: Operation, seen: Observation, now: datetime
+) -> bool:
+    """Whether somebody made by hand exactly the transfer that is parked: resumed, it would be made
+    again.
+    """
+    return (
+        operation.kind is OperationKind.TRANSFER
+        and operation.is_without_effect(now)
+        and not to.settled
+        and not transfer.operation_id
+        and transfer.minor_units == operation.share.sent
+        and not is_shown(operation, seen)
+    )
 
 
 def _take_transfer(
@@ -490,6 +515,7 @@ def _follow_money_back(
     seen: Observation,
     operation: Operation | None,
     known: frozenset[str],
+    by_hand: frozenset[str],
     next_operation_id: str,
     owed: int,
     now: datetime,
@@ -500,10 +526,11 @@ def _follow_money_back(
     """
     if not to.payment.charged:
         return
-    _make_way(to, seen, operation, known, now)
     mine = operation.operation_id if operation else ""
     for transfer, reversal in _reversals_by_hand(seen, operation, known):
         owed -= _take_reversal_by_hand(to, transfer, reversal, owed, now)
+    if operation is not None:
+        _give_way(to, seen, operation, known, by_hand, now)
     for refund in sorted(seen.refunds, key=lambda refund: refund.operation_id != mine):
         if refund.refund_id not in known:
             if operation is not None and mine and refund.operation_id == mine:
@@ -762,31 +789,97 @@ def _on_its_way(payment: Payment, operation: Operation | None) -> int:
     return operation.number("part") or operation.minor_units
 
 
-def _make_way(
+def _give_way(
     to: Followed,
     seen: Observation,
-    operation: Operation | None,
+    operation: Operation,
     known: frozenset[str],
+    by_hand: frozenset[str],
     now: datetime,
 ) -> None:
-    """Give up a parked capture beside which refunds by hand do not fit in what is held.
+    """What is not at Stripe is not sent any more once hands did the same, or took what it takes.
 
-    Stripe does not have it and nobody sends it; sent on later, it would pay the expert what the
-    client has, or is about to have.
+    It is given up if nothing can come of it. If a request may be on its way, its holder is told.
     """
-    payment = to.payment
-    if operation is None or not operation.is_without_effect(now):
+    if to.settled or to.operation_deferred or is_shown(operation, seen):
         return
-    if payment.state is not State.CAPTURING or to.settled or to.operation_deferred:
-        return
-    by_hand = [
+    kind, payment = operation.kind, to.payment
+    refunds = [
         refund for refund in seen.refunds if refund.refund_id not in known and not refund.failed
     ]
-    rest = sum(refund.minor_units for refund in by_hand) - payment.client_owed
-    if rest > payment.held - _on_its_way(payment, operation):
-        names = ", ".join(refund.refund_id for refund in by_hand)
-        to.take(escrow.capture_given_up(payment, f"refunded at Stripe by {names}", now))
-        to.settle(_ended_otherwise(payment, "refunded"))
+    # By hand what is owed to the client is paid first.
+    taken = max(sum(refund.minor_units for refund in refunds) - payment.client_owed, 0)
+    if kind in (OperationKind.CAPTURE, OperationKind.TRANSFER):
+        if payment.state is not State.CAPTURING:
+            return
+        # What fits in what is held beside it does not concern it.
+        overtaken = taken > payment.held - _on_its_way(payment, operation)
+        if not overtaken and _transferred_by_hand(seen, operation, known, by_hand):
+            # Of another amount: what the expert is still to have, somebody has to decide.
+            to.stands_back = "transferred at Stripe by hand"
+            return
+    elif kind is OperationKind.REFUND and not operation.params.get("owed"):
+        # Of which amount it is does not matter: its caller decided without knowing of it.
+        overtaken = bool(refunds) or "refund" in by_hand
+    elif kind is OperationKind.REVERSE_TRANSFER:
+        overtaken = bool(_reversals_by_hand(seen, operation, known)) or "reversal" in by_hand
+    else:
+        return
+    if not overtaken:
+        return
+    word = "reversed" if kind is OperationKind.REVERSE_TRANSFER else "refunded"
+    why = " ".join((f"{word} at Stripe by hand", *(refund.refund_id for refund in refunds)))
+    if operation.is_without_effect(now):
+        failure = Failure(f"{word}_elsewhere", "", why, now)
+        give_up(to, operation, failure, _ended_otherwise(payment, word), taken)
+    else:
+        to.stands_back = why
+
+
+def _transferred_by_hand(
+    seen: Observation, operation: Operation, known: frozenset[str], by_hand: frozenset[str]
+) -> bool:
+    """Whether hands have paid the expert too since our transfer was recorded, and whoever resumed
+    that did not know of it.
+    """
+    if operation.kind is not OperationKind.TRANSFER or operation.params.get("insists"):
+        return False
+    unknown = any(one.transfer_id not in known for one in seen.separate_transfers)
+    return unknown or "transfer" in by_hand
+
+
+def give_up(
+    to: Followed, operation: Operation, failure: Failure, refusal: Refusal, taken: int
+) -> None:
+    """End an operation that nothing can come of. Its caller is told ``refusal``, but where the
+    essential was done: of what is held then, ``taken`` goes elsewhere.
+    """
+    payment = to.payment
+    if operation.kind in (OperationKind.CAPTURE, OperationKind.TRANSFER):
+        to.take(escrow.capture_given_up(payment, failure.message, failure.time))
+        to.settle(refusal)
+    elif operation.params.get("owed"):
+        to.take(escrow.repayment_given_up(payment, failure.message, failure.time))
+        to.settle(refusal)
+    elif operation.kind is OperationKind.REFUND:
+        to.take(escrow.refund_refused(payment, failure))
+        if not operation.params.get("after_capture"):
+            to.settle(refusal)
+            return
+        # The expert was paid: a caller who is told "refused" would pay once more.
+        to.settle()
+        if payment.held > taken:
+            to.discrepancies.append(rest_not_returned(payment, operation, failure.code))
+    elif operation.kind is OperationKind.REVERSE_TRANSFER:
+        # The client has the money. What hands took of the expert's part pays what is owed now.
+        to.take(escrow.expert_owes(payment, owed_after(operation), failure.code, failure.time))
+        to.settle()
+
+
+def owed_after(operation: Operation) -> int:
+    """What the expert owes if this reversal is not made: the later ones are not tried either."""
+    later = sum(int(str(leg["minor_units"])) for leg in operation.items("legs"))
+    return operation.minor_units + later + operation.number("owed_then")
 
 
 def _follow_bounces(to: Followed, seen: Observation, known: frozenset[str], now: datetime) -> None:
@@ -829,10 +922,11 @@ def repayment(
 
 
 def is_shown(operation: Operation, seen: Observation) -> bool:
-    """Whether Stripe shows what this transfer or refund asked for, on the books or not."""
-    name = operation.operation_id
-    transferred = any(one.operation_id == name for one in seen.separate_transfers)
-    return transferred or any(one.operation_id == name for one in seen.refunds)
+    """Whether Stripe shows what this operation asked for, on the books or not."""
+    shown = {one.operation_id for one in seen.separate_transfers}
+    shown |= {one.operation_id for one in seen.refunds}
+    shown |= {one.operation_id for transfer in seen.transfers for one in transfer.reversals}
+    return operation.operation_id in shown
 
 
 def rest_not_returned(payment: Payment, operation: Operation, code: str) -> Discrepancy:

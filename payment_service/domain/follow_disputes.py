@@ -19,10 +19,10 @@ from payment_service.domain.escrow import Failure, Frozen, Kind, State
 from payment_service.domain.follow import (
     Followed,
     Movement,
+    give_up,
     go_on_reversing,
     goes_on_with,
     is_shown,
-    rest_not_returned,
     reversal_legs,
 )
 from payment_service.domain.ledger import Settled
@@ -188,23 +188,12 @@ def _make_way(to: Followed, seen: Observation, part: int, given: Circumstances) 
         return
     if is_shown(operation, seen):
         return  # Stripe has it, and will show its line.
+    if operation.kind is OperationKind.REVERSE_TRANSFER:
+        return
+    word = "captured" if operation.kind is OperationKind.TRANSFER else "refunded"
     reason = "the payment was lost in a dispute"
-    if operation.kind is OperationKind.TRANSFER:
-        to.take(escrow.capture_given_up(payment, reason, given.now))
-        to.settle(plans.payment_disputed(payment, "captured"))
-    elif operation.params.get("owed"):
-        to.take(escrow.repayment_given_up(payment, reason, given.now))
-        to.settle(plans.payment_disputed(payment, "refunded"))
-    elif operation.kind is OperationKind.REFUND:
-        failure = Failure("charge_disputed", "", reason, given.now)
-        to.take(escrow.refund_refused(payment, failure))
-        if not operation.params.get("after_capture"):
-            to.settle(plans.payment_disputed(payment, "refunded"))
-            return
-        # The expert was paid: a caller who is told "refused" would pay once more.
-        to.settle()
-        if payment.held > part:
-            to.discrepancies.append(rest_not_returned(payment, operation, failure.code))
+    failure = Failure("charge_disputed", "", reason, given.now)
+    give_up(to, operation, failure, plans.payment_disputed(payment, word), part)
 
 
 def _lose(to: Followed, seen: Observation, record: Dispute, given: Circumstances) -> None:

@@ -421,32 +421,6 @@ async def test_webhooks_that_come_twice_and_in_any_order_change_nothing(world: W
     assert sorted(set(seen)) == sorted(seen)  # Each once.
 
 
-async def test_a_loss_waits_for_what_is_under_way_and_is_not_forgotten(
-    world: World, as_superuser: Callable[..., int]
-) -> None:
-    """A capture whose outcome nobody knows: what it sent must not be written off as held."""
-    expert = await world.expert()
-    held = await world.escrowed(expert, 10_000, escrow_mode=PLATFORM)
-    await world.stripe.fault("/transfers$", "status", "before", times=None, status=503)
-    await refusal(world.payments.CapturePayment(capture_request(held.payment_id, 4_000)))
-    dispute_id = await contest(world, held)
-    await decide(world, dispute_id, "lose")
-    shown = await dispute_where(world, dispute_id, lambda dispute: dispute.outcome == LOST)
-    assert shown.lost_amount.minor_units == 0
-    assert await frozen(world, held.payment_id) == "CHARGEBACK"
-    # Inbox and sweep have looked often; nothing was taken yet.
-    await world.stripe.control("POST", "/webhooks/settle", {"seconds": 10})
-    assert (await world.get(held.payment_id)).lost_amount.minor_units == 0
-    await world.stripe.clear_faults()
-    payment = await settled(world, held.payment_id, dispute_id, LOST)
-    assert payment.captured_amount.minor_units == 4_000
-    assert payment.lost_held_amount.minor_units == 6_000
-    assert payment.lost_amount.minor_units == 10_000
-    assert payment.state == REFUNDED
-    # Its funds are pending, so that Stripe gives nothing of the transfer back.
-    assert balance(world, f"expert_debt:{expert}") == 3_600
-
-
 async def test_a_capture_that_waits_for_the_expert_gives_way_to_a_loss(world: World) -> None:
     expert = await world.expert()
     held = await world.escrowed(expert, 10_000, escrow_mode=PLATFORM)

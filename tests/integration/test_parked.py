@@ -165,6 +165,24 @@ async def test_what_nothing_is_seen_of_for_a_minute_is_given_up(start_world: Sta
     assert not await world.stripe.effects("transferred")
 
 
+async def test_what_nobody_knows_of_is_not_sent_once_it_is_contested(world: World) -> None:
+    held = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
+    await world.stripe.fault("/transfers$", "status", times=None, status=429)
+    request = capture_request(held.payment_id, 4_000)
+    assert (await refusal(world.payments.CapturePayment(request))).reason == (
+        "PROCESSOR_RATE_LIMITED"
+    )
+    dispute_id = await contest(world, held)
+    await parked(world, held.payment_id)
+    await world.stripe.clear_faults()
+    await decide(world, dispute_id, "lose")
+    after = await settled(world, held.payment_id, dispute_id, LOST)
+    assert (after.state, after.lost_held_amount.minor_units) == (REFUNDED, 10_000)
+    assert (await refusal(world.payments.CapturePayment(request))).reason == "PAYMENT_DISPUTED"
+    assert not await world.stripe.effects("transferred")
+    await check_books(world)
+
+
 # ---- resuming what is contested ----
 
 

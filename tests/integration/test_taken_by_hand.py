@@ -200,17 +200,20 @@ async def test_it_pays_what_a_refund_makes_the_expert_owe(world: World) -> None:
     assert balance(world, f"expert_funds:{payment.expert_id}") == 0
 
 
-async def test_it_pays_what_our_own_reversal_then_finds_no_more(world: World) -> None:
+async def test_our_own_reversal_that_waits_gives_way_to_it(world: World) -> None:
     payment = await paid(world)
     await days_pass(world)
     await world.stripe.fault("/reversals$", "status", status=401)
     request = refund_request(payment.payment_id)
     assert (await refusal(world.payments.RefundPayment(request))).code == "UNAVAILABLE"
     operation_id = await parked(world, payment.payment_id)
-    await reverse(world, payment, 9_000)
-    assert stands(world, payment) == (9_000, -9_000)
-    await resume(world, operation_id)
+    await reverse(world, payment, 4_000)
     await world.in_state(payment.payment_id, REFUNDED)
+    assert (await refusal(resume(world, operation_id))).reason == "WRONG_STATE"
+    await check_books(world)
+    # What hands left of it is owed: it is kept back, or taken by hand too.
+    assert stands(world, payment) == (0, 5_000)
+    await reverse(world, payment, 5_000)
     await check_books(world)
     assert stands(world, payment) == (0, 0)
 

@@ -10,7 +10,7 @@ from payment_service.domain import escrow, plans
 from payment_service.domain.deadlines import deadlines_of
 from payment_service.domain.disputes import Dispute
 from payment_service.domain.escrow import Freeze, Payment, State, Transition, WaitingFor
-from payment_service.domain.follow import Followed, follow, repayment
+from payment_service.domain.follow import Followed, follow, owed_after, repayment
 from payment_service.domain.follow_disputes import Circumstances, follow_disputes
 from payment_service.domain.ledger import LOSSES, STRIPE_PLATFORM, Posting, Share, imbalance
 from payment_service.domain.observation import Observation, ShownDispute
@@ -60,6 +60,8 @@ class FakeService:
     #: Disputes as Stripe shows them, and as they are on record.
     shown: dict[str, ShownDispute] = field(default_factory=dict)
     records: dict[str, Dispute] = field(default_factory=dict)
+    #: Kinds of what hands did since the last operation was recorded.
+    by_hand: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         if not self.debt_before:
@@ -83,6 +85,7 @@ class FakeService:
             shown,
             operation=self.operation,
             known=frozenset(self.known),
+            by_hand=frozenset(self.by_hand),
             next_operation_id=f"op_{self.ids + 1}",
             holding=HOLDING,
             owed=self.owed,
@@ -106,6 +109,7 @@ class FakeService:
         assert len(set(new)) == len(new)
         assert not self.known & set(new)
         self.known |= set(new)
+        self.by_hand |= {one.kind for one in followed.movements if not one.operation_id}
         self.discrepancies += [found.kind for found in followed.discrepancies]
         if followed.settled:
             self.operation = None
@@ -275,6 +279,7 @@ class FakeService:
 
     def _open(self, kind: OperationKind, minor_units: int, **params: object) -> Operation:
         self.ids += 1
+        self.by_hand.clear()
         return new_operation(kind, minor_units, f"op_{self.ids}", **params)
 
     # ---- whole walks ----
@@ -371,12 +376,6 @@ def serve(
         automatic=payment.escrow_mode is PLATFORM_HOLD,
     )
     return FakeService(payment, intent, debt_before=debt_before)
-
-
-def owed_after(operation: Operation) -> int:
-    """What the expert owes if a reversal is refused: the later ones are not tried either."""
-    later = sum(int(str(leg["minor_units"])) for leg in operation.items("legs"))
-    return operation.minor_units + later + operation.number("owed_then")
 
 
 def check_payment(payment: Payment) -> None:

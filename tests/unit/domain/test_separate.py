@@ -165,6 +165,7 @@ def followed(
         seen,
         operation=operation,
         known=frozenset(known),
+        by_hand=frozenset(),
         next_operation_id="op_next",
         holding=HOLDING,
         owed=0,

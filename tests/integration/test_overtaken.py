@@ -1,0 +1,220 @@
+"""What waits to be sent, and hands at Stripe's dashboard did meanwhile: it is done once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from marketplace.payments.v1 import payments_pb2
+from tests.integration.books import balance, check_books
+from tests.integration.test_gigs import kinds
+from tests.integration.test_owed import resume
+from tests.integration.test_parked import parked
+from tests.integration.test_taken_by_hand import days_pass, paid, reverse, stands
+from tests.integration.world import (
+    CAPTURED,
+    CAPTURING,
+    IN_ESCROW,
+    REFUNDED,
+    Payment,
+    World,
+    capture_request,
+    refund_request,
+    refusal,
+    until,
+)
+
+PLATFORM = payments_pb2.ESCROW_MODE_PLATFORM_HOLD
+
+
+async def strike(world: World, path: str, status: int) -> None:
+    """What the service sends fails so; what hands send does not. Of 401, once."""
+    await world.stripe.fault(
+        path,
+        "status",
+        times=1 if status == 401 else None,
+        status=status,
+        match={"idempotency_key": "^op_"},
+    )
+
+
+async def refund_by_hand(world: World, payment: Payment, amount: int) -> None:
+    made = await world.stripe.api(
+        "POST", "/refunds", payment_intent=payment.payment_intent_id, amount=amount
+    )
+    assert made.get("id"), made
+
+    async def booked() -> bool:
+        return "refunded_elsewhere" in await kinds(world, payment.payment_id)
+
+    await until(booked, "the refund by hand on the books")
+
+
+async def transfer_by_hand(world: World, payment: Payment, amount: int) -> None:
+    made = await world.stripe.api(
+        "POST",
+        "/transfers",
+        amount=amount,
+        currency="usd",
+        destination=world.account_of(payment.expert_id),
+        source_transaction=payment.charge_id,
+        transfer_group=payment.payment_id,
+    )
+    assert made.get("id"), made
+
+
+async def told(world: World, payment: Payment) -> list[str]:
+    return sorted(one.kind for one in await world.discrepancies(payment.payment_id))
+
+
+async def sent(world: World, kind: str, payment: Payment) -> list[int]:
+    """The amounts of what really happened at Stripe."""
+    return [
+        int(one["amount"]) for one in await world.stripe.effects(kind, payment.payment_intent_id)
+    ]
+
+
+async def answer(world: World, method: str, request: Any) -> str:
+    """What the caller is told in the end, and whoever asks with the same key again."""
+    first = await world.patiently(method, request)
+    assert await world.bytes_of(method, request) == first
+    if first.code == "OK":
+        return "OK"
+    return (await refusal(getattr(world.payments, method)(request))).reason
+
+
+# 429: Stripe has seen nothing. 503: nobody knows. 401: parked at once.
+UNSENT = pytest.mark.parametrize("status", [429, 503, 401])
+
+
+@UNSENT
+@pytest.mark.parametrize("captured", [False, True])
+async def test_a_refund_is_not_made_beside_the_one_by_hand(
+    world: World, status: int, captured: bool
+) -> None:
+    payment = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
+    if captured:
+        await world.capture(payment.payment_id)
+    await strike(world, "/refunds$", status)
+    request = refund_request(payment.payment_id, 4_000)
+    assert (await refusal(world.payments.RefundPayment(request))).code != "OK"
+    await refund_by_hand(world, payment, 4_000)
+    await world.stripe.clear_faults()
+    assert await answer(world, "RefundPayment", request) == "WRONG_STATE"
+    after = await world.in_state(payment.payment_id, CAPTURED if captured else IN_ESCROW)
+    assert after.held_amount.minor_units + after.net_amount.minor_units == 6_000
+    assert await sent(world, "refunded", payment) == [4_000]
+    # Whoever wants another one asks anew.
+    await world.refund(payment.payment_id, 1_000)
+    assert await sent(world, "refunded", payment) == [4_000, 1_000]
+    await check_books(world)
+
+
+@UNSENT
+@pytest.mark.parametrize(("part", "left"), [(4_000, 0), (1_000, 3_000)])
+async def test_the_rest_of_a_capture_is_given_back_once(
+    world: World, status: int, part: int, left: int
+) -> None:
+    payment = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
+    await strike(world, "/refunds$", status)
+    request = capture_request(payment.payment_id, 6_000, final=True)
+    assert (await refusal(world.payments.CapturePayment(request))).code != "OK"
+    await refund_by_hand(world, payment, part)
+    await world.stripe.clear_faults()
+    # The expert is paid, and its caller is told so.
+    assert await answer(world, "CapturePayment", request) == "OK"
+    after = await world.get(payment.payment_id)
+    assert (after.held_amount.minor_units, after.captured_amount.minor_units) == (left, 6_000)
+    assert after.net_expert_amount.minor_units == 5_400
+    assert await sent(world, "refunded", payment) == [part]
+    assert ("rest_not_returned" in await told(world, payment)) is bool(left)
+    await check_books(world)
+
+
+@UNSENT
+async def test_no_expert_is_paid_what_the_client_was_given_by_hand(
+    world: World, status: int
+) -> None:
+    payment = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
+    await strike(world, "/transfers$", status)
+    request = capture_request(payment.payment_id, 8_000)
+    assert (await refusal(world.payments.CapturePayment(request))).code != "OK"
+    await refund_by_hand(world, payment, 10_000)
+    await world.stripe.clear_faults()
+    assert await answer(world, "CapturePayment", request) == "WRONG_STATE"
+    assert (await world.in_state(payment.payment_id, REFUNDED)).captured_amount.minor_units == 0
+    assert await sent(world, "transferred", payment) == []
+    await check_books(world)
+
+
+@UNSENT
+async def test_a_refund_by_hand_that_fits_beside_a_capture_does_not_concern_it(
+    world: World, status: int
+) -> None:
+    payment = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
+    await strike(world, "/transfers$", status)
+    request = capture_request(payment.payment_id, 8_000)
+    assert (await refusal(world.payments.CapturePayment(request))).code != "OK"
+    await refund_by_hand(world, payment, 2_000)
+    await world.stripe.clear_faults()
+    if status == 401:
+        await resume(world, await parked(world, payment.payment_id))
+    assert await answer(world, "CapturePayment", request) == "OK"
+    assert await sent(world, "transferred", payment) == [7_200]
+    await check_books(world)
+
+
+@UNSENT
+async def test_a_reversal_by_hand_takes_the_place_of_ours(world: World, status: int) -> None:
+    payment = await paid(world)
+    await days_pass(world)
+    await strike(world, "/reversals$", status)
+    request = refund_request(payment.payment_id)
+    assert (await refusal(world.payments.RefundPayment(request))).code != "OK"
+    await reverse(world, payment, 4_000)
+    await world.stripe.clear_faults()
+    assert await answer(world, "RefundPayment", request) == "OK"
+    assert (await world.get(payment.payment_id)).state == REFUNDED
+    # What hands left of it is owed, and kept back of what the expert earns next.
+    assert stands(world, payment) == (5_000, 0)
+    assert balance(world, f"expert_funds:{payment.expert_id}") == -5_000
+    await check_books(world)
+
+
+async def test_the_very_transfer_that_is_parked_made_by_hand_is_taken_for_it(world: World) -> None:
+    payment = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
+    await strike(world, "/transfers$", 401)
+    request = capture_request(payment.payment_id, 8_000, final=True)
+    assert (await refusal(world.payments.CapturePayment(request))).code != "OK"
+    await parked(world, payment.payment_id)
+    await transfer_by_hand(world, payment, 7_200)
+    assert await answer(world, "CapturePayment", request) == "OK"
+    after = await world.in_state(payment.payment_id, CAPTURED)
+    assert after.captured_amount.minor_units == 8_000
+    assert after.net_commission_amount.minor_units == 800
+    assert await sent(world, "transferred", payment) == [7_200]
+    assert await sent(world, "refunded", payment) == [2_000]
+    assert await told(world, payment) == ["transfer_made_elsewhere"]
+    assert balance(world, "losses") == 0
+    await check_books(world)
+
+
+@pytest.mark.parametrize("status", [429, 503])
+async def test_another_transfer_by_hand_leaves_it_to_an_operator(world: World, status: int) -> None:
+    payment = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
+    await strike(world, "/transfers$", status)
+    request = capture_request(payment.payment_id, 8_000)
+    assert (await refusal(world.payments.CapturePayment(request))).code != "OK"
+    await transfer_by_hand(world, payment, 1_000)
+    operation_id = await parked(world, payment.payment_id)
+    await world.stripe.clear_faults()
+    await world.quiet()
+    waiting = await world.get(payment.payment_id)
+    assert (waiting.state, waiting.waiting_for) == (CAPTURING, "operator")
+    assert await sent(world, "transferred", payment) == [1_000]
+    # Told of it, the operator says that this was something else.
+    await resume(world, operation_id)
+    assert await answer(world, "CapturePayment", request) == "OK"
+    assert await sent(world, "transferred", payment) == [1_000, 7_200]
+    await check_books(world)
