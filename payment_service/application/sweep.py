@@ -131,12 +131,20 @@ def nothing_came(tx: Transaction, payment_id: str) -> None:
 async def expire_unpaid(core: Core) -> int:
     """Cancel payments that nobody confirmed within the payment window; how many went well.
 
-    An unpaid intent never expires at Stripe, so the window is ours.
+    An unpaid intent never expires at Stripe, so the window is ours. Stripe is asked first: the
+    client may have paid, and nobody told us yet. Who pays between that look and the cancellation
+    has the hold released, and the payment ends EXPIRED; or, if the card was charged at once, Stripe
+    refuses to cancel, and the money is in escrow.
     """
     if core.stripe.is_away:
         return 0
 
     async def expire(payment_id: str) -> None:
+        looked = await observe_payment(core, payment_id, SWEEP)
+        await go_on(core, looked, SWEEP)
+        # Paid, but without its lines yet; or what Stripe shows is for an operator to explain.
+        if looked.deferred or looked.discrepancies:
+            return
         begun = await core.database.transact(begin_expiry, core.policy, payment_id)
         if begun is not None:
             await carry_out(core, begun[0], begun[1], SWEEP)

@@ -38,6 +38,7 @@ PAYMENT_EVENTS: Final = frozenset(
         "refund.created",
         "refund.updated",
         "refund.failed",
+        "transfer.created",
         "transfer.reversed",
         "application_fee.refunded",
     }
@@ -115,6 +116,9 @@ def reference_of(shown: Mapping[str, Any]) -> str:
     if shown.get("object") == "application_fee":
         # Its `charge` is the connected account's payment; the platform's charge stands here.
         return _text(shown, "originating_transaction") or _text(shown, "charge")
+    if shown.get("object") == "transfer":
+        # Of ours by now only if it draws on our charge under a label that somebody has chosen.
+        return _text(shown, "source_transaction") or _text(shown, "id")
     if shown.get("object") in ("dispute", "radar.early_fraud_warning"):
         return _intent_of(shown) or _text(shown, "charge")
     return _intent_of(shown) or _text(shown, "id")

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
 
 from marketplace.payments.v1 import operations_pb2, payments_pb2
+from payment_service.application.apply_inbox import apply_waiting
 from payment_service.application.sweep import ask_about_lapsed_holds, expire_unpaid
+from payment_service.domain.observation import Observation
 from tests.integration.books import balance, check_books
 from tests.integration.conftest import StartWorld
+from tests.integration.test_gigs import CARD, PLATFORM
 from tests.integration.world import (
+    CANCELING,
     CAPTURED,
     EXPIRED,
+    IN_ESCROW,
     PENDING,
     REFUNDED,
     REFUNDING,
@@ -76,21 +85,102 @@ async def test_an_unpaid_payment_expires_with_its_window(start_world: StartWorld
     await check_books(world)
 
 
-async def test_the_window_closes_on_a_payment_confirmed_a_moment_ago(
-    start_world: StartWorld,
+@pytest.mark.parametrize("mode", [CARD, PLATFORM])
+async def test_the_window_does_not_close_on_a_payment_confirmed_a_moment_ago(
+    start_world: StartWorld, mode: payments_pb2.EscrowMode.ValueType
 ) -> None:
-    """The sweep meets an authorization that no webhook has told of yet, nor Stripe's list."""
+    """The sweep meets a payment of which no webhook has told yet, nor Stripe's list."""
     world = await start_world(payment_window=0.01, loops=False)
     assert world.service is not None
-    initiated = await world.initiate(await world.expert())
+    initiated = await world.initiate(await world.expert(), escrow_mode=mode)
     await world.deafen()
-    assert (await world.confirm(initiated))["status"] == "requires_capture"
+    await world.confirm(initiated)
+    await expire_unpaid(world.service.core)
+    payment = await world.get(initiated.payment.payment_id)
+    assert (payment.state, payment.held_amount.minor_units) == (IN_ESCROW, 10_000)
     await expire_unpaid(world.service.core)
     world.service.start_loops()
-    await world.in_state(initiated.payment.payment_id, EXPIRED)
-    await world.stripe.control("POST", "/webhooks", {"paused": False})
+    assert (await world.capture(payment.payment_id)).state == CAPTURED
+    assert not await world.stripe.effects("canceled")
     await check_books(world)
-    assert not await world.stripe.effects("captured")
+
+
+@pytest.mark.parametrize("mode", [CARD, PLATFORM])
+async def test_who_pays_between_the_look_and_the_cancellation(
+    start_world: StartWorld, mode: payments_pb2.EscrowMode.ValueType
+) -> None:
+    """A hold is released, and the payment ends EXPIRED; a charge stays, and is in escrow."""
+    world = await start_world(payment_window=0.01, loops=False)
+    assert world.service is not None
+    initiated = await world.initiate(await world.expert(), escrow_mode=mode)
+    payment_id = initiated.payment.payment_id
+    await world.stripe.fault("/cancel$", "delay", delay_ms=1_500, hold_key=False)
+    expiring = asyncio.create_task(expire_unpaid(world.service.core))
+    await world.in_state(payment_id, CANCELING)
+    await world.confirm(initiated)
+    # It is told of in the middle as well, and ends nothing.
+    assert await until(lambda: apply_waiting(world.service.core), "the webhooks")
+    await expiring
+    [authorized] = await world.stripe.effects("authorized" if mode == CARD else "captured")
+    assert authorized["amount"] == 10_000
+    world.service.start_loops()
+    payment = await world.in_state(payment_id, EXPIRED if mode == CARD else IN_ESCROW)
+    await world.quiet()
+    assert payment.held_amount.minor_units == (0 if mode == CARD else 10_000)
+    assert len(await world.stripe.effects("canceled")) == (1 if mode == CARD else 0)
+    shown = await world.stripe.api("GET", f"/payment_intents/{payment.payment_intent_id}")
+    assert shown["status"] == ("canceled" if mode == CARD else "succeeded")
+    await check_books(world)
+
+
+async def test_a_payment_that_stripe_cannot_show_waits_and_holds_up_no_other(
+    start_world: StartWorld,
+) -> None:
+    world = await start_world(payment_window=0.01, loops=False)
+    assert world.service is not None
+    core, expert = world.service.core, await world.expert()
+    first, second = [(await world.initiate(expert)).payment for _ in range(2)]
+    unreadable = {"method": "GET", "path": f"/{first.payment_intent_id}$"}
+    await world.stripe.fault("", "status", times=None, status=500, match=unreadable)
+    await expire_unpaid(core)
+    assert (await world.get(second.payment_id)).state == EXPIRED
+    assert (await world.get(first.payment_id)).state == PENDING
+    assert len(await world.stripe.requests("/cancel")) == 1
+    await world.stripe.clear_faults()
+    assert await until(lambda: expire_unpaid(core), "the next round")
+    assert (await world.get(first.payment_id)).state == EXPIRED
+    world.service.start_loops()
+    await check_books(world)
+
+
+async def test_the_window_does_not_close_on_a_charge_without_its_line(
+    start_world: StartWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the books the payment is unpaid until Stripe shows what it took for the charge."""
+    world = await start_world(payment_window=0.01, loops=False)
+    assert world.service is not None
+    core = world.service.core
+    initiated = await world.initiate(await world.expert(), escrow_mode=PLATFORM)
+    await world.deafen()
+    await world.confirm(initiated)
+    observe = core.stripe.observe
+
+    async def without_line(payment_intent_id: str) -> Observation | None:
+        seen = await observe(payment_intent_id)
+        assert seen is not None
+        assert seen.charge is not None
+        return replace(seen, charge=replace(seen.charge, line=None))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(core.stripe, "observe", without_line)
+        await expire_unpaid(core)
+    payment_id = initiated.payment.payment_id
+    assert (await world.get(payment_id)).state == PENDING
+    assert not await world.stripe.requests("/cancel")
+    assert await until(lambda: expire_unpaid(core), "the next round")
+    assert (await world.get(payment_id)).state == IN_ESCROW
+    world.service.start_loops()
+    await check_books(world)
 
 
 async def test_the_sweep_leaves_a_captured_payment_alone(

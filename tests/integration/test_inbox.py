@@ -11,16 +11,21 @@ import pytest
 
 from marketplace.payments.v1 import operations_pb2, webhooks_pb2
 from payment_service.application.apply_inbox import apply_waiting
+from payment_service.application.observe import observe_payment
+from payment_service.domain.ports import Cause
 from tests.integration.books import balance, check_books
 from tests.integration.conftest import StartWorld
+from tests.integration.test_gigs import PLATFORM
 from tests.integration.world import (
     CANCELED,
     CAPTURED,
+    CAPTURING,
     CONNECT_SECRET,
     IN_ESCROW,
     PLATFORM_SECRET,
     REFUNDED,
     World,
+    capture_request,
     ingestion,
     new_event,
     refusal,
@@ -156,6 +161,36 @@ async def test_an_event_that_comes_before_we_know_the_intent(start_world: StartW
     assert len(await world.stripe.effects("intent_created")) == 1
 
 
+async def test_a_transfer_whose_answer_is_lost_is_settled_by_its_event(
+    start_world: StartWorld,
+) -> None:
+    """One of ours, told of by nothing else."""
+    world = await start_world(loops=False)
+    assert world.service is not None
+    core, expert = world.service.core, await world.expert()
+    initiated = await world.initiate(expert, escrow_mode=PLATFORM)
+    await world.deafen()
+    await world.confirm(initiated)
+    payment_id = initiated.payment.payment_id
+    await observe_payment(core, payment_id, Cause("tests", "look"))
+    await world.stripe.fault("/transfers$", "reset", "after")
+    request = capture_request(payment_id, 4_000)
+    assert (await refusal(world.payments.CapturePayment(request))).reason == "OUTCOME_UNKNOWN"
+    assert (await world.get(payment_id)).state == CAPTURING
+    events = (await world.stripe.api("GET", "/events", limit=100))["data"]
+    [event] = [event for event in events if event["type"] == "transfer.created"]
+    await world.webhooks.IngestEvent(ingestion(event))
+    await apply_waiting(core)
+    assert _row(world, event["id"])[:2] == ("APPLIED", "applied")
+    payment = await world.get(payment_id)
+    assert (payment.state, payment.captured_amount.minor_units) == (IN_ESCROW, 4_000)
+    assert (await world.payments.CapturePayment(request)).payment == payment
+    assert len(await world.stripe.effects("transferred")) == 1
+    world.service.start_loops()
+    await check_books(world)
+    assert not await world.discrepancies()
+
+
 async def test_a_charge_that_succeeded_uncaptured_is_no_capture(world: World) -> None:
     initiated = await world.initiate(await world.expert())
     await world.quiet()
@@ -242,6 +277,29 @@ async def test_a_hold_captured_at_the_dashboard_is_posted_as_stripe_did_it(world
     assert kinds == {"captured_elsewhere"}
     # It can still be given back whole, and nobody gives more than he got.
     assert (await world.refund(part.payment_id)).state == REFUNDED
+    await check_books(world)
+
+
+async def test_a_transfer_made_at_the_dashboard_is_noticed_by_its_webhook_alone(
+    start_world: StartWorld,
+) -> None:
+    world = await start_world(policy={"poll_seconds": 3600.0, "quiet_seconds": 3600.0})
+    expert = await world.expert()
+    held = await world.escrowed(expert, 10_000, escrow_mode=PLATFORM)
+    await world.quiet()
+    made = await world.stripe.api(
+        "POST",
+        "/transfers",
+        amount=1_500,
+        currency="usd",
+        destination=world.account_of(expert),
+        source_transaction=held.charge_id,
+    )
+    detail = await _followed(world, held.payment_id, "transfer_made_elsewhere")
+    assert detail == f"{made['id']} of 1500"
+    told = world.sql("SELECT type, payment_ref, verdict FROM inbox WHERE object_id = %s", made["id"])
+    assert told == [("transfer.created", held.payment_id, "applied")]
+    assert balance(world, "losses") == 1_500
     await check_books(world)
 
 
