@@ -192,7 +192,7 @@ async def test_the_very_transfer_that_is_parked_made_by_hand_is_taken_for_it(wor
     assert await answer(world, "CapturePayment", request) == "OK"
     after = await world.in_state(payment.payment_id, CAPTURED)
     assert after.captured_amount.minor_units == 8_000
-    assert after.net_commission_amount.minor_units == 800
+    assert after.net_commission.minor_units == 800
     assert await sent(world, "transferred", payment) == [7_200]
     assert await sent(world, "refunded", payment) == [2_000]
     assert await told(world, payment) == ["transfer_made_elsewhere"]
