@@ -81,7 +81,7 @@ def _follow_one(to: Followed, seen: Observation, shown: ShownDispute, given: Cir
             _change(to, record, Kind.DISPUTE_ESCALATED, given)
     for line in shown.lines:
         if line.balance_transaction_id not in given.known:
-            record = _move_funds(to, record, line, given)
+            record = _move_funds(to, seen, record, line, given)
     _conclude(to, seen, before, record, given)
 
 
@@ -118,7 +118,9 @@ def _change(to: Followed, record: Dispute, kind: Kind, given: Circumstances) -> 
     to.take(escrow.dispute_changed(to.payment, kind, _facts(record), _frozen(to, given), given.now))
 
 
-def _move_funds(to: Followed, record: Dispute, line: DisputeLine, given: Circumstances) -> Dispute:
+def _move_funds(
+    to: Followed, seen: Observation, record: Dispute, line: DisputeLine, given: Circumstances
+) -> Dispute:
     """One balance transaction of a dispute: what was taken, or given back, and Stripe's fee."""
     payment = to.payment
     taken = line.minor_units < 0
@@ -131,15 +133,17 @@ def _move_funds(to: Followed, record: Dispute, line: DisputeLine, given: Circums
     recovered = 0 if taken else max(part - record.taken, 0)
     # Of that the client has had twice, and has once again, what was beyond: the loss is undone.
     undone = min(recovered, payment.lost_beyond)
+    owed = min(_owed_again(to, seen, record, recovered, given), recovered - undone)
     if recovered:
-        postings += payment.book.reinstated_after_loss(recovered)
-        to.report("reinstated_after_loss", f"{record.dispute_id}: {recovered} came back")
+        postings += payment.book.reinstated_after_loss(recovered, owed)
+        again = f", {owed} of it is owed to the client again" if owed else ""
+        to.report("reinstated_after_loss", f"{record.dispute_id}: {recovered} came back{again}")
     record = replace(
         record,
         withdrawn=record.withdrawn + (part if taken else 0),
         reinstated=record.reinstated + (0 if taken else part),
         recovered=record.recovered + recovered,
-        kept=record.kept + recovered - undone,
+        kept=record.kept + recovered - undone - owed,
         fee=record.fee + line.fee,
         fee_currency=line.currency,
         update_time=given.now,
@@ -155,16 +159,35 @@ def _move_funds(to: Followed, record: Dispute, line: DisputeLine, given: Circums
                 "fee_currency": line.currency,
                 "balance_transaction_id": line.balance_transaction_id,
                 **({"recovered": recovered, "undone": undone} if recovered else {}),
+                **({"owed_again": owed} if owed else {}),
             },
             postings,
             _frozen(to, given),
             given.now,
             taken=taken,
             undone=undone,
+            owed_again=owed,
         )
     )
     to.movements.append(Movement(line.balance_transaction_id, word, part))
     return record
+
+
+def _owed_again(
+    to: Followed, seen: Observation, record: Dispute, recovered: int, given: Circumstances
+) -> int:
+    """What lost disputes had paid of bounced refunds, and those that stand pay no more.
+
+    What they paid so is what is written off and nobody else has borne. Never more than bounced:
+    losses from before ``lost_beyond`` was kept say nothing of who bore them.
+    """
+    payment = to.payment
+    records = {**given.records, **to.disputes, record.dispute_id: record}.values()
+    stands = sum(one.written_off for one in records)
+    kept = sum(one.kept for one in records)
+    paid = stands + kept - payment.lost_held - payment.lost - payment.lost_beyond
+    bounced = sum(refund.minor_units for refund in seen.refunds if refund.failed)
+    return max(min(paid, bounced) - (stands - recovered), 0)
 
 
 def _in_payment_currency(record: Dispute, settled: Settled, *, taken: bool) -> int:
