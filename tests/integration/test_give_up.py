@@ -417,6 +417,7 @@ async def test_an_answer_that_is_not_wanted_any_more_makes_way_for_another(
     payment_id, dispute_id = await disputed(world)
     await world.stripe.fault("/disputes/", "status", status=401, match={"method": "POST"})
     call: Any
+    request: Any
     if accepts:
         call, request = world.disputes.AcceptDispute, acceptance_request(dispute_id)
     else:

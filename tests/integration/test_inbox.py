@@ -297,9 +297,7 @@ async def test_a_transfer_made_at_the_dashboard_is_noticed_by_its_webhook_alone(
     )
     detail = await _followed(world, held.payment_id, "transfer_made_elsewhere")
     assert detail == f"{made['id']} of 1500"
-    told = world.sql(
-        "SELECT type, payment_ref, verdict FROM inbox WHERE object_id = %s", made["id"]
-    )
+    told = world.sql("SELECT type, payment_ref, verdict FROM inbox WHERE object_id = %s", made["id"])
     assert told == [("transfer.created", held.payment_id, "applied")]
     assert balance(world, "losses") == 1_500
     await check_books(world)
