@@ -62,9 +62,10 @@ class Bank:
             return False
         return await self._say(self._inquiries, self._chance.choice(["escalate", "close_warning"]))
 
-    async def end(self, dispute_id: str, *, is_inquiry: bool) -> bool:
-        """One way or the other, now."""
-        words = ["escalate", "close_warning"] if is_inquiry else ["win", "lose"]
+    async def end(self, dispute_id: str, *, is_inquiry: bool, gives_in: bool = False) -> bool:
+        """One way or the other, now; or the platform's, where the bank gives in."""
+        words = ["close_warning", "escalate"] if is_inquiry else ["win", "lose"]
+        words = words[:1] if gives_in else words
         return await self._say([dispute_id], self._chance.choice(words))
 
     async def warn(self, *, leave: bool = False) -> bool:

@@ -53,12 +53,16 @@ class Rest:
         """Captures that wait for their expert go on by themselves, but for what keeps them back:
         the bank decides, a warning is let pass, what can pay nobody any more is given back. What
         Stripe refused for no reason that was seen would be tried again after a minute; an operator
-        need not wait for that.
+        need not wait for that. Those that were parked since they are contested would be given up
+        after a minute: the bank gives in, and an operator resumes them.
 
         What still waits, or empty.
         """
         found = await asyncio.to_thread(
-            rows, self._stack.database_url, "SELECT * FROM payments WHERE waiting_for = 'expert'"
+            rows,
+            self._stack.database_url,
+            "SELECT * FROM payments WHERE waiting_for = 'expert' "
+            "OR (waiting_for = 'operator' AND state = 'CAPTURING')",
         )
         for row in found:
             payment_id = row["payment_id"]
@@ -67,13 +71,14 @@ class Rest:
             if row["frozen"] == "FRAUD_WARNING":
                 await self._operator.let_pass(payment_id)
             elif row["frozen"] != "NONE":
-                await self._bank.end(row["frozen_by"], is_inquiry=row["frozen"] == "INQUIRY")
+                is_inquiry, gives_in = row["frozen"] == "INQUIRY", row["waiting_for"] == "operator"
+                await self._bank.end(row["frozen_by"], is_inquiry=is_inquiry, gives_in=gives_in)
             elif row["waiting_reason"] == "DESTINATION_ACCOUNT_REPLACED":
                 await self._operator.refund(payment_id)
-            elif row["waiting_reason"] == "EXPERT_REFUSED":
+            elif row["waiting_for"] == "operator" or row["waiting_reason"] == "EXPERT_REFUSED":
                 await self._operator.resume(row["operation_id"])
         reasons = ", ".join(sorted({row["waiting_reason"] for row in found}))
-        return f"{len(found)} captures wait for their experts: {reasons}" if found else ""
+        return f"{len(found)} captures wait: {reasons}" if found else ""
 
     def _asked(self) -> list[Keyed]:
         keys = ("ReleaseFraudWarning", "RefundPayment")

@@ -45,7 +45,7 @@ def unpark(
     # A key that Stripe may have forgotten is not used again: if looking shows no effect, the
     # request goes out under a new one.
     new_key = not operation.may_resend(tx.now)
-    marks = ("look_only", "insists")
+    marks = ("look_only", "contested", "insists")
     params = {name: value for name, value in operation.params.items() if name not in marks}
     if insists:
         params["insists"] = True

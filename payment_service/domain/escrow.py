@@ -1089,10 +1089,12 @@ def dispute_funds_moved(
     *,
     taken: bool,
     undone: int = 0,
+    owed_again: int = 0,
 ) -> Transition:
     """Stripe withdrew the contested money from the platform, or reinstated it.
 
-    ``undone`` is what a lost dispute had taken beyond what was left, and the client has no more.
+    ``undone`` is what a lost dispute had taken beyond what was left, and ``owed_again`` what it had
+    paid of bounced refunds: the client has neither any more.
     """
     return _move(
         payment,
@@ -1102,6 +1104,7 @@ def dispute_funds_moved(
         facts=facts,
         postings=postings,
         lost_beyond=payment.lost_beyond - undone,
+        client_owed=payment.client_owed + owed_again,
         **_freeze(frozen),
     )
 

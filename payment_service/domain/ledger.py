@@ -394,12 +394,16 @@ class Book:
             ]
         )
 
-    def reinstated_after_loss(self, part: int) -> list[Posting]:
-        """It was written off before it came back: the platform's, until an operator decides."""
+    def reinstated_after_loss(self, part: int, owed: int) -> list[Posting]:
+        """It was written off before it came back: the platform's, until an operator decides.
+
+        But for what had paid what is ``owed`` to the client, who has it no more.
+        """
         return without_zeros(
             [
                 self.line("reinstated_after_loss", dispute_hold(self.payment_id), part),
-                self.line("reinstated_after_loss", LOSSES, -part),
+                self.line("reinstated_after_loss", client_payable(self.payment_id), -owed),
+                self.line("reinstated_after_loss", LOSSES, owed - part),
             ]
         )
 

@@ -1,5 +1,6 @@
 """The client's channel: calls spread, retried only where that is safe, resumed after a restart."""
 
+import asyncio
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -85,6 +86,37 @@ async def test_server_that_is_back_is_found_within_seconds() -> None:
         server = serve(Servicer("b"), port)
         assert await ask(channel) == "b"
     server.stop(0).wait()
+
+
+async def test_only_server_is_not_waited_for_much_longer_than_it_is_away() -> None:
+    """As long as a replica's start takes; callers ask again where all retries came too soon."""
+    port = first_free_port(1)
+    server = serve(Servicer("a"), port)
+    away = 1.3
+
+    async def come_back() -> grpc.Server:
+        await asyncio.sleep(away)
+        return serve(Servicer("b"), port)
+
+    async def caller(channel: grpc.aio.Channel) -> str:
+        while True:
+            try:
+                return await ask(channel)
+            except grpc.aio.AioRpcError as error:
+                if error.code() != grpc.StatusCode.UNAVAILABLE:
+                    raise
+                await asyncio.sleep(0.02)
+
+    async with connect(f"127.0.0.1:{port}") as channel:
+        assert await ask(channel) == "a"
+        server.stop(0).wait()
+        began = time.monotonic()
+        coming = asyncio.create_task(come_back())
+        answers = await asyncio.gather(*(caller(channel) for _ in range(8)))
+        waited = time.monotonic() - began
+        assert set(answers) == {"b"}
+        assert away <= waited < away + 1.1
+    (await coming).stop(0).wait()
 
 
 def test_callers_without_asyncio_have_the_same_channel() -> None:

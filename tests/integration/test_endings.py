@@ -112,14 +112,15 @@ async def test_who_pays_between_the_look_and_the_cancellation(
     """A hold is released, and the payment ends EXPIRED; a charge stays, and is in escrow."""
     world = await start_world(payment_window=0.01, loops=False)
     assert world.service is not None
+    core = world.service.core
     initiated = await world.initiate(await world.expert(), escrow_mode=mode)
     payment_id = initiated.payment.payment_id
     await world.stripe.fault("/cancel$", "delay", delay_ms=1_500, hold_key=False)
-    expiring = asyncio.create_task(expire_unpaid(world.service.core))
+    expiring = asyncio.create_task(expire_unpaid(core))
     await world.in_state(payment_id, CANCELING)
     await world.confirm(initiated)
     # It is told of in the middle as well, and ends nothing.
-    assert await until(lambda: apply_waiting(world.service.core), "the webhooks")
+    assert await until(lambda: apply_waiting(core), "the webhooks")
     await expiring
     [authorized] = await world.stripe.effects("authorized" if mode == CARD else "captured")
     assert authorized["amount"] == 10_000

@@ -24,6 +24,7 @@ from tests.integration.world import (
     IN_ESCROW,
     PLATFORM_SECRET,
     REFUNDED,
+    Payment,
     World,
     capture_request,
     ingestion,
@@ -280,27 +281,48 @@ async def test_a_hold_captured_at_the_dashboard_is_posted_as_stripe_did_it(world
     await check_books(world)
 
 
-async def test_a_transfer_made_at_the_dashboard_is_noticed_by_its_webhook_alone(
-    start_world: StartWorld,
-) -> None:
-    world = await start_world(policy={"poll_seconds": 3600.0, "quiet_seconds": 3600.0})
-    expert = await world.expert()
-    held = await world.escrowed(expert, 10_000, escrow_mode=PLATFORM)
-    await world.quiet()
-    made = await world.stripe.api(
+async def _transfer_by_hand(world: World, held: Payment, **fields: Any) -> Any:
+    """Of 15 dollars, drawn on the charge."""
+    return await world.stripe.api(
         "POST",
         "/transfers",
         amount=1_500,
         currency="usd",
-        destination=world.account_of(expert),
+        destination=world.account_of(held.expert_id),
         source_transaction=held.charge_id,
+        **fields,
     )
+
+
+async def test_a_transfer_made_at_the_dashboard_is_noticed_by_its_webhook_alone(
+    start_world: StartWorld,
+) -> None:
+    world = await start_world(policy={"poll_seconds": 3600.0, "quiet_seconds": 3600.0})
+    held = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
+    await world.quiet()
+    made = await _transfer_by_hand(world, held)
     detail = await _followed(world, held.payment_id, "transfer_made_elsewhere")
     assert detail == f"{made['id']} of 1500"
-    told = world.sql("SELECT type, payment_ref, verdict FROM inbox WHERE object_id = %s", made["id"])
+    told = world.sql(
+        "SELECT type, payment_ref, verdict FROM inbox WHERE object_id = %s", made["id"]
+    )
     assert told == [("transfer.created", held.payment_id, "applied")]
     assert balance(world, "losses") == 1_500
     await check_books(world)
+
+
+async def test_a_transfer_under_another_label_is_found_by_reconciliation_as_its_charges(
+    world: World,
+) -> None:
+    held = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
+    made = await _transfer_by_hand(world, held, transfer_group="a bonus")
+    await world.quiet()
+    told = world.sql("SELECT payment_ref, verdict FROM inbox WHERE object_id = %s", made["id"])
+    assert told == [(held.charge_id, "no_change")]
+    assert not await world.discrepancies()
+    await world.operations.RunReconciliation(operations_pb2.RunReconciliationRequest())
+    [found] = await world.discrepancies(held.payment_id)
+    assert (found.kind, found.found.minor_units) == ("missing_in_ledger", -1_500)
 
 
 async def test_refund_reversal_and_fee_refund_made_at_the_dashboard(world: World) -> None:

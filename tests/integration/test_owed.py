@@ -384,6 +384,35 @@ async def test_a_bounce_that_comes_after_the_loss_is_not_owed_again(
 
 
 @MODES
+@pytest.mark.parametrize("lost_first", [False, True])
+async def test_what_a_loss_had_paid_is_owed_again_when_an_appeal_is_won(
+    world: World, mode: dict[str, Any], *, lost_first: bool
+) -> None:
+    await keep_at_stripe(world)
+    payment = await world.captured(amount=10_000, **mode)
+    await world.stripe.advance(3 * 24 * 3600)
+    await world.refund(payment.payment_id, 4_000)
+    if not lost_first:
+        await bounce(world, payment.payment_id)
+    dispute_id = await contest(world, payment)
+    await decide(world, dispute_id, "lose")
+    await settled(world, payment.payment_id, dispute_id, LOST)
+    if lost_first:
+        await bounce(world, payment.payment_id)
+    assert (owed(world, payment.payment_id), balance(world, "losses")) == (0, 0)
+    await decide(world, dispute_id, "appeal")
+    await decide(world, dispute_id, "win")
+    await settled(world, payment.payment_id, dispute_id, WON)
+    assert (owed(world, payment.payment_id), balance(world, "losses")) == (4_000, -6_000)
+    [told] = [one for one in await world.discrepancies() if one.kind == "reinstated_after_loss"]
+    assert told.detail == f"{dispute_id}: 10000 came back, 4000 of it is owed to the client again"
+    await repaid(world, payment.payment_id, REFUNDED)
+    assert (owed(world, payment.payment_id), balance(world, "losses")) == (0, -6_000)
+    assert len(await world.stripe.effects("refunded")) == 2
+    await check_books(world)
+
+
+@MODES
 @pytest.mark.parametrize("pause", [0.0, 0.05, 0.2])
 async def test_resuming_while_the_bank_decides_pays_the_client_once(
     world: World, mode: dict[str, Any], pause: float

@@ -80,6 +80,7 @@ class Walk:
             self.contest,
             self.decide,
             self.decide,
+            self.appeal,
             self.warn,
             self.release,
             self.settle_owed,
@@ -218,6 +219,14 @@ class Walk:
             words = ["win", "lose"] if stage == "CHARGEBACK" else ["escalate", "close_warning"]
             word = self.dice.choice(words)
             await self.world.stripe.control("POST", f"/disputes/{dispute_id}/{word}")
+
+    async def appeal(self) -> None:
+        """Somebody appeals a decision, and the bank decides once more."""
+        decided = self.world.sql("SELECT dispute_id FROM disputes WHERE outcome IN ('WON', 'LOST')")
+        if decided:
+            [dispute_id] = self.dice.choice(decided)
+            for word in ("appeal", self.dice.choice(["win", "win", "lose"])):
+                await self.world.stripe.control("POST", f"/disputes/{dispute_id}/{word}")
 
     # ---- helpers ----
 

@@ -316,8 +316,10 @@ def dispute_funds(a: Amounts, *, taken: bool, written_off: bool = False) -> Done
     sign = 1 if taken else -1
     postings = payment.book.dispute_funds(word, sign, a["D"], usd(a["D"]), usd(a.get("d", 0)))
     if written_off:
-        postings += payment.book.reinstated_after_loss(a["D"])
-    return escrow.dispute_funds_moved(payment, {}, postings, Frozen(), NOW, taken=taken)
+        postings += payment.book.reinstated_after_loss(a["D"], a.get("o", 0))
+    return escrow.dispute_funds_moved(
+        payment, {}, postings, Frozen(), NOW, taken=taken, owed_again=a.get("o", 0)
+    )
 
 
 def dispute_lost(a: Amounts) -> Done:
@@ -398,6 +400,9 @@ PERFORMERS: Final[Mapping[tuple[str, str], Performer]] = {
     (Kind.DISPUTE_FUNDS_REINSTATED, "won, the fee kept"): lambda a: dispute_funds(a, taken=False),
     (Kind.DISPUTE_FUNDS_REINSTATED, "on appeal, written off before"): lambda a: dispute_funds(
         a, taken=False, written_off=True
+    ),
+    (Kind.DISPUTE_FUNDS_REINSTATED, "on appeal, and it had paid what was owed"): lambda a: (
+        dispute_funds(a, taken=False, written_off=True)
     ),
     (Kind.DISPUTE_LOST, "in escrow"): dispute_lost,
     (Kind.DISPUTE_LOST, "held money first, then what was paid out"): dispute_lost,

@@ -17,6 +17,7 @@ from payment_service.domain.ledger import STRIPE_PLATFORM
 from payment_service.domain.observation import DisputeLine, FraudWarning, ShownDispute
 from payment_service.domain.preview import LegKind, preview_loss
 from tests.unit.domain.builders import NOW, new_payment, separate
+from tests.unit.domain.fake_intent import RefusedByStripe
 from tests.unit.domain.fake_service import FakeService, serve
 
 FEE = 15
@@ -369,6 +370,84 @@ def test_a_refund_beside_a_dispute_that_was_lost_twice_is_owed_when_it_bounces()
     assert (service.payment.client_owed, service.balance("losses")) == (4_000, 0)
 
 
+@pytest.mark.parametrize("bounces", ["before it is lost", "after it"])
+def test_what_a_loss_had_paid_of_a_bounce_is_owed_again_when_an_appeal_is_won(
+    bounces: str,
+) -> None:
+    """4,000 of 10,000 were refunded, and bounce; the bank gives the client all, then nothing."""
+    service = paid_out()
+    service.give_back(4_000)
+    [refund] = service.intent.refunds
+    bank = Bank(service)
+    if bounces == "before it is lost":
+        service.intent.bounce(refund.refund_id)
+        service.follow()
+    name = bank.contest(10_000)
+    bank.lose(name)
+    service.follow()
+    service.finish()
+    if bounces == "after it":
+        service.intent.bounce(refund.refund_id)
+        service.follow()
+    assert (service.payment.client_owed, service.balance("losses")) == (0, 0)
+    for _ in range(2):
+        bank.win(name)
+        service.follow()
+        assert service.payment.client_owed == 4_000
+        assert (service.records[name].kept, service.balance("losses")) == (6_000, -6_000)
+        assert service.operation is not None
+        assert (service.operation.minor_units, service.operation.params["owed"]) == (4_000, True)
+        bank.lose(name)
+        service.follow()
+        assert (service.payment.client_owed, service.balance("losses")) == (0, 0)
+        assert service.operation is None
+
+
+@pytest.mark.parametrize("wins", ["dp_1", "dp_2"])
+def test_what_another_loss_pays_still_is_not_owed_again(wins: str) -> None:
+    """Whichever of two losses of 3,000 is undone: the client has what the other one brought."""
+    service = held()
+    service.give_back(3_000)
+    service.intent.bounce(service.intent.refunds[0].refund_id)
+    service.follow()
+    bank = Bank(service)
+    for _ in range(2):
+        bank.lose(bank.contest(3_000))
+        service.follow()
+    assert (service.payment.client_owed, service.payment.held) == (0, 4_000)
+    bank.win(wins)
+    service.follow()
+    assert (service.payment.client_owed, service.balance("losses")) == (0, -3_000)
+    bank.win("dp_2" if wins == "dp_1" else "dp_1")
+    service.follow()
+    assert (service.payment.client_owed, service.balance("losses")) == (3_000, -3_000)
+
+
+def test_what_was_paid_again_and_lost_once_more_is_the_platforms() -> None:
+    service = held()
+    service.give_back(3_000)
+    service.intent.bounce(service.intent.refunds[0].refund_id)
+    service.follow()
+    bank = Bank(service)
+    name = bank.contest(10_000)
+    bank.lose(name)
+    service.follow()
+    bank.win(name)
+    service.follow()
+    assert service.operation is not None
+    service.send()
+    service.follow()
+    assert service.payment.client_owed == 0
+    assert not service.payment.operation_id
+    bank.lose(name)
+    service.follow()
+    assert (service.payment.lost_beyond, service.balance("losses")) == (3_000, 3_000)
+    bank.win(name)
+    service.follow()
+    assert (service.payment.lost_beyond, service.payment.client_owed) == (0, 0)
+    assert service.balance("losses") == -7_000
+
+
 def test_a_dispute_of_a_hold_is_reported_and_changes_nothing() -> None:
     service = serve(new_payment())
     service.intent.authorize()
@@ -382,7 +461,19 @@ def test_a_dispute_of_a_hold_is_reported_and_changes_nothing() -> None:
 # ---- any life, looked at anyhow ----
 
 
-ACTIONS = ("contest", "inquire", "lose", "lose", "win", "escalate", "close", "ours", "begin")
+ACTIONS = (
+    "contest",
+    "inquire",
+    "lose",
+    "lose",
+    "win",
+    "escalate",
+    "close",
+    "ours",
+    "begin",
+    "bounce",
+    "repay",
+)
 
 
 def live(service: FakeService, seed: int, steps: int, *, looks: float) -> None:
@@ -409,6 +500,8 @@ def live(service: FakeService, seed: int, steps: int, *, looks: float) -> None:
         elif action == "begin" and service.payment.state is State.IN_ESCROW:
             with suppress(Refusal):  # Left under way, for whatever comes meanwhile.
                 service.start_capture(service.payment.held * part // 300 or None, final=False)
+        elif action in ("bounce", "repay"):
+            _bounce_or_repay(service, action, which)
         elif action == "ours":
             service.catch_up()
             service.finish()
@@ -420,6 +513,19 @@ def live(service: FakeService, seed: int, steps: int, *, looks: float) -> None:
     service.catch_up()
     service.finish()
     service.catch_up()
+
+
+def _bounce_or_repay(service: FakeService, action: str, which: float) -> None:
+    refunds, operation = service.intent.refunds, service.operation
+    if action == "bounce":
+        with suppress(RefusedByStripe, IndexError):  # It has bounced already, or there is none.
+            service.intent.bounce(refunds[int(which * len(refunds))].refund_id)
+        return
+    # Of a charge that is disputed, or was lost, Stripe gives nothing back.
+    gives_back = all(shown.status == "won" for shown in service.shown.values())
+    if gives_back and operation is not None and operation.params.get("owed"):
+        service.send()
+        service.catch_up()
 
 
 def _act(service: FakeService, part: int, *, refunds: bool, refused: bool) -> None:
@@ -436,6 +542,17 @@ def _act(service: FakeService, part: int, *, refunds: bool, refused: bool) -> No
             service.capture(amount, final=False)
 
 
+def paid_as_owed(service: FakeService) -> int:
+    """What losses that stand paid of bounced refunds: seen after the bounce, or before it."""
+    at_once = ("dispute_lost", "reinstated_after_loss")
+    return sum(
+        line.minor_units if line.kind in at_once else -line.minor_units
+        for line in service.postings
+        if (line.kind in at_once and line.account == "client_payable:pay_1")
+        or (line.kind, line.account) == ("refund_failed", "losses")
+    )
+
+
 @settings(max_examples=300, deadline=None)
 @given(st.integers(0, 2**32), st.sampled_from(["USD", "JPY", "KWD"]), st.floats(0, 1))
 def test_any_life_leaves_books_that_agree_with_stripes(
@@ -445,13 +562,13 @@ def test_any_life_leaves_books_that_agree_with_stripes(
     live(service, seed, 25, looks=looks)
     payment, records = service.payment, service.records.values()
     assert set(service.records) == set(service.shown)
-    assert not payment.operation_id
+    assert bool(payment.operation_id) == bool(payment.client_owed)
     assert not any(record.unsettled for record in records)
     assert service.balance("dispute_hold:pay_1") == sum(
         record.withdrawn - record.reinstated - record.written_off for record in records
     )
     assert sum(record.written_off for record in records) == (
-        payment.lost_held + payment.lost + service.balance("losses")
+        payment.lost_held + payment.lost + service.balance("losses") + paid_as_owed(service)
     )
     kept = sum(record.kept for record in records)
     assert service.balance("losses") == payment.lost_beyond - kept
@@ -461,6 +578,15 @@ def test_any_life_leaves_books_that_agree_with_stripes(
     due = money.fee(payment.net, payment.commission_basis_points, currency)
     assert payment.net_commission == due
     assert (payment.frozen is Freeze.NONE) == all(not record.is_open for record in records)
+    # The client is owed what bounced and was not paid again, but for what the bank has given.
+    bounced = sum(refund.minor_units for refund in service.intent.refunds if refund.failed)
+    resent = sum(
+        line.minor_units
+        for line in service.postings
+        if (line.kind, line.account) == ("refund_resent", "client_payable:pay_1")
+    )
+    assert 0 <= paid_as_owed(service) <= sum(record.written_off for record in records)
+    assert payment.client_owed == bounced - resent - paid_as_owed(service)
     before = payment
     assert not service.follow().transitions
     assert service.payment == before
