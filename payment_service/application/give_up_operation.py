@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import datetime
+from typing import Final
 
 from payment_service.application.carry_out import go_on, look_for_intent
 from payment_service.application.core import Core
@@ -18,7 +19,8 @@ from payment_service.domain.follow import Discrepancy
 from payment_service.domain.operations import OF_A_DISPUTE, Operation, OperationKind
 from payment_service.domain.ports import Answers, Cause, Policy, Transaction
 
-_WORD = "given up"
+_WORD: Final = "given up"
+_CODE: Final = "given_up"
 
 
 async def give_up_operation(core: Core, operation_id: str, note: str, cause: Cause) -> Operation:
@@ -76,10 +78,10 @@ def give_up_phase(
     refusal = _refusal_of(payment, operation)
     told = None
     if answers_dispute:
-        end_answer_in_vain(tx, answers, payment, operation, refusal, _WORD, cause, note=note)
+        end_answer_in_vain(tx, answers, payment, operation, refusal, _CODE, cause, note=note)
     else:
         transition = _transition(payment, operation, note, tx.now)
-        told = end_in_vain(tx, answers, policy, operation, transition, refusal, _WORD, cause)
+        told = end_in_vain(tx, answers, policy, operation, transition, refusal, _CODE, cause)
     ended = tx.operation(operation.operation_id)
     assert ended is not None
     return ended, told
@@ -100,7 +102,7 @@ def _transition(payment: Payment, operation: Operation, note: str, now: datetime
     if operation.kind in (OperationKind.CAPTURE, OperationKind.TRANSFER):
         transition = escrow.capture_given_up(payment, "by an operator", now)
     else:
-        failure = Failure("given_up", "", "an operator gave it up", now)
+        failure = Failure(_CODE, "", "an operator gave it up", now)
         transition = refused_transition(payment, operation, failure)
     facts = {**transition.facts, "operation_id": operation.operation_id, "note": note}
     return replace(transition, facts=facts)

@@ -80,7 +80,7 @@ async def test_a_transfer_that_was_made_otherwise_holds_up_its_payment_no_more(
     waiting = await world.get(payment.payment_id)
     assert (waiting.state, waiting.waiting_for) == (CAPTURING, "operator")
     ended = await give_up(world, operation_id)
-    assert (ended.state, ended.last_error) == (operations_pb2.OPERATION_STATE_REFUSED, "given up")
+    assert (ended.state, ended.last_error) == (operations_pb2.OPERATION_STATE_REFUSED, "given_up")
     after = await world.get(payment.payment_id)
     assert (after.state, after.waiting_for, after.held_amount.minor_units) == (
         IN_ESCROW,
