@@ -207,16 +207,22 @@ async def _look(
     """What Stripe has of it by now. An intent that has no id yet is searched only if need be."""
     if operation.kind is not OperationKind.CREATE_INTENT:
         return await observe_payment(core, operation.payment_id, cause, made=made)
-    payment = await core.database.read(lambda reader: reader.payment(operation.payment_id))
-    applied = Applied(payment=payment)
     # Under its first key, while Stripe knows it, the same request finds the same intent by itself.
     now = await core.database.transact(database_time)
     burnt = operation.params.get("replayed") or operation.attempt > 1
-    if payment is not None and (burnt or not operation.may_resend(now)):
-        seen = await core.stripe.find_intent(operation.operation_id, operation.create_time)
-        if seen is not None:
-            return await apply(core, operation.payment_id, seen, payment.version, cause)
-    return applied
+    if burnt or not operation.may_resend(now):
+        return await look_for_intent(core, operation, cause)
+    payment = await core.database.read(lambda reader: reader.payment(operation.payment_id))
+    return Applied(payment=payment)
+
+
+async def look_for_intent(core: Core, operation: Operation, cause: Cause) -> Applied:
+    """Search Stripe for what a creation may have left there."""
+    payment = await core.database.read(lambda reader: reader.payment(operation.payment_id))
+    seen = await core.stripe.find_intent(operation.operation_id, operation.create_time)
+    if payment is None or seen is None:
+        return Applied(payment=payment)
+    return await apply(core, operation.payment_id, seen, payment.version, cause)
 
 
 async def is_settled(core: Core, operation: Operation) -> bool:

@@ -16,7 +16,7 @@ from payment_service.domain.ports import Cause, InboxEvent, StoredDiscrepancy, T
 async def resume_operation(core: Core, operation_id: str, cause: Cause) -> Operation:
     """Put a parked operation back to work. The sweep looks at Stripe before it sends anything."""
     known = await core.database.read(lambda reader: reader.operation(operation_id))
-    known = _parked(operation_id, known)
+    known = parked(operation_id, known)
     operation = await unpark_after_a_look(core, operation_id, known.payment_id, cause, insists=True)
     core.wake.set()
     return operation
@@ -41,7 +41,7 @@ def unpark(
     Whoever ``insists`` knows what was paid to the expert by hand, and that this comes on top of it.
     """
     payment = tx.lock_payment(payment_id) if payment_id else None
-    operation = _parked(operation_id, tx.operation(operation_id))
+    operation = parked(operation_id, tx.operation(operation_id))
     # A key that Stripe may have forgotten is not used again: if looking shows no effect, the
     # request goes out under a new one.
     new_key = not operation.may_resend(tx.now)
@@ -71,13 +71,16 @@ def unpark(
     return resumed
 
 
-def _parked(operation_id: str, operation: Operation | None) -> Operation:
+def parked(
+    operation_id: str, operation: Operation | None, done_to_it: str = "resumed"
+) -> Operation:
+    """Raises, unless it is there and parked."""
     if operation is None:
         raise _no_such_item(operation_id)
     if operation.state is not OperationState.PARKED:
         raise Precondition(
             "WRONG_STATE",
-            f"the operation is {operation.state}; only a parked one is resumed",
+            f"the operation is {operation.state}; only a parked one is {done_to_it}",
             {"id": operation_id, "state": operation.state.value, "allowed_states": "PARKED"},
         )
     return operation

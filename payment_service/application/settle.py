@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Final
 
 from payment_service.application.core import Core
@@ -18,7 +18,7 @@ from payment_service.application.settle_disputes import (
 )
 from payment_service.domain import escrow, plans
 from payment_service.domain.errors import Precondition, Refusal, invalid_field
-from payment_service.domain.escrow import Payment, State, Transition, WaitingFor
+from payment_service.domain.escrow import Failure, Payment, State, Transition, WaitingFor
 from payment_service.domain.follow import (
     Discrepancy,
     failure_of,
@@ -227,23 +227,43 @@ def refuse_phase(
         if current.claim_id:
             _answer(tx, answers, current.claim_id, transition.after)
         return None
-    transition = _refused_transition(payment, current, refused, tx.now)
+    failure = failure_of(Decline(refused.code or "refused", refused.decline_code), tx.now)
+    transition = refused_transition(payment, current, failure)
+    refusal = _refusal_of(payment, refused)
+    return end_in_vain(tx, answers, policy, current, transition, refusal, refused.code, cause)
+
+
+def end_in_vain(
+    tx: Transaction,
+    answers: Answers,
+    policy: Policy,
+    operation: Operation,
+    transition: Transition,
+    refusal: Refusal,
+    code: str,
+    cause: Cause,
+) -> Discrepancy | None:
+    """End a payment's operation that nothing came of: all is as it was before, by ``transition``.
+
+    Its caller is told ``refusal``, but where the essential was done. What an operator must be told
+    of, if anything.
+    """
     tx.record(transition, cause)
-    tx.settle_operation(current.operation_id, OperationState.REFUSED, refused.code)
+    tx.settle_operation(operation.operation_id, OperationState.REFUSED, code)
     after = park_repayment(tx, policy, transition.after, cause)
     # The expert was paid: a caller who is told "refused" would pay once more.
-    after_capture = bool(current.params.get("after_capture"))
+    after_capture = bool(operation.params.get("after_capture"))
     told = None
     if after_capture and after.held:
-        told = rest_not_returned(payment, current, refused.code)
+        told = rest_not_returned(after, operation, code)
         tx.report(told)
-    if not current.claim_id:
+    if not operation.claim_id:
         return told
-    if after_capture or current.kind is OperationKind.REVERSE_TRANSFER:
+    if after_capture or operation.kind is OperationKind.REVERSE_TRANSFER:
         # And of a refund the client has the money; what the expert owes is on the books.
-        _answer(tx, answers, current.claim_id, after)
+        _answer(tx, answers, operation.claim_id, after)
     else:
-        tx.settle_claim(current.claim_id, answers.refusal(_refusal_of(payment, refused)))
+        tx.settle_claim(operation.claim_id, answers.refusal(refusal))
     return told
 
 
@@ -325,10 +345,8 @@ def leased_operation(
     return operation
 
 
-def _refused_transition(
-    payment: Payment, operation: Operation, refused: Refused, now: datetime
-) -> Transition:
-    failure = failure_of(Decline(refused.code or "refused", refused.decline_code), now)
+def refused_transition(payment: Payment, operation: Operation, failure: Failure) -> Transition:
+    """Back to where the payment stood before it was asked for; of a reversal, to a debt."""
     match operation.kind:
         case OperationKind.CREATE_INTENT:
             return escrow.creation_refused(payment, failure)
@@ -341,7 +359,7 @@ def _refused_transition(
         case OperationKind.REFUND:
             return escrow.refund_refused(payment, failure)
         case OperationKind.REVERSE_TRANSFER:
-            return escrow.expert_owes(payment, owed_after(operation), failure.code, now)
+            return escrow.expert_owes(payment, owed_after(operation), failure.code, failure.time)
         case OperationKind.CREATE_ACCOUNT:
             raise AssertionError("an account is no payment")
         case OperationKind.SUBMIT_EVIDENCE | OperationKind.ACCEPT_DISPUTE:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from payment_service.domain import escrow
 from payment_service.domain.disputes import Dispute, Outcome
 from payment_service.domain.errors import Precondition, Refusal
-from payment_service.domain.escrow import Frozen, Kind
+from payment_service.domain.escrow import Frozen, Kind, Payment
 from payment_service.domain.follow import Followed, refused_by_processor
 from payment_service.domain.follow_disputes import Circumstances, follow_disputes
 from payment_service.domain.observation import Observation, ShownDispute
@@ -120,19 +120,34 @@ def refuse_answer_phase(
     record = tx.dispute(operation.dispute_id)
     if payment is None or record is None or current is None or not current.is_held_by(operation):
         return
+    refusal = refused_by_processor(refused.code, refused.request_id, dispute_id=record.dispute_id)
+    end_answer_in_vain(tx, answers, payment, current, refusal, refused.code, cause)
+
+
+def end_answer_in_vain(
+    tx: Transaction,
+    answers: Answers,
+    payment: Payment,
+    operation: Operation,
+    refusal: Refusal,
+    code: str,
+    cause: Cause,
+    **more: str,
+) -> None:
+    """End an answer that nothing came of: the dispute may be answered anew. Of a locked payment."""
+    record = tx.dispute(operation.dispute_id)
+    assert record is not None
     tx.save_dispute(replace(record, operation_id="", update_time=tx.now))
     facts = {
         "dispute_id": record.dispute_id,
         "operation_id": operation.operation_id,
-        "code": refused.code,
+        "code": code,
+        **more,
     }
     frozen = Frozen(payment.frozen, payment.frozen_by)
     tx.record(
         escrow.dispute_changed(payment, Kind.DISPUTE_ANSWER_REFUSED, facts, frozen, tx.now), cause
     )
-    tx.settle_operation(operation.operation_id, OperationState.REFUSED, refused.code)
+    tx.settle_operation(operation.operation_id, OperationState.REFUSED, code)
     if operation.claim_id:
-        refusal = refused_by_processor(
-            refused.code, refused.request_id, dispute_id=record.dispute_id
-        )
         tx.settle_claim(operation.claim_id, answers.refusal(refusal))

@@ -627,7 +627,7 @@ def capture_refused(payment: Payment, failure: Failure) -> Transition:
 
 
 def capture_given_up(payment: Payment, reason: str, now: datetime) -> Transition:
-    """A capture that waited for the expert's account is not wanted any more."""
+    """A capture that nothing came of is not to be made any more."""
     return _move(
         payment,
         Kind.CAPTURE_GIVEN_UP,

@@ -930,7 +930,7 @@ def is_shown(operation: Operation, seen: Observation) -> bool:
 
 
 def rest_not_returned(payment: Payment, operation: Operation, code: str) -> Discrepancy:
-    """The expert was paid by a final capture, and Stripe refused to give back the rest."""
+    """The expert was paid by a final capture, and the rest was not given back."""
     return Discrepancy(
         payment.payment_id,
         "rest_not_returned",
@@ -938,7 +938,7 @@ def rest_not_returned(payment: Payment, operation: Operation, code: str) -> Disc
         expected=operation.minor_units,
         found=0,
         currency=payment.currency,
-        cure="the rest is still in escrow: RefundPayment, once what Stripe objects to is over",
+        cure="the rest is still in escrow: RefundPayment, once nothing stands against it",
     )
 
 

@@ -12,6 +12,7 @@ from marketplace.payments.v1 import (
     operations_pb2_grpc,
 )
 from payment_service.application.core import Core
+from payment_service.application.give_up_operation import give_up_operation
 from payment_service.application.operate import (
     resolve_discrepancy,
     resume_operation,
@@ -120,6 +121,21 @@ class OperationsServicer(operations_pb2_grpc.OperationsServiceServicer):
         cause = cause_of(context, "ResumeOperation")
         operation = await self._operations.run(resume_operation(self._core, operation_id, cause))
         return operations_pb2.ResumeOperationResponse(
+            operation=convert.operation_message(operation)
+        )
+
+    async def GiveUpOperation(
+        self, request: operations_pb2.GiveUpOperationRequest, context: Context
+    ) -> operations_pb2.GiveUpOperationResponse:
+        fields = Fields()
+        operation_id = fields.our_id("operation_id", request.operation_id)
+        note = fields.text("note", request.note, required=True)
+        fields.check()
+        cause = cause_of(context, "GiveUpOperation")
+        operation = await self._operations.run(
+            give_up_operation(self._core, operation_id, note, cause)
+        )
+        return operations_pb2.GiveUpOperationResponse(
             operation=convert.operation_message(operation)
         )
 

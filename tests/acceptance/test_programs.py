@@ -435,8 +435,12 @@ def operate(world: World, ask: Caller) -> None:
     again = ask.refused("OperationsService/RetryInboxEvent", event_id=event_id)
     assert (again.code, again.reason) == ("FAILED_PRECONDITION", "WRONG_STATE")
     done = ask("OperationsService/ListOperations", state="OPERATION_STATE_SUCCEEDED")["operations"]
-    settled = ask.refused("OperationsService/ResumeOperation", operation_id=done[0]["operation_id"])
-    assert (settled.code, settled.reason) == ("FAILED_PRECONDITION", "WRONG_STATE")
+    over: dict[str, Any] = {"operation_id": done[0]["operation_id"]}
+    for settled in (
+        ask.refused("OperationsService/ResumeOperation", **over),
+        ask.refused("OperationsService/GiveUpOperation", **over, note="not wanted"),
+    ):
+        assert (settled.code, settled.reason) == ("FAILED_PRECONDITION", "WRONG_STATE")
     ask("OperationsService/RunReconciliation")
     # Other tests of this stack may have left some.
     known = ask("OperationsService/ListDiscrepancies").get("discrepancies", [])

@@ -1,0 +1,548 @@
+"""What is parked, and an operator ends: nothing is sent, and everybody is told the truth."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from marketplace.payments.v1 import operations_pb2, payments_pb2
+from payment_service.application import carry_out
+from payment_service.application.give_up_operation import give_up_phase, judge
+from payment_service.application.settle import Applied
+from payment_service.domain.errors import Refusal
+from payment_service.domain.follow import Discrepancy
+from payment_service.domain.ports import Cause
+from tests.integration.books import balance, check_books
+from tests.integration.conftest import StartWorld
+from tests.integration.flights import effects_of, flights
+from tests.integration.test_dispute_answers import acceptance_request, disputed, evidence_request
+from tests.integration.test_disputes import LOST, OPEN, contest, decide, dispute_where, settled
+from tests.integration.test_overtaken import (
+    answer,
+    refund_by_hand,
+    sent,
+    strike,
+    told,
+    transfer_by_hand,
+)
+from tests.integration.test_owed import owed, repaid, repayments, resume, waiting_capture
+from tests.integration.test_parked import HASTY, arrives, owed_after_a_bounce, parked, unheard
+from tests.integration.test_taken_by_hand import days_pass, kept_back, paid, reverse, stands
+from tests.integration.world import (
+    CANCELED,
+    CAPTURED,
+    CAPTURING,
+    IN_ESCROW,
+    REFUNDED,
+    World,
+    capture_request,
+    refund_request,
+    refusal,
+    until,
+)
+
+PLATFORM = payments_pb2.ESCROW_MODE_PLATFORM_HOLD
+NOTE = "paid by bank transfer, ticket 4711"
+
+
+async def give_up(world: World, operation_id: str, note: str = NOTE) -> operations_pb2.Operation:
+    request = operations_pb2.GiveUpOperationRequest(operation_id=operation_id, note=note)
+    return (await world.operations.GiveUpOperation(request)).operation
+
+
+async def is_explained(world: World, payment_id: str, operation_id: str) -> str:
+    """The kind of the one event that says why it was given up, and by whom."""
+    [(kind, facts, by)] = world.sql(
+        "SELECT kind, body::jsonb -> 'facts', body::jsonb -> 'by' FROM events "
+        "WHERE payment_id = %s AND body::jsonb -> 'facts' ? 'note'",
+        payment_id,
+    )
+    assert (facts["note"], facts["operation_id"]) == (NOTE, operation_id)
+    assert (by["caller"], by["rpc"]) == ("local", "GiveUpOperation")
+    return str(kind)
+
+
+# ---- what it comes to ----
+
+
+async def test_a_transfer_that_was_made_otherwise_holds_up_its_payment_no_more(
+    world: World,
+) -> None:
+    payment = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
+    await strike(world, "/transfers$", 401)
+    request = capture_request(payment.payment_id, 8_000, final=True)
+    assert (await refusal(world.payments.CapturePayment(request))).code == "UNAVAILABLE"
+    operation_id = await parked(world, payment.payment_id)
+    await transfer_by_hand(world, payment, 1_000)
+    await world.quiet()
+    waiting = await world.get(payment.payment_id)
+    assert (waiting.state, waiting.waiting_for) == (CAPTURING, "operator")
+    ended = await give_up(world, operation_id)
+    assert (ended.state, ended.last_error) == (operations_pb2.OPERATION_STATE_REFUSED, "given_up")
+    after = await world.get(payment.payment_id)
+    assert (after.state, after.waiting_for, after.held_amount.minor_units) == (
+        IN_ESCROW,
+        "",
+        10_000,
+    )
+    assert not after.HasField("last_failure")
+    assert await is_explained(world, payment.payment_id, operation_id) == "payment.capture_given_up"
+    assert await answer(world, "CapturePayment", request) == "GIVEN_UP_BY_OPERATOR"
+    refused = await refusal(world.payments.CapturePayment(request))
+    assert refused.code == "FAILED_PRECONDITION"
+    assert refused.facts == {"payment_id": payment.payment_id, "operation_id": operation_id}
+    assert NOTE not in refused.sentence
+    # Neither once more, nor by resuming it.
+    for call in (give_up(world, operation_id), resume(world, operation_id)):
+        again = await refusal(call)
+        assert (again.reason, again.facts["state"]) == ("WRONG_STATE", "REFUSED")
+    assert await sent(world, "transferred", payment) == [1_000]
+    assert await told(world, payment) == ["transfer_made_elsewhere"]
+    await check_books(world)
+    # Whoever wants one captures or refunds anew.
+    await world.capture(payment.payment_id, 3_000)
+    await world.refund(payment.payment_id, 2_000)
+    assert await sent(world, "transferred", payment) == [1_000, 2_700]
+    assert await sent(world, "refunded", payment) == [2_000]
+    await check_books(world)
+
+
+async def test_each_kind_of_operation_leaves_its_payment_as_it_was(world: World) -> None:
+    found = await flights(world)
+    for flight in found:
+        await world.stripe.fault(flight.path, "status", status=401, match=dict(flight.match))
+        assert (await refusal(getattr(world.payments, flight.method)(flight.request))).reason == (
+            "PROCESSOR_MISCONFIGURED"
+        )
+    await world.stripe.clear_faults()
+    parked_now = world.sql(
+        "SELECT kind, operation_id, payment_id FROM operations WHERE state = 'PARKED'"
+    )
+    expected = {
+        "create_intent": (CANCELED, "creation_refused", {}),
+        "capture": (IN_ESCROW, "capture_given_up", {"authorized": 1}),
+        "cancel": (IN_ESCROW, "cancel_refused", {"authorized": 1}),
+        "refund": (CAPTURED, "refund_refused", {"captured": 1}),
+        "reverse_transfer": (CAPTURED, "expert_owes", {"captured": 1, "refunded": 1}),
+    }
+    assert sorted(kind for kind, _, _ in parked_now) == sorted(expected)
+    for kind, operation_id, payment_id in parked_now:
+        assert (await give_up(world, operation_id)).kind == kind
+        state, event, effects = expected[kind]
+        after = await world.get(payment_id)
+        assert (after.state, after.waiting_for) == (state, "")
+        assert await is_explained(world, payment_id, operation_id) == f"payment.{event}"
+        made = await effects_of(world, after.payment_intent_id or payment_id)
+        assert effects.items() <= made.items()
+        # What it was to do.
+        undone = {
+            "create_intent": "intent_created",
+            "capture": "captured",
+            "cancel": "canceled",
+            "refund": "refunded",
+            "reverse_transfer": "reversed",
+        }
+        assert not made[undone[kind]]
+    for flight in found:
+        # Of a refund whose reversal is missing the client has the money.
+        essential = flight.path.endswith("/reversals$")
+        expected_answer = "OK" if essential else "GIVEN_UP_BY_OPERATOR"
+        assert await answer(world, flight.method, flight.request) == expected_answer
+    await check_books(world)
+
+
+async def test_what_a_reversal_was_to_take_back_is_owed_and_kept_back_later(world: World) -> None:
+    payment = await paid(world)
+    await days_pass(world)
+    await strike(world, "/reversals$", 401)
+    request = refund_request(payment.payment_id)
+    assert (await refusal(world.payments.RefundPayment(request))).code == "UNAVAILABLE"
+    operation_id = await parked(world, payment.payment_id)
+    await give_up(world, operation_id)
+    assert (await world.get(payment.payment_id)).state == REFUNDED
+    assert await is_explained(world, payment.payment_id, operation_id) == "payment.expert_owes"
+    assert await answer(world, "RefundPayment", request) == "OK"
+    assert stands(world, payment) == (9_000, 0)
+    # What hands take pays it, and a capture keeps back the rest: once.
+    await reverse(world, payment, 4_000)
+    assert stands(world, payment) == (5_000, 0)
+    assert await kept_back(world, payment, 10_000) == 5_000
+    assert await kept_back(world, payment, 10_000) == 0
+    assert await sent(world, "reversed", payment) == [4_000]
+
+
+async def test_a_reversal_takes_the_later_ones_with_it(world: World) -> None:
+    payment = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
+    await world.capture(payment.payment_id, 4_000)
+    await world.capture(payment.payment_id, 6_000)
+    await days_pass(world)
+    await strike(world, "/reversals$", 401)
+    request = refund_request(payment.payment_id)
+    assert (await refusal(world.payments.RefundPayment(request))).code == "UNAVAILABLE"
+    await give_up(world, await parked(world, payment.payment_id))
+    assert await answer(world, "RefundPayment", request) == "OK"
+    assert stands(world, payment) == (9_000, 0)
+    assert await sent(world, "reversed", payment) == []
+    await check_books(world)
+
+
+async def test_a_reversal_of_what_a_bank_took_answers_nobody(world: World) -> None:
+    payment = await paid(world)
+    await days_pass(world)
+    await strike(world, "/reversals$", 401)
+    dispute_id = await contest(world, payment)
+    await decide(world, dispute_id, "lose")
+    operation_id = await parked(world, payment.payment_id)
+    await give_up(world, operation_id)
+    assert (await settled(world, payment.payment_id, dispute_id, LOST)).state == REFUNDED
+    assert stands(world, payment)[0] == 9_000
+    await check_books(world)
+
+
+async def test_a_refund_that_is_not_wanted_any_more(world: World) -> None:
+    payment = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
+    await strike(world, "/refunds$", 401)
+    request = refund_request(payment.payment_id, 4_000)
+    assert (await refusal(world.payments.RefundPayment(request))).code == "UNAVAILABLE"
+    operation_id = await parked(world, payment.payment_id)
+    await give_up(world, operation_id)
+    after = await world.get(payment.payment_id)
+    assert (after.state, after.held_amount.minor_units) == (IN_ESCROW, 10_000)
+    assert after.last_failure.code == "given_up"
+    assert await is_explained(world, payment.payment_id, operation_id) == "payment.refund_refused"
+    assert await answer(world, "RefundPayment", request) == "GIVEN_UP_BY_OPERATOR"
+    # One by hand, later, is another one.
+    await refund_by_hand(world, payment, 1_000)
+    assert (await world.get(payment.payment_id)).held_amount.minor_units == 9_000
+    assert await sent(world, "refunded", payment) == [1_000]
+    await check_books(world)
+
+
+async def test_the_rest_of_a_final_capture_stays_in_escrow_and_is_told(world: World) -> None:
+    payment = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
+    await strike(world, "/refunds$", 401)
+    request = capture_request(payment.payment_id, 6_000, final=True)
+    assert (await refusal(world.payments.CapturePayment(request))).code == "UNAVAILABLE"
+    await give_up(world, await parked(world, payment.payment_id))
+    # The expert is paid, once, and its caller is told so.
+    assert await answer(world, "CapturePayment", request) == "OK"
+    after = await world.get(payment.payment_id)
+    assert (after.state, after.held_amount.minor_units) == (IN_ESCROW, 4_000)
+    assert await told(world, payment) == ["rest_not_returned"]
+    assert await sent(world, "refunded", payment) == []
+    await check_books(world)
+    await world.refund(payment.payment_id)
+    assert await sent(world, "refunded", payment) == [4_000]
+    assert await sent(world, "transferred", payment) == [5_400]
+    await check_books(world)
+
+
+async def test_of_a_capture_that_waits_for_its_expert_the_answer_stays(world: World) -> None:
+    payment, account = await waiting_capture(world, 2_000, 3_000)
+    [(operation_id,)] = world.sql("SELECT operation_id FROM operations WHERE state = 'PARKED'")
+    [before] = world.sql("SELECT ok, answer FROM claims WHERE operation_id = %s", operation_id)
+    await give_up(world, operation_id)
+    after = await world.in_state(payment.payment_id, IN_ESCROW)
+    assert (after.held_amount.minor_units, after.waiting_for) == (8_000, "")
+    now = world.sql("SELECT ok, answer FROM claims WHERE operation_id = %s", operation_id)
+    assert [(ok, bytes(body)) for ok, body in now] == [(True, bytes(before[1]))]
+    # The account is well again, and nothing goes to it.
+    await world.stripe.control("POST", f"/accounts/{account}/restore")
+    await asyncio.sleep(2.5)  # Two rounds of the loop that sends waiting captures on.
+    assert await sent(world, "transferred", payment) == []
+    await check_books(world)
+
+
+async def test_what_was_owed_beside_it_is_parked_at_once(world: World) -> None:
+    payment, _ = await waiting_capture(world, 2_000, 3_000)
+    refund = world.sql("SELECT movement_id FROM movements WHERE kind = 'refund'")[0][0]
+    await world.stripe.control("POST", f"/refunds/{refund}/fail")
+
+    async def booked() -> bool:
+        return owed(world, payment.payment_id) == 2_000
+
+    await until(booked, "the bounce on the books")
+    [(operation_id,)] = world.sql("SELECT operation_id FROM operations WHERE state = 'PARKED'")
+    await give_up(world, operation_id)
+    assert [state for _, _, state in repayments(world, payment.payment_id)] == ["PARKED"]
+    await repaid(world, payment.payment_id, IN_ESCROW)
+
+
+# ---- what is not given up ----
+
+
+async def test_what_may_still_reach_stripe_is_given_up_later(
+    start_world: StartWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(carry_out, "_BETWEEN_TWO_READS", 4.0)
+    world = await start_world(policy=HASTY)
+    payment, operation_id = await unheard(world)
+    refused = await refusal(give_up(world, operation_id))
+    assert (refused.code, refused.reason) == ("ABORTED", "OPERATION_IN_PROGRESS")
+    [(unsure_until,)] = world.sql(
+        "SELECT unsure_until FROM operations WHERE operation_id = %s", operation_id
+    )
+    assert refused.facts == {
+        "payment_id": payment.payment_id,
+        "state": "PARKED",
+        "unsure_until": unsure_until.isoformat(),
+    }
+    assert (await world.get(payment.payment_id)).state == CAPTURING
+
+    async def given_up() -> bool:
+        reply = await world.raw(
+            "OperationsService/GiveUpOperation",
+            operations_pb2.GiveUpOperationRequest(
+                operation_id=operation_id, note=NOTE
+            ).SerializeToString(),
+        )
+        assert reply.refused is None or reply.refused.reason == "OPERATION_IN_PROGRESS"
+        return reply.refused is None
+
+    await until(given_up, "given up after that time")
+    [(is_over,)] = world.sql("SELECT now() >= %s", unsure_until)
+    assert is_over
+    assert (await world.get(payment.payment_id)).state == IN_ESCROW
+    assert await sent(world, "transferred", payment) == []
+    await check_books(world)
+
+
+async def test_what_stripe_has_after_all_is_ended_by_the_look(start_world: StartWorld) -> None:
+    quiet = {"poll_seconds": 3600.0, "account_poll_seconds": 3600.0, "quiet_seconds": 3600.0}
+    world = await start_world(policy=HASTY | quiet)
+    payment, operation_id = await unheard(world)
+
+    async def sure() -> bool:
+        return bool(
+            world.sql("SELECT 1 FROM operations WHERE state = 'PARKED' AND unsure_until IS NULL")
+        )
+
+    await until(sure, "the look after the minute")
+    await world.deafen()
+    await arrives(world, payment, operation_id)
+    refused = await refusal(give_up(world, operation_id))
+    assert (refused.reason, refused.facts["state"]) == ("WRONG_STATE", "SUCCEEDED")
+    after = await world.in_state(payment.payment_id, IN_ESCROW)
+    assert after.captured_amount.minor_units == 4_000
+    assert await sent(world, "transferred", payment) == [3_600]
+    assert await told(world, payment) == []
+    await check_books(world)
+
+
+async def test_an_intent_that_stripe_made_after_all_is_found(world: World) -> None:
+    expert = await world.expert()
+    await world.stripe.fault("/payment_intents$", "status", status=401, match={"method": "POST"})
+    request = world.initiation(expert, 2_000)
+    assert (await refusal(world.payments.InitiatePayment(request))).code == "UNAVAILABLE"
+    [(operation_id, payment_id)] = world.sql(
+        "SELECT operation_id, payment_id FROM operations WHERE state = 'PARKED'"
+    )
+    await world.deafen()
+    names = {"metadata[operation_id]": operation_id, "metadata[payment_id]": payment_id}
+    made = await world.stripe.api(
+        "POST",
+        "/payment_intents",
+        amount=2_000,
+        currency="usd",
+        capture_method="manual",
+        **names,
+    )
+    assert made.get("id"), made
+    refused = await refusal(give_up(world, operation_id))
+    assert (refused.reason, refused.facts["state"]) == ("WRONG_STATE", "SUCCEEDED")
+    assert (await world.get(payment_id)).payment_intent_id == made["id"]
+    assert await answer(world, "InitiatePayment", request) == "OK"
+
+
+async def test_nothing_is_given_up_while_stripe_cannot_be_read(world: World) -> None:
+    payment = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
+    await strike(world, "/transfers$", 401)
+    await refusal(world.payments.CapturePayment(capture_request(payment.payment_id)))
+    operation_id = await parked(world, payment.payment_id)
+    for status, reason in ((401, "PROCESSOR_MISCONFIGURED"), (503, "PROCESSOR_UNAVAILABLE")):
+        await world.stripe.fault(
+            "/payment_intents/", "status", times=None, status=status, match={"method": "GET"}
+        )
+        refused = await refusal(give_up(world, operation_id))
+        assert (refused.code, refused.reason) == ("UNAVAILABLE", reason)
+        await world.stripe.clear_faults()
+    assert await parked(world, payment.payment_id) == operation_id
+
+
+async def test_what_the_client_is_owed_is_settled_and_not_given_up(world: World) -> None:
+    payment = await owed_after_a_bounce(world)
+    operation_id = await parked(world, payment.payment_id)
+    refused = await refusal(give_up(world, operation_id))
+    assert (refused.code, refused.reason) == ("FAILED_PRECONDITION", "CANNOT_BE_GIVEN_UP")
+    assert refused.facts == {
+        "operation_id": operation_id,
+        "kind": "refund",
+        "instead": "SettleOwed",
+    }
+    assert owed(world, payment.payment_id) == 2_000
+    await repaid(world, payment.payment_id, IN_ESCROW)
+
+
+async def test_an_account_that_is_to_be_made_is_resumed(world: World) -> None:
+    await world.stripe.fault("/accounts$", "status", status=401)
+    with pytest.raises(Exception, match="UNAVAILABLE"):
+        await world.expert("ann")
+    [(operation_id,)] = world.sql("SELECT operation_id FROM operations WHERE state = 'PARKED'")
+    refused = await refusal(give_up(world, operation_id))
+    assert (refused.reason, refused.facts["instead"]) == ("CANNOT_BE_GIVEN_UP", "ResumeOperation")
+    await resume(world, operation_id)
+    await until(lambda: has_account(world), "the account")
+
+
+async def has_account(world: World) -> bool:
+    return bool(world.sql("SELECT 1 FROM experts WHERE stripe_account_id <> ''"))
+
+
+async def test_what_does_not_exist_or_says_nothing(world: World) -> None:
+    unknown = await refusal(give_up(world, "op_" + "0" * 32))
+    assert (unknown.code, unknown.reason) == ("NOT_FOUND", "ITEM_NOT_FOUND")
+    silent = await refusal(give_up(world, "", ""))
+    assert (silent.code, set(silent.fields)) == ("INVALID_ARGUMENT", {"operation_id", "note"})
+
+
+# ---- answers to a dispute ----
+
+
+@pytest.mark.parametrize("accepts", [True, False], ids=["acceptance", "evidence"])
+async def test_an_answer_that_is_not_wanted_any_more_makes_way_for_another(
+    world: World, accepts: bool
+) -> None:
+    payment_id, dispute_id = await disputed(world)
+    await world.stripe.fault("/disputes/", "status", status=401, match={"method": "POST"})
+    call: Any
+    request: Any
+    if accepts:
+        call, request = world.disputes.AcceptDispute, acceptance_request(dispute_id)
+    else:
+        call, request = world.disputes.SubmitEvidence, evidence_request(dispute_id)
+    assert (await refusal(call(request))).code == "UNAVAILABLE"
+    [(operation_id,)] = world.sql("SELECT operation_id FROM operations WHERE state = 'PARKED'")
+    await give_up(world, operation_id)
+    assert await is_explained(world, payment_id, operation_id) == "payment.dispute_answer_refused"
+    refused = await refusal(call(request))
+    assert (refused.reason, refused.facts["dispute_id"]) == ("GIVEN_UP_BY_OPERATOR", dispute_id)
+    assert (await dispute_where(world, dispute_id)).outcome == OPEN
+    other = await world.disputes.SubmitEvidence(evidence_request(dispute_id, "winning_evidence"))
+    assert other.dispute.submission_count == 1
+    assert len(await world.stripe.effects("evidence_submitted")) == 1
+    assert not await world.stripe.effects("dispute_closed")
+    await check_books(world)
+
+
+# ---- who comes at the same time ----
+
+
+@pytest.mark.parametrize("pause", [0.0, 0.01, 0.03])
+async def test_giving_up_while_resuming_has_one_winner(world: World, pause: float) -> None:
+    payment = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
+    await strike(world, "/transfers$", 401)
+    request = capture_request(payment.payment_id, 4_000)
+    await refusal(world.payments.CapturePayment(request))
+    operation_id = await parked(world, payment.payment_id)
+
+    async def ends() -> str:
+        await asyncio.sleep(pause)
+        asked = operations_pb2.GiveUpOperationRequest(operation_id=operation_id, note=NOTE)
+        reply = await world.raw("OperationsService/GiveUpOperation", asked.SerializeToString())
+        return reply.refused.reason if reply.refused else "OK"
+
+    async def resumes() -> str:
+        asked = operations_pb2.ResumeOperationRequest(operation_id=operation_id)
+        reply = await world.raw("OperationsService/ResumeOperation", asked.SerializeToString())
+        return reply.refused.reason if reply.refused else "OK"
+
+    done = await asyncio.gather(ends(), resumes())
+    assert sorted(done) == ["OK", "WRONG_STATE"]
+    ended = done[0] == "OK"
+    expected = "GIVEN_UP_BY_OPERATOR" if ended else "OK"
+    assert await answer(world, "CapturePayment", request) == expected
+    assert await sent(world, "transferred", payment) == ([] if ended else [3_600])
+    await check_books(world)
+
+
+async def test_of_two_who_give_it_up_one_does(world: World) -> None:
+    payment = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
+    await strike(world, "/refunds$", 401)
+    await refusal(world.payments.RefundPayment(refund_request(payment.payment_id)))
+    operation_id = await parked(world, payment.payment_id)
+    asked = operations_pb2.GiveUpOperationRequest(operation_id=operation_id, note=NOTE)
+    replies = await asyncio.gather(
+        *(
+            world.raw("OperationsService/GiveUpOperation", asked.SerializeToString())
+            for _ in range(4)
+        )
+    )
+    assert sorted(reply.refused.reason if reply.refused else "" for reply in replies) == [
+        "",
+        *["WRONG_STATE"] * 3,
+    ]
+    await is_explained(world, payment.payment_id, operation_id)
+    await check_books(world)
+
+
+async def test_one_that_was_resumed_and_parked_again_meanwhile_is_another_matter(
+    start_world: StartWorld,
+) -> None:
+    """What was sent since the judging is not covered by the look that followed it."""
+    world = await start_world(policy=HASTY)
+    assert world.service is not None
+    core = world.service.core
+    payment = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
+    await strike(world, "/transfers$", 401)
+    await refusal(world.payments.CapturePayment(capture_request(payment.payment_id)))
+    operation_id = await parked(world, payment.payment_id)
+    known = await core.database.transact(judge, operation_id)
+    await strike(world, "/transfers$", 401)
+    await resume(world, operation_id)
+    await world.quiet()
+    assert await parked(world, payment.payment_id) == operation_id
+    world.sql("UPDATE operations SET unsure_until = NULL WHERE operation_id = %s", operation_id)
+
+    async def ended(looked: Applied) -> str:
+        cause = Cause("local", "GiveUpOperation")
+        given = (core.answers, core.policy, known, looked, NOTE, cause)
+        with pytest.raises(Refusal) as refused:
+            await core.database.transact(give_up_phase, *given)
+        return refused.value.reason
+
+    assert await ended(Applied()) == "OPERATION_IN_PROGRESS"
+    # Nor is it after a look that was overtaken, saw it without its lines, or saw what does not fit.
+    known = await core.database.transact(judge, operation_id)
+    assert await ended(Applied(stale=True)) == "OPERATION_IN_PROGRESS"
+    assert await ended(Applied(operation_deferred=True)) == "OPERATION_IN_PROGRESS"
+    for kind in ("second_intent", "charge_missing", "state_mismatch", "amount_mismatch"):
+        found = (Discrepancy(payment.payment_id, kind, "seen"),)
+        assert await ended(Applied(discrepancies=found)) == "DISCREPANCY"
+    assert await parked(world, payment.payment_id) == operation_id
+    await give_up(world, operation_id)
+    assert (await world.get(payment.payment_id)).state == IN_ESCROW
+    assert balance(world, "losses") == 0
+    await check_books(world)
+
+
+async def test_a_loss_that_waited_for_a_reversal_is_written_off(world: World) -> None:
+    """A parked reversal does not give way by itself: the client has what it is to take back."""
+    payment = await paid(world)
+    await days_pass(world)
+    await strike(world, "/reversals$", 401)
+    await refusal(world.payments.RefundPayment(refund_request(payment.payment_id, 4_000)))
+    operation_id = await parked(world, payment.payment_id)
+    dispute_id = await contest(world, payment, amount=6_000)
+    await decide(world, dispute_id, "lose")
+    await dispute_where(world, dispute_id, lambda dispute: dispute.outcome == LOST)
+    await world.quiet()
+    assert await parked(world, payment.payment_id) == operation_id
+    await give_up(world, operation_id)
+    after = await settled(world, payment.payment_id, dispute_id, LOST)
+    assert after.lost_amount.minor_units == 6_000
+    assert after.net_amount.minor_units == 0
+    # 3,600 of the given up reversal; of the loss, what Stripe took back.
+    assert stands(world, payment)[0] == 3_600
+    await check_books(world)
