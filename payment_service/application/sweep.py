@@ -14,12 +14,17 @@ from payment_service.application.core import Core
 from payment_service.application.create_expert_account import carry_out_account
 from payment_service.application.in_turn import in_turn
 from payment_service.application.observe import observe_payment
-from payment_service.application.operate import unpark_after_a_look
+from payment_service.application.operate import unpark, unpark_after_a_look
 from payment_service.application.settle import leased_operation
 from payment_service.domain import escrow, plans
 from payment_service.domain.errors import Refusal
-from payment_service.domain.escrow import State, WaitingFor, WaitingReason
-from payment_service.domain.operations import OF_A_DISPUTE, Operation, OperationKind
+from payment_service.domain.escrow import Freeze, State, WaitingFor, WaitingReason
+from payment_service.domain.operations import (
+    OF_A_DISPUTE,
+    Operation,
+    OperationKind,
+    OperationState,
+)
 from payment_service.domain.ports import Cause, Policy, Transaction, Work
 
 log = structlog.get_logger(__name__)
@@ -109,7 +114,8 @@ async def settle_lost_disputes(core: Core) -> int:
 async def ask_about_parked(core: Core) -> int:
     """Read Stripe once more when nothing can come any more of what was parked unsure.
 
-    If hands have done the same meanwhile, or a dispute was lost, it is given up by that.
+    If hands have done the same meanwhile, or it is contested, it is given up by that. What is
+    contested no more goes on.
     """
     if core.stripe.is_away:
         return 0
@@ -125,7 +131,13 @@ async def ask_about_parked(core: Core) -> int:
 
 
 def nothing_came(tx: Transaction, payment_id: str) -> None:
+    payment = tx.lock_payment(payment_id)
     tx.nothing_came_of_parked(payment_id)
+    operation = tx.operation(payment.operation_id) if payment and payment.operation_id else None
+    if payment is None or operation is None or operation.state is not OperationState.PARKED:
+        return
+    if operation.params.get("contested") and payment.frozen is Freeze.NONE:
+        unpark(tx, operation.operation_id, payment_id, SWEEP)
 
 
 async def expire_unpaid(core: Core) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from marketplace.payments.v1 import disputes_pb2, operations_pb2, payments_pb2
+from payment_service.application import carry_out
 from tests.integration.books import balance, check_books
 from tests.integration.test_disputes import (
     CHARGEBACK,
@@ -24,6 +25,7 @@ from tests.integration.test_disputes import (
 )
 from tests.integration.world import (
     CAPTURED,
+    IN_ESCROW,
     REFUNDED,
     Reply,
     World,
@@ -243,7 +245,11 @@ async def test_an_answer_of_unknown_outcome_is_given_once(
     assert (await patiently(world, method, request)).body == reply.body
 
 
-async def test_an_answer_waits_for_nothing_that_is_under_way_on_the_payment(world: World) -> None:
+async def test_an_answer_waits_for_nothing_that_is_under_way_on_the_payment(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what was parked since it is contested goes on if the dispute is won soon."""
+    monkeypatch.setattr(carry_out, "_BETWEEN_TWO_READS", 6.0)
     held = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
     await world.stripe.fault("/transfers$", "status", "before", times=None, status=503)
     await refusal(world.payments.CapturePayment(capture_request(held.payment_id, 4_000)))
@@ -254,7 +260,8 @@ async def test_an_answer_waits_for_nothing_that_is_under_way_on_the_payment(worl
     assert (await world.get(held.payment_id)).state == payments_pb2.PAYMENT_STATE_CAPTURING
     await world.stripe.clear_faults()
     await world.stripe.advance(120)
-    payment = await settled(world, held.payment_id, dispute_id, WON)
+    await settled(world, held.payment_id, dispute_id, WON)
+    payment = await world.in_state(held.payment_id, IN_ESCROW)
     assert payment.captured_amount.minor_units == 4_000
 
 
