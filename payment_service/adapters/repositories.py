@@ -268,19 +268,19 @@ class SqlTransaction(FeedWrites, PayoutWrites, AccountWrites):
         )
         return frozenset(row["movement_id"] for row in found)
 
-    def made_by_hand_since(self, operation: Operation) -> frozenset[str]:
-        """The kinds of movements that others made, seen since this open operation was recorded.
+    def made_by_hand_since(self, operation: Operation) -> Mapping[str, str]:
+        """Movements that others made, seen since this open operation was recorded: their kinds.
 
         A payment has one open operation at most, so what is not this one's is nobody's of ours.
         """
         found = self._all(
-            "SELECT DISTINCT kind FROM movements WHERE payment_id = :payment_id "
+            "SELECT movement_id, kind FROM movements WHERE payment_id = :payment_id "
             "AND operation_id <> :operation_id AND time > :since",
             payment_id=operation.payment_id,
             operation_id=operation.operation_id,
             since=operation.create_time,
         )
-        return frozenset(row["kind"] for row in found)
+        return {row["movement_id"]: row["kind"] for row in found}
 
     def add_movement(self, payment_id: str, movement: Movement) -> None:
         self._do(

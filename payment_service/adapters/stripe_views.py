@@ -126,10 +126,15 @@ def transfer_of(transfer: stripe.Transfer, reversals: tuple[Reversal, ...] = ())
         minor_units=transfer.amount,
         currency=transfer.currency.upper(),
         operation_id=metadata_of(transfer.metadata).get("operation_id", ""),
+        destination_account_id=_id_of(transfer.destination),
         line=line_of(transfer.balance_transaction),
         connected_line=_connected_line(transfer.destination_payment),
         reversals=reversals,
     )
+
+
+def _id_of(account: str | stripe.Account | None) -> str:
+    return account or "" if account is None or isinstance(account, str) else account.id
 
 
 def refund_of(refund: stripe.Refund) -> Refund:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from payment_service.application.carry_out import go_on
 from payment_service.application.core import Core
 from payment_service.application.observe import observe_payment
@@ -17,38 +19,63 @@ async def resume_operation(core: Core, operation_id: str, cause: Cause) -> Opera
     """Put a parked operation back to work. The sweep looks at Stripe before it sends anything."""
     known = await core.database.read(lambda reader: reader.operation(operation_id))
     known = parked(operation_id, known)
-    operation = await unpark_after_a_look(core, operation_id, known.payment_id, cause, insists=True)
+    # Only on what is told of by now: what the look shows, or somebody does later, they do not know.
+    insists_on = await core.database.transact(transferred_by_hand, operation_id)
+    operation = await unpark_after_a_look(
+        core, operation_id, known.payment_id, cause, insists_on=insists_on
+    )
     core.wake.set()
     return operation
 
 
+def transferred_by_hand(tx: Transaction, operation_id: str) -> list[str]:
+    """Which transfers hands have made since this operation was recorded, as far as is booked."""
+    operation = parked(operation_id, tx.operation(operation_id))
+    if operation.kind is not OperationKind.TRANSFER:
+        return []
+    made = tx.made_by_hand_since(operation)
+    return sorted(name for name, kind in made.items() if kind == "transfer")
+
+
 async def unpark_after_a_look(
-    core: Core, operation_id: str, payment_id: str, cause: Cause, *, insists: bool = False
+    core: Core,
+    operation_id: str,
+    payment_id: str,
+    cause: Cause,
+    *,
+    insists_on: Sequence[str] = (),
 ) -> Operation:
     """Resumed, it counts as on its way, and what the client was refunded by hand is taken from what
     is left beside it; so a refund that nobody has told of must be seen before: it may end it.
     """
     if payment_id:
         await go_on(core, await observe_payment(core, payment_id, cause), cause)
-    return await core.database.transact(unpark, operation_id, payment_id, cause, insists=insists)
+    return await core.database.transact(
+        unpark, operation_id, payment_id, cause, insists_on=insists_on
+    )
 
 
 def unpark(
-    tx: Transaction, operation_id: str, payment_id: str, cause: Cause, *, insists: bool = False
+    tx: Transaction,
+    operation_id: str,
+    payment_id: str,
+    cause: Cause,
+    *,
+    insists_on: Sequence[str] = (),
 ) -> Operation:
     """The payment is locked before its operation, as everywhere.
 
-    Whoever ``insists`` knows what was paid to the expert by hand, and that this comes on top of it.
+    ``insists_on`` are the transfers by hand that it comes on top of, as whoever resumes it knows.
     """
     payment = tx.lock_payment(payment_id) if payment_id else None
     operation = parked(operation_id, tx.operation(operation_id))
     # A key that Stripe may have forgotten is not used again: if looking shows no effect, the
     # request goes out under a new one.
     new_key = not operation.may_resend(tx.now)
-    marks = ("look_only", "contested", "insists")
+    marks = ("look_only", "contested")
     params = {name: value for name, value in operation.params.items() if name not in marks}
-    if insists:
-        params["insists"] = True
+    if insists_on:
+        params["insists_on"] = list(insists_on)
     if payment is not None and _only_looks(payment, operation):
         params["look_only"] = True
     if payment is not None and payment.waiting_for is WaitingFor.EXPERT:

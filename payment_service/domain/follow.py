@@ -155,9 +155,10 @@ def follow(
 
     ``operation`` is the payment's open operation, ``known`` the ids of the movements that are on
     the books already, ``by_hand`` the kinds of those that hands made since the open operation was
-    recorded, ``next_operation_id`` the id of an operation that may have to be recorded, ``holding``
-    for how long the platform may hold what was charged, ``owed`` what the expert owes for this
-    payment and nothing under way collects: asked for only of what ``is_reversed_by_hand``.
+    recorded, but for what an operator insists on, ``next_operation_id`` the id of an operation that
+    may have to be recorded, ``holding`` for how long the platform may hold what was charged,
+    ``owed`` what the expert owes for this payment and nothing under way collects: asked for only of
+    what ``is_reversed_by_hand``.
     """
     to = Followed(payment)
     if (seen.minor_units, seen.currency) != (payment.amount, payment.currency):
@@ -431,15 +432,16 @@ def _follow_transfers(
 def _is_made_for_us(
     to: Followed, transfer: Transfer, operation: Operation, seen: Observation, now: datetime
 ) -> bool:
-    """Whether somebody made by hand exactly the transfer that is parked: resumed, it would be made
-    again.
+    """Whether somebody made by hand exactly the transfer that is parked, to the same account:
+    resumed, it would be made again.
     """
+    asked = (operation.share.sent, to.payment.currency, operation.text("destination_account_id"))
     return (
         operation.kind is OperationKind.TRANSFER
         and operation.is_without_effect(now)
         and not to.settled
         and not transfer.operation_id
-        and transfer.minor_units == operation.share.sent
+        and (transfer.minor_units, transfer.currency, transfer.destination_account_id) == asked
         and not is_shown(operation, seen)
     )
 
@@ -529,19 +531,22 @@ def _follow_money_back(
     mine = operation.operation_id if operation else ""
     for transfer, reversal in _reversals_by_hand(seen, operation, known):
         owed -= _take_reversal_by_hand(to, transfer, reversal, owed, now)
-    if operation is not None:
-        _give_way(to, seen, operation, known, by_hand, now)
+    contended = operation is not None and _give_way(to, seen, operation, known, by_hand, now)
     for refund in sorted(seen.refunds, key=lambda refund: refund.operation_id != mine):
         if refund.refund_id not in known:
             if operation is not None and mine and refund.operation_id == mine:
                 _take_refund(to, seen, refund, operation, next_operation_id, now)
+            elif contended and not refund.failed:
+                to.defer(operation=False)
             else:
                 _take_foreign_refund(to, refund, operation, now)
+    by_hand_too = "reversal" in by_hand or is_reversed_by_hand(seen, operation, known)
     for transfer in seen.transfers:
         for reversal in transfer.reversals:
             ours = reversal.operation_id == mine and reversal.reversal_id not in known
             if operation is not None and ours:
-                _take_reversal(to, transfer, reversal, operation, next_operation_id, now)
+                further = [] if by_hand_too else operation.items("legs")
+                _take_reversal(to, transfer, reversal, operation, further, next_operation_id, now)
     application_fee = seen.charge.application_fee if seen.charge else None
     for fee_refund in application_fee.refunds if application_fee else ():
         if fee_refund.fee_refund_id in known:
@@ -568,13 +573,16 @@ def _take_reversal(
     transfer: Transfer,
     reversal: Reversal,
     operation: Operation,
+    legs: Sequence[Mapping[str, object]],
     next_operation_id: str,
     now: datetime,
 ) -> None:
-    """The reversal that our open operation asked for."""
+    """The reversal that our open operation asked for. What of it is not taken back by the further
+    ``legs``, since hands have reversed too, is owed; and what they took pays that.
+    """
     part = operation.minor_units
     platform, connected = _lines_of(reversal, transfer)
-    legs, owed = operation.items("legs"), operation.number("owed_then")
+    owed = owed_after(operation) - part - sum(int(str(leg["minor_units"])) for leg in legs)
     follows = goes_on_with(next_operation_id, legs, owed)
     to.take(
         escrow.expert_reversed(
@@ -796,13 +804,15 @@ def _give_way(
     known: frozenset[str],
     by_hand: frozenset[str],
     now: datetime,
-) -> None:
+) -> bool:
     """What is not at Stripe is not sent any more once hands did the same, or took what it takes.
 
     It is given up if nothing can come of it. If a request may be on its way, its holder is told.
+    True if refunds by hand take what a capture may take still: out of what they are paid is only
+    known when that is over, and until then they are not booked.
     """
     if to.settled or to.operation_deferred or is_shown(operation, seen):
-        return
+        return False
     kind, payment = operation.kind, to.payment
     refunds = [
         refund for refund in seen.refunds if refund.refund_id not in known and not refund.failed
@@ -811,38 +821,39 @@ def _give_way(
     taken = max(sum(refund.minor_units for refund in refunds) - payment.client_owed, 0)
     if kind in (OperationKind.CAPTURE, OperationKind.TRANSFER):
         if payment.state is not State.CAPTURING:
-            return
+            return False
         # What fits in what is held beside it does not concern it.
         overtaken = taken > payment.held - _on_its_way(payment, operation)
         if not overtaken and _transferred_by_hand(seen, operation, known, by_hand):
             # Of another amount: what the expert is still to have, somebody has to decide.
             to.stands_back = "transferred at Stripe by hand"
-            return
+            return False
     elif kind is OperationKind.REFUND and not operation.params.get("owed"):
         # Of which amount it is does not matter: its caller decided without knowing of it.
         overtaken = bool(refunds) or "refund" in by_hand
     elif kind is OperationKind.REVERSE_TRANSFER:
         overtaken = bool(_reversals_by_hand(seen, operation, known)) or "reversal" in by_hand
     else:
-        return
+        return False
     if not overtaken:
-        return
+        return False
     word = "reversed" if kind is OperationKind.REVERSE_TRANSFER else "refunded"
     why = " ".join((f"{word} at Stripe by hand", *(refund.refund_id for refund in refunds)))
     if operation.is_without_effect(now):
         failure = Failure(f"{word}_elsewhere", "", why, now)
         give_up(to, operation, failure, _ended_otherwise(payment, word), taken)
-    else:
-        to.stands_back = why
+        return False
+    to.stands_back = why
+    return kind in (OperationKind.CAPTURE, OperationKind.TRANSFER)
 
 
 def _transferred_by_hand(
     seen: Observation, operation: Operation, known: frozenset[str], by_hand: frozenset[str]
 ) -> bool:
-    """Whether hands have paid the expert too since our transfer was recorded, and whoever resumed
-    that did not know of it.
+    """Whether hands have paid the expert too since our transfer was recorded, by what nobody has
+    insisted on who resumed ours.
     """
-    if operation.kind is not OperationKind.TRANSFER or operation.params.get("insists"):
+    if operation.kind is not OperationKind.TRANSFER:
         return False
     unknown = any(one.transfer_id not in known for one in seen.separate_transfers)
     return unknown or "transfer" in by_hand

@@ -112,6 +112,8 @@ class Transfer:
     line: BalanceLine | None = None
     connected_line: BalanceLine | None = None
     reversals: tuple[Reversal, ...] = ()
+    #: The connected account that it was sent to.
+    destination_account_id: str = ""
 
     @property
     def left(self) -> int:

@@ -94,6 +94,13 @@ class Operation:
         """How the part that a transfer sends on divides."""
         return Share(self.minor_units, self.number("commission"), self.number("netted"))
 
+    @property
+    def insists_on(self) -> frozenset[str]:
+        """Transfers by hand that an operator knew of who resumed it: it comes on top of them."""
+        value = self.params.get("insists_on", [])
+        assert isinstance(value, Sequence)
+        return frozenset(str(name) for name in value)
+
     def is_held_by(self, holder: Operation) -> bool:
         """Fencing: whoever lost the lease, or came after the end, changes nothing any more."""
         return self.is_open and self.lease_token == holder.lease_token

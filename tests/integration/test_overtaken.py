@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
 
 from marketplace.payments.v1 import payments_pb2
 from tests.integration.books import balance, check_books
+from tests.integration.test_disputes import keep_at_stripe
 from tests.integration.test_gigs import kinds
 from tests.integration.test_owed import resume
 from tests.integration.test_parked import parked
@@ -51,13 +53,13 @@ async def refund_by_hand(world: World, payment: Payment, amount: int) -> None:
     await until(booked, "the refund by hand on the books")
 
 
-async def transfer_by_hand(world: World, payment: Payment, amount: int) -> None:
+async def transfer_by_hand(world: World, payment: Payment, amount: int, *, to: str = "") -> None:
     made = await world.stripe.api(
         "POST",
         "/transfers",
         amount=amount,
         currency="usd",
-        destination=world.account_of(payment.expert_id),
+        destination=world.account_of(to or payment.expert_id),
         source_transaction=payment.charge_id,
         transfer_group=payment.payment_id,
     )
@@ -218,4 +220,117 @@ async def test_another_transfer_by_hand_leaves_it_to_an_operator(world: World) -
     await resume(world, operation_id)
     assert await answer(world, "CapturePayment", request) == "OK"
     assert await sent(world, "transferred", payment) == [1_000, 7_200]
+    await check_books(world)
+
+
+@pytest.mark.parametrize("status", [429, 503])
+async def test_no_capture_takes_what_was_given_back_because_more_was_paid_out_before(
+    world: World, status: int
+) -> None:
+    payment = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
+    await world.capture(payment.payment_id, 5_000)
+    await strike(world, "/transfers$", status)
+    request = capture_request(payment.payment_id, 4_000)
+    assert (await refusal(world.payments.CapturePayment(request))).code != "OK"
+    # Of the 5,000 that are held it takes 2,000 that the capture would take.
+    await refund_by_hand(world, payment, 3_000)
+    await world.stripe.clear_faults()
+    assert await answer(world, "CapturePayment", request) == "WRONG_STATE"
+    after = await world.in_state(payment.payment_id, IN_ESCROW)
+    assert (after.held_amount.minor_units, after.captured_amount.minor_units) == (2_000, 5_000)
+    assert await sent(world, "transferred", payment) == [4_500]
+    assert balance(world, "losses") == 0
+    await check_books(world)
+
+
+@pytest.mark.parametrize("amount", [1_000, 3_600])
+async def test_who_resumes_a_transfer_insists_only_on_what_was_known_then(
+    world: World, amount: int
+) -> None:
+    payment = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
+    await strike(world, "/transfers$", 401)
+    request = capture_request(payment.payment_id, 4_000)
+    assert (await refusal(world.payments.CapturePayment(request))).code != "OK"
+    operation_id = await parked(world, payment.payment_id)
+    await strike(world, "/transfers$", 429)
+    await resume(world, operation_id)
+    # Stripe is busy, and somebody who does not know that it was resumed does it by hand.
+    await transfer_by_hand(world, payment, amount)
+    assert await parked(world, payment.payment_id) == operation_id
+    await world.stripe.clear_faults()
+    await world.quiet()
+    assert await sent(world, "transferred", payment) == [amount]
+    await resume(world, operation_id)
+    assert await answer(world, "CapturePayment", request) == "OK"
+    assert await sent(world, "transferred", payment) == [amount, 3_600]
+    await check_books(world)
+
+
+async def test_nobody_insists_on_what_only_the_look_of_the_resuming_showed(world: World) -> None:
+    payment = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
+    await strike(world, "/transfers$", 401)
+    request = capture_request(payment.payment_id, 8_000)
+    assert (await refusal(world.payments.CapturePayment(request))).code != "OK"
+    operation_id = await parked(world, payment.payment_id)
+    await world.quiet()
+    await world.deafen()
+    await transfer_by_hand(world, payment, 1_000)
+    assert await told(world, payment) == []
+    await resume(world, operation_id)
+    assert await parked(world, payment.payment_id) == operation_id
+    assert await sent(world, "transferred", payment) == [1_000]
+    await resume(world, operation_id)
+    assert await answer(world, "CapturePayment", request) == "OK"
+    assert await sent(world, "transferred", payment) == [1_000, 7_200]
+    await check_books(world)
+
+
+async def test_a_transfer_to_another_account_is_not_taken_for_the_parked_one(world: World) -> None:
+    payment = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
+    other = await world.expert()
+    await strike(world, "/transfers$", 401)
+    request = capture_request(payment.payment_id, 8_000)
+    assert (await refusal(world.payments.CapturePayment(request))).code != "OK"
+    operation_id = await parked(world, payment.payment_id)
+    await transfer_by_hand(world, payment, 7_200, to=other)
+
+    async def booked() -> bool:
+        return "transfer_made_elsewhere" in await told(world, payment)
+
+    await until(booked, "the transfer by hand on the books")
+    assert await parked(world, payment.payment_id) == operation_id
+    assert (await world.get(payment.payment_id)).captured_amount.minor_units == 0
+
+
+async def test_the_later_legs_do_not_take_what_hands_took_during_the_first(world: World) -> None:
+    await keep_at_stripe(world)
+    payment = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
+    for part in (5_000, 5_000):
+        await world.capture(payment.payment_id, part)
+    await days_pass(world)
+    first, _second = (
+        row[0]
+        for row in world.sql(
+            "SELECT movement_id FROM movements WHERE kind = 'transfer' AND payment_id = %s "
+            "ORDER BY time",
+            payment.payment_id,
+        )
+    )
+    # The newest transfer is reversed whole; the other 900 are taken while that is on its way.
+    await world.quiet()
+    await world.deafen()
+    ours = {"idempotency_key": "^op_"}
+    await world.stripe.fault("/reversals$", "delay", "after", match=ours, delay_ms=3_000)
+    refunded = asyncio.create_task(world.refund(payment.payment_id, 6_000))
+
+    async def reversed_once() -> bool:
+        return len(await world.stripe.effects("reversed")) == 1
+
+    await until(reversed_once, "the first leg at Stripe")
+    made = await world.stripe.api("POST", f"/transfers/{first}/reversals", amount=900)
+    assert made.get("id"), made
+    await refunded
+    effects = await world.stripe.effects("reversed")
+    assert [int(one["amount"]) for one in effects] == [4_500, 900]
+    assert stands(world, payment) == (0, 0)
     await check_books(world)

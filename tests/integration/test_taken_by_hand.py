@@ -212,7 +212,7 @@ async def test_our_own_reversal_that_waits_gives_way_to_it(world: World) -> None
     assert (await refusal(resume(world, operation_id))).reason == "WRONG_STATE"
     await check_books(world)
     # What hands left of it is owed: it is kept back, or taken by hand too.
-    assert stands(world, payment) == (0, 5_000)
+    assert stands(world, payment) == (5_000, 0)
     await reverse(world, payment, 5_000)
     await check_books(world)
     assert stands(world, payment) == (0, 0)
