@@ -78,7 +78,7 @@ def apply_observation_phase(
         seen,
         operation=operation,
         known=known,
-        by_hand=_made_by_hand(tx, operation) if operation else frozenset(),
+        by_hand=operation.unweighed(tx.made_by_hand_since(operation)) if operation else frozenset(),
         next_operation_id=tx.new_id("op"),
         holding=timedelta(seconds=policy.holding_limit),
         # Asked for under the expert's lock, since a capture may be about to keep it back.
@@ -139,12 +139,6 @@ def apply_observation_phase(
         next_operation=next_operation,
         discrepancies=tuple(followed.discrepancies),
     )
-
-
-def _made_by_hand(tx: Transaction, operation: Operation) -> frozenset[str]:
-    """The kinds of what hands made since the operation was recorded and nobody has weighed yet."""
-    made = tx.made_by_hand_since(operation)
-    return frozenset(kind for name, kind in made.items() if name not in operation.insists_on)
 
 
 def park_repayment(tx: Transaction, policy: Policy, payment: Payment, cause: Cause) -> Payment:
