@@ -122,19 +122,23 @@ async def ask_about_parked(core: Core) -> int:
 
     async def ask(payment_id: str) -> None:
         applied = await go_on(core, await observe_payment(core, payment_id, SWEEP), SWEEP)
-        if not applied.operation_deferred:  # Else Stripe shows it: its lines are still to come.
-            await core.database.transact(nothing_came, payment_id)
+        # Where lines are still to come, Stripe shows it.
+        if applied.payment is not None and not applied.operation_deferred:
+            await core.database.transact(nothing_came, payment_id, applied.payment.version)
 
     unsure = await core.database.read(lambda reader: reader.payments_unsure(_BATCH))
     await in_turn(core, Work.UNSURE, unsure, ask)
     return 0  # Asked once a round, as above.
 
 
-def nothing_came(tx: Transaction, payment_id: str) -> None:
+def nothing_came(tx: Transaction, payment_id: str, version: int) -> None:
+    """The payment is as it was when Stripe was read, so what is parked was parked before."""
     payment = tx.lock_payment(payment_id)
+    if payment is None or payment.version != version:
+        return
     tx.nothing_came_of_parked(payment_id)
-    operation = tx.operation(payment.operation_id) if payment and payment.operation_id else None
-    if payment is None or operation is None or operation.state is not OperationState.PARKED:
+    operation = tx.operation(payment.operation_id) if payment.operation_id else None
+    if operation is None or operation.state is not OperationState.PARKED:
         return
     if operation.params.get("contested") and payment.frozen is Freeze.NONE:
         unpark(tx, operation.operation_id, payment_id, SWEEP)

@@ -222,13 +222,13 @@ def _make_way(to: Followed, seen: Observation, part: int, given: Circumstances) 
 
 def _stop_contested(to: Followed, seen: Observation, given: Circumstances) -> None:
     """A capture that was parked since it is contested is refused, as it would be if it were asked
-    for now. One that an operator has resumed meanwhile is left to the operator.
+    for now.
     """
     operation = given.operation
     if operation is None or to.settled or to.operation_deferred or is_shown(operation, seen):
         return
-    marked = operation.params.get("contested") and not operation.params.get("look_only")
-    if marked and operation.is_without_effect(given.now) and to.payment.frozen is not Freeze.NONE:
+    over = operation.params.get("contested") and operation.is_without_effect(given.now)
+    if over and to.payment.frozen is not Freeze.NONE:
         refusal = plans.payment_disputed(to.payment, "captured")
         failure = Failure("charge_disputed", "", "the payment is contested", given.now)
         give_up(to, operation, failure, refusal, 0)
