@@ -29,7 +29,7 @@ from payment_service.domain.errors import Busy, key_reused
 from payment_service.domain.escrow import Payment, Transition
 from payment_service.domain.events import chain_hash, event_body
 from payment_service.domain.experts import Expert
-from payment_service.domain.follow import Discrepancy, Movement
+from payment_service.domain.followed import Discrepancy, Movement
 from payment_service.domain.ledger import expert_debt
 from payment_service.domain.operations import Operation, OperationState
 from payment_service.domain.plans import Reversible

@@ -24,7 +24,7 @@ from payment_service.domain.escrow import (
     WaitingReason,
 )
 from payment_service.domain.experts import Account, BusinessType, Expert
-from payment_service.domain.follow import Discrepancy
+from payment_service.domain.followed import Discrepancy
 from payment_service.domain.ledger import Posting
 from payment_service.domain.operations import Operation, OperationKind, OperationState
 from payment_service.domain.ports import Answer, Claim, InboxEvent, StoredDiscrepancy, StoredEvent

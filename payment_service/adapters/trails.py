@@ -8,7 +8,7 @@ from typing import Final
 from sqlalchemy import RowMapping
 
 from payment_service.adapters.rows import payment_of
-from payment_service.domain.follow import Movement
+from payment_service.domain.followed import Movement
 from payment_service.domain.ledger import Posting
 from payment_service.domain.ports import StoredEvent, Trail
 

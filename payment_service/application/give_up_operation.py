@@ -15,7 +15,7 @@ from payment_service.application.settle_disputes import end_answer_in_vain
 from payment_service.domain import escrow
 from payment_service.domain.errors import Busy, Precondition, Refusal, operation_in_progress
 from payment_service.domain.escrow import Failure, Payment, Transition
-from payment_service.domain.follow import Discrepancy
+from payment_service.domain.followed import Discrepancy
 from payment_service.domain.operations import OF_A_DISPUTE, Operation, OperationKind
 from payment_service.domain.ports import Answers, Cause, Policy, Transaction
 

@@ -30,7 +30,7 @@ from payment_service.application.verify import verify
 from payment_service.domain.errors import payment_not_found
 from payment_service.domain.escrow import Payment
 from payment_service.domain.events import AUDITED, Fault
-from payment_service.domain.follow import Discrepancy
+from payment_service.domain.followed import Discrepancy
 from payment_service.domain.ledger import STRIPE_PLATFORM
 from payment_service.domain.ports import (
     BalanceEntry,

@@ -10,7 +10,7 @@ from payment_service.application.observe import observe_payment
 from payment_service.domain import disputes, escrow
 from payment_service.domain.errors import payment_not_found
 from payment_service.domain.escrow import Freeze
-from payment_service.domain.follow import Movement
+from payment_service.domain.followed import Movement
 from payment_service.domain.ports import Answer, Answers, Policy, Transaction
 
 

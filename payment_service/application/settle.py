@@ -20,16 +20,14 @@ from payment_service.domain import escrow, plans
 from payment_service.domain.errors import Precondition, Refusal, invalid_field
 from payment_service.domain.escrow import Failure, Payment, State, Transition, WaitingFor
 from payment_service.domain.follow import (
-    Discrepancy,
     failure_of,
     follow,
-    is_reversed_by_hand,
-    owed_after,
     refused_by_processor,
     repayment,
-    rest_not_returned,
     sentence_of,
 )
+from payment_service.domain.followed import Discrepancy
+from payment_service.domain.give_way import is_reversed_by_hand, owed_after, rest_not_returned
 from payment_service.domain.observation import Decline, Observation
 from payment_service.domain.operations import Operation, OperationKind, OperationState
 from payment_service.domain.ports import Answers, Cause, Policy, Refused, Transaction

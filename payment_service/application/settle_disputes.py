@@ -12,8 +12,9 @@ from payment_service.domain import escrow
 from payment_service.domain.disputes import Dispute, Outcome
 from payment_service.domain.errors import Precondition, Refusal
 from payment_service.domain.escrow import Frozen, Kind, Payment
-from payment_service.domain.follow import Followed, refused_by_processor
+from payment_service.domain.follow import refused_by_processor
 from payment_service.domain.follow_disputes import Circumstances, follow_disputes
+from payment_service.domain.followed import Followed
 from payment_service.domain.observation import Observation, ShownDispute
 from payment_service.domain.operations import Operation, OperationKind, OperationState
 from payment_service.domain.ports import Answers, Cause, Policy, Refused, Transaction

@@ -21,14 +21,23 @@ until its transfer is settled), and moves by its transfers and refunds from ther
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import Final
 
 from payment_service.domain import escrow, money, plans
-from payment_service.domain.disputes import Dispute
-from payment_service.domain.errors import Precondition, Refusal
+from payment_service.domain.errors import Precondition
 from payment_service.domain.escrow import EscrowMode, Failure, Payment, State, Transition
+from payment_service.domain.followed import Followed, Movement, NextOperation
+from payment_service.domain.give_way import (
+    ended_otherwise,
+    give_way,
+    is_made_for_us,
+    is_reversed_by_hand,
+    on_its_way,
+    owed_after,
+    rest_not_returned,
+    reversals_by_hand,
+)
 from payment_service.domain.ledger import LOSSES, CaptureLines, Settled, Share
 from payment_service.domain.observation import (
     UNPAID,
@@ -42,101 +51,6 @@ from payment_service.domain.observation import (
     Transfer,
 )
 from payment_service.domain.operations import Operation, OperationKind
-
-_STANDING: Final = frozenset(
-    {"escrow_not_covered", "state_mismatch", "second_intent", "charge_missing"}
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Discrepancy:
-    """Something at Stripe that the books do not explain; an operator is told."""
-
-    payment_id: str
-    kind: str
-    detail: str
-    #: Ours and Stripe's, where an amount is in question; minor units of ``currency``.
-    expected: int | None = None
-    found: int | None = None
-    currency: str = ""
-    cure: str = ""
-    #: The balance transaction that it is about, if it is about one.
-    line_id: str = ""
-
-    @property
-    def stands(self) -> bool:
-        """It says how things are, and is seen for as long as they are: nobody's word ends that.
-
-        Of others, which say what happened, somebody decides.
-        """
-        return self.kind in _STANDING or self.kind.startswith("invariant_")
-
-
-@dataclass(frozen=True, slots=True)
-class Movement:
-    """A transfer, refund, reversal or fee refund that is on the books: once, by Stripe's id."""
-
-    movement_id: str
-    kind: str
-    #: In the payment's currency.
-    minor_units: int
-    operation_id: str = ""
-    #: Of a reversal: what it reverses.
-    transfer_id: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class NextOperation:
-    """An operation to be recorded with these transitions: a further leg."""
-
-    kind: OperationKind
-    minor_units: int
-    params: Mapping[str, object]
-    #: It comes of a lost dispute and not of the call whose operation is just over.
-    unasked: bool = False
-
-
-@dataclass(slots=True)
-class Followed:
-    """What an observation came to. ``settled`` says that the open operation is over."""
-
-    payment: Payment
-    transitions: list[Transition] = field(default_factory=list)
-    movements: list[Movement] = field(default_factory=list)
-    discrepancies: list[Discrepancy] = field(default_factory=list)
-    next_operation: NextOperation | None = None
-    settled: bool = False
-    #: Why the settled operation did not do what was asked; None if it did.
-    refusal: Refusal | None = None
-    #: Stripe does not show every balance transaction of it yet: look again later.
-    deferred: bool = False
-    #: Among them one that ends the open operation: it must not be sent again, or refused, before.
-    operation_deferred: bool = False
-    #: Why the open operation must not be sent, although it is not certain yet that nothing comes of
-    #: it: hands at Stripe have done the same, or have taken what it would take.
-    stands_back: str = ""
-    #: Disputes that changed, by their ids, as they stand now.
-    disputes: dict[str, Dispute] = field(default_factory=dict)
-
-    def take(self, transition: Transition) -> None:
-        self.transitions.append(transition)
-        self.payment = transition.after
-
-    def settle(self, refusal: Refusal | None = None) -> None:
-        self.settled = True
-        self.refusal = refusal
-
-    def defer(self, *, operation: bool) -> None:
-        """Postings are never edited, so they wait until all is known.
-
-        ``operation`` says whether the open operation waits for it too. One that something else has
-        to wait for, a refund by hand that Stripe keeps pending for days, is none of its business.
-        """
-        self.deferred = True
-        self.operation_deferred |= operation
-
-    def report(self, kind: str, detail: str) -> None:
-        self.discrepancies.append(Discrepancy(self.payment.payment_id, kind, detail))
 
 
 def follow(
@@ -279,7 +193,7 @@ def _take_capture(
     if operation is None:
         return
     if operation.kind is not OperationKind.CAPTURE:
-        to.settle(_ended_otherwise(payment, "captured"))
+        to.settle(ended_otherwise(payment, "captured"))
     elif operation.minor_units != part:
         to.settle(_other_amount(to, part, operation))
     else:
@@ -385,7 +299,7 @@ def _follow_charge(
     elif operation.kind is OperationKind.PROMOTE:
         to.settle(_other_amount(to, part, operation) if part != operation.minor_units else None)
     else:
-        to.settle(_ended_otherwise(payment, "charged"))
+        to.settle(ended_otherwise(payment, "charged"))
 
 
 def _follow_transfers(
@@ -401,7 +315,7 @@ def _follow_transfers(
         if transfer.transfer_id in known or not to.payment.charged:
             continue
         mine = operation is not None and transfer.operation_id == operation.operation_id
-        for_us = operation is not None and _is_made_for_us(to, transfer, operation, seen, now)
+        for_us = operation is not None and is_made_for_us(to, transfer, operation, seen, now)
         ours = mine or for_us
         if transfer.line is None or transfer.connected_line is None:
             to.defer(operation=ours)
@@ -427,23 +341,6 @@ def _follow_transfers(
         to.movements.append(
             Movement(transfer.transfer_id, "transfer", transfer.minor_units, transfer.operation_id)
         )
-
-
-def _is_made_for_us(
-    to: Followed, transfer: Transfer, operation: Operation, seen: Observation, now: datetime
-) -> bool:
-    """Whether somebody made by hand exactly the transfer that is parked, to the same account:
-    resumed, it would be made again.
-    """
-    asked = (operation.share.sent, to.payment.currency, operation.text("destination_account_id"))
-    return (
-        operation.kind is OperationKind.TRANSFER
-        and operation.is_without_effect(now)
-        and not to.settled
-        and not transfer.operation_id
-        and (transfer.minor_units, transfer.currency, transfer.destination_account_id) == asked
-        and not is_shown(operation, seen)
-    )
 
 
 def _take_transfer(
@@ -509,7 +406,7 @@ def _follow_end(
     if operation.kind is OperationKind.CANCEL:
         to.settle()
     else:
-        to.settle(_ended_otherwise(payment, to.payment.state.lower()))
+        to.settle(ended_otherwise(payment, to.payment.state.lower()))
 
 
 def _follow_money_back(
@@ -529,9 +426,9 @@ def _follow_money_back(
     if not to.payment.charged:
         return
     mine = operation.operation_id if operation else ""
-    for transfer, reversal in _reversals_by_hand(seen, operation, known):
+    for transfer, reversal in reversals_by_hand(seen, operation, known):
         owed -= _take_reversal_by_hand(to, transfer, reversal, owed, now)
-    contended = operation is not None and _give_way(to, seen, operation, known, by_hand, now)
+    contended = operation is not None and give_way(to, seen, operation, known, by_hand, now)
     for refund in sorted(seen.refunds, key=lambda refund: refund.operation_id != mine):
         if refund.refund_id not in known:
             if operation is not None and mine and refund.operation_id == mine:
@@ -621,25 +518,6 @@ def _reversed(part: int, transfer: Transfer, reversal: Reversal) -> Movement:
     return Movement(
         reversal.reversal_id, "reversal", part, reversal.operation_id, transfer.transfer_id
     )
-
-
-def is_reversed_by_hand(
-    seen: Observation, operation: Operation | None, known: frozenset[str]
-) -> bool:
-    """Whether Stripe shows a reversal that is not on the books yet, and not our operation's."""
-    return bool(_reversals_by_hand(seen, operation, known))
-
-
-def _reversals_by_hand(
-    seen: Observation, operation: Operation | None, known: frozenset[str]
-) -> list[tuple[Transfer, Reversal]]:
-    mine = operation.operation_id if operation else None
-    return [
-        (transfer, reversal)
-        for transfer in seen.transfers
-        for reversal in transfer.reversals
-        if reversal.reversal_id not in known and reversal.operation_id != mine
-    ]
 
 
 def goes_on_with(next_operation_id: str, legs: Sequence[object], owed: int) -> str | None:
@@ -769,17 +647,17 @@ def _take_foreign_refund(
         to.take(escrow.refund_resent(payment, refund.refund_id, owed, settled, now))
         to.movements.append(Movement(refund.refund_id, "refund", owed, refund.operation_id))
         to.report("refund_made_elsewhere", f"{refund.refund_id} of {owed}, as owed")
-        to.settle(_ended_otherwise(payment, "refunded") if to.payment.client_owed else None)
+        to.settle(ended_otherwise(payment, "refunded") if to.payment.client_owed else None)
         return
     rest = refund.minor_units - owed
-    from_escrow = min(rest, payment.held - _on_its_way(payment, operation))
+    from_escrow = min(rest, payment.held - on_its_way(payment, operation))
     if rest - from_escrow > payment.net:
         available = owed + from_escrow + payment.net
         to.report("refund_exceeds_net", f"{refund.refund_id}: {refund.minor_units} > {available}")
         return
     if owed and repays:
         to.take(escrow.repayment_given_up(payment, f"paid at Stripe by {refund.refund_id}", now))
-        to.settle(_ended_otherwise(payment, "refunded"))
+        to.settle(ended_otherwise(payment, "refunded"))
         payment = to.payment
     split = replace(plans.split_refund(payment, rest, from_escrow), from_owed=owed)
     to.take(escrow.refunded_elsewhere(payment, refund.refund_id, split, settled, LOSSES, now))
@@ -788,109 +666,6 @@ def _take_foreign_refund(
     )
     as_owed = f", {owed} of it as owed" if owed else ""
     to.report("refund_made_elsewhere", f"{refund.refund_id} of {refund.minor_units}{as_owed}")
-
-
-def _on_its_way(payment: Payment, operation: Operation | None) -> int:
-    """What a capture is just sending to the expert is not the client's any more."""
-    if operation is None or payment.state is not State.CAPTURING:
-        return 0
-    return operation.number("part") or operation.minor_units
-
-
-def _give_way(
-    to: Followed,
-    seen: Observation,
-    operation: Operation,
-    known: frozenset[str],
-    by_hand: frozenset[str],
-    now: datetime,
-) -> bool:
-    """What is not at Stripe is not sent any more once hands did the same, or took what it takes.
-
-    It is given up if nothing can come of it. If a request may be on its way, its holder is told.
-    True if refunds by hand take what a capture may take still: out of what they are paid is only
-    known when that is over, and until then they are not booked.
-    """
-    if to.settled or to.operation_deferred or is_shown(operation, seen):
-        return False
-    kind, payment = operation.kind, to.payment
-    refunds = [
-        refund for refund in seen.refunds if refund.refund_id not in known and not refund.failed
-    ]
-    # By hand what is owed to the client is paid first.
-    taken = max(sum(refund.minor_units for refund in refunds) - payment.client_owed, 0)
-    if kind in (OperationKind.CAPTURE, OperationKind.TRANSFER):
-        if payment.state is not State.CAPTURING:
-            return False
-        # What fits in what is held beside it does not concern it.
-        overtaken = taken > payment.held - _on_its_way(payment, operation)
-        if not overtaken and _transferred_by_hand(seen, operation, known, by_hand):
-            # Of another amount: what the expert is still to have, somebody has to decide.
-            to.stands_back = "transferred at Stripe by hand"
-            return False
-    elif kind is OperationKind.REFUND and not operation.params.get("owed"):
-        # Of which amount it is does not matter: its caller decided without knowing of it.
-        overtaken = bool(refunds) or "refund" in by_hand
-    elif kind is OperationKind.REVERSE_TRANSFER:
-        overtaken = bool(_reversals_by_hand(seen, operation, known)) or "reversal" in by_hand
-    else:
-        return False
-    if not overtaken:
-        return False
-    word = "reversed" if kind is OperationKind.REVERSE_TRANSFER else "refunded"
-    why = " ".join((f"{word} at Stripe by hand", *(refund.refund_id for refund in refunds)))
-    if operation.is_without_effect(now):
-        failure = Failure(f"{word}_elsewhere", "", why, now)
-        give_up(to, operation, failure, _ended_otherwise(payment, word), taken)
-        return False
-    to.stands_back = why
-    return kind in (OperationKind.CAPTURE, OperationKind.TRANSFER)
-
-
-def _transferred_by_hand(
-    seen: Observation, operation: Operation, known: frozenset[str], by_hand: frozenset[str]
-) -> bool:
-    """Whether hands have paid the expert too since our transfer was recorded, by what nobody has
-    insisted on who resumed ours.
-    """
-    if operation.kind is not OperationKind.TRANSFER:
-        return False
-    unknown = any(one.transfer_id not in known for one in seen.separate_transfers)
-    return unknown or "transfer" in by_hand
-
-
-def give_up(
-    to: Followed, operation: Operation, failure: Failure, refusal: Refusal, taken: int
-) -> None:
-    """End an operation that nothing can come of. Its caller is told ``refusal``, but where the
-    essential was done: of what is held then, ``taken`` goes elsewhere.
-    """
-    payment = to.payment
-    if operation.kind in (OperationKind.CAPTURE, OperationKind.TRANSFER):
-        to.take(escrow.capture_given_up(payment, failure.message, failure.time))
-        to.settle(refusal)
-    elif operation.params.get("owed"):
-        to.take(escrow.repayment_given_up(payment, failure.message, failure.time))
-        to.settle(refusal)
-    elif operation.kind is OperationKind.REFUND:
-        to.take(escrow.refund_refused(payment, failure))
-        if not operation.params.get("after_capture"):
-            to.settle(refusal)
-            return
-        # The expert was paid: a caller who is told "refused" would pay once more.
-        to.settle()
-        if payment.held > taken:
-            to.discrepancies.append(rest_not_returned(payment, operation, failure.code))
-    elif operation.kind is OperationKind.REVERSE_TRANSFER:
-        # The client has the money. What hands took of the expert's part pays what is owed now.
-        to.take(escrow.expert_owes(payment, owed_after(operation), failure.code, failure.time))
-        to.settle()
-
-
-def owed_after(operation: Operation) -> int:
-    """What the expert owes if this reversal is not made: the later ones are not tried either."""
-    later = sum(int(str(leg["minor_units"])) for leg in operation.items("legs"))
-    return operation.minor_units + later + operation.number("owed_then")
 
 
 def _follow_bounces(to: Followed, seen: Observation, known: frozenset[str], now: datetime) -> None:
@@ -930,27 +705,6 @@ def repayment(
         {"owed": True, "payment_intent_id": payment.payment_intent_id},
     )
     return escrow.repayment_due(payment, operation_id, now), coming
-
-
-def is_shown(operation: Operation, seen: Observation) -> bool:
-    """Whether Stripe shows what this operation asked for, on the books or not."""
-    shown = {one.operation_id for one in seen.separate_transfers}
-    shown |= {one.operation_id for one in seen.refunds}
-    shown |= {one.operation_id for transfer in seen.transfers for one in transfer.reversals}
-    return operation.operation_id in shown
-
-
-def rest_not_returned(payment: Payment, operation: Operation, code: str) -> Discrepancy:
-    """The expert was paid by a final capture, and the rest was not given back."""
-    return Discrepancy(
-        payment.payment_id,
-        "rest_not_returned",
-        f"{operation.operation_id}: {code}",
-        expected=operation.minor_units,
-        found=0,
-        currency=payment.currency,
-        cure="the rest is still in escrow: RefundPayment, once nothing stands against it",
-    )
 
 
 def _book_both_lines(to: Followed, refund: Refund, now: datetime) -> None:
@@ -1001,14 +755,6 @@ def refused_by_processor(code: str, request_id: str, **facts: str) -> Preconditi
         "REFUSED_BY_PROCESSOR",
         f"Stripe refused for good: {code or 'no reason given'}",
         {"stripe_code": code, "stripe_request_id": request_id, **facts},
-    )
-
-
-def _ended_otherwise(payment: Payment, word: str) -> Precondition:
-    return Precondition(
-        "WRONG_STATE",
-        f"meanwhile the payment was {word} at Stripe",
-        {"payment_id": payment.payment_id, "state": word.upper(), "allowed_states": ""},
     )
 
 

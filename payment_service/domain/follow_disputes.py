@@ -16,15 +16,9 @@ from typing import Final
 from payment_service.domain import disputes, escrow, plans
 from payment_service.domain.disputes import Dispute, Outcome, Stage
 from payment_service.domain.escrow import Failure, Freeze, Frozen, Kind, State
-from payment_service.domain.follow import (
-    Followed,
-    Movement,
-    give_up,
-    go_on_reversing,
-    goes_on_with,
-    is_shown,
-    reversal_legs,
-)
+from payment_service.domain.follow import go_on_reversing, goes_on_with, reversal_legs
+from payment_service.domain.followed import Followed, Movement
+from payment_service.domain.give_way import give_up, is_shown
 from payment_service.domain.ledger import Settled
 from payment_service.domain.observation import DisputeLine, Observation, ShownDispute
 from payment_service.domain.operations import Operation, OperationKind

@@ -18,7 +18,7 @@ from payment_service.domain.disputes import Dispute
 from payment_service.domain.errors import Refusal
 from payment_service.domain.escrow import Payment, State, Transition
 from payment_service.domain.experts import Account, BusinessType, Expert
-from payment_service.domain.follow import Discrepancy, Movement
+from payment_service.domain.followed import Discrepancy, Movement
 from payment_service.domain.ledger import Posting
 from payment_service.domain.money import Money
 from payment_service.domain.observation import (

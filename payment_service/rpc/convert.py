@@ -37,7 +37,7 @@ from payment_service.domain.disputes import Dispute
 from payment_service.domain.errors import invalid_field, invalid_fields
 from payment_service.domain.escrow import EscrowMode, Failure, OnDeadline, Payment, State
 from payment_service.domain.experts import BusinessType, Expert, ExpertStatus
-from payment_service.domain.follow import Discrepancy
+from payment_service.domain.followed import Discrepancy
 from payment_service.domain.money import InvalidMoney, Money
 from payment_service.domain.operations import Operation, OperationState
 from payment_service.domain.payouts import Payout

@@ -12,7 +12,7 @@ from payment_service.application import carry_out
 from payment_service.application.give_up_operation import give_up_phase, judge
 from payment_service.application.settle import Applied
 from payment_service.domain.errors import Refusal
-from payment_service.domain.follow import Discrepancy
+from payment_service.domain.followed import Discrepancy
 from payment_service.domain.ports import Cause
 from tests.integration.books import balance, check_books
 from tests.integration.conftest import StartWorld

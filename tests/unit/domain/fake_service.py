@@ -10,8 +10,10 @@ from payment_service.domain import escrow, plans
 from payment_service.domain.deadlines import deadlines_of
 from payment_service.domain.disputes import Dispute
 from payment_service.domain.escrow import Freeze, Payment, State, Transition, WaitingFor
-from payment_service.domain.follow import Followed, follow, owed_after, repayment
+from payment_service.domain.follow import follow, repayment
 from payment_service.domain.follow_disputes import Circumstances, follow_disputes
+from payment_service.domain.followed import Followed
+from payment_service.domain.give_way import owed_after
 from payment_service.domain.ledger import LOSSES, STRIPE_PLATFORM, Posting, Share, imbalance
 from payment_service.domain.observation import Observation, ShownDispute
 from payment_service.domain.operations import Operation, OperationKind, OperationState

@@ -10,7 +10,8 @@ import pytest
 
 from payment_service.domain.errors import Precondition
 from payment_service.domain.escrow import Kind, Payment, State, WaitingFor
-from payment_service.domain.follow import Followed, Movement, follow
+from payment_service.domain.follow import follow
+from payment_service.domain.followed import Followed, Movement
 from payment_service.domain.observation import (
     BalanceLine,
     Charge,

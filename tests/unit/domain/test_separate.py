@@ -7,7 +7,8 @@ import pytest
 from payment_service.domain import escrow
 from payment_service.domain.errors import Precondition
 from payment_service.domain.escrow import Kind, Payment, State, WaitingFor
-from payment_service.domain.follow import Followed, Movement, follow
+from payment_service.domain.follow import follow
+from payment_service.domain.followed import Followed, Movement
 from payment_service.domain.ledger import Share
 from payment_service.domain.observation import (
     BalanceLine,
