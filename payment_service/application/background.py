@@ -49,7 +49,7 @@ async def run_background(core: Core) -> None:
         tasks.create_task(_loop(core, ask_about_lapsed_holds, _SELDOM_SECONDS))
         tasks.create_task(_loop(core, resume_waiting_captures, _POLL_SECONDS))
         tasks.create_task(_loop(core, settle_lost_disputes, _POLL_SECONDS))
-        tasks.create_task(_loop(core, ask_about_parked, _POLL_SECONDS))
+        tasks.create_task(_loop(core, ask_about_parked, _SELDOM_SECONDS))
         tasks.create_task(_loop(core, warn_of_deadlines, _SELDOM_SECONDS))
         tasks.create_task(_loop(core, act_on_deadlines, _SELDOM_SECONDS))
 

@@ -27,7 +27,7 @@ from payment_service.application.apply_inbox import apply_waiting
 from payment_service.application.core import Core, ReplayedRefusal
 from payment_service.application.ingest_event import WebhookSecrets, ingest_event
 from payment_service.application.poll_events import poll_events
-from payment_service.application.sweep import sweep_operations
+from payment_service.application.sweep import ask_about_parked, sweep_operations
 from payment_service.barriers import Barriers
 from payment_service.bootstrap import Wired, wire
 from payment_service.config import Settings
@@ -165,8 +165,13 @@ class Lab:
             "UPDATE operations SET next_try_time = now(), lease_until = NULL "
             "WHERE state IN ('STARTED', 'UNKNOWN')"
         )
+        self.sql(
+            "UPDATE operations SET unsure_until = now() "
+            "WHERE state = 'PARKED' AND unsure_until IS NOT NULL"
+        )
         try:
             self.run(sweep_operations(self.core))
+            self.run(ask_about_parked(self.core))
         except (Refusal, Crashed):
             pass
         finally:
