@@ -165,12 +165,13 @@ class Lab:
             "UPDATE operations SET next_try_time = now(), lease_until = NULL "
             "WHERE state IN ('STARTED', 'UNKNOWN')"
         )
-        self.sql(
-            "UPDATE operations SET unsure_until = now() "
-            "WHERE state = 'PARKED' AND unsure_until IS NOT NULL"
-        )
         try:
             self.run(sweep_operations(self.core))
+            # Else who resumes at once what is overtaken puts its end off, again and again.
+            self.sql(
+                "UPDATE operations SET unsure_until = now() "
+                "WHERE state = 'PARKED' AND unsure_until IS NOT NULL"
+            )
             self.run(ask_about_parked(self.core))
         except (Refusal, Crashed):
             pass
