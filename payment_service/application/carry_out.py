@@ -74,6 +74,11 @@ async def carry_out(core: Core, operation: Operation, version: int, cause: Cause
     return await go_on(core, applied, cause)
 
 
+async def look_and_go_on(core: Core, payment_id: str, cause: Cause) -> Applied:
+    """Read the payment at Stripe, and carry out what follows from that."""
+    return await go_on(core, await observe_payment(core, payment_id, cause), cause)
+
+
 async def go_on(core: Core, applied: Applied, cause: Cause) -> Applied:
     """Carry out what follows from what was just written down, if anything does."""
     while applied.next_operation is not None:

@@ -6,9 +6,8 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Final
 
-from payment_service.application.carry_out import go_on, look_for_intent
+from payment_service.application.carry_out import look_and_go_on, look_for_intent
 from payment_service.application.core import Core
-from payment_service.application.observe import observe_payment
 from payment_service.application.operate import parked
 from payment_service.application.settle import Applied, end_in_vain, refused_transition
 from payment_service.application.settle_disputes import end_answer_in_vain
@@ -90,7 +89,7 @@ def give_up_phase(
 async def _look(core: Core, operation: Operation, cause: Cause) -> Applied:
     if operation.kind is OperationKind.CREATE_INTENT:
         return await look_for_intent(core, operation, cause)
-    return await go_on(core, await observe_payment(core, _payment_id(operation), cause), cause)
+    return await look_and_go_on(core, _payment_id(operation), cause)
 
 
 def _payment_id(operation: Operation) -> str:

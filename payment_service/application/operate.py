@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from payment_service.application.carry_out import go_on
+from payment_service.application.carry_out import look_and_go_on
 from payment_service.application.core import Core
-from payment_service.application.observe import observe_payment
 from payment_service.application.settle import to_present_account
 from payment_service.domain import escrow, plans
 from payment_service.domain.errors import NotFound, Precondition, Refusal
@@ -17,24 +16,23 @@ from payment_service.domain.ports import Cause, InboxEvent, StoredDiscrepancy, T
 
 async def resume_operation(core: Core, operation_id: str, cause: Cause) -> Operation:
     """Put a parked operation back to work. The sweep looks at Stripe before it sends anything."""
-    known = await core.database.read(lambda reader: reader.operation(operation_id))
-    known = parked(operation_id, known)
     # Only on what is told of by now: what the look shows, or somebody does later, they do not know.
-    insists_on = await core.database.transact(transferred_by_hand, operation_id)
+    payment_id, insists_on = await core.database.transact(told_by_now, operation_id)
     operation = await unpark_after_a_look(
-        core, operation_id, known.payment_id, cause, insists_on=insists_on
+        core, operation_id, payment_id, cause, insists_on=insists_on
     )
     core.wake.set()
     return operation
 
 
-def transferred_by_hand(tx: Transaction, operation_id: str) -> list[str]:
-    """Which transfers hands have made since this operation was recorded, as far as is booked."""
+def told_by_now(tx: Transaction, operation_id: str) -> tuple[str, list[str]]:
+    """Its payment; and of a transfer, those that hands have made since, as far as is booked."""
     operation = parked(operation_id, tx.operation(operation_id))
     if operation.kind is not OperationKind.TRANSFER:
-        return []
+        return operation.payment_id, []
     made = tx.made_by_hand_since(operation)
-    return sorted(name for name, kind in made.items() if kind == "transfer")
+    by_hand = sorted(name for name, kind in made.items() if kind == "transfer")
+    return operation.payment_id, by_hand
 
 
 async def unpark_after_a_look(
@@ -49,7 +47,7 @@ async def unpark_after_a_look(
     is left beside it; so a refund that nobody has told of must be seen before: it may end it.
     """
     if payment_id:
-        await go_on(core, await observe_payment(core, payment_id, cause), cause)
+        await look_and_go_on(core, payment_id, cause)
     return await core.database.transact(
         unpark, operation_id, payment_id, cause, insists_on=insists_on
     )

@@ -9,7 +9,7 @@ from typing import Final
 import structlog
 
 from payment_service.application.answer_dispute import carry_out_answer
-from payment_service.application.carry_out import carry_out, go_on
+from payment_service.application.carry_out import carry_out, go_on, look_and_go_on
 from payment_service.application.core import Core
 from payment_service.application.create_expert_account import carry_out_account
 from payment_service.application.in_turn import in_turn
@@ -103,11 +103,13 @@ async def settle_lost_disputes(core: Core) -> int:
     if core.stripe.is_away:
         return 0
 
-    async def settle(payment_id: str) -> None:
-        await go_on(core, await observe_payment(core, payment_id, SWEEP), SWEEP)
-
     lost = await core.database.read(lambda reader: reader.payments_with_unsettled_losses(_BATCH))
-    await in_turn(core, Work.LOST_DISPUTES, lost, settle)
+    await in_turn(
+        core,
+        Work.LOST_DISPUTES,
+        lost,
+        lambda payment_id: look_and_go_on(core, payment_id, SWEEP),
+    )
     return 0  # Asked once a round: where it has to wait, asking again changes nothing.
 
 
@@ -121,7 +123,7 @@ async def ask_about_parked(core: Core) -> int:
         return 0
 
     async def ask(payment_id: str) -> None:
-        applied = await go_on(core, await observe_payment(core, payment_id, SWEEP), SWEEP)
+        applied = await look_and_go_on(core, payment_id, SWEEP)
         # Where lines are still to come, Stripe shows it.
         if applied.payment is not None and not applied.operation_deferred:
             await core.database.transact(nothing_came, payment_id, applied.payment.version)

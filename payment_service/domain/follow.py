@@ -33,8 +33,10 @@ from payment_service.domain.give_way import (
     give_way,
     is_made_for_us,
     is_reversed_by_hand,
+    minor_units_of,
     on_its_way,
     owed_after,
+    refunds_by_hand,
     rest_not_returned,
     reversals_by_hand,
 )
@@ -323,11 +325,7 @@ def _follow_transfers(
         sent, received = transfer.line.settled, transfer.connected_line.settled
         part = transfer.minor_units
         if operation is not None and ours:
-            by_hand = sum(
-                refund.minor_units
-                for refund in seen.refunds
-                if refund.refund_id not in known and not refund.failed
-            )
+            by_hand = sum(refund.minor_units for refund in refunds_by_hand(seen, known))
             _take_transfer(to, transfer, operation, by_hand, next_operation_id, now)
             if for_us:
                 to.report("transfer_made_elsewhere", f"{transfer.transfer_id} of {part}, as asked")
@@ -479,7 +477,7 @@ def _take_reversal(
     """
     part = operation.minor_units
     platform, connected = _lines_of(reversal, transfer)
-    owed = owed_after(operation) - part - sum(int(str(leg["minor_units"])) for leg in legs)
+    owed = owed_after(operation) - part - minor_units_of(legs)
     follows = goes_on_with(next_operation_id, legs, owed)
     to.take(
         escrow.expert_reversed(

@@ -6,6 +6,7 @@ effect no more is given up; what may still be on its way is kept from being sent
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 from payment_service.domain import escrow
@@ -14,6 +15,7 @@ from payment_service.domain.escrow import Failure, Payment, State
 from payment_service.domain.followed import Discrepancy, Followed
 from payment_service.domain.observation import (
     Observation,
+    Refund,
     Reversal,
     Transfer,
 )
@@ -37,9 +39,7 @@ def give_way(
     if to.settled or to.operation_deferred or is_shown(operation, seen):
         return False
     kind, payment = operation.kind, to.payment
-    refunds = [
-        refund for refund in seen.refunds if refund.refund_id not in known and not refund.failed
-    ]
+    refunds = refunds_by_hand(seen, known)
     # By hand what is owed to the client is paid first.
     taken = max(sum(refund.minor_units for refund in refunds) - payment.client_owed, 0)
     if kind in (OperationKind.CAPTURE, OperationKind.TRANSFER):
@@ -55,7 +55,7 @@ def give_way(
         # Of which amount it is does not matter: its caller decided without knowing of it.
         overtaken = bool(refunds) or "refund" in by_hand
     elif kind is OperationKind.REVERSE_TRANSFER:
-        overtaken = bool(reversals_by_hand(seen, operation, known)) or "reversal" in by_hand
+        overtaken = "reversal" in by_hand or is_reversed_by_hand(seen, operation, known)
     else:
         return False
     if not overtaken:
@@ -134,6 +134,11 @@ def on_its_way(payment: Payment, operation: Operation | None) -> int:
     return operation.number("part") or operation.minor_units
 
 
+def refunds_by_hand(seen: Observation, known: frozenset[str]) -> list[Refund]:
+    """What others refund, and is not booked yet; of a payment with no refund of ours in flight."""
+    return [one for one in seen.refunds if one.refund_id not in known and not one.failed]
+
+
 def is_reversed_by_hand(
     seen: Observation, operation: Operation | None, known: frozenset[str]
 ) -> bool:
@@ -163,8 +168,13 @@ def is_shown(operation: Operation, seen: Observation) -> bool:
 
 def owed_after(operation: Operation) -> int:
     """What the expert owes if this reversal is not made: the later ones are not tried either."""
-    later = sum(int(str(leg["minor_units"])) for leg in operation.items("legs"))
+    later = minor_units_of(operation.items("legs"))
     return operation.minor_units + later + operation.number("owed_then")
+
+
+def minor_units_of(legs: Sequence[Mapping[str, object]]) -> int:
+    """What reversals that are still to come take back together."""
+    return sum(int(str(leg["minor_units"])) for leg in legs)
 
 
 def rest_not_returned(payment: Payment, operation: Operation, code: str) -> Discrepancy:

@@ -41,6 +41,16 @@ async def strike(world: World, path: str, status: int) -> None:
     )
 
 
+async def capture_in_vain(
+    world: World, payment: Payment, status: int, part: int, **fields: Any
+) -> payments_pb2.CapturePaymentRequest:
+    """Ask for a capture whose transfer fails so; the request."""
+    await strike(world, "/transfers$", status)
+    request = capture_request(payment.payment_id, part, **fields)
+    assert (await refusal(world.payments.CapturePayment(request))).code != "OK"
+    return request
+
+
 async def refund_by_hand(world: World, payment: Payment, amount: int) -> None:
     made = await world.stripe.api(
         "POST", "/refunds", payment_intent=payment.payment_intent_id, amount=amount
@@ -141,9 +151,7 @@ async def test_no_expert_is_paid_what_the_client_was_given_by_hand(
     world: World, status: int
 ) -> None:
     payment = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
-    await strike(world, "/transfers$", status)
-    request = capture_request(payment.payment_id, 8_000)
-    assert (await refusal(world.payments.CapturePayment(request))).code != "OK"
+    request = await capture_in_vain(world, payment, status, 8_000)
     await refund_by_hand(world, payment, 10_000)
     await world.stripe.clear_faults()
     assert await answer(world, "CapturePayment", request) == "WRONG_STATE"
@@ -157,9 +165,7 @@ async def test_a_refund_by_hand_that_fits_beside_a_capture_does_not_concern_it(
     world: World, status: int
 ) -> None:
     payment = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
-    await strike(world, "/transfers$", status)
-    request = capture_request(payment.payment_id, 8_000)
-    assert (await refusal(world.payments.CapturePayment(request))).code != "OK"
+    request = await capture_in_vain(world, payment, status, 8_000)
     await refund_by_hand(world, payment, 2_000)
     await world.stripe.clear_faults()
     if status == 401:
@@ -188,9 +194,7 @@ async def test_a_reversal_by_hand_takes_the_place_of_ours(world: World, status: 
 
 async def test_the_very_transfer_that_is_parked_made_by_hand_is_taken_for_it(world: World) -> None:
     payment = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
-    await strike(world, "/transfers$", 401)
-    request = capture_request(payment.payment_id, 8_000, final=True)
-    assert (await refusal(world.payments.CapturePayment(request))).code != "OK"
+    request = await capture_in_vain(world, payment, 401, 8_000, final=True)
     await parked(world, payment.payment_id)
     await transfer_by_hand(world, payment, 7_200)
     assert await answer(world, "CapturePayment", request) == "OK"
@@ -206,9 +210,7 @@ async def test_the_very_transfer_that_is_parked_made_by_hand_is_taken_for_it(wor
 
 async def test_another_transfer_by_hand_leaves_it_to_an_operator(world: World) -> None:
     payment = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
-    await strike(world, "/transfers$", 503)
-    request = capture_request(payment.payment_id, 8_000)
-    assert (await refusal(world.payments.CapturePayment(request))).code != "OK"
+    request = await capture_in_vain(world, payment, 503, 8_000)
     await transfer_by_hand(world, payment, 1_000)
     operation_id = await parked(world, payment.payment_id)
     await world.stripe.clear_faults()
@@ -229,9 +231,7 @@ async def test_no_capture_takes_what_was_given_back_because_more_was_paid_out_be
 ) -> None:
     payment = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
     await world.capture(payment.payment_id, 5_000)
-    await strike(world, "/transfers$", status)
-    request = capture_request(payment.payment_id, 4_000)
-    assert (await refusal(world.payments.CapturePayment(request))).code != "OK"
+    request = await capture_in_vain(world, payment, status, 4_000)
     # Of the 5,000 that are held it takes 2,000 that the capture would take.
     await refund_by_hand(world, payment, 3_000)
     await world.stripe.clear_faults()
@@ -248,9 +248,7 @@ async def test_who_resumes_a_transfer_insists_only_on_what_was_known_then(
     world: World, amount: int
 ) -> None:
     payment = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
-    await strike(world, "/transfers$", 401)
-    request = capture_request(payment.payment_id, 4_000)
-    assert (await refusal(world.payments.CapturePayment(request))).code != "OK"
+    request = await capture_in_vain(world, payment, 401, 4_000)
     operation_id = await parked(world, payment.payment_id)
     await strike(world, "/transfers$", 429)
     await resume(world, operation_id)
@@ -268,9 +266,7 @@ async def test_who_resumes_a_transfer_insists_only_on_what_was_known_then(
 
 async def test_nobody_insists_on_what_only_the_look_of_the_resuming_showed(world: World) -> None:
     payment = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
-    await strike(world, "/transfers$", 401)
-    request = capture_request(payment.payment_id, 8_000)
-    assert (await refusal(world.payments.CapturePayment(request))).code != "OK"
+    request = await capture_in_vain(world, payment, 401, 8_000)
     operation_id = await parked(world, payment.payment_id)
     await world.quiet()
     await world.deafen()
@@ -288,9 +284,7 @@ async def test_nobody_insists_on_what_only_the_look_of_the_resuming_showed(world
 async def test_a_transfer_to_another_account_is_not_taken_for_the_parked_one(world: World) -> None:
     payment = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
     other = await world.expert()
-    await strike(world, "/transfers$", 401)
-    request = capture_request(payment.payment_id, 8_000)
-    assert (await refusal(world.payments.CapturePayment(request))).code != "OK"
+    await capture_in_vain(world, payment, 401, 8_000)
     operation_id = await parked(world, payment.payment_id)
     await transfer_by_hand(world, payment, 7_200, to=other)
 
