@@ -1,4 +1,4 @@
-"""The books behind a walk, ours held against Stripe's: line by line, then account by account."""
+"""Compares our books with Stripe's after a walk: line by line, then account by account."""
 
 import time
 from collections import defaultdict
@@ -16,6 +16,14 @@ Line = tuple[str, str, str]
 Place = tuple[str, str]
 
 _CONNECTED = "stripe:connected:"
+
+#: Accounts of the ledger, and who holds their money.
+_HOLDERS = {
+    "stripe:connected:": "Ada's balance at Stripe",
+    "stripe:platform": "Platform's balance at Stripe",
+    "processor_fee": "Stripe's fees",
+    "dispute_fee": "Stripe's fees",
+}
 
 # What Stripe decides: its fees, its rates, and so what is left at Stripe.
 _DECIDED_BY_STRIPE = ("stripe:", "processor_fee", "fx")
@@ -49,7 +57,9 @@ class Books:
 
         seconds = self._caller.poll(none)
         expect("differences between our books and Stripe's", [], differences)
-        self._story.step("auditor", "our books and Stripe's", "agree line by line", seconds=seconds)
+        self._story.step(
+            "auditor", "ledger", "agrees with Stripe's books line by line", seconds=seconds
+        )
 
     def _differences(self, payment_ids: list[str]) -> list[str]:
         ours, theirs = self._ours(payment_ids), self._theirs()
@@ -112,7 +122,7 @@ class Books:
             if line.balance.minor_units
         }
         self._story.table(
-            "Ledger (debit positive, credit negative; accounts at zero left out)",
+            "Ledger (debit positive, credit negative, without accounts at zero)",
             ["account", "balance>"],
             [[name, amount(total, currency)] for (name, currency), total in balances.items()],
         )
@@ -122,12 +132,38 @@ class Books:
             if not place[0].startswith(_DECIDED_BY_STRIPE)
         }
         expect("the ledger's balances", wanted, ours)
-        self._story.holds("commission and experts' funds are what the payments come to")
+        self._story.holds("commission and experts' funds are the sum of the payments")
         self._compare_balances(balances, list(payment_ids))
         for total in answer.totals:
             expect(f"the sum of all postings in {total.currency_code}", 0, total.minor_units)
             self._story.holds(f"all postings in {total.currency_code} sum to {money(total)}")
         self._expect_nothing_left()
+        if self._alone:
+            self._tell_holders(balances)
+
+    def _tell_holders(self, balances: dict[Place, int]) -> None:
+        """Prints where the money that Grace paid, and did not get back, is now."""
+        holders: dict[Place, int] = defaultdict(int)
+        for (name, currency), total in balances.items():
+            for start, holder in _HOLDERS.items():
+                if name.startswith(start):
+                    holders[holder, currency] += total
+        for (_, currency, _), net in self._payouts().items():
+            holders["Ada's bank account", currency] -= net
+        for currency in {currency for _, currency in holders}:
+            holders["together: what Grace paid", currency] = sum(
+                total for place, total in holders.items() if place[1] == currency
+            )
+        currencies = sorted({currency for _, currency in holders}, reverse=True)
+        names = dict.fromkeys(name for name, _ in sorted(holders))
+        self._story.table(
+            "Who holds the money now",
+            ["", *(f"{currency}>" for currency in currencies)],
+            [
+                [name, *(amount(holders.get((name, one), 0), one) for one in currencies)]
+                for name in names
+            ],
+        )
 
     def _compare_balances(self, balances: dict[Place, int], payment_ids: list[str]) -> None:
         known = self._ours(payment_ids)
@@ -152,7 +188,7 @@ class Books:
             for name, account in self.accounts.items():
                 held = {place[1]: total for place, total in ours.items() if place[0] == name}
                 expect(f"Stripe's balance of {name}", held, self._stripe.balances(account))
-            self._story.holds("what Stripe says that it holds is what we say that it holds")
+            self._story.holds("Stripe holds exactly what our ledger says")
 
     def _expect_nothing_left(self) -> None:
         service = self._caller.operations
@@ -175,7 +211,7 @@ class Books:
 
         self._caller.poll(nothing)
         expect("what waits", [], left)
-        self._story.holds("no operation is unsettled, no webhook waits")
+        self._story.holds("no operation is unfinished, no webhook waits")
 
 
 def _told(minor_units: int | None, currency: str) -> str:

@@ -1,8 +1,8 @@
-"""What a walk goes through, a function a chapter; `CHAPTERS` is their order.
+"""The chapters of a walk, one function each; `CHAPTERS` gives their order.
 
-Everything that is expected stands here as plain numbers, so that a walk proves the arithmetic
-instead of repeating it. To add a chapter write a function that goes through it by the steps of
-:class:`Walk` and returns what it leaves in the ledger, and put it into the list.
+Every expected amount is a plain number here, so that a walk proves the arithmetic instead of
+repeating it. To add a chapter, write a function that uses the steps of :class:`Walk` and returns
+what it leaves in the ledger, and add it to the list.
 """
 
 import time
@@ -147,13 +147,13 @@ def milestones(walk: Walk) -> Mapping[Place, int]:
 
 
 def hold_that_runs_out(walk: Walk) -> Mapping[Place, int]:
-    """Begun well before `promoted`, for the service looks for deadlines every 15 seconds."""
+    """Starts long before `promoted`, because the service checks deadlines every 15 seconds."""
     walk.simulator.switch(authorization_days=_SHORT_HOLD_DAYS)
     payment = walk.initiate(
         30_000,
         "USD",
-        commission=3_750,
-        expert=26_250,
+        commission=3_000,
+        expert=27_000,
         on_deadline=payments_pb2.ON_DEADLINE_PROMOTE,
         held=Held("CARD_HOLD", "PROMOTION"),
     )
@@ -163,9 +163,9 @@ def hold_that_runs_out(walk: Walk) -> Mapping[Place, int]:
     if Held.of(shown).mode == "CARD_HOLD":  # Else it came in this very moment.
         _tell_deadline(walk, shown)
     walk.story.note(
-        f"Grace's bank holds for {_SHORT_HOLD_DAYS} days. This service is told to act "
-        f"{DEADLINE_MARGIN_SECONDS // 86_400} days ahead (DEADLINE_MARGIN; 12 hours elsewhere), so "
-        "the time has come; it looks every 15 seconds."
+        f"Grace's bank holds the money for {_SHORT_HOLD_DAYS} days only. This service acts "
+        f"{DEADLINE_MARGIN_SECONDS // 86_400} days before the end (DEADLINE_MARGIN; the default is "
+        "12 hours), so it charges the card soon: it checks every 15 seconds. See the last chapter."
     )
     walk.kept["hold that runs out"] = payment
     return {}
@@ -177,7 +177,7 @@ def paid_out_then_refunded(walk: Walk) -> Mapping[Place, int]:
     walk.hear(payment, Standing(state="IN_ESCROW", held=5_000))
     walk.capture(payment, Standing(state="CAPTURED", captured=5_000, commission=625, expert=4_375))
     walk.simulator.advance(days=3)
-    walk.story.step("Stripe", "three days later", "Ada's money has become available")
+    walk.story.step("Stripe", "three days later", "Ada's money is available")
     # All that the chapters before have earned her, and this one.
     funds = {
         currency: -total
@@ -191,9 +191,7 @@ def paid_out_then_refunded(walk: Walk) -> Mapping[Place, int]:
         Standing(state="REFUNDED", captured=5_000, refunded=5_000),
         reason="the work was a copy",
     )
-    walk.story.note(
-        "Stripe cannot take 43.75 USD back from an account that is empty: Ada owes them."
-    )
+    walk.story.note("Stripe cannot take 43.75 USD back from an empty account, so Ada owes them.")
     _expect_debt(walk, 4_375, "USD")
     walk.audit(payment, ["initiated", "authorized", "captured", "client_refunded", "expert_owes"])
     return {
@@ -241,21 +239,22 @@ def promoted(walk: Walk) -> Mapping[Place, int]:
     expect("how the money is held", "PLATFORM_HOLD", Held.of(shown).mode)
     walk.expect_standing(shown, held)
     walk.story.step(
-        "service", "acts on the deadline", "PLATFORM_HOLD", *held.told("USD"), seconds=seconds
+        "service", "acts on the deadline", "PLATFORM_HOLD:", "the card is charged", seconds=seconds
     )
+    walk.story.shares(held.shares(30_000), "USD")
     walk.simulator.advance(days=_SHORT_HOLD_DAYS)
     walk.expect_standing(walk.read(payment), held)
     walk.story.step(
         "Stripe",
         "five days later",
-        f"the authorization would have lapsed; {money(shown.amount)}",
-        "are still in escrow",
+        "the authorization would have ended;",
+        f"{money(shown.amount)} are still in escrow",
     )
     walk.capture(
-        payment, Standing(state="CAPTURED", captured=30_000, commission=3_750, expert=26_250)
+        payment, Standing(state="CAPTURED", captured=30_000, commission=3_000, expert=27_000)
     )
     walk.audit(payment, ["initiated", "authorized", "promote_started", "charged", "captured"])
-    return {("commission", "USD"): -3_750, (FUNDS, "USD"): -26_250}
+    return {("commission", "USD"): -3_000, (FUNDS, "USD"): -27_000}
 
 
 def dispute_lost(walk: Walk) -> Mapping[Place, int]:
@@ -270,7 +269,7 @@ def dispute_lost(walk: Walk) -> Mapping[Place, int]:
     [dispute] = _disputes(walk, payment)
     walk.story.step(
         "Stripe",
-        "the client's bank takes it back",
+        "Grace's bank takes it back",
         f"{money(dispute.withdrawn_amount)} and a fee of {money(dispute.fee)}",
         seconds=seconds,
     )
@@ -284,10 +283,11 @@ def dispute_lost(walk: Walk) -> Mapping[Place, int]:
     seconds = walk.caller.poll(lambda: Standing.of(walk.read(payment)) == lost)
     walk.story.step(
         "service",
-        "follows the loss",
-        "commission 10.00 and Ada's 70.00 USD taken back",
+        "takes the shares back",
+        "10.00 USD of commission and 70.00 USD of Ada's pay Grace's bank",
         seconds=seconds,
     )
+    walk.story.shares(lost.shares(8_000), "USD")
     walk.audit(
         payment,
         [
@@ -372,6 +372,9 @@ def _expect_debt(walk: Walk, minor_units: int, currency: str) -> None:
 
 CHAPTERS: Final = (
     Chapter("Captured: the gig is done, the expert is paid", captured),
+    Chapter(
+        "A card hold that ends too early, first half", hold_that_runs_out, needs_simulator=True
+    ),
     Chapter("Partly refunded: a third of the work was not done", partly_refunded),
     Chapter("Cancelled: the client is never charged", cancelled),
     Chapter("Declined, then paid; captured in part, the rest released", declined_then_paid),
@@ -381,16 +384,15 @@ CHAPTERS: Final = (
         milestones,
         needs_manual_payouts=True,
     ),
-    Chapter("A card hold that will run out, first half", hold_that_runs_out, needs_simulator=True),
     Chapter(
         "Refunded after the payout: the expert owes it",
         paid_out_then_refunded,
         needs_simulator=True,
     ),
-    Chapter("The debt is kept back out of the next gig", debt_netted, needs_simulator=True),
+    Chapter("The debt is deducted from the next gig", debt_netted, needs_simulator=True),
     Chapter("Disputed and lost: the bank takes it back", dispute_lost, needs_simulator=True),
     Chapter(
-        "Promoted: the card hold, second half; charged before it ran out",
+        "Promoted: the card hold, second half; charged before it ended",
         promoted,
         needs_simulator=True,
     ),

@@ -1,4 +1,4 @@
-"""`make demo` and `make smoke-stripe`: one walk, through the simulator or through Stripe itself."""
+"""`make demo` and `make smoke-stripe`: the same walk, with the simulator or with Stripe itself."""
 
 import os
 import secrets
@@ -34,19 +34,19 @@ from marketplace.payments.v1 import experts_pb2
 _LOG_LINES = 15
 _ONBOARDING_SECONDS = 15 * 60.0
 
-#: What makes a walk's own stack independent of the one that `make run` has up.
+#: Not inherited, so that a walk's stack is independent of a running `make run`.
 _NOT_INHERITED = ("DATABASE_URL", "DATA_DIR", "GATEWAY_", "GRPC_", "METRICS_", "STRIPE_SIMULATOR_")
 
-#: All that the demo's processes are told of the caller's own environment.
+#: The only variables that the demo's processes get from the caller's environment.
 _INHERITED = ("PATH", "HOME", "USER", "LANG", "LC_", "TMPDIR", "PYTHON", "VIRTUAL_ENV", "COVERAGE")
 
 
 class Failed(Exception):
-    """The walk did not go as it must; what there was to say has been said."""
+    """The walk failed; the reason has been printed."""
 
 
 class Ending:
-    """Asked for by a signal, noticed between two steps."""
+    """Stops a walk between two steps after a signal."""
 
     def __init__(self) -> None:
         self._asked = threading.Event()
@@ -66,15 +66,15 @@ class Ending:
 
 
 def demo(ending: Ending) -> None:
-    """All chapters through the simulator. Raises :class:`Failed` if anything is not as it must."""
+    """Walks all chapters with the simulator. Raises :class:`Failed` at a wrong answer."""
     story = Story()
+    began = time.monotonic()
     story.introduce(
         "Escrow, from beginning to end",
-        "Grace (client) buys gigs from Ada (expert). Each payment is held in escrow until the gig "
-        "is done; then it goes to Ada less a commission, or back to Grace. PostgreSQL, the "
-        "service and the gateway are started for this walk alone, on free ports and in a directory "
-        "that is thrown away at its end, so it runs beside a `make run`. Stripe is simulated: no "
-        "money moves.",
+        "Grace, the client, buys gigs from Ada, the expert. Each payment is held in escrow until "
+        "the gig is done. Then it goes to Ada minus the platform's commission, or back to Grace. "
+        "The demo has its own PostgreSQL, service and gateway, on free ports and in a temporary "
+        "directory, so it can run beside `make run`. Stripe is simulated: no money moves.",
     )
     with _directory() as directory:
         told = {**_plain_environment(), "DEADLINE_MARGIN": str(DEADLINE_MARGIN_SECONDS)}
@@ -101,22 +101,24 @@ def demo(ending: Ending) -> None:
                 walk = Walk(target, story)
                 walk.run(CHAPTERS)
     story.verdict(
-        f"All {walk.payments} payments are where they must be, and the books agree.", good=True
+        f"All {walk.payments} payments ended as expected, and our books agree with Stripe's "
+        f"({time.monotonic() - began:.0f} s).",
+        good=True,
     )
 
 
 def smoke_stripe(ending: Ending) -> None:
-    """The same walk against Stripe's test mode, with the keys of the environment."""
+    """Walks with Stripe's test mode, with the keys of the environment."""
     given = StackSettings.from_environment().environment
     _refuse_without_keys(given)
     story = Story()
     base = given.get("STRIPE_API_BASE")
     story.introduce(
         "The walk against Stripe",
-        f"The demo's payments at {base or 'Stripe itself, in test mode'}, but for those that need "
+        f"The demo's payments at {base or 'Stripe itself, in test mode'}, except those that need "
         "the simulator. Cards are confirmed "
-        "with your secret key. Stripe cannot reach this machine, so its events are read from its "
-        "list and handed to the gateway, as `stripe listen` does.",
+        "with your secret key. Stripe cannot reach this machine, so the demo reads Stripe's events "
+        "from its list and sends them to the gateway, as `stripe listen` does.",
     )
     hooks = {
         name: f"whsec_{secrets.token_hex(16)}"
@@ -154,7 +156,7 @@ def smoke_stripe(ending: Ending) -> None:
                 )
                 Walk(target, story).run(CHAPTERS)
     story.verdict(
-        f"Stripe agrees to the minor unit; {forwarder.forwarded} of its events were handed on.",
+        f"Stripe agrees to the minor unit; {forwarder.forwarded} of its events were forwarded.",
         good=True,
     )
 
@@ -177,11 +179,11 @@ def _refuse_without_keys(given: Mapping[str, str]) -> None:
 
 
 def _plain_environment() -> dict[str, str]:
-    """Nothing that would make the demo's service another than everybody else's."""
+    """Returns the environment without settings, so that the demo is the same everywhere."""
     return {name: value for name, value in os.environ.items() if name.startswith(_INHERITED)}
 
 
-# How the expert becomes ready
+# How the expert becomes able to be paid
 
 
 def _create_expert(walk: Walk) -> experts_pb2.CreateExpertAccountResponse:
@@ -206,7 +208,7 @@ def _create_expert(walk: Walk) -> experts_pb2.CreateExpertAccountResponse:
 
 
 def onboard_by_form(walk: Walk) -> None:
-    """Send the simulator's form off; Stripe's redirect leads to the gateway's landing page."""
+    """Submits the simulator's form; Stripe's redirect leads to the gateway's landing page."""
     answer = _create_expert(walk)
     began = time.perf_counter()
     status, page = post(answer.onboarding_url)
@@ -235,7 +237,7 @@ def _onboard_by_hand(walk: Walk) -> str:
 
 
 def _adopt(walk: Walk, database_url: str, account: stripe.Account) -> None:
-    """Write an account that exists already into the walk's own, empty database."""
+    """Writes an account that exists already into the walk's own, empty database."""
     with psycopg2.connect(database_url) as connection, connection.cursor() as cursor:
         cursor.execute(
             "INSERT INTO experts (expert_id, name, email, country, business_type,"
@@ -244,7 +246,7 @@ def _adopt(walk: Walk, database_url: str, account: stripe.Account) -> None:
             (EXPERT, account.email or "ada@example.com", account.country or "US", account.id),
         )
     connection.close()
-    walk.story.step("operator", "SMOKE_EXPERT_ACCOUNT", f"{account.id} is the expert's")
+    walk.story.step("operator", "SMOKE_EXPERT_ACCOUNT", f"{account.id} is Ada's account")
 
 
 # The stack around a walk
@@ -262,18 +264,18 @@ def _directory() -> Iterator[Path]:
 
 @contextmanager
 def _stack(settings: StackSettings, story: Story, ending: Ending) -> Iterator[Stack]:
-    """A running stack. Whatever goes wrong in the block is told, with the service's last lines."""
+    """Yields a running stack. Prints a failure in the block with the processes' last lines."""
     log: deque[str] = deque(maxlen=_LOG_LINES)
 
     def keep(name: str, line: str) -> None:
         log.append(f"{name}: {line}")
 
     began = time.monotonic()
-    stack = Stack(settings, sink=keep)
+    stack = Stack(settings, sink=keep, progress=lambda text: story.note(f"  {text} ..."))
     ending.watch(stack)
     with stack:
         story.note(
-            f"up after {time.monotonic() - began:.1f} s: gRPC {stack.grpc_target}, gateway "
+            f"  ready after {time.monotonic() - began:.1f} s: gRPC {stack.grpc_target}, gateway "
             f"{stack.gateway_url}"
             + (f", Stripe simulator {stack.simulator_url}" if settings.simulated else "")
         )
@@ -296,7 +298,7 @@ def _tell(story: Story, fault: Exception, log: deque[str]) -> None:
         story.fails(f"the service answered {said}")
     else:
         story.fails(f"{type(fault).__name__}: {fault}")
-    story.note("the last lines of the processes:")
+    story.note("The last lines of the processes:")
     for line in list(log):
         story.note(f"  {line}")
-    story.verdict("Not as it must be.", good=False)
+    story.verdict("An answer was not as expected: see the line marked ✗ above.", good=False)

@@ -193,7 +193,10 @@ class Stack:
         self._start_postgres()
         if settings.simulated:
             self._start_simulator()
-        self._migrate()
+        self._migrate()  # meanwhile the simulator comes up
+        if self.simulator is not None:
+            port = settings.simulator_port
+            self._await(self.simulator, lambda: probes.answers(port, "/_simulator/health"))
         self._start_services()
         self._start_gateway()
 
@@ -232,8 +235,6 @@ class Stack:
             inherited | told,
         )
         self.simulator.start()
-        port = self.settings.simulator_port
-        self._await(self.simulator, lambda: probes.answers(port, "/_simulator/health"))
 
     def _migrate(self) -> None:
         self._progress("migrating the database")

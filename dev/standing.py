@@ -1,4 +1,4 @@
-"""A payment of a walk: on its way, where it stands, and how its money is held."""
+"""A payment of a walk: its identifiers, its state and amounts, and how its money is held."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from marketplace.payments.v1 import payments_pb2
 
 @dataclass(frozen=True, kw_only=True)
 class Standing:
-    """Where a payment must stand: the state and the amounts, in minor units."""
+    """The state and the amounts that a payment must have, in minor units."""
 
     state: str
     held: int = 0
@@ -37,10 +37,20 @@ class Standing:
         ]
         return [self.state, *amounts]
 
+    def shares(self, whole: int) -> dict[str, int]:
+        """Returns who holds which part of the whole amount. Grace has what nobody else holds."""
+        rest = whole - self.held - self.expert - self.commission
+        return {
+            "in escrow": self.held,
+            "Ada": self.expert,
+            "platform": self.commission,
+            "Grace": rest,
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """How a payment's money is held, and why; in the contract's words."""
+    """How a payment's money is held, and why, in the words of the contract."""
 
     mode: str
     reason: str
@@ -63,11 +73,12 @@ class Held:
 
 @dataclass(kw_only=True)
 class Walked:
-    """A payment on its way."""
+    """A payment of the walk."""
 
     payment_id: str
     intent_id: str
     client_secret: str
+    amount: int
     currency: str
     number: int
     escrow_mode: str

@@ -4,7 +4,6 @@ What happens is told by the chapters of `dev/chapters.py`; here are the steps th
 A walk runs against whatever a :class:`Target` names: the simulator, or Stripe.
 """
 
-import json
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -169,9 +168,9 @@ class Walk:
             "gig service",
             "InitiatePayment",
             "PENDING",
-            f"{money(given.amount)} =",
-            f"commission {money(given.commission)} +",
-            f"expert {money(given.expert_amount)}",
+            f"{money(given.amount)}:",
+            f"{money(given.expert_amount)} for Ada,",
+            f"{money(given.commission)} commission",
             seconds=seconds,
         )
         if held is not None:
@@ -181,6 +180,7 @@ class Walk:
             payment_id=given.payment_id,
             intent_id=given.payment_intent_id,
             client_secret=answer.client_secret,
+            amount=minor_units,
             currency=currency,
             number=number,
             escrow_mode=Held.of(given).mode,
@@ -218,9 +218,7 @@ class Walk:
 
         seconds = self.caller.poll(reached)
         self.expect_standing(shown if shown.payment_id else self.read(payment), standing)
-        self.story.step(
-            "Stripe", "tells by webhook", *standing.told(payment.currency), seconds=seconds
-        )
+        self.show("Stripe", "reports by webhook", payment, standing, seconds)
         return shown
 
     def read(self, payment: Walked) -> payments_pb2.Payment:
@@ -243,7 +241,7 @@ class Walk:
         answer, seconds = self.caller.timed(self.caller.payments.CapturePayment, request)
         self.expect_standing(answer.payment, standing)
         what = f"CapturePayment {amount(part, payment.currency)}" if part else "CapturePayment"
-        self.story.step("gig service", what, *standing.told(payment.currency), seconds=seconds)
+        self.show("gig service", what, payment, standing, seconds)
         return answer.payment
 
     def capture_twice(self, payment: Walked, standing: Standing) -> None:
@@ -252,9 +250,7 @@ class Walk:
         request.idempotency_key = self.key(payment)
         answer, seconds = self.caller.timed(self.caller.payments.CapturePayment, request)
         self.expect_standing(answer.payment, standing)
-        self.story.step(
-            "gig service", "CapturePayment", *standing.told(payment.currency), seconds=seconds
-        )
+        self.show("gig service", "CapturePayment", payment, standing, seconds)
         again, seconds = self.caller.timed(self.caller.payments.CapturePayment, request)
         expect(
             "the answer to a repeated key",
@@ -315,7 +311,7 @@ class Walk:
         answer, seconds = self.caller.timed(self.caller.payments.RefundPayment, request)
         self.expect_standing(answer.payment, standing)
         what = f"RefundPayment {amount(part, payment.currency)}" if part else "RefundPayment"
-        self.story.step("gig service", what, *standing.told(payment.currency), seconds=seconds)
+        self.show("gig service", what, payment, standing, seconds, reason)
 
     def refused_capture(self, payment: Walked) -> None:
         request = payments_pb2.CapturePaymentRequest(
@@ -332,7 +328,7 @@ class Walk:
         raise Mismatch("capturing a cancelled payment", "a refusal", "an answer")
 
     def audit(self, payment: Walked, wanted: list[str]) -> None:
-        """The payment's audit trail: complete, in order, unbroken; and the books agree."""
+        """Checks the payment's audit trail (complete, in order, unbroken) and the books."""
         self._books.agree(self._payment_ids)
         request = events_pb2.ListPaymentEventsRequest(payment_id=payment.payment_id)
         answer = self.caller.ask(self.caller.events.ListPaymentEvents, request)
@@ -344,12 +340,14 @@ class Walk:
         )
         kinds = [event.kind.removeprefix("payment.") for event in answer.events]
         expect("the events", wanted, [kind for kind in kinds if kind in wanted])
-        self.story.table(
-            f"Audit trail of {payment.payment_id}",
-            ["#>", "time (UTC)", "event", "state", "because of", "hash"],
-            [_event_row(event) for event in answer.events],
+        first, *rest = wanted
+        self.story.step(
+            "auditor",
+            "audit trail",
+            first,
+            *(f"→ {kind}" for kind in rest),
+            f"({len(kinds)} events, hash chain intact)",
         )
-        self.story.holds("the chain of hashes is intact")
 
     def _read_expert(self) -> None:
         request = experts_pb2.GetExpertRequest(expert_id=EXPERT)
@@ -373,22 +371,24 @@ class Walk:
         payment.keys += 1
         return f"walk-{payment.number}-{payment.keys}"
 
+    def show(
+        self,
+        who: str,
+        what: str,
+        payment: Walked,
+        standing: Standing,
+        seconds: float | None = None,
+        *said: str,
+    ) -> None:
+        """Prints a step that moved the payment, and who holds its money now."""
+        self.story.step(who, what, standing.state, *said, seconds=seconds)
+        if standing.state not in ("PENDING", "FAILED"):
+            self.story.shares(standing.shares(payment.amount), payment.currency)
+
     def expect_standing(self, payment: payments_pb2.Payment, standing: Standing) -> None:
         currency = payment.amount.currency_code
         wanted, got = standing.told(currency), Standing.of(payment).told(currency)
         expect(payment.payment_id, "  ".join(wanted), "  ".join(got))
-
-
-def _event_row(event: events_pb2.PaymentEvent) -> list[str]:
-    body = json.loads(event.body_json)
-    return [
-        str(event.sequence),
-        event.time.ToDatetime().strftime("%H:%M:%S.%f")[:-3],
-        event.kind.removeprefix("payment."),
-        body["to"],
-        body["by"]["rpc"],
-        event.hash.hex()[:8],
-    ]
 
 
 def _part(minor_units: int, payment: Walked) -> money_pb2.Money | None:

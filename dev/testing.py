@@ -1,0 +1,55 @@
+"""`python -m dev.testing test|coverage|prove [pytest arguments]`: how the tests are run in full."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+
+# Two files at a time, because most tests wait for real processes.
+_IN_FULL = ("--numprocesses=2", "--dist=loadfile", "--no-loadscope-reorder")
+# On a crowded machine those processes may be late: a failed test is repeated alone, once.
+_ONCE_MORE = ("--last-failed", "--last-failed-no-failures=none", "--maxfail=5", "-rfEp")
+_TESTS_FAILED = 1
+
+_RELIABILITY = "tests/reliability"
+_MODEL = f"{_RELIABILITY}/test_model.py"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Returns the exit status."""
+    what, *more = arguments
+    if what == "prove":
+        return _prove(more)
+    if what == "coverage":
+        return _pytest(*_IN_FULL, "--cov", "--cov-report=term", *more)
+    if more:
+        return _pytest(*more)
+    status = _pytest(*_IN_FULL)
+    if status != _TESTS_FAILED:
+        return status
+    sys.stdout.write("== running the failed tests once more, alone\n")
+    sys.stdout.flush()
+    return _pytest(*_ONCE_MORE)
+
+
+def _prove(more: Sequence[str]) -> int:
+    """Runs the proofs in full. The two halves of the model run side by side, before the rest."""
+    full = {**os.environ, "PROVE": "full"}
+    arguments = ("--capture=no", *more)
+    first = subprocess.Popen(_command(*arguments, _MODEL, "-k", "model_says and 0"), env=full)
+    statuses = [_pytest(*arguments, _MODEL, "-k", "model_says and 1", environment=full)]
+    statuses.append(first.wait())
+    statuses.append(_pytest(*arguments, _RELIABILITY, f"--ignore={_MODEL}", environment=full))
+    return int(any(statuses))
+
+
+def _pytest(*arguments: str, environment: Mapping[str, str] | None = None) -> int:
+    return subprocess.run(_command(*arguments), env=environment, check=False).returncode
+
+
+def _command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "pytest", *arguments]
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
