@@ -1,4 +1,4 @@
-"""`python -m dev`: what the Makefile's run, demo and reset call."""
+"""`python -m dev`: the commands behind make run, demo, bench, smoke-stripe and reset."""
 
 import shutil
 import signal
@@ -22,7 +22,7 @@ from dev.settings import RefusedError, StackSettings
 from dev.stack import CancelledStartError, ChildFailedError, Stack
 
 app = typer.Typer(
-    help="Brings the services up on this machine.", add_completion=False, no_args_is_help=True
+    help="Starts the services on this machine.", add_completion=False, no_args_is_help=True
 )
 
 _FAILED = 1
@@ -33,27 +33,29 @@ _REFUSED = 2
 def run(
     replicas: Annotated[int, typer.Option(min=1, max=16, help="Payment services to start.")] = 1,
 ) -> None:
-    """Bring everything up and stay until Ctrl-C."""
+    """Start everything and stay until Ctrl-C."""
     lines = Lines()
     began = time.monotonic()
 
     def work() -> None:
+        nonlocal lines
         settings = StackSettings.from_environment(replicas=replicas)
+        lines = Lines.for_run(settings)
         stack = Stack(settings, sink=lines.child, progress=lines.step)
         _on_signals(stack.ask_to_stop)
         if settings.simulated:
-            lines.step("STRIPE_SECRET_KEY is not set: Stripe is simulated, no money will move")
+            lines.step("STRIPE_SECRET_KEY is not set: Stripe is simulated, no money moves")
         with stack:
             summarize(lines, stack, time.monotonic() - began)
             stack.wait()
         lines.step("stopped")
 
-    _report(lines, work)
+    _report(lambda: lines, work)
 
 
 @app.command("demo")
 def run_demo() -> None:
-    """Walk payments through escrow, on a stack of their own, and exit."""
+    """Walk payments through escrow on a stack of their own, and exit."""
     _walk(demo)
 
 
@@ -69,18 +71,18 @@ def run_bench(
     latency_ms: Annotated[int, typer.Option(min=0, max=5000, help="Of every Stripe call.")] = 300,
 ) -> None:
     """Load one worker while Stripe is slow, for less than a minute, and print what it carries."""
-    _report(Lines(), lambda: bench(at_once=at_once, latency_ms=latency_ms))
+    _report(Lines, lambda: bench(at_once=at_once, latency_ms=latency_ms))
 
 
 def _walk(walk: Callable[[Ending], None]) -> None:
     ending = Ending()
     _on_signals(ending.ask)
-    _report(Lines(), lambda: walk(ending))
+    _report(Lines, lambda: walk(ending))
 
 
 @app.command()
 def postgres() -> None:
-    """Start the embedded PostgreSQL alone, and print its DATABASE_URL."""
+    """Start only the embedded PostgreSQL, and print its DATABASE_URL."""
     lines = Lines()
 
     def work() -> None:
@@ -95,12 +97,12 @@ def postgres() -> None:
             if not server.running:
                 raise PostgresError(f"PostgreSQL ended by itself: see {server.log}")
 
-    _report(lines, work)
+    _report(lambda: lines, work)
 
 
 @app.command()
 def reset() -> None:
-    """Throw away the embedded database and the simulator's state."""
+    """Delete the embedded database and the simulator's state."""
     lines = Lines()
 
     def work() -> None:
@@ -115,9 +117,9 @@ def reset() -> None:
             finally:
                 lock.release()
                 guard.close()
-        lines.say(f"{data_dir} is gone; the next start begins anew")
+        lines.say(f"{data_dir} is deleted; the next start begins with an empty database")
 
-    _report(lines, work)
+    _report(lambda: lines, work)
 
 
 def _on_signals(ask_to_stop: Callable[[], None]) -> None:
@@ -128,20 +130,25 @@ def _on_signals(ask_to_stop: Callable[[], None]) -> None:
         signal.signal(number, handle)
 
 
-def _report(lines: Lines, work: Callable[[], None]) -> None:
-    """Turn what went wrong into a sentence and an exit status, without a traceback."""
+def _report(lines_now: Callable[[], Lines], work: Callable[[], None]) -> None:
+    """Turns a failure into a sentence and an exit status, without a traceback."""
     try:
         work()
     except CancelledStartError:
-        lines.step("stopped before everything was up")
+        lines_now().step("stopped before everything was ready")
     except (RefusedError, DirectoryInUseError) as refused:
-        lines.fail(str(refused))
+        lines_now().fail(f"Cannot start: {refused}.")
         sys.exit(_REFUSED)
-    except (ChildFailedError, PostgresError) as failed:
-        lines.fail(str(failed))
+    except ChildFailedError as failed:
+        lines_now().explain(failed)
         sys.exit(_FAILED)
-    except Failed:  # said already
+    except PostgresError as failed:
+        lines_now().fail(f"{failed}.")
         sys.exit(_FAILED)
+    except Failed:  # the reason has been printed
+        sys.exit(_FAILED)
+    finally:
+        lines_now().close()
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ from dev.settings import (
     SIMULATOR_SECRET_KEY,
     RefusedError,
     StackSettings,
+    first_free_port,
 )
 
 _READY_SECONDS = 60.0
@@ -54,8 +55,10 @@ class ChildFailedError(RuntimeError):
     """A process of the stack ended by itself, or did not become ready."""
 
     def __init__(self, child: Child, what: str) -> None:
+        self.child = child
+        self.sentence = f"{child.name} {what}."
         lines = "\n".join(f"    {line}" for line in child.tail) or "    (it wrote nothing)"
-        super().__init__(f"{child.name} {what}. Its last lines:\n{lines}")
+        super().__init__(f"{self.sentence} Its last lines:\n{lines}")
 
 
 class CancelledStartError(RuntimeError):
@@ -288,6 +291,8 @@ class Stack:
             "GRPC_PORT": str(settings.grpc_port),
             "METRICS_PORT": str(settings.metrics_port),
             "PYTHONUNBUFFERED": "1",
+            # The processes write JSON; whoever takes their lines makes them readable.
+            "LOG_FORMAT": "json",
         }
         if settings.simulated:
             defaults |= {
@@ -340,11 +345,11 @@ class Stack:
     def _refuse_taken_ports(self) -> None:
         taken = {port: name for port, name in self.settings.ports.items() if probes.taken(port)}
         if taken:
+            names = sorted(set(taken.values()))
             raise RefusedError(
                 "; ".join(f"port {port} ({name}) is in use" for port, name in taken.items())
-                + ": stop what listens there, or set "
-                + " and ".join(sorted(set(taken.values())))
-                + " to other ports"
+                + ": stop the program that listens there, or choose other ports, for example "
+                + " ".join(f"{name}={first_free_port(1)}" for name in names)
             )
 
     # How it ends

@@ -22,7 +22,7 @@ def main() -> int:
     except RefusedSettings as refused:
         sys.stderr.write(f"gateway: {refused}\n")
         return REFUSED_SETTINGS
-    configure_logging(settings.effective_log_level, readable=settings.debug)
+    configure_logging(settings.effective_log_level, settings.effective_log_format)
     try:
         asyncio.run(serve(settings))
     except OSError as error:

@@ -1,10 +1,11 @@
-"""One JSON line per happening, on standard error.
+"""One line per event, on standard error: JSON, or readable on the console.
 
 Only fields that are named in the code reach a line: never a body, a signature, a token, a query
 or an exception's text, any of which may hold what a stranger sent or a secret that is not ours.
 """
 
 import logging
+import os
 import sys
 import traceback
 
@@ -34,11 +35,16 @@ def facts_of(request: web.Request) -> dict[str, object]:
     return request[_FACTS] if _FACTS in request else {}  # noqa: SIM401 - `get` is untyped
 
 
-def configure_logging(level: str, *, readable: bool) -> None:
-    """Sets up structlog, and leads what libraries log into it."""
+def configure_logging(level: str, form: str | None = None) -> None:
+    """Sets up structlog, and writes the libraries' records through it.
+
+    Without a ``form``, a terminal gets readable lines and everything else JSON.
+    """
+    is_terminal = sys.stderr.isatty()
+    readable = is_terminal if form is None else form == "console"
     number = logging.getLevelNamesMapping()[level]
     renderer: structlog.typing.Processor = (
-        structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+        structlog.dev.ConsoleRenderer(colors=is_terminal and not os.environ.get("NO_COLOR"))
         if readable
         else structlog.processors.JSONRenderer()
     )

@@ -60,6 +60,9 @@ class Settings(BaseSettings):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         default="INFO", description="DEBUG, INFO, WARNING or ERROR"
     )
+    log_format: Literal["console", "json"] | None = Field(
+        default=None, description="console or json"
+    )
     debug: bool = Field(default=False, description="true or false")
     environment: Literal["development", "production"] = Field(
         default="development", description="development or production"
@@ -138,6 +141,11 @@ class Settings(BaseSettings):
             origins.add(origin)
         return frozenset(origins)
 
+    @field_validator("log_format", mode="before")
+    @classmethod
+    def _lower(cls, value: object) -> object:
+        return value.lower() if isinstance(value, str) else value
+
     @field_validator("log_level", mode="before")
     @classmethod
     def _upper(cls, value: object) -> object:
@@ -162,6 +170,15 @@ class Settings(BaseSettings):
         return (
             "DEBUG" if self.debug and "log_level" not in self.model_fields_set else self.log_level
         )
+
+    @property
+    def effective_log_format(self) -> str | None:
+        """LOG_FORMAT, or what DEBUG and ENVIRONMENT imply; None leaves it to the terminal."""
+        if self.log_format is not None:
+            return self.log_format
+        if self.environment == "production":
+            return "json"
+        return "console" if self.debug else None
 
 
 def load_settings() -> Settings:

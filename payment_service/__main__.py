@@ -67,7 +67,7 @@ def _settings() -> Settings:
         settings = load_settings()
     except WrongSettings as fault:
         _refuse(fault)
-    configure_logs(settings.log_level, plain=settings.debug)
+    configure_logs(settings.effective_log_level, settings.effective_log_format)
     return settings
 
 

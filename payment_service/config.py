@@ -34,6 +34,8 @@ class Settings(BaseSettings):
     environment: Literal["development", "production"] = "development"
     debug: bool = False
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    #: None: console in development if a terminal reads it, else JSON.
+    log_format: Literal["console", "json"] | None = None
 
     database_url: SecretStr | None = None
     database_write_threads: int = Field(12, ge=1, le=200)
@@ -85,6 +87,16 @@ class Settings(BaseSettings):
         if isinstance(value, str):
             return tuple(part.strip() for part in value.split(",") if part.strip())
         return value
+
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _upper(cls, value: object) -> object:
+        return value.upper() if isinstance(value, str) else value
+
+    @field_validator("log_format", mode="before")
+    @classmethod
+    def _lower(cls, value: object) -> object:
+        return value.lower() if isinstance(value, str) else value
 
     @field_validator("default_currency")
     @classmethod
@@ -216,6 +228,22 @@ class Settings(BaseSettings):
                 "DEBUG=true is not for ENVIRONMENT=production: set DEBUG=false",
             ),
         ]
+
+    @property
+    def effective_log_level(self) -> str:
+        """DEBUG=true means LOG_LEVEL=DEBUG unless that is set."""
+        return (
+            "DEBUG" if self.debug and "log_level" not in self.model_fields_set else self.log_level
+        )
+
+    @property
+    def effective_log_format(self) -> str | None:
+        """LOG_FORMAT, or what DEBUG and ENVIRONMENT imply; None leaves it to the terminal."""
+        if self.log_format is not None:
+            return self.log_format
+        if self.environment == "production":
+            return "json"
+        return "console" if self.debug else None
 
     @property
     def is_live(self) -> bool:

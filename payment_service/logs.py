@@ -1,4 +1,4 @@
-"""JSON logs: an event and named fields, no exception texts, no secrets."""
+"""Logs: an event and named fields, without exception texts and without secrets."""
 
 from __future__ import annotations
 
@@ -14,13 +14,18 @@ import structlog
 _SECRET_MARKS: Final = ("sk_live_", "sk_test_", "rk_live_", "rk_test_", "whsec_", "_secret_")
 
 
-def configure_logs(level: str, *, plain: bool) -> None:
-    """One JSON object a line on standard output; readable lines with ``DEBUG=true``."""
+def configure_logs(level: str, form: str | None = None) -> None:
+    """Writes a line per event to standard output: JSON, or readable on the console.
+
+    Without a ``form``, a terminal gets readable lines and everything else JSON.
+    """
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    is_terminal = sys.stdout.isatty()
+    readable = is_terminal if form is None else form == "console"
     number = logging.getLevelNamesMapping()[level]
     render: Any = (
-        structlog.dev.ConsoleRenderer(colors=sys.stdout.isatty())
-        if plain
+        structlog.dev.ConsoleRenderer(colors=is_terminal and not os.environ.get("NO_COLOR"))
+        if readable
         else structlog.processors.JSONRenderer()
     )
     structlog.configure(

@@ -171,6 +171,14 @@ class Metrics:
             after, before = transition.after, transition.before
             currency = after.currency
             self.transitions.labels(transition.kind.value, currency).inc()
+            log.info(
+                "payment_changed",
+                payment=after.payment_id,
+                kind=transition.kind.value,
+                state=after.state.value,
+                amount=after.amount,
+                currency=currency,
+            )
             if transition.kind is Kind.INITIATED:
                 self.volume.labels("initiated", currency).inc(after.amount)
             if transition.kind is Kind.AUTHORIZED:

@@ -95,7 +95,7 @@ def test_wrong_environment(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def serve(settings: object) -> None:
         raise AssertionError("it would have started")
 
-    def configure(level: str, *, plain: bool) -> None:
+    def configure(level: str, form: str | None) -> None:
         """Not here: the runner's output is closed when it ends, and other tests log too."""
 
     monkeypatch.setattr("payment_service.__main__.serve_forever", serve)

@@ -1,6 +1,7 @@
 """The supervisor, with small stand-ins for the real processes: order, ends, leftovers, refusals."""
 
 import json
+import re
 import shutil
 import signal
 import socket
@@ -227,7 +228,7 @@ def test_taken_ports_are_all_named_with_their_variables(new_settings: NewSetting
         with pytest.raises(RefusedError) as refused:
             Stack(settings).start()
     assert f"port {settings.grpc_port} (GRPC_PORT) is in use" in str(refused.value)
-    assert "set GRPC_PORT and STRIPE_SIMULATOR_PORT to other ports" in str(refused.value)
+    assert "choose other ports, for example GRPC_PORT=" in str(refused.value)
 
 
 def test_second_stack_in_the_same_directory_is_refused(new_settings: NewSettings) -> None:
@@ -365,5 +366,5 @@ def test_run_shows_what_listens_and_ends_on_a_signal(new_settings: NewSettings) 
     assert process.returncode == 0, rest
     assert f"127.0.0.1:{settings.grpc_port}" in shown
     assert f"http://127.0.0.1:{settings.simulator_port}/_pages/pay" in shown
-    assert "service    | drained" in rest
+    assert re.search(r"service +INFO +drained", rest)
     assert rest.endswith("stopped\n")

@@ -23,7 +23,7 @@ def _logging_as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_library_lines_carry_no_arguments_and_no_exception_texts(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    configure_logging("INFO", readable=False)
+    configure_logging("INFO", "json")
     try:
         raise ValueError("canary_exception")
     except ValueError:

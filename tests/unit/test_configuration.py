@@ -1,11 +1,13 @@
 """The environment: every variable explained, every contradiction refused with its cure."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from gateway.settings import Settings as GatewaySettings
+from gateway.settings import load_settings as load_gateway_settings
 from payment_service.config import Settings, WrongSettings, load_settings
 
 EXAMPLE = (Path(__file__).parents[2] / ".env.example").read_text()
@@ -81,6 +83,30 @@ def test_a_contradiction_is_refused_with_its_cure(
         load_settings()
     assert cure in str(refused.value)
     assert "sk_live_x" not in str(refused.value)
+
+
+@pytest.mark.parametrize("read", [load_settings, load_gateway_settings])
+@pytest.mark.parametrize(
+    ("environment", "form"),
+    [
+        ({}, None),  # a terminal decides
+        ({"DEBUG": "true"}, "console"),
+        ({"DEBUG": "true", "LOG_FORMAT": "JSON"}, "json"),
+        ({**LIVE}, "json"),
+        ({**LIVE, "LOG_FORMAT": "console"}, "console"),
+    ],
+)
+def test_the_log_is_json_in_production_and_on_request(
+    monkeypatch: pytest.MonkeyPatch,
+    read: Callable[[], Settings | GatewaySettings],
+    environment: dict[str, str],
+    form: str | None,
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    settings = read()
+    assert settings.effective_log_format == form
+    assert settings.effective_log_level == ("DEBUG" if "DEBUG" in environment else "INFO")
 
 
 def test_a_missing_database_is_refused_with_its_cure() -> None:
