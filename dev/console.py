@@ -65,7 +65,8 @@ class Lines:
         if self.as_json:
             self.say(_with_process("make", text))
         else:
-            self._print("make", loglines.LogLine(loglines.now(), "info", text))
+            line = loglines.LogLine(loglines.now(), "info", text)
+            self.console.print(line.text("make", "bold", _NAME_WIDTH))
 
     def say(self, text: str = "", style: str = "") -> None:
         """Prints a line as it is, fit for copying."""

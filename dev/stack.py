@@ -132,6 +132,7 @@ class Stack:
             for child in self.children:
                 if not child.running:
                     child.wait()
+                    self._progress(f"{child.name} ended by itself: stopping everything else")
                     raise ChildFailedError(child, f"ended by itself ({_ending(child.returncode)})")
             if self.postgres is not None and not self.postgres.running:
                 raise PostgresError(f"PostgreSQL ended by itself: see {self.postgres.log}")
