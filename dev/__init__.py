@@ -1,5 +1,5 @@
-"""Everything that brings the services up on one machine: PostgreSQL, the supervisor, the demo.
+"""Starts the services on one machine: installation, PostgreSQL, the supervisor, the demo.
 
-Nothing here runs in production, and nothing here knows the services' insides: they are started
-as processes and asked over their ports.
+Nothing here runs in production, and nothing here imports the services: they are started as
+processes and called on their ports.
 """

@@ -1,4 +1,4 @@
-"""`make bench`: what one worker carries while Stripe takes its time. Ends by itself in a minute.
+"""`make bench`: what one worker carries while Stripe is slow. Ends by itself in a minute.
 
 Not a test: the figures depend on the machine, which makes the load as well.
 """
@@ -41,7 +41,7 @@ _MEDIAN_BOUND_MS = 100.0
 
 @dataclass
 class Figures:
-    """Durations of the calls that were answered, and what became of the others."""
+    """Durations of the answered calls, and the outcomes of the others."""
 
     name: str
     calls: list[float] = field(default_factory=list)
@@ -62,7 +62,7 @@ class Figures:
 
 
 class Bench:
-    """One expert, many payments, and as many calls at once as are asked for."""
+    """One expert, many payments, and the requested number of concurrent calls."""
 
     def __init__(
         self, channel: grpc.aio.Channel, web: aiohttp.ClientSession, simulator_url: str
@@ -81,7 +81,7 @@ class Bench:
         self._read_id = ""
 
     async def prepare(self) -> None:
-        """An expert who can be paid, and a payment to read."""
+        """Creates an expert who can be paid, and a payment to read."""
         request = experts_pb2.CreateExpertAccountRequest(
             expert_id=_EXPERT, name="Ada Lovelace", email="ada@example.com"
         )
@@ -115,7 +115,7 @@ class Bench:
         return figures
 
     async def authorize(self) -> int:
-        """Let clients confirm payments, and wait until webhooks have told; how many came so far."""
+        """Confirms payments as clients, waits for the webhooks, and returns how many arrived."""
         end = time.monotonic() + _PREPARE_SECONDS
         made, self._made = self._made[:_CAPTURES], []
         wanted: list[payments_pb2.Payment] = []
@@ -181,7 +181,7 @@ class Bench:
         await _cancel(reading)
 
     async def _read_on(self, figures: Figures) -> None:
-        """One caller who reads a payment, again and again."""
+        """Reads a payment repeatedly, as one caller."""
         request = payments_pb2.GetPaymentRequest(payment_id=self._read_id)
 
         async def read() -> None:
@@ -198,7 +198,7 @@ async def _cancel(task: asyncio.Task[None]) -> None:
 
 
 async def measure(stack: Stack, story: Story, at_once: int, latency_ms: int) -> list[Figures]:
-    """Read alone; then while payments are initiated; then while they are captured."""
+    """Reads alone, then while payments are initiated, then while they are captured."""
     async with aiohttp.ClientSession() as web, connect(*stack.settings.grpc_addresses) as channel:
         bench = Bench(channel, web, stack.simulator_url)
         await bench.prepare()
@@ -212,13 +212,13 @@ async def measure(stack: Stack, story: Story, at_once: int, latency_ms: int) -> 
         await bench.control("settings", {"latency_ms": latency_ms})
         story.note(f"capturing {ready}, {at_once} at once ...")
         figures.append(await bench.captures(at_once))
-        # What is still to be applied shall not hold up the end.
+        # Webhooks that are not applied yet must not delay the end.
         await bench.control("settings", {"latency_ms": 0})
     return figures
 
 
 def bench(*, at_once: int = 128, latency_ms: int = 300) -> None:
-    """Bring up a stack with one worker, load it, and print a table."""
+    """Starts a stack with one worker, loads it, and prints a table."""
     story = Story()
     story.introduce(
         "One worker under load",
@@ -226,7 +226,7 @@ def bench(*, at_once: int = 128, latency_ms: int = 300) -> None:
         "call in flight at any time, and one more reads a payment every 10 ms.",
     )
     directory = Path(tempfile.mkdtemp(prefix="payments-bench-"))
-    directory.chmod(0o711)  # the user that PostgreSQL runs as must get through
+    directory.chmod(0o711)  # PostgreSQL's user must be able to enter it
     try:
         with Stack(StackSettings.on_free_ports(directory / "data")) as stack:
             limited = asyncio.wait_for(
@@ -238,7 +238,7 @@ def bench(*, at_once: int = 128, latency_ms: int = 300) -> None:
 
 
 def told(story: Story, figures: list[Figures]) -> None:
-    """The table, and whether a read stays fast."""
+    """Prints the table, and whether reads stay fast."""
     idle = statistics.median(figures[0].reads)
     rows = []
     figures = [phase for phase in figures if phase.reads]

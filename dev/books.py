@@ -2,7 +2,7 @@
 
 import time
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from dev.caller import Caller, expect
 from dev.story import Story, amount, money
@@ -109,10 +109,13 @@ class Books:
             for line in self._stripe.lines(account, self._since)
         }
 
-    def close(self, payment_ids: Iterable[str], wanted: dict[Place, int]) -> None:
-        """The end of a walk: the ledger, Stripe's balances beside it, the sums, nothing left over.
+    def close(
+        self, payment_ids: Iterable[str], wanted: dict[Place, int], paid: Mapping[str, int]
+    ) -> None:
+        """Checks the books at the end: the ledger, Stripe's balances, the sums, no work left.
 
-        `wanted` is every balance that is not Stripe's to decide and not zero.
+        `wanted` is every balance that Stripe does not decide and that is not zero; `paid` is what
+        the client has paid and not got back, by currency.
         """
         request = ledger_pb2.ListBalancesRequest(page_size=1000)
         answer = self._caller.ask(self._caller.ledger.ListBalances, request)
@@ -139,9 +142,9 @@ class Books:
             self._story.holds(f"all postings in {total.currency_code} sum to {money(total)}")
         self._expect_nothing_left()
         if self._alone:
-            self._tell_holders(balances)
+            self._tell_holders(balances, paid)
 
-    def _tell_holders(self, balances: dict[Place, int]) -> None:
+    def _tell_holders(self, balances: dict[Place, int], paid: Mapping[str, int]) -> None:
         """Prints where the money that Grace paid, and did not get back, is now."""
         holders: dict[Place, int] = defaultdict(int)
         for (name, currency), total in balances.items():
@@ -151,9 +154,9 @@ class Books:
         for (_, currency, _), net in self._payouts().items():
             holders["Ada's bank account", currency] -= net
         for currency in {currency for _, currency in holders}:
-            holders["together: what Grace paid", currency] = sum(
-                total for place, total in holders.items() if place[1] == currency
-            )
+            together = sum(total for place, total in holders.items() if place[1] == currency)
+            expect("what Grace paid", paid.get(currency, 0), together)
+            holders["together: what Grace paid", currency] = together
         currencies = sorted({currency for _, currency in holders}, reverse=True)
         names = dict.fromkeys(name for name, _ in sorted(holders))
         self._story.table(

@@ -1,4 +1,4 @@
-"""What a walk asks the service with: stubs, patience, a word for what is not as expected."""
+"""The stubs with which a walk calls the service, and the error for an unexpected answer."""
 
 import time
 from collections.abc import Callable
@@ -25,14 +25,14 @@ _POLL_SECONDS = 0.05
 
 
 class Mismatch(Exception):
-    """Something is not as it must be."""
+    """An answer differs from the expected one."""
 
     def __init__(self, what: str, wanted: object, got: object) -> None:
         super().__init__(f"{what}: expected {wanted}, got {got}")
 
 
 class Interrupted(Exception):
-    """Somebody asked for an end."""
+    """A signal asked for the end."""
 
 
 class Caller:
@@ -47,7 +47,7 @@ class Caller:
     ) -> None:
         """`patience_seconds` is how long webhooks and Stripe's books may take.
 
-        `check_interrupted` raises :class:`Interrupted` when somebody wants an end.
+        `check_interrupted` raises :class:`Interrupted` after a signal.
         """
         self.payments = payments_pb2_grpc.PaymentServiceStub(channel)
         self.experts = experts_pb2_grpc.ExpertServiceStub(channel)
@@ -61,7 +61,7 @@ class Caller:
     def timed(
         self, method: Callable[[Request], Response], request: Request
     ) -> tuple[Response, float]:
-        """The answer, and how many seconds it took."""
+        """Returns the answer and its duration in seconds."""
         self._check_interrupted()
         began = time.perf_counter()
         return method(request), time.perf_counter() - began
@@ -70,9 +70,9 @@ class Caller:
         return self.timed(method, request)[0]
 
     def poll(self, done: Callable[[], bool], seconds: float | None = None) -> float:
-        """Wait until it is so, and say how long that was.
+        """Waits until the condition holds, and returns for how long.
 
-        Waiting in vain is no error here: the check that follows knows what was expected.
+        A timeout is no error here: the check that follows knows what was expected.
         """
         began = time.monotonic()
         while not done() and time.monotonic() - began < (seconds or self._patience_seconds):
@@ -82,7 +82,7 @@ class Caller:
 
 
 def expect(what: str, wanted: object, got: object) -> None:
-    """Raise :class:`Mismatch` unless they are equal."""
+    """Raises :class:`Mismatch` unless they are equal."""
     if wanted != got:
         raise Mismatch(what, wanted, got)
 
@@ -92,12 +92,12 @@ def state_name(state: payments_pb2.PaymentState.ValueType) -> str:
 
 
 def call_of(error: grpc.RpcError) -> grpc.Call:
-    """What every error of a blocking call is as well; its type does not say so."""
+    """Returns the error as a call, which every error of a blocking call is."""
     return cast("grpc.Call", error)
 
 
 def reason_of(error: grpc.RpcError) -> str:
-    """The reason in an error's details; empty if it carries none."""
+    """Returns the reason in an error's details, or an empty text."""
     status = rpc_status.from_call(call_of(error))
     for detail in status.details if status is not None else ():
         info = error_details_pb2.ErrorInfo()

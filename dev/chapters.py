@@ -281,13 +281,8 @@ def dispute_lost(walk: Walk) -> Mapping[Place, int]:
     walk.story.step("operator", "AcceptDispute", "the client was right", seconds=seconds)
     lost = Standing(state="REFUNDED", captured=8_000)
     seconds = walk.caller.poll(lambda: Standing.of(walk.read(payment)) == lost)
-    walk.story.step(
-        "service",
-        "takes the shares back",
-        "10.00 USD of commission and 70.00 USD of Ada's pay Grace's bank",
-        seconds=seconds,
-    )
-    walk.story.shares(lost.shares(8_000), "USD")
+    told = "10.00 USD of commission and 70.00 USD of Ada's pay Grace's bank"
+    walk.show("service", "takes the shares back", payment, lost, seconds, told)
     walk.audit(
         payment,
         [

@@ -1,4 +1,4 @@
-"""One process of the stack: started in a group of its own, its lines handed on, ended in order."""
+"""One process of the stack: starts it in its own group, passes its lines on, and stops it."""
 
 import contextlib
 import os
@@ -17,7 +17,7 @@ Sink = Callable[[str, str], None]
 
 
 class Process(Protocol):
-    """As much of `subprocess.Popen` as a child needs."""
+    """The part of `subprocess.Popen` that a child needs."""
 
     @property
     def pid(self) -> int: ...
@@ -48,7 +48,7 @@ class Child:
         self.command = list(command)
         self.environment = dict(environment)
         self.tail: deque[str] = deque(maxlen=_TAIL_LINES)
-        #: Who starts it, with the environment that it is to have; by default, a command.
+        #: Starts the process with the given environment; runs the command by default.
         self.spawn: Callable[[Mapping[str, str]], Process] = self.run_command
         self._guard = guard
         self._sink = sink
@@ -74,7 +74,7 @@ class Child:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C is for the supervisor, which knows the order
+            start_new_session=True,  # only the supervisor gets Ctrl-C, because it knows the order
         )
 
     @property
@@ -91,13 +91,13 @@ class Child:
         return None if self._process is None else self._process.poll()
 
     def ask_to_stop(self) -> None:
-        """Let it finish what it has begun (SIGTERM)."""
+        """Asks it to finish its work and to end (SIGTERM)."""
         if self.running:
             self.resume()
             self._signal(signal.SIGTERM)
 
     def wait(self, seconds: float | None = None) -> bool:
-        """Whether it has ended within the time; its last lines have been handed on then."""
+        """Returns whether it ended within the time. Then its last lines have been passed on."""
         if self._process is None:
             return True
         try:
@@ -110,7 +110,7 @@ class Child:
         return True
 
     def kill(self) -> None:
-        """End it and its whole group as a crash would."""
+        """Kills it and its whole group, as a crash would."""
         if self._process is not None:
             if self.running:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -118,14 +118,14 @@ class Child:
             self.wait()
 
     def pause(self) -> None:
-        """Stop its clock (SIGSTOP): to others it looks hung, not gone."""
+        """Pauses it (SIGSTOP): to others it looks blocked, not ended."""
         self._signal(signal.SIGSTOP)
 
     def resume(self) -> None:
         self._signal(signal.SIGCONT)
 
     def restart(self) -> None:
-        """Start anew after a kill, with the same command, environment and ports."""
+        """Kills it and starts it again with the same command, environment and ports."""
         self.kill()
         self.start()
 
@@ -139,6 +139,6 @@ class Child:
             for raw in process.stdout:
                 line = raw.decode(errors="replace").rstrip()
                 self.tail.append(line)
-                # Whatever becomes of our own output, the child must not block on a full pipe.
+                # Even if our own output fails, the child must not block on a full pipe.
                 with contextlib.suppress(OSError, ValueError):
                     self._sink(self.name, line)

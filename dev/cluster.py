@@ -1,4 +1,4 @@
-"""Where a cluster's data stands, and how it gets there: the files behind dev.postgres."""
+"""The directory and the files of a database cluster, used by dev.postgres."""
 
 import contextlib
 import hashlib
@@ -18,7 +18,7 @@ FAST_SHUTDOWN = [(signal.SIGINT, 15.0), (signal.SIGQUIT, 5.0), (signal.SIGKILL, 
 
 
 def place_for(directory: Path) -> tuple[Path, Account]:
-    """The directory, made if need be where the server's user can reach it, and that user."""
+    """Returns the directory and the server's user; creates a directory that this user can reach."""
     account = Account.for_cluster(directory / "cluster")
     if directory.is_symlink() and not directory.exists():
         directory.unlink()
@@ -31,10 +31,10 @@ def place_for(directory: Path) -> tuple[Path, Account]:
     if any(directory.iterdir()):
         raise PostgresError(
             f"{directory} holds data, but user {account.uid}, as which PostgreSQL "
-            "must run, cannot enter it: open it again, or throw it away with make reset"
+            "must run, cannot enter it: allow it again, or delete it with make reset"
         )
     elsewhere = _reachable_base() / hashlib.sha256(os.fsencode(directory)).hexdigest()[:16]
-    if elsewhere.exists():  # its link is gone, as after `rm -rf .data`: so is its purpose
+    if elsewhere.exists():  # its link was deleted, as by `rm -rf .data`, so it is unused
         end_orphan(elsewhere / "cluster")
         shutil.rmtree(elsewhere)
     elsewhere.mkdir()
@@ -45,7 +45,7 @@ def place_for(directory: Path) -> tuple[Path, Account]:
 
 
 def end_orphan(cluster: Path) -> None:
-    """End the server of an owner that was killed together with its guard.
+    """Stops the server of an owner that was killed together with its guard.
 
     The file names a process, which may be anybody's by now: only one that works in this very
     directory is touched. If it is somebody else's, PostgreSQL would take it for a running
@@ -70,7 +70,7 @@ def end_orphan(cluster: Path) -> None:
 def initialize(
     home: Path, programs: Path, account: Account, guard: Guard, *, password: str, durable: bool
 ) -> None:
-    """Make the cluster beside its place and rename it: a killed start leaves nothing half."""
+    """Creates the cluster under another name and renames it, so that it is complete or absent."""
     unfinished = Path(tempfile.mkdtemp(prefix="unfinished-", dir=home))
     unfinished.chmod(0o711)
     cluster, password_file = unfinished / "cluster", unfinished / "password"
@@ -120,7 +120,7 @@ def _run(account: Account, guard: Guard, *command: object) -> None:
 
 
 def environment() -> dict[str, str]:
-    """Nothing of ours: PG* variables would steer the server, a locale its messages."""
+    """Returns an environment without PG* variables and locale, which would change the server."""
     return {"PATH": os.environ.get("PATH", "/usr/bin:/bin"), "LC_ALL": "C"}
 
 
@@ -138,7 +138,7 @@ def secret_in(path: Path) -> str:
 
 
 def _reachable_base() -> Path:
-    """Where root keeps what another user must reach: only root may write in it."""
+    """Returns a directory where only root may write, for files that another user must reach."""
     for parent in ("/var/lib", "/var/tmp"):  # noqa: S108 - made by us, and refused if it is not ours
         base = Path(parent) / "marketplace-payments"
         with contextlib.suppress(OSError):

@@ -255,7 +255,7 @@ def _adopt(walk: Walk, database_url: str, account: stripe.Account) -> None:
 @contextmanager
 def _directory() -> Iterator[Path]:
     directory = Path(tempfile.mkdtemp(prefix="payments-walk-"))
-    directory.chmod(0o711)  # the user that PostgreSQL runs as must get through
+    directory.chmod(0o711)  # PostgreSQL's user must be able to enter it
     try:
         yield directory / "data"
     finally:

@@ -1,4 +1,4 @@
-"""Stripe's events, carried to a gateway that Stripe cannot reach: a small, honest `stripe listen`.
+"""Forwards Stripe's events to a gateway that Stripe cannot reach, as `stripe listen` does.
 
 Events are read from Stripe's list, signed with the local secrets, and posted as Stripe would post
 them. An event that the gateway did not take is posted again with the next reading.
@@ -22,7 +22,7 @@ _CLOCKS_DIFFER_SECONDS = 120
 
 
 class Forwarder:
-    """Runs in a thread of its own for as long as the block does."""
+    """Runs in its own thread while the block runs."""
 
     def __init__(
         self,
@@ -43,11 +43,11 @@ class Forwarder:
         self._accounts: list[str] = [""]
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._run, name="forwarder", daemon=True)
-        #: How many events the gateway has taken.
+        #: How many events the gateway has accepted.
         self.forwarded = 0
 
     def listen_to(self, account: str) -> None:
-        """Forward a connected account's events too."""
+        """Also forwards the events of a connected account."""
         self._accounts.append(account)
 
     def __enter__(self) -> Self:
@@ -92,6 +92,6 @@ class Forwarder:
 
 
 def signature(body: bytes, secret: str, seconds: int) -> str:
-    """The header `Stripe-Signature` for a body sent at this time."""
+    """Returns the header `Stripe-Signature` for a body sent at this time."""
     signed = f"{seconds}.".encode() + body
     return f"t={seconds},v1={hmac.new(secret.encode(), signed, hashlib.sha256).hexdigest()}"

@@ -1,4 +1,4 @@
-"""A promise that children do not outlive us, even when we are killed without a word.
+"""Makes sure that our child processes end with us, even when we are killed.
 
 Linux could signal a child on its parent's death, but forgets that on a change of user (as for
 PostgreSQL under root) and means the parent's *thread*; macOS has nothing of the kind. So one
@@ -18,7 +18,7 @@ _PROGRAM = Path(__file__).with_name("guard_process.py")
 
 
 class Guard:
-    """Ends the processes added to it if this process dies; the last one added goes first."""
+    """Ends the added processes if this process dies, the last one first."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -28,27 +28,27 @@ class Guard:
                 [sys.executable, "-I", "-S", str(_PROGRAM), str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
-                start_new_session=True,  # Ctrl-C in the terminal is not for the guard
+                start_new_session=True,  # the guard must not get the Ctrl-C of the terminal
             )
 
     def add(self, pid: int, number: signal.Signals = signal.SIGTERM) -> None:
-        """Watch a process that leads its own group; `number` is how to ask it to go."""
+        """Watches a process that leads its own group; `number` asks it to end."""
         self._send(f"+{pid} {number.value}\n")
 
     def remove(self, pid: int) -> None:
-        """Forget a process that has ended and been waited for."""
+        """Stops watching a process that has ended and was waited for."""
         self._send(f"-{pid}\n")
 
     def hold(self, descriptor: int) -> None:
-        """Keep a lock's file open until everything watched is gone, should we die first."""
+        """Keeps a lock file open until all watched processes have ended, if we die first."""
         self._send("\n", [descriptor])
 
     def close(self) -> None:
-        """Let the guard go; whatever is still watched is ended first."""
+        """Ends all processes that are still watched, and then the guard."""
         self._socket.close()
         self._process.wait()
 
     def _send(self, line: str, descriptors: list[int] | None = None) -> None:
-        # A guard that was killed guards no more, but is no reason to fail.
+        # A guard that was killed is no reason to fail.
         with self._lock, contextlib.suppress(OSError):
             socket.send_fds(self._socket, [line.encode()], descriptors or [])

@@ -1,4 +1,4 @@
-"""The process behind dev.guard: ends what its owner has left behind.
+"""The process behind dev.guard: ends the processes that its owner left running.
 
 Run by path, isolated (`python -I -S`), with the number of an inherited socket as its argument.
 It reads lines, `+PID SIGNAL` to watch a process and `-PID` to forget it. When the socket closes,
@@ -42,9 +42,9 @@ def note(watched: dict[int, int], line: str) -> None:
 
 
 def end(pid: int, number: int) -> None:
-    """Ask the process to go, and end its whole group when it has not."""
+    """Asks the process to end, and kills its whole group if it does not."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.kill(pid, signal.SIGCONT)  # a paused process could not hear the next one
+        os.kill(pid, signal.SIGCONT)  # a paused process would not handle the next signal
         os.kill(pid, number)
         deadline = time.monotonic() + GRACE_SECONDS
         while time.monotonic() < deadline and not is_zombie(pid):
@@ -55,12 +55,12 @@ def end(pid: int, number: int) -> None:
 
 
 def is_zombie(pid: int) -> bool:
-    """Ended, but not yet taken note of: its new parent may need seconds for that."""
+    """Whether it has ended but was not waited for: its new parent may need seconds for that."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as stat:  # noqa: PTH123 - pathlib is slow to import
             return stat.read().rpartition(b")")[2].split()[0] in b"ZX"
     except OSError:
-        return False  # gone, or not Linux
+        return False  # ended, or not Linux
 
 
 if __name__ == "__main__":

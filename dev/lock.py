@@ -1,4 +1,4 @@
-"""One owner at a time for a directory, with an end that no crash can miss.
+"""A lock on a directory that is released even by a crash.
 
 The kernel drops a flock when the last process holding the file is gone. A guard holds it too
 (see dev.guard), so that a start right after a kill waits until the leftovers have been ended.
@@ -16,7 +16,7 @@ from dev.processes import started_at
 class DirectoryInUseError(RuntimeError):
     def __init__(self, path: Path, pid: int) -> None:
         super().__init__(
-            f"{path.parent} is in use by process {pid}: stop that one, or choose another DATA_DIR"
+            f"{path.parent} is in use by process {pid}: stop it, or choose another DATA_DIR"
         )
 
 
@@ -26,7 +26,7 @@ class DirectoryLock:
         self._file: int | None = None
 
     def acquire(self, guard: Guard, timeout_seconds: float = 30.0) -> None:
-        """Take the lock; wait only for the leftovers of an owner that is gone."""
+        """Takes the lock; waits only for the remaining processes of an owner that has ended."""
         if self._file is not None:
             return
         file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
@@ -41,7 +41,7 @@ class DirectoryLock:
         self._file = file
 
     def release(self) -> None:
-        """Give it back. A guard that still runs keeps it held until it is closed."""
+        """Releases the lock. A guard that still runs holds it until it is closed."""
         if self._file is not None:
             fcntl.flock(self._file, fcntl.LOCK_UN)
             os.close(self._file)

@@ -1,4 +1,4 @@
-"""A PostgreSQL of our own: real programs, our child, gone when we are gone.
+"""An embedded PostgreSQL: real programs, as our child process, which ends when we end.
 
     with EmbeddedPostgres(Path(".data/postgres")) as server:
         connect(server.database_url)
@@ -65,7 +65,7 @@ _NOT_DURABLE = {
 
 
 class EmbeddedPostgres:
-    """Start, stop, kill and ask one server. Not for several threads at once."""
+    """Starts, stops, kills and queries one server. Not thread-safe."""
 
     def __init__(
         self,
@@ -77,7 +77,7 @@ class EmbeddedPostgres:
         settings: Mapping[str, str] | None = None,
         guard: Guard | None = None,
     ) -> None:
-        """Without a port, the one used last is taken if it is free, else any free one.
+        """Without a port, uses the last one if it is free, else any free one.
 
         A guard given here is shared, and remains its giver's to close.
         """
@@ -105,7 +105,7 @@ class EmbeddedPostgres:
     @classmethod
     @contextlib.contextmanager
     def temporary(cls, **options: Any) -> Iterator["EmbeddedPostgres"]:
-        """A server that is not durable, in a directory that goes with it."""
+        """Yields a server without fsync, in a temporary directory."""
         directory = Path(tempfile.mkdtemp(prefix="payments-postgres-"))
         directory.chmod(0o711)
         server = cls(directory / "postgres", **{"durable": False, **options})
@@ -119,10 +119,10 @@ class EmbeddedPostgres:
     # The server's life
 
     def start(self) -> str:
-        """Bring the server up, whatever an earlier one left, and return the DATABASE_URL."""
+        """Starts the server, whatever an earlier one left, and returns the DATABASE_URL."""
         if self.running:
             return self.database_url
-        self.kill()  # one that ended by itself is only forgotten here
+        self.kill()  # for one that ended by itself this only clears the handle
         self._guard = self._guard or self._shared_guard or Guard()
         try:
             home, self._account = place_for(self.directory)
@@ -150,7 +150,7 @@ class EmbeddedPostgres:
         return self.database_url
 
     def stop(self) -> None:
-        """Shut down as PostgreSQL's "fast": sessions end, all is written, nothing to recover."""
+        """Shuts down in PostgreSQL's mode "fast": ends the sessions and writes everything."""
         if self._process is not None and self._guard is not None:
             for number, seconds in FAST_SHUTDOWN:
                 self._process.send_signal(number)
@@ -168,7 +168,7 @@ class EmbeddedPostgres:
             self._guard = None
 
     def kill(self) -> None:
-        """End the server as a crash would. The directory stays ours: `start()` recovers it."""
+        """Kills the server as a crash would. The directory stays locked; `start()` recovers it."""
         if self._process is not None and self._guard is not None:
             self._process.kill()
             self._process.wait()
@@ -176,18 +176,18 @@ class EmbeddedPostgres:
             self._process = None
 
     def restart(self) -> str:
-        """Stop if running, and come up again at the same address."""
+        """Stops the server if it runs, and starts it again at the same address."""
         self.stop()
         return self.start()
 
     def destroy(self) -> None:
-        """Stop, and remove every file, those behind a link included."""
+        """Stops the server and removes every file, also behind a link."""
         self.stop()
         home = self.directory.resolve()
         shutil.rmtree(home, ignore_errors=True)
         if self.directory.is_symlink():
             self.directory.unlink()
-            with contextlib.suppress(OSError):  # others may have theirs there
+            with contextlib.suppress(OSError):  # others may have files there
                 home.parent.rmdir()
 
     def __enter__(self) -> Self:
@@ -208,7 +208,7 @@ class EmbeddedPostgres:
 
     @property
     def pid(self) -> int | None:
-        """The postmaster's."""
+        """Returns the postmaster's process id."""
         return self._process.pid if self._process is not None else None
 
     @property
@@ -227,28 +227,28 @@ class EmbeddedPostgres:
         )
 
     def admin_url(self, database: str = DATABASE) -> str:
-        """As superuser: for tests that must do what no service may."""
+        """Returns the superuser's URL, for tests that do what no service may do."""
         return self.url(database, role="postgres")
 
     def create_database(self, name: str, template: str | None = None) -> str:
-        """A new database, empty or a copy of another (which nobody may be connected to)."""
+        """Creates a database, empty or a copy of another one without connections."""
         statement = sql.SQL("CREATE DATABASE {} OWNER {} TEMPLATE {}").format(
             sql.Identifier(name), sql.Identifier(OWNER), sql.Identifier(template or "template1")
         )
-        # Copying files beats writing them through the log where nothing needs to be durable.
+        # Copying the files is faster than the log, and nothing needs to be durable here.
         self._execute(statement + sql.SQL("" if self._durable else " STRATEGY FILE_COPY"))
         return self.url(name)
 
     def drop_database(self, name: str) -> None:
-        """Remove a database, ending whatever sessions it still has."""
+        """Removes a database and ends its sessions."""
         self._execute(
             sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name))
         )
 
-    # How it comes up
+    # How it starts
 
     def _launch(self, home: Path) -> None:
-        """Start the server and wait until it answers.
+        """Starts the server and waits until it answers.
 
         Two reasons to fail pass: backends of a killed server that have not noticed yet, and a
         port that somebody took between our choice and the server's start.
@@ -265,11 +265,11 @@ class EmbeddedPostgres:
             if not passing or time.monotonic() > deadline:
                 raise PostgresError(f"PostgreSQL did not start on port {self.port}: {said.strip()}")
             time.sleep(0.1)
-        self._port_is_ours_to_choose = False  # callers have its address by now
+        self._port_is_ours_to_choose = False  # callers know its address now
         (home / "port").write_text(str(self.port))
 
     def _attempt(self, home: Path, deadline: float) -> str | None:
-        """One start: None once it answers, or what the server said when it did not come up."""
+        """Tries to start once. Returns None, or the server's output if it did not start."""
         assert self._guard is not None
         settings = [f"--{name}={value}" for name, value in self._settings.items()]
         if self.log.exists() and self.log.stat().st_size > _LOG_BYTES_MAX:
@@ -304,7 +304,7 @@ class EmbeddedPostgres:
             return log.read().decode(errors="replace") or "it said nothing, and did not answer"
 
     def _ensure_database(self) -> None:
-        """The role and the database that services use; both from the first complete start on."""
+        """Creates the role and the database of the services, if they are missing."""
         with contextlib.closing(psycopg2.connect(self.admin_url("postgres"))) as connection:
             connection.autocommit = True
             with connection.cursor() as cursor:

@@ -1,4 +1,4 @@
-"""Questions to running processes: is the port taken, is the server ready."""
+"""Checks of running processes: is the port in use, is the server ready."""
 
 import contextlib
 import http.client
@@ -9,7 +9,7 @@ from grpc_health.v1 import health_pb2
 
 
 def taken(port: int) -> bool:
-    """Whether somebody listens here already. Asked both ways, since systems differ on wildcards."""
+    """Whether the port is in use. Connects and binds: systems treat wildcards differently."""
     with socket.socket() as probe:
         probe.settimeout(1)
         if probe.connect_ex(("127.0.0.1", port)) == 0:
@@ -24,7 +24,7 @@ def taken(port: int) -> bool:
 
 
 def answers(port: int, path: str) -> bool:
-    """Whether a GET on this machine is answered with 200. No proxy is ever asked."""
+    """Whether a GET on this machine is answered with 200. It never uses a proxy."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=2)
     try:
         connection.request("GET", path)

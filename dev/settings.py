@@ -1,4 +1,4 @@
-"""What a stack is told: the environment, a `.env` file behind it, and what follows from both."""
+"""The settings of a stack: the environment first, then a `.env` file, then defaults."""
 
 import os
 import random
@@ -26,10 +26,10 @@ _PORTS = {
 
 
 class RefusedError(RuntimeError):
-    """The stack cannot start as told; the text is the sentence that mends it."""
+    """The stack cannot start with these settings; the text says what to change."""
 
 
-#: How each process is started. Tests put small stand-ins here.
+#: The command of each process. Tests replace them with small fakes.
 COMMANDS: Mapping[str, Sequence[str]] = {
     "migrate": [sys.executable, "-m", "payment_service", "migrate"],
     "service": [sys.executable, "-m", "payment_service", "serve"],
@@ -43,7 +43,7 @@ class StackSettings:
     """Replica n of the service listens on `grpc_port + n` and `metrics_port + n`."""
 
     data_dir: Path
-    #: What the children inherit; what the stack itself decides is laid over it.
+    #: The children inherit this; what the stack decides overrides it.
     environment: Mapping[str, str] = field(default_factory=dict)
     grpc_port: int = _PORTS["GRPC_PORT"]
     metrics_port: int = _PORTS["METRICS_PORT"]
@@ -52,7 +52,7 @@ class StackSettings:
     replicas: int = 1
     #: False for tests: the embedded PostgreSQL then runs without fsync.
     durable: bool = True
-    #: More words for the simulator's command line, such as `--seed 7`.
+    #: More arguments for the simulator's command line, such as `--seed 7`.
     simulator_arguments: Sequence[str] = ()
     commands: Mapping[str, Sequence[str]] = field(default_factory=lambda: COMMANDS)
 
@@ -63,7 +63,7 @@ class StackSettings:
         dotenv: Path = ROOT / ".env",
         **changes: Any,
     ) -> Self:
-        """Read the environment over `.env`; an empty variable counts as unset."""
+        """Reads the environment, then `.env`; an empty variable counts as unset."""
         given = {**dotenv_values(dotenv), **(os.environ if environ is None else environ)}
         environment = {name: value for name, value in given.items() if value}
         settings = cls(
@@ -80,7 +80,7 @@ class StackSettings:
 
     @classmethod
     def on_free_ports(cls, data_dir: Path, *, replicas: int = 1, **changes: Any) -> Self:
-        """For tests, also beside a running stack; ignores the caller's own Stripe and database."""
+        """Returns settings for tests, without the caller's Stripe, database and ports."""
         ours = ("DATABASE_URL", "DATA_DIR", "STRIPE_", "GATEWAY_", "GRPC_PORT", "METRICS_PORT")
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
         grpc_port, metrics_port = first_free_port(replicas), first_free_port(replicas)
@@ -112,7 +112,7 @@ class StackSettings:
 
     @property
     def ports(self) -> dict[int, str]:
-        """Every port that the stack itself will listen on, and the variable that moves it."""
+        """Returns every port that the stack listens on, with the variable that sets it."""
         ports = {self.gateway_port: "GATEWAY_PORT"}
         for replica in range(self.replicas):
             ports[self.grpc_port + replica] = "GRPC_PORT"
@@ -145,14 +145,14 @@ def _port(environment: Mapping[str, str], name: str) -> int:
     return int(said)
 
 
-#: Below the ports that systems hand to outgoing connections, of which one may take a port that was
-#: free a moment ago; and beside those of the chaos run.
+#: Below the ports of outgoing connections, which may take a port that was free a moment ago, and
+#: apart from those of the chaos run.
 _FREE_PORTS = range(12_500, 19_900)
 _handed_out: set[int] = set()
 
 
 def first_free_port(length: int) -> int:
-    """The first of so many consecutive ports that nobody uses now, and that nobody was given."""
+    """Returns the first of this many consecutive ports that are free and were never returned."""
     for _ in range(200):
         start = random.choice(_FREE_PORTS)  # noqa: S311 - any will do
         ports = range(start, start + length)

@@ -37,12 +37,12 @@ from dev.settings import (
 _READY_SECONDS = 60.0
 _LOCK_SECONDS = 90.0
 
-# What each may take to finish what it has begun. The service waits for Stripe's answers.
+# How long each may take to finish its work. The service waits for Stripe's answers.
 _GATEWAY_GRACE_SECONDS = 15.0
 _SERVICE_GRACE_SECONDS = 40.0
 _SIMULATOR_GRACE_SECONDS = 5.0
 
-# Neither the gateway nor the simulator has any use for these, so they never see them.
+# The gateway and the simulator do not need these, so they never get them.
 _SECRETS = (
     "DATABASE_URL",
     "STRIPE_SECRET_KEY",
@@ -62,11 +62,11 @@ class ChildFailedError(RuntimeError):
 
 
 class CancelledStartError(RuntimeError):
-    """Somebody asked for an end before the stack was up."""
+    """A signal asked for the end before the stack was ready."""
 
 
 class Stack:
-    """The processes are open to whoever holds the stack: `services[1].pause()` and so on."""
+    """The processes of a running stack, which callers may pause, kill and restart."""
 
     def __init__(
         self,
@@ -75,7 +75,7 @@ class Stack:
         sink: Sink = lambda name, line: None,
         progress: Callable[[str], None] = lambda text: None,
     ) -> None:
-        """`sink` gets every line that a child writes, `progress` a sentence for each step."""
+        """`sink` gets every line of a child, `progress` a sentence for each step."""
         self.settings = settings
         self.postgres: EmbeddedPostgres | None = None
         self.simulator: Child | None = None
@@ -89,10 +89,10 @@ class Stack:
         self._stop_asked = threading.Event()
         self._force_asked = threading.Event()
 
-    # The whole
+    # The stack as a whole
 
     def start(self) -> None:
-        """Bring everything up and wait until it answers; if that fails, nothing is left running."""
+        """Starts everything and waits until it answers. After a failure nothing keeps running."""
         try:
             self._start()
         except BaseException:
@@ -100,7 +100,7 @@ class Stack:
             raise
 
     def stop(self) -> None:
-        """End everything: the gateway, the service with what it has in flight, the rest."""
+        """Stops everything: the gateway, the service after its calls in flight, the rest."""
         if self.gateway is not None:
             self._end([self.gateway], _GATEWAY_GRACE_SECONDS)
         self._end(self.services, _SERVICE_GRACE_SECONDS)
@@ -118,16 +118,16 @@ class Stack:
             self._guard = None
 
     def ask_to_stop(self) -> None:
-        """From a signal handler or another thread: end `wait` or a start under way.
+        """Ends `wait` or a start in progress; for signal handlers and other threads.
 
-        Asked a second time, whoever is being waited for is killed.
+        A second request kills the processes that are still running.
         """
         if self._stop_asked.is_set():
             self._force_asked.set()
         self._stop_asked.set()
 
     def wait(self) -> None:
-        """Return when asked to stop; raise when a child ends by itself."""
+        """Returns after a request to stop; raises when a child ends by itself."""
         while not self._stop_asked.wait(0.2):
             for child in self.children:
                 if not child.running:
@@ -153,7 +153,7 @@ class Stack:
 
     @property
     def children(self) -> list[Child]:
-        """All that run for the stack's whole life, PostgreSQL apart."""
+        """Returns the processes that run as long as the stack, without PostgreSQL."""
         return [
             *([self.simulator] if self.simulator else []),
             *self.services,
@@ -162,7 +162,7 @@ class Stack:
 
     @property
     def grpc_target(self) -> str:
-        """The first replica, for tools that take one address."""
+        """Returns the address of the first replica, for tools that take one address."""
         return self.settings.grpc_addresses[0]
 
     @property
@@ -179,11 +179,11 @@ class Stack:
         return [f"http://127.0.0.1:{first + n}/metrics" for n in range(self.settings.replicas)]
 
     def wait_until_serving(self, replica: int = 0, seconds: float = _READY_SECONDS) -> None:
-        """Wait for one replica, for example after `services[replica].restart()`."""
+        """Waits for one replica, for example after `services[replica].restart()`."""
         address = self.settings.grpc_addresses[replica]
         self._await(self.services[replica], lambda: probes.serves(address), seconds)
 
-    # How it comes up
+    # How it starts
 
     def _start(self) -> None:
         settings = self.settings
@@ -220,7 +220,7 @@ class Stack:
         platform = self._secret("STRIPE_WEBHOOK_SECRET")
         connect = self._secret("STRIPE_CONNECT_WEBHOOK_SECRET")
         inherited = self._without_secrets()
-        # By environment: what stands on a command line can be read by every user.
+        # In the environment, because every user can read a command line.
         told = {
             "STRIPE_SIMULATOR_HOST": "127.0.0.1",
             "STRIPE_SIMULATOR_PORT": str(self.settings.simulator_port),
@@ -228,7 +228,7 @@ class Stack:
             "STRIPE_SIMULATOR_PUBLISHABLE_KEY": SIMULATOR_PUBLISHABLE_KEY,
             "STRIPE_SIMULATOR_WEBHOOKS": f"platform={webhooks},{platform} "
             f"connect={webhooks}/connect,{connect}",
-            # One platform, of which both must have the same idea.
+            # The service and the simulator must agree on the platform.
             "STRIPE_SIMULATOR_COUNTRY": inherited["PLATFORM_COUNTRY"],
             "STRIPE_SIMULATOR_SETTLEMENT_CURRENCIES": inherited["PLATFORM_SETTLEMENT_CURRENCIES"],
             "STRIPE_SIMULATOR_STATE": str(self.settings.data_dir / "simulator.sqlite"),
@@ -276,7 +276,7 @@ class Stack:
         self._await(self.gateway, lambda: probes.answers(port, "/health"))
 
     def _environment(self) -> dict[str, str]:
-        """What the service is told. Whatever the caller has set wins over what is made up here."""
+        """Returns the service's environment. The caller's settings override the defaults here."""
         settings = self.settings
         defaults = {
             "ENVIRONMENT": "development",
@@ -312,7 +312,7 @@ class Stack:
         return {n: value for n, value in self._environment().items() if n not in _SECRETS}
 
     def _secret(self, name: str) -> str:
-        """The caller's own, or one made up once and kept, so that a second run knows the first."""
+        """Returns the caller's secret, or one that is generated once and kept for later runs."""
         if given := self.settings.environment.get(name):
             return given
         directory = self.settings.data_dir / "secrets"
@@ -356,7 +356,7 @@ class Stack:
     # How it ends
 
     def _end(self, children: list[Child], grace_seconds: float) -> None:
-        """Ask all at once, then wait for each; kill whoever takes too long, or all if forced."""
+        """Asks all to end and waits; kills those that take too long, or all if forced."""
         running = [child for child in children if child.running]
         if running:
             self._progress("stopping " + ", ".join(child.name for child in running))
@@ -369,7 +369,7 @@ class Stack:
                     self._progress(f"killing {child.name}")
                     child.kill()
 
-    # What an end without a word leaves: killed together with its guard
+    # What remains after the stack was killed together with its guard
 
     @property
     def _record(self) -> Path:

@@ -83,3 +83,5 @@ class Walked:
     number: int
     escrow_mode: str
     keys: int = 0
+    #: What Grace has paid and not got back, as of the last step.
+    paid: int = 0

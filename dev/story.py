@@ -140,7 +140,9 @@ class Story:
     def verdict(self, text: str, *, good: bool) -> None:
         self.console.print()
         style = "bold green" if good else "bold red"
-        self.console.print(Text(f"{'OK' if good else 'FAILED'}  {text}", style=style))
+        self.console.print(
+            Text(f"{'OK' if good else 'FAILED'}  {text}", style=style), soft_wrap=True
+        )
 
 
 def _folded(parts: Sequence[str], room: int) -> str:

@@ -1,4 +1,4 @@
-"""What a walk does at Stripe itself, through Stripe's own package: pay by card, read the books."""
+"""What a walk does at Stripe, with Stripe's own package: it pays by card and reads the books."""
 
 import http.client
 import json
@@ -15,21 +15,21 @@ _TIMEOUT_SECONDS = 30
 
 @dataclass(frozen=True, slots=True)
 class BalanceLine:
-    """One of Stripe's balance transactions: what it moved on its account, fees taken off."""
+    """One of Stripe's balance transactions: the net amount that it moved on its account."""
 
     line_id: str
     kind: str
     net: int
     currency: str
-    #: What moved it: a charge, a transfer, a payout; empty if Stripe names nothing.
+    #: Its source: a charge, a transfer, a payout; empty if Stripe names none.
     source_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class CardAnswer:
-    """What became of an attempt to pay."""
+    """The outcome of an attempt to pay."""
 
-    #: The intent's status afterwards; `declined` if the card was.
+    #: The intent's status afterwards; `declined` if the card was declined.
     status: str
     #: Stripe's code, and its sentence for the payer, if it was declined.
     decline_code: str = ""
@@ -42,7 +42,7 @@ class StripeSide:
     def __init__(
         self, secret_key: str, *, publishable_key: str = "", api_base: str | None = None
     ) -> None:
-        """With a publishable key cards are paid as a browser does it, with the client secret.
+        """With a publishable key, cards are confirmed with the client secret, as a browser does.
 
         Without one they are confirmed by the secret key, which Stripe allows for its test cards.
         """
@@ -50,7 +50,7 @@ class StripeSide:
         self._browser = _client(publishable_key, api_base) if publishable_key else None
 
     def pay(self, intent_id: str, client_secret: str, payment_method: str) -> CardAnswer:
-        """Confirm an intent with one of Stripe's test cards."""
+        """Confirms an intent with one of Stripe's test cards."""
         params: dict[str, Any] = {"payment_method": payment_method}
         client = self._books
         if self._browser is not None:
@@ -66,7 +66,7 @@ class StripeSide:
         return CardAnswer(str(intent.status))
 
     def lines(self, account: str = "", since: int = 0) -> list[BalanceLine]:
-        """The balance transactions of the platform, or of a connected account."""
+        """Returns the balance transactions of the platform, or of a connected account."""
         found = self._books.v1.balance_transactions.list(
             {"limit": 100, "created": {"gte": since}}, _as(account)
         )
@@ -76,7 +76,7 @@ class StripeSide:
         ]
 
     def balances(self, account: str = "") -> dict[str, int]:
-        """What Stripe says that the account holds, by currency: available and pending together."""
+        """Returns the account's balance at Stripe by currency, available and pending together."""
         balance = self._books.v1.balance.retrieve(None, _as(account))
         held: dict[str, int] = {}
         for part in (*balance.available, *balance.pending):
@@ -94,31 +94,31 @@ class StripeSide:
         return self._books.v1.accounts.retrieve(account)
 
     def events(self, account: str, since: int) -> list[Mapping[str, Any]]:
-        """The events of the platform, or of a connected account, oldest first."""
+        """Returns the events of the platform, or of a connected account, oldest first."""
         found = self._books.v1.events.list({"limit": 100, "created": {"gte": since}}, _as(account))
         return [cast("Mapping[str, Any]", e.to_dict()) for e in found.auto_paging_iter()][::-1]
 
 
 class SimulatorSide:
-    """What only the simulator can be told: time passes, a bank is what it is."""
+    """What only the simulator can do: move the clock, and act as a bank."""
 
     def __init__(self, url: str) -> None:
         self._url = url
 
     def advance(self, days: float) -> None:
-        """Move Stripe's clock on; holds may lapse by it, and funds become available."""
+        """Moves Stripe's clock forward: holds may end, and funds become available."""
         self._control("/clock", {"advance_seconds": days * 86_400})
 
     def switch(self, **switches: int | str) -> None:
-        """Move some of the simulator's switches of behaviour."""
+        """Sets some of the simulator's switches."""
         self._control("/settings", switches)
 
     def pay_out(self, account: str) -> None:
-        """Everything that is available to a connected account goes to its bank now."""
+        """Pays out the available balance of a connected account now."""
         self._control(f"/accounts/{account}/payout", {})
 
     def contest(self, charge_id: str) -> None:
-        """The client's bank takes the charge back: a dispute."""
+        """Opens a dispute: the client's bank takes the charge back."""
         self._control(f"/charges/{charge_id}/dispute", {})
 
     def _control(self, path: str, given: Mapping[str, object]) -> None:
@@ -133,7 +133,7 @@ def _client(key: str, api_base: str | None) -> stripe.StripeClient:
     return stripe.StripeClient(
         key,
         base_addresses={"api": api_base},
-        # A server of one's own is not asked for through a proxy.
+        # A local server is never reached through a proxy.
         http_client=stripe.RequestsClient(proxy=cast("Any", {"http": "", "https": ""})),
         max_network_retries=2,
     )
@@ -143,12 +143,12 @@ def _as(account: str) -> Any:
     return {"stripe_account": account} if account else {}
 
 
-# Local addresses are never asked for through a proxy.
+# Local addresses are never reached through a proxy.
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 def post(url: str, body: bytes = b"", headers: Mapping[str, str] | None = None) -> tuple[int, str]:
-    """POST as a browser or Stripe would, following redirects; the last status and the text."""
+    """Posts as a browser does, follows redirects, and returns the last status and text."""
     if not url.startswith(("http://", "https://")):
         raise ValueError(f"{url!r} is no web address")
     request = urllib.request.Request(  # noqa: S310 - the scheme is checked above

@@ -1,4 +1,4 @@
-"""Payments through a running stack, told as they happen, and the books held against Stripe's.
+"""Takes payments through a running stack, prints each step, and compares the books with Stripe's.
 
 What happens is told by the chapters of `dev/chapters.py`; here are the steps that they are made of.
 A walk runs against whatever a :class:`Target` names: the simulator, or Stripe.
@@ -34,19 +34,19 @@ DECLINED_CARD = "pm_card_visa_chargeDeclined"
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """What a walk is made against."""
+    """The stack and the Stripe account of a walk."""
 
     channel: grpc.Channel
     stripe: StripeSide
-    #: Makes the expert ready to be paid, and tells how.
+    #: Makes the expert ready to be paid, and prints the steps.
     onboard: Callable[["Walk"], None]
-    #: Whether the Stripe account has seen nothing but this walk.
+    #: Whether only this walk uses the Stripe account.
     alone: bool
     #: How long webhooks and Stripe's books may take.
     patience_seconds: float
-    #: What only the simulator can do; without it the chapters that need it are left out.
+    #: The simulator; without it, the chapters that need it are left out.
     simulator: SimulatorSide | None = None
-    #: Raises :class:`Interrupted` when somebody wants an end.
+    #: Raises :class:`Interrupted` after a signal.
     check_interrupted: Callable[[], None] = lambda: None
 
 
@@ -59,12 +59,12 @@ class Chapter:
 
     title: str
     tell: Callable[["Walk"], Mapping[Place, int]]
-    #: What it takes: the simulator's clock and banks; a platform that may hold money for others.
+    #: Requirements: the simulator's clock and banks; a platform that may hold money for others.
     needs_simulator: bool = False
     needs_manual_payouts: bool = False
 
     def obstacle(self, *, simulated: bool, pays_out_by_hand: bool) -> str:
-        """Why it has to be left out; empty if it has not."""
+        """Returns why it must be left out, or an empty text."""
         if self.needs_simulator and not simulated:
             return "it needs the simulator"
         if self.needs_manual_payouts and not pays_out_by_hand:
@@ -73,7 +73,7 @@ class Chapter:
 
 
 class Walk:
-    """One walk; `run` goes all the way, or raises at the first thing that is not as it must be."""
+    """One walk; `run` goes through all chapters, or raises at the first unexpected answer."""
 
     def __init__(self, target: Target, story: Story) -> None:
         self.target = target
@@ -85,14 +85,14 @@ class Walk:
         )
         self._books = Books(self.caller, story, target.stripe, alone=target.alone)
         self._walked: list[Walked] = []
-        #: What the chapters told so far have left in the ledger.
+        #: What the chapters so far have left in the ledger.
         self.left: defaultdict[Place, int] = defaultdict(int)
-        #: Payments that a later chapter goes on with, by a name of its own.
+        #: Payments that a later chapter continues, by name.
         self.kept: dict[str, Walked] = {}
         self.expert_account = ""
 
     def run(self, chapters: Sequence[Chapter]) -> None:
-        """Tell them one after the other; then the books must be what they come to together."""
+        """Runs the chapters in order; then the books must contain their sum."""
         self.story.chapter("An expert")
         self.target.onboard(self)
         self._read_expert()
@@ -101,9 +101,11 @@ class Walk:
             for place, minor_units in chapter.tell(self).items():
                 self.left[place] += minor_units
         self.story.chapter("The books")
-        self._books.close(
-            self._payment_ids, {place: total for place, total in self.left.items() if total}
-        )
+        paid: defaultdict[str, int] = defaultdict(int)
+        for payment in self._walked:
+            paid[payment.currency] += payment.paid
+        left = {place: total for place, total in self.left.items() if total}
+        self._books.close(self._payment_ids, left, paid)
 
     def _possible(self, chapters: Sequence[Chapter]) -> list[Chapter]:
         simulated = self.target.simulator is not None
@@ -119,12 +121,12 @@ class Walk:
 
     @property
     def payments(self) -> int:
-        """How many payments there have been."""
+        """Returns how many payments were made."""
         return len(self._walked)
 
     @property
     def simulator(self) -> SimulatorSide:
-        """For chapters that need it."""
+        """Returns the simulator, for chapters that need it."""
         assert self.target.simulator is not None
         return self.target.simulator
 
@@ -141,7 +143,7 @@ class Walk:
         on_deadline: payments_pb2.OnDeadline.ValueType = payments_pb2.ON_DEADLINE_UNSPECIFIED,
         done_in: timedelta | None = None,
     ) -> Walked:
-        """A payment of these amounts. `held` is how its money must be held for what was asked."""
+        """Initiates a payment of these amounts. `held` is how its money must be held, and why."""
         number = len(self._walked) + 1
         done_by = None
         if done_in is not None:
@@ -189,7 +191,7 @@ class Walk:
         return payment
 
     def pay(self, payment: Walked, card: str = "") -> None:
-        """By a card that is good, unless one is named."""
+        """Pays with a good card, unless another one is named."""
         began = time.perf_counter()
         answer = self.target.stripe.pay(payment.intent_id, payment.client_secret, card or VISA)
         charged = payment.escrow_mode == "PLATFORM_HOLD"
@@ -204,7 +206,7 @@ class Walk:
         )
 
     def hear(self, payment: Walked, standing: Standing) -> payments_pb2.Payment:
-        """Poll as a caller would; a webhook moves the payment."""
+        """Polls as a caller does, until a webhook has moved the payment."""
         request = payments_pb2.GetPaymentStatusRequest(payment_id=payment.payment_id)
 
         shown = payments_pb2.Payment()
@@ -214,7 +216,7 @@ class Walk:
             if state_name(answer.state) != standing.state:
                 return False
             shown.CopyFrom(self.read(payment))
-            return Standing.of(shown) == standing  # It may have moved on in between.
+            return Standing.of(shown) == standing  # It may have changed in between.
 
         seconds = self.caller.poll(reached)
         self.expect_standing(shown if shown.payment_id else self.read(payment), standing)
@@ -234,7 +236,7 @@ class Walk:
         final: bool = False,
         version: int = 0,
     ) -> payments_pb2.Payment:
-        """All that is held, or a `part` of it; `version` is the one that was looked at before."""
+        """Captures all that is held, or a `part`; `version` is that of an earlier preview."""
         request = self._capture_request(payment, part, final=final)
         request.idempotency_key = self.key(payment)
         request.expected_version = version
@@ -245,7 +247,7 @@ class Walk:
         return answer.payment
 
     def capture_twice(self, payment: Walked, standing: Standing) -> None:
-        """The same call under the same key has the same answer."""
+        """Captures twice with the same key, which must give the same answer."""
         request = self._capture_request(payment, 0, final=False)
         request.idempotency_key = self.key(payment)
         answer, seconds = self.caller.timed(self.caller.payments.CapturePayment, request)
@@ -267,9 +269,9 @@ class Walk:
     def look_before_capture(
         self, payment: Walked, standing: Standing, legs: Sequence[tuple[str, int]]
     ) -> int:
-        """What a capture of all that is held would do, and nothing moved; the payment's version."""
+        """Previews a full capture, which must move nothing, and returns the payment's version."""
         request = self._capture_request(payment, 0, final=False)
-        # Without effect: `validate_only` claims no key.
+        # `validate_only` does not use up the key.
         request.idempotency_key, request.validate_only = f"walk-{payment.number}-look", True
         answer, seconds = self.caller.timed(self.caller.payments.CapturePayment, request)
         shown = [
@@ -285,7 +287,7 @@ class Walk:
         expect("the version after looking", answer.payment.version, version)
         told = [f"{name} {amount(minor_units, payment.currency)}" for name, minor_units in shown]
         self.story.step(
-            "gig service", "CapturePayment, look only", "would do:", *told, seconds=seconds
+            "gig service", "CapturePayment, preview", "would do:", *told, seconds=seconds
         )
         return version
 
@@ -383,7 +385,9 @@ class Walk:
         """Prints a step that moved the payment, and who holds its money now."""
         self.story.step(who, what, standing.state, *said, seconds=seconds)
         if standing.state not in ("PENDING", "FAILED"):
-            self.story.shares(standing.shares(payment.amount), payment.currency)
+            shares = standing.shares(payment.amount)
+            payment.paid = payment.amount - shares["Grace"]
+            self.story.shares(shares, payment.currency)
 
     def expect_standing(self, payment: payments_pb2.Payment, standing: Standing) -> None:
         currency = payment.amount.currency_code
