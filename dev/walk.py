@@ -1,11 +1,11 @@
 """Takes payments through a running stack, prints each step, and compares the books with Stripe's.
 
-What happens is told by the chapters of `dev/chapters.py`; here are the steps that they are made of.
-A walk runs against whatever a :class:`Target` names: the simulator, or Stripe.
+The chapters are in `dev/chapters.py`, their steps are here. A :class:`Target` names the simulator,
+or Stripe.
 """
 
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -18,12 +18,7 @@ from dev.caller import Caller, Mismatch, call_of, expect, reason_of, state_name
 from dev.standing import Held, Standing, Walked
 from dev.story import Story, amount, money
 from dev.stripe_side import SimulatorSide, StripeSide
-from marketplace.payments.v1 import (
-    events_pb2,
-    experts_pb2,
-    money_pb2,
-    payments_pb2,
-)
+from marketplace.payments.v1 import events_pb2, experts_pb2, money_pb2, payments_pb2
 
 CLIENT = "client-grace"
 EXPERT = "expert-ada"
@@ -101,7 +96,7 @@ class Walk:
             for place, minor_units in chapter.tell(self).items():
                 self.left[place] += minor_units
         self.story.chapter("The books")
-        paid: defaultdict[str, int] = defaultdict(int)
+        paid = Counter[str]()
         for payment in self._walked:
             paid[payment.currency] += payment.paid
         left = {place: total for place, total in self.left.items() if total}
