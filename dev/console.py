@@ -150,6 +150,11 @@ def summarize(lines: Lines, stack: Stack, seconds: float) -> None:
     if lines.as_json:
         lines.step(f"ready after {seconds:.1f} s: gRPC {stack.grpc_target}")
         return
+    with lines.console:  # written at once, so that no log line comes between
+        _banner(lines, stack, seconds)
+
+
+def _banner(lines: Lines, stack: Stack, seconds: float) -> None:
     lines.say()
     lines.say(f"Ready after {seconds:.1f} s. Ctrl-C stops everything; the data stays.", "bold")
     lines.say()
