@@ -83,7 +83,9 @@ def test_the_page_shows_the_state_machine_of_the_code() -> None:
 def test_every_edge_is_drawn_once() -> None:
     drawn = re.findall(r"^    (\w+) --> (\w+): (.+)$", render(), re.MULTILINE)
     found = [
-        (event, source, target) for source, target, events in drawn for event in events.split("<br/>")
+        (event, source, target)
+        for source, target, events in drawn
+        for event in events.split("<br/>")
     ]
     assert sorted(found) == sorted(edges())
 
