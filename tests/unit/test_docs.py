@@ -1,4 +1,4 @@
-"""The pages that people read: short cells, links that lead somewhere, one language, no page missing."""
+"""The pages that people read: short cells, links that lead somewhere, one language."""
 
 from __future__ import annotations
 
