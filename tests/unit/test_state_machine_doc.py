@@ -24,7 +24,8 @@ DIAGRAMS: Final = (
     ("A refund before the card is charged", r"cancel"),
     ("Out of band", r"elsewhere|out_of_band"),
     ("A card hold becomes a platform hold, and captures", r"promot|charged|captur"),
-    ("Refunds after the card was charged", r"refund|reversed|owes|debt|repa(id|yment)|resent"),
+    ("A failed refund is paid again", r"repa(id|yment)|resent"),
+    ("Refunds after the card was charged", r"refund|reversed|owes|debt"),
     ("A lost dispute", r"dispute"),
 )
 
