@@ -91,6 +91,13 @@ def test_every_edge_is_drawn_once() -> None:
     assert sorted(found) == sorted(edges())
 
 
+def test_the_usual_paths_exist() -> None:
+    overview = PAGE.read_text().partition(BEGIN)[0]
+    drawn = re.findall(r"^    ([A-Z_]+) --> ([A-Z_]+):", overview, re.MULTILINE)
+    assert drawn
+    assert set(drawn) - {(source, target) for _, source, target in edges()} == set()
+
+
 def test_every_state_is_explained_and_drawn() -> None:
     page = PAGE.read_text()
     explained = set(re.findall(r"^\| `([A-Z_]+)` \|", page, re.MULTILINE))
