@@ -358,7 +358,7 @@ PERFORMERS: Final[Mapping[tuple[str, str], Performer]] = {
     (Kind.CHARGED, "by a promotion, or ahead of a part"): lambda a: charged(
         in_state(State.PROMOTING, separate(CARD_HOLD, a["A"])), a["A"]
     ),
-    (Kind.CHARGED, "ahead of a final part, the rest released"): lambda a: charged(
+    (Kind.CHARGED, "ahead of a final capture, the remainder released"): lambda a: charged(
         in_state(State.CAPTURING, separate(CARD_HOLD, a["A"])), a["X"], goes_on=True
     ),
     (Kind.CHARGED_ELSEWHERE, "captured at the dashboard, SEPARATE"): lambda a: charged(
