@@ -1,5 +1,7 @@
-"""Which schema the database has, and which one this code expects; without Alembic, which takes a
-quarter of a second of every start."""
+"""The schema's revision: the one in the database, and the one that this code expects.
+
+This module does not import Alembic, because that takes a quarter of a second at every start.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +10,15 @@ from typing import Final
 
 from sqlalchemy import Connection, text
 
-MIGRATIONS: Final = Path(__file__).parent.parent / "migrations"
-#: Migrations are named by their revision, which grows.
+MIGRATIONS: Final = Path(__file__).parents[2] / "migrations"
+#: The name of a migration begins with its revision; the newest has the highest.
 EXPECTED_REVISION: Final = max(
     file.name.partition("_")[0] for file in (MIGRATIONS / "versions").glob("[0-9]*.py")
 )
 
 
 def stored_revision(connection: Connection) -> str:
-    """The schema's revision; empty if there is none."""
+    """Returns the revision of the database's schema, or "" if it has none."""
     if connection.execute(text("SELECT to_regclass('alembic_version')")).scalar_one() is None:
         return ""
     sql = "SELECT coalesce(max(version_num), '') FROM alembic_version"

@@ -1,15 +1,16 @@
-"""What must always hold between the tables, as small named queries.
+"""Invariants between the tables, as small named queries.
 
-Each finds the payments that violate it, among those that changed since a time. None is ever
-expected to find one: the code and the schema already refuse what they describe. Whether a payment
-is still what its own history says is not asked here: that is the audit of its chain.
+Each query returns the payments that violate the invariant, among those that changed since a time.
+It should never find one: the code and the schema already refuse such changes. Whether a payment's
+row still agrees with its own history is not checked here; the audit of the hash chain does that.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-_POSTED: Final = (
+#: The balance of a payment on one ledger account is as expected from the payment's row.
+_BALANCE_IS: Final = (
     "SELECT p.payment_id FROM payments p LEFT JOIN postings l ON l.payment_id = p.payment_id "
     "AND l.account = {account} WHERE {{scope}} GROUP BY p.payment_id "
     "HAVING coalesce(sum(l.minor_units), 0) <> {expected} LIMIT 100"
@@ -42,10 +43,10 @@ _INVARIANTS: Final[dict[str, str]] = {
         "JOIN feed l ON l.payment_id = f.payment_id AND l.sequence = f.sequence + 1 "
         "WHERE {scope} AND l.position < f.position LIMIT 100"
     ),
-    "the_hold_is_in_the_memo": _POSTED.format(
+    "the_hold_is_in_the_memo": _BALANCE_IS.format(
         account="'hold'", expected="CASE WHEN p.charged = 0 THEN p.held ELSE 0 END"
     ),
-    "what_the_platform_holds_is_in_the_books": _POSTED.format(
+    "what_the_platform_holds_is_in_the_books": _BALANCE_IS.format(
         account="'escrow:' || p.payment_id",
         expected="CASE WHEN p.charged > 0 THEN -p.held ELSE 0 END",
     ),
@@ -53,13 +54,13 @@ _INVARIANTS: Final[dict[str, str]] = {
         "SELECT p.payment_id FROM payments p WHERE {scope} AND p.charged > 0 "
         "AND p.charged <> p.held + p.captured + p.returned + p.lost_held LIMIT 100"
     ),
-    "the_commission_is_in_the_books": _POSTED.format(
+    "the_commission_is_in_the_books": _BALANCE_IS.format(
         account="'commission'", expected="-p.net_commission"
     ),
-    "what_the_client_is_owed_is_in_the_books": _POSTED.format(
+    "what_the_client_is_owed_is_in_the_books": _BALANCE_IS.format(
         account="'client_payable:' || p.payment_id", expected="-p.client_owed"
     ),
-    "what_the_bank_holds_is_in_the_books": _POSTED.format(
+    "what_the_bank_holds_is_in_the_books": _BALANCE_IS.format(
         account="'dispute_hold:' || p.payment_id",
         expected=(
             "(SELECT coalesce(sum(greatest("
@@ -96,7 +97,7 @@ _INVARIANTS: Final[dict[str, str]] = {
     ),
 }
 
-#: A table whose rows belong to payments, and when they were made.
+#: The tables whose rows belong to payments, with the column that says when a row was written.
 _BELONGINGS: Final = {
     "events": "time",
     "postings": "time",
@@ -105,12 +106,13 @@ _BELONGINGS: Final = {
     "claims": "create_time",
 }
 _OWNERLESS: Final = " UNION ".join(
-    f"SELECT r.payment_id FROM {table} r WHERE r.{time} >= :since "  # noqa: S608 - names of ours
+    f"SELECT r.payment_id FROM {table} r WHERE r.{time} >= :since "
     "AND (:payment_id = '' OR r.payment_id = :payment_id) AND NOT EXISTS "
     "(SELECT FROM payments p WHERE p.payment_id = r.payment_id) AND r.payment_id IS NOT NULL"
     for table, time in _BELONGINGS.items()
 )
-#: Of experts' postings, which no payment has: seen when all are looked at, and named without one.
+#: Invariants of experts' postings, which belong to no payment. They are checked only when all
+#: payments are checked, and a violation has no payment id.
 _OF_PAYOUTS: Final = {
     "an_experts_postings_sum_to_zero": (
         "SELECT DISTINCT '' AS payment_id FROM postings WHERE :payment_id = '' AND expert_id IN "
@@ -127,7 +129,7 @@ _OF_PAYOUTS: Final = {
     ),
 }
 
-#: One payment, or all that changed since then.
+#: One payment, or all payments that changed since a time.
 _SCOPE: Final = "p.update_time >= :since AND (:payment_id = '' OR p.payment_id = :payment_id)"
 INVARIANTS: Final = {
     **{name: sql.format(scope=_SCOPE) for name, sql in _INVARIANTS.items()},

@@ -1,13 +1,16 @@
-"""Stripe's objects as the domain's observations: pure conversion, tolerant of what it does not use.
+"""Conversion of Stripe's objects to snapshots of the domain.
 
-Enums of Stripe's are open: a new value must not break a payment, so an unknown status becomes
-``UNKNOWN`` and is reported as a discrepancy. Fields may come expanded or as plain ids.
+Stripe may add values to its enums at any time, and a new value must not break a payment. So an
+unknown status becomes ``UNKNOWN`` and is reported as a discrepancy. A field may be expanded or a
+plain id.
+
+Amounts are minor units of the object's own currency.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
 from payment_service.domain.envelope import OddEvent, reference_of
@@ -30,12 +33,22 @@ from payment_service.domain.observation import (
 from payment_service.domain.payouts import AccountBalance, PayoutLine, PayoutState, SeenPayout
 from payment_service.domain.ports import BalanceEntry
 
-if TYPE_CHECKING:  # Only the port's implementation imports stripe at run time.
+if TYPE_CHECKING:  # Only for types: the conversion itself does not need the package.
     import stripe
     from stripe._stripe_object import UntypedStripeObject
 
-#: In a dispute's metadata: whose evidence it holds.
+#: The key in a dispute's metadata: which operation stored its evidence.
 EVIDENCE_OPERATION: Final = "evidence_operation_id"
+_SEARCH_MARGIN: Final = timedelta(minutes=10)
+
+
+def creation_window(created: datetime) -> tuple[int, int]:
+    """Returns the first and last second (Unix time) in which an operation's object was created.
+
+    The window allows for clocks that differ, and for a day in which the request was repeated.
+    """
+    until = created + timedelta(days=1) + _SEARCH_MARGIN
+    return int((created - _SEARCH_MARGIN).timestamp()), int(until.timestamp())
 
 
 def observation_of(
@@ -47,6 +60,7 @@ def observation_of(
     separate_transfers: tuple[Transfer, ...] = (),
     disputes: tuple[ShownDispute, ...] = (),
 ) -> Observation:
+    """Returns an intent, and what was listed apart from it, as one snapshot."""
     charge = intent.latest_charge
     error = intent.last_payment_error
     return Observation(
@@ -69,6 +83,7 @@ def observation_of(
 
 
 def status_of(status: str) -> IntentStatus:
+    """Returns the status, or UNKNOWN if Stripe has added a new one."""
     try:
         return IntentStatus(status)
     except ValueError:
@@ -76,7 +91,7 @@ def status_of(status: str) -> IntentStatus:
 
 
 def decline_of(error: stripe.PaymentIntent.LastPaymentError) -> Decline:
-    """Stripe leaves out what does not apply: a failed authentication has no decline code."""
+    """Returns why the card was declined. A failed authentication has no decline code."""
     code = getattr(error, "code", None) or error.type
     return Decline(code, getattr(error, "decline_code", None) or "")
 
@@ -86,6 +101,7 @@ def charge_of(
     reversals: tuple[Reversal, ...],
     fee_refunds: tuple[FeeRefund, ...],
 ) -> Charge:
+    """Returns a charge with its balance transaction, transfer and application fee."""
     details = charge.payment_method_details
     card = details.card if details and details.type == "card" else None
     before = getattr(card, "capture_before", None)
@@ -110,7 +126,10 @@ def charge_of(
 def application_fee_of(
     fee: stripe.ApplicationFee, charge: stripe.Charge, refunds: tuple[FeeRefund, ...]
 ) -> ApplicationFee:
-    """In the charge's currency. The object itself is in that of the settlement."""
+    """Returns the fee in the charge's currency.
+
+    Stripe's object has its amounts in the currency of the settlement instead.
+    """
     amount = charge.application_fee_amount or fee.amount
     if fee.currency != charge.currency:
         refunds = tuple(
@@ -121,6 +140,7 @@ def application_fee_of(
 
 
 def transfer_of(transfer: stripe.Transfer, reversals: tuple[Reversal, ...] = ()) -> Transfer:
+    """Returns a transfer with its reversals."""
     return Transfer(
         transfer_id=transfer.id,
         minor_units=transfer.amount,
@@ -134,10 +154,12 @@ def transfer_of(transfer: stripe.Transfer, reversals: tuple[Reversal, ...] = ())
 
 
 def _id_of(account: str | stripe.Account | None) -> str:
+    """Returns the id of an account that is expanded, a plain id, or missing ("")."""
     return account or "" if account is None or isinstance(account, str) else account.id
 
 
 def refund_of(refund: stripe.Refund) -> Refund:
+    """Returns a refund; after a failure it has a second balance transaction."""
     return Refund(
         refund_id=refund.id,
         minor_units=refund.amount,
@@ -149,6 +171,7 @@ def refund_of(refund: stripe.Refund) -> Refund:
 
 
 def reversal_of(reversal: stripe.TransferReversal) -> Reversal:
+    """Returns a reversal of a transfer."""
     return Reversal(
         reversal_id=reversal.id,
         minor_units=reversal.amount,
@@ -159,10 +182,12 @@ def reversal_of(reversal: stripe.TransferReversal) -> Reversal:
 
 
 def fee_refund_of(refund: stripe.ApplicationFeeRefund) -> FeeRefund:
+    """Returns a refund of an application fee."""
     return FeeRefund(refund.id, refund.amount, line_of(refund.balance_transaction))
 
 
 def dispute_of(dispute: stripe.Dispute) -> ShownDispute:
+    """Returns a dispute with its balance transactions."""
     details = dispute.evidence_details
     charge = dispute.charge
     return ShownDispute(
@@ -184,10 +209,12 @@ def dispute_of(dispute: stripe.Dispute) -> ShownDispute:
 
 
 def fraud_warning_of(warning: stripe.radar.EarlyFraudWarning) -> FraudWarning:
+    """Returns an early fraud warning."""
     return FraudWarning(warning.id, warning.fraud_type, warning.actionable)
 
 
 def account_of(account: stripe.Account) -> Account:
+    """Returns a connected account and what Stripe still requires of it."""
     requirements = account.requirements
     due = [
         *(requirements.currently_due or () if requirements else ()),
@@ -206,6 +233,7 @@ def account_of(account: stripe.Account) -> Account:
 
 
 def payout_of(payout: stripe.Payout) -> SeenPayout:
+    """Returns a payout; after a failure it has a second balance transaction."""
     try:
         state = PayoutState(payout.status.upper())
     except ValueError:
@@ -225,13 +253,14 @@ def payout_of(payout: stripe.Payout) -> SeenPayout:
 
 
 def _payout_line(transaction: stripe.BalanceTransaction | str | None) -> PayoutLine | None:
-    """Signed and net: what the account's balance moved by."""
+    """Returns the signed net amount by which the payout changed the account's balance."""
     if transaction is None or isinstance(transaction, str):
         return None
     return PayoutLine(transaction.id, transaction.currency.upper(), transaction.net)
 
 
 def account_balances_of(balance: stripe.Balance) -> tuple[AccountBalance, ...]:
+    """Returns available and pending amounts by currency."""
     available, pending = (
         {part.currency.upper(): part.amount for part in parts}
         for parts in (balance.available, balance.pending)
@@ -243,6 +272,7 @@ def account_balances_of(balance: stripe.Balance) -> tuple[AccountBalance, ...]:
 
 
 def balance_entry_of(transaction: stripe.BalanceTransaction) -> BalanceEntry:
+    """Returns a balance transaction with its signed net amount."""
     source = transaction.source
     shown = source.to_dict() if source is not None and not isinstance(source, str) else {}
     try:
@@ -260,7 +290,7 @@ def balance_entry_of(transaction: stripe.BalanceTransaction) -> BalanceEntry:
 
 
 def line_of(transaction: stripe.BalanceTransaction | str | None) -> BalanceLine | None:
-    """A balance transaction, unsigned; None while Stripe has none, or where it came as an id."""
+    """Returns a balance transaction without its sign, or None if it is missing or a plain id."""
     if transaction is None or isinstance(transaction, str):
         return None
     return BalanceLine(
@@ -269,9 +299,10 @@ def line_of(transaction: stripe.BalanceTransaction | str | None) -> BalanceLine 
 
 
 def _connected_line(payment: object) -> BalanceLine | None:
-    """The connected account's side, which hangs on the payment (or its refund) there."""
+    """Returns the balance transaction of a payment (or its refund) on the connected account."""
     return line_of(getattr(payment, "balance_transaction", None))
 
 
 def metadata_of(metadata: UntypedStripeObject[str] | None) -> dict[str, str]:
+    """Returns the metadata, or an empty dictionary."""
     return dict(metadata.to_dict()) if metadata else {}

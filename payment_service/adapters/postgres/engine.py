@@ -1,10 +1,10 @@
 """PostgreSQL behind two small pools: one for transactions, one for reads.
 
-A phase is a plain function and one transaction: returning commits, raising rolls back. It runs on a
-thread of the write pool, which has exactly as many connections as threads, so that the queue is the
-semaphore's and a full pool answers UNAVAILABLE in ``admission_seconds`` instead of hanging. Reads
-have threads and connections of their own (autocommit, one held per thread): a row that is locked
-for two seconds does not hold up an unrelated read.
+A phase is a plain function and one transaction: a return commits it, an exception rolls it back. It
+runs on a thread of the write pool. The pool has exactly as many connections as threads, so callers
+queue at a semaphore, and a full pool is reported as UNAVAILABLE after ``admission_seconds`` instead
+of blocking. Reads have their own threads and connections (autocommit, one per thread): a row that
+is locked for two seconds does not delay an unrelated read.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ import structlog
 from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
 
-from payment_service.adapters import feed
-from payment_service.adapters.clock import own_clock
-from payment_service.adapters.reads import SqlReader
-from payment_service.adapters.repositories import SqlTransaction
-from payment_service.adapters.schema import EXPECTED_REVISION, stored_revision
+from payment_service.adapters.postgres import feed
+from payment_service.adapters.postgres.clock import own_clock
+from payment_service.adapters.postgres.reader import SqlReader
+from payment_service.adapters.postgres.schema import EXPECTED_REVISION, stored_revision
+from payment_service.adapters.postgres.transaction import SqlTransaction
 from payment_service.domain.errors import Busy, Unavailable, database_unavailable
 
 P = ParamSpec("P")
@@ -34,7 +34,7 @@ T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
 
-#: Serialization failure, deadlock, lock timeout: nothing was written and the phase may run again.
+#: Serialization failure, deadlock, lock timeout: nothing was written, so the phase may run again.
 _RETRYABLE_SQLSTATES: Final = frozenset({"40001", "40P01", "55P03"})
 _PHASE_TRIES: Final = 4
 _TRANSACTION_STATUS_INERROR: Final = 3
@@ -46,11 +46,11 @@ _LIMITS: Final = (
 
 
 class SwallowedError(RuntimeError):
-    """A phase went on after a failed statement; committing would silently roll back. A bug."""
+    """A bug: a phase continued after a failed statement, so its commit would roll back."""
 
 
 def normalized_url(url: str) -> str:
-    """The URL with the driver that we use: plain ``postgresql://`` would mean psycopg 3."""
+    """Returns the URL with our driver, psycopg 2. SQLAlchemy may choose another one by default."""
     plain = url.replace("postgres://", "postgresql://", 1) if url.startswith("postgres://") else url
     return (
         make_url(plain).set(drivername="postgresql+psycopg2").render_as_string(hide_password=False)
@@ -58,7 +58,7 @@ def normalized_url(url: str) -> str:
 
 
 def plain_url(url: str) -> str:
-    """The URL as PostgreSQL's own library takes it, which knows of no driver."""
+    """Returns the URL without a driver, as PostgreSQL's own library expects it."""
     return (
         make_url(normalized_url(url))
         .set(drivername="postgresql")
@@ -67,7 +67,10 @@ def plain_url(url: str) -> str:
 
 
 def make_engine(url: str, size: int, *, autocommit: bool = False, limits: bool = True) -> Engine:
-    """An engine whose pool is as large as the threads that use it."""
+    """Returns an engine with ``size`` connections, one for each thread that uses it.
+
+    ``limits=False`` leaves out the timeouts of statements and locks, for migrations.
+    """
     engine = create_engine(
         normalized_url(url),
         pool_size=size,
@@ -93,20 +96,20 @@ def make_engine(url: str, size: int, *, autocommit: bool = False, limits: bool =
 
 
 def _refuse_swallowed_error(connection: Connection) -> None:
-    """COMMIT after a failed statement answers ROLLBACK without an error; refuse it loudly."""
+    """Raises before a COMMIT that PostgreSQL would turn into a ROLLBACK without an error."""
     driver = connection.connection.driver_connection
     if driver is not None and driver.info.transaction_status == _TRANSACTION_STATUS_INERROR:
-        driver.rollback()  # Or the pool would hand this failed transaction to the next phase.
+        driver.rollback()  # Otherwise the next phase would get this failed transaction.
         raise SwallowedError("a statement of this phase failed and its error was swallowed")
 
 
 def sqlstate(error: BaseException) -> str:
-    """PostgreSQL's five letters, or an empty text; the only part of a database error we log."""
+    """Returns the five-letter code of a database error, or "". Only this part is logged."""
     return str(getattr(getattr(error, "orig", None), "pgcode", None) or "")
 
 
 class SqlDatabase:
-    """The database port over two pools."""
+    """The database port, with a pool for transactions and a pool for reads."""
 
     def __init__(
         self,
@@ -123,30 +126,36 @@ class SqlDatabase:
         self._read_engine = make_engine(url, read_threads, autocommit=True)
         self._writers = ThreadPoolExecutor(write_threads, thread_name_prefix="write")
         self._readers = ThreadPoolExecutor(read_threads, thread_name_prefix="read")
-        # A few may queue behind the threads that are busy; more would only wait in vain.
+        # One place for each thread; callers wait for a place, not for a connection.
         self._write_places = asyncio.Semaphore(write_threads)
         self._read_places = asyncio.Semaphore(read_threads)
         self._admission_seconds = admission_seconds
         self._revision: str | None = None
         self._held = threading.local()
-        #: Every connection that some reading thread holds, to be closed with us: a pool that is
-        #: disposed of leaves alone what is checked out.
+        #: Every connection that a reading thread holds. `close` must close them, because a pool
+        #: that is disposed of does not close connections that are in use.
         self._all_held: set[Connection] = set()
         self._on_record = on_record
-        #: Told each phase's name and moment: before, uncommitted, after. For barriers in tests.
+        #: Called with a phase's name and moment (before, uncommitted, after). For tests.
         self._on_phase = on_phase or (lambda name, moment: None)
 
     async def transact(
         self, phase: Callable[Concatenate[SqlTransaction, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
-        """Run the phase in one transaction, again if PostgreSQL asks for it (nothing written)."""
+        """Runs the phase in one transaction and returns its result after the commit.
+
+        Runs it again after a serialization failure, a deadlock or a lock timeout: nothing was
+        written then. Raises :class:`Busy` if that happens too often, and :class:`Unavailable` if
+        the pool is full or the database is unavailable. After a lost COMMIT the outcome is
+        unknown; only a repeated request with the same key finds out.
+        """
         work = partial(self._run_phase, lambda tx: phase(tx, *args, **kwargs), phase.__name__)
         return await self._admitted(self._write_places, self._writers, work)
 
     async def read(
         self, query: Callable[Concatenate[SqlReader, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
-        """Run reads on this thread's held connection."""
+        """Runs reads on a connection of the read pool. Raises :class:`Unavailable`."""
         work = partial(self._run_query, lambda reader: query(reader, *args, **kwargs))
         return await self._admitted(self._read_places, self._readers, work)
 
@@ -159,7 +168,7 @@ class SqlDatabase:
         except TimeoutError:
             raise database_unavailable() from None
         future = asyncio.get_running_loop().run_in_executor(pool, work)
-        # The place is free when the thread is, not when the caller has lost patience.
+        # The place is free when the thread is, even if the caller was cancelled before.
         future.add_done_callback(lambda _: places.release())
         return await future
 
@@ -176,8 +185,8 @@ class SqlDatabase:
                 if state in _RETRYABLE_SQLSTATES:
                     raise _too_contended() from None
                 if isinstance(error, OperationalError | InterfaceError):
-                    # Also the ambiguous COMMIT: nobody repeats it blindly; a retry with the same
-                    # key, or the sweep, reads what is there.
+                    # This may be a COMMIT with an unknown result, so it is not repeated here. A
+                    # retry with the same key, or the recovery job, reads what is stored.
                     log.warning("database_unavailable", phase=name, sqlstate=state)
                     raise database_unavailable() from None
                 log.error("phase_failed", phase=name, sqlstate=state, constraint=_constraint(error))
@@ -201,7 +210,7 @@ class SqlDatabase:
             try:
                 return query(SqlReader(self._held_connection()))
             except (OperationalError, InterfaceError) as error:
-                # A held connection's first call after a restart fails: reads may be repeated.
+                # The first call after a restart of the database fails. Reads may be repeated.
                 self._drop_held_connection()
                 if tried == 2 or sqlstate(error) == "57014":
                     log.warning("database_unavailable", phase="read", sqlstate=sqlstate(error))
@@ -227,9 +236,9 @@ class SqlDatabase:
             connection.close()
 
     async def ping(self) -> bool:
-        """Whether the database takes writes now, and has the schema that this code expects.
+        """Returns whether the database accepts writes and has the schema that this code expects.
 
-        A newer schema will do: replicas of the former release go on until they are replaced.
+        A newer schema is accepted: replicas of the former release run until they are replaced.
         """
         try:
             takes_writes, revision = await self.read(_readiness)
@@ -246,13 +255,15 @@ class SqlDatabase:
         return takes_writes and revision >= EXPECTED_REVISION
 
     async def listen(self, hear: Callable[[int], None]) -> None:
+        """Calls ``hear`` with every announced position of the feed, until it is cancelled."""
         await feed.listen(plain_url(self._url), hear)
 
     def clock(self) -> float:
+        """Returns seconds by the process's own clock; see `clock.own_clock`."""
         return own_clock()
 
     def close(self) -> None:
-        """Finish what runs, then close every connection."""
+        """Waits for running phases and reads, then closes every connection."""
         self._writers.shutdown(wait=True)
         self._readers.shutdown(wait=True)
         for connection in self._all_held:
@@ -262,7 +273,7 @@ class SqlDatabase:
 
 
 def _readiness(reader: SqlReader) -> tuple[bool, str]:
-    """Whether writes are taken, and the schema's revision."""
+    """Returns whether the database accepts writes, and the revision of its schema."""
     sql = "SELECT NOT pg_is_in_recovery() AND NOT current_setting('transaction_read_only')::bool"
     takes_writes = bool(reader.connection.execute(text(sql)).scalar_one())
     return takes_writes, stored_revision(reader.connection)

@@ -1,4 +1,4 @@
-"""Bring the database to the schema that this code expects."""
+"""Migration of the database to the schema that this code expects."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy import Engine, text
 
-from payment_service.adapters.schema import MIGRATIONS, stored_revision
+from payment_service.adapters.postgres.schema import MIGRATIONS, stored_revision
 
-#: Two replicas that start together must not migrate together. Any constant will do.
+#: The advisory lock that keeps two replicas from migrating at once. Any constant would do.
 _MIGRATION_LOCK = 7_205_759_403_792_793
 
 
 def migrate(engine: Engine) -> str:
-    """Apply what is missing and return the revision. Safe to run from several places at once."""
+    """Applies the missing migrations and returns the revision. Several calls at once are safe."""
     with engine.connect() as connection:
-        # A session lock, for it must outlive the migrations' own transactions.
+        # A session lock, because each migration commits its own transaction.
         connection.execute(text("SELECT pg_advisory_lock(:lock)"), {"lock": _MIGRATION_LOCK})
         connection.commit()
         try:

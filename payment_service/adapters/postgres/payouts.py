@@ -1,33 +1,38 @@
-"""The SQL of an expert's books: payouts and write-offs hang on the expert's audit trail."""
+"""Payouts, and all other postings that belong to an expert and to no payment.
+
+Such postings belong to an event of the expert, as a payment's postings belong to an event of the
+payment.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any, Final
+from typing import Final
 
-from sqlalchemy import RowMapping
-
-from payment_service.adapters.rows import posted, posting_values
-from payment_service.adapters.statements import Statements
+from payment_service.adapters.postgres.rows import (
+    PAYOUT_COLUMNS,
+    payout_of,
+    payout_values,
+    posted,
+    posting_values,
+)
+from payment_service.adapters.postgres.statements import Statements, TransactionStatements
 from payment_service.domain.errors import Busy
 from payment_service.domain.experts import Expert
-from payment_service.domain.ledger import Posting, expert_debt, expert_funds
+from payment_service.domain.ledger import Posting
 from payment_service.domain.payouts import Payout, PayoutChange, PayoutState
 from payment_service.domain.ports import Cause
 
-_COLUMNS: Final = (
-    "payout_id expert_id stripe_account_id minor_units currency state automatic arrival_time "
-    "failure_code balance_transaction_id failure_balance_transaction_id version create_time "
-    "update_time"
-).split()
+#: The columns of a payout that may change.
 _CHANGED: Final = (
     "state arrival_time failure_code balance_transaction_id failure_balance_transaction_id "
     "version update_time"
 ).split()
 
-#: The one door for what is an expert's and no payment's: version, event and postings, or nothing.
+#: The only way to change an expert's books: the expert's version, the event and its postings are
+#: written in one statement, or nothing is.
 _POSTED: Final = f"""
 WITH moved AS (
     UPDATE experts SET version = version + 1, update_time = :update_time
@@ -40,8 +45,8 @@ WITH moved AS (
 ), {posted("expert_id")}
 """
 _RECORD: Final = f"""{_POSTED}, changed AS (
-    INSERT INTO payouts ({", ".join(_COLUMNS)})
-    SELECT {", ".join(f":{name}" for name in _COLUMNS)} FROM recorded
+    INSERT INTO payouts ({", ".join(PAYOUT_COLUMNS)})
+    SELECT {", ".join(f":{name}" for name in PAYOUT_COLUMNS)} FROM recorded
     ON CONFLICT (payout_id) DO UPDATE SET {", ".join(f"{n} = excluded.{n}" for n in _CHANGED)}
     WHERE payouts.version = :version - 1
     RETURNING payout_id
@@ -51,16 +56,23 @@ SELECT count(*) FROM changed
 _POST: Final = f"{_POSTED} SELECT count(*) FROM recorded"
 
 
-class PayoutWrites(Statements):
-    """What a transaction does with payouts, and with an expert's books."""
+class PayoutWrites(TransactionStatements):
+    """Writes an expert's books inside a transaction."""
 
     def payout(self, payout_id: str) -> Payout | None:
-        """Its expert is locked before: two looks at one payout are written down in turn."""
+        """Returns the payout, or None.
+
+        The caller has locked the expert, so two syncs of one payout are stored one after the other.
+        """
         row = self._maybe("SELECT * FROM payouts WHERE payout_id = :id", id=payout_id)
         return row and payout_of(row)
 
     def record_payout(self, change: PayoutChange, expert: Expert, cause: Cause) -> None:
-        """Write a change of an expert's payout; the expert was locked in this transaction."""
+        """Writes a payout, its event and its postings in one statement.
+
+        The caller has locked the expert in this transaction. Raises :class:`Busy`
+        (CONCURRENT_CHANGE) if the expert or the payout has another version than the caller read.
+        """
         self._post(
             _RECORD,
             expert,
@@ -79,7 +91,11 @@ class PayoutWrites(Statements):
         now: datetime,
         cause: Cause,
     ) -> None:
-        """Write an event and its postings; the expert was locked in this transaction."""
+        """Writes an event of an expert and its postings in one statement.
+
+        The caller has locked the expert in this transaction. Raises :class:`Busy`
+        (CONCURRENT_CHANGE) if the expert has another version than the caller read.
+        """
         by = {"caller": cause.caller, "rpc": cause.rpc, "request_id": cause.request_id}
         self._post(
             _POST,
@@ -94,6 +110,7 @@ class PayoutWrites(Statements):
     def _post(
         self, sql: str, expert: Expert, postings: Sequence[Posting], **values: object
     ) -> None:
+        """Runs one of the two statements and checks that it wrote its row."""
         written = self._one(
             sql,
             **values,
@@ -109,9 +126,10 @@ class PayoutWrites(Statements):
 
 
 class PayoutReads(Statements):
-    """What readers ask of payouts; each method is one statement."""
+    """Reads payouts outside transactions."""
 
     def payout(self, payout_id: str) -> Payout | None:
+        """Returns the payout, or None."""
         row = self._maybe("SELECT * FROM payouts WHERE payout_id = :id", id=payout_id)
         return row and payout_of(row)
 
@@ -122,7 +140,10 @@ class PayoutReads(Statements):
         before: tuple[datetime, str] | None,
         limit: int,
     ) -> Sequence[Payout]:
-        """An expert's, newest first by Stripe's creation; without states, all."""
+        """Returns one page of an expert's payouts, newest first by Stripe's creation time.
+
+        Without states, the page has payouts in every state.
+        """
         which = " AND state = ANY(:states)" if states else ""
         keyset = " AND (create_time, payout_id) < (:time, :id)" if before else ""
         found = self._all(
@@ -136,21 +157,9 @@ class PayoutReads(Statements):
         )
         return [payout_of(row) for row in found]
 
-    def expert_balances(self, expert_id: str) -> Sequence[tuple[str, int, int]]:
-        """Currency, funds (owed to the expert) and debt (owed by them), both as positive sums."""
-        found = self._all(
-            "SELECT currency, "
-            "-coalesce(sum(minor_units) FILTER (WHERE account = :funds), 0)::bigint AS funds, "
-            "coalesce(sum(minor_units) FILTER (WHERE account = :debt), 0)::bigint AS debt "
-            "FROM postings WHERE account IN (:funds, :debt) GROUP BY currency ORDER BY currency",
-            funds=expert_funds(expert_id),
-            debt=expert_debt(expert_id),
-        )
-        return [(row["currency"], row["funds"], row["debt"]) for row in found]
-
 
 def payout_event_body(change: PayoutChange, cause: Cause) -> str:
-    """What the audit trail keeps: canonical JSON with every line that was posted."""
+    """Returns the body of the event: canonical JSON with every posting."""
     before, after = change.before, change.after
     body = {
         "payout_id": after.payout_id,
@@ -172,15 +181,3 @@ def payout_event_body(change: PayoutChange, cause: Cause) -> str:
         "by": {"caller": cause.caller, "rpc": cause.rpc, "request_id": cause.request_id},
     }
     return json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-
-
-def payout_values(payout: Payout) -> dict[str, Any]:
-    """A payout as parameters, by column."""
-    values: dict[str, Any] = {name: getattr(payout, name) for name in _COLUMNS}
-    values["state"] = payout.state.value
-    return values
-
-
-def payout_of(row: RowMapping) -> Payout:
-    values = {name: row[name] for name in _COLUMNS}
-    return Payout(**{**values, "state": PayoutState(values["state"])})

@@ -1,8 +1,9 @@
-"""The SQL of the feed: positions are given by whoever holds one lock, and read in their order.
+"""The feed of all payments' events: their positions, and the notice that there are new ones.
 
-An event comes before the feed by a trigger on ``events``, in the statement that records it; a
-replica of a version that knows no feed does it too. Two statements, not one: a statement sees what
-was committed when it began, and so would not see what the former holder of the lock had done.
+A trigger on ``events`` puts each event into ``feed_pending`` in the statement that records it.
+Later, the holder of one advisory lock gives positions to the pending events. Taking the lock and
+giving the positions are two statements, because a statement sees only what was committed when it
+began: one statement would not see the positions that the former holder of the lock gave.
 """
 
 from __future__ import annotations
@@ -17,17 +18,16 @@ import psycopg2
 import psycopg2.extensions
 import structlog
 
-from payment_service.adapters.rows import stored_event_of
-from payment_service.adapters.statements import Statements
+from payment_service.adapters.postgres.rows import stored_event_of
+from payment_service.adapters.postgres.statements import Statements, TransactionStatements
 from payment_service.domain.ports import FedEvent
 
 log = structlog.get_logger(__name__)
-
-#: The channel of NOTIFY on which the feed's head is announced.
+#: The NOTIFY channel on which the last position is announced.
 CHANNEL: Final = "payments_feed"
-#: Any constant will do.
+#: The number of the advisory lock. Any constant would do.
 _LOCK: Final = 7_205_759_403_792_794
-#: A holder that is stopped between its statements loses the lock after a second, not after ten.
+#: A holder that stops between its two statements loses the lock after one second, not ten.
 _TRY_LOCK: Final = (
     "SELECT pg_try_advisory_xact_lock(:lock) AS mine, "
     "set_config('idle_in_transaction_session_timeout', '1s', true)"
@@ -48,13 +48,14 @@ SELECT count, head, CASE WHEN count > 0 THEN pg_notify(:channel, head::text) END
 _RECONNECT_SECONDS: Final = 1.0
 
 
-class FeedWrites(Statements):
-    """What a transaction does with the feed."""
+class FeedWrites(TransactionStatements):
+    """Gives positions to events."""
 
     def sequence_feed(self, limit: int) -> tuple[int, int] | None:
-        """Give so many waiting events their positions: how many, and the last one's.
+        """Gives at most ``limit`` events a position. Returns (number of events, last position).
 
-        None if another replica is at it. Whoever listens hears of it with the commit.
+        Returns None if another replica does this at the moment. Listeners are notified when the
+        transaction commits.
         """
         if not self._one(_TRY_LOCK, lock=_LOCK)["mine"]:
             return None
@@ -63,14 +64,14 @@ class FeedWrites(Statements):
 
 
 class FeedReads(Statements):
-    """What is read of the feed."""
+    """Reads the feed outside transactions."""
 
     def feed_head(self) -> int:
-        """The last position; 0 if there is none."""
+        """Returns the last position, or 0 if the feed is empty."""
         return int(self._one("SELECT coalesce(max(position), 0) AS head FROM feed")["head"])
 
     def feed(self, after: int, limit: int) -> Sequence[FedEvent]:
-        """The events after a position, in the feed's order."""
+        """Returns at most ``limit`` events after a position, in the order of the feed."""
         found = self._all(
             "SELECT feed.position, events.* FROM feed JOIN events USING (payment_id, sequence) "
             "WHERE feed.position > :after ORDER BY feed.position LIMIT :limit",
@@ -81,9 +82,10 @@ class FeedReads(Statements):
 
 
 async def listen(url: str, hear: Callable[[int], None]) -> None:
-    """Hand on every announced head until cancelled, on one connection that is made anew.
+    """Calls ``hear`` with every announced position, until it is cancelled.
 
-    What is announced while there is none goes unheard: behind every wake-up there is a poll.
+    Uses one connection, and opens another when that one breaks. Notices in between are lost, so
+    callers must poll as well.
     """
     while True:
         try:
@@ -98,6 +100,7 @@ async def listen(url: str, hear: Callable[[int], None]) -> None:
 
 
 def _connect(url: str) -> Any:
+    """Returns a connection that listens on the channel."""
     connection = psycopg2.connect(
         url,
         connect_timeout=3,
@@ -118,9 +121,10 @@ def _connect(url: str) -> Any:
 
 
 async def _until_it_breaks(connection: Any, hear: Callable[[int], None]) -> None:
+    """Passes notices on until the connection breaks."""
     loop, broken = asyncio.get_running_loop(), asyncio.Event()
-    # Kept: a connection whose backend died does not tell its descriptor any more, and one that
-    # stays registered would make the next connection deaf that gets the same number.
+    # Read now: a connection whose backend has died does not return its descriptor any more. If the
+    # descriptor stayed registered, the next connection with the same number would get no notices.
     descriptor = connection.fileno()
 
     def readable() -> None:

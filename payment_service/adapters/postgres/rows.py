@@ -1,4 +1,4 @@
-"""Rows to domain values and back."""
+"""Conversion between rows of the database and values of the domain."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from payment_service.domain.experts import Account, BusinessType, Expert
 from payment_service.domain.followed import Discrepancy
 from payment_service.domain.ledger import Posting
 from payment_service.domain.operations import Operation, OperationKind, OperationState
+from payment_service.domain.payouts import Payout, PayoutState
 from payment_service.domain.ports import Answer, Claim, InboxEvent, StoredDiscrepancy, StoredEvent
 
 PAYMENT_COLUMNS = (
@@ -39,7 +40,7 @@ PAYMENT_COLUMNS = (
     "escrow_expire_time release_due_time warn_time deadline_time payment_expire_time"
 ).split()
 
-
+#: The columns of a payment that hold an enum.
 _ENUMS: Final[Mapping[str, Callable[[str], StrEnum]]] = {
     "state": State,
     "escrow_mode": EscrowMode,
@@ -53,7 +54,7 @@ _ENUMS: Final[Mapping[str, Callable[[str], StrEnum]]] = {
 
 
 def payment_values(payment: Payment) -> dict[str, Any]:
-    """A payment as parameters, by column."""
+    """Returns a payment as bound parameters, by column name."""
     values: dict[str, Any] = {name: getattr(payment, name) for name in PAYMENT_COLUMNS}
     for name in _ENUMS:
         values[name] = values[name].value
@@ -71,6 +72,7 @@ def payment_values(payment: Payment) -> dict[str, Any]:
 
 
 def payment_of(row: RowMapping) -> Payment:
+    """Returns the payment that a row of ``payments`` holds."""
     values = {name: row[name] for name in PAYMENT_COLUMNS}
     failure = values["failure"]
     values.update(
@@ -88,7 +90,10 @@ def payment_of(row: RowMapping) -> Payment:
 
 
 def posted(owner: str) -> str:
-    """The postings under the event of a ``recorded`` CTE, of a payment or of an expert."""
+    """Returns a CTE that inserts the postings of the event in the CTE ``recorded``.
+
+    ``owner`` is the column that owns the event: ``payment_id`` or ``expert_id``.
+    """
     return f"""posted AS (
     INSERT INTO postings
         ({owner}, sequence, account, currency, minor_units, kind, balance_transaction_id, time)
@@ -96,11 +101,11 @@ def posted(owner: str) -> str:
     FROM recorded, unnest(
         CAST(:accounts AS text[]), CAST(:currencies AS text[]), CAST(:amounts AS bigint[]),
         CAST(:kinds AS text[]), CAST(:txns AS text[])) AS line
-)"""  # noqa: S608 - a name of ours
+)"""
 
 
 def posting_values(postings: Sequence[Posting]) -> dict[str, Any]:
-    """Postings as parameters, a list for each column."""
+    """Returns postings as bound parameters, one list for each column."""
     return {
         "accounts": [posting.account for posting in postings],
         "currencies": [posting.currency for posting in postings],
@@ -111,6 +116,7 @@ def posting_values(postings: Sequence[Posting]) -> dict[str, Any]:
 
 
 def operation_of(row: RowMapping) -> Operation:
+    """Returns the operation that a row of ``operations`` holds."""
     return Operation(
         operation_id=row["operation_id"],
         kind=OperationKind(row["kind"]),
@@ -134,6 +140,7 @@ def operation_of(row: RowMapping) -> Operation:
 
 
 def discrepancy_of(row: RowMapping) -> StoredDiscrepancy:
+    """Returns the discrepancy that a row of ``discrepancies`` holds."""
     return StoredDiscrepancy(
         row["discrepancy_id"],
         Discrepancy(
@@ -155,6 +162,7 @@ def discrepancy_of(row: RowMapping) -> StoredDiscrepancy:
 
 
 def expert_of(row: RowMapping) -> Expert:
+    """Returns the expert that a row of ``experts`` holds."""
     return Expert(
         expert_id=row["expert_id"],
         name=row["name"],
@@ -182,7 +190,7 @@ def expert_of(row: RowMapping) -> Expert:
 
 
 def expert_values(expert: Expert) -> dict[str, Any]:
-    """An expert as parameters, by column."""
+    """Returns an expert as bound parameters, by column name."""
     account = expert.account
     return {
         "expert_id": expert.expert_id,
@@ -216,18 +224,40 @@ DISPUTE_COLUMNS: Final = (
 
 
 def dispute_values(dispute: Dispute) -> dict[str, Any]:
-    """A dispute as parameters, by column."""
+    """Returns a dispute as bound parameters, by column name."""
     values: dict[str, Any] = {name: getattr(dispute, name) for name in DISPUTE_COLUMNS}
     return {**values, "stage": dispute.stage.value, "outcome": dispute.outcome.value}
 
 
 def dispute_of(row: RowMapping) -> Dispute:
+    """Returns the dispute that a row of ``disputes`` holds."""
     values = {name: row[name] for name in DISPUTE_COLUMNS}
     values.update(stage=Stage(values["stage"]), outcome=Outcome(values["outcome"]))
     return Dispute(**values)
 
 
+PAYOUT_COLUMNS: Final = (
+    "payout_id expert_id stripe_account_id minor_units currency state automatic arrival_time "
+    "failure_code balance_transaction_id failure_balance_transaction_id version create_time "
+    "update_time"
+).split()
+
+
+def payout_values(payout: Payout) -> dict[str, Any]:
+    """Returns a payout as bound parameters, by column name."""
+    values: dict[str, Any] = {name: getattr(payout, name) for name in PAYOUT_COLUMNS}
+    values["state"] = payout.state.value
+    return values
+
+
+def payout_of(row: RowMapping) -> Payout:
+    """Returns the payout that a row of ``payouts`` holds."""
+    values = {name: row[name] for name in PAYOUT_COLUMNS}
+    return Payout(**{**values, "state": PayoutState(values["state"])})
+
+
 def inbox_event_of(row: RowMapping) -> InboxEvent:
+    """Returns the webhook event that a row of ``inbox`` holds."""
     return InboxEvent(
         event_id=row["event_id"],
         endpoint=row["endpoint"],
@@ -248,6 +278,7 @@ def inbox_event_of(row: RowMapping) -> InboxEvent:
 
 
 def stored_event_of(row: RowMapping) -> StoredEvent:
+    """Returns the event that a row of ``events`` holds."""
     return StoredEvent(
         row["payment_id"],
         row["sequence"],
@@ -259,7 +290,7 @@ def stored_event_of(row: RowMapping) -> StoredEvent:
 
 
 def claim_of(row: RowMapping) -> Claim:
-    """A claim as found: somebody made it before."""
+    """Returns the claim that a row of ``claims`` holds: an earlier call made it."""
     answer = row["answer"]
     return Claim(
         row["claim_id"],

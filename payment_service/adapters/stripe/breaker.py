@@ -1,9 +1,9 @@
 """A circuit breaker and a bulkhead around Stripe.
 
-When Stripe does not answer, the next caller need not wait for a timeout to learn it: after some
-failures in a row calls are refused at once, and one probe a second finds out when Stripe is back.
-The bulkhead bounds the calls under way, so that waiting for a free connection never looks like a
-call whose outcome is unknown.
+When Stripe does not answer, callers should not all wait for a timeout. After ten failures in a row
+calls are refused at once, and one probe a second finds out whether Stripe is ready again. The
+bulkhead limits the number of concurrent calls, so that waiting for a free connection is never
+mistaken for a call with an unknown outcome.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ _ADMISSION_SECONDS: Final = 2.0
 
 
 class CircuitOpen(Exception):
-    """Stripe has not answered lately; nothing was sent."""
+    """Stripe is unavailable; nothing was sent."""
 
 
 class BulkheadFull(Exception):
-    """Too many calls are under way; nothing was sent."""
+    """Too many calls are running; nothing was sent."""
 
 
 class Breaker:
-    """Counts failures in a row: no answer, or an answer of 5xx. Any other answer closes it."""
+    """Counts failures in a row: no answer, or an answer of 5xx. Any other answer resets it."""
 
     def __init__(self, connections: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._places = asyncio.Semaphore(connections)
@@ -42,15 +42,15 @@ class Breaker:
 
     @property
     def is_open(self) -> bool:
-        """Whether a call would be refused now."""
+        """Returns whether a call would be refused now."""
         return self._failures >= _FAILURES_TO_OPEN and self._clock() < self._next_probe
 
     @asynccontextmanager
     async def call(self) -> AsyncIterator[None]:
-        """Admit one call. Raises :class:`CircuitOpen` or :class:`BulkheadFull`."""
+        """Admits one call. Raises :class:`CircuitOpen` or :class:`BulkheadFull`."""
         if self.is_open:
             raise CircuitOpen
-        if self._failures >= _FAILURES_TO_OPEN:  # This call is the probe; others wait for it.
+        if self._failures >= _FAILURES_TO_OPEN:  # This call is the probe; the others are refused.
             self._next_probe = self._clock() + _PROBE_SECONDS
         try:
             async with asyncio.timeout(_ADMISSION_SECONDS):
@@ -63,13 +63,13 @@ class Breaker:
             self._places.release()
 
     def answered(self) -> None:
-        """Stripe answered, whatever it said."""
+        """Records an answer of Stripe, also a refusal."""
         if self._failures >= _FAILURES_TO_OPEN:
             log.info("stripe_answers_again")
         self._failures = 0
 
     def failed(self) -> None:
-        """Stripe did not answer, or with a 5xx."""
+        """Records that Stripe did not answer, or answered with a 5xx."""
         self._failures += 1
         if self._failures == _FAILURES_TO_OPEN:
             log.error("stripe_does_not_answer", failures=self._failures)
