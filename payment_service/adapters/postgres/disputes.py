@@ -57,17 +57,15 @@ class DisputeReads(Statements):
             "payment_id = :payment_id": which.payment_id,
             "expert_id = :expert_id": which.expert_id,
             "outcome = 'OPEN'": which.open_only,
-            "(create_time, dispute_id) < (:before_time, :before_id)": which.before,
         }
         chosen = "".join(f" AND {sql}" for sql, given in conditions.items() if given)
-        before = which.before or (None, None)
-        found = self._all(
-            f"SELECT * FROM disputes WHERE true{chosen} "
-            "ORDER BY create_time DESC, dispute_id DESC LIMIT :limit",
+        found = self._page(
+            f"SELECT * FROM disputes WHERE true{chosen}",
+            ("create_time", "dispute_id"),
+            which.before,
+            limit,
+            newest_first=True,
             payment_id=which.payment_id,
             expert_id=which.expert_id,
-            before_time=before[0],
-            before_id=before[1],
-            limit=limit,
         )
         return [rows.dispute_of(row) for row in found]

@@ -75,7 +75,7 @@ class ExpertWrites(TransactionStatements):
             "requirements_due": list(account.requirements_due),
             "disabled_reason": account.disabled_reason,
             **facts,
-            "by": {"caller": cause.caller, "rpc": cause.rpc, "request_id": cause.request_id},
+            "by": rows.cause_values(cause),
         }
         self._do(
             "INSERT INTO expert_events (expert_id, sequence, kind, body, time) "

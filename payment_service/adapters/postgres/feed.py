@@ -23,6 +23,7 @@ from payment_service.adapters.postgres.statements import Statements, Transaction
 from payment_service.domain.ports import FedEvent
 
 log = structlog.get_logger(__name__)
+
 #: The NOTIFY channel on which the last position is announced.
 CHANNEL: Final = "payments_feed"
 #: The number of the advisory lock. Any constant would do.

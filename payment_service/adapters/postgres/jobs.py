@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import Final
+from typing import Any, Final
 
 from payment_service.adapters.postgres.statements import Statements, TransactionStatements
 from payment_service.domain.ports import Work
@@ -50,7 +50,31 @@ _DUE: Final = " UNION ALL ".join(
 )
 
 
-class JobWrites(TransactionStatements):
+class _Queue(Statements):
+    """The candidates of one job as a fair queue."""
+
+    def _in_turn(self, work: Work, candidates: str, limit: int, **values: Any) -> Sequence[Any]:
+        """Returns the candidates that do not pause after a turn, in the order of a queue.
+
+        ``candidates`` is a query with a ``payment_id`` and the time since when it is ``due``. A
+        payment that has had a turn is queued as if it had become due when its pause ended.
+        """
+        return self._all(
+            f"WITH found AS ({candidates}) SELECT found.* FROM found LEFT JOIN turns "
+            "ON turns.work = :work AND turns.payment_id = found.payment_id "
+            "WHERE next_time IS NULL OR next_time <= now() "
+            "ORDER BY greatest(due, next_time), found.payment_id LIMIT :limit",
+            work=work.value,
+            limit=limit,
+            **values,
+        )
+
+    def _ids_in_turn(self, work: Work, candidates: str, limit: int, **values: Any) -> list[str]:
+        """Returns the payment ids of :meth:`_in_turn`."""
+        return [row["payment_id"] for row in self._in_turn(work, candidates, limit, **values)]
+
+
+class JobWrites(_Queue, TransactionStatements):
     """Distributes the work of background jobs among replicas."""
 
     def lease_job(self, name: str, seconds: float) -> bool:
@@ -94,7 +118,7 @@ class JobWrites(TransactionStatements):
         `deadlines.deadline_due`: if it returned payments that are not due, they would stay at the
         head of the queue, and the payments behind them would never be reached.
         """
-        found = self._in_turn(
+        return self._ids_in_turn(
             Work.DEADLINES,
             f"SELECT payment_id, min(due) AS due FROM ({_DUE}) AS passed "
             "WHERE due <= now() GROUP BY payment_id",
@@ -102,10 +126,9 @@ class JobWrites(TransactionStatements):
             margin=timedelta(seconds=margin),
             again=timedelta(seconds=again),
         )
-        return [row["payment_id"] for row in found]
 
 
-class JobReads(Statements):
+class JobReads(_Queue):
     """Finds work for background jobs, outside transactions."""
 
     def payments_near_deadline(self, ahead: float, limit: int) -> Sequence[str]:
@@ -117,7 +140,7 @@ class JobReads(Statements):
             "({time} BETWEEN now() AND now() + :ahead "
             "AND (warn_time IS NULL OR warn_time < {time}))"
         )
-        found = self._in_turn(
+        return self._ids_in_turn(
             Work.WARNINGS,
             "SELECT payment_id, least(release_due_time, escrow_expire_time) - :ahead AS due "
             "FROM payments WHERE held > 0 "
@@ -126,29 +149,26 @@ class JobReads(Statements):
             limit,
             ahead=timedelta(seconds=ahead),
         )
-        return [row["payment_id"] for row in found]
 
     def payments_past_window(self, limit: int) -> Sequence[str]:
         """Returns unpaid payments past their payment window, without an open operation."""
-        found = self._in_turn(
+        return self._ids_in_turn(
             Work.PAYMENT_WINDOW,
             "SELECT payment_id, payment_expire_time AS due FROM payments "
             "WHERE state IN ('PENDING', 'FAILED') "
             "AND payment_expire_time < now() AND operation_id = ''",
             limit,
         )
-        return [row["payment_id"] for row in found]
 
     def holds_past_expiry(self, limit: int) -> Sequence[str]:
         """Returns payments whose card authorization must have expired without an event."""
-        found = self._in_turn(
+        return self._ids_in_turn(
             Work.LAPSED_HOLDS,
             "SELECT payment_id, escrow_expire_time AS due FROM payments "
             "WHERE held > 0 AND charged = 0 AND state IN ('IN_ESCROW', 'CAPTURING') "
             "AND escrow_expire_time < now()",
             limit,
         )
-        return [row["payment_id"] for row in found]
 
     def payments_waiting_for_experts(self, limit: int) -> Sequence[tuple[str, str]]:
         """Returns (payment id, operation id) of parked captures whose expert can be paid now.
@@ -177,7 +197,7 @@ class JobReads(Statements):
 
         Repeats `plans.reason_to_wait`, except for captures that can continue now.
         """
-        found = self._in_turn(
+        return self._ids_in_turn(
             Work.WAITING_REASONS,
             "SELECT payment_id, payments.update_time AS due "
             "FROM payments JOIN experts USING (expert_id) "
@@ -192,7 +212,6 @@ class JobReads(Statements):
             "THEN 'EXPERT_RESTRICTED' ELSE 'EXPERT_PENDING_VERIFICATION' END",
             limit,
         )
-        return [row["payment_id"] for row in found]
 
     def payments_with_unsettled_losses(self, limit: int) -> Sequence[str]:
         """Returns payments with a lost dispute that is not booked completely and can be booked now.
@@ -201,7 +220,7 @@ class JobReads(Statements):
         operation that can have no effect (`Operation.is_without_effect`) is abandoned for it, but
         never a reversal: the client already has the money that the reversal takes from the expert.
         """
-        found = self._in_turn(
+        return self._ids_in_turn(
             Work.LOST_DISPUTES,
             "SELECT DISTINCT payment_id, payments.update_time AS due "
             "FROM disputes JOIN payments USING (payment_id) "
@@ -213,15 +232,13 @@ class JobReads(Statements):
             "AND (unsure_until IS NULL OR unsure_until <= now())))",
             limit,
         )
-        return [row["payment_id"] for row in found]
 
     def payments_unsure(self, limit: int) -> Sequence[str]:
         """Returns payments whose parked operation is visible at Stripe by now or has no effect."""
-        found = self._in_turn(
+        return self._ids_in_turn(
             Work.UNSURE,
             "SELECT payment_id, unsure_until AS due FROM operations "
             "WHERE state = 'PARKED' AND payment_id IS NOT NULL AND dispute_id IS NULL "
             "AND unsure_until <= now()",
             limit,
         )
-        return [row["payment_id"] for row in found]

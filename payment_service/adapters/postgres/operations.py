@@ -207,13 +207,11 @@ class OperationReads(Statements):
     ) -> Sequence[Operation]:
         """Returns one page, oldest first. Without a state, the page has all open operations."""
         which = "state = :state" if state else "state IN ('STARTED', 'UNKNOWN', 'PARKED')"
-        keyset = " AND (create_time, operation_id) > (:time, :id)" if after else ""
-        found = self._all(
-            f"SELECT * FROM operations WHERE {which}{keyset} "
-            "ORDER BY create_time, operation_id LIMIT :limit",
+        found = self._page(
+            f"SELECT * FROM operations WHERE {which}",
+            ("create_time", "operation_id"),
+            after,
+            limit,
             state=state and state.value,
-            time=after and after[0],
-            id=after and after[1],
-            limit=limit,
         )
         return [rows.operation_of(row) for row in found]

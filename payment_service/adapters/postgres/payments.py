@@ -214,14 +214,12 @@ class PaymentReads(Statements):
         self, since: datetime, after: tuple[datetime, str] | None, limit: int
     ) -> Sequence[Payment]:
         """Returns one page of the payments with an intent that changed since then, oldest first."""
-        keyset = "AND (update_time, payment_id) > (:time, :id) " if after else ""
-        found = self._all(
-            "SELECT * FROM payments WHERE update_time >= :since AND payment_intent_id IS NOT NULL "
-            f"{keyset}ORDER BY update_time, payment_id LIMIT :limit",
+        found = self._page(
+            "SELECT * FROM payments WHERE update_time >= :since AND payment_intent_id IS NOT NULL",
+            ("update_time", "payment_id"),
+            after,
+            limit,
             since=since,
-            time=after and after[0],
-            id=after and after[1],
-            limit=limit,
         )
         return [rows.payment_of(row) for row in found]
 

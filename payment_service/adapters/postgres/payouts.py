@@ -13,6 +13,7 @@ from typing import Final
 
 from payment_service.adapters.postgres.rows import (
     PAYOUT_COLUMNS,
+    cause_values,
     payout_of,
     payout_values,
     posted,
@@ -96,7 +97,6 @@ class PayoutWrites(TransactionStatements):
         The caller has locked the expert in this transaction. Raises :class:`Busy`
         (CONCURRENT_CHANGE) if the expert has another version than the caller read.
         """
-        by = {"caller": cause.caller, "rpc": cause.rpc, "request_id": cause.request_id}
         self._post(
             _POST,
             expert,
@@ -104,7 +104,7 @@ class PayoutWrites(TransactionStatements):
             expert_id=expert.expert_id,
             update_time=now,
             kind=kind,
-            body=json.dumps({**facts, "by": by}, sort_keys=True),
+            body=json.dumps({**facts, "by": cause_values(cause)}, sort_keys=True),
         )
 
     def _post(
@@ -145,15 +145,14 @@ class PayoutReads(Statements):
         Without states, the page has payouts in every state.
         """
         which = " AND state = ANY(:states)" if states else ""
-        keyset = " AND (create_time, payout_id) < (:time, :id)" if before else ""
-        found = self._all(
-            f"SELECT * FROM payouts WHERE expert_id = :expert_id{which}{keyset} "
-            "ORDER BY create_time DESC, payout_id DESC LIMIT :limit",
+        found = self._page(
+            f"SELECT * FROM payouts WHERE expert_id = :expert_id{which}",
+            ("create_time", "payout_id"),
+            before,
+            limit,
+            newest_first=True,
             expert_id=expert_id,
             states=[state.value for state in states],
-            time=before and before[0],
-            id=before and before[1],
-            limit=limit,
         )
         return [payout_of(row) for row in found]
 
@@ -178,6 +177,6 @@ def payout_event_body(change: PayoutChange, cause: Cause) -> str:
             ]
             for posting in change.postings
         ],
-        "by": {"caller": cause.caller, "rpc": cause.rpc, "request_id": cause.request_id},
+        "by": cause_values(cause),
     }
     return json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=False)

@@ -28,7 +28,14 @@ from payment_service.domain.followed import Discrepancy
 from payment_service.domain.ledger import Posting
 from payment_service.domain.operations import Operation, OperationKind, OperationState
 from payment_service.domain.payouts import Payout, PayoutState
-from payment_service.domain.ports import Answer, Claim, InboxEvent, StoredDiscrepancy, StoredEvent
+from payment_service.domain.ports import (
+    Answer,
+    Cause,
+    Claim,
+    InboxEvent,
+    StoredDiscrepancy,
+    StoredEvent,
+)
 
 PAYMENT_COLUMNS = (
     "payment_id client_id expert_id gig_id description state escrow_mode charge_model mode_reason "
@@ -113,6 +120,11 @@ def posting_values(postings: Sequence[Posting]) -> dict[str, Any]:
         "kinds": [posting.kind for posting in postings],
         "txns": [posting.balance_transaction_id for posting in postings],
     }
+
+
+def cause_values(cause: Cause) -> dict[str, str]:
+    """Returns who or what caused a change, as the bodies of experts' events contain it."""
+    return {"caller": cause.caller, "rpc": cause.rpc, "request_id": cause.request_id}
 
 
 def operation_of(row: RowMapping) -> Operation:

@@ -11,7 +11,6 @@ from typing import Any
 from sqlalchemy import Connection, TextClause, text
 
 from payment_service.adapters.postgres.clock import own_clock
-from payment_service.domain.ports import Work
 
 
 @lru_cache(maxsize=512)
@@ -42,18 +41,28 @@ class Statements:
         """Returns the only row. Raises if there is none or there are several."""
         return self.connection.execute(statement(sql), values).mappings().one()
 
-    def _in_turn(self, work: Work, candidates: str, limit: int, **values: Any) -> Sequence[Any]:
-        """Returns the candidates that are not pausing after a turn, in the order of a queue.
+    def _page(
+        self,
+        rows: str,
+        keys: tuple[str, str],
+        after: tuple[Any, Any] | None,
+        limit: int,
+        *,
+        newest_first: bool = False,
+        **values: Any,
+    ) -> Sequence[Any]:
+        """Returns one page of rows, ordered by two columns.
 
-        ``candidates`` is a query with a ``payment_id`` and the time since when it is ``due``. A
-        payment that has had a turn is queued as if it had become due when its pause ended.
+        ``rows`` is a query that ends in a condition. ``after`` has the two values of the last row
+        of the page before, or is None for the first page.
         """
+        first, second = keys
+        beyond, order = ("<", " DESC") if newest_first else (">", "")
+        keyset = f" AND ({first}, {second}) {beyond} (:after_first, :after_second)" if after else ""
         return self._all(
-            f"WITH found AS ({candidates}) SELECT found.* FROM found LEFT JOIN turns "
-            "ON turns.work = :work AND turns.payment_id = found.payment_id "
-            "WHERE next_time IS NULL OR next_time <= now() "
-            "ORDER BY greatest(due, next_time), found.payment_id LIMIT :limit",
-            work=work.value,
+            f"{rows}{keyset} ORDER BY {first}{order}, {second}{order} LIMIT :limit",
+            after_first=after and after[0],
+            after_second=after and after[1],
             limit=limit,
             **values,
         )

@@ -94,14 +94,12 @@ class WebhookReads(Statements):
     ) -> Sequence[InboxEvent]:
         """Returns one page, oldest first; without a state, of all waiting and parked events."""
         which = "state = :state" if state else "state IN ('WAITING', 'PARKED')"
-        keyset = " AND (receive_time, event_id) > (:time, :id)" if after else ""
-        found = self._all(
-            f"SELECT * FROM inbox WHERE {which}{keyset} "
-            "ORDER BY receive_time, event_id LIMIT :limit",
+        found = self._page(
+            f"SELECT * FROM inbox WHERE {which}",
+            ("receive_time", "event_id"),
+            after,
+            limit,
             state=state,
-            time=after and after[0],
-            id=after and after[1],
-            limit=limit,
         )
         return [rows.inbox_event_of(row) for row in found]
 

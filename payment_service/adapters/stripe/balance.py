@@ -76,7 +76,7 @@ class Balance(StripeResource):
             "expand": ["data.source"],
         }
         options: RequestOptions = {"stripe_account": stripe_account_id} if stripe_account_id else {}
-        found: list[stripe.BalanceTransaction] | None = await self._unless_cut_off(
+        found: list[stripe.BalanceTransaction] | None = await self._unless_revoked(
             self._calls.read_all(
                 lambda: self._client.v1.balance_transactions.list_async(params, options)
             )

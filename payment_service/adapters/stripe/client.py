@@ -80,7 +80,7 @@ class Calls:
             return Unknown("unreadable")
 
     async def read(self, make: Callable[[], Awaitable[T]]) -> T | None:
-        """Makes a call without an effect, with retries. Returns None if Stripe answers 404.
+        """Makes a call that is safe to repeat, with retries. Returns None if Stripe answers 404.
 
         Raises :class:`Precondition` if Stripe refuses the call, :class:`Exhausted` if the rate
         limit is reached, and :class:`Unavailable` if Stripe does not answer or refuses our
@@ -108,22 +108,12 @@ class Calls:
                 await asyncio.sleep(0.1 * 3 ** (tried - 1))
         raise AssertionError("the loop returns or raises")
 
-    async def read_all(
-        self,
-        make: Callable[[], Awaitable[Any]],
-        until: Callable[[Any], bool] = lambda item: False,
-    ) -> list[Any]:
-        """Returns the items of a list, newest first, before the first that satisfies ``until``.
-
-        Raises as :meth:`read` does.
-        """
+    async def read_all(self, make: Callable[[], Awaitable[Any]]) -> list[Any]:
+        """Returns the items of all pages of a list, newest first. Raises as :meth:`read` does."""
         page: Any = await self.read(make)
         found: list[Any] = []
         while page is not None:
-            for item in page.data:
-                if until(item):
-                    return found
-                found.append(item)
+            found += page.data
             if not page.has_more:
                 break
             page = await self.read(page.next_page_async)
@@ -159,9 +149,9 @@ class StripeResource:
 
     async def _read_of_account(self, make: Callable[[], Awaitable[T]]) -> T | None:
         """Makes a read of a connected account. Returns None if the account revoked our access."""
-        return await self._unless_cut_off(self._calls.read(make))
+        return await self._unless_revoked(self._calls.read(make))
 
-    async def _unless_cut_off(self, read: Awaitable[T]) -> T | None:
+    async def _unless_revoked(self, read: Awaitable[T]) -> T | None:
         """Returns the result of a read, or None if the account has revoked our access.
 
         Stripe then answers 403 with the code ``account_invalid``.

@@ -13,6 +13,7 @@ from payment_service.domain.envelope import OddEvent, envelope_of
 from payment_service.domain.ports import InboxEvent
 
 log = structlog.get_logger(__name__)
+
 #: Ten pages for one call, well within Stripe's limit of reads.
 _EVENTS_AT_ONCE: Final = 1000
 

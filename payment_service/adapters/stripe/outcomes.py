@@ -69,7 +69,7 @@ def misconfigured(code: str, request_id: str = "") -> Unavailable:
     """Returns the error of a call that Stripe refused because of this service's own mistake."""
     return Unavailable(
         "PROCESSOR_MISCONFIGURED",
-        "Stripe refuses this service's own credentials or requests; an operator is told",
+        "Stripe refuses this service's own credentials or requests; an operator is alerted",
         {"stripe_code": code, "stripe_request_id": request_id},
     )
 
