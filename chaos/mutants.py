@@ -51,7 +51,7 @@ class Stale(RuntimeError):
 
 
 _CARRY_OUT = "payment_service/application/carry_out.py"
-_REPOSITORIES = "payment_service/adapters/repositories.py"
+_POSTGRES = "payment_service/adapters/postgres"
 _SETTLE = "payment_service/application/settle.py"
 _INGEST = "payment_service/application/ingest_event.py"
 _BACKGROUND = "payment_service/application/background.py"
@@ -66,7 +66,7 @@ MUTANTS = (
         "no row lock",
         (
             Edit(
-                _REPOSITORIES,
+                f"{_POSTGRES}/payments.py",
                 '"SELECT * FROM payments WHERE payment_id = :payment_id FOR UPDATE"',
                 '"SELECT * FROM payments WHERE payment_id = :payment_id"',
             ),
@@ -87,7 +87,7 @@ MUTANTS = (
         "timeout is a no",
         (
             Edit(
-                "payment_service/adapters/stripe_calls.py",
+                "payment_service/adapters/stripe/outcomes.py",
                 'else Unknown("connection")',
                 'else Refused("timeout", "", "")',
             ),
@@ -97,7 +97,7 @@ MUTANTS = (
         "no dedupe in the inbox",
         (
             Edit(
-                _REPOSITORIES,
+                f"{_POSTGRES}/webhooks.py",
                 "\"CASE WHEN :state = 'WAITING' THEN now() END) ON CONFLICT DO NOTHING\"",
                 "\"CASE WHEN :state = 'WAITING' THEN now() END)\"",
             ),
@@ -113,7 +113,7 @@ MUTANTS = (
         "swallowed constraint error",
         (
             Edit(
-                "payment_service/adapters/database.py",
+                f"{_POSTGRES}/engine.py",
                 'event.listen(engine, "commit", _refuse_swallowed_error)',
                 'event.listen(engine, "commit", lambda connection: None)',
             ),
@@ -171,7 +171,7 @@ MUTANTS = (
         "key without fingerprint",
         (
             Edit(
-                _REPOSITORIES,
+                f"{_POSTGRES}/claims.py",
                 'if digests.get(name) != row["fields"].get(name):',
                 "if not name:",
             ),
@@ -197,7 +197,7 @@ MUTANTS = (
                 "return True",
             ),
             Edit(
-                _REPOSITORIES,
+                f"{_POSTGRES}/operations.py",
                 '"WHERE operation_id = :id AND lease_token = :token "\n'
                 "            \"AND state IN ('STARTED', 'UNKNOWN', 'PARKED')\"",
                 "\"WHERE operation_id = :id AND :token <> ''\"",
@@ -286,7 +286,7 @@ MUTANTS = (
         "commit that is not waited for",
         (
             Edit(
-                "payment_service/adapters/database.py",
+                f"{_POSTGRES}/engine.py",
                 '"-c statement_timeout=5s -c lock_timeout=2s "',
                 '"-c statement_timeout=5s -c lock_timeout=2s -c synchronous_commit=off "',
             ),
@@ -358,7 +358,7 @@ MUTANTS = (
         "milestones judged without a lock",
         (
             Edit(
-                _REPOSITORIES,
+                f"{_POSTGRES}/payments.py",
                 '"SELECT * FROM payments WHERE payment_id = :payment_id FOR UPDATE"',
                 '"SELECT * FROM payments WHERE payment_id = :payment_id"',
             ),
@@ -367,12 +367,18 @@ MUTANTS = (
     ),
     Mutant(
         "debt kept back by two captures",
-        (Edit(_REPOSITORIES, 'AND netting > 0) "', 'AND netting < 0) "'),),
+        (Edit(f"{_POSTGRES}/debts.py", 'AND netting > 0) "', 'AND netting < 0) "'),),
         "test_a_debt_is_kept_back_once",
     ),
     Mutant(
         "debt kept back and reversed",
-        (Edit(_REPOSITORIES, "WHERE kind = 'reverse_transfer' ", "WHERE kind = 'nothing' "),),
+        (
+            Edit(
+                f"{_POSTGRES}/debts.py",
+                "WHERE kind = 'reverse_transfer' ",
+                "WHERE kind = 'nothing' ",
+            ),
+        ),
         "test_what_is_being_reversed_is_not_kept_back",
     ),
     Mutant(
@@ -390,7 +396,7 @@ MUTANTS = (
         "feed that reads on from the last id",
         (
             Edit(
-                "payment_service/adapters/feed.py",
+                f"{_POSTGRES}/feed.py",
                 "SELECT pending_id FROM feed_pending ORDER BY pending_id LIMIT :limit)",
                 "SELECT pending_id FROM feed_pending WHERE pending_id > (SELECT count(*) FROM feed)"
                 " ORDER BY pending_id LIMIT :limit)",

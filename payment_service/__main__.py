@@ -9,7 +9,7 @@ from typing import NoReturn
 import typer
 from sqlalchemy.exc import SQLAlchemyError
 
-from payment_service.adapters.database import make_engine, sqlstate
+from payment_service.adapters.postgres.engine import make_engine, sqlstate
 from payment_service.config import Settings, WrongSettings, load_settings
 from payment_service.logs import configure_logs
 from payment_service.server import CannotListen
@@ -35,7 +35,7 @@ def serve() -> None:
 def migrate() -> None:
     """Bring the database to the schema that this code expects."""
     # Alembic takes a quarter of a second to import, which `serve` has no use for.
-    from payment_service.adapters.migrate import migrate as apply  # noqa: PLC0415
+    from payment_service.adapters.postgres.migrate import migrate as apply  # noqa: PLC0415
 
     settings = _settings()
     try:

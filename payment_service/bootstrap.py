@@ -26,9 +26,9 @@ from marketplace.payments.v1 import (
     webhooks_pb2,
     webhooks_pb2_grpc,
 )
-from payment_service.adapters.database import SqlDatabase
-from payment_service.adapters.repositories import SqlTransaction
-from payment_service.adapters.stripe_api import StripeApi
+from payment_service.adapters.postgres.engine import SqlDatabase
+from payment_service.adapters.postgres.transaction import SqlTransaction
+from payment_service.adapters.stripe.api import StripeApi
 from payment_service.application.core import Core
 from payment_service.application.feed import Feed
 from payment_service.application.ingest_event import WebhookSecrets

@@ -1,1 +1,1 @@
-"""Alembic migrations, applied by ``python -m payment_service migrate``."""
+"""The schema of the database, applied by ``python -m payment_service migrate`` (Alembic)."""

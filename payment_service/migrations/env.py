@@ -1,4 +1,4 @@
-"""Alembic's entry: run the migrations on the connection that the caller hands over."""
+"""Alembic's entry point: runs the migrations on the connection that `migrate` passes in."""
 
 from alembic import context
 

@@ -20,8 +20,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from gateway.app import running
 from gateway.settings import Settings
 from marketplace.payments.v1 import payments_pb2
-from payment_service.adapters.database import SqlDatabase, SwallowedError
-from payment_service.adapters.repositories import SqlTransaction
+from payment_service.adapters.postgres.engine import SqlDatabase, SwallowedError
+from payment_service.adapters.postgres.transaction import SqlTransaction
 from payment_service.application.act_on_deadlines import act_on_deadlines
 from payment_service.application.capture_payment import CapturePayment, Part, begin_capture
 from payment_service.application.carry_out import carry_out

@@ -16,8 +16,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from sqlalchemy.exc import IntegrityError
 
 from marketplace.payments.v1 import events_pb2, payments_pb2
-from payment_service.adapters.database import SqlDatabase, SwallowedError
-from payment_service.adapters.repositories import SqlTransaction
+from payment_service.adapters.postgres.engine import SqlDatabase, SwallowedError
+from payment_service.adapters.postgres.transaction import SqlTransaction
 from tests.integration.books import check_books
 from tests.integration.conftest import StartWorld
 from tests.integration.world import (

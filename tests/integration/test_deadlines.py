@@ -13,10 +13,10 @@ from sqlalchemy import text
 
 from dev.postgres import EmbeddedPostgres
 from marketplace.payments.v1 import payments_pb2
-from payment_service.adapters import rows
-from payment_service.adapters.database import make_engine
-from payment_service.adapters.reads import SqlReader
-from payment_service.adapters.repositories import SqlTransaction
+from payment_service.adapters.postgres import rows
+from payment_service.adapters.postgres.engine import make_engine
+from payment_service.adapters.postgres.reader import SqlReader
+from payment_service.adapters.postgres.transaction import SqlTransaction
 from payment_service.application import act_on_deadlines
 from payment_service.application.in_turn import take_turn
 from payment_service.domain.deadlines import deadline_due, deadline_near

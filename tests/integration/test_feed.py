@@ -16,7 +16,7 @@ from grpc import aio
 from marketplace.payments.channel import connect
 from marketplace.payments.events import watch
 from marketplace.payments.v1 import events_pb2
-from payment_service.adapters import feed as feed_sql
+from payment_service.adapters.postgres import feed as feed_sql
 from payment_service.application import background, watch_events
 from payment_service.domain.ports import Mark
 from payment_service.rpc import events as servicer

@@ -19,8 +19,8 @@ import aiohttp
 import psycopg2
 from google.rpc import error_details_pb2, status_pb2
 
-from payment_service.adapters import stripe_calls
-from payment_service.adapters.database import SqlDatabase
+from payment_service.adapters.postgres.engine import SqlDatabase
+from payment_service.adapters.stripe import client as stripe_client
 from payment_service.application import carry_out
 from payment_service.application.act_on_deadlines import act_on_deadlines
 from payment_service.application.apply_inbox import apply_waiting
@@ -117,7 +117,7 @@ class Lab:
             policy=replace(self.wired.core.policy, claim_wait=0.05),
         )
         impatient = SimpleNamespace(sleep=lambda seconds: asyncio.sleep(0))
-        for module in (carry_out, stripe_calls):  # Pauses are for a Stripe that needs time.
+        for module in (carry_out, stripe_client):  # Pauses are for a Stripe that needs time.
             setattr(module, "asyncio", impatient)  # noqa: B010 - replaced for a test
 
     def close(self) -> None:
@@ -128,7 +128,7 @@ class Lab:
             self.database.close()
             self.wired.database.close()
 
-        for module in (carry_out, stripe_calls):
+        for module in (carry_out, stripe_client):
             setattr(module, "asyncio", asyncio)  # noqa: B010 - as it was
         self.runner.run(close())
         self.runner.close()

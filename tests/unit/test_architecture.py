@@ -67,19 +67,15 @@ LAYERS = [
     ),
     Layer(
         "stripe",
-        {
-            "payment_service.adapters.stripe_api",
-            "payment_service.adapters.stripe_calls",
-            "payment_service.adapters.stripe_views",
-        },
-        "only what speaks with Stripe knows the stripe package",
-        ours={"payment_service.adapters", "payment_service.domain"},
+        {"payment_service.adapters.stripe"},
+        "only the package that calls Stripe imports stripe, and it knows no database",
+        ours={"payment_service.domain"},
         others={"stripe", "aiohttp", "structlog", "prometheus_client"},
     ),
     Layer(
-        "adapters",
+        "postgres",
         {"payment_service.adapters"},
-        "they serve the domain's ports, and know neither use cases nor the contract",
+        "it serves the domain's database port, and knows neither use cases nor the contract",
         ours={"payment_service.domain"},
         others={"sqlalchemy", "psycopg2", "alembic", "structlog", "prometheus_client"},
     ),
@@ -110,7 +106,8 @@ LAYERS = [
         "a command wires what it needs itself only where it serves nothing, as migrate does",
         ours={
             *("payment_service.server", "payment_service.config", "payment_service.logs"),
-            *("payment_service.adapters.database", "payment_service.adapters.migrate"),
+            "payment_service.adapters.postgres.engine",
+            "payment_service.adapters.postgres.migrate",
             "payment_service.bootstrap",
         },
         others={"sqlalchemy", "structlog", "typer", "rich"},
@@ -177,9 +174,6 @@ LONG_FILES = {
     "payment_service/domain/ledger.py": "every posting rule beside the others, each a few lines",
     "payment_service/domain/ports.py": "every port, beside the values that it carries",
     "payment_service/application/carry_out.py": "the way of an operation, and all that may stop it",
-    "payment_service/adapters/reads.py": "every statement that only reads, each a few lines",
-    "payment_service/adapters/stripe_api.py": "all that is ever asked of Stripe, in one file",
-    "payment_service/adapters/repositories.py": "every statement that writes, beside the one door",
     "payment_service/rpc/convert.py": "every message of the contract against the domain's values",
     "stripe_simulator/api.py": "all that every request passes, in Stripe's own order",
     "stripe_simulator/disputes.py": "one of Stripe's resources a file, as in its reference",
@@ -285,7 +279,7 @@ def test_layer_imports_only_what_it_may(layer: Layer) -> None:
     assert not wrong, f"{layer.name}: {layer.why}. Yet:\n" + "\n".join(wrong)
 
 
-def test_stripe_runs_in_two_files_of_the_service() -> None:
+def test_only_the_stripe_adapter_imports_stripe() -> None:
     importers = {
         found.importer
         for found in all_imports()
@@ -293,10 +287,8 @@ def test_stripe_runs_in_two_files_of_the_service() -> None:
         and not found.typing_only
         and not within(found.importer, {"dev"})
     }
-    assert importers <= {
-        "payment_service.adapters.stripe_api",
-        "payment_service.adapters.stripe_calls",
-    }
+    assert all(within(importer, {"payment_service.adapters.stripe"}) for importer in importers)
+    assert "payment_service.adapters.stripe.views" not in importers, "conversion needs only types"
 
 
 def test_long_files_have_a_reason() -> None:
@@ -318,15 +310,17 @@ def test_long_files_have_a_reason() -> None:
         ("payment_service.domain.escrow", "asyncio", False),
         ("payment_service.domain.escrow", "structlog", False),
         ("payment_service.application.recover", "payment_service.domain.ports", True),
-        ("payment_service.application.recover", "payment_service.adapters.database", False),
+        ("payment_service.application.recover", "payment_service.adapters.postgres.engine", False),
         ("payment_service.application.recover", "grpc", False),
         ("payment_service.rpc.payments", "marketplace.payments.v1.payments_pb2", True),
-        ("payment_service.rpc.payments", "payment_service.adapters.database", False),
-        ("payment_service.adapters.stripe_api", "stripe", True),
-        ("payment_service.adapters.database", "stripe", False),
-        ("payment_service.adapters.database", "payment_service.application.recover", False),
-        ("payment_service.bootstrap", "payment_service.adapters.database", True),
-        ("payment_service.server", "payment_service.adapters.database", False),
+        ("payment_service.rpc.payments", "payment_service.adapters.postgres.engine", False),
+        ("payment_service.adapters.stripe.client", "stripe", True),
+        ("payment_service.adapters.postgres.engine", "stripe", False),
+        ("payment_service.adapters.stripe.api", "payment_service.adapters.postgres.engine", False),
+        ("payment_service.adapters.postgres.engine", "payment_service.adapters.stripe.api", False),
+        ("payment_service.adapters.postgres.engine", "payment_service.application.recover", False),
+        ("payment_service.bootstrap", "payment_service.adapters.postgres.engine", True),
+        ("payment_service.server", "payment_service.adapters.postgres.engine", False),
         ("gateway.app", "marketplace.payments.channel", True),
         ("gateway.app", "payment_service.domain.money", False),
         ("stripe_simulator.server", "stripe", False),

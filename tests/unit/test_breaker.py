@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from payment_service.adapters.breaker import Breaker, BulkheadFull, CircuitOpen
+from payment_service.adapters.stripe.breaker import Breaker, BulkheadFull, CircuitOpen
 
 
 class Clock:
@@ -70,7 +70,7 @@ async def test_one_probe_a_second_finds_out(breaker: Breaker, clock: Clock) -> N
 async def test_more_calls_than_places_are_refused_unsent(
     breaker: Breaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("payment_service.adapters.breaker._ADMISSION_SECONDS", 0.02)
+    monkeypatch.setattr("payment_service.adapters.stripe.breaker._ADMISSION_SECONDS", 0.02)
     released = asyncio.Event()
 
     async def long() -> None:

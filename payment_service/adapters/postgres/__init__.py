@@ -1,0 +1,1 @@
+"""PostgreSQL behind the domain's database port: one module for each aggregate's tables."""

@@ -1,0 +1,82 @@
+"""Callers' idempotency keys: who used a key, for which request, and the stored answer."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+
+from payment_service.adapters.postgres import rows
+from payment_service.adapters.postgres.statements import Statements, TransactionStatements
+from payment_service.domain.errors import key_reused
+from payment_service.domain.ports import Answer, Cause, Claim
+
+
+class ClaimWrites(TransactionStatements):
+    """Takes keys and stores answers."""
+
+    def claim(self, cause: Cause, key: str, fields: Mapping[str, str]) -> Claim:
+        """Takes the caller's key, or returns the claim that has it already (``fresh`` is False).
+
+        Raises :class:`Conflict` if the key was used with other content. Only a digest of each field
+        is stored. A second caller waits here until the transaction of the first one has ended (the
+        unique index blocks it), and not longer.
+        """
+        digests = {
+            name: hashlib.sha256(value.encode()).hexdigest()[:32] for name, value in fields.items()
+        }
+        values = {"caller": cause.caller, "rpc": cause.rpc, "key": key}
+        made = self._maybe(
+            "INSERT INTO claims (claim_id, caller, rpc, key, fields, create_time) "
+            "VALUES (:claim_id, :caller, :rpc, :key, :fields, now()) "
+            "ON CONFLICT ON CONSTRAINT a_key_is_used_once DO NOTHING RETURNING claim_id",
+            claim_id=self.new_id("clm"),
+            fields=json.dumps(digests),
+            **values,
+        )
+        if made is not None:
+            return Claim(made["claim_id"], cause.rpc, fresh=True)
+        row = self._one(
+            "SELECT * FROM claims WHERE caller = :caller AND rpc = :rpc AND key = :key", **values
+        )
+        for name in sorted(digests.keys() | row["fields"].keys()):
+            if digests.get(name) != row["fields"].get(name):
+                raise key_reused(key, name)
+        return rows.claim_of(row)
+
+    def bind_claim(self, claim_id: str, payment_id: str, operation_id: str) -> None:
+        """Stores which payment and operation a claim led to."""
+        self._do(
+            "UPDATE claims SET payment_id = :payment_id, operation_id = :operation_id "
+            "WHERE claim_id = :claim_id",
+            claim_id=claim_id,
+            payment_id=payment_id or None,
+            operation_id=operation_id,
+        )
+
+    def settle_claim(self, claim_id: str, answer: Answer) -> None:
+        """Stores the answer, once.
+
+        A claim that already has an answer keeps it: a caller always gets the same answer again.
+        """
+        self._do(
+            "UPDATE claims SET ok = :ok, answer = :answer, settle_time = now() "
+            "WHERE claim_id = :claim_id AND answer IS NULL",
+            claim_id=claim_id,
+            ok=answer.ok,
+            answer=answer.body,
+        )
+
+    def claim_rpc(self, claim_id: str) -> str:
+        """Returns the name of the RPC that took the claim."""
+        row = self._one("SELECT rpc FROM claims WHERE claim_id = :claim_id", claim_id=claim_id)
+        return str(row["rpc"])
+
+
+class ClaimReads(Statements):
+    """Reads claims outside transactions."""
+
+    def claim(self, claim_id: str) -> Claim | None:
+        """Returns the claim with its answer, if it has one, or None."""
+        row = self._maybe("SELECT * FROM claims WHERE claim_id = :id", id=claim_id)
+        return row and rows.claim_of(row)

@@ -1,0 +1,83 @@
+"""Experts' debts, derived from the postings: nothing here is stored twice.
+
+An expert owes money when a refund or a lost dispute could not be taken back from them. Later
+captures keep it back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from payment_service.adapters.postgres.statements import Statements, TransactionStatements
+from payment_service.domain.escrow import Payment
+from payment_service.domain.ledger import expert_debt, expert_funds
+
+#: The sum, in minor units, that open reversals will still change: the present leg, the further legs
+#: (``legs``), and the debt that is recorded only when they have all ended (``owed_then``).
+_BEING_REVERSED: Final = (
+    "SELECT coalesce(sum(operations.minor_units + coalesce((params->>'owed_then')::bigint, 0) "
+    "+ (SELECT coalesce(sum((leg->>'minor_units')::bigint), 0) "
+    "FROM jsonb_array_elements(coalesce(params->'legs', '[]')) AS leg)), 0) "
+    "FROM operations JOIN payments USING (payment_id) WHERE kind = 'reverse_transfer' "
+    "AND operations.state IN ('STARTED', 'UNKNOWN', 'PARKED')"
+)
+
+
+class DebtWrites(TransactionStatements):
+    """Reads debts inside a transaction, under the expert's lock."""
+
+    def expert_debt(self, expert_id: str, currency: str) -> int:
+        """Returns the debt that no open operation collects yet, in minor units, at least 0.
+
+        An open capture may be keeping a part back. An open reversal may be taking a part back: its
+        further legs, and the debt that follows them, count only when it has ended. Locks the expert
+        until the transaction ends, so that two captures cannot keep back the same debt.
+        """
+        self._maybe("SELECT FROM experts WHERE expert_id = :id FOR UPDATE", id=expert_id)
+        row = self._one(
+            "SELECT (SELECT coalesce(sum(minor_units), 0) FROM postings "
+            "WHERE account = 'expert_debt:' || :id AND currency = :currency) "
+            "- (SELECT coalesce(sum(netting), 0) FROM payments "
+            "WHERE expert_id = :id AND currency = :currency AND netting > 0) "
+            f"- ({_BEING_REVERSED} AND payments.expert_id = :id AND currency = :currency) AS debt",
+            id=expert_id,
+            currency=currency,
+        )
+        return max(int(row["debt"]), 0)
+
+    def debt_of(self, payment: Payment) -> int:
+        """Returns the part of :meth:`expert_debt` that this payment caused, in minor units.
+
+        Amounts that captures kept back or operators wrote off do not belong to one payment. The
+        result is therefore never more than the expert's whole debt. Locks the expert.
+        """
+        whole = self.expert_debt(payment.expert_id, payment.currency)
+        row = self._one(
+            "SELECT (SELECT coalesce(sum(minor_units), 0) FROM postings WHERE payment_id = :id "
+            "AND account = :account AND kind <> 'debt_netted') "
+            f"- ({_BEING_REVERSED} AND payment_id = :id) AS debt",
+            id=payment.payment_id,
+            account=expert_debt(payment.expert_id),
+        )
+        return min(max(int(row["debt"]), 0), whole)
+
+
+class DebtReads(Statements):
+    """Reads what an expert is owed and owes outside transactions."""
+
+    def expert_balances(self, expert_id: str) -> Sequence[tuple[str, int, int]]:
+        """Returns (currency, funds, debt) for each currency, in minor units.
+
+        Funds are what the platform owes to the expert, debt is what the expert owes. Both are
+        positive when they exist.
+        """
+        found = self._all(
+            "SELECT currency, "
+            "-coalesce(sum(minor_units) FILTER (WHERE account = :funds), 0)::bigint AS funds, "
+            "coalesce(sum(minor_units) FILTER (WHERE account = :debt), 0)::bigint AS debt "
+            "FROM postings WHERE account IN (:funds, :debt) GROUP BY currency ORDER BY currency",
+            funds=expert_funds(expert_id),
+            debt=expert_debt(expert_id),
+        )
+        return [(row["currency"], row["funds"], row["debt"]) for row in found]

@@ -1,0 +1,110 @@
+"""Discrepancies: differences between Stripe and our books, kept until they end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Final
+
+from payment_service.adapters.postgres import rows
+from payment_service.adapters.postgres.statements import Statements, TransactionStatements
+from payment_service.domain.followed import Discrepancy
+from payment_service.domain.ports import StoredDiscrepancy
+
+#: True if an operator has resolved the stored discrepancy, and it is reported again unchanged.
+_DECIDED: Final = (
+    "discrepancies.resolved_by <> '' AND NOT :stands "
+    "AND discrepancies.found IS NOT DISTINCT FROM excluded.found"
+)
+
+
+class DiscrepancyWrites(TransactionStatements):
+    """Reports and resolves discrepancies."""
+
+    def report(self, discrepancy: Discrepancy) -> None:
+        """Stores a discrepancy once, however often it is reported. A resolved one is opened again.
+
+        A discrepancy that an operator resolved stays resolved, except in two cases: the amount has
+        changed, or the discrepancy describes a state that still holds (``stands``).
+        """
+        self._do(
+            "INSERT INTO discrepancies (payment_id, kind, detail, time, last_seen_time, expected, "
+            "found, currency, cure, line_id) VALUES (:payment_id, :kind, :detail, now(), now(), "
+            ":expected, :found, :currency, :cure, :line_id) "
+            "ON CONFLICT (payment_id, kind, detail) DO UPDATE "
+            "SET last_seen_time = now(), found = excluded.found, line_id = excluded.line_id, "
+            f"resolve_time = CASE WHEN {_DECIDED} THEN discrepancies.resolve_time END, "
+            f"resolved_by = CASE WHEN {_DECIDED} THEN discrepancies.resolved_by ELSE '' END, "
+            f"note = CASE WHEN {_DECIDED} THEN discrepancies.note ELSE '' END",
+            stands=discrepancy.stands,
+            payment_id=discrepancy.payment_id or None,
+            kind=discrepancy.kind,
+            detail=discrepancy.detail,
+            expected=discrepancy.expected,
+            found=discrepancy.found,
+            currency=discrepancy.currency,
+            cure=discrepancy.cure,
+            line_id=discrepancy.line_id,
+        )
+
+    def resolve_discrepancies(self, ids: Sequence[int], unseen_since: datetime) -> None:
+        """Closes these discrepancies, except any that was reported again since then."""
+        self._do(
+            "UPDATE discrepancies SET resolve_time = now() WHERE discrepancy_id = ANY(:ids) "
+            "AND resolve_time IS NULL AND last_seen_time < :since",
+            ids=list(ids),
+            since=unseen_since,
+        )
+
+    def lock_discrepancy(self, discrepancy_id: int) -> StoredDiscrepancy | None:
+        """Returns the discrepancy and locks it until the transaction ends, or returns None."""
+        row = self._maybe(
+            "SELECT * FROM discrepancies WHERE discrepancy_id = :id FOR UPDATE", id=discrepancy_id
+        )
+        return row and rows.discrepancy_of(row)
+
+    def decide_discrepancy(self, discrepancy_id: int, resolved_by: str, note: str) -> None:
+        """Closes a discrepancy with the operator who resolved it and their note."""
+        self._do(
+            "UPDATE discrepancies SET resolve_time = now(), resolved_by = :resolved_by, "
+            "note = :note WHERE discrepancy_id = :id",
+            id=discrepancy_id,
+            resolved_by=resolved_by,
+            note=note,
+        )
+
+
+class DiscrepancyReads(Statements):
+    """Reads discrepancies outside transactions."""
+
+    def discrepancies(
+        self, payment_id: str, before: int | None, limit: int, *, open_only: bool
+    ) -> Sequence[StoredDiscrepancy]:
+        """Returns one page, the newest first. ``before`` is the last id of the page before."""
+        conditions = "WHERE true"
+        conditions += " AND resolve_time IS NULL" if open_only else ""
+        conditions += " AND payment_id = :payment_id" if payment_id else ""
+        conditions += " AND discrepancy_id < :before" if before else ""
+        found = self._all(
+            f"SELECT * FROM discrepancies {conditions} ORDER BY discrepancy_id DESC LIMIT :limit",
+            payment_id=payment_id,
+            before=before,
+            limit=limit,
+        )
+        return [rows.discrepancy_of(row) for row in found]
+
+    def some_open_discrepancies(
+        self, kinds: Sequence[str], payment_id: str, limit: int
+    ) -> Sequence[StoredDiscrepancy]:
+        """Returns at most ``limit`` open discrepancies of these kinds, of all payments or of one.
+
+        The choice is random, so that every discrepancy is returned some time if there are many.
+        """
+        found = self._all(
+            "SELECT * FROM discrepancies WHERE resolve_time IS NULL AND kind = ANY(:kinds) "
+            "AND (:payment_id = '' OR payment_id = :payment_id) ORDER BY random() LIMIT :limit",
+            kinds=list(kinds),
+            payment_id=payment_id,
+            limit=limit,
+        )
+        return [rows.discrepancy_of(row) for row in found]

@@ -1,0 +1,159 @@
+"""Experts, their accounts at Stripe (present and former), and their onboarding tokens."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Final
+
+from payment_service.adapters.postgres import rows
+from payment_service.adapters.postgres.statements import Statements, TransactionStatements
+from payment_service.domain.experts import Expert
+from payment_service.domain.ports import Cause
+
+_EXPERT_COLUMNS: Final = (
+    "expert_id name email country business_type commission_basis_points commission_asked "
+    "stripe_account_id charges_enabled payouts_enabled transfers_active details_submitted "
+    "requirements_due disabled_reason deauthorized operation_id check_time version create_time "
+    "update_time"
+).split()
+
+
+class ExpertWrites(TransactionStatements):
+    """Reads and changes experts inside a transaction."""
+
+    def expert(self, expert_id: str) -> Expert | None:
+        """Returns the expert without a lock, or None.
+
+        Many payments for one expert are initiated at the same time; a lock would make them wait.
+        """
+        row = self._maybe("SELECT * FROM experts WHERE expert_id = :id", id=expert_id)
+        return row and rows.expert_of(row)
+
+    def lock_expert(self, expert_id: str) -> Expert | None:
+        """Returns the expert and locks the row until the transaction ends, or returns None."""
+        row = self._maybe("SELECT * FROM experts WHERE expert_id = :id FOR UPDATE", id=expert_id)
+        return row and rows.expert_of(row)
+
+    def add_expert(self, expert: Expert, cause: Cause) -> bool:
+        """Inserts the expert with an event. Returns False if the expert already exists.
+
+        Waits until a concurrent creation of the same expert has ended.
+        """
+        columns = _EXPERT_COLUMNS
+        made = self._do(
+            f"INSERT INTO experts ({', '.join(columns)}) "
+            f"VALUES ({', '.join(f':{name}' for name in columns)}) ON CONFLICT DO NOTHING",
+            **rows.expert_values(expert),
+        )
+        if made == 1:
+            self._record_expert(expert, "expert.created", cause)
+        return made == 1
+
+    def save_expert(self, expert: Expert, kind: str, cause: Cause, **facts: str) -> None:
+        """Writes an expert that this transaction has locked, and an event of this kind.
+
+        An empty ``kind`` writes no event.
+        """
+        columns = [name for name in _EXPERT_COLUMNS if name != "expert_id"]
+        self._do(
+            f"UPDATE experts SET {', '.join(f'{name} = :{name}' for name in columns)} "
+            "WHERE expert_id = :expert_id",
+            **rows.expert_values(expert),
+        )
+        if kind:
+            self._record_expert(expert, kind, cause, **facts)
+
+    def _record_expert(self, expert: Expert, kind: str, cause: Cause, **facts: str) -> None:
+        """Appends one event to the expert's audit trail."""
+        account = expert.account
+        body = {
+            "status": expert.status.value,
+            "stripe_account_id": account.stripe_account_id,
+            "commission_basis_points": expert.commission_basis_points,
+            "requirements_due": list(account.requirements_due),
+            "disabled_reason": account.disabled_reason,
+            **facts,
+            "by": rows.cause_values(cause),
+        }
+        self._do(
+            "INSERT INTO expert_events (expert_id, sequence, kind, body, time) "
+            "VALUES (:expert_id, :sequence, :kind, :body, now())",
+            expert_id=expert.expert_id,
+            sequence=expert.version,
+            kind=kind,
+            body=json.dumps(body, sort_keys=True),
+        )
+
+    def add_former_account(self, expert: Expert, now: datetime) -> None:
+        """Keeps the present account of a locked expert, before another account replaces it."""
+        self._do(
+            "INSERT INTO former_accounts (stripe_account_id, expert_id, replace_time, "
+            "deauthorize_time) VALUES (:account_id, :expert_id, :now, "
+            "CASE WHEN :deauthorized THEN CAST(:now AS timestamptz) END)",
+            account_id=expert.account.stripe_account_id,
+            expert_id=expert.expert_id,
+            now=now,
+            deauthorized=expert.deauthorized,
+        )
+
+    def see_former_account(self, stripe_account_id: str, *, deauthorized: bool) -> bool:
+        """Stores whether we still have access to a former account. Returns True if it changed."""
+        changed = self._do(
+            "UPDATE former_accounts SET deauthorize_time = CASE WHEN :deauthorized THEN now() END "
+            "WHERE stripe_account_id = :id AND (deauthorize_time IS NOT NULL) <> :deauthorized",
+            id=stripe_account_id,
+            deauthorized=deauthorized,
+        )
+        return changed == 1
+
+    def add_landing_token(
+        self, token_hash: bytes, expert_id: str, onward_url: str, seconds: float
+    ) -> None:
+        """Stores the hash of an onboarding token that expires after ``seconds``.
+
+        Expired tokens are deleted first.
+        """
+        self._do("DELETE FROM landing_tokens WHERE expire_time < now()")
+        self._do(
+            "INSERT INTO landing_tokens (token_hash, expert_id, onward_url, expire_time, "
+            "create_time) VALUES (:hash, :expert_id, :onward_url, now() + :life, now())",
+            hash=token_hash,
+            expert_id=expert_id,
+            onward_url=onward_url,
+            life=timedelta(seconds=seconds),
+        )
+
+
+class ExpertReads(Statements):
+    """Reads experts, accounts and onboarding tokens outside transactions."""
+
+    def expert(self, expert_id: str) -> Expert | None:
+        """Returns the expert without a lock, or None."""
+        row = self._maybe("SELECT * FROM experts WHERE expert_id = :id", id=expert_id)
+        return row and rows.expert_of(row)
+
+    def expert_of_account(self, stripe_account_id: str) -> str | None:
+        """Returns the id of the expert who has or had this Stripe account, or None."""
+        row = self._maybe(
+            "SELECT expert_id FROM accounts WHERE stripe_account_id = :id", id=stripe_account_id
+        )
+        return row and str(row["expert_id"])
+
+    def readable_accounts(self, expert_id: str) -> Sequence[str]:
+        """Returns the present and former accounts, except those that revoked our access."""
+        found = self._all(
+            "SELECT stripe_account_id FROM accounts WHERE expert_id = :id AND readable ORDER BY 1",
+            id=expert_id,
+        )
+        return [row["stripe_account_id"] for row in found]
+
+    def landing(self, token_hash: bytes) -> tuple[str, str] | None:
+        """Returns (expert id, URL to continue at) of an onboarding token, or None if expired."""
+        row = self._maybe(
+            "SELECT expert_id, onward_url FROM landing_tokens "
+            "WHERE token_hash = :hash AND expire_time > now()",
+            hash=token_hash,
+        )
+        return row and (row["expert_id"], row["onward_url"])

@@ -1,0 +1,147 @@
+"""The feed of all payments' events: their positions, and the notice that there are new ones.
+
+A trigger on ``events`` puts each event into ``feed_pending`` in the statement that records it.
+Later, the holder of one advisory lock gives positions to the pending events. Taking the lock and
+giving the positions are two statements, because a statement sees only what was committed when it
+began: one statement would not see the positions that the former holder of the lock gave.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import psycopg2
+import psycopg2.extensions
+import structlog
+
+from payment_service.adapters.postgres.rows import stored_event_of
+from payment_service.adapters.postgres.statements import Statements, TransactionStatements
+from payment_service.domain.ports import FedEvent
+
+log = structlog.get_logger(__name__)
+
+#: The NOTIFY channel on which the last position is announced.
+CHANNEL: Final = "payments_feed"
+#: The number of the advisory lock. Any constant would do.
+_LOCK: Final = 7_205_759_403_792_794
+#: A holder that stops between its two statements loses the lock after one second, not ten.
+_TRY_LOCK: Final = (
+    "SELECT pg_try_advisory_xact_lock(:lock) AS mine, "
+    "set_config('idle_in_transaction_session_timeout', '1s', true)"
+)
+_SEQUENCE: Final = """
+WITH taken AS (
+    DELETE FROM feed_pending WHERE pending_id IN (
+        SELECT pending_id FROM feed_pending ORDER BY pending_id LIMIT :limit)
+    RETURNING pending_id, payment_id, sequence
+), fed AS (
+    INSERT INTO feed (position, payment_id, sequence)
+    SELECT (SELECT coalesce(max(position), 0) FROM feed) + row_number() OVER (ORDER BY pending_id),
+        payment_id, sequence
+    FROM taken RETURNING position
+), moved AS (SELECT count(*) AS count, coalesce(max(position), 0) AS head FROM fed)
+SELECT count, head, CASE WHEN count > 0 THEN pg_notify(:channel, head::text) END FROM moved
+"""
+_RECONNECT_SECONDS: Final = 1.0
+
+
+class FeedWrites(TransactionStatements):
+    """Gives positions to events."""
+
+    def sequence_feed(self, limit: int) -> tuple[int, int] | None:
+        """Gives at most ``limit`` events a position. Returns (number of events, last position).
+
+        Returns None if another replica does this at the moment. Listeners are notified when the
+        transaction commits.
+        """
+        if not self._one(_TRY_LOCK, lock=_LOCK)["mine"]:
+            return None
+        row = self._one(_SEQUENCE, limit=limit, channel=CHANNEL)
+        return row["count"], row["head"]
+
+
+class FeedReads(Statements):
+    """Reads the feed outside transactions."""
+
+    def feed_head(self) -> int:
+        """Returns the last position, or 0 if the feed is empty."""
+        return int(self._one("SELECT coalesce(max(position), 0) AS head FROM feed")["head"])
+
+    def feed(self, after: int, limit: int) -> Sequence[FedEvent]:
+        """Returns at most ``limit`` events after a position, in the order of the feed."""
+        found = self._all(
+            "SELECT feed.position, events.* FROM feed JOIN events USING (payment_id, sequence) "
+            "WHERE feed.position > :after ORDER BY feed.position LIMIT :limit",
+            after=after,
+            limit=limit,
+        )
+        return [FedEvent(row["position"], stored_event_of(row)) for row in found]
+
+
+async def listen(url: str, hear: Callable[[int], None]) -> None:
+    """Calls ``hear`` with every announced position, until it is cancelled.
+
+    Uses one connection, and opens another when that one breaks. Notices in between are lost, so
+    callers must poll as well.
+    """
+    while True:
+        try:
+            connection = await asyncio.to_thread(_connect, url)
+        except psycopg2.Error:
+            log.warning("feed_listener_waits")
+        else:
+            with contextlib.closing(connection):
+                await _until_it_breaks(connection, hear)
+            log.warning("feed_listener_lost")
+        await asyncio.sleep(random.uniform(0, _RECONNECT_SECONDS))  # noqa: S311 - jitter
+
+
+def _connect(url: str) -> Any:
+    """Returns a connection that listens on the channel."""
+    connection = psycopg2.connect(
+        url,
+        connect_timeout=3,
+        application_name="payment_service feed",
+        target_session_attrs="read-write",
+        keepalives_idle=30,
+        keepalives_interval=10,
+        keepalives_count=3,
+    )
+    connection.set_isolation_level(psycopg2.extensions.ISOLATION_LEVEL_AUTOCOMMIT)
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute(f"LISTEN {CHANNEL}")
+    except psycopg2.Error:
+        connection.close()
+        raise
+    return connection
+
+
+async def _until_it_breaks(connection: Any, hear: Callable[[int], None]) -> None:
+    """Passes notices on until the connection breaks."""
+    loop, broken = asyncio.get_running_loop(), asyncio.Event()
+    # Read now: a connection whose backend has died does not return its descriptor any more. If the
+    # descriptor stayed registered, the next connection with the same number would get no notices.
+    descriptor = connection.fileno()
+
+    def readable() -> None:
+        try:
+            connection.poll()
+        except psycopg2.Error:
+            loop.remove_reader(descriptor)
+            broken.set()
+            return
+        while connection.notifies:
+            payload = connection.notifies.pop(0).payload
+            if payload.isascii() and payload.isdigit():
+                hear(int(payload))
+
+    loop.add_reader(descriptor, readable)
+    try:
+        await broken.wait()
+    finally:
+        loop.remove_reader(descriptor)

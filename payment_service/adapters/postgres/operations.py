@@ -1,0 +1,217 @@
+"""Operations: durable intents to change something at Stripe, and the leases on them.
+
+A lease says which replica may work on an operation now. Every statement that a lease holder runs
+names the lease's token (fencing), so a stale holder changes nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import Final
+
+from payment_service.adapters.postgres import rows
+from payment_service.adapters.postgres.statements import Statements, TransactionStatements
+from payment_service.domain.operations import Operation, OperationState
+
+_LEASE: Final = """
+    lease_token = :token, lease_until = now() + :lease, next_try_time = now() + :lease,
+    tries = tries + 1
+"""
+
+
+class OperationWrites(TransactionStatements):
+    """Creates, leases and closes operations inside a transaction."""
+
+    def add_operation(self, operation: Operation) -> None:
+        """Inserts an operation.
+
+        The schema refuses a second open operation on the same payment, expert or dispute.
+        """
+        self._do(
+            "INSERT INTO operations (operation_id, kind, payment_id, expert_id, dispute_id, "
+            "params, minor_units, claim_id, state, attempt, tries, last_error, create_time, "
+            "attempt_time, lease_until, lease_token, next_try_time) "
+            "VALUES (:operation_id, :kind, :payment_id, :expert_id, :dispute_id, :params, "
+            ":minor_units, :claim_id, :state, :attempt, :tries, :last_error, "
+            ":create_time, :attempt_time, :lease_until, :lease_token, :next_try_time)",
+            operation_id=operation.operation_id,
+            kind=operation.kind.value,
+            payment_id=operation.payment_id or None,
+            expert_id=operation.expert_id or None,
+            dispute_id=operation.dispute_id or None,
+            params=json.dumps(dict(operation.params)),
+            minor_units=operation.minor_units,
+            claim_id=operation.claim_id or None,
+            state=operation.state.value,
+            attempt=operation.attempt,
+            tries=operation.tries,
+            last_error=operation.last_error,
+            create_time=operation.create_time,
+            attempt_time=operation.attempt_time,
+            lease_until=operation.lease_until,
+            lease_token=operation.lease_token,
+            next_try_time=operation.next_try_time,
+        )
+
+    def operation(self, operation_id: str) -> Operation | None:
+        """Returns the operation and locks it until the transaction ends, or returns None."""
+        row = self._maybe(
+            "SELECT * FROM operations WHERE operation_id = :id FOR UPDATE", id=operation_id
+        )
+        return row and rows.operation_of(row)
+
+    def lease_operation(self, operation_id: str, seconds: float) -> Operation | None:
+        """Leases one operation for ``seconds``.
+
+        Returns None if it is closed, parked or leased by another holder, and also while it waits
+        before a new key (``replayed``). A caller who repeats a request may shorten any other pause,
+        but not this one: a second request needs two reads of Stripe with a pause between them.
+        """
+        row = self._maybe(
+            f"UPDATE operations SET {_LEASE} WHERE operation_id = :id "
+            "AND state IN ('STARTED', 'UNKNOWN') "
+            "AND (lease_until IS NULL OR lease_until < now()) "
+            "AND (params->>'replayed' IS NULL OR next_try_time <= now()) RETURNING *",
+            id=operation_id,
+            token=secrets.token_hex(8),
+            lease=timedelta(seconds=seconds),
+        )
+        return row and replace(rows.operation_of(row), held_since=self.clock)
+
+    def lease_due_operations(self, seconds: float, limit: int) -> Sequence[Operation]:
+        """Leases at most ``limit`` operations that are due, and returns them.
+
+        Two replicas never get the same operation.
+        """
+        found = self._all(
+            f"UPDATE operations SET {_LEASE} WHERE operation_id IN ("
+            "SELECT operation_id FROM operations WHERE state IN ('STARTED', 'UNKNOWN') "
+            "AND next_try_time <= now() AND (lease_until IS NULL OR lease_until < now()) "
+            "ORDER BY next_try_time LIMIT :limit FOR UPDATE SKIP LOCKED) RETURNING *",
+            token=secrets.token_hex(8),
+            lease=timedelta(seconds=seconds),
+            limit=limit,
+        )
+        return [replace(rows.operation_of(row), held_since=self.clock) for row in found]
+
+    def renew_lease(self, operation_id: str, lease_token: str, seconds: float) -> datetime | None:
+        """Extends a lease by ``seconds`` from now.
+
+        Returns the database's time of the renewal, or None if the lease has been given back or
+        taken over meanwhile.
+        """
+        renewed = self._maybe(
+            "UPDATE operations SET lease_until = now() + :lease WHERE operation_id = :id "
+            "AND lease_token = :token AND lease_until IS NOT NULL "
+            "AND state IN ('STARTED', 'UNKNOWN') RETURNING clock_timestamp() AS now",
+            id=operation_id,
+            token=lease_token,
+            lease=timedelta(seconds=seconds),
+        )
+        now: datetime | None = renewed and renewed["now"]
+        return now
+
+    def unpark_operation(
+        self, operation_id: str, params: Mapping[str, object], *, next_attempt: bool
+    ) -> None:
+        """Makes a parked operation due now.
+
+        ``tries`` becomes 1, not 0, so that the operation is looked up at Stripe before it is sent.
+        ``next_attempt`` gives it a new idempotency key at Stripe.
+        """
+        self._do(
+            "UPDATE operations SET state = 'UNKNOWN', tries = 1, lease_until = NULL, "
+            "next_try_time = now(), params = :params, attempt = attempt + :more, "
+            "attempt_time = CASE WHEN :more > 0 THEN now() ELSE attempt_time END "
+            "WHERE operation_id = :id AND state = 'PARKED'",
+            id=operation_id,
+            params=json.dumps(dict(params)),
+            more=1 if next_attempt else 0,
+        )
+
+    def nothing_came_of_parked(self, payment_id: str) -> None:
+        """Records that the payment's parked operation had no effect and cannot have one any more.
+
+        The caller has read Stripe after the operation's ``unsure_until``.
+        """
+        self._do(
+            "UPDATE operations SET unsure_until = NULL WHERE payment_id = :id "
+            "AND state = 'PARKED' AND dispute_id IS NULL AND unsure_until <= now()",
+            id=payment_id,
+        )
+
+    def settle_operation(
+        self, operation_id: str, state: OperationState, last_error: str = ""
+    ) -> None:
+        """Closes an open operation with its final state. A closed operation is not changed."""
+        self._do(
+            "UPDATE operations SET state = :state, last_error = :last_error, settle_time = now(), "
+            "lease_until = NULL, next_try_time = NULL WHERE operation_id = :id "
+            "AND state IN ('STARTED', 'UNKNOWN', 'PARKED')",
+            id=operation_id,
+            state=state.value,
+            last_error=last_error,
+        )
+
+    def postpone_operation(
+        self,
+        operation: Operation,
+        state: OperationState,
+        last_error: str,
+        seconds: float | None,
+        *,
+        next_attempt: bool = False,
+        params: Mapping[str, object] | None = None,
+        unsure_seconds: float | None = None,
+    ) -> bool:
+        """Gives the lease back.
+
+        The operation is tried again after ``seconds``, or never if this is None (it is parked).
+        ``unsure_seconds`` says for how long a parked operation may still take effect at Stripe;
+        None means that it cannot. Returns False, and changes nothing, if the caller's lease is not
+        the present one (fencing).
+        """
+        done = self._do(
+            "UPDATE operations SET state = :state, last_error = :last_error, lease_until = NULL, "
+            "next_try_time = now() + :delay, params = COALESCE(CAST(:params AS jsonb), params), "
+            "attempt = attempt + :more, unsure_until = now() + :unsure, "
+            "attempt_time = CASE WHEN :more > 0 THEN now() ELSE attempt_time END "
+            "WHERE operation_id = :id AND lease_token = :token "
+            "AND state IN ('STARTED', 'UNKNOWN', 'PARKED')",
+            id=operation.operation_id,
+            token=operation.lease_token,
+            state=state.value,
+            last_error=last_error,
+            delay=None if seconds is None else timedelta(seconds=seconds),
+            params=None if params is None else json.dumps(dict(params)),
+            more=1 if next_attempt else 0,
+            unsure=None if unsure_seconds is None else timedelta(seconds=unsure_seconds),
+        )
+        return done == 1
+
+
+class OperationReads(Statements):
+    """Reads operations outside transactions."""
+
+    def operation(self, operation_id: str) -> Operation | None:
+        """Returns the operation without a lock, or None."""
+        row = self._maybe("SELECT * FROM operations WHERE operation_id = :id", id=operation_id)
+        return row and rows.operation_of(row)
+
+    def operations(
+        self, state: OperationState | None, after: tuple[datetime, str] | None, limit: int
+    ) -> Sequence[Operation]:
+        """Returns one page, oldest first. Without a state, the page has all open operations."""
+        which = "state = :state" if state else "state IN ('STARTED', 'UNKNOWN', 'PARKED')"
+        found = self._page(
+            f"SELECT * FROM operations WHERE {which}",
+            ("create_time", "operation_id"),
+            after,
+            limit,
+            state=state and state.value,
+        )
+        return [rows.operation_of(row) for row in found]

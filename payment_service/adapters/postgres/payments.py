@@ -1,0 +1,262 @@
+"""Payments, and their movements at Stripe. ``record`` is the only way to change a payment.
+
+The state machine stays in Python: a statement here only writes what it decided. The schema refuses
+what must never be true.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Final
+
+from sqlalchemy import Connection
+
+from payment_service.adapters.postgres import rows
+from payment_service.adapters.postgres.rows import PAYMENT_COLUMNS
+from payment_service.adapters.postgres.statements import Statements, TransactionStatements
+from payment_service.domain.errors import Busy
+from payment_service.domain.escrow import Payment, Transition
+from payment_service.domain.events import chain_hash, event_body
+from payment_service.domain.followed import Movement
+from payment_service.domain.operations import Operation
+from payment_service.domain.plans import Reversible
+from payment_service.domain.ports import Cause, PaymentFilter, StoredEvent
+
+_CHANGED: Final = [name for name in PAYMENT_COLUMNS if name != "payment_id"]
+
+#: The end of both statements: the event, its postings, and how many events were written (0 or 1).
+_RECORD_TAIL: Final = f"""
+, recorded AS (
+    INSERT INTO events (payment_id, sequence, kind, time, body, hash)
+    SELECT payment_id, :version, :kind, :update_time, :body, :head_hash FROM changed
+    RETURNING payment_id, sequence
+), {rows.posted("payment_id")}
+SELECT count(*) FROM recorded
+"""
+_RECORD_NEW: Final = (
+    f"WITH changed AS (INSERT INTO payments ({', '.join(PAYMENT_COLUMNS)}, head_hash) "
+    f"VALUES ({', '.join(f':{name}' for name in PAYMENT_COLUMNS)}, :head_hash) "
+    f"RETURNING payment_id){_RECORD_TAIL}"
+)
+#: Writes nothing if the payment has another version than the caller read.
+_RECORD: Final = (
+    f"WITH changed AS (UPDATE payments SET {', '.join(f'{n} = :{n}' for n in _CHANGED)}, "
+    "head_hash = :head_hash WHERE payment_id = :payment_id AND version = :version_before "
+    f"RETURNING payment_id){_RECORD_TAIL}"
+)
+
+
+class PaymentWrites(TransactionStatements):
+    """Reads and changes payments inside a transaction."""
+
+    def __init__(self, connection: Connection) -> None:
+        super().__init__(connection)
+        #: The hash of the last event of each payment that this transaction has locked.
+        self._heads: dict[str, bytes] = {}
+        #: Every transition that was recorded. Metrics read it after the commit.
+        self.recorded: list[Transition] = []
+
+    def lock_payment(self, payment_id: str) -> Payment | None:
+        """Returns the payment and locks its row until the transaction ends, or returns None."""
+        row = self._maybe(
+            "SELECT * FROM payments WHERE payment_id = :payment_id FOR UPDATE",
+            payment_id=payment_id,
+        )
+        if row is None:
+            return None
+        self._heads[payment_id] = bytes(row["head_hash"])
+        return rows.payment_of(row)
+
+    def record(self, transition: Transition, cause: Cause) -> None:
+        """Writes the payment's row, its event and its postings in one statement.
+
+        Raises :class:`Busy` (CONCURRENT_CHANGE) if the stored version is not the one that the
+        transition started from. Nothing is written then.
+        """
+        after, before = transition.after, transition.before
+        body = event_body(transition, cause)
+        head = chain_hash(
+            self._heads.get(after.payment_id, b""),
+            after.payment_id,
+            after.version,
+            transition.kind,
+            after.update_time,
+            body,
+        )
+        written = self._one(
+            _RECORD if before else _RECORD_NEW,
+            **rows.payment_values(after),
+            **({"version_before": before.version} if before else {}),
+            head_hash=head,
+            kind=transition.kind.value,
+            body=body,
+            **rows.posting_values(transition.postings),
+        )
+        if written["count"] != 1:
+            raise Busy(
+                "CONCURRENT_CHANGE",
+                "the payment was changed by another call; ask again with the same key",
+                {"payment_id": after.payment_id},
+            )
+        self._heads[after.payment_id] = head
+        self.recorded.append(transition)
+
+    def known_movements(self, payment_id: str) -> frozenset[str]:
+        """Returns the ids of all movements of this payment that are in our books."""
+        found = self._all(
+            "SELECT movement_id FROM movements WHERE payment_id = :payment_id",
+            payment_id=payment_id,
+        )
+        return frozenset(row["movement_id"] for row in found)
+
+    def made_by_hand_since(self, operation: Operation) -> Mapping[str, str]:
+        """Returns the out-of-band movements booked since this operation was recorded, by id: kinds.
+
+        The operation must be open. A payment has at most one open operation, so a newer movement
+        that does not carry this operation's id was not made by this service.
+        """
+        found = self._all(
+            "SELECT movement_id, kind FROM movements WHERE payment_id = :payment_id "
+            "AND operation_id <> :operation_id AND time > :since",
+            payment_id=operation.payment_id,
+            operation_id=operation.operation_id,
+            since=operation.create_time,
+        )
+        return {row["movement_id"]: row["kind"] for row in found}
+
+    def add_movement(self, payment_id: str, movement: Movement) -> None:
+        """Books one movement. Its amount is in minor units of the payment's currency.
+
+        The primary key refuses a movement that is already booked.
+        """
+        self._do(
+            "INSERT INTO movements (movement_id, payment_id, kind, minor_units, operation_id, "
+            "transfer_id, time) VALUES (:movement_id, :payment_id, :kind, :minor_units, "
+            ":operation_id, :transfer_id, now())",
+            movement_id=movement.movement_id,
+            payment_id=payment_id,
+            kind=movement.kind,
+            minor_units=movement.minor_units,
+            operation_id=movement.operation_id,
+            transfer_id=movement.transfer_id,
+        )
+
+    def reversible_transfers(self, payment_id: str) -> Sequence[Reversible]:
+        """Returns what our books say is left of each transfer, in minor units, the oldest first."""
+        found = self._all(
+            "SELECT sent.movement_id, sent.minor_units - coalesce(sum(back.minor_units), 0) AS "
+            "minor_units FROM movements AS sent LEFT JOIN movements AS back "
+            "ON back.transfer_id = sent.movement_id WHERE sent.payment_id = :id "
+            "AND sent.kind = 'transfer' GROUP BY sent.movement_id ORDER BY sent.time",
+            id=payment_id,
+        )
+        return [Reversible(row["movement_id"], int(row["minor_units"])) for row in found]
+
+
+class PaymentReads(Statements):
+    """Reads payments, their events and their references outside transactions."""
+
+    def payment(self, payment_id: str) -> Payment | None:
+        """Returns the payment without a lock, or None."""
+        row = self._maybe("SELECT * FROM payments WHERE payment_id = :id", id=payment_id)
+        return row and rows.payment_of(row)
+
+    def payments(self, which: PaymentFilter, limit: int) -> Sequence[Payment]:
+        """Returns one page, newest first. ``limit`` is the page size.
+
+        A user may be the client or the expert. Each side reads at most ``limit`` rows from its own
+        index, and the union is cut again.
+        """
+        sides = [
+            f"(SELECT * FROM payments WHERE {column} = :user_id{_conditions(which)} "
+            "ORDER BY create_time DESC, payment_id DESC LIMIT :limit)"
+            for column, wanted in (
+                ("client_id", which.as_client),
+                ("expert_id", which.as_expert),
+            )
+            if wanted
+        ]
+        before = which.before or (None, None)
+        found = self._all(
+            f"SELECT * FROM ({' UNION ALL '.join(sides)}) AS page "
+            "ORDER BY create_time DESC, payment_id DESC LIMIT :limit",
+            user_id=which.user_id,
+            states=[state.value for state in which.states],
+            gig_id=which.gig_id,
+            create_time_from=which.create_time_from,
+            create_time_until=which.create_time_until,
+            deadline_until=which.deadline_until,
+            before_time=before[0],
+            before_id=before[1],
+            limit=limit,
+        )
+        return [rows.payment_of(row) for row in found]
+
+    def payment_of(self, reference: str) -> str | None:
+        """Returns the id of the payment that owns a Stripe id (or one of our own ids), or None.
+
+        The prefix of the id says in which column it is. Any id without a known prefix is looked up
+        among the movements.
+        """
+        column = {"pay": "payment_id", "pi": "payment_intent_id", "ch": "charge_id"}.get(
+            reference.partition("_")[0]
+        )
+        row = self._maybe(
+            f"SELECT payment_id FROM payments WHERE {column} = :id LIMIT 1"
+            if column
+            else "SELECT payment_id FROM movements WHERE movement_id = :id",
+            id=reference,
+        )
+        return row and str(row["payment_id"])
+
+    def payments_changed(
+        self, since: datetime, after: tuple[datetime, str] | None, limit: int
+    ) -> Sequence[Payment]:
+        """Returns one page of the payments with an intent that changed since then, oldest first."""
+        found = self._page(
+            "SELECT * FROM payments WHERE update_time >= :since AND payment_intent_id IS NOT NULL",
+            ("update_time", "payment_id"),
+            after,
+            limit,
+            since=since,
+        )
+        return [rows.payment_of(row) for row in found]
+
+    def events(self, payment_id: str, after: int, limit: int) -> Sequence[StoredEvent]:
+        """Returns the events of one payment after a sequence number, in their order."""
+        found = self._all(
+            "SELECT * FROM events WHERE payment_id = :id AND sequence > :after "
+            "ORDER BY sequence LIMIT :limit",
+            id=payment_id,
+            after=after,
+            limit=limit,
+        )
+        return [rows.stored_event_of(row) for row in found]
+
+    def event_hash(self, payment_id: str, sequence: int) -> bytes:
+        """Returns the hash of one event, or empty bytes if there is no such event."""
+        row = self._maybe(
+            "SELECT hash FROM events WHERE payment_id = :id AND sequence = :sequence",
+            id=payment_id,
+            sequence=sequence,
+        )
+        return bytes(row["hash"]) if row else b""
+
+
+def _conditions(which: PaymentFilter) -> str:
+    """Returns the SQL of the filters that are set.
+
+    Values are always bound, never written into the statement.
+    """
+    conditions = {
+        "state = ANY(:states)": which.states,
+        "gig_id = :gig_id": which.gig_id,
+        "create_time >= :create_time_from": which.create_time_from,
+        "create_time < :create_time_until": which.create_time_until,
+        "held > 0 AND least(escrow_expire_time, release_due_time) < :deadline_until": (
+            which.deadline_until
+        ),
+        "(create_time, payment_id) < (:before_time, :before_id)": which.before,
+    }
+    return "".join(f" AND {condition}" for condition, wanted in conditions.items() if wanted)

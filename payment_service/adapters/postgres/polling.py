@@ -1,0 +1,104 @@
+"""What is read from Stripe although no webhook has arrived: lists of events, stale payments."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Final
+
+from payment_service.adapters.postgres.statements import TransactionStatements
+from payment_service.domain.ports import Watch
+
+#: Stripe holds earnings back for at most ninety days outside the US, and a bank may need a few more
+#: days to reject a payout. Webhooks and reconciliation find anything older.
+_PAID_OUT_WITHIN: Final = timedelta(days=100)
+#: The account is not ready, or its expert has payments that are not finished.
+_OPEN: Final = (
+    "(NOT transfers_active OR EXISTS (SELECT FROM payments WHERE payments.expert_id = "
+    "experts.expert_id AND state IN ('PENDING', 'FAILED', 'IN_ESCROW', 'CAPTURING', 'CANCELING', "
+    "'PROMOTING', 'REFUNDING')))"
+)
+#: The account has nothing open, but was paid to, or paid out, in the last ``:recent``.
+_MAY_PAY_OUT: Final = (
+    f"NOT {_OPEN} AND (EXISTS (SELECT FROM payments WHERE payments.expert_id = experts.expert_id "
+    "AND capture_time > now() - :recent) OR EXISTS (SELECT FROM payouts WHERE payouts.expert_id = "
+    "experts.expert_id AND update_time > now() - :recent))"
+)
+#: A former account may still hold money, which Stripe pays out to the bank later.
+_REPLACED: Final = (
+    "EXISTS (SELECT FROM former_accounts WHERE stripe_account_id = scope "
+    "AND deauthorize_time IS NULL AND (replace_time > now() - :recent OR EXISTS (SELECT FROM "
+    "payouts WHERE payouts.stripe_account_id = scope AND update_time > now() - :recent)))"
+)
+
+
+class PollingWrites(TransactionStatements):
+    """Says what is polled next, and remembers how far it was read."""
+
+    def watch_account(self, stripe_account_id: str) -> None:
+        """Starts to poll the list of events of a Stripe account, from now on."""
+        self._do(
+            "INSERT INTO watches (scope, seen_until, next_time) VALUES (:id, now(), now()) "
+            "ON CONFLICT DO NOTHING",
+            id=stripe_account_id,
+        )
+
+    def lease_watches(
+        self, seconds: float, limit: int, *, paid_out: bool = False
+    ) -> Sequence[Watch]:
+        """Returns the lists of events that are due, and makes them due again after ``seconds``.
+
+        With ``limit`` 0 this is the platform's own list, otherwise at most ``limit`` lists of
+        accounts: those that are not ready or have open payments. With ``paid_out`` it is the other
+        accounts instead: those with recent earnings or payouts, and former accounts.
+        """
+        due = "SELECT scope FROM watches WHERE next_time <= now() AND "
+        which = "scope = 'platform'"
+        if limit:
+            which = (
+                "EXISTS (SELECT FROM experts WHERE stripe_account_id = scope AND NOT deauthorized "
+                f"AND {_MAY_PAY_OUT if paid_out else _OPEN})"
+            )
+            if paid_out:
+                which = f"({which} OR {_REPLACED})"
+            which += " ORDER BY next_time LIMIT :limit"
+        found = self._all(
+            "UPDATE watches SET next_time = now() + :pause WHERE scope IN "
+            f"({due}{which} FOR UPDATE SKIP LOCKED) RETURNING scope, seen_until, after_event_id",
+            pause=timedelta(seconds=seconds),
+            limit=limit,
+            recent=_PAID_OUT_WITHIN,
+        )
+        return [Watch(row["scope"], row["seen_until"], row["after_event_id"]) for row in found]
+
+    def move_watch(self, scope: str, seen_until: datetime, after_event_id: str) -> None:
+        """Stores how far a list was read. A position never moves back."""
+        self._do(
+            "UPDATE watches SET seen_until = :seen_until, after_event_id = :after "
+            "WHERE scope = :scope AND seen_until <= :seen_until",
+            scope=scope,
+            seen_until=seen_until,
+            after=after_event_id,
+        )
+
+    def lease_quiet_payments(self, quiet_seconds: float, limit: int) -> Sequence[str]:
+        """Returns open payments that are due to be polled, unchanged for ``quiet_seconds``.
+
+        The pause until the next poll is half the payment's age since its last change, but at least
+        ``quiet_seconds``.
+        """
+        found = self._all(
+            "WITH quiet AS (SELECT payment_id, update_time FROM payments LEFT JOIN payment_asks "
+            "USING (payment_id) WHERE state IN ('PENDING', 'FAILED', 'IN_ESCROW') "
+            "AND payment_intent_id IS NOT NULL AND update_time < now() - :quiet "
+            "AND (next_time IS NULL OR next_time <= now()) "
+            "ORDER BY next_time NULLS FIRST LIMIT :limit) "
+            "INSERT INTO payment_asks (payment_id, next_time) "
+            "SELECT payment_id, now() + greatest(:quiet, (now() - update_time) / 2) FROM quiet "
+            "ORDER BY payment_id ON CONFLICT (payment_id) DO UPDATE "
+            "SET next_time = excluded.next_time WHERE payment_asks.next_time <= now() "
+            "RETURNING payment_id",
+            quiet=timedelta(seconds=quiet_seconds),
+            limit=limit,
+        )
+        return [row["payment_id"] for row in found]

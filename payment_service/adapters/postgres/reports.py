@@ -1,0 +1,240 @@
+"""Reads across payments: the ledger, totals, the backlog, and what reconciliation compares."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from datetime import datetime
+from typing import Final
+
+from sqlalchemy import RowMapping
+
+from payment_service.adapters.postgres.invariants import INVARIANTS
+from payment_service.adapters.postgres.rows import payment_of
+from payment_service.adapters.postgres.statements import Statements
+from payment_service.domain.followed import Movement
+from payment_service.domain.ledger import Posting
+from payment_service.domain.ports import (
+    Backlog,
+    HeldMoney,
+    LedgerAccount,
+    StoredEvent,
+    StoredPosting,
+    Trail,
+)
+
+#: Everything that is stored of each payment, in one statement, so that all of it is of one moment:
+#: a page of the payments that changed since a time, or one payment.
+_TRAILS: Final = """
+SELECT p.*,
+    (SELECT json_agg(json_build_array(e.sequence, e.kind, e.time, e.body, encode(e.hash, 'hex'))
+        ORDER BY e.sequence) FROM events e WHERE e.payment_id = p.payment_id) AS events,
+    (SELECT json_agg(json_build_array(l.sequence, l.time, l.account, l.minor_units, l.currency,
+        l.kind, l.balance_transaction_id) ORDER BY l.posting_id)
+        FROM postings l WHERE l.payment_id = p.payment_id) AS postings,
+    (SELECT json_agg(json_build_array(m.movement_id, m.kind, m.minor_units))
+        FROM movements m WHERE m.payment_id = p.payment_id) AS movements
+FROM payments p
+WHERE p.update_time >= :since AND (:payment_id = '' OR p.payment_id = :payment_id)
+    AND (p.update_time, p.payment_id) > (:after_time, :after_id)
+ORDER BY p.update_time, p.payment_id LIMIT :limit
+"""
+
+
+class LedgerReads(Statements):
+    """Reads postings and their sums. Amounts are minor units; credits are negative."""
+
+    def postings(self, payment_id: str) -> Sequence[StoredPosting]:
+        """Returns the postings of one payment in the order in which they were written."""
+        found = self._all(
+            "SELECT * FROM postings WHERE payment_id = :id ORDER BY posting_id", id=payment_id
+        )
+        return [
+            StoredPosting(
+                row["posting_id"],
+                f"{row['payment_id']}:{row['sequence']}",
+                row["payment_id"],
+                Posting(
+                    row["account"],
+                    row["minor_units"],
+                    row["currency"],
+                    row["kind"],
+                    row["balance_transaction_id"],
+                ),
+                row["time"],
+            )
+            for row in found
+        ]
+
+    def balances(
+        self, prefix: str, after: tuple[str, str] | None, limit: int
+    ) -> Sequence[tuple[str, str, int]]:
+        """Returns one page of (account, currency, balance) of the accounts with this prefix."""
+        keyset = " AND (account, currency) > (:account, :currency)" if after else ""
+        found = self._all(
+            "SELECT account, currency, sum(minor_units)::bigint AS balance FROM postings "
+            f"WHERE starts_with(account, :prefix){keyset} "
+            "GROUP BY account, currency ORDER BY account, currency LIMIT :limit",
+            prefix=prefix,
+            account=after and after[0],
+            currency=after and after[1],
+            limit=limit,
+        )
+        return [(row["account"], row["currency"], row["balance"]) for row in found]
+
+    def obligations(self) -> Sequence[tuple[str, int]]:
+        """Returns (currency, amount) that the platform owes: escrow and client payables."""
+        found = self._all(
+            "SELECT currency, -sum(minor_units)::bigint AS owed FROM postings "
+            "WHERE account LIKE 'escrow:%' OR account LIKE 'client_payable:%' "
+            "GROUP BY currency HAVING sum(minor_units) <> 0"
+        )
+        return [(row["currency"], row["owed"]) for row in found]
+
+    def totals(self) -> Sequence[tuple[str, int]]:
+        """Returns (currency, sum of all postings). Each sum is 0 if the books are correct."""
+        found = self._all(
+            "SELECT currency, sum(minor_units)::bigint AS total FROM postings "
+            "GROUP BY currency ORDER BY currency"
+        )
+        return [(row["currency"], row["total"]) for row in found]
+
+    def ledger_lines(self, ids: Sequence[str]) -> Mapping[tuple[str, str], int]:
+        """Returns the sum of the postings of each balance transaction, by id and currency."""
+        found = self._all(
+            "SELECT balance_transaction_id AS id, currency, sum(minor_units)::bigint AS total "
+            "FROM postings WHERE balance_transaction_id = ANY(:ids) GROUP BY 1, 2",
+            ids=list(ids),
+        )
+        return {(row["id"], row["currency"]): row["total"] for row in found}
+
+    def ledger_line_ids(self, account: str, since: datetime, until: datetime) -> Mapping[str, str]:
+        """Returns the balance transactions on a ledger account, with their payment ids.
+
+        A payout of before ``since`` is left out. Its posting may be days younger than the payout is
+        at Stripe, so a list of Stripe's balance transactions from ``since`` on would not have it.
+        """
+        found = self._all(
+            "SELECT DISTINCT balance_transaction_id AS id, payment_id FROM postings "
+            "WHERE account = :account AND time >= :since AND time < :until "
+            "AND balance_transaction_id <> '' AND NOT EXISTS (SELECT FROM payouts "
+            "WHERE payouts.balance_transaction_id = postings.balance_transaction_id "
+            "AND payouts.create_time < :since)",
+            account=account,
+            since=since,
+            until=until,
+        )
+        return {row["id"]: row["payment_id"] or "" for row in found}
+
+    def accounts_with_postings(self, since: datetime) -> Sequence[LedgerAccount]:
+        """Returns the ledger account of every expert with postings at or after ``since``.
+
+        An expert whose accounts are all cut off from us is left out.
+        """
+        found = self._all(
+            "WITH moved AS (SELECT DISTINCT account FROM postings WHERE time >= :since "
+            "AND starts_with(account, 'stripe:connected:')) "
+            "SELECT account, max(unread_time) AS unread_time, array_agg(stripe_account_id "
+            "ORDER BY stripe_account_id) FILTER (WHERE readable) AS stripe_account_ids "
+            "FROM moved JOIN accounts ON account = 'stripe:connected:' || expert_id "
+            "GROUP BY account HAVING bool_or(readable)",
+            since=since,
+        )
+        return [
+            LedgerAccount(row["account"], tuple(row["stripe_account_ids"]), row["unread_time"])
+            for row in found
+        ]
+
+
+class ReportReads(Statements):
+    """Reads sums for metrics, and what reconciliation and the audit check."""
+
+    def held_money(self) -> Sequence[HeldMoney]:
+        """Returns the money in escrow by currency, escrow mode and time to the first deadline."""
+        found = self._all(
+            "SELECT currency, escrow_mode, CASE WHEN first < now() + interval '6 hours' THEN '6' "
+            "WHEN first < now() + interval '24 hours' THEN '24' "
+            "WHEN first < now() + interval '72 hours' THEN '72' ELSE 'more' END AS hours_left, "
+            "sum(held)::bigint AS held FROM (SELECT currency, escrow_mode, held, "
+            "least(escrow_expire_time, release_due_time) AS first FROM payments WHERE held > 0) "
+            "AS escrow GROUP BY 1, 2, 3"
+        )
+        return [
+            HeldMoney(row["currency"], row["escrow_mode"], row["hours_left"], row["held"])
+            for row in found
+        ]
+
+    def backlog(self) -> Sequence[Backlog]:
+        """Returns how many operations, webhook events, disputes and feed events wait, by state."""
+        found = self._all(
+            "SELECT 'operation' AS what, state, count(*) AS count, "
+            "extract(epoch FROM now() - min(create_time))::float AS oldest FROM operations "
+            "WHERE state IN ('STARTED', 'UNKNOWN', 'PARKED') GROUP BY state UNION ALL "
+            "SELECT 'webhook_event', state, count(*), "
+            "extract(epoch FROM now() - min(receive_time))::float FROM inbox "
+            "WHERE state IN ('WAITING', 'PARKED') GROUP BY state UNION ALL "
+            # A dispute without an answer is lost. The first row counts all disputes that need one,
+            # the second those whose answer is due in 3 days.
+            "SELECT 'dispute', due.state, count(*), "
+            "extract(epoch FROM now() - min(create_time))::float FROM disputes, "
+            "(VALUES ('NEEDS_RESPONSE', interval '10 years'), ('DUE_SOON', interval '3 days')) "
+            "AS due (state, ahead) "
+            "WHERE status IN ('needs_response', 'warning_needs_response') "
+            "AND (evidence_due_time IS NULL OR evidence_due_time < now() + ahead) "
+            "GROUP BY due.state UNION ALL "
+            "SELECT 'feed_event', 'PENDING', count(*), "
+            "extract(epoch FROM now() - min(time))::float FROM feed_pending HAVING count(*) > 0"
+        )
+        return [Backlog(row["what"], row["state"], row["count"], row["oldest"]) for row in found]
+
+    def trails(
+        self, since: datetime, after: tuple[datetime, str], limit: int, payment_id: str
+    ) -> Sequence[Trail]:
+        """Returns everything stored of the payments that changed since then, or of one."""
+        found = self._all(
+            _TRAILS,
+            since=since,
+            after_time=after[0],
+            after_id=after[1],
+            limit=limit,
+            payment_id=payment_id,
+        )
+        return [_trail_of(row) for row in found]
+
+    def violations(
+        self, since: datetime, payment_id: str = "", names: Collection[str] = ()
+    ) -> Mapping[str, Sequence[str]]:
+        """Returns the payment ids that violate each invariant, by the invariant's name.
+
+        Checks the invariants in ``names``, or all of them if this is empty, against the payments
+        that changed at or after ``since``, or against one payment.
+        """
+        return {
+            name: [row["payment_id"] for row in self._all(sql, since=since, payment_id=payment_id)]
+            for name, sql in INVARIANTS.items()
+            if not names or name in names
+        }
+
+
+def _trail_of(row: RowMapping) -> Trail:
+    """Returns one row of ``_TRAILS`` as a value of the domain."""
+    payment = payment_of(row)
+    return Trail(
+        payment,
+        bytes(row["head_hash"]),
+        [
+            StoredEvent(
+                payment.payment_id,
+                sequence,
+                kind,
+                datetime.fromisoformat(time),
+                body,
+                bytes.fromhex(hashed),
+            )
+            for sequence, kind, time, body, hashed in row["events"] or ()
+        ],
+        [
+            (sequence, datetime.fromisoformat(time), Posting(*line))
+            for sequence, time, *line in row["postings"] or ()
+        ],
+        [Movement(*movement) for movement in row["movements"] or ()],
+    )

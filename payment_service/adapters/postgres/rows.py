@@ -1,0 +1,314 @@
+"""Conversion between rows of the database and values of the domain."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, Final
+
+from sqlalchemy import RowMapping
+
+from payment_service.domain.disputes import Dispute, Outcome, Stage
+from payment_service.domain.escrow import (
+    ChargeModel,
+    EscrowMode,
+    Failure,
+    Freeze,
+    ModeReason,
+    OnDeadline,
+    Payment,
+    State,
+    WaitingFor,
+    WaitingReason,
+)
+from payment_service.domain.experts import Account, BusinessType, Expert
+from payment_service.domain.followed import Discrepancy
+from payment_service.domain.ledger import Posting
+from payment_service.domain.operations import Operation, OperationKind, OperationState
+from payment_service.domain.payouts import Payout, PayoutState
+from payment_service.domain.ports import (
+    Answer,
+    Cause,
+    Claim,
+    InboxEvent,
+    StoredDiscrepancy,
+    StoredEvent,
+)
+
+PAYMENT_COLUMNS = (
+    "payment_id client_id expert_id gig_id description state escrow_mode charge_model mode_reason "
+    "on_deadline destination_account_id currency amount commission_basis_points commission "
+    "expert_amount held charged captured refunded returned rest_goes_back lost_held lost "
+    "lost_beyond frozen frozen_by fraud_warning_id netting net_commission client_owed "
+    "taken_by_hand processor_fee payment_intent_id charge_id transfer_id operation_id waiting_for "
+    "waiting_reason failure version create_time update_time escrow_time capture_time "
+    "escrow_expire_time release_due_time warn_time deadline_time payment_expire_time"
+).split()
+
+#: The columns of a payment that hold an enum.
+_ENUMS: Final[Mapping[str, Callable[[str], StrEnum]]] = {
+    "state": State,
+    "escrow_mode": EscrowMode,
+    "charge_model": ChargeModel,
+    "mode_reason": ModeReason,
+    "on_deadline": OnDeadline,
+    "waiting_for": WaitingFor,
+    "waiting_reason": WaitingReason,
+    "frozen": Freeze,
+}
+
+
+def payment_values(payment: Payment) -> dict[str, Any]:
+    """Returns a payment as bound parameters, by column name."""
+    values: dict[str, Any] = {name: getattr(payment, name) for name in PAYMENT_COLUMNS}
+    for name in _ENUMS:
+        values[name] = values[name].value
+    values["payment_intent_id"] = payment.payment_intent_id or None
+    failure = payment.failure
+    values["failure"] = failure and json.dumps(
+        {
+            "code": failure.code,
+            "decline_code": failure.decline_code,
+            "message": failure.message,
+            "time": failure.time.isoformat(),
+        }
+    )
+    return values
+
+
+def payment_of(row: RowMapping) -> Payment:
+    """Returns the payment that a row of ``payments`` holds."""
+    values = {name: row[name] for name in PAYMENT_COLUMNS}
+    failure = values["failure"]
+    values.update(
+        **{name: enum(values[name]) for name, enum in _ENUMS.items()},
+        payment_intent_id=values["payment_intent_id"] or "",
+        failure=failure
+        and Failure(
+            failure["code"],
+            failure["decline_code"],
+            failure["message"],
+            datetime.fromisoformat(failure["time"]),
+        ),
+    )
+    return Payment(**values)
+
+
+def posted(owner: str) -> str:
+    """Returns a CTE that inserts the postings of the event in the CTE ``recorded``.
+
+    ``owner`` is the column that owns the event: ``payment_id`` or ``expert_id``.
+    """
+    return f"""posted AS (
+    INSERT INTO postings
+        ({owner}, sequence, account, currency, minor_units, kind, balance_transaction_id, time)
+    SELECT {owner}, sequence, line.*, :update_time
+    FROM recorded, unnest(
+        CAST(:accounts AS text[]), CAST(:currencies AS text[]), CAST(:amounts AS bigint[]),
+        CAST(:kinds AS text[]), CAST(:txns AS text[])) AS line
+)"""
+
+
+def posting_values(postings: Sequence[Posting]) -> dict[str, Any]:
+    """Returns postings as bound parameters, one list for each column."""
+    return {
+        "accounts": [posting.account for posting in postings],
+        "currencies": [posting.currency for posting in postings],
+        "amounts": [posting.minor_units for posting in postings],
+        "kinds": [posting.kind for posting in postings],
+        "txns": [posting.balance_transaction_id for posting in postings],
+    }
+
+
+def cause_values(cause: Cause) -> dict[str, str]:
+    """Returns who or what caused a change, as the bodies of experts' events contain it."""
+    return {"caller": cause.caller, "rpc": cause.rpc, "request_id": cause.request_id}
+
+
+def operation_of(row: RowMapping) -> Operation:
+    """Returns the operation that a row of ``operations`` holds."""
+    return Operation(
+        operation_id=row["operation_id"],
+        kind=OperationKind(row["kind"]),
+        payment_id=row["payment_id"] or "",
+        expert_id=row["expert_id"] or "",
+        dispute_id=row["dispute_id"] or "",
+        params=row["params"],
+        minor_units=row["minor_units"],
+        claim_id=row["claim_id"] or "",
+        state=OperationState(row["state"]),
+        attempt=row["attempt"],
+        tries=row["tries"],
+        last_error=row["last_error"],
+        create_time=row["create_time"],
+        attempt_time=row["attempt_time"],
+        lease_until=row["lease_until"],
+        lease_token=row["lease_token"],
+        next_try_time=row["next_try_time"],
+        unsure_until=row["unsure_until"],
+    )
+
+
+def discrepancy_of(row: RowMapping) -> StoredDiscrepancy:
+    """Returns the discrepancy that a row of ``discrepancies`` holds."""
+    return StoredDiscrepancy(
+        row["discrepancy_id"],
+        Discrepancy(
+            row["payment_id"] or "",
+            row["kind"],
+            row["detail"],
+            row["expected"],
+            row["found"],
+            row["currency"],
+            row["cure"],
+            row["line_id"],
+        ),
+        row["time"],
+        row["last_seen_time"],
+        row["resolve_time"],
+        row["resolved_by"],
+        row["note"],
+    )
+
+
+def expert_of(row: RowMapping) -> Expert:
+    """Returns the expert that a row of ``experts`` holds."""
+    return Expert(
+        expert_id=row["expert_id"],
+        name=row["name"],
+        email=row["email"],
+        country=row["country"],
+        business_type=BusinessType(row["business_type"]),
+        commission_basis_points=row["commission_basis_points"],
+        commission_asked=row["commission_asked"],
+        account=Account(
+            stripe_account_id=row["stripe_account_id"] or "",
+            charges_enabled=row["charges_enabled"],
+            payouts_enabled=row["payouts_enabled"],
+            transfers_active=row["transfers_active"],
+            details_submitted=row["details_submitted"],
+            requirements_due=tuple(row["requirements_due"]),
+            disabled_reason=row["disabled_reason"],
+        ),
+        deauthorized=row["deauthorized"],
+        operation_id=row["operation_id"],
+        check_time=row["check_time"],
+        version=row["version"],
+        create_time=row["create_time"],
+        update_time=row["update_time"],
+    )
+
+
+def expert_values(expert: Expert) -> dict[str, Any]:
+    """Returns an expert as bound parameters, by column name."""
+    account = expert.account
+    return {
+        "expert_id": expert.expert_id,
+        "name": expert.name,
+        "email": expert.email,
+        "country": expert.country,
+        "business_type": expert.business_type.value,
+        "commission_basis_points": expert.commission_basis_points,
+        "commission_asked": expert.commission_asked,
+        "stripe_account_id": account.stripe_account_id or None,
+        "charges_enabled": account.charges_enabled,
+        "payouts_enabled": account.payouts_enabled,
+        "transfers_active": account.transfers_active,
+        "details_submitted": account.details_submitted,
+        "requirements_due": list(account.requirements_due),
+        "disabled_reason": account.disabled_reason,
+        "deauthorized": expert.deauthorized,
+        "operation_id": expert.operation_id,
+        "check_time": expert.check_time,
+        "version": expert.version,
+        "create_time": expert.create_time,
+        "update_time": expert.update_time,
+    }
+
+
+DISPUTE_COLUMNS: Final = (
+    "dispute_id payment_id expert_id charge_id stage status outcome reason currency amount "
+    "withdrawn reinstated lost recovered kept fee fee_currency evidence_due_time has_evidence "
+    "submission_count operation_id create_time update_time close_time"
+).split()
+
+
+def dispute_values(dispute: Dispute) -> dict[str, Any]:
+    """Returns a dispute as bound parameters, by column name."""
+    values: dict[str, Any] = {name: getattr(dispute, name) for name in DISPUTE_COLUMNS}
+    return {**values, "stage": dispute.stage.value, "outcome": dispute.outcome.value}
+
+
+def dispute_of(row: RowMapping) -> Dispute:
+    """Returns the dispute that a row of ``disputes`` holds."""
+    values = {name: row[name] for name in DISPUTE_COLUMNS}
+    values.update(stage=Stage(values["stage"]), outcome=Outcome(values["outcome"]))
+    return Dispute(**values)
+
+
+PAYOUT_COLUMNS: Final = (
+    "payout_id expert_id stripe_account_id minor_units currency state automatic arrival_time "
+    "failure_code balance_transaction_id failure_balance_transaction_id version create_time "
+    "update_time"
+).split()
+
+
+def payout_values(payout: Payout) -> dict[str, Any]:
+    """Returns a payout as bound parameters, by column name."""
+    values: dict[str, Any] = {name: getattr(payout, name) for name in PAYOUT_COLUMNS}
+    values["state"] = payout.state.value
+    return values
+
+
+def payout_of(row: RowMapping) -> Payout:
+    """Returns the payout that a row of ``payouts`` holds."""
+    values = {name: row[name] for name in PAYOUT_COLUMNS}
+    return Payout(**{**values, "state": PayoutState(values["state"])})
+
+
+def inbox_event_of(row: RowMapping) -> InboxEvent:
+    """Returns the webhook event that a row of ``inbox`` holds."""
+    return InboxEvent(
+        event_id=row["event_id"],
+        endpoint=row["endpoint"],
+        type=row["type"],
+        object_id=row["object_id"],
+        account_id=row["account_id"],
+        payment_intent_id=row["payment_intent_id"],
+        payment_ref=row["payment_ref"],
+        payload_sha256=bytes(row["payload_sha256"]),
+        create_time=row["create_time"],
+        state=row["state"],
+        verdict=row["verdict"],
+        attempts=row["attempts"],
+        last_error=row["last_error"],
+        receive_time=row["receive_time"],
+        next_try_time=row["next_try_time"],
+    )
+
+
+def stored_event_of(row: RowMapping) -> StoredEvent:
+    """Returns the event that a row of ``events`` holds."""
+    return StoredEvent(
+        row["payment_id"],
+        row["sequence"],
+        row["kind"],
+        row["time"],
+        row["body"],
+        bytes(row["hash"]),
+    )
+
+
+def claim_of(row: RowMapping) -> Claim:
+    """Returns the claim that a row of ``claims`` holds: an earlier call made it."""
+    answer = row["answer"]
+    return Claim(
+        row["claim_id"],
+        row["rpc"],
+        fresh=False,
+        answer=None if answer is None else Answer(bool(row["ok"]), bytes(answer)),
+        operation_id=row["operation_id"] or "",
+        payment_id=row["payment_id"] or "",
+    )

@@ -1,0 +1,37 @@
+"""The transaction port: all writes, and the reads that a write depends on, of one transaction.
+
+One small class for each aggregate, in the module of the same name. They share nothing except the
+connection and the time.
+"""
+
+from __future__ import annotations
+
+from payment_service.adapters.postgres.claims import ClaimWrites
+from payment_service.adapters.postgres.debts import DebtWrites
+from payment_service.adapters.postgres.discrepancies import DiscrepancyWrites
+from payment_service.adapters.postgres.disputes import DisputeWrites
+from payment_service.adapters.postgres.experts import ExpertWrites
+from payment_service.adapters.postgres.feed import FeedWrites
+from payment_service.adapters.postgres.jobs import JobWrites
+from payment_service.adapters.postgres.operations import OperationWrites
+from payment_service.adapters.postgres.payments import PaymentWrites
+from payment_service.adapters.postgres.payouts import PayoutWrites
+from payment_service.adapters.postgres.polling import PollingWrites
+from payment_service.adapters.postgres.webhooks import WebhookWrites
+
+
+class SqlTransaction(
+    ClaimWrites,
+    PaymentWrites,
+    DebtWrites,
+    DisputeWrites,
+    OperationWrites,
+    ExpertWrites,
+    PayoutWrites,
+    DiscrepancyWrites,
+    WebhookWrites,
+    FeedWrites,
+    JobWrites,
+    PollingWrites,
+):
+    """One transaction on one connection. The engine commits it or rolls it back."""

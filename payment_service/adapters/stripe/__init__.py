@@ -1,0 +1,1 @@
+"""Stripe behind the domain's port: one module for each of Stripe's resources."""

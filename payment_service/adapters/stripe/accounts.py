@@ -1,0 +1,99 @@
+"""Connected accounts, and the links that Stripe makes for their owners."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+import stripe
+from stripe.params import AccountCreateParams
+
+from payment_service.adapters.stripe.client import StripeResource
+from payment_service.adapters.stripe.outcomes import misconfigured
+from payment_service.adapters.stripe.views import account_of, creation_window, metadata_of
+from payment_service.domain.experts import Account
+from payment_service.domain.ports import NewAccount, Outcome
+
+
+class Accounts(StripeResource):
+    """Creates and reads connected accounts."""
+
+    async def create_account(self, key: str, new: NewAccount) -> Outcome[Account]:
+        """Creates an Express account."""
+        params: AccountCreateParams = {
+            # An Express account in Stripe's present terms: the platform is liable for losses and
+            # pays the fees, and Stripe collects the requirements.
+            "controller": {
+                "losses": {"payments": "application"},
+                "fees": {"payer": "application"},
+                "requirement_collection": "stripe",
+                "stripe_dashboard": {"type": "express"},
+            },
+            "country": new.country,
+            "email": new.email,
+            "business_type": new.business_type.value,
+            "business_profile": {"name": new.name},
+            "capabilities": {
+                "card_payments": {"requested": True},
+                "transfers": {"requested": True},
+            },
+            "metadata": dict(new.metadata),
+        }
+        return await self._calls.mutation(
+            lambda: self._client.v1.accounts.create_async(params, {"idempotency_key": key}),
+            account_of,
+        )
+
+    async def account(self, stripe_account_id: str) -> Account | None:
+        """Returns the account, or None if it does not exist or has revoked our access."""
+        account = await self._read_of_account(
+            lambda: self._client.v1.accounts.retrieve_async(stripe_account_id)
+        )
+        return None if account is None else account_of(account)
+
+    async def find_account(self, operation_id: str, created: datetime) -> Account | None:
+        """Returns the account that the operation of this time created, or None.
+
+        Accounts cannot be listed by metadata, so those that were created around that time are
+        listed.
+        """
+        since, until = creation_window(created)
+        accounts: list[stripe.Account] = await self._calls.read_all(
+            lambda: self._client.v1.accounts.list_async(
+                {"created": {"gte": since, "lte": until}, "limit": 100}
+            )
+        )
+        for account in accounts:
+            if metadata_of(account.metadata).get("operation_id") == operation_id:
+                return account_of(account)
+        return None
+
+    async def onboarding_link(
+        self, stripe_account_id: str, refresh_url: str, return_url: str
+    ) -> str:
+        """Returns the URL of a new onboarding page. It works once and for five minutes.
+
+        This is not a stored operation: an additional link does no harm.
+        """
+        link = await self._calls.read(
+            lambda: self._client.v1.account_links.create_async(
+                {
+                    "account": stripe_account_id,
+                    "type": "account_onboarding",
+                    "refresh_url": refresh_url,
+                    "return_url": return_url,
+                    "collection_options": {"fields": "eventually_due"},
+                }
+            )
+        )
+        if link is None:
+            raise misconfigured("resource_missing")
+        return link.url
+
+    async def dashboard_link(self, stripe_account_id: str) -> str:
+        """Returns a URL that logs the expert in to their Express dashboard."""
+        link = await self._calls.read(
+            lambda: self._client.v1.accounts.login_links.create_async(stripe_account_id)
+        )
+        if link is None:
+            raise misconfigured("resource_missing")
+        return link.url

@@ -1,0 +1,164 @@
+"""The HTTP client of Stripe, and how each call is made.
+
+The retry loop is ours, so the retries of Stripe's SDK are off. A circuit breaker and a limit of
+concurrent calls stand before every call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, TypeVar
+
+import stripe
+import structlog
+from aiohttp import ClientTimeout, TCPConnector
+
+from payment_service.adapters.stripe.breaker import Breaker, CircuitOpen
+from payment_service.adapters.stripe.outcomes import (
+    misconfigured,
+    outcome_of,
+    rate_limited,
+    refused_read,
+)
+from payment_service.domain.errors import Precondition, processor_unavailable
+from payment_service.domain.ports import (
+    Done,
+    Misconfigured,
+    NotSent,
+    Outcome,
+    Refused,
+    Unknown,
+)
+
+S = TypeVar("S")
+T = TypeVar("T")
+log = structlog.get_logger(__name__)
+
+#: The API version of the SDK, for which its types are right and this code was written.
+API_VERSION: Final = "2026-10-28.endive"
+_READ_TRIES: Final = 3
+
+
+class Calls:
+    """Makes calls through the circuit breaker and turns failures into outcomes or errors."""
+
+    def __init__(self, breaker: Breaker) -> None:
+        self.breaker = breaker
+
+    async def _through(self, make: Callable[[], Awaitable[T]]) -> T:
+        """Makes one call and reports to the circuit breaker whether Stripe answered."""
+        async with self.breaker.call():
+            try:
+                answer = await make()
+            except stripe.StripeError as error:
+                silent = error.http_status is None or error.http_status >= 500
+                (self.breaker.failed if silent else self.breaker.answered)()
+                raise
+            except Exception:
+                self.breaker.failed()
+                raise
+            self.breaker.answered()
+            return answer
+
+    async def mutation(
+        self, make: Callable[[], Awaitable[S]], convert: Callable[[S], T]
+    ) -> Outcome[T]:
+        """Makes one call and returns its outcome. Raises nothing except a cancellation."""
+        try:
+            answer = await self._through(make)
+        except Exception as error:  # noqa: BLE001 - every exception is judged, none is lost
+            outcome = outcome_of(error)
+            level = log.warning if isinstance(outcome, Unknown | Misconfigured) else log.info
+            level("stripe_call_failed", error=type(error).__name__, outcome=repr(outcome))
+            return outcome
+        try:
+            return Done(convert(answer))
+        except Exception as error:  # noqa: BLE001 - the effect has happened, the answer is unreadable
+            log.error("stripe_answer_unreadable", error=type(error).__name__)
+            return Unknown("unreadable")
+
+    async def read(self, make: Callable[[], Awaitable[T]]) -> T | None:
+        """Makes a call that is safe to repeat, with retries. Returns None if Stripe answers 404.
+
+        Raises :class:`Precondition` if Stripe refuses the call, :class:`Exhausted` if the rate
+        limit is reached, and :class:`Unavailable` if Stripe does not answer or refuses our
+        credentials.
+        """
+        for tried in range(1, _READ_TRIES + 1):
+            try:
+                return await self._through(make)
+            except Exception as error:  # noqa: BLE001 - judged below
+                if isinstance(error, stripe.InvalidRequestError) and error.http_status == 404:
+                    return None
+                outcome = outcome_of(error)
+                if isinstance(outcome, Refused):
+                    raise refused_read(outcome) from None
+                if isinstance(outcome, Misconfigured):
+                    log.error(
+                        "stripe_misconfigured", code=outcome.code, request_id=outcome.request_id
+                    )
+                    raise misconfigured(outcome.code, outcome.request_id) from None
+                log.info("stripe_read_failed", error=type(error).__name__, tried=tried)
+                if tried == _READ_TRIES or isinstance(error, CircuitOpen):
+                    if isinstance(outcome, NotSent) and outcome.rate_limited:
+                        raise rate_limited() from None
+                    raise processor_unavailable() from None
+                await asyncio.sleep(0.1 * 3 ** (tried - 1))
+        raise AssertionError("the loop returns or raises")
+
+    async def read_all(self, make: Callable[[], Awaitable[Any]]) -> list[Any]:
+        """Returns the items of all pages of a list, newest first. Raises as :meth:`read` does."""
+        page: Any = await self.read(make)
+        found: list[Any] = []
+        while page is not None:
+            found += page.data
+            if not page.has_more:
+                break
+            page = await self.read(page.next_page_async)
+        return found
+
+
+class StripeResource:
+    """The base of the modules of this package: they share one client and one circuit breaker."""
+
+    def __init__(
+        self,
+        secret_key: str,
+        *,
+        api_base: str | None = None,
+        timeout_seconds: float = 15.0,
+        connections: int = 256,
+    ) -> None:
+        self._calls = Calls(Breaker(connections))
+        # Our own connector replaces the one with Stripe's CA bundle, so it gets the bundle too.
+        context = ssl.create_default_context(cafile=stripe.ca_bundle_path)
+        self._http = stripe.AIOHTTPClient(
+            timeout=ClientTimeout(total=timeout_seconds, sock_connect=3),
+            # Shorter than Stripe's keep-alive, or Stripe may reset a connection during a POST.
+            connector=TCPConnector(limit=connections, ssl=context, keepalive_timeout=15),
+        )
+        self._client = stripe.StripeClient(
+            secret_key,
+            stripe_version=API_VERSION,
+            max_network_retries=0,
+            base_addresses={"api": api_base} if api_base else None,
+            http_client=self._http,
+        )
+
+    async def _read_of_account(self, make: Callable[[], Awaitable[T]]) -> T | None:
+        """Makes a read of a connected account. Returns None if the account revoked our access."""
+        return await self._unless_revoked(self._calls.read(make))
+
+    async def _unless_revoked(self, read: Awaitable[T]) -> T | None:
+        """Returns the result of a read, or None if the account has revoked our access.
+
+        Stripe then answers 403 with the code ``account_invalid``.
+        """
+        try:
+            return await read
+        except Precondition as refusal:
+            if refusal.facts.get("stripe_code") == "account_invalid":
+                return None
+            raise

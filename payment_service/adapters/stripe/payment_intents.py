@@ -1,0 +1,168 @@
+"""Payment intents. They are always read with everything that depends on them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Final
+
+import stripe
+
+from payment_service.adapters.stripe.disputes import Disputes
+from payment_service.adapters.stripe.money_movements import MoneyMovements
+from payment_service.adapters.stripe.outcomes import misconfigured
+from payment_service.adapters.stripe.views import (
+    creation_window,
+    fraud_warning_of,
+    metadata_of,
+    observation_of,
+)
+from payment_service.domain.observation import FraudWarning, Observation
+from payment_service.domain.ports import NewIntent, Outcome
+
+#: Everything that a transition needs to know of a captured charge comes with the intent.
+EXPAND: Final = [
+    "latest_charge.balance_transaction",
+    "latest_charge.transfer.balance_transaction",
+    "latest_charge.transfer.destination_payment.balance_transaction",
+    "latest_charge.application_fee.balance_transaction",
+]
+
+
+class PaymentIntents(MoneyMovements, Disputes):
+    """Creates, captures, cancels and reads payment intents. Amounts are minor units.
+
+    It extends the resources of which a snapshot of an intent consists.
+    """
+
+    async def create_intent(self, key: str, new: NewIntent) -> Outcome[Observation]:
+        """Creates an intent. The client confirms it later."""
+        params: stripe.params.PaymentIntentCreateParams = {
+            "amount": new.minor_units,
+            "currency": new.currency.lower(),
+            # Never Stripe's default `automatic_async`: its answer has no balance transaction yet.
+            "capture_method": "manual" if new.manual_capture else "automatic",
+            # Otherwise Stripe also offers methods that are delayed or that redirect. Before this
+            # API version the parameter was `payment_method_types`.
+            "allowed_payment_method_types": ["card"],
+            "payment_method_options": {"card": {"request_extended_authorization": "if_available"}},
+            "transfer_group": new.metadata["payment_id"],
+            "metadata": dict(new.metadata),
+            "expand": EXPAND,
+        }
+        if new.destination_account_id:
+            params["transfer_data"] = {"destination": new.destination_account_id}
+        if new.application_fee:  # Stripe refuses a fee of zero.
+            params["application_fee_amount"] = new.application_fee
+        if new.description:
+            params["description"] = new.description
+        return await self._calls.mutation(
+            lambda: self._client.v1.payment_intents.create_async(params, {"idempotency_key": key}),
+            observation_of,
+        )
+
+    async def capture(
+        self,
+        key: str,
+        payment_intent_id: str,
+        minor_units: int,
+        application_fee: int | None,
+        metadata: Mapping[str, str],
+    ) -> Outcome[Observation]:
+        """Captures a part or all of the authorized amount. Stripe releases the remainder.
+
+        ``application_fee`` None means that the intent was created without one.
+        """
+        params: stripe.params.PaymentIntentCaptureParams = {
+            "amount_to_capture": minor_units,
+            "metadata": dict(metadata),
+            "expand": EXPAND,
+        }
+        if application_fee is not None:
+            params["application_fee_amount"] = application_fee
+        return await self._calls.mutation(
+            lambda: self._client.v1.payment_intents.capture_async(
+                payment_intent_id, params, {"idempotency_key": key}
+            ),
+            observation_of,
+        )
+
+    async def cancel(self, key: str, payment_intent_id: str) -> Outcome[Observation]:
+        """Cancels an uncaptured intent, which releases the authorization."""
+        return await self._calls.mutation(
+            lambda: self._client.v1.payment_intents.cancel_async(
+                payment_intent_id,
+                # Never `fraudulent`: Stripe would block the card.
+                {"cancellation_reason": "requested_by_customer", "expand": EXPAND},
+                {"idempotency_key": key},
+            ),
+            observation_of,
+        )
+
+    async def observe(self, payment_intent_id: str) -> Observation | None:
+        """Returns the intent with charge, transfers, refunds, reversals and disputes, or None."""
+        intent = await self._calls.read(
+            lambda: self._client.v1.payment_intents.retrieve_async(
+                payment_intent_id, {"expand": EXPAND}
+            )
+        )
+        return None if intent is None else await self._with_dependents(intent)
+
+    async def find_intent(self, operation_id: str, created: datetime) -> Observation | None:
+        """Returns the intent that the operation of this time created, or None.
+
+        Intents cannot be searched by metadata at once after their creation, so those that were
+        created around that time are listed.
+        """
+        since, until = creation_window(created)
+        intents: list[stripe.PaymentIntent] = await self._calls.read_all(
+            lambda: self._client.v1.payment_intents.list_async(
+                {"created": {"gte": since, "lte": until}, "limit": 100}
+            )
+        )
+        for intent in intents:
+            if metadata_of(intent.metadata).get("operation_id") == operation_id:
+                return await self.observe(intent.id)
+        return None
+
+    async def fraud_warnings(self, payment_intent_id: str) -> Sequence[FraudWarning]:
+        """Returns the early fraud warnings about an intent, the oldest first."""
+        listed: list[stripe.radar.EarlyFraudWarning] = await self._calls.read_all(
+            lambda: self._client.v1.radar.early_fraud_warnings.list_async(
+                {"payment_intent": payment_intent_id, "limit": 100}
+            )
+        )
+        return [fraud_warning_of(warning) for warning in reversed(listed)]
+
+    async def client_secret(self, payment_intent_id: str) -> str:
+        """Returns the secret with which the client's browser confirms the intent.
+
+        It is read whenever it is needed, so it is stored nowhere.
+        """
+        intent = await self._calls.read(
+            lambda: self._client.v1.payment_intents.retrieve_async(payment_intent_id)
+        )
+        if intent is None or not intent.client_secret:
+            raise misconfigured("resource_missing")
+        return intent.client_secret
+
+    async def _with_dependents(self, intent: stripe.PaymentIntent) -> Observation:
+        """Returns the intent with everything that Stripe lists apart from it."""
+        if intent.status != "succeeded":
+            return observation_of(intent)
+        latest = intent.latest_charge
+        charge = None if isinstance(latest, str) else latest
+        # Stripe leaves out attributes that a charge on the platform does not have.
+        transfer = getattr(charge, "transfer", None)
+        return observation_of(
+            intent,
+            refunds=await self._refunds(intent),
+            reversals=await self._reversals(transfer)
+            if isinstance(transfer, stripe.Transfer)
+            else (),
+            fee_refunds=await self._fee_refunds(charge),
+            separate_transfers=()
+            if getattr(intent, "transfer_data", None)
+            else await self._separate_transfers(intent.transfer_group or ""),
+            disputes=await self._disputes(intent),
+        )

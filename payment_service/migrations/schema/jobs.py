@@ -1,0 +1,38 @@
+"""What the background jobs remember between two runs. It holds no money and no event."""
+
+from typing import Final
+
+SCHEMA: Final = r"""
+-- When a job runs next, on whichever replica is first.
+CREATE TABLE jobs (
+    name text PRIMARY KEY,
+    next_time timestamptz NOT NULL
+);
+
+-- When a job works on a payment again, and the present pause, which doubles each time. There is no
+-- foreign key, because it would wait for the payment's lock.
+CREATE TABLE turns (
+    work text NOT NULL,
+    payment_id text NOT NULL,
+    pause interval NOT NULL,
+    next_time timestamptz NOT NULL,
+    PRIMARY KEY (work, payment_id)
+);
+CREATE INDEX turns_over ON turns (next_time);
+
+-- How far a list of events at Stripe was read, and when it is read next. The scope is the platform
+-- or an account.
+CREATE TABLE watches (
+    scope text PRIMARY KEY,
+    seen_until timestamptz NOT NULL,
+    after_event_id text NOT NULL DEFAULT '',
+    next_time timestamptz NOT NULL
+);
+INSERT INTO watches (scope, seen_until, next_time) VALUES ('platform', now(), now());
+
+-- When an open payment that has not changed for long is polled next.
+CREATE TABLE payment_asks (
+    payment_id text PRIMARY KEY REFERENCES payments,
+    next_time timestamptz NOT NULL
+);
+"""

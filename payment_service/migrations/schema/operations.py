@@ -1,0 +1,76 @@
+"""Operations at Stripe, and the idempotency keys of the callers that asked for them."""
+
+from typing import Final
+
+SCHEMA: Final = r"""
+-- A durable intent to change something at Stripe. It is committed before the request is sent, so
+-- that a crash cannot lose it.
+-- Never: two open operations on one payment, expert or dispute (unique indexes).
+CREATE TABLE operations (
+    operation_id text PRIMARY KEY,
+    kind text NOT NULL,
+    -- Its subject: exactly one of the three. An answer to a dispute belongs to the dispute, so that
+    -- the payment's own operation can run beside it.
+    payment_id text REFERENCES payments,
+    expert_id text REFERENCES experts,
+    dispute_id text REFERENCES disputes,
+    params jsonb NOT NULL,
+    minor_units bigint NOT NULL,
+    -- The key of the caller who asked for it; NULL if a background job did.
+    claim_id text,
+    state text NOT NULL,
+    -- The number in the idempotency key at Stripe, and since when this key is used.
+    attempt integer NOT NULL,
+    attempt_time timestamptz NOT NULL,
+    tries integer NOT NULL,
+    last_error text NOT NULL,
+    create_time timestamptz NOT NULL,
+    -- The lease of the replica that works on it. Only the holder of the token may change the row.
+    lease_until timestamptz,
+    lease_token text NOT NULL,
+    next_try_time timestamptz,
+    -- Until when a parked operation may still take effect at Stripe. NULL if Stripe has answered
+    -- each of its requests, or none was sent.
+    unsure_until timestamptz,
+    settle_time timestamptz,
+
+    CONSTRAINT known_state
+        CHECK (state IN ('STARTED', 'UNKNOWN', 'PARKED', 'SUCCEEDED', 'REFUSED')),
+    CONSTRAINT operation_has_one_subject
+        CHECK (num_nonnulls(payment_id, expert_id, dispute_id) = 1)
+);
+CREATE UNIQUE INDEX one_open_operation_per_payment ON operations (payment_id)
+    WHERE state IN ('STARTED', 'UNKNOWN', 'PARKED');
+CREATE UNIQUE INDEX one_open_operation_per_expert ON operations (expert_id)
+    WHERE state IN ('STARTED', 'UNKNOWN', 'PARKED');
+CREATE UNIQUE INDEX one_open_operation_per_dispute ON operations (dispute_id)
+    WHERE state IN ('STARTED', 'UNKNOWN', 'PARKED');
+CREATE INDEX operations_due ON operations (next_try_time) WHERE state IN ('STARTED', 'UNKNOWN');
+CREATE INDEX operations_open ON operations (create_time, operation_id)
+    WHERE state IN ('STARTED', 'UNKNOWN', 'PARKED');
+CREATE INDEX operations_by_time ON operations USING brin (create_time);
+
+-- A caller's idempotency key, and the stored answer.
+-- Never: a key used for two requests (unique); answered twice (the statement's own condition).
+CREATE TABLE claims (
+    claim_id text PRIMARY KEY,
+    caller text NOT NULL,
+    rpc text NOT NULL,
+    key text NOT NULL,
+    -- A digest of each field of the request: enough to name the field that differs, without keeping
+    -- it.
+    fields jsonb NOT NULL,
+    -- What the key led to.
+    payment_id text,
+    operation_id text,
+    -- Whether the answer is a response or an error, and its bytes on the wire.
+    ok boolean,
+    answer bytea,
+    create_time timestamptz NOT NULL,
+    settle_time timestamptz,
+
+    CONSTRAINT a_key_is_used_once UNIQUE (caller, rpc, key),
+    CONSTRAINT key_length CHECK (length(key) BETWEEN 1 AND 255)
+);
+CREATE INDEX claims_by_time ON claims USING brin (create_time);
+"""

@@ -1,0 +1,228 @@
+"""Payments, their audit trail, and their movements at Stripe."""
+
+from typing import Final
+
+SCHEMA: Final = r"""
+-- The present state of a payment. It is a summary: the history is in events and postings.
+-- Never: its quote rewritten, a version left out (trigger); deleted or truncated (triggers);
+-- amounts that do not add up (checks below).
+CREATE TABLE payments (
+    payment_id text PRIMARY KEY,
+    client_id text NOT NULL,
+    expert_id text NOT NULL REFERENCES experts,
+    gig_id text NOT NULL,
+    description text NOT NULL,
+    state text NOT NULL,
+    version bigint NOT NULL,
+    -- The hash of the payment's last event.
+    head_hash bytea NOT NULL,
+    create_time timestamptz NOT NULL,
+    update_time timestamptz NOT NULL,
+
+    -- The quote.
+    currency char(3) NOT NULL,
+    amount bigint NOT NULL,
+    commission_basis_points integer NOT NULL,
+    commission bigint NOT NULL,
+    expert_amount bigint NOT NULL,
+
+    -- How the money is held, and what happens at a deadline.
+    escrow_mode text NOT NULL,
+    charge_model text NOT NULL,
+    mode_reason text NOT NULL,
+    on_deadline text NOT NULL,
+    destination_account_id text NOT NULL,
+    payment_expire_time timestamptz NOT NULL,
+    escrow_time timestamptz,
+    escrow_expire_time timestamptz,
+    release_due_time timestamptz,
+    capture_time timestamptz,
+    -- The latest deadline that was warned of, and when a deadline was last acted on.
+    warn_time timestamptz,
+    deadline_time timestamptz,
+
+    -- Where the money is.
+    -- Authorized or charged, and not captured yet.
+    held bigint NOT NULL,
+    -- What the card was charged; 0 before.
+    charged bigint NOT NULL DEFAULT 0,
+    captured bigint NOT NULL,
+    -- Refunded after capture.
+    refunded bigint NOT NULL,
+    -- Refunded from escrow, after the card was charged.
+    returned bigint NOT NULL DEFAULT 0,
+    -- Whether the remainder of the hold must go back to the client.
+    rest_goes_back boolean NOT NULL DEFAULT false,
+    -- What lost disputes took from escrow.
+    lost_held bigint NOT NULL DEFAULT 0,
+    -- What lost disputes took from the captured amount.
+    lost bigint NOT NULL DEFAULT 0,
+    -- What lost disputes took of money that had been refunded already. If that refund fails later,
+    -- this amount is not owed to the client.
+    lost_beyond bigint NOT NULL DEFAULT 0,
+    -- What the capture in progress keeps back of the expert's debt.
+    netting bigint NOT NULL DEFAULT 0,
+    net_commission bigint NOT NULL,
+    -- What the platform still owes to the client because a refund failed.
+    client_owed bigint NOT NULL,
+    -- What out-of-band changes took from the expert beyond the debt, minus what they gave of the
+    -- platform's money. It is in the ledger account `losses` and pays the expert's later debt.
+    taken_by_hand bigint NOT NULL DEFAULT 0,
+    -- Stripe's fee; NULL until its balance transaction is known.
+    processor_fee bigint,
+
+    -- The objects at Stripe.
+    payment_intent_id text,
+    charge_id text NOT NULL,
+    transfer_id text NOT NULL,
+
+    -- What happens now, and what stops it.
+    -- The open operation, if there is one.
+    operation_id text NOT NULL,
+    waiting_for text NOT NULL,
+    -- Why the expert's account cannot be paid.
+    waiting_reason text NOT NULL DEFAULT '',
+    -- What disputes and fraud warnings forbid now, and which of them does.
+    frozen text NOT NULL DEFAULT 'NONE',
+    frozen_by text NOT NULL DEFAULT '',
+    fraud_warning_id text NOT NULL DEFAULT '',
+    -- Why the last attempt of the client to pay failed.
+    failure jsonb,
+
+    CONSTRAINT known_state CHECK (state IN (
+        'PENDING', 'FAILED', 'IN_ESCROW', 'CAPTURING', 'CANCELING', 'PROMOTING', 'REFUNDING',
+        'CAPTURED', 'CANCELED', 'EXPIRED', 'REFUNDED')),
+    CONSTRAINT version_starts_at_one CHECK (version >= 1),
+    CONSTRAINT one_payment_per_intent UNIQUE (payment_intent_id),
+
+    CONSTRAINT amount_is_positive CHECK (amount > 0),
+    CONSTRAINT commission_rate_range CHECK (commission_basis_points BETWEEN 0 AND 9999),
+    CONSTRAINT commission_is_not_negative CHECK (commission >= 0),
+    CONSTRAINT expert_amount_is_positive CHECK (expert_amount > 0),
+    CONSTRAINT quote_adds_up CHECK (commission + expert_amount = amount),
+
+    -- Every minor unit that was charged is in exactly one of four places.
+    CONSTRAINT charged_money_is_accounted_for CHECK (
+        CASE WHEN charged > 0 THEN held + captured + returned + lost_held = charged
+        ELSE captured = 0 AND returned = 0 AND lost_held = 0 END),
+    CONSTRAINT held_within_amount CHECK (held BETWEEN 0 AND amount),
+    CONSTRAINT charged_within_amount CHECK (charged BETWEEN 0 AND amount),
+    CONSTRAINT captured_within_amount CHECK (captured BETWEEN 0 AND amount),
+    CONSTRAINT returned_within_amount CHECK (returned BETWEEN 0 AND amount),
+    CONSTRAINT lost_held_within_amount CHECK (lost_held BETWEEN 0 AND amount),
+    CONSTRAINT refunded_within_captured CHECK (refunded BETWEEN 0 AND captured),
+    CONSTRAINT lost_within_captured CHECK (lost BETWEEN 0 AND captured - refunded),
+    CONSTRAINT lost_beyond_is_not_negative CHECK (lost_beyond >= 0),
+    CONSTRAINT commission_within_captured
+        CHECK (net_commission BETWEEN 0 AND captured - refunded - lost),
+    CONSTRAINT client_owed_within_refunds CHECK (client_owed BETWEEN 0 AND refunded + returned),
+    CONSTRAINT netting_is_not_negative CHECK (netting >= 0),
+    CONSTRAINT netting_only_while_capturing CHECK (netting = 0 OR state = 'CAPTURING'),
+    CONSTRAINT remainder_to_return_was_charged CHECK (NOT rest_goes_back OR charged > 0),
+
+    -- The state agrees with the amounts.
+    CONSTRAINT held_only_in_escrow CHECK (held = 0 OR state IN (
+        'IN_ESCROW', 'CAPTURING', 'CANCELING', 'PROMOTING', 'REFUNDING')),
+    CONSTRAINT escrow_holds_money CHECK (state <> 'IN_ESCROW' OR held > 0),
+    CONSTRAINT captured_has_money_left CHECK (state <> 'CAPTURED' OR captured > refunded + lost),
+    CONSTRAINT refunded_has_no_money_left
+        CHECK (state <> 'REFUNDED' OR (charged > 0 AND captured = refunded + lost AND held = 0)),
+
+    CONSTRAINT known_waiting_for
+        CHECK (waiting_for IN ('', 'processor', 'operator', 'expert')),
+    CONSTRAINT known_waiting_reason CHECK (waiting_reason IN ('', 'EXPERT_ONBOARDING',
+        'EXPERT_PENDING_VERIFICATION', 'EXPERT_RESTRICTED', 'EXPERT_REJECTED',
+        'EXPERT_DEAUTHORIZED', 'EXPERT_REFUSED', 'DESTINATION_ACCOUNT_REPLACED')),
+    CONSTRAINT waiting_reason_only_for_experts
+        CHECK (waiting_reason = '' OR waiting_for = 'expert'),
+    CONSTRAINT known_freeze_reason
+        CHECK (frozen IN ('NONE', 'FRAUD_WARNING', 'INQUIRY', 'CHARGEBACK')),
+    CONSTRAINT frozen_by_something CHECK ((frozen = 'NONE') = (frozen_by = ''))
+);
+-- For ListPayments, and for the references in webhook events.
+CREATE INDEX payments_by_client ON payments (client_id, create_time DESC, payment_id DESC);
+CREATE INDEX payments_by_expert ON payments (expert_id, create_time DESC, payment_id DESC);
+CREATE INDEX payments_by_charge ON payments (charge_id) WHERE charge_id <> '';
+-- For reconciliation and the audit.
+CREATE INDEX payments_by_change ON payments (update_time, payment_id);
+-- For background jobs: stale payments, the payment window, deadlines, waiting captures.
+CREATE INDEX payments_open ON payments (update_time)
+    WHERE state IN ('PENDING', 'FAILED', 'IN_ESCROW');
+CREATE INDEX payments_unpaid ON payments (payment_expire_time)
+    WHERE state IN ('PENDING', 'FAILED');
+CREATE INDEX payments_held ON payments (escrow_expire_time) WHERE held > 0;
+CREATE INDEX payments_due ON payments (release_due_time)
+    WHERE held > 0 AND release_due_time IS NOT NULL;
+CREATE INDEX payments_waiting ON payments (expert_id) WHERE waiting_for = 'expert';
+-- For the expert's debt, and for experts whose account may pay out soon.
+CREATE INDEX payments_netting ON payments (expert_id) WHERE netting > 0;
+CREATE INDEX payments_captured ON payments (expert_id, capture_time)
+    WHERE capture_time IS NOT NULL;
+
+-- The identity and the quote of a payment never change, and its version counts up by one. The way
+-- of holding (escrow_mode) may change by a promotion; how the payment was to be held may not.
+CREATE FUNCTION refuse_payment_rewrite() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF (OLD.payment_id, OLD.client_id, OLD.expert_id, OLD.gig_id, OLD.currency, OLD.amount,
+        OLD.commission, OLD.expert_amount, OLD.commission_basis_points, OLD.charge_model,
+        OLD.mode_reason, OLD.on_deadline, OLD.release_due_time,
+        OLD.destination_account_id, OLD.create_time)
+       IS DISTINCT FROM
+       (NEW.payment_id, NEW.client_id, NEW.expert_id, NEW.gig_id, NEW.currency, NEW.amount,
+        NEW.commission, NEW.expert_amount, NEW.commission_basis_points, NEW.charge_model,
+        NEW.mode_reason, NEW.on_deadline, NEW.release_due_time,
+        NEW.destination_account_id, NEW.create_time)
+       OR NEW.version <> OLD.version + 1
+    THEN
+        RAISE EXCEPTION 'a payment is not rewritten' USING ERRCODE = 'restrict_violation';
+    END IF;
+    RETURN NEW;
+END $$;
+CREATE TRIGGER payments_are_not_rewritten BEFORE UPDATE ON payments
+    FOR EACH ROW EXECUTE FUNCTION refuse_payment_rewrite();
+CREATE TRIGGER payments_are_kept BEFORE DELETE ON payments
+    FOR EACH ROW EXECUTE FUNCTION refuse_change();
+CREATE TRIGGER payments_are_never_truncated BEFORE TRUNCATE ON payments
+    FOR EACH STATEMENT EXECUTE FUNCTION refuse_change();
+
+-- The audit trail: one event for each version of a payment. Each hash covers the event before.
+-- Never: updated, deleted or truncated (triggers).
+CREATE TABLE events (
+    payment_id text NOT NULL REFERENCES payments,
+    -- The payment's version after the event.
+    sequence bigint NOT NULL,
+    kind text NOT NULL,
+    time timestamptz NOT NULL,
+    body text NOT NULL,
+    hash bytea NOT NULL,
+    PRIMARY KEY (payment_id, sequence)
+);
+CREATE INDEX events_by_time ON events USING brin (time);
+CREATE TRIGGER events_are_append_only BEFORE UPDATE OR DELETE ON events
+    FOR EACH ROW EXECUTE FUNCTION refuse_change();
+CREATE TRIGGER events_are_never_truncated BEFORE TRUNCATE ON events
+    FOR EACH STATEMENT EXECUTE FUNCTION refuse_change();
+
+-- One object at Stripe that is in our books: a transfer, refund, reversal, fee refund, or balance
+-- transaction of a dispute.
+-- Never: booked twice (primary key); updated, deleted or truncated (triggers).
+CREATE TABLE movements (
+    -- Stripe's id of the object.
+    movement_id text PRIMARY KEY,
+    payment_id text NOT NULL REFERENCES payments,
+    kind text NOT NULL,
+    minor_units bigint NOT NULL,
+    -- The operation that caused it; empty if it was made out of band.
+    operation_id text NOT NULL,
+    -- The transfer that a reversal takes back.
+    transfer_id text NOT NULL DEFAULT '',
+    time timestamptz NOT NULL
+);
+CREATE INDEX movements_by_payment ON movements (payment_id);
+CREATE INDEX movements_by_transfer ON movements (transfer_id) WHERE transfer_id <> '';
+CREATE INDEX movements_by_time ON movements USING brin (time);
+CREATE TRIGGER movements_are_append_only BEFORE UPDATE OR DELETE ON movements
+    FOR EACH ROW EXECUTE FUNCTION refuse_change();
+CREATE TRIGGER movements_are_never_truncated BEFORE TRUNCATE ON movements
+    FOR EACH STATEMENT EXECUTE FUNCTION refuse_change();
+"""

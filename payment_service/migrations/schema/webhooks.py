@@ -1,0 +1,33 @@
+"""Webhook events."""
+
+from typing import Final
+
+SCHEMA: Final = r"""
+-- A webhook event. It is stored once and applied later, by reading the object from Stripe. Only the
+-- envelope is stored, because the object may contain a secret.
+-- Never: stored twice (primary key).
+CREATE TABLE inbox (
+    event_id text PRIMARY KEY,
+    endpoint text NOT NULL,
+    type text NOT NULL,
+    object_id text NOT NULL,
+    account_id text NOT NULL,
+    payment_intent_id text NOT NULL,
+    -- The id by which the payment is found; see PaymentReads.payment_of.
+    payment_ref text NOT NULL,
+    payload_sha256 bytea NOT NULL,
+    create_time timestamptz NOT NULL,
+    state text NOT NULL,
+    -- What came of the event.
+    verdict text NOT NULL,
+    attempts integer NOT NULL,
+    last_error text NOT NULL,
+    receive_time timestamptz NOT NULL,
+    next_try_time timestamptz,
+    apply_time timestamptz,
+
+    CONSTRAINT known_state CHECK (state IN ('WAITING', 'APPLIED', 'IGNORED', 'PARKED'))
+);
+CREATE INDEX inbox_due ON inbox (next_try_time) WHERE state = 'WAITING';
+CREATE INDEX inbox_open ON inbox (receive_time, event_id) WHERE state IN ('WAITING', 'PARKED');
+"""
