@@ -202,22 +202,11 @@ class SqlReader(FeedReads, PayoutReads, AccountReads):
             "SELECT DISTINCT payment_id, payments.update_time AS due "
             "FROM disputes JOIN payments USING (payment_id) "
             "WHERE outcome IN ('LOST', 'PREVENTED') "
-            "AND withdrawn > reinstated + disputes.lost - recovered "
+            "AND withdrawn > reinstated + disputes.lost "
             "AND (payments.operation_id = '' OR EXISTS "
             "(SELECT 1 FROM operations WHERE operations.operation_id = payments.operation_id "
             "AND operations.state = 'PARKED' AND kind <> 'reverse_transfer' "
             "AND (unsure_until IS NULL OR unsure_until <= now())))",
-            limit,
-        )
-        return [row["payment_id"] for row in found]
-
-    def payments_unsure(self, limit: int) -> Sequence[str]:
-        """Something of them is parked, and by now Stripe must show it, or nothing comes of it."""
-        found = self._in_turn(
-            Work.UNSURE,
-            "SELECT payment_id, unsure_until AS due FROM operations "
-            "WHERE state = 'PARKED' AND payment_id IS NOT NULL AND dispute_id IS NULL "
-            "AND unsure_until <= now()",
             limit,
         )
         return [row["payment_id"] for row in found]

@@ -30,7 +30,7 @@ from payment_service.domain.escrow import Payment, Transition
 from payment_service.domain.events import chain_hash, event_body
 from payment_service.domain.experts import Expert
 from payment_service.domain.followed import Discrepancy, Movement
-from payment_service.domain.ledger import expert_debt
+from payment_service.domain.give_way import described
 from payment_service.domain.operations import Operation, OperationState
 from payment_service.domain.plans import Reversible
 from payment_service.domain.ports import (
@@ -269,18 +269,25 @@ class SqlTransaction(FeedWrites, PayoutWrites, AccountWrites):
         return frozenset(row["movement_id"] for row in found)
 
     def made_by_hand_since(self, operation: Operation) -> Mapping[str, str]:
-        """Movements that others made, seen since this open operation was recorded: their kinds.
+        """Describes, by id, what was booked out of band since this open operation was recorded, or
+        last resumed.
 
         A payment has one open operation at most, so what is not this one's is nobody's of ours.
         """
         found = self._all(
-            "SELECT movement_id, kind FROM movements WHERE payment_id = :payment_id "
-            "AND operation_id <> :operation_id AND time > :since",
+            "SELECT movement_id, movements.kind, movements.minor_units FROM movements "
+            "JOIN operations ON operations.operation_id = :operation_id "
+            "WHERE movements.payment_id = :payment_id "
+            "AND movements.operation_id <> :operation_id "
+            "AND movements.kind IN ('refund', 'transfer', 'reversal', 'fee_refund') "
+            "AND time > coalesce(resume_time, create_time) ORDER BY time, movement_id",
             payment_id=operation.payment_id,
             operation_id=operation.operation_id,
-            since=operation.create_time,
         )
-        return {row["movement_id"]: row["kind"] for row in found}
+        return {
+            row["movement_id"]: described(row["kind"], row["movement_id"], row["minor_units"])
+            for row in found
+        }
 
     def add_movement(self, payment_id: str, movement: Movement) -> None:
         self._do(
@@ -324,22 +331,6 @@ class SqlTransaction(FeedWrites, PayoutWrites, AccountWrites):
             currency=currency,
         )
         return max(int(row["debt"]), 0)
-
-    def debt_of(self, payment: Payment) -> int:
-        """What of the expert's debt, as above, is for this payment. Locks the expert.
-
-        What captures kept back and operators wrote off was of no payment in particular: so it is
-        never more than the whole of what is owed now.
-        """
-        whole = self.expert_debt(payment.expert_id, payment.currency)
-        row = self._one(
-            "SELECT (SELECT coalesce(sum(minor_units), 0) FROM postings WHERE payment_id = :id "
-            "AND account = :account AND kind <> 'debt_netted') "
-            f"- ({_BEING_REVERSED} AND payment_id = :id) AS debt",
-            id=payment.payment_id,
-            account=expert_debt(payment.expert_id),
-        )
-        return min(max(int(row["debt"]), 0), whole)
 
     def payments_at_deadline(self, margin: float, again: float, limit: int) -> Sequence[str]:
         """Escrows whose deadline is to be acted upon, by the time since when it is.
@@ -541,20 +532,13 @@ class SqlTransaction(FeedWrites, PayoutWrites, AccountWrites):
         """Due now, with its tries forgiven but one: it is looked for before it is sent."""
         self._do(
             "UPDATE operations SET state = 'UNKNOWN', tries = 1, lease_until = NULL, "
-            "next_try_time = now(), params = :params, attempt = attempt + :more, "
+            "next_try_time = now(), resume_time = now(), params = :params, "
+            "attempt = attempt + :more, "
             "attempt_time = CASE WHEN :more > 0 THEN now() ELSE attempt_time END "
             "WHERE operation_id = :id AND state = 'PARKED'",
             id=operation_id,
             params=json.dumps(dict(params)),
             more=1 if next_attempt else 0,
-        )
-
-    def nothing_came_of_parked(self, payment_id: str) -> None:
-        """Stripe was read after the time until which it could still show what is parked."""
-        self._do(
-            "UPDATE operations SET unsure_until = NULL WHERE payment_id = :id "
-            "AND state = 'PARKED' AND dispute_id IS NULL AND unsure_until <= now()",
-            id=payment_id,
         )
 
     def settle_operation(

@@ -7,7 +7,7 @@ operation, then its claim or its expert; always in this order.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Final
 
@@ -26,8 +26,8 @@ from payment_service.domain.follow import (
     repayment,
     sentence_of,
 )
-from payment_service.domain.followed import Discrepancy
-from payment_service.domain.give_way import is_reversed_by_hand, owed_after, rest_not_returned
+from payment_service.domain.followed import Discrepancy, Followed
+from payment_service.domain.give_way import owed_after, rest_not_returned
 from payment_service.domain.observation import Decline, Observation
 from payment_service.domain.operations import Operation, OperationKind, OperationState
 from payment_service.domain.ports import Answers, Cause, Policy, Refused, Transaction
@@ -49,6 +49,8 @@ class Applied:
     payment: Payment | None = None
     #: The operation that these transitions brought forth, leased to us.
     next_operation: Operation | None = None
+    #: An operation that was parked for an operator by this.
+    parked: Operation | None = None
     discrepancies: tuple[Discrepancy, ...] = ()
     #: On its way to the caller; never stored, never logged.
     client_secret: str = field(default="", repr=False)
@@ -76,11 +78,9 @@ def apply_observation_phase(
         seen,
         operation=operation,
         known=known,
-        by_hand=operation.unweighed(tx.made_by_hand_since(operation)) if operation else frozenset(),
+        by_hand=tuple(tx.made_by_hand_since(operation).values()) if operation else (),
         next_operation_id=tx.new_id("op"),
         holding=timedelta(seconds=policy.holding_limit),
-        # Asked for under the expert's lock, since a capture may be about to keep it back.
-        owed=tx.debt_of(payment) if is_reversed_by_hand(seen, operation, known) else 0,
         now=tx.now,
     )
     disputes = follow_disputes_phase(tx, policy, followed, seen, operation, known)
@@ -95,6 +95,7 @@ def apply_observation_phase(
         refused = followed.refusal is not None
         state = OperationState.REFUSED if refused else OperationState.SUCCEEDED
         tx.settle_operation(operation.operation_id, state)
+    parked = _name_what_moved(tx, payment, followed, operation)
     next_operation: Operation | None = None
     if followed.next_operation is not None:
         coming = followed.next_operation
@@ -117,6 +118,8 @@ def apply_observation_phase(
                 for transition in reversed(followed.transitions)
                 if transition.after.operation_id
             ),
+            parked=bool(coming.parked),
+            last_error=coming.parked,
         )
         if next_operation.claim_id:
             tx.bind_claim(next_operation.claim_id, payment_id, next_operation.operation_id)
@@ -128,6 +131,8 @@ def apply_observation_phase(
             tx.settle_claim(operation.claim_id, answers.refusal(followed.refusal))
         else:
             _answer(tx, answers, operation.claim_id, payment)
+    if next_operation is not None and next_operation.state is OperationState.PARKED:
+        parked, next_operation = next_operation, None
     return Applied(
         changed=bool(followed.transitions),
         deferred=followed.deferred,
@@ -135,8 +140,32 @@ def apply_observation_phase(
         stands_back=followed.stands_back,
         payment=payment,
         next_operation=next_operation,
+        parked=parked,
         discrepancies=tuple(followed.discrepancies),
     )
+
+
+def _name_what_moved(
+    tx: Transaction, before: Payment, followed: Followed, operation: Operation | None
+) -> Operation | None:
+    """Writes down why an operation that is parked already must not be sent as it is.
+
+    Returns the operation if it waits for an operator only now.
+    """
+    why = not_sent(followed.stands_back) if followed.stands_back else ""
+    if operation is None or operation.state is not OperationState.PARKED or not why:
+        return None
+    if operation.last_error != why:
+        unsure = operation.unsure_until
+        left = None if unsure is None else max((unsure - tx.now).total_seconds(), 0.0)
+        tx.postpone_operation(operation, OperationState.PARKED, why, None, unsure_seconds=left)
+    waited = before.waiting_for is WaitingFor.OPERATOR
+    return None if waited else replace(operation, last_error=why)
+
+
+def not_sent(why: str) -> str:
+    """Why an operation that was looked for is parked."""
+    return f"not at Stripe; {why}"
 
 
 def park_repayment(tx: Transaction, policy: Policy, payment: Payment, cause: Cause) -> Payment:
@@ -320,6 +349,7 @@ def leased_operation(
     claim_id: str = "",
     operation_id: str = "",
     parked: bool = False,
+    last_error: str = "",
 ) -> Operation:
     """Record an operation and take its lease, so that it can be carried out right after."""
     operation = Operation(
@@ -332,6 +362,7 @@ def leased_operation(
         minor_units=minor_units,
         claim_id=claim_id,
         state=OperationState.PARKED if parked else OperationState.STARTED,
+        last_error=last_error,
         create_time=tx.now,
         attempt_time=tx.now,
         lease_until=None if parked else tx.now + timedelta(seconds=policy.lease),
@@ -393,6 +424,8 @@ def _answer(tx: Transaction, answers: Answers, claim_id: str, payment: Payment) 
 
 
 def tell(core: Core, applied: Applied) -> None:
-    """Alarm what an observation could not explain."""
+    """Alarm what an observation could not explain, and what it has parked."""
+    if applied.parked is not None:
+        core.alarms.operation_parked(applied.parked, applied.parked.last_error)
     for discrepancy in applied.discrepancies:
         core.alarms.discrepancy(discrepancy.payment_id, discrepancy.kind)

@@ -32,6 +32,7 @@ from payment_service.domain.escrow import (
 )
 from payment_service.domain.experts import Expert, ExpertStatus
 from payment_service.domain.ledger import RefundSplit, Share
+from payment_service.domain.operations import Operation, OperationKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,21 +155,18 @@ class LossPlan:
     split: RefundSplit
     #: The client had been given this back before: it is the platform's loss.
     beyond: int
-    #: It was lost once already and had come back to the platform: it is just gone again.
-    again: int
 
 
-def plan_loss(payment: Payment, part: int, kept: int) -> LossPlan:
-    """Divide ``part`` among them; ``kept`` is what of the dispute the platform has since.
+def plan_loss(payment: Payment, part: int) -> LossPlan:
+    """Divide ``part`` among them.
 
-    The order: what came back after an earlier loss; what is owed to the client, who has it now;
-    what is held; what was captured; and the rest is beyond that.
+    The order: what is owed to the client, who has it now; what is held; what was captured; and the
+    rest is beyond that.
     """
-    again = min(part, kept)
-    owed = min(part - again, payment.client_owed)
-    rest = min(part - again - owed, payment.held + payment.net)
+    owed = min(part, payment.client_owed)
+    rest = min(part - owed, payment.held + payment.net)
     split = replace(split_refund(payment, rest, payment.held), from_owed=owed)
-    return LossPlan(split, part - again - split.whole, again)
+    return LossPlan(split, part - split.whole)
 
 
 def plan_reversals(part: int, transfers: Sequence[Reversible]) -> list[Reversible]:
@@ -206,6 +204,31 @@ def check_refund_freeze(payment: Payment) -> None:
     """Raise while the money is at the client's bank, which may give it to the client itself."""
     if payment.frozen is Freeze.CHARGEBACK:
         raise payment_disputed(payment, "refunded")
+
+
+def check_covered(payment: Payment, operation: Operation) -> None:
+    """Raise if a parked operation would refund or pay out more than there is by now."""
+    if operation.kind is OperationKind.TRANSFER or operation.params.get("after_capture"):
+        available = payment.held
+    elif operation.kind is not OperationKind.REFUND:
+        return
+    elif operation.params.get("owed"):
+        available = payment.client_owed
+    else:
+        available = payment.held + payment.net
+    if operation.minor_units > available:
+        there_is = payment.money(available)
+        raise Precondition(
+            "AMOUNT_TOO_LARGE",
+            f"{payment.money(operation.minor_units)} is more than the {there_is} that is left; "
+            "abandon the operation (GiveUpOperation)",
+            {
+                "payment_id": payment.payment_id,
+                "requested": operation.minor_units,
+                "available": available,
+                "currency": payment.currency,
+            },
+        )
 
 
 def check_destination(payment: Payment, expert: Expert) -> None:
