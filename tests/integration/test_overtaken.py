@@ -1,4 +1,4 @@
-"""What waits to be sent while something was moved out of band: an operator resumes or abandons it."""
+"""What waits to be sent while something was moved out of band: an operator ends it."""
 
 from __future__ import annotations
 
