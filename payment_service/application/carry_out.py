@@ -18,10 +18,10 @@ from typing import Final, TypeVar, assert_never
 from payment_service.application.core import Core
 from payment_service.application.keep_lease import keep_lease, renew_lease
 from payment_service.application.observe import apply, observe_payment
+from payment_service.application.out_of_band import not_sent
 from payment_service.application.refresh_expert import refresh_expert
 from payment_service.application.settle import (
     Applied,
-    not_sent,
     refuse_phase,
     unsettled_phase,
     waits_for_expert,

@@ -8,6 +8,7 @@ from payment_service.application.settle import to_present_account
 from payment_service.domain import escrow, plans
 from payment_service.domain.errors import Busy, NotFound, Precondition, Refusal
 from payment_service.domain.escrow import Payment, WaitingFor
+from payment_service.domain.give_way import check_covered
 from payment_service.domain.operations import Operation, OperationKind, OperationState
 from payment_service.domain.ports import Cause, InboxEvent, StoredDiscrepancy, Transaction
 
@@ -60,7 +61,7 @@ def unpark(
         news = [described for name, described in made.items() if name not in known]
         if news:
             raise _moved_meanwhile(payment, news)
-        plans.check_covered(payment, operation)
+        check_covered(payment, operation)
     # A key that Stripe may have forgotten is not used again: if looking shows no effect, the
     # request goes out under a new one.
     new_key = not operation.may_resend(tx.now)

@@ -7,11 +7,11 @@ operation, then its claim or its expert; always in this order.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Final
 
-from payment_service.application.core import Core
+from payment_service.application.out_of_band import name_what_moved
 from payment_service.application.settle_disputes import (
     follow_disputes_phase,
     save_disputes_phase,
@@ -26,7 +26,7 @@ from payment_service.domain.follow import (
     repayment,
     sentence_of,
 )
-from payment_service.domain.followed import Discrepancy, Followed
+from payment_service.domain.followed import Discrepancy
 from payment_service.domain.give_way import owed_after, rest_not_returned
 from payment_service.domain.observation import Decline, Observation
 from payment_service.domain.operations import Operation, OperationKind, OperationState
@@ -95,7 +95,7 @@ def apply_observation_phase(
         refused = followed.refusal is not None
         state = OperationState.REFUSED if refused else OperationState.SUCCEEDED
         tx.settle_operation(operation.operation_id, state)
-    parked = _name_what_moved(tx, payment, followed, operation)
+    parked = name_what_moved(tx, payment, followed, operation)
     next_operation: Operation | None = None
     if followed.next_operation is not None:
         coming = followed.next_operation
@@ -143,29 +143,6 @@ def apply_observation_phase(
         parked=parked,
         discrepancies=tuple(followed.discrepancies),
     )
-
-
-def _name_what_moved(
-    tx: Transaction, before: Payment, followed: Followed, operation: Operation | None
-) -> Operation | None:
-    """Writes down why an operation that is parked already must not be sent as it is.
-
-    Returns the operation if it waits for an operator only now.
-    """
-    why = not_sent(followed.stands_back) if followed.stands_back else ""
-    if operation is None or operation.state is not OperationState.PARKED or not why:
-        return None
-    if operation.last_error != why:
-        unsure = operation.unsure_until
-        left = None if unsure is None else max((unsure - tx.now).total_seconds(), 0.0)
-        tx.postpone_operation(operation, OperationState.PARKED, why, None, unsure_seconds=left)
-    waited = before.waiting_for is WaitingFor.OPERATOR
-    return None if waited else replace(operation, last_error=why)
-
-
-def not_sent(why: str) -> str:
-    """Why an operation that was looked for is parked."""
-    return f"not at Stripe; {why}"
 
 
 def park_repayment(tx: Transaction, policy: Policy, payment: Payment, cause: Cause) -> Payment:
@@ -421,11 +398,3 @@ def _refusal_of(payment: Payment, refused: Refused) -> Refusal:
 
 def _answer(tx: Transaction, answers: Answers, claim_id: str, payment: Payment) -> None:
     tx.settle_claim(claim_id, answers.response(tx.claim_rpc(claim_id), payment))
-
-
-def tell(core: Core, applied: Applied) -> None:
-    """Alarm what an observation could not explain, and what it has parked."""
-    if applied.parked is not None:
-        core.alarms.operation_parked(applied.parked, applied.parked.last_error)
-    for discrepancy in applied.discrepancies:
-        core.alarms.discrepancy(discrepancy.payment_id, discrepancy.kind)

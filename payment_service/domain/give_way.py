@@ -135,6 +135,31 @@ def refunds_by_hand(seen: Observation, known: frozenset[str]) -> list[Refund]:
     return [one for one in seen.refunds if one.refund_id not in known and not one.failed]
 
 
+def check_covered(payment: Payment, operation: Operation) -> None:
+    """Raise if a parked operation would refund or pay out more than there is by now."""
+    if operation.kind is OperationKind.TRANSFER or operation.params.get("after_capture"):
+        available = payment.held
+    elif operation.kind is not OperationKind.REFUND:
+        return
+    elif operation.params.get("owed"):
+        available = payment.client_owed
+    else:
+        available = payment.held + payment.net
+    if operation.minor_units > available:
+        there_is = payment.money(available)
+        raise Precondition(
+            "AMOUNT_TOO_LARGE",
+            f"{payment.money(operation.minor_units)} is more than the {there_is} that is left; "
+            "abandon the operation (GiveUpOperation)",
+            {
+                "payment_id": payment.payment_id,
+                "requested": operation.minor_units,
+                "available": available,
+                "currency": payment.currency,
+            },
+        )
+
+
 def is_shown(operation: Operation, seen: Observation) -> bool:
     """Whether Stripe shows what this operation asked for, on the books or not."""
     shown = {one.operation_id for one in seen.separate_transfers}

@@ -32,7 +32,6 @@ from payment_service.domain.escrow import (
 )
 from payment_service.domain.experts import Expert, ExpertStatus
 from payment_service.domain.ledger import RefundSplit, Share
-from payment_service.domain.operations import Operation, OperationKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,31 +203,6 @@ def check_refund_freeze(payment: Payment) -> None:
     """Raise while the money is at the client's bank, which may give it to the client itself."""
     if payment.frozen is Freeze.CHARGEBACK:
         raise payment_disputed(payment, "refunded")
-
-
-def check_covered(payment: Payment, operation: Operation) -> None:
-    """Raise if a parked operation would refund or pay out more than there is by now."""
-    if operation.kind is OperationKind.TRANSFER or operation.params.get("after_capture"):
-        available = payment.held
-    elif operation.kind is not OperationKind.REFUND:
-        return
-    elif operation.params.get("owed"):
-        available = payment.client_owed
-    else:
-        available = payment.held + payment.net
-    if operation.minor_units > available:
-        there_is = payment.money(available)
-        raise Precondition(
-            "AMOUNT_TOO_LARGE",
-            f"{payment.money(operation.minor_units)} is more than the {there_is} that is left; "
-            "abandon the operation (GiveUpOperation)",
-            {
-                "payment_id": payment.payment_id,
-                "requested": operation.minor_units,
-                "available": available,
-                "currency": payment.currency,
-            },
-        )
 
 
 def check_destination(payment: Payment, expert: Expert) -> None:

@@ -13,7 +13,7 @@ from payment_service.domain.escrow import Freeze, Payment, State, Transition, Wa
 from payment_service.domain.follow import follow, repayment
 from payment_service.domain.follow_disputes import Circumstances, follow_disputes
 from payment_service.domain.followed import Followed
-from payment_service.domain.give_way import described, owed_after
+from payment_service.domain.give_way import check_covered, described, owed_after
 from payment_service.domain.ledger import STRIPE_PLATFORM, Posting, Share, imbalance
 from payment_service.domain.observation import Observation, ShownDispute
 from payment_service.domain.operations import Operation, OperationKind, OperationState
@@ -242,7 +242,7 @@ class FakeService:
     def resume(self) -> None:
         """As `operate.unpark`: the guards hold, and what was moved by now is known."""
         assert self.operation is not None
-        plans.check_covered(self.payment, self.operation)
+        check_covered(self.payment, self.operation)
         self.operation = replace(self.operation, state=OperationState.UNKNOWN)
         self.by_hand.clear()
         self.record(escrow.waiting(self.payment, WaitingFor.PROCESSOR, "resumed", NOW))
