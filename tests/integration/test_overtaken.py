@@ -369,3 +369,34 @@ async def test_a_capture_that_waits_for_its_expert_is_not_resumed_by_itself_any_
     after = await world.in_state(payment.payment_id, IN_ESCROW)
     assert after.captured_amount.minor_units == 3_000
     await check_books(world)
+
+
+@pytest.mark.parametrize(("amount", "held", "net"), [(1_000, 5_000, 4_000), (8_000, 0, 2_000)])
+async def test_what_is_on_its_way_meanwhile_ends_as_done(
+    world: World, amount: int, held: int, net: int
+) -> None:
+    """Also where the refund would take what the transfer is sending: it is booked afterwards."""
+    payment = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
+    ours = {"idempotency_key": "^op_"}
+    await world.stripe.fault("/transfers$", "delay", "after", match=ours, delay_ms=3_000)
+    captured = asyncio.create_task(world.capture(payment.payment_id, 4_000))
+
+    async def transferred() -> bool:
+        return bool(await world.stripe.effects("transferred", payment.payment_intent_id))
+
+    await until(transferred, "the transfer at Stripe")
+    made = await world.stripe.api(
+        "POST", "/refunds", payment_intent=payment.payment_intent_id, amount=amount
+    )
+    assert made.get("id"), made
+    assert (await captured).captured_amount.minor_units == 4_000
+
+    async def booked() -> bool:
+        return "refund_made_elsewhere" in await told(world, payment)
+
+    await until(booked, "the refund out of band on the books")
+    after = await world.in_state(payment.payment_id, IN_ESCROW if held else CAPTURED)
+    assert (after.held_amount.minor_units, after.net_amount.minor_units) == (held, net)
+    assert await sent(world, "transferred", payment) == [3_600]
+    assert not world.sql("SELECT 1 FROM operations WHERE state = 'PARKED'")
+    await check_books(world)
