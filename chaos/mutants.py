@@ -409,8 +409,8 @@ MUTANTS = (
         (
             Edit(
                 _PLANS,
-                "rest = min(part - again - owed, payment.held + payment.net)",
-                "rest = min(part - again - owed, payment.held)",
+                "rest = min(part - owed, payment.held + payment.net)",
+                "rest = min(part - owed, payment.held)",
             ),
         ),
     ),

@@ -53,8 +53,8 @@ class Rest:
         """Captures that wait for their expert go on by themselves, but for what keeps them back:
         the bank decides, a warning is let pass, what can pay nobody any more is given back. What
         Stripe refused for no reason that was seen would be tried again after a minute; an operator
-        need not wait for that. Those that were parked since they are contested would be given up
-        after a minute: the bank gives in, and an operator resumes them.
+        need not wait for that. Those that were parked since they are contested wait for an
+        operator: the bank gives in, and then they are resumed.
 
         What still waits, or empty.
         """

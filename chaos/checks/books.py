@@ -149,10 +149,6 @@ def _came_due(evidence: Evidence) -> Counter[tuple[str, str]]:
                 due[whose] += facts.get("expert_part") or 0
             elif event["kind"] == "payment.expert_reversed":
                 due[whose] -= facts["amount"]
-            elif event["kind"] == "payment.reversed_elsewhere":
-                due[whose] -= facts.get("debt_paid") or 0
-            elif event["kind"] == "payment.expert_owes":
-                due[whose] -= facts.get("taken_by_hand") or 0
             elif event["kind"] == "payment.captured":
                 due[whose] -= facts.get("netted") or 0
     return due
@@ -199,8 +195,6 @@ def debts_have_a_reason(evidence: Evidence) -> Iterator[tuple[str, str]]:
             sums[event["kind"]] += facts.get(name) or 0
             if event["kind"] == "payment.captured":
                 sums["netted"] += facts.get("netted") or 0
-            elif event["kind"] == "payment.expert_owes":
-                sums["payment.expert_reversed"] += facts.get("taken_by_hand") or 0
         due, owed = sum(sums[kind] for kind in _TAKEN_BACK), sums["payment.expert_owes"]
         if due != sums["payment.expert_reversed"] + owed:
             settled = f"{sums['payment.expert_reversed']} was reversed, {owed} is owed"

@@ -82,7 +82,6 @@ def losses_are_divided_right(evidence: Evidence) -> Iterator[tuple[str, str]]:
         of_dispute[loss.dispute_id] += loss.amount
         of_payment[loss.payment_id, "lost_held"] += loss.held
         of_payment[loss.payment_id, "lost"] += loss.captured
-        of_payment[loss.payment_id, "lost_beyond"] += loss.beyond
         body, former = (bodies.get((loss.payment_id, loss.sequence - n), {}) for n in (0, 1))
         wanted = {
             "from_owed": loss.owed,
@@ -127,7 +126,7 @@ def losses_are_divided_right(evidence: Evidence) -> Iterator[tuple[str, str]]:
             what = f"{row['dispute_id']} lost {row['lost']}, events {of_dispute[row['dispute_id']]}"
             yield what, row["payment_id"]
     for payment in evidence.payments:
-        for name in ("lost_held", "lost", "lost_beyond"):
+        for name in ("lost_held", "lost"):
             if payment[name] != of_payment[payment["payment_id"], name]:
                 right = of_payment[payment["payment_id"], name]
                 yield f"{name} is {payment[name]}, not {right}", payment["payment_id"]

@@ -18,7 +18,6 @@ from payment_service.application.reconcile import reconcile_if_due
 from payment_service.application.sequence_feed import follow_feed, sequence_feed
 from payment_service.application.sweep import (
     ask_about_lapsed_holds,
-    ask_about_parked,
     expire_unpaid,
     resume_waiting_captures,
     settle_lost_disputes,
@@ -49,7 +48,6 @@ async def run_background(core: Core) -> None:
         tasks.create_task(_loop(core, ask_about_lapsed_holds, _SELDOM_SECONDS))
         tasks.create_task(_loop(core, resume_waiting_captures, _POLL_SECONDS))
         tasks.create_task(_loop(core, settle_lost_disputes, _POLL_SECONDS))
-        tasks.create_task(_loop(core, ask_about_parked, _SELDOM_SECONDS))
         tasks.create_task(_loop(core, warn_of_deadlines, _SELDOM_SECONDS))
         tasks.create_task(_loop(core, act_on_deadlines, _SELDOM_SECONDS))
 

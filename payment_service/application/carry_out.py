@@ -18,6 +18,7 @@ from typing import Final, TypeVar, assert_never
 from payment_service.application.core import Core
 from payment_service.application.keep_lease import keep_lease, renew_lease
 from payment_service.application.observe import apply, observe_payment
+from payment_service.application.out_of_band import not_sent
 from payment_service.application.refresh_expert import refresh_expert
 from payment_service.application.settle import (
     Applied,
@@ -239,14 +240,11 @@ async def _may_send_again(core: Core, operation: Operation, looked: Applied, cau
     """Stripe does not have it. Raises where it must not be sent now."""
     pays = operation.kind in (OperationKind.CAPTURE, OperationKind.TRANSFER)
     frozen = looked.payment is not None and looked.payment.frozen is not Freeze.NONE
-    look_only = bool(operation.params.get("look_only"))
-    contested = look_only or (pays and frozen)
+    contested = bool(operation.params.get("look_only")) or (pays and frozen)
     why = "the payment is contested" if contested else looked.stands_back
     if why:
-        # Parked, it gives way to what is in its way, once nothing can come of it; but what an
-        # operator has resumed to be looked for stays with the operator.
-        params = {**operation.params, "contested": True} if contested and not look_only else None
-        await give_back(core, operation, f"not at Stripe; {why}", cause, None, params=params)
+        # Parked for an operator, who resumes it as it is or abandons it.
+        await give_back(core, operation, not_sent(why), cause, None)
         raise outcome_unknown(payment_id=operation.payment_id)
     if operation.params.get("replayed"):
         await check_lease(core, operation, cause, {"payment_id": operation.payment_id})

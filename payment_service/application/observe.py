@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Final
 
 from payment_service.application.core import Core
-from payment_service.application.settle import Applied, apply_observation_phase, tell
+from payment_service.application.settle import Applied, apply_observation_phase
 from payment_service.domain.errors import Busy, Unavailable, payment_not_found
 from payment_service.domain.escrow import Payment
 from payment_service.domain.observation import Made, Observation
@@ -67,6 +67,14 @@ async def apply(
     )
     tell(core, applied)
     return replace(applied, client_secret=seen.client_secret)
+
+
+def tell(core: Core, applied: Applied) -> None:
+    """Alarm what an observation could not explain, and what it has parked."""
+    if applied.parked is not None:
+        core.alarms.operation_parked(applied.parked, applied.parked.last_error)
+    for discrepancy in applied.discrepancies:
+        core.alarms.discrepancy(discrepancy.payment_id, discrepancy.kind)
 
 
 def _payment(reader: Reader, payment_id: str) -> Payment | None:

@@ -2,37 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from payment_service.application.carry_out import look_and_go_on
 from payment_service.application.core import Core
 from payment_service.application.settle import to_present_account
 from payment_service.domain import escrow, plans
-from payment_service.domain.errors import NotFound, Precondition, Refusal
+from payment_service.domain.errors import Busy, NotFound, Precondition, Refusal
 from payment_service.domain.escrow import Payment, WaitingFor
+from payment_service.domain.give_way import check_covered
 from payment_service.domain.operations import Operation, OperationKind, OperationState
 from payment_service.domain.ports import Cause, InboxEvent, StoredDiscrepancy, Transaction
 
 
 async def resume_operation(core: Core, operation_id: str, cause: Cause) -> Operation:
     """Put a parked operation back to work. The sweep looks at Stripe before it sends anything."""
-    # Only on what is told of by now: what the look shows, or somebody does later, they do not know.
-    payment_id, insists_on = await core.database.transact(told_by_now, operation_id)
-    operation = await unpark_after_a_look(
-        core, operation_id, payment_id, cause, insists_on=insists_on
-    )
+    payment_id, known = await core.database.transact(booked_by_now, operation_id)
+    operation = await unpark_after_a_look(core, operation_id, payment_id, cause, known)
     core.wake.set()
     return operation
 
 
-def told_by_now(tx: Transaction, operation_id: str) -> tuple[str, list[str]]:
-    """Its payment; and of a transfer, those that hands have made since, as far as is booked."""
+def booked_by_now(tx: Transaction, operation_id: str) -> tuple[str, frozenset[str]]:
+    """Returns its payment, and the movements made out of band since that the operator can know."""
     operation = parked(operation_id, tx.operation(operation_id))
-    if operation.kind is not OperationKind.TRANSFER:
-        return operation.payment_id, []
-    made = tx.made_by_hand_since(operation)
-    by_hand = sorted(name for name, kind in made.items() if kind == "transfer")
-    return operation.payment_id, by_hand
+    if not operation.payment_id:
+        return "", frozenset()
+    return operation.payment_id, frozenset(tx.made_by_hand_since(operation))
 
 
 async def unpark_after_a_look(
@@ -40,17 +34,16 @@ async def unpark_after_a_look(
     operation_id: str,
     payment_id: str,
     cause: Cause,
-    *,
-    insists_on: Sequence[str] = (),
+    known: frozenset[str] = frozenset(),
 ) -> Operation:
-    """Resumed, it counts as on its way, and what the client was refunded by hand is taken from what
-    is left beside it; so a refund that nobody has told of must be seen before: it may end it.
+    """Resumes it, once Stripe has been read: that may end it, or show what nobody knew of.
+
+    ``known`` are the movements made out of band in spite of which it is resumed. The service itself
+    resumes nothing in spite of any.
     """
     if payment_id:
         await look_and_go_on(core, payment_id, cause)
-    return await core.database.transact(
-        unpark, operation_id, payment_id, cause, insists_on=insists_on
-    )
+    return await core.database.transact(unpark, operation_id, payment_id, cause, known)
 
 
 def unpark(
@@ -58,22 +51,21 @@ def unpark(
     operation_id: str,
     payment_id: str,
     cause: Cause,
-    *,
-    insists_on: Sequence[str] = (),
+    known: frozenset[str] = frozenset(),
 ) -> Operation:
-    """The payment is locked before its operation, as everywhere.
-
-    ``insists_on`` are the transfers by hand that it comes on top of, as whoever resumes it knows.
-    """
+    """The payment is locked before its operation, as everywhere."""
     payment = tx.lock_payment(payment_id) if payment_id else None
     operation = parked(operation_id, tx.operation(operation_id))
+    if payment is not None:
+        made = tx.made_by_hand_since(operation)
+        news = [described for name, described in made.items() if name not in known]
+        if news:
+            raise _moved_meanwhile(payment, news)
+        check_covered(payment, operation)
     # A key that Stripe may have forgotten is not used again: if looking shows no effect, the
     # request goes out under a new one.
     new_key = not operation.may_resend(tx.now)
-    marks = ("look_only", "contested")
-    params = {name: value for name, value in operation.params.items() if name not in marks}
-    if insists_on:
-        params["insists_on"] = list(insists_on)
+    params = {name: value for name, value in operation.params.items() if name != "look_only"}
     if payment is not None and _only_looks(payment, operation):
         params["look_only"] = True
     if payment is not None and payment.waiting_for is WaitingFor.EXPERT:
@@ -109,6 +101,15 @@ def parked(
             {"id": operation_id, "state": operation.state.value, "allowed_states": "PARKED"},
         )
     return operation
+
+
+def _moved_meanwhile(payment: Payment, news: list[str]) -> Refusal:
+    return Busy(
+        "CONCURRENT_CHANGE",
+        f"Stripe shows what was moved out of band meanwhile ({', '.join(news)}): "
+        "look at the payment and decide anew",
+        {"payment_id": payment.payment_id},
+    )
 
 
 def _only_looks(payment: Payment, operation: Operation) -> bool:

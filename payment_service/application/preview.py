@@ -69,7 +69,7 @@ def acceptance_preview(
     transfers = tx.reversible_transfers(payment.payment_id)
     # Stripe's line may not be there yet: it takes what is contested.
     part = dispute.taken or dispute.amount
-    return dispute, preview_loss(payment, part, dispute.kept, transfers, frozen)
+    return dispute, preview_loss(payment, part, transfers, frozen)
 
 
 def refund_preview(tx: Transaction, command: RefundPayment) -> Preview:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Final
 
-from payment_service.application.core import Core
+from payment_service.application.out_of_band import name_what_moved
 from payment_service.application.settle_disputes import (
     follow_disputes_phase,
     save_disputes_phase,
@@ -27,7 +27,7 @@ from payment_service.domain.follow import (
     sentence_of,
 )
 from payment_service.domain.followed import Discrepancy
-from payment_service.domain.give_way import is_reversed_by_hand, owed_after, rest_not_returned
+from payment_service.domain.give_way import owed_after, rest_not_returned
 from payment_service.domain.observation import Decline, Observation
 from payment_service.domain.operations import Operation, OperationKind, OperationState
 from payment_service.domain.ports import Answers, Cause, Policy, Refused, Transaction
@@ -49,6 +49,8 @@ class Applied:
     payment: Payment | None = None
     #: The operation that these transitions brought forth, leased to us.
     next_operation: Operation | None = None
+    #: An operation that was parked for an operator by this.
+    parked: Operation | None = None
     discrepancies: tuple[Discrepancy, ...] = ()
     #: On its way to the caller; never stored, never logged.
     client_secret: str = field(default="", repr=False)
@@ -76,11 +78,9 @@ def apply_observation_phase(
         seen,
         operation=operation,
         known=known,
-        by_hand=operation.unweighed(tx.made_by_hand_since(operation)) if operation else frozenset(),
+        by_hand=tuple(tx.made_by_hand_since(operation).values()) if operation else (),
         next_operation_id=tx.new_id("op"),
         holding=timedelta(seconds=policy.holding_limit),
-        # Asked for under the expert's lock, since a capture may be about to keep it back.
-        owed=tx.debt_of(payment) if is_reversed_by_hand(seen, operation, known) else 0,
         now=tx.now,
     )
     disputes = follow_disputes_phase(tx, policy, followed, seen, operation, known)
@@ -95,6 +95,7 @@ def apply_observation_phase(
         refused = followed.refusal is not None
         state = OperationState.REFUSED if refused else OperationState.SUCCEEDED
         tx.settle_operation(operation.operation_id, state)
+    parked = name_what_moved(tx, payment, followed, operation)
     next_operation: Operation | None = None
     if followed.next_operation is not None:
         coming = followed.next_operation
@@ -117,6 +118,8 @@ def apply_observation_phase(
                 for transition in reversed(followed.transitions)
                 if transition.after.operation_id
             ),
+            parked=bool(coming.parked),
+            last_error=coming.parked,
         )
         if next_operation.claim_id:
             tx.bind_claim(next_operation.claim_id, payment_id, next_operation.operation_id)
@@ -128,6 +131,8 @@ def apply_observation_phase(
             tx.settle_claim(operation.claim_id, answers.refusal(followed.refusal))
         else:
             _answer(tx, answers, operation.claim_id, payment)
+    if next_operation is not None and next_operation.state is OperationState.PARKED:
+        parked, next_operation = next_operation, None
     return Applied(
         changed=bool(followed.transitions),
         deferred=followed.deferred,
@@ -135,6 +140,7 @@ def apply_observation_phase(
         stands_back=followed.stands_back,
         payment=payment,
         next_operation=next_operation,
+        parked=parked,
         discrepancies=tuple(followed.discrepancies),
     )
 
@@ -320,6 +326,7 @@ def leased_operation(
     claim_id: str = "",
     operation_id: str = "",
     parked: bool = False,
+    last_error: str = "",
 ) -> Operation:
     """Record an operation and take its lease, so that it can be carried out right after."""
     operation = Operation(
@@ -332,6 +339,7 @@ def leased_operation(
         minor_units=minor_units,
         claim_id=claim_id,
         state=OperationState.PARKED if parked else OperationState.STARTED,
+        last_error=last_error,
         create_time=tx.now,
         attempt_time=tx.now,
         lease_until=None if parked else tx.now + timedelta(seconds=policy.lease),
@@ -390,9 +398,3 @@ def _refusal_of(payment: Payment, refused: Refused) -> Refusal:
 
 def _answer(tx: Transaction, answers: Answers, claim_id: str, payment: Payment) -> None:
     tx.settle_claim(claim_id, answers.response(tx.claim_rpc(claim_id), payment))
-
-
-def tell(core: Core, applied: Applied) -> None:
-    """Alarm what an observation could not explain."""
-    for discrepancy in applied.discrepancies:
-        core.alarms.discrepancy(discrepancy.payment_id, discrepancy.kind)

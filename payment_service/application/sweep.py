@@ -14,16 +14,15 @@ from payment_service.application.core import Core
 from payment_service.application.create_expert_account import carry_out_account
 from payment_service.application.in_turn import in_turn
 from payment_service.application.observe import observe_payment
-from payment_service.application.operate import unpark, unpark_after_a_look
+from payment_service.application.operate import unpark_after_a_look
 from payment_service.application.settle import leased_operation
 from payment_service.domain import escrow, plans
 from payment_service.domain.errors import Refusal
-from payment_service.domain.escrow import Freeze, State, WaitingFor, WaitingReason
+from payment_service.domain.escrow import State, WaitingFor, WaitingReason
 from payment_service.domain.operations import (
     OF_A_DISPUTE,
     Operation,
     OperationKind,
-    OperationState,
 )
 from payment_service.domain.ports import Cause, Policy, Transaction, Work
 
@@ -111,39 +110,6 @@ async def settle_lost_disputes(core: Core) -> int:
         lambda payment_id: look_and_go_on(core, payment_id, SWEEP),
     )
     return 0  # Asked once a round: where it has to wait, asking again changes nothing.
-
-
-async def ask_about_parked(core: Core) -> int:
-    """Read Stripe once more when nothing can come any more of what was parked unsure.
-
-    If hands have done the same meanwhile, or it is contested, it is given up by that. What is
-    contested no more goes on.
-    """
-    if core.stripe.is_away:
-        return 0
-
-    async def ask(payment_id: str) -> None:
-        applied = await look_and_go_on(core, payment_id, SWEEP)
-        # Where lines are still to come, Stripe shows it.
-        if applied.payment is not None and not applied.operation_deferred:
-            await core.database.transact(nothing_came, payment_id, applied.payment.version)
-
-    unsure = await core.database.read(lambda reader: reader.payments_unsure(_BATCH))
-    await in_turn(core, Work.UNSURE, unsure, ask)
-    return 0  # Asked once a round, as above.
-
-
-def nothing_came(tx: Transaction, payment_id: str, version: int) -> None:
-    """The payment is as it was when Stripe was read, so what is parked was parked before."""
-    payment = tx.lock_payment(payment_id)
-    if payment is None or payment.version != version:
-        return
-    tx.nothing_came_of_parked(payment_id)
-    operation = tx.operation(payment.operation_id) if payment.operation_id else None
-    if operation is None or operation.state is not OperationState.PARKED:
-        return
-    if operation.params.get("contested") and payment.frozen is Freeze.NONE:
-        unpark(tx, operation.operation_id, payment_id, SWEEP)
 
 
 async def expire_unpaid(core: Core) -> int:

@@ -91,11 +91,8 @@ class Dispute:
     #: What Stripe took from the platform, and what of it came back.
     withdrawn: int = 0
     reinstated: int = 0
-    #: What was written off as lost, and what of that came back afterwards, by an appeal.
+    #: What is written off as lost. Funds that are reinstated afterwards, by an appeal, lower it.
     lost: int = 0
-    recovered: int = 0
-    #: What of ``recovered`` the platform has since: lost once more, it is the first to go.
-    kept: int = 0
     #: Stripe's fee for it, less what it gave back; of ``fee_currency``, as settled.
     fee: int = 0
     fee_currency: str = ""
@@ -120,12 +117,7 @@ class Dispute:
     @property
     def taken(self) -> int:
         """What the bank has, and nobody has written off yet."""
-        return max(self.withdrawn - self.reinstated - self.written_off, 0)
-
-    @property
-    def written_off(self) -> int:
-        """Follows ``withdrawn - reinstated`` once the dispute is lost."""
-        return self.lost - self.recovered
+        return max(self.withdrawn - self.reinstated - self.lost, 0)
 
     @property
     def unsettled(self) -> int:

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from payment_service.domain.errors import Precondition
 from payment_service.domain.ledger import (
+    LOSSES,
     Book,
     CaptureLines,
     Posting,
@@ -140,8 +141,9 @@ TRANSITIONS: Final[Mapping[Kind, Mapping[State, set[State]]]] = {
     Kind.PROMOTE_STARTED: _edges({_S.IN_ESCROW}, _S.PROMOTING),
     Kind.PROMOTE_REFUSED: _edges({_S.PROMOTING}, _S.IN_ESCROW),
     Kind.CAPTURE_STARTED: _edges({_S.IN_ESCROW}, _S.CAPTURING),
-    Kind.CAPTURE_REFUSED: _edges({_S.CAPTURING}, _S.IN_ESCROW),
-    Kind.CAPTURE_GIVEN_UP: _edges({_S.CAPTURING}, _S.IN_ESCROW),
+    # Elsewhere than IN_ESCROW if meanwhile all that was held was refunded out of band.
+    Kind.CAPTURE_REFUSED: _edges({_S.CAPTURING}, *_RESTING),
+    Kind.CAPTURE_GIVEN_UP: _edges({_S.CAPTURING}, *_RESTING),
     # IN_ESCROW after a part of what the platform holds; REFUNDING where the rest goes back.
     Kind.CAPTURED: _edges({_S.CAPTURING}, _S.CAPTURED, _S.IN_ESCROW, _S.REFUNDING),
     Kind.CAPTURED_ELSEWHERE: _edges(
@@ -328,8 +330,6 @@ class Payment:
     #: What lost disputes took: out of escrow, and of what had been captured.
     lost_held: int = 0
     lost: int = 0
-    #: What they took besides, that the client had been given back before: the platform's loss.
-    lost_beyond: int = 0
     #: What disputes and warnings forbid now, and by which of them.
     frozen: Freeze = Freeze.NONE
     frozen_by: str = ""
@@ -341,10 +341,6 @@ class Payment:
     net_commission: int = 0
     #: A refund bounced: Stripe gave this back to us, and we owe it to the client.
     client_owed: int = 0
-    #: What hands at Stripe's dashboard took from the expert beyond what was owed, less what they
-    #: gave away of the platform's: it is in ``losses`` (credit), and pays what the expert comes to
-    #: owe for this payment.
-    taken_by_hand: int = 0
     #: Stripe's own fee; None until its balance transaction was seen.
     processor_fee: int | None = None
     payment_intent_id: str = ""
@@ -378,10 +374,6 @@ class Payment:
     @property
     def net_expert(self) -> int:
         return self.net - self.net_commission
-
-    def taken_already(self, part: int) -> int:
-        """How much of ``part``, which the expert is to give back, hands have taken before."""
-        return min(part, max(self.taken_by_hand, 0))
 
     @property
     def is_separate(self) -> bool:
@@ -623,7 +615,7 @@ def start_capture(
 
 
 def capture_refused(payment: Payment, failure: Failure) -> Transition:
-    return _settled_back(payment, Kind.CAPTURE_REFUSED, State.IN_ESCROW, failure)
+    return _settled_back(payment, Kind.CAPTURE_REFUSED, payment.resting_state, failure)
 
 
 def capture_given_up(payment: Payment, reason: str, now: datetime) -> Transition:
@@ -631,7 +623,7 @@ def capture_given_up(payment: Payment, reason: str, now: datetime) -> Transition
     return _move(
         payment,
         Kind.CAPTURE_GIVEN_UP,
-        State.IN_ESCROW,
+        payment.resting_state,
         now,
         facts={"reason": reason, "operation_id": payment.operation_id},
         **_NOTHING_UNDER_WAY,
@@ -844,25 +836,21 @@ def expert_reversed(
         payment.resting_state if next_operation_id is None else State.REFUNDING,
         now,
         facts={"reversal_id": reversal_id, "amount": part},
-        postings=payment.book.transfer_reversed(part, part, platform, connected),
+        postings=payment.book.transfer_reversed(
+            part, platform, connected, pays=expert_debt(payment.expert_id)
+        ),
         **_goes_on(next_operation_id),
     )
 
 
 def expert_owes(payment: Payment, part: int, code: str, now: datetime) -> Transition:
-    """What Stripe does not give back of the expert's part stays on the books as debt.
-
-    But for what hands at the dashboard took before it was owed: that pays it first.
-    """
-    taken = payment.taken_already(part)
+    """What Stripe does not give back of the expert's part stays on the books as debt."""
     return _move(
         payment,
         Kind.EXPERT_OWES,
         payment.resting_state,
         now,
-        facts={"amount": part - taken, "code": code, **({"taken_by_hand": taken} if taken else {})},
-        postings=payment.book.taken_by_hand(taken),
-        taken_by_hand=payment.taken_by_hand - taken,
+        facts={"amount": part, "code": code},
         **_NOTHING_UNDER_WAY,
     )
 
@@ -897,20 +885,15 @@ def _split_facts(split: RefundSplit) -> dict[str, int]:
 def refund_failed(
     payment: Payment, refund_id: str, part: int, settled: Settled, now: datetime
 ) -> Transition:
-    """A refund bounced later: we owe the client, whatever else is under way on the payment.
-
-    What a lost dispute took on top of refunds the client has already: that is not owed.
-    """
-    taken = min(part, payment.lost_beyond)
+    """A refund bounced later: we owe the client, whatever else is under way on the payment."""
     return _move(
         payment,
         Kind.REFUND_FAILED,
         payment.state,
         now,
-        facts={"refund_id": refund_id, "amount": part, "taken_by_dispute": taken},
-        postings=payment.book.refund_failed(part, taken, settled),
-        client_owed=payment.client_owed + part - taken,
-        lost_beyond=payment.lost_beyond - taken,
+        facts={"refund_id": refund_id, "amount": part},
+        postings=payment.book.refund_failed(part, settled),
+        client_owed=payment.client_owed + part,
     )
 
 
@@ -1003,7 +986,6 @@ def refunded_elsewhere(
         now,
         facts={"refund_id": refund_id, **_split_facts(split)},
         postings=payment.book.client_refunded(split, settled, owed_by=losses),
-        taken_by_hand=payment.taken_by_hand - split.expert_part,
         **_amounts(after),
     )
 
@@ -1019,7 +1001,6 @@ def transferred_elsewhere(
         now,
         facts={"transfer_id": transfer_id, "amount": part},
         postings=payment.book.transferred_elsewhere(part, sent, received),
-        taken_by_hand=payment.taken_by_hand - part,
     )
 
 
@@ -1027,24 +1008,18 @@ def reversed_elsewhere(
     payment: Payment,
     reversal_id: str,
     part: int,
-    paid: int,
     platform: Settled,
     connected: Settled,
     now: datetime,
 ) -> Transition:
-    """It has ``paid`` so much of what the expert owed for this payment.
-
-    The rest makes good what hands gave away, or is the platform's until the expert comes to owe it,
-    or somebody decides.
-    """
+    """What was taken from the expert out of band is the platform's until an operator decides."""
     return _move(
         payment,
         Kind.REVERSED_ELSEWHERE,
         payment.state,
         now,
-        facts={"reversal_id": reversal_id, "amount": part, **({"debt_paid": paid} if paid else {})},
-        postings=payment.book.transfer_reversed(part, paid, platform, connected),
-        taken_by_hand=payment.taken_by_hand + part - paid,
+        facts={"reversal_id": reversal_id, "amount": part},
+        postings=payment.book.transfer_reversed(part, platform, connected, pays=LOSSES),
     )
 
 
@@ -1066,7 +1041,6 @@ def fee_refunded_elsewhere(
         facts={"fee_refund_id": fee_refund_id, "amount": part, "commission": commission},
         postings=payment.book.fee_refunded(part, commission, platform, connected),
         net_commission=payment.net_commission - commission,
-        taken_by_hand=payment.taken_by_hand - (part - commission),
     )
 
 
@@ -1088,14 +1062,8 @@ def dispute_funds_moved(
     now: datetime,
     *,
     taken: bool,
-    undone: int = 0,
-    owed_again: int = 0,
 ) -> Transition:
-    """Stripe withdrew the contested money from the platform, or reinstated it.
-
-    ``undone`` is what a lost dispute had taken beyond what was left, and ``owed_again`` what it had
-    paid of bounced refunds: the client has neither any more.
-    """
+    """Stripe withdrew the contested money from the platform, or reinstated it."""
     return _move(
         payment,
         Kind.DISPUTE_FUNDS_WITHDRAWN if taken else Kind.DISPUTE_FUNDS_REINSTATED,
@@ -1103,8 +1071,6 @@ def dispute_funds_moved(
         now,
         facts=facts,
         postings=postings,
-        lost_beyond=payment.lost_beyond - undone,
-        client_owed=payment.client_owed + owed_again,
         **_freeze(frozen),
     )
 
@@ -1117,18 +1083,15 @@ def dispute_lost(
     frozen: Frozen,
     next_operation_id: str | None,
     now: datetime,
-    *,
-    again: int = 0,
 ) -> Transition:
     """The client's bank keeps the money: what is owed to the client first, then what is held,
     then of what was captured.
 
-    ``beyond`` had been given back to the client before. ``again`` was written off once already, and
-    had come back to the platform. The expert's part is owed until it is reversed;
-    ``next_operation_id`` None means that nothing is to be taken back.
+    ``beyond`` had been given back to the client before: the platform bears it. The expert's part is
+    owed until it is reversed; ``next_operation_id`` None means that nothing is to be taken back.
     """
-    after = less_loss(payment, split, beyond)
-    names = ("held", "lost_held", "lost", "lost_beyond", "net_commission", "client_owed")
+    after = less_loss(payment, split)
+    names = ("held", "lost_held", "lost", "net_commission", "client_owed")
     return _move(
         payment,
         Kind.DISPUTE_LOST,
@@ -1137,25 +1100,23 @@ def dispute_lost(
         facts={
             **facts,
             **_split_facts(split),
-            "amount": split.whole + beyond + again,
+            "amount": split.whole + beyond,
             "beyond": beyond,
-            **({"again": again} if again else {}),
         },
-        postings=payment.book.dispute_lost(split, beyond + again),
+        postings=payment.book.dispute_lost(split, beyond),
         **{name: getattr(after, name) for name in names},
         **_freeze(frozen),
         **_goes_on(next_operation_id),
     )
 
 
-def less_loss(payment: Payment, split: RefundSplit, beyond: int) -> Payment:
+def less_loss(payment: Payment, split: RefundSplit) -> Payment:
     """The payment's amounts once the client's bank has it for good."""
     return replace(
         payment,
         held=payment.held - split.from_escrow,
         lost_held=payment.lost_held + split.from_escrow,
         lost=payment.lost + split.from_captured,
-        lost_beyond=payment.lost_beyond + beyond,
         net_commission=payment.net_commission - split.commission,
         client_owed=payment.client_owed - split.from_owed,
     )

@@ -29,16 +29,13 @@ from payment_service.domain.errors import Precondition
 from payment_service.domain.escrow import EscrowMode, Failure, Payment, State, Transition
 from payment_service.domain.followed import Followed, Movement, NextOperation
 from payment_service.domain.give_way import (
+    end_repayment,
     ended_otherwise,
-    give_way,
-    is_made_for_us,
-    is_reversed_by_hand,
-    minor_units_of,
     on_its_way,
-    owed_after,
+    out_of_band,
     refunds_by_hand,
     rest_not_returned,
-    reversals_by_hand,
+    stand_back,
 )
 from payment_service.domain.ledger import LOSSES, CaptureLines, Settled, Share
 from payment_service.domain.observation import (
@@ -61,20 +58,17 @@ def follow(
     *,
     operation: Operation | None,
     known: frozenset[str],
-    by_hand: frozenset[str],
+    by_hand: Sequence[str],
     next_operation_id: str,
     holding: timedelta,
-    owed: int,
     now: datetime,
 ) -> Followed:
     """What must change so that the payment is what Stripe shows.
 
     ``operation`` is the payment's open operation, ``known`` the ids of the movements that are on
-    the books already, ``by_hand`` the kinds of those that hands made since the open operation was
-    recorded, but for what an operator insists on, ``next_operation_id`` the id of an operation that
-    may have to be recorded, ``holding`` for how long the platform may hold what was charged,
-    ``owed`` what the expert owes for this payment and nothing under way collects: asked for only of
-    what ``is_reversed_by_hand``.
+    the books already, ``by_hand`` describes those that were booked out of band since the open
+    operation was recorded or last resumed, ``next_operation_id`` is the id of an operation that may
+    have to be recorded, ``holding`` for how long the platform may hold what was charged.
     """
     to = Followed(payment)
     if (seen.minor_units, seen.currency) != (payment.amount, payment.currency):
@@ -89,6 +83,7 @@ def follow(
         to.report("second_intent", f"Stripe shows another intent, {seen.payment_intent_id}")
         return to
 
+    moved = (*by_hand, *out_of_band(seen, operation, known))
     state = to.payment.state
     if seen.status in UNPAID:
         if state in (State.PENDING, State.FAILED):
@@ -105,11 +100,13 @@ def follow(
         else:
             _follow_capture(to, seen, operation, now)
             _follow_bounces(to, seen, known, now)
-        _follow_money_back(to, seen, operation, known, by_hand, next_operation_id, owed, now)
+        _follow_money_back(to, seen, operation, known, next_operation_id, now)
+        end_repayment(to, seen, operation, now)
     elif seen.status is IntentStatus.CANCELED:
         _follow_end(to, seen, operation, now)
     else:
         _report_state(to, seen)
+    stand_back(to, seen, operation, moved, now)
     return to
 
 
@@ -316,20 +313,22 @@ def _follow_transfers(
     for transfer in seen.separate_transfers:
         if transfer.transfer_id in known or not to.payment.charged:
             continue
-        mine = operation is not None and transfer.operation_id == operation.operation_id
-        for_us = operation is not None and is_made_for_us(to, transfer, operation, seen, now)
-        ours = mine or for_us
+        ours = operation is not None and transfer.operation_id == operation.operation_id
         if transfer.line is None or transfer.connected_line is None:
             to.defer(operation=ours)
             continue
         sent, received = transfer.line.settled, transfer.connected_line.settled
         part = transfer.minor_units
-        if operation is not None and ours:
+        covered = operation is not None and operation.minor_units <= to.payment.held
+        if operation is not None and ours and covered:
             by_hand = sum(refund.minor_units for refund in refunds_by_hand(seen, known))
             _take_transfer(to, transfer, operation, by_hand, next_operation_id, now)
-            if for_us:
-                to.report("transfer_made_elsewhere", f"{transfer.transfer_id} of {part}, as asked")
         else:
+            if operation is not None and ours:
+                # It arrived after its money was taken to be given back: the platform's loss.
+                why = "what it was to send was refunded out of band"
+                to.take(escrow.capture_given_up(to.payment, why, now))
+                to.settle(ended_otherwise(to.payment, "refunded"))
             to.take(
                 escrow.transferred_elsewhere(
                     to.payment, transfer.transfer_id, part, sent, received, now
@@ -412,36 +411,27 @@ def _follow_money_back(
     seen: Observation,
     operation: Operation | None,
     known: frozenset[str],
-    by_hand: frozenset[str],
     next_operation_id: str,
-    owed: int,
     now: datetime,
 ) -> None:
-    """Refunds, reversals and fee refunds that are not on the books yet; ours come first.
-
-    But for reversals by hand: what they took is not to be taken by ours, or owed, once more.
-    """
+    """Refunds, reversals and fee refunds that are not on the books yet; ours come first."""
     if not to.payment.charged:
         return
     mine = operation.operation_id if operation else ""
-    for transfer, reversal in reversals_by_hand(seen, operation, known):
-        owed -= _take_reversal_by_hand(to, transfer, reversal, owed, now)
-    contended = operation is not None and give_way(to, seen, operation, known, by_hand, now)
     for refund in sorted(seen.refunds, key=lambda refund: refund.operation_id != mine):
         if refund.refund_id not in known:
             if operation is not None and mine and refund.operation_id == mine:
                 _take_refund(to, seen, refund, operation, next_operation_id, now)
-            elif contended and not refund.failed:
-                to.defer(operation=False)
             else:
-                _take_foreign_refund(to, refund, operation, now)
-    by_hand_too = "reversal" in by_hand or is_reversed_by_hand(seen, operation, known)
+                _take_foreign_refund(to, refund, on_its_way(to, seen, operation, now), now)
     for transfer in seen.transfers:
         for reversal in transfer.reversals:
-            ours = reversal.operation_id == mine and reversal.reversal_id not in known
-            if operation is not None and ours:
-                further = [] if by_hand_too else operation.items("legs")
-                _take_reversal(to, transfer, reversal, operation, further, next_operation_id, now)
+            if reversal.reversal_id in known:
+                continue
+            if operation is not None and mine and reversal.operation_id == mine:
+                _take_reversal(to, transfer, reversal, operation, next_operation_id, now)
+            else:
+                _take_foreign_reversal(to, transfer, reversal, now)
     application_fee = seen.charge.application_fee if seen.charge else None
     for fee_refund in application_fee.refunds if application_fee else ():
         if fee_refund.fee_refund_id in known:
@@ -468,16 +458,12 @@ def _take_reversal(
     transfer: Transfer,
     reversal: Reversal,
     operation: Operation,
-    legs: Sequence[Mapping[str, object]],
     next_operation_id: str,
     now: datetime,
 ) -> None:
-    """The reversal that our open operation asked for. What of it is not taken back by the further
-    ``legs``, since hands have reversed too, is owed; and what they took pays that.
-    """
-    part = operation.minor_units
+    """The reversal that our open operation asked for; the further ones follow."""
+    part, legs, owed = operation.minor_units, operation.items("legs"), operation.number("owed_then")
     platform, connected = _lines_of(reversal, transfer)
-    owed = owed_after(operation) - part - minor_units_of(legs)
     follows = goes_on_with(next_operation_id, legs, owed)
     to.take(
         escrow.expert_reversed(
@@ -489,22 +475,17 @@ def _take_reversal(
     to.movements.append(_reversed(part, transfer, reversal))
 
 
-def _take_reversal_by_hand(
-    to: Followed, transfer: Transfer, reversal: Reversal, owed: int, now: datetime
-) -> int:
-    """It pays what the expert owes for this payment; how much of that it was."""
+def _take_foreign_reversal(
+    to: Followed, transfer: Transfer, reversal: Reversal, now: datetime
+) -> None:
+    """What it took from the expert is the platform's until an operator settles with the expert."""
     part = _in_payment_currency(reversal.minor_units, transfer, to.payment)
-    paid = min(part, owed)
     platform, connected = _lines_of(reversal, transfer)
     to.take(
-        escrow.reversed_elsewhere(
-            to.payment, reversal.reversal_id, part, paid, platform, connected, now
-        )
+        escrow.reversed_elsewhere(to.payment, reversal.reversal_id, part, platform, connected, now)
     )
-    as_owed = f", {paid} of it as owed" if paid else ""
-    to.report("reversal_made_elsewhere", f"{reversal.reversal_id} of {part}{as_owed}")
+    to.report("reversal_made_elsewhere", f"{reversal.reversal_id} of {part}")
     to.movements.append(_reversed(part, transfer, reversal))
-    return paid
 
 
 def _lines_of(reversal: Reversal, transfer: Transfer) -> tuple[Settled, Settled]:
@@ -550,10 +531,7 @@ def go_on_reversing(
 def reversal_legs(
     to: Followed, seen: Observation, expert_part: int
 ) -> tuple[list[Mapping[str, object]], int]:
-    """Which transfers the expert's part is taken back from, and what none of them covers.
-
-    What hands have taken before is not taken once more.
-    """
+    """Which transfers the expert's part is taken back from, and what none of them covers."""
     payment = to.payment
     transfers = {transfer.transfer_id: transfer for transfer in seen.transfers}
     reversible = [
@@ -562,8 +540,7 @@ def reversal_legs(
         )
         for transfer in seen.transfers
     ]
-    due = expert_part - payment.taken_already(expert_part)
-    legs = plans.plan_reversals(due, reversible)
+    legs = plans.plan_reversals(expert_part, reversible)
     described: list[Mapping[str, object]] = [
         {
             "transfer_id": leg.transfer_id,
@@ -595,6 +572,13 @@ def _take_refund(
         Movement(refund.refund_id, "refund", refund.minor_units, refund.operation_id)
     )
     refused = refused_by_processor("refund_failed", "", payment_id=payment.payment_id)
+    if operation.params.get("owed") and refund.minor_units > payment.client_owed:
+        # While it was on its way somebody else paid it too: it is booked like any other refund.
+        to.movements.pop()
+        to.take(escrow.repayment_given_up(payment, "paid out of band as well", now))
+        to.settle(ended_otherwise(payment, "refunded"))
+        _take_foreign_refund(to, refund, 0, now)
+        return
     if operation.params.get("owed"):
         to.take(escrow.refund_resent(payment, refund.refund_id, refund.minor_units, settled, now))
         to.settle(refused if refund.failed else None)
@@ -621,14 +605,14 @@ def _take_refund(
     to.settle()
 
 
-def _take_foreign_refund(
-    to: Followed, refund: Refund, operation: Operation | None, now: datetime
-) -> None:
+def _take_foreign_refund(to: Followed, refund: Refund, reserved: int, now: datetime) -> None:
+    """It pays what is payable to the client first, then what is held but for what is ``reserved``.
+
+    What does not fit beside that waits: out of what it was paid is only known afterwards.
+    """
     payment = to.payment
-    repays = operation is not None and bool(operation.params.get("owed")) and not to.settled
     if _lacks_line(refund):
-        # It may be about to pay what our operation would pay once more.
-        to.defer(operation=repays and not refund.failed)
+        to.defer(operation=False)
         return
     if refund.failed:  # It bounced before we ever saw it; at Stripe it cancels out.
         to.movements += [
@@ -639,24 +623,16 @@ def _take_foreign_refund(
         to.report("refund_made_elsewhere", f"{refund.refund_id} bounced")
         return
     settled = _settled(refund.line, Settled(refund.minor_units, payment.currency))
-    # Whatever is paid by hand pays first what is owed to the client: it is not paid once more.
     owed = min(refund.minor_units, payment.client_owed)
-    if repays and owed == refund.minor_units:
-        to.take(escrow.refund_resent(payment, refund.refund_id, owed, settled, now))
-        to.movements.append(Movement(refund.refund_id, "refund", owed, refund.operation_id))
-        to.report("refund_made_elsewhere", f"{refund.refund_id} of {owed}, as owed")
-        to.settle(ended_otherwise(payment, "refunded") if to.payment.client_owed else None)
-        return
     rest = refund.minor_units - owed
-    from_escrow = min(rest, payment.held - on_its_way(payment, operation))
+    if reserved and rest > payment.held - reserved:
+        to.defer(operation=False)
+        return
+    from_escrow = min(rest, payment.held)
     if rest - from_escrow > payment.net:
         available = owed + from_escrow + payment.net
         to.report("refund_exceeds_net", f"{refund.refund_id}: {refund.minor_units} > {available}")
         return
-    if owed and repays:
-        to.take(escrow.repayment_given_up(payment, f"paid at Stripe by {refund.refund_id}", now))
-        to.settle(ended_otherwise(payment, "refunded"))
-        payment = to.payment
     split = replace(plans.split_refund(payment, rest, from_escrow), from_owed=owed)
     to.take(escrow.refunded_elsewhere(payment, refund.refund_id, split, settled, LOSSES, now))
     to.movements.append(

@@ -15,7 +15,7 @@ from typing import Final
 
 from payment_service.domain import disputes, escrow, plans
 from payment_service.domain.disputes import Dispute, Outcome, Stage
-from payment_service.domain.escrow import Failure, Freeze, Frozen, Kind, State
+from payment_service.domain.escrow import Failure, Frozen, Kind, State
 from payment_service.domain.follow import go_on_reversing, goes_on_with, reversal_legs
 from payment_service.domain.followed import Followed, Movement
 from payment_service.domain.give_way import give_up, is_shown
@@ -61,7 +61,6 @@ def follow_disputes(to: Followed, seen: Observation, given: Circumstances) -> No
         for shown in seen.disputes:
             _follow_one(to, seen, shown, given)
         _follow_warnings(to, seen, given)
-    _stop_contested(to, seen, given)
 
 
 def _follow_one(to: Followed, seen: Observation, shown: ShownDispute, given: Circumstances) -> None:
@@ -76,7 +75,7 @@ def _follow_one(to: Followed, seen: Observation, shown: ShownDispute, given: Cir
             _change(to, record, Kind.DISPUTE_ESCALATED, given)
     for line in shown.lines:
         if line.balance_transaction_id not in given.known:
-            record = _move_funds(to, seen, record, line, given)
+            record = _move_funds(to, record, line, given)
     _conclude(to, seen, before, record, given)
 
 
@@ -113,9 +112,7 @@ def _change(to: Followed, record: Dispute, kind: Kind, given: Circumstances) -> 
     to.take(escrow.dispute_changed(to.payment, kind, _facts(record), _frozen(to, given), given.now))
 
 
-def _move_funds(
-    to: Followed, seen: Observation, record: Dispute, line: DisputeLine, given: Circumstances
-) -> Dispute:
+def _move_funds(to: Followed, record: Dispute, line: DisputeLine, given: Circumstances) -> Dispute:
     """One balance transaction of a dispute: what was taken, or given back, and Stripe's fee."""
     payment = to.payment
     taken = line.minor_units < 0
@@ -124,21 +121,16 @@ def _move_funds(
     fee = Settled(line.fee, line.currency, line.balance_transaction_id)
     word = "dispute_withdrawn" if taken else "dispute_reinstated"
     postings = payment.book.dispute_funds(word, 1 if taken else -1, part, settled, fee)
-    # What was written off as lost before (an appeal) is not held at the bank any more.
-    recovered = 0 if taken else max(part - record.taken, 0)
-    # Of that the client has had twice, and has once again, what was beyond: the loss is undone.
-    undone = min(recovered, payment.lost_beyond)
-    owed = min(_owed_again(to, seen, record, recovered, given), recovered - undone)
-    if recovered:
-        postings += payment.book.reinstated_after_loss(recovered, owed)
-        again = f", {owed} of it is owed to the client again" if owed else ""
-        to.report("reinstated_after_loss", f"{record.dispute_id}: {recovered} came back{again}")
+    # What was written off as lost before (an appeal) is income against that loss.
+    after_loss = 0 if taken else min(max(part - record.taken, 0), record.lost)
+    if after_loss:
+        postings += payment.book.reinstated_after_loss(after_loss)
+        to.report("reinstated_after_loss", f"{record.dispute_id}: {after_loss} came back")
     record = replace(
         record,
         withdrawn=record.withdrawn + (part if taken else 0),
         reinstated=record.reinstated + (0 if taken else part),
-        recovered=record.recovered + recovered,
-        kept=record.kept + recovered - undone - owed,
+        lost=record.lost - after_loss,
         fee=record.fee + line.fee,
         fee_currency=line.currency,
         update_time=given.now,
@@ -153,36 +145,16 @@ def _move_funds(
                 "fee": line.fee,
                 "fee_currency": line.currency,
                 "balance_transaction_id": line.balance_transaction_id,
-                **({"recovered": recovered, "undone": undone} if recovered else {}),
-                **({"owed_again": owed} if owed else {}),
+                **({"after_loss": after_loss} if after_loss else {}),
             },
             postings,
             _frozen(to, given),
             given.now,
             taken=taken,
-            undone=undone,
-            owed_again=owed,
         )
     )
     to.movements.append(Movement(line.balance_transaction_id, word, part))
     return record
-
-
-def _owed_again(
-    to: Followed, seen: Observation, record: Dispute, recovered: int, given: Circumstances
-) -> int:
-    """What lost disputes had paid of bounced refunds, and those that stand pay no more.
-
-    What they paid so is what is written off and nobody else has borne. Never more than bounced:
-    losses from before ``lost_beyond`` was kept say nothing of who bore them.
-    """
-    payment = to.payment
-    records = {**given.records, **to.disputes, record.dispute_id: record}.values()
-    stands = sum(one.written_off for one in records)
-    kept = sum(one.kept for one in records)
-    paid = stands + kept - payment.lost_held - payment.lost - payment.lost_beyond
-    bounced = sum(refund.minor_units for refund in seen.refunds if refund.failed)
-    return max(min(paid, bounced) - (stands - recovered), 0)
 
 
 def _in_payment_currency(record: Dispute, settled: Settled, *, taken: bool) -> int:
@@ -214,27 +186,11 @@ def _make_way(to: Followed, seen: Observation, part: int, given: Circumstances) 
     give_up(to, operation, failure, plans.payment_disputed(payment, word), part)
 
 
-def _stop_contested(to: Followed, seen: Observation, given: Circumstances) -> None:
-    """A capture that was parked since it is contested is refused, as it would be if it were asked
-    for now.
-    """
-    operation = given.operation
-    if operation is None or to.settled or to.operation_deferred or is_shown(operation, seen):
-        return
-    over = operation.params.get("contested") and operation.is_without_effect(given.now)
-    if over and to.payment.frozen is not Freeze.NONE:
-        refusal = plans.payment_disputed(to.payment, "captured")
-        failure = Failure("charge_disputed", "", "the payment is contested", given.now)
-        give_up(to, operation, failure, refusal, 0)
-
-
 def _lose(to: Followed, seen: Observation, record: Dispute, given: Circumstances) -> None:
     """Write off what the bank keeps, and begin to take the expert's part back."""
     payment, part = to.payment, record.unsettled
-    loss = plans.plan_loss(payment, part, record.kept)
-    record = replace(
-        record, lost=record.lost + part, kept=record.kept - loss.again, update_time=given.now
-    )
+    loss = plans.plan_loss(payment, part)
+    record = replace(record, lost=record.lost + part, update_time=given.now)
     to.disputes[record.dispute_id] = record
     legs, owed = reversal_legs(to, seen, loss.split.expert_part)
     follows = goes_on_with(given.next_operation_id, legs, owed)
@@ -247,7 +203,6 @@ def _lose(to: Followed, seen: Observation, record: Dispute, given: Circumstances
             _frozen(to, given),
             follows,
             given.now,
-            again=loss.again,
         )
     )
     go_on_reversing(to, legs, owed, given.now)

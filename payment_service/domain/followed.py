@@ -62,6 +62,8 @@ class NextOperation:
     params: Mapping[str, object]
     #: It comes of a lost dispute and not of the call whose operation is just over.
     unasked: bool = False
+    #: Why it is recorded parked, for an operator; empty if it is to be carried out.
+    parked: str = ""
 
 
 @dataclass(slots=True)
@@ -80,8 +82,7 @@ class Followed:
     deferred: bool = False
     #: Among them one that ends the open operation: it must not be sent again, or refused, before.
     operation_deferred: bool = False
-    #: Why the open operation must not be sent, although it is not certain yet that nothing comes of
-    #: it: hands at Stripe have done the same, or have taken what it would take.
+    #: Why the open operation must not be sent: something else was moved out of band meanwhile.
     stands_back: str = ""
     #: Disputes that changed, by their ids, as they stand now.
     disputes: dict[str, Dispute] = field(default_factory=dict)

@@ -1,80 +1,107 @@
-"""What gives way: an operation that waits, to what hands at Stripe's dashboard did meanwhile.
+"""Out-of-band movements, and the operation that was open when they were seen.
 
-``follow`` asks it at every look, before it books what hands did. What is not at Stripe and can take
-effect no more is given up; what may still be on its way is kept from being sent again.
+One rule: what somebody else moved at Stripe since the open operation was recorded keeps that
+operation from being sent. It is parked with a reason that names the movement, and an operator
+resumes or abandons it. What Stripe shows of the operation itself ends it as ever.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 
 from payment_service.domain import escrow
 from payment_service.domain.errors import Precondition, Refusal
-from payment_service.domain.escrow import Failure, Payment, State
+from payment_service.domain.escrow import Failure, Payment, State, WaitingFor
 from payment_service.domain.followed import Discrepancy, Followed
-from payment_service.domain.observation import (
-    Observation,
-    Refund,
-    Reversal,
-    Transfer,
-)
-from payment_service.domain.operations import Operation, OperationKind
+from payment_service.domain.observation import Observation, Refund
+from payment_service.domain.operations import Operation, OperationKind, OperationState
 
 
-def give_way(
+def out_of_band(
+    seen: Observation, operation: Operation | None, known: frozenset[str]
+) -> tuple[str, ...]:
+    """Describes the movements that are not booked yet and that the operation did not make."""
+    mine = operation.operation_id if operation else ""
+    fee = seen.charge.application_fee if seen.charge else None
+    found = [
+        *(("refund", one.refund_id, one.minor_units, one.operation_id) for one in seen.refunds),
+        *(
+            ("transfer", one.transfer_id, one.minor_units, one.operation_id)
+            for one in seen.separate_transfers
+        ),
+        *(
+            ("reversal", one.reversal_id, one.minor_units, one.operation_id)
+            for transfer in seen.transfers
+            for one in transfer.reversals
+        ),
+        *(
+            ("fee_refund", one.fee_refund_id, one.minor_units, "")
+            for one in (fee.refunds if fee else ())
+        ),
+    ]
+    return tuple(
+        described(kind, name, minor_units)
+        for kind, name, minor_units, made_by in found
+        if name not in known and (not made_by or made_by != mine)
+    )
+
+
+def described(kind: str, movement_id: str, minor_units: int) -> str:
+    """Names a movement in the reason for which an operation is parked."""
+    return f"{kind} {movement_id} of {minor_units}"
+
+
+def stand_back(
     to: Followed,
     seen: Observation,
-    operation: Operation,
-    known: frozenset[str],
-    by_hand: frozenset[str],
+    operation: Operation | None,
+    moved: Sequence[str],
     now: datetime,
-) -> bool:
-    """What is not at Stripe is not sent any more once hands did the same, or took what it takes.
+) -> None:
+    """Keeps the open operation from being sent if anything ``moved`` out of band meanwhile.
 
-    It is given up if nothing can come of it. If a request may be on its way, its holder is told.
-    True if refunds by hand take what a capture may take still: out of what they are paid is only
-    known when that is over, and until then they are not booked.
+    If a request of it may be on its way, only its holder may park it, by ``Followed.stands_back``:
+    nobody else knows what was sent. What follows from an operation that is done is recorded parked.
     """
-    if to.settled or to.operation_deferred or is_shown(operation, seen):
-        return False
-    kind, payment = operation.kind, to.payment
-    refunds = refunds_by_hand(seen, known)
-    # By hand what is owed to the client is paid first.
-    taken = max(sum(refund.minor_units for refund in refunds) - payment.client_owed, 0)
-    if kind in (OperationKind.CAPTURE, OperationKind.TRANSFER):
-        if payment.state is not State.CAPTURING:
-            return False
-        # What fits in what is held beside it does not concern it.
-        overtaken = taken > payment.held - on_its_way(payment, operation)
-        if not overtaken and _transferred_by_hand(seen, operation, known, by_hand):
-            # Of another amount: what the expert is still to have, somebody has to decide.
-            to.stands_back = "transferred at Stripe by hand"
-            return False
-    elif kind is OperationKind.REFUND and not operation.params.get("owed"):
-        # Of which amount it is does not matter: its caller decided without knowing of it.
-        overtaken = bool(refunds) or "refund" in by_hand
-    elif kind is OperationKind.REVERSE_TRANSFER:
-        overtaken = "reversal" in by_hand or is_reversed_by_hand(seen, operation, known)
-    else:
-        return False
-    if not overtaken:
-        return False
-    word = "reversed" if kind is OperationKind.REVERSE_TRANSFER else "refunded"
-    why = " ".join((f"{word} at Stripe by hand", *(refund.refund_id for refund in refunds)))
-    if operation.is_without_effect(now):
-        failure = Failure(f"{word}_elsewhere", "", why, now)
-        give_up(to, operation, failure, ended_otherwise(payment, word), taken)
-        return False
+    if operation is None or not moved:
+        return
+    why = f"moved out of band meanwhile: {', '.join(moved)}"
+    if to.settled:
+        if to.next_operation is not None:
+            to.next_operation = replace(to.next_operation, parked=why)
+            to.take(escrow.waiting(to.payment, WaitingFor.OPERATOR, why, now))
+        return
+    if to.operation_deferred or is_shown(operation, seen):
+        return
     to.stands_back = why
-    return kind in (OperationKind.CAPTURE, OperationKind.TRANSFER)
+    is_parked = operation.state is OperationState.PARKED
+    if is_parked and to.payment.waiting_for is not WaitingFor.OPERATOR:
+        to.take(escrow.waiting(to.payment, WaitingFor.OPERATOR, why, now))
+
+
+def end_repayment(
+    to: Followed, seen: Observation, operation: Operation | None, now: datetime
+) -> None:
+    """Ends a parked repayment once less is payable to the client than it would pay.
+
+    Its amount is never edited, since Stripe may know its key. What is still payable is parked anew.
+    """
+    if operation is None or not operation.params.get("owed") or to.settled:
+        return
+    if to.payment.client_owed >= operation.minor_units or is_shown(operation, seen):
+        return
+    if operation.is_without_effect(now):
+        to.take(escrow.repayment_given_up(to.payment, "paid out of band", now))
+        to.settle(ended_otherwise(to.payment, "refunded"))
 
 
 def give_up(
     to: Followed, operation: Operation, failure: Failure, refusal: Refusal, taken: int
 ) -> None:
-    """End an operation that nothing can come of. Its caller is told ``refusal``, but where the
-    essential was done: of what is held then, ``taken`` goes elsewhere.
+    """Ends a parked operation for a lost dispute. Its caller is told ``refusal``, except where the
+    essential part was done: of what is held then, the dispute takes ``taken``.
     """
     payment = to.payment
     if operation.kind in (OperationKind.CAPTURE, OperationKind.TRANSFER):
@@ -92,46 +119,15 @@ def give_up(
         to.settle()
         if payment.held > taken:
             to.discrepancies.append(rest_not_returned(payment, operation, failure.code))
-    elif operation.kind is OperationKind.REVERSE_TRANSFER:
-        # The client has the money. What hands took of the expert's part pays what is owed now.
-        to.take(escrow.expert_owes(payment, owed_after(operation), failure.code, failure.time))
-        to.settle()
 
 
-def is_made_for_us(
-    to: Followed, transfer: Transfer, operation: Operation, seen: Observation, now: datetime
-) -> bool:
-    """Whether somebody made by hand exactly the transfer that is parked, to the same account:
-    resumed, it would be made again.
-    """
-    asked = (operation.share.sent, to.payment.currency, operation.text("destination_account_id"))
-    return (
-        operation.kind is OperationKind.TRANSFER
-        and operation.is_without_effect(now)
-        and not to.settled
-        and not transfer.operation_id
-        and (transfer.minor_units, transfer.currency, transfer.destination_account_id) == asked
-        and not is_shown(operation, seen)
-    )
-
-
-def _transferred_by_hand(
-    seen: Observation, operation: Operation, known: frozenset[str], by_hand: frozenset[str]
-) -> bool:
-    """Whether hands have paid the expert too since our transfer was recorded, by what nobody has
-    insisted on who resumed ours.
-    """
-    if operation.kind is not OperationKind.TRANSFER:
-        return False
-    unknown = any(one.transfer_id not in known for one in seen.separate_transfers)
-    return unknown or "transfer" in by_hand
-
-
-def on_its_way(payment: Payment, operation: Operation | None) -> int:
-    """What a capture is just sending to the expert is not the client's any more."""
-    if operation is None or payment.state is not State.CAPTURING:
+def on_its_way(to: Followed, seen: Observation, operation: Operation | None, now: datetime) -> int:
+    """Returns what a transfer may be sending to the expert just now: the client cannot have it."""
+    if operation is None or to.settled or to.payment.state is not State.CAPTURING:
         return 0
-    return operation.number("part") or operation.minor_units
+    if operation.is_without_effect(now) and not is_shown(operation, seen):
+        return 0
+    return operation.minor_units
 
 
 def refunds_by_hand(seen: Observation, known: frozenset[str]) -> list[Refund]:
@@ -139,23 +135,29 @@ def refunds_by_hand(seen: Observation, known: frozenset[str]) -> list[Refund]:
     return [one for one in seen.refunds if one.refund_id not in known and not one.failed]
 
 
-def is_reversed_by_hand(
-    seen: Observation, operation: Operation | None, known: frozenset[str]
-) -> bool:
-    """Whether Stripe shows a reversal that is not on the books yet, and not our operation's."""
-    return bool(reversals_by_hand(seen, operation, known))
-
-
-def reversals_by_hand(
-    seen: Observation, operation: Operation | None, known: frozenset[str]
-) -> list[tuple[Transfer, Reversal]]:
-    mine = operation.operation_id if operation else None
-    return [
-        (transfer, reversal)
-        for transfer in seen.transfers
-        for reversal in transfer.reversals
-        if reversal.reversal_id not in known and reversal.operation_id != mine
-    ]
+def check_covered(payment: Payment, operation: Operation) -> None:
+    """Raise if a parked operation would refund or pay out more than there is by now."""
+    if operation.kind is OperationKind.TRANSFER or operation.params.get("after_capture"):
+        available = payment.held
+    elif operation.kind is not OperationKind.REFUND:
+        return
+    elif operation.params.get("owed"):
+        available = payment.client_owed
+    else:
+        available = payment.held + payment.net
+    if operation.minor_units > available:
+        there_is = payment.money(available)
+        raise Precondition(
+            "AMOUNT_TOO_LARGE",
+            f"{payment.money(operation.minor_units)} is more than the {there_is} that is left; "
+            "abandon the operation (GiveUpOperation)",
+            {
+                "payment_id": payment.payment_id,
+                "requested": operation.minor_units,
+                "available": available,
+                "currency": payment.currency,
+            },
+        )
 
 
 def is_shown(operation: Operation, seen: Observation) -> bool:
@@ -168,13 +170,8 @@ def is_shown(operation: Operation, seen: Observation) -> bool:
 
 def owed_after(operation: Operation) -> int:
     """What the expert owes if this reversal is not made: the later ones are not tried either."""
-    later = minor_units_of(operation.items("legs"))
+    later = sum(int(str(leg["minor_units"])) for leg in operation.items("legs"))
     return operation.minor_units + later + operation.number("owed_then")
-
-
-def minor_units_of(legs: Sequence[Mapping[str, object]]) -> int:
-    """What reversals that are still to come take back together."""
-    return sum(int(str(leg["minor_units"])) for leg in legs)
 
 
 def rest_not_returned(payment: Payment, operation: Operation, code: str) -> Discrepancy:

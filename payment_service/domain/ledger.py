@@ -285,12 +285,11 @@ class Book:
         )
 
     def transfer_reversed(
-        self, part: int, paid: int, platform: Settled, connected: Settled
+        self, part: int, platform: Settled, connected: Settled, *, pays: str
     ) -> list[Posting]:
-        """The expert's ``part`` came back to the platform, and ``paid`` of what the expert owed.
+        """The expert's ``part`` came back to the platform.
 
-        What a hand at Stripe's dashboard took beyond that makes good a loss of the platform, or is
-        its own until it is decided.
+        It pays what the expert owed; or it is in ``losses`` if it was taken out of band.
         """
         return without_zeros(
             [
@@ -302,17 +301,7 @@ class Book:
                     connected,
                 ),
                 self.line("transfer_reversed", expert_funds(self.expert_id), part),
-                self.line("transfer_reversed", expert_debt(self.expert_id), -paid),
-                self.line("transfer_reversed", LOSSES, paid - part),
-            ]
-        )
-
-    def taken_by_hand(self, part: int) -> list[Posting]:
-        """What the expert would owe had been taken by hand before: that was the platform's."""
-        return without_zeros(
-            [
-                self.line("taken_by_hand", LOSSES, part),
-                self.line("taken_by_hand", expert_debt(self.expert_id), -part),
+                self.line("transfer_reversed", pays, -part),
             ]
         )
 
@@ -338,18 +327,12 @@ class Book:
             ]
         )
 
-    def refund_failed(self, part: int, taken: int, settled: Settled) -> list[Posting]:
-        """A refund bounced: Stripe gave the money back to us, and we owe it to the client.
-
-        But for what a lost dispute has ``taken`` on top of the refund: the client has that.
-        """
-        return without_zeros(
-            [
-                *self.into_stripe("refund_failed", STRIPE_PLATFORM, 1, part, settled),
-                self.line("refund_failed", client_payable(self.payment_id), taken - part),
-                self.line("refund_failed", LOSSES, -taken),
-            ]
-        )
+    def refund_failed(self, part: int, settled: Settled) -> list[Posting]:
+        """A refund bounced: Stripe gave the money back to us, and we owe it to the client."""
+        return [
+            *self.into_stripe("refund_failed", STRIPE_PLATFORM, 1, part, settled),
+            self.line("refund_failed", client_payable(self.payment_id), -part),
+        ]
 
     def refund_bounced(self, part: int, sent: Settled, returned: Settled) -> list[Posting]:
         """Stripe paid a refund and had it back before it was on the books: both of its lines."""
@@ -394,24 +377,17 @@ class Book:
             ]
         )
 
-    def reinstated_after_loss(self, part: int, owed: int) -> list[Posting]:
-        """It was written off before it came back: the platform's, until an operator decides.
-
-        But for what had paid what is ``owed`` to the client, who has it no more.
-        """
-        return without_zeros(
-            [
-                self.line("reinstated_after_loss", dispute_hold(self.payment_id), part),
-                self.line("reinstated_after_loss", client_payable(self.payment_id), -owed),
-                self.line("reinstated_after_loss", LOSSES, owed - part),
-            ]
-        )
+    def reinstated_after_loss(self, part: int) -> list[Posting]:
+        """It was written off before it came back: the platform's, until an operator decides."""
+        return [
+            self.line("reinstated_after_loss", dispute_hold(self.payment_id), part),
+            self.line("reinstated_after_loss", LOSSES, -part),
+        ]
 
     def dispute_lost(self, split: RefundSplit, borne: int) -> list[Posting]:
         """The bank keeps it: of what the client is owed, of escrow, then of commission and expert.
 
-        ``borne`` by the platform: it was given back to the client before, who has it twice then; or
-        it is lost once more, after it had come back.
+        ``borne`` by the platform: it was given back to the client before, who has it twice then.
         """
         return without_zeros(
             [

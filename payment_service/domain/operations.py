@@ -94,15 +94,6 @@ class Operation:
         """How the part that a transfer sends on divides."""
         return Share(self.minor_units, self.number("commission"), self.number("netted"))
 
-    def unweighed(self, made: Mapping[str, str]) -> frozenset[str]:
-        """Of movements by hand the kinds, but for those on which an operator insists.
-
-        They are the transfers that whoever resumed it knew of: it comes on top of them.
-        """
-        insists_on = self.params.get("insists_on", [])
-        assert isinstance(insists_on, Sequence)
-        return frozenset(kind for name, kind in made.items() if name not in insists_on)
-
     def is_held_by(self, holder: Operation) -> bool:
         """Fencing: whoever lost the lease, or came after the end, changes nothing any more."""
         return self.is_open and self.lease_token == holder.lease_token

@@ -154,21 +154,18 @@ class LossPlan:
     split: RefundSplit
     #: The client had been given this back before: it is the platform's loss.
     beyond: int
-    #: It was lost once already and had come back to the platform: it is just gone again.
-    again: int
 
 
-def plan_loss(payment: Payment, part: int, kept: int) -> LossPlan:
-    """Divide ``part`` among them; ``kept`` is what of the dispute the platform has since.
+def plan_loss(payment: Payment, part: int) -> LossPlan:
+    """Divide ``part`` among them.
 
-    The order: what came back after an earlier loss; what is owed to the client, who has it now;
-    what is held; what was captured; and the rest is beyond that.
+    The order: what is owed to the client, who has it now; what is held; what was captured; and the
+    rest is beyond that.
     """
-    again = min(part, kept)
-    owed = min(part - again, payment.client_owed)
-    rest = min(part - again - owed, payment.held + payment.net)
+    owed = min(part, payment.client_owed)
+    rest = min(part - owed, payment.held + payment.net)
     split = replace(split_refund(payment, rest, payment.held), from_owed=owed)
-    return LossPlan(split, part - again - split.whole, again)
+    return LossPlan(split, part - split.whole)
 
 
 def plan_reversals(part: int, transfers: Sequence[Reversible]) -> list[Reversible]:

@@ -90,29 +90,26 @@ def preview_refund(payment: Payment, plan: RefundPlan, transfers: Sequence[Rever
         return _preview(payment, replace(payment, state=State.CANCELED, held=0), [released])
     legs = [
         Leg(LegKind.REFUND_CLIENT, plan.split.whole),
-        *_taken_back(payment, plan.split, transfers),
+        *_taken_back(plan.split, transfers),
     ]
     after = less_refund(payment, plan.split)
     return _preview(payment, replace(after, state=after.resting_state), legs)
 
 
 def preview_loss(
-    payment: Payment, part: int, kept: int, transfers: Sequence[Reversible], frozen: Frozen
+    payment: Payment, part: int, transfers: Sequence[Reversible], frozen: Frozen
 ) -> Preview:
-    """A dispute over ``part`` given up; ``frozen`` is what other disputes and warnings leave.
-
-    ``kept`` came back to the platform after the same dispute had been lost once before.
-    """
-    loss = plan_loss(payment, part, kept)
-    legs = [Leg(LegKind.LOSE_TO_BANK, part), *_taken_back(payment, loss.split, transfers)]
-    after = less_loss(payment, loss.split, loss.beyond)
+    """A dispute over ``part`` given up; ``frozen`` is what other disputes and warnings leave."""
+    loss = plan_loss(payment, part)
+    legs = [Leg(LegKind.LOSE_TO_BANK, part), *_taken_back(loss.split, transfers)]
+    after = less_loss(payment, loss.split)
     after = replace(after, frozen=frozen.freeze, frozen_by=frozen.by)
     return _preview(payment, replace(after, state=after.resting_state), legs)
 
 
-def _taken_back(payment: Payment, split: RefundSplit, transfers: Sequence[Reversible]) -> list[Leg]:
+def _taken_back(split: RefundSplit, transfers: Sequence[Reversible]) -> list[Leg]:
     """The commission that is given back, and how the expert's part is."""
-    due = split.expert_part - payment.taken_already(split.expert_part)
+    due = split.expert_part
     reversals = plan_reversals(due, transfers)
     return [
         Leg(LegKind.RETURN_COMMISSION, split.commission),

@@ -498,7 +498,7 @@ def dispute_message(dispute: Dispute) -> disputes_pb2.Dispute:
         amount=amount(dispute.amount),
         withdrawn_amount=amount(dispute.withdrawn),
         reinstated_amount=amount(dispute.reinstated),
-        lost_amount=amount(dispute.written_off),
+        lost_amount=amount(dispute.lost),
         fee=money_message(dispute.fee, dispute.fee_currency or dispute.currency),
         evidence_due_time=time_message(dispute.evidence_due_time),
         has_evidence=dispute.has_evidence,

@@ -75,9 +75,7 @@ def contested() -> Evidence:
     tell(world, "expert_reversed", "REFUNDED", {"amount": 600})
     asked = {**_FACTS, "dispute_id": INQUIRY, "stage": "INQUIRY"}
     tell(world, "dispute_opened", "REFUNDED", asked)
-    payment.update(
-        lost=667, lost_held=0, lost_beyond=33, net_commission=0, frozen="INQUIRY", frozen_by=INQUIRY
-    )
+    payment.update(lost=667, lost_held=0, net_commission=0, frozen="INQUIRY", frozen_by=INQUIRY)
     world.postings += [
         _posting(withdrawn, f"dispute_hold:{PAYMENT}", 700),
         _posting(withdrawn, "stripe:platform", -700, "txn_d"),
@@ -206,7 +204,6 @@ SPOILED: list[tuple[str, Callable[[Evidence], None]]] = [
     ("losses_are_divided_right", _loss(from_escrow=1)),
     ("losses_are_divided_right", _line_of_the_loss),
     ("losses_are_divided_right", _first("disputes", lost=0)),
-    ("losses_are_divided_right", _put("payments", lost_beyond=0)),
     ("losses_are_divided_right", _put("payments", lost=666)),
     ("losses_are_divided_right", _put("payments", lost_held=1)),
     ("contested_money_is_on_the_books", _drop("postings", -3)),

@@ -23,6 +23,8 @@ from tests.integration.test_disputes import (
     dispute_where,
     settled,
 )
+from tests.integration.test_owed import resume
+from tests.integration.test_parked import parked
 from tests.integration.world import (
     CAPTURED,
     IN_ESCROW,
@@ -248,7 +250,7 @@ async def test_an_answer_of_unknown_outcome_is_given_once(
 async def test_an_answer_waits_for_nothing_that_is_under_way_on_the_payment(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And what was parked since it is contested goes on if the dispute is won soon."""
+    """And what was parked since it is contested is resumed when the dispute is won."""
     monkeypatch.setattr(carry_out, "_BETWEEN_TWO_READS", 6.0)
     held = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
     await world.stripe.fault("/transfers$", "status", "before", times=None, status=503)
@@ -261,6 +263,7 @@ async def test_an_answer_waits_for_nothing_that_is_under_way_on_the_payment(
     await world.stripe.clear_faults()
     await world.stripe.advance(120)
     await settled(world, held.payment_id, dispute_id, WON)
+    await resume(world, await parked(world, held.payment_id))
     payment = await world.in_state(held.payment_id, IN_ESCROW)
     assert payment.captured_amount.minor_units == 4_000
 

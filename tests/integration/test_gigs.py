@@ -661,10 +661,10 @@ async def test_a_refund_that_waits_for_the_platforms_balance_is_booked_when_it_i
     ("by_hand", "method", "code"),
     [(9_700, "CapturePayment", "OK"), (10_000, "RefundPayment", "FAILED_PRECONDITION")],
 )
-async def test_a_refund_by_hand_that_is_pending_holds_up_no_operation(
+async def test_a_refund_by_hand_that_is_pending_holds_up_no_answer_of_stripe(
     world: World, by_hand: int, method: str, code: str
 ) -> None:
-    """A capture whose request is lost is sent again, a refund that Stripe refuses is refused."""
+    """What Stripe does is done, and what it refuses is refused; only nothing is sent again."""
     held = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
     await world.stripe.control("POST", "/settings", {"refund_on_low_balance": "pending"})
     refund = await world.stripe.api(
@@ -673,7 +673,7 @@ async def test_a_refund_by_hand_that_is_pending_holds_up_no_operation(
     assert (refund["status"], refund["balance_transaction"]) == ("pending", None)
     captures = method == "CapturePayment"
     if captures:
-        await world.stripe.fault("/transfers$", "reset", "before")
+        await world.stripe.fault("/transfers$", "reset", "after")
     request = (capture_request if captures else refund_request)(held.payment_id, 300)
     reply = await world.patiently(method, request)
     assert reply.code == code

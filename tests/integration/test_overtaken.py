@@ -1,4 +1,4 @@
-"""What waits to be sent, and hands at Stripe's dashboard did meanwhile: it is done once."""
+"""What waits to be sent while something was moved out of band: an operator ends it."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from marketplace.payments.v1 import payments_pb2
+from marketplace.payments.v1 import experts_pb2, operations_pb2, payments_pb2
 from tests.integration.books import balance, check_books
 from tests.integration.test_disputes import keep_at_stripe
 from tests.integration.test_gigs import kinds
-from tests.integration.test_owed import resume
+from tests.integration.test_owed import resume, waiting_capture
 from tests.integration.test_parked import parked
 from tests.integration.test_taken_by_hand import days_pass, paid, reverse, stands
 from tests.integration.world import (
@@ -96,13 +96,42 @@ async def answer(world: World, method: str, request: Any) -> str:
     return (await refusal(getattr(world.payments, method)(request))).reason
 
 
+async def not_sent(world: World, payment: Payment, movement: str) -> str:
+    """Waits until the operation is parked for an operator, and the reason names the movement."""
+
+    async def probe() -> str | None:
+        found = world.sql(
+            "SELECT operation_id FROM operations WHERE payment_id = %s AND state = 'PARKED' "
+            "AND last_error LIKE %s",
+            payment.payment_id,
+            f"%moved out of band meanwhile:%{movement} %",
+        )
+        return str(found[0][0]) if found else None
+
+    operation_id = await until(probe, "parked because of what was moved out of band")
+    assert (await world.get(payment.payment_id)).waiting_for == "operator"
+    return operation_id
+
+
+async def abandon(world: World, operation_id: str) -> None:
+    """As soon as no request of it can be on its way any more."""
+    asked = operations_pb2.GiveUpOperationRequest(operation_id=operation_id, note="done otherwise")
+
+    async def done() -> bool:
+        reply = await world.raw("OperationsService/GiveUpOperation", asked.SerializeToString())
+        assert reply.refused is None or reply.refused.reason == "OPERATION_IN_PROGRESS"
+        return reply.refused is None
+
+    await until(done, "abandoned")
+
+
 # 429: Stripe has seen nothing. 503: nobody knows. 401: parked at once.
 
 
 @pytest.mark.parametrize(
     ("status", "captured"), [(429, False), (429, True), (503, True), (401, False)]
 )
-async def test_a_refund_is_not_made_beside_the_one_by_hand(
+async def test_a_refund_is_not_made_beside_one_out_of_band(
     world: World, status: int, captured: bool
 ) -> None:
     payment = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
@@ -113,7 +142,11 @@ async def test_a_refund_is_not_made_beside_the_one_by_hand(
     assert (await refusal(world.payments.RefundPayment(request))).code != "OK"
     await refund_by_hand(world, payment, 4_000)
     await world.stripe.clear_faults()
-    assert await answer(world, "RefundPayment", request) == "WRONG_STATE"
+    operation_id = await not_sent(world, payment, "refund")
+    await world.quiet()
+    assert await sent(world, "refunded", payment) == [4_000]
+    await abandon(world, operation_id)
+    assert await answer(world, "RefundPayment", request) == "GIVEN_UP_BY_OPERATOR"
     after = await world.in_state(payment.payment_id, CAPTURED if captured else IN_ESCROW)
     assert after.held_amount.minor_units + after.net_amount.minor_units == 6_000
     assert await sent(world, "refunded", payment) == [4_000]
@@ -123,9 +156,21 @@ async def test_a_refund_is_not_made_beside_the_one_by_hand(
     await check_books(world)
 
 
+async def test_a_refund_that_an_operator_resumes_comes_on_top(world: World) -> None:
+    payment = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
+    await strike(world, "/refunds$", 401)
+    request = refund_request(payment.payment_id, 4_000)
+    assert (await refusal(world.payments.RefundPayment(request))).code == "UNAVAILABLE"
+    await refund_by_hand(world, payment, 1_000)
+    await resume(world, await not_sent(world, payment, "refund"))
+    assert await answer(world, "RefundPayment", request) == "OK"
+    assert await sent(world, "refunded", payment) == [1_000, 4_000]
+    assert (await world.get(payment.payment_id)).held_amount.minor_units == 5_000
+    await check_books(world)
+
+
 @pytest.mark.parametrize(
-    ("status", "part", "left"),
-    [(429, 4_000, 0), (503, 4_000, 0), (401, 4_000, 0), (401, 1_000, 3_000)],
+    ("status", "part", "left"), [(429, 4_000, 0), (503, 4_000, 0), (401, 1_000, 3_000)]
 )
 async def test_the_rest_of_a_capture_is_given_back_once(
     world: World, status: int, part: int, left: int
@@ -136,6 +181,11 @@ async def test_the_rest_of_a_capture_is_given_back_once(
     assert (await refusal(world.payments.CapturePayment(request))).code != "OK"
     await refund_by_hand(world, payment, part)
     await world.stripe.clear_faults()
+    operation_id = await not_sent(world, payment, "refund")
+    # More than what is held would be taken from the expert.
+    refused = await refusal(resume(world, operation_id))
+    assert (refused.reason, refused.facts["available"]) == ("AMOUNT_TOO_LARGE", str(left))
+    await abandon(world, operation_id)
     # The expert is paid, and its caller is told so.
     assert await answer(world, "CapturePayment", request) == "OK"
     after = await world.get(payment.payment_id)
@@ -147,36 +197,49 @@ async def test_the_rest_of_a_capture_is_given_back_once(
 
 
 @pytest.mark.parametrize("status", [429, 503, 401])
-async def test_no_expert_is_paid_what_the_client_was_given_by_hand(
+async def test_no_expert_is_paid_what_the_client_was_given_out_of_band(
     world: World, status: int
 ) -> None:
     payment = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
     request = await capture_in_vain(world, payment, status, 8_000)
-    await refund_by_hand(world, payment, 10_000)
+    made = await world.stripe.api(
+        "POST", "/refunds", payment_intent=payment.payment_intent_id, amount=10_000
+    )
+    assert made.get("id"), made
     await world.stripe.clear_faults()
-    assert await answer(world, "CapturePayment", request) == "WRONG_STATE"
+    operation_id = await not_sent(world, payment, "refund")
+
+    async def booked() -> bool:
+        return (await world.get(payment.payment_id)).held_amount.minor_units == 0
+
+    await until(booked, "the refund out of band on the books")
+    refused = await refusal(resume(world, operation_id))
+    assert (refused.code, refused.reason) == ("FAILED_PRECONDITION", "AMOUNT_TOO_LARGE")
+    await abandon(world, operation_id)
+    assert await answer(world, "CapturePayment", request) == "GIVEN_UP_BY_OPERATOR"
     assert (await world.in_state(payment.payment_id, REFUNDED)).captured_amount.minor_units == 0
     assert await sent(world, "transferred", payment) == []
     await check_books(world)
 
 
 @pytest.mark.parametrize("status", [503, 401])
-async def test_a_refund_by_hand_that_fits_beside_a_capture_does_not_concern_it(
+async def test_a_capture_is_resumed_beside_a_refund_out_of_band_that_leaves_enough(
     world: World, status: int
 ) -> None:
     payment = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
     request = await capture_in_vain(world, payment, status, 8_000)
     await refund_by_hand(world, payment, 2_000)
     await world.stripe.clear_faults()
-    if status == 401:
-        await resume(world, await parked(world, payment.payment_id))
+    await resume(world, await not_sent(world, payment, "refund"))
     assert await answer(world, "CapturePayment", request) == "OK"
     assert await sent(world, "transferred", payment) == [7_200]
     await check_books(world)
 
 
-@pytest.mark.parametrize("status", [429, 401])
-async def test_a_reversal_by_hand_takes_the_place_of_ours(world: World, status: int) -> None:
+@pytest.mark.parametrize(("status", "resumed"), [(429, False), (401, False), (401, True)])
+async def test_a_reversal_is_not_made_beside_one_out_of_band(
+    world: World, status: int, resumed: bool
+) -> None:
     payment = await paid(world)
     await days_pass(world)
     await strike(world, "/reversals$", status)
@@ -184,87 +247,57 @@ async def test_a_reversal_by_hand_takes_the_place_of_ours(world: World, status: 
     assert (await refusal(world.payments.RefundPayment(request))).code != "OK"
     await reverse(world, payment, 4_000)
     await world.stripe.clear_faults()
+    operation_id = await not_sent(world, payment, "reversal")
+    # Resumed, it asks for more than there is left of the transfer, and Stripe refuses that.
+    await (resume(world, operation_id) if resumed else abandon(world, operation_id))
     assert await answer(world, "RefundPayment", request) == "OK"
     assert (await world.get(payment.payment_id)).state == REFUNDED
-    # What hands left of it is owed, and kept back of what the expert earns next.
-    assert stands(world, payment) == (5_000, 0)
+    # The debt stands until the operator writes off what was taken out of band.
+    assert stands(world, payment) == (9_000, -4_000)
     assert balance(world, f"expert_funds:{payment.expert_id}") == -5_000
     await check_books(world)
 
 
-async def test_the_very_transfer_that_is_parked_made_by_hand_is_taken_for_it(world: World) -> None:
-    payment = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
-    request = await capture_in_vain(world, payment, 401, 8_000, final=True)
-    await parked(world, payment.payment_id)
-    await transfer_by_hand(world, payment, 7_200)
-    assert await answer(world, "CapturePayment", request) == "OK"
-    after = await world.in_state(payment.payment_id, CAPTURED)
-    assert after.captured_amount.minor_units == 8_000
-    assert after.net_commission.minor_units == 800
-    assert await sent(world, "transferred", payment) == [7_200]
-    assert await sent(world, "refunded", payment) == [2_000]
-    assert await told(world, payment) == ["transfer_made_elsewhere"]
-    assert balance(world, "losses") == 0
-    await check_books(world)
-
-
-async def test_another_transfer_by_hand_leaves_it_to_an_operator(world: World) -> None:
-    payment = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
-    request = await capture_in_vain(world, payment, 503, 8_000)
-    await transfer_by_hand(world, payment, 1_000)
-    operation_id = await parked(world, payment.payment_id)
-    await world.stripe.clear_faults()
-    await world.quiet()
-    waiting = await world.get(payment.payment_id)
-    assert (waiting.state, waiting.waiting_for) == (CAPTURING, "operator")
-    assert await sent(world, "transferred", payment) == [1_000]
-    # Told of it, the operator says that this was something else.
-    await resume(world, operation_id)
-    assert await answer(world, "CapturePayment", request) == "OK"
-    assert await sent(world, "transferred", payment) == [1_000, 7_200]
-    await check_books(world)
-
-
-@pytest.mark.parametrize("status", [429, 503])
-async def test_no_capture_takes_what_was_given_back_because_more_was_paid_out_before(
-    world: World, status: int
-) -> None:
-    payment = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
-    await world.capture(payment.payment_id, 5_000)
-    request = await capture_in_vain(world, payment, status, 4_000)
-    # Of the 5,000 that are held it takes 2,000 that the capture would take.
-    await refund_by_hand(world, payment, 3_000)
-    await world.stripe.clear_faults()
-    assert await answer(world, "CapturePayment", request) == "WRONG_STATE"
-    after = await world.in_state(payment.payment_id, IN_ESCROW)
-    assert (after.held_amount.minor_units, after.captured_amount.minor_units) == (2_000, 5_000)
-    assert await sent(world, "transferred", payment) == [4_500]
-    assert balance(world, "losses") == 0
-    await check_books(world)
-
-
+@pytest.mark.parametrize("status", [401, 503])
 @pytest.mark.parametrize("amount", [1_000, 3_600])
-async def test_who_resumes_a_transfer_insists_only_on_what_was_known_then(
-    world: World, amount: int
+async def test_a_transfer_out_of_band_leaves_ours_to_an_operator(
+    world: World, status: int, amount: int
 ) -> None:
+    """Also one of exactly its amount: only a person knows what was meant."""
     payment = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
-    request = await capture_in_vain(world, payment, 401, 4_000)
-    operation_id = await parked(world, payment.payment_id)
-    await strike(world, "/transfers$", 429)
-    await resume(world, operation_id)
-    # Stripe is busy, and somebody who does not know that it was resumed does it by hand.
+    request = await capture_in_vain(world, payment, status, 4_000)
     await transfer_by_hand(world, payment, amount)
-    assert await parked(world, payment.payment_id) == operation_id
+    operation_id = await not_sent(world, payment, "transfer")
     await world.stripe.clear_faults()
     await world.quiet()
+    assert (await world.get(payment.payment_id)).state == CAPTURING
     assert await sent(world, "transferred", payment) == [amount]
+    assert balance(world, "losses") == amount
     await resume(world, operation_id)
     assert await answer(world, "CapturePayment", request) == "OK"
     assert await sent(world, "transferred", payment) == [amount, 3_600]
     await check_books(world)
 
 
-async def test_nobody_insists_on_what_only_the_look_of_the_resuming_showed(world: World) -> None:
+async def test_what_is_moved_after_the_resuming_parks_it_again(world: World) -> None:
+    payment = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
+    request = await capture_in_vain(world, payment, 401, 4_000)
+    operation_id = await parked(world, payment.payment_id)
+    await strike(world, "/transfers$", 429)
+    await resume(world, operation_id)
+    # Stripe is busy, and somebody who does not know that it was resumed does it at the dashboard.
+    await transfer_by_hand(world, payment, 1_000)
+    assert await not_sent(world, payment, "transfer") == operation_id
+    await world.stripe.clear_faults()
+    await world.quiet()
+    assert await sent(world, "transferred", payment) == [1_000]
+    await resume(world, operation_id)
+    assert await answer(world, "CapturePayment", request) == "OK"
+    assert await sent(world, "transferred", payment) == [1_000, 3_600]
+    await check_books(world)
+
+
+async def test_nothing_is_resumed_in_spite_of_what_only_its_look_has_shown(world: World) -> None:
     payment = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
     request = await capture_in_vain(world, payment, 401, 8_000)
     operation_id = await parked(world, payment.payment_id)
@@ -272,8 +305,9 @@ async def test_nobody_insists_on_what_only_the_look_of_the_resuming_showed(world
     await world.deafen()
     await transfer_by_hand(world, payment, 1_000)
     assert await told(world, payment) == []
-    await resume(world, operation_id)
-    assert await parked(world, payment.payment_id) == operation_id
+    refused = await refusal(resume(world, operation_id))
+    assert (refused.code, refused.reason) == ("ABORTED", "CONCURRENT_CHANGE")
+    assert await not_sent(world, payment, "transfer") == operation_id
     assert await sent(world, "transferred", payment) == [1_000]
     await resume(world, operation_id)
     assert await answer(world, "CapturePayment", request) == "OK"
@@ -281,22 +315,9 @@ async def test_nobody_insists_on_what_only_the_look_of_the_resuming_showed(world
     await check_books(world)
 
 
-async def test_a_transfer_to_another_account_is_not_taken_for_the_parked_one(world: World) -> None:
-    payment = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
-    other = await world.expert()
-    await capture_in_vain(world, payment, 401, 8_000)
-    operation_id = await parked(world, payment.payment_id)
-    await transfer_by_hand(world, payment, 7_200, to=other)
-
-    async def booked() -> bool:
-        return "transfer_made_elsewhere" in await told(world, payment)
-
-    await until(booked, "the transfer by hand on the books")
-    assert await parked(world, payment.payment_id) == operation_id
-    assert (await world.get(payment.payment_id)).captured_amount.minor_units == 0
-
-
-async def test_the_later_legs_do_not_take_what_hands_took_during_the_first(world: World) -> None:
+async def test_the_later_legs_wait_for_an_operator_if_a_reversal_came_in_between(
+    world: World,
+) -> None:
     await keep_at_stripe(world)
     payment = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
     for part in (5_000, 5_000):
@@ -315,7 +336,8 @@ async def test_the_later_legs_do_not_take_what_hands_took_during_the_first(world
     await world.deafen()
     ours = {"idempotency_key": "^op_"}
     await world.stripe.fault("/reversals$", "delay", "after", match=ours, delay_ms=3_000)
-    refunded = asyncio.create_task(world.refund(payment.payment_id, 6_000))
+    request = refund_request(payment.payment_id, 6_000)
+    refunded = asyncio.create_task(refusal(world.payments.RefundPayment(request)))
 
     async def reversed_once() -> bool:
         return len(await world.stripe.effects("reversed")) == 1
@@ -323,8 +345,58 @@ async def test_the_later_legs_do_not_take_what_hands_took_during_the_first(world
     await until(reversed_once, "the first leg at Stripe")
     made = await world.stripe.api("POST", f"/transfers/{first}/reversals", amount=900)
     assert made.get("id"), made
-    await refunded
+    assert (await refunded).code == "UNAVAILABLE"
+    operation_id = await not_sent(world, payment, "reversal")
     effects = await world.stripe.effects("reversed")
     assert [int(one["amount"]) for one in effects] == [4_500, 900]
-    assert stands(world, payment) == (0, 0)
+    await abandon(world, operation_id)
+    assert await answer(world, "RefundPayment", request) == "OK"
+    assert stands(world, payment) == (900, -900)
+    await check_books(world)
+
+
+async def test_a_capture_that_waits_for_its_expert_is_not_resumed_by_itself_any_more(
+    world: World,
+) -> None:
+    payment, account = await waiting_capture(world, 2_000, 3_000)
+    await refund_by_hand(world, payment, 1_000)
+    operation_id = await not_sent(world, payment, "refund")
+    await world.stripe.control("POST", f"/accounts/{account}/restore")
+    await world.expert_status(payment.expert_id, experts_pb2.EXPERT_STATUS_READY)
+    await asyncio.sleep(2.5)  # Two rounds of the loop that resumes waiting captures.
+    assert await sent(world, "transferred", payment) == []
+    await resume(world, operation_id)
+    after = await world.in_state(payment.payment_id, IN_ESCROW)
+    assert after.captured_amount.minor_units == 3_000
+    await check_books(world)
+
+
+@pytest.mark.parametrize(("amount", "held", "net"), [(1_000, 5_000, 4_000), (8_000, 0, 2_000)])
+async def test_what_is_on_its_way_meanwhile_ends_as_done(
+    world: World, amount: int, held: int, net: int
+) -> None:
+    """Also where the refund would take what the transfer is sending: it is booked afterwards."""
+    payment = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
+    ours = {"idempotency_key": "^op_"}
+    await world.stripe.fault("/transfers$", "delay", "after", match=ours, delay_ms=3_000)
+    captured = asyncio.create_task(world.capture(payment.payment_id, 4_000))
+
+    async def transferred() -> bool:
+        return bool(await world.stripe.effects("transferred", payment.payment_intent_id))
+
+    await until(transferred, "the transfer at Stripe")
+    made = await world.stripe.api(
+        "POST", "/refunds", payment_intent=payment.payment_intent_id, amount=amount
+    )
+    assert made.get("id"), made
+    assert (await captured).captured_amount.minor_units == 4_000
+
+    async def booked() -> bool:
+        return "refund_made_elsewhere" in await told(world, payment)
+
+    await until(booked, "the refund out of band on the books")
+    after = await world.in_state(payment.payment_id, IN_ESCROW if held else CAPTURED)
+    assert (after.held_amount.minor_units, after.net_amount.minor_units) == (held, net)
+    assert await sent(world, "transferred", payment) == [3_600]
+    assert not world.sql("SELECT 1 FROM operations WHERE state = 'PARKED'")
     await check_books(world)

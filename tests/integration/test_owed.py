@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from grpc import aio
 
-from marketplace.payments.v1 import experts_pb2, operations_pb2, payments_pb2
+from marketplace.payments.v1 import disputes_pb2, experts_pb2, operations_pb2, payments_pb2
 from tests.integration.books import balance, check_books
 from tests.integration.conftest import StartWorld
 from tests.integration.test_disputes import (
@@ -32,6 +32,7 @@ from tests.integration.world import (
     State,
     World,
     capture_request,
+    new_key,
     refusal,
     until,
 )
@@ -196,71 +197,49 @@ async def test_two_refunds_that_bounce_are_both_owed_and_paid_one_after_the_othe
     await check_books(world)
 
 
-# ---- a capture that waits, and a hand at Stripe's dashboard ----
+# ---- a capture that waits, and a refund out of band ----
 
 
-@pytest.mark.parametrize(("by_hand", "left"), [(8_000, 0), (7_000, 1_000)])
-async def test_a_capture_that_waits_gives_way_to_a_refund_by_hand(
-    world: World, by_hand: int, left: int
-) -> None:
-    payment, account = await waiting_capture(world, 2_000, 3_000, idempotency_key="once")
-    await world.stripe.api(
-        "POST", "/refunds", payment_intent=payment.payment_intent_id, amount=by_hand
-    )
-    now = await world.in_state(payment.payment_id, IN_ESCROW if left else REFUNDED)
-    assert (now.held_amount.minor_units, now.waiting_for) == (left, "")
-    assert "capture_given_up" in await kinds(world, payment.payment_id)
-    await world.stripe.control("POST", f"/accounts/{account}/restore")
-    await world.expert_status(payment.expert_id, experts_pb2.EXPERT_STATUS_READY)
-    await check_books(world)
-    assert [one.kind for one in await world.discrepancies()] == ["refund_made_elsewhere"]
-    # What its caller was told stays: the capture was on its way then.
-    again = await world.capture(payment.payment_id, 3_000, idempotency_key="once")
-    assert again == payment
-    if left:
-        assert (await world.capture(payment.payment_id)).captured_amount.minor_units == left
-    sent = await world.stripe.effects("transferred", payment.payment_intent_id)
-    assert len(sent) == (1 if left else 0)
-
-
-async def test_a_capture_that_waits_gives_way_to_a_refund_by_hand_that_nobody_told_of(
-    start_world: StartWorld,
+@pytest.mark.parametrize(("by_hand", "left"), [(8_000, 0), (7_000, 1_000), (5_000, 3_000)])
+async def test_a_capture_that_waits_is_not_resumed_beside_a_refund_that_nobody_told_of(
+    start_world: StartWorld, by_hand: int, left: int
 ) -> None:
     """No webhook tells of it, and nothing is polled: who sends the capture on must look first."""
     world = await start_world(policy={"poll_seconds": 3600.0, "quiet_seconds": 3600.0})
-    payment, account = await waiting_capture(world, 2_000, 3_000)
+    payment, account = await waiting_capture(world, 2_000, 3_000, idempotency_key="once")
     await world.quiet()
     await world.deafen()
     await world.stripe.api(
-        "POST", "/refunds", payment_intent=payment.payment_intent_id, amount=8_000
+        "POST", "/refunds", payment_intent=payment.payment_intent_id, amount=by_hand
     )
     await world.stripe.control("POST", f"/accounts/{account}/restore")
     await world.expert_status(payment.expert_id, experts_pb2.EXPERT_STATUS_READY)
-    await world.in_state(payment.payment_id, REFUNDED)
+
+    async def waits() -> bool:
+        return (await world.get(payment.payment_id)).waiting_for == "operator"
+
+    await until(waits, "the capture parked for an operator")
+    now = await world.get(payment.payment_id)
+    assert (now.state, now.held_amount.minor_units) == (CAPTURING, left)
     assert not await world.stripe.effects("transferred", payment.payment_intent_id)
-    await check_books(world)
-
-
-async def test_a_capture_that_is_parked_gives_way_to_a_refund_by_hand(world: World) -> None:
-    """Stripe refused our credentials: it has nothing of it, and an operator would send it on."""
-    held = await world.escrowed("", 10_000, escrow_mode=PLATFORM)
-    await world.stripe.fault("/transfers$", "status", status=401)
-    request = capture_request(held.payment_id, 4_000)
-    refused = await refusal(world.payments.CapturePayment(request))
-    assert refused.reason == "PROCESSOR_MISCONFIGURED"
-    await world.stripe.clear_faults()
     [(operation_id,)] = world.sql("SELECT operation_id FROM operations WHERE state = 'PARKED'")
-    await world.stripe.api("POST", "/refunds", payment_intent=held.payment_intent_id, amount=8_000)
-    now = await world.in_state(held.payment_id, IN_ESCROW)
-    assert now.held_amount.minor_units == 2_000
-    assert (await refusal(resume(world, operation_id))).reason == "WRONG_STATE"
-    assert (await refusal(world.payments.CapturePayment(request))).reason == "WRONG_STATE"
+    if left < 3_000:
+        assert (await refusal(resume(world, operation_id))).reason == "AMOUNT_TOO_LARGE"
+        await world.operations.GiveUpOperation(
+            operations_pb2.GiveUpOperationRequest(operation_id=operation_id, note="refunded")
+        )
+        after = await world.in_state(payment.payment_id, IN_ESCROW if left else REFUNDED)
+        assert after.waiting_for == ""
+    else:
+        await resume(world, operation_id)
+        after = await world.in_state(payment.payment_id, CAPTURED)
+        assert after.captured_amount.minor_units == 3_000
+    # What its caller was told stays: the capture was on its way then.
+    assert await world.capture(payment.payment_id, 3_000, idempotency_key="once") == payment
     await check_books(world)
-    assert (await world.capture(held.payment_id)).captured_amount.minor_units == 2_000
-    assert len(await world.stripe.effects("transferred", held.payment_intent_id)) == 1
 
 
-async def test_a_parked_capture_is_not_resumed_beside_a_refund_by_hand_that_nobody_told_of(
+async def test_a_parked_capture_is_not_resumed_beside_a_refund_that_nobody_told_of(
     start_world: StartWorld,
 ) -> None:
     """No webhook tells of it, and nothing is polled: who resumes it must look first."""
@@ -276,26 +255,10 @@ async def test_a_parked_capture_is_not_resumed_beside_a_refund_by_hand_that_nobo
     await world.stripe.clear_faults()
     await world.deafen()
     await world.stripe.api("POST", "/refunds", payment_intent=held.payment_intent_id, amount=8_000)
-    refused = await refusal(resume(world, operation_id))
-    assert (refused.reason, refused.facts["state"]) == ("WRONG_STATE", "REFUSED")
+    assert (await refusal(resume(world, operation_id))).reason == "CONCURRENT_CHANGE"
     assert (await world.get(held.payment_id)).held_amount.minor_units == 2_000
+    assert (await refusal(resume(world, operation_id))).reason == "AMOUNT_TOO_LARGE"
     assert not await world.stripe.effects("transferred", held.payment_intent_id)
-    await check_books(world)
-
-
-async def test_a_capture_that_waits_goes_on_beside_a_refund_by_hand_that_fits(
-    world: World,
-) -> None:
-    payment, account = await waiting_capture(world, 2_000, 3_000)
-    await world.stripe.api(
-        "POST", "/refunds", payment_intent=payment.payment_intent_id, amount=5_000
-    )
-    await check_books(world)
-    now = await world.get(payment.payment_id)
-    assert (now.waiting_for, now.held_amount.minor_units) == ("expert", 3_000)
-    await world.stripe.control("POST", f"/accounts/{account}/restore")
-    now = await world.in_state(payment.payment_id, CAPTURED)
-    assert now.captured_amount.minor_units == 3_000
     await check_books(world)
 
 
@@ -365,9 +328,10 @@ async def test_a_won_dispute_leaves_what_is_owed_to_be_paid(
 
 
 @MODES
-async def test_a_bounce_that_comes_after_the_loss_is_not_owed_again(
+async def test_a_bounce_that_comes_after_the_loss_is_parked_and_not_paid_again(
     world: World, mode: dict[str, Any]
 ) -> None:
+    """The bank has paid the client: Stripe refunds nothing more, and the operator settles it."""
     await keep_at_stripe(world)
     payment = await world.captured(amount=10_000, **mode)
     await world.stripe.advance(3 * 24 * 3600)
@@ -378,37 +342,55 @@ async def test_a_bounce_that_comes_after_the_loss_is_not_owed_again(
     assert balance(world, "losses") == 4_000
     await bounce(world, payment.payment_id)
     await check_books(world)
-    assert (owed(world, payment.payment_id), balance(world, "losses")) == (0, 0)
+    assert (owed(world, payment.payment_id), balance(world, "losses")) == (4_000, 4_000)
+    [(operation_id, units, state)] = repayments(world, payment.payment_id)
+    assert (units, state) == (4_000, "PARKED")
+    await resume(world, operation_id)
+
+    async def refused() -> bool:
+        return bool(
+            world.sql(
+                "SELECT 1 FROM operations WHERE operation_id = %s AND state = 'PARKED' "
+                "AND last_error = 'charge_disputed'",
+                operation_id,
+            )
+        )
+
+    await until(refused, "Stripe's refusal")
+    await world.operations.SettleOwed(
+        operations_pb2.SettleOwedRequest(
+            payment_id=payment.payment_id, note="the bank has paid", idempotency_key=new_key()
+        )
+    )
     assert (await world.get(payment.payment_id)).state == REFUNDED
-    assert not repayments(world, payment.payment_id)
+    assert owed(world, payment.payment_id) == 0
+    assert len(await world.stripe.effects("refunded")) == 1
+    await check_books(world)
 
 
 @MODES
-@pytest.mark.parametrize("lost_first", [False, True])
-async def test_what_a_loss_had_paid_is_owed_again_when_an_appeal_is_won(
-    world: World, mode: dict[str, Any], *, lost_first: bool
+async def test_what_an_appeal_brings_back_is_booked_against_losses_and_reported(
+    world: World, mode: dict[str, Any]
 ) -> None:
     await keep_at_stripe(world)
     payment = await world.captured(amount=10_000, **mode)
     await world.stripe.advance(3 * 24 * 3600)
     await world.refund(payment.payment_id, 4_000)
-    if not lost_first:
-        await bounce(world, payment.payment_id)
+    await bounce(world, payment.payment_id)
     dispute_id = await contest(world, payment)
     await decide(world, dispute_id, "lose")
     await settled(world, payment.payment_id, dispute_id, LOST)
-    if lost_first:
-        await bounce(world, payment.payment_id)
     assert (owed(world, payment.payment_id), balance(world, "losses")) == (0, 0)
-    await decide(world, dispute_id, "appeal")
-    await decide(world, dispute_id, "win")
+    for word in ("appeal", "win"):
+        await decide(world, dispute_id, word)
     await settled(world, payment.payment_id, dispute_id, WON)
-    assert (owed(world, payment.payment_id), balance(world, "losses")) == (4_000, -6_000)
+    assert (owed(world, payment.payment_id), balance(world, "losses")) == (0, -10_000)
     [told] = [one for one in await world.discrepancies() if one.kind == "reinstated_after_loss"]
-    assert told.detail == f"{dispute_id}: 10000 came back, 4000 of it is owed to the client again"
-    await repaid(world, payment.payment_id, REFUNDED)
-    assert (owed(world, payment.payment_id), balance(world, "losses")) == (0, -6_000)
-    assert len(await world.stripe.effects("refunded")) == 2
+    assert told.detail == f"{dispute_id}: 10000 came back"
+    assert (
+        await world.disputes.GetDispute(disputes_pb2.GetDisputeRequest(dispute_id=dispute_id))
+    ).dispute.lost_amount.minor_units == 0
+    assert len(await world.stripe.effects("refunded")) == 1
     await check_books(world)
 
 

@@ -169,7 +169,7 @@ async def test_what_nothing_is_seen_of_for_a_minute_is_given_up(start_world: Sta
 async def test_what_nobody_knows_of_is_not_sent_once_it_is_contested(
     world: World, word: str
 ) -> None:
-    """Its caller is told so while the bank still decides, and may ask anew if that is won."""
+    """It is parked: a loss ends it, and an operator resumes it if the dispute is won."""
     held = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
     await world.stripe.fault("/transfers$", "status", times=None, status=429)
     request = capture_request(held.payment_id, 4_000)
@@ -177,16 +177,19 @@ async def test_what_nobody_knows_of_is_not_sent_once_it_is_contested(
         "PROCESSOR_RATE_LIMITED"
     )
     dispute_id = await contest(world, held)
-    after = await world.in_state(held.payment_id, IN_ESCROW)
+    operation_id = await parked(world, held.payment_id)
     await world.stripe.clear_faults()
-    assert (await refusal(world.payments.CapturePayment(request))).reason == "PAYMENT_DISPUTED"
     await decide(world, dispute_id, word)
     after = await settled(world, held.payment_id, dispute_id, LOST if word == "lose" else WON)
     assert not await world.stripe.effects("transferred")
     if word == "lose":
+        assert (await refusal(world.payments.CapturePayment(request))).reason == "PAYMENT_DISPUTED"
         assert (after.state, after.lost_held_amount.minor_units) == (REFUNDED, 10_000)
     else:
-        assert (await world.capture(held.payment_id, 4_000)).captured_amount.minor_units == 4_000
+        assert (after.state, after.waiting_for) == (CAPTURING, "operator")
+        await resume(world, operation_id)
+        after = await world.in_state(held.payment_id, IN_ESCROW)
+        assert after.captured_amount.minor_units == 4_000
     await check_books(world)
 
 

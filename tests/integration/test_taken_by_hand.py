@@ -1,4 +1,4 @@
-"""A transfer that is reversed at Stripe's dashboard, and what its expert owes: it is paid once."""
+"""A transfer that is reversed at Stripe's dashboard: in `losses`, until an operator settles it."""
 
 from __future__ import annotations
 
@@ -6,22 +6,12 @@ import asyncio
 
 import pytest
 
-from marketplace.payments.v1 import payments_pb2
+from marketplace.payments.v1 import money_pb2, operations_pb2, payments_pb2
 from marketplace.payments.v1.payments_pb2 import Payment
 from tests.integration.books import balance, check_books
 from tests.integration.test_disputes import contest, decide, dispute_where, keep_at_stripe
 from tests.integration.test_gigs import kinds
-from tests.integration.test_owed import resume
-from tests.integration.test_parked import parked
-from tests.integration.world import (
-    CAPTURED,
-    REFUNDED,
-    World,
-    capture_request,
-    refund_request,
-    refusal,
-    until,
-)
+from tests.integration.world import REFUNDED, World, new_key, until
 
 PLATFORM = payments_pb2.ESCROW_MODE_PLATFORM_HOLD
 
@@ -75,31 +65,32 @@ async def kept_back(world: World, payment: Payment, amount: int) -> int:
     return other.net_expert_amount.minor_units - sum(int(one["amount"]) for one in sent)
 
 
-# ---- it was owed before ----
+async def write_off(world: World, payment: Payment, amount: int) -> None:
+    """The operator settles with the expert what was taken out of band."""
+    await world.operations.WriteOffDebt(
+        operations_pb2.WriteOffDebtRequest(
+            expert_id=payment.expert_id,
+            amount=money_pb2.Money(minor_units=amount, currency_code="USD"),
+            reason="reversed at the dashboard",
+            idempotency_key=new_key(),
+        )
+    )
 
 
-async def test_it_pays_what_was_owed_for_the_payment(world: World) -> None:
-    payment = await owing(world)
-    await reverse(world, payment, 9_000)
-    assert stands(world, payment) == (0, 0)
-    [told] = await world.discrepancies()
-    assert told.kind == "reversal_made_elsewhere"
-    assert told.detail.endswith(" of 9000, 9000 of it as owed")
-    assert await kept_back(world, payment, 10_000) == 0
-    assert balance(world, f"expert_funds:{payment.expert_id}") == -9_000
-
-
-async def test_a_part_of_it_pays_a_part_and_the_next_capture_keeps_back_the_rest(
+async def test_it_is_the_platforms_until_the_debt_that_it_paid_is_written_off(
     world: World,
 ) -> None:
     payment = await owing(world)
     await reverse(world, payment, 4_000)
+    assert stands(world, payment) == (9_000, -4_000)
+    [told] = await world.discrepancies()
+    assert told.kind == "reversal_made_elsewhere"
+    assert told.detail.endswith(" of 4000")
+    await write_off(world, payment, 4_000)
     assert stands(world, payment) == (5_000, 0)
-    await reverse(world, payment, 1_000)
-    assert stands(world, payment) == (4_000, 0)
-    assert await kept_back(world, payment, 10_000) == 4_000
-    assert stands(world, payment) == (0, 0)
+    assert await kept_back(world, payment, 10_000) == 5_000
     assert await kept_back(world, payment, 10_000) == 0
+    assert stands(world, payment) == (0, 0)
 
 
 async def test_what_was_kept_back_already_is_the_platforms_until_somebody_decides(
@@ -108,59 +99,24 @@ async def test_what_was_kept_back_already_is_the_platforms_until_somebody_decide
     payment = await owing(world)
     assert await kept_back(world, payment, 4_000) == 3_599
     await reverse(world, payment, 9_000)
-    assert stands(world, payment) == (0, -3_599)
+    assert stands(world, payment) == (9_000 - 3_599, -9_000)
     await check_books(world)
 
 
-async def test_it_pays_nothing_that_is_owed_for_another_payment(world: World) -> None:
-    payment = await paid(world)
-    other = await world.captured(payment.expert_id, 5_000, escrow_mode=PLATFORM)
-    await days_pass(world)
-    await world.stripe.fault("/reversals$", "status", status=400, code="balance_insufficient")
-    await world.refund(other.payment_id)
-    await world.stripe.clear_faults()
-    assert stands(world, payment) == (4_500, 0)
-    await reverse(world, payment, 2_000)
-    assert stands(world, payment) == (4_500, -2_000)
-    await check_books(world)
-
-
-async def test_what_a_capture_is_just_keeping_back_is_not_paid_by_hand_as_well(
+async def test_a_capture_and_a_reversal_out_of_band_at_once_leave_the_books_right(
     world: World,
 ) -> None:
-    payment = await owing(world)
-    other = await world.escrowed(payment.expert_id, 10_000, escrow_mode=PLATFORM)
-    await world.stripe.fault("/transfers$", "status", "before", times=None, status=503)
-    request = capture_request(other.payment_id)
-    assert (await refusal(world.payments.CapturePayment(request))).code == "UNAVAILABLE"
-    await reverse(world, payment, 9_000)
-    # The capture is about to keep back all of it but the cent that nobody can net.
-    assert stands(world, payment) == (8_999, -8_999)
-    await world.stripe.clear_faults()
-    await world.in_state(other.payment_id, CAPTURED)
-    assert stands(world, payment) == (0, -8_999)
-    await check_books(world)
-
-
-async def test_a_capture_and_a_hand_at_once_agree_on_who_was_first(world: World) -> None:
     payment = await owing(world)
     other = await world.escrowed(payment.expert_id, 20_000, escrow_mode=PLATFORM)
     await asyncio.gather(reverse(world, payment, 9_000), world.capture(other.payment_id))
     await check_books(world)
-    debt, losses = stands(world, payment)
-    [(netted,)] = world.sql(
-        "SELECT coalesce(-sum(minor_units), 0)::bigint FROM postings WHERE kind = 'debt_netted'"
-    )
-    # The capture keeps all of it back, or nothing; the hand then pays nothing of it, or all.
-    assert (debt, losses) == (0, -netted)
-    assert netted in (0, 9_000)
-
-
-# ---- it is owed only later ----
+    assert stands(world, payment) == (0, -9_000)
 
 
 @pytest.mark.parametrize("by_hand", [9_000, 4_000])
-async def test_it_pays_what_a_lost_dispute_makes_the_expert_owe(world: World, by_hand: int) -> None:
+async def test_a_lost_dispute_takes_back_what_is_left_of_the_transfer(
+    world: World, by_hand: int
+) -> None:
     payment = await paid(world)
     await days_pass(world)
     dispute_id = await contest(world, payment)
@@ -170,55 +126,13 @@ async def test_it_pays_what_a_lost_dispute_makes_the_expert_owe(world: World, by
     await decide(world, dispute_id, "lose")
     await world.in_state(payment.payment_id, REFUNDED)
     await check_books(world)
-    assert stands(world, payment) == (0, 0)
-    assert await kept_back(world, payment, 10_000) == 0
-
-
-async def test_a_dispute_of_a_part_takes_nothing_beside_it(world: World) -> None:
-    payment = await paid(world)
-    await days_pass(world)
-    dispute_id = await contest(world, payment, amount=5_000)
-    await dispute_where(world, dispute_id)
-    await reverse(world, payment, 4_500)
-    await decide(world, dispute_id, "lose")
-    await until(lambda: lost(world, payment), "the loss")
-    await check_books(world)
-    assert stands(world, payment) == (0, 0)
-    assert balance(world, f"expert_funds:{payment.expert_id}") == -4_500
-
-
-async def test_it_pays_what_a_refund_makes_the_expert_owe(world: World) -> None:
-    payment = await paid(world)
-    await days_pass(world)
-    await reverse(world, payment, 6_000)
-    await world.refund(payment.payment_id, 5_000)
-    await check_books(world)
-    assert stands(world, payment) == (0, -1_500)
-    await world.refund(payment.payment_id, 5_000)
-    await check_books(world)
+    assert stands(world, payment) == (by_hand, -by_hand)
+    await write_off(world, payment, by_hand)
     assert stands(world, payment) == (0, 0)
     assert balance(world, f"expert_funds:{payment.expert_id}") == 0
 
 
-async def test_our_own_reversal_that_waits_gives_way_to_it(world: World) -> None:
-    payment = await paid(world)
-    await days_pass(world)
-    await world.stripe.fault("/reversals$", "status", status=401)
-    request = refund_request(payment.payment_id)
-    assert (await refusal(world.payments.RefundPayment(request))).code == "UNAVAILABLE"
-    operation_id = await parked(world, payment.payment_id)
-    await reverse(world, payment, 4_000)
-    await world.in_state(payment.payment_id, REFUNDED)
-    assert (await refusal(resume(world, operation_id))).reason == "WRONG_STATE"
-    await check_books(world)
-    # What hands left of it is owed: it is kept back, or taken by hand too.
-    assert stands(world, payment) == (5_000, 0)
-    await reverse(world, payment, 5_000)
-    await check_books(world)
-    assert stands(world, payment) == (0, 0)
-
-
-async def test_a_refund_by_hand_with_its_reversal_pays_nothing_else(world: World) -> None:
+async def test_a_refund_out_of_band_with_its_reversal_cancels_out(world: World) -> None:
     payment = await paid(world)
     await days_pass(world)
     await world.stripe.api(
@@ -231,7 +145,3 @@ async def test_a_refund_by_hand_with_its_reversal_pays_nothing_else(world: World
     await check_books(world)
     assert stands(world, payment) == (0, 0)
     assert balance(world, f"expert_funds:{payment.expert_id}") == 0
-
-
-async def lost(world: World, payment: Payment) -> bool:
-    return "dispute_lost" in await kinds(world, payment.payment_id)

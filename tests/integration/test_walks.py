@@ -260,14 +260,21 @@ class Walk:
                 "AND frozen <> 'CHARGEBACK' AND last_error <> 'charge_disputed'"
             )
             for (operation_id,) in parked:
-                request = operations_pb2.ResumeOperationRequest(operation_id=operation_id)
-                await self.world.operations.ResumeOperation(request)
+                await self._end(operation_id)
             # What a second bounce left owed is parked when the first one is paid.
             waiting = self.world.sql("SELECT 1 FROM inbox WHERE state = 'WAITING'")
             return not parked and not waiting
 
         await self.world.stripe.control("POST", "/webhooks/settle", {"seconds": PATIENCE})
         await until(none_left, "nothing parked for an operator", PATIENCE)
+
+    async def _end(self, operation_id: str) -> None:
+        """Resumes it; or abandons it, where something out of band left too little for it."""
+        asked: Any = operations_pb2.ResumeOperationRequest(operation_id=operation_id)
+        reply = await self.world.raw("OperationsService/ResumeOperation", asked.SerializeToString())
+        if reply.refused is not None and reply.refused.reason == "AMOUNT_TOO_LARGE":
+            asked = operations_pb2.GiveUpOperationRequest(operation_id=operation_id, note="walk")
+            await self.world.raw("OperationsService/GiveUpOperation", asked.SerializeToString())
 
 
 def _is_charged(payment: payments_pb2.Payment) -> bool:

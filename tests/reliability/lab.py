@@ -27,7 +27,7 @@ from payment_service.application.apply_inbox import apply_waiting
 from payment_service.application.core import Core, ReplayedRefusal
 from payment_service.application.ingest_event import WebhookSecrets, ingest_event
 from payment_service.application.poll_events import poll_events
-from payment_service.application.sweep import ask_about_parked, sweep_operations
+from payment_service.application.sweep import sweep_operations
 from payment_service.barriers import Barriers
 from payment_service.bootstrap import Wired, wire
 from payment_service.config import Settings
@@ -167,12 +167,11 @@ class Lab:
         )
         try:
             self.run(sweep_operations(self.core))
-            # Else who resumes at once what is overtaken puts its end off, again and again.
+            # The minute in which a request may still arrive is over: what is parked can be ended.
             self.sql(
                 "UPDATE operations SET unsure_until = now() "
                 "WHERE state = 'PARKED' AND unsure_until IS NOT NULL"
             )
-            self.run(ask_about_parked(self.core))
         except (Refusal, Crashed):
             pass
         finally:

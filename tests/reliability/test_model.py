@@ -27,10 +27,12 @@ from payment_service.application.create_expert_account import (
     CreateExpertAccount,
     create_expert_account,
 )
+from payment_service.application.give_up_operation import give_up_operation
 from payment_service.application.initiate_payment import InitiatePayment, initiate_payment
 from payment_service.application.observe import apply
 from payment_service.application.operate import resume_operation
 from payment_service.application.refund_payment import RefundPayment, refund_payment
+from payment_service.domain.errors import Refusal
 from payment_service.domain.escrow import EscrowMode, OnDeadline, Payment
 from payment_service.domain.events import chain_hash
 from payment_service.domain.experts import BusinessType
@@ -296,7 +298,7 @@ class Machine(RuleBasedStateMachine):
 
         self.calls[key] = call
         expected = capture_answer(view, truth, part, final, _BASIS_POINTS)
-        self._expect(self._ask(key, trouble), expected, trouble)
+        self._expect(self._ask(key, trouble), expected, trouble, touched=truth.touched)
 
     def _refund(self, which: int, part: int | None, trouble: Trouble) -> None:
         payment_id, truth, view = self._pick(which)
@@ -320,7 +322,7 @@ class Machine(RuleBasedStateMachine):
             del self.calls[key], self.asked[key]
             return
         expected = refund_answer(view, truth, part)
-        self._expect(self._ask(key, trouble), expected, trouble)
+        self._expect(self._ask(key, trouble), expected, trouble, touched=truth.touched)
 
     @rule(which=_ANY)
     def retry_with_the_same_key(self, which: int) -> None:
@@ -547,7 +549,7 @@ class Machine(RuleBasedStateMachine):
             for key in [key for key, one in self.asked.items() if one.is_info]:
                 self._ask(key, None)
             for (operation_id,) in self._mine("operations", "operation_id", "state = 'PARKED'"):
-                lab.run(resume_operation(lab.core, operation_id, Cause("ops", "Resume")))
+                self._operate(operation_id)
             infos = [one for one in self.asked.values() if one.is_info]
             events = lab.sql("SELECT 1 FROM inbox WHERE state IN ('WAITING', 'PARKED')")
             if not infos and not events and not self._open_operations():
@@ -558,6 +560,18 @@ class Machine(RuleBasedStateMachine):
         for payment_id, truth in self.truths.items():
             self._check_payment(payment_id, truth)
         self._check_books()
+
+    def _operate(self, operation_id: str) -> None:
+        """Resume what is parked; abandon what something out of band left too little for."""
+        lab = self.lab
+        try:
+            lab.run(resume_operation(lab.core, operation_id, Cause("ops", "Resume")))
+        except Refusal as refused:
+            if refused.reason == "AMOUNT_TOO_LARGE":
+                cause = Cause("ops", "GiveUpOperation")
+                lab.run(give_up_operation(lab.core, operation_id, "model", cause))
+            elif refused.reason not in ("CONCURRENT_CHANGE", "WRONG_STATE"):
+                raise
 
     def _check_payment(self, payment_id: str, truth: Truth) -> None:
         payment = self.lab.payment(payment_id)
@@ -674,9 +688,12 @@ class Machine(RuleBasedStateMachine):
         else:
             asked.amount = (asked.part or view.net) if view.state == "CAPTURED" else 0
 
-    def _expect(self, reply: Reply, expected: str, trouble: Trouble) -> None:
-        """Trouble may leave it open; it never changes what the answer is."""
-        if reply.told == AGAIN and trouble is not None:
+    def _expect(self, reply: Reply, expected: str, trouble: Trouble, *, touched: bool) -> None:
+        """Trouble may leave it open; it never changes what the answer is.
+
+        So may what somebody moved out of band: what follows then waits for an operator.
+        """
+        if reply.told == AGAIN and (trouble is not None or touched):
             return
         assert reply.told == expected, f"told {reply}, expected {expected}"
 

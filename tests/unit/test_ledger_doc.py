@@ -234,13 +234,8 @@ def expert_reversed(a: Amounts) -> Done:
 
 def reversed_elsewhere(a: Amounts) -> Done:
     return escrow.reversed_elsewhere(
-        partly_paid_out(a), "trr_1", a["v"], a.get("n", 0), usd(a["v"]), usd(a["v"]), NOW
+        partly_paid_out(a), "trr_1", a["v"], usd(a["v"]), usd(a["v"]), NOW
     )
-
-
-def expert_owes(a: Amounts) -> Done:
-    payment = replace(busy(partly_paid_out(a), State.REFUNDING), taken_by_hand=a["n"])
-    return escrow.expert_owes(payment, a["e"], "nothing_left_to_reverse", NOW)
 
 
 def fee_refunded_elsewhere(a: Amounts) -> Done:
@@ -255,10 +250,7 @@ def transferred_elsewhere(a: Amounts) -> Done:
 
 
 def refund_failed(a: Amounts) -> Done:
-    beyond = a.get("b", 0)
-    refunded = replace(
-        held_by_platform(), held=10_000 - a["R"], returned=a["R"], lost_beyond=beyond
-    )
+    refunded = replace(held_by_platform(), held=10_000 - a["R"], returned=a["R"])
     return escrow.refund_failed(refunded, "re_1", a["R"], usd(a["R"]), NOW)
 
 
@@ -316,10 +308,8 @@ def dispute_funds(a: Amounts, *, taken: bool, written_off: bool = False) -> Done
     sign = 1 if taken else -1
     postings = payment.book.dispute_funds(word, sign, a["D"], usd(a["D"]), usd(a.get("d", 0)))
     if written_off:
-        postings += payment.book.reinstated_after_loss(a["D"], a.get("o", 0))
-    return escrow.dispute_funds_moved(
-        payment, {}, postings, Frozen(), NOW, taken=taken, owed_again=a.get("o", 0)
-    )
+        postings += payment.book.reinstated_after_loss(a["D"])
+    return escrow.dispute_funds_moved(payment, {}, postings, Frozen(), NOW, taken=taken)
 
 
 def dispute_lost(a: Amounts) -> Done:
@@ -334,11 +324,6 @@ def dispute_lost(a: Amounts) -> Done:
     return escrow.dispute_lost(
         payment, split, beyond, {}, Frozen(), "op_2" if "e" in a else None, NOW
     )
-
-
-def lost_once_more(a: Amounts) -> Done:
-    payment = in_state(State.REFUNDED, separate(PLATFORM_HOLD))
-    return escrow.dispute_lost(payment, RefundSplit(), 0, {}, Frozen(), None, NOW, again=a["D"])
 
 
 def debt_written_off(a: Amounts) -> Done:
@@ -384,15 +369,12 @@ PERFORMERS: Final[Mapping[tuple[str, str], Performer]] = {
     (Kind.CLIENT_REFUNDED, "both"): client_refunded,
     (Kind.EXPERT_REVERSED, "a transfer, or a part of it, taken back"): expert_reversed,
     (Kind.REFUND_FAILED, "the client's bank gave it back"): refund_failed,
-    (Kind.REFUND_FAILED, "after a dispute took it too"): refund_failed,
     (Kind.REFUND_BOUNCED, "gone and come back before it was on the books"): refund_bounced,
     (Kind.REFUND_RESENT, "paid by another refund"): refund_resent,
     (Kind.OWED_SETTLED, "by an operator (SettleOwed)"): owed_settled,
     (Kind.REFUNDED_ELSEWHERE, "at the dashboard"): refunded_elsewhere,
     (Kind.REFUNDED_ELSEWHERE, "what was owed, and more"): refunded_elsewhere,
     (Kind.REVERSED_ELSEWHERE, "at the dashboard"): reversed_elsewhere,
-    (Kind.REVERSED_ELSEWHERE, "after it was owed"): reversed_elsewhere,
-    (Kind.EXPERT_OWES, "taken by hand before"): expert_owes,
     (Kind.FEE_REFUNDED_ELSEWHERE, "at the dashboard"): fee_refunded_elsewhere,
     (Kind.FEE_REFUNDED_ELSEWHERE, "given back to the client before"): fee_refunded_elsewhere,
     (Kind.TRANSFERRED_ELSEWHERE, "at the dashboard"): transferred_elsewhere,
@@ -401,13 +383,9 @@ PERFORMERS: Final[Mapping[tuple[str, str], Performer]] = {
     (Kind.DISPUTE_FUNDS_REINSTATED, "on appeal, written off before"): lambda a: dispute_funds(
         a, taken=False, written_off=True
     ),
-    (Kind.DISPUTE_FUNDS_REINSTATED, "on appeal, and it had paid what was owed"): lambda a: (
-        dispute_funds(a, taken=False, written_off=True)
-    ),
     (Kind.DISPUTE_LOST, "in escrow"): dispute_lost,
     (Kind.DISPUTE_LOST, "held money first, then what was paid out"): dispute_lost,
     (Kind.DISPUTE_LOST, "refunded before"): dispute_lost,
-    (Kind.DISPUTE_LOST, "won on appeal, and lost once more"): lost_once_more,
     (Kind.DISPUTE_LOST, "owed after a bounce first, then held money"): dispute_lost,
     ("expert.payout_in_transit", "paid out to the bank"): lambda a: payout(
         a, PayoutState.IN_TRANSIT
@@ -451,6 +429,9 @@ SILENT_PERFORMERS: Final[Mapping[str, Callable[[], Transition]]] = {
     ),
     Kind.CAPTURE_REFUSED: lambda: escrow.capture_refused(in_state(State.CAPTURING), FAILURE),
     Kind.CAPTURE_GIVEN_UP: lambda: escrow.capture_given_up(in_state(State.CAPTURING), "", NOW),
+    Kind.EXPERT_OWES: lambda: escrow.expert_owes(
+        in_state(State.REFUNDING), 9_000, "nothing_left_to_reverse", NOW
+    ),
     Kind.PROMOTE_STARTED: lambda: escrow.start_promotion(
         in_state(State.IN_ESCROW, separate(CARD_HOLD)), "op_1", NOW
     ),

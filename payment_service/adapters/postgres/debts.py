@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from payment_service.adapters.postgres.statements import Statements, TransactionStatements
-from payment_service.domain.escrow import Payment
+from payment_service.adapters.postgres.statements import TransactionStatements
 from payment_service.domain.ledger import expert_debt, expert_funds
 
 #: The sum, in minor units, that open reversals will still change: the present leg, the further legs
@@ -45,26 +44,6 @@ class DebtWrites(TransactionStatements):
             currency=currency,
         )
         return max(int(row["debt"]), 0)
-
-    def debt_of(self, payment: Payment) -> int:
-        """Returns the part of :meth:`expert_debt` that this payment caused, in minor units.
-
-        Amounts that captures kept back or operators wrote off do not belong to one payment. The
-        result is therefore never more than the expert's whole debt. Locks the expert.
-        """
-        whole = self.expert_debt(payment.expert_id, payment.currency)
-        row = self._one(
-            "SELECT (SELECT coalesce(sum(minor_units), 0) FROM postings WHERE payment_id = :id "
-            "AND account = :account AND kind <> 'debt_netted') "
-            f"- ({_BEING_REVERSED} AND payment_id = :id) AS debt",
-            id=payment.payment_id,
-            account=expert_debt(payment.expert_id),
-        )
-        return min(max(int(row["debt"]), 0), whole)
-
-
-class DebtReads(Statements):
-    """Reads what an expert is owed and owes outside transactions."""
 
     def expert_balances(self, expert_id: str) -> Sequence[tuple[str, int, int]]:
         """Returns (currency, funds, debt) for each currency, in minor units.

@@ -64,21 +64,22 @@ _INVARIANTS: Final[dict[str, str]] = {
         account="'dispute_hold:' || p.payment_id",
         expected=(
             "(SELECT coalesce(sum(greatest("
-            "d.withdrawn - d.reinstated - d.lost + d.recovered, 0)), 0) "
+            "d.withdrawn - d.reinstated - d.lost, 0)), 0) "
             "FROM disputes d WHERE d.payment_id = p.payment_id)"
         ),
     ),
     "what_was_lost_is_in_the_disputes": (
         "SELECT p.payment_id FROM payments p "
-        "WHERE {scope} AND p.lost + p.lost_held + p.lost_beyond > "
-        "(SELECT coalesce(sum(d.lost), 0) FROM disputes d WHERE d.payment_id = p.payment_id) "
+        "WHERE {scope} AND p.lost + p.lost_held > "
+        "(SELECT coalesce(sum(d.withdrawn), 0) FROM disputes d "
+        "WHERE d.payment_id = p.payment_id) "
         "LIMIT 100"
     ),
     "what_is_contested_is_frozen": (
         "SELECT DISTINCT p.payment_id FROM payments p JOIN disputes d USING (payment_id) "
         "WHERE {scope} AND p.frozen NOT IN ('INQUIRY', 'CHARGEBACK') AND (d.outcome = 'OPEN' "
         "OR (d.outcome IN ('LOST', 'PREVENTED') "
-        "AND d.withdrawn > d.reinstated + d.lost - d.recovered)) "
+        "AND d.withdrawn > d.reinstated + d.lost)) "
         "LIMIT 100"
     ),
     "an_open_operation_is_the_payments_own": (

@@ -225,20 +225,10 @@ class JobReads(_Queue):
             "SELECT DISTINCT payment_id, payments.update_time AS due "
             "FROM disputes JOIN payments USING (payment_id) "
             "WHERE outcome IN ('LOST', 'PREVENTED') "
-            "AND withdrawn > reinstated + disputes.lost - recovered "
+            "AND withdrawn > reinstated + disputes.lost "
             "AND (payments.operation_id = '' OR EXISTS "
             "(SELECT 1 FROM operations WHERE operations.operation_id = payments.operation_id "
             "AND operations.state = 'PARKED' AND kind <> 'reverse_transfer' "
             "AND (unsure_until IS NULL OR unsure_until <= now())))",
-            limit,
-        )
-
-    def payments_unsure(self, limit: int) -> Sequence[str]:
-        """Returns payments whose parked operation is visible at Stripe by now or has no effect."""
-        return self._ids_in_turn(
-            Work.UNSURE,
-            "SELECT payment_id, unsure_until AS due FROM operations "
-            "WHERE state = 'PARKED' AND payment_id IS NOT NULL AND dispute_id IS NULL "
-            "AND unsure_until <= now()",
             limit,
         )

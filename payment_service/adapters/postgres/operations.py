@@ -125,23 +125,13 @@ class OperationWrites(TransactionStatements):
         """
         self._do(
             "UPDATE operations SET state = 'UNKNOWN', tries = 1, lease_until = NULL, "
-            "next_try_time = now(), params = :params, attempt = attempt + :more, "
+            "next_try_time = now(), resume_time = now(), params = :params, "
+            "attempt = attempt + :more, "
             "attempt_time = CASE WHEN :more > 0 THEN now() ELSE attempt_time END "
             "WHERE operation_id = :id AND state = 'PARKED'",
             id=operation_id,
             params=json.dumps(dict(params)),
             more=1 if next_attempt else 0,
-        )
-
-    def nothing_came_of_parked(self, payment_id: str) -> None:
-        """Records that the payment's parked operation had no effect and cannot have one any more.
-
-        The caller has read Stripe after the operation's ``unsure_until``.
-        """
-        self._do(
-            "UPDATE operations SET unsure_until = NULL WHERE payment_id = :id "
-            "AND state = 'PARKED' AND dispute_id IS NULL AND unsure_until <= now()",
-            id=payment_id,
         )
 
     def settle_operation(

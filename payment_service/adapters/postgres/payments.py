@@ -19,6 +19,7 @@ from payment_service.domain.errors import Busy
 from payment_service.domain.escrow import Payment, Transition
 from payment_service.domain.events import chain_hash, event_body
 from payment_service.domain.followed import Movement
+from payment_service.domain.give_way import described
 from payment_service.domain.operations import Operation
 from payment_service.domain.plans import Reversible
 from payment_service.domain.ports import Cause, PaymentFilter, StoredEvent
@@ -111,19 +112,26 @@ class PaymentWrites(TransactionStatements):
         return frozenset(row["movement_id"] for row in found)
 
     def made_by_hand_since(self, operation: Operation) -> Mapping[str, str]:
-        """Returns the out-of-band movements booked since this operation was recorded, by id: kinds.
+        """Describes, by id, what was booked out of band since this operation was recorded or last
+        resumed.
 
         The operation must be open. A payment has at most one open operation, so a newer movement
         that does not carry this operation's id was not made by this service.
         """
         found = self._all(
-            "SELECT movement_id, kind FROM movements WHERE payment_id = :payment_id "
-            "AND operation_id <> :operation_id AND time > :since",
+            "SELECT movement_id, movements.kind, movements.minor_units FROM movements "
+            "JOIN operations ON operations.operation_id = :operation_id "
+            "WHERE movements.payment_id = :payment_id "
+            "AND movements.operation_id <> :operation_id "
+            "AND movements.kind IN ('refund', 'transfer', 'reversal', 'fee_refund') "
+            "AND time > coalesce(resume_time, create_time) ORDER BY time, movement_id",
             payment_id=operation.payment_id,
             operation_id=operation.operation_id,
-            since=operation.create_time,
         )
-        return {row["movement_id"]: row["kind"] for row in found}
+        return {
+            row["movement_id"]: described(row["kind"], row["movement_id"], row["minor_units"])
+            for row in found
+        }
 
     def add_movement(self, payment_id: str, movement: Movement) -> None:
         """Books one movement. Its amount is in minor units of the payment's currency.

@@ -41,8 +41,8 @@ PAYMENT_COLUMNS = (
     "payment_id client_id expert_id gig_id description state escrow_mode charge_model mode_reason "
     "on_deadline destination_account_id currency amount commission_basis_points commission "
     "expert_amount held charged captured refunded returned rest_goes_back lost_held lost "
-    "lost_beyond frozen frozen_by fraud_warning_id netting net_commission client_owed "
-    "taken_by_hand processor_fee payment_intent_id charge_id transfer_id operation_id waiting_for "
+    "frozen frozen_by fraud_warning_id netting net_commission client_owed "
+    "processor_fee payment_intent_id charge_id transfer_id operation_id waiting_for "
     "waiting_reason failure version create_time update_time escrow_time capture_time "
     "escrow_expire_time release_due_time warn_time deadline_time payment_expire_time"
 ).split()
@@ -230,7 +230,7 @@ def expert_values(expert: Expert) -> dict[str, Any]:
 
 DISPUTE_COLUMNS: Final = (
     "dispute_id payment_id expert_id charge_id stage status outcome reason currency amount "
-    "withdrawn reinstated lost recovered kept fee fee_currency evidence_due_time has_evidence "
+    "withdrawn reinstated lost fee fee_currency evidence_due_time has_evidence "
     "submission_count operation_id create_time update_time close_time"
 ).split()
 

@@ -5,7 +5,7 @@ from typing import Final
 SCHEMA: Final = r"""
 -- The present state of a dispute. It is written under its payment's lock; its history is in the
 -- payment's events and postings.
--- Never: moved to another payment, or with less withdrawn, reinstated, lost or recovered than
+-- Never: moved to another payment, or with less withdrawn or reinstated than
 -- before (trigger); deleted (trigger).
 CREATE TABLE disputes (
     dispute_id text PRIMARY KEY,
@@ -23,13 +23,8 @@ CREATE TABLE disputes (
     -- What Stripe took from the platform for the dispute, and what it gave back.
     withdrawn bigint NOT NULL,
     reinstated bigint NOT NULL,
-    -- What was written off.
+    -- What is written off now. Funds that are reinstated after a loss lower it.
     lost bigint NOT NULL,
-    -- What came back of `lost` after an appeal. The present loss is the difference.
-    recovered bigint NOT NULL DEFAULT 0,
-    -- What the platform keeps of `recovered` in its ledger account `losses`. The next loss of this
-    -- dispute uses it first.
-    kept bigint NOT NULL DEFAULT 0,
     -- In fee_currency, as Stripe settled it. Negative if Stripe returned more than it took.
     fee bigint NOT NULL,
     fee_currency text NOT NULL,
@@ -49,9 +44,7 @@ CREATE TABLE disputes (
     CONSTRAINT amount_is_not_negative CHECK (amount >= 0),
     CONSTRAINT withdrawn_is_not_negative CHECK (withdrawn >= 0),
     CONSTRAINT reinstated_within_withdrawn CHECK (reinstated BETWEEN 0 AND withdrawn),
-    CONSTRAINT lost_within_withdrawn CHECK (lost BETWEEN 0 AND withdrawn),
-    CONSTRAINT recovered_within_lost CHECK (recovered BETWEEN 0 AND lost),
-    CONSTRAINT kept_within_recovered CHECK (kept BETWEEN 0 AND recovered)
+    CONSTRAINT lost_within_withdrawn CHECK (lost BETWEEN 0 AND withdrawn)
 );
 CREATE INDEX disputes_by_payment ON disputes (payment_id, create_time);
 CREATE INDEX disputes_by_expert ON disputes (expert_id, create_time DESC, dispute_id DESC);
@@ -59,9 +52,9 @@ CREATE INDEX disputes_by_time ON disputes (create_time DESC, dispute_id DESC);
 CREATE INDEX disputes_open ON disputes (evidence_due_time) WHERE outcome = 'OPEN';
 -- Lost disputes whose loss is not booked completely.
 CREATE INDEX disputes_to_write_off ON disputes (payment_id)
-    WHERE outcome IN ('LOST', 'PREVENTED') AND withdrawn > reinstated + lost - recovered;
+    WHERE outcome IN ('LOST', 'PREVENTED') AND withdrawn > reinstated + lost;
 
--- The identity of a dispute never changes, and its totals never go down.
+-- The identity of a dispute never changes, and what Stripe moved never goes down.
 CREATE FUNCTION refuse_dispute_rewrite() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     IF (OLD.dispute_id, OLD.payment_id, OLD.expert_id, OLD.charge_id, OLD.currency,
@@ -69,8 +62,7 @@ BEGIN
        IS DISTINCT FROM
        (NEW.dispute_id, NEW.payment_id, NEW.expert_id, NEW.charge_id, NEW.currency,
         NEW.create_time)
-       OR NEW.withdrawn < OLD.withdrawn OR NEW.reinstated < OLD.reinstated OR NEW.lost < OLD.lost
-       OR NEW.recovered < OLD.recovered
+       OR NEW.withdrawn < OLD.withdrawn OR NEW.reinstated < OLD.reinstated
     THEN
         RAISE EXCEPTION 'a dispute is not rewritten' USING ERRCODE = 'restrict_violation';
     END IF;

@@ -32,6 +32,8 @@ CREATE TABLE operations (
     -- Until when a parked operation may still take effect at Stripe. NULL if Stripe has answered
     -- each of its requests, or none was sent.
     unsure_until timestamptz,
+    -- When an operator last resumed it. A later out-of-band movement parks it again.
+    resume_time timestamptz,
     settle_time timestamptz,
 
     CONSTRAINT known_state

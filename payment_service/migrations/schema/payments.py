@@ -57,17 +57,11 @@ CREATE TABLE payments (
     lost_held bigint NOT NULL DEFAULT 0,
     -- What lost disputes took from the captured amount.
     lost bigint NOT NULL DEFAULT 0,
-    -- What lost disputes took of money that had been refunded already. If that refund fails later,
-    -- this amount is not owed to the client.
-    lost_beyond bigint NOT NULL DEFAULT 0,
     -- What the capture in progress keeps back of the expert's debt.
     netting bigint NOT NULL DEFAULT 0,
     net_commission bigint NOT NULL,
     -- What the platform still owes to the client because a refund failed.
     client_owed bigint NOT NULL,
-    -- What out-of-band changes took from the expert beyond the debt, minus what they gave of the
-    -- platform's money. It is in the ledger account `losses` and pays the expert's later debt.
-    taken_by_hand bigint NOT NULL DEFAULT 0,
     -- Stripe's fee; NULL until its balance transaction is known.
     processor_fee bigint,
 
@@ -112,7 +106,6 @@ CREATE TABLE payments (
     CONSTRAINT lost_held_within_amount CHECK (lost_held BETWEEN 0 AND amount),
     CONSTRAINT refunded_within_captured CHECK (refunded BETWEEN 0 AND captured),
     CONSTRAINT lost_within_captured CHECK (lost BETWEEN 0 AND captured - refunded),
-    CONSTRAINT lost_beyond_is_not_negative CHECK (lost_beyond >= 0),
     CONSTRAINT commission_within_captured
         CHECK (net_commission BETWEEN 0 AND captured - refunded - lost),
     CONSTRAINT client_owed_within_refunds CHECK (client_owed BETWEEN 0 AND refunded + returned),

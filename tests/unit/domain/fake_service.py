@@ -13,8 +13,8 @@ from payment_service.domain.escrow import Freeze, Payment, State, Transition, Wa
 from payment_service.domain.follow import follow, repayment
 from payment_service.domain.follow_disputes import Circumstances, follow_disputes
 from payment_service.domain.followed import Followed
-from payment_service.domain.give_way import owed_after
-from payment_service.domain.ledger import LOSSES, STRIPE_PLATFORM, Posting, Share, imbalance
+from payment_service.domain.give_way import check_covered, described, owed_after
+from payment_service.domain.ledger import STRIPE_PLATFORM, Posting, Share, imbalance
 from payment_service.domain.observation import Observation, ShownDispute
 from payment_service.domain.operations import Operation, OperationKind, OperationState
 from tests.unit.domain.builders import (
@@ -37,14 +37,8 @@ from tests.unit.domain.fake_intent import (
 
 DEBT = "expert_debt:expert_1"
 FUNDS = "expert_funds:expert_1"
-#: Under which hands at Stripe's dashboard come to the platform's ``losses``, or leave them.
-BY_HAND = (
-    "client_refunded",
-    "transferred_elsewhere",
-    "transfer_reversed",
-    "fee_refunded",
-    "taken_by_hand",
-)
+#: Kinds of movements that somebody else may have made.
+OUT_OF_BAND = ("refund", "transfer", "reversal", "fee_refund")
 
 
 @dataclass
@@ -62,8 +56,8 @@ class FakeService:
     #: Disputes as Stripe shows them, and as they are on record.
     shown: dict[str, ShownDispute] = field(default_factory=dict)
     records: dict[str, Dispute] = field(default_factory=dict)
-    #: Kinds of what hands did since the last operation was recorded.
-    by_hand: set[str] = field(default_factory=set)
+    #: What was booked out of band since the open operation was recorded, or last resumed.
+    by_hand: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if not self.debt_before:
@@ -87,10 +81,9 @@ class FakeService:
             shown,
             operation=self.operation,
             known=frozenset(self.known),
-            by_hand=frozenset(self.by_hand),
+            by_hand=self.by_hand,
             next_operation_id=f"op_{self.ids + 1}",
             holding=HOLDING,
-            owed=self.owed,
             now=NOW,
         )
         if shown.disputes or shown.fraud_warnings is not None:
@@ -111,7 +104,12 @@ class FakeService:
         assert len(set(new)) == len(new)
         assert not self.known & set(new)
         self.known |= set(new)
-        self.by_hand |= {one.kind for one in followed.movements if not one.operation_id}
+        ours = self.operation.operation_id if self.operation else ""
+        self.by_hand += [
+            described(one.kind, one.movement_id, one.minor_units)
+            for one in followed.movements
+            if one.kind in OUT_OF_BAND and (not one.operation_id or one.operation_id != ours)
+        ]
         self.discrepancies += [found.kind for found in followed.discrepancies]
         if followed.settled:
             self.operation = None
@@ -119,6 +117,8 @@ class FakeService:
             wanted = followed.next_operation
             assert self.operation is None
             self.operation = self._open(wanted.kind, wanted.minor_units, **wanted.params)
+            if wanted.parked:
+                self.operation = replace(self.operation, state=OperationState.PARKED)
         self.park_repayment()
         self.check()
         later = followed.deferred or "refund_exceeds_net" in reported(followed)
@@ -221,6 +221,43 @@ class FakeService:
         self.operation = self._open(OperationKind.PROMOTE, self.payment.held)
         self.record(escrow.start_promotion(self.payment, self.operation.operation_id, NOW))
 
+    def park(self) -> None:
+        """The open operation waits for an operator, and no request of it is on its way."""
+        assert self.operation is not None
+        self.operation = replace(self.operation, state=OperationState.PARKED)
+        if self.payment.waiting_for is not WaitingFor.OPERATOR:
+            self.record(escrow.waiting(self.payment, WaitingFor.OPERATOR, "parked", NOW))
+        self.check()
+
+    @property
+    def is_parked(self) -> bool:
+        """Whether an operator has to resume or abandon what is open; a repayment apart."""
+        operation = self.operation
+        return (
+            operation is not None
+            and operation.state is OperationState.PARKED
+            and not operation.params.get("owed")
+        )
+
+    def resume(self) -> None:
+        """As `operate.unpark`: the guards hold, and what was moved by now is known."""
+        assert self.operation is not None
+        check_covered(self.payment, self.operation)
+        self.operation = replace(self.operation, state=OperationState.UNKNOWN)
+        self.by_hand.clear()
+        self.record(escrow.waiting(self.payment, WaitingFor.PROCESSOR, "resumed", NOW))
+        self.check()
+
+    def abandon(self) -> None:
+        """As `give_up_operation`: it ends as a final no of Stripe would end it."""
+        assert self.operation is not None
+        if self.operation.kind in (OperationKind.CAPTURE, OperationKind.TRANSFER):
+            self.give_up("by an operator")
+            self.park_repayment()
+        else:
+            self._take_refusal(self.operation)
+        self.check()
+
     def wait_for_expert(self) -> None:
         """Stripe refused what the capture asked for because the expert's account is not well."""
         assert self.operation is not None
@@ -287,8 +324,13 @@ class FakeService:
     # ---- whole walks ----
 
     def finish(self, *, reversal_refused: bool = False) -> None:
-        """Send the open operation and whatever follows from it, until nothing is under way."""
+        """Send the open operation and whatever follows from it, until nothing is under way.
+
+        What was parked is resumed.
+        """
         while self.operation and not self.operation.params.get("owed"):
+            if self.is_parked:
+                self.resume()
             reverses = self.operation.kind is OperationKind.REVERSE_TRANSFER
             self.send(refused=reversal_refused and reverses)
             self.follow()
@@ -322,8 +364,10 @@ class FakeService:
             assert operation is not None
         if operation and operation.params.get("owed"):
             assert payment.state is State.REFUNDING
-            assert payment.waiting_for is WaitingFor.OPERATOR
-            assert 0 < operation.minor_units <= payment.client_owed
+            assert payment.waiting_for is not WaitingFor.NOTHING
+            assert operation.minor_units > 0
+            if operation.state is OperationState.PARKED:
+                assert operation.minor_units <= payment.client_owed
 
     def _check_books(self) -> None:
         payment = self.payment
@@ -334,8 +378,6 @@ class FakeService:
         assert self.balance("commission") == -payment.net_commission
         # Never more kept back than is owed, not even with the capture that is under way.
         assert self.balance(DEBT) >= payment.netting
-        by_hand = [line for line in self.postings if line.kind in BY_HAND]
-        assert sums(by_hand).get((LOSSES, payment.currency), 0) == -payment.taken_by_hand
         if self.intent.exchange == SAME_CURRENCY:
             assert self.balance(CONNECTED) == -self.balance(FUNDS)
         assert imbalance(self.postings) == {}
@@ -343,15 +385,6 @@ class FakeService:
             assert self.balance(DEBT) == self.debt_before
             assert self.balance(STRIPE_PLATFORM) == -self.debt_before
             assert len(sums(self.postings)) == 2 * bool(self.debt_before)
-
-    @property
-    def owed(self) -> int:
-        """As `repositories.debt_of`."""
-        operation = self.operation
-        reverses = operation is not None and operation.kind is OperationKind.REVERSE_TRANSFER
-        left = self.balance(DEBT) - (owed_after(operation) if operation and reverses else 0)
-        netted = -sum(line.minor_units for line in self.postings if line.kind == "debt_netted")
-        return max(min(left + netted - self.debt_before, left - self.payment.netting), 0)
 
     def stripe_lines(self) -> dict[tuple[str, str], int]:
         """Our books' view of Stripe's balances."""
@@ -414,8 +447,11 @@ def _check_model(payment: Payment) -> None:
 
 def _check_state(payment: Payment) -> None:
     match payment.state:
-        case State.IN_ESCROW | State.CAPTURING:
+        case State.IN_ESCROW:
             assert payment.held > 0
+        case State.CAPTURING:
+            # All that was held may have been refunded out of band meanwhile.
+            assert payment.held > 0 or payment.charged
         case State.PROMOTING:
             assert (payment.held, payment.charged) == (payment.amount, 0)
         case State.REFUNDING:

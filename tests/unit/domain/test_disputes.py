@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from payment_service.domain import disputes, money, plans
 from payment_service.domain.disputes import Outcome, Stage
 from payment_service.domain.errors import Busy, Precondition, Refusal
-from payment_service.domain.escrow import Freeze, Frozen, Kind, State
+from payment_service.domain.escrow import Freeze, Kind, State, WaitingFor
 from payment_service.domain.ledger import STRIPE_PLATFORM
 from payment_service.domain.observation import DisputeLine, FraudWarning, ShownDispute
-from payment_service.domain.preview import LegKind, preview_loss
+from payment_service.domain.operations import OperationState
 from tests.unit.domain.builders import NOW, new_payment, separate
 from tests.unit.domain.fake_intent import RefusedByStripe
-from tests.unit.domain.fake_service import FakeService, serve
+from tests.unit.domain.fake_service import FakeService, reported, serve
 
 FEE = 15
 
@@ -192,20 +192,6 @@ def test_what_was_refunded_before_it_was_lost_is_the_platforms_loss() -> None:
     assert service.records[name].lost == 10_000
 
 
-@pytest.mark.parametrize("by_hand", [4_500, 3_000])
-def test_what_a_hand_took_when_the_dispute_opened_pays_the_loss(by_hand: int) -> None:
-    service = paid_out()
-    name = Bank(service).contest(5_000)
-    service.intent.reverse(by_hand)
-    service.follow()
-    assert service.payment.taken_by_hand == by_hand
-    Bank(service).status(name, "lost")
-    service.follow()
-    service.finish()
-    assert service.balance("expert_debt:expert_1") == service.balance("losses") == 0
-    assert service.balance("stripe:connected:expert_1") == 4_500
-
-
 def test_a_reversal_that_stripe_refuses_leaves_the_debt() -> None:
     service = paid_out()
     name = Bank(service).contest(10_000)
@@ -271,19 +257,18 @@ def test_lost_won_on_appeal_and_lost_again_is_written_off_again() -> None:
         service.follow()
         service.finish()
         record = service.records[name]
-        assert (record.outcome, record.written_off, record.kept) == (Outcome.LOST, 10_000, 0)
+        assert (record.outcome, record.lost) == (Outcome.LOST, 10_000)
         assert not record.freezes
         # The expert's part was taken back once; what the platform had of the appeal is gone.
         assert (service.balance("losses"), service.payment.lost) == (0, 10_000)
-        assert service.payment.lost_beyond == 0
         bank.win(name)
         service.follow()
         record = service.records[name]
-        assert (record.outcome, record.written_off, record.kept) == (Outcome.WON, 0, 10_000)
+        assert (record.outcome, record.lost) == (Outcome.WON, 0)
         assert service.balance("losses") == -10_000
 
 
-def test_what_an_appeal_brought_back_goes_before_what_is_held() -> None:
+def test_what_is_lost_once_more_is_divided_like_any_other_loss() -> None:
     service = held()
     bank = Bank(service)
     name = bank.contest(4_000)
@@ -294,17 +279,9 @@ def test_what_an_appeal_brought_back_goes_before_what_is_held() -> None:
     assert (service.payment.held, service.balance("losses")) == (6_000, -4_000)
     bank.lose(name)
     service.follow()
-    assert (service.payment.held, service.balance("losses")) == (6_000, 0)
-
-
-@pytest.mark.parametrize(("kept", "left"), [(0, 6_000), (1_500, 7_500), (4_000, 10_000)])
-def test_what_giving_up_an_appeal_would_take_is_what_it_had_not_brought_back(
-    kept: int, left: int
-) -> None:
-    service = held()
-    shown = preview_loss(service.payment, 4_000, kept, [], Frozen())
-    assert (shown.after.held, shown.after.lost_beyond) == (left, 0)
-    assert [(leg.kind, leg.minor_units) for leg in shown.legs] == [(LegKind.LOSE_TO_BANK, 4_000)]
+    # What the appeal brought back is the operator's to decide about.
+    assert (service.payment.held, service.balance("losses")) == (2_000, -4_000)
+    assert service.payment.lost_held == 8_000
 
 
 def test_a_bounce_after_an_appeal_was_won_is_owed() -> None:
@@ -314,42 +291,13 @@ def test_a_bounce_after_an_appeal_was_won_is_owed() -> None:
     name = bank.contest(10_000)
     bank.status(name, "lost")
     service.follow()
-    assert (service.payment.lost_beyond, service.balance("losses")) == (10_000, 10_000)
+    assert service.balance("losses") == 10_000
     bank.win(name)
     service.follow()
-    assert (service.payment.lost_beyond, service.balance("losses")) == (0, 0)
+    assert service.balance("losses") == 0
     service.intent.bounce(service.intent.refunds[0].refund_id)
     service.follow()
     assert (service.payment.client_owed, service.balance("losses")) == (10_000, 0)
-
-
-@pytest.mark.parametrize("bounces", ["before the appeal is lost", "after it"])
-def test_who_has_what_when_an_appeal_is_lost_too(bounces: str) -> None:
-    """4,000 of 10,000 were refunded, and bounce; the bank gives the client all in the end."""
-    service = paid_out()
-    service.give_back(4_000)
-    bank = Bank(service)
-    name = bank.contest(10_000)
-    bank.status(name, "lost")
-    service.follow()
-    service.finish()
-    bank.win(name)
-    service.follow()
-    assert (service.payment.lost_beyond, service.records[name].kept) == (0, 6_000)
-    [refund] = service.intent.refunds
-    if bounces == "before the appeal is lost":
-        service.intent.bounce(refund.refund_id)
-        service.follow()
-        assert service.payment.client_owed == 4_000
-    bank.lose(name)
-    service.follow()
-    if bounces == "after it":
-        assert service.payment.lost_beyond == 4_000
-        service.intent.bounce(refund.refund_id)
-        service.follow()
-    assert (service.payment.client_owed, service.payment.lost_beyond) == (0, 0)
-    assert (service.balance("losses"), service.balance("dispute_hold:pay_1")) == (0, 0)
-    assert service.operation is None
 
 
 def test_a_refund_beside_a_dispute_that_was_lost_twice_is_owed_when_it_bounces() -> None:
@@ -370,82 +318,53 @@ def test_a_refund_beside_a_dispute_that_was_lost_twice_is_owed_when_it_bounces()
     assert (service.payment.client_owed, service.balance("losses")) == (4_000, 0)
 
 
-@pytest.mark.parametrize("bounces", ["before it is lost", "after it"])
-def test_what_a_loss_had_paid_of_a_bounce_is_owed_again_when_an_appeal_is_won(
-    bounces: str,
-) -> None:
+def test_a_loss_pays_what_is_payable_and_an_appeal_owes_nobody_by_itself() -> None:
     """4,000 of 10,000 were refunded, and bounce; the bank gives the client all, then nothing."""
     service = paid_out()
     service.give_back(4_000)
-    [refund] = service.intent.refunds
+    service.intent.bounce(service.intent.refunds[0].refund_id)
+    service.follow()
     bank = Bank(service)
-    if bounces == "before it is lost":
-        service.intent.bounce(refund.refund_id)
-        service.follow()
     name = bank.contest(10_000)
     bank.lose(name)
     service.follow()
     service.finish()
-    if bounces == "after it":
-        service.intent.bounce(refund.refund_id)
-        service.follow()
     assert (service.payment.client_owed, service.balance("losses")) == (0, 0)
-    for _ in range(2):
-        bank.win(name)
-        service.follow()
-        assert service.payment.client_owed == 4_000
-        assert (service.records[name].kept, service.balance("losses")) == (6_000, -6_000)
-        assert service.operation is not None
-        assert (service.operation.minor_units, service.operation.params["owed"]) == (4_000, True)
-        bank.lose(name)
-        service.follow()
-        assert (service.payment.client_owed, service.balance("losses")) == (0, 0)
-        assert service.operation is None
+    bank.win(name)
+    to = service.follow()
+    assert reported(to) == ["reinstated_after_loss"]
+    assert (service.payment.client_owed, service.balance("losses")) == (0, -10_000)
+    assert service.operation is None
 
 
-@pytest.mark.parametrize("wins", ["dp_1", "dp_2"])
-def test_what_another_loss_pays_still_is_not_owed_again(wins: str) -> None:
-    """Whichever of two losses of 3,000 is undone: the client has what the other one brought."""
-    service = held()
-    service.give_back(3_000)
-    service.intent.bounce(service.intent.refunds[0].refund_id)
-    service.follow()
+def test_a_bounce_after_a_loss_is_payable_and_parked_for_an_operator() -> None:
+    """The bank has paid the client, so the operator settles it; nothing is sent by itself."""
+    service = paid_out()
+    service.give_back(4_000)
     bank = Bank(service)
-    for _ in range(2):
-        bank.lose(bank.contest(3_000))
-        service.follow()
-    assert (service.payment.client_owed, service.payment.held) == (0, 4_000)
-    bank.win(wins)
+    bank.lose(bank.contest(10_000))
     service.follow()
-    assert (service.payment.client_owed, service.balance("losses")) == (0, -3_000)
-    bank.win("dp_2" if wins == "dp_1" else "dp_1")
-    service.follow()
-    assert (service.payment.client_owed, service.balance("losses")) == (3_000, -3_000)
-
-
-def test_what_was_paid_again_and_lost_once_more_is_the_platforms() -> None:
-    service = held()
-    service.give_back(3_000)
+    service.finish()
+    assert service.balance("losses") == 4_000
     service.intent.bounce(service.intent.refunds[0].refund_id)
     service.follow()
+    assert (service.payment.client_owed, service.balance("losses")) == (4_000, 4_000)
+    assert service.operation is not None
+    assert service.operation.state is OperationState.PARKED
+    assert service.payment.waiting_for is WaitingFor.OPERATOR
+
+
+def test_a_capture_that_is_parked_is_given_up_for_the_loss_and_not_before() -> None:
+    service = held()
+    service.start_capture(4_000, final=False)
+    service.park()
     bank = Bank(service)
     name = bank.contest(10_000)
+    service.follow()
+    assert service.payment.state is State.CAPTURING
     bank.lose(name)
     service.follow()
-    bank.win(name)
-    service.follow()
-    assert service.operation is not None
-    service.send()
-    service.follow()
-    assert service.payment.client_owed == 0
-    assert not service.payment.operation_id
-    bank.lose(name)
-    service.follow()
-    assert (service.payment.lost_beyond, service.balance("losses")) == (3_000, 3_000)
-    bank.win(name)
-    service.follow()
-    assert (service.payment.lost_beyond, service.payment.client_owed) == (0, 0)
-    assert service.balance("losses") == -7_000
+    assert (service.payment.state, service.payment.lost_held) == (State.REFUNDED, 10_000)
 
 
 def test_a_dispute_of_a_hold_is_reported_and_changes_nothing() -> None:
@@ -543,13 +462,11 @@ def _act(service: FakeService, part: int, *, refunds: bool, refused: bool) -> No
 
 
 def paid_as_owed(service: FakeService) -> int:
-    """What losses that stand paid of bounced refunds: seen after the bounce, or before it."""
-    at_once = ("dispute_lost", "reinstated_after_loss")
+    """What losses paid of bounced refunds."""
     return sum(
-        line.minor_units if line.kind in at_once else -line.minor_units
+        line.minor_units
         for line in service.postings
-        if (line.kind in at_once and line.account == "client_payable:pay_1")
-        or (line.kind, line.account) == ("refund_failed", "losses")
+        if (line.kind, line.account) == ("dispute_lost", "client_payable:pay_1")
     )
 
 
@@ -565,13 +482,17 @@ def test_any_life_leaves_books_that_agree_with_stripes(
     assert bool(payment.operation_id) == bool(payment.client_owed)
     assert not any(record.unsettled for record in records)
     assert service.balance("dispute_hold:pay_1") == sum(
-        record.withdrawn - record.reinstated - record.written_off for record in records
+        record.withdrawn - record.reinstated - record.lost for record in records
     )
-    assert sum(record.written_off for record in records) == (
+    assert sum(record.lost for record in records) == (
         payment.lost_held + payment.lost + service.balance("losses") + paid_as_owed(service)
     )
-    kept = sum(record.kept for record in records)
-    assert service.balance("losses") == payment.lost_beyond - kept
+    reinstated = sum(
+        line.minor_units
+        for line in service.postings
+        if (line.kind, line.account) == ("reinstated_after_loss", "losses")
+    )
+    assert -reinstated <= sum(record.reinstated for record in records)
     assert service.balance("dispute_fee") == FEE * sum(
         len(d.lines) > 0 for d in service.shown.values()
     )
@@ -585,7 +506,6 @@ def test_any_life_leaves_books_that_agree_with_stripes(
         for line in service.postings
         if (line.kind, line.account) == ("refund_resent", "client_payable:pay_1")
     )
-    assert 0 <= paid_as_owed(service) <= sum(record.written_off for record in records)
     assert payment.client_owed == bounced - resent - paid_as_owed(service)
     before = payment
     assert not service.follow().transitions

@@ -168,7 +168,7 @@ FUNCTIONS: dict[str, Callable[[Payment], Transition]] = {
     "refunded_elsewhere, a part": lambda p: refunded_elsewhere(p, EXPERTS_PART),
     "refunded_elsewhere, the whole": lambda p: refunded_elsewhere(p, whole_of(p)),
     "transferred_elsewhere": lambda p: escrow.transferred_elsewhere(p, "tr_2", 100, USD, USD, NOW),
-    "reversed_elsewhere": lambda p: escrow.reversed_elsewhere(p, "trr_1", 100, 40, USD, USD, NOW),
+    "reversed_elsewhere": lambda p: escrow.reversed_elsewhere(p, "trr_1", 100, USD, USD, NOW),
     "fee_refunded_elsewhere": lambda p: escrow.fee_refunded_elsewhere(
         p, "fr_1", 100, USD, USD, NOW
     ),
@@ -227,6 +227,11 @@ def standing_in(state: State) -> Iterator[Payment]:
         part = replace(paid, held=3_234, returned=100, net_commission=667)
         yield part
         yield replace(part, client_owed=100)
+    if state is State.CAPTURING:
+        # All that was held was refunded out of band while the capture waited.
+        gone = replace(in_state(state, separate()), held=0, returned=10_000)
+        yield gone
+        yield replace(gone, captured=4_000, returned=6_000, net_commission=400)
     if state is State.CAPTURED:
         part = replace(in_state(state), refunded=100, net_commission=990)
         yield part

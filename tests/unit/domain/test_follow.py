@@ -33,7 +33,6 @@ from tests.unit.domain.builders import (
 )
 from tests.unit.domain.fake_intent import SAME_CURRENCY, Exchange, FakeIntent
 from tests.unit.domain.fake_service import (
-    DEBT,
     FakeService,
     check_payment,
     followed_kinds,
@@ -56,10 +55,9 @@ def followed(
         seen,
         operation=operation,
         known=frozenset(known),
-        by_hand=frozenset(),
+        by_hand=(),
         next_operation_id="op_next",
         holding=HOLDING,
-        owed=0,
         now=NOW,
     )
 
@@ -555,9 +553,9 @@ def test_bounced_refund_is_owed_at_once_and_repaid_after_the_operation_under_way
 @pytest.mark.parametrize(
     ("by_hand", "left", "kinds"),
     [
-        (3_000, 2_000, ["refund_resent"]),
-        (5_000, 0, ["refund_resent"]),
-        (7_000, 0, ["repayment_given_up", "refunded_elsewhere"]),
+        (3_000, 2_000, ["refunded_elsewhere", "repayment_given_up"]),
+        (5_000, 0, ["refunded_elsewhere", "repayment_given_up"]),
+        (7_000, 0, ["refunded_elsewhere", "repayment_given_up"]),
     ],
 )
 def test_a_refund_by_hand_pays_first_what_is_owed(
@@ -615,7 +613,7 @@ def test_what_is_owed_and_paid_by_hand_is_not_paid_again() -> None:
     service = bounced()
     service.intent.refund(10_000)
     to = service.follow()
-    assert followed_kinds(to) == ["refund_resent"]
+    assert followed_kinds(to) == ["refunded_elsewhere", "repayment_given_up"]
     assert reported(to) == ["refund_made_elsewhere"]
     assert to.settled
     assert (service.payment.state, service.payment.client_owed) == (State.REFUNDED, 0)
@@ -645,7 +643,9 @@ def test_refund_by_hand_while_ours_is_under_way_is_not_taken_for_ours() -> None:
     assert service.payment.state is State.REFUNDING
     service.send()
     to = service.follow()
-    assert followed_kinds(to) == ["client_refunded"]
+    # What is to follow from it is an operator's to resume.
+    assert followed_kinds(to) == ["client_refunded", "waiting"]
+    service.resume()
     service.send()
     service.follow()
     assert (service.payment.net, service.payment.net_commission) == (3_000, 300)
@@ -674,12 +674,32 @@ def test_an_operation_waits_for_the_line_of_its_own_refund_and_of_no_other() -> 
         assert (to.transitions, to.deferred, to.operation_deferred) == ([], True, waits)
 
 
-def test_a_repayment_waits_for_a_pending_refund_by_hand_that_is_about_to_pay_the_same() -> None:
+def test_a_repayment_is_not_sent_beside_a_pending_refund_that_is_about_to_pay_the_same() -> None:
     service = bounced()
     [known] = service.intent.refunds
     pending = Refund("re_9", 5_000, "pending")
     to = service.follow(replace(service.intent.observe(), refunds=(pending, known)))
-    assert (to.transitions, to.deferred, to.operation_deferred) == ([], True, True)
+    assert (to.transitions, to.deferred, to.operation_deferred) == ([], True, False)
+    assert "refund re_9 of 5000" in to.stands_back
+
+
+def test_a_repayment_that_is_on_its_way_is_not_ended_by_a_refund_out_of_band() -> None:
+    """It may arrive beside it: then both are booked, and the client is owed nothing."""
+    service = paid_out()
+    service.give_back(5_000)
+    service.intent.bounce(service.intent.refunds[0].refund_id)
+    service.follow()
+    service.resume()
+    service.intent.refund(3_000)
+    to = service.follow()
+    assert (to.settled, service.payment.client_owed) == (False, 2_000)
+    assert "refund re_" in to.stands_back
+    service.send()
+    to = service.follow()
+    assert followed_kinds(to) == ["repayment_given_up", "refunded_elsewhere"]
+    assert (service.payment.client_owed, service.operation) == (0, None)
+    assert service.payment.refunded == 8_000
+    service.check_reconciled()
 
 
 def test_an_operation_does_not_wait_for_the_line_of_a_bounce() -> None:
@@ -767,87 +787,6 @@ def test_reversal_by_hand_is_followed_and_reported() -> None:
     assert reported(to) == ["reversal_made_elsewhere"]
     assert (to.payment.state, to.payment.net) == (State.CAPTURED, 10_000)
     service.check_reconciled()
-
-
-def test_a_reversal_by_hand_pays_what_is_owed_and_the_rest_is_the_platforms() -> None:
-    service = paid_out()
-    service.give_back(5_000, reversal_refused=True)
-    assert service.balance(DEBT) == 4_500
-    service.intent.reverse(4_000)
-    service.intent.reverse(1_000)
-    to = service.follow()
-    assert [done.facts.get("debt_paid") for done in to.transitions] == [4_000, 500]
-    assert (service.balance(DEBT), service.balance("losses")) == (0, -500)
-    assert service.payment.taken_by_hand == 500
-
-
-def test_a_reversal_by_hand_pays_no_debt_of_others_nor_what_is_being_kept_back() -> None:
-    service = serve(new_payment(), debt_before=2_000)
-    service.intent.authorize()
-    service.follow()
-    service.capture(4_000)
-    assert service.balance(DEBT) == 0
-    service.give_back(2_000, reversal_refused=True)
-    assert service.owed == service.balance(DEBT) == 1_800
-    others = serve(new_payment(), debt_before=20_000)
-    others.intent.authorize()
-    others.follow()
-    others.capture()
-    others.intent.reverse(1_000)
-    left = others.balance(DEBT)
-    others.follow()
-    assert (others.balance(DEBT), others.payment.taken_by_hand) == (left, 1_000)
-
-
-def test_what_a_hand_took_before_is_not_reversed_once_more() -> None:
-    service = paid_out()
-    service.intent.reverse(4_000)
-    service.follow()
-    service.give_back(2_000)
-    # All that is due has been taken, though the transfer could bear more.
-    assert service.kinds[-2:] == [Kind.CLIENT_REFUNDED, Kind.EXPERT_OWES]
-    assert (service.balance(DEBT), service.payment.taken_by_hand) == (0, 2_200)
-    service.give_back(8_000)
-    assert service.kinds[-3:] == [Kind.CLIENT_REFUNDED, Kind.EXPERT_REVERSED, Kind.EXPERT_OWES]
-    assert (service.balance(DEBT), service.payment.taken_by_hand) == (0, 0)
-    assert service.balance("losses") == 0
-
-
-def test_a_hand_that_takes_while_our_refund_is_on_its_way_takes_it_once() -> None:
-    service = paid_out()
-    service.start_give_back()
-    service.send()
-    service.intent.reverse(9_000)
-    to = service.follow()  # Both are seen together.
-    assert followed_kinds(to) == ["reversed_elsewhere", "client_refunded", "expert_owes"]
-    assert to.next_operation is None
-    assert (service.balance(DEBT), service.balance("losses")) == (0, 0)
-
-
-def test_a_hand_that_takes_what_our_reversal_asks_for_pays_when_that_is_refused() -> None:
-    service = paid_out()
-    service.start_give_back()
-    service.send()
-    service.follow()
-    service.intent.reverse(9_000)
-    service.follow()
-    # It may yet come back by ours, so that nothing is paid before.
-    assert (service.balance(DEBT), service.payment.taken_by_hand) == (9_000, 9_000)
-    service.send(refused=True)
-    assert (service.balance(DEBT), service.payment.taken_by_hand) == (0, 0)
-    [*_, owes] = service.kinds
-    assert owes is Kind.EXPERT_OWES
-
-
-def test_what_hands_gave_away_is_no_more_than_made_good() -> None:
-    """A refund at the dashboard with its reversal has paid nothing that is owed later."""
-    service = paid_out()
-    service.intent.refund(5_000)
-    service.intent.reverse(4_500)
-    service.follow()
-    assert (service.payment.taken_by_hand, service.balance("losses")) == (0, 0)
-    service.give_back(5_000, reversal_refused=True)
-    assert service.balance(DEBT) == 4_500
 
 
 def test_tiny_reversal_by_hand_in_another_currency_makes_no_empty_lines() -> None:

@@ -102,23 +102,6 @@ def test_refund_shows_from_which_transfers_and_what_is_left_owed() -> None:
     assert preview.after.state is State.REFUNDED
 
 
-def test_refund_shows_that_what_a_hand_took_is_not_taken_once_more() -> None:
-    payment = replace(
-        in_state(State.CAPTURED, separate()),
-        captured=10_000,
-        net_commission=1_000,
-        taken_by_hand=4_000,
-    )
-    transfers = [Reversible("tr_1", 4_500)]
-    preview = preview_refund(payment, RefundPlan(False, 10_000, _all_of(payment)), transfers)
-    assert preview.legs == (
-        Leg(LegKind.REFUND_CLIENT, 10_000),
-        Leg(LegKind.RETURN_COMMISSION, 1_000),
-        Leg(LegKind.REVERSE_TRANSFER, 4_500, "tr_1"),
-        Leg(LegKind.LEAVE_DEBT, 500),
-    )
-
-
 def _all_of(payment: Payment) -> RefundSplit:
     return RefundSplit(payment.held, payment.net_commission, payment.net_expert)
 

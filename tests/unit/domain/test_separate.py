@@ -15,10 +15,9 @@ from payment_service.domain.observation import (
     Decline,
     IntentStatus,
     Observation,
-    Refund,
     Transfer,
 )
-from payment_service.domain.operations import Operation, OperationKind, OperationState
+from payment_service.domain.operations import Operation, OperationKind
 from tests.unit.domain.builders import (
     BUSY,
     CARD_HOLD,
@@ -166,10 +165,9 @@ def followed(
         seen,
         operation=operation,
         known=frozenset(known),
-        by_hand=frozenset(),
+        by_hand=(),
         next_operation_id="op_next",
         holding=HOLDING,
-        owed=0,
         now=NOW,
     )
 
@@ -548,12 +546,11 @@ def test_experts_part_without_any_transfer_left_is_owed_at_once() -> None:
     for transfer in list(service.intent.transfers):
         service.intent.reverse(transfer.left, transfer_id=transfer.transfer_id)
     service.follow()
-    taken = service.payment.taken_by_hand
+    taken = -service.balance("losses")
     service.give_back(1_000)
     assert service.kinds[-2:] == [Kind.CLIENT_REFUNDED, Kind.EXPERT_OWES]
-    # By what hands took before, it is owed no more.
-    assert service.balance(DEBT) == 0
-    assert service.payment.taken_by_hand == taken - 900
+    # What was taken out of band before is for an operator to settle with the expert.
+    assert (service.balance(DEBT), service.balance("losses")) == (900, -taken)
 
 
 # ---- debt ----
@@ -788,110 +785,6 @@ def test_refused_refund_gives_up_nothing() -> None:
     with pytest.raises(Precondition, match="more than"):
         service.start_give_back(10_001)
     assert service.payment == before
-
-
-@pytest.mark.parametrize(
-    ("by_hand", "waits", "left"),
-    [(4_000, True, 6_000), (6_000, True, 4_000), (6_001, False, 3_999), (10_000, False, 0)],
-)
-def test_capture_that_waits_gives_way_to_a_refund_by_hand_that_does_not_fit_beside_it(
-    by_hand: int, waits: bool, left: int
-) -> None:
-    service = held(debt=700)
-    service.start_capture(4_000, final=False)
-    service.wait_for_expert()
-    service.intent.refund(by_hand)
-    to = service.follow()
-    assert (service.payment.held, service.balance("losses")) == (left, 0)
-    assert reported(to) == ["refund_made_elsewhere"]
-    assert (service.payment.waiting_for is WaitingFor.EXPERT) is waits
-    # What the expert owes is kept back by the next capture, if this one is given up.
-    assert service.payment.netting == (700 if waits else 0)
-    if not waits:
-        assert (service.operation, to.settled) == (None, True)
-        assert to.refusal is not None
-        assert to.refusal.reason == "WRONG_STATE"
-        assert service.payment.state is (State.IN_ESCROW if left else State.REFUNDED)
-
-
-def test_refunds_by_hand_that_fit_beside_a_capture_that_waits_one_by_one_may_not_together() -> None:
-    service = held()
-    service.start_capture(4_000, final=False)
-    service.wait_for_expert()
-    service.intent.refund(6_000)
-    service.intent.refund(1_000)
-    to = service.follow()
-    assert followed_kinds(to) == ["capture_given_up", "refunded_elsewhere", "refunded_elsewhere"]
-    assert (service.payment.state, service.payment.held) == (State.IN_ESCROW, 3_000)
-    service.capture()
-    assert (service.payment.captured, service.payment.returned) == (3_000, 7_000)
-
-
-def test_capture_that_waits_gives_way_to_a_refund_by_hand_that_is_still_pending() -> None:
-    """Its line may come when the account has long been well, and the expert been paid."""
-    service = held()
-    service.start_capture(4_000, final=False)
-    service.wait_for_expert()
-    pending = Refund("re_9", 8_000, "pending")
-    to = service.follow(replace(service.intent.observe(), refunds=(pending,)))
-    assert (followed_kinds(to), to.deferred) == (["capture_given_up"], True)
-    assert (service.payment.state, service.payment.held) == (State.IN_ESCROW, 10_000)
-
-
-def test_capture_that_is_parked_gives_way_unless_stripe_has_it() -> None:
-    """Its transfer may be there while a line of it is still missing."""
-    service = held()
-    service.start_capture(4_000, final=False)
-    assert service.operation is not None
-    service.operation = replace(service.operation, state=OperationState.PARKED)
-    made = service.intent.transfer(3_600, service.operation.operation_id)
-    service.intent.refund(8_000)
-    seen = service.intent.observe()
-    to = service.follow(replace(seen, separate_transfers=(replace(made, connected_line=None),)))
-    assert (to.transitions, reported(to)) == ([], ["refund_exceeds_net"])
-    service.follow()
-    assert (service.payment.captured, service.payment.returned) == (4_000, 6_000)
-    assert (service.payment.refunded, service.balance("losses")) == (2_000, 1_800)
-
-
-def test_capture_that_is_parked_and_not_at_stripe_gives_way() -> None:
-    service = held()
-    service.start_capture(4_000, final=False)
-    assert service.operation is not None
-    service.operation = replace(service.operation, state=OperationState.PARKED)
-    service.intent.refund(8_000)
-    service.follow()
-    assert (service.payment.state, service.payment.held) == (State.IN_ESCROW, 2_000)
-    assert service.operation is None
-
-
-def test_capture_that_waits_gives_way_before_the_expert_loses_what_was_paid_before() -> None:
-    """2,000 were paid out and 4,000 wait: held money goes back first."""
-    service = held()
-    service.capture(2_000, final=False)
-    service.start_capture(4_000, final=False)
-    service.wait_for_expert()
-    service.intent.refund(8_500)
-    service.follow()
-    assert (service.payment.state, service.payment.returned) == (State.CAPTURED, 8_000)
-    assert (service.payment.refunded, service.balance("losses")) == (500, 450)
-
-
-@pytest.mark.parametrize(("by_hand", "waits"), [(7_000, True), (7_001, False)])
-def test_what_is_owed_and_paid_by_hand_fits_beside_a_capture_that_waits(
-    by_hand: int, waits: bool
-) -> None:
-    service = held()
-    service.give_back(2_000)
-    service.start_capture(3_000, final=False)
-    service.wait_for_expert()
-    service.intent.bounce(service.intent.refunds[0].refund_id)
-    service.follow()
-    assert service.payment.client_owed == 2_000
-    service.intent.refund(by_hand)
-    service.follow()
-    assert (service.payment.client_owed, service.payment.held) == (0, 10_000 - by_hand)
-    assert (service.payment.state is State.CAPTURING) is waits
 
 
 def test_capture_goes_on_when_the_expert_is_well_again() -> None:

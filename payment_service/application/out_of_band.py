@@ -1,0 +1,33 @@
+"""Why an operation is parked when something was moved out of band, written down with it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from payment_service.domain.escrow import Payment, WaitingFor
+from payment_service.domain.followed import Followed
+from payment_service.domain.operations import Operation, OperationState
+from payment_service.domain.ports import Transaction
+
+
+def name_what_moved(
+    tx: Transaction, before: Payment, followed: Followed, operation: Operation | None
+) -> Operation | None:
+    """Writes down why an operation that is parked already must not be sent as it is.
+
+    Returns the operation if it waits for an operator only now.
+    """
+    why = not_sent(followed.stands_back) if followed.stands_back else ""
+    if operation is None or operation.state is not OperationState.PARKED or not why:
+        return None
+    if operation.last_error != why:
+        unsure = operation.unsure_until
+        left = None if unsure is None else max((unsure - tx.now).total_seconds(), 0.0)
+        tx.postpone_operation(operation, OperationState.PARKED, why, None, unsure_seconds=left)
+    waited = before.waiting_for is WaitingFor.OPERATOR
+    return None if waited else replace(operation, last_error=why)
+
+
+def not_sent(why: str) -> str:
+    """Why an operation that was looked for is parked."""
+    return f"not at Stripe; {why}"
