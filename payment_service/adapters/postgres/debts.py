@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from payment_service.adapters.postgres.statements import TransactionStatements
+from payment_service.adapters.postgres.statements import Statements, TransactionStatements
 from payment_service.domain.ledger import expert_debt, expert_funds
 
 #: The sum, in minor units, that open reversals will still change: the present leg, the further legs
@@ -44,6 +44,10 @@ class DebtWrites(TransactionStatements):
             currency=currency,
         )
         return max(int(row["debt"]), 0)
+
+
+class DebtReads(Statements):
+    """Reads what an expert is owed and owes outside transactions."""
 
     def expert_balances(self, expert_id: str) -> Sequence[tuple[str, int, int]]:
         """Returns (currency, funds, debt) for each currency, in minor units.
