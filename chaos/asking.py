@@ -42,10 +42,10 @@ ANSWERS: dict[str, tuple[str, Any]] = {
     "GetDispute": ("DisputeService", disputes_pb2.GetDisputeResponse),
     "SubmitEvidence": ("DisputeService", disputes_pb2.SubmitEvidenceResponse),
     "AcceptDispute": ("DisputeService", disputes_pb2.AcceptDisputeResponse),
-    "WriteOffDebt": ("OperationsService", operations_pb2.WriteOffDebtResponse),
+    "WriteOffExpertDebt": ("OperationsService", operations_pb2.WriteOffExpertDebtResponse),
     "ListOperations": ("OperationsService", operations_pb2.ListOperationsResponse),
     "ResumeOperation": ("OperationsService", operations_pb2.ResumeOperationResponse),
-    "ReleaseFraudWarning": ("OperationsService", operations_pb2.ReleaseFraudWarningResponse),
+    "DismissFraudWarning": ("OperationsService", operations_pb2.DismissFraudWarningResponse),
 }
 #: Codes that settle nothing: the call is to be made again.
 NOT_NOW = ("UNAVAILABLE", "ABORTED", "RESOURCE_EXHAUSTED", *OWN)

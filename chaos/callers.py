@@ -328,7 +328,7 @@ _SAYS_MORE: dict[str, Callable[[Any], None]] = {
     "CapturePayment": _more("notes"),
     "RefundPayment": _more("reason"),
     "SubmitEvidence": _other_evidence,
-    "ReleaseFraudWarning": _more("note"),
-    "WriteOffDebt": _more("reason"),
+    "DismissFraudWarning": _more("note"),
+    "WriteOffExpertDebt": _more("reason"),
     "ReplaceExpertAccount": _more("reason"),
 }

@@ -25,8 +25,8 @@ _TABLES = {
     "postings": "SELECT * FROM postings ORDER BY posting_id",
     "movements": "SELECT * FROM movements ORDER BY time",
     "operations": "SELECT * FROM operations ORDER BY create_time",
-    "claims": "SELECT * FROM claims ORDER BY create_time",
-    "inbox": "SELECT * FROM inbox ORDER BY receive_time",
+    "idempotency_keys": "SELECT * FROM idempotency_keys ORDER BY create_time",
+    "webhook_events": "SELECT * FROM webhook_events ORDER BY receive_time",
     "experts": "SELECT * FROM experts",
     "former_accounts": "SELECT * FROM former_accounts ORDER BY replace_time",
     "disputes": "SELECT * FROM disputes ORDER BY create_time",
@@ -38,7 +38,7 @@ _TEXTS = {
     "operations": "params::text || last_error",
     "expert_events": "body",
     "payments": "coalesce(failure::text, '')",
-    "inbox": "object_id || verdict || last_error",
+    "webhook_events": "object_id || verdict || last_error",
     "discrepancies": "detail",
 }
 
@@ -53,8 +53,8 @@ class Evidence:
     postings: list[Row] = field(default_factory=list)
     movements: list[Row] = field(default_factory=list)
     operations: list[Row] = field(default_factory=list)
-    claims: list[Row] = field(default_factory=list)
-    inbox: list[Row] = field(default_factory=list)
+    idempotency_keys: list[Row] = field(default_factory=list)
+    webhook_events: list[Row] = field(default_factory=list)
     experts: list[Row] = field(default_factory=list)
     former_accounts: list[Row] = field(default_factory=list)
     disputes: list[Row] = field(default_factory=list)

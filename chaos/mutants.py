@@ -50,15 +50,13 @@ class Stale(RuntimeError):
     """A mutant's text is not in the tree, or more than once: the code has moved on."""
 
 
-_CARRY_OUT = "payment_service/application/carry_out.py"
+_CARRY_OUT = "payment_service/application/execution/executor.py"
 _POSTGRES = "payment_service/adapters/postgres"
-_SETTLE = "payment_service/application/settle.py"
 _INGEST = "payment_service/application/ingest_event.py"
-_BACKGROUND = "payment_service/application/background.py"
-_ESCROW = "payment_service/domain/escrow.py"
+_BACKGROUND = "payment_service/application/jobs/scheduler.py"
 _PAYMENTS = "payment_service/rpc/payments.py"
 _OPERATIONS = "payment_service/domain/operations.py"
-_FOLLOW = "payment_service/domain/follow.py"
+_FOLLOW = "payment_service/domain/sync/derive_changes.py"
 _PLANS = "payment_service/domain/plans.py"
 
 MUTANTS = (
@@ -94,7 +92,7 @@ MUTANTS = (
         ),
     ),
     Mutant(
-        "no dedupe in the inbox",
+        "no dedupe of webhook events",
         (
             Edit(
                 f"{_POSTGRES}/webhooks.py",
@@ -106,7 +104,13 @@ MUTANTS = (
     ),
     Mutant(
         "last write wins",
-        (Edit(_SETTLE, "if payment.version != version:", "if version < 0:"),),
+        (
+            Edit(
+                "payment_service/application/sync/apply_snapshot.py",
+                "if payment.version != version:",
+                "if version < 0:",
+            ),
+        ),
         "test_an_old_observation_changes_nothing",
     ),
     Mutant(
@@ -129,7 +133,7 @@ MUTANTS = (
         (
             Edit(
                 _BACKGROUND,
-                "        tasks.create_task(_loop(core, sweep_operations, _POLL_SECONDS))\n",
+                "        tasks.create_task(_loop(app, recover_operations, _POLL_SECONDS))\n",
                 "",
             ),
         ),
@@ -139,12 +143,12 @@ MUTANTS = (
         (
             Edit(
                 _BACKGROUND,
-                "        tasks.create_task(_loop(core, poll_events, _POLL_SECONDS))\n",
+                "        tasks.create_task(_loop(app, poll_events, _POLL_SECONDS))\n",
                 "",
             ),
             Edit(
                 _BACKGROUND,
-                "_loop(core, ask_about_quiet_payments, _SELDOM_SECONDS)",
+                "_loop(app, poll_stale_payments, _SELDOM_SECONDS)",
                 "asyncio.sleep(0)",
             ),
         ),
@@ -231,7 +235,7 @@ MUTANTS = (
         "operation not shielded",
         (
             Edit(
-                "payment_service/rpc/calls.py",
+                "payment_service/rpc/call_context.py",
                 "return await asyncio.shield(task)",
                 "return await task",
             ),
@@ -243,7 +247,7 @@ MUTANTS = (
         (
             Edit(
                 _FOLLOW,
-                "    legs, owed = reversal_legs(to, seen, split.expert_part)\n",
+                "    legs, owed = reversal_legs(changes, snapshot, split.expert_part)\n",
                 "    legs, owed = [], 0\n",
             ),
         ),
@@ -276,7 +280,7 @@ MUTANTS = (
         "hold never released",
         (
             Edit(
-                _ESCROW,
+                "payment_service/domain/transitions/capture.py",
                 "postings=[*book.hold_released(payment.held), *book.captured(",
                 "postings=[*book.captured(",
             ),
@@ -320,7 +324,7 @@ MUTANTS = (
         "a last part that forgets the rest",
         (
             Edit(
-                _FOLLOW,
+                "payment_service/domain/sync/transfers.py",
                 "rest = max(payment.held - share.part - back, 0) if final else 0",
                 "rest = 0",
             ),
@@ -348,7 +352,7 @@ MUTANTS = (
         (
             Edit(
                 _PLANS,
-                "_check_part(payment, part, held)",
+                "check_requested_amount(payment, part, held)",
                 "_check_part(payment, part, payment.amount)",
             ),
         ),
@@ -367,7 +371,7 @@ MUTANTS = (
     ),
     Mutant(
         "debt kept back by two captures",
-        (Edit(f"{_POSTGRES}/debts.py", 'AND netting > 0) "', 'AND netting < 0) "'),),
+        (Edit(f"{_POSTGRES}/debts.py", 'AND debt_offset > 0) "', 'AND debt_offset < 0) "'),),
         "test_a_debt_is_kept_back_once",
     ),
     Mutant(
@@ -385,8 +389,8 @@ MUTANTS = (
         "promotion without a look",
         (
             Edit(
-                "payment_service/application/act_on_deadlines.py",
-                "        await observe_payment(core, payment_id, DEADLINE)\n",
+                "payment_service/application/jobs/deadlines.py",
+                "        await sync_payment(app, payment_id, DEADLINE)\n",
                 "",
             ),
         ),
@@ -418,8 +422,8 @@ MUTANTS = (
         "transfer to the account of the order",
         (
             Edit(
-                "payment_service/application/operate.py",
-                "        params = to_present_account(tx, payment, params)",
+                "payment_service/application/resume_operation.py",
+                "        params = with_current_destination(tx, payment, params)",
                 "        params = dict(params)",
             ),
         ),
@@ -429,9 +433,9 @@ MUTANTS = (
         (
             Edit(
                 "payment_service/application/capture_payment.py",
-                "    return await run_keyed(core, begin_capture, command)",
+                "    return await run_idempotent(app, begin_capture, command)",
                 "    print(command.notes, flush=True)\n"
-                "    return await run_keyed(core, begin_capture, command)",
+                "    return await run_idempotent(app, begin_capture, command)",
             ),
         ),
     ),

@@ -90,10 +90,10 @@ class Operator(Asker):
 
     async def let_pass(self, payment_id: str) -> None:
         self.scene.releasing.add(payment_id)
-        request = operations_pb2.ReleaseFraudWarningRequest(
+        request = operations_pb2.DismissFraudWarningRequest(
             payment_id=payment_id, note=f"looked {CANARY}", idempotency_key=self.key()
         )
-        await self.ask(Keyed("ReleaseFraudWarning", request.idempotency_key, request))
+        await self.ask(Keyed("DismissFraudWarning", request.idempotency_key, request))
 
     async def refund(self, payment_id: str) -> None:
         """What can only pay an account that the expert has no more goes back to the client."""
@@ -106,7 +106,7 @@ class Operator(Asker):
         """A part of what the debtor owes, or all that somebody owes, if anything."""
         chance, scene = self.chance, self.scene
         is_debtor = chance.random() < 0.5
-        request = operations_pb2.WriteOffDebtRequest(
+        request = operations_pb2.WriteOffExpertDebtRequest(
             expert_id=scene.debtor if is_debtor else chance.choice(scene.experts),
             amount=money_pb2.Money(
                 minor_units=chance.randint(1, 400) if is_debtor else 0,
@@ -115,7 +115,7 @@ class Operator(Asker):
             reason=f"gone {CANARY}",
             idempotency_key=self.key(),
         )
-        await self.ask(Keyed("WriteOffDebt", request.idempotency_key, request))
+        await self.ask(Keyed("WriteOffExpertDebt", request.idempotency_key, request))
 
     async def repay(self) -> None:
         """What a bounced refund left owed is parked, and sent on by somebody who has looked."""
@@ -179,9 +179,9 @@ class Operator(Asker):
             deeds[EVIDENCE] += keyed.request.submit
         elif keyed.rpc == "AcceptDispute":
             deeds[ACCEPTED] += 1
-        elif keyed.rpc == "ReleaseFraudWarning":
+        elif keyed.rpc == "DismissFraudWarning":
             deeds[RELEASED] += 1
-        elif keyed.rpc == "WriteOffDebt":
+        elif keyed.rpc == "WriteOffExpertDebt":
             deeds[WRITTEN_OFF] += 1
         elif keyed.rpc == _REPLACE:
             deeds[REPLACED] += 1

@@ -81,7 +81,7 @@ class Rest:
         return f"{len(found)} captures wait: {reasons}" if found else ""
 
     def _asked(self) -> list[Keyed]:
-        keys = ("ReleaseFraudWarning", "RefundPayment")
+        keys = ("DismissFraudWarning", "RefundPayment")
         return [keyed for keyed in self._operator.pending if keyed.rpc in keys]
 
 
@@ -92,7 +92,7 @@ async def _left(stack: Stack, simulator: Simulator) -> str:
         stack.database_url,
         "SELECT (SELECT count(*) FROM operations WHERE state IN ('STARTED', 'UNKNOWN', 'PARKED')) "
         "AS open, "
-        "(SELECT count(*) FROM inbox WHERE state = 'WAITING') AS waiting, "
+        "(SELECT count(*) FROM webhook_events WHERE state = 'WAITING') AS waiting, "
         "(SELECT count(*) FROM feed_pending) AS unfed",
     )
     if any(counts.values()):
@@ -102,7 +102,7 @@ async def _left(stack: Stack, simulator: Simulator) -> str:
         )
     # A delivery that waits for its next try may take its time, if the event is known already.
     shown = await simulator.control("GET", "/webhooks?limit=1000000")
-    known = await asyncio.to_thread(rows, stack.database_url, "SELECT event_id FROM inbox")
+    known = await asyncio.to_thread(rows, stack.database_url, "SELECT event_id FROM webhook_events")
     ids = {row["event_id"] for row in known}
     coming = [row for row in shown["deliveries"] if row["state"] == "pending"]
     if new := sum(row["event"] not in ids for row in coming):

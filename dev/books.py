@@ -206,7 +206,7 @@ class Books:
                 service.ListOperations, operations_pb2.ListOperationsRequest()
             ).operations
             events = self._caller.ask(
-                service.ListInboxEvents, operations_pb2.ListInboxEventsRequest()
+                service.ListWebhookEvents, operations_pb2.ListWebhookEventsRequest()
             ).events
             left[:] = [f"{item.kind} {item.operation_id}" for item in operations]
             left.extend(f"{event.type} {event.event_id}" for event in events)

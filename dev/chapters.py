@@ -59,7 +59,7 @@ def partly_refunded(walk: Walk) -> Mapping[Place, int]:
         reason="a third was not delivered",
     )
     walk.audit(
-        payment, ["initiated", "authorized", "captured", "client_refunded", "expert_reversed"]
+        payment, ["initiated", "authorized", "captured", "client_refunded", "transfer_reversed"]
     )
     return {("commission", "USD"): -1_667, (FUNDS, "USD"): -15_000}
 
@@ -193,7 +193,9 @@ def paid_out_then_refunded(walk: Walk) -> Mapping[Place, int]:
     )
     walk.story.note("Stripe cannot take 43.75 USD back from an empty account, so Ada owes them.")
     _expect_debt(walk, 4_375, "USD")
-    walk.audit(payment, ["initiated", "authorized", "captured", "client_refunded", "expert_owes"])
+    walk.audit(
+        payment, ["initiated", "authorized", "captured", "client_refunded", "expert_debt_recorded"]
+    )
     return {
         (FUNDS, "USD"): funds["USD"] - 4_375,
         **{(FUNDS, other): total for other, total in funds.items() if other != "USD"},
@@ -213,7 +215,7 @@ def debt_netted(walk: Walk) -> Mapping[Place, int]:
         [
             ("CHARGE_CARD", 12_000),
             ("PAY_EXPERT", 6_125),
-            ("NET_DEBT", 4_375),
+            ("OFFSET_DEBT", 4_375),
             ("COLLECT_COMMISSION", 1_500),
         ],
     )
@@ -292,7 +294,7 @@ def dispute_lost(walk: Walk) -> Mapping[Place, int]:
             "dispute_opened",
             "dispute_funds_withdrawn",
             "dispute_lost",
-            "expert_reversed",
+            "transfer_reversed",
         ],
     )
     return {("dispute_fee", "USD"): 1_500}

@@ -10,7 +10,6 @@ from contextlib import asynccontextmanager
 from aiohttp import hdrs, web
 
 from gateway.connections import ConnectionGuard, GuardedSite
-from gateway.core import Core
 from gateway.health import HEALTH_PATH, LIVE_PATH, TEST_PATH, HealthPages
 from gateway.logs import describe_exception, facts_of, get_logger, note
 from gateway.metrics import Metrics
@@ -22,6 +21,7 @@ from gateway.onboarding import (
     invalid_link,
     unavailable,
 )
+from gateway.payments_client import PaymentsClient
 from gateway.settings import Settings
 from gateway.webhooks import CONNECT_PATH, PLATFORM_PATH, Webhooks
 from marketplace.payments.channel import connect
@@ -40,7 +40,7 @@ _HEADERS_OF_ALL = {
 
 
 def create_app(
-    core: Core, settings: Settings, metrics: Metrics, connections: ConnectionGuard
+    core: PaymentsClient, settings: Settings, metrics: Metrics, connections: ConnectionGuard
 ) -> web.Application:
     """All routes of the public port."""
     webhooks = Webhooks(core, settings, metrics, connections)
@@ -75,7 +75,7 @@ async def running(settings: Settings) -> AsyncIterator[str]:
     connections = ConnectionGuard(settings.gateway_max_connections, metrics)
     channel = connect(*settings.core_address)
     runner = web.AppRunner(
-        create_app(Core(channel, settings), settings, metrics, connections),
+        create_app(PaymentsClient(channel, settings), settings, metrics, connections),
         access_log=None,
         auto_decompress=False,
         keepalive_timeout=settings.gateway_keepalive_seconds,

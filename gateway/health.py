@@ -3,7 +3,7 @@
 from aiohttp import hdrs, web
 
 from gateway.connections import ConnectionGuard
-from gateway.core import Core, CoreHealth
+from gateway.payments_client import CoreHealth, PaymentsClient
 from gateway.settings import Settings
 from gateway.webhooks import CONNECT_PATH, PLATFORM_PATH
 
@@ -17,7 +17,9 @@ PREFLIGHT_SECONDS = 600
 class HealthPages:
     """The three questions, and the browsers' question whether they may ask."""
 
-    def __init__(self, core: Core, settings: Settings, connections: ConnectionGuard) -> None:
+    def __init__(
+        self, core: PaymentsClient, settings: Settings, connections: ConnectionGuard
+    ) -> None:
         self._core = core
         self._connections = connections
         self._allowed_origins = settings.allowed_origins

@@ -10,7 +10,6 @@ import re
 from aiohttp import hdrs, web
 
 from gateway.connections import ConnectionGuard
-from gateway.core import Core, CoreError, CoreNotFound, CoreRefused, CoreUnavailable
 from gateway.logs import note
 from gateway.metrics import Metrics
 from gateway.pages import (
@@ -18,6 +17,13 @@ from gateway.pages import (
     invalid_link_page,
     standing_page,
     unavailable_page,
+)
+from gateway.payments_client import (
+    CoreError,
+    CoreNotFound,
+    CoreRefused,
+    CoreUnavailable,
+    PaymentsClient,
 )
 from gateway.settings import Settings
 from gateway.urls import may_go_onward, may_go_to_onboarding
@@ -35,7 +41,11 @@ class Onboarding:
     """The two pages."""
 
     def __init__(
-        self, core: Core, settings: Settings, metrics: Metrics, connections: ConnectionGuard
+        self,
+        core: PaymentsClient,
+        settings: Settings,
+        metrics: Metrics,
+        connections: ConnectionGuard,
     ) -> None:
         self._core = core
         self._metrics = metrics
@@ -76,10 +86,10 @@ class Onboarding:
         return self._finish(request, page, outcome, response)
 
     async def _stand(self, token: str) -> tuple[str, web.Response]:
-        standing = await self._core.get_onboarding(token)
+        standing = await self._core.get_onboarding_status(token)
         # The core has checked this address when it was given; origins may have been withdrawn
         # since, and a redirect that strangers can reach is worth a second look.
-        onward = standing.onward_url
+        onward = standing.continue_url
         if not may_go_onward(onward, self._allowed_origins):
             onward = ""
         if standing.status == experts_pb2.EXPERT_STATUS_READY and onward:
@@ -91,7 +101,7 @@ class Onboarding:
         if request.method == hdrs.METH_HEAD:
             # Mail scanners and link previews look before a person does: mint nothing for them.
             return "looked", html("")
-        url = await self._core.renew_onboarding(token)
+        url = await self._core.create_onboarding_link(token)
         if not url:
             # Nothing is left to fill in (or no longer may be): the other page says why.
             return "nothing_to_renew", see_other(f"return?token={token}")

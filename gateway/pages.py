@@ -133,9 +133,9 @@ _SETTLED = {
 
 
 def standing_page(
-    status: experts_pb2.ExpertStatus.ValueType, requirements_due: int, token: str, onward_url: str
+    status: experts_pb2.ExpertStatus.ValueType, requirements_due: int, token: str, continue_url: str
 ) -> str:
-    """Where an expert stands. `onward_url` has been checked, or is empty."""
+    """Where an expert stands. `continue_url` has been checked, or is empty."""
     standing = STANDINGS.get(status, _UNKNOWN)
     paragraphs = [f"<p>{escape(standing.text)}</p>"]
     asks = standing.may_continue and requirements_due > 0
@@ -145,8 +145,8 @@ def standing_page(
     links: list[tuple[str, str]] = []
     if asks or status in _ALWAYS_CONTINUE:
         links.append((f"refresh?token={token}", "Continue with Stripe"))
-    if onward_url:
-        links.append((onward_url, "Back to the app"))
+    if continue_url:
+        links.append((continue_url, "Back to the app"))
     if status not in _SETTLED:
         links.append((f"return?token={token}", "Look again"))
     return _page(standing.tone, standing.state, standing.title, paragraphs, links)

@@ -13,9 +13,9 @@ from collections.abc import Callable
 from aiohttp import hdrs, web
 
 from gateway.connections import ConnectionGuard
-from gateway.core import Core, CoreError, CoreRefused, Ingested
 from gateway.logs import note
 from gateway.metrics import Metrics
+from gateway.payments_client import CoreError, CoreRefused, Ingested, PaymentsClient
 from gateway.settings import Settings
 from marketplace.payments.v1 import webhooks_pb2
 
@@ -53,7 +53,7 @@ class Webhooks:
 
     def __init__(
         self,
-        core: Core,
+        core: PaymentsClient,
         settings: Settings,
         metrics: Metrics,
         connections: ConnectionGuard,

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-from payment_service.domain.ports import StripePort
+from payment_service.domain.ports.stripe import StripePort
 
 _ACTIONS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}
 

@@ -29,20 +29,22 @@ from marketplace.payments.v1 import (
 from payment_service.adapters.postgres.engine import SqlDatabase
 from payment_service.adapters.postgres.transaction import SqlTransaction
 from payment_service.adapters.stripe.api import StripeApi
-from payment_service.application.core import Core
+from payment_service.application.app import App
 from payment_service.application.feed import Feed
 from payment_service.application.ingest_event import WebhookSecrets
 from payment_service.barriers import Barriers
 from payment_service.config import Settings
 from payment_service.metrics import Metrics
-from payment_service.rpc.calls import Operations
-from payment_service.rpc.convert import AnswerEncoder
+from payment_service.rpc.answers import AnswerEncoder
+from payment_service.rpc.call_context import CallRegistry
 from payment_service.rpc.disputes import DisputeServicer
 from payment_service.rpc.errors import refusal_answer
 from payment_service.rpc.events import EventServicer
-from payment_service.rpc.experts import ExpertServicer, OnboardingServicer
+from payment_service.rpc.experts import ExpertServicer
+from payment_service.rpc.ledger import LedgerServicer
+from payment_service.rpc.onboarding import OnboardingServicer
+from payment_service.rpc.operations import OperationsServicer
 from payment_service.rpc.payments import PaymentServicer
-from payment_service.rpc.records import LedgerServicer, OperationsServicer
 from payment_service.rpc.webhooks import WebhookServicer
 
 SERVICES = tuple(
@@ -64,10 +66,10 @@ SERVICES = tuple(
 class Wired:
     """Everything that must be closed again, and what the server needs."""
 
-    core: Core
+    app: App
     database: SqlDatabase
     stripe: StripeApi
-    operations: Operations
+    operations: CallRegistry
     metrics: Metrics
     settings: Settings
 
@@ -98,7 +100,7 @@ def wire(settings: Settings) -> Wired:
         connections=settings.stripe_connections,
     )
     policy = settings.policy
-    core = Core(
+    app = App(
         database=database,
         stripe=barriers.watch(stripe) if barriers else stripe,
         answers=AnswerEncoder(policy.publishable_key, refusal_answer),
@@ -106,7 +108,7 @@ def wire(settings: Settings) -> Wired:
         alarms=metrics,
         feed=feed,
     )
-    return Wired(core, database, stripe, Operations(), metrics, settings)
+    return Wired(app, database, stripe, CallRegistry(), metrics, settings)
 
 
 def _may_be_tested(settings: Settings) -> bool:
@@ -115,28 +117,24 @@ def _may_be_tested(settings: Settings) -> bool:
 
 def add_services(server: aio.Server, wired: Wired) -> None:
     """Put every service of the contract on the server."""
-    core, operations = wired.core, wired.operations
-    payments_pb2_grpc.add_PaymentServiceServicer_to_server(
-        PaymentServicer(core, operations), server
-    )
-    experts_pb2_grpc.add_ExpertServiceServicer_to_server(ExpertServicer(core, operations), server)
-    disputes_pb2_grpc.add_DisputeServiceServicer_to_server(
-        DisputeServicer(core, operations), server
-    )
-    onboarding_pb2_grpc.add_OnboardingServiceServicer_to_server(OnboardingServicer(core), server)
+    app, operations = wired.app, wired.operations
+    payments_pb2_grpc.add_PaymentServiceServicer_to_server(PaymentServicer(app, operations), server)
+    experts_pb2_grpc.add_ExpertServiceServicer_to_server(ExpertServicer(app, operations), server)
+    disputes_pb2_grpc.add_DisputeServiceServicer_to_server(DisputeServicer(app, operations), server)
+    onboarding_pb2_grpc.add_OnboardingServiceServicer_to_server(OnboardingServicer(app), server)
     webhooks_pb2_grpc.add_WebhookServiceServicer_to_server(
         WebhookServicer(
-            core,
+            app,
             operations,
             webhook_secrets(wired.settings),
             wired.metrics.webhook_refused,
         ),
         server,
     )
-    events_pb2_grpc.add_EventServiceServicer_to_server(EventServicer(core), server)
-    ledger_pb2_grpc.add_LedgerServiceServicer_to_server(LedgerServicer(core), server)
+    events_pb2_grpc.add_EventServiceServicer_to_server(EventServicer(app), server)
+    ledger_pb2_grpc.add_LedgerServiceServicer_to_server(LedgerServicer(app), server)
     operations_pb2_grpc.add_OperationsServiceServicer_to_server(
-        OperationsServicer(core, operations), server
+        OperationsServicer(app, operations), server
     )
 
 

@@ -10,7 +10,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from payment_service.domain.money import CURRENCIES
-from payment_service.domain.ports import Policy
+from payment_service.domain.ports.policy import Policy
 
 SIMULATOR_KEY: Final = "sk_test_simulator"
 SIMULATOR_PUBLISHABLE_KEY: Final = "pk_test_simulator"

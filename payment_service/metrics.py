@@ -8,10 +8,10 @@ from typing import Protocol
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from payment_service.domain.escrow import Kind, Transition
 from payment_service.domain.operations import Operation
 from payment_service.domain.payouts import PayoutChange, PayoutState
-from payment_service.domain.ports import Backlog, HeldMoney
+from payment_service.domain.ports.records import Backlog, HeldMoney
+from payment_service.domain.state_machine import EventKind, Transition
 
 log = structlog.get_logger(__name__)
 
@@ -30,12 +30,12 @@ _BACKLOGS = (
 )
 #: What of a dispute is counted, by the event that tells of it.
 _DISPUTE_STEPS = {
-    Kind.DISPUTE_OPENED: "opened",
-    Kind.DISPUTE_ESCALATED: "escalated",
-    Kind.DISPUTE_WON: "won",
-    Kind.DISPUTE_LOST: "lost",
-    Kind.DISPUTE_CLOSED: "closed",
-    Kind.FRAUD_WARNING: "fraud_warning",
+    EventKind.DISPUTE_OPENED: "opened",
+    EventKind.DISPUTE_ESCALATED: "escalated",
+    EventKind.DISPUTE_WON: "won",
+    EventKind.DISPUTE_LOST: "lost",
+    EventKind.DISPUTE_CLOSED: "closed",
+    EventKind.FRAUD_WARNING: "fraud_warning",
 }
 
 
@@ -78,7 +78,7 @@ class Metrics:
             registry=r,
         )
         self.failures = Counter(
-            "payments_failures",
+            "payments_failed_attempts",
             "Attempts that failed, by Stripe's code.",
             ["code"],
             registry=r,
@@ -137,14 +137,14 @@ class Metrics:
             registry=r,
         )
         self.waiting = Gauge(
-            "payments_waiting",
+            "payments_backlog_items",
             "How much waits now: operations, webhook events, disputes, events with no place in "
             "the feed yet, by what and state.",
             ["what", "state"],
             registry=r,
         )
         self.oldest_seconds = Gauge(
-            "payments_oldest_waiting_seconds",
+            "payments_backlog_oldest_age_seconds",
             "Age of the oldest of these.",
             ["what", "state"],
             registry=r,
@@ -179,9 +179,9 @@ class Metrics:
                 amount=after.amount,
                 currency=currency,
             )
-            if transition.kind is Kind.INITIATED:
+            if transition.kind is EventKind.INITIATED:
                 self.volume.labels("initiated", currency).inc(after.amount)
-            if transition.kind is Kind.AUTHORIZED:
+            if transition.kind is EventKind.AUTHORIZED:
                 self.volume.labels("authorized", currency).inc(after.held)
             if transition.kind in _DISPUTE_STEPS:
                 self._dispute_moved(transition)

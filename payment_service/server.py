@@ -16,11 +16,11 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_g
 from grpc_reflection.v1alpha.reflection import aio as aio_reflection
 from prometheus_client import start_http_server
 
-from payment_service.application.background import run_background
+from payment_service.application.jobs.scheduler import run_background
 from payment_service.bootstrap import SERVICES, Wired, add_services, wire
 from payment_service.config import Settings
 from payment_service.domain.errors import Refusal
-from payment_service.rpc.calls import Context
+from payment_service.rpc.call_context import Context
 from payment_service.rpc.errors import ErrorInterceptor
 
 log = structlog.get_logger(__name__)
@@ -95,7 +95,7 @@ async def serve(settings: Settings) -> None:
         raise CannotListen(f"GRPC_PORT: {address} is taken; set another port") from None
     metrics_server = _serve_metrics(settings, wired)
     await server.start()
-    background = asyncio.create_task(run_background(wired.core))
+    background = asyncio.create_task(run_background(wired.app))
     watch = asyncio.create_task(_watch_health(wired, servicer))
     gauge = asyncio.create_task(_gauge_backlog(wired))
     stop = asyncio.Event()
@@ -114,7 +114,7 @@ async def serve(settings: Settings) -> None:
     watch.cancel()
     gauge.cancel()
     await servicer.enter_graceful_shutdown()
-    wired.core.feed.ending.set()
+    wired.app.feed.ending.set()
     background.cancel()
     # Callers move off; those that wait are answered; operations whose callers have left are waited
     # for as well. All share one grace, so that whoever stops us knows how long it can take.
@@ -165,7 +165,7 @@ async def _watch_health(wired: Wired, servicer: health.aio.HealthServicer) -> No
 async def _gauge_backlog(wired: Wired) -> None:
     """Keep the gauges of what waits; the last word stands while the database is away."""
     while True:
-        wired.metrics.event_watchers.set(wired.core.feed.watchers)
+        wired.metrics.event_watchers.set(wired.app.feed.watchers)
         with suppress(Refusal):
             wired.metrics.observe_backlog(
                 await wired.database.read(lambda reader: reader.backlog())

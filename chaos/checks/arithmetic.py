@@ -54,7 +54,7 @@ def losses_of(evidence: Evidence) -> Iterator[Loss]:
             amount = body.get("facts", {}).get("amount")
             if event["kind"] == "payment.dispute_lost" and amount:
                 net = before["captured"] - before["refunded"] - lost
-                owed = min(amount, before.get("client_owed", 0))
+                owed = min(amount, before.get("client_payable", 0))
                 held = min(amount - owed, before["held"])
                 rest = min(amount - owed - held, net)
                 commission = commission_of(net, rate, currency)
@@ -80,9 +80,9 @@ def written_off(evidence: Evidence) -> dict[tuple[str, str], list[int]]:
     found: dict[tuple[str, str], list[int]] = defaultdict(list)
     keys: set[str] = set()
     for entry in evidence.history.entries:
-        if entry.rpc == "WriteOffDebt" and entry.outcome == "ok" and entry.key not in keys:
+        if entry.rpc == "WriteOffExpertDebt" and entry.outcome == "ok" and entry.key not in keys:
             keys.add(entry.key)
-            answer = operations_pb2.WriteOffDebtResponse.FromString(entry.body)
+            answer = operations_pb2.WriteOffExpertDebtResponse.FromString(entry.body)
             part = answer.written_off
             found[answer.expert_id, part.currency_code].append(part.minor_units)
     return found

@@ -80,16 +80,16 @@ def amounts_add_up(evidence: Evidence) -> Iterator[tuple[str, str]]:
     for row in evidence.payments:
         payment_id, currency = row["payment_id"], row["currency"].strip()
         rate = row["commission_basis_points"]
-        gone = row["refunded"] + row["lost"]
+        gone = row["refunded_after_capture"] + row["lost"]
         if not 0 <= gone <= row["captured"] <= row["amount"]:
             yield f"{gone} ≤ {row['captured']} ≤ {row['amount']} is false", payment_id
         is_separate = row["charge_model"] == "SEPARATE"
         if row["held"] and row["captured"] and not is_separate:
             yield "held and captured at once", payment_id
-        parts = row["held"] + row["captured"] + row["returned"] + row["lost_held"]
+        parts = row["held"] + row["captured"] + row["refunded_from_escrow"] + row["lost_held"]
         if row["charged"] and row["charged"] != parts:
             yield f"charged {row['charged']}, which is not {parts} as it went on", payment_id
-        if not row["charged"] and row["captured"] + row["returned"] + row["lost_held"]:
+        if not row["charged"] and row["captured"] + row["refunded_from_escrow"] + row["lost_held"]:
             yield "paid out, given back or lost without a charge", payment_id
         if row["commission"] != commission_of(row["amount"], rate, currency):
             yield f"commission {row['commission']} of {row['amount']} at {rate}", payment_id
@@ -114,18 +114,18 @@ def held_money_is_paid_once(evidence: Evidence) -> Iterator[tuple[str, str]]:
         if row["charge_model"] != "SEPARATE" or not row["payment_intent_id"]:
             continue
         payment_id, moved = row["payment_id"], at_stripe[row["payment_intent_id"]]
-        back = row["returned"] + row["refunded"]
+        back = row["refunded_from_escrow"] + row["refunded_after_capture"]
         got = moved["refunded"] - moved["refund_failed"]
         if got != back:
             yield f"the client got {got} back at Stripe, {back} here", payment_id
         if got > moved["captured"]:
             yield f"{got} came back of {moved['captured']}", payment_id
         held = row["held"] + row["lost_held"] if row["charged"] else 0
-        out = moved["transferred"] + row["returned"] + held
+        out = moved["transferred"] + row["refunded_from_escrow"] + held
         if out > moved["captured"]:
             yield f"{out} is held, gone or transferred of {moved['captured']}", payment_id
         has = moved["transferred"] - moved["reversed"]
-        net = row["captured"] - row["refunded"] - row["lost"]
+        net = row["captured"] - row["refunded_after_capture"] - row["lost"]
         due = net - row["net_commission"] + owed[payment_id]
         if has != due:
             yield f"the expert has {has} of it, due is {due}", payment_id
@@ -147,7 +147,7 @@ def _came_due(evidence: Evidence) -> Counter[tuple[str, str]]:
             facts = facts_of(event)
             if event["kind"] in _TAKEN_BACK:
                 due[whose] += facts.get("expert_part") or 0
-            elif event["kind"] == "payment.expert_reversed":
+            elif event["kind"] == "payment.transfer_reversed":
                 due[whose] -= facts["amount"]
             elif event["kind"] == "payment.captured":
                 due[whose] -= facts.get("netted") or 0
@@ -195,9 +195,9 @@ def debts_have_a_reason(evidence: Evidence) -> Iterator[tuple[str, str]]:
             sums[event["kind"]] += facts.get(name) or 0
             if event["kind"] == "payment.captured":
                 sums["netted"] += facts.get("netted") or 0
-        due, owed = sum(sums[kind] for kind in _TAKEN_BACK), sums["payment.expert_owes"]
-        if due != sums["payment.expert_reversed"] + owed:
-            settled = f"{sums['payment.expert_reversed']} was reversed, {owed} is owed"
+        due, owed = sum(sums[kind] for kind in _TAKEN_BACK), sums["payment.expert_debt_recorded"]
+        if due != sums["payment.transfer_reversed"] + owed:
+            settled = f"{sums['payment.transfer_reversed']} was reversed, {owed} is owed"
             yield f"{due} was to come back from the expert; {settled}", payment_id
         if owed > sums["netted"] and payment_id not in refused:
             yield f"{owed} is owed, though Stripe refused no reversal", payment_id
@@ -211,7 +211,7 @@ def bounces_are_paid_again(evidence: Evidence) -> Iterator[tuple[str, str]]:
     told: dict[str, Counter[str]] = defaultdict(Counter)
     for payment_id, events in events_of(evidence).items():
         for event in events:
-            if event["kind"] in ("payment.refund_failed", "payment.refund_resent"):
+            if event["kind"] in ("payment.refund_failed", "payment.client_repaid"):
                 told[payment_id][event["kind"]] += facts_of(event)["amount"]
     failed: Counter[str] = Counter()
     for refund in evidence.refunds:
@@ -229,7 +229,7 @@ def bounces_are_paid_again(evidence: Evidence) -> Iterator[tuple[str, str]]:
             repaid[row["payment_id"]] += row["minor_units"]
     for payment_id in told.keys() | failed.keys() | repaid.keys():
         sums = told[payment_id]
-        came, paid = sums["payment.refund_failed"], sums["payment.refund_resent"]
+        came, paid = sums["payment.refund_failed"], sums["payment.client_repaid"]
         if not came == paid == failed[payment_id] == repaid[payment_id]:
             what = f"{failed[payment_id]} came back at Stripe, {came} here; {paid} was paid again"
             yield f"{what} by operations of {repaid[payment_id]}", payment_id

@@ -163,7 +163,7 @@ def what_is_contested_is_frozen(evidence: Evidence) -> Iterator[tuple[str, str]]
     released = {
         facts_of(event).get("warning_id")
         for event in evidence.events
-        if event["kind"] == "payment.fraud_warning_released"
+        if event["kind"] == "payment.fraud_warning_dismissed"
     }
     for warning in evidence.fraud_warnings:  # The newest first.
         intent = warning["payment_intent"]
@@ -200,7 +200,7 @@ def nothing_begins_while_frozen(evidence: Evidence) -> Iterator[tuple[str, str]]
                 stages.pop(facts["dispute_id"], None)
             elif kind == "fraud_warning" and not was_disputed and not _is_over(event):
                 warning = facts["warning_id"]
-            elif kind in ("fraud_warning_over", "fraud_warning_released"):
+            elif kind in ("fraud_warning_over", "fraud_warning_dismissed"):
                 warning = ""
             elif kind == "capture_started" and (stages or warning):
                 by = ", ".join([*stages, *([warning] if warning else [])])

@@ -182,7 +182,7 @@ def every_key_is_answered(evidence: Evidence) -> Iterator[tuple[str, str]]:
     for key in evidence.unanswered:
         yield f"{key} never got a definite answer", ""
     open_ = {row["operation_id"] for row in evidence.operations if row["settle_time"] is None}
-    for claim in evidence.claims:
+    for claim in evidence.idempotency_keys:
         if claim["answer"] is None and claim["operation_id"] not in open_:
             yield (
                 f"the claim of {claim['key']} has no answer and no operation",

@@ -14,7 +14,7 @@ def everything_is_settled(evidence: Evidence) -> Iterator[tuple[str, str]]:
         if row["state"] in ("STARTED", "UNKNOWN", "PARKED"):
             what = f"{row['kind']} {row['operation_id']} is {row['state']} ({row['last_error']})"
             yield what, row["payment_id"] or ""
-    for row in evidence.inbox:
+    for row in evidence.webhook_events:
         if row["state"] in ("WAITING", "PARKED"):
             yield f"{row['type']} {row['event_id']} is {row['state']} ({row['last_error']})", ""
 
@@ -41,7 +41,7 @@ def no_discrepancies(evidence: Evidence) -> Iterator[tuple[str, str]]:
         if refund["status"] == "failed"
     }
     for row in evidence.discrepancies:
-        if row["kind"] == "rest_not_returned" and row["detail"] in kept_back:
+        if row["kind"] == "remainder_not_returned" and row["detail"] in kept_back:
             continue
         if row["kind"] == "refund_failed" and row["detail"] in bounced:
             bounced.remove(row["detail"])
@@ -54,12 +54,12 @@ def no_discrepancies(evidence: Evidence) -> Iterator[tuple[str, str]]:
 @check
 def no_webhook_lost(evidence: Evidence) -> Iterator[tuple[str, str]]:
     """An event whose webhook was acknowledged is in the inbox, and nothing else is there."""
-    known = {row["event_id"] for row in evidence.inbox}
+    known = {row["event_id"] for row in evidence.webhook_events}
     sent = {row["event"] for row in evidence.deliveries}
     for row in evidence.deliveries:
         if row["state"] == "delivered" and row["event"] not in known:
             yield f"{row['type']} {row['event']} was acknowledged and is not stored", ""
-    for row in evidence.inbox:
+    for row in evidence.webhook_events:
         if row["event_id"] not in sent:
             yield f"{row['type']} {row['event_id']} is stored, but Stripe never sent it", ""
 

@@ -4,21 +4,33 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from payment_service.application.core import Begun, Core, Keyed, refuse_for_good, resume
-from payment_service.application.keyed import Told, run_keyed
-from payment_service.application.make_way import make_way, repayment_making_way
-from payment_service.application.settle import leased_operation, to_present_account
-from payment_service.domain import escrow, plans
+from payment_service.application.app import App
+from payment_service.application.idempotency import (
+    CallResult,
+    IdempotentCommand,
+    Started,
+    replay_or_take_over,
+    run_idempotent,
+    store_refusal,
+)
+from payment_service.application.operations.preempt_repayment import plan_preemption, preempt
+from payment_service.application.operations.start import start_operation, with_current_destination
+from payment_service.domain import guards, plans, transitions
 from payment_service.domain.errors import Precondition, invalid_field, payment_not_found
-from payment_service.domain.escrow import Payment, Transition
-from payment_service.domain.ledger import Share
+from payment_service.domain.guards import check_version
+from payment_service.domain.ledger import CaptureSplit
 from payment_service.domain.operations import Operation, OperationKind
+from payment_service.domain.payment import Payment
 from payment_service.domain.plans import CapturePlan
-from payment_service.domain.ports import Answers, Policy, Transaction
+from payment_service.domain.ports.database import Transaction
+from payment_service.domain.ports.policy import Policy
+from payment_service.domain.ports.records import Answers
+from payment_service.domain.preview import Preview, preview_capture
+from payment_service.domain.state_machine import Transition
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class RequestedAmount:
     """An amount as asked for; an empty currency means the payment's own."""
 
     minor_units: int
@@ -26,47 +38,47 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CapturePayment(Keyed):
+class CapturePayment(IdempotentCommand):
     payment_id: str
-    part: Part | None
+    part: RequestedAmount | None
     final: bool
     notes: str
     #: 0 means any.
     expected_version: int = 0
 
 
-async def capture_payment(core: Core, command: CapturePayment) -> Told:
+async def capture_payment(app: App, command: CapturePayment) -> CallResult:
     """Pay the expert out of escrow and keep the commission.
 
     A destination charge is captured, and Stripe splits it. Of a separate one the card is charged
     onto the platform (if it was only authorized), then the expert's part is transferred.
     """
-    return await run_keyed(core, begin_capture, command)
+    return await run_idempotent(app, begin_capture, command)
 
 
 def begin_capture(
     tx: Transaction, answers: Answers, policy: Policy, command: CapturePayment
-) -> Begun:
+) -> Started:
     claim = tx.claim(command.cause, command.key, command.fields)
     if not claim.fresh:
-        return resume(tx, policy, claim)
+        return replay_or_take_over(tx, policy, claim)
     payment = tx.lock_payment(command.payment_id)
     if payment is None:
         raise payment_not_found(command.payment_id)
-    plans.check_version(payment, command.expected_version)
-    given_up = repayment_making_way(tx, payment, "a capture comes first")
+    guards.check_version(payment, command.expected_version)
+    given_up = plan_preemption(tx, payment, "a capture comes first")
     resting = given_up.after if given_up else payment
     try:
-        plan = plan_capture(tx, resting, minor_units_of(command.part, payment), command.final)
+        plan = plan_capture(tx, resting, amount_in(command.part, payment), command.final)
     except Precondition as refusal:
-        return refuse_for_good(tx, answers, claim, refusal)
-    payment = make_way(tx, payment, given_up, command.cause)
+        return store_refusal(tx, answers, claim, refusal)
+    payment = preempt(tx, payment, given_up, command.cause)
     operation, transition = start_capture(
         tx, policy, payment, plan, command.notes, claim_id=claim.claim_id, final=command.final
     )
     tx.record(transition, command.cause)
     tx.bind_claim(claim.claim_id, payment.payment_id, operation.operation_id)
-    return Begun(claim, operation, transition.after.version)
+    return Started(claim, operation, transition.after.version)
 
 
 def plan_capture(tx: Transaction, payment: Payment, part: int | None, final: bool) -> CapturePlan:
@@ -75,7 +87,7 @@ def plan_capture(tx: Transaction, payment: Payment, part: int | None, final: boo
     # Locked after the payment, as everywhere: an exchange of the account comes before or after.
     expert = tx.lock_expert(payment.expert_id)
     assert expert is not None
-    plans.check_destination(payment, expert)
+    guards.check_destination(payment, expert)
     debt = tx.expert_debt(payment.expert_id, payment.currency)
     return plans.plan_capture(payment, part, final, debt)
 
@@ -97,14 +109,16 @@ def start_capture(
     params: dict[str, object] = {"payment_intent_id": payment.payment_intent_id, "notes": notes}
     if payment.charged:
         kind, minor_units = OperationKind.TRANSFER, share.part
-        params = to_present_account(tx, payment, _transfer(payment, share, notes, final=final))
+        params = with_current_destination(
+            tx, payment, _transfer(payment, share, notes, final=final)
+        )
     elif payment.is_separate:
         transfer = _transfer(payment, share, notes, final=final)
         params |= {"part": share.part, "transfer": transfer}
     else:
         has_fee = payment.commission > 0 or fee > 0
         params |= {"application_fee": fee, "has_fee": has_fee, "netted": share.netted}
-    operation = leased_operation(
+    operation = start_operation(
         tx,
         policy,
         kind=kind,
@@ -113,13 +127,15 @@ def start_capture(
         claim_id=claim_id,
         params=params,
     )
-    transition = escrow.start_capture(
+    transition = transitions.start_capture(
         payment, share, operation.operation_id, notes, tx.now, by_deadline=by_deadline
     )
     return operation, transition
 
 
-def _transfer(payment: Payment, share: Share, notes: str, *, final: bool) -> dict[str, object]:
+def _transfer(
+    payment: Payment, share: CaptureSplit, notes: str, *, final: bool
+) -> dict[str, object]:
     """What the transfer leg is to do, now or once the card is charged; to whom is said then."""
     return {
         "currency": payment.currency,
@@ -131,7 +147,7 @@ def _transfer(payment: Payment, share: Share, notes: str, *, final: bool) -> dic
     }
 
 
-def minor_units_of(part: Part | None, payment: Payment) -> int | None:
+def amount_in(part: RequestedAmount | None, payment: Payment) -> int | None:
     """The amount asked for, if any, in the payment's own currency."""
     if part is None:
         return None
@@ -140,3 +156,14 @@ def minor_units_of(part: Part | None, payment: Payment) -> int | None:
             "amount.currency_code", f"must be {payment.currency}, the payment's own, or empty"
         )
     return part.minor_units
+
+
+def capture_preview(tx: Transaction, command: CapturePayment) -> Preview:
+    payment = tx.lock_payment(command.payment_id)
+    if payment is None:
+        raise payment_not_found(command.payment_id)
+    check_version(payment, command.expected_version)
+    given_up = plan_preemption(tx, payment, "a capture comes first")
+    payment = given_up.after if given_up else payment
+    plan = plan_capture(tx, payment, amount_in(command.part, payment), command.final)
+    return preview_capture(payment, plan)

@@ -6,46 +6,17 @@ import asyncio
 import random
 from dataclasses import dataclass, replace
 
-from payment_service.application.carry_out import (
-    back_off,
-    check_lease,
-    database_time,
-    give_back,
-    looking,
-)
-from payment_service.application.core import Core
-from payment_service.application.keep_lease import keep_lease
+from payment_service.application.app import App
+from payment_service.application.execution.accounts import execute_account
 from payment_service.application.onboarding import mint_onboarding_link
-from payment_service.application.refresh_expert import refresh_expert
-from payment_service.application.settle import leased_operation
-from payment_service.domain.errors import (
-    Conflict,
-    Refusal,
-    expert_not_found,
-    key_in_use,
-    outcome_unknown,
-)
-from payment_service.domain.experts import (
-    Account,
-    BusinessType,
-    Expert,
-    ExpertStatus,
-    check_country,
-)
-from payment_service.domain.follow import refused_by_processor
-from payment_service.domain.operations import Operation, OperationKind, OperationState
-from payment_service.domain.ports import (
-    Answers,
-    Cause,
-    Done,
-    Misconfigured,
-    NewAccount,
-    NotSent,
-    Policy,
-    Refused,
-    Transaction,
-    Unknown,
-)
+from payment_service.application.operations.start import start_operation
+from payment_service.application.sync.account import sync_expert
+from payment_service.domain.errors import Conflict, Refusal, expert_not_found, key_in_use
+from payment_service.domain.experts import BusinessType, Expert, ExpertStatus, check_country
+from payment_service.domain.operations import Operation, OperationKind
+from payment_service.domain.ports.database import Transaction
+from payment_service.domain.ports.policy import Policy
+from payment_service.domain.ports.records import Cause
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,25 +29,25 @@ class CreateExpertAccount:
     business_type: BusinessType
     #: None means the default rate.
     commission_basis_points: int | None
-    onward_url: str
+    continue_url: str
 
 
-async def create_expert_account(core: Core, command: CreateExpertAccount) -> tuple[Expert, str]:
+async def create_expert_account(app: App, command: CreateExpertAccount) -> tuple[Expert, str]:
     """The expert and an onboarding link (empty where there is nothing left to do but by Stripe).
 
     Idempotent by ``expert_id``, also after a crash between Stripe and the database: the operation
     was recorded first, and Stripe sees the same key again.
     """
-    check_country(command.country, core.policy.platform_country)
-    expert, operation = await core.database.transact(begin_account, core.policy, command)
+    check_country(command.country, app.policy.platform_country)
+    expert, operation = await app.database.transact(begin_account, app.policy, command)
     if operation is not None:
-        await carry_out_account(core, operation, command.cause)
+        await execute_account(app, operation, command.cause)
     elif expert.status is ExpertStatus.CREATING:
-        await _wait_for_account(core, expert.expert_id)
-    expert = await refresh_expert(core, command.expert_id, command.cause)
+        await _wait_for_account(app, expert.expert_id)
+    expert = await sync_expert(app, command.expert_id, command.cause)
     if expert.is_lost:
         return expert, ""
-    return expert, await mint_onboarding_link(core, expert, command.onward_url)
+    return expert, await mint_onboarding_link(app, expert, command.continue_url)
 
 
 def begin_account(
@@ -118,7 +89,7 @@ def request_account(
     tx: Transaction, policy: Policy, expert: Expert, claim_id: str = ""
 ) -> Operation:
     """Record the operation that makes an account for the expert; the caller saves the expert."""
-    return leased_operation(
+    return start_operation(
         tx,
         policy,
         kind=OperationKind.CREATE_ACCOUNT,
@@ -133,118 +104,11 @@ def request_account(
     )
 
 
-async def carry_out_account(core: Core, operation: Operation, cause: Cause) -> None:
-    """Make the account at Stripe, or find the one that was made. Raises while it is unknown."""
-    async with keep_lease(core, operation):
-        await _carry_out(core, operation, cause)
-
-
-async def _carry_out(core: Core, operation: Operation, cause: Cause) -> None:
-    if operation.tries:
-        now = await core.database.transact(database_time)
-        burnt = operation.params.get("replayed") or operation.attempt > 1
-        if burnt or not operation.may_resend(now):
-            async with looking(core, operation, cause):
-                found = await core.stripe.find_account(
-                    operation.operation_id, operation.create_time
-                )
-            if found is not None:
-                await core.database.transact(finish_account, core.answers, operation, found, cause)
-                return
-    await check_lease(core, operation, cause, {"expert_id": operation.expert_id})
-    outcome = await core.stripe.create_account(
-        operation.stripe_key,
-        NewAccount(
-            name=operation.text("name"),
-            email=operation.text("email"),
-            country=operation.text("country"),
-            business_type=BusinessType(operation.text("business_type")),
-            metadata={
-                "expert_id": operation.expert_id,
-                "operation_id": operation.operation_id,
-            },
-        ),
-    )
-    match outcome:
-        case Done(account):
-            await core.database.transact(finish_account, core.answers, operation, account, cause)
-        case Refused():
-            await core.database.transact(refuse_account, core.answers, operation, outcome, cause)
-            raise _refusal_of(operation, outcome)
-        case Misconfigured(code=code):
-            await give_back(core, operation, code, cause, None)
-            raise outcome_unknown(expert_id=operation.expert_id)
-        case NotSent(why=why) | Unknown(why=why):
-            # A stored error burns the key: the next try looks for the account and takes a new one.
-            replayed = isinstance(outcome, Unknown) and outcome.replayed
-            await give_back(
-                core,
-                operation,
-                why,
-                cause,
-                back_off(operation.tries),
-                next_attempt=replayed,
-                params={**operation.params, "replayed": True} if replayed else None,
-                counts=isinstance(outcome, Unknown),
-            )
-            raise outcome_unknown(expert_id=operation.expert_id)
-
-
-def finish_account(
-    tx: Transaction, answers: Answers, operation: Operation, account: Account, cause: Cause
-) -> None:
-    """The account is there, the first one or in place of another. Written once, whoever saw it."""
-    expert = tx.lock_expert(operation.expert_id)
-    if expert is None or expert.operation_id != operation.operation_id:
-        return
-    former = expert.account.stripe_account_id
-    after = replace(
-        expert,
-        account=account,
-        deauthorized=False,
-        operation_id="",
-        check_time=tx.now,
-        version=expert.version + 1,
-        update_time=tx.now,
-    )
-    if former:
-        tx.add_former_account(expert, tx.now)
-        tx.save_expert(after, "expert.account_replaced", cause, former_account_id=former)
-    else:
-        tx.save_expert(after, "expert.account_created", cause)
-    tx.settle_operation(operation.operation_id, OperationState.SUCCEEDED)
-    tx.watch_account(account.stripe_account_id)
-    if operation.claim_id:
-        tx.settle_claim(operation.claim_id, answers.account_replaced(after))
-
-
-def refuse_account(
-    tx: Transaction, answers: Answers, operation: Operation, refused: Refused, cause: Cause
-) -> None:
-    """Stripe will not have this expert as described; a mended description may be sent."""
-    expert = tx.lock_expert(operation.expert_id)
-    if expert is None or expert.operation_id != operation.operation_id:
-        return
-    tx.save_expert(
-        replace(expert, operation_id="", version=expert.version + 1, update_time=tx.now),
-        "expert.account_refused",
-        cause,
-    )
-    tx.settle_operation(operation.operation_id, OperationState.REFUSED, refused.code)
-    if operation.claim_id:
-        tx.settle_claim(operation.claim_id, answers.refusal(_refusal_of(operation, refused)))
-
-
-def _refusal_of(operation: Operation, refused: Refused) -> Refusal:
-    code, request_id = refused.code, refused.request_id
-    return refused_by_processor(code, request_id, expert_id=operation.expert_id)
-
-
-async def _wait_for_account(core: Core, expert_id: str) -> None:
+async def _wait_for_account(app: App, expert_id: str) -> None:
     """Another call is making the account: wait for it a little."""
-    deadline = asyncio.get_running_loop().time() + core.policy.claim_wait
+    deadline = asyncio.get_running_loop().time() + app.policy.claim_wait
     while asyncio.get_running_loop().time() < deadline:
-        expert = await core.database.read(lambda reader: reader.expert(expert_id))
+        expert = await app.database.read(lambda reader: reader.expert(expert_id))
         if expert is not None and expert.status is not ExpertStatus.CREATING:
             return
         await asyncio.sleep(random.uniform(0.05, 0.15))  # noqa: S311 - jitter

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from payment_service.application.core import Core
+from payment_service.application.app import App
 from payment_service.domain.errors import Precondition, expert_not_found
 from payment_service.domain.experts import Expert
 from payment_service.domain.payouts import AccountBalance
@@ -22,21 +22,21 @@ class ExpertBalance:
     debt: int = 0
 
 
-async def get_expert_balance(core: Core, expert_id: str) -> Sequence[ExpertBalance]:
+async def get_expert_balance(app: App, expert_id: str) -> Sequence[ExpertBalance]:
     """By currency, of all accounts that the expert has or had, as far as Stripe shows them.
 
     Raises :class:`Unavailable` if Stripe cannot be read: half would mislead. The two sides are read
     one after the other, so a payout between them shows on one only.
     """
-    expert = await core.database.read(lambda reader: reader.expert(expert_id))
+    expert = await app.database.read(lambda reader: reader.expert(expert_id))
     if expert is None:
         raise expert_not_found(expert_id)
-    accounts = await core.database.read(lambda reader: reader.readable_accounts(expert_id))
-    shown = [await core.stripe.account_balance(account_id) for account_id in accounts]
+    accounts = await app.database.read(lambda reader: reader.readable_accounts(expert_id))
+    shown = [await app.stripe.account_balance(account_id) for account_id in accounts]
     held = [balance for balances in shown for balance in balances or ()]
     if all(balances is None for balances in shown):
         raise _no_account(expert)
-    booked = await core.database.read(lambda reader: reader.expert_balances(expert_id))
+    booked = await app.database.read(lambda reader: reader.expert_balances(expert_id))
     return merge_balances(held, booked)
 
 

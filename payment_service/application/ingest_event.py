@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from payment_service.application.core import Core
-from payment_service.domain.envelope import OddEvent, envelope_of
+from payment_service.application.app import App
 from payment_service.domain.errors import InvalidArgument
-from payment_service.domain.ports import InboxEvent, Transaction
+from payment_service.domain.ports.database import Transaction
+from payment_service.domain.ports.records import WebhookEvent
+from payment_service.domain.webhook_event import MalformedEvent, envelope_of
 
 #: Stripe's tolerance for old signatures, and ours for clocks that run ahead. Stripe's own library
 #: accepts any time in the future.
@@ -36,7 +37,7 @@ def refused(fault: str) -> InvalidArgument:
 
 
 async def ingest_event(
-    core: Core, endpoint: str, payload: bytes, signature: str, secrets: WebhookSecrets
+    app: App, endpoint: str, payload: bytes, signature: str, secrets: WebhookSecrets
 ) -> tuple[str, bool]:
     """Store the event and return its id, and whether it was there already.
 
@@ -44,12 +45,12 @@ async def ingest_event(
     """
     verify_signature(payload, signature, secrets.secrets, now=time.time())
     event = parse_event(endpoint, payload, livemode=secrets.livemode)
-    stored = await core.database.transact(store_event, event)
-    core.wake.set()
+    stored = await app.database.transact(store_event, event)
+    app.wake.set()
     return event.event_id, not stored
 
 
-def store_event(tx: Transaction, event: InboxEvent) -> bool:
+def store_event(tx: Transaction, event: WebhookEvent) -> bool:
     """False if it was there already."""
     return tx.store_event(event)
 
@@ -87,7 +88,7 @@ def verify_signature(payload: bytes, signature: str, secrets: Sequence[str], *, 
         raise refused("wrong signature")
 
 
-def parse_event(endpoint: str, payload: bytes, *, livemode: bool) -> InboxEvent:
+def parse_event(endpoint: str, payload: bytes, *, livemode: bool) -> WebhookEvent:
     """The envelope of an event. Only ids are kept: the object is read again when it is applied."""
     try:
         event = json.loads(payload.decode(), parse_int=_small_int)
@@ -99,7 +100,7 @@ def parse_event(endpoint: str, payload: bytes, *, livemode: bool) -> InboxEvent:
         raise refused("of the other mode")
     try:
         return envelope_of(endpoint, event, hashlib.sha256(payload).digest())
-    except OddEvent as odd:
+    except MalformedEvent as odd:
         raise refused(str(odd)) from None
 
 

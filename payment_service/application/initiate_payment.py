@@ -7,24 +7,34 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import TypeVar
 
-from payment_service.application.core import Begun, Core, Keyed, refuse_for_good, resume
-from payment_service.application.keyed import Told, run_keyed
-from payment_service.application.refresh_expert import refresh_expert
-from payment_service.application.settle import leased_operation
-from payment_service.domain import escrow, money
+from payment_service.application.app import App
+from payment_service.application.idempotency import (
+    CallResult,
+    IdempotentCommand,
+    Started,
+    replay_or_take_over,
+    run_idempotent,
+    store_refusal,
+)
+from payment_service.application.operations.start import start_operation
+from payment_service.application.sync.account import sync_expert
+from payment_service.domain import money, transitions
 from payment_service.domain.errors import Precondition, expert_not_found
-from payment_service.domain.escrow import EscrowMode, OnDeadline, Payment, Transition
 from payment_service.domain.experts import Expert, ExpertStatus
+from payment_service.domain.hold_policy import HoldRules, choose_hold
 from payment_service.domain.money import Money
 from payment_service.domain.operations import OperationKind
-from payment_service.domain.plans import HoldRules, choose_hold
-from payment_service.domain.ports import Answers, Policy, Transaction
+from payment_service.domain.payment import EscrowMode, OnDeadline, Payment
+from payment_service.domain.ports.database import Transaction
+from payment_service.domain.ports.policy import Policy
+from payment_service.domain.ports.records import Answers
+from payment_service.domain.state_machine import Transition
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class InitiatePayment(Keyed):
+class InitiatePayment(IdempotentCommand):
     client_id: str
     expert_id: str
     gig_id: str
@@ -51,46 +61,46 @@ class PlatformMustBeAsked(Exception):
 
 
 async def informed(
-    core: Core, command: InitiatePayment, attempt: Callable[[InitiatePayment], Awaitable[T]]
+    app: App, command: InitiatePayment, attempt: Callable[[InitiatePayment], Awaitable[T]]
 ) -> T:
     """The attempt, made again with what it turned out to need from Stripe first."""
     while True:
         try:
             return await attempt(command)
         except ExpertMayBeReady:
-            await refresh_expert(core, command.expert_id, command.cause)
+            await sync_expert(app, command.expert_id, command.cause)
             command = replace(command, expert_is_fresh=True)
         except PlatformMustBeAsked:
-            may_hold = await core.stripe.platform_pays_out_by_hand()
+            may_hold = await app.stripe.has_manual_payouts()
             command = replace(command, platform_may_hold=may_hold)
 
 
-async def initiate_payment(core: Core, command: InitiatePayment) -> Told:
+async def initiate_payment(app: App, command: InitiatePayment) -> CallResult:
     """Create the payment. The client secret is read from Stripe, since it is never stored."""
-    told = await informed(core, command, lambda known: run_keyed(core, begin_initiation, known))
+    told = await informed(app, command, lambda known: run_idempotent(app, begin_initiation, known))
     if told.client_secret:
         return told
-    payment = await core.database.read(lambda reader: reader.payment(told.payment_id))
+    payment = await app.database.read(lambda reader: reader.payment(told.payment_id))
     if payment is None or not payment.payment_intent_id:
         return told
-    secret = await core.stripe.client_secret(payment.payment_intent_id)
+    secret = await app.stripe.client_secret(payment.payment_intent_id)
     return replace(told, client_secret=secret)
 
 
 def begin_initiation(
     tx: Transaction, answers: Answers, policy: Policy, command: InitiatePayment
-) -> Begun:
+) -> Started:
     claim = tx.claim(command.cause, command.key, command.fields)
     if not claim.fresh:
-        return resume(tx, policy, claim)
+        return replay_or_take_over(tx, policy, claim)
     try:
         transition = plan_initiation(tx, policy, command, tx.new_id("pay"))
     except Precondition as refusal:
-        return refuse_for_good(tx, answers, claim, refusal)
+        return store_refusal(tx, answers, claim, refusal)
     operation_id = tx.new_id("op")
     payment = replace(transition.after, operation_id=operation_id)
     tx.record(replace(transition, after=payment), command.cause)
-    operation = leased_operation(
+    operation = start_operation(
         tx,
         policy,
         kind=OperationKind.CREATE_INTENT,
@@ -111,7 +121,7 @@ def begin_initiation(
         },
     )
     tx.bind_claim(claim.claim_id, payment.payment_id, operation.operation_id)
-    return Begun(claim, operation, payment.version)
+    return Started(claim, operation, payment.version)
 
 
 def plan_initiation(
@@ -134,7 +144,7 @@ def plan_initiation(
             "set the platform's payouts to manual at Stripe",
             {"escrow_mode": payment.escrow_mode.value},
         )
-    return escrow.initiate(payment)
+    return transitions.initiate(payment)
 
 
 def _payment(
@@ -177,3 +187,16 @@ def _payment(
         update_time=tx.now,
         payment_expire_time=tx.now + timedelta(seconds=policy.payment_window),
     )
+
+
+async def preview_of_initiation(app: App, command: InitiatePayment) -> Payment:
+    """The payment that would be made. Raises what the call would be refused with."""
+    return await informed(
+        app,
+        command,
+        lambda known: app.database.transact(initiation_preview, app.policy, known),
+    )
+
+
+def initiation_preview(tx: Transaction, policy: Policy, command: InitiatePayment) -> Payment:
+    return plan_initiation(tx, policy, command, payment_id="").after

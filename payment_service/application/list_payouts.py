@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 
-from payment_service.application.core import Core
+from payment_service.application.app import App
 from payment_service.domain.errors import expert_not_found
 from payment_service.domain.payouts import Payout, PayoutState
 
 
 async def list_payouts(
-    core: Core,
+    app: App,
     expert_id: str,
     states: Sequence[PayoutState],
     before: tuple[datetime, str] | None,
     limit: int,
 ) -> Sequence[Payout]:
     """A page by keyset. An expert that nobody knows is told from one who has no payouts."""
-    if await core.database.read(lambda reader: reader.expert(expert_id)) is None:
+    if await app.database.read(lambda reader: reader.expert(expert_id)) is None:
         raise expert_not_found(expert_id)
-    return await core.database.read(lambda reader: reader.payouts(expert_id, states, before, limit))
+    return await app.database.read(lambda reader: reader.payouts(expert_id, states, before, limit))

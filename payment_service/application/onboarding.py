@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 from urllib.parse import urlencode, urlsplit
 
-from payment_service.application.core import Core, hashed
-from payment_service.application.refresh_expert import refresh_expert
+from payment_service.application.app import App
+from payment_service.application.sync.account import sync_expert
 from payment_service.domain.errors import NotFound, Precondition, expert_not_found, invalid_field
 from payment_service.domain.experts import Expert, ExpertStatus
-from payment_service.domain.ports import Cause, Policy, Transaction
+from payment_service.domain.ports.database import Transaction
+from payment_service.domain.ports.policy import Policy
+from payment_service.domain.ports.records import Cause
 
 
-async def create_dashboard_link(core: Core, expert_id: str, cause: Cause) -> str:
+async def create_dashboard_link(app: App, expert_id: str, cause: Cause) -> str:
     """A link to the expert's Express dashboard; there is none before onboarding is complete."""
-    expert = await refresh_expert(core, expert_id, cause)
+    expert = await sync_expert(app, expert_id, cause)
     expert.check_onboarded()
-    return await core.stripe.dashboard_link(expert.account.stripe_account_id)
+    return await app.stripe.dashboard_link(expert.account.stripe_account_id)
 
 
-async def refresh_onboarding(core: Core, expert_id: str, onward_url: str) -> str:
+async def refresh_onboarding(app: App, expert_id: str, continue_url: str) -> str:
     """A new onboarding link: Stripe's are used once and live five minutes."""
-    expert = await core.database.read(lambda reader: reader.expert(expert_id))
+    expert = await app.database.read(lambda reader: reader.expert(expert_id))
     if expert is None:
         raise expert_not_found(expert_id)
-    return await mint_onboarding_link(core, expert, onward_url)
+    return await mint_onboarding_link(app, expert, continue_url)
 
 
-async def mint_onboarding_link(core: Core, expert: Expert, onward_url: str) -> str:
+async def mint_onboarding_link(app: App, expert: Expert, continue_url: str) -> str:
     """A link whose way back leads over the gateway's landing pages.
 
     The token in their addresses is unguessable, lives for days (Stripe's link lives for minutes),
@@ -43,43 +46,47 @@ async def mint_onboarding_link(core: Core, expert: Expert, onward_url: str) -> s
             f"there is no account to be onboarded: {expert.status}",
             {"expert_id": expert.expert_id, "status": expert.status.value},
         )
-    policy = core.policy
+    policy = app.policy
     token = secrets.token_urlsafe(32)
-    await core.database.transact(
-        add_landing_token, hashed(token), expert.expert_id, onward_url, policy.landing_token_life
+    await app.database.transact(
+        add_onboarding_token,
+        hash_token(token),
+        expert.expert_id,
+        continue_url,
+        policy.landing_token_life,
     )
-    return await core.stripe.onboarding_link(
+    return await app.stripe.onboarding_link(
         expert.account.stripe_account_id,
         refresh_url=_landing_url(policy, "refresh", token),
         return_url=_landing_url(policy, "return", token),
     )
 
 
-def add_landing_token(
-    tx: Transaction, token_hash: bytes, expert_id: str, onward_url: str, seconds: float
+def add_onboarding_token(
+    tx: Transaction, token_hash: bytes, expert_id: str, continue_url: str, seconds: float
 ) -> None:
-    tx.add_landing_token(token_hash, expert_id, onward_url, seconds)
+    tx.add_onboarding_token(token_hash, expert_id, continue_url, seconds)
 
 
-async def get_onboarding(core: Core, token: str, cause: Cause) -> tuple[Expert, str]:
+async def get_onboarding_status(app: App, token: str, cause: Cause) -> tuple[Expert, str]:
     """The expert behind a landing page, freshly asked about, and where the browser may go on to."""
-    expert_id, onward_url = await _landing(core, token)
-    return await refresh_expert(core, expert_id, cause), onward_url
+    expert_id, continue_url = await _landing(app, token)
+    return await sync_expert(app, expert_id, cause), continue_url
 
 
-async def renew_onboarding(core: Core, token: str) -> str:
+async def create_onboarding_link(app: App, token: str) -> str:
     """A new link for a browser that came back with a used or expired one."""
-    expert_id, onward_url = await _landing(core, token)
-    expert = await core.database.read(lambda reader: reader.expert(expert_id))
+    expert_id, continue_url = await _landing(app, token)
+    expert = await app.database.read(lambda reader: reader.expert(expert_id))
     if expert is None:
         raise expert_not_found(expert_id)
     if expert.status in (ExpertStatus.REJECTED, ExpertStatus.DEAUTHORIZED):
         return ""  # The landing page says why.
-    return await mint_onboarding_link(core, expert, onward_url)
+    return await mint_onboarding_link(app, expert, continue_url)
 
 
-async def _landing(core: Core, token: str) -> tuple[str, str]:
-    found = await core.database.read(lambda reader: reader.landing(hashed(token)))
+async def _landing(app: App, token: str) -> tuple[str, str]:
+    found = await app.database.read(lambda reader: reader.landing(hash_token(token)))
     if found is None:
         raise NotFound("LANDING_TOKEN_NOT_FOUND", "this link is unknown or has expired")
     return found
@@ -89,18 +96,23 @@ def _landing_url(policy: Policy, page: str, token: str) -> str:
     return f"{policy.gateway_public_url}/onboarding/{page}?{urlencode({'token': token})}"
 
 
-def check_onward_url(policy: Policy, onward_url: str) -> str:
+def check_continue_url(policy: Policy, continue_url: str) -> str:
     """Refuse to send a browser anywhere but to a site of ``ALLOWED_ORIGINS``."""
-    if not onward_url:
+    if not continue_url:
         return ""
     try:
-        parts = urlsplit(onward_url)
+        parts = urlsplit(continue_url)
         port = parts.port
     except ValueError:
-        raise invalid_field("onward_url", "is not an address") from None
+        raise invalid_field("continue_url", "is not an address") from None
     host = f"{parts.hostname or ''}{f':{port}' if port else ''}"
     origin = f"{parts.scheme}://{host}"
-    plain = not parts.username and not parts.password and "\\" not in onward_url
+    plain = not parts.username and not parts.password and "\\" not in continue_url
     if not plain or origin not in policy.allowed_origins:
-        raise invalid_field("onward_url", "is not on a site of ALLOWED_ORIGINS")
-    return onward_url
+        raise invalid_field("continue_url", "is not on a site of ALLOWED_ORIGINS")
+    return continue_url
+
+
+def hash_token(secret: str) -> bytes:
+    """How a secret that only its bearer needs to know is stored."""
+    return hashlib.sha256(secret.encode()).digest()

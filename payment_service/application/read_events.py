@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from payment_service.application.core import Core
+from payment_service.application.app import App
+from payment_service.domain.audit_trail import first_broken
 from payment_service.domain.errors import payment_not_found
-from payment_service.domain.events import first_broken
-from payment_service.domain.ports import Reader, StoredEvent
+from payment_service.domain.ports.database import Reader
+from payment_service.domain.ports.records import StoredEvent
 
 
 async def read_events(
-    core: Core, payment_id: str, after: int, limit: int
+    app: App, payment_id: str, after: int, limit: int
 ) -> tuple[Sequence[StoredEvent], int]:
     """Events after a sequence, oldest first, and the first one that is missing or was changed."""
-    return await core.database.read(_read, payment_id, after, limit)
+    return await app.database.read(_read, payment_id, after, limit)
 
 
 def _read(

@@ -4,58 +4,70 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from payment_service.application.capture_payment import Part, minor_units_of
-from payment_service.application.core import Begun, Core, Keyed, refuse_for_good, resume
-from payment_service.application.keyed import Told, run_keyed
-from payment_service.application.make_way import make_way, repayment_making_way
-from payment_service.application.settle import leased_operation
-from payment_service.domain import escrow, plans
+from payment_service.application.app import App
+from payment_service.application.capture_payment import RequestedAmount, amount_in
+from payment_service.application.idempotency import (
+    CallResult,
+    IdempotentCommand,
+    Started,
+    replay_or_take_over,
+    run_idempotent,
+    store_refusal,
+)
+from payment_service.application.operations.preempt_repayment import plan_preemption, preempt
+from payment_service.application.operations.start import start_operation
+from payment_service.domain import guards, plans, transitions
 from payment_service.domain.errors import Precondition, payment_not_found
-from payment_service.domain.escrow import Payment, Transition
+from payment_service.domain.guards import check_version
 from payment_service.domain.operations import Operation, OperationKind
+from payment_service.domain.payment import Payment
 from payment_service.domain.plans import RefundPlan
-from payment_service.domain.ports import Answers, Policy, Transaction
+from payment_service.domain.ports.database import Transaction
+from payment_service.domain.ports.policy import Policy
+from payment_service.domain.ports.records import Answers
+from payment_service.domain.preview import Preview, preview_refund
+from payment_service.domain.state_machine import Transition
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RefundPayment(Keyed):
+class RefundPayment(IdempotentCommand):
     payment_id: str
-    part: Part | None
+    part: RequestedAmount | None
     reason: str
     #: 0 means any.
     expected_version: int = 0
 
 
-async def refund_payment(core: Core, command: RefundPayment) -> Told:
+async def refund_payment(app: App, command: RefundPayment) -> CallResult:
     """Before the card is charged, cancel the intent. After it, refund out of escrow first.
 
     What was paid out already comes back from the platform, and then from the expert by the
     reversal of transfers.
     """
-    return await run_keyed(core, begin_refund, command)
+    return await run_idempotent(app, begin_refund, command)
 
 
 def begin_refund(
     tx: Transaction, answers: Answers, policy: Policy, command: RefundPayment
-) -> Begun:
+) -> Started:
     claim = tx.claim(command.cause, command.key, command.fields)
     if not claim.fresh:
-        return resume(tx, policy, claim)
+        return replay_or_take_over(tx, policy, claim)
     payment = tx.lock_payment(command.payment_id)
     if payment is None:
         raise payment_not_found(command.payment_id)
-    plans.check_version(payment, command.expected_version)
+    guards.check_version(payment, command.expected_version)
     try:
         plan, given_up = plan_refund(tx, payment, command)
     except Precondition as refusal:
-        return refuse_for_good(tx, answers, claim, refusal)
-    payment = make_way(tx, payment, given_up, command.cause)
+        return store_refusal(tx, answers, claim, refusal)
+    payment = preempt(tx, payment, given_up, command.cause)
     operation, transition = start_refund(
         tx, policy, payment, plan, command.reason, claim_id=claim.claim_id
     )
     tx.record(transition, command.cause)
     tx.bind_claim(claim.claim_id, payment.payment_id, operation.operation_id)
-    return Begun(claim, operation, transition.after.version)
+    return Started(claim, operation, transition.after.version)
 
 
 def plan_refund(
@@ -67,11 +79,11 @@ def plan_refund(
     Stripe refused that capture for good, and it is sent again only after it was resumed under the
     payment's lock, which we hold: so it can be given up.
     """
-    given_up = repayment_making_way(tx, payment, "another refund comes first")
-    if plans.waits_for_expert(payment):
-        given_up = escrow.capture_given_up(payment, command.reason, tx.now)
+    given_up = plan_preemption(tx, payment, "another refund comes first")
+    if guards.waits_for_expert(payment):
+        given_up = transitions.capture_abandoned(payment, command.reason, tx.now)
     payment = given_up.after if given_up else payment
-    return plans.plan_refund(payment, minor_units_of(command.part, payment)), given_up
+    return plans.plan_refund(payment, amount_in(command.part, payment)), given_up
 
 
 def start_refund(
@@ -85,7 +97,7 @@ def start_refund(
     by_deadline: bool = False,
 ) -> tuple[Operation, Transition]:
     """Record the first leg: the cancellation, or the client's refund."""
-    operation = leased_operation(
+    operation = start_operation(
         tx,
         policy,
         kind=OperationKind.CANCEL if plan.cancels else OperationKind.REFUND,
@@ -101,11 +113,21 @@ def start_refund(
     )
     operation_id, now = operation.operation_id, tx.now
     if plan.cancels:
-        transition = escrow.start_cancel(
+        transition = transitions.start_cancel(
             payment, operation_id, reason, now, by_deadline=by_deadline
         )
     else:
-        transition = escrow.start_refund(
+        transition = transitions.start_refund(
             payment, plan.split, operation_id, reason, now, by_deadline=by_deadline
         )
     return operation, transition
+
+
+def refund_preview(tx: Transaction, command: RefundPayment) -> Preview:
+    payment = tx.lock_payment(command.payment_id)
+    if payment is None:
+        raise payment_not_found(command.payment_id)
+    check_version(payment, command.expected_version)
+    plan, given_up = plan_refund(tx, payment, command)
+    transfers = tx.reversible_transfers(payment.payment_id)
+    return preview_refund(given_up.after if given_up else payment, plan, transfers)

@@ -4,19 +4,28 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from payment_service.application.core import Begun, Core, Keyed, refuse_for_good, resume
-from payment_service.application.create_expert_account import carry_out_account, request_account
-from payment_service.application.keyed import run_keyed
-from payment_service.application.refresh_expert import refresh_expert
-from payment_service.application.settle import Applied
+from payment_service.application.app import App
+from payment_service.application.create_expert_account import request_account
+from payment_service.application.execution.accounts import execute_account
+from payment_service.application.idempotency import (
+    IdempotentCommand,
+    Started,
+    replay_or_take_over,
+    run_idempotent,
+    store_refusal,
+)
+from payment_service.application.sync.account import sync_expert
+from payment_service.application.sync.apply_snapshot import SyncResult
 from payment_service.domain.errors import Busy, Precondition, expert_not_found
 from payment_service.domain.experts import Expert
 from payment_service.domain.operations import Operation
-from payment_service.domain.ports import Answers, Cause, Policy, Transaction
+from payment_service.domain.ports.database import Transaction
+from payment_service.domain.ports.policy import Policy
+from payment_service.domain.ports.records import Answers, Cause
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ReplaceExpertAccount(Keyed):
+class ReplaceExpertAccount(IdempotentCommand):
     expert_id: str
     reason: str
     #: Empty means whichever it is.
@@ -32,30 +41,30 @@ class AccountMustBeAsked(Exception):
     """
 
 
-async def replace_expert_account(core: Core, command: ReplaceExpertAccount) -> tuple[bytes, Expert]:
+async def replace_expert_account(app: App, command: ReplaceExpertAccount) -> tuple[bytes, Expert]:
     """The answer's bytes, the same for every repetition of the key, and the expert as known now.
 
     Raises :class:`Refusal` or :class:`ReplayedRefusal`. Whatever dies on the way, the operation was
     recorded first, and Stripe sees one key: the sweep or the caller's retry finds the account.
     """
     try:
-        told = await run_keyed(core, begin_replacement, command, _carry_out)
+        told = await run_idempotent(app, begin_replacement, command, _carry_out)
     except AccountMustBeAsked:
-        await refresh_expert(core, command.expert_id, command.cause)
+        await sync_expert(app, command.expert_id, command.cause)
         fresh = replace(command, account_is_fresh=True)
-        told = await run_keyed(core, begin_replacement, fresh, _carry_out)
-    expert = await core.database.read(lambda reader: reader.expert(command.expert_id))
+        told = await run_idempotent(app, begin_replacement, fresh, _carry_out)
+    expert = await app.database.read(lambda reader: reader.expert(command.expert_id))
     assert expert is not None
     return told.body, expert
 
 
 def begin_replacement(
     tx: Transaction, answers: Answers, policy: Policy, command: ReplaceExpertAccount
-) -> Begun:
+) -> Started:
     """Record the operation that makes the account; two calls for one expert come in turn."""
     claim = tx.claim(command.cause, command.key, command.fields)
     if not claim.fresh:
-        return resume(tx, policy, claim)
+        return replay_or_take_over(tx, policy, claim)
     expert = tx.lock_expert(command.expert_id)
     if expert is None:
         raise expert_not_found(command.expert_id)
@@ -72,7 +81,7 @@ def begin_replacement(
             command.former_account_id, although_it_works=command.replace_working_account
         )
     except Precondition as refusal:
-        return refuse_for_good(tx, answers, claim, refusal)
+        return store_refusal(tx, answers, claim, refusal)
     operation = request_account(tx, policy, expert, claim.claim_id)
     tx.save_expert(
         replace(
@@ -86,9 +95,9 @@ def begin_replacement(
         reason=command.reason,
     )
     tx.bind_claim(claim.claim_id, "", operation.operation_id)
-    return Begun(claim, operation)
+    return Started(claim, operation)
 
 
-async def _carry_out(core: Core, operation: Operation, _: int, cause: Cause) -> Applied:
-    await carry_out_account(core, operation, cause)
-    return Applied()
+async def _carry_out(app: App, operation: Operation, _: int, cause: Cause) -> SyncResult:
+    await execute_account(app, operation, cause)
+    return SyncResult()

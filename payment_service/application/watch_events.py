@@ -5,32 +5,33 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from typing import Final
 
-from payment_service.application.core import Core
+from payment_service.application.app import App
 from payment_service.domain.errors import Precondition
-from payment_service.domain.ports import FedEvent, Mark, Reader
+from payment_service.domain.ports.database import Reader
+from payment_service.domain.ports.records import FeedCursor, FeedEvent
 
 #: Events read at once: a watcher never has more in memory, however far behind it is.
 _BATCH: Final = 100
 
 
-async def watch_events(core: Core, after: Mark) -> AsyncIterator[Sequence[FedEvent]]:
+async def watch_events(app: App, after: FeedCursor) -> AsyncIterator[Sequence[FeedEvent]]:
     """Batches without end, in the feed's order; waits where there is nothing yet.
 
     Neither a thread nor a connection is held while the batch is on its way or awaited. Raises
     :class:`Precondition` if the mark is not in this feed.
     """
-    await core.database.read(_check, after)
+    await app.database.read(_check, after)
     position = after.position
     while True:
-        batch = await core.database.read(_batch, position)
+        batch = await app.database.read(_batch, position)
         if batch:
             yield batch
             position = batch[-1].position
         if len(batch) < _BATCH:
-            await core.feed.beyond(position)
+            await app.feed.beyond(position)
 
 
-def _check(reader: Reader, after: Mark) -> None:
+def _check(reader: Reader, after: FeedCursor) -> None:
     """A mark of an event that is not there was given by another feed: before a restore, say.
 
     Whoever waited for its position to come would miss all that had come meanwhile.
@@ -47,5 +48,5 @@ def _check(reader: Reader, after: Mark) -> None:
         )
 
 
-def _batch(reader: Reader, position: int) -> Sequence[FedEvent]:
+def _batch(reader: Reader, position: int) -> Sequence[FeedEvent]:
     return reader.feed(position, _BATCH)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 
-from payment_service.domain.escrow import OnDeadline, Payment
+from payment_service.domain.payment import OnDeadline, Payment
 
 
 class DeadlineKind(StrEnum):
@@ -39,7 +39,7 @@ def deadlines_of(payment: Payment) -> list[Deadline]:
     action = payment.on_deadline
     # A promotion concerns the card's authorization alone; anything else is told.
     otherwise = OnDeadline.ALERT if action is OnDeadline.PROMOTE else action
-    if payment.rest_goes_back and action is OnDeadline.CAPTURE:
+    if payment.remainder_to_client and action is OnDeadline.CAPTURE:
         # The caller was told so: the expert is not paid it because nobody asks again.
         otherwise = OnDeadline.REFUND
     found = []

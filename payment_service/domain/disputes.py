@@ -24,9 +24,9 @@ from payment_service.domain.errors import (
     invalid_field,
     invalid_fields,
 )
-from payment_service.domain.escrow import Freeze, Frozen, Payment
-from payment_service.domain.observation import ShownDispute
-from payment_service.domain.plans import payment_disputed
+from payment_service.domain.guards import payment_disputed
+from payment_service.domain.payment import Freeze, FreezeReason, Payment
+from payment_service.domain.snapshot import DisputeSnapshot
 
 
 class Stage(StrEnum):
@@ -130,7 +130,7 @@ class Dispute:
         return self.is_open or self.unsettled > 0
 
 
-def opened(payment: Payment, shown: ShownDispute, now: datetime) -> Dispute:
+def opened(payment: Payment, shown: DisputeSnapshot, now: datetime) -> Dispute:
     """The record of a dispute that is seen for the first time."""
     record = Dispute(
         dispute_id=shown.dispute_id,
@@ -145,10 +145,10 @@ def opened(payment: Payment, shown: ShownDispute, now: datetime) -> Dispute:
         create_time=shown.create_time,
         update_time=now,
     )
-    return followed(record, shown, now)
+    return updated(record, shown, now)
 
 
-def followed(record: Dispute, shown: ShownDispute, now: datetime) -> Dispute:
+def updated(record: Dispute, shown: DisputeSnapshot, now: datetime) -> Dispute:
     """The record as Stripe shows the dispute now; its money is followed line by line elsewhere."""
     outcome = _OUTCOMES.get(shown.status, Outcome.OPEN)
     after = replace(
@@ -176,15 +176,15 @@ def freeze_of(
     known: Collection[str],
     *,
     freezes_on_warning: bool,
-) -> Frozen:
+) -> FreezeReason:
     """What all disputes of a payment together forbid, and which of them: the strictest, by age.
 
     The ``known`` movements say whether an operator has let the warning pass.
     """
-    frozen = Frozen()
-    released = release_id(fraud_warning_id) in known
+    frozen = FreezeReason()
+    released = dismissal_id(fraud_warning_id) in known
     if fraud_warning_id and freezes_on_warning and not released:
-        frozen = Frozen(Freeze.FRAUD_WARNING, fraud_warning_id)
+        frozen = FreezeReason(Freeze.FRAUD_WARNING, fraud_warning_id)
     open_ones = sorted(
         (dispute for dispute in disputes if dispute.freezes),
         key=lambda dispute: (dispute.create_time, dispute.dispute_id),
@@ -192,17 +192,17 @@ def freeze_of(
     for stage in (Stage.INQUIRY, Stage.CHARGEBACK):
         for dispute in open_ones:
             if dispute.stage is stage:
-                frozen = Frozen(_FREEZES[stage], dispute.dispute_id)
+                frozen = FreezeReason(_FREEZES[stage], dispute.dispute_id)
                 break
     return frozen
 
 
-def release_id(warning_id: str) -> str:
+def dismissal_id(warning_id: str) -> str:
     """Under which it is known that an operator has looked into a warning, and lets it pass."""
     return f"{warning_id}:released"
 
 
-def check_release(payment: Payment, warning_id: str) -> None:
+def check_dismissal(payment: Payment, warning_id: str) -> None:
     """Raise unless this fraud warning, and nothing stricter, freezes the payment.
 
     An empty ``warning_id`` means whichever it is.
@@ -211,7 +211,7 @@ def check_release(payment: Payment, warning_id: str) -> None:
         raise payment_disputed(payment, "released")
     if payment.frozen is Freeze.NONE or warning_id not in ("", payment.frozen_by):
         raise Precondition(
-            "NOT_FROZEN_BY_WARNING",
+            "FRAUD_WARNING_NOT_ACTIVE",
             "no such fraud warning freezes the payment: there is nothing to release",
             {
                 "payment_id": payment.payment_id,

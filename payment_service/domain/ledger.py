@@ -7,7 +7,7 @@ id of Stripe's balance transaction, so that the books can be held against Stripe
     assets       stripe:platform   stripe:connected:{expert}   expert_debt:{expert}
                  dispute_hold:{payment}
     liabilities  escrow:{payment}  client_payable:{payment}    expert_funds:{expert}
-    result       commission   processor_fee   dispute_fee   losses   settled_outside   fx
+    result       commission   processor_fee   dispute_fee   losses   settled_out_of_band   fx
     memo         hold   client
 
 A charge may settle in another currency than it was presented in. Lines on ``stripe:*`` are then in
@@ -26,7 +26,7 @@ COMMISSION: Final = "commission"
 PROCESSOR_FEE: Final = "processor_fee"
 DISPUTE_FEE: Final = "dispute_fee"
 LOSSES: Final = "losses"
-SETTLED_OUTSIDE: Final = "settled_outside"
+SETTLED_OUT_OF_BAND: Final = "settled_out_of_band"
 FX: Final = "fx"
 MEMO_HOLD: Final = "hold"
 MEMO_CLIENT: Final = "client"
@@ -68,7 +68,7 @@ class Posting:
 
 
 @dataclass(frozen=True, slots=True)
-class Settled:
+class StripeAmount:
     """What one of Stripe's balance transactions moved, without sign and without Stripe's fee."""
 
     minor_units: int
@@ -77,7 +77,7 @@ class Settled:
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
+class CaptureSplit:
     """How a captured ``part`` divides: ``commission + expert_part``.
 
     ``netted`` is what the expert owed from before and is kept back out of the expert's part.
@@ -130,7 +130,9 @@ class Book:
     def line(self, kind: str, account: str, minor_units: int) -> Posting:
         return Posting(account, minor_units, self.currency, kind)
 
-    def stripe_line(self, kind: str, account: str, sign: int, settled: Settled) -> list[Posting]:
+    def stripe_line(
+        self, kind: str, account: str, sign: int, settled: StripeAmount
+    ) -> list[Posting]:
         """A line on ``stripe:*``; balanced over ``fx`` to the payment's currency if need be."""
         line = Posting(
             account,
@@ -143,14 +145,16 @@ class Book:
             return [line]
         return [line, Posting(FX, -sign * settled.minor_units, settled.currency, kind)]
 
-    def fx_line(self, kind: str, sign: int, minor_units: int, settled: Settled) -> list[Posting]:
+    def fx_line(
+        self, kind: str, sign: int, minor_units: int, settled: StripeAmount
+    ) -> list[Posting]:
         """The other half of ``stripe_line``, in the payment's currency."""
         if settled.currency == self.currency:
             return []
         return [Posting(FX, sign * minor_units, self.currency, kind)]
 
     def into_stripe(
-        self, kind: str, account: str, sign: int, minor_units: int, settled: Settled
+        self, kind: str, account: str, sign: int, minor_units: int, settled: StripeAmount
     ) -> list[Posting]:
         """``sign * minor_units`` of the payment's currency into a ``stripe:*`` account."""
         return [
@@ -159,7 +163,7 @@ class Book:
         ]
 
     def between(
-        self, kind: str, debit: str, debited: Settled, credit: str, credited: Settled
+        self, kind: str, debit: str, debited: StripeAmount, credit: str, credited: StripeAmount
     ) -> list[Posting]:
         """Money from one ``stripe:*`` account to another; over ``fx`` if Stripe converted it."""
         lines = [
@@ -199,7 +203,7 @@ class Book:
             self.line("hold_released", MEMO_CLIENT, amount),
         ]
 
-    def charged(self, part: int, settled: Settled) -> list[Posting]:
+    def charged(self, part: int, settled: StripeAmount) -> list[Posting]:
         """The card was charged onto the platform; the money belongs to nobody yet (SEPARATE)."""
         return [
             *self.into_stripe("charged", STRIPE_PLATFORM, 1, part, settled),
@@ -207,7 +211,12 @@ class Book:
         ]
 
     def transferred(
-        self, share: Share, sent: Settled, received: Settled, *, kind: str = "captured"
+        self,
+        share: CaptureSplit,
+        sent: StripeAmount,
+        received: StripeAmount,
+        *,
+        kind: str = "captured",
     ) -> list[Posting]:
         """A part of what the platform holds went to the expert, less commission and debt."""
         connected = stripe_connected(self.expert_id)
@@ -218,7 +227,7 @@ class Book:
             ]
         )
 
-    def _earned(self, share: Share, kind: str = "captured") -> list[Posting]:
+    def _earned(self, share: CaptureSplit, kind: str = "captured") -> list[Posting]:
         """Out of escrow: the expert's part less what the expert owed, and the commission."""
         return [
             self.line(kind, escrow(self.payment_id), share.part),
@@ -227,21 +236,23 @@ class Book:
             self.line("debt_netted", expert_debt(self.expert_id), -share.netted),
         ]
 
-    def transferred_elsewhere(self, part: int, sent: Settled, received: Settled) -> list[Posting]:
+    def transferred_out_of_band(
+        self, part: int, sent: StripeAmount, received: StripeAmount
+    ) -> list[Posting]:
         """Somebody sent the expert money by hand; the platform bears it until it is decided."""
         return [
             *self.between(
-                "transferred_elsewhere",
+                "transferred_out_of_band",
                 stripe_connected(self.expert_id),
                 received,
                 STRIPE_PLATFORM,
                 sent,
             ),
-            self.line("transferred_elsewhere", LOSSES, part),
-            self.line("transferred_elsewhere", expert_funds(self.expert_id), -part),
+            self.line("transferred_out_of_band", LOSSES, part),
+            self.line("transferred_out_of_band", expert_funds(self.expert_id), -part),
         ]
 
-    def captured(self, share: Share, lines: CaptureLines) -> list[Posting]:
+    def captured(self, share: CaptureSplit, lines: CaptureTransactions) -> list[Posting]:
         """A destination charge was captured: through the platform to the expert, the fee back."""
         part = share.part
         platform, connected = STRIPE_PLATFORM, stripe_connected(self.expert_id)
@@ -257,7 +268,7 @@ class Book:
             )
         return without_zeros([*postings, *self._earned(share)])
 
-    def processor_fee(self, fee: Settled) -> list[Posting]:
+    def processor_fee(self, fee: StripeAmount) -> list[Posting]:
         """Stripe's own fee, known when its balance transaction appears."""
         return [
             Posting(PROCESSOR_FEE, fee.minor_units, fee.currency, "processor_fee"),
@@ -271,7 +282,7 @@ class Book:
         ]
 
     def client_refunded(
-        self, split: RefundSplit, settled: Settled, *, owed_by: str
+        self, split: RefundSplit, settled: StripeAmount, *, owed_by: str
     ) -> list[Posting]:
         """The client got money back: owed, in escrow, of the commission, and of whom owes it."""
         return without_zeros(
@@ -285,7 +296,7 @@ class Book:
         )
 
     def transfer_reversed(
-        self, part: int, platform: Settled, connected: Settled, *, pays: str
+        self, part: int, platform: StripeAmount, connected: StripeAmount, *, pays: str
     ) -> list[Posting]:
         """The expert's ``part`` came back to the platform.
 
@@ -306,7 +317,7 @@ class Book:
         )
 
     def fee_refunded(
-        self, part: int, commission: int, platform: Settled, connected: Settled
+        self, part: int, commission: int, platform: StripeAmount, connected: StripeAmount
     ) -> list[Posting]:
         """Commission went to the expert, by a hand at Stripe's dashboard.
 
@@ -327,36 +338,38 @@ class Book:
             ]
         )
 
-    def refund_failed(self, part: int, settled: Settled) -> list[Posting]:
+    def refund_failed(self, part: int, settled: StripeAmount) -> list[Posting]:
         """A refund bounced: Stripe gave the money back to us, and we owe it to the client."""
         return [
             *self.into_stripe("refund_failed", STRIPE_PLATFORM, 1, part, settled),
             self.line("refund_failed", client_payable(self.payment_id), -part),
         ]
 
-    def refund_bounced(self, part: int, sent: Settled, returned: Settled) -> list[Posting]:
+    def refund_failed_unbooked(
+        self, part: int, sent: StripeAmount, returned: StripeAmount
+    ) -> list[Posting]:
         """Stripe paid a refund and had it back before it was on the books: both of its lines."""
         return [
-            *self.into_stripe("refund_bounced", STRIPE_PLATFORM, -1, part, sent),
-            *self.into_stripe("refund_bounced", STRIPE_PLATFORM, 1, part, returned),
+            *self.into_stripe("refund_failed_unbooked", STRIPE_PLATFORM, -1, part, sent),
+            *self.into_stripe("refund_failed_unbooked", STRIPE_PLATFORM, 1, part, returned),
         ]
 
-    def refund_resent(self, part: int, settled: Settled) -> list[Posting]:
+    def client_repaid(self, part: int, settled: StripeAmount) -> list[Posting]:
         """What was owed to the client after a bounced refund was paid by another."""
         return [
-            self.line("refund_resent", client_payable(self.payment_id), part),
-            *self.into_stripe("refund_resent", STRIPE_PLATFORM, -1, part, settled),
+            self.line("client_repaid", client_payable(self.payment_id), part),
+            *self.into_stripe("client_repaid", STRIPE_PLATFORM, -1, part, settled),
         ]
 
-    def owed_settled(self, part: int) -> list[Posting]:
+    def client_payable_settled(self, part: int) -> list[Posting]:
         """What was owed to the client is not any more; what it cost is in other books."""
         return [
-            self.line("owed_settled", client_payable(self.payment_id), part),
-            self.line("owed_settled", SETTLED_OUTSIDE, -part),
+            self.line("client_payable_settled", client_payable(self.payment_id), part),
+            self.line("client_payable_settled", SETTLED_OUT_OF_BAND, -part),
         ]
 
     def dispute_funds(
-        self, kind: str, sign: int, part: int, settled: Settled, fee: Settled
+        self, kind: str, sign: int, part: int, settled: StripeAmount, fee: StripeAmount
     ) -> list[Posting]:
         """``sign`` 1: Stripe withdrew ``part`` over a dispute; -1: it reinstated it.
 
@@ -402,16 +415,16 @@ class Book:
 
 
 @dataclass(frozen=True, slots=True)
-class CaptureLines:
+class CaptureTransactions:
     """The balance transactions of one captured destination charge, each as Stripe settled it."""
 
-    charge: Settled
+    charge: StripeAmount
     #: Out of the platform's balance, and into the connected account's.
-    transferred: Settled
-    received: Settled
+    transferred: StripeAmount
+    received: StripeAmount
     #: The application fee into the platform's balance, and out of the connected account's.
-    fee: Settled
-    fee_paid: Settled
+    fee: StripeAmount
+    fee_paid: StripeAmount
 
 
 def paid_out(

@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Final
 
-from payment_service.domain.ledger import Share
+from payment_service.domain.ledger import CaptureSplit
 
 #: Stripe prunes idempotency keys once they are 24 hours old; after that the same key is a *new*
 #: request. We stop an hour earlier.
@@ -90,9 +90,9 @@ class Operation:
         return f"{self.operation_id}-{self.attempt}"
 
     @property
-    def share(self) -> Share:
+    def share(self) -> CaptureSplit:
         """How the part that a transfer sends on divides."""
-        return Share(self.minor_units, self.number("commission"), self.number("netted"))
+        return CaptureSplit(self.minor_units, self.number("commission"), self.number("netted"))
 
     def is_held_by(self, holder: Operation) -> bool:
         """Fencing: whoever lost the lease, or came after the end, changes nothing any more."""

@@ -31,7 +31,7 @@ class PayoutState(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class PayoutLine:
+class PayoutTransaction:
     """One of the connected account's balance transactions: minor units, signed, net of fees."""
 
     balance_transaction_id: str
@@ -40,7 +40,7 @@ class PayoutLine:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SeenPayout:
+class PayoutSnapshot:
     """What Stripe shows of a payout, read now. Minor units; times UTC."""
 
     payout_id: str
@@ -53,8 +53,8 @@ class SeenPayout:
     create_time: datetime
     failure_code: str = ""
     #: What took the money out of the account, and what brought it back.
-    line: PayoutLine | None = None
-    failure_line: PayoutLine | None = None
+    line: PayoutTransaction | None = None
+    failure_line: PayoutTransaction | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +98,7 @@ class PayoutChange:
 
 
 @dataclass(frozen=True, slots=True)
-class FollowedPayout:
+class PayoutChangeSet:
     """``change`` None: nothing new. ``deferred``: Stripe owes a line, so look again."""
 
     change: PayoutChange | None
@@ -114,14 +114,14 @@ class AccountBalance:
     pending: int
 
 
-def follow_payout(
+def apply_payout_snapshot(
     known: Payout | None,
-    seen: SeenPayout,
+    seen: PayoutSnapshot,
     *,
     expert_id: str,
     stripe_account_id: str,
     now: datetime,
-) -> FollowedPayout:
+) -> PayoutChangeSet:
     """What follows from a payout as Stripe shows it, given what is written down."""
     posted = known.balance_transaction_id if known else ""
     returned = known.failure_balance_transaction_id if known else ""
@@ -151,11 +151,11 @@ def follow_payout(
     # A payout that failed before any money left has neither line, and never will.
     owed = bool(posted) != bool(returned) if seen.state.gives_back else not posted
     if known is not None and _shown(known) == _shown(after):
-        return FollowedPayout(None, owed)
-    return FollowedPayout(PayoutChange(known, after, tuple(postings)), owed)
+        return PayoutChangeSet(None, owed)
+    return PayoutChangeSet(PayoutChange(known, after, tuple(postings)), owed)
 
 
-def _lines(expert_id: str, kind: str, line: PayoutLine) -> list[Posting]:
+def _lines(expert_id: str, kind: str, line: PayoutTransaction) -> list[Posting]:
     return without_zeros(
         paid_out(expert_id, kind, line.net, line.currency, line.balance_transaction_id)
     )

@@ -6,22 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from payment_service.domain.escrow import (
-    EscrowMode,
-    Frozen,
-    Payment,
-    State,
-    less_loss,
-    less_refund,
-)
 from payment_service.domain.ledger import RefundSplit
+from payment_service.domain.payment import EscrowMode, FreezeReason, Payment, State
 from payment_service.domain.plans import (
     CapturePlan,
     RefundPlan,
-    Reversible,
+    ReversibleTransfer,
     plan_loss,
     plan_reversals,
 )
+from payment_service.domain.transitions.dispute import after_loss
+from payment_service.domain.transitions.refund import after_refund
 
 
 class LegKind(StrEnum):
@@ -29,12 +24,12 @@ class LegKind(StrEnum):
     RELEASE_HOLD = "RELEASE_HOLD"
     COLLECT_COMMISSION = "COLLECT_COMMISSION"
     PAY_EXPERT = "PAY_EXPERT"
-    NET_DEBT = "NET_DEBT"
+    OFFSET_DEBT = "OFFSET_DEBT"
     REFUND_CLIENT = "REFUND_CLIENT"
     RETURN_COMMISSION = "RETURN_COMMISSION"
     REVERSE_TRANSFER = "REVERSE_TRANSFER"
-    LEAVE_DEBT = "LEAVE_DEBT"
-    LOSE_TO_BANK = "LOSE_TO_BANK"
+    RECORD_DEBT = "RECORD_DEBT"
+    DISPUTE_LOSS = "DISPUTE_LOSS"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +56,9 @@ def preview_capture(payment: Payment, plan: CapturePlan) -> Preview:
         Leg(LegKind.CHARGE_CARD, plan.charges),
         Leg(LegKind.RELEASE_HOLD, plan.released),
         Leg(LegKind.PAY_EXPERT, share.sent),
-        Leg(LegKind.NET_DEBT, share.netted),
+        Leg(LegKind.OFFSET_DEBT, share.netted),
         Leg(LegKind.COLLECT_COMMISSION, share.commission),
-        Leg(LegKind.REFUND_CLIENT, plan.returned),
+        Leg(LegKind.REFUND_CLIENT, plan.refunded_from_escrow),
     ]
     charged = payment.charged or plan.charges
     after = replace(
@@ -71,19 +66,21 @@ def preview_capture(payment: Payment, plan: CapturePlan) -> Preview:
         charged=charged,
         held=charged
         - payment.captured
-        - payment.returned
+        - payment.refunded_from_escrow
         - payment.lost_held
         - share.part
-        - plan.returned,
+        - plan.refunded_from_escrow,
         captured=payment.captured + share.part,
-        returned=payment.returned + plan.returned,
+        refunded_from_escrow=payment.refunded_from_escrow + plan.refunded_from_escrow,
         net_commission=payment.net_commission + share.commission,
         escrow_mode=EscrowMode.PLATFORM_HOLD if payment.is_separate else payment.escrow_mode,
     )
     return _preview(payment, replace(after, state=after.resting_state), legs)
 
 
-def preview_refund(payment: Payment, plan: RefundPlan, transfers: Sequence[Reversible]) -> Preview:
+def preview_refund(
+    payment: Payment, plan: RefundPlan, transfers: Sequence[ReversibleTransfer]
+) -> Preview:
     """``transfers`` are what can be taken back, the oldest first."""
     if plan.cancels:
         released = Leg(LegKind.RELEASE_HOLD, payment.held)
@@ -92,29 +89,29 @@ def preview_refund(payment: Payment, plan: RefundPlan, transfers: Sequence[Rever
         Leg(LegKind.REFUND_CLIENT, plan.split.whole),
         *_taken_back(plan.split, transfers),
     ]
-    after = less_refund(payment, plan.split)
+    after = after_refund(payment, plan.split)
     return _preview(payment, replace(after, state=after.resting_state), legs)
 
 
 def preview_loss(
-    payment: Payment, part: int, transfers: Sequence[Reversible], frozen: Frozen
+    payment: Payment, part: int, transfers: Sequence[ReversibleTransfer], frozen: FreezeReason
 ) -> Preview:
     """A dispute over ``part`` given up; ``frozen`` is what other disputes and warnings leave."""
     loss = plan_loss(payment, part)
-    legs = [Leg(LegKind.LOSE_TO_BANK, part), *_taken_back(loss.split, transfers)]
-    after = less_loss(payment, loss.split)
+    legs = [Leg(LegKind.DISPUTE_LOSS, part), *_taken_back(loss.split, transfers)]
+    after = after_loss(payment, loss.split)
     after = replace(after, frozen=frozen.freeze, frozen_by=frozen.by)
     return _preview(payment, replace(after, state=after.resting_state), legs)
 
 
-def _taken_back(split: RefundSplit, transfers: Sequence[Reversible]) -> list[Leg]:
+def _taken_back(split: RefundSplit, transfers: Sequence[ReversibleTransfer]) -> list[Leg]:
     """The commission that is given back, and how the expert's part is."""
     due = split.expert_part
     reversals = plan_reversals(due, transfers)
     return [
         Leg(LegKind.RETURN_COMMISSION, split.commission),
         *(Leg(LegKind.REVERSE_TRANSFER, leg.minor_units, leg.transfer_id) for leg in reversals),
-        Leg(LegKind.LEAVE_DEBT, due - sum(leg.minor_units for leg in reversals)),
+        Leg(LegKind.RECORD_DEBT, due - sum(leg.minor_units for leg in reversals)),
     ]
 
 

@@ -1,22 +1,9 @@
-"""Proto messages to domain values and back, and every check of a request's fields.
-
-All faults of a request are named at once. A field's rules stand in one place, :class:`Fields`.
-"""
+"""Converts domain values to the messages of the contract, and back."""
 
 from __future__ import annotations
 
-import base64
-import binascii
-import hashlib
-import json
-import re
-import struct
-from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, Final, TypeVar
 
-from google.protobuf.descriptor import FieldDescriptor
-from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from marketplace.payments.v1 import (
@@ -28,282 +15,22 @@ from marketplace.payments.v1 import (
     operations_pb2,
     payments_pb2,
 )
-from payment_service.application.capture_payment import Part
 from payment_service.application.get_expert_balance import ExpertBalance
-from payment_service.application.reconcile import Report
-from payment_service.domain import money
+from payment_service.application.reconciliation.run import Report
 from payment_service.domain.deadlines import deadlines_of
 from payment_service.domain.disputes import Dispute
-from payment_service.domain.errors import invalid_field, invalid_fields
-from payment_service.domain.escrow import EscrowMode, Failure, OnDeadline, Payment, State
 from payment_service.domain.experts import BusinessType, Expert, ExpertStatus
-from payment_service.domain.followed import Discrepancy
-from payment_service.domain.money import InvalidMoney, Money
 from payment_service.domain.operations import Operation, OperationState
+from payment_service.domain.payment import EscrowMode, Failure, OnDeadline, Payment, State
 from payment_service.domain.payouts import Payout
-from payment_service.domain.ports import (
-    BEGINNING,
-    MARK_BYTES,
-    Answer,
-    InboxEvent,
-    Mark,
-    Policy,
+from payment_service.domain.ports.records import (
     StoredDiscrepancy,
     StoredEvent,
     StoredPosting,
+    WebhookEvent,
 )
 from payment_service.domain.preview import Preview
-
-T = TypeVar("T")
-
-_ID: Final = re.compile(r"[!-~]{1,64}")
-_OUR_ID: Final = re.compile(r"[a-z]{2,5}_[0-9a-f]{32}")
-_EMAIL: Final = re.compile(r"[^@\s]{1,64}@[^@\s]{1,190}\.[^@\s.]{2,63}")
-_COUNTRY: Final = re.compile(r"[A-Za-z]{2}")
-_MAX_TEXT: Final = 500
-#: A place in the feed as bytes.
-_MARK: Final = struct.Struct(f">q{MARK_BYTES}s")
-_DEFAULT_PAGE: Final = 50
-_MAX_PAGE: Final = 200
-
-
-class Fields:
-    """Collects the faults of one request; :meth:`check` raises them all together."""
-
-    def __init__(self) -> None:
-        self._faults: list[tuple[str, str]] = []
-
-    def fault(self, field: str, what: str) -> None:
-        self._faults.append((field, what))
-
-    def check(self) -> None:
-        if self._faults:
-            raise invalid_fields(self._faults)
-
-    def identifier(self, field: str, value: str) -> str:
-        """The user or gig service's id: at most 64 visible characters."""
-        if not value:
-            self.fault(field, "is required")
-        elif not _ID.fullmatch(value):
-            self.fault(field, "must be at most 64 visible ASCII characters")
-        return value
-
-    def our_id(self, field: str, value: str) -> str:
-        """An id of ours. One that cannot be ours is simply not found; only absence is a fault."""
-        if not value:
-            self.fault(field, "is required")
-        elif len(value) > 255 or "\x00" in value:
-            self.fault(field, "is not an id of this service")
-        return value
-
-    def cursor(self, field: str, value: str) -> Mark:
-        """A place in the feed; the beginning if none is named."""
-        if not value:
-            return BEGINNING
-        try:
-            mark = Mark(*_MARK.unpack(base64.urlsafe_b64decode(value + "=" * (-len(value) % 4))))
-        except (ValueError, struct.error):
-            mark = BEGINNING
-        if mark.position < 1 or cursor_of(mark) != value:
-            self.fault(field, "is not a cursor that this service gave out")
-            return BEGINNING
-        return mark
-
-    def key(self, value: str) -> str:
-        field = "idempotency_key"
-        if not value:
-            self.fault(field, "is required")
-        elif len(value) > 255:
-            self.fault(field, "must be at most 255 characters")
-        elif not value.isprintable():
-            self.fault(field, "must be printable characters")
-        return value
-
-    def text(self, field: str, value: str, *, most: int = _MAX_TEXT, required: bool = False) -> str:
-        if required and not value.strip():
-            self.fault(field, "is required")
-        elif len(value) > most:
-            self.fault(field, f"must be at most {most} characters")
-        elif any(ord(character) < 32 and character not in "\t\n\r" for character in value):
-            self.fault(field, "must not contain control characters")
-        return value
-
-    def amount(self, given: money_pb2.Money | None, policy: Policy) -> Money:
-        """The whole amount of a new payment: present, a currency Stripe charges, within limits."""
-        nothing = Money(0, policy.default_currency)
-        if given is None:
-            self.fault("amount", "is required")
-            return nothing
-        try:
-            currency = money.check_currency(given.currency_code or policy.default_currency)
-        except InvalidMoney as fault:
-            self.fault("amount.currency_code", str(fault))
-            return nothing
-        amount = Money(given.minor_units, currency)
-        try:
-            money.check_charge(
-                amount, policy.maximum_charge_minor_units, policy.settlement_currencies
-            )
-        except InvalidMoney as fault:
-            self.fault("amount.minor_units", str(fault))
-        return amount
-
-    def currency(self, field: str, value: str) -> str:
-        """A currency that must be named."""
-        try:
-            return money.check_currency(value)
-        except InvalidMoney as fault:
-            self.fault(field, str(fault) if value else "is required")
-            return value
-
-    def part(self, given: money_pb2.Money | None, policy: Policy) -> Part | None:
-        """A part of a payment, if one is named; its currency is checked against the payment."""
-        if given is None:
-            return None
-        if given.currency_code:
-            try:
-                money.check_currency(given.currency_code)
-            except InvalidMoney as fault:
-                self.fault("amount.currency_code", str(fault))
-        if given.minor_units <= 0:
-            self.fault("amount.minor_units", "must be more than zero")
-        elif given.minor_units > policy.maximum_charge_minor_units:
-            most = policy.maximum_charge_minor_units
-            self.fault("amount.minor_units", f"must be at most {most} minor units")
-        return Part(given.minor_units, given.currency_code)
-
-    def email(self, field: str, value: str) -> str:
-        if not value:
-            self.fault(field, "is required")
-        elif len(value) > 254 or not _EMAIL.fullmatch(value) or not value.isprintable():
-            self.fault(field, "is not an e-mail address")
-        return value
-
-    def country(self, field: str, value: str, default: str) -> str:
-        if value and not _COUNTRY.fullmatch(value):
-            self.fault(field, "must be two letters (ISO 3166)")
-        return (value or default).upper()
-
-    def basis_points(self, field: str, value: int) -> int:
-        if not 0 <= value < money.BASIS_POINTS_IN_WHOLE:
-            self.fault(field, "must be from 0 to 9999 basis points")
-        return value
-
-    def enum(self, field: str, value: int, known: Any) -> int:
-        """Refuse a number that the contract does not know: proto3 enums are open."""
-        if value not in known.values():
-            self.fault(field, "is not a value of the contract")
-            return 0
-        return value
-
-    def version(self, field: str, value: int) -> int:
-        if value < 0:
-            self.fault(field, "must not be negative; 0 means any")
-        return value
-
-    def page_size(self, value: int, *, default: int = _DEFAULT_PAGE, most: int = _MAX_PAGE) -> int:
-        if value < 0:
-            self.fault("page_size", "must not be negative")
-        return min(value or default, most)
-
-    def time(self, field: str, request: Message) -> datetime | None:
-        if not request.HasField(field):
-            return None
-        given: Timestamp = getattr(request, field)
-        try:
-            moment = given.ToDatetime(tzinfo=UTC)
-        except (ValueError, OverflowError):
-            self.fault(field, "is not a time")
-            return None
-        return moment
-
-
-def fields_of(
-    request: Message, *, without: frozenset[str] = frozenset({"idempotency_key"})
-) -> dict[str, str]:
-    """Every field but the key as text, for the fingerprint; absent differs from explicit."""
-    found: dict[str, str] = {}
-
-    def walk(message: Message, prefix: str) -> None:
-        for field, value in message.ListFields():
-            name = prefix + field.name
-            if not prefix and field.name in without:
-                continue
-            if field.type == FieldDescriptor.TYPE_MESSAGE and not field.is_repeated:
-                found[name] = "present"
-                walk(value, f"{name}.")
-            else:
-                found[name] = repr(list(value)) if field.is_repeated else repr(value)
-
-    walk(request, "")
-    return found
-
-
-# ---- page tokens and cursors ----
-
-
-def page_token(kind: str, filters: str, *keyset: str) -> str:
-    """Opaque: where the former page ended, and for which filters it is good."""
-    text = json.dumps([kind, _digest(filters), *keyset], separators=(",", ":"))
-    return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
-
-
-def read_page_token(kind: str, filters: str, token: str, parts: int) -> list[str] | None:
-    """The keyset in a token; None for the first page. Raises :class:`InvalidArgument`."""
-    if not token:
-        return None
-    wrong = invalid_field("page_token", "is not of a former page with the same filters")
-    if len(token) > 1000:
-        raise wrong
-    try:
-        text = base64.urlsafe_b64decode(token + "=" * (-len(token) % 4))
-        values = json.loads(text)
-    except (ValueError, binascii.Error, RecursionError):
-        raise wrong from None
-    well_formed = isinstance(values, list) and all(
-        isinstance(value, str) and value.isprintable() for value in values
-    )
-    if not well_formed or len(values) != 2 + parts or values[:2] != [kind, _digest(filters)]:
-        raise wrong
-    return [str(value) for value in values[2:]]
-
-
-def page_of(
-    found: Sequence[T], size: int, kind: str, filters: str, keyset: Callable[[T], Sequence[str]]
-) -> tuple[Sequence[T], str]:
-    """A page and its next token, of what was found when one more than the page was asked for."""
-    page = found[:size]
-    if len(found) <= size:
-        return page, ""
-    return page, page_token(kind, filters, *keyset(page[-1]))
-
-
-def cursor_of(mark: Mark) -> str:
-    """Opaque: a place in the feed."""
-    return base64.urlsafe_b64encode(_MARK.pack(mark.position, mark.digest)).decode().rstrip("=")
-
-
-def token_time(text: str) -> datetime:
-    """A time out of a token."""
-    try:
-        moment = datetime.fromisoformat(text)
-        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
-    except (ValueError, OverflowError):
-        raise invalid_field("page_token", "is not of a former page") from None
-
-
-def token_number(text: str) -> int:
-    """A number out of a token."""
-    if not text.isascii() or not text.isdigit() or len(text) > 18:
-        raise invalid_field("page_token", "is not of a former page")
-    return int(text)
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-# ---- domain to proto ----
+from payment_service.domain.sync.changes import Discrepancy
 
 
 def money_message(minor_units: int, currency: str) -> money_pb2.Money:
@@ -336,7 +63,7 @@ def payment_message(payment: Payment) -> payments_pb2.Payment:
         expert_amount=amount(payment.expert_amount),
         held_amount=amount(payment.held),
         captured_amount=amount(payment.captured),
-        refunded_amount=amount(payment.refunded),
+        refunded_amount=amount(payment.refunded_after_capture),
         net_amount=amount(payment.net),
         net_commission=amount(payment.net_commission),
         net_expert_amount=amount(payment.net_expert),
@@ -355,7 +82,7 @@ def payment_message(payment: Payment) -> payments_pb2.Payment:
             f"WAITING_REASON_{payment.waiting_reason or 'UNSPECIFIED'}"
         ),
         payment_expire_time=time_message(payment.payment_expire_time),
-        returned_amount=amount(payment.returned),
+        returned_amount=amount(payment.refunded_from_escrow),
         mode_reason=payments_pb2.ModeReason.Value(f"MODE_REASON_{payment.mode_reason}"),
         on_deadline=on_deadline_value(payment.on_deadline),
         expected_completion_time=time_message(payment.release_due_time),
@@ -562,13 +289,13 @@ def operation_state_of(value: int) -> OperationState | None:
     return OperationState(name.removeprefix("OPERATION_STATE_"))
 
 
-def inbox_event_message(event: InboxEvent) -> operations_pb2.InboxEvent:
-    return operations_pb2.InboxEvent(
+def webhook_event_message(event: WebhookEvent) -> operations_pb2.WebhookEvent:
+    return operations_pb2.WebhookEvent(
         event_id=event.event_id,
         type=event.type,
         object_id=event.object_id,
         account_id=event.account_id,
-        state=operations_pb2.InboxState.Value(f"INBOX_STATE_{event.state}"),
+        state=operations_pb2.WebhookEventState.Value(f"INBOX_STATE_{event.state}"),
         verdict=event.verdict,
         attempts=event.attempts,
         last_error=event.last_error,
@@ -577,10 +304,10 @@ def inbox_event_message(event: InboxEvent) -> operations_pb2.InboxEvent:
     )
 
 
-def inbox_state_of(value: int) -> str | None:
+def webhook_event_state_of(value: int) -> str | None:
     if not value:
         return None
-    name = operations_pb2.InboxState.Name(operations_pb2.InboxState.ValueType(value))
+    name = operations_pb2.WebhookEventState.Name(operations_pb2.WebhookEventState.ValueType(value))
     return name.removeprefix("INBOX_STATE_")
 
 
@@ -627,53 +354,3 @@ def initiated_message(
         publishable_key=publishable_key,
         application_fee=money_message(payment.commission, payment.currency),
     )
-
-
-class AnswerEncoder:
-    """The answers port: outcomes as the bytes that a repeated key gets again for ever.
-
-    ``client_secret`` is not among them: it is stored nowhere and is read from Stripe again.
-    """
-
-    def __init__(self, publishable_key: str, refusal_answer: Any) -> None:
-        self._publishable_key = publishable_key
-        self.refusal = refusal_answer
-
-    def written_off(self, expert_id: str, part: Money, debt: Money) -> Answer:
-        message = operations_pb2.WriteOffDebtResponse(
-            expert_id=expert_id,
-            written_off=money_message(part.minor_units, part.currency),
-            debt=money_message(debt.minor_units, debt.currency),
-        )
-        return Answer(True, message.SerializeToString(deterministic=True))
-
-    def owed_settled(self, payment: Payment, part: int) -> Answer:
-        message = operations_pb2.SettleOwedResponse(
-            payment=payment_message(payment),
-            settled=money_message(part, payment.currency),
-            owed=money_message(payment.client_owed, payment.currency),
-        )
-        return Answer(True, message.SerializeToString(deterministic=True))
-
-    def account_replaced(self, expert: Expert) -> Answer:
-        """Without the link into onboarding, which is made anew for each answer."""
-        message = experts_pb2.ReplaceExpertAccountResponse(expert=expert_message(expert))
-        return Answer(True, message.SerializeToString(deterministic=True))
-
-    def response(self, rpc: str, payment: Payment) -> Answer:
-        message = payment_message(payment)
-        responses: Mapping[str, Message] = {
-            "InitiatePayment": initiated_message(payment, self._publishable_key),
-            "CapturePayment": payments_pb2.CapturePaymentResponse(payment=message),
-            "RefundPayment": payments_pb2.RefundPaymentResponse(payment=message),
-            "ReleaseFraudWarning": operations_pb2.ReleaseFraudWarningResponse(payment=message),
-        }
-        return Answer(True, responses[rpc].SerializeToString(deterministic=True))
-
-    def dispute_response(self, rpc: str, dispute: Dispute) -> Answer:
-        message = dispute_message(dispute)
-        responses: Mapping[str, Message] = {
-            "SubmitEvidence": disputes_pb2.SubmitEvidenceResponse(dispute=message),
-            "AcceptDispute": disputes_pb2.AcceptDisputeResponse(dispute=message),
-        }
-        return Answer(True, responses[rpc].SerializeToString(deterministic=True))

@@ -7,28 +7,28 @@ from payment_service.application.answer_dispute import (
     AcceptDispute,
     SubmitEvidence,
     accept_dispute,
+    acceptance_preview,
     submit_evidence,
 )
-from payment_service.application.core import Core
-from payment_service.application.preview import acceptance_preview
+from payment_service.application.app import App
 from payment_service.domain.disputes import check_evidence_fields, dispute_not_found
-from payment_service.domain.ports import DisputeFilter
-from payment_service.rpc import convert
-from payment_service.rpc.calls import Context, Operations, cause_of
-from payment_service.rpc.convert import Fields
+from payment_service.domain.ports.records import DisputeFilter
+from payment_service.rpc import convert, pagination
+from payment_service.rpc.call_context import CallRegistry, Context, cause_of
+from payment_service.rpc.fields import RequestFields, fingerprint
 
 
 class DisputeServicer(disputes_pb2_grpc.DisputeServiceServicer):
     """Answers to disputes go out as the very bytes that were stored, as those of the money RPCs."""
 
-    def __init__(self, core: Core, operations: Operations) -> None:
-        self._core = core
+    def __init__(self, app: App, operations: CallRegistry) -> None:
+        self._core = app
         self._operations = operations
 
     async def ListDisputes(
         self, request: disputes_pb2.ListDisputesRequest, context: Context
     ) -> disputes_pb2.ListDisputesResponse:
-        fields = Fields()
+        fields = RequestFields()
         payment_id, expert_id = request.payment_id, request.expert_id
         if payment_id:
             fields.our_id("payment_id", payment_id)
@@ -37,15 +37,15 @@ class DisputeServicer(disputes_pb2_grpc.DisputeServiceServicer):
         page_size = fields.page_size(request.page_size)
         fields.check()
         filters = repr((payment_id, expert_id, request.open_only))
-        keyset = convert.read_page_token("disputes", filters, request.page_token, 2)
+        keyset = pagination.read_page_token("disputes", filters, request.page_token, 2)
         which = DisputeFilter(
             payment_id=payment_id,
             expert_id=expert_id,
             open_only=request.open_only,
-            before=(convert.token_time(keyset[0]), keyset[1]) if keyset else None,
+            before=(pagination.token_time(keyset[0]), keyset[1]) if keyset else None,
         )
         found = await self._core.database.read(lambda reader: reader.disputes(which, page_size + 1))
-        page, token = convert.page_of(
+        page, token = pagination.page_of(
             found,
             page_size,
             "disputes",
@@ -59,7 +59,7 @@ class DisputeServicer(disputes_pb2_grpc.DisputeServiceServicer):
     async def GetDispute(
         self, request: disputes_pb2.GetDisputeRequest, context: Context
     ) -> disputes_pb2.GetDisputeResponse:
-        fields = Fields()
+        fields = RequestFields()
         dispute_id = fields.our_id("dispute_id", request.dispute_id)
         fields.check()
         dispute = await self._core.database.read(lambda reader: reader.dispute(dispute_id))
@@ -70,11 +70,11 @@ class DisputeServicer(disputes_pb2_grpc.DisputeServiceServicer):
     async def SubmitEvidence(
         self, request: disputes_pb2.SubmitEvidenceRequest, context: Context
     ) -> disputes_pb2.SubmitEvidenceResponse:
-        fields = Fields()
+        fields = RequestFields()
         command = SubmitEvidence(
             cause=cause_of(context, "SubmitEvidence"),
             key=fields.key(request.idempotency_key),
-            fields=convert.fields_of(request),
+            fields=fingerprint(request),
             dispute_id=fields.our_id("dispute_id", request.dispute_id),
             evidence=convert.evidence_of(request.evidence),
             submit=request.submit,
@@ -87,11 +87,11 @@ class DisputeServicer(disputes_pb2_grpc.DisputeServiceServicer):
     async def AcceptDispute(
         self, request: disputes_pb2.AcceptDisputeRequest, context: Context
     ) -> disputes_pb2.AcceptDisputeResponse:
-        fields = Fields()
+        fields = RequestFields()
         command = AcceptDispute(
             cause=cause_of(context, "AcceptDispute"),
             key=fields.key(request.idempotency_key),
-            fields=convert.fields_of(request),
+            fields=fingerprint(request),
             dispute_id=fields.our_id("dispute_id", request.dispute_id),
         )
         fields.check()

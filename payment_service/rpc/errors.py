@@ -23,10 +23,10 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc import aio
 from grpc_status import rpc_status
 
-from payment_service.application.core import ReplayedRefusal
+from payment_service.application.idempotency import ReplayedRefusal
 from payment_service.domain.errors import Refusal, Unavailable
-from payment_service.domain.plans import MovedOn
-from payment_service.domain.ports import Answer
+from payment_service.domain.guards import VersionMismatch
+from payment_service.domain.ports.records import Answer
 from payment_service.rpc.convert import payment_message
 
 log = structlog.get_logger(__name__)
@@ -53,7 +53,7 @@ def status_of(refusal: Refusal) -> status_pb2.Status:
         for field, fault in refusal.fields[:20]:
             bad.field_violations.add(field=field[:100], description=fault[:200])
         status.details.add().Pack(bad)
-    if isinstance(refusal, MovedOn):
+    if isinstance(refusal, VersionMismatch):
         status.details.add().Pack(payment_message(refusal.payment))
     while status.ByteSize() > _MAX_DETAILS_BYTES:
         del status.details[-1]

@@ -5,30 +5,30 @@ from __future__ import annotations
 import asyncio
 
 from marketplace.payments.v1 import events_pb2, events_pb2_grpc
-from payment_service.application.core import Core
+from payment_service.application.app import App
 from payment_service.application.read_events import read_events
 from payment_service.application.watch_events import watch_events
-from payment_service.domain.ports import Mark
-from payment_service.rpc import convert
-from payment_service.rpc.calls import Context
-from payment_service.rpc.convert import Fields
+from payment_service.domain.ports.records import FeedCursor
+from payment_service.rpc import convert, pagination
+from payment_service.rpc.call_context import Context
+from payment_service.rpc.fields import RequestFields
 
 
 class EventServicer(events_pb2_grpc.EventServiceServicer):
-    def __init__(self, core: Core) -> None:
-        self._core = core
+    def __init__(self, app: App) -> None:
+        self._core = app
 
     async def ListPaymentEvents(
         self, request: events_pb2.ListPaymentEventsRequest, context: Context
     ) -> events_pb2.ListPaymentEventsResponse:
-        fields = Fields()
+        fields = RequestFields()
         payment_id = fields.our_id("payment_id", request.payment_id)
         page_size = fields.page_size(request.page_size)
         fields.check()
-        keyset = convert.read_page_token("events", payment_id, request.page_token, 1)
-        after = convert.token_number(keyset[0]) if keyset else 0
+        keyset = pagination.read_page_token("events", payment_id, request.page_token, 1)
+        after = pagination.token_number(keyset[0]) if keyset else 0
         found, broken = await read_events(self._core, payment_id, after, page_size + 1)
-        page, token = convert.page_of(
+        page, token = pagination.page_of(
             found, page_size, "events", payment_id, lambda event: [str(event.sequence)]
         )
         return events_pb2.ListPaymentEventsResponse(
@@ -42,7 +42,7 @@ class EventServicer(events_pb2_grpc.EventServiceServicer):
         self, request: events_pb2.WatchEventsRequest, context: Context
     ) -> None:
         """Written by a task of its own, so that the end need not wait for the next event."""
-        fields = Fields()
+        fields = RequestFields()
         after = fields.cursor("after_cursor", request.after_cursor)
         fields.check()
         feed = self._core.feed
@@ -57,11 +57,12 @@ class EventServicer(events_pb2_grpc.EventServiceServicer):
                 writing.cancel()
                 ending.cancel()
 
-    async def _write(self, after: Mark, context: Context) -> None:
+    async def _write(self, after: FeedCursor, context: Context) -> None:
         async for batch in watch_events(self._core, after):
             for fed in batch:
                 await context.write(
                     events_pb2.WatchEventsResponse(
-                        event=convert.event_message(fed.event), cursor=convert.cursor_of(fed.mark)
+                        event=convert.event_message(fed.event),
+                        cursor=pagination.cursor_of(fed.mark),
                     )
                 )

@@ -1,17 +1,12 @@
-"""ExpertService and OnboardingService."""
+"""ExpertService."""
 
 from __future__ import annotations
 
 from contextlib import suppress
 
-from marketplace.payments.v1 import (
-    experts_pb2,
-    experts_pb2_grpc,
-    onboarding_pb2,
-    onboarding_pb2_grpc,
-)
-from payment_service.application import experts, onboarding
-from payment_service.application.core import Core
+from marketplace.payments.v1 import experts_pb2, experts_pb2_grpc
+from payment_service.application import get_expert, onboarding, set_commission
+from payment_service.application.app import App
 from payment_service.application.create_expert_account import (
     CreateExpertAccount,
     create_expert_account,
@@ -24,20 +19,20 @@ from payment_service.application.replace_expert_account import (
 )
 from payment_service.domain.errors import Unavailable
 from payment_service.domain.payouts import PayoutState
-from payment_service.rpc import convert
-from payment_service.rpc.calls import Context, Operations, cause_of
-from payment_service.rpc.convert import Fields
+from payment_service.rpc import convert, pagination
+from payment_service.rpc.call_context import CallRegistry, Context, cause_of
+from payment_service.rpc.fields import RequestFields, fingerprint
 
 
 class ExpertServicer(experts_pb2_grpc.ExpertServiceServicer):
-    def __init__(self, core: Core, operations: Operations) -> None:
-        self._core = core
+    def __init__(self, app: App, operations: CallRegistry) -> None:
+        self._core = app
         self._operations = operations
 
     async def CreateExpertAccount(
         self, request: experts_pb2.CreateExpertAccountRequest, context: Context
     ) -> experts_pb2.CreateExpertAccountResponse:
-        fields, policy = Fields(), self._core.policy
+        fields, policy = RequestFields(), self._core.policy
         rate = (
             fields.basis_points("commission_basis_points", request.commission_basis_points)
             if request.HasField("commission_basis_points")
@@ -57,7 +52,7 @@ class ExpertServicer(experts_pb2_grpc.ExpertServiceServicer):
             country=country,
             business_type=convert.business_type_of(request.business_type),
             commission_basis_points=rate,
-            onward_url=onboarding.check_onward_url(policy, request.onward_url),
+            continue_url=onboarding.check_continue_url(policy, request.continue_url),
         )
         expert, url = await self._operations.run(create_expert_account(self._core, command))
         return experts_pb2.CreateExpertAccountResponse(
@@ -67,21 +62,21 @@ class ExpertServicer(experts_pb2_grpc.ExpertServiceServicer):
     async def ReplaceExpertAccount(
         self, request: experts_pb2.ReplaceExpertAccountRequest, context: Context
     ) -> experts_pb2.ReplaceExpertAccountResponse:
-        fields, policy = Fields(), self._core.policy
+        fields, policy = RequestFields(), self._core.policy
         former = fields.text("former_account_id", request.former_account_id, most=255)
         if request.replace_working_account and not former:
             fields.fault("former_account_id", "is required with replace_working_account")
         command = ReplaceExpertAccount(
             cause=cause_of(context, "ReplaceExpertAccount"),
             key=fields.key(request.idempotency_key),
-            fields=convert.fields_of(request, without=frozenset({"idempotency_key", "onward_url"})),
+            fields=fingerprint(request, without=frozenset({"idempotency_key", "continue_url"})),
             expert_id=fields.identifier("expert_id", request.expert_id),
             reason=fields.text("reason", request.reason, required=True),
             former_account_id=former,
             replace_working_account=request.replace_working_account,
         )
         fields.check()
-        onward_url = onboarding.check_onward_url(policy, request.onward_url)
+        continue_url = onboarding.check_continue_url(policy, request.continue_url)
         body, expert = await self._operations.run(replace_expert_account(self._core, command))
         answer = experts_pb2.ReplaceExpertAccountResponse.FromString(body)
         # The link is Stripe's, made anew each time; of an account that is lost again there is none.
@@ -89,7 +84,7 @@ class ExpertServicer(experts_pb2_grpc.ExpertServiceServicer):
         if is_present and not expert.is_lost:
             with suppress(Unavailable):  # Stripe is away: what is known is answered.
                 answer.onboarding_url = await onboarding.mint_onboarding_link(
-                    self._core, expert, onward_url
+                    self._core, expert, continue_url
                 )
         return answer
 
@@ -97,7 +92,7 @@ class ExpertServicer(experts_pb2_grpc.ExpertServiceServicer):
         self, request: experts_pb2.GetExpertRequest, context: Context
     ) -> experts_pb2.GetExpertResponse:
         expert_id = _expert_id(request.expert_id)
-        expert = await experts.get_expert(self._core, expert_id, cause_of(context, "GetExpert"))
+        expert = await get_expert.get_expert(self._core, expert_id, cause_of(context, "GetExpert"))
         return experts_pb2.GetExpertResponse(expert=convert.expert_message(expert))
 
     async def CreateDashboardLink(
@@ -112,38 +107,40 @@ class ExpertServicer(experts_pb2_grpc.ExpertServiceServicer):
         self, request: experts_pb2.RefreshOnboardingRequest, context: Context
     ) -> experts_pb2.RefreshOnboardingResponse:
         expert_id = _expert_id(request.expert_id)
-        onward_url = onboarding.check_onward_url(self._core.policy, request.onward_url)
-        url = await onboarding.refresh_onboarding(self._core, expert_id, onward_url)
+        continue_url = onboarding.check_continue_url(self._core.policy, request.continue_url)
+        url = await onboarding.refresh_onboarding(self._core, expert_id, continue_url)
         return experts_pb2.RefreshOnboardingResponse(onboarding_url=url)
 
     async def SetCommission(
         self, request: experts_pb2.SetCommissionRequest, context: Context
     ) -> experts_pb2.SetCommissionResponse:
-        fields = Fields()
+        fields = RequestFields()
         expert_id = fields.identifier("expert_id", request.expert_id)
         rate = fields.basis_points("commission_basis_points", request.commission_basis_points)
         if not request.HasField("commission_basis_points"):
             fields.fault("commission_basis_points", "is required")
         fields.check()
         expert = await self._operations.run(
-            experts.set_commission(self._core, expert_id, rate, cause_of(context, "SetCommission"))
+            set_commission.set_commission(
+                self._core, expert_id, rate, cause_of(context, "SetCommission")
+            )
         )
         return experts_pb2.SetCommissionResponse(expert=convert.expert_message(expert))
 
     async def ListPayouts(
         self, request: experts_pb2.ListPayoutsRequest, context: Context
     ) -> experts_pb2.ListPayoutsResponse:
-        fields = Fields()
+        fields = RequestFields()
         expert_id = fields.identifier("expert_id", request.expert_id)
         page_size = fields.page_size(request.page_size)
         states = [_payout_state(fields, value) for value in request.states]
         fields.check()
         wanted = [state for state in states if state is not None]
         filters = " ".join([expert_id, *sorted(wanted)])
-        keyset = convert.read_page_token("payouts", filters, request.page_token, 2)
-        before = (convert.token_time(keyset[0]), keyset[1]) if keyset else None
+        keyset = pagination.read_page_token("payouts", filters, request.page_token, 2)
+        before = (pagination.token_time(keyset[0]), keyset[1]) if keyset else None
         found = await list_payouts(self._core, expert_id, wanted, before, page_size + 1)
-        page, token = convert.page_of(
+        page, token = pagination.page_of(
             found,
             page_size,
             "payouts",
@@ -163,37 +160,14 @@ class ExpertServicer(experts_pb2_grpc.ExpertServiceServicer):
         )
 
 
-class OnboardingServicer(onboarding_pb2_grpc.OnboardingServiceServicer):
-    def __init__(self, core: Core) -> None:
-        self._core = core
-
-    async def GetOnboarding(
-        self, request: onboarding_pb2.GetOnboardingRequest, context: Context
-    ) -> onboarding_pb2.GetOnboardingResponse:
-        expert, onward_url = await onboarding.get_onboarding(
-            self._core, _token(request.landing_token), cause_of(context, "GetOnboarding")
-        )
-        return onboarding_pb2.GetOnboardingResponse(
-            status=convert.expert_status_value(expert.status),
-            requirements_due_count=len(expert.account.requirements_due),
-            onward_url=onward_url,
-        )
-
-    async def RenewOnboarding(
-        self, request: onboarding_pb2.RenewOnboardingRequest, context: Context
-    ) -> onboarding_pb2.RenewOnboardingResponse:
-        url = await onboarding.renew_onboarding(self._core, _token(request.landing_token))
-        return onboarding_pb2.RenewOnboardingResponse(onboarding_url=url)
-
-
 def _expert_id(value: str) -> str:
-    fields = Fields()
+    fields = RequestFields()
     fields.identifier("expert_id", value)
     fields.check()
     return value
 
 
-def _payout_state(fields: Fields, value: int) -> PayoutState | None:
+def _payout_state(fields: RequestFields, value: int) -> PayoutState | None:
     fields.enum("states", value, experts_pb2.PayoutState)
     if value not in experts_pb2.PayoutState.values():
         return None
@@ -202,10 +176,3 @@ def _payout_state(fields: Fields, value: int) -> PayoutState | None:
         return None
     name = experts_pb2.PayoutState.Name(experts_pb2.PayoutState.ValueType(value))
     return PayoutState(name.removeprefix("PAYOUT_STATE_"))
-
-
-def _token(value: str) -> str:
-    fields = Fields()
-    fields.text("landing_token", value, most=128, required=True)
-    fields.check()
-    return value

@@ -3,38 +3,41 @@
 from __future__ import annotations
 
 from marketplace.payments.v1 import money_pb2, payments_pb2, payments_pb2_grpc
-from payment_service.application.capture_payment import CapturePayment, capture_payment
-from payment_service.application.core import Core
-from payment_service.application.initiate_payment import InitiatePayment, initiate_payment
-from payment_service.application.preview import (
+from payment_service.application.app import App
+from payment_service.application.capture_payment import (
+    CapturePayment,
+    capture_payment,
     capture_preview,
-    preview_of_initiation,
-    refund_preview,
 )
-from payment_service.application.refund_payment import RefundPayment, refund_payment
+from payment_service.application.initiate_payment import (
+    InitiatePayment,
+    initiate_payment,
+    preview_of_initiation,
+)
+from payment_service.application.refund_payment import RefundPayment, refund_payment, refund_preview
 from payment_service.domain.errors import payment_not_found
-from payment_service.domain.escrow import Payment, State
-from payment_service.domain.ports import PaymentFilter
-from payment_service.rpc import convert
-from payment_service.rpc.calls import Context, Operations, cause_of
-from payment_service.rpc.convert import Fields
+from payment_service.domain.payment import Payment, State
+from payment_service.domain.ports.records import PaymentFilter
+from payment_service.rpc import convert, pagination
+from payment_service.rpc.call_context import CallRegistry, Context, cause_of
+from payment_service.rpc.fields import RequestFields, fingerprint
 
 
 class PaymentServicer(payments_pb2_grpc.PaymentServiceServicer):
     """Money RPCs answer with the very bytes that were stored, so that a repeated key gets them."""
 
-    def __init__(self, core: Core, operations: Operations) -> None:
-        self._core = core
+    def __init__(self, app: App, operations: CallRegistry) -> None:
+        self._core = app
         self._operations = operations
 
     async def InitiatePayment(
         self, request: payments_pb2.InitiatePaymentRequest, context: Context
     ) -> payments_pb2.InitiatePaymentResponse:
-        fields = Fields()
+        fields = RequestFields()
         command = InitiatePayment(
             cause=cause_of(context, "InitiatePayment"),
             key=fields.key(request.idempotency_key),
-            fields=convert.fields_of(request),
+            fields=fingerprint(request),
             client_id=fields.identifier("client_id", request.client_id),
             expert_id=fields.identifier("expert_id", request.expert_id),
             gig_id=fields.identifier("gig_id", request.gig_id),
@@ -62,11 +65,11 @@ class PaymentServicer(payments_pb2_grpc.PaymentServiceServicer):
     async def CapturePayment(
         self, request: payments_pb2.CapturePaymentRequest, context: Context
     ) -> payments_pb2.CapturePaymentResponse:
-        fields = Fields()
+        fields = RequestFields()
         command = CapturePayment(
             cause=cause_of(context, "CapturePayment"),
             key=fields.key(request.idempotency_key),
-            fields=convert.fields_of(request),
+            fields=fingerprint(request),
             payment_id=fields.our_id("payment_id", request.payment_id),
             part=fields.part(_amount_of(request), self._core.policy),
             final=request.final,
@@ -86,11 +89,11 @@ class PaymentServicer(payments_pb2_grpc.PaymentServiceServicer):
     async def RefundPayment(
         self, request: payments_pb2.RefundPaymentRequest, context: Context
     ) -> payments_pb2.RefundPaymentResponse:
-        fields = Fields()
+        fields = RequestFields()
         command = RefundPayment(
             cause=cause_of(context, "RefundPayment"),
             key=fields.key(request.idempotency_key),
-            fields=convert.fields_of(request),
+            fields=fingerprint(request),
             payment_id=fields.our_id("payment_id", request.payment_id),
             part=fields.part(_amount_of(request), self._core.policy),
             reason=fields.text("reason", request.reason),
@@ -125,32 +128,32 @@ class PaymentServicer(payments_pb2_grpc.PaymentServiceServicer):
     async def ListPayments(
         self, request: payments_pb2.ListPaymentsRequest, context: Context
     ) -> payments_pb2.ListPaymentsResponse:
-        fields = Fields()
+        fields = RequestFields()
         user_id = fields.identifier("user_id", request.user_id)
         page_size = fields.page_size(request.page_size)
         fields.enum("role", request.role, payments_pb2.PaymentRole)
         states = [_state(fields, value) for value in request.states]
         gig_id = fields.identifier("gig_id", request.gig_id) if request.gig_id else ""
-        from_time = fields.time("create_time_from", request)
-        until_time = fields.time("create_time_until", request)
-        deadline_until = fields.time("deadline_until", request)
+        from_time = fields.time("min_create_time", request)
+        until_time = fields.time("max_create_time", request)
+        max_deadline_time = fields.time("max_deadline_time", request)
         fields.check()
         left_out = frozenset({"page_size", "page_token"})
-        filters = repr(sorted(convert.fields_of(request, without=left_out).items()))
-        keyset = convert.read_page_token("payments", filters, request.page_token, 2)
+        filters = repr(sorted(fingerprint(request, without=left_out).items()))
+        keyset = pagination.read_page_token("payments", filters, request.page_token, 2)
         which = PaymentFilter(
             user_id=user_id,
             as_client=request.role != payments_pb2.PAYMENT_ROLE_EXPERT,
             as_expert=request.role != payments_pb2.PAYMENT_ROLE_CLIENT,
             states=tuple(state for state in states if state is not None),
             gig_id=gig_id,
-            create_time_from=from_time,
-            create_time_until=until_time,
-            deadline_until=deadline_until,
-            before=(convert.token_time(keyset[0]), keyset[1]) if keyset else None,
+            min_create_time=from_time,
+            max_create_time=until_time,
+            max_deadline_time=max_deadline_time,
+            before=(pagination.token_time(keyset[0]), keyset[1]) if keyset else None,
         )
         found = await self._core.database.read(lambda reader: reader.payments(which, page_size + 1))
-        page, token = convert.page_of(
+        page, token = pagination.page_of(
             found,
             page_size,
             "payments",
@@ -162,7 +165,7 @@ class PaymentServicer(payments_pb2_grpc.PaymentServiceServicer):
         )
 
     async def _payment(self, payment_id: str) -> Payment:
-        fields = Fields()
+        fields = RequestFields()
         fields.our_id("payment_id", payment_id)
         fields.check()
         payment = await self._core.database.read(lambda reader: reader.payment(payment_id))
@@ -180,7 +183,7 @@ def _amount_of(
     return request.amount if request.HasField("amount") else None
 
 
-def _state(fields: Fields, value: int) -> State | None:
+def _state(fields: RequestFields, value: int) -> State | None:
     fields.enum("states", value, payments_pb2.PaymentState)
     if value not in payments_pb2.PaymentState.values():
         return None

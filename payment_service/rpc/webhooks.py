@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from marketplace.payments.v1 import webhooks_pb2, webhooks_pb2_grpc
-from payment_service.application.core import Core
+from payment_service.application.app import App
 from payment_service.application.ingest_event import WebhookSecrets, ingest_event
 from payment_service.domain.errors import InvalidArgument, invalid_field
-from payment_service.rpc.calls import Context, Operations
+from payment_service.rpc.call_context import CallRegistry, Context
 
 _ENDPOINTS = {
     webhooks_pb2.WEBHOOK_ENDPOINT_PLATFORM: "platform",
@@ -19,12 +19,12 @@ _ENDPOINTS = {
 class WebhookServicer(webhooks_pb2_grpc.WebhookServiceServicer):
     def __init__(
         self,
-        core: Core,
-        operations: Operations,
+        app: App,
+        operations: CallRegistry,
         secrets: Mapping[str, WebhookSecrets],
         refused: Callable[[str, str], None],
     ) -> None:
-        self._core = core
+        self._core = app
         self._operations = operations
         self._secrets = secrets
         self._refused = refused

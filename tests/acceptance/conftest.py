@@ -54,10 +54,10 @@ class World:
     def address(self) -> str:
         return self.stack.grpc_target
 
-    def new_expert(self, onward_url: str = "") -> experts_pb2.CreateExpertAccountResponse:
+    def new_expert(self, continue_url: str = "") -> experts_pb2.CreateExpertAccountResponse:
         name = new_name("expert")
         request = experts_pb2.CreateExpertAccountRequest(
-            expert_id=name, name="Ada", email=f"{name}@example.com", onward_url=onward_url
+            expert_id=name, name="Ada", email=f"{name}@example.com", continue_url=continue_url
         )
         return self.experts.CreateExpertAccount(request)
 

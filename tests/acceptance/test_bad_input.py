@@ -39,7 +39,7 @@ NEVER = {"UNKNOWN", "INTERNAL", "UNAVAILABLE", "DEADLINE_EXCEEDED", "UNIMPLEMENT
 OPTIONAL = {
     "AcceptDisputeRequest": "validate_only",
     "CapturePaymentRequest": "amount final notes validate_only expected_version",
-    "CreateExpertAccountRequest": "country business_type commission_basis_points onward_url",
+    "CreateExpertAccountRequest": "country business_type commission_basis_points continue_url",
     "Evidence": " ".join(disputes_pb2.Evidence.DESCRIPTOR.fields_by_name),
     "InitiatePaymentRequest": (
         "description escrow_mode on_deadline expected_completion_time validate_only"
@@ -47,25 +47,25 @@ OPTIONAL = {
     "ListBalancesRequest": "account_prefix page_size page_token",
     "ListDiscrepanciesRequest": "payment_id page_size page_token open_only",
     "ListDisputesRequest": "payment_id expert_id open_only page_size page_token",
-    "ListInboxEventsRequest": "state page_size page_token",
+    "ListWebhookEventsRequest": "state page_size page_token",
     "ListOperationsRequest": "state page_size page_token",
     "ListPaymentEventsRequest": "page_size page_token",
     "ListPaymentsRequest": (
-        "page_size page_token role states gig_id create_time_from create_time_until deadline_until"
+        "page_size page_token role states gig_id min_create_time max_create_time max_deadline_time"
     ),
     "ListPayoutsRequest": "page_size page_token states",
     "Money": "currency_code",
-    "RefreshOnboardingRequest": "onward_url",
-    "ReplaceExpertAccountRequest": "replace_working_account onward_url",
+    "RefreshOnboardingRequest": "continue_url",
+    "ReplaceExpertAccountRequest": "replace_working_account continue_url",
     "RefundPaymentRequest": "amount reason validate_only expected_version",
-    "ReleaseFraudWarningRequest": "warning_id",
+    "DismissFraudWarningRequest": "warning_id",
     "RunReconciliationRequest": "payment_id since",
-    "SettleOwedRequest": "amount",
+    "SettleClientPayableRequest": "amount",
     "SubmitEvidenceRequest": "submit",
-    "WriteOffDebtRequest": "validate_only",
+    "WriteOffExpertDebtRequest": "validate_only",
 }
 #: The same of a part, where it differs from what that part may lack elsewhere.
-OPTIONAL_THERE = {("WriteOffDebtRequest", "amount"): "minor_units"}
+OPTIONAL_THERE = {("WriteOffExpertDebtRequest", "amount"): "minor_units"}
 #: Ids that must name something that exists, and one of their kind that does not.
 UNKNOWN_IDS = {
     "payment_id": "pay_" + "0" * 32,
@@ -73,7 +73,7 @@ UNKNOWN_IDS = {
     "expert_id": "expert-nobody",
     "operation_id": "op_" + "0" * 32,
     "event_id": "evt_nothing",
-    "landing_token": "A" * 43,
+    "onboarding_token": "A" * 43,
 }
 #: Where an id filters or is chosen by the caller, an unknown one is no fault.
 MAY_BE_UNKNOWN = {
@@ -85,7 +85,7 @@ MAY_BE_UNKNOWN = {
 #: Texts that are wrong for a reason of their own, by name.
 WRONG_TEXTS = {
     "currency_code": ["XXX", "US", "DOLLARS", "€"],
-    "onward_url": ["https://evil.example/", "javascript:alert(1)", "//evil.example"],
+    "continue_url": ["https://evil.example/", "javascript:alert(1)", "//evil.example"],
     "page_token": ["WyJwYXltZW50cyJd", "made up"],
     "email": ["ada", "ada@", "@example.com", "a b@example.com"],
     "country": ["USA", "1", "ÜÄ"],
@@ -221,9 +221,9 @@ def good(world: World, expert: str) -> Good:
             "client_id": "client-1",
             "commission_basis_points": 1_000,
             "country": "US",
-            "create_time_from": {"seconds": 1},
-            "create_time_until": {"seconds": 2**33},
-            "deadline_until": {"seconds": 2**33},
+            "min_create_time": {"seconds": 1},
+            "max_create_time": {"seconds": 2**33},
+            "max_deadline_time": {"seconds": 2**33},
             "description": "A logo",
             "discrepancy_id": 1,
             "dispute_id": to_answer,
@@ -237,12 +237,12 @@ def good(world: World, expert: str) -> Good:
             "final": True,
             "former_account_id": account_of(world, to_replace),
             "gig_id": "gig-1",
-            "landing_token": landing.partition("token=")[2],
+            "onboarding_token": landing.partition("token=")[2],
             "name": "Ada",
             "note": "the client called",
             "notes": "delivered",
             "on_deadline": payments_pb2.ON_DEADLINE_ALERT,
-            "onward_url": f"{APP}/done",
+            "continue_url": f"{APP}/done",
             "open_only": True,
             "operation_id": "op_" + "0" * 32,
             "page_size": 10,
@@ -270,9 +270,9 @@ def good(world: World, expert: str) -> Good:
             ("RefundPaymentRequest", "expected_version"): version_of(world, captured.payment_id),
             ("RefundPaymentRequest", "payment_id"): captured.payment_id,
             ("ReplaceExpertAccountRequest", "expert_id"): to_replace,
-            ("ReleaseFraudWarningRequest", "payment_id"): warned,
-            ("SettleOwedRequest", "payment_id"): bounced(world, expert),
-            ("WriteOffDebtRequest", "expert_id"): debtor,
+            ("DismissFraudWarningRequest", "payment_id"): warned,
+            ("SettleClientPayableRequest", "payment_id"): bounced(world, expert),
+            ("WriteOffExpertDebtRequest", "expert_id"): debtor,
         },
     )
 
@@ -526,17 +526,17 @@ def test_no_call_answers_unknown_or_internal(service: Service, good: Good) -> No
 def wait_until_quiet(world: World) -> None:
     """No webhook is under way any more, so that what changes now was changed by the calls."""
     world.control("webhooks/settle", {"seconds": 10})
-    waiting = "SELECT count(*) FROM inbox WHERE state = 'WAITING'"
+    waiting = "SELECT count(*) FROM webhook_events WHERE state = 'WAITING'"
     until(lambda: world.query(waiting) == [(0,)], "the inbox is empty")
 
 
 #: What calls may leave behind although they were refused, or what changes by itself.
 _LEFT_OUT = {
-    "claims": "a refusal is remembered under its key",
-    "watches": "the poller notes when it asked last",
-    "payment_asks": "the poller notes when it asked last",
+    "idempotency_keys": "a refusal is remembered under its key",
+    "event_cursors": "the poller notes when it asked last",
+    "payment_polls": "the poller notes when it asked last",
     "jobs": "the jobs note when they ran last",
-    "turns": "the loops note what they looked at last",
+    "job_backoff": "the loops note what they looked at last",
 }
 
 

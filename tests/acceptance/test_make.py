@@ -191,7 +191,7 @@ def test_make_demo(environment: dict[str, str]) -> None:
         "is paid out to the bank 1,239.74 USD 876 JPY",
         "debt 43.75 USD",
         "PAY_EXPERT 61.25 USD",
-        "NET_DEBT 43.75 USD",
+        "OFFSET_DEBT 43.75 USD",
         "debt 0.00 USD",
         # a hold that is promoted
         "CARD_HOLD PROMOTION: on_deadline=PROMOTE was asked for",

@@ -117,20 +117,20 @@ def test_an_unknown_or_broken_link(world: World) -> None:
 def test_an_expired_link(world: World) -> None:
     landing = finish_form(world.new_expert().onboarding_url)
     assert look(landing).status == 200
-    world.query("UPDATE landing_tokens SET expire_time = now() - interval '1 second'")
+    world.query("UPDATE onboarding_tokens SET expire_time = now() - interval '1 second'")
     for url in (landing, landing.replace("return", "refresh")):
         assert look(url).status == 404
 
 
 def test_back_to_the_app_once_ready(world: World) -> None:
-    landing = finish_form(world.new_expert(onward_url=f"{APP}/welcome?a=1").onboarding_url)
+    landing = finish_form(world.new_expert(continue_url=f"{APP}/welcome?a=1").onboarding_url)
     answer = look(landing)
     assert (answer.status, answer.location) == (303, f"{APP}/welcome?a=1")
 
 
 def test_back_to_the_app_is_offered_before(world: World) -> None:
     left = submit(
-        world.new_expert(onward_url=f"{APP}/welcome").onboarding_url, outcome="unfinished"
+        world.new_expert(continue_url=f"{APP}/welcome").onboarding_url, outcome="unfinished"
     )
     assert look(left.location).link("Back to the app") == f"{APP}/welcome"
 

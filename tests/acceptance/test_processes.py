@@ -77,14 +77,14 @@ FAMILIES = {
     "payments_transitions_total": "counter",
     "payments_volume_minor_units_total": "counter",
     "payments_commission_minor_units_total": "counter",
-    "payments_failures_total": "counter",
+    "payments_failed_attempts_total": "counter",
     "payments_webhooks_refused_total": "counter",
     "payments_operations_parked_total": "counter",
     "payments_webhook_events_parked_total": "counter",
     "payments_discrepancies_total": "counter",
     "payments_held_minor_units": "gauge",
-    "payments_waiting": "gauge",
-    "payments_oldest_waiting_seconds": "gauge",
+    "payments_backlog_items": "gauge",
+    "payments_backlog_oldest_age_seconds": "gauge",
 }
 
 

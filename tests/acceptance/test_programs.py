@@ -135,7 +135,7 @@ def live(world: World, program: Program) -> None:
         "states": ["PAYMENT_STATE_IN_ESCROW"],
     }
     for days, listed in ((1, False), (5, True)):
-        found = ask("PaymentService/ListPayments", **due, deadline_until=in_days(days))
+        found = ask("PaymentService/ListPayments", **due, max_deadline_time=in_days(days))
         ids = [payment["payment_id"] for payment in found.get("payments", ())]
         assert (payment_id in ids) is listed
     capture_and_refund(ask, payment_id)
@@ -159,9 +159,9 @@ def onboard(world: World, ask: Caller) -> str:
     landing = submit(fresh).location
     assert landing.startswith(f"{world.stack.gateway_url}/onboarding/return?token=")
     token = landing.partition("token=")[2]
-    standing = ask("OnboardingService/GetOnboarding", landing_token=token)
+    standing = ask("OnboardingService/GetOnboardingStatus", onboarding_token=token)
     assert standing["status"] == "EXPERT_STATUS_READY"
-    assert ask("OnboardingService/RenewOnboarding", landing_token=token)["onboarding_url"]
+    assert ask("OnboardingService/CreateOnboardingLink", onboarding_token=token)["onboarding_url"]
     shown = ask("ExpertService/GetExpert", expert_id=expert_id)["expert"]
     assert shown["status"] == "EXPERT_STATUS_READY"
     assert shown["transfers_active"] is True
@@ -260,7 +260,7 @@ def answer_banks(world: World, ask: Caller) -> None:
     until(lambda: debt() == ["9000"], "the expert owes what was lost")
     write_off: dict[str, Any] = {"expert_id": expert_id, "reason": "left us"}
     too_much = ask.refused(
-        "OperationsService/WriteOffDebt",
+        "OperationsService/WriteOffExpertDebt",
         **write_off,
         amount={"minor_units": 9_001, "currency_code": "USD"},
         idempotency_key=new_name("key"),
@@ -268,14 +268,14 @@ def answer_banks(world: World, ask: Caller) -> None:
     assert (too_much.code, too_much.reason) == ("FAILED_PRECONDITION", "AMOUNT_TOO_LARGE")
     assert (too_much.facts["requested"], too_much.facts["available"]) == ("9001", "9000")
     part = ask(
-        "OperationsService/WriteOffDebt",
+        "OperationsService/WriteOffExpertDebt",
         **write_off,
         amount={"minor_units": 4_000, "currency_code": "USD"},
         idempotency_key=new_name("key"),
     )
     assert part["debt"]["minor_units"] == "5000"
     rest = ask(
-        "OperationsService/WriteOffDebt",
+        "OperationsService/WriteOffExpertDebt",
         **write_off,
         amount={"currency_code": "USD"},
         idempotency_key=new_name("key"),
@@ -348,13 +348,15 @@ def settle_what_is_owed(world: World, ask: Caller) -> None:
     )
     settle: dict[str, Any] = {"payment_id": payment_id, "note": "paid by cheque"}
     first = {**settle, "amount": {"minor_units": 4_000}, "idempotency_key": new_name("key")}
-    answer = ask("OperationsService/SettleOwed", **first)
+    answer = ask("OperationsService/SettleClientPayable", **first)
     assert (answer["settled"]["minor_units"], answer["owed"]["minor_units"]) == ("4000", "6000")
-    assert answer == ask("OperationsService/SettleOwed", **first)
-    rest = ask("OperationsService/SettleOwed", **settle, idempotency_key=new_name("key"))
+    assert answer == ask("OperationsService/SettleClientPayable", **first)
+    rest = ask("OperationsService/SettleClientPayable", **settle, idempotency_key=new_name("key"))
     assert rest["settled"]["minor_units"] == "6000"
     assert rest["payment"]["state"] == "PAYMENT_STATE_REFUNDED"
-    nothing = ask.refused("OperationsService/SettleOwed", **settle, idempotency_key=new_name("key"))
+    nothing = ask.refused(
+        "OperationsService/SettleClientPayable", **settle, idempotency_key=new_name("key")
+    )
     assert (nothing.code, nothing.reason) == ("FAILED_PRECONDITION", "AMOUNT_TOO_LARGE")
 
 
@@ -371,13 +373,13 @@ def let_pass_and_replace(world: World, ask: Caller) -> None:
 
     until(lambda: freeze() == "PAYMENT_FREEZE_FRAUD_WARNING", "the warning is on record")
     release = {**shown, "note": "the client was called", "idempotency_key": new_name("key")}
-    released = ask("OperationsService/ReleaseFraudWarning", **release)
-    assert released == ask("OperationsService/ReleaseFraudWarning", **release)
+    released = ask("OperationsService/DismissFraudWarning", **release)
+    assert released == ask("OperationsService/DismissFraudWarning", **release)
     assert freeze() == "PAYMENT_FREEZE_NONE"
     again = ask.refused(
-        "OperationsService/ReleaseFraudWarning", **{**release, "idempotency_key": new_name("key")}
+        "OperationsService/DismissFraudWarning", **{**release, "idempotency_key": new_name("key")}
     )
-    assert (again.code, again.reason) == ("FAILED_PRECONDITION", "NOT_FROZEN_BY_WARNING")
+    assert (again.code, again.reason) == ("FAILED_PRECONDITION", "FRAUD_WARNING_NOT_ACTIVE")
 
     former = ask("ExpertService/GetExpert", expert_id=expert_id)["expert"]["stripe_account_id"]
     replace = {"expert_id": expert_id, "reason": "lost", "idempotency_key": new_name("key")}
@@ -432,13 +434,13 @@ def operate(world: World, ask: Caller) -> None:
     forged = ask.refused("WebhookService/IngestEvent", **{**webhook, "signature": "t=1,v1=00"})
     assert (forged.code, forged.reason) == ("INVALID_ARGUMENT", "WEBHOOK_REFUSED")
     until(lambda: event_id in ignored_events(ask), "the event is ignored")
-    again = ask.refused("OperationsService/RetryInboxEvent", event_id=event_id)
+    again = ask.refused("OperationsService/RetryWebhookEvent", event_id=event_id)
     assert (again.code, again.reason) == ("FAILED_PRECONDITION", "WRONG_STATE")
     done = ask("OperationsService/ListOperations", state="OPERATION_STATE_SUCCEEDED")["operations"]
     over: dict[str, Any] = {"operation_id": done[0]["operation_id"]}
     for settled in (
         ask.refused("OperationsService/ResumeOperation", **over),
-        ask.refused("OperationsService/GiveUpOperation", **over, note="not wanted"),
+        ask.refused("OperationsService/AbandonOperation", **over, note="not wanted"),
     ):
         assert (settled.code, settled.reason) == ("FAILED_PRECONDITION", "WRONG_STATE")
     ask("OperationsService/RunReconciliation")
@@ -474,8 +476,8 @@ def ignored_events(ask: Caller) -> list[str]:
     token = ""
     while True:
         page = ask(
-            "OperationsService/ListInboxEvents",
-            state="INBOX_STATE_IGNORED",
+            "OperationsService/ListWebhookEvents",
+            state="WEBHOOK_EVENT_STATE_IGNORED",
             page_size=100,
             page_token=token,
         )

@@ -169,8 +169,10 @@ def sound() -> Evidence:
             _operation("op_2", "capture"),
             _operation("op_3", "refund"),
         ],
-        claims=[{"key": "key", "answer": b"x", "operation_id": "op_2", "payment_id": PAYMENT}],
-        inbox=[{"event_id": "evt_1", "type": "t", "state": "APPLIED", "last_error": ""}],
+        idempotency_keys=[
+            {"key": "key", "answer": b"x", "operation_id": "op_2", "payment_id": PAYMENT}
+        ],
+        webhook_events=[{"event_id": "evt_1", "type": "t", "state": "APPLIED", "last_error": ""}],
         experts=[{"expert_id": "e", "stripe_account_id": "acct_1"}],
         effects=[
             {**_effect(0, "account_created", "acct_1", 0, "op_0"), "metadata": {"expert_id": "e"}},
@@ -204,7 +206,7 @@ def on_the_platform() -> Evidence:
     world.effects.append(_effect(4, "transferred", "tr_1", 900, "op_4"))
     due = _told("client_refunded", expert_part=300)
     world.events[-1].update(hashed(7, due["kind"], due["body"], world.events[-2]["hash"]))
-    owes = _told("expert_owes", amount=300)
+    owes = _told("expert_debt_recorded", amount=300)
     body = json.dumps({**json.loads(owes["body"]), "from": "CAPTURED"})
     world.events.append(hashed(8, owes["kind"], body, world.events[-1]["hash"]))
     world.feed.append({"position": 24, "payment_id": PAYMENT, "sequence": 8})
@@ -302,14 +304,14 @@ SPOILED: list[tuple[str, Callable[[Evidence], None]]] = [
     ("nothing_stays_between_accounts", _add("postings", _posting(7, "expert_debt:e", -3))),
     ("nothing_stays_between_accounts", _put("payments", held=10, captured=990)),
     ("nothing_stays_between_accounts", _drop("postings", 2)),
-    ("amounts_add_up", _put("payments", refunded=1001)),
+    ("amounts_add_up", _put("payments", refunded_after_capture=1001)),
     ("amounts_add_up", _put("payments", commission=99, expert_amount=901)),
     ("amounts_add_up", _put("payments", net_commission=66)),
-    ("amounts_add_up", _put("payments", returned=1)),
+    ("amounts_add_up", _put("payments", refunded_from_escrow=1)),
     ("amounts_add_up", _put("payments", charged=0)),
     ("held_money_is_paid_once", _put("payments", charge_model="SEPARATE")),
     ("debts_have_a_reason", _put("events", **_told("client_refunded", expert_part=300))),
-    ("debts_have_a_reason", _put("events", **_told("expert_owes", amount=300))),
+    ("debts_have_a_reason", _put("events", **_told("expert_debt_recorded", amount=300))),
     ("debts_are_what_is_left", _put("events", **_told("client_refunded", expert_part=300))),
     ("bounces_are_paid_again", _put("events", **_told("refund_failed", amount=333))),
     ("states_move_along_edges", _another_start),
@@ -327,7 +329,7 @@ SPOILED: list[tuple[str, Callable[[Evidence], None]]] = [
     ("no_answer_goes_back", _say(_entry("GetPayment", "", 2, started=9))),
     ("same_key_same_bytes", _say(_entry("CapturePayment", "key", 4, started=9, body=b"other"))),
     ("every_key_is_answered", _set("unanswered", ["key"])),
-    ("every_key_is_answered", _put("claims", answer=None)),
+    ("every_key_is_answered", _put("idempotency_keys", answer=None)),
     ("only_declared_errors", _say(_refused("UNKNOWN"))),
     ("only_declared_errors", _say(_refused("INTERNAL"))),
     ("only_declared_errors", _say(_refused("UNAVAILABLE", "UNEXPECTED"))),
@@ -336,12 +338,12 @@ SPOILED: list[tuple[str, Callable[[Evidence], None]]] = [
     ("everything_is_settled", _set("converged", False)),
     ("everything_is_settled", _put("operations", state="UNKNOWN")),
     ("everything_is_settled", _put("operations", state="PARKED")),
-    ("everything_is_settled", _put("inbox", state="WAITING")),
+    ("everything_is_settled", _put("webhook_events", state="WAITING")),
     (
         "no_discrepancies",
         _set("discrepancies", [{"payment_id": PAYMENT, "kind": "k", "detail": "d"}]),
     ),
-    ("no_webhook_lost", _drop("inbox")),
+    ("no_webhook_lost", _drop("webhook_events")),
     ("no_webhook_lost", _drop("deliveries")),
     ("no_secret_in_sight", _set("leaks", ["a line"])),
     ("every_fault_struck", _set("injected", Counter({}))),
@@ -361,7 +363,7 @@ def test_a_sound_world_on_the_platform_has_no_violations() -> None:
     "spoil",
     [
         _put("effects", amount=901),
-        _put("payments", returned=1),
+        _put("payments", refunded_from_escrow=1),
         _put("payments", held=101),
         _put("postings", account="expert_debt:e", minor_units=-1),
         lambda world: world.effects.append(_effect(5, "reversed", "trr_1", 5, "op_5")),
@@ -389,15 +391,15 @@ def test_what_was_kept_back_for_an_older_debt_is_owed_again(owed: int, found: bo
     world = sound()
     world.events.append({**world.events[-1], **_told("captured", netted=300)})
     world.events.append({**world.events[-1], **_told("client_refunded", expert_part=owed)})
-    world.events.append({**world.events[-1], **_told("expert_owes", amount=owed)})
+    world.events.append({**world.events[-1], **_told("expert_debt_recorded", amount=owed)})
     checks = [one for one in violations(world) if "refused no reversal" in str(one)]
     assert bool(checks) is found
 
 
 def _write_off(key: str, part: int) -> Entry:
     amount = money_pb2.Money(minor_units=part, currency_code="USD")
-    body = operations_pb2.WriteOffDebtResponse(expert_id="e", written_off=amount)
-    return Entry(0, "WriteOffDebt", key, b"", 1, 2, "ok", "OK", body=body.SerializeToString())
+    body = operations_pb2.WriteOffExpertDebtResponse(expert_id="e", written_off=amount)
+    return Entry(0, "WriteOffExpertDebt", key, b"", 1, 2, "ok", "OK", body=body.SerializeToString())
 
 
 def in_debt() -> Evidence:
@@ -447,7 +449,7 @@ def bounced() -> Evidence:
     """The 3.33 came back from the client's bank, and an operator sent them once more."""
     world = sound()
     steps = [("refund_failed", "CAPTURED"), ("repayment_due", "REFUNDING")]
-    for kind, to in [*steps, ("refund_resent", "CAPTURED")]:
+    for kind, to in [*steps, ("client_repaid", "CAPTURED")]:
         last = world.events[-1]
         body = {**json.loads(last["body"]), "facts": {"amount": 333}, "to": to}
         body["from"] = json.loads(last["body"])["to"]
@@ -495,11 +497,11 @@ def test_a_sound_bounce_has_no_violations() -> None:
         ("bounces_are_paid_again", _put("operations", state="REFUSED")),
         ("bounces_are_paid_again", lambda world: world.operations.append(world.operations[-1])),
         ("bounces_are_paid_again", _drop("events")),
-        ("bounces_are_paid_again", _put("events", **_told("refund_resent", amount=332))),
+        ("bounces_are_paid_again", _put("events", **_told("client_repaid", amount=332))),
         ("no_discrepancies", _drop("discrepancies")),
         ("no_discrepancies", lambda world: world.discrepancies.append(world.discrepancies[0])),
         ("no_discrepancies", _put("discrepancies", detail="re_2 of 333 bounced")),
-        ("no_discrepancies", _put("discrepancies", kind="refund_made_elsewhere")),
+        ("no_discrepancies", _put("discrepancies", kind="out_of_band_refund")),
         ("states_move_along_edges", _drop("events", 7)),
     ],
 )

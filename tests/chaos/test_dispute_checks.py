@@ -63,16 +63,16 @@ def contested() -> Evidence:
     world = sound()
     [payment] = world.payments
     amounts = {"held": 0, "captured": 1000, "refunded": 333, "net_commission": 67, "lost": 0}
-    more = {"charged": 1000, "returned": 0, "client_owed": 0}
+    more = {"charged": 1000, "returned": 0, "client_payable": 0}
     tell(world, "fraud_warning", "CAPTURED", {"warning_id": WARNING}, **amounts, **more)
-    tell(world, "fraud_warning_released", "CAPTURED", {"warning_id": WARNING})
+    tell(world, "fraud_warning_dismissed", "CAPTURED", {"warning_id": WARNING})
     tell(world, "dispute_opened", "CAPTURED", _FACTS)
     tell(world, "dispute_funds_withdrawn", "CAPTURED", {**_FACTS, "amount": 700})
     withdrawn = len(world.events)
     tell(world, "dispute_answer_started", "CAPTURED", {"dispute_id": DISPUTE})
     tell(world, "dispute_lost", "REFUNDING", _LOST, lost=667, net_commission=0)
     lost = len(world.events)
-    tell(world, "expert_reversed", "REFUNDED", {"amount": 600})
+    tell(world, "transfer_reversed", "REFUNDED", {"amount": 600})
     asked = {**_FACTS, "dispute_id": INQUIRY, "stage": "INQUIRY"}
     tell(world, "dispute_opened", "REFUNDED", asked)
     payment.update(lost=667, lost_held=0, net_commission=0, frozen="INQUIRY", frozen_by=INQUIRY)
@@ -296,7 +296,7 @@ def test_a_rest_is_kept_back_for_a_dispute_alone(changes: Row) -> None:
         "params": {"after_capture": True},
     }
     world.operations.append({**refused, **changes})
-    told = {"kind": "rest_not_returned", "detail": "op_9: charge_disputed", "time": NOW}
+    told = {"kind": "remainder_not_returned", "detail": "op_9: charge_disputed", "time": NOW}
     world.discrepancies = [{"payment_id": PAYMENT, **told}]
     found = [one for one in violations(world) if one.check == "no_discrepancies"]
     assert bool(found) is bool(changes)

@@ -22,24 +22,28 @@ from gateway.settings import Settings
 from marketplace.payments.v1 import payments_pb2
 from payment_service.adapters.postgres.engine import SqlDatabase, SwallowedError
 from payment_service.adapters.postgres.transaction import SqlTransaction
-from payment_service.application.act_on_deadlines import act_on_deadlines
-from payment_service.application.capture_payment import CapturePayment, Part, begin_capture
-from payment_service.application.carry_out import carry_out
-from payment_service.application.core import Core
-from payment_service.application.observe import observe_payment
-from payment_service.application.settle import (
-    apply_observation_phase,
-    leased_operation,
-    unsettled_phase,
+from payment_service.application.app import App
+from payment_service.application.capture_payment import (
+    CapturePayment,
+    RequestedAmount,
+    begin_capture,
 )
-from payment_service.domain import escrow
+from payment_service.application.execution.executor import execute
+from payment_service.application.jobs.deadlines import act_on_deadlines
+from payment_service.application.operations.outcomes import reschedule_operation
+from payment_service.application.operations.start import start_operation
+from payment_service.application.sync.apply_snapshot import apply_snapshot
+from payment_service.application.sync.payment import sync_payment
+from payment_service.domain import transitions
 from payment_service.domain.errors import Unavailable
-from payment_service.domain.escrow import ChargeModel, Payment
 from payment_service.domain.experts import BusinessType, Expert
-from payment_service.domain.observation import IntentStatus, Observation
 from payment_service.domain.operations import Operation, OperationKind, OperationState
-from payment_service.domain.ports import Answers, Cause, Policy, Transaction
-from payment_service.rpc.calls import Operations
+from payment_service.domain.payment import ChargeModel, Payment
+from payment_service.domain.ports.database import Transaction
+from payment_service.domain.ports.policy import Policy
+from payment_service.domain.ports.records import Answers, Cause
+from payment_service.domain.snapshot import IntentStatus, PaymentSnapshot
+from payment_service.rpc.call_context import CallRegistry
 from tests.integration.books import balance
 from tests.integration.world import (
     PLATFORM_SECRET,
@@ -95,15 +99,15 @@ def _a_payment(tx: SqlTransaction) -> Payment:
         update_time=tx.now,
         payment_expire_time=tx.now + timedelta(days=1),
     )
-    initiated = escrow.initiate(payment)
+    initiated = transitions.initiate(payment)
     tx.record(initiated, CAUSE)
-    created = escrow.intent_created(initiated.after, f"pi_{payment.payment_id}", tx.now)
+    created = transitions.intent_created(initiated.after, f"pi_{payment.payment_id}", tx.now)
     tx.record(created, CAUSE)
     return created.after
 
 
 def _cancel(tx: SqlTransaction, payment: Payment) -> Operation:
-    operation = leased_operation(
+    operation = start_operation(
         tx,
         POLICY,
         kind=OperationKind.CANCEL,
@@ -111,7 +115,7 @@ def _cancel(tx: SqlTransaction, payment: Payment) -> Operation:
         minor_units=payment.amount,
         params={"payment_intent_id": payment.payment_intent_id},
     )
-    tx.record(escrow.start_cancel(payment, operation.operation_id, "", tx.now), CAUSE)
+    tx.record(transitions.start_cancel(payment, operation.operation_id, "", tx.now), CAUSE)
     return operation
 
 
@@ -170,14 +174,14 @@ async def test_a_late_commit_is_not_lost_from_the_feed(database: SqlDatabase) ->
 async def test_an_old_observation_changes_nothing(database: SqlDatabase) -> None:
     """What was seen at an earlier version may be older than the books."""
     payment = await database.transact(_a_payment)
-    seen = Observation(
+    seen = PaymentSnapshot(
         payment_intent_id=payment.payment_intent_id,
         status=IntentStatus.CANCELED,
         minor_units=payment.amount,
         currency=payment.currency,
     )
     applied = await database.transact(
-        apply_observation_phase,
+        apply_snapshot,
         cast("Answers", None),
         POLICY,
         payment.payment_id,
@@ -221,7 +225,7 @@ async def test_whoever_lost_the_lease_changes_nothing(database: SqlDatabase) -> 
     new = await database.transact(take_over)
     assert new is not None
     await database.transact(
-        unsettled_phase, POLICY, old, OperationState.UNKNOWN, "I slept", 1.0, CAUSE
+        reschedule_operation, POLICY, old, OperationState.UNKNOWN, "I slept", 1.0, CAUSE
     )
     now = await database.read(lambda reader: reader.operation(old.operation_id))
     assert now == new
@@ -231,7 +235,7 @@ async def test_whoever_lost_the_lease_changes_nothing(database: SqlDatabase) -> 
 
     await database.transact(settle)
     await database.transact(
-        unsettled_phase, POLICY, new, OperationState.UNKNOWN, "I slept", 1.0, CAUSE
+        reschedule_operation, POLICY, new, OperationState.UNKNOWN, "I slept", 1.0, CAUSE
     )
     end = await database.read(lambda reader: reader.operation(old.operation_id))
     assert end is not None
@@ -241,13 +245,13 @@ async def test_whoever_lost_the_lease_changes_nothing(database: SqlDatabase) -> 
 class _Stripe:
     """Has the intent, uncancelled, and counts what is asked of it."""
 
-    is_away = False
+    is_unavailable = False
 
-    def __init__(self, seen: Observation) -> None:
+    def __init__(self, seen: PaymentSnapshot) -> None:
         self.seen = seen
         self.sent = 0
 
-    async def observe(self, payment_intent_id: str) -> Observation:
+    async def observe(self, payment_intent_id: str) -> PaymentSnapshot:
         return self.seen
 
     async def cancel(self, key: str, payment_intent_id: str) -> Any:
@@ -269,17 +273,17 @@ class _Alarms:
 async def test_nothing_is_sent_again_after_23_hours(database: SqlDatabase) -> None:
     payment = await database.transact(_a_payment)
     operation = await database.transact(_cancel, payment)
-    seen = Observation(
+    seen = PaymentSnapshot(
         payment_intent_id=payment.payment_intent_id,
         status=IntentStatus.REQUIRES_PAYMENT_METHOD,
         minor_units=payment.amount,
         currency=payment.currency,
     )
     stripe, alarms = _Stripe(seen), _Alarms()
-    core = Core(database, cast("Any", stripe), cast("Answers", None), POLICY, cast("Any", alarms))
+    app = App(database, cast("Any", stripe), cast("Answers", None), POLICY, cast("Any", alarms))
     old = replace(operation, tries=1, attempt_time=datetime.now(UTC) - timedelta(hours=23.5))
     with pytest.raises(Unavailable):
-        await carry_out(core, old, payment.version + 1, CAUSE)
+        await execute(app, old, payment.version + 1, CAUSE)
     assert stripe.sent == 0
     assert alarms.parked
     now = await database.read(lambda reader: reader.operation(operation.operation_id))
@@ -288,7 +292,7 @@ async def test_nothing_is_sent_again_after_23_hours(database: SqlDatabase) -> No
 
 
 async def test_a_callers_impatience_interrupts_nothing() -> None:
-    operations, done = Operations(), asyncio.Event()
+    operations, done = CallRegistry(), asyncio.Event()
 
     async def work() -> None:
         await asyncio.sleep(0.05)
@@ -346,7 +350,7 @@ async def test_a_milestone_waits_until_the_one_before_is_judged(database_url: st
     async with running_world(database_url) as world:
         held = await world.escrowed(**PLATFORM)
         assert world.service is not None
-        database, policy = world.service.core.database, world.service.core.policy
+        database, policy = world.service.app.database, world.service.app.policy
         loop = asyncio.get_running_loop()
         judged, go_on = asyncio.Event(), asyncio.Event()
 
@@ -360,14 +364,14 @@ async def test_a_milestone_waits_until_the_one_before_is_judged(database_url: st
             key="key",
             fields={},
             payment_id=held.payment_id,
-            part=Part(6_000),
+            part=RequestedAmount(6_000),
             final=False,
             notes="",
         )
         holding = asyncio.create_task(database.transact(first))
         await judged.wait()
         second = asyncio.create_task(
-            database.transact(begin_capture, world.service.core.answers, policy, command)
+            database.transact(begin_capture, world.service.app.answers, policy, command)
         )
         done, _ = await asyncio.wait([second], timeout=0.5)
         go_on.set()
@@ -421,7 +425,7 @@ async def test_a_deadline_asks_stripe_first(database_url: str) -> None:
     """A hold that was cancelled at Stripe's dashboard is not to be charged."""
     async with running_world(database_url, loops=False) as world:
         assert world.service is not None
-        core = world.service.core
+        app = world.service.app
         expert = await world.expert(ready=False)
         account = world.account_of(expert)
         await world.stripe.control("POST", f"/accounts/{account}/complete_onboarding")
@@ -429,12 +433,12 @@ async def test_a_deadline_asks_stripe_first(database_url: str) -> None:
         initiated = await world.initiate(expert, on_deadline=promote)
         await world.confirm(initiated)
         payment = initiated.payment
-        await observe_payment(core, payment.payment_id, CAUSE)
+        await sync_payment(app, payment.payment_id, CAUSE)
         path = f"/payment_intents/{payment.payment_intent_id}/cancel"
         assert (await world.stripe.api("POST", path))["status"] == "canceled"
         # Every authorization is within so wide a margin of its end.
-        policy = replace(core.policy, deadline_margin=30 * 86_400.0)
-        await act_on_deadlines(replace(core, policy=policy))
+        policy = replace(app.policy, deadline_margin=30 * 86_400.0)
+        await act_on_deadlines(replace(app, policy=policy))
         kinds = [row[0] for row in world.sql("SELECT kind FROM events ORDER BY sequence")]
         assert "payment.canceled" in kinds
         assert "payment.promote_started" not in kinds

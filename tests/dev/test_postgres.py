@@ -65,7 +65,7 @@ def ask(url: str, statement: str) -> list[tuple[object, ...]]:
             return cursor.fetchall() if cursor.description else []
 
 
-def start_elsewhere(directory: Path, then: str) -> subprocess.Popen[str]:
+def start_out_of_band(directory: Path, then: str) -> subprocess.Popen[str]:
     """Another process that starts a server in the directory, prints its pids, and goes on."""
     program = f"""
         import os, signal, sys, time
@@ -199,7 +199,7 @@ def test_directory_has_one_owner(server: EmbeddedPostgres) -> None:
 
 
 def test_server_of_a_killed_owner_is_ended_and_the_next_start_succeeds(directory: Path) -> None:
-    owner = start_elsewhere(directory, "os.kill(os.getpid(), signal.SIGKILL)")
+    owner = start_out_of_band(directory, "os.kill(os.getpid(), signal.SIGKILL)")
     pid, guard = pids_of(owner)
     owner.wait()
     # At once, while the guard may still be at work: the lock says when it is done.
@@ -210,7 +210,7 @@ def test_server_of_a_killed_owner_is_ended_and_the_next_start_succeeds(directory
 
 
 def test_server_whose_guard_was_killed_too_is_ended_by_the_next_start(directory: Path) -> None:
-    owner = start_elsewhere(directory, "time.sleep(60)")
+    owner = start_out_of_band(directory, "time.sleep(60)")
     pid, guard = pids_of(owner)
     os.kill(guard, signal.SIGKILL)
     owner.kill()
@@ -236,7 +236,7 @@ def test_pid_given_out_again_is_left_alone(directory: Path) -> None:
 
 def test_killed_initdb_leaves_nothing_that_matters(place: Path) -> None:
     directory = place / "postgres"
-    owner = start_elsewhere(directory, "pass")
+    owner = start_out_of_band(directory, "pass")
     deadline = time.monotonic() + 10
     while not list(directory.glob("unfinished-*/cluster/PG_VERSION")):
         assert time.monotonic() < deadline

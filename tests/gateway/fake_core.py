@@ -50,12 +50,12 @@ class FakeCore(
     """Everything that the gateway calls."""
 
     port: int = 0
-    inbox: dict[str, bytes] = field(default_factory=dict)
+    webhook_events: dict[str, bytes] = field(default_factory=dict)
     calls: list[str] = field(default_factory=list)
     failure: grpc.StatusCode | None = None
     delay: float = 0
     health: int = SERVING
-    standings: dict[str, onboarding_pb2.GetOnboardingResponse] = field(default_factory=dict)
+    standings: dict[str, onboarding_pb2.GetOnboardingStatusResponse] = field(default_factory=dict)
     onboarding_url: str = "https://connect.stripe.com/setup/e/acct_1/abc"
     server: aio.Server | None = None
 
@@ -90,8 +90,8 @@ class FakeCore(
         if not self._verifies(request):
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "no signature matches")
         event_id = json.loads(request.payload)["id"]
-        duplicate = event_id in self.inbox
-        self.inbox.setdefault(event_id, request.payload)
+        duplicate = event_id in self.webhook_events
+        self.webhook_events.setdefault(event_id, request.payload)
         return webhooks_pb2.IngestEventResponse(event_id=event_id, duplicate=duplicate)
 
     def _verifies(self, request: webhooks_pb2.IngestEventRequest) -> bool:
@@ -101,17 +101,17 @@ class FakeCore(
         right = hmac.new(SECRETS[request.endpoint].encode(), signed, hashlib.sha256).hexdigest()
         return any(value == right for name, _, value in items if name == "v1")
 
-    async def GetOnboarding(self, request, context):  # type: ignore[no-untyped-def] # noqa: N802
-        await self._called("GetOnboarding", context)
-        if request.landing_token not in self.standings:
+    async def GetOnboardingStatus(self, request, context):  # type: ignore[no-untyped-def] # noqa: N802
+        await self._called("GetOnboardingStatus", context)
+        if request.onboarding_token not in self.standings:
             await context.abort(grpc.StatusCode.NOT_FOUND, "no such token")
-        return self.standings[request.landing_token]
+        return self.standings[request.onboarding_token]
 
-    async def RenewOnboarding(self, request, context):  # type: ignore[no-untyped-def] # noqa: N802
-        await self._called("RenewOnboarding", context)
-        if request.landing_token not in self.standings:
+    async def CreateOnboardingLink(self, request, context):  # type: ignore[no-untyped-def] # noqa: N802
+        await self._called("CreateOnboardingLink", context)
+        if request.onboarding_token not in self.standings:
             await context.abort(grpc.StatusCode.NOT_FOUND, "no such token")
-        return onboarding_pb2.RenewOnboardingResponse(onboarding_url=self.onboarding_url)
+        return onboarding_pb2.CreateOnboardingLinkResponse(onboarding_url=self.onboarding_url)
 
     async def Check(self, request, context):  # type: ignore[no-untyped-def] # noqa: N802
         await self._called("Check", context)
@@ -128,9 +128,9 @@ class FakeCore(
         *,
         token: str,
         due: int = 0,
-        onward_url: str = "",
+        continue_url: str = "",
     ) -> None:
         """Lets the expert behind `token` stand there."""
-        self.standings[token] = onboarding_pb2.GetOnboardingResponse(
-            status=status, requirements_due_count=due, onward_url=onward_url
+        self.standings[token] = onboarding_pb2.GetOnboardingStatusResponse(
+            status=status, requirements_due_count=due, continue_url=continue_url
         )

@@ -107,10 +107,10 @@ async def test_ready_leads_onward_and_the_others_offer_it(
     core: FakeCore, gateway: str, browser: aiohttp.ClientSession
 ) -> None:
     onward = 'https://app.example/done?a=1&b="><script>alert(1)</script>'
-    core.stands(Status.EXPERT_STATUS_READY, token=TOKEN, onward_url=onward)
+    core.stands(Status.EXPERT_STATUS_READY, token=TOKEN, continue_url=onward)
     code, headers, _ = await get(browser, f"{gateway}/onboarding/return?token={TOKEN}")
     assert (code, headers["Location"]) == (303, onward)
-    core.stands(Status.EXPERT_STATUS_RESTRICTED, token=TOKEN, due=1, onward_url=onward)
+    core.stands(Status.EXPERT_STATUS_RESTRICTED, token=TOKEN, due=1, continue_url=onward)
     code, _, text = await get(browser, f"{gateway}/onboarding/return?token={TOKEN}")
     assert code == 200
     assert Page(text).links["Back to the app"] == onward
@@ -124,7 +124,7 @@ async def test_no_trick_leads_out(
     # Those of the list that are meant for `allowed.example`, turned against this gateway's own.
     tricks = [trick.replace("allowed.example", "app.example") for trick in TRICKS]
     for onward in [trick for trick in tricks if "localhost" not in trick]:
-        core.stands(Status.EXPERT_STATUS_READY, token=TOKEN, onward_url=onward)
+        core.stands(Status.EXPERT_STATUS_READY, token=TOKEN, continue_url=onward)
         code, headers, text = await get(browser, f"{gateway}/onboarding/return?token={TOKEN}")
         assert (code, headers.get("Location")) == (200, None), onward
         assert Page(text).links == {}, onward
@@ -134,7 +134,7 @@ async def test_without_allowed_origins_nothing_leads_out(
     core: FakeCore, start_gateway: StartGateway, browser: aiohttp.ClientSession
 ) -> None:
     gateway = await start_gateway(allowed_origins="")
-    core.stands(Status.EXPERT_STATUS_READY, token=TOKEN, onward_url="https://app.example/")
+    core.stands(Status.EXPERT_STATUS_READY, token=TOKEN, continue_url="https://app.example/")
     code, _, text = await get(browser, f"{gateway}/onboarding/return?token={TOKEN}")
     assert (code, Page(text).links) == (200, {})
 
@@ -181,7 +181,7 @@ async def test_looking_without_opening_mints_nothing(
     code, _, text = await get(browser, f"{gateway}/onboarding/refresh?token={TOKEN}", "HEAD")
     assert (code, text, core.calls) == (200, "", [])
     code, _, text = await get(browser, f"{gateway}/onboarding/return?token={TOKEN}", "HEAD")
-    assert (code, text, core.calls) == (200, "", ["GetOnboarding"])
+    assert (code, text, core.calls) == (200, "", ["GetOnboardingStatus"])
 
 
 @pytest.mark.parametrize("page", ["return", "refresh"])

@@ -69,7 +69,7 @@ async def test_chunked_body_is_put_together(core: FakeCore, gateway: str) -> Non
     framed = b"".join(b"%x\r\n%s\r\n" % (len(chunk), chunk) for chunk in chunks) + b"0\r\n\r\n"
     headers = head(f"Stripe-Signature: {sign(body)}", "Transfer-Encoding: chunked")
     assert (await exchange(gateway, headers + framed))[0] == 200
-    assert core.inbox["evt_chunked"] == body
+    assert core.webhook_events["evt_chunked"] == body
 
 
 async def test_chunked_body_without_end_is_cut_at_the_limit(core: FakeCore, gateway: str) -> None:
@@ -239,7 +239,7 @@ async def test_half_open_sockets_do_not_keep_webhooks_out(
                 async with browser.post(gateway + PATH, data=body, headers=headers) as response:
                     assert response.status == 200
                 seconds.append(time.perf_counter() - started)
-    assert len(core.inbox) == 50
+    assert len(core.webhook_events) == 50
     assert sorted(seconds)[-2] < 0.25
 
 

@@ -36,7 +36,7 @@ async def test_event_is_stored_before_it_is_acknowledged(
         200,
         {"received": True, "event_id": "evt_a", "duplicate": False},
     )
-    assert core.inbox == {"evt_a": body}
+    assert core.webhook_events == {"evt_a": body}
     assert await deliver(browser, gateway, body) == (
         200,
         {"received": True, "event_id": "evt_a", "duplicate": True},
@@ -49,7 +49,7 @@ async def test_raw_bytes_arrive_untouched(
     body = b'\r\n {"id" : "evt_raw", "n":1e2, "u":"\xc3\xa9\\u00e9" } \n'
     status, _ = await deliver(browser, gateway, body)
     assert status == 200
-    assert core.inbox["evt_raw"] == body
+    assert core.webhook_events["evt_raw"] == body
 
 
 async def test_each_address_has_its_own_secret(
@@ -190,7 +190,7 @@ async def test_no_more_forwards_than_the_bound(
     bodies = [event(f"evt_{number}") for number in range(8)]
     answers = await asyncio.gather(*(deliver(browser, gateway, body) for body in bodies))
     assert sorted(status for status, _ in answers) == [200] * 2 + [503] * 6
-    assert len(core.inbox) == 2
+    assert len(core.webhook_events) == 2
     core.delay = 0
     assert (await deliver(browser, gateway, event("evt_later")))[0] == 200
 

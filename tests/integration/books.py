@@ -107,7 +107,7 @@ def _check_sums(world: World) -> None:
         assert sums.get(("hold", currency), 0) == sum_
         assert sums.get(("client", currency), 0) == -sum_
     for payment_id, currency, owed in world.sql(
-        "SELECT payment_id, currency, client_owed FROM payments"
+        "SELECT payment_id, currency, client_payable FROM payments"
     ):
         assert sums.get((f"client_payable:{payment_id}", currency), 0) == -owed
     # No debt is paid twice.
@@ -131,7 +131,7 @@ def _check_rows(world: World) -> None:
     )
     # A claim without an answer belongs to an operation that waits for an operator, or to nobody.
     assert not world.sql(
-        "SELECT claims.claim_id FROM claims LEFT JOIN operations USING (operation_id) "
+        "SELECT claim_id FROM idempotency_keys LEFT JOIN operations USING (operation_id) "
         "WHERE answer IS NULL AND operations.state IS DISTINCT FROM 'PARKED'"
     )
 

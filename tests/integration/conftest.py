@@ -11,7 +11,8 @@ import pytest
 import pytest_asyncio
 
 from dev.postgres import EmbeddedPostgres
-from payment_service.application import background, carry_out
+from payment_service.application.execution import executor
+from payment_service.application.jobs import scheduler
 from tests.integration.world import World, running_world
 
 StartWorld = Callable[..., Awaitable[World]]
@@ -21,12 +22,12 @@ StartWorld = Callable[..., Awaitable[World]]
 def impatience() -> Iterator[None]:
     """Shortens the service's pauses between tries, so that a test sees many; nothing else."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(background, "_POLL_SECONDS", 0.2)
-        patch.setattr(background, "_SELDOM_SECONDS", 1.0)
-        patch.setattr(carry_out, "_BACK_OFF_FIRST", 0.1)
-        patch.setattr(carry_out, "_NOT_SENT_PAUSES", (0.05, 0.1, 0.2))
+        patch.setattr(scheduler, "_POLL_SECONDS", 0.2)
+        patch.setattr(scheduler, "_SELDOM_SECONDS", 1.0)
+        patch.setattr(executor, "_BACK_OFF_FIRST", 0.1)
+        patch.setattr(executor, "_NOT_SENT_PAUSES", (0.05, 0.1, 0.2))
         # The minute after which Stripe is believed to have done nothing.
-        patch.setattr(carry_out, "_BETWEEN_TWO_READS", 0.5)
+        patch.setattr(executor, "_BETWEEN_TWO_READS", 0.5)
         yield
 
 

@@ -15,14 +15,16 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from grpc import aio
 
 from marketplace.payments.v1 import experts_pb2, operations_pb2, payments_pb2
-from payment_service.application.act_on_deadlines import find_due
-from payment_service.application.create_expert_account import finish_account
+from payment_service.application.execution.accounts import finish_account
+from payment_service.application.jobs.deadlines import find_due
 from payment_service.application.replace_expert_account import (
     ReplaceExpertAccount,
     begin_replacement,
 )
 from payment_service.domain.experts import BusinessType
-from payment_service.domain.ports import Cause, Done, NewAccount, Transaction
+from payment_service.domain.ports.database import Transaction
+from payment_service.domain.ports.records import Cause
+from payment_service.domain.ports.stripe import Done, NewAccount
 from tests.integration.books import balance, check_books
 from tests.integration.conftest import StartWorld
 from tests.integration.world import (
@@ -174,7 +176,7 @@ async def test_a_given_answer_is_given_while_stripe_is_away(world: World, path: 
     new = replacement(expert, former_account_id=present, replace_working_account=True)
     refused = await refusal(world.experts.ReplaceExpertAccount(new))
     assert refused.code == "UNAVAILABLE"
-    assert not world.sql("SELECT 1 FROM claims WHERE key = %s", new.idempotency_key)
+    assert not world.sql("SELECT 1 FROM idempotency_keys WHERE key = %s", new.idempotency_key)
 
 
 async def test_racing_keys_make_one_account(world: World) -> None:
@@ -422,7 +424,7 @@ async def test_a_destination_charge_is_not_captured_for_the_former_account(world
 async def test_an_exchange_that_commits_during_a_capture_is_seen(world: World) -> None:
     """The capture looks at the expert's account only while nobody can change it."""
     assert world.service is not None
-    core = world.service.core
+    app = world.service.app
     expert = await world.expert()
     held = await world.escrowed(expert)
     command = ReplaceExpertAccount(
@@ -435,10 +437,10 @@ async def test_an_exchange_that_commits_during_a_capture_is_seen(world: World) -
         replace_working_account=True,
         account_is_fresh=True,
     )
-    begun = await core.database.transact(begin_replacement, core.answers, core.policy, command)
+    begun = await app.database.transact(begin_replacement, app.answers, app.policy, command)
     operation = begun.operation
     assert operation is not None
-    made = await core.stripe.create_account(
+    made = await app.stripe.create_account(
         operation.stripe_key,
         NewAccount(
             name="Ann",
@@ -452,11 +454,11 @@ async def test_an_exchange_that_commits_during_a_capture_is_seen(world: World) -
     written, commits = threading.Event(), threading.Event()
 
     def finish_slowly(tx: Transaction) -> None:
-        finish_account(tx, core.answers, operation, made.value, command.cause)
+        finish_account(tx, app.answers, operation, made.value, command.cause)
         written.set()
         assert commits.wait(10)
 
-    exchange = asyncio.create_task(core.database.transact(finish_slowly))
+    exchange = asyncio.create_task(app.database.transact(finish_slowly))
     assert await asyncio.to_thread(written.wait, 10)
     capture = asyncio.create_task(
         refusal(world.payments.CapturePayment(capture_request(held.payment_id)))
@@ -529,8 +531,8 @@ async def test_a_deadline_that_cannot_be_kept_is_told_once(
     assert await until(told, "the deadline") == [("DESTINATION_ACCOUNT_REPLACED",)]
     # Not tried again, as what may only be refused for now is after an hour.
     as_superuser(world, "UPDATE payments SET deadline_time = now() - interval '2 hours'")
-    core = world.service.core
-    assert await core.database.transact(find_due, core.policy) == []
+    app = world.service.app
+    assert await app.database.transact(find_due, app.policy) == []
     assert (await world.get(held.payment_id)).state == IN_ESCROW
 
 

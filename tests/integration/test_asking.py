@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from marketplace.payments.v1 import experts_pb2
-from payment_service.application.poll_events import ask_about_quiet_payments
+from payment_service.application.jobs.poll_stripe import poll_stale_payments
 from tests.integration.conftest import StartWorld
 from tests.integration.world import (
     CAPTURED,
@@ -27,7 +27,7 @@ async def test_a_service_that_gets_no_webhook_converges(start_world: StartWorld)
     await world.stripe.api("POST", f"/payment_intents/{payment.payment_intent_id}/capture")
     payment = await world.in_state(payment.payment_id, CAPTURED)
     assert [found.kind for found in await world.discrepancies(payment.payment_id)] == [
-        "captured_elsewhere"
+        "captured_out_of_band"
     ]
 
 
@@ -38,11 +38,13 @@ async def test_a_polled_event_and_its_webhook_are_one(start_world: StartWorld) -
 
     async def both_ways() -> bool:
         listed = await world.stripe.api("GET", "/events", limit=100)
-        known = {row[0] for row in world.sql("SELECT event_id FROM inbox")}
+        known = {row[0] for row in world.sql("SELECT event_id FROM webhook_events")}
         return {event["id"] for event in listed["data"]} <= known
 
     await until(both_ways, "every event in the inbox")
-    [(events, distinct)] = world.sql("SELECT count(*), count(DISTINCT event_id) FROM inbox")
+    [(events, distinct)] = world.sql(
+        "SELECT count(*), count(DISTINCT event_id) FROM webhook_events"
+    )
     assert events == distinct
     effects = await world.stripe.effects("captured", payment.payment_intent_id)
     assert len(effects) == 1
@@ -75,19 +77,19 @@ async def test_a_quiet_payment_is_asked_about_and_then_more_seldom(
     payment_id = initiated.payment.payment_id
 
     async def in_escrow() -> bool:
-        await ask_about_quiet_payments(world.service.core)  # type: ignore[union-attr]
+        await poll_stale_payments(world.service.app)  # type: ignore[union-attr]
         return (await world.get(payment_id)).state == IN_ESCROW
 
     await until(in_escrow, "the quiet payment in escrow")
-    world.sql("UPDATE payment_asks SET next_time = now() + interval '1 hour' RETURNING 1")
+    world.sql("UPDATE payment_polls SET next_time = now() + interval '1 hour' RETURNING 1")
     before = len(await world.stripe.requests(method="GET"))
-    await ask_about_quiet_payments(world.service.core)
+    await poll_stale_payments(world.service.app)
     assert len(await world.stripe.requests(method="GET")) == before
 
 
 async def test_with_stripe_away_money_calls_fail_fast_and_claim_nothing(world: World) -> None:
     assert world.service is not None
-    stripe = world.service.core.stripe
+    stripe = world.service.app.stripe
     settled = capture_request((await world.escrowed()).payment_id)
     answer = await world.bytes_of("CapturePayment", settled)
     caught, other = await world.escrowed(), await world.escrowed()
@@ -97,7 +99,7 @@ async def test_with_stripe_away_money_calls_fail_fast_and_claim_nothing(world: W
     )
     first = capture_request(caught.payment_id)
     assert (await refusal(world.payments.CapturePayment(first))).code == "UNAVAILABLE"
-    while not stripe.is_away:
+    while not stripe.is_unavailable:
         request = experts_pb2.RefreshOnboardingRequest(expert_id=other.expert_id)
         await refusal(world.experts.RefreshOnboarding(request))
     second = capture_request(other.payment_id)

@@ -128,8 +128,8 @@ _NEVER: dict[str, tuple[str, type[psycopg2.Error]]] = {
     ),
     "a key used twice": (
         (
-            "INSERT INTO claims SELECT (jsonb_populate_record(claims, "
-            '\'{"claim_id": "clm_x"}\')).* FROM claims LIMIT 1'
+            "INSERT INTO idempotency_keys SELECT (jsonb_populate_record(idempotency_keys, "
+            '\'{"claim_id": "clm_x"}\')).* FROM idempotency_keys LIMIT 1'
         ),
         psycopg2.errors.UniqueViolation,
     ),
@@ -350,8 +350,8 @@ async def test_lists_page_by_keyset_filter_and_stand_still_under_inserts(world: 
     between = await _page(
         world,
         user_id="client-a",
-        create_time_from=made[1].create_time,
-        create_time_until=made[3].create_time,
+        min_create_time=made[1].create_time,
+        max_create_time=made[3].create_time,
     )
     assert [payment.payment_id for payment in between.payments] == newest_first[2:4]
 
@@ -367,8 +367,8 @@ async def test_lists_page_by_keyset_filter_and_stand_still_under_inserts(world: 
         refused = await refusal(_page(world, **fields))
         assert (refused.code, list(refused.fields)) == ("INVALID_ARGUMENT", ["page_token"])
     odd = Timestamp(seconds=2**62)
-    refused = await refusal(_page(world, user_id="client-a", create_time_from=odd))
-    assert list(refused.fields) == ["create_time_from"]
+    refused = await refusal(_page(world, user_id="client-a", min_create_time=odd))
+    assert list(refused.fields) == ["min_create_time"]
 
 
 async def test_a_list_reads_no_more_rows_than_its_page_among_a_hundred_thousand(

@@ -17,11 +17,11 @@ from payment_service.adapters.postgres import rows
 from payment_service.adapters.postgres.engine import make_engine
 from payment_service.adapters.postgres.reader import SqlReader
 from payment_service.adapters.postgres.transaction import SqlTransaction
-from payment_service.application import act_on_deadlines
-from payment_service.application.in_turn import take_turn
+from payment_service.application.fair_queue import claim_turn
+from payment_service.application.jobs import deadlines
 from payment_service.domain.deadlines import deadline_due, deadline_near
-from payment_service.domain.escrow import EscrowMode, OnDeadline, Payment, State
-from payment_service.domain.ports import Work
+from payment_service.domain.payment import EscrowMode, OnDeadline, Payment, State
+from payment_service.domain.ports.records import JobKind
 from tests.integration.books import check_books
 from tests.integration.conftest import StartWorld
 from tests.integration.test_gigs import CARD, PLATFORM, PROMOTE, in_days, kinds
@@ -65,7 +65,7 @@ def escrows(chance: random.Random, number: int, now: datetime) -> Iterator[Payme
             payment_intent_id=f"pi_{count}",
             charge_id=f"ch_{count}",
             on_deadline=chance.choice(list(OnDeadline)),
-            rest_goes_back=mode is EscrowMode.PLATFORM_HOLD and chance.random() < 0.5,
+            remainder_to_client=mode is EscrowMode.PLATFORM_HOLD and chance.random() < 0.5,
             escrow_expire_time=around(MARGIN, 16),
             release_due_time=around(timedelta(), 30 if count % 2 else 4),
             deadline_time=around(-HOUR, 3),
@@ -202,21 +202,21 @@ def test_who_had_a_turn_rests_and_stands_behind_the_others(transaction: SqlTrans
     def rest_is_over() -> float:
         """How long it was."""
         pause: timedelta = tx.connection.execute(
-            text("UPDATE turns SET next_time = now() - interval '1 second' RETURNING pause")
+            text("UPDATE job_backoff SET next_time = now() - interval '1 second' RETURNING pause")
         ).scalar_one()
         return pause.total_seconds()
 
     assert queue() == ["pay_a", "pay_b", "pay_c"]
     pauses = []
     for _ in range(9):
-        assert take_turn(tx, Work.DEADLINES, "pay_a")
-        assert not take_turn(tx, Work.DEADLINES, "pay_a")
+        assert claim_turn(tx, JobKind.DEADLINES, "pay_a")
+        assert not claim_turn(tx, JobKind.DEADLINES, "pay_a")
         assert queue() == ["pay_b", "pay_c"]
         pauses.append(rest_is_over())
         assert queue() == ["pay_b", "pay_c", "pay_a"]
     assert pauses == [1, 2, 4, 8, 16, 32, 60, 60, 60]
-    tx.connection.execute(text("UPDATE turns SET next_time = now() - interval '2 hours'"))
-    assert take_turn(tx, Work.DEADLINES, "pay_a")
+    tx.connection.execute(text("UPDATE job_backoff SET next_time = now() - interval '2 hours'"))
+    assert claim_turn(tx, JobKind.DEADLINES, "pay_a")
     assert rest_is_over() == 1
 
 
@@ -229,7 +229,7 @@ async def test_a_late_gig_does_not_starve_other_deadlines(
     as_superuser: Callable[..., int],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(act_on_deadlines, "_BATCH", 1)
+    monkeypatch.setattr(deadlines, "_BATCH", 1)
     world = await start_world()
     expert = await world.expert()
     late = await world.escrowed(

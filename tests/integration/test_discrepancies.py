@@ -34,16 +34,16 @@ async def adjusted(world: World, amount: int = -500) -> None:
 async def the_open_one(world: World) -> operations_pb2.Discrepancy:
     request = operations_pb2.ListDiscrepanciesRequest(open_only=True)
     found = (await world.operations.ListDiscrepancies(request)).discrepancies
-    [one] = [one for one in found if one.kind != "escrow_not_covered"]
+    [one] = [one for one in found if one.kind != "escrow_underfunded"]
     return one
 
 
 async def test_a_rest_that_was_returned_after_all_is_not_open_any_more(world: World) -> None:
     payment = await rest_refused(world)
     await world.quiet()
-    assert await open_kinds(world) == ["rest_not_returned"]
+    assert await open_kinds(world) == ["remainder_not_returned"]
     await run(world)
-    assert await open_kinds(world) == ["rest_not_returned"]
+    assert await open_kinds(world) == ["remainder_not_returned"]
     assert (await world.refund(payment.payment_id)).held_amount.minor_units == 0
     await run(world)
     assert await open_kinds(world) == []
@@ -68,7 +68,7 @@ async def test_what_no_observation_says_any_more_is_gone(
 ) -> None:
     payment = await world.captured()
     await world.quiet()
-    for kind in ("state_mismatch", "second_intent", "charge_missing"):
+    for kind in ("state_mismatch", "intent_mismatch", "charge_missing"):
         as_superuser(
             world,
             "INSERT INTO discrepancies (payment_id, kind, detail, time) "
@@ -81,7 +81,7 @@ async def test_what_no_observation_says_any_more_is_gone(
     tamper = "UPDATE payments SET net_commission = net_commission + %s WHERE payment_id = %s"
     as_superuser(world, tamper, 7, payment.payment_id)
     await run(world)
-    assert {"state_mismatch", "second_intent", "charge_missing"} < set(await open_kinds(world))
+    assert {"state_mismatch", "intent_mismatch", "charge_missing"} < set(await open_kinds(world))
     as_superuser(world, tamper, -7, payment.payment_id)
     await run(world)
     assert await open_kinds(world) == []
@@ -95,7 +95,7 @@ async def test_what_somebody_did_elsewhere_is_open_until_it_is_decided(world: Wo
     )
 
     async def told() -> bool:
-        return await open_kinds(world) == ["refund_made_elsewhere"]
+        return await open_kinds(world) == ["out_of_band_refund"]
 
     await until(told, "the refund is seen")
     await run(world)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from marketplace.payments.v1 import disputes_pb2, operations_pb2, payments_pb2
-from payment_service.application import carry_out
+from payment_service.application.execution import executor
 from tests.integration.books import balance, check_books
 from tests.integration.test_disputes import (
     CHARGEBACK,
@@ -153,7 +153,7 @@ async def test_what_an_acceptance_would_take_is_shown_first(
     assert [
         (payments_pb2.LegKind.Name(leg.kind).removeprefix("LEG_KIND_"), leg.amount.minor_units)
         for leg in shown.preview.legs
-    ] == [("LOSE_TO_BANK", 10_000), ("RETURN_COMMISSION", 1_000), ("REVERSE_TRANSFER", 9_000)]
+    ] == [("DISPUTE_LOSS", 10_000), ("RETURN_COMMISSION", 1_000), ("REVERSE_TRANSFER", 9_000)]
     assert world.counts() == before
     # What was shown is what is done, under the same key.
     request.validate_only = False
@@ -251,7 +251,7 @@ async def test_an_answer_waits_for_nothing_that_is_under_way_on_the_payment(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And what was parked since it is contested is resumed when the dispute is won."""
-    monkeypatch.setattr(carry_out, "_BETWEEN_TWO_READS", 6.0)
+    monkeypatch.setattr(executor, "_BETWEEN_TWO_READS", 6.0)
     held = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
     await world.stripe.fault("/transfers$", "status", "before", times=None, status=503)
     await refusal(world.payments.CapturePayment(capture_request(held.payment_id, 4_000)))

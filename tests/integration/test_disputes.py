@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from marketplace.payments.v1 import disputes_pb2, operations_pb2, payments_pb2
-from payment_service.application.look_again import LINE_KINDS
-from payment_service.application.observe import observe_payment
-from payment_service.domain.ports import Cause
+from payment_service.application.reconciliation.recheck import LINE_KINDS
+from payment_service.application.sync.payment import sync_payment
+from payment_service.domain.ports.records import Cause
 from tests.integration.books import balance, check_books
 from tests.integration.conftest import StartWorld
 from tests.integration.test_gigs import kinds
@@ -100,7 +100,7 @@ async def settled(world: World, payment_id: str, dispute_id: str, outcome: int) 
         found
         for found in report.discrepancies
         if found.kind in LINE_KINDS
-        and found.kind != "escrow_not_covered"
+        and found.kind != "escrow_underfunded"
         and "(payout)" not in found.detail
     ]
     assert not lines
@@ -438,7 +438,7 @@ async def test_a_capture_that_waits_for_the_expert_gives_way_to_a_loss(world: Wo
     await decide(world, dispute_id, "lose")
     payment = await settled(world, held.payment_id, dispute_id, LOST)
     assert (payment.state, payment.lost_held_amount.minor_units) == (REFUNDED, 10_000)
-    assert "capture_given_up" in await kinds(world, held.payment_id)
+    assert "capture_abandoned" in await kinds(world, held.payment_id)
 
 
 @pytest.mark.parametrize(
@@ -476,8 +476,8 @@ async def test_what_a_crash_leaves_of_taking_back_the_sweep_finishes(
     await world.stripe.control("POST", "/webhooks", {"paused": True})
     dispute_id = await contest(world, payment)
     await decide(world, dispute_id, "lose")
-    core = world.service.core
-    applied = await observe_payment(core, payment.payment_id, Cause("test", "look"))
+    app = world.service.app
+    applied = await sync_payment(app, payment.payment_id, Cause("test", "look"))
     assert applied.next_operation is not None
     assert not await world.stripe.effects("reversed")
     world.service.start_loops()

@@ -9,9 +9,9 @@ from dataclasses import replace
 import pytest
 
 from marketplace.payments.v1 import operations_pb2, payments_pb2
-from payment_service.application.apply_inbox import apply_waiting
-from payment_service.application.sweep import ask_about_lapsed_holds, expire_unpaid
-from payment_service.domain.observation import Observation
+from payment_service.application.jobs.apply_webhooks import apply_waiting
+from payment_service.application.jobs.expiry import expire_unpaid, sync_expired_authorizations
+from payment_service.domain.snapshot import PaymentSnapshot
 from tests.integration.books import balance, check_books
 from tests.integration.conftest import StartWorld
 from tests.integration.test_gigs import CARD, PLATFORM
@@ -95,10 +95,10 @@ async def test_the_window_does_not_close_on_a_payment_confirmed_a_moment_ago(
     initiated = await world.initiate(await world.expert(), escrow_mode=mode)
     await world.deafen()
     await world.confirm(initiated)
-    await expire_unpaid(world.service.core)
+    await expire_unpaid(world.service.app)
     payment = await world.get(initiated.payment.payment_id)
     assert (payment.state, payment.held_amount.minor_units) == (IN_ESCROW, 10_000)
-    await expire_unpaid(world.service.core)
+    await expire_unpaid(world.service.app)
     world.service.start_loops()
     assert (await world.capture(payment.payment_id)).state == CAPTURED
     assert not await world.stripe.effects("canceled")
@@ -112,15 +112,15 @@ async def test_who_pays_between_the_look_and_the_cancellation(
     """A hold is released, and the payment ends EXPIRED; a charge stays, and is in escrow."""
     world = await start_world(payment_window=0.01, loops=False)
     assert world.service is not None
-    core = world.service.core
+    app = world.service.app
     initiated = await world.initiate(await world.expert(), escrow_mode=mode)
     payment_id = initiated.payment.payment_id
     await world.stripe.fault("/cancel$", "delay", delay_ms=1_500, hold_key=False)
-    expiring = asyncio.create_task(expire_unpaid(core))
+    expiring = asyncio.create_task(expire_unpaid(app))
     await world.in_state(payment_id, CANCELING)
     await world.confirm(initiated)
     # It is told of in the middle as well, and ends nothing.
-    assert await until(lambda: apply_waiting(core), "the webhooks")
+    assert await until(lambda: apply_waiting(app), "the webhooks")
     await expiring
     [authorized] = await world.stripe.effects("authorized" if mode == CARD else "captured")
     assert authorized["amount"] == 10_000
@@ -139,16 +139,16 @@ async def test_a_payment_that_stripe_cannot_show_waits_and_holds_up_no_other(
 ) -> None:
     world = await start_world(payment_window=0.01, loops=False)
     assert world.service is not None
-    core, expert = world.service.core, await world.expert()
+    app, expert = world.service.app, await world.expert()
     first, second = [(await world.initiate(expert)).payment for _ in range(2)]
     unreadable = {"method": "GET", "path": f"/{first.payment_intent_id}$"}
     await world.stripe.fault("", "status", times=None, status=500, match=unreadable)
-    await expire_unpaid(core)
+    await expire_unpaid(app)
     assert (await world.get(second.payment_id)).state == EXPIRED
     assert (await world.get(first.payment_id)).state == PENDING
     assert len(await world.stripe.requests("/cancel")) == 1
     await world.stripe.clear_faults()
-    assert await until(lambda: expire_unpaid(core), "the next round")
+    assert await until(lambda: expire_unpaid(app), "the next round")
     assert (await world.get(first.payment_id)).state == EXPIRED
     world.service.start_loops()
     await check_books(world)
@@ -160,25 +160,25 @@ async def test_the_window_does_not_close_on_a_charge_without_its_line(
     """On the books the payment is unpaid until Stripe shows what it took for the charge."""
     world = await start_world(payment_window=0.01, loops=False)
     assert world.service is not None
-    core = world.service.core
+    app = world.service.app
     initiated = await world.initiate(await world.expert(), escrow_mode=PLATFORM)
     await world.deafen()
     await world.confirm(initiated)
-    observe = core.stripe.observe
+    observe = app.stripe.observe
 
-    async def without_line(payment_intent_id: str) -> Observation | None:
+    async def without_line(payment_intent_id: str) -> PaymentSnapshot | None:
         seen = await observe(payment_intent_id)
         assert seen is not None
         assert seen.charge is not None
         return replace(seen, charge=replace(seen.charge, line=None))
 
     with monkeypatch.context() as patched:
-        patched.setattr(core.stripe, "observe", without_line)
-        await expire_unpaid(core)
+        patched.setattr(app.stripe, "observe", without_line)
+        await expire_unpaid(app)
     payment_id = initiated.payment.payment_id
     assert (await world.get(payment_id)).state == PENDING
     assert not await world.stripe.requests("/cancel")
-    assert await until(lambda: expire_unpaid(core), "the next round")
+    assert await until(lambda: expire_unpaid(app), "the next round")
     assert (await world.get(payment_id)).state == IN_ESCROW
     world.service.start_loops()
     await check_books(world)
@@ -190,8 +190,8 @@ async def test_the_sweep_leaves_a_captured_payment_alone(
     payment = await world.captured()
     assert world.service is not None
     as_superuser(world, "UPDATE payments SET escrow_expire_time = now() - interval '1 minute'")
-    await ask_about_lapsed_holds(world.service.core)
-    await expire_unpaid(world.service.core)
+    await sync_expired_authorizations(world.service.app)
+    await expire_unpaid(world.service.app)
     assert (await world.get(payment.payment_id)).state == CAPTURED
     await check_books(world)
 

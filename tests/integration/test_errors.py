@@ -218,7 +218,7 @@ async def test_every_field_of_every_request_spoiled_in_every_way(shared: World) 
         ("ListPayouts", "page_size"),
         ("ListPayouts", "page_token"),
         ("ListOperations", "state"),
-        ("ListInboxEvents", "state"),
+        ("ListWebhookEvents", "state"),
         ("ListBalances", "account_prefix"),
     }
     assert must_be_named <= named
@@ -280,8 +280,10 @@ async def test_page_tokens_made_by_hand(shared: World) -> None:
             operations_pb2.ListOperationsRequest(state=operations_pb2.OPERATION_STATE_SUCCEEDED),
         ),
         (
-            "OperationsService/ListInboxEvents",
-            operations_pb2.ListInboxEventsRequest(state=operations_pb2.INBOX_STATE_APPLIED),
+            "OperationsService/ListWebhookEvents",
+            operations_pb2.ListWebhookEventsRequest(
+                state=operations_pb2.WEBHOOK_EVENT_STATE_APPLIED
+            ),
         ),
     ]
     odd = (

@@ -70,7 +70,7 @@ async def test_a_country_that_cannot_be_paid(world: World) -> None:
 async def test_onboarding_from_link_to_ready(start_world: StartWorld) -> None:
     world = await start_world(allowed_origins=("https://app.example.com",))
     created = await world.experts.CreateExpertAccount(
-        _creation(onward_url="https://app.example.com/done")
+        _creation(continue_url="https://app.example.com/done")
     )
     refused = await refusal(
         world.experts.CreateDashboardLink(experts_pb2.CreateDashboardLinkRequest(expert_id="ann"))
@@ -86,24 +86,24 @@ async def test_onboarding_from_link_to_ready(start_world: StartWorld) -> None:
     ):
         landing = page.headers["Location"]
     token = landing.partition("token=")[2]
-    seen = await world.onboarding.GetOnboarding(
-        onboarding_pb2.GetOnboardingRequest(landing_token=token)
+    seen = await world.onboarding.GetOnboardingStatus(
+        onboarding_pb2.GetOnboardingStatusRequest(onboarding_token=token)
     )
-    assert (seen.status, seen.onward_url) == (READY, "https://app.example.com/done")
+    assert (seen.status, seen.continue_url) == (READY, "https://app.example.com/done")
     link = await world.experts.CreateDashboardLink(
         experts_pb2.CreateDashboardLinkRequest(expert_id="ann")
     )
     assert link.url.startswith("http")
     with world.session() as cursor:
-        cursor.execute("SELECT landing_tokens::text FROM landing_tokens")
+        cursor.execute("SELECT onboarding_tokens::text FROM onboarding_tokens")
         assert not any(token in row for (row,) in cursor.fetchall())
     for onward in ("https://evil.example.com/", "https://app.example.com@evil.example", "//x"):
         refused = await refusal(
             world.experts.RefreshOnboarding(
-                experts_pb2.RefreshOnboardingRequest(expert_id="ann", onward_url=onward)
+                experts_pb2.RefreshOnboardingRequest(expert_id="ann", continue_url=onward)
             )
         )
-        assert (refused.code, list(refused.fields)) == ("INVALID_ARGUMENT", ["onward_url"])
+        assert (refused.code, list(refused.fields)) == ("INVALID_ARGUMENT", ["continue_url"])
 
 
 async def test_ready_by_asking_although_no_webhook_came(world: World) -> None:

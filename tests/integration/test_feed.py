@@ -17,10 +17,11 @@ from marketplace.payments.channel import connect
 from marketplace.payments.events import watch
 from marketplace.payments.v1 import events_pb2
 from payment_service.adapters.postgres import feed as feed_sql
-from payment_service.application import background, watch_events
-from payment_service.domain.ports import Mark
+from payment_service.application import watch_events
+from payment_service.application.jobs import scheduler
+from payment_service.domain.ports.records import FeedCursor
 from payment_service.rpc import events as servicer
-from payment_service.rpc.convert import cursor_of
+from payment_service.rpc.pagination import cursor_of
 from payment_service.server import OPTIONS
 from tests.integration import world as integration
 from tests.integration.conftest import StartWorld
@@ -118,7 +119,7 @@ async def test_every_event_comes_once_and_in_order(world: World) -> None:
 async def test_an_event_comes_without_being_polled_for(
     start_world: StartWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(background, "_POLL_SECONDS", 3600.0)
+    monkeypatch.setattr(scheduler, "_POLL_SECONDS", 3600.0)
     world = await start_world()
     payment = await world.escrowed()
     await world.quiet()
@@ -183,7 +184,7 @@ async def test_the_listener_comes_back(start_world: StartWorld) -> None:
     assert world.service is not None
     await world.escrowed()
     heard: list[int] = []
-    task = asyncio.create_task(world.service.core.database.listen(heard.append))
+    task = asyncio.create_task(world.service.app.database.listen(heard.append))
     ended: set[tuple[int]] = set()
 
     def listeners() -> set[tuple[int]]:
@@ -226,12 +227,12 @@ async def test_a_cursor_of_another_feed_is_refused(world: World) -> None:
     await world.escrowed()
     [first] = await take(stream(world), 1)
     head = len(await all_told(world))
-    for mark in (Mark(head + 1000, first.event.hash[:8]), Mark(1, b"elsewise")):
+    for mark in (FeedCursor(head + 1000, first.event.hash[:8]), FeedCursor(1, b"elsewise")):
         refused = await end_of(stream(world, cursor_of(mark)))
         assert (refused.code, refused.reason) == ("FAILED_PRECONDITION", "CURSOR_NOT_IN_FEED")
         assert refused.facts["position"] == str(mark.position)
         assert int(refused.facts["head"]) >= head
-    assert cursor_of(Mark(1, first.event.hash[:8])) == first.cursor
+    assert cursor_of(FeedCursor(1, first.event.hash[:8])) == first.cursor
 
 
 async def test_bytes_that_are_no_request_are_refused(world: World) -> None:
@@ -246,8 +247,8 @@ async def test_a_fault_in_the_middle_is_an_error_like_any(
     await world.escrowed()
     await all_told(world)
 
-    async def broken(core: Any, after: Mark) -> AsyncIterator[Any]:
-        async for batch in watch_events.watch_events(core, after):
+    async def broken(app: Any, after: FeedCursor) -> AsyncIterator[Any]:
+        async for batch in watch_events.watch_events(app, after):
             yield batch
             raise RuntimeError("a text from inside")
 
@@ -321,7 +322,7 @@ async def test_streams_end_at_once_when_the_service_does(world: World) -> None:
     last = world.sql(
         "SELECT hash FROM feed JOIN events USING (payment_id, sequence) WHERE position = %s", head
     )[0][0]
-    idle = [stream(world, cursor_of(Mark(head, bytes(last)[:8]))) for _ in range(3)]
+    idle = [stream(world, cursor_of(FeedCursor(head, bytes(last)[:8]))) for _ in range(3)]
     slow = stream(world)
     await take(slow, 1)
     await asyncio.sleep(0.5)
@@ -406,7 +407,7 @@ async def test_what_the_feed_lacks_or_turns_round_is_found(
     assert world.service is not None
 
     async def found() -> set[str]:
-        database = world.service.core.database  # type: ignore[union-attr]
+        database = world.service.app.database  # type: ignore[union-attr]
         [(since,)] = world.sql("SELECT now() - interval '1 day'")
         violations = await database.read(lambda reader: reader.violations(since))
         return {name for name, ids in violations.items() if payment.payment_id in ids}

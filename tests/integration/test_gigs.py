@@ -10,7 +10,7 @@ import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from marketplace.payments.v1 import events_pb2, operations_pb2, payments_pb2
-from payment_service.application import act_on_deadlines
+from payment_service.application.jobs import deadlines
 from tests.integration.books import balance, check_books
 from tests.integration.conftest import StartWorld
 from tests.integration.world import (
@@ -139,7 +139,7 @@ async def test_escrow_that_the_platforms_balance_does_not_cover_is_reported(worl
         return [
             (found.expected.minor_units, found.found.minor_units)
             for found in await world.discrepancies(cover=True)
-            if found.kind == "escrow_not_covered" and not found.HasField("resolve_time")
+            if found.kind == "escrow_underfunded" and not found.HasField("resolve_time")
         ]
 
     # Stripe took its fee of the charge: what is held for others is the charge.
@@ -386,7 +386,7 @@ async def test_a_capture_that_waits_can_be_given_up_for_a_refund(
     await world.capture(held.payment_id)
     payment = await world.refund(held.payment_id, reason="the expert cannot be paid")
     assert payment.state == (REFUNDED if fields else CANCELED)
-    assert "capture_given_up" in await kinds(world, held.payment_id)
+    assert "capture_abandoned" in await kinds(world, held.payment_id)
     await world.stripe.control("POST", f"/accounts/{account}/restore")
     await check_books(world)
     assert not await world.stripe.effects("transferred", held.payment_intent_id)
@@ -467,10 +467,10 @@ async def test_an_alert_is_told_once_and_moves_nothing(
     as_superuser(world, "UPDATE payments SET release_due_time = now() - interval '1 second'")
     await until(lambda: seen("deadline_passed"), "the alert")
     assert world.service is not None
-    core = world.service.core
+    app = world.service.app
     for _ in range(3):
-        await act_on_deadlines.act_on_deadlines(core)
-        await act_on_deadlines.warn_of_deadlines(core)
+        await deadlines.act_on_deadlines(app)
+        await deadlines.warn_of_deadlines(app)
     trail = await kinds(world, held.payment_id)
     assert trail.count("deadline_near") == trail.count("deadline_passed") == 1
     assert (await world.get(held.payment_id)).state == IN_ESCROW
@@ -484,7 +484,7 @@ async def test_what_expires_within_a_span_is_listed(world: World) -> None:
     await world.initiate(expert)
 
     async def listed(days: float) -> set[str]:
-        request = payments_pb2.ListPaymentsRequest(user_id=expert, deadline_until=in_days(days))
+        request = payments_pb2.ListPaymentsRequest(user_id=expert, max_deadline_time=in_days(days))
         return {
             payment.payment_id for payment in (await world.payments.ListPayments(request)).payments
         }
@@ -556,30 +556,30 @@ async def test_a_call_on_a_payment_that_has_moved_on_is_told_where_it_is(world: 
 
 async def test_a_debt_is_written_off_once_and_not_kept_back_any_more(world: World) -> None:
     expert = await debtor(world)
-    request = operations_pb2.WriteOffDebtRequest(
+    request = operations_pb2.WriteOffExpertDebtRequest(
         expert_id=expert, amount=money(4_000, "USD"), reason="left us", idempotency_key="once"
     )
     before = world.counts()
     request.validate_only = True
-    shown = await world.operations.WriteOffDebt(request)
+    shown = await world.operations.WriteOffExpertDebt(request)
     assert (shown.written_off.minor_units, shown.debt.minor_units) == (4_000, 5_000)
     assert world.counts() == before
     request.validate_only = False
-    method, sent = "OperationsService/WriteOffDebt", request.SerializeToString()
+    method, sent = "OperationsService/WriteOffExpertDebt", request.SerializeToString()
     first_answer = await world.raw(method, sent)
     assert first_answer.body == shown.SerializeToString(deterministic=True)
     assert await world.raw(method, sent) == first_answer
     assert balance(world, f"expert_debt:{expert}") == 5_000
     assert balance(world, "losses") == 4_000
-    too_much = operations_pb2.WriteOffDebtRequest(
+    too_much = operations_pb2.WriteOffExpertDebtRequest(
         expert_id=expert, amount=money(5_001, "USD"), reason="all of it", idempotency_key="more"
     )
-    refused = await refusal(world.operations.WriteOffDebt(too_much))
+    refused = await refusal(world.operations.WriteOffExpertDebt(too_much))
     assert (refused.reason, refused.facts["available"]) == ("AMOUNT_TOO_LARGE", "5000")
-    rest = operations_pb2.WriteOffDebtRequest(
+    rest = operations_pb2.WriteOffExpertDebtRequest(
         expert_id=expert, amount=money(0, "USD"), reason="the rest", idempotency_key="rest"
     )
-    answer = await world.operations.WriteOffDebt(rest)
+    answer = await world.operations.WriteOffExpertDebt(rest)
     assert (answer.written_off.minor_units, answer.debt.minor_units) == (5_000, 0)
     second = await world.escrowed(expert, 4_000)
     await world.capture(second.payment_id)
@@ -616,7 +616,7 @@ async def test_a_final_capture_whose_rest_stripe_keeps_is_answered_as_a_capture(
     assert payment.held_amount.minor_units == 7_000
     assert (await world.payments.CapturePayment(request)).payment == payment
     [found] = await world.discrepancies()
-    assert found.kind == "rest_not_returned"
+    assert found.kind == "remainder_not_returned"
     assert len(await world.stripe.effects("transferred")) == 1
     assert (await world.refund(held.payment_id)).held_amount.minor_units == 0
     await check_books(world)
@@ -687,5 +687,5 @@ async def test_a_refund_by_hand_that_is_pending_holds_up_no_answer_of_stripe(
     )
     await world.stripe.advance(3 * 86_400)
     await world.in_state(held.payment_id, CAPTURED if captures else REFUNDED)
-    assert [one.kind for one in await world.discrepancies()] == ["refund_made_elsewhere"]
+    assert [one.kind for one in await world.discrepancies()] == ["out_of_band_refund"]
     await check_books(world)

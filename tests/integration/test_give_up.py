@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from marketplace.payments.v1 import operations_pb2, payments_pb2
-from payment_service.application import carry_out
-from payment_service.application.give_up_operation import give_up_phase, judge
-from payment_service.application.settle import Applied
+from payment_service.application.abandon_operation import abandon, check_abandonable
+from payment_service.application.execution import executor
+from payment_service.application.sync.apply_snapshot import SyncResult
 from payment_service.domain.errors import Refusal
-from payment_service.domain.followed import Discrepancy
-from payment_service.domain.ports import Cause
+from payment_service.domain.ports.records import Cause
+from payment_service.domain.sync.changes import Discrepancy
 from tests.integration.books import balance, check_books
 from tests.integration.conftest import StartWorld
 from tests.integration.flights import effects_of, flights
@@ -55,8 +55,8 @@ NOTE = "paid by bank transfer, ticket 4711"
 
 
 async def give_up(world: World, operation_id: str, note: str = NOTE) -> operations_pb2.Operation:
-    request = operations_pb2.GiveUpOperationRequest(operation_id=operation_id, note=note)
-    return (await world.operations.GiveUpOperation(request)).operation
+    request = operations_pb2.AbandonOperationRequest(operation_id=operation_id, note=note)
+    return (await world.operations.AbandonOperation(request)).operation
 
 
 async def is_explained(world: World, payment_id: str, operation_id: str) -> str:
@@ -67,7 +67,7 @@ async def is_explained(world: World, payment_id: str, operation_id: str) -> str:
         payment_id,
     )
     assert (facts["note"], facts["operation_id"]) == (NOTE, operation_id)
-    assert (by["caller"], by["rpc"]) == ("local", "GiveUpOperation")
+    assert (by["caller"], by["rpc"]) == ("local", "AbandonOperation")
     return str(kind)
 
 
@@ -95,8 +95,10 @@ async def test_a_transfer_that_was_made_otherwise_holds_up_its_payment_no_more(
         10_000,
     )
     assert not after.HasField("last_failure")
-    assert await is_explained(world, payment.payment_id, operation_id) == "payment.capture_given_up"
-    assert await answer(world, "CapturePayment", request) == "GIVEN_UP_BY_OPERATOR"
+    assert (
+        await is_explained(world, payment.payment_id, operation_id) == "payment.capture_abandoned"
+    )
+    assert await answer(world, "CapturePayment", request) == "ABANDONED_BY_OPERATOR"
     refused = await refusal(world.payments.CapturePayment(request))
     assert refused.code == "FAILED_PRECONDITION"
     assert refused.facts == {"payment_id": payment.payment_id, "operation_id": operation_id}
@@ -106,7 +108,7 @@ async def test_a_transfer_that_was_made_otherwise_holds_up_its_payment_no_more(
         again = await refusal(call)
         assert (again.reason, again.facts["state"]) == ("WRONG_STATE", "REFUSED")
     assert await sent(world, "transferred", payment) == [1_000]
-    assert await told(world, payment) == ["transfer_made_elsewhere"]
+    assert await told(world, payment) == ["out_of_band_transfer"]
     await check_books(world)
     # Whoever wants one captures or refunds anew.
     await world.capture(payment.payment_id, 3_000)
@@ -129,10 +131,10 @@ async def test_each_kind_of_operation_leaves_its_payment_as_it_was(world: World)
     )
     expected = {
         "create_intent": (CANCELED, "creation_refused", {}),
-        "capture": (IN_ESCROW, "capture_given_up", {"authorized": 1}),
+        "capture": (IN_ESCROW, "capture_abandoned", {"authorized": 1}),
         "cancel": (IN_ESCROW, "cancel_refused", {"authorized": 1}),
         "refund": (CAPTURED, "refund_refused", {"captured": 1}),
-        "reverse_transfer": (CAPTURED, "expert_owes", {"captured": 1, "refunded": 1}),
+        "reverse_transfer": (CAPTURED, "expert_debt_recorded", {"captured": 1, "refunded": 1}),
     }
     assert sorted(kind for kind, _, _ in parked_now) == sorted(expected)
     for kind, operation_id, payment_id in parked_now:
@@ -155,7 +157,7 @@ async def test_each_kind_of_operation_leaves_its_payment_as_it_was(world: World)
     for flight in found:
         # Of a refund whose reversal is missing the client has the money.
         essential = flight.path.endswith("/reversals$")
-        expected_answer = "OK" if essential else "GIVEN_UP_BY_OPERATOR"
+        expected_answer = "OK" if essential else "ABANDONED_BY_OPERATOR"
         assert await answer(world, flight.method, flight.request) == expected_answer
     await check_books(world)
 
@@ -169,7 +171,10 @@ async def test_what_a_reversal_was_to_take_back_is_owed_and_kept_back_later(worl
     operation_id = await parked(world, payment.payment_id)
     await give_up(world, operation_id)
     assert (await world.get(payment.payment_id)).state == REFUNDED
-    assert await is_explained(world, payment.payment_id, operation_id) == "payment.expert_owes"
+    assert (
+        await is_explained(world, payment.payment_id, operation_id)
+        == "payment.expert_debt_recorded"
+    )
     assert await answer(world, "RefundPayment", request) == "OK"
     assert stands(world, payment) == (9_000, 0)
     # What is reversed out of band later is written off, and a capture keeps back the rest: once.
@@ -220,7 +225,7 @@ async def test_a_refund_that_is_not_wanted_any_more(world: World) -> None:
     assert (after.state, after.held_amount.minor_units) == (IN_ESCROW, 10_000)
     assert after.last_failure.code == "given_up"
     assert await is_explained(world, payment.payment_id, operation_id) == "payment.refund_refused"
-    assert await answer(world, "RefundPayment", request) == "GIVEN_UP_BY_OPERATOR"
+    assert await answer(world, "RefundPayment", request) == "ABANDONED_BY_OPERATOR"
     # One by hand, later, is another one.
     await refund_by_hand(world, payment, 1_000)
     assert (await world.get(payment.payment_id)).held_amount.minor_units == 9_000
@@ -238,7 +243,7 @@ async def test_the_rest_of_a_final_capture_stays_in_escrow_and_is_told(world: Wo
     assert await answer(world, "CapturePayment", request) == "OK"
     after = await world.get(payment.payment_id)
     assert (after.state, after.held_amount.minor_units) == (IN_ESCROW, 4_000)
-    assert await told(world, payment) == ["rest_not_returned"]
+    assert await told(world, payment) == ["remainder_not_returned"]
     assert await sent(world, "refunded", payment) == []
     await check_books(world)
     await world.refund(payment.payment_id)
@@ -250,11 +255,13 @@ async def test_the_rest_of_a_final_capture_stays_in_escrow_and_is_told(world: Wo
 async def test_of_a_capture_that_waits_for_its_expert_the_answer_stays(world: World) -> None:
     payment, account = await waiting_capture(world, 2_000, 3_000)
     [(operation_id,)] = world.sql("SELECT operation_id FROM operations WHERE state = 'PARKED'")
-    [before] = world.sql("SELECT ok, answer FROM claims WHERE operation_id = %s", operation_id)
+    [before] = world.sql(
+        "SELECT ok, answer FROM idempotency_keys WHERE operation_id = %s", operation_id
+    )
     await give_up(world, operation_id)
     after = await world.in_state(payment.payment_id, IN_ESCROW)
     assert (after.held_amount.minor_units, after.waiting_for) == (8_000, "")
-    now = world.sql("SELECT ok, answer FROM claims WHERE operation_id = %s", operation_id)
+    now = world.sql("SELECT ok, answer FROM idempotency_keys WHERE operation_id = %s", operation_id)
     assert [(ok, bytes(body)) for ok, body in now] == [(True, bytes(before[1]))]
     # The account is well again, and nothing goes to it.
     await world.stripe.control("POST", f"/accounts/{account}/restore")
@@ -284,7 +291,7 @@ async def test_what_was_owed_beside_it_is_parked_at_once(world: World) -> None:
 async def test_what_may_still_reach_stripe_is_given_up_later(
     start_world: StartWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(carry_out, "_BETWEEN_TWO_READS", 4.0)
+    monkeypatch.setattr(executor, "_BETWEEN_TWO_READS", 4.0)
     world = await start_world(policy=HASTY)
     payment, operation_id = await unheard(world)
     refused = await refusal(give_up(world, operation_id))
@@ -301,8 +308,8 @@ async def test_what_may_still_reach_stripe_is_given_up_later(
 
     async def given_up() -> bool:
         reply = await world.raw(
-            "OperationsService/GiveUpOperation",
-            operations_pb2.GiveUpOperationRequest(
+            "OperationsService/AbandonOperation",
+            operations_pb2.AbandonOperationRequest(
                 operation_id=operation_id, note=NOTE
             ).SerializeToString(),
         )
@@ -383,11 +390,11 @@ async def test_what_the_client_is_owed_is_settled_and_not_given_up(world: World)
     payment = await owed_after_a_bounce(world)
     operation_id = await parked(world, payment.payment_id)
     refused = await refusal(give_up(world, operation_id))
-    assert (refused.code, refused.reason) == ("FAILED_PRECONDITION", "CANNOT_BE_GIVEN_UP")
+    assert (refused.code, refused.reason) == ("FAILED_PRECONDITION", "OPERATION_NOT_ABANDONABLE")
     assert refused.facts == {
         "operation_id": operation_id,
         "kind": "refund",
-        "instead": "SettleOwed",
+        "instead": "SettleClientPayable",
     }
     assert owed(world, payment.payment_id) == 2_000
     await repaid(world, payment.payment_id, IN_ESCROW)
@@ -399,7 +406,10 @@ async def test_an_account_that_is_to_be_made_is_resumed(world: World) -> None:
         await world.expert("ann")
     [(operation_id,)] = world.sql("SELECT operation_id FROM operations WHERE state = 'PARKED'")
     refused = await refusal(give_up(world, operation_id))
-    assert (refused.reason, refused.facts["instead"]) == ("CANNOT_BE_GIVEN_UP", "ResumeOperation")
+    assert (refused.reason, refused.facts["instead"]) == (
+        "OPERATION_NOT_ABANDONABLE",
+        "ResumeOperation",
+    )
     await resume(world, operation_id)
     await until(lambda: has_account(world), "the account")
 
@@ -435,7 +445,7 @@ async def test_an_answer_that_is_not_wanted_any_more_makes_way_for_another(
     await give_up(world, operation_id)
     assert await is_explained(world, payment_id, operation_id) == "payment.dispute_answer_refused"
     refused = await refusal(call(request))
-    assert (refused.reason, refused.facts["dispute_id"]) == ("GIVEN_UP_BY_OPERATOR", dispute_id)
+    assert (refused.reason, refused.facts["dispute_id"]) == ("ABANDONED_BY_OPERATOR", dispute_id)
     assert (await dispute_where(world, dispute_id)).outcome == OPEN
     other = await world.disputes.SubmitEvidence(evidence_request(dispute_id, "winning_evidence"))
     assert other.dispute.submission_count == 1
@@ -457,8 +467,8 @@ async def test_giving_up_while_resuming_has_one_winner(world: World, pause: floa
 
     async def ends() -> str:
         await asyncio.sleep(pause)
-        asked = operations_pb2.GiveUpOperationRequest(operation_id=operation_id, note=NOTE)
-        reply = await world.raw("OperationsService/GiveUpOperation", asked.SerializeToString())
+        asked = operations_pb2.AbandonOperationRequest(operation_id=operation_id, note=NOTE)
+        reply = await world.raw("OperationsService/AbandonOperation", asked.SerializeToString())
         return reply.refused.reason if reply.refused else "OK"
 
     async def resumes() -> str:
@@ -469,7 +479,7 @@ async def test_giving_up_while_resuming_has_one_winner(world: World, pause: floa
     done = await asyncio.gather(ends(), resumes())
     assert sorted(done) == ["OK", "WRONG_STATE"]
     ended = done[0] == "OK"
-    expected = "GIVEN_UP_BY_OPERATOR" if ended else "OK"
+    expected = "ABANDONED_BY_OPERATOR" if ended else "OK"
     assert await answer(world, "CapturePayment", request) == expected
     assert await sent(world, "transferred", payment) == ([] if ended else [3_600])
     await check_books(world)
@@ -480,10 +490,10 @@ async def test_of_two_who_give_it_up_one_does(world: World) -> None:
     await strike(world, "/refunds$", 401)
     await refusal(world.payments.RefundPayment(refund_request(payment.payment_id)))
     operation_id = await parked(world, payment.payment_id)
-    asked = operations_pb2.GiveUpOperationRequest(operation_id=operation_id, note=NOTE)
+    asked = operations_pb2.AbandonOperationRequest(operation_id=operation_id, note=NOTE)
     replies = await asyncio.gather(
         *(
-            world.raw("OperationsService/GiveUpOperation", asked.SerializeToString())
+            world.raw("OperationsService/AbandonOperation", asked.SerializeToString())
             for _ in range(4)
         )
     )
@@ -501,33 +511,33 @@ async def test_one_that_was_resumed_and_parked_again_meanwhile_is_another_matter
     """What was sent since the judging is not covered by the look that followed it."""
     world = await start_world(policy=HASTY)
     assert world.service is not None
-    core = world.service.core
+    app = world.service.app
     payment = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
     await strike(world, "/transfers$", 401)
     await refusal(world.payments.CapturePayment(capture_request(payment.payment_id)))
     operation_id = await parked(world, payment.payment_id)
-    known = await core.database.transact(judge, operation_id)
+    known = await app.database.transact(check_abandonable, operation_id)
     await strike(world, "/transfers$", 401)
     await resume(world, operation_id)
     await world.quiet()
     assert await parked(world, payment.payment_id) == operation_id
     world.sql("UPDATE operations SET unsure_until = NULL WHERE operation_id = %s", operation_id)
 
-    async def ended(looked: Applied) -> str:
-        cause = Cause("local", "GiveUpOperation")
-        given = (core.answers, core.policy, known, looked, NOTE, cause)
+    async def ended(looked: SyncResult) -> str:
+        cause = Cause("local", "AbandonOperation")
+        given = (app.answers, app.policy, known, looked, NOTE, cause)
         with pytest.raises(Refusal) as refused:
-            await core.database.transact(give_up_phase, *given)
+            await app.database.transact(abandon, *given)
         return refused.value.reason
 
-    assert await ended(Applied()) == "OPERATION_IN_PROGRESS"
+    assert await ended(SyncResult()) == "OPERATION_IN_PROGRESS"
     # Nor is it after a look that was overtaken, saw it without its lines, or saw what does not fit.
-    known = await core.database.transact(judge, operation_id)
-    assert await ended(Applied(stale=True)) == "OPERATION_IN_PROGRESS"
-    assert await ended(Applied(operation_deferred=True)) == "OPERATION_IN_PROGRESS"
-    for kind in ("second_intent", "charge_missing", "state_mismatch", "amount_mismatch"):
+    known = await app.database.transact(check_abandonable, operation_id)
+    assert await ended(SyncResult(stale=True)) == "OPERATION_IN_PROGRESS"
+    assert await ended(SyncResult(operation_deferred=True)) == "OPERATION_IN_PROGRESS"
+    for kind in ("intent_mismatch", "charge_missing", "state_mismatch", "amount_mismatch"):
         found = (Discrepancy(payment.payment_id, kind, "seen"),)
-        assert await ended(Applied(discrepancies=found)) == "DISCREPANCY"
+        assert await ended(SyncResult(discrepancies=found)) == "DISCREPANCY"
     assert await parked(world, payment.payment_id) == operation_id
     await give_up(world, operation_id)
     assert (await world.get(payment.payment_id)).state == IN_ESCROW

@@ -57,7 +57,7 @@ async def test_the_answer_is_the_same_bytes_also_after_a_restart(world: World) -
     answer = payments_pb2.InitiatePaymentResponse.FromString(first[0].body)
     assert answer.client_secret
     with world.session() as cursor:
-        cursor.execute("SELECT answer, fields::text FROM claims")
+        cursor.execute("SELECT answer, fields::text FROM idempotency_keys")
         assert not any(
             answer.client_secret.encode() in bytes(body) + fields.encode()
             for body, fields in cursor.fetchall()

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from marketplace.payments.v1 import operations_pb2, webhooks_pb2
-from payment_service.application.apply_inbox import apply_waiting
-from payment_service.application.observe import observe_payment
-from payment_service.domain.ports import Cause
+from payment_service.application.jobs.apply_webhooks import apply_waiting
+from payment_service.application.sync.payment import sync_payment
+from payment_service.domain.ports.records import Cause
 from tests.integration.books import balance, check_books
 from tests.integration.conftest import StartWorld
 from tests.integration.test_gigs import PLATFORM
@@ -35,13 +35,13 @@ from tests.integration.world import (
     until,
 )
 
-_IGNORED = operations_pb2.INBOX_STATE_IGNORED
-_PARKED = operations_pb2.INBOX_STATE_PARKED
+_IGNORED = operations_pb2.WEBHOOK_EVENT_STATE_IGNORED
+_PARKED = operations_pb2.WEBHOOK_EVENT_STATE_PARKED
 
 
 def _row(world: World, event_id: str) -> tuple[str, str, int]:
     [(state, verdict, attempts)] = world.sql(
-        "SELECT state, verdict, attempts FROM inbox WHERE event_id = %s", event_id
+        "SELECT state, verdict, attempts FROM webhook_events WHERE event_id = %s", event_id
     )
     return state, verdict, attempts
 
@@ -113,7 +113,7 @@ async def test_any_order_and_any_repetition_end_in_the_same_payment(world: World
             )
         )
     assert (
-        ends == [(CAPTURED, 8_000, 3_000, 500, ["captured_elsewhere", "refund_made_elsewhere"])] * 3
+        ends == [(CAPTURED, 8_000, 3_000, 500, ["captured_out_of_band", "out_of_band_refund"])] * 3
     )
     await check_books(world)
 
@@ -154,7 +154,7 @@ async def test_an_event_that_comes_before_we_know_the_intent(start_world: StartW
     event = new_event("payment_intent.created", await _intent(world, intent))
     await world.webhooks.IngestEvent(ingestion(event))
     assert world.service is not None
-    await apply_waiting(world.service.core)
+    await apply_waiting(world.service.app)
     assert (await world.get(payment_id)).payment_intent_id == intent
     answer = await world.payments.InitiatePayment(request)
     assert answer.payment.payment_intent_id == intent
@@ -168,12 +168,12 @@ async def test_a_transfer_whose_answer_is_lost_is_settled_by_its_event(
     """One of ours, told of by nothing else."""
     world = await start_world(loops=False)
     assert world.service is not None
-    core, expert = world.service.core, await world.expert()
+    app, expert = world.service.app, await world.expert()
     initiated = await world.initiate(expert, escrow_mode=PLATFORM)
     await world.deafen()
     await world.confirm(initiated)
     payment_id = initiated.payment.payment_id
-    await observe_payment(core, payment_id, Cause("tests", "look"))
+    await sync_payment(app, payment_id, Cause("tests", "look"))
     await world.stripe.fault("/transfers$", "reset", "after")
     request = capture_request(payment_id, 4_000)
     assert (await refusal(world.payments.CapturePayment(request))).reason == "OUTCOME_UNKNOWN"
@@ -181,7 +181,7 @@ async def test_a_transfer_whose_answer_is_lost_is_settled_by_its_event(
     events = (await world.stripe.api("GET", "/events", limit=100))["data"]
     [event] = [event for event in events if event["type"] == "transfer.created"]
     await world.webhooks.IngestEvent(ingestion(event))
-    await apply_waiting(core)
+    await apply_waiting(app)
     assert _row(world, event["id"])[:2] == ("APPLIED", "applied")
     payment = await world.get(payment_id)
     assert (payment.state, payment.captured_amount.minor_units) == (IN_ESCROW, 4_000)
@@ -232,8 +232,8 @@ async def test_other_types_and_strangers_objects_are_kept_and_change_nothing(
     }
     assert verdicts["a.type.of.tomorrow"] == ("IGNORED", "not_acted_upon")
     assert verdicts["charge.captured"] == ("IGNORED", "unknown_object")
-    listed = await world.operations.ListInboxEvents(
-        operations_pb2.ListInboxEventsRequest(state=_IGNORED, page_size=200)
+    listed = await world.operations.ListWebhookEvents(
+        operations_pb2.ListWebhookEventsRequest(state=_IGNORED, page_size=200)
     )
     assert {event["id"] for event in events} <= {event.event_id for event in listed.events}
     assert await world.get(payment.payment_id) == before
@@ -273,9 +273,9 @@ async def test_a_hold_captured_at_the_dashboard_is_posted_as_stripe_did_it(world
     assert payment.captured_amount.minor_units == 4_000
     assert payment.net_commission.minor_units == 1_000
     kinds = {found.kind for found in await world.discrepancies(part.payment_id)}
-    assert kinds == {"captured_elsewhere", "commission_mismatch"}
+    assert kinds == {"captured_out_of_band", "commission_mismatch"}
     kinds = {found.kind for found in await world.discrepancies(whole.payment_id)}
-    assert kinds == {"captured_elsewhere"}
+    assert kinds == {"captured_out_of_band"}
     # It can still be given back whole, and nobody gives more than he got.
     assert (await world.refund(part.payment_id)).state == REFUNDED
     await check_books(world)
@@ -301,10 +301,10 @@ async def test_a_transfer_made_at_the_dashboard_is_noticed_by_its_webhook_alone(
     held = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
     await world.quiet()
     made = await _transfer_by_hand(world, held)
-    detail = await _followed(world, held.payment_id, "transfer_made_elsewhere")
+    detail = await _followed(world, held.payment_id, "out_of_band_transfer")
     assert detail == f"{made['id']} of 1500"
     told = world.sql(
-        "SELECT type, payment_ref, verdict FROM inbox WHERE object_id = %s", made["id"]
+        "SELECT type, payment_ref, verdict FROM webhook_events WHERE object_id = %s", made["id"]
     )
     assert told == [("transfer.created", held.payment_id, "applied")]
     assert balance(world, "losses") == 1_500
@@ -317,7 +317,9 @@ async def test_a_transfer_under_another_label_is_found_by_reconciliation_as_its_
     held = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
     made = await _transfer_by_hand(world, held, transfer_group="a bonus")
     await world.quiet()
-    told = world.sql("SELECT payment_ref, verdict FROM inbox WHERE object_id = %s", made["id"])
+    told = world.sql(
+        "SELECT payment_ref, verdict FROM webhook_events WHERE object_id = %s", made["id"]
+    )
     assert told == [(held.charge_id, "no_change")]
     assert not await world.discrepancies()
     await world.operations.RunReconciliation(operations_pb2.RunReconciliationRequest())
@@ -330,7 +332,7 @@ async def test_refund_reversal_and_fee_refund_made_at_the_dashboard(world: World
     payment = await world.captured(expert, 10_000)
     payment_id, intent = payment.payment_id, payment.payment_intent_id
     await world.stripe.api("POST", "/refunds", payment_intent=intent, amount=2_000)
-    detail = await _followed(world, payment_id, "refund_made_elsewhere")
+    detail = await _followed(world, payment_id, "out_of_band_refund")
     assert "2000" in detail
     after = await world.get(payment_id)
     assert (after.state, after.refunded_amount.minor_units) == (CAPTURED, 2_000)
@@ -338,11 +340,11 @@ async def test_refund_reversal_and_fee_refund_made_at_the_dashboard(world: World
     assert balance(world, "losses") == 1_800
     [(transfer,)] = world.sql("SELECT transfer_id FROM payments")
     await world.stripe.api("POST", f"/transfers/{transfer}/reversals", amount=1_800)
-    await _followed(world, payment_id, "reversal_made_elsewhere")
+    await _followed(world, payment_id, "out_of_band_reversal")
     assert balance(world, "losses") == 0
     fee = (await world.stripe.api("GET", f"/charges/{payment.charge_id}"))["application_fee"]
     await world.stripe.api("POST", f"/application_fees/{fee}/refunds", amount=100)
-    await _followed(world, payment_id, "fee_refund_made_elsewhere")
+    await _followed(world, payment_id, "out_of_band_fee_refund")
     await check_books(world)
     whole = await world.refund(payment_id)
     assert whole.state == REFUNDED
@@ -361,9 +363,9 @@ async def test_everything_given_back_at_the_dashboard_ends_refunded(world: World
     await world.in_state(payment.payment_id, REFUNDED)
     await check_books(world)
     assert {found.kind for found in await world.discrepancies(payment.payment_id)} == {
-        "refund_made_elsewhere",
-        "reversal_made_elsewhere",
-        "fee_refund_made_elsewhere",
+        "out_of_band_refund",
+        "out_of_band_reversal",
+        "out_of_band_fee_refund",
     }
 
 
@@ -384,10 +386,10 @@ async def test_a_poison_event_is_parked_and_visible_while_others_flow(
     await world.confirm(poisoned)
     await world.confirm(healthy)
     await world.in_state(healthy.payment.payment_id, IN_ESCROW)
-    listing = operations_pb2.ListInboxEventsRequest(state=_PARKED)
+    listing = operations_pb2.ListWebhookEventsRequest(state=_PARKED)
 
-    async def parked() -> list[operations_pb2.InboxEvent]:
-        return list((await world.operations.ListInboxEvents(listing)).events)
+    async def parked() -> list[operations_pb2.WebhookEvent]:
+        return list((await world.operations.ListWebhookEvents(listing)).events)
 
     event = (await until(parked, "a parked event"))[0]
     assert event.attempts >= 2
@@ -395,15 +397,15 @@ async def test_a_poison_event_is_parked_and_visible_while_others_flow(
     await world.quiet()
     await world.stripe.clear_faults()
     for one in await parked():
-        retry = operations_pb2.RetryInboxEventRequest(event_id=one.event_id)
-        answer = await world.operations.RetryInboxEvent(retry)
-        assert answer.event.state == operations_pb2.INBOX_STATE_WAITING
+        retry = operations_pb2.RetryWebhookEventRequest(event_id=one.event_id)
+        answer = await world.operations.RetryWebhookEvent(retry)
+        assert answer.event.state == operations_pb2.WEBHOOK_EVENT_STATE_WAITING
     await world.in_state(poisoned.payment.payment_id, IN_ESCROW)
     await world.quiet()
     assert not await parked()
     refused = await refusal(
-        world.operations.RetryInboxEvent(
-            operations_pb2.RetryInboxEventRequest(event_id=event.event_id)
+        world.operations.RetryWebhookEvent(
+            operations_pb2.RetryWebhookEventRequest(event_id=event.event_id)
         )
     )
     assert (refused.code, refused.reason) == ("FAILED_PRECONDITION", "WRONG_STATE")
@@ -421,7 +423,7 @@ async def test_an_outage_parks_no_event(start_world: StartWorld) -> None:
     await world.confirm(initiated)
     await world.in_state(initiated.payment.payment_id, IN_ESCROW)
     await world.quiet()
-    assert not world.sql("SELECT event_id FROM inbox WHERE state = 'PARKED'")
+    assert not world.sql("SELECT event_id FROM webhook_events WHERE state = 'PARKED'")
 
 
 # ---- what can never be right ----
@@ -508,7 +510,7 @@ async def test_an_endpoint_without_its_secret_fails_closed(
     for secret in ("", "whsec_", PLATFORM_SECRET):
         refused = await refusal(world.webhooks.IngestEvent(ingestion(event, secret=secret)))
         assert refused.reason == "WEBHOOK_REFUSED"
-    assert world.counts()["inbox"] == 0
+    assert world.counts()["webhook_events"] == 0
 
 
 async def test_the_object_of_an_event_is_not_kept(world: World) -> None:
@@ -516,6 +518,6 @@ async def test_the_object_of_an_event_is_not_kept(world: World) -> None:
     initiated = await world.initiate(await world.expert())
     await world.quiet()
     secret = initiated.client_secret
-    found = world.sql("SELECT inbox::text FROM inbox")
+    found = world.sql("SELECT webhook_events::text FROM webhook_events")
     assert found
     assert not any(secret in text for (text,) in found)

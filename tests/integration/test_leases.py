@@ -9,26 +9,24 @@ from datetime import timedelta
 import pytest
 
 from marketplace.payments.v1 import experts_pb2, operations_pb2
-from payment_service.application.answer_dispute import (
-    AcceptDispute,
-    begin_acceptance,
-    carry_out_answer,
+from payment_service.application.answer_dispute import AcceptDispute, begin_acceptance
+from payment_service.application.capture_payment import RequestedAmount
+from payment_service.application.create_expert_account import CreateExpertAccount, begin_account
+from payment_service.application.execution.accounts import execute_account
+from payment_service.application.execution.disputes import execute_answer
+from payment_service.application.execution.executor import execute
+from payment_service.application.jobs.recover_operations import (
+    RECOVERY,
+    lease_due,
+    recover_operations,
 )
-from payment_service.application.capture_payment import Part
-from payment_service.application.carry_out import carry_out
-from payment_service.application.create_expert_account import (
-    CreateExpertAccount,
-    begin_account,
-    carry_out_account,
-)
-from payment_service.application.keep_lease import renew_lease
+from payment_service.application.operations.lease import renew_lease
+from payment_service.application.operations.outcomes import reschedule_operation
 from payment_service.application.refund_payment import RefundPayment, begin_refund
-from payment_service.application.settle import unsettled_phase
-from payment_service.application.sweep import SWEEP, lease_due, sweep_operations
 from payment_service.domain.errors import Unavailable
 from payment_service.domain.experts import BusinessType
 from payment_service.domain.operations import OperationState
-from payment_service.domain.ports import Cause
+from payment_service.domain.ports.records import Cause
 from tests.integration.conftest import StartWorld
 from tests.integration.test_disputes import PLATFORM, contest, dispute_where
 from tests.integration.world import (
@@ -53,7 +51,7 @@ async def test_a_call_that_outlives_its_lease_is_not_taken_over(start_world: Sta
     capturing = asyncio.create_task(capture())
     await asyncio.sleep(0.1)
     while not capturing.done():
-        await sweep_operations(world.service.core)
+        await recover_operations(world.service.app)
         await asyncio.sleep(0.1)
     assert await capturing == CAPTURED
     assert len(await world.stripe.requests("/capture")) == 1
@@ -64,7 +62,7 @@ async def test_a_call_that_outlives_its_lease_is_not_taken_over(start_world: Sta
 async def test_whoever_lost_the_lease_changes_nothing(start_world: StartWorld) -> None:
     world = await start_world(policy={"lease": 30.0}, loops=False)
     assert world.service is not None
-    database, policy = world.service.core.database, world.service.core.policy
+    database, policy = world.service.app.database, world.service.app.policy
     await world.stripe.fault("/accounts", "reset", "after")
     request = experts_pb2.CreateExpertAccountRequest(
         expert_id="ann", name="Ann", email="ann@example.com"
@@ -79,7 +77,7 @@ async def test_whoever_lost_the_lease_changes_nothing(start_world: StartWorld) -
     assert theirs.lease_token != mine.lease_token
     assert await database.transact(renew_lease, mine, 30.0) is None
     given_back = await database.transact(
-        unsettled_phase, policy, mine, OperationState.UNKNOWN, "too late", 0.0, SWEEP
+        reschedule_operation, policy, mine, OperationState.UNKNOWN, "too late", 0.0, RECOVERY
     )
     assert not given_back
     [(token, last_error)] = world.sql("SELECT lease_token, last_error FROM operations")
@@ -90,7 +88,7 @@ async def test_an_operator_can_send_on_what_is_older_than_its_key(
     start_world: StartWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By itself nothing is sent again after 23 hours; resumed, it goes out under a new key."""
-    name = "payment_service.application.carry_out._BETWEEN_TWO_READS"
+    name = "payment_service.application.execution.executor._BETWEEN_TWO_READS"
     monkeypatch.setattr(name, 60.0)
     world = await start_world()
     payment = await world.escrowed()
@@ -130,7 +128,12 @@ _LOCAL = Cause("local", "RefundPayment")
 
 def refund_of(payment_id: str) -> RefundPayment:
     return RefundPayment(
-        cause=_LOCAL, key="k", fields={}, payment_id=payment_id, part=Part(1_000), reason="r"
+        cause=_LOCAL,
+        key="k",
+        fields={},
+        payment_id=payment_id,
+        part=RequestedAmount(1_000),
+        reason="r",
     )
 
 
@@ -138,10 +141,10 @@ async def test_a_holder_that_slept_for_a_day_sends_nothing(start_world: StartWor
     """Its key is pruned at Stripe by then, and its lease has long been another's."""
     world = await start_world(policy={"lease": 1.0})
     assert world.service is not None
-    core = world.service.core
+    app = world.service.app
     held = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
-    begun = await core.database.transact(
-        begin_refund, core.answers, core.policy, refund_of(held.payment_id)
+    begun = await app.database.transact(
+        begin_refund, app.answers, app.policy, refund_of(held.payment_id)
     )
     assert begun.operation is not None
 
@@ -151,7 +154,7 @@ async def test_a_holder_that_slept_for_a_day_sends_nothing(start_world: StartWor
     await until(done, "another replica's refund")
     await world.stripe.advance(25 * 3600)
     with pytest.raises(Unavailable) as refused:
-        await carry_out(core, begun.operation, begun.version, _LOCAL)
+        await execute(app, begun.operation, begun.version, _LOCAL)
     assert refused.value.reason == "OUTCOME_UNKNOWN"
     await world.quiet()
     assert len(await world.stripe.effects("refunded")) == 1
@@ -162,25 +165,25 @@ async def test_a_first_request_is_fenced_too(start_world: StartWorld, what: str)
     """Of money, of an answer to a bank, and of an account."""
     world = await start_world(policy={"lease": 1.0})
     assert world.service is not None
-    core = world.service.core
+    app = world.service.app
     held = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
     contested = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
     dispute_id = await contest(world, contested)
     await dispute_where(world, dispute_id)
-    refund = await core.database.transact(
-        begin_refund, core.answers, core.policy, refund_of(held.payment_id)
+    refund = await app.database.transact(
+        begin_refund, app.answers, app.policy, refund_of(held.payment_id)
     )
-    acceptance = await core.database.transact(
+    acceptance = await app.database.transact(
         begin_acceptance,
-        core.answers,
-        core.policy,
+        app.answers,
+        app.policy,
         AcceptDispute(
             cause=Cause("local", "AcceptDispute"), key="k", fields={}, dispute_id=dispute_id
         ),
     )
-    _, account = await core.database.transact(
+    _, account = await app.database.transact(
         begin_account,
-        core.policy,
+        app.policy,
         CreateExpertAccount(
             cause=_LOCAL,
             expert_id="slept",
@@ -189,7 +192,7 @@ async def test_a_first_request_is_fenced_too(start_world: StartWorld, what: str)
             country="US",
             business_type=BusinessType.INDIVIDUAL,
             commission_basis_points=None,
-            onward_url="",
+            continue_url="",
         ),
     )
     assert refund.operation is not None
@@ -213,9 +216,9 @@ async def test_a_first_request_is_fenced_too(start_world: StartWorld, what: str)
     await asyncio.sleep(1.1)
     sent = len(await world.stripe.requests())
     for calling in (
-        carry_out(core, begun[0], refund.version, _LOCAL),
-        carry_out_answer(core, begun[1], acceptance.version, _LOCAL),
-        carry_out_account(core, begun[2], _LOCAL),
+        execute(app, begun[0], refund.version, _LOCAL),
+        execute_answer(app, begun[1], acceptance.version, _LOCAL),
+        execute_account(app, begun[2], _LOCAL),
     ):
         with pytest.raises(Unavailable) as refused:
             await calling
@@ -228,14 +231,14 @@ async def test_a_first_request_is_fenced_too(start_world: StartWorld, what: str)
 async def test_what_was_just_recorded_is_sent_without_asking(world: World) -> None:
     """One transaction before the request and one after: the hot path pays nothing for the fence."""
     assert world.service is not None
-    core = world.service.core
+    app = world.service.app
     held = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
-    begun = await core.database.transact(
-        begin_refund, core.answers, core.policy, refund_of(held.payment_id)
+    begun = await app.database.transact(
+        begin_refund, app.answers, app.policy, refund_of(held.payment_id)
     )
     assert begun.operation is not None
     # Nobody could renew this lease: whoever asks is told that it is lost.
     world.sql("UPDATE operations SET lease_token = 'theirs' WHERE state = 'STARTED' RETURNING 1")
     sent = len(await world.stripe.requests("/refunds"))
-    await carry_out(core, begun.operation, begun.version, _LOCAL)
+    await execute(app, begun.operation, begun.version, _LOCAL)
     assert len(await world.stripe.requests("/refunds")) == sent + 1

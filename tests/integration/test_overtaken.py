@@ -58,7 +58,7 @@ async def refund_by_hand(world: World, payment: Payment, amount: int) -> None:
     assert made.get("id"), made
 
     async def booked() -> bool:
-        return "refunded_elsewhere" in await kinds(world, payment.payment_id)
+        return "refunded_out_of_band" in await kinds(world, payment.payment_id)
 
     await until(booked, "the refund by hand on the books")
 
@@ -115,10 +115,10 @@ async def not_sent(world: World, payment: Payment, movement: str) -> str:
 
 async def abandon(world: World, operation_id: str) -> None:
     """As soon as no request of it can be on its way any more."""
-    asked = operations_pb2.GiveUpOperationRequest(operation_id=operation_id, note="done otherwise")
+    asked = operations_pb2.AbandonOperationRequest(operation_id=operation_id, note="done otherwise")
 
     async def done() -> bool:
-        reply = await world.raw("OperationsService/GiveUpOperation", asked.SerializeToString())
+        reply = await world.raw("OperationsService/AbandonOperation", asked.SerializeToString())
         assert reply.refused is None or reply.refused.reason == "OPERATION_IN_PROGRESS"
         return reply.refused is None
 
@@ -146,7 +146,7 @@ async def test_a_refund_is_not_made_beside_one_out_of_band(
     await world.quiet()
     assert await sent(world, "refunded", payment) == [4_000]
     await abandon(world, operation_id)
-    assert await answer(world, "RefundPayment", request) == "GIVEN_UP_BY_OPERATOR"
+    assert await answer(world, "RefundPayment", request) == "ABANDONED_BY_OPERATOR"
     after = await world.in_state(payment.payment_id, CAPTURED if captured else IN_ESCROW)
     assert after.held_amount.minor_units + after.net_amount.minor_units == 6_000
     assert await sent(world, "refunded", payment) == [4_000]
@@ -192,7 +192,7 @@ async def test_the_rest_of_a_capture_is_given_back_once(
     assert (after.held_amount.minor_units, after.captured_amount.minor_units) == (left, 6_000)
     assert after.net_expert_amount.minor_units == 5_400
     assert await sent(world, "refunded", payment) == [part]
-    assert ("rest_not_returned" in await told(world, payment)) is bool(left)
+    assert ("remainder_not_returned" in await told(world, payment)) is bool(left)
     await check_books(world)
 
 
@@ -216,7 +216,7 @@ async def test_no_expert_is_paid_what_the_client_was_given_out_of_band(
     refused = await refusal(resume(world, operation_id))
     assert (refused.code, refused.reason) == ("FAILED_PRECONDITION", "AMOUNT_TOO_LARGE")
     await abandon(world, operation_id)
-    assert await answer(world, "CapturePayment", request) == "GIVEN_UP_BY_OPERATOR"
+    assert await answer(world, "CapturePayment", request) == "ABANDONED_BY_OPERATOR"
     assert (await world.in_state(payment.payment_id, REFUNDED)).captured_amount.minor_units == 0
     assert await sent(world, "transferred", payment) == []
     await check_books(world)
@@ -392,7 +392,7 @@ async def test_what_is_on_its_way_meanwhile_ends_as_done(
     assert (await captured).captured_amount.minor_units == 4_000
 
     async def booked() -> bool:
-        return "refund_made_elsewhere" in await told(world, payment)
+        return "out_of_band_refund" in await told(world, payment)
 
     await until(booked, "the refund out of band on the books")
     after = await world.in_state(payment.payment_id, IN_ESCROW if held else CAPTURED)

@@ -225,8 +225,8 @@ async def test_a_capture_that_waits_is_not_resumed_beside_a_refund_that_nobody_t
     [(operation_id,)] = world.sql("SELECT operation_id FROM operations WHERE state = 'PARKED'")
     if left < 3_000:
         assert (await refusal(resume(world, operation_id))).reason == "AMOUNT_TOO_LARGE"
-        await world.operations.GiveUpOperation(
-            operations_pb2.GiveUpOperationRequest(operation_id=operation_id, note="refunded")
+        await world.operations.AbandonOperation(
+            operations_pb2.AbandonOperationRequest(operation_id=operation_id, note="refunded")
         )
         after = await world.in_state(payment.payment_id, IN_ESCROW if left else REFUNDED)
         assert after.waiting_for == ""
@@ -357,8 +357,8 @@ async def test_a_bounce_that_comes_after_the_loss_is_parked_and_not_paid_again(
         )
 
     await until(refused, "Stripe's refusal")
-    await world.operations.SettleOwed(
-        operations_pb2.SettleOwedRequest(
+    await world.operations.SettleClientPayable(
+        operations_pb2.SettleClientPayableRequest(
             payment_id=payment.payment_id, note="the bank has paid", idempotency_key=new_key()
         )
     )
@@ -445,7 +445,7 @@ async def test_what_was_paid_by_hand_unseen_is_not_paid_by_resuming(
     await world.stripe.control("POST", "/webhooks", {"paused": False})
     await check_books(world)
     assert owed(world, payment.payment_id) == paid_by_us
-    assert "refund_made_elsewhere" in {one.kind for one in await world.discrepancies()}
+    assert "out_of_band_refund" in {one.kind for one in await world.discrepancies()}
     if paid_by_us:
         await repaid(world, payment.payment_id, CAPTURED)
     made = [effect["amount"] for effect in await world.stripe.effects("refunded")]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from marketplace.payments.v1 import money_pb2, operations_pb2, payments_pb2
-from payment_service.application import carry_out
+from payment_service.application.execution import executor
 from tests.integration.books import balance, check_books
 from tests.integration.conftest import StartWorld
 from tests.integration.test_disputes import LOST, WON, contest, decide, dispute_where, settled
@@ -133,13 +133,13 @@ async def test_the_rest_of_a_capture_gives_way_and_the_expert_stays_paid(
     answer = (await world.payments.CapturePayment(request)).payment
     assert answer.captured_amount.minor_units == 3_000
     told = {one.kind for one in await world.discrepancies(held.payment_id)}
-    assert ("rest_not_returned" in told) is (left == 5_000)
+    assert ("remainder_not_returned" in told) is (left == 5_000)
 
 
 async def test_what_may_still_reach_stripe_is_not_given_up(
     start_world: StartWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(carry_out, "_BETWEEN_TWO_READS", 8.0)
+    monkeypatch.setattr(executor, "_BETWEEN_TWO_READS", 8.0)
     world = await start_world(policy=HASTY)
     payment, operation_id = await unheard(world)
     dispute_id = await contest(world, payment)
@@ -152,7 +152,7 @@ async def test_what_may_still_reach_stripe_is_not_given_up(
     after = await settled(world, payment.payment_id, dispute_id, LOST)
     assert (after.captured_amount.minor_units, after.net_amount.minor_units) == (4_000, 0)
     assert after.lost_amount.minor_units == 10_000
-    assert not [one for one in await world.discrepancies() if one.kind == "transfer_made_elsewhere"]
+    assert not [one for one in await world.discrepancies() if one.kind == "out_of_band_transfer"]
 
 
 async def test_what_nothing_is_seen_of_for_a_minute_is_given_up(start_world: StartWorld) -> None:
@@ -413,8 +413,8 @@ async def test_what_a_partly_lost_dispute_leaves_owed_locks_nothing(world: World
 
 def settle_request(
     payment: Payment, amount: money_pb2.Money | None = None
-) -> operations_pb2.SettleOwedRequest:
-    return operations_pb2.SettleOwedRequest(
+) -> operations_pb2.SettleClientPayableRequest:
+    return operations_pb2.SettleClientPayableRequest(
         payment_id=payment.payment_id,
         amount=amount,
         note="paid by cheque",
@@ -426,21 +426,21 @@ async def test_what_was_paid_by_cheque_is_not_owed_any_more(world: World) -> Non
     payment = await owed_after_a_bounce(world)
     before = await parked(world, payment.payment_id)
     asked = settle_request(payment, money(500))
-    method = "OperationsService/SettleOwed"
+    method = "OperationsService/SettleClientPayable"
     first = await world.raw(method, asked.SerializeToString())
-    answer = operations_pb2.SettleOwedResponse.FromString(first.body)
+    answer = operations_pb2.SettleClientPayableResponse.FromString(first.body)
     assert (answer.settled.minor_units, answer.owed.minor_units) == (500, 1_500)
     assert (answer.payment.state, answer.payment.waiting_for) == (REFUNDING, "operator")
     assert (await refusal(resume(world, before))).reason == "WRONG_STATE"
-    rest = await world.operations.SettleOwed(settle_request(payment))
+    rest = await world.operations.SettleClientPayable(settle_request(payment))
     assert (rest.settled.minor_units, rest.owed.minor_units) == (1_500, 0)
     assert (rest.payment.state, rest.payment.waiting_for) == (IN_ESCROW, "")
     # The same key gives the same bytes, whatever has happened since.
     assert (await world.raw(method, asked.SerializeToString())).body == first.body
     assert owed(world, payment.payment_id) == 0
-    assert balance(world, "settled_outside") == -2_000
+    assert balance(world, "settled_out_of_band") == -2_000
     told = world.sql(
-        "SELECT body::jsonb -> 'facts' FROM events WHERE kind = 'payment.owed_settled' "
+        "SELECT body::jsonb -> 'facts' FROM events WHERE kind = 'payment.client_payable_settled' "
         "ORDER BY sequence"
     )
     assert [facts for (facts,) in told] == [
@@ -461,16 +461,18 @@ async def test_no_more_is_settled_than_is_owed(world: World) -> None:
     operation_id = await parked(world, payment.payment_id)
     asked = settle_request(payment, money(2_001))
     for _ in range(2):
-        refused = await refusal(world.operations.SettleOwed(asked))
+        refused = await refusal(world.operations.SettleClientPayable(asked))
         assert (refused.code, refused.reason) == ("FAILED_PRECONDITION", "AMOUNT_TOO_LARGE")
         assert (refused.facts["requested"], refused.facts["available"]) == ("2001", "2000")
-    other = await refusal(world.operations.SettleOwed(settle_request(payment, money(1, "EUR"))))
+    other = await refusal(
+        world.operations.SettleClientPayable(settle_request(payment, money(1, "EUR")))
+    )
     assert (other.code, list(other.fields)) == ("INVALID_ARGUMENT", ["amount.currency_code"])
     assert await parked(world, payment.payment_id) == operation_id
     nothing = await world.captured()
-    refused = await refusal(world.operations.SettleOwed(settle_request(nothing)))
+    refused = await refusal(world.operations.SettleClientPayable(settle_request(nothing)))
     assert (refused.reason, refused.facts["available"]) == ("AMOUNT_TOO_LARGE", "0")
-    assert balance(world, "settled_outside") == 0
+    assert balance(world, "settled_out_of_band") == 0
 
 
 @pytest.mark.parametrize("pause", [0.0, 0.01, 0.3])
@@ -483,7 +485,7 @@ async def test_settling_while_resuming_pays_the_client_in_one_way(
     async def settle() -> str:
         await asyncio.sleep(pause)
         asked = settle_request(payment).SerializeToString()
-        reply = await world.raw("OperationsService/SettleOwed", asked)
+        reply = await world.raw("OperationsService/SettleClientPayable", asked)
         return reply.refused.reason if reply.refused else "settled"
 
     how, _ = await asyncio.gather(settle(), resume(world, operation_id), return_exceptions=True)
@@ -501,7 +503,7 @@ async def test_settling_does_not_wait_for_a_capture_that_waits_for_its_expert(
 ) -> None:
     payment, account = await waiting_capture(world, 2_000, 3_000)
     await bounce(world, payment.payment_id)
-    answer = await world.operations.SettleOwed(settle_request(payment))
+    answer = await world.operations.SettleClientPayable(settle_request(payment))
     assert (answer.payment.state, answer.payment.waiting_for) == (CAPTURING, "expert")
     await world.stripe.control("POST", f"/accounts/{account}/restore")
     after = await world.in_state(payment.payment_id, IN_ESCROW)

@@ -12,9 +12,9 @@ import psycopg2
 import pytest
 
 from marketplace.payments.v1 import experts_pb2, operations_pb2, webhooks_pb2
-from payment_service.application.apply_inbox import apply_waiting
-from payment_service.application.observe_payout import observe_payout, save_payout
-from payment_service.domain.ports import Cause
+from payment_service.application.jobs.apply_webhooks import apply_waiting
+from payment_service.application.sync.payout import save_payout, sync_payout
+from payment_service.domain.ports.records import Cause
 from tests.integration.books import balance, check_books
 from tests.integration.conftest import StartWorld
 from tests.integration.world import CONNECT_SECRET, World, ingestion, new_event, refusal, until
@@ -246,19 +246,19 @@ async def paid_out_unheard(start_world: StartWorld) -> tuple[World, str, str]:
 async def test_an_answer_that_was_overtaken_is_not_written_down(start_world: StartWorld) -> None:
     world, expert_id, payout_id = await paid_out_unheard(start_world)
     assert world.service is not None
-    core, account = world.service.core, world.account_of(expert_id)
-    early = await core.stripe.payout(account, payout_id)
+    app, account = world.service.app, world.account_of(expert_id)
+    early = await app.stripe.payout(account, payout_id)
     assert early is not None
     await at_the_bank(world, payout_id, "pay")
-    assert await observe_payout(core, account, payout_id, CAUSE) == "applied"
-    late = await core.database.transact(save_payout, expert_id, account, early, 0, CAUSE)
+    assert await sync_payout(app, account, payout_id, CAUSE) == "applied"
+    late = await app.database.transact(save_payout, expert_id, account, early, 0, CAUSE)
     assert late.stale
-    assert await observe_payout(core, account, payout_id, CAUSE) == "no_change"
+    assert await sync_payout(app, account, payout_id, CAUSE) == "no_change"
     assert [payout.state for payout in await listed(world, expert_id)] == [PAID]
     # Many at once write it down once.
     await at_the_bank(world, payout_id, "fail")
     verdicts = await asyncio.gather(
-        *(observe_payout(core, account, payout_id, CAUSE) for _ in range(8))
+        *(sync_payout(app, account, payout_id, CAUSE) for _ in range(8))
     )
     assert sorted(verdicts) == ["applied", *["no_change"] * 7]
 
@@ -331,12 +331,12 @@ async def test_a_payout_that_was_heard_of_days_late_is_not_missed_at_stripe(
 async def test_stripe_away_delays_and_loses_nothing(start_world: StartWorld) -> None:
     world, expert_id, payout_id = await paid_out_unheard(start_world)
     assert world.service is not None
-    core, account = world.service.core, world.account_of(expert_id)
+    app, account = world.service.app, world.account_of(expert_id)
     await world.stripe.fault(
         "/(payouts|balance)", "status", times=None, status=503, match={"method": "GET"}
     )
     await deliver(world, happened(account, payout_id)[:1])
-    await apply_waiting(core)
+    await apply_waiting(app)
     request = experts_pb2.GetExpertBalanceRequest(expert_id=expert_id)
     refused = await refusal(world.experts.GetExpertBalance(request))
     assert (refused.code, refused.reason) == ("UNAVAILABLE", "PROCESSOR_UNAVAILABLE")
@@ -344,7 +344,7 @@ async def test_stripe_away_delays_and_loses_nothing(start_world: StartWorld) -> 
     await world.stripe.clear_faults()
 
     async def probe() -> bool:
-        await apply_waiting(core)
+        await apply_waiting(app)
         return bool(await listed(world, expert_id))
 
     await until(probe, "the payout, once Stripe answers")
@@ -438,9 +438,9 @@ async def test_what_stripe_converted_is_earned_in_one_currency_and_paid_in_anoth
 async def test_events_about_payouts_of_nobody_we_know(world: World) -> None:
     await deliver(world, happened("acct_stranger", "po_stranger")[:1])
     await world.quiet()
-    assert world.sql("SELECT state, verdict FROM inbox WHERE account_id = 'acct_stranger'") == [
-        ("IGNORED", "unknown_object")
-    ]
+    assert world.sql(
+        "SELECT state, verdict FROM webhook_events WHERE account_id = 'acct_stranger'"
+    ) == [("IGNORED", "unknown_object")]
     assert world.counts()["payouts"] == 0
 
 

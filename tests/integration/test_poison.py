@@ -13,8 +13,14 @@ from typing import Any
 import pytest
 
 from marketplace.payments.v1 import disputes_pb2, operations_pb2
-from payment_service.application import act_on_deadlines, sweep
-from payment_service.application.core import Core
+from payment_service.application.app import App
+from payment_service.application.jobs import (
+    deadlines,
+    expiry,
+    lost_disputes,
+    recover_operations,
+    waiting_captures,
+)
 from tests.integration.conftest import StartWorld
 from tests.integration.test_accounts import reasons
 from tests.integration.test_disputes import contest, decide, dispute_where
@@ -37,7 +43,7 @@ AsSuperuser = Callable[..., int]
 
 @pytest.fixture(autouse=True)
 def one_a_round(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (act_on_deadlines, sweep):
+    for module in (deadlines, recover_operations):
         monkeypatch.setattr(module, "_BATCH", 1)
 
 
@@ -61,10 +67,10 @@ async def poison(world: World, as_superuser: AsSuperuser, payment: Payment) -> N
     )
 
 
-async def rounds(world: World, work: Callable[[Core], Awaitable[int]]) -> None:
+async def rounds(world: World, work: Callable[[App], Awaitable[int]]) -> None:
     assert world.service is not None
     for _ in range(_ROUNDS):
-        await work(world.service.core)
+        await work(world.service.app)
 
 
 def set_in_turn(
@@ -89,7 +95,7 @@ async def test_of_a_deadline(world: World, as_superuser: AsSuperuser) -> None:
     ]
     await poison(world, as_superuser, first)
     set_in_turn(world, as_superuser, "escrow_expire_time", "10 hours", first, second)
-    await rounds(world, act_on_deadlines.act_on_deadlines)
+    await rounds(world, deadlines.act_on_deadlines)
     assert (await world.get(second.payment_id)).escrow_mode == PLATFORM
     assert (await world.get(first.payment_id)).escrow_mode == CARD
 
@@ -99,7 +105,7 @@ async def test_of_a_warning(world: World, as_superuser: AsSuperuser) -> None:
     first, second = [await world.escrowed(expert) for _ in range(2)]
     await poison(world, as_superuser, first)
     set_in_turn(world, as_superuser, "escrow_expire_time", "20 hours", first, second)
-    await rounds(world, act_on_deadlines.warn_of_deadlines)
+    await rounds(world, deadlines.warn_of_deadlines)
     assert "deadline_near" in await kinds(world, second.payment_id)
     assert "deadline_near" not in await kinds(world, first.payment_id)
 
@@ -109,7 +115,7 @@ async def test_of_a_window_that_has_closed(world: World, as_superuser: AsSuperus
     first, second = [(await world.initiate(expert)).payment for _ in range(2)]
     await poison(world, as_superuser, first)
     set_in_turn(world, as_superuser, "payment_expire_time", "-1 hour", first, second)
-    await rounds(world, sweep.expire_unpaid)
+    await rounds(world, expiry.expire_unpaid)
     assert (await world.get(second.payment_id)).state == EXPIRED
     assert (await world.get(first.payment_id)).state == PENDING
 
@@ -122,7 +128,7 @@ async def test_of_a_hold_that_has_lapsed(world: World, as_superuser: AsSuperuser
     await poison(world, as_superuser, first)
     await world.stripe.advance(_EIGHT_DAYS)
     set_in_turn(world, as_superuser, "escrow_expire_time", "-1 hour", first, second)
-    await rounds(world, sweep.ask_about_lapsed_holds)
+    await rounds(world, expiry.sync_expired_authorizations)
     assert (await world.get(second.payment_id)).state == EXPIRED
     assert (await world.get(first.payment_id)).state == IN_ESCROW
 
@@ -149,7 +155,7 @@ async def test_of_a_reason_to_wait(world: World, as_superuser: AsSuperuser) -> N
     first, second, _ = await waiting_for_two_experts(world)
     await poison(world, as_superuser, first)
     await change_experts(world, as_superuser, "disabled_reason = 'rejected.fraud'")
-    await rounds(world, sweep.resume_waiting_captures)
+    await rounds(world, waiting_captures.retry_waiting_captures)
     assert (await reasons(world, second.payment_id))[-1] == "EXPERT_REJECTED"
     assert (await reasons(world, first.payment_id))[-1] == "EXPERT_RESTRICTED"
 
@@ -164,8 +170,8 @@ async def test_of_a_capture_that_waits(world: World, as_superuser: AsSuperuser) 
         as_superuser,
         "transfers_active = true, disabled_reason = '', requirements_due = '{}'",
     )
-    await rounds(world, sweep.resume_waiting_captures)
-    await rounds(world, sweep.sweep_operations)
+    await rounds(world, waiting_captures.retry_waiting_captures)
+    await rounds(world, recover_operations.recover_operations)
     assert (await world.get(second.payment_id)).state == CAPTURED
     assert (await world.get(first.payment_id)).state == CAPTURING
 
@@ -187,7 +193,7 @@ async def test_of_a_dispute_that_was_lost(world: World, as_superuser: AsSuperuse
         )
         == 2
     )
-    await rounds(world, sweep.settle_lost_disputes)
+    await rounds(world, lost_disputes.write_off_lost_disputes)
     lost = [(await dispute_where(world, one)).lost_amount.minor_units for one in disputes]
     assert lost == [0, 10_000]
 

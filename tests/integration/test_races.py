@@ -8,7 +8,7 @@ import grpc
 import pytest
 from grpc import aio
 
-from payment_service.rpc.calls import Operations
+from payment_service.rpc.call_context import CallRegistry
 from tests.integration.books import check_books
 from tests.integration.world import (
     CANCELED,
@@ -235,7 +235,7 @@ async def test_shutdown_waits_for_operations_whose_callers_have_gone(shared: Wor
 
 
 async def test_what_comes_after_the_drain_began_is_sent_to_another_replica() -> None:
-    operations = Operations()
+    operations = CallRegistry()
     done: list[str] = []
 
     async def slow() -> str:

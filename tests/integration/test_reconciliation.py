@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from marketplace.payments.v1 import experts_pb2, operations_pb2
-from payment_service.application.reconcile import reconcile_if_due
+from payment_service.application.reconciliation.run import reconcile_if_due
 from tests.integration.books import check_books
 from tests.integration.conftest import StartWorld
 from tests.integration.world import CAPTURED, REFUNDED, World, refund_request, refusal
@@ -59,7 +59,7 @@ async def test_what_is_behind_follows_and_says_that_it_is_a_correction(
     )
     assert json.loads(body)["by"]["rpc"] == "RunReconciliation"
     kinds = {found.kind for found in await world.discrepancies(payment.payment_id)}
-    assert kinds == {"captured_elsewhere", "refund_made_elsewhere"}
+    assert kinds == {"captured_out_of_band", "out_of_band_refund"}
 
 
 @pytest.mark.parametrize("by", ["hand", "us"])
@@ -148,7 +148,7 @@ async def test_a_lost_line_is_missing_and_an_invented_one_too(
             "what_is_under_way_has_an_operation",
         ),
         (
-            "UPDATE payments SET refunded = 1, net_commission = 999, client_owed = 1",
+            "UPDATE payments SET refunded = 1, net_commission = 999, client_payable = 1",
             "what_the_client_is_owed_is_in_the_books",
         ),
         (
@@ -186,7 +186,7 @@ async def test_money_that_moved_for_no_payment_is_reported(world: World) -> None
 async def open_kinds(world: World) -> list[str]:
     request = operations_pb2.ListDiscrepanciesRequest(open_only=True)
     found = (await world.operations.ListDiscrepancies(request)).discrepancies
-    return [one.kind for one in found if one.kind != "escrow_not_covered"]
+    return [one.kind for one in found if one.kind != "escrow_underfunded"]
 
 
 @pytest.mark.parametrize("by", ["the span", "since"])
@@ -291,10 +291,10 @@ async def test_one_payment_alone(world: World) -> None:
 async def test_the_job_is_done_by_one_replica_in_an_hour(start_world: StartWorld) -> None:
     world = await start_world(loops=False)
     assert world.service is not None
-    await reconcile_if_due(world.service.core)
+    await reconcile_if_due(world.service.app)
     before = len(await world.stripe.requests("/balance_transactions", "GET"))
     assert before > 0
-    await reconcile_if_due(world.service.core)
+    await reconcile_if_due(world.service.app)
     assert len(await world.stripe.requests("/balance_transactions", "GET")) == before
 
 

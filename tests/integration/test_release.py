@@ -1,4 +1,4 @@
-"""ReleaseFraudWarning: one warning is let pass, for good, and nothing else is."""
+"""DismissFraudWarning: one warning is let pass, for good, and nothing else is."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.integration.world import (
 )
 
 PLATFORM = payments_pb2.ESCROW_MODE_PLATFORM_HOLD
-Request = operations_pb2.ReleaseFraudWarningRequest
+Request = operations_pb2.DismissFraudWarningRequest
 
 
 async def warn(world: World, payment: Payment, freeze: str = "FRAUD_WARNING") -> str:
@@ -61,20 +61,20 @@ async def test_a_released_payment_is_captured_and_it_says_who_let_it_pass_and_wh
     assert (refused.reason, refused.facts["dispute_id"]) == ("PAYMENT_DISPUTED", warning_id)
     asked = request(held, warning_id)
     sent = asked.SerializeToString()
-    method = "OperationsService/ReleaseFraudWarning"
+    method = "OperationsService/DismissFraudWarning"
     first = await world.raw(method, sent)
     assert first.code == "OK"
-    answer = operations_pb2.ReleaseFraudWarningResponse.FromString(first.body)
+    answer = operations_pb2.DismissFraudWarningResponse.FromString(first.body)
     assert answer.payment.freeze == payments_pb2.PAYMENT_FREEZE_NONE
     assert (await world.capture(held.payment_id)).state == CAPTURED
     # The same key gives the same bytes, whatever has happened since.
     assert (await world.raw(method, sent)).body == first.body
     [(body,)] = world.sql(
-        "SELECT body::jsonb FROM events WHERE kind = 'payment.fraud_warning_released'"
+        "SELECT body::jsonb FROM events WHERE kind = 'payment.fraud_warning_dismissed'"
     )
     assert body["facts"] == {"warning_id": warning_id, "note": "the client called"}
     assert body["by"]["caller"] == "local"
-    assert body["by"]["rpc"] == "ReleaseFraudWarning"
+    assert body["by"]["rpc"] == "DismissFraudWarning"
     await check_books(world)
     report = await world.operations.RunReconciliation(
         operations_pb2.RunReconciliationRequest(payment_id=held.payment_id)
@@ -87,7 +87,7 @@ async def test_the_same_warning_seen_again_freezes_nothing_and_a_new_one_does(
     world: World,
 ) -> None:
     held, first = await warned(world)
-    await world.operations.ReleaseFraudWarning(request(held))
+    await world.operations.DismissFraudWarning(request(held))
     before = (await world.get(held.payment_id)).version
     for event in (await world.stripe.api("GET", "/events", limit=100))["data"]:
         if event["type"].startswith("radar."):
@@ -97,23 +97,23 @@ async def test_the_same_warning_seen_again_freezes_nothing_and_a_new_one_does(
     assert await frozen(world, held.payment_id) == "NONE"
     second = await warn(world, held)
     assert second != first
-    refused = await refusal(world.operations.ReleaseFraudWarning(request(held, first)))
-    assert (refused.code, refused.reason) == ("FAILED_PRECONDITION", "NOT_FROZEN_BY_WARNING")
+    refused = await refusal(world.operations.DismissFraudWarning(request(held, first)))
+    assert (refused.code, refused.reason) == ("FAILED_PRECONDITION", "FRAUD_WARNING_NOT_ACTIVE")
     assert refused.facts["warning_id"] == second
-    await world.operations.ReleaseFraudWarning(request(held, second))
+    await world.operations.DismissFraudWarning(request(held, second))
     assert (await world.capture(held.payment_id)).state == CAPTURED
     await check_books(world)
 
 
 async def test_a_payment_that_is_not_frozen_is_not_released(world: World) -> None:
     held = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
-    refused = await refusal(world.operations.ReleaseFraudWarning(request(held)))
-    assert (refused.code, refused.reason) == ("FAILED_PRECONDITION", "NOT_FROZEN_BY_WARNING")
+    refused = await refusal(world.operations.DismissFraudWarning(request(held)))
+    assert (refused.code, refused.reason) == ("FAILED_PRECONDITION", "FRAUD_WARNING_NOT_ACTIVE")
     assert refused.facts["stage"] == "NONE"
     unknown = Request(payment_id="pay_none", note="why", idempotency_key=new_key())
-    refused = await refusal(world.operations.ReleaseFraudWarning(unknown))
+    refused = await refusal(world.operations.DismissFraudWarning(unknown))
     assert (refused.code, refused.reason) == ("NOT_FOUND", "PAYMENT_NOT_FOUND")
-    refused = await refusal(world.operations.ReleaseFraudWarning(Request()))
+    refused = await refusal(world.operations.DismissFraudWarning(Request()))
     assert set(refused.fields) == {"payment_id", "note", "idempotency_key"}
 
 
@@ -123,8 +123,8 @@ async def test_a_hold_that_was_given_back_is_frozen_no_more_and_not_released(wor
     await warn(world, held)
     assert (await world.refund(held.payment_id)).state == CANCELED
     assert await frozen(world, held.payment_id) == "NONE"
-    refused = await refusal(world.operations.ReleaseFraudWarning(request(held)))
-    assert (refused.code, refused.reason) == ("FAILED_PRECONDITION", "NOT_FROZEN_BY_WARNING")
+    refused = await refusal(world.operations.DismissFraudWarning(request(held)))
+    assert (refused.code, refused.reason) == ("FAILED_PRECONDITION", "FRAUD_WARNING_NOT_ACTIVE")
     await check_books(world)
 
 
@@ -133,10 +133,10 @@ async def test_a_dispute_is_never_released_and_freezes_what_was(
     world: World, inquiry: bool
 ) -> None:
     held, _ = await warned(world)
-    await world.operations.ReleaseFraudWarning(request(held))
+    await world.operations.DismissFraudWarning(request(held))
     dispute_id = await contest(world, held, inquiry=inquiry)
     await dispute_where(world, dispute_id)
-    refused = await refusal(world.operations.ReleaseFraudWarning(request(held)))
+    refused = await refusal(world.operations.DismissFraudWarning(request(held)))
     assert (refused.code, refused.reason) == ("FAILED_PRECONDITION", "PAYMENT_DISPUTED")
     assert refused.facts["stage"] == ("INQUIRY" if inquiry else "CHARGEBACK")
     assert refused.facts["dispute_id"] == dispute_id
@@ -153,8 +153,8 @@ async def test_a_dispute_that_opens_in_the_same_moment_freezes_whoever_is_first(
         held, _ = await warned(world)
         answers = await asyncio.gather(
             contest(world, held),
-            world.operations.ReleaseFraudWarning(request(held)),
-            world.operations.ReleaseFraudWarning(request(held)),
+            world.operations.DismissFraudWarning(request(held)),
+            world.operations.DismissFraudWarning(request(held)),
             return_exceptions=True,
         )
         await dispute_where(world, str(answers[0]))

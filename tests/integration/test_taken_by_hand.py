@@ -38,7 +38,7 @@ async def days_pass(world: World) -> None:
 
 async def reverse(world: World, payment: Payment, amount: int) -> None:
     """As an operator does at the dashboard; until it is on the books."""
-    before = (await kinds(world, payment.payment_id)).count("reversed_elsewhere")
+    before = (await kinds(world, payment.payment_id)).count("reversed_out_of_band")
     [(transfer,)] = world.sql(
         "SELECT movement_id FROM movements WHERE kind = 'transfer' AND payment_id = %s",
         payment.payment_id,
@@ -47,7 +47,7 @@ async def reverse(world: World, payment: Payment, amount: int) -> None:
     assert made.get("id"), made
 
     async def booked() -> bool:
-        return (await kinds(world, payment.payment_id)).count("reversed_elsewhere") > before
+        return (await kinds(world, payment.payment_id)).count("reversed_out_of_band") > before
 
     await until(booked, "the reversal by hand on the books")
 
@@ -67,8 +67,8 @@ async def kept_back(world: World, payment: Payment, amount: int) -> int:
 
 async def write_off(world: World, payment: Payment, amount: int) -> None:
     """The operator settles with the expert what was taken out of band."""
-    await world.operations.WriteOffDebt(
-        operations_pb2.WriteOffDebtRequest(
+    await world.operations.WriteOffExpertDebt(
+        operations_pb2.WriteOffExpertDebtRequest(
             expert_id=payment.expert_id,
             amount=money_pb2.Money(minor_units=amount, currency_code="USD"),
             reason="reversed at the dashboard",
@@ -84,7 +84,7 @@ async def test_it_is_the_platforms_until_the_debt_that_it_paid_is_written_off(
     await reverse(world, payment, 4_000)
     assert stands(world, payment) == (9_000, -4_000)
     [told] = await world.discrepancies()
-    assert told.kind == "reversal_made_elsewhere"
+    assert told.kind == "out_of_band_reversal"
     assert told.detail.endswith(" of 4000")
     await write_off(world, payment, 4_000)
     assert stands(world, payment) == (5_000, 0)

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from marketplace.payments.v1 import experts_pb2
 from payment_service.config import Settings
-from payment_service.domain.envelope import ACCOUNT_EVENTS, PAYMENT_EVENTS
+from payment_service.domain.webhook_event import ACCOUNT_EVENTS, PAYMENT_EVENTS
 from tests.integration.books import check_books
 from tests.integration.world import (
     CANCELED,
@@ -67,7 +67,7 @@ async def test_2_every_type_of_event_that_is_acted_upon_has_somebody_who_acts(
     await world.quiet()
     for event in events:
         [(state, attempts)] = world.sql(
-            "SELECT state, attempts FROM inbox WHERE event_id = %s", event["id"]
+            "SELECT state, attempts FROM webhook_events WHERE event_id = %s", event["id"]
         )
         assert (state, attempts) == ("APPLIED", 1), event["type"]
     await check_books(world)
@@ -183,7 +183,7 @@ async def test_8_a_webhook_is_acknowledged_only_when_it_is_stored(world: World) 
     await world.channel.channel_ready()
     await world.in_state(held.payment_id, CANCELED)
     assert await deliver("stripe") == 200
-    assert world.sql("SELECT state FROM inbox WHERE event_id = %s", event["id"])
+    assert world.sql("SELECT state FROM webhook_events WHERE event_id = %s", event["id"])
     # Each endpoint has a secret of its own.
     assert await deliver("stripe/connect") == 400
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from marketplace.payments.v1 import experts_pb2, payments_pb2
-from payment_service.application import carry_out
+from payment_service.application.execution import executor
 from tests.integration.books import check_books
 from tests.integration.conftest import StartWorld
 from tests.integration.flights import effects_of, flights
@@ -114,7 +114,7 @@ async def test_a_caller_who_asks_again_does_not_cut_the_pause_before_a_new_key(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stripe's list may lag: a look right after a stored 500 could miss a refund that was made."""
-    monkeypatch.setattr(carry_out, "_BETWEEN_TWO_READS", 4.0)
+    monkeypatch.setattr(executor, "_BETWEEN_TWO_READS", 4.0)
     payment = await world.captured()
     await world.stripe.control("POST", "/webhooks", {"paused": True})
     await world.stripe.fault("/refunds$", "status", times=1, status=500)

@@ -39,7 +39,7 @@ _EXPECTED = {
     "PARTIAL_REFUND_NEEDS_CAPTURE",
     "COMMISSION_TOO_LARGE",
     "PAYMENT_DISPUTED",
-    "NOT_FROZEN_BY_WARNING",
+    "FRAUD_WARNING_NOT_ACTIVE",
     "OPERATION_IN_PROGRESS",
     "REFUSED_BY_PROCESSOR",
 }
@@ -83,7 +83,7 @@ class Walk:
             self.appeal,
             self.warn,
             self.release,
-            self.settle_owed,
+            self.settle_client_payable,
         ]
         return [*first, *often, *seldom]
 
@@ -175,10 +175,10 @@ class Walk:
 
     async def write_off(self) -> None:
         expert, currency = self.dice.choice(self.experts), self.dice.choice(list(_CURRENCIES))
-        request = operations_pb2.WriteOffDebtRequest(
+        request = operations_pb2.WriteOffExpertDebtRequest(
             expert_id=expert, amount=money(0, currency), reason="walk", idempotency_key=new_key()
         )
-        await self._may_be_refused(self.world.operations.WriteOffDebt(request))
+        await self._may_be_refused(self.world.operations.WriteOffExpertDebt(request))
 
     async def contest(self) -> None:
         """The client's bank takes a charge back, or asks about it."""
@@ -199,17 +199,17 @@ class Walk:
 
     async def release(self) -> None:
         payment = await self._some()
-        request = operations_pb2.ReleaseFraudWarningRequest(
+        request = operations_pb2.DismissFraudWarningRequest(
             payment_id=payment.payment_id, note="walk", idempotency_key=new_key()
         )
-        await self._may_be_refused(self.world.operations.ReleaseFraudWarning(request))
+        await self._may_be_refused(self.world.operations.DismissFraudWarning(request))
 
-    async def settle_owed(self) -> None:
+    async def settle_client_payable(self) -> None:
         payment = await self._some()
-        request = operations_pb2.SettleOwedRequest(
+        request = operations_pb2.SettleClientPayableRequest(
             payment_id=payment.payment_id, note="walk", idempotency_key=new_key()
         )
-        await self._may_be_refused(self.world.operations.SettleOwed(request))
+        await self._may_be_refused(self.world.operations.SettleClientPayable(request))
 
     async def decide(self) -> None:
         """The bank decides on one of the disputes that are open."""
@@ -262,7 +262,7 @@ class Walk:
             for (operation_id,) in parked:
                 await self._end(operation_id)
             # What a second bounce left owed is parked when the first one is paid.
-            waiting = self.world.sql("SELECT 1 FROM inbox WHERE state = 'WAITING'")
+            waiting = self.world.sql("SELECT 1 FROM webhook_events WHERE state = 'WAITING'")
             return not parked and not waiting
 
         await self.world.stripe.control("POST", "/webhooks/settle", {"seconds": PATIENCE})
@@ -273,8 +273,8 @@ class Walk:
         asked: Any = operations_pb2.ResumeOperationRequest(operation_id=operation_id)
         reply = await self.world.raw("OperationsService/ResumeOperation", asked.SerializeToString())
         if reply.refused is not None and reply.refused.reason == "AMOUNT_TOO_LARGE":
-            asked = operations_pb2.GiveUpOperationRequest(operation_id=operation_id, note="walk")
-            await self.world.raw("OperationsService/GiveUpOperation", asked.SerializeToString())
+            asked = operations_pb2.AbandonOperationRequest(operation_id=operation_id, note="walk")
+            await self.world.raw("OperationsService/AbandonOperation", asked.SerializeToString())
 
 
 def _is_charged(payment: payments_pb2.Payment) -> bool:
@@ -310,11 +310,11 @@ def _kinds(world: World) -> dict[str, int]:
 def _check_events(world: World) -> None:
     """The last event of each payment says what its row says."""
     rows = world.sql(
-        "SELECT body, held, charged, captured, refunded, returned, net_commission, client_owed "
+        "SELECT body, held, charged, captured, refunded, returned, net_commission, client_payable "
         "FROM payments JOIN events ON events.payment_id = payments.payment_id "
         "AND events.sequence = payments.version"
     )
-    names = "held charged captured refunded returned net_commission client_owed".split()
+    names = "held charged captured refunded returned net_commission client_payable".split()
     for body, *amounts in rows:
         told = json.loads(body)["amounts"]
         assert [told[name] for name in names] == amounts

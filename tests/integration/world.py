@@ -43,8 +43,8 @@ from marketplace.payments.v1 import (
     webhooks_pb2,
     webhooks_pb2_grpc,
 )
-from payment_service.application.background import run_background
-from payment_service.application.core import Core
+from payment_service.application.app import App
+from payment_service.application.jobs.scheduler import run_background
 from payment_service.bootstrap import Wired, add_services, wire
 from payment_service.config import Settings
 from payment_service.rpc.errors import ErrorInterceptor
@@ -180,15 +180,15 @@ class Service:
         return f"127.0.0.1:{self.port}"
 
     @property
-    def core(self) -> Core:
+    def app(self) -> App:
         assert self.wired is not None
-        return self.wired.core
+        return self.wired.app
 
     async def start(self, *, loops: bool = True) -> None:
         """``loops=False`` leaves the background loops out, for tests that are the background."""
         wired = wire(self.settings)
-        core = replace(wired.core, policy=replace(wired.core.policy, **self._policy))
-        self.wired = replace(wired, core=core)
+        app = replace(wired.app, policy=replace(wired.app.policy, **self._policy))
+        self.wired = replace(wired, app=app)
         self._server = aio.server(
             interceptors=[ErrorInterceptor(wired.metrics.observe_rpc)], options=OPTIONS
         )
@@ -200,13 +200,13 @@ class Service:
 
     def start_loops(self) -> None:
         assert self._background is None
-        self._background = asyncio.create_task(run_background(self.core))
+        self._background = asyncio.create_task(run_background(self.app))
 
     async def stop(self) -> None:
         """As ``server.serve`` ends: callers answered, operations drained, connections closed."""
         if self.wired is None or self._server is None:
             return
-        self.wired.core.feed.ending.set()
+        self.wired.app.feed.ending.set()
         if self._background is not None:
             self._background.cancel()
             await asyncio.gather(self._background, return_exceptions=True)
@@ -375,7 +375,7 @@ class World:
         """How many rows every table has."""
         tables = (
             "experts expert_events payments events postings movements discrepancies operations "
-            "claims inbox landing_tokens payouts disputes"
+            "idempotency_keys webhook_events onboarding_tokens payouts disputes"
         ).split()
         one = " UNION ALL ".join(f"SELECT '{table}', count(*) FROM {table}" for table in tables)  # noqa: S608 - names of ours
         return {name: int(count) for name, count in self.sql(one)}
@@ -539,12 +539,12 @@ class World:
         does not ``cover`` what it holds is only told where it is asked for."""
         request = operations_pb2.ListDiscrepanciesRequest(payment_id=payment_id)
         found = (await self.operations.ListDiscrepancies(request)).discrepancies
-        return [one for one in found if cover or one.kind != "escrow_not_covered"]
+        return [one for one in found if cover or one.kind != "escrow_underfunded"]
 
     async def deafen(self) -> None:
         """From now on no webhook comes, and Stripe's lists of events are not read either."""
         await self.stripe.control("POST", "/webhooks", {"paused": True})
-        self.sql("UPDATE watches SET next_time = now() + interval '1 hour'")
+        self.sql("UPDATE event_cursors SET next_time = now() + interval '1 hour'")
 
     async def quiet(self) -> None:
         """Wait until every webhook has come and nothing is waiting to be done."""
@@ -555,7 +555,7 @@ class World:
 
         async def probe() -> bool:
             [(waiting,)] = self.sql(
-                "SELECT (SELECT count(*) FROM inbox WHERE state = 'WAITING') + "
+                "SELECT (SELECT count(*) FROM webhook_events WHERE state = 'WAITING') + "
                 "(SELECT count(*) FROM operations WHERE state IN ('STARTED', 'UNKNOWN'))"
             )
             return int(waiting) == 0

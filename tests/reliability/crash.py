@@ -292,7 +292,7 @@ class Run:
         while True:
             [(waiting,)] = world.sql(
                 "SELECT (SELECT count(*) FROM operations WHERE state IN ('STARTED', 'UNKNOWN'))"
-                " + (SELECT count(*) FROM inbox WHERE state = 'WAITING')"
+                " + (SELECT count(*) FROM webhook_events WHERE state = 'WAITING')"
             )
             there = only_known or subject.ended is None
             if subject.ended is not None and not there:

@@ -82,7 +82,7 @@ async def calm(world: World) -> None:
 
     async def settled() -> bool:
         answer = await world.stripe.control("POST", "/webhooks/settle", {"seconds": 5})
-        [(waiting,)] = world.sql("SELECT count(*) FROM inbox WHERE state = 'WAITING'")
+        [(waiting,)] = world.sql("SELECT count(*) FROM webhook_events WHERE state = 'WAITING'")
         return bool(answer["settled"] and not waiting)
 
     await until(settled, "the end of all webhooks", 5 * _PATIENCE)

@@ -11,7 +11,7 @@ from typing import Any, Final
 import psycopg2
 
 _TABLES: Final = (
-    "payments events feed_pending feed postings movements operations claims discrepancies"
+    "payments events feed_pending feed postings movements operations idempotency_keys discrepancies"
 ).split()
 
 

@@ -21,18 +21,19 @@ from google.rpc import error_details_pb2, status_pb2
 
 from payment_service.adapters.postgres.engine import SqlDatabase
 from payment_service.adapters.stripe import client as stripe_client
-from payment_service.application import carry_out
-from payment_service.application.act_on_deadlines import act_on_deadlines
-from payment_service.application.apply_inbox import apply_waiting
-from payment_service.application.core import Core, ReplayedRefusal
+from payment_service.application.app import App
+from payment_service.application.execution import executor
+from payment_service.application.idempotency import ReplayedRefusal
 from payment_service.application.ingest_event import WebhookSecrets, ingest_event
-from payment_service.application.poll_events import poll_events
-from payment_service.application.sweep import sweep_operations
+from payment_service.application.jobs.apply_webhooks import apply_waiting
+from payment_service.application.jobs.deadlines import act_on_deadlines
+from payment_service.application.jobs.poll_stripe import poll_events
+from payment_service.application.jobs.recover_operations import recover_operations
 from payment_service.barriers import Barriers
 from payment_service.bootstrap import Wired, wire
 from payment_service.config import Settings
 from payment_service.domain.errors import Refusal
-from payment_service.domain.escrow import Payment
+from payment_service.domain.payment import Payment
 from stripe_simulator import Config, RunningSimulator, start
 from stripe_simulator.webhooks import sign
 from tests.integration.world import CONNECT_SECRET, PLATFORM_SECRET, SECRET_KEY, Stripe
@@ -110,14 +111,14 @@ class Lab:
         self.database = SqlDatabase(
             database_url, write_threads=2, read_threads=1, on_phase=self.bomb.phase
         )
-        self.core: Core = replace(
-            self.wired.core,
+        self.app: App = replace(
+            self.wired.app,
             database=self.database,
             stripe=self.bomb.watch(self.wired.stripe),
-            policy=replace(self.wired.core.policy, claim_wait=0.05),
+            policy=replace(self.wired.app.policy, claim_wait=0.05),
         )
         impatient = SimpleNamespace(sleep=lambda seconds: asyncio.sleep(0))
-        for module in (carry_out, stripe_client):  # Pauses are for a Stripe that needs time.
+        for module in (executor, stripe_client):  # Pauses are for a Stripe that needs time.
             setattr(module, "asyncio", impatient)  # noqa: B010 - replaced for a test
 
     def close(self) -> None:
@@ -128,7 +129,7 @@ class Lab:
             self.database.close()
             self.wired.database.close()
 
-        for module in (carry_out, stripe_client):
+        for module in (executor, stripe_client):
             setattr(module, "asyncio", asyncio)  # noqa: B010 - as it was
         self.runner.run(close())
         self.runner.close()
@@ -166,7 +167,7 @@ class Lab:
             "WHERE state IN ('STARTED', 'UNKNOWN')"
         )
         try:
-            self.run(sweep_operations(self.core))
+            self.run(recover_operations(self.app))
             # The minute in which a request may still arrive is over: what is parked can be ended.
             self.sql(
                 "UPDATE operations SET unsure_until = now() "
@@ -179,32 +180,32 @@ class Lab:
 
     def deadlines(self) -> None:
         """Every authorization is about to lapse; one round of the sweep of deadlines."""
-        policy = replace(self.core.policy, deadline_margin=_LONGER_THAN_ANY_HOLD)
+        policy = replace(self.app.policy, deadline_margin=_LONGER_THAN_ANY_HOLD)
         try:
-            self.run(act_on_deadlines(replace(self.core, policy=policy)))
+            self.run(act_on_deadlines(replace(self.app, policy=policy)))
         except (Refusal, Crashed):
             pass
         finally:
             self.bomb.left = 0
 
     def apply(self) -> None:
-        self.sql("UPDATE inbox SET next_try_time = now() WHERE state = 'WAITING'")
-        self.run(apply_waiting(self.core))
+        self.sql("UPDATE webhook_events SET next_try_time = now() WHERE state = 'WAITING'")
+        self.run(apply_waiting(self.app))
 
     def deliver(self, event: dict[str, Any]) -> None:
         """As the gateway would hand it on."""
         payload = json.dumps(event)
         signature = sign(payload, (PLATFORM_SECRET,), int(time.time()))
         secrets = WebhookSecrets((PLATFORM_SECRET,), livemode=False)
-        self.run(ingest_event(self.core, "platform", payload.encode(), signature, secrets))
+        self.run(ingest_event(self.app, "platform", payload.encode(), signature, secrets))
 
     def poll(self) -> None:
         """The poller's time has come."""
         self.sql(
-            "UPDATE watches SET next_time = now() + "
+            "UPDATE event_cursors SET next_time = now() + "
             "CASE WHEN scope = 'platform' THEN interval '0' ELSE interval '1 day' END"
         )
-        self.run(poll_events(self.core))
+        self.run(poll_events(self.app))
 
     def heal(self) -> None:
         """Stripe answers again, and is known to."""

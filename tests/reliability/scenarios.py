@@ -247,10 +247,10 @@ async def _write_off(world: World, expert: str) -> Subject:
     debtor = await world.expert(new_name("crash-debtor"))
     first = await world.captured(debtor, **_PLATFORM)
     await world.refund(first.payment_id)
-    request = operations_pb2.WriteOffDebtRequest(
+    request = operations_pb2.WriteOffExpertDebtRequest(
         expert_id=debtor, amount=money(4_000, "USD"), reason="left us", idempotency_key=new_key()
     )
-    return Subject("OperationsService/WriteOffDebt", request, first.payment_id)
+    return Subject("OperationsService/WriteOffExpertDebt", request, first.payment_id)
 
 
 async def _restricted(world: World) -> tuple[Payment, str]:
@@ -368,13 +368,13 @@ async def _fraud_release(world: World, expert: str) -> Subject:
         return bool((await world.get(held.payment_id)).freeze)
 
     await until(frozen, f"{warning_id} seen")
-    request = operations_pb2.ReleaseFraudWarningRequest(
+    request = operations_pb2.DismissFraudWarningRequest(
         payment_id=held.payment_id,
         warning_id=warning_id,
         note="the client called",
         idempotency_key=new_key(),
     )
-    return Subject("OperationsService/ReleaseFraudWarning", request, held.payment_id)
+    return Subject("OperationsService/DismissFraudWarning", request, held.payment_id)
 
 
 async def _settlement(world: World, expert: str) -> Subject:
@@ -388,11 +388,14 @@ async def _settlement(world: World, expert: str) -> Subject:
     )
     await world.stripe.control("POST", f"/refunds/{refund_id}/fail")
     await world.in_state(held.payment_id, REFUNDING)
-    request = operations_pb2.SettleOwedRequest(
+    request = operations_pb2.SettleClientPayableRequest(
         payment_id=held.payment_id, note="paid by cheque", idempotency_key=new_key()
     )
     return Subject(
-        "OperationsService/SettleOwed", request, held.payment_id, discrepancy="refund_failed"
+        "OperationsService/SettleClientPayable",
+        request,
+        held.payment_id,
+        discrepancy="refund_failed",
     )
 
 
@@ -436,7 +439,7 @@ DESTINATION = (
     Scenario("RefundPayment cancel", _cancel),
     Scenario("RefundPayment both legs", _refund),
     Scenario("CreateExpertAccount", _account),
-    Scenario("inbox", _authorization, frozenset({"lease_events"}), pauses=True),
+    Scenario("webhook_events", _authorization, frozenset({"lease_events"}), pauses=True),
     Scenario("sweep of a capture", _capture, _SWEEP, ("/capture$", "reset", "after")),
     Scenario("sweep of a refund", _refund, _SWEEP, ("/refunds$", "reset", "after")),
 )
@@ -479,13 +482,13 @@ BESIDES = (
     Scenario("SubmitEvidence", _evidence),
     Scenario("AcceptDispute", _acceptance),
     Scenario("a dispute is lost", _loss, frozenset({"lease_events"}), pauses=True),
-    Scenario("WriteOffDebt", _write_off),
+    Scenario("WriteOffExpertDebt", _write_off),
     Scenario("capture that waits", _capture_that_waits),
     Scenario("capture that waited", _capture_that_waited, _AWAKE, pauses=True),
     Scenario("ReplaceExpertAccount", _exchange),
     Scenario("capture after exchange", _capture_after_exchange, _AWAKE, pauses=True),
     Scenario("a refund bounces", _bounce, frozenset({"lease_events"}), pauses=True),
-    Scenario("ReleaseFraudWarning", _fraud_release),
-    Scenario("SettleOwed", _settlement),
+    Scenario("DismissFraudWarning", _fraud_release),
+    Scenario("SettleClientPayable", _settlement),
     Scenario("the feed", _capture, frozenset({"_sequence"})),
 )

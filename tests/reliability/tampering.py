@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Final, TypeAlias
 
-from payment_service.domain.events import chain_hash
+from payment_service.domain.audit_trail import chain_hash
 from tests.reliability.intruder import Intruder
 
 Kind: TypeAlias = Callable[[Intruder, str], Sequence[str]]

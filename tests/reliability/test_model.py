@@ -22,23 +22,27 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from payment_service.application.capture_payment import CapturePayment, Part, capture_payment
+from payment_service.application.abandon_operation import abandon_operation
+from payment_service.application.capture_payment import (
+    CapturePayment,
+    RequestedAmount,
+    capture_payment,
+)
 from payment_service.application.create_expert_account import (
     CreateExpertAccount,
     create_expert_account,
 )
-from payment_service.application.give_up_operation import give_up_operation
 from payment_service.application.initiate_payment import InitiatePayment, initiate_payment
-from payment_service.application.observe import apply
-from payment_service.application.operate import resume_operation
 from payment_service.application.refund_payment import RefundPayment, refund_payment
+from payment_service.application.resume_operation import resume_operation
+from payment_service.application.sync.payment import apply
+from payment_service.domain.audit_trail import chain_hash
 from payment_service.domain.errors import Refusal
-from payment_service.domain.escrow import EscrowMode, OnDeadline, Payment
-from payment_service.domain.events import chain_hash
 from payment_service.domain.experts import BusinessType
 from payment_service.domain.money import Money
-from payment_service.domain.observation import Observation
-from payment_service.domain.ports import Cause
+from payment_service.domain.payment import EscrowMode, OnDeadline, Payment
+from payment_service.domain.ports.records import Cause
+from payment_service.domain.snapshot import PaymentSnapshot
 from tests.reliability import proving
 from tests.reliability.lab import IMPATIENT, PATIENT, Lab, Reply
 from tests.reliability.oracle import (
@@ -128,7 +132,7 @@ class Machine(RuleBasedStateMachine):
         self.dropped = 0
         self.clock_moved = False
         #: What was seen of which payment when it had which version, and is not written down yet.
-        self.slow: list[tuple[str, Observation, int]] = []
+        self.slow: list[tuple[str, PaymentSnapshot, int]] = []
 
     @initialize(
         stages=st.lists(
@@ -162,9 +166,9 @@ class Machine(RuleBasedStateMachine):
             country="US",
             business_type=BusinessType.INDIVIDUAL,
             commission_basis_points=_BASIS_POINTS,
-            onward_url="",
+            continue_url="",
         )
-        expert, _ = lab.run(create_expert_account(lab.core, command))
+        expert, _ = lab.run(create_expert_account(lab.app, command))
         self.account = expert.account.stripe_account_id
         lab.control("POST", f"/accounts/{self.account}/complete_onboarding")
         self.effects = lab.control("GET", f"/effects?since={10**9}")["last"]
@@ -172,7 +176,9 @@ class Machine(RuleBasedStateMachine):
         self.last_event = newest[0]["id"] if newest else ""
         # Stripe's clock may be days ahead by now, and what seems so young is not passed for good:
         # a poll, which reads so many at once, would begin further and further back.
-        lab.sql("UPDATE watches SET after_event_id = %s WHERE scope = 'platform'", self.last_event)
+        lab.sql(
+            "UPDATE event_cursors SET after_event_id = %s WHERE scope = 'platform'", self.last_event
+        )
         line = lab.api("GET", "/balance_transactions", limit=1)["data"]
         self.last_line = line[0]["id"] if line else ""
 
@@ -218,7 +224,7 @@ class Machine(RuleBasedStateMachine):
                 escrow_mode=mode,
                 on_deadline=on_deadline,
             )
-            return initiate_payment(self.lab.core, command)
+            return initiate_payment(self.lab.app, command)
 
         self.calls[key] = call
         reply = self._ask(key, trouble)
@@ -290,11 +296,11 @@ class Machine(RuleBasedStateMachine):
                 key=key,
                 fields={"payment_id": payment_id, "amount": str(part), "final": str(final)},
                 payment_id=payment_id,
-                part=None if part is None else Part(part),
+                part=None if part is None else RequestedAmount(part),
                 final=final,
                 notes="",
             )
-            return capture_payment(self.lab.core, command)
+            return capture_payment(self.lab.app, command)
 
         self.calls[key] = call
         expected = capture_answer(view, truth, part, final, _BASIS_POINTS)
@@ -311,10 +317,10 @@ class Machine(RuleBasedStateMachine):
                 key=key,
                 fields={"payment_id": payment_id, "amount": str(part)},
                 payment_id=payment_id,
-                part=None if part is None else Part(part),
+                part=None if part is None else RequestedAmount(part),
                 reason="",
             )
-            return refund_payment(self.lab.core, command)
+            return refund_payment(self.lab.app, command)
 
         self.calls[key] = call
         if view.busy:
@@ -477,7 +483,7 @@ class Machine(RuleBasedStateMachine):
         payment_id, _, view = self._pick(which)
         intent = self._intent(which)
         if intent and view.state not in ("PENDING", "FAILED"):
-            seen = self.lab.run(self.lab.core.stripe.observe(intent))
+            seen = self.lab.run(self.lab.app.stripe.observe(intent))
             self.slow.append((payment_id, seen, view.version))
 
     @rule(which=_ANY)
@@ -486,7 +492,7 @@ class Machine(RuleBasedStateMachine):
             return
         payment_id, seen, version = self.slow.pop(which % len(self.slow))
         cause = Cause("payment_service", "slow")
-        self.lab.run(apply(self.lab.core, payment_id, seen, version, cause))
+        self.lab.run(apply(self.lab.app, payment_id, seen, version, cause))
 
     @rule(which=_WHICH, state=st.sampled_from(["IN_ESCROW", "CAPTURED"]))
     def a_slow_replica_comes_too_late(self, which: int, state: str) -> None:
@@ -500,7 +506,7 @@ class Machine(RuleBasedStateMachine):
             self._refund(number, 1, None)
         for payment_id, seen, version in self.slow[waiting:]:
             cause = Cause("payment_service", "slow")
-            self.lab.run(apply(self.lab.core, payment_id, seen, version, cause))
+            self.lab.run(apply(self.lab.app, payment_id, seen, version, cause))
         del self.slow[waiting:]
 
     @rule()
@@ -551,7 +557,7 @@ class Machine(RuleBasedStateMachine):
             for (operation_id,) in self._mine("operations", "operation_id", "state = 'PARKED'"):
                 self._operate(operation_id)
             infos = [one for one in self.asked.values() if one.is_info]
-            events = lab.sql("SELECT 1 FROM inbox WHERE state IN ('WAITING', 'PARKED')")
+            events = lab.sql("SELECT 1 FROM webhook_events WHERE state IN ('WAITING', 'PARKED')")
             if not infos and not events and not self._open_operations():
                 break
         else:
@@ -565,11 +571,11 @@ class Machine(RuleBasedStateMachine):
         """Resume what is parked; abandon what something out of band left too little for."""
         lab = self.lab
         try:
-            lab.run(resume_operation(lab.core, operation_id, Cause("ops", "Resume")))
+            lab.run(resume_operation(lab.app, operation_id, Cause("ops", "Resume")))
         except Refusal as refused:
             if refused.reason == "AMOUNT_TOO_LARGE":
-                cause = Cause("ops", "GiveUpOperation")
-                lab.run(give_up_operation(lab.core, operation_id, "model", cause))
+                cause = Cause("ops", "AbandonOperation")
+                lab.run(abandon_operation(lab.app, operation_id, "model", cause))
             elif refused.reason not in ("CONCURRENT_CHANGE", "WRONG_STATE"):
                 raise
 
@@ -584,12 +590,12 @@ class Machine(RuleBasedStateMachine):
         if truth.separate:
             self._check_parts(payment, truth, parts)
         else:
-            assert (payment.held, payment.captured, payment.refunded) == (
+            assert (payment.held, payment.captured, payment.refunded_after_capture) == (
                 truth.amount if truth.status == "held" else 0,
                 truth.captured,
                 truth.refunded,
             ), (payment, truth)
-        assert not payment.client_owed
+        assert not payment.client_payable
         assert not payment.operation_id
         assert not payment.waiting_for
         asked = [one for one in self.asked.values() if one.payment_id == payment_id]
@@ -618,13 +624,20 @@ class Machine(RuleBasedStateMachine):
 
     def _check_parts(self, payment: Payment, truth: Truth, parts: Parts) -> None:
         """What the platform charged, where it went, and that the expert has what is due."""
-        shown = (payment.held, payment.captured, payment.returned, payment.refunded)
+        shown = (
+            payment.held,
+            payment.captured,
+            payment.refunded_from_escrow,
+            payment.refunded_after_capture,
+        )
         assert shown == parts, (payment, truth, parts)
         charged = truth.captured if truth.status == "captured" else 0
         assert payment.charged == charged, (payment, truth)
         if charged:
             assert payment.escrow_mode is EscrowMode.PLATFORM_HOLD
-            assert payment.returned + payment.refunded == truth.refunded, (payment, truth)
+            assert (
+                payment.refunded_from_escrow + payment.refunded_after_capture == truth.refunded
+            ), (payment, truth)
         [(debt,)] = self.lab.sql(
             "SELECT coalesce(sum(minor_units), 0)::bigint FROM postings "
             "WHERE account = %s AND payment_id = %s",
@@ -669,7 +682,7 @@ class Machine(RuleBasedStateMachine):
         if isinstance(trouble, str):
             self.lab.disarm(trouble)
         note(f"{key} {name}: {reply.told} {reply.sentence}")
-        if not begun and self.lab.sql("SELECT 1 FROM claims WHERE key = %s", key):
+        if not begun and self.lab.sql("SELECT 1 FROM idempotency_keys WHERE key = %s", key):
             self.begun.append(key)
         if reply.told != AGAIN:
             asked.told, asked.body = reply.told, reply.body
@@ -760,30 +773,30 @@ class Machine(RuleBasedStateMachine):
                 description="Another",
                 escrow_mode=EscrowMode.CARD_HOLD,
             )
-            return initiate_payment(self.lab.core, command)
+            return initiate_payment(self.lab.app, command)
         fields = {"payment_id": asked.payment_id, "amount": "other"}
         cause = Cause("local", asked.rpc, "model")
         if asked.rpc == "CapturePayment":
             return capture_payment(
-                self.lab.core,
+                self.lab.app,
                 CapturePayment(
                     cause=cause,
                     key=key,
                     fields=fields,
                     payment_id=asked.payment_id,
-                    part=Part(5),
+                    part=RequestedAmount(5),
                     final=True,
                     notes="",
                 ),
             )
         return refund_payment(
-            self.lab.core,
+            self.lab.app,
             RefundPayment(
                 cause=cause,
                 key=key,
                 fields=fields,
                 payment_id=asked.payment_id,
-                part=Part(5),
+                part=RequestedAmount(5),
                 reason="",
             ),
         )

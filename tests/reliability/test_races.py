@@ -15,8 +15,8 @@ from google.protobuf.message import Message
 
 from dev.settings import SIMULATOR_SECRET_KEY
 from marketplace.payments.v1 import payments_pb2
-from payment_service.application.act_on_deadlines import act_on_deadlines
-from payment_service.application.core import Core
+from payment_service.application.app import App
+from payment_service.application.jobs.deadlines import act_on_deadlines
 from payment_service.bootstrap import wire
 from payment_service.config import Settings
 from tests.integration.books import balance, check_books
@@ -159,8 +159,8 @@ def test_one_winner(system: System) -> None:
 class Held:
     """What a race about held money needs: the replicas, this process as a further one, a debtor."""
 
-    def __init__(self, system: System, worlds: Sequence[World], core: Core, chance: random.Random):
-        self.system, self.worlds, self.core, self.chance = system, worlds, core, chance
+    def __init__(self, system: System, worlds: Sequence[World], app: App, chance: random.Random):
+        self.system, self.worlds, self.app, self.chance = system, worlds, app, chance
         self.expert = ""
 
     async def hold(self, *, expert: str = "", **fields: Any) -> Payment:
@@ -185,7 +185,7 @@ class Held:
             await asyncio.sleep(self.chance.uniform(0.0, 0.25))
             return await self.race(call)
 
-        sweeps = (act_on_deadlines(self.core) for _ in range(2))
+        sweeps = (act_on_deadlines(self.app) for _ in range(2))
         won, *_ = await asyncio.gather(sooner_or_later(), *sweeps)
         assert won == [0], won
 
@@ -207,7 +207,7 @@ class Held:
 
 
 @contextlib.asynccontextmanager
-async def _third_replica(system: System) -> AsyncIterator[Core]:
+async def _third_replica(system: System) -> AsyncIterator[App]:
     """The service in this process, so that its sweep runs just when a race wants it."""
     given: dict[str, Any] = {
         "database_url": system.stack.database_url,
@@ -220,7 +220,7 @@ async def _third_replica(system: System) -> AsyncIterator[Core]:
     }
     wired = wire(Settings(**given))
     try:
-        yield wired.core
+        yield wired.app
     finally:
         await wired.stripe.close()
         await asyncio.to_thread(wired.database.close)
@@ -367,8 +367,8 @@ _HELD_RACES: tuple[Callable[[Held], Awaitable[_Races]], ...] = (
 def test_held_money_is_paid_once(system: System) -> None:
     async def run() -> None:
         chance = random.Random(proving.SEED + 2)
-        async with system.worlds() as worlds, _third_replica(system) as core:
-            held = Held(system, worlds, core, chance)
+        async with system.worlds() as worlds, _third_replica(system) as app:
+            held = Held(system, worlds, app, chance)
             held.expert = await worlds[0].expert()
             since = await last_effect(worlds[0])
             kinds: Counter[str] = Counter()

@@ -153,7 +153,7 @@ class Stage:
         found: dict[str, list[object]] = {payment_id: [] for payment_id in self.ids}
         for payment_id, *row in self.world.sql(
             "SELECT payment_id, state, currency, amount, held, captured, refunded, "
-            "net_commission, client_owed, processor_fee, waiting_for, failure->>'code', "
+            "net_commission, client_payable, processor_fee, waiting_for, failure->>'code', "
             "failure->>'decline_code' FROM payments"
         ):
             found[payment_id].append(tuple(row))
@@ -229,7 +229,7 @@ class Storm:
 
     def _poll_in(self, pause: str) -> None:
         """When the poller reads the lists next: not while the storm is being brewed."""
-        self.world.sql("UPDATE watches SET next_time = now() + CAST(%s AS interval)", pause)
+        self.world.sql("UPDATE event_cursors SET next_time = now() + CAST(%s AS interval)", pause)
 
     async def _new_events(self) -> list[tuple[str, dict[str, Any]]]:
         found: list[tuple[str, dict[str, Any]]] = []
@@ -273,7 +273,7 @@ class Storm:
 
         async def all_known() -> bool:
             [(known,)] = self.world.sql(
-                "SELECT count(*) FROM inbox WHERE event_id = ANY(%s)", list(lost)
+                "SELECT count(*) FROM webhook_events WHERE event_id = ANY(%s)", list(lost)
             )
             return bool(known == len(lost))
 
@@ -400,7 +400,9 @@ def test_no_forged_delivery_is_taken(system: System) -> None:
             for first in range(0, _FORGERIES, 1_000):
                 await at_most(16, one, range(first, min(first + 1_000, _FORGERIES)))
                 proving.progress(f"forgeries: {sum(statuses.values())} of {_FORGERIES}")
-            taken = world.sql("SELECT event_id FROM inbox WHERE event_id LIKE 'evt_forged%%'")
+            taken = world.sql(
+                "SELECT event_id FROM webhook_events WHERE event_id LIKE 'evt_forged%%'"
+            )
             good = _event(10**9, type="some.event").encode()
             async with http.post(url, data=good, headers=_signed(good)) as answer:
                 assert answer.status == 200, "not even the good one is taken"

@@ -13,25 +13,18 @@ from typing import Final
 
 import pytest
 
-from payment_service.domain import escrow, ledger, payouts
-from payment_service.domain.escrow import (
-    Frozen,
-    Kind,
-    OnDeadline,
-    Payment,
-    State,
-    Transition,
-    WaitingFor,
-)
+from payment_service.domain import ledger, payouts, transitions
 from payment_service.domain.ledger import (
     LOSSES,
-    CaptureLines,
+    CaptureSplit,
+    CaptureTransactions,
     Posting,
     RefundSplit,
-    Settled,
-    Share,
+    StripeAmount,
 )
-from payment_service.domain.payouts import PayoutChange, PayoutLine, PayoutState
+from payment_service.domain.payment import FreezeReason, OnDeadline, Payment, State, WaitingFor
+from payment_service.domain.payouts import PayoutChange, PayoutState, PayoutTransaction
+from payment_service.domain.state_machine import TRANSITIONS, EventKind, Transition
 from tests.unit.domain.builders import (
     CARD_HOLD,
     FAILURE,
@@ -141,8 +134,8 @@ ACCOUNTS: Final = [row[0].strip("`") for row in rows_of("The accounts")]
 # ---- the code, performed ----
 
 
-def usd(minor_units: int) -> Settled:
-    return Settled(minor_units, "USD")
+def usd(minor_units: int) -> StripeAmount:
+    return StripeAmount(minor_units, "USD")
 
 
 def held_by_card(a: Amounts, currency: str = "USD") -> Payment:
@@ -158,7 +151,7 @@ def busy(payment: Payment, state: State) -> Payment:
 
 
 def charged(payment: Payment, part: int, *, elsewhere: bool = False, goes_on: bool = False) -> Done:
-    return escrow.charged(
+    return transitions.charged(
         payment,
         part,
         usd(part),
@@ -171,12 +164,12 @@ def charged(payment: Payment, part: int, *, elsewhere: bool = False, goes_on: bo
 
 
 def captured(a: Amounts, payment: Payment, *, ours: bool = True) -> Done:
-    share = Share(a["X"], a["c"], a.get("n", 0))
+    share = CaptureSplit(a["X"], a["c"], a.get("n", 0))
     whole, fee = usd(a.get("Xs", a["X"])), usd(a.get("cs", share.commission + share.netted))
-    return escrow.captured(
+    return transitions.captured(
         busy(payment, State.CAPTURING) if ours else payment,
         share,
-        CaptureLines(charge=whole, transferred=whole, received=whole, fee=fee, fee_paid=fee),
+        CaptureTransactions(charge=whole, transferred=whole, received=whole, fee=fee, fee_paid=fee),
         charge_id="ch_1",
         transfer_id="tr_1",
         now=NOW,
@@ -184,8 +177,8 @@ def captured(a: Amounts, payment: Payment, *, ours: bool = True) -> Done:
 
 
 def transferred(a: Amounts) -> Done:
-    share = Share(a["X"], a["c"], a.get("n", 0))
-    return escrow.transferred(
+    share = CaptureSplit(a["X"], a["c"], a.get("n", 0))
+    return transitions.transferred(
         busy(held_by_platform(), State.CAPTURING),
         share,
         usd(share.sent),
@@ -198,7 +191,7 @@ def transferred(a: Amounts) -> Done:
 
 def ended(a: Amounts, *, expired: bool) -> Done:
     payment = busy(held_by_card(a), State.CANCELING)
-    return escrow.ended_unpaid(payment, expired=expired, reason="", now=NOW)
+    return transitions.ended_unpaid(payment, expired=expired, reason="", now=NOW)
 
 
 def partly_paid_out(a: Amounts) -> Payment:
@@ -216,68 +209,77 @@ def split_of(a: Amounts) -> RefundSplit:
 
 def client_refunded(a: Amounts) -> Done:
     payment = partly_paid_out(a) if "e" in a else held_by_platform()
-    return escrow.client_refunded(
+    return transitions.client_refunded(
         busy(payment, State.REFUNDING), "re_1", split_of(a), usd(a["R"]), "op_2", NOW
     )
 
 
-def refunded_elsewhere(a: Amounts) -> Done:
-    payment = replace(partly_paid_out(a), client_owed=a.get("o", 0))
+def refunded_out_of_band(a: Amounts) -> Done:
+    payment = replace(partly_paid_out(a), client_payable=a.get("o", 0))
     split = replace(split_of(a), from_owed=a.get("o", 0))
-    return escrow.refunded_elsewhere(payment, "re_1", split, usd(a["R"]), LOSSES, NOW)
+    return transitions.refunded_out_of_band(payment, "re_1", split, usd(a["R"]), LOSSES, NOW)
 
 
-def expert_reversed(a: Amounts) -> Done:
+def transfer_reversed(a: Amounts) -> Done:
     payment = busy(partly_paid_out(a), State.REFUNDING)
-    return escrow.expert_reversed(payment, "trr_1", a["v"], usd(a["v"]), usd(a["v"]), None, NOW)
+    return transitions.transfer_reversed(
+        payment, "trr_1", a["v"], usd(a["v"]), usd(a["v"]), None, NOW
+    )
 
 
-def reversed_elsewhere(a: Amounts) -> Done:
-    return escrow.reversed_elsewhere(
+def reversed_out_of_band(a: Amounts) -> Done:
+    return transitions.reversed_out_of_band(
         partly_paid_out(a), "trr_1", a["v"], usd(a["v"]), usd(a["v"]), NOW
     )
 
 
-def fee_refunded_elsewhere(a: Amounts) -> Done:
+def fee_refunded_out_of_band(a: Amounts) -> Done:
     payment = in_state(State.REFUNDED if "b" in a else State.CAPTURED)
-    return escrow.fee_refunded_elsewhere(payment, "fr_1", a["g"], usd(a["g"]), usd(a["g"]), NOW)
+    return transitions.fee_refunded_out_of_band(
+        payment, "fr_1", a["g"], usd(a["g"]), usd(a["g"]), NOW
+    )
 
 
-def transferred_elsewhere(a: Amounts) -> Done:
-    return escrow.transferred_elsewhere(
+def transferred_out_of_band(a: Amounts) -> Done:
+    return transitions.transferred_out_of_band(
         held_by_platform(), "tr_9", a["t"], usd(a["t"]), usd(a["t"]), NOW
     )
 
 
 def refund_failed(a: Amounts) -> Done:
-    refunded = replace(held_by_platform(), held=10_000 - a["R"], returned=a["R"])
-    return escrow.refund_failed(refunded, "re_1", a["R"], usd(a["R"]), NOW)
+    refunded = replace(held_by_platform(), held=10_000 - a["R"], refunded_from_escrow=a["R"])
+    return transitions.refund_failed(refunded, "re_1", a["R"], usd(a["R"]), NOW)
 
 
-def refund_bounced(a: Amounts) -> Done:
-    return escrow.refund_bounced(held_by_platform(), "re_1", a["R"], usd(a["R"]), usd(a["R"]), NOW)
+def refund_failed_unbooked(a: Amounts) -> Done:
+    return transitions.refund_failed_unbooked(
+        held_by_platform(), "re_1", a["R"], usd(a["R"]), usd(a["R"]), NOW
+    )
 
 
-def refund_resent(a: Amounts) -> Done:
+def client_repaid(a: Amounts) -> Done:
     owed = replace(
         busy(held_by_platform(), State.REFUNDING),
         held=10_000 - a["R"],
-        returned=a["R"],
-        client_owed=a["R"],
+        refunded_from_escrow=a["R"],
+        client_payable=a["R"],
     )
-    return escrow.refund_resent(owed, "re_2", a["R"], usd(a["R"]), NOW)
+    return transitions.client_repaid(owed, "re_2", a["R"], usd(a["R"]), NOW)
 
 
-def owed_settled(a: Amounts) -> Done:
+def client_payable_settled(a: Amounts) -> Done:
     owed = replace(
-        held_by_platform(), held=10_000 - a["R"], returned=a["R"], client_owed=a["R"] + 500
+        held_by_platform(),
+        held=10_000 - a["R"],
+        refunded_from_escrow=a["R"],
+        client_payable=a["R"] + 500,
     )
-    return escrow.owed_settled(owed, a["R"], "paid by cheque", NOW)
+    return transitions.client_payable_settled(owed, a["R"], "paid by cheque", NOW)
 
 
 def payout(a: Amounts, state: PayoutState) -> Done:
     """As Stripe shows it when the money has just left the account, or has just come back."""
-    seen = payouts.SeenPayout(
+    seen = payouts.PayoutSnapshot(
         payout_id="po_1",
         minor_units=a["p"],
         currency="USD",
@@ -285,11 +287,11 @@ def payout(a: Amounts, state: PayoutState) -> Done:
         automatic=True,
         arrival_time=NOW,
         create_time=NOW,
-        line=PayoutLine("txn_1", "USD", -a["p"]),
+        line=PayoutTransaction("txn_1", "USD", -a["p"]),
     )
 
-    def follow(known: payouts.Payout | None, seen: payouts.SeenPayout) -> PayoutChange:
-        change = payouts.follow_payout(
+    def follow(known: payouts.Payout | None, seen: payouts.PayoutSnapshot) -> PayoutChange:
+        change = payouts.apply_payout_snapshot(
             known, seen, expert_id="expert_1", stripe_account_id="acct_1", now=NOW
         ).change
         assert change is not None
@@ -298,7 +300,7 @@ def payout(a: Amounts, state: PayoutState) -> Done:
     out = follow(None, seen)
     if state is PayoutState.IN_TRANSIT:
         return out
-    back = PayoutLine("txn_2", "USD", a["p"])
+    back = PayoutTransaction("txn_2", "USD", a["p"])
     return follow(out.after, replace(seen, state=state, failure_line=back))
 
 
@@ -309,7 +311,7 @@ def dispute_funds(a: Amounts, *, taken: bool, written_off: bool = False) -> Done
     postings = payment.book.dispute_funds(word, sign, a["D"], usd(a["D"]), usd(a.get("d", 0)))
     if written_off:
         postings += payment.book.reinstated_after_loss(a["D"])
-    return escrow.dispute_funds_moved(payment, {}, postings, Frozen(), NOW, taken=taken)
+    return transitions.dispute_funds_moved(payment, {}, postings, FreezeReason(), NOW, taken=taken)
 
 
 def dispute_lost(a: Amounts) -> Done:
@@ -318,11 +320,11 @@ def dispute_lost(a: Amounts) -> Done:
     if not split.whole and not beyond:
         split = RefundSplit(a["D"])
     payment = partly_paid_out(a) if "e" in a else held_by_platform()
-    payment = replace(payment, client_owed=split.from_owed)
+    payment = replace(payment, client_payable=split.from_owed)
     if beyond:  # All of it was given back already, so nothing is left to lose.
         payment = replace(in_state(State.REFUNDED, separate(PLATFORM_HOLD)))
-    return escrow.dispute_lost(
-        payment, split, beyond, {}, Frozen(), "op_2" if "e" in a else None, NOW
+    return transitions.dispute_lost(
+        payment, split, beyond, {}, FreezeReason(), "op_2" if "e" in a else None, NOW
     )
 
 
@@ -334,131 +336,162 @@ def debt_written_off(a: Amounts) -> Done:
 
 #: Event and case, as the document names them.
 PERFORMERS: Final[Mapping[tuple[str, str], Performer]] = {
-    (Kind.AUTHORIZED, "card hold"): lambda a: escrow.authorized(
+    (EventKind.AUTHORIZED, "card hold"): lambda a: transitions.authorized(
         new_payment(a["A"]), "ch_1", NOW + timedelta(days=7), NOW
     ),
-    (Kind.CHARGED, "by the client's confirmation"): lambda a: charged(
+    (EventKind.CHARGED, "by the client's confirmation"): lambda a: charged(
         separate(PLATFORM_HOLD, a["A"]), a["A"]
     ),
-    (Kind.CHARGED, "by a promotion, or ahead of a part"): lambda a: charged(
+    (EventKind.CHARGED, "by a promotion, or ahead of a part"): lambda a: charged(
         in_state(State.PROMOTING, separate(CARD_HOLD, a["A"])), a["A"]
     ),
-    (Kind.CHARGED, "ahead of a final capture, the remainder released"): lambda a: charged(
+    (EventKind.CHARGED, "ahead of a final capture, the remainder released"): lambda a: charged(
         in_state(State.CAPTURING, separate(CARD_HOLD, a["A"])), a["X"], goes_on=True
     ),
-    (Kind.CHARGED_ELSEWHERE, "captured at the dashboard, SEPARATE"): lambda a: charged(
+    (EventKind.CHARGED_OUT_OF_BAND, "captured at the dashboard, SEPARATE"): lambda a: charged(
         in_state(State.IN_ESCROW, separate(CARD_HOLD, a["A"])), a["A"], elsewhere=True
     ),
-    (Kind.CAPTURED, "DESTINATION"): lambda a: captured(a, held_by_card(a)),
-    (Kind.CAPTURED, "DESTINATION, debt netted"): lambda a: captured(a, held_by_card(a)),
-    (Kind.CAPTURED, "DESTINATION, euros settled in dollars"): lambda a: captured(
+    (EventKind.CAPTURED, "DESTINATION"): lambda a: captured(a, held_by_card(a)),
+    (EventKind.CAPTURED, "DESTINATION, debt netted"): lambda a: captured(a, held_by_card(a)),
+    (EventKind.CAPTURED, "DESTINATION, euros settled in dollars"): lambda a: captured(
         a, held_by_card(a, "EUR")
     ),
-    (Kind.CAPTURED, "SEPARATE, a part"): transferred,
-    (Kind.CAPTURED, "SEPARATE, debt netted"): transferred,
-    (Kind.CAPTURED_ELSEWHERE, "captured at the dashboard, DESTINATION"): lambda a: captured(
+    (EventKind.CAPTURED, "SEPARATE, a part"): transferred,
+    (EventKind.CAPTURED, "SEPARATE, debt netted"): transferred,
+    (EventKind.CAPTURED_OUT_OF_BAND, "captured at the dashboard, DESTINATION"): lambda a: captured(
         a, held_by_card(a), ours=False
     ),
-    (Kind.PROCESSOR_FEE, "Stripe's own fee"): lambda a: escrow.processor_fee_recorded(
+    (EventKind.PROCESSOR_FEE, "Stripe's own fee"): lambda a: transitions.processor_fee_recorded(
         in_state(State.CAPTURED), usd(a["f"]), NOW
     ),
-    (Kind.CANCELED, "hold released"): lambda a: ended(a, expired=False),
-    (Kind.EXPIRED, "hold released"): lambda a: ended(a, expired=True),
-    (Kind.CLIENT_REFUNDED, "out of escrow"): client_refunded,
-    (Kind.CLIENT_REFUNDED, "after capture"): client_refunded,
-    (Kind.CLIENT_REFUNDED, "both"): client_refunded,
-    (Kind.EXPERT_REVERSED, "a transfer, or a part of it, taken back"): expert_reversed,
-    (Kind.REFUND_FAILED, "the client's bank gave it back"): refund_failed,
-    (Kind.REFUND_BOUNCED, "gone and come back before it was on the books"): refund_bounced,
-    (Kind.REFUND_RESENT, "paid by another refund"): refund_resent,
-    (Kind.OWED_SETTLED, "by an operator (SettleOwed)"): owed_settled,
-    (Kind.REFUNDED_ELSEWHERE, "at the dashboard"): refunded_elsewhere,
-    (Kind.REFUNDED_ELSEWHERE, "what was owed, and more"): refunded_elsewhere,
-    (Kind.REVERSED_ELSEWHERE, "at the dashboard"): reversed_elsewhere,
-    (Kind.FEE_REFUNDED_ELSEWHERE, "at the dashboard"): fee_refunded_elsewhere,
-    (Kind.FEE_REFUNDED_ELSEWHERE, "given back to the client before"): fee_refunded_elsewhere,
-    (Kind.TRANSFERRED_ELSEWHERE, "at the dashboard"): transferred_elsewhere,
-    (Kind.DISPUTE_FUNDS_WITHDRAWN, "a chargeback"): lambda a: dispute_funds(a, taken=True),
-    (Kind.DISPUTE_FUNDS_REINSTATED, "won, the fee kept"): lambda a: dispute_funds(a, taken=False),
-    (Kind.DISPUTE_FUNDS_REINSTATED, "on appeal, written off before"): lambda a: dispute_funds(
+    (EventKind.CANCELED, "hold released"): lambda a: ended(a, expired=False),
+    (EventKind.EXPIRED, "hold released"): lambda a: ended(a, expired=True),
+    (EventKind.CLIENT_REFUNDED, "out of escrow"): client_refunded,
+    (EventKind.CLIENT_REFUNDED, "after capture"): client_refunded,
+    (EventKind.CLIENT_REFUNDED, "both"): client_refunded,
+    (EventKind.TRANSFER_REVERSED, "a transfer, or a part of it, taken back"): transfer_reversed,
+    (EventKind.REFUND_FAILED, "the client's bank gave it back"): refund_failed,
+    (
+        EventKind.REFUND_FAILED_UNBOOKED,
+        "gone and come back before it was on the books",
+    ): refund_failed_unbooked,
+    (EventKind.CLIENT_REPAID, "paid by another refund"): client_repaid,
+    (
+        EventKind.CLIENT_PAYABLE_SETTLED,
+        "by an operator (SettleClientPayable)",
+    ): client_payable_settled,
+    (EventKind.REFUNDED_OUT_OF_BAND, "at the dashboard"): refunded_out_of_band,
+    (EventKind.REFUNDED_OUT_OF_BAND, "what was owed, and more"): refunded_out_of_band,
+    (EventKind.REVERSED_OUT_OF_BAND, "at the dashboard"): reversed_out_of_band,
+    (EventKind.FEE_REFUNDED_OUT_OF_BAND, "at the dashboard"): fee_refunded_out_of_band,
+    (
+        EventKind.FEE_REFUNDED_OUT_OF_BAND,
+        "given back to the client before",
+    ): fee_refunded_out_of_band,
+    (EventKind.TRANSFERRED_OUT_OF_BAND, "at the dashboard"): transferred_out_of_band,
+    (EventKind.DISPUTE_FUNDS_WITHDRAWN, "a chargeback"): lambda a: dispute_funds(a, taken=True),
+    (EventKind.DISPUTE_FUNDS_REINSTATED, "won, the fee kept"): lambda a: dispute_funds(
+        a, taken=False
+    ),
+    (EventKind.DISPUTE_FUNDS_REINSTATED, "on appeal, written off before"): lambda a: dispute_funds(
         a, taken=False, written_off=True
     ),
-    (Kind.DISPUTE_LOST, "in escrow"): dispute_lost,
-    (Kind.DISPUTE_LOST, "held money first, then what was paid out"): dispute_lost,
-    (Kind.DISPUTE_LOST, "refunded before"): dispute_lost,
-    (Kind.DISPUTE_LOST, "owed after a bounce first, then held money"): dispute_lost,
+    (EventKind.DISPUTE_LOST, "in escrow"): dispute_lost,
+    (EventKind.DISPUTE_LOST, "held money first, then what was paid out"): dispute_lost,
+    (EventKind.DISPUTE_LOST, "refunded before"): dispute_lost,
+    (EventKind.DISPUTE_LOST, "owed after a bounce first, then held money"): dispute_lost,
     ("expert.payout_in_transit", "paid out to the bank"): lambda a: payout(
         a, PayoutState.IN_TRANSIT
     ),
     ("expert.payout_failed", "the bank gave it back"): lambda a: payout(a, PayoutState.FAILED),
-    ("expert.debt_written_off", "by an operator (WriteOffDebt)"): debt_written_off,
+    ("expert.debt_written_off", "by an operator (WriteOffExpertDebt)"): debt_written_off,
 }
 
-_SHARE: Final = Share(10_000, 1_000)
+_SHARE: Final = CaptureSplit(10_000, 1_000)
 _SPLIT: Final = RefundSplit(0, 1_000, 9_000)
 
 #: What happens to a dispute and moves no money.
 _DISPUTED: Final = (
-    Kind.DISPUTE_OPENED,
-    Kind.DISPUTE_ESCALATED,
-    Kind.DISPUTE_UPDATED,
-    Kind.DISPUTE_WON,
-    Kind.DISPUTE_CLOSED,
-    Kind.DISPUTE_ANSWER_STARTED,
-    Kind.DISPUTE_ANSWER_REFUSED,
+    EventKind.DISPUTE_OPENED,
+    EventKind.DISPUTE_ESCALATED,
+    EventKind.DISPUTE_UPDATED,
+    EventKind.DISPUTE_WON,
+    EventKind.DISPUTE_CLOSED,
+    EventKind.DISPUTE_ANSWER_STARTED,
+    EventKind.DISPUTE_ANSWER_REFUSED,
 )
 
 
-def disputed(kind: Kind) -> Transition:
-    return escrow.dispute_changed(in_state(State.CAPTURED), kind, {}, Frozen(), NOW)
+def disputed(kind: EventKind) -> Transition:
+    return transitions.dispute_changed(in_state(State.CAPTURED), kind, {}, FreezeReason(), NOW)
 
 
-def warned(kind: Kind) -> Transition:
-    return escrow.fraud_warned(in_state(State.CAPTURED), kind, {}, "", Frozen(), NOW)
+def warned(kind: EventKind) -> Transition:
+    return transitions.fraud_warned(in_state(State.CAPTURED), kind, {}, "", FreezeReason(), NOW)
 
 
 #: One of each that posts nothing.
 SILENT_PERFORMERS: Final[Mapping[str, Callable[[], Transition]]] = {
-    Kind.INITIATED: lambda: escrow.initiate(replace(new_payment(), version=0)),
-    Kind.INTENT_CREATED: lambda: escrow.intent_created(new_payment(intent=""), "pi_1", NOW),
-    Kind.CREATION_REFUSED: lambda: escrow.creation_refused(new_payment(intent=""), FAILURE),
-    Kind.ATTEMPT_FAILED: lambda: escrow.attempt_failed(new_payment(), FAILURE),
-    Kind.ATTEMPT_RESTARTED: lambda: escrow.attempt_restarted(in_state(State.FAILED), NOW),
-    Kind.CAPTURE_STARTED: lambda: escrow.start_capture(
+    EventKind.INITIATED: lambda: transitions.initiate(replace(new_payment(), version=0)),
+    EventKind.INTENT_CREATED: lambda: transitions.intent_created(
+        new_payment(intent=""), "pi_1", NOW
+    ),
+    EventKind.CREATION_REFUSED: lambda: transitions.creation_refused(
+        new_payment(intent=""), FAILURE
+    ),
+    EventKind.ATTEMPT_FAILED: lambda: transitions.attempt_failed(new_payment(), FAILURE),
+    EventKind.ATTEMPT_RESTARTED: lambda: transitions.attempt_restarted(in_state(State.FAILED), NOW),
+    EventKind.CAPTURE_STARTED: lambda: transitions.start_capture(
         in_state(State.IN_ESCROW), _SHARE, "op_1", "", NOW
     ),
-    Kind.CAPTURE_REFUSED: lambda: escrow.capture_refused(in_state(State.CAPTURING), FAILURE),
-    Kind.CAPTURE_GIVEN_UP: lambda: escrow.capture_given_up(in_state(State.CAPTURING), "", NOW),
-    Kind.EXPERT_OWES: lambda: escrow.expert_owes(
+    EventKind.CAPTURE_REFUSED: lambda: transitions.capture_refused(
+        in_state(State.CAPTURING), FAILURE
+    ),
+    EventKind.CAPTURE_ABANDONED: lambda: transitions.capture_abandoned(
+        in_state(State.CAPTURING), "", NOW
+    ),
+    EventKind.EXPERT_DEBT_RECORDED: lambda: transitions.expert_debt_recorded(
         in_state(State.REFUNDING), 9_000, "nothing_left_to_reverse", NOW
     ),
-    Kind.PROMOTE_STARTED: lambda: escrow.start_promotion(
+    EventKind.PROMOTE_STARTED: lambda: transitions.start_promotion(
         in_state(State.IN_ESCROW, separate(CARD_HOLD)), "op_1", NOW
     ),
-    Kind.PROMOTE_REFUSED: lambda: escrow.promotion_refused(in_state(State.PROMOTING), FAILURE),
-    Kind.CANCEL_STARTED: lambda: escrow.start_cancel(in_state(State.IN_ESCROW), "op_1", "", NOW),
-    Kind.CANCEL_REFUSED: lambda: escrow.cancel_refused(in_state(State.CANCELING), FAILURE),
-    Kind.REFUND_STARTED: lambda: escrow.start_refund(
+    EventKind.PROMOTE_REFUSED: lambda: transitions.promotion_refused(
+        in_state(State.PROMOTING), FAILURE
+    ),
+    EventKind.CANCEL_STARTED: lambda: transitions.start_cancel(
+        in_state(State.IN_ESCROW), "op_1", "", NOW
+    ),
+    EventKind.CANCEL_REFUSED: lambda: transitions.cancel_refused(
+        in_state(State.CANCELING), FAILURE
+    ),
+    EventKind.REFUND_STARTED: lambda: transitions.start_refund(
         in_state(State.CAPTURED), _SPLIT, "op_1", "", NOW
     ),
-    Kind.REFUND_REFUSED: lambda: escrow.refund_refused(in_state(State.REFUNDING), FAILURE),
-    Kind.WAITING: lambda: escrow.waiting(
+    EventKind.REFUND_REFUSED: lambda: transitions.refund_refused(
+        in_state(State.REFUNDING), FAILURE
+    ),
+    EventKind.WAITING_CHANGED: lambda: transitions.waiting_changed(
         in_state(State.CAPTURING), WaitingFor.PROCESSOR, "timeout", NOW
     ),
-    Kind.DEADLINE_NEAR: lambda: escrow.deadline_near(
+    EventKind.DEADLINE_NEAR: lambda: transitions.deadline_near(
         in_state(State.IN_ESCROW), "", NOW, OnDeadline.ALERT, NOW
     ),
-    Kind.DEADLINE_PASSED: lambda: escrow.deadline_passed(in_state(State.IN_ESCROW), "", NOW, NOW),
-    **{kind: lambda kind=kind: disputed(kind) for kind in _DISPUTED},  # type: ignore[misc]
-    Kind.REPAYMENT_DUE: lambda: escrow.repayment_due(
-        replace(in_state(State.REFUNDED), client_owed=100), "op_2", NOW
+    EventKind.DEADLINE_PASSED: lambda: transitions.deadline_passed(
+        in_state(State.IN_ESCROW), "", NOW, NOW
     ),
-    Kind.REPAYMENT_GIVEN_UP: lambda: escrow.repayment_given_up(in_state(State.REFUNDING), "", NOW),
-    Kind.FRAUD_WARNING_RELEASED: lambda: escrow.fraud_warning_released(
+    **{kind: lambda kind=kind: disputed(kind) for kind in _DISPUTED},  # type: ignore[misc]
+    EventKind.REPAYMENT_DUE: lambda: transitions.repayment_due(
+        replace(in_state(State.REFUNDED), client_payable=100), "op_2", NOW
+    ),
+    EventKind.REPAYMENT_ABANDONED: lambda: transitions.repayment_abandoned(
+        in_state(State.REFUNDING), "", NOW
+    ),
+    EventKind.FRAUD_WARNING_DISMISSED: lambda: transitions.fraud_warning_dismissed(
         in_state(State.IN_ESCROW), "looked into", NOW
     ),
-    Kind.FRAUD_WARNING: lambda: warned(Kind.FRAUD_WARNING),
-    Kind.FRAUD_WARNING_OVER: lambda: warned(Kind.FRAUD_WARNING_OVER),
+    EventKind.FRAUD_WARNING: lambda: warned(EventKind.FRAUD_WARNING),
+    EventKind.FRAUD_WARNING_OVER: lambda: warned(EventKind.FRAUD_WARNING_OVER),
 }
 
 
@@ -486,7 +519,7 @@ def kinds_that_post() -> set[str]:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and any(k.arg == "postings" for k in node.keywords):
                 found |= {
-                    Kind[part.attr].value
+                    EventKind[part.attr].value
                     for argument in node.args
                     for part in ast.walk(argument)
                     if isinstance(part, ast.Attribute)
@@ -539,8 +572,8 @@ def test_no_rule_is_missing_and_none_is_made_up() -> None:
     assert Counter(documented) == Counter(PERFORMERS.keys())
     of_payments = {event for event, _ in documented if event.startswith("payment.")}
     assert of_payments == kinds_that_post()
-    assert Counter(SILENT) == Counter(kind.value for kind in Kind if kind not in of_payments)
-    assert {*escrow.TRANSITIONS, Kind.INITIATED} == set(Kind)
+    assert Counter(SILENT) == Counter(kind.value for kind in EventKind if kind not in of_payments)
+    assert {*TRANSITIONS, EventKind.INITIATED} == set(EventKind)
 
 
 def test_every_kind_of_posting_is_in_an_example() -> None:
@@ -562,7 +595,7 @@ def test_the_accounts_are_those_that_are_posted_to() -> None:
 
 def test_a_wrong_line_would_be_noticed() -> None:
     """The comparison itself, tried on lines that are not as they must be."""
-    done = PERFORMERS[Kind.PROCESSOR_FEE, "Stripe's own fee"]({"f": 320})
+    done = PERFORMERS[EventKind.PROCESSOR_FEE, "Stripe's own fee"]({"f": 320})
     other = replace(done, postings=(Posting("processor_fee", 321, "USD", "processor_fee"),))
     assert written(done)[0] == ("processor_fee", 320, "")
     assert written(other) != written(done)

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from payment_service.domain.escrow import TRANSITIONS, State
+from payment_service.domain.payment import State
+from payment_service.domain.state_machine import TRANSITIONS
 
 PAGE: Final = Path(__file__).resolve().parents[2] / "docs" / "state_machine.md"
 BEGIN: Final = "<!-- generated: transitions -->"

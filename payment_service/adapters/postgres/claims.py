@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from payment_service.adapters.postgres import rows
 from payment_service.adapters.postgres.statements import Statements, TransactionStatements
 from payment_service.domain.errors import key_reused
-from payment_service.domain.ports import Answer, Cause, Claim
+from payment_service.domain.ports.records import Answer, Cause, Claim
 
 
 class ClaimWrites(TransactionStatements):
@@ -27,7 +27,7 @@ class ClaimWrites(TransactionStatements):
         }
         values = {"caller": cause.caller, "rpc": cause.rpc, "key": key}
         made = self._maybe(
-            "INSERT INTO claims (claim_id, caller, rpc, key, fields, create_time) "
+            "INSERT INTO idempotency_keys (claim_id, caller, rpc, key, fields, create_time) "
             "VALUES (:claim_id, :caller, :rpc, :key, :fields, now()) "
             "ON CONFLICT ON CONSTRAINT a_key_is_used_once DO NOTHING RETURNING claim_id",
             claim_id=self.new_id("clm"),
@@ -37,7 +37,8 @@ class ClaimWrites(TransactionStatements):
         if made is not None:
             return Claim(made["claim_id"], cause.rpc, fresh=True)
         row = self._one(
-            "SELECT * FROM claims WHERE caller = :caller AND rpc = :rpc AND key = :key", **values
+            "SELECT * FROM idempotency_keys WHERE caller = :caller AND rpc = :rpc AND key = :key",
+            **values,
         )
         for name in sorted(digests.keys() | row["fields"].keys()):
             if digests.get(name) != row["fields"].get(name):
@@ -47,7 +48,7 @@ class ClaimWrites(TransactionStatements):
     def bind_claim(self, claim_id: str, payment_id: str, operation_id: str) -> None:
         """Stores which payment and operation a claim led to."""
         self._do(
-            "UPDATE claims SET payment_id = :payment_id, operation_id = :operation_id "
+            "UPDATE idempotency_keys SET payment_id = :payment_id, operation_id = :operation_id "
             "WHERE claim_id = :claim_id",
             claim_id=claim_id,
             payment_id=payment_id or None,
@@ -60,7 +61,7 @@ class ClaimWrites(TransactionStatements):
         A claim that already has an answer keeps it: a caller always gets the same answer again.
         """
         self._do(
-            "UPDATE claims SET ok = :ok, answer = :answer, settle_time = now() "
+            "UPDATE idempotency_keys SET ok = :ok, answer = :answer, settle_time = now() "
             "WHERE claim_id = :claim_id AND answer IS NULL",
             claim_id=claim_id,
             ok=answer.ok,
@@ -69,7 +70,9 @@ class ClaimWrites(TransactionStatements):
 
     def claim_rpc(self, claim_id: str) -> str:
         """Returns the name of the RPC that took the claim."""
-        row = self._one("SELECT rpc FROM claims WHERE claim_id = :claim_id", claim_id=claim_id)
+        row = self._one(
+            "SELECT rpc FROM idempotency_keys WHERE claim_id = :claim_id", claim_id=claim_id
+        )
         return str(row["rpc"])
 
 
@@ -78,5 +81,5 @@ class ClaimReads(Statements):
 
     def claim(self, claim_id: str) -> Claim | None:
         """Returns the claim with its answer, if it has one, or None."""
-        row = self._maybe("SELECT * FROM claims WHERE claim_id = :id", id=claim_id)
+        row = self._maybe("SELECT * FROM idempotency_keys WHERE claim_id = :id", id=claim_id)
         return row and rows.claim_of(row)

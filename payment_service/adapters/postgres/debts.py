@@ -37,8 +37,8 @@ class DebtWrites(TransactionStatements):
         row = self._one(
             "SELECT (SELECT coalesce(sum(minor_units), 0) FROM postings "
             "WHERE account = 'expert_debt:' || :id AND currency = :currency) "
-            "- (SELECT coalesce(sum(netting), 0) FROM payments "
-            "WHERE expert_id = :id AND currency = :currency AND netting > 0) "
+            "- (SELECT coalesce(sum(debt_offset), 0) FROM payments "
+            "WHERE expert_id = :id AND currency = :currency AND debt_offset > 0) "
             f"- ({_BEING_REVERSED} AND payments.expert_id = :id AND currency = :currency) AS debt",
             id=expert_id,
             currency=currency,

@@ -8,8 +8,8 @@ from typing import Final
 
 from payment_service.adapters.postgres import rows
 from payment_service.adapters.postgres.statements import Statements, TransactionStatements
-from payment_service.domain.followed import Discrepancy
-from payment_service.domain.ports import StoredDiscrepancy
+from payment_service.domain.ports.records import StoredDiscrepancy
+from payment_service.domain.sync.changes import Discrepancy
 
 #: True if an operator has resolved the stored discrepancy, and it is reported again unchanged.
 _DECIDED: Final = (

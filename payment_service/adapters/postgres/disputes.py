@@ -9,7 +9,7 @@ from payment_service.adapters.postgres import rows
 from payment_service.adapters.postgres.rows import DISPUTE_COLUMNS
 from payment_service.adapters.postgres.statements import Statements, TransactionStatements
 from payment_service.domain.disputes import Dispute
-from payment_service.domain.ports import DisputeFilter
+from payment_service.domain.ports.records import DisputeFilter
 
 _SAVE_DISPUTE: Final = (
     f"INSERT INTO disputes ({', '.join(DISPUTE_COLUMNS)}) "

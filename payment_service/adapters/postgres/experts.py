@@ -10,7 +10,7 @@ from typing import Final
 from payment_service.adapters.postgres import rows
 from payment_service.adapters.postgres.statements import Statements, TransactionStatements
 from payment_service.domain.experts import Expert
-from payment_service.domain.ports import Cause
+from payment_service.domain.ports.records import Cause
 
 _EXPERT_COLUMNS: Final = (
     "expert_id name email country business_type commission_basis_points commission_asked "
@@ -108,20 +108,20 @@ class ExpertWrites(TransactionStatements):
         )
         return changed == 1
 
-    def add_landing_token(
-        self, token_hash: bytes, expert_id: str, onward_url: str, seconds: float
+    def add_onboarding_token(
+        self, token_hash: bytes, expert_id: str, continue_url: str, seconds: float
     ) -> None:
         """Stores the hash of an onboarding token that expires after ``seconds``.
 
         Expired tokens are deleted first.
         """
-        self._do("DELETE FROM landing_tokens WHERE expire_time < now()")
+        self._do("DELETE FROM onboarding_tokens WHERE expire_time < now()")
         self._do(
-            "INSERT INTO landing_tokens (token_hash, expert_id, onward_url, expire_time, "
-            "create_time) VALUES (:hash, :expert_id, :onward_url, now() + :life, now())",
+            "INSERT INTO onboarding_tokens (token_hash, expert_id, continue_url, expire_time, "
+            "create_time) VALUES (:hash, :expert_id, :continue_url, now() + :life, now())",
             hash=token_hash,
             expert_id=expert_id,
-            onward_url=onward_url,
+            continue_url=continue_url,
             life=timedelta(seconds=seconds),
         )
 
@@ -152,8 +152,8 @@ class ExpertReads(Statements):
     def landing(self, token_hash: bytes) -> tuple[str, str] | None:
         """Returns (expert id, URL to continue at) of an onboarding token, or None if expired."""
         row = self._maybe(
-            "SELECT expert_id, onward_url FROM landing_tokens "
+            "SELECT expert_id, continue_url FROM onboarding_tokens "
             "WHERE token_hash = :hash AND expire_time > now()",
             hash=token_hash,
         )
-        return row and (row["expert_id"], row["onward_url"])
+        return row and (row["expert_id"], row["continue_url"])

@@ -20,7 +20,7 @@ import structlog
 
 from payment_service.adapters.postgres.rows import stored_event_of
 from payment_service.adapters.postgres.statements import Statements, TransactionStatements
-from payment_service.domain.ports import FedEvent
+from payment_service.domain.ports.records import FeedEvent
 
 log = structlog.get_logger(__name__)
 
@@ -71,7 +71,7 @@ class FeedReads(Statements):
         """Returns the last position, or 0 if the feed is empty."""
         return int(self._one("SELECT coalesce(max(position), 0) AS head FROM feed")["head"])
 
-    def feed(self, after: int, limit: int) -> Sequence[FedEvent]:
+    def feed(self, after: int, limit: int) -> Sequence[FeedEvent]:
         """Returns at most ``limit`` events after a position, in the order of the feed."""
         found = self._all(
             "SELECT feed.position, events.* FROM feed JOIN events USING (payment_id, sequence) "
@@ -79,7 +79,7 @@ class FeedReads(Statements):
             after=after,
             limit=limit,
         )
-        return [FedEvent(row["position"], stored_event_of(row)) for row in found]
+        return [FeedEvent(row["position"], stored_event_of(row)) for row in found]
 
 
 async def listen(url: str, hear: Callable[[int], None]) -> None:

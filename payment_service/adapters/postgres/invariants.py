@@ -52,13 +52,13 @@ _INVARIANTS: Final[dict[str, str]] = {
     ),
     "what_was_charged_is_somewhere": (
         "SELECT p.payment_id FROM payments p WHERE {scope} AND p.charged > 0 "
-        "AND p.charged <> p.held + p.captured + p.returned + p.lost_held LIMIT 100"
+        "AND p.charged <> p.held + p.captured + p.refunded_from_escrow + p.lost_held LIMIT 100"
     ),
     "the_commission_is_in_the_books": _BALANCE_IS.format(
         account="'commission'", expected="-p.net_commission"
     ),
     "what_the_client_is_owed_is_in_the_books": _BALANCE_IS.format(
-        account="'client_payable:' || p.payment_id", expected="-p.client_owed"
+        account="'client_payable:' || p.payment_id", expected="-p.client_payable"
     ),
     "what_the_bank_holds_is_in_the_books": _BALANCE_IS.format(
         account="'dispute_hold:' || p.payment_id",
@@ -89,7 +89,7 @@ _INVARIANTS: Final[dict[str, str]] = {
     ),
     "what_the_client_is_owed_is_being_paid": (
         "SELECT p.payment_id FROM payments p WHERE {scope} "
-        "AND p.client_owed > 0 AND p.operation_id = '' LIMIT 100"
+        "AND p.client_payable > 0 AND p.operation_id = '' LIMIT 100"
     ),
     "what_is_under_way_has_an_operation": (
         "SELECT p.payment_id FROM payments p WHERE {scope} "
@@ -104,7 +104,7 @@ _BELONGINGS: Final = {
     "postings": "time",
     "movements": "time",
     "operations": "create_time",
-    "claims": "create_time",
+    "idempotency_keys": "create_time",
 }
 _OWNERLESS: Final = " UNION ".join(
     f"SELECT r.payment_id FROM {table} r WHERE r.{time} >= :since "

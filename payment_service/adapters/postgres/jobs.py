@@ -11,7 +11,7 @@ from datetime import timedelta
 from typing import Any, Final
 
 from payment_service.adapters.postgres.statements import Statements, TransactionStatements
-from payment_service.domain.ports import Work
+from payment_service.domain.ports.records import JobKind
 
 #: Repeats `plans.check_destination`: a destination charge whose expert has another account now.
 _DESTINATION_REPLACED: Final = (
@@ -29,8 +29,8 @@ _PASSED: Final = (
     "THEN deadline_time + :again END AS due FROM payments "
     "WHERE held > 0 AND ((state = 'IN_ESCROW' AND operation_id = '') "
     # A parked repayment that cannot take effect any more is pre-empted by the deadline's action.
-    # Repeats `make_way.repayment_making_way`.
-    "OR (state = 'REFUNDING' AND client_owed > 0 AND EXISTS (SELECT FROM operations "
+    # Repeats `make_way.plan_preemption`.
+    "OR (state = 'REFUNDING' AND client_payable > 0 AND EXISTS (SELECT FROM operations "
     "WHERE operations.operation_id = payments.operation_id AND params ->> 'owed' = 'true' "
     "AND operations.state = 'PARKED' AND unsure_until IS NULL))) AND {passed}"
 )
@@ -53,15 +53,15 @@ _DUE: Final = " UNION ALL ".join(
 class _Queue(Statements):
     """The candidates of one job as a fair queue."""
 
-    def _in_turn(self, work: Work, candidates: str, limit: int, **values: Any) -> Sequence[Any]:
+    def _in_turn(self, work: JobKind, candidates: str, limit: int, **values: Any) -> Sequence[Any]:
         """Returns the candidates that do not pause after a turn, in the order of a queue.
 
         ``candidates`` is a query with a ``payment_id`` and the time since when it is ``due``. A
         payment that has had a turn is queued as if it had become due when its pause ended.
         """
         return self._all(
-            f"WITH found AS ({candidates}) SELECT found.* FROM found LEFT JOIN turns "
-            "ON turns.work = :work AND turns.payment_id = found.payment_id "
+            f"WITH found AS ({candidates}) SELECT found.* FROM found LEFT JOIN job_backoff "
+            "ON job_backoff.work = :work AND job_backoff.payment_id = found.payment_id "
             "WHERE next_time IS NULL OR next_time <= now() "
             "ORDER BY greatest(due, next_time), found.payment_id LIMIT :limit",
             work=work.value,
@@ -69,7 +69,7 @@ class _Queue(Statements):
             **values,
         )
 
-    def _ids_in_turn(self, work: Work, candidates: str, limit: int, **values: Any) -> list[str]:
+    def _ids_in_turn(self, work: JobKind, candidates: str, limit: int, **values: Any) -> list[str]:
         """Returns the payment ids of :meth:`_in_turn`."""
         return [row["payment_id"] for row in self._in_turn(work, candidates, limit, **values)]
 
@@ -88,21 +88,24 @@ class JobWrites(_Queue, TransactionStatements):
         )
         return made == 1
 
-    def take_turn(self, work: Work, payment_id: str, first: float, most: float) -> bool:
+    def take_turn(self, work: JobKind, payment_id: str, first: float, most: float) -> bool:
         """Returns True for one replica only. This job then leaves the payment alone for a while.
 
         The pause is ``first`` seconds, and doubles with every turn up to ``most`` seconds. Turns
         whose pause ended an hour ago are deleted.
         """
         self._do(
-            "DELETE FROM turns WHERE (work, payment_id) IN (SELECT work, payment_id FROM turns "
+            "DELETE FROM job_backoff WHERE (work, payment_id) IN "
+            "(SELECT work, payment_id FROM job_backoff "
             "WHERE next_time < now() - interval '1 hour' LIMIT 100 FOR UPDATE SKIP LOCKED)"
         )
         taken = self._do(
-            "INSERT INTO turns (work, payment_id, pause, next_time) "
+            "INSERT INTO job_backoff (work, payment_id, pause, next_time) "
             "VALUES (:work, :payment_id, :first, now() + :first) "
-            "ON CONFLICT (work, payment_id) DO UPDATE SET pause = least(turns.pause * 2, :most), "
-            "next_time = now() + least(turns.pause * 2, :most) WHERE turns.next_time <= now()",
+            "ON CONFLICT (work, payment_id) DO UPDATE "
+            "SET pause = least(job_backoff.pause * 2, :most), "
+            "next_time = now() + least(job_backoff.pause * 2, :most) "
+            "WHERE job_backoff.next_time <= now()",
             work=work.value,
             payment_id=payment_id,
             first=timedelta(seconds=first),
@@ -119,7 +122,7 @@ class JobWrites(_Queue, TransactionStatements):
         head of the queue, and the payments behind them would never be reached.
         """
         return self._ids_in_turn(
-            Work.DEADLINES,
+            JobKind.DEADLINES,
             f"SELECT payment_id, min(due) AS due FROM ({_DUE}) AS passed "
             "WHERE due <= now() GROUP BY payment_id",
             limit,
@@ -141,7 +144,7 @@ class JobReads(_Queue):
             "AND (warn_time IS NULL OR warn_time < {time}))"
         )
         return self._ids_in_turn(
-            Work.WARNINGS,
+            JobKind.WARNINGS,
             "SELECT payment_id, least(release_due_time, escrow_expire_time) - :ahead AS due "
             "FROM payments WHERE held > 0 "
             "AND state IN ('IN_ESCROW', 'CAPTURING', 'REFUNDING') AND "
@@ -153,7 +156,7 @@ class JobReads(_Queue):
     def payments_past_window(self, limit: int) -> Sequence[str]:
         """Returns unpaid payments past their payment window, without an open operation."""
         return self._ids_in_turn(
-            Work.PAYMENT_WINDOW,
+            JobKind.PAYMENT_WINDOW,
             "SELECT payment_id, payment_expire_time AS due FROM payments "
             "WHERE state IN ('PENDING', 'FAILED') "
             "AND payment_expire_time < now() AND operation_id = ''",
@@ -163,7 +166,7 @@ class JobReads(_Queue):
     def holds_past_expiry(self, limit: int) -> Sequence[str]:
         """Returns payments whose card authorization must have expired without an event."""
         return self._ids_in_turn(
-            Work.LAPSED_HOLDS,
+            JobKind.LAPSED_HOLDS,
             "SELECT payment_id, escrow_expire_time AS due FROM payments "
             "WHERE held > 0 AND charged = 0 AND state IN ('IN_ESCROW', 'CAPTURING') "
             "AND escrow_expire_time < now()",
@@ -179,7 +182,7 @@ class JobReads(_Queue):
         it as well.
         """
         found = self._in_turn(
-            Work.WAITING_CAPTURES,
+            JobKind.WAITING_CAPTURES,
             "SELECT payment_id, payments.operation_id, payments.update_time AS due "
             "FROM payments JOIN experts USING (expert_id) "
             "WHERE waiting_for = 'expert' AND transfers_active AND NOT deauthorized "
@@ -192,13 +195,13 @@ class JobReads(_Queue):
         )
         return [(row["payment_id"], row["operation_id"]) for row in found]
 
-    def payments_waiting_otherwise(self, limit: int) -> Sequence[str]:
+    def payments_with_stale_waiting_reason(self, limit: int) -> Sequence[str]:
         """Returns captures that wait for their expert, and whose stored reason is out of date.
 
         Repeats `plans.reason_to_wait`, except for captures that can continue now.
         """
         return self._ids_in_turn(
-            Work.WAITING_REASONS,
+            JobKind.WAITING_REASONS,
             "SELECT payment_id, payments.update_time AS due "
             "FROM payments JOIN experts USING (expert_id) "
             "WHERE waiting_for = 'expert' AND waiting_reason <> "
@@ -221,7 +224,7 @@ class JobReads(_Queue):
         never a reversal: the client already has the money that the reversal takes from the expert.
         """
         return self._ids_in_turn(
-            Work.LOST_DISPUTES,
+            JobKind.LOST_DISPUTES,
             "SELECT DISTINCT payment_id, payments.update_time AS due "
             "FROM disputes JOIN payments USING (payment_id) "
             "WHERE outcome IN ('LOST', 'PREVENTED') "

@@ -15,14 +15,15 @@ from sqlalchemy import Connection
 from payment_service.adapters.postgres import rows
 from payment_service.adapters.postgres.rows import PAYMENT_COLUMNS
 from payment_service.adapters.postgres.statements import Statements, TransactionStatements
+from payment_service.domain.audit_trail import chain_hash, event_body
 from payment_service.domain.errors import Busy
-from payment_service.domain.escrow import Payment, Transition
-from payment_service.domain.events import chain_hash, event_body
-from payment_service.domain.followed import Movement
-from payment_service.domain.give_way import described
 from payment_service.domain.operations import Operation
-from payment_service.domain.plans import Reversible
-from payment_service.domain.ports import Cause, PaymentFilter, StoredEvent
+from payment_service.domain.payment import Payment
+from payment_service.domain.plans import ReversibleTransfer
+from payment_service.domain.ports.records import Cause, PaymentFilter, StoredEvent
+from payment_service.domain.state_machine import Transition
+from payment_service.domain.sync.changes import Movement
+from payment_service.domain.sync.superseded import described
 
 _CHANGED: Final = [name for name in PAYMENT_COLUMNS if name != "payment_id"]
 
@@ -103,7 +104,7 @@ class PaymentWrites(TransactionStatements):
         self._heads[after.payment_id] = head
         self.recorded.append(transition)
 
-    def known_movements(self, payment_id: str) -> frozenset[str]:
+    def booked_movement_ids(self, payment_id: str) -> frozenset[str]:
         """Returns the ids of all movements of this payment that are in our books."""
         found = self._all(
             "SELECT movement_id FROM movements WHERE payment_id = :payment_id",
@@ -111,7 +112,7 @@ class PaymentWrites(TransactionStatements):
         )
         return frozenset(row["movement_id"] for row in found)
 
-    def made_by_hand_since(self, operation: Operation) -> Mapping[str, str]:
+    def out_of_band_since(self, operation: Operation) -> Mapping[str, str]:
         """Describes, by id, what was booked out of band since this operation was recorded or last
         resumed.
 
@@ -150,7 +151,7 @@ class PaymentWrites(TransactionStatements):
             transfer_id=movement.transfer_id,
         )
 
-    def reversible_transfers(self, payment_id: str) -> Sequence[Reversible]:
+    def reversible_transfers(self, payment_id: str) -> Sequence[ReversibleTransfer]:
         """Returns what our books say is left of each transfer, in minor units, the oldest first."""
         found = self._all(
             "SELECT sent.movement_id, sent.minor_units - coalesce(sum(back.minor_units), 0) AS "
@@ -159,7 +160,7 @@ class PaymentWrites(TransactionStatements):
             "AND sent.kind = 'transfer' GROUP BY sent.movement_id ORDER BY sent.time",
             id=payment_id,
         )
-        return [Reversible(row["movement_id"], int(row["minor_units"])) for row in found]
+        return [ReversibleTransfer(row["movement_id"], int(row["minor_units"])) for row in found]
 
 
 class PaymentReads(Statements):
@@ -192,9 +193,9 @@ class PaymentReads(Statements):
             user_id=which.user_id,
             states=[state.value for state in which.states],
             gig_id=which.gig_id,
-            create_time_from=which.create_time_from,
-            create_time_until=which.create_time_until,
-            deadline_until=which.deadline_until,
+            min_create_time=which.min_create_time,
+            max_create_time=which.max_create_time,
+            max_deadline_time=which.max_deadline_time,
             before_time=before[0],
             before_id=before[1],
             limit=limit,
@@ -260,10 +261,10 @@ def _conditions(which: PaymentFilter) -> str:
     conditions = {
         "state = ANY(:states)": which.states,
         "gig_id = :gig_id": which.gig_id,
-        "create_time >= :create_time_from": which.create_time_from,
-        "create_time < :create_time_until": which.create_time_until,
-        "held > 0 AND least(escrow_expire_time, release_due_time) < :deadline_until": (
-            which.deadline_until
+        "create_time >= :min_create_time": which.min_create_time,
+        "create_time < :max_create_time": which.max_create_time,
+        "held > 0 AND least(escrow_expire_time, release_due_time) < :max_deadline_time": (
+            which.max_deadline_time
         ),
         "(create_time, payment_id) < (:before_time, :before_id)": which.before,
     }

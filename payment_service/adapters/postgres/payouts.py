@@ -24,7 +24,7 @@ from payment_service.domain.errors import Busy
 from payment_service.domain.experts import Expert
 from payment_service.domain.ledger import Posting
 from payment_service.domain.payouts import Payout, PayoutChange, PayoutState
-from payment_service.domain.ports import Cause
+from payment_service.domain.ports.records import Cause
 
 #: The columns of a payout that may change.
 _CHANGED: Final = (

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from payment_service.adapters.postgres.statements import TransactionStatements
-from payment_service.domain.ports import Watch
+from payment_service.domain.ports.records import EventCursor
 
 #: Stripe holds earnings back for at most ninety days outside the US, and a bank may need a few more
 #: days to reject a payout. Webhooks and reconciliation find anything older.
@@ -38,21 +38,21 @@ class PollingWrites(TransactionStatements):
     def watch_account(self, stripe_account_id: str) -> None:
         """Starts to poll the list of events of a Stripe account, from now on."""
         self._do(
-            "INSERT INTO watches (scope, seen_until, next_time) VALUES (:id, now(), now()) "
+            "INSERT INTO event_cursors (scope, seen_until, next_time) VALUES (:id, now(), now()) "
             "ON CONFLICT DO NOTHING",
             id=stripe_account_id,
         )
 
     def lease_watches(
         self, seconds: float, limit: int, *, paid_out: bool = False
-    ) -> Sequence[Watch]:
+    ) -> Sequence[EventCursor]:
         """Returns the lists of events that are due, and makes them due again after ``seconds``.
 
         With ``limit`` 0 this is the platform's own list, otherwise at most ``limit`` lists of
         accounts: those that are not ready or have open payments. With ``paid_out`` it is the other
         accounts instead: those with recent earnings or payouts, and former accounts.
         """
-        due = "SELECT scope FROM watches WHERE next_time <= now() AND "
+        due = "SELECT scope FROM event_cursors WHERE next_time <= now() AND "
         which = "scope = 'platform'"
         if limit:
             which = (
@@ -63,18 +63,20 @@ class PollingWrites(TransactionStatements):
                 which = f"({which} OR {_REPLACED})"
             which += " ORDER BY next_time LIMIT :limit"
         found = self._all(
-            "UPDATE watches SET next_time = now() + :pause WHERE scope IN "
+            "UPDATE event_cursors SET next_time = now() + :pause WHERE scope IN "
             f"({due}{which} FOR UPDATE SKIP LOCKED) RETURNING scope, seen_until, after_event_id",
             pause=timedelta(seconds=seconds),
             limit=limit,
             recent=_PAID_OUT_WITHIN,
         )
-        return [Watch(row["scope"], row["seen_until"], row["after_event_id"]) for row in found]
+        return [
+            EventCursor(row["scope"], row["seen_until"], row["after_event_id"]) for row in found
+        ]
 
     def move_watch(self, scope: str, seen_until: datetime, after_event_id: str) -> None:
         """Stores how far a list was read. A position never moves back."""
         self._do(
-            "UPDATE watches SET seen_until = :seen_until, after_event_id = :after "
+            "UPDATE event_cursors SET seen_until = :seen_until, after_event_id = :after "
             "WHERE scope = :scope AND seen_until <= :seen_until",
             scope=scope,
             seen_until=seen_until,
@@ -88,15 +90,15 @@ class PollingWrites(TransactionStatements):
         ``quiet_seconds``.
         """
         found = self._all(
-            "WITH quiet AS (SELECT payment_id, update_time FROM payments LEFT JOIN payment_asks "
+            "WITH quiet AS (SELECT payment_id, update_time FROM payments LEFT JOIN payment_polls "
             "USING (payment_id) WHERE state IN ('PENDING', 'FAILED', 'IN_ESCROW') "
             "AND payment_intent_id IS NOT NULL AND update_time < now() - :quiet "
             "AND (next_time IS NULL OR next_time <= now()) "
             "ORDER BY next_time NULLS FIRST LIMIT :limit) "
-            "INSERT INTO payment_asks (payment_id, next_time) "
+            "INSERT INTO payment_polls (payment_id, next_time) "
             "SELECT payment_id, now() + greatest(:quiet, (now() - update_time) / 2) FROM quiet "
             "ORDER BY payment_id ON CONFLICT (payment_id) DO UPDATE "
-            "SET next_time = excluded.next_time WHERE payment_asks.next_time <= now() "
+            "SET next_time = excluded.next_time WHERE payment_polls.next_time <= now() "
             "RETURNING payment_id",
             quiet=timedelta(seconds=quiet_seconds),
             limit=limit,

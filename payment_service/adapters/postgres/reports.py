@@ -11,9 +11,8 @@ from sqlalchemy import RowMapping
 from payment_service.adapters.postgres.invariants import INVARIANTS
 from payment_service.adapters.postgres.rows import payment_of
 from payment_service.adapters.postgres.statements import Statements
-from payment_service.domain.followed import Movement
 from payment_service.domain.ledger import Posting
-from payment_service.domain.ports import (
+from payment_service.domain.ports.records import (
     Backlog,
     HeldMoney,
     LedgerAccount,
@@ -21,6 +20,7 @@ from payment_service.domain.ports import (
     StoredPosting,
     Trail,
 )
+from payment_service.domain.sync.changes import Movement
 
 #: Everything that is stored of each payment, in one statement, so that all of it is of one moment:
 #: a page of the payments that changed since a time, or one payment.
@@ -170,7 +170,7 @@ class ReportReads(Statements):
             "extract(epoch FROM now() - min(create_time))::float AS oldest FROM operations "
             "WHERE state IN ('STARTED', 'UNKNOWN', 'PARKED') GROUP BY state UNION ALL "
             "SELECT 'webhook_event', state, count(*), "
-            "extract(epoch FROM now() - min(receive_time))::float FROM inbox "
+            "extract(epoch FROM now() - min(receive_time))::float FROM webhook_events "
             "WHERE state IN ('WAITING', 'PARKED') GROUP BY state UNION ALL "
             # A dispute without an answer is lost. The first row counts all disputes that need one,
             # the second those whose answer is due in 3 days.

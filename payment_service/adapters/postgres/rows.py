@@ -11,7 +11,10 @@ from typing import Any, Final
 from sqlalchemy import RowMapping
 
 from payment_service.domain.disputes import Dispute, Outcome, Stage
-from payment_service.domain.escrow import (
+from payment_service.domain.experts import Account, BusinessType, Expert
+from payment_service.domain.ledger import Posting
+from payment_service.domain.operations import Operation, OperationKind, OperationState
+from payment_service.domain.payment import (
     ChargeModel,
     EscrowMode,
     Failure,
@@ -23,25 +26,23 @@ from payment_service.domain.escrow import (
     WaitingFor,
     WaitingReason,
 )
-from payment_service.domain.experts import Account, BusinessType, Expert
-from payment_service.domain.followed import Discrepancy
-from payment_service.domain.ledger import Posting
-from payment_service.domain.operations import Operation, OperationKind, OperationState
 from payment_service.domain.payouts import Payout, PayoutState
-from payment_service.domain.ports import (
+from payment_service.domain.ports.records import (
     Answer,
     Cause,
     Claim,
-    InboxEvent,
     StoredDiscrepancy,
     StoredEvent,
+    WebhookEvent,
 )
+from payment_service.domain.sync.changes import Discrepancy
 
 PAYMENT_COLUMNS = (
     "payment_id client_id expert_id gig_id description state escrow_mode charge_model mode_reason "
     "on_deadline destination_account_id currency amount commission_basis_points commission "
-    "expert_amount held charged captured refunded returned rest_goes_back lost_held lost "
-    "frozen frozen_by fraud_warning_id netting net_commission client_owed "
+    "expert_amount held charged captured refunded_after_capture "
+    "refunded_from_escrow remainder_to_client lost_held lost "
+    "frozen frozen_by fraud_warning_id debt_offset net_commission client_payable "
     "processor_fee payment_intent_id charge_id transfer_id operation_id waiting_for "
     "waiting_reason failure version create_time update_time escrow_time capture_time "
     "escrow_expire_time release_due_time warn_time deadline_time payment_expire_time"
@@ -268,9 +269,9 @@ def payout_of(row: RowMapping) -> Payout:
     return Payout(**{**values, "state": PayoutState(values["state"])})
 
 
-def inbox_event_of(row: RowMapping) -> InboxEvent:
+def inbox_event_of(row: RowMapping) -> WebhookEvent:
     """Returns the webhook event that a row of ``inbox`` holds."""
-    return InboxEvent(
+    return WebhookEvent(
         event_id=row["event_id"],
         endpoint=row["endpoint"],
         type=row["type"],

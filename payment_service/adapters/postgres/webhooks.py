@@ -10,16 +10,16 @@ from datetime import datetime, timedelta
 
 from payment_service.adapters.postgres import rows
 from payment_service.adapters.postgres.statements import Statements, TransactionStatements
-from payment_service.domain.ports import InboxEvent
+from payment_service.domain.ports.records import WebhookEvent
 
 
 class WebhookWrites(TransactionStatements):
     """Stores, leases and finishes webhook events."""
 
-    def store_event(self, event: InboxEvent) -> bool:
+    def store_event(self, event: WebhookEvent) -> bool:
         """Inserts the event. Returns False if it is already stored."""
         made = self._do(
-            "INSERT INTO inbox (event_id, endpoint, type, object_id, account_id, "
+            "INSERT INTO webhook_events (event_id, endpoint, type, object_id, account_id, "
             "payment_intent_id, payment_ref, payload_sha256, create_time, state, verdict, "
             "attempts, last_error, receive_time, next_try_time) VALUES (:event_id, :endpoint, "
             ":type, :object_id, :account_id, :payment_intent_id, :payment_ref, :payload_sha256, "
@@ -39,14 +39,14 @@ class WebhookWrites(TransactionStatements):
         )
         return made == 1
 
-    def lease_inbox(self, seconds: float, limit: int) -> Sequence[InboxEvent]:
+    def lease_inbox(self, seconds: float, limit: int) -> Sequence[WebhookEvent]:
         """Leases at most ``limit`` events that are due for ``seconds``, and returns them.
 
         Two replicas never get the same event.
         """
         found = self._all(
-            "UPDATE inbox SET attempts = attempts + 1, next_try_time = now() + :lease "
-            "WHERE event_id IN (SELECT event_id FROM inbox WHERE state = 'WAITING' "
+            "UPDATE webhook_events SET attempts = attempts + 1, next_try_time = now() + :lease "
+            "WHERE event_id IN (SELECT event_id FROM webhook_events WHERE state = 'WAITING' "
             "AND next_try_time <= now() ORDER BY next_try_time LIMIT :limit "
             "FOR UPDATE SKIP LOCKED) RETURNING *",
             lease=timedelta(seconds=seconds),
@@ -57,7 +57,7 @@ class WebhookWrites(TransactionStatements):
     def finish_event(self, event_id: str, state: str, verdict: str) -> None:
         """Closes an event that waits or is parked, with its final state and what came of it."""
         self._do(
-            "UPDATE inbox SET state = :state, verdict = :verdict, last_error = '', "
+            "UPDATE webhook_events SET state = :state, verdict = :verdict, last_error = '', "
             "next_try_time = NULL, apply_time = now() WHERE event_id = :id "
             "AND state IN ('WAITING', 'PARKED')",
             id=event_id,
@@ -68,7 +68,7 @@ class WebhookWrites(TransactionStatements):
     def postpone_event(self, event_id: str, last_error: str, seconds: float | None) -> None:
         """Schedules the next try after ``seconds``, or parks the event if this is None."""
         self._do(
-            "UPDATE inbox SET state = :state, last_error = :last_error, "
+            "UPDATE webhook_events SET state = :state, last_error = :last_error, "
             "next_try_time = now() + :delay WHERE event_id = :id AND state = 'WAITING'",
             id=event_id,
             state="PARKED" if seconds is None else "WAITING",
@@ -76,10 +76,10 @@ class WebhookWrites(TransactionStatements):
             delay=None if seconds is None else timedelta(seconds=seconds),
         )
 
-    def retry_event(self, event_id: str) -> InboxEvent | None:
+    def retry_event(self, event_id: str) -> WebhookEvent | None:
         """Makes a parked event due now and returns it. Returns None if it is not parked."""
         row = self._maybe(
-            "UPDATE inbox SET state = 'WAITING', attempts = 0, next_try_time = now() "
+            "UPDATE webhook_events SET state = 'WAITING', attempts = 0, next_try_time = now() "
             "WHERE event_id = :id AND state = 'PARKED' RETURNING *",
             id=event_id,
         )
@@ -89,13 +89,13 @@ class WebhookWrites(TransactionStatements):
 class WebhookReads(Statements):
     """Reads webhook events outside transactions."""
 
-    def inbox(
+    def webhook_events(
         self, state: str | None, after: tuple[datetime, str] | None, limit: int
-    ) -> Sequence[InboxEvent]:
+    ) -> Sequence[WebhookEvent]:
         """Returns one page, oldest first; without a state, of all waiting and parked events."""
         which = "state = :state" if state else "state IN ('WAITING', 'PARKED')"
         found = self._page(
-            f"SELECT * FROM inbox WHERE {which}",
+            f"SELECT * FROM webhook_events WHERE {which}",
             ("receive_time", "event_id"),
             after,
             limit,
@@ -103,7 +103,7 @@ class WebhookReads(Statements):
         )
         return [rows.inbox_event_of(row) for row in found]
 
-    def inbox_event(self, event_id: str) -> InboxEvent | None:
+    def webhook_event(self, event_id: str) -> WebhookEvent | None:
         """Returns the event, or None."""
-        row = self._maybe("SELECT * FROM inbox WHERE event_id = :id", id=event_id)
+        row = self._maybe("SELECT * FROM webhook_events WHERE event_id = :id", id=event_id)
         return row and rows.inbox_event_of(row)

@@ -11,7 +11,7 @@ from payment_service.adapters.stripe.client import StripeResource
 from payment_service.adapters.stripe.outcomes import misconfigured
 from payment_service.adapters.stripe.views import account_of, creation_window, metadata_of
 from payment_service.domain.experts import Account
-from payment_service.domain.ports import NewAccount, Outcome
+from payment_service.domain.ports.stripe import NewAccount, Outcome
 
 
 class Accounts(StripeResource):

@@ -19,7 +19,7 @@ class StripeApi(PaymentIntents, Accounts, Balance, Events):
     """
 
     @property
-    def is_away(self) -> bool:
+    def is_unavailable(self) -> bool:
         """Whether Stripe is unavailable: a call would be refused at once, without being sent."""
         return self._calls.breaker.is_open
 

@@ -17,8 +17,8 @@ from payment_service.adapters.stripe.views import (
     balance_entry_of,
     payout_of,
 )
-from payment_service.domain.payouts import AccountBalance, SeenPayout
-from payment_service.domain.ports import BalanceEntry
+from payment_service.domain.payouts import AccountBalance, PayoutSnapshot
+from payment_service.domain.ports.stripe import BalanceEntry
 
 #: For how long the answer "payouts are manual" is reused.
 _MANUAL_CACHE_SECONDS: Final = 600.0
@@ -30,7 +30,7 @@ class Balance(StripeResource):
     #: The time by the monotonic clock until which the platform's payouts are taken to be manual.
     _manual_until = 0.0
 
-    async def payout(self, stripe_account_id: str, payout_id: str) -> SeenPayout | None:
+    async def payout(self, stripe_account_id: str, payout_id: str) -> PayoutSnapshot | None:
         """Returns the payout with its balance transactions.
 
         Returns None if it does not exist or the account has revoked our access.
@@ -52,7 +52,7 @@ class Balance(StripeResource):
         )
         return None if balance is None else account_balances_of(balance)
 
-    async def platform_pays_out_by_hand(self) -> bool:
+    async def has_manual_payouts(self) -> bool:
         """Returns whether the platform's payouts are manual. A yes is reused for ten minutes."""
         if time.monotonic() < self._manual_until:
             return True

@@ -65,13 +65,13 @@ class Breaker:
     def answered(self) -> None:
         """Records an answer of Stripe, also a refusal."""
         if self._failures >= _FAILURES_TO_OPEN:
-            log.info("stripe_answers_again")
+            log.info("stripe_circuit_closed")
         self._failures = 0
 
     def failed(self) -> None:
         """Records that Stripe did not answer, or answered with a 5xx."""
         self._failures += 1
         if self._failures == _FAILURES_TO_OPEN:
-            log.error("stripe_does_not_answer", failures=self._failures)
+            log.error("stripe_circuit_opened", failures=self._failures)
         if self._failures >= _FAILURES_TO_OPEN:
             self._next_probe = self._clock() + _PROBE_SECONDS

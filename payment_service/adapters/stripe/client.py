@@ -23,7 +23,7 @@ from payment_service.adapters.stripe.outcomes import (
     refused_read,
 )
 from payment_service.domain.errors import Precondition, processor_unavailable
-from payment_service.domain.ports import (
+from payment_service.domain.ports.stripe import (
     Done,
     Misconfigured,
     NotSent,
@@ -41,7 +41,7 @@ API_VERSION: Final = "2026-10-28.endive"
 _READ_TRIES: Final = 3
 
 
-class Calls:
+class StripeCaller:
     """Makes calls through the circuit breaker and turns failures into outcomes or errors."""
 
     def __init__(self, breaker: Breaker) -> None:
@@ -131,7 +131,7 @@ class StripeResource:
         timeout_seconds: float = 15.0,
         connections: int = 256,
     ) -> None:
-        self._calls = Calls(Breaker(connections))
+        self._calls = StripeCaller(Breaker(connections))
         # Our own connector replaces the one with Stripe's CA bundle, so it gets the bundle too.
         context = ssl.create_default_context(cafile=stripe.ca_bundle_path)
         self._http = stripe.AIOHTTPClient(

@@ -9,8 +9,8 @@ import stripe
 
 from payment_service.adapters.stripe.client import StripeResource
 from payment_service.adapters.stripe.views import EVIDENCE_OPERATION, dispute_of
-from payment_service.domain.observation import ShownDispute
-from payment_service.domain.ports import Outcome
+from payment_service.domain.ports.stripe import Outcome
+from payment_service.domain.snapshot import DisputeSnapshot
 
 
 class Disputes(StripeResource):
@@ -24,7 +24,7 @@ class Disputes(StripeResource):
         *,
         submit: bool,
         operation_id: str,
-    ) -> Outcome[ShownDispute]:
+    ) -> Outcome[DisputeSnapshot]:
         """Stores evidence. ``submit`` also sends it to the bank, which cannot be undone.
 
         ``evidence`` has Stripe's own names. The operation's id is stored in the metadata, so that a
@@ -43,14 +43,14 @@ class Disputes(StripeResource):
             dispute_of,
         )
 
-    async def accept_dispute(self, key: str, dispute_id: str) -> Outcome[ShownDispute]:
+    async def accept_dispute(self, key: str, dispute_id: str) -> Outcome[DisputeSnapshot]:
         """Accepts the dispute, which loses it. Stripe calls this "close"."""
         return await self._calls.mutation(
             lambda: self._client.v1.disputes.close_async(dispute_id, {}, {"idempotency_key": key}),
             dispute_of,
         )
 
-    async def _disputes(self, intent: stripe.PaymentIntent) -> tuple[ShownDispute, ...]:
+    async def _disputes(self, intent: stripe.PaymentIntent) -> tuple[DisputeSnapshot, ...]:
         """Returns the intent's disputes, the oldest first, with their balance transactions."""
         if not getattr(intent.latest_charge, "disputed", False):
             return ()

@@ -9,8 +9,8 @@ from typing import Any, Final
 import structlog
 
 from payment_service.adapters.stripe.client import StripeResource
-from payment_service.domain.envelope import OddEvent, envelope_of
-from payment_service.domain.ports import InboxEvent
+from payment_service.domain.ports.records import WebhookEvent
+from payment_service.domain.webhook_event import MalformedEvent, envelope_of
 
 log = structlog.get_logger(__name__)
 
@@ -23,7 +23,7 @@ class Events(StripeResource):
 
     async def events(
         self, stripe_account_id: str, after_event_id: str, since: datetime
-    ) -> Sequence[InboxEvent]:
+    ) -> Sequence[WebhookEvent]:
         """Returns the events after a known one, oldest first. Without one, those since a time.
 
         After a known event at most a thousand are returned; the next call continues from the last
@@ -65,11 +65,11 @@ class Events(StripeResource):
         return None if response is None else dict(response.data)
 
 
-def _envelope_of_listed(stripe_account_id: str, event: dict[str, Any]) -> InboxEvent | None:
+def _envelope_of_listed(stripe_account_id: str, event: dict[str, Any]) -> WebhookEvent | None:
     """Returns the envelope of one listed event, or None if the event is malformed."""
     endpoint = "connect" if stripe_account_id else "platform"
     try:
         return envelope_of(endpoint, event, account_id=stripe_account_id)
-    except OddEvent as malformed:
-        log.warning("odd_event", fault=str(malformed))
+    except MalformedEvent as malformed:
+        log.warning("malformed_event", fault=str(malformed))
         return None

@@ -14,8 +14,8 @@ from payment_service.adapters.stripe.views import (
     reversal_of,
     transfer_of,
 )
-from payment_service.domain.observation import FeeRefund, Refund, Reversal, Transfer
-from payment_service.domain.ports import NewTransfer, Outcome
+from payment_service.domain.ports.stripe import NewTransfer, Outcome
+from payment_service.domain.snapshot import FeeRefund, Refund, Reversal, Transfer
 
 _TRANSFER_EXPAND: Final = ["balance_transaction", "destination_payment.balance_transaction"]
 

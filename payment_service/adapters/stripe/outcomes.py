@@ -10,7 +10,7 @@ import stripe
 
 from payment_service.adapters.stripe.breaker import BulkheadFull, CircuitOpen
 from payment_service.domain.errors import Exhausted, Precondition, Unavailable
-from payment_service.domain.ports import Misconfigured, NotSent, Refused, Unknown
+from payment_service.domain.ports.stripe import Misconfigured, NotSent, Refused, Unknown
 
 
 def outcome_of(error: BaseException) -> Refused | NotSent | Unknown | Misconfigured:

@@ -17,8 +17,8 @@ from payment_service.adapters.stripe.views import (
     metadata_of,
     observation_of,
 )
-from payment_service.domain.observation import FraudWarning, Observation
-from payment_service.domain.ports import NewIntent, Outcome
+from payment_service.domain.ports.stripe import NewIntent, Outcome
+from payment_service.domain.snapshot import FraudWarning, PaymentSnapshot
 
 #: Everything that a transition needs to know of a captured charge comes with the intent.
 EXPAND: Final = [
@@ -35,7 +35,7 @@ class PaymentIntents(MoneyMovements, Disputes):
     It extends the resources of which a snapshot of an intent consists.
     """
 
-    async def create_intent(self, key: str, new: NewIntent) -> Outcome[Observation]:
+    async def create_intent(self, key: str, new: NewIntent) -> Outcome[PaymentSnapshot]:
         """Creates an intent. The client confirms it later."""
         params: stripe.params.PaymentIntentCreateParams = {
             "amount": new.minor_units,
@@ -68,7 +68,7 @@ class PaymentIntents(MoneyMovements, Disputes):
         minor_units: int,
         application_fee: int | None,
         metadata: Mapping[str, str],
-    ) -> Outcome[Observation]:
+    ) -> Outcome[PaymentSnapshot]:
         """Captures a part or all of the authorized amount. Stripe releases the remainder.
 
         ``application_fee`` None means that the intent was created without one.
@@ -87,7 +87,7 @@ class PaymentIntents(MoneyMovements, Disputes):
             observation_of,
         )
 
-    async def cancel(self, key: str, payment_intent_id: str) -> Outcome[Observation]:
+    async def cancel(self, key: str, payment_intent_id: str) -> Outcome[PaymentSnapshot]:
         """Cancels an uncaptured intent, which releases the authorization."""
         return await self._calls.mutation(
             lambda: self._client.v1.payment_intents.cancel_async(
@@ -99,7 +99,7 @@ class PaymentIntents(MoneyMovements, Disputes):
             observation_of,
         )
 
-    async def observe(self, payment_intent_id: str) -> Observation | None:
+    async def observe(self, payment_intent_id: str) -> PaymentSnapshot | None:
         """Returns the intent with charge, transfers, refunds, reversals and disputes, or None."""
         intent = await self._calls.read(
             lambda: self._client.v1.payment_intents.retrieve_async(
@@ -108,7 +108,7 @@ class PaymentIntents(MoneyMovements, Disputes):
         )
         return None if intent is None else await self._with_dependents(intent)
 
-    async def find_intent(self, operation_id: str, created: datetime) -> Observation | None:
+    async def find_intent(self, operation_id: str, created: datetime) -> PaymentSnapshot | None:
         """Returns the intent that the operation of this time created, or None.
 
         Intents cannot be searched by metadata at once after their creation, so those that were
@@ -146,7 +146,7 @@ class PaymentIntents(MoneyMovements, Disputes):
             raise misconfigured("resource_missing")
         return intent.client_secret
 
-    async def _with_dependents(self, intent: stripe.PaymentIntent) -> Observation:
+    async def _with_dependents(self, intent: stripe.PaymentIntent) -> PaymentSnapshot:
         """Returns the intent with everything that Stripe lists apart from it."""
         if intent.status != "succeeded":
             return observation_of(intent)

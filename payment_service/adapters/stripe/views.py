@@ -13,25 +13,30 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
-from payment_service.domain.envelope import OddEvent, reference_of
 from payment_service.domain.experts import Account
-from payment_service.domain.observation import (
+from payment_service.domain.payouts import (
+    AccountBalance,
+    PayoutSnapshot,
+    PayoutState,
+    PayoutTransaction,
+)
+from payment_service.domain.ports.stripe import BalanceEntry
+from payment_service.domain.snapshot import (
     ApplicationFee,
-    BalanceLine,
+    BalanceTransaction,
     Charge,
     Decline,
-    DisputeLine,
+    DisputeSnapshot,
+    DisputeTransaction,
     FeeRefund,
     FraudWarning,
     IntentStatus,
-    Observation,
+    PaymentSnapshot,
     Refund,
     Reversal,
-    ShownDispute,
     Transfer,
 )
-from payment_service.domain.payouts import AccountBalance, PayoutLine, PayoutState, SeenPayout
-from payment_service.domain.ports import BalanceEntry
+from payment_service.domain.webhook_event import MalformedEvent, reference_of
 
 if TYPE_CHECKING:  # Only for types: the conversion itself does not need the package.
     import stripe
@@ -58,12 +63,12 @@ def observation_of(
     reversals: tuple[Reversal, ...] = (),
     fee_refunds: tuple[FeeRefund, ...] = (),
     separate_transfers: tuple[Transfer, ...] = (),
-    disputes: tuple[ShownDispute, ...] = (),
-) -> Observation:
+    disputes: tuple[DisputeSnapshot, ...] = (),
+) -> PaymentSnapshot:
     """Returns an intent, and what was listed apart from it, as one snapshot."""
     charge = intent.latest_charge
     error = intent.last_payment_error
-    return Observation(
+    return PaymentSnapshot(
         payment_intent_id=intent.id,
         status=status_of(intent.status),
         minor_units=intent.amount,
@@ -186,11 +191,11 @@ def fee_refund_of(refund: stripe.ApplicationFeeRefund) -> FeeRefund:
     return FeeRefund(refund.id, refund.amount, line_of(refund.balance_transaction))
 
 
-def dispute_of(dispute: stripe.Dispute) -> ShownDispute:
+def dispute_of(dispute: stripe.Dispute) -> DisputeSnapshot:
     """Returns a dispute with its balance transactions."""
     details = dispute.evidence_details
     charge = dispute.charge
-    return ShownDispute(
+    return DisputeSnapshot(
         dispute_id=dispute.id,
         charge_id=charge if isinstance(charge, str) else charge.id,
         status=dispute.status,
@@ -201,7 +206,7 @@ def dispute_of(dispute: stripe.Dispute) -> ShownDispute:
         submission_count=details.submission_count,
         operation_id=metadata_of(dispute.metadata).get(EVIDENCE_OPERATION, ""),
         lines=tuple(
-            DisputeLine(line.id, line.currency.upper(), line.amount, line.fee)
+            DisputeTransaction(line.id, line.currency.upper(), line.amount, line.fee)
             for line in dispute.balance_transactions
         ),
         create_time=datetime.fromtimestamp(dispute.created, UTC),
@@ -232,13 +237,13 @@ def account_of(account: stripe.Account) -> Account:
     )
 
 
-def payout_of(payout: stripe.Payout) -> SeenPayout:
+def payout_of(payout: stripe.Payout) -> PayoutSnapshot:
     """Returns a payout; after a failure it has a second balance transaction."""
     try:
         state = PayoutState(payout.status.upper())
     except ValueError:
         state = PayoutState.UNKNOWN
-    return SeenPayout(
+    return PayoutSnapshot(
         payout_id=payout.id,
         minor_units=payout.amount,
         currency=payout.currency.upper(),
@@ -252,11 +257,11 @@ def payout_of(payout: stripe.Payout) -> SeenPayout:
     )
 
 
-def _payout_line(transaction: stripe.BalanceTransaction | str | None) -> PayoutLine | None:
+def _payout_line(transaction: stripe.BalanceTransaction | str | None) -> PayoutTransaction | None:
     """Returns the signed net amount by which the payout changed the account's balance."""
     if transaction is None or isinstance(transaction, str):
         return None
-    return PayoutLine(transaction.id, transaction.currency.upper(), transaction.net)
+    return PayoutTransaction(transaction.id, transaction.currency.upper(), transaction.net)
 
 
 def account_balances_of(balance: stripe.Balance) -> tuple[AccountBalance, ...]:
@@ -277,7 +282,7 @@ def balance_entry_of(transaction: stripe.BalanceTransaction) -> BalanceEntry:
     shown = source.to_dict() if source is not None and not isinstance(source, str) else {}
     try:
         reference = reference_of(shown)
-    except OddEvent:
+    except MalformedEvent:
         reference = ""
     return BalanceEntry(
         transaction.id,
@@ -289,16 +294,16 @@ def balance_entry_of(transaction: stripe.BalanceTransaction) -> BalanceEntry:
     )
 
 
-def line_of(transaction: stripe.BalanceTransaction | str | None) -> BalanceLine | None:
+def line_of(transaction: stripe.BalanceTransaction | str | None) -> BalanceTransaction | None:
     """Returns a balance transaction without its sign, or None if it is missing or a plain id."""
     if transaction is None or isinstance(transaction, str):
         return None
-    return BalanceLine(
+    return BalanceTransaction(
         transaction.id, transaction.currency.upper(), abs(transaction.amount), transaction.fee
     )
 
 
-def _connected_line(payment: object) -> BalanceLine | None:
+def _connected_line(payment: object) -> BalanceTransaction | None:
     """Returns the balance transaction of a payment (or its refund) on the connected account."""
     return line_of(getattr(payment, "balance_transaction", None))
 

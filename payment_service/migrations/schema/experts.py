@@ -116,11 +116,11 @@ CREATE VIEW accounts AS
 
 -- The tokens of onboarding pages. Only the hash is stored, so a reader of the table cannot use
 -- them.
-CREATE TABLE landing_tokens (
+CREATE TABLE onboarding_tokens (
     token_hash bytea PRIMARY KEY,
     expert_id text NOT NULL REFERENCES experts,
     -- Where the page continues when the expert has finished.
-    onward_url text NOT NULL,
+    continue_url text NOT NULL,
     expire_time timestamptz NOT NULL,
     create_time timestamptz NOT NULL
 );

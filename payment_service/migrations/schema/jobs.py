@@ -11,27 +11,27 @@ CREATE TABLE jobs (
 
 -- When a job works on a payment again, and the present pause, which doubles each time. There is no
 -- foreign key, because it would wait for the payment's lock.
-CREATE TABLE turns (
+CREATE TABLE job_backoff (
     work text NOT NULL,
     payment_id text NOT NULL,
     pause interval NOT NULL,
     next_time timestamptz NOT NULL,
     PRIMARY KEY (work, payment_id)
 );
-CREATE INDEX turns_over ON turns (next_time);
+CREATE INDEX turns_over ON job_backoff (next_time);
 
 -- How far a list of events at Stripe was read, and when it is read next. The scope is the platform
 -- or an account.
-CREATE TABLE watches (
+CREATE TABLE event_cursors (
     scope text PRIMARY KEY,
     seen_until timestamptz NOT NULL,
     after_event_id text NOT NULL DEFAULT '',
     next_time timestamptz NOT NULL
 );
-INSERT INTO watches (scope, seen_until, next_time) VALUES ('platform', now(), now());
+INSERT INTO event_cursors (scope, seen_until, next_time) VALUES ('platform', now(), now());
 
 -- When an open payment that has not changed for long is polled next.
-CREATE TABLE payment_asks (
+CREATE TABLE payment_polls (
     payment_id text PRIMARY KEY REFERENCES payments,
     next_time timestamptz NOT NULL
 );

@@ -54,7 +54,7 @@ CREATE INDEX operations_by_time ON operations USING brin (create_time);
 
 -- A caller's idempotency key, and the stored answer.
 -- Never: a key used for two requests (unique); answered twice (the statement's own condition).
-CREATE TABLE claims (
+CREATE TABLE idempotency_keys (
     claim_id text PRIMARY KEY,
     caller text NOT NULL,
     rpc text NOT NULL,
@@ -74,5 +74,5 @@ CREATE TABLE claims (
     CONSTRAINT a_key_is_used_once UNIQUE (caller, rpc, key),
     CONSTRAINT key_length CHECK (length(key) BETWEEN 1 AND 255)
 );
-CREATE INDEX claims_by_time ON claims USING brin (create_time);
+CREATE INDEX idempotency_keys_by_time ON idempotency_keys USING brin (create_time);
 """

@@ -48,20 +48,20 @@ CREATE TABLE payments (
     charged bigint NOT NULL DEFAULT 0,
     captured bigint NOT NULL,
     -- Refunded after capture.
-    refunded bigint NOT NULL,
+    refunded_after_capture bigint NOT NULL,
     -- Refunded from escrow, after the card was charged.
-    returned bigint NOT NULL DEFAULT 0,
+    refunded_from_escrow bigint NOT NULL DEFAULT 0,
     -- Whether the remainder of the hold must go back to the client.
-    rest_goes_back boolean NOT NULL DEFAULT false,
+    remainder_to_client boolean NOT NULL DEFAULT false,
     -- What lost disputes took from escrow.
     lost_held bigint NOT NULL DEFAULT 0,
     -- What lost disputes took from the captured amount.
     lost bigint NOT NULL DEFAULT 0,
     -- What the capture in progress keeps back of the expert's debt.
-    netting bigint NOT NULL DEFAULT 0,
+    debt_offset bigint NOT NULL DEFAULT 0,
     net_commission bigint NOT NULL,
     -- What the platform still owes to the client because a refund failed.
-    client_owed bigint NOT NULL,
+    client_payable bigint NOT NULL,
     -- Stripe's fee; NULL until its balance transaction is known.
     processor_fee bigint,
 
@@ -97,29 +97,32 @@ CREATE TABLE payments (
 
     -- Every minor unit that was charged is in exactly one of four places.
     CONSTRAINT charged_money_is_accounted_for CHECK (
-        CASE WHEN charged > 0 THEN held + captured + returned + lost_held = charged
-        ELSE captured = 0 AND returned = 0 AND lost_held = 0 END),
+        CASE WHEN charged > 0 THEN held + captured + refunded_from_escrow + lost_held = charged
+        ELSE captured = 0 AND refunded_from_escrow = 0 AND lost_held = 0 END),
     CONSTRAINT held_within_amount CHECK (held BETWEEN 0 AND amount),
     CONSTRAINT charged_within_amount CHECK (charged BETWEEN 0 AND amount),
     CONSTRAINT captured_within_amount CHECK (captured BETWEEN 0 AND amount),
-    CONSTRAINT returned_within_amount CHECK (returned BETWEEN 0 AND amount),
+    CONSTRAINT returned_within_amount CHECK (refunded_from_escrow BETWEEN 0 AND amount),
     CONSTRAINT lost_held_within_amount CHECK (lost_held BETWEEN 0 AND amount),
-    CONSTRAINT refunded_within_captured CHECK (refunded BETWEEN 0 AND captured),
-    CONSTRAINT lost_within_captured CHECK (lost BETWEEN 0 AND captured - refunded),
+    CONSTRAINT refunded_within_captured CHECK (refunded_after_capture BETWEEN 0 AND captured),
+    CONSTRAINT lost_within_captured CHECK (lost BETWEEN 0 AND captured - refunded_after_capture),
     CONSTRAINT commission_within_captured
-        CHECK (net_commission BETWEEN 0 AND captured - refunded - lost),
-    CONSTRAINT client_owed_within_refunds CHECK (client_owed BETWEEN 0 AND refunded + returned),
-    CONSTRAINT netting_is_not_negative CHECK (netting >= 0),
-    CONSTRAINT netting_only_while_capturing CHECK (netting = 0 OR state = 'CAPTURING'),
-    CONSTRAINT remainder_to_return_was_charged CHECK (NOT rest_goes_back OR charged > 0),
+        CHECK (net_commission BETWEEN 0 AND captured - refunded_after_capture - lost),
+    CONSTRAINT client_payable_within_refunds
+        CHECK (client_payable BETWEEN 0 AND refunded_after_capture + refunded_from_escrow),
+    CONSTRAINT debt_offset_is_not_negative CHECK (debt_offset >= 0),
+    CONSTRAINT debt_offset_only_while_capturing CHECK (debt_offset = 0 OR state = 'CAPTURING'),
+    CONSTRAINT remainder_to_return_was_charged CHECK (NOT remainder_to_client OR charged > 0),
 
     -- The state agrees with the amounts.
     CONSTRAINT held_only_in_escrow CHECK (held = 0 OR state IN (
         'IN_ESCROW', 'CAPTURING', 'CANCELING', 'PROMOTING', 'REFUNDING')),
     CONSTRAINT escrow_holds_money CHECK (state <> 'IN_ESCROW' OR held > 0),
-    CONSTRAINT captured_has_money_left CHECK (state <> 'CAPTURED' OR captured > refunded + lost),
+    CONSTRAINT captured_has_money_left
+        CHECK (state <> 'CAPTURED' OR captured > refunded_after_capture + lost),
     CONSTRAINT refunded_has_no_money_left
-        CHECK (state <> 'REFUNDED' OR (charged > 0 AND captured = refunded + lost AND held = 0)),
+        CHECK (state <> 'REFUNDED'
+            OR (charged > 0 AND captured = refunded_after_capture + lost AND held = 0)),
 
     CONSTRAINT known_waiting_for
         CHECK (waiting_for IN ('', 'processor', 'operator', 'expert')),
@@ -146,9 +149,9 @@ CREATE INDEX payments_unpaid ON payments (payment_expire_time)
 CREATE INDEX payments_held ON payments (escrow_expire_time) WHERE held > 0;
 CREATE INDEX payments_due ON payments (release_due_time)
     WHERE held > 0 AND release_due_time IS NOT NULL;
-CREATE INDEX payments_waiting ON payments (expert_id) WHERE waiting_for = 'expert';
+CREATE INDEX payments_backlog_items ON payments (expert_id) WHERE waiting_for = 'expert';
 -- For the expert's debt, and for experts whose account may pay out soon.
-CREATE INDEX payments_netting ON payments (expert_id) WHERE netting > 0;
+CREATE INDEX payments_netting ON payments (expert_id) WHERE debt_offset > 0;
 CREATE INDEX payments_captured ON payments (expert_id, capture_time)
     WHERE capture_time IS NOT NULL;
 

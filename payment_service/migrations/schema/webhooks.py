@@ -6,7 +6,7 @@ SCHEMA: Final = r"""
 -- A webhook event. It is stored once and applied later, by reading the object from Stripe. Only the
 -- envelope is stored, because the object may contain a secret.
 -- Never: stored twice (primary key).
-CREATE TABLE inbox (
+CREATE TABLE webhook_events (
     event_id text PRIMARY KEY,
     endpoint text NOT NULL,
     type text NOT NULL,
@@ -28,6 +28,7 @@ CREATE TABLE inbox (
 
     CONSTRAINT known_state CHECK (state IN ('WAITING', 'APPLIED', 'IGNORED', 'PARKED'))
 );
-CREATE INDEX inbox_due ON inbox (next_try_time) WHERE state = 'WAITING';
-CREATE INDEX inbox_open ON inbox (receive_time, event_id) WHERE state IN ('WAITING', 'PARKED');
+CREATE INDEX webhook_events_due ON webhook_events (next_try_time) WHERE state = 'WAITING';
+CREATE INDEX webhook_events_open ON webhook_events (receive_time, event_id)
+    WHERE state IN ('WAITING', 'PARKED');
 """

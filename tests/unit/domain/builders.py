@@ -6,15 +6,9 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from payment_service.domain import money
-from payment_service.domain.escrow import (
-    ChargeModel,
-    EscrowMode,
-    Failure,
-    Payment,
-    State,
-)
 from payment_service.domain.ledger import Posting
 from payment_service.domain.operations import Operation, OperationKind
+from payment_service.domain.payment import ChargeModel, EscrowMode, Failure, Payment, State
 
 NOW = datetime(2030, 1, 1, 12, tzinfo=UTC)
 FAILURE = Failure("card_declined", "generic_decline", "the card was declined", NOW)
@@ -96,7 +90,7 @@ def in_state(state: State, base: Payment | None = None) -> Payment:
         capture_time=NOW,
     )
     if state is State.REFUNDED:
-        return replace(payment, refunded=payment.captured, net_commission=0)
+        return replace(payment, refunded_after_capture=payment.captured, net_commission=0)
     return payment
 
 

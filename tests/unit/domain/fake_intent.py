@@ -11,15 +11,15 @@ from datetime import timedelta
 from fractions import Fraction
 
 from payment_service.domain.ledger import STRIPE_PLATFORM, stripe_connected
-from payment_service.domain.observation import (
+from payment_service.domain.snapshot import (
     UNPAID,
     ApplicationFee,
-    BalanceLine,
+    BalanceTransaction,
     Charge,
     Decline,
     FeeRefund,
     IntentStatus,
-    Observation,
+    PaymentSnapshot,
     Refund,
     Reversal,
     Transfer,
@@ -68,9 +68,9 @@ class FakeIntent:
 
     # ---- what Stripe shows ----
 
-    def observe(self) -> Observation:
+    def observe(self) -> PaymentSnapshot:
         """Stripe lists the newest refund first."""
-        return Observation(
+        return PaymentSnapshot(
             payment_intent_id="pi_1",
             status=self.status,
             minor_units=self.amount,
@@ -129,7 +129,7 @@ class FakeIntent:
         if self.has_destination:
             self._send_on(charged, fee)
 
-    def _send_on(self, charged: BalanceLine, fee: int) -> None:
+    def _send_on(self, charged: BalanceTransaction, fee: int) -> None:
         """All of it goes to the expert, and the fee comes back from there."""
         assert self.charge is not None
         sent = self._line(STRIPE_PLATFORM, -1, charged.minor_units, charged.currency)
@@ -242,15 +242,15 @@ class FakeIntent:
     def _book(self, account: str, minor_units: int, currency: str) -> None:
         self.balances[account, currency] += minor_units
 
-    def _line(self, account: str, sign: int, minor_units: int, currency: str) -> BalanceLine:
+    def _line(self, account: str, sign: int, minor_units: int, currency: str) -> BalanceTransaction:
         self._book(account, sign * minor_units, currency)
-        return BalanceLine(self._id("txn"), currency, minor_units)
+        return BalanceTransaction(self._id("txn"), currency, minor_units)
 
-    def _platform_line(self, sign: int, minor_units: int) -> BalanceLine:
+    def _platform_line(self, sign: int, minor_units: int) -> BalanceTransaction:
         settled = round(minor_units * self.exchange.platform_rate)
         return self._line(STRIPE_PLATFORM, sign, settled, self.exchange.platform or self.currency)
 
-    def _connected_line(self, sign: int, transferred: int) -> BalanceLine:
+    def _connected_line(self, sign: int, transferred: int) -> BalanceTransaction:
         currency = self.exchange.connected or self.exchange.platform or self.currency
         return self._line(CONNECTED, sign, self._to_connected(transferred), currency)
 

@@ -6,17 +6,22 @@ checks what must always be true of a payment and its books.
 
 from dataclasses import dataclass, field, replace
 
-from payment_service.domain import escrow, plans
+from payment_service.domain import guards, plans, transitions
 from payment_service.domain.deadlines import deadlines_of
 from payment_service.domain.disputes import Dispute
-from payment_service.domain.escrow import Freeze, Payment, State, Transition, WaitingFor
-from payment_service.domain.follow import follow, repayment
-from payment_service.domain.follow_disputes import Circumstances, follow_disputes
-from payment_service.domain.followed import Followed
-from payment_service.domain.give_way import check_covered, described, owed_after
-from payment_service.domain.ledger import STRIPE_PLATFORM, Posting, Share, imbalance
-from payment_service.domain.observation import Observation, ShownDispute
+from payment_service.domain.ledger import STRIPE_PLATFORM, CaptureSplit, Posting, imbalance
 from payment_service.domain.operations import Operation, OperationKind, OperationState
+from payment_service.domain.payment import Freeze, Payment, State, WaitingFor
+from payment_service.domain.snapshot import DisputeSnapshot, PaymentSnapshot
+from payment_service.domain.state_machine import TRANSITIONS, EventKind, Transition
+from payment_service.domain.sync.changes import ChangeSet
+from payment_service.domain.sync.derive_changes import derive_changes
+from payment_service.domain.sync.derive_dispute_changes import (
+    DisputeContext,
+    derive_dispute_changes,
+)
+from payment_service.domain.sync.money_back import repayment
+from payment_service.domain.sync.superseded import check_covered, debt_if_not_reversed, described
 from tests.unit.domain.builders import (
     BUSY,
     FAILURE,
@@ -49,12 +54,12 @@ class FakeService:
     known: set[str] = field(default_factory=set)
     postings: list[Posting] = field(default_factory=list)
     discrepancies: list[str] = field(default_factory=list)
-    kinds: list[escrow.Kind] = field(default_factory=list)
+    kinds: list[EventKind] = field(default_factory=list)
     ids: int = 1
     #: What the expert owes from before: another client's refund that Stripe did not take back.
     debt_before: int = 0
     #: Disputes as Stripe shows them, and as they are on record.
-    shown: dict[str, ShownDispute] = field(default_factory=dict)
+    shown: dict[str, DisputeSnapshot] = field(default_factory=dict)
     records: dict[str, Dispute] = field(default_factory=dict)
     #: What was booked out of band since the open operation was recorded, or last resumed.
     by_hand: list[str] = field(default_factory=list)
@@ -71,31 +76,31 @@ class FakeService:
 
     # ---- following ----
 
-    def observe(self) -> Observation:
+    def observe(self) -> PaymentSnapshot:
         return replace(self.intent.observe(), disputes=tuple(self.shown.values()))
 
-    def follow(self, seen: Observation | None = None) -> Followed:
+    def follow(self, seen: PaymentSnapshot | None = None) -> ChangeSet:
         shown = seen or self.observe()
-        followed = follow(
+        followed = derive_changes(
             self.payment,
             shown,
             operation=self.operation,
-            known=frozenset(self.known),
-            by_hand=self.by_hand,
+            booked_ids=frozenset(self.known),
+            out_of_band=self.by_hand,
             next_operation_id=f"op_{self.ids + 1}",
             holding=HOLDING,
             now=NOW,
         )
         if shown.disputes or shown.fraud_warnings is not None:
-            circumstances = Circumstances(
+            circumstances = DisputeContext(
                 records=self.records,
                 operation=self.operation,
-                known=frozenset(self.known),
+                booked_ids=frozenset(self.known),
                 next_operation_id=f"op_{self.ids + 1}",
                 freezes_on_warning=True,
                 now=NOW,
             )
-            follow_disputes(followed, shown, circumstances)
+            derive_dispute_changes(followed, shown, circumstances)
         self.records = {**self.records, **followed.disputes}
         for transition in followed.transitions:
             self.record(transition)
@@ -144,7 +149,7 @@ class FakeService:
     def record(self, transition: Transition) -> None:
         assert transition.before == self.payment
         assert transition.after.version == self.payment.version + 1
-        assert transition.after.state in escrow.TRANSITIONS[transition.kind][self.payment.state]
+        assert transition.after.state in TRANSITIONS[transition.kind][self.payment.state]
         assert not imbalance(transition.postings)
         assert all(posting.minor_units for posting in transition.postings)
         self.payment = transition.after
@@ -179,13 +184,13 @@ class FakeService:
                 OperationKind.CAPTURE, plan.charges, application_fee=fee, netted=share.netted
             )
         self.operation = operation
-        self.record(escrow.start_capture(payment, share, operation.operation_id, "", NOW))
+        self.record(transitions.start_capture(payment, share, operation.operation_id, "", NOW))
         return plan
 
     def start_give_back(self, part: int | None = None, because: str = "asked") -> plans.RefundPlan:
-        if plans.waits_for_expert(self.payment):
+        if guards.waits_for_expert(self.payment):
             # Planned first: what is refused gives up nothing.
-            plans.plan_refund(escrow.capture_given_up(self.payment, because, NOW).after, part)
+            plans.plan_refund(transitions.capture_abandoned(self.payment, because, NOW).after, part)
             self.give_up(because)
         if way := self._repayment_making_way():
             plans.plan_refund(way.after, part)
@@ -195,38 +200,42 @@ class FakeService:
         self.operation = self._open(kind, plan.minor_units, because=because)
         operation_id = self.operation.operation_id
         if plan.cancels:
-            self.record(escrow.start_cancel(self.payment, operation_id, because, NOW))
+            self.record(transitions.start_cancel(self.payment, operation_id, because, NOW))
         else:
-            self.record(escrow.start_refund(self.payment, plan.split, operation_id, because, NOW))
+            self.record(
+                transitions.start_refund(self.payment, plan.split, operation_id, because, NOW)
+            )
         return plan
 
     def give_up(self, because: str = "asked") -> None:
-        given_up = escrow.capture_given_up(self.payment, because, NOW)
+        given_up = transitions.capture_abandoned(self.payment, because, NOW)
         self.operation = None
         self.record(given_up)
 
     def _repayment_making_way(self) -> Transition | None:
-        """As `make_way.repayment_making_way`, of which nothing here is ever on its way."""
+        """As `make_way.plan_preemption`, of which nothing here is ever on its way."""
         owed = self.operation is not None and self.operation.params.get("owed")
         if not owed or not (self.payment.held or self.payment.net):
             return None
-        return escrow.repayment_given_up(self.payment, "something else comes first", NOW)
+        return transitions.repayment_abandoned(self.payment, "something else comes first", NOW)
 
     def _make_way(self, given_up: Transition) -> None:
         self.operation = None
         self.record(given_up)
 
     def start_promotion(self) -> None:
-        plans.check_promotion(self.payment)
+        guards.check_promotion(self.payment)
         self.operation = self._open(OperationKind.PROMOTE, self.payment.held)
-        self.record(escrow.start_promotion(self.payment, self.operation.operation_id, NOW))
+        self.record(transitions.start_promotion(self.payment, self.operation.operation_id, NOW))
 
     def park(self) -> None:
         """The open operation waits for an operator, and no request of it is on its way."""
         assert self.operation is not None
         self.operation = replace(self.operation, state=OperationState.PARKED)
         if self.payment.waiting_for is not WaitingFor.OPERATOR:
-            self.record(escrow.waiting(self.payment, WaitingFor.OPERATOR, "parked", NOW))
+            self.record(
+                transitions.waiting_changed(self.payment, WaitingFor.OPERATOR, "parked", NOW)
+            )
         self.check()
 
     @property
@@ -245,11 +254,11 @@ class FakeService:
         check_covered(self.payment, self.operation)
         self.operation = replace(self.operation, state=OperationState.UNKNOWN)
         self.by_hand.clear()
-        self.record(escrow.waiting(self.payment, WaitingFor.PROCESSOR, "resumed", NOW))
+        self.record(transitions.waiting_changed(self.payment, WaitingFor.PROCESSOR, "resumed", NOW))
         self.check()
 
     def abandon(self) -> None:
-        """As `give_up_operation`: it ends as a final no of Stripe would end it."""
+        """As `abandon_operation`: it ends as a final no of Stripe would end it."""
         assert self.operation is not None
         if self.operation.kind in (OperationKind.CAPTURE, OperationKind.TRANSFER):
             self.give_up("by an operator")
@@ -262,7 +271,7 @@ class FakeService:
         """Stripe refused what the capture asked for because the expert's account is not well."""
         assert self.operation is not None
         self.operation = replace(self.operation, state=OperationState.PARKED)
-        self.record(escrow.waiting(self.payment, WaitingFor.EXPERT, "refused", NOW))
+        self.record(transitions.waiting_changed(self.payment, WaitingFor.EXPERT, "refused", NOW))
         self.check()
 
     def send(self, *, refused: bool = False) -> None:
@@ -289,7 +298,9 @@ class FakeService:
             case OperationKind.REFUND:
                 self.intent.refund(part, name)
             case OperationKind.TRANSFER:
-                share = Share(part, operation.number("commission"), operation.number("netted"))
+                share = CaptureSplit(
+                    part, operation.number("commission"), operation.number("netted")
+                )
                 self.intent.transfer(share.sent, name)
             case _:
                 self.intent.reverse(
@@ -302,16 +313,16 @@ class FakeService:
             return  # Stays parked: an operator tries again.
         match operation.kind:
             case OperationKind.CAPTURE | OperationKind.TRANSFER:
-                transition = escrow.capture_refused(payment, FAILURE)
+                transition = transitions.capture_refused(payment, FAILURE)
             case OperationKind.PROMOTE:
-                transition = escrow.promotion_refused(payment, FAILURE)
+                transition = transitions.promotion_refused(payment, FAILURE)
             case OperationKind.CANCEL:
-                transition = escrow.cancel_refused(payment, FAILURE)
+                transition = transitions.cancel_refused(payment, FAILURE)
             case OperationKind.REFUND:
-                transition = escrow.refund_refused(payment, FAILURE)
+                transition = transitions.refund_refused(payment, FAILURE)
             case _:
-                owed = owed_after(operation)
-                transition = escrow.expert_owes(payment, owed, FAILURE.code, NOW)
+                owed = debt_if_not_reversed(operation)
+                transition = transitions.expert_debt_recorded(payment, owed, FAILURE.code, NOW)
         self.operation = None
         self.record(transition)
         self.park_repayment()
@@ -359,7 +370,7 @@ class FakeService:
         assert bool(operation) == bool(payment.operation_id) == (payment.state in BUSY)
         if operation:
             assert operation.operation_id == payment.operation_id
-        if payment.client_owed:
+        if payment.client_payable:
             # Nothing owed is without an operation: the one that repays it, or one before that.
             assert operation is not None
         if operation and operation.params.get("owed"):
@@ -367,17 +378,17 @@ class FakeService:
             assert payment.waiting_for is not WaitingFor.NOTHING
             assert operation.minor_units > 0
             if operation.state is OperationState.PARKED:
-                assert operation.minor_units <= payment.client_owed
+                assert operation.minor_units <= payment.client_payable
 
     def _check_books(self) -> None:
         payment = self.payment
         authorized = 0 if payment.charged else payment.held
         assert self.balance("hold") == -self.balance("client") == authorized
         assert self.balance("escrow:pay_1") == (-payment.held if payment.charged else 0)
-        assert self.balance("client_payable:pay_1") == -payment.client_owed
+        assert self.balance("client_payable:pay_1") == -payment.client_payable
         assert self.balance("commission") == -payment.net_commission
         # Never more kept back than is owed, not even with the capture that is under way.
-        assert self.balance(DEBT) >= payment.netting
+        assert self.balance(DEBT) >= payment.debt_offset
         if self.intent.exchange == SAME_CURRENCY:
             assert self.balance(CONNECTED) == -self.balance(FUNDS)
         assert imbalance(self.postings) == {}
@@ -415,22 +426,26 @@ def serve(
 
 def check_payment(payment: Payment) -> None:
     """State and amounts agree, and every amount is within its bounds."""
-    assert 0 <= payment.refunded <= payment.captured <= payment.charged <= payment.amount
-    assert 0 <= payment.lost <= payment.captured - payment.refunded
+    assert (
+        0 <= payment.refunded_after_capture <= payment.captured <= payment.charged <= payment.amount
+    )
+    assert 0 <= payment.lost <= payment.captured - payment.refunded_after_capture
     assert (payment.frozen is Freeze.NONE) == (not payment.frozen_by)
     assert 0 <= payment.net_commission <= payment.net
     assert payment.net_commission + payment.net_expert == payment.net
-    assert 0 <= payment.client_owed <= payment.refunded + payment.returned
-    assert payment.netting == 0 or payment.state is State.CAPTURING
+    assert (
+        0 <= payment.client_payable <= payment.refunded_after_capture + payment.refunded_from_escrow
+    )
+    assert payment.debt_offset == 0 or payment.state is State.CAPTURING
     if payment.charged:
         assert payment.held >= 0
-        assert payment.returned >= 0
+        assert payment.refunded_from_escrow >= 0
         assert payment.lost_held >= 0
-        whole = payment.held + payment.captured + payment.returned + payment.lost_held
+        whole = payment.held + payment.captured + payment.refunded_from_escrow + payment.lost_held
         assert payment.charged == whole
     else:
         assert payment.held in (0, payment.amount)
-        assert payment.returned == payment.lost_held == 0
+        assert payment.refunded_from_escrow == payment.lost_held == 0
     _check_model(payment)
     _check_state(payment)
 
@@ -468,9 +483,9 @@ def _check_state(payment: Payment) -> None:
     assert not deadlines_of(payment) or payment.held
 
 
-def followed_kinds(followed: Followed) -> list[str]:
+def followed_kinds(followed: ChangeSet) -> list[str]:
     return [transition.kind.value.removeprefix("payment.") for transition in followed.transitions]
 
 
-def reported(followed: Followed) -> list[str]:
+def reported(followed: ChangeSet) -> list[str]:
     return [found.kind for found in followed.discrepancies]

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from payment_service.domain import escrow
+from payment_service.domain import transitions
 from payment_service.domain.deadlines import (
     Deadline,
     DeadlineKind,
@@ -15,8 +15,8 @@ from payment_service.domain.deadlines import (
     deadline_near,
     deadlines_of,
 )
-from payment_service.domain.escrow import OnDeadline, Payment, State
-from payment_service.domain.ledger import Share
+from payment_service.domain.ledger import CaptureSplit
+from payment_service.domain.payment import OnDeadline, Payment, State
 from tests.unit.domain.builders import CARD_HOLD, FAILURE, HOLDING, NOW, in_state, separate
 from tests.unit.domain.fake_service import FakeService, serve
 
@@ -100,7 +100,7 @@ def test_promotion_begins_a_new_time() -> None:
     service.intent.authorize()
     service.follow()
     service.record(
-        escrow.deadline_near(service.payment, "CARD_AUTHORIZATION", NOW + DAY, PROMOTE, NOW)
+        transitions.deadline_near(service.payment, "CARD_AUTHORIZATION", NOW + DAY, PROMOTE, NOW)
     )
     service.promote()
     payment = service.payment
@@ -135,12 +135,12 @@ def test_alert_is_given_once_for_each_deadline() -> None:
     payment = held(ALERT, expires=7 * DAY, release=3 * DAY)
     first = due(payment, 3 * DAY)
     assert first is not None
-    told = escrow.deadline_passed(payment, first.kind, first.time, NOW + 3 * DAY).after
+    told = transitions.deadline_passed(payment, first.kind, first.time, NOW + 3 * DAY).after
     assert [due(told, 3 * DAY + wait) for wait in (MOMENT, AGAIN, 2 * DAY)] == [None] * 3
     second = due(told, 7 * DAY - MARGIN)
     assert second is not None
     assert second.kind is CARD
-    told = escrow.deadline_passed(told, second.kind, second.time, NOW + 7 * DAY - MARGIN).after
+    told = transitions.deadline_passed(told, second.kind, second.time, NOW + 7 * DAY - MARGIN).after
     assert due(told, 7 * DAY) is None
 
 
@@ -149,18 +149,20 @@ def acted(payment: Payment, at: timedelta) -> Payment:
     now = NOW + at
     match payment.on_deadline:
         case OnDeadline.CAPTURE:
-            share = Share(payment.held, 1_000)
-            tried = escrow.start_capture(payment, share, "op_1", "", now, by_deadline=True).after
-            return escrow.capture_refused(tried, FAILURE).after
+            share = CaptureSplit(payment.held, 1_000)
+            tried = transitions.start_capture(
+                payment, share, "op_1", "", now, by_deadline=True
+            ).after
+            return transitions.capture_refused(tried, FAILURE).after
         case OnDeadline.REFUND:
-            tried = escrow.start_cancel(payment, "op_1", "", now, by_deadline=True).after
-            return escrow.cancel_refused(tried, FAILURE).after
+            tried = transitions.start_cancel(payment, "op_1", "", now, by_deadline=True).after
+            return transitions.cancel_refused(tried, FAILURE).after
         case OnDeadline.PROMOTE:
-            return escrow.promotion_refused(
-                escrow.start_promotion(payment, "op_1", now).after, FAILURE
+            return transitions.promotion_refused(
+                transitions.start_promotion(payment, "op_1", now).after, FAILURE
             ).after
         case _:
-            return escrow.deadline_passed(payment, "", now, now).after
+            return transitions.deadline_passed(payment, "", now, now).after
 
 
 @pytest.mark.parametrize("action", [CAPTURE, REFUND, PROMOTE])
@@ -177,8 +179,8 @@ def test_what_stripe_refused_is_tried_again_after_a_while(action: OnDeadline) ->
 
 def test_what_a_caller_tried_before_the_deadline_is_not_the_deadlines_own_try() -> None:
     payment = held(CAPTURE)
-    tried = escrow.start_capture(payment, Share(10_000, 1_000), "op_1", "", NOW).after
-    refused = escrow.capture_refused(tried, FAILURE).after
+    tried = transitions.start_capture(payment, CaptureSplit(10_000, 1_000), "op_1", "", NOW).after
+    refused = transitions.capture_refused(tried, FAILURE).after
     assert refused.deadline_time is None
     assert due(refused, 7 * DAY - MARGIN) is not None
 
@@ -198,7 +200,7 @@ def test_gigs_date_does_not_end_the_tries_to_promote() -> None:
     at = 7 * DAY - MARGIN
     refused = acted(held(PROMOTE, release=at + 2 * HOUR), at)
     told_at = at + 2 * HOUR
-    told = escrow.deadline_passed(refused, RELEASE, NOW + told_at, NOW + told_at).after
+    told = transitions.deadline_passed(refused, RELEASE, NOW + told_at, NOW + told_at).after
     again = due(told, told_at + AGAIN)
     assert again is not None
     assert again.action is PROMOTE
@@ -253,7 +255,7 @@ def test_what_a_final_capture_was_to_give_back_is_never_captured_by_a_deadline(
     service.send()
     service.follow()
     assert service.operation is not None  # The refund of the rest, and Stripe refuses it.
-    refused = escrow.refund_refused(service.payment, FAILURE)
+    refused = transitions.refund_refused(service.payment, FAILURE)
     assert (refused.after.state, refused.after.held) == (State.IN_ESCROW, 7_000)
     assert [found.action for found in deadlines_of(refused.after)] == [action] * 2
 
@@ -271,7 +273,7 @@ def test_a_milestone_leaves_the_rest_to_what_was_agreed() -> None:
 def warned(payment: Payment, at: timedelta) -> Payment:
     found = near(payment, at)
     assert found is not None
-    return escrow.deadline_near(payment, found.kind, found.time, found.action, NOW + at).after
+    return transitions.deadline_near(payment, found.kind, found.time, found.action, NOW + at).after
 
 
 @pytest.mark.parametrize("kind", [CARD, LIMIT, RELEASE])
@@ -317,7 +319,7 @@ def test_deadlines_that_come_near_together_are_both_warned_of() -> None:
 
 def test_warning_says_what_and_when_and_what_will_be_done() -> None:
     payment = held(CAPTURE)
-    told = escrow.deadline_near(payment, CARD.value, NOW + 7 * DAY, CAPTURE, NOW)
+    told = transitions.deadline_near(payment, CARD.value, NOW + 7 * DAY, CAPTURE, NOW)
     time: datetime = NOW + 7 * DAY
     assert told.facts == {
         "deadline": "CARD_AUTHORIZATION",

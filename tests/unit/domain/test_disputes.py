@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from payment_service.domain import disputes, money, plans
 from payment_service.domain.disputes import Outcome, Stage
 from payment_service.domain.errors import Busy, Precondition, Refusal
-from payment_service.domain.escrow import Freeze, Kind, State, WaitingFor
 from payment_service.domain.ledger import STRIPE_PLATFORM
-from payment_service.domain.observation import DisputeLine, FraudWarning, ShownDispute
 from payment_service.domain.operations import OperationState
+from payment_service.domain.payment import Freeze, State, WaitingFor
+from payment_service.domain.snapshot import DisputeSnapshot, DisputeTransaction, FraudWarning
+from payment_service.domain.state_machine import EventKind
 from tests.unit.domain.builders import NOW, new_payment, separate
 from tests.unit.domain.fake_intent import RefusedByStripe
 from tests.unit.domain.fake_service import FakeService, reported, serve
@@ -31,7 +32,7 @@ class Bank:
 
     def contest(self, amount: int, *, inquiry: bool = False) -> str:
         name = f"dp_{len(self.service.shown) + 1}"
-        self.service.shown[name] = ShownDispute(
+        self.service.shown[name] = DisputeSnapshot(
             dispute_id=name,
             charge_id="ch_1",
             status="warning_needs_response" if inquiry else "needs_response",
@@ -46,7 +47,7 @@ class Bank:
 
     def line(self, name: str, minor_units: int, fee: int = 0) -> None:
         shown, currency = self.service.shown[name], self.service.payment.currency
-        line = DisputeLine(f"txn_{name}_{len(shown.lines)}", currency, minor_units, fee)
+        line = DisputeTransaction(f"txn_{name}_{len(shown.lines)}", currency, minor_units, fee)
         self.service.shown[name] = replace(shown, lines=(*shown.lines, line))
         self.service.intent.balances[STRIPE_PLATFORM, currency] += minor_units - fee
 
@@ -122,17 +123,17 @@ def test_an_inquiry_freezes_capture_and_a_chargeback_refunds_too() -> None:
 def test_a_warning_of_fraud_is_told_once_and_freezes_while_it_is_actionable() -> None:
     service = held()
 
-    def warned(*, actionable: bool) -> list[Kind]:
+    def warned(*, actionable: bool) -> list[EventKind]:
         warning = FraudWarning("issfr_1", "misc", actionable)
         to = service.follow(replace(service.observe(), fraud_warnings=(warning,)))
         return [transition.kind for transition in to.transitions]
 
-    assert warned(actionable=True) == [Kind.FRAUD_WARNING]
+    assert warned(actionable=True) == [EventKind.FRAUD_WARNING]
     assert reason_of(service, capture=True) == "PAYMENT_DISPUTED issfr_1 FRAUD_WARNING"
     assert not reason_of(service, capture=False)
     assert not warned(actionable=True)
     assert not service.follow().transitions  # Nobody asked for warnings: nothing is concluded.
-    assert warned(actionable=False) == [Kind.FRAUD_WARNING_OVER]
+    assert warned(actionable=False) == [EventKind.FRAUD_WARNING_OVER]
     assert service.payment.frozen is Freeze.NONE
 
 
@@ -187,7 +188,7 @@ def test_what_was_refunded_before_it_was_lost_is_the_platforms_loss() -> None:
     Bank(service).status(name, "lost")
     service.follow()
     service.finish()
-    assert (service.payment.lost, service.payment.refunded) == (6_000, 4_000)
+    assert (service.payment.lost, service.payment.refunded_after_capture) == (6_000, 4_000)
     assert service.balance("losses") == 4_000
     assert service.records[name].lost == 10_000
 
@@ -197,7 +198,7 @@ def test_a_reversal_that_stripe_refuses_leaves_the_debt() -> None:
     name = Bank(service).contest(10_000)
     Bank(service).status(name, "lost")
     service.follow()
-    assert service.kinds[-1] is Kind.DISPUTE_LOST
+    assert service.kinds[-1] is EventKind.DISPUTE_LOST
     service.finish(reversal_refused=True)
     assert service.payment.state is State.REFUNDED
     assert service.balance("expert_debt:expert_1") == 9_000
@@ -297,7 +298,7 @@ def test_a_bounce_after_an_appeal_was_won_is_owed() -> None:
     assert service.balance("losses") == 0
     service.intent.bounce(service.intent.refunds[0].refund_id)
     service.follow()
-    assert (service.payment.client_owed, service.balance("losses")) == (10_000, 0)
+    assert (service.payment.client_payable, service.balance("losses")) == (10_000, 0)
 
 
 def test_a_refund_beside_a_dispute_that_was_lost_twice_is_owed_when_it_bounces() -> None:
@@ -315,7 +316,7 @@ def test_a_refund_beside_a_dispute_that_was_lost_twice_is_owed_when_it_bounces()
     service.follow()
     service.intent.bounce(service.intent.refunds[0].refund_id)
     service.follow()
-    assert (service.payment.client_owed, service.balance("losses")) == (4_000, 0)
+    assert (service.payment.client_payable, service.balance("losses")) == (4_000, 0)
 
 
 def test_a_loss_pays_what_is_payable_and_an_appeal_owes_nobody_by_itself() -> None:
@@ -329,11 +330,11 @@ def test_a_loss_pays_what_is_payable_and_an_appeal_owes_nobody_by_itself() -> No
     bank.lose(name)
     service.follow()
     service.finish()
-    assert (service.payment.client_owed, service.balance("losses")) == (0, 0)
+    assert (service.payment.client_payable, service.balance("losses")) == (0, 0)
     bank.win(name)
     to = service.follow()
     assert reported(to) == ["reinstated_after_loss"]
-    assert (service.payment.client_owed, service.balance("losses")) == (0, -10_000)
+    assert (service.payment.client_payable, service.balance("losses")) == (0, -10_000)
     assert service.operation is None
 
 
@@ -348,7 +349,7 @@ def test_a_bounce_after_a_loss_is_payable_and_parked_for_an_operator() -> None:
     assert service.balance("losses") == 4_000
     service.intent.bounce(service.intent.refunds[0].refund_id)
     service.follow()
-    assert (service.payment.client_owed, service.balance("losses")) == (4_000, 4_000)
+    assert (service.payment.client_payable, service.balance("losses")) == (4_000, 4_000)
     assert service.operation is not None
     assert service.operation.state is OperationState.PARKED
     assert service.payment.waiting_for is WaitingFor.OPERATOR
@@ -374,7 +375,7 @@ def test_a_dispute_of_a_hold_is_reported_and_changes_nothing() -> None:
     Bank(service).contest(10_000)
     to = service.follow(service.observe())
     assert not to.transitions
-    assert service.discrepancies == ["dispute_of_a_hold"]
+    assert service.discrepancies == ["dispute_before_capture"]
 
 
 # ---- any life, looked at anyhow ----
@@ -479,7 +480,7 @@ def test_any_life_leaves_books_that_agree_with_stripes(
     live(service, seed, 25, looks=looks)
     payment, records = service.payment, service.records.values()
     assert set(service.records) == set(service.shown)
-    assert bool(payment.operation_id) == bool(payment.client_owed)
+    assert bool(payment.operation_id) == bool(payment.client_payable)
     assert not any(record.unsettled for record in records)
     assert service.balance("dispute_hold:pay_1") == sum(
         record.withdrawn - record.reinstated - record.lost for record in records
@@ -504,9 +505,9 @@ def test_any_life_leaves_books_that_agree_with_stripes(
     resent = sum(
         line.minor_units
         for line in service.postings
-        if (line.kind, line.account) == ("refund_resent", "client_payable:pay_1")
+        if (line.kind, line.account) == ("client_repaid", "client_payable:pay_1")
     )
-    assert payment.client_owed == bounced - resent - paid_as_owed(service)
+    assert payment.client_payable == bounced - resent - paid_as_owed(service)
     before = payment
     assert not service.follow().transitions
     assert service.payment == before

@@ -8,29 +8,31 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from payment_service.domain import escrow, money, plans
+from payment_service.domain import money, plans, transitions
 from payment_service.domain.errors import Precondition
-from payment_service.domain.escrow import (
-    TRANSITIONS,
+from payment_service.domain.ledger import (
+    LOSSES,
+    CaptureSplit,
+    CaptureTransactions,
+    Posting,
+    RefundSplit,
+    StripeAmount,
+    imbalance,
+)
+from payment_service.domain.payment import (
     Freeze,
-    Frozen,
-    IllegalTransition,
-    Kind,
+    FreezeReason,
     OnDeadline,
     Payment,
     State,
-    Transition,
-    Unbalanced,
     WaitingFor,
 )
-from payment_service.domain.ledger import (
-    LOSSES,
-    CaptureLines,
-    Posting,
-    RefundSplit,
-    Settled,
-    Share,
-    imbalance,
+from payment_service.domain.state_machine import (
+    TRANSITIONS,
+    EventKind,
+    IllegalTransition,
+    Transition,
+    Unbalanced,
 )
 from tests.unit.domain.builders import (
     CARD_HOLD,
@@ -45,26 +47,28 @@ from tests.unit.domain.builders import (
 from tests.unit.domain.fake_intent import SAME_CURRENCY, Exchange
 from tests.unit.domain.fake_service import FakeService, check_payment, serve
 
-USD = Settled(100, "USD", "txn_1")
-SHARE = Share(400, 40)
+USD = StripeAmount(100, "USD", "txn_1")
+SHARE = CaptureSplit(400, 40)
 
 
-def lines(part: int, commission: int) -> CaptureLines:
-    whole, fee = Settled(part, "USD", "txn_1"), Settled(commission, "USD", "txn_2")
-    return CaptureLines(charge=whole, transferred=whole, received=whole, fee=fee, fee_paid=fee)
+def lines(part: int, commission: int) -> CaptureTransactions:
+    whole, fee = StripeAmount(part, "USD", "txn_1"), StripeAmount(commission, "USD", "txn_2")
+    return CaptureTransactions(
+        charge=whole, transferred=whole, received=whole, fee=fee, fee_paid=fee
+    )
 
 
 def captured(payment: Payment) -> Transition:
-    return escrow.captured(
+    return transitions.captured(
         payment, SHARE, lines(400, 40), charge_id="ch_1", transfer_id="tr_1", now=NOW
     )
 
 
 def charged(payment: Payment, *, elsewhere: bool = False, then: str | None = None) -> Transition:
-    return escrow.charged(
+    return transitions.charged(
         payment,
         10_000,
-        Settled(10_000, "USD", "txn_1"),
+        StripeAmount(10_000, "USD", "txn_1"),
         charge_id="ch_1",
         expire_time=NOW + HOLDING,
         elsewhere=elsewhere,
@@ -74,9 +78,15 @@ def charged(payment: Payment, *, elsewhere: bool = False, then: str | None = Non
 
 
 def transferred(payment: Payment, part: int, then: str | None = None) -> Transition:
-    sent = Settled(part, "USD", "txn_1")
-    return escrow.transferred(
-        payment, Share(part, 0), sent, sent, transfer_id="tr_1", next_operation_id=then, now=NOW
+    sent = StripeAmount(part, "USD", "txn_1")
+    return transitions.transferred(
+        payment,
+        CaptureSplit(part, 0),
+        sent,
+        sent,
+        transfer_id="tr_1",
+        next_operation_id=then,
+        now=NOW,
     )
 
 
@@ -86,116 +96,126 @@ def whole_of(payment: Payment) -> RefundSplit:
 
 
 def client_refunded(payment: Payment, split: RefundSplit, then: str | None) -> Transition:
-    settled = Settled(split.whole, payment.currency, "txn_1")
-    return escrow.client_refunded(payment, "re_1", split, settled, then, NOW)
+    settled = StripeAmount(split.whole, payment.currency, "txn_1")
+    return transitions.client_refunded(payment, "re_1", split, settled, then, NOW)
 
 
-def refunded_elsewhere(payment: Payment, split: RefundSplit) -> Transition:
-    settled = Settled(split.whole, payment.currency, "txn_1")
-    return escrow.refunded_elsewhere(payment, "re_1", split, settled, LOSSES, NOW)
+def refunded_out_of_band(payment: Payment, split: RefundSplit) -> Transition:
+    settled = StripeAmount(split.whole, payment.currency, "txn_1")
+    return transitions.refunded_out_of_band(payment, "re_1", split, settled, LOSSES, NOW)
 
 
-def expert_reversed(payment: Payment, then: str | None) -> Transition:
-    return escrow.expert_reversed(payment, "trr_1", 100, USD, USD, then, NOW)
+def transfer_reversed(payment: Payment, then: str | None) -> Transition:
+    return transitions.transfer_reversed(payment, "trr_1", 100, USD, USD, then, NOW)
 
 
-CONTESTED = Frozen(Freeze.CHARGEBACK, "dp_1")
+CONTESTED = FreezeReason(Freeze.CHARGEBACK, "dp_1")
 
 
 def dispute_lost(
     payment: Payment, split: RefundSplit, then: str | None = None, beyond: int = 0
 ) -> Transition:
-    return escrow.dispute_lost(payment, split, beyond, {}, Frozen(), then, NOW)
+    return transitions.dispute_lost(payment, split, beyond, {}, FreezeReason(), then, NOW)
 
 
-def dispute_changed(kind: Kind) -> Callable[[Payment], Transition]:
-    return lambda payment: escrow.dispute_changed(payment, kind, {}, CONTESTED, NOW)
+def dispute_changed(kind: EventKind) -> Callable[[Payment], Transition]:
+    return lambda payment: transitions.dispute_changed(payment, kind, {}, CONTESTED, NOW)
 
 
 def dispute_funds(*, taken: bool) -> Callable[[Payment], Transition]:
     def moved(payment: Payment) -> Transition:
-        fee = Settled(15, payment.currency, "txn_1")
-        settled = Settled(100, payment.currency, "txn_1")
+        fee = StripeAmount(15, payment.currency, "txn_1")
+        settled = StripeAmount(100, payment.currency, "txn_1")
         sign = 1 if taken else -1
         postings = payment.book.dispute_funds("dispute_funds", sign, 100, settled, fee)
-        return escrow.dispute_funds_moved(payment, {}, postings, CONTESTED, NOW, taken=taken)
+        return transitions.dispute_funds_moved(payment, {}, postings, CONTESTED, NOW, taken=taken)
 
     return moved
 
 
-def warned(kind: Kind) -> Callable[[Payment], Transition]:
-    return lambda payment: escrow.fraud_warned(payment, kind, {}, "issfr_1", CONTESTED, NOW)
+def warned(kind: EventKind) -> Callable[[Payment], Transition]:
+    return lambda payment: transitions.fraud_warned(payment, kind, {}, "issfr_1", CONTESTED, NOW)
 
 
 HELD_PART, EXPERTS_PART = RefundSplit(from_escrow=100), RefundSplit(expert_part=100)
 
 #: Every transition function there is, in every way that leads to another state.
 FUNCTIONS: dict[str, Callable[[Payment], Transition]] = {
-    "intent_created": lambda p: escrow.intent_created(p, "pi_1", NOW),
-    "creation_refused": lambda p: escrow.creation_refused(p, FAILURE),
-    "attempt_failed": lambda p: escrow.attempt_failed(p, FAILURE),
-    "attempt_restarted": lambda p: escrow.attempt_restarted(p, NOW),
-    "authorized": lambda p: escrow.authorized(p, "ch_1", NOW, NOW),
+    "intent_created": lambda p: transitions.intent_created(p, "pi_1", NOW),
+    "creation_refused": lambda p: transitions.creation_refused(p, FAILURE),
+    "attempt_failed": lambda p: transitions.attempt_failed(p, FAILURE),
+    "attempt_restarted": lambda p: transitions.attempt_restarted(p, NOW),
+    "authorized": lambda p: transitions.authorized(p, "ch_1", NOW, NOW),
     "charged": charged,
     "charged, then transferred": lambda p: charged(p, then="op_2"),
     "charged elsewhere": lambda p: charged(p, elsewhere=True),
-    "start_promotion": lambda p: escrow.start_promotion(p, "op_2", NOW),
-    "promotion_refused": lambda p: escrow.promotion_refused(p, FAILURE),
-    "start_capture": lambda p: escrow.start_capture(p, SHARE, "op_2", "", NOW),
-    "capture_refused": lambda p: escrow.capture_refused(p, FAILURE),
-    "capture_given_up": lambda p: escrow.capture_given_up(p, "asked", NOW),
+    "start_promotion": lambda p: transitions.start_promotion(p, "op_2", NOW),
+    "promotion_refused": lambda p: transitions.promotion_refused(p, FAILURE),
+    "start_capture": lambda p: transitions.start_capture(p, SHARE, "op_2", "", NOW),
+    "capture_refused": lambda p: transitions.capture_refused(p, FAILURE),
+    "capture_abandoned": lambda p: transitions.capture_abandoned(p, "asked", NOW),
     "captured": captured,
     "transferred, a part": lambda p: transferred(p, 100),
     "transferred, the whole": lambda p: transferred(p, p.held or 100),
     "transferred, the rest goes back": lambda p: transferred(p, 100, "op_2"),
-    "start_cancel": lambda p: escrow.start_cancel(p, "op_2", "asked", NOW),
-    "cancel_refused": lambda p: escrow.cancel_refused(p, FAILURE),
-    "canceled": lambda p: escrow.ended_unpaid(p, expired=False, reason="", now=NOW),
-    "expired": lambda p: escrow.ended_unpaid(p, expired=True, reason="", now=NOW),
-    "start_refund": lambda p: escrow.start_refund(p, EXPERTS_PART, "op_2", "", NOW),
-    "refund_refused": lambda p: escrow.refund_refused(p, FAILURE),
+    "start_cancel": lambda p: transitions.start_cancel(p, "op_2", "asked", NOW),
+    "cancel_refused": lambda p: transitions.cancel_refused(p, FAILURE),
+    "canceled": lambda p: transitions.ended_unpaid(p, expired=False, reason="", now=NOW),
+    "expired": lambda p: transitions.ended_unpaid(p, expired=True, reason="", now=NOW),
+    "start_refund": lambda p: transitions.start_refund(p, EXPERTS_PART, "op_2", "", NOW),
+    "refund_refused": lambda p: transitions.refund_refused(p, FAILURE),
     "client_refunded, out of escrow": lambda p: client_refunded(p, HELD_PART, None),
     "client_refunded, a part": lambda p: client_refunded(p, EXPERTS_PART, None),
     "client_refunded, the whole": lambda p: client_refunded(p, whole_of(p), None),
     "client_refunded, then the expert": lambda p: client_refunded(p, EXPERTS_PART, "op_2"),
-    "expert_reversed": lambda p: expert_reversed(p, None),
-    "expert_reversed, then another": lambda p: expert_reversed(p, "op_2"),
-    "expert_owes": lambda p: escrow.expert_owes(p, 100, "account_closed", NOW),
-    "refunded_elsewhere, out of escrow": lambda p: refunded_elsewhere(p, HELD_PART),
-    "refunded_elsewhere, all that is held": lambda p: refunded_elsewhere(
+    "transfer_reversed": lambda p: transfer_reversed(p, None),
+    "transfer_reversed, then another": lambda p: transfer_reversed(p, "op_2"),
+    "expert_debt_recorded": lambda p: transitions.expert_debt_recorded(
+        p, 100, "account_closed", NOW
+    ),
+    "refunded_out_of_band, out of escrow": lambda p: refunded_out_of_band(p, HELD_PART),
+    "refunded_out_of_band, all that is held": lambda p: refunded_out_of_band(
         p, RefundSplit(p.held or 100)
     ),
-    "refunded_elsewhere, a part": lambda p: refunded_elsewhere(p, EXPERTS_PART),
-    "refunded_elsewhere, the whole": lambda p: refunded_elsewhere(p, whole_of(p)),
-    "transferred_elsewhere": lambda p: escrow.transferred_elsewhere(p, "tr_2", 100, USD, USD, NOW),
-    "reversed_elsewhere": lambda p: escrow.reversed_elsewhere(p, "trr_1", 100, USD, USD, NOW),
-    "fee_refunded_elsewhere": lambda p: escrow.fee_refunded_elsewhere(
+    "refunded_out_of_band, a part": lambda p: refunded_out_of_band(p, EXPERTS_PART),
+    "refunded_out_of_band, the whole": lambda p: refunded_out_of_band(p, whole_of(p)),
+    "transferred_out_of_band": lambda p: transitions.transferred_out_of_band(
+        p, "tr_2", 100, USD, USD, NOW
+    ),
+    "reversed_out_of_band": lambda p: transitions.reversed_out_of_band(
+        p, "trr_1", 100, USD, USD, NOW
+    ),
+    "fee_refunded_out_of_band": lambda p: transitions.fee_refunded_out_of_band(
         p, "fr_1", 100, USD, USD, NOW
     ),
-    "refund_failed": lambda p: escrow.refund_failed(p, "re_1", 100, USD, NOW),
-    "repayment_due": lambda p: escrow.repayment_due(p, "op_2", NOW),
-    "repayment_given_up": lambda p: escrow.repayment_given_up(p, "lost", NOW),
-    "refund_bounced": lambda p: escrow.refund_bounced(p, "re_1", 100, USD, USD, NOW),
-    "refunded_elsewhere, as owed": lambda p: refunded_elsewhere(p, RefundSplit(from_owed=100)),
-    "owed_settled": lambda p: escrow.owed_settled(p, 100, "paid by cheque", NOW),
-    "refund_resent": lambda p: escrow.refund_resent(p, "re_1", 100, USD, NOW),
-    "processor_fee_recorded": lambda p: escrow.processor_fee_recorded(p, USD, NOW),
+    "refund_failed": lambda p: transitions.refund_failed(p, "re_1", 100, USD, NOW),
+    "repayment_due": lambda p: transitions.repayment_due(p, "op_2", NOW),
+    "repayment_abandoned": lambda p: transitions.repayment_abandoned(p, "lost", NOW),
+    "refund_failed_unbooked": lambda p: transitions.refund_failed_unbooked(
+        p, "re_1", 100, USD, USD, NOW
+    ),
+    "refunded_out_of_band, as owed": lambda p: refunded_out_of_band(p, RefundSplit(from_owed=100)),
+    "client_payable_settled": lambda p: transitions.client_payable_settled(
+        p, 100, "paid by cheque", NOW
+    ),
+    "client_repaid": lambda p: transitions.client_repaid(p, "re_1", 100, USD, NOW),
+    "processor_fee_recorded": lambda p: transitions.processor_fee_recorded(p, USD, NOW),
     **{
         kind.value: dispute_changed(kind)
         for kind in (
-            Kind.DISPUTE_OPENED,
-            Kind.DISPUTE_ESCALATED,
-            Kind.DISPUTE_UPDATED,
-            Kind.DISPUTE_WON,
-            Kind.DISPUTE_CLOSED,
-            Kind.DISPUTE_ANSWER_STARTED,
-            Kind.DISPUTE_ANSWER_REFUSED,
+            EventKind.DISPUTE_OPENED,
+            EventKind.DISPUTE_ESCALATED,
+            EventKind.DISPUTE_UPDATED,
+            EventKind.DISPUTE_WON,
+            EventKind.DISPUTE_CLOSED,
+            EventKind.DISPUTE_ANSWER_STARTED,
+            EventKind.DISPUTE_ANSWER_REFUSED,
         )
     },
     "dispute, withdrawn": dispute_funds(taken=True),
     "dispute, reinstated": dispute_funds(taken=False),
-    "dispute_lost, without money": lambda p: escrow.dispute_changed(
-        p, Kind.DISPUTE_LOST, {}, Frozen(), NOW
+    "dispute_lost, without money": lambda p: transitions.dispute_changed(
+        p, EventKind.DISPUTE_LOST, {}, FreezeReason(), NOW
     ),
     "dispute_lost, out of escrow": lambda p: dispute_lost(p, HELD_PART),
     "dispute_lost, all that is held": lambda p: dispute_lost(p, RefundSplit(p.held or 100)),
@@ -203,12 +223,14 @@ FUNCTIONS: dict[str, Callable[[Payment], Transition]] = {
     "dispute_lost, the whole": lambda p: dispute_lost(p, whole_of(p)),
     "dispute_lost, then the expert": lambda p: dispute_lost(p, EXPERTS_PART, "op_2"),
     "dispute_lost, after a refund": lambda p: dispute_lost(p, RefundSplit(), beyond=100),
-    "fraud_warning": warned(Kind.FRAUD_WARNING),
-    "fraud_warning_over": warned(Kind.FRAUD_WARNING_OVER),
-    "fraud_warning_released": lambda p: escrow.fraud_warning_released(p, "looked into", NOW),
-    "waiting": lambda p: escrow.waiting(p, WaitingFor.PROCESSOR, "timeout", NOW),
-    "deadline_near": lambda p: escrow.deadline_near(p, "RELEASE_DUE", NOW, OnDeadline.ALERT, NOW),
-    "deadline_passed": lambda p: escrow.deadline_passed(p, "RELEASE_DUE", NOW, NOW),
+    "fraud_warning": warned(EventKind.FRAUD_WARNING),
+    "fraud_warning_over": warned(EventKind.FRAUD_WARNING_OVER),
+    "fraud_warning_dismissed": lambda p: transitions.fraud_warning_dismissed(p, "looked into", NOW),
+    "waiting": lambda p: transitions.waiting_changed(p, WaitingFor.PROCESSOR, "timeout", NOW),
+    "deadline_near": lambda p: transitions.deadline_near(
+        p, "RELEASE_DUE", NOW, OnDeadline.ALERT, NOW
+    ),
+    "deadline_passed": lambda p: transitions.deadline_passed(p, "RELEASE_DUE", NOW, NOW),
 }
 
 
@@ -223,21 +245,23 @@ def standing_in(state: State) -> Iterator[Payment]:
         yield replace(in_state(state), held=0)
     if state in (State.IN_ESCROW, State.CAPTURING, State.REFUNDING):
         # Of three milestones two were paid, and of the third a part went back to the client.
-        paid = replace(in_state(state, separate()), charged=10_000, captured=6_666, refunded=0)
-        part = replace(paid, held=3_234, returned=100, net_commission=667)
+        paid = replace(
+            in_state(state, separate()), charged=10_000, captured=6_666, refunded_after_capture=0
+        )
+        part = replace(paid, held=3_234, refunded_from_escrow=100, net_commission=667)
         yield part
-        yield replace(part, client_owed=100)
+        yield replace(part, client_payable=100)
     if state is State.CAPTURING:
         # All that was held was refunded out of band while the capture waited.
-        gone = replace(in_state(state, separate()), held=0, returned=10_000)
+        gone = replace(in_state(state, separate()), held=0, refunded_from_escrow=10_000)
         yield gone
-        yield replace(gone, captured=4_000, returned=6_000, net_commission=400)
+        yield replace(gone, captured=4_000, refunded_from_escrow=6_000, net_commission=400)
     if state is State.CAPTURED:
-        part = replace(in_state(state), refunded=100, net_commission=990)
+        part = replace(in_state(state), refunded_after_capture=100, net_commission=990)
         yield part
-        yield replace(part, client_owed=100)
+        yield replace(part, client_payable=100)
     if state is State.REFUNDED:
-        yield replace(in_state(state), client_owed=100)
+        yield replace(in_state(state), client_payable=100)
     if state is State.REFUNDING:
         yield from going_back()
 
@@ -248,12 +272,12 @@ def going_back() -> Iterator[Payment]:
     # Out of escrow alone: nothing was ever paid to the expert.
     held = replace(in_state(State.IN_ESCROW, separate()), state=State.REFUNDING, operation_id="op")
     for left in (
-        replace(payment, refunded=100, net_commission=990),
-        replace(payment, refunded=payment.captured, net_commission=0),
-        replace(held, held=9_900, returned=100),
+        replace(payment, refunded_after_capture=100, net_commission=990),
+        replace(payment, refunded_after_capture=payment.captured, net_commission=0),
+        replace(held, held=9_900, refunded_from_escrow=100),
     ):
         yield left
-        yield replace(left, client_owed=100, waiting_for=WaitingFor.OPERATOR)
+        yield replace(left, client_payable=100, waiting_for=WaitingFor.OPERATOR)
 
 
 def test_payments_that_stand_somewhere_are_sound() -> None:
@@ -262,7 +286,7 @@ def test_payments_that_stand_somewhere_are_sound() -> None:
             check_payment(payment)
 
 
-def possible() -> set[tuple[Kind, State, State]]:
+def possible() -> set[tuple[EventKind, State, State]]:
     found = set()
     for state in State:
         for payment in standing_in(state):
@@ -280,21 +304,21 @@ POSSIBLE = possible()
 
 
 @pytest.mark.parametrize("before", State)
-@pytest.mark.parametrize("kind", [kind for kind in Kind if kind is not Kind.INITIATED])
-def test_exactly_the_listed_edges_are_possible(kind: Kind, before: State) -> None:
+@pytest.mark.parametrize("kind", [kind for kind in EventKind if kind is not EventKind.INITIATED])
+def test_exactly_the_listed_edges_are_possible(kind: EventKind, before: State) -> None:
     reached = {target for what, source, target in POSSIBLE if (what, source) == (kind, before)}
     assert reached == set(TRANSITIONS[kind].get(before, ()))
 
 
 def test_every_kind_but_the_first_is_in_the_table() -> None:
-    assert set(TRANSITIONS) == set(Kind) - {Kind.INITIATED}
+    assert set(TRANSITIONS) == set(EventKind) - {EventKind.INITIATED}
 
 
 def test_final_states_are_left_by_corrections_only() -> None:
     corrections = {
-        State.CANCELED: {Kind.CAPTURED_ELSEWHERE, Kind.CHARGED_ELSEWHERE},
-        State.EXPIRED: {Kind.CAPTURED_ELSEWHERE, Kind.CHARGED_ELSEWHERE},
-        State.REFUNDED: {Kind.REPAYMENT_DUE},
+        State.CANCELED: {EventKind.CAPTURED_OUT_OF_BAND, EventKind.CHARGED_OUT_OF_BAND},
+        State.EXPIRED: {EventKind.CAPTURED_OUT_OF_BAND, EventKind.CHARGED_OUT_OF_BAND},
+        State.REFUNDED: {EventKind.REPAYMENT_DUE},
     }
     for state, kinds in corrections.items():
         left = {kind for kind, source, target in POSSIBLE if source is state is not target}
@@ -321,28 +345,28 @@ def test_a_transition_is_one_version_and_balances(function: str) -> None:
 
 def test_illegal_transition_names_the_edge() -> None:
     with pytest.raises(IllegalTransition, match=r"pay_1: payment\.authorized from CAPTURED to IN_"):
-        escrow.authorized(in_state(State.CAPTURED), "ch_1", None, NOW)
+        transitions.authorized(in_state(State.CAPTURED), "ch_1", None, NOW)
 
 
 def test_unbalanced_postings_are_never_written(monkeypatch: pytest.MonkeyPatch) -> None:
     stray = Posting("hold", 1, "USD", "stray")
     monkeypatch.setattr("payment_service.domain.ledger.Book.authorized", lambda *_: [stray])
     with pytest.raises(Unbalanced, match=r"off by \{.USD.: 1\}"):
-        escrow.authorized(new_payment(), "ch_1", None, NOW)
+        transitions.authorized(new_payment(), "ch_1", None, NOW)
 
 
 # ---- initiation ----
 
 
 def test_initiation_is_the_first_version_and_moves_no_money() -> None:
-    done = escrow.initiate(replace(new_payment(intent=""), version=0))
+    done = transitions.initiate(replace(new_payment(intent=""), version=0))
     assert (done.before, done.after.version, done.postings) == (None, 1, ())
 
 
 @pytest.mark.parametrize(("amount", "basis_points"), [(1, 5_000), (4, 9_000), (50, 9_999)])
 def test_commission_of_the_whole_amount_is_refused(amount: int, basis_points: int) -> None:
     with pytest.raises(Precondition) as refusal:
-        escrow.initiate(new_payment(amount, basis_points=basis_points))
+        transitions.initiate(new_payment(amount, basis_points=basis_points))
     assert refusal.value.reason == "COMMISSION_TOO_LARGE"
     assert refusal.value.facts == {"amount": str(amount), "commission": str(amount)}
 
@@ -352,8 +376,8 @@ def test_commission_of_the_whole_amount_is_refused(amount: int, basis_points: in
 
 def test_refused_refund_of_an_emptied_payment_leaves_it_refunded() -> None:
     """While ours was under way an operator gave everything back by hand."""
-    emptied = replace(in_state(State.REFUNDING), refunded=10_000, net_commission=0)
-    assert escrow.refund_refused(emptied, FAILURE).after.state is State.REFUNDED
+    emptied = replace(in_state(State.REFUNDING), refunded_after_capture=10_000, net_commission=0)
+    assert transitions.refund_refused(emptied, FAILURE).after.state is State.REFUNDED
 
 
 # ---- what complete lives leave on the books ----
@@ -473,7 +497,7 @@ def test_bounced_refund_is_owed_to_the_client_until_it_is_sent_again() -> None:
     assert books(service) == {PLATFORM: 10_000 - 320, OWED: -10_000, "processor_fee": 320}
     service.send()
     service.follow()
-    assert (service.payment.state, service.payment.client_owed) == (State.REFUNDED, 0)
+    assert (service.payment.state, service.payment.client_payable) == (State.REFUNDED, 0)
     assert books(service) == {PLATFORM: -320, "processor_fee": 320}
 
 

@@ -9,18 +9,19 @@ from typing import NamedTuple
 import pytest
 
 from payment_service.domain.errors import Precondition
-from payment_service.domain.escrow import Kind, Payment, State, WaitingFor
-from payment_service.domain.follow import follow
-from payment_service.domain.followed import Followed, Movement
-from payment_service.domain.observation import (
-    BalanceLine,
+from payment_service.domain.operations import Operation, OperationKind
+from payment_service.domain.payment import Payment, State, WaitingFor
+from payment_service.domain.snapshot import (
+    BalanceTransaction,
     Charge,
     Decline,
     IntentStatus,
-    Observation,
+    PaymentSnapshot,
     Refund,
 )
-from payment_service.domain.operations import Operation, OperationKind
+from payment_service.domain.state_machine import EventKind
+from payment_service.domain.sync.changes import ChangeSet, Movement
+from payment_service.domain.sync.derive_changes import derive_changes
 from tests.unit.domain.builders import (
     BUSY,
     HOLDING,
@@ -48,21 +49,21 @@ REFUND = new_operation(OperationKind.REFUND, 10_000)
 
 
 def followed(
-    payment: Payment, seen: Observation, operation: Operation | None = None, *known: str
-) -> Followed:
-    return follow(
+    payment: Payment, seen: PaymentSnapshot, operation: Operation | None = None, *known: str
+) -> ChangeSet:
+    return derive_changes(
         payment,
         seen,
         operation=operation,
-        known=frozenset(known),
-        by_hand=(),
+        booked_ids=frozenset(known),
+        out_of_band=(),
         next_operation_id="op_next",
         holding=HOLDING,
         now=NOW,
     )
 
 
-def intent(*steps: Callable[[FakeIntent], object]) -> Observation:
+def intent(*steps: Callable[[FakeIntent], object]) -> PaymentSnapshot:
     """What Stripe shows of an intent of 100.00 USD after some steps."""
     shown = FakeIntent(10_000, "USD")
     for step in steps:
@@ -78,7 +79,7 @@ def captured(part: int = 10_000, fee: int = 1_000) -> Callable[[FakeIntent], Non
     return step
 
 
-def plain(status: IntentStatus, decline: Decline | None = None) -> Observation:
+def plain(status: IntentStatus, decline: Decline | None = None) -> PaymentSnapshot:
     return replace(intent(), status=status, decline=decline)
 
 
@@ -100,7 +101,7 @@ UNPAID = [
 ]
 DECLINED = [replace(seen, decline=DECLINE) for seen in UNPAID]
 CONFLICT = "state_mismatch"
-ELSEWHERE = "captured_elsewhere"
+ELSEWHERE = "captured_out_of_band"
 
 
 class Cell(NamedTuple):
@@ -108,7 +109,7 @@ class Cell(NamedTuple):
 
     before: State
     operation: Operation | None
-    seen: list[Observation]
+    seen: list[PaymentSnapshot]
     after: State
     reports: str = ""
     #: What the operation's caller is told; None while it is open, "" if it was done.
@@ -250,7 +251,7 @@ def test_intent_that_was_paid_before_its_creation_was_settled_is_followed_whole(
     [
         ({"minor_units": 9_999}, "amount_mismatch"),
         ({"currency": "EUR"}, "amount_mismatch"),
-        ({"payment_intent_id": "pi_2"}, "second_intent"),
+        ({"payment_intent_id": "pi_2"}, "intent_mismatch"),
     ],
 )
 def test_intent_that_is_not_the_payments_changes_nothing(
@@ -409,7 +410,7 @@ def test_capture_without_a_fee_at_stripe_is_posted_as_it_is_and_reported() -> No
 @pytest.mark.parametrize("state", [State.PENDING, State.CANCELED, State.EXPIRED])
 def test_capture_by_hand_of_a_payment_that_held_nothing_releases_nothing(state: State) -> None:
     to = followed(in_state(state), SUCCEEDED)
-    assert to.transitions[0].kind is Kind.CAPTURED_ELSEWHERE
+    assert to.transitions[0].kind is EventKind.CAPTURED_OUT_OF_BAND
     assert not [line for line in to.transitions[0].postings if line.account == "hold"]
 
 
@@ -448,7 +449,7 @@ def test_our_refund_is_followed_by_the_experts_leg() -> None:
     assert (to.payment.state, to.payment.operation_id) == (State.REFUNDING, "op_4")
     service.send()
     to = service.follow()
-    assert followed_kinds(to) == ["expert_reversed"]
+    assert followed_kinds(to) == ["transfer_reversed"]
     assert to.settled
     assert (to.payment.state, to.payment.net, to.payment.operation_id) == (
         State.CAPTURED,
@@ -461,7 +462,7 @@ def test_our_refund_is_followed_by_the_experts_leg() -> None:
 def test_refund_that_is_all_commission_has_no_second_leg() -> None:
     """By hand an operator captured it all as commission."""
     payment = replace(in_state(State.REFUNDING), net_commission=10_000)
-    line = BalanceLine("txn_r", "USD", 10_000)
+    line = BalanceTransaction("txn_r", "USD", 10_000)
     refund = Refund("re_1", 10_000, "succeeded", "op_1", line)
     to = followed(payment, replace(SUCCEEDED, refunds=(refund,)), REFUND)
     assert (to.next_operation, to.settled) == (None, True)
@@ -525,7 +526,7 @@ def bounced() -> FakeService:
 def test_bounced_refund_is_owed_and_parked_for_an_operator() -> None:
     service = bounced()
     assert service.discrepancies == ["refund_failed"]
-    assert service.payment.client_owed == 10_000
+    assert service.payment.client_payable == 10_000
     assert service.payment.waiting_for is WaitingFor.OPERATOR
     assert service.operation is not None
     assert service.operation.kind is OperationKind.REFUND
@@ -542,9 +543,9 @@ def test_bounced_refund_is_owed_at_once_and_repaid_after_the_operation_under_way
     under_way = service.operation
     to = service.follow()
     assert followed_kinds(to) == ["refund_failed"]
-    assert (service.payment.client_owed, service.operation) == (5_000, under_way)
+    assert (service.payment.client_payable, service.operation) == (5_000, under_way)
     service.send()
-    assert followed_kinds(service.follow()) == ["expert_reversed"]
+    assert followed_kinds(service.follow()) == ["transfer_reversed"]
     assert service.operation is not None
     assert service.operation.params["owed"] is True
     assert service.payment.waiting_for is WaitingFor.OPERATOR
@@ -553,9 +554,9 @@ def test_bounced_refund_is_owed_at_once_and_repaid_after_the_operation_under_way
 @pytest.mark.parametrize(
     ("by_hand", "left", "kinds"),
     [
-        (3_000, 2_000, ["refunded_elsewhere", "repayment_given_up"]),
-        (5_000, 0, ["refunded_elsewhere", "repayment_given_up"]),
-        (7_000, 0, ["refunded_elsewhere", "repayment_given_up"]),
+        (3_000, 2_000, ["refunded_out_of_band", "repayment_abandoned"]),
+        (5_000, 0, ["refunded_out_of_band", "repayment_abandoned"]),
+        (7_000, 0, ["refunded_out_of_band", "repayment_abandoned"]),
     ],
 )
 def test_a_refund_by_hand_pays_first_what_is_owed(
@@ -569,8 +570,8 @@ def test_a_refund_by_hand_pays_first_what_is_owed(
     service.intent.refund(by_hand)
     to = service.follow()
     assert (followed_kinds(to), to.settled) == (kinds, True)
-    assert service.payment.client_owed == left
-    assert service.payment.refunded == 5_000 + max(by_hand - 5_000, 0)
+    assert service.payment.client_payable == left
+    assert service.payment.refunded_after_capture == 5_000 + max(by_hand - 5_000, 0)
     if left:
         assert first is not None
         assert service.operation is not None
@@ -587,7 +588,7 @@ def test_refund_that_bounces_twice_is_still_owed() -> None:
     assert service.payment.state is State.REFUNDED
     service.intent.bounce(service.intent.refunds[1].refund_id)
     service.follow()
-    assert (service.payment.client_owed, service.payment.state) == (10_000, State.REFUNDING)
+    assert (service.payment.client_payable, service.payment.state) == (10_000, State.REFUNDING)
     service.check_reconciled()
 
 
@@ -597,15 +598,15 @@ def test_repayment_that_bounced_before_it_was_seen_can_be_tried_again() -> None:
     service.intent.bounce(service.intent.refunds[1].refund_id)
     first = service.operation
     to = service.follow()
-    assert followed_kinds(to) == ["refund_resent", "refund_failed"]
+    assert followed_kinds(to) == ["client_repaid", "refund_failed"]
     assert to.refusal is not None
-    assert service.payment.client_owed == 10_000
+    assert service.payment.client_payable == 10_000
     assert service.operation is not None
     assert first is not None
     assert service.operation.operation_id != first.operation_id
     service.send()
     service.follow()
-    assert (service.payment.state, service.payment.client_owed) == (State.REFUNDED, 0)
+    assert (service.payment.state, service.payment.client_payable) == (State.REFUNDED, 0)
     service.check_reconciled()
 
 
@@ -613,10 +614,10 @@ def test_what_is_owed_and_paid_by_hand_is_not_paid_again() -> None:
     service = bounced()
     service.intent.refund(10_000)
     to = service.follow()
-    assert followed_kinds(to) == ["refunded_elsewhere", "repayment_given_up"]
-    assert reported(to) == ["refund_made_elsewhere"]
+    assert followed_kinds(to) == ["refunded_out_of_band", "repayment_abandoned"]
+    assert reported(to) == ["out_of_band_refund"]
     assert to.settled
-    assert (service.payment.state, service.payment.client_owed) == (State.REFUNDED, 0)
+    assert (service.payment.state, service.payment.client_payable) == (State.REFUNDED, 0)
     service.check_reconciled()
 
 
@@ -627,8 +628,8 @@ def test_refund_by_hand_is_followed_reported_and_given_back_by_commission() -> N
     service = paid_out()
     service.intent.refund(3_333)
     to = service.follow()
-    assert followed_kinds(to) == ["refunded_elsewhere"]
-    assert reported(to) == ["refund_made_elsewhere"]
+    assert followed_kinds(to) == ["refunded_out_of_band"]
+    assert reported(to) == ["out_of_band_refund"]
     assert (to.payment.net, to.payment.net_commission) == (6_667, 667)
     assert to.next_operation is None
     service.intent.refund(6_667)
@@ -680,7 +681,7 @@ def test_a_repayment_is_not_sent_beside_a_pending_refund_that_is_about_to_pay_th
     pending = Refund("re_9", 5_000, "pending")
     to = service.follow(replace(service.intent.observe(), refunds=(pending, known)))
     assert (to.transitions, to.deferred, to.operation_deferred) == ([], True, False)
-    assert "refund re_9 of 5000" in to.stands_back
+    assert "refund re_9 of 5000" in to.blocked_by
 
 
 def test_a_repayment_that_is_on_its_way_is_not_ended_by_a_refund_out_of_band() -> None:
@@ -692,13 +693,13 @@ def test_a_repayment_that_is_on_its_way_is_not_ended_by_a_refund_out_of_band() -
     service.resume()
     service.intent.refund(3_000)
     to = service.follow()
-    assert (to.settled, service.payment.client_owed) == (False, 2_000)
-    assert "refund re_" in to.stands_back
+    assert (to.settled, service.payment.client_payable) == (False, 2_000)
+    assert "refund re_" in to.blocked_by
     service.send()
     to = service.follow()
-    assert followed_kinds(to) == ["repayment_given_up", "refunded_elsewhere"]
-    assert (service.payment.client_owed, service.operation) == (0, None)
-    assert service.payment.refunded == 8_000
+    assert followed_kinds(to) == ["repayment_abandoned", "refunded_out_of_band"]
+    assert (service.payment.client_payable, service.operation) == (0, None)
+    assert service.payment.refunded_after_capture == 8_000
     service.check_reconciled()
 
 
@@ -733,12 +734,15 @@ def test_refund_by_hand_that_bounced_before_it_was_seen_is_on_the_books_by_both_
     early = service.follow(half)
     assert (early.transitions, early.movements, early.deferred) == ([], [], True)
     to = service.follow()
-    assert (followed_kinds(to), reported(to)) == (["refund_bounced"], ["refund_made_elsewhere"])
+    assert (followed_kinds(to), reported(to)) == (
+        ["refund_failed_unbooked"],
+        ["out_of_band_refund"],
+    )
     assert lines_of(service) == [
         (refund.line.balance_transaction_id, -4_000),
         (refund.failure_line.balance_transaction_id, 4_000),
     ]
-    assert (to.payment.net, to.payment.client_owed) == (10_000, 0)
+    assert (to.payment.net, to.payment.client_payable) == (10_000, 0)
     assert service.follow().movements == []
 
 
@@ -746,7 +750,7 @@ def test_refund_by_hand_that_was_cancelled_before_it_moved_anything_posts_nothin
     service = paid_out()
     refund = Refund("re_9", 4_000, "canceled")
     to = service.follow(replace(service.intent.observe(), refunds=(refund,)))
-    assert (to.transitions, reported(to)) == ([], ["refund_made_elsewhere"])
+    assert (to.transitions, reported(to)) == ([], ["out_of_band_refund"])
     assert [movement.kind for movement in to.movements] == ["refund", "refund_failure"]
 
 
@@ -760,21 +764,21 @@ def test_our_refund_that_failed_before_it_was_seen_is_on_the_books_by_both_lines
     early = service.follow(half)
     assert (early.transitions, early.operation_deferred) == ([], True)
     to = service.follow()
-    assert followed_kinds(to) == ["refund_bounced", "refund_refused"]
+    assert followed_kinds(to) == ["refund_failed_unbooked", "refund_refused"]
     assert [units for _, units in lines_of(service)] == [-4_000, 4_000]
-    assert (service.payment.state, service.payment.client_owed) == (State.CAPTURED, 0)
+    assert (service.payment.state, service.payment.client_payable) == (State.CAPTURED, 0)
 
 
 def test_a_refund_in_another_currency_that_bounced_before_it_was_seen_balances() -> None:
     service = paid_out(Exchange("EUR", Fraction(9, 10)))
     service.intent.refund(4_000)
     service.intent.bounce(service.intent.refunds[0].refund_id)
-    assert followed_kinds(service.follow()) == ["refund_bounced"]
+    assert followed_kinds(service.follow()) == ["refund_failed_unbooked"]
     service.check_reconciled()
 
 
 def test_refund_beyond_what_is_left_is_reported_and_not_posted() -> None:
-    refund = Refund("re_9", 10_001, "succeeded", line=BalanceLine("txn_r", "USD", 10_001))
+    refund = Refund("re_9", 10_001, "succeeded", line=BalanceTransaction("txn_r", "USD", 10_001))
     to = followed(in_state(State.CAPTURED), replace(SUCCEEDED, refunds=(refund,)))
     assert (to.transitions, to.movements, reported(to)) == ([], [], ["refund_exceeds_net"])
 
@@ -783,8 +787,8 @@ def test_reversal_by_hand_is_followed_and_reported() -> None:
     service = paid_out()
     service.intent.reverse(1_000)
     to = service.follow()
-    assert followed_kinds(to) == ["reversed_elsewhere"]
-    assert reported(to) == ["reversal_made_elsewhere"]
+    assert followed_kinds(to) == ["reversed_out_of_band"]
+    assert reported(to) == ["out_of_band_reversal"]
     assert (to.payment.state, to.payment.net) == (State.CAPTURED, 10_000)
     service.check_reconciled()
 
@@ -800,8 +804,8 @@ def test_fee_refund_by_hand_is_followed_and_reported() -> None:
     service = paid_out()
     service.intent.refund_fee(100)
     to = service.follow()
-    assert followed_kinds(to) == ["fee_refunded_elsewhere"]
-    assert reported(to) == ["fee_refund_made_elsewhere"]
+    assert followed_kinds(to) == ["fee_refunded_out_of_band"]
+    assert reported(to) == ["out_of_band_fee_refund"]
     service.check_reconciled()
 
 
@@ -812,10 +816,10 @@ def test_everything_by_hand_at_once_is_followed_in_one_go() -> None:
     service.intent.reverse(4_500)
     service.intent.refund_fee(500)
     assert sorted(followed_kinds(service.follow())) == [
-        "fee_refunded_elsewhere",
-        "refunded_elsewhere",
-        "refunded_elsewhere",
-        "reversed_elsewhere",
+        "fee_refunded_out_of_band",
+        "refunded_out_of_band",
+        "refunded_out_of_band",
+        "reversed_out_of_band",
     ]
     assert service.follow().transitions == []
     assert service.balance("losses") == 0

@@ -14,11 +14,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from payment_service.domain import escrow, money, plans
+from payment_service.domain import guards, money
 from payment_service.domain.errors import Refusal
-from payment_service.domain.escrow import Kind, Payment
-from payment_service.domain.observation import Observation
 from payment_service.domain.operations import OperationKind
+from payment_service.domain.payment import EscrowMode, Payment
+from payment_service.domain.snapshot import PaymentSnapshot
+from payment_service.domain.state_machine import EventKind
 from tests.unit.domain.builders import (
     CARD_HOLD,
     NOW,
@@ -113,7 +114,7 @@ class World:
     currency: str = "USD"
     exchange: Exchange = SAME_CURRENCY
     #: Of a charge without a destination; None where there is one.
-    mode: escrow.EscrowMode | None = None
+    mode: EscrowMode | None = None
 
     def payment(self, steps: int, basis_points: int) -> Payment:
         amount = steps * money.step(self.currency)
@@ -147,7 +148,7 @@ class Player:
         debt = debt * self.unit if world.exchange == SAME_CURRENCY else 0
         self.service = serve(payment, world.exchange, debt_before=debt)
         self.chance = chance
-        self.shown: list[Observation] = [self.service.intent.observe()]
+        self.shown: list[PaymentSnapshot] = [self.service.intent.observe()]
         self.bounced = False
 
     def play(self, script: list[Step]) -> None:
@@ -208,7 +209,7 @@ class Player:
             case "cancel":
                 intent.cancel(["requested_by_customer", "automatic"][step.share % 2])
             case "refund":
-                owed = self.service.payment.client_owed
+                owed = self.service.payment.client_payable
                 part = self.share_of(intent.refundable, step.share)
                 # What is owed, or something else, or all that there is.
                 intent.refund([owed or part, part, intent.refundable][step.share % 3])
@@ -307,7 +308,7 @@ class Player:
 
     @property
     def waits(self) -> bool:
-        return plans.waits_for_expert(self.service.payment)
+        return guards.waits_for_expert(self.service.payment)
 
     @property
     def busy(self) -> bool:
@@ -369,7 +370,7 @@ def test_what_others_do_while_we_are_at_it_ends_in_the_same_payment(
 
 def test_the_scripts_reach_every_kind_of_event_that_following_can_bring() -> None:
     """So that the two tests above do not pass by doing nothing."""
-    reached: Counter[Kind] = Counter()
+    reached: Counter[EventKind] = Counter()
 
     @settings(max_examples=500, database=None)
     @given(
@@ -383,14 +384,14 @@ def test_the_scripts_reach_every_kind_of_event_that_following_can_bring() -> Non
         reached.update(player.service.kinds)
 
     play()
-    creation = {Kind.INITIATED, Kind.INTENT_CREATED, Kind.CREATION_REFUSED}
-    by_the_clock = {Kind.DEADLINE_NEAR, Kind.DEADLINE_PASSED}
+    creation = {EventKind.INITIATED, EventKind.INTENT_CREATED, EventKind.CREATION_REFUSED}
+    by_the_clock = {EventKind.DEADLINE_NEAR, EventKind.DEADLINE_PASSED}
     # Disputes have scripts of their own.
-    disputes = {kind for kind in Kind if "dispute" in kind or "fraud" in kind}
+    disputes = {kind for kind in EventKind if "dispute" in kind or "fraud" in kind}
     # Comes by a refund by hand of more than is owed, too, but hardly ever; and by one that bounces
     # before anybody has looked: test_follow.py has both.
-    seldom = {Kind.REPAYMENT_GIVEN_UP, Kind.REFUND_BOUNCED}
+    seldom = {EventKind.REPAYMENT_ABANDONED, EventKind.REFUND_FAILED_UNBOOKED}
     # An operator's word alone, which nothing at Stripe brings.
-    by_word = {Kind.OWED_SETTLED}
-    missing = set(Kind) - set(reached) - seldom
+    by_word = {EventKind.CLIENT_PAYABLE_SETTLED}
+    missing = set(EventKind) - set(reached) - seldom
     assert missing == creation | by_the_clock | disputes | by_word

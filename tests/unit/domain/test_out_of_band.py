@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 import pytest
 
 from payment_service.domain.errors import Precondition
-from payment_service.domain.escrow import State, WaitingFor
-from payment_service.domain.observation import Refund
 from payment_service.domain.operations import OperationKind, OperationState
+from payment_service.domain.payment import State, WaitingFor
+from payment_service.domain.snapshot import Refund
 from tests.unit.domain.builders import PLATFORM_HOLD, new_payment, separate
 from tests.unit.domain.fake_intent import RefusedByStripe
 from tests.unit.domain.fake_service import (
@@ -93,10 +93,10 @@ CASES = {
 }
 #: What somebody does at Stripe's dashboard, and how it is reported.
 MOVES: dict[str, tuple[Callable[[FakeService], object], str]] = {
-    "refund": (lambda s: s.intent.refund(500), "refund_made_elsewhere"),
-    "transfer": (lambda s: s.intent.transfer(500), "transfer_made_elsewhere"),
-    "reversal": (lambda s: s.intent.reverse(500), "reversal_made_elsewhere"),
-    "fee_refund": (lambda s: s.intent.refund_fee(100), "fee_refund_made_elsewhere"),
+    "refund": (lambda s: s.intent.refund(500), "out_of_band_refund"),
+    "transfer": (lambda s: s.intent.transfer(500), "out_of_band_transfer"),
+    "reversal": (lambda s: s.intent.reverse(500), "out_of_band_reversal"),
+    "fee_refund": (lambda s: s.intent.refund_fee(100), "out_of_band_fee_refund"),
 }
 #: A charge with a destination has no other transfers, and only that has a fee.
 PAIRS = [
@@ -133,15 +133,15 @@ def test_it_is_not_sent_and_the_reason_names_the_movement(
     assert reported(to) == [kind]
     if is_repayment and parked and move == "refund":
         # Less is payable than it would pay: it has ended, and what is left is parked anew.
-        assert (to.settled, service.payment.client_owed) == (True, 1_500)
+        assert (to.settled, service.payment.client_payable) == (True, 1_500)
         return
     assert not to.settled
-    assert to.stands_back.startswith(f"moved out of band meanwhile: {move} ")
+    assert to.blocked_by.startswith(f"moved out of band meanwhile: {move} ")
     assert "waiting" in followed_kinds(to) or not parked or is_repayment
     if parked:
         assert service.payment.waiting_for is WaitingFor.OPERATOR
     # Every look says so, until it was resumed in spite of it.
-    assert service.follow().stands_back == to.stands_back
+    assert service.follow().blocked_by == to.blocked_by
     assert service.operation is not None
     assert before is not None
     assert service.operation.operation_id == before.operation_id
@@ -164,7 +164,7 @@ def test_what_is_done_ends_as_ever_and_what_follows_is_parked(case: Case, move: 
     to = service.follow()
     assert kind in reported(to)
     assert to.settled
-    assert not to.stands_back
+    assert not to.blocked_by
     if to.next_operation is not None:
         assert to.next_operation.parked.startswith(f"moved out of band meanwhile: {move} ")
         assert service.payment.waiting_for is WaitingFor.OPERATOR
@@ -181,7 +181,7 @@ def test_an_operator_ends_it_and_the_books_are_those_of_stripe(
     assert operation is not None
     is_repayment = bool(operation.params.get("owed"))
     if is_repayment and ends != "resumed":
-        return  # Stripe's no leaves it parked, and SettleOwed is what ends it.
+        return  # Stripe's no leaves it parked, and SettleClientPayable is what ends it.
     if not is_repayment:
         service.park()
     MOVES[move][0](service)
@@ -194,7 +194,7 @@ def test_an_operator_ends_it_and_the_books_are_those_of_stripe(
         except Precondition:  # A part of what it would move has gone.
             service.abandon()
         else:
-            assert not service.follow().stands_back
+            assert not service.follow().blocked_by
             service.send(refused=ends == "refused")
             service.follow()
     while service.operation is not None and not service.operation.params.get("owed"):
@@ -219,7 +219,7 @@ def test_what_is_not_covered_any_more_can_only_be_abandoned(by_hand: int, left: 
     service.follow()
     assert (service.payment.state, service.payment.held) == (State.CAPTURING, left)
     assert service.payment.waiting_for is WaitingFor.OPERATOR
-    with pytest.raises(Precondition, match="GiveUpOperation") as refused:
+    with pytest.raises(Precondition, match="AbandonOperation") as refused:
         service.resume()
     assert refused.value.reason == "AMOUNT_TOO_LARGE"
     service.abandon()
@@ -234,7 +234,7 @@ def test_what_is_covered_still_is_resumed_as_it_is() -> None:
     service.intent.refund(6_000)
     service.follow()
     service.finish()
-    assert (service.payment.captured, service.payment.returned) == (4_000, 6_000)
+    assert (service.payment.captured, service.payment.refunded_from_escrow) == (4_000, 6_000)
 
 
 def test_a_pending_refund_keeps_it_parked_until_its_line_is_there() -> None:
@@ -245,9 +245,9 @@ def test_a_pending_refund_keeps_it_parked_until_its_line_is_there() -> None:
     seen = replace(service.intent.observe(), refunds=(pending,))
     to = service.follow(seen)
     assert (followed_kinds(to), to.deferred) == (["waiting"], True)
-    assert to.stands_back
+    assert to.blocked_by
     service.resume()
-    assert service.follow(seen).stands_back
+    assert service.follow(seen).blocked_by
 
 
 def test_a_refund_waits_while_what_it_would_take_may_be_on_its_way() -> None:
@@ -256,10 +256,10 @@ def test_a_refund_waits_while_what_it_would_take_may_be_on_its_way() -> None:
     service.start_capture(6_000, final=False)
     service.intent.refund(5_000)
     to = service.follow()
-    assert (followed_kinds(to), to.deferred, bool(to.stands_back)) == ([], True, True)
+    assert (followed_kinds(to), to.deferred, bool(to.blocked_by)) == ([], True, True)
     assert service.operation is not None
     service.operation = replace(service.operation, state=OperationState.PARKED)
-    assert followed_kinds(service.follow()) == ["refunded_elsewhere", "waiting"]
+    assert followed_kinds(service.follow()) == ["refunded_out_of_band", "waiting"]
     assert service.payment.held == 5_000
 
 
@@ -273,7 +273,7 @@ def test_a_transfer_that_arrives_after_its_money_was_refunded_is_the_platforms_l
     assert operation is not None
     service.intent.transfer(5_400, operation.operation_id)
     to = service.follow()
-    assert followed_kinds(to) == ["capture_given_up", "transferred_elsewhere"]
+    assert followed_kinds(to) == ["capture_abandoned", "transferred_out_of_band"]
     assert to.settled
     assert (service.payment.state, service.balance("losses")) == (State.REFUNDED, 5_400)
     service.check_reconciled()

@@ -8,28 +8,30 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from payment_service.application.get_expert_balance import ExpertBalance, merge_balances
-from payment_service.domain.envelope import PAYOUT_EVENTS, envelope_of
 from payment_service.domain.ledger import Posting, imbalance
 from payment_service.domain.payouts import (
     AccountBalance,
-    FollowedPayout,
     Payout,
-    PayoutLine,
+    PayoutChangeSet,
+    PayoutSnapshot,
     PayoutState,
-    SeenPayout,
-    follow_payout,
+    PayoutTransaction,
+    apply_payout_snapshot,
 )
+from payment_service.domain.webhook_event import PAYOUT_EVENTS, envelope_of
 from tests.unit.domain.builders import sums
 
 NOW = datetime(2026, 10, 1, 12, tzinfo=UTC)
-OUT = PayoutLine("txn_out", "USD", -9_000)
-BACK = PayoutLine("txn_back", "USD", 9_000)
+OUT = PayoutTransaction("txn_out", "USD", -9_000)
+BACK = PayoutTransaction("txn_back", "USD", 9_000)
 
 
 def seen(
-    state: PayoutState, line: PayoutLine | None = OUT, failure_line: PayoutLine | None = None
-) -> SeenPayout:
-    return SeenPayout(
+    state: PayoutState,
+    line: PayoutTransaction | None = OUT,
+    failure_line: PayoutTransaction | None = None,
+) -> PayoutSnapshot:
+    return PayoutSnapshot(
         payout_id="po_1",
         minor_units=9_000,
         currency="USD",
@@ -51,15 +53,15 @@ LIFE = (
 )
 
 
-def follow(known: Payout | None, shown: SeenPayout) -> FollowedPayout:
-    return follow_payout(known, shown, expert_id="ann", stripe_account_id="acct_1", now=NOW)
+def follow(known: Payout | None, shown: PayoutSnapshot) -> PayoutChangeSet:
+    return apply_payout_snapshot(known, shown, expert_id="ann", stripe_account_id="acct_1", now=NOW)
 
 
 @pytest.mark.parametrize(
     "looks", [looks for n in (1, 2, 3, 4) for looks in itertools.combinations(LIFE, n)]
 )
 def test_however_often_stripe_is_looked_at_the_end_is_the_same(
-    looks: tuple[SeenPayout, ...],
+    looks: tuple[PayoutSnapshot, ...],
 ) -> None:
     """Some looks see every state, some only the last: the books are those of the last."""
     known: Payout | None = None
@@ -105,17 +107,17 @@ def test_the_connected_accounts_lines_carry_stripes_ids() -> None:
         (seen(PayoutState.UNKNOWN), False),
     ],
 )
-def test_a_line_that_stripe_owes_is_waited_for(shown: SeenPayout, deferred: bool) -> None:
+def test_a_line_that_stripe_owes_is_waited_for(shown: PayoutSnapshot, deferred: bool) -> None:
     followed = follow(None, shown)
     assert followed.deferred is deferred
     assert followed.change is not None
     again = follow(followed.change.after, shown)
-    assert again == FollowedPayout(None, deferred)
+    assert again == PayoutChangeSet(None, deferred)
 
 
 def test_fees_and_other_currencies_are_what_the_line_says() -> None:
     """An instant payout costs the expert a fee; what the balance lost is what is booked."""
-    followed = follow(None, seen(PayoutState.PAID, PayoutLine("txn_1", "EUR", -9_090)))
+    followed = follow(None, seen(PayoutState.PAID, PayoutTransaction("txn_1", "EUR", -9_090)))
     assert followed.change is not None
     assert {(p.account, p.currency): p.minor_units for p in followed.change.postings} == {
         ("expert_funds:ann", "EUR"): 9_090,

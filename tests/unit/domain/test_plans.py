@@ -8,9 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from payment_service.domain import money, plans
+from payment_service.domain import guards, hold_policy, money, plans
 from payment_service.domain.errors import Busy, InvalidArgument, Precondition, Refusal
-from payment_service.domain.escrow import (
+from payment_service.domain.hold_policy import Hold, HoldRules
+from payment_service.domain.ledger import CaptureSplit, RefundSplit
+from payment_service.domain.payment import (
     ChargeModel,
     EscrowMode,
     ModeReason,
@@ -19,8 +21,7 @@ from payment_service.domain.escrow import (
     State,
     WaitingFor,
 )
-from payment_service.domain.ledger import RefundSplit, Share
-from payment_service.domain.plans import CapturePlan, Hold, HoldRules, RefundPlan, Reversible
+from payment_service.domain.plans import CapturePlan, RefundPlan, ReversibleTransfer
 from tests.unit.domain.builders import (
     BUSY,
     CARD_HOLD,
@@ -40,7 +41,7 @@ from tests.unit.domain.builders import (
 )
 def test_capture_takes_what_is_held(part: int | None, final: bool, taken: int) -> None:
     plan = plans.plan_capture(in_state(State.IN_ESCROW), part, final)
-    assert plan == CapturePlan(Share(taken, 1_000), taken, 0, 0)
+    assert plan == CapturePlan(CaptureSplit(taken, 1_000), taken, 0, 0)
 
 
 @pytest.mark.parametrize("part", [1, 4_000, 9_999])
@@ -48,7 +49,7 @@ def test_capture_of_a_part_needs_final(part: int) -> None:
     payment = in_state(State.IN_ESCROW)
     plan = plans.plan_capture(payment, part, final=True)
     commission = money.fee(part, 1_000, "USD")
-    assert plan == CapturePlan(Share(part, commission), part, 10_000 - part, 0)
+    assert plan == CapturePlan(CaptureSplit(part, commission), part, 10_000 - part, 0)
     with pytest.raises(Precondition) as refusal:
         plans.plan_capture(payment, part, final=False)
     assert refusal.value.reason == "WOULD_RELEASE_REMAINDER"
@@ -65,7 +66,7 @@ def test_capture_that_would_leave_the_expert_nothing_is_refused() -> None:
         plans.plan_capture(payment, 1, final=True)
     assert refusal.value.reason == "COMMISSION_TOO_LARGE"
     assert refusal.value.facts == {"amount": "1", "commission": "1"}
-    assert plans.plan_capture(payment, 2, final=True).share == Share(2, 1)
+    assert plans.plan_capture(payment, 2, final=True).share == CaptureSplit(2, 1)
 
 
 CAPTURE = (State.IN_ESCROW,)
@@ -190,7 +191,7 @@ def test_refund_after_capture_divides_by_the_commission_given_back(
 
 
 def test_refund_after_a_refund_is_of_what_is_left() -> None:
-    payment = replace(in_state(State.CAPTURED), refunded=4_000, net_commission=600)
+    payment = replace(in_state(State.CAPTURED), refunded_after_capture=4_000, net_commission=600)
     assert plans.plan_refund(payment, None) == RefundPlan(False, 6_000, RefundSplit(0, 600, 5_400))
     assert refund_refusal(payment, 6_001).facts["available"] == "6000"
 
@@ -202,7 +203,7 @@ def test_refund_never_gives_back_more_than_either_side_has(data: st.DataObject) 
     commission = data.draw(st.integers(0, net))
     payment = replace(
         in_state(State.CAPTURED, new_payment(1_000, basis_points=data.draw(st.integers(0, 9_999)))),
-        refunded=1_000 - net,
+        refunded_after_capture=1_000 - net,
         net_commission=commission,
     )
     part = data.draw(st.integers(1, net))
@@ -229,19 +230,19 @@ def card_hold(amount: int = 10_000) -> Payment:
     ("payment", "part", "final", "plan"),
     [
         # Charged before: the part is transferred, the rest stays or goes back.
-        (held_by_us(), None, False, CapturePlan(Share(10_000, 1_000), 0, 0, 0)),
-        (held_by_us(), 6_000, False, CapturePlan(Share(6_000, 600), 0, 0, 0)),
-        (held_by_us(), 6_000, True, CapturePlan(Share(6_000, 600), 0, 0, 4_000)),
+        (held_by_us(), None, False, CapturePlan(CaptureSplit(10_000, 1_000), 0, 0, 0)),
+        (held_by_us(), 6_000, False, CapturePlan(CaptureSplit(6_000, 600), 0, 0, 0)),
+        (held_by_us(), 6_000, True, CapturePlan(CaptureSplit(6_000, 600), 0, 0, 4_000)),
         # Only authorized: all of it is charged, unless nothing is to stay in escrow.
-        (card_hold(), None, False, CapturePlan(Share(10_000, 1_000), 10_000, 0, 0)),
-        (card_hold(), 6_000, False, CapturePlan(Share(6_000, 600), 10_000, 0, 0)),
-        (card_hold(), 6_000, True, CapturePlan(Share(6_000, 600), 6_000, 4_000, 0)),
+        (card_hold(), None, False, CapturePlan(CaptureSplit(10_000, 1_000), 10_000, 0, 0)),
+        (card_hold(), 6_000, False, CapturePlan(CaptureSplit(6_000, 600), 10_000, 0, 0)),
+        (card_hold(), 6_000, True, CapturePlan(CaptureSplit(6_000, 600), 6_000, 4_000, 0)),
         # With a destination the card is charged that part, and Stripe releases the rest.
         (
             in_state(State.IN_ESCROW),
             6_000,
             True,
-            CapturePlan(Share(6_000, 600), 6_000, 4_000, 0),
+            CapturePlan(CaptureSplit(6_000, 600), 6_000, 4_000, 0),
         ),
     ],
 )
@@ -345,21 +346,25 @@ def test_what_was_never_charged_is_given_back_by_cancelling_whatever_its_mode(
 )
 def test_reversals_begin_with_the_newest_transfer(part: int, legs: list[tuple[str, int]]) -> None:
     """The second one has nothing left, and what none covers is left to be owed."""
-    transfers = [Reversible("tr_1", 100), Reversible("tr_2", 0), Reversible("tr_3", 300)]
-    assert plans.plan_reversals(part, transfers) == [Reversible(*leg) for leg in legs]
+    transfers = [
+        ReversibleTransfer("tr_1", 100),
+        ReversibleTransfer("tr_2", 0),
+        ReversibleTransfer("tr_3", 300),
+    ]
+    assert plans.plan_reversals(part, transfers) == [ReversibleTransfer(*leg) for leg in legs]
 
 
 def test_only_an_authorized_card_without_a_destination_is_promoted() -> None:
-    plans.check_promotion(card_hold())
+    guards.check_promotion(card_hold())
     for payment in (in_state(State.IN_ESCROW), held_by_us()):
         with pytest.raises(Precondition, match="only an authorized card") as refusal:
-            plans.check_promotion(payment)
+            guards.check_promotion(payment)
         assert refusal.value.reason == "WRONG_STATE"
     for state in State:
         if state is State.IN_ESCROW:
             continue
         with pytest.raises(Refusal) as other:
-            plans.check_promotion(in_state(state, separate(CARD_HOLD)))
+            guards.check_promotion(in_state(state, separate(CARD_HOLD)))
         busy = state in BUSY
         assert other.value.reason == ("OPERATION_IN_PROGRESS" if busy else "WRONG_STATE")
 
@@ -371,15 +376,15 @@ def test_only_a_capture_that_waits_for_the_expert_can_be_given_up(
 ) -> None:
     payment = replace(in_state(state, separate(CARD_HOLD)), waiting_for=waiting_for)
     waits = (state, waiting_for) == (State.CAPTURING, WaitingFor.EXPERT)
-    assert plans.waits_for_expert(payment) is waits
+    assert guards.waits_for_expert(payment) is waits
 
 
 def test_version_that_the_caller_has_not_seen_is_refused_with_the_payment() -> None:
     payment = replace(new_payment(), version=7)
-    plans.check_version(payment, 0)
-    plans.check_version(payment, 7)
-    with pytest.raises(plans.MovedOn) as refusal:
-        plans.check_version(payment, 6)
+    guards.check_version(payment, 0)
+    guards.check_version(payment, 7)
+    with pytest.raises(guards.VersionMismatch) as refusal:
+        guards.check_version(payment, 6)
     assert refusal.value.payment == payment
     assert (refusal.value.reason, refusal.value.facts["version"]) == ("VERSION_MISMATCH", "7")
 
@@ -403,7 +408,7 @@ def chosen(
     done_by: datetime | None = None,
     currency: str = "USD",
 ) -> Hold:
-    return plans.choose_hold(asked, on_deadline, done_by, currency, RULES, NOW)
+    return hold_policy.choose_hold(asked, on_deadline, done_by, currency, RULES, NOW)
 
 
 @pytest.mark.parametrize("action", OTHERWISE)

@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 
 from payment_service.domain import money
 from payment_service.domain.errors import Refusal
-from payment_service.domain.escrow import EscrowMode, Payment, State
 from payment_service.domain.ledger import Posting, RefundSplit
+from payment_service.domain.payment import EscrowMode, Payment, State
 from payment_service.domain.plans import (
     CapturePlan,
     RefundPlan,
-    Reversible,
+    ReversibleTransfer,
     plan_capture,
     plan_refund,
 )
@@ -61,7 +61,7 @@ def test_legs_of_a_capture_are_those_that_move_something(
     payment: Payment, part: int, final: bool, shown: list[tuple[str, int]]
 ) -> None:
     preview = capture(in_state(State.IN_ESCROW, payment), part, final, debt=700)
-    assert legs(preview) == [*shown, ("NET_DEBT", 700), ("COLLECT_COMMISSION", 600)]
+    assert legs(preview) == [*shown, ("OFFSET_DEBT", 700), ("COLLECT_COMMISSION", 600)]
 
 
 def test_split_award_gives_the_rest_back_last() -> None:
@@ -86,7 +86,7 @@ def test_refund_shows_from_which_transfers_and_what_is_left_owed() -> None:
     payment = replace(
         in_state(State.CAPTURED, separate()), held=1_000, captured=9_000, net_commission=900
     )
-    transfers = [Reversible("tr_1", 5_000), Reversible("tr_2", 3_000)]
+    transfers = [ReversibleTransfer("tr_1", 5_000), ReversibleTransfer("tr_2", 3_000)]
     preview = preview_refund(
         replace(payment, state=State.IN_ESCROW),
         RefundPlan(False, 10_000, _all_of(payment)),
@@ -97,7 +97,7 @@ def test_refund_shows_from_which_transfers_and_what_is_left_owed() -> None:
         Leg(LegKind.RETURN_COMMISSION, 900),
         Leg(LegKind.REVERSE_TRANSFER, 3_000, "tr_2"),
         Leg(LegKind.REVERSE_TRANSFER, 5_000, "tr_1"),
-        Leg(LegKind.LEAVE_DEBT, 100),
+        Leg(LegKind.RECORD_DEBT, 100),
     )
     assert preview.after.state is State.REFUNDED
 
@@ -119,9 +119,10 @@ def amounts(payment: Payment) -> dict[str, object]:
     }
 
 
-def reversible(service: FakeService) -> list[Reversible]:
+def reversible(service: FakeService) -> list[ReversibleTransfer]:
     return [
-        Reversible(transfer.transfer_id, transfer.left) for transfer in service.intent.all_transfers
+        ReversibleTransfer(transfer.transfer_id, transfer.left)
+        for transfer in service.intent.all_transfers
     ]
 
 
@@ -182,7 +183,7 @@ def shown_capture(service: FakeService, share: int, unit: int, *, final: bool) -
     service.capture(part, final=final)
     books = moved(postings, service.postings)
     assert books.get(CONNECTED, 0) == total(preview, LegKind.PAY_EXPERT)
-    assert books.get(DEBT, 0) == -total(preview, LegKind.NET_DEBT)
+    assert books.get(DEBT, 0) == -total(preview, LegKind.OFFSET_DEBT)
     assert books.get("commission", 0) == -total(preview, LegKind.COLLECT_COMMISSION)
     held = total(preview, LegKind.CHARGE_CARD, LegKind.RELEASE_HOLD)
     assert books.get("client", 0) == held
@@ -197,7 +198,7 @@ def shown_refund(service: FakeService, share: int, unit: int, *, whole: bool) ->
     service.give_back(part)
     books = moved(postings, service.postings)
     assert books.get(CONNECTED, 0) == -total(preview, LegKind.REVERSE_TRANSFER)
-    assert books.get(DEBT, 0) == total(preview, LegKind.LEAVE_DEBT)
+    assert books.get(DEBT, 0) == total(preview, LegKind.RECORD_DEBT)
     assert books.get("commission", 0) == total(preview, LegKind.RETURN_COMMISSION)
     assert books.get("client", 0) == total(preview, LegKind.RELEASE_HOLD)
     return preview

@@ -4,20 +4,20 @@ from dataclasses import replace
 
 import pytest
 
-from payment_service.domain import escrow
 from payment_service.domain.errors import Precondition
-from payment_service.domain.escrow import Kind, Payment, State, WaitingFor
-from payment_service.domain.follow import follow
-from payment_service.domain.followed import Followed, Movement
-from payment_service.domain.ledger import Share
-from payment_service.domain.observation import (
-    BalanceLine,
+from payment_service.domain.ledger import CaptureSplit
+from payment_service.domain.operations import Operation, OperationKind
+from payment_service.domain.payment import EscrowMode, Payment, State, WaitingFor
+from payment_service.domain.snapshot import (
+    BalanceTransaction,
     Decline,
     IntentStatus,
-    Observation,
+    PaymentSnapshot,
     Transfer,
 )
-from payment_service.domain.operations import Operation, OperationKind
+from payment_service.domain.state_machine import EventKind
+from payment_service.domain.sync.changes import ChangeSet, Movement
+from payment_service.domain.sync.derive_changes import derive_changes
 from tests.unit.domain.builders import (
     BUSY,
     CARD_HOLD,
@@ -49,7 +49,7 @@ ESCROW, OWED = "escrow:pay_1", "client_payable:pay_1"
 # ---- every cell of the table ----
 
 
-def shown(*, charged: int = 0, held: bool = False, canceled: str = "") -> Observation:
+def shown(*, charged: int = 0, held: bool = False, canceled: str = "") -> PaymentSnapshot:
     intent = FakeIntent(10_000, "USD", has_destination=False)
     if held or charged:
         intent.authorize()
@@ -83,10 +83,10 @@ CANCEL = new_operation(OperationKind.CANCEL, 10_000)
 DEADLINE = new_operation(OperationKind.CANCEL, 10_000, because="deadline")
 REFUND = new_operation(OperationKind.REFUND, 10_000)
 
-CONFLICT, ELSEWHERE = "state_mismatch", "captured_elsewhere"
+CONFLICT, ELSEWHERE = "state_mismatch", "captured_out_of_band"
 BY_CARD, BY_US = separate(CARD_HOLD), separate()
 #: state, how it is held, operation, what is seen, state after, what is reported, what is told.
-Cell = tuple[State, Payment, Operation | None, list[Observation], State, str, str | None]
+Cell = tuple[State, Payment, Operation | None, list[PaymentSnapshot], State, str, str | None]
 
 
 def cells() -> list[Cell]:
@@ -158,14 +158,14 @@ def name_of(cell: Cell) -> str:
 
 
 def followed(
-    payment: Payment, seen: Observation, operation: Operation | None = None, *known: str
-) -> Followed:
-    return follow(
+    payment: Payment, seen: PaymentSnapshot, operation: Operation | None = None, *known: str
+) -> ChangeSet:
+    return derive_changes(
         payment,
         seen,
         operation=operation,
-        known=frozenset(known),
-        by_hand=(),
+        booked_ids=frozenset(known),
+        out_of_band=(),
         next_operation_id="op_next",
         holding=HOLDING,
         now=NOW,
@@ -200,7 +200,7 @@ def test_the_table_has_every_state_against_every_status() -> None:
 # ---- charged onto the platform ----
 
 
-def held(mode: escrow.EscrowMode = PLATFORM_HOLD, *, debt: int = 0) -> FakeService:
+def held(mode: EscrowMode = PLATFORM_HOLD, *, debt: int = 0) -> FakeService:
     """A payment of 100.00 USD that its client confirmed."""
     service = serve(separate(mode), debt_before=debt)
     service.intent.authorize()
@@ -219,7 +219,7 @@ FEE = {"processor_fee": 320}
 
 def test_confirmation_of_a_platform_hold_charges_it_into_escrow() -> None:
     service = held()
-    assert service.kinds == [Kind.CHARGED, Kind.PROCESSOR_FEE]
+    assert service.kinds == [EventKind.CHARGED, EventKind.PROCESSOR_FEE]
     assert (service.payment.state, service.payment.held) == (State.IN_ESCROW, 10_000)
     assert service.payment.escrow_expire_time == NOW + HOLDING
     assert books(service) == {PLATFORM: 10_000 - 320, ESCROW: -10_000, **FEE}
@@ -229,7 +229,11 @@ def test_promotion_charges_the_hold_and_leaves_it_in_escrow() -> None:
     service = held(CARD_HOLD)
     assert books(service) == {"hold": 10_000, "client": -10_000}
     service.promote()
-    assert service.kinds[1:] == [Kind.PROMOTE_STARTED, Kind.CHARGED, Kind.PROCESSOR_FEE]
+    assert service.kinds[1:] == [
+        EventKind.PROMOTE_STARTED,
+        EventKind.CHARGED,
+        EventKind.PROCESSOR_FEE,
+    ]
     assert service.payment.escrow_mode is PLATFORM_HOLD
     assert service.payment.escrow_expire_time == NOW + HOLDING
     assert books(service) == {PLATFORM: 10_000 - 320, ESCROW: -10_000, **FEE}
@@ -241,7 +245,7 @@ def test_refused_promotion_leaves_the_hold_as_it_was() -> None:
     before = service.payment
     service.start_promotion()
     service.send(refused=True)
-    assert service.kinds[-1] is Kind.PROMOTE_REFUSED
+    assert service.kinds[-1] is EventKind.PROMOTE_REFUSED
     after = service.payment
     assert (after.state, after.escrow_mode, after.held) == (State.IN_ESCROW, CARD_HOLD, 10_000)
     assert after.escrow_expire_time == before.escrow_expire_time
@@ -259,7 +263,7 @@ def test_charge_waits_until_stripe_shows_its_line() -> None:
 def test_charge_that_was_settled_in_another_currency_is_reported() -> None:
     """Its transfers will be refused, so an operator must know."""
     assert SUCCEEDED.charge is not None
-    line = BalanceLine("txn_1", "EUR", 9_000, 300)
+    line = BalanceTransaction("txn_1", "EUR", 9_000, 300)
     seen = replace(SUCCEEDED, charge=replace(SUCCEEDED.charge, line=line))
     to = followed(BY_US, seen)
     assert (to.payment.held, reported(to)) == (10_000, ["settled_in_other_currency"])
@@ -272,7 +276,7 @@ def test_part_captured_by_hand_is_what_the_platform_then_holds() -> None:
     service = held(CARD_HOLD)
     service.intent.capture(6_000)
     service.follow()
-    assert service.discrepancies == ["captured_elsewhere"]
+    assert service.discrepancies == ["captured_out_of_band"]
     assert (service.payment.state, service.payment.held) == (State.IN_ESCROW, 6_000)
     assert books(service) == {PLATFORM: 6_000 - 204, ESCROW: -6_000, "processor_fee": 204}
     service.capture()
@@ -335,7 +339,7 @@ def test_client_who_confirms_while_we_cancel_has_paid() -> None:
     ],
 )
 def test_milestones_are_transferred_one_by_one_and_sum_up(
-    mode: escrow.EscrowMode,
+    mode: EscrowMode,
     amount: int,
     currency: str,
     basis_points: int,
@@ -363,10 +367,10 @@ def test_first_part_of_a_card_hold_charges_all_of_it() -> None:
     service = held(CARD_HOLD)
     service.capture(4_000, final=False)
     assert service.kinds[1:] == [
-        Kind.CAPTURE_STARTED,
-        Kind.CHARGED,
-        Kind.PROCESSOR_FEE,
-        Kind.CAPTURED,
+        EventKind.CAPTURE_STARTED,
+        EventKind.CHARGED,
+        EventKind.PROCESSOR_FEE,
+        EventKind.CAPTURED,
     ]
     assert books(service) == {
         PLATFORM: 6_400 - 320,
@@ -384,7 +388,7 @@ def test_refused_transfer_after_the_charge_leaves_all_of_it_held() -> None:
     service.send()
     service.follow()
     service.send(refused=True)
-    assert service.kinds[-1] is Kind.CAPTURE_REFUSED
+    assert service.kinds[-1] is EventKind.CAPTURE_REFUSED
     assert (service.payment.state, service.payment.held) == (State.IN_ESCROW, 10_000)
     assert service.payment.escrow_mode is PLATFORM_HOLD
 
@@ -392,9 +396,17 @@ def test_refused_transfer_after_the_charge_leaves_all_of_it_held() -> None:
 def test_final_part_of_what_the_platform_holds_refunds_the_rest() -> None:
     service = held()
     service.capture(6_000, final=True)
-    assert service.kinds[2:] == [Kind.CAPTURE_STARTED, Kind.CAPTURED, Kind.CLIENT_REFUNDED]
+    assert service.kinds[2:] == [
+        EventKind.CAPTURE_STARTED,
+        EventKind.CAPTURED,
+        EventKind.CLIENT_REFUNDED,
+    ]
     payment = service.payment
-    assert (payment.state, payment.captured, payment.returned) == (State.CAPTURED, 6_000, 4_000)
+    assert (payment.state, payment.captured, payment.refunded_from_escrow) == (
+        State.CAPTURED,
+        6_000,
+        4_000,
+    )
     assert [refund.minor_units for refund in service.intent.refunds] == [4_000]
     assert books(service) == {
         PLATFORM: 600 - 320,
@@ -412,7 +424,7 @@ def test_final_part_of_a_card_hold_charges_no_more_than_that(payment: Payment) -
     service.follow()
     service.capture(6_000, final=True)
     after = service.payment
-    assert (after.state, after.charged, after.returned) == (State.CAPTURED, 6_000, 0)
+    assert (after.state, after.charged, after.refunded_from_escrow) == (State.CAPTURED, 6_000, 0)
     assert not service.intent.refunds
     assert books(service) == {
         PLATFORM: 600 - 204,
@@ -443,7 +455,7 @@ def test_transfer_of_another_amount_is_reported_and_posted_as_it_is() -> None:
 
 
 def test_transfer_is_posted_when_both_of_its_lines_are_shown() -> None:
-    line = BalanceLine("txn_8", "USD", 3_600)
+    line = BalanceTransaction("txn_8", "USD", 3_600)
     whole = Transfer("tr_9", 3_600, "USD", "op_1", line, replace(line, balance_transaction_id="t"))
     payment = in_state(State.CAPTURING, separate())
     for early in (replace(whole, line=None), replace(whole, connected_line=None)):
@@ -466,7 +478,7 @@ def test_transfer_is_posted_when_both_of_its_lines_are_shown() -> None:
 def test_refund_out_of_escrow_costs_the_expert_nothing() -> None:
     service = held()
     service.give_back(3_000)
-    assert (service.payment.state, service.payment.returned) == (State.IN_ESCROW, 3_000)
+    assert (service.payment.state, service.payment.refunded_from_escrow) == (State.IN_ESCROW, 3_000)
     assert books(service) == {PLATFORM: 7_000 - 320, ESCROW: -7_000, **FEE}
     service.give_back()
     assert (service.payment.state, service.payment.held) == (State.REFUNDED, 0)
@@ -478,7 +490,11 @@ def test_refund_beyond_escrow_takes_what_is_held_first() -> None:
     service.capture(6_000, final=False)
     service.give_back(5_000)
     payment = service.payment
-    assert (payment.returned, payment.refunded, payment.held) == (4_000, 1_000, 0)
+    assert (payment.refunded_from_escrow, payment.refunded_after_capture, payment.held) == (
+        4_000,
+        1_000,
+        0,
+    )
     assert (payment.state, payment.net_commission) == (State.CAPTURED, 500)
     assert books(service) == {
         PLATFORM: 500 - 320,
@@ -499,7 +515,7 @@ def in_three_parts(*, debt: int = 0) -> FakeService:
 def test_reversals_go_from_the_newest_transfer_to_the_oldest() -> None:
     service = in_three_parts()
     service.give_back(8_000)
-    assert service.kinds[-4:] == [Kind.CLIENT_REFUNDED, *[Kind.EXPERT_REVERSED] * 3]
+    assert service.kinds[-4:] == [EventKind.CLIENT_REFUNDED, *[EventKind.TRANSFER_REVERSED] * 3]
     back = [
         [reversal.minor_units for reversal in transfer.reversals]
         for transfer in service.intent.transfers
@@ -515,7 +531,7 @@ def test_what_no_transfer_covers_is_owed_after_the_last_reversal() -> None:
     service = in_three_parts(debt=700)
     assert service.balance(DEBT) == 0
     service.give_back()
-    assert service.kinds[-2:] == [Kind.EXPERT_REVERSED, Kind.EXPERT_OWES]
+    assert service.kinds[-2:] == [EventKind.TRANSFER_REVERSED, EventKind.EXPERT_DEBT_RECORDED]
     assert service.balance(DEBT) == 700
     assert service.payment.state is State.REFUNDED
     assert service.balance(CONNECTED) == 0
@@ -524,7 +540,7 @@ def test_what_no_transfer_covers_is_owed_after_the_last_reversal() -> None:
 def test_refused_reversal_leaves_all_the_later_ones_owed_too() -> None:
     service = in_three_parts(debt=700)
     service.give_back(reversal_refused=True)
-    assert service.kinds[-2:] == [Kind.CLIENT_REFUNDED, Kind.EXPERT_OWES]
+    assert service.kinds[-2:] == [EventKind.CLIENT_REFUNDED, EventKind.EXPERT_DEBT_RECORDED]
     assert service.balance(DEBT) == 9_000
     assert service.balance(CONNECTED) == 9_000 - 700
 
@@ -548,7 +564,7 @@ def test_experts_part_without_any_transfer_left_is_owed_at_once() -> None:
     service.follow()
     taken = -service.balance("losses")
     service.give_back(1_000)
-    assert service.kinds[-2:] == [Kind.CLIENT_REFUNDED, Kind.EXPERT_OWES]
+    assert service.kinds[-2:] == [EventKind.CLIENT_REFUNDED, EventKind.EXPERT_DEBT_RECORDED]
     # What was taken out of band before is for an operator to settle with the expert.
     assert (service.balance(DEBT), service.balance("losses")) == (900, -taken)
 
@@ -565,10 +581,10 @@ def test_debt_is_kept_back_at_the_next_capture(payment: Payment, debt: int, nett
     service.intent.authorize()
     service.follow()
     service.start_capture()
-    assert service.payment.netting == netted
+    assert service.payment.debt_offset == netted
     service.finish()
     after = service.payment
-    assert (after.netting, after.net_commission, after.net_expert) == (0, 1_000, 9_000)
+    assert (after.debt_offset, after.net_commission, after.net_expert) == (0, 1_000, 9_000)
     assert not service.discrepancies
     expected = {
         PLATFORM: 1_000 + netted - debt - 320,
@@ -588,7 +604,7 @@ def test_refused_capture_keeps_nothing_back(payment: Payment) -> None:
     service.follow()
     service.start_capture()
     service.send(refused=True)
-    assert (service.payment.netting, service.balance(DEBT)) == (0, 700)
+    assert (service.payment.debt_offset, service.balance(DEBT)) == (0, 700)
 
 
 def test_debt_is_spread_over_the_parts_until_it_is_paid() -> None:
@@ -608,12 +624,12 @@ def test_bounced_refund_out_of_escrow_is_owed_and_what_is_held_stays() -> None:
     service.give_back(3_000)
     service.intent.bounce(service.intent.refunds[0].refund_id)
     service.follow()
-    assert (service.payment.state, service.payment.client_owed) == (State.REFUNDING, 3_000)
+    assert (service.payment.state, service.payment.client_payable) == (State.REFUNDING, 3_000)
     assert books(service) == {PLATFORM: 10_000 - 320, ESCROW: -7_000, OWED: -3_000, **FEE}
     service.send()
     service.follow()
     assert (service.payment.state, service.payment.held) == (State.IN_ESCROW, 7_000)
-    assert service.payment.client_owed == 0
+    assert service.payment.client_payable == 0
     service.capture()
     assert service.payment.captured == 7_000
 
@@ -624,7 +640,7 @@ def test_refund_out_of_escrow_that_failed_at_once_stays_held() -> None:
     service.send()
     service.intent.bounce(service.intent.refunds[0].refund_id)
     to = service.follow()
-    assert followed_kinds(to) == ["refund_bounced", "refund_refused"]
+    assert followed_kinds(to) == ["refund_failed_unbooked", "refund_refused"]
     assert (service.payment.state, service.payment.held) == (State.IN_ESCROW, 10_000)
 
 
@@ -636,8 +652,8 @@ def test_refund_by_hand_takes_what_is_held_first_and_then_is_a_loss() -> None:
     service.capture(6_000, final=False)
     service.intent.refund(5_000)
     service.follow()
-    assert service.discrepancies == ["refund_made_elsewhere"]
-    assert (service.payment.state, service.payment.returned) == (State.CAPTURED, 4_000)
+    assert service.discrepancies == ["out_of_band_refund"]
+    assert (service.payment.state, service.payment.refunded_from_escrow) == (State.CAPTURED, 4_000)
     assert books(service) == {
         PLATFORM: 10_000 - 5_400 - 5_000 - 320,
         "losses": 900,
@@ -652,7 +668,7 @@ def test_refund_by_hand_of_all_that_is_held_ends_the_escrow() -> None:
     service = held()
     service.intent.refund(10_000)
     service.follow()
-    assert (service.payment.state, service.payment.returned) == (State.REFUNDED, 10_000)
+    assert (service.payment.state, service.payment.refunded_from_escrow) == (State.REFUNDED, 10_000)
     assert service.balance("losses") == 0
 
 
@@ -661,8 +677,8 @@ def test_transfer_by_hand_is_a_loss_and_leaves_the_escrow_alone() -> None:
     service.intent.transfer(2_500)
     to = service.follow()
     assert (followed_kinds(to), reported(to)) == (
-        ["transferred_elsewhere"],
-        ["transfer_made_elsewhere"],
+        ["transferred_out_of_band"],
+        ["out_of_band_transfer"],
     )
     assert books(service) == {
         PLATFORM: 7_500 - 320,
@@ -682,7 +698,7 @@ def test_reversal_by_hand_is_reported_and_leaves_the_payment_alone() -> None:
     service.capture(6_000, final=False)
     service.intent.reverse(1_000)
     to = service.follow()
-    assert reported(to) == ["reversal_made_elsewhere"]
+    assert reported(to) == ["out_of_band_reversal"]
     assert (to.payment.state, to.payment.net, service.balance("losses")) == (
         State.IN_ESCROW,
         6_000,
@@ -713,7 +729,10 @@ def test_refund_by_hand_of_what_is_on_its_way_waits_for_the_transfer() -> None:
     assert (service.payment.state, service.payment.held) == (State.CAPTURING, 10_000)
     service.finish()
     # The rest that our own refund was to give back has gone that way already.
-    assert (service.payment.returned, service.payment.refunded) == (4_000, 1_000)
+    assert (service.payment.refunded_from_escrow, service.payment.refunded_after_capture) == (
+        4_000,
+        1_000,
+    )
 
 
 @pytest.mark.parametrize("seen_before", [True, False])
@@ -728,7 +747,10 @@ def test_rest_that_was_refunded_by_hand_meanwhile_is_not_refunded_again(
         service.follow()
     service.finish()
     assert (service.payment.state, service.payment.captured) == (State.CAPTURED, 6_000)
-    assert (service.payment.returned, service.payment.refunded) == (4_000, 0)
+    assert (service.payment.refunded_from_escrow, service.payment.refunded_after_capture) == (
+        4_000,
+        0,
+    )
     assert service.balance(CONNECTED) == 5_400
 
 
@@ -739,7 +761,7 @@ def test_refund_by_hand_seen_with_our_charge_is_taken_out_of_what_stays_held() -
     service.send()
     service.intent.refund(3_000)
     service.follow()
-    assert service.discrepancies == ["refund_made_elsewhere"]
+    assert service.discrepancies == ["out_of_band_refund"]
     assert (service.payment.state, service.payment.held) == (State.CAPTURING, 7_000)
     service.finish()
     assert (service.payment.held, service.payment.captured) == (3_000, 4_000)
@@ -750,7 +772,7 @@ def test_refund_by_hand_seen_with_our_charge_is_taken_out_of_what_stays_held() -
 
 @pytest.mark.parametrize("mode", [CARD_HOLD, PLATFORM_HOLD])
 def test_capture_that_waits_for_the_expert_can_be_given_up_for_a_refund(
-    mode: escrow.EscrowMode,
+    mode: EscrowMode,
 ) -> None:
     service = held(mode, debt=700)
     service.start_capture(4_000, final=False)
@@ -758,12 +780,12 @@ def test_capture_that_waits_for_the_expert_can_be_given_up_for_a_refund(
         service.send()
         service.follow()
     service.wait_for_expert()
-    assert service.payment.netting == 700
+    assert service.payment.debt_offset == 700
     service.start_give_back()
-    assert Kind.CAPTURE_GIVEN_UP in service.kinds
-    assert (service.payment.netting, service.payment.waiting_for) == (0, WaitingFor.NOTHING)
+    assert EventKind.CAPTURE_ABANDONED in service.kinds
+    assert (service.payment.debt_offset, service.payment.waiting_for) == (0, WaitingFor.NOTHING)
     service.finish()
-    assert (service.payment.state, service.payment.returned) == (State.REFUNDED, 10_000)
+    assert (service.payment.state, service.payment.refunded_from_escrow) == (State.REFUNDED, 10_000)
     assert service.balance(DEBT) == 700
 
 
@@ -800,5 +822,5 @@ def test_capture_goes_on_when_the_expert_is_well_again() -> None:
 
 
 def test_share_is_what_reaches_whom() -> None:
-    share = Share(10_000, 1_000, 700)
+    share = CaptureSplit(10_000, 1_000, 700)
     assert (share.expert_part, share.sent) == (9_000, 8_300)

@@ -1,0 +1,1 @@
+"""Executing operations: one loop that sends, and a strategy for each kind of object."""

@@ -1,0 +1,150 @@
+"""Applies stored webhook events. An event is a hint to sync, never a command.
+
+Events of one payment, account or payout are applied together by one sync. An event that fails is
+retried with growing pauses; after a number of tries it is parked, and an alarm is raised.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Final
+
+import structlog
+
+from payment_service.application.app import App
+from payment_service.application.execution.executor import back_off, execute_followups
+from payment_service.application.sync.account import sync_account
+from payment_service.application.sync.apply_snapshot import SyncResult
+from payment_service.application.sync.payment import apply, sync_payment
+from payment_service.application.sync.payout import sync_payout
+from payment_service.domain.errors import Busy, Exhausted, Refusal, Unavailable
+from payment_service.domain.ports.database import Transaction
+from payment_service.domain.ports.policy import Policy
+from payment_service.domain.ports.records import Cause, WebhookEvent
+from payment_service.domain.webhook_event import FRAUD_EVENTS, PAYOUT_EVENTS
+
+log = structlog.get_logger(__name__)
+
+
+_BATCH: Final = 100
+
+
+_AT_ONCE: Final = 8
+
+
+#: How many times longer an event waits out an outage than it is tried when it is itself at fault.
+_OUTAGE_PATIENCE: Final = 50
+
+
+async def apply_waiting(app: App) -> int:
+    """Apply a batch of waiting events and return how many there were."""
+    if app.stripe.is_unavailable:  # Every event is a question to Stripe: no use in trying now.
+        return 0
+    events = await app.database.transact(lease_events, app.policy)
+    groups: dict[tuple[str, str], list[WebhookEvent]] = defaultdict(list)
+    for event in events:
+        groups[_subject(event)].append(event)
+    places = asyncio.Semaphore(_AT_ONCE)
+
+    async def one(key: tuple[str, str], group: Sequence[WebhookEvent]) -> None:
+        async with places:
+            await _apply_group(app, key, group)
+
+    await asyncio.gather(*(one(key, group) for key, group in groups.items()))
+    return len(events)
+
+
+def _subject(event: WebhookEvent) -> tuple[str, str]:
+    """What is to be looked at: events of one subject are answered by one look."""
+    if event.type.startswith(("account.", "capability.")):
+        return ("account", event.account_id)
+    if event.type in PAYOUT_EVENTS:
+        return ("payout", event.object_id)
+    return ("payment", event.payment_ref)
+
+
+async def _apply_group(app: App, key: tuple[str, str], group: Sequence[WebhookEvent]) -> None:
+    kind, reference = key
+    cause = Cause("stripe", "webhook", group[0].event_id)
+    try:
+        if kind == "account":
+            known = await sync_account(app, reference, cause)
+            verdict = "applied" if known else "unknown_object"
+        elif kind == "payout":
+            verdict = await sync_payout(app, group[0].account_id, reference, cause)
+        else:
+            verdict = await _apply_to_payment(app, reference, group, cause)
+    except Refusal as refusal:
+        # Stripe or the database being away is no fault of the event: it waits for longer.
+        patience = _OUTAGE_PATIENCE if isinstance(refusal, Unavailable | Exhausted | Busy) else 1
+        await _postpone(app, group, refusal.reason, patience)
+        return
+    except Exception as error:  # noqa: BLE001 - one poisonous event must not stop the others
+        log.error("inbox_failed", error=type(error).__name__, event_id=group[0].event_id)
+        await _postpone(app, group, f"unexpected {type(error).__name__}", 1)
+        return
+    state = "IGNORED" if verdict == "unknown_object" else "APPLIED"
+    await app.database.transact(finish_events, group, state, verdict)
+
+
+def lease_events(tx: Transaction, policy: Policy) -> Sequence[WebhookEvent]:
+    """For as long as an operation: what a dead replica held is taken up no later than that."""
+    return tx.lease_inbox(policy.lease, _BATCH)
+
+
+def finish_events(tx: Transaction, group: Sequence[WebhookEvent], state: str, verdict: str) -> None:
+    for event in group:
+        tx.finish_event(event.event_id, state, verdict)
+
+
+async def _apply_to_payment(
+    app: App, reference: str, group: Sequence[WebhookEvent], cause: Cause
+) -> str:
+    payment = await app.database.read(lambda reader: reader.payment_of(reference))
+    if payment is None:
+        return "unknown_object"
+    warned = any(event.type in FRAUD_EVENTS for event in group)
+    applied = await sync_payment(app, payment, cause, warned=warned)
+    if applied.payment is not None and not applied.payment.payment_intent_id:
+        applied = await _adopt_intent(app, applied, group, cause)
+    # This event may have settled an operation's first leg; the next one is ours to carry out now.
+    await execute_followups(app, applied, cause)
+    if applied.deferred:
+        raise Busy("DEFERRED", "something else must be settled first")
+    return "applied" if applied.changed else "no_change"
+
+
+async def _adopt_intent(
+    app: App, applied: SyncResult, group: Sequence[WebhookEvent], cause: Cause
+) -> SyncResult:
+    """The event speaks of an intent whose creation we never heard the answer of."""
+    payment = applied.payment
+    intents = {event.payment_intent_id for event in group if event.payment_intent_id}
+    if payment is None or len(intents) != 1:
+        return applied
+    seen = await app.stripe.observe(intents.pop())
+    if seen is None or seen.metadata.get("payment_id") != payment.payment_id:
+        return applied
+    return await apply(app, payment.payment_id, seen, payment.version, cause)
+
+
+async def _postpone(app: App, group: Sequence[WebhookEvent], why: str, patience: int) -> None:
+    most = app.policy.tries_before_parking * patience
+    parked = await app.database.transact(postpone_events, group, why, most)
+    for event_id in parked:
+        app.alarms.event_parked(event_id, why)
+
+
+def postpone_events(
+    tx: Transaction, group: Sequence[WebhookEvent], why: str, most: int
+) -> list[str]:
+    """Try them again later, or park those that were tried too often; the ids of these."""
+    parked = []
+    for event in group:
+        seconds = None if event.attempts >= most else back_off(event.attempts)
+        tx.postpone_event(event.event_id, why, seconds)
+        if seconds is None:
+            parked.append(event.event_id)
+    return parked

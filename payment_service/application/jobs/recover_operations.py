@@ -1,0 +1,55 @@
+"""Recovery: takes up operations whose lease ran out or whose outcome is unknown."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Final
+
+import structlog
+
+from payment_service.application.app import App
+from payment_service.application.execution.accounts import execute_account
+from payment_service.application.execution.disputes import execute_answer
+from payment_service.application.execution.executor import execute
+from payment_service.domain.errors import Refusal
+from payment_service.domain.operations import OF_A_DISPUTE, Operation, OperationKind
+from payment_service.domain.ports.database import Transaction
+from payment_service.domain.ports.policy import Policy
+from payment_service.domain.ports.records import Cause
+
+log = structlog.get_logger(__name__)
+
+
+RECOVERY: Final = Cause("payment_service", "sweep")
+
+
+_BATCH: Final = 32
+
+
+async def recover_operations(app: App) -> int:
+    """Take up operations whose holder is gone or whose outcome is unknown; how many there were."""
+    if app.stripe.is_unavailable:
+        return 0
+    due = await app.database.transact(lease_due, app.policy)
+    await asyncio.gather(*(_take_up(app, operation) for operation in due))
+    return len(due)
+
+
+def lease_due(tx: Transaction, policy: Policy) -> Sequence[Operation]:
+    return tx.lease_due_operations(policy.lease, _BATCH)
+
+
+async def _take_up(app: App, operation: Operation) -> None:
+    try:
+        if operation.kind is OperationKind.CREATE_ACCOUNT:
+            await execute_account(app, operation, RECOVERY)
+        elif operation.kind in OF_A_DISPUTE:
+            await execute_answer(app, operation, 0, RECOVERY)
+        else:
+            await execute(app, operation, 0, RECOVERY)
+    except Refusal as refusal:
+        # Written down already; the lease is given back, and its time will come.
+        log.info("operation_unsettled", operation=operation.operation_id, reason=refusal.reason)
+    except Exception as error:  # noqa: BLE001 - the lease runs out and the next sweep tries again
+        log.error("operation_failed", operation=operation.operation_id, error=type(error).__name__)

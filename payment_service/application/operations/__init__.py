@@ -1,0 +1,1 @@
+"""The life of a durable operation: started, leased, ended, pre-empted."""

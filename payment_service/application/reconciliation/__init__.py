@@ -1,0 +1,1 @@
+"""Comparing payments, the ledger and Stripe, and re-checking what differed."""

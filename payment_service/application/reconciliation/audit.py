@@ -1,0 +1,43 @@
+"""Audits each payment's stored rows against its hash chain."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Final
+
+from payment_service.application.app import App
+from payment_service.domain.audit_trail import AuditFault, audit
+from payment_service.domain.ports.database import Reader
+
+_PAGE: Final = 100
+
+
+_BEFORE_ALL: Final = (datetime.min.replace(tzinfo=UTC), "")
+
+
+async def audit_payments(
+    app: App, since: datetime, payment_id: str = ""
+) -> dict[str, list[AuditFault]]:
+    """The faults of every payment that changed since then, or of one of them."""
+    found: dict[str, list[AuditFault]] = {}
+    after = _BEFORE_ALL
+    while True:
+        # A page a read: nobody waits long for the connection, however many payments there are.
+        places, faults = await app.database.read(_page, since, after, payment_id)
+        found |= faults
+        if len(places) < _PAGE:
+            return found
+        after = places[-1]
+
+
+def _page(
+    reader: Reader, since: datetime, after: tuple[datetime, str], payment_id: str
+) -> tuple[Sequence[tuple[datetime, str]], dict[str, list[AuditFault]]]:
+    """Where the page's payments stand, and the faults of those that have any."""
+    trails = reader.trails(since, after, _PAGE, payment_id)
+    audited = {trail.payment.payment_id: audit(trail) for trail in trails}
+    return (
+        [(trail.payment.update_time, trail.payment.payment_id) for trail in trails],
+        {name: faults for name, faults in audited.items() if faults},
+    )

@@ -1,0 +1,136 @@
+"""ResumeOperation: an operator puts a parked operation back to work."""
+
+from __future__ import annotations
+
+from payment_service.application.app import App
+from payment_service.application.execution.executor import sync_and_execute
+from payment_service.application.operations.start import with_current_destination
+from payment_service.application.resolve_discrepancy import item_not_found
+from payment_service.domain import guards, transitions
+from payment_service.domain.errors import Busy, Precondition, Refusal
+from payment_service.domain.operations import Operation, OperationKind, OperationState
+from payment_service.domain.payment import Payment, WaitingFor
+from payment_service.domain.ports.database import Transaction
+from payment_service.domain.ports.records import Cause
+from payment_service.domain.sync.superseded import check_covered
+
+
+async def resume_operation(app: App, operation_id: str, cause: Cause) -> Operation:
+    """Put a parked operation back to work. The sweep looks at Stripe before it sends anything."""
+    payment_id, known = await app.database.transact(booked_by_now, operation_id)
+    operation = await sync_and_unpark(app, operation_id, payment_id, cause, known)
+    app.wake.set()
+    return operation
+
+
+def booked_by_now(tx: Transaction, operation_id: str) -> tuple[str, frozenset[str]]:
+    """Returns its payment, and the movements made out of band since that the operator can know."""
+    operation = require_parked(operation_id, tx.operation(operation_id))
+    if not operation.payment_id:
+        return "", frozenset()
+    return operation.payment_id, frozenset(tx.out_of_band_since(operation))
+
+
+async def sync_and_unpark(
+    app: App,
+    operation_id: str,
+    payment_id: str,
+    cause: Cause,
+    known: frozenset[str] = frozenset(),
+) -> Operation:
+    """Resumes it, once Stripe has been read: that may end it, or show what nobody knew of.
+
+    ``known`` are the movements made out of band in spite of which it is resumed. The service itself
+    resumes nothing in spite of any.
+    """
+    if payment_id:
+        await sync_and_execute(app, payment_id, cause)
+    return await app.database.transact(unpark, operation_id, payment_id, cause, known)
+
+
+def unpark(
+    tx: Transaction,
+    operation_id: str,
+    payment_id: str,
+    cause: Cause,
+    known: frozenset[str] = frozenset(),
+) -> Operation:
+    """The payment is locked before its operation, as everywhere."""
+    payment = tx.lock_payment(payment_id) if payment_id else None
+    operation = require_parked(operation_id, tx.operation(operation_id))
+    if payment is not None:
+        made = tx.out_of_band_since(operation)
+        news = [described for name, described in made.items() if name not in known]
+        if news:
+            raise _moved_meanwhile(payment, news)
+        check_covered(payment, operation)
+    # A key that Stripe may have forgotten is not used again: if looking shows no effect, the
+    # request goes out under a new one.
+    new_key = not operation.may_resend(tx.now)
+    params = {name: value for name, value in operation.params.items() if name != "look_only"}
+    if payment is not None and must_only_verify(payment, operation):
+        params["look_only"] = True
+    if payment is not None and payment.waiting_for is WaitingFor.EXPERT:
+        expert = tx.lock_expert(payment.expert_id)
+        assert expert is not None
+        guards.check_destination(payment, expert)
+    # Only under a key that Stripe has never seen may it go to another account than before: what
+    # waits for the expert was given one when Stripe refused it.
+    unseen_key = new_key or (payment is not None and payment.waiting_for is WaitingFor.EXPERT)
+    if payment is not None and operation.kind is OperationKind.TRANSFER and unseen_key:
+        params = with_current_destination(tx, payment, params)
+    tx.unpark_operation(operation_id, params, next_attempt=new_key)
+    if payment is not None and payment.waiting_for is not WaitingFor.PROCESSOR:
+        tx.record(
+            transitions.waiting_changed(
+                payment, WaitingFor.PROCESSOR, f"resumed by {cause.caller}", tx.now
+            ),
+            cause,
+        )
+    resumed = tx.operation(operation_id)
+    assert resumed is not None
+    return resumed
+
+
+def require_parked(
+    operation_id: str, operation: Operation | None, done_to_it: str = "resumed"
+) -> Operation:
+    """Raises, unless it is there and parked."""
+    if operation is None:
+        raise item_not_found(operation_id)
+    if operation.state is not OperationState.PARKED:
+        raise Precondition(
+            "WRONG_STATE",
+            f"the operation is {operation.state}; only a parked one is {done_to_it}",
+            {"id": operation_id, "state": operation.state.value, "allowed_states": "PARKED"},
+        )
+    return operation
+
+
+def _moved_meanwhile(payment: Payment, news: list[str]) -> Refusal:
+    return Busy(
+        "CONCURRENT_CHANGE",
+        f"Stripe shows what was moved out of band meanwhile ({', '.join(news)}): "
+        "look at the payment and decide anew",
+        {"payment_id": payment.payment_id},
+    )
+
+
+def must_only_verify(payment: Payment, operation: Operation) -> bool:
+    """Whether a freeze forbids sending it. What may be at Stripe is looked for all the same.
+
+    Raises where there is nothing to look for, because Stripe has refused it for good or was never
+    asked: a capture that waits for its expert, and what is to pay the client again.
+    """
+    owed = operation.params.get("owed")
+    try:
+        if operation.kind in (OperationKind.CAPTURE, OperationKind.TRANSFER):
+            guards.check_capture_freeze(payment)
+        elif owed:
+            # If the bank decides for the client, that pays what is owed: nothing is sent before.
+            guards.check_refund_freeze(payment)
+    except Precondition:
+        if operation.unsure_until is None and (owed or guards.waits_for_expert(payment)):
+            raise
+        return True
+    return False

@@ -1,0 +1,1 @@
+"""Fetching an object from Stripe and applying it to our records."""

@@ -1,0 +1,91 @@
+"""Fetches an expert's account from Stripe and records it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Final
+
+from payment_service.application.app import App
+from payment_service.domain.errors import Busy, expert_not_found
+from payment_service.domain.experts import Account, Expert
+from payment_service.domain.ports.database import Transaction
+from payment_service.domain.ports.records import Cause
+
+_TRIES: Final = 6
+
+
+async def sync_expert(app: App, expert_id: str, cause: Cause) -> Expert:
+    """The expert with the account as Stripe shows it now; webhooks alone are not to be trusted."""
+    for _ in range(_TRIES):
+        expert = await app.database.read(lambda reader: reader.expert(expert_id))
+        if expert is None:
+            raise expert_not_found(expert_id)
+        if not expert.account.stripe_account_id:
+            return expert
+        account = await app.stripe.account(expert.account.stripe_account_id)
+        saved = await app.database.transact(save_account, expert_id, account, expert.version, cause)
+        if saved is not None:
+            return saved
+    raise Busy(
+        "CONCURRENT_CHANGE", "the expert keeps changing; ask again", {"expert_id": expert_id}
+    )
+
+
+async def sync_account(app: App, stripe_account_id: str, cause: Cause) -> bool:
+    """Ask Stripe about an account that an expert has or had; False if it is nobody's here."""
+    expert_id = await app.database.read(lambda reader: reader.expert_of_account(stripe_account_id))
+    if expert_id is None:
+        return False
+    expert = await sync_expert(app, expert_id, cause)
+    if expert.account.stripe_account_id != stripe_account_id:
+        account = await app.stripe.account(stripe_account_id)
+        await app.database.transact(
+            save_former_account, expert_id, stripe_account_id, account, cause
+        )
+    return True
+
+
+def save_account(
+    tx: Transaction, expert_id: str, account: Account | None, version: int, cause: Cause
+) -> Expert | None:
+    """Keep what Stripe showed; None if the expert has moved on since it was asked.
+
+    ``account`` None means that the account is no longer ours to see: deauthorized.
+    """
+    expert = tx.lock_expert(expert_id)
+    if expert is None:
+        raise expert_not_found(expert_id)
+    if expert.version != version:  # By a payout, perhaps: what was seen of the account is lost.
+        return None
+    deauthorized = account is None
+    seen = expert.account if account is None else account
+    changed = seen != expert.account or deauthorized != expert.deauthorized
+    after = replace(
+        expert,
+        account=seen,
+        deauthorized=deauthorized,
+        check_time=tx.now,
+        version=expert.version + 1 if changed else expert.version,
+        update_time=tx.now if changed else expert.update_time,
+    )
+    tx.save_expert(after, "expert.account_changed" if changed else "", cause)
+    return after
+
+
+def save_former_account(
+    tx: Transaction, expert_id: str, stripe_account_id: str, account: Account | None, cause: Cause
+) -> None:
+    """Keep whether Stripe still shows an account that the expert has no more; nothing else counts.
+
+    ``account`` None means that it does not.
+    """
+    expert = tx.lock_expert(expert_id)
+    deauthorized = account is None
+    if expert is None or not tx.see_former_account(stripe_account_id, deauthorized=deauthorized):
+        return
+    tx.save_expert(
+        replace(expert, version=expert.version + 1, update_time=tx.now),
+        f"expert.former_account_{'deauthorized' if deauthorized else 'connected'}",
+        cause,
+        former_account_id=stripe_account_id,
+    )

@@ -1,0 +1,263 @@
+"""The audit trail: what an event says, the hash that chains a payment's events, and its audit.
+
+An event is hashed together with digests of everything else that was written in the same moment:
+the payment's row before and after, and the postings. So a row that is changed behind the service's
+back contradicts the chain, and still does when an honest transition has written over it since.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from payment_service.domain.disputes import dismissal_id
+from payment_service.domain.ledger import Posting
+from payment_service.domain.payment import Failure, Payment
+from payment_service.domain.ports.records import Cause, StoredEvent, Trail
+from payment_service.domain.state_machine import EventKind, Transition
+
+THE_CHAIN: Final = "the_chain_of_events_holds"
+
+
+THE_ROW: Final = "the_row_is_as_recorded"
+
+
+THE_POSTINGS: Final = "the_postings_are_as_recorded"
+
+
+THE_MOVEMENTS: Final = "the_movements_are_as_recorded"
+
+
+#: What an audit holds a payment's records against.
+AUDITED: Final = (THE_CHAIN, THE_ROW, THE_POSTINGS, THE_MOVEMENTS)
+
+
+@dataclass(frozen=True, slots=True)
+class AuditFault:
+    """The first place of a payment's trail at which its records contradict one another."""
+
+    name: str
+    sequence: int
+    detail: str
+
+    def __str__(self) -> str:
+        return f"event {self.sequence}: {self.detail}"
+
+
+def event_body(transition: Transition, cause: Cause) -> str:
+    """What the audit trail keeps of a transition: canonical JSON, stored and hashed as it is."""
+    before, after = transition.before, transition.after
+    body = {
+        "from": before.state.value if before else None,
+        "to": after.state.value,
+        "amounts": {
+            "amount": after.amount,
+            "held": after.held,
+            "charged": after.charged,
+            "captured": after.captured,
+            "refunded": after.refunded_after_capture,
+            "returned": after.refunded_from_escrow,
+            "lost": after.lost + after.lost_held,
+            "net_commission": after.net_commission,
+            "client_payable": after.client_payable,
+            "currency": after.currency,
+        },
+        "facts": dict(transition.facts),
+        "by": {"caller": cause.caller, "rpc": cause.rpc, "request_id": cause.request_id},
+        "digests": {
+            "before": row_digest(before) if before else "",
+            "after": row_digest(after),
+            "postings": postings_digest(transition.postings),
+        },
+    }
+    return _canonical(body)
+
+
+def chain_hash(
+    former: bytes, payment_id: str, sequence: int, kind: str, time: datetime, body: str
+) -> bytes:
+    """SHA-256 over the former hash and everything that the event says.
+
+    Every part is preceded by its length, so that no two events can be written alike.
+    """
+    digest = hashlib.sha256(former)
+    for part in (payment_id, str(sequence), kind, _moment(time), body):
+        data = part.encode()
+        digest.update(len(data).to_bytes(8, "big"))
+        digest.update(data)
+    return digest.digest()
+
+
+def row_digest(payment: Payment) -> str:
+    """Over every field that says something: one added later, and empty, changes no digest."""
+    values = {name: getattr(payment, name) for name in _PAYMENT_FIELDS}
+    return _digest({name: value for name, value in values.items() if value not in (None, "", 0)})
+
+
+def postings_digest(postings: Iterable[Posting]) -> str:
+    """Over the lines of one event, in whatever order they are read."""
+    return _digest(
+        sorted(
+            [line.account, line.currency, line.minor_units, line.kind, line.balance_transaction_id]
+            for line in postings
+        )
+    )
+
+
+def first_broken(former: bytes, after: int, events: Sequence[StoredEvent]) -> int:
+    """The first sequence after ``after`` whose event is missing or not the hashed one; 0 if none.
+
+    ``former`` is the hash of the event before.
+    """
+    for expected, event in enumerate(events, after + 1):
+        right = chain_hash(
+            former, event.payment_id, event.sequence, event.kind, event.time, event.body
+        )
+        if event.sequence != expected or right != event.hash:
+            return expected
+        former = event.hash
+    return 0
+
+
+def audit(trail: Trail) -> list[AuditFault]:
+    """Hold everything that is stored of a payment against its chain; each check's first fault.
+
+    A broken chain vouches for nothing, so nothing else is held against it.
+    """
+    fault = _chain_fault(trail)
+    if fault is not None:
+        return [fault]
+    bodies = [json.loads(event.body) for event in trail.events]
+    if not all("digests" in body for body in bodies):
+        return []  # Begun before events had digests: it has its chain alone.
+    faults = (
+        _row_fault(trail, bodies),
+        _postings_fault(trail, bodies),
+        _movements_fault(trail, bodies),
+    )
+    return [found for found in faults if found is not None]
+
+
+def _chain_fault(trail: Trail) -> AuditFault | None:
+    payment, events = trail.payment, trail.events
+    broken = first_broken(b"", 0, events)
+    if broken:
+        return AuditFault(THE_CHAIN, broken, "is missing, or is not what was hashed")
+    if len(events) != payment.version:
+        at = min(len(events), payment.version) + 1
+        return AuditFault(THE_CHAIN, at, f"{len(events)} events for version {payment.version}")
+    if events[-1].hash != trail.head_hash:
+        return AuditFault(THE_CHAIN, len(events), "is not the head that the payment names")
+    return None
+
+
+def _row_fault(trail: Trail, bodies: Sequence[Any]) -> AuditFault | None:
+    former = ""
+    for sequence, body in enumerate(bodies, 1):
+        if body["digests"]["before"] != former:
+            return AuditFault(THE_ROW, sequence, "found a row that the event before had not left")
+        former = body["digests"]["after"]
+    if row_digest(trail.payment) != former:
+        return AuditFault(THE_ROW, len(bodies), "left another row than there is now")
+    return None
+
+
+def _postings_fault(trail: Trail, bodies: Sequence[Any]) -> AuditFault | None:
+    posted: dict[int, list[Posting]] = {}
+    times = {event.sequence: event.time for event in trail.events}
+    for sequence, time, posting in trail.postings:
+        if times.get(sequence) != time:
+            return AuditFault(THE_POSTINGS, sequence, "has a posting of another time")
+        posted.setdefault(sequence, []).append(posting)
+    for sequence, body in enumerate(bodies, 1):
+        if postings_digest(posted.get(sequence, ())) != body["digests"]["postings"]:
+            return AuditFault(THE_POSTINGS, sequence, "posted other lines than there are now")
+    return None
+
+
+def _movements_fault(trail: Trail, bodies: Sequence[Any]) -> AuditFault | None:
+    """What an event tells of a refund or reversal is on the books, and nothing else is.
+
+    A refund that was cancelled before it had moved anything is not told of by any event: there are
+    the two movements then, and they cancel out.
+    """
+    there = {one.movement_id: [one.kind, one.minor_units] for one in trail.movements}
+    told: dict[str, list[Any]] = {}
+    for event, body in zip(trail.events, bodies, strict=True):
+        for movement_id, *what in _movements_of(event.kind, body["facts"]):
+            told[movement_id] = what
+            if there.get(movement_id) != what:
+                return AuditFault(
+                    THE_MOVEMENTS, event.sequence, f"tells of {movement_id} otherwise"
+                )
+    for movement_id in sorted(there.keys() - told.keys()):
+        refund_id = movement_id.removesuffix(_FAILED)
+        refund, failure = there.get(refund_id), there.get(refund_id + _FAILED)
+        bounced = refund is not None and failure == ["refund_failure", refund[1]]
+        if not bounced or refund_id in told or refund_id + _FAILED in told:
+            return AuditFault(THE_MOVEMENTS, len(bodies), f"nothing tells of {movement_id}")
+    return None
+
+
+def _movements_of(kind: str, facts: Mapping[str, Any]) -> list[tuple[str, str, int]]:
+    if kind in (EventKind.REFUND_FAILED, EventKind.REFUND_FAILED_UNBOOKED):
+        refund_id, amount = facts["refund_id"], facts["amount"]
+        made = [(refund_id, "refund", amount)] if kind == EventKind.REFUND_FAILED_UNBOOKED else []
+        return [*made, (f"{refund_id}{_FAILED}", "refund_failure", amount)]
+    if kind in _DISPUTE_LINES:
+        return [(facts["balance_transaction_id"], _DISPUTE_LINES[kind], facts["amount"])]
+    if kind == EventKind.FRAUD_WARNING:
+        return [(facts["warning_id"], "fraud_warning", 0)]
+    if kind == EventKind.FRAUD_WARNING_DISMISSED:
+        return [(dismissal_id(facts["warning_id"]), "fraud_warning_release", 0)]
+    for name, movement in _MOVEMENTS.items():
+        if facts.get(name):
+            # Of a captured part less may have been sent on: commission and debt stay.
+            return [(facts[name], movement, facts.get("sent", facts["amount"]))]
+    return []
+
+
+_FAILED: Final = ":failed"
+
+
+_MOVEMENTS: Final = {
+    "refund_id": "refund",
+    "reversal_id": "reversal",
+    "fee_refund_id": "fee_refund",
+    "transfer_id": "transfer",
+}
+
+
+_DISPUTE_LINES: Final[Mapping[str, str]] = {
+    EventKind.DISPUTE_FUNDS_WITHDRAWN: "dispute_withdrawn",
+    EventKind.DISPUTE_FUNDS_REINSTATED: "dispute_reinstated",
+}
+
+
+_PAYMENT_FIELDS: Final = [field.name for field in fields(Payment)]
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(_canonical(value).encode()).hexdigest()
+
+
+def _canonical(value: object) -> str:
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=_plain
+    )
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, datetime):
+        return _moment(value)
+    if isinstance(value, Failure):
+        return asdict(value)
+    raise TypeError(f"{value!r} has no canonical form")
+
+
+def _moment(time: datetime) -> str:
+    return time.astimezone(UTC).isoformat(timespec="microseconds")

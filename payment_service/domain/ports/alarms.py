@@ -1,0 +1,19 @@
+"""Where the use cases report what needs a person: metrics and the log."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from payment_service.domain.operations import Operation
+from payment_service.domain.payouts import PayoutChange
+
+
+class Alarms(Protocol):
+    """Where what needs a human is told: metrics and the log."""
+
+    def operation_parked(self, operation: Operation, why: str) -> None: ...
+    def event_parked(self, event_id: str, why: str) -> None: ...
+    def payout_changed(self, change: PayoutChange) -> None: ...
+    def discrepancy(self, payment_id: str, kind: str) -> None: ...
+    def invariants(self, violations: Mapping[str, Sequence[str]]) -> None: ...

@@ -1,0 +1,244 @@
+"""The records that cross the ports: causes, answers, filters, stored rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Final, ParamSpec, Protocol
+
+from payment_service.domain.disputes import Dispute
+from payment_service.domain.errors import Refusal
+from payment_service.domain.experts import Expert
+from payment_service.domain.ledger import Posting
+from payment_service.domain.money import Money
+from payment_service.domain.payment import Payment, State
+from payment_service.domain.sync.changes import Discrepancy, Movement
+
+P = ParamSpec("P")
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """Who or what makes a change; written into the audit trail."""
+
+    caller: str
+    rpc: str
+    request_id: str = ""
+
+
+class JobKind(StrEnum):
+    """What a loop does to payments, one by one. A payment has its turns in each apart."""
+
+    DEADLINES = "deadlines"
+    WARNINGS = "warnings"
+    PAYMENT_WINDOW = "payment_window"
+    LAPSED_HOLDS = "lapsed_holds"
+    WAITING_REASONS = "waiting_reasons"
+    WAITING_CAPTURES = "waiting_captures"
+    LOST_DISPUTES = "lost_disputes"
+    QUIET_PAYMENTS = "quiet_payments"
+    RECONCILIATION = "reconciliation"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a caller was told, as the bytes on the wire: a response, or a ``google.rpc.Status``."""
+
+    ok: bool
+    body: bytes
+
+
+class Answers(Protocol):
+    """Turns outcomes into bytes, so that a repeated key gets the same ones for ever."""
+
+    def response(self, rpc: str, payment: Payment) -> Answer: ...
+    def written_off(self, expert_id: str, part: Money, debt: Money) -> Answer: ...
+    def client_payable_settled(self, payment: Payment, part: int) -> Answer: ...
+    def account_replaced(self, expert: Expert) -> Answer: ...
+    def dispute_response(self, rpc: str, dispute: Dispute) -> Answer: ...
+    def refusal(self, refusal: Refusal) -> Answer: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A caller's idempotency key, held by one operation."""
+
+    claim_id: str
+    rpc: str
+    #: This transaction made it: the work is ours.
+    fresh: bool
+    answer: Answer | None = None
+    operation_id: str = ""
+    payment_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class WebhookEvent:
+    """A webhook event as stored: its envelope, never its object (which may hold a secret)."""
+
+    event_id: str
+    endpoint: str
+    type: str
+    object_id: str
+    account_id: str
+    payment_intent_id: str
+    #: By which the payment is found: our ``pay_…``, or Stripe's ``pi_…``, ``ch_…``, ``tr_…``.
+    payment_ref: str
+    payload_sha256: bytes
+    create_time: datetime
+    state: str = "WAITING"
+    verdict: str = ""
+    attempts: int = 0
+    last_error: str = ""
+    receive_time: datetime | None = None
+    next_try_time: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EventCursor:
+    """Whose list of events is read: the platform's (scope ``platform``) or an account's."""
+
+    scope: str
+    seen_until: datetime
+    #: The last event that was read and is old enough for none to appear before it any more.
+    after_event_id: str = ""
+
+    @property
+    def stripe_account_id(self) -> str:
+        return "" if self.scope == "platform" else self.scope
+
+
+@dataclass(frozen=True, slots=True)
+class PaymentFilter:
+    """Which payments ListPayments shows. ``before`` is the keyset of the former page's last row."""
+
+    user_id: str
+    as_client: bool = True
+    as_expert: bool = True
+    states: tuple[State, ...] = ()
+    gig_id: str = ""
+    min_create_time: datetime | None = None
+    max_create_time: datetime | None = None
+    #: In escrow, with a deadline before then.
+    max_deadline_time: datetime | None = None
+    before: tuple[datetime, str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DisputeFilter:
+    """Which disputes ListDisputes shows; empty means any."""
+
+    payment_id: str = ""
+    expert_id: str = ""
+    open_only: bool = False
+    before: tuple[datetime, str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StoredEvent:
+    """One line of a payment's audit trail, with the bytes as stored."""
+
+    payment_id: str
+    sequence: int
+    kind: str
+    time: datetime
+    body: str
+    hash: bytes
+
+
+#: How much of an event's hash a mark carries: enough to tell another feed's event at its place.
+CURSOR_BYTES: Final = 8
+
+
+@dataclass(frozen=True, slots=True)
+class FeedCursor:
+    """A place in the feed: a position, and how the hash of its event begins."""
+
+    position: int
+    digest: bytes
+
+
+#: Before the first event.
+BEGINNING: Final = FeedCursor(0, b"")
+
+
+@dataclass(frozen=True, slots=True)
+class FeedEvent:
+    """An event and its position in the feed of all payments' events."""
+
+    position: int
+    event: StoredEvent
+
+    @property
+    def mark(self) -> FeedCursor:
+        return FeedCursor(self.position, self.event.hash[:CURSOR_BYTES])
+
+
+@dataclass(frozen=True, slots=True)
+class StoredPosting:
+    """A posting as stored. ``transaction_id`` joins the lines that sum to zero."""
+
+    posting_id: int
+    transaction_id: str
+    payment_id: str
+    posting: Posting
+    time: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Trail:
+    """Everything that is stored of a payment, as of one moment."""
+
+    payment: Payment
+    head_hash: bytes
+    #: By sequence.
+    events: Sequence[StoredEvent]
+    #: Each with the sequence of its event, and its time.
+    postings: Sequence[tuple[int, datetime, Posting]]
+    movements: Sequence[Movement]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredDiscrepancy:
+    discrepancy_id: int
+    discrepancy: Discrepancy
+    time: datetime
+    last_seen_time: datetime
+    resolve_time: datetime | None
+    #: Who decided it and what they found; empty if it was seen to be gone.
+    resolved_by: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class HeldMoney:
+    """Minor units in escrow whose first deadline is fewer than so many hours away."""
+
+    currency: str
+    mode: str
+    #: An upper bound, or ``more``.
+    hours_left: str
+    minor_units: int
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """How much of one thing waits in one state, and how old the oldest is, in seconds."""
+
+    what: str
+    state: str
+    count: int
+    oldest_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerAccount:
+    """One of the ledger's ``stripe:*`` accounts, and the accounts at Stripe that it stands for."""
+
+    account: str
+    #: Those that Stripe shows us; "" is the platform's own.
+    stripe_account_ids: tuple[str, ...]
+    #: Up to then the ledger may have lines of one that Stripe shows no more; None if there is none.
+    unread_time: datetime | None = None

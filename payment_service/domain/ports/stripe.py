@@ -1,0 +1,195 @@
+"""Stripe as the use cases see it.
+
+A mutation returns an :data:`Outcome`, a value: only Stripe's definite answer is ``Done`` or
+``Refused``. Everything else is ``Unknown``, which is never taken for a failure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Generic, Protocol, TypeAlias, TypeVar
+
+from payment_service.domain.experts import Account, BusinessType
+from payment_service.domain.payouts import AccountBalance, PayoutSnapshot
+from payment_service.domain.ports.records import WebhookEvent
+from payment_service.domain.snapshot import (
+    DisputeSnapshot,
+    FraudWarning,
+    PaymentSnapshot,
+    Refund,
+    Reversal,
+    Transfer,
+)
+
+T = TypeVar("T")
+
+
+T_co = TypeVar("T_co", covariant=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Done(Generic[T_co]):
+    """Stripe did it, and this is what it shows."""
+
+    value: T_co
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Stripe's final no (400, 402): the same request will never succeed."""
+
+    code: str
+    decline_code: str = ""
+    request_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class NotSent:
+    """Certainly without effect: rate limit, a lock at Stripe, or no connection at all."""
+
+    why: str
+    rate_limited: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """A timeout, a reset, a 5xx, a body that cannot be read: Stripe may have acted."""
+
+    why: str
+    #: Stripe replayed a stored error: the same key will give it again for 24 hours.
+    replayed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Misconfigured:
+    """401, 403, our own id unknown, our own key mismatched: a human must look."""
+
+    code: str
+    request_id: str = ""
+
+
+Outcome: TypeAlias = Done[T] | Refused | NotSent | Unknown | Misconfigured
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewIntent:
+    """What a PaymentIntent is created with. Cards only.
+
+    Without ``destination_account_id`` it is a charge on the platform (SEPARATE), without a fee.
+    """
+
+    minor_units: int
+    currency: str
+    application_fee: int
+    destination_account_id: str
+    #: Authorize now and charge later; else the client's confirmation charges the card.
+    manual_capture: bool
+    description: str
+    metadata: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewTransfer:
+    """A part of a charge on the platform, to be sent to the expert's account."""
+
+    minor_units: int
+    currency: str
+    destination_account_id: str
+    #: Funds follow when the charge settles; no balance of the platform's is needed for it.
+    charge_id: str
+    metadata: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewAccount:
+    """What an Express account is created with."""
+
+    name: str
+    email: str
+    country: str
+    business_type: BusinessType
+    metadata: Mapping[str, str]
+
+
+class StripePort(Protocol):
+    """Stripe. Mutations take a stored idempotency key and never raise for what Stripe answers.
+
+    Reads return None for what Stripe does not know, and raise :class:`Unavailable` otherwise.
+    """
+
+    @property
+    def is_unavailable(self) -> bool:
+        """Stripe has not answered lately: a call would be refused at once, unsent."""
+
+    async def create_intent(self, key: str, new: NewIntent) -> Outcome[PaymentSnapshot]: ...
+    async def capture(
+        self,
+        key: str,
+        payment_intent_id: str,
+        minor_units: int,
+        application_fee: int | None,
+        metadata: Mapping[str, str],
+    ) -> Outcome[PaymentSnapshot]: ...
+    async def cancel(self, key: str, payment_intent_id: str) -> Outcome[PaymentSnapshot]: ...
+    async def refund(
+        self, key: str, payment_intent_id: str, minor_units: int, metadata: Mapping[str, str]
+    ) -> Outcome[Refund]: ...
+    async def reverse_transfer(
+        self, key: str, transfer_id: str, minor_units: int, metadata: Mapping[str, str]
+    ) -> Outcome[Reversal]: ...
+    async def transfer(self, key: str, new: NewTransfer) -> Outcome[Transfer]: ...
+    async def create_account(self, key: str, new: NewAccount) -> Outcome[Account]: ...
+    async def submit_evidence(
+        self,
+        key: str,
+        dispute_id: str,
+        evidence: Mapping[str, str],
+        *,
+        submit: bool,
+        operation_id: str,
+    ) -> Outcome[DisputeSnapshot]: ...
+    async def accept_dispute(self, key: str, dispute_id: str) -> Outcome[DisputeSnapshot]: ...
+
+    async def observe(self, payment_intent_id: str) -> PaymentSnapshot | None: ...
+    async def find_intent(self, operation_id: str, created: datetime) -> PaymentSnapshot | None: ...
+    async def fraud_warnings(self, payment_intent_id: str) -> Sequence[FraudWarning]: ...
+    async def client_secret(self, payment_intent_id: str) -> str: ...
+    async def account(self, stripe_account_id: str) -> Account | None: ...
+    async def find_account(self, operation_id: str, created: datetime) -> Account | None: ...
+    async def payout(self, stripe_account_id: str, payout_id: str) -> PayoutSnapshot | None: ...
+    async def account_balance(self, stripe_account_id: str) -> Sequence[AccountBalance] | None:
+        """An account's balance; the platform's own for an empty id."""
+
+    async def has_manual_payouts(self) -> bool: ...
+    async def balance_entries(
+        self, stripe_account_id: str, since: datetime
+    ) -> Sequence[BalanceEntry] | None:
+        """None if the expert has cut the account off."""
+
+    async def events(
+        self, stripe_account_id: str, after_event_id: str, since: datetime
+    ) -> Sequence[WebhookEvent]: ...
+    async def onboarding_link(
+        self, stripe_account_id: str, refresh_url: str, return_url: str
+    ) -> str: ...
+    async def dashboard_link(self, stripe_account_id: str) -> str: ...
+
+
+@dataclass(frozen=True, slots=True)
+class BalanceEntry:
+    """One of Stripe's balance transactions of one account, as it counts: signed and net."""
+
+    balance_transaction_id: str
+    currency: str
+    net: int
+    type: str
+    #: By which the payment is found (see WebhookEvent); empty where there is none.
+    payment_ref: str
+    create_time: datetime
+
+    @property
+    def payout_id(self) -> str:
+        """The payout that it belongs to; empty if it is none's."""
+        return self.payment_ref if self.payment_ref.startswith("po_") else ""

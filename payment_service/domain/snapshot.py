@@ -1,0 +1,246 @@
+"""What Stripe shows of a payment, read at one moment: the only thing transitions believe.
+
+An observation is the *object retrieved now*, never an event's snapshot. Only the fields that decide
+something are kept. Amounts are minor units, times UTC, ids Stripe's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from enum import StrEnum
+from typing import TypeAlias
+
+from payment_service.domain.ledger import StripeAmount
+
+
+class IntentStatus(StrEnum):
+    """Stripe's statuses of a PaymentIntent. An unknown one is treated as a discrepancy."""
+
+    REQUIRES_PAYMENT_METHOD = "requires_payment_method"
+    REQUIRES_CONFIRMATION = "requires_confirmation"
+    REQUIRES_ACTION = "requires_action"
+    PROCESSING = "processing"
+    REQUIRES_CAPTURE = "requires_capture"
+    SUCCEEDED = "succeeded"
+    CANCELED = "canceled"
+    UNKNOWN = "unknown"
+
+
+UNPAID = frozenset(
+    {
+        IntentStatus.REQUIRES_PAYMENT_METHOD,
+        IntentStatus.REQUIRES_CONFIRMATION,
+        IntentStatus.REQUIRES_ACTION,
+        IntentStatus.PROCESSING,
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Decline:
+    """Why an attempt failed, in Stripe's codes."""
+
+    code: str
+    decline_code: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class BalanceTransaction:
+    """One of Stripe's balance transactions, unsigned: the gross amount and Stripe's own fee."""
+
+    balance_transaction_id: str
+    currency: str
+    minor_units: int
+    fee: int = 0
+
+    @property
+    def settled(self) -> StripeAmount:
+        return StripeAmount(self.minor_units, self.currency, self.balance_transaction_id)
+
+    @property
+    def fee_settled(self) -> StripeAmount:
+        return StripeAmount(self.fee, self.currency, self.balance_transaction_id)
+
+
+@dataclass(frozen=True, slots=True)
+class Refund:
+    """A refund, ours or one made elsewhere (then without ``operation_id``)."""
+
+    refund_id: str
+    minor_units: int
+    status: str
+    operation_id: str = ""
+    line: BalanceTransaction | None = None
+    failure_line: BalanceTransaction | None = None
+
+    @property
+    def failed(self) -> bool:
+        """Stripe's ``failed`` or ``canceled``: the money came back to the platform."""
+        return self.status in ("failed", "canceled")
+
+
+@dataclass(frozen=True, slots=True)
+class Reversal:
+    """A transfer reversal, in the transfer's currency."""
+
+    reversal_id: str
+    minor_units: int
+    operation_id: str = ""
+    line: BalanceTransaction | None = None
+    connected_line: BalanceTransaction | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FeeRefund:
+    """An application fee given back to the connected account; never made by us."""
+
+    fee_refund_id: str
+    minor_units: int
+    line: BalanceTransaction | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """What a captured destination charge sent on, or what we sent of a charge on the platform."""
+
+    transfer_id: str
+    minor_units: int
+    currency: str
+    operation_id: str = ""
+    line: BalanceTransaction | None = None
+    connected_line: BalanceTransaction | None = None
+    reversals: tuple[Reversal, ...] = ()
+    #: The connected account that it was sent to.
+    destination_account_id: str = ""
+
+    @property
+    def left(self) -> int:
+        """What has not been reversed yet, in the transfer's currency."""
+        return self.minor_units - sum(reversal.minor_units for reversal in self.reversals)
+
+
+@dataclass(frozen=True, slots=True)
+class ApplicationFee:
+    """The fee that a captured destination charge paid to the platform."""
+
+    fee_id: str
+    minor_units: int
+    line: BalanceTransaction | None = None
+    refunds: tuple[FeeRefund, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Charge:
+    """The intent's latest charge."""
+
+    charge_id: str
+    captured: bool
+    amount_captured: int
+    capture_before: datetime | None = None
+    line: BalanceTransaction | None = None
+    transfer: Transfer | None = None
+    #: The fee that Stripe will collect, or has; the object itself may appear a moment later.
+    application_fee_amount: int = 0
+    application_fee: ApplicationFee | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DisputeTransaction:
+    """A balance transaction of a dispute, signed: negative where Stripe took it from the platform.
+
+    ``fee`` is Stripe's own beside it; positive where Stripe took one, negative where it gave one
+    back.
+    """
+
+    balance_transaction_id: str
+    currency: str
+    minor_units: int
+    fee: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DisputeSnapshot:
+    """A dispute of the charge, in the charge's currency. ``status`` and ``reason`` are open."""
+
+    dispute_id: str
+    charge_id: str
+    status: str
+    reason: str
+    minor_units: int
+    due_by: datetime | None = None
+    has_evidence: bool = False
+    submission_count: int = 0
+    #: The operation whose evidence was taken last; empty if it was given at Stripe's dashboard.
+    operation_id: str = ""
+    #: Oldest first: what was withdrawn, then what was reinstated.
+    lines: tuple[DisputeTransaction, ...] = ()
+    create_time: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class FraudWarning:
+    """The issuer reports the charge as fraud; ``actionable`` while a refund still prevents one."""
+
+    warning_id: str
+    fraud_type: str
+    actionable: bool
+
+
+#: What Stripe answers a mutation with, where that is not the intent itself.
+MutationResult: TypeAlias = Refund | Transfer | Reversal | DisputeSnapshot
+
+
+@dataclass(frozen=True, slots=True)
+class PaymentSnapshot:
+    """A PaymentIntent with everything that hangs on it, as Stripe shows it now."""
+
+    payment_intent_id: str
+    status: IntentStatus
+    minor_units: int
+    currency: str
+    amount_received: int = 0
+    cancellation_reason: str = ""
+    decline: Decline | None = None
+    charge: Charge | None = None
+    refunds: tuple[Refund, ...] = ()
+    #: Those made apart from the charge, oldest first; a destination charge has its own one.
+    separate_transfers: tuple[Transfer, ...] = ()
+    #: Oldest first.
+    disputes: tuple[DisputeSnapshot, ...] = ()
+    #: Early fraud warnings, oldest first; None where nobody asked for them.
+    fraud_warnings: tuple[FraudWarning, ...] | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    #: Whoever holds it can pay: never stored, never logged.
+    client_secret: str = field(default="", repr=False)
+
+    @property
+    def expired(self) -> bool:
+        """Cancelled by Stripe itself because the authorization ran out."""
+        return self.cancellation_reason in ("automatic", "expired")
+
+    @property
+    def transfers(self) -> tuple[Transfer, ...]:
+        """All that went to the expert, oldest first."""
+        own = self.charge.transfer if self.charge else None
+        return (own, *self.separate_transfers) if own else self.separate_transfers
+
+    def with_answer(self, made: MutationResult | None) -> PaymentSnapshot:
+        """Make sure that what Stripe just answered is in, even if its lists lag behind.
+
+        A reversal is not put in: its transfer says how much was reversed, and is read anew.
+        """
+        if isinstance(made, Refund) and made.refund_id not in {
+            refund.refund_id for refund in self.refunds
+        }:
+            return replace(self, refunds=(*self.refunds, made))
+        if isinstance(made, Transfer) and made.transfer_id not in {
+            transfer.transfer_id for transfer in self.separate_transfers
+        }:
+            return replace(self, separate_transfers=(*self.separate_transfers, made))
+        if isinstance(made, DisputeSnapshot) and made.dispute_id not in {
+            dispute.dispute_id for dispute in self.disputes
+        }:
+            return replace(self, disputes=(*self.disputes, made))
+        return self

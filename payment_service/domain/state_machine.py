@@ -1,0 +1,280 @@
+"""The state machine of a payment: its edges, and the one way along them.
+
+Every change is a :class:`Transition`: the payment before and after, the event that records it, and
+its postings. A transition is a pure function of the payment and of facts. The one door
+(``Transaction.record``) writes all of it or nothing. :data:`TRANSITIONS` lists every edge that
+exists. Any other edge raises :class:`IllegalTransition`, which is a bug and changes nothing.
+``transitions/`` has the functions, one for each kind of event.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, Final
+
+from payment_service.domain.ledger import Posting, imbalance
+from payment_service.domain.payment import (
+    Failure,
+    FreezeReason,
+    Payment,
+    State,
+    WaitingFor,
+    WaitingReason,
+)
+
+
+class EventKind(StrEnum):
+    """What happened; the event's name."""
+
+    INITIATED = "payment.initiated"
+    INTENT_CREATED = "payment.intent_created"
+    CREATION_REFUSED = "payment.creation_refused"
+    ATTEMPT_FAILED = "payment.attempt_failed"
+    ATTEMPT_RESTARTED = "payment.attempt_restarted"
+    AUTHORIZED = "payment.authorized"
+    CAPTURE_STARTED = "payment.capture_started"
+    CAPTURE_REFUSED = "payment.capture_refused"
+    CAPTURED = "payment.captured"
+    CAPTURED_OUT_OF_BAND = "payment.captured_out_of_band"
+    CAPTURE_ABANDONED = "payment.capture_abandoned"
+    CHARGED = "payment.charged"
+    CHARGED_OUT_OF_BAND = "payment.charged_out_of_band"
+    PROMOTE_STARTED = "payment.promote_started"
+    PROMOTE_REFUSED = "payment.promote_refused"
+    TRANSFERRED_OUT_OF_BAND = "payment.transferred_out_of_band"
+    DEADLINE_NEAR = "payment.deadline_near"
+    DEADLINE_PASSED = "payment.deadline_passed"
+    CANCEL_STARTED = "payment.cancel_started"
+    CANCEL_REFUSED = "payment.cancel_refused"
+    CANCELED = "payment.canceled"
+    EXPIRED = "payment.expired"
+    REFUND_STARTED = "payment.refund_started"
+    REFUND_REFUSED = "payment.refund_refused"
+    CLIENT_REFUNDED = "payment.client_refunded"
+    TRANSFER_REVERSED = "payment.transfer_reversed"
+    EXPERT_DEBT_RECORDED = "payment.expert_debt_recorded"
+    REFUNDED_OUT_OF_BAND = "payment.refunded_out_of_band"
+    REVERSED_OUT_OF_BAND = "payment.reversed_out_of_band"
+    FEE_REFUNDED_OUT_OF_BAND = "payment.fee_refunded_out_of_band"
+    REFUND_FAILED = "payment.refund_failed"
+    REFUND_FAILED_UNBOOKED = "payment.refund_failed_unbooked"
+    CLIENT_REPAID = "payment.client_repaid"
+    REPAYMENT_DUE = "payment.repayment_due"
+    REPAYMENT_ABANDONED = "payment.repayment_abandoned"
+    CLIENT_PAYABLE_SETTLED = "payment.client_payable_settled"
+    PROCESSOR_FEE = "payment.processor_fee_recorded"
+    DISPUTE_OPENED = "payment.dispute_opened"
+    DISPUTE_ESCALATED = "payment.dispute_escalated"
+    DISPUTE_UPDATED = "payment.dispute_updated"
+    DISPUTE_FUNDS_WITHDRAWN = "payment.dispute_funds_withdrawn"
+    DISPUTE_FUNDS_REINSTATED = "payment.dispute_funds_reinstated"
+    DISPUTE_WON = "payment.dispute_won"
+    DISPUTE_LOST = "payment.dispute_lost"
+    DISPUTE_CLOSED = "payment.dispute_closed"
+    DISPUTE_ANSWER_STARTED = "payment.dispute_answer_started"
+    DISPUTE_ANSWER_REFUSED = "payment.dispute_answer_refused"
+    FRAUD_WARNING = "payment.fraud_warning"
+    FRAUD_WARNING_OVER = "payment.fraud_warning_over"
+    FRAUD_WARNING_DISMISSED = "payment.fraud_warning_dismissed"
+    WAITING_CHANGED = "payment.waiting_changed"
+
+
+_S = State
+
+
+_UNPAID: Final = frozenset({_S.PENDING, _S.FAILED})
+
+
+_UNCAPTURED: Final = _UNPAID | {_S.IN_ESCROW, _S.CAPTURING, _S.CANCELING, _S.PROMOTING}
+
+
+_ENDED_UNPAID: Final = frozenset({_S.CANCELED, _S.EXPIRED})
+
+
+#: Where the card may have been charged already.
+_CHARGED: Final = frozenset({_S.IN_ESCROW, _S.CAPTURING, _S.CAPTURED, _S.REFUNDING, _S.REFUNDED})
+
+
+BUSY: Final = frozenset({_S.CAPTURING, _S.CANCELING, _S.REFUNDING, _S.PROMOTING})
+
+
+#: Where a payment may rest once its card was charged: by what is held and by what was paid out.
+_IDLE: Final = frozenset({_S.IN_ESCROW, _S.CAPTURED, _S.REFUNDED})
+
+
+def _edges(sources: frozenset[State] | set[State], *targets: State) -> dict[State, set[State]]:
+    return {source: set(targets) for source in sources}
+
+
+def _stay(states: frozenset[State] | set[State]) -> dict[State, set[State]]:
+    return {state: {state} for state in states}
+
+
+#: kind → state before → states after. What is not here does not happen.
+TRANSITIONS: Final[Mapping[EventKind, Mapping[State, set[State]]]] = {
+    EventKind.INTENT_CREATED: _stay({_S.PENDING}),
+    EventKind.CREATION_REFUSED: _edges({_S.PENDING}, _S.CANCELED),
+    EventKind.ATTEMPT_FAILED: _edges(_UNPAID, _S.FAILED),
+    EventKind.ATTEMPT_RESTARTED: _edges({_S.FAILED}, _S.PENDING),
+    # From CANCELING too: as below.
+    EventKind.AUTHORIZED: _edges(_UNPAID | {_S.CANCELING}, _S.IN_ESCROW),
+    # Onto the platform (SEPARATE): by the client's confirmation, as a capture's first leg, or by
+    # a promotion.
+    EventKind.CHARGED: {
+        # From CANCELING too: the client may confirm in the moment in which we cancel.
+        **_edges(_UNPAID | {_S.PROMOTING, _S.CANCELING}, _S.IN_ESCROW),
+        _S.CAPTURING: {_S.CAPTURING, _S.IN_ESCROW},
+    },
+    EventKind.CHARGED_OUT_OF_BAND: _edges(
+        _UNPAID | {_S.IN_ESCROW, _S.CANCELING} | _ENDED_UNPAID, _S.IN_ESCROW
+    ),
+    EventKind.PROMOTE_STARTED: _edges({_S.IN_ESCROW}, _S.PROMOTING),
+    EventKind.PROMOTE_REFUSED: _edges({_S.PROMOTING}, _S.IN_ESCROW),
+    EventKind.CAPTURE_STARTED: _edges({_S.IN_ESCROW}, _S.CAPTURING),
+    # Elsewhere than IN_ESCROW if meanwhile all that was held was refunded out of band.
+    EventKind.CAPTURE_REFUSED: _edges({_S.CAPTURING}, *_IDLE),
+    EventKind.CAPTURE_ABANDONED: _edges({_S.CAPTURING}, *_IDLE),
+    # IN_ESCROW after a part of what the platform holds; REFUNDING where the rest goes back.
+    EventKind.CAPTURED: _edges({_S.CAPTURING}, _S.CAPTURED, _S.IN_ESCROW, _S.REFUNDING),
+    EventKind.CAPTURED_OUT_OF_BAND: _edges(
+        (_UNCAPTURED | _ENDED_UNPAID) - {_S.CAPTURING, _S.PROMOTING}, _S.CAPTURED
+    ),
+    EventKind.CANCEL_STARTED: _edges(_UNPAID | {_S.IN_ESCROW}, _S.CANCELING),
+    EventKind.CANCEL_REFUSED: _edges({_S.CANCELING}, _S.PENDING, _S.IN_ESCROW),
+    EventKind.CANCELED: _edges(_UNCAPTURED, _S.CANCELED),
+    EventKind.EXPIRED: _edges(_UNCAPTURED, _S.EXPIRED),
+    EventKind.REFUND_STARTED: _edges({_S.CAPTURED, _S.IN_ESCROW}, _S.REFUNDING),
+    # REFUNDED if meanwhile everything was given back at Stripe's dashboard.
+    EventKind.REFUND_REFUSED: _edges({_S.REFUNDING}, *_IDLE),
+    EventKind.CLIENT_REFUNDED: _edges({_S.REFUNDING}, _S.REFUNDING, *_IDLE),
+    # One leg a transfer; REFUNDING while there are more of them.
+    EventKind.TRANSFER_REVERSED: _edges({_S.REFUNDING}, _S.REFUNDING, *_IDLE),
+    EventKind.EXPERT_DEBT_RECORDED: _edges({_S.REFUNDING}, *_IDLE),
+    EventKind.REFUNDED_OUT_OF_BAND: {
+        _S.IN_ESCROW: set(_IDLE),
+        _S.CAPTURED: {_S.CAPTURED, _S.REFUNDED},
+        **_stay({_S.REFUNDING, _S.CAPTURING}),
+        # All was given back, a refund bounced, and another one by hand has paid the client.
+        _S.REFUNDED: {_S.REFUNDED},
+    },
+    EventKind.TRANSFERRED_OUT_OF_BAND: _stay(_CHARGED),
+    EventKind.REVERSED_OUT_OF_BAND: _stay(_CHARGED),
+    EventKind.FEE_REFUNDED_OUT_OF_BAND: _stay(_CHARGED),
+    # At once, whatever is under way; paying it again comes when nothing is.
+    EventKind.REFUND_FAILED: _stay(_CHARGED),
+    EventKind.REFUND_FAILED_UNBOOKED: _stay(_CHARGED),
+    EventKind.REPAYMENT_DUE: _edges(_IDLE, _S.REFUNDING),
+    EventKind.REPAYMENT_ABANDONED: _edges({_S.REFUNDING}, *_IDLE),
+    # Whatever else is under way, but for a repayment.
+    EventKind.CLIENT_PAYABLE_SETTLED: _stay(_CHARGED),
+    EventKind.CLIENT_REPAID: _edges({_S.REFUNDING}, *_IDLE),
+    EventKind.PROCESSOR_FEE: _stay(_CHARGED),
+    # A dispute is a record of its own: it freezes the payment where it stands.
+    **{
+        kind: _stay(_CHARGED)
+        for kind in (
+            EventKind.DISPUTE_OPENED,
+            EventKind.DISPUTE_ESCALATED,
+            EventKind.DISPUTE_UPDATED,
+            EventKind.DISPUTE_FUNDS_WITHDRAWN,
+            EventKind.DISPUTE_FUNDS_REINSTATED,
+            EventKind.DISPUTE_WON,
+            EventKind.DISPUTE_CLOSED,
+            EventKind.DISPUTE_ANSWER_STARTED,
+            EventKind.DISPUTE_ANSWER_REFUSED,
+        )
+    },
+    # An issuer may warn of a card that is only authorized.
+    **{
+        kind: _stay(_CHARGED | {_S.CANCELING, _S.PROMOTING})
+        for kind in (
+            EventKind.FRAUD_WARNING,
+            EventKind.FRAUD_WARNING_OVER,
+            EventKind.FRAUD_WARNING_DISMISSED,
+        )
+    },
+    # Money is taken only at rest; REFUNDING while the expert's part is taken back. A dispute that
+    # ends without having moved any may do so at any time.
+    EventKind.DISPUTE_LOST: {
+        **_stay({_S.CAPTURING, _S.REFUNDING}),
+        _S.IN_ESCROW: {_S.REFUNDING, *_IDLE},
+        _S.CAPTURED: {_S.REFUNDING, _S.CAPTURED, _S.REFUNDED},
+        _S.REFUNDED: {_S.REFUNDED},
+    },
+    EventKind.WAITING_CHANGED: _stay(BUSY | {_S.PENDING}),
+    # REFUNDING while money is held besides what the client is owed.
+    EventKind.DEADLINE_NEAR: _stay({_S.IN_ESCROW, _S.CAPTURING, _S.REFUNDING}),
+    EventKind.DEADLINE_PASSED: _stay({_S.IN_ESCROW, _S.REFUNDING}),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Transition:
+    """One change of one payment, to be written whole or not at all."""
+
+    before: Payment | None
+    after: Payment
+    kind: EventKind
+    facts: Mapping[str, object] = field(default_factory=dict)
+    postings: tuple[Posting, ...] = ()
+
+
+class IllegalTransition(RuntimeError):
+    """An edge that :data:`TRANSITIONS` does not list: a bug of ours, never the caller's fault."""
+
+
+class Unbalanced(RuntimeError):
+    """Postings that do not sum to zero: a bug of ours; nothing is written."""
+
+
+def move(
+    payment: Payment,
+    kind: EventKind,
+    state: State,
+    now: datetime,
+    *,
+    facts: Mapping[str, object] | None = None,
+    postings: list[Posting] | None = None,
+    **changes: Any,
+) -> Transition:
+    """The only way to another version of a payment."""
+    if state not in TRANSITIONS[kind].get(payment.state, ()):
+        raise IllegalTransition(f"{payment.payment_id}: {kind} from {payment.state} to {state}")
+    if imbalance(postings or ()):
+        raise Unbalanced(f"{payment.payment_id}: {kind} is off by {imbalance(postings or ())}")
+    after = replace(payment, state=state, version=payment.version + 1, update_time=now, **changes)
+    return Transition(payment, after, kind, facts or {}, tuple(postings or ()))
+
+
+#: What every transition says that ends the operation at Stripe.
+_OPERATION_CLOSED: Final[Mapping[str, Any]] = {
+    "operation_id": "",
+    "waiting_for": WaitingFor.NOTHING,
+    "waiting_reason": WaitingReason.NOTHING,
+    "debt_offset": 0,
+}
+
+
+def with_next_operation(next_operation_id: str | None) -> dict[str, Any]:
+    """Nothing under way any more, or another operation in place of the one that is over."""
+    return {**_OPERATION_CLOSED, "operation_id": next_operation_id or ""}
+
+
+def freeze_fields(frozen: FreezeReason) -> dict[str, Any]:
+    return {"frozen": frozen.freeze, "frozen_by": frozen.by}
+
+
+def reverted(payment: Payment, kind: EventKind, state: State, failure: Failure) -> Transition:
+    """Stripe refused; the payment is as it was before it was asked."""
+    return move(
+        payment,
+        kind,
+        state,
+        failure.time,
+        facts={"code": failure.code},
+        failure=failure,
+        **_OPERATION_CLOSED,
+    )

@@ -1,0 +1,1 @@
+"""From a snapshot of Stripe's objects to the changes that follow from it."""

@@ -1,0 +1,139 @@
+"""The envelope of one of Stripe's events: which objects it speaks of, and whether we act on it.
+
+Only ids are kept. The object itself is read again when the event is applied, and may hold a secret.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from payment_service.domain.ports.records import WebhookEvent
+
+#: What is acted upon; everything else is kept, unapplied, and acknowledged.
+PAYMENT_EVENTS: Final = frozenset(
+    {
+        "payment_intent.created",
+        "payment_intent.amount_capturable_updated",
+        "payment_intent.succeeded",
+        "payment_intent.payment_failed",
+        "payment_intent.canceled",
+        "payment_intent.requires_action",
+        "payment_intent.processing",
+        "charge.succeeded",
+        "charge.captured",
+        "charge.failed",
+        "charge.refunded",
+        "charge.expired",
+        "charge.updated",
+        "charge.refund.updated",
+        "charge.dispute.created",
+        "charge.dispute.updated",
+        "charge.dispute.closed",
+        "charge.dispute.funds_withdrawn",
+        "charge.dispute.funds_reinstated",
+        "radar.early_fraud_warning.created",
+        "radar.early_fraud_warning.updated",
+        "refund.created",
+        "refund.updated",
+        "refund.failed",
+        "transfer.created",
+        "transfer.reversed",
+        "application_fee.refunded",
+    }
+)
+
+
+ACCOUNT_EVENTS: Final = frozenset(
+    {"account.updated", "account.application.deauthorized", "capability.updated"}
+)
+
+
+#: Of connected accounts only: the platform's own payouts are the operators' affair.
+PAYOUT_EVENTS: Final = frozenset(
+    {"payout.created", "payout.updated", "payout.paid", "payout.failed", "payout.canceled"}
+)
+
+
+#: Of these the charge itself shows nothing: the warnings are asked for where one of them came.
+FRAUD_EVENTS: Final = frozenset(
+    {"radar.early_fraud_warning.created", "radar.early_fraud_warning.updated"}
+)
+
+
+class MalformedEvent(ValueError):
+    """Not an event as Stripe sends them; the text says what is odd."""
+
+
+def envelope_of(
+    endpoint: str, event: Mapping[str, Any], payload_sha256: bytes = b"", account_id: str = ""
+) -> WebhookEvent:
+    """Returns the envelope. ``account_id`` names the account whose list of events it came from.
+
+    Raises :class:`MalformedEvent`.
+    """
+    event_id, kind = _text(event, "id"), _text(event, "type")
+    if not event_id.startswith("evt_") or not kind:
+        raise MalformedEvent("without id or type")
+    created = event.get("created")
+    if not isinstance(created, int) or not 0 <= created < 2**40:
+        raise MalformedEvent("without time")
+    data = event.get("data")
+    shown = data.get("object") if isinstance(data, Mapping) else None
+    if not isinstance(shown, Mapping):
+        raise MalformedEvent("without object")
+    account = account_id or _text(event, "account") or _account_of(kind, shown)
+    acted_upon = kind in PAYMENT_EVENTS | ACCOUNT_EVENTS or (kind in PAYOUT_EVENTS and account)
+    return WebhookEvent(
+        event_id=event_id,
+        endpoint=endpoint,
+        type=kind,
+        object_id=_text(shown, "id"),
+        account_id=account,
+        payment_intent_id=_intent_of(shown),
+        payment_ref=reference_of(shown),
+        payload_sha256=payload_sha256,
+        create_time=datetime.fromtimestamp(created, UTC),
+        state="WAITING" if acted_upon else "IGNORED",
+        verdict="" if acted_upon else "not_acted_upon",
+    )
+
+
+def _text(value: Mapping[str, Any], name: str) -> str:
+    found = value.get(name)
+    if not isinstance(found, str):
+        return ""
+    if len(found) > 255 or "\x00" in found or not found.isascii():
+        raise MalformedEvent("with an odd id")
+    return found
+
+
+def _intent_of(shown: Mapping[str, Any]) -> str:
+    if shown.get("object") == "payment_intent":
+        return _text(shown, "id")
+    return _text(shown, "payment_intent")
+
+
+def reference_of(shown: Mapping[str, Any]) -> str:
+    """By which the payment is found. Our own id comes first: it is known before Stripe's."""
+    metadata = shown.get("metadata")
+    ours = _text(metadata, "payment_id") if isinstance(metadata, Mapping) else ""
+    for candidate in (ours, _text(shown, "transfer_group")):
+        if candidate.startswith("pay_"):
+            return candidate
+    if shown.get("object") == "application_fee":
+        # Its `charge` is the connected account's payment; the platform's charge stands here.
+        return _text(shown, "originating_transaction") or _text(shown, "charge")
+    if shown.get("object") == "transfer":
+        # Of ours by now only if it draws on our charge under a label that somebody has chosen.
+        return _text(shown, "source_transaction") or _text(shown, "id")
+    if shown.get("object") in ("dispute", "radar.early_fraud_warning"):
+        return _intent_of(shown) or _text(shown, "charge")
+    return _intent_of(shown) or _text(shown, "id")
+
+
+def _account_of(kind: str, shown: Mapping[str, Any]) -> str:
+    if kind not in ACCOUNT_EVENTS:
+        return ""
+    return _text(shown, "id") if shown.get("object") == "account" else _text(shown, "account")

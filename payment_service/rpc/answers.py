@@ -1,0 +1,72 @@
+"""Encodes the answer that is stored with an idempotency key."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from google.protobuf.message import Message
+
+from marketplace.payments.v1 import disputes_pb2, experts_pb2, operations_pb2, payments_pb2
+from payment_service.domain.disputes import Dispute
+from payment_service.domain.experts import Expert
+from payment_service.domain.money import Money
+from payment_service.domain.payment import Payment
+from payment_service.domain.ports.records import Answer
+from payment_service.rpc.convert import (
+    dispute_message,
+    expert_message,
+    initiated_message,
+    money_message,
+    payment_message,
+)
+
+
+class AnswerEncoder:
+    """The answers port: outcomes as the bytes that a repeated key gets again for ever.
+
+    ``client_secret`` is not among them: it is stored nowhere and is read from Stripe again.
+    """
+
+    def __init__(self, publishable_key: str, refusal_answer: Any) -> None:
+        self._publishable_key = publishable_key
+        self.refusal = refusal_answer
+
+    def written_off(self, expert_id: str, part: Money, debt: Money) -> Answer:
+        message = operations_pb2.WriteOffExpertDebtResponse(
+            expert_id=expert_id,
+            written_off=money_message(part.minor_units, part.currency),
+            debt=money_message(debt.minor_units, debt.currency),
+        )
+        return Answer(True, message.SerializeToString(deterministic=True))
+
+    def client_payable_settled(self, payment: Payment, part: int) -> Answer:
+        message = operations_pb2.SettleClientPayableResponse(
+            payment=payment_message(payment),
+            settled=money_message(part, payment.currency),
+            owed=money_message(payment.client_payable, payment.currency),
+        )
+        return Answer(True, message.SerializeToString(deterministic=True))
+
+    def account_replaced(self, expert: Expert) -> Answer:
+        """Without the link into onboarding, which is made anew for each answer."""
+        message = experts_pb2.ReplaceExpertAccountResponse(expert=expert_message(expert))
+        return Answer(True, message.SerializeToString(deterministic=True))
+
+    def response(self, rpc: str, payment: Payment) -> Answer:
+        message = payment_message(payment)
+        responses: Mapping[str, Message] = {
+            "InitiatePayment": initiated_message(payment, self._publishable_key),
+            "CapturePayment": payments_pb2.CapturePaymentResponse(payment=message),
+            "RefundPayment": payments_pb2.RefundPaymentResponse(payment=message),
+            "DismissFraudWarning": operations_pb2.DismissFraudWarningResponse(payment=message),
+        }
+        return Answer(True, responses[rpc].SerializeToString(deterministic=True))
+
+    def dispute_response(self, rpc: str, dispute: Dispute) -> Answer:
+        message = dispute_message(dispute)
+        responses: Mapping[str, Message] = {
+            "SubmitEvidence": disputes_pb2.SubmitEvidenceResponse(dispute=message),
+            "AcceptDispute": disputes_pb2.AcceptDisputeResponse(dispute=message),
+        }
+        return Answer(True, responses[rpc].SerializeToString(deterministic=True))

@@ -1,0 +1,56 @@
+"""LedgerService: accounts, postings and reconciliation."""
+
+from __future__ import annotations
+
+from marketplace.payments.v1 import ledger_pb2, ledger_pb2_grpc
+from payment_service.application.app import App
+from payment_service.domain.errors import payment_not_found
+from payment_service.rpc import convert, pagination
+from payment_service.rpc.call_context import Context
+from payment_service.rpc.fields import RequestFields
+
+
+class LedgerServicer(ledger_pb2_grpc.LedgerServiceServicer):
+    def __init__(self, app: App) -> None:
+        self._core = app
+
+    async def ListBalances(
+        self, request: ledger_pb2.ListBalancesRequest, context: Context
+    ) -> ledger_pb2.ListBalancesResponse:
+        fields = RequestFields()
+        prefix = fields.text("account_prefix", request.account_prefix, most=200)
+        page_size = fields.page_size(request.page_size, default=200, most=1000)
+        fields.check()
+        keyset = pagination.read_page_token("balances", prefix, request.page_token, 2)
+        after = (keyset[0], keyset[1]) if keyset else None
+        found = await self._core.database.read(
+            lambda reader: reader.balances(prefix, after, page_size + 1)
+        )
+        totals = await self._core.database.read(lambda reader: reader.totals())
+        page, token = pagination.page_of(
+            found, page_size, "balances", prefix, lambda balance: balance[:2]
+        )
+        return ledger_pb2.ListBalancesResponse(
+            balances=[
+                ledger_pb2.LedgerBalance(
+                    account=account, balance=convert.money_message(balance, currency)
+                )
+                for account, currency, balance in page
+            ],
+            next_page_token=token,
+            totals=[convert.money_message(total, currency) for currency, total in totals],
+        )
+
+    async def ListPostings(
+        self, request: ledger_pb2.ListPostingsRequest, context: Context
+    ) -> ledger_pb2.ListPostingsResponse:
+        fields = RequestFields()
+        payment_id = fields.our_id("payment_id", request.payment_id)
+        fields.check()
+        payment = await self._core.database.read(lambda reader: reader.payment(payment_id))
+        if payment is None:
+            raise payment_not_found(payment_id)
+        found = await self._core.database.read(lambda reader: reader.postings(payment_id))
+        return ledger_pb2.ListPostingsResponse(
+            postings=[convert.posting_message(posting) for posting in found]
+        )

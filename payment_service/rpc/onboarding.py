@@ -1,0 +1,40 @@
+"""OnboardingService: the links of the landing pages."""
+
+from __future__ import annotations
+
+from marketplace.payments.v1 import onboarding_pb2, onboarding_pb2_grpc
+from payment_service.application import onboarding
+from payment_service.application.app import App
+from payment_service.rpc import convert
+from payment_service.rpc.call_context import Context, cause_of
+from payment_service.rpc.fields import RequestFields
+
+
+class OnboardingServicer(onboarding_pb2_grpc.OnboardingServiceServicer):
+    def __init__(self, app: App) -> None:
+        self._core = app
+
+    async def GetOnboardingStatus(
+        self, request: onboarding_pb2.GetOnboardingStatusRequest, context: Context
+    ) -> onboarding_pb2.GetOnboardingStatusResponse:
+        expert, continue_url = await onboarding.get_onboarding_status(
+            self._core, _token(request.onboarding_token), cause_of(context, "GetOnboardingStatus")
+        )
+        return onboarding_pb2.GetOnboardingStatusResponse(
+            status=convert.expert_status_value(expert.status),
+            requirements_due_count=len(expert.account.requirements_due),
+            continue_url=continue_url,
+        )
+
+    async def CreateOnboardingLink(
+        self, request: onboarding_pb2.CreateOnboardingLinkRequest, context: Context
+    ) -> onboarding_pb2.CreateOnboardingLinkResponse:
+        url = await onboarding.create_onboarding_link(self._core, _token(request.onboarding_token))
+        return onboarding_pb2.CreateOnboardingLinkResponse(onboarding_url=url)
+
+
+def _token(value: str) -> str:
+    fields = RequestFields()
+    fields.text("onboarding_token", value, most=128, required=True)
+    fields.check()
+    return value

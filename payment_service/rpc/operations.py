@@ -1,0 +1,249 @@
+"""OperationsService: what operators see and do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+
+from marketplace.payments.v1 import operations_pb2, operations_pb2_grpc
+from payment_service.application.abandon_operation import abandon_operation
+from payment_service.application.app import App
+from payment_service.application.dismiss_fraud_warning import (
+    DismissFraudWarning,
+    dismiss_fraud_warning,
+)
+from payment_service.application.reconciliation.run import reconcile, reconcile_payment
+from payment_service.application.resolve_discrepancy import resolve_discrepancy
+from payment_service.application.resume_operation import resume_operation
+from payment_service.application.retry_webhook_event import retry_webhook_event
+from payment_service.application.settle_client_payable import (
+    SettleClientPayable,
+    settle_client_payable,
+)
+from payment_service.application.write_off_expert_debt import (
+    WriteOffExpertDebt,
+    write_off_expert_debt,
+    write_off_preview,
+)
+from payment_service.domain.ports.records import WebhookEvent
+from payment_service.rpc import convert, pagination
+from payment_service.rpc.call_context import CallRegistry, Context, cause_of
+from payment_service.rpc.fields import RequestFields, fingerprint
+
+
+class OperationsServicer(operations_pb2_grpc.OperationsServiceServicer):
+    def __init__(self, app: App, operations: CallRegistry) -> None:
+        self._core = app
+        self._operations = operations
+
+    async def ListOperations(
+        self, request: operations_pb2.ListOperationsRequest, context: Context
+    ) -> operations_pb2.ListOperationsResponse:
+        fields = RequestFields()
+        fields.enum("state", request.state, operations_pb2.OperationState)
+        page_size = fields.page_size(request.page_size)
+        fields.check()
+        filters = str(request.state)
+        after = _after("operations", filters, request.page_token)
+        state = convert.operation_state_of(request.state)
+        found = await self._core.database.read(
+            lambda reader: reader.operations(state, after, page_size + 1)
+        )
+        page, token = pagination.page_of(
+            found,
+            page_size,
+            "operations",
+            filters,
+            lambda operation: [operation.create_time.isoformat(), operation.operation_id],
+        )
+        return operations_pb2.ListOperationsResponse(
+            operations=[convert.operation_message(operation) for operation in page],
+            next_page_token=token,
+        )
+
+    async def ResumeOperation(
+        self, request: operations_pb2.ResumeOperationRequest, context: Context
+    ) -> operations_pb2.ResumeOperationResponse:
+        fields = RequestFields()
+        operation_id = fields.our_id("operation_id", request.operation_id)
+        fields.check()
+        cause = cause_of(context, "ResumeOperation")
+        operation = await self._operations.run(resume_operation(self._core, operation_id, cause))
+        return operations_pb2.ResumeOperationResponse(
+            operation=convert.operation_message(operation)
+        )
+
+    async def AbandonOperation(
+        self, request: operations_pb2.AbandonOperationRequest, context: Context
+    ) -> operations_pb2.AbandonOperationResponse:
+        fields = RequestFields()
+        operation_id = fields.our_id("operation_id", request.operation_id)
+        note = fields.text("note", request.note, required=True)
+        fields.check()
+        cause = cause_of(context, "AbandonOperation")
+        operation = await self._operations.run(
+            abandon_operation(self._core, operation_id, note, cause)
+        )
+        return operations_pb2.AbandonOperationResponse(
+            operation=convert.operation_message(operation)
+        )
+
+    async def WriteOffExpertDebt(
+        self, request: operations_pb2.WriteOffExpertDebtRequest, context: Context
+    ) -> operations_pb2.WriteOffExpertDebtResponse:
+        fields = RequestFields()
+        currency = fields.currency("amount.currency_code", request.amount.currency_code)
+        if request.amount.minor_units < 0:
+            fields.fault("amount.minor_units", "must not be negative; 0 means all of it")
+        command = WriteOffExpertDebt(
+            cause=cause_of(context, "WriteOffExpertDebt"),
+            key=fields.key(request.idempotency_key),
+            fields=fingerprint(request),
+            expert_id=fields.identifier("expert_id", request.expert_id),
+            minor_units=request.amount.minor_units or None,
+            currency=currency,
+            reason=fields.text("reason", request.reason, required=True),
+        )
+        fields.check()
+        if request.validate_only:
+            answer = await self._core.database.transact(
+                write_off_preview, self._core.answers, command
+            )
+            return operations_pb2.WriteOffExpertDebtResponse.FromString(answer.body)
+        # The interceptor sends bytes as they are.
+        return await self._operations.run(
+            write_off_expert_debt(self._core, command)  # type: ignore[arg-type]
+        )
+
+    async def DismissFraudWarning(
+        self, request: operations_pb2.DismissFraudWarningRequest, context: Context
+    ) -> operations_pb2.DismissFraudWarningResponse:
+        fields = RequestFields()
+        command = DismissFraudWarning(
+            cause=cause_of(context, "DismissFraudWarning"),
+            key=fields.key(request.idempotency_key),
+            fields=fingerprint(request),
+            payment_id=fields.our_id("payment_id", request.payment_id),
+            warning_id=fields.text("warning_id", request.warning_id, most=255),
+            note=fields.text("note", request.note, required=True),
+        )
+        fields.check()
+        # The interceptor sends bytes as they are.
+        return await self._operations.run(
+            dismiss_fraud_warning(self._core, command)  # type: ignore[arg-type]
+        )
+
+    async def SettleClientPayable(
+        self, request: operations_pb2.SettleClientPayableRequest, context: Context
+    ) -> operations_pb2.SettleClientPayableResponse:
+        fields = RequestFields()
+        amount = request.amount if request.HasField("amount") else None
+        command = SettleClientPayable(
+            cause=cause_of(context, "SettleClientPayable"),
+            key=fields.key(request.idempotency_key),
+            fields=fingerprint(request),
+            payment_id=fields.our_id("payment_id", request.payment_id),
+            part=fields.part(amount, self._core.policy),
+            note=fields.text("note", request.note, required=True),
+        )
+        fields.check()
+        # The interceptor sends bytes as they are.
+        return await self._operations.run(
+            settle_client_payable(self._core, command)  # type: ignore[arg-type]
+        )
+
+    async def ListWebhookEvents(
+        self, request: operations_pb2.ListWebhookEventsRequest, context: Context
+    ) -> operations_pb2.ListWebhookEventsResponse:
+        fields = RequestFields()
+        fields.enum("state", request.state, operations_pb2.WebhookEventState)
+        page_size = fields.page_size(request.page_size)
+        fields.check()
+        filters = str(request.state)
+        after = _after("inbox", filters, request.page_token)
+        state = convert.webhook_event_state_of(request.state)
+        found = await self._core.database.read(
+            lambda reader: reader.webhook_events(state, after, page_size + 1)
+        )
+        page, token = pagination.page_of(found, page_size, "inbox", filters, _webhook_event_keyset)
+        return operations_pb2.ListWebhookEventsResponse(
+            events=[convert.webhook_event_message(event) for event in page],
+            next_page_token=token,
+        )
+
+    async def RetryWebhookEvent(
+        self, request: operations_pb2.RetryWebhookEventRequest, context: Context
+    ) -> operations_pb2.RetryWebhookEventResponse:
+        fields = RequestFields()
+        event_id = fields.our_id("event_id", request.event_id)
+        fields.check()
+        event = await self._operations.run(retry_webhook_event(self._core, event_id))
+        return operations_pb2.RetryWebhookEventResponse(event=convert.webhook_event_message(event))
+
+    async def RunReconciliation(
+        self, request: operations_pb2.RunReconciliationRequest, context: Context
+    ) -> operations_pb2.RunReconciliationResponse:
+        fields = RequestFields()
+        payment_id = fields.our_id("payment_id", request.payment_id) if request.payment_id else ""
+        since = fields.time("since", request)
+        fields.check()
+        cause = cause_of(context, "RunReconciliation")
+        span = timedelta(seconds=self._core.policy.reconcile_span)
+        report = await self._operations.run(
+            reconcile_payment(self._core, payment_id, cause)
+            if payment_id
+            else reconcile(self._core, since or datetime.now(UTC) - span, cause)
+        )
+        return convert.report_message(report)
+
+    async def ListDiscrepancies(
+        self, request: operations_pb2.ListDiscrepanciesRequest, context: Context
+    ) -> operations_pb2.ListDiscrepanciesResponse:
+        fields = RequestFields()
+        payment_id = ""
+        if request.payment_id:
+            payment_id = fields.our_id("payment_id", request.payment_id)
+        page_size = fields.page_size(request.page_size)
+        fields.check()
+        filters = f"{payment_id} {request.open_only}"
+        keyset = pagination.read_page_token("discrepancies", filters, request.page_token, 1)
+        before = pagination.token_number(keyset[0]) if keyset else None
+        found = await self._core.database.read(
+            lambda reader: reader.discrepancies(
+                payment_id, before, page_size + 1, open_only=request.open_only
+            )
+        )
+        page, token = pagination.page_of(
+            found, page_size, "discrepancies", filters, lambda stored: [str(stored.discrepancy_id)]
+        )
+        return operations_pb2.ListDiscrepanciesResponse(
+            discrepancies=[
+                convert.discrepancy_message(stored.discrepancy, stored) for stored in page
+            ],
+            next_page_token=token,
+        )
+
+    async def ResolveDiscrepancy(
+        self, request: operations_pb2.ResolveDiscrepancyRequest, context: Context
+    ) -> operations_pb2.ResolveDiscrepancyResponse:
+        fields = RequestFields()
+        if request.discrepancy_id < 1:
+            fields.fault("discrepancy_id", "is required")
+        note = fields.text("note", request.note, required=True)
+        fields.check()
+        cause = cause_of(context, "ResolveDiscrepancy")
+        stored = await self._operations.run(
+            resolve_discrepancy(self._core, request.discrepancy_id, note, cause)
+        )
+        return operations_pb2.ResolveDiscrepancyResponse(
+            discrepancy=convert.discrepancy_message(stored.discrepancy, stored)
+        )
+
+
+def _webhook_event_keyset(event: WebhookEvent) -> list[str]:
+    return [event.receive_time.isoformat() if event.receive_time else "", event.event_id]
+
+
+def _after(kind: str, filters: str, token: str) -> tuple[datetime, str] | None:
+    keyset: Sequence[str] | None = pagination.read_page_token(kind, filters, token, 2)
+    return (pagination.token_time(keyset[0]), keyset[1]) if keyset else None
