@@ -14,7 +14,7 @@ _SHOWN_VIOLATIONS = 25
 _SHOWN_STORIES = 2
 #: Of a payment's row, and of a dispute's.
 _SHOWN = (
-    *("state", "version", "amount", "held", "captured", "refunded", "lost", "frozen"),
+    *("state", "version", "amount", "held", "captured", "refunded_after_capture", "lost", "frozen"),
     *("waiting_for", "operation_id"),
 )
 _SHOWN_OF_DISPUTES = ("dispute_id", "status", "amount", "withdrawn", "reinstated", "lost", "fee")

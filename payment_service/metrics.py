@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -29,6 +29,13 @@ _BACKLOGS = (
     ("feed_event", "PENDING"),
 )
 #: What of a dispute is counted, by the event that tells of it.
+#: The label of each step that moves money, and the payment's amount that grows with it.
+_VOLUME_FIELDS: Final = {
+    "charged": "charged",
+    "captured": "captured",
+    "refunded": "refunded_after_capture",
+    "returned": "refunded_from_escrow",
+}
 _DISPUTE_STEPS = {
     EventKind.DISPUTE_OPENED: "opened",
     EventKind.DISPUTE_ESCALATED: "escalated",
@@ -187,8 +194,8 @@ class Metrics:
                 self._dispute_moved(transition)
             if before is None:
                 continue
-            for step in ("charged", "captured", "refunded", "returned"):
-                grown = getattr(after, step) - getattr(before, step)
+            for step, field in _VOLUME_FIELDS.items():
+                grown = getattr(after, field) - getattr(before, field)
                 if grown > 0:
                     self.volume.labels(step, currency).inc(grown)
             change = after.net_commission - before.net_commission

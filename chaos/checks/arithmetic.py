@@ -48,12 +48,12 @@ def losses_of(evidence: Evidence) -> Iterator[Loss]:
             continue
         rate, currency = payment["commission_basis_points"], payment["currency"].strip()
         lost = 0
-        before = {"held": 0, "captured": 0, "refunded": 0}
+        before = {"held": 0, "captured": 0, "refunded_after_capture": 0}
         for event in events:
             body = json.loads(event["body"])
             amount = body.get("facts", {}).get("amount")
             if event["kind"] == "payment.dispute_lost" and amount:
-                net = before["captured"] - before["refunded"] - lost
+                net = before["captured"] - before["refunded_after_capture"] - lost
                 owed = min(amount, before.get("client_payable", 0))
                 held = min(amount - owed, before["held"])
                 rest = min(amount - owed - held, net)

@@ -94,7 +94,11 @@ def losses_are_divided_right(evidence: Evidence) -> Iterator[tuple[str, str]]:
         if found != wanted:
             yield f"the loss of {loss.amount} is divided {found}, not {wanted}", loss.payment_id
         before, after = former["amounts"], body["amounts"]
-        net = after["captured"] - after["refunded"] - of_payment[loss.payment_id, "lost"]
+        net = (
+            after["captured"]
+            - after["refunded_after_capture"]
+            - of_payment[loss.payment_id, "lost"]
+        )
         rate = payment["commission_basis_points"]
         moved = {
             "held": before["held"] - loss.held,
@@ -213,7 +217,7 @@ def nothing_begins_while_frozen(evidence: Evidence) -> Iterator[tuple[str, str]]
 def _is_over(event: Row) -> bool:
     """All was given back, so that a warning is of no use any more."""
     amounts = json.loads(event["body"])["amounts"]
-    back = amounts["refunded"] + amounts.get("returned", 0)
+    back = amounts["refunded_after_capture"] + amounts.get("refunded_from_escrow", 0)
     return bool(amounts.get("charged")) and back >= amounts["charged"]
 
 

@@ -137,7 +137,7 @@ def acknowledged_is_kept(evidence: Evidence) -> Iterator[tuple[str, str]]:
             yield what, seen.payment_id
             continue
         amounts = body["amounts"]
-        kept = (amounts["held"], amounts["captured"], amounts["refunded"])
+        kept = (amounts["held"], amounts["captured"], amounts["refunded_after_capture"])
         if body["to"] != seen.state or kept != seen.amounts:
             what = f"{entry.rpc} {entry.key} showed {seen.state} {seen.amounts} at version "
             yield f"{what}{seen.version}, history has {body['to']} {kept}", seen.payment_id

@@ -30,7 +30,7 @@ def _event(number: int, former: bytes) -> Row:
         {
             "from": _STATES[number - 2] if number > 1 else None,
             "to": _STATES[number - 1],
-            "amounts": {"held": held, "captured": captured, "refunded": refunded},
+            "amounts": {"held": held, "captured": captured, "refunded_after_capture": refunded},
         }
     )
     return hashed(number, "kind", body, former)
@@ -114,8 +114,8 @@ def sound() -> Evidence:
         "held": 0,
         "charged": 1000,
         "captured": 1000,
-        "refunded": 333,
-        "returned": 0,
+        "refunded_after_capture": 333,
+        "refunded_from_escrow": 0,
         "commission_basis_points": 1000,
         "commission": 100,
         "expert_amount": 900,
@@ -278,7 +278,7 @@ def _another_start(world: Evidence) -> None:
 
 def _told(kind: str, **facts: int) -> Row:
     """An event of another kind, with facts."""
-    amounts = dict(zip(("held", "captured", "refunded"), _AMOUNTS[-1], strict=True))
+    amounts = dict(zip(("held", "captured", "refunded_after_capture"), _AMOUNTS[-1], strict=True))
     body = {"from": "REFUNDING", "to": "CAPTURED", "amounts": amounts, "facts": facts}
     return {"kind": f"payment.{kind}", "body": json.dumps(body)}
 

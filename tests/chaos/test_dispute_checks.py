@@ -62,8 +62,14 @@ def contested() -> Evidence:
     """
     world = sound()
     [payment] = world.payments
-    amounts = {"held": 0, "captured": 1000, "refunded": 333, "net_commission": 67, "lost": 0}
-    more = {"charged": 1000, "returned": 0, "client_payable": 0}
+    amounts = {
+        "held": 0,
+        "captured": 1000,
+        "refunded_after_capture": 333,
+        "net_commission": 67,
+        "lost": 0,
+    }
+    more = {"charged": 1000, "refunded_from_escrow": 0, "client_payable": 0}
     tell(world, "fraud_warning", "CAPTURED", {"warning_id": WARNING}, **amounts, **more)
     tell(world, "fraud_warning_dismissed", "CAPTURED", {"warning_id": WARNING})
     tell(world, "dispute_opened", "CAPTURED", _FACTS)
@@ -267,7 +273,7 @@ def test_an_acceptance_that_came_to_what_the_bank_decided_had_an_effect() -> Non
 def test_an_open_chargeback_is_held_and_frozen() -> None:
     world = sound()
     [payment] = world.payments
-    amounts = {"held": 0, "captured": 1000, "refunded": 333}
+    amounts = {"held": 0, "captured": 1000, "refunded_after_capture": 333}
     tell(world, "dispute_opened", "CAPTURED", _FACTS, **amounts)
     payment.update(frozen="CHARGEBACK", frozen_by=DISPUTE)
     world.disputes = [_record(DISPUTE, "needs_response", "OPEN", withdrawn=700)]

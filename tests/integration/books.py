@@ -119,8 +119,8 @@ def _check_rows(world: World) -> None:
     assert not world.sql(
         "SELECT payment_id, state FROM payments WHERE "
         "(state IN ('CANCELED', 'EXPIRED') AND (held <> 0 OR charged <> 0)) "
-        "OR (charged > 0 AND charged <> held + captured + returned + lost_held) "
-        "OR (state = 'REFUNDED' AND captured <> refunded + lost) "
+        "OR (charged > 0 AND charged <> held + captured + refunded_from_escrow + lost_held) "
+        "OR (state = 'REFUNDED' AND captured <> refunded_after_capture + lost) "
         "OR (state IN ('CAPTURED', 'REFUNDED', 'CANCELED', 'EXPIRED') AND operation_id <> '')"
     )
     # What the bank has of a dispute is on the books, and nobody may touch what is contested.

@@ -103,7 +103,7 @@ _NEVER: dict[str, tuple[str, type[psycopg2.Error]]] = {
         psycopg2.errors.CheckViolation,
     ),
     "more refunded than captured": (
-        "UPDATE payments SET refunded = captured + 1, version = version + 1",
+        "UPDATE payments SET refunded_after_capture = captured + 1, version = version + 1",
         psycopg2.errors.CheckViolation,
     ),
     "refunded without having been captured": (

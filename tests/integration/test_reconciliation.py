@@ -148,7 +148,10 @@ async def test_a_lost_line_is_missing_and_an_invented_one_too(
             "what_is_under_way_has_an_operation",
         ),
         (
-            "UPDATE payments SET refunded = 1, net_commission = 999, client_payable = 1",
+            (
+                "UPDATE payments SET refunded_after_capture = 1, net_commission = 999, "
+                "client_payable = 1"
+            ),
             "what_the_client_is_owed_is_in_the_books",
         ),
         (

@@ -310,11 +310,15 @@ def _kinds(world: World) -> dict[str, int]:
 def _check_events(world: World) -> None:
     """The last event of each payment says what its row says."""
     rows = world.sql(
-        "SELECT body, held, charged, captured, refunded, returned, net_commission, client_payable "
+        "SELECT body, held, charged, captured, refunded_after_capture, "
+        "refunded_from_escrow, net_commission, client_payable "
         "FROM payments JOIN events ON events.payment_id = payments.payment_id "
         "AND events.sequence = payments.version"
     )
-    names = "held charged captured refunded returned net_commission client_payable".split()
+    names = (
+        *("held", "charged", "captured", "refunded_after_capture", "refunded_from_escrow"),
+        *("net_commission", "client_payable"),
+    )
     for body, *amounts in rows:
         told = json.loads(body)["amounts"]
         assert [told[name] for name in names] == amounts

@@ -256,7 +256,7 @@ def more_was_captured(at: Intruder, payment_id: str) -> Sequence[str]:
     return at.edit_payment(
         payment_id,
         "held = CASE WHEN held > 0 THEN held - 1 ELSE 0 END, "
-        "captured = CASE WHEN captured > net_commission + refunded THEN captured - 1 "
+        "captured = CASE WHEN captured > net_commission + refunded_after_capture THEN captured - 1 "
         "ELSE captured END, payment_expire_time = payment_expire_time + interval '1 second'",
     )
 

@@ -152,7 +152,7 @@ class Stage:
         """Every payment and its books, without ids and times."""
         found: dict[str, list[object]] = {payment_id: [] for payment_id in self.ids}
         for payment_id, *row in self.world.sql(
-            "SELECT payment_id, state, currency, amount, held, captured, refunded, "
+            "SELECT payment_id, state, currency, amount, held, captured, refunded_after_capture, "
             "net_commission, client_payable, processor_fee, waiting_for, failure->>'code', "
             "failure->>'decline_code' FROM payments"
         ):

@@ -37,8 +37,8 @@ from tests.unit.domain.builders import (
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 DOCUMENT: Final = (ROOT / "docs" / "LEDGER.md").read_text()
-DOMAIN: Final = sorted((ROOT / "payment_service" / "domain").glob("*.py"))
-APPLICATION: Final = sorted((ROOT / "payment_service" / "application").glob("*.py"))
+DOMAIN: Final = sorted((ROOT / "payment_service" / "domain").rglob("*.py"))
+APPLICATION: Final = sorted((ROOT / "payment_service" / "application").rglob("*.py"))
 #: By what the domain makes postings.
 MAKERS: Final = frozenset(
     {"Posting", "line", "stripe_line", "fx_line", "into_stripe", "between", "_lines"}
@@ -524,7 +524,7 @@ def kinds_that_post() -> set[str]:
                     for part in ast.walk(argument)
                     if isinstance(part, ast.Attribute)
                     and isinstance(part.value, ast.Name)
-                    and part.value.id == "Kind"
+                    and part.value.id == "EventKind"
                 }
     return found
 

@@ -126,7 +126,10 @@ def after_refund(payment: Payment, split: RefundSplit) -> Payment:
 
 
 def amounts(after: Payment) -> dict[str, int]:
-    names = ("held", "returned", "refunded", "net_commission", "client_payable")
+    names = (
+        *("held", "refunded_from_escrow", "refunded_after_capture"),
+        *("net_commission", "client_payable"),
+    )
     return {name: getattr(after, name) for name in names}
 
 

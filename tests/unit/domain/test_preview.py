@@ -108,7 +108,14 @@ def _all_of(payment: Payment) -> RefundSplit:
 
 # ---- against what then happens ----
 
-AMOUNTS_OF = ("held", "charged", "captured", "refunded", "returned", "net_commission")
+AMOUNTS_OF = (
+    "held",
+    "charged",
+    "captured",
+    "refunded_after_capture",
+    "refunded_from_escrow",
+    "net_commission",
+)
 
 
 def amounts(payment: Payment) -> dict[str, object]:
