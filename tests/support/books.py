@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 
 from marketplace.payments.v1 import events_pb2
-from tests.integration.world import World
+from tests.support.world import World
 
 #: Made by a test's own hand at the simulator, and without a source; nothing explains them.
 _NOT_OURS = ("topup", "adjustment", "payout")
