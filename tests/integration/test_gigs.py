@@ -509,6 +509,7 @@ async def test_validate_only_shows_the_legs_and_writes_nothing(world: World) -> 
 
 async def test_validate_only_of_an_initiation(world: World) -> None:
     expert = await world.expert()
+    await world.quiet()
     before = world.counts()
     answer = await world.initiate(expert, 10_000, validate_only=True)
     assert (answer.payment.state, answer.payment.payment_id) == (PENDING, "")
@@ -540,6 +541,7 @@ async def test_a_debt_is_written_off_once_and_not_kept_back_any_more(world: Worl
     request = operations_pb2.WriteOffExpertDebtRequest(
         expert_id=expert, amount=money(4_000, "USD"), reason="left us", idempotency_key="once"
     )
+    await world.quiet()
     before = world.counts()
     request.validate_only = True
     shown = await world.operations.WriteOffExpertDebt(request)
