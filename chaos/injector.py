@@ -248,7 +248,8 @@ class Injector:
             connection.cursor() as cursor,
         ):
             cursor.execute(
-                "UPDATE payments SET escrow_expire_time = now() + interval '1 hour' "
+                "UPDATE payments SET escrow_expire_time = now() + interval '1 hour', "
+                "first_deadline_time = now() + interval '1 hour', deadline_due_time = now() "
                 "WHERE state = 'IN_ESCROW' AND charged = 0 AND on_deadline = 'PROMOTE' "
                 "AND escrow_expire_time > now() + interval '1 day'"
             )

@@ -133,7 +133,7 @@ MUTANTS = (
         (
             Edit(
                 _BACKGROUND,
-                "        tasks.create_task(_loop(app, recover_operations, _POLL_SECONDS))\n",
+                "    recover_operations,\n",
                 "",
             ),
         ),
@@ -143,13 +143,13 @@ MUTANTS = (
         (
             Edit(
                 _BACKGROUND,
-                "        tasks.create_task(_loop(app, poll_events, _POLL_SECONDS))\n",
+                "    poll_events,\n",
                 "",
             ),
             Edit(
                 _BACKGROUND,
-                "_loop(app, poll_stale_payments, _SELDOM_SECONDS)",
-                "asyncio.sleep(0)",
+                "    poll_stale_payments,\n",
+                "",
             ),
         ),
         target="test_what_no_webhook_tells_is_asked_for",
@@ -389,7 +389,7 @@ MUTANTS = (
         "promotion without a look",
         (
             Edit(
-                "payment_service/application/jobs/deadlines.py",
+                "payment_service/application/jobs/act_on_deadlines.py",
                 "        await sync_payment(app, payment_id, DEADLINE)\n",
                 "",
             ),

@@ -8,6 +8,7 @@ from typing import Final, Protocol
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from payment_service.domain.discrepancies import DiscrepancyKind
 from payment_service.domain.operations import Operation
 from payment_service.domain.payouts import PayoutChange, PayoutState
 from payment_service.domain.ports.records import Backlog, HeldMoney
@@ -284,10 +285,10 @@ class Metrics:
                 was_paid=change.before is not None and change.before.state is PayoutState.PAID,
             )
 
-    def invariants(self, violations: Mapping[str, Sequence[str]]) -> None:
-        for name, payment_ids in violations.items():
-            self.violations.labels(name).set(len(payment_ids))
+    def invariants(self, violations: Mapping[DiscrepancyKind, Sequence[str]]) -> None:
+        for kind, payment_ids in violations.items():
+            self.violations.labels(kind.removeprefix("invariant_")).set(len(payment_ids))
 
-    def discrepancy(self, payment_id: str, kind: str) -> None:
+    def discrepancy(self, payment_id: str, kind: DiscrepancyKind) -> None:
         self.discrepancies.labels(kind).inc()
         log.error("discrepancy", payment=payment_id, kind=kind)

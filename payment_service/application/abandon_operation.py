@@ -13,6 +13,7 @@ from payment_service.application.resume_operation import require_parked
 from payment_service.application.sync.apply_snapshot import SyncResult
 from payment_service.application.sync.disputes import fail_answer
 from payment_service.domain import transitions
+from payment_service.domain.discrepancies import DiscrepancyKind
 from payment_service.domain.errors import Busy, Precondition, Refusal, operation_in_progress
 from payment_service.domain.operations import OF_A_DISPUTE, Operation, OperationKind
 from payment_service.domain.payment import Failure, Payment
@@ -132,7 +133,7 @@ def _check_without_effect(operation: Operation, now: datetime) -> None:
 def _check_fits(payment: Payment, looked: SyncResult) -> None:
     """Of an object that is not as we know it, the look says nothing of what became of ours."""
     for one in looked.discrepancies:
-        if one.stands or one.kind == "amount_mismatch":
+        if one.kind.describes_a_state or one.kind is DiscrepancyKind.AMOUNT_MISMATCH:
             raise Precondition(
                 "DISCREPANCY",
                 f"what Stripe shows does not fit the books: {one.kind}",

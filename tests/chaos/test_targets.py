@@ -29,7 +29,7 @@ from payment_service.application.capture_payment import (
     begin_capture,
 )
 from payment_service.application.execution.executor import execute
-from payment_service.application.jobs.deadlines import act_on_deadlines
+from payment_service.application.jobs.act_on_deadlines import act_on_deadlines
 from payment_service.application.operations.outcomes import reschedule_operation
 from payment_service.application.operations.start import start_operation
 from payment_service.application.sync.apply_snapshot import apply_snapshot

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from marketplace.payments.v1 import disputes_pb2, operations_pb2, payments_pb2
-from payment_service.application.reconciliation.recheck import LINE_KINDS
 from payment_service.application.sync.payment import sync_payment
+from payment_service.domain.discrepancies import BALANCE_KINDS
 from payment_service.domain.ports.records import Cause
 from tests.integration.books import balance, check_books
 from tests.integration.conftest import StartWorld
@@ -99,7 +99,7 @@ async def settled(world: World, payment_id: str, dispute_id: str, outcome: int) 
     lines = [
         found
         for found in report.discrepancies
-        if found.kind in LINE_KINDS
+        if found.kind in BALANCE_KINDS
         and found.kind != "escrow_underfunded"
         and "(payout)" not in found.detail
     ]

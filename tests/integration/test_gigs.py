@@ -10,7 +10,8 @@ import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from marketplace.payments.v1 import events_pb2, operations_pb2, payments_pb2
-from payment_service.application.jobs import deadlines
+from payment_service.application.jobs.act_on_deadlines import act_on_deadlines
+from payment_service.application.jobs.warn_of_deadlines import warn_of_deadlines
 from tests.integration.books import balance, check_books
 from tests.integration.conftest import StartWorld
 from tests.integration.world import (
@@ -469,8 +470,8 @@ async def test_an_alert_is_told_once_and_moves_nothing(
     assert world.service is not None
     app = world.service.app
     for _ in range(3):
-        await deadlines.act_on_deadlines(app)
-        await deadlines.warn_of_deadlines(app)
+        await act_on_deadlines(app)
+        await warn_of_deadlines(app)
     trail = await kinds(world, held.payment_id)
     assert trail.count("deadline_near") == trail.count("deadline_passed") == 1
     assert (await world.get(held.payment_id)).state == IN_ESCROW

@@ -141,7 +141,7 @@ class Run:
                 cursor.execute(
                     "UPDATE payments SET release_due_time = now() - interval '1 second', "
                     "escrow_expire_time = CASE WHEN charged = 0 THEN now() + interval '11 hours' "
-                    "ELSE escrow_expire_time END WHERE payment_id = %s",
+                    "ELSE escrow_expire_time END, deadline_due_time = now() WHERE payment_id = %s",
                     (payment_id,),
                 )
 

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from sqlalchemy import RowMapping
 
+from payment_service.domain.discrepancies import DiscrepancyKind
 from payment_service.domain.disputes import Dispute, Outcome, Stage
 from payment_service.domain.experts import Account, BusinessType, Expert
 from payment_service.domain.ledger import Posting
@@ -35,6 +36,7 @@ from payment_service.domain.ports.records import (
     StoredEvent,
     WebhookEvent,
 )
+from payment_service.domain.schedule import SCHEDULE_COLUMNS, Schedule
 from payment_service.domain.sync.changes import Discrepancy
 
 PAYMENT_COLUMNS = (
@@ -79,7 +81,17 @@ def payment_values(payment: Payment) -> dict[str, Any]:
     return values
 
 
-def payment_of(row: RowMapping) -> Payment:
+def schedule_values(schedule: Schedule) -> dict[str, Any]:
+    """Returns a schedule as bound parameters, by column name."""
+    return {name: getattr(schedule, name) for name in SCHEDULE_COLUMNS}
+
+
+def schedule_of(row: Mapping[str, Any] | RowMapping) -> Schedule:
+    """Returns the schedule that a row of ``payments`` holds."""
+    return Schedule(**{name: row[name] for name in SCHEDULE_COLUMNS})
+
+
+def payment_of(row: Mapping[str, Any] | RowMapping) -> Payment:
     """Returns the payment that a row of ``payments`` holds."""
     values = {name: row[name] for name in PAYMENT_COLUMNS}
     failure = values["failure"]
@@ -158,7 +170,7 @@ def discrepancy_of(row: RowMapping) -> StoredDiscrepancy:
         row["discrepancy_id"],
         Discrepancy(
             row["payment_id"] or "",
-            row["kind"],
+            DiscrepancyKind(row["kind"]),
             row["detail"],
             row["expected"],
             row["found"],
@@ -174,7 +186,7 @@ def discrepancy_of(row: RowMapping) -> StoredDiscrepancy:
     )
 
 
-def expert_of(row: RowMapping) -> Expert:
+def expert_of(row: Mapping[str, Any] | RowMapping) -> Expert:
     """Returns the expert that a row of ``experts`` holds."""
     return Expert(
         expert_id=row["expert_id"],
@@ -221,6 +233,7 @@ def expert_values(expert: Expert) -> dict[str, Any]:
         "requirements_due": list(account.requirements_due),
         "disabled_reason": account.disabled_reason,
         "deauthorized": expert.deauthorized,
+        "status": expert.status.value,
         "operation_id": expert.operation_id,
         "check_time": expert.check_time,
         "version": expert.version,
@@ -237,12 +250,13 @@ DISPUTE_COLUMNS: Final = (
 
 
 def dispute_values(dispute: Dispute) -> dict[str, Any]:
-    """Returns a dispute as bound parameters, by column name."""
+    """Returns a dispute as bound parameters, by column name; ``unsettled`` is derived."""
     values: dict[str, Any] = {name: getattr(dispute, name) for name in DISPUTE_COLUMNS}
+    values["unsettled"] = dispute.unsettled
     return {**values, "stage": dispute.stage.value, "outcome": dispute.outcome.value}
 
 
-def dispute_of(row: RowMapping) -> Dispute:
+def dispute_of(row: Mapping[str, Any] | RowMapping) -> Dispute:
     """Returns the dispute that a row of ``disputes`` holds."""
     values = {name: row[name] for name in DISPUTE_COLUMNS}
     values.update(stage=Stage(values["stage"]), outcome=Outcome(values["outcome"]))
@@ -270,7 +284,7 @@ def payout_of(row: RowMapping) -> Payout:
 
 
 def inbox_event_of(row: RowMapping) -> WebhookEvent:
-    """Returns the webhook event that a row of ``inbox`` holds."""
+    """Returns the webhook event that a row of ``webhook_events`` holds."""
     return WebhookEvent(
         event_id=row["event_id"],
         endpoint=row["endpoint"],

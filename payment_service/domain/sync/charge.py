@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 
 from payment_service.domain import money, transitions
+from payment_service.domain.discrepancies import DiscrepancyKind
 from payment_service.domain.errors import Precondition
 from payment_service.domain.ledger import CaptureSplit, CaptureTransactions, StripeAmount
 from payment_service.domain.operations import Operation, OperationKind
@@ -54,7 +55,7 @@ def sync_capture(
 ) -> None:
     charge = snapshot.charge
     if charge is None:
-        changes.report("charge_missing", "the intent succeeded but shows no charge")
+        changes.report(DiscrepancyKind.CHARGE_MISSING, "the intent succeeded but shows no charge")
         return
     if changes.payment.state not in (State.CAPTURED, State.REFUNDING, State.REFUNDED):
         _apply_capture(changes, snapshot, charge, operation, now)
@@ -107,10 +108,13 @@ def _apply_capture(
     if transfer_id:
         changes.movements.append(Movement(transfer_id, "transfer", part))
     if share.commission != fee_due:
-        changes.report("commission_mismatch", f"Stripe collected {collected}, due was {fee_due}")
+        changes.report(
+            DiscrepancyKind.COMMISSION_MISMATCH, f"Stripe collected {collected}, due was {fee_due}"
+        )
     if not ours:
         changes.report(
-            "captured_out_of_band", f"captured from {payment.state}, not by this service"
+            DiscrepancyKind.CAPTURED_OUT_OF_BAND,
+            f"captured from {payment.state}, not by this service",
         )
     if operation is None:
         return
@@ -123,7 +127,9 @@ def _apply_capture(
 
 
 def _other_amount(changes: ChangeSet, part: int, operation: Operation) -> Precondition:
-    changes.report("amount_mismatch", f"captured {part}, asked for {operation.minor_units}")
+    changes.report(
+        DiscrepancyKind.AMOUNT_MISMATCH, f"captured {part}, asked for {operation.minor_units}"
+    )
     return Precondition(
         "DISCREPANCY",
         "Stripe captured another amount than was asked; an operator is told",
@@ -174,7 +180,7 @@ def sync_charge(
     """The card was charged onto the platform: once, whoever did it."""
     charge, payment = snapshot.charge, changes.payment
     if charge is None:
-        changes.report("charge_missing", "the intent succeeded but shows no charge")
+        changes.report(DiscrepancyKind.CHARGE_MISSING, "the intent succeeded but shows no charge")
         return
     if payment.charged:
         _sync_processor_fee(changes, charge, now)
@@ -206,10 +212,13 @@ def sync_charge(
     _sync_processor_fee(changes, charge, now)
     if elsewhere:
         changes.report(
-            "captured_out_of_band", f"captured from {payment.state}, not by this service"
+            DiscrepancyKind.CAPTURED_OUT_OF_BAND,
+            f"captured from {payment.state}, not by this service",
         )
     if charge.line.currency != payment.currency:
-        changes.report("settled_in_other_currency", f"Stripe settled in {charge.line.currency}")
+        changes.report(
+            DiscrepancyKind.SETTLED_IN_OTHER_CURRENCY, f"Stripe settled in {charge.line.currency}"
+        )
     if operation is None:
         return
     if operation.kind is OperationKind.CAPTURE and goes_on:

@@ -14,6 +14,7 @@ from datetime import datetime
 from typing import Final
 
 from payment_service.domain import disputes, guards, plans, transitions
+from payment_service.domain.discrepancies import DiscrepancyKind
 from payment_service.domain.disputes import Dispute, Outcome, Stage
 from payment_service.domain.ledger import StripeAmount
 from payment_service.domain.operations import Operation, OperationKind
@@ -61,7 +62,7 @@ def derive_dispute_changes(
         return  # `derive_changes` has reported it.
     if not payment.charged:
         if snapshot.disputes and not changes.deferred:
-            changes.report("dispute_before_capture", snapshot.disputes[0].dispute_id)
+            changes.report(DiscrepancyKind.DISPUTE_BEFORE_CAPTURE, snapshot.disputes[0].dispute_id)
         if payment.state in _AUTHORIZED:
             _sync_warnings(changes, snapshot, context)
     else:
@@ -142,7 +143,9 @@ def _move_funds(
     after_loss = 0 if taken else min(max(part - record.taken, 0), record.lost)
     if after_loss:
         postings += payment.book.reinstated_after_loss(after_loss)
-        changes.report("reinstated_after_loss", f"{record.dispute_id}: {after_loss} came back")
+        changes.report(
+            DiscrepancyKind.REINSTATED_AFTER_LOSS, f"{record.dispute_id}: {after_loss} came back"
+        )
     record = replace(
         record,
         withdrawn=record.withdrawn + (part if taken else 0),

@@ -7,6 +7,7 @@ from dataclasses import replace
 from datetime import datetime
 
 from payment_service.domain import plans, transitions
+from payment_service.domain.discrepancies import DiscrepancyKind
 from payment_service.domain.ledger import LOSSES, StripeAmount
 from payment_service.domain.operations import Operation, OperationKind
 from payment_service.domain.payment import Failure, Payment
@@ -66,7 +67,7 @@ def sync_money_back(
                 now,
             )
         )
-        changes.report("out_of_band_fee_refund", f"{fee_refund.fee_refund_id}")
+        changes.report(DiscrepancyKind.OUT_OF_BAND_FEE_REFUND, f"{fee_refund.fee_refund_id}")
         changes.movements.append(
             Movement(fee_refund.fee_refund_id, "fee_refund", fee_refund.minor_units)
         )
@@ -105,7 +106,7 @@ def _apply_out_of_band_reversal(
             changes.payment, reversal.reversal_id, part, platform, connected, now
         )
     )
-    changes.report("out_of_band_reversal", f"{reversal.reversal_id} of {part}")
+    changes.report(DiscrepancyKind.OUT_OF_BAND_REVERSAL, f"{reversal.reversal_id} of {part}")
     changes.movements.append(_reversed(part, transfer, reversal))
 
 
@@ -251,7 +252,7 @@ def _apply_out_of_band_refund(
             Movement(failure_id(refund), "refund_failure", refund.minor_units),
         ]
         _book_refund_and_failure(changes, refund, now)
-        changes.report("out_of_band_refund", f"{refund.refund_id} bounced")
+        changes.report(DiscrepancyKind.OUT_OF_BAND_REFUND, f"{refund.refund_id} bounced")
         return
     settled = amount_of(refund.line, StripeAmount(refund.minor_units, payment.currency))
     owed = min(refund.minor_units, payment.client_payable)
@@ -263,7 +264,8 @@ def _apply_out_of_band_refund(
     if rest - from_escrow > payment.net:
         available = owed + from_escrow + payment.net
         changes.report(
-            "refund_exceeds_net", f"{refund.refund_id}: {refund.minor_units} > {available}"
+            DiscrepancyKind.REFUND_EXCEEDS_NET,
+            f"{refund.refund_id}: {refund.minor_units} > {available}",
         )
         return
     split = replace(plans.split_refund(payment, rest, from_escrow), from_owed=owed)
@@ -274,7 +276,9 @@ def _apply_out_of_band_refund(
         Movement(refund.refund_id, "refund", refund.minor_units, refund.operation_id)
     )
     as_owed = f", {owed} of it as owed" if owed else ""
-    changes.report("out_of_band_refund", f"{refund.refund_id} of {refund.minor_units}{as_owed}")
+    changes.report(
+        DiscrepancyKind.OUT_OF_BAND_REFUND, f"{refund.refund_id} of {refund.minor_units}{as_owed}"
+    )
 
 
 def sync_failed_refunds(
@@ -307,7 +311,9 @@ def _apply_failed_refund(changes: ChangeSet, refund: Refund, now: datetime) -> N
         )
     )
     changes.movements.append(Movement(failure_id(refund), "refund_failure", refund.minor_units))
-    changes.report("refund_failed", f"{refund.refund_id} of {refund.minor_units} bounced")
+    changes.report(
+        DiscrepancyKind.REFUND_FAILED, f"{refund.refund_id} of {refund.minor_units} bounced"
+    )
 
 
 def repayment(

@@ -12,6 +12,7 @@ from dataclasses import replace
 from datetime import datetime
 
 from payment_service.domain import transitions
+from payment_service.domain.discrepancies import DiscrepancyKind
 from payment_service.domain.errors import Precondition, Refusal
 from payment_service.domain.operations import Operation, OperationKind, OperationState
 from payment_service.domain.payment import Failure, Payment, State, WaitingFor
@@ -182,7 +183,7 @@ def remainder_not_returned(payment: Payment, operation: Operation, code: str) ->
     """The expert was paid by a final capture, and the rest was not given back."""
     return Discrepancy(
         payment.payment_id,
-        "remainder_not_returned",
+        DiscrepancyKind.REMAINDER_NOT_RETURNED,
         f"{operation.operation_id}: {code}",
         expected=operation.minor_units,
         found=0,

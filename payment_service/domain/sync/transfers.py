@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 
 from payment_service.domain import transitions
+from payment_service.domain.discrepancies import DiscrepancyKind
 from payment_service.domain.operations import Operation, OperationKind
 from payment_service.domain.snapshot import PaymentSnapshot, Transfer
 from payment_service.domain.sync.changes import ChangeSet, Movement, NextOperation
@@ -46,7 +47,9 @@ def sync_transfers(
                     changes.payment, transfer.transfer_id, part, sent, received, now
                 )
             )
-            changes.report("out_of_band_transfer", f"{transfer.transfer_id} of {part}")
+            changes.report(
+                DiscrepancyKind.OUT_OF_BAND_TRANSFER, f"{transfer.transfer_id} of {part}"
+            )
         changes.movements.append(
             Movement(transfer.transfer_id, "transfer", transfer.minor_units, transfer.operation_id)
         )
@@ -84,7 +87,8 @@ def _apply_transfer(
     )
     if transfer.minor_units != share.sent:
         changes.report(
-            "amount_mismatch", f"transferred {transfer.minor_units}, asked for {share.sent}"
+            DiscrepancyKind.AMOUNT_MISMATCH,
+            f"transferred {transfer.minor_units}, asked for {share.sent}",
         )
     if rest:
         changes.next_operation = NextOperation(

@@ -1,4 +1,4 @@
-"""Closes what ran out: unpaid payments and authorizations that must have expired."""
+"""Cancels payments that nobody confirmed within the payment window."""
 
 from __future__ import annotations
 
@@ -12,45 +12,46 @@ from payment_service.application.operations.start import start_operation
 from payment_service.application.sync.payment import sync_payment
 from payment_service.domain import transitions
 from payment_service.domain.operations import Operation, OperationKind
-from payment_service.domain.payment import State
 from payment_service.domain.ports.database import Transaction
 from payment_service.domain.ports.policy import Policy
 from payment_service.domain.ports.records import JobKind
+from payment_service.domain.schedule import is_due, schedule_of
 
 _BATCH: Final = 32
 
 
 async def expire_unpaid(app: App) -> int:
-    """Cancel payments that nobody confirmed within the payment window; how many went well.
+    """Cancels payments whose window has ended. Returns how many succeeded.
 
-    An unpaid intent never expires at Stripe, so the window is ours. Stripe is asked first: the
-    client may have paid, and nobody told us yet. Who pays between that look and the cancellation
-    has the hold released, and the payment ends EXPIRED; or, if the card was charged at once, Stripe
-    refuses to cancel, and the money is in escrow.
+    An unpaid intent never expires at Stripe, so the window is ours. Stripe is synced first, because
+    the client may have paid without a webhook. If the client pays between the sync and the
+    cancellation, an authorization is released and the payment ends EXPIRED. If the card was charged
+    at once, Stripe refuses to cancel, and the money is in escrow.
     """
     if app.stripe.is_unavailable:
         return 0
 
     async def expire(payment_id: str) -> None:
-        looked = await sync_payment(app, payment_id, RECOVERY)
-        await execute_followups(app, looked, RECOVERY)
-        # Paid, but without its lines yet; or what Stripe shows is for an operator to explain.
-        if looked.deferred or looked.discrepancies:
+        synced = await sync_payment(app, payment_id, RECOVERY)
+        await execute_followups(app, synced, RECOVERY)
+        # It is paid, but its balance transactions are not visible yet; or an operator must explain
+        # what Stripe shows.
+        if synced.deferred or synced.discrepancies:
             return
         begun = await app.database.transact(begin_expiry, app.policy, payment_id)
         if begun is not None:
             await execute(app, begun[0], begun[1], RECOVERY)
 
-    unpaid = await app.database.read(lambda reader: reader.payments_past_window(_BATCH))
-    return await process_fairly(app, JobKind.PAYMENT_WINDOW, unpaid, expire)
+    unpaid = await app.database.read(
+        lambda reader: reader.payments_due(JobKind.EXPIRE_UNPAID, _BATCH)
+    )
+    return await process_fairly(app, JobKind.EXPIRE_UNPAID, unpaid, expire)
 
 
 def begin_expiry(tx: Transaction, policy: Policy, payment_id: str) -> tuple[Operation, int] | None:
-    """Record the cancellation, if the payment still waits for its client and for nothing else."""
+    """Records the cancellation, if the payment still waits only for its client."""
     payment = tx.lock_payment(payment_id)
-    if payment is None or payment.state not in (State.PENDING, State.FAILED):
-        return None
-    if payment.operation_id:
+    if payment is None or not is_due(schedule_of(payment, policy).expire_due_time, tx.now):
         return None
     operation = start_operation(
         tx,
@@ -65,15 +66,3 @@ def begin_expiry(tx: Transaction, policy: Policy, payment_id: str) -> tuple[Oper
     )
     tx.record(transition, RECOVERY)
     return operation, transition.after.version
-
-
-async def sync_expired_authorizations(app: App) -> int:
-    """Ask Stripe about authorizations that must have lapsed although no webhook said so."""
-    lapsed = await app.database.read(lambda reader: reader.holds_past_expiry(_BATCH))
-    await process_fairly(
-        app,
-        JobKind.LAPSED_HOLDS,
-        lapsed,
-        lambda payment_id: sync_payment(app, payment_id, RECOVERY),
-    )
-    return 0  # Asked once a round: where Stripe still shows the hold, asking again changes nothing.
