@@ -1,4 +1,4 @@
-"""Is the chaos able to fail? Bugs put into a copy of the tree; each must be caught.
+"""Can the chaos run fail? Bugs are put into a copy of the tree, and each must be caught.
 
 A mutant is one or two small replacements of text. Each detector is a chaos run with a fixed seed,
 or a test named by its node id, run in the copy. The tree as it is must pass the same detectors.
@@ -125,11 +125,11 @@ MUTANTS = (
         "test_a_swallowed_error_is_no_commit",
     ),
     Mutant(
-        "looks at nothing before it sends again",
+        "sends again without a sync",
         (Edit(_CARRY_OUT, "    if operation.tries:\n", "    if operation.tries < 0:\n"),),
     ),
     Mutant(
-        "no sweep",
+        "no recovery",
         (
             Edit(
                 _BACKGROUND,
@@ -246,7 +246,7 @@ MUTANTS = (
         "expert's leg forgotten",
         (
             Edit(
-                _FOLLOW,
+                "payment_service/domain/sync/money_back.py",
                 "    legs, owed = reversal_legs(changes, snapshot, split.expert_part)\n",
                 "    legs, owed = [], 0\n",
             ),
@@ -386,7 +386,7 @@ MUTANTS = (
         "test_what_is_being_reversed_is_not_kept_back",
     ),
     Mutant(
-        "promotion without a look",
+        "promotion without a sync",
         (
             Edit(
                 "payment_service/application/jobs/act_on_deadlines.py",
@@ -463,7 +463,7 @@ def copy_tree(target: Path, source: Path = ROOT) -> None:
 
 @contextmanager
 def copied(source: Path = ROOT) -> Iterator[Path]:
-    """A copy that goes again; PostgreSQL may have to reach into it as another user."""
+    """Makes a temporary copy. PostgreSQL may have to read it as another user."""
     with tempfile.TemporaryDirectory(prefix="payments-mutant-") as directory:
         tree = Path(directory)
         tree.chmod(0o711)
@@ -472,7 +472,7 @@ def copied(source: Path = ROOT) -> Iterator[Path]:
 
 
 def apply(mutant: Mutant, tree: Path) -> None:
-    """Put the bug in. Raises :class:`Stale` unless each text is there exactly once."""
+    """Puts the bug in. Raises :class:`Stale` unless each text is there exactly once."""
     for edit in mutant.edits:
         path = tree / edit.path
         text = path.read_text()
@@ -484,7 +484,7 @@ def apply(mutant: Mutant, tree: Path) -> None:
 
 
 def judge(tree: Path, target: str, seed: int = _SEED) -> Verdict:
-    """Run one detector in a tree."""
+    """Runs one detector in a tree."""
     began = time.monotonic()
     if target:
         command = [*("-m", "pytest", "-q", "-p", "no:cacheprovider"), f"{_TARGETS}::{target}"]

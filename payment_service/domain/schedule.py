@@ -22,6 +22,11 @@ from payment_service.domain.operations import Operation, OperationKind
 from payment_service.domain.payment import Freeze, Payment, State, WaitingReason
 from payment_service.domain.ports.policy import Policy
 
+_ENDED: Final = (State.CAPTURED, State.CANCELED, State.EXPIRED, State.REFUNDED)
+#: An event at Stripe is expected next, or may come at any time.
+UNFINISHED: Final = tuple(state for state in State if state not in _ENDED)
+#: Nothing of ours is in progress, so only Stripe can tell what happens next.
+POLLED: Final = (State.PENDING, State.FAILED, State.IN_ESCROW)
 _UNPAID: Final = (State.PENDING, State.FAILED)
 #: A capture that waits for the expert's account does not keep an authorization from expiring.
 _WARNED: Final = (State.IN_ESCROW, State.CAPTURING, State.REFUNDING)

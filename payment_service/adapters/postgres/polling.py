@@ -8,15 +8,15 @@ from typing import Final
 
 from payment_service.adapters.postgres.statements import TransactionStatements
 from payment_service.domain.ports.records import EventCursor
+from payment_service.domain.schedule import POLLED, UNFINISHED
 
-#: Stripe holds earnings back for at most ninety days outside the US, and a bank may need a few more
+#: Stripe holds earnings back for at most 90 days outside the US, and a bank may need a few more
 #: days to reject a payout. Webhooks and reconciliation find anything older.
 _PAID_OUT_WITHIN: Final = timedelta(days=100)
 #: The account is not ready, or its expert has payments that are not finished.
 _OPEN: Final = (
-    "(NOT transfers_active OR EXISTS (SELECT FROM payments WHERE payments.expert_id = "
-    "experts.expert_id AND state IN ('PENDING', 'FAILED', 'IN_ESCROW', 'CAPTURING', 'CANCELING', "
-    "'PROMOTING', 'REFUNDING')))"
+    "(status <> 'READY' OR EXISTS (SELECT FROM payments WHERE payments.expert_id = "
+    "experts.expert_id AND state = ANY(:unfinished)))"
 )
 #: The account has nothing open, but was paid to, or paid out, in the last ``:recent``.
 _MAY_PAY_OUT: Final = (
@@ -68,6 +68,7 @@ class PollingWrites(TransactionStatements):
             pause=timedelta(seconds=seconds),
             limit=limit,
             recent=_PAID_OUT_WITHIN,
+            unfinished=[state.value for state in UNFINISHED],
         )
         return [
             EventCursor(row["scope"], row["seen_until"], row["after_event_id"]) for row in found
@@ -91,7 +92,7 @@ class PollingWrites(TransactionStatements):
         """
         found = self._all(
             "WITH quiet AS (SELECT payment_id, update_time FROM payments LEFT JOIN payment_polls "
-            "USING (payment_id) WHERE state IN ('PENDING', 'FAILED', 'IN_ESCROW') "
+            "USING (payment_id) WHERE state = ANY(:polled) "
             "AND payment_intent_id IS NOT NULL AND update_time < now() - :quiet "
             "AND (next_time IS NULL OR next_time <= now()) "
             "ORDER BY next_time NULLS FIRST LIMIT :limit) "
@@ -100,6 +101,7 @@ class PollingWrites(TransactionStatements):
             "ORDER BY payment_id ON CONFLICT (payment_id) DO UPDATE "
             "SET next_time = excluded.next_time WHERE payment_polls.next_time <= now() "
             "RETURNING payment_id",
+            polled=[state.value for state in POLLED],
             quiet=timedelta(seconds=quiet_seconds),
             limit=limit,
         )

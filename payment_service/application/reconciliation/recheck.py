@@ -77,7 +77,7 @@ class _Recheck:
     #: The ledger's amount of each balance transaction, by id and currency.
     ours: Mapping[tuple[str, str], int]
     all_payments: bool
-    violated: dict[str, set[tuple[str, str]]] = field(default_factory=dict)
+    violated: dict[str, set[tuple[DiscrepancyKind, str]]] = field(default_factory=dict)
 
     async def is_gone(self, one: Discrepancy) -> bool:
         match one.kind.closes_when:
@@ -123,7 +123,7 @@ async def sync_agrees(app: App, payment_id: str, cause: Cause) -> bool:
 
 async def _violated_by(
     app: App, payment_id: str, found: Sequence[StoredDiscrepancy]
-) -> set[tuple[str, str]]:
+) -> set[tuple[DiscrepancyKind, str]]:
     """Returns the invariants that a payment violates now, each with its detail.
 
     Without a payment id, these are the invariants in ``found`` that concern no payment.
@@ -137,8 +137,8 @@ async def _violated_by(
     by_query = await app.database.read(
         lambda reader: reader.violations(_EVER, payment_id, kinds=kinds)
     )
-    violated: set[tuple[str, str]] = {
-        (kind, CONTRADICTION) for kind, who in by_query.items() if who
+    violated: set[tuple[DiscrepancyKind, str]] = {
+        (kind, CONTRADICTION) for kind, payment_ids in by_query.items() if payment_ids
     }
     if not payment_id:
         return violated
