@@ -287,7 +287,7 @@ class Metrics:
 
     def invariants(self, violations: Mapping[DiscrepancyKind, Sequence[str]]) -> None:
         for kind, payment_ids in violations.items():
-            self.violations.labels(kind.removeprefix("invariant_")).set(len(payment_ids))
+            self.violations.labels(kind.invariant_name).set(len(payment_ids))
 
     def discrepancy(self, payment_id: str, kind: DiscrepancyKind) -> None:
         self.discrepancies.labels(kind).inc()

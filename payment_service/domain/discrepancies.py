@@ -121,6 +121,11 @@ class DiscrepancyKind(StrEnum):
         return self.closes_when is ClosesWhen.INVARIANT_HOLDS
 
     @property
+    def invariant_name(self) -> str:
+        """Returns the name of the invariant, as reports and metrics have it."""
+        return self.value.removeprefix("invariant_")
+
+    @property
     def describes_a_state(self) -> bool:
         """Returns whether the kind says how things are, and not what happened once.
 

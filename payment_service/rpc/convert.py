@@ -339,8 +339,8 @@ def report_message(report: Report) -> operations_pb2.RunReconciliationResponse:
         corrected_payments=report.corrected_payments,
         checked_lines=report.checked_lines,
         invariants=[
-            operations_pb2.Invariant(name=name, violations=len(payment_ids))
-            for name, payment_ids in report.violations.items()
+            operations_pb2.Invariant(name=kind.invariant_name, violations=len(payment_ids))
+            for kind, payment_ids in report.violations.items()
         ],
         discrepancies=[discrepancy_message(found) for found in report.discrepancies],
     )

@@ -29,8 +29,15 @@ from tests.reliability.system import SURVIVOR, VICTIM, System
 
 #: Reached by the loops of a service at rest: part of a scenario only where it says so.
 AT_REST = frozenset(
-    {"begin_expiry", "events", "lease_due", "lease_events", "lease_quiet", "lease_watches"}
-    | {"store_polled", "find_due", "take_turn", "warn_phase", "lease_reconciliation", "_sequence"}
+    {"begin_expiry", "events", "lease_due", "lease_events", "lease_stale_payments", "lease_cursors"}
+    | {
+        "store_polled",
+        "due_deadline",
+        "claim_turn",
+        "warn_phase",
+        "lease_reconciliation",
+        "_sequence",
+    }
 )
 _FIRE_SECONDS = 10.0
 _LATE_SECONDS = 0.2
