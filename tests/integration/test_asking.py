@@ -5,14 +5,9 @@ from __future__ import annotations
 from marketplace.payments.v1 import experts_pb2
 from payment_service.application.jobs.poll_stale_payments import poll_stale_payments
 from tests.integration.conftest import StartWorld
-from tests.integration.world import (
-    CAPTURED,
-    IN_ESCROW,
-    World,
-    capture_request,
-    refusal,
-    until,
-)
+from tests.support.errors import refusal
+from tests.support.requests import capture_request
+from tests.support.world import CAPTURED, IN_ESCROW, World, until
 
 FAST_POLL = {"poll_seconds": 0.2, "account_poll_seconds": 0.2}
 

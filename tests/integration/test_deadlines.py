@@ -30,10 +30,10 @@ from payment_service.domain.payment import EscrowMode, OnDeadline, Payment, Stat
 from payment_service.domain.ports.policy import Policy
 from payment_service.domain.ports.records import JobKind
 from payment_service.domain.schedule import SCHEDULE_COLUMNS, schedule_of
-from tests.integration.books import check_books
 from tests.integration.conftest import StartWorld
-from tests.integration.test_gigs import CARD, PLATFORM, PROMOTE, in_days, kinds
-from tests.integration.world import CAPTURED, IN_ESCROW, World, until
+from tests.support.books import check_books
+from tests.support.steps.payments import CARD, PLATFORM, PROMOTE, in_days, kinds
+from tests.support.world import CAPTURED, IN_ESCROW, World, until
 from tests.unit.domain.builders import in_state, separate
 
 CAPTURE, REFUND = payments_pb2.ON_DEADLINE_CAPTURE, payments_pb2.ON_DEADLINE_REFUND

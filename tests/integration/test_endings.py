@@ -15,10 +15,12 @@ from payment_service.application.jobs.sync_expired_authorizations import (
     sync_expired_authorizations,
 )
 from payment_service.domain.snapshot import PaymentSnapshot
-from tests.integration.books import balance, check_books
 from tests.integration.conftest import StartWorld
-from tests.integration.test_gigs import CARD, PLATFORM
-from tests.integration.world import (
+from tests.support.books import balance, check_books
+from tests.support.errors import refusal
+from tests.support.requests import capture_request, refund_request
+from tests.support.steps.payments import CARD, PLATFORM
+from tests.support.world import (
     CANCELING,
     CAPTURED,
     EXPIRED,
@@ -28,9 +30,6 @@ from tests.integration.world import (
     REFUNDING,
     Payment,
     World,
-    capture_request,
-    refund_request,
-    refusal,
     until,
 )
 
