@@ -109,7 +109,7 @@ def finish_account(
     else:
         tx.save_expert(after, "expert.account_created", cause)
     tx.settle_operation(operation.operation_id, OperationState.SUCCEEDED)
-    tx.watch_account(account.stripe_account_id)
+    tx.add_event_cursor(account.stripe_account_id)
     if operation.claim_id:
         tx.settle_claim(operation.claim_id, answers.account_replaced(after))
 

@@ -57,9 +57,9 @@ def lease_cursors(tx: Transaction, policy: Policy) -> Sequence[EventCursor]:
     and, less often, the lists of accounts that may still pay out earnings.
     """
     return [
-        *tx.lease_watches(policy.poll_seconds, 0),
-        *tx.lease_watches(policy.account_poll_seconds, _ACCOUNTS_A_ROUND),
-        *tx.lease_watches(policy.payout_poll_seconds, _ACCOUNTS_A_ROUND, paid_out=True),
+        *tx.lease_event_cursors(policy.poll_seconds, 0),
+        *tx.lease_event_cursors(policy.account_poll_seconds, _ACCOUNTS_A_ROUND),
+        *tx.lease_event_cursors(policy.payout_poll_seconds, _ACCOUNTS_A_ROUND, paid_out=True),
     ]
 
 
@@ -68,7 +68,7 @@ def store_polled(tx: Transaction, cursor: EventCursor, events: Sequence[WebhookE
     new = sum(tx.store_event(event) for event in events)
     settled = [event for event in events if event.create_time <= tx.now - _SETTLING]
     if settled:
-        tx.move_watch(cursor.scope, settled[-1].create_time, settled[-1].event_id)
+        tx.advance_event_cursor(cursor.scope, settled[-1].create_time, settled[-1].event_id)
     if new:
         log.info("events_found_by_polling", scope=cursor.scope, count=new)
     return new

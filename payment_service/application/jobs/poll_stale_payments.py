@@ -31,4 +31,4 @@ async def poll_stale_payments(app: App) -> int:
 
 def lease_stale_payments(tx: Transaction, policy: Policy) -> Sequence[str]:
     """Returns the payments, and postpones their next poll."""
-    return tx.lease_quiet_payments(policy.quiet_seconds, _PAYMENTS_A_ROUND)
+    return tx.lease_stale_payments(policy.quiet_seconds, _PAYMENTS_A_ROUND)
