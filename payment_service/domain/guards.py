@@ -38,8 +38,7 @@ def check_destination(payment: Payment, expert: Expert) -> None:
     A charge is given its destination when it is authorized and at no other time (Stripe's rule);
     who transfers on from the platform may choose the account.
     """
-    account_id = expert.account.stripe_account_id
-    if not payment.is_separate and payment.destination_account_id != account_id:
+    if is_destination_replaced(payment, expert):
         raise Precondition(
             "DESTINATION_ACCOUNT_REPLACED",
             "the expert has another account by now, and this charge can only pay the former one; "
@@ -48,15 +47,20 @@ def check_destination(payment: Payment, expert: Expert) -> None:
                 "payment_id": payment.payment_id,
                 "expert_id": expert.expert_id,
                 "destination_account_id": payment.destination_account_id,
-                "stripe_account_id": account_id,
+                "stripe_account_id": expert.account.stripe_account_id,
             },
         )
 
 
+def is_destination_replaced(payment: Payment, expert: Expert) -> bool:
+    """Returns whether the charge can only be split with an account that the expert had before."""
+    present = expert.account.stripe_account_id
+    return not payment.is_separate and payment.destination_account_id != present
+
+
 def reason_to_wait(payment: Payment, expert: Expert) -> WaitingReason:
-    """Why a capture that Stripe refused for the account's sake cannot go on now."""
-    account_id = expert.account.stripe_account_id
-    if not payment.is_separate and payment.destination_account_id != account_id:
+    """Returns why a capture that Stripe refused because of the account cannot continue now."""
+    if is_destination_replaced(payment, expert):
         return WaitingReason.DESTINATION_ACCOUNT_REPLACED
     if expert.status is ExpertStatus.READY:
         return WaitingReason.EXPERT_REFUSED

@@ -7,6 +7,7 @@ from typing import Final
 
 from payment_service.application.app import App
 from payment_service.application.sync.apply_snapshot import SyncResult, apply_snapshot
+from payment_service.domain.discrepancies import DiscrepancyKind
 from payment_service.domain.errors import Busy, Unavailable, payment_not_found
 from payment_service.domain.payment import Payment
 from payment_service.domain.ports.database import Reader
@@ -39,7 +40,7 @@ async def sync_payment(
             return SyncResult(payment=payment)
         snapshot = await app.stripe.observe(payment.payment_intent_id)
         if snapshot is None:
-            app.alarms.discrepancy(payment_id, "intent_missing")
+            app.alarms.discrepancy(payment_id, DiscrepancyKind.INTENT_MISSING)
             raise Unavailable(
                 "PROCESSOR_MISCONFIGURED",
                 "Stripe does not know this payment's intent; an operator is told",

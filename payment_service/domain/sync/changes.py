@@ -2,38 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final
 
+from payment_service.domain.discrepancies import DiscrepancyKind
 from payment_service.domain.disputes import Dispute
 from payment_service.domain.errors import Refusal
 from payment_service.domain.ledger import StripeAmount
-from payment_service.domain.operations import OperationKind
+from payment_service.domain.operation_payloads import OperationPayload
+from payment_service.domain.operations import OperationKind, OperationPurpose
 from payment_service.domain.payment import Payment
 from payment_service.domain.snapshot import BalanceTransaction, PaymentSnapshot
 from payment_service.domain.state_machine import Transition
 
 
 def report_state(changes: ChangeSet, snapshot: PaymentSnapshot) -> None:
-    changes.report("state_mismatch", f"{changes.payment.state} here, {snapshot.status} at Stripe")
+    changes.report(
+        DiscrepancyKind.STATE_MISMATCH,
+        f"{changes.payment.state} here, {snapshot.status} at Stripe",
+    )
 
 
 def amount_of(line: BalanceTransaction | None, otherwise: StripeAmount) -> StripeAmount:
     return line.settled if line is not None else otherwise
 
 
-_STANDING: Final = frozenset(
-    {"escrow_underfunded", "state_mismatch", "intent_mismatch", "charge_missing"}
-)
-
-
 @dataclass(frozen=True, slots=True)
 class Discrepancy:
-    """Something at Stripe that the books do not explain; an operator is told."""
+    """Something that does not fit, and that an operator is alarmed of."""
 
     payment_id: str
-    kind: str
+    kind: DiscrepancyKind
     detail: str
     #: Ours and Stripe's, where an amount is in question; minor units of ``currency``.
     expected: int | None = None
@@ -42,14 +40,6 @@ class Discrepancy:
     cure: str = ""
     #: The balance transaction that it is about, if it is about one.
     line_id: str = ""
-
-    @property
-    def stands(self) -> bool:
-        """It says how things are, and is seen for as long as they are: nobody's word ends that.
-
-        Of others, which say what happened, somebody decides.
-        """
-        return self.kind in _STANDING or self.kind.startswith("invariant_")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +61,9 @@ class NextOperation:
 
     kind: OperationKind
     minor_units: int
-    params: Mapping[str, object]
-    #: It comes of a lost dispute and not of the call whose operation is just over.
-    unasked: bool = False
+    payload: OperationPayload
+    #: LOSS if a lost dispute is the reason, and not the call whose operation is just over.
+    purpose: OperationPurpose
     #: Why it is recorded parked, for an operator; empty if it is to be carried out.
     parked: str = ""
 
@@ -116,5 +106,5 @@ class ChangeSet:
         self.deferred = True
         self.operation_deferred |= operation
 
-    def report(self, kind: str, detail: str) -> None:
+    def report(self, kind: DiscrepancyKind, detail: str) -> None:
         self.discrepancies.append(Discrepancy(self.payment.payment_id, kind, detail))

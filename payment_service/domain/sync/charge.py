@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 from payment_service.domain import money, transitions
+from payment_service.domain.discrepancies import DiscrepancyKind
 from payment_service.domain.errors import Precondition
 from payment_service.domain.ledger import CaptureSplit, CaptureTransactions, StripeAmount
-from payment_service.domain.operations import Operation, OperationKind
+from payment_service.domain.operation_payloads import CapturePayload
+from payment_service.domain.operations import Operation, OperationKind, OperationPurpose
 from payment_service.domain.payment import EscrowMode, State
 from payment_service.domain.processor_errors import failure_of
 from payment_service.domain.snapshot import Charge, PaymentSnapshot
@@ -54,7 +57,7 @@ def sync_capture(
 ) -> None:
     charge = snapshot.charge
     if charge is None:
-        changes.report("charge_missing", "the intent succeeded but shows no charge")
+        changes.report(DiscrepancyKind.CHARGE_MISSING, "the intent succeeded but shows no charge")
         return
     if changes.payment.state not in (State.CAPTURED, State.REFUNDING, State.REFUNDED):
         _apply_capture(changes, snapshot, charge, operation, now)
@@ -90,7 +93,9 @@ def _apply_capture(
         return
     # What is kept back of the expert's debt comes in with the fee, on top of the commission: where
     # somebody else captured meanwhile, only as far as Stripe really collected it.
-    asked = operation.number("netted") if ours and operation else 0
+    asked = 0
+    if ours and operation is not None and operation.kind is OperationKind.CAPTURE:
+        asked = operation.payload_as(CapturePayload).debt_offset
     netted = max(min(asked, collected - fee_due), 0)
     share = CaptureSplit(part, collected - netted, netted)
     transfer_id = charge.transfer.transfer_id if charge.transfer else ""
@@ -107,10 +112,13 @@ def _apply_capture(
     if transfer_id:
         changes.movements.append(Movement(transfer_id, "transfer", part))
     if share.commission != fee_due:
-        changes.report("commission_mismatch", f"Stripe collected {collected}, due was {fee_due}")
+        changes.report(
+            DiscrepancyKind.COMMISSION_MISMATCH, f"Stripe collected {collected}, due was {fee_due}"
+        )
     if not ours:
         changes.report(
-            "captured_out_of_band", f"captured from {payment.state}, not by this service"
+            DiscrepancyKind.CAPTURED_OUT_OF_BAND,
+            f"captured from {payment.state}, not by this service",
         )
     if operation is None:
         return
@@ -123,7 +131,9 @@ def _apply_capture(
 
 
 def _other_amount(changes: ChangeSet, part: int, operation: Operation) -> Precondition:
-    changes.report("amount_mismatch", f"captured {part}, asked for {operation.minor_units}")
+    changes.report(
+        DiscrepancyKind.AMOUNT_MISMATCH, f"captured {part}, asked for {operation.minor_units}"
+    )
     return Precondition(
         "DISCREPANCY",
         "Stripe captured another amount than was asked; an operator is told",
@@ -174,7 +184,7 @@ def sync_charge(
     """The card was charged onto the platform: once, whoever did it."""
     charge, payment = snapshot.charge, changes.payment
     if charge is None:
-        changes.report("charge_missing", "the intent succeeded but shows no charge")
+        changes.report(DiscrepancyKind.CHARGE_MISSING, "the intent succeeded but shows no charge")
         return
     if payment.charged:
         _sync_processor_fee(changes, charge, now)
@@ -206,18 +216,23 @@ def sync_charge(
     _sync_processor_fee(changes, charge, now)
     if elsewhere:
         changes.report(
-            "captured_out_of_band", f"captured from {payment.state}, not by this service"
+            DiscrepancyKind.CAPTURED_OUT_OF_BAND,
+            f"captured from {payment.state}, not by this service",
         )
     if charge.line.currency != payment.currency:
-        changes.report("settled_in_other_currency", f"Stripe settled in {charge.line.currency}")
+        changes.report(
+            DiscrepancyKind.SETTLED_IN_OTHER_CURRENCY, f"Stripe settled in {charge.line.currency}"
+        )
     if operation is None:
         return
     if operation.kind is OperationKind.CAPTURE and goes_on:
-        transfer = operation.mapping("transfer")
+        capture = operation.payload_as(CapturePayload)
+        assert capture.transfer is not None
         changes.next_operation = NextOperation(
             OperationKind.TRANSFER,
-            operation.number("part"),
-            {**transfer, "charge_id": charge.charge_id},
+            capture.transfer_amount,
+            replace(capture.transfer, charge_id=charge.charge_id),
+            operation.purpose,
         )
         changes.settle()
     elif operation.kind is OperationKind.CAPTURE:
@@ -239,7 +254,11 @@ def sync_cancellation(
     if payment.charged:
         report_state(changes, snapshot)
         return
-    by_deadline = operation is not None and operation.text("because") == "deadline"
+    by_deadline = (
+        operation is not None
+        and operation.kind is OperationKind.CANCEL
+        and operation.purpose is OperationPurpose.DEADLINE
+    )
     expired = snapshot.expired or by_deadline
     reason = snapshot.cancellation_reason or ("deadline" if by_deadline else "")
     changes.take(transitions.ended_unpaid(payment, expired=expired, reason=reason, now=now))

@@ -24,6 +24,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 from payment_service.domain import money, transitions
+from payment_service.domain.discrepancies import DiscrepancyKind
 from payment_service.domain.operations import Operation
 from payment_service.domain.payment import Payment, State
 from payment_service.domain.snapshot import UNPAID, IntentStatus, PaymentSnapshot
@@ -68,7 +69,7 @@ def derive_changes(
             money.Money(snapshot.minor_units, snapshot.currency),
             payment.money(payment.amount),
         )
-        changes.report("amount_mismatch", f"Stripe shows {shown}, asked for {asked}")
+        changes.report(DiscrepancyKind.AMOUNT_MISMATCH, f"Stripe shows {shown}, asked for {asked}")
         return changes
     if not payment.payment_intent_id:
         changes.take(transitions.intent_created(payment, snapshot.payment_intent_id, now))
@@ -76,7 +77,8 @@ def derive_changes(
         operation = None
     elif payment.payment_intent_id != snapshot.payment_intent_id:
         changes.report(
-            "intent_mismatch", f"Stripe shows another intent, {snapshot.payment_intent_id}"
+            DiscrepancyKind.INTENT_MISMATCH,
+            f"Stripe shows another intent, {snapshot.payment_intent_id}",
         )
         return changes
 

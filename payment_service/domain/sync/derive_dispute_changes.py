@@ -14,9 +14,10 @@ from datetime import datetime
 from typing import Final
 
 from payment_service.domain import disputes, guards, plans, transitions
+from payment_service.domain.discrepancies import DiscrepancyKind
 from payment_service.domain.disputes import Dispute, Outcome, Stage
 from payment_service.domain.ledger import StripeAmount
-from payment_service.domain.operations import Operation, OperationKind
+from payment_service.domain.operations import Operation, OperationKind, OperationPurpose
 from payment_service.domain.payment import Failure, FreezeReason, State
 from payment_service.domain.snapshot import DisputeSnapshot, DisputeTransaction, PaymentSnapshot
 from payment_service.domain.state_machine import EventKind
@@ -61,7 +62,7 @@ def derive_dispute_changes(
         return  # `derive_changes` has reported it.
     if not payment.charged:
         if snapshot.disputes and not changes.deferred:
-            changes.report("dispute_before_capture", snapshot.disputes[0].dispute_id)
+            changes.report(DiscrepancyKind.DISPUTE_BEFORE_CAPTURE, snapshot.disputes[0].dispute_id)
         if payment.state in _AUTHORIZED:
             _sync_warnings(changes, snapshot, context)
     else:
@@ -142,7 +143,9 @@ def _move_funds(
     after_loss = 0 if taken else min(max(part - record.taken, 0), record.lost)
     if after_loss:
         postings += payment.book.reinstated_after_loss(after_loss)
-        changes.report("reinstated_after_loss", f"{record.dispute_id}: {after_loss} came back")
+        changes.report(
+            DiscrepancyKind.REINSTATED_AFTER_LOSS, f"{record.dispute_id}: {after_loss} came back"
+        )
     record = replace(
         record,
         withdrawn=record.withdrawn + (part if taken else 0),
@@ -226,9 +229,7 @@ def _apply_loss(
             context.now,
         )
     )
-    continue_reversals(changes, legs, owed, context.now)
-    if legs and changes.next_operation is not None:
-        changes.next_operation = replace(changes.next_operation, unasked=True)
+    continue_reversals(changes, legs, owed, OperationPurpose.LOSS, context.now)
 
 
 def _sync_warnings(changes: ChangeSet, snapshot: PaymentSnapshot, context: DisputeContext) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from marketplace.payments.v1 import disputes_pb2, operations_pb2, payments_pb2
-from payment_service.application.reconciliation.recheck import LINE_KINDS
+from payment_service.domain.discrepancies import BALANCE_KINDS
 from tests.support.books import check_books
 from tests.support.requests import new_key
 from tests.support.world import Payment, World, until
@@ -99,7 +99,7 @@ async def settled(world: World, payment_id: str, dispute_id: str, outcome: int) 
     lines = [
         found
         for found in report.discrepancies
-        if found.kind in LINE_KINDS
+        if found.kind in BALANCE_KINDS
         and found.kind != "escrow_underfunded"
         and "(payout)" not in found.detail
     ]
