@@ -271,7 +271,7 @@ MUTANTS = (
                 "await self._operations.run(capture_payment(self._core, command))\n"
                 "        payment = await self._payment(request.payment_id)\n"
                 "        return payments_pb2.CapturePaymentResponse(\n"
-                "            payment=convert.payment_message(payment)\n"
+                "            payment=payment_message(payment)\n"
                 "        )\n",
             ),
         ),

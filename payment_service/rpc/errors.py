@@ -27,7 +27,7 @@ from payment_service.application.idempotency import ReplayedRefusal
 from payment_service.domain.errors import Refusal, Unavailable
 from payment_service.domain.guards import VersionMismatch
 from payment_service.domain.ports.records import Answer
-from payment_service.rpc.convert import payment_message
+from payment_service.rpc.messages.payments import payment_message
 
 log = structlog.get_logger(__name__)
 

@@ -13,6 +13,7 @@ from payment_service.application.sync.payment import sync_payment
 from payment_service.domain.ports.records import Cause
 from tests.integration.books import balance, check_books
 from tests.integration.conftest import StartWorld
+from tests.integration.kinds import kind_of
 from tests.integration.test_gigs import kinds
 from tests.integration.world import (
     CAPTURED,
@@ -99,8 +100,8 @@ async def settled(world: World, payment_id: str, dispute_id: str, outcome: int) 
     lines = [
         found
         for found in report.discrepancies
-        if found.kind in LINE_KINDS
-        and found.kind != "escrow_underfunded"
+        if kind_of(found) in LINE_KINDS
+        and kind_of(found) != "escrow_underfunded"
         and "(payout)" not in found.detail
     ]
     assert not lines
@@ -429,7 +430,7 @@ async def test_a_capture_that_waits_for_the_expert_gives_way_to_a_loss(world: Wo
         "POST", f"/accounts/{account}/restrict", {"capabilities": {"transfers": "inactive"}}
     )
     waiting = await world.capture(held.payment_id)
-    assert waiting.waiting_for == "expert"
+    assert waiting.waiting_for == payments_pb2.WAITING_FOR_EXPERT
     dispute_id = await contest(world, held)
     await dispute_where(world, dispute_id)
     await world.stripe.control("POST", f"/accounts/{account}/restore")

@@ -9,6 +9,7 @@ import pytest
 
 from marketplace.payments.v1 import experts_pb2, operations_pb2, payments_pb2
 from tests.integration.books import balance, check_books
+from tests.integration.kinds import kind_of
 from tests.integration.test_disputes import keep_at_stripe
 from tests.integration.test_gigs import kinds
 from tests.integration.test_owed import resume, waiting_capture
@@ -77,7 +78,7 @@ async def transfer_by_hand(world: World, payment: Payment, amount: int, *, to: s
 
 
 async def told(world: World, payment: Payment) -> list[str]:
-    return sorted(one.kind for one in await world.discrepancies(payment.payment_id))
+    return sorted(kind_of(one) for one in await world.discrepancies(payment.payment_id))
 
 
 async def sent(world: World, kind: str, payment: Payment) -> list[int]:
@@ -109,13 +110,15 @@ async def not_sent(world: World, payment: Payment, movement: str) -> str:
         return str(found[0][0]) if found else None
 
     operation_id = await until(probe, "parked because of what was moved out of band")
-    assert (await world.get(payment.payment_id)).waiting_for == "operator"
+    assert (await world.get(payment.payment_id)).waiting_for == payments_pb2.WAITING_FOR_OPERATOR
     return operation_id
 
 
 async def abandon(world: World, operation_id: str) -> None:
     """As soon as no request of it can be on its way any more."""
-    asked = operations_pb2.AbandonOperationRequest(operation_id=operation_id, note="done otherwise")
+    asked = operations_pb2.AbandonOperationRequest(
+        operation_id=operation_id, reason="done otherwise"
+    )
 
     async def done() -> bool:
         reply = await world.raw("OperationsService/AbandonOperation", asked.SerializeToString())

@@ -17,6 +17,7 @@ from payment_service.application.sync.payout import save_payout, sync_payout
 from payment_service.domain.ports.records import Cause
 from tests.integration.books import balance, check_books
 from tests.integration.conftest import StartWorld
+from tests.integration.kinds import kind_of
 from tests.integration.world import CONNECT_SECRET, World, ingestion, new_event, refusal, until
 
 PENDING = experts_pb2.PAYOUT_STATE_PENDING
@@ -324,7 +325,7 @@ async def test_a_payout_that_was_heard_of_days_late_is_not_missed_at_stripe(
         "create_time = create_time - CAST(%s AS interval)",
         age,
     )
-    found = {one.kind for one in (await reconciled(world)).discrepancies}
+    found = {kind_of(one) for one in (await reconciled(world)).discrepancies}
     assert found - {"missing_in_ledger"} == kinds
 
 

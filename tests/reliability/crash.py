@@ -22,6 +22,7 @@ from grpc import StatusCode, aio
 
 from marketplace.payments.v1 import experts_pb2, payments_pb2, webhooks_pb2
 from tests.integration.books import check_books
+from tests.integration.kinds import kind_of
 from tests.integration.world import IN_ESCROW, Payment, Reply, Stripe, World
 from tests.reliability.relay import Cut, Relay
 from tests.reliability.scenarios import CONVERGENCE_SECONDS, Scenario, Subject, set_webhooks
@@ -398,7 +399,7 @@ class Run:
             if method.startswith(("PaymentService", "DisputeService", "OperationsService")):
                 again = await world.raw(method, request)
                 assert again.body == body, f"another answer of {method}"
-        found = Counter((one.payment_id, one.kind) for one in await world.discrepancies())
+        found = Counter((one.payment_id, kind_of(one)) for one in await world.discrepancies())
         assert found == self.told.discrepancies, (found, self.told.discrepancies)
 
 

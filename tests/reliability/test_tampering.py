@@ -13,6 +13,7 @@ import pytest
 from dev.postgres import EmbeddedPostgres
 from marketplace.payments.v1 import operations_pb2
 from tests.integration.books import check_books
+from tests.integration.kinds import kind_of
 from tests.integration.world import World, running_world
 from tests.reliability import proving
 from tests.reliability.intruder import Intruder, intruding
@@ -121,11 +122,11 @@ async def _lives(world: World) -> list[str]:
 async def _named(world: World) -> dict[str, list[str]]:
     """Whom the service itself accuses of a contradiction in the books, and of what."""
     request = operations_pb2.RunReconciliationRequest()
-    request.since.FromDatetime(_EVER)
+    request.min_update_time.FromDatetime(_EVER)
     found: dict[str, list[str]] = {}
     for one in (await world.operations.RunReconciliation(request)).discrepancies:
-        if one.kind.startswith("invariant_"):
-            found.setdefault(one.payment_id, []).append(f"{one.kind}: {one.detail}")
+        if kind_of(one).startswith("invariant_"):
+            found.setdefault(one.payment_id, []).append(f"{kind_of(one)}: {one.detail}")
     return found
 
 

@@ -73,7 +73,7 @@ async def recheck_open(
     faulty: Collection[str],
     cause: Cause,
     payment_id: str = "",
-) -> list[int]:
+) -> list[str]:
     """The ids of open discrepancies that are gone, of all payments or of one, unless the run to
     which these lines were ``shown``, which ``compared`` some and checked ``invariants``, has found
     them again. What else has happened and is told of, nothing undoes: somebody decides it.

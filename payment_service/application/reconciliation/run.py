@@ -131,7 +131,7 @@ async def reconcile_payment(app: App, payment_id: str, cause: Cause) -> Report:
 
 
 def save_report(
-    tx: Transaction, discrepancies: Sequence[Discrepancy], gone: Sequence[int], began: datetime
+    tx: Transaction, discrepancies: Sequence[Discrepancy], gone: Sequence[str], began: datetime
 ) -> None:
     """Keep what was found, and what is gone by these ids unless it was found again."""
     for discrepancy in discrepancies:
@@ -179,7 +179,7 @@ async def _check_coverage(app: App, report: Report) -> None:
                     expected=owed,
                     found=held.get(currency, 0),
                     currency=currency,
-                    cure="add funds to the platform's balance, and keep its payouts manual",
+                    remediation="add funds to the platform's balance, and keep its payouts manual",
                 )
             )
 
@@ -260,7 +260,7 @@ async def _compare_account(
             payment_id,
             "missing_at_stripe",
             f"{name} has {line_id}, Stripe does not",
-            cure="compare the payment's postings with Stripe's dashboard",
+            remediation="compare the payment's postings with Stripe's dashboard",
             line_id=line_id,
         )
         for line_id, payment_id in named.items()
@@ -284,7 +284,7 @@ async def _line_discrepancy(
         expected=line or 0,
         found=entry.net,
         currency=entry.currency,
-        cure="follow the payment; if it stays, an operator posts the difference",
+        remediation="sync the payment; if it stays, an operator posts the difference",
         line_id=entry.balance_transaction_id,
     )
     if line is not None:
@@ -294,7 +294,7 @@ async def _line_discrepancy(
     return replace(
         amounts,
         kind="unknown_balance_transaction",
-        cure="Stripe moved this by itself, or somebody did by hand: decide what it was",
+        remediation="Stripe or somebody moved this out of band: decide what it was",
     )
 
 
@@ -323,7 +323,7 @@ async def _check_invariants(
             payment_id,
             f"invariant_{name}",
             details.get((name, payment_id), CONTRADICTION),
-            cure="stop changing this payment and read its events: this is a bug or a tampering",
+            remediation="stop changing this payment and read its events: a bug, or tampering",
         )
         for name, payment_ids in violations.items()
         for payment_id in payment_ids
