@@ -27,7 +27,7 @@ SECONDS ?= 30
 SEEDS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo bench test coverage prove chaos mutants lint format stubs breaking migrate smoke-stripe client-wheel reset clean
+.PHONY: help run demo bench test test-proofs coverage prove chaos mutants lint format stubs breaking migrate smoke-stripe client-wheel reset clean
 
 help: ## list these targets
 	@awk 'BEGIN { FS = ":.*## " } /^##@ / { printf "\n%s\n", substr($$0, 5) } \
@@ -42,8 +42,10 @@ reset: $(RUNTIME) ## delete the embedded database and the simulator's state
 	@$(RUN) -m dev reset
 
 ##@ Change it
-test: $(CHECKS) ## run all tests; ARGS='-k capture' runs some of them
+test: $(CHECKS) ## run all tests except the proofs; ARGS='-k capture' runs some of them
 	@$(RUN) -m dev.testing test $(ARGS)
+test-proofs: $(CHECKS) ## run a sample of each long proof: crashes, races, storms, the model, chaos, mutants
+	@$(RUN) -m dev.testing proofs $(ARGS)
 lint: $(CHECKS) ## check style, types and the rules of the protos
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy $(SOURCES)
 	@$(BIN)/buf lint && $(BIN)/buf format --diff --exit-code && echo "lint: clean"

@@ -28,6 +28,9 @@ class Process(Protocol):
     def send_signal(self, number: int, /) -> None: ...
 
 
+#: Starts a process with this environment and no other.
+Spawn = Callable[[Mapping[str, str]], Process]
+
 _TAIL_LINES = 30
 
 
@@ -49,7 +52,7 @@ class Child:
         self.environment = dict(environment)
         self.tail: deque[str] = deque(maxlen=_TAIL_LINES)
         #: Starts the process with the given environment; runs the command by default.
-        self.spawn: Callable[[Mapping[str, str]], Process] = self.run_command
+        self.spawn: Spawn = self.run_command
         self._guard = guard
         self._sink = sink
         self._on_start = on_start

@@ -61,6 +61,13 @@ _NOT_DURABLE = {
     "full_page_writes": "off",
     "wal_level": "minimal",
     "max_wal_senders": "0",
+    # Small and short-lived: it is not worth cleaning up, compiling or computing in parallel. With
+    # many databases the launcher of autovacuum would start a worker several times a second.
+    "autovacuum": "off",
+    "jit": "off",
+    "max_parallel_workers_per_gather": "0",
+    "checkpoint_timeout": "1h",
+    "shared_buffers": "64MB",
 }
 
 

@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Self
 
 from dev import probes
-from dev.child import Child, Sink
+from dev.child import Child, Sink, Spawn
 from dev.cluster import secret_in
 from dev.guard import Guard
 from dev.lock import DirectoryLock
@@ -74,8 +74,12 @@ class Stack:
         *,
         sink: Sink = lambda name, line: None,
         progress: Callable[[str], None] = lambda text: None,
+        spawn_service: Spawn | None = None,
     ) -> None:
-        """`sink` gets every line of a child, `progress` a sentence for each step."""
+        """`sink` gets every line of a child, `progress` a sentence for each step.
+
+        `spawn_service` starts the replicas of the service in another way than by their command.
+        """
         self.settings = settings
         self.postgres: EmbeddedPostgres | None = None
         self.simulator: Child | None = None
@@ -84,6 +88,7 @@ class Stack:
         self.database_url = ""
         self._sink = sink
         self._progress = progress
+        self._spawn_service = spawn_service
         self._guard: Guard | None = None
         self._lock: DirectoryLock | None = None
         self._stop_asked = threading.Event()
@@ -261,6 +266,7 @@ class Stack:
             }
             name = "service" if self.settings.replicas == 1 else f"service-{replica + 1}"
             child = self._child(name, self.settings.commands["service"], environment)
+            child.spawn = self._spawn_service or child.run_command
             self.services.append(child)
             child.start()
         for replica in range(self.settings.replicas):

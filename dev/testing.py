@@ -1,15 +1,13 @@
-"""`python -m dev.testing test|coverage|prove [pytest arguments]`: how the tests are run in full."""
+"""Runs the tests: `python -m dev.testing test|proofs|coverage|prove [pytest arguments]`."""
 
 import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 
-# Two files at a time, because most tests wait for real processes.
-_IN_FULL = ("--numprocesses=2", "--dist=loadfile", "--no-loadscope-reorder")
-# On a crowded machine those processes may be late: a failed test is repeated alone, once.
-_ONCE_MORE = ("--last-failed", "--last-failed-no-failures=none", "--maxfail=5", "-rfEp")
-_TESTS_FAILED = 1
+# Two files at a time, because many tests wait for sockets and processes.
+_AT_ONCE = ("--numprocesses=2", "--dist=loadfile", "--no-loadscope-reorder")
+_PROOFS = ("-m", "proof", "tests/chaos/test_run.py", "tests/reliability")
 
 _RELIABILITY = "tests/reliability"
 _MODEL = f"{_RELIABILITY}/test_model.py"
@@ -20,16 +18,13 @@ def main(arguments: Sequence[str]) -> int:
     what, *more = arguments
     if what == "prove":
         return _prove(more)
+    if what == "proofs":
+        return _pytest(*_AT_ONCE, *_PROOFS, *more)
     if what == "coverage":
-        return _pytest(*_IN_FULL, "--cov", "--cov-report=term", *more)
+        return _pytest(*_AT_ONCE, "--cov", "--cov-report=term", "tests", *more)
     if more:
         return _pytest(*more)
-    status = _pytest(*_IN_FULL)
-    if status != _TESTS_FAILED:
-        return status
-    sys.stdout.write("== running the failed tests once more, alone\n")
-    sys.stdout.flush()
-    return _pytest(*_ONCE_MORE)
+    return _pytest(*_AT_ONCE, "-m", "not proof")
 
 
 def _prove(more: Sequence[str]) -> int:

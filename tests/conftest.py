@@ -1,26 +1,30 @@
 """Fixtures of all tests: one PostgreSQL a session, a fresh database wherever one is asked for.
 
-The server is the same that `make run` starts, only without fsync. A database is a copy of a
-migrated template, made in some 30 ms, so no test has to clean up after another.
+The server is the same that `make run` starts, only without fsync. Migrations run once, into a
+template; tests.support.databases copies it and uses the copies again, so no test has to clean up
+after another.
 """
 
+import contextlib
 import importlib.util
-import itertools
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 
+import psycopg2
 import pytest
 
 from dev.postgres import EmbeddedPostgres
+from tests.support.databases import Databases
+from tests.support.nursery import Nursery
+from tests.support.nursery import nursery as open_nursery
 
 # A server that is started while calls are under way is a fork among gRPC's threads: its handlers
 # have crashed such a child before it came to exec. Read when grpc is imported, which is later.
 os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "false"
 
 _TEMPLATE = "migrated_template"
-_numbers = itertools.count(1)
 
 
 def migrate(url: str) -> None:
@@ -45,19 +49,40 @@ def postgres() -> Iterator[EmbeddedPostgres]:
 
 
 @pytest.fixture(scope="session")
-def migrated_template(postgres: EmbeddedPostgres) -> str:
-    migrate(postgres.create_database(_TEMPLATE))
-    return _TEMPLATE
+def nursery() -> Iterator[Nursery]:
+    """Starts replicas of the service without the seconds that imports take."""
+    with open_nursery() as opened:
+        yield opened
 
 
 @pytest.fixture(scope="session")
-def new_database(postgres: EmbeddedPostgres, migrated_template: str) -> Callable[[], str]:
+def databases(postgres: EmbeddedPostgres) -> Databases:
+    """Copies of a template that is migrated once.
+
+    In it the hourly reconciliation is not due: else each service would begin with one.
+    """
+    url = postgres.create_database(_TEMPLATE)
+    migrate(url)
+    with (
+        contextlib.closing(psycopg2.connect(url)) as connection,
+        connection,
+        connection.cursor() as cursor,
+    ):
+        cursor.execute("INSERT INTO jobs VALUES ('reconciliation', now() + interval '1 hour')")
+    return Databases(postgres, _TEMPLATE)
+
+
+@pytest.fixture
+def new_database(databases: Databases) -> Iterator[Callable[[], str]]:
     """Makes migrated databases, as many as a test needs, and returns their URLs."""
+    with contextlib.ExitStack() as stack:
 
-    def create() -> str:
-        return postgres.create_database(f"test_{next(_numbers)}", template=migrated_template)
+        def create() -> str:
+            url = databases.take()
+            stack.callback(databases.give_back, url)
+            return url
 
-    return create
+        yield create
 
 
 @pytest.fixture
@@ -67,6 +92,8 @@ def database_url(new_database: Callable[[], str]) -> str:
 
 
 @pytest.fixture(scope="module")
-def module_database_url(new_database: Callable[[], str]) -> str:
+def module_database_url(databases: Databases) -> Iterator[str]:
     """A migrated database that the tests of one module share."""
-    return new_database()
+    url = databases.take()
+    yield url
+    databases.give_back(url)

@@ -25,6 +25,8 @@ from marketplace.payments.v1 import (
     payments_pb2_grpc,
 )
 from tests.acceptance.browser import Page, submit
+from tests.support.databases import Databases
+from tests.support.nursery import Nursery
 
 T = TypeVar("T")
 
@@ -140,19 +142,23 @@ def new_name(kind: str) -> str:
     return f"{kind}-{next(_numbers)}-{secrets.token_hex(3)}"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def world(
-    new_database: Callable[[], str], tmp_path_factory: pytest.TempPathFactory
+    databases: Databases, nursery: Nursery, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[World]:
+    """For the tests of this directory: its idle processes would slow down those of the others."""
     directory: Path = tmp_path_factory.mktemp("acceptance")
     settings = StackSettings.on_free_ports(directory)
-    told = {**WEBHOOK_SECRETS, "DATABASE_URL": new_database(), "ALLOWED_ORIGINS": APP}
+    told = {**WEBHOOK_SECRETS, "DATABASE_URL": databases.take(), "ALLOWED_ORIGINS": APP}
     settings = StackSettings.on_free_ports(directory, environment={**settings.environment, **told})
-    with Stack(settings) as stack, connect_sync(stack.grpc_target) as channel:
+    with (
+        Stack(settings, spawn_service=nursery.spawn) as stack,
+        connect_sync(stack.grpc_target) as channel,
+    ):
         yield World(stack, channel)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def expert(world: World) -> str:
     """An expert who can be paid, shared by those who do not change them."""
     return world.ready_expert()

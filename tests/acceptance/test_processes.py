@@ -12,19 +12,10 @@ from dev.caller import call_of
 from marketplace.payments.channel import connect_sync
 from tests.acceptance.browser import look
 from tests.acceptance.conftest import World, until
+from tests.acceptance.health import HEALTH, NOT_SERVING, PARSE, SERVING, check
 from tests.acceptance.programs import Grpcurl
 
-SERVING = health_pb2.HealthCheckResponse.SERVING
-NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
-HEALTH = "/grpc.health.v1.Health"
-PARSE = health_pb2.HealthCheckResponse.FromString
 OURS = "marketplace.payments.v1.PaymentService"
-
-
-def check(channel: grpc.Channel, service: str) -> health_pb2.HealthCheckResponse:
-    ask: grpc.UnaryUnaryMultiCallable[bytes, health_pb2.HealthCheckResponse]
-    ask = channel.unary_unary(f"{HEALTH}/Check", response_deserializer=PARSE)
-    return ask(health_pb2.HealthCheckRequest(service=service).SerializeToString())
 
 
 @pytest.mark.parametrize("service", ["", OURS])

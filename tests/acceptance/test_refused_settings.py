@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from payment_service.__main__ import app
+from tests.support.nursery import Nursery
 
 INHERITED = ("PATH", "HOME", "PYTHON", "PYTEST", "COV", "LANG", "TMPDIR")
 SECRET = "oN1ySeenInSecret"
@@ -114,25 +115,33 @@ def test_wrong_environment_of_a_process(case: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["GRPC_PORT", "METRICS_PORT"])
-def test_port_taken(name: str, database_url: str) -> None:
+def test_port_taken(nursery: Nursery, name: str, database_url: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         others = {"GRPC_PORT": "0", "METRICS_PORT": "0", "DATABASE_URL": database_url}
-        refuses({**others, name: port}, name)
+        process = nursery.spawn(alone({**others, name: port}))
+        with process.stdout as output:
+            said = output.read().decode()
+        judge(process.wait(30), said, name)
 
 
 def refuses(environment: Mapping[str, str], sentence: str) -> None:
     """Run `serve` with this environment alone."""
-    kept = {name: value for name, value in os.environ.items() if name.startswith(INHERITED)}
     done = subprocess.run(
         [sys.executable, "-m", "payment_service", "serve"],
-        env={**kept, **environment},
+        env=alone(environment),
         capture_output=True,
         text=True,
         check=False,
         timeout=30,
     )
     judge(done.returncode, done.stdout + done.stderr, sentence)
+
+
+def alone(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment without whatever else is set here."""
+    kept = {name: value for name, value in os.environ.items() if name.startswith(INHERITED)}
+    return {**kept, **environment}
 
 
 def judge(status: int, said: str, sentence: str) -> None:

@@ -3,8 +3,7 @@
 import json
 import os
 import queue
-import subprocess
-import sys
+import signal
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -18,15 +17,18 @@ from dev.postgres import EmbeddedPostgres
 from dev.settings import first_free_port
 from payment_service.adapters.postgres.schema import EXPECTED_REVISION
 from tests.acceptance.conftest import new_name, until
-from tests.acceptance.test_processes import NOT_SERVING, SERVING, check
+from tests.acceptance.health import NOT_SERVING, SERVING, check
 from tests.conftest import migrate
+from tests.support.nursery import Nursery
 
 #: Whether it does its work, and whether it wants calls: callers' channels ask the latter.
 NAMES = ("", "marketplace.payments.v1")
 
 
 @contextmanager
-def serving(database_url: str) -> Iterator[tuple[str, "queue.Queue[dict[str, Any]]"]]:
+def serving(
+    nursery: Nursery, database_url: str
+) -> Iterator[tuple[str, "queue.Queue[dict[str, Any]]"]]:
     """A replica's address, and the lines of its log."""
     port = first_free_port(1)
     environment = {
@@ -34,28 +36,22 @@ def serving(database_url: str) -> Iterator[tuple[str, "queue.Queue[dict[str, Any
         **{"DATABASE_URL": database_url, "GRPC_PORT": str(port), "METRICS_PORT": "0"},
     }
     lines: queue.Queue[dict[str, Any]] = queue.Queue()
-    with subprocess.Popen(
-        [sys.executable, "-m", "payment_service", "serve"],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    ) as process:
-        assert process.stdout is not None
-        output = process.stdout
+    process = nursery.spawn(environment)
 
-        def read() -> None:
+    def read() -> None:
+        with process.stdout as output:
             for line in output:
                 if line.startswith(b"{"):
                     lines.put(json.loads(line))
 
-        reader = threading.Thread(target=read)
-        reader.start()
-        try:
-            yield f"127.0.0.1:{port}", lines
-        finally:
-            process.terminate()
-            assert process.wait(30) == 0
-            reader.join(10)
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        yield f"127.0.0.1:{port}", lines
+    finally:
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+        reader.join(10)
 
 
 def health(address: str) -> list[int]:
@@ -76,8 +72,8 @@ def empty(postgres: EmbeddedPostgres) -> str:
     return postgres.create_database(new_name("empty").replace("-", "_"))
 
 
-def test_before_and_after_it_is_migrated(empty: str) -> None:
-    with serving(empty) as (address, lines):
+def test_before_and_after_it_is_migrated(nursery: Nursery, empty: str) -> None:
+    with serving(nursery, empty) as (address, lines):
         why = told(lines, "database_not_migrated")
         assert (why["revision"], why["expected"]) == ("", EXPECTED_REVISION)
         assert "python -m payment_service migrate" in why["mend"]
@@ -88,12 +84,12 @@ def test_before_and_after_it_is_migrated(empty: str) -> None:
 
 @pytest.mark.parametrize(("revision", "status"), [("0000", NOT_SERVING), ("9999", SERVING)])
 def test_an_older_schema_is_refused_and_a_newer_one_is_not(
-    database_url: str, revision: str, status: int
+    nursery: Nursery, database_url: str, revision: str, status: int
 ) -> None:
     with closing(psycopg2.connect(database_url)) as connection, connection.cursor() as cursor:
         cursor.execute("UPDATE alembic_version SET version_num = %s", (revision,))
         connection.commit()
-    with serving(database_url) as (address, lines):
+    with serving(nursery, database_url) as (address, lines):
         if status == NOT_SERVING:
             assert told(lines, "database_not_migrated")["revision"] == revision
         until(lambda: health(address) == [status, status], "its health")

@@ -11,14 +11,7 @@ from chaos.checks import CHECKS, accounts, violations
 from chaos.evidence import Evidence
 from chaos.history import Entry
 from marketplace.payments.v1 import experts_pb2
-from tests.chaos.test_checks import (
-    NOW,
-    _drop,
-    _effect,
-    _put,
-    on_the_platform,
-)
-from tests.chaos.test_dispute_checks import tell
+from tests.chaos.evidence import NOW, _drop, _effect, _put, on_the_platform, tell
 
 #: When the expert's first account was replaced: before the transfer was ordered.
 _EXCHANGE = NOW - timedelta(minutes=1)

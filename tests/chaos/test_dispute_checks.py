@@ -11,7 +11,7 @@ import pytest
 from chaos.checks import CHECKS, disputes, violations
 from chaos.evidence import Evidence, Row
 from chaos.history import Entry, SeenDispute
-from tests.chaos.test_checks import (
+from tests.chaos.evidence import (
     INTENT,
     NOW,
     PAYMENT,
@@ -21,8 +21,8 @@ from tests.chaos.test_checks import (
     _operation,
     _posting,
     _put,
-    hashed,
     sound,
+    tell,
 )
 
 DISPUTE, INQUIRY, WARNING = "dp_1", "dp_2", "issfr_1"
@@ -36,23 +36,6 @@ _LOST = {
     "expert_part": 600,
     "beyond": 33,
 }
-
-
-def tell(world: Evidence, kind: str, to: str, facts: Row | None = None, **amounts: int) -> None:
-    """One more event of the payment, in an unbroken chain, and on its row."""
-    [payment] = world.payments
-    last = json.loads(world.events[-1]["body"])
-    body = {
-        "from": last["to"],
-        "to": to,
-        "amounts": {**last["amounts"], **amounts},
-        "facts": facts or {},
-    }
-    number = len(world.events) + 1
-    event = hashed(number, f"payment.{kind}", json.dumps(body), world.events[-1]["hash"])
-    world.events.append(event)
-    world.feed.append({"position": 3 * number, "payment_id": PAYMENT, "sequence": number})
-    payment.update(amounts, state=to, version=number, head_hash=event["hash"])
 
 
 def contested() -> Evidence:

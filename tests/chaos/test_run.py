@@ -15,6 +15,7 @@ from chaos.plan import KILLS, REPLICAS, STOP_REPLICA, plan_of
 from dev.settings import ROOT
 
 
+@pytest.mark.proof
 @pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_twelve_seconds_of_chaos_hold() -> None:
@@ -31,6 +32,7 @@ def test_twelve_seconds_of_chaos_hold() -> None:
     assert re.search(r"^seed 1, 12 s", done.stdout, re.MULTILINE)
 
 
+@pytest.mark.proof
 @pytest.mark.slow
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("name", SHORT)

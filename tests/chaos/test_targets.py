@@ -44,18 +44,13 @@ from payment_service.domain.ports.policy import Policy
 from payment_service.domain.ports.records import Answers, Cause
 from payment_service.domain.snapshot import IntentStatus, PaymentSnapshot
 from payment_service.rpc.call_context import CallRegistry
-from tests.integration.books import balance
-from tests.integration.world import (
-    PLATFORM_SECRET,
-    World,
-    capture_request,
-    ingestion,
-    new_event,
-    refusal,
-    running_world,
-    signed,
-    until,
-)
+from tests.support.books import balance
+from tests.support.errors import refusal
+from tests.support.requests import capture_request
+from tests.support.running import running_world
+from tests.support.service import PLATFORM_SECRET
+from tests.support.stripe import ingestion, new_event, signed
+from tests.support.world import World, until
 
 CAUSE = Cause("local", "Test")
 POLICY = Policy()

@@ -12,7 +12,7 @@ from gateway.pages import STANDINGS
 from marketplace.payments.v1 import experts_pb2
 from tests.gateway.conftest import StartGateway
 from tests.gateway.fake_core import FakeCore
-from tests.gateway.test_urls import TRICKS
+from tests.gateway.tricks import TRICKS
 
 TOKEN = "tok-EN_0123456789abcdef"
 Status = experts_pb2.ExpertStatus

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
@@ -13,16 +15,21 @@ import pytest_asyncio
 from dev.postgres import EmbeddedPostgres
 from payment_service.application.execution import executor
 from payment_service.application.jobs import scheduler
-from tests.integration.world import World, running_world
+from tests.support.running import running_world
+from tests.support.world import World
 
 StartWorld = Callable[..., Awaitable[World]]
+
+#: The certificates take 25 ms to read, which a process does once, and here each world would.
+_tls_context = functools.cache(ssl.create_default_context)
 
 
 @pytest.fixture(autouse=True, scope="module")
 def impatience() -> Iterator[None]:
-    """Shortens the service's pauses between tries, so that a test sees many; nothing else."""
+    """Shortens the service's pauses between tries, so that a test sees many."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scheduler, "_POLL_SECONDS", 0.2)
+        patch.setattr(scheduler, "_POLL_SECONDS", 0.3)
+        patch.setattr(ssl, "create_default_context", _tls_context)
         patch.setattr(scheduler, "_SELDOM_SECONDS", 1.0)
         patch.setattr(executor, "_BACK_OFF_FIRST", 0.1)
         patch.setattr(executor, "_NOT_SENT_PAUSES", (0.05, 0.1, 0.2))

@@ -25,20 +25,12 @@ from payment_service.domain.experts import BusinessType
 from payment_service.domain.ports.database import Transaction
 from payment_service.domain.ports.records import Cause
 from payment_service.domain.ports.stripe import Done, NewAccount
-from tests.integration.books import balance, check_books
 from tests.integration.conftest import StartWorld
-from tests.integration.world import (
-    CANCELED,
-    CAPTURED,
-    CAPTURING,
-    IN_ESCROW,
-    REFUNDED,
-    World,
-    capture_request,
-    new_key,
-    refusal,
-    until,
-)
+from tests.support.books import balance, check_books
+from tests.support.errors import refusal
+from tests.support.requests import capture_request, new_key
+from tests.support.steps.payments import reasons
+from tests.support.world import CANCELED, CAPTURED, CAPTURING, IN_ESCROW, REFUNDED, World, until
 
 PLATFORM = payments_pb2.ESCROW_MODE_PLATFORM_HOLD
 PROMOTE = payments_pb2.ON_DEADLINE_PROMOTE
@@ -97,18 +89,6 @@ async def waiting_for(world: World, payment_id: str, reason: str) -> payments_pb
         return payment if payment.waiting_reason == wanted else None
 
     return await until(probe, f"{payment_id} waiting: {reason}")
-
-
-async def reasons(world: World, payment_id: str) -> list[str]:
-    """Why the events say that it waited for the expert."""
-    return [
-        str(reason)
-        for (reason,) in world.sql(
-            "SELECT body::jsonb->'facts'->>'waiting_reason' FROM events WHERE payment_id = %s "
-            "AND body::jsonb->'facts' ? 'waiting_reason' ORDER BY sequence",
-            payment_id,
-        )
-    ]
 
 
 async def transferred_to(world: World, payment: payments_pb2.Payment) -> list[str]:

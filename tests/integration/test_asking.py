@@ -5,15 +5,10 @@ from __future__ import annotations
 from marketplace.payments.v1 import experts_pb2
 from payment_service.application.jobs.poll_stripe import poll_stale_payments
 from tests.integration.conftest import StartWorld
-from tests.integration.kinds import kind_of
-from tests.integration.world import (
-    CAPTURED,
-    IN_ESCROW,
-    World,
-    capture_request,
-    refusal,
-    until,
-)
+from tests.support.errors import refusal
+from tests.support.kinds import kind_of
+from tests.support.requests import capture_request
+from tests.support.world import CAPTURED, IN_ESCROW, World, until
 
 FAST_POLL = {"poll_seconds": 0.2, "account_poll_seconds": 0.2}
 

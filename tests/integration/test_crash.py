@@ -17,17 +17,12 @@ from grpc_health.v1 import health_pb2
 from dev.settings import StackSettings
 from dev.stack import Stack
 from marketplace.payments.v1 import experts_pb2, payments_pb2
-from tests.integration.books import check_books
-from tests.integration.flights import effects_of, flights
-from tests.integration.world import (
-    CAPTURED,
-    CHANNEL_OPTIONS,
-    Stripe,
-    World,
-    capture_request,
-    new_name,
-    until,
-)
+from tests.support.books import check_books
+from tests.support.flights import effects_of, flights
+from tests.support.nursery import Nursery
+from tests.support.requests import capture_request, new_name
+from tests.support.stripe import Stripe
+from tests.support.world import CAPTURED, CHANNEL_OPTIONS, World, until
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.slow]
 
@@ -39,11 +34,17 @@ def said() -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory, said: list[str]) -> Iterator[Stack]:
+def stack(
+    tmp_path_factory: pytest.TempPathFactory, nursery: Nursery, said: list[str]
+) -> Iterator[Stack]:
     settings = StackSettings.on_free_ports(tmp_path_factory.mktemp("stack"))
     more = {"STRIPE_TIMEOUT": "2", "LOG_LEVEL": "DEBUG", "SHUTDOWN_GRACE": "10"}
     settings = replace(settings, environment={**settings.environment, **more})
-    with Stack(settings, sink=lambda name, line: said.append(f"{name}: {line}")) as running:
+    with Stack(
+        settings,
+        sink=lambda name, line: said.append(f"{name}: {line}"),
+        spawn_service=nursery.spawn,
+    ) as running:
         yield running
 
 

@@ -18,16 +18,11 @@ from sqlalchemy.exc import IntegrityError
 from marketplace.payments.v1 import events_pb2, payments_pb2
 from payment_service.adapters.postgres.engine import SqlDatabase, SwallowedError
 from payment_service.adapters.postgres.transaction import SqlTransaction
-from tests.integration.books import check_books
 from tests.integration.conftest import StartWorld
-from tests.integration.world import (
-    CAPTURED,
-    Reply,
-    World,
-    capture_request,
-    refusal,
-    until,
-)
+from tests.support.books import check_books
+from tests.support.errors import Reply, refusal
+from tests.support.requests import capture_request
+from tests.support.world import CAPTURED, World, until
 
 # ---- what must never be ----
 

@@ -22,10 +22,10 @@ from payment_service.application.jobs import deadlines
 from payment_service.domain.deadlines import deadline_due, deadline_near
 from payment_service.domain.payment import EscrowMode, OnDeadline, Payment, State
 from payment_service.domain.ports.records import JobKind
-from tests.integration.books import check_books
 from tests.integration.conftest import StartWorld
-from tests.integration.test_gigs import CARD, PLATFORM, PROMOTE, in_days, kinds
-from tests.integration.world import CAPTURED, IN_ESCROW, World, until
+from tests.support.books import check_books
+from tests.support.steps.payments import CARD, PLATFORM, PROMOTE, in_days, kinds
+from tests.support.world import CAPTURED, IN_ESCROW, World, until
 from tests.unit.domain.builders import in_state, separate
 
 CAPTURE, REFUND = payments_pb2.ON_DEADLINE_CAPTURE, payments_pb2.ON_DEADLINE_REFUND

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from marketplace.payments.v1 import operations_pb2
-from tests.integration.kinds import kind_of
-from tests.integration.test_gigs import PLATFORM
-from tests.integration.test_owed import bounce, repaid
-from tests.integration.test_reconciliation import open_kinds, run
-from tests.integration.world import IN_ESCROW, Payment, World, refusal, until
+from tests.support.errors import refusal
+from tests.support.kinds import kind_of
+from tests.support.steps.dashboard import bounce
+from tests.support.steps.operators import open_kinds, repaid, run
+from tests.support.steps.payments import PLATFORM
+from tests.support.world import IN_ESCROW, Payment, World, until
 
 Tamper = Callable[..., int]
 

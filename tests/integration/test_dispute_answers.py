@@ -9,53 +9,30 @@ import pytest
 
 from marketplace.payments.v1 import disputes_pb2, operations_pb2, payments_pb2
 from payment_service.application.execution import executor
-from tests.integration.books import balance, check_books
-from tests.integration.kinds import operation_kind_of
-from tests.integration.test_disputes import (
+from tests.support.books import balance, check_books
+from tests.support.errors import Reply, refusal
+from tests.support.kinds import operation_kind_of
+from tests.support.requests import capture_request
+from tests.support.steps.disputes import (
     CHARGEBACK,
     CLOSED,
     LOST,
     OPEN,
-    PLATFORM,
     WON,
     Dispute,
+    acceptance_request,
     contest,
     decide,
     dispute_where,
+    disputed,
+    evidence_request,
     settled,
 )
-from tests.integration.test_owed import resume
-from tests.integration.test_parked import parked
-from tests.integration.world import (
-    CAPTURED,
-    IN_ESCROW,
-    REFUNDED,
-    Reply,
-    World,
-    capture_request,
-    new_key,
-    refusal,
-    until,
-)
+from tests.support.steps.operators import parked, resume
+from tests.support.steps.payments import PLATFORM
+from tests.support.world import CAPTURED, IN_ESCROW, REFUNDED, World, until
 
 Message = disputes_pb2.SubmitEvidenceRequest | disputes_pb2.AcceptDisputeRequest
-
-
-def evidence_request(
-    dispute_id: str, text: str = "It was delivered.", **fields: Any
-) -> disputes_pb2.SubmitEvidenceRequest:
-    given = {
-        "evidence": disputes_pb2.Evidence(
-            uncategorized_text=text, service_date="2026-11-01", receipt="file_1234"
-        ),
-        "submit": True,
-        "idempotency_key": new_key(),
-    }
-    return disputes_pb2.SubmitEvidenceRequest(dispute_id=dispute_id, **{**given, **fields})
-
-
-def acceptance_request(dispute_id: str) -> disputes_pb2.AcceptDisputeRequest:
-    return disputes_pb2.AcceptDisputeRequest(dispute_id=dispute_id, idempotency_key=new_key())
 
 
 async def patiently(world: World, method: str, request: Message) -> Reply:
@@ -64,14 +41,6 @@ async def patiently(world: World, method: str, request: Message) -> Reply:
         return None if reply.code in ("UNAVAILABLE", "ABORTED") else reply
 
     return await until(probe, f"an answer to {method}")
-
-
-async def disputed(world: World, *, inquiry: bool = False, **fields: Any) -> tuple[str, str]:
-    """A captured payment and its dispute."""
-    payment = await world.captured(amount=10_000, **fields)
-    dispute_id = await contest(world, payment, inquiry=inquiry)
-    await dispute_where(world, dispute_id)
-    return payment.payment_id, dispute_id
 
 
 # ---- evidence ----

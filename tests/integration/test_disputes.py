@@ -2,112 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from marketplace.payments.v1 import disputes_pb2, operations_pb2, payments_pb2
-from payment_service.application.reconciliation.recheck import LINE_KINDS
+from marketplace.payments.v1 import disputes_pb2, payments_pb2
 from payment_service.application.sync.payment import sync_payment
 from payment_service.domain.ports.records import Cause
-from tests.integration.books import balance, check_books
 from tests.integration.conftest import StartWorld
-from tests.integration.kinds import kind_of
-from tests.integration.test_gigs import kinds
-from tests.integration.world import (
-    CAPTURED,
-    IN_ESCROW,
-    REFUNDED,
-    Payment,
-    World,
-    capture_request,
-    refund_request,
-    refusal,
-    until,
+from tests.support.books import balance, check_books
+from tests.support.errors import refusal
+from tests.support.requests import capture_request, refund_request
+from tests.support.steps.dashboard import keep_at_stripe
+from tests.support.steps.disputes import (
+    CHARGEBACK,
+    CLOSED,
+    LOST,
+    OPEN,
+    WON,
+    contest,
+    decide,
+    dispute_where,
+    frozen,
+    settled,
 )
+from tests.support.steps.payments import kinds
+from tests.support.world import CAPTURED, IN_ESCROW, REFUNDED, World, until
 
 PLATFORM = payments_pb2.ESCROW_MODE_PLATFORM_HOLD
 INQUIRY = disputes_pb2.DISPUTE_STAGE_INQUIRY
-CHARGEBACK = disputes_pb2.DISPUTE_STAGE_CHARGEBACK
-OPEN = disputes_pb2.DISPUTE_OUTCOME_OPEN
-WON = disputes_pb2.DISPUTE_OUTCOME_WON
-LOST = disputes_pb2.DISPUTE_OUTCOME_LOST
-CLOSED = disputes_pb2.DISPUTE_OUTCOME_CLOSED
 #: Stripe's fee for a chargeback, at the simulator.
 FEE = 1_500
-
-Dispute = disputes_pb2.Dispute
-
-
-async def contest(world: World, payment: Payment, **fields: Any) -> str:
-    """The client's bank opens a dispute; its id at Stripe."""
-    shown = await world.stripe.control("POST", f"/charges/{payment.charge_id}/dispute", fields)
-    return str(shown["id"])
-
-
-async def decide(world: World, dispute_id: str, word: str) -> None:
-    """The bank says `win`, `lose`, `escalate` or `close_warning`; or somebody says `appeal`."""
-    await world.stripe.control("POST", f"/disputes/{dispute_id}/{word}", {})
-
-
-async def dispute_where(
-    world: World, dispute_id: str, what: Callable[[Dispute], bool] = lambda _: True
-) -> Dispute:
-    """Wait until the dispute is on record, and so."""
-
-    async def probe() -> Dispute | None:
-        found = [
-            dispute
-            for dispute in (
-                await world.disputes.ListDisputes(disputes_pb2.ListDisputesRequest())
-            ).disputes
-            if dispute.dispute_id == dispute_id
-        ]
-        return found[0] if found and what(found[0]) else None
-
-    return await until(probe, f"{dispute_id} on record")
-
-
-async def keep_at_stripe(world: World) -> None:
-    """Experts whose payouts are manual: time passes, and what was theirs can be taken back."""
-    await world.stripe.control("POST", "/settings", {"payout_interval": "manual"})
-
-
-async def frozen(world: World, payment_id: str) -> str:
-    freeze = (await world.get(payment_id)).freeze
-    return payments_pb2.PaymentFreeze.Name(freeze).removeprefix("PAYMENT_FREEZE_")
-
-
-async def settled(world: World, payment_id: str, dispute_id: str, outcome: int) -> Payment:
-    """Wait until the dispute has ended so and nothing is left to do; the books must be right."""
-    await dispute_where(
-        world,
-        dispute_id,
-        lambda dispute: (
-            dispute.outcome == outcome
-            and (
-                outcome != LOST
-                or dispute.lost_amount.minor_units
-                == dispute.withdrawn_amount.minor_units - dispute.reinstated_amount.minor_units
-            )
-        ),
-    )
-    await check_books(world)
-    report = await world.operations.RunReconciliation(operations_pb2.RunReconciliationRequest())
-    assert not [invariant for invariant in report.invariants if invariant.violations]
-    # A payout by a test's own hand is no payment's.
-    lines = [
-        found
-        for found in report.discrepancies
-        if kind_of(found) in LINE_KINDS
-        and kind_of(found) != "escrow_underfunded"
-        and "(payout)" not in found.detail
-    ]
-    assert not lines
-    payment = await world.get(payment_id)
-    assert payment.freeze == payments_pb2.PAYMENT_FREEZE_NONE
-    return payment
 
 
 # ---- freezes ----

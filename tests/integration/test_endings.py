@@ -12,11 +12,13 @@ from marketplace.payments.v1 import operations_pb2, payments_pb2
 from payment_service.application.jobs.apply_webhooks import apply_waiting
 from payment_service.application.jobs.expiry import expire_unpaid, sync_expired_authorizations
 from payment_service.domain.snapshot import PaymentSnapshot
-from tests.integration.books import balance, check_books
 from tests.integration.conftest import StartWorld
-from tests.integration.kinds import operation_kind_of
-from tests.integration.test_gigs import CARD, PLATFORM
-from tests.integration.world import (
+from tests.support.books import balance, check_books
+from tests.support.errors import refusal
+from tests.support.kinds import operation_kind_of
+from tests.support.requests import capture_request, refund_request
+from tests.support.steps.payments import CARD, PLATFORM
+from tests.support.world import (
     CANCELING,
     CAPTURED,
     EXPIRED,
@@ -26,9 +28,6 @@ from tests.integration.world import (
     REFUNDING,
     Payment,
     World,
-    capture_request,
-    refund_request,
-    refusal,
     until,
 )
 

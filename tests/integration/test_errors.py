@@ -24,15 +24,11 @@ from marketplace.payments.v1 import (
     payments_pb2,
     webhooks_pb2,
 )
-from tests.integration.books import check_books
-from tests.integration.world import (
-    Reply,
-    World,
-    capture_request,
-    ingestion,
-    new_event,
-    refund_request,
-)
+from tests.support.books import check_books
+from tests.support.errors import Reply
+from tests.support.requests import capture_request, refund_request
+from tests.support.stripe import ingestion, new_event
+from tests.support.world import World
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

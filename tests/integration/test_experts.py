@@ -9,9 +9,10 @@ import aiohttp
 import pytest
 
 from marketplace.payments.v1 import experts_pb2, onboarding_pb2
-from tests.integration.books import check_books
 from tests.integration.conftest import StartWorld
-from tests.integration.world import World, refusal
+from tests.support.books import check_books
+from tests.support.errors import refusal
+from tests.support.world import World
 
 READY = experts_pb2.EXPERT_STATUS_READY
 ONBOARDING = experts_pb2.EXPERT_STATUS_ONBOARDING

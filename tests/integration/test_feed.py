@@ -23,9 +23,11 @@ from payment_service.domain.ports.records import FeedCursor
 from payment_service.rpc import events as servicer
 from payment_service.rpc.pagination import cursor_of
 from payment_service.server import OPTIONS
-from tests.integration import world as integration
 from tests.integration.conftest import StartWorld
-from tests.integration.world import Refused, World, refusal, replica, until
+from tests.support import service
+from tests.support.errors import Refused, refusal
+from tests.support.running import replica
+from tests.support.world import World, until
 
 Told = events_pb2.WatchEventsResponse
 
@@ -345,7 +347,7 @@ async def test_the_client_goes_on_by_itself(world: World, monkeypatch: pytest.Mo
         ("grpc.max_connection_age_ms", 300),
         ("grpc.max_connection_age_grace_ms", 100),
     )
-    monkeypatch.setattr(integration, "OPTIONS", (*OPTIONS, *short))
+    monkeypatch.setattr(service, "OPTIONS", (*OPTIONS, *short))
     assert world.service is not None
     payment = await world.escrowed()
     await world.quiet()

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from google.protobuf.timestamp_pb2 import Timestamp
 
-from marketplace.payments.v1 import events_pb2, operations_pb2, payments_pb2
+from marketplace.payments.v1 import operations_pb2, payments_pb2
 from payment_service.application.jobs import deadlines
-from tests.integration.books import balance, check_books
 from tests.integration.conftest import StartWorld
-from tests.integration.kinds import kind_of
-from tests.integration.world import (
+from tests.support.books import balance, check_books
+from tests.support.errors import refusal
+from tests.support.kinds import kind_of
+from tests.support.requests import capture_request, money, refund_request
+from tests.support.steps.payments import CARD, PLATFORM, PROMOTE, in_days, kinds
+from tests.support.world import (
     CANCELED,
     CAPTURED,
     CAPTURING,
@@ -24,22 +25,8 @@ from tests.integration.world import (
     REFUNDED,
     Payment,
     World,
-    capture_request,
-    money,
-    refund_request,
-    refusal,
     until,
 )
-
-PLATFORM = payments_pb2.ESCROW_MODE_PLATFORM_HOLD
-CARD = payments_pb2.ESCROW_MODE_CARD_HOLD
-PROMOTE = payments_pb2.ON_DEADLINE_PROMOTE
-
-
-def in_days(days: float) -> Timestamp:
-    moment = Timestamp()
-    moment.FromDatetime(datetime.now(UTC) + timedelta(days=days))
-    return moment
 
 
 def amounts(payment: Payment) -> tuple[int, int, int, int]:
@@ -50,12 +37,6 @@ def amounts(payment: Payment) -> tuple[int, int, int, int]:
         payment.returned_amount.minor_units,
         payment.net_commission.minor_units,
     )
-
-
-async def kinds(world: World, payment_id: str) -> list[str]:
-    request = events_pb2.ListPaymentEventsRequest(payment_id=payment_id, page_size=200)
-    answer = await world.events.ListPaymentEvents(request)
-    return [event.kind.removeprefix("payment.") for event in answer.events]
 
 
 # ---- which hold ----

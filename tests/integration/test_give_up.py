@@ -14,42 +14,43 @@ from payment_service.application.sync.apply_snapshot import SyncResult
 from payment_service.domain.errors import Refusal
 from payment_service.domain.ports.records import Cause
 from payment_service.domain.sync.changes import Discrepancy
-from tests.integration.books import balance, check_books
 from tests.integration.conftest import StartWorld
-from tests.integration.flights import effects_of, flights
-from tests.integration.kinds import operation_kind_of
-from tests.integration.test_dispute_answers import acceptance_request, disputed, evidence_request
-from tests.integration.test_disputes import LOST, OPEN, contest, decide, dispute_where, settled
-from tests.integration.test_overtaken import (
-    answer,
+from tests.support.books import balance, check_books
+from tests.support.errors import refusal
+from tests.support.flights import effects_of, flights
+from tests.support.kinds import operation_kind_of
+from tests.support.requests import capture_request, refund_request
+from tests.support.steps.dashboard import (
+    arrives,
+    days_pass,
+    paid,
     refund_by_hand,
-    sent,
-    strike,
-    told,
+    reverse,
     transfer_by_hand,
 )
-from tests.integration.test_owed import owed, repaid, repayments, resume, waiting_capture
-from tests.integration.test_parked import HASTY, arrives, owed_after_a_bounce, parked, unheard
-from tests.integration.test_taken_by_hand import (
-    days_pass,
-    kept_back,
-    paid,
-    reverse,
-    stands,
+from tests.support.steps.disputes import (
+    LOST,
+    OPEN,
+    acceptance_request,
+    contest,
+    decide,
+    dispute_where,
+    disputed,
+    evidence_request,
+    settled,
+)
+from tests.support.steps.faults import HASTY, strike, unheard
+from tests.support.steps.operators import (
+    owed_after_a_bounce,
+    parked,
+    repaid,
+    repayments,
+    resume,
+    told,
     write_off,
 )
-from tests.integration.world import (
-    CANCELED,
-    CAPTURED,
-    CAPTURING,
-    IN_ESCROW,
-    REFUNDED,
-    World,
-    capture_request,
-    refund_request,
-    refusal,
-    until,
-)
+from tests.support.steps.payments import answer, kept_back, owed, sent, stands, waiting_capture
+from tests.support.world import CANCELED, CAPTURED, CAPTURING, IN_ESCROW, REFUNDED, World, until
 
 PLATFORM = payments_pb2.ESCROW_MODE_PLATFORM_HOLD
 REASON = "paid by bank transfer, ticket 4711"

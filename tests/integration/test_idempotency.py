@@ -8,21 +8,11 @@ from typing import Any
 import pytest
 
 from marketplace.payments.v1 import operations_pb2, payments_pb2
-from tests.integration.books import check_books
 from tests.integration.conftest import StartWorld
-from tests.integration.world import (
-    CANCELED,
-    CAPTURED,
-    CAPTURING,
-    IN_ESCROW,
-    REFUNDED,
-    World,
-    capture_request,
-    money,
-    new_key,
-    refund_request,
-    refusal,
-)
+from tests.support.books import check_books
+from tests.support.errors import refusal
+from tests.support.requests import capture_request, money, new_key, refund_request
+from tests.support.world import CANCELED, CAPTURED, CAPTURING, IN_ESCROW, REFUNDED, World
 
 
 async def _one_of_each(world: World) -> list[tuple[str, Any]]:

@@ -13,26 +13,23 @@ from marketplace.payments.v1 import operations_pb2, webhooks_pb2
 from payment_service.application.jobs.apply_webhooks import apply_waiting
 from payment_service.application.sync.payment import sync_payment
 from payment_service.domain.ports.records import Cause
-from tests.integration.books import balance, check_books
 from tests.integration.conftest import StartWorld
-from tests.integration.kinds import kind_of
-from tests.integration.test_gigs import PLATFORM
-from tests.integration.world import (
+from tests.support.books import balance, check_books
+from tests.support.errors import refusal
+from tests.support.kinds import kind_of
+from tests.support.requests import capture_request
+from tests.support.running import replica
+from tests.support.service import CONNECT_SECRET, PLATFORM_SECRET
+from tests.support.steps.payments import PLATFORM
+from tests.support.stripe import ingestion, new_event, signed
+from tests.support.world import (
     CANCELED,
     CAPTURED,
     CAPTURING,
-    CONNECT_SECRET,
     IN_ESCROW,
-    PLATFORM_SECRET,
     REFUNDED,
     Payment,
     World,
-    capture_request,
-    ingestion,
-    new_event,
-    refusal,
-    replica,
-    signed,
     until,
 )
 

@@ -28,14 +28,11 @@ from payment_service.domain.experts import BusinessType
 from payment_service.domain.operations import OperationState
 from payment_service.domain.ports.records import Cause
 from tests.integration.conftest import StartWorld
-from tests.integration.test_disputes import PLATFORM, contest, dispute_where
-from tests.integration.world import (
-    CAPTURED,
-    World,
-    capture_request,
-    refusal,
-    until,
-)
+from tests.support.errors import refusal
+from tests.support.requests import capture_request
+from tests.support.steps.disputes import contest, dispute_where
+from tests.support.steps.payments import PLATFORM
+from tests.support.world import CAPTURED, World, until
 
 
 async def test_a_call_that_outlives_its_lease_is_not_taken_over(start_world: StartWorld) -> None:

@@ -5,19 +5,10 @@ from __future__ import annotations
 import pytest
 
 from marketplace.payments.v1 import experts_pb2
-from tests.integration.books import balance, check_books
-from tests.integration.world import (
-    CANCELED,
-    CAPTURED,
-    FAILED,
-    IN_ESCROW,
-    PENDING,
-    REFUNDED,
-    World,
-    capture_request,
-    refund_request,
-    refusal,
-)
+from tests.support.books import balance, check_books
+from tests.support.errors import refusal
+from tests.support.requests import capture_request, refund_request
+from tests.support.world import CANCELED, CAPTURED, FAILED, IN_ESCROW, PENDING, REFUNDED, World
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -7,39 +7,24 @@ from typing import Any
 
 import pytest
 
-from marketplace.payments.v1 import experts_pb2, operations_pb2, payments_pb2
-from tests.integration.books import balance, check_books
-from tests.integration.kinds import kind_of
-from tests.integration.test_disputes import keep_at_stripe
-from tests.integration.test_gigs import kinds
-from tests.integration.test_owed import resume, waiting_capture
-from tests.integration.test_parked import parked
-from tests.integration.test_taken_by_hand import days_pass, paid, reverse, stands
-from tests.integration.world import (
-    CAPTURED,
-    CAPTURING,
-    IN_ESCROW,
-    REFUNDED,
-    Payment,
-    World,
-    capture_request,
-    refund_request,
-    refusal,
-    until,
+from marketplace.payments.v1 import experts_pb2, payments_pb2
+from tests.support.books import balance, check_books
+from tests.support.errors import refusal
+from tests.support.requests import capture_request, refund_request
+from tests.support.steps.dashboard import (
+    days_pass,
+    keep_at_stripe,
+    paid,
+    refund_by_hand,
+    reverse,
+    transfer_by_hand,
 )
+from tests.support.steps.faults import strike
+from tests.support.steps.operators import abandon, not_sent, parked, resume, told
+from tests.support.steps.payments import answer, sent, stands, waiting_capture
+from tests.support.world import CAPTURED, CAPTURING, IN_ESCROW, REFUNDED, Payment, World, until
 
 PLATFORM = payments_pb2.ESCROW_MODE_PLATFORM_HOLD
-
-
-async def strike(world: World, path: str, status: int) -> None:
-    """What the service sends fails so; what hands send does not. Of 401, once."""
-    await world.stripe.fault(
-        path,
-        "status",
-        times=1 if status == 401 else None,
-        status=status,
-        match={"idempotency_key": "^op_"},
-    )
 
 
 async def capture_in_vain(
@@ -50,82 +35,6 @@ async def capture_in_vain(
     request = capture_request(payment.payment_id, part, **fields)
     assert (await refusal(world.payments.CapturePayment(request))).code != "OK"
     return request
-
-
-async def refund_by_hand(world: World, payment: Payment, amount: int) -> None:
-    made = await world.stripe.api(
-        "POST", "/refunds", payment_intent=payment.payment_intent_id, amount=amount
-    )
-    assert made.get("id"), made
-
-    async def booked() -> bool:
-        return "refunded_out_of_band" in await kinds(world, payment.payment_id)
-
-    await until(booked, "the refund by hand on the books")
-
-
-async def transfer_by_hand(world: World, payment: Payment, amount: int, *, to: str = "") -> None:
-    made = await world.stripe.api(
-        "POST",
-        "/transfers",
-        amount=amount,
-        currency="usd",
-        destination=world.account_of(to or payment.expert_id),
-        source_transaction=payment.charge_id,
-        transfer_group=payment.payment_id,
-    )
-    assert made.get("id"), made
-
-
-async def told(world: World, payment: Payment) -> list[str]:
-    return sorted(kind_of(one) for one in await world.discrepancies(payment.payment_id))
-
-
-async def sent(world: World, kind: str, payment: Payment) -> list[int]:
-    """The amounts of what really happened at Stripe."""
-    return [
-        int(one["amount"]) for one in await world.stripe.effects(kind, payment.payment_intent_id)
-    ]
-
-
-async def answer(world: World, method: str, request: Any) -> str:
-    """What the caller is told in the end, and whoever asks with the same key again."""
-    first = await world.patiently(method, request)
-    assert await world.bytes_of(method, request) == first
-    if first.code == "OK":
-        return "OK"
-    return (await refusal(getattr(world.payments, method)(request))).reason
-
-
-async def not_sent(world: World, payment: Payment, movement: str) -> str:
-    """Waits until the operation is parked for an operator, and the reason names the movement."""
-
-    async def probe() -> str | None:
-        found = world.sql(
-            "SELECT operation_id FROM operations WHERE payment_id = %s AND state = 'PARKED' "
-            "AND last_error LIKE %s",
-            payment.payment_id,
-            f"%moved out of band meanwhile:%{movement} %",
-        )
-        return str(found[0][0]) if found else None
-
-    operation_id = await until(probe, "parked because of what was moved out of band")
-    assert (await world.get(payment.payment_id)).waiting_for == payments_pb2.WAITING_FOR_OPERATOR
-    return operation_id
-
-
-async def abandon(world: World, operation_id: str) -> None:
-    """As soon as no request of it can be on its way any more."""
-    asked = operations_pb2.AbandonOperationRequest(
-        operation_id=operation_id, reason="done otherwise"
-    )
-
-    async def done() -> bool:
-        reply = await world.raw("OperationsService/AbandonOperation", asked.SerializeToString())
-        assert reply.refused is None or reply.refused.reason == "OPERATION_IN_PROGRESS"
-        return reply.refused is None
-
-    await until(done, "abandoned")
 
 
 # 429: Stripe has seen nothing. 503: nobody knows. 401: parked at once.

@@ -10,31 +10,23 @@ import pytest
 from grpc import aio
 
 from marketplace.payments.v1 import disputes_pb2, experts_pb2, operations_pb2, payments_pb2
-from tests.integration.books import balance, check_books
 from tests.integration.conftest import StartWorld
-from tests.integration.kinds import kind_of
-from tests.integration.test_disputes import (
-    LOST,
-    WON,
-    contest,
-    decide,
-    dispute_where,
-    keep_at_stripe,
-    settled,
-)
-from tests.integration.test_gigs import kinds
-from tests.integration.world import (
+from tests.support.books import balance, check_books
+from tests.support.errors import refusal
+from tests.support.kinds import kind_of
+from tests.support.requests import capture_request, new_key
+from tests.support.steps.dashboard import bounce, keep_at_stripe
+from tests.support.steps.disputes import LOST, WON, contest, decide, dispute_where, settled
+from tests.support.steps.operators import repaid, repayments, resume
+from tests.support.steps.payments import kinds, owed, waiting_capture
+from tests.support.world import (
     CAPTURED,
     CAPTURING,
     IN_ESCROW,
     REFUNDED,
     REFUNDING,
     Payment,
-    State,
     World,
-    capture_request,
-    new_key,
-    refusal,
     until,
 )
 
@@ -42,73 +34,6 @@ PLATFORM = payments_pb2.ESCROW_MODE_PLATFORM_HOLD
 MODES = pytest.mark.parametrize(
     "mode", [{}, {"escrow_mode": PLATFORM}], ids=["destination", "platform"]
 )
-
-
-async def bounce(world: World, payment_id: str) -> None:
-    """The newest refund comes back from the client's bank; wait until the books say so."""
-    refund = world.sql(
-        "SELECT movement_id FROM movements WHERE payment_id = %s AND kind = 'refund' "
-        "ORDER BY time DESC LIMIT 1",
-        payment_id,
-    )[0][0]
-    await world.stripe.control("POST", f"/refunds/{refund}/fail")
-
-    async def booked() -> bool:
-        return bool(world.sql("SELECT 1 FROM movements WHERE movement_id = %s", f"{refund}:failed"))
-
-    await until(booked, "the bounce on the books")
-
-
-def repayments(world: World, payment_id: str) -> list[tuple[str, int, str]]:
-    """The operations that were to pay the client again, oldest first: id, amount, state."""
-    return [
-        (str(operation_id), int(units), str(state))
-        for operation_id, units, state in world.sql(
-            "SELECT operation_id, minor_units, state FROM operations WHERE payment_id = %s "
-            "AND params ->> 'owed' = 'true' ORDER BY create_time, operation_id",
-            payment_id,
-        )
-    ]
-
-
-async def resume(world: World, operation_id: str) -> None:
-    await world.operations.ResumeOperation(
-        operations_pb2.ResumeOperationRequest(operation_id=operation_id)
-    )
-
-
-async def repaid(world: World, payment_id: str, state: State) -> Payment:
-    """An operator sends the parked repayment on; the payment then rests."""
-
-    async def parked() -> str | None:
-        found = [one for one, _, now in repayments(world, payment_id) if now == "PARKED"]
-        return found[0] if found else None
-
-    await resume(world, await until(parked, "a parked repayment"))
-    payment = await world.in_state(payment_id, state)
-    assert owed(world, payment_id) == 0
-    await check_books(world)
-    return payment
-
-
-def owed(world: World, payment_id: str) -> int:
-    return -balance(world, f"client_payable:{payment_id}")
-
-
-async def waiting_capture(
-    world: World, refunded: int, part: int, **fields: Any
-) -> tuple[Payment, str]:
-    """Of 10,000 held some were refunded, and a part waits for the expert's account."""
-    expert = await world.expert()
-    held = await world.escrowed(expert, 10_000, escrow_mode=PLATFORM)
-    await world.refund(held.payment_id, refunded)
-    account = world.account_of(expert)
-    await world.stripe.control(
-        "POST", f"/accounts/{account}/restrict", {"capabilities": {"transfers": "inactive"}}
-    )
-    payment = await world.capture(held.payment_id, part, **fields)
-    assert (payment.state, payment.waiting_for) == (CAPTURING, payments_pb2.WAITING_FOR_EXPERT)
-    return payment, account
 
 
 # ---- behind an operation that takes its time ----

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 
 from marketplace.payments.v1 import money_pb2, operations_pb2, payments_pb2
 from payment_service.application.execution import executor
-from tests.integration.books import balance, check_books
 from tests.integration.conftest import StartWorld
-from tests.integration.kinds import kind_of
-from tests.integration.test_disputes import LOST, WON, contest, decide, dispute_where, settled
-from tests.integration.test_gigs import in_days, kinds
-from tests.integration.test_owed import bounce, owed, repaid, resume, waiting_capture
-from tests.integration.world import (
+from tests.support.books import balance, check_books
+from tests.support.errors import refusal
+from tests.support.kinds import kind_of
+from tests.support.requests import capture_request, money, new_key, refund_request
+from tests.support.steps.dashboard import arrives, bounce
+from tests.support.steps.disputes import LOST, WON, contest, decide, dispute_where, settled
+from tests.support.steps.faults import HASTY, unheard
+from tests.support.steps.operators import owed_after_a_bounce, parked, repaid, resume
+from tests.support.steps.payments import in_days, kinds, owed, waiting_capture
+from tests.support.world import (
     CAPTURED,
     CAPTURING,
     IN_ESCROW,
@@ -24,64 +27,10 @@ from tests.integration.world import (
     REFUNDING,
     Payment,
     World,
-    capture_request,
-    money,
-    new_key,
-    refund_request,
-    refusal,
     until,
 )
 
 PLATFORM = payments_pb2.ESCROW_MODE_PLATFORM_HOLD
-#: Parked soon, whoever is to blame.
-HASTY = {"tries_before_parking": 1, "patience": 2}
-
-
-async def parked(world: World, payment_id: str) -> str:
-    """Wait until an operation of the payment is parked; its id."""
-
-    async def probe() -> str | None:
-        found = world.sql(
-            "SELECT operation_id FROM operations WHERE payment_id = %s AND state = 'PARKED'",
-            payment_id,
-        )
-        return str(found[0][0]) if found else None
-
-    return await until(probe, "a parked operation")
-
-
-async def unheard(world: World) -> tuple[Payment, str]:
-    """A transfer of 4,000 out of 10,000 that was parked without an answer, and its operation."""
-    held = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
-    await world.stripe.fault("/transfers$", "status", times=None, status=503)
-    request = capture_request(held.payment_id, 4_000)
-    assert (await refusal(world.payments.CapturePayment(request))).code == "UNAVAILABLE"
-    operation_id = await parked(world, held.payment_id)
-    await world.stripe.clear_faults()
-    return await world.get(held.payment_id), operation_id
-
-
-async def arrives(world: World, payment: Payment, operation_id: str) -> None:
-    """The request of the parked transfer reaches Stripe after all."""
-    [(account_id,)] = world.sql(
-        "SELECT params ->> 'destination_account_id' FROM operations WHERE operation_id = %s",
-        operation_id,
-    )
-    names: dict[str, Any] = {
-        "metadata[operation_id]": operation_id,
-        "metadata[payment_id]": payment.payment_id,
-    }
-    made = await world.stripe.api(
-        "POST",
-        "/transfers",
-        amount=3_600,
-        currency="usd",
-        destination=account_id,
-        source_transaction=payment.charge_id,
-        transfer_group=payment.payment_id,
-        **names,
-    )
-    assert made.get("id"), made
 
 
 # ---- a lost dispute ----
@@ -244,19 +193,6 @@ async def test_resuming_while_contested_finds_what_was_done(start_world: StartWo
 
 
 # ---- a repayment that is parked, or can never be made ----
-
-
-async def owed_after_a_bounce(world: World, **fields: Any) -> Payment:
-    """Of 10,000 held 2,000 were refunded and bounced: they are owed, and 8,000 are held."""
-    held = await world.escrowed(amount=10_000, escrow_mode=PLATFORM, **fields)
-    await world.refund(held.payment_id, 2_000)
-    await bounce(world, held.payment_id)
-    payment = await world.in_state(held.payment_id, REFUNDING)
-    assert (payment.waiting_for, payment.held_amount.minor_units) == (
-        payments_pb2.WAITING_FOR_OPERATOR,
-        8_000,
-    )
-    return payment
 
 
 async def test_escrow_is_not_locked_by_a_repayment_that_cannot_be_made(world: World) -> None:

@@ -15,10 +15,13 @@ from marketplace.payments.v1 import experts_pb2, operations_pb2, webhooks_pb2
 from payment_service.application.jobs.apply_webhooks import apply_waiting
 from payment_service.application.sync.payout import save_payout, sync_payout
 from payment_service.domain.ports.records import Cause
-from tests.integration.books import balance, check_books
 from tests.integration.conftest import StartWorld
-from tests.integration.kinds import kind_of
-from tests.integration.world import CONNECT_SECRET, World, ingestion, new_event, refusal, until
+from tests.support.books import balance, check_books
+from tests.support.errors import refusal
+from tests.support.kinds import kind_of
+from tests.support.service import CONNECT_SECRET
+from tests.support.stripe import ingestion, new_event
+from tests.support.world import World, until
 
 PENDING = experts_pb2.PAYOUT_STATE_PENDING
 IN_TRANSIT = experts_pb2.PAYOUT_STATE_IN_TRANSIT

@@ -22,18 +22,9 @@ from payment_service.application.jobs import (
     waiting_captures,
 )
 from tests.integration.conftest import StartWorld
-from tests.integration.test_accounts import reasons
-from tests.integration.test_disputes import contest, decide, dispute_where
-from tests.integration.test_gigs import CARD, PLATFORM, PROMOTE, kinds
-from tests.integration.world import (
-    CAPTURED,
-    CAPTURING,
-    EXPIRED,
-    IN_ESCROW,
-    PENDING,
-    Payment,
-    World,
-)
+from tests.support.steps.disputes import contest, decide, dispute_where
+from tests.support.steps.payments import CARD, PLATFORM, PROMOTE, kinds, reasons
+from tests.support.world import CAPTURED, CAPTURING, EXPIRED, IN_ESCROW, PENDING, Payment, World
 
 LOST = disputes_pb2.DISPUTE_OUTCOME_LOST
 _EIGHT_DAYS = 8 * 24 * 3600

@@ -9,19 +9,10 @@ import pytest
 from grpc import aio
 
 from payment_service.rpc.call_context import CallRegistry
-from tests.integration.books import check_books
-from tests.integration.world import (
-    CANCELED,
-    CAPTURED,
-    IN_ESCROW,
-    REFUNDED,
-    Reply,
-    World,
-    capture_request,
-    refund_request,
-    refusal,
-    until,
-)
+from tests.support.books import check_books
+from tests.support.errors import Reply, refusal
+from tests.support.requests import capture_request, refund_request
+from tests.support.world import CANCELED, CAPTURED, IN_ESCROW, REFUNDED, World, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -11,17 +11,15 @@ import pytest
 
 from marketplace.payments.v1 import experts_pb2, operations_pb2
 from payment_service.application.reconciliation.run import reconcile_if_due
-from tests.integration.books import check_books
 from tests.integration.conftest import StartWorld
-from tests.integration.kinds import kind_of
-from tests.integration.world import CAPTURED, REFUNDED, World, refund_request, refusal
+from tests.support.books import check_books
+from tests.support.errors import refusal
+from tests.support.kinds import kind_of
+from tests.support.requests import refund_request
+from tests.support.steps.operators import open_kinds, run
+from tests.support.world import CAPTURED, REFUNDED, World, until
 
 Tamper = Callable[..., int]
-
-
-async def run(world: World, payment_id: str = "") -> operations_pb2.RunReconciliationResponse:
-    request = operations_pb2.RunReconciliationRequest(payment_id=payment_id)
-    return await world.operations.RunReconciliation(request)
 
 
 def violated(report: operations_pb2.RunReconciliationResponse) -> set[str]:
@@ -190,12 +188,6 @@ async def test_money_that_moved_for_no_payment_is_reported(world: World) -> None
     ]
 
 
-async def open_kinds(world: World) -> list[str]:
-    request = operations_pb2.ListDiscrepanciesRequest(open_only=True)
-    found = (await world.operations.ListDiscrepancies(request)).discrepancies
-    return [kind_of(one) for one in found if kind_of(one) != "escrow_underfunded"]
-
-
 @pytest.mark.parametrize("by", ["the span", "since"])
 async def test_a_discrepancy_is_not_gone_because_nobody_looked(
     start_world: StartWorld, as_superuser: Tamper, by: str
@@ -298,11 +290,22 @@ async def test_one_payment_alone(world: World) -> None:
 async def test_the_job_is_done_by_one_replica_in_an_hour(start_world: StartWorld) -> None:
     world = await start_world(loops=False)
     assert world.service is not None
+    world.sql("UPDATE jobs SET next_time = now() WHERE name = 'reconciliation'")
     await reconcile_if_due(world.service.app)
     before = len(await world.stripe.requests("/balance_transactions", "GET"))
     assert before > 0
     await reconcile_if_due(world.service.app)
     assert len(await world.stripe.requests("/balance_transactions", "GET")) == before
+
+
+async def test_the_service_does_the_job_by_itself_once_it_is_due(world: World) -> None:
+    assert not await world.stripe.requests("/balance_transactions", "GET")
+    world.sql("UPDATE jobs SET next_time = now() WHERE name = 'reconciliation'")
+
+    async def compared() -> bool:
+        return bool(await world.stripe.requests("/balance_transactions", "GET"))
+
+    await until(compared, "the books compared with Stripe's")
 
 
 async def test_one_payment_is_judged_by_its_own_books(world: World, as_superuser: Tamper) -> None:

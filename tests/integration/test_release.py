@@ -7,20 +7,12 @@ import asyncio
 import pytest
 
 from marketplace.payments.v1 import operations_pb2, payments_pb2
-from tests.integration.books import check_books
-from tests.integration.test_disputes import WON, contest, decide, dispute_where, frozen, settled
-from tests.integration.test_gigs import kinds
-from tests.integration.world import (
-    CANCELED,
-    CAPTURED,
-    IN_ESCROW,
-    Payment,
-    World,
-    capture_request,
-    new_key,
-    refusal,
-    until,
-)
+from tests.support.books import check_books
+from tests.support.errors import refusal
+from tests.support.requests import capture_request, new_key
+from tests.support.steps.disputes import WON, contest, decide, dispute_where, frozen, settled
+from tests.support.steps.payments import kinds
+from tests.support.world import CANCELED, CAPTURED, IN_ESCROW, Payment, World, until
 
 PLATFORM = payments_pb2.ESCROW_MODE_PLATFORM_HOLD
 Request = operations_pb2.DismissFraudWarningRequest

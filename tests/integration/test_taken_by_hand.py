@@ -6,21 +6,17 @@ import asyncio
 
 import pytest
 
-from marketplace.payments.v1 import money_pb2, operations_pb2, payments_pb2
+from marketplace.payments.v1 import payments_pb2
 from marketplace.payments.v1.payments_pb2 import Payment
-from tests.integration.books import balance, check_books
-from tests.integration.kinds import kind_of
-from tests.integration.test_disputes import contest, decide, dispute_where, keep_at_stripe
-from tests.integration.test_gigs import kinds
-from tests.integration.world import REFUNDED, World, new_key, until
+from tests.support.books import balance, check_books
+from tests.support.kinds import kind_of
+from tests.support.steps.dashboard import days_pass, paid, reverse
+from tests.support.steps.disputes import contest, decide, dispute_where
+from tests.support.steps.operators import write_off
+from tests.support.steps.payments import kept_back, stands
+from tests.support.world import REFUNDED, World
 
 PLATFORM = payments_pb2.ESCROW_MODE_PLATFORM_HOLD
-
-
-async def paid(world: World) -> Payment:
-    """A gig of 100 dollars, of which the expert was sent 90."""
-    await keep_at_stripe(world)
-    return await world.captured(await world.expert(), 10_000, escrow_mode=PLATFORM)
 
 
 async def owing(world: World) -> Payment:
@@ -32,51 +28,7 @@ async def owing(world: World) -> Payment:
     return payment
 
 
-async def days_pass(world: World) -> None:
-    """What was pending at Stripe becomes available."""
-    await world.stripe.advance(3 * 24 * 3600)
-
-
-async def reverse(world: World, payment: Payment, amount: int) -> None:
-    """As an operator does at the dashboard; until it is on the books."""
-    before = (await kinds(world, payment.payment_id)).count("reversed_out_of_band")
-    [(transfer,)] = world.sql(
-        "SELECT movement_id FROM movements WHERE kind = 'transfer' AND payment_id = %s",
-        payment.payment_id,
-    )
-    made = await world.stripe.api("POST", f"/transfers/{transfer}/reversals", amount=amount)
-    assert made.get("id"), made
-
-    async def booked() -> bool:
-        return (await kinds(world, payment.payment_id)).count("reversed_out_of_band") > before
-
-    await until(booked, "the reversal by hand on the books")
-
-
-def stands(world: World, payment: Payment) -> tuple[int, int]:
-    """What the expert owes, and what the platform bears."""
-    return balance(world, f"expert_debt:{payment.expert_id}"), balance(world, "losses")
-
-
-async def kept_back(world: World, payment: Payment, amount: int) -> int:
-    """Of the expert's part of another gig."""
-    other = await world.captured(payment.expert_id, amount, escrow_mode=PLATFORM)
-    await check_books(world)
-    sent = await world.stripe.effects("transferred", other.payment_intent_id)
-    return other.net_expert_amount.minor_units - sum(int(one["amount"]) for one in sent)
-
-
-async def write_off(world: World, payment: Payment, amount: int) -> None:
-    """The operator settles with the expert what was taken out of band."""
-    await world.operations.WriteOffExpertDebt(
-        operations_pb2.WriteOffExpertDebtRequest(
-            expert_id=payment.expert_id,
-            currency_code="USD",
-            amount=money_pb2.Money(minor_units=amount),
-            reason="reversed at the dashboard",
-            idempotency_key=new_key(),
-        )
-    )
+# ---- it was owed before ----
 
 
 async def test_it_is_the_platforms_until_the_debt_that_it_paid_is_written_off(

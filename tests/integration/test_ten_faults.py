@@ -14,22 +14,12 @@ from pydantic import ValidationError
 from marketplace.payments.v1 import experts_pb2
 from payment_service.config import Settings
 from payment_service.domain.webhook_event import ACCOUNT_EVENTS, PAYMENT_EVENTS
-from tests.integration.books import check_books
-from tests.integration.world import (
-    CANCELED,
-    CAPTURED,
-    EXPIRED,
-    IN_ESCROW,
-    PLATFORM_SECRET,
-    World,
-    ingestion,
-    new_event,
-    new_key,
-    refund_request,
-    refusal,
-    signed,
-    until,
-)
+from tests.support.books import check_books
+from tests.support.errors import refusal
+from tests.support.requests import new_key, refund_request
+from tests.support.service import PLATFORM_SECRET
+from tests.support.stripe import ingestion, new_event, signed
+from tests.support.world import CANCELED, CAPTURED, EXPIRED, IN_ESCROW, World, until
 
 
 async def test_1_an_authorization_is_no_capture_whatever_the_event_is_called(

@@ -13,20 +13,13 @@ import pytest
 
 from marketplace.payments.v1 import experts_pb2, payments_pb2
 from payment_service.application.execution import executor
-from tests.integration.books import check_books
 from tests.integration.conftest import StartWorld
-from tests.integration.flights import effects_of, flights
-from tests.integration.world import (
-    CAPTURED,
-    Refused,
-    World,
-    capture_request,
-    money,
-    refund_request,
-    refusal,
-    replica,
-    until,
-)
+from tests.support.books import check_books
+from tests.support.errors import Refused, refusal
+from tests.support.flights import effects_of, flights
+from tests.support.requests import capture_request, money, refund_request
+from tests.support.running import replica
+from tests.support.world import CAPTURED, World, until
 
 #: (action, when, more): everything that is neither Stripe's yes nor Stripe's no.
 FAULTS: list[tuple[str, str, dict[str, Any]]] = [

@@ -14,21 +14,11 @@ from typing import Any
 import pytest
 
 from marketplace.payments.v1 import money_pb2, operations_pb2, payments_pb2
-from tests.integration.books import check_books
 from tests.integration.conftest import StartWorld
-from tests.integration.world import (
-    CAPTURED,
-    IN_ESCROW,
-    PATIENCE,
-    Refused,
-    World,
-    capture_request,
-    money,
-    new_key,
-    refund_request,
-    refusal,
-    until,
-)
+from tests.support.books import check_books
+from tests.support.errors import Refused, refusal
+from tests.support.requests import capture_request, money, new_key, refund_request
+from tests.support.world import CAPTURED, IN_ESCROW, PATIENCE, World, until
 
 _CURRENCIES = {"USD": 1, "JPY": 1, "KWD": 10}
 #: What Stripe holds against its own balance per account; some of it waits for days.

@@ -21,12 +21,14 @@ import psycopg2
 from grpc import StatusCode, aio
 
 from marketplace.payments.v1 import experts_pb2, payments_pb2, webhooks_pb2
-from tests.integration.books import check_books
-from tests.integration.kinds import kind_of
-from tests.integration.world import IN_ESCROW, Payment, Reply, Stripe, World
 from tests.reliability.relay import Cut, Relay
 from tests.reliability.scenarios import CONVERGENCE_SECONDS, Scenario, Subject, set_webhooks
 from tests.reliability.system import SURVIVOR, VICTIM, System
+from tests.support.books import check_books
+from tests.support.errors import Reply
+from tests.support.kinds import kind_of
+from tests.support.stripe import Stripe
+from tests.support.world import IN_ESCROW, Payment, World
 
 #: Reached by the loops of a service at rest: part of a scenario only where it says so.
 AT_REST = frozenset(

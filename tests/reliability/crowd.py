@@ -11,8 +11,9 @@ from typing import Any, TypeVar
 from google.protobuf.message import Message
 
 from marketplace.payments.v1 import payments_pb2
-from tests.integration.world import IN_ESCROW, Payment, Reply, World, until
 from tests.reliability.crash import ASK_AGAIN
+from tests.support.errors import Reply
+from tests.support.world import IN_ESCROW, Payment, World, until
 
 S = TypeVar("S")
 T = TypeVar("T")

@@ -36,8 +36,9 @@ from payment_service.domain.errors import Refusal
 from payment_service.domain.payment import Payment
 from stripe_simulator import Config, RunningSimulator, start
 from stripe_simulator.webhooks import sign
-from tests.integration.world import CONNECT_SECRET, PLATFORM_SECRET, SECRET_KEY, Stripe
 from tests.reliability.oracle import AGAIN, OK
+from tests.support.service import CONNECT_SECRET, PLATFORM_SECRET, SECRET_KEY
+from tests.support.stripe import Stripe
 
 #: How many seconds Stripe has: enough on a busy machine, and little where it will not answer.
 PATIENT, IMPATIENT = 10.0, 0.3

@@ -20,22 +20,17 @@ from marketplace.payments.v1 import (
     webhooks_pb2,
 )
 from stripe_simulator.webhooks import sign
-from tests.integration.world import (
+from tests.support.requests import capture_request, money, new_key, new_name, refund_request
+from tests.support.service import CONNECT_SECRET, PLATFORM_SECRET
+from tests.support.stripe import Stripe
+from tests.support.world import (
     CAPTURED,
     CAPTURING,
-    CONNECT_SECRET,
     IN_ESCROW,
-    PLATFORM_SECRET,
     REFUNDED,
     REFUNDING,
     Payment,
-    Stripe,
     World,
-    capture_request,
-    money,
-    new_key,
-    new_name,
-    refund_request,
     until,
 )
 

@@ -23,14 +23,10 @@ from dev.child import Child
 from dev.processes import is_stopped
 from dev.settings import StackSettings
 from dev.stack import Stack
-from tests.integration.world import (
-    CHANNEL_OPTIONS,
-    CONNECT_SECRET,
-    PLATFORM_SECRET,
-    Stripe,
-    World,
-)
-from tests.reliability.nursery import nursery
+from tests.support.nursery import nursery
+from tests.support.service import CONNECT_SECRET, PLATFORM_SECRET
+from tests.support.stripe import Stripe
+from tests.support.world import CHANNEL_OPTIONS, World
 
 #: Small, so that a lease (twice this) and with it a recovery is over soon.
 STRIPE_TIMEOUT = 0.75

@@ -17,9 +17,9 @@ import pytest
 
 from marketplace.payments.channel import connect
 from marketplace.payments.events import watch
-from tests.integration.world import World, until
 from tests.reliability import proving
 from tests.reliability.system import System, running_system
+from tests.support.world import World, until
 
 _EVENTS = proving.by_profile(800, 10_000)
 _KILLS = proving.by_profile(2, 20)

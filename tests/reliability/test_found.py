@@ -6,8 +6,9 @@ import asyncio
 from collections.abc import Callable
 
 from marketplace.payments.v1 import payments_pb2
-from tests.integration.books import check_books
-from tests.integration.world import REFUNDING, running_world
+from tests.support.books import check_books
+from tests.support.running import running_world
+from tests.support.world import REFUNDING
 
 
 def test_a_refund_is_answered_although_a_former_one_is_seen_to_bounce(

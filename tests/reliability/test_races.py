@@ -19,21 +19,6 @@ from payment_service.application.app import App
 from payment_service.application.jobs.deadlines import act_on_deadlines
 from payment_service.bootstrap import wire
 from payment_service.config import Settings
-from tests.integration.books import balance, check_books
-from tests.integration.world import (
-    CANCELED,
-    CAPTURED,
-    CONNECT_SECRET,
-    IN_ESCROW,
-    PLATFORM_SECRET,
-    REFUNDED,
-    Payment,
-    Reply,
-    World,
-    capture_request,
-    new_name,
-    refund_request,
-)
 from tests.reliability import proving
 from tests.reliability.crowd import (
     at_most,
@@ -44,6 +29,11 @@ from tests.reliability.crowd import (
     last_effect,
 )
 from tests.reliability.system import System
+from tests.support.books import balance, check_books
+from tests.support.errors import Reply
+from tests.support.requests import capture_request, new_name, refund_request
+from tests.support.service import CONNECT_SECRET, PLATFORM_SECRET
+from tests.support.world import CANCELED, CAPTURED, IN_ESCROW, REFUNDED, Payment, World
 
 _GROUPS = proving.by_profile(21, 2_000)
 _ON_THE_PLATFORM = proving.by_profile(7, 280)

@@ -21,9 +21,9 @@ import pytest
 
 from marketplace.payments.channel import connect
 from marketplace.payments.v1 import payments_pb2, payments_pb2_grpc
-from tests.integration.world import World
 from tests.reliability import proving
 from tests.reliability.system import SURVIVOR, VICTIM, System
+from tests.support.world import World
 
 _REPETITIONS = proving.by_profile(1, 20)
 _POSTMASTER_REPETITIONS = proving.by_profile(1, 8)

@@ -18,16 +18,10 @@ import pytest
 from marketplace.payments.channel import connect
 from marketplace.payments.v1 import payments_pb2, payments_pb2_grpc
 from payment_service.config import Settings
-from tests.integration.world import (
-    CAPTURED,
-    IN_ESCROW,
-    REFUNDED,
-    World,
-    capture_request,
-    refund_request,
-)
 from tests.reliability import proving
 from tests.reliability.system import System
+from tests.support.requests import capture_request, refund_request
+from tests.support.world import CAPTURED, IN_ESCROW, REFUNDED, World
 
 T = TypeVar("T")
 

@@ -18,19 +18,13 @@ import pytest
 
 from marketplace.payments.v1 import webhooks_pb2
 from stripe_simulator.webhooks import sign
-from tests.integration.books import check_books
-from tests.integration.world import (
-    CONNECT_SECRET,
-    PATIENCE,
-    PLATFORM_SECRET,
-    World,
-    replica,
-    running_world,
-    until,
-)
 from tests.reliability import proving
 from tests.reliability.crowd import at_most, calm
 from tests.reliability.system import System
+from tests.support.books import check_books
+from tests.support.running import replica, running_world
+from tests.support.service import CONNECT_SECRET, PLATFORM_SECRET
+from tests.support.world import PATIENCE, World, until
 
 #: Some seven events come of a payment.
 _LEAST_EVENTS = proving.by_profile(200, 5_000)

@@ -12,12 +12,13 @@ import pytest
 
 from dev.postgres import EmbeddedPostgres
 from marketplace.payments.v1 import operations_pb2
-from tests.integration.books import check_books
-from tests.integration.kinds import kind_of
-from tests.integration.world import World, running_world
 from tests.reliability import proving
 from tests.reliability.intruder import Intruder, intruding
 from tests.reliability.tampering import KINDS
+from tests.support.books import check_books
+from tests.support.kinds import kind_of
+from tests.support.running import running_world
+from tests.support.world import World
 
 _TAMPERINGS = proving.by_profile(len(KINDS), 200)
 _LIVES = proving.by_profile(1, 4)

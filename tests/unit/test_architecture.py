@@ -298,6 +298,34 @@ def test_long_files_have_a_reason() -> None:
     assert not outdated, f"no longer over {LINES_MAX} lines; take them off LONG_FILES: {outdated}"
 
 
+def test_no_test_module_imports_another() -> None:
+    """What tests share is in tests/support or in a helper beside them, where it can be found."""
+    found = list(imports_among_tests())
+    assert any(one.imported == "tests.support.world" for one in found)
+    wrong = [f"{one.place} imports {one.imported}" for one in found if is_test(one.imported)]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_what_tests_share_does_not_depend_on_who_shares_it() -> None:
+    wrong = [
+        f"{found.place} imports {found.imported}"
+        for found in imports_among_tests()
+        if within(found.importer, {"tests.support"})
+        and not within(found.imported, {"tests.support"})
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def imports_among_tests() -> Iterator[Import]:
+    for path in sorted((ROOT / "tests").rglob("*.py")):
+        module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        yield from (one for one in imports_of(module, path) if within(one.imported, {"tests"}))
+
+
+def is_test(module: str) -> bool:
+    return module.rpartition(".")[2].startswith("test_")
+
+
 @pytest.mark.parametrize(
     ("importer", "imported", "allowed"),
     [

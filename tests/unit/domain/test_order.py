@@ -11,7 +11,7 @@ from fractions import Fraction
 from random import Random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given, seed, settings
 from hypothesis import strategies as st
 
 from payment_service.domain import guards, money
@@ -369,10 +369,13 @@ def test_what_others_do_while_we_are_at_it_ends_in_the_same_payment(
 
 
 def test_the_scripts_reach_every_kind_of_event_that_following_can_bring() -> None:
-    """So that the two tests above do not pass by doing nothing."""
+    """So that the two tests above do not pass by doing nothing.
+
+    Some kinds are rare, so it plays until all have come, at most as often as would be a fault.
+    """
     reached: Counter[EventKind] = Counter()
 
-    @settings(max_examples=500, database=None)
+    @settings(max_examples=250, database=None, derandomize=False)
     @given(
         st.sampled_from(list(ONE_CURRENCY.values())),
         AMOUNTS,
@@ -383,7 +386,6 @@ def test_the_scripts_reach_every_kind_of_event_that_following_can_bring() -> Non
         player.play(script)
         reached.update(player.service.kinds)
 
-    play()
     creation = {EventKind.INITIATED, EventKind.INTENT_CREATED, EventKind.CREATION_REFUSED}
     by_the_clock = {EventKind.DEADLINE_NEAR, EventKind.DEADLINE_PASSED}
     # Disputes have scripts of their own.
@@ -393,5 +395,10 @@ def test_the_scripts_reach_every_kind_of_event_that_following_can_bring() -> Non
     seldom = {EventKind.REPAYMENT_ABANDONED, EventKind.REFUND_FAILED_UNBOOKED}
     # An operator's word alone, which nothing at Stripe brings.
     by_word = {EventKind.CLIENT_PAYABLE_SETTLED}
-    missing = set(EventKind) - set(reached) - seldom
-    assert missing == creation | by_the_clock | disputes | by_word
+    never = creation | by_the_clock | disputes | by_word
+    for number in range(8):
+        begin_from = seed(number)
+        begin_from(play)()
+        if not set(EventKind) - set(reached) - seldom - never:
+            break
+    assert set(EventKind) - set(reached) - seldom == never

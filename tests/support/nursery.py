@@ -67,7 +67,7 @@ class Nursery:
     def __init__(self) -> None:
         self._ours, theirs = socket.socketpair()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.reliability.nursery", str(theirs.fileno())],
+            [sys.executable, "-m", "tests.support.nursery", str(theirs.fileno())],
             cwd=ROOT,
             stdin=subprocess.DEVNULL,
             pass_fds=[theirs.fileno()],

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 
 from marketplace.payments.v1 import events_pb2
-from tests.integration.world import World
+from tests.support.world import World
 
 #: Made by a test's own hand at the simulator, and without a source; nothing explains them.
 _NOT_OURS = ("topup", "adjustment", "payout")
@@ -131,7 +131,7 @@ def _check_rows(world: World) -> None:
     )
     # A claim without an answer belongs to an operation that waits for an operator, or to nobody.
     assert not world.sql(
-        "SELECT claim_id FROM idempotency_keys LEFT JOIN operations USING (operation_id) "
+        "SELECT k.claim_id FROM idempotency_keys k LEFT JOIN operations USING (operation_id) "
         "WHERE answer IS NULL AND operations.state IS DISTINCT FROM 'PARKED'"
     )
 

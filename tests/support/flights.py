@@ -8,16 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tests.integration.world import (
-    CANCELED,
-    CAPTURED,
-    PENDING,
-    REFUNDED,
-    World,
-    capture_request,
-    new_name,
-    refund_request,
-)
+from tests.support.requests import capture_request, new_name, refund_request
+from tests.support.world import CANCELED, CAPTURED, PENDING, REFUNDED, World
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,80 @@
+"""The payment service inside this process."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from typing import Any
+
+from grpc import aio
+
+from payment_service.application.app import App
+from payment_service.application.jobs.scheduler import run_background
+from payment_service.bootstrap import Wired, add_services, wire
+from payment_service.config import Settings
+from payment_service.rpc.errors import ErrorInterceptor
+from payment_service.server import OPTIONS
+
+PLATFORM_SECRET = "whsec_platform_of_tests"
+CONNECT_SECRET = "whsec_connect_of_tests"
+SECRET_KEY = "sk_test_simulator"
+PUBLISHABLE_KEY = "pk_test_simulator"
+
+
+class Service:
+    """The payment service inside this process. Stopped and started again, it keeps its address."""
+
+    def __init__(self, settings: Settings, **policy: Any) -> None:
+        self.settings = settings
+        self._policy = policy
+        self._server: aio.Server | None = None
+        self._background: asyncio.Task[None] | None = None
+        self.wired: Wired | None = None
+        self.port = 0
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    @property
+    def app(self) -> App:
+        assert self.wired is not None
+        return self.wired.app
+
+    async def start(self, *, loops: bool = True) -> None:
+        """``loops=False`` leaves the background loops out, for tests that are the background."""
+        wired = wire(self.settings)
+        app = replace(wired.app, policy=replace(wired.app.policy, **self._policy))
+        self.wired = replace(wired, app=app)
+        self._server = aio.server(
+            interceptors=[ErrorInterceptor(wired.metrics.observe_rpc)], options=OPTIONS
+        )
+        add_services(self._server, self.wired)
+        self.port = self._server.add_insecure_port(f"127.0.0.1:{self.port}")
+        await self._server.start()
+        if loops:
+            self.start_loops()
+
+    def start_loops(self) -> None:
+        assert self._background is None
+        self._background = asyncio.create_task(run_background(self.app))
+
+    async def stop(self) -> None:
+        """As ``server.serve`` ends: callers answered, operations drained, connections closed."""
+        if self.wired is None or self._server is None:
+            return
+        self.wired.app.feed.ending.set()
+        if self._background is not None:
+            self._background.cancel()
+            await asyncio.gather(self._background, return_exceptions=True)
+            self._background = None
+        await self._server.stop(5)
+        self.wired.operations.close()
+        await self.wired.operations.drain(10)
+        await self.wired.stripe.close()
+        await asyncio.get_running_loop().run_in_executor(None, self.wired.database.close)
+        self.wired = None
+
+    async def restart(self) -> None:
+        await self.stop()
+        await self.start()

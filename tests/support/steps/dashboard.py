@@ -1,0 +1,103 @@
+"""What happens at Stripe without the service: at its dashboard, at banks, by time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tests.support.steps.payments import PLATFORM, kinds
+from tests.support.world import Payment, World, until
+
+
+async def keep_at_stripe(world: World) -> None:
+    """Experts whose payouts are manual: time passes, and what was theirs can be taken back."""
+    await world.stripe.control("POST", "/settings", {"payout_interval": "manual"})
+
+
+async def refund_by_hand(world: World, payment: Payment, amount: int) -> None:
+    made = await world.stripe.api(
+        "POST", "/refunds", payment_intent=payment.payment_intent_id, amount=amount
+    )
+    assert made.get("id"), made
+
+    async def booked() -> bool:
+        return "refunded_out_of_band" in await kinds(world, payment.payment_id)
+
+    await until(booked, "the refund by hand on the books")
+
+
+async def transfer_by_hand(world: World, payment: Payment, amount: int, *, to: str = "") -> None:
+    made = await world.stripe.api(
+        "POST",
+        "/transfers",
+        amount=amount,
+        currency="usd",
+        destination=world.account_of(to or payment.expert_id),
+        source_transaction=payment.charge_id,
+        transfer_group=payment.payment_id,
+    )
+    assert made.get("id"), made
+
+
+async def bounce(world: World, payment_id: str) -> None:
+    """The newest refund comes back from the client's bank; wait until the books say so."""
+    refund = world.sql(
+        "SELECT movement_id FROM movements WHERE payment_id = %s AND kind = 'refund' "
+        "ORDER BY time DESC LIMIT 1",
+        payment_id,
+    )[0][0]
+    await world.stripe.control("POST", f"/refunds/{refund}/fail")
+
+    async def booked() -> bool:
+        return bool(world.sql("SELECT 1 FROM movements WHERE movement_id = %s", f"{refund}:failed"))
+
+    await until(booked, "the bounce on the books")
+
+
+async def arrives(world: World, payment: Payment, operation_id: str) -> None:
+    """The request of the parked transfer reaches Stripe after all."""
+    [(account_id,)] = world.sql(
+        "SELECT params ->> 'destination_account_id' FROM operations WHERE operation_id = %s",
+        operation_id,
+    )
+    names: dict[str, Any] = {
+        "metadata[operation_id]": operation_id,
+        "metadata[payment_id]": payment.payment_id,
+    }
+    made = await world.stripe.api(
+        "POST",
+        "/transfers",
+        amount=3_600,
+        currency="usd",
+        destination=account_id,
+        source_transaction=payment.charge_id,
+        transfer_group=payment.payment_id,
+        **names,
+    )
+    assert made.get("id"), made
+
+
+async def paid(world: World) -> Payment:
+    """A gig of 100 dollars, of which the expert was sent 90."""
+    await keep_at_stripe(world)
+    return await world.captured(await world.expert(), 10_000, escrow_mode=PLATFORM)
+
+
+async def days_pass(world: World) -> None:
+    """What was pending at Stripe becomes available."""
+    await world.stripe.advance(3 * 24 * 3600)
+
+
+async def reverse(world: World, payment: Payment, amount: int) -> None:
+    """As an operator does at the dashboard; until it is on the books."""
+    before = (await kinds(world, payment.payment_id)).count("reversed_out_of_band")
+    [(transfer,)] = world.sql(
+        "SELECT movement_id FROM movements WHERE kind = 'transfer' AND payment_id = %s",
+        payment.payment_id,
+    )
+    made = await world.stripe.api("POST", f"/transfers/{transfer}/reversals", amount=amount)
+    assert made.get("id"), made
+
+    async def booked() -> bool:
+        return (await kinds(world, payment.payment_id)).count("reversed_out_of_band") > before
+
+    await until(booked, "the reversal by hand on the books")
