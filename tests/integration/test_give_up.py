@@ -428,7 +428,7 @@ async def has_account(world: World) -> bool:
 
 async def test_what_does_not_exist_or_says_nothing(world: World) -> None:
     unknown = await refusal(give_up(world, "op_" + "0" * 32))
-    assert (unknown.code, unknown.reason) == ("NOT_FOUND", "ITEM_NOT_FOUND")
+    assert (unknown.code, unknown.reason) == ("NOT_FOUND", "OPERATION_NOT_FOUND")
     silent = await refusal(give_up(world, "", ""))
     assert (silent.code, set(silent.fields)) == ("INVALID_ARGUMENT", {"operation_id", "reason"})
 

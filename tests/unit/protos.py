@@ -64,6 +64,13 @@ def error_reasons() -> dict[str, str]:
     return {name.removeprefix("ERROR_REASON_"): text for name, text in block.parts.items()}
 
 
+def reasons_in(text: str) -> list[str]:
+    """Returns the reasons in a text, once each. A word with an underscore counts, known or not."""
+    known = error_reasons()
+    words = re.findall(r"\b[A-Z][A-Z_]+\b", text)
+    return list(dict.fromkeys(word for word in words if "_" in word or word in known))
+
+
 def labelled(comment: str, label: str) -> str:
     """Returns the paragraph of a comment after a label, such as ``Errors:``, on one line."""
     match = re.search(rf"^{label}: (.+?)(?=^\w+: |\n\n|\Z)", comment, re.MULTILINE | re.DOTALL)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import re
 from collections.abc import Iterator
 from typing import Final
 
@@ -14,7 +13,7 @@ from marketplace.payments.v1 import errors_pb2, operations_pb2, payments_pb2
 from payment_service.domain.operations import OperationKind, OperationState
 from payment_service.domain.payment import Freeze, State, WaitingFor, WaitingReason
 from payment_service.rpc.messages.operations import discrepancy_kind_value, verdict_value
-from tests.unit.protos import PROTOS, error_reasons, labelled, messages, services
+from tests.unit.protos import PROTOS, error_reasons, labelled, messages, reasons_in, services
 from tests.unit.test_docs import discrepancy_kinds
 
 #: They come last in a request, in this order.
@@ -85,7 +84,7 @@ def test_an_rpc_explains_itself(rpc: str) -> None:
     assert first.endswith("s"), f"the comment of {rpc} begins with a verb in the third person"
     for label in ("Money", "Idempotency", "Errors"):
         assert labelled(comment, label), f"{rpc} does not say its {label.lower()}"
-    assert set(_reasons_in(comment)) <= set(error_reasons())
+    assert set(reasons_in(labelled(comment, "Errors"))) <= set(error_reasons())
 
 
 def test_requests_and_responses_name_their_rpc() -> None:
@@ -97,15 +96,12 @@ def test_requests_and_responses_name_their_rpc() -> None:
 
 
 def test_every_reason_is_an_error_of_some_rpc() -> None:
-    listed = {reason for comment in _RPCS.values() for reason in _reasons_in(comment)}
+    listed = {
+        reason for comment in _RPCS.values() for reason in reasons_in(labelled(comment, "Errors"))
+    }
     proto = next(path for path in PROTOS if path.name == "errors.proto").read_text()
-    groups = proto.partition("Three groups")[2].partition("enum ")[0]
-    for_all = set(re.findall(r"[A-Z_]{6,}", groups))
+    for_all = set(reasons_in(proto.partition("Three groups")[2].partition("enum ")[0]))
     assert listed | for_all >= set(error_reasons()) - {"UNSPECIFIED"}
-
-
-def _reasons_in(comment: str) -> list[str]:
-    return re.findall(r"\b(?:[A-Z]+_[A-Z_]+|DISCREPANCY)\b", labelled(comment, "Errors"))
 
 
 def test_the_numbers_of_reasons_are_grouped_by_status_code() -> None:
