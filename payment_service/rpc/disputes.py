@@ -1,4 +1,4 @@
-"""DisputeService: what the clients' banks contest, and what is said to them."""
+"""DisputeService: reads disputes and answers them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from payment_service.rpc.messages.payments import preview_message
 
 
 class DisputeServicer(disputes_pb2_grpc.DisputeServiceServicer):
-    """Answers to disputes go out as the very bytes that were stored, as those of the money RPCs."""
+    """Answers with the stored bytes, as PaymentServicer does."""
 
     def __init__(self, app: App, operations: CallRegistry) -> None:
         self._core = app
@@ -83,8 +83,8 @@ class DisputeServicer(disputes_pb2_grpc.DisputeServiceServicer):
         )
         fields.check()
         check_evidence_fields(command.evidence)
-        told = await self._operations.run(submit_evidence(self._core, command))
-        return told.body  # type: ignore[return-value]  # the interceptor sends bytes as they are
+        answer = await self._operations.run(submit_evidence(self._core, command))
+        return answer.body  # type: ignore[return-value]  # the interceptor sends bytes as they are
 
     async def AcceptDispute(
         self, request: disputes_pb2.AcceptDisputeRequest, context: Context
@@ -105,5 +105,5 @@ class DisputeServicer(disputes_pb2_grpc.DisputeServiceServicer):
                 dispute=dispute_message(dispute),
                 preview=preview_message(preview),
             )
-        told = await self._operations.run(accept_dispute(self._core, command))
-        return told.body  # type: ignore[return-value]  # the interceptor sends bytes as they are
+        answer = await self._operations.run(accept_dispute(self._core, command))
+        return answer.body  # type: ignore[return-value]  # the interceptor sends bytes as they are

@@ -42,7 +42,7 @@ class EventServicer(events_pb2_grpc.EventServiceServicer):
     async def WatchEvents(  # type: ignore[override]  # it writes to the context
         self, request: events_pb2.WatchEventsRequest, context: Context
     ) -> None:
-        """Written by a task of its own, so that the end need not wait for the next event."""
+        """Writes in a task of its own, so that the end does not wait for the next event."""
         fields = RequestFields()
         after = fields.cursor("after_cursor", request.after_cursor)
         fields.check()

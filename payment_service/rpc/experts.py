@@ -1,4 +1,4 @@
-"""ExpertService."""
+"""ExpertService: accounts, onboarding links, commission and payouts of experts."""
 
 from __future__ import annotations
 
@@ -86,10 +86,10 @@ class ExpertServicer(experts_pb2_grpc.ExpertServiceServicer):
         continue_url = onboarding.check_continue_url(policy, request.continue_url)
         body, expert = await self._operations.run(replace_expert_account(self._core, command))
         answer = experts_pb2.ReplaceExpertAccountResponse.FromString(body)
-        # The link is Stripe's, made anew each time; of an account that is lost again there is none.
+        # Stripe creates the link anew for each answer. A lost account has none.
         is_present = answer.expert.stripe_account_id == expert.account.stripe_account_id
         if is_present and not expert.is_lost:
-            with suppress(Unavailable):  # Stripe is away: what is known is answered.
+            with suppress(Unavailable):  # Without Stripe the answer has no link.
                 answer.onboarding_url = await onboarding.mint_onboarding_link(
                     self._core, expert, continue_url
                 )

@@ -1,4 +1,4 @@
-"""LedgerService: accounts, postings and reconciliation."""
+"""LedgerService: accounts and postings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""PaymentService: from the wire to the use cases and back."""
+"""PaymentService: converts requests to commands, and results to responses."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from payment_service.rpc.messages.payments import (
 
 
 class PaymentServicer(payments_pb2_grpc.PaymentServiceServicer):
-    """Money RPCs answer with the very bytes that were stored, so that a repeated key gets them."""
+    """Answers money RPCs with the stored bytes, so that a repeated key gets the same ones."""
 
     def __init__(self, app: App, operations: CallRegistry) -> None:
         self._core = app
@@ -67,9 +67,9 @@ class PaymentServicer(payments_pb2_grpc.PaymentServiceServicer):
         if request.validate_only:
             payment = await preview_of_initiation(self._core, command)
             return initiated_message(payment, self._core.policy.publishable_key)
-        told = await self._operations.run(initiate_payment(self._core, command))
-        response = payments_pb2.InitiatePaymentResponse.FromString(told.body)
-        response.client_secret = told.client_secret
+        answer = await self._operations.run(initiate_payment(self._core, command))
+        response = payments_pb2.InitiatePaymentResponse.FromString(answer.body)
+        response.client_secret = answer.client_secret
         return response
 
     async def CapturePayment(
@@ -93,8 +93,8 @@ class PaymentServicer(payments_pb2_grpc.PaymentServiceServicer):
                 payment=payment_message(preview.before),
                 preview=preview_message(preview),
             )
-        told = await self._operations.run(capture_payment(self._core, command))
-        return told.body  # type: ignore[return-value]  # the interceptor sends bytes as they are
+        answer = await self._operations.run(capture_payment(self._core, command))
+        return answer.body  # type: ignore[return-value]  # the interceptor sends bytes as they are
 
     async def RefundPayment(
         self, request: payments_pb2.RefundPaymentRequest, context: Context
@@ -116,8 +116,8 @@ class PaymentServicer(payments_pb2_grpc.PaymentServiceServicer):
                 payment=payment_message(preview.before),
                 preview=preview_message(preview),
             )
-        told = await self._operations.run(refund_payment(self._core, command))
-        return told.body  # type: ignore[return-value]  # the interceptor sends bytes as they are
+        answer = await self._operations.run(refund_payment(self._core, command))
+        return answer.body  # type: ignore[return-value]  # the interceptor sends bytes as they are
 
     async def GetPayment(
         self, request: payments_pb2.GetPaymentRequest, context: Context
@@ -189,7 +189,7 @@ def _amount_of(
     | payments_pb2.CapturePaymentRequest
     | payments_pb2.RefundPaymentRequest,
 ) -> money_pb2.Money | None:
-    """The amount, if the caller named one."""
+    """Returns the amount, if the caller named one."""
     return request.amount if request.HasField("amount") else None
 
 

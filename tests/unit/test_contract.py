@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Final
 
 import pytest
-from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor, FileDescriptor
+from google.protobuf.descriptor import Descriptor, EnumDescriptor, FileDescriptor
 
 from marketplace.payments.v1 import errors_pb2, operations_pb2, payments_pb2
 from payment_service.domain.operations import OperationKind, OperationState
@@ -59,10 +59,8 @@ def test_numbers_are_counted_from_one_without_gaps() -> None:
 def test_times_are_called_times() -> None:
     for message in _messages():
         for field in message.fields:
-            is_time = (
-                field.type == FieldDescriptor.TYPE_MESSAGE
-                and field.message_type.full_name == "google.protobuf.Timestamp"
-            )
+            kind = field.message_type
+            is_time = kind is not None and kind.full_name == "google.protobuf.Timestamp"
             assert field.name.endswith("_time") is is_time, f"{message.name}.{field.name}"
 
 
