@@ -267,7 +267,7 @@ MUTANTS = (
         (
             Edit(
                 _PAYMENTS,
-                "told = await self._operations.run(capture_payment(self._core, command))\n",
+                "answer = await self._operations.run(capture_payment(self._core, command))\n",
                 "await self._operations.run(capture_payment(self._core, command))\n"
                 "        payment = await self._payment(request.payment_id)\n"
                 "        return payments_pb2.CapturePaymentResponse(\n"

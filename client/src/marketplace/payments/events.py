@@ -5,8 +5,8 @@
 
 One iteration is in order and without gaps or duplicates, however often it reconnects. When the
 watcher itself restarts, the cursor decides. Stored together with what was done about its event,
-each event is handled exactly once; stored later, at least once. An event is identified by its payment
-and sequence.
+each event is handled exactly once; stored later, at least once. An event is identified by its
+payment and sequence.
 """
 
 import asyncio
