@@ -107,7 +107,8 @@ class OperationsServicer(operations_pb2_grpc.OperationsServiceServicer):
         amount = fields.part(
             request.amount if request.HasField("amount") else None, self._core.policy
         )
-        if amount and amount.currency and amount.currency.upper() != currency:
+        named = amount.currency.upper() if amount else ""
+        if named and request.currency_code and named != currency:
             fields.fault("amount.currency_code", "must be the same as currency_code, or empty")
         command = WriteOffExpertDebt(
             cause=cause_of(context, "WriteOffExpertDebt"),

@@ -122,7 +122,8 @@ async def write_off(world: World, payment: Payment, amount: int) -> None:
     await world.operations.WriteOffExpertDebt(
         operations_pb2.WriteOffExpertDebtRequest(
             expert_id=payment.expert_id,
-            amount=money_pb2.Money(minor_units=amount, currency_code="USD"),
+            currency_code="USD",
+            amount=money_pb2.Money(minor_units=amount),
             reason="reversed at the dashboard",
             idempotency_key=new_key(),
         )
