@@ -272,7 +272,7 @@ class Caller(Asker):
                     scene.captured.append(keyed.payment)
             elif keyed.payment in scene.captured:
                 scene.captured.remove(keyed.payment)
-            scene.deeds[WAITED] += payment.waiting_for == "expert"
+            scene.deeds[WAITED] += payment.waiting_for == payments_pb2.WAITING_FOR_EXPERT
 
     def _capture(self, known: Known) -> Keyed:
         request = payments_pb2.CapturePaymentRequest(
@@ -330,7 +330,7 @@ _SAYS_MORE: dict[str, Callable[[Any], None]] = {
     "CapturePayment": _more("notes"),
     "RefundPayment": _more("reason"),
     "SubmitEvidence": _other_evidence,
-    "DismissFraudWarning": _more("note"),
+    "DismissFraudWarning": _more("reason"),
     "WriteOffExpertDebt": _more("reason"),
     "ReplaceExpertAccount": _more("reason"),
 }

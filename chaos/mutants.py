@@ -266,11 +266,11 @@ MUTANTS = (
         (
             Edit(
                 _PAYMENTS,
-                "told = await self._operations.run(capture_payment(self._core, command))\n",
+                "answer = await self._operations.run(capture_payment(self._core, command))\n",
                 "await self._operations.run(capture_payment(self._core, command))\n"
                 "        payment = await self._payment(request.payment_id)\n"
                 "        return payments_pb2.CapturePaymentResponse(\n"
-                "            payment=convert.payment_message(payment)\n"
+                "            payment=payment_message(payment)\n"
                 "        )\n",
             ),
         ),

@@ -91,7 +91,7 @@ class Operator(Asker):
     async def let_pass(self, payment_id: str) -> None:
         self.scene.releasing.add(payment_id)
         request = operations_pb2.DismissFraudWarningRequest(
-            payment_id=payment_id, note=f"looked {CANARY}", idempotency_key=self.key()
+            payment_id=payment_id, reason=f"looked {CANARY}", idempotency_key=self.key()
         )
         await self.ask(Keyed("DismissFraudWarning", request.idempotency_key, request))
 
@@ -106,12 +106,11 @@ class Operator(Asker):
         """Writes off a part of the debtor's debt, or all of another expert's debt."""
         chance, scene = self.chance, self.scene
         is_debtor = chance.random() < 0.5
+        amount = money_pb2.Money(minor_units=chance.randint(1, 400)) if is_debtor else None
         request = operations_pb2.WriteOffExpertDebtRequest(
             expert_id=scene.debtor if is_debtor else chance.choice(scene.experts),
-            amount=money_pb2.Money(
-                minor_units=chance.randint(1, 400) if is_debtor else 0,
-                currency_code="USD" if is_debtor else chance.choice(["USD", "EUR", "JPY"]),
-            ),
+            currency_code="USD" if is_debtor else chance.choice(["USD", "EUR", "JPY"]),
+            amount=amount,
             reason=f"gone {CANARY}",
             idempotency_key=self.key(),
         )
@@ -124,7 +123,8 @@ class Operator(Asker):
         if code != "OK":
             return
         for operation in operations_pb2.ListOperationsResponse.FromString(body).operations:
-            if operation.kind == "refund" and await self.resume(operation.operation_id):
+            is_refund = operation.kind == operations_pb2.OPERATION_KIND_REFUND
+            if is_refund and await self.resume(operation.operation_id):
                 self.scene.deeds[REPAID] += 1
 
     async def resume(self, operation_id: str) -> bool:

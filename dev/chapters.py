@@ -308,7 +308,7 @@ def _tell_deadline(walk: Walk, payment: payments_pb2.Payment) -> None:
     kind = payments_pb2.DeadlineKind.Name(deadline.kind).removeprefix("DEADLINE_KIND_")
     expect("what runs out", "CARD_AUTHORIZATION", kind)
     expect("what is done then", payments_pb2.ON_DEADLINE_PROMOTE, deadline.action)
-    until = deadline.time.ToDatetime().strftime("%Y-%m-%d %H:%M UTC")
+    until = deadline.due_time.ToDatetime().strftime("%Y-%m-%d %H:%M UTC")
     walk.story.step("gig service", "GetPayment", f"{kind} until {until},", "then PROMOTE")
 
 

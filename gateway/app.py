@@ -101,7 +101,7 @@ async def running(settings: Settings) -> AsyncIterator[str]:
             async with asyncio.timeout(settings.gateway_shutdown_seconds):
                 await runner.cleanup()
         except TimeoutError:
-            # Whoever is cut off here was told nothing, so Stripe comes again.
+            # A sender that is cut off here got no answer, so Stripe delivers again.
             get_logger().warning("stopped_with_requests_in_flight")
         await metrics_runner.cleanup()
         await channel.close()
@@ -115,7 +115,7 @@ async def serve(settings: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     async with running(settings) as address:
-        # For whoever started this process and chose port 0; the log may be set to say less.
+        # For the process that started this one with port 0; the log level may hide it.
         sys.stdout.write(f"gateway listening on {address}\n")
         sys.stdout.flush()
         log.info(

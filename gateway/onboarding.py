@@ -99,7 +99,7 @@ class Onboarding:
 
     async def _renew(self, request: web.Request, token: str) -> tuple[str, web.Response]:
         if request.method == hdrs.METH_HEAD:
-            # Mail scanners and link previews look before a person does: mint nothing for them.
+            # Mail scanners and link previews open links before a person does: no link for them.
             return "looked", html("")
         url = await self._core.create_onboarding_link(token)
         if not url:

@@ -48,7 +48,7 @@ CONTENT_SECURITY_POLICY = (
 
 @dataclass(frozen=True)
 class Standing:
-    """How a status of an expert is told to that expert."""
+    """How the page explains a status to the expert."""
 
     tone: str
     state: str
@@ -153,7 +153,7 @@ def standing_page(
 
 
 def invalid_link_page() -> str:
-    """For a token that is unknown, expired or was never one; the three look the same."""
+    """For a token that is unknown, expired or malformed; the page is the same for all."""
     return _page(
         "bad",
         "Link not valid",

@@ -46,7 +46,7 @@ class CoreNotFound(CoreError):
 
 
 class CoreUnavailable(CoreError):
-    """Anything else: nothing is known to be durable, so the caller must come again."""
+    """Anything else: the event may not be durable, so the caller must repeat the call."""
 
 
 class CoreHealth(StrEnum):
@@ -59,7 +59,7 @@ class CoreHealth(StrEnum):
 
 @dataclass(frozen=True)
 class Ingested:
-    """A webhook that the inbox holds durably."""
+    """A webhook event that the core has stored."""
 
     event_id: str
     duplicate: bool
@@ -86,7 +86,7 @@ class PaymentsClient:
     async def ingest_event(
         self, endpoint: webhooks_pb2.WebhookEndpoint.ValueType, payload: bytes, signature: str
     ) -> Ingested:
-        """Hands a webhook in; returns only when it is durable."""
+        """Delivers a webhook; returns only when its event is durable."""
         request = webhooks_pb2.IngestEventRequest(
             endpoint=endpoint, payload=payload, signature=signature
         )
@@ -105,7 +105,7 @@ class PaymentsClient:
         )
 
     async def create_onboarding_link(self, token: str) -> str:
-        """Mints a new link to Stripe's onboarding."""
+        """Creates a new link into Stripe's onboarding."""
         request = onboarding_pb2.CreateOnboardingLinkRequest(onboarding_token=token)
         response = await _answer(
             self._onboarding.CreateOnboardingLink(

@@ -25,7 +25,7 @@ class RefusedSettings(Exception):
 
 
 class Settings(BaseSettings):
-    """What the gateway is told from outside; an empty variable counts as unset."""
+    """What the environment sets; an empty variable counts as unset."""
 
     model_config = SettingsConfigDict(frozen=True, env_ignore_empty=True, extra="ignore")
 

@@ -1,4 +1,4 @@
-"""Stripe's webhooks: refuse cheaply what can never be right, hand the rest to the core.
+"""Stripe's webhooks: refuses cheaply what can never be right, and passes the others to the core.
 
 The signature itself is verified by the core, which alone holds the secrets. Here is only what
 needs none: size, encoding, time and the shape of the header. 200 is answered after the core has
@@ -29,7 +29,7 @@ RETRY_AFTER_SECONDS = 5
 _SIGNATURE_HEADER = "Stripe-Signature"
 _TIME = re.compile(r"[0-9]{1,12}", re.ASCII)
 
-# One text per status, so that a forger is not told which check he failed.
+# One text per status, so that a forger does not learn which check failed.
 _ERRORS = {
     400: "refused",
     408: "too_slow",

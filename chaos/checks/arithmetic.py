@@ -83,6 +83,6 @@ def written_off(evidence: Evidence) -> dict[tuple[str, str], list[int]]:
         if entry.rpc == "WriteOffExpertDebt" and entry.outcome == "ok" and entry.key not in keys:
             keys.add(entry.key)
             answer = operations_pb2.WriteOffExpertDebtResponse.FromString(entry.body)
-            part = answer.written_off
+            part = answer.written_off_amount
             found[answer.expert_id, part.currency_code].append(part.minor_units)
     return found

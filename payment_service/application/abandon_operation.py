@@ -29,7 +29,7 @@ _WORD: Final = "given up"
 _CODE: Final = "given_up"
 
 
-async def abandon_operation(app: App, operation_id: str, note: str, cause: Cause) -> Operation:
+async def abandon_operation(app: App, operation_id: str, reason: str, cause: Cause) -> Operation:
     """End it as Stripe's final no would, but for what its caller is told. Nothing is sent.
 
     Whether anything can still come of it is judged before Stripe is read: what was on its way until
@@ -38,7 +38,7 @@ async def abandon_operation(app: App, operation_id: str, note: str, cause: Cause
     known = await app.database.transact(check_abandonable, operation_id)
     looked = await _sync(app, known, cause)
     operation, told = await app.database.transact(
-        abandon, app.answers, app.policy, known, looked, note, cause
+        abandon, app.answers, app.policy, known, looked, reason, cause
     )
     if told is not None:
         app.alarms.discrepancy(told.payment_id, told.kind)
@@ -63,7 +63,7 @@ def abandon(
     policy: Policy,
     known: Operation,
     looked: SyncResult,
-    note: str,
+    reason: str,
     cause: Cause,
 ) -> tuple[Operation, Discrepancy | None]:
     """The operation as it ended, and what an operator must be told of.
@@ -84,9 +84,9 @@ def abandon(
     refusal = _refusal_of(payment, operation)
     told = None
     if answers_dispute:
-        fail_answer(tx, answers, payment, operation, refusal, _CODE, cause, note=note)
+        fail_answer(tx, answers, payment, operation, refusal, _CODE, cause, reason=reason)
     else:
-        transition = _transition(payment, operation, note, tx.now)
+        transition = _transition(payment, operation, reason, tx.now)
         told = fail_operation(tx, answers, policy, operation, transition, refusal, _CODE, cause)
     ended = tx.operation(operation.operation_id)
     assert ended is not None
@@ -99,13 +99,13 @@ async def _sync(app: App, operation: Operation, cause: Cause) -> SyncResult:
     return await sync_and_execute(app, operation.related_payment_id, cause)
 
 
-def _transition(payment: Payment, operation: Operation, note: str, now: datetime) -> Transition:
+def _transition(payment: Payment, operation: Operation, reason: str, now: datetime) -> Transition:
     if operation.kind in (OperationKind.CAPTURE, OperationKind.TRANSFER):
         transition = transitions.capture_abandoned(payment, "by an operator", now)
     else:
         failure = Failure(_CODE, "", "an operator gave it up", now)
         transition = refused_transition(payment, operation, failure)
-    facts = {**transition.facts, "operation_id": operation.operation_id, "note": note}
+    facts = {**transition.facts, "operation_id": operation.operation_id, "reason": reason}
     return replace(transition, facts=facts)
 
 
@@ -137,7 +137,7 @@ def _check_fits(payment: Payment, looked: SyncResult) -> None:
 
 
 def _refusal_of(payment: Payment, operation: Operation) -> Refusal:
-    """What the operation's caller is told, and whoever asks with the same key. Not the note."""
+    """What the operation's caller is told, and whoever asks with the same key. Not the reason."""
     facts = {"payment_id": payment.payment_id, "operation_id": operation.operation_id}
     if operation.dispute_id:
         facts["dispute_id"] = operation.dispute_id

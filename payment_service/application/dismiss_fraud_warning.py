@@ -21,7 +21,7 @@ class DismissFraudWarning(IdempotentCommand):
     payment_id: str
     #: Empty means whichever freezes the payment.
     warning_id: str
-    note: str
+    reason: str
 
 
 async def dismiss_fraud_warning(app: App, command: DismissFraudWarning) -> bytes:
@@ -49,6 +49,6 @@ def dismiss(
     # Kept with what is known of the payment: the same warning, seen again, freezes nothing.
     released = disputes.dismissal_id(payment.fraud_warning_id)
     tx.add_movement(payment.payment_id, Movement(released, "fraud_warning_release", 0))
-    transition = transitions.fraud_warning_dismissed(payment, command.note, tx.now)
+    transition = transitions.fraud_warning_dismissed(payment, command.reason, tx.now)
     tx.record(transition, command.cause)
     return answers.response(command.cause.rpc, transition.after)

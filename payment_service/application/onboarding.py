@@ -88,7 +88,7 @@ async def create_onboarding_link(app: App, token: str) -> str:
 async def _landing(app: App, token: str) -> tuple[str, str]:
     found = await app.database.read(lambda reader: reader.landing(hash_token(token)))
     if found is None:
-        raise NotFound("LANDING_TOKEN_NOT_FOUND", "this link is unknown or has expired")
+        raise NotFound("ONBOARDING_TOKEN_NOT_FOUND", "this link is unknown or has expired")
     return found
 
 

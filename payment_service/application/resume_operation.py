@@ -5,9 +5,8 @@ from __future__ import annotations
 from payment_service.application.app import App
 from payment_service.application.execution.executor import sync_and_execute
 from payment_service.application.operations.start import with_current_destination
-from payment_service.application.resolve_discrepancy import item_not_found
 from payment_service.domain import guards, transitions
-from payment_service.domain.errors import Busy, Precondition, Refusal
+from payment_service.domain.errors import Busy, Precondition, Refusal, operation_not_found
 from payment_service.domain.operation_payloads import TransferPayload
 from payment_service.domain.operations import Operation, OperationKind, OperationState
 from payment_service.domain.payment import Payment, WaitingFor
@@ -97,12 +96,16 @@ def require_parked(
 ) -> Operation:
     """Raises, unless it is there and parked."""
     if operation is None:
-        raise item_not_found(operation_id)
+        raise operation_not_found(operation_id)
     if operation.state is not OperationState.PARKED:
         raise Precondition(
             "WRONG_STATE",
             f"the operation is {operation.state}; only a parked one is {done_to_it}",
-            {"id": operation_id, "state": operation.state.value, "allowed_states": "PARKED"},
+            {
+                "operation_id": operation_id,
+                "state": operation.state.value,
+                "allowed_states": "PARKED",
+            },
         )
     return operation
 

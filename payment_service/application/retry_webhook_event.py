@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 from payment_service.application.app import App
-from payment_service.application.resolve_discrepancy import item_not_found
-from payment_service.domain.errors import Precondition
+from payment_service.domain.errors import Precondition, webhook_event_not_found
 from payment_service.domain.ports.database import Transaction
 from payment_service.domain.ports.records import WebhookEvent
 
 
 async def retry_webhook_event(app: App, event_id: str) -> WebhookEvent:
-    """Put a parked webhook event back to work."""
+    """Makes a parked webhook event due now. Raises :class:`Refusal`."""
     event = await app.database.transact(unpark_event, event_id)
     app.wake.set()
     if event is not None:
         return event
     known = await app.database.read(lambda reader: reader.webhook_event(event_id))
     if known is None:
-        raise item_not_found(event_id)
+        raise webhook_event_not_found(event_id)
     raise Precondition(
         "WRONG_STATE",
         f"the event is {known.state}; only a parked one is retried",
-        {"id": event_id, "state": known.state, "allowed_states": "PARKED"},
+        {"event_id": event_id, "state": known.state, "allowed_states": "PARKED"},
     )
 
 

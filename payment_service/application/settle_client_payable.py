@@ -26,7 +26,7 @@ class SettleClientPayable(IdempotentCommand):
     payment_id: str
     #: None means all that is owed.
     part: RequestedAmount | None
-    note: str
+    reason: str
 
 
 async def settle_client_payable(app: App, command: SettleClientPayable) -> bytes:
@@ -49,7 +49,7 @@ def settle_payable(
     if parked:
         given_up = transitions.repayment_abandoned(payment, "settled outside of Stripe", tx.now)
     payment = preempt(tx, payment, given_up, command.cause)
-    settled = transitions.client_payable_settled(payment, part, command.note, tx.now)
+    settled = transitions.client_payable_settled(payment, part, command.reason, tx.now)
     tx.record(settled, command.cause)
     left = park_repayment(tx, policy, settled.after, command.cause)
     return answers.client_payable_settled(left, part)

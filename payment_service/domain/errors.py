@@ -114,6 +114,26 @@ def expert_not_found(expert_id: str) -> NotFound:
     return NotFound("EXPERT_NOT_FOUND", "there is no expert with this id", {"expert_id": expert_id})
 
 
+def operation_not_found(operation_id: str) -> NotFound:
+    return NotFound(
+        "OPERATION_NOT_FOUND", "there is no operation with this id", {"operation_id": operation_id}
+    )
+
+
+def webhook_event_not_found(event_id: str) -> NotFound:
+    return NotFound(
+        "WEBHOOK_EVENT_NOT_FOUND", "there is no webhook event with this id", {"event_id": event_id}
+    )
+
+
+def discrepancy_not_found(discrepancy_id: str) -> NotFound:
+    return NotFound(
+        "DISCREPANCY_NOT_FOUND",
+        "there is no discrepancy with this id",
+        {"discrepancy_id": discrepancy_id},
+    )
+
+
 def key_reused(key: str, field: str) -> Conflict:
     return Conflict(
         "IDEMPOTENCY_KEY_REUSED",

@@ -13,19 +13,16 @@ from payment_service.domain.experts import Expert
 from payment_service.domain.money import Money
 from payment_service.domain.payment import Payment
 from payment_service.domain.ports.records import Answer
-from payment_service.rpc.convert import (
-    dispute_message,
-    expert_message,
-    initiated_message,
-    money_message,
-    payment_message,
-)
+from payment_service.rpc.messages.common import money_message
+from payment_service.rpc.messages.disputes import dispute_message
+from payment_service.rpc.messages.experts import expert_message
+from payment_service.rpc.messages.payments import initiated_message, payment_message
 
 
 class AnswerEncoder:
-    """The answers port: outcomes as the bytes that a repeated key gets again for ever.
+    """Encodes outcomes as the bytes that a repeated key gets again, always the same.
 
-    ``client_secret`` is not among them: it is stored nowhere and is read from Stripe again.
+    The client secret is not among them: it is not stored, and is read from Stripe for each answer.
     """
 
     def __init__(self, publishable_key: str, refusal_answer: Any) -> None:
@@ -35,7 +32,7 @@ class AnswerEncoder:
     def written_off(self, expert_id: str, part: Money, debt: Money) -> Answer:
         message = operations_pb2.WriteOffExpertDebtResponse(
             expert_id=expert_id,
-            written_off=money_message(part.minor_units, part.currency),
+            written_off_amount=money_message(part.minor_units, part.currency),
             debt=money_message(debt.minor_units, debt.currency),
         )
         return Answer(True, message.SerializeToString(deterministic=True))
@@ -43,13 +40,13 @@ class AnswerEncoder:
     def client_payable_settled(self, payment: Payment, part: int) -> Answer:
         message = operations_pb2.SettleClientPayableResponse(
             payment=payment_message(payment),
-            settled=money_message(part, payment.currency),
-            owed=money_message(payment.client_payable, payment.currency),
+            settled_amount=money_message(part, payment.currency),
+            client_payable=money_message(payment.client_payable, payment.currency),
         )
         return Answer(True, message.SerializeToString(deterministic=True))
 
     def account_replaced(self, expert: Expert) -> Answer:
-        """Without the link into onboarding, which is made anew for each answer."""
+        """Encodes the answer without the onboarding link, which is created for each answer."""
         message = experts_pb2.ReplaceExpertAccountResponse(expert=expert_message(expert))
         return Answer(True, message.SerializeToString(deterministic=True))
 

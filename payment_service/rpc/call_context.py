@@ -1,4 +1,4 @@
-"""What servicers share: the caller, and the registry that shields running calls."""
+"""What servicers share: the caller, and the registry that shields calls in progress."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ Context = aio.ServicerContext[Any, Any]
 
 
 class CallRegistry:
-    """Runs operations to their end whatever becomes of their callers.
+    """Runs operations to their end, even if their callers leave.
 
-    In grpc.aio a caller's cancel and its deadline both cancel the handler. The whole operation, its
-    claim included, runs as a task of its own; the caller learns the result by its key. Shutdown
-    waits for what is left (:meth:`drain`).
+    In grpc.aio a caller's cancel and its deadline both cancel the handler. So the whole operation,
+    its claim included, runs as a task of its own, and the caller gets the result by its key.
+    Shutdown waits for the tasks that are left (:meth:`drain`).
     """
 
     def __init__(self) -> None:
@@ -55,21 +55,21 @@ class CallRegistry:
     def _done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
         if not task.cancelled():
-            task.exception()  # Seen: the caller got it, or has left and will ask again.
+            task.exception()  # Retrieved, so that asyncio does not log it: the caller gets it.
 
     def close(self) -> None:
-        """Take no more."""
+        """Refuses new operations from now on."""
         self._closing = True
 
     async def drain(self, seconds: float) -> int:
-        """Wait for what is under way; how many were left unfinished (the sweep takes those)."""
+        """Waits for the operations in progress. Returns how many are left for recovery."""
         if self._tasks:
             await asyncio.wait(set(self._tasks), timeout=seconds)
         return len(self._tasks)
 
 
 def cause_of(context: Context, rpc: str) -> Cause:
-    """Who calls, for the audit trail. The request id is the caller's, or made here."""
+    """Returns the caller, for the audit trail. Without a request id it gets a new one."""
     request_id = ""
     for name, value in context.invocation_metadata() or ():
         if name == "x-request-id" and isinstance(value, str):

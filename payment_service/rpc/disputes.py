@@ -1,4 +1,4 @@
-"""DisputeService: what the clients' banks contest, and what is said to them."""
+"""DisputeService: reads disputes and answers them."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ from payment_service.application.answer_dispute import (
 from payment_service.application.app import App
 from payment_service.domain.disputes import check_evidence_fields, dispute_not_found
 from payment_service.domain.ports.records import DisputeFilter
-from payment_service.rpc import convert, pagination
+from payment_service.rpc import pagination
 from payment_service.rpc.call_context import CallRegistry, Context, cause_of
 from payment_service.rpc.fields import RequestFields, fingerprint
+from payment_service.rpc.messages.disputes import dispute_message, evidence_of
+from payment_service.rpc.messages.payments import preview_message
 
 
 class DisputeServicer(disputes_pb2_grpc.DisputeServiceServicer):
-    """Answers to disputes go out as the very bytes that were stored, as those of the money RPCs."""
+    """Answers with the stored bytes, as PaymentServicer does."""
 
     def __init__(self, app: App, operations: CallRegistry) -> None:
         self._core = app
@@ -53,7 +55,7 @@ class DisputeServicer(disputes_pb2_grpc.DisputeServiceServicer):
             lambda dispute: [dispute.create_time.isoformat(), dispute.dispute_id],
         )
         return disputes_pb2.ListDisputesResponse(
-            disputes=[convert.dispute_message(dispute) for dispute in page], next_page_token=token
+            disputes=[dispute_message(dispute) for dispute in page], next_page_token=token
         )
 
     async def GetDispute(
@@ -65,7 +67,7 @@ class DisputeServicer(disputes_pb2_grpc.DisputeServiceServicer):
         dispute = await self._core.database.read(lambda reader: reader.dispute(dispute_id))
         if dispute is None:
             raise dispute_not_found(dispute_id)
-        return disputes_pb2.GetDisputeResponse(dispute=convert.dispute_message(dispute))
+        return disputes_pb2.GetDisputeResponse(dispute=dispute_message(dispute))
 
     async def SubmitEvidence(
         self, request: disputes_pb2.SubmitEvidenceRequest, context: Context
@@ -76,13 +78,13 @@ class DisputeServicer(disputes_pb2_grpc.DisputeServiceServicer):
             key=fields.key(request.idempotency_key),
             fields=fingerprint(request),
             dispute_id=fields.our_id("dispute_id", request.dispute_id),
-            evidence=convert.evidence_of(request.evidence),
+            evidence=evidence_of(request.evidence),
             submit=request.submit,
         )
         fields.check()
         check_evidence_fields(command.evidence)
-        told = await self._operations.run(submit_evidence(self._core, command))
-        return told.body  # type: ignore[return-value]  # the interceptor sends bytes as they are
+        answer = await self._operations.run(submit_evidence(self._core, command))
+        return answer.body  # type: ignore[return-value]  # the interceptor sends bytes as they are
 
     async def AcceptDispute(
         self, request: disputes_pb2.AcceptDisputeRequest, context: Context
@@ -100,8 +102,8 @@ class DisputeServicer(disputes_pb2_grpc.DisputeServiceServicer):
                 acceptance_preview, self._core.policy, command
             )
             return disputes_pb2.AcceptDisputeResponse(
-                dispute=convert.dispute_message(dispute),
-                preview=convert.preview_message(preview),
+                dispute=dispute_message(dispute),
+                preview=preview_message(preview),
             )
-        told = await self._operations.run(accept_dispute(self._core, command))
-        return told.body  # type: ignore[return-value]  # the interceptor sends bytes as they are
+        answer = await self._operations.run(accept_dispute(self._core, command))
+        return answer.body  # type: ignore[return-value]  # the interceptor sends bytes as they are

@@ -1,8 +1,8 @@
 """The one place where errors become gRPC statuses.
 
 One interceptor wraps parsing, handler and serialization of every method, health and reflection
-included: without it bad bytes and exceptions reach the caller as UNKNOWN with the exception's text.
-Nothing else maps errors. What is not understood becomes UNAVAILABLE with a reference that stands in
+included. Without it bad bytes and exceptions would reach the caller as UNKNOWN with the exception's
+text. Nothing else maps errors. An unexpected error becomes UNAVAILABLE with a reference that is in
 the log; never UNKNOWN, never INTERNAL, never a text from inside.
 """
 
@@ -27,7 +27,7 @@ from payment_service.application.idempotency import ReplayedRefusal
 from payment_service.domain.errors import Refusal, Unavailable
 from payment_service.domain.guards import VersionMismatch
 from payment_service.domain.ports.records import Answer
-from payment_service.rpc.convert import payment_message
+from payment_service.rpc.messages.payments import payment_message
 
 log = structlog.get_logger(__name__)
 
@@ -40,7 +40,7 @@ Observe = Callable[[str, str, float], None]
 
 
 def status_of(refusal: Refusal) -> status_pb2.Status:
-    """A refusal with its ``ErrorInfo`` and, for fields, its ``BadRequest``."""
+    """Returns the status of a refusal: its ``ErrorInfo`` and, for fields, its ``BadRequest``."""
     status = status_pb2.Status(
         code=code_pb2.Code.Value(refusal.code.value), message=refusal.sentence[:1000]
     )
@@ -61,7 +61,7 @@ def status_of(refusal: Refusal) -> status_pb2.Status:
 
 
 def refusal_answer(refusal: Refusal) -> Answer:
-    """The bytes under which a refusal is stored: maps serialize in varying order, bytes do not."""
+    """Returns a refusal as bytes, to be stored: maps would serialize in varying order."""
     return Answer(False, status_of(refusal).SerializeToString(deterministic=True))
 
 
@@ -81,14 +81,14 @@ def _status_of_error(error: Exception, method: str) -> status_pb2.Status:
     return status_of(
         Unavailable(
             "UNEXPECTED",
-            f"something went wrong inside; the log says more under reference {reference}",
+            f"an unexpected error; the log explains it under the reference {reference}",
             {"reference": reference},
         )
     )
 
 
 def _where(error: BaseException) -> str:
-    """File and line, never the text: an exception's text may carry values."""
+    """Returns file and line, never the text: the text of an exception can contain values."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
@@ -107,7 +107,7 @@ def _malformed() -> status_pb2.Status:
 
 
 class ErrorInterceptor(aio.ServerInterceptor):
-    """Wraps every method. ``observe`` is told method, status code and seconds, for the metrics."""
+    """Wraps every method. ``observe`` gets the method, status code and seconds of each call."""
 
     def __init__(self, observe: Observe) -> None:
         self._observe = observe
@@ -159,7 +159,7 @@ class ErrorInterceptor(aio.ServerInterceptor):
     async def _guarded(
         self, method: str, request: Any, context: aio.ServicerContext[Any, Any]
     ) -> AsyncIterator[None]:
-        """Around a call or a stream, to its end: what it raises becomes its status."""
+        """Turns what a call or a stream raises into its status."""
         begun, code = time.perf_counter(), "OK"
         try:
             if request is _MALFORMED:
@@ -207,7 +207,7 @@ async def _well_formed(
 
 
 def _tolerant(parse: Callable[[bytes], Message] | None) -> Callable[[bytes], object]:
-    """Parse, or hand the handler a sentinel: an exception here would be the caller's UNKNOWN."""
+    """Parses, or returns a sentinel: an exception here would reach the caller as UNKNOWN."""
 
     def deserialize(data: bytes) -> object:
         if parse is None:
@@ -221,7 +221,7 @@ def _tolerant(parse: Callable[[bytes], Message] | None) -> Callable[[bytes], obj
 
 
 def _bytes(response: Any, serialize: Callable[[Any], bytes] | None) -> bytes:
-    """A response's bytes. Answers that were stored as bytes go out as they are."""
+    """Returns the bytes of a response. Stored answers are bytes already."""
     if isinstance(response, bytes) or serialize is None:
         return bytes(response)
     return serialize(response)

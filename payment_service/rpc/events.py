@@ -9,9 +9,10 @@ from payment_service.application.app import App
 from payment_service.application.read_events import read_events
 from payment_service.application.watch_events import watch_events
 from payment_service.domain.ports.records import FeedCursor
-from payment_service.rpc import convert, pagination
+from payment_service.rpc import pagination
 from payment_service.rpc.call_context import Context
 from payment_service.rpc.fields import RequestFields
+from payment_service.rpc.messages.events import event_message
 
 
 class EventServicer(events_pb2_grpc.EventServiceServicer):
@@ -32,7 +33,7 @@ class EventServicer(events_pb2_grpc.EventServiceServicer):
             found, page_size, "events", payment_id, lambda event: [str(event.sequence)]
         )
         return events_pb2.ListPaymentEventsResponse(
-            events=[convert.event_message(event) for event in page],
+            events=[event_message(event) for event in page],
             next_page_token=token,
             chain_intact=not broken,
             first_broken_sequence=broken,
@@ -41,7 +42,7 @@ class EventServicer(events_pb2_grpc.EventServiceServicer):
     async def WatchEvents(  # type: ignore[override]  # it writes to the context
         self, request: events_pb2.WatchEventsRequest, context: Context
     ) -> None:
-        """Written by a task of its own, so that the end need not wait for the next event."""
+        """Writes in a task of its own, so that the end does not wait for the next event."""
         fields = RequestFields()
         after = fields.cursor("after_cursor", request.after_cursor)
         fields.check()
@@ -62,7 +63,7 @@ class EventServicer(events_pb2_grpc.EventServiceServicer):
             for fed in batch:
                 await context.write(
                     events_pb2.WatchEventsResponse(
-                        event=convert.event_message(fed.event),
+                        event=event_message(fed.event),
                         cursor=pagination.cursor_of(fed.mark),
                     )
                 )

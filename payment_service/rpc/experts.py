@@ -1,4 +1,4 @@
-"""ExpertService."""
+"""ExpertService: accounts, onboarding links, commission and payouts of experts."""
 
 from __future__ import annotations
 
@@ -19,9 +19,16 @@ from payment_service.application.replace_expert_account import (
 )
 from payment_service.domain.errors import Unavailable
 from payment_service.domain.payouts import PayoutState
-from payment_service.rpc import convert, pagination
+from payment_service.rpc import pagination
 from payment_service.rpc.call_context import CallRegistry, Context, cause_of
 from payment_service.rpc.fields import RequestFields, fingerprint
+from payment_service.rpc.messages.experts import (
+    business_type_of,
+    expert_balance_message,
+    expert_message,
+    payout_message,
+    payout_state_of,
+)
 
 
 class ExpertServicer(experts_pb2_grpc.ExpertServiceServicer):
@@ -50,13 +57,13 @@ class ExpertServicer(experts_pb2_grpc.ExpertServiceServicer):
             name=name,
             email=email,
             country=country,
-            business_type=convert.business_type_of(request.business_type),
+            business_type=business_type_of(request.business_type),
             commission_basis_points=rate,
             continue_url=onboarding.check_continue_url(policy, request.continue_url),
         )
         expert, url = await self._operations.run(create_expert_account(self._core, command))
         return experts_pb2.CreateExpertAccountResponse(
-            expert=convert.expert_message(expert), onboarding_url=url
+            expert=expert_message(expert), onboarding_url=url
         )
 
     async def ReplaceExpertAccount(
@@ -79,10 +86,10 @@ class ExpertServicer(experts_pb2_grpc.ExpertServiceServicer):
         continue_url = onboarding.check_continue_url(policy, request.continue_url)
         body, expert = await self._operations.run(replace_expert_account(self._core, command))
         answer = experts_pb2.ReplaceExpertAccountResponse.FromString(body)
-        # The link is Stripe's, made anew each time; of an account that is lost again there is none.
+        # Stripe creates the link anew for each answer. A lost account has none.
         is_present = answer.expert.stripe_account_id == expert.account.stripe_account_id
         if is_present and not expert.is_lost:
-            with suppress(Unavailable):  # Stripe is away: what is known is answered.
+            with suppress(Unavailable):  # Without Stripe the answer has no link.
                 answer.onboarding_url = await onboarding.mint_onboarding_link(
                     self._core, expert, continue_url
                 )
@@ -93,7 +100,7 @@ class ExpertServicer(experts_pb2_grpc.ExpertServiceServicer):
     ) -> experts_pb2.GetExpertResponse:
         expert_id = _expert_id(request.expert_id)
         expert = await get_expert.get_expert(self._core, expert_id, cause_of(context, "GetExpert"))
-        return experts_pb2.GetExpertResponse(expert=convert.expert_message(expert))
+        return experts_pb2.GetExpertResponse(expert=expert_message(expert))
 
     async def CreateDashboardLink(
         self, request: experts_pb2.CreateDashboardLinkRequest, context: Context
@@ -125,7 +132,7 @@ class ExpertServicer(experts_pb2_grpc.ExpertServiceServicer):
                 self._core, expert_id, rate, cause_of(context, "SetCommission")
             )
         )
-        return experts_pb2.SetCommissionResponse(expert=convert.expert_message(expert))
+        return experts_pb2.SetCommissionResponse(expert=expert_message(expert))
 
     async def ListPayouts(
         self, request: experts_pb2.ListPayoutsRequest, context: Context
@@ -148,7 +155,7 @@ class ExpertServicer(experts_pb2_grpc.ExpertServiceServicer):
             lambda payout: [payout.create_time.isoformat(), payout.payout_id],
         )
         return experts_pb2.ListPayoutsResponse(
-            payouts=[convert.payout_message(payout) for payout in page], next_page_token=token
+            payouts=[payout_message(payout) for payout in page], next_page_token=token
         )
 
     async def GetExpertBalance(
@@ -156,7 +163,7 @@ class ExpertServicer(experts_pb2_grpc.ExpertServiceServicer):
     ) -> experts_pb2.GetExpertBalanceResponse:
         balances = await get_expert_balance(self._core, _expert_id(request.expert_id))
         return experts_pb2.GetExpertBalanceResponse(
-            balances=[convert.expert_balance_message(balance) for balance in balances]
+            balances=[expert_balance_message(balance) for balance in balances]
         )
 
 
@@ -174,5 +181,4 @@ def _payout_state(fields: RequestFields, value: int) -> PayoutState | None:
     if value == experts_pb2.PAYOUT_STATE_UNSPECIFIED:
         fields.fault("states", "must not hold UNSPECIFIED")
         return None
-    name = experts_pb2.PayoutState.Name(experts_pb2.PayoutState.ValueType(value))
-    return PayoutState(name.removeprefix("PAYOUT_STATE_"))
+    return payout_state_of(value)

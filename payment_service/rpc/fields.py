@@ -1,4 +1,4 @@
-"""The checks of a request's fields. All faults of a request are named at once."""
+"""Checks the fields of a request, and reports all faults at once."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class RequestFields:
             raise invalid_fields(self._faults)
 
     def identifier(self, field: str, value: str) -> str:
-        """The user or gig service's id: at most 64 visible characters."""
+        """Checks an id of the user or gig service: at most 64 visible characters."""
         if not value:
             self.fault(field, "is required")
         elif not _ID.fullmatch(value):
@@ -64,7 +64,7 @@ class RequestFields:
         return value
 
     def our_id(self, field: str, value: str) -> str:
-        """An id of ours. One that cannot be ours is simply not found; only absence is a fault."""
+        """Checks an id of this service. A malformed one is not found; only absence is a fault."""
         if not value:
             self.fault(field, "is required")
         elif len(value) > 255 or "\x00" in value:
@@ -72,7 +72,7 @@ class RequestFields:
         return value
 
     def cursor(self, field: str, value: str) -> FeedCursor:
-        """A place in the feed; the beginning if none is named."""
+        """Returns a position in the feed; the beginning if there is no cursor."""
         if not value:
             return BEGINNING
         try:
@@ -106,7 +106,7 @@ class RequestFields:
         return value
 
     def amount(self, given: money_pb2.Money | None, policy: Policy) -> Money:
-        """The whole amount of a new payment: present, a currency Stripe charges, within limits."""
+        """Checks the amount of a new payment: present, a currency of Stripe's, within limits."""
         nothing = Money(0, policy.default_currency)
         if given is None:
             self.fault("amount", "is required")
@@ -126,7 +126,7 @@ class RequestFields:
         return amount
 
     def currency(self, field: str, value: str) -> str:
-        """A currency that must be named."""
+        """Checks a currency that is required."""
         try:
             return money.check_currency(value)
         except InvalidMoney as fault:
@@ -134,7 +134,7 @@ class RequestFields:
             return value
 
     def part(self, given: money_pb2.Money | None, policy: Policy) -> RequestedAmount | None:
-        """A part of a payment, if one is named; its currency is checked against the payment."""
+        """Checks an optional amount. The use case checks its currency."""
         if given is None:
             return None
         if given.currency_code:
@@ -167,7 +167,7 @@ class RequestFields:
         return value
 
     def enum(self, field: str, value: int, known: Any) -> int:
-        """Refuse a number that the contract does not know: proto3 enums are open."""
+        """Refuses an unknown number: proto3 enums are open."""
         if value not in known.values():
             self.fault(field, "is not a value of the contract")
             return 0
@@ -198,7 +198,7 @@ class RequestFields:
 def fingerprint(
     request: Message, *, without: frozenset[str] = frozenset({"idempotency_key"})
 ) -> dict[str, str]:
-    """Every field but the key as text, for the fingerprint; absent differs from explicit."""
+    """Returns every field except the key as text. Absent differs from explicit."""
     found: dict[str, str] = {}
 
     def walk(message: Message, prefix: str) -> None:

@@ -1,13 +1,15 @@
-"""LedgerService: accounts, postings and reconciliation."""
+"""LedgerService: accounts and postings."""
 
 from __future__ import annotations
 
 from marketplace.payments.v1 import ledger_pb2, ledger_pb2_grpc
 from payment_service.application.app import App
 from payment_service.domain.errors import payment_not_found
-from payment_service.rpc import convert, pagination
+from payment_service.rpc import pagination
 from payment_service.rpc.call_context import Context
 from payment_service.rpc.fields import RequestFields
+from payment_service.rpc.messages.common import money_message
+from payment_service.rpc.messages.ledger import posting_message
 
 
 class LedgerServicer(ledger_pb2_grpc.LedgerServiceServicer):
@@ -32,13 +34,11 @@ class LedgerServicer(ledger_pb2_grpc.LedgerServiceServicer):
         )
         return ledger_pb2.ListBalancesResponse(
             balances=[
-                ledger_pb2.LedgerBalance(
-                    account=account, balance=convert.money_message(balance, currency)
-                )
+                ledger_pb2.LedgerBalance(account=account, balance=money_message(balance, currency))
                 for account, currency, balance in page
             ],
             next_page_token=token,
-            totals=[convert.money_message(total, currency) for currency, total in totals],
+            totals=[money_message(total, currency) for currency, total in totals],
         )
 
     async def ListPostings(
@@ -52,5 +52,5 @@ class LedgerServicer(ledger_pb2_grpc.LedgerServiceServicer):
             raise payment_not_found(payment_id)
         found = await self._core.database.read(lambda reader: reader.postings(payment_id))
         return ledger_pb2.ListPostingsResponse(
-            postings=[convert.posting_message(posting) for posting in found]
+            postings=[posting_message(posting) for posting in found]
         )

@@ -5,9 +5,9 @@ from __future__ import annotations
 from marketplace.payments.v1 import onboarding_pb2, onboarding_pb2_grpc
 from payment_service.application import onboarding
 from payment_service.application.app import App
-from payment_service.rpc import convert
 from payment_service.rpc.call_context import Context, cause_of
 from payment_service.rpc.fields import RequestFields
+from payment_service.rpc.messages.experts import expert_status_value
 
 
 class OnboardingServicer(onboarding_pb2_grpc.OnboardingServiceServicer):
@@ -21,7 +21,7 @@ class OnboardingServicer(onboarding_pb2_grpc.OnboardingServiceServicer):
             self._core, _token(request.onboarding_token), cause_of(context, "GetOnboardingStatus")
         )
         return onboarding_pb2.GetOnboardingStatusResponse(
-            status=convert.expert_status_value(expert.status),
+            status=expert_status_value(expert.status),
             requirements_due_count=len(expert.account.requirements_due),
             continue_url=continue_url,
         )

@@ -1,4 +1,4 @@
-"""OperationsService: what operators see and do."""
+"""OperationsService: shows operators what waits, and takes their decisions."""
 
 from __future__ import annotations
 
@@ -25,10 +25,18 @@ from payment_service.application.write_off_expert_debt import (
     write_off_expert_debt,
     write_off_preview,
 )
-from payment_service.domain.ports.records import WebhookEvent
-from payment_service.rpc import convert, pagination
+from payment_service.domain.ports.records import ListedOperation, WebhookEvent
+from payment_service.rpc import pagination
 from payment_service.rpc.call_context import CallRegistry, Context, cause_of
 from payment_service.rpc.fields import RequestFields, fingerprint
+from payment_service.rpc.messages.operations import (
+    discrepancy_message,
+    operation_message,
+    operation_state_of,
+    report_message,
+    webhook_event_message,
+    webhook_event_state_of,
+)
 
 
 class OperationsServicer(operations_pb2_grpc.OperationsServiceServicer):
@@ -40,24 +48,27 @@ class OperationsServicer(operations_pb2_grpc.OperationsServiceServicer):
         self, request: operations_pb2.ListOperationsRequest, context: Context
     ) -> operations_pb2.ListOperationsResponse:
         fields = RequestFields()
+        payment_id = request.payment_id
+        if payment_id:
+            fields.our_id("payment_id", payment_id)
         fields.enum("state", request.state, operations_pb2.OperationState)
         page_size = fields.page_size(request.page_size)
         fields.check()
-        filters = str(request.state)
+        filters = f"{payment_id} {request.state}"
         after = _after("operations", filters, request.page_token)
-        state = convert.operation_state_of(request.state)
+        state = operation_state_of(request.state)
         found = await self._core.database.read(
-            lambda reader: reader.operations(state, after, page_size + 1)
+            lambda reader: reader.operations(payment_id, state, after, page_size + 1)
         )
         page, token = pagination.page_of(
             found,
             page_size,
             "operations",
             filters,
-            lambda operation: [operation.create_time.isoformat(), operation.operation_id],
+            _operation_keyset,
         )
         return operations_pb2.ListOperationsResponse(
-            operations=[convert.operation_message(operation) for operation in page],
+            operations=[operation_message(listed) for listed in page],
             next_page_token=token,
         )
 
@@ -70,7 +81,7 @@ class OperationsServicer(operations_pb2_grpc.OperationsServiceServicer):
         cause = cause_of(context, "ResumeOperation")
         operation = await self._operations.run(resume_operation(self._core, operation_id, cause))
         return operations_pb2.ResumeOperationResponse(
-            operation=convert.operation_message(operation)
+            operation=operation_message(ListedOperation(operation))
         )
 
     async def AbandonOperation(
@@ -78,29 +89,33 @@ class OperationsServicer(operations_pb2_grpc.OperationsServiceServicer):
     ) -> operations_pb2.AbandonOperationResponse:
         fields = RequestFields()
         operation_id = fields.our_id("operation_id", request.operation_id)
-        note = fields.text("note", request.note, required=True)
+        reason = fields.text("reason", request.reason, required=True)
         fields.check()
         cause = cause_of(context, "AbandonOperation")
         operation = await self._operations.run(
-            abandon_operation(self._core, operation_id, note, cause)
+            abandon_operation(self._core, operation_id, reason, cause)
         )
         return operations_pb2.AbandonOperationResponse(
-            operation=convert.operation_message(operation)
+            operation=operation_message(ListedOperation(operation))
         )
 
     async def WriteOffExpertDebt(
         self, request: operations_pb2.WriteOffExpertDebtRequest, context: Context
     ) -> operations_pb2.WriteOffExpertDebtResponse:
         fields = RequestFields()
-        currency = fields.currency("amount.currency_code", request.amount.currency_code)
-        if request.amount.minor_units < 0:
-            fields.fault("amount.minor_units", "must not be negative; 0 means all of it")
+        currency = fields.currency("currency_code", request.currency_code)
+        amount = fields.part(
+            request.amount if request.HasField("amount") else None, self._core.policy
+        )
+        named = amount.currency.upper() if amount else ""
+        if named and request.currency_code and named != currency:
+            fields.fault("amount.currency_code", "must be the same as currency_code, or empty")
         command = WriteOffExpertDebt(
             cause=cause_of(context, "WriteOffExpertDebt"),
             key=fields.key(request.idempotency_key),
             fields=fingerprint(request),
             expert_id=fields.identifier("expert_id", request.expert_id),
-            minor_units=request.amount.minor_units or None,
+            minor_units=amount.minor_units if amount else None,
             currency=currency,
             reason=fields.text("reason", request.reason, required=True),
         )
@@ -125,7 +140,7 @@ class OperationsServicer(operations_pb2_grpc.OperationsServiceServicer):
             fields=fingerprint(request),
             payment_id=fields.our_id("payment_id", request.payment_id),
             warning_id=fields.text("warning_id", request.warning_id, most=255),
-            note=fields.text("note", request.note, required=True),
+            reason=fields.text("reason", request.reason, required=True),
         )
         fields.check()
         # The interceptor sends bytes as they are.
@@ -144,7 +159,7 @@ class OperationsServicer(operations_pb2_grpc.OperationsServiceServicer):
             fields=fingerprint(request),
             payment_id=fields.our_id("payment_id", request.payment_id),
             part=fields.part(amount, self._core.policy),
-            note=fields.text("note", request.note, required=True),
+            reason=fields.text("reason", request.reason, required=True),
         )
         fields.check()
         # The interceptor sends bytes as they are.
@@ -160,14 +175,16 @@ class OperationsServicer(operations_pb2_grpc.OperationsServiceServicer):
         page_size = fields.page_size(request.page_size)
         fields.check()
         filters = str(request.state)
-        after = _after("inbox", filters, request.page_token)
-        state = convert.webhook_event_state_of(request.state)
+        after = _after("webhook_events", filters, request.page_token)
+        state = webhook_event_state_of(request.state)
         found = await self._core.database.read(
             lambda reader: reader.webhook_events(state, after, page_size + 1)
         )
-        page, token = pagination.page_of(found, page_size, "inbox", filters, _webhook_event_keyset)
+        page, token = pagination.page_of(
+            found, page_size, "webhook_events", filters, _webhook_event_keyset
+        )
         return operations_pb2.ListWebhookEventsResponse(
-            events=[convert.webhook_event_message(event) for event in page],
+            events=[webhook_event_message(event) for event in page],
             next_page_token=token,
         )
 
@@ -178,23 +195,23 @@ class OperationsServicer(operations_pb2_grpc.OperationsServiceServicer):
         event_id = fields.our_id("event_id", request.event_id)
         fields.check()
         event = await self._operations.run(retry_webhook_event(self._core, event_id))
-        return operations_pb2.RetryWebhookEventResponse(event=convert.webhook_event_message(event))
+        return operations_pb2.RetryWebhookEventResponse(event=webhook_event_message(event))
 
     async def RunReconciliation(
         self, request: operations_pb2.RunReconciliationRequest, context: Context
     ) -> operations_pb2.RunReconciliationResponse:
         fields = RequestFields()
         payment_id = fields.our_id("payment_id", request.payment_id) if request.payment_id else ""
-        since = fields.time("since", request)
+        min_update_time = fields.time("min_update_time", request)
         fields.check()
         cause = cause_of(context, "RunReconciliation")
         span = timedelta(seconds=self._core.policy.reconcile_span)
         report = await self._operations.run(
             reconcile_payment(self._core, payment_id, cause)
             if payment_id
-            else reconcile(self._core, since or datetime.now(UTC) - span, cause)
+            else reconcile(self._core, min_update_time or datetime.now(UTC) - span, cause)
         )
-        return convert.report_message(report)
+        return report_message(report)
 
     async def ListDiscrepancies(
         self, request: operations_pb2.ListDiscrepanciesRequest, context: Context
@@ -207,19 +224,17 @@ class OperationsServicer(operations_pb2_grpc.OperationsServiceServicer):
         fields.check()
         filters = f"{payment_id} {request.open_only}"
         keyset = pagination.read_page_token("discrepancies", filters, request.page_token, 1)
-        before = pagination.token_number(keyset[0]) if keyset else None
+        before = pagination.token_id(keyset[0]) if keyset else None
         found = await self._core.database.read(
             lambda reader: reader.discrepancies(
                 payment_id, before, page_size + 1, open_only=request.open_only
             )
         )
         page, token = pagination.page_of(
-            found, page_size, "discrepancies", filters, lambda stored: [str(stored.discrepancy_id)]
+            found, page_size, "discrepancies", filters, lambda stored: [stored.discrepancy_id]
         )
         return operations_pb2.ListDiscrepanciesResponse(
-            discrepancies=[
-                convert.discrepancy_message(stored.discrepancy, stored) for stored in page
-            ],
+            discrepancies=[discrepancy_message(stored.discrepancy, stored) for stored in page],
             next_page_token=token,
         )
 
@@ -227,17 +242,21 @@ class OperationsServicer(operations_pb2_grpc.OperationsServiceServicer):
         self, request: operations_pb2.ResolveDiscrepancyRequest, context: Context
     ) -> operations_pb2.ResolveDiscrepancyResponse:
         fields = RequestFields()
-        if request.discrepancy_id < 1:
-            fields.fault("discrepancy_id", "is required")
-        note = fields.text("note", request.note, required=True)
+        discrepancy_id = fields.our_id("discrepancy_id", request.discrepancy_id)
+        reason = fields.text("reason", request.reason, required=True)
         fields.check()
         cause = cause_of(context, "ResolveDiscrepancy")
         stored = await self._operations.run(
-            resolve_discrepancy(self._core, request.discrepancy_id, note, cause)
+            resolve_discrepancy(self._core, discrepancy_id, reason, cause)
         )
         return operations_pb2.ResolveDiscrepancyResponse(
-            discrepancy=convert.discrepancy_message(stored.discrepancy, stored)
+            discrepancy=discrepancy_message(stored.discrepancy, stored)
         )
+
+
+def _operation_keyset(listed: ListedOperation) -> list[str]:
+    operation = listed.operation
+    return [operation.create_time.isoformat(), operation.operation_id]
 
 
 def _webhook_event_keyset(event: WebhookEvent) -> list[str]:

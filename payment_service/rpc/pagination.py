@@ -1,4 +1,4 @@
-"""Page tokens: opaque, signed with the filters that they belong to."""
+"""Page tokens: opaque texts that belong to one list and its filters."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import base64
 import binascii
 import hashlib
 import json
+import re
 import struct
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -17,21 +18,21 @@ from payment_service.domain.ports.records import CURSOR_BYTES, FeedCursor
 T = TypeVar("T")
 
 
-#: A place in the feed as bytes.
+#: A cursor of the feed as bytes.
 MARK: Final = struct.Struct(f">q{CURSOR_BYTES}s")
 
 
 def page_token(kind: str, filters: str, *keyset: str) -> str:
-    """Opaque: where the former page ended, and for which filters it is good."""
+    """Returns an opaque text: where the page ended, and with which filters it is valid."""
     text = json.dumps([kind, _digest(filters), *keyset], separators=(",", ":"))
     return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
 
 
 def read_page_token(kind: str, filters: str, token: str, parts: int) -> list[str] | None:
-    """The keyset in a token; None for the first page. Raises :class:`InvalidArgument`."""
+    """Returns the keyset in a token, None for the first page. Raises :class:`InvalidArgument`."""
     if not token:
         return None
-    wrong = invalid_field("page_token", "is not of a former page with the same filters")
+    wrong = invalid_field("page_token", "is not from a previous page with the same filters")
     if len(token) > 1000:
         raise wrong
     try:
@@ -50,7 +51,7 @@ def read_page_token(kind: str, filters: str, token: str, parts: int) -> list[str
 def page_of(
     found: Sequence[T], size: int, kind: str, filters: str, keyset: Callable[[T], Sequence[str]]
 ) -> tuple[Sequence[T], str]:
-    """A page and its next token, of what was found when one more than the page was asked for."""
+    """Returns a page and its next token. ``found`` is one item more than the page, if there is."""
     page = found[:size]
     if len(found) <= size:
         return page, ""
@@ -58,24 +59,31 @@ def page_of(
 
 
 def cursor_of(mark: FeedCursor) -> str:
-    """Opaque: a place in the feed."""
+    """Returns an opaque text: a position in the feed."""
     return base64.urlsafe_b64encode(MARK.pack(mark.position, mark.digest)).decode().rstrip("=")
 
 
 def token_time(text: str) -> datetime:
-    """A time out of a token."""
+    """Returns a time out of a token."""
     try:
         moment = datetime.fromisoformat(text)
         return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
     except (ValueError, OverflowError):
-        raise invalid_field("page_token", "is not of a former page") from None
+        raise invalid_field("page_token", "is not from a previous page") from None
 
 
 def token_number(text: str) -> int:
-    """A number out of a token."""
+    """Returns a number out of a token."""
     if not text.isascii() or not text.isdigit() or len(text) > 18:
-        raise invalid_field("page_token", "is not of a former page")
+        raise invalid_field("page_token", "is not from a previous page")
     return int(text)
+
+
+def token_id(text: str) -> str:
+    """Returns an id of ours out of a token."""
+    if not re.fullmatch(r"[a-z]{2,5}_[0-9a-z]{1,64}", text):
+        raise invalid_field("page_token", "is not from a previous page")
+    return text
 
 
 def _digest(text: str) -> str:

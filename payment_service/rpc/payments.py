@@ -1,4 +1,4 @@
-"""PaymentService: from the wire to the use cases and back."""
+"""PaymentService: converts requests to commands, and results to responses."""
 
 from __future__ import annotations
 
@@ -18,13 +18,23 @@ from payment_service.application.refund_payment import RefundPayment, refund_pay
 from payment_service.domain.errors import payment_not_found
 from payment_service.domain.payment import Payment, State
 from payment_service.domain.ports.records import PaymentFilter
-from payment_service.rpc import convert, pagination
+from payment_service.rpc import pagination
 from payment_service.rpc.call_context import CallRegistry, Context, cause_of
 from payment_service.rpc.fields import RequestFields, fingerprint
+from payment_service.rpc.messages.common import time_message
+from payment_service.rpc.messages.payments import (
+    escrow_mode_of,
+    initiated_message,
+    on_deadline_of,
+    payment_message,
+    preview_message,
+    state_of,
+    state_value,
+)
 
 
 class PaymentServicer(payments_pb2_grpc.PaymentServiceServicer):
-    """Money RPCs answer with the very bytes that were stored, so that a repeated key gets them."""
+    """Answers money RPCs with the stored bytes, so that a repeated key gets the same ones."""
 
     def __init__(self, app: App, operations: CallRegistry) -> None:
         self._core = app
@@ -43,10 +53,10 @@ class PaymentServicer(payments_pb2_grpc.PaymentServiceServicer):
             gig_id=fields.identifier("gig_id", request.gig_id),
             amount=fields.amount(_amount_of(request), self._core.policy),
             description=fields.text("description", request.description),
-            escrow_mode=convert.escrow_mode_of(
+            escrow_mode=escrow_mode_of(
                 fields.enum("escrow_mode", request.escrow_mode, payments_pb2.EscrowMode)
             ),
-            on_deadline=convert.on_deadline_of(
+            on_deadline=on_deadline_of(
                 fields.enum("on_deadline", request.on_deadline, payments_pb2.OnDeadline)
             ),
             expected_completion_time=fields.time("expected_completion_time", request),
@@ -56,10 +66,10 @@ class PaymentServicer(payments_pb2_grpc.PaymentServiceServicer):
         fields.check()
         if request.validate_only:
             payment = await preview_of_initiation(self._core, command)
-            return convert.initiated_message(payment, self._core.policy.publishable_key)
-        told = await self._operations.run(initiate_payment(self._core, command))
-        response = payments_pb2.InitiatePaymentResponse.FromString(told.body)
-        response.client_secret = told.client_secret
+            return initiated_message(payment, self._core.policy.publishable_key)
+        answer = await self._operations.run(initiate_payment(self._core, command))
+        response = payments_pb2.InitiatePaymentResponse.FromString(answer.body)
+        response.client_secret = answer.client_secret
         return response
 
     async def CapturePayment(
@@ -80,11 +90,11 @@ class PaymentServicer(payments_pb2_grpc.PaymentServiceServicer):
         if request.validate_only:
             preview = await self._core.database.transact(capture_preview, command)
             return payments_pb2.CapturePaymentResponse(
-                payment=convert.payment_message(preview.before),
-                preview=convert.preview_message(preview),
+                payment=payment_message(preview.before),
+                preview=preview_message(preview),
             )
-        told = await self._operations.run(capture_payment(self._core, command))
-        return told.body  # type: ignore[return-value]  # the interceptor sends bytes as they are
+        answer = await self._operations.run(capture_payment(self._core, command))
+        return answer.body  # type: ignore[return-value]  # the interceptor sends bytes as they are
 
     async def RefundPayment(
         self, request: payments_pb2.RefundPaymentRequest, context: Context
@@ -103,17 +113,17 @@ class PaymentServicer(payments_pb2_grpc.PaymentServiceServicer):
         if request.validate_only:
             preview = await self._core.database.transact(refund_preview, command)
             return payments_pb2.RefundPaymentResponse(
-                payment=convert.payment_message(preview.before),
-                preview=convert.preview_message(preview),
+                payment=payment_message(preview.before),
+                preview=preview_message(preview),
             )
-        told = await self._operations.run(refund_payment(self._core, command))
-        return told.body  # type: ignore[return-value]  # the interceptor sends bytes as they are
+        answer = await self._operations.run(refund_payment(self._core, command))
+        return answer.body  # type: ignore[return-value]  # the interceptor sends bytes as they are
 
     async def GetPayment(
         self, request: payments_pb2.GetPaymentRequest, context: Context
     ) -> payments_pb2.GetPaymentResponse:
         payment = await self._payment(request.payment_id)
-        return payments_pb2.GetPaymentResponse(payment=convert.payment_message(payment))
+        return payments_pb2.GetPaymentResponse(payment=payment_message(payment))
 
     async def GetPaymentStatus(
         self, request: payments_pb2.GetPaymentStatusRequest, context: Context
@@ -121,8 +131,8 @@ class PaymentServicer(payments_pb2_grpc.PaymentServiceServicer):
         payment = await self._payment(request.payment_id)
         return payments_pb2.GetPaymentStatusResponse(
             payment_id=payment.payment_id,
-            state=convert.state_value(payment.state),
-            update_time=convert.time_message(payment.update_time),
+            state=state_value(payment.state),
+            update_time=time_message(payment.update_time),
         )
 
     async def ListPayments(
@@ -161,7 +171,7 @@ class PaymentServicer(payments_pb2_grpc.PaymentServiceServicer):
             lambda payment: [payment.create_time.isoformat(), payment.payment_id],
         )
         return payments_pb2.ListPaymentsResponse(
-            payments=[convert.payment_message(payment) for payment in page], next_page_token=token
+            payments=[payment_message(payment) for payment in page], next_page_token=token
         )
 
     async def _payment(self, payment_id: str) -> Payment:
@@ -179,7 +189,7 @@ def _amount_of(
     | payments_pb2.CapturePaymentRequest
     | payments_pb2.RefundPaymentRequest,
 ) -> money_pb2.Money | None:
-    """The amount, if the caller named one."""
+    """Returns the amount, if the caller named one."""
     return request.amount if request.HasField("amount") else None
 
 
@@ -190,5 +200,4 @@ def _state(fields: RequestFields, value: int) -> State | None:
     if value == payments_pb2.PAYMENT_STATE_UNSPECIFIED:
         fields.fault("states", "must not hold UNSPECIFIED")
         return None
-    name = payments_pb2.PaymentState.Name(payments_pb2.PaymentState.ValueType(value))
-    return State(name.removeprefix("PAYMENT_STATE_"))
+    return state_of(value)

@@ -258,7 +258,11 @@ def answer_banks(world: World, ask: Caller) -> None:
         return [line["debt"].get("minor_units", "0") for line in balances]
 
     until(lambda: debt() == ["9000"], "the expert owes what was lost")
-    write_off: dict[str, Any] = {"expert_id": expert_id, "reason": "left us"}
+    write_off: dict[str, Any] = {
+        "expert_id": expert_id,
+        "currency_code": "USD",
+        "reason": "left us",
+    }
     too_much = ask.refused(
         "OperationsService/WriteOffExpertDebt",
         **write_off,
@@ -277,10 +281,9 @@ def answer_banks(world: World, ask: Caller) -> None:
     rest = ask(
         "OperationsService/WriteOffExpertDebt",
         **write_off,
-        amount={"currency_code": "USD"},
         idempotency_key=new_name("key"),
     )
-    assert rest["written_off"]["minor_units"] == "5000"
+    assert rest["written_off_amount"]["minor_units"] == "5000"
     assert debt() == ["0"]
 
 
@@ -346,13 +349,15 @@ def settle_what_is_owed(world: World, ask: Caller) -> None:
         lambda: world.query(f"{found} AND kind = 'refund_failure'") != [],
         "the refund is known to have bounced",
     )
-    settle: dict[str, Any] = {"payment_id": payment_id, "note": "paid by cheque"}
+    settle: dict[str, Any] = {"payment_id": payment_id, "reason": "paid by cheque"}
     first = {**settle, "amount": {"minor_units": 4_000}, "idempotency_key": new_name("key")}
     answer = ask("OperationsService/SettleClientPayable", **first)
-    assert (answer["settled"]["minor_units"], answer["owed"]["minor_units"]) == ("4000", "6000")
+    assert answer["settled_amount"]["minor_units"] == "4000"
+    assert answer["client_payable"]["minor_units"] == "6000"
+    assert answer["payment"]["client_payable"] == answer["client_payable"]
     assert answer == ask("OperationsService/SettleClientPayable", **first)
     rest = ask("OperationsService/SettleClientPayable", **settle, idempotency_key=new_name("key"))
-    assert rest["settled"]["minor_units"] == "6000"
+    assert rest["settled_amount"]["minor_units"] == "6000"
     assert rest["payment"]["state"] == "PAYMENT_STATE_REFUNDED"
     nothing = ask.refused(
         "OperationsService/SettleClientPayable", **settle, idempotency_key=new_name("key")
@@ -372,7 +377,7 @@ def let_pass_and_replace(world: World, ask: Caller) -> None:
         return str(payment.get("freeze", ""))
 
     until(lambda: freeze() == "PAYMENT_FREEZE_FRAUD_WARNING", "the warning is on record")
-    release = {**shown, "note": "the client was called", "idempotency_key": new_name("key")}
+    release = {**shown, "reason": "the client was called", "idempotency_key": new_name("key")}
     released = ask("OperationsService/DismissFraudWarning", **release)
     assert released == ask("OperationsService/DismissFraudWarning", **release)
     assert freeze() == "PAYMENT_FREEZE_NONE"
@@ -440,24 +445,26 @@ def operate(world: World, ask: Caller) -> None:
     over: dict[str, Any] = {"operation_id": done[0]["operation_id"]}
     for settled in (
         ask.refused("OperationsService/ResumeOperation", **over),
-        ask.refused("OperationsService/AbandonOperation", **over, note="not wanted"),
+        ask.refused("OperationsService/AbandonOperation", **over, reason="not wanted"),
     ):
         assert (settled.code, settled.reason) == ("FAILED_PRECONDITION", "WRONG_STATE")
     ask("OperationsService/RunReconciliation")
     # Other tests of this stack may have left some.
-    by_others = {"refund_failed", "escrow_underfunded"}
+    by_others = {"DISCREPANCY_KIND_REFUND_FAILED", "DISCREPANCY_KIND_ESCROW_UNDERFUNDED"}
     known = ask("OperationsService/ListDiscrepancies").get("discrepancies", [])
     assert {one["kind"] for one in known} <= by_others
     world.control("balance", {"amount": 500, "currency": "usd", "type": "adjustment"})
     ask("OperationsService/RunReconciliation")
     seen = ask("OperationsService/ListDiscrepancies", open_only=True)["discrepancies"]
     [found] = [one for one in seen if one["kind"] not in by_others]
-    decided = {"discrepancy_id": found["discrepancy_id"], "note": "Stripe's own correction"}
+    decided = {"discrepancy_id": found["discrepancy_id"], "reason": "Stripe's own correction"}
     assert ask("OperationsService/ResolveDiscrepancy", **decided)["discrepancy"]["resolved_by"]
     left = ask("OperationsService/ListDiscrepancies", open_only=True).get("discrepancies", [])
     assert found["discrepancy_id"] not in {one["discrepancy_id"] for one in left}
-    unknown = ask.refused("OperationsService/ResolveDiscrepancy", discrepancy_id=10**12, note="n")
-    assert (unknown.code, unknown.reason) == ("NOT_FOUND", "ITEM_NOT_FOUND")
+    unknown = ask.refused(
+        "OperationsService/ResolveDiscrepancy", discrepancy_id=f"disc_{10**12}", reason="r"
+    )
+    assert (unknown.code, unknown.reason) == ("NOT_FOUND", "DISCREPANCY_NOT_FOUND")
 
 
 def an_event(event_id: str, kind: str) -> dict[str, Any]:

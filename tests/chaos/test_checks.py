@@ -183,7 +183,7 @@ def test_what_was_kept_back_for_an_older_debt_is_owed_again(owed: int, found: bo
 
 def _write_off(key: str, part: int) -> Entry:
     amount = money_pb2.Money(minor_units=part, currency_code="USD")
-    body = operations_pb2.WriteOffExpertDebtResponse(expert_id="e", written_off=amount)
+    body = operations_pb2.WriteOffExpertDebtResponse(expert_id="e", written_off_amount=amount)
     return Entry(0, "WriteOffExpertDebt", key, b"", 1, 2, "ok", "OK", body=body.SerializeToString())
 
 

@@ -276,7 +276,7 @@ async def test_a_waiting_transfer_goes_to_the_new_account(
     held = await world.escrowed(expert, 10_000, **fields)
     former = await reject(world, expert)
     payment = await world.capture(held.payment_id)
-    assert (payment.state, payment.waiting_for) == (CAPTURING, "expert")
+    assert (payment.state, payment.waiting_for) == (CAPTURING, payments_pb2.WAITING_FOR_EXPERT)
     assert payment.waiting_reason == payments_pb2.WAITING_REASON_EXPERT_REJECTED
     account = await replace(world, expert, ready=False)
     await waiting_for(world, held.payment_id, "EXPERT_ONBOARDING")
@@ -284,7 +284,10 @@ async def test_a_waiting_transfer_goes_to_the_new_account(
     await waiting_for(world, held.payment_id, "EXPERT_PENDING_VERIFICATION")
     await world.stripe.control("POST", f"/accounts/{account}/restore")
     payment = await world.in_state(held.payment_id, CAPTURED)
-    assert (payment.waiting_for, payment.waiting_reason) == ("", 0)
+    assert (payment.waiting_for, payment.waiting_reason) == (
+        payments_pb2.WAITING_FOR_UNSPECIFIED,
+        0,
+    )
     assert await reasons(world, held.payment_id) == [
         "EXPERT_REJECTED",
         "EXPERT_ONBOARDING",

@@ -6,6 +6,7 @@ from marketplace.payments.v1 import experts_pb2
 from payment_service.application.jobs.poll_stale_payments import poll_stale_payments
 from tests.integration.conftest import StartWorld
 from tests.support.errors import refusal
+from tests.support.kinds import kind_of
 from tests.support.requests import capture_request
 from tests.support.world import CAPTURED, IN_ESCROW, World, until
 
@@ -21,7 +22,7 @@ async def test_a_service_that_gets_no_webhook_converges(start_world: StartWorld)
     payment = await world.in_state(initiated.payment.payment_id, IN_ESCROW)
     await world.stripe.api("POST", f"/payment_intents/{payment.payment_intent_id}/capture")
     payment = await world.in_state(payment.payment_id, CAPTURED)
-    assert [found.kind for found in await world.discrepancies(payment.payment_id)] == [
+    assert [kind_of(found) for found in await world.discrepancies(payment.payment_id)] == [
         "captured_out_of_band"
     ]
 

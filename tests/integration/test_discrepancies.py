@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from marketplace.payments.v1 import operations_pb2
 from tests.support.errors import refusal
+from tests.support.kinds import kind_of
 from tests.support.steps.dashboard import bounce
 from tests.support.steps.operators import open_kinds, repaid, run
 from tests.support.steps.payments import PLATFORM
@@ -21,8 +22,8 @@ async def rest_refused(world: World) -> Payment:
     return await world.capture(held.payment_id, 3_000, final=True)
 
 
-async def resolve(world: World, discrepancy_id: int, note: str) -> operations_pb2.Discrepancy:
-    request = operations_pb2.ResolveDiscrepancyRequest(discrepancy_id=discrepancy_id, note=note)
+async def resolve(world: World, discrepancy_id: str, reason: str) -> operations_pb2.Discrepancy:
+    request = operations_pb2.ResolveDiscrepancyRequest(discrepancy_id=discrepancy_id, reason=reason)
     return (await world.operations.ResolveDiscrepancy(request)).discrepancy
 
 
@@ -35,7 +36,7 @@ async def adjusted(world: World, amount: int = -500) -> None:
 async def the_open_one(world: World) -> operations_pb2.Discrepancy:
     request = operations_pb2.ListDiscrepanciesRequest(open_only=True)
     found = (await world.operations.ListDiscrepancies(request)).discrepancies
-    [one] = [one for one in found if one.kind != "escrow_underfunded"]
+    [one] = [one for one in found if kind_of(one) != "escrow_underfunded"]
     return one
 
 
@@ -49,7 +50,11 @@ async def test_a_rest_that_was_returned_after_all_is_not_open_any_more(world: Wo
     await run(world)
     assert await open_kinds(world) == []
     [ended] = await world.discrepancies(payment.payment_id)
-    assert (ended.HasField("resolve_time"), ended.resolved_by, ended.note) == (True, "", "")
+    assert (ended.HasField("resolve_time"), ended.resolved_by, ended.resolve_reason) == (
+        True,
+        "",
+        "",
+    )
 
 
 async def test_a_bounce_is_open_until_the_client_is_owed_nothing(world: World) -> None:
@@ -102,16 +107,19 @@ async def test_what_somebody_did_elsewhere_is_open_until_it_is_decided(world: Wo
     await run(world)
     one = await the_open_one(world)
     decided = await resolve(world, one.discrepancy_id, "agreed with the expert, ticket 7")
-    assert (decided.resolved_by, decided.note) == ("local", "agreed with the expert, ticket 7")
+    assert (decided.resolved_by, decided.resolve_reason) == (
+        "local",
+        "agreed with the expert, ticket 7",
+    )
     assert decided.HasField("resolve_time")
     assert await open_kinds(world) == []
     [listed] = await world.discrepancies(payment.payment_id)
     assert listed == decided
     # An answer that was lost is given again; another word on it is not taken.
-    assert await resolve(world, one.discrepancy_id, decided.note) == decided
+    assert await resolve(world, one.discrepancy_id, decided.resolve_reason) == decided
     refused = await refusal(resolve(world, one.discrepancy_id, "something else"))
     assert (refused.code, refused.reason) == ("FAILED_PRECONDITION", "WRONG_STATE")
-    assert refused.facts["id"] == str(one.discrepancy_id)
+    assert refused.facts["discrepancy_id"] == one.discrepancy_id
 
 
 async def test_a_line_that_was_decided_stays_so(world: World) -> None:
@@ -124,8 +132,8 @@ async def test_a_line_that_was_decided_stays_so(world: World) -> None:
     decided = await resolve(world, one.discrepancy_id, "Stripe's own correction")
     await run(world)
     assert await open_kinds(world) == []
-    listed = [found for found in await world.discrepancies() if found.kind == one.kind]
-    assert [(found.note, found.resolve_time) for found in listed] == [
+    listed = [found for found in await world.discrepancies() if kind_of(found) == kind_of(one)]
+    assert [(found.resolve_reason, found.resolve_time) for found in listed] == [
         ("Stripe's own correction", decided.resolve_time)
     ]
     await adjusted(world, -700)
@@ -150,15 +158,20 @@ async def test_nobody_talks_an_invariant_away(world: World, as_superuser: Tamper
     assert await open_kinds(world) == []
     await run(world)
     assert set(await open_kinds(world)) == stands
-    assert not [one for one in await world.discrepancies(payment.payment_id) if one.note]
+    assert not [one for one in await world.discrepancies(payment.payment_id) if one.resolve_reason]
 
 
 async def test_what_cannot_be_resolved_is_named(world: World) -> None:
-    unknown = await refusal(resolve(world, 10**12, "a note"))
-    assert (unknown.code, unknown.reason) == ("NOT_FOUND", "ITEM_NOT_FOUND")
-    assert unknown.facts["id"] == str(10**12)
-    for discrepancy_id, note, field in ((0, "a note", "discrepancy_id"), (1, " ", "note")):
-        wrong = await refusal(resolve(world, discrepancy_id, note))
+    unknown = await refusal(resolve(world, f"disc_{10**12}", "a reason"))
+    assert (unknown.code, unknown.reason) == ("NOT_FOUND", "DISCREPANCY_NOT_FOUND")
+    assert unknown.facts == {"discrepancy_id": f"disc_{10**12}"}
+    for no_id in ("17", "disc_", "disc_0", "disc_x", "disc_1_", "disc_" + "9" * 30):
+        assert (await refusal(resolve(world, no_id, "a reason"))).code == "NOT_FOUND"
+    for discrepancy_id, reason, field in (
+        ("", "a reason", "discrepancy_id"),
+        ("disc_1", " ", "reason"),
+    ):
+        wrong = await refusal(resolve(world, discrepancy_id, reason))
         assert (wrong.code, list(wrong.fields)) == ("INVALID_ARGUMENT", [field])
-    too_long = await refusal(resolve(world, 2**62, "x" * 501))
-    assert list(too_long.fields) == ["note"]
+    too_long = await refusal(resolve(world, f"disc_{2**62}", "x" * 501))
+    assert list(too_long.fields) == ["reason"]

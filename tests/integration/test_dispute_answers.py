@@ -11,6 +11,7 @@ from marketplace.payments.v1 import disputes_pb2, operations_pb2, payments_pb2
 from payment_service.application.execution import executor
 from tests.support.books import balance, check_books
 from tests.support.errors import Reply, refusal
+from tests.support.kinds import operation_kind_of
 from tests.support.requests import capture_request
 from tests.support.steps.disputes import (
     CHARGEBACK,
@@ -249,7 +250,7 @@ async def test_what_stripe_refuses_of_an_answer_is_its_final_no(world: World) ->
     assert answer.dispute.status == "under_review"
     done = operations_pb2.ListOperationsRequest(state=operations_pb2.OPERATION_STATE_REFUSED)
     [operation] = (await world.operations.ListOperations(done)).operations
-    assert (operation.kind, operation.dispute_id) == ("submit_evidence", dispute_id)
+    assert (operation_kind_of(operation), operation.dispute_id) == ("submit_evidence", dispute_id)
     assert operation.payment_id == payment_id
     await check_books(world)
 

@@ -355,7 +355,7 @@ async def test_a_capture_that_waits_for_the_expert_gives_way_to_a_loss(world: Wo
         "POST", f"/accounts/{account}/restrict", {"capabilities": {"transfers": "inactive"}}
     )
     waiting = await world.capture(held.payment_id)
-    assert waiting.waiting_for == "expert"
+    assert waiting.waiting_for == payments_pb2.WAITING_FOR_EXPERT
     dispute_id = await contest(world, held)
     await dispute_where(world, dispute_id)
     await world.stripe.control("POST", f"/accounts/{account}/restore")

@@ -18,6 +18,7 @@ from payment_service.domain.snapshot import PaymentSnapshot
 from tests.integration.conftest import StartWorld
 from tests.support.books import balance, check_books
 from tests.support.errors import refusal
+from tests.support.kinds import operation_kind_of
 from tests.support.requests import capture_request, refund_request
 from tests.support.steps.payments import CARD, PLATFORM
 from tests.support.world import (
@@ -256,14 +257,14 @@ async def test_a_refund_that_bounces_is_owed_until_an_operator_pays_it_once(
     world: World,
 ) -> None:
     payment, operation = await _bounced(world)
-    assert (payment.state, payment.waiting_for) == (REFUNDING, "operator")
+    assert (payment.state, payment.waiting_for) == (REFUNDING, payments_pb2.WAITING_FOR_OPERATOR)
     assert balance(world, f"client_payable:{payment.payment_id}") == -10_000
-    assert (operation.kind, operation.payment_id) == ("refund", payment.payment_id)
+    assert (operation_kind_of(operation), operation.payment_id) == ("refund", payment.payment_id)
     await check_books(world)
     resume = operations_pb2.ResumeOperationRequest(operation_id=operation.operation_id)
     await world.operations.ResumeOperation(resume)
     paid = await world.in_state(payment.payment_id, REFUNDED)
-    assert paid.waiting_for == ""
+    assert paid.waiting_for == payments_pb2.WAITING_FOR_UNSPECIFIED
     await check_books(world)
     assert balance(world, f"client_payable:{payment.payment_id}") == 0
     assert len(await world.stripe.effects("refunded")) == 2
@@ -356,7 +357,7 @@ async def test_a_refund_that_was_not_sent_yet_does_not_wait_for_one_that_bounced
 
     async def both() -> Payment | None:
         found = await world.get(payment.payment_id)
-        owed = found.waiting_for == "operator"
+        owed = found.waiting_for == payments_pb2.WAITING_FOR_OPERATOR
         return found if owed and found.refunded_amount.minor_units == 3_000 else None
 
     found = await until(both, "the second refund, and then the first one's bounce")

@@ -13,6 +13,7 @@ from payment_service.application.jobs.warn_of_deadlines import warn_of_deadlines
 from tests.integration.conftest import StartWorld
 from tests.support.books import balance, check_books
 from tests.support.errors import refusal
+from tests.support.kinds import kind_of
 from tests.support.requests import capture_request, money, refund_request
 from tests.support.steps.payments import CARD, PLATFORM, PROMOTE, in_days, kinds
 from tests.support.world import (
@@ -121,7 +122,7 @@ async def test_escrow_that_the_platforms_balance_does_not_cover_is_reported(worl
         return [
             (found.expected.minor_units, found.found.minor_units)
             for found in await world.discrepancies(cover=True)
-            if found.kind == "escrow_underfunded" and not found.HasField("resolve_time")
+            if kind_of(found) == "escrow_underfunded" and not found.HasField("resolve_time")
         ]
 
     # Stripe took its fee of the charge: what is held for others is the charge.
@@ -247,7 +248,7 @@ async def test_a_refund_out_of_escrow_that_bounces_is_owed_to_the_client(world: 
     await check_books(world)
     assert balance(world, f"client_payable:{held.payment_id}") == -4_000
     payment = await world.get(held.payment_id)
-    assert (payment.waiting_for, amounts(payment)[0]) == ("operator", 6_000)
+    assert (payment.waiting_for, amounts(payment)[0]) == (payments_pb2.WAITING_FOR_OPERATOR, 6_000)
 
 
 # ---- debts ----
@@ -316,7 +317,7 @@ async def test_a_destination_capture_by_hand_nets_nothing(world: World) -> None:
         "POST", f"/accounts/{account}/restrict", {"capabilities": {"transfers": "inactive"}}
     )
     payment = await world.capture(second.payment_id)
-    assert (payment.state, payment.waiting_for) == (CAPTURING, "expert")
+    assert (payment.state, payment.waiting_for) == (CAPTURING, payments_pb2.WAITING_FOR_EXPERT)
     # Nobody hears that the account is well, so that the hand is first.
     await world.stripe.control("POST", "/webhooks", {"paused": True})
     await world.stripe.control("POST", f"/accounts/{account}/restore")
@@ -349,10 +350,13 @@ async def test_a_capture_waits_for_the_experts_account_and_goes_on(
     account = world.account_of(expert)
     await world.stripe.control("POST", f"/accounts/{account}/restrict")
     payment = await world.capture(held.payment_id)
-    assert (payment.state, payment.waiting_for) == (CAPTURING, "expert")
+    assert (payment.state, payment.waiting_for) == (CAPTURING, payments_pb2.WAITING_FOR_EXPERT)
     await world.stripe.control("POST", f"/accounts/{account}/restore")
     payment = await world.in_state(held.payment_id, CAPTURED)
-    assert (payment.waiting_for, amounts(payment)) == ("", (0, 10_000, 0, 1_000))
+    assert (payment.waiting_for, amounts(payment)) == (
+        payments_pb2.WAITING_FOR_UNSPECIFIED,
+        (0, 10_000, 0, 1_000),
+    )
     await check_books(world)
     assert not await world.discrepancies()
 
@@ -540,13 +544,17 @@ async def test_a_call_on_a_payment_that_has_moved_on_is_told_where_it_is(world: 
 async def test_a_debt_is_written_off_once_and_not_kept_back_any_more(world: World) -> None:
     expert = await debtor(world)
     request = operations_pb2.WriteOffExpertDebtRequest(
-        expert_id=expert, amount=money(4_000, "USD"), reason="left us", idempotency_key="once"
+        expert_id=expert,
+        currency_code="USD",
+        amount=money(4_000, "USD"),
+        reason="left us",
+        idempotency_key="once",
     )
     await world.quiet()
     before = world.counts()
     request.validate_only = True
     shown = await world.operations.WriteOffExpertDebt(request)
-    assert (shown.written_off.minor_units, shown.debt.minor_units) == (4_000, 5_000)
+    assert (shown.written_off_amount.minor_units, shown.debt.minor_units) == (4_000, 5_000)
     assert world.counts() == before
     request.validate_only = False
     method, sent = "OperationsService/WriteOffExpertDebt", request.SerializeToString()
@@ -556,15 +564,22 @@ async def test_a_debt_is_written_off_once_and_not_kept_back_any_more(world: Worl
     assert balance(world, f"expert_debt:{expert}") == 5_000
     assert balance(world, "losses") == 4_000
     too_much = operations_pb2.WriteOffExpertDebtRequest(
-        expert_id=expert, amount=money(5_001, "USD"), reason="all of it", idempotency_key="more"
+        expert_id=expert,
+        currency_code="usd",
+        amount=money(5_001, ""),
+        reason="all of it",
+        idempotency_key="more",
     )
     refused = await refusal(world.operations.WriteOffExpertDebt(too_much))
     assert (refused.reason, refused.facts["available"]) == ("AMOUNT_TOO_LARGE", "5000")
+    too_much.amount.currency_code = "EUR"
+    two_currencies = await refusal(world.operations.WriteOffExpertDebt(too_much))
+    assert list(two_currencies.fields) == ["amount.currency_code"]
     rest = operations_pb2.WriteOffExpertDebtRequest(
-        expert_id=expert, amount=money(0, "USD"), reason="the rest", idempotency_key="rest"
+        expert_id=expert, currency_code="USD", reason="the remainder", idempotency_key="remainder"
     )
     answer = await world.operations.WriteOffExpertDebt(rest)
-    assert (answer.written_off.minor_units, answer.debt.minor_units) == (5_000, 0)
+    assert (answer.written_off_amount.minor_units, answer.debt.minor_units) == (5_000, 0)
     second = await world.escrowed(expert, 4_000)
     await world.capture(second.payment_id)
     assert balance(world, f"expert_funds:{expert}") == -9_000 - 3_600
@@ -600,7 +615,7 @@ async def test_a_final_capture_whose_rest_stripe_keeps_is_answered_as_a_capture(
     assert payment.held_amount.minor_units == 7_000
     assert (await world.payments.CapturePayment(request)).payment == payment
     [found] = await world.discrepancies()
-    assert found.kind == "remainder_not_returned"
+    assert kind_of(found) == "remainder_not_returned"
     assert len(await world.stripe.effects("transferred")) == 1
     assert (await world.refund(held.payment_id)).held_amount.minor_units == 0
     await check_books(world)
@@ -671,5 +686,5 @@ async def test_a_refund_by_hand_that_is_pending_holds_up_no_answer_of_stripe(
     )
     await world.stripe.advance(3 * 86_400)
     await world.in_state(held.payment_id, CAPTURED if captures else REFUNDED)
-    assert [one.kind for one in await world.discrepancies()] == ["out_of_band_refund"]
+    assert [kind_of(one) for one in await world.discrepancies()] == ["out_of_band_refund"]
     await check_books(world)

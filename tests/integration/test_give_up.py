@@ -19,6 +19,7 @@ from tests.integration.conftest import StartWorld
 from tests.support.books import balance, check_books
 from tests.support.errors import refusal
 from tests.support.flights import effects_of, flights
+from tests.support.kinds import operation_kind_of
 from tests.support.requests import capture_request, refund_request
 from tests.support.steps.dashboard import (
     arrives,
@@ -53,11 +54,13 @@ from tests.support.steps.payments import answer, kept_back, owed, sent, stands, 
 from tests.support.world import CANCELED, CAPTURED, CAPTURING, IN_ESCROW, REFUNDED, World, until
 
 PLATFORM = payments_pb2.ESCROW_MODE_PLATFORM_HOLD
-NOTE = "paid by bank transfer, ticket 4711"
+REASON = "paid by bank transfer, ticket 4711"
 
 
-async def give_up(world: World, operation_id: str, note: str = NOTE) -> operations_pb2.Operation:
-    request = operations_pb2.AbandonOperationRequest(operation_id=operation_id, note=note)
+async def give_up(
+    world: World, operation_id: str, reason: str = REASON
+) -> operations_pb2.Operation:
+    request = operations_pb2.AbandonOperationRequest(operation_id=operation_id, reason=reason)
     return (await world.operations.AbandonOperation(request)).operation
 
 
@@ -65,10 +68,11 @@ async def is_explained(world: World, payment_id: str, operation_id: str) -> str:
     """The kind of the one event that says why it was given up, and by whom."""
     [(kind, facts, by)] = world.sql(
         "SELECT kind, body::jsonb -> 'facts', body::jsonb -> 'by' FROM events "
-        "WHERE payment_id = %s AND body::jsonb -> 'facts' ? 'note'",
+        "WHERE payment_id = %s AND body::jsonb -> 'facts' ->> 'reason' = %s",
         payment_id,
+        REASON,
     )
-    assert (facts["note"], facts["operation_id"]) == (NOTE, operation_id)
+    assert facts["operation_id"] == operation_id
     assert (by["caller"], by["rpc"]) == ("local", "AbandonOperation")
     return str(kind)
 
@@ -87,13 +91,13 @@ async def test_a_transfer_that_was_made_otherwise_holds_up_its_payment_no_more(
     await transfer_by_hand(world, payment, 1_000)
     await world.quiet()
     waiting = await world.get(payment.payment_id)
-    assert (waiting.state, waiting.waiting_for) == (CAPTURING, "operator")
+    assert (waiting.state, waiting.waiting_for) == (CAPTURING, payments_pb2.WAITING_FOR_OPERATOR)
     ended = await give_up(world, operation_id)
     assert (ended.state, ended.last_error) == (operations_pb2.OPERATION_STATE_REFUSED, "given_up")
     after = await world.get(payment.payment_id)
     assert (after.state, after.waiting_for, after.held_amount.minor_units) == (
         IN_ESCROW,
-        "",
+        payments_pb2.WAITING_FOR_UNSPECIFIED,
         10_000,
     )
     assert not after.HasField("last_failure")
@@ -104,7 +108,7 @@ async def test_a_transfer_that_was_made_otherwise_holds_up_its_payment_no_more(
     refused = await refusal(world.payments.CapturePayment(request))
     assert refused.code == "FAILED_PRECONDITION"
     assert refused.facts == {"payment_id": payment.payment_id, "operation_id": operation_id}
-    assert NOTE not in refused.sentence
+    assert REASON not in refused.sentence
     # Neither once more, nor by resuming it.
     for call in (give_up(world, operation_id), resume(world, operation_id)):
         again = await refusal(call)
@@ -140,10 +144,10 @@ async def test_each_kind_of_operation_leaves_its_payment_as_it_was(world: World)
     }
     assert sorted(kind for kind, _, _ in parked_now) == sorted(expected)
     for kind, operation_id, payment_id in parked_now:
-        assert (await give_up(world, operation_id)).kind == kind
+        assert operation_kind_of(await give_up(world, operation_id)) == kind
         state, event, effects = expected[kind]
         after = await world.get(payment_id)
-        assert (after.state, after.waiting_for) == (state, "")
+        assert (after.state, after.waiting_for) == (state, payments_pb2.WAITING_FOR_UNSPECIFIED)
         assert await is_explained(world, payment_id, operation_id) == f"payment.{event}"
         made = await effects_of(world, after.payment_intent_id or payment_id)
         assert effects.items() <= made.items()
@@ -262,7 +266,10 @@ async def test_of_a_capture_that_waits_for_its_expert_the_answer_stays(world: Wo
     )
     await give_up(world, operation_id)
     after = await world.in_state(payment.payment_id, IN_ESCROW)
-    assert (after.held_amount.minor_units, after.waiting_for) == (8_000, "")
+    assert (after.held_amount.minor_units, after.waiting_for) == (
+        8_000,
+        payments_pb2.WAITING_FOR_UNSPECIFIED,
+    )
     now = world.sql("SELECT ok, answer FROM idempotency_keys WHERE operation_id = %s", operation_id)
     assert [(ok, bytes(body)) for ok, body in now] == [(True, bytes(before[1]))]
     # The account is well again, and nothing goes to it.
@@ -312,7 +319,7 @@ async def test_what_may_still_reach_stripe_is_given_up_later(
         reply = await world.raw(
             "OperationsService/AbandonOperation",
             operations_pb2.AbandonOperationRequest(
-                operation_id=operation_id, note=NOTE
+                operation_id=operation_id, reason=REASON
             ).SerializeToString(),
         )
         assert reply.refused is None or reply.refused.reason == "OPERATION_IN_PROGRESS"
@@ -422,9 +429,9 @@ async def has_account(world: World) -> bool:
 
 async def test_what_does_not_exist_or_says_nothing(world: World) -> None:
     unknown = await refusal(give_up(world, "op_" + "0" * 32))
-    assert (unknown.code, unknown.reason) == ("NOT_FOUND", "ITEM_NOT_FOUND")
+    assert (unknown.code, unknown.reason) == ("NOT_FOUND", "OPERATION_NOT_FOUND")
     silent = await refusal(give_up(world, "", ""))
-    assert (silent.code, set(silent.fields)) == ("INVALID_ARGUMENT", {"operation_id", "note"})
+    assert (silent.code, set(silent.fields)) == ("INVALID_ARGUMENT", {"operation_id", "reason"})
 
 
 # ---- answers to a dispute ----
@@ -469,7 +476,7 @@ async def test_giving_up_while_resuming_has_one_winner(world: World, pause: floa
 
     async def ends() -> str:
         await asyncio.sleep(pause)
-        asked = operations_pb2.AbandonOperationRequest(operation_id=operation_id, note=NOTE)
+        asked = operations_pb2.AbandonOperationRequest(operation_id=operation_id, reason=REASON)
         reply = await world.raw("OperationsService/AbandonOperation", asked.SerializeToString())
         return reply.refused.reason if reply.refused else "OK"
 
@@ -492,7 +499,7 @@ async def test_of_two_who_give_it_up_one_does(world: World) -> None:
     await strike(world, "/refunds$", 401)
     await refusal(world.payments.RefundPayment(refund_request(payment.payment_id)))
     operation_id = await parked(world, payment.payment_id)
-    asked = operations_pb2.AbandonOperationRequest(operation_id=operation_id, note=NOTE)
+    asked = operations_pb2.AbandonOperationRequest(operation_id=operation_id, reason=REASON)
     replies = await asyncio.gather(
         *(
             world.raw("OperationsService/AbandonOperation", asked.SerializeToString())
@@ -527,7 +534,7 @@ async def test_one_that_was_resumed_and_parked_again_meanwhile_is_another_matter
 
     async def ended(looked: SyncResult) -> str:
         cause = Cause("local", "AbandonOperation")
-        given = (app.answers, app.policy, known, looked, NOTE, cause)
+        given = (app.answers, app.policy, known, looked, REASON, cause)
         with pytest.raises(Refusal) as refused:
             await app.database.transact(abandon, *given)
         return refused.value.reason

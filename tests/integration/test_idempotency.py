@@ -281,7 +281,7 @@ async def test_our_own_credentials_being_wrong_is_not_the_callers_failure(
     refused = await refusal(world.payments.CapturePayment(request))
     assert (refused.code, refused.reason) == ("UNAVAILABLE", "PROCESSOR_MISCONFIGURED")
     payment = await world.get(held.payment_id)
-    assert (payment.state, payment.waiting_for) == (CAPTURING, "operator")
+    assert (payment.state, payment.waiting_for) == (CAPTURING, payments_pb2.WAITING_FOR_OPERATOR)
     again = await refusal(world.payments.CapturePayment(request))
     assert again.code == "UNAVAILABLE"
     [(operation_id,)] = world.sql("SELECT operation_id FROM operations WHERE state = 'PARKED'")

@@ -16,6 +16,7 @@ from payment_service.domain.ports.records import Cause
 from tests.integration.conftest import StartWorld
 from tests.support.books import balance, check_books
 from tests.support.errors import refusal
+from tests.support.kinds import kind_of
 from tests.support.requests import capture_request
 from tests.support.running import replica
 from tests.support.service import CONNECT_SECRET, PLATFORM_SECRET
@@ -106,7 +107,7 @@ async def test_any_order_and_any_repetition_end_in_the_same_payment(world: World
                 payment.captured_amount.minor_units,
                 payment.refunded_amount.minor_units,
                 payment.net_commission.minor_units,
-                sorted(found.kind for found in await world.discrepancies(payment.payment_id)),
+                sorted(kind_of(found) for found in await world.discrepancies(payment.payment_id)),
             )
         )
     assert (
@@ -244,7 +245,7 @@ async def _followed(world: World, payment_id: str, kind: str) -> str:
 
     async def probe() -> str | None:
         found = await world.discrepancies(payment_id)
-        return next((one.detail for one in found if one.kind == kind), None)
+        return next((one.detail for one in found if kind_of(one) == kind), None)
 
     return await until(probe, f"{kind} of {payment_id}")
 
@@ -269,9 +270,9 @@ async def test_a_hold_captured_at_the_dashboard_is_posted_as_stripe_did_it(world
     # Nobody recomputed the fee for the part: Stripe collected that of the whole.
     assert payment.captured_amount.minor_units == 4_000
     assert payment.net_commission.minor_units == 1_000
-    kinds = {found.kind for found in await world.discrepancies(part.payment_id)}
+    kinds = {kind_of(found) for found in await world.discrepancies(part.payment_id)}
     assert kinds == {"captured_out_of_band", "commission_mismatch"}
-    kinds = {found.kind for found in await world.discrepancies(whole.payment_id)}
+    kinds = {kind_of(found) for found in await world.discrepancies(whole.payment_id)}
     assert kinds == {"captured_out_of_band"}
     # It can still be given back whole, and nobody gives more than he got.
     assert (await world.refund(part.payment_id)).state == REFUNDED
@@ -321,7 +322,7 @@ async def test_a_transfer_under_another_label_is_found_by_reconciliation_as_its_
     assert not await world.discrepancies()
     await world.operations.RunReconciliation(operations_pb2.RunReconciliationRequest())
     [found] = await world.discrepancies(held.payment_id)
-    assert (found.kind, found.found.minor_units) == ("missing_in_ledger", -1_500)
+    assert (kind_of(found), found.found.minor_units) == ("missing_in_ledger", -1_500)
 
 
 async def test_refund_reversal_and_fee_refund_made_at_the_dashboard(world: World) -> None:
@@ -359,7 +360,7 @@ async def test_everything_given_back_at_the_dashboard_ends_refunded(world: World
     )
     await world.in_state(payment.payment_id, REFUNDED)
     await check_books(world)
-    assert {found.kind for found in await world.discrepancies(payment.payment_id)} == {
+    assert {kind_of(found) for found in await world.discrepancies(payment.payment_id)} == {
         "out_of_band_refund",
         "out_of_band_reversal",
         "out_of_band_fee_refund",

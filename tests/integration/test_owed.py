@@ -13,6 +13,7 @@ from marketplace.payments.v1 import disputes_pb2, experts_pb2, operations_pb2, p
 from tests.integration.conftest import StartWorld
 from tests.support.books import balance, check_books
 from tests.support.errors import refusal
+from tests.support.kinds import kind_of
 from tests.support.requests import capture_request, new_key
 from tests.support.steps.dashboard import bounce, keep_at_stripe
 from tests.support.steps.disputes import LOST, WON, contest, decide, dispute_where, settled
@@ -45,17 +46,20 @@ async def test_a_bounce_is_booked_while_a_capture_waits_for_its_expert(
     payment, account = await waiting_capture(world, 2_000, 3_000)
     await bounce(world, payment.payment_id)
     now = await world.get(payment.payment_id)
-    assert (now.state, now.waiting_for) == (CAPTURING, "expert")
+    assert (now.state, now.waiting_for) == (CAPTURING, payments_pb2.WAITING_FOR_EXPERT)
     assert owed(world, payment.payment_id) == 2_000
     assert not repayments(world, payment.payment_id)
-    assert [one.kind for one in await world.discrepancies()] == ["refund_failed"]
+    assert [kind_of(one) for one in await world.discrepancies()] == ["refund_failed"]
     await check_books(world)
     if restarted:
         assert world.service is not None
         await world.service.restart()
     await world.stripe.control("POST", f"/accounts/{account}/restore")
     now = await world.in_state(payment.payment_id, REFUNDING)
-    assert (now.waiting_for, now.captured_amount.minor_units) == ("operator", 3_000)
+    assert (now.waiting_for, now.captured_amount.minor_units) == (
+        payments_pb2.WAITING_FOR_OPERATOR,
+        3_000,
+    )
     now = await repaid(world, payment.payment_id, IN_ESCROW)
     assert now.held_amount.minor_units == 5_000
     assert len(await world.stripe.effects("refunded")) == 2
@@ -67,7 +71,7 @@ async def test_a_refund_that_gives_the_capture_up_comes_before_what_is_owed(worl
     await world.stripe.control("POST", f"/accounts/{account}/restore")
     await check_books(world)
     now = await world.get(payment.payment_id)
-    assert (now.state, now.waiting_for) == (REFUNDING, "operator")
+    assert (now.state, now.waiting_for) == (REFUNDING, payments_pb2.WAITING_FOR_OPERATOR)
     assert owed(world, payment.payment_id) == 2_000
     await repaid(world, payment.payment_id, REFUNDED)
     assert not await world.stripe.effects("transferred")
@@ -141,7 +145,9 @@ async def test_a_capture_that_waits_is_not_resumed_beside_a_refund_that_nobody_t
     await world.expert_status(payment.expert_id, experts_pb2.EXPERT_STATUS_READY)
 
     async def waits() -> bool:
-        return (await world.get(payment.payment_id)).waiting_for == "operator"
+        return (
+            await world.get(payment.payment_id)
+        ).waiting_for == payments_pb2.WAITING_FOR_OPERATOR
 
     await until(waits, "the capture parked for an operator")
     now = await world.get(payment.payment_id)
@@ -151,10 +157,10 @@ async def test_a_capture_that_waits_is_not_resumed_beside_a_refund_that_nobody_t
     if left < 3_000:
         assert (await refusal(resume(world, operation_id))).reason == "AMOUNT_TOO_LARGE"
         await world.operations.AbandonOperation(
-            operations_pb2.AbandonOperationRequest(operation_id=operation_id, note="refunded")
+            operations_pb2.AbandonOperationRequest(operation_id=operation_id, reason="refunded")
         )
         after = await world.in_state(payment.payment_id, IN_ESCROW if left else REFUNDED)
-        assert after.waiting_for == ""
+        assert after.waiting_for == payments_pb2.WAITING_FOR_UNSPECIFIED
     else:
         await resume(world, operation_id)
         after = await world.in_state(payment.payment_id, CAPTURED)
@@ -231,7 +237,7 @@ async def test_a_loss_of_less_than_is_owed_leaves_the_rest_owed(
     dispute_id = await contest(world, payment, amount=1_500)
     await decide(world, dispute_id, "lose")
     after = await settled(world, payment.payment_id, dispute_id, LOST)
-    assert (after.state, after.waiting_for) == (REFUNDING, "operator")
+    assert (after.state, after.waiting_for) == (REFUNDING, payments_pb2.WAITING_FOR_OPERATOR)
     assert (after.net_amount.minor_units, after.lost_amount.minor_units) == (6_000, 0)
     assert owed(world, payment.payment_id) == 2_500
     assert [(units, state) for _, units, state in repayments(world, payment.payment_id)] == [
@@ -284,7 +290,7 @@ async def test_a_bounce_that_comes_after_the_loss_is_parked_and_not_paid_again(
     await until(refused, "Stripe's refusal")
     await world.operations.SettleClientPayable(
         operations_pb2.SettleClientPayableRequest(
-            payment_id=payment.payment_id, note="the bank has paid", idempotency_key=new_key()
+            payment_id=payment.payment_id, reason="the bank has paid", idempotency_key=new_key()
         )
     )
     assert (await world.get(payment.payment_id)).state == REFUNDED
@@ -310,7 +316,7 @@ async def test_what_an_appeal_brings_back_is_booked_against_losses_and_reported(
         await decide(world, dispute_id, word)
     await settled(world, payment.payment_id, dispute_id, WON)
     assert (owed(world, payment.payment_id), balance(world, "losses")) == (0, -10_000)
-    [told] = [one for one in await world.discrepancies() if one.kind == "reinstated_after_loss"]
+    [told] = [one for one in await world.discrepancies() if kind_of(one) == "reinstated_after_loss"]
     assert told.detail == f"{dispute_id}: 10000 came back"
     assert (
         await world.disputes.GetDispute(disputes_pb2.GetDisputeRequest(dispute_id=dispute_id))
@@ -370,7 +376,7 @@ async def test_what_was_paid_by_hand_unseen_is_not_paid_by_resuming(
     await world.stripe.control("POST", "/webhooks", {"paused": False})
     await check_books(world)
     assert owed(world, payment.payment_id) == paid_by_us
-    assert "out_of_band_refund" in {one.kind for one in await world.discrepancies()}
+    assert "out_of_band_refund" in {kind_of(one) for one in await world.discrepancies()}
     if paid_by_us:
         await repaid(world, payment.payment_id, CAPTURED)
     made = [effect["amount"] for effect in await world.stripe.effects("refunded")]

@@ -12,6 +12,7 @@ from payment_service.application.execution import executor
 from tests.integration.conftest import StartWorld
 from tests.support.books import balance, check_books
 from tests.support.errors import refusal
+from tests.support.kinds import kind_of
 from tests.support.requests import capture_request, money, new_key, refund_request
 from tests.support.steps.dashboard import arrives, bounce
 from tests.support.steps.disputes import LOST, WON, contest, decide, dispute_where, settled
@@ -42,7 +43,7 @@ async def test_a_parked_transfer_gives_way_to_a_lost_dispute(world: World) -> No
     refused = await refusal(world.payments.CapturePayment(request))
     assert refused.reason == "PROCESSOR_MISCONFIGURED"
     now = await world.get(held.payment_id)
-    assert (now.state, now.waiting_for) == (CAPTURING, "operator")
+    assert (now.state, now.waiting_for) == (CAPTURING, payments_pb2.WAITING_FOR_OPERATOR)
     dispute_id = await contest(world, held)
     await decide(world, dispute_id, "lose")
     after = await settled(world, held.payment_id, dispute_id, LOST)
@@ -81,7 +82,7 @@ async def test_the_rest_of_a_capture_gives_way_and_the_expert_stays_paid(
     # Paid once, and told so: a caller who is refused would pay again.
     answer = (await world.payments.CapturePayment(request)).payment
     assert answer.captured_amount.minor_units == 3_000
-    told = {one.kind for one in await world.discrepancies(held.payment_id)}
+    told = {kind_of(one) for one in await world.discrepancies(held.payment_id)}
     assert ("remainder_not_returned" in told) is (left == 5_000)
 
 
@@ -101,7 +102,9 @@ async def test_what_may_still_reach_stripe_is_not_given_up(
     after = await settled(world, payment.payment_id, dispute_id, LOST)
     assert (after.captured_amount.minor_units, after.net_amount.minor_units) == (4_000, 0)
     assert after.lost_amount.minor_units == 10_000
-    assert not [one for one in await world.discrepancies() if one.kind == "out_of_band_transfer"]
+    assert not [
+        one for one in await world.discrepancies() if kind_of(one) == "out_of_band_transfer"
+    ]
 
 
 async def test_what_nothing_is_seen_of_for_a_minute_is_given_up(start_world: StartWorld) -> None:
@@ -135,7 +138,7 @@ async def test_what_nobody_knows_of_is_not_sent_once_it_is_contested(
         assert (await refusal(world.payments.CapturePayment(request))).reason == "PAYMENT_DISPUTED"
         assert (after.state, after.lost_held_amount.minor_units) == (REFUNDED, 10_000)
     else:
-        assert (after.state, after.waiting_for) == (CAPTURING, "operator")
+        assert (after.state, after.waiting_for) == (CAPTURING, payments_pb2.WAITING_FOR_OPERATOR)
         await resume(world, operation_id)
         after = await world.in_state(held.payment_id, IN_ESCROW)
         assert after.captured_amount.minor_units == 4_000
@@ -214,7 +217,7 @@ async def test_escrow_is_not_locked_by_a_repayment_that_cannot_be_made(world: Wo
         await until(again, "parked again")
     # The gig is done; 8,000 are held for the expert.
     after = await world.capture(payment.payment_id)
-    assert (after.state, after.waiting_for) == (REFUNDING, "operator")
+    assert (after.state, after.waiting_for) == (REFUNDING, payments_pb2.WAITING_FOR_OPERATOR)
     assert after.captured_amount.minor_units == 8_000
     assert owed(world, payment.payment_id) == 2_000
     # Of what was paid out some goes back, to another card by now.
@@ -356,7 +359,7 @@ def settle_request(
     return operations_pb2.SettleClientPayableRequest(
         payment_id=payment.payment_id,
         amount=amount,
-        note="paid by cheque",
+        reason="paid by cheque",
         idempotency_key=new_key(),
     )
 
@@ -368,12 +371,18 @@ async def test_what_was_paid_by_cheque_is_not_owed_any_more(world: World) -> Non
     method = "OperationsService/SettleClientPayable"
     first = await world.raw(method, asked.SerializeToString())
     answer = operations_pb2.SettleClientPayableResponse.FromString(first.body)
-    assert (answer.settled.minor_units, answer.owed.minor_units) == (500, 1_500)
-    assert (answer.payment.state, answer.payment.waiting_for) == (REFUNDING, "operator")
+    assert (answer.settled_amount.minor_units, answer.client_payable.minor_units) == (500, 1_500)
+    assert (answer.payment.state, answer.payment.waiting_for) == (
+        REFUNDING,
+        payments_pb2.WAITING_FOR_OPERATOR,
+    )
     assert (await refusal(resume(world, before))).reason == "WRONG_STATE"
     rest = await world.operations.SettleClientPayable(settle_request(payment))
-    assert (rest.settled.minor_units, rest.owed.minor_units) == (1_500, 0)
-    assert (rest.payment.state, rest.payment.waiting_for) == (IN_ESCROW, "")
+    assert (rest.settled_amount.minor_units, rest.client_payable.minor_units) == (1_500, 0)
+    assert (rest.payment.state, rest.payment.waiting_for) == (
+        IN_ESCROW,
+        payments_pb2.WAITING_FOR_UNSPECIFIED,
+    )
     # The same key gives the same bytes, whatever has happened since.
     assert (await world.raw(method, asked.SerializeToString())).body == first.body
     assert owed(world, payment.payment_id) == 0
@@ -383,8 +392,8 @@ async def test_what_was_paid_by_cheque_is_not_owed_any_more(world: World) -> Non
         "ORDER BY sequence"
     )
     assert [facts for (facts,) in told] == [
-        {"amount": 500, "note": "paid by cheque"},
-        {"amount": 1_500, "note": "paid by cheque"},
+        {"amount": 500, "reason": "paid by cheque"},
+        {"amount": 1_500, "reason": "paid by cheque"},
     ]
     assert (await world.capture(payment.payment_id)).state == CAPTURED
     assert [one["amount"] for one in await world.stripe.effects("refunded")] == [2_000]
@@ -443,7 +452,10 @@ async def test_settling_does_not_wait_for_a_capture_that_waits_for_its_expert(
     payment, account = await waiting_capture(world, 2_000, 3_000)
     await bounce(world, payment.payment_id)
     answer = await world.operations.SettleClientPayable(settle_request(payment))
-    assert (answer.payment.state, answer.payment.waiting_for) == (CAPTURING, "expert")
+    assert (answer.payment.state, answer.payment.waiting_for) == (
+        CAPTURING,
+        payments_pb2.WAITING_FOR_EXPERT,
+    )
     await world.stripe.control("POST", f"/accounts/{account}/restore")
     after = await world.in_state(payment.payment_id, IN_ESCROW)
     assert after.held_amount.minor_units == 5_000

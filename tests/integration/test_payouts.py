@@ -18,6 +18,7 @@ from payment_service.domain.ports.records import Cause
 from tests.integration.conftest import StartWorld
 from tests.support.books import balance, check_books
 from tests.support.errors import refusal
+from tests.support.kinds import kind_of
 from tests.support.service import CONNECT_SECRET
 from tests.support.stripe import ingestion, new_event
 from tests.support.world import World, until
@@ -327,7 +328,7 @@ async def test_a_payout_that_was_heard_of_days_late_is_not_missed_at_stripe(
         "create_time = create_time - CAST(%s AS interval)",
         age,
     )
-    found = {one.kind for one in (await reconciled(world)).discrepancies}
+    found = {kind_of(one) for one in (await reconciled(world)).discrepancies}
     assert found - {"missing_in_ledger"} == kinds
 
 

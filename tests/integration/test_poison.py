@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from marketplace.payments.v1 import disputes_pb2, operations_pb2
+from marketplace.payments.v1 import disputes_pb2, operations_pb2, payments_pb2
 from payment_service.application.app import App
 from payment_service.application.jobs.act_on_deadlines import act_on_deadlines
 from payment_service.application.jobs.expire_unpaid import expire_unpaid
@@ -150,7 +150,7 @@ async def waiting_for_two_experts(world: World) -> tuple[Payment, Payment, list[
         accounts.append(world.account_of(expert))
         await world.stripe.control("POST", f"/accounts/{accounts[-1]}/restrict")
         payments.append(await world.capture(held.payment_id))
-        assert payments[-1].waiting_for == "expert"
+        assert payments[-1].waiting_for == payments_pb2.WAITING_FOR_EXPERT
     return payments[0], payments[1], accounts
 
 

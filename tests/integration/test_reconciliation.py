@@ -14,6 +14,7 @@ from payment_service.application.reconciliation.run import reconcile_if_due
 from tests.integration.conftest import StartWorld
 from tests.support.books import check_books
 from tests.support.errors import refusal
+from tests.support.kinds import kind_of
 from tests.support.requests import refund_request
 from tests.support.steps.operators import open_kinds, run
 from tests.support.world import CAPTURED, REFUNDED, World, until
@@ -56,7 +57,7 @@ async def test_what_is_behind_follows_and_says_that_it_is_a_correction(
         payment.payment_id,
     )
     assert json.loads(body)["by"]["rpc"] == "RunReconciliation"
-    kinds = {found.kind for found in await world.discrepancies(payment.payment_id)}
+    kinds = {kind_of(found) for found in await world.discrepancies(payment.payment_id)}
     assert kinds == {"captured_out_of_band", "out_of_band_refund"}
 
 
@@ -87,7 +88,7 @@ async def test_a_refund_that_failed_before_it_was_seen_agrees_line_by_line(
         assert (await world.patiently("RefundPayment", request)).code == "FAILED_PRECONDITION"
     for _ in range(2):
         report = await run(world)
-        assert [one.kind for one in report.discrepancies if one.payment_id] == []
+        assert [kind_of(one) for one in report.discrepancies if one.payment_id] == []
         assert violated(report) == set()
     assert (await world.get(payment.payment_id)).state == CAPTURED
     await check_books(world)
@@ -102,9 +103,12 @@ async def test_a_changed_line_is_found_and_gone_when_it_is_mended(
     change = "UPDATE postings SET minor_units = minor_units + %s " + where  # noqa: S608 - ours
     as_superuser(world, change.format(">"), 7, payment.payment_id)
     report = await run(world)
-    [differs] = [found for found in report.discrepancies if found.kind == "line_differs"]
+    [differs] = [found for found in report.discrepancies if kind_of(found) == "line_differs"]
     assert differs.payment_id == payment.payment_id
-    assert (differs.expected.minor_units - differs.found.minor_units, differs.cure != "") == (
+    assert (
+        differs.expected.minor_units - differs.found.minor_units,
+        differs.remediation != "",
+    ) == (
         7,
         True,
     )
@@ -129,7 +133,7 @@ async def test_a_lost_line_is_missing_and_an_invented_one_too(
         "AND kind = 'transferred' AND account = 'stripe:platform'"
     )
     as_superuser(world, change, "txn_invented", payment.payment_id)
-    kinds = {found.kind for found in (await run(world)).discrepancies}
+    kinds = {kind_of(found) for found in (await run(world)).discrepancies}
     recorded = "invariant_postings_are_as_recorded"
     assert kinds == {"missing_in_ledger", "missing_at_stripe", recorded}
 
@@ -179,7 +183,7 @@ async def test_money_that_moved_for_no_payment_is_reported(world: World) -> None
         "POST", "/balance", {"amount": -500, "currency": "usd", "type": "adjustment"}
     )
     found = (await run(world)).discrepancies
-    assert [(one.kind, one.found.minor_units) for one in found] == [
+    assert [(kind_of(one), one.found.minor_units) for one in found] == [
         ("unknown_balance_transaction", -500)
     ]
 
@@ -198,14 +202,14 @@ async def test_a_discrepancy_is_not_gone_because_nobody_looked(
     request = operations_pb2.RunReconciliationRequest()
     tamper = "UPDATE payments SET net_commission = net_commission + %s WHERE payment_id = %s"
     as_superuser(world, tamper, 7, payment.payment_id)
-    request.since.FromDatetime(datetime.now(UTC) - timedelta(hours=1))
+    request.min_update_time.FromDatetime(datetime.now(UTC) - timedelta(hours=1))
     await world.operations.RunReconciliation(request)
     broken = {"invariant_net_commission_equals_account", "invariant_row_is_as_recorded"}
     assert set(await open_kinds(world)) == {"unknown_balance_transaction", *broken}
     await asyncio.sleep(2.5)
     request.Clear()
     if by == "since":
-        request.since.FromDatetime(datetime.now(UTC))
+        request.min_update_time.FromDatetime(datetime.now(UTC))
     await world.operations.RunReconciliation(request)
     assert set(await open_kinds(world)) == {"unknown_balance_transaction", *broken}
     # What is mended is gone, although the run reaches it no more than before.
@@ -231,7 +235,7 @@ async def test_a_line_that_is_mended_is_gone_however_old_it_is(
     )
     as_superuser(world, change, "txn_invented", payment.payment_id)
     ever = operations_pb2.RunReconciliationRequest()
-    ever.since.FromDatetime(datetime.now(UTC) - timedelta(hours=1))
+    ever.min_update_time.FromDatetime(datetime.now(UTC) - timedelta(hours=1))
     await world.operations.RunReconciliation(ever)
     both = {"missing_in_ledger", "missing_at_stripe"}
     assert both <= set(await open_kinds(world))

@@ -40,7 +40,7 @@ def request(payment: Payment, warning_id: str = "") -> Request:
     return Request(
         payment_id=payment.payment_id,
         warning_id=warning_id,
-        note="the client called",
+        reason="the client called",
         idempotency_key=new_key(),
     )
 
@@ -64,7 +64,7 @@ async def test_a_released_payment_is_captured_and_it_says_who_let_it_pass_and_wh
     [(body,)] = world.sql(
         "SELECT body::jsonb FROM events WHERE kind = 'payment.fraud_warning_dismissed'"
     )
-    assert body["facts"] == {"warning_id": warning_id, "note": "the client called"}
+    assert body["facts"] == {"warning_id": warning_id, "reason": "the client called"}
     assert body["by"]["caller"] == "local"
     assert body["by"]["rpc"] == "DismissFraudWarning"
     await check_books(world)
@@ -102,11 +102,11 @@ async def test_a_payment_that_is_not_frozen_is_not_released(world: World) -> Non
     refused = await refusal(world.operations.DismissFraudWarning(request(held)))
     assert (refused.code, refused.reason) == ("FAILED_PRECONDITION", "FRAUD_WARNING_NOT_ACTIVE")
     assert refused.facts["stage"] == "NONE"
-    unknown = Request(payment_id="pay_none", note="why", idempotency_key=new_key())
+    unknown = Request(payment_id="pay_none", reason="why", idempotency_key=new_key())
     refused = await refusal(world.operations.DismissFraudWarning(unknown))
     assert (refused.code, refused.reason) == ("NOT_FOUND", "PAYMENT_NOT_FOUND")
     refused = await refusal(world.operations.DismissFraudWarning(Request()))
-    assert set(refused.fields) == {"payment_id", "note", "idempotency_key"}
+    assert set(refused.fields) == {"payment_id", "reason", "idempotency_key"}
 
 
 async def test_a_hold_that_was_given_back_is_frozen_no_more_and_not_released(world: World) -> None:

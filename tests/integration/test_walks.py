@@ -166,7 +166,7 @@ class Walk:
     async def write_off(self) -> None:
         expert, currency = self.dice.choice(self.experts), self.dice.choice(list(_CURRENCIES))
         request = operations_pb2.WriteOffExpertDebtRequest(
-            expert_id=expert, amount=money(0, currency), reason="walk", idempotency_key=new_key()
+            expert_id=expert, currency_code=currency, reason="walk", idempotency_key=new_key()
         )
         await self._may_be_refused(self.world.operations.WriteOffExpertDebt(request))
 
@@ -190,14 +190,14 @@ class Walk:
     async def release(self) -> None:
         payment = await self._some()
         request = operations_pb2.DismissFraudWarningRequest(
-            payment_id=payment.payment_id, note="walk", idempotency_key=new_key()
+            payment_id=payment.payment_id, reason="walk", idempotency_key=new_key()
         )
         await self._may_be_refused(self.world.operations.DismissFraudWarning(request))
 
     async def settle_client_payable(self) -> None:
         payment = await self._some()
         request = operations_pb2.SettleClientPayableRequest(
-            payment_id=payment.payment_id, note="walk", idempotency_key=new_key()
+            payment_id=payment.payment_id, reason="walk", idempotency_key=new_key()
         )
         await self._may_be_refused(self.world.operations.SettleClientPayable(request))
 
@@ -263,7 +263,7 @@ class Walk:
         asked: Any = operations_pb2.ResumeOperationRequest(operation_id=operation_id)
         reply = await self.world.raw("OperationsService/ResumeOperation", asked.SerializeToString())
         if reply.refused is not None and reply.refused.reason == "AMOUNT_TOO_LARGE":
-            asked = operations_pb2.AbandonOperationRequest(operation_id=operation_id, note="walk")
+            asked = operations_pb2.AbandonOperationRequest(operation_id=operation_id, reason="walk")
             await self.world.raw("OperationsService/AbandonOperation", asked.SerializeToString())
 
 

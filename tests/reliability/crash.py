@@ -26,6 +26,7 @@ from tests.reliability.scenarios import CONVERGENCE_SECONDS, Scenario, Subject, 
 from tests.reliability.system import SURVIVOR, VICTIM, System
 from tests.support.books import check_books
 from tests.support.errors import Reply
+from tests.support.kinds import kind_of
 from tests.support.stripe import Stripe
 from tests.support.world import IN_ESCROW, Payment, World
 
@@ -407,7 +408,7 @@ class Run:
             if method.startswith(("PaymentService", "DisputeService", "OperationsService")):
                 again = await world.raw(method, request)
                 assert again.body == body, f"another answer of {method}"
-        found = Counter((one.payment_id, one.kind) for one in await world.discrepancies())
+        found = Counter((one.payment_id, kind_of(one)) for one in await world.discrepancies())
         assert found == self.told.discrepancies, (found, self.told.discrepancies)
 
 

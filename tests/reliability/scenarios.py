@@ -243,7 +243,11 @@ async def _write_off(world: World, expert: str) -> Subject:
     first = await world.captured(debtor, **_PLATFORM)
     await world.refund(first.payment_id)
     request = operations_pb2.WriteOffExpertDebtRequest(
-        expert_id=debtor, amount=money(4_000, "USD"), reason="left us", idempotency_key=new_key()
+        expert_id=debtor,
+        currency_code="USD",
+        amount=money(4_000, "USD"),
+        reason="left us",
+        idempotency_key=new_key(),
     )
     return Subject("OperationsService/WriteOffExpertDebt", request, first.payment_id)
 
@@ -264,7 +268,9 @@ async def _capture_that_waits(world: World, expert: str) -> Subject:
         "PaymentService/CapturePayment",
         capture_request(held.payment_id),
         held.payment_id,
-        lambda payment: payment.state == CAPTURING and payment.waiting_for == "expert",
+        lambda payment: (
+            payment.state == CAPTURING and payment.waiting_for == payments_pb2.WAITING_FOR_EXPERT
+        ),
     )
 
 
@@ -272,7 +278,7 @@ async def _capture_that_waited(world: World, expert: str) -> Subject:
     """The account is well again, which the event tells; the loops do the rest."""
     held, account = await _restricted(world)
     waiting = await world.capture(held.payment_id)
-    assert waiting.waiting_for == "expert", waiting
+    assert waiting.waiting_for == payments_pb2.WAITING_FOR_EXPERT, waiting
     await world.quiet()
     await set_webhooks(world.stripe, paused=True)
     await world.stripe.control("POST", f"/accounts/{account}/restore")
@@ -309,7 +315,7 @@ async def _capture_after_exchange(world: World, expert: str) -> Subject:
     """The money waited; the new account is ready, which the event tells; the loops do the rest."""
     held, _ = await _rejected(world)
     waiting = await world.capture(held.payment_id)
-    assert waiting.waiting_for == "expert", waiting
+    assert waiting.waiting_for == payments_pb2.WAITING_FOR_EXPERT, waiting
     answer = await world.experts.ReplaceExpertAccount(_exchange_of(held.expert_id))
     account = answer.expert.stripe_account_id
     await world.quiet()
@@ -348,7 +354,9 @@ async def _bounce(world: World, expert: str) -> Subject:
         "WebhookService/IngestEvent",
         await event_of(world, "refund.failed", str(refund_id)),
         captured.payment_id,
-        lambda payment: payment.state == REFUNDING and payment.waiting_for == "operator",
+        lambda payment: (
+            payment.state == REFUNDING and payment.waiting_for == payments_pb2.WAITING_FOR_OPERATOR
+        ),
         pay,
         "refund_failed",
     )
@@ -366,7 +374,7 @@ async def _fraud_release(world: World, expert: str) -> Subject:
     request = operations_pb2.DismissFraudWarningRequest(
         payment_id=held.payment_id,
         warning_id=warning_id,
-        note="the client called",
+        reason="the client called",
         idempotency_key=new_key(),
     )
     return Subject("OperationsService/DismissFraudWarning", request, held.payment_id)
@@ -384,7 +392,7 @@ async def _settlement(world: World, expert: str) -> Subject:
     await world.stripe.control("POST", f"/refunds/{refund_id}/fail")
     await world.in_state(held.payment_id, REFUNDING)
     request = operations_pb2.SettleClientPayableRequest(
-        payment_id=held.payment_id, note="paid by cheque", idempotency_key=new_key()
+        payment_id=held.payment_id, reason="paid by cheque", idempotency_key=new_key()
     )
     return Subject(
         "OperationsService/SettleClientPayable",

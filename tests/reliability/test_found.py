@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+from marketplace.payments.v1 import payments_pb2
 from tests.support.books import check_books
 from tests.support.running import running_world
 from tests.support.world import REFUNDING
@@ -27,11 +28,17 @@ def test_a_refund_is_answered_although_a_former_one_is_seen_to_bounce(
             # Of 99.95 the last cent is the commission's alone.
             answer = await world.refund(payment.payment_id, 1)
             assert answer.refunded_amount.minor_units == 6
-            assert (answer.state, answer.waiting_for) == (REFUNDING, "operator")
+            assert (answer.state, answer.waiting_for) == (
+                REFUNDING,
+                payments_pb2.WAITING_FOR_OPERATOR,
+            )
             # What is owed again stands in nobody's way.
             answer = await world.refund(payment.payment_id, 1)
             assert answer.refunded_amount.minor_units == 7
-            assert (answer.state, answer.waiting_for) == (REFUNDING, "operator")
+            assert (answer.state, answer.waiting_for) == (
+                REFUNDING,
+                payments_pb2.WAITING_FOR_OPERATOR,
+            )
             await check_books(world)
 
     asyncio.run(run())

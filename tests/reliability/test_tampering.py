@@ -16,6 +16,7 @@ from tests.reliability import proving
 from tests.reliability.intruder import Intruder, intruding
 from tests.reliability.tampering import KINDS
 from tests.support.books import check_books
+from tests.support.kinds import kind_of
 from tests.support.running import running_world
 from tests.support.world import World
 
@@ -122,11 +123,11 @@ async def _lives(world: World) -> list[str]:
 async def _named(world: World) -> dict[str, list[str]]:
     """Whom the service itself accuses of a contradiction in the books, and of what."""
     request = operations_pb2.RunReconciliationRequest()
-    request.since.FromDatetime(_EVER)
+    request.min_update_time.FromDatetime(_EVER)
     found: dict[str, list[str]] = {}
     for one in (await world.operations.RunReconciliation(request)).discrepancies:
-        if one.kind.startswith("invariant_"):
-            found.setdefault(one.payment_id, []).append(f"{one.kind}: {one.detail}")
+        if kind_of(one).startswith("invariant_"):
+            found.setdefault(one.payment_id, []).append(f"{kind_of(one)}: {one.detail}")
     return found
 
 

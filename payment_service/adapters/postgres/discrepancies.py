@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Final
@@ -18,6 +19,8 @@ _DECIDED: Final = (
     "AND discrepancies.found IS NOT DISTINCT FROM excluded.found"
 )
 
+_ID: Final = re.compile(r"disc_([1-9][0-9]{0,17})")
+
 
 class DiscrepancyWrites(TransactionStatements):
     """Reports and resolves discrepancies."""
@@ -30,13 +33,14 @@ class DiscrepancyWrites(TransactionStatements):
         """
         self._do(
             "INSERT INTO discrepancies (payment_id, kind, detail, time, last_seen_time, expected, "
-            "found, currency, cure, line_id) VALUES (:payment_id, :kind, :detail, now(), now(), "
-            ":expected, :found, :currency, :cure, :line_id) "
+            "found, currency, remediation, line_id) "
+            "VALUES (:payment_id, :kind, :detail, now(), now(), "
+            ":expected, :found, :currency, :remediation, :line_id) "
             "ON CONFLICT (payment_id, kind, detail) DO UPDATE "
             "SET last_seen_time = now(), found = excluded.found, line_id = excluded.line_id, "
             f"resolve_time = CASE WHEN {_DECIDED} THEN discrepancies.resolve_time END, "
             f"resolved_by = CASE WHEN {_DECIDED} THEN discrepancies.resolved_by ELSE '' END, "
-            f"note = CASE WHEN {_DECIDED} THEN discrepancies.note ELSE '' END",
+            f"resolve_reason = CASE WHEN {_DECIDED} THEN discrepancies.resolve_reason ELSE '' END",
             describes_a_state=discrepancy.kind.describes_a_state,
             payment_id=discrepancy.payment_id or None,
             kind=discrepancy.kind.value,
@@ -44,34 +48,35 @@ class DiscrepancyWrites(TransactionStatements):
             expected=discrepancy.expected,
             found=discrepancy.found,
             currency=discrepancy.currency,
-            cure=discrepancy.cure,
+            remediation=discrepancy.remediation,
             line_id=discrepancy.line_id,
         )
 
-    def resolve_discrepancies(self, ids: Sequence[int], unseen_since: datetime) -> None:
+    def resolve_discrepancies(self, ids: Sequence[str], unseen_since: datetime) -> None:
         """Closes these discrepancies, except any that was reported again since then."""
         self._do(
             "UPDATE discrepancies SET resolve_time = now() WHERE discrepancy_id = ANY(:ids) "
             "AND resolve_time IS NULL AND last_seen_time < :since",
-            ids=list(ids),
+            ids=[_number_of(discrepancy_id) for discrepancy_id in ids],
             since=unseen_since,
         )
 
-    def lock_discrepancy(self, discrepancy_id: int) -> StoredDiscrepancy | None:
+    def lock_discrepancy(self, discrepancy_id: str) -> StoredDiscrepancy | None:
         """Returns the discrepancy and locks it until the transaction ends, or returns None."""
         row = self._maybe(
-            "SELECT * FROM discrepancies WHERE discrepancy_id = :id FOR UPDATE", id=discrepancy_id
+            "SELECT * FROM discrepancies WHERE discrepancy_id = :id FOR UPDATE",
+            id=_number_of(discrepancy_id),
         )
         return row and rows.discrepancy_of(row)
 
-    def decide_discrepancy(self, discrepancy_id: int, resolved_by: str, note: str) -> None:
-        """Closes a discrepancy with the operator who resolved it and their note."""
+    def decide_discrepancy(self, discrepancy_id: str, resolved_by: str, reason: str) -> None:
+        """Closes a discrepancy with the operator who resolved it and the reason."""
         self._do(
             "UPDATE discrepancies SET resolve_time = now(), resolved_by = :resolved_by, "
-            "note = :note WHERE discrepancy_id = :id",
-            id=discrepancy_id,
+            "resolve_reason = :reason WHERE discrepancy_id = :id",
+            id=_number_of(discrepancy_id),
             resolved_by=resolved_by,
-            note=note,
+            reason=reason,
         )
 
 
@@ -79,7 +84,7 @@ class DiscrepancyReads(Statements):
     """Reads discrepancies outside transactions."""
 
     def discrepancies(
-        self, payment_id: str, before: int | None, limit: int, *, open_only: bool
+        self, payment_id: str, before: str | None, limit: int, *, open_only: bool
     ) -> Sequence[StoredDiscrepancy]:
         """Returns one page, the newest first. ``before`` is the last id of the page before."""
         conditions = "WHERE true"
@@ -89,7 +94,7 @@ class DiscrepancyReads(Statements):
         found = self._all(
             f"SELECT * FROM discrepancies {conditions} ORDER BY discrepancy_id DESC LIMIT :limit",
             payment_id=payment_id,
-            before=before,
+            before=before and _number_of(before),
             limit=limit,
         )
         return [rows.discrepancy_of(row) for row in found]
@@ -109,3 +114,9 @@ class DiscrepancyReads(Statements):
             limit=limit,
         )
         return [rows.discrepancy_of(row) for row in found]
+
+
+def _number_of(discrepancy_id: str) -> int:
+    """Returns the number in an id, or 0, which no discrepancy has, for a text that is no id."""
+    match = _ID.fullmatch(discrepancy_id)
+    return int(match[1]) if match else 0

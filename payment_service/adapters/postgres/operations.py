@@ -17,11 +17,23 @@ from payment_service.adapters.postgres import rows
 from payment_service.adapters.postgres.statements import Statements, TransactionStatements
 from payment_service.domain.operation_payloads import OperationPayload, payload_to_json
 from payment_service.domain.operations import Operation, OperationState
+from payment_service.domain.payment import WaitingReason
+from payment_service.domain.ports.records import ListedOperation
 
 _LEASE: Final = """
     lease_token = :token, lease_until = now() + :lease, next_try_time = now() + :lease,
     tries = tries + 1
 """
+
+_OF_PAYMENT: Final = (
+    "(payment_id = :payment_id OR dispute_id IN "
+    "(SELECT dispute_id FROM disputes WHERE payment_id = :payment_id))"
+)
+#: Why the payment's open operation waits for the expert's account; empty if it does not.
+_WAITING_REASON: Final = (
+    "(SELECT p.waiting_reason FROM payments p WHERE p.payment_id = operations.payment_id "
+    "AND p.operation_id = operations.operation_id AND p.waiting_for = 'expert')"
+)
 
 
 class OperationWrites(TransactionStatements):
@@ -182,15 +194,27 @@ class OperationReads(Statements):
         return row and rows.operation_of(row)
 
     def operations(
-        self, state: OperationState | None, after: tuple[datetime, str] | None, limit: int
-    ) -> Sequence[Operation]:
-        """Returns one page, oldest first. Without a state, the page has all open operations."""
+        self,
+        payment_id: str,
+        state: OperationState | None,
+        after: tuple[datetime, str] | None,
+        limit: int,
+    ) -> Sequence[ListedOperation]:
+        """Returns one page, oldest first. Without a state, the page has all open operations.
+
+        With a payment it has only that payment's operations and those of its disputes.
+        """
         which = "state = :state" if state else "state IN ('STARTED', 'UNKNOWN', 'PARKED')"
+        which += f" AND {_OF_PAYMENT}" if payment_id else ""
         found = self._page(
-            f"SELECT * FROM operations WHERE {which}",
+            f"SELECT *, {_WAITING_REASON} AS waiting_reason FROM operations WHERE {which}",
             ("create_time", "operation_id"),
             after,
             limit,
             state=state and state.value,
+            payment_id=payment_id,
         )
-        return [rows.operation_of(row) for row in found]
+        return [
+            ListedOperation(rows.operation_of(row), WaitingReason(row["waiting_reason"] or ""))
+            for row in found
+        ]

@@ -190,7 +190,7 @@ def operation_of(row: RowMapping) -> Operation:
 def discrepancy_of(row: RowMapping) -> StoredDiscrepancy:
     """Returns the discrepancy that a row of ``discrepancies`` holds."""
     return StoredDiscrepancy(
-        row["discrepancy_id"],
+        f"disc_{row['discrepancy_id']}",
         Discrepancy(
             row["payment_id"] or "",
             DiscrepancyKind(row["kind"]),
@@ -198,14 +198,14 @@ def discrepancy_of(row: RowMapping) -> StoredDiscrepancy:
             row["expected"],
             row["found"],
             row["currency"],
-            row["cure"],
+            row["remediation"],
             row["line_id"],
         ),
         row["time"],
         row["last_seen_time"],
         row["resolve_time"],
         row["resolved_by"],
-        row["note"],
+        row["resolve_reason"],
     )
 
 

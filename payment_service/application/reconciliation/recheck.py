@@ -46,7 +46,7 @@ class Checked:
     faulty: Collection[str]
 
 
-async def recheck_open(app: App, checked: Checked, cause: Cause, payment_id: str = "") -> list[int]:
+async def recheck_open(app: App, checked: Checked, cause: Cause, payment_id: str = "") -> list[str]:
     """Returns the ids of open discrepancies that are gone, of all payments or of one.
 
     The caller closes them, unless the present run has reported them again.

@@ -133,7 +133,7 @@ async def reconcile_payment(app: App, payment_id: str, cause: Cause) -> Report:
 
 
 def save_report(
-    tx: Transaction, discrepancies: Sequence[Discrepancy], gone: Sequence[int], began: datetime
+    tx: Transaction, discrepancies: Sequence[Discrepancy], gone: Sequence[str], began: datetime
 ) -> None:
     """Stores what was found, and closes those by the ids ``gone`` that were not found again."""
     for discrepancy in discrepancies:
@@ -181,7 +181,7 @@ async def _check_coverage(app: App, report: Report) -> None:
                     expected=owed,
                     found=held.get(currency, 0),
                     currency=currency,
-                    cure="add funds to the platform's balance, and keep its payouts manual",
+                    remediation="add funds to the platform's balance, and keep its payouts manual",
                 )
             )
 
@@ -266,7 +266,7 @@ async def _compare_account(
             payment_id,
             DiscrepancyKind.MISSING_AT_STRIPE,
             f"{name} has {line_id}, Stripe does not",
-            cure="compare the payment's postings with Stripe's dashboard",
+            remediation="compare the payment's postings with Stripe's dashboard",
             line_id=line_id,
         )
         for line_id, payment_id in named.items()
@@ -290,7 +290,7 @@ async def _line_discrepancy(
         expected=line or 0,
         found=entry.net,
         currency=entry.currency,
-        cure="reconcile the payment; if it stays, an operator posts the difference",
+        remediation="reconcile the payment; if it stays, an operator posts the difference",
         line_id=entry.balance_transaction_id,
     )
     if line is not None:
@@ -300,7 +300,7 @@ async def _line_discrepancy(
     return replace(
         amounts,
         kind=DiscrepancyKind.UNKNOWN_BALANCE_TRANSACTION,
-        cure="Stripe moved this by itself, or it was made out of band: decide what it was",
+        remediation="Stripe moved this by itself, or it was made out of band: decide what it was",
     )
 
 
@@ -329,7 +329,7 @@ async def _check_invariants(
             payment_id,
             kind,
             details.get((kind, payment_id), CONTRADICTION),
-            cure="stop changing this payment and read its events: this is a bug or a tampering",
+            remediation="stop changing this payment and read its events: a bug, or tampering",
         )
         for kind, payment_ids in violations.items()
         for payment_id in payment_ids

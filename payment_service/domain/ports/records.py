@@ -13,7 +13,8 @@ from payment_service.domain.errors import Refusal
 from payment_service.domain.experts import Expert
 from payment_service.domain.ledger import Posting
 from payment_service.domain.money import Money
-from payment_service.domain.payment import Payment, State
+from payment_service.domain.operations import Operation, OperationState
+from payment_service.domain.payment import Payment, State, WaitingFor, WaitingReason
 from payment_service.domain.schedule import Schedule
 from payment_service.domain.sync.changes import Discrepancy, Movement
 
@@ -205,15 +206,34 @@ class Trail:
 
 
 @dataclass(frozen=True, slots=True)
+class ListedOperation:
+    """An operation with what it waits for, as operators see it."""
+
+    operation: Operation
+    #: Why a parked operation waits for the expert's account; empty if it does not.
+    waiting_reason: WaitingReason = WaitingReason.NOTHING
+
+    @property
+    def waiting_for(self) -> WaitingFor:
+        if not self.operation.is_open:
+            return WaitingFor.NOTHING
+        if self.operation.state is not OperationState.PARKED:
+            return WaitingFor.PROCESSOR
+        return WaitingFor.EXPERT if self.waiting_reason else WaitingFor.OPERATOR
+
+
+@dataclass(frozen=True, slots=True)
 class StoredDiscrepancy:
-    discrepancy_id: int
+    """A discrepancy as stored. Its id is ``disc_`` and a number."""
+
+    discrepancy_id: str
     discrepancy: Discrepancy
     time: datetime
     last_seen_time: datetime
     resolve_time: datetime | None
-    #: Who decided it and what they found; empty if it was seen to be gone.
+    #: The operator who resolved it and the reason; empty if it was no longer found.
     resolved_by: str = ""
-    note: str = ""
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,7 +37,8 @@ class Discrepancy:
     expected: int | None = None
     found: int | None = None
     currency: str = ""
-    cure: str = ""
+    #: What an operator can do about it.
+    remediation: str = ""
     #: The balance transaction that it is about, if it is about one.
     line_id: str = ""
 

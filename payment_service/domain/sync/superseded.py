@@ -188,7 +188,7 @@ def remainder_not_returned(payment: Payment, operation: Operation, code: str) ->
         expected=operation.minor_units,
         found=0,
         currency=payment.currency,
-        cure="the rest is still in escrow: RefundPayment, once nothing stands against it",
+        remediation="the remainder is still in escrow: call RefundPayment once nothing forbids it",
     )
 
 

@@ -117,13 +117,13 @@ def fraud_warned(
     )
 
 
-def fraud_warning_dismissed(payment: Payment, note: str, now: datetime) -> Transition:
-    """An operator has looked into the warning that freezes the payment: it may be captured."""
+def fraud_warning_dismissed(payment: Payment, reason: str, now: datetime) -> Transition:
+    """Lifts the freeze of a warning that an operator has checked: the payment can be captured."""
     return move(
         payment,
         EventKind.FRAUD_WARNING_DISMISSED,
         payment.state,
         now,
-        facts={"warning_id": payment.fraud_warning_id, "note": note},
+        facts={"warning_id": payment.fraud_warning_id, "reason": reason},
         **freeze_fields(FreezeReason()),
     )

@@ -204,14 +204,14 @@ def repayment_abandoned(payment: Payment, reason: str, now: datetime) -> Transit
     )
 
 
-def client_payable_settled(payment: Payment, part: int, note: str, now: datetime) -> Transition:
-    """An operator says that the client is not owed this any more; Stripe has no part in it."""
+def client_payable_settled(payment: Payment, part: int, reason: str, now: datetime) -> Transition:
+    """Reduces the client payable by what an operator settled outside of Stripe."""
     return move(
         payment,
         EventKind.CLIENT_PAYABLE_SETTLED,
         payment.state,
         now,
-        facts={"amount": part, "note": note},
+        facts={"amount": part, "reason": reason},
         postings=payment.book.client_payable_settled(part),
         client_payable=payment.client_payable - part,
     )

@@ -8,6 +8,7 @@ from typing import Any
 from marketplace.payments.v1 import disputes_pb2, operations_pb2, payments_pb2
 from payment_service.domain.discrepancies import BALANCE_KINDS
 from tests.support.books import check_books
+from tests.support.kinds import kind_of
 from tests.support.requests import new_key
 from tests.support.world import Payment, World, until
 
@@ -99,8 +100,8 @@ async def settled(world: World, payment_id: str, dispute_id: str, outcome: int) 
     lines = [
         found
         for found in report.discrepancies
-        if found.kind in BALANCE_KINDS
-        and found.kind != "escrow_underfunded"
+        if kind_of(found) in BALANCE_KINDS
+        and kind_of(found) != "escrow_underfunded"
         and "(payout)" not in found.detail
     ]
     assert not lines

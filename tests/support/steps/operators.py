@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from marketplace.payments.v1 import money_pb2, operations_pb2
+from marketplace.payments.v1 import money_pb2, operations_pb2, payments_pb2
 from tests.support.books import check_books
+from tests.support.kinds import kind_of
 from tests.support.requests import new_key
 from tests.support.steps.dashboard import bounce
 from tests.support.steps.payments import PLATFORM, owed
@@ -13,7 +14,7 @@ from tests.support.world import REFUNDING, Payment, State, World, until
 
 
 async def told(world: World, payment: Payment) -> list[str]:
-    return sorted(one.kind for one in await world.discrepancies(payment.payment_id))
+    return sorted(kind_of(one) for one in await world.discrepancies(payment.payment_id))
 
 
 def repayments(world: World, payment_id: str) -> list[tuple[str, int, str]]:
@@ -67,7 +68,10 @@ async def owed_after_a_bounce(world: World, **fields: Any) -> Payment:
     await world.refund(held.payment_id, 2_000)
     await bounce(world, held.payment_id)
     payment = await world.in_state(held.payment_id, REFUNDING)
-    assert (payment.waiting_for, payment.held_amount.minor_units) == ("operator", 8_000)
+    assert (payment.waiting_for, payment.held_amount.minor_units) == (
+        payments_pb2.WAITING_FOR_OPERATOR,
+        8_000,
+    )
     return payment
 
 
@@ -79,7 +83,7 @@ async def run(world: World, payment_id: str = "") -> operations_pb2.RunReconcili
 async def open_kinds(world: World) -> list[str]:
     request = operations_pb2.ListDiscrepanciesRequest(open_only=True)
     found = (await world.operations.ListDiscrepancies(request)).discrepancies
-    return [one.kind for one in found if one.kind != "escrow_underfunded"]
+    return [kind_of(one) for one in found if kind_of(one) != "escrow_underfunded"]
 
 
 async def not_sent(world: World, payment: Payment, movement: str) -> str:
@@ -95,13 +99,15 @@ async def not_sent(world: World, payment: Payment, movement: str) -> str:
         return str(found[0][0]) if found else None
 
     operation_id = await until(probe, "parked because of what was moved out of band")
-    assert (await world.get(payment.payment_id)).waiting_for == "operator"
+    assert (await world.get(payment.payment_id)).waiting_for == payments_pb2.WAITING_FOR_OPERATOR
     return operation_id
 
 
 async def abandon(world: World, operation_id: str) -> None:
     """As soon as no request of it can be on its way any more."""
-    asked = operations_pb2.AbandonOperationRequest(operation_id=operation_id, note="done otherwise")
+    asked = operations_pb2.AbandonOperationRequest(
+        operation_id=operation_id, reason="done otherwise"
+    )
 
     async def done() -> bool:
         reply = await world.raw("OperationsService/AbandonOperation", asked.SerializeToString())
@@ -116,7 +122,8 @@ async def write_off(world: World, payment: Payment, amount: int) -> None:
     await world.operations.WriteOffExpertDebt(
         operations_pb2.WriteOffExpertDebtRequest(
             expert_id=payment.expert_id,
-            amount=money_pb2.Money(minor_units=amount, currency_code="USD"),
+            currency_code="USD",
+            amount=money_pb2.Money(minor_units=amount),
             reason="reversed at the dashboard",
             idempotency_key=new_key(),
         )

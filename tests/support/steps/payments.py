@@ -73,7 +73,7 @@ async def waiting_capture(
         "POST", f"/accounts/{account}/restrict", {"capabilities": {"transfers": "inactive"}}
     )
     payment = await world.capture(held.payment_id, part, **fields)
-    assert (payment.state, payment.waiting_for) == (CAPTURING, "expert")
+    assert (payment.state, payment.waiting_for) == (CAPTURING, payments_pb2.WAITING_FOR_EXPERT)
     return payment, account
 
 

@@ -8,17 +8,17 @@
 
 Why not a bare `grpc.aio.insecure_channel`:
 
-* Calls are spread over all addresses (`round_robin`); gRPC's default sticks to the first.
-* A lost answer is asked for again by itself, for the calls where that is safe: reads, and
-  mutations that carry an idempotency key, which the service answers identically every time.
-  UNAVAILABLE alone is retried: it is the one code that means "ask again with the same key".
-  Retries stop while most calls fail, so that callers do not keep a sick service down.
-* A replica that is about to leave is left in time. Each is asked by a health watch whether it
-  wants new calls; one that does not is given none, and goes on with those that it has.
-* A dead connection is noticed by pings. They are further apart than the 30 s that the server
-  takes for a flood.
-* A server that is back is found within a quarter of a second, not after gRPC's default of up to
-  two minutes.
+* Calls are spread over all addresses (`round_robin`); gRPC's default uses the first only.
+* A lost answer is requested again, for the calls where that is safe: reads, and mutations that
+  carry an idempotency key, which the service answers identically every time. Only UNAVAILABLE
+  is retried: it is the one code that means "repeat the call with the same key". Retries stop
+  while most calls fail, so that callers do not overload a failing service.
+* A replica that shuts down gets no new calls. A health watch asks each replica whether it wants
+  them; the calls in progress continue.
+* Pings detect a dead connection. They are more than 30 s apart, because the server refuses more
+  frequent ones.
+* A server that has restarted is found within a quarter of a second, not after gRPC's default of
+  up to two minutes.
 """
 
 import importlib
@@ -37,15 +37,14 @@ from marketplace.payments.v1 import payments_pb2
 
 Option = tuple[str, str | int]
 
-# For a call that names no deadline; a shorter one of the caller's own wins.
+# For a call without a deadline; a shorter one of the caller wins.
 DEFAULT_DEADLINE_SECONDS = 30
 
 _READ_PREFIXES = ("Get", "List")
 
-# The first retry is soon, since most often one replica of several has died and the next is well.
-# All of them together, the most that gRPC allows, last about as long as a replica takes to start:
-# after 0.05, 0.2, 0.65 and 1.65 s. A longer last pause is what callers of a lone replica would wait
-# for, however soon it is back.
+# The first retry comes soon, because usually one replica of several has died and the next one
+# works. All retries that gRPC allows last about as long as a replica takes to start: after 0.05,
+# 0.2, 0.65 and 1.65 s. With a longer last pause the callers of a single replica would wait longer.
 _RETRY_POLICY = {
     "maxAttempts": 5,
     "initialBackoff": "0.05s",
@@ -60,7 +59,7 @@ def connect(
     credentials: grpc.ChannelCredentials | None = None,
     options: Sequence[Option] = (),
 ) -> grpc.aio.Channel:
-    """Open a channel for asyncio callers.
+    """Opens a channel for asyncio callers.
 
     One target may be any name that gRPC resolves (`payments:50051`, `dns:///payments:50051`);
     all addresses behind it are used. Several targets must be IP addresses with ports. Without
@@ -76,14 +75,14 @@ def connect_sync(
     credentials: grpc.ChannelCredentials | None = None,
     options: Sequence[Option] = (),
 ) -> grpc.Channel:
-    """Open the same channel for callers without asyncio."""
+    """Opens the same channel for callers without asyncio."""
     if credentials is None:
         return grpc.insecure_channel(target_of(targets), _options(options))
     return grpc.secure_channel(target_of(targets), credentials, _options(options))
 
 
 def target_of(targets: Sequence[str]) -> str:
-    """The one gRPC target that stands for all of these addresses."""
+    """Returns the one gRPC target that stands for all of these addresses."""
     if not targets:
         raise ValueError("connect() needs at least one target, such as 'payments:50051'")
     if len(targets) == 1:
@@ -95,7 +94,7 @@ def target_of(targets: Sequence[str]) -> str:
 
 
 def service_config() -> dict[str, Any]:
-    """Load balancing, deadlines and retries, as gRPC's service config.
+    """Returns load balancing, deadlines and retries, as gRPC's service config.
 
     Which methods may be retried is read from the stubs themselves, so that a method added to the
     protos cannot be forgotten here.
@@ -105,7 +104,7 @@ def service_config() -> dict[str, Any]:
     for method in _methods():
         name = {"service": method.containing_service.full_name, "method": method.name}
         if method.server_streaming or method.client_streaming:
-            continue  # a feed lives on, and is resumed by its cursor
+            continue  # a feed does not end, and its cursor resumes it
         (retried if is_repeatable(method) else once).append(name)
     deadline = f"{DEFAULT_DEADLINE_SECONDS}s"
     return {
@@ -122,7 +121,7 @@ def service_config() -> dict[str, Any]:
 
 
 def is_repeatable(method: MethodDescriptor) -> bool:
-    """Whether sending the same request twice is as good as once."""
+    """Returns whether sending the same request twice has the effect of sending it once."""
     declared: MethodOptions = method.GetOptions()
     return (
         "idempotency_key" in method.input_type.fields_by_name

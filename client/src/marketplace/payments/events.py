@@ -1,12 +1,12 @@
 """The feed of all payments' events, watched across disconnects and the end of replicas.
 
-    async for told in watch(channel, after_cursor=last):
-        await act_on(told.event, told.cursor)  # keep both in one transaction
+    async for update in watch(channel, after_cursor=last):
+        await act_on(update.event, update.cursor)  # keep both in one transaction
 
-What one iteration gives is in order and without gaps or doubles, however often it had to connect
-anew. Across the ends of the watcher itself it is the cursor that decides: kept together with what
-was done about its event, each event is acted upon exactly once; kept later, at least once. An event
-is known again by its payment and sequence.
+One iteration is in order and without gaps or duplicates, however often it reconnects. When the
+watcher itself restarts, the cursor decides. Stored together with what was done about its event,
+each event is handled exactly once; stored later, at least once. An event is identified by its
+payment and sequence.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ import grpc.aio
 
 from marketplace.payments.v1 import events_pb2, events_pb2_grpc
 
-#: The replica leaves or is away, closed the connection, or has no place: another may have.
+#: The replica leaves, is unavailable, or has too many watchers: another one may serve.
 _PASSING: Final = frozenset(
     {
         grpc.StatusCode.UNAVAILABLE,
@@ -36,7 +36,7 @@ _LASTED: Final = 5.0
 async def watch(
     channel: grpc.aio.Channel, after_cursor: str = ""
 ) -> AsyncIterator[events_pb2.WatchEventsResponse]:
-    """Every event after the cursor, for ever; from the beginning if none is given.
+    """Yields every event after the cursor, without end; from the beginning if there is none.
 
     Reconnects with jittered pauses of up to a second. Raises ``grpc.aio.AioRpcError`` for what does
     not pass: INVALID_ARGUMENT for a cursor that is none, FAILED_PRECONDITION for one of another
@@ -49,10 +49,10 @@ async def watch(
         began = loop.time()
         call = stub.WatchEvents(events_pb2.WatchEventsRequest(after_cursor=after_cursor))
         try:
-            async for told in call:
-                after_cursor = told.cursor
+            async for update in call:
+                after_cursor = update.cursor
                 failures = 0
-                yield told
+                yield update
         except grpc.aio.AioRpcError as error:
             if error.code() not in _PASSING:
                 raise
