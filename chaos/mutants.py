@@ -106,8 +106,8 @@ MUTANTS = (
         (
             Edit(
                 "payment_service/application/sync/apply_snapshot.py",
-                "if payment.version != version:",
-                "if version < 0:",
+                "if payment.version != fetched.version:",
+                "if fetched.version < 0:",
             ),
         ),
         "test_an_old_observation_changes_nothing",
@@ -246,8 +246,8 @@ MUTANTS = (
         (
             Edit(
                 "payment_service/domain/sync/money_back.py",
-                "    legs, owed = reversal_legs(changes, snapshot, split.expert_part)\n",
-                "    legs, owed = [], 0\n",
+                "    legs, debt = reversal_legs(changes, context.snapshot, split.expert_part)\n",
+                "    legs, debt = [], 0\n",
             ),
         ),
     ),
@@ -324,8 +324,8 @@ MUTANTS = (
         (
             Edit(
                 "payment_service/domain/sync/transfers.py",
-                "rest = max(payment.held - share.part - back, 0) if payload.final else 0",
-                "rest = 0",
+                "remainder = max(payment.held - split.part - refunded, 0) if payload.final else 0",
+                "remainder = 0",
             ),
         ),
         "test_parts_of_held_money_go_where_they_belong",

@@ -8,13 +8,8 @@ from datetime import datetime
 
 from payment_service.domain.ledger import Posting, RefundSplit
 from payment_service.domain.payment import FreezeReason, Payment, State
-from payment_service.domain.state_machine import (
-    EventKind,
-    Transition,
-    freeze_fields,
-    move,
-    with_next_operation,
-)
+from payment_service.domain.state_machine import EventKind, Transition, move
+from payment_service.domain.transitions.fields import freeze_fields, with_next_operation
 from payment_service.domain.transitions.refund import split_facts
 
 

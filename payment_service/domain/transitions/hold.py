@@ -18,14 +18,8 @@ from payment_service.domain.payment import (
     WaitingFor,
     WaitingReason,
 )
-from payment_service.domain.state_machine import (
-    EventKind,
-    Transition,
-    freeze_fields,
-    move,
-    reverted,
-    with_next_operation,
-)
+from payment_service.domain.state_machine import EventKind, Transition, move
+from payment_service.domain.transitions.fields import freeze_fields, reverted, with_next_operation
 
 #: What every transition says that ends the operation at Stripe.
 _NOTHING_UNDER_WAY: Final[Mapping[str, Any]] = {

@@ -9,13 +9,8 @@ from typing import Any, Final
 
 from payment_service.domain.ledger import RefundSplit, StripeAmount, expert_debt
 from payment_service.domain.payment import Failure, Payment, State, WaitingFor, WaitingReason
-from payment_service.domain.state_machine import (
-    EventKind,
-    Transition,
-    move,
-    reverted,
-    with_next_operation,
-)
+from payment_service.domain.state_machine import EventKind, Transition, move
+from payment_service.domain.transitions.fields import reverted, with_next_operation
 
 #: What every transition says that ends the operation at Stripe.
 _NOTHING_UNDER_WAY: Final[Mapping[str, Any]] = {
