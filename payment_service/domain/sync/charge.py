@@ -192,7 +192,7 @@ def sync_charge(changes: ChangeSet, context: SyncContext) -> None:
             charge.line.settled,
             charge_id=charge.charge_id,
             expire_time=context.now + context.holding_limit,
-            elsewhere=out_of_band,
+            out_of_band=out_of_band,
             next_operation_id=context.next_operation_id if transfer_follows else None,
             now=context.now,
         )

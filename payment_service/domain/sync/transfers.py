@@ -61,7 +61,7 @@ def _apply_transfer(
     refunds = out_of_band_refunds(context)
     # An out-of-band refund pays what is payable to the client first, and only then what is held.
     refunded = max(sum(one.minor_units for one in refunds) - payment.client_payable, 0)
-    remainder = max(payment.held - split.part - refunded, 0) if payload.final else 0
+    remainder = max(payment.held - split.amount - refunded, 0) if payload.final else 0
     changes.take(
         transitions.transferred(
             payment,

@@ -16,7 +16,7 @@ from payment_service.domain.payment import (
 from payment_service.domain.state_machine import EventKind, Transition, move
 
 #: The fields that every transition sets which ends the operation at Stripe.
-_OPERATION_CLOSED: Final[Mapping[str, Any]] = {
+OPERATION_CLOSED: Final[Mapping[str, Any]] = {
     "operation_id": "",
     "waiting_for": WaitingFor.NOTHING,
     "waiting_reason": WaitingReason.NOTHING,
@@ -26,7 +26,7 @@ _OPERATION_CLOSED: Final[Mapping[str, Any]] = {
 
 def with_next_operation(next_operation_id: str | None) -> dict[str, Any]:
     """Returns the fields that end the open operation and, with an id, start the next one."""
-    return {**_OPERATION_CLOSED, "operation_id": next_operation_id or ""}
+    return {**OPERATION_CLOSED, "operation_id": next_operation_id or ""}
 
 
 def freeze_fields(frozen: FreezeReason) -> dict[str, Any]:
@@ -43,5 +43,5 @@ def reverted(payment: Payment, kind: EventKind, state: State, failure: Failure) 
         failure.time,
         facts={"code": failure.code},
         failure=failure,
-        **_OPERATION_CLOSED,
+        **OPERATION_CLOSED,
     )

@@ -169,31 +169,31 @@ class FakeService:
             self._make_way(way)
         payment = self.payment
         plan = plans.plan_capture(payment, part, final, self.balance(DEBT))
-        share = plan.share
+        share = plan.split
         transfer = TransferPayload(
             currency=payment.currency,
             charge_id=payment.charge_id,
             commission=share.commission,
-            debt_offset=share.netted,
+            debt_offset=share.debt_offset,
             final=final,
             notes="",
         )
         if payment.charged:
-            operation = self._open(OperationKind.TRANSFER, share.part, transfer)
+            operation = self._open(OperationKind.TRANSFER, share.amount, transfer)
         elif payment.is_separate:
             capture = CapturePayload(
                 payment_intent_id=payment.payment_intent_id,
                 notes="",
                 transfer=transfer,
-                transfer_amount=share.part,
+                transfer_amount=share.amount,
             )
             operation = self._open(OperationKind.CAPTURE, plan.charges, capture)
         else:
             capture = CapturePayload(
                 payment_intent_id=payment.payment_intent_id,
                 notes="",
-                application_fee=share.commission + share.netted,
-                debt_offset=share.netted,
+                application_fee=share.commission + share.debt_offset,
+                debt_offset=share.debt_offset,
             )
             operation = self._open(OperationKind.CAPTURE, plan.charges, capture)
         self.operation = operation

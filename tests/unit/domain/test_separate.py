@@ -828,4 +828,4 @@ def test_capture_goes_on_when_the_expert_is_well_again() -> None:
 
 def test_share_is_what_reaches_whom() -> None:
     share = CaptureSplit(10_000, 1_000, 700)
-    assert (share.expert_part, share.sent) == (9_000, 8_300)
+    assert (share.expert_amount, share.sent) == (9_000, 8_300)
