@@ -43,7 +43,7 @@ def check_destination(payment: Payment, expert: Expert) -> None:
         raise Precondition(
             "DESTINATION_ACCOUNT_REPLACED",
             "the expert has another account by now, and this charge can only pay the former one; "
-            "refund it and initiate it anew",
+            "refund it and initiate a new one",
             {
                 "payment_id": payment.payment_id,
                 "expert_id": expert.expert_id,
@@ -67,7 +67,7 @@ def payment_disputed(payment: Payment, word: str, **facts: str) -> Precondition:
     """The refusal of a frozen payment, or of one that Stripe reports as disputed."""
     return Precondition(
         "PAYMENT_DISPUTED",
-        f"the payment is contested ({payment.frozen}) and cannot be {word} until that is decided",
+        f"the payment is disputed ({payment.frozen}) and cannot be {word} until that is decided",
         {
             "payment_id": payment.payment_id,
             "dispute_id": payment.frozen_by,
@@ -88,7 +88,7 @@ class VersionMismatch(Busy):
     def __init__(self, payment: Payment, expected: int) -> None:
         super().__init__(
             "VERSION_MISMATCH",
-            f"the payment has moved on to version {payment.version}; look at it and decide anew",
+            f"the payment has changed to version {payment.version}; read it and decide again",
             {
                 "payment_id": payment.payment_id,
                 "expected_version": expected,

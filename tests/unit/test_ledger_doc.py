@@ -225,7 +225,13 @@ def refunded_out_of_band(a: Amounts) -> Done:
 def transfer_reversed(a: Amounts) -> Done:
     payment = busy(partly_paid_out(a), State.REFUNDING)
     return transitions.transfer_reversed(
-        payment, "trr_1", a["v"], usd(a["v"]), usd(a["v"]), None, NOW
+        payment,
+        "trr_1",
+        a["v"],
+        platform=usd(a["v"]),
+        connected=usd(a["v"]),
+        next_operation_id=None,
+        now=NOW,
     )
 
 
@@ -326,7 +332,13 @@ def dispute_lost(a: Amounts) -> Done:
     if beyond:  # All of it was given back already, so nothing is left to lose.
         payment = replace(in_state(State.REFUNDED, separate(PLATFORM_HOLD)))
     return transitions.dispute_lost(
-        payment, split, beyond, {}, FreezeReason(), "op_2" if "e" in a else None, NOW
+        payment,
+        split,
+        beyond,
+        facts={},
+        frozen=FreezeReason(),
+        next_operation_id="op_2" if "e" in a else None,
+        now=NOW,
     )
 
 

@@ -189,10 +189,10 @@ def _apply_loss(changes: ChangeSet, record: Dispute, context: SyncContext) -> No
             payment,
             loss.split,
             loss.beyond,
-            _facts(record),
-            _frozen(changes, context),
-            next_reversal_id(context.next_operation_id, legs, debt),
-            context.now,
+            facts=_facts(record),
+            frozen=_frozen(changes, context),
+            next_operation_id=next_reversal_id(context.next_operation_id, legs, debt),
+            now=context.now,
         )
     )
     continue_reversals(changes, legs, debt, OperationPurpose.LOSS, context.now)

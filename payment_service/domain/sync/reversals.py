@@ -37,10 +37,10 @@ def apply_reversal(
             changes.payment,
             reversal.reversal_id,
             amount,
-            platform,
-            connected,
-            next_id,
-            context.now,
+            platform=platform,
+            connected=connected,
+            next_operation_id=next_id,
+            now=context.now,
         )
     )
     continue_reversals(changes, legs, debt, operation.purpose, context.now)

@@ -49,6 +49,7 @@ def dispute_lost(
     payment: Payment,
     split: RefundSplit,
     beyond: int,
+    *,
     facts: Mapping[str, object],
     frozen: FreezeReason,
     next_operation_id: str | None,

@@ -73,6 +73,7 @@ def transfer_reversed(
     payment: Payment,
     reversal_id: str,
     amount: int,
+    *,
     platform: StripeAmount,
     connected: StripeAmount,
     next_operation_id: str | None,

@@ -106,7 +106,15 @@ def refunded_out_of_band(payment: Payment, split: RefundSplit) -> Transition:
 
 
 def transfer_reversed(payment: Payment, then: str | None) -> Transition:
-    return transitions.transfer_reversed(payment, "trr_1", 100, USD, USD, then, NOW)
+    return transitions.transfer_reversed(
+        payment,
+        "trr_1",
+        100,
+        platform=USD,
+        connected=USD,
+        next_operation_id=then,
+        now=NOW,
+    )
 
 
 CONTESTED = FreezeReason(Freeze.CHARGEBACK, "dp_1")
@@ -115,7 +123,15 @@ CONTESTED = FreezeReason(Freeze.CHARGEBACK, "dp_1")
 def dispute_lost(
     payment: Payment, split: RefundSplit, then: str | None = None, beyond: int = 0
 ) -> Transition:
-    return transitions.dispute_lost(payment, split, beyond, {}, FreezeReason(), then, NOW)
+    return transitions.dispute_lost(
+        payment,
+        split,
+        beyond,
+        facts={},
+        frozen=FreezeReason(),
+        next_operation_id=then,
+        now=NOW,
+    )
 
 
 def dispute_changed(kind: EventKind) -> Callable[[Payment], Transition]:
