@@ -44,7 +44,7 @@ class AuditFault:
 
 
 def event_body(transition: Transition, schedule: Schedule, cause: Cause) -> str:
-    """What the audit trail keeps of a transition: canonical JSON, stored and hashed as it is."""
+    """Returns the body of a transition's event: canonical JSON, stored and hashed unchanged."""
     before, after = transition.before, transition.after
     body = {
         "from": before.state.value if before else None,
@@ -76,7 +76,7 @@ def event_body(transition: Transition, schedule: Schedule, cause: Cause) -> str:
 def chain_hash(
     former: bytes, payment_id: str, sequence: int, kind: str, time: datetime, body: str
 ) -> bytes:
-    """SHA-256 over the former hash and everything that the event says.
+    """Returns the SHA-256 of the former hash and everything that the event contains.
 
     Every part is preceded by its length, so that no two events can be written alike.
     """
@@ -89,7 +89,7 @@ def chain_hash(
 
 
 def row_digest(payment: Payment) -> str:
-    """Over every field that says something: one added later, and empty, changes no digest."""
+    """Returns the digest of the fields that are not empty: a new, empty field changes no digest."""
     values = {name: getattr(payment, name) for name in _PAYMENT_FIELDS}
     return _digest({name: value for name, value in values.items() if value not in (None, "", 0)})
 
@@ -106,7 +106,7 @@ def schedule_digest(schedule: Schedule) -> str:
 
 
 def postings_digest(postings: Iterable[Posting]) -> str:
-    """Over the lines of one event, in whatever order they are read."""
+    """Returns the digest of one event's postings, in any order."""
     return _digest(
         sorted(
             [line.account, line.currency, line.minor_units, line.kind, line.balance_transaction_id]
@@ -116,7 +116,7 @@ def postings_digest(postings: Iterable[Posting]) -> str:
 
 
 def first_broken(former: bytes, after: int, events: Sequence[StoredEvent]) -> int:
-    """The first sequence after ``after`` whose event is missing or not the hashed one; 0 if none.
+    """Returns the first sequence after ``after`` whose event is missing or altered; 0 if none.
 
     ``former`` is the hash of the event before.
     """
@@ -131,7 +131,7 @@ def first_broken(former: bytes, after: int, events: Sequence[StoredEvent]) -> in
 
 
 def audit(trail: Trail) -> list[AuditFault]:
-    """Hold everything that is stored of a payment against its chain; each check's first fault.
+    """Compares everything that is stored of a payment with its chain; each check's first fault.
 
     A broken chain vouches for nothing, so nothing else is held against it.
     """
@@ -215,10 +215,10 @@ def _postings_fault(trail: Trail, bodies: Sequence[Any]) -> AuditFault | None:
 
 
 def _movements_fault(trail: Trail, bodies: Sequence[Any]) -> AuditFault | None:
-    """What an event tells of a refund or reversal is on the books, and nothing else is.
+    """Compares the refunds and reversals of the events with the movements on the books.
 
-    A refund that was cancelled before it had moved anything is not told of by any event: there are
-    the two movements then, and they cancel out.
+    A refund that was canceled before it moved anything has no event: its two movements cancel
+    out.
     """
     there = {one.movement_id: [one.kind, one.minor_units] for one in trail.movements}
     told: dict[str, list[Any]] = {}

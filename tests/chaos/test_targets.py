@@ -32,7 +32,7 @@ from payment_service.application.execution.executor import execute
 from payment_service.application.jobs.act_on_deadlines import act_on_deadlines
 from payment_service.application.operations.outcomes import reschedule_operation
 from payment_service.application.operations.start import start_operation
-from payment_service.application.sync.apply_snapshot import apply_snapshot
+from payment_service.application.sync.apply_snapshot import FetchedSnapshot, apply_snapshot
 from payment_service.application.sync.payment import sync_payment
 from payment_service.domain import transitions
 from payment_service.domain.errors import Unavailable
@@ -180,9 +180,7 @@ async def test_an_old_observation_changes_nothing(database: SqlDatabase) -> None
         apply_snapshot,
         cast("Answers", None),
         POLICY,
-        payment.payment_id,
-        seen,
-        payment.version - 1,
+        FetchedSnapshot(payment_id=payment.payment_id, version=payment.version - 1, snapshot=seen),
         CAUSE,
     )
     now = await database.read(lambda reader: reader.payment(payment.payment_id))

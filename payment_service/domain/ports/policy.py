@@ -19,7 +19,7 @@ class Policy:
     publishable_key: str = ""
     gateway_public_url: str = "http://127.0.0.1:8005"
     allowed_origins: frozenset[str] = field(default_factory=frozenset)
-    #: Whether an early fraud warning keeps a payment from being captured, or is only recorded.
+    #: Whether an early fraud warning freezes the payment, or is only recorded.
     freeze_on_fraud_warning: bool = True
     #: A gig that ends within so many seconds fits a card's authorization.
     card_hold: float = 6 * 24 * 3600.0
