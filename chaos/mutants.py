@@ -50,7 +50,8 @@ class Stale(RuntimeError):
     """A mutant's text is not in the tree, or more than once: the code has moved on."""
 
 
-_CARRY_OUT = "payment_service/application/execution/executor.py"
+_EXECUTOR = "payment_service/application/execution/executor.py"
+_OF_PAYMENTS = "payment_service/application/execution/payments.py"
 _POSTGRES = "payment_service/adapters/postgres"
 _INGEST = "payment_service/application/ingest_event.py"
 _BACKGROUND = "payment_service/application/jobs/scheduler.py"
@@ -126,7 +127,7 @@ MUTANTS = (
     ),
     Mutant(
         "looks at nothing before it sends again",
-        (Edit(_CARRY_OUT, "    if operation.tries:\n", "    if operation.tries < 0:\n"),),
+        (Edit(_EXECUTOR, "    if operation.tries:\n", "    if operation.tries < 0:\n"),),
     ),
     Mutant(
         "no sweep",
@@ -301,7 +302,7 @@ MUTANTS = (
         "fresh key for a transfer",
         (
             Edit(
-                _CARRY_OUT,
+                _OF_PAYMENTS,
                 "return await stripe.transfer(\n                key,\n",
                 "return await stripe.transfer(\n"
                 "                key + __import__('secrets').token_hex(4),\n",
@@ -313,7 +314,7 @@ MUTANTS = (
         "transfer of the whole part",
         (
             Edit(
-                _CARRY_OUT,
+                _OF_PAYMENTS,
                 "minor_units=operation.share.sent,",
                 "minor_units=operation.minor_units,",
             ),
@@ -433,9 +434,9 @@ MUTANTS = (
         (
             Edit(
                 "payment_service/application/capture_payment.py",
-                "    return await run_idempotent(app, begin_capture, command)",
+                "    return await run_idempotent(app, command, begin_capture)",
                 "    print(command.notes, flush=True)\n"
-                "    return await run_idempotent(app, begin_capture, command)",
+                "    return await run_idempotent(app, command, begin_capture)",
             ),
         ),
     ),

@@ -7,18 +7,22 @@ from datetime import datetime
 from typing import Final
 
 from payment_service.application.app import App
-from payment_service.application.execution.executor import find_created_intent, sync_and_execute
-from payment_service.application.operations.outcomes import fail_operation, refused_transition
+from payment_service.application.execution.executor import sync_and_execute
+from payment_service.application.execution.payments import find_created_intent
+from payment_service.application.operations.outcomes import (
+    Rejection,
+    fail_operation,
+    refused_transition,
+)
 from payment_service.application.resume_operation import require_parked
 from payment_service.application.sync.apply_snapshot import SyncResult
-from payment_service.application.sync.disputes import fail_answer
+from payment_service.application.sync.disputes import FailedAnswer, fail_answer
 from payment_service.domain import transitions
 from payment_service.domain.errors import Busy, Precondition, Refusal, operation_in_progress
 from payment_service.domain.operations import OF_A_DISPUTE, Operation, OperationKind
 from payment_service.domain.payment import Failure, Payment
 from payment_service.domain.ports.database import Transaction
-from payment_service.domain.ports.policy import Policy
-from payment_service.domain.ports.records import Answers, Cause
+from payment_service.domain.ports.records import Cause
 from payment_service.domain.state_machine import Transition
 from payment_service.domain.sync.changes import Discrepancy
 
@@ -35,12 +39,10 @@ async def abandon_operation(app: App, operation_id: str, note: str, cause: Cause
     then is seen by that look. Raises :class:`Refusal`.
     """
     known = await app.database.transact(check_abandonable, operation_id)
-    looked = await _sync(app, known, cause)
-    operation, told = await app.database.transact(
-        abandon, app.answers, app.policy, known, looked, note, cause
-    )
-    if told is not None:
-        app.alarms.discrepancy(told.payment_id, told.kind)
+    applied = await _sync(app, known, cause)
+    operation, discrepancy = await app.database.transact(abandon, app, known, applied, note, cause)
+    if discrepancy is not None:
+        app.alarms.discrepancy(discrepancy.payment_id, discrepancy.kind)
     return operation
 
 
@@ -57,13 +59,7 @@ def check_abandonable(tx: Transaction, operation_id: str) -> Operation:
 
 
 def abandon(
-    tx: Transaction,
-    answers: Answers,
-    policy: Policy,
-    known: Operation,
-    looked: SyncResult,
-    note: str,
-    cause: Cause,
+    tx: Transaction, app: App, known: Operation, applied: SyncResult, note: str, cause: Cause
 ) -> tuple[Operation, Discrepancy | None]:
     """The operation as it ended, and what an operator must be told of.
 
@@ -73,23 +69,25 @@ def abandon(
     payment = tx.lock_payment(_payment_id(known))
     operation = require_parked(known.operation_id, tx.operation(known.operation_id), _WORD)
     assert payment is not None
+    answers, policy = app.answers, app.policy
     answers_dispute = operation.kind in OF_A_DISPUTE
     # Stripe shows what ends the payment's operation, and not its every line yet.
-    about_to_end = looked.operation_deferred and not answers_dispute
-    if operation.lease_token != known.lease_token or looked.stale or about_to_end:
+    about_to_end = applied.operation_deferred and not answers_dispute
+    if operation.lease_token != known.lease_token or applied.stale or about_to_end:
         raise operation_in_progress(payment.payment_id, payment.state)
     _check_without_effect(operation, tx.now)
-    _check_fits(payment, looked)
+    _check_fits(payment, applied)
     refusal = _refusal_of(payment, operation)
-    told = None
+    discrepancy = None
     if answers_dispute:
-        fail_answer(tx, answers, payment, operation, refusal, _CODE, cause, note=note)
+        failed = FailedAnswer(payment, operation, refusal, _CODE)
+        fail_answer(tx, answers, failed, cause, note=note)
     else:
-        transition = _transition(payment, operation, note, tx.now)
-        told = fail_operation(tx, answers, policy, operation, transition, refusal, _CODE, cause)
+        rejection = Rejection(_transition(payment, operation, note, tx.now), refusal, _CODE)
+        discrepancy = fail_operation(tx, answers, policy, operation, rejection, cause).discrepancy
     ended = tx.operation(operation.operation_id)
     assert ended is not None
-    return ended, told
+    return ended, discrepancy
 
 
 async def _sync(app: App, operation: Operation, cause: Cause) -> SyncResult:

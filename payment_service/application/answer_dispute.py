@@ -12,26 +12,67 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from payment_service.application.app import App
-from payment_service.application.execution.disputes import execute_answer
 from payment_service.application.idempotency import (
     CallResult,
     IdempotentCommand,
     Started,
-    replay_or_take_over,
     run_idempotent,
-    store_refusal,
 )
 from payment_service.application.operations.start import start_operation
 from payment_service.domain import disputes, transitions
 from payment_service.domain.disputes import Dispute
-from payment_service.domain.errors import Precondition
 from payment_service.domain.operations import Operation, OperationKind
 from payment_service.domain.payment import FreezeReason, Payment
 from payment_service.domain.ports.database import Transaction
 from payment_service.domain.ports.policy import Policy
-from payment_service.domain.ports.records import Answers, Cause, Claim
+from payment_service.domain.ports.records import Cause
 from payment_service.domain.preview import Preview, preview_loss
 from payment_service.domain.state_machine import EventKind
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SubmitEvidence(IdempotentCommand):
+    dispute_id: str
+    #: By Stripe's names: texts, lines and ids of files.
+    evidence: Mapping[str, str]
+    #: Hand it to the bank, for good; else it is only staged at Stripe.
+    submit: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AcceptDispute(IdempotentCommand):
+    dispute_id: str
+
+
+async def submit_evidence(app: App, command: SubmitEvidence) -> CallResult:
+    """Stage evidence at Stripe or, with ``submit``, hand it to the bank, which is final."""
+    return await run_idempotent(app, command, begin_evidence)
+
+
+async def accept_dispute(app: App, command: AcceptDispute) -> CallResult:
+    """Give a chargeback up as lost, which is final."""
+    return await run_idempotent(app, command, begin_acceptance)
+
+
+def begin_evidence(
+    tx: Transaction, policy: Policy, command: SubmitEvidence, claim_id: str
+) -> Started:
+    payment, dispute = lock_dispute(tx, command.dispute_id)
+    disputes.check_evidence(dispute, command.evidence, submit=command.submit, now=tx.now)
+    params = {"evidence": dict(command.evidence), "submit": command.submit}
+    operation = _start_answer(tx, policy, OperationKind.SUBMIT_EVIDENCE, dispute, claim_id, params)
+    # The evidence speaks of people, so its content does not belong into the audit trail.
+    facts = {"evidence": sorted(command.evidence), "submit": command.submit}
+    return _record_start(tx, operation, payment, dispute, facts, command.cause)
+
+
+def begin_acceptance(
+    tx: Transaction, policy: Policy, command: AcceptDispute, claim_id: str
+) -> Started:
+    payment, dispute = lock_dispute(tx, command.dispute_id)
+    disputes.check_acceptance(dispute)
+    operation = _start_answer(tx, policy, OperationKind.ACCEPT_DISPUTE, dispute, claim_id, {})
+    return _record_start(tx, operation, payment, dispute, {}, command.cause)
 
 
 def acceptance_preview(
@@ -52,63 +93,6 @@ def acceptance_preview(
     return dispute, preview_loss(payment, part, transfers, frozen)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SubmitEvidence(IdempotentCommand):
-    dispute_id: str
-    #: By Stripe's names: texts, lines and ids of files.
-    evidence: Mapping[str, str]
-    #: Hand it to the bank, for good; else it is only staged at Stripe.
-    submit: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AcceptDispute(IdempotentCommand):
-    dispute_id: str
-
-
-async def submit_evidence(app: App, command: SubmitEvidence) -> CallResult:
-    """Stage evidence at Stripe or, with ``submit``, hand it to the bank, which is final."""
-    return await run_idempotent(app, begin_evidence, command, execute_answer)
-
-
-async def accept_dispute(app: App, command: AcceptDispute) -> CallResult:
-    """Give a chargeback up as lost, which is final."""
-    return await run_idempotent(app, begin_acceptance, command, execute_answer)
-
-
-def begin_evidence(
-    tx: Transaction, answers: Answers, policy: Policy, command: SubmitEvidence
-) -> Started:
-    claim = tx.claim(command.cause, command.key, command.fields)
-    if not claim.fresh:
-        return replay_or_take_over(tx, policy, claim)
-    payment, dispute = lock_dispute(tx, command.dispute_id)
-    try:
-        disputes.check_evidence(dispute, command.evidence, submit=command.submit, now=tx.now)
-    except Precondition as refusal:
-        return store_refusal(tx, answers, claim, refusal)
-    params = {"evidence": dict(command.evidence), "submit": command.submit}
-    operation = _leased(tx, policy, OperationKind.SUBMIT_EVIDENCE, dispute, claim, params)
-    # What is in the evidence is not for the audit trail: it speaks of people.
-    facts = {"evidence": sorted(command.evidence), "submit": command.submit}
-    return _begun(tx, claim, operation, payment, dispute, facts, command.cause)
-
-
-def begin_acceptance(
-    tx: Transaction, answers: Answers, policy: Policy, command: AcceptDispute
-) -> Started:
-    claim = tx.claim(command.cause, command.key, command.fields)
-    if not claim.fresh:
-        return replay_or_take_over(tx, policy, claim)
-    payment, dispute = lock_dispute(tx, command.dispute_id)
-    try:
-        disputes.check_acceptance(dispute)
-    except Precondition as refusal:
-        return store_refusal(tx, answers, claim, refusal)
-    operation = _leased(tx, policy, OperationKind.ACCEPT_DISPUTE, dispute, claim, {})
-    return _begun(tx, claim, operation, payment, dispute, {}, command.cause)
-
-
 def lock_dispute(tx: Transaction, dispute_id: str) -> tuple[Payment, Dispute]:
     """The payment's lock is the dispute's too, so the row is read again under it."""
     known = tx.dispute(dispute_id)
@@ -119,12 +103,12 @@ def lock_dispute(tx: Transaction, dispute_id: str) -> tuple[Payment, Dispute]:
     return payment, dispute
 
 
-def _leased(
+def _start_answer(
     tx: Transaction,
     policy: Policy,
     kind: OperationKind,
     dispute: Dispute,
-    claim: Claim,
+    claim_id: str,
     params: Mapping[str, object],
 ) -> Operation:
     return start_operation(
@@ -132,14 +116,13 @@ def _leased(
         policy,
         kind=kind,
         dispute_id=dispute.dispute_id,
-        claim_id=claim.claim_id,
+        claim_id=claim_id,
         params={**params, "payment_id": dispute.payment_id},
     )
 
 
-def _begun(
+def _record_start(
     tx: Transaction,
-    claim: Claim,
     operation: Operation,
     payment: Payment,
     dispute: Dispute,
@@ -147,7 +130,7 @@ def _begun(
     cause: Cause,
 ) -> Started:
     tx.save_dispute(replace(dispute, operation_id=operation.operation_id, update_time=tx.now))
-    told = {
+    recorded = {
         "dispute_id": dispute.dispute_id,
         "operation_id": operation.operation_id,
         "answer": operation.kind.value,
@@ -155,8 +138,7 @@ def _begun(
     }
     frozen = FreezeReason(payment.frozen, payment.frozen_by)
     transition = transitions.dispute_changed(
-        payment, EventKind.DISPUTE_ANSWER_STARTED, told, frozen, tx.now
+        payment, EventKind.DISPUTE_ANSWER_STARTED, recorded, frozen, tx.now
     )
     tx.record(transition, cause)
-    tx.bind_claim(claim.claim_id, payment.payment_id, operation.operation_id)
-    return Started(claim, operation, transition.after.version)
+    return Started(operation, transition.after)

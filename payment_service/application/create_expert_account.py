@@ -7,7 +7,7 @@ import random
 from dataclasses import dataclass, replace
 
 from payment_service.application.app import App
-from payment_service.application.execution.accounts import execute_account
+from payment_service.application.execution.executor import execute
 from payment_service.application.onboarding import mint_onboarding_link
 from payment_service.application.operations.start import start_operation
 from payment_service.application.sync.account import sync_expert
@@ -41,7 +41,7 @@ async def create_expert_account(app: App, command: CreateExpertAccount) -> tuple
     check_country(command.country, app.policy.platform_country)
     expert, operation = await app.database.transact(begin_account, app.policy, command)
     if operation is not None:
-        await execute_account(app, operation, command.cause)
+        await execute(app, operation, 0, command.cause)
     elif expert.status is ExpertStatus.CREATING:
         await _wait_for_account(app, expert.expert_id)
     expert = await sync_expert(app, command.expert_id, command.cause)

@@ -12,9 +12,7 @@ from payment_service.application.idempotency import (
     CallResult,
     IdempotentCommand,
     Started,
-    replay_or_take_over,
     run_idempotent,
-    store_refusal,
 )
 from payment_service.application.operations.start import start_operation
 from payment_service.application.sync.account import sync_expert
@@ -27,7 +25,6 @@ from payment_service.domain.operations import OperationKind
 from payment_service.domain.payment import EscrowMode, OnDeadline, Payment
 from payment_service.domain.ports.database import Transaction
 from payment_service.domain.ports.policy import Policy
-from payment_service.domain.ports.records import Answers
 from payment_service.domain.state_machine import Transition
 
 T = TypeVar("T")
@@ -77,7 +74,7 @@ async def informed(
 
 async def initiate_payment(app: App, command: InitiatePayment) -> CallResult:
     """Create the payment. The client secret is read from Stripe, since it is never stored."""
-    told = await informed(app, command, lambda known: run_idempotent(app, begin_initiation, known))
+    told = await informed(app, command, lambda known: run_idempotent(app, known, begin_initiation))
     if told.client_secret:
         return told
     payment = await app.database.read(lambda reader: reader.payment(told.payment_id))
@@ -88,15 +85,10 @@ async def initiate_payment(app: App, command: InitiatePayment) -> CallResult:
 
 
 def begin_initiation(
-    tx: Transaction, answers: Answers, policy: Policy, command: InitiatePayment
+    tx: Transaction, policy: Policy, command: InitiatePayment, claim_id: str
 ) -> Started:
-    claim = tx.claim(command.cause, command.key, command.fields)
-    if not claim.fresh:
-        return replay_or_take_over(tx, policy, claim)
-    try:
-        transition = plan_initiation(tx, policy, command, tx.new_id("pay"))
-    except Precondition as refusal:
-        return store_refusal(tx, answers, claim, refusal)
+    """Records the new payment and the operation that creates its intent."""
+    transition = plan_initiation(tx, policy, command, tx.new_id("pay"))
     operation_id = tx.new_id("op")
     payment = replace(transition.after, operation_id=operation_id)
     tx.record(replace(transition, after=payment), command.cause)
@@ -107,7 +99,7 @@ def begin_initiation(
         operation_id=operation_id,
         payment_id=payment.payment_id,
         minor_units=payment.amount,
-        claim_id=claim.claim_id,
+        claim_id=claim_id,
         params={
             "currency": payment.currency,
             # A charge on the platform has no destination and no fee; less is transferred instead.
@@ -120,8 +112,20 @@ def begin_initiation(
             "gig_id": payment.gig_id,
         },
     )
-    tx.bind_claim(claim.claim_id, payment.payment_id, operation.operation_id)
-    return Started(claim, operation, payment.version)
+    return Started(operation, payment)
+
+
+async def preview_of_initiation(app: App, command: InitiatePayment) -> Payment:
+    """Returns the payment that the call would make. Raises what it would be refused with."""
+    return await informed(
+        app,
+        command,
+        lambda known: app.database.transact(initiation_preview, app.policy, known),
+    )
+
+
+def initiation_preview(tx: Transaction, policy: Policy, command: InitiatePayment) -> Payment:
+    return plan_initiation(tx, policy, command, payment_id="").after
 
 
 def plan_initiation(
@@ -187,16 +191,3 @@ def _payment(
         update_time=tx.now,
         payment_expire_time=tx.now + timedelta(seconds=policy.payment_window),
     )
-
-
-async def preview_of_initiation(app: App, command: InitiatePayment) -> Payment:
-    """The payment that would be made. Raises what the call would be refused with."""
-    return await informed(
-        app,
-        command,
-        lambda known: app.database.transact(initiation_preview, app.policy, known),
-    )
-
-
-def initiation_preview(tx: Transaction, policy: Policy, command: InitiatePayment) -> Payment:
-    return plan_initiation(tx, policy, command, payment_id="").after

@@ -31,7 +31,7 @@ class SettleClientPayable(IdempotentCommand):
 
 async def settle_client_payable(app: App, command: SettleClientPayable) -> bytes:
     """One transaction: nothing is asked of Stripe. Raises :class:`Refusal`."""
-    return await run_local(app, settle_payable, command)
+    return await run_local(app, command, settle_payable)
 
 
 def settle_payable(

@@ -11,7 +11,6 @@ import pytest
 import pytest_asyncio
 
 from dev.postgres import EmbeddedPostgres
-from payment_service.application.execution import executor
 from payment_service.application.jobs import scheduler
 from tests.integration.world import World, running_world
 
@@ -24,10 +23,6 @@ def impatience() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scheduler, "_POLL_SECONDS", 0.2)
         patch.setattr(scheduler, "_SELDOM_SECONDS", 1.0)
-        patch.setattr(executor, "_BACK_OFF_FIRST", 0.1)
-        patch.setattr(executor, "_NOT_SENT_PAUSES", (0.05, 0.1, 0.2))
-        # The minute after which Stripe is believed to have done nothing.
-        patch.setattr(executor, "_BETWEEN_TWO_READS", 0.5)
         yield
 
 

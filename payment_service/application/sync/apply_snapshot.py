@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 
 from payment_service.application.operations.out_of_band import record_out_of_band
-from payment_service.application.operations.outcomes import answer
+from payment_service.application.operations.outcomes import answer, refuse
 from payment_service.application.operations.start import (
     park_repayment,
     start_operation,
@@ -21,7 +21,7 @@ from payment_service.domain.operations import Operation, OperationKind, Operatio
 from payment_service.domain.payment import Payment
 from payment_service.domain.ports.database import Transaction
 from payment_service.domain.ports.policy import Policy
-from payment_service.domain.ports.records import Answers, Cause
+from payment_service.domain.ports.records import Answers, Cause, StoredAnswers
 from payment_service.domain.snapshot import PaymentSnapshot
 from payment_service.domain.sync.changes import Discrepancy
 from payment_service.domain.sync.derive_changes import derive_changes
@@ -46,6 +46,8 @@ class SyncResult:
     #: An operation that was parked for an operator by this.
     parked: Operation | None = None
     discrepancies: tuple[Discrepancy, ...] = ()
+    #: The answers that this transaction has stored for callers, by their claims.
+    answers: StoredAnswers = field(default_factory=dict)
     #: On its way to the caller; never stored, never logged.
     client_secret: str = field(default="", repr=False)
 
@@ -82,7 +84,7 @@ def apply_snapshot(
         tx.record(transition, cause)
     for movement in changes.movements:
         tx.add_movement(payment_id, movement)
-    save_disputes(tx, answers, disputes, changes, snapshot)
+    stored = save_disputes(tx, answers, disputes, changes, snapshot)
     for discrepancy in changes.discrepancies:
         tx.report(discrepancy)
     if operation is not None and changes.settled:
@@ -118,13 +120,13 @@ def apply_snapshot(
         if next_operation.claim_id:
             tx.bind_claim(next_operation.claim_id, payment_id, next_operation.operation_id)
     payment = park_repayment(tx, policy, changes.payment, cause)
-    # What a lost dispute takes back is another matter: it answers nobody.
+    # What a lost dispute takes back from the expert answers nobody.
     ends = next_operation is None or not next_operation.claim_id
-    if ends and operation is not None and changes.settled and operation.claim_id:
+    if ends and operation is not None and changes.settled:
         if changes.refusal is not None:
-            tx.settle_claim(operation.claim_id, answers.refusal(changes.refusal))
+            stored |= refuse(tx, answers, operation.claim_id, changes.refusal)
         else:
-            answer(tx, answers, operation.claim_id, payment)
+            stored |= answer(tx, answers, operation.claim_id, payment)
     if next_operation is not None and next_operation.state is OperationState.PARKED:
         parked, next_operation = next_operation, None
     return SyncResult(
@@ -136,4 +138,5 @@ def apply_snapshot(
         next_operation=next_operation,
         parked=parked,
         discrepancies=tuple(changes.discrepancies),
+        answers=stored,
     )

@@ -6,8 +6,9 @@ The payment's lock protects the rows of its disputes: whoever writes one holds t
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
+from payment_service.application.operations.outcomes import refuse
 from payment_service.domain import transitions
 from payment_service.domain.disputes import Dispute, Outcome
 from payment_service.domain.errors import Precondition, Refusal
@@ -15,7 +16,7 @@ from payment_service.domain.operations import Operation, OperationKind, Operatio
 from payment_service.domain.payment import FreezeReason, Payment
 from payment_service.domain.ports.database import Transaction
 from payment_service.domain.ports.policy import Policy
-from payment_service.domain.ports.records import Answers, Cause
+from payment_service.domain.ports.records import Answer, Answers, Cause, StoredAnswers
 from payment_service.domain.ports.stripe import Refused
 from payment_service.domain.processor_errors import refused_by_processor
 from payment_service.domain.snapshot import DisputeSnapshot, PaymentSnapshot
@@ -64,8 +65,12 @@ def save_disputes(
     before: Mapping[str, Dispute],
     changes: ChangeSet,
     snapshot: PaymentSnapshot,
-) -> None:
-    """Write the rows, and settle the answers to disputes that Stripe shows to have arrived."""
+) -> dict[str, Answer]:
+    """Write the rows, and end the answers to disputes that Stripe shows to have arrived.
+
+    Returns what their callers are answered, by the claims.
+    """
+    stored = {}
     for changed in changes.disputes.values():
         tx.save_dispute(changed)
     records = {**before, **changes.disputes}
@@ -89,7 +94,8 @@ def save_disputes(
                 if refusal is None
                 else answers.refusal(refusal)
             )
-            tx.settle_claim(operation.claim_id, answer)
+            stored[operation.claim_id] = tx.settle_claim(operation.claim_id, answer)
+    return stored
 
 
 def has_arrived(operation: Operation, shown: DisputeSnapshot) -> bool:
@@ -121,28 +127,33 @@ def _ended_otherwise(operation: Operation, record: Dispute) -> Refusal | None:
 
 def reject_answer(
     tx: Transaction, answers: Answers, operation: Operation, refused: Refused, cause: Cause
-) -> None:
-    """Stripe's final no to an answer, and reading the dispute showed no effect of it."""
+) -> StoredAnswers:
+    """Records Stripe's final refusal of an answer, once a sync has shown no effect of it."""
     payment = tx.lock_payment(operation.text("payment_id"))
     current = tx.operation(operation.operation_id)
     record = tx.dispute(operation.dispute_id)
     if payment is None or record is None or current is None or not current.is_held_by(operation):
-        return
+        return {}
     refusal = refused_by_processor(refused.code, refused.request_id, dispute_id=record.dispute_id)
-    fail_answer(tx, answers, payment, current, refusal, refused.code, cause)
+    failed = FailedAnswer(payment, current, refusal, refused.code)
+    return fail_answer(tx, answers, failed, cause)
+
+
+@dataclass(frozen=True, slots=True)
+class FailedAnswer:
+    """An answer without effect, its locked payment, the caller's error and its code."""
+
+    payment: Payment
+    operation: Operation
+    refusal: Refusal
+    code: str
 
 
 def fail_answer(
-    tx: Transaction,
-    answers: Answers,
-    payment: Payment,
-    operation: Operation,
-    refusal: Refusal,
-    code: str,
-    cause: Cause,
-    **more: str,
-) -> None:
-    """End an answer that nothing came of: the dispute may be answered anew. Of a locked payment."""
+    tx: Transaction, answers: Answers, failed: FailedAnswer, cause: Cause, **more: str
+) -> StoredAnswers:
+    """Ends an answer that had no effect: the dispute may be answered again."""
+    payment, operation, code = failed.payment, failed.operation, failed.code
     record = tx.dispute(operation.dispute_id)
     assert record is not None
     tx.save_dispute(replace(record, operation_id="", update_time=tx.now))
@@ -160,5 +171,4 @@ def fail_answer(
         cause,
     )
     tx.settle_operation(operation.operation_id, OperationState.REFUSED, code)
-    if operation.claim_id:
-        tx.settle_claim(operation.claim_id, answers.refusal(refusal))
+    return refuse(tx, answers, operation.claim_id, failed.refusal)
