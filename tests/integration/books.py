@@ -131,7 +131,7 @@ def _check_rows(world: World) -> None:
     )
     # A claim without an answer belongs to an operation that waits for an operator, or to nobody.
     assert not world.sql(
-        "SELECT claim_id FROM idempotency_keys LEFT JOIN operations USING (operation_id) "
+        "SELECT k.claim_id FROM idempotency_keys k LEFT JOIN operations USING (operation_id) "
         "WHERE answer IS NULL AND operations.state IS DISTINCT FROM 'PARKED'"
     )
 
