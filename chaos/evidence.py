@@ -35,7 +35,7 @@ _TABLES = {
 #: Every text that the service keeps about its work; a secret must stand in none.
 _TEXTS = {
     "events": "body",
-    "operations": "params::text || last_error",
+    "operations": "payload::text || last_error",
     "expert_events": "body",
     "payments": "coalesce(failure::text, '')",
     "webhook_events": "object_id || verdict || last_error",

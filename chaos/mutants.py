@@ -57,7 +57,6 @@ _INGEST = "payment_service/application/ingest_event.py"
 _BACKGROUND = "payment_service/application/jobs/scheduler.py"
 _PAYMENTS = "payment_service/rpc/payments.py"
 _OPERATIONS = "payment_service/domain/operations.py"
-_FOLLOW = "payment_service/domain/sync/derive_changes.py"
 _PLANS = "payment_service/domain/plans.py"
 
 MUTANTS = (
@@ -247,7 +246,7 @@ MUTANTS = (
         "expert's leg forgotten",
         (
             Edit(
-                _FOLLOW,
+                "payment_service/domain/sync/money_back.py",
                 "    legs, owed = reversal_legs(changes, snapshot, split.expert_part)\n",
                 "    legs, owed = [], 0\n",
             ),
@@ -258,8 +257,8 @@ MUTANTS = (
         (
             Edit(
                 "payment_service/application/capture_payment.py",
-                '"application_fee": fee,',
-                '"application_fee": min(payment.commission, share.part),',
+                "application_fee=fee if payment.commission > 0 or fee > 0 else None,",
+                "application_fee=min(payment.commission, share.part),",
             ),
         ),
     ),
@@ -315,7 +314,7 @@ MUTANTS = (
         (
             Edit(
                 _OF_PAYMENTS,
-                "minor_units=operation.share.sent,",
+                "minor_units=operation.capture_split.sent,",
                 "minor_units=operation.minor_units,",
             ),
         ),
@@ -326,7 +325,7 @@ MUTANTS = (
         (
             Edit(
                 "payment_service/domain/sync/transfers.py",
-                "rest = max(payment.held - share.part - back, 0) if final else 0",
+                "rest = max(payment.held - share.part - back, 0) if payload.final else 0",
                 "rest = 0",
             ),
         ),
@@ -424,8 +423,8 @@ MUTANTS = (
         (
             Edit(
                 "payment_service/application/resume_operation.py",
-                "        params = with_current_destination(tx, payment, params)",
-                "        params = dict(params)",
+                "        payload = with_current_destination(tx, payment, payload)",
+                "        payload = operation.payload",
             ),
         ),
     ),

@@ -108,7 +108,7 @@ def story(report: Report, payment_id: str) -> Iterator[str]:
         yield (
             f"operation {row['operation_id']} {row['kind']} {row['state']} "
             f"attempt {row['attempt']} tries {row['tries']} {row['last_error']} "
-            f"{row['create_time']:%H:%M:%S.%f} {row['minor_units']} {row['params']}"
+            f"{row['create_time']:%H:%M:%S.%f} {row['minor_units']} {row['payload']}"
         )
     for row in _about(evidence.disputes, payment_id):
         yield "dispute: " + ", ".join(f"{name} {row[name]}" for name in _SHOWN_OF_DISPUTES)

@@ -225,7 +225,7 @@ def bounces_are_paid_again(evidence: Evidence) -> Iterator[tuple[str, str]]:
             yield f"{refund['id']} came back, and is not on the books as such", payment_id
     repaid: Counter[str] = Counter()
     for row in evidence.operations:
-        if row["params"].get("owed") and row["state"] == "SUCCEEDED":
+        if row["purpose"] == "REPAYMENT" and row["state"] == "SUCCEEDED":
             repaid[row["payment_id"]] += row["minor_units"]
     for payment_id in told.keys() | failed.keys() | repaid.keys():
         sums = told[payment_id]

@@ -241,7 +241,7 @@ def evidence_is_given_once(evidence: Evidence) -> Iterator[tuple[str, str]]:
         if operation is None:
             yield f"{what} is no operation of ours", payment_id
             continue
-        kind = (operation["kind"], operation["params"].get("submit"))
+        kind = (operation["kind"], operation["payload"].get("submit"))
         if kind != kinds[effect["kind"]] or operation["dispute_id"] != effect["object"]:
             yield f"{what} by {kind} of {operation['dispute_id']}", payment_id
         if effect["kind"] == "dispute_accepted":
@@ -249,7 +249,7 @@ def evidence_is_given_once(evidence: Evidence) -> Iterator[tuple[str, str]]:
         submitted[effect["object"]] += effect["kind"] == "evidence_submitted"
         said[effect["object"]] = {
             **said.get(effect["object"], {}),
-            **operation["params"]["evidence"],
+            **operation["payload"]["evidence"],
         }
     for dispute in evidence.stripe_disputes:
         payment_id = payment_id_of(evidence, dispute["payment_intent"])

@@ -32,7 +32,7 @@ def no_discrepancies(evidence: Evidence) -> Iterator[tuple[str, str]]:
         f"{row['operation_id']}: {_DISPUTED}"
         for row in evidence.operations
         if (row["kind"], row["state"], row["last_error"]) == ("refund", "REFUSED", _DISPUTED)
-        and row["params"].get("after_capture")
+        and row["purpose"] == "REMAINDER"
         and row["payment_id"] in contested
     }
     bounced = {

@@ -21,6 +21,7 @@ from payment_service.application.idempotency import (
 from payment_service.application.operations.start import start_operation
 from payment_service.domain import disputes, transitions
 from payment_service.domain.disputes import Dispute
+from payment_service.domain.operation_payloads import AcceptancePayload, EvidencePayload
 from payment_service.domain.operations import Operation, OperationKind
 from payment_service.domain.payment import FreezeReason, Payment
 from payment_service.domain.ports.database import Transaction
@@ -59,8 +60,10 @@ def begin_evidence(
 ) -> Started:
     payment, dispute = lock_dispute(tx, command.dispute_id)
     disputes.check_evidence(dispute, command.evidence, submit=command.submit, now=tx.now)
-    params = {"evidence": dict(command.evidence), "submit": command.submit}
-    operation = _start_answer(tx, policy, OperationKind.SUBMIT_EVIDENCE, dispute, claim_id, params)
+    payload = EvidencePayload(
+        payment_id=dispute.payment_id, evidence=dict(command.evidence), submit=command.submit
+    )
+    operation = _start_answer(tx, policy, OperationKind.SUBMIT_EVIDENCE, dispute, claim_id, payload)
     # The evidence speaks of people, so its content does not belong into the audit trail.
     facts = {"evidence": sorted(command.evidence), "submit": command.submit}
     return _record_start(tx, operation, payment, dispute, facts, command.cause)
@@ -71,7 +74,8 @@ def begin_acceptance(
 ) -> Started:
     payment, dispute = lock_dispute(tx, command.dispute_id)
     disputes.check_acceptance(dispute)
-    operation = _start_answer(tx, policy, OperationKind.ACCEPT_DISPUTE, dispute, claim_id, {})
+    payload = AcceptancePayload(payment_id=dispute.payment_id)
+    operation = _start_answer(tx, policy, OperationKind.ACCEPT_DISPUTE, dispute, claim_id, payload)
     return _record_start(tx, operation, payment, dispute, {}, command.cause)
 
 
@@ -109,7 +113,7 @@ def _start_answer(
     kind: OperationKind,
     dispute: Dispute,
     claim_id: str,
-    params: Mapping[str, object],
+    payload: EvidencePayload | AcceptancePayload,
 ) -> Operation:
     return start_operation(
         tx,
@@ -117,7 +121,7 @@ def _start_answer(
         kind=kind,
         dispute_id=dispute.dispute_id,
         claim_id=claim_id,
-        params={**params, "payment_id": dispute.payment_id},
+        payload=payload,
     )
 
 

@@ -271,7 +271,7 @@ def operation_message(operation: Operation) -> operations_pb2.Operation:
     return operations_pb2.Operation(
         operation_id=operation.operation_id,
         kind=operation.kind.value,
-        payment_id=operation.payment_id or operation.text("payment_id"),
+        payment_id=operation.related_payment_id,
         expert_id=operation.expert_id,
         state=operations_pb2.OperationState.Value(f"OPERATION_STATE_{operation.state}"),
         attempts=operation.tries,

@@ -38,6 +38,7 @@ from payment_service.application.sync.payment import sync_payment
 from payment_service.domain import transitions
 from payment_service.domain.errors import Unavailable
 from payment_service.domain.experts import BusinessType, Expert
+from payment_service.domain.operation_payloads import CancelPayload
 from payment_service.domain.operations import Operation, OperationKind, OperationState, Retry
 from payment_service.domain.payment import ChargeModel, Payment
 from payment_service.domain.ports.database import Transaction
@@ -114,7 +115,7 @@ def _cancel(tx: SqlTransaction, payment: Payment) -> Operation:
         kind=OperationKind.CANCEL,
         payment_id=payment.payment_id,
         minor_units=payment.amount,
-        params={"payment_intent_id": payment.payment_intent_id},
+        payload=CancelPayload(payment_intent_id=payment.payment_intent_id),
     )
     tx.record(transitions.start_cancel(payment, operation.operation_id, "", tx.now), CAUSE)
     return operation

@@ -62,7 +62,7 @@ async def unheard(world: World) -> tuple[Payment, str]:
 async def arrives(world: World, payment: Payment, operation_id: str) -> None:
     """The request of the parked transfer reaches Stripe after all."""
     [(account_id,)] = world.sql(
-        "SELECT params ->> 'destination_account_id' FROM operations WHERE operation_id = %s",
+        "SELECT payload ->> 'destination_account_id' FROM operations WHERE operation_id = %s",
         operation_id,
     )
     names: dict[str, Any] = {

@@ -12,12 +12,12 @@ from typing import Final
 from payment_service.adapters.postgres.statements import Statements, TransactionStatements
 from payment_service.domain.ledger import expert_debt, expert_funds
 
-#: The sum, in minor units, that open reversals will still change: the present leg, the further legs
-#: (``legs``), and the debt that is recorded only when they have all ended (``owed_then``).
+#: The sum, in minor units, that open reversals will still change: the present leg, the legs that
+#: follow it, and the debt that is recorded only when they have all ended.
 _BEING_REVERSED: Final = (
-    "SELECT coalesce(sum(operations.minor_units + coalesce((params->>'owed_then')::bigint, 0) "
+    "SELECT coalesce(sum(operations.minor_units + (payload->>'debt_after')::bigint "
     "+ (SELECT coalesce(sum((leg->>'minor_units')::bigint), 0) "
-    "FROM jsonb_array_elements(coalesce(params->'legs', '[]')) AS leg)), 0) "
+    "FROM jsonb_array_elements(payload->'remaining_legs') AS leg)), 0) "
     "FROM operations JOIN payments USING (payment_id) WHERE kind = 'reverse_transfer' "
     "AND operations.state IN ('STARTED', 'UNKNOWN', 'PARKED')"
 )
@@ -29,9 +29,9 @@ class DebtWrites(TransactionStatements):
     def expert_debt(self, expert_id: str, currency: str) -> int:
         """Returns the debt that no open operation collects yet, in minor units, at least 0.
 
-        An open capture may be keeping a part back. An open reversal may be taking a part back: its
-        further legs, and the debt that follows them, count only when it has ended. Locks the expert
-        until the transaction ends, so that two captures cannot keep back the same debt.
+        An open capture may be keeping some of it back. An open reversal may be taking some of it
+        back: its remaining legs, and the debt after them, count only when it has ended. Locks the
+        expert until the transaction ends, so that two captures cannot keep back the same debt.
         """
         self._maybe("SELECT FROM experts WHERE expert_id = :id FOR UPDATE", id=expert_id)
         row = self._one(

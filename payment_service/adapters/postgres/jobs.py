@@ -31,7 +31,7 @@ _PASSED: Final = (
     # A parked repayment that cannot take effect any more is pre-empted by the deadline's action.
     # Repeats `make_way.plan_preemption`.
     "OR (state = 'REFUNDING' AND client_payable > 0 AND EXISTS (SELECT FROM operations "
-    "WHERE operations.operation_id = payments.operation_id AND params ->> 'owed' = 'true' "
+    "WHERE operations.operation_id = payments.operation_id AND purpose = 'REPAYMENT' "
     "AND operations.state = 'PARKED' AND unsure_until IS NULL))) AND {passed}"
 )
 #: The same for both deadlines: the end of the hold at Stripe, and our own release date.

@@ -13,7 +13,14 @@ from sqlalchemy import RowMapping
 from payment_service.domain.disputes import Dispute, Outcome, Stage
 from payment_service.domain.experts import Account, BusinessType, Expert
 from payment_service.domain.ledger import Posting
-from payment_service.domain.operations import Operation, OperationKind, OperationState
+from payment_service.domain.operation_payloads import payload_from_json, payload_to_json
+from payment_service.domain.operations import (
+    PAYLOAD_TYPES,
+    Operation,
+    OperationKind,
+    OperationPurpose,
+    OperationState,
+)
 from payment_service.domain.payment import (
     ChargeModel,
     EscrowMode,
@@ -128,28 +135,44 @@ def cause_values(cause: Cause) -> dict[str, str]:
     return {"caller": cause.caller, "rpc": cause.rpc, "request_id": cause.request_id}
 
 
+OPERATION_COLUMNS: Final = (
+    "operation_id kind purpose payment_id expert_id dispute_id payload minor_units claim_id state "
+    "attempt tries key_spent verify_only last_error create_time attempt_time lease_until "
+    "lease_token next_try_time unsure_until"
+).split()
+
+#: The columns of an operation that are NULL where its attribute is empty.
+_NULL_IF_EMPTY: Final = ("payment_id", "expert_id", "dispute_id", "claim_id")
+
+
+def operation_values(operation: Operation) -> dict[str, Any]:
+    """Returns an operation as bound parameters, by column name."""
+    values: dict[str, Any] = {name: getattr(operation, name) for name in OPERATION_COLUMNS}
+    values.update({name: values[name] or None for name in _NULL_IF_EMPTY})
+    return {
+        **values,
+        "kind": operation.kind.value,
+        "purpose": operation.purpose.value,
+        "state": operation.state.value,
+        "payload": json.dumps(payload_to_json(operation.payload)),
+    }
+
+
 def operation_of(row: RowMapping) -> Operation:
-    """Returns the operation that a row of ``operations`` holds."""
-    return Operation(
-        operation_id=row["operation_id"],
-        kind=OperationKind(row["kind"]),
-        payment_id=row["payment_id"] or "",
-        expert_id=row["expert_id"] or "",
-        dispute_id=row["dispute_id"] or "",
-        params=row["params"],
-        minor_units=row["minor_units"],
-        claim_id=row["claim_id"] or "",
+    """Returns the operation that a row of ``operations`` holds.
+
+    Raises :class:`MalformedPayload` if its payload is not what its kind needs.
+    """
+    values = {name: row[name] for name in OPERATION_COLUMNS}
+    kind = OperationKind(row["kind"])
+    values.update({name: values[name] or "" for name in _NULL_IF_EMPTY})
+    values.update(
+        kind=kind,
+        purpose=OperationPurpose(row["purpose"]),
         state=OperationState(row["state"]),
-        attempt=row["attempt"],
-        tries=row["tries"],
-        last_error=row["last_error"],
-        create_time=row["create_time"],
-        attempt_time=row["attempt_time"],
-        lease_until=row["lease_until"],
-        lease_token=row["lease_token"],
-        next_try_time=row["next_try_time"],
-        unsure_until=row["unsure_until"],
+        payload=payload_from_json(PAYLOAD_TYPES[kind], row["payload"]),
     )
+    return Operation(**values)
 
 
 def discrepancy_of(row: RowMapping) -> StoredDiscrepancy:

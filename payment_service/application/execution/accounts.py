@@ -17,7 +17,8 @@ from payment_service.application.operations.lease import (
 from payment_service.application.operations.outcomes import park, refuse
 from payment_service.application.sync.apply_snapshot import SyncResult
 from payment_service.domain.errors import Refusal, outcome_unknown
-from payment_service.domain.experts import Account, BusinessType
+from payment_service.domain.experts import Account
+from payment_service.domain.operation_payloads import CreateAccountPayload
 from payment_service.domain.operations import Operation, OperationState, Retry
 from payment_service.domain.ports.database import Transaction
 from payment_service.domain.ports.records import Answers, Cause, StoredAnswers
@@ -53,7 +54,7 @@ class AccountStrategy:
     async def find(self, operation: Operation) -> Found:
         app = self.app
         now = await app.database.transact(database_time)
-        burnt = operation.params.get("replayed") or operation.attempt > 1
+        burnt = operation.key_spent or operation.attempt > 1
         # Under its first key, while Stripe keeps it, the same request returns the same account.
         if not burnt and operation.may_resend(now):
             return Found(SyncResult(), is_closed=False)
@@ -103,13 +104,14 @@ class AccountStrategy:
 
 
 async def _send(app: App, operation: Operation) -> Outcome[Account]:
+    account = operation.payload_as(CreateAccountPayload)
     return await app.stripe.create_account(
         operation.stripe_key,
         NewAccount(
-            name=operation.text("name"),
-            email=operation.text("email"),
-            country=operation.text("country"),
-            business_type=BusinessType(operation.text("business_type")),
+            name=account.name,
+            email=account.email,
+            country=account.country,
+            business_type=account.business_type,
             metadata={
                 "expert_id": operation.expert_id,
                 "operation_id": operation.operation_id,

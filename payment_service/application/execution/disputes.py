@@ -18,6 +18,7 @@ from payment_service.application.operations.outcomes import park
 from payment_service.application.sync.apply_snapshot import SyncResult
 from payment_service.application.sync.disputes import reject_answer
 from payment_service.application.sync.payment import sync_payment
+from payment_service.domain.operation_payloads import EvidencePayload
 from payment_service.domain.operations import Operation, OperationKind, Release, Retry
 from payment_service.domain.ports.records import Cause
 from payment_service.domain.ports.stripe import (
@@ -50,7 +51,7 @@ class DisputeStrategy:
     def facts(self, operation: Operation) -> Mapping[str, str]:
         return {
             "dispute_id": operation.dispute_id,
-            "payment_id": operation.text("payment_id"),
+            "payment_id": operation.related_payment_id,
         }
 
     async def find(self, operation: Operation) -> Found:
@@ -96,17 +97,17 @@ class DisputeStrategy:
         self, operation: Operation, *, made: DisputeSnapshot | None = None
     ) -> SyncResult:
         async with release_lease_on_failure(self.app, operation, self.cause):
-            return await sync_payment(self.app, operation.text("payment_id"), self.cause, made=made)
+            return await sync_payment(self.app, operation.related_payment_id, self.cause, made=made)
 
 
 async def _send(app: App, operation: Operation) -> Outcome[DisputeSnapshot]:
     if operation.kind is OperationKind.ACCEPT_DISPUTE:
         return await app.stripe.accept_dispute(operation.stripe_key, operation.dispute_id)
-    evidence = {name: str(value) for name, value in operation.mapping("evidence").items()}
+    answer = operation.payload_as(EvidencePayload)
     return await app.stripe.submit_evidence(
         operation.stripe_key,
         operation.dispute_id,
-        evidence,
-        submit=bool(operation.params.get("submit")),
+        answer.evidence,
+        submit=answer.submit,
         operation_id=operation.operation_id,
     )

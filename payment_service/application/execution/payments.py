@@ -23,6 +23,17 @@ from payment_service.application.sync.account import sync_expert
 from payment_service.application.sync.apply_snapshot import SyncResult
 from payment_service.application.sync.payment import apply, sync_payment
 from payment_service.domain.errors import outcome_unknown
+from payment_service.domain.operation_payloads import (
+    AcceptancePayload,
+    CancelPayload,
+    CapturePayload,
+    CreateAccountPayload,
+    CreateIntentPayload,
+    EvidencePayload,
+    RefundPayload,
+    ReversalPayload,
+    TransferPayload,
+)
 from payment_service.domain.operations import Operation, OperationKind, Retry
 from payment_service.domain.payment import Freeze
 from payment_service.domain.ports.records import Cause
@@ -116,7 +127,7 @@ class PaymentStrategy:
             return await sync_payment(app, operation.payment_id, self.cause, made=made)
         # Under its first key, while Stripe keeps it, the same request returns the same intent.
         now = await app.database.transact(database_time)
-        burnt = operation.params.get("replayed") or operation.attempt > 1
+        burnt = operation.key_spent or operation.attempt > 1
         if burnt or not operation.may_resend(now):
             return await find_created_intent(app, operation, self.cause)
         payment = await app.database.read(lambda reader: reader.payment(operation.payment_id))
@@ -144,16 +155,15 @@ class PaymentStrategy:
     async def _check_resend_allowed(self, operation: Operation, applied: SyncResult) -> None:
         """Stripe does not have it. Raises if it must not be sent now."""
         app = self.app
-        pays = operation.kind in (OperationKind.CAPTURE, OperationKind.TRANSFER)
         frozen = applied.payment is not None and applied.payment.frozen is not Freeze.NONE
-        contested = bool(operation.params.get("look_only")) or (pays and frozen)
+        contested = operation.verify_only or (operation.pays_expert and frozen)
         why = "the payment is contested" if contested else applied.blocked_by
         if why:
             # An operator resumes it as it is, or abandons it.
             how = park(app.policy, operation, not_sent_because(why))
             await release(app, operation, how, self.cause)
             raise outcome_unknown(payment_id=operation.payment_id)
-        if operation.params.get("replayed"):
+        if operation.key_spent:
             await ensure_lease(app, operation, self.cause, self.facts(operation))
             # The key is spent: Stripe returns a stored error for 24 hours. A new key is committed
             # before it is used.
@@ -186,7 +196,7 @@ class PaymentStrategy:
         )
         if ended.discrepancy is not None:
             app.alarms.discrepancy(ended.discrepancy.payment_id, ended.discrepancy.kind)
-        if operation.params.get("owed"):
+        if operation.is_repayment:
             app.alarms.operation_parked(operation, refused.code)
         return replace(applied, answers={**applied.answers, **ended.answers})
 
@@ -202,63 +212,67 @@ async def find_created_intent(app: App, operation: Operation, cause: Cause) -> S
 
 async def _send(app: App, operation: Operation) -> Outcome[Made]:
     """Makes the one call to Stripe, under the operation's stored key."""
-    stripe, key, text = app.stripe, operation.stripe_key, operation.text
+    stripe, key = app.stripe, operation.stripe_key
     metadata = {"payment_id": operation.payment_id, "operation_id": operation.operation_id}
-    match operation.kind:
-        case OperationKind.CREATE_INTENT:
-            people = ("client_id", "expert_id", "gig_id")
+    match operation.payload:
+        case CreateIntentPayload() as intent:
             return await stripe.create_intent(
                 key,
                 NewIntent(
                     minor_units=operation.minor_units,
-                    currency=text("currency"),
-                    application_fee=operation.number("application_fee"),
-                    destination_account_id=text("destination_account_id"),
-                    manual_capture=not operation.params.get("automatic_capture"),
-                    description=text("description"),
-                    metadata={**metadata, **{name: text(name) for name in people}},
+                    currency=intent.currency,
+                    application_fee=intent.application_fee,
+                    destination_account_id=intent.destination_account_id,
+                    manual_capture=not intent.automatic_capture,
+                    description=intent.description,
+                    metadata={
+                        **metadata,
+                        "client_id": intent.client_id,
+                        "expert_id": intent.expert_id,
+                        "gig_id": intent.gig_id,
+                    },
                 ),
             )
-        case OperationKind.CAPTURE | OperationKind.PROMOTE:
+        case CapturePayload() as capture:
             return await stripe.capture(
                 key,
-                text("payment_intent_id"),
+                capture.payment_intent_id,
                 operation.minor_units,
-                # Left out, Stripe would collect the fee of the whole amount for a part of it.
-                operation.number("application_fee") if operation.params.get("has_fee") else None,
-                {"capture_operation_id": operation.operation_id, "notes": text("notes")},
+                # Left out, Stripe would collect the whole amount's fee for a partial capture.
+                capture.application_fee,
+                {"capture_operation_id": operation.operation_id, "notes": capture.notes},
             )
-        case OperationKind.CANCEL:
-            return await stripe.cancel(key, text("payment_intent_id"))
-        case OperationKind.REFUND:
+        case CancelPayload() as cancel:
+            return await stripe.cancel(key, cancel.payment_intent_id)
+        case RefundPayload() as refund:
             return await stripe.refund(
                 key,
-                text("payment_intent_id"),
+                refund.payment_intent_id,
                 operation.minor_units,
                 {
                     **metadata,
-                    "destination_account_id": text("destination_account_id"),
-                    "reason": text("reason"),
+                    "destination_account_id": refund.destination_account_id,
+                    "reason": refund.reason,
                 },
             )
-        case OperationKind.TRANSFER:
+        case TransferPayload() as transfer:
             return await stripe.transfer(
                 key,
                 NewTransfer(
-                    minor_units=operation.share.sent,
-                    currency=text("currency"),
-                    destination_account_id=text("destination_account_id"),
-                    charge_id=text("charge_id"),
-                    metadata={**metadata, "notes": text("notes")},
+                    minor_units=operation.capture_split.sent,
+                    currency=transfer.currency,
+                    destination_account_id=transfer.destination_account_id,
+                    charge_id=transfer.charge_id,
+                    metadata={**metadata, "notes": transfer.notes},
                 ),
             )
-        case OperationKind.REVERSE_TRANSFER:
+        case ReversalPayload() as reversal:
             return await stripe.reverse_transfer(
-                key, text("transfer_id"), operation.number("transfer_minor_units"), metadata
+                key, reversal.transfer_id, reversal.transfer_minor_units, metadata
             )
-        case OperationKind.CREATE_ACCOUNT:
-            raise AssertionError("accounts are made by create_expert_account")
-        case OperationKind.SUBMIT_EVIDENCE | OperationKind.ACCEPT_DISPUTE:
-            raise AssertionError("disputes are answered by answer_dispute")
+        case CreateAccountPayload():
+            raise AssertionError("accounts are created by execution.accounts")
+        case EvidencePayload() | AcceptancePayload():
+            raise AssertionError("disputes are answered by execution.disputes")
         case _:
-            assert_never(operation.kind)
+            assert_never(operation.payload)

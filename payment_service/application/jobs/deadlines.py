@@ -21,7 +21,8 @@ from payment_service.application.sync.payment import sync_payment
 from payment_service.domain import guards, plans, transitions
 from payment_service.domain.deadlines import deadline_due, deadline_near
 from payment_service.domain.errors import Refusal
-from payment_service.domain.operations import Operation, OperationKind
+from payment_service.domain.operation_payloads import CapturePayload
+from payment_service.domain.operations import Operation, OperationKind, OperationPurpose
 from payment_service.domain.payment import OnDeadline, Payment, State
 from payment_service.domain.ports.database import Transaction
 from payment_service.domain.ports.policy import Policy
@@ -147,6 +148,9 @@ def _begin(
                 kind=OperationKind.PROMOTE,
                 payment_id=payment.payment_id,
                 minor_units=payment.held,
-                params={"payment_intent_id": payment.payment_intent_id, "notes": "deadline"},
+                purpose=OperationPurpose.DEADLINE,
+                payload=CapturePayload(
+                    payment_intent_id=payment.payment_intent_id, notes="deadline"
+                ),
             )
             return operation, transitions.start_promotion(payment, operation.operation_id, tx.now)

@@ -11,7 +11,8 @@ from payment_service.application.jobs.recover_operations import RECOVERY
 from payment_service.application.operations.start import start_operation
 from payment_service.application.sync.payment import sync_payment
 from payment_service.domain import transitions
-from payment_service.domain.operations import Operation, OperationKind
+from payment_service.domain.operation_payloads import CancelPayload
+from payment_service.domain.operations import Operation, OperationKind, OperationPurpose
 from payment_service.domain.payment import State
 from payment_service.domain.ports.database import Transaction
 from payment_service.domain.ports.policy import Policy
@@ -58,7 +59,8 @@ def begin_expiry(tx: Transaction, policy: Policy, payment_id: str) -> tuple[Oper
         kind=OperationKind.CANCEL,
         payment_id=payment_id,
         minor_units=payment.amount,
-        params={"payment_intent_id": payment.payment_intent_id, "because": "deadline"},
+        purpose=OperationPurpose.DEADLINE,
+        payload=CancelPayload(payment_intent_id=payment.payment_intent_id),
     )
     transition = transitions.start_cancel(
         payment, operation.operation_id, "the payment window closed", tx.now

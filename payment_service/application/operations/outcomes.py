@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -58,8 +57,7 @@ class Ended:
 
 def waits_for_expert(operation: Operation, refused: Refused) -> bool:
     """Returns whether only the expert's account is at fault: then the capture waits for it."""
-    pays = operation.kind in (OperationKind.CAPTURE, OperationKind.TRANSFER)
-    return pays and refused.code in _EXPERT_CODES
+    return operation.pays_expert and refused.code in _EXPERT_CODES
 
 
 def reject_operation(
@@ -75,7 +73,7 @@ def reject_operation(
     current = tx.operation(operation.operation_id)
     if payment is None or current is None or not current.is_held_by(operation):
         return Ended()
-    if current.params.get("owed"):
+    if current.is_repayment:
         # The client is owed money whatever Stripe says: only an operator can end this.
         # The next try takes a new key: under this one Stripe would only repeat its refusal.
         tx.postpone_operation(current, OperationState.PARKED, refused.code, None, next_attempt=True)
@@ -120,7 +118,7 @@ def fail_operation(
     tx.settle_operation(operation.operation_id, OperationState.REFUSED, rejection.code)
     after = park_repayment(tx, policy, rejection.transition.after, cause)
     # The expert was paid: a caller who gets an error would pay once more.
-    after_capture = bool(operation.params.get("after_capture"))
+    after_capture = operation.returns_remainder
     discrepancy = None
     if after_capture and after.held:
         discrepancy = remainder_not_returned(after, operation, rejection.code)
@@ -157,21 +155,13 @@ def release_operation(
         how.why,
         seconds,
         next_attempt=key.new_key,
-        params=_params_after(operation, key),
+        # A new key is not spent; without one the mark stays as it is.
+        key_spent=True if key.spent_key else False if key.new_key else None,
         unsure_seconds=how.may_arrive_for if isinstance(how, Park) else None,
     )
     if payment is not None and payment.waiting_for is not waiting_for:
         tx.record(transitions.waiting_changed(payment, waiting_for, how.why, tx.now), cause)
     return isinstance(how, Park)
-
-
-def _params_after(operation: Operation, how: Retry) -> Mapping[str, object] | None:
-    """Returns the parameters with the mark of a spent key set or removed; None: unchanged."""
-    if how.spent_key:
-        return {**operation.params, "replayed": True}
-    if how.new_key and "replayed" in operation.params:
-        return {name: value for name, value in operation.params.items() if name != "replayed"}
-    return None
 
 
 def park(policy: Policy, operation: Operation, why: str) -> Park:

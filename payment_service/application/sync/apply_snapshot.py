@@ -17,7 +17,8 @@ from payment_service.application.operations.start import (
     with_current_destination,
 )
 from payment_service.application.sync.disputes import apply_disputes, save_disputes
-from payment_service.domain.operations import Operation, OperationKind, OperationState
+from payment_service.domain.operation_payloads import TransferPayload
+from payment_service.domain.operations import Operation, OperationPurpose, OperationState
 from payment_service.domain.payment import Payment
 from payment_service.domain.ports.database import Transaction
 from payment_service.domain.ports.policy import Policy
@@ -95,17 +96,18 @@ def apply_snapshot(
     next_operation: Operation | None = None
     if changes.next_operation is not None:
         coming = changes.next_operation
-        goes_on = operation is not None and not coming.unasked
+        goes_on = operation is not None and coming.purpose is not OperationPurpose.LOSS
         next_operation = start_operation(
             tx,
             policy,
             kind=coming.kind,
             payment_id=payment_id,
             minor_units=coming.minor_units,
-            params=(
-                with_current_destination(tx, changes.payment, coming.params)
-                if coming.kind is OperationKind.TRANSFER
-                else coming.params
+            purpose=coming.purpose,
+            payload=(
+                with_current_destination(tx, changes.payment, coming.payload)
+                if isinstance(coming.payload, TransferPayload)
+                else coming.payload
             ),
             # The caller is answered when the second leg is settled, not before.
             claim_id=operation.claim_id if operation is not None and goes_on else "",

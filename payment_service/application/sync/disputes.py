@@ -129,7 +129,7 @@ def reject_answer(
     tx: Transaction, answers: Answers, operation: Operation, refused: Refused, cause: Cause
 ) -> StoredAnswers:
     """Records Stripe's final refusal of an answer, once a sync has shown no effect of it."""
-    payment = tx.lock_payment(operation.text("payment_id"))
+    payment = tx.lock_payment(operation.related_payment_id)
     current = tx.operation(operation.operation_id)
     record = tx.dispute(operation.dispute_id)
     if payment is None or record is None or current is None or not current.is_held_by(operation):

@@ -13,6 +13,7 @@ from typing import Concatenate, Protocol, TypeAlias, TypeVar
 from payment_service.domain.disputes import Dispute
 from payment_service.domain.experts import Expert
 from payment_service.domain.ledger import Posting
+from payment_service.domain.operation_payloads import OperationPayload
 from payment_service.domain.operations import Operation, OperationState
 from payment_service.domain.payment import Payment
 from payment_service.domain.payouts import Payout, PayoutChange, PayoutState
@@ -100,7 +101,12 @@ class Transaction(Protocol):
         self, operation_id: str, lease_token: str, seconds: float
     ) -> datetime | None: ...
     def unpark_operation(
-        self, operation_id: str, params: Mapping[str, object], *, next_attempt: bool
+        self,
+        operation_id: str,
+        payload: OperationPayload,
+        *,
+        next_attempt: bool,
+        verify_only: bool,
     ) -> None: ...
     def settle_operation(
         self, operation_id: str, state: OperationState, last_error: str = ""
@@ -113,7 +119,7 @@ class Transaction(Protocol):
         seconds: float | None,
         *,
         next_attempt: bool = False,
-        params: Mapping[str, object] | None = None,
+        key_spent: bool | None = None,
         unsure_seconds: float | None = None,
     ) -> bool: ...
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
 from payment_service.domain.disputes import Dispute
 from payment_service.domain.errors import Refusal
 from payment_service.domain.ledger import StripeAmount
-from payment_service.domain.operations import OperationKind
+from payment_service.domain.operation_payloads import OperationPayload
+from payment_service.domain.operations import OperationKind, OperationPurpose
 from payment_service.domain.payment import Payment
 from payment_service.domain.snapshot import BalanceTransaction, PaymentSnapshot
 from payment_service.domain.state_machine import Transition
@@ -71,9 +71,9 @@ class NextOperation:
 
     kind: OperationKind
     minor_units: int
-    params: Mapping[str, object]
-    #: It comes of a lost dispute and not of the call whose operation is just over.
-    unasked: bool = False
+    payload: OperationPayload
+    #: LOSS if a lost dispute is the reason, and not the call whose operation is just over.
+    purpose: OperationPurpose
     #: Why it is recorded parked, for an operator; empty if it is to be carried out.
     parked: str = ""
 

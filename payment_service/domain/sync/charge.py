@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 from payment_service.domain import money, transitions
 from payment_service.domain.errors import Precondition
 from payment_service.domain.ledger import CaptureSplit, CaptureTransactions, StripeAmount
-from payment_service.domain.operations import Operation, OperationKind
+from payment_service.domain.operation_payloads import CapturePayload
+from payment_service.domain.operations import Operation, OperationKind, OperationPurpose
 from payment_service.domain.payment import EscrowMode, State
 from payment_service.domain.processor_errors import failure_of
 from payment_service.domain.snapshot import Charge, PaymentSnapshot
@@ -90,7 +92,9 @@ def _apply_capture(
         return
     # What is kept back of the expert's debt comes in with the fee, on top of the commission: where
     # somebody else captured meanwhile, only as far as Stripe really collected it.
-    asked = operation.number("netted") if ours and operation else 0
+    asked = 0
+    if ours and operation is not None and operation.kind is OperationKind.CAPTURE:
+        asked = operation.payload_as(CapturePayload).debt_offset
     netted = max(min(asked, collected - fee_due), 0)
     share = CaptureSplit(part, collected - netted, netted)
     transfer_id = charge.transfer.transfer_id if charge.transfer else ""
@@ -213,11 +217,13 @@ def sync_charge(
     if operation is None:
         return
     if operation.kind is OperationKind.CAPTURE and goes_on:
-        transfer = operation.mapping("transfer")
+        capture = operation.payload_as(CapturePayload)
+        assert capture.transfer is not None
         changes.next_operation = NextOperation(
             OperationKind.TRANSFER,
-            operation.number("part"),
-            {**transfer, "charge_id": charge.charge_id},
+            capture.transfer_amount,
+            replace(capture.transfer, charge_id=charge.charge_id),
+            operation.purpose,
         )
         changes.settle()
     elif operation.kind is OperationKind.CAPTURE:
@@ -239,7 +245,11 @@ def sync_cancellation(
     if payment.charged:
         report_state(changes, snapshot)
         return
-    by_deadline = operation is not None and operation.text("because") == "deadline"
+    by_deadline = (
+        operation is not None
+        and operation.kind is OperationKind.CANCEL
+        and operation.purpose is OperationPurpose.DEADLINE
+    )
     expired = snapshot.expired or by_deadline
     reason = snapshot.cancellation_reason or ("deadline" if by_deadline else "")
     changes.take(transitions.ended_unpaid(payment, expired=expired, reason=reason, now=now))

@@ -16,7 +16,7 @@ from typing import Final
 from payment_service.domain import disputes, guards, plans, transitions
 from payment_service.domain.disputes import Dispute, Outcome, Stage
 from payment_service.domain.ledger import StripeAmount
-from payment_service.domain.operations import Operation, OperationKind
+from payment_service.domain.operations import Operation, OperationKind, OperationPurpose
 from payment_service.domain.payment import Failure, FreezeReason, State
 from payment_service.domain.snapshot import DisputeSnapshot, DisputeTransaction, PaymentSnapshot
 from payment_service.domain.state_machine import EventKind
@@ -226,9 +226,7 @@ def _apply_loss(
             context.now,
         )
     )
-    continue_reversals(changes, legs, owed, context.now)
-    if legs and changes.next_operation is not None:
-        changes.next_operation = replace(changes.next_operation, unasked=True)
+    continue_reversals(changes, legs, owed, OperationPurpose.LOSS, context.now)
 
 
 def _sync_warnings(changes: ChangeSet, snapshot: PaymentSnapshot, context: DisputeContext) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 
 from payment_service.domain import plans, transitions
 from payment_service.domain.ledger import LOSSES, StripeAmount
-from payment_service.domain.operations import Operation, OperationKind
+from payment_service.domain.operation_payloads import RefundPayload, ReversalLeg, ReversalPayload
+from payment_service.domain.operations import Operation, OperationKind, OperationPurpose
 from payment_service.domain.payment import Failure, Payment
 from payment_service.domain.processor_errors import refused_by_processor
 from payment_service.domain.snapshot import PaymentSnapshot, Refund, Reversal, Transfer
@@ -81,15 +82,16 @@ def _apply_reversal(
     now: datetime,
 ) -> None:
     """The reversal that our open operation asked for; the further ones follow."""
-    part, legs, owed = operation.minor_units, operation.items("legs"), operation.number("owed_then")
+    part, payload = operation.minor_units, operation.payload_as(ReversalPayload)
+    legs, debt = payload.remaining_legs, payload.debt_after
     platform, connected = _amounts_of(reversal, transfer)
-    follows = next_reversal_id(next_operation_id, legs, owed)
+    follows = next_reversal_id(next_operation_id, legs, debt)
     changes.take(
         transitions.transfer_reversed(
             changes.payment, reversal.reversal_id, part, platform, connected, follows, now
         )
     )
-    continue_reversals(changes, legs, owed, now)
+    continue_reversals(changes, legs, debt, operation.purpose, now)
     changes.settle()
     changes.movements.append(_reversed(part, transfer, reversal))
 
@@ -128,32 +130,38 @@ def next_reversal_id(next_operation_id: str, legs: Sequence[object], owed: int) 
 
 
 def continue_reversals(
-    changes: ChangeSet, legs: Sequence[Mapping[str, object]], owed: int, now: datetime
+    changes: ChangeSet,
+    legs: Sequence[ReversalLeg],
+    debt: int,
+    purpose: OperationPurpose,
+    now: datetime,
 ) -> None:
-    """The next transfer's reversal; or, after the last one, what no transfer covers is owed."""
+    """Plans the next transfer's reversal or, after the last one, records the expert's debt.
+
+    ``debt`` is what no transfer covers, in minor units.
+    """
     if legs:
         first, *others = legs
-        units, transfer_units = first["minor_units"], first["transfer_minor_units"]
-        assert isinstance(units, int)
         changes.next_operation = NextOperation(
             OperationKind.REVERSE_TRANSFER,
-            units,
-            {
-                "transfer_id": first["transfer_id"],
-                "transfer_minor_units": transfer_units,
-                "legs": others,
-                "owed_then": owed,
-            },
+            first.minor_units,
+            ReversalPayload(
+                transfer_id=first.transfer_id,
+                transfer_minor_units=first.transfer_minor_units,
+                remaining_legs=tuple(others),
+                debt_after=debt,
+            ),
+            purpose,
         )
-    elif owed:
+    elif debt:
         changes.take(
-            transitions.expert_debt_recorded(changes.payment, owed, "nothing_left_to_reverse", now)
+            transitions.expert_debt_recorded(changes.payment, debt, "nothing_left_to_reverse", now)
         )
 
 
 def reversal_legs(
     changes: ChangeSet, snapshot: PaymentSnapshot, expert_part: int
-) -> tuple[list[Mapping[str, object]], int]:
+) -> tuple[list[ReversalLeg], int]:
     """Which transfers the expert's part is taken back from, and what none of them covers."""
     payment = changes.payment
     transfers = {transfer.transfer_id: transfer for transfer in snapshot.transfers}
@@ -164,14 +172,14 @@ def reversal_legs(
         for transfer in snapshot.transfers
     ]
     legs = plans.plan_reversals(expert_part, reversible)
-    described: list[Mapping[str, object]] = [
-        {
-            "transfer_id": leg.transfer_id,
-            "minor_units": leg.minor_units,
-            "transfer_minor_units": _in_transfer_currency(
+    described = [
+        ReversalLeg(
+            transfer_id=leg.transfer_id,
+            minor_units=leg.minor_units,
+            transfer_minor_units=_in_transfer_currency(
                 leg.minor_units, transfers[leg.transfer_id], payment
             ),
-        }
+        )
         for leg in legs
     ]
     return described, expert_part - sum(leg.minor_units for leg in legs)
@@ -195,14 +203,14 @@ def _apply_refund(
         Movement(refund.refund_id, "refund", refund.minor_units, refund.operation_id)
     )
     refused = refused_by_processor("refund_failed", "", payment_id=payment.payment_id)
-    if operation.params.get("owed") and refund.minor_units > payment.client_payable:
+    if operation.is_repayment and refund.minor_units > payment.client_payable:
         # While it was on its way somebody else paid it too: it is booked like any other refund.
         changes.movements.pop()
         changes.take(transitions.repayment_abandoned(payment, "paid out of band as well", now))
         changes.settle(ended_out_of_band(payment, "refunded"))
         _apply_out_of_band_refund(changes, refund, 0, now)
         return
-    if operation.params.get("owed"):
+    if operation.is_repayment:
         changes.take(
             transitions.client_repaid(payment, refund.refund_id, refund.minor_units, settled, now)
         )
@@ -215,7 +223,7 @@ def _apply_refund(
         _book_refund_and_failure(changes, refund, now)
         failure = Failure("refund_failed", "", "Stripe could not refund the client", now)
         changes.take(transitions.refund_refused(changes.payment, failure))
-        if operation.params.get("after_capture"):
+        if operation.returns_remainder:
             changes.discrepancies.append(
                 remainder_not_returned(payment, operation, "refund_failed")
             )
@@ -230,7 +238,7 @@ def _apply_refund(
     changes.take(
         transitions.client_refunded(payment, refund.refund_id, split, settled, follows, now)
     )
-    continue_reversals(changes, legs, owed, now)
+    continue_reversals(changes, legs, owed, operation.purpose, now)
     changes.settle()
 
 
@@ -322,7 +330,8 @@ def repayment(
     coming = NextOperation(
         OperationKind.REFUND,
         payment.client_payable,
-        {"owed": True, "payment_intent_id": payment.payment_intent_id},
+        RefundPayload(payment_intent_id=payment.payment_intent_id),
+        OperationPurpose.REPAYMENT,
     )
     return transitions.repayment_due(payment, operation_id, now), coming
 

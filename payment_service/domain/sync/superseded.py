@@ -13,6 +13,7 @@ from datetime import datetime
 
 from payment_service.domain import transitions
 from payment_service.domain.errors import Precondition, Refusal
+from payment_service.domain.operation_payloads import ReversalPayload
 from payment_service.domain.operations import Operation, OperationKind, OperationState
 from payment_service.domain.payment import Failure, Payment, State, WaitingFor
 from payment_service.domain.snapshot import PaymentSnapshot, Refund
@@ -90,7 +91,7 @@ def end_repayment(
 
     Its amount is never edited, since Stripe may know its key. What is still payable is parked anew.
     """
-    if operation is None or not operation.params.get("owed") or changes.settled:
+    if operation is None or not operation.is_repayment or changes.settled:
         return
     if changes.payment.client_payable >= operation.minor_units or is_at_stripe(operation, snapshot):
         return
@@ -109,12 +110,12 @@ def abandon(
     if operation.kind in (OperationKind.CAPTURE, OperationKind.TRANSFER):
         changes.take(transitions.capture_abandoned(payment, failure.message, failure.time))
         changes.settle(refusal)
-    elif operation.params.get("owed"):
+    elif operation.is_repayment:
         changes.take(transitions.repayment_abandoned(payment, failure.message, failure.time))
         changes.settle(refusal)
     elif operation.kind is OperationKind.REFUND:
         changes.take(transitions.refund_refused(payment, failure))
-        if not operation.params.get("after_capture"):
+        if not operation.returns_remainder:
             changes.settle(refusal)
             return
         # The expert was paid: a caller who is told "refused" would pay once more.
@@ -141,11 +142,11 @@ def out_of_band_refunds(snapshot: PaymentSnapshot, booked_ids: frozenset[str]) -
 
 def check_covered(payment: Payment, operation: Operation) -> None:
     """Raise if a parked operation would refund or pay out more than there is by now."""
-    if operation.kind is OperationKind.TRANSFER or operation.params.get("after_capture"):
+    if operation.kind is OperationKind.TRANSFER or operation.returns_remainder:
         available = payment.held
     elif operation.kind is not OperationKind.REFUND:
         return
-    elif operation.params.get("owed"):
+    elif operation.is_repayment:
         available = payment.client_payable
     else:
         available = payment.held + payment.net
@@ -174,8 +175,7 @@ def is_at_stripe(operation: Operation, snapshot: PaymentSnapshot) -> bool:
 
 def debt_if_not_reversed(operation: Operation) -> int:
     """What the expert owes if this reversal is not made: the later ones are not tried either."""
-    later = sum(int(str(leg["minor_units"])) for leg in operation.items("legs"))
-    return operation.minor_units + later + operation.number("owed_then")
+    return operation.minor_units + operation.payload_as(ReversalPayload).unrecovered
 
 
 def remainder_not_returned(payment: Payment, operation: Operation, code: str) -> Discrepancy:

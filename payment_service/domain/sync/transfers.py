@@ -5,7 +5,8 @@ from __future__ import annotations
 from datetime import datetime
 
 from payment_service.domain import transitions
-from payment_service.domain.operations import Operation, OperationKind
+from payment_service.domain.operation_payloads import RefundPayload, TransferPayload
+from payment_service.domain.operations import Operation, OperationKind, OperationPurpose
 from payment_service.domain.snapshot import PaymentSnapshot, Transfer
 from payment_service.domain.sync.changes import ChangeSet, Movement, NextOperation
 from payment_service.domain.sync.superseded import ended_out_of_band, out_of_band_refunds
@@ -66,11 +67,11 @@ def _apply_transfer(
     """
     assert transfer.line is not None
     assert transfer.connected_line is not None
-    payment, share = changes.payment, operation.share
-    final = operation.params.get("final")
+    payment, share = changes.payment, operation.capture_split
+    payload = operation.payload_as(TransferPayload)
     # By hand what is owed to the client is paid first, and only then what is held.
     back = max(out_of_band - payment.client_payable, 0)
-    rest = max(payment.held - share.part - back, 0) if final else 0
+    rest = max(payment.held - share.part - back, 0) if payload.final else 0
     changes.take(
         transitions.transferred(
             payment,
@@ -90,10 +91,7 @@ def _apply_transfer(
         changes.next_operation = NextOperation(
             OperationKind.REFUND,
             rest,
-            {
-                "payment_intent_id": payment.payment_intent_id,
-                "reason": operation.text("notes"),
-                "after_capture": True,
-            },
+            RefundPayload(payment_intent_id=payment.payment_intent_id, reason=payload.notes),
+            OperationPurpose.REMAINDER,
         )
     changes.settle()

@@ -6,7 +6,8 @@ import pytest
 
 from payment_service.domain.errors import Precondition
 from payment_service.domain.ledger import CaptureSplit
-from payment_service.domain.operations import Operation, OperationKind
+from payment_service.domain.operation_payloads import CapturePayload
+from payment_service.domain.operations import Operation, OperationKind, OperationPurpose
 from payment_service.domain.payment import EscrowMode, Payment, State, WaitingFor
 from payment_service.domain.snapshot import (
     BalanceTransaction,
@@ -28,6 +29,7 @@ from tests.unit.domain.builders import (
     in_state,
     new_operation,
     new_payment,
+    new_transfer,
     separate,
     sums,
 )
@@ -75,12 +77,16 @@ CANCELED, BY_STRIPE = shown(canceled="requested_by_customer"), shown(canceled="a
 UNKNOWN = replace(shown(), status=IntentStatus.UNKNOWN)
 
 CAPTURE = new_operation(
-    OperationKind.CAPTURE, 10_000, part=4_000, transfer={"commission": 400, "final": False}
+    OperationKind.CAPTURE,
+    10_000,
+    payload=CapturePayload(
+        payment_intent_id="pi_1", notes="", transfer=new_transfer(400), transfer_amount=4_000
+    ),
 )
-TRANSFER = new_operation(OperationKind.TRANSFER, 4_000, commission=400)
+TRANSFER = new_operation(OperationKind.TRANSFER, 4_000, payload=new_transfer(400))
 PROMOTE = new_operation(OperationKind.PROMOTE, 10_000)
 CANCEL = new_operation(OperationKind.CANCEL, 10_000)
-DEADLINE = new_operation(OperationKind.CANCEL, 10_000, because="deadline")
+DEADLINE = new_operation(OperationKind.CANCEL, 10_000, purpose=OperationPurpose.DEADLINE)
 REFUND = new_operation(OperationKind.REFUND, 10_000)
 
 CONFLICT, ELSEWHERE = "state_mismatch", "captured_out_of_band"
