@@ -12,26 +12,22 @@ from payment_service.application.idempotency import (
     run_idempotent,
 )
 from payment_service.application.operations.preempt_repayment import plan_preemption, preempt
-from payment_service.application.operations.start import start_operation, with_current_destination
+from payment_service.application.operations.start import (
+    Origin,
+    start_operation,
+    with_current_destination,
+)
 from payment_service.domain import guards, plans, transitions
-from payment_service.domain.errors import invalid_field, payment_not_found
+from payment_service.domain.errors import payment_not_found
 from payment_service.domain.ledger import CaptureSplit
 from payment_service.domain.operation_payloads import CapturePayload, TransferPayload
-from payment_service.domain.operations import Operation, OperationKind, OperationPurpose
+from payment_service.domain.operations import Operation, OperationKind
 from payment_service.domain.payment import Payment
-from payment_service.domain.plans import CapturePlan
+from payment_service.domain.plans import CapturePlan, RequestedAmount, amount_in
 from payment_service.domain.ports.database import Transaction
 from payment_service.domain.ports.policy import Policy
 from payment_service.domain.preview import Preview, preview_capture
 from payment_service.domain.state_machine import Transition
-
-
-@dataclass(frozen=True, slots=True)
-class RequestedAmount:
-    """An amount as asked for; an empty currency means the payment's own."""
-
-    minor_units: int
-    currency: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,9 +57,8 @@ def begin_capture(
     preempted, resting = _resting(tx, payment)
     plan = plan_capture(tx, resting, amount_in(command.part, payment), command.final)
     payment = preempt(tx, payment, preempted, command.cause)
-    operation, transition = start_capture(
-        tx, policy, payment, plan, command.notes, claim_id=claim_id, final=command.final
-    )
+    origin = Origin(reason=command.notes, claim_id=claim_id)
+    operation, transition = start_capture(tx, policy, payment, plan, origin, final=command.final)
     tx.record(transition, command.cause)
     return Started(operation, transition.after)
 
@@ -109,13 +104,15 @@ def start_capture(
     policy: Policy,
     payment: Payment,
     plan: CapturePlan,
-    notes: str,
+    origin: Origin,
     *,
-    claim_id: str = "",
-    final: bool = False,
-    by_deadline: bool = False,
+    final: bool,
 ) -> tuple[Operation, Transition]:
-    """Record the first leg. What was charged before is transferred, everything else captured."""
+    """Records the first leg: a transfer of what was charged before, or a capture.
+
+    ``final`` says that the client gets back what is still held after it.
+    """
+    notes, by_deadline = origin.reason, origin.by_deadline
     share, fee = plan.share, plan.share.commission + plan.share.netted
     kind, minor_units = OperationKind.CAPTURE, plan.charges
     payload: CapturePayload | TransferPayload
@@ -142,10 +139,10 @@ def start_capture(
         tx,
         policy,
         kind=kind,
-        purpose=OperationPurpose.DEADLINE if by_deadline else OperationPurpose.REQUESTED,
+        purpose=origin.purpose,
         payment_id=payment.payment_id,
         minor_units=minor_units,
-        claim_id=claim_id,
+        claim_id=origin.claim_id,
         payload=payload,
     )
     transition = transitions.start_capture(
@@ -164,14 +161,3 @@ def _transfer(payment: Payment, share: CaptureSplit, notes: str, *, final: bool)
         final=final,
         notes=notes,
     )
-
-
-def amount_in(part: RequestedAmount | None, payment: Payment) -> int | None:
-    """The amount asked for, if any, in the payment's own currency."""
-    if part is None:
-        return None
-    if part.currency and part.currency.upper() != payment.currency:
-        raise invalid_field(
-            "amount.currency_code", f"must be {payment.currency}, the payment's own, or empty"
-        )
-    return part.minor_units

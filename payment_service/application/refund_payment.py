@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from payment_service.application.app import App
-from payment_service.application.capture_payment import RequestedAmount, amount_in
 from payment_service.application.idempotency import (
     CallResult,
     IdempotentCommand,
@@ -13,13 +12,13 @@ from payment_service.application.idempotency import (
     run_idempotent,
 )
 from payment_service.application.operations.preempt_repayment import plan_preemption, preempt
-from payment_service.application.operations.start import start_operation
+from payment_service.application.operations.start import Origin, start_operation
 from payment_service.domain import guards, plans, transitions
 from payment_service.domain.errors import payment_not_found
 from payment_service.domain.operation_payloads import CancelPayload, RefundPayload
-from payment_service.domain.operations import Operation, OperationKind, OperationPurpose
+from payment_service.domain.operations import Operation, OperationKind
 from payment_service.domain.payment import Payment
-from payment_service.domain.plans import RefundPlan
+from payment_service.domain.plans import RefundPlan, RequestedAmount, amount_in
 from payment_service.domain.ports.database import Transaction
 from payment_service.domain.ports.policy import Policy
 from payment_service.domain.preview import Preview, preview_refund
@@ -49,9 +48,8 @@ def begin_refund(tx: Transaction, policy: Policy, command: RefundPayment, claim_
     payment = _lock(tx, command)
     plan, preempted = plan_refund(tx, payment, command)
     payment = preempt(tx, payment, preempted, command.cause)
-    operation, transition = start_refund(
-        tx, policy, payment, plan, command.reason, claim_id=claim_id
-    )
+    origin = Origin(reason=command.reason, claim_id=claim_id)
+    operation, transition = start_refund(tx, policy, payment, plan, origin)
     tx.record(transition, command.cause)
     return Started(operation, transition.after)
 
@@ -93,12 +91,10 @@ def start_refund(
     policy: Policy,
     payment: Payment,
     plan: RefundPlan,
-    reason: str,
-    *,
-    claim_id: str = "",
-    by_deadline: bool = False,
+    origin: Origin,
 ) -> tuple[Operation, Transition]:
-    """Record the first leg: the cancellation, or the client's refund."""
+    """Records the first leg: the cancellation, or the client's refund."""
+    reason, by_deadline = origin.reason, origin.by_deadline
     payload: CancelPayload | RefundPayload
     if plan.cancels:
         kind = OperationKind.CANCEL
@@ -114,10 +110,10 @@ def start_refund(
         tx,
         policy,
         kind=kind,
-        purpose=OperationPurpose.DEADLINE if by_deadline else OperationPurpose.REQUESTED,
+        purpose=origin.purpose,
         payment_id=payment.payment_id,
         minor_units=plan.minor_units,
-        claim_id=claim_id,
+        claim_id=origin.claim_id,
         payload=payload,
     )
     operation_id, now = operation.operation_id, tx.now

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from payment_service.application.app import App
-from payment_service.application.capture_payment import RequestedAmount, amount_in
 from payment_service.application.idempotency import IdempotentCommand, run_local
 from payment_service.application.operations.preempt_repayment import (
     is_preemptible,
@@ -16,6 +15,7 @@ from payment_service.application.operations.start import park_repayment
 from payment_service.domain import transitions
 from payment_service.domain.errors import Precondition, operation_in_progress, payment_not_found
 from payment_service.domain.payment import Payment
+from payment_service.domain.plans import RequestedAmount, amount_in
 from payment_service.domain.ports.database import Transaction
 from payment_service.domain.ports.policy import Policy
 from payment_service.domain.ports.records import Answer, Answers

@@ -23,11 +23,7 @@ from marketplace.payments.v1 import payments_pb2
 from payment_service.adapters.postgres.engine import SqlDatabase, SwallowedError
 from payment_service.adapters.postgres.transaction import SqlTransaction
 from payment_service.application.app import App
-from payment_service.application.capture_payment import (
-    CapturePayment,
-    RequestedAmount,
-    begin_capture,
-)
+from payment_service.application.capture_payment import CapturePayment, begin_capture
 from payment_service.application.execution.executor import execute
 from payment_service.application.idempotency import claim_and_start
 from payment_service.application.jobs.deadlines import act_on_deadlines
@@ -41,6 +37,7 @@ from payment_service.domain.experts import BusinessType, Expert
 from payment_service.domain.operation_payloads import CancelPayload
 from payment_service.domain.operations import Operation, OperationKind, OperationState, Retry
 from payment_service.domain.payment import ChargeModel, Payment
+from payment_service.domain.plans import RequestedAmount
 from payment_service.domain.ports.database import Transaction
 from payment_service.domain.ports.policy import Policy
 from payment_service.domain.ports.records import Answers, Cause

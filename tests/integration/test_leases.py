@@ -10,7 +10,6 @@ import pytest
 
 from marketplace.payments.v1 import experts_pb2, operations_pb2
 from payment_service.application.answer_dispute import AcceptDispute, begin_acceptance
-from payment_service.application.capture_payment import RequestedAmount
 from payment_service.application.create_expert_account import CreateExpertAccount, begin_account
 from payment_service.application.execution.executor import execute
 from payment_service.application.idempotency import claim_and_start
@@ -25,6 +24,7 @@ from payment_service.application.refund_payment import RefundPayment, begin_refu
 from payment_service.domain.errors import Unavailable
 from payment_service.domain.experts import BusinessType
 from payment_service.domain.operations import Retry
+from payment_service.domain.plans import RequestedAmount
 from payment_service.domain.ports.records import Cause
 from tests.integration.conftest import StartWorld
 from tests.integration.test_disputes import PLATFORM, contest, dispute_where

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import timedelta
 
 from payment_service.domain.operation_payloads import OperationPayload, TransferPayload
@@ -17,6 +17,20 @@ from payment_service.domain.ports.database import Transaction
 from payment_service.domain.ports.policy import Policy
 from payment_service.domain.ports.records import Cause
 from payment_service.domain.sync.money_back import repayment
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """Where an operation comes from: a call under its key, or a deadline."""
+
+    #: In the caller's words: the notes of a capture, the reason of a refund.
+    reason: str
+    claim_id: str = ""
+    by_deadline: bool = False
+
+    @property
+    def purpose(self) -> OperationPurpose:
+        return OperationPurpose.DEADLINE if self.by_deadline else OperationPurpose.REQUESTED
 
 
 def park_repayment(tx: Transaction, policy: Policy, payment: Payment, cause: Cause) -> Payment:
