@@ -107,8 +107,8 @@ MUTANTS = (
         (
             Edit(
                 "payment_service/application/sync/apply_snapshot.py",
-                "if payment.version != version:",
-                "if version < 0:",
+                "if payment.version != fetched.version:",
+                "if fetched.version < 0:",
             ),
         ),
         "test_an_old_observation_changes_nothing",
@@ -247,8 +247,8 @@ MUTANTS = (
         (
             Edit(
                 "payment_service/domain/sync/money_back.py",
-                "    legs, owed = reversal_legs(changes, snapshot, split.expert_part)\n",
-                "    legs, owed = [], 0\n",
+                "    legs, debt = reversal_legs(changes, context.snapshot, split.expert_amount)\n",
+                "    legs, debt = [], 0\n",
             ),
         ),
     ),
@@ -258,7 +258,7 @@ MUTANTS = (
             Edit(
                 "payment_service/application/capture_payment.py",
                 "application_fee=fee if payment.commission > 0 or fee > 0 else None,",
-                "application_fee=min(payment.commission, share.part),",
+                "application_fee=min(payment.commission, share.amount),",
             ),
         ),
     ),
@@ -325,8 +325,8 @@ MUTANTS = (
         (
             Edit(
                 "payment_service/domain/sync/transfers.py",
-                "rest = max(payment.held - share.part - back, 0) if payload.final else 0",
-                "rest = 0",
+                "max(payment.held - split.amount - refunded, 0) if payload.final else 0",
+                "0",
             ),
         ),
         "test_parts_of_held_money_go_where_they_belong",
@@ -336,8 +336,8 @@ MUTANTS = (
         (
             Edit(
                 _PLANS,
-                "    held = min(part, from_escrow)\n",
-                "    held = min(max(part - payment.net, 0), from_escrow)\n",
+                "    held = min(amount, from_escrow)\n",
+                "    held = min(max(amount - payment.net, 0), from_escrow)\n",
             ),
         ),
         "test_parts_of_held_money_go_where_they_belong",
@@ -352,8 +352,8 @@ MUTANTS = (
         (
             Edit(
                 _PLANS,
-                "check_requested_amount(payment, part, held)",
-                "_check_part(payment, part, payment.amount)",
+                "check_requested_amount(payment, amount, held)",
+                "check_requested_amount(payment, amount, payment.amount)",
             ),
         ),
         "test_parts_of_held_money_go_where_they_belong",
@@ -413,8 +413,8 @@ MUTANTS = (
         (
             Edit(
                 _PLANS,
-                "rest = min(part - owed, payment.held + payment.net)",
-                "rest = min(part - owed, payment.held)",
+                "remainder = min(amount - payable, payment.held + payment.net)",
+                "remainder = min(amount - payable, payment.held)",
             ),
         ),
     ),

@@ -113,11 +113,11 @@ def start_capture(
     ``final`` says that the client gets back what is still held after it.
     """
     notes, by_deadline = origin.reason, origin.by_deadline
-    share, fee = plan.share, plan.share.commission + plan.share.netted
+    share, fee = plan.split, plan.split.commission + plan.split.debt_offset
     kind, minor_units = OperationKind.CAPTURE, plan.charges
     payload: CapturePayload | TransferPayload
     if payment.charged:
-        kind, minor_units = OperationKind.TRANSFER, share.part
+        kind, minor_units = OperationKind.TRANSFER, share.amount
         payload = with_current_destination(
             tx, payment, _transfer(payment, share, notes, final=final)
         )
@@ -126,14 +126,14 @@ def start_capture(
             payment_intent_id=payment.payment_intent_id,
             notes=notes,
             transfer=_transfer(payment, share, notes, final=final),
-            transfer_amount=share.part,
+            transfer_amount=share.amount,
         )
     else:
         payload = CapturePayload(
             payment_intent_id=payment.payment_intent_id,
             notes=notes,
             application_fee=fee if payment.commission > 0 or fee > 0 else None,
-            debt_offset=share.netted,
+            debt_offset=share.debt_offset,
         )
     operation = start_operation(
         tx,
@@ -157,7 +157,7 @@ def _transfer(payment: Payment, share: CaptureSplit, notes: str, *, final: bool)
         currency=payment.currency,
         charge_id=payment.charge_id,
         commission=share.commission,
-        debt_offset=share.netted,
+        debt_offset=share.debt_offset,
         final=final,
         notes=notes,
     )

@@ -29,7 +29,7 @@ from payment_service.application.idempotency import claim_and_start
 from payment_service.application.jobs.deadlines import act_on_deadlines
 from payment_service.application.operations.outcomes import release_operation
 from payment_service.application.operations.start import start_operation
-from payment_service.application.sync.apply_snapshot import apply_snapshot
+from payment_service.application.sync.apply_snapshot import FetchedSnapshot, apply_snapshot
 from payment_service.application.sync.payment import sync_payment
 from payment_service.domain import transitions
 from payment_service.domain.errors import Unavailable
@@ -183,9 +183,7 @@ async def test_an_old_observation_changes_nothing(database: SqlDatabase) -> None
         apply_snapshot,
         cast("Answers", None),
         POLICY,
-        payment.payment_id,
-        seen,
-        payment.version - 1,
+        FetchedSnapshot(payment_id=payment.payment_id, version=payment.version - 1, snapshot=seen),
         CAUSE,
     )
     now = await database.read(lambda reader: reader.payment(payment.payment_id))

@@ -25,12 +25,9 @@ from payment_service.domain.operations import (
 from payment_service.domain.payment import Freeze, Payment, State, WaitingFor
 from payment_service.domain.snapshot import DisputeSnapshot, PaymentSnapshot
 from payment_service.domain.state_machine import TRANSITIONS, EventKind, Transition
-from payment_service.domain.sync.changes import ChangeSet, NextOperation
+from payment_service.domain.sync.changes import ChangeSet, NextOperation, SyncContext
 from payment_service.domain.sync.derive_changes import derive_changes
-from payment_service.domain.sync.derive_dispute_changes import (
-    DisputeContext,
-    derive_dispute_changes,
-)
+from payment_service.domain.sync.derive_dispute_changes import derive_dispute_changes
 from payment_service.domain.sync.money_back import repayment
 from payment_service.domain.sync.superseded import check_covered, debt_if_not_reversed, described
 from tests.unit.domain.builders import (
@@ -92,26 +89,20 @@ class FakeService:
 
     def follow(self, seen: PaymentSnapshot | None = None) -> ChangeSet:
         shown = seen or self.observe()
-        followed = derive_changes(
-            self.payment,
-            shown,
+        context = SyncContext(
+            snapshot=shown,
             operation=self.operation,
             booked_ids=frozenset(self.known),
-            out_of_band=self.by_hand,
+            out_of_band=tuple(self.by_hand),
             next_operation_id=f"op_{self.ids + 1}",
-            holding=HOLDING,
+            holding_limit=HOLDING,
+            dispute_records=self.records,
+            freezes_on_warning=True,
             now=NOW,
         )
+        followed = derive_changes(self.payment, context)
         if shown.disputes or shown.fraud_warnings is not None:
-            circumstances = DisputeContext(
-                records=self.records,
-                operation=self.operation,
-                booked_ids=frozenset(self.known),
-                next_operation_id=f"op_{self.ids + 1}",
-                freezes_on_warning=True,
-                now=NOW,
-            )
-            derive_dispute_changes(followed, shown, circumstances)
+            derive_dispute_changes(followed, context)
         self.records = {**self.records, **followed.disputes}
         for transition in followed.transitions:
             self.record(transition)
@@ -178,31 +169,31 @@ class FakeService:
             self._make_way(way)
         payment = self.payment
         plan = plans.plan_capture(payment, part, final, self.balance(DEBT))
-        share = plan.share
+        share = plan.split
         transfer = TransferPayload(
             currency=payment.currency,
             charge_id=payment.charge_id,
             commission=share.commission,
-            debt_offset=share.netted,
+            debt_offset=share.debt_offset,
             final=final,
             notes="",
         )
         if payment.charged:
-            operation = self._open(OperationKind.TRANSFER, share.part, transfer)
+            operation = self._open(OperationKind.TRANSFER, share.amount, transfer)
         elif payment.is_separate:
             capture = CapturePayload(
                 payment_intent_id=payment.payment_intent_id,
                 notes="",
                 transfer=transfer,
-                transfer_amount=share.part,
+                transfer_amount=share.amount,
             )
             operation = self._open(OperationKind.CAPTURE, plan.charges, capture)
         else:
             capture = CapturePayload(
                 payment_intent_id=payment.payment_intent_id,
                 notes="",
-                application_fee=share.commission + share.netted,
-                debt_offset=share.netted,
+                application_fee=share.commission + share.debt_offset,
+                debt_offset=share.debt_offset,
             )
             operation = self._open(OperationKind.CAPTURE, plan.charges, capture)
         self.operation = operation

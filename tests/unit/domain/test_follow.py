@@ -21,7 +21,7 @@ from payment_service.domain.snapshot import (
     Refund,
 )
 from payment_service.domain.state_machine import EventKind
-from payment_service.domain.sync.changes import ChangeSet, Movement
+from payment_service.domain.sync.changes import ChangeSet, Movement, SyncContext
 from payment_service.domain.sync.derive_changes import derive_changes
 from tests.unit.domain.builders import (
     BUSY,
@@ -52,16 +52,15 @@ REFUND = new_operation(OperationKind.REFUND, 10_000)
 def followed(
     payment: Payment, seen: PaymentSnapshot, operation: Operation | None = None, *known: str
 ) -> ChangeSet:
-    return derive_changes(
-        payment,
-        seen,
+    context = SyncContext(
+        snapshot=seen,
         operation=operation,
         booked_ids=frozenset(known),
-        out_of_band=(),
         next_operation_id="op_next",
-        holding=HOLDING,
+        holding_limit=HOLDING,
         now=NOW,
     )
+    return derive_changes(payment, context)
 
 
 def intent(*steps: Callable[[FakeIntent], object]) -> PaymentSnapshot:

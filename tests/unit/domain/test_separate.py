@@ -17,7 +17,7 @@ from payment_service.domain.snapshot import (
     Transfer,
 )
 from payment_service.domain.state_machine import EventKind
-from payment_service.domain.sync.changes import ChangeSet, Movement
+from payment_service.domain.sync.changes import ChangeSet, Movement, SyncContext
 from payment_service.domain.sync.derive_changes import derive_changes
 from tests.unit.domain.builders import (
     BUSY,
@@ -166,16 +166,15 @@ def name_of(cell: Cell) -> str:
 def followed(
     payment: Payment, seen: PaymentSnapshot, operation: Operation | None = None, *known: str
 ) -> ChangeSet:
-    return derive_changes(
-        payment,
-        seen,
+    context = SyncContext(
+        snapshot=seen,
         operation=operation,
         booked_ids=frozenset(known),
-        out_of_band=(),
         next_operation_id="op_next",
-        holding=HOLDING,
+        holding_limit=HOLDING,
         now=NOW,
     )
+    return derive_changes(payment, context)
 
 
 @pytest.mark.parametrize("cell", TABLE, ids=name_of)
@@ -829,4 +828,4 @@ def test_capture_goes_on_when_the_expert_is_well_again() -> None:
 
 def test_share_is_what_reaches_whom() -> None:
     share = CaptureSplit(10_000, 1_000, 700)
-    assert (share.expert_part, share.sent) == (9_000, 8_300)
+    assert (share.expert_amount, share.sent) == (9_000, 8_300)
