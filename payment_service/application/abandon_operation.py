@@ -1,4 +1,4 @@
-"""AbandonOperation: an operator ends a parked operation that is not wanted any more."""
+"""AbandonOperation: an operator ends a parked operation that is no longer wanted."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ _CODE: Final = "given_up"
 
 
 async def abandon_operation(app: App, operation_id: str, note: str, cause: Cause) -> Operation:
-    """End it as Stripe's final no would, but for what its caller is told. Nothing is sent.
+    """Ends a parked operation as a final refusal of Stripe would, and sends nothing.
 
-    Whether anything can still come of it is judged before Stripe is read: what was on its way until
-    then is seen by that look. Raises :class:`Refusal`.
+    Whether it can still have an effect is checked before the sync, so that the sync shows any
+    request that was under way until then. Raises :class:`Refusal`.
     """
     known = await app.database.transact(check_abandonable, operation_id)
     applied = await _sync(app, known, cause)
@@ -47,7 +47,7 @@ async def abandon_operation(app: App, operation_id: str, note: str, cause: Cause
 
 
 def check_abandonable(tx: Transaction, operation_id: str) -> Operation:
-    """The operation, parked and past all effect. Raises where it is not, or never may be ended."""
+    """Returns the operation. Raises unless it is parked, without effect, and may be abandoned."""
     operation = require_parked(operation_id, tx.operation(operation_id), _WORD)
     if operation.kind is OperationKind.CREATE_ACCOUNT:
         raise _never(operation, "it moves no money, and resumed it finds the account or makes it")
@@ -61,17 +61,17 @@ def check_abandonable(tx: Transaction, operation_id: str) -> Operation:
 def abandon(
     tx: Transaction, app: App, known: Operation, applied: SyncResult, note: str, cause: Cause
 ) -> tuple[Operation, Discrepancy | None]:
-    """The operation as it ended, and what an operator must be told of.
+    """Ends the operation. Returns it, and a discrepancy if one was found.
 
-    Under the payment's lock, without which nobody resumes it: it is still the parking that was
-    judged, so nothing was sent since.
+    Nobody resumes it without the payment's lock, which is held here. The lease token shows that it
+    was not resumed and parked again since the check, so nothing was sent.
     """
     payment = tx.lock_payment(known.related_payment_id)
     operation = require_parked(known.operation_id, tx.operation(known.operation_id), _WORD)
     assert payment is not None
     answers, policy = app.answers, app.policy
     answers_dispute = operation.kind in OF_A_DISPUTE
-    # Stripe shows what ends the payment's operation, and not its every line yet.
+    # Stripe shows what ends the payment's operation, but not every balance transaction yet.
     about_to_end = applied.operation_deferred and not answers_dispute
     if operation.lease_token != known.lease_token or applied.stale or about_to_end:
         raise operation_in_progress(payment.payment_id, payment.state)
@@ -100,7 +100,7 @@ def _transition(payment: Payment, operation: Operation, note: str, now: datetime
     if operation.kind in (OperationKind.CAPTURE, OperationKind.TRANSFER):
         transition = transitions.capture_abandoned(payment, "by an operator", now)
     else:
-        failure = Failure(_CODE, "", "an operator gave it up", now)
+        failure = Failure(_CODE, "", "an operator abandoned it", now)
         transition = refused_transition(payment, operation, failure)
     facts = {**transition.facts, "operation_id": operation.operation_id, "note": note}
     return replace(transition, facts=facts)
@@ -122,9 +122,9 @@ def _check_without_effect(operation: Operation, now: datetime) -> None:
     )
 
 
-def _check_fits(payment: Payment, looked: SyncResult) -> None:
-    """Of an object that is not as we know it, the look says nothing of what became of ours."""
-    for one in looked.discrepancies:
+def _check_fits(payment: Payment, applied: SyncResult) -> None:
+    """Raises if Stripe shows another object than ours: then the sync proves nothing."""
+    for one in applied.discrepancies:
         if one.stands or one.kind == "amount_mismatch":
             raise Precondition(
                 "DISCREPANCY",
@@ -134,7 +134,7 @@ def _check_fits(payment: Payment, looked: SyncResult) -> None:
 
 
 def _refusal_of(payment: Payment, operation: Operation) -> Refusal:
-    """What the operation's caller is told, and whoever asks with the same key. Not the note."""
+    """Returns the error that the operation's caller gets. It does not contain the note."""
     facts = {"payment_id": payment.payment_id, "operation_id": operation.operation_id}
     if operation.dispute_id:
         facts["dispute_id"] = operation.dispute_id

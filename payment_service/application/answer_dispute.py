@@ -1,7 +1,7 @@
-"""SubmitEvidence and AcceptDispute: what the platform says to the client's bank.
+"""SubmitEvidence and AcceptDispute: the platform's answers to the client's bank.
 
-Durable operations under stored keys like the money RPCs, with one difference: they hang on the
-dispute and not on the payment, whose one open operation they neither occupy nor wait for. Evidence
+Durable operations under stored keys like the money RPCs, with one difference: they belong to the
+dispute and not to the payment, whose one open operation they neither occupy nor wait for. Evidence
 moves no money; what an acceptance moves is derived by ``derive_dispute_changes`` when the
 payment is idle.
 """
@@ -36,7 +36,7 @@ class SubmitEvidence(IdempotentCommand):
     dispute_id: str
     #: By Stripe's names: texts, lines and ids of files.
     evidence: Mapping[str, str]
-    #: Hand it to the bank, for good; else it is only staged at Stripe.
+    #: Submit it to the bank, which is final; otherwise it is only staged at Stripe.
     submit: bool
 
 
@@ -46,12 +46,12 @@ class AcceptDispute(IdempotentCommand):
 
 
 async def submit_evidence(app: App, command: SubmitEvidence) -> CallResult:
-    """Stage evidence at Stripe or, with ``submit``, hand it to the bank, which is final."""
+    """Stages evidence at Stripe or, with ``submit``, submits it to the bank, which is final."""
     return await run_idempotent(app, command, begin_evidence)
 
 
 async def accept_dispute(app: App, command: AcceptDispute) -> CallResult:
-    """Give a chargeback up as lost, which is final."""
+    """Accepts a chargeback as lost, which is final."""
     return await run_idempotent(app, command, begin_acceptance)
 
 
@@ -92,15 +92,15 @@ def acceptance_preview(
         freezes_on_warning=policy.freeze_on_fraud_warning,
     )
     transfers = tx.reversible_transfers(payment.payment_id)
-    # Stripe's line may not be there yet: it takes what is contested.
+    # Stripe's balance transaction may be missing yet: it takes the disputed amount.
     part = dispute.taken or dispute.amount
     return dispute, preview_loss(payment, part, transfers, frozen)
 
 
 def lock_dispute(tx: Transaction, dispute_id: str) -> tuple[Payment, Dispute]:
-    """The payment's lock is the dispute's too, so the row is read again under it."""
-    known = tx.dispute(dispute_id)
-    payment = tx.lock_payment(known.payment_id) if known else None
+    """Locks the payment, whose lock protects the dispute too, and reads the dispute under it."""
+    unlocked = tx.dispute(dispute_id)
+    payment = tx.lock_payment(unlocked.payment_id) if unlocked else None
     dispute = tx.dispute(dispute_id)
     if payment is None or dispute is None:
         raise disputes.dispute_not_found(dispute_id)

@@ -1,4 +1,4 @@
-"""CapturePayment: end the escrow in the expert's favour, whole or in parts."""
+"""CapturePayment: ends the escrow in the expert's favour, whole or by milestones."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ class CapturePayment(IdempotentCommand):
 
 
 async def capture_payment(app: App, command: CapturePayment) -> CallResult:
-    """Pay the expert out of escrow and keep the commission.
+    """Pays the expert out of escrow and keeps the commission.
 
-    A destination charge is captured, and Stripe splits it. Of a separate one the card is charged
-    onto the platform (if it was only authorized), then the expert's part is transferred.
+    A destination charge is captured, and Stripe splits it. A separate charge is first charged onto
+    the platform, if it was only authorized; then the expert's amount is transferred.
     """
     return await run_idempotent(app, command, begin_capture)
 

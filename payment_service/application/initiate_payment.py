@@ -43,7 +43,7 @@ class InitiatePayment(IdempotentCommand):
     on_deadline: OnDeadline = OnDeadline.ALERT
     #: When the gig is to be done (UTC).
     expected_completion_time: datetime | None = None
-    #: Stripe was asked about the expert just now; what it said stands.
+    #: The expert was synced just now.
     expert_is_fresh: bool = False
     #: Whether the platform's payouts are manual, so that they do not empty its escrow; None means
     #: that Stripe was not asked.
@@ -51,17 +51,17 @@ class InitiatePayment(IdempotentCommand):
 
 
 class ExpertMayBeReady(Exception):
-    """The expert is not ready as far as we know, and what we know is old: ask, and begin again."""
+    """The expert was not ready when last synced: sync the expert and start again."""
 
 
 class PlatformMustBeAsked(Exception):
-    """The platform is to hold the money: ask Stripe whether it may, and begin again."""
+    """The platform is to hold the money: ask Stripe whether it can, and start again."""
 
 
 async def informed(
     app: App, command: InitiatePayment, attempt: Callable[[InitiatePayment], Awaitable[T]]
 ) -> T:
-    """The attempt, made again with what it turned out to need from Stripe first."""
+    """Makes the attempt, and makes it again with what it needs from Stripe."""
     while True:
         try:
             return await attempt(command)
@@ -74,15 +74,17 @@ async def informed(
 
 
 async def initiate_payment(app: App, command: InitiatePayment) -> CallResult:
-    """Create the payment. The client secret is read from Stripe, since it is never stored."""
-    told = await informed(app, command, lambda known: run_idempotent(app, known, begin_initiation))
-    if told.client_secret:
-        return told
-    payment = await app.database.read(lambda reader: reader.payment(told.payment_id))
+    """Creates the payment. The client secret is read from Stripe, since it is never stored."""
+    result = await informed(
+        app, command, lambda known: run_idempotent(app, known, begin_initiation)
+    )
+    if result.client_secret:
+        return result
+    payment = await app.database.read(lambda reader: reader.payment(result.payment_id))
     if payment is None or not payment.payment_intent_id:
-        return told
+        return result
     secret = await app.stripe.client_secret(payment.payment_intent_id)
-    return replace(told, client_secret=secret)
+    return replace(result, client_secret=secret)
 
 
 def begin_initiation(
@@ -132,7 +134,7 @@ def initiation_preview(tx: Transaction, policy: Policy, command: InitiatePayment
 def plan_initiation(
     tx: Transaction, policy: Policy, command: InitiatePayment, payment_id: str
 ) -> Transition:
-    """The new payment, not written yet. Raises what the call is to be refused with."""
+    """Returns the new payment, not recorded yet. Raises what the call is refused with."""
     expert = tx.expert(command.expert_id)
     if expert is None:
         raise expert_not_found(command.expert_id)
@@ -155,7 +157,7 @@ def plan_initiation(
 def _payment(
     tx: Transaction, policy: Policy, command: InitiatePayment, payment_id: str, expert: Expert
 ) -> Payment:
-    """The new payment with its quote, frozen from here on."""
+    """Returns the new payment with its quote, which never changes again."""
     amount = command.amount
     hold = choose_hold(
         command.escrow_mode,

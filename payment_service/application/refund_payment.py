@@ -1,4 +1,4 @@
-"""RefundPayment: give the money back to the client, by cancelling or by exact legs."""
+"""RefundPayment: returns the money to the client, by cancelling or by exact legs."""
 
 from __future__ import annotations
 
@@ -35,10 +35,9 @@ class RefundPayment(IdempotentCommand):
 
 
 async def refund_payment(app: App, command: RefundPayment) -> CallResult:
-    """Before the card is charged, cancel the intent. After it, refund out of escrow first.
+    """Cancels the intent before the card is charged, and refunds out of escrow first after it.
 
-    What was paid out already comes back from the platform, and then from the expert by the
-    reversal of transfers.
+    What was paid out comes from the platform, and then from the expert by transfer reversals.
     """
     return await run_idempotent(app, command, begin_refund)
 

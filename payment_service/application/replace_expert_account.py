@@ -1,4 +1,4 @@
-"""ReplaceExpertAccount: another connected account for an expert whose present one is lost."""
+"""ReplaceExpertAccount: a new connected account for an expert whose present one is lost."""
 
 from __future__ import annotations
 
@@ -18,24 +18,22 @@ from payment_service.domain.ports.policy import Policy
 class ReplaceExpertAccount(IdempotentCommand):
     expert_id: str
     reason: str
-    #: Empty means whichever it is.
+    #: Empty means the present one.
     former_account_id: str
     replace_working_account: bool
-    #: Stripe was asked about the present account just now; what it said stands.
+    #: The present account was synced just now.
     account_is_fresh: bool = False
 
 
 class AccountMustBeAsked(Exception):
-    """Whether the account is lost is Stripe's to say, and it may not have told us: ask, and begin
-    again.
-    """
+    """Only Stripe knows whether the account is lost: sync the expert and start again."""
 
 
 async def replace_expert_account(app: App, command: ReplaceExpertAccount) -> tuple[bytes, Expert]:
-    """The answer's bytes, the same for every repetition of the key, and the expert as known now.
+    """Returns the answer's bytes, the same for every repetition of the key, and the expert now.
 
-    Raises :class:`Refusal` or :class:`ReplayedRefusal`. Whatever dies on the way, the operation was
-    recorded first, and Stripe sees one key: the sweep or the caller's retry finds the account.
+    Raises :class:`Refusal` or :class:`ReplayedRefusal`. If the process dies on the way, recovery or
+    the caller's retry finds the account: the operation was recorded first, and Stripe sees one key.
     """
     try:
         result = await run_idempotent(app, command, begin_replacement)
@@ -58,7 +56,7 @@ def begin_replacement(
     if expert.operation_id:
         raise Busy(
             "OPERATION_IN_PROGRESS",
-            "an account is being made for this expert; ask again later",
+            "an account is being created for this expert; ask again later",
             {"expert_id": expert.expert_id, "status": expert.status.value},
         )
     if not command.account_is_fresh:

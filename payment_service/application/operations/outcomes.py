@@ -173,7 +173,7 @@ def park(policy: Policy, operation: Operation, why: str) -> Park:
 
 
 def refused_transition(payment: Payment, operation: Operation, failure: Failure) -> Transition:
-    """Back to where the payment stood before it was asked for; of a reversal, to a debt."""
+    """Returns the payment's way back to its former state; after a reversal, to a debt."""
     match operation.kind:
         case OperationKind.CREATE_INTENT:
             return transitions.creation_refused(payment, failure)
@@ -192,11 +192,11 @@ def refused_transition(payment: Payment, operation: Operation, failure: Failure)
         case OperationKind.CREATE_ACCOUNT:
             raise AssertionError("an account is no payment")
         case OperationKind.SUBMIT_EVIDENCE | OperationKind.ACCEPT_DISPUTE:
-            raise AssertionError("answers to disputes are refused by settle_disputes")
+            raise AssertionError("answers to disputes are refused by reject_answer")
 
 
 def _refusal_of(payment: Payment, refused: Refused) -> Refusal:
-    """Stripe's final no in the caller's terms."""
+    """Returns Stripe's final refusal in the caller's terms."""
     facts = {"payment_id": payment.payment_id, "stripe_code": refused.code}
     if refused.code in ("amount_too_small", "amount_too_large"):
         return invalid_field("amount.minor_units", f"is refused by Stripe: {refused.code}")

@@ -34,10 +34,10 @@ class Origin:
 
 
 def park_repayment(tx: Transaction, policy: Policy, payment: Payment, cause: Cause) -> Payment:
-    """If the client is owed after a bounced refund, and nothing is under way: park what repays it.
+    """Parks a repayment if the client is owed money and no operation of the payment is open.
 
-    Called by every transaction that may have ended an operation or booked a bounce, so that nothing
-    owed is ever without an operation. The payment as it then stands.
+    Every transaction calls it that may have ended an operation or booked a failed refund, so that a
+    client payable always has an operation. Returns the payment as it stands then.
     """
     due = repayment(payment, tx.new_id("op"), tx.now)
     if due is None:
@@ -83,7 +83,7 @@ def start_operation(
     parked: bool = False,
     last_error: str = "",
 ) -> Operation:
-    """Record an operation and take its lease, so that it can be carried out right after."""
+    """Records an operation and takes its lease, so that it can be executed right after."""
     operation = Operation(
         operation_id=operation_id or tx.new_id("op"),
         kind=kind,
