@@ -50,7 +50,8 @@ class Stale(RuntimeError):
     """A mutant's text is not in the tree, or more than once: the code has moved on."""
 
 
-_CARRY_OUT = "payment_service/application/execution/executor.py"
+_EXECUTOR = "payment_service/application/execution/executor.py"
+_OF_PAYMENTS = "payment_service/application/execution/payments.py"
 _POSTGRES = "payment_service/adapters/postgres"
 _INGEST = "payment_service/application/ingest_event.py"
 _BACKGROUND = "payment_service/application/jobs/scheduler.py"
@@ -125,7 +126,7 @@ MUTANTS = (
     ),
     Mutant(
         "sends again without a sync",
-        (Edit(_CARRY_OUT, "    if operation.tries:\n", "    if operation.tries < 0:\n"),),
+        (Edit(_EXECUTOR, "    if operation.tries:\n", "    if operation.tries < 0:\n"),),
     ),
     Mutant(
         "no recovery",
@@ -300,7 +301,7 @@ MUTANTS = (
         "fresh key for a transfer",
         (
             Edit(
-                _CARRY_OUT,
+                _OF_PAYMENTS,
                 "return await stripe.transfer(\n                key,\n",
                 "return await stripe.transfer(\n"
                 "                key + __import__('secrets').token_hex(4),\n",
@@ -312,7 +313,7 @@ MUTANTS = (
         "transfer of the whole part",
         (
             Edit(
-                _CARRY_OUT,
+                _OF_PAYMENTS,
                 "minor_units=operation.capture_split.sent,",
                 "minor_units=operation.minor_units,",
             ),
@@ -432,9 +433,9 @@ MUTANTS = (
         (
             Edit(
                 "payment_service/application/capture_payment.py",
-                "    return await run_idempotent(app, begin_capture, command)",
+                "    return await run_idempotent(app, command, begin_capture)",
                 "    print(command.notes, flush=True)\n"
-                "    return await run_idempotent(app, begin_capture, command)",
+                "    return await run_idempotent(app, command, begin_capture)",
             ),
         ),
     ),

@@ -78,7 +78,7 @@ _OURS = r"^/v1/(?!payment_intents/[^/]+/confirm$)"
 _MUTATIONS = {"method": "POST", "path": _OURS}
 _INTENTS = {"method": "POST", "path": r"^/v1/payment_intents(/[^/]+/(capture|cancel))?$"}
 #: After a 500 that Stripe stores under a refund's key, the service waits a minute
-#: (`_BETWEEN_TWO_READS`); here a refund meets such answers as are not stored.
+#: (`Policy.arrival_seconds`); here a refund meets such answers as are not stored.
 _MONEY_BACK = {"method": "POST", "path": r"^/v1/(refunds|transfers/[^/]+/reversals)$"}
 
 #: Name, rule without its rhythm, and about every how many requests it strikes.

@@ -3,7 +3,7 @@
 The use cases do not know them. They are at the two ports, so a new phase or a new call has its
 barriers at once. They are armed by the environment, and only in development:
 
-    BARRIER=phase:begin_capture:uncommitted   BARRIER_ACTION=kill   BARRIER_NTH=1
+    BARRIER=phase:claim_and_start:uncommitted   BARRIER_ACTION=kill   BARRIER_NTH=1
 
 The moments of a phase are ``before`` (no transaction yet), ``uncommitted`` (all written, not
 committed) and ``after`` (committed); those of a call to Stripe are ``before`` and ``after``.

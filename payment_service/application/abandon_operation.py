@@ -1,4 +1,4 @@
-"""AbandonOperation: an operator ends a parked operation that is not wanted any more."""
+"""AbandonOperation: an operator ends a parked operation that is no longer wanted."""
 
 from __future__ import annotations
 
@@ -7,19 +7,23 @@ from datetime import datetime
 from typing import Final
 
 from payment_service.application.app import App
-from payment_service.application.execution.executor import find_created_intent, sync_and_execute
-from payment_service.application.operations.outcomes import fail_operation, refused_transition
+from payment_service.application.execution.executor import sync_and_execute
+from payment_service.application.execution.payments import find_created_intent
+from payment_service.application.operations.outcomes import (
+    Rejection,
+    fail_operation,
+    refused_transition,
+)
 from payment_service.application.resume_operation import require_parked
 from payment_service.application.sync.apply_snapshot import SyncResult
-from payment_service.application.sync.disputes import fail_answer
+from payment_service.application.sync.disputes import FailedAnswer, fail_answer
 from payment_service.domain import transitions
 from payment_service.domain.discrepancies import DiscrepancyKind
 from payment_service.domain.errors import Busy, Precondition, Refusal, operation_in_progress
 from payment_service.domain.operations import OF_A_DISPUTE, Operation, OperationKind
 from payment_service.domain.payment import Failure, Payment
 from payment_service.domain.ports.database import Transaction
-from payment_service.domain.ports.policy import Policy
-from payment_service.domain.ports.records import Answers, Cause
+from payment_service.domain.ports.records import Cause
 from payment_service.domain.state_machine import Transition
 from payment_service.domain.sync.changes import Discrepancy
 
@@ -30,23 +34,23 @@ _CODE: Final = "given_up"
 
 
 async def abandon_operation(app: App, operation_id: str, reason: str, cause: Cause) -> Operation:
-    """End it as Stripe's final no would, but for what its caller is told. Nothing is sent.
+    """Ends a parked operation as a final refusal of Stripe would, and sends nothing.
 
-    Whether anything can still come of it is judged before Stripe is read: what was on its way until
-    then is seen by that look. Raises :class:`Refusal`.
+    Whether it can still have an effect is checked before the sync, so that the sync shows any
+    request that was under way until then. Raises :class:`Refusal`.
     """
     known = await app.database.transact(check_abandonable, operation_id)
-    looked = await _sync(app, known, cause)
-    operation, told = await app.database.transact(
-        abandon, app.answers, app.policy, known, looked, reason, cause
+    applied = await _sync(app, known, cause)
+    operation, discrepancy = await app.database.transact(
+        abandon, app, known, applied, reason, cause
     )
-    if told is not None:
-        app.alarms.discrepancy(told.payment_id, told.kind)
+    if discrepancy is not None:
+        app.alarms.discrepancy(discrepancy.payment_id, discrepancy.kind)
     return operation
 
 
 def check_abandonable(tx: Transaction, operation_id: str) -> Operation:
-    """The operation, parked and past all effect. Raises where it is not, or never may be ended."""
+    """Returns the operation. Raises unless it is parked, without effect, and may be abandoned."""
     operation = require_parked(operation_id, tx.operation(operation_id), _WORD)
     if operation.kind is OperationKind.CREATE_ACCOUNT:
         raise _never(operation, "it moves no money, and resumed it finds the account or makes it")
@@ -58,39 +62,35 @@ def check_abandonable(tx: Transaction, operation_id: str) -> Operation:
 
 
 def abandon(
-    tx: Transaction,
-    answers: Answers,
-    policy: Policy,
-    known: Operation,
-    looked: SyncResult,
-    reason: str,
-    cause: Cause,
+    tx: Transaction, app: App, known: Operation, applied: SyncResult, reason: str, cause: Cause
 ) -> tuple[Operation, Discrepancy | None]:
-    """The operation as it ended, and what an operator must be told of.
+    """Ends the operation. Returns it, and a discrepancy if one was found.
 
-    Under the payment's lock, without which nobody resumes it: it is still the parking that was
-    judged, so nothing was sent since.
+    Nobody resumes it without the payment's lock, which is held here. The lease token shows that it
+    was not resumed and parked again since the check, so nothing was sent.
     """
     payment = tx.lock_payment(known.related_payment_id)
     operation = require_parked(known.operation_id, tx.operation(known.operation_id), _WORD)
     assert payment is not None
+    answers, policy = app.answers, app.policy
     answers_dispute = operation.kind in OF_A_DISPUTE
-    # Stripe shows what ends the payment's operation, and not its every line yet.
-    about_to_end = looked.operation_deferred and not answers_dispute
-    if operation.lease_token != known.lease_token or looked.stale or about_to_end:
+    # Stripe shows what ends the payment's operation, but not every balance transaction yet.
+    about_to_end = applied.operation_deferred and not answers_dispute
+    if operation.lease_token != known.lease_token or applied.stale or about_to_end:
         raise operation_in_progress(payment.payment_id, payment.state)
     _check_without_effect(operation, tx.now)
-    _check_fits(payment, looked)
+    _check_fits(payment, applied)
     refusal = _refusal_of(payment, operation)
-    told = None
+    discrepancy = None
     if answers_dispute:
-        fail_answer(tx, answers, payment, operation, refusal, _CODE, cause, reason=reason)
+        failed = FailedAnswer(payment, operation, refusal, _CODE)
+        fail_answer(tx, answers, failed, cause, reason=reason)
     else:
-        transition = _transition(payment, operation, reason, tx.now)
-        told = fail_operation(tx, answers, policy, operation, transition, refusal, _CODE, cause)
+        rejection = Rejection(_transition(payment, operation, reason, tx.now), refusal, _CODE)
+        discrepancy = fail_operation(tx, answers, policy, operation, rejection, cause).discrepancy
     ended = tx.operation(operation.operation_id)
     assert ended is not None
-    return ended, told
+    return ended, discrepancy
 
 
 async def _sync(app: App, operation: Operation, cause: Cause) -> SyncResult:
@@ -103,7 +103,7 @@ def _transition(payment: Payment, operation: Operation, reason: str, now: dateti
     if operation.kind in (OperationKind.CAPTURE, OperationKind.TRANSFER):
         transition = transitions.capture_abandoned(payment, "by an operator", now)
     else:
-        failure = Failure(_CODE, "", "an operator gave it up", now)
+        failure = Failure(_CODE, "", "an operator abandoned it", now)
         transition = refused_transition(payment, operation, failure)
     facts = {**transition.facts, "operation_id": operation.operation_id, "reason": reason}
     return replace(transition, facts=facts)
@@ -125,9 +125,9 @@ def _check_without_effect(operation: Operation, now: datetime) -> None:
     )
 
 
-def _check_fits(payment: Payment, looked: SyncResult) -> None:
-    """Of an object that is not as we know it, the look says nothing of what became of ours."""
-    for one in looked.discrepancies:
+def _check_fits(payment: Payment, applied: SyncResult) -> None:
+    """Raises if Stripe shows another object than ours: then the sync proves nothing."""
+    for one in applied.discrepancies:
         if one.kind.describes_a_state or one.kind is DiscrepancyKind.AMOUNT_MISMATCH:
             raise Precondition(
                 "DISCREPANCY",
@@ -137,7 +137,7 @@ def _check_fits(payment: Payment, looked: SyncResult) -> None:
 
 
 def _refusal_of(payment: Payment, operation: Operation) -> Refusal:
-    """What the operation's caller is told, and whoever asks with the same key. Not the reason."""
+    """Returns the error that the operation's caller gets. The operator's reason is not in it."""
     facts = {"payment_id": payment.payment_id, "operation_id": operation.operation_id}
     if operation.dispute_id:
         facts["dispute_id"] = operation.dispute_id

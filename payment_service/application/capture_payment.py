@@ -1,4 +1,4 @@
-"""CapturePayment: end the escrow in the expert's favour, whole or in parts."""
+"""CapturePayment: ends the escrow in the expert's favour, whole or by milestones."""
 
 from __future__ import annotations
 
@@ -9,33 +9,25 @@ from payment_service.application.idempotency import (
     CallResult,
     IdempotentCommand,
     Started,
-    replay_or_take_over,
     run_idempotent,
-    store_refusal,
 )
 from payment_service.application.operations.preempt_repayment import plan_preemption, preempt
-from payment_service.application.operations.start import start_operation, with_current_destination
+from payment_service.application.operations.start import (
+    Origin,
+    start_operation,
+    with_current_destination,
+)
 from payment_service.domain import guards, plans, transitions
-from payment_service.domain.errors import Precondition, invalid_field, payment_not_found
-from payment_service.domain.guards import check_version
+from payment_service.domain.errors import payment_not_found
 from payment_service.domain.ledger import CaptureSplit
 from payment_service.domain.operation_payloads import CapturePayload, TransferPayload
-from payment_service.domain.operations import Operation, OperationKind, OperationPurpose
+from payment_service.domain.operations import Operation, OperationKind
 from payment_service.domain.payment import Payment
-from payment_service.domain.plans import CapturePlan
+from payment_service.domain.plans import CapturePlan, RequestedAmount, amount_in
 from payment_service.domain.ports.database import Transaction
 from payment_service.domain.ports.policy import Policy
-from payment_service.domain.ports.records import Answers
 from payment_service.domain.preview import Preview, preview_capture
 from payment_service.domain.state_machine import Transition
-
-
-@dataclass(frozen=True, slots=True)
-class RequestedAmount:
-    """An amount as asked for; an empty currency means the payment's own."""
-
-    minor_units: int
-    currency: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,48 +41,62 @@ class CapturePayment(IdempotentCommand):
 
 
 async def capture_payment(app: App, command: CapturePayment) -> CallResult:
-    """Pay the expert out of escrow and keep the commission.
+    """Pays the expert out of escrow and keeps the commission.
 
-    A destination charge is captured, and Stripe splits it. Of a separate one the card is charged
-    onto the platform (if it was only authorized), then the expert's part is transferred.
+    A destination charge is captured, and Stripe splits it. A separate charge is first charged onto
+    the platform, if it was only authorized; then the expert's amount is transferred.
     """
-    return await run_idempotent(app, begin_capture, command)
+    return await run_idempotent(app, command, begin_capture)
 
 
 def begin_capture(
-    tx: Transaction, answers: Answers, policy: Policy, command: CapturePayment
+    tx: Transaction, policy: Policy, command: CapturePayment, claim_id: str
 ) -> Started:
-    claim = tx.claim(command.cause, command.key, command.fields)
-    if not claim.fresh:
-        return replay_or_take_over(tx, policy, claim)
+    """Records the first leg, planned under the locks of payment and expert."""
+    payment = _lock(tx, command)
+    preempted, resting = _resting(tx, payment)
+    plan = plan_capture(tx, resting, amount_in(command.part, payment), command.final)
+    payment = preempt(tx, payment, preempted, command.cause)
+    origin = Origin(reason=command.notes, claim_id=claim_id)
+    operation, transition = start_capture(tx, policy, payment, plan, origin, final=command.final)
+    tx.record(transition, command.cause)
+    return Started(operation, transition.after)
+
+
+def capture_preview(tx: Transaction, command: CapturePayment) -> Preview:
+    """Returns what the call would do, by the same plan. Raises what it would be refused with."""
+    payment = _lock(tx, command)
+    _, resting = _resting(tx, payment)
+    plan = plan_capture(tx, resting, amount_in(command.part, payment), command.final)
+    return preview_capture(resting, plan)
+
+
+def _lock(tx: Transaction, command: CapturePayment) -> Payment:
     payment = tx.lock_payment(command.payment_id)
     if payment is None:
         raise payment_not_found(command.payment_id)
     guards.check_version(payment, command.expected_version)
-    given_up = plan_preemption(tx, payment, "a capture comes first")
-    resting = given_up.after if given_up else payment
-    try:
-        plan = plan_capture(tx, resting, amount_in(command.part, payment), command.final)
-    except Precondition as refusal:
-        return store_refusal(tx, answers, claim, refusal)
-    payment = preempt(tx, payment, given_up, command.cause)
-    operation, transition = start_capture(
-        tx, policy, payment, plan, command.notes, claim_id=claim.claim_id, final=command.final
-    )
-    tx.record(transition, command.cause)
-    tx.bind_claim(claim.claim_id, payment.payment_id, operation.operation_id)
-    return Started(claim, operation, transition.after.version)
+    return payment
+
+
+def _resting(tx: Transaction, payment: Payment) -> tuple[Transition | None, Payment]:
+    """Returns what pre-empts a parked repayment, if one is parked, and the payment without it."""
+    preempted = plan_preemption(tx, payment, "a capture comes first")
+    return preempted, preempted.after if preempted else payment
 
 
 def plan_capture(tx: Transaction, payment: Payment, part: int | None, final: bool) -> CapturePlan:
-    """The plan, with what the expert owes kept back out of the expert's part."""
-    plans.plan_capture(payment, part, final)  # Whatever is refused is refused before locking more.
-    # Locked after the payment, as everywhere: an exchange of the account comes before or after.
+    """Returns the plan, with what the expert owes kept back from the expert's part.
+
+    The expert is locked after the payment and before the plan, so that an exchange of the account
+    and another capture's debt offset come before it or after it.
+    """
     expert = tx.lock_expert(payment.expert_id)
     assert expert is not None
-    guards.check_destination(payment, expert)
     debt = tx.expert_debt(payment.expert_id, payment.currency)
-    return plans.plan_capture(payment, part, final, debt)
+    plan = plans.plan_capture(payment, part, final, debt)
+    guards.check_destination(payment, expert)
+    return plan
 
 
 def start_capture(
@@ -98,13 +104,15 @@ def start_capture(
     policy: Policy,
     payment: Payment,
     plan: CapturePlan,
-    notes: str,
+    origin: Origin,
     *,
-    claim_id: str = "",
-    final: bool = False,
-    by_deadline: bool = False,
+    final: bool,
 ) -> tuple[Operation, Transition]:
-    """Record the first leg. What was charged before is transferred, everything else captured."""
+    """Records the first leg: a transfer of what was charged before, or a capture.
+
+    ``final`` says that the client gets back what is still held after it.
+    """
+    notes, by_deadline = origin.reason, origin.by_deadline
     share, fee = plan.split, plan.split.commission + plan.split.debt_offset
     kind, minor_units = OperationKind.CAPTURE, plan.charges
     payload: CapturePayload | TransferPayload
@@ -131,10 +139,10 @@ def start_capture(
         tx,
         policy,
         kind=kind,
-        purpose=OperationPurpose.DEADLINE if by_deadline else OperationPurpose.REQUESTED,
+        purpose=origin.purpose,
         payment_id=payment.payment_id,
         minor_units=minor_units,
-        claim_id=claim_id,
+        claim_id=origin.claim_id,
         payload=payload,
     )
     transition = transitions.start_capture(
@@ -153,25 +161,3 @@ def _transfer(payment: Payment, share: CaptureSplit, notes: str, *, final: bool)
         final=final,
         notes=notes,
     )
-
-
-def amount_in(part: RequestedAmount | None, payment: Payment) -> int | None:
-    """The amount asked for, if any, in the payment's own currency."""
-    if part is None:
-        return None
-    if part.currency and part.currency.upper() != payment.currency:
-        raise invalid_field(
-            "amount.currency_code", f"must be {payment.currency}, the payment's own, or empty"
-        )
-    return part.minor_units
-
-
-def capture_preview(tx: Transaction, command: CapturePayment) -> Preview:
-    payment = tx.lock_payment(command.payment_id)
-    if payment is None:
-        raise payment_not_found(command.payment_id)
-    check_version(payment, command.expected_version)
-    given_up = plan_preemption(tx, payment, "a capture comes first")
-    payment = given_up.after if given_up else payment
-    plan = plan_capture(tx, payment, amount_in(command.part, payment), command.final)
-    return preview_capture(payment, plan)

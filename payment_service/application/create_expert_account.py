@@ -7,7 +7,7 @@ import random
 from dataclasses import dataclass, replace
 
 from payment_service.application.app import App
-from payment_service.application.execution.accounts import execute_account
+from payment_service.application.execution.executor import execute
 from payment_service.application.onboarding import mint_onboarding_link
 from payment_service.application.operations.start import start_operation
 from payment_service.application.sync.account import sync_expert
@@ -34,7 +34,7 @@ class CreateExpertAccount:
 
 
 async def create_expert_account(app: App, command: CreateExpertAccount) -> tuple[Expert, str]:
-    """The expert and an onboarding link (empty where there is nothing left to do but by Stripe).
+    """Returns the expert and an onboarding link, empty if the expert has nothing left to do.
 
     Idempotent by ``expert_id``, also after a crash between Stripe and the database: the operation
     was recorded first, and Stripe sees the same key again.
@@ -42,7 +42,7 @@ async def create_expert_account(app: App, command: CreateExpertAccount) -> tuple
     check_country(command.country, app.policy.platform_country)
     expert, operation = await app.database.transact(begin_account, app.policy, command)
     if operation is not None:
-        await execute_account(app, operation, command.cause)
+        await execute(app, operation, 0, command.cause)
     elif expert.status is ExpertStatus.CREATING:
         await _wait_for_account(app, expert.expert_id)
     expert = await sync_expert(app, command.expert_id, command.cause)
@@ -54,7 +54,7 @@ async def create_expert_account(app: App, command: CreateExpertAccount) -> tuple
 def begin_account(
     tx: Transaction, policy: Policy, command: CreateExpertAccount
 ) -> tuple[Expert, Operation | None]:
-    """The expert's row and, where the account is missing, the operation that makes it."""
+    """Returns the expert's row and, if the account is missing, the operation that creates it."""
     asked = command.commission_basis_points
     expert = Expert(
         expert_id=command.expert_id,
@@ -78,7 +78,7 @@ def begin_account(
             if not known.operation_id:
                 return known, None
             return known, tx.lease_operation(known.operation_id, policy.lease)
-        # Stripe refused the former content, so there is no account; the mended content may go in.
+        # Stripe refused the former data, so there is no account; corrected data replaces it.
         expert = replace(expert, version=known.version, create_time=known.create_time)
     operation = request_account(tx, policy, expert)
     expert = replace(expert, operation_id=operation.operation_id, version=expert.version + 1)
@@ -89,7 +89,7 @@ def begin_account(
 def request_account(
     tx: Transaction, policy: Policy, expert: Expert, claim_id: str = ""
 ) -> Operation:
-    """Record the operation that makes an account for the expert; the caller saves the expert."""
+    """Records the operation that creates an account; the caller saves the expert."""
     return start_operation(
         tx,
         policy,
@@ -106,7 +106,7 @@ def request_account(
 
 
 async def _wait_for_account(app: App, expert_id: str) -> None:
-    """Another call is making the account: wait for it a little."""
+    """Waits for the call that is creating the account."""
     deadline = asyncio.get_running_loop().time() + app.policy.claim_wait
     while asyncio.get_running_loop().time() < deadline:
         expert = await app.database.read(lambda reader: reader.expert(expert_id))
@@ -117,7 +117,7 @@ async def _wait_for_account(app: App, expert_id: str) -> None:
 
 
 def _first_difference(known: Expert, asked: Expert) -> str:
-    """The first field in which a repeated creation differs; empty if it is the same."""
+    """Returns the first field in which a repeated creation differs, or ""."""
     for field in ("name", "email", "country", "business_type", "commission_asked"):
         if getattr(known, field) != getattr(asked, field):
             return "commission_basis_points" if field == "commission_asked" else field

@@ -1,56 +1,82 @@
-"""Idempotent commands: the caller's key, the replayed answer, and the first phase of a call.
+"""The shell of every call under an idempotency key: the key, the replayed answer, the operation.
 
-A money RPC records the caller's key and its operation in one transaction, calls Stripe with no
-transaction open, and records the outcome in another. If the process dies in between, the recorded
-operation is finished by a retry with the same key, by a webhook, or by the recovery job.
+A money RPC records the caller's key and its operation in one transaction, calls Stripe without an
+open transaction, and records the outcome in another. If the process dies in between, a retry with
+the same key, a webhook or the recovery job finishes the recorded operation.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from functools import wraps
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 from payment_service.application.app import App
 from payment_service.application.execution.executor import execute
 from payment_service.application.sync.apply_snapshot import SyncResult
 from payment_service.domain.errors import (
     Precondition,
-    Refusal,
     key_in_use,
     outcome_unknown,
     processor_unavailable,
 )
 from payment_service.domain.operations import Operation
+from payment_service.domain.payment import Payment
 from payment_service.domain.ports.database import Reader, Transaction
 from payment_service.domain.ports.policy import Policy
 from payment_service.domain.ports.records import Answer, Answers, Cause, Claim
 
 
-@dataclass(frozen=True, slots=True)
-class Started:
-    """What the first phase of a money RPC came to.
-
-    Either the answer is there, or the operation is ours to carry out (``operation``), or somebody
-    else is at it (``claim`` alone).
-    """
-
-    claim: Claim
-    operation: Operation | None = None
-    #: The payment's version after this phase; what is observed must be newer.
-    version: int = 0
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IdempotentCommand:
-    """A call under a caller's key: who asks, the key, and every other field as text."""
+    """A call under a caller's key: who calls, the key, and every other field as text."""
 
     cause: Cause
     key: str
     fields: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The operation that a call has recorded, and its payment as it stands then, if it has one."""
+
+    operation: Operation
+    payment: Payment | None = None
+
+
+C = TypeVar("C", bound=IdempotentCommand)
+
+#: The part of a call that is its own: locks, guards, plans and records, for the claim of the last
+#: parameter. It refuses before it writes anything: the key of a refused call is committed. A call
+#: that asks nothing of Stripe returns its answer.
+Start: TypeAlias = Callable[[Transaction, Policy, C, str], Started | Answer]
+
+#: The same of a call that asks nothing of Stripe, as its file writes it.
+Act: TypeAlias = Callable[[Transaction, Answers, Policy, C], Answer]
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """The caller's claim after the first transaction.
+
+    Its answer is stored, or its operation is leased to this process, or another one works on it.
+    """
+
+    claim: Claim
+    operation: Operation | None = None
+    #: The payment's version. A snapshot that is applied must be newer.
+    version: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class CallResult:
+    """The answer's bytes, and what must not be stored with them."""
+
+    body: bytes
+    payment_id: str
+    client_secret: str = field(default="", repr=False)
 
 
 class ReplayedRefusal(Exception):
@@ -61,32 +87,82 @@ class ReplayedRefusal(Exception):
         self.answer = answer
 
 
-def replay_or_take_over(tx: Transaction, policy: Policy, claim: Claim) -> Started:
-    """A key that was used before: its answer, or its operation if nobody is at it any more."""
+async def run_idempotent(app: App, command: C, start: Start[C]) -> CallResult:
+    """Runs a money RPC under its key. Raises :class:`Refusal` or :class:`ReplayedRefusal`.
+
+    No transaction is open while Stripe is called. The answer comes from the transaction that stored
+    it; it is only waited for where somebody else stores it.
+    """
+    claimed = await app.database.transact(claim_and_start, app, command, start)
+    claim, operation = claimed.claim, claimed.operation
+    applied = SyncResult()
+    if operation is not None:
+        applied = await execute(app, operation, claimed.version, command.cause)
+    answer = claim.answer or applied.answers.get(claim.claim_id)
+    if answer is None:
+        # Another call is at work, or a webhook has taken over the operation's second leg.
+        answer = await wait_for_answer(app, claim.claim_id, command.key)
+    return CallResult(_body_of(answer), claim.payment_id, applied.client_secret)
+
+
+async def run_local(app: App, command: C, act: Act[C]) -> bytes:
+    """Runs a call that asks nothing of Stripe under its key, in one transaction."""
+
+    def start(tx: Transaction, policy: Policy, command: C, _: str) -> Answer:
+        return act(tx, app.answers, policy, command)
+
+    claimed = await app.database.transact(claim_and_start, app, command, start)
+    assert claimed.claim.answer is not None
+    return _body_of(claimed.claim.answer)
+
+
+def claim_and_start(tx: Transaction, app: App, command: C, start: Start[C]) -> Claimed:
+    """Claims the key and starts the call, or finds out what became of the key's first call.
+
+    A refusal is stored for good. While Stripe is unavailable no new operation is recorded; a stored
+    answer is replayed all the same.
+    """
+    claim = tx.claim(command.cause, command.key, command.fields)
+    if not claim.fresh:
+        return _replay_or_take_over(tx, app.policy, claim)
+    try:
+        started = start(tx, app.policy, command, claim.claim_id)
+    except Precondition as refusal:
+        return _answered(tx, claim, app.answers.refusal(refusal))
+    if isinstance(started, Answer):
+        return _answered(tx, claim, started)
+    if app.stripe.is_unavailable:
+        raise processor_unavailable()
+    operation, payment = started.operation, started.payment
+    payment_id = payment.payment_id if payment else ""
+    tx.bind_claim(claim.claim_id, payment_id, operation.operation_id)
+    bound = replace(claim, operation_id=operation.operation_id, payment_id=payment_id)
+    return Claimed(bound, operation, payment.version if payment else 0)
+
+
+def _answered(tx: Transaction, claim: Claim, answer: Answer) -> Claimed:
+    """Stores the answer: the same key gets it again, and a new attempt needs a new key."""
+    return Claimed(replace(claim, answer=tx.settle_claim(claim.claim_id, answer)))
+
+
+def _replay_or_take_over(tx: Transaction, policy: Policy, claim: Claim) -> Claimed:
+    """Returns the stored answer, or leases the operation if nobody works on it any more."""
     if claim.answer is not None or not claim.operation_id:
-        return Started(claim)
-    operation = tx.lease_operation(claim.operation_id, policy.lease)
-    return Started(claim, operation)
+        return Claimed(claim)
+    return Claimed(claim, tx.lease_operation(claim.operation_id, policy.lease))
 
 
-def store_refusal(tx: Transaction, answers: Answers, claim: Claim, refusal: Refusal) -> Started:
-    """Our own guard said no: the same key gets the same no for ever; a new try takes a new key."""
-    answer = answers.refusal(refusal)
-    tx.settle_claim(claim.claim_id, answer)
-    return Started(replace(claim, answer=answer))
-
-
-def unwrap_answer(answer: Answer) -> bytes:
-    """The response's bytes, or the refusal raised again."""
+def _body_of(answer: Answer) -> bytes:
+    """Returns the response's bytes, or raises the stored refusal."""
     if not answer.ok:
         raise ReplayedRefusal(answer)
     return answer.body
 
 
 async def wait_for_answer(app: App, claim_id: str, key: str) -> Answer:
-    """Wait for whoever works on the claim; ABORTED if that takes too long.
+    """Waits for the answer that somebody else stores; raises ABORTED if that takes too long.
 
-    A claim whose operation nobody works on any more is *unknown*: the sweep settles it.
+    If nobody works on the operation any more, the outcome is *unknown*: recovery finds it out.
     """
     deadline = asyncio.get_running_loop().time() + app.policy.claim_wait
     pause = 0.02
@@ -111,87 +187,3 @@ def _claim(reader: Reader, claim_id: str) -> Claim | None:
 
 def _operation(reader: Reader, operation_id: str) -> Operation | None:
     return reader.operation(operation_id)
-
-
-C = TypeVar("C", bound=IdempotentCommand)
-
-
-#: What brings the operation to its end.
-Carry = Callable[[App, Operation, int, Cause], Awaitable[SyncResult]]
-
-
-#: The first phase of a money RPC: claims the key, locks the row, records the intent.
-Begin = Callable[[Transaction, Answers, Policy, C], Started]
-
-
-def unless_away(begin: Begin[C], *, is_unavailable: bool) -> Begin[C]:
-    """The first phase; with Stripe away nothing new is claimed, and what is known is answered."""
-
-    @wraps(begin)
-    def phase(tx: Transaction, answers: Answers, policy: Policy, command: C) -> Started:
-        begun = begin(tx, answers, policy, command)
-        if is_unavailable and begun.claim.fresh and begun.operation is not None:
-            raise processor_unavailable()
-        return begun
-
-    return phase
-
-
-async def run_local(
-    app: App, act: Callable[[Transaction, Answers, Policy, C], Answer], command: C
-) -> bytes:
-    """Run a call under its key that asks nothing of Stripe: one transaction, answered by it."""
-    begun = await app.database.transact(local_phase, app.answers, app.policy, act, command)
-    assert begun.claim.answer is not None
-    return unwrap_answer(begun.claim.answer)
-
-
-def local_phase(
-    tx: Transaction,
-    answers: Answers,
-    policy: Policy,
-    act: Callable[[Transaction, Answers, Policy, C], Answer],
-    command: C,
-) -> Started:
-    """Claim the key, act, and settle the claim. ``act`` refuses before it writes anything."""
-    claim = tx.claim(command.cause, command.key, command.fields)
-    if not claim.fresh:
-        return Started(claim)
-    try:
-        answer = act(tx, answers, policy, command)
-    except Precondition as refusal:
-        return store_refusal(tx, answers, claim, refusal)
-    tx.settle_claim(claim.claim_id, answer)
-    return Started(replace(claim, answer=answer))
-
-
-@dataclass(frozen=True, slots=True)
-class CallResult:
-    """The answer's bytes, and what must not be stored with them."""
-
-    body: bytes
-    payment_id: str
-    client_secret: str = field(default="", repr=False)
-
-
-async def run_idempotent(
-    app: App, begin: Begin[C], command: C, carry: Carry = execute
-) -> CallResult:
-    """Run a money RPC under its key. Raises :class:`Refusal` or :class:`ReplayedRefusal`.
-
-    No transaction is open while Stripe is called, nor can one be. Whatever dies in between leaves
-    a recorded operation, which the same key, a webhook or the sweep brings to its end.
-    """
-    phase = unless_away(begin, is_unavailable=app.stripe.is_unavailable)
-    begun = await app.database.transact(phase, app.answers, app.policy, command)
-    claim = begun.claim
-    if claim.answer is not None:
-        return CallResult(unwrap_answer(claim.answer), claim.payment_id)
-    if begun.operation is None:
-        answer = await wait_for_answer(app, claim.claim_id, command.key)
-        return CallResult(unwrap_answer(answer), claim.payment_id)
-    applied = await carry(app, begun.operation, begun.version, command.cause)
-    # Usually there at once; a webhook may have taken the second leg of a refund out of our hands.
-    answer = await wait_for_answer(app, claim.claim_id, command.key)
-    payment_id = begun.operation.payment_id or claim.payment_id
-    return CallResult(unwrap_answer(answer), payment_id, applied.client_secret)

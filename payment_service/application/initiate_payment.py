@@ -12,9 +12,7 @@ from payment_service.application.idempotency import (
     CallResult,
     IdempotentCommand,
     Started,
-    replay_or_take_over,
     run_idempotent,
-    store_refusal,
 )
 from payment_service.application.operations.start import start_operation
 from payment_service.application.sync.account import sync_expert
@@ -28,7 +26,6 @@ from payment_service.domain.operations import OperationKind
 from payment_service.domain.payment import EscrowMode, OnDeadline, Payment
 from payment_service.domain.ports.database import Transaction
 from payment_service.domain.ports.policy import Policy
-from payment_service.domain.ports.records import Answers
 from payment_service.domain.state_machine import Transition
 
 T = TypeVar("T")
@@ -46,7 +43,7 @@ class InitiatePayment(IdempotentCommand):
     on_deadline: OnDeadline = OnDeadline.ALERT
     #: When the gig is to be done (UTC).
     expected_completion_time: datetime | None = None
-    #: Stripe was asked about the expert just now; what it said stands.
+    #: The expert was synced just now.
     expert_is_fresh: bool = False
     #: Whether the platform's payouts are manual, so that they do not empty its escrow; None means
     #: that Stripe was not asked.
@@ -54,17 +51,17 @@ class InitiatePayment(IdempotentCommand):
 
 
 class ExpertMayBeReady(Exception):
-    """The expert is not ready as far as we know, and what we know is old: ask, and begin again."""
+    """The expert was not ready when last synced: sync the expert and start again."""
 
 
 class PlatformMustBeAsked(Exception):
-    """The platform is to hold the money: ask Stripe whether it may, and begin again."""
+    """The platform is to hold the money: ask Stripe whether it can, and start again."""
 
 
 async def informed(
     app: App, command: InitiatePayment, attempt: Callable[[InitiatePayment], Awaitable[T]]
 ) -> T:
-    """The attempt, made again with what it turned out to need from Stripe first."""
+    """Makes the attempt, and makes it again with what it needs from Stripe."""
     while True:
         try:
             return await attempt(command)
@@ -77,27 +74,24 @@ async def informed(
 
 
 async def initiate_payment(app: App, command: InitiatePayment) -> CallResult:
-    """Create the payment. The client secret is read from Stripe, since it is never stored."""
-    told = await informed(app, command, lambda known: run_idempotent(app, begin_initiation, known))
-    if told.client_secret:
-        return told
-    payment = await app.database.read(lambda reader: reader.payment(told.payment_id))
+    """Creates the payment. The client secret is read from Stripe, since it is never stored."""
+    result = await informed(
+        app, command, lambda known: run_idempotent(app, known, begin_initiation)
+    )
+    if result.client_secret:
+        return result
+    payment = await app.database.read(lambda reader: reader.payment(result.payment_id))
     if payment is None or not payment.payment_intent_id:
-        return told
+        return result
     secret = await app.stripe.client_secret(payment.payment_intent_id)
-    return replace(told, client_secret=secret)
+    return replace(result, client_secret=secret)
 
 
 def begin_initiation(
-    tx: Transaction, answers: Answers, policy: Policy, command: InitiatePayment
+    tx: Transaction, policy: Policy, command: InitiatePayment, claim_id: str
 ) -> Started:
-    claim = tx.claim(command.cause, command.key, command.fields)
-    if not claim.fresh:
-        return replay_or_take_over(tx, policy, claim)
-    try:
-        transition = plan_initiation(tx, policy, command, tx.new_id("pay"))
-    except Precondition as refusal:
-        return store_refusal(tx, answers, claim, refusal)
+    """Records the new payment and the operation that creates its intent."""
+    transition = plan_initiation(tx, policy, command, tx.new_id("pay"))
     operation_id = tx.new_id("op")
     payment = replace(transition.after, operation_id=operation_id)
     tx.record(replace(transition, after=payment), command.cause)
@@ -108,7 +102,7 @@ def begin_initiation(
         operation_id=operation_id,
         payment_id=payment.payment_id,
         minor_units=payment.amount,
-        claim_id=claim.claim_id,
+        claim_id=claim_id,
         payload=CreateIntentPayload(
             currency=payment.currency,
             # A charge on the platform has no destination and no fee; less is transferred instead.
@@ -121,14 +115,26 @@ def begin_initiation(
             gig_id=payment.gig_id,
         ),
     )
-    tx.bind_claim(claim.claim_id, payment.payment_id, operation.operation_id)
-    return Started(claim, operation, payment.version)
+    return Started(operation, payment)
+
+
+async def preview_of_initiation(app: App, command: InitiatePayment) -> Payment:
+    """Returns the payment that the call would make. Raises what it would be refused with."""
+    return await informed(
+        app,
+        command,
+        lambda known: app.database.transact(initiation_preview, app.policy, known),
+    )
+
+
+def initiation_preview(tx: Transaction, policy: Policy, command: InitiatePayment) -> Payment:
+    return plan_initiation(tx, policy, command, payment_id="").after
 
 
 def plan_initiation(
     tx: Transaction, policy: Policy, command: InitiatePayment, payment_id: str
 ) -> Transition:
-    """The new payment, not written yet. Raises what the call is to be refused with."""
+    """Returns the new payment, not recorded yet. Raises what the call is refused with."""
     expert = tx.expert(command.expert_id)
     if expert is None:
         raise expert_not_found(command.expert_id)
@@ -151,7 +157,7 @@ def plan_initiation(
 def _payment(
     tx: Transaction, policy: Policy, command: InitiatePayment, payment_id: str, expert: Expert
 ) -> Payment:
-    """The new payment with its quote, frozen from here on."""
+    """Returns the new payment with its quote, which never changes again."""
     amount = command.amount
     hold = choose_hold(
         command.escrow_mode,
@@ -188,16 +194,3 @@ def _payment(
         update_time=tx.now,
         payment_expire_time=tx.now + timedelta(seconds=policy.payment_window),
     )
-
-
-async def preview_of_initiation(app: App, command: InitiatePayment) -> Payment:
-    """The payment that would be made. Raises what the call would be refused with."""
-    return await informed(
-        app,
-        command,
-        lambda known: app.database.transact(initiation_preview, app.policy, known),
-    )
-
-
-def initiation_preview(tx: Transaction, policy: Policy, command: InitiatePayment) -> Payment:
-    return plan_initiation(tx, policy, command, payment_id="").after

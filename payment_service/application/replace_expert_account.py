@@ -1,4 +1,4 @@
-"""ReplaceExpertAccount: another connected account for an expert whose present one is lost."""
+"""ReplaceExpertAccount: a new connected account for an expert whose present one is lost."""
 
 from __future__ import annotations
 
@@ -6,83 +6,65 @@ from dataclasses import dataclass, replace
 
 from payment_service.application.app import App
 from payment_service.application.create_expert_account import request_account
-from payment_service.application.execution.accounts import execute_account
-from payment_service.application.idempotency import (
-    IdempotentCommand,
-    Started,
-    replay_or_take_over,
-    run_idempotent,
-    store_refusal,
-)
+from payment_service.application.idempotency import IdempotentCommand, Started, run_idempotent
 from payment_service.application.sync.account import sync_expert
-from payment_service.application.sync.apply_snapshot import SyncResult
-from payment_service.domain.errors import Busy, Precondition, expert_not_found
+from payment_service.domain.errors import Busy, expert_not_found
 from payment_service.domain.experts import Expert
-from payment_service.domain.operations import Operation
 from payment_service.domain.ports.database import Transaction
 from payment_service.domain.ports.policy import Policy
-from payment_service.domain.ports.records import Answers, Cause
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplaceExpertAccount(IdempotentCommand):
     expert_id: str
     reason: str
-    #: Empty means whichever it is.
+    #: Empty means the present one.
     former_account_id: str
     replace_working_account: bool
-    #: Stripe was asked about the present account just now; what it said stands.
+    #: The present account was synced just now.
     account_is_fresh: bool = False
 
 
 class AccountMustBeAsked(Exception):
-    """Whether the account is lost is Stripe's to say, and it may not have told us: ask, and begin
-    again.
-    """
+    """Only Stripe knows whether the account is lost: sync the expert and start again."""
 
 
 async def replace_expert_account(app: App, command: ReplaceExpertAccount) -> tuple[bytes, Expert]:
-    """The answer's bytes, the same for every repetition of the key, and the expert as known now.
+    """Returns the answer's bytes, the same for every repetition of the key, and the expert now.
 
-    Raises :class:`Refusal` or :class:`ReplayedRefusal`. Whatever dies on the way, the operation was
-    recorded first, and Stripe sees one key: the sweep or the caller's retry finds the account.
+    Raises :class:`Refusal` or :class:`ReplayedRefusal`. If the process dies on the way, recovery or
+    the caller's retry finds the account: the operation was recorded first, and Stripe sees one key.
     """
     try:
-        told = await run_idempotent(app, begin_replacement, command, _carry_out)
+        result = await run_idempotent(app, command, begin_replacement)
     except AccountMustBeAsked:
         await sync_expert(app, command.expert_id, command.cause)
         fresh = replace(command, account_is_fresh=True)
-        told = await run_idempotent(app, begin_replacement, fresh, _carry_out)
+        result = await run_idempotent(app, fresh, begin_replacement)
     expert = await app.database.read(lambda reader: reader.expert(command.expert_id))
     assert expert is not None
-    return told.body, expert
+    return result.body, expert
 
 
 def begin_replacement(
-    tx: Transaction, answers: Answers, policy: Policy, command: ReplaceExpertAccount
+    tx: Transaction, policy: Policy, command: ReplaceExpertAccount, claim_id: str
 ) -> Started:
-    """Record the operation that makes the account; two calls for one expert come in turn."""
-    claim = tx.claim(command.cause, command.key, command.fields)
-    if not claim.fresh:
-        return replay_or_take_over(tx, policy, claim)
+    """Records the operation that creates the account. The expert's lock keeps two calls apart."""
     expert = tx.lock_expert(command.expert_id)
     if expert is None:
         raise expert_not_found(command.expert_id)
     if expert.operation_id:
         raise Busy(
             "OPERATION_IN_PROGRESS",
-            "an account is being made for this expert; ask again later",
+            "an account is being created for this expert; ask again later",
             {"expert_id": expert.expert_id, "status": expert.status.value},
         )
     if not command.account_is_fresh:
         raise AccountMustBeAsked
-    try:
-        expert.check_replaceable(
-            command.former_account_id, although_it_works=command.replace_working_account
-        )
-    except Precondition as refusal:
-        return store_refusal(tx, answers, claim, refusal)
-    operation = request_account(tx, policy, expert, claim.claim_id)
+    expert.check_replaceable(
+        command.former_account_id, although_it_works=command.replace_working_account
+    )
+    operation = request_account(tx, policy, expert, claim_id)
     tx.save_expert(
         replace(
             expert,
@@ -94,10 +76,4 @@ def begin_replacement(
         command.cause,
         reason=command.reason,
     )
-    tx.bind_claim(claim.claim_id, "", operation.operation_id)
-    return Started(claim, operation)
-
-
-async def _carry_out(app: App, operation: Operation, _: int, cause: Cause) -> SyncResult:
-    await execute_account(app, operation, cause)
-    return SyncResult()
+    return Started(operation)

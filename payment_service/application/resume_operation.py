@@ -16,7 +16,7 @@ from payment_service.domain.sync.superseded import check_covered
 
 
 async def resume_operation(app: App, operation_id: str, cause: Cause) -> Operation:
-    """Put a parked operation back to work. The sweep looks at Stripe before it sends anything."""
+    """Resumes a parked operation. Recovery reads Stripe before it sends anything."""
     payment_id, known = await app.database.transact(booked_by_now, operation_id)
     operation = await sync_and_unpark(app, operation_id, payment_id, cause, known)
     app.wake.set()
@@ -24,7 +24,7 @@ async def resume_operation(app: App, operation_id: str, cause: Cause) -> Operati
 
 
 def booked_by_now(tx: Transaction, operation_id: str) -> tuple[str, frozenset[str]]:
-    """Returns its payment, and the movements made out of band since that the operator can know."""
+    """Returns its payment, and the out-of-band movements that the operator could see."""
     operation = require_parked(operation_id, tx.operation(operation_id))
     if not operation.payment_id:
         return "", frozenset()
@@ -38,10 +38,10 @@ async def sync_and_unpark(
     cause: Cause,
     known: frozenset[str] = frozenset(),
 ) -> Operation:
-    """Resumes it, once Stripe has been read: that may end it, or show what nobody knew of.
+    """Syncs the payment, which may end the operation, and then resumes it.
 
-    ``known`` are the movements made out of band in spite of which it is resumed. The service itself
-    resumes nothing in spite of any.
+    ``known`` are the out-of-band movements that the operator saw before. Any other one refuses the
+    call. The service itself never resumes an operation after an out-of-band movement.
     """
     if payment_id:
         await sync_and_execute(app, payment_id, cause)
@@ -55,7 +55,7 @@ def unpark(
     cause: Cause,
     known: frozenset[str] = frozenset(),
 ) -> Operation:
-    """The payment is locked before its operation, as everywhere."""
+    """Makes the operation due. The payment is locked first, as everywhere."""
     payment = tx.lock_payment(payment_id) if payment_id else None
     operation = require_parked(operation_id, tx.operation(operation_id))
     if payment is not None:
@@ -64,8 +64,8 @@ def unpark(
         if news:
             raise _moved_meanwhile(payment, news)
         check_covered(payment, operation)
-    # A key that Stripe may have forgotten is not used again: if looking shows no effect, the
-    # request goes out under a new one.
+    # A key that Stripe may have forgotten is not used again: if a sync shows no effect, the request
+    # is sent under a new one.
     new_key = not operation.may_resend(tx.now)
     payload = operation.payload
     verify_only = payment is not None and must_only_verify(payment, operation)
@@ -73,8 +73,8 @@ def unpark(
         expert = tx.lock_expert(payment.expert_id)
         assert expert is not None
         guards.check_destination(payment, expert)
-    # Only under a key that Stripe has never seen may it go to another account than before: what
-    # waits for the expert was given one when Stripe refused it.
+    # Only under a key that Stripe has never seen may it go to another account than before. A
+    # capture that waits for the expert got a new key when Stripe refused it.
     unseen_key = new_key or (payment is not None and payment.waiting_for is WaitingFor.EXPERT)
     if payment is not None and isinstance(payload, TransferPayload) and unseen_key:
         payload = with_current_destination(tx, payment, payload)
@@ -94,7 +94,7 @@ def unpark(
 def require_parked(
     operation_id: str, operation: Operation | None, done_to_it: str = "resumed"
 ) -> Operation:
-    """Raises, unless it is there and parked."""
+    """Returns the operation. Raises unless it exists and is parked."""
     if operation is None:
         raise operation_not_found(operation_id)
     if operation.state is not OperationState.PARKED:
@@ -114,23 +114,23 @@ def _moved_meanwhile(payment: Payment, news: list[str]) -> Refusal:
     return Busy(
         "CONCURRENT_CHANGE",
         f"Stripe shows what was moved out of band meanwhile ({', '.join(news)}): "
-        "look at the payment and decide anew",
+        "read the payment and decide again",
         {"payment_id": payment.payment_id},
     )
 
 
 def must_only_verify(payment: Payment, operation: Operation) -> bool:
-    """Whether a freeze forbids sending it. What may be at Stripe is looked for all the same.
+    """Returns whether a freeze forbids to send it. It is searched for at Stripe all the same.
 
-    Raises where there is nothing to look for, because Stripe has refused it for good or was never
-    asked: a capture that waits for its expert, and what is to pay the client again.
+    Raises where there is nothing to find, because Stripe has refused it for good or was never
+    asked: a capture that waits for its expert, and a repayment.
     """
     owed = operation.is_repayment
     try:
         if operation.kind in (OperationKind.CAPTURE, OperationKind.TRANSFER):
             guards.check_capture_freeze(payment)
         elif owed:
-            # If the bank decides for the client, that pays what is owed: nothing is sent before.
+            # If the bank decides for the client, that pays the client: nothing is sent before.
             guards.check_refund_freeze(payment)
     except Precondition:
         if operation.unsure_until is None and (owed or guards.waits_for_expert(payment)):

@@ -1,11 +1,10 @@
-"""SettleClientPayable: what a client is owed was paid outside of Stripe."""
+"""SettleClientPayable: the client payable was paid outside of Stripe."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from payment_service.application.app import App
-from payment_service.application.capture_payment import RequestedAmount, amount_in
 from payment_service.application.idempotency import IdempotentCommand, run_local
 from payment_service.application.operations.preempt_repayment import (
     is_preemptible,
@@ -16,6 +15,7 @@ from payment_service.application.operations.start import park_repayment
 from payment_service.domain import transitions
 from payment_service.domain.errors import Precondition, operation_in_progress, payment_not_found
 from payment_service.domain.payment import Payment
+from payment_service.domain.plans import RequestedAmount, amount_in
 from payment_service.domain.ports.database import Transaction
 from payment_service.domain.ports.policy import Policy
 from payment_service.domain.ports.records import Answer, Answers
@@ -31,13 +31,13 @@ class SettleClientPayable(IdempotentCommand):
 
 async def settle_client_payable(app: App, command: SettleClientPayable) -> bytes:
     """One transaction: nothing is asked of Stripe. Raises :class:`Refusal`."""
-    return await run_local(app, settle_payable, command)
+    return await run_local(app, command, settle_payable)
 
 
 def settle_payable(
     tx: Transaction, answers: Answers, policy: Policy, command: SettleClientPayable
 ) -> Answer:
-    """Under the payment's lock: a repayment is resumed before it, and then refuses it, or after."""
+    """Settles under the payment's lock: a repayment that was resumed before refuses it."""
     payment = tx.lock_payment(command.payment_id)
     if payment is None:
         raise payment_not_found(command.payment_id)
@@ -45,10 +45,10 @@ def settle_payable(
     parked = repayment is not None and is_preemptible(repayment)
     asked = amount_in(command.part, payment)
     part = _planned(payment, asked, on_its_way=repayment is not None and not parked)
-    given_up = None
+    preempted = None
     if parked:
-        given_up = transitions.repayment_abandoned(payment, "settled outside of Stripe", tx.now)
-    payment = preempt(tx, payment, given_up, command.cause)
+        preempted = transitions.repayment_abandoned(payment, "settled outside of Stripe", tx.now)
+    payment = preempt(tx, payment, preempted, command.cause)
     settled = transitions.client_payable_settled(payment, part, command.reason, tx.now)
     tx.record(settled, command.cause)
     left = park_repayment(tx, policy, settled.after, command.cause)
@@ -56,9 +56,9 @@ def settle_payable(
 
 
 def _planned(payment: Payment, part: int | None, *, on_its_way: bool) -> int:
-    """What of the client's claim is settled outside of Stripe; all of it with None.
+    """Returns the amount that is settled; all of the client payable with None.
 
-    ``may_be_in_flight`` says that a repayment may be paying it just now.
+    ``on_its_way`` says that a repayment may be paying it just now.
     """
     owed = payment.client_payable
     asked = owed if part is None else part

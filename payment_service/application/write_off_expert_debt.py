@@ -26,7 +26,7 @@ class WriteOffExpertDebt(IdempotentCommand):
 
 async def write_off_expert_debt(app: App, command: WriteOffExpertDebt) -> bytes:
     """One transaction: nothing is asked of Stripe. Raises :class:`Refusal`."""
-    return await run_local(app, write_off, command)
+    return await run_local(app, command, write_off)
 
 
 def write_off(

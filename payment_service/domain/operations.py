@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Final, TypeVar
+from typing import Final, TypeAlias, TypeVar
 
 from payment_service.domain.ledger import CaptureSplit
 from payment_service.domain.operation_payloads import (
@@ -93,6 +93,37 @@ class OperationState(StrEnum):
 OPEN_STATES: Final = frozenset(
     {OperationState.STARTED, OperationState.UNKNOWN, OperationState.PARKED}
 )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retry:
+    """How an operation is released to be tried again. Durations are seconds.
+
+    After too many tries it is parked instead, unless the try does not count.
+    """
+
+    why: str
+    after: float
+    #: The last request may have reached Stripe: the state becomes UNKNOWN, and else STARTED.
+    may_be_sent: bool = True
+    #: Whether the try counts. One that an outage prevented does not.
+    counts: bool = True
+    #: Stripe has stored an error under the present key and would repeat it for 24 hours.
+    spent_key: bool = False
+    #: The next request goes out under a new key.
+    new_key: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Park:
+    """How an operation is released to an operator, who resumes or abandons it."""
+
+    why: str
+    #: For how many seconds a request may still take effect unseen; None if none can.
+    may_arrive_for: float | None = None
+
+
+Release: TypeAlias = Retry | Park
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from payment_service.domain import money
-from payment_service.domain.errors import Precondition
+from payment_service.domain.errors import Precondition, invalid_field
 from payment_service.domain.guards import (
     check_capture_freeze,
     check_refund_freeze,
@@ -21,6 +21,25 @@ from payment_service.domain.guards import (
 )
 from payment_service.domain.ledger import CaptureSplit, RefundSplit
 from payment_service.domain.payment import Payment, State
+
+
+@dataclass(frozen=True, slots=True)
+class RequestedAmount:
+    """An amount that a caller asks for; an empty currency means the payment's own."""
+
+    minor_units: int
+    currency: str = ""
+
+
+def amount_in(part: RequestedAmount | None, payment: Payment) -> int | None:
+    """Returns the amount in minor units of the payment's currency; None if none is asked for."""
+    if part is None:
+        return None
+    if part.currency and part.currency.upper() != payment.currency:
+        raise invalid_field(
+            "amount.currency_code", f"must be {payment.currency}, the payment's own, or empty"
+        )
+    return part.minor_units
 
 
 @dataclass(frozen=True, slots=True)

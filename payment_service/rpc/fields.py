@@ -13,10 +13,10 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from marketplace.payments.v1 import money_pb2
-from payment_service.application.capture_payment import RequestedAmount
 from payment_service.domain import money
 from payment_service.domain.errors import invalid_fields
 from payment_service.domain.money import InvalidMoney, Money
+from payment_service.domain.plans import RequestedAmount
 from payment_service.domain.ports.policy import Policy
 from payment_service.domain.ports.records import BEGINNING, FeedCursor
 from payment_service.rpc.pagination import MARK, cursor_of

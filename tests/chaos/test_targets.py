@@ -23,14 +23,11 @@ from marketplace.payments.v1 import payments_pb2
 from payment_service.adapters.postgres.engine import SqlDatabase, SwallowedError
 from payment_service.adapters.postgres.transaction import SqlTransaction
 from payment_service.application.app import App
-from payment_service.application.capture_payment import (
-    CapturePayment,
-    RequestedAmount,
-    begin_capture,
-)
+from payment_service.application.capture_payment import CapturePayment, begin_capture
 from payment_service.application.execution.executor import execute
+from payment_service.application.idempotency import claim_and_start
 from payment_service.application.jobs.act_on_deadlines import act_on_deadlines
-from payment_service.application.operations.outcomes import reschedule_operation
+from payment_service.application.operations.outcomes import release_operation
 from payment_service.application.operations.start import start_operation
 from payment_service.application.sync.apply_snapshot import FetchedSnapshot, apply_snapshot
 from payment_service.application.sync.payment import sync_payment
@@ -38,8 +35,9 @@ from payment_service.domain import transitions
 from payment_service.domain.errors import Unavailable
 from payment_service.domain.experts import BusinessType, Expert
 from payment_service.domain.operation_payloads import CancelPayload
-from payment_service.domain.operations import Operation, OperationKind, OperationState
+from payment_service.domain.operations import Operation, OperationKind, OperationState, Retry
 from payment_service.domain.payment import ChargeModel, Payment
+from payment_service.domain.plans import RequestedAmount
 from payment_service.domain.ports.database import Transaction
 from payment_service.domain.ports.policy import Policy
 from payment_service.domain.ports.records import Answers, Cause
@@ -218,9 +216,7 @@ async def test_whoever_lost_the_lease_changes_nothing(database: SqlDatabase) -> 
 
     new = await database.transact(take_over)
     assert new is not None
-    await database.transact(
-        reschedule_operation, POLICY, old, OperationState.UNKNOWN, "I slept", 1.0, CAUSE
-    )
+    await database.transact(release_operation, POLICY, old, Retry(why="I slept", after=1.0), CAUSE)
     now = await database.read(lambda reader: reader.operation(old.operation_id))
     assert now == new
 
@@ -228,9 +224,7 @@ async def test_whoever_lost_the_lease_changes_nothing(database: SqlDatabase) -> 
         tx.settle_operation(old.operation_id, OperationState.SUCCEEDED)
 
     await database.transact(settle)
-    await database.transact(
-        reschedule_operation, POLICY, new, OperationState.UNKNOWN, "I slept", 1.0, CAUSE
-    )
+    await database.transact(release_operation, POLICY, new, Retry(why="I slept", after=1.0), CAUSE)
     end = await database.read(lambda reader: reader.operation(old.operation_id))
     assert end is not None
     assert end.state is OperationState.SUCCEEDED
@@ -344,7 +338,7 @@ async def test_a_milestone_waits_until_the_one_before_is_judged(database_url: st
     async with running_world(database_url) as world:
         held = await world.escrowed(**PLATFORM)
         assert world.service is not None
-        database, policy = world.service.app.database, world.service.app.policy
+        database = world.service.app.database
         loop = asyncio.get_running_loop()
         judged, go_on = asyncio.Event(), asyncio.Event()
 
@@ -365,7 +359,7 @@ async def test_a_milestone_waits_until_the_one_before_is_judged(database_url: st
         holding = asyncio.create_task(database.transact(first))
         await judged.wait()
         second = asyncio.create_task(
-            database.transact(begin_capture, world.service.app.answers, policy, command)
+            database.transact(claim_and_start, world.service.app, command, begin_capture)
         )
         done, _ = await asyncio.wait([second], timeout=0.5)
         go_on.set()

@@ -13,7 +13,6 @@ import pytest
 import pytest_asyncio
 
 from dev.postgres import EmbeddedPostgres
-from payment_service.application.execution import executor
 from tests.support.derived import derive_columns
 from tests.support.running import running_world
 from tests.support.world import World
@@ -29,10 +28,6 @@ def impatience() -> Iterator[None]:
     """Shortens the service's pauses between tries, so that a test sees many."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ssl, "create_default_context", _tls_context)
-        patch.setattr(executor, "_BACK_OFF_FIRST", 0.1)
-        patch.setattr(executor, "_NOT_SENT_PAUSES", (0.05, 0.1, 0.2))
-        # The minute after which Stripe is believed to have done nothing.
-        patch.setattr(executor, "_BETWEEN_TWO_READS", 0.5)
         yield
 
 

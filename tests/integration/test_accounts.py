@@ -16,6 +16,7 @@ from grpc import aio
 
 from marketplace.payments.v1 import experts_pb2, operations_pb2, payments_pb2
 from payment_service.application.execution.accounts import finish_account
+from payment_service.application.idempotency import claim_and_start
 from payment_service.application.jobs.act_on_deadlines import due_deadline
 from payment_service.application.replace_expert_account import (
     ReplaceExpertAccount,
@@ -420,7 +421,7 @@ async def test_an_exchange_that_commits_during_a_capture_is_seen(world: World) -
         replace_working_account=True,
         account_is_fresh=True,
     )
-    begun = await app.database.transact(begin_replacement, app.answers, app.policy, command)
+    begun = await app.database.transact(claim_and_start, app, command, begin_replacement)
     operation = begun.operation
     assert operation is not None
     made = await app.stripe.create_account(

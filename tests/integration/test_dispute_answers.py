@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from marketplace.payments.v1 import disputes_pb2, operations_pb2, payments_pb2
-from payment_service.application.execution import executor
+from tests.integration.conftest import StartWorld
 from tests.support.books import balance, check_books
 from tests.support.errors import Reply, refusal
 from tests.support.kinds import operation_kind_of
@@ -218,10 +218,10 @@ async def test_an_answer_of_unknown_outcome_is_given_once(
 
 
 async def test_an_answer_waits_for_nothing_that_is_under_way_on_the_payment(
-    world: World, monkeypatch: pytest.MonkeyPatch
+    start_world: StartWorld,
 ) -> None:
     """And what was parked since it is contested is resumed when the dispute is won."""
-    monkeypatch.setattr(executor, "_BETWEEN_TWO_READS", 6.0)
+    world = await start_world(policy={"arrival_seconds": 6.0})
     held = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
     await world.stripe.fault("/transfers$", "status", "before", times=None, status=503)
     await refusal(world.payments.CapturePayment(capture_request(held.payment_id, 4_000)))

@@ -9,7 +9,6 @@ import pytest
 
 from marketplace.payments.v1 import operations_pb2, payments_pb2
 from payment_service.application.abandon_operation import abandon, check_abandonable
-from payment_service.application.execution import executor
 from payment_service.application.sync.apply_snapshot import SyncResult
 from payment_service.domain.discrepancies import DiscrepancyKind
 from payment_service.domain.errors import Refusal
@@ -298,10 +297,9 @@ async def test_what_was_owed_beside_it_is_parked_at_once(world: World) -> None:
 
 
 async def test_what_may_still_reach_stripe_is_given_up_later(
-    start_world: StartWorld, monkeypatch: pytest.MonkeyPatch
+    start_world: StartWorld,
 ) -> None:
-    monkeypatch.setattr(executor, "_BETWEEN_TWO_READS", 4.0)
-    world = await start_world(policy=HASTY)
+    world = await start_world(policy={**HASTY, "arrival_seconds": 4.0})
     payment, operation_id = await unheard(world)
     refused = await refusal(give_up(world, operation_id))
     assert (refused.code, refused.reason) == ("ABORTED", "OPERATION_IN_PROGRESS")
@@ -534,9 +532,8 @@ async def test_one_that_was_resumed_and_parked_again_meanwhile_is_another_matter
 
     async def ended(looked: SyncResult) -> str:
         cause = Cause("local", "AbandonOperation")
-        given = (app.answers, app.policy, known, looked, REASON, cause)
         with pytest.raises(Refusal) as refused:
-            await app.database.transact(abandon, *given)
+            await app.database.transact(abandon, app, known, looked, REASON, cause)
         return refused.value.reason
 
     assert await ended(SyncResult()) == "OPERATION_IN_PROGRESS"

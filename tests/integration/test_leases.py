@@ -10,22 +10,21 @@ import pytest
 
 from marketplace.payments.v1 import experts_pb2, operations_pb2
 from payment_service.application.answer_dispute import AcceptDispute, begin_acceptance
-from payment_service.application.capture_payment import RequestedAmount
 from payment_service.application.create_expert_account import CreateExpertAccount, begin_account
-from payment_service.application.execution.accounts import execute_account
-from payment_service.application.execution.disputes import execute_answer
 from payment_service.application.execution.executor import execute
+from payment_service.application.idempotency import claim_and_start
 from payment_service.application.jobs.recover_operations import (
     RECOVERY,
     lease_due,
     recover_operations,
 )
 from payment_service.application.operations.lease import renew_lease
-from payment_service.application.operations.outcomes import reschedule_operation
+from payment_service.application.operations.outcomes import release_operation
 from payment_service.application.refund_payment import RefundPayment, begin_refund
 from payment_service.domain.errors import Unavailable
 from payment_service.domain.experts import BusinessType
-from payment_service.domain.operations import OperationState
+from payment_service.domain.operations import Retry
+from payment_service.domain.plans import RequestedAmount
 from payment_service.domain.ports.records import Cause
 from tests.integration.conftest import StartWorld
 from tests.support.errors import refusal
@@ -74,7 +73,7 @@ async def test_whoever_lost_the_lease_changes_nothing(start_world: StartWorld) -
     assert theirs.lease_token != mine.lease_token
     assert await database.transact(renew_lease, mine, 30.0) is None
     given_back = await database.transact(
-        reschedule_operation, policy, mine, OperationState.UNKNOWN, "too late", 0.0, RECOVERY
+        release_operation, policy, mine, Retry(why="too late", after=0.0), RECOVERY
     )
     assert not given_back
     [(token, last_error)] = world.sql("SELECT lease_token, last_error FROM operations")
@@ -82,12 +81,10 @@ async def test_whoever_lost_the_lease_changes_nothing(start_world: StartWorld) -
 
 
 async def test_an_operator_can_send_on_what_is_older_than_its_key(
-    start_world: StartWorld, monkeypatch: pytest.MonkeyPatch
+    start_world: StartWorld,
 ) -> None:
     """By itself nothing is sent again after 23 hours; resumed, it goes out under a new key."""
-    name = "payment_service.application.execution.executor._BETWEEN_TWO_READS"
-    monkeypatch.setattr(name, 60.0)
-    world = await start_world()
+    world = await start_world(policy={"arrival_seconds": 60.0})
     payment = await world.escrowed()
     await world.quiet()
     await world.stripe.fault("/capture", "reset", "before", times=None)
@@ -141,7 +138,7 @@ async def test_a_holder_that_slept_for_a_day_sends_nothing(start_world: StartWor
     app = world.service.app
     held = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
     begun = await app.database.transact(
-        begin_refund, app.answers, app.policy, refund_of(held.payment_id)
+        claim_and_start, app, refund_of(held.payment_id), begin_refund
     )
     assert begun.operation is not None
 
@@ -168,15 +165,15 @@ async def test_a_first_request_is_fenced_too(start_world: StartWorld, what: str)
     dispute_id = await contest(world, contested)
     await dispute_where(world, dispute_id)
     refund = await app.database.transact(
-        begin_refund, app.answers, app.policy, refund_of(held.payment_id)
+        claim_and_start, app, refund_of(held.payment_id), begin_refund
     )
     acceptance = await app.database.transact(
-        begin_acceptance,
-        app.answers,
-        app.policy,
+        claim_and_start,
+        app,
         AcceptDispute(
             cause=Cause("local", "AcceptDispute"), key="k", fields={}, dispute_id=dispute_id
         ),
+        begin_acceptance,
     )
     _, account = await app.database.transact(
         begin_account,
@@ -214,8 +211,8 @@ async def test_a_first_request_is_fenced_too(start_world: StartWorld, what: str)
     sent = len(await world.stripe.requests())
     for calling in (
         execute(app, begun[0], refund.version, _LOCAL),
-        execute_answer(app, begun[1], acceptance.version, _LOCAL),
-        execute_account(app, begun[2], _LOCAL),
+        execute(app, begun[1], acceptance.version, _LOCAL),
+        execute(app, begun[2], 0, _LOCAL),
     ):
         with pytest.raises(Unavailable) as refused:
             await calling
@@ -231,7 +228,7 @@ async def test_what_was_just_recorded_is_sent_without_asking(world: World) -> No
     app = world.service.app
     held = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
     begun = await app.database.transact(
-        begin_refund, app.answers, app.policy, refund_of(held.payment_id)
+        claim_and_start, app, refund_of(held.payment_id), begin_refund
     )
     assert begun.operation is not None
     # Nobody could renew this lease: whoever asks is told that it is lost.

@@ -8,7 +8,6 @@ from collections.abc import Callable
 import pytest
 
 from marketplace.payments.v1 import money_pb2, operations_pb2, payments_pb2
-from payment_service.application.execution import executor
 from tests.integration.conftest import StartWorld
 from tests.support.books import balance, check_books
 from tests.support.errors import refusal
@@ -87,10 +86,9 @@ async def test_the_rest_of_a_capture_gives_way_and_the_expert_stays_paid(
 
 
 async def test_what_may_still_reach_stripe_is_not_given_up(
-    start_world: StartWorld, monkeypatch: pytest.MonkeyPatch
+    start_world: StartWorld,
 ) -> None:
-    monkeypatch.setattr(executor, "_BETWEEN_TWO_READS", 8.0)
-    world = await start_world(policy=HASTY)
+    world = await start_world(policy={**HASTY, "arrival_seconds": 8.0})
     payment, operation_id = await unheard(world)
     dispute_id = await contest(world, payment)
     await decide(world, dispute_id, "lose")

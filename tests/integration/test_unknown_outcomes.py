@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 from marketplace.payments.v1 import experts_pb2, payments_pb2
-from payment_service.application.execution import executor
 from tests.integration.conftest import StartWorld
 from tests.support.books import check_books
 from tests.support.errors import Refused, refusal
@@ -104,10 +103,10 @@ async def test_stripes_key_is_the_same_for_every_try_and_new_only_after_a_replay
 
 
 async def test_a_caller_who_asks_again_does_not_cut_the_pause_before_a_new_key(
-    world: World, monkeypatch: pytest.MonkeyPatch
+    start_world: StartWorld,
 ) -> None:
-    """Stripe's list may lag: a look right after a stored 500 could miss a refund that was made."""
-    monkeypatch.setattr(executor, "_BETWEEN_TWO_READS", 4.0)
+    """Stripe's list may lag: a read right after a stored 500 could miss a refund that was made."""
+    world = await start_world(policy={"arrival_seconds": 4.0})
     payment = await world.captured()
     await world.stripe.control("POST", "/webhooks", {"paused": True})
     await world.stripe.fault("/refunds$", "status", times=1, status=500)

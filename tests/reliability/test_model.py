@@ -23,11 +23,7 @@ from hypothesis.stateful import (
 )
 
 from payment_service.application.abandon_operation import abandon_operation
-from payment_service.application.capture_payment import (
-    CapturePayment,
-    RequestedAmount,
-    capture_payment,
-)
+from payment_service.application.capture_payment import CapturePayment, capture_payment
 from payment_service.application.create_expert_account import (
     CreateExpertAccount,
     create_expert_account,
@@ -41,6 +37,7 @@ from payment_service.domain.errors import Refusal
 from payment_service.domain.experts import BusinessType
 from payment_service.domain.money import Money
 from payment_service.domain.payment import EscrowMode, OnDeadline, Payment
+from payment_service.domain.plans import RequestedAmount
 from payment_service.domain.ports.records import Cause
 from payment_service.domain.snapshot import PaymentSnapshot
 from tests.reliability import proving

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -20,14 +21,23 @@ CONNECT_SECRET = "whsec_connect_of_tests"
 SECRET_KEY = "sk_test_simulator"
 PUBLISHABLE_KEY = "pk_test_simulator"
 
+#: Short intervals of the background jobs, and short pauses between tries: a test sees many.
+IMPATIENT: Mapping[str, Any] = {
+    "job_interval": 0.3,
+    "slow_job_interval": 1.0,
+    "retry_first_seconds": 0.1,
+    "unsent_pause_seconds": (0.05, 0.1, 0.2),
+    # The minute after which Stripe is believed to have done nothing.
+    "arrival_seconds": 0.5,
+}
+
 
 class Service:
     """The payment service inside this process. Stopped and started again, it keeps its address."""
 
     def __init__(self, settings: Settings, **policy: Any) -> None:
         self.settings = settings
-        #: Short intervals of the background jobs, so that a test needs no patience.
-        self._policy = {"job_interval": 0.3, "slow_job_interval": 1.0, **policy}
+        self._policy = {**IMPATIENT, **policy}
         self._server: aio.Server | None = None
         self._background: asyncio.Task[None] | None = None
         self.wired: Wired | None = None

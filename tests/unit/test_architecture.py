@@ -170,7 +170,6 @@ PACKAGES = [
 LINES_MAX = 400
 LONG_FILES = {
     "payment_service/domain/ledger.py": "every posting rule beside the others, each a few lines",
-    "payment_service/application/execution/executor.py": "how an operation is sent, once",
     "stripe_simulator/api.py": "all that every request passes, in Stripe's own order",
     "stripe_simulator/disputes.py": "one of Stripe's resources a file, as in its reference",
     "stripe_simulator/payment_intents.py": "one of Stripe's resources a file, as in its reference",

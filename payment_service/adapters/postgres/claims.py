@@ -55,18 +55,22 @@ class ClaimWrites(TransactionStatements):
             operation_id=operation_id,
         )
 
-    def settle_claim(self, claim_id: str, answer: Answer) -> None:
-        """Stores the answer, once.
+    def settle_claim(self, claim_id: str, answer: Answer) -> Answer:
+        """Stores the answer, once, and returns the answer that the claim has now.
 
         A claim that already has an answer keeps it: a caller always gets the same answer again.
         """
-        self._do(
+        stored = self._do(
             "UPDATE idempotency_keys SET ok = :ok, answer = :answer, settle_time = now() "
             "WHERE claim_id = :claim_id AND answer IS NULL",
             claim_id=claim_id,
             ok=answer.ok,
             answer=answer.body,
         )
+        if stored:
+            return answer
+        kept = self._one("SELECT * FROM idempotency_keys WHERE claim_id = :id", id=claim_id)
+        return rows.claim_of(kept).answer or answer
 
     def claim_rpc(self, claim_id: str) -> str:
         """Returns the name of the RPC that took the claim."""

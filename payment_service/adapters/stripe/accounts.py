@@ -8,10 +8,10 @@ import stripe
 from stripe.params import AccountCreateParams
 
 from payment_service.adapters.stripe.client import StripeResource
-from payment_service.adapters.stripe.outcomes import misconfigured
 from payment_service.adapters.stripe.views import account_of, creation_window, metadata_of
 from payment_service.domain.experts import Account
 from payment_service.domain.ports.stripe import NewAccount, Outcome
+from payment_service.domain.processor_errors import misconfigured
 
 
 class Accounts(StripeResource):

@@ -16,12 +16,7 @@ import structlog
 from aiohttp import ClientTimeout, TCPConnector
 
 from payment_service.adapters.stripe.breaker import Breaker, CircuitOpen
-from payment_service.adapters.stripe.outcomes import (
-    misconfigured,
-    outcome_of,
-    rate_limited,
-    refused_read,
-)
+from payment_service.adapters.stripe.outcomes import outcome_of
 from payment_service.domain.errors import Precondition, processor_unavailable
 from payment_service.domain.ports.stripe import (
     Done,
@@ -30,6 +25,11 @@ from payment_service.domain.ports.stripe import (
     Outcome,
     Refused,
     Unknown,
+)
+from payment_service.domain.processor_errors import (
+    misconfigured,
+    rate_limited,
+    refused_by_processor,
 )
 
 S = TypeVar("S")
@@ -94,7 +94,7 @@ class StripeCaller:
                     return None
                 outcome = outcome_of(error)
                 if isinstance(outcome, Refused):
-                    raise refused_read(outcome) from None
+                    raise refused_by_processor(outcome.code, outcome.request_id) from None
                 if isinstance(outcome, Misconfigured):
                     log.error(
                         "stripe_misconfigured", code=outcome.code, request_id=outcome.request_id

@@ -9,7 +9,6 @@ import aiohttp
 import stripe
 
 from payment_service.adapters.stripe.breaker import BulkheadFull, CircuitOpen
-from payment_service.domain.errors import Exhausted, Precondition, Unavailable
 from payment_service.domain.ports.stripe import Misconfigured, NotSent, Refused, Unknown
 
 
@@ -54,28 +53,3 @@ def _never_connected(error: BaseException) -> bool:
             return True
         cause = cause.__cause__ or cause.__context__
     return False
-
-
-def refused_read(refused: Refused) -> Precondition:
-    """Returns the error of a read that Stripe refused."""
-    return Precondition(
-        "REFUSED_BY_PROCESSOR",
-        f"Stripe refused for good: {refused.code or 'no reason given'}",
-        {"stripe_code": refused.code, "stripe_request_id": refused.request_id},
-    )
-
-
-def misconfigured(code: str, request_id: str = "") -> Unavailable:
-    """Returns the error of a call that Stripe refused because of this service's own mistake."""
-    return Unavailable(
-        "PROCESSOR_MISCONFIGURED",
-        "Stripe refuses this service's own credentials or requests; an operator is alerted",
-        {"stripe_code": code, "stripe_request_id": request_id},
-    )
-
-
-def rate_limited() -> Exhausted:
-    """Returns the error of a call beyond Stripe's rate limit."""
-    return Exhausted(
-        "PROCESSOR_RATE_LIMITED", "Stripe's rate limit is reached; ask again with the same key"
-    )

@@ -10,7 +10,6 @@ import stripe
 
 from payment_service.adapters.stripe.disputes import Disputes
 from payment_service.adapters.stripe.money_movements import MoneyMovements
-from payment_service.adapters.stripe.outcomes import misconfigured
 from payment_service.adapters.stripe.views import (
     creation_window,
     fraud_warning_of,
@@ -18,6 +17,7 @@ from payment_service.adapters.stripe.views import (
     observation_of,
 )
 from payment_service.domain.ports.stripe import NewIntent, Outcome
+from payment_service.domain.processor_errors import misconfigured
 from payment_service.domain.snapshot import FraudWarning, PaymentSnapshot
 
 #: Everything that a transition needs to know of a captured charge comes with the intent.

@@ -2,53 +2,110 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import ClassVar, assert_never
 
 from payment_service.application.app import App
-from payment_service.application.execution.executor import (
+from payment_service.application.clock import database_time
+from payment_service.application.execution.strategy import Found
+from payment_service.application.operations.lease import (
     back_off,
-    database_time,
-    ensure_lease,
     release,
     release_lease_on_failure,
 )
-from payment_service.application.operations.lease import keep_lease
+from payment_service.application.operations.outcomes import park, refuse
+from payment_service.application.sync.apply_snapshot import SyncResult
 from payment_service.domain.errors import Refusal, outcome_unknown
 from payment_service.domain.experts import Account
 from payment_service.domain.operation_payloads import CreateAccountPayload
-from payment_service.domain.operations import Operation, OperationState
+from payment_service.domain.operations import Operation, OperationState, Retry
 from payment_service.domain.ports.database import Transaction
-from payment_service.domain.ports.records import Answers, Cause
+from payment_service.domain.ports.records import Answers, Cause, StoredAnswers
 from payment_service.domain.ports.stripe import (
     Done,
     Misconfigured,
     NewAccount,
     NotSent,
+    Outcome,
     Refused,
     Unknown,
 )
 from payment_service.domain.processor_errors import refused_by_processor
 
 
-async def execute_account(app: App, operation: Operation, cause: Cause) -> None:
-    """Make the account at Stripe, or find the one that was made. Raises while it is unknown."""
-    async with keep_lease(app, operation):
-        await execute_step(app, operation, cause)
+@dataclass(frozen=True, slots=True)
+class AccountStrategy:
+    """An account is found by the operation's id in its metadata, and moves no money.
 
+    So a spent key is replaced at once: the next try searches for the account and, if there is
+    none, sends under the new key. Without resending: CreateExpertAccount is repeated by its caller.
+    """
 
-async def execute_step(app: App, operation: Operation, cause: Cause) -> None:
-    if operation.tries:
+    resends_unsent: ClassVar[bool] = False
+    awaits_followups: ClassVar[bool] = True
+
+    app: App
+    cause: Cause
+
+    def facts(self, operation: Operation) -> Mapping[str, str]:
+        return {"expert_id": operation.expert_id}
+
+    async def find(self, operation: Operation) -> Found:
+        app = self.app
         now = await app.database.transact(database_time)
         burnt = operation.key_spent or operation.attempt > 1
-        if burnt or not operation.may_resend(now):
-            async with release_lease_on_failure(app, operation, cause):
-                found = await app.stripe.find_account(operation.operation_id, operation.create_time)
-            if found is not None:
-                await app.database.transact(finish_account, app.answers, operation, found, cause)
-                return
-    await ensure_lease(app, operation, cause, {"expert_id": operation.expert_id})
+        # Under its first key, while Stripe keeps it, the same request returns the same account.
+        if not burnt and operation.may_resend(now):
+            return Found(SyncResult(), is_closed=False)
+        async with release_lease_on_failure(app, operation, self.cause):
+            account = await app.stripe.find_account(operation.operation_id, operation.create_time)
+        if account is None:
+            return Found(SyncResult(), is_closed=False)
+        return Found(await self._finish(operation, account), is_closed=True)
+
+    async def send(self, operation: Operation) -> Outcome[Account]:
+        return await _send(self.app, operation)
+
+    async def record(
+        self, operation: Operation, outcome: Outcome[Account], version: int
+    ) -> SyncResult:
+        app = self.app
+        match outcome:
+            case Done(account):
+                return await self._finish(operation, account)
+            case Refused():
+                await app.database.transact(
+                    refuse_account, app.answers, operation, outcome, self.cause
+                )
+                raise _refusal_of(operation, outcome)
+            case Misconfigured(code=code):
+                await release(app, operation, park(app.policy, operation, code), self.cause)
+            case NotSent(why=why) | Unknown(why=why):
+                spent = isinstance(outcome, Unknown) and outcome.replayed
+                retry = Retry(
+                    why=why,
+                    after=back_off(app.policy, operation.tries),
+                    spent_key=spent,
+                    new_key=spent,
+                    counts=isinstance(outcome, Unknown),
+                )
+                await release(app, operation, retry, self.cause)
+            case _:
+                assert_never(outcome)
+        raise outcome_unknown(**self.facts(operation))
+
+    async def _finish(self, operation: Operation, account: Account) -> SyncResult:
+        app = self.app
+        answers = await app.database.transact(
+            finish_account, app.answers, operation, account, self.cause
+        )
+        return SyncResult(answers=answers)
+
+
+async def _send(app: App, operation: Operation) -> Outcome[Account]:
     account = operation.payload_as(CreateAccountPayload)
-    outcome = await app.stripe.create_account(
+    return await app.stripe.create_account(
         operation.stripe_key,
         NewAccount(
             name=account.name,
@@ -61,38 +118,15 @@ async def execute_step(app: App, operation: Operation, cause: Cause) -> None:
             },
         ),
     )
-    match outcome:
-        case Done(created):
-            await app.database.transact(finish_account, app.answers, operation, created, cause)
-        case Refused():
-            await app.database.transact(refuse_account, app.answers, operation, outcome, cause)
-            raise _refusal_of(operation, outcome)
-        case Misconfigured(code=code):
-            await release(app, operation, code, cause, None)
-            raise outcome_unknown(expert_id=operation.expert_id)
-        case NotSent(why=why) | Unknown(why=why):
-            # A stored error burns the key: the next try looks for the account and takes a new one.
-            replayed = isinstance(outcome, Unknown) and outcome.replayed
-            await release(
-                app,
-                operation,
-                why,
-                cause,
-                back_off(operation.tries),
-                next_attempt=replayed,
-                key_spent=True if replayed else None,
-                counts=isinstance(outcome, Unknown),
-            )
-            raise outcome_unknown(expert_id=operation.expert_id)
 
 
 def finish_account(
     tx: Transaction, answers: Answers, operation: Operation, account: Account, cause: Cause
-) -> None:
-    """The account is there, the first one or in place of another. Written once, whoever saw it."""
+) -> StoredAnswers:
+    """Records the account, the first one or in place of another; once, however often it is seen."""
     expert = tx.lock_expert(operation.expert_id)
     if expert is None or expert.operation_id != operation.operation_id:
-        return
+        return {}
     former = expert.account.stripe_account_id
     after = replace(
         expert,
@@ -110,14 +144,16 @@ def finish_account(
         tx.save_expert(after, "expert.account_created", cause)
     tx.settle_operation(operation.operation_id, OperationState.SUCCEEDED)
     tx.add_event_cursor(account.stripe_account_id)
-    if operation.claim_id:
-        tx.settle_claim(operation.claim_id, answers.account_replaced(after))
+    if not operation.claim_id:
+        return {}
+    answer = answers.account_replaced(after)
+    return {operation.claim_id: tx.settle_claim(operation.claim_id, answer)}
 
 
 def refuse_account(
     tx: Transaction, answers: Answers, operation: Operation, refused: Refused, cause: Cause
 ) -> None:
-    """Stripe will not have this expert as described; a mended description may be sent."""
+    """Records that Stripe refused the expert's data; corrected data may be sent."""
     expert = tx.lock_expert(operation.expert_id)
     if expert is None or expert.operation_id != operation.operation_id:
         return
@@ -127,8 +163,7 @@ def refuse_account(
         cause,
     )
     tx.settle_operation(operation.operation_id, OperationState.REFUSED, refused.code)
-    if operation.claim_id:
-        tx.settle_claim(operation.claim_id, answers.refusal(_refusal_of(operation, refused)))
+    refuse(tx, answers, operation.claim_id, _refusal_of(operation, refused))
 
 
 def _refusal_of(operation: Operation, refused: Refused) -> Refusal:

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from payment_service.application.app import App
-from payment_service.application.execution.executor import (
+from payment_service.application.execution.strategy import Found
+from payment_service.application.operations.lease import (
     back_off,
-    execute_followups,
     is_closed,
-    refusal_of,
     release,
     release_lease_on_failure,
-    send_with_retry,
 )
-from payment_service.application.operations.lease import keep_lease
+from payment_service.application.operations.outcomes import park
 from payment_service.application.sync.apply_snapshot import SyncResult
 from payment_service.application.sync.disputes import reject_answer
 from payment_service.application.sync.payment import sync_payment
-from payment_service.domain.errors import Refusal
 from payment_service.domain.operation_payloads import EvidencePayload
-from payment_service.domain.operations import Operation, OperationKind
+from payment_service.domain.operations import Operation, OperationKind, Release, Retry
 from payment_service.domain.ports.records import Cause
 from payment_service.domain.ports.stripe import (
     Done,
@@ -30,60 +29,75 @@ from payment_service.domain.ports.stripe import (
     Refused,
     Unknown,
 )
+from payment_service.domain.processor_errors import refusal_of
 from payment_service.domain.snapshot import DisputeSnapshot
 
 
-async def execute_answer(app: App, operation: Operation, _version: int, cause: Cause) -> SyncResult:
-    """Bring a leased answer to its end. Raises :class:`Refusal` while that is not known.
+@dataclass(frozen=True, slots=True)
+class DisputeStrategy:
+    """An answer belongs to the dispute and not to the payment's operation.
 
-    What follows from it for the expert is begun here too, and finished by the sweep if need be: it
-    is nothing that this answer waits for.
+    So a freeze or an out-of-band movement never forbids to send it. What follows from it for the
+    expert is executed too, but the answer does not wait for that: it is recorded, and the recovery
+    job continues it.
     """
-    async with keep_lease(app, operation):
-        applied = await execute_step(app, operation, cause)
-    with suppress(Refusal):  # Written down; the sweep goes on with it.
-        await execute_followups(app, applied, cause)
-    return applied
 
+    resends_unsent: ClassVar[bool] = True
+    awaits_followups: ClassVar[bool] = False
 
-async def execute_step(app: App, operation: Operation, cause: Cause) -> SyncResult:
-    if operation.tries:
-        looked = await sync_dispute(app, operation, cause)
-        if await is_closed(app, operation):
-            return looked
-    facts = {"dispute_id": operation.dispute_id}
-    outcome = await send_with_retry(app, operation, lambda: _send(app, operation), cause, facts)
-    if isinstance(outcome, Done | Refused):
-        # A no is believed only after looking: Stripe also repeats one for what it did after all.
-        made = outcome.value if isinstance(outcome, Done) else None
-        looked = await sync_dispute(app, operation, cause, made=made)
-        if await is_closed(app, operation):
-            return looked
-        if isinstance(outcome, Refused):
-            await app.database.transact(reject_answer, app.answers, operation, outcome, cause)
-            return looked
-        outcome = Unknown("done, but not shown yet")
-    replayed = isinstance(outcome, Unknown) and outcome.replayed
-    parks = isinstance(outcome, Misconfigured)
-    await release(
-        app,
-        operation,
-        outcome.code if isinstance(outcome, Misconfigured) else outcome.why,
-        cause,
-        None if parks else back_off(operation.tries),
-        # A stored error burns the key: having looked, the next try takes a new one.
-        next_attempt=replayed,
-        counts=not isinstance(outcome, NotSent),
-    )
-    raise refusal_of(operation, outcome)
+    app: App
+    cause: Cause
 
+    def facts(self, operation: Operation) -> Mapping[str, str]:
+        return {
+            "dispute_id": operation.dispute_id,
+            "payment_id": operation.related_payment_id,
+        }
 
-async def sync_dispute(
-    app: App, operation: Operation, cause: Cause, *, made: DisputeSnapshot | None = None
-) -> SyncResult:
-    """Read payment and dispute."""
-    async with release_lease_on_failure(app, operation, cause):
-        return await sync_payment(app, operation.related_payment_id, cause, made=made)
+    async def find(self, operation: Operation) -> Found:
+        applied = await self._sync(operation)
+        return Found(applied, await is_closed(self.app, operation))
+
+    async def send(self, operation: Operation) -> Outcome[DisputeSnapshot]:
+        return await _send(self.app, operation)
+
+    async def record(
+        self, operation: Operation, outcome: Outcome[DisputeSnapshot], version: int
+    ) -> SyncResult:
+        app = self.app
+        if isinstance(outcome, Done | Refused):
+            # A refusal is believed only after a sync: Stripe also repeats one for what it did.
+            made = outcome.value if isinstance(outcome, Done) else None
+            applied = await self._sync(operation, made=made)
+            if await is_closed(app, operation):
+                return applied
+            if isinstance(outcome, Refused):
+                answers = await app.database.transact(
+                    reject_answer, app.answers, operation, outcome, self.cause
+                )
+                return replace(applied, answers={**applied.answers, **answers})
+            outcome = Unknown("done, but not visible yet")
+        await release(app, operation, self._release_of(operation, outcome), self.cause)
+        raise refusal_of(outcome, **self.facts(operation))
+
+    def _release_of(
+        self, operation: Operation, outcome: NotSent | Unknown | Misconfigured
+    ) -> Release:
+        if isinstance(outcome, Misconfigured):
+            return park(self.app.policy, operation, outcome.code)
+        return Retry(
+            why=outcome.why,
+            after=back_off(self.app.policy, operation.tries),
+            # Stripe was read, so the next try takes a new key in place of a spent one.
+            new_key=isinstance(outcome, Unknown) and outcome.replayed,
+            counts=not isinstance(outcome, NotSent),
+        )
+
+    async def _sync(
+        self, operation: Operation, *, made: DisputeSnapshot | None = None
+    ) -> SyncResult:
+        async with release_lease_on_failure(self.app, operation, self.cause):
+            return await sync_payment(self.app, operation.related_payment_id, self.cause, made=made)
 
 
 async def _send(app: App, operation: Operation) -> Outcome[DisputeSnapshot]:

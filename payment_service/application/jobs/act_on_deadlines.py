@@ -15,7 +15,7 @@ from payment_service.application.capture_payment import plan_capture, start_capt
 from payment_service.application.execution.executor import execute
 from payment_service.application.fair_queue import process_fairly
 from payment_service.application.operations.preempt_repayment import plan_preemption, preempt
-from payment_service.application.operations.start import start_operation
+from payment_service.application.operations.start import Origin, start_operation
 from payment_service.application.refund_payment import start_refund
 from payment_service.application.sync.payment import sync_payment
 from payment_service.domain import guards, plans, transitions
@@ -33,6 +33,7 @@ log = structlog.get_logger(__name__)
 
 
 DEADLINE: Final = Cause("payment_service", "deadline")
+_ORIGIN: Final = Origin(reason="deadline", by_deadline=True)
 
 
 _BATCH: Final = 32
@@ -126,13 +127,11 @@ def _begin(
         case OnDeadline.CAPTURE:
             plan = plan_capture(tx, resting, None, final=True)
             payment = preempt(tx, payment, given_up, DEADLINE)
-            return start_capture(
-                tx, policy, payment, plan, "deadline", final=True, by_deadline=True
-            )
+            return start_capture(tx, policy, payment, plan, _ORIGIN, final=True)
         case OnDeadline.REFUND:
             refund = plans.plan_refund(resting, None)
             payment = preempt(tx, payment, given_up, DEADLINE)
-            return start_refund(tx, policy, payment, refund, "deadline", by_deadline=True)
+            return start_refund(tx, policy, payment, refund, _ORIGIN)
         case OnDeadline.PROMOTE:
             guards.check_promotion(payment)
             operation = start_operation(

@@ -14,7 +14,8 @@ from typing import Final
 import structlog
 
 from payment_service.application.app import App
-from payment_service.application.execution.executor import back_off, execute_followups
+from payment_service.application.execution.executor import execute_followups
+from payment_service.application.operations.lease import back_off
 from payment_service.application.sync.account import sync_account
 from payment_service.application.sync.apply_snapshot import SyncResult
 from payment_service.application.sync.payment import apply, sync_payment
@@ -129,18 +130,18 @@ async def _adopt_intent(
 
 async def _postpone(app: App, group: Sequence[WebhookEvent], why: str, patience: int) -> None:
     most = app.policy.tries_before_parking * patience
-    parked = await app.database.transact(postpone_events, group, why, most)
+    parked = await app.database.transact(postpone_events, app.policy, group, why, most)
     for event_id in parked:
         app.alarms.event_parked(event_id, why)
 
 
 def postpone_events(
-    tx: Transaction, group: Sequence[WebhookEvent], why: str, most: int
+    tx: Transaction, policy: Policy, group: Sequence[WebhookEvent], why: str, most: int
 ) -> list[str]:
     """Schedules the events for another try, or parks them. Returns the ids of the parked ones."""
     parked = []
     for event in group:
-        seconds = None if event.attempts >= most else back_off(event.attempts)
+        seconds = None if event.attempts >= most else back_off(policy, event.attempts)
         tx.postpone_event(event.event_id, why, seconds)
         if seconds is None:
             parked.append(event.event_id)

@@ -9,11 +9,9 @@ from typing import Final
 import structlog
 
 from payment_service.application.app import App
-from payment_service.application.execution.accounts import execute_account
-from payment_service.application.execution.disputes import execute_answer
 from payment_service.application.execution.executor import execute
 from payment_service.domain.errors import Refusal
-from payment_service.domain.operations import OF_A_DISPUTE, Operation, OperationKind
+from payment_service.domain.operations import Operation
 from payment_service.domain.ports.database import Transaction
 from payment_service.domain.ports.policy import Policy
 from payment_service.domain.ports.records import Cause
@@ -41,12 +39,7 @@ def lease_due(tx: Transaction, policy: Policy) -> Sequence[Operation]:
 
 async def _recover(app: App, operation: Operation) -> None:
     try:
-        if operation.kind is OperationKind.CREATE_ACCOUNT:
-            await execute_account(app, operation, RECOVERY)
-        elif operation.kind in OF_A_DISPUTE:
-            await execute_answer(app, operation, 0, RECOVERY)
-        else:
-            await execute(app, operation, 0, RECOVERY)
+        await execute(app, operation, 0, RECOVERY)
     except Refusal as refusal:
         # It is recorded already, and the lease is released: the operation is tried again later.
         log.info("operation_deferred", operation=operation.operation_id, reason=refusal.reason)

@@ -29,5 +29,5 @@ def record_out_of_band(
 
 
 def not_sent_because(why: str) -> str:
-    """Why an operation that was looked for is parked."""
+    """Returns why an operation is parked that a sync did not find at Stripe."""
     return f"not at Stripe; {why}"

@@ -1,17 +1,25 @@
-"""Records the end of an operation that did not succeed: refused, rescheduled, parked."""
+"""Records the end of an operation that did not succeed: refused, released, parked."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Final
 
 from payment_service.application.operations.start import park_repayment
 from payment_service.domain import guards, transitions
 from payment_service.domain.errors import Precondition, Refusal, invalid_field
-from payment_service.domain.operations import Operation, OperationKind, OperationState
+from payment_service.domain.operations import (
+    Operation,
+    OperationKind,
+    OperationState,
+    Park,
+    Release,
+    Retry,
+)
 from payment_service.domain.payment import Failure, Payment, State, WaitingFor
 from payment_service.domain.ports.database import Transaction
 from payment_service.domain.ports.policy import Policy
-from payment_service.domain.ports.records import Answers, Cause
+from payment_service.domain.ports.records import Answers, Cause, StoredAnswers
 from payment_service.domain.ports.stripe import Refused
 from payment_service.domain.processor_errors import failure_of, refused_by_processor, sentence_of
 from payment_service.domain.snapshot import Decline
@@ -19,7 +27,7 @@ from payment_service.domain.state_machine import Transition
 from payment_service.domain.sync.changes import Discrepancy
 from payment_service.domain.sync.superseded import debt_if_not_reversed, remainder_not_returned
 
-#: What Stripe says when the expert's account is at fault, and may be well again later.
+#: Stripe's codes for a fault of the expert's account, which the expert may correct later.
 _EXPERT_CODES: Final = frozenset(
     {
         "insufficient_capabilities_for_transfer",
@@ -30,10 +38,26 @@ _EXPERT_CODES: Final = frozenset(
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """Why an operation ends without effect: its transition, the caller's error, Stripe's code."""
+
+    transition: Transition
+    refusal: Refusal
+    code: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """What ending an operation came to: what an operator must know, and the stored answers."""
+
+    discrepancy: Discrepancy | None = None
+    answers: StoredAnswers = field(default_factory=dict)
+
+
 def waits_for_expert(operation: Operation, refused: Refused) -> bool:
-    """A refusal that only concerns the expert's account: the capture waits until that is well."""
-    pays = operation.kind in (OperationKind.CAPTURE, OperationKind.TRANSFER)
-    return pays and refused.code in _EXPERT_CODES
+    """Returns whether only the expert's account is at fault: then the capture waits for it."""
+    return operation.pays_expert and refused.code in _EXPERT_CODES
 
 
 def reject_operation(
@@ -43,18 +67,15 @@ def reject_operation(
     operation: Operation,
     refused: Refused,
     cause: Cause,
-) -> Discrepancy | None:
-    """Stripe's final no, and reading it again showed no effect: all is as it was before.
-
-    What an operator must be told of, if anything.
-    """
+) -> Ended:
+    """Records Stripe's final refusal, once reading the payment again has shown no effect."""
     payment = tx.lock_payment(operation.payment_id)
     current = tx.operation(operation.operation_id)
     if payment is None or current is None or not current.is_held_by(operation):
-        return None
+        return Ended()
     if current.is_repayment:
         # The client is owed money whatever Stripe says: only an operator can end this.
-        # The next try takes a new key: under this one Stripe would only repeat its no.
+        # The next try takes a new key: under this one Stripe would only repeat its refusal.
         tx.postpone_operation(current, OperationState.PARKED, refused.code, None, next_attempt=True)
         tx.record(
             transitions.waiting_changed(
@@ -62,9 +83,9 @@ def reject_operation(
             ),
             cause,
         )
-        return None
+        return Ended()
     if waits_for_expert(current, refused):
-        # The caller is told that it is on its way; a new key, since this one would repeat the no.
+        # A new key, since this one would repeat the refusal.
         tx.postpone_operation(current, OperationState.PARKED, refused.code, None, next_attempt=True)
         expert = tx.expert(payment.expert_id)
         assert expert is not None
@@ -72,13 +93,13 @@ def reject_operation(
         why = f"refused: {refused.code}"
         transition = transitions.waiting_changed(payment, WaitingFor.EXPERT, why, tx.now, reason)
         tx.record(transition, cause)
-        if current.claim_id:
-            answer(tx, answers, current.claim_id, transition.after)
-        return None
+        # The caller's answer says that the capture is in progress.
+        return Ended(None, answer(tx, answers, current.claim_id, transition.after))
     failure = failure_of(Decline(refused.code or "refused", refused.decline_code), tx.now)
-    transition = refused_transition(payment, current, failure)
-    refusal = _refusal_of(payment, refused)
-    return fail_operation(tx, answers, policy, current, transition, refusal, refused.code, cause)
+    rejection = Rejection(
+        refused_transition(payment, current, failure), _refusal_of(payment, refused), refused.code
+    )
+    return fail_operation(tx, answers, policy, current, rejection, cause)
 
 
 def fail_operation(
@@ -86,79 +107,73 @@ def fail_operation(
     answers: Answers,
     policy: Policy,
     operation: Operation,
-    transition: Transition,
-    refusal: Refusal,
-    code: str,
+    rejection: Rejection,
     cause: Cause,
-) -> Discrepancy | None:
-    """End a payment's operation that nothing came of: all is as it was before, by ``transition``.
+) -> Ended:
+    """Ends a payment's operation that had no effect: the payment returns to its former state.
 
-    Its caller is told ``refusal``, but where the essential was done. What an operator must be told
-    of, if anything.
+    The caller gets the rejection's refusal, unless the essential part of the call was done.
     """
-    tx.record(transition, cause)
-    tx.settle_operation(operation.operation_id, OperationState.REFUSED, code)
-    after = park_repayment(tx, policy, transition.after, cause)
-    # The expert was paid: a caller who is told "refused" would pay once more.
+    tx.record(rejection.transition, cause)
+    tx.settle_operation(operation.operation_id, OperationState.REFUSED, rejection.code)
+    after = park_repayment(tx, policy, rejection.transition.after, cause)
+    # The expert was paid: a caller who gets an error would pay once more.
     after_capture = operation.returns_remainder
-    told = None
+    discrepancy = None
     if after_capture and after.held:
-        told = remainder_not_returned(after, operation, code)
-        tx.report(told)
-    if not operation.claim_id:
-        return told
+        discrepancy = remainder_not_returned(after, operation, rejection.code)
+        tx.report(discrepancy)
     if after_capture or operation.kind is OperationKind.REVERSE_TRANSFER:
-        # And of a refund the client has the money; what the expert owes is on the books.
-        answer(tx, answers, operation.claim_id, after)
-    else:
-        tx.settle_claim(operation.claim_id, answers.refusal(refusal))
-    return told
+        # After a refused reversal the client has the refund, and the expert's debt is booked.
+        return Ended(discrepancy, answer(tx, answers, operation.claim_id, after))
+    return Ended(discrepancy, refuse(tx, answers, operation.claim_id, rejection.refusal))
 
 
-def reschedule_operation(
-    tx: Transaction,
-    policy: Policy,
-    operation: Operation,
-    state: OperationState,
-    why: str,
-    seconds: float | None,
-    cause: Cause,
-    *,
-    next_attempt: bool = False,
-    key_spent: bool | None = None,
-    may_park: bool = True,
-    unsure_seconds: float = 0.0,
+def release_operation(
+    tx: Transaction, policy: Policy, operation: Operation, how: Release, cause: Cause
 ) -> bool:
-    """Nothing definite yet: give the lease back, and let the payment say what it waits for.
+    """Releases the lease without a definite outcome; the payment says what it waits for now.
 
-    ``unsure_seconds`` is for how long what was sent may still take effect unseen.
-    True if the operation is parked by this.
+    Returns whether this parks the operation.
     """
     payment = tx.lock_payment(operation.payment_id) if operation.payment_id else None
     current = tx.operation(operation.operation_id)
     if current is None or not current.is_held_by(operation):
         return False
-    if may_park and operation.tries >= policy.tries_before_parking * policy.patience:
-        seconds = None
-    parked = seconds is None
+    key = how if isinstance(how, Retry) else Retry(why=how.why, after=0.0)
+    limit = policy.tries_before_parking * policy.patience
+    if isinstance(how, Retry) and how.counts and operation.tries >= limit:
+        how = park(policy, operation, how.why)
+    if isinstance(how, Park):
+        state, seconds, waiting_for = OperationState.PARKED, None, WaitingFor.OPERATOR
+    else:
+        state = OperationState.UNKNOWN if how.may_be_sent else OperationState.STARTED
+        seconds, waiting_for = how.after, WaitingFor.PROCESSOR
     tx.postpone_operation(
         operation,
-        OperationState.PARKED if parked else state,
-        why,
+        state,
+        how.why,
         seconds,
-        next_attempt=next_attempt,
-        key_spent=key_spent,
-        # At the first try only a definite answer parks it, and nothing was sent before.
-        unsure_seconds=unsure_seconds if parked and operation.tries else None,
+        next_attempt=key.new_key,
+        # A new key is not spent; without one the mark stays as it is.
+        key_spent=True if key.spent_key else False if key.new_key else None,
+        unsure_seconds=how.may_arrive_for if isinstance(how, Park) else None,
     )
-    waiting_for = WaitingFor.OPERATOR if parked else WaitingFor.PROCESSOR
     if payment is not None and payment.waiting_for is not waiting_for:
-        tx.record(transitions.waiting_changed(payment, waiting_for, why, tx.now), cause)
-    return parked
+        tx.record(transitions.waiting_changed(payment, waiting_for, how.why, tx.now), cause)
+    return isinstance(how, Park)
+
+
+def park(policy: Policy, operation: Operation, why: str) -> Park:
+    """Returns how an operation is parked.
+
+    At the first try only a definite answer parks it, and nothing was sent before.
+    """
+    return Park(why, policy.arrival_seconds if operation.tries else None)
 
 
 def refused_transition(payment: Payment, operation: Operation, failure: Failure) -> Transition:
-    """Back to where the payment stood before it was asked for; of a reversal, to a debt."""
+    """Returns the payment's way back to its former state; after a reversal, to a debt."""
     match operation.kind:
         case OperationKind.CREATE_INTENT:
             return transitions.creation_refused(payment, failure)
@@ -177,11 +192,11 @@ def refused_transition(payment: Payment, operation: Operation, failure: Failure)
         case OperationKind.CREATE_ACCOUNT:
             raise AssertionError("an account is no payment")
         case OperationKind.SUBMIT_EVIDENCE | OperationKind.ACCEPT_DISPUTE:
-            raise AssertionError("answers to disputes are refused by settle_disputes")
+            raise AssertionError("answers to disputes are refused by reject_answer")
 
 
 def _refusal_of(payment: Payment, refused: Refused) -> Refusal:
-    """Stripe's final no in the caller's terms."""
+    """Returns Stripe's final refusal in the caller's terms."""
     facts = {"payment_id": payment.payment_id, "stripe_code": refused.code}
     if refused.code in ("amount_too_small", "amount_too_large"):
         return invalid_field("amount.minor_units", f"is refused by Stripe: {refused.code}")
@@ -204,5 +219,16 @@ def _refusal_of(payment: Payment, refused: Refused) -> Refusal:
     return refused_by_processor(refused.code, refused.request_id, payment_id=payment.payment_id)
 
 
-def answer(tx: Transaction, answers: Answers, claim_id: str, payment: Payment) -> None:
-    tx.settle_claim(claim_id, answers.response(tx.claim_rpc(claim_id), payment))
+def answer(tx: Transaction, answers: Answers, claim_id: str, payment: Payment) -> StoredAnswers:
+    """Stores the response of a call that succeeded; nothing if nobody waits for it."""
+    if not claim_id:
+        return {}
+    response = answers.response(tx.claim_rpc(claim_id), payment)
+    return {claim_id: tx.settle_claim(claim_id, response)}
+
+
+def refuse(tx: Transaction, answers: Answers, claim_id: str, refusal: Refusal) -> StoredAnswers:
+    """Stores the error of a call that was refused; nothing if nobody waits for it."""
+    if not claim_id:
+        return {}
+    return {claim_id: tx.settle_claim(claim_id, answers.refusal(refusal))}

@@ -11,11 +11,11 @@ from payment_service.domain.state_machine import Transition
 
 
 def plan_preemption(tx: Transaction, payment: Payment, why: str) -> Transition | None:
-    """The giving up of a parked repayment, so that money that is not owed can be moved.
+    """Returns the end of a parked repayment, so that other money of the payment can be moved.
 
-    What is owed stays owed, and `settle.park_repayment` parks another one when that is over. None
-    where no repayment is parked, or where it may be on its way: that is looked for, not given up.
-    It cannot be resumed meanwhile, since the payment's lock is ours.
+    The client payable stays, and `start.park_repayment` parks another repayment afterwards. None if
+    no repayment is parked, or if a request of it may still take effect. It cannot be resumed
+    meanwhile: that needs the payment's lock, which is held here.
     """
     if not payment.client_payable or not (payment.held or payment.net):
         return None
@@ -26,22 +26,22 @@ def plan_preemption(tx: Transaction, payment: Payment, why: str) -> Transition |
 
 
 def open_repayment(tx: Transaction, payment: Payment) -> Operation | None:
-    """What is under way on the payment, if that is to pay the client again."""
+    """Returns the payment's open operation if it is a repayment, or None."""
     operation = tx.operation(payment.operation_id) if payment.operation_id else None
     return operation if operation is not None and operation.is_repayment else None
 
 
 def is_preemptible(repayment: Operation) -> bool:
-    """Whether it is parked and nothing of it is on its way."""
+    """Returns whether it is parked and no request of it may still take effect."""
     return repayment.state is OperationState.PARKED and repayment.unsure_until is None
 
 
 def preempt(
-    tx: Transaction, payment: Payment, given_up: Transition | None, cause: Cause
+    tx: Transaction, payment: Payment, preempted: Transition | None, cause: Cause
 ) -> Payment:
-    """Give up what is parked on the payment, if that is planned. The payment as it then stands."""
-    if given_up is None:
+    """Ends the parked repayment, if that is planned. Returns the payment as it stands then."""
+    if preempted is None:
         return payment
     tx.settle_operation(payment.operation_id, OperationState.REFUSED, "given up")
-    tx.record(given_up, cause)
-    return given_up.after
+    tx.record(preempted, cause)
+    return preempted.after

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import timedelta
 
 from payment_service.domain.operation_payloads import OperationPayload, TransferPayload
@@ -19,11 +19,25 @@ from payment_service.domain.ports.records import Cause
 from payment_service.domain.sync.money_back import repayment
 
 
-def park_repayment(tx: Transaction, policy: Policy, payment: Payment, cause: Cause) -> Payment:
-    """If the client is owed after a bounced refund, and nothing is under way: park what repays it.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """Where an operation comes from: a call under its key, or a deadline."""
 
-    Called by every transaction that may have ended an operation or booked a bounce, so that nothing
-    owed is ever without an operation. The payment as it then stands.
+    #: In the caller's words: the notes of a capture, the reason of a refund.
+    reason: str
+    claim_id: str = ""
+    by_deadline: bool = False
+
+    @property
+    def purpose(self) -> OperationPurpose:
+        return OperationPurpose.DEADLINE if self.by_deadline else OperationPurpose.REQUESTED
+
+
+def park_repayment(tx: Transaction, policy: Policy, payment: Payment, cause: Cause) -> Payment:
+    """Parks a repayment if the client is owed money and no operation of the payment is open.
+
+    Every transaction calls it that may have ended an operation or booked a failed refund, so that a
+    client payable always has an operation. Returns the payment as it stands then.
     """
     due = repayment(payment, tx.new_id("op"), tx.now)
     if due is None:
@@ -69,7 +83,7 @@ def start_operation(
     parked: bool = False,
     last_error: str = "",
 ) -> Operation:
-    """Record an operation and take its lease, so that it can be carried out right after."""
+    """Records an operation and takes its lease, so that it can be executed right after."""
     operation = Operation(
         operation_id=operation_id or tx.new_id("op"),
         kind=kind,

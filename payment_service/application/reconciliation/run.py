@@ -19,7 +19,7 @@ from typing import Final
 import structlog
 
 from payment_service.application.app import App
-from payment_service.application.execution.executor import database_time
+from payment_service.application.clock import database_time
 from payment_service.application.fair_queue import isolated
 from payment_service.application.reconciliation.audit import audit_payments
 from payment_service.application.reconciliation.recheck import (

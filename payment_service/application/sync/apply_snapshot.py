@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 
 from payment_service.application.operations.out_of_band import record_out_of_band
-from payment_service.application.operations.outcomes import answer
+from payment_service.application.operations.outcomes import answer, refuse
 from payment_service.application.operations.start import (
     park_repayment,
     start_operation,
@@ -22,7 +22,7 @@ from payment_service.domain.operations import Operation, OperationPurpose, Opera
 from payment_service.domain.payment import Payment
 from payment_service.domain.ports.database import Transaction
 from payment_service.domain.ports.policy import Policy
-from payment_service.domain.ports.records import Answers, Cause
+from payment_service.domain.ports.records import Answers, Cause, StoredAnswers
 from payment_service.domain.snapshot import PaymentSnapshot
 from payment_service.domain.sync.changes import ChangeSet, Discrepancy, SyncContext
 from payment_service.domain.sync.derive_changes import derive_changes
@@ -48,6 +48,8 @@ class SyncResult:
     #: An operation that now waits for an operator.
     parked: Operation | None = None
     discrepancies: tuple[Discrepancy, ...] = ()
+    #: The answers that this transaction has stored for callers, by their claims.
+    answers: StoredAnswers = field(default_factory=dict)
     #: For the caller only; never stored, never logged.
     client_secret: str = field(default="", repr=False)
 
@@ -83,7 +85,7 @@ def apply_snapshot(
         tx.record(transition, cause)
     for movement in changes.movements:
         tx.add_movement(payment.payment_id, movement)
-    save_disputes(tx, answers, disputes, changes, snapshot)
+    stored = save_disputes(tx, answers, disputes, changes, snapshot)
     for discrepancy in changes.discrepancies:
         tx.report(discrepancy)
     if operation is not None and changes.settled:
@@ -95,11 +97,11 @@ def apply_snapshot(
     payment = park_repayment(tx, policy, changes.payment, cause)
     # A lost dispute's reversal answers no caller: the operation that is over answers its own.
     ends = next_operation is None or not next_operation.claim_id
-    if ends and operation is not None and changes.settled and operation.claim_id:
+    if ends and operation is not None and changes.settled:
         if changes.refusal is not None:
-            tx.settle_claim(operation.claim_id, answers.refusal(changes.refusal))
+            stored |= refuse(tx, answers, operation.claim_id, changes.refusal)
         else:
-            answer(tx, answers, operation.claim_id, payment)
+            stored |= answer(tx, answers, operation.claim_id, payment)
     if next_operation is not None and next_operation.state is OperationState.PARKED:
         parked, next_operation = next_operation, None
     return SyncResult(
@@ -111,6 +113,7 @@ def apply_snapshot(
         next_operation=next_operation,
         parked=parked,
         discrepancies=tuple(changes.discrepancies),
+        answers=stored,
     )
 
 

@@ -6,15 +6,16 @@ The payment's lock protects the rows of its disputes: each writer of a dispute h
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
+from payment_service.application.operations.outcomes import refuse
 from payment_service.domain import transitions
 from payment_service.domain.disputes import Dispute, Outcome
 from payment_service.domain.errors import Precondition, Refusal
 from payment_service.domain.operations import Operation, OperationKind, OperationState
 from payment_service.domain.payment import FreezeReason, Payment
 from payment_service.domain.ports.database import Transaction
-from payment_service.domain.ports.records import Answers, Cause
+from payment_service.domain.ports.records import Answer, Answers, Cause, StoredAnswers
 from payment_service.domain.ports.stripe import Refused
 from payment_service.domain.processor_errors import refused_by_processor
 from payment_service.domain.snapshot import DisputeSnapshot, PaymentSnapshot
@@ -28,8 +29,12 @@ def save_disputes(
     before: Mapping[str, Dispute],
     changes: ChangeSet,
     snapshot: PaymentSnapshot,
-) -> None:
-    """Saves the changed disputes, and ends the answers to disputes that Stripe has received."""
+) -> dict[str, Answer]:
+    """Saves the changed disputes, and ends the answers to disputes that Stripe has received.
+
+    Returns what it has stored for their callers, by the claims.
+    """
+    stored: dict[str, Answer] = {}
     for changed in changes.disputes.values():
         tx.save_dispute(changed)
     records = {**before, **changes.disputes}
@@ -53,7 +58,8 @@ def save_disputes(
                 if refusal is None
                 else answers.refusal(refusal)
             )
-            tx.settle_claim(operation.claim_id, answer)
+            stored[operation.claim_id] = tx.settle_claim(operation.claim_id, answer)
+    return stored
 
 
 def has_arrived(operation: Operation, dispute: DisputeSnapshot) -> bool:
@@ -85,31 +91,36 @@ def _ended_otherwise(operation: Operation, record: Dispute) -> Refusal | None:
 
 def reject_answer(
     tx: Transaction, answers: Answers, operation: Operation, refused: Refused, cause: Cause
-) -> None:
-    """Ends an answer that Stripe refused, after a snapshot showed no effect of it."""
+) -> StoredAnswers:
+    """Records Stripe's final refusal of an answer, once a sync has shown no effect of it."""
     payment = tx.lock_payment(operation.related_payment_id)
     current = tx.operation(operation.operation_id)
     record = tx.dispute(operation.dispute_id)
     if payment is None or record is None or current is None or not current.is_held_by(operation):
-        return
+        return {}
     refusal = refused_by_processor(refused.code, refused.request_id, dispute_id=record.dispute_id)
-    fail_answer(tx, answers, payment, current, refusal, refused.code, cause)
+    failed = FailedAnswer(payment, current, refusal, refused.code)
+    return fail_answer(tx, answers, failed, cause)
+
+
+@dataclass(frozen=True, slots=True)
+class FailedAnswer:
+    """An answer without effect, its locked payment, the caller's error and its code."""
+
+    payment: Payment
+    operation: Operation
+    refusal: Refusal
+    code: str
 
 
 def fail_answer(
-    tx: Transaction,
-    answers: Answers,
-    payment: Payment,
-    operation: Operation,
-    refusal: Refusal,
-    code: str,
-    cause: Cause,
-    **more: str,
-) -> None:
+    tx: Transaction, answers: Answers, failed: FailedAnswer, cause: Cause, **more: str
+) -> StoredAnswers:
     """Ends an answer without effect, so that the dispute can be answered again.
 
     Requires the payment's lock.
     """
+    payment, operation, code = failed.payment, failed.operation, failed.code
     record = tx.dispute(operation.dispute_id)
     assert record is not None
     tx.save_dispute(replace(record, operation_id="", update_time=tx.now))
@@ -127,5 +138,4 @@ def fail_answer(
         cause,
     )
     tx.settle_operation(operation.operation_id, OperationState.REFUSED, code)
-    if operation.claim_id:
-        tx.settle_claim(operation.claim_id, answers.refusal(refusal))
+    return refuse(tx, answers, operation.claim_id, failed.refusal)

@@ -47,6 +47,17 @@ class Policy:
     #: many, because an outage can hold it up.
     tries_before_parking: int = 30
     patience: int = 10
+    #: The pause before the next try. It doubles from the first to the longest, so that nothing
+    #: stays unknown for long once Stripe answers again.
+    retry_first_seconds: float = 0.5
+    retry_longest_seconds: float = 5.0
+    #: The pauses after which a request is sent again that certainly had no effect.
+    unsent_pause_seconds: tuple[float, ...] = (0.2, 0.5, 1.0)
+    #: The pauses after which Stripe is read again for balance transactions that are not there yet.
+    balance_transaction_pause_seconds: tuple[float, ...] = (0.2, 0.5, 1.0)
+    #: For how long a request without an answer may take effect unseen. So far apart are the two
+    #: reads of Stripe before a refund, a transfer or a reversal is sent under a new key.
+    arrival_seconds: float = 61.0
     #: How often reconciliation runs, and how far back it compares.
     reconcile_seconds: float = 3600.0
     reconcile_span: float = 2 * 24 * 3600.0

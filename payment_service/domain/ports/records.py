@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Final, ParamSpec, Protocol
+from typing import Final, ParamSpec, Protocol, TypeAlias
 
 from payment_service.domain.disputes import Dispute
 from payment_service.domain.errors import Refusal
@@ -52,6 +52,10 @@ class Answer:
 
     ok: bool
     body: bytes
+
+
+#: The answers that a transaction has stored, by their claims.
+StoredAnswers: TypeAlias = Mapping[str, Answer]
 
 
 class Answers(Protocol):
