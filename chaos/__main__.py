@@ -12,7 +12,7 @@ from chaos.plan import plan_of
 from chaos.report import say, show
 from chaos.run import run as run_once
 
-#: In a full run, which is of several seeds, every kind of fault must have struck so often.
+#: In a full run, which has several seeds, every kind of fault must have struck this often.
 _LEAST_IN_FULL = 5
 _FULL_SECONDS = 120
 
@@ -78,7 +78,7 @@ def mutants(
         bool, typer.Option("--short", help="Only the few that every test run has.")
     ] = False,
 ) -> None:
-    """Put bugs into copies of the tree; exit status 0 only if each is caught."""
+    """Puts bugs into copies of the tree; exit status 0 only if each is caught."""
     chosen = [
         mutant
         for mutant in MUTANTS
@@ -86,7 +86,7 @@ def mutants(
         and (not only or any(part in mutant.name for part in only))
     ]
     failed = 0
-    # Whatever is edited meanwhile, all are held against the same tree.
+    # All mutants use the same tree, even if somebody edits it meanwhile.
     with copied() as tree:
         for target in dict.fromkeys(mutant.target for mutant in chosen):
             verdict = judge(tree, target)

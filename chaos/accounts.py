@@ -1,4 +1,4 @@
-"""What befalls experts' accounts at Stripe: restricted for some seconds, or rejected for good."""
+"""What happens to experts' accounts: restricted for some seconds, or rejected for good."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import random
 from chaos.plan import WAITED
 from chaos.scene import Known, Scene
 
-#: Of experts at least so many can be paid at any time.
+#: At least this many experts can be paid at any time.
 _WELL = 3
 _STEP_SECONDS = 0.1
-#: On a slow machine it may take so long until a caller has tried.
+#: On a slow machine it may take this many seconds until a caller has tried.
 _PATIENCE_SECONDS = 10.0
 
 
@@ -21,7 +21,7 @@ class Accounts:
         self._chance = random.Random(f"accounts:{seed}")
 
     async def restrict(self, seconds: float) -> bool:
-        """For so long no capture of this expert's can go on, and one at least has tried."""
+        """Restricts an expert for some seconds, in which at least one capture is tried."""
         known = self._held()
         expert_id = known.expert_id if known else self._chance.choice(self._well())
         account, scene = self._scene.accounts[expert_id], self._scene
@@ -49,7 +49,7 @@ class Accounts:
         return True
 
     async def _until_one_waits(self, known: Known | None, waited: int) -> None:
-        """Somebody is to have tried to pay the expert meanwhile."""
+        """Waits until a caller has tried to pay the expert."""
         scene, patience = self._scene, _PATIENCE_SECONDS
         if known is not None:
             scene.urgent.append(known)

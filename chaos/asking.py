@@ -1,7 +1,7 @@
-"""How a caller asks: one call in bytes and out, and the same key until its outcome is told.
+"""How a caller calls: bytes in and bytes out, with the same key until the outcome is known.
 
-A caller that is not told what became of a mutation asks again with the same key and the same
-bytes, now or later, until it is told. That is all it must do, and all that the service promises on.
+A caller that does not know the outcome of a mutation repeats it with the same key and the same
+bytes, now or later, until it gets a definite answer. The service's promises need nothing else.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ _PACKAGE = "marketplace.payments.v1"
 _PATIENCE_SECONDS = 8.0
 #: How often a caller forgets a key whose outcome it does not know.
 _GIVES_UP = 0.1
-#: After an answer that settles nothing, and while the service is away.
+#: Seconds after an answer that settles nothing, and while the service is unavailable.
 PAUSE_SECONDS = 0.1
-#: Whose RPC it is, and what it answers.
+#: The service of each RPC, and the type of its answer.
 ANSWERS: dict[str, tuple[str, Any]] = {
     "InitiatePayment": ("PaymentService", payments_pb2.InitiatePaymentResponse),
     "CapturePayment": ("PaymentService", payments_pb2.CapturePaymentResponse),
@@ -47,14 +47,14 @@ ANSWERS: dict[str, tuple[str, Any]] = {
     "ResumeOperation": ("OperationsService", operations_pb2.ResumeOperationResponse),
     "DismissFraudWarning": ("OperationsService", operations_pb2.DismissFraudWarningResponse),
 }
-#: Codes that settle nothing: the call is to be made again.
+#: Codes that settle nothing: the call must be repeated.
 NOT_NOW = ("UNAVAILABLE", "ABORTED", "RESOURCE_EXHAUSTED", *OWN)
 
 
 class Asker:
-    """Somebody who calls the service; what of, its heirs know."""
+    """A caller of the service. Subclasses say what it calls."""
 
-    #: Whether it may forget a key whose outcome it does not know: it died, say.
+    #: Whether it may forget a key whose outcome it does not know, as if it had died.
     forgets = True
 
     def __init__(self, number: int, scene: Scene, seed: str) -> None:
@@ -64,20 +64,20 @@ class Asker:
         self.pending: list[Keyed] = []
 
     async def run(self) -> None:
-        """Go on until the scene ends."""
+        """Calls until the scene ends."""
         raise NotImplementedError
 
     def learn(self, keyed: Keyed, body: bytes) -> None:
-        """What the first definite yes to a key says."""
+        """Uses the first definite success of a key."""
         raise NotImplementedError
 
     async def resolve(self) -> bool:
-        """Ask once more for everything that is still open; whether nothing is."""
+        """Repeats every call that is still open. Returns whether none is left."""
         await asyncio.gather(*(self.ask(keyed, patient=True) for keyed in list(self.pending)))
         return not self.pending
 
     async def ask(self, keyed: Keyed, *, patient: bool = False, again: bool = False) -> None:
-        """One call under a key; what is not settled by it stays pending."""
+        """Makes one call under a key. If it settles nothing, the key stays pending."""
         if keyed.asking and not again:
             return
         keyed.asking = True
@@ -92,7 +92,7 @@ class Asker:
         if outcome == "info":
             if keyed.answer is None and keyed not in self.pending:
                 if self.forgets and self.chance.random() < _GIVES_UP and not again:
-                    return  # It died, say, and nobody will ever ask again: the sweep must do it.
+                    return  # As if it had died: recovery must finish the call.
                 self.pending.append(keyed)
             await asyncio.sleep(self.chance.uniform(0.5, 1.5) * PAUSE_SECONDS)
             return
@@ -113,7 +113,7 @@ class Asker:
         name: str = "",
         seconds: float = _PATIENCE_SECONDS,
     ) -> tuple[str, bytes]:
-        """One call in bytes and out; its status' bytes if it is refused."""
+        """Makes one call and returns the bytes of its answer, or of its status if it is refused."""
         service = ANSWERS[rpc][0]
         call: aio.UnaryUnaryMultiCallable[bytes, bytes]
         call = self.scene.channel.unary_unary(f"/{_PACKAGE}.{service}/{rpc}")
@@ -157,7 +157,7 @@ class Asker:
 
 
 def _status(error: aio.AioRpcError) -> tuple[bytes, str]:
-    """The status as it stood on the wire, and the reason in it."""
+    """Returns the status as it was on the wire, and the reason in it."""
     for name, value in error.trailing_metadata() or ():
         if name == "grpc-status-details-bin" and isinstance(value, bytes):
             for detail in status_pb2.Status.FromString(value).details:
@@ -169,7 +169,7 @@ def _status(error: aio.AioRpcError) -> tuple[bytes, str]:
 
 
 def _lasting(rpc: str, body: bytes) -> bytes:
-    """An answer without what is made anew each time: the link into Stripe's form."""
+    """Returns an answer without the part that each call makes anew: the link to Stripe's form."""
     if rpc != "ReplaceExpertAccount":
         return body
     answer = experts_pb2.ReplaceExpertAccountResponse.FromString(body)

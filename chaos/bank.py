@@ -1,6 +1,6 @@
-"""The clients' banks: they contest charges, ask about them, warn of fraud, and decide.
+"""The clients' banks: they dispute charges, inquire about them, warn of fraud, and decide.
 
-All of it happens at Stripe, by the simulator's controls; the service learns of it as ever.
+All of it happens at Stripe, by the simulator's controls. The service learns of it as always.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from typing import Any
 from chaos.scene import Known, Scene
 from chaos.simulator import AWAY
 
-#: Payments are tried until one can be contested; most can.
+#: Payments are tried until one can be disputed; most can.
 _TRIES = 12
 #: The effect by which there is a charge.
 _MADE = "authorized"
 
 
 class Bank:
-    """All banks in one. What it leaves to the platform's answer, it does not decide itself."""
+    """All banks in one. If the platform is to answer a dispute, the bank does not decide it."""
 
     def __init__(self, scene: Scene, seed: int) -> None:
         self._scene = scene
@@ -27,14 +27,14 @@ class Bank:
         self._inquiries: list[str] = []
 
     async def contest(self, among: list[Known], *, leave: bool | None = None) -> bool:
-        """A chargeback of all or of a part; half of them are left to the platform to answer."""
+        """Opens a chargeback of all or a part. The platform is to answer half of them."""
         dispute_id = await self._open(among, inquiry=False)
         if dispute_id and not (self._chance.random() < 0.5 if leave is None else leave):
             self._chargebacks.append(dispute_id)
         return bool(dispute_id)
 
     async def contest_held(self) -> bool:
-        """What the platform holds; if need be what was spared for another end."""
+        """Opens a chargeback of money that the platform holds; of reserved money if need be."""
         scene = self._scene
         if await self.contest([known for known in scene.held if known.is_separate]):
             return True
@@ -44,26 +44,26 @@ class Bank:
         return True
 
     async def inquire(self) -> bool:
-        """The bank asks first: no money is taken yet."""
+        """Opens an inquiry, which takes no money yet."""
         dispute_id = await self._open(self._everything(), inquiry=True)
         if dispute_id:
             self._inquiries.append(dispute_id)
         return bool(dispute_id)
 
     async def decide(self, word: str) -> bool:
-        """`win` or `lose` a chargeback; where none is open, one is and decided at once."""
+        """Decides a chargeback (`win` or `lose`). If none is open, opens one first."""
         if not self._chargebacks and not await self.contest(self._everything(), leave=False):
             return False
         return await self._say(self._chargebacks, word)
 
     async def end_inquiry(self) -> bool:
-        """Into a chargeback, which the platform may answer, or into nothing."""
+        """Escalates an inquiry to a chargeback, or closes it."""
         if not self._inquiries and not await self.inquire():
             return False
         return await self._say(self._inquiries, self._chance.choice(["escalate", "close_warning"]))
 
     async def end(self, dispute_id: str, *, is_inquiry: bool, gives_in: bool = False) -> bool:
-        """One way or the other, now; or the platform's, where the bank gives in."""
+        """Decides a dispute now; or in favor of the platform, if the bank gives in."""
         words = ["close_warning", "escalate"] if is_inquiry else ["win", "lose"]
         words = words[:1] if gives_in else words
         return await self._say([dispute_id], self._chance.choice(words))
@@ -85,7 +85,7 @@ class Bank:
         return False
 
     async def bounce(self, refunds: list[tuple[str, str]]) -> bool:
-        """A refund that is on the books comes back: one of these, each with its payment."""
+        """Makes one of these booked refunds fail. Each is given with its payment."""
         for refund, payment_id in self._chance.sample(refunds, min(len(refunds), _TRIES)):
             if payment_id in self._scene.contested:
                 continue
@@ -116,20 +116,20 @@ class Bank:
         return ""
 
     async def _say(self, ids: list[str], word: str) -> bool:
-        """To the first that is still open: by the platform's answer some are not."""
+        """Applies it to the first dispute that is still open."""
         while ids:
             if await self._control("POST", f"/disputes/{ids.pop(0)}/{word}"):
                 return True
         return False
 
     async def _charge(self, known: Known) -> str:
-        """By the log of effects, which no fault of Stripe's keeps from us."""
+        """Reads the log of effects, which no fault of Stripe hides."""
         shown = await self._control("GET", f"/effects?payment_intent={known.intent}")
         made = [one["object"] for one in (shown or {}).get("effects", ()) if one["kind"] == _MADE]
         return str(made[-1]) if made else ""
 
     async def _control(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
-        """What came of it; None where it cannot be, or the simulator is away."""
+        """Returns the result; None if it is impossible, or the simulator is unavailable."""
         try:
             return await self._scene.simulator.control(method, path, body)
         except (*AWAY, ValueError):

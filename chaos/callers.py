@@ -20,7 +20,7 @@ from chaos.simulator import AWAY
 from marketplace.payments.v1 import experts_pb2, money_pb2, payments_pb2
 
 _OPEN_ENDS = 4
-#: Stand in texts that callers hand over; must never be read in a log.
+#: A mark in the texts that callers send; it must never appear in a log.
 CANARY = "canary-7f3a91"
 CARDS = ["pm_card_visa"] * 7 + [
     "pm_card_visa_chargeDeclined",
@@ -30,18 +30,18 @@ CARDS = ["pm_card_visa"] * 7 + [
 #: Charged money is available at once, and so are transfers of it: Stripe lets them be reversed.
 _AVAILABLE = "pm_card_bypassPending"
 Action = Callable[[], Awaitable[None]]
-#: What the debtor was paid, and gives back all his life.
+#: What the debtor was paid, and owes for the whole run.
 _DEBT = 50_000
 _MONEY = {"USD": (100, 50_000), "EUR": (100, 50_000), "JPY": (100, 90_000)}
-#: How the money is held: authorized with a destination, charged at once, authorized and charged
-#: before it lapses.
+#: How the money is held: authorized with a destination, charged at once, or authorized and charged
+#: before the authorization expires.
 _PROMOTED: dict[str, Any] = {"on_deadline": payments_pb2.ON_DEADLINE_PROMOTE}
 _ON_PLATFORM: dict[str, Any] = {"escrow_mode": payments_pb2.ESCROW_MODE_PLATFORM_HOLD}
 _HOLDS: list[dict[str, Any]] = [{}, _ON_PLATFORM, _PROMOTED]
 
 
 class Caller(Asker):
-    """One of many. A reader only ever asks how payments stand, as the user service does."""
+    """One of many callers. A reader only reads payments, as the user service does."""
 
     def __init__(self, number: int, scene: Scene, seed: str, *, reads_only: bool = False) -> None:
         super().__init__(number, scene, seed)
@@ -55,8 +55,8 @@ class Caller(Asker):
 
     async def run(self) -> None:
         while self.scene.now() < self.scene.until:
-            # What is owed an answer goes first if there is much of it: a caller that only ever
-            # begins anew would bury the service in open ends.
+            # If many keys are open, they come first. A caller that only makes new calls would
+            # leave too many operations open.
             owed = len(self.pending)
             if owed and (owed >= _OPEN_ENDS or self.chance.random() < 0.3):
                 await self.ask(self.chance.choice(self.pending))
@@ -83,14 +83,14 @@ class Caller(Asker):
         await self.ask(Keyed("InitiatePayment", request.idempotency_key, request))
 
     async def leave_to_its_deadline(self) -> None:
-        """A hold that nobody goes for soon: it is charged when its authorization is to lapse."""
-        while not self.scene.unpaid:  # On a crowded machine the first answer may come too late.
+        """Holds a payment that no caller captures soon, so that it is promoted."""
+        while not self.scene.unpaid:  # On a slow machine the first answer may come too late.
             await self.initiate(_PROMOTED)
         known = self.scene.unpaid.pop()
         await self.scene.simulator.confirm(known.intent, known.client_secret, "pm_card_visa")
 
     async def spare(self) -> None:
-        """Held by the platform, for the moment in which its expert cannot be paid."""
+        """Makes a held payment, to be captured while its expert cannot be paid."""
         while not self.scene.unpaid:
             await self.initiate(_ON_PLATFORM)
         known = self.scene.unpaid.pop()
@@ -99,7 +99,7 @@ class Caller(Asker):
             self.scene.spared.append(known)
 
     async def run_into_debt(self) -> None:
-        """Paid, and given back before the money could be taken back from the expert."""
+        """Captures and refunds a payment before the money can be taken back from the expert."""
         debtor = self.scene.debtor
         await self.initiate(_ON_PLATFORM, debtor)
         known = next(known for known in self.scene.every if known.expert_id == debtor)
@@ -125,7 +125,7 @@ class Caller(Asker):
             await asyncio.sleep(0.1)
 
     async def confirm(self) -> None:
-        """The client's browser, with one of the test cards."""
+        """Confirms in the client's browser, with one of the test cards."""
         scene, chance = self.scene, self.chance
         if not scene.unpaid:
             return await self.initiate()
@@ -189,12 +189,12 @@ class Caller(Asker):
         return None
 
     async def repeat(self) -> None:
-        """An answered key once more: the same bytes must come back (see checks)."""
+        """Repeats an answered key: the same bytes must come back (see checks)."""
         if self.scene.answered:
             await self.ask(self.chance.choice(self.scene.answered[-400:]))
 
     async def contradict(self) -> None:
-        """A known key with other content."""
+        """Calls with a known key and other content."""
         known = [keyed for keyed in self.scene.answered[-200:] if keyed.rpc in _SAYS_MORE]
         if not known:
             return
@@ -207,7 +207,7 @@ class Caller(Asker):
             self.scene.wrong.append(f"key {keyed.key} with other content was answered {code}")
 
     async def race(self) -> None:
-        """Two keys for one payment, each asked for by several at the same moment."""
+        """Uses two keys for one payment, each in several calls at the same moment."""
         known = self._pick(self.scene.held, 1.0)
         if known is None:
             return await self.confirm()
@@ -217,7 +217,7 @@ class Caller(Asker):
         return None
 
     async def forge(self) -> None:
-        """A webhook that nobody signed, or that was signed too long ago."""
+        """Sends a webhook without a valid signature, or with one that is too old."""
         scene = self.scene
         moment, secret = int(time.time()), b"whsec_of_a_forger"
         if self.chance.random() < 0.5:
@@ -263,7 +263,9 @@ class Caller(Asker):
             for among in (scene.unpaid, scene.held):
                 if keyed.payment in among:
                     among.remove(keyed.payment)
-            if payment.held_amount.minor_units:  # A milestone was paid, and the rest stays.
+            if (
+                payment.held_amount.minor_units
+            ):  # A milestone was paid, and the remainder stays in escrow.
                 scene.held.append(keyed.payment)
             if payment.captured_amount.minor_units > payment.refunded_amount.minor_units:
                 if keyed.payment not in scene.captured:
@@ -277,7 +279,7 @@ class Caller(Asker):
             payment_id=known.payment_id, notes=f"done {CANARY}", idempotency_key=self.key()
         )
         if known.is_separate and self.chance.random() < 0.7:
-            # Parts, now and then more of them than there is money; the last word is said seldom.
+            # Partial captures, sometimes of more than there is; few of them are final.
             request.amount.minor_units = self.chance.randint(60, max(60, known.amount // 2))
             request.final = self.chance.random() < 0.25
         elif self.chance.random() < 0.4:
@@ -290,13 +292,13 @@ class Caller(Asker):
             payment_id=known.payment_id, reason=f"late {CANARY}", idempotency_key=self.key()
         )
         if self.chance.random() < 0.6:
-            # Beyond a half: of a separate one often more than is held, and from several transfers.
+            # More than half: often more than is held of a SEPARATE payment.
             most = known.amount if known.is_separate else known.amount // 2
             request.amount.minor_units = self.chance.randint(1, max(1, most))
         return Keyed("RefundPayment", request.idempotency_key, request, known)
 
     def _card(self, known: Known) -> str:
-        """Half of what the platform holds can be taken back from experts; the rest leaves debts."""
+        """Returns a card. With half of the cards transfers can be reversed; others leave debts."""
         if known.is_separate and self.chance.random() < 0.5:
             return _AVAILABLE
         return self.chance.choice(CARDS)
@@ -322,7 +324,7 @@ def _other_evidence(request: Any) -> None:
     request.evidence.product_description += "another"
 
 
-#: What makes another request of one, by its RPC.
+#: The field whose change makes another request, by RPC.
 _SAYS_MORE: dict[str, Callable[[Any], None]] = {
     "InitiatePayment": _other_amount,
     "CapturePayment": _more("notes"),

@@ -1,7 +1,7 @@
 """What is known at the end of a run: our tables, Stripe's objects and log of effects, the calls.
 
-Read past the service, from its tables and from the simulator, so that what is checked does not
-depend on what is judged.
+It is read from the tables and from the simulator, and not through the service, so that the checks
+do not depend on the code that they check.
 """
 
 import contextlib
@@ -32,10 +32,10 @@ _TABLES = {
     "disputes": "SELECT * FROM disputes ORDER BY create_time",
     "discrepancies": "SELECT * FROM discrepancies",
 }
-#: Every text that the service keeps about its work; a secret must stand in none.
+#: Every text that the service stores about its work. None may contain a secret.
 _TEXTS = {
     "events": "body",
-    "operations": "params::text || last_error",
+    "operations": "payload::text || last_error",
     "expert_events": "body",
     "payments": "coalesce(failure::text, '')",
     "webhook_events": "object_id || verdict || last_error",
@@ -72,9 +72,9 @@ class Evidence:
     history: History = field(default_factory=History)
     #: Accounts that Stripe has rejected for good.
     lost_accounts: set[str] = field(default_factory=set)
-    #: Sentences of what was seen to be wrong while it ran.
+    #: Sentences about faults that were noticed during the run.
     wrong: list[str] = field(default_factory=list)
-    #: Lines of logs and texts of tables in which a secret stands.
+    #: Lines of logs and texts of tables that contain a secret.
     leaks: list[str] = field(default_factory=list)
     ended: list[str] = field(default_factory=list)
     #: Keys that no caller ever got a definite answer for.
@@ -90,7 +90,7 @@ class Evidence:
 
 
 def rows(database_url: str, sql: str) -> list[Row]:
-    """What a query gives, as dictionaries."""
+    """Returns the rows of a query as dictionaries."""
     with (
         contextlib.closing(psycopg2.connect(database_url, connect_timeout=5)) as connection,
         connection.cursor(cursor_factory=psycopg2.extras.RealDictCursor) as cursor,

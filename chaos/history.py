@@ -1,4 +1,4 @@
-"""What the callers asked and were told, in order: invoke, then ok, fail or info.
+"""What the callers called and what was answered, in order: invoke, then ok, fail or info.
 
 An *info* may or may not have happened; checkers accept both until the same key gets a definite
 answer. Every call counts, retries too.
@@ -10,10 +10,10 @@ from typing import Literal
 
 Outcome = Literal["ok", "fail", "info"]
 
-#: Codes that say for good what became of a call; all others mean: ask again with the same key.
+#: Codes that are definite. After any other code the call is repeated with the same key.
 FINAL = frozenset({"FAILED_PRECONDITION", "INVALID_ARGUMENT", "NOT_FOUND", "ALREADY_EXISTS"})
 UNSURE = frozenset({"UNAVAILABLE", "ABORTED", "RESOURCE_EXHAUSTED"})
-#: The caller's own impatience, not the service's doing.
+#: The caller's own deadline, not an answer of the service.
 OWN = frozenset({"DEADLINE_EXCEEDED", "CANCELLED"})
 
 
@@ -53,7 +53,7 @@ class Entry:
     reason: str = ""
     body: bytes = b""
     seen: Seen | None = None
-    #: The caller waited as long as it ever does; a shorter deadline ends by its own doing.
+    #: Whether the caller waited for its full patience, and not only for a shorter deadline.
     patient: bool = True
     text: str = ""
     disputes: tuple[SeenDispute, ...] = ()

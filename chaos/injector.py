@@ -1,7 +1,7 @@
-"""Carries out a plan: kills, stops, and the rules by which Stripe and its webhooks misbehave.
+"""Executes a plan: kills, stops, and the rules by which Stripe and its webhooks misbehave.
 
-Each process has a lane of its own, in which one accident follows the other; the lanes run beside
-each other, so that accidents coincide. Only processes of the given stack are ever touched.
+Each process has a lane of its own, in which one accident follows the other. The lanes run in
+parallel, so that accidents coincide. Only processes of the given stack are touched.
 """
 
 import asyncio
@@ -64,7 +64,7 @@ _REFUNDS = (
     "SELECT movement_id, payment_id FROM movements AS made WHERE kind = 'refund' AND NOT EXISTS "
     "(SELECT FROM movements WHERE movement_id = made.movement_id || ':failed')"
 )
-#: The bank reads evidence for so long, and then decides by it.
+#: How many seconds the bank reads evidence before it decides.
 _SIMULATOR_SETTINGS = {"dispute_review_seconds": 1}
 
 
@@ -74,7 +74,7 @@ class Injector:
         self.bank = Bank(scene, plan.seed)
         self._accounts = Accounts(scene, plan.seed)
         self.injected: Counter[str] = Counter()
-        #: Processes that ended although nobody here had ended them.
+        #: Processes that ended although the plan did not end them.
         self.ended: list[str] = []
         self._stack = stack
         self._scene = scene
@@ -85,7 +85,7 @@ class Injector:
         self._names: dict[str, dict[int, str]] = {"faults": {}, "webhooks": {}}
 
     async def run(self) -> None:
-        """All lanes to their ends; rules are armed meanwhile."""
+        """Runs all lanes to their ends, with the rules armed."""
         self._began = time.monotonic()
         await self._arm()
         lanes = [
@@ -110,7 +110,7 @@ class Injector:
         await self._simulator.insist("POST", "/webhooks", _WEBHOOK_SETTINGS)
 
     async def count(self) -> None:
-        """Read how often each rule has struck; the simulator forgets when it dies."""
+        """Reads how often each rule has struck, because the simulator forgets it when it dies."""
         with contextlib.suppress(*AWAY, ValueError):
             shown = await self._simulator.control("GET", "/faults")
             self._take("faults", shown["rules"])
@@ -125,7 +125,7 @@ class Injector:
                 self._counted[name] = rule["fired"]
 
     def watch(self) -> None:
-        """Note and restart what ended by itself."""
+        """Records and restarts processes that ended by themselves."""
         for child in self._stack.children:
             if not child.running and child.returncode not in (None, -signal.SIGKILL):
                 last = child.tail[-1] if child.tail else ""
@@ -215,7 +215,7 @@ class Injector:
         return True
 
     def _kill_backend(self) -> bool:
-        """One session of the service; PostgreSQL then throws out all others and recovers."""
+        """Kills one session of the service; PostgreSQL then ends all others and recovers."""
         postgres = self._stack.postgres
         assert postgres is not None
         with contextlib.suppress(psycopg2.Error):
@@ -234,7 +234,7 @@ class Injector:
         return False
 
     def _move_deadlines_near(self) -> bool:
-        """Authorizations lapse after days; here, as superuser, within the margin of the sweep."""
+        """Moves authorizations, as superuser, so near to their end that deadlines act on them."""
         postgres = self._stack.postgres
         assert postgres is not None
         options = "-c session_replication_role=replica -c lock_timeout=500ms"
@@ -248,7 +248,8 @@ class Injector:
             connection.cursor() as cursor,
         ):
             cursor.execute(
-                "UPDATE payments SET escrow_expire_time = now() + interval '1 hour' "
+                "UPDATE payments SET escrow_expire_time = now() + interval '1 hour', "
+                "first_deadline_time = now() + interval '1 hour', deadline_due_time = now() "
                 "WHERE state = 'IN_ESCROW' AND charged = 0 AND on_deadline = 'PROMOTE' "
                 "AND escrow_expire_time > now() + interval '1 day'"
             )
@@ -264,7 +265,7 @@ class Injector:
         return True
 
     async def _stripe_away(self, seconds: float) -> bool:
-        """Every request of ours is refused, longer than the breaker needs to open."""
+        """Refuses every request to Stripe, for longer than the circuit breaker needs to open."""
         try:
             shown = await self._simulator.control(
                 "POST",
@@ -278,7 +279,7 @@ class Injector:
         return True
 
     async def _silence(self, seconds: float) -> bool:
-        """Every webhook is lost, and none is ever sent again."""
+        """Loses every webhook; none is sent again."""
         try:
             await self.count()
             await self._simulator.control("DELETE", "/webhooks/rules")
@@ -291,7 +292,7 @@ class Injector:
         return True
 
     async def _arm(self) -> None:
-        """Give a simulator that has just started its rules."""
+        """Gives its rules to a simulator that has just started."""
         await self._simulator.insist("POST", "/webhooks", _WEBHOOK_SETTINGS)
         await self._simulator.insist("POST", "/settings", _SIMULATOR_SETTINGS)
         rules = self.plan.stripe_rules
@@ -314,13 +315,13 @@ class Injector:
         self._names["webhooks"] = _named(shown["rules"], [rule.name for rule in rules])
 
     def _forget(self, rules: Sequence[Rule]) -> None:
-        """New rules count from nought."""
+        """Starts to count new rules at zero."""
         for rule in rules:
             self._counted.pop(rule.name, None)
 
     @property
     def missing(self) -> list[str]:
-        """Rules that have not struck yet, and what operators have not done yet."""
+        """Returns the rules that have not struck yet, and what operators have not done yet."""
         rules = (*self.plan.stripe_rules, *self.plan.webhook_rules)
         done = self.injected + self._scene.deeds
         return [name for name in (*(rule.name for rule in rules), *DEEDS) if not done[name]]

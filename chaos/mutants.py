@@ -1,4 +1,4 @@
-"""Is the chaos able to fail? Bugs put into a copy of the tree; each must be caught.
+"""Can the chaos run fail? Bugs are put into a copy of the tree, and each must be caught.
 
 A mutant is one or two small replacements of text. Each detector is a chaos run with a fixed seed,
 or a test named by its node id, run in the copy. The tree as it is must pass the same detectors.
@@ -56,7 +56,6 @@ _INGEST = "payment_service/application/ingest_event.py"
 _BACKGROUND = "payment_service/application/jobs/scheduler.py"
 _PAYMENTS = "payment_service/rpc/payments.py"
 _OPERATIONS = "payment_service/domain/operations.py"
-_FOLLOW = "payment_service/domain/sync/derive_changes.py"
 _PLANS = "payment_service/domain/plans.py"
 
 MUTANTS = (
@@ -107,8 +106,8 @@ MUTANTS = (
         (
             Edit(
                 "payment_service/application/sync/apply_snapshot.py",
-                "if payment.version != version:",
-                "if version < 0:",
+                "if payment.version != fetched.version:",
+                "if fetched.version < 0:",
             ),
         ),
         "test_an_old_observation_changes_nothing",
@@ -125,15 +124,15 @@ MUTANTS = (
         "test_a_swallowed_error_is_no_commit",
     ),
     Mutant(
-        "looks at nothing before it sends again",
+        "sends again without a sync",
         (Edit(_CARRY_OUT, "    if operation.tries:\n", "    if operation.tries < 0:\n"),),
     ),
     Mutant(
-        "no sweep",
+        "no recovery",
         (
             Edit(
                 _BACKGROUND,
-                "        tasks.create_task(_loop(app, recover_operations, _POLL_SECONDS))\n",
+                "    recover_operations,\n",
                 "",
             ),
         ),
@@ -143,13 +142,13 @@ MUTANTS = (
         (
             Edit(
                 _BACKGROUND,
-                "        tasks.create_task(_loop(app, poll_events, _POLL_SECONDS))\n",
+                "    poll_events,\n",
                 "",
             ),
             Edit(
                 _BACKGROUND,
-                "_loop(app, poll_stale_payments, _SELDOM_SECONDS)",
-                "asyncio.sleep(0)",
+                "    poll_stale_payments,\n",
+                "",
             ),
         ),
         target="test_what_no_webhook_tells_is_asked_for",
@@ -246,9 +245,9 @@ MUTANTS = (
         "expert's leg forgotten",
         (
             Edit(
-                _FOLLOW,
-                "    legs, owed = reversal_legs(changes, snapshot, split.expert_part)\n",
-                "    legs, owed = [], 0\n",
+                "payment_service/domain/sync/money_back.py",
+                "    legs, debt = reversal_legs(changes, context.snapshot, split.expert_amount)\n",
+                "    legs, debt = [], 0\n",
             ),
         ),
     ),
@@ -257,8 +256,8 @@ MUTANTS = (
         (
             Edit(
                 "payment_service/application/capture_payment.py",
-                '"application_fee": fee,',
-                '"application_fee": min(payment.commission, share.part),',
+                "application_fee=fee if payment.commission > 0 or fee > 0 else None,",
+                "application_fee=min(payment.commission, share.amount),",
             ),
         ),
     ),
@@ -314,7 +313,7 @@ MUTANTS = (
         (
             Edit(
                 _CARRY_OUT,
-                "minor_units=operation.share.sent,",
+                "minor_units=operation.capture_split.sent,",
                 "minor_units=operation.minor_units,",
             ),
         ),
@@ -325,8 +324,8 @@ MUTANTS = (
         (
             Edit(
                 "payment_service/domain/sync/transfers.py",
-                "rest = max(payment.held - share.part - back, 0) if final else 0",
-                "rest = 0",
+                "max(payment.held - split.amount - refunded, 0) if payload.final else 0",
+                "0",
             ),
         ),
         "test_parts_of_held_money_go_where_they_belong",
@@ -336,8 +335,8 @@ MUTANTS = (
         (
             Edit(
                 _PLANS,
-                "    held = min(part, from_escrow)\n",
-                "    held = min(max(part - payment.net, 0), from_escrow)\n",
+                "    held = min(amount, from_escrow)\n",
+                "    held = min(max(amount - payment.net, 0), from_escrow)\n",
             ),
         ),
         "test_parts_of_held_money_go_where_they_belong",
@@ -352,8 +351,8 @@ MUTANTS = (
         (
             Edit(
                 _PLANS,
-                "check_requested_amount(payment, part, held)",
-                "_check_part(payment, part, payment.amount)",
+                "check_requested_amount(payment, amount, held)",
+                "check_requested_amount(payment, amount, payment.amount)",
             ),
         ),
         "test_parts_of_held_money_go_where_they_belong",
@@ -386,10 +385,10 @@ MUTANTS = (
         "test_what_is_being_reversed_is_not_kept_back",
     ),
     Mutant(
-        "promotion without a look",
+        "promotion without a sync",
         (
             Edit(
-                "payment_service/application/jobs/deadlines.py",
+                "payment_service/application/jobs/act_on_deadlines.py",
                 "        await sync_payment(app, payment_id, DEADLINE)\n",
                 "",
             ),
@@ -413,8 +412,8 @@ MUTANTS = (
         (
             Edit(
                 _PLANS,
-                "rest = min(part - owed, payment.held + payment.net)",
-                "rest = min(part - owed, payment.held)",
+                "remainder = min(amount - payable, payment.held + payment.net)",
+                "remainder = min(amount - payable, payment.held)",
             ),
         ),
     ),
@@ -423,8 +422,8 @@ MUTANTS = (
         (
             Edit(
                 "payment_service/application/resume_operation.py",
-                "        params = with_current_destination(tx, payment, params)",
-                "        params = dict(params)",
+                "        payload = with_current_destination(tx, payment, payload)",
+                "        payload = operation.payload",
             ),
         ),
     ),
@@ -463,7 +462,7 @@ def copy_tree(target: Path, source: Path = ROOT) -> None:
 
 @contextmanager
 def copied(source: Path = ROOT) -> Iterator[Path]:
-    """A copy that goes again; PostgreSQL may have to reach into it as another user."""
+    """Makes a temporary copy. PostgreSQL may have to read it as another user."""
     with tempfile.TemporaryDirectory(prefix="payments-mutant-") as directory:
         tree = Path(directory)
         tree.chmod(0o711)
@@ -472,7 +471,7 @@ def copied(source: Path = ROOT) -> Iterator[Path]:
 
 
 def apply(mutant: Mutant, tree: Path) -> None:
-    """Put the bug in. Raises :class:`Stale` unless each text is there exactly once."""
+    """Puts the bug in. Raises :class:`Stale` unless each text is there exactly once."""
     for edit in mutant.edits:
         path = tree / edit.path
         text = path.read_text()
@@ -484,7 +483,7 @@ def apply(mutant: Mutant, tree: Path) -> None:
 
 
 def judge(tree: Path, target: str, seed: int = _SEED) -> Verdict:
-    """Run one detector in a tree."""
+    """Runs one detector in a tree."""
     began = time.monotonic()
     if target:
         command = [*("-m", "pytest", "-q", "-p", "no:cacheprovider"), f"{_TARGETS}::{target}"]

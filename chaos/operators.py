@@ -1,4 +1,4 @@
-"""Operators: people who look at what is contested and answer for the platform, under keys too."""
+"""Operators: people who answer disputes for the platform, also under keys."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _OVER = (
 
 
 class Operator(Asker):
-    """One at a desk. Nobody asks in its place, so it forgets no key."""
+    """One operator. Nothing repeats its calls in its place, so it forgets no key."""
 
     forgets = False
 
@@ -48,17 +48,17 @@ class Operator(Asker):
             await asyncio.sleep(self.chance.uniform(1, 3) * PAUSE_SECONDS)
 
     async def answer(self) -> None:
-        """Evidence for one of the disputes that wait for it, or none: it is given up."""
+        """Submits evidence for one of the disputes that wait for it, or accepts the dispute."""
         disputes = [dispute for dispute in await self._open() if dispute.status in _UNANSWERED]
         answering = self.scene.answering
         fresh = [one for one in reversed(disputes) if one.dispute_id not in answering]
-        if fresh:  # The oldest, by whatever was done less so far.
+        if fresh:  # The oldest, by the kind of answer that was given less often so far.
             dispute = fresh[0]
             can_be_lost = dispute.stage == disputes_pb2.DISPUTE_STAGE_CHARGEBACK
             tried = Counter(answering.values())
             deed = ACCEPTED if can_be_lost and tried[ACCEPTED] < tried[EVIDENCE] else EVIDENCE
             answering[dispute.dispute_id] = deed
-        else:  # Another word on the same matter, when the first has come of what it was for.
+        else:  # More evidence for the same dispute, after the first was stored.
             others = [one for one in disputes if self.scene.deeds[answering[one.dispute_id]]]
             if not others:
                 return
@@ -70,10 +70,10 @@ class Operator(Asker):
             await self.ask(self._acceptance(dispute.dispute_id))
 
     async def release(self) -> None:
-        """An issuer's warning was looked into, and is let pass."""
+        """Dismisses an issuer's fraud warning."""
         scene = self.scene
         fresh = [one for one in scene.warned if one not in scene.releasing]
-        # Now and then although it was taken up before, and nothing is to be released any more.
+        # Sometimes a warning that was dismissed before, so that there is nothing to dismiss.
         if scene.releasing and self.chance.random() < 0.05:
             return await self.let_pass(self.chance.choice(sorted(scene.releasing)))
         for payment_id in fresh:
@@ -96,14 +96,14 @@ class Operator(Asker):
         await self.ask(Keyed("DismissFraudWarning", request.idempotency_key, request))
 
     async def refund(self, payment_id: str) -> None:
-        """What can only pay an account that the expert has no more goes back to the client."""
+        """Refunds payments that can only pay an account that the expert no longer has."""
         request = payments_pb2.RefundPaymentRequest(
             payment_id=payment_id, reason="another account", idempotency_key=self.key()
         )
         await self.ask(Keyed("RefundPayment", request.idempotency_key, request))
 
     async def write_off(self) -> None:
-        """A part of what the debtor owes, or all that somebody owes, if anything."""
+        """Writes off a part of the debtor's debt, or all of another expert's debt."""
         chance, scene = self.chance, self.scene
         is_debtor = chance.random() < 0.5
         amount = money_pb2.Money(minor_units=chance.randint(1, 400)) if is_debtor else None
@@ -117,7 +117,7 @@ class Operator(Asker):
         await self.ask(Keyed("WriteOffExpertDebt", request.idempotency_key, request))
 
     async def repay(self) -> None:
-        """What a bounced refund left owed is parked, and sent on by somebody who has looked."""
+        """Resumes a parked repayment of a failed refund."""
         look = operations_pb2.ListOperationsRequest(state=operations_pb2.OPERATION_STATE_PARKED)
         code, body = await self.call("ListOperations", "", look.SerializeToString())
         if code != "OK":
@@ -133,7 +133,7 @@ class Operator(Asker):
         return code == "OK"
 
     async def replace(self) -> None:
-        """Another account for each expert whose account is rejected, and the form filled in."""
+        """Replaces each rejected account, and completes the form of the new one."""
         scene = self.scene
         asked = {keyed.request.expert_id for keyed in self.pending if keyed.rpc == _REPLACE}
         for expert_id, account in list(scene.rejected.items()):
@@ -150,10 +150,10 @@ class Operator(Asker):
             await scene.simulator.insist("POST", f"/accounts/{account}/complete_onboarding")
 
     async def resolve(self) -> bool:
-        """Nothing is left that only an operator can do, and experts are as Stripe shows them."""
+        """Does all that only an operator can do, until experts are as Stripe shows them."""
         await self.replace()
         await self.repay()
-        # What there was no moment for under the faults is made up for.
+        # What was not possible under the faults is done now.
         for deed, act in {
             EVIDENCE: self.answer,
             ACCEPTED: self.answer,
@@ -163,7 +163,7 @@ class Operator(Asker):
             if not self.scene.deeds[deed]:
                 await act()
         for expert_id in self.scene.experts:
-            # Of one who cannot be paid Stripe is asked first.
+            # GetExpert reads an account from Stripe if it cannot be paid.
             request = experts_pb2.GetExpertRequest(expert_id=expert_id)
             await self.call("GetExpert", "", request.SerializeToString())
         return await super().resolve() and not self.scene.rejected
@@ -202,7 +202,7 @@ class Operator(Asker):
             evidence=disputes_pb2.Evidence(
                 uncategorized_text=self.chance.choice(_TEXTS), product_description=CANARY
             ),
-            # Else it is only laid ready at Stripe.
+            # Otherwise it is only staged at Stripe.
             submit=submit,
             idempotency_key=self.key(),
         )

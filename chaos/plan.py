@@ -1,7 +1,7 @@
-"""What a seed does: who is killed or stopped when, and how Stripe and its webhooks misbehave.
+"""What a seed does: which process is killed or stopped when, and how Stripe misbehaves.
 
-A plan is a pure function of seed and length, and can be printed. Processes remain what they are, so
-the same plan need not meet the same moment twice; the seed makes a run comparable, not identical.
+A plan is a pure function of seed and length, and can be printed. The timing of real processes
+varies, so the seed makes two runs comparable, not identical.
 """
 
 import math
@@ -43,7 +43,7 @@ REPAID = "repayment resumed"
 WAITED = "capture waited for its expert"
 DEEDS = (EVIDENCE, ACCEPTED, RELEASED, REPLACED, WRITTEN_OFF, REPAID, WAITED)
 
-#: One kind of accident for every so many seconds of a run.
+#: One accident of a kind for every this many seconds of a run.
 _EVERY_SECONDS = {
     KILL_REPLICA: 6.0,
     STOP_REPLICA: 5.0,
@@ -65,10 +65,10 @@ _BANK_EVERY_SECONDS = {
     REFUND_BOUNCES: 6.0,
 }
 BANK = tuple(_BANK_EVERY_SECONDS)
-#: And of what befalls experts' accounts: for some seconds, or for good.
+#: And of what happens to experts' accounts: for some seconds, or for good.
 _ACCOUNTS_EVERY_SECONDS = {EXPERT_RESTRICTED: 8.0, EXPERT_REJECTED: 15.0}
 ACCOUNTS = tuple(_ACCOUNTS_EVERY_SECONDS)
-#: Every so many seconds the authorizations that stand are about to lapse, and are promoted.
+#: How often open authorizations are moved near to their end, so that they are promoted.
 _DEADLINES_EVERY_SECONDS = 3.0
 _SILENCE_SECONDS = 2.5
 KILLS = frozenset({KILL_REPLICA, KILL_GATEWAY, KILL_BACKEND, KILL_POSTMASTER, KILL_SIMULATOR})
@@ -77,7 +77,7 @@ KILLS = frozenset({KILL_REPLICA, KILL_GATEWAY, KILL_BACKEND, KILL_POSTMASTER, KI
 _OURS = r"^/v1/(?!payment_intents/[^/]+/confirm$)"
 _MUTATIONS = {"method": "POST", "path": _OURS}
 _INTENTS = {"method": "POST", "path": r"^/v1/payment_intents(/[^/]+/(capture|cancel))?$"}
-#: A 500 that Stripe stores under a refund's key is waited out for a minute, by a rule of ours
+#: After a 500 that Stripe stores under a refund's key, the service waits a minute
 #: (`_BETWEEN_TWO_READS`); here a refund meets such answers as are not stored.
 _MONEY_BACK = {"method": "POST", "path": r"^/v1/(refunds|transfers/[^/]+/reversals)$"}
 
@@ -154,7 +154,7 @@ class Plan:
         return [*kinds, *DEEDS, *(rule.name for rule in (*self.stripe_rules, *self.webhook_rules))]
 
     def lane(self, *kinds: str, target: int | None = None) -> list[Step]:
-        """The steps that one after the other befall the same process."""
+        """Returns the steps that happen to the same process one after the other."""
         return [
             step
             for step in self.steps
@@ -170,7 +170,7 @@ class Plan:
 
 
 def plan_of(seed: int, seconds: float) -> Plan:
-    """The same for the same seed and length, always."""
+    """Returns the plan, which is always the same for the same seed and length."""
     chance = random.Random(f"chaos:{seed}")
     steps = [
         step
@@ -185,9 +185,9 @@ def plan_of(seed: int, seconds: float) -> Plan:
     accounts = random.Random(f"accounts:{seed}")
     for kind, every in _ACCOUNTS_EVERY_SECONDS.items():
         steps += _spread(accounts, kind, every, seconds)
-    # The last payments are heard of by asking alone.
+    # The service learns of the last payments only by polling.
     steps.append(Step(round(seconds - _SILENCE_SECONDS, 3), NO_WEBHOOKS, 0, _SILENCE_SECONDS))
-    # In a short run each must still come about: the rhythm quickens.
+    # Each must still happen in a short run, so the rhythm is faster there.
     haste = min(1.0, max(0.35, seconds / 30))
     return Plan(
         seed,
@@ -199,7 +199,7 @@ def plan_of(seed: int, seconds: float) -> Plan:
 
 
 def _spread(chance: random.Random, kind: str, every: float, seconds: float) -> Iterator[Step]:
-    """So many of a kind, one in each of equal spans, so that none bunch up and none is missing."""
+    """Returns times of one kind, one in each of equal spans, so that they are spread."""
     count = max(1, math.ceil(seconds / every - 0.01))
     span = (seconds - 1.5) / count
     first = chance.randrange(REPLICAS)

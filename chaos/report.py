@@ -1,4 +1,4 @@
-"""What a run came to, as a table; and the whole story of a payment that went wrong."""
+"""The result of a run as a table, and the whole history of a payment that went wrong."""
 
 import json
 import sys
@@ -22,7 +22,7 @@ _SHOWN_OF_DISPUTES = ("dispute_id", "status", "amount", "withdrawn", "reinstated
 
 @dataclass(slots=True, kw_only=True)
 class Report:
-    """What a run came to."""
+    """The result of a run."""
 
     plan: Plan
     evidence: Evidence
@@ -89,7 +89,7 @@ def show(report: Report) -> None:
 
 
 def story(report: Report, payment_id: str) -> Iterator[str]:
-    """All that is known of one payment, in few lines."""
+    """Returns all that is known about one payment, in few lines."""
     evidence = report.evidence
     yield f"--- {payment_id}"
     intent = ""
@@ -108,7 +108,7 @@ def story(report: Report, payment_id: str) -> Iterator[str]:
         yield (
             f"operation {row['operation_id']} {row['kind']} {row['state']} "
             f"attempt {row['attempt']} tries {row['tries']} {row['last_error']} "
-            f"{row['create_time']:%H:%M:%S.%f} {row['minor_units']} {row['params']}"
+            f"{row['create_time']:%H:%M:%S.%f} {row['minor_units']} {row['payload']}"
         )
     for row in _about(evidence.disputes, payment_id):
         yield "dispute: " + ", ".join(f"{name} {row[name]}" for name in _SHOWN_OF_DISPUTES)

@@ -20,7 +20,7 @@ from dev.stack import Stack
 
 
 class Rest:
-    """The end of a run. What callers and banks owe each other is brought to its end as well."""
+    """The end of a run. Open calls and disputes are also brought to their ends."""
 
     def __init__(
         self, stack: Stack, scene: Scene, bank: Bank, operator: Operator, askers: Sequence[Asker]
@@ -50,13 +50,13 @@ class Rest:
         return None
 
     async def _free(self) -> str:
-        """Captures that wait for their expert go on by themselves, but for what keeps them back:
-        the bank decides, a warning is let pass, what can pay nobody any more is given back. What
-        Stripe refused for no reason that was seen would be tried again after a minute; an operator
-        need not wait for that. Those that were parked since they are contested wait for an
-        operator: the bank gives in, and then they are resumed.
+        """Removes what keeps captures waiting, and returns what still waits, or an empty string.
 
-        What still waits, or empty.
+        Captures that wait for their expert continue by themselves, except in these cases. A
+        disputed one waits for the bank, which decides. A fraud warning is dismissed. A capture
+        that can pay only a former account is refunded. One that Stripe refused without a visible
+        reason would be retried after a minute, and an operator resumes it before. One that was
+        parked because it is disputed is resumed after the bank has given in.
         """
         found = await asyncio.to_thread(
             rows,
@@ -86,7 +86,7 @@ class Rest:
 
 
 async def _left(stack: Stack, simulator: Simulator) -> str:
-    """What is still to be done, or empty."""
+    """Returns what is still to be done, or an empty string."""
     [counts] = await asyncio.to_thread(
         rows,
         stack.database_url,
@@ -128,7 +128,7 @@ async def _left(stack: Stack, simulator: Simulator) -> str:
 
 
 async def _contested(stack: Stack, simulator: Simulator) -> str:
-    """Disputes, bounces and warnings that are not on record as Stripe shows them, or empty."""
+    """Returns disputes, failed refunds and warnings that are not recorded as Stripe shows them."""
     ours = {
         row["dispute_id"]: row
         for row in await asyncio.to_thread(rows, stack.database_url, "SELECT * FROM disputes")
@@ -171,7 +171,7 @@ _SHOWN_AS = {
 
 
 def _is_behind(row: Row | None, dispute: Row) -> bool:
-    """Not on record so, or lost and not written off yet."""
+    """Returns whether a dispute is not recorded so, or is lost and not written off yet."""
     if row is None or row["status"] != dispute["status"]:
         return True
     return bool(row["status"] == "lost" and row["lost"] != row["withdrawn"] - row["reinstated"])

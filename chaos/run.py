@@ -1,4 +1,4 @@
-"""One run: bring everything up, let the callers and the accidents loose, heal, wait, check."""
+"""One run: start everything, let callers and accidents run, heal, wait, check."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ from dev.stack import Stack
 from marketplace.payments.channel import connect
 from marketplace.payments.v1 import experts_pb2, experts_pb2_grpc
 
-#: Shorter than in production, so that what a crash leaves is taken up within the run, and so that a
-#: stopped replica outsleeps its leases, which are twice as long.
+#: Shorter than in production, so that recovery happens within the run, and so that a stopped
+#: replica sleeps for longer than its leases, which are twice as long.
 _STRIPE_TIMEOUT_SECONDS = 1.2
 _EXPERTS = 6
 _CAPTURED_BEFORE = 8
@@ -42,7 +42,7 @@ _OPERATORS = 2
 
 
 class Logs:
-    """Keeps the children's lines and notices secrets in them."""
+    """Keeps the lines of the child processes, and finds secrets in them."""
 
     def __init__(self, file: Path | None) -> None:
         self.leaks: dict[str, int] = {}
@@ -52,7 +52,7 @@ class Logs:
     def take(self, name: str, line: str) -> None:
         if self._file is not None:
             self._file.write(f"{name} {line}\n")
-        if name == "simulator":  # It stands for Stripe and may say what it likes.
+        if name == "simulator":  # It plays Stripe, and may log anything.
             return
         for secret in self.secrets:
             if secret in line:
@@ -70,7 +70,7 @@ def run(
     """Run once on a stack of its own, which is gone afterwards."""
     plan = plan_of(seed, seconds)
     directory = Path(tempfile.mkdtemp(prefix="payments-chaos-"))
-    directory.chmod(0o711)  # PostgreSQL may have to run as somebody else.
+    directory.chmod(0o711)  # PostgreSQL may have to run as another user.
     lines = Logs(logs)
     began = time.monotonic()
     try:
@@ -87,7 +87,7 @@ def run(
 
 
 def _settings(data_dir: Path, seed: int) -> StackSettings:
-    """Ports below those that the system hands out: a dead replica's port must stay free for it."""
+    """Returns ports below those that the system assigns: a dead replica's port must stay free."""
     settings = StackSettings.on_free_ports(data_dir, replicas=REPLICAS)
     first = _free_block(2 * REPLICAS + 2)
     return replace(
@@ -102,7 +102,7 @@ def _settings(data_dir: Path, seed: int) -> StackSettings:
 
 
 def _free_block(length: int) -> int:
-    """The first of so many ports in a row that nobody uses; others may be looking too."""
+    """Returns the first of several free ports in a row. Other processes may search too."""
     for _ in range(200):
         first = random.randrange(20_000, 32_000)
         if not any(taken(port) for port in range(first, first + length)):
@@ -195,7 +195,7 @@ async def _prepare(scene: Scene, injector: Injector, callers: list[Caller]) -> N
 
 
 async def _prolong(scene: Scene, injector: Injector) -> None:
-    """On a slow machine callers stay until every rule has struck, but not for ever."""
+    """Lets callers stay on a slow machine until every rule has struck, up to a limit."""
     limit = scene.now() + 2.5 * (scene.until - scene.now())
     while (left := scene.until - scene.now()) > 0:
         await asyncio.sleep(left - 0.5 if left > 1 else 0.1)
@@ -243,6 +243,6 @@ async def _progress(scene: Scene, injector: Injector, everybody: list[Asker]) ->
 
 
 async def _ask_again(caller: Caller) -> None:
-    """At rest, a sample of the keys once more: from every replica, the same bytes."""
+    """Repeats a sample of the keys at rest: every replica must answer with the same bytes."""
     for keyed in caller.scene.answered[caller.number :: max(1, len(caller.scene.answered) // 40)]:
         await caller.ask(keyed, patient=True)

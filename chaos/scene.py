@@ -49,7 +49,7 @@ class Keyed:
 
 @dataclass(slots=True)
 class Scene:
-    """What all callers share: whom they reach, and the payments there are to quarrel about."""
+    """What all callers share: the replicas, and the payments that they compete for."""
 
     channel: aio.Channel
     simulator: Simulator
@@ -61,24 +61,24 @@ class Scene:
     #: When callers leave.
     until: float = 0.0
     experts: list[str] = field(default_factory=list)
-    #: One of whom no caller orders anything, so that nothing keeps the debt back.
+    #: An expert without new payments, so that no capture collects the debt.
     debtor: str = ""
     #: The experts' present accounts.
     accounts: dict[str, str] = field(default_factory=dict)
-    #: Accounts that Stripe has rejected and that nobody has replaced yet, by their experts.
+    #: Accounts that Stripe has rejected and that are not replaced yet, by their experts.
     rejected: dict[str, str] = field(default_factory=dict)
     #: All that were ever rejected; and new ones whose form is to be filled in.
     lost_accounts: set[str] = field(default_factory=set)
     onboarding: list[str] = field(default_factory=list)
-    #: Held by the platform and spared, until their expert cannot be paid; then they are captured.
+    #: Held by the platform and reserved, until their expert cannot be paid; then they are captured.
     spared: list[Known] = field(default_factory=list)
     urgent: list[Known] = field(default_factory=list)
     unpaid: list[Known] = field(default_factory=list)
     held: list[Known] = field(default_factory=list)
     captured: list[Known] = field(default_factory=list)
     every: list[Known] = field(default_factory=list)
-    #: Payments that a bank has contested, and those of which a refund has bounced. None is both:
-    #: what is owed then and cannot be refunded any more would keep its payment busy for ever.
+    #: Payments that a bank has disputed, and those with a failed refund. None is both: a client
+    #: payable that cannot be refunded any more would keep its payment busy for ever.
     contested: set[str] = field(default_factory=set)
     bounced: set[str] = field(default_factory=set)
     #: Payments whose issuer has warned of fraud.
@@ -86,9 +86,9 @@ class Scene:
     answered: list[Keyed] = field(default_factory=list)
     #: Answers that must not have been given, as sentences.
     wrong: list[str] = field(default_factory=list)
-    #: Those of them that an operator has taken up.
+    #: Those of them that an operator has dismissed.
     releasing: set[str] = field(default_factory=set)
-    #: Disputes that an operator has taken up, and what for.
+    #: Disputes that an operator has answered, and how.
     answering: dict[str, str] = field(default_factory=dict)
     #: What operators have brought about, by the plan's names.
     deeds: Counter[str] = field(default_factory=Counter)
@@ -98,7 +98,7 @@ class Scene:
         return time.monotonic() - self.began
 
     def leave(self, known: Known) -> None:
-        """Callers go for this payment by chance alone."""
+        """Makes this payment one of those that callers choose from."""
         for among in (self.unpaid, self.held, self.captured):
             if known in among:
                 among.remove(known)

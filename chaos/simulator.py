@@ -1,4 +1,4 @@
-"""The simulator as the chaos sees it: switches, the log of effects, Stripe's own lists."""
+"""The simulator as the chaos run uses it: switches, the log of effects, Stripe's own lists."""
 
 import asyncio
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ class Simulator:
     async def insist(
         self, method: str, path: str, body: Mapping[str, Any] | None = None, seconds: float = 20
     ) -> Any:
-        """The same, until the simulator is up again."""
+        """Does the same, and repeats it until the simulator is up again."""
         deadline = asyncio.get_running_loop().time() + seconds
         while True:
             try:
@@ -39,7 +39,7 @@ class Simulator:
                 await asyncio.sleep(0.05)
 
     async def confirm(self, intent: str, client_secret: str, card: str) -> dict[str, Any]:
-        """What the client's browser does with the secret."""
+        """Does what the client's browser does with the secret."""
         async with self._http.post(
             f"{self._base_url}/v1/payment_intents/{intent}/confirm",
             data={"client_secret": client_secret, "payment_method": card},
@@ -50,7 +50,7 @@ class Simulator:
             return shown
 
     async def list(self, path: str, account: str = "") -> list[dict[str, Any]]:
-        """All of one of Stripe's lists."""
+        """Returns the whole of one of Stripe's lists."""
         found: list[dict[str, Any]] = []
         headers = {"Authorization": f"Bearer {SIMULATOR_SECRET_KEY}"}
         if account:

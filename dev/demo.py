@@ -241,8 +241,9 @@ def _adopt(walk: Walk, database_url: str, account: stripe.Account) -> None:
     with psycopg2.connect(database_url) as connection, connection.cursor() as cursor:
         cursor.execute(
             "INSERT INTO experts (expert_id, name, email, country, business_type,"
-            " commission_basis_points, stripe_account_id, create_time, update_time)"
-            " VALUES (%s, 'Ada Lovelace', %s, %s, 'individual', 1000, %s, now(), now())",
+            " commission_basis_points, stripe_account_id, status, create_time, update_time)"
+            " VALUES (%s, 'Ada Lovelace', %s, %s, 'individual', 1000, %s, 'ONBOARDING', now(),"
+            " now())",
             (EXPERT, account.email or "ada@example.com", account.country or "US", account.id),
         )
     connection.close()

@@ -1,16 +1,16 @@
 """Named places at which a test can kill or stop the process: every phase, every call to Stripe.
 
-Nothing in the use cases knows of them: they sit at the two ports, so a new phase or a new call has
-its barriers from the first day. Armed by the environment, and only in development:
+The use cases do not know them. They are at the two ports, so a new phase or a new call has its
+barriers at once. They are armed by the environment, and only in development:
 
     BARRIER=phase:begin_capture:uncommitted   BARRIER_ACTION=kill   BARRIER_NTH=1
 
 The moments of a phase are ``before`` (no transaction yet), ``uncommitted`` (all written, not
 committed) and ``after`` (committed); those of a call to Stripe are ``before`` and ``after``.
 
-    BARRIER_FILE=path    arms a process that runs: the file holds ``PLACE [NTH [ACTION]]``, is read
-                         at every place, and is gone once it has acted
-    BARRIER_TRACE=path   every place that is reached is written there, a line each
+    BARRIER_FILE=path    arms a running process: the file contains ``PLACE [NTH [ACTION]]``. It is
+                         read at every place, and deleted before the action
+    BARRIER_TRACE=path   every place that is reached is written there, one in each line
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _ACTIONS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}
 
 @dataclass(slots=True)
 class Barriers:
-    """Counts how often the armed place is reached, and acts at the n-th time, once."""
+    """Counts how often the armed place is reached, and acts once, at the n-th time."""
 
     #: ``PLACE NTH ACTION``; empty while nothing is armed.
     order: str = ""
@@ -42,7 +42,7 @@ class Barriers:
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str]) -> Barriers | None:
-        """None unless a barrier is, or may be, armed, or all are to be traced."""
+        """Returns the barriers, or None if none can be armed and none is traced."""
         armed, file, trace = (
             environ.get(name, "") for name in ("BARRIER", "BARRIER_FILE", "BARRIER_TRACE")
         )
@@ -56,6 +56,7 @@ class Barriers:
         )
 
     def reach(self, kind: str, name: str, moment: str) -> None:
+        """Acts if this place is armed and is reached for the n-th time."""
         place = f"{kind}:{name}:{moment}"
         with self.lock:
             if self.trace is not None:
@@ -83,10 +84,11 @@ class Barriers:
             self.order, self.reached = order, 0
 
     def phase(self, name: str, moment: str) -> None:
+        """Reaches a moment of a phase of the database."""
         self.reach("phase", name, moment)
 
     def watch(self, stripe: StripePort) -> StripePort:
-        """The same port, with a barrier before and after every call."""
+        """Returns the same port, with a barrier before and after every call."""
         return cast("StripePort", _Watched(stripe, self))
 
 

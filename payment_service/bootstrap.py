@@ -1,4 +1,4 @@
-"""The one place where objects are wired: ports to adapters, use cases to the wire."""
+"""The one place where objects are wired: adapters to ports, and use cases to services."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ from payment_service.application.feed import Feed
 from payment_service.application.ingest_event import WebhookSecrets
 from payment_service.barriers import Barriers
 from payment_service.config import Settings
+from payment_service.domain.ports.policy import Policy
 from payment_service.metrics import Metrics
 from payment_service.rpc.answers import AnswerEncoder
 from payment_service.rpc.call_context import CallRegistry
@@ -64,7 +65,7 @@ SERVICES = tuple(
 
 @dataclass(frozen=True, slots=True)
 class Wired:
-    """Everything that must be closed again, and what the server needs."""
+    """What the server needs, and everything that must be closed in the end."""
 
     app: App
     database: SqlDatabase
@@ -74,20 +75,25 @@ class Wired:
     settings: Settings
 
 
-def wire(settings: Settings) -> Wired:
-    """Make the adapters and the core. Call on the running event loop."""
+def wire(settings: Settings, policy: Policy | None = None) -> Wired:
+    """Makes the adapters and the core. It must be called on the running event loop.
+
+    ``policy`` is used in place of the one that the settings say.
+    """
+    policy = policy or settings.policy
     metrics = Metrics()
     feed = Feed(settings.event_watchers)
     loop = asyncio.get_running_loop()
 
     def recorded(tx: SqlTransaction) -> None:
-        """On a thread of the database's."""
+        """Runs on a thread of the database's pool."""
         metrics.observe_commit(tx)
         loop.call_soon_threadsafe(feed.recorded.set)
 
     barriers = Barriers.from_environment(os.environ) if _may_be_tested(settings) else None
     database = SqlDatabase(
         settings.require_database_url(),
+        policy=policy,
         write_threads=settings.database_write_threads,
         read_threads=settings.database_read_threads,
         on_record=recorded,
@@ -99,7 +105,6 @@ def wire(settings: Settings) -> Wired:
         timeout_seconds=settings.stripe_timeout,
         connections=settings.stripe_connections,
     )
-    policy = settings.policy
     app = App(
         database=database,
         stripe=barriers.watch(stripe) if barriers else stripe,
@@ -116,7 +121,7 @@ def _may_be_tested(settings: Settings) -> bool:
 
 
 def add_services(server: aio.Server, wired: Wired) -> None:
-    """Put every service of the contract on the server."""
+    """Adds every service of the contract to the server."""
     app, operations = wired.app, wired.operations
     payments_pb2_grpc.add_PaymentServiceServicer_to_server(PaymentServicer(app, operations), server)
     experts_pb2_grpc.add_ExpertServiceServicer_to_server(ExpertServicer(app, operations), server)
@@ -139,7 +144,7 @@ def add_services(server: aio.Server, wired: Wired) -> None:
 
 
 def webhook_secrets(settings: Settings) -> dict[str, WebhookSecrets]:
-    """An endpoint without a secret refuses everything: it fails closed."""
+    """Returns the secrets of each endpoint. An endpoint without a secret refuses everything."""
     return {
         "platform": WebhookSecrets(
             tuple(secret.get_secret_value() for secret in settings.stripe_webhook_secret),

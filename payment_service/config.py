@@ -1,4 +1,4 @@
-"""The environment as frozen settings; a wrong one is refused with the sentence that mends it."""
+"""The environment as frozen settings. A wrong value is refused with a sentence how to fix it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Secrets = Annotated[tuple[SecretStr, ...], NoDecode]
 
 
 class WrongSettings(Exception):
-    """The environment is wrong; the sentences say how to mend it."""
+    """The environment is wrong; the sentences say how to fix it."""
 
 
 class Settings(BaseSettings):
@@ -56,7 +56,7 @@ class Settings(BaseSettings):
     metrics_port: Port = 9464
     reflection: bool = True
     shutdown_grace: float = Field(20.0, ge=0)
-    #: Streams of WatchEvents at once.
+    #: How many streams of WatchEvents may be open.
     event_watchers: int = Field(50, ge=0, le=500)
 
     default_commission_basis_points: int = Field(1000, ge=0, le=9999)
@@ -66,11 +66,11 @@ class Settings(BaseSettings):
     platform_settlement_currencies: Names = ("USD",)
     maximum_charge_minor_units: int = Field(99_999_999, ge=1, le=999_999_999_999)
     payment_window: float = Field(24 * 3600.0, gt=0)
-    #: Seconds: how long before a hold ends by itself its deadline's action is taken, and how long
-    #: before a deadline a warning goes out.
+    #: How long before Stripe ends a hold its deadline's action is taken, and how long before a
+    #: deadline a warning is recorded.
     deadline_margin: float = Field(12 * 3600.0, ge=0, le=6 * 24 * 3600.0)
     deadline_warning: float = Field(48 * 3600.0, ge=0)
-    #: What an early fraud warning does: keep the payment from being captured, or only tell.
+    #: What an early fraud warning does: it keeps the payment from being captured, or only alerts.
     fraud_warning: Literal["freeze", "alert"] = "freeze"
     gateway_public_url: str = "http://127.0.0.1:8005"
     allowed_origins: Names = ()
@@ -149,7 +149,7 @@ class Settings(BaseSettings):
         return self
 
     def _rules(self) -> list[tuple[bool, str]]:
-        """Every contradiction, and the sentence that mends it."""
+        """Returns every rule: whether it is broken, and the sentence how to fix it."""
         key = self.stripe_secret_key.get_secret_value() if self.stripe_secret_key else ""
         live = self.is_live
         production = self.environment == "production"
@@ -231,14 +231,14 @@ class Settings(BaseSettings):
 
     @property
     def effective_log_level(self) -> str:
-        """DEBUG=true means LOG_LEVEL=DEBUG unless that is set."""
+        """Returns LOG_LEVEL, or DEBUG if it is not set and DEBUG=true."""
         return (
             "DEBUG" if self.debug and "log_level" not in self.model_fields_set else self.log_level
         )
 
     @property
     def effective_log_format(self) -> str | None:
-        """LOG_FORMAT, or what DEBUG and ENVIRONMENT imply; None leaves it to the terminal."""
+        """Returns LOG_FORMAT, or what DEBUG and ENVIRONMENT imply; None asks the terminal."""
         if self.log_format is not None:
             return self.log_format
         if self.environment == "production":
@@ -247,31 +247,33 @@ class Settings(BaseSettings):
 
     @property
     def is_live(self) -> bool:
-        """Whether real money moves."""
+        """Returns whether real money moves."""
         key = self.stripe_secret_key.get_secret_value() if self.stripe_secret_key else ""
         return key.startswith(("sk_live_", "rk_live_"))
 
     @property
     def is_simulated(self) -> bool:
-        """Whether Stripe is the simulator."""
+        """Returns whether Stripe is the simulator."""
         key = self.stripe_secret_key
         return key is None or key.get_secret_value() == SIMULATOR_KEY
 
     @property
     def effective_stripe_key(self) -> str:
+        """Returns the key, or the simulator's key if none is set."""
         return (
             self.stripe_secret_key.get_secret_value() if self.stripe_secret_key else SIMULATOR_KEY
         )
 
     @property
     def effective_api_base(self) -> str | None:
-        """None means Stripe's own address."""
+        """Returns the address of Stripe's API; None means Stripe's own."""
         if self.stripe_api_base:
             return self.stripe_api_base
         return f"http://127.0.0.1:{self.stripe_simulator_port}" if self.is_simulated else None
 
     @property
     def policy(self) -> Policy:
+        """Returns the settings that rules depend on."""
         return Policy(
             default_commission_basis_points=self.default_commission_basis_points,
             default_currency=self.default_currency,
@@ -287,11 +289,12 @@ class Settings(BaseSettings):
             freeze_on_fraud_warning=self.fraud_warning == "freeze",
             deadline_margin=self.deadline_margin,
             deadline_warning=self.deadline_warning,
-            # Renewed while its holder lives, so it may be shorter than a call to Stripe.
+            # It is renewed while its holder lives, so it may be shorter than a call to Stripe.
             lease=min(6.0, 2 * self.stripe_timeout),
         )
 
     def require_database_url(self) -> str:
+        """Returns DATABASE_URL. Raises :class:`WrongSettings` if it is not set."""
         if self.database_url is None:
             raise WrongSettings(
                 "DATABASE_URL is not set: give the address of a PostgreSQL, such as "
@@ -306,11 +309,11 @@ _HOLDING_DAYS: Final = {"US": 2 * 365, "TH": 10}
 
 
 def holding_limit(platform_country: str) -> float:
-    """In seconds."""
+    """Returns for how many seconds the platform may hold money."""
     return _HOLDING_DAYS.get(platform_country, 90) * 24 * 3600.0
 
 
-#: All of them are spoken to through psycopg2.
+#: All of them are connected to by psycopg2.
 _DATABASE_SCHEMES: Final = ("postgresql", "postgres", "postgresql+psycopg2")
 _LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 
@@ -319,12 +322,12 @@ def _is_postgres(address: str) -> bool:
     try:
         parts = urlsplit(address)
         return parts.scheme in _DATABASE_SCHEMES and parts.port != 0
-    except ValueError:  # a port that is no number; its own text would show the password
+    except ValueError:  # The port is no number. The error's own text would show the password.
         return False
 
 
 def load_settings(env_file: Path | None = None) -> Settings:
-    """Read the environment. Raises :class:`WrongSettings` with a sentence for every fault."""
+    """Reads the environment. Raises :class:`WrongSettings` with a sentence for every fault."""
     try:
         return Settings(_env_file=env_file)  # type: ignore[call-arg]  # known to pydantic-settings
     except ValidationError as error:

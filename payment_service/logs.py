@@ -10,12 +10,12 @@ from typing import Any, Final
 
 import structlog
 
-#: What an exception or a library may hold and a log must not; the last line of defence.
+#: Marks of secrets that a value may contain by mistake. Masking them is the last line of defence.
 _SECRET_MARKS: Final = ("sk_live_", "sk_test_", "rk_live_", "rk_test_", "whsec_", "_secret_")
 
 
 def configure_logs(level: str, form: str | None = None) -> None:
-    """Writes a line per event to standard output: JSON, or readable on the console.
+    """Configures logs: one line for each event on standard output, as JSON or readable text.
 
     Without a ``form``, a terminal gets readable lines and everything else JSON.
     """
@@ -48,7 +48,7 @@ def configure_logs(level: str, form: str | None = None) -> None:
 def _drop_exception_texts(
     logger: Any, name: str, entry: MutableMapping[str, Any]
 ) -> MutableMapping[str, Any]:
-    """An exception's text may carry values: its type is enough, the code says the rest."""
+    """Removes the texts of exceptions, which may contain values; the type is kept."""
     entry.pop("exc_info", None)
     entry.pop("stack_info", None)
     return {
@@ -60,6 +60,7 @@ def _drop_exception_texts(
 def _mask_secrets(
     logger: Any, name: str, entry: MutableMapping[str, Any]
 ) -> MutableMapping[str, Any]:
+    """Replaces every value that contains the mark of a secret."""
     return {
         field: "***"
         if isinstance(value, str) and any(mark in value for mark in _SECRET_MARKS)

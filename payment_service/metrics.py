@@ -1,4 +1,4 @@
-"""What Prometheus is told: volume, success, commission, latencies, and what needs a human."""
+"""The metrics for Prometheus: volume, success, commission, latencies, and what needs a human."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Final, Protocol
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from payment_service.domain.discrepancies import DiscrepancyKind
 from payment_service.domain.operations import Operation
 from payment_service.domain.payouts import PayoutChange, PayoutState
 from payment_service.domain.ports.records import Backlog, HeldMoney
@@ -17,7 +18,7 @@ log = structlog.get_logger(__name__)
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
-
+#: Every label of the backlog, so that an empty one is reported as 0.
 _BACKLOGS = (
     ("operation", "STARTED"),
     ("operation", "UNKNOWN"),
@@ -28,7 +29,6 @@ _BACKLOGS = (
     ("dispute", "DUE_SOON"),
     ("feed_event", "PENDING"),
 )
-#: What of a dispute is counted, by the event that tells of it.
 #: The label of each step that moves money, and the payment's amount that grows with it.
 _VOLUME_FIELDS: Final = {
     "charged": "charged",
@@ -36,6 +36,7 @@ _VOLUME_FIELDS: Final = {
     "refunded": "refunded_after_capture",
     "returned": "refunded_from_escrow",
 }
+#: The label of each step of a dispute, by the event that records it.
 _DISPUTE_STEPS = {
     EventKind.DISPUTE_OPENED: "opened",
     EventKind.DISPUTE_ESCALATED: "escalated",
@@ -53,7 +54,7 @@ class Recorded(Protocol):
 
 
 class Metrics:
-    """All meters in one place, in a registry of their own. Amounts are minor units."""
+    """All metrics, in a registry of their own. Amounts are minor units."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -67,7 +68,7 @@ class Metrics:
         )
         self.transitions = Counter(
             "payments_transitions",
-            "Changes of payments by event kind and currency; success rates are their ratios.",
+            "Changes of payments, by event kind and currency. Their ratios are success rates.",
             ["kind", "currency"],
             registry=r,
         )
@@ -98,19 +99,19 @@ class Metrics:
         )
         self.disputed = Counter(
             "payments_disputed_minor_units",
-            "What is contested in them, by the same.",
+            "The disputed money, by the same steps and currency.",
             ["step", "currency"],
             registry=r,
         )
         self.webhooks_refused = Counter(
             "payments_webhooks_refused",
-            "Webhooks that can never be right, by endpoint and fault.",
+            "Webhooks that were refused for good, by endpoint and fault.",
             ["endpoint", "fault"],
             registry=r,
         )
         self.operations_parked = Counter(
             "payments_operations_parked",
-            "Operations that were given up and wait for an operator, by kind.",
+            "Operations that were parked and wait for an operator, by kind.",
             ["kind"],
             registry=r,
         )
@@ -121,31 +122,31 @@ class Metrics:
         )
         self.payouts = Counter(
             "payments_payouts",
-            "Experts' payouts by the state that they came to and currency.",
+            "Experts' payouts, by the state that they reached and currency.",
             ["state", "currency"],
             registry=r,
         )
         self.payout_volume = Counter(
             "payments_payout_minor_units",
-            "Money of experts' payouts by the state that they came to and currency.",
+            "Money of experts' payouts, by the state that they reached and currency.",
             ["state", "currency"],
             registry=r,
         )
         self.discrepancies = Counter(
             "payments_discrepancies",
-            "What Stripe showed and the books could not explain, by kind.",
+            "Differences between Stripe and the books, by kind.",
             ["kind"],
             registry=r,
         )
         self.violations = Gauge(
             "payments_invariant_violations",
-            "Payments that violate an invariant of the books, by its name; zero, always.",
+            "Payments that violate an invariant of the books, by its name. Must be zero.",
             ["invariant"],
             registry=r,
         )
         self.waiting = Gauge(
             "payments_backlog_items",
-            "How much waits now: operations, webhook events, disputes, events with no place in "
+            "How much waits now: operations, webhook events, disputes, and events that are not in "
             "the feed yet, by what and state.",
             ["what", "state"],
             registry=r,
@@ -160,20 +161,20 @@ class Metrics:
         self.held = Gauge(
             "payments_held_minor_units",
             "Money in escrow by currency, mode and the hours left to its first deadline "
-            "(fewer than 6, 24, 72, or more): what is at risk of lapsing.",
+            "(fewer than 6, 24, 72, or more). It may expire.",
             ["currency", "mode", "hours_left"],
             registry=r,
         )
 
         self.event_watchers = Gauge(
-            "payments_event_watchers", "Streams of WatchEvents now.", registry=r
+            "payments_event_watchers", "Open streams of WatchEvents.", registry=r
         )
 
     def observe_rpc(self, method: str, code: str, seconds: float) -> None:
         self.rpc_seconds.labels(method, code).observe(seconds)
 
     def observe_commit(self, tx: Recorded) -> None:
-        """Count what a transaction changed, after it committed."""
+        """Counts what a transaction changed, after it committed."""
         for transition in tx.recorded:
             after, before = transition.after, transition.before
             currency = after.currency
@@ -213,7 +214,7 @@ class Metrics:
                 )
 
     def _dispute_moved(self, transition: Transition) -> None:
-        """Each is also a line in the log: a dispute that nobody answers is lost."""
+        """Counts and logs one step. A dispute without an answer is lost, so each step is logged."""
         step, payment = _DISPUTE_STEPS[transition.kind], transition.after
         disputed = transition.facts.get("disputed", 0)
         self.disputes.labels(step, payment.currency).inc()
@@ -229,21 +230,21 @@ class Metrics:
         )
 
     def observe_backlog(self, backlog: Sequence[Backlog]) -> None:
-        """What waits now, as of a moment ago; what is not named waits no more."""
+        """Sets the gauges of what waits. What ``backlog`` does not name is 0."""
         self.waiting.clear()
         self.oldest_seconds.clear()
         for what, state in _BACKLOGS:
             self.waiting.labels(what, state).set(0)
             self.oldest_seconds.labels(what, state).set(0)
-        for part in backlog:
-            self.waiting.labels(part.what, part.state).set(part.count)
-            self.oldest_seconds.labels(part.what, part.state).set(part.oldest_seconds)
+        for one in backlog:
+            self.waiting.labels(one.what, one.state).set(one.count)
+            self.oldest_seconds.labels(one.what, one.state).set(one.oldest_seconds)
 
     def observe_held(self, held: Sequence[HeldMoney]) -> None:
-        """What is in escrow, as of a moment ago."""
+        """Sets the gauges of the money in escrow."""
         self.held.clear()
-        for part in held:
-            self.held.labels(part.currency, part.mode, part.hours_left).set(part.minor_units)
+        for one in held:
+            self.held.labels(one.currency, one.mode, one.hours_left).set(one.minor_units)
 
     def webhook_refused(self, endpoint: str, fault: str) -> None:
         self.webhooks_refused.labels(endpoint, fault).inc()
@@ -267,7 +268,7 @@ class Metrics:
         log.error("webhook_event_parked", event_id=event_id, why=why)
 
     def payout_changed(self, change: PayoutChange) -> None:
-        """Count what becomes of payouts; one that failed needs the expert, perhaps an operator."""
+        """Counts payouts. A failed one needs the expert, and perhaps an operator."""
         payout = change.after
         if not change.moved_on:
             return
@@ -284,10 +285,10 @@ class Metrics:
                 was_paid=change.before is not None and change.before.state is PayoutState.PAID,
             )
 
-    def invariants(self, violations: Mapping[str, Sequence[str]]) -> None:
-        for name, payment_ids in violations.items():
-            self.violations.labels(name).set(len(payment_ids))
+    def invariants(self, violations: Mapping[DiscrepancyKind, Sequence[str]]) -> None:
+        for kind, payment_ids in violations.items():
+            self.violations.labels(kind.invariant_name).set(len(payment_ids))
 
-    def discrepancy(self, payment_id: str, kind: str) -> None:
+    def discrepancy(self, payment_id: str, kind: DiscrepancyKind) -> None:
         self.discrepancies.labels(kind).inc()
         log.error("discrepancy", payment=payment_id, kind=kind)

@@ -1,4 +1,4 @@
-"""The life of the process: listen, say so, work, drain, leave."""
+"""The life of the process: it listens, becomes healthy, serves, drains, and ends."""
 
 from __future__ import annotations
 
@@ -25,8 +25,7 @@ from payment_service.rpc.errors import ErrorInterceptor
 
 log = structlog.get_logger(__name__)
 
-#: Why each value: docs/decisions and the field's own advice. A megabyte of text must come in, so
-#: that it can be refused with the name of its field.
+#: A megabyte of text must be received, so that it can be refused with the name of its field.
 OPTIONS: Final[Sequence[tuple[str, Any]]] = (
     ("grpc.max_receive_message_length", 2 * 1024 * 1024),
     ("grpc.max_send_message_length", 4 * 1024 * 1024),
@@ -44,11 +43,11 @@ OPTIONS: Final[Sequence[tuple[str, Any]]] = (
 )
 _HEALTH_SECONDS: Final = 1.0
 _LAST_WORD_SECONDS: Final = 0.2
-#: How long callers have to move off before the port is closed. A call that meets a closing server
-#: is not refused but CANCELLED, which nobody may take for "ask again".
+#: How long callers have to move to another replica before the port is closed. A call to a closing
+#: server ends as CANCELLED, which does not say that it may be retried.
 _MOVE_OFF_SECONDS: Final = 0.5
-#: Under this name health says whether new calls are wanted here. It is no matter of the database:
-#: were it, an overload would take all replicas out of their callers' rotation at once.
+#: Under this name, health says whether this replica accepts new calls. It does not depend on the
+#: database: otherwise an overload would remove all replicas from rotation at once.
 _ADMISSION: Final = SERVICES[0].rpartition(".")[0]
 _GAUGE_SECONDS: Final = 5.0
 
@@ -58,7 +57,7 @@ class CannotListen(Exception):
 
 
 class _Health(health.aio.HealthServicer):
-    """Lets watchers go once they were told of the end; those who stay would hold it up."""
+    """Ends the streams of watchers after the last status, because they would delay the end."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -78,7 +77,7 @@ class _Health(health.aio.HealthServicer):
 
 
 async def serve(settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT, then finish what is under way."""
+    """Serves until SIGTERM or SIGINT, then finishes the calls in progress."""
     wired = wire(settings)
     server = aio.server(interceptors=[ErrorInterceptor(wired.metrics.observe_rpc)], options=OPTIONS)
     add_services(server, wired)
@@ -105,7 +104,7 @@ async def serve(settings: Settings) -> None:
         log.warning(
             "stripe_is_simulated",
             api_base=settings.effective_api_base,
-            meaning="no real card is charged, nobody is paid; STRIPE_SECRET_KEY changes it",
+            meaning="no real card is charged, nobody is paid; set STRIPE_SECRET_KEY to change it",
         )
     log.info("serving", grpc=f"{settings.grpc_host}:{port}", metrics=settings.metrics_port)
     await stop.wait()
@@ -116,8 +115,8 @@ async def serve(settings: Settings) -> None:
     await servicer.enter_graceful_shutdown()
     wired.app.feed.ending.set()
     background.cancel()
-    # Callers move off; those that wait are answered; operations whose callers have left are waited
-    # for as well. All share one grace, so that whoever stops us knows how long it can take.
+    # Callers move to other replicas, open calls are answered, and operations whose callers have
+    # left are finished. All share one grace, so that the end takes no longer than that.
     began = asyncio.get_running_loop().time()
     move_off = min(_MOVE_OFF_SECONDS, settings.shutdown_grace)
     await asyncio.sleep(move_off)
@@ -140,9 +139,10 @@ async def _close(wired: Wired) -> None:
 
 
 async def _watch_health(wired: Wired, servicer: health.aio.HealthServicer) -> None:
-    """Serving means that the database takes writes; Stripe being away leaves reads to be served.
+    """Sets the health status: serving means that the database accepts writes.
 
-    New calls are wanted from the moment in which it was first so: then it was migrated, too.
+    If Stripe is unavailable, reads are still served. New calls are accepted from the first moment
+    at which the database was ready, because it is migrated then.
     """
     serving: bool | None = None
     admitted = False
@@ -163,7 +163,7 @@ async def _watch_health(wired: Wired, servicer: health.aio.HealthServicer) -> No
 
 
 async def _gauge_backlog(wired: Wired) -> None:
-    """Keep the gauges of what waits; the last word stands while the database is away."""
+    """Updates the gauges. They keep their last values while the database is unavailable."""
     while True:
         wired.metrics.event_watchers.set(wired.app.feed.watchers)
         with suppress(Refusal):
@@ -177,7 +177,7 @@ async def _gauge_backlog(wired: Wired) -> None:
 
 
 def _add_reflection(server: aio.Server) -> None:
-    """Both names of the protocol; only the older one is listed, or grpcurl's listing breaks."""
+    """Serves both names of the protocol. Only the older one is listed: grpcurl needs that."""
     names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
     servicer = aio_reflection.ReflectionServicer(service_names=names)
     reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, server)  # type: ignore[no-untyped-call]  # grpc's
@@ -196,7 +196,7 @@ def _add_reflection(server: aio.Server) -> None:
 
 
 def _serve_metrics(settings: Settings, wired: Wired) -> Any:
-    """Prometheus reads from a port of its own; 0 means that it is not wanted."""
+    """Starts the server that Prometheus reads from. Port 0 means that there is none."""
     if not settings.metrics_port:
         return None
     try:

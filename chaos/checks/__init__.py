@@ -1,13 +1,13 @@
-"""Every promise as a small check of its own over the evidence; each names what it found.
+"""Every promise as a small check of its own over the evidence. Each names what it found.
 
-Nothing here is taken from the service: edges, commission and hash chain are written out again, so
+Nothing here is imported from the service: edges, commission and hash chain are written again, so
 that a mistake there is not repeated here. A check yields violations and nothing else.
 """
 
 from chaos.checks import accounts, books, disputes, effects, history, rest
 from chaos.checks.registry import CHECKS, Violation, violations
 
-#: Named so that their checks are known; in this order they are shown.
+#: Imported so that their checks are registered. The report has this order.
 SUBJECTS = (effects, books, disputes, accounts, history, rest)
 
 __all__ = ["CHECKS", "SUBJECTS", "Violation", "violations"]

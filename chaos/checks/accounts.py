@@ -1,4 +1,4 @@
-"""Experts' accounts: one for each exchange, and money only to the one that the expert had."""
+"""Experts' accounts: one for each replacement, and money only to the one that the expert had."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -60,7 +60,7 @@ def one_account_per_exchange(evidence: Evidence) -> Iterator[tuple[str, str]]:
 
 @check
 def exchanges_are_answered_right(evidence: Evidence) -> Iterator[tuple[str, str]]:
-    """Each key that was told of another account has one of its own, which came to the expert."""
+    """Each key that was answered with another account has one of its own, which the expert got."""
     later = {row["stripe_account_id"]: row["expert_id"] for row in evidence.experts}
     first: dict[str, str] = {}
     for row in evidence.former_accounts:

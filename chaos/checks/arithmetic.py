@@ -19,7 +19,7 @@ def commission_of(minor_units: int, basis_points: int, currency: str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """What the bank keeps of one dispute, and who bears it."""
+    """What the bank keeps of one dispute, and who pays for it."""
 
     payment_id: str
     sequence: int
@@ -76,7 +76,7 @@ def losses_of(evidence: Evidence) -> Iterator[Loss]:
 
 
 def written_off(evidence: Evidence) -> dict[tuple[str, str], list[int]]:
-    """By expert and currency what operators were told to be written off, one amount a key."""
+    """Returns what operators' calls wrote off, by expert and currency, one amount for each key."""
     found: dict[tuple[str, str], list[int]] = defaultdict(list)
     keys: set[str] = set()
     for entry in evidence.history.entries:

@@ -42,7 +42,7 @@ def books_equal_stripe(evidence: Evidence) -> Iterator[tuple[str, str]]:
 
 @check
 def nothing_stays_between_accounts(evidence: Evidence) -> Iterator[tuple[str, str]]:
-    """At rest escrow is what the platform holds, the memo what cards hold, and none is overpaid."""
+    """At rest the escrow account is what the platform holds, and the memo what cards hold."""
     sums: Counter[tuple[str, str]] = Counter()
     for row in evidence.postings:
         sums[row["account"], row["currency"].strip()] += row["minor_units"]
@@ -76,7 +76,7 @@ def nothing_stays_between_accounts(evidence: Evidence) -> Iterator[tuple[str, st
 
 @check
 def amounts_add_up(evidence: Evidence) -> Iterator[tuple[str, str]]:
-    """Given back and lost ≤ captured ≤ authorised; the commission is exact, in whatever order."""
+    """Refunded and lost ≤ captured ≤ authorized; the commission is exact, in any order."""
     for row in evidence.payments:
         payment_id, currency = row["payment_id"], row["currency"].strip()
         rate = row["commission_basis_points"]
@@ -205,8 +205,8 @@ def debts_have_a_reason(evidence: Evidence) -> Iterator[tuple[str, str]]:
 
 @check
 def bounces_are_paid_again(evidence: Evidence) -> Iterator[tuple[str, str]]:
-    """Each refund that came back is on the books as such, once; and as much was paid once more, by
-    operations for nothing else."""
+    """Each failed refund is booked as such, once; and the same amount was repaid, by operations
+    for nothing else."""
     movements = {row["movement_id"]: row for row in evidence.movements}
     told: dict[str, Counter[str]] = defaultdict(Counter)
     for payment_id, events in events_of(evidence).items():
@@ -225,7 +225,7 @@ def bounces_are_paid_again(evidence: Evidence) -> Iterator[tuple[str, str]]:
             yield f"{refund['id']} came back, and is not on the books as such", payment_id
     repaid: Counter[str] = Counter()
     for row in evidence.operations:
-        if row["params"].get("owed") and row["state"] == "SUCCEEDED":
+        if row["purpose"] == "REPAYMENT" and row["state"] == "SUCCEEDED":
             repaid[row["payment_id"]] += row["minor_units"]
     for payment_id in told.keys() | failed.keys() | repaid.keys():
         sums = told[payment_id]

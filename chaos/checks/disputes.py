@@ -1,4 +1,4 @@
-"""What clients' banks contest: on record as Stripe shows it, frozen, divided and answered once."""
+"""Disputes: recorded as Stripe shows them, and frozen, divided and answered once."""
 
 import json
 from collections import Counter, defaultdict
@@ -16,7 +16,7 @@ def _moved(dispute: Row) -> tuple[int, int, int]:
     """What Stripe took over a dispute and gave back of it, in its currency, and its fee."""
     taken = back = fee = 0
     for line in dispute["balance_transactions"]:
-        # Where Stripe converts, what it takes is what is contested, and it gives the same back.
+        # If Stripe converts, it takes the disputed amount, and returns the same.
         same = line["currency"] == dispute["currency"]
         part = abs(line["amount"]) if same else dispute["amount"]
         taken += part if line["amount"] < 0 else 0
@@ -138,7 +138,7 @@ def losses_are_divided_right(evidence: Evidence) -> Iterator[tuple[str, str]]:
 
 @check
 def contested_money_is_on_the_books(evidence: Evidence) -> Iterator[tuple[str, str]]:
-    """What the bank has and has not decided on stands as held there, and every fee as a fee."""
+    """What the bank holds undecided is in the dispute hold account, and every fee is a fee."""
     sums: Counter[tuple[str, str]] = Counter()
     for row in evidence.postings:
         if row["account"].startswith(("dispute_hold:", "dispute_fee")):
@@ -162,7 +162,7 @@ def contested_money_is_on_the_books(evidence: Evidence) -> Iterator[tuple[str, s
 
 @check
 def what_is_contested_is_frozen(evidence: Evidence) -> Iterator[tuple[str, str]]:
-    """At rest a payment is frozen by what is open at Stripe, the strictest of it, and only so."""
+    """At rest a payment is frozen by the strictest dispute or warning that is open at Stripe."""
     frozen: dict[str, tuple[str, str]] = {}
     released = {
         facts_of(event).get("warning_id")
@@ -190,8 +190,8 @@ def what_is_contested_is_frozen(evidence: Evidence) -> Iterator[tuple[str, str]]
 
 @check
 def nothing_begins_while_frozen(evidence: Evidence) -> Iterator[tuple[str, str]]:
-    """From the event that tells of it to the one that ends it: no capture, and in a chargeback no
-    refund either. What was begun before may end."""
+    """Between the events that open and end a dispute, no capture begins, and in a chargeback no
+    refund. What was begun before may end."""
     for payment_id, events in events_of(evidence).items():
         stages: dict[str, str] = {}
         warning, was_disputed = "", False
@@ -215,7 +215,7 @@ def nothing_begins_while_frozen(evidence: Evidence) -> Iterator[tuple[str, str]]
 
 
 def _is_over(event: Row) -> bool:
-    """All was given back, so that a warning is of no use any more."""
+    """Returns whether all was refunded, so that a warning has no effect any more."""
     amounts = json.loads(event["body"])["amounts"]
     back = amounts["refunded_after_capture"] + amounts.get("refunded_from_escrow", 0)
     return bool(amounts.get("charged")) and back >= amounts["charged"]
@@ -223,7 +223,7 @@ def _is_over(event: Row) -> bool:
 
 @check
 def evidence_is_given_once(evidence: Evidence) -> Iterator[tuple[str, str]]:
-    """Each answer at Stripe is one of ours, on its dispute, word for word; and none is missing."""
+    """Each answer at Stripe is one of ours, on its dispute, word for word, and none is missing."""
     operations = {row["operation_id"]: row for row in evidence.operations}
     kinds = {
         "evidence_submitted": ("submit_evidence", True),
@@ -241,7 +241,7 @@ def evidence_is_given_once(evidence: Evidence) -> Iterator[tuple[str, str]]:
         if operation is None:
             yield f"{what} is no operation of ours", payment_id
             continue
-        kind = (operation["kind"], operation["params"].get("submit"))
+        kind = (operation["kind"], operation["payload"].get("submit"))
         if kind != kinds[effect["kind"]] or operation["dispute_id"] != effect["object"]:
             yield f"{what} by {kind} of {operation['dispute_id']}", payment_id
         if effect["kind"] == "dispute_accepted":
@@ -249,7 +249,7 @@ def evidence_is_given_once(evidence: Evidence) -> Iterator[tuple[str, str]]:
         submitted[effect["object"]] += effect["kind"] == "evidence_submitted"
         said[effect["object"]] = {
             **said.get(effect["object"], {}),
-            **operation["params"]["evidence"],
+            **operation["payload"]["evidence"],
         }
     for dispute in evidence.stripe_disputes:
         payment_id = payment_id_of(evidence, dispute["payment_intent"])

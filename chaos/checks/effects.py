@@ -1,4 +1,4 @@
-"""What was done at Stripe, against what our side says of it."""
+"""What was done at Stripe, compared with our records of it."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -53,7 +53,7 @@ _MOVED = {"refund": "refunded", "reversal": "reversed", "transfer": "transferred
 
 @check
 def no_phantom_effect(evidence: Evidence) -> Iterator[tuple[str, str]]:
-    """Everything that happened at Stripe by our hand stands on our side, with its amount."""
+    """Everything that we did at Stripe is recorded on our side, with its amount."""
     payment_of = evidence.payment_of_intent()
     movements = {row["movement_id"]: row for row in evidence.movements}
     everyone = (*evidence.experts, *evidence.former_accounts)
@@ -103,7 +103,7 @@ def no_effect_lost(evidence: Evidence) -> Iterator[tuple[str, str]]:
     for operation in evidence.operations:
         count, payment_id = keys[operation["operation_id"]], operation["payment_id"] or ""
         what = f"{operation['kind']} {operation['operation_id']}"
-        # An acceptance is told by what it comes to: the bank may have come to it by itself.
+        # An acceptance is known only by its result, and the bank may have decided so by itself.
         same = operation["kind"] == "accept_dispute" and operation["dispute_id"] in kept
         if operation["state"] == "SUCCEEDED" and not count and not same:
             yield f"{what} succeeded without an effect", payment_id
@@ -113,7 +113,7 @@ def no_effect_lost(evidence: Evidence) -> Iterator[tuple[str, str]]:
 
 @check
 def states_agree_with_stripe(evidence: Evidence) -> Iterator[tuple[str, str]]:
-    """Where a payment stands is where its intent stands."""
+    """The state of a payment agrees with the state of its intent."""
     allowed = {
         "requires_payment_method": {"PENDING", "FAILED"},
         "requires_confirmation": {"PENDING", "FAILED"},

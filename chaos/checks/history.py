@@ -1,4 +1,4 @@
-"""What was told, in which order, and whether it is still so."""
+"""What was answered, in which order, and whether it is still so."""
 
 import hashlib
 import json
@@ -10,7 +10,7 @@ from chaos.checks.registry import check, events_of
 from chaos.evidence import Evidence
 from chaos.history import SeenDispute
 
-#: Where each state may lead by this service's own doing.
+#: The states that this service may move each state to.
 EDGES: dict[str, set[str]] = {
     "PENDING": {"PENDING", "FAILED", "IN_ESCROW", "CANCELING", "CANCELED", "EXPIRED"},
     "FAILED": {"PENDING", "FAILED", "IN_ESCROW", "CANCELING", "CANCELED", "EXPIRED"},
@@ -32,7 +32,7 @@ SEPARATE_EDGES: dict[str, set[str]] = {
 }
 
 
-#: What the bank's decision may lead to, whatever the model; the edges above are not for it.
+#: The states that the bank's decision may lead to, for every charge model.
 LOSS_EDGES: dict[str, set[str]] = {
     "IN_ESCROW": {"IN_ESCROW", "REFUNDING", "CAPTURED", "REFUNDED"},
     "CAPTURED": {"CAPTURED", "REFUNDING", "REFUNDED"},
@@ -41,7 +41,7 @@ LOSS_EDGES: dict[str, set[str]] = {
 
 
 def _leads_to(kind: str, former: str, model: str) -> set[str]:
-    """Where an event of this kind may lead from there."""
+    """Returns the states that an event of this kind may lead to."""
     if kind == "payment.dispute_lost":
         return LOSS_EDGES.get(former, set())
     if kind == "payment.repayment_due":
@@ -54,7 +54,7 @@ def _leads_to(kind: str, former: str, model: str) -> set[str]:
 
 @check
 def states_move_along_edges(evidence: Evidence) -> Iterator[tuple[str, str]]:
-    """One event a version, each from where the former ended, along an edge that is declared."""
+    """Each version has one event, which begins where the event before ended, on a declared edge."""
     models = {row["payment_id"]: row["charge_model"] for row in evidence.payments}
     for payment_id, events in events_of(evidence).items():
         model, former = models.get(payment_id, ""), ""
@@ -90,7 +90,7 @@ def feed_has_every_version_once(evidence: Evidence) -> Iterator[tuple[str, str]]
         if fed != list(range(1, version + 1)):
             yield f"version {version}, but the feed has {fed}", payment_id
     for payment_id in places:
-        yield "the feed tells of a payment that is not there", payment_id
+        yield "the feed has an event of a payment that does not exist", payment_id
 
 
 @check
@@ -122,7 +122,7 @@ def chain_is_intact(evidence: Evidence) -> Iterator[tuple[str, str]]:
 
 @check
 def acknowledged_is_kept(evidence: Evidence) -> Iterator[tuple[str, str]]:
-    """What an answer showed of a payment is what its history says of that version."""
+    """An answer shows a payment as its history records that version."""
     bodies = {
         (event["payment_id"], event["sequence"]): json.loads(event["body"])
         for event in evidence.events
@@ -145,7 +145,7 @@ def acknowledged_is_kept(evidence: Evidence) -> Iterator[tuple[str, str]]:
 
 @check
 def no_answer_goes_back(evidence: Evidence) -> Iterator[tuple[str, str]]:
-    """Whoever reads after somebody was told a version gets that version or a later one."""
+    """A read that begins after an answer with a version shows that version or a later one."""
     moments: list[tuple[float, int, str, int, str]] = []
     for entry in evidence.history.entries:
         if entry.seen is not None:
@@ -168,7 +168,7 @@ def same_key_same_bytes(evidence: Evidence) -> Iterator[tuple[str, str]]:
     """Every definite answer to one key is the same, byte for byte."""
     answers: dict[tuple[str, str], set[tuple[str, bytes]]] = defaultdict(set)
     for entry in evidence.history.entries:
-        # What was never stored is evaluated anew.
+        # An answer that was never stored is computed again.
         if entry.key and entry.code in ("OK", "FAILED_PRECONDITION"):
             answers[entry.rpc, entry.key].add((entry.code, entry.body))
     for (rpc, key), given in answers.items():
@@ -192,7 +192,7 @@ def every_key_is_answered(evidence: Evidence) -> Iterator[tuple[str, str]]:
 
 @check
 def only_declared_errors(evidence: Evidence) -> Iterator[tuple[str, str]]:
-    """Never UNKNOWN, INTERNAL or a deadline of the service's making; nothing unforeseen."""
+    """No answer is UNKNOWN, INTERNAL or a deadline of the service itself; no code is unexpected."""
     declared = {
         *("OK", "INVALID_ARGUMENT", "NOT_FOUND", "FAILED_PRECONDITION", "ALREADY_EXISTS"),
         *("ABORTED", "RESOURCE_EXHAUSTED", "UNAVAILABLE"),
@@ -213,7 +213,7 @@ def only_declared_errors(evidence: Evidence) -> Iterator[tuple[str, str]]:
 
 @check
 def nothing_was_wrong_on_the_way(evidence: Evidence) -> Iterator[tuple[str, str]]:
-    """What callers themselves noticed: a forged webhook taken, a key with other content taken."""
+    """What callers noticed themselves: an accepted forged webhook, or a key with other content."""
     for what in evidence.wrong:
         yield what, ""
     for what in evidence.ended:
@@ -222,7 +222,7 @@ def nothing_was_wrong_on_the_way(evidence: Evidence) -> Iterator[tuple[str, str]
 
 @check
 def told_of_disputes_is_kept(evidence: Evidence) -> Iterator[tuple[str, str]]:
-    """What an answer showed of a dispute is not taken back: by no later look, nor in the end."""
+    """What an answer showed of a dispute is not taken back, by a later answer or in the end."""
     moments: list[tuple[float, int, SeenDispute, str]] = []
     for entry in evidence.history.entries:
         for seen in entry.disputes:

@@ -25,7 +25,7 @@ CHECKS: dict[str, Check] = {}
 
 
 def check(given: Callable[[Evidence], Iterator[tuple[str, str]]]) -> Check:
-    """Register a check under its name; it yields (what, payment_id)."""
+    """Registers a check under its name; it yields (what, payment_id)."""
     name = given.__name__
 
     def run(evidence: Evidence) -> Iterator[Violation]:
@@ -52,7 +52,7 @@ def payment_id_of(evidence: Evidence, intent: str) -> str:
 
 
 def facts_of(event: Row) -> dict[str, Any]:
-    """What an event says besides where it leads."""
+    """Returns the facts of an event."""
     facts: dict[str, Any] = json.loads(event["body"]).get("facts", {})
     return facts
 

@@ -25,14 +25,14 @@ _DISPUTED = "charge_disputed"
 
 @check
 def no_discrepancies(evidence: Evidence) -> Iterator[tuple[str, str]]:
-    """Nothing is unexplained, but for a rest that is kept back because the charge is contested, and
-    for refunds that came back: each of them is told of, once."""
+    """There is no open discrepancy, except for a remainder that is kept because the charge is
+    disputed, and for failed refunds. Each of them is reported once."""
     contested = {row["payment_id"] for row in evidence.disputes if row["stage"] == "CHARGEBACK"}
     kept_back = {
         f"{row['operation_id']}: {_DISPUTED}"
         for row in evidence.operations
         if (row["kind"], row["state"], row["last_error"]) == ("refund", "REFUSED", _DISPUTED)
-        and row["params"].get("after_capture")
+        and row["purpose"] == "REMAINDER"
         and row["payment_id"] in contested
     }
     bounced = {
@@ -48,12 +48,12 @@ def no_discrepancies(evidence: Evidence) -> Iterator[tuple[str, str]]:
             continue
         yield f"{row['kind']}: {row['detail']}", row["payment_id"]
     for detail in bounced:
-        yield f"nobody was told that {detail}", ""
+        yield f"no discrepancy says that {detail}", ""
 
 
 @check
 def no_webhook_lost(evidence: Evidence) -> Iterator[tuple[str, str]]:
-    """An event whose webhook was acknowledged is in the inbox, and nothing else is there."""
+    """An event whose webhook was acknowledged is stored, and no other event is."""
     known = {row["event_id"] for row in evidence.webhook_events}
     sent = {row["event"] for row in evidence.deliveries}
     for row in evidence.deliveries:
@@ -72,7 +72,7 @@ def no_secret_in_sight(evidence: Evidence) -> Iterator[tuple[str, str]]:
 
 @check
 def every_fault_struck(evidence: Evidence) -> Iterator[tuple[str, str]]:
-    """A run in which an armed fault never came about proves nothing about it."""
+    """Every armed fault has struck. Otherwise the run proves nothing about it."""
     for kind in evidence.armed:
         if evidence.injected[kind] < evidence.least:
             yield f"{kind} struck {evidence.injected[kind]} times, wanted {evidence.least}", ""

@@ -13,6 +13,7 @@ from payment_service.application.resume_operation import require_parked
 from payment_service.application.sync.apply_snapshot import SyncResult
 from payment_service.application.sync.disputes import fail_answer
 from payment_service.domain import transitions
+from payment_service.domain.discrepancies import DiscrepancyKind
 from payment_service.domain.errors import Busy, Precondition, Refusal, operation_in_progress
 from payment_service.domain.operations import OF_A_DISPUTE, Operation, OperationKind
 from payment_service.domain.payment import Failure, Payment
@@ -49,7 +50,7 @@ def check_abandonable(tx: Transaction, operation_id: str) -> Operation:
     operation = require_parked(operation_id, tx.operation(operation_id), _WORD)
     if operation.kind is OperationKind.CREATE_ACCOUNT:
         raise _never(operation, "it moves no money, and resumed it finds the account or makes it")
-    if operation.params.get("owed"):
+    if operation.is_repayment:
         why = "the client is owed this; SettleClientPayable says that it was paid in another way"
         raise _never(operation, why, instead="SettleClientPayable")
     _check_without_effect(operation, tx.now)
@@ -70,7 +71,7 @@ def abandon(
     Under the payment's lock, without which nobody resumes it: it is still the parking that was
     judged, so nothing was sent since.
     """
-    payment = tx.lock_payment(_payment_id(known))
+    payment = tx.lock_payment(known.related_payment_id)
     operation = require_parked(known.operation_id, tx.operation(known.operation_id), _WORD)
     assert payment is not None
     answers_dispute = operation.kind in OF_A_DISPUTE
@@ -95,12 +96,7 @@ def abandon(
 async def _sync(app: App, operation: Operation, cause: Cause) -> SyncResult:
     if operation.kind is OperationKind.CREATE_INTENT:
         return await find_created_intent(app, operation, cause)
-    return await sync_and_execute(app, _payment_id(operation), cause)
-
-
-def _payment_id(operation: Operation) -> str:
-    """Answers to disputes are no operation of the payment, and name it all the same."""
-    return operation.payment_id or operation.text("payment_id")
+    return await sync_and_execute(app, operation.related_payment_id, cause)
 
 
 def _transition(payment: Payment, operation: Operation, reason: str, now: datetime) -> Transition:
@@ -122,7 +118,7 @@ def _check_without_effect(operation: Operation, now: datetime) -> None:
         "OPERATION_IN_PROGRESS",
         f"a request of it may still be on its way until {until}; ask again then",
         {
-            "payment_id": _payment_id(operation),
+            "payment_id": operation.related_payment_id,
             "state": operation.state.value,
             "unsure_until": until,
         },
@@ -132,7 +128,7 @@ def _check_without_effect(operation: Operation, now: datetime) -> None:
 def _check_fits(payment: Payment, looked: SyncResult) -> None:
     """Of an object that is not as we know it, the look says nothing of what became of ours."""
     for one in looked.discrepancies:
-        if one.stands or one.kind == "amount_mismatch":
+        if one.kind.describes_a_state or one.kind is DiscrepancyKind.AMOUNT_MISMATCH:
             raise Precondition(
                 "DISCREPANCY",
                 f"what Stripe shows does not fit the books: {one.kind}",

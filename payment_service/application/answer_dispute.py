@@ -25,6 +25,7 @@ from payment_service.application.operations.start import start_operation
 from payment_service.domain import disputes, transitions
 from payment_service.domain.disputes import Dispute
 from payment_service.domain.errors import Precondition
+from payment_service.domain.operation_payloads import AcceptancePayload, EvidencePayload
 from payment_service.domain.operations import Operation, OperationKind
 from payment_service.domain.payment import FreezeReason, Payment
 from payment_service.domain.ports.database import Transaction
@@ -87,8 +88,10 @@ def begin_evidence(
         disputes.check_evidence(dispute, command.evidence, submit=command.submit, now=tx.now)
     except Precondition as refusal:
         return store_refusal(tx, answers, claim, refusal)
-    params = {"evidence": dict(command.evidence), "submit": command.submit}
-    operation = _leased(tx, policy, OperationKind.SUBMIT_EVIDENCE, dispute, claim, params)
+    payload = EvidencePayload(
+        payment_id=dispute.payment_id, evidence=dict(command.evidence), submit=command.submit
+    )
+    operation = _leased(tx, policy, OperationKind.SUBMIT_EVIDENCE, dispute, claim, payload)
     # What is in the evidence is not for the audit trail: it speaks of people.
     facts = {"evidence": sorted(command.evidence), "submit": command.submit}
     return _begun(tx, claim, operation, payment, dispute, facts, command.cause)
@@ -105,7 +108,8 @@ def begin_acceptance(
         disputes.check_acceptance(dispute)
     except Precondition as refusal:
         return store_refusal(tx, answers, claim, refusal)
-    operation = _leased(tx, policy, OperationKind.ACCEPT_DISPUTE, dispute, claim, {})
+    payload = AcceptancePayload(payment_id=dispute.payment_id)
+    operation = _leased(tx, policy, OperationKind.ACCEPT_DISPUTE, dispute, claim, payload)
     return _begun(tx, claim, operation, payment, dispute, {}, command.cause)
 
 
@@ -125,7 +129,7 @@ def _leased(
     kind: OperationKind,
     dispute: Dispute,
     claim: Claim,
-    params: Mapping[str, object],
+    payload: EvidencePayload | AcceptancePayload,
 ) -> Operation:
     return start_operation(
         tx,
@@ -133,7 +137,7 @@ def _leased(
         kind=kind,
         dispute_id=dispute.dispute_id,
         claim_id=claim.claim_id,
-        params={**params, "payment_id": dispute.payment_id},
+        payload=payload,
     )
 
 

@@ -19,7 +19,8 @@ from payment_service.domain import guards, plans, transitions
 from payment_service.domain.errors import Precondition, invalid_field, payment_not_found
 from payment_service.domain.guards import check_version
 from payment_service.domain.ledger import CaptureSplit
-from payment_service.domain.operations import Operation, OperationKind
+from payment_service.domain.operation_payloads import CapturePayload, TransferPayload
+from payment_service.domain.operations import Operation, OperationKind, OperationPurpose
 from payment_service.domain.payment import Payment
 from payment_service.domain.plans import CapturePlan
 from payment_service.domain.ports.database import Transaction
@@ -104,28 +105,37 @@ def start_capture(
     by_deadline: bool = False,
 ) -> tuple[Operation, Transition]:
     """Record the first leg. What was charged before is transferred, everything else captured."""
-    share, fee = plan.share, plan.share.commission + plan.share.netted
+    share, fee = plan.split, plan.split.commission + plan.split.debt_offset
     kind, minor_units = OperationKind.CAPTURE, plan.charges
-    params: dict[str, object] = {"payment_intent_id": payment.payment_intent_id, "notes": notes}
+    payload: CapturePayload | TransferPayload
     if payment.charged:
-        kind, minor_units = OperationKind.TRANSFER, share.part
-        params = with_current_destination(
+        kind, minor_units = OperationKind.TRANSFER, share.amount
+        payload = with_current_destination(
             tx, payment, _transfer(payment, share, notes, final=final)
         )
     elif payment.is_separate:
-        transfer = _transfer(payment, share, notes, final=final)
-        params |= {"part": share.part, "transfer": transfer}
+        payload = CapturePayload(
+            payment_intent_id=payment.payment_intent_id,
+            notes=notes,
+            transfer=_transfer(payment, share, notes, final=final),
+            transfer_amount=share.amount,
+        )
     else:
-        has_fee = payment.commission > 0 or fee > 0
-        params |= {"application_fee": fee, "has_fee": has_fee, "netted": share.netted}
+        payload = CapturePayload(
+            payment_intent_id=payment.payment_intent_id,
+            notes=notes,
+            application_fee=fee if payment.commission > 0 or fee > 0 else None,
+            debt_offset=share.debt_offset,
+        )
     operation = start_operation(
         tx,
         policy,
         kind=kind,
+        purpose=OperationPurpose.DEADLINE if by_deadline else OperationPurpose.REQUESTED,
         payment_id=payment.payment_id,
         minor_units=minor_units,
         claim_id=claim_id,
-        params=params,
+        payload=payload,
     )
     transition = transitions.start_capture(
         payment, share, operation.operation_id, notes, tx.now, by_deadline=by_deadline
@@ -133,18 +143,16 @@ def start_capture(
     return operation, transition
 
 
-def _transfer(
-    payment: Payment, share: CaptureSplit, notes: str, *, final: bool
-) -> dict[str, object]:
-    """What the transfer leg is to do, now or once the card is charged; to whom is said then."""
-    return {
-        "currency": payment.currency,
-        "charge_id": payment.charge_id,
-        "commission": share.commission,
-        "netted": share.netted,
-        "final": final,
-        "notes": notes,
-    }
+def _transfer(payment: Payment, share: CaptureSplit, notes: str, *, final: bool) -> TransferPayload:
+    """What the transfer leg does, now or once the card is charged; its account is set then."""
+    return TransferPayload(
+        currency=payment.currency,
+        charge_id=payment.charge_id,
+        commission=share.commission,
+        debt_offset=share.debt_offset,
+        final=final,
+        notes=notes,
+    )
 
 
 def amount_in(part: RequestedAmount | None, payment: Payment) -> int | None:

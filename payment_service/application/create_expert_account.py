@@ -13,6 +13,7 @@ from payment_service.application.operations.start import start_operation
 from payment_service.application.sync.account import sync_expert
 from payment_service.domain.errors import Conflict, Refusal, expert_not_found, key_in_use
 from payment_service.domain.experts import BusinessType, Expert, ExpertStatus, check_country
+from payment_service.domain.operation_payloads import CreateAccountPayload
 from payment_service.domain.operations import Operation, OperationKind
 from payment_service.domain.ports.database import Transaction
 from payment_service.domain.ports.policy import Policy
@@ -95,12 +96,12 @@ def request_account(
         kind=OperationKind.CREATE_ACCOUNT,
         expert_id=expert.expert_id,
         claim_id=claim_id,
-        params={
-            "name": expert.name,
-            "email": expert.email,
-            "country": expert.country,
-            "business_type": expert.business_type.value,
-        },
+        payload=CreateAccountPayload(
+            name=expert.name,
+            email=expert.email,
+            country=expert.country,
+            business_type=expert.business_type,
+        ),
     )
 
 

@@ -18,39 +18,35 @@ from payment_service.domain.ports.records import JobKind
 
 log = structlog.get_logger(__name__)
 
-
 Do = Callable[[str], Awaitable[object]]
 
-
-#: How long a payment rests after its first turn, in seconds; doubled by each that follows soon.
+#: How many seconds a payment pauses after its first turn. Each turn that follows soon doubles it.
 _PAUSE_FIRST: Final = 1.0
-
-
 _PAUSE_MOST: Final = 60.0
 
 
-async def process_fairly(app: App, work: JobKind, payment_ids: Sequence[str], do: Do) -> int:
-    """Do it to each payment whose turn no other replica has; with how many it went well."""
-    well = 0
+async def process_fairly(app: App, job: JobKind, payment_ids: Sequence[str], do: Do) -> int:
+    """Processes each payment whose turn no other replica has. Returns how many succeeded."""
+    succeeded = 0
     for payment_id in payment_ids:
-        if await app.database.transact(claim_turn, work, payment_id):
-            well += await isolated(work, payment_id, do)
-    return well
+        if await app.database.transact(claim_turn, job, payment_id):
+            succeeded += await isolated(job, payment_id, do)
+    return succeeded
 
 
-def claim_turn(tx: Transaction, work: JobKind, payment_id: str) -> bool:
-    """Taken before anything is done, so that it counts whatever comes of that."""
-    return tx.take_turn(work, payment_id, _PAUSE_FIRST, _PAUSE_MOST)
+def claim_turn(tx: Transaction, job: JobKind, payment_id: str) -> bool:
+    """Takes the turn before the work begins, so that it counts even if the process dies."""
+    return tx.take_turn(job, payment_id, _PAUSE_FIRST, _PAUSE_MOST)
 
 
-async def isolated(work: JobKind, payment_id: str, do: Do) -> bool:
-    """Do it, and stop nothing else if it fails; whether it went well."""
+async def isolated(job: JobKind, payment_id: str, do: Do) -> bool:
+    """Processes one payment. Returns whether it succeeded; a failure is only logged."""
     try:
         await do(payment_id)
     except Refusal as refusal:
-        log.info("job_item_deferred", work=work, payment=payment_id, reason=refusal.reason)
-    except Exception as error:  # noqa: BLE001 - one poisonous payment must not stop the others
-        log.error("job_item_failed", work=work, payment=payment_id, error=type(error).__name__)
+        log.info("job_item_deferred", job=job, payment=payment_id, reason=refusal.reason)
+    except Exception as error:  # noqa: BLE001 - one payment that fails must not stop the others
+        log.error("job_item_failed", job=job, payment=payment_id, error=type(error).__name__)
     else:
         return True
     return False

@@ -23,6 +23,7 @@ from payment_service.domain.errors import Precondition, expert_not_found
 from payment_service.domain.experts import Expert, ExpertStatus
 from payment_service.domain.hold_policy import HoldRules, choose_hold
 from payment_service.domain.money import Money
+from payment_service.domain.operation_payloads import CreateIntentPayload
 from payment_service.domain.operations import OperationKind
 from payment_service.domain.payment import EscrowMode, OnDeadline, Payment
 from payment_service.domain.ports.database import Transaction
@@ -108,17 +109,17 @@ def begin_initiation(
         payment_id=payment.payment_id,
         minor_units=payment.amount,
         claim_id=claim.claim_id,
-        params={
-            "currency": payment.currency,
+        payload=CreateIntentPayload(
+            currency=payment.currency,
             # A charge on the platform has no destination and no fee; less is transferred instead.
-            "application_fee": 0 if payment.is_separate else payment.commission,
-            "destination_account_id": "" if payment.is_separate else payment.destination_account_id,
-            "automatic_capture": payment.escrow_mode is EscrowMode.PLATFORM_HOLD,
-            "description": payment.description,
-            "client_id": payment.client_id,
-            "expert_id": payment.expert_id,
-            "gig_id": payment.gig_id,
-        },
+            application_fee=0 if payment.is_separate else payment.commission,
+            destination_account_id="" if payment.is_separate else payment.destination_account_id,
+            automatic_capture=payment.escrow_mode is EscrowMode.PLATFORM_HOLD,
+            description=payment.description,
+            client_id=payment.client_id,
+            expert_id=payment.expert_id,
+            gig_id=payment.gig_id,
+        ),
     )
     tx.bind_claim(claim.claim_id, payment.payment_id, operation.operation_id)
     return Started(claim, operation, payment.version)

@@ -19,7 +19,8 @@ from payment_service.application.operations.start import start_operation
 from payment_service.domain import guards, plans, transitions
 from payment_service.domain.errors import Precondition, payment_not_found
 from payment_service.domain.guards import check_version
-from payment_service.domain.operations import Operation, OperationKind
+from payment_service.domain.operation_payloads import CancelPayload, RefundPayload
+from payment_service.domain.operations import Operation, OperationKind, OperationPurpose
 from payment_service.domain.payment import Payment
 from payment_service.domain.plans import RefundPlan
 from payment_service.domain.ports.database import Transaction
@@ -97,19 +98,26 @@ def start_refund(
     by_deadline: bool = False,
 ) -> tuple[Operation, Transition]:
     """Record the first leg: the cancellation, or the client's refund."""
+    payload: CancelPayload | RefundPayload
+    if plan.cancels:
+        kind = OperationKind.CANCEL
+        payload = CancelPayload(payment_intent_id=payment.payment_intent_id, reason=reason)
+    else:
+        kind = OperationKind.REFUND
+        payload = RefundPayload(
+            payment_intent_id=payment.payment_intent_id,
+            destination_account_id=payment.destination_account_id,
+            reason=reason,
+        )
     operation = start_operation(
         tx,
         policy,
-        kind=OperationKind.CANCEL if plan.cancels else OperationKind.REFUND,
+        kind=kind,
+        purpose=OperationPurpose.DEADLINE if by_deadline else OperationPurpose.REQUESTED,
         payment_id=payment.payment_id,
         minor_units=plan.minor_units,
         claim_id=claim_id,
-        params={
-            "payment_intent_id": payment.payment_intent_id,
-            "destination_account_id": payment.destination_account_id,
-            "reason": reason,
-            **({"because": "deadline"} if by_deadline else {}),
-        },
+        payload=payload,
     )
     operation_id, now = operation.operation_id, tx.now
     if plan.cancels:

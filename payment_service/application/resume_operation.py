@@ -7,6 +7,7 @@ from payment_service.application.execution.executor import sync_and_execute
 from payment_service.application.operations.start import with_current_destination
 from payment_service.domain import guards, transitions
 from payment_service.domain.errors import Busy, Precondition, Refusal, operation_not_found
+from payment_service.domain.operation_payloads import TransferPayload
 from payment_service.domain.operations import Operation, OperationKind, OperationState
 from payment_service.domain.payment import Payment, WaitingFor
 from payment_service.domain.ports.database import Transaction
@@ -66,9 +67,8 @@ def unpark(
     # A key that Stripe may have forgotten is not used again: if looking shows no effect, the
     # request goes out under a new one.
     new_key = not operation.may_resend(tx.now)
-    params = {name: value for name, value in operation.params.items() if name != "look_only"}
-    if payment is not None and must_only_verify(payment, operation):
-        params["look_only"] = True
+    payload = operation.payload
+    verify_only = payment is not None and must_only_verify(payment, operation)
     if payment is not None and payment.waiting_for is WaitingFor.EXPERT:
         expert = tx.lock_expert(payment.expert_id)
         assert expert is not None
@@ -76,9 +76,9 @@ def unpark(
     # Only under a key that Stripe has never seen may it go to another account than before: what
     # waits for the expert was given one when Stripe refused it.
     unseen_key = new_key or (payment is not None and payment.waiting_for is WaitingFor.EXPERT)
-    if payment is not None and operation.kind is OperationKind.TRANSFER and unseen_key:
-        params = with_current_destination(tx, payment, params)
-    tx.unpark_operation(operation_id, params, next_attempt=new_key)
+    if payment is not None and isinstance(payload, TransferPayload) and unseen_key:
+        payload = with_current_destination(tx, payment, payload)
+    tx.unpark_operation(operation_id, payload, next_attempt=new_key, verify_only=verify_only)
     if payment is not None and payment.waiting_for is not WaitingFor.PROCESSOR:
         tx.record(
             transitions.waiting_changed(
@@ -125,7 +125,7 @@ def must_only_verify(payment: Payment, operation: Operation) -> bool:
     Raises where there is nothing to look for, because Stripe has refused it for good or was never
     asked: a capture that waits for its expert, and what is to pay the client again.
     """
-    owed = operation.params.get("owed")
+    owed = operation.is_repayment
     try:
         if operation.kind in (OperationKind.CAPTURE, OperationKind.TRANSFER):
             guards.check_capture_freeze(payment)

@@ -14,33 +14,28 @@ from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from typing import Any, Final
 
+from payment_service.domain.discrepancies import DiscrepancyKind
 from payment_service.domain.disputes import dismissal_id
 from payment_service.domain.ledger import Posting
 from payment_service.domain.payment import Failure, Payment
 from payment_service.domain.ports.records import Cause, StoredEvent, Trail
+from payment_service.domain.schedule import Schedule
 from payment_service.domain.state_machine import EventKind, Transition
 
-THE_CHAIN: Final = "the_chain_of_events_holds"
-
-
-THE_ROW: Final = "the_row_is_as_recorded"
-
-
-THE_POSTINGS: Final = "the_postings_are_as_recorded"
-
-
-THE_MOVEMENTS: Final = "the_movements_are_as_recorded"
-
-
-#: What an audit holds a payment's records against.
-AUDITED: Final = (THE_CHAIN, THE_ROW, THE_POSTINGS, THE_MOVEMENTS)
+#: The invariants that an audit checks.
+AUDITED: Final = (
+    DiscrepancyKind.EVENT_HASHES_CHAIN,
+    DiscrepancyKind.ROW_IS_AS_RECORDED,
+    DiscrepancyKind.POSTINGS_ARE_AS_RECORDED,
+    DiscrepancyKind.MOVEMENTS_ARE_AS_RECORDED,
+)
 
 
 @dataclass(frozen=True, slots=True)
 class AuditFault:
-    """The first place of a payment's trail at which its records contradict one another."""
+    """The first event of a payment at which its records contradict one another."""
 
-    name: str
+    kind: DiscrepancyKind
     sequence: int
     detail: str
 
@@ -48,8 +43,8 @@ class AuditFault:
         return f"event {self.sequence}: {self.detail}"
 
 
-def event_body(transition: Transition, cause: Cause) -> str:
-    """What the audit trail keeps of a transition: canonical JSON, stored and hashed as it is."""
+def event_body(transition: Transition, schedule: Schedule, cause: Cause) -> str:
+    """Returns the body of a transition's event: canonical JSON, stored and hashed unchanged."""
     before, after = transition.before, transition.after
     body = {
         "from": before.state.value if before else None,
@@ -71,6 +66,7 @@ def event_body(transition: Transition, cause: Cause) -> str:
         "digests": {
             "before": row_digest(before) if before else "",
             "after": row_digest(after),
+            "schedule": schedule_digest(schedule),
             "postings": postings_digest(transition.postings),
         },
     }
@@ -80,7 +76,7 @@ def event_body(transition: Transition, cause: Cause) -> str:
 def chain_hash(
     former: bytes, payment_id: str, sequence: int, kind: str, time: datetime, body: str
 ) -> bytes:
-    """SHA-256 over the former hash and everything that the event says.
+    """Returns the SHA-256 of the former hash and everything that the event contains.
 
     Every part is preceded by its length, so that no two events can be written alike.
     """
@@ -93,13 +89,24 @@ def chain_hash(
 
 
 def row_digest(payment: Payment) -> str:
-    """Over every field that says something: one added later, and empty, changes no digest."""
+    """Returns the digest of the fields that are not empty: a new, empty field changes no digest."""
     values = {name: getattr(payment, name) for name in _PAYMENT_FIELDS}
     return _digest({name: value for name, value in values.items() if value not in (None, "", 0)})
 
 
+def schedule_digest(schedule: Schedule) -> str:
+    """Returns the digest of the stored times at which jobs examine the payment.
+
+    The times are derived, and a time that is too early does no harm, because each job checks its
+    rule again. But a time that somebody moved into the future would keep a deadline from being
+    acted on. The times also depend on the policy of the moment, so they cannot be derived again
+    later: the event keeps their digest.
+    """
+    return _digest(asdict(schedule))
+
+
 def postings_digest(postings: Iterable[Posting]) -> str:
-    """Over the lines of one event, in whatever order they are read."""
+    """Returns the digest of one event's postings, in any order."""
     return _digest(
         sorted(
             [line.account, line.currency, line.minor_units, line.kind, line.balance_transaction_id]
@@ -109,7 +116,7 @@ def postings_digest(postings: Iterable[Posting]) -> str:
 
 
 def first_broken(former: bytes, after: int, events: Sequence[StoredEvent]) -> int:
-    """The first sequence after ``after`` whose event is missing or not the hashed one; 0 if none.
+    """Returns the first sequence after ``after`` whose event is missing or altered; 0 if none.
 
     ``former`` is the hash of the event before.
     """
@@ -124,7 +131,7 @@ def first_broken(former: bytes, after: int, events: Sequence[StoredEvent]) -> in
 
 
 def audit(trail: Trail) -> list[AuditFault]:
-    """Hold everything that is stored of a payment against its chain; each check's first fault.
+    """Compares everything that is stored of a payment with its chain; each check's first fault.
 
     A broken chain vouches for nothing, so nothing else is held against it.
     """
@@ -146,12 +153,22 @@ def _chain_fault(trail: Trail) -> AuditFault | None:
     payment, events = trail.payment, trail.events
     broken = first_broken(b"", 0, events)
     if broken:
-        return AuditFault(THE_CHAIN, broken, "is missing, or is not what was hashed")
+        return AuditFault(
+            DiscrepancyKind.EVENT_HASHES_CHAIN, broken, "is missing, or is not what was hashed"
+        )
     if len(events) != payment.version:
         at = min(len(events), payment.version) + 1
-        return AuditFault(THE_CHAIN, at, f"{len(events)} events for version {payment.version}")
+        return AuditFault(
+            DiscrepancyKind.EVENT_HASHES_CHAIN,
+            at,
+            f"{len(events)} events for version {payment.version}",
+        )
     if events[-1].hash != trail.head_hash:
-        return AuditFault(THE_CHAIN, len(events), "is not the head that the payment names")
+        return AuditFault(
+            DiscrepancyKind.EVENT_HASHES_CHAIN,
+            len(events),
+            "is not the head that the payment names",
+        )
     return None
 
 
@@ -159,10 +176,22 @@ def _row_fault(trail: Trail, bodies: Sequence[Any]) -> AuditFault | None:
     former = ""
     for sequence, body in enumerate(bodies, 1):
         if body["digests"]["before"] != former:
-            return AuditFault(THE_ROW, sequence, "found a row that the event before had not left")
+            return AuditFault(
+                DiscrepancyKind.ROW_IS_AS_RECORDED,
+                sequence,
+                "found a row that the event before had not left",
+            )
         former = body["digests"]["after"]
     if row_digest(trail.payment) != former:
-        return AuditFault(THE_ROW, len(bodies), "left another row than there is now")
+        return AuditFault(
+            DiscrepancyKind.ROW_IS_AS_RECORDED, len(bodies), "left another row than there is now"
+        )
+    if schedule_digest(trail.schedule) != bodies[-1]["digests"]["schedule"]:
+        return AuditFault(
+            DiscrepancyKind.ROW_IS_AS_RECORDED,
+            len(bodies),
+            "left another schedule than there is now",
+        )
     return None
 
 
@@ -171,19 +200,25 @@ def _postings_fault(trail: Trail, bodies: Sequence[Any]) -> AuditFault | None:
     times = {event.sequence: event.time for event in trail.events}
     for sequence, time, posting in trail.postings:
         if times.get(sequence) != time:
-            return AuditFault(THE_POSTINGS, sequence, "has a posting of another time")
+            return AuditFault(
+                DiscrepancyKind.POSTINGS_ARE_AS_RECORDED, sequence, "has a posting of another time"
+            )
         posted.setdefault(sequence, []).append(posting)
     for sequence, body in enumerate(bodies, 1):
         if postings_digest(posted.get(sequence, ())) != body["digests"]["postings"]:
-            return AuditFault(THE_POSTINGS, sequence, "posted other lines than there are now")
+            return AuditFault(
+                DiscrepancyKind.POSTINGS_ARE_AS_RECORDED,
+                sequence,
+                "posted other lines than there are now",
+            )
     return None
 
 
 def _movements_fault(trail: Trail, bodies: Sequence[Any]) -> AuditFault | None:
-    """What an event tells of a refund or reversal is on the books, and nothing else is.
+    """Compares the refunds and reversals of the events with the movements on the books.
 
-    A refund that was cancelled before it had moved anything is not told of by any event: there are
-    the two movements then, and they cancel out.
+    A refund that was canceled before it moved anything has no event: its two movements cancel
+    out.
     """
     there = {one.movement_id: [one.kind, one.minor_units] for one in trail.movements}
     told: dict[str, list[Any]] = {}
@@ -192,14 +227,20 @@ def _movements_fault(trail: Trail, bodies: Sequence[Any]) -> AuditFault | None:
             told[movement_id] = what
             if there.get(movement_id) != what:
                 return AuditFault(
-                    THE_MOVEMENTS, event.sequence, f"tells of {movement_id} otherwise"
+                    DiscrepancyKind.MOVEMENTS_ARE_AS_RECORDED,
+                    event.sequence,
+                    f"tells of {movement_id} otherwise",
                 )
     for movement_id in sorted(there.keys() - told.keys()):
         refund_id = movement_id.removesuffix(_FAILED)
         refund, failure = there.get(refund_id), there.get(refund_id + _FAILED)
         bounced = refund is not None and failure == ["refund_failure", refund[1]]
         if not bounced or refund_id in told or refund_id + _FAILED in told:
-            return AuditFault(THE_MOVEMENTS, len(bodies), f"nothing tells of {movement_id}")
+            return AuditFault(
+                DiscrepancyKind.MOVEMENTS_ARE_AS_RECORDED,
+                len(bodies),
+                f"nothing tells of {movement_id}",
+            )
     return None
 
 

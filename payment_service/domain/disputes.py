@@ -73,20 +73,20 @@ LONG_TEXTS: Final = frozenset(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dispute:
-    """A dispute as it stands. Amounts are in the payment's currency, but for the fee."""
+    """A dispute as recorded. Amounts are in the payment's currency, except the fee; times UTC."""
 
     dispute_id: str
     payment_id: str
     expert_id: str
     charge_id: str
     stage: Stage
-    #: Stripe's own word, kept although it may be one that we do not know.
+    #: Stripe's own word, also if this service does not know it.
     status: str
     outcome: Outcome = Outcome.OPEN
     #: Stripe's own word: `fraudulent`, `product_not_received`, …
     reason: str
     currency: str
-    #: What is contested; may be a part of the charge.
+    #: The disputed amount; may be less than the charge.
     amount: int
     #: What Stripe took from the platform, and what of it came back.
     withdrawn: int = 0
@@ -100,7 +100,7 @@ class Dispute:
     has_evidence: bool = False
     #: How often evidence was submitted to the bank, which is final each time.
     submission_count: int = 0
-    #: The open answer to it, if one is under way; at most one.
+    #: The open operation that answers it, if there is one.
     operation_id: str = ""
     create_time: datetime
     update_time: datetime
@@ -116,22 +116,22 @@ class Dispute:
 
     @property
     def taken(self) -> int:
-        """What the bank has, and nobody has written off yet."""
+        """What the bank has and what is not written off yet."""
         return max(self.withdrawn - self.reinstated - self.lost, 0)
 
     @property
     def unsettled(self) -> int:
-        """What is gone for good and has not been written off yet."""
+        """What is lost and not written off yet."""
         return self.taken if self.outcome in (Outcome.LOST, Outcome.PREVENTED) else 0
 
     @property
     def freezes(self) -> bool:
-        """Until its loss is written off, nobody may pay out or give back the same money."""
+        """Whether it freezes the payment. The money must not move until a loss is written off."""
         return self.is_open or self.unsettled > 0
 
 
 def opened(payment: Payment, shown: DisputeSnapshot, now: datetime) -> Dispute:
-    """The record of a dispute that is seen for the first time."""
+    """Returns the record of a dispute that a snapshot shows for the first time."""
     record = Dispute(
         dispute_id=shown.dispute_id,
         payment_id=payment.payment_id,
@@ -149,7 +149,7 @@ def opened(payment: Payment, shown: DisputeSnapshot, now: datetime) -> Dispute:
 
 
 def updated(record: Dispute, shown: DisputeSnapshot, now: datetime) -> Dispute:
-    """The record as Stripe shows the dispute now; its money is followed line by line elsewhere."""
+    """Returns the record as the snapshot shows the dispute. Its money is booked separately."""
     outcome = _OUTCOMES.get(shown.status, Outcome.OPEN)
     after = replace(
         record,
@@ -177,7 +177,7 @@ def freeze_of(
     *,
     freezes_on_warning: bool,
 ) -> FreezeReason:
-    """What all disputes of a payment together forbid, and which of them: the strictest, by age.
+    """Returns the strictest freeze of a payment's disputes and warnings, the oldest first.
 
     The ``known`` movements say whether an operator has let the warning pass.
     """
@@ -198,12 +198,12 @@ def freeze_of(
 
 
 def dismissal_id(warning_id: str) -> str:
-    """Under which it is known that an operator has looked into a warning, and lets it pass."""
+    """The id under which the dismissal of a fraud warning is booked."""
     return f"{warning_id}:released"
 
 
 def check_dismissal(payment: Payment, warning_id: str) -> None:
-    """Raise unless this fraud warning, and nothing stricter, freezes the payment.
+    """Raises unless this fraud warning, and nothing stricter, freezes the payment.
 
     An empty ``warning_id`` means whichever it is.
     """
@@ -227,7 +227,7 @@ def check_dismissal(payment: Payment, warning_id: str) -> None:
 def check_evidence(
     dispute: Dispute, evidence: Mapping[str, str], *, submit: bool, now: datetime
 ) -> None:
-    """Raise unless this evidence, whose fields are right, can be staged or submitted now."""
+    """Raises unless this evidence can be staged or submitted now. Its fields are checked before."""
     _check_unanswered(dispute)
     if dispute.evidence_due_time is not None and dispute.evidence_due_time <= now:
         raise Precondition(
@@ -240,7 +240,7 @@ def check_evidence(
 
 
 def check_acceptance(dispute: Dispute) -> None:
-    """Raise unless the dispute can be given up as lost."""
+    """Raises unless the dispute can be accepted as lost."""
     if dispute.is_open and dispute.stage is Stage.INQUIRY:
         raise Precondition(
             "DISPUTE_IS_INQUIRY",
@@ -271,7 +271,7 @@ def _check_unanswered(dispute: Dispute) -> None:
 
 
 def check_evidence_fields(evidence: Mapping[str, str]) -> None:
-    """Raise for evidence that Stripe would refuse whatever the dispute's state."""
+    """Raises for evidence that Stripe would refuse in any state of the dispute."""
     faults = []
     for name, value in sorted(evidence.items()):
         most = _MAX_TEXT if name in LONG_TEXTS else _MAX_LINE

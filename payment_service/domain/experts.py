@@ -1,4 +1,4 @@
-"""Experts: what Stripe says of their accounts, and what follows from it."""
+"""Experts: what Stripe shows of their connected accounts, and what that allows."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from payment_service.domain.errors import Precondition
 
 
 class ExpertStatus(StrEnum):
-    """Where an expert stands; derived, never set."""
+    """The status of an expert; derived from the account, never stored."""
 
-    CREATING = "CREATING"  # Left by the caller's retry, or the sweep.
+    CREATING = "CREATING"  # Left by the caller's retry, or the recovery job.
     ONBOARDING = "ONBOARDING"  # Left by the expert, who completes Stripe's form.
     PENDING_VERIFICATION = "PENDING_VERIFICATION"  # Left by Stripe.
     READY = "READY"
@@ -43,7 +43,7 @@ class Account:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Expert:
-    """An expert and what Stripe last said of the account. Times are UTC."""
+    """An expert, with the account as Stripe last showed it. Times are UTC."""
 
     expert_id: str
     name: str
@@ -51,12 +51,12 @@ class Expert:
     country: str
     business_type: BusinessType
     commission_basis_points: int
-    #: The commission that the creation named; None means the default. Only to compare retries.
+    #: The commission of the request; None means the default. Used only to compare retries.
     commission_asked: int | None = None
     account: Account = field(default_factory=lambda: Account(""))
     deauthorized: bool = False
     operation_id: str = ""
-    #: When Stripe was last asked; None before.
+    #: When the account was last read from Stripe; None before the first time.
     check_time: datetime | None = None
     version: int = 1
     create_time: datetime
@@ -87,7 +87,7 @@ class Expert:
         return self.status in (ExpertStatus.REJECTED, ExpertStatus.DEAUTHORIZED)
 
     def check_replaceable(self, account_id: str, *, although_it_works: bool) -> None:
-        """Raise unless another account may take the place of the present one.
+        """Raises unless another account may replace the present one.
 
         ``account_id`` is the one that the caller means; empty for whichever it is.
         """
@@ -114,7 +114,7 @@ class Expert:
             )
 
     def check_ready(self) -> None:
-        """Raise unless the expert can receive transfers."""
+        """Raises unless the expert can receive transfers."""
         if self.status is not ExpertStatus.READY:
             raise Precondition(
                 "EXPERT_NOT_READY",
@@ -128,7 +128,7 @@ class Expert:
             )
 
     def check_onboarded(self) -> None:
-        """Raise unless there is an Express dashboard to link to."""
+        """Raises unless the account has an Express dashboard."""
         ended = (ExpertStatus.CREATING, ExpertStatus.REJECTED, ExpertStatus.DEAUTHORIZED)
         if not self.account.details_submitted or self.status in ended:
             raise Precondition(
@@ -141,12 +141,12 @@ class Expert:
 _EEA: Final = (
     "AT BE BG HR CY CZ DK EE FI FR DE GR HU IS IE IT LV LI LT LU MT NL NO PL PT RO SK SI ES SE"
 )
-#: Between these, and only between these, Stripe moves money across borders by itself.
+#: Stripe's rule: only between these countries may a transfer cross a border.
 CROSS_BORDER_REGION: Final = frozenset(f"{_EEA} US GB CA CH".split())
 
 
 def check_country(country: str, platform_country: str) -> None:
-    """Refuse an expert whom the platform cannot pay (Stripe's rule on cross-border transfers)."""
+    """Raises if the platform cannot pay the expert: Stripe's rule on cross-border transfers."""
     if country == platform_country:
         return
     if country in CROSS_BORDER_REGION and platform_country in CROSS_BORDER_REGION:

@@ -1,4 +1,4 @@
-"""The guards: why a call is refused, as checks that raise a Refusal and change nothing."""
+"""Guards: checks that raise a :class:`Refusal` and change nothing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from payment_service.domain.state_machine import BUSY
 
 
 def check_promotion(payment: Payment) -> None:
-    """Raise unless the hold is one that can be charged onto the platform."""
+    """Raises unless the authorization can be charged onto the platform's balance."""
     refuse_unless(payment, State.IN_ESCROW)
     if payment.charged or not payment.is_separate:
         raise Precondition(
@@ -21,42 +21,46 @@ def check_promotion(payment: Payment) -> None:
 
 
 def check_capture_freeze(payment: Payment) -> None:
-    """Raise while the payment is contested: what may have to go back is not paid out."""
+    """Raises while the payment is frozen. Our rule: what the bank may take is not paid out."""
     if payment.frozen is not Freeze.NONE:
         raise payment_disputed(payment, "captured")
 
 
 def check_refund_freeze(payment: Payment) -> None:
-    """Raise while the money is at the client's bank, which may give it to the client itself."""
+    """Raises during a chargeback: Stripe refunds nothing that the client's bank holds."""
     if payment.frozen is Freeze.CHARGEBACK:
         raise payment_disputed(payment, "refunded")
 
 
 def check_destination(payment: Payment, expert: Expert) -> None:
-    """Raise if the charge can only be split with an account that the expert has no more.
+    """Raises if the charge can pay only an account that the expert has no more.
 
-    A charge is given its destination when it is authorized and at no other time (Stripe's rule);
-    who transfers on from the platform may choose the account.
+    Stripe's rule: a DESTINATION charge keeps the account that it was authorized with. A transfer
+    from the platform may go to any account.
     """
-    account_id = expert.account.stripe_account_id
-    if not payment.is_separate and payment.destination_account_id != account_id:
+    if is_destination_replaced(payment, expert):
         raise Precondition(
             "DESTINATION_ACCOUNT_REPLACED",
             "the expert has another account by now, and this charge can only pay the former one; "
-            "refund it and initiate it anew",
+            "refund it and initiate a new one",
             {
                 "payment_id": payment.payment_id,
                 "expert_id": expert.expert_id,
                 "destination_account_id": payment.destination_account_id,
-                "stripe_account_id": account_id,
+                "stripe_account_id": expert.account.stripe_account_id,
             },
         )
 
 
+def is_destination_replaced(payment: Payment, expert: Expert) -> bool:
+    """Returns whether the charge can only be split with an account that the expert had before."""
+    present = expert.account.stripe_account_id
+    return not payment.is_separate and payment.destination_account_id != present
+
+
 def reason_to_wait(payment: Payment, expert: Expert) -> WaitingReason:
-    """Why a capture that Stripe refused for the account's sake cannot go on now."""
-    account_id = expert.account.stripe_account_id
-    if not payment.is_separate and payment.destination_account_id != account_id:
+    """Returns why a capture waits after Stripe refused it because of the expert's account."""
+    if is_destination_replaced(payment, expert):
         return WaitingReason.DESTINATION_ACCOUNT_REPLACED
     if expert.status is ExpertStatus.READY:
         return WaitingReason.EXPERT_REFUSED
@@ -64,10 +68,10 @@ def reason_to_wait(payment: Payment, expert: Expert) -> WaitingReason:
 
 
 def payment_disputed(payment: Payment, word: str, **facts: str) -> Precondition:
-    """Contested: by our own freeze, or because Stripe says so. ``stage`` is the freeze."""
+    """The refusal of a frozen payment, or of one that Stripe reports as disputed."""
     return Precondition(
         "PAYMENT_DISPUTED",
-        f"the payment is contested ({payment.frozen}) and cannot be {word} until that is decided",
+        f"the payment is disputed ({payment.frozen}) and cannot be {word} until that is decided",
         {
             "payment_id": payment.payment_id,
             "dispute_id": payment.frozen_by,
@@ -78,17 +82,17 @@ def payment_disputed(payment: Payment, word: str, **facts: str) -> Precondition:
 
 
 def waits_for_expert(payment: Payment) -> bool:
-    """Its capture rests until the expert's account is well; it may be given up for a refund."""
+    """Whether its capture waits for the expert's account. A refund may abandon such a capture."""
     return payment.state is State.CAPTURING and payment.waiting_for is WaitingFor.EXPERT
 
 
 class VersionMismatch(Busy):
-    """The payment is not what the caller has seen; ``payment`` is what it is now."""
+    """The payment has changed since the caller read it. ``payment`` is its present version."""
 
     def __init__(self, payment: Payment, expected: int) -> None:
         super().__init__(
             "VERSION_MISMATCH",
-            f"the payment has moved on to version {payment.version}; look at it and decide anew",
+            f"the payment has changed to version {payment.version}; read it and decide again",
             {
                 "payment_id": payment.payment_id,
                 "expected_version": expected,
@@ -100,12 +104,13 @@ class VersionMismatch(Busy):
 
 
 def check_version(payment: Payment, expected: int) -> None:
-    """Raise unless the payment is as the caller has seen it; 0 means that it does not matter."""
+    """Raises VersionMismatch unless the payment has the version ``expected``; 0 means any."""
     if expected and payment.version != expected:
         raise VersionMismatch(payment, expected)
 
 
 def refuse_unless(payment: Payment, *states: State) -> None:
+    """Raises Busy while an operation is open, and Precondition in any other state."""
     if payment.state in BUSY or (payment.operation_id and payment.state in states):
         raise operation_in_progress(payment.payment_id, payment.state)
     if payment.state not in states:
@@ -120,18 +125,19 @@ def refuse_unless(payment: Payment, *states: State) -> None:
         )
 
 
-def check_requested_amount(payment: Payment, part: int, available: int) -> None:
+def check_requested_amount(payment: Payment, amount: int, available: int) -> None:
+    """Raises InvalidArgument or Precondition unless ``amount`` can be taken from ``available``."""
     try:
-        money.check_part(payment.money(part))
+        money.check_part(payment.money(amount))
     except money.InvalidMoney as fault:
         raise invalid_field("amount.minor_units", str(fault)) from None
-    if part > available:
+    if amount > available:
         raise Precondition(
             "AMOUNT_TOO_LARGE",
-            f"{payment.money(part)} is more than the {payment.money(available)} that there is",
+            f"{payment.money(amount)} is more than the {payment.money(available)} that there is",
             {
                 "payment_id": payment.payment_id,
-                "requested": part,
+                "requested": amount,
                 "available": available,
                 "currency": payment.currency,
             },

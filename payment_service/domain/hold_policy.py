@@ -20,9 +20,9 @@ class Hold:
 
 @dataclass(frozen=True, slots=True)
 class HoldRules:
-    """What the choice depends on besides the call. Durations are those of Stripe's rules."""
+    """What decides the choice besides the call. The durations are Stripe's rules."""
 
-    #: A gig that ends within so long fits a card's authorization.
+    #: A gig that ends within this time fits a card's authorization.
     card_hold: timedelta
     holding_limit: timedelta
     #: The currencies in which Stripe settles the platform's charges.
@@ -37,7 +37,7 @@ def choose_hold(
     rules: HoldRules,
     now: datetime,
 ) -> Hold:
-    """The hold for a gig that is to be done by then. Raises :class:`Refusal` where there is none.
+    """Returns the hold for a gig that ends by then. Raises :class:`Refusal` if none is possible.
 
     A charge is given its destination when it is authorized and at no other time (Stripe's rule), so
     a hold that may have to be charged onto the platform is made without one from the start.

@@ -1,8 +1,8 @@
 """The double-entry books: account names and the postings of every step that moves money.
 
 Debit is positive, credit negative; every transition's postings sum to zero in every currency.
-Postings are never edited: what was wrong is corrected by new ones. Lines on ``stripe:*`` carry the
-id of Stripe's balance transaction, so that the books can be held against Stripe's line by line.
+Postings are never edited: a mistake is corrected by new ones. Postings on ``stripe:*`` carry the
+id of Stripe's balance transaction, so that each can be compared with Stripe's own record.
 
     assets       stripe:platform   stripe:connected:{expert}   expert_debt:{expert}
                  dispute_hold:{payment}
@@ -10,8 +10,8 @@ id of Stripe's balance transaction, so that the books can be held against Stripe
     result       commission   processor_fee   dispute_fee   losses   settled_out_of_band   fx
     memo         hold   client
 
-A charge may settle in another currency than it was presented in. Lines on ``stripe:*`` are then in
-the currency that Stripe settled, all others in the payment's, and ``fx`` stands between.
+Stripe may settle a charge in another currency than the payment's. Postings on ``stripe:*`` are then
+in the settled currency, all others in the payment's, and ``fx`` balances both.
 """
 
 from __future__ import annotations
@@ -78,45 +78,45 @@ class StripeAmount:
 
 @dataclass(frozen=True, slots=True)
 class CaptureSplit:
-    """How a captured ``part`` divides: ``commission + expert_part``.
+    """How a captured ``amount`` splits into ``commission`` and ``expert_amount``; minor units.
 
-    ``netted`` is what the expert owed from before and is kept back out of the expert's part.
+    ``debt_offset`` is the expert's earlier debt that is kept back out of the expert's amount.
     """
 
-    part: int
+    amount: int
     commission: int
-    netted: int = 0
+    debt_offset: int = 0
 
     @property
-    def expert_part(self) -> int:
-        return self.part - self.commission
+    def expert_amount(self) -> int:
+        return self.amount - self.commission
 
     @property
     def sent(self) -> int:
-        """What really reaches the expert."""
-        return self.expert_part - self.netted
+        """The amount that reaches the expert."""
+        return self.expert_amount - self.debt_offset
 
 
 @dataclass(frozen=True, slots=True)
 class RefundSplit:
-    """Out of what the client is paid, or a lost dispute is: the order is that of the fields below.
+    """What pays for a refund or a lost dispute, in minor units.
 
-    What is owed to the client comes first, then escrow, then the commission and the expert's part.
+    The client payable comes first, then escrow, then the commission and the expert's amount.
     """
 
     from_escrow: int = 0
     commission: int = 0
-    expert_part: int = 0
-    #: Owed since a refund bounced: the client has it by this, and is not paid it once more.
-    from_owed: int = 0
+    expert_amount: int = 0
+    #: Payable since an earlier refund failed. This pays it, so that nobody pays it again.
+    from_payable: int = 0
 
     @property
     def from_captured(self) -> int:
-        return self.commission + self.expert_part
+        return self.commission + self.expert_amount
 
     @property
     def whole(self) -> int:
-        return self.from_owed + self.from_escrow + self.from_captured
+        return self.from_payable + self.from_escrow + self.from_captured
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +188,7 @@ class Book:
     # ---- the rules, one a step ----
 
     def authorized(self, amount: int) -> list[Posting]:
-        """The issuer reserved the funds; a memo, for no money has moved."""
+        """The issuer reserved the funds. A memo: no money has moved."""
         return [
             self.line("authorized", MEMO_HOLD, amount),
             self.line("authorized", MEMO_CLIENT, -amount),
@@ -203,43 +203,43 @@ class Book:
             self.line("hold_released", MEMO_CLIENT, amount),
         ]
 
-    def charged(self, part: int, settled: StripeAmount) -> list[Posting]:
-        """The card was charged onto the platform; the money belongs to nobody yet (SEPARATE)."""
+    def charged(self, amount: int, settled: StripeAmount) -> list[Posting]:
+        """SEPARATE: the card was charged onto the platform's balance; the money is in escrow."""
         return [
-            *self.into_stripe("charged", STRIPE_PLATFORM, 1, part, settled),
-            self.line("charged", escrow(self.payment_id), -part),
+            *self.into_stripe("charged", STRIPE_PLATFORM, 1, amount, settled),
+            self.line("charged", escrow(self.payment_id), -amount),
         ]
 
     def transferred(
         self,
-        share: CaptureSplit,
+        split: CaptureSplit,
         sent: StripeAmount,
         received: StripeAmount,
         *,
         kind: str = "captured",
     ) -> list[Posting]:
-        """A part of what the platform holds went to the expert, less commission and debt."""
+        """SEPARATE: an amount out of escrow went to the expert, less commission and debt offset."""
         connected = stripe_connected(self.expert_id)
         return without_zeros(
             [
                 *self.between("transferred", connected, received, STRIPE_PLATFORM, sent),
-                *self._earned(share, kind),
+                *self._earned(split, kind),
             ]
         )
 
-    def _earned(self, share: CaptureSplit, kind: str = "captured") -> list[Posting]:
-        """Out of escrow: the expert's part less what the expert owed, and the commission."""
+    def _earned(self, split: CaptureSplit, kind: str = "captured") -> list[Posting]:
+        """Out of escrow: the commission, and the expert's amount less the debt offset."""
         return [
-            self.line(kind, escrow(self.payment_id), share.part),
-            self.line(kind, expert_funds(self.expert_id), share.netted - share.expert_part),
-            self.line(kind, COMMISSION, -share.commission),
-            self.line("debt_netted", expert_debt(self.expert_id), -share.netted),
+            self.line(kind, escrow(self.payment_id), split.amount),
+            self.line(kind, expert_funds(self.expert_id), split.debt_offset - split.expert_amount),
+            self.line(kind, COMMISSION, -split.commission),
+            self.line("debt_netted", expert_debt(self.expert_id), -split.debt_offset),
         ]
 
     def transferred_out_of_band(
-        self, part: int, sent: StripeAmount, received: StripeAmount
+        self, amount: int, sent: StripeAmount, received: StripeAmount
     ) -> list[Posting]:
-        """Somebody sent the expert money by hand; the platform bears it until it is decided."""
+        """A transfer made out of band: the platform's loss until an operator decides."""
         return [
             *self.between(
                 "transferred_out_of_band",
@@ -248,25 +248,25 @@ class Book:
                 STRIPE_PLATFORM,
                 sent,
             ),
-            self.line("transferred_out_of_band", LOSSES, part),
-            self.line("transferred_out_of_band", expert_funds(self.expert_id), -part),
+            self.line("transferred_out_of_band", LOSSES, amount),
+            self.line("transferred_out_of_band", expert_funds(self.expert_id), -amount),
         ]
 
-    def captured(self, share: CaptureSplit, lines: CaptureTransactions) -> list[Posting]:
-        """A destination charge was captured: through the platform to the expert, the fee back."""
-        part = share.part
+    def captured(self, split: CaptureSplit, lines: CaptureTransactions) -> list[Posting]:
+        """DESTINATION: a capture. All goes to the expert, and the application fee comes back."""
+        amount = split.amount
         platform, connected = STRIPE_PLATFORM, stripe_connected(self.expert_id)
         held = escrow(self.payment_id)
         postings = [
-            *self.into_stripe("charged", platform, 1, part, lines.charge),
-            self.line("charged", held, -part),
+            *self.into_stripe("charged", platform, 1, amount, lines.charge),
+            self.line("charged", held, -amount),
             *self.between("transferred", connected, lines.received, platform, lines.transferred),
         ]
-        if share.commission + share.netted:
+        if split.commission + split.debt_offset:
             postings += self.between(
                 "commission_collected", platform, lines.fee, connected, lines.fee_paid
             )
-        return without_zeros([*postings, *self._earned(share)])
+        return without_zeros([*postings, *self._earned(split)])
 
     def processor_fee(self, fee: StripeAmount) -> list[Posting]:
         """Stripe's own fee, known when its balance transaction appears."""
@@ -284,23 +284,23 @@ class Book:
     def client_refunded(
         self, split: RefundSplit, settled: StripeAmount, *, owed_by: str
     ) -> list[Posting]:
-        """The client got money back: owed, in escrow, of the commission, and of whom owes it."""
+        """The client got a refund. ``owed_by`` is the account that bears the expert's amount."""
         return without_zeros(
             [
-                self.line("client_refunded", client_payable(self.payment_id), split.from_owed),
+                self.line("client_refunded", client_payable(self.payment_id), split.from_payable),
                 self.line("client_refunded", escrow(self.payment_id), split.from_escrow),
                 self.line("client_refunded", COMMISSION, split.commission),
-                self.line("client_refunded", owed_by, split.expert_part),
+                self.line("client_refunded", owed_by, split.expert_amount),
                 *self.into_stripe("client_refunded", STRIPE_PLATFORM, -1, split.whole, settled),
             ]
         )
 
     def transfer_reversed(
-        self, part: int, platform: StripeAmount, connected: StripeAmount, *, pays: str
+        self, amount: int, platform: StripeAmount, connected: StripeAmount, *, pays: str
     ) -> list[Posting]:
-        """The expert's ``part`` came back to the platform.
+        """``amount`` of a transfer came back to the platform.
 
-        It pays what the expert owed; or it is in ``losses`` if it was taken out of band.
+        It is credited to the account ``pays``: the expert's debt or, out of band, ``losses``.
         """
         return without_zeros(
             [
@@ -311,17 +311,17 @@ class Book:
                     stripe_connected(self.expert_id),
                     connected,
                 ),
-                self.line("transfer_reversed", expert_funds(self.expert_id), part),
-                self.line("transfer_reversed", pays, -part),
+                self.line("transfer_reversed", expert_funds(self.expert_id), amount),
+                self.line("transfer_reversed", pays, -amount),
             ]
         )
 
     def fee_refunded(
-        self, part: int, commission: int, platform: StripeAmount, connected: StripeAmount
+        self, amount: int, commission: int, platform: StripeAmount, connected: StripeAmount
     ) -> list[Posting]:
-        """Commission went to the expert, by a hand at Stripe's dashboard.
+        """Commission was paid back to the expert out of band.
 
-        ``commission`` of it was still the platform's; the rest had gone back to the client before.
+        ``commission`` of it was still the platform's. The client had the remainder already.
         """
         return without_zeros(
             [
@@ -333,52 +333,52 @@ class Book:
                     platform,
                 ),
                 self.line("fee_refunded", COMMISSION, commission),
-                self.line("fee_refunded", LOSSES, part - commission),
-                self.line("fee_refunded", expert_funds(self.expert_id), -part),
+                self.line("fee_refunded", LOSSES, amount - commission),
+                self.line("fee_refunded", expert_funds(self.expert_id), -amount),
             ]
         )
 
-    def refund_failed(self, part: int, settled: StripeAmount) -> list[Posting]:
-        """A refund bounced: Stripe gave the money back to us, and we owe it to the client."""
+    def refund_failed(self, amount: int, settled: StripeAmount) -> list[Posting]:
+        """A refund failed: Stripe returned the money, and it is payable to the client."""
         return [
-            *self.into_stripe("refund_failed", STRIPE_PLATFORM, 1, part, settled),
-            self.line("refund_failed", client_payable(self.payment_id), -part),
+            *self.into_stripe("refund_failed", STRIPE_PLATFORM, 1, amount, settled),
+            self.line("refund_failed", client_payable(self.payment_id), -amount),
         ]
 
     def refund_failed_unbooked(
-        self, part: int, sent: StripeAmount, returned: StripeAmount
+        self, amount: int, sent: StripeAmount, returned: StripeAmount
     ) -> list[Posting]:
-        """Stripe paid a refund and had it back before it was on the books: both of its lines."""
+        """A refund failed before it was booked: both of its balance transactions."""
         return [
-            *self.into_stripe("refund_failed_unbooked", STRIPE_PLATFORM, -1, part, sent),
-            *self.into_stripe("refund_failed_unbooked", STRIPE_PLATFORM, 1, part, returned),
+            *self.into_stripe("refund_failed_unbooked", STRIPE_PLATFORM, -1, amount, sent),
+            *self.into_stripe("refund_failed_unbooked", STRIPE_PLATFORM, 1, amount, returned),
         ]
 
-    def client_repaid(self, part: int, settled: StripeAmount) -> list[Posting]:
-        """What was owed to the client after a bounced refund was paid by another."""
+    def client_repaid(self, amount: int, settled: StripeAmount) -> list[Posting]:
+        """A repayment: the client payable of a failed refund was paid by another refund."""
         return [
-            self.line("client_repaid", client_payable(self.payment_id), part),
-            *self.into_stripe("client_repaid", STRIPE_PLATFORM, -1, part, settled),
+            self.line("client_repaid", client_payable(self.payment_id), amount),
+            *self.into_stripe("client_repaid", STRIPE_PLATFORM, -1, amount, settled),
         ]
 
-    def client_payable_settled(self, part: int) -> list[Posting]:
-        """What was owed to the client is not any more; what it cost is in other books."""
+    def client_payable_settled(self, amount: int) -> list[Posting]:
+        """The client was paid outside Stripe, from money that is in other books."""
         return [
-            self.line("client_payable_settled", client_payable(self.payment_id), part),
-            self.line("client_payable_settled", SETTLED_OUT_OF_BAND, -part),
+            self.line("client_payable_settled", client_payable(self.payment_id), amount),
+            self.line("client_payable_settled", SETTLED_OUT_OF_BAND, -amount),
         ]
 
     def dispute_funds(
-        self, kind: str, sign: int, part: int, settled: StripeAmount, fee: StripeAmount
+        self, kind: str, sign: int, amount: int, settled: StripeAmount, fee: StripeAmount
     ) -> list[Posting]:
-        """``sign`` 1: Stripe withdrew ``part`` over a dispute; -1: it reinstated it.
+        """``sign`` 1: Stripe withdrew ``amount`` for a dispute; -1: Stripe reinstated it.
 
-        ``fee`` is what Stripe took beside it, negative where it gave a fee back.
+        ``fee`` is Stripe's fee for it, negative if Stripe paid a fee back.
         """
         return without_zeros(
             [
-                self.line(kind, dispute_hold(self.payment_id), sign * part),
-                *self.into_stripe(kind, STRIPE_PLATFORM, -sign, part, settled),
+                self.line(kind, dispute_hold(self.payment_id), sign * amount),
+                *self.into_stripe(kind, STRIPE_PLATFORM, -sign, amount, settled),
                 Posting(DISPUTE_FEE, fee.minor_units, fee.currency, "dispute_fee"),
                 Posting(
                     STRIPE_PLATFORM,
@@ -390,24 +390,24 @@ class Book:
             ]
         )
 
-    def reinstated_after_loss(self, part: int) -> list[Posting]:
-        """It was written off before it came back: the platform's, until an operator decides."""
+    def reinstated_after_loss(self, amount: int) -> list[Posting]:
+        """Money that was written off came back: the platform's until an operator decides."""
         return [
-            self.line("reinstated_after_loss", dispute_hold(self.payment_id), part),
-            self.line("reinstated_after_loss", LOSSES, -part),
+            self.line("reinstated_after_loss", dispute_hold(self.payment_id), amount),
+            self.line("reinstated_after_loss", LOSSES, -amount),
         ]
 
     def dispute_lost(self, split: RefundSplit, borne: int) -> list[Posting]:
-        """The bank keeps it: of what the client is owed, of escrow, then of commission and expert.
+        """The client's bank keeps the disputed amount. ``split`` says who pays for it.
 
-        ``borne`` by the platform: it was given back to the client before, who has it twice then.
+        ``borne`` is the platform's loss: the client had it by a refund already and has it twice.
         """
         return without_zeros(
             [
-                self.line("dispute_lost", client_payable(self.payment_id), split.from_owed),
+                self.line("dispute_lost", client_payable(self.payment_id), split.from_payable),
                 self.line("dispute_lost", escrow(self.payment_id), split.from_escrow),
                 self.line("dispute_lost", COMMISSION, split.commission),
-                self.line("dispute_lost", expert_debt(self.expert_id), split.expert_part),
+                self.line("dispute_lost", expert_debt(self.expert_id), split.expert_amount),
                 self.line("dispute_lost", LOSSES, borne),
                 self.line("dispute_lost", dispute_hold(self.payment_id), -split.whole - borne),
             ]
@@ -432,8 +432,8 @@ def paid_out(
 ) -> list[Posting]:
     """Stripe moved ``net`` (signed) on a connected account: out to the bank, or back from it.
 
-    What Stripe took for it is in the net: it is the expert's, as the payout is. No payment is
-    behind it, for one payout sweeps up many.
+    Stripe's fee is in the net: the expert pays it. A payout belongs to no payment, since it pays
+    out the balance of many.
     """
     return [
         Posting(expert_funds(expert_id), -net, currency, kind),
@@ -441,11 +441,11 @@ def paid_out(
     ]
 
 
-def written_off(expert_id: str, part: int, currency: str) -> list[Posting]:
-    """An expert's debt that will not be paid: the platform's loss."""
+def written_off(expert_id: str, amount: int, currency: str) -> list[Posting]:
+    """Writes an expert's debt off as the platform's loss."""
     return [
-        Posting(LOSSES, part, currency, "debt_written_off"),
-        Posting(expert_debt(expert_id), -part, currency, "debt_written_off"),
+        Posting(LOSSES, amount, currency, "debt_written_off"),
+        Posting(expert_debt(expert_id), -amount, currency, "debt_written_off"),
     ]
 
 

@@ -84,7 +84,7 @@ def format_money(money: Money) -> str:
 
 
 def check_currency(currency: str) -> str:
-    """Return the currency in upper case, or raise :class:`InvalidMoney`."""
+    """Returns the currency in upper case. Raises :class:`InvalidMoney`."""
     code = currency.upper()
     if code not in CURRENCIES:
         raise InvalidMoney("is not a currency that Stripe charges (ISO 4217, three letters)")
@@ -92,7 +92,7 @@ def check_currency(currency: str) -> str:
 
 
 def check_part(money: Money) -> None:
-    """Refuse an amount that no part of a payment can have: not positive, or not in steps."""
+    """Raises InvalidMoney for an amount that is not positive, or no multiple of the step."""
     if money.minor_units <= 0:
         raise InvalidMoney("must be more than zero")
     unit = step(money.currency)
@@ -134,7 +134,7 @@ def fee(minor_units: int, basis_points: int, currency: str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """An amount in two: ``commission + expert`` is the amount, always."""
+    """An amount in two: ``commission + expert`` is always the amount."""
 
     commission: int
     expert: int
@@ -147,12 +147,12 @@ def split_quote(amount: int, basis_points: int, currency: str) -> Split:
 
 
 def split_capture(net: int, part: int, basis_points: int, currency: str) -> Split:
-    """How a captured ``part`` divides when ``net`` is already the expert's side of the escrow."""
+    """Splits a captured ``part`` when ``net`` was captured before and not returned since."""
     commission = fee(net + part, basis_points, currency) - fee(net, basis_points, currency)
     return Split(commission, part - commission)
 
 
 def split_refund(net: int, part: int, basis_points: int, currency: str) -> Split:
-    """Who gives back what when ``part`` of ``net`` returns to the client."""
+    """Splits what the commission and the expert return if ``part`` of ``net`` is refunded."""
     commission = fee(net, basis_points, currency) - fee(net - part, basis_points, currency)
     return Split(commission, part - commission)

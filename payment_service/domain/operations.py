@@ -1,26 +1,42 @@
-"""Durable intents to change something at Stripe, and what came of them.
+"""Operations: durable intents to change something at Stripe, and what came of them.
 
 An operation is committed *before* Stripe is called, with the idempotency key that Stripe will see,
-and settled *after*. In between the process may die: the sweep then reads Stripe first and sends
-again only what Stripe does not have.
+and closed *afterwards*. The process may stop in between. The recovery job then reads Stripe first
+and sends again only what Stripe does not have.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Final
+from typing import Final, TypeVar
 
 from payment_service.domain.ledger import CaptureSplit
+from payment_service.domain.operation_payloads import (
+    AcceptancePayload,
+    CancelPayload,
+    CapturePayload,
+    CreateAccountPayload,
+    CreateIntentPayload,
+    EvidencePayload,
+    OperationPayload,
+    RefundPayload,
+    ReversalPayload,
+    TransferPayload,
+)
 
-#: Stripe prunes idempotency keys once they are 24 hours old; after that the same key is a *new*
-#: request. We stop an hour earlier.
+#: Stripe's rule: an idempotency key is forgotten once it is 24 hours old, and the same key is then
+#: a *new* request. We stop an hour earlier.
 RESEND_LIMIT: Final = timedelta(hours=23)
+
+P = TypeVar("P", bound=OperationPayload)
 
 
 class OperationKind(StrEnum):
+    """The request that an operation sends to Stripe."""
+
     CREATE_INTENT = "create_intent"
     CAPTURE = "capture"
     CANCEL = "cancel"
@@ -33,13 +49,42 @@ class OperationKind(StrEnum):
     ACCEPT_DISPUTE = "accept_dispute"
 
 
-#: Answers to a dispute: they hang on it and leave the payment's own operation alone.
+PAYLOAD_TYPES: Final[Mapping[OperationKind, type[OperationPayload]]] = {
+    OperationKind.CREATE_INTENT: CreateIntentPayload,
+    OperationKind.CAPTURE: CapturePayload,
+    OperationKind.PROMOTE: CapturePayload,
+    OperationKind.CANCEL: CancelPayload,
+    OperationKind.REFUND: RefundPayload,
+    OperationKind.TRANSFER: TransferPayload,
+    OperationKind.REVERSE_TRANSFER: ReversalPayload,
+    OperationKind.CREATE_ACCOUNT: CreateAccountPayload,
+    OperationKind.SUBMIT_EVIDENCE: EvidencePayload,
+    OperationKind.ACCEPT_DISPUTE: AcceptancePayload,
+}
+
+
+class OperationPurpose(StrEnum):
+    """Why an operation exists. The operations that follow from it have the same purpose."""
+
+    #: A caller asked for it.
+    REQUESTED = "REQUESTED"
+    #: The payment's deadline, or its payment window, has passed.
+    DEADLINE = "DEADLINE"
+    #: A refund of what a final capture left in escrow.
+    REMAINDER = "REMAINDER"
+    #: A refund that pays the client again, after an earlier refund failed.
+    REPAYMENT = "REPAYMENT"
+    #: A reversal that takes back from the expert what a lost dispute cost.
+    LOSS = "LOSS"
+
+
+#: Answers to a dispute: they belong to the dispute and leave the payment's own operation alone.
 OF_A_DISPUTE: Final = frozenset({OperationKind.SUBMIT_EVIDENCE, OperationKind.ACCEPT_DISPUTE})
 
 
 class OperationState(StrEnum):
-    STARTED = "STARTED"  # Left by the call that holds the lease, a webhook, or the sweep.
-    UNKNOWN = "UNKNOWN"  # Left by a webhook or the sweep.
+    STARTED = "STARTED"  # Left by the call that holds the lease, a webhook, or the recovery job.
+    UNKNOWN = "UNKNOWN"  # Left by a webhook or the recovery job.
     PARKED = "PARKED"  # Left by an operator's ResumeOperation, or a webhook.
     SUCCEEDED = "SUCCEEDED"
     REFUSED = "REFUSED"
@@ -52,54 +97,93 @@ OPEN_STATES: Final = frozenset(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operation:
-    """One mutation at Stripe. ``minor_units`` is what it asks for, in the payment's currency."""
+    """One change at Stripe. ``minor_units`` is the amount, in the payment's currency."""
 
     operation_id: str
     kind: OperationKind
+    purpose: OperationPurpose = OperationPurpose.REQUESTED
+    #: Its subject is exactly one of the three.
     payment_id: str = ""
     expert_id: str = ""
     dispute_id: str = ""
-    #: What was asked besides the amount; plain JSON values.
-    params: Mapping[str, object] = field(default_factory=dict)
+    payload: OperationPayload
     minor_units: int = 0
-    #: The claim (caller's key) that it answers; empty for what the service does by itself.
+    #: The idempotency claim of the caller who waits for it; empty for what the service does itself.
     claim_id: str = ""
     state: OperationState = OperationState.STARTED
-    #: Counts the *requests* that Stripe may tell apart; each has a key of its own.
+    #: Counts the *requests* that Stripe can tell apart; each has an idempotency key of its own.
     attempt: int = 1
-    #: Counts the times that it was sent, or looked for, in vain.
+    #: Counts how often it was sent, or searched for at Stripe, without a definite result.
     tries: int = 0
+    #: Stripe keeps an error under the present key: only a new key can succeed.
+    key_spent: bool = False
+    #: The payment is frozen by a dispute: it may be searched for at Stripe, and must not be sent.
+    verify_only: bool = False
     last_error: str = ""
     create_time: datetime
     #: When the present key was first used; the 23 hours count from here.
     attempt_time: datetime
-    #: Until then its holder alone may work on it; the token tells holders apart.
+    #: Until then only the holder of the token may work on it.
     lease_until: datetime | None = None
     lease_token: str = ""
     next_try_time: datetime | None = None
-    #: Of a parked one: a request may still be on its way until then, whatever Stripe shows now.
-    #: None where Stripe has answered each, or has seen none.
+    #: If it is parked: a request may still take effect until then, whatever Stripe shows now.
+    #: None where Stripe has answered every request, or has received none.
     unsure_until: datetime | None = None
-    #: By the clock of the process that took the lease, a moment before it did. Never stored; None
-    #: for whoever only reads the operation.
+    #: The monotonic clock of the process that took the lease, a moment before it did; seconds.
+    #: Never stored; None for a process that only reads the operation.
     held_since: float | None = field(default=None, compare=False)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.payload, PAYLOAD_TYPES[self.kind]):
+            given = type(self.payload).__name__
+            raise TypeError(f"{self.operation_id} is a {self.kind} and cannot carry a {given}")
+
+    def payload_as(self, type_: type[P]) -> P:
+        """Returns the payload as this type. Raises TypeError for another kind of operation."""
+        if not isinstance(self.payload, type_):
+            raise TypeError(f"{self.operation_id} is a {self.kind} and has no {type_.__name__}")
+        return self.payload
 
     @property
     def stripe_key(self) -> str:
-        """The idempotency key that Stripe sees: stable over tries, new for each attempt."""
+        """The idempotency key that Stripe sees: the same for each try, new for each attempt."""
         return f"{self.operation_id}-{self.attempt}"
 
     @property
-    def share(self) -> CaptureSplit:
-        """How the part that a transfer sends on divides."""
-        return CaptureSplit(self.minor_units, self.number("commission"), self.number("netted"))
+    def capture_split(self) -> CaptureSplit:
+        """How the amount of a TRANSFER divides. Raises TypeError for another kind."""
+        transfer = self.payload_as(TransferPayload)
+        return CaptureSplit(self.minor_units, transfer.commission, transfer.debt_offset)
+
+    @property
+    def related_payment_id(self) -> str:
+        """The payment that it concerns, also of an answer to a dispute; empty for an account."""
+        if isinstance(self.payload, EvidencePayload | AcceptancePayload):
+            return self.payload.payment_id
+        return self.payment_id
+
+    @property
+    def is_repayment(self) -> bool:
+        """Whether it pays the client again after a failed refund."""
+        return self.purpose is OperationPurpose.REPAYMENT
+
+    @property
+    def returns_remainder(self) -> bool:
+        """Whether it refunds what a final capture left in escrow: the expert is paid by now."""
+        return self.kind is OperationKind.REFUND and self.purpose is OperationPurpose.REMAINDER
+
+    @property
+    def pays_expert(self) -> bool:
+        """Whether it pays the expert, now or by the transfer that follows from it."""
+        return self.kind in (OperationKind.CAPTURE, OperationKind.TRANSFER)
 
     def is_held_by(self, holder: Operation) -> bool:
-        """Fencing: whoever lost the lease, or came after the end, changes nothing any more."""
+        """Fencing: whether ``holder`` still has the lease, and so may change the operation."""
         return self.is_open and self.lease_token == holder.lease_token
 
     def is_surely_held(self, clock: float, lease: float) -> bool:
-        """By its holder's own clock: the lease of so many seconds cannot have run out yet."""
+        """Whether a lease of ``lease`` seconds cannot have ended yet, by its holder's own clock."""
         return self.held_since is not None and clock - self.held_since < lease
 
     @property
@@ -107,9 +191,9 @@ class Operation:
         return self.state in OPEN_STATES
 
     def is_without_effect(self, now: datetime) -> bool:
-        """Whether nothing can come of it any more, where reading Stripe *now* shows nothing of it.
+        """Whether it can have no effect any more if Stripe shows none *now*.
 
-        Nobody sends what is parked, and it is resumed only under the payment's lock.
+        A parked operation is never sent, and it is resumed only under the payment's lock.
         """
         parked = self.state is OperationState.PARKED
         return parked and (self.unsure_until is None or self.unsure_until <= now)
@@ -117,24 +201,3 @@ class Operation:
     def may_resend(self, now: datetime) -> bool:
         """Whether the same key still means the same request at Stripe."""
         return now - self.attempt_time < RESEND_LIMIT
-
-    def text(self, name: str) -> str:
-        return str(self.params.get(name) or "")
-
-    def mapping(self, name: str) -> Mapping[str, object]:
-        value = self.params.get(name, {})
-        if not isinstance(value, Mapping):
-            raise TypeError(f"{name} of {self.operation_id} is not a mapping")
-        return value
-
-    def items(self, name: str) -> Sequence[Mapping[str, object]]:
-        value = self.params.get(name, [])
-        if not isinstance(value, Sequence):
-            raise TypeError(f"{name} of {self.operation_id} is not a list")
-        return value
-
-    def number(self, name: str) -> int:
-        value = self.params.get(name, 0)
-        if not isinstance(value, int):
-            raise TypeError(f"{name} of {self.operation_id} is not a number")
-        return value

@@ -1,4 +1,4 @@
-"""A payment as it stands, and the values that describe it."""
+"""A payment, and the values that describe it."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from payment_service.domain.money import Money
 
 
 class State(StrEnum):
-    """Where a payment stands, and who moves it on."""
+    """The state of a payment, and who changes it."""
 
     PENDING = "PENDING"  # Left by the client's confirmation, or by the payment window.
     FAILED = "FAILED"  # Left by the client's next attempt, or by the payment window.
     IN_ESCROW = "IN_ESCROW"  # Left by CapturePayment, RefundPayment, or a deadline.
-    CAPTURING = "CAPTURING"  # Left by Stripe's answer, a webhook, the sweep, or the expert.
-    PROMOTING = "PROMOTING"  # Left by Stripe's answer, a webhook, or the sweep.
-    CANCELING = "CANCELING"  # Left by Stripe's answer, a webhook, or the sweep.
-    REFUNDING = "REFUNDING"  # Left by Stripe's answer, a webhook, the sweep, or an operator.
+    CAPTURING = "CAPTURING"  # Left by Stripe's answer, a webhook, the recovery job, or the expert.
+    PROMOTING = "PROMOTING"  # Left by Stripe's answer, a webhook, or the recovery job.
+    CANCELING = "CANCELING"  # Left by Stripe's answer, a webhook, or the recovery job.
+    REFUNDING = "REFUNDING"  # Left by Stripe's answer, a webhook, the recovery job, or an operator.
     CAPTURED = "CAPTURED"  # Left by RefundPayment alone.
     CANCELED = "CANCELED"  # Left by a correction only, if Stripe shows a capture after all.
     EXPIRED = "EXPIRED"  # Left by a correction only, if Stripe shows a capture after all.
@@ -37,7 +37,7 @@ class ChargeModel(StrEnum):
 
 
 class OnDeadline(StrEnum):
-    """What is done when the escrow's time runs out."""
+    """What happens when the escrow's deadline passes."""
 
     ALERT = "ALERT"  # An event, and nothing else; a card hold then lapses.
     CAPTURE = "CAPTURE"  # The expert is paid.
@@ -46,7 +46,7 @@ class OnDeadline(StrEnum):
 
 
 class Freeze(StrEnum):
-    """What a contested payment is kept from; the strictest of all its reasons."""
+    """What a disputed payment must not do; the strictest of all its reasons."""
 
     NONE = "NONE"
     FRAUD_WARNING = "FRAUD_WARNING"  # Capture; left by Stripe (not actionable) or by an operator.
@@ -63,7 +63,7 @@ class FreezeReason:
 
 
 class ModeReason(StrEnum):
-    """Why the money is held as it is."""
+    """Why this escrow mode was chosen."""
 
     REQUESTED = "REQUESTED"  # The caller named the mode.
     DEFAULT = "DEFAULT"  # Neither a mode nor a date was named.
@@ -74,13 +74,13 @@ class ModeReason(StrEnum):
 
 class WaitingFor(StrEnum):
     NOTHING = ""
-    PROCESSOR = "processor"  # Stripe's answer is not known yet; the sweep asks.
+    PROCESSOR = "processor"  # Stripe's answer is not known yet; the recovery job retries.
     OPERATOR = "operator"  # The operation is parked.
-    EXPERT = "expert"  # The expert's account cannot be paid now; goes on when it can.
+    EXPERT = "expert"  # The expert's account cannot be paid now; retried when it can.
 
 
 class WaitingReason(StrEnum):
-    """Why a capture waits for the expert: how the account stands, as far as we know."""
+    """Why a capture waits for the expert: the last known status of the account."""
 
     NOTHING = ""
     EXPERT_ONBOARDING = "EXPERT_ONBOARDING"  # Left by the expert, who completes Stripe's form.
@@ -89,13 +89,13 @@ class WaitingReason(StrEnum):
     EXPERT_REJECTED = "EXPERT_REJECTED"  # Left by another account (SEPARATE), or by a refund.
     EXPERT_DEAUTHORIZED = "EXPERT_DEAUTHORIZED"  # As above.
     EXPERT_REFUSED = "EXPERT_REFUSED"  # Stripe calls the account well; tried again each minute.
-    #: The charge's destination is an account that the expert has no more: left by a refund alone.
+    #: The charge can pay only an account that the expert has no more. Only a refund ends this.
     DESTINATION_ACCOUNT_REPLACED = "DESTINATION_ACCOUNT_REPLACED"
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why the last attempt failed: Stripe's codes and a sentence of ours."""
+    """Why the last attempt failed: Stripe's codes, and a sentence of this service."""
 
     code: str
     decline_code: str
@@ -105,7 +105,7 @@ class Failure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Payment:
-    """A payment as it stands. Amounts are minor units of ``currency``, times UTC."""
+    """A payment. Amounts are minor units of ``currency``, times are UTC."""
 
     payment_id: str
     client_id: str
@@ -126,30 +126,30 @@ class Payment:
     commission: int
     expert_amount: int
     held: int = 0
-    #: What the card was charged: ``held + captured + returned + lost_held``, or 0 while it is not.
+    #: What the card was charged: ``held + captured + refunded_from_escrow + lost_held``, or 0.
     charged: int = 0
-    #: What went to the expert and the commission, and what of that came back to the client.
+    #: What the expert and the commission got, and what of that was refunded to the client.
     captured: int = 0
     refunded_after_capture: int = 0
-    #: Given back to the client out of escrow, after the card was charged.
+    #: Refunded to the client out of escrow, after the card was charged.
     refunded_from_escrow: int = 0
-    #: A final capture has paid the expert: whatever is held from then on is to go back.
+    #: A final capture has paid the expert: what is still held is refunded to the client.
     remainder_to_client: bool = False
-    #: What lost disputes took: out of escrow, and of what had been captured.
+    #: What lost disputes took out of escrow, and out of what was captured.
     lost_held: int = 0
     lost: int = 0
-    #: What disputes and warnings forbid now, and by which of them.
+    #: What disputes and fraud warnings forbid now, and the id of the one that does.
     frozen: Freeze = Freeze.NONE
     frozen_by: str = ""
-    #: An early fraud warning that can still be acted upon.
+    #: The newest early fraud warning that is actionable.
     fraud_warning_id: str = ""
-    #: What the capture under way keeps back of the expert's debt.
+    #: What the open capture keeps back to pay the expert's debt.
     debt_offset: int = 0
-    #: The platform's part of ``net``.
+    #: The platform's commission in ``net``.
     net_commission: int = 0
-    #: A refund bounced: Stripe gave this back to us, and we owe it to the client.
+    #: What failed refunds returned to the platform: payable to the client.
     client_payable: int = 0
-    #: Stripe's own fee; None until its balance transaction was seen.
+    #: Stripe's own fee; None until Stripe shows its balance transaction.
     processor_fee: int | None = None
     payment_intent_id: str = ""
     charge_id: str = ""
@@ -157,7 +157,7 @@ class Payment:
     #: The open operation at Stripe; at most one.
     operation_id: str = ""
     waiting_for: WaitingFor = WaitingFor.NOTHING
-    #: Of one that waits for the expert.
+    #: Why it waits, if it waits for the expert.
     waiting_reason: WaitingReason = WaitingReason.NOTHING
     failure: Failure | None = None
     version: int = 0
@@ -167,16 +167,16 @@ class Payment:
     capture_time: datetime | None = None
     #: When the hold ends by itself: the card's ``capture_before``, or the holding limit.
     escrow_expire_time: datetime | None = None
-    #: When the gig is to be done, as the caller said.
+    #: When the gig ends, by the caller's request.
     release_due_time: datetime | None = None
-    #: The latest deadline that was warned of, and when one was last acted upon.
+    #: The latest deadline with a warning, and when a deadline last caused an action.
     warn_time: datetime | None = None
     deadline_time: datetime | None = None
     payment_expire_time: datetime
 
     @property
     def net(self) -> int:
-        """What commission and expert have of it now."""
+        """What the commission and the expert have of it now."""
         return self.captured - self.refunded_after_capture - self.lost
 
     @property
@@ -189,7 +189,7 @@ class Payment:
 
     @property
     def resting_state(self) -> State:
-        """Where it stands when nothing is under way, once its card was charged."""
+        """The state of a charged payment while no operation is open."""
         if self.held:
             return State.IN_ESCROW
         return State.CAPTURED if self.net > 0 else State.REFUNDED

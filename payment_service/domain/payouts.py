@@ -1,4 +1,4 @@
-"""Payouts: connected account to bank. Stripe makes them; here they are observed, never asked for.
+"""Payouts: connected account to bank. Stripe makes them; here they are read, never requested.
 
 What is posted follows from Stripe's balance transactions alone, what is shown from its status: so
 any order of events, and any number, ends the same, and a status that Stripe invents tomorrow moves
@@ -15,9 +15,9 @@ from payment_service.domain.ledger import Posting, paid_out, without_zeros
 
 
 class PayoutState(StrEnum):
-    """Where a payout stands, in Stripe's words."""
+    """The state of a payout, in Stripe's words."""
 
-    PENDING = "PENDING"  # Left by Stripe, which hands it to the bank.
+    PENDING = "PENDING"  # Left by Stripe, which sends it to the bank.
     IN_TRANSIT = "IN_TRANSIT"  # Left by the bank.
     PAID = "PAID"  # Most stay so; a bank may refuse for some days more.
     FAILED = "FAILED"
@@ -48,7 +48,7 @@ class PayoutSnapshot:
     currency: str
     state: PayoutState
     automatic: bool
-    #: When the bank should have it; Stripe may move it.
+    #: When the bank should have it; Stripe may change it.
     arrival_time: datetime
     create_time: datetime
     failure_code: str = ""
@@ -59,7 +59,7 @@ class PayoutSnapshot:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Payout:
-    """A payout as written down. Minor units; times UTC, the creation's Stripe's."""
+    """A payout as recorded. Minor units; times UTC. ``create_time`` is Stripe's."""
 
     payout_id: str
     expert_id: str
@@ -70,7 +70,7 @@ class Payout:
     automatic: bool
     arrival_time: datetime
     failure_code: str
-    #: The lines that are in the books; empty until they are.
+    #: The balance transactions that are booked; empty until they are.
     balance_transaction_id: str
     failure_balance_transaction_id: str
     version: int
@@ -80,7 +80,7 @@ class Payout:
 
 @dataclass(frozen=True, slots=True)
 class PayoutChange:
-    """What one look at Stripe changed. The postings sum to zero."""
+    """What a snapshot of a payout changed. The postings sum to zero."""
 
     before: Payout | None
     after: Payout
@@ -93,13 +93,13 @@ class PayoutChange:
 
     @property
     def moved_on(self) -> bool:
-        """Whether the state is another, and not only a line or a time."""
+        """Whether the state changed, and not only a balance transaction or a time."""
         return self.before is None or self.before.state is not self.after.state
 
 
 @dataclass(frozen=True, slots=True)
 class PayoutChangeSet:
-    """``change`` None: nothing new. ``deferred``: Stripe owes a line, so look again."""
+    """``change`` None: nothing new. ``deferred``: a balance transaction is missing, sync again."""
 
     change: PayoutChange | None
     deferred: bool = False
@@ -122,7 +122,7 @@ def apply_payout_snapshot(
     stripe_account_id: str,
     now: datetime,
 ) -> PayoutChangeSet:
-    """What follows from a payout as Stripe shows it, given what is written down."""
+    """Returns what a snapshot changes in a recorded payout."""
     posted = known.balance_transaction_id if known else ""
     returned = known.failure_balance_transaction_id if known else ""
     postings: list[Posting] = []
@@ -162,7 +162,7 @@ def _lines(expert_id: str, kind: str, line: PayoutTransaction) -> list[Posting]:
 
 
 def _shown(payout: Payout) -> tuple[object, ...]:
-    """What may change in a payout's life."""
+    """Returns the fields of a payout that may change."""
     return (
         payout.state,
         payout.arrival_time,

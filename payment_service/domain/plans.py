@@ -1,7 +1,8 @@
-"""What a call would do, decided before anything is written: the guards, and the exact legs.
+"""Plans: the exact steps of a call, decided under the payment's lock before anything is written.
 
-A plan is made under the payment's lock and then recorded; with ``validate_only`` the same plan is
-shown and thrown away. What a guard refuses raises a :class:`Refusal` and changes nothing.
+With ``validate_only`` the caller gets a preview of the same plan, and nothing is recorded. A plan
+that is not allowed raises a :class:`Refusal` and changes nothing. Amounts are minor units of the
+payment's currency.
 """
 
 from __future__ import annotations
@@ -24,20 +25,20 @@ from payment_service.domain.payment import Payment, State
 
 @dataclass(frozen=True, slots=True)
 class CapturePlan:
-    """What CapturePayment does: at most three legs, in this order."""
+    """What CapturePayment does: at most three steps, in this order."""
 
-    share: CaptureSplit
-    #: What the card is charged by it, of a hold that was only authorized; 0 if it was before.
+    split: CaptureSplit
+    #: What the card is charged now; 0 if it was charged before.
     charges: int
-    #: Released to the client by that, never charged.
+    #: What that charge releases of the authorization; the client never pays it.
     released: int
-    #: Given back to the client out of escrow afterwards.
+    #: What is refunded to the client out of escrow afterwards.
     refunded_from_escrow: int
 
 
 @dataclass(frozen=True, slots=True)
 class RefundPlan:
-    """What RefundPayment does: ``cancels`` if the card was never charged, else by ``split``."""
+    """What RefundPayment does: it cancels if the card was never charged, else ``split`` pays."""
 
     cancels: bool
     minor_units: int
@@ -46,7 +47,7 @@ class RefundPlan:
 
 @dataclass(frozen=True, slots=True)
 class ReversibleTransfer:
-    """What can still be taken back of one transfer, in the payment's currency."""
+    """What can still be reversed of one transfer, in the payment's currency."""
 
     transfer_id: str
     minor_units: int
@@ -55,21 +56,22 @@ class ReversibleTransfer:
 _REFUNDABLE: Final = (State.PENDING, State.FAILED, State.IN_ESCROW, State.CAPTURED)
 
 
-def plan_capture(payment: Payment, part: int | None, final: bool, debt: int = 0) -> CapturePlan:
-    """How a capture of ``part`` of what is held goes; of all of it with None.
+def plan_capture(payment: Payment, amount: int | None, final: bool, debt: int = 0) -> CapturePlan:
+    """Plans the capture of ``amount`` of what is held, or of all of it if None.
 
-    ``debt`` is what the expert owes in the payment's currency and no other capture keeps back yet.
+    ``debt`` is the expert's debt in the payment's currency that no other capture keeps back yet.
+    Raises Busy or Precondition if the capture is not possible now, InvalidArgument for the amount.
     """
     refuse_unless(payment, State.IN_ESCROW)
     check_capture_freeze(payment)
     held = payment.held
-    if part is not None:
-        check_requested_amount(payment, part, held)
-    taken = held if part is None else part
+    if amount is not None:
+        check_requested_amount(payment, amount, held)
+    taken = held if amount is None else amount
     if taken < held and not final and not payment.is_separate:
         raise Precondition(
             "WOULD_RELEASE_REMAINDER",
-            "a card hold is captured once and Stripe releases the rest to the client; "
+            "a card hold is captured once and Stripe releases the remainder to the client; "
             "say so with final=true, or capture the whole",
             {"payment_id": payment.payment_id, "held": held, "requested": taken},
         )
@@ -79,92 +81,101 @@ def plan_capture(payment: Payment, part: int | None, final: bool, debt: int = 0)
     if commission >= taken:
         raise Precondition(
             "COMMISSION_TOO_LARGE",
-            "the commission would be the whole part; the expert must be left something",
+            "the commission would be the whole amount; the expert must be left something",
             {"amount": taken, "commission": commission},
         )
-    # Something must be left to be paid out, or there would be nothing to show for it at Stripe.
+    # At least one step must reach the expert: Stripe makes no transfer of nothing.
     most = taken - commission - money.step(payment.currency)
-    netted = max(min(debt, most), 0)
-    # A conversion can leave a debt that is no whole step; Stripe would refuse such a fee for ever.
-    share = CaptureSplit(taken, commission, netted - netted % money.step(payment.currency))
+    debt_offset = max(min(debt, most), 0)
+    # A conversion can leave a debt that is no whole step of the currency. Stripe would refuse such
+    # a fee each time.
+    split = CaptureSplit(
+        taken, commission, debt_offset - debt_offset % money.step(payment.currency)
+    )
     if payment.charged:
-        return CapturePlan(share, 0, 0, held - taken if final else 0)
-    # Parts of a SEPARATE hold stay in escrow: all of it is charged, unless this is to be the last.
+        return CapturePlan(split, 0, 0, held - taken if final else 0)
+    # SEPARATE: all of the hold is charged and the remainder stays in escrow, unless this is final.
     charges = held if payment.is_separate and not final else taken
-    return CapturePlan(share, charges, held - charges, 0)
+    return CapturePlan(split, charges, held - charges, 0)
 
 
-def plan_refund(payment: Payment, part: int | None) -> RefundPlan:
-    """How ``part`` goes back to the client; with None all that is held, or else all that was paid.
+def plan_refund(payment: Payment, amount: int | None) -> RefundPlan:
+    """Plans the refund of ``amount``. None means all that is held or, if nothing is, the net.
 
-    Money in escrow goes first; what was paid out goes back only where it is asked for by amount,
-    or where nothing is held.
+    Money in escrow goes first. What was paid out goes back only if the amount requires it, or if
+    nothing is held. Raises like ``plan_capture``.
     """
     refuse_unless(payment, *_REFUNDABLE)
     check_refund_freeze(payment)
     if payment.charged:
         available = payment.held + payment.net
-        asked = (payment.held or payment.net) if part is None else part
+        asked = (payment.held or payment.net) if amount is None else amount
         check_requested_amount(payment, asked, available)
         return RefundPlan(False, asked, split_refund(payment, asked, payment.held))
-    # Before the client confirms nothing is held, yet the whole payment can be given up.
+    # Before the client confirms nothing is held, and the whole payment can still be canceled.
     whole = payment.held or payment.amount
-    if part is not None:
-        check_requested_amount(payment, part, whole)
-        if part < whole:
+    if amount is not None:
+        check_requested_amount(payment, amount, whole)
+        if amount < whole:
             raise Precondition(
                 "PARTIAL_REFUND_NEEDS_CAPTURE",
                 "an uncaptured payment is given back whole: leave the amount out, or capture first",
-                {"payment_id": payment.payment_id, "held": payment.held, "requested": part},
+                {"payment_id": payment.payment_id, "held": payment.held, "requested": amount},
             )
     return RefundPlan(True, whole, RefundSplit())
 
 
-def split_refund(payment: Payment, part: int, from_escrow: int) -> RefundSplit:
-    """Who gives back what: at most ``from_escrow`` out of escrow; never more commission than kept.
+def split_refund(payment: Payment, amount: int, from_escrow: int) -> RefundSplit:
+    """Splits a refund: at most ``from_escrow`` out of escrow, and the remainder out of the net.
 
-    The rest must not be more than ``payment.net``.
+    It never returns more commission than the platform still has. Requires that the remainder is at
+    most ``payment.net``.
     """
-    held = min(part, from_escrow)
-    rest = part - held
-    if not rest:
+    held = min(amount, from_escrow)
+    remainder = amount - held
+    if not remainder:
         return RefundSplit(held)
-    split = money.split_refund(payment.net, rest, payment.commission_basis_points, payment.currency)
-    commission = payment.net_commission if rest == payment.net else split.commission
-    commission = max(min(commission, payment.net_commission, rest), rest - payment.net_expert)
-    return RefundSplit(held, commission, rest - commission)
+    split = money.split_refund(
+        payment.net, remainder, payment.commission_basis_points, payment.currency
+    )
+    commission = payment.net_commission if remainder == payment.net else split.commission
+    commission = max(
+        min(commission, payment.net_commission, remainder), remainder - payment.net_expert
+    )
+    return RefundSplit(held, commission, remainder - commission)
 
 
 @dataclass(frozen=True, slots=True)
 class LossPlan:
-    """Who bears what the client's bank keeps."""
+    """Who pays for what the client's bank keeps."""
 
     split: RefundSplit
-    #: The client had been given this back before: it is the platform's loss.
+    #: The client had this by a refund already: the platform's loss.
     beyond: int
 
 
-def plan_loss(payment: Payment, part: int) -> LossPlan:
-    """Divide ``part`` among them.
+def plan_loss(payment: Payment, amount: int) -> LossPlan:
+    """Splits the loss of ``amount``: client payable, then escrow, then captured, then the platform.
 
-    The order: what is owed to the client, who has it now; what is held; what was captured; and the
-    rest is beyond that.
+    The order is our rule. The client has the client payable by the dispute now.
     """
-    owed = min(part, payment.client_payable)
-    rest = min(part - owed, payment.held + payment.net)
-    split = replace(split_refund(payment, rest, payment.held), from_owed=owed)
-    return LossPlan(split, part - split.whole)
+    payable = min(amount, payment.client_payable)
+    remainder = min(amount - payable, payment.held + payment.net)
+    split = replace(split_refund(payment, remainder, payment.held), from_payable=payable)
+    return LossPlan(split, amount - split.whole)
 
 
-def plan_reversals(part: int, transfers: Sequence[ReversibleTransfer]) -> list[ReversibleTransfer]:
-    """Which transfers the expert's ``part`` is taken back from: the newest first.
+def plan_reversals(
+    amount: int, transfers: Sequence[ReversibleTransfer]
+) -> list[ReversibleTransfer]:
+    """Returns the reversals that take ``amount`` back from the expert, newest transfer first.
 
-    ``transfers`` are given oldest first. What they do not cover stays the expert's debt.
+    ``transfers`` are in the order of their creation. What they do not cover becomes debt.
     """
     legs = []
     for transfer in reversed(transfers):
-        leg = min(part, transfer.minor_units)
+        leg = min(amount, transfer.minor_units)
         if leg > 0:
             legs.append(ReversibleTransfer(transfer.transfer_id, leg))
-            part -= leg
+            amount -= leg
     return legs

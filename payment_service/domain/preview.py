@@ -1,4 +1,4 @@
-"""What a call would do, shown before it is done: its legs, and the payment as it would stand."""
+"""Previews: the steps of a call with ``validate_only``, and the payment as it would be."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Leg:
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """The payment as it is and as it would be, and what lies between."""
+    """The payment as it is and as it would be, and the steps between."""
 
     before: Payment
     after: Payment
@@ -51,13 +51,13 @@ class Preview:
 
 
 def preview_capture(payment: Payment, plan: CapturePlan) -> Preview:
-    share = plan.share
+    split = plan.split
     legs = [
         Leg(LegKind.CHARGE_CARD, plan.charges),
         Leg(LegKind.RELEASE_HOLD, plan.released),
-        Leg(LegKind.PAY_EXPERT, share.sent),
-        Leg(LegKind.OFFSET_DEBT, share.netted),
-        Leg(LegKind.COLLECT_COMMISSION, share.commission),
+        Leg(LegKind.PAY_EXPERT, split.sent),
+        Leg(LegKind.OFFSET_DEBT, split.debt_offset),
+        Leg(LegKind.COLLECT_COMMISSION, split.commission),
         Leg(LegKind.REFUND_CLIENT, plan.refunded_from_escrow),
     ]
     charged = payment.charged or plan.charges
@@ -68,11 +68,11 @@ def preview_capture(payment: Payment, plan: CapturePlan) -> Preview:
         - payment.captured
         - payment.refunded_from_escrow
         - payment.lost_held
-        - share.part
+        - split.amount
         - plan.refunded_from_escrow,
-        captured=payment.captured + share.part,
+        captured=payment.captured + split.amount,
         refunded_from_escrow=payment.refunded_from_escrow + plan.refunded_from_escrow,
-        net_commission=payment.net_commission + share.commission,
+        net_commission=payment.net_commission + split.commission,
         escrow_mode=EscrowMode.PLATFORM_HOLD if payment.is_separate else payment.escrow_mode,
     )
     return _preview(payment, replace(after, state=after.resting_state), legs)
@@ -81,7 +81,7 @@ def preview_capture(payment: Payment, plan: CapturePlan) -> Preview:
 def preview_refund(
     payment: Payment, plan: RefundPlan, transfers: Sequence[ReversibleTransfer]
 ) -> Preview:
-    """``transfers`` are what can be taken back, the oldest first."""
+    """Previews a refund. ``transfers`` are what can be reversed, oldest first."""
     if plan.cancels:
         released = Leg(LegKind.RELEASE_HOLD, payment.held)
         return _preview(payment, replace(payment, state=State.CANCELED, held=0), [released])
@@ -94,19 +94,19 @@ def preview_refund(
 
 
 def preview_loss(
-    payment: Payment, part: int, transfers: Sequence[ReversibleTransfer], frozen: FreezeReason
+    payment: Payment, amount: int, transfers: Sequence[ReversibleTransfer], frozen: FreezeReason
 ) -> Preview:
-    """A dispute over ``part`` given up; ``frozen`` is what other disputes and warnings leave."""
-    loss = plan_loss(payment, part)
-    legs = [Leg(LegKind.DISPUTE_LOSS, part), *_taken_back(loss.split, transfers)]
+    """Previews the loss of a dispute. ``frozen`` is the freeze that other disputes leave."""
+    loss = plan_loss(payment, amount)
+    legs = [Leg(LegKind.DISPUTE_LOSS, amount), *_taken_back(loss.split, transfers)]
     after = after_loss(payment, loss.split)
     after = replace(after, frozen=frozen.freeze, frozen_by=frozen.by)
     return _preview(payment, replace(after, state=after.resting_state), legs)
 
 
 def _taken_back(split: RefundSplit, transfers: Sequence[ReversibleTransfer]) -> list[Leg]:
-    """The commission that is given back, and how the expert's part is."""
-    due = split.expert_part
+    """The commission that is returned, and how the expert's amount is taken back."""
+    due = split.expert_amount
     reversals = plan_reversals(due, transfers)
     return [
         Leg(LegKind.RETURN_COMMISSION, split.commission),

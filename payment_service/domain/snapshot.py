@@ -66,7 +66,7 @@ class BalanceTransaction:
 
 @dataclass(frozen=True, slots=True)
 class Refund:
-    """A refund, ours or one made elsewhere (then without ``operation_id``)."""
+    """A refund: ours, or made out of band (then without ``operation_id``)."""
 
     refund_id: str
     minor_units: int
@@ -94,7 +94,7 @@ class Reversal:
 
 @dataclass(frozen=True, slots=True)
 class FeeRefund:
-    """An application fee given back to the connected account; never made by us."""
+    """An application fee returned to the connected account; always out of band."""
 
     fee_refund_id: str
     minor_units: int
@@ -103,7 +103,7 @@ class FeeRefund:
 
 @dataclass(frozen=True, slots=True)
 class Transfer:
-    """What a captured destination charge sent on, or what we sent of a charge on the platform."""
+    """The transfer of a captured DESTINATION charge, or one that this service made."""
 
     transfer_id: str
     minor_units: int
@@ -172,7 +172,7 @@ class DisputeSnapshot:
     due_by: datetime | None = None
     has_evidence: bool = False
     submission_count: int = 0
-    #: The operation whose evidence was taken last; empty if it was given at Stripe's dashboard.
+    #: The operation whose evidence Stripe received last; empty if it was out of band.
     operation_id: str = ""
     #: Oldest first: what was withdrawn, then what was reinstated.
     lines: tuple[DisputeTransaction, ...] = ()
@@ -188,13 +188,13 @@ class FraudWarning:
     actionable: bool
 
 
-#: What Stripe answers a mutation with, where that is not the intent itself.
+#: What Stripe returns for a mutation, if that is not the intent itself.
 MutationResult: TypeAlias = Refund | Transfer | Reversal | DisputeSnapshot
 
 
 @dataclass(frozen=True, slots=True)
 class PaymentSnapshot:
-    """A PaymentIntent with everything that hangs on it, as Stripe shows it now."""
+    """A PaymentIntent with everything that belongs to it, as Stripe shows it now."""
 
     payment_intent_id: str
     status: IntentStatus
@@ -205,31 +205,31 @@ class PaymentSnapshot:
     decline: Decline | None = None
     charge: Charge | None = None
     refunds: tuple[Refund, ...] = ()
-    #: Those made apart from the charge, oldest first; a destination charge has its own one.
+    #: The transfers of a SEPARATE charge, oldest first. A DESTINATION charge has its own one.
     separate_transfers: tuple[Transfer, ...] = ()
     #: Oldest first.
     disputes: tuple[DisputeSnapshot, ...] = ()
-    #: Early fraud warnings, oldest first; None where nobody asked for them.
+    #: Early fraud warnings, oldest first; None if they were not fetched.
     fraud_warnings: tuple[FraudWarning, ...] | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
-    #: Whoever holds it can pay: never stored, never logged.
+    #: It allows its holder to pay: never stored, never logged.
     client_secret: str = field(default="", repr=False)
 
     @property
     def expired(self) -> bool:
-        """Cancelled by Stripe itself because the authorization ran out."""
+        """Whether Stripe itself canceled the intent, because the authorization expired."""
         return self.cancellation_reason in ("automatic", "expired")
 
     @property
     def transfers(self) -> tuple[Transfer, ...]:
-        """All that went to the expert, oldest first."""
+        """All transfers to the expert, oldest first."""
         own = self.charge.transfer if self.charge else None
         return (own, *self.separate_transfers) if own else self.separate_transfers
 
     def with_answer(self, made: MutationResult | None) -> PaymentSnapshot:
-        """Make sure that what Stripe just answered is in, even if its lists lag behind.
+        """Returns the snapshot with what Stripe has just returned, even if its lists lag behind.
 
-        A reversal is not put in: its transfer says how much was reversed, and is read anew.
+        A reversal is not added: its transfer says how much was reversed, and is fetched again.
         """
         if isinstance(made, Refund) and made.refund_id not in {
             refund.refund_id for refund in self.refunds

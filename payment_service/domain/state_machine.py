@@ -1,8 +1,8 @@
 """The state machine of a payment: its edges, and the one way along them.
 
 Every change is a :class:`Transition`: the payment before and after, the event that records it, and
-its postings. A transition is a pure function of the payment and of facts. The one door
-(``Transaction.record``) writes all of it or nothing. :data:`TRANSITIONS` lists every edge that
+its postings. A transition is a pure function of the payment and of facts. Only
+``Transaction.record`` writes it: all of it or nothing. :data:`TRANSITIONS` lists every edge that
 exists. Any other edge raises :class:`IllegalTransition`, which is a bug and changes nothing.
 ``transitions/`` has the functions, one for each kind of event.
 """
@@ -17,17 +17,13 @@ from typing import Any, Final
 
 from payment_service.domain.ledger import Posting, imbalance
 from payment_service.domain.payment import (
-    Failure,
-    FreezeReason,
     Payment,
     State,
-    WaitingFor,
-    WaitingReason,
 )
 
 
 class EventKind(StrEnum):
-    """What happened; the event's name."""
+    """What happened to a payment. The value is the event's name in the audit trail and the feed."""
 
     INITIATED = "payment.initiated"
     INTENT_CREATED = "payment.intent_created"
@@ -84,24 +80,14 @@ class EventKind(StrEnum):
 
 _S = State
 
-
 _UNPAID: Final = frozenset({_S.PENDING, _S.FAILED})
-
-
 _UNCAPTURED: Final = _UNPAID | {_S.IN_ESCROW, _S.CAPTURING, _S.CANCELING, _S.PROMOTING}
-
-
 _ENDED_UNPAID: Final = frozenset({_S.CANCELED, _S.EXPIRED})
-
-
-#: Where the card may have been charged already.
+#: The card may have been charged already.
 _CHARGED: Final = frozenset({_S.IN_ESCROW, _S.CAPTURING, _S.CAPTURED, _S.REFUNDING, _S.REFUNDED})
-
-
+#: An operation is open on the payment.
 BUSY: Final = frozenset({_S.CAPTURING, _S.CANCELING, _S.REFUNDING, _S.PROMOTING})
-
-
-#: Where a payment may rest once its card was charged: by what is held and by what was paid out.
+#: The card was charged and no operation is open; which one depends on what is held and paid out.
 _IDLE: Final = frozenset({_S.IN_ESCROW, _S.CAPTURED, _S.REFUNDED})
 
 
@@ -113,18 +99,18 @@ def _stay(states: frozenset[State] | set[State]) -> dict[State, set[State]]:
     return {state: {state} for state in states}
 
 
-#: kind → state before → states after. What is not here does not happen.
+#: Kind → state before → possible states after. Any other edge is illegal.
 TRANSITIONS: Final[Mapping[EventKind, Mapping[State, set[State]]]] = {
     EventKind.INTENT_CREATED: _stay({_S.PENDING}),
     EventKind.CREATION_REFUSED: _edges({_S.PENDING}, _S.CANCELED),
     EventKind.ATTEMPT_FAILED: _edges(_UNPAID, _S.FAILED),
     EventKind.ATTEMPT_RESTARTED: _edges({_S.FAILED}, _S.PENDING),
-    # From CANCELING too: as below.
+    # From CANCELING too, for the same reason as CHARGED below.
     EventKind.AUTHORIZED: _edges(_UNPAID | {_S.CANCELING}, _S.IN_ESCROW),
-    # Onto the platform (SEPARATE): by the client's confirmation, as a capture's first leg, or by
-    # a promotion.
+    # SEPARATE: onto the platform's balance, by the client's confirmation, as the first step of a
+    # capture, or by a promotion.
     EventKind.CHARGED: {
-        # From CANCELING too: the client may confirm in the moment in which we cancel.
+        # From CANCELING too: the client may confirm while the cancellation is in flight.
         **_edges(_UNPAID | {_S.PROMOTING, _S.CANCELING}, _S.IN_ESCROW),
         _S.CAPTURING: {_S.CAPTURING, _S.IN_ESCROW},
     },
@@ -134,10 +120,10 @@ TRANSITIONS: Final[Mapping[EventKind, Mapping[State, set[State]]]] = {
     EventKind.PROMOTE_STARTED: _edges({_S.IN_ESCROW}, _S.PROMOTING),
     EventKind.PROMOTE_REFUSED: _edges({_S.PROMOTING}, _S.IN_ESCROW),
     EventKind.CAPTURE_STARTED: _edges({_S.IN_ESCROW}, _S.CAPTURING),
-    # Elsewhere than IN_ESCROW if meanwhile all that was held was refunded out of band.
+    # Not IN_ESCROW if all that was held was refunded out of band meanwhile.
     EventKind.CAPTURE_REFUSED: _edges({_S.CAPTURING}, *_IDLE),
     EventKind.CAPTURE_ABANDONED: _edges({_S.CAPTURING}, *_IDLE),
-    # IN_ESCROW after a part of what the platform holds; REFUNDING where the rest goes back.
+    # IN_ESCROW if the platform still holds something; REFUNDING if that remainder is refunded.
     EventKind.CAPTURED: _edges({_S.CAPTURING}, _S.CAPTURED, _S.IN_ESCROW, _S.REFUNDING),
     EventKind.CAPTURED_OUT_OF_BAND: _edges(
         (_UNCAPTURED | _ENDED_UNPAID) - {_S.CAPTURING, _S.PROMOTING}, _S.CAPTURED
@@ -147,32 +133,32 @@ TRANSITIONS: Final[Mapping[EventKind, Mapping[State, set[State]]]] = {
     EventKind.CANCELED: _edges(_UNCAPTURED, _S.CANCELED),
     EventKind.EXPIRED: _edges(_UNCAPTURED, _S.EXPIRED),
     EventKind.REFUND_STARTED: _edges({_S.CAPTURED, _S.IN_ESCROW}, _S.REFUNDING),
-    # REFUNDED if meanwhile everything was given back at Stripe's dashboard.
+    # REFUNDED if everything was refunded out of band meanwhile.
     EventKind.REFUND_REFUSED: _edges({_S.REFUNDING}, *_IDLE),
     EventKind.CLIENT_REFUNDED: _edges({_S.REFUNDING}, _S.REFUNDING, *_IDLE),
-    # One leg a transfer; REFUNDING while there are more of them.
+    # One reversal for each transfer; REFUNDING while more of them remain.
     EventKind.TRANSFER_REVERSED: _edges({_S.REFUNDING}, _S.REFUNDING, *_IDLE),
     EventKind.EXPERT_DEBT_RECORDED: _edges({_S.REFUNDING}, *_IDLE),
     EventKind.REFUNDED_OUT_OF_BAND: {
         _S.IN_ESCROW: set(_IDLE),
         _S.CAPTURED: {_S.CAPTURED, _S.REFUNDED},
         **_stay({_S.REFUNDING, _S.CAPTURING}),
-        # All was given back, a refund bounced, and another one by hand has paid the client.
+        # All was refunded, a refund failed, and another one out of band has paid the client.
         _S.REFUNDED: {_S.REFUNDED},
     },
     EventKind.TRANSFERRED_OUT_OF_BAND: _stay(_CHARGED),
     EventKind.REVERSED_OUT_OF_BAND: _stay(_CHARGED),
     EventKind.FEE_REFUNDED_OUT_OF_BAND: _stay(_CHARGED),
-    # At once, whatever is under way; paying it again comes when nothing is.
+    # Also while an operation is open; the repayment is planned once none is.
     EventKind.REFUND_FAILED: _stay(_CHARGED),
     EventKind.REFUND_FAILED_UNBOOKED: _stay(_CHARGED),
     EventKind.REPAYMENT_DUE: _edges(_IDLE, _S.REFUNDING),
     EventKind.REPAYMENT_ABANDONED: _edges({_S.REFUNDING}, *_IDLE),
-    # Whatever else is under way, but for a repayment.
+    # Also while an operation is open, unless that is a repayment.
     EventKind.CLIENT_PAYABLE_SETTLED: _stay(_CHARGED),
     EventKind.CLIENT_REPAID: _edges({_S.REFUNDING}, *_IDLE),
     EventKind.PROCESSOR_FEE: _stay(_CHARGED),
-    # A dispute is a record of its own: it freezes the payment where it stands.
+    # A dispute is a record of its own: it freezes the payment in its present state.
     **{
         kind: _stay(_CHARGED)
         for kind in (
@@ -196,8 +182,8 @@ TRANSITIONS: Final[Mapping[EventKind, Mapping[State, set[State]]]] = {
             EventKind.FRAUD_WARNING_DISMISSED,
         )
     },
-    # Money is taken only at rest; REFUNDING while the expert's part is taken back. A dispute that
-    # ends without having moved any may do so at any time.
+    # A loss is booked only while no operation is open; REFUNDING while the expert's amount is taken
+    # back. A dispute that ends without having moved money may end in any state.
     EventKind.DISPUTE_LOST: {
         **_stay({_S.CAPTURING, _S.REFUNDING}),
         _S.IN_ESCROW: {_S.REFUNDING, *_IDLE},
@@ -205,7 +191,7 @@ TRANSITIONS: Final[Mapping[EventKind, Mapping[State, set[State]]]] = {
         _S.REFUNDED: {_S.REFUNDED},
     },
     EventKind.WAITING_CHANGED: _stay(BUSY | {_S.PENDING}),
-    # REFUNDING while money is held besides what the client is owed.
+    # REFUNDING if money is held beside a parked repayment.
     EventKind.DEADLINE_NEAR: _stay({_S.IN_ESCROW, _S.CAPTURING, _S.REFUNDING}),
     EventKind.DEADLINE_PASSED: _stay({_S.IN_ESCROW, _S.REFUNDING}),
 }
@@ -213,7 +199,7 @@ TRANSITIONS: Final[Mapping[EventKind, Mapping[State, set[State]]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Transition:
-    """One change of one payment, to be written whole or not at all."""
+    """One change of one payment. ``facts`` are the body of its event, in JSON values."""
 
     before: Payment | None
     after: Payment
@@ -223,11 +209,11 @@ class Transition:
 
 
 class IllegalTransition(RuntimeError):
-    """An edge that :data:`TRANSITIONS` does not list: a bug of ours, never the caller's fault."""
+    """An edge that :data:`TRANSITIONS` does not list: a bug in this service."""
 
 
 class Unbalanced(RuntimeError):
-    """Postings that do not sum to zero: a bug of ours; nothing is written."""
+    """Postings that do not sum to zero: a bug in this service. Nothing is written."""
 
 
 def move(
@@ -240,41 +226,13 @@ def move(
     postings: list[Posting] | None = None,
     **changes: Any,
 ) -> Transition:
-    """The only way to another version of a payment."""
+    """Returns the transition to the payment's next version, with these changed fields.
+
+    The only way to change a payment. Raises :class:`IllegalTransition` and :class:`Unbalanced`.
+    """
     if state not in TRANSITIONS[kind].get(payment.state, ()):
         raise IllegalTransition(f"{payment.payment_id}: {kind} from {payment.state} to {state}")
     if imbalance(postings or ()):
         raise Unbalanced(f"{payment.payment_id}: {kind} is off by {imbalance(postings or ())}")
     after = replace(payment, state=state, version=payment.version + 1, update_time=now, **changes)
     return Transition(payment, after, kind, facts or {}, tuple(postings or ()))
-
-
-#: What every transition says that ends the operation at Stripe.
-_OPERATION_CLOSED: Final[Mapping[str, Any]] = {
-    "operation_id": "",
-    "waiting_for": WaitingFor.NOTHING,
-    "waiting_reason": WaitingReason.NOTHING,
-    "debt_offset": 0,
-}
-
-
-def with_next_operation(next_operation_id: str | None) -> dict[str, Any]:
-    """Nothing under way any more, or another operation in place of the one that is over."""
-    return {**_OPERATION_CLOSED, "operation_id": next_operation_id or ""}
-
-
-def freeze_fields(frozen: FreezeReason) -> dict[str, Any]:
-    return {"frozen": frozen.freeze, "frozen_by": frozen.by}
-
-
-def reverted(payment: Payment, kind: EventKind, state: State, failure: Failure) -> Transition:
-    """Stripe refused; the payment is as it was before it was asked."""
-    return move(
-        payment,
-        kind,
-        state,
-        failure.time,
-        facts={"code": failure.code},
-        failure=failure,
-        **_OPERATION_CLOSED,
-    )

@@ -29,14 +29,15 @@ from payment_service.application.capture_payment import (
     begin_capture,
 )
 from payment_service.application.execution.executor import execute
-from payment_service.application.jobs.deadlines import act_on_deadlines
+from payment_service.application.jobs.act_on_deadlines import act_on_deadlines
 from payment_service.application.operations.outcomes import reschedule_operation
 from payment_service.application.operations.start import start_operation
-from payment_service.application.sync.apply_snapshot import apply_snapshot
+from payment_service.application.sync.apply_snapshot import FetchedSnapshot, apply_snapshot
 from payment_service.application.sync.payment import sync_payment
 from payment_service.domain import transitions
 from payment_service.domain.errors import Unavailable
 from payment_service.domain.experts import BusinessType, Expert
+from payment_service.domain.operation_payloads import CancelPayload
 from payment_service.domain.operations import Operation, OperationKind, OperationState
 from payment_service.domain.payment import ChargeModel, Payment
 from payment_service.domain.ports.database import Transaction
@@ -108,7 +109,7 @@ def _cancel(tx: SqlTransaction, payment: Payment) -> Operation:
         kind=OperationKind.CANCEL,
         payment_id=payment.payment_id,
         minor_units=payment.amount,
-        params={"payment_intent_id": payment.payment_intent_id},
+        payload=CancelPayload(payment_intent_id=payment.payment_intent_id),
     )
     tx.record(transitions.start_cancel(payment, operation.operation_id, "", tx.now), CAUSE)
     return operation
@@ -179,9 +180,7 @@ async def test_an_old_observation_changes_nothing(database: SqlDatabase) -> None
         apply_snapshot,
         cast("Answers", None),
         POLICY,
-        payment.payment_id,
-        seen,
-        payment.version - 1,
+        FetchedSnapshot(payment_id=payment.payment_id, version=payment.version - 1, snapshot=seen),
         CAUSE,
     )
     now = await database.read(lambda reader: reader.payment(payment.payment_id))

@@ -16,7 +16,7 @@ from grpc import aio
 
 from marketplace.payments.v1 import experts_pb2, operations_pb2, payments_pb2
 from payment_service.application.execution.accounts import finish_account
-from payment_service.application.jobs.deadlines import find_due
+from payment_service.application.jobs.act_on_deadlines import due_deadline
 from payment_service.application.replace_expert_account import (
     ReplaceExpertAccount,
     begin_replacement,
@@ -515,7 +515,7 @@ async def test_a_deadline_that_cannot_be_kept_is_told_once(
     # Not tried again, as what may only be refused for now is after an hour.
     as_superuser(world, "UPDATE payments SET deadline_time = now() - interval '2 hours'")
     app = world.service.app
-    assert await app.database.transact(find_due, app.policy) == []
+    assert await app.database.transact(due_deadline, app.policy, held.payment_id) is None
     assert (await world.get(held.payment_id)).state == IN_ESCROW
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from marketplace.payments.v1 import experts_pb2
-from payment_service.application.jobs.poll_stripe import poll_stale_payments
+from payment_service.application.jobs.poll_stale_payments import poll_stale_payments
 from tests.integration.conftest import StartWorld
 from tests.support.errors import refusal
 from tests.support.kinds import kind_of

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -18,10 +18,18 @@ from payment_service.adapters.postgres.engine import make_engine
 from payment_service.adapters.postgres.reader import SqlReader
 from payment_service.adapters.postgres.transaction import SqlTransaction
 from payment_service.application.fair_queue import claim_turn
-from payment_service.application.jobs import deadlines
-from payment_service.domain.deadlines import deadline_due, deadline_near
+from payment_service.application.jobs import act_on_deadlines
+from payment_service.application.jobs.expire_unpaid import expire_unpaid
+from payment_service.application.jobs.retry_waiting_captures import retry_waiting_captures
+from payment_service.application.jobs.sync_expired_authorizations import (
+    sync_expired_authorizations,
+)
+from payment_service.application.jobs.warn_of_deadlines import warn_of_deadlines
+from payment_service.domain.deadlines import deadline_due, deadline_near, deadlines_of
 from payment_service.domain.payment import EscrowMode, OnDeadline, Payment, State
+from payment_service.domain.ports.policy import Policy
 from payment_service.domain.ports.records import JobKind
+from payment_service.domain.schedule import SCHEDULE_COLUMNS, schedule_of
 from tests.integration.conftest import StartWorld
 from tests.support.books import check_books
 from tests.support.steps.payments import CARD, PLATFORM, PROMOTE, in_days, kinds
@@ -30,9 +38,17 @@ from tests.unit.domain.builders import in_state, separate
 
 CAPTURE, REFUND = payments_pb2.ON_DEADLINE_CAPTURE, payments_pb2.ON_DEADLINE_REFUND
 HOUR = timedelta(hours=1)
+POLICY = Policy(deadline_margin=12 * 3600.0, deadline_retry=3600.0, deadline_warning=24 * 3600.0)
 MARGIN, AGAIN, AHEAD = 12 * HOUR, HOUR, 24 * HOUR
 #: More than are ever generated.
 ALL = 10_000
+JOBS_BY_SCHEDULE = (
+    warn_of_deadlines,
+    act_on_deadlines.act_on_deadlines,
+    expire_unpaid,
+    sync_expired_authorizations,
+    retry_waiting_captures,
+)
 
 
 # ---- the SQL against the domain ----
@@ -44,7 +60,7 @@ def transaction(postgres: EmbeddedPostgres, database_url: str) -> Iterator[SqlTr
     engine = make_engine(postgres.admin_url(database_url.rpartition("/")[2]), 1)
     with engine.connect() as connection:
         connection.execute(text("SET session_replication_role = replica"))
-        yield SqlTransaction(connection)
+        yield SqlTransaction(connection, POLICY)
         connection.rollback()
     engine.dispose()
 
@@ -70,39 +86,86 @@ def escrows(chance: random.Random, number: int, now: datetime) -> Iterator[Payme
             release_due_time=around(timedelta(), 30 if count % 2 else 4),
             deadline_time=around(-HOUR, 3),
             warn_time=around(AHEAD / 2, 20),
+            update_time=now - 40 * HOUR,
         )
 
 
 def insert(tx: SqlTransaction, payment: Payment) -> None:
-    names = [*rows.PAYMENT_COLUMNS, "head_hash"]
+    names = [*rows.PAYMENT_COLUMNS, *SCHEDULE_COLUMNS, "head_hash"]
+    schedule = schedule_of(payment, POLICY)
     tx.connection.execute(
         text(
             f"INSERT INTO payments ({', '.join(names)}) "  # noqa: S608 - names of ours
             f"VALUES ({', '.join(f':{name}' for name in names)})"
         ),
-        {**rows.payment_values(payment), "head_hash": bytes(32)},
+        {
+            **rows.payment_values(payment),
+            **rows.schedule_values(schedule),
+            "head_hash": bytes(32),
+        },
     )
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_what_is_found_is_what_the_domain_would_act_upon(
-    transaction: SqlTransaction, seed: int
-) -> None:
+def test_a_job_finds_what_the_domain_would_act_on(transaction: SqlTransaction, seed: int) -> None:
     tx = transaction
     payments = list(escrows(random.Random(seed), 1_500, tx.now))
     for payment in payments:
         insert(tx, payment)
     resting = [one for one in payments if one.state is State.IN_ESCROW and not one.operation_id]
     due = {one.payment_id for one in resting if deadline_due(one, tx.now, MARGIN, AGAIN)}
-    found = tx.payments_at_deadline(MARGIN.total_seconds(), AGAIN.total_seconds(), ALL)
+    found = due_for(tx, JobKind.ACT_ON_DEADLINES)
     assert 50 < len(due) < len(resting) - 50
     assert sorted(found) == sorted(due)
     warned = [one for one in payments if one.state in (State.IN_ESCROW, State.CAPTURING)]
     near = {one.payment_id for one in warned if deadline_near(one, tx.now, AHEAD)}
+    passed = {one.payment_id for one in warned if has_missed_warning(one, tx.now)}
     assert 50 < len(near) < len(warned) - 50
-    assert sorted(
-        SqlReader(tx.connection).payments_near_deadline(AHEAD.total_seconds(), ALL)
-    ) == sorted(near)
+    assert near <= set(due_for(tx, JobKind.WARN_OF_DEADLINES)) <= near | passed
+
+
+def due_for(tx: SqlTransaction, job: JobKind) -> Sequence[str]:
+    return SqlReader(tx.connection).payments_due(job, ALL)
+
+
+def has_missed_warning(payment: Payment, now: datetime) -> bool:
+    """Nobody warned of a deadline that has passed since the last change; it is too late by now."""
+    return any(
+        deadline.time < now and (payment.warn_time is None or payment.warn_time < deadline.time)
+        for deadline in deadlines_of(payment)
+    )
+
+
+async def test_a_stored_time_that_is_too_early_moves_nothing(
+    start_world: StartWorld, as_superuser: Callable[..., int]
+) -> None:
+    world = await start_world()
+    assert world.service is not None
+    expert = await world.expert()
+    await world.initiate(expert)
+    await world.escrowed(expert, on_deadline=CAPTURE, expected_completion_time=in_days(5))
+    await world.quiet()
+    await world.service.stop()
+    await world.service.start(loops=False)
+    as_superuser(
+        world,
+        "UPDATE payments SET warn_due_time = now() - interval '1 day', "
+        "deadline_due_time = now() - interval '1 day', "
+        "expire_due_time = now() - interval '1 day', "
+        "hold_check_due_time = now() - interval '1 day', "
+        "capture_retry_due_time = now() - interval '1 day'",
+    )
+    before = world.sql("SELECT payment_id, version FROM payments ORDER BY 1")
+    for job in JOBS_BY_SCHEDULE:
+        await job(world.service.app)
+    turns = {job for (job,) in world.sql("SELECT DISTINCT job FROM job_backoff")}
+    assert turns == {
+        "warn_of_deadlines",
+        "act_on_deadlines",
+        "expire_unpaid",
+        "sync_expired_authorizations",
+    }
+    assert world.sql("SELECT payment_id, version FROM payments ORDER BY 1") == before
 
 
 # ---- what was to go back ----
@@ -197,7 +260,7 @@ def test_who_had_a_turn_rests_and_stands_behind_the_others(transaction: SqlTrans
         insert(tx, payment)
 
     def queue() -> list[str]:
-        return list(tx.payments_at_deadline(MARGIN.total_seconds(), AGAIN.total_seconds(), 3))
+        return list(SqlReader(tx.connection).payments_due(JobKind.ACT_ON_DEADLINES, 3))
 
     def rest_is_over() -> float:
         """How long it was."""
@@ -209,14 +272,14 @@ def test_who_had_a_turn_rests_and_stands_behind_the_others(transaction: SqlTrans
     assert queue() == ["pay_a", "pay_b", "pay_c"]
     pauses = []
     for _ in range(9):
-        assert claim_turn(tx, JobKind.DEADLINES, "pay_a")
-        assert not claim_turn(tx, JobKind.DEADLINES, "pay_a")
+        assert claim_turn(tx, JobKind.ACT_ON_DEADLINES, "pay_a")
+        assert not claim_turn(tx, JobKind.ACT_ON_DEADLINES, "pay_a")
         assert queue() == ["pay_b", "pay_c"]
         pauses.append(rest_is_over())
         assert queue() == ["pay_b", "pay_c", "pay_a"]
     assert pauses == [1, 2, 4, 8, 16, 32, 60, 60, 60]
     tx.connection.execute(text("UPDATE job_backoff SET next_time = now() - interval '2 hours'"))
-    assert claim_turn(tx, JobKind.DEADLINES, "pay_a")
+    assert claim_turn(tx, JobKind.ACT_ON_DEADLINES, "pay_a")
     assert rest_is_over() == 1
 
 
@@ -229,7 +292,7 @@ async def test_a_late_gig_does_not_starve_other_deadlines(
     as_superuser: Callable[..., int],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(deadlines, "_BATCH", 1)
+    monkeypatch.setattr(act_on_deadlines, "_BATCH", 1)
     world = await start_world()
     expert = await world.expert()
     late = await world.escrowed(

@@ -10,7 +10,10 @@ import pytest
 
 from marketplace.payments.v1 import operations_pb2, payments_pb2
 from payment_service.application.jobs.apply_webhooks import apply_waiting
-from payment_service.application.jobs.expiry import expire_unpaid, sync_expired_authorizations
+from payment_service.application.jobs.expire_unpaid import expire_unpaid
+from payment_service.application.jobs.sync_expired_authorizations import (
+    sync_expired_authorizations,
+)
 from payment_service.domain.snapshot import PaymentSnapshot
 from tests.integration.conftest import StartWorld
 from tests.support.books import balance, check_books

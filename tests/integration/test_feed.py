@@ -18,7 +18,6 @@ from marketplace.payments.events import watch
 from marketplace.payments.v1 import events_pb2
 from payment_service.adapters.postgres import feed as feed_sql
 from payment_service.application import watch_events
-from payment_service.application.jobs import scheduler
 from payment_service.domain.ports.records import FeedCursor
 from payment_service.rpc import events as servicer
 from payment_service.rpc.pagination import cursor_of
@@ -118,11 +117,8 @@ async def test_every_event_comes_once_and_in_order(world: World) -> None:
     assert listed.events[0] == shown
 
 
-async def test_an_event_comes_without_being_polled_for(
-    start_world: StartWorld, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(scheduler, "_POLL_SECONDS", 3600.0)
-    world = await start_world()
+async def test_an_event_comes_without_being_polled_for(start_world: StartWorld) -> None:
+    world = await start_world(policy={"job_interval": 3600.0})
     payment = await world.escrowed()
     await world.quiet()
     call = stream(world)
@@ -416,6 +412,6 @@ async def test_what_the_feed_lacks_or_turns_round_is_found(
 
     assert await found() == set()
     as_superuser(world, "UPDATE feed SET sequence = 1000 - sequence")
-    assert "every_event_is_in_the_feed" in await found()
+    assert "each_event_is_in_feed" in await found()
     as_superuser(world, "UPDATE feed SET sequence = 1000 - sequence, position = 1000 - position")
-    assert await found() == {"the_feed_is_in_each_payments_order"}
+    assert await found() == {"feed_keeps_event_order"}

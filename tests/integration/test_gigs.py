@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from marketplace.payments.v1 import operations_pb2, payments_pb2
-from payment_service.application.jobs import deadlines
+from payment_service.application.jobs.act_on_deadlines import act_on_deadlines
+from payment_service.application.jobs.warn_of_deadlines import warn_of_deadlines
 from tests.integration.conftest import StartWorld
 from tests.support.books import balance, check_books
 from tests.support.errors import refusal
@@ -454,8 +455,8 @@ async def test_an_alert_is_told_once_and_moves_nothing(
     assert world.service is not None
     app = world.service.app
     for _ in range(3):
-        await deadlines.act_on_deadlines(app)
-        await deadlines.warn_of_deadlines(app)
+        await act_on_deadlines(app)
+        await warn_of_deadlines(app)
     trail = await kinds(world, held.payment_id)
     assert trail.count("deadline_near") == trail.count("deadline_passed") == 1
     assert (await world.get(held.payment_id)).state == IN_ESCROW
@@ -513,6 +514,7 @@ async def test_validate_only_shows_the_legs_and_writes_nothing(world: World) -> 
 
 async def test_validate_only_of_an_initiation(world: World) -> None:
     expert = await world.expert()
+    await world.quiet()
     before = world.counts()
     answer = await world.initiate(expert, 10_000, validate_only=True)
     assert (answer.payment.state, answer.payment.payment_id) == (PENDING, "")
@@ -548,6 +550,7 @@ async def test_a_debt_is_written_off_once_and_not_kept_back_any_more(world: Worl
         reason="left us",
         idempotency_key="once",
     )
+    await world.quiet()
     before = world.counts()
     request.validate_only = True
     shown = await world.operations.WriteOffExpertDebt(request)

@@ -11,6 +11,7 @@ from marketplace.payments.v1 import operations_pb2, payments_pb2
 from payment_service.application.abandon_operation import abandon, check_abandonable
 from payment_service.application.execution import executor
 from payment_service.application.sync.apply_snapshot import SyncResult
+from payment_service.domain.discrepancies import DiscrepancyKind
 from payment_service.domain.errors import Refusal
 from payment_service.domain.ports.records import Cause
 from payment_service.domain.sync.changes import Discrepancy
@@ -544,7 +545,7 @@ async def test_one_that_was_resumed_and_parked_again_meanwhile_is_another_matter
     assert await ended(SyncResult(stale=True)) == "OPERATION_IN_PROGRESS"
     assert await ended(SyncResult(operation_deferred=True)) == "OPERATION_IN_PROGRESS"
     for kind in ("intent_mismatch", "charge_missing", "state_mismatch", "amount_mismatch"):
-        found = (Discrepancy(payment.payment_id, kind, "seen"),)
+        found = (Discrepancy(payment.payment_id, DiscrepancyKind(kind), "seen"),)
         assert await ended(SyncResult(discrepancies=found)) == "DISCREPANCY"
     assert await parked(world, payment.payment_id) == operation_id
     await give_up(world, operation_id)

@@ -453,9 +453,9 @@ async def test_events_about_payouts_of_nobody_we_know(world: World) -> None:
     [
         (
             "UPDATE postings SET minor_units = 1 WHERE kind = 'paid_out' AND minor_units > 0",
-            {"an_experts_postings_sum_to_zero"},
+            {"expert_postings_sum_to_zero"},
         ),
-        ("DELETE FROM postings WHERE kind = 'paid_out'", {"a_payout_is_in_the_books"}),
+        ("DELETE FROM postings WHERE kind = 'paid_out'", {"payout_has_its_postings"}),
     ],
 )
 async def test_what_is_changed_behind_our_back_is_found(

@@ -6,6 +6,7 @@ background: each runs the loop's own function.
 
 from __future__ import annotations
 
+import importlib
 import itertools
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -14,13 +15,16 @@ import pytest
 
 from marketplace.payments.v1 import disputes_pb2, operations_pb2, payments_pb2
 from payment_service.application.app import App
-from payment_service.application.jobs import (
-    deadlines,
-    expiry,
-    lost_disputes,
-    recover_operations,
-    waiting_captures,
+from payment_service.application.jobs.act_on_deadlines import act_on_deadlines
+from payment_service.application.jobs.expire_unpaid import expire_unpaid
+from payment_service.application.jobs.recover_operations import recover_operations
+from payment_service.application.jobs.retry_waiting_captures import retry_waiting_captures
+from payment_service.application.jobs.sync_expired_authorizations import (
+    sync_expired_authorizations,
 )
+from payment_service.application.jobs.update_waiting_reasons import update_waiting_reasons
+from payment_service.application.jobs.warn_of_deadlines import warn_of_deadlines
+from payment_service.application.jobs.write_off_lost_disputes import write_off_lost_disputes
 from tests.integration.conftest import StartWorld
 from tests.support.steps.disputes import contest, decide, dispute_where
 from tests.support.steps.payments import CARD, PLATFORM, PROMOTE, kinds, reasons
@@ -32,9 +36,22 @@ _ROUNDS = 4
 AsSuperuser = Callable[..., int]
 
 
+_JOBS = (
+    "act_on_deadlines",
+    "expire_unpaid",
+    "recover_operations",
+    "retry_waiting_captures",
+    "sync_expired_authorizations",
+    "update_waiting_reasons",
+    "warn_of_deadlines",
+    "write_off_lost_disputes",
+)
+
+
 @pytest.fixture(autouse=True)
 def one_a_round(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (deadlines, recover_operations):
+    for name in _JOBS:
+        module = importlib.import_module(f"payment_service.application.jobs.{name}")
         monkeypatch.setattr(module, "_BATCH", 1)
 
 
@@ -86,7 +103,7 @@ async def test_of_a_deadline(world: World, as_superuser: AsSuperuser) -> None:
     ]
     await poison(world, as_superuser, first)
     set_in_turn(world, as_superuser, "escrow_expire_time", "10 hours", first, second)
-    await rounds(world, deadlines.act_on_deadlines)
+    await rounds(world, act_on_deadlines)
     assert (await world.get(second.payment_id)).escrow_mode == PLATFORM
     assert (await world.get(first.payment_id)).escrow_mode == CARD
 
@@ -96,7 +113,7 @@ async def test_of_a_warning(world: World, as_superuser: AsSuperuser) -> None:
     first, second = [await world.escrowed(expert) for _ in range(2)]
     await poison(world, as_superuser, first)
     set_in_turn(world, as_superuser, "escrow_expire_time", "20 hours", first, second)
-    await rounds(world, deadlines.warn_of_deadlines)
+    await rounds(world, warn_of_deadlines)
     assert "deadline_near" in await kinds(world, second.payment_id)
     assert "deadline_near" not in await kinds(world, first.payment_id)
 
@@ -106,7 +123,7 @@ async def test_of_a_window_that_has_closed(world: World, as_superuser: AsSuperus
     first, second = [(await world.initiate(expert)).payment for _ in range(2)]
     await poison(world, as_superuser, first)
     set_in_turn(world, as_superuser, "payment_expire_time", "-1 hour", first, second)
-    await rounds(world, expiry.expire_unpaid)
+    await rounds(world, expire_unpaid)
     assert (await world.get(second.payment_id)).state == EXPIRED
     assert (await world.get(first.payment_id)).state == PENDING
 
@@ -119,7 +136,7 @@ async def test_of_a_hold_that_has_lapsed(world: World, as_superuser: AsSuperuser
     await poison(world, as_superuser, first)
     await world.stripe.advance(_EIGHT_DAYS)
     set_in_turn(world, as_superuser, "escrow_expire_time", "-1 hour", first, second)
-    await rounds(world, expiry.sync_expired_authorizations)
+    await rounds(world, sync_expired_authorizations)
     assert (await world.get(second.payment_id)).state == EXPIRED
     assert (await world.get(first.payment_id)).state == IN_ESCROW
 
@@ -146,7 +163,7 @@ async def test_of_a_reason_to_wait(world: World, as_superuser: AsSuperuser) -> N
     first, second, _ = await waiting_for_two_experts(world)
     await poison(world, as_superuser, first)
     await change_experts(world, as_superuser, "disabled_reason = 'rejected.fraud'")
-    await rounds(world, waiting_captures.retry_waiting_captures)
+    await rounds(world, update_waiting_reasons)
     assert (await reasons(world, second.payment_id))[-1] == "EXPERT_REJECTED"
     assert (await reasons(world, first.payment_id))[-1] == "EXPERT_RESTRICTED"
 
@@ -161,8 +178,8 @@ async def test_of_a_capture_that_waits(world: World, as_superuser: AsSuperuser) 
         as_superuser,
         "transfers_active = true, disabled_reason = '', requirements_due = '{}'",
     )
-    await rounds(world, waiting_captures.retry_waiting_captures)
-    await rounds(world, recover_operations.recover_operations)
+    await rounds(world, retry_waiting_captures)
+    await rounds(world, recover_operations)
     assert (await world.get(second.payment_id)).state == CAPTURED
     assert (await world.get(first.payment_id)).state == CAPTURING
 
@@ -184,7 +201,7 @@ async def test_of_a_dispute_that_was_lost(world: World, as_superuser: AsSuperuse
         )
         == 2
     )
-    await rounds(world, lost_disputes.write_off_lost_disputes)
+    await rounds(world, write_off_lost_disputes)
     lost = [(await dispute_where(world, one)).lost_amount.minor_units for one in disputes]
     assert lost == [0, 10_000]
 

@@ -134,35 +134,35 @@ async def test_a_lost_line_is_missing_and_an_invented_one_too(
     )
     as_superuser(world, change, "txn_invented", payment.payment_id)
     kinds = {kind_of(found) for found in (await run(world)).discrepancies}
-    recorded = "invariant_the_postings_are_as_recorded"
+    recorded = "invariant_postings_are_as_recorded"
     assert kinds == {"missing_in_ledger", "missing_at_stripe", recorded}
 
 
 @pytest.mark.parametrize(
     ("statement", "invariant"),
     [
-        ("UPDATE payments SET net_commission = 999", "the_commission_is_in_the_books"),
-        ("UPDATE payments SET head_hash = ''", "the_last_event_is_the_chains_head"),
-        ("UPDATE payments SET operation_id = 'op_x'", "an_open_operation_is_the_payments_own"),
-        ("DELETE FROM events WHERE sequence = 2", "one_event_for_every_version"),
+        ("UPDATE payments SET net_commission = 999", "net_commission_equals_account"),
+        ("UPDATE payments SET head_hash = ''", "last_event_is_head"),
+        ("UPDATE payments SET operation_id = 'op_x'", "payment_names_its_open_operation"),
+        ("DELETE FROM events WHERE sequence = 2", "each_version_has_one_event"),
         (
             "UPDATE payments SET state = 'REFUNDING', operation_id = ''",
-            "what_is_under_way_has_an_operation",
+            "busy_state_has_open_operation",
         ),
         (
             (
                 "UPDATE payments SET refunded_after_capture = 1, net_commission = 999, "
                 "client_payable = 1"
             ),
-            "what_the_client_is_owed_is_in_the_books",
+            "client_payable_equals_account",
         ),
         (
             "UPDATE postings SET account = 'hold' WHERE account = 'client'",
-            "the_hold_is_in_the_memo",
+            "authorized_equals_hold_account",
         ),
         (
             "UPDATE postings SET minor_units = minor_units + 1 WHERE account LIKE 'escrow:%%'",
-            "what_the_platform_holds_is_in_the_books",
+            "held_equals_escrow_account",
         ),
     ],
 )
@@ -204,7 +204,7 @@ async def test_a_discrepancy_is_not_gone_because_nobody_looked(
     as_superuser(world, tamper, 7, payment.payment_id)
     request.min_update_time.FromDatetime(datetime.now(UTC) - timedelta(hours=1))
     await world.operations.RunReconciliation(request)
-    broken = {"invariant_the_commission_is_in_the_books", "invariant_the_row_is_as_recorded"}
+    broken = {"invariant_net_commission_equals_account", "invariant_row_is_as_recorded"}
     assert set(await open_kinds(world)) == {"unknown_balance_transaction", *broken}
     await asyncio.sleep(2.5)
     request.Clear()
@@ -272,7 +272,7 @@ async def test_one_payment_alone_closes_what_is_mended(world: World, as_superuse
     tamper = "UPDATE payments SET net_commission = net_commission + %s WHERE payment_id = %s"
     as_superuser(world, tamper, 7, payment.payment_id)
     await run(world, payment.payment_id)
-    assert "invariant_the_commission_is_in_the_books" in await open_kinds(world)
+    assert "invariant_net_commission_equals_account" in await open_kinds(world)
     as_superuser(world, tamper, -7, payment.payment_id)
     await run(world, payment.payment_id)
     assert await open_kinds(world) == []
@@ -318,8 +318,8 @@ async def test_one_payment_is_judged_by_its_own_books(world: World, as_superuser
         broken.payment_id,
     )
     assert violated(await run(world, broken.payment_id)) == {
-        "the_commission_is_in_the_books",
-        "the_row_is_as_recorded",
+        "net_commission_equals_account",
+        "row_is_as_recorded",
     }
     assert violated(await run(world, whole.payment_id)) == set()
 

@@ -32,8 +32,15 @@ from tests.support.world import IN_ESCROW, Payment, World
 
 #: Reached by the loops of a service at rest: part of a scenario only where it says so.
 AT_REST = frozenset(
-    {"begin_expiry", "events", "lease_due", "lease_events", "lease_quiet", "lease_watches"}
-    | {"store_polled", "find_due", "take_turn", "warn_phase", "lease_reconciliation", "_sequence"}
+    {"begin_expiry", "events", "lease_due", "lease_events", "lease_stale_payments", "lease_cursors"}
+    | {
+        "store_polled",
+        "due_deadline",
+        "claim_turn",
+        "warn_phase",
+        "lease_reconciliation",
+        "_sequence",
+    }
 )
 _FIRE_SECONDS = 10.0
 _LATE_SECONDS = 0.2
@@ -144,7 +151,7 @@ class Run:
                 cursor.execute(
                     "UPDATE payments SET release_due_time = now() - interval '1 second', "
                     "escrow_expire_time = CASE WHEN charged = 0 THEN now() + interval '11 hours' "
-                    "ELSE escrow_expire_time END WHERE payment_id = %s",
+                    "ELSE escrow_expire_time END, deadline_due_time = now() WHERE payment_id = %s",
                     (payment_id,),
                 )
 

@@ -25,9 +25,9 @@ from payment_service.application.app import App
 from payment_service.application.execution import executor
 from payment_service.application.idempotency import ReplayedRefusal
 from payment_service.application.ingest_event import WebhookSecrets, ingest_event
+from payment_service.application.jobs.act_on_deadlines import act_on_deadlines
 from payment_service.application.jobs.apply_webhooks import apply_waiting
-from payment_service.application.jobs.deadlines import act_on_deadlines
-from payment_service.application.jobs.poll_stripe import poll_events
+from payment_service.application.jobs.poll_events import poll_events
 from payment_service.application.jobs.recover_operations import recover_operations
 from payment_service.barriers import Barriers
 from payment_service.bootstrap import Wired, wire
@@ -110,7 +110,11 @@ class Lab:
         settings = Settings(**given)
         self.wired: Wired = wire(settings)
         self.database = SqlDatabase(
-            database_url, write_threads=2, read_threads=1, on_phase=self.bomb.phase
+            database_url,
+            policy=settings.policy,
+            write_threads=2,
+            read_threads=1,
+            on_phase=self.bomb.phase,
         )
         self.app: App = replace(
             self.wired.app,

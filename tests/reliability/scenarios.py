@@ -459,7 +459,7 @@ SEPARATE = (
     Scenario(
         "promotion",
         _promotion,
-        frozenset({"find_due", "take_turn"}),
+        frozenset({"due_deadline", "claim_turn"}),
         by_deadline=True,
         seconds=_DEADLINE_SECONDS,
     ),
@@ -471,14 +471,14 @@ BESIDES = (
     Scenario(
         "deadline, capture",
         _agreed(payments_pb2.ON_DEADLINE_CAPTURE, CAPTURED),
-        frozenset({"find_due", "take_turn"}),
+        frozenset({"due_deadline", "claim_turn"}),
         by_deadline=True,
         seconds=_DEADLINE_SECONDS,
     ),
     Scenario(
         "deadline, refund",
         _agreed(payments_pb2.ON_DEADLINE_REFUND, REFUNDED),
-        frozenset({"find_due", "take_turn"}),
+        frozenset({"due_deadline", "claim_turn"}),
         by_deadline=True,
         seconds=_DEADLINE_SECONDS,
     ),

@@ -39,6 +39,12 @@ _COLUMNS: Final = {
     "capture_time": "coalesce(capture_time, now()) + interval '1 second'",
     "escrow_expire_time": "coalesce(escrow_expire_time, now()) + interval '1 day'",
     "payment_expire_time": "payment_expire_time + interval '1 day'",
+    "first_deadline_time": "coalesce(first_deadline_time, now()) + interval '1 day'",
+    "warn_due_time": "coalesce(warn_due_time, now()) + interval '1 day'",
+    "deadline_due_time": "coalesce(deadline_due_time, now()) + interval '1 day'",
+    "expire_due_time": "coalesce(expire_due_time, now()) + interval '1 day'",
+    "hold_check_due_time": "coalesce(hold_check_due_time, now()) + interval '1 day'",
+    "capture_retry_due_time": "coalesce(capture_retry_due_time, now()) + interval '1 day'",
 }
 
 

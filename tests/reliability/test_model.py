@@ -734,7 +734,7 @@ class Machine(RuleBasedStateMachine):
         # A repayment that is parked, and not on its way, stands in nobody's way.
         parked = (payment.held or payment.net) and self.lab.sql(
             "SELECT 1 FROM operations WHERE operation_id = %s AND state = 'PARKED' "
-            "AND params ->> 'owed' = 'true' AND unsure_until IS NULL",
+            "AND purpose = 'REPAYMENT' AND unsure_until IS NULL",
             payment.operation_id,
         )
         view = View(

@@ -16,7 +16,7 @@ from google.protobuf.message import Message
 from dev.settings import SIMULATOR_SECRET_KEY
 from marketplace.payments.v1 import payments_pb2
 from payment_service.application.app import App
-from payment_service.application.jobs.deadlines import act_on_deadlines
+from payment_service.application.jobs.act_on_deadlines import act_on_deadlines
 from payment_service.bootstrap import wire
 from payment_service.config import Settings
 from tests.reliability import proving
@@ -190,7 +190,8 @@ class Held:
             connection.autocommit = True
             with connection.cursor() as cursor:
                 cursor.execute(
-                    "UPDATE payments SET escrow_expire_time = now() + interval '11 hours' "
+                    "UPDATE payments SET escrow_expire_time = now() + interval '11 hours', "
+                    "deadline_due_time = now() "
                     "WHERE payment_id = %s",
                     (payment_id,),
                 )

@@ -26,7 +26,8 @@ class Service:
 
     def __init__(self, settings: Settings, **policy: Any) -> None:
         self.settings = settings
-        self._policy = policy
+        #: Short intervals of the background jobs, so that a test needs no patience.
+        self._policy = {"job_interval": 0.3, "slow_job_interval": 1.0, **policy}
         self._server: aio.Server | None = None
         self._background: asyncio.Task[None] | None = None
         self.wired: Wired | None = None
@@ -43,9 +44,8 @@ class Service:
 
     async def start(self, *, loops: bool = True) -> None:
         """``loops=False`` leaves the background loops out, for tests that are the background."""
-        wired = wire(self.settings)
-        app = replace(wired.app, policy=replace(wired.app.policy, **self._policy))
-        self.wired = replace(wired, app=app)
+        wired = wire(self.settings, replace(self.settings.policy, **self._policy))
+        self.wired = wired
         self._server = aio.server(
             interceptors=[ErrorInterceptor(wired.metrics.observe_rpc)], options=OPTIONS
         )

@@ -10,10 +10,11 @@ import pytest
 from google.protobuf.descriptor import Descriptor, EnumDescriptor, FileDescriptor
 
 from marketplace.payments.v1 import errors_pb2, operations_pb2, payments_pb2
+from payment_service.domain.discrepancies import DiscrepancyKind
 from payment_service.domain.operations import OperationKind, OperationState
 from payment_service.domain.payment import Freeze, State, WaitingFor, WaitingReason
 from payment_service.rpc.messages.operations import discrepancy_kind_value, verdict_value
-from tests.unit.protos import PROTOS, ROOT, error_reasons, labelled, messages, reasons_in, services
+from tests.unit.protos import PROTOS, error_reasons, labelled, messages, reasons_in, services
 
 #: They come last in a request, in this order.
 _LAST: Final = ("idempotency_key", "validate_only", "expected_version")
@@ -133,11 +134,10 @@ def test_enums_have_the_values_of_the_domain() -> None:
 
 
 def test_discrepancies_have_a_kind_each() -> None:
-    """The runbook has a page for each kind, which tests/unit/test_docs.py holds."""
     enum = operations_pb2.DESCRIPTOR.enum_types_by_name["DiscrepancyKind"]
-    pages = {page.stem.upper() for page in (ROOT / "docs/runbook/discrepancies").glob("*.md")}
-    # An alarm only (no discrepancy of this kind is stored), and the page of all invariants.
-    kinds = pages - {"INTENT_MISSING", "INVARIANT"}
+    kinds = {kind.name for kind in DiscrepancyKind if not kind.is_invariant}
+    # An alarm only: no discrepancy of this kind is stored.
+    kinds -= {"INTENT_MISSING"}
     assert _names(enum, "DISCREPANCY_KIND_") == kinds | {"INVARIANT_VIOLATED"}
 
 

@@ -10,6 +10,8 @@ from typing import Final
 
 import pytest
 
+from payment_service.domain.discrepancies import DiscrepancyKind
+
 ROOT: Final = Path(__file__).resolve().parents[2]
 DOCS: Final = ROOT / "docs"
 RUNBOOK: Final = DOCS / "runbook"
@@ -117,18 +119,16 @@ def _word(node: ast.expr) -> str:
     return ""
 
 
-def discrepancy_kinds() -> set[str]:
-    """Returns every kind that the code can report."""
-    #: Which argument of a call is the kind.
-    places = {"report": 0, "Discrepancy": 1, "discrepancy": 1}
-    kinds = set()
-    for _, name, call in _calls():
-        place = places.get(name)
-        if place is not None and len(call.args) > place:
-            kinds.add(_word(call.args[place]))
-        if name == "replace":
-            kinds |= {_word(keyword.value) for keyword in call.keywords if keyword.arg == "kind"}
-    return kinds - {""}
+def kinds_in_use() -> set[str]:
+    """Returns the members of DiscrepancyKind that the code outside of the enum names."""
+    return {
+        node.attr
+        for path in SOURCES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Name)
+        and node.value.id == "DiscrepancyKind"
+    }
 
 
 def alarms() -> set[str]:
@@ -147,8 +147,18 @@ def _pages_of(folder: str) -> set[str]:
 
 
 def test_every_discrepancy_has_a_page() -> None:
-    # All kinds that begin with ``invariant_`` share a page.
-    assert _pages_of("discrepancies") == discrepancy_kinds() | {"invariant"}
+    # All invariants share a page.
+    kinds = {kind.value for kind in DiscrepancyKind if not kind.is_invariant}
+    assert _pages_of("discrepancies") == kinds | {"invariant"}
+
+
+def test_every_kind_of_discrepancy_can_be_reported() -> None:
+    assert {kind.name for kind in DiscrepancyKind} == kinds_in_use()
+
+
+def test_an_invariant_says_so_in_its_name() -> None:
+    named = {kind for kind in DiscrepancyKind if kind.startswith("invariant_")}
+    assert named == {kind for kind in DiscrepancyKind if kind.is_invariant}
 
 
 def test_every_alarm_has_a_page() -> None:

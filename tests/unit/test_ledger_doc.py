@@ -150,14 +150,16 @@ def busy(payment: Payment, state: State) -> Payment:
     return replace(payment, state=state, operation_id="op_1")
 
 
-def charged(payment: Payment, part: int, *, elsewhere: bool = False, goes_on: bool = False) -> Done:
+def charged(
+    payment: Payment, part: int, *, out_of_band: bool = False, goes_on: bool = False
+) -> Done:
     return transitions.charged(
         payment,
         part,
         usd(part),
         charge_id="ch_1",
         expire_time=NOW + timedelta(days=90),
-        elsewhere=elsewhere,
+        out_of_band=out_of_band,
         next_operation_id="op_2" if goes_on else None,
         now=NOW,
     )
@@ -165,7 +167,7 @@ def charged(payment: Payment, part: int, *, elsewhere: bool = False, goes_on: bo
 
 def captured(a: Amounts, payment: Payment, *, ours: bool = True) -> Done:
     share = CaptureSplit(a["X"], a["c"], a.get("n", 0))
-    whole, fee = usd(a.get("Xs", a["X"])), usd(a.get("cs", share.commission + share.netted))
+    whole, fee = usd(a.get("Xs", a["X"])), usd(a.get("cs", share.commission + share.debt_offset))
     return transitions.captured(
         busy(payment, State.CAPTURING) if ours else payment,
         share,
@@ -216,14 +218,20 @@ def client_refunded(a: Amounts) -> Done:
 
 def refunded_out_of_band(a: Amounts) -> Done:
     payment = replace(partly_paid_out(a), client_payable=a.get("o", 0))
-    split = replace(split_of(a), from_owed=a.get("o", 0))
+    split = replace(split_of(a), from_payable=a.get("o", 0))
     return transitions.refunded_out_of_band(payment, "re_1", split, usd(a["R"]), LOSSES, NOW)
 
 
 def transfer_reversed(a: Amounts) -> Done:
     payment = busy(partly_paid_out(a), State.REFUNDING)
     return transitions.transfer_reversed(
-        payment, "trr_1", a["v"], usd(a["v"]), usd(a["v"]), None, NOW
+        payment,
+        "trr_1",
+        a["v"],
+        platform=usd(a["v"]),
+        connected=usd(a["v"]),
+        next_operation_id=None,
+        now=NOW,
     )
 
 
@@ -320,11 +328,17 @@ def dispute_lost(a: Amounts) -> Done:
     if not split.whole and not beyond:
         split = RefundSplit(a["D"])
     payment = partly_paid_out(a) if "e" in a else held_by_platform()
-    payment = replace(payment, client_payable=split.from_owed)
+    payment = replace(payment, client_payable=split.from_payable)
     if beyond:  # All of it was given back already, so nothing is left to lose.
         payment = replace(in_state(State.REFUNDED, separate(PLATFORM_HOLD)))
     return transitions.dispute_lost(
-        payment, split, beyond, {}, FreezeReason(), "op_2" if "e" in a else None, NOW
+        payment,
+        split,
+        beyond,
+        facts={},
+        frozen=FreezeReason(),
+        next_operation_id="op_2" if "e" in a else None,
+        now=NOW,
     )
 
 
@@ -349,7 +363,7 @@ PERFORMERS: Final[Mapping[tuple[str, str], Performer]] = {
         in_state(State.CAPTURING, separate(CARD_HOLD, a["A"])), a["X"], goes_on=True
     ),
     (EventKind.CHARGED_OUT_OF_BAND, "captured at the dashboard, SEPARATE"): lambda a: charged(
-        in_state(State.IN_ESCROW, separate(CARD_HOLD, a["A"])), a["A"], elsewhere=True
+        in_state(State.IN_ESCROW, separate(CARD_HOLD, a["A"])), a["A"], out_of_band=True
     ),
     (EventKind.CAPTURED, "DESTINATION"): lambda a: captured(a, held_by_card(a)),
     (EventKind.CAPTURED, "DESTINATION, debt netted"): lambda a: captured(a, held_by_card(a)),

@@ -7,20 +7,12 @@ captures keep it back.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
 
+from payment_service.adapters.postgres.rows import operation_of
 from payment_service.adapters.postgres.statements import Statements, TransactionStatements
 from payment_service.domain.ledger import expert_debt, expert_funds
-
-#: The sum, in minor units, that open reversals will still change: the present leg, the further legs
-#: (``legs``), and the debt that is recorded only when they have all ended (``owed_then``).
-_BEING_REVERSED: Final = (
-    "SELECT coalesce(sum(operations.minor_units + coalesce((params->>'owed_then')::bigint, 0) "
-    "+ (SELECT coalesce(sum((leg->>'minor_units')::bigint), 0) "
-    "FROM jsonb_array_elements(coalesce(params->'legs', '[]')) AS leg)), 0) "
-    "FROM operations JOIN payments USING (payment_id) WHERE kind = 'reverse_transfer' "
-    "AND operations.state IN ('STARTED', 'UNKNOWN', 'PARKED')"
-)
+from payment_service.domain.operations import OPEN_STATES
+from payment_service.domain.sync.superseded import debt_if_not_reversed
 
 
 class DebtWrites(TransactionStatements):
@@ -29,21 +21,31 @@ class DebtWrites(TransactionStatements):
     def expert_debt(self, expert_id: str, currency: str) -> int:
         """Returns the debt that no open operation collects yet, in minor units, at least 0.
 
-        An open capture may be keeping a part back. An open reversal may be taking a part back: its
-        further legs, and the debt that follows them, count only when it has ended. Locks the expert
-        until the transaction ends, so that two captures cannot keep back the same debt.
+        An open capture may be keeping some of it back. An open reversal may be taking some of it
+        back: its remaining legs, and the debt after them, count only when it has ended. Locks the
+        expert until the transaction ends, so that two captures cannot keep back the same debt.
         """
         self._maybe("SELECT FROM experts WHERE expert_id = :id FOR UPDATE", id=expert_id)
         row = self._one(
             "SELECT (SELECT coalesce(sum(minor_units), 0) FROM postings "
-            "WHERE account = 'expert_debt:' || :id AND currency = :currency) "
+            "WHERE account = :account AND currency = :currency) "
             "- (SELECT coalesce(sum(debt_offset), 0) FROM payments "
             "WHERE expert_id = :id AND currency = :currency AND debt_offset > 0) "
-            f"- ({_BEING_REVERSED} AND payments.expert_id = :id AND currency = :currency) AS debt",
+            "AS debt",
+            id=expert_id,
+            account=expert_debt(expert_id),
+            currency=currency,
+        )
+        reversals = self._all(
+            "SELECT operations.* FROM operations JOIN payments USING (payment_id) "
+            "WHERE kind = 'reverse_transfer' AND operations.state = ANY(:open) "
+            "AND payments.expert_id = :id AND currency = :currency",
+            open=[state.value for state in OPEN_STATES],
             id=expert_id,
             currency=currency,
         )
-        return max(int(row["debt"]), 0)
+        reversing = sum(debt_if_not_reversed(operation_of(row)) for row in reversals)
+        return max(int(row["debt"]) - reversing, 0)
 
 
 class DebtReads(Statements):

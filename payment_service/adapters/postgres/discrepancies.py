@@ -9,12 +9,13 @@ from typing import Final
 
 from payment_service.adapters.postgres import rows
 from payment_service.adapters.postgres.statements import Statements, TransactionStatements
+from payment_service.domain.discrepancies import DiscrepancyKind
 from payment_service.domain.ports.records import StoredDiscrepancy
 from payment_service.domain.sync.changes import Discrepancy
 
 #: True if an operator has resolved the stored discrepancy, and it is reported again unchanged.
 _DECIDED: Final = (
-    "discrepancies.resolved_by <> '' AND NOT :stands "
+    "discrepancies.resolved_by <> '' AND NOT :describes_a_state "
     "AND discrepancies.found IS NOT DISTINCT FROM excluded.found"
 )
 
@@ -28,7 +29,7 @@ class DiscrepancyWrites(TransactionStatements):
         """Stores a discrepancy once, however often it is reported. A resolved one is opened again.
 
         A discrepancy that an operator resolved stays resolved, except in two cases: the amount has
-        changed, or the discrepancy describes a state that still holds (``stands``).
+        changed, or the kind describes a state, which still holds.
         """
         self._do(
             "INSERT INTO discrepancies (payment_id, kind, detail, time, last_seen_time, expected, "
@@ -40,9 +41,9 @@ class DiscrepancyWrites(TransactionStatements):
             f"resolve_time = CASE WHEN {_DECIDED} THEN discrepancies.resolve_time END, "
             f"resolved_by = CASE WHEN {_DECIDED} THEN discrepancies.resolved_by ELSE '' END, "
             f"resolve_reason = CASE WHEN {_DECIDED} THEN discrepancies.resolve_reason ELSE '' END",
-            stands=discrepancy.stands,
+            describes_a_state=discrepancy.kind.describes_a_state,
             payment_id=discrepancy.payment_id or None,
-            kind=discrepancy.kind,
+            kind=discrepancy.kind.value,
             detail=discrepancy.detail,
             expected=discrepancy.expected,
             found=discrepancy.found,
@@ -99,7 +100,7 @@ class DiscrepancyReads(Statements):
         return [rows.discrepancy_of(row) for row in found]
 
     def some_open_discrepancies(
-        self, kinds: Sequence[str], payment_id: str, limit: int
+        self, kinds: Sequence[DiscrepancyKind], payment_id: str, limit: int
     ) -> Sequence[StoredDiscrepancy]:
         """Returns at most ``limit`` open discrepancies of these kinds, of all payments or of one.
 
@@ -108,7 +109,7 @@ class DiscrepancyReads(Statements):
         found = self._all(
             "SELECT * FROM discrepancies WHERE resolve_time IS NULL AND kind = ANY(:kinds) "
             "AND (:payment_id = '' OR payment_id = :payment_id) ORDER BY random() LIMIT :limit",
-            kinds=list(kinds),
+            kinds=[kind.value for kind in kinds],
             payment_id=payment_id,
             limit=limit,
         )

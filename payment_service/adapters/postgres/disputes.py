@@ -11,11 +11,12 @@ from payment_service.adapters.postgres.statements import Statements, Transaction
 from payment_service.domain.disputes import Dispute
 from payment_service.domain.ports.records import DisputeFilter
 
+_WRITTEN: Final = (*DISPUTE_COLUMNS, "unsettled")
 _SAVE_DISPUTE: Final = (
-    f"INSERT INTO disputes ({', '.join(DISPUTE_COLUMNS)}) "
-    f"VALUES ({', '.join(f':{name}' for name in DISPUTE_COLUMNS)}) "
+    f"INSERT INTO disputes ({', '.join(_WRITTEN)}) "
+    f"VALUES ({', '.join(f':{name}' for name in _WRITTEN)}) "
     "ON CONFLICT (dispute_id) DO UPDATE SET "
-    + ", ".join(f"{name} = excluded.{name}" for name in DISPUTE_COLUMNS if name != "dispute_id")
+    + ", ".join(f"{name} = excluded.{name}" for name in _WRITTEN if name != "dispute_id")
 )
 
 

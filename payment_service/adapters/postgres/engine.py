@@ -28,6 +28,7 @@ from payment_service.adapters.postgres.reader import SqlReader
 from payment_service.adapters.postgres.schema import EXPECTED_REVISION, stored_revision
 from payment_service.adapters.postgres.transaction import SqlTransaction
 from payment_service.domain.errors import Busy, Unavailable, database_unavailable
+from payment_service.domain.ports.policy import Policy
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -38,6 +39,7 @@ log = structlog.get_logger(__name__)
 _RETRYABLE_SQLSTATES: Final = frozenset({"40001", "40P01", "55P03"})
 _PHASE_TRIES: Final = 4
 _TRANSACTION_STATUS_INERROR: Final = 3
+_DEFAULT_POLICY: Final = Policy()
 
 _LIMITS: Final = (
     "-c statement_timeout=5s -c lock_timeout=2s "
@@ -115,6 +117,7 @@ class SqlDatabase:
         self,
         url: str,
         *,
+        policy: Policy = _DEFAULT_POLICY,
         write_threads: int = 12,
         read_threads: int = 4,
         admission_seconds: float = 2.0,
@@ -122,6 +125,8 @@ class SqlDatabase:
         on_phase: Callable[[str, str], None] | None = None,
     ) -> None:
         self._url = url
+        #: Payments are scheduled by it when they are recorded.
+        self._policy = policy
         self._write_engine = make_engine(url, write_threads)
         self._read_engine = make_engine(url, read_threads, autocommit=True)
         self._writers = ThreadPoolExecutor(write_threads, thread_name_prefix="write")
@@ -196,7 +201,7 @@ class SqlDatabase:
     def _run_once(self, phase: Callable[[SqlTransaction], T], name: str) -> T:
         self._on_phase(name, "before")
         with self._write_engine.connect() as connection:
-            tx = SqlTransaction(connection)
+            tx = SqlTransaction(connection, self._policy)
             result = phase(tx)
             self._on_phase(name, "uncommitted")
             connection.commit()

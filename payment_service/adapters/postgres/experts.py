@@ -15,8 +15,8 @@ from payment_service.domain.ports.records import Cause
 _EXPERT_COLUMNS: Final = (
     "expert_id name email country business_type commission_basis_points commission_asked "
     "stripe_account_id charges_enabled payouts_enabled transfers_active details_submitted "
-    "requirements_due disabled_reason deauthorized operation_id check_time version create_time "
-    "update_time"
+    "requirements_due disabled_reason deauthorized status operation_id check_time version "
+    "create_time update_time"
 ).split()
 
 

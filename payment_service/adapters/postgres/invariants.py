@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from payment_service.domain.discrepancies import DiscrepancyKind
+
 #: The balance of a payment on one ledger account is as expected from the payment's row.
 _BALANCE_IS: Final = (
     "SELECT p.payment_id FROM payments p LEFT JOIN postings l ON l.payment_id = p.payment_id "
@@ -16,51 +18,51 @@ _BALANCE_IS: Final = (
     "HAVING coalesce(sum(l.minor_units), 0) <> {expected} LIMIT 100"
 )
 
-_INVARIANTS: Final[dict[str, str]] = {
-    "postings_sum_to_zero": (
+_INVARIANTS: Final[dict[DiscrepancyKind, str]] = {
+    DiscrepancyKind.POSTINGS_SUM_TO_ZERO: (
         "SELECT DISTINCT l.payment_id FROM postings l JOIN payments p USING (payment_id) "
         "WHERE {scope} GROUP BY l.payment_id, l.currency "
         "HAVING sum(l.minor_units) <> 0 LIMIT 100"
     ),
-    "one_event_for_every_version": (
+    DiscrepancyKind.EACH_VERSION_HAS_ONE_EVENT: (
         "SELECT p.payment_id FROM payments p JOIN events e USING (payment_id) "
         "WHERE {scope} GROUP BY p.payment_id "
         "HAVING count(*) <> p.version OR max(e.sequence) <> p.version LIMIT 100"
     ),
-    "the_last_event_is_the_chains_head": (
+    DiscrepancyKind.LAST_EVENT_IS_HEAD: (
         "SELECT p.payment_id FROM payments p LEFT JOIN events e "
         "ON e.payment_id = p.payment_id AND e.sequence = p.version "
         "WHERE {scope} AND e.hash IS DISTINCT FROM p.head_hash LIMIT 100"
     ),
-    "every_event_is_in_the_feed": (
+    DiscrepancyKind.EACH_EVENT_IS_IN_FEED: (
         "SELECT DISTINCT p.payment_id FROM payments p JOIN events e USING (payment_id) "
         "LEFT JOIN feed f USING (payment_id, sequence) "
         "LEFT JOIN feed_pending w USING (payment_id, sequence) "
         "WHERE {scope} AND f.position IS NULL AND w.pending_id IS NULL LIMIT 100"
     ),
-    "the_feed_is_in_each_payments_order": (
+    DiscrepancyKind.FEED_KEEPS_EVENT_ORDER: (
         "SELECT DISTINCT p.payment_id FROM payments p JOIN feed f USING (payment_id) "
         "JOIN feed l ON l.payment_id = f.payment_id AND l.sequence = f.sequence + 1 "
         "WHERE {scope} AND l.position < f.position LIMIT 100"
     ),
-    "the_hold_is_in_the_memo": _BALANCE_IS.format(
+    DiscrepancyKind.AUTHORIZED_EQUALS_HOLD_ACCOUNT: _BALANCE_IS.format(
         account="'hold'", expected="CASE WHEN p.charged = 0 THEN p.held ELSE 0 END"
     ),
-    "what_the_platform_holds_is_in_the_books": _BALANCE_IS.format(
+    DiscrepancyKind.HELD_EQUALS_ESCROW_ACCOUNT: _BALANCE_IS.format(
         account="'escrow:' || p.payment_id",
         expected="CASE WHEN p.charged > 0 THEN -p.held ELSE 0 END",
     ),
-    "what_was_charged_is_somewhere": (
+    DiscrepancyKind.CHARGED_IS_ACCOUNTED_FOR: (
         "SELECT p.payment_id FROM payments p WHERE {scope} AND p.charged > 0 "
         "AND p.charged <> p.held + p.captured + p.refunded_from_escrow + p.lost_held LIMIT 100"
     ),
-    "the_commission_is_in_the_books": _BALANCE_IS.format(
+    DiscrepancyKind.NET_COMMISSION_EQUALS_ACCOUNT: _BALANCE_IS.format(
         account="'commission'", expected="-p.net_commission"
     ),
-    "what_the_client_is_owed_is_in_the_books": _BALANCE_IS.format(
+    DiscrepancyKind.CLIENT_PAYABLE_EQUALS_ACCOUNT: _BALANCE_IS.format(
         account="'client_payable:' || p.payment_id", expected="-p.client_payable"
     ),
-    "what_the_bank_holds_is_in_the_books": _BALANCE_IS.format(
+    DiscrepancyKind.DISPUTED_EQUALS_DISPUTE_HOLD_ACCOUNT: _BALANCE_IS.format(
         account="'dispute_hold:' || p.payment_id",
         expected=(
             "(SELECT coalesce(sum(greatest("
@@ -68,30 +70,30 @@ _INVARIANTS: Final[dict[str, str]] = {
             "FROM disputes d WHERE d.payment_id = p.payment_id)"
         ),
     ),
-    "what_was_lost_is_in_the_disputes": (
+    DiscrepancyKind.LOST_IS_WITHIN_DISPUTES: (
         "SELECT p.payment_id FROM payments p "
         "WHERE {scope} AND p.lost + p.lost_held > "
         "(SELECT coalesce(sum(d.withdrawn), 0) FROM disputes d "
         "WHERE d.payment_id = p.payment_id) "
         "LIMIT 100"
     ),
-    "what_is_contested_is_frozen": (
+    DiscrepancyKind.DISPUTED_PAYMENT_IS_FROZEN: (
         "SELECT DISTINCT p.payment_id FROM payments p JOIN disputes d USING (payment_id) "
         "WHERE {scope} AND p.frozen NOT IN ('INQUIRY', 'CHARGEBACK') AND (d.outcome = 'OPEN' "
         "OR (d.outcome IN ('LOST', 'PREVENTED') "
         "AND d.withdrawn > d.reinstated + d.lost)) "
         "LIMIT 100"
     ),
-    "an_open_operation_is_the_payments_own": (
+    DiscrepancyKind.PAYMENT_NAMES_ITS_OPEN_OPERATION: (
         "SELECT p.payment_id FROM payments p LEFT JOIN operations o "
         "ON o.payment_id = p.payment_id AND o.state IN ('STARTED', 'UNKNOWN', 'PARKED') "
         "WHERE {scope} AND coalesce(o.operation_id, '') <> p.operation_id LIMIT 100"
     ),
-    "what_the_client_is_owed_is_being_paid": (
+    DiscrepancyKind.CLIENT_PAYABLE_HAS_OPEN_REPAYMENT: (
         "SELECT p.payment_id FROM payments p WHERE {scope} "
         "AND p.client_payable > 0 AND p.operation_id = '' LIMIT 100"
     ),
-    "what_is_under_way_has_an_operation": (
+    DiscrepancyKind.BUSY_STATE_HAS_OPEN_OPERATION: (
         "SELECT p.payment_id FROM payments p WHERE {scope} "
         "AND p.state IN ('CAPTURING', 'CANCELING', 'PROMOTING', 'REFUNDING') "
         "AND p.operation_id = '' LIMIT 100"
@@ -114,13 +116,13 @@ _OWNERLESS: Final = " UNION ".join(
 )
 #: Invariants of experts' postings, which belong to no payment. They are checked only when all
 #: payments are checked, and a violation has no payment id.
-_OF_PAYOUTS: Final = {
-    "an_experts_postings_sum_to_zero": (
+_OF_PAYOUTS: Final[dict[DiscrepancyKind, str]] = {
+    DiscrepancyKind.EXPERT_POSTINGS_SUM_TO_ZERO: (
         "SELECT DISTINCT '' AS payment_id FROM postings WHERE :payment_id = '' AND expert_id IN "
         "(SELECT expert_id FROM payouts WHERE update_time >= :since) "
         "GROUP BY expert_id, sequence, currency HAVING sum(minor_units) <> 0"
     ),
-    "a_payout_is_in_the_books": (
+    DiscrepancyKind.PAYOUT_HAS_ITS_POSTINGS: (
         "SELECT DISTINCT '' AS payment_id FROM payouts p LEFT JOIN postings l "
         "ON l.expert_id = p.expert_id AND l.balance_transaction_id <> '' AND "
         "l.balance_transaction_id IN (p.balance_transaction_id, p.failure_balance_transaction_id) "
@@ -132,8 +134,8 @@ _OF_PAYOUTS: Final = {
 
 #: One payment, or all payments that changed since a time.
 _SCOPE: Final = "p.update_time >= :since AND (:payment_id = '' OR p.payment_id = :payment_id)"
-INVARIANTS: Final = {
-    **{name: sql.format(scope=_SCOPE) for name, sql in _INVARIANTS.items()},
-    "nothing_is_left_of_a_payment_that_is_gone": f"{_OWNERLESS} LIMIT 100",
+INVARIANTS: Final[dict[DiscrepancyKind, str]] = {
+    **{kind: sql.format(scope=_SCOPE) for kind, sql in _INVARIANTS.items()},
+    DiscrepancyKind.EACH_ROW_HAS_ITS_PAYMENT: f"{_OWNERLESS} LIMIT 100",
     **_OF_PAYOUTS,
 }

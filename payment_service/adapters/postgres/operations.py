@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Final
 
 from payment_service.adapters.postgres import rows
 from payment_service.adapters.postgres.statements import Statements, TransactionStatements
+from payment_service.domain.operation_payloads import OperationPayload, payload_to_json
 from payment_service.domain.operations import Operation, OperationState
 from payment_service.domain.payment import WaitingReason
 from payment_service.domain.ports.records import ListedOperation
@@ -43,30 +44,10 @@ class OperationWrites(TransactionStatements):
 
         The schema refuses a second open operation on the same payment, expert or dispute.
         """
+        columns = rows.OPERATION_COLUMNS
         self._do(
-            "INSERT INTO operations (operation_id, kind, payment_id, expert_id, dispute_id, "
-            "params, minor_units, claim_id, state, attempt, tries, last_error, create_time, "
-            "attempt_time, lease_until, lease_token, next_try_time) "
-            "VALUES (:operation_id, :kind, :payment_id, :expert_id, :dispute_id, :params, "
-            ":minor_units, :claim_id, :state, :attempt, :tries, :last_error, "
-            ":create_time, :attempt_time, :lease_until, :lease_token, :next_try_time)",
-            operation_id=operation.operation_id,
-            kind=operation.kind.value,
-            payment_id=operation.payment_id or None,
-            expert_id=operation.expert_id or None,
-            dispute_id=operation.dispute_id or None,
-            params=json.dumps(dict(operation.params)),
-            minor_units=operation.minor_units,
-            claim_id=operation.claim_id or None,
-            state=operation.state.value,
-            attempt=operation.attempt,
-            tries=operation.tries,
-            last_error=operation.last_error,
-            create_time=operation.create_time,
-            attempt_time=operation.attempt_time,
-            lease_until=operation.lease_until,
-            lease_token=operation.lease_token,
-            next_try_time=operation.next_try_time,
+            f"INSERT INTO operations ({', '.join(columns)}) VALUES (:{', :'.join(columns)})",
+            **rows.operation_values(operation),
         )
 
     def operation(self, operation_id: str) -> Operation | None:
@@ -80,14 +61,14 @@ class OperationWrites(TransactionStatements):
         """Leases one operation for ``seconds``.
 
         Returns None if it is closed, parked or leased by another holder, and also while it waits
-        before a new key (``replayed``). A caller who repeats a request may shorten any other pause,
-        but not this one: a second request needs two reads of Stripe with a pause between them.
+        before a new key (``key_spent``). A caller who repeats a request may shorten any other
+        pause, but not this one: a second request needs two reads of Stripe with a pause between.
         """
         row = self._maybe(
             f"UPDATE operations SET {_LEASE} WHERE operation_id = :id "
             "AND state IN ('STARTED', 'UNKNOWN') "
             "AND (lease_until IS NULL OR lease_until < now()) "
-            "AND (params->>'replayed' IS NULL OR next_try_time <= now()) RETURNING *",
+            "AND (NOT key_spent OR next_try_time <= now()) RETURNING *",
             id=operation_id,
             token=secrets.token_hex(8),
             lease=timedelta(seconds=seconds),
@@ -128,21 +109,28 @@ class OperationWrites(TransactionStatements):
         return now
 
     def unpark_operation(
-        self, operation_id: str, params: Mapping[str, object], *, next_attempt: bool
+        self,
+        operation_id: str,
+        payload: OperationPayload,
+        *,
+        next_attempt: bool,
+        verify_only: bool,
     ) -> None:
-        """Makes a parked operation due now.
+        """Makes a parked operation due now, with this payload.
 
-        ``tries`` becomes 1, not 0, so that the operation is looked up at Stripe before it is sent.
-        ``next_attempt`` gives it a new idempotency key at Stripe.
+        ``tries`` becomes 1, not 0, so that the operation is searched for at Stripe before it is
+        sent. ``next_attempt`` gives it a new idempotency key at Stripe. ``verify_only`` says that
+        it must not be sent.
         """
         self._do(
             "UPDATE operations SET state = 'UNKNOWN', tries = 1, lease_until = NULL, "
-            "next_try_time = now(), resume_time = now(), params = :params, "
-            "attempt = attempt + :more, "
+            "next_try_time = now(), resume_time = now(), payload = :payload, "
+            "verify_only = :verify_only, attempt = attempt + :more, "
             "attempt_time = CASE WHEN :more > 0 THEN now() ELSE attempt_time END "
             "WHERE operation_id = :id AND state = 'PARKED'",
             id=operation_id,
-            params=json.dumps(dict(params)),
+            payload=json.dumps(payload_to_json(payload)),
+            verify_only=verify_only,
             more=1 if next_attempt else 0,
         )
 
@@ -167,19 +155,20 @@ class OperationWrites(TransactionStatements):
         seconds: float | None,
         *,
         next_attempt: bool = False,
-        params: Mapping[str, object] | None = None,
+        key_spent: bool | None = None,
         unsure_seconds: float | None = None,
     ) -> bool:
         """Gives the lease back.
 
         The operation is tried again after ``seconds``, or never if this is None (it is parked).
-        ``unsure_seconds`` says for how long a parked operation may still take effect at Stripe;
+        ``key_spent`` says whether Stripe keeps an error under the present key; None leaves it as it
+        is. ``unsure_seconds`` says for how long a parked operation may still take effect at Stripe;
         None means that it cannot. Returns False, and changes nothing, if the caller's lease is not
         the present one (fencing).
         """
         done = self._do(
             "UPDATE operations SET state = :state, last_error = :last_error, lease_until = NULL, "
-            "next_try_time = now() + :delay, params = COALESCE(CAST(:params AS jsonb), params), "
+            "next_try_time = now() + :delay, key_spent = COALESCE(:key_spent, key_spent), "
             "attempt = attempt + :more, unsure_until = now() + :unsure, "
             "attempt_time = CASE WHEN :more > 0 THEN now() ELSE attempt_time END "
             "WHERE operation_id = :id AND lease_token = :token "
@@ -189,7 +178,7 @@ class OperationWrites(TransactionStatements):
             state=state.value,
             last_error=last_error,
             delay=None if seconds is None else timedelta(seconds=seconds),
-            params=None if params is None else json.dumps(dict(params)),
+            key_spent=key_spent,
             more=1 if next_attempt else 0,
             unsure=None if unsure_seconds is None else timedelta(seconds=unsure_seconds),
         )

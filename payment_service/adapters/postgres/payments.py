@@ -20,12 +20,15 @@ from payment_service.domain.errors import Busy
 from payment_service.domain.operations import Operation
 from payment_service.domain.payment import Payment
 from payment_service.domain.plans import ReversibleTransfer
+from payment_service.domain.ports.policy import Policy
 from payment_service.domain.ports.records import Cause, PaymentFilter, StoredEvent
+from payment_service.domain.schedule import SCHEDULE_COLUMNS, schedule_of
 from payment_service.domain.state_machine import Transition
 from payment_service.domain.sync.changes import Movement
 from payment_service.domain.sync.superseded import described
 
-_CHANGED: Final = [name for name in PAYMENT_COLUMNS if name != "payment_id"]
+_WRITTEN: Final = (*PAYMENT_COLUMNS, *SCHEDULE_COLUMNS)
+_CHANGED: Final = [name for name in _WRITTEN if name != "payment_id"]
 
 #: The end of both statements: the event, its postings, and how many events were written (0 or 1).
 _RECORD_TAIL: Final = f"""
@@ -37,8 +40,8 @@ _RECORD_TAIL: Final = f"""
 SELECT count(*) FROM recorded
 """
 _RECORD_NEW: Final = (
-    f"WITH changed AS (INSERT INTO payments ({', '.join(PAYMENT_COLUMNS)}, head_hash) "
-    f"VALUES ({', '.join(f':{name}' for name in PAYMENT_COLUMNS)}, :head_hash) "
+    f"WITH changed AS (INSERT INTO payments ({', '.join(_WRITTEN)}, head_hash) "
+    f"VALUES ({', '.join(f':{name}' for name in _WRITTEN)}, :head_hash) "
     f"RETURNING payment_id){_RECORD_TAIL}"
 )
 #: Writes nothing if the payment has another version than the caller read.
@@ -52,8 +55,9 @@ _RECORD: Final = (
 class PaymentWrites(TransactionStatements):
     """Reads and changes payments inside a transaction."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, policy: Policy) -> None:
         super().__init__(connection)
+        self._policy = policy
         #: The hash of the last event of each payment that this transaction has locked.
         self._heads: dict[str, bytes] = {}
         #: Every transition that was recorded. Metrics read it after the commit.
@@ -71,13 +75,14 @@ class PaymentWrites(TransactionStatements):
         return rows.payment_of(row)
 
     def record(self, transition: Transition, cause: Cause) -> None:
-        """Writes the payment's row, its event and its postings in one statement.
+        """Writes the payment's row with its schedule, its event and its postings in one statement.
 
         Raises :class:`Busy` (CONCURRENT_CHANGE) if the stored version is not the one that the
         transition started from. Nothing is written then.
         """
         after, before = transition.after, transition.before
-        body = event_body(transition, cause)
+        schedule = schedule_of(after, self._policy)
+        body = event_body(transition, schedule, cause)
         head = chain_hash(
             self._heads.get(after.payment_id, b""),
             after.payment_id,
@@ -89,6 +94,7 @@ class PaymentWrites(TransactionStatements):
         written = self._one(
             _RECORD if before else _RECORD_NEW,
             **rows.payment_values(after),
+            **rows.schedule_values(schedule),
             **({"version_before": before.version} if before else {}),
             head_hash=head,
             kind=transition.kind.value,
@@ -263,9 +269,7 @@ def _conditions(which: PaymentFilter) -> str:
         "gig_id = :gig_id": which.gig_id,
         "create_time >= :min_create_time": which.min_create_time,
         "create_time < :max_create_time": which.max_create_time,
-        "held > 0 AND least(escrow_expire_time, release_due_time) < :max_deadline_time": (
-            which.max_deadline_time
-        ),
+        "first_deadline_time < :max_deadline_time": which.max_deadline_time,
         "(create_time, payment_id) < (:before_time, :before_id)": which.before,
     }
     return "".join(f" AND {condition}" for condition, wanted in conditions.items() if wanted)

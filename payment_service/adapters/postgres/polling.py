@@ -8,15 +8,15 @@ from typing import Final
 
 from payment_service.adapters.postgres.statements import TransactionStatements
 from payment_service.domain.ports.records import EventCursor
+from payment_service.domain.schedule import POLLED, UNFINISHED
 
-#: Stripe holds earnings back for at most ninety days outside the US, and a bank may need a few more
+#: Stripe holds earnings back for at most 90 days outside the US, and a bank may need a few more
 #: days to reject a payout. Webhooks and reconciliation find anything older.
 _PAID_OUT_WITHIN: Final = timedelta(days=100)
 #: The account is not ready, or its expert has payments that are not finished.
 _OPEN: Final = (
-    "(NOT transfers_active OR EXISTS (SELECT FROM payments WHERE payments.expert_id = "
-    "experts.expert_id AND state IN ('PENDING', 'FAILED', 'IN_ESCROW', 'CAPTURING', 'CANCELING', "
-    "'PROMOTING', 'REFUNDING')))"
+    "(status <> 'READY' OR EXISTS (SELECT FROM payments WHERE payments.expert_id = "
+    "experts.expert_id AND state = ANY(:unfinished)))"
 )
 #: The account has nothing open, but was paid to, or paid out, in the last ``:recent``.
 _MAY_PAY_OUT: Final = (
@@ -33,9 +33,9 @@ _REPLACED: Final = (
 
 
 class PollingWrites(TransactionStatements):
-    """Says what is polled next, and remembers how far it was read."""
+    """Chooses what is polled next, and stores how far it was read."""
 
-    def watch_account(self, stripe_account_id: str) -> None:
+    def add_event_cursor(self, stripe_account_id: str) -> None:
         """Starts to poll the list of events of a Stripe account, from now on."""
         self._do(
             "INSERT INTO event_cursors (scope, seen_until, next_time) VALUES (:id, now(), now()) "
@@ -43,7 +43,7 @@ class PollingWrites(TransactionStatements):
             id=stripe_account_id,
         )
 
-    def lease_watches(
+    def lease_event_cursors(
         self, seconds: float, limit: int, *, paid_out: bool = False
     ) -> Sequence[EventCursor]:
         """Returns the lists of events that are due, and makes them due again after ``seconds``.
@@ -68,12 +68,13 @@ class PollingWrites(TransactionStatements):
             pause=timedelta(seconds=seconds),
             limit=limit,
             recent=_PAID_OUT_WITHIN,
+            unfinished=[state.value for state in UNFINISHED],
         )
         return [
             EventCursor(row["scope"], row["seen_until"], row["after_event_id"]) for row in found
         ]
 
-    def move_watch(self, scope: str, seen_until: datetime, after_event_id: str) -> None:
+    def advance_event_cursor(self, scope: str, seen_until: datetime, after_event_id: str) -> None:
         """Stores how far a list was read. A position never moves back."""
         self._do(
             "UPDATE event_cursors SET seen_until = :seen_until, after_event_id = :after "
@@ -83,24 +84,25 @@ class PollingWrites(TransactionStatements):
             after=after_event_id,
         )
 
-    def lease_quiet_payments(self, quiet_seconds: float, limit: int) -> Sequence[str]:
-        """Returns open payments that are due to be polled, unchanged for ``quiet_seconds``.
+    def lease_stale_payments(self, stale_seconds: float, limit: int) -> Sequence[str]:
+        """Returns open payments that are due to be polled, unchanged for ``stale_seconds``.
 
         The pause until the next poll is half the payment's age since its last change, but at least
-        ``quiet_seconds``.
+        ``stale_seconds``.
         """
         found = self._all(
-            "WITH quiet AS (SELECT payment_id, update_time FROM payments LEFT JOIN payment_polls "
-            "USING (payment_id) WHERE state IN ('PENDING', 'FAILED', 'IN_ESCROW') "
-            "AND payment_intent_id IS NOT NULL AND update_time < now() - :quiet "
+            "WITH stale AS (SELECT payment_id, update_time FROM payments LEFT JOIN payment_polls "
+            "USING (payment_id) WHERE state = ANY(:polled) "
+            "AND payment_intent_id IS NOT NULL AND update_time < now() - :pause "
             "AND (next_time IS NULL OR next_time <= now()) "
             "ORDER BY next_time NULLS FIRST LIMIT :limit) "
             "INSERT INTO payment_polls (payment_id, next_time) "
-            "SELECT payment_id, now() + greatest(:quiet, (now() - update_time) / 2) FROM quiet "
+            "SELECT payment_id, now() + greatest(:pause, (now() - update_time) / 2) FROM stale "
             "ORDER BY payment_id ON CONFLICT (payment_id) DO UPDATE "
             "SET next_time = excluded.next_time WHERE payment_polls.next_time <= now() "
             "RETURNING payment_id",
-            quiet=timedelta(seconds=quiet_seconds),
+            polled=[state.value for state in POLLED],
+            pause=timedelta(seconds=stale_seconds),
             limit=limit,
         )
         return [row["payment_id"] for row in found]

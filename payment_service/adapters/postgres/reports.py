@@ -9,8 +9,9 @@ from typing import Final
 from sqlalchemy import RowMapping
 
 from payment_service.adapters.postgres.invariants import INVARIANTS
-from payment_service.adapters.postgres.rows import payment_of
+from payment_service.adapters.postgres.rows import payment_of, schedule_of
 from payment_service.adapters.postgres.statements import Statements
+from payment_service.domain.discrepancies import DiscrepancyKind
 from payment_service.domain.ledger import Posting
 from payment_service.domain.ports.records import (
     Backlog,
@@ -151,12 +152,12 @@ class ReportReads(Statements):
     def held_money(self) -> Sequence[HeldMoney]:
         """Returns the money in escrow by currency, escrow mode and time to the first deadline."""
         found = self._all(
-            "SELECT currency, escrow_mode, CASE WHEN first < now() + interval '6 hours' THEN '6' "
-            "WHEN first < now() + interval '24 hours' THEN '24' "
-            "WHEN first < now() + interval '72 hours' THEN '72' ELSE 'more' END AS hours_left, "
-            "sum(held)::bigint AS held FROM (SELECT currency, escrow_mode, held, "
-            "least(escrow_expire_time, release_due_time) AS first FROM payments WHERE held > 0) "
-            "AS escrow GROUP BY 1, 2, 3"
+            "SELECT currency, escrow_mode, CASE "
+            "WHEN first_deadline_time < now() + interval '6 hours' THEN '6' "
+            "WHEN first_deadline_time < now() + interval '24 hours' THEN '24' "
+            "WHEN first_deadline_time < now() + interval '72 hours' THEN '72' "
+            "ELSE 'more' END AS hours_left, "
+            "sum(held)::bigint AS held FROM payments WHERE held > 0 GROUP BY 1, 2, 3"
         )
         return [
             HeldMoney(row["currency"], row["escrow_mode"], row["hours_left"], row["held"])
@@ -201,17 +202,17 @@ class ReportReads(Statements):
         return [_trail_of(row) for row in found]
 
     def violations(
-        self, since: datetime, payment_id: str = "", names: Collection[str] = ()
-    ) -> Mapping[str, Sequence[str]]:
-        """Returns the payment ids that violate each invariant, by the invariant's name.
+        self, since: datetime, payment_id: str = "", kinds: Collection[DiscrepancyKind] = ()
+    ) -> Mapping[DiscrepancyKind, Sequence[str]]:
+        """Returns the payment ids that violate each invariant.
 
-        Checks the invariants in ``names``, or all of them if this is empty, against the payments
+        Checks the invariants in ``kinds``, or all of them if this is empty, against the payments
         that changed at or after ``since``, or against one payment.
         """
         return {
-            name: [row["payment_id"] for row in self._all(sql, since=since, payment_id=payment_id)]
-            for name, sql in INVARIANTS.items()
-            if not names or name in names
+            kind: [row["payment_id"] for row in self._all(sql, since=since, payment_id=payment_id)]
+            for kind, sql in INVARIANTS.items()
+            if not kinds or kind in kinds
         }
 
 
@@ -220,6 +221,7 @@ def _trail_of(row: RowMapping) -> Trail:
     payment = payment_of(row)
     return Trail(
         payment,
+        schedule_of(row),
         bytes(row["head_hash"]),
         [
             StoredEvent(

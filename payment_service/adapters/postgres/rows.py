@@ -10,10 +10,18 @@ from typing import Any, Final
 
 from sqlalchemy import RowMapping
 
+from payment_service.domain.discrepancies import DiscrepancyKind
 from payment_service.domain.disputes import Dispute, Outcome, Stage
 from payment_service.domain.experts import Account, BusinessType, Expert
 from payment_service.domain.ledger import Posting
-from payment_service.domain.operations import Operation, OperationKind, OperationState
+from payment_service.domain.operation_payloads import payload_from_json, payload_to_json
+from payment_service.domain.operations import (
+    PAYLOAD_TYPES,
+    Operation,
+    OperationKind,
+    OperationPurpose,
+    OperationState,
+)
 from payment_service.domain.payment import (
     ChargeModel,
     EscrowMode,
@@ -35,6 +43,7 @@ from payment_service.domain.ports.records import (
     StoredEvent,
     WebhookEvent,
 )
+from payment_service.domain.schedule import SCHEDULE_COLUMNS, Schedule
 from payment_service.domain.sync.changes import Discrepancy
 
 PAYMENT_COLUMNS = (
@@ -79,7 +88,17 @@ def payment_values(payment: Payment) -> dict[str, Any]:
     return values
 
 
-def payment_of(row: RowMapping) -> Payment:
+def schedule_values(schedule: Schedule) -> dict[str, Any]:
+    """Returns a schedule as bound parameters, by column name."""
+    return {name: getattr(schedule, name) for name in SCHEDULE_COLUMNS}
+
+
+def schedule_of(row: Mapping[str, Any] | RowMapping) -> Schedule:
+    """Returns the schedule that a row of ``payments`` holds."""
+    return Schedule(**{name: row[name] for name in SCHEDULE_COLUMNS})
+
+
+def payment_of(row: Mapping[str, Any] | RowMapping) -> Payment:
     """Returns the payment that a row of ``payments`` holds."""
     values = {name: row[name] for name in PAYMENT_COLUMNS}
     failure = values["failure"]
@@ -128,28 +147,44 @@ def cause_values(cause: Cause) -> dict[str, str]:
     return {"caller": cause.caller, "rpc": cause.rpc, "request_id": cause.request_id}
 
 
+OPERATION_COLUMNS: Final = (
+    "operation_id kind purpose payment_id expert_id dispute_id payload minor_units claim_id state "
+    "attempt tries key_spent verify_only last_error create_time attempt_time lease_until "
+    "lease_token next_try_time unsure_until"
+).split()
+
+#: The columns of an operation that are NULL where its attribute is empty.
+_NULL_IF_EMPTY: Final = ("payment_id", "expert_id", "dispute_id", "claim_id")
+
+
+def operation_values(operation: Operation) -> dict[str, Any]:
+    """Returns an operation as bound parameters, by column name."""
+    values: dict[str, Any] = {name: getattr(operation, name) for name in OPERATION_COLUMNS}
+    values.update({name: values[name] or None for name in _NULL_IF_EMPTY})
+    return {
+        **values,
+        "kind": operation.kind.value,
+        "purpose": operation.purpose.value,
+        "state": operation.state.value,
+        "payload": json.dumps(payload_to_json(operation.payload)),
+    }
+
+
 def operation_of(row: RowMapping) -> Operation:
-    """Returns the operation that a row of ``operations`` holds."""
-    return Operation(
-        operation_id=row["operation_id"],
-        kind=OperationKind(row["kind"]),
-        payment_id=row["payment_id"] or "",
-        expert_id=row["expert_id"] or "",
-        dispute_id=row["dispute_id"] or "",
-        params=row["params"],
-        minor_units=row["minor_units"],
-        claim_id=row["claim_id"] or "",
+    """Returns the operation that a row of ``operations`` holds.
+
+    Raises :class:`MalformedPayload` if its payload is not what its kind needs.
+    """
+    values = {name: row[name] for name in OPERATION_COLUMNS}
+    kind = OperationKind(row["kind"])
+    values.update({name: values[name] or "" for name in _NULL_IF_EMPTY})
+    values.update(
+        kind=kind,
+        purpose=OperationPurpose(row["purpose"]),
         state=OperationState(row["state"]),
-        attempt=row["attempt"],
-        tries=row["tries"],
-        last_error=row["last_error"],
-        create_time=row["create_time"],
-        attempt_time=row["attempt_time"],
-        lease_until=row["lease_until"],
-        lease_token=row["lease_token"],
-        next_try_time=row["next_try_time"],
-        unsure_until=row["unsure_until"],
+        payload=payload_from_json(PAYLOAD_TYPES[kind], row["payload"]),
     )
+    return Operation(**values)
 
 
 def discrepancy_of(row: RowMapping) -> StoredDiscrepancy:
@@ -158,7 +193,7 @@ def discrepancy_of(row: RowMapping) -> StoredDiscrepancy:
         f"disc_{row['discrepancy_id']}",
         Discrepancy(
             row["payment_id"] or "",
-            row["kind"],
+            DiscrepancyKind(row["kind"]),
             row["detail"],
             row["expected"],
             row["found"],
@@ -174,7 +209,7 @@ def discrepancy_of(row: RowMapping) -> StoredDiscrepancy:
     )
 
 
-def expert_of(row: RowMapping) -> Expert:
+def expert_of(row: Mapping[str, Any] | RowMapping) -> Expert:
     """Returns the expert that a row of ``experts`` holds."""
     return Expert(
         expert_id=row["expert_id"],
@@ -221,6 +256,7 @@ def expert_values(expert: Expert) -> dict[str, Any]:
         "requirements_due": list(account.requirements_due),
         "disabled_reason": account.disabled_reason,
         "deauthorized": expert.deauthorized,
+        "status": expert.status.value,
         "operation_id": expert.operation_id,
         "check_time": expert.check_time,
         "version": expert.version,
@@ -237,12 +273,13 @@ DISPUTE_COLUMNS: Final = (
 
 
 def dispute_values(dispute: Dispute) -> dict[str, Any]:
-    """Returns a dispute as bound parameters, by column name."""
+    """Returns a dispute as bound parameters, by column name; ``unsettled`` is derived."""
     values: dict[str, Any] = {name: getattr(dispute, name) for name in DISPUTE_COLUMNS}
+    values["unsettled"] = dispute.unsettled
     return {**values, "stage": dispute.stage.value, "outcome": dispute.outcome.value}
 
 
-def dispute_of(row: RowMapping) -> Dispute:
+def dispute_of(row: Mapping[str, Any] | RowMapping) -> Dispute:
     """Returns the dispute that a row of ``disputes`` holds."""
     values = {name: row[name] for name in DISPUTE_COLUMNS}
     values.update(stage=Stage(values["stage"]), outcome=Outcome(values["outcome"]))
@@ -270,7 +307,7 @@ def payout_of(row: RowMapping) -> Payout:
 
 
 def inbox_event_of(row: RowMapping) -> WebhookEvent:
-    """Returns the webhook event that a row of ``inbox`` holds."""
+    """Returns the webhook event that a row of ``webhook_events`` holds."""
     return WebhookEvent(
         event_id=row["event_id"],
         endpoint=row["endpoint"],

@@ -14,7 +14,8 @@ from payment_service.application.execution.executor import (
 )
 from payment_service.application.operations.lease import keep_lease
 from payment_service.domain.errors import Refusal, outcome_unknown
-from payment_service.domain.experts import Account, BusinessType
+from payment_service.domain.experts import Account
+from payment_service.domain.operation_payloads import CreateAccountPayload
 from payment_service.domain.operations import Operation, OperationState
 from payment_service.domain.ports.database import Transaction
 from payment_service.domain.ports.records import Answers, Cause
@@ -38,7 +39,7 @@ async def execute_account(app: App, operation: Operation, cause: Cause) -> None:
 async def execute_step(app: App, operation: Operation, cause: Cause) -> None:
     if operation.tries:
         now = await app.database.transact(database_time)
-        burnt = operation.params.get("replayed") or operation.attempt > 1
+        burnt = operation.key_spent or operation.attempt > 1
         if burnt or not operation.may_resend(now):
             async with release_lease_on_failure(app, operation, cause):
                 found = await app.stripe.find_account(operation.operation_id, operation.create_time)
@@ -46,13 +47,14 @@ async def execute_step(app: App, operation: Operation, cause: Cause) -> None:
                 await app.database.transact(finish_account, app.answers, operation, found, cause)
                 return
     await ensure_lease(app, operation, cause, {"expert_id": operation.expert_id})
+    account = operation.payload_as(CreateAccountPayload)
     outcome = await app.stripe.create_account(
         operation.stripe_key,
         NewAccount(
-            name=operation.text("name"),
-            email=operation.text("email"),
-            country=operation.text("country"),
-            business_type=BusinessType(operation.text("business_type")),
+            name=account.name,
+            email=account.email,
+            country=account.country,
+            business_type=account.business_type,
             metadata={
                 "expert_id": operation.expert_id,
                 "operation_id": operation.operation_id,
@@ -60,8 +62,8 @@ async def execute_step(app: App, operation: Operation, cause: Cause) -> None:
         ),
     )
     match outcome:
-        case Done(account):
-            await app.database.transact(finish_account, app.answers, operation, account, cause)
+        case Done(created):
+            await app.database.transact(finish_account, app.answers, operation, created, cause)
         case Refused():
             await app.database.transact(refuse_account, app.answers, operation, outcome, cause)
             raise _refusal_of(operation, outcome)
@@ -78,7 +80,7 @@ async def execute_step(app: App, operation: Operation, cause: Cause) -> None:
                 cause,
                 back_off(operation.tries),
                 next_attempt=replayed,
-                params={**operation.params, "replayed": True} if replayed else None,
+                key_spent=True if replayed else None,
                 counts=isinstance(outcome, Unknown),
             )
             raise outcome_unknown(expert_id=operation.expert_id)
@@ -107,7 +109,7 @@ def finish_account(
     else:
         tx.save_expert(after, "expert.account_created", cause)
     tx.settle_operation(operation.operation_id, OperationState.SUCCEEDED)
-    tx.watch_account(account.stripe_account_id)
+    tx.add_event_cursor(account.stripe_account_id)
     if operation.claim_id:
         tx.settle_claim(operation.claim_id, answers.account_replaced(after))
 

@@ -19,6 +19,7 @@ from payment_service.application.sync.apply_snapshot import SyncResult
 from payment_service.application.sync.disputes import reject_answer
 from payment_service.application.sync.payment import sync_payment
 from payment_service.domain.errors import Refusal
+from payment_service.domain.operation_payloads import EvidencePayload
 from payment_service.domain.operations import Operation, OperationKind
 from payment_service.domain.ports.records import Cause
 from payment_service.domain.ports.stripe import (
@@ -82,17 +83,17 @@ async def sync_dispute(
 ) -> SyncResult:
     """Read payment and dispute."""
     async with release_lease_on_failure(app, operation, cause):
-        return await sync_payment(app, operation.text("payment_id"), cause, made=made)
+        return await sync_payment(app, operation.related_payment_id, cause, made=made)
 
 
 async def _send(app: App, operation: Operation) -> Outcome[DisputeSnapshot]:
     if operation.kind is OperationKind.ACCEPT_DISPUTE:
         return await app.stripe.accept_dispute(operation.stripe_key, operation.dispute_id)
-    evidence = {name: str(value) for name, value in operation.mapping("evidence").items()}
+    answer = operation.payload_as(EvidencePayload)
     return await app.stripe.submit_evidence(
         operation.stripe_key,
         operation.dispute_id,
-        evidence,
-        submit=bool(operation.params.get("submit")),
+        answer.evidence,
+        submit=answer.submit,
         operation_id=operation.operation_id,
     )

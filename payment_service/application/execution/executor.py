@@ -34,6 +34,17 @@ from payment_service.domain.errors import (
     outcome_unknown,
     processor_unavailable,
 )
+from payment_service.domain.operation_payloads import (
+    AcceptancePayload,
+    CancelPayload,
+    CapturePayload,
+    CreateAccountPayload,
+    CreateIntentPayload,
+    EvidencePayload,
+    RefundPayload,
+    ReversalPayload,
+    TransferPayload,
+)
 from payment_service.domain.operations import Operation, OperationKind, OperationState
 from payment_service.domain.payment import Freeze
 from payment_service.domain.ports.database import Transaction
@@ -205,7 +216,7 @@ async def confirm_refusal(
         )
         if told is not None:
             app.alarms.discrepancy(told.payment_id, told.kind)
-        if operation.params.get("owed"):
+        if operation.is_repayment:
             app.alarms.operation_parked(operation, refused.code)
     return applied
 
@@ -238,7 +249,7 @@ async def sync_operation(
         return await sync_payment(app, operation.payment_id, cause, made=made)
     # Under its first key, while Stripe knows it, the same request finds the same intent by itself.
     now = await app.database.transact(database_time)
-    burnt = operation.params.get("replayed") or operation.attempt > 1
+    burnt = operation.key_spent or operation.attempt > 1
     if burnt or not operation.may_resend(now):
         return await find_created_intent(app, operation, cause)
     payment = await app.database.read(lambda reader: reader.payment(operation.payment_id))
@@ -265,16 +276,15 @@ async def check_resend_allowed(
     """Stripe does not have it. Raises where it must not be sent now."""
     pays = operation.kind in (OperationKind.CAPTURE, OperationKind.TRANSFER)
     frozen = looked.payment is not None and looked.payment.frozen is not Freeze.NONE
-    contested = bool(operation.params.get("look_only")) or (pays and frozen)
+    contested = operation.verify_only or (pays and frozen)
     why = "the payment is contested" if contested else looked.blocked_by
     if why:
         # Parked for an operator, who resumes it as it is or abandons it.
         await release(app, operation, not_sent_because(why), cause, None)
         raise outcome_unknown(payment_id=operation.payment_id)
-    if operation.params.get("replayed"):
+    if operation.key_spent:
         await ensure_lease(app, operation, cause, {"payment_id": operation.payment_id})
         # The key is burnt: it gives a stored error for 24 hours. A new one is committed first.
-        params = {name: value for name, value in operation.params.items() if name != "replayed"}
         await release(
             app,
             operation,
@@ -283,7 +293,7 @@ async def check_resend_allowed(
             0.0,
             state=OperationState.STARTED,
             next_attempt=True,
-            params=params,
+            key_spent=False,
         )
         app.wake.set()
         raise outcome_unknown(payment_id=operation.payment_id)
@@ -318,8 +328,7 @@ async def mark_unknown(
     lists = (OperationKind.REFUND, OperationKind.REVERSE_TRANSFER, OperationKind.TRANSFER)
     two_reads = replayed and operation.kind in lists
     seconds = _BETWEEN_TWO_READS if two_reads else back_off(operation.tries)
-    params = {**operation.params, "replayed": True} if replayed else None
-    await release(app, operation, why, cause, seconds, params=params)
+    await release(app, operation, why, cause, seconds, key_spent=True if replayed else None)
 
 
 async def release(
@@ -331,7 +340,7 @@ async def release(
     *,
     state: OperationState = OperationState.UNKNOWN,
     next_attempt: bool = False,
-    params: dict[str, object] | None = None,
+    key_spent: bool | None = None,
     counts: bool = True,
 ) -> None:
     """Give the lease back: to be tried again in so many ``seconds``, or parked with None.
@@ -347,7 +356,7 @@ async def release(
         seconds,
         cause,
         next_attempt=next_attempt,
-        params=params,
+        key_spent=key_spent,
         may_park=counts,
         unsure_seconds=_BETWEEN_TWO_READS,
     )
@@ -357,66 +366,70 @@ async def release(
 
 async def _send(app: App, operation: Operation) -> Answered:
     """The one call to Stripe, under the operation's stored key."""
-    stripe, key, text = app.stripe, operation.stripe_key, operation.text
+    stripe, key = app.stripe, operation.stripe_key
     metadata = {"payment_id": operation.payment_id, "operation_id": operation.operation_id}
-    match operation.kind:
-        case OperationKind.CREATE_INTENT:
-            people = ("client_id", "expert_id", "gig_id")
+    match operation.payload:
+        case CreateIntentPayload() as intent:
             return await stripe.create_intent(
                 key,
                 NewIntent(
                     minor_units=operation.minor_units,
-                    currency=text("currency"),
-                    application_fee=operation.number("application_fee"),
-                    destination_account_id=text("destination_account_id"),
-                    manual_capture=not operation.params.get("automatic_capture"),
-                    description=text("description"),
-                    metadata={**metadata, **{name: text(name) for name in people}},
+                    currency=intent.currency,
+                    application_fee=intent.application_fee,
+                    destination_account_id=intent.destination_account_id,
+                    manual_capture=not intent.automatic_capture,
+                    description=intent.description,
+                    metadata={
+                        **metadata,
+                        "client_id": intent.client_id,
+                        "expert_id": intent.expert_id,
+                        "gig_id": intent.gig_id,
+                    },
                 ),
             )
-        case OperationKind.CAPTURE | OperationKind.PROMOTE:
+        case CapturePayload() as capture:
             return await stripe.capture(
                 key,
-                text("payment_intent_id"),
+                capture.payment_intent_id,
                 operation.minor_units,
-                # Left out, Stripe would collect the fee of the whole amount for a part of it.
-                operation.number("application_fee") if operation.params.get("has_fee") else None,
-                {"capture_operation_id": operation.operation_id, "notes": text("notes")},
+                # Left out, Stripe would collect the whole amount's fee for a partial capture.
+                capture.application_fee,
+                {"capture_operation_id": operation.operation_id, "notes": capture.notes},
             )
-        case OperationKind.CANCEL:
-            return await stripe.cancel(key, text("payment_intent_id"))
-        case OperationKind.REFUND:
+        case CancelPayload() as cancel:
+            return await stripe.cancel(key, cancel.payment_intent_id)
+        case RefundPayload() as refund:
             return await stripe.refund(
                 key,
-                text("payment_intent_id"),
+                refund.payment_intent_id,
                 operation.minor_units,
                 {
                     **metadata,
-                    "destination_account_id": text("destination_account_id"),
-                    "reason": text("reason"),
+                    "destination_account_id": refund.destination_account_id,
+                    "reason": refund.reason,
                 },
             )
-        case OperationKind.TRANSFER:
+        case TransferPayload() as transfer:
             return await stripe.transfer(
                 key,
                 NewTransfer(
-                    minor_units=operation.share.sent,
-                    currency=text("currency"),
-                    destination_account_id=text("destination_account_id"),
-                    charge_id=text("charge_id"),
-                    metadata={**metadata, "notes": text("notes")},
+                    minor_units=operation.capture_split.sent,
+                    currency=transfer.currency,
+                    destination_account_id=transfer.destination_account_id,
+                    charge_id=transfer.charge_id,
+                    metadata={**metadata, "notes": transfer.notes},
                 ),
             )
-        case OperationKind.REVERSE_TRANSFER:
+        case ReversalPayload() as reversal:
             return await stripe.reverse_transfer(
-                key, text("transfer_id"), operation.number("transfer_minor_units"), metadata
+                key, reversal.transfer_id, reversal.transfer_minor_units, metadata
             )
-        case OperationKind.CREATE_ACCOUNT:
-            raise AssertionError("accounts are made by create_expert_account")
-        case OperationKind.SUBMIT_EVIDENCE | OperationKind.ACCEPT_DISPUTE:
-            raise AssertionError("disputes are answered by answer_dispute")
+        case CreateAccountPayload():
+            raise AssertionError("accounts are created by execution.accounts")
+        case EvidencePayload() | AcceptancePayload():
+            raise AssertionError("disputes are answered by execution.disputes")
         case _:
-            assert_never(operation.kind)
+            assert_never(operation.payload)
 
 
 def refusal_of(operation: Operation, outcome: NotSent | Unknown | Misconfigured) -> Refusal:
@@ -427,7 +440,7 @@ def refusal_of(operation: Operation, outcome: NotSent | Unknown | Misconfigured)
         case Misconfigured():
             return _misconfigured(operation, outcome)
         case Unknown():
-            return outcome_unknown(payment_id=operation.payment_id or operation.text("payment_id"))
+            return outcome_unknown(payment_id=operation.related_payment_id)
 
 
 def _not_sent(operation: Operation, outcome: NotSent) -> Refusal:

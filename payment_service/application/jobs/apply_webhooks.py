@@ -27,20 +27,16 @@ from payment_service.domain.webhook_event import FRAUD_EVENTS, PAYOUT_EVENTS
 
 log = structlog.get_logger(__name__)
 
-
 _BATCH: Final = 100
-
-
 _AT_ONCE: Final = 8
 
-
-#: How many times longer an event waits out an outage than it is tried when it is itself at fault.
+#: How many times more tries an event gets if the reason is an outage, and not the event itself.
 _OUTAGE_PATIENCE: Final = 50
 
 
 async def apply_waiting(app: App) -> int:
-    """Apply a batch of waiting events and return how many there were."""
-    if app.stripe.is_unavailable:  # Every event is a question to Stripe: no use in trying now.
+    """Applies a batch of waiting events. Returns how many there were."""
+    if app.stripe.is_unavailable:  # Every event needs a read from Stripe.
         return 0
     events = await app.database.transact(lease_events, app.policy)
     groups: dict[tuple[str, str], list[WebhookEvent]] = defaultdict(list)
@@ -57,7 +53,7 @@ async def apply_waiting(app: App) -> int:
 
 
 def _subject(event: WebhookEvent) -> tuple[str, str]:
-    """What is to be looked at: events of one subject are answered by one look."""
+    """Returns what an event is about. All events of one subject are applied by one sync."""
     if event.type.startswith(("account.", "capability.")):
         return ("account", event.account_id)
     if event.type in PAYOUT_EVENTS:
@@ -77,12 +73,12 @@ async def _apply_group(app: App, key: tuple[str, str], group: Sequence[WebhookEv
         else:
             verdict = await _apply_to_payment(app, reference, group, cause)
     except Refusal as refusal:
-        # Stripe or the database being away is no fault of the event: it waits for longer.
+        # An outage is not the fault of the event, so the event gets more tries then.
         patience = _OUTAGE_PATIENCE if isinstance(refusal, Unavailable | Exhausted | Busy) else 1
         await _postpone(app, group, refusal.reason, patience)
         return
-    except Exception as error:  # noqa: BLE001 - one poisonous event must not stop the others
-        log.error("inbox_failed", error=type(error).__name__, event_id=group[0].event_id)
+    except Exception as error:  # noqa: BLE001 - one event that fails must not stop the others
+        log.error("webhook_event_failed", error=type(error).__name__, event_id=group[0].event_id)
         await _postpone(app, group, f"unexpected {type(error).__name__}", 1)
         return
     state = "IGNORED" if verdict == "unknown_object" else "APPLIED"
@@ -90,11 +86,12 @@ async def _apply_group(app: App, key: tuple[str, str], group: Sequence[WebhookEv
 
 
 def lease_events(tx: Transaction, policy: Policy) -> Sequence[WebhookEvent]:
-    """For as long as an operation: what a dead replica held is taken up no later than that."""
+    """Returns events, leased for as long as an operation. A dead replica's events are due then."""
     return tx.lease_inbox(policy.lease, _BATCH)
 
 
 def finish_events(tx: Transaction, group: Sequence[WebhookEvent], state: str, verdict: str) -> None:
+    """Records what became of the events."""
     for event in group:
         tx.finish_event(event.event_id, state, verdict)
 
@@ -109,7 +106,7 @@ async def _apply_to_payment(
     applied = await sync_payment(app, payment, cause, warned=warned)
     if applied.payment is not None and not applied.payment.payment_intent_id:
         applied = await _adopt_intent(app, applied, group, cause)
-    # This event may have settled an operation's first leg; the next one is ours to carry out now.
+    # The event may have settled the first leg of an operation; the next leg is executed now.
     await execute_followups(app, applied, cause)
     if applied.deferred:
         raise Busy("DEFERRED", "something else must be settled first")
@@ -119,15 +116,15 @@ async def _apply_to_payment(
 async def _adopt_intent(
     app: App, applied: SyncResult, group: Sequence[WebhookEvent], cause: Cause
 ) -> SyncResult:
-    """The event speaks of an intent whose creation we never heard the answer of."""
+    """Adopts the intent that an event names, if the answer to its creation never arrived."""
     payment = applied.payment
     intents = {event.payment_intent_id for event in group if event.payment_intent_id}
     if payment is None or len(intents) != 1:
         return applied
-    seen = await app.stripe.observe(intents.pop())
-    if seen is None or seen.metadata.get("payment_id") != payment.payment_id:
+    snapshot = await app.stripe.observe(intents.pop())
+    if snapshot is None or snapshot.metadata.get("payment_id") != payment.payment_id:
         return applied
-    return await apply(app, payment.payment_id, seen, payment.version, cause)
+    return await apply(app, payment.payment_id, snapshot, payment.version, cause)
 
 
 async def _postpone(app: App, group: Sequence[WebhookEvent], why: str, patience: int) -> None:
@@ -140,7 +137,7 @@ async def _postpone(app: App, group: Sequence[WebhookEvent], why: str, patience:
 def postpone_events(
     tx: Transaction, group: Sequence[WebhookEvent], why: str, most: int
 ) -> list[str]:
-    """Try them again later, or park those that were tried too often; the ids of these."""
+    """Schedules the events for another try, or parks them. Returns the ids of the parked ones."""
     parked = []
     for event in group:
         seconds = None if event.attempts >= most else back_off(event.attempts)

@@ -1,4 +1,4 @@
-"""Recovery: takes up operations whose lease ran out or whose outcome is unknown."""
+"""Recovery: continues operations whose lease ran out or whose outcome is unknown."""
 
 from __future__ import annotations
 
@@ -20,27 +20,26 @@ from payment_service.domain.ports.records import Cause
 
 log = structlog.get_logger(__name__)
 
-
-RECOVERY: Final = Cause("payment_service", "sweep")
-
+RECOVERY: Final = Cause("payment_service", "recovery")
 
 _BATCH: Final = 32
 
 
 async def recover_operations(app: App) -> int:
-    """Take up operations whose holder is gone or whose outcome is unknown; how many there were."""
+    """Continues operations that nobody works on any more. Returns how many there were."""
     if app.stripe.is_unavailable:
         return 0
     due = await app.database.transact(lease_due, app.policy)
-    await asyncio.gather(*(_take_up(app, operation) for operation in due))
+    await asyncio.gather(*(_recover(app, operation) for operation in due))
     return len(due)
 
 
 def lease_due(tx: Transaction, policy: Policy) -> Sequence[Operation]:
+    """Returns the operations that are due, leased to this process."""
     return tx.lease_due_operations(policy.lease, _BATCH)
 
 
-async def _take_up(app: App, operation: Operation) -> None:
+async def _recover(app: App, operation: Operation) -> None:
     try:
         if operation.kind is OperationKind.CREATE_ACCOUNT:
             await execute_account(app, operation, RECOVERY)
@@ -49,7 +48,7 @@ async def _take_up(app: App, operation: Operation) -> None:
         else:
             await execute(app, operation, 0, RECOVERY)
     except Refusal as refusal:
-        # Written down already; the lease is given back, and its time will come.
-        log.info("operation_unsettled", operation=operation.operation_id, reason=refusal.reason)
-    except Exception as error:  # noqa: BLE001 - the lease runs out and the next sweep tries again
+        # It is recorded already, and the lease is released: the operation is tried again later.
+        log.info("operation_deferred", operation=operation.operation_id, reason=refusal.reason)
+    except Exception as error:  # noqa: BLE001 - the lease runs out, and recovery tries again
         log.error("operation_failed", operation=operation.operation_id, error=type(error).__name__)

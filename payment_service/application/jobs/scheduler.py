@@ -11,59 +11,76 @@ from typing import Final
 import structlog
 
 from payment_service.application.app import App
+from payment_service.application.jobs.act_on_deadlines import act_on_deadlines
 from payment_service.application.jobs.apply_webhooks import apply_waiting
-from payment_service.application.jobs.deadlines import act_on_deadlines, warn_of_deadlines
-from payment_service.application.jobs.expiry import expire_unpaid, sync_expired_authorizations
-from payment_service.application.jobs.lost_disputes import write_off_lost_disputes
-from payment_service.application.jobs.poll_stripe import poll_events, poll_stale_payments
+from payment_service.application.jobs.expire_unpaid import expire_unpaid
+from payment_service.application.jobs.poll_events import poll_events
+from payment_service.application.jobs.poll_stale_payments import poll_stale_payments
 from payment_service.application.jobs.recover_operations import recover_operations
+from payment_service.application.jobs.retry_waiting_captures import retry_waiting_captures
 from payment_service.application.jobs.sequence_feed import advance_feed, sequence_feed
-from payment_service.application.jobs.waiting_captures import retry_waiting_captures
+from payment_service.application.jobs.sync_expired_authorizations import (
+    sync_expired_authorizations,
+)
+from payment_service.application.jobs.update_waiting_reasons import update_waiting_reasons
+from payment_service.application.jobs.warn_of_deadlines import warn_of_deadlines
+from payment_service.application.jobs.write_off_lost_disputes import write_off_lost_disputes
 from payment_service.application.reconciliation.run import reconcile_if_due
 from payment_service.domain.errors import Refusal
 
 log = structlog.get_logger(__name__)
 
 
-_POLL_SECONDS: Final = 1.0
-
-
-_SELDOM_SECONDS: Final = 15.0
-
-
 Job = Callable[[App], Awaitable[int]]
+
+#: Callers and experts wait for these.
+_SOON: Final[tuple[Job, ...]] = (
+    advance_feed,
+    recover_operations,
+    poll_events,
+    update_waiting_reasons,
+    retry_waiting_captures,
+    write_off_lost_disputes,
+)
+#: These may be some seconds late.
+_LATER: Final[tuple[Job, ...]] = (
+    poll_stale_payments,
+    reconcile_if_due,
+    expire_unpaid,
+    sync_expired_authorizations,
+    warn_of_deadlines,
+    act_on_deadlines,
+)
 
 
 async def run_background(app: App) -> None:
-    """Run all loops until cancelled. They hold no state: any replica can do any of it."""
+    """Runs all jobs until cancelled. They hold no state: any replica can do any of them."""
+    soon, later = app.policy.job_interval, app.policy.slow_job_interval
     async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(_loop(app, apply_waiting, _POLL_SECONDS, wakes=app.wake))
-        tasks.create_task(_loop(app, sequence_feed, _POLL_SECONDS, wakes=app.feed.recorded))
-        tasks.create_task(_loop(app, advance_feed, _POLL_SECONDS))
+        # These two are also woken when there is work.
+        tasks.create_task(_loop(app, apply_waiting, soon, wakes=app.wake))
+        tasks.create_task(_loop(app, sequence_feed, soon, wakes=app.feed.recorded))
         tasks.create_task(app.database.listen(app.feed.reached))
-        tasks.create_task(_loop(app, recover_operations, _POLL_SECONDS))
-        tasks.create_task(_loop(app, poll_events, _POLL_SECONDS))
-        tasks.create_task(_loop(app, poll_stale_payments, _SELDOM_SECONDS))
-        tasks.create_task(_loop(app, reconcile_if_due, _SELDOM_SECONDS))
-        tasks.create_task(_loop(app, expire_unpaid, _SELDOM_SECONDS))
-        tasks.create_task(_loop(app, sync_expired_authorizations, _SELDOM_SECONDS))
-        tasks.create_task(_loop(app, retry_waiting_captures, _POLL_SECONDS))
-        tasks.create_task(_loop(app, write_off_lost_disputes, _POLL_SECONDS))
-        tasks.create_task(_loop(app, warn_of_deadlines, _SELDOM_SECONDS))
-        tasks.create_task(_loop(app, act_on_deadlines, _SELDOM_SECONDS))
+        for job in _SOON:
+            tasks.create_task(_loop(app, job, soon))
+        for job in _LATER:
+            tasks.create_task(_loop(app, job, later))
 
 
-async def _loop(app: App, work: Job, seconds: float, *, wakes: asyncio.Event | None = None) -> None:
-    """Work until there is none, then wait for a wake-up or the next poll, with jitter."""
+async def _loop(app: App, job: Job, seconds: float, *, wakes: asyncio.Event | None = None) -> None:
+    """Runs a job until it finds no more work, then waits for a wake-up or for its interval.
+
+    The interval has jitter, so that replicas do not run the same job at the same moment.
+    """
     while True:
         try:
-            more = await work(app)
+            more = await job(app)
             while more:
-                more = await work(app)
-        except Refusal as refusal:  # The database is away: wait and try again.
-            log.warning("background_waits", work=work.__name__, reason=refusal.reason)
-        except Exception as error:  # noqa: BLE001 - a loop that dies stops nothing but is silent
-            log.error("background_failed", work=work.__name__, error=type(error).__name__)
+                more = await job(app)
+        except Refusal as refusal:  # The database is unavailable: wait and try again.
+            log.warning("background_waits", job=job.__name__, reason=refusal.reason)
+        except Exception as error:  # noqa: BLE001 - a job that raises must run again
+            log.error("background_failed", job=job.__name__, error=type(error).__name__)
         pause = random.uniform(seconds / 2, seconds)  # noqa: S311 - jitter
         if wakes is None:
             await asyncio.sleep(pause)

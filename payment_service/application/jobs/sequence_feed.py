@@ -8,16 +8,15 @@ from typing import Final
 from payment_service.application.app import App
 from payment_service.domain.ports.database import Reader, Transaction
 
-#: Positions given in one transaction: some ten milliseconds.
+#: How many positions one transaction gives; it takes about ten milliseconds.
 _BATCH: Final = 500
 
-
-#: For what another replica may not have seen when it began.
+#: The pause while another replica gives positions. It may have begun before the latest events.
 _BUSY_SECONDS: Final = 0.05
 
 
 async def sequence_feed(app: App) -> int:
-    """One batch; whether there may be more."""
+    """Gives one batch of positions. Returns whether there may be more events without one."""
     done = await app.database.transact(_sequence, _BATCH)
     if done is None:
         await asyncio.sleep(_BUSY_SECONDS)
@@ -32,7 +31,10 @@ def _sequence(tx: Transaction, limit: int) -> tuple[int, int] | None:
 
 
 async def advance_feed(app: App) -> int:
-    """The poll behind the announcements, one for all watchers of this process."""
+    """Reads the head of the feed, in case an announcement was missed.
+
+    One read serves all watchers of this process.
+    """
     app.feed.reached(await app.database.read(_head))
     return 0
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Final
 
 from payment_service.application.operations.start import park_repayment
@@ -53,7 +52,7 @@ def reject_operation(
     current = tx.operation(operation.operation_id)
     if payment is None or current is None or not current.is_held_by(operation):
         return None
-    if current.params.get("owed"):
+    if current.is_repayment:
         # The client is owed money whatever Stripe says: only an operator can end this.
         # The next try takes a new key: under this one Stripe would only repeat its no.
         tx.postpone_operation(current, OperationState.PARKED, refused.code, None, next_attempt=True)
@@ -101,7 +100,7 @@ def fail_operation(
     tx.settle_operation(operation.operation_id, OperationState.REFUSED, code)
     after = park_repayment(tx, policy, transition.after, cause)
     # The expert was paid: a caller who is told "refused" would pay once more.
-    after_capture = bool(operation.params.get("after_capture"))
+    after_capture = operation.returns_remainder
     told = None
     if after_capture and after.held:
         told = remainder_not_returned(after, operation, code)
@@ -126,7 +125,7 @@ def reschedule_operation(
     cause: Cause,
     *,
     next_attempt: bool = False,
-    params: Mapping[str, object] | None = None,
+    key_spent: bool | None = None,
     may_park: bool = True,
     unsure_seconds: float = 0.0,
 ) -> bool:
@@ -148,7 +147,7 @@ def reschedule_operation(
         why,
         seconds,
         next_attempt=next_attempt,
-        params=params,
+        key_spent=key_spent,
         # At the first try only a definite answer parks it, and nothing was sent before.
         unsure_seconds=unsure_seconds if parked and operation.tries else None,
     )

@@ -28,7 +28,7 @@ def plan_preemption(tx: Transaction, payment: Payment, why: str) -> Transition |
 def open_repayment(tx: Transaction, payment: Payment) -> Operation | None:
     """What is under way on the payment, if that is to pay the client again."""
     operation = tx.operation(payment.operation_id) if payment.operation_id else None
-    return operation if operation is not None and operation.params.get("owed") else None
+    return operation if operation is not None and operation.is_repayment else None
 
 
 def is_preemptible(repayment: Operation) -> bool:

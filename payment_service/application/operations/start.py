@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import replace
 from datetime import timedelta
 
-from payment_service.domain.operations import Operation, OperationKind, OperationState
+from payment_service.domain.operation_payloads import OperationPayload, TransferPayload
+from payment_service.domain.operations import (
+    Operation,
+    OperationKind,
+    OperationPurpose,
+    OperationState,
+)
 from payment_service.domain.payment import Payment
 from payment_service.domain.ports.database import Transaction
 from payment_service.domain.ports.policy import Policy
@@ -29,7 +35,8 @@ def park_repayment(tx: Transaction, policy: Policy, payment: Payment, cause: Cau
         kind=coming.kind,
         payment_id=payment.payment_id,
         minor_units=coming.minor_units,
-        params=coming.params,
+        payload=coming.payload,
+        purpose=coming.purpose,
         operation_id=transition.after.operation_id,
         parked=True,
     )
@@ -38,12 +45,12 @@ def park_repayment(tx: Transaction, policy: Policy, payment: Payment, cause: Cau
 
 
 def with_current_destination(
-    tx: Transaction, payment: Payment, params: Mapping[str, object]
-) -> dict[str, object]:
-    """What a transfer asks for, to the account that the expert has now."""
+    tx: Transaction, payment: Payment, transfer: TransferPayload
+) -> TransferPayload:
+    """Returns the transfer, to the account that the expert has now."""
     expert = tx.expert(payment.expert_id)
     account_id = expert.account.stripe_account_id if expert else payment.destination_account_id
-    return {**params, "destination_account_id": account_id}
+    return replace(transfer, destination_account_id=account_id)
 
 
 def start_operation(
@@ -51,11 +58,12 @@ def start_operation(
     policy: Policy,
     *,
     kind: OperationKind,
+    purpose: OperationPurpose = OperationPurpose.REQUESTED,
     payment_id: str = "",
     expert_id: str = "",
     dispute_id: str = "",
     minor_units: int = 0,
-    params: Mapping[str, object],
+    payload: OperationPayload,
     claim_id: str = "",
     operation_id: str = "",
     parked: bool = False,
@@ -65,10 +73,11 @@ def start_operation(
     operation = Operation(
         operation_id=operation_id or tx.new_id("op"),
         kind=kind,
+        purpose=purpose,
         payment_id=payment_id,
         expert_id=expert_id,
         dispute_id=dispute_id,
-        params=params,
+        payload=payload,
         minor_units=minor_units,
         claim_id=claim_id,
         state=OperationState.PARKED if parked else OperationState.STARTED,

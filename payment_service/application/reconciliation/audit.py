@@ -11,19 +11,17 @@ from payment_service.domain.audit_trail import AuditFault, audit
 from payment_service.domain.ports.database import Reader
 
 _PAGE: Final = 100
-
-
 _BEFORE_ALL: Final = (datetime.min.replace(tzinfo=UTC), "")
 
 
 async def audit_payments(
     app: App, since: datetime, payment_id: str = ""
 ) -> dict[str, list[AuditFault]]:
-    """The faults of every payment that changed since then, or of one of them."""
+    """Returns the faults of every payment that changed since then, or of one payment."""
     found: dict[str, list[AuditFault]] = {}
     after = _BEFORE_ALL
     while True:
-        # A page a read: nobody waits long for the connection, however many payments there are.
+        # One read for each page, so that no read occupies a connection for long.
         places, faults = await app.database.read(_page, since, after, payment_id)
         found |= faults
         if len(places) < _PAGE:
@@ -34,7 +32,7 @@ async def audit_payments(
 def _page(
     reader: Reader, since: datetime, after: tuple[datetime, str], payment_id: str
 ) -> tuple[Sequence[tuple[datetime, str]], dict[str, list[AuditFault]]]:
-    """Where the page's payments stand, and the faults of those that have any."""
+    """Returns the keyset position of each payment of the page, and the faults that were found."""
     trails = reader.trails(since, after, _PAGE, payment_id)
     audited = {trail.payment.payment_id: audit(trail) for trail in trails}
     return (

@@ -1,8 +1,8 @@
 """Reconciliation: compares payments, the ledger, and what Stripe itself shows.
 
-Where ours is behind and Stripe's state is final, ours follows by the ordinary transitions, with
-the reconciliation as their cause. Every other difference becomes a discrepancy with its amounts and
-its remediation. A discrepancy that a later run re-checks and no longer finds is closed.
+If our books are behind Stripe, they follow by the ordinary transitions, with the reconciliation as
+the cause. Every other difference becomes a discrepancy with its amounts and its remediation. A
+discrepancy that a later run re-checks and no longer finds is closed.
 
 First each payment is checked against its own hash chain. A payment that contradicts its chain is
 reported and not synced: an operator decides what was tampered with.
@@ -22,11 +22,16 @@ from payment_service.application.app import App
 from payment_service.application.execution.executor import database_time
 from payment_service.application.fair_queue import isolated
 from payment_service.application.reconciliation.audit import audit_payments
-from payment_service.application.reconciliation.recheck import CONTRADICTION, recheck_open
+from payment_service.application.reconciliation.recheck import (
+    CONTRADICTION,
+    Checked,
+    recheck_open,
+)
 from payment_service.application.sync.account import sync_account
 from payment_service.application.sync.payment import sync_payment
 from payment_service.application.sync.payout import sync_missing_payouts
 from payment_service.domain.audit_trail import AUDITED, AuditFault
+from payment_service.domain.discrepancies import DiscrepancyKind
 from payment_service.domain.errors import payment_not_found
 from payment_service.domain.ledger import STRIPE_PLATFORM
 from payment_service.domain.payment import Payment
@@ -38,25 +43,18 @@ from payment_service.domain.sync.changes import Discrepancy
 
 log = structlog.get_logger(__name__)
 
-
 _PAGE: Final = 200
-
-
 #: Stripe allows 25 reads a second; this leaves most of them to the callers.
 _READS_AT_ONCE: Final = 3
-
-
-#: Lines may differ for a moment around the edges of the span.
+#: Balance transactions may differ for a moment around the edges of the span.
 _EDGE: Final = timedelta(hours=1)
-
-
-#: For one payment, whose times somebody may have changed too.
+#: For one payment: somebody may have tampered with its times too.
 _EVER: Final = datetime.min.replace(tzinfo=UTC)
 
 
 @dataclass(slots=True)
 class Report:
-    """What a run found."""
+    """What a run checked and found."""
 
     began: datetime
     checked_payments: int = 0
@@ -67,12 +65,17 @@ class Report:
     compared: set[str] = field(default_factory=set)
     #: The payments that contradict their own history.
     faults: Mapping[str, Sequence[AuditFault]] = field(default_factory=dict)
-    violations: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    violations: Mapping[DiscrepancyKind, Sequence[str]] = field(default_factory=dict)
     discrepancies: list[Discrepancy] = field(default_factory=list)
+
+    @property
+    def checked(self) -> Checked:
+        """Returns what a re-check of open discrepancies can rely on."""
+        return Checked(self.shown, self.compared, list(self.violations), self.faults)
 
 
 async def reconcile_if_due(app: App) -> int:
-    """The job: one replica, once an hour."""
+    """Reconciles everything. The job runs on one replica, once an hour."""
     if app.stripe.is_unavailable:
         return 0
     if await app.database.transact(lease_reconciliation, app.policy):
@@ -94,7 +97,10 @@ def lease_reconciliation(tx: Transaction, policy: Policy) -> bool:
 
 
 async def reconcile(app: App, since: datetime, cause: Cause) -> Report:
-    """Everything that changed since then. Raises :class:`Unavailable` if Stripe is away."""
+    """Reconciles everything that changed since then.
+
+    Raises :class:`Unavailable` if Stripe is unavailable.
+    """
     report = Report(began=await app.database.transact(database_time))
     report.faults = await audit_payments(app, since)
     await _sync_payments(app, since, cause, report)
@@ -102,9 +108,7 @@ async def reconcile(app: App, since: datetime, cause: Cause) -> Report:
     await _check_coverage(app, report)
     await _check_invariants(app, since, report)
     app.alarms.invariants(report.violations)
-    gone = await recheck_open(
-        app, report.shown, report.compared, report.violations, report.faults, cause
-    )
+    gone = await recheck_open(app, report.checked, cause)
     await app.database.transact(save_report, report.discrepancies, gone, report.began)
     for discrepancy in report.discrepancies:
         app.alarms.discrepancy(discrepancy.payment_id, discrepancy.kind)
@@ -112,7 +116,7 @@ async def reconcile(app: App, since: datetime, cause: Cause) -> Report:
 
 
 async def reconcile_payment(app: App, payment_id: str, cause: Cause) -> Report:
-    """One payment against Stripe's objects, and its books against themselves."""
+    """Compares one payment with Stripe's objects, and its stored rows with one another."""
     report = Report(began=await app.database.transact(database_time))
     if await app.database.read(lambda reader: reader.payment(payment_id)) is None:
         raise payment_not_found(payment_id)
@@ -123,9 +127,7 @@ async def reconcile_payment(app: App, payment_id: str, cause: Cause) -> Report:
         report.corrected_payments = int(applied.changed)
         report.discrepancies += applied.discrepancies
     await _check_invariants(app, _EVER, report, payment_id)
-    gone = await recheck_open(
-        app, report.shown, report.compared, report.violations, report.faults, cause, payment_id
-    )
+    gone = await recheck_open(app, report.checked, cause, payment_id)
     await app.database.transact(save_report, report.discrepancies, gone, report.began)
     return report
 
@@ -133,29 +135,29 @@ async def reconcile_payment(app: App, payment_id: str, cause: Cause) -> Report:
 def save_report(
     tx: Transaction, discrepancies: Sequence[Discrepancy], gone: Sequence[str], began: datetime
 ) -> None:
-    """Keep what was found, and what is gone by these ids unless it was found again."""
+    """Stores what was found, and closes those by the ids ``gone`` that were not found again."""
     for discrepancy in discrepancies:
         tx.report(discrepancy)
     tx.resolve_discrepancies(gone, began)
 
 
 async def _sync_payments(app: App, since: datetime, cause: Cause, report: Report) -> None:
-    """Every payment against its intent, a few at a time."""
+    """Syncs every payment that changed, a few at a time."""
     places = asyncio.Semaphore(_READS_AT_ONCE)
 
-    async def follow(payment_id: str) -> None:
+    async def sync(payment_id: str) -> None:
         applied = await sync_payment(app, payment_id, cause)
         report.checked_payments += 1
         report.corrected_payments += int(applied.changed)
 
     async def one(payment_id: str) -> None:
         async with places:
-            await isolated(JobKind.RECONCILIATION, payment_id, follow)
+            await isolated(JobKind.RECONCILE, payment_id, sync)
 
     after: tuple[datetime, str] | None = None
     while True:
         page = await app.database.read(_payments_changed, since, after)
-        # What this run itself has changed comes by again at the end; once is enough.
+        # A payment that this run has changed is found again at the end; one sync is enough.
         fresh = [payment for payment in page if payment.update_time < report.began]
         ids = [payment.payment_id for payment in fresh if payment.payment_id not in report.faults]
         await asyncio.gather(*(one(payment_id) for payment_id in ids))
@@ -165,7 +167,7 @@ async def _sync_payments(app: App, since: datetime, cause: Cause, report: Report
 
 
 async def _check_coverage(app: App, report: Report) -> None:
-    """What the platform holds for others must lie on its balance, available or on the way."""
+    """Compares what the platform holds for others with its balance, available and pending."""
     shown = await app.stripe.account_balance("") or ()
     held = {balance.currency: balance.available + balance.pending for balance in shown}
     for currency, owed in await app.database.read(lambda reader: reader.obligations()):
@@ -174,7 +176,7 @@ async def _check_coverage(app: App, report: Report) -> None:
             report.discrepancies.append(
                 Discrepancy(
                     "",
-                    "escrow_underfunded",
+                    DiscrepancyKind.ESCROW_UNDERFUNDED,
                     f"the platform's balance in {currency} is less than what it holds for others",
                     expected=owed,
                     found=held.get(currency, 0),
@@ -185,7 +187,7 @@ async def _check_coverage(app: App, report: Report) -> None:
 
 
 async def _compare_lines(app: App, since: datetime, cause: Cause, report: Report) -> None:
-    """The ledger's ``stripe:*`` accounts against Stripe's balance transactions, line by line."""
+    """Compares the ledger's ``stripe:*`` accounts with Stripe's balance transactions."""
     accounts = [
         LedgerAccount(STRIPE_PLATFORM, ("",)),
         *await app.database.read(lambda reader: reader.accounts_with_postings(since)),
@@ -199,13 +201,13 @@ async def _compare_lines(app: App, since: datetime, cause: Cause, report: Report
         behind = {discrepancy.payment_id for discrepancy in found if discrepancy.payment_id}
         behind -= report.faults.keys()
 
-        async def follow(payment_id: str) -> None:
+        async def sync(payment_id: str) -> None:
             applied = await sync_payment(app, payment_id, cause)
             report.corrected_payments += int(applied.changed)
 
         for payment_id in behind:
-            await isolated(JobKind.RECONCILIATION, payment_id, follow)
-        if behind:  # What was only behind agrees by now.
+            await isolated(JobKind.RECONCILE, payment_id, sync)
+        if behind:  # A payment that was only behind agrees after its sync.
             found = await _compare_account(app, account, entries, since, report)
         report.discrepancies += found
 
@@ -213,8 +215,11 @@ async def _compare_lines(app: App, since: datetime, cause: Cause, report: Report
 async def _entries_of(
     app: App, account: LedgerAccount, since: datetime, cause: Cause
 ) -> list[BalanceEntry] | None:
-    """Stripe's lines of one ledger account. None if the expert has just cut an account of it off:
-    that is written down, and the next run knows which lines it cannot see."""
+    """Returns Stripe's balance transactions of one ledger account.
+
+    Returns None if the expert has just revoked our access to an account of it. That is recorded, so
+    the next run knows which balance transactions it cannot read.
+    """
     entries: list[BalanceEntry] = []
     for stripe_account_id in account.stripe_account_ids:
         shown = await app.stripe.balance_entries(stripe_account_id, since)
@@ -233,8 +238,9 @@ async def _compare_account(
     since: datetime,
     report: Report,
 ) -> list[Discrepancy]:
-    """``entries`` of all the accounts that Stripe shows us. An account that it shows no more is not
-    missed: whatever may have been posted on that is left out.
+    """Compares one ledger account with ``entries``, which are from all accounts that we can read.
+
+    Postings of an account that we cannot read any more are left out.
     """
     name = account.account
     ours = await app.database.read(
@@ -258,7 +264,7 @@ async def _compare_account(
     found += [
         Discrepancy(
             payment_id,
-            "missing_at_stripe",
+            DiscrepancyKind.MISSING_AT_STRIPE,
             f"{name} has {line_id}, Stripe does not",
             remediation="compare the payment's postings with Stripe's dashboard",
             line_id=line_id,
@@ -272,29 +278,29 @@ async def _compare_account(
 async def _line_discrepancy(
     app: App, account: str, entry: BalanceEntry, line: int | None
 ) -> Discrepancy:
-    """A balance transaction that the ledger has otherwise, or not at all."""
+    """Describes a balance transaction that the ledger has with another amount, or not at all."""
     reference = entry.payment_ref
     payment_id = (
         await app.database.read(lambda reader: reader.payment_of(reference)) if reference else None
     )
     amounts = Discrepancy(
         payment_id or "",
-        "line_differs",
+        DiscrepancyKind.LINE_DIFFERS,
         f"{entry.balance_transaction_id} ({entry.type}) on {account}",
         expected=line or 0,
         found=entry.net,
         currency=entry.currency,
-        remediation="sync the payment; if it stays, an operator posts the difference",
+        remediation="reconcile the payment; if it stays, an operator posts the difference",
         line_id=entry.balance_transaction_id,
     )
     if line is not None:
         return amounts
     if payment_id is not None or account != STRIPE_PLATFORM:
-        return replace(amounts, kind="missing_in_ledger")
+        return replace(amounts, kind=DiscrepancyKind.MISSING_IN_LEDGER)
     return replace(
         amounts,
-        kind="unknown_balance_transaction",
-        remediation="Stripe or somebody moved this out of band: decide what it was",
+        kind=DiscrepancyKind.UNKNOWN_BALANCE_TRANSACTION,
+        remediation="Stripe moved this by itself, or it was made out of band: decide what it was",
     )
 
 
@@ -307,24 +313,24 @@ def _payments_changed(
 async def _check_invariants(
     app: App, since: datetime, report: Report, payment_id: str = ""
 ) -> None:
-    """The invariants by query, and the audits' findings as invariants of their own."""
-    violations = {
+    """Checks the invariants by query, and adds the faults that the audit found."""
+    violations: dict[DiscrepancyKind, Sequence[str]] = {
         **await app.database.read(lambda reader: reader.violations(since, payment_id)),
-        **{name: [] for name in AUDITED},
+        **{kind: [] for kind in AUDITED},
     }
-    details: dict[tuple[str, str], str] = {}
+    details: dict[tuple[DiscrepancyKind, str], str] = {}
     for faulty, faults in report.faults.items():
         for fault in faults:
-            violations[fault.name] = [*violations[fault.name], faulty]
-            details[fault.name, faulty] = str(fault)
+            violations[fault.kind] = [*violations[fault.kind], faulty]
+            details[fault.kind, faulty] = str(fault)
     report.violations = violations
     report.discrepancies += [
         Discrepancy(
             payment_id,
-            f"invariant_{name}",
-            details.get((name, payment_id), CONTRADICTION),
+            kind,
+            details.get((kind, payment_id), CONTRADICTION),
             remediation="stop changing this payment and read its events: a bug, or tampering",
         )
-        for name, payment_ids in violations.items()
+        for kind, payment_ids in violations.items()
         for payment_id in payment_ids
     ]

@@ -15,7 +15,7 @@ _TRIES: Final = 6
 
 
 async def sync_expert(app: App, expert_id: str, cause: Cause) -> Expert:
-    """The expert with the account as Stripe shows it now; webhooks alone are not to be trusted."""
+    """Returns the expert with the account as Stripe shows it now. Webhooks may be late or lost."""
     for _ in range(_TRIES):
         expert = await app.database.read(lambda reader: reader.expert(expert_id))
         if expert is None:
@@ -32,7 +32,7 @@ async def sync_expert(app: App, expert_id: str, cause: Cause) -> Expert:
 
 
 async def sync_account(app: App, stripe_account_id: str, cause: Cause) -> bool:
-    """Ask Stripe about an account that an expert has or had; False if it is nobody's here."""
+    """Syncs an expert's present or former account. Returns False if no expert has or had it."""
     expert_id = await app.database.read(lambda reader: reader.expert_of_account(stripe_account_id))
     if expert_id is None:
         return False
@@ -48,7 +48,7 @@ async def sync_account(app: App, stripe_account_id: str, cause: Cause) -> bool:
 def save_account(
     tx: Transaction, expert_id: str, account: Account | None, version: int, cause: Cause
 ) -> Expert | None:
-    """Keep what Stripe showed; None if the expert has moved on since it was asked.
+    """Records what Stripe showed. Returns None if the expert has changed since it was fetched.
 
     ``account`` None means that the account is no longer ours to see: deauthorized.
     """
@@ -75,7 +75,7 @@ def save_account(
 def save_former_account(
     tx: Transaction, expert_id: str, stripe_account_id: str, account: Account | None, cause: Cause
 ) -> None:
-    """Keep whether Stripe still shows an account that the expert has no more; nothing else counts.
+    """Records whether Stripe still shows a former account. Nothing else of it matters.
 
     ``account`` None means that it does not.
     """

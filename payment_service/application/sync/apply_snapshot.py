@@ -16,72 +16,73 @@ from payment_service.application.operations.start import (
     start_operation,
     with_current_destination,
 )
-from payment_service.application.sync.disputes import apply_disputes, save_disputes
-from payment_service.domain.operations import Operation, OperationKind, OperationState
+from payment_service.application.sync.disputes import save_disputes
+from payment_service.domain.operation_payloads import TransferPayload
+from payment_service.domain.operations import Operation, OperationPurpose, OperationState
 from payment_service.domain.payment import Payment
 from payment_service.domain.ports.database import Transaction
 from payment_service.domain.ports.policy import Policy
 from payment_service.domain.ports.records import Answers, Cause
 from payment_service.domain.snapshot import PaymentSnapshot
-from payment_service.domain.sync.changes import Discrepancy
+from payment_service.domain.sync.changes import ChangeSet, Discrepancy, SyncContext
 from payment_service.domain.sync.derive_changes import derive_changes
+from payment_service.domain.sync.derive_dispute_changes import derive_dispute_changes
 
 
 @dataclass(frozen=True, slots=True)
 class SyncResult:
-    """What writing down an observation came to."""
+    """What applying a snapshot changed."""
 
-    #: The payment had changed since it was observed: observe again.
+    #: The payment had changed since the snapshot was requested: a new snapshot is needed.
     stale: bool = False
     changed: bool = False
-    #: Stripe does not show every balance transaction yet: observe again later.
+    #: Stripe does not show every balance transaction yet: sync again later.
     deferred: bool = False
-    #: Among them one that ends the open operation.
+    #: A missing balance transaction ends the open operation.
     operation_deferred: bool = False
     #: Why the open operation must not be sent, if it must not.
     blocked_by: str = ""
     payment: Payment | None = None
-    #: The operation that these transitions brought forth, leased to us.
+    #: The operation that follows from the changes, leased to this process.
     next_operation: Operation | None = None
-    #: An operation that was parked for an operator by this.
+    #: An operation that now waits for an operator.
     parked: Operation | None = None
     discrepancies: tuple[Discrepancy, ...] = ()
-    #: On its way to the caller; never stored, never logged.
+    #: For the caller only; never stored, never logged.
     client_secret: str = field(default="", repr=False)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FetchedSnapshot:
+    """A snapshot of a payment, and the payment's version from before it was fetched."""
+
+    payment_id: str
+    version: int
+    snapshot: PaymentSnapshot
+
+
 def apply_snapshot(
-    tx: Transaction,
-    answers: Answers,
-    policy: Policy,
-    payment_id: str,
-    snapshot: PaymentSnapshot,
-    version: int,
-    cause: Cause,
+    tx: Transaction, answers: Answers, policy: Policy, fetched: FetchedSnapshot, cause: Cause
 ) -> SyncResult:
-    """Follow what Stripe showed of a payment when it had ``version``."""
-    payment = tx.lock_payment(payment_id)
+    """Applies a snapshot in one transaction, unless the payment has changed since it was fetched.
+
+    A snapshot from before a change may be older than the books.
+    """
+    snapshot = fetched.snapshot
+    payment = tx.lock_payment(fetched.payment_id)
     if payment is None:
         return SyncResult()
-    if payment.version != version:
+    if payment.version != fetched.version:
         return SyncResult(stale=True, payment=payment)
-    operation = tx.operation(payment.operation_id) if payment.operation_id else None
-    booked_ids = tx.booked_movement_ids(payment_id)
-    changes = derive_changes(
-        payment,
-        snapshot,
-        operation=operation,
-        booked_ids=booked_ids,
-        out_of_band=tuple(tx.out_of_band_since(operation).values()) if operation else (),
-        next_operation_id=tx.new_id("op"),
-        holding=timedelta(seconds=policy.holding_limit),
-        now=tx.now,
-    )
-    disputes = apply_disputes(tx, policy, changes, snapshot, operation, booked_ids)
+    context = _context_of(tx, policy, payment, snapshot)
+    operation, disputes = context.operation, context.dispute_records
+    changes = derive_changes(payment, context)
+    if _concerns_disputes(snapshot):
+        derive_dispute_changes(changes, context)
     for transition in changes.transitions:
         tx.record(transition, cause)
     for movement in changes.movements:
-        tx.add_movement(payment_id, movement)
+        tx.add_movement(payment.payment_id, movement)
     save_disputes(tx, answers, disputes, changes, snapshot)
     for discrepancy in changes.discrepancies:
         tx.report(discrepancy)
@@ -90,35 +91,9 @@ def apply_snapshot(
         state = OperationState.REFUSED if refused else OperationState.SUCCEEDED
         tx.settle_operation(operation.operation_id, state)
     parked = record_out_of_band(tx, payment, changes, operation)
-    next_operation: Operation | None = None
-    if changes.next_operation is not None:
-        coming = changes.next_operation
-        goes_on = operation is not None and not coming.unasked
-        next_operation = start_operation(
-            tx,
-            policy,
-            kind=coming.kind,
-            payment_id=payment_id,
-            minor_units=coming.minor_units,
-            params=(
-                with_current_destination(tx, changes.payment, coming.params)
-                if coming.kind is OperationKind.TRANSFER
-                else coming.params
-            ),
-            # The caller is answered when the second leg is settled, not before.
-            claim_id=operation.claim_id if operation is not None and goes_on else "",
-            operation_id=next(
-                transition.after.operation_id
-                for transition in reversed(changes.transitions)
-                if transition.after.operation_id
-            ),
-            parked=bool(coming.parked),
-            last_error=coming.parked,
-        )
-        if next_operation.claim_id:
-            tx.bind_claim(next_operation.claim_id, payment_id, next_operation.operation_id)
+    next_operation = _start_next(tx, policy, changes, operation)
     payment = park_repayment(tx, policy, changes.payment, cause)
-    # What a lost dispute takes back is another matter: it answers nobody.
+    # A lost dispute's reversal answers no caller: the operation that is over answers its own.
     ends = next_operation is None or not next_operation.claim_id
     if ends and operation is not None and changes.settled and operation.claim_id:
         if changes.refusal is not None:
@@ -137,3 +112,60 @@ def apply_snapshot(
         parked=parked,
         discrepancies=tuple(changes.discrepancies),
     )
+
+
+def _concerns_disputes(snapshot: PaymentSnapshot) -> bool:
+    return bool(snapshot.disputes) or snapshot.fraud_warnings is not None
+
+
+def _context_of(
+    tx: Transaction, policy: Policy, payment: Payment, snapshot: PaymentSnapshot
+) -> SyncContext:
+    """Reads what decides how the snapshot changes the payment. Requires the payment's lock."""
+    operation = tx.operation(payment.operation_id) if payment.operation_id else None
+    disputes = tx.disputes_of(payment.payment_id) if _concerns_disputes(snapshot) else ()
+    return SyncContext(
+        snapshot=snapshot,
+        operation=operation,
+        booked_ids=tx.booked_movement_ids(payment.payment_id),
+        out_of_band=tuple(tx.out_of_band_since(operation).values()) if operation else (),
+        next_operation_id=tx.new_id("op"),
+        holding_limit=timedelta(seconds=policy.holding_limit),
+        dispute_records={record.dispute_id: record for record in disputes},
+        freezes_on_warning=policy.freeze_on_fraud_warning,
+        now=tx.now,
+    )
+
+
+def _start_next(
+    tx: Transaction, policy: Policy, changes: ChangeSet, operation: Operation | None
+) -> Operation | None:
+    """Records the operation that follows from the changes, if there is one."""
+    wanted = changes.next_operation
+    if wanted is None:
+        return None
+    continues = operation is not None and wanted.purpose is not OperationPurpose.LOSS
+    payload = wanted.payload
+    if isinstance(payload, TransferPayload):
+        payload = with_current_destination(tx, changes.payment, payload)
+    started = start_operation(
+        tx,
+        policy,
+        kind=wanted.kind,
+        purpose=wanted.purpose,
+        payment_id=changes.payment.payment_id,
+        minor_units=wanted.minor_units,
+        payload=payload,
+        # The caller gets the answer when this operation is over, not before.
+        claim_id=operation.claim_id if operation is not None and continues else "",
+        operation_id=next(
+            transition.after.operation_id
+            for transition in reversed(changes.transitions)
+            if transition.after.operation_id
+        ),
+        parked=bool(wanted.parked),
+        last_error=wanted.parked,
+    )
+    if started.claim_id:
+        tx.bind_claim(started.claim_id, started.payment_id, started.operation_id)
+    return started

@@ -1,6 +1,6 @@
-"""Applies the disputes of a snapshot, in the transaction that applies the rest of it.
+"""Saves disputes, and ends the operations that answer them.
 
-The payment's lock protects the rows of its disputes: whoever writes one holds the other.
+The payment's lock protects the rows of its disputes: each writer of a dispute holds it.
 """
 
 from __future__ import annotations
@@ -14,48 +14,12 @@ from payment_service.domain.errors import Precondition, Refusal
 from payment_service.domain.operations import Operation, OperationKind, OperationState
 from payment_service.domain.payment import FreezeReason, Payment
 from payment_service.domain.ports.database import Transaction
-from payment_service.domain.ports.policy import Policy
 from payment_service.domain.ports.records import Answers, Cause
 from payment_service.domain.ports.stripe import Refused
 from payment_service.domain.processor_errors import refused_by_processor
 from payment_service.domain.snapshot import DisputeSnapshot, PaymentSnapshot
 from payment_service.domain.state_machine import EventKind
 from payment_service.domain.sync.changes import ChangeSet
-from payment_service.domain.sync.derive_dispute_changes import (
-    DisputeContext,
-    derive_dispute_changes,
-)
-
-
-def apply_disputes(
-    tx: Transaction,
-    policy: Policy,
-    changes: ChangeSet,
-    snapshot: PaymentSnapshot,
-    operation: Operation | None,
-    booked_ids: frozenset[str],
-) -> Mapping[str, Dispute]:
-    """Add to ``updated`` what the disputes in ``seen`` change; nothing is written yet.
-
-    The payment's disputes as they were recorded, by their ids.
-    """
-    if not snapshot.disputes and snapshot.fraud_warnings is None:
-        return {}
-    payment_id = changes.payment.payment_id
-    records = {record.dispute_id: record for record in tx.disputes_of(payment_id)}
-    derive_dispute_changes(
-        changes,
-        snapshot,
-        DisputeContext(
-            records=records,
-            operation=operation,
-            booked_ids=booked_ids,
-            next_operation_id=tx.new_id("op"),
-            freezes_on_warning=policy.freeze_on_fraud_warning,
-            now=tx.now,
-        ),
-    )
-    return records
 
 
 def save_disputes(
@@ -65,19 +29,19 @@ def save_disputes(
     changes: ChangeSet,
     snapshot: PaymentSnapshot,
 ) -> None:
-    """Write the rows, and settle the answers to disputes that Stripe shows to have arrived."""
+    """Saves the changed disputes, and ends the answers to disputes that Stripe has received."""
     for changed in changes.disputes.values():
         tx.save_dispute(changed)
     records = {**before, **changes.disputes}
-    for shown in snapshot.disputes:
-        record = records.get(shown.dispute_id)
+    for dispute in snapshot.disputes:
+        record = records.get(dispute.dispute_id)
         if record is None or not record.operation_id:
             continue
         operation = tx.operation(record.operation_id)
         if operation is None or not operation.is_open:
             continue
         refusal = _ended_otherwise(operation, record)
-        if refusal is None and not has_arrived(operation, shown):
+        if refusal is None and not has_arrived(operation, dispute):
             continue
         record = replace(record, operation_id="", update_time=tx.now)
         tx.save_dispute(record)
@@ -92,19 +56,19 @@ def save_disputes(
             tx.settle_claim(operation.claim_id, answer)
 
 
-def has_arrived(operation: Operation, shown: DisputeSnapshot) -> bool:
+def has_arrived(operation: Operation, dispute: DisputeSnapshot) -> bool:
     """Whether Stripe shows the effect of this answer.
 
-    Evidence leaves our operation's id in the dispute's metadata; an acceptance can be told only by
-    what it comes to.
+    Evidence leaves our operation's id in the dispute's metadata. Stripe records no such id for an
+    acceptance: only the dispute's status shows it.
     """
     if operation.kind is OperationKind.ACCEPT_DISPUTE:
-        return shown.status == "lost"
-    return shown.operation_id == operation.operation_id
+        return dispute.status == "lost"
+    return dispute.operation_id == operation.operation_id
 
 
 def _ended_otherwise(operation: Operation, record: Dispute) -> Refusal | None:
-    """Accepting a dispute that was decided meanwhile, otherwise than as lost, came too late."""
+    """The refusal of an acceptance that came after the bank had decided for us; else None."""
     accepts = operation.kind is OperationKind.ACCEPT_DISPUTE
     if not accepts or record.outcome in (Outcome.OPEN, Outcome.LOST):
         return None
@@ -122,8 +86,8 @@ def _ended_otherwise(operation: Operation, record: Dispute) -> Refusal | None:
 def reject_answer(
     tx: Transaction, answers: Answers, operation: Operation, refused: Refused, cause: Cause
 ) -> None:
-    """Stripe's final no to an answer, and reading the dispute showed no effect of it."""
-    payment = tx.lock_payment(operation.text("payment_id"))
+    """Ends an answer that Stripe refused, after a snapshot showed no effect of it."""
+    payment = tx.lock_payment(operation.related_payment_id)
     current = tx.operation(operation.operation_id)
     record = tx.dispute(operation.dispute_id)
     if payment is None or record is None or current is None or not current.is_held_by(operation):
@@ -142,7 +106,10 @@ def fail_answer(
     cause: Cause,
     **more: str,
 ) -> None:
-    """End an answer that nothing came of: the dispute may be answered anew. Of a locked payment."""
+    """Ends an answer without effect, so that the dispute can be answered again.
+
+    Requires the payment's lock.
+    """
     record = tx.dispute(operation.dispute_id)
     assert record is not None
     tx.save_dispute(replace(record, operation_id="", update_time=tx.now))

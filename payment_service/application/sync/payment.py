@@ -6,7 +6,12 @@ from dataclasses import replace
 from typing import Final
 
 from payment_service.application.app import App
-from payment_service.application.sync.apply_snapshot import SyncResult, apply_snapshot
+from payment_service.application.sync.apply_snapshot import (
+    FetchedSnapshot,
+    SyncResult,
+    apply_snapshot,
+)
+from payment_service.domain.discrepancies import DiscrepancyKind
 from payment_service.domain.errors import Busy, Unavailable, payment_not_found
 from payment_service.domain.payment import Payment
 from payment_service.domain.ports.database import Reader
@@ -24,12 +29,15 @@ async def sync_payment(
     made: MutationResult | None = None,
     warned: bool = False,
 ) -> SyncResult:
-    """Read the intent and everything on it, now, and apply it.
+    """Fetches the payment's intent and all that belongs to it, and applies the snapshot.
 
-    The payment's version is read *before* Stripe is asked. If it has moved on when the answer is
-    written down, the answer may be older than the books, and Stripe is asked again. ``made`` is
-    what Stripe has just answered, in case its list lags behind. Early fraud warnings, of which the
-    intent shows nothing, are read where one was told of (``warned``) or freezes the payment.
+    The payment's version is read *before* Stripe. If it has changed when the snapshot is applied,
+    the snapshot may be older than the books, and a new one is fetched. ``made`` is what Stripe has
+    just returned, in case Stripe's lists lag behind. An intent does not show early fraud warnings:
+    they are fetched if an event reported one (``warned``) or one is recorded.
+
+    Raises NotFound for an unknown payment, Unavailable if Stripe does not know the intent, and Busy
+    if the payment has changed each time.
     """
     for _ in range(_TRIES):
         payment = await app.database.read(_payment, payment_id)
@@ -39,10 +47,10 @@ async def sync_payment(
             return SyncResult(payment=payment)
         snapshot = await app.stripe.observe(payment.payment_intent_id)
         if snapshot is None:
-            app.alarms.discrepancy(payment_id, "intent_missing")
+            app.alarms.discrepancy(payment_id, DiscrepancyKind.INTENT_MISSING)
             raise Unavailable(
                 "PROCESSOR_MISCONFIGURED",
-                "Stripe does not know this payment's intent; an operator is told",
+                "Stripe does not know this payment's intent; an operator gets an alarm",
                 {"payment_id": payment_id, "stripe_code": "resource_missing"},
             )
         snapshot = snapshot.with_answer(made)
@@ -62,16 +70,15 @@ async def sync_payment(
 async def apply(
     app: App, payment_id: str, snapshot: PaymentSnapshot, version: int, cause: Cause
 ) -> SyncResult:
-    """Write down one observation, and alarm what it could not explain."""
-    applied = await app.database.transact(
-        apply_snapshot, app.answers, app.policy, payment_id, snapshot, version, cause
-    )
+    """Applies one snapshot, and raises an alarm for what the books do not explain."""
+    fetched = FetchedSnapshot(payment_id=payment_id, version=version, snapshot=snapshot)
+    applied = await app.database.transact(apply_snapshot, app.answers, app.policy, fetched, cause)
     alarm_discrepancies(app, applied)
     return replace(applied, client_secret=snapshot.client_secret)
 
 
 def alarm_discrepancies(app: App, applied: SyncResult) -> None:
-    """Alarm what an observation could not explain, and what it has parked."""
+    """Raises an alarm for each discrepancy, and for an operation that now waits for an operator."""
     if applied.parked is not None:
         app.alarms.operation_parked(applied.parked, applied.parked.last_error)
     for discrepancy in applied.discrepancies:

@@ -28,7 +28,7 @@ _TRIES: Final = 6
 
 @dataclass(frozen=True, slots=True)
 class PayoutSync:
-    """``stale``: somebody else wrote meanwhile, so that what was seen may be older than that."""
+    """``stale``: the payout was changed meanwhile, so the snapshot may be older than the record."""
 
     changes: PayoutChangeSet | None = None
 
@@ -38,7 +38,7 @@ class PayoutSync:
 
 
 async def sync_payout(app: App, stripe_account_id: str, payout_id: str, cause: Cause) -> str:
-    """Read the payout now and apply it; the verdict is for the inbox.
+    """Fetches the payout and applies it. The returned verdict is for the stored webhook event.
 
     As with payments, the version is read *before* Stripe is asked: an answer that was overtaken by
     a newer one is not written down. Raises :class:`Busy` while Stripe does not show a line yet.
@@ -76,7 +76,7 @@ def save_payout(
     version: int,
     cause: Cause,
 ) -> PayoutSync:
-    """Keep what Stripe showed, unless the payout has moved on since it was asked."""
+    """Applies a snapshot, unless the payout has changed since it was fetched."""
     expert = tx.lock_expert(expert_id)
     if expert is None:
         raise expert_not_found(expert_id)
@@ -94,7 +94,7 @@ def save_payout(
 async def sync_missing_payouts(
     app: App, stripe_account_id: str, entries: Sequence[BalanceEntry], cause: Cause
 ) -> None:
-    """Follow the payouts among an account's balance transactions that the books do not have."""
+    """Syncs the payouts among an account's balance transactions that are not booked yet."""
     moved = {entry.balance_transaction_id: entry for entry in entries if entry.payout_id}
     if not moved or not stripe_account_id:
         return

@@ -19,37 +19,45 @@ class Policy:
     publishable_key: str = ""
     gateway_public_url: str = "http://127.0.0.1:8005"
     allowed_origins: frozenset[str] = field(default_factory=frozenset)
-    #: Whether an early fraud warning keeps a payment from being captured, or is only told of.
+    #: Whether an early fraud warning freezes the payment, or is only recorded.
     freeze_on_fraud_warning: bool = True
     #: A gig that ends within so many seconds fits a card's authorization.
     card_hold: float = 6 * 24 * 3600.0
     #: For how long the platform may hold charged money (Stripe's limit by the platform's country).
     holding_limit: float = 90 * 24 * 3600.0
-    #: How long before the hold ends by itself its deadline's action is taken.
+    #: How long before Stripe ends a hold its deadline's action is taken.
     deadline_margin: float = 12 * 3600.0
+    #: After how long a deadline's action that was refused is tried again.
+    deadline_retry: float = 3600.0
     #: How long before a deadline a warning goes out.
     deadline_warning: float = 48 * 3600.0
+    #: After how long a capture is tried again that Stripe refused although the expert looked ready.
+    capture_retry: float = 60.0
     #: How long a client may take to confirm a payment.
     payment_window: float = 24 * 3600.0
-    #: How soon after its holder's death an operation is taken up; renewed while the holder lives.
+    #: How soon after its holder dies an operation is recovered; renewed while the holder lives.
     lease: float = 6.0
-    #: How long a repeated key waits for the first call before it is told ABORTED.
+    #: How long a repeated key waits for the first call before it is answered with ABORTED.
     claim_wait: float = 5.0
     #: How long a landing page's token lives.
     landing_token_life: float = 7 * 24 * 3600.0
-    #: How old the knowledge about an account that is not ready may be.
+    #: How old the stored state of an account that is not ready may be.
     account_freshness: float = 2.0
-    #: After so many tries an event is parked; an operation, which an outage can hold up through
-    #: no fault of its own, after ``patience`` times as many.
+    #: After this many tries an event is parked. An operation is parked after ``patience`` times as
+    #: many, because an outage can hold it up.
     tries_before_parking: int = 30
     patience: int = 10
-    #: How often the books are held against each other, and how far back.
+    #: How often reconciliation runs, and how far back it compares.
     reconcile_seconds: float = 3600.0
     reconcile_span: float = 2 * 24 * 3600.0
     #: How often Stripe's list of the platform's events is read, and an account's.
     poll_seconds: float = 10.0
     account_poll_seconds: float = 30.0
-    #: The same of an account that has nothing open, but may pay out what was earned.
+    #: The same for an account that has no open payment, but may pay out what was earned.
     payout_poll_seconds: float = 600.0
-    #: An open payment that nothing was heard of for so long is asked about, then ever more seldom.
+    #: An open payment that has not changed for this long is synced, with pauses that grow.
     quiet_seconds: float = 60.0
+    #: The longest pause between two rounds of a background job: of one that callers wait for, and
+    #: of one whose payments can wait.
+    job_interval: float = 1.0
+    slow_job_interval: float = 15.0

@@ -15,6 +15,7 @@ from payment_service.domain.ledger import Posting
 from payment_service.domain.money import Money
 from payment_service.domain.operations import Operation, OperationState
 from payment_service.domain.payment import Payment, State, WaitingFor, WaitingReason
+from payment_service.domain.schedule import Schedule
 from payment_service.domain.sync.changes import Discrepancy, Movement
 
 P = ParamSpec("P")
@@ -30,17 +31,19 @@ class Cause:
 
 
 class JobKind(StrEnum):
-    """What a loop does to payments, one by one. A payment has its turns in each apart."""
+    """What a background job does with payments, one by one. Each job has a pause of its own for a
+    payment, stored under this name.
+    """
 
-    DEADLINES = "deadlines"
-    WARNINGS = "warnings"
-    PAYMENT_WINDOW = "payment_window"
-    LAPSED_HOLDS = "lapsed_holds"
-    WAITING_REASONS = "waiting_reasons"
-    WAITING_CAPTURES = "waiting_captures"
-    LOST_DISPUTES = "lost_disputes"
-    QUIET_PAYMENTS = "quiet_payments"
-    RECONCILIATION = "reconciliation"
+    ACT_ON_DEADLINES = "act_on_deadlines"
+    WARN_OF_DEADLINES = "warn_of_deadlines"
+    EXPIRE_UNPAID = "expire_unpaid"
+    SYNC_EXPIRED_AUTHORIZATIONS = "sync_expired_authorizations"
+    UPDATE_WAITING_REASONS = "update_waiting_reasons"
+    RETRY_WAITING_CAPTURES = "retry_waiting_captures"
+    WRITE_OFF_LOST_DISPUTES = "write_off_lost_disputes"
+    POLL_STALE_PAYMENTS = "poll_stale_payments"
+    RECONCILE = "reconcile"
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +196,7 @@ class Trail:
     """Everything that is stored of a payment, as of one moment."""
 
     payment: Payment
+    schedule: Schedule
     head_hash: bytes
     #: By sequence.
     events: Sequence[StoredEvent]

@@ -1,41 +1,57 @@
-"""What applying a snapshot comes to: transitions, movements, next operations, discrepancies."""
+"""What a snapshot is judged by, and what applying it changes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from datetime import datetime, timedelta
 
+from payment_service.domain.discrepancies import DiscrepancyKind
 from payment_service.domain.disputes import Dispute
 from payment_service.domain.errors import Refusal
 from payment_service.domain.ledger import StripeAmount
-from payment_service.domain.operations import OperationKind
+from payment_service.domain.operation_payloads import OperationPayload
+from payment_service.domain.operations import Operation, OperationKind, OperationPurpose
 from payment_service.domain.payment import Payment
 from payment_service.domain.snapshot import BalanceTransaction, PaymentSnapshot
 from payment_service.domain.state_machine import Transition
 
 
-def report_state(changes: ChangeSet, snapshot: PaymentSnapshot) -> None:
-    changes.report("state_mismatch", f"{changes.payment.state} here, {snapshot.status} at Stripe")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SyncContext:
+    """What decides, besides the payment itself, how a snapshot changes it. Read under its lock."""
 
+    snapshot: PaymentSnapshot
+    #: The payment's own open operation. An answer to a dispute is not one.
+    operation: Operation | None
+    #: The ids of the movements, fraud warnings and dispute transactions that are on the books.
+    booked_ids: frozenset[str]
+    #: Describes the movements that were booked out of band since the open operation was recorded or
+    #: last resumed.
+    out_of_band: Sequence[str] = ()
+    #: The id for an operation that this snapshot may require. At most one is recorded.
+    next_operation_id: str
+    #: How long the platform may hold what was charged.
+    holding_limit: timedelta
+    #: The payment's disputes as recorded, by their ids.
+    dispute_records: Mapping[str, Dispute] = field(default_factory=dict)
+    freezes_on_warning: bool = False
+    #: The database's time, in UTC.
+    now: datetime
 
-def amount_of(line: BalanceTransaction | None, otherwise: StripeAmount) -> StripeAmount:
-    return line.settled if line is not None else otherwise
-
-
-_STANDING: Final = frozenset(
-    {"escrow_underfunded", "state_mismatch", "intent_mismatch", "charge_missing"}
-)
+    def is_made_by_operation(self, operation_id: str) -> bool:
+        """Whether the open operation made an object that carries this operation id at Stripe."""
+        return self.operation is not None and operation_id == self.operation.operation_id
 
 
 @dataclass(frozen=True, slots=True)
 class Discrepancy:
-    """Something at Stripe that the books do not explain; an operator is told."""
+    """Something at Stripe that the books do not explain. An operator gets an alarm."""
 
     payment_id: str
-    kind: str
+    kind: DiscrepancyKind
     detail: str
-    #: Ours and Stripe's, where an amount is in question; minor units of ``currency``.
+    #: Our amount and Stripe's, if it is about an amount; minor units of ``currency``.
     expected: int | None = None
     found: int | None = None
     currency: str = ""
@@ -44,44 +60,36 @@ class Discrepancy:
     #: The balance transaction that it is about, if it is about one.
     line_id: str = ""
 
-    @property
-    def stands(self) -> bool:
-        """It says how things are, and is seen for as long as they are: nobody's word ends that.
-
-        Of others, which say what happened, somebody decides.
-        """
-        return self.kind in _STANDING or self.kind.startswith("invariant_")
-
 
 @dataclass(frozen=True, slots=True)
 class Movement:
-    """A transfer, refund, reversal or fee refund that is on the books: once, by Stripe's id."""
+    """A transfer, refund, reversal or fee refund on the books; once for each id at Stripe."""
 
     movement_id: str
     kind: str
     #: In the payment's currency.
     minor_units: int
     operation_id: str = ""
-    #: Of a reversal: what it reverses.
+    #: The transfer that a reversal reverses.
     transfer_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class NextOperation:
-    """An operation to be recorded with these transitions: a further leg."""
+    """An operation that is recorded together with the transitions: the next step of the money."""
 
     kind: OperationKind
     minor_units: int
-    params: Mapping[str, object]
-    #: It comes of a lost dispute and not of the call whose operation is just over.
-    unasked: bool = False
-    #: Why it is recorded parked, for an operator; empty if it is to be carried out.
+    payload: OperationPayload
+    #: LOSS if a lost dispute is the reason, and not the call whose operation is just over.
+    purpose: OperationPurpose
+    #: Why it is recorded parked, for an operator; empty if it may be sent.
     parked: str = ""
 
 
 @dataclass(slots=True)
 class ChangeSet:
-    """What an observation came to. ``settled`` says that the open operation is over."""
+    """What a snapshot changes. ``settled`` says that the open operation is over."""
 
     payment: Payment
     transitions: list[Transition] = field(default_factory=list)
@@ -89,33 +97,48 @@ class ChangeSet:
     discrepancies: list[Discrepancy] = field(default_factory=list)
     next_operation: NextOperation | None = None
     settled: bool = False
-    #: Why the settled operation did not do what was asked; None if it did.
+    #: Why the settled operation did not do what was requested; None if it did.
     refusal: Refusal | None = None
-    #: Stripe does not show every balance transaction of it yet: look again later.
+    #: Stripe does not show every balance transaction yet: the payment must be synced again later.
     deferred: bool = False
-    #: Among them one that ends the open operation: it must not be sent again, or refused, before.
+    #: A missing balance transaction ends the open operation: until it is there, the operation must
+    #: be neither sent again nor refused.
     operation_deferred: bool = False
-    #: Why the open operation must not be sent: something else was moved out of band meanwhile.
+    #: Why the open operation must not be sent: something was moved out of band meanwhile.
     blocked_by: str = ""
-    #: Disputes that changed, by their ids, as they stand now.
+    #: The disputes that changed, by their ids, as they are now.
     disputes: dict[str, Dispute] = field(default_factory=dict)
 
     def take(self, transition: Transition) -> None:
+        """Adds a transition and continues with the payment after it."""
         self.transitions.append(transition)
         self.payment = transition.after
 
     def settle(self, refusal: Refusal | None = None) -> None:
+        """Ends the open operation; with a refusal if it did not do what was requested."""
         self.settled = True
         self.refusal = refusal
 
     def defer(self, *, operation: bool) -> None:
-        """Postings are never edited, so they wait until all is known.
+        """Waits for a balance transaction. Postings are never edited, so none is made before.
 
-        ``operation`` says whether the open operation waits for it too. One that something else has
-        to wait for, a refund by hand that Stripe keeps pending for days, is none of its business.
+        ``operation`` says whether the open operation waits for it too. A refund that somebody made
+        out of band, and that Stripe keeps pending for days, does not delay our operation.
         """
         self.deferred = True
         self.operation_deferred |= operation
 
-    def report(self, kind: str, detail: str) -> None:
+    def report(self, kind: DiscrepancyKind, detail: str) -> None:
         self.discrepancies.append(Discrepancy(self.payment.payment_id, kind, detail))
+
+
+def report_state(changes: ChangeSet, snapshot: PaymentSnapshot) -> None:
+    """Reports that our state and Stripe's status exclude each other."""
+    changes.report(
+        DiscrepancyKind.STATE_MISMATCH, f"{changes.payment.state} here, {snapshot.status} at Stripe"
+    )
+
+
+def amount_of(line: BalanceTransaction | None, otherwise: StripeAmount) -> StripeAmount:
+    """Returns what a balance transaction moved, or ``otherwise`` if Stripe shows none."""
+    return line.settled if line is not None else otherwise

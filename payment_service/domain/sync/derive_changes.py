@@ -13,21 +13,20 @@ explain becomes a :class:`Discrepancy`, never a silent overwrite.
     CANCELED EXPIRED  discrepancy       discrepancy        CAPTURED (*)     stay
     CAPTURED …        discrepancy       discrepancy        by its refunds   discrepancy
 
-(*) somebody captured at Stripe's dashboard; what Stripe really did is posted. That column is for a
-DESTINATION charge. A SEPARATE one is then held by the platform: the payment is IN_ESCROW (CAPTURING
-until its transfer is settled), and moves by its transfers and refunds from there.
+(*) captured out of band; what Stripe really did is posted. That column is for a DESTINATION charge.
+A SEPARATE charge is then held by the platform: the payment is IN_ESCROW (CAPTURING until its
+transfer is booked), and its transfers and refunds change it from there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from datetime import datetime, timedelta
+from dataclasses import replace
 
 from payment_service.domain import money, transitions
-from payment_service.domain.operations import Operation
+from payment_service.domain.discrepancies import DiscrepancyKind
 from payment_service.domain.payment import Payment, State
-from payment_service.domain.snapshot import UNPAID, IntentStatus, PaymentSnapshot
-from payment_service.domain.sync.changes import ChangeSet, report_state
+from payment_service.domain.snapshot import UNPAID, IntentStatus
+from payment_service.domain.sync.changes import ChangeSet, SyncContext, report_state
 from payment_service.domain.sync.charge import (
     sync_attempt,
     sync_authorization,
@@ -44,64 +43,50 @@ from payment_service.domain.sync.superseded import (
 from payment_service.domain.sync.transfers import sync_transfers
 
 
-def derive_changes(
-    payment: Payment,
-    snapshot: PaymentSnapshot,
-    *,
-    operation: Operation | None,
-    booked_ids: frozenset[str],
-    out_of_band: Sequence[str],
-    next_operation_id: str,
-    holding: timedelta,
-    now: datetime,
-) -> ChangeSet:
-    """What must change so that the payment is what Stripe shows.
-
-    ``operation`` is the payment's open operation, ``known`` the ids of the movements that are on
-    the books already, ``by_hand`` describes those that were booked out of band since the open
-    operation was recorded or last resumed, ``next_operation_id`` is the id of an operation that may
-    have to be recorded, ``holding`` for how long the platform may hold what was charged.
-    """
+def derive_changes(payment: Payment, context: SyncContext) -> ChangeSet:
+    """Returns what must change so that the payment is what the snapshot shows."""
     changes = ChangeSet(payment)
+    snapshot = context.snapshot
     if (snapshot.minor_units, snapshot.currency) != (payment.amount, payment.currency):
-        shown, asked = (
-            money.Money(snapshot.minor_units, snapshot.currency),
-            payment.money(payment.amount),
+        at_stripe = money.Money(snapshot.minor_units, snapshot.currency)
+        requested = payment.money(payment.amount)
+        changes.report(
+            DiscrepancyKind.AMOUNT_MISMATCH, f"Stripe shows {at_stripe}, requested {requested}"
         )
-        changes.report("amount_mismatch", f"Stripe shows {shown}, asked for {asked}")
         return changes
     if not payment.payment_intent_id:
-        changes.take(transitions.intent_created(payment, snapshot.payment_intent_id, now))
+        changes.take(transitions.intent_created(payment, snapshot.payment_intent_id, context.now))
         changes.settle()
-        operation = None
+        context = replace(context, operation=None)
     elif payment.payment_intent_id != snapshot.payment_intent_id:
         changes.report(
-            "intent_mismatch", f"Stripe shows another intent, {snapshot.payment_intent_id}"
+            DiscrepancyKind.INTENT_MISMATCH,
+            f"Stripe shows another intent, {snapshot.payment_intent_id}",
         )
         return changes
 
-    moved = (*out_of_band, *out_of_band_movements(snapshot, operation, booked_ids))
+    moved = (*context.out_of_band, *out_of_band_movements(context))
     state = changes.payment.state
     if snapshot.status in UNPAID:
         if state in (State.PENDING, State.FAILED):
-            sync_attempt(changes, snapshot, now)
+            sync_attempt(changes, context)
         elif state is not State.CANCELING:
             report_state(changes, snapshot)
     elif snapshot.status is IntentStatus.REQUIRES_CAPTURE:
-        sync_authorization(changes, snapshot, now)
+        sync_authorization(changes, context)
     elif snapshot.status is IntentStatus.SUCCEEDED:
         if payment.is_separate:
-            sync_charge(changes, snapshot, operation, next_operation_id, holding, now)
-            sync_failed_refunds(changes, snapshot, booked_ids, now)
-            sync_transfers(changes, snapshot, operation, booked_ids, next_operation_id, now)
+            sync_charge(changes, context)
+            sync_failed_refunds(changes, context)
+            sync_transfers(changes, context)
         else:
-            sync_capture(changes, snapshot, operation, now)
-            sync_failed_refunds(changes, snapshot, booked_ids, now)
-        sync_money_back(changes, snapshot, operation, booked_ids, next_operation_id, now)
-        end_repayment(changes, snapshot, operation, now)
+            sync_capture(changes, context)
+            sync_failed_refunds(changes, context)
+        sync_money_back(changes, context)
+        end_repayment(changes, context)
     elif snapshot.status is IntentStatus.CANCELED:
-        sync_cancellation(changes, snapshot, operation, now)
+        sync_cancellation(changes, context)
     else:
         report_state(changes, snapshot)
-    check_superseded(changes, snapshot, operation, moved, now)
+    check_superseded(changes, context, moved)
     return changes

@@ -1,58 +1,39 @@
 """Applies the disputes and early fraud warnings of a snapshot.
 
-Called right after ``apply_snapshot``, on its result: what an operation has just done is booked
-before a lost dispute divides what is left. A loss waits until no operation is open on the payment.
+Called right after ``derive_changes``, on its result: what an operation has just done is booked
+before a lost dispute splits what is left. A loss waits until no operation is open on the payment.
 Until then the dispute's record says so and keeps the payment frozen, and the job
 ``lost_disputes`` retries it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from datetime import datetime
+from dataclasses import replace
 from typing import Final
 
 from payment_service.domain import disputes, guards, plans, transitions
+from payment_service.domain.discrepancies import DiscrepancyKind
 from payment_service.domain.disputes import Dispute, Outcome, Stage
 from payment_service.domain.ledger import StripeAmount
-from payment_service.domain.operations import Operation, OperationKind
+from payment_service.domain.operations import OperationKind, OperationPurpose
 from payment_service.domain.payment import Failure, FreezeReason, State
-from payment_service.domain.snapshot import DisputeSnapshot, DisputeTransaction, PaymentSnapshot
+from payment_service.domain.snapshot import DisputeSnapshot, DisputeTransaction
 from payment_service.domain.state_machine import EventKind
-from payment_service.domain.sync.changes import ChangeSet, Movement
-from payment_service.domain.sync.money_back import (
+from payment_service.domain.sync.changes import ChangeSet, Movement, SyncContext
+from payment_service.domain.sync.reversals import (
     continue_reversals,
     next_reversal_id,
     reversal_legs,
 )
 from payment_service.domain.sync.superseded import abandon, is_at_stripe
 
-#: Where a card may be authorized and not charged: an issuer may warn of it already.
+#: States in which a card may be authorized and not charged. An issuer may warn of it already.
 _AUTHORIZED: Final = frozenset({State.IN_ESCROW, State.CAPTURING, State.CANCELING, State.PROMOTING})
 
 
-@dataclass(frozen=True, slots=True)
-class DisputeContext:
-    """What following disputes depends on besides the payment and the observation."""
-
-    #: The payment's disputes as recorded, by their ids.
-    records: Mapping[str, Dispute]
-    #: The payment's own open operation.
-    operation: Operation | None
-    #: Ids of the movements that are on the books already.
-    booked_ids: frozenset[str]
-    #: Of the reversal that a loss may have to begin with.
-    next_operation_id: str
-    freezes_on_warning: bool
-    now: datetime
-
-
-def derive_dispute_changes(
-    changes: ChangeSet, snapshot: PaymentSnapshot, context: DisputeContext
-) -> None:
-    """Add to ``to`` what the disputes and warnings in ``seen`` change."""
-    payment = changes.payment
+def derive_dispute_changes(changes: ChangeSet, context: SyncContext) -> None:
+    """Adds what the snapshot's disputes and early fraud warnings change."""
+    payment, snapshot = changes.payment, context.snapshot
     if (snapshot.payment_intent_id, snapshot.minor_units, snapshot.currency) != (
         payment.payment_intent_id,
         payment.amount,
@@ -61,52 +42,45 @@ def derive_dispute_changes(
         return  # `derive_changes` has reported it.
     if not payment.charged:
         if snapshot.disputes and not changes.deferred:
-            changes.report("dispute_before_capture", snapshot.disputes[0].dispute_id)
+            changes.report(DiscrepancyKind.DISPUTE_BEFORE_CAPTURE, snapshot.disputes[0].dispute_id)
         if payment.state in _AUTHORIZED:
-            _sync_warnings(changes, snapshot, context)
+            _sync_warnings(changes, context)
     else:
-        for shown in snapshot.disputes:
-            _sync_dispute(changes, snapshot, shown, context)
-        _sync_warnings(changes, snapshot, context)
+        for dispute in snapshot.disputes:
+            _sync_dispute(changes, dispute, context)
+        _sync_warnings(changes, context)
 
 
-def _sync_dispute(
-    changes: ChangeSet, snapshot: PaymentSnapshot, shown: DisputeSnapshot, context: DisputeContext
-) -> None:
-    before = context.records.get(shown.dispute_id)
+def _sync_dispute(changes: ChangeSet, dispute: DisputeSnapshot, context: SyncContext) -> None:
+    before = context.dispute_records.get(dispute.dispute_id)
     now = context.now
     if before is None:
-        record = disputes.opened(changes.payment, shown, now)
+        record = disputes.opened(changes.payment, dispute, now)
         _change(changes, record, EventKind.DISPUTE_OPENED, context)
     else:
-        record = disputes.updated(before, shown, now)
+        record = disputes.updated(before, dispute, now)
         if before.stage is Stage.INQUIRY and record.stage is Stage.CHARGEBACK:
             _change(changes, record, EventKind.DISPUTE_ESCALATED, context)
-    for line in shown.lines:
+    for line in dispute.lines:
         if line.balance_transaction_id not in context.booked_ids:
             record = _move_funds(changes, record, line, context)
-    _apply_outcome(changes, snapshot, before, record, context)
+    _apply_outcome(changes, before, record, context)
 
 
 def _apply_outcome(
-    changes: ChangeSet,
-    snapshot: PaymentSnapshot,
-    before: Dispute | None,
-    record: Dispute,
-    context: DisputeContext,
+    changes: ChangeSet, before: Dispute | None, record: Dispute, context: SyncContext
 ) -> None:
-    """What the dispute came to, once: the money lines are on the books by now."""
+    """Applies the dispute's outcome once. Its balance transactions are on the books by now."""
     former = before.outcome if before else Outcome.OPEN
     ended = record.outcome is not former
     if record.unsettled:
-        _abandon_parked(changes, snapshot, record.unsettled, context)
+        _abandon_parked(changes, record.unsettled, context)
         if not changes.payment.operation_id:
-            _apply_loss(changes, snapshot, record, context)
+            _apply_loss(changes, record, context)
             return
     elif ended and record.outcome in (Outcome.LOST, Outcome.PREVENTED):
-        _change(
-            changes, record, EventKind.DISPUTE_LOST, context
-        )  # Without money; that may yet be seen.
+        # Nothing was withdrawn so far; a later balance transaction may still show it.
+        _change(changes, record, EventKind.DISPUTE_LOST, context)
         return
     elif ended and record.outcome is Outcome.WON:
         _change(changes, record, EventKind.DISPUTE_WON, context)
@@ -118,7 +92,7 @@ def _apply_outcome(
         _change(changes, record, EventKind.DISPUTE_UPDATED, context)
 
 
-def _change(changes: ChangeSet, record: Dispute, kind: EventKind, context: DisputeContext) -> None:
+def _change(changes: ChangeSet, record: Dispute, kind: EventKind, context: SyncContext) -> None:
     changes.disputes[record.dispute_id] = record
     changes.take(
         transitions.dispute_changed(
@@ -128,25 +102,27 @@ def _change(changes: ChangeSet, record: Dispute, kind: EventKind, context: Dispu
 
 
 def _move_funds(
-    changes: ChangeSet, record: Dispute, line: DisputeTransaction, context: DisputeContext
+    changes: ChangeSet, record: Dispute, line: DisputeTransaction, context: SyncContext
 ) -> Dispute:
-    """One balance transaction of a dispute: what was taken, or given back, and Stripe's fee."""
+    """Books one balance transaction of a dispute: a withdrawal or a reinstatement, and the fee."""
     payment = changes.payment
     taken = line.minor_units < 0
     settled = StripeAmount(abs(line.minor_units), line.currency, line.balance_transaction_id)
-    part = _in_payment_currency(record, settled, taken=taken)
+    amount = _in_payment_currency(record, settled, taken=taken)
     fee = StripeAmount(line.fee, line.currency, line.balance_transaction_id)
     word = "dispute_withdrawn" if taken else "dispute_reinstated"
-    postings = payment.book.dispute_funds(word, 1 if taken else -1, part, settled, fee)
-    # What was written off as lost before (an appeal) is income against that loss.
-    after_loss = 0 if taken else min(max(part - record.taken, 0), record.lost)
+    postings = payment.book.dispute_funds(word, 1 if taken else -1, amount, settled, fee)
+    # After an appeal: what was written off before is now income against that loss.
+    after_loss = 0 if taken else min(max(amount - record.taken, 0), record.lost)
     if after_loss:
         postings += payment.book.reinstated_after_loss(after_loss)
-        changes.report("reinstated_after_loss", f"{record.dispute_id}: {after_loss} came back")
+        changes.report(
+            DiscrepancyKind.REINSTATED_AFTER_LOSS, f"{record.dispute_id}: {after_loss} came back"
+        )
     record = replace(
         record,
-        withdrawn=record.withdrawn + (part if taken else 0),
-        reinstated=record.reinstated + (0 if taken else part),
+        withdrawn=record.withdrawn + (amount if taken else 0),
+        reinstated=record.reinstated + (0 if taken else amount),
         lost=record.lost - after_loss,
         fee=record.fee + line.fee,
         fee_currency=line.currency,
@@ -158,7 +134,7 @@ def _move_funds(
             payment,
             {
                 **_facts(record),
-                "amount": part,
+                "amount": amount,
                 "fee": line.fee,
                 "fee_currency": line.currency,
                 "balance_transaction_id": line.balance_transaction_id,
@@ -170,86 +146,80 @@ def _move_funds(
             taken=taken,
         )
     )
-    changes.movements.append(Movement(line.balance_transaction_id, word, part))
+    changes.movements.append(Movement(line.balance_transaction_id, word, amount))
     return record
 
 
 def _in_payment_currency(record: Dispute, settled: StripeAmount, *, taken: bool) -> int:
-    """What a line means in the payment's currency.
+    """Returns what a balance transaction moved, in minor units of the payment's currency.
 
-    Where Stripe settles in another one, what it takes is what is contested, and what it gives back
-    is what it took: at the rate of then.
+    If Stripe settles in another currency, a withdrawal is the disputed amount, and a reinstatement
+    is what was withdrawn, at the exchange rate of that time.
     """
     if settled.currency == record.currency:
         return settled.minor_units
     return record.amount if taken else record.withdrawn - record.reinstated
 
 
-def _abandon_parked(
-    changes: ChangeSet, snapshot: PaymentSnapshot, part: int, context: DisputeContext
-) -> None:
-    """What is parked, and has moved nothing, gives way to the loss of ``part``.
+def _abandon_parked(changes: ChangeSet, disputed_amount: int, context: SyncContext) -> None:
+    """Abandons a parked operation that has moved nothing, so that the loss need not wait for it.
 
-    But for a reversal: the client has what that is to take back from the expert.
+    A reversal is not abandoned: the client has the money that it takes back from the expert.
     """
     operation, payment = context.operation, changes.payment
     if operation is None or changes.settled or not operation.is_without_effect(context.now):
         return
-    if is_at_stripe(operation, snapshot):
-        return  # Stripe has it, and will show its line.
+    if is_at_stripe(operation, context.snapshot):
+        return  # Its balance transaction will follow.
     if operation.kind is OperationKind.REVERSE_TRANSFER:
         return
     word = "captured" if operation.kind is OperationKind.TRANSFER else "refunded"
     reason = "the payment was lost in a dispute"
     failure = Failure("charge_disputed", "", reason, context.now)
-    abandon(changes, operation, failure, guards.payment_disputed(payment, word), part)
+    refusal = guards.payment_disputed(payment, word)
+    abandon(changes, operation, failure, refusal, disputed_amount)
 
 
-def _apply_loss(
-    changes: ChangeSet, snapshot: PaymentSnapshot, record: Dispute, context: DisputeContext
-) -> None:
-    """Write off what the bank keeps, and begin to take the expert's part back."""
-    payment, part = changes.payment, record.unsettled
-    loss = plans.plan_loss(payment, part)
-    record = replace(record, lost=record.lost + part, update_time=context.now)
+def _apply_loss(changes: ChangeSet, record: Dispute, context: SyncContext) -> None:
+    """Writes off what the bank keeps, and plans to take the expert's amount back."""
+    payment, amount = changes.payment, record.unsettled
+    loss = plans.plan_loss(payment, amount)
+    record = replace(record, lost=record.lost + amount, update_time=context.now)
     changes.disputes[record.dispute_id] = record
-    legs, owed = reversal_legs(changes, snapshot, loss.split.expert_part)
-    follows = next_reversal_id(context.next_operation_id, legs, owed)
+    legs, debt = reversal_legs(changes, context.snapshot, loss.split.expert_amount)
     changes.take(
         transitions.dispute_lost(
             payment,
             loss.split,
             loss.beyond,
-            _facts(record),
-            _frozen(changes, context),
-            follows,
-            context.now,
+            facts=_facts(record),
+            frozen=_frozen(changes, context),
+            next_operation_id=next_reversal_id(context.next_operation_id, legs, debt),
+            now=context.now,
         )
     )
-    continue_reversals(changes, legs, owed, context.now)
-    if legs and changes.next_operation is not None:
-        changes.next_operation = replace(changes.next_operation, unasked=True)
+    continue_reversals(changes, legs, debt, OperationPurpose.LOSS, context.now)
 
 
-def _sync_warnings(changes: ChangeSet, snapshot: PaymentSnapshot, context: DisputeContext) -> None:
-    """Early fraud warnings: each is told of once; the newest that is actionable may freeze."""
-    if snapshot.fraud_warnings is None:
+def _sync_warnings(changes: ChangeSet, context: SyncContext) -> None:
+    """Records each early fraud warning once. The newest actionable one may freeze the payment."""
+    warnings = context.snapshot.fraud_warnings
+    if warnings is None:
         return
-    actionable = [warning.warning_id for warning in snapshot.fraud_warnings if warning.actionable]
+    actionable = [warning.warning_id for warning in warnings if warning.actionable]
     current = actionable[-1] if actionable else ""
-    for warning in snapshot.fraud_warnings:
+    for warning in warnings:
         if warning.warning_id in context.booked_ids:
             continue
         facts = {"warning_id": warning.warning_id, "fraud_type": warning.fraud_type}
         _warn(changes, EventKind.FRAUD_WARNING, facts, current, context)
         changes.movements.append(Movement(warning.warning_id, "fraud_warning", 0))
+    recorded = FreezeReason(changes.payment.frozen, changes.payment.frozen_by)
     if changes.payment.fraud_warning_id != current:
         facts = {"warning_id": changes.payment.fraud_warning_id}
         _warn(changes, EventKind.FRAUD_WARNING_OVER, facts, current, context)
-    elif _frozen(changes, context) != FreezeReason(
-        changes.payment.frozen, changes.payment.frozen_by
-    ):
-        # The policy is another than when the warning came.
+    elif _frozen(changes, context) != recorded:
+        # The policy has changed since the warning came.
         _warn(changes, EventKind.FRAUD_WARNING_OVER, {"warning_id": current}, current, context)
 
 
@@ -258,7 +228,7 @@ def _warn(
     kind: EventKind,
     facts: dict[str, str],
     current: str,
-    context: DisputeContext,
+    context: SyncContext,
 ) -> None:
     frozen = _frozen_with(changes, current, context)
     changes.take(
@@ -266,15 +236,13 @@ def _warn(
     )
 
 
-def _frozen(changes: ChangeSet, context: DisputeContext) -> FreezeReason:
+def _frozen(changes: ChangeSet, context: SyncContext) -> FreezeReason:
     return _frozen_with(changes, changes.payment.fraud_warning_id, context)
 
 
-def _frozen_with(
-    changes: ChangeSet, fraud_warning_id: str, context: DisputeContext
-) -> FreezeReason:
+def _frozen_with(changes: ChangeSet, fraud_warning_id: str, context: SyncContext) -> FreezeReason:
     return disputes.freeze_of(
-        {**context.records, **changes.disputes}.values(),
+        {**context.dispute_records, **changes.disputes}.values(),
         fraud_warning_id,
         context.booked_ids,
         freezes_on_warning=context.freezes_on_warning,

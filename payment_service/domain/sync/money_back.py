@@ -1,19 +1,34 @@
-"""Applies refunds, transfer reversals and fee refunds, and continues with what they require."""
+"""Applies what goes back at Stripe: refunds, transfer reversals and fee refunds."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 
 from payment_service.domain import plans, transitions
+from payment_service.domain.discrepancies import DiscrepancyKind
+from payment_service.domain.errors import Refusal
 from payment_service.domain.ledger import LOSSES, StripeAmount
-from payment_service.domain.operations import Operation, OperationKind
+from payment_service.domain.operation_payloads import RefundPayload
+from payment_service.domain.operations import Operation, OperationKind, OperationPurpose
 from payment_service.domain.payment import Failure, Payment
 from payment_service.domain.processor_errors import refused_by_processor
-from payment_service.domain.snapshot import PaymentSnapshot, Refund, Reversal, Transfer
+from payment_service.domain.snapshot import FeeRefund, Refund
 from payment_service.domain.state_machine import Transition
-from payment_service.domain.sync.changes import ChangeSet, Movement, NextOperation, amount_of
+from payment_service.domain.sync.changes import (
+    ChangeSet,
+    Movement,
+    NextOperation,
+    SyncContext,
+    amount_of,
+)
+from payment_service.domain.sync.reversals import (
+    apply_out_of_band_reversal,
+    apply_reversal,
+    continue_reversals,
+    next_reversal_id,
+    reversal_legs,
+)
 from payment_service.domain.sync.superseded import (
     ended_out_of_band,
     may_be_in_flight,
@@ -21,279 +36,186 @@ from payment_service.domain.sync.superseded import (
 )
 
 
-def sync_money_back(
-    changes: ChangeSet,
-    snapshot: PaymentSnapshot,
-    operation: Operation | None,
-    booked_ids: frozenset[str],
-    next_operation_id: str,
-    now: datetime,
-) -> None:
-    """Refunds, reversals and fee refunds that are not on the books yet; ours come first."""
+def sync_money_back(changes: ChangeSet, context: SyncContext) -> None:
+    """Books the refunds, reversals and fee refunds that are not booked yet; ours first."""
     if not changes.payment.charged:
         return
-    mine = operation.operation_id if operation else ""
-    for refund in sorted(snapshot.refunds, key=lambda refund: refund.operation_id != mine):
-        if refund.refund_id not in booked_ids:
-            if operation is not None and mine and refund.operation_id == mine:
-                _apply_refund(changes, snapshot, refund, operation, next_operation_id, now)
-            else:
-                _apply_out_of_band_refund(
-                    changes, refund, may_be_in_flight(changes, snapshot, operation, now), now
-                )
+    operation, snapshot = context.operation, context.snapshot
+    ours_first = sorted(
+        snapshot.refunds, key=lambda refund: not context.is_made_by_operation(refund.operation_id)
+    )
+    for refund in ours_first:
+        if refund.refund_id in context.booked_ids:
+            continue
+        if operation is not None and context.is_made_by_operation(refund.operation_id):
+            _apply_refund(changes, context, refund, operation)
+        else:
+            reserved = may_be_in_flight(changes, context)
+            _apply_out_of_band_refund(changes, refund, reserved, context.now)
     for transfer in snapshot.transfers:
         for reversal in transfer.reversals:
-            if reversal.reversal_id in booked_ids:
+            if reversal.reversal_id in context.booked_ids:
                 continue
-            if operation is not None and mine and reversal.operation_id == mine:
-                _apply_reversal(changes, transfer, reversal, operation, next_operation_id, now)
+            if operation is not None and context.is_made_by_operation(reversal.operation_id):
+                apply_reversal(changes, context, transfer, reversal, operation)
             else:
-                _apply_out_of_band_reversal(changes, transfer, reversal, now)
+                apply_out_of_band_reversal(changes, transfer, reversal, context.now)
     application_fee = snapshot.charge.application_fee if snapshot.charge else None
     for fee_refund in application_fee.refunds if application_fee else ():
-        if fee_refund.fee_refund_id in booked_ids:
-            continue
-        platform = amount_of(
-            fee_refund.line, StripeAmount(fee_refund.minor_units, changes.payment.currency)
-        )
-        changes.take(
-            transitions.fee_refunded_out_of_band(
-                changes.payment,
-                fee_refund.fee_refund_id,
-                fee_refund.minor_units,
-                platform,
-                StripeAmount(platform.minor_units, platform.currency),
-                now,
-            )
-        )
-        changes.report("out_of_band_fee_refund", f"{fee_refund.fee_refund_id}")
-        changes.movements.append(
-            Movement(fee_refund.fee_refund_id, "fee_refund", fee_refund.minor_units)
-        )
+        if fee_refund.fee_refund_id not in context.booked_ids:
+            _apply_fee_refund(changes, fee_refund, context.now)
 
 
-def _apply_reversal(
-    changes: ChangeSet,
-    transfer: Transfer,
-    reversal: Reversal,
-    operation: Operation,
-    next_operation_id: str,
-    now: datetime,
-) -> None:
-    """The reversal that our open operation asked for; the further ones follow."""
-    part, legs, owed = operation.minor_units, operation.items("legs"), operation.number("owed_then")
-    platform, connected = _amounts_of(reversal, transfer)
-    follows = next_reversal_id(next_operation_id, legs, owed)
+def _apply_fee_refund(changes: ChangeSet, fee_refund: FeeRefund, now: datetime) -> None:
+    """Books an application fee's refund. This service makes none, so each is out of band."""
+    amount = fee_refund.minor_units
+    platform = amount_of(fee_refund.line, StripeAmount(amount, changes.payment.currency))
+    connected = StripeAmount(platform.minor_units, platform.currency)
     changes.take(
-        transitions.transfer_reversed(
-            changes.payment, reversal.reversal_id, part, platform, connected, follows, now
+        transitions.fee_refunded_out_of_band(
+            changes.payment, fee_refund.fee_refund_id, amount, platform, connected, now
         )
     )
-    continue_reversals(changes, legs, owed, now)
-    changes.settle()
-    changes.movements.append(_reversed(part, transfer, reversal))
-
-
-def _apply_out_of_band_reversal(
-    changes: ChangeSet, transfer: Transfer, reversal: Reversal, now: datetime
-) -> None:
-    """What it took from the expert is the platform's until an operator settles with the expert."""
-    part = _in_payment_currency(reversal.minor_units, transfer, changes.payment)
-    platform, connected = _amounts_of(reversal, transfer)
-    changes.take(
-        transitions.reversed_out_of_band(
-            changes.payment, reversal.reversal_id, part, platform, connected, now
-        )
-    )
-    changes.report("out_of_band_reversal", f"{reversal.reversal_id} of {part}")
-    changes.movements.append(_reversed(part, transfer, reversal))
-
-
-def _amounts_of(reversal: Reversal, transfer: Transfer) -> tuple[StripeAmount, StripeAmount]:
-    platform = amount_of(reversal.line, StripeAmount(reversal.minor_units, transfer.currency))
-    return platform, amount_of(reversal.connected_line, platform)
-
-
-def _reversed(part: int, transfer: Transfer, reversal: Reversal) -> Movement:
-    return Movement(
-        reversal.reversal_id, "reversal", part, reversal.operation_id, transfer.transfer_id
-    )
-
-
-def next_reversal_id(next_operation_id: str, legs: Sequence[object], owed: int) -> str | None:
-    """For a transition that ``continue_reversals`` follows: None if nothing does."""
-    if legs:
-        return next_operation_id
-    return "" if owed else None
-
-
-def continue_reversals(
-    changes: ChangeSet, legs: Sequence[Mapping[str, object]], owed: int, now: datetime
-) -> None:
-    """The next transfer's reversal; or, after the last one, what no transfer covers is owed."""
-    if legs:
-        first, *others = legs
-        units, transfer_units = first["minor_units"], first["transfer_minor_units"]
-        assert isinstance(units, int)
-        changes.next_operation = NextOperation(
-            OperationKind.REVERSE_TRANSFER,
-            units,
-            {
-                "transfer_id": first["transfer_id"],
-                "transfer_minor_units": transfer_units,
-                "legs": others,
-                "owed_then": owed,
-            },
-        )
-    elif owed:
-        changes.take(
-            transitions.expert_debt_recorded(changes.payment, owed, "nothing_left_to_reverse", now)
-        )
-
-
-def reversal_legs(
-    changes: ChangeSet, snapshot: PaymentSnapshot, expert_part: int
-) -> tuple[list[Mapping[str, object]], int]:
-    """Which transfers the expert's part is taken back from, and what none of them covers."""
-    payment = changes.payment
-    transfers = {transfer.transfer_id: transfer for transfer in snapshot.transfers}
-    reversible = [
-        plans.ReversibleTransfer(
-            transfer.transfer_id, _in_payment_currency(transfer.left, transfer, payment)
-        )
-        for transfer in snapshot.transfers
-    ]
-    legs = plans.plan_reversals(expert_part, reversible)
-    described: list[Mapping[str, object]] = [
-        {
-            "transfer_id": leg.transfer_id,
-            "minor_units": leg.minor_units,
-            "transfer_minor_units": _in_transfer_currency(
-                leg.minor_units, transfers[leg.transfer_id], payment
-            ),
-        }
-        for leg in legs
-    ]
-    return described, expert_part - sum(leg.minor_units for leg in legs)
+    changes.report(DiscrepancyKind.OUT_OF_BAND_FEE_REFUND, f"{fee_refund.fee_refund_id}")
+    changes.movements.append(Movement(fee_refund.fee_refund_id, "fee_refund", amount))
 
 
 def _apply_refund(
-    changes: ChangeSet,
-    snapshot: PaymentSnapshot,
-    refund: Refund,
-    operation: Operation,
-    next_operation_id: str,
-    now: datetime,
+    changes: ChangeSet, context: SyncContext, refund: Refund, operation: Operation
 ) -> None:
-    """The refund that our open operation asked for."""
-    payment = changes.payment
+    """Books the refund of our open operation, and plans the expert's reversals."""
     if _lacks_balance_transaction(refund):
         changes.defer(operation=True)
         return
-    settled = amount_of(refund.line, StripeAmount(refund.minor_units, payment.currency))
-    changes.movements.append(
-        Movement(refund.refund_id, "refund", refund.minor_units, refund.operation_id)
+    if operation.is_repayment:
+        _apply_repayment(changes, refund, context.now)
+        return
+    changes.movements.append(_refunded(refund))
+    if refund.failed:
+        _apply_refused_refund(changes, refund, operation, context.now)
+        return
+    # Split again: an out-of-band refund may have been booked since the plan was made.
+    payment, now = changes.payment, context.now
+    split = plans.split_refund(payment, refund.minor_units, payment.held)
+    legs, debt = reversal_legs(changes, context.snapshot, split.expert_amount)
+    next_id = next_reversal_id(context.next_operation_id, legs, debt)
+    settled = _settled(refund, payment)
+    changes.take(
+        transitions.client_refunded(payment, refund.refund_id, split, settled, next_id, now)
     )
-    refused = refused_by_processor("refund_failed", "", payment_id=payment.payment_id)
-    if operation.params.get("owed") and refund.minor_units > payment.client_payable:
-        # While it was on its way somebody else paid it too: it is booked like any other refund.
-        changes.movements.pop()
+    continue_reversals(changes, legs, debt, operation.purpose, now)
+    changes.settle()
+
+
+def _refunded(refund: Refund) -> Movement:
+    return Movement(refund.refund_id, "refund", refund.minor_units, refund.operation_id)
+
+
+def _settled(refund: Refund, payment: Payment) -> StripeAmount:
+    return amount_of(refund.line, StripeAmount(refund.minor_units, payment.currency))
+
+
+def _apply_repayment(changes: ChangeSet, refund: Refund, now: datetime) -> None:
+    """Books the refund that pays the client again."""
+    payment = changes.payment
+    if refund.minor_units > payment.client_payable:
+        # Somebody else paid the client meanwhile: this one is booked as an out-of-band refund.
         changes.take(transitions.repayment_abandoned(payment, "paid out of band as well", now))
         changes.settle(ended_out_of_band(payment, "refunded"))
         _apply_out_of_band_refund(changes, refund, 0, now)
         return
-    if operation.params.get("owed"):
-        changes.take(
-            transitions.client_repaid(payment, refund.refund_id, refund.minor_units, settled, now)
-        )
-        changes.settle(refused if refund.failed else None)
-        if refund.failed:  # Bounced once more: still owed, under a new operation for the operator.
-            _apply_failed_refund(changes, refund, now)
-        return
-    if refund.failed:
-        changes.movements.append(Movement(failure_id(refund), "refund_failure", refund.minor_units))
-        _book_refund_and_failure(changes, refund, now)
-        failure = Failure("refund_failed", "", "Stripe could not refund the client", now)
-        changes.take(transitions.refund_refused(changes.payment, failure))
-        if operation.params.get("after_capture"):
-            changes.discrepancies.append(
-                remainder_not_returned(payment, operation, "refund_failed")
-            )
-            changes.settle()
-        else:
-            changes.settle(refused)
-        return
-    # Divided anew: a refund made elsewhere may have come in between.
-    split = plans.split_refund(payment, refund.minor_units, payment.held)
-    legs, owed = reversal_legs(changes, snapshot, split.expert_part)
-    follows = next_reversal_id(next_operation_id, legs, owed)
-    changes.take(
-        transitions.client_refunded(payment, refund.refund_id, split, settled, follows, now)
-    )
-    continue_reversals(changes, legs, owed, now)
-    changes.settle()
+    changes.movements.append(_refunded(refund))
+    amount, settled = refund.minor_units, _settled(refund, payment)
+    changes.take(transitions.client_repaid(payment, refund.refund_id, amount, settled, now))
+    changes.settle(_refused_refund(payment) if refund.failed else None)
+    if refund.failed:  # It failed once more: still payable, by a new operation for the operator.
+        _apply_failed_refund(changes, refund, now)
+
+
+def _refused_refund(payment: Payment) -> Refusal:
+    return refused_by_processor("refund_failed", "", payment_id=payment.payment_id)
+
+
+def _apply_refused_refund(
+    changes: ChangeSet, refund: Refund, operation: Operation, now: datetime
+) -> None:
+    """Books our refund that failed before it was booked: nothing has changed for the client."""
+    payment = changes.payment
+    changes.movements.append(Movement(failure_id(refund), "refund_failure", refund.minor_units))
+    _book_refund_and_failure(changes, refund, now)
+    failure = Failure("refund_failed", "", "Stripe could not refund the client", now)
+    changes.take(transitions.refund_refused(changes.payment, failure))
+    if operation.returns_remainder:
+        changes.discrepancies.append(remainder_not_returned(payment, operation, "refund_failed"))
+        changes.settle()
+    else:
+        changes.settle(_refused_refund(payment))
 
 
 def _apply_out_of_band_refund(
     changes: ChangeSet, refund: Refund, reserved: int, now: datetime
 ) -> None:
-    """It pays what is payable to the client first, then what is held but for what is ``reserved``.
+    """Books a refund that pays the client payable first, then out of escrow, then what was paid.
 
-    What does not fit beside that waits: out of what it was paid is only known afterwards.
+    ``reserved`` minor units of the escrow may be in flight to the expert. A refund that does not
+    fit beside them is deferred: what it was paid from is known only afterwards.
     """
     payment = changes.payment
     if _lacks_balance_transaction(refund):
         changes.defer(operation=False)
         return
-    if refund.failed:  # It bounced before we ever saw it; at Stripe it cancels out.
+    if refund.failed:  # It failed before a snapshot showed it; at Stripe both cancel out.
         changes.movements += [
             Movement(refund.refund_id, "refund", refund.minor_units),
             Movement(failure_id(refund), "refund_failure", refund.minor_units),
         ]
         _book_refund_and_failure(changes, refund, now)
-        changes.report("out_of_band_refund", f"{refund.refund_id} bounced")
+        changes.report(DiscrepancyKind.OUT_OF_BAND_REFUND, f"{refund.refund_id} bounced")
         return
-    settled = amount_of(refund.line, StripeAmount(refund.minor_units, payment.currency))
-    owed = min(refund.minor_units, payment.client_payable)
-    rest = refund.minor_units - owed
-    if reserved and rest > payment.held - reserved:
+    payable = min(refund.minor_units, payment.client_payable)
+    remainder = refund.minor_units - payable
+    if reserved and remainder > payment.held - reserved:
         changes.defer(operation=False)
         return
-    from_escrow = min(rest, payment.held)
-    if rest - from_escrow > payment.net:
-        available = owed + from_escrow + payment.net
+    from_escrow = min(remainder, payment.held)
+    if remainder - from_escrow > payment.net:
+        available = payable + from_escrow + payment.net
         changes.report(
-            "refund_exceeds_net", f"{refund.refund_id}: {refund.minor_units} > {available}"
+            DiscrepancyKind.REFUND_EXCEEDS_NET,
+            f"{refund.refund_id}: {refund.minor_units} > {available}",
         )
         return
-    split = replace(plans.split_refund(payment, rest, from_escrow), from_owed=owed)
+    split = replace(plans.split_refund(payment, remainder, from_escrow), from_payable=payable)
+    settled = _settled(refund, payment)
     changes.take(
         transitions.refunded_out_of_band(payment, refund.refund_id, split, settled, LOSSES, now)
     )
-    changes.movements.append(
-        Movement(refund.refund_id, "refund", refund.minor_units, refund.operation_id)
+    changes.movements.append(_refunded(refund))
+    of_payable = f", {payable} of it as owed" if payable else ""
+    changes.report(
+        DiscrepancyKind.OUT_OF_BAND_REFUND,
+        f"{refund.refund_id} of {refund.minor_units}{of_payable}",
     )
-    as_owed = f", {owed} of it as owed" if owed else ""
-    changes.report("out_of_band_refund", f"{refund.refund_id} of {refund.minor_units}{as_owed}")
 
 
-def sync_failed_refunds(
-    changes: ChangeSet, snapshot: PaymentSnapshot, booked_ids: frozenset[str], now: datetime
-) -> None:
-    """Refunds on the books that came back: before all else, so that what is paid next pays them."""
-    for refund in snapshot.refunds:
-        bounced = (
+def sync_failed_refunds(changes: ChangeSet, context: SyncContext) -> None:
+    """Books the failures of refunds that are on the books.
+
+    This comes before all other refunds, so that those pay the client payable that it leaves.
+    """
+    for refund in context.snapshot.refunds:
+        failed_since = (
             refund.failed
-            and refund.refund_id in booked_ids
-            and failure_id(refund) not in booked_ids
+            and refund.refund_id in context.booked_ids
+            and failure_id(refund) not in context.booked_ids
         )
-        if not bounced or not changes.payment.charged:
+        if not failed_since or not changes.payment.charged:
             continue
         if _lacks_balance_transaction(refund):
-            # Under the refund's own line the failure would never be explained.
+            # Booked under the refund's own transaction, the failure's could never be explained.
             changes.defer(operation=False)
         else:
-            _apply_failed_refund(changes, refund, now)
+            _apply_failed_refund(changes, refund, context.now)
 
 
 def _apply_failed_refund(changes: ChangeSet, refund: Refund, now: datetime) -> None:
@@ -307,59 +229,51 @@ def _apply_failed_refund(changes: ChangeSet, refund: Refund, now: datetime) -> N
         )
     )
     changes.movements.append(Movement(failure_id(refund), "refund_failure", refund.minor_units))
-    changes.report("refund_failed", f"{refund.refund_id} of {refund.minor_units} bounced")
+    changes.report(
+        DiscrepancyKind.REFUND_FAILED, f"{refund.refund_id} of {refund.minor_units} bounced"
+    )
 
 
 def repayment(
     payment: Payment, operation_id: str, now: datetime
 ) -> tuple[Transition, NextOperation] | None:
-    """What is to pay the client again after bounced refunds, to be parked for an operator.
+    """Returns the refund that pays the client again after failed refunds, to be recorded parked.
 
-    None while something else is under way: whoever ends that asks again, in the same transaction.
+    None while another operation is open: the transaction that ends that one plans it again.
     """
     if not payment.client_payable or payment.operation_id:
         return None
-    coming = NextOperation(
+    operation = NextOperation(
         OperationKind.REFUND,
         payment.client_payable,
-        {"owed": True, "payment_intent_id": payment.payment_intent_id},
+        RefundPayload(payment_intent_id=payment.payment_intent_id),
+        OperationPurpose.REPAYMENT,
     )
-    return transitions.repayment_due(payment, operation_id, now), coming
+    return transitions.repayment_due(payment, operation_id, now), operation
 
 
 def _book_refund_and_failure(changes: ChangeSet, refund: Refund, now: datetime) -> None:
-    """It failed before it was on the books. One that never moved anything has no lines at all."""
+    """Books a refund that failed before it was booked. Without transactions it moved nothing."""
     if refund.line is not None and refund.failure_line is not None:
-        sent, refunded_from_escrow = refund.line.settled, refund.failure_line.settled
-        part = refund.minor_units
         changes.take(
             transitions.refund_failed_unbooked(
-                changes.payment, refund.refund_id, part, sent, refunded_from_escrow, now
+                changes.payment,
+                refund.refund_id,
+                refund.minor_units,
+                refund.line.settled,
+                refund.failure_line.settled,
+                now,
             )
         )
 
 
 def _lacks_balance_transaction(refund: Refund) -> bool:
-    """Stripe has not moved the money yet, or back; postings wait for its line: none is edited."""
+    """Whether Stripe has not moved the money yet, or not moved it back after a failure."""
     if refund.failed:
         return refund.line is not None and refund.failure_line is None
     return refund.line is None
 
 
 def failure_id(refund: Refund) -> str:
-    """Under which a refund's later failure is known."""
+    """The id of the movement that books a refund's later failure."""
     return f"{refund.refund_id}:failed"
-
-
-def _in_payment_currency(part: int, transfer: Transfer, payment: Payment) -> int:
-    """A part of a transfer in the payment's currency; exact where they are the same."""
-    if transfer.currency == payment.currency:
-        return part
-    # Only a destination charge is converted: it has one transfer, of all that was captured.
-    return part * payment.captured // transfer.minor_units
-
-
-def _in_transfer_currency(part: int, transfer: Transfer, payment: Payment) -> int:
-    if transfer.currency == payment.currency:
-        return part
-    return part * transfer.minor_units // payment.captured

@@ -1,6 +1,6 @@
-"""Out-of-band movements, and the operation that was open when they were seen.
+"""Out-of-band movements, and the operation that was open when a snapshot showed them.
 
-One rule: what somebody else moved at Stripe since the open operation was recorded keeps that
+One rule, ours: what somebody else moved at Stripe since the open operation was recorded keeps that
 operation from being sent. It is parked with a reason that names the movement, and an operator
 resumes or abandons it. If Stripe shows the operation itself as done, that ends it as always.
 """
@@ -9,21 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import datetime
 
 from payment_service.domain import transitions
+from payment_service.domain.discrepancies import DiscrepancyKind
 from payment_service.domain.errors import Precondition, Refusal
+from payment_service.domain.operation_payloads import ReversalPayload
 from payment_service.domain.operations import Operation, OperationKind, OperationState
 from payment_service.domain.payment import Failure, Payment, State, WaitingFor
 from payment_service.domain.snapshot import PaymentSnapshot, Refund
-from payment_service.domain.sync.changes import ChangeSet, Discrepancy
+from payment_service.domain.sync.changes import ChangeSet, Discrepancy, SyncContext
 
 
-def out_of_band_movements(
-    snapshot: PaymentSnapshot, operation: Operation | None, booked_ids: frozenset[str]
-) -> tuple[str, ...]:
+def out_of_band_movements(context: SyncContext) -> tuple[str, ...]:
     """Describes the movements that are not booked yet and that the operation did not make."""
-    mine = operation.operation_id if operation else ""
+    snapshot = context.snapshot
     fee = snapshot.charge.application_fee if snapshot.charge else None
     found = [
         *(("refund", one.refund_id, one.minor_units, one.operation_id) for one in snapshot.refunds),
@@ -42,9 +41,9 @@ def out_of_band_movements(
         ),
     ]
     return tuple(
-        described(kind, name, minor_units)
-        for kind, name, minor_units, made_by in found
-        if name not in booked_ids and (not made_by or made_by != mine)
+        described(kind, movement_id, minor_units)
+        for kind, movement_id, minor_units, made_by in found
+        if movement_id not in context.booked_ids and not context.is_made_by_operation(made_by)
     )
 
 
@@ -53,108 +52,123 @@ def described(kind: str, movement_id: str, minor_units: int) -> str:
     return f"{kind} {movement_id} of {minor_units}"
 
 
-def check_superseded(
-    changes: ChangeSet,
-    snapshot: PaymentSnapshot,
-    operation: Operation | None,
-    moved: Sequence[str],
-    now: datetime,
-) -> None:
+def check_superseded(changes: ChangeSet, context: SyncContext, moved: Sequence[str]) -> None:
     """Keeps the open operation from being sent if anything ``moved`` out of band meanwhile.
 
-    If a request of it may be on its way, only its holder may park it, by ``Followed.blocked_by``:
-    nobody else knows what was sent. What follows from an operation that is done is recorded parked.
+    If one of its requests may be in flight, only the lease holder may park it, by
+    ``ChangeSet.blocked_by``: nobody else knows what was sent. The operation that follows one that
+    is done is recorded parked.
     """
+    operation = context.operation
     if operation is None or not moved:
         return
     why = f"moved out of band meanwhile: {', '.join(moved)}"
     if changes.settled:
         if changes.next_operation is not None:
             changes.next_operation = replace(changes.next_operation, parked=why)
-            changes.take(
-                transitions.waiting_changed(changes.payment, WaitingFor.OPERATOR, why, now)
-            )
+            _wait_for_operator(changes, context, why)
         return
-    if changes.operation_deferred or is_at_stripe(operation, snapshot):
+    if changes.operation_deferred or is_at_stripe(operation, context.snapshot):
         return
     changes.blocked_by = why
     is_parked = operation.state is OperationState.PARKED
     if is_parked and changes.payment.waiting_for is not WaitingFor.OPERATOR:
-        changes.take(transitions.waiting_changed(changes.payment, WaitingFor.OPERATOR, why, now))
+        _wait_for_operator(changes, context, why)
 
 
-def end_repayment(
-    changes: ChangeSet, snapshot: PaymentSnapshot, operation: Operation | None, now: datetime
-) -> None:
+def _wait_for_operator(changes: ChangeSet, context: SyncContext, why: str) -> None:
+    changes.take(
+        transitions.waiting_changed(changes.payment, WaitingFor.OPERATOR, why, context.now)
+    )
+
+
+def end_repayment(changes: ChangeSet, context: SyncContext) -> None:
     """Ends a parked repayment once less is payable to the client than it would pay.
 
-    Its amount is never edited, since Stripe may know its key. What is still payable is parked anew.
+    Its amount is never edited, since Stripe may know its key. What is still payable is parked as a
+    new operation.
     """
-    if operation is None or not operation.params.get("owed") or changes.settled:
+    operation = context.operation
+    if operation is None or not operation.is_repayment or changes.settled:
         return
-    if changes.payment.client_payable >= operation.minor_units or is_at_stripe(operation, snapshot):
+    if changes.payment.client_payable >= operation.minor_units:
         return
-    if operation.is_without_effect(now):
-        changes.take(transitions.repayment_abandoned(changes.payment, "paid out of band", now))
+    if is_at_stripe(operation, context.snapshot):
+        return
+    if operation.is_without_effect(context.now):
+        abandoned = transitions.repayment_abandoned(
+            changes.payment, "paid out of band", context.now
+        )
+        changes.take(abandoned)
         changes.settle(ended_out_of_band(changes.payment, "refunded"))
 
 
 def abandon(
-    changes: ChangeSet, operation: Operation, failure: Failure, refusal: Refusal, taken: int
+    changes: ChangeSet,
+    operation: Operation,
+    failure: Failure,
+    refusal: Refusal,
+    disputed_amount: int,
 ) -> None:
-    """Ends a parked operation for a lost dispute. Its caller is told ``refusal``, except where the
-    essential part was done: of what is held then, the dispute takes ``taken``.
+    """Ends a parked operation because of a lost dispute over ``disputed_amount`` (minor units).
+
+    Its caller gets ``refusal``, except for a remainder: the expert was paid, and a caller who gets
+    a refusal would pay once more.
     """
     payment = changes.payment
-    if operation.kind in (OperationKind.CAPTURE, OperationKind.TRANSFER):
+    if operation.pays_expert:
         changes.take(transitions.capture_abandoned(payment, failure.message, failure.time))
         changes.settle(refusal)
-    elif operation.params.get("owed"):
+    elif operation.is_repayment:
         changes.take(transitions.repayment_abandoned(payment, failure.message, failure.time))
         changes.settle(refusal)
     elif operation.kind is OperationKind.REFUND:
         changes.take(transitions.refund_refused(payment, failure))
-        if not operation.params.get("after_capture"):
+        if not operation.returns_remainder:
             changes.settle(refusal)
             return
-        # The expert was paid: a caller who is told "refused" would pay once more.
         changes.settle()
-        if payment.held > taken:
+        if payment.held > disputed_amount:
             changes.discrepancies.append(remainder_not_returned(payment, operation, failure.code))
 
 
-def may_be_in_flight(
-    changes: ChangeSet, snapshot: PaymentSnapshot, operation: Operation | None, now: datetime
-) -> int:
-    """Returns what a transfer may be sending to the expert just now: the client cannot have it."""
+def may_be_in_flight(changes: ChangeSet, context: SyncContext) -> int:
+    """Returns what a transfer may be sending to the expert now, in minor units.
+
+    The client cannot get that amount.
+    """
+    operation = context.operation
     if operation is None or changes.settled or changes.payment.state is not State.CAPTURING:
         return 0
-    if operation.is_without_effect(now) and not is_at_stripe(operation, snapshot):
+    if operation.is_without_effect(context.now) and not is_at_stripe(operation, context.snapshot):
         return 0
     return operation.minor_units
 
 
-def out_of_band_refunds(snapshot: PaymentSnapshot, booked_ids: frozenset[str]) -> list[Refund]:
-    """What others refund, and is not booked yet; of a payment with no refund of ours in flight."""
-    return [one for one in snapshot.refunds if one.refund_id not in booked_ids and not one.failed]
+def out_of_band_refunds(context: SyncContext) -> list[Refund]:
+    """Returns the refunds that are not booked yet. Requires that no refund of ours is open."""
+    return [
+        one
+        for one in context.snapshot.refunds
+        if one.refund_id not in context.booked_ids and not one.failed
+    ]
 
 
 def check_covered(payment: Payment, operation: Operation) -> None:
-    """Raise if a parked operation would refund or pay out more than there is by now."""
-    if operation.kind is OperationKind.TRANSFER or operation.params.get("after_capture"):
+    """Raises Precondition if a parked operation would move more than there is by now."""
+    if operation.kind is OperationKind.TRANSFER or operation.returns_remainder:
         available = payment.held
     elif operation.kind is not OperationKind.REFUND:
         return
-    elif operation.params.get("owed"):
+    elif operation.is_repayment:
         available = payment.client_payable
     else:
         available = payment.held + payment.net
     if operation.minor_units > available:
-        there_is = payment.money(available)
         raise Precondition(
             "AMOUNT_TOO_LARGE",
-            f"{payment.money(operation.minor_units)} is more than the {there_is} that is left; "
-            "abandon the operation (AbandonOperation)",
+            f"{payment.money(operation.minor_units)} is more than the {payment.money(available)} "
+            "that is left; abandon the operation (AbandonOperation)",
             {
                 "payment_id": payment.payment_id,
                 "requested": operation.minor_units,
@@ -165,33 +179,38 @@ def check_covered(payment: Payment, operation: Operation) -> None:
 
 
 def is_at_stripe(operation: Operation, snapshot: PaymentSnapshot) -> bool:
-    """Whether Stripe shows what this operation asked for, on the books or not."""
-    shown = {one.operation_id for one in snapshot.separate_transfers}
-    shown |= {one.operation_id for one in snapshot.refunds}
-    shown |= {one.operation_id for transfer in snapshot.transfers for one in transfer.reversals}
-    return operation.operation_id in shown
+    """Whether Stripe shows what this operation requested, booked or not."""
+    operation_ids = {one.operation_id for one in snapshot.separate_transfers}
+    operation_ids |= {one.operation_id for one in snapshot.refunds}
+    operation_ids |= {
+        one.operation_id for transfer in snapshot.transfers for one in transfer.reversals
+    }
+    return operation.operation_id in operation_ids
 
 
 def debt_if_not_reversed(operation: Operation) -> int:
-    """What the expert owes if this reversal is not made: the later ones are not tried either."""
-    later = sum(int(str(leg["minor_units"])) for leg in operation.items("legs"))
-    return operation.minor_units + later + operation.number("owed_then")
+    """Returns the expert's debt, in minor units, if this reversal and the later ones do not happen.
+
+    Raises TypeError for another kind of operation.
+    """
+    return operation.minor_units + operation.payload_as(ReversalPayload).unrecovered
 
 
 def remainder_not_returned(payment: Payment, operation: Operation, code: str) -> Discrepancy:
-    """The expert was paid by a final capture, and the rest was not given back."""
+    """A final capture paid the expert, and the remainder was not refunded."""
     return Discrepancy(
         payment.payment_id,
-        "remainder_not_returned",
+        DiscrepancyKind.REMAINDER_NOT_RETURNED,
         f"{operation.operation_id}: {code}",
         expected=operation.minor_units,
         found=0,
         currency=payment.currency,
-        remediation="the remainder is still in escrow: call RefundPayment once nothing forbids it",
+        remediation="the remainder is still in escrow: call RefundPayment once nothing prevents it",
     )
 
 
 def ended_out_of_band(payment: Payment, word: str) -> Precondition:
+    """The refusal of an operation that an out-of-band change has made pointless."""
     return Precondition(
         "WRONG_STATE",
         f"meanwhile the payment was {word} at Stripe",

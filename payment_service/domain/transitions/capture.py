@@ -2,86 +2,76 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime
-from typing import Any, Final
 
 from payment_service.domain.ledger import CaptureSplit, CaptureTransactions, StripeAmount
-from payment_service.domain.payment import Failure, Payment, State, WaitingFor, WaitingReason
-from payment_service.domain.state_machine import (
-    EventKind,
-    Transition,
-    move,
+from payment_service.domain.payment import Failure, Payment, State
+from payment_service.domain.state_machine import EventKind, Transition, move
+from payment_service.domain.transitions.fields import (
+    OPERATION_CLOSED,
     reverted,
     with_next_operation,
 )
 
-#: What every transition says that ends the operation at Stripe.
-_NOTHING_UNDER_WAY: Final[Mapping[str, Any]] = {
-    "operation_id": "",
-    "waiting_for": WaitingFor.NOTHING,
-    "waiting_reason": WaitingReason.NOTHING,
-    "debt_offset": 0,
-}
-
 
 def start_capture(
     payment: Payment,
-    share: CaptureSplit,
+    split: CaptureSplit,
     operation_id: str,
     notes: str,
     now: datetime,
     *,
     by_deadline: bool = False,
 ) -> Transition:
+    """A capture was recorded as an operation; ``debt_offset`` of the expert's debt is reserved."""
     return move(
         payment,
         EventKind.CAPTURE_STARTED,
         State.CAPTURING,
         now,
         facts={
-            "amount": share.part,
-            "netted": share.netted,
+            "amount": split.amount,
+            "netted": split.debt_offset,
             "notes": notes,
             "operation_id": operation_id,
         },
         operation_id=operation_id,
-        debt_offset=share.netted,
+        debt_offset=split.debt_offset,
         deadline_time=now if by_deadline else payment.deadline_time,
         failure=None,
     )
 
 
 def capture_refused(payment: Payment, failure: Failure) -> Transition:
+    """Stripe refused the capture."""
     return reverted(payment, EventKind.CAPTURE_REFUSED, payment.resting_state, failure)
 
 
 def capture_abandoned(payment: Payment, reason: str, now: datetime) -> Transition:
-    """A capture that nothing came of is not to be made any more."""
+    """A capture that had no effect was abandoned."""
     return move(
         payment,
         EventKind.CAPTURE_ABANDONED,
         payment.resting_state,
         now,
         facts={"reason": reason, "operation_id": payment.operation_id},
-        **_NOTHING_UNDER_WAY,
+        **OPERATION_CLOSED,
     )
 
 
 def captured(
     payment: Payment,
-    share: CaptureSplit,
+    split: CaptureSplit,
     lines: CaptureTransactions,
     *,
     charge_id: str,
     transfer_id: str,
     now: datetime,
 ) -> Transition:
-    """Stripe took the money and split it; whatever was held beyond it is the client's again.
+    """DESTINATION: Stripe charged the card and paid the expert, or somebody did so out of band.
 
-    ``share`` is what Stripe really collected. Also the way by which a capture that somebody made at
-    Stripe's dashboard is followed. (DESTINATION)
+    ``split`` is what Stripe really collected. Stripe releases what was held beyond it.
     """
     ours = payment.state is State.CAPTURING
     book = payment.book
@@ -91,30 +81,30 @@ def captured(
         State.CAPTURED,
         now,
         facts={
-            "amount": share.part,
-            "commission": share.commission,
-            "netted": share.netted,
-            "released": max(payment.held - share.part, 0),
+            "amount": split.amount,
+            "commission": split.commission,
+            "netted": split.debt_offset,
+            "released": max(payment.held - split.amount, 0),
             "charge_id": charge_id,
             "transfer_id": transfer_id,
         },
-        postings=[*book.hold_released(payment.held), *book.captured(share, lines)],
+        postings=[*book.hold_released(payment.held), *book.captured(split, lines)],
         held=0,
-        charged=share.part,
-        captured=share.part,
-        net_commission=share.commission,
+        charged=split.amount,
+        captured=split.amount,
+        net_commission=split.commission,
         charge_id=charge_id,
         transfer_id=transfer_id,
         capture_time=now,
         escrow_time=payment.escrow_time or now,
         failure=None,
-        **_NOTHING_UNDER_WAY,
+        **OPERATION_CLOSED,
     )
 
 
 def transferred(
     payment: Payment,
-    share: CaptureSplit,
+    split: CaptureSplit,
     sent: StripeAmount,
     received: StripeAmount,
     *,
@@ -122,28 +112,30 @@ def transferred(
     next_operation_id: str | None,
     now: datetime,
 ) -> Transition:
-    """A part of what the platform holds went to the expert. (SEPARATE)
+    """SEPARATE: an amount out of escrow was transferred to the expert.
 
-    ``next_operation_id`` refunds the rest to the client, where the capture was to be the last.
+    With ``next_operation_id`` the capture was final, and that operation refunds the remainder.
     """
-    after = replace(payment, held=payment.held - share.part, captured=payment.captured + share.part)
+    after = replace(
+        payment, held=payment.held - split.amount, captured=payment.captured + split.amount
+    )
     return move(
         payment,
         EventKind.CAPTURED,
         after.resting_state if next_operation_id is None else State.REFUNDING,
         now,
         facts={
-            "amount": share.part,
-            "commission": share.commission,
-            "netted": share.netted,
-            "sent": share.sent,
+            "amount": split.amount,
+            "commission": split.commission,
+            "netted": split.debt_offset,
+            "sent": split.sent,
             "transfer_id": transfer_id,
         },
-        postings=payment.book.transferred(share, sent, received),
+        postings=payment.book.transferred(split, sent, received),
         held=after.held,
         captured=after.captured,
-        net_commission=payment.net_commission + share.commission,
-        # Remembered now, since Stripe may refuse that refund, today and again.
+        net_commission=payment.net_commission + split.commission,
+        # Recorded now, because Stripe may refuse that refund, also when it is repeated later.
         remainder_to_client=payment.remainder_to_client or next_operation_id is not None,
         transfer_id=transfer_id,
         capture_time=now,

@@ -8,13 +8,8 @@ from datetime import datetime
 
 from payment_service.domain.ledger import Posting, RefundSplit
 from payment_service.domain.payment import FreezeReason, Payment, State
-from payment_service.domain.state_machine import (
-    EventKind,
-    Transition,
-    freeze_fields,
-    move,
-    with_next_operation,
-)
+from payment_service.domain.state_machine import EventKind, Transition, move
+from payment_service.domain.transitions.fields import freeze_fields, with_next_operation
 from payment_service.domain.transitions.refund import split_facts
 
 
@@ -25,7 +20,7 @@ def dispute_changed(
     frozen: FreezeReason,
     now: datetime,
 ) -> Transition:
-    """Something about a dispute that moves no money."""
+    """A dispute changed, or is being answered, without moving money."""
     return move(payment, kind, payment.state, now, facts=facts, **freeze_fields(frozen))
 
 
@@ -38,7 +33,7 @@ def dispute_funds_moved(
     *,
     taken: bool,
 ) -> Transition:
-    """Stripe withdrew the contested money from the platform, or reinstated it."""
+    """Stripe withdrew the disputed money (``taken``), or reinstated it."""
     return move(
         payment,
         EventKind.DISPUTE_FUNDS_WITHDRAWN if taken else EventKind.DISPUTE_FUNDS_REINSTATED,
@@ -54,16 +49,16 @@ def dispute_lost(
     payment: Payment,
     split: RefundSplit,
     beyond: int,
+    *,
     facts: Mapping[str, object],
     frozen: FreezeReason,
     next_operation_id: str | None,
     now: datetime,
 ) -> Transition:
-    """The client's bank keeps the money: what is owed to the client first, then what is held,
-    then of what was captured.
+    """The client's bank keeps the money, and ``split`` says who pays for it.
 
-    ``beyond`` had been given back to the client before: the platform bears it. The expert's part is
-    owed until it is reversed; ``next_operation_id`` None means that nothing is to be taken back.
+    ``beyond`` is the platform's loss: the client had it by a refund already. The expert's amount is
+    debt until it is reversed. ``next_operation_id`` None means that nothing is to be reversed.
     """
     after = after_loss(payment, split)
     names = ("held", "lost_held", "lost", "net_commission", "client_payable")
@@ -86,14 +81,14 @@ def dispute_lost(
 
 
 def after_loss(payment: Payment, split: RefundSplit) -> Payment:
-    """The payment's amounts once the client's bank has it for good."""
+    """Returns the payment with the amounts after the loss."""
     return replace(
         payment,
         held=payment.held - split.from_escrow,
         lost_held=payment.lost_held + split.from_escrow,
         lost=payment.lost + split.from_captured,
         net_commission=payment.net_commission - split.commission,
-        client_payable=payment.client_payable - split.from_owed,
+        client_payable=payment.client_payable - split.from_payable,
     )
 
 
@@ -105,7 +100,7 @@ def fraud_warned(
     frozen: FreezeReason,
     now: datetime,
 ) -> Transition:
-    """The issuer reported the charge as fraud, or that has become pointless."""
+    """The issuer reported the charge as fraud, or that warning is over."""
     return move(
         payment,
         kind,
@@ -118,7 +113,7 @@ def fraud_warned(
 
 
 def fraud_warning_dismissed(payment: Payment, reason: str, now: datetime) -> Transition:
-    """Lifts the freeze of a warning that an operator has checked: the payment can be captured."""
+    """An operator dismissed the warning that froze the payment: it may be captured."""
     return move(
         payment,
         EventKind.FRAUD_WARNING_DISMISSED,

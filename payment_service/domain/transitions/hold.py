@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime
-from typing import Any, Final
 
 from payment_service.domain.errors import Precondition
 from payment_service.domain.ledger import StripeAmount
@@ -15,29 +13,18 @@ from payment_service.domain.payment import (
     FreezeReason,
     Payment,
     State,
-    WaitingFor,
-    WaitingReason,
 )
-from payment_service.domain.state_machine import (
-    EventKind,
-    Transition,
+from payment_service.domain.state_machine import EventKind, Transition, move
+from payment_service.domain.transitions.fields import (
+    OPERATION_CLOSED,
     freeze_fields,
-    move,
     reverted,
     with_next_operation,
 )
 
-#: What every transition says that ends the operation at Stripe.
-_NOTHING_UNDER_WAY: Final[Mapping[str, Any]] = {
-    "operation_id": "",
-    "waiting_for": WaitingFor.NOTHING,
-    "waiting_reason": WaitingReason.NOTHING,
-    "debt_offset": 0,
-}
-
 
 def initiate(payment: Payment) -> Transition:
-    """The payment exists; its intent at Stripe does not yet."""
+    """Creates the payment. Its intent at Stripe does not exist yet. Raises Precondition."""
     if payment.commission >= payment.amount:
         raise Precondition(
             "COMMISSION_TOO_LARGE",
@@ -55,12 +42,12 @@ def intent_created(payment: Payment, payment_intent_id: str, now: datetime) -> T
         now,
         facts={"payment_intent_id": payment_intent_id},
         payment_intent_id=payment_intent_id,
-        **_NOTHING_UNDER_WAY,
+        **OPERATION_CLOSED,
     )
 
 
 def creation_refused(payment: Payment, failure: Failure) -> Transition:
-    """Stripe will not have this payment; nobody was or can be charged."""
+    """Stripe refused to create the intent: nobody was or can be charged."""
     return move(
         payment,
         EventKind.CREATION_REFUSED,
@@ -68,7 +55,7 @@ def creation_refused(payment: Payment, failure: Failure) -> Transition:
         failure.time,
         facts={"code": failure.code},
         failure=failure,
-        **_NOTHING_UNDER_WAY,
+        **OPERATION_CLOSED,
     )
 
 
@@ -90,7 +77,7 @@ def attempt_restarted(payment: Payment, now: datetime) -> Transition:
 def authorized(
     payment: Payment, charge_id: str, expire_time: datetime | None, now: datetime
 ) -> Transition:
-    """The card's authorization stands: the money is secured and belongs to nobody yet."""
+    """The card is authorized until ``expire_time``: the whole amount is held."""
     return move(
         payment,
         EventKind.AUTHORIZED,
@@ -103,55 +90,55 @@ def authorized(
         escrow_time=now,
         escrow_expire_time=expire_time,
         failure=None,
-        **_NOTHING_UNDER_WAY,
+        **OPERATION_CLOSED,
     )
 
 
 def charged(
     payment: Payment,
-    part: int,
+    amount: int,
     settled: StripeAmount,
     *,
     charge_id: str,
     expire_time: datetime,
-    elsewhere: bool,
+    out_of_band: bool,
     next_operation_id: str | None,
     now: datetime,
 ) -> Transition:
-    """The card was charged onto the platform: the money stays in escrow, held by us now.
+    """SEPARATE: the card was charged onto the platform's balance, and the money stays in escrow.
 
-    By the client's confirmation, by a promotion, as the first leg of a capture (which goes on with
-    ``next_operation_id``), or ``elsewhere``: by a hand at Stripe's dashboard.
+    The client's confirmation, a promotion or a capture did that, or ``out_of_band`` somebody else.
+    A capture continues with the transfer ``next_operation_id``.
     """
     book = payment.book
-    goes_on = with_next_operation(next_operation_id)
+    closing = with_next_operation(next_operation_id)
     if next_operation_id is not None:
-        goes_on["debt_offset"] = payment.debt_offset
+        closing["debt_offset"] = payment.debt_offset
     return move(
         payment,
-        EventKind.CHARGED_OUT_OF_BAND if elsewhere else EventKind.CHARGED,
+        EventKind.CHARGED_OUT_OF_BAND if out_of_band else EventKind.CHARGED,
         State.IN_ESCROW if next_operation_id is None else State.CAPTURING,
         now,
         facts={
-            "amount": part,
-            "released": max(payment.held - part, 0),
+            "amount": amount,
+            "released": max(payment.held - amount, 0),
             "charge_id": charge_id,
         },
-        postings=[*book.hold_released(payment.held), *book.charged(part, settled)],
-        held=part,
-        charged=part,
+        postings=[*book.hold_released(payment.held), *book.charged(amount, settled)],
+        held=amount,
+        charged=amount,
         escrow_mode=EscrowMode.PLATFORM_HOLD,
         charge_id=charge_id,
         escrow_time=payment.escrow_time or now,
         escrow_expire_time=expire_time,
         warn_time=None,
         failure=None,
-        **goes_on,
+        **closing,
     )
 
 
 def start_promotion(payment: Payment, operation_id: str, now: datetime) -> Transition:
-    """The authorization is about to lapse: charge it onto the platform."""
+    """The authorization expires soon: it is to be charged onto the platform's balance."""
     return move(
         payment,
         EventKind.PROMOTE_STARTED,
@@ -169,7 +156,7 @@ def promotion_refused(payment: Payment, failure: Failure) -> Transition:
 
 
 def processor_fee_recorded(payment: Payment, fee: StripeAmount, now: datetime) -> Transition:
-    """Stripe's own fee appeared; no transition waits for it."""
+    """Stripe shows its own fee, in minor units of its settlement currency."""
     return move(
         payment,
         EventKind.PROCESSOR_FEE,
@@ -201,7 +188,7 @@ def cancel_refused(payment: Payment, failure: Failure) -> Transition:
 
 
 def ended_unpaid(payment: Payment, *, expired: bool, reason: str, now: datetime) -> Transition:
-    """The intent is cancelled at Stripe; all the money is the client's, who was never charged."""
+    """The intent is canceled at Stripe: the client was never charged."""
     return move(
         payment,
         EventKind.EXPIRED if expired else EventKind.CANCELED,
@@ -210,8 +197,8 @@ def ended_unpaid(payment: Payment, *, expired: bool, reason: str, now: datetime)
         facts={"reason": reason, "released": payment.held},
         postings=payment.book.hold_released(payment.held),
         held=0,
-        # Whatever the issuer warned of, there is nothing left to keep from being captured.
+        # A fraud warning freezes captures, and nothing is left to capture.
         fraud_warning_id="",
         **freeze_fields(FreezeReason()),
-        **_NOTHING_UNDER_WAY,
+        **OPERATION_CLOSED,
     )

@@ -20,7 +20,7 @@ def refunded_out_of_band(
     losses: str,
     now: datetime,
 ) -> Transition:
-    """The expert's part of such a refund is the platform's loss until an operator decides."""
+    """Somebody refunded the client: the expert's amount is a loss until an operator decides."""
     after = after_refund(payment, split)
     return move(
         payment,
@@ -36,57 +36,57 @@ def refunded_out_of_band(
 def transferred_out_of_band(
     payment: Payment,
     transfer_id: str,
-    part: int,
+    amount: int,
     sent: StripeAmount,
     received: StripeAmount,
     now: datetime,
 ) -> Transition:
-    """Somebody sent the expert money by hand: the platform's loss until an operator decides."""
+    """Somebody sent the expert money: the platform's loss until an operator decides."""
     return move(
         payment,
         EventKind.TRANSFERRED_OUT_OF_BAND,
         payment.state,
         now,
-        facts={"transfer_id": transfer_id, "amount": part},
-        postings=payment.book.transferred_out_of_band(part, sent, received),
+        facts={"transfer_id": transfer_id, "amount": amount},
+        postings=payment.book.transferred_out_of_band(amount, sent, received),
     )
 
 
 def reversed_out_of_band(
     payment: Payment,
     reversal_id: str,
-    part: int,
+    amount: int,
     platform: StripeAmount,
     connected: StripeAmount,
     now: datetime,
 ) -> Transition:
-    """What was taken from the expert out of band is the platform's until an operator decides."""
+    """Somebody reversed a transfer: the money is the platform's until an operator decides."""
     return move(
         payment,
         EventKind.REVERSED_OUT_OF_BAND,
         payment.state,
         now,
-        facts={"reversal_id": reversal_id, "amount": part},
-        postings=payment.book.transfer_reversed(part, platform, connected, pays=LOSSES),
+        facts={"reversal_id": reversal_id, "amount": amount},
+        postings=payment.book.transfer_reversed(amount, platform, connected, pays=LOSSES),
     )
 
 
 def fee_refunded_out_of_band(
     payment: Payment,
     fee_refund_id: str,
-    part: int,
+    amount: int,
     platform: StripeAmount,
     connected: StripeAmount,
     now: datetime,
 ) -> Transition:
-    """It lowers what the platform has kept; what it had not kept any more is its loss."""
-    commission = min(part, payment.net_commission)
+    """Somebody returned an application fee: it lowers the commission, and beyond that is a loss."""
+    commission = min(amount, payment.net_commission)
     return move(
         payment,
         EventKind.FEE_REFUNDED_OUT_OF_BAND,
         payment.state,
         now,
-        facts={"fee_refund_id": fee_refund_id, "amount": part, "commission": commission},
-        postings=payment.book.fee_refunded(part, commission, platform, connected),
+        facts={"fee_refund_id": fee_refund_id, "amount": amount, "commission": commission},
+        postings=payment.book.fee_refunded(amount, commission, platform, connected),
         net_commission=payment.net_commission - commission,
     )

@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime
-from typing import Any, Final
 
 from payment_service.domain.ledger import RefundSplit, StripeAmount, expert_debt
-from payment_service.domain.payment import Failure, Payment, State, WaitingFor, WaitingReason
-from payment_service.domain.state_machine import (
-    EventKind,
-    Transition,
-    move,
+from payment_service.domain.payment import Failure, Payment, State, WaitingFor
+from payment_service.domain.state_machine import EventKind, Transition, move
+from payment_service.domain.transitions.fields import (
+    OPERATION_CLOSED,
     reverted,
     with_next_operation,
 )
-
-#: What every transition says that ends the operation at Stripe.
-_NOTHING_UNDER_WAY: Final[Mapping[str, Any]] = {
-    "operation_id": "",
-    "waiting_for": WaitingFor.NOTHING,
-    "waiting_reason": WaitingReason.NOTHING,
-    "debt_offset": 0,
-}
 
 
 def start_refund(
@@ -35,6 +24,7 @@ def start_refund(
     *,
     by_deadline: bool = False,
 ) -> Transition:
+    """A refund was recorded as an operation."""
     return move(
         payment,
         EventKind.REFUND_STARTED,
@@ -48,6 +38,7 @@ def start_refund(
 
 
 def refund_refused(payment: Payment, failure: Failure) -> Transition:
+    """Stripe refused the refund."""
     return reverted(payment, EventKind.REFUND_REFUSED, payment.resting_state, failure)
 
 
@@ -59,9 +50,9 @@ def client_refunded(
     next_operation_id: str | None,
     now: datetime,
 ) -> Transition:
-    """The first leg: the client has the money. The expert's part is owed until it is reversed.
+    """The client has the money. The expert's amount is the expert's debt until it is reversed.
 
-    ``next_operation_id`` None means that this was the last leg.
+    ``next_operation_id`` None means that nothing is to be reversed; empty, that only debt is left.
     """
     after = after_refund(payment, split)
     return move(
@@ -81,47 +72,48 @@ def client_refunded(
 def transfer_reversed(
     payment: Payment,
     reversal_id: str,
-    part: int,
+    amount: int,
+    *,
     platform: StripeAmount,
     connected: StripeAmount,
     next_operation_id: str | None,
     now: datetime,
 ) -> Transition:
-    """A further leg: the expert's part came back by the reversal of one transfer."""
+    """The reversal of one transfer brought ``amount`` back; ``next_operation_id`` reverses more."""
     return move(
         payment,
         EventKind.TRANSFER_REVERSED,
         payment.resting_state if next_operation_id is None else State.REFUNDING,
         now,
-        facts={"reversal_id": reversal_id, "amount": part},
+        facts={"reversal_id": reversal_id, "amount": amount},
         postings=payment.book.transfer_reversed(
-            part, platform, connected, pays=expert_debt(payment.expert_id)
+            amount, platform, connected, pays=expert_debt(payment.expert_id)
         ),
         **with_next_operation(next_operation_id),
     )
 
 
-def expert_debt_recorded(payment: Payment, part: int, code: str, now: datetime) -> Transition:
-    """What Stripe does not give back of the expert's part stays on the books as debt."""
+def expert_debt_recorded(payment: Payment, amount: int, code: str, now: datetime) -> Transition:
+    """``amount`` could not be reversed: it stays on the books as the expert's debt."""
     return move(
         payment,
         EventKind.EXPERT_DEBT_RECORDED,
         payment.resting_state,
         now,
-        facts={"amount": part, "code": code},
-        **_NOTHING_UNDER_WAY,
+        facts={"amount": amount, "code": code},
+        **OPERATION_CLOSED,
     )
 
 
 def after_refund(payment: Payment, split: RefundSplit) -> Payment:
-    """The payment's amounts once the client has it."""
+    """Returns the payment with the amounts after the refund."""
     return replace(
         payment,
         held=payment.held - split.from_escrow,
         refunded_from_escrow=payment.refunded_from_escrow + split.from_escrow,
         refunded_after_capture=payment.refunded_after_capture + split.from_captured,
         net_commission=payment.net_commission - split.commission,
-        client_payable=payment.client_payable - split.from_owed,
+        client_payable=payment.client_payable - split.from_payable,
     )
 
 
@@ -136,49 +128,49 @@ def amounts(after: Payment) -> dict[str, int]:
 def split_facts(split: RefundSplit) -> dict[str, int]:
     return {
         "amount": split.whole,
-        "from_owed": split.from_owed,
+        "from_owed": split.from_payable,
         "from_escrow": split.from_escrow,
         "commission": split.commission,
-        "expert_part": split.expert_part,
+        "expert_part": split.expert_amount,
     }
 
 
 def refund_failed(
-    payment: Payment, refund_id: str, part: int, settled: StripeAmount, now: datetime
+    payment: Payment, refund_id: str, amount: int, settled: StripeAmount, now: datetime
 ) -> Transition:
-    """A refund bounced later: we owe the client, whatever else is under way on the payment."""
+    """A booked refund failed: ``amount`` is payable to the client, in any state."""
     return move(
         payment,
         EventKind.REFUND_FAILED,
         payment.state,
         now,
-        facts={"refund_id": refund_id, "amount": part},
-        postings=payment.book.refund_failed(part, settled),
-        client_payable=payment.client_payable + part,
+        facts={"refund_id": refund_id, "amount": amount},
+        postings=payment.book.refund_failed(amount, settled),
+        client_payable=payment.client_payable + amount,
     )
 
 
 def refund_failed_unbooked(
     payment: Payment,
     refund_id: str,
-    part: int,
+    amount: int,
     sent: StripeAmount,
     refunded_from_escrow: StripeAmount,
     now: datetime,
 ) -> Transition:
-    """A refund came back before it was on the books: nobody has it, and nobody is owed it."""
+    """A refund failed before it was booked: nothing is payable by it."""
     return move(
         payment,
         EventKind.REFUND_FAILED_UNBOOKED,
         payment.state,
         now,
-        facts={"refund_id": refund_id, "amount": part},
-        postings=payment.book.refund_failed_unbooked(part, sent, refunded_from_escrow),
+        facts={"refund_id": refund_id, "amount": amount},
+        postings=payment.book.refund_failed_unbooked(amount, sent, refunded_from_escrow),
     )
 
 
 def repayment_due(payment: Payment, operation_id: str, now: datetime) -> Transition:
-    """Nothing is under way any more, and the client is owed: an operator decides how to pay."""
+    """No other operation is open: a repayment is recorded, parked for an operator."""
     return move(
         payment,
         EventKind.REPAYMENT_DUE,
@@ -191,42 +183,41 @@ def repayment_due(payment: Payment, operation_id: str, now: datetime) -> Transit
 
 
 def repayment_abandoned(payment: Payment, reason: str, now: datetime) -> Transition:
-    """The open operation is not to pay what is owed: it was paid otherwise, or something else
-    comes first.
-    """
+    """The open repayment ends: the client was paid otherwise, or something else comes first."""
     return move(
         payment,
         EventKind.REPAYMENT_ABANDONED,
         payment.resting_state,
         now,
         facts={"reason": reason, "operation_id": payment.operation_id},
-        **_NOTHING_UNDER_WAY,
+        **OPERATION_CLOSED,
     )
 
 
-def client_payable_settled(payment: Payment, part: int, reason: str, now: datetime) -> Transition:
-    """Reduces the client payable by what an operator settled outside of Stripe."""
+def client_payable_settled(payment: Payment, amount: int, reason: str, now: datetime) -> Transition:
+    """An operator paid ``amount`` of the client payable outside Stripe."""
     return move(
         payment,
         EventKind.CLIENT_PAYABLE_SETTLED,
         payment.state,
         now,
-        facts={"amount": part, "reason": reason},
-        postings=payment.book.client_payable_settled(part),
-        client_payable=payment.client_payable - part,
+        facts={"amount": amount, "reason": reason},
+        postings=payment.book.client_payable_settled(amount),
+        client_payable=payment.client_payable - amount,
     )
 
 
 def client_repaid(
-    payment: Payment, refund_id: str, part: int, settled: StripeAmount, now: datetime
+    payment: Payment, refund_id: str, amount: int, settled: StripeAmount, now: datetime
 ) -> Transition:
+    """A repayment paid ``amount`` of the client payable."""
     return move(
         payment,
         EventKind.CLIENT_REPAID,
         payment.resting_state,
         now,
-        facts={"refund_id": refund_id, "amount": part},
-        postings=payment.book.client_repaid(part, settled),
-        client_payable=payment.client_payable - part,
-        **_NOTHING_UNDER_WAY,
+        facts={"refund_id": refund_id, "amount": amount},
+        postings=payment.book.client_repaid(amount, settled),
+        client_payable=payment.client_payable - amount,
+        **OPERATION_CLOSED,
     )

@@ -15,9 +15,9 @@ def waiting_changed(
     now: datetime,
     reason: WaitingReason = WaitingReason.NOTHING,
 ) -> Transition:
-    """Stripe's answer is not known (the sweep asks), or the operation is parked.
+    """The payment waits for Stripe (the recovery job retries), an operator, or the expert.
 
-    ``reason`` says why it waits for the expert, where it does.
+    ``reason`` says why it waits for the expert.
     """
     return move(
         payment,
@@ -37,7 +37,7 @@ def waiting_changed(
 def deadline_near(
     payment: Payment, what: str, time: datetime, action: OnDeadline, now: datetime
 ) -> Transition:
-    """A warning, ahead of time: ``what`` runs out at ``time``, and then ``action`` is taken."""
+    """A warning in advance: the deadline ``what`` is at ``time`` (UTC), and ``action`` follows."""
     return move(
         payment,
         EventKind.DEADLINE_NEAR,
@@ -51,7 +51,7 @@ def deadline_near(
 def deadline_passed(
     payment: Payment, what: str, time: datetime, now: datetime, refused: str = ""
 ) -> Transition:
-    """A deadline at which nothing is done but telling: that, and what was ``refused`` why."""
+    """A deadline passed without an action; ``refused`` is the reason if one was refused."""
     return move(
         payment,
         EventKind.DEADLINE_PASSED,

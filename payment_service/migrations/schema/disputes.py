@@ -25,6 +25,8 @@ CREATE TABLE disputes (
     reinstated bigint NOT NULL,
     -- What is written off now. Funds that are reinstated after a loss lower it.
     lost bigint NOT NULL,
+    -- What is lost for good and not written off yet. Derived: `Dispute.unsettled`.
+    unsettled bigint NOT NULL,
     -- In fee_currency, as Stripe settled it. Negative if Stripe returned more than it took.
     fee bigint NOT NULL,
     fee_currency text NOT NULL,
@@ -51,8 +53,7 @@ CREATE INDEX disputes_by_expert ON disputes (expert_id, create_time DESC, disput
 CREATE INDEX disputes_by_time ON disputes (create_time DESC, dispute_id DESC);
 CREATE INDEX disputes_open ON disputes (evidence_due_time) WHERE outcome = 'OPEN';
 -- Lost disputes whose loss is not booked completely.
-CREATE INDEX disputes_to_write_off ON disputes (payment_id)
-    WHERE outcome IN ('LOST', 'PREVENTED') AND withdrawn > reinstated + lost;
+CREATE INDEX disputes_to_write_off ON disputes (payment_id) WHERE unsettled > 0;
 
 -- The identity of a dispute never changes, and what Stripe moved never goes down.
 CREATE FUNCTION refuse_dispute_rewrite() RETURNS trigger LANGUAGE plpgsql AS $$

@@ -27,6 +27,8 @@ CREATE TABLE experts (
     disabled_reason text NOT NULL DEFAULT '',
     -- Whether the account has revoked our access.
     deauthorized boolean NOT NULL DEFAULT false,
+    -- What that means for payments to the expert. Derived: `Expert.status`.
+    status text NOT NULL,
     -- When Stripe was last asked about the account.
     check_time timestamptz,
 

@@ -9,16 +9,16 @@ CREATE TABLE jobs (
     next_time timestamptz NOT NULL
 );
 
--- When a job works on a payment again, and the present pause, which doubles each time. There is no
--- foreign key, because it would wait for the payment's lock.
+-- When a job (JobKind) works on a payment again, and the present pause, which doubles each time.
+-- There is no foreign key, because it would wait for the payment's lock.
 CREATE TABLE job_backoff (
-    work text NOT NULL,
+    job text NOT NULL,
     payment_id text NOT NULL,
     pause interval NOT NULL,
     next_time timestamptz NOT NULL,
-    PRIMARY KEY (work, payment_id)
+    PRIMARY KEY (job, payment_id)
 );
-CREATE INDEX turns_over ON job_backoff (next_time);
+CREATE INDEX job_backoff_by_end ON job_backoff (next_time);
 
 -- How far a list of events at Stripe was read, and when it is read next. The scope is the platform
 -- or an account.

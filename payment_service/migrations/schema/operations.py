@@ -9,12 +9,15 @@ SCHEMA: Final = r"""
 CREATE TABLE operations (
     operation_id text PRIMARY KEY,
     kind text NOT NULL,
+    -- Why it exists: a caller asked for it, a deadline has passed, or it follows from other money.
+    purpose text NOT NULL,
     -- Its subject: exactly one of the three. An answer to a dispute belongs to the dispute, so that
     -- the payment's own operation can run beside it.
     payment_id text REFERENCES payments,
     expert_id text REFERENCES experts,
     dispute_id text REFERENCES disputes,
-    params jsonb NOT NULL,
+    -- What it asks Stripe for besides the amount. The keys depend on the kind; reading is strict.
+    payload jsonb NOT NULL,
     minor_units bigint NOT NULL,
     -- The key of the caller who asked for it; NULL if a background job did.
     claim_id text,
@@ -23,6 +26,10 @@ CREATE TABLE operations (
     attempt integer NOT NULL,
     attempt_time timestamptz NOT NULL,
     tries integer NOT NULL,
+    -- Whether Stripe keeps an error under the present key, so that only a new key can succeed.
+    key_spent boolean NOT NULL,
+    -- Whether it may be searched for at Stripe but must not be sent, because of a dispute.
+    verify_only boolean NOT NULL,
     last_error text NOT NULL,
     create_time timestamptz NOT NULL,
     -- The lease of the replica that works on it. Only the holder of the token may change the row.
@@ -36,6 +43,8 @@ CREATE TABLE operations (
     resume_time timestamptz,
     settle_time timestamptz,
 
+    CONSTRAINT known_purpose
+        CHECK (purpose IN ('REQUESTED', 'DEADLINE', 'REMAINDER', 'REPAYMENT', 'LOSS')),
     CONSTRAINT known_state
         CHECK (state IN ('STARTED', 'UNKNOWN', 'PARKED', 'SUCCEEDED', 'REFUSED')),
     CONSTRAINT operation_has_one_subject

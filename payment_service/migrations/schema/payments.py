@@ -41,6 +41,16 @@ CREATE TABLE payments (
     warn_time timestamptz,
     deadline_time timestamptz,
 
+    -- The schedule: when the background jobs examine the payment next. Derived from the other
+    -- columns and the policy with each transition, by domain/schedule.py; the last event has its
+    -- digest.
+    first_deadline_time timestamptz,
+    warn_due_time timestamptz,
+    deadline_due_time timestamptz,
+    expire_due_time timestamptz,
+    hold_check_due_time timestamptz,
+    capture_retry_due_time timestamptz,
+
     -- Where the money is.
     -- Authorized or charged, and not captured yet.
     held bigint NOT NULL,
@@ -141,15 +151,18 @@ CREATE INDEX payments_by_expert ON payments (expert_id, create_time DESC, paymen
 CREATE INDEX payments_by_charge ON payments (charge_id) WHERE charge_id <> '';
 -- For reconciliation and the audit.
 CREATE INDEX payments_by_change ON payments (update_time, payment_id);
--- For background jobs: stale payments, the payment window, deadlines, waiting captures.
-CREATE INDEX payments_open ON payments (update_time)
+-- For background jobs: stale payments, the schedule, waiting captures.
+CREATE INDEX payments_polled ON payments (update_time)
     WHERE state IN ('PENDING', 'FAILED', 'IN_ESCROW');
-CREATE INDEX payments_unpaid ON payments (payment_expire_time)
-    WHERE state IN ('PENDING', 'FAILED');
-CREATE INDEX payments_held ON payments (escrow_expire_time) WHERE held > 0;
-CREATE INDEX payments_due ON payments (release_due_time)
-    WHERE held > 0 AND release_due_time IS NOT NULL;
-CREATE INDEX payments_backlog_items ON payments (expert_id) WHERE waiting_for = 'expert';
+CREATE INDEX payments_warn_due ON payments (warn_due_time) WHERE warn_due_time IS NOT NULL;
+CREATE INDEX payments_deadline_due ON payments (deadline_due_time)
+    WHERE deadline_due_time IS NOT NULL;
+CREATE INDEX payments_expire_due ON payments (expire_due_time) WHERE expire_due_time IS NOT NULL;
+CREATE INDEX payments_hold_check_due ON payments (hold_check_due_time)
+    WHERE hold_check_due_time IS NOT NULL;
+CREATE INDEX payments_waiting_for_expert ON payments (expert_id) WHERE waiting_for = 'expert';
+-- For the metric of the money in escrow.
+CREATE INDEX payments_held ON payments (currency) WHERE held > 0;
 -- For the expert's debt, and for experts whose account may pay out soon.
 CREATE INDEX payments_netting ON payments (expert_id) WHERE debt_offset > 0;
 CREATE INDEX payments_captured ON payments (expert_id, capture_time)

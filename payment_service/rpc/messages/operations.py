@@ -24,7 +24,7 @@ def operation_message(listed: ListedOperation) -> operations_pb2.Operation:
     return operations_pb2.Operation(
         operation_id=operation.operation_id,
         kind=operations_pb2.OperationKind.Value(f"OPERATION_KIND_{operation.kind.name}"),
-        payment_id=operation.payment_id or operation.text("payment_id"),
+        payment_id=operation.related_payment_id,
         expert_id=operation.expert_id,
         dispute_id=operation.dispute_id,
         state=operations_pb2.OperationState.Value(f"OPERATION_STATE_{operation.state}"),
@@ -117,8 +117,8 @@ def report_message(report: Report) -> operations_pb2.RunReconciliationResponse:
         corrected_payments=report.corrected_payments,
         checked_lines=report.checked_lines,
         invariants=[
-            operations_pb2.Invariant(name=name, violations=len(payment_ids))
-            for name, payment_ids in report.violations.items()
+            operations_pb2.Invariant(name=kind.invariant_name, violations=len(payment_ids))
+            for kind, payment_ids in report.violations.items()
         ],
         discrepancies=[discrepancy_message(found) for found in report.discrepancies],
     )

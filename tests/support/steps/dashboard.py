@@ -56,7 +56,7 @@ async def bounce(world: World, payment_id: str) -> None:
 async def arrives(world: World, payment: Payment, operation_id: str) -> None:
     """The request of the parked transfer reaches Stripe after all."""
     [(account_id,)] = world.sql(
-        "SELECT params ->> 'destination_account_id' FROM operations WHERE operation_id = %s",
+        "SELECT payload ->> 'destination_account_id' FROM operations WHERE operation_id = %s",
         operation_id,
     )
     names: dict[str, Any] = {

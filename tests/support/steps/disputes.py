@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from marketplace.payments.v1 import disputes_pb2, operations_pb2, payments_pb2
-from payment_service.application.reconciliation.recheck import LINE_KINDS
+from payment_service.domain.discrepancies import BALANCE_KINDS
 from tests.support.books import check_books
 from tests.support.kinds import kind_of
 from tests.support.requests import new_key
@@ -100,7 +100,7 @@ async def settled(world: World, payment_id: str, dispute_id: str, outcome: int) 
     lines = [
         found
         for found in report.discrepancies
-        if kind_of(found) in LINE_KINDS
+        if kind_of(found) in BALANCE_KINDS
         and kind_of(found) != "escrow_underfunded"
         and "(payout)" not in found.detail
     ]

@@ -23,7 +23,7 @@ def repayments(world: World, payment_id: str) -> list[tuple[str, int, str]]:
         (str(operation_id), int(units), str(state))
         for operation_id, units, state in world.sql(
             "SELECT operation_id, minor_units, state FROM operations WHERE payment_id = %s "
-            "AND params ->> 'owed' = 'true' ORDER BY create_time, operation_id",
+            "AND purpose = 'REPAYMENT' ORDER BY create_time, operation_id",
             payment_id,
         )
     ]

@@ -1,13 +1,26 @@
 """Payments in every state, and the few values that all tests of the domain need."""
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from payment_service.domain import money
+from payment_service.domain.experts import BusinessType
 from payment_service.domain.ledger import Posting
-from payment_service.domain.operations import Operation, OperationKind
+from payment_service.domain.operation_payloads import (
+    AcceptancePayload,
+    CancelPayload,
+    CapturePayload,
+    CreateAccountPayload,
+    CreateIntentPayload,
+    EvidencePayload,
+    OperationPayload,
+    RefundPayload,
+    ReversalPayload,
+    TransferPayload,
+)
+from payment_service.domain.operations import Operation, OperationKind, OperationPurpose
 from payment_service.domain.payment import ChargeModel, EscrowMode, Failure, Payment, State
 
 NOW = datetime(2030, 1, 1, 12, tzinfo=UTC)
@@ -94,14 +107,59 @@ def in_state(state: State, base: Payment | None = None) -> Payment:
     return payment
 
 
+def new_transfer(commission: int = 0, *, final: bool = False) -> TransferPayload:
+    return TransferPayload(
+        currency="USD",
+        charge_id="ch_1",
+        commission=commission,
+        debt_offset=0,
+        final=final,
+        notes="",
+    )
+
+
+#: What an operation of each kind asks for, where a test does not care.
+PAYLOADS: Mapping[OperationKind, OperationPayload] = {
+    OperationKind.CREATE_INTENT: CreateIntentPayload(
+        currency="USD",
+        application_fee=1_000,
+        destination_account_id="acct_1",
+        automatic_capture=False,
+        description="A gig",
+        client_id="client_1",
+        expert_id="expert_1",
+        gig_id="gig_1",
+    ),
+    OperationKind.CAPTURE: CapturePayload(payment_intent_id="pi_1", notes=""),
+    OperationKind.PROMOTE: CapturePayload(payment_intent_id="pi_1", notes="deadline"),
+    OperationKind.CANCEL: CancelPayload(payment_intent_id="pi_1"),
+    OperationKind.REFUND: RefundPayload(payment_intent_id="pi_1", reason="asked"),
+    OperationKind.TRANSFER: new_transfer(),
+    OperationKind.REVERSE_TRANSFER: ReversalPayload(transfer_id="tr_1", transfer_minor_units=0),
+    OperationKind.CREATE_ACCOUNT: CreateAccountPayload(
+        name="Eva", email="eva@example.com", country="US", business_type=BusinessType.INDIVIDUAL
+    ),
+    OperationKind.SUBMIT_EVIDENCE: EvidencePayload(
+        payment_id="pay_1", evidence={"product_description": "A gig"}, submit=True
+    ),
+    OperationKind.ACCEPT_DISPUTE: AcceptancePayload(payment_id="pay_1"),
+}
+
+
 def new_operation(
-    kind: OperationKind, minor_units: int = 0, operation_id: str = "op_1", **params: object
+    kind: OperationKind,
+    minor_units: int = 0,
+    operation_id: str = "op_1",
+    *,
+    payload: OperationPayload | None = None,
+    purpose: OperationPurpose = OperationPurpose.REQUESTED,
 ) -> Operation:
     return Operation(
         operation_id=operation_id,
         kind=kind,
+        purpose=purpose,
         payment_id="pay_1",
-        params=params,
+        payload=payload or PAYLOADS[kind],
         minor_units=minor_units,
         create_time=NOW,
         attempt_time=NOW,

@@ -9,17 +9,25 @@ from dataclasses import dataclass, field, replace
 from payment_service.domain import guards, plans, transitions
 from payment_service.domain.deadlines import deadlines_of
 from payment_service.domain.disputes import Dispute
-from payment_service.domain.ledger import STRIPE_PLATFORM, CaptureSplit, Posting, imbalance
-from payment_service.domain.operations import Operation, OperationKind, OperationState
+from payment_service.domain.ledger import STRIPE_PLATFORM, Posting, imbalance
+from payment_service.domain.operation_payloads import (
+    CapturePayload,
+    OperationPayload,
+    ReversalPayload,
+    TransferPayload,
+)
+from payment_service.domain.operations import (
+    Operation,
+    OperationKind,
+    OperationPurpose,
+    OperationState,
+)
 from payment_service.domain.payment import Freeze, Payment, State, WaitingFor
 from payment_service.domain.snapshot import DisputeSnapshot, PaymentSnapshot
 from payment_service.domain.state_machine import TRANSITIONS, EventKind, Transition
-from payment_service.domain.sync.changes import ChangeSet
+from payment_service.domain.sync.changes import ChangeSet, NextOperation, SyncContext
 from payment_service.domain.sync.derive_changes import derive_changes
-from payment_service.domain.sync.derive_dispute_changes import (
-    DisputeContext,
-    derive_dispute_changes,
-)
+from payment_service.domain.sync.derive_dispute_changes import derive_dispute_changes
 from payment_service.domain.sync.money_back import repayment
 from payment_service.domain.sync.superseded import check_covered, debt_if_not_reversed, described
 from tests.unit.domain.builders import (
@@ -81,26 +89,20 @@ class FakeService:
 
     def follow(self, seen: PaymentSnapshot | None = None) -> ChangeSet:
         shown = seen or self.observe()
-        followed = derive_changes(
-            self.payment,
-            shown,
+        context = SyncContext(
+            snapshot=shown,
             operation=self.operation,
             booked_ids=frozenset(self.known),
-            out_of_band=self.by_hand,
+            out_of_band=tuple(self.by_hand),
             next_operation_id=f"op_{self.ids + 1}",
-            holding=HOLDING,
+            holding_limit=HOLDING,
+            dispute_records=self.records,
+            freezes_on_warning=True,
             now=NOW,
         )
+        followed = derive_changes(self.payment, context)
         if shown.disputes or shown.fraud_warnings is not None:
-            circumstances = DisputeContext(
-                records=self.records,
-                operation=self.operation,
-                booked_ids=frozenset(self.known),
-                next_operation_id=f"op_{self.ids + 1}",
-                freezes_on_warning=True,
-                now=NOW,
-            )
-            derive_dispute_changes(followed, shown, circumstances)
+            derive_dispute_changes(followed, context)
         self.records = {**self.records, **followed.disputes}
         for transition in followed.transitions:
             self.record(transition)
@@ -121,7 +123,9 @@ class FakeService:
         if followed.next_operation:
             wanted = followed.next_operation
             assert self.operation is None
-            self.operation = self._open(wanted.kind, wanted.minor_units, **wanted.params)
+            self.operation = self._open(
+                wanted.kind, wanted.minor_units, wanted.payload, wanted.purpose
+            )
             if wanted.parked:
                 self.operation = replace(self.operation, state=OperationState.PARKED)
         self.park_repayment()
@@ -137,7 +141,7 @@ class FakeService:
         if due is None:
             return
         transition, wanted = due
-        operation = self._open(wanted.kind, wanted.minor_units, **wanted.params)
+        operation = self._open_next(wanted)
         self.operation = replace(operation, state=OperationState.PARKED)
         self.record(transition)
 
@@ -165,24 +169,33 @@ class FakeService:
             self._make_way(way)
         payment = self.payment
         plan = plans.plan_capture(payment, part, final, self.balance(DEBT))
-        share = plan.share
-        transfer: dict[str, object] = {
-            "charge_id": payment.charge_id,
-            "commission": share.commission,
-            "netted": share.netted,
-            "final": final,
-        }
+        share = plan.split
+        transfer = TransferPayload(
+            currency=payment.currency,
+            charge_id=payment.charge_id,
+            commission=share.commission,
+            debt_offset=share.debt_offset,
+            final=final,
+            notes="",
+        )
         if payment.charged:
-            operation = self._open(OperationKind.TRANSFER, share.part, **transfer)
+            operation = self._open(OperationKind.TRANSFER, share.amount, transfer)
         elif payment.is_separate:
-            operation = self._open(
-                OperationKind.CAPTURE, plan.charges, part=share.part, transfer=transfer
+            capture = CapturePayload(
+                payment_intent_id=payment.payment_intent_id,
+                notes="",
+                transfer=transfer,
+                transfer_amount=share.amount,
             )
+            operation = self._open(OperationKind.CAPTURE, plan.charges, capture)
         else:
-            fee = share.commission + share.netted
-            operation = self._open(
-                OperationKind.CAPTURE, plan.charges, application_fee=fee, netted=share.netted
+            capture = CapturePayload(
+                payment_intent_id=payment.payment_intent_id,
+                notes="",
+                application_fee=share.commission + share.debt_offset,
+                debt_offset=share.debt_offset,
             )
+            operation = self._open(OperationKind.CAPTURE, plan.charges, capture)
         self.operation = operation
         self.record(transitions.start_capture(payment, share, operation.operation_id, "", NOW))
         return plan
@@ -197,7 +210,7 @@ class FakeService:
             self._make_way(way)
         plan = plans.plan_refund(self.payment, part)
         kind = OperationKind.CANCEL if plan.cancels else OperationKind.REFUND
-        self.operation = self._open(kind, plan.minor_units, because=because)
+        self.operation = self._open(kind, plan.minor_units)
         operation_id = self.operation.operation_id
         if plan.cancels:
             self.record(transitions.start_cancel(self.payment, operation_id, because, NOW))
@@ -214,7 +227,7 @@ class FakeService:
 
     def _repayment_making_way(self) -> Transition | None:
         """As `make_way.plan_preemption`, of which nothing here is ever on its way."""
-        owed = self.operation is not None and self.operation.params.get("owed")
+        owed = self.operation is not None and self.operation.is_repayment
         if not owed or not (self.payment.held or self.payment.net):
             return None
         return transitions.repayment_abandoned(self.payment, "something else comes first", NOW)
@@ -245,7 +258,7 @@ class FakeService:
         return (
             operation is not None
             and operation.state is OperationState.PARKED
-            and not operation.params.get("owed")
+            and not operation.is_repayment
         )
 
     def resume(self) -> None:
@@ -292,24 +305,21 @@ class FakeService:
         part, name = operation.minor_units, operation.operation_id
         match operation.kind:
             case OperationKind.CAPTURE | OperationKind.PROMOTE:
-                self.intent.capture(part, operation.number("application_fee"))
+                payload = operation.payload_as(CapturePayload)
+                self.intent.capture(part, payload.application_fee or 0)
             case OperationKind.CANCEL:
                 self.intent.cancel("requested_by_customer")
             case OperationKind.REFUND:
                 self.intent.refund(part, name)
             case OperationKind.TRANSFER:
-                share = CaptureSplit(
-                    part, operation.number("commission"), operation.number("netted")
-                )
-                self.intent.transfer(share.sent, name)
+                self.intent.transfer(operation.capture_split.sent, name)
             case _:
-                self.intent.reverse(
-                    operation.number("transfer_minor_units"), name, operation.text("transfer_id")
-                )
+                reversal = operation.payload_as(ReversalPayload)
+                self.intent.reverse(reversal.transfer_minor_units, name, reversal.transfer_id)
 
     def _take_refusal(self, operation: Operation) -> None:
         payment = self.payment
-        if operation.params.get("owed"):
+        if operation.is_repayment:
             return  # Stays parked: an operator tries again.
         match operation.kind:
             case OperationKind.CAPTURE | OperationKind.TRANSFER:
@@ -327,10 +337,19 @@ class FakeService:
         self.record(transition)
         self.park_repayment()
 
-    def _open(self, kind: OperationKind, minor_units: int, **params: object) -> Operation:
+    def _open_next(self, wanted: NextOperation) -> Operation:
+        return self._open(wanted.kind, wanted.minor_units, wanted.payload, wanted.purpose)
+
+    def _open(
+        self,
+        kind: OperationKind,
+        minor_units: int,
+        payload: OperationPayload | None = None,
+        purpose: OperationPurpose = OperationPurpose.REQUESTED,
+    ) -> Operation:
         self.ids += 1
         self.by_hand.clear()
-        return new_operation(kind, minor_units, f"op_{self.ids}", **params)
+        return new_operation(kind, minor_units, f"op_{self.ids}", payload=payload, purpose=purpose)
 
     # ---- whole walks ----
 
@@ -339,7 +358,7 @@ class FakeService:
 
         What was parked is resumed.
         """
-        while self.operation and not self.operation.params.get("owed"):
+        while self.operation and not self.operation.is_repayment:
             if self.is_parked:
                 self.resume()
             reverses = self.operation.kind is OperationKind.REVERSE_TRANSFER
@@ -373,7 +392,7 @@ class FakeService:
         if payment.client_payable:
             # Nothing owed is without an operation: the one that repays it, or one before that.
             assert operation is not None
-        if operation and operation.params.get("owed"):
+        if operation and operation.is_repayment:
             assert payment.state is State.REFUNDING
             assert payment.waiting_for is not WaitingFor.NOTHING
             assert operation.minor_units > 0

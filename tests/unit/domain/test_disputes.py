@@ -443,7 +443,7 @@ def _bounce_or_repay(service: FakeService, action: str, which: float) -> None:
         return
     # Of a charge that is disputed, or was lost, Stripe gives nothing back.
     gives_back = all(shown.status == "won" for shown in service.shown.values())
-    if gives_back and operation is not None and operation.params.get("owed"):
+    if gives_back and operation is not None and operation.is_repayment:
         service.send()
         service.catch_up()
 

@@ -64,14 +64,14 @@ def captured(payment: Payment) -> Transition:
     )
 
 
-def charged(payment: Payment, *, elsewhere: bool = False, then: str | None = None) -> Transition:
+def charged(payment: Payment, *, out_of_band: bool = False, then: str | None = None) -> Transition:
     return transitions.charged(
         payment,
         10_000,
         StripeAmount(10_000, "USD", "txn_1"),
         charge_id="ch_1",
         expire_time=NOW + HOLDING,
-        elsewhere=elsewhere,
+        out_of_band=out_of_band,
         next_operation_id=then,
         now=NOW,
     )
@@ -106,7 +106,15 @@ def refunded_out_of_band(payment: Payment, split: RefundSplit) -> Transition:
 
 
 def transfer_reversed(payment: Payment, then: str | None) -> Transition:
-    return transitions.transfer_reversed(payment, "trr_1", 100, USD, USD, then, NOW)
+    return transitions.transfer_reversed(
+        payment,
+        "trr_1",
+        100,
+        platform=USD,
+        connected=USD,
+        next_operation_id=then,
+        now=NOW,
+    )
 
 
 CONTESTED = FreezeReason(Freeze.CHARGEBACK, "dp_1")
@@ -115,7 +123,15 @@ CONTESTED = FreezeReason(Freeze.CHARGEBACK, "dp_1")
 def dispute_lost(
     payment: Payment, split: RefundSplit, then: str | None = None, beyond: int = 0
 ) -> Transition:
-    return transitions.dispute_lost(payment, split, beyond, {}, FreezeReason(), then, NOW)
+    return transitions.dispute_lost(
+        payment,
+        split,
+        beyond,
+        facts={},
+        frozen=FreezeReason(),
+        next_operation_id=then,
+        now=NOW,
+    )
 
 
 def dispute_changed(kind: EventKind) -> Callable[[Payment], Transition]:
@@ -137,7 +153,7 @@ def warned(kind: EventKind) -> Callable[[Payment], Transition]:
     return lambda payment: transitions.fraud_warned(payment, kind, {}, "issfr_1", CONTESTED, NOW)
 
 
-HELD_PART, EXPERTS_PART = RefundSplit(from_escrow=100), RefundSplit(expert_part=100)
+HELD_PART, EXPERTS_PART = RefundSplit(from_escrow=100), RefundSplit(expert_amount=100)
 
 #: Every transition function there is, in every way that leads to another state.
 FUNCTIONS: dict[str, Callable[[Payment], Transition]] = {
@@ -148,7 +164,7 @@ FUNCTIONS: dict[str, Callable[[Payment], Transition]] = {
     "authorized": lambda p: transitions.authorized(p, "ch_1", NOW, NOW),
     "charged": charged,
     "charged, then transferred": lambda p: charged(p, then="op_2"),
-    "charged elsewhere": lambda p: charged(p, elsewhere=True),
+    "charged elsewhere": lambda p: charged(p, out_of_band=True),
     "start_promotion": lambda p: transitions.start_promotion(p, "op_2", NOW),
     "promotion_refused": lambda p: transitions.promotion_refused(p, FAILURE),
     "start_capture": lambda p: transitions.start_capture(p, SHARE, "op_2", "", NOW),
@@ -194,7 +210,9 @@ FUNCTIONS: dict[str, Callable[[Payment], Transition]] = {
     "refund_failed_unbooked": lambda p: transitions.refund_failed_unbooked(
         p, "re_1", 100, USD, USD, NOW
     ),
-    "refunded_out_of_band, as owed": lambda p: refunded_out_of_band(p, RefundSplit(from_owed=100)),
+    "refunded_out_of_band, as owed": lambda p: refunded_out_of_band(
+        p, RefundSplit(from_payable=100)
+    ),
     "client_payable_settled": lambda p: transitions.client_payable_settled(
         p, 100, "paid by cheque", NOW
     ),
@@ -588,7 +606,7 @@ def test_books_agree_with_stripe_after_any_life(
         part = max(payment.net // unit * share // 100, 1) * unit
         if payment.state is State.REFUNDED:
             break
-        expert_part = plans.plan_refund(payment, part).split.expert_part
+        expert_part = plans.plan_refund(payment, part).split.expert_amount
         refused += expert_part if reversal_refused else 0
         service.give_back(part, reversal_refused=reversal_refused)
     payment = service.payment

@@ -9,7 +9,8 @@ from typing import NamedTuple
 import pytest
 
 from payment_service.domain.errors import Precondition
-from payment_service.domain.operations import Operation, OperationKind
+from payment_service.domain.operation_payloads import CapturePayload, ReversalPayload
+from payment_service.domain.operations import Operation, OperationKind, OperationPurpose
 from payment_service.domain.payment import Payment, State, WaitingFor
 from payment_service.domain.snapshot import (
     BalanceTransaction,
@@ -20,7 +21,7 @@ from payment_service.domain.snapshot import (
     Refund,
 )
 from payment_service.domain.state_machine import EventKind
-from payment_service.domain.sync.changes import ChangeSet, Movement
+from payment_service.domain.sync.changes import ChangeSet, Movement, SyncContext
 from payment_service.domain.sync.derive_changes import derive_changes
 from tests.unit.domain.builders import (
     BUSY,
@@ -44,23 +45,22 @@ from tests.unit.domain.fake_service import (
 DECLINE = Decline("card_declined", "insufficient_funds")
 CAPTURE = new_operation(OperationKind.CAPTURE, 10_000)
 CANCEL = new_operation(OperationKind.CANCEL, 10_000)
-DEADLINE = new_operation(OperationKind.CANCEL, 10_000, because="deadline")
+DEADLINE = new_operation(OperationKind.CANCEL, 10_000, purpose=OperationPurpose.DEADLINE)
 REFUND = new_operation(OperationKind.REFUND, 10_000)
 
 
 def followed(
     payment: Payment, seen: PaymentSnapshot, operation: Operation | None = None, *known: str
 ) -> ChangeSet:
-    return derive_changes(
-        payment,
-        seen,
+    context = SyncContext(
+        snapshot=seen,
         operation=operation,
         booked_ids=frozenset(known),
-        out_of_band=(),
         next_operation_id="op_next",
-        holding=HOLDING,
+        holding_limit=HOLDING,
         now=NOW,
     )
+    return derive_changes(payment, context)
 
 
 def intent(*steps: Callable[[FakeIntent], object]) -> PaymentSnapshot:
@@ -349,7 +349,8 @@ def test_debt_is_kept_back_only_as_far_as_stripe_collected_it_beside_the_commiss
     collected: int, commission: int, netted: int, kinds: list[str]
 ) -> None:
     """A hand at the dashboard captures with the fee that the intent was made with."""
-    operation = new_operation(OperationKind.CAPTURE, 10_000, netted=2_500)
+    payload = CapturePayload(payment_intent_id="pi_1", notes="", debt_offset=2_500)
+    operation = new_operation(OperationKind.CAPTURE, 10_000, payload=payload)
     to = followed(in_state(State.CAPTURING), intent(captured(10_000, collected)), operation)
     assert (to.payment.net_commission, to.transitions[0].facts["netted"]) == (commission, netted)
     assert (reported(to), to.settled, to.refusal) == (kinds, True, None)
@@ -440,12 +441,8 @@ def test_our_refund_is_followed_by_the_experts_leg() -> None:
     assert first is not None
     coming = to.next_operation
     assert (coming.kind, coming.minor_units) == (OperationKind.REVERSE_TRANSFER, 3_000)
-    assert to.next_operation.params == {
-        "transfer_id": "tr_1",
-        "transfer_minor_units": 3_000,
-        "legs": [],
-        "owed_then": 0,
-    }
+    assert coming.payload == ReversalPayload(transfer_id="tr_1", transfer_minor_units=3_000)
+    assert coming.purpose is OperationPurpose.REQUESTED
     assert (to.payment.state, to.payment.operation_id) == (State.REFUNDING, "op_4")
     service.send()
     to = service.follow()
@@ -486,7 +483,8 @@ def test_experts_leg_is_asked_for_in_the_transfers_currency() -> None:
     to = service.follow()
     assert to.next_operation is not None
     assert to.next_operation.minor_units == 3_000
-    assert to.next_operation.params["transfer_minor_units"] == 2_700
+    assert isinstance(to.next_operation.payload, ReversalPayload)
+    assert to.next_operation.payload.transfer_minor_units == 2_700
     service.send()
     service.follow()
     service.check_reconciled()
@@ -530,7 +528,7 @@ def test_bounced_refund_is_owed_and_parked_for_an_operator() -> None:
     assert service.payment.waiting_for is WaitingFor.OPERATOR
     assert service.operation is not None
     assert service.operation.kind is OperationKind.REFUND
-    assert service.operation.params["owed"] is True
+    assert service.operation.is_repayment
     assert service.follow().transitions == []
 
 
@@ -547,7 +545,7 @@ def test_bounced_refund_is_owed_at_once_and_repaid_after_the_operation_under_way
     service.send()
     assert followed_kinds(service.follow()) == ["transfer_reversed"]
     assert service.operation is not None
-    assert service.operation.params["owed"] is True
+    assert service.operation.is_repayment
     assert service.payment.waiting_for is WaitingFor.OPERATOR
 
 
@@ -645,7 +643,7 @@ def test_refund_by_hand_while_ours_is_under_way_is_not_taken_for_ours() -> None:
     service.send()
     to = service.follow()
     # What is to follow from it is an operator's to resume.
-    assert followed_kinds(to) == ["client_refunded", "waiting"]
+    assert followed_kinds(to) == ["client_refunded", "waiting_changed"]
     service.resume()
     service.send()
     service.follow()

@@ -1,14 +1,32 @@
 """Operations: which key Stripe sees, and how long the same key means the same request."""
 
+import json
 from dataclasses import replace
 from datetime import timedelta
 
 import pytest
 
-from payment_service.domain.operations import OPEN_STATES, OperationKind, OperationState
-from tests.unit.domain.builders import NOW, new_operation
+from payment_service.domain.operation_payloads import (
+    CapturePayload,
+    CreateAccountPayload,
+    MalformedPayload,
+    ReversalLeg,
+    ReversalPayload,
+    TransferPayload,
+    payload_from_json,
+    payload_to_json,
+)
+from payment_service.domain.operations import (
+    OF_A_DISPUTE,
+    OPEN_STATES,
+    PAYLOAD_TYPES,
+    OperationKind,
+    OperationPurpose,
+    OperationState,
+)
+from tests.unit.domain.builders import NOW, PAYLOADS, new_operation, new_transfer
 
-OPERATION = new_operation(OperationKind.CAPTURE, 500, because="deadline", share=7)
+OPERATION = new_operation(OperationKind.CAPTURE, 500)
 
 
 @pytest.mark.parametrize("tries", [0, 1, 19])
@@ -51,8 +69,83 @@ def test_operation_is_open_until_stripes_definite_word(state: OperationState) ->
     assert (state in OPEN_STATES) is not ended
 
 
-def test_params_are_read_by_type() -> None:
-    assert (OPERATION.text("because"), OPERATION.text("absent")) == ("deadline", "")
-    assert (OPERATION.number("share"), OPERATION.number("absent")) == (7, 0)
-    with pytest.raises(TypeError, match="because of op_1 is not a number"):
-        OPERATION.number("because")
+# ---- payloads ----
+
+
+@pytest.mark.parametrize("kind", OperationKind)
+def test_payload_comes_back_from_json_as_it_was(kind: OperationKind) -> None:
+    stored = json.loads(json.dumps(payload_to_json(PAYLOADS[kind])))
+    assert payload_from_json(PAYLOAD_TYPES[kind], stored) == PAYLOADS[kind]
+
+
+def test_nested_payloads_come_back_from_json_as_they_were() -> None:
+    leg = ReversalLeg(transfer_id="tr_2", minor_units=40, transfer_minor_units=36)
+    reversal = ReversalPayload(
+        transfer_id="tr_1", transfer_minor_units=9, remaining_legs=(leg, leg), debt_after=5
+    )
+    capture = CapturePayload(
+        payment_intent_id="pi_1",
+        notes="n",
+        application_fee=0,
+        transfer=new_transfer(400, final=True),
+        transfer_amount=4_000,
+    )
+    for payload in (reversal, capture):
+        stored = json.loads(json.dumps(payload_to_json(payload)))
+        assert payload_from_json(type(payload), stored) == payload
+    assert reversal.unrecovered == 85
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"owed": True}, "misses or adds owed"),
+        ({"debt_after": True}, "debt_after is no <class 'int'>: a bool"),
+        ({"debt_after": None}, "debt_after is no <class 'int'>: a NoneType"),
+        ({"transfer_id": 7}, "transfer_id is no <class 'str'>: a int"),
+        ({"remaining_legs": "tr_2"}, "remaining_legs is no tuple"),
+        ({"remaining_legs": [{"transfer_id": "tr_2"}]}, r"remaining_legs\[0\] misses or adds"),
+    ],
+)
+def test_malformed_payload_is_refused(change: dict[str, object], sentence: str) -> None:
+    stored = payload_to_json(PAYLOADS[OperationKind.REVERSE_TRANSFER]) | change
+    with pytest.raises(MalformedPayload, match=sentence):
+        payload_from_json(ReversalPayload, stored)
+
+
+@pytest.mark.parametrize("missing", ["transfer_id", "debt_after", "remaining_legs"])
+def test_payload_with_a_missing_key_is_refused(missing: str) -> None:
+    stored = payload_to_json(PAYLOADS[OperationKind.REVERSE_TRANSFER])
+    del stored[missing]
+    with pytest.raises(MalformedPayload, match=f"misses or adds {missing}"):
+        payload_from_json(ReversalPayload, stored)
+
+
+def test_unknown_business_type_is_refused() -> None:
+    stored = payload_to_json(PAYLOADS[OperationKind.CREATE_ACCOUNT]) | {"business_type": "guild"}
+    with pytest.raises(MalformedPayload, match="business_type"):
+        payload_from_json(CreateAccountPayload, stored)
+
+
+def test_operation_carries_only_the_payload_of_its_kind() -> None:
+    with pytest.raises(TypeError, match="op_1 is a refund and cannot carry a TransferPayload"):
+        new_operation(OperationKind.REFUND, payload=new_transfer())
+    with pytest.raises(TypeError, match="op_1 is a capture and has no TransferPayload"):
+        OPERATION.payload_as(TransferPayload)
+
+
+@pytest.mark.parametrize("kind", OperationKind)
+@pytest.mark.parametrize("purpose", OperationPurpose)
+def test_only_a_refund_returns_the_remainder(
+    kind: OperationKind, purpose: OperationPurpose
+) -> None:
+    operation = new_operation(kind, purpose=purpose)
+    is_remainder = (kind, purpose) == (OperationKind.REFUND, OperationPurpose.REMAINDER)
+    assert operation.returns_remainder is is_remainder
+    assert operation.is_repayment is (purpose is OperationPurpose.REPAYMENT)
+
+
+@pytest.mark.parametrize("kind", OF_A_DISPUTE)
+def test_answer_to_a_dispute_names_the_payment_that_it_concerns(kind: OperationKind) -> None:
+    answer = replace(new_operation(kind), payment_id="", dispute_id="dp_1")
+    assert answer.related_payment_id == "pay_1"

@@ -317,7 +317,7 @@ class Player:
     @property
     def parked(self) -> bool:
         operation = self.service.operation
-        return operation is not None and bool(operation.params.get("owed"))
+        return operation is not None and operation.is_repayment
 
     def share_of(self, whole: int, share: int) -> int:
         return max(whole // self.unit * share // 100, 1) * self.unit

@@ -122,7 +122,7 @@ def test_it_is_not_sent_and_the_reason_names_the_movement(
 ) -> None:
     service = begun(case)
     before = service.operation
-    is_repayment = before is not None and bool(before.params.get("owed"))
+    is_repayment = before is not None and before.is_repayment
     if parked and not is_repayment:
         service.wait_for_expert()
     if is_repayment and not parked:
@@ -137,7 +137,7 @@ def test_it_is_not_sent_and_the_reason_names_the_movement(
         return
     assert not to.settled
     assert to.blocked_by.startswith(f"moved out of band meanwhile: {move} ")
-    assert "waiting" in followed_kinds(to) or not parked or is_repayment
+    assert "waiting_changed" in followed_kinds(to) or not parked or is_repayment
     if parked:
         assert service.payment.waiting_for is WaitingFor.OPERATOR
     # Every look says so, until it was resumed in spite of it.
@@ -151,7 +151,7 @@ def test_it_is_not_sent_and_the_reason_names_the_movement(
 def test_what_is_done_ends_as_ever_and_what_follows_is_parked(case: Case, move: str) -> None:
     """The movement is seen together with the effect of the operation that was in flight."""
     service = begun(case)
-    if service.operation is not None and service.operation.params.get("owed"):
+    if service.operation is not None and service.operation.is_repayment:
         service.resume()
     operation = service.operation
     assert operation is not None
@@ -179,7 +179,7 @@ def test_an_operator_ends_it_and_the_books_are_those_of_stripe(
     service = begun(case)
     operation = service.operation
     assert operation is not None
-    is_repayment = bool(operation.params.get("owed"))
+    is_repayment = operation.is_repayment
     if is_repayment and ends != "resumed":
         return  # Stripe's no leaves it parked, and SettleClientPayable is what ends it.
     if not is_repayment:
@@ -197,7 +197,7 @@ def test_an_operator_ends_it_and_the_books_are_those_of_stripe(
             assert not service.follow().blocked_by
             service.send(refused=ends == "refused")
             service.follow()
-    while service.operation is not None and not service.operation.params.get("owed"):
+    while service.operation is not None and not service.operation.is_repayment:
         if service.is_parked:
             service.resume()
         service.send()
@@ -244,7 +244,7 @@ def test_a_pending_refund_keeps_it_parked_until_its_line_is_there() -> None:
     pending = Refund("re_9", 8_000, "pending")
     seen = replace(service.intent.observe(), refunds=(pending,))
     to = service.follow(seen)
-    assert (followed_kinds(to), to.deferred) == (["waiting"], True)
+    assert (followed_kinds(to), to.deferred) == (["waiting_changed"], True)
     assert to.blocked_by
     service.resume()
     assert service.follow(seen).blocked_by
@@ -259,7 +259,7 @@ def test_a_refund_waits_while_what_it_would_take_may_be_on_its_way() -> None:
     assert (followed_kinds(to), to.deferred, bool(to.blocked_by)) == ([], True, True)
     assert service.operation is not None
     service.operation = replace(service.operation, state=OperationState.PARKED)
-    assert followed_kinds(service.follow()) == ["refunded_out_of_band", "waiting"]
+    assert followed_kinds(service.follow()) == ["refunded_out_of_band", "waiting_changed"]
     assert service.payment.held == 5_000
 
 

@@ -66,7 +66,7 @@ def test_capture_that_would_leave_the_expert_nothing_is_refused() -> None:
         plans.plan_capture(payment, 1, final=True)
     assert refusal.value.reason == "COMMISSION_TOO_LARGE"
     assert refusal.value.facts == {"amount": "1", "commission": "1"}
-    assert plans.plan_capture(payment, 2, final=True).share == CaptureSplit(2, 1)
+    assert plans.plan_capture(payment, 2, final=True).split == CaptureSplit(2, 1)
 
 
 CAPTURE = (State.IN_ESCROW,)
@@ -210,7 +210,7 @@ def test_refund_never_gives_back_more_than_either_side_has(data: st.DataObject) 
     split = plans.split_refund(payment, part, from_escrow=0)
     assert split.whole == split.from_captured == part
     assert 0 <= split.commission <= commission
-    assert 0 <= split.expert_part <= payment.net_expert
+    assert 0 <= split.expert_amount <= payment.net_expert
     if part == net:
         assert split == RefundSplit(0, commission, payment.net_expert)
 
@@ -266,8 +266,8 @@ def test_milestones_leave_the_commission_of_their_sum(
     payment: Payment, parts: tuple[int, ...], commissions: tuple[int, ...]
 ) -> None:
     for part, commission in zip(parts, commissions, strict=True):
-        share = plans.plan_capture(payment, part, final=False).share
-        assert (share.commission, share.expert_part) == (commission, part - commission)
+        share = plans.plan_capture(payment, part, final=False).split
+        assert (share.commission, share.expert_amount) == (commission, part - commission)
         payment = replace(
             payment,
             held=payment.held - part,
@@ -300,9 +300,9 @@ def test_debt_is_kept_back_but_never_the_whole_part(
     base: Callable[[], Payment], currency: str, debt: int, part: int, netted: int
 ) -> None:
     payment = replace(in_state(State.IN_ESCROW, base()), currency=currency)
-    share = plans.plan_capture(payment, part, True, debt).share
-    assert share.netted == netted
-    assert share.sent + share.netted + share.commission == part
+    share = plans.plan_capture(payment, part, True, debt).split
+    assert share.debt_offset == netted
+    assert share.sent + share.debt_offset + share.commission == part
     assert share.sent >= money.step(currency)
 
 

@@ -6,7 +6,8 @@ import pytest
 
 from payment_service.domain.errors import Precondition
 from payment_service.domain.ledger import CaptureSplit
-from payment_service.domain.operations import Operation, OperationKind
+from payment_service.domain.operation_payloads import CapturePayload
+from payment_service.domain.operations import Operation, OperationKind, OperationPurpose
 from payment_service.domain.payment import EscrowMode, Payment, State, WaitingFor
 from payment_service.domain.snapshot import (
     BalanceTransaction,
@@ -16,7 +17,7 @@ from payment_service.domain.snapshot import (
     Transfer,
 )
 from payment_service.domain.state_machine import EventKind
-from payment_service.domain.sync.changes import ChangeSet, Movement
+from payment_service.domain.sync.changes import ChangeSet, Movement, SyncContext
 from payment_service.domain.sync.derive_changes import derive_changes
 from tests.unit.domain.builders import (
     BUSY,
@@ -28,6 +29,7 @@ from tests.unit.domain.builders import (
     in_state,
     new_operation,
     new_payment,
+    new_transfer,
     separate,
     sums,
 )
@@ -75,12 +77,16 @@ CANCELED, BY_STRIPE = shown(canceled="requested_by_customer"), shown(canceled="a
 UNKNOWN = replace(shown(), status=IntentStatus.UNKNOWN)
 
 CAPTURE = new_operation(
-    OperationKind.CAPTURE, 10_000, part=4_000, transfer={"commission": 400, "final": False}
+    OperationKind.CAPTURE,
+    10_000,
+    payload=CapturePayload(
+        payment_intent_id="pi_1", notes="", transfer=new_transfer(400), transfer_amount=4_000
+    ),
 )
-TRANSFER = new_operation(OperationKind.TRANSFER, 4_000, commission=400)
+TRANSFER = new_operation(OperationKind.TRANSFER, 4_000, payload=new_transfer(400))
 PROMOTE = new_operation(OperationKind.PROMOTE, 10_000)
 CANCEL = new_operation(OperationKind.CANCEL, 10_000)
-DEADLINE = new_operation(OperationKind.CANCEL, 10_000, because="deadline")
+DEADLINE = new_operation(OperationKind.CANCEL, 10_000, purpose=OperationPurpose.DEADLINE)
 REFUND = new_operation(OperationKind.REFUND, 10_000)
 
 CONFLICT, ELSEWHERE = "state_mismatch", "captured_out_of_band"
@@ -160,16 +166,15 @@ def name_of(cell: Cell) -> str:
 def followed(
     payment: Payment, seen: PaymentSnapshot, operation: Operation | None = None, *known: str
 ) -> ChangeSet:
-    return derive_changes(
-        payment,
-        seen,
+    context = SyncContext(
+        snapshot=seen,
         operation=operation,
         booked_ids=frozenset(known),
-        out_of_band=(),
         next_operation_id="op_next",
-        holding=HOLDING,
+        holding_limit=HOLDING,
         now=NOW,
     )
+    return derive_changes(payment, context)
 
 
 @pytest.mark.parametrize("cell", TABLE, ids=name_of)
@@ -823,4 +828,4 @@ def test_capture_goes_on_when_the_expert_is_well_again() -> None:
 
 def test_share_is_what_reaches_whom() -> None:
     share = CaptureSplit(10_000, 1_000, 700)
-    assert (share.expert_part, share.sent) == (9_000, 8_300)
+    assert (share.expert_amount, share.sent) == (9_000, 8_300)

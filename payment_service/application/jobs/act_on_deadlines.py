@@ -1,6 +1,6 @@
-"""Acts when an escrow's time runs out: warns ahead, then does what the payment says.
+"""Acts when an escrow's time runs out: does what the payment's ``on_deadline`` says.
 
-Stripe is synced before anything is done. A payment that has moved on has no deadline any more.
+Stripe is synced before anything is done. A payment that is not in escrow any more has no deadline.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from payment_service.application.operations.start import start_operation
 from payment_service.application.refund_payment import start_refund
 from payment_service.application.sync.payment import sync_payment
 from payment_service.domain import guards, plans, transitions
-from payment_service.domain.deadlines import deadline_due, deadline_near
+from payment_service.domain.deadlines import Deadline, deadline_due
 from payment_service.domain.errors import Refusal
-from payment_service.domain.operations import Operation, OperationKind
+from payment_service.domain.operation_payloads import CapturePayload
+from payment_service.domain.operations import Operation, OperationKind, OperationPurpose
 from payment_service.domain.payment import OnDeadline, Payment, State
 from payment_service.domain.ports.database import Transaction
 from payment_service.domain.ports.policy import Policy
@@ -36,77 +37,70 @@ DEADLINE: Final = Cause("payment_service", "deadline")
 
 _BATCH: Final = 32
 
-
-#: An action that Stripe refused is tried again; often enough to matter, seldom enough to bear.
-_AGAIN: Final = timedelta(hours=1)
-
-
-#: A capture that waits for the expert's account does not keep a card hold from lapsing.
-_WARNED: Final = (State.IN_ESCROW, State.CAPTURING, State.REFUNDING)
-
-
-async def warn_of_deadlines(app: App) -> int:
-    """Write down an event for every deadline that is near; how many there were."""
-    ahead = app.policy.deadline_warning
-    near = await app.database.read(lambda reader: reader.payments_near_deadline(ahead, _BATCH))
-    return await process_fairly(
-        app,
-        JobKind.WARNINGS,
-        near,
-        lambda payment_id: app.database.transact(warn_phase, app.policy, payment_id),
-    )
-
-
-def warn_phase(tx: Transaction, policy: Policy, payment_id: str) -> None:
-    payment = tx.lock_payment(payment_id)
-    if payment is None or payment.state not in _WARNED:
-        return
-    near = deadline_near(payment, tx.now, timedelta(seconds=policy.deadline_warning))
-    if near is not None:
-        warning = transitions.deadline_near(
-            payment, near.kind.value, near.time, near.action, tx.now
-        )
-        tx.record(warning, DEADLINE)
+_PREEMPTED_BECAUSE: Final = "a deadline comes first"
 
 
 async def act_on_deadlines(app: App) -> int:
-    """Do what the payments say whose time has come."""
+    """Acts on the deadlines that have come, and returns 0: one batch is enough for each round.
+
+    An action that Stripe refused must not be tried again without a pause.
+    """
     if app.stripe.is_unavailable:
         return 0
 
     async def act(payment_id: str) -> None:
+        if await app.database.transact(due_deadline, app.policy, payment_id) is None:
+            return
         await sync_payment(app, payment_id, DEADLINE)
         begun = await app.database.transact(begin_deadline, app.policy, payment_id)
         if begun is not None:
             await execute(app, begun[0], begun[1], DEADLINE)
 
-    due = await app.database.transact(find_due, app.policy)
-    await process_fairly(app, JobKind.DEADLINES, due, act)
-    return 0  # Asked once a round: what Stripe refused is not to be tried without a pause.
+    due = await app.database.read(
+        lambda reader: reader.payments_due(JobKind.ACT_ON_DEADLINES, _BATCH)
+    )
+    await process_fairly(app, JobKind.ACT_ON_DEADLINES, due, act)
+    return 0
 
 
-def find_due(tx: Transaction, policy: Policy) -> list[str]:
-    return list(tx.payments_at_deadline(policy.deadline_margin, _AGAIN.total_seconds(), _BATCH))
+def due_deadline(tx: Transaction, policy: Policy, payment_id: str) -> Deadline | None:
+    """Returns the deadline that must be acted on now, or None. Changes nothing."""
+    payment = tx.lock_payment(payment_id)
+    if payment is None:
+        return None
+    given_up = plan_preemption(tx, payment, _PREEMPTED_BECAUSE)
+    return _due(tx, policy, payment, given_up.after if given_up else payment)
+
+
+def _due(tx: Transaction, policy: Policy, payment: Payment, resting: Payment) -> Deadline | None:
+    """Returns the due deadline. ``resting`` is the payment after what the action pre-empts."""
+    if resting.state is not State.IN_ESCROW or resting.operation_id:
+        return None
+    expert = tx.expert(payment.expert_id)
+    return deadline_due(
+        payment,
+        tx.now,
+        timedelta(seconds=policy.deadline_margin),
+        timedelta(seconds=policy.deadline_retry),
+        can_capture=expert is not None and not guards.is_destination_replaced(payment, expert),
+    )
 
 
 def begin_deadline(
     tx: Transaction, policy: Policy, payment_id: str
 ) -> tuple[Operation, int] | None:
-    """Record what is to be done, if it still is; no two replicas do it twice."""
+    """Records what is to be done, if it is still due. So no two replicas do it twice."""
     payment = tx.lock_payment(payment_id)
     if payment is None:
         return None
-    given_up = plan_preemption(tx, payment, "a deadline comes first")
-    resting = given_up.after if given_up else payment
-    if resting.state is not State.IN_ESCROW or resting.operation_id:
-        return None
-    due = deadline_due(payment, tx.now, timedelta(seconds=policy.deadline_margin), _AGAIN)
+    given_up = plan_preemption(tx, payment, _PREEMPTED_BECAUSE)
+    due = _due(tx, policy, payment, given_up.after if given_up else payment)
     if due is None:
         return None
     refused = ""
     try:
         begun = _begin(tx, policy, payment, given_up, due.action)
-    except Refusal as refusal:  # A freeze, say: it is told, and tried again.
+    except Refusal as refusal:  # For example a freeze: it is recorded, and tried again later.
         log.warning("deadline_refused", payment=payment_id, reason=refusal.reason)
         begun, refused = None, refusal.reason
     if begun is None:
@@ -147,6 +141,9 @@ def _begin(
                 kind=OperationKind.PROMOTE,
                 payment_id=payment.payment_id,
                 minor_units=payment.held,
-                params={"payment_intent_id": payment.payment_intent_id, "notes": "deadline"},
+                purpose=OperationPurpose.DEADLINE,
+                payload=CapturePayload(
+                    payment_intent_id=payment.payment_intent_id, notes="deadline"
+                ),
             )
             return operation, transitions.start_promotion(payment, operation.operation_id, tx.now)

@@ -1,0 +1,74 @@
+"""Reads Stripe's lists of events, so that nothing depends on webhooks alone.
+
+Webhooks may never arrive: the endpoint is disabled, its secret was rotated, the gateway is down. A
+service that never receives one still converges, because it reads the same events from the lists,
+and because `poll_stale_payments` syncs payments that have not changed for a while.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Final
+
+import structlog
+
+from payment_service.application.app import App
+from payment_service.domain.errors import Refusal
+from payment_service.domain.ports.database import Transaction
+from payment_service.domain.ports.policy import Policy
+from payment_service.domain.ports.records import EventCursor, WebhookEvent
+
+log = structlog.get_logger(__name__)
+
+#: Stripe's events may become visible a little out of order, so the place from which the next read
+#: continues is always at least this old.
+_SETTLING: Final = timedelta(seconds=10)
+
+#: How far back the first read starts, and a read whose place Stripe no longer knows.
+_OVERLAP: Final = timedelta(seconds=60)
+
+#: Stripe allows 25 reads a second; a round uses only some of them.
+_ACCOUNTS_A_ROUND: Final = 10
+
+
+async def poll_events(app: App) -> int:
+    """Stores the events of the lists that are due. Each event is stored once."""
+    if app.stripe.is_unavailable:
+        return 0
+    for cursor in await app.database.transact(lease_cursors, app.policy):
+        try:
+            events = await app.stripe.events(
+                cursor.stripe_account_id, cursor.after_event_id, cursor.seen_until - _OVERLAP
+            )
+            if await app.database.transact(store_polled, cursor, events):
+                app.wake.set()
+        except Refusal as refusal:  # The list is due again after its pause.
+            log.info("poll_deferred", scope=cursor.scope, reason=refusal.reason)
+        except Exception as error:  # noqa: BLE001 - one list must not stop the others
+            log.error("poll_failed", scope=cursor.scope, error=type(error).__name__)
+    return 0
+
+
+def lease_cursors(tx: Transaction, policy: Policy) -> Sequence[EventCursor]:
+    """Returns the lists that are due.
+
+    These are the platform's list, the lists of accounts that are not ready or have open payments,
+    and, less often, the lists of accounts that may still pay out earnings.
+    """
+    return [
+        *tx.lease_event_cursors(policy.poll_seconds, 0),
+        *tx.lease_event_cursors(policy.account_poll_seconds, _ACCOUNTS_A_ROUND),
+        *tx.lease_event_cursors(policy.payout_poll_seconds, _ACCOUNTS_A_ROUND, paid_out=True),
+    ]
+
+
+def store_polled(tx: Transaction, cursor: EventCursor, events: Sequence[WebhookEvent]) -> int:
+    """Stores the events that no webhook brought and moves the cursor. Returns how many were new."""
+    new = sum(tx.store_event(event) for event in events)
+    settled = [event for event in events if event.create_time <= tx.now - _SETTLING]
+    if settled:
+        tx.advance_event_cursor(cursor.scope, settled[-1].create_time, settled[-1].event_id)
+    if new:
+        log.info("events_found_by_polling", scope=cursor.scope, count=new)
+    return new
