@@ -146,11 +146,11 @@ def _came_due(evidence: Evidence) -> Counter[tuple[str, str]]:
         for event in events:
             facts = facts_of(event)
             if event["kind"] in _TAKEN_BACK:
-                due[whose] += facts.get("expert_part") or 0
+                due[whose] += facts.get("expert_amount") or 0
             elif event["kind"] == "payment.transfer_reversed":
                 due[whose] -= facts["amount"]
             elif event["kind"] == "payment.captured":
-                due[whose] -= facts.get("netted") or 0
+                due[whose] -= facts.get("debt_offset") or 0
     return due
 
 
@@ -191,15 +191,15 @@ def debts_have_a_reason(evidence: Evidence) -> Iterator[tuple[str, str]]:
         sums: Counter[str] = Counter()
         for event in events:
             facts = facts_of(event)
-            name = "expert_part" if event["kind"] in _TAKEN_BACK else "amount"
+            name = "expert_amount" if event["kind"] in _TAKEN_BACK else "amount"
             sums[event["kind"]] += facts.get(name) or 0
             if event["kind"] == "payment.captured":
-                sums["netted"] += facts.get("netted") or 0
+                sums["debt_offset"] += facts.get("debt_offset") or 0
         due, owed = sum(sums[kind] for kind in _TAKEN_BACK), sums["payment.expert_debt_recorded"]
         if due != sums["payment.transfer_reversed"] + owed:
             settled = f"{sums['payment.transfer_reversed']} was reversed, {owed} is owed"
             yield f"{due} was to come back from the expert; {settled}", payment_id
-        if owed > sums["netted"] and payment_id not in refused:
+        if owed > sums["debt_offset"] and payment_id not in refused:
             yield f"{owed} is owed, though Stripe refused no reversal", payment_id
 
 

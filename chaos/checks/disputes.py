@@ -84,10 +84,10 @@ def losses_are_divided_right(evidence: Evidence) -> Iterator[tuple[str, str]]:
         of_payment[loss.payment_id, "lost"] += loss.captured
         body, former = (bodies.get((loss.payment_id, loss.sequence - n), {}) for n in (0, 1))
         wanted = {
-            "from_owed": loss.owed,
+            "from_payable": loss.owed,
             "from_escrow": loss.held,
             "commission": loss.commission,
-            "expert_part": loss.expert,
+            "expert_amount": loss.expert,
             "beyond": loss.beyond,
         }
         found = {name: body["facts"].get(name) for name in wanted}

@@ -77,7 +77,8 @@ def _operation(name: str, kind: str) -> Row:
         "kind": kind,
         "payment_id": PAYMENT,
         "dispute_id": None,
-        "params": {},
+        "purpose": "REQUESTED",
+        "payload": {},
         "state": "SUCCEEDED",
         "last_error": "",
         "create_time": NOW,
@@ -198,7 +199,7 @@ def on_the_platform() -> Evidence:
     )
     world.operations.append(_operation("op_4", "transfer"))
     world.effects.append(_effect(4, "transferred", "tr_1", 900, "op_4"))
-    due = _told("client_refunded", expert_part=300)
+    due = _told("client_refunded", expert_amount=300)
     world.events[-1].update(hashed(7, due["kind"], due["body"], world.events[-2]["hash"]))
     owes = _told("expert_debt_recorded", amount=300)
     body = json.dumps({**json.loads(owes["body"]), "from": "CAPTURED"})

@@ -95,9 +95,9 @@ SPOILED: list[tuple[str, Callable[[Evidence], None]]] = [
     ("amounts_add_up", _put("payments", refunded_from_escrow=1)),
     ("amounts_add_up", _put("payments", charged=0)),
     ("held_money_is_paid_once", _put("payments", charge_model="SEPARATE")),
-    ("debts_have_a_reason", _put("events", **_told("client_refunded", expert_part=300))),
+    ("debts_have_a_reason", _put("events", **_told("client_refunded", expert_amount=300))),
     ("debts_have_a_reason", _put("events", **_told("expert_debt_recorded", amount=300))),
-    ("debts_are_what_is_left", _put("events", **_told("client_refunded", expert_part=300))),
+    ("debts_are_what_is_left", _put("events", **_told("client_refunded", expert_amount=300))),
     ("bounces_are_paid_again", _put("events", **_told("refund_failed", amount=333))),
     ("states_move_along_edges", _another_start),
     ("states_move_along_edges", _drop("events", 3)),
@@ -174,8 +174,8 @@ def test_a_check_catches_its_violation(check: str, spoil: Callable[[Evidence], N
 def test_what_was_kept_back_for_an_older_debt_is_owed_again(owed: int, found: bool) -> None:
     """It never was in a transfer, so nothing of it could be reversed."""
     world = sound()
-    world.events.append({**world.events[-1], **_told("captured", netted=300)})
-    world.events.append({**world.events[-1], **_told("client_refunded", expert_part=owed)})
+    world.events.append({**world.events[-1], **_told("captured", debt_offset=300)})
+    world.events.append({**world.events[-1], **_told("client_refunded", expert_amount=owed)})
     world.events.append({**world.events[-1], **_told("expert_debt_recorded", amount=owed)})
     checks = [one for one in violations(world) if "refused no reversal" in str(one)]
     assert bool(checks) is found
@@ -211,8 +211,8 @@ def test_a_sound_debt_has_no_violations() -> None:
         _put("postings", kind=""),
         _put("postings", minor_units=-99),
         _drop("postings"),
-        lambda world: world.events[-2].update(_told("client_refunded", expert_part=301)),
-        lambda world: world.events[-1].update(_told("captured", netted=1)),
+        lambda world: world.events[-2].update(_told("client_refunded", expert_amount=301)),
+        lambda world: world.events[-1].update(_told("captured", debt_offset=1)),
     ],
 )
 def test_a_debt_that_is_written_off_or_kept_back_twice_is_found(
@@ -243,7 +243,7 @@ def bounced() -> Evidence:
         world.events.append(event)
         world.feed.append({"position": 3 * number, "payment_id": PAYMENT, "sequence": number})
         world.payments[0].update(version=number, head_hash=event["hash"])
-    again = {**_operation("op_9", "refund"), "params": {"owed": True}, "minor_units": 333}
+    again = {**_operation("op_9", "refund"), "purpose": "REPAYMENT", "minor_units": 333}
     world.operations.append(again)
     [refund] = world.movements
     world.movements += [

@@ -30,10 +30,10 @@ _FACTS = {"dispute_id": DISPUTE, "stage": "CHARGEBACK", "status": "needs_respons
 _LOST = {
     **_FACTS,
     "amount": 700,
-    "from_owed": 0,
+    "from_payable": 0,
     "from_escrow": 0,
     "commission": 67,
-    "expert_part": 600,
+    "expert_amount": 600,
     "beyond": 33,
 }
 
@@ -83,7 +83,7 @@ def contested() -> Evidence:
             **_operation("op_8", "submit_evidence"),
             "payment_id": None,
             "dispute_id": DISPUTE,
-            "params": {"submit": True, "evidence": {"uncategorized_text": "done"}},
+            "payload": {"submit": True, "evidence": {"uncategorized_text": "done"}},
         }
     )
     world.effects.append(_effect(8, "evidence_submitted", DISPUTE, 700, "op_8"))
@@ -188,7 +188,7 @@ SPOILED: list[tuple[str, Callable[[Evidence], None]]] = [
     ("disputes_are_as_at_stripe", _first("disputes", submission_count=2)),
     ("disputes_are_as_at_stripe", _put("disputes", stage="CHARGEBACK")),
     ("disputes_are_as_at_stripe", _put("stripe_disputes", status="warning_closed")),
-    ("losses_are_divided_right", _loss(commission=66, expert_part=601)),
+    ("losses_are_divided_right", _loss(commission=66, expert_amount=601)),
     ("losses_are_divided_right", _loss(beyond=0)),
     ("losses_are_divided_right", _loss(from_escrow=1)),
     ("losses_are_divided_right", _line_of_the_loss),
@@ -220,7 +220,7 @@ SPOILED: list[tuple[str, Callable[[Evidence], None]]] = [
     ("amounts_add_up", _put("payments", lost=668)),
     ("amounts_add_up", _put("payments", net_commission=1)),
     ("nothing_stays_between_accounts", _loss(amount=690)),
-    ("debts_have_a_reason", _loss(expert_part=601)),
+    ("debts_have_a_reason", _loss(expert_amount=601)),
     ("states_move_along_edges", lambda world: tell(world, "dispute_closed", "CAPTURED", _FACTS)),
     ("states_move_along_edges", lambda world: tell(world, "dispute_lost", "CAPTURED", _FACTS)),
 ]
@@ -247,7 +247,7 @@ def test_every_check_has_a_violation_of_its_own() -> None:
 def test_an_acceptance_that_came_to_what_the_bank_decided_had_an_effect() -> None:
     world = contested()
     accepted = {**world.operations[-1], "operation_id": "op_9", "kind": "accept_dispute"}
-    world.operations.append({**accepted, "params": {}})
+    world.operations.append({**accepted, "payload": {}})
     assert "no_effect_lost" in {found.check for found in violations(world)}
     world.effects.append({**_effect(9, "dispute_lost", DISPUTE, 700, ""), "idempotency_key": None})
     assert violations(world) == []
@@ -272,7 +272,7 @@ def test_an_open_chargeback_is_held_and_frozen() -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"state": "SUCCEEDED"}, {"last_error": "http_500"}, {"params": {}}],
+    [{}, {"state": "SUCCEEDED"}, {"last_error": "http_500"}, {"purpose": "REQUESTED"}],
     ids=["contested", "done", "another reason", "a call of its own"],
 )
 def test_a_rest_is_kept_back_for_a_dispute_alone(changes: Row) -> None:
@@ -282,7 +282,7 @@ def test_a_rest_is_kept_back_for_a_dispute_alone(changes: Row) -> None:
         **_operation("op_9", "refund"),
         "state": "REFUSED",
         "last_error": "charge_disputed",
-        "params": {"after_capture": True},
+        "purpose": "REMAINDER",
     }
     world.operations.append({**refused, **changes})
     told = {"kind": "remainder_not_returned", "detail": "op_9: charge_disputed", "time": NOW}

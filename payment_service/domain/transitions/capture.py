@@ -32,7 +32,7 @@ def start_capture(
         now,
         facts={
             "amount": split.amount,
-            "netted": split.debt_offset,
+            "debt_offset": split.debt_offset,
             "notes": notes,
             "operation_id": operation_id,
         },
@@ -83,7 +83,7 @@ def captured(
         facts={
             "amount": split.amount,
             "commission": split.commission,
-            "netted": split.debt_offset,
+            "debt_offset": split.debt_offset,
             "released": max(payment.held - split.amount, 0),
             "charge_id": charge_id,
             "transfer_id": transfer_id,
@@ -127,7 +127,7 @@ def transferred(
         facts={
             "amount": split.amount,
             "commission": split.commission,
-            "netted": split.debt_offset,
+            "debt_offset": split.debt_offset,
             "sent": split.sent,
             "transfer_id": transfer_id,
         },

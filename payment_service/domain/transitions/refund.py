@@ -128,10 +128,10 @@ def amounts(after: Payment) -> dict[str, int]:
 def split_facts(split: RefundSplit) -> dict[str, int]:
     return {
         "amount": split.whole,
-        "from_owed": split.from_payable,
+        "from_payable": split.from_payable,
         "from_escrow": split.from_escrow,
         "commission": split.commission,
-        "expert_part": split.expert_amount,
+        "expert_amount": split.expert_amount,
     }
 
 

@@ -352,7 +352,10 @@ def test_debt_is_kept_back_only_as_far_as_stripe_collected_it_beside_the_commiss
     payload = CapturePayload(payment_intent_id="pi_1", notes="", debt_offset=2_500)
     operation = new_operation(OperationKind.CAPTURE, 10_000, payload=payload)
     to = followed(in_state(State.CAPTURING), intent(captured(10_000, collected)), operation)
-    assert (to.payment.net_commission, to.transitions[0].facts["netted"]) == (commission, netted)
+    assert (to.payment.net_commission, to.transitions[0].facts["debt_offset"]) == (
+        commission,
+        netted,
+    )
     assert (reported(to), to.settled, to.refusal) == (kinds, True, None)
     check_payment(to.payment)
 
