@@ -69,8 +69,8 @@ def due_deadline(tx: Transaction, policy: Policy, payment_id: str) -> Deadline |
     payment = tx.lock_payment(payment_id)
     if payment is None:
         return None
-    given_up = plan_preemption(tx, payment, _PREEMPTED_BECAUSE)
-    return _due(tx, policy, payment, given_up.after if given_up else payment)
+    preempted = plan_preemption(tx, payment, _PREEMPTED_BECAUSE)
+    return _due(tx, policy, payment, preempted.after if preempted else payment)
 
 
 def _due(tx: Transaction, policy: Policy, payment: Payment, resting: Payment) -> Deadline | None:
@@ -94,13 +94,13 @@ def begin_deadline(
     payment = tx.lock_payment(payment_id)
     if payment is None:
         return None
-    given_up = plan_preemption(tx, payment, _PREEMPTED_BECAUSE)
-    due = _due(tx, policy, payment, given_up.after if given_up else payment)
+    preempted = plan_preemption(tx, payment, _PREEMPTED_BECAUSE)
+    due = _due(tx, policy, payment, preempted.after if preempted else payment)
     if due is None:
         return None
     refused = ""
     try:
-        begun = _begin(tx, policy, payment, given_up, due.action)
+        begun = _begin(tx, policy, payment, preempted, due.action)
     except Refusal as refusal:  # For example a freeze: it is recorded, and tried again later.
         log.warning("deadline_refused", payment=payment_id, reason=refusal.reason)
         begun, refused = None, refusal.reason
@@ -117,20 +117,20 @@ def _begin(
     tx: Transaction,
     policy: Policy,
     payment: Payment,
-    given_up: Transition | None,
+    preempted: Transition | None,
     action: OnDeadline,
 ) -> tuple[Operation, Transition] | None:
-    resting = given_up.after if given_up else payment
+    resting = preempted.after if preempted else payment
     match action:
         case OnDeadline.ALERT:
             return None
         case OnDeadline.CAPTURE:
             plan = plan_capture(tx, resting, None, final=True)
-            payment = preempt(tx, payment, given_up, DEADLINE)
+            payment = preempt(tx, payment, preempted, DEADLINE)
             return start_capture(tx, policy, payment, plan, _ORIGIN, final=True)
         case OnDeadline.REFUND:
             refund = plans.plan_refund(resting, None)
-            payment = preempt(tx, payment, given_up, DEADLINE)
+            payment = preempt(tx, payment, preempted, DEADLINE)
             return start_refund(tx, policy, payment, refund, _ORIGIN)
         case OnDeadline.PROMOTE:
             guards.check_promotion(payment)
