@@ -1,8 +1,8 @@
 """How many strangers may be connected at once, and who makes room.
 
 aiohttp has no limit for a request's headers as such. Two things stand in for it. Its keep-alive
-timer already runs from the moment of connection and closes whoever has not sent a whole header
-by then, however busily it trickles; GATEWAY_KEEPALIVE_SECONDS is that time. And the guard below
+timer already runs from the moment of connection and closes a connection that has not sent a
+whole header by then, however busily it trickles; GATEWAY_KEEPALIVE_SECONDS is that time. And the guard below
 bounds the number of connections: at the bound the oldest connection for which no work is under
 way makes room for the new one. Who holds sockets open to starve others so loses his own, and a
 webhook, which needs milliseconds, gets through. In production a proxy stands in front all the

@@ -1,7 +1,7 @@
 """One line per event, on standard error: JSON, or readable on the console.
 
 Only fields that are named in the code reach a line: never a body, a signature, a token, a query
-or an exception's text, any of which may hold what a stranger sent or a secret that is not ours.
+or an exception's text: each of them may hold what a stranger sent or a secret that is not ours.
 """
 
 import logging

@@ -1,4 +1,4 @@
-"""The HTML of the onboarding pages: whole in itself, no scripts, nothing loaded from elsewhere.
+"""The HTML of the onboarding pages: whole in itself, no scripts, nothing loaded from another site.
 
 Links among the pages are relative, so that they hold under whatever prefix a proxy has put in
 front of the gateway.

@@ -1,6 +1,6 @@
 """The gateway's settings, read once from the environment and never changed after.
 
-Every field's description is the sentence that mends a wrong value: it ends the message with
+Every field's description is the sentence that corrects a wrong value: it ends the message with
 which a start is refused.
 """
 
@@ -195,10 +195,10 @@ def _sentence(fault: dict[str, object]) -> str:
     if not isinstance(location, tuple) or not location:
         return str(fault["msg"]).removeprefix("Value error, ") + "."
     name = str(location[0])
-    mending = Settings.model_fields[name].description
+    correction = Settings.model_fields[name].description
     value = str(fault["input"])
     shown = value if len(value) <= 80 else value[:80] + "…"
-    return f'{name.upper()}="{shown}" cannot be used: it must be {mending}.'
+    return f'{name.upper()}="{shown}" cannot be used: it must be {correction}.'
 
 
 def _split(text: str) -> tuple[str, ...]:

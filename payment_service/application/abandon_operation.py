@@ -27,10 +27,10 @@ from payment_service.domain.ports.records import Cause
 from payment_service.domain.state_machine import Transition
 from payment_service.domain.sync.changes import Discrepancy
 
-_WORD: Final = "given up"
+_WORD: Final = "abandoned"
 
 
-_CODE: Final = "given_up"
+_CODE: Final = "abandoned"
 
 
 async def abandon_operation(app: App, operation_id: str, reason: str, cause: Cause) -> Operation:

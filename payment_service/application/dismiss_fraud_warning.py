@@ -34,7 +34,7 @@ async def dismiss_fraud_warning(app: App, command: DismissFraudWarning) -> bytes
     if payment is not None and payment.frozen is Freeze.FRAUD_WARNING:
         await sync_payment(app, payment.payment_id, command.cause, warned=True)
     answer = await run_local(app, command, dismiss)
-    app.wake.set()  # A capture that waited for its expert may go on.
+    app.wake.set()  # A capture that waited for its expert can be sent.
     return answer
 
 

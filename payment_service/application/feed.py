@@ -10,7 +10,7 @@ from payment_service.domain.errors import Exhausted, Unavailable
 
 
 class Feed:
-    """Never the truth, which is the database's: only when to look there again."""
+    """Tells when to read the database again. The truth is there, never here."""
 
     def __init__(self, places: int = 50) -> None:
         #: Set when a transaction of this process recorded something: the sequencer's wake-up.
@@ -23,7 +23,7 @@ class Feed:
         self._moved = asyncio.Event()
 
     def reached(self, head: int) -> None:
-        """The feed is known to reach so far. Told again, or late, it changes nothing."""
+        """The feed is known to reach this position. Said again, or late, it changes nothing."""
         if head > self._head:
             self._head = head
             self._moved.set()

@@ -17,7 +17,7 @@ async def list_payouts(
     before: tuple[datetime, str] | None,
     limit: int,
 ) -> Sequence[Payout]:
-    """A page by keyset. An expert that nobody knows is told from one who has no payouts."""
+    """Returns one page by keyset. Raises NOT_FOUND for an unknown expert."""
     if await app.database.read(lambda reader: reader.expert(expert_id)) is None:
         raise expert_not_found(expert_id)
     return await app.database.read(lambda reader: reader.payouts(expert_id, states, before, limit))

@@ -69,7 +69,7 @@ def add_onboarding_token(
 
 
 async def get_onboarding_status(app: App, token: str, cause: Cause) -> tuple[Expert, str]:
-    """The expert behind a landing page, freshly asked about, and where the browser may go on to."""
+    """Returns the expert of a landing page, synced now, and where the browser may continue."""
     expert_id, continue_url = await _landing(app, token)
     return await sync_expert(app, expert_id, cause), continue_url
 

@@ -34,7 +34,7 @@ async def watch_events(app: App, after: FeedCursor) -> AsyncIterator[Sequence[Fe
 def _check(reader: Reader, after: FeedCursor) -> None:
     """A mark of an event that is not there was given by another feed: before a restore, say.
 
-    Whoever waited for its position to come would miss all that had come meanwhile.
+    A watcher that waited for that position would miss the events before it.
     """
     if not after.position:
         return

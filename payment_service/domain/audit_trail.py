@@ -221,21 +221,21 @@ def _movements_fault(trail: Trail, bodies: Sequence[Any]) -> AuditFault | None:
     out.
     """
     there = {one.movement_id: [one.kind, one.minor_units] for one in trail.movements}
-    told: dict[str, list[Any]] = {}
+    recorded: dict[str, list[Any]] = {}
     for event, body in zip(trail.events, bodies, strict=True):
         for movement_id, *what in _movements_of(event.kind, body["facts"]):
-            told[movement_id] = what
+            recorded[movement_id] = what
             if there.get(movement_id) != what:
                 return AuditFault(
                     DiscrepancyKind.MOVEMENTS_ARE_AS_RECORDED,
                     event.sequence,
                     f"tells of {movement_id} otherwise",
                 )
-    for movement_id in sorted(there.keys() - told.keys()):
+    for movement_id in sorted(there.keys() - recorded.keys()):
         refund_id = movement_id.removesuffix(_FAILED)
         refund, failure = there.get(refund_id), there.get(refund_id + _FAILED)
         bounced = refund is not None and failure == ["refund_failure", refund[1]]
-        if not bounced or refund_id in told or refund_id + _FAILED in told:
+        if not bounced or refund_id in recorded or refund_id + _FAILED in recorded:
             return AuditFault(
                 DiscrepancyKind.MOVEMENTS_ARE_AS_RECORDED,
                 len(bodies),

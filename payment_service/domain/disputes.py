@@ -1,4 +1,4 @@
-"""A dispute: the client's bank contests a payment, or asks about it first.
+"""A dispute: the client's bank disputes a payment, or asks about it first.
 
 A record of its own beside the payment, whose states it does not multiply: it freezes the payment
 (``freeze_of``) and may take money from it. The stage follows from Stripe's status:

@@ -1,7 +1,7 @@
 """Every way to refuse a call, as values that write their own sentence.
 
     Refusal
-    ├── InvalidField …           INVALID_ARGUMENT      never stored: the caller mends the call
+    ├── InvalidField …           INVALID_ARGUMENT      never stored: the caller corrects the call
     ├── NotFound                 NOT_FOUND             never stored
     ├── Precondition             FAILED_PRECONDITION   stored under the caller's key, for good
     ├── Conflict                 ALREADY_EXISTS        the key or the expert has other content
@@ -52,7 +52,7 @@ class Refusal(Exception):
 
 
 class InvalidArgument(Refusal):
-    """The caller's message is wrong whatever the state; it must be mended before a retry."""
+    """The caller's message is wrong whatever the state; it must be corrected before a retry."""
 
     code = Code.INVALID_ARGUMENT
 
@@ -99,7 +99,7 @@ def invalid_field(field: str, fault: str) -> InvalidArgument:
 
 
 def invalid_fields(faults: Sequence[tuple[str, str]]) -> InvalidArgument:
-    """Some fields are wrong; all are named at once, so that one round mends them."""
+    """Some fields are wrong; all are named at once, so that one round corrects them."""
     sentence = "; ".join(f"{field} {fault}" for field, fault in faults)
     return InvalidArgument("INVALID_FIELD", sentence, {"field": faults[0][0]}, faults)
 

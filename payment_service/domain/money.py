@@ -3,7 +3,7 @@
 Amounts are integers in the minor units that Stripe takes; there is no float and no decimal.
 A currency has a *step*: every amount is a multiple of it. Most steps are 1. ISK and UGX have no
 minor unit in use but are sent times 100 (step 100); BHD, JOD, KWD, OMR and TND have three decimals
-of which the last is zero (step 10). Source of the tables: Stripe's page on currencies.
+and the last is always zero (step 10). Source of the tables: Stripe's page on currencies.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def exponent(currency: str) -> int:
 
 
 def step(currency: str) -> int:
-    """The unit of which every amount in the currency is a multiple, in minor units."""
+    """Every amount in the currency is a multiple of this, in minor units."""
     if currency in THREE_DECIMAL:
         return 10
     return 100 if currency in WHOLE_BUT_SENT_AS_HUNDREDTHS else 1

@@ -92,7 +92,7 @@ async def test_a_transfer_that_was_made_otherwise_holds_up_its_payment_no_more(
     waiting = await world.get(payment.payment_id)
     assert (waiting.state, waiting.waiting_for) == (CAPTURING, payments_pb2.WAITING_FOR_OPERATOR)
     ended = await give_up(world, operation_id)
-    assert (ended.state, ended.last_error) == (operations_pb2.OPERATION_STATE_REFUSED, "given_up")
+    assert (ended.state, ended.last_error) == (operations_pb2.OPERATION_STATE_REFUSED, "abandoned")
     after = await world.get(payment.payment_id)
     assert (after.state, after.waiting_for, after.held_amount.minor_units) == (
         IN_ESCROW,
@@ -228,7 +228,7 @@ async def test_a_refund_that_is_not_wanted_any_more(world: World) -> None:
     await give_up(world, operation_id)
     after = await world.get(payment.payment_id)
     assert (after.state, after.held_amount.minor_units) == (IN_ESCROW, 10_000)
-    assert after.last_failure.code == "given_up"
+    assert after.last_failure.code == "abandoned"
     assert await is_explained(world, payment.payment_id, operation_id) == "payment.refund_refused"
     assert await answer(world, "RefundPayment", request) == "ABANDONED_BY_OPERATOR"
     # One by hand, later, is another one.

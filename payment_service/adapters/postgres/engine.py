@@ -254,7 +254,7 @@ class SqlDatabase:
                 "database_not_migrated",
                 revision=revision,
                 expected=EXPECTED_REVISION,
-                mend="run: python -m payment_service migrate",
+                remedy="run: python -m payment_service migrate",
             )
         self._revision = revision
         return takes_writes and revision >= EXPECTED_REVISION

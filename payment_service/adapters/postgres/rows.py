@@ -306,7 +306,7 @@ def payout_of(row: RowMapping) -> Payout:
     return Payout(**{**values, "state": PayoutState(values["state"])})
 
 
-def inbox_event_of(row: RowMapping) -> WebhookEvent:
+def webhook_event_of(row: RowMapping) -> WebhookEvent:
     """Returns the webhook event that a row of ``webhook_events`` holds."""
     return WebhookEvent(
         event_id=row["event_id"],

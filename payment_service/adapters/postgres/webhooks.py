@@ -39,7 +39,7 @@ class WebhookWrites(TransactionStatements):
         )
         return made == 1
 
-    def lease_inbox(self, seconds: float, limit: int) -> Sequence[WebhookEvent]:
+    def lease_webhook_events(self, seconds: float, limit: int) -> Sequence[WebhookEvent]:
         """Leases at most ``limit`` events that are due for ``seconds``, and returns them.
 
         Two replicas never get the same event.
@@ -52,7 +52,7 @@ class WebhookWrites(TransactionStatements):
             lease=timedelta(seconds=seconds),
             limit=limit,
         )
-        return [rows.inbox_event_of(row) for row in found]
+        return [rows.webhook_event_of(row) for row in found]
 
     def finish_event(self, event_id: str, state: str, verdict: str) -> None:
         """Closes an event that waits or is parked, with its final state and what came of it."""
@@ -83,7 +83,7 @@ class WebhookWrites(TransactionStatements):
             "WHERE event_id = :id AND state = 'PARKED' RETURNING *",
             id=event_id,
         )
-        return row and rows.inbox_event_of(row)
+        return row and rows.webhook_event_of(row)
 
 
 class WebhookReads(Statements):
@@ -101,9 +101,9 @@ class WebhookReads(Statements):
             limit,
             state=state,
         )
-        return [rows.inbox_event_of(row) for row in found]
+        return [rows.webhook_event_of(row) for row in found]
 
     def webhook_event(self, event_id: str) -> WebhookEvent | None:
         """Returns the event, or None."""
         row = self._maybe("SELECT * FROM webhook_events WHERE event_id = :id", id=event_id)
-        return row and rows.inbox_event_of(row)
+        return row and rows.webhook_event_of(row)

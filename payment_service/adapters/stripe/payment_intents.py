@@ -32,7 +32,7 @@ EXPAND: Final = [
 class PaymentIntents(MoneyMovements, Disputes):
     """Creates, captures, cancels and reads payment intents. Amounts are minor units.
 
-    It extends the resources of which a snapshot of an intent consists.
+    It extends the resources that a snapshot of an intent consists of.
     """
 
     async def create_intent(self, key: str, new: NewIntent) -> Outcome[PaymentSnapshot]:

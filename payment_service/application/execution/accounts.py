@@ -54,9 +54,9 @@ class AccountStrategy:
     async def find(self, operation: Operation) -> Found:
         app = self.app
         now = await app.database.transact(database_time)
-        burnt = operation.key_spent or operation.attempt > 1
+        key_is_spent = operation.key_spent or operation.attempt > 1
         # Under its first key, while Stripe keeps it, the same request returns the same account.
-        if not burnt and operation.may_resend(now):
+        if not key_is_spent and operation.may_resend(now):
             return Found(SyncResult(), is_closed=False)
         async with release_lease_on_failure(app, operation, self.cause):
             account = await app.stripe.find_account(operation.operation_id, operation.create_time)

@@ -127,8 +127,8 @@ class PaymentStrategy:
             return await sync_payment(app, operation.payment_id, self.cause, made=made)
         # Under its first key, while Stripe keeps it, the same request returns the same intent.
         now = await app.database.transact(database_time)
-        burnt = operation.key_spent or operation.attempt > 1
-        if burnt or not operation.may_resend(now):
+        key_is_spent = operation.key_spent or operation.attempt > 1
+        if key_is_spent or not operation.may_resend(now):
             return await find_created_intent(app, operation, self.cause)
         payment = await app.database.read(lambda reader: reader.payment(operation.payment_id))
         return SyncResult(payment=payment)
@@ -156,8 +156,8 @@ class PaymentStrategy:
         """Stripe does not have it. Raises if it must not be sent now."""
         app = self.app
         frozen = applied.payment is not None and applied.payment.frozen is not Freeze.NONE
-        contested = operation.verify_only or (operation.pays_expert and frozen)
-        why = "the payment is contested" if contested else applied.blocked_by
+        disputed = operation.verify_only or (operation.pays_expert and frozen)
+        why = "the payment is disputed" if disputed else applied.blocked_by
         if why:
             # An operator resumes it as it is, or abandons it.
             how = park(app.policy, operation, not_sent_because(why))

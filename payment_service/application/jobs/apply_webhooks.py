@@ -88,7 +88,7 @@ async def _apply_group(app: App, key: tuple[str, str], group: Sequence[WebhookEv
 
 def lease_events(tx: Transaction, policy: Policy) -> Sequence[WebhookEvent]:
     """Returns events, leased for as long as an operation. A dead replica's events are due then."""
-    return tx.lease_inbox(policy.lease, _BATCH)
+    return tx.lease_webhook_events(policy.lease, _BATCH)
 
 
 def finish_events(tx: Transaction, group: Sequence[WebhookEvent], state: str, verdict: str) -> None:

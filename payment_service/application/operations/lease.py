@@ -50,7 +50,7 @@ async def ensure_lease(
 ) -> None:
     """Checks, right before a request, that the operation may still be sent.
 
-    A holder that slept may come too late: another may have ended the operation, and Stripe may have
+    A stale holder may come too late: another may have ended the operation, and Stripe may have
     pruned its key, so that the same request would act a second time. An operation that was just
     recorded is sent without asking the database, while its lease cannot have run out by a clock
     that continues while the process is stopped. Raises, with these ``facts``, if it must not be

@@ -42,6 +42,6 @@ def preempt(
     """Ends the parked repayment, if that is planned. Returns the payment as it stands then."""
     if preempted is None:
         return payment
-    tx.settle_operation(payment.operation_id, OperationState.REFUSED, "given up")
+    tx.settle_operation(payment.operation_id, OperationState.REFUSED, "preempted")
     tx.record(preempted, cause)
     return preempted.after

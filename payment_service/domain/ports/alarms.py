@@ -11,7 +11,7 @@ from payment_service.domain.payouts import PayoutChange
 
 
 class Alarms(Protocol):
-    """Where what needs a human is told: metrics and the log."""
+    """Reports what needs a person: metrics and the log."""
 
     def operation_parked(self, operation: Operation, why: str) -> None: ...
     def event_parked(self, event_id: str, why: str) -> None: ...

@@ -21,7 +21,7 @@ class Policy:
     allowed_origins: frozenset[str] = field(default_factory=frozenset)
     #: Whether an early fraud warning freezes the payment, or is only recorded.
     freeze_on_fraud_warning: bool = True
-    #: A gig that ends within so many seconds fits a card's authorization.
+    #: A gig that ends within this many seconds fits a card's authorization.
     card_hold: float = 6 * 24 * 3600.0
     #: For how long the platform may hold charged money (Stripe's limit by the platform's country).
     holding_limit: float = 90 * 24 * 3600.0

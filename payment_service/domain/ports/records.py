@@ -48,7 +48,7 @@ class JobKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a caller was told, as the bytes on the wire: a response, or a ``google.rpc.Status``."""
+    """A caller's answer, as the bytes on the wire: a response, or a ``google.rpc.Status``."""
 
     ok: bool
     body: bytes
@@ -242,7 +242,7 @@ class StoredDiscrepancy:
 
 @dataclass(frozen=True, slots=True)
 class HeldMoney:
-    """Minor units in escrow whose first deadline is fewer than so many hours away."""
+    """Minor units in escrow whose first deadline is less than that many hours away."""
 
     currency: str
     mode: str

@@ -64,7 +64,7 @@ class Unknown:
 
 @dataclass(frozen=True, slots=True)
 class Misconfigured:
-    """401, 403, our own id unknown, our own key mismatched: a human must look."""
+    """401, 403, our own id unknown, our own key mismatched: a person must check."""
 
     code: str
     request_id: str = ""
