@@ -1,12 +1,12 @@
 """How many strangers may be connected at once, and who makes room.
 
-aiohttp has no limit for a request's headers as such. Two things stand in for it. Its keep-alive
-timer already runs from the moment of connection and closes a connection that has not sent a
-whole header by then, however busily it trickles; GATEWAY_KEEPALIVE_SECONDS is that time. And the guard below
-bounds the number of connections: at the bound the oldest connection for which no work is under
-way makes room for the new one. Who holds sockets open to starve others so loses his own, and a
-webhook, which needs milliseconds, gets through. In production a proxy stands in front all the
-same: limits by address are its duty, since behind it all callers share one.
+aiohttp has no limit for a request's headers as such. Two things stand in for it. The
+keep-alive timer runs from the moment of connection: a connection that has not sent a whole header
+within GATEWAY_KEEPALIVE_SECONDS is closed, however slowly it sends. And the guard below bounds the
+number of connections: at the bound, the oldest connection without work in progress is closed for
+the new one. So a client that holds sockets open loses its own, and a webhook, which needs
+milliseconds, gets through. In production a proxy stands in front as well: limits by address are its
+duty, because all callers behind it share one address.
 """
 
 import asyncio
