@@ -362,3 +362,20 @@ def test_imports_of_modules_are_told_from_imports_of_names() -> None:
     found = {entry.imported for entry in imports_of("dev.stack", path)}
     assert {"signal", "dev.probes", "dev.child"} <= found
     assert "dev" not in found
+
+
+def test_a_long_list_of_parameters_is_named_at_the_call() -> None:
+    """More than six parameters are read only if the call says which is which."""
+    too_long = []
+    for path in sorted((ROOT / "payment_service").glob("*/**/*.py")):
+        if path.relative_to(ROOT).parts[1] not in ("application", "domain"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                positional = [one.arg for one in node.args.posonlyargs + node.args.args]
+                positional = [name for name in positional if name not in ("self", "cls")]
+                if len(positional) > 6 or (
+                    len(positional) + len(node.args.kwonlyargs) > 6 and len(positional) > 4
+                ):
+                    too_long.append(f"{path.relative_to(ROOT)}: {node.name}")
+    assert not too_long
