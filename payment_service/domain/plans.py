@@ -130,7 +130,7 @@ def plan_refund(payment: Payment, amount: int | None) -> RefundPlan:
         available = payment.held + payment.net
         asked = (payment.held or payment.net) if amount is None else amount
         check_requested_amount(payment, asked, available)
-        return RefundPlan(False, asked, split_refund(payment, asked, payment.held))
+        return RefundPlan(False, asked, refund_split_of(payment, asked, payment.held))
     # Before the client confirms nothing is held, and the whole payment can still be canceled.
     whole = payment.held or payment.amount
     if amount is not None:
@@ -144,7 +144,7 @@ def plan_refund(payment: Payment, amount: int | None) -> RefundPlan:
     return RefundPlan(True, whole, RefundSplit())
 
 
-def split_refund(payment: Payment, amount: int, from_escrow: int) -> RefundSplit:
+def refund_split_of(payment: Payment, amount: int, from_escrow: int) -> RefundSplit:
     """Splits a refund: at most ``from_escrow`` out of escrow, and the remainder out of the net.
 
     It never returns more commission than the platform still has. Requires that the remainder is at
@@ -157,6 +157,8 @@ def split_refund(payment: Payment, amount: int, from_escrow: int) -> RefundSplit
     split = money.split_refund(
         payment.net, remainder, payment.commission_basis_points, payment.currency
     )
+    # The last refund returns all that is left, so that no unit of rounding stays behind. Neither
+    # side returns more than it still has: the platform's commission, the expert's amount.
     commission = payment.net_commission if remainder == payment.net else split.commission
     commission = max(
         min(commission, payment.net_commission, remainder), remainder - payment.net_expert
@@ -180,7 +182,7 @@ def plan_loss(payment: Payment, amount: int) -> LossPlan:
     """
     payable = min(amount, payment.client_payable)
     remainder = min(amount - payable, payment.held + payment.net)
-    split = replace(split_refund(payment, remainder, payment.held), from_payable=payable)
+    split = replace(refund_split_of(payment, remainder, payment.held), from_payable=payable)
     return LossPlan(split, amount - split.whole)
 
 

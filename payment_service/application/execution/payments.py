@@ -175,6 +175,11 @@ class PaymentStrategy:
     async def _mark_unknown(
         self, operation: Operation, why: str, *, spent_key: bool = False
     ) -> None:
+        """Gives the lease back for a later try, which finds out first what Stripe has.
+
+        After a spent key, Stripe is read twice, ``Policy.arrival_seconds`` apart, before what its
+        lists show only later (a refund, a transfer, a reversal) is sent under a new key.
+        """
         policy = self.app.policy
         two_reads = spent_key and operation.kind in _LISTED
         pause = policy.arrival_seconds if two_reads else back_off(policy, operation.tries)

@@ -96,7 +96,7 @@ def _apply_refund(
         return
     # Split again: an out-of-band refund may have been booked since the plan was made.
     payment, now = changes.payment, context.now
-    split = plans.split_refund(payment, refund.minor_units, payment.held)
+    split = plans.refund_split_of(payment, refund.minor_units, payment.held)
     legs, debt = reversal_legs(changes, context.snapshot, split.expert_amount)
     next_id = next_reversal_id(context.next_operation_id, legs, debt)
     settled = _settled(refund, payment)
@@ -185,7 +185,7 @@ def _apply_out_of_band_refund(
             f"{refund.refund_id}: {refund.minor_units} > {available}",
         )
         return
-    split = replace(plans.split_refund(payment, remainder, from_escrow), from_payable=payable)
+    split = replace(plans.refund_split_of(payment, remainder, from_escrow), from_payable=payable)
     settled = _settled(refund, payment)
     changes.take(
         transitions.refunded_out_of_band(payment, refund.refund_id, split, settled, LOSSES, now)

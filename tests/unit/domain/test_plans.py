@@ -207,7 +207,7 @@ def test_refund_never_gives_back_more_than_either_side_has(data: st.DataObject) 
         net_commission=commission,
     )
     part = data.draw(st.integers(1, net))
-    split = plans.split_refund(payment, part, from_escrow=0)
+    split = plans.refund_split_of(payment, part, from_escrow=0)
     assert split.whole == split.from_captured == part
     assert 0 <= split.commission <= commission
     assert 0 <= split.expert_amount <= payment.net_expert
