@@ -76,7 +76,7 @@ def test_before_and_after_it_is_migrated(nursery: Nursery, empty: str) -> None:
     with serving(nursery, empty) as (address, lines):
         why = told(lines, "database_not_migrated")
         assert (why["revision"], why["expected"]) == ("", EXPECTED_REVISION)
-        assert "python -m payment_service migrate" in why["mend"]
+        assert "python -m payment_service migrate" in why["remedy"]
         assert health(address) == [NOT_SERVING, NOT_SERVING]
         migrate(empty)
         until(lambda: health(address) == [SERVING, SERVING], "it serves")

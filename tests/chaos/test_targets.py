@@ -411,7 +411,9 @@ async def test_what_is_being_reversed_is_not_kept_back(database_url: str) -> Non
 
 async def test_a_deadline_asks_stripe_first(database_url: str) -> None:
     """A hold that was cancelled at Stripe's dashboard is not to be charged."""
-    async with running_world(database_url, loops=False) as world:
+    # Every authorization is within so wide a margin of its end.
+    margin = {"deadline_margin": 30 * 86_400.0}
+    async with running_world(database_url, loops=False, policy=margin) as world:
         assert world.service is not None
         app = world.service.app
         expert = await world.expert(ready=False)
@@ -424,9 +426,7 @@ async def test_a_deadline_asks_stripe_first(database_url: str) -> None:
         await sync_payment(app, payment.payment_id, CAUSE)
         path = f"/payment_intents/{payment.payment_intent_id}/cancel"
         assert (await world.stripe.api("POST", path))["status"] == "canceled"
-        # Every authorization is within so wide a margin of its end.
-        policy = replace(app.policy, deadline_margin=30 * 86_400.0)
-        await act_on_deadlines(replace(app, policy=policy))
+        await act_on_deadlines(app)
         kinds = [row[0] for row in world.sql("SELECT kind FROM events ORDER BY sequence")]
         assert "payment.canceled" in kinds
         assert "payment.promote_started" not in kinds
