@@ -220,7 +220,7 @@ async def test_an_answer_of_unknown_outcome_is_given_once(
 async def test_an_answer_waits_for_nothing_that_is_under_way_on_the_payment(
     start_world: StartWorld,
 ) -> None:
-    """And what was parked since it is contested is resumed when the dispute is won."""
+    """And what was parked because of the dispute can be resumed when the dispute is won."""
     world = await start_world(policy={"arrival_seconds": 6.0})
     held = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
     await world.stripe.fault("/transfers$", "status", "before", times=None, status=503)
@@ -230,10 +230,11 @@ async def test_an_answer_waits_for_nothing_that_is_under_way_on_the_payment(
     answer = await world.disputes.SubmitEvidence(evidence_request(dispute_id, "winning_evidence"))
     assert answer.dispute.status == "under_review"
     assert (await world.get(held.payment_id)).state == payments_pb2.PAYMENT_STATE_CAPTURING
+    operation_id = await parked(world, held.payment_id)
     await world.stripe.clear_faults()
     await world.stripe.advance(120)
     await settled(world, held.payment_id, dispute_id, WON)
-    await resume(world, await parked(world, held.payment_id))
+    await resume(world, operation_id)
     payment = await world.in_state(held.payment_id, IN_ESCROW)
     assert payment.captured_amount.minor_units == 4_000
 

@@ -255,7 +255,7 @@ async def test_a_fault_in_the_middle_is_an_error_like_any(
     await take(call, 1)
     refused = await end_of(call)
     assert (refused.code, refused.reason) == ("UNAVAILABLE", "UNEXPECTED")
-    assert "inside" in refused.sentence
+    assert "unexpected" in refused.sentence
     assert "a text" not in refused.sentence
 
 
@@ -408,7 +408,9 @@ async def test_what_the_feed_lacks_or_turns_round_is_found(
         database = world.service.app.database  # type: ignore[union-attr]
         [(since,)] = world.sql("SELECT now() - interval '1 day'")
         violations = await database.read(lambda reader: reader.violations(since))
-        return {name for name, ids in violations.items() if payment.payment_id in ids}
+        return {
+            kind.invariant_name for kind, ids in violations.items() if payment.payment_id in ids
+        }
 
     assert await found() == set()
     as_superuser(world, "UPDATE feed SET sequence = 1000 - sequence")
