@@ -158,7 +158,7 @@ async def test_resuming_while_contested_looks_and_sends_nothing(start_world: Sta
         return bool(
             world.sql(
                 "SELECT 1 FROM operations WHERE operation_id = %s AND state = 'PARKED' "
-                "AND last_error LIKE '%%contested%%'",
+                "AND last_error LIKE '%%disputed%%'",
                 operation_id,
             )
         )
