@@ -338,7 +338,10 @@ async def test_what_stripe_has_after_all_is_ended_by_the_look(start_world: Start
 
     async def sure() -> bool:
         return bool(
-            world.sql("SELECT 1 FROM operations WHERE state = 'PARKED' AND unsure_until <= now()")
+            world.sql(
+                "SELECT 1 FROM operations WHERE state = 'PARKED' "
+                "AND (unsure_until IS NULL OR unsure_until <= now())"
+            )
         )
 
     await until(sure, "the end of the minute")

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from marketplace.payments.v1 import experts_pb2, payments_pb2
+from tests.integration.conftest import StartWorld
 from tests.support.books import balance, check_books
 from tests.support.errors import refusal
 from tests.support.requests import capture_request, refund_request
@@ -65,6 +66,41 @@ async def test_a_refund_is_not_made_beside_one_out_of_band(
     # Whoever wants another one asks anew.
     await world.refund(payment.payment_id, 1_000)
     assert await sent(world, "refunded", payment) == [4_000, 1_000]
+    await check_books(world)
+
+
+@pytest.mark.parametrize("final_capture", [False, True])
+async def test_what_stripe_was_too_busy_for_is_not_sent_after_a_refund_out_of_band(
+    start_world: StartWorld, final_capture: bool
+) -> None:
+    """The pause before it is sent again, without another read, is long enough to book a refund.
+
+    Sent all the same, the remainder of a capture would be taken back from the expert.
+    """
+    world = await start_world(policy={"unsent_pause_seconds": (10.0,)})
+    payment = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
+    await strike(world, "/refunds$", 429)
+    if final_capture:
+        capture = capture_request(payment.payment_id, 6_000, final=True)
+        asked = asyncio.create_task(refusal(world.payments.CapturePayment(capture)))
+    else:
+        refund = refund_request(payment.payment_id, 4_000)
+        asked = asyncio.create_task(refusal(world.payments.RefundPayment(refund)))
+
+    async def sent_once() -> bool:
+        return await world.stripe.fired() > 0
+
+    await until(sent_once, "the request for which Stripe is too busy")
+    await refund_by_hand(world, payment, 4_000)
+    await world.stripe.clear_faults()
+    assert (await asked).code != "OK"
+    operation_id = await not_sent(world, payment, "refund")
+    assert await sent(world, "refunded", payment) == [4_000]
+    await abandon(world, operation_id)
+    after = await world.get(payment.payment_id)
+    assert (after.held_amount.minor_units, after.net_expert_amount.minor_units) == (
+        (0, 5_400) if final_capture else (6_000, 0)
+    )
     await check_books(world)
 
 

@@ -306,6 +306,30 @@ async def test_a_repayment_that_may_be_on_its_way_is_looked_for_first(
     assert (await world.capture(payment.payment_id)).state == CAPTURED
 
 
+async def test_a_repayment_of_which_stripe_shows_nothing_blocks_nothing_any_more(
+    start_world: StartWorld,
+) -> None:
+    """It was parked without an answer, and Stripe stays unavailable for refunds."""
+    world = await start_world(policy={**HASTY, "quiet_seconds": 1.0})
+    payment = await owed_after_a_bounce(world)
+    await world.stripe.fault("/refunds$", "status", times=None, status=503)
+    operation_id = await parked(world, payment.payment_id)
+    await resume(world, operation_id)
+
+    async def settled_by_cheque() -> bool:
+        asked = settle_request(payment, money(500)).SerializeToString()
+        reply = await world.raw("OperationsService/SettleClientPayable", asked)
+        assert reply.refused is None or reply.refused.reason == "OPERATION_IN_PROGRESS"
+        return reply.refused is None
+
+    await until(settled_by_cheque, "settled by cheque")
+    assert (await world.capture(payment.payment_id)).captured_amount.minor_units == 8_000
+    assert owed(world, payment.payment_id) == 1_500
+    assert await parked(world, payment.payment_id) != operation_id
+    assert [one["amount"] for one in await world.stripe.effects("refunded")] == [2_000]
+    await check_books(world)
+
+
 @pytest.mark.parametrize("on_deadline", ["CAPTURE", "REFUND", "ALERT"])
 async def test_deadlines_come_for_what_is_held_besides(
     world: World, as_superuser: Callable[..., int], on_deadline: str

@@ -184,6 +184,17 @@ class OperationWrites(TransactionStatements):
         )
         return done == 1
 
+    def confirm_without_effect(self, operation_id: str) -> None:
+        """Records that a read of Stripe has shown no effect of a parked operation.
+
+        ``unsure_until`` must have passed; before that, nothing changes.
+        """
+        self._do(
+            "UPDATE operations SET unsure_until = NULL WHERE operation_id = :id "
+            "AND state = 'PARKED' AND unsure_until <= now()",
+            id=operation_id,
+        )
+
 
 class OperationReads(Statements):
     """Reads operations outside transactions."""

@@ -87,12 +87,17 @@ class PollingWrites(TransactionStatements):
     def lease_stale_payments(self, stale_seconds: float, limit: int) -> Sequence[str]:
         """Returns open payments that are due to be polled, unchanged for ``stale_seconds``.
 
+        So is a payment whose parked operation can take effect no more, unless Stripe shows it by
+        now: until a sync has shown that, the operation blocks what else could be done.
+
         The pause until the next poll is half the payment's age since its last change, but at least
         ``stale_seconds``.
         """
         found = self._all(
             "WITH stale AS (SELECT payment_id, update_time FROM payments LEFT JOIN payment_polls "
-            "USING (payment_id) WHERE state = ANY(:polled) "
+            "USING (payment_id) WHERE (state = ANY(:polled) OR payment_id IN "
+            "(SELECT payment_id FROM operations "
+            "WHERE state = 'PARKED' AND unsure_until <= now())) "
             "AND payment_intent_id IS NOT NULL AND update_time < now() - :pause "
             "AND (next_time IS NULL OR next_time <= now()) "
             "ORDER BY next_time NULLS FIRST LIMIT :limit) "

@@ -42,7 +42,6 @@ class AccountStrategy:
     none, sends under the new key. Without resending: CreateExpertAccount is repeated by its caller.
     """
 
-    resends_unsent: ClassVar[bool] = False
     awaits_followups: ClassVar[bool] = True
 
     app: App
@@ -66,6 +65,9 @@ class AccountStrategy:
 
     async def send(self, operation: Operation) -> Outcome[Account]:
         return await _send(self.app, operation)
+
+    async def may_resend_unsent(self, operation: Operation) -> bool:
+        return False
 
     async def record(
         self, operation: Operation, outcome: Outcome[Account], version: int

@@ -42,7 +42,6 @@ class DisputeStrategy:
     job continues it.
     """
 
-    resends_unsent: ClassVar[bool] = True
     awaits_followups: ClassVar[bool] = False
 
     app: App
@@ -60,6 +59,9 @@ class DisputeStrategy:
 
     async def send(self, operation: Operation) -> Outcome[DisputeSnapshot]:
         return await _send(self.app, operation)
+
+    async def may_resend_unsent(self, operation: Operation) -> bool:
+        return True
 
     async def record(
         self, operation: Operation, outcome: Outcome[DisputeSnapshot], version: int

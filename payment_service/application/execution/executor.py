@@ -92,10 +92,12 @@ async def _send(app: App, strategy: Strategy[T], operation: Operation, cause: Ca
     facts = strategy.facts(operation)
     await ensure_lease(app, operation, cause, facts)
     outcome = await strategy.send(operation)
-    for pause in app.policy.unsent_pause_seconds if strategy.resends_unsent else ():
+    for pause in app.policy.unsent_pause_seconds:
         if not isinstance(outcome, NotSent):
             break
         await asyncio.sleep(random.uniform(pause / 2, pause))  # noqa: S311 - jitter
+        if not await strategy.may_resend_unsent(operation):
+            break
         await ensure_lease(app, operation, cause, facts)
         outcome = await strategy.send(operation)
     return outcome

@@ -36,6 +36,7 @@ from payment_service.domain.operation_payloads import (
 )
 from payment_service.domain.operations import Operation, OperationKind, Retry
 from payment_service.domain.payment import Freeze
+from payment_service.domain.ports.database import Transaction
 from payment_service.domain.ports.records import Cause
 from payment_service.domain.ports.stripe import (
     Done,
@@ -66,7 +67,6 @@ _LISTED = (OperationKind.REFUND, OperationKind.REVERSE_TRANSFER, OperationKind.T
 class PaymentStrategy:
     """Every outcome is recorded by a sync of the payment."""
 
-    resends_unsent: ClassVar[bool] = True
     awaits_followups: ClassVar[bool] = True
 
     app: App
@@ -85,6 +85,9 @@ class PaymentStrategy:
 
     async def send(self, operation: Operation) -> Outcome[Made]:
         return await _send(self.app, operation)
+
+    async def may_resend_unsent(self, operation: Operation) -> bool:
+        return await self.app.database.transact(is_unopposed, operation)
 
     async def record(
         self, operation: Operation, outcome: Outcome[Made], version: int
@@ -204,6 +207,16 @@ class PaymentStrategy:
         if operation.is_repayment:
             app.alarms.operation_parked(operation, refused.code)
         return replace(applied, answers={**applied.answers, **ended.answers})
+
+
+def is_unopposed(tx: Transaction, operation: Operation) -> bool:
+    """Returns whether neither an out-of-band movement nor a freeze is booked against it by now.
+
+    If one is, the operation is released, and the next try reads Stripe and parks it.
+    """
+    payment = tx.lock_payment(operation.payment_id)
+    frozen = payment is not None and payment.frozen is not Freeze.NONE
+    return not (operation.pays_expert and frozen) and not tx.out_of_band_since(operation)
 
 
 async def find_created_intent(app: App, operation: Operation, cause: Cause) -> SyncResult:

@@ -25,10 +25,6 @@ class Strategy(Protocol[T]):
     """Finds, sends and records the operations of one kind of object at Stripe."""
 
     @property
-    def resends_unsent(self) -> bool:
-        """Whether a request that certainly had no effect is sent again after short pauses."""
-
-    @property
     def awaits_followups(self) -> bool:
         """Whether the operation's caller waits for the operations that follow from it."""
 
@@ -43,6 +39,12 @@ class Strategy(Protocol[T]):
 
     async def send(self, operation: Operation) -> Outcome[T]:
         """Makes the one request to Stripe, under the operation's stored key."""
+
+    async def may_resend_unsent(self, operation: Operation) -> bool:
+        """Whether a request that certainly had no effect is sent again after a short pause.
+
+        Stripe is not read again before that, so what is booked by now must not forbid it.
+        """
 
     async def record(self, operation: Operation, outcome: Outcome[T], version: int) -> SyncResult:
         """Records what Stripe answered. ``version`` is the payment's before the request.

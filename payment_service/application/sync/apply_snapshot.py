@@ -27,6 +27,7 @@ from payment_service.domain.snapshot import PaymentSnapshot
 from payment_service.domain.sync.changes import ChangeSet, Discrepancy, SyncContext
 from payment_service.domain.sync.derive_changes import derive_changes
 from payment_service.domain.sync.derive_dispute_changes import derive_dispute_changes
+from payment_service.domain.sync.superseded import shows_no_effect
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +94,8 @@ def apply_snapshot(
         state = OperationState.REFUSED if refused else OperationState.SUCCEEDED
         tx.settle_operation(operation.operation_id, state)
     parked = record_out_of_band(tx, payment, changes, operation)
+    if operation is not None and shows_no_effect(operation, changes, context):
+        tx.confirm_without_effect(operation.operation_id)
     next_operation = _start_next(tx, policy, changes, operation)
     payment = park_repayment(tx, policy, changes.payment, cause)
     # A lost dispute's reversal answers no caller: the operation that is over answers its own.

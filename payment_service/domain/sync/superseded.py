@@ -188,6 +188,18 @@ def is_at_stripe(operation: Operation, snapshot: PaymentSnapshot) -> bool:
     return operation.operation_id in operation_ids
 
 
+def shows_no_effect(operation: Operation, changes: ChangeSet, context: SyncContext) -> bool:
+    """Whether a parked operation can take effect no more, and the snapshot shows none of it.
+
+    Until a snapshot has shown that, nothing may pre-empt the operation.
+    """
+    return (
+        operation.is_without_effect(context.now)
+        and not (changes.settled or changes.operation_deferred)
+        and not is_at_stripe(operation, context.snapshot)
+    )
+
+
 def debt_if_not_reversed(operation: Operation) -> int:
     """Returns the expert's debt, in minor units, if this reversal and the later ones do not happen.
 
