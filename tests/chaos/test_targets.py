@@ -328,7 +328,7 @@ async def test_a_slow_transfer_is_made_once(database_url: str) -> None:
     async with running_world(database_url, stripe_timeout=0.5) as world:
         held = await world.escrowed(**PLATFORM)
         await world.stripe.fault("/transfers$", "delay", delay_ms=1_500)
-        await world.patiently("CapturePayment", capture_request(held.payment_id, 3_000))
+        await world.until_answered("CapturePayment", capture_request(held.payment_id, 3_000))
         await asyncio.sleep(1.5)  # Whatever is still under way at Stripe has come to its end.
         assert [one["amount"] for one in await world.stripe.effects("transferred")] == [2_700]
 
@@ -384,7 +384,7 @@ async def test_a_debt_is_kept_back_once(database_url: str) -> None:
         await world.stripe.fault("/transfers$", "delay", times=None, delay_ms=700)
         await asyncio.gather(
             *(
-                world.patiently("CapturePayment", capture_request(payment.payment_id))
+                world.until_answered("CapturePayment", capture_request(payment.payment_id))
                 for payment in both
             )
         )

@@ -122,7 +122,7 @@ class FakeCore(
         yield health_pb2.HealthCheckResponse(status=SERVING)
         await asyncio.Event().wait()
 
-    def stands(
+    def set_status(
         self,
         status: experts_pb2.ExpertStatus.ValueType,
         *,

@@ -145,7 +145,7 @@ async def test_a_given_answer_is_given_while_stripe_is_away(world: World, path: 
     former = world.account_of(expert)
     request = replacement(expert, former_account_id=former, replace_working_account=True)
     given = await world.experts.ReplaceExpertAccount(request)
-    await world.quiet()
+    await world.settle_down()
     fault = {"match": {"path": path}, "action": "status", "status": 503}
     await world.stripe.control("POST", "/faults", fault)
     again = await world.experts.ReplaceExpertAccount(request)
@@ -367,7 +367,7 @@ async def test_a_transfer_of_unknown_outcome_keeps_its_account(start_world: Star
     account = await replace(world, expert, replace_working_account=True, former_account_id=former)
     await asyncio.gather(call, return_exceptions=True)
     payment = await world.in_state(held.payment_id, CAPTURED)
-    await world.quiet()
+    await world.settle_down()
     assert await transferred_to(world, payment) == [former] != [account]
     assert len(await world.stripe.effects("transferred", held.payment_intent_id)) == 1
     await check_books(world)
@@ -585,7 +585,7 @@ async def test_the_former_accounts_payouts_and_refunds_are_followed(
 
     await until(booked, "the payout in the books")
     await world.stripe.control("POST", f"/accounts/{former}/restrict")
-    await world.quiet()
+    await world.settle_down()
     assert (await world.expert_status(expert, READY)).stripe_account_id == account
     assert second.state == third.state == CAPTURED
     await reconciled(world)
@@ -607,7 +607,7 @@ async def test_a_former_account_that_is_cut_off_is_left_out_of_what_is_compared(
     await until(noticed, "the former account's deauthorization")
     assert (await world.expert_status(expert, READY)).stripe_account_id == account
     await world.captured(expert, 5_000)
-    await world.quiet()
+    await world.settle_down()
     await reconciled(world)
     assert not await world.discrepancies()
     held = await world.experts.GetExpertBalance(

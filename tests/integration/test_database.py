@@ -140,7 +140,7 @@ _NEVER: dict[str, tuple[str, type[psycopg2.Error]]] = {
 
 async def test_the_schema_refuses_what_must_never_be(world: World) -> None:
     await world.captured()
-    await world.quiet()
+    await world.settle_down()
     rows = world.counts()
     for what, (statement, error) in _NEVER.items():
         with world.session() as cursor:
@@ -211,7 +211,7 @@ async def test_killed_sessions_cost_a_retry_at_most(
     )
     requests = [capture_request(payment.payment_id) for payment in held]
     calls = [
-        asyncio.create_task(world.patiently("CapturePayment", request)) for request in requests
+        asyncio.create_task(world.until_answered("CapturePayment", request)) for request in requests
     ]
     for _ in range(4):
         await asyncio.to_thread(as_superuser, world, kill)
@@ -227,7 +227,7 @@ async def test_reads_survive_killed_sessions(
     world: World, as_superuser: Callable[..., int]
 ) -> None:
     payment = await world.captured()
-    await world.quiet()
+    await world.settle_down()
     for _ in range(3):
         as_superuser(
             world,

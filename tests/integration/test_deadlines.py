@@ -32,7 +32,7 @@ from payment_service.domain.ports.records import JobKind
 from payment_service.domain.schedule import SCHEDULE_COLUMNS, schedule_of
 from tests.integration.conftest import StartWorld
 from tests.support.books import check_books
-from tests.support.steps.payments import CARD, PLATFORM, PROMOTE, in_days, kinds
+from tests.support.steps.payments import CARD, PLATFORM, PROMOTE, event_kinds, in_days
 from tests.support.world import CAPTURED, IN_ESCROW, World, until
 from tests.unit.domain.builders import in_state, separate
 
@@ -144,7 +144,7 @@ async def test_a_stored_time_that_is_too_early_moves_nothing(
     expert = await world.expert()
     await world.initiate(expert)
     await world.escrowed(expert, on_deadline=CAPTURE, expected_completion_time=in_days(5))
-    await world.quiet()
+    await world.settle_down()
     await world.service.stop()
     await world.service.start(loops=False)
     as_superuser(
@@ -177,7 +177,7 @@ async def rest_refused(world: World, **fields: Any) -> payments_pb2.Payment:
     await world.stripe.fault("/refunds$", "status", status=400, code="charge_disputed")
     payment = await world.capture(held.payment_id, 3_000, final=True)
     assert (payment.state, payment.held_amount.minor_units) == (IN_ESCROW, 7_000)
-    await world.quiet()
+    await world.settle_down()
     return payment
 
 
@@ -207,7 +207,7 @@ async def test_what_stripe_refuses_to_give_back_at_a_deadline_stays_in_escrow(
     for tries in (2, 3):
 
         async def refused(tries: int = tries) -> bool:
-            return (await kinds(world, payment.payment_id)).count("refund_refused") == tries
+            return (await event_kinds(world, payment.payment_id)).count("refund_refused") == tries
 
         await until(refused, "the refusal")
         # Tried again an hour later.
@@ -224,7 +224,7 @@ async def test_a_deadline_that_only_tells_tells_of_the_rest_too(
     come(world, as_superuser)
 
     async def told() -> bool:
-        return "deadline_passed" in await kinds(world, payment.payment_id)
+        return "deadline_passed" in await event_kinds(world, payment.payment_id)
 
     await until(told, "the alert")
     assert (await world.get(payment.payment_id)).held_amount.minor_units == 7_000
@@ -299,7 +299,7 @@ async def test_a_late_gig_does_not_starve_other_deadlines(
         expert, escrow_mode=CARD, on_deadline=PROMOTE, expected_completion_time=in_days(3)
     )
     due = await world.escrowed(expert, escrow_mode=CARD, on_deadline=PROMOTE)
-    await world.quiet()
+    await world.settle_down()
     # The gig's date has passed and was told two hours ago; the authorization stands for days.
     as_superuser(
         world,

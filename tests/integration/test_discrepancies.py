@@ -42,7 +42,7 @@ async def the_open_one(world: World) -> operations_pb2.Discrepancy:
 
 async def test_a_rest_that_was_returned_after_all_is_not_open_any_more(world: World) -> None:
     payment = await rest_refused(world)
-    await world.quiet()
+    await world.settle_down()
     assert await open_kinds(world) == ["remainder_not_returned"]
     await run(world)
     assert await open_kinds(world) == ["remainder_not_returned"]
@@ -73,7 +73,7 @@ async def test_what_no_observation_says_any_more_is_gone(
     world: World, as_superuser: Tamper
 ) -> None:
     payment = await world.captured()
-    await world.quiet()
+    await world.settle_down()
     for kind in ("state_mismatch", "intent_mismatch", "charge_missing"):
         as_superuser(
             world,
@@ -95,7 +95,7 @@ async def test_what_no_observation_says_any_more_is_gone(
 
 async def test_what_somebody_did_elsewhere_is_open_until_it_is_decided(world: World) -> None:
     payment = await world.captured()
-    await world.quiet()
+    await world.settle_down()
     await world.stripe.api(
         "POST", "/refunds", payment_intent=payment.payment_intent_id, amount=1_000
     )
@@ -125,7 +125,7 @@ async def test_what_somebody_did_elsewhere_is_open_until_it_is_decided(world: Wo
 async def test_a_line_that_was_decided_stays_so(world: World) -> None:
     """Reconciliation sees it again each hour, as long as it reaches back to it."""
     await world.captured()
-    await world.quiet()
+    await world.settle_down()
     await adjusted(world)
     await run(world)
     one = await the_open_one(world)
@@ -143,7 +143,7 @@ async def test_a_line_that_was_decided_stays_so(world: World) -> None:
 
 async def test_nobody_talks_an_invariant_away(world: World, as_superuser: Tamper) -> None:
     payment = await world.captured()
-    await world.quiet()
+    await world.settle_down()
     as_superuser(
         world,
         "UPDATE postings SET minor_units = minor_units + 1 WHERE account LIKE 'escrow:%%' "

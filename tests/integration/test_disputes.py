@@ -26,7 +26,7 @@ from tests.support.steps.disputes import (
     frozen,
     settled,
 )
-from tests.support.steps.payments import kinds
+from tests.support.steps.payments import event_kinds
 from tests.support.world import CAPTURED, IN_ESCROW, REFUNDED, World, until
 
 PLATFORM = payments_pb2.ESCROW_MODE_PLATFORM_HOLD
@@ -83,7 +83,7 @@ async def test_an_inquiry_that_is_escalated_takes_the_money_and_freezes_refunds(
         assert refused.facts["stage"] == "CHARGEBACK"
     await check_books(world)
     assert balance(world, f"dispute_hold:{held.payment_id}") == 10_000
-    assert [kind for kind in await kinds(world, held.payment_id) if "dispute" in kind] == [
+    assert [kind for kind in await event_kinds(world, held.payment_id) if "dispute" in kind] == [
         "dispute_opened",
         "dispute_escalated",
         "dispute_funds_withdrawn",
@@ -305,8 +305,8 @@ async def test_a_refund_that_stripe_refuses_before_anybody_has_told_says_why(
 ) -> None:
     world = await start_world(policy={"poll_seconds": 3600.0, "quiet_seconds": 3600.0})
     payment = await world.captured(amount=10_000)
-    await world.quiet()
-    await world.deafen()
+    await world.settle_down()
+    await world.pause_webhooks()
     dispute_id = await contest(world, payment)
     refused = await refusal(world.payments.RefundPayment(refund_request(payment.payment_id)))
     assert (refused.code, refused.reason) == ("FAILED_PRECONDITION", "PAYMENT_DISPUTED")
@@ -343,7 +343,7 @@ async def test_webhooks_that_come_twice_and_in_any_order_change_nothing(world: W
     before = (await world.get(payment.payment_id)).version
     await check_books(world)
     assert (await world.get(payment.payment_id)).version == before
-    seen = [kind for kind in await kinds(world, payment.payment_id) if "dispute" in kind]
+    seen = [kind for kind in await event_kinds(world, payment.payment_id) if "dispute" in kind]
     assert sorted(set(seen)) == sorted(seen)  # Each once.
 
 
@@ -359,12 +359,12 @@ async def test_a_capture_that_waits_for_the_expert_gives_way_to_a_loss(world: Wo
     dispute_id = await contest(world, held)
     await dispute_where(world, dispute_id)
     await world.stripe.control("POST", f"/accounts/{account}/restore")
-    await world.quiet()
+    await world.settle_down()
     assert not await world.stripe.effects("transferred", held.payment_intent_id)
     await decide(world, dispute_id, "lose")
     payment = await settled(world, held.payment_id, dispute_id, LOST)
     assert (payment.state, payment.lost_held_amount.minor_units) == (REFUNDED, 10_000)
-    assert "capture_abandoned" in await kinds(world, held.payment_id)
+    assert "capture_abandoned" in await event_kinds(world, held.payment_id)
 
 
 @pytest.mark.parametrize(
@@ -396,7 +396,7 @@ async def test_what_a_crash_leaves_of_taking_back_the_sweep_finishes(
     assert world.service is not None
     expert = await world.expert()
     payment = await world.captured(expert, 10_000)
-    await world.quiet()
+    await world.settle_down()
     await world.service.stop()
     await world.service.start(loops=False)
     await world.stripe.control("POST", "/webhooks", {"paused": True})
@@ -425,7 +425,7 @@ async def test_a_fraud_warning_freezes_capture_if_that_is_the_policy(
     await world.stripe.control("POST", f"/charges/{held.charge_id}/early_fraud_warning", {})
 
     async def probe() -> bool:
-        return "fraud_warning" in await kinds(world, held.payment_id)
+        return "fraud_warning" in await event_kinds(world, held.payment_id)
 
     await until(probe, "the fraud warning")
     if setting == "alert":
@@ -434,7 +434,7 @@ async def test_a_fraud_warning_freezes_capture_if_that_is_the_policy(
         refused = await refusal(world.payments.CapturePayment(capture_request(held.payment_id)))
         assert (refused.reason, refused.facts["stage"]) == ("PAYMENT_DISPUTED", "FRAUD_WARNING")
         assert (await world.refund(held.payment_id)).state == REFUNDED
-        await world.quiet()
+        await world.settle_down()
 
         async def over() -> bool:
             return await frozen(world, held.payment_id) == "NONE"

@@ -96,7 +96,7 @@ async def test_the_window_does_not_close_on_a_payment_confirmed_a_moment_ago(
     world = await start_world(payment_window=0.01, loops=False)
     assert world.service is not None
     initiated = await world.initiate(await world.expert(), escrow_mode=mode)
-    await world.deafen()
+    await world.pause_webhooks()
     await world.confirm(initiated)
     await expire_unpaid(world.service.app)
     payment = await world.get(initiated.payment.payment_id)
@@ -129,7 +129,7 @@ async def test_who_pays_between_the_look_and_the_cancellation(
     assert authorized["amount"] == 10_000
     world.service.start_loops()
     payment = await world.in_state(payment_id, EXPIRED if mode == CARD else IN_ESCROW)
-    await world.quiet()
+    await world.settle_down()
     assert payment.held_amount.minor_units == (0 if mode == CARD else 10_000)
     assert len(await world.stripe.effects("canceled")) == (1 if mode == CARD else 0)
     shown = await world.stripe.api("GET", f"/payment_intents/{payment.payment_intent_id}")
@@ -165,7 +165,7 @@ async def test_the_window_does_not_close_on_a_charge_without_its_line(
     assert world.service is not None
     app = world.service.app
     initiated = await world.initiate(await world.expert(), escrow_mode=PLATFORM)
-    await world.deafen()
+    await world.pause_webhooks()
     await world.confirm(initiated)
     observe = app.stripe.observe
 
@@ -241,7 +241,7 @@ async def _bounced(world: World) -> tuple[Payment, operations_pb2.Operation]:
     payment = await world.captured(card="pm_card_refundFail")
     after = await world.refund(payment.payment_id)
     assert after.state == REFUNDED
-    await world.quiet()
+    await world.settle_down()
     await world.stripe.advance(61)
 
     async def parked() -> operations_pb2.Operation | None:
@@ -315,7 +315,7 @@ async def test_a_payment_that_stripe_will_not_create_is_cancelled_with_the_reaso
     # Nothing tells the service before Stripe refuses: no list is read, no webhook is on its way.
     world = await start_world(policy={"poll_seconds": 3600.0, "account_poll_seconds": 3600.0})
     expert = await world.expert()
-    await world.quiet()
+    await world.settle_down()
     account = world.account_of(expert)
     await world.stripe.control("POST", "/webhooks", {"paused": True})
     await world.stripe.control(
@@ -337,7 +337,7 @@ async def test_a_payment_that_stripe_will_not_create_is_cancelled_with_the_reaso
 
 async def test_a_pending_payment_is_left_pending_by_looking_at_it(world: World) -> None:
     initiated = await world.initiate(await world.expert())
-    await world.quiet()
+    await world.settle_down()
     payment = await world.get(initiated.payment.payment_id)
     assert (payment.state, payment.version) == (PENDING, initiated.payment.version)
 

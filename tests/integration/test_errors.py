@@ -170,7 +170,7 @@ def _spoiled(request: Message) -> Iterator[tuple[str, Message]]:
 async def test_every_field_of_every_request_spoiled_in_every_way(shared: World) -> None:
     valid = await _valid(shared)
     named: set[tuple[str, str]] = set()
-    await shared.quiet()
+    await shared.settle_down()
     rows = shared.counts()
     for method in _METHODS:
         request = valid.get(method.name) or GetMessageClass(method.input_type)()
@@ -181,7 +181,7 @@ async def test_every_field_of_every_request_spoiled_in_every_way(shared: World) 
             if reply.code in ("INVALID_ARGUMENT", "NOT_FOUND"):
                 assert shared.counts() == rows, what
             else:  # It was not that bad, or stored its refusal under the key.
-                await shared.quiet()
+                await shared.settle_down()
                 rows = shared.counts()
             if reply.refused is not None and reply.refused.reason == "INVALID_FIELD":
                 wrong = set(reply.refused.fields)
@@ -261,7 +261,7 @@ async def test_page_tokens_made_by_hand(shared: World) -> None:
     for _ in range(3):
         payment = await shared.captured(expert)
         await shared.stripe.control("POST", f"/charges/{payment.charge_id}/dispute", {})
-    await shared.quiet()
+    await shared.settle_down()
     [(payment_id,)] = shared.sql("SELECT payment_id FROM payments LIMIT 1")
     lists: list[tuple[str, Message]] = [
         ("PaymentService/ListPayments", payments_pb2.ListPaymentsRequest(user_id=expert)),

@@ -53,7 +53,7 @@ async def test_another_description_of_an_expert_is_refused_and_names_the_field(
 ) -> None:
     await world.experts.CreateExpertAccount(_creation())
     before = await world.experts.GetExpert(experts_pb2.GetExpertRequest(expert_id="ann"))
-    await world.quiet()
+    await world.settle_down()
     rows = world.counts()
     refused = await refusal(world.experts.CreateExpertAccount(_creation(**changes)))
     assert (refused.code, refused.reason) == ("ALREADY_EXISTS", "EXPERT_ALREADY_EXISTS")

@@ -108,7 +108,7 @@ async def test_every_event_comes_once_and_in_order(world: World) -> None:
     expert = await world.expert()
     call = stream(world)
     await asyncio.gather(*(world.captured(expert) for _ in range(6)))
-    await world.quiet()
+    await world.settle_down()
     check(world, await take(call, len(trail(world))))
     shown = (await take(stream(world), 1))[0].event
     listed = await world.events.ListPaymentEvents(
@@ -120,7 +120,7 @@ async def test_every_event_comes_once_and_in_order(world: World) -> None:
 async def test_an_event_comes_without_being_polled_for(start_world: StartWorld) -> None:
     world = await start_world(policy={"job_interval": 3600.0})
     payment = await world.escrowed()
-    await world.quiet()
+    await world.settle_down()
     call = stream(world)
     await take(call, len(trail(world)))
     reading = asyncio.create_task(take(call, 1))
@@ -131,7 +131,7 @@ async def test_an_event_comes_without_being_polled_for(start_world: StartWorld) 
 
 async def test_a_late_commit_is_delivered(world: World) -> None:
     one, other = await world.escrowed(), await world.escrowed()
-    await world.quiet()
+    await world.settle_down()
     call = stream(world)
     await take(call, len(trail(world)))
     with transaction(world) as cursor:
@@ -149,7 +149,7 @@ async def test_a_late_commit_is_delivered(world: World) -> None:
 
 async def test_a_watcher_goes_on_at_another_replica_and_after_a_restart(world: World) -> None:
     payment = await world.escrowed()
-    await world.quiet()
+    await world.settle_down()
     call = stream(world)
     seen = await take(call, 2)
     async with replica(world) as other:
@@ -168,7 +168,7 @@ async def test_what_was_announced_to_nobody_is_found(
 ) -> None:
     """The other replica gives the positions, and its NOTIFY says nothing to this one."""
     payment = await world.escrowed()
-    await world.quiet()
+    await world.settle_down()
     call = stream(world)
     await take(call, len(trail(world)))
     monkeypatch.setattr(feed_sql, "CHANNEL", "elsewhere")
@@ -346,7 +346,7 @@ async def test_the_client_goes_on_by_itself(world: World, monkeypatch: pytest.Mo
     monkeypatch.setattr(service, "OPTIONS", (*OPTIONS, *short))
     assert world.service is not None
     payment = await world.escrowed()
-    await world.quiet()
+    await world.settle_down()
     await world.service.restart()
     told: list[Told] = []
 

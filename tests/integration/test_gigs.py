@@ -15,7 +15,7 @@ from tests.support.books import balance, check_books
 from tests.support.errors import refusal
 from tests.support.kinds import kind_of
 from tests.support.requests import capture_request, money, refund_request
-from tests.support.steps.payments import CARD, PLATFORM, PROMOTE, in_days, kinds
+from tests.support.steps.payments import CARD, PLATFORM, PROMOTE, event_kinds, in_days
 from tests.support.world import (
     CANCELED,
     CAPTURED,
@@ -115,7 +115,7 @@ async def test_the_platform_holds_nothing_while_its_payouts_are_automatic(world:
 
 async def test_escrow_that_the_platforms_balance_does_not_cover_is_reported(world: World) -> None:
     held = await world.escrowed("", 10_000, escrow_mode=PLATFORM)
-    await world.quiet()
+    await world.settle_down()
 
     async def uncovered() -> list[tuple[int, int]]:
         await world.operations.RunReconciliation(operations_pb2.RunReconciliationRequest())
@@ -372,7 +372,7 @@ async def test_a_capture_that_waits_can_be_given_up_for_a_refund(
     await world.capture(held.payment_id)
     payment = await world.refund(held.payment_id, reason="the expert cannot be paid")
     assert payment.state == (REFUNDED if fields else CANCELED)
-    assert "capture_abandoned" in await kinds(world, held.payment_id)
+    assert "capture_abandoned" in await event_kinds(world, held.payment_id)
     await world.stripe.control("POST", f"/accounts/{account}/restore")
     await check_books(world)
     assert not await world.stripe.effects("transferred", held.payment_intent_id)
@@ -403,7 +403,7 @@ async def test_an_authorization_is_promoted_before_it_lapses(
     await check_books(world)
     assert (await world.capture(held.payment_id)).state == CAPTURED
     await check_books(world)
-    trail = await kinds(world, held.payment_id)
+    trail = await event_kinds(world, held.payment_id)
     assert trail.count("promote_started") == trail.count("charged") == 1
 
 
@@ -446,7 +446,7 @@ async def test_an_alert_is_told_once_and_moves_nothing(
     as_superuser(world, "UPDATE payments SET release_due_time = now() + interval '1 hour'")
 
     async def seen(kind: str) -> list[str] | None:
-        trail = await kinds(world, held.payment_id)
+        trail = await event_kinds(world, held.payment_id)
         return trail if kind in trail else None
 
     await until(lambda: seen("deadline_near"), "the warning")
@@ -457,7 +457,7 @@ async def test_an_alert_is_told_once_and_moves_nothing(
     for _ in range(3):
         await act_on_deadlines(app)
         await warn_of_deadlines(app)
-    trail = await kinds(world, held.payment_id)
+    trail = await event_kinds(world, held.payment_id)
     assert trail.count("deadline_near") == trail.count("deadline_passed") == 1
     assert (await world.get(held.payment_id)).state == IN_ESCROW
     await check_books(world)
@@ -486,7 +486,7 @@ async def test_what_expires_within_a_span_is_listed(world: World) -> None:
 async def test_validate_only_shows_the_legs_and_writes_nothing(world: World) -> None:
     expert = await world.expert()
     held = await world.escrowed(expert, 10_000, escrow_mode=PLATFORM)
-    await world.quiet()
+    await world.settle_down()
     before = world.counts()
     asked = capture_request(held.payment_id, 6_000, final=True, validate_only=True)
     answer = await world.payments.CapturePayment(asked)
@@ -514,7 +514,7 @@ async def test_validate_only_shows_the_legs_and_writes_nothing(world: World) -> 
 
 async def test_validate_only_of_an_initiation(world: World) -> None:
     expert = await world.expert()
-    await world.quiet()
+    await world.settle_down()
     before = world.counts()
     answer = await world.initiate(expert, 10_000, validate_only=True)
     assert (answer.payment.state, answer.payment.payment_id) == (PENDING, "")
@@ -550,7 +550,7 @@ async def test_a_debt_is_written_off_once_and_not_kept_back_any_more(world: Worl
         reason="left us",
         idempotency_key="once",
     )
-    await world.quiet()
+    await world.settle_down()
     before = world.counts()
     request.validate_only = True
     shown = await world.operations.WriteOffExpertDebt(request)
@@ -594,7 +594,7 @@ async def test_the_released_rest_of_a_card_hold_is_no_refund(world: World) -> No
     assert payment.captured_amount.minor_units == 6_000
     listed = await world.stripe.api("GET", "/refunds", payment_intent=held.payment_intent_id)
     assert [refund["amount"] for refund in listed["data"]] == [4_000]
-    await world.quiet()
+    await world.settle_down()
     payment = await world.get(held.payment_id)
     assert payment.state == CAPTURED
     assert payment.refunded_amount.minor_units == 0
@@ -630,7 +630,7 @@ async def test_a_card_that_is_reported_stolen_before_its_capture_is_not_captured
     await world.stripe.control(
         "POST", f"/charges/{charge}/early_fraud_warning", {"fraud_type": "made_with_stolen_card"}
     )
-    await world.quiet()
+    await world.settle_down()
     why = await refusal(world.payments.CapturePayment(capture_request(held.payment_id)))
     assert (why.reason, why.facts["stage"]) == ("PAYMENT_DISPUTED", "FRAUD_WARNING")
     assert (await world.refund(held.payment_id)).held_amount.minor_units == 0
@@ -651,7 +651,7 @@ async def test_a_refund_that_waits_for_the_platforms_balance_is_booked_when_it_i
     await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
     await world.stripe.advance(3 * 86_400)
     await world.in_state(held.payment_id, REFUNDED)
-    assert (await world.patiently("RefundPayment", request)).code == "OK"
+    assert (await world.until_answered("RefundPayment", request)).code == "OK"
     assert not await world.discrepancies()
     await check_books(world)
 
@@ -674,7 +674,7 @@ async def test_a_refund_by_hand_that_is_pending_holds_up_no_answer_of_stripe(
     if captures:
         await world.stripe.fault("/transfers$", "reset", "after")
     request = (capture_request if captures else refund_request)(held.payment_id, 300)
-    reply = await world.patiently(method, request)
+    reply = await world.until_answered(method, request)
     assert reply.code == code
     if reply.refused is not None:
         assert reply.refused.reason == "REFUSED_BY_PROCESSOR"

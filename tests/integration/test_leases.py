@@ -86,7 +86,7 @@ async def test_an_operator_can_send_on_what_is_older_than_its_key(
     """By itself nothing is sent again after 23 hours; resumed, it goes out under a new key."""
     world = await start_world(policy={"arrival_seconds": 60.0})
     payment = await world.escrowed()
-    await world.quiet()
+    await world.settle_down()
     await world.stripe.fault("/capture", "reset", "before", times=None)
     request = capture_request(payment.payment_id)
     assert (await refusal(world.payments.CapturePayment(request))).code == "UNAVAILABLE"
@@ -150,7 +150,7 @@ async def test_a_holder_that_slept_for_a_day_sends_nothing(start_world: StartWor
     with pytest.raises(Unavailable) as refused:
         await execute(app, begun.operation, begun.version, _LOCAL)
     assert refused.value.reason == "OUTCOME_UNKNOWN"
-    await world.quiet()
+    await world.settle_down()
     assert len(await world.stripe.effects("refunded")) == 1
 
 

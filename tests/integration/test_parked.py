@@ -13,11 +13,11 @@ from tests.support.books import balance, check_books
 from tests.support.errors import refusal
 from tests.support.kinds import kind_of
 from tests.support.requests import capture_request, money, new_key, refund_request
-from tests.support.steps.dashboard import arrives, bounce
+from tests.support.steps.dashboard import bounce, late_arrival
 from tests.support.steps.disputes import LOST, WON, contest, decide, dispute_where, settled
-from tests.support.steps.faults import HASTY, unheard
+from tests.support.steps.faults import HASTY, lost_answer
 from tests.support.steps.operators import owed_after_a_bounce, parked, repaid, resume
-from tests.support.steps.payments import in_days, kinds, owed, waiting_capture
+from tests.support.steps.payments import event_kinds, in_days, owed, waiting_capture
 from tests.support.world import (
     CAPTURED,
     CAPTURING,
@@ -89,14 +89,14 @@ async def test_what_may_still_reach_stripe_is_not_given_up(
     start_world: StartWorld,
 ) -> None:
     world = await start_world(policy={**HASTY, "arrival_seconds": 8.0})
-    payment, operation_id = await unheard(world)
+    payment, operation_id = await lost_answer(world)
     dispute_id = await contest(world, payment)
     await decide(world, dispute_id, "lose")
     await dispute_where(world, dispute_id, lambda dispute: dispute.outcome == LOST)
     await asyncio.sleep(2.5)  # The sweep of lost disputes comes by twice.
     assert await parked(world, payment.payment_id) == operation_id
     # The look after the minute finds it.
-    await arrives(world, payment, operation_id)
+    await late_arrival(world, payment, operation_id)
     after = await settled(world, payment.payment_id, dispute_id, LOST)
     assert (after.captured_amount.minor_units, after.net_amount.minor_units) == (4_000, 0)
     assert after.lost_amount.minor_units == 10_000
@@ -107,7 +107,7 @@ async def test_what_may_still_reach_stripe_is_not_given_up(
 
 async def test_what_nothing_is_seen_of_for_a_minute_is_given_up(start_world: StartWorld) -> None:
     world = await start_world(policy=HASTY)
-    payment, _ = await unheard(world)
+    payment, _ = await lost_answer(world)
     dispute_id = await contest(world, payment)
     await decide(world, dispute_id, "lose")
     after = await settled(world, payment.payment_id, dispute_id, LOST)
@@ -148,7 +148,7 @@ async def test_what_nobody_knows_of_is_not_sent_once_it_is_contested(
 
 async def test_resuming_while_contested_looks_and_sends_nothing(start_world: StartWorld) -> None:
     world = await start_world(policy=HASTY)
-    payment, operation_id = await unheard(world)
+    payment, operation_id = await lost_answer(world)
     dispute_id = await contest(world, payment)
     await dispute_where(world, dispute_id)
     sent = len(await world.stripe.requests("/transfers"))
@@ -177,17 +177,17 @@ async def test_resuming_while_contested_looks_and_sends_nothing(start_world: Sta
 async def test_resuming_while_contested_finds_what_was_done(start_world: StartWorld) -> None:
     quiet = {"poll_seconds": 3600.0, "account_poll_seconds": 3600.0}
     world = await start_world(policy=HASTY | quiet)
-    payment, operation_id = await unheard(world)
+    payment, operation_id = await lost_answer(world)
     dispute_id = await contest(world, payment)
     await dispute_where(world, dispute_id)
     await world.stripe.control("POST", "/webhooks", {"paused": True})
-    await arrives(world, payment, operation_id)
+    await late_arrival(world, payment, operation_id)
     refused = await refusal(resume(world, operation_id))
     # The look that comes first has found it.
     assert (refused.reason, refused.facts["state"]) == ("WRONG_STATE", "SUCCEEDED")
     after = await world.in_state(payment.payment_id, IN_ESCROW)
     assert after.captured_amount.minor_units == 4_000
-    assert "captured" in await kinds(world, payment.payment_id)
+    assert "captured" in await event_kinds(world, payment.payment_id)
 
 
 # ---- a repayment that is parked, or can never be made ----
@@ -255,7 +255,7 @@ async def test_a_refused_capture_leaves_the_repayment_as_it_was(world: World) ->
     )
     assert shown.preview.payment.held_amount.minor_units == 5_000
     assert await parked(world, payment.payment_id) == before
-    assert (await kinds(world, payment.payment_id))[-1] == "repayment_due"
+    assert (await event_kinds(world, payment.payment_id))[-1] == "repayment_due"
     # And one that Stripe refuses leaves it owed, under another operation.
     await world.stripe.fault("/transfers$", "status", status=400, code="no_such_thing")
     refused = await refusal(world.payments.CapturePayment(capture_request(payment.payment_id)))
@@ -274,10 +274,10 @@ async def test_resuming_a_repayment_while_capturing_pays_each_once(
     async def capture() -> None:
         await asyncio.sleep(pause)
         request = capture_request(payment.payment_id, 3_000)
-        await world.patiently("CapturePayment", request)
+        await world.until_answered("CapturePayment", request)
 
     await asyncio.gather(capture(), resume(world, operation_id), return_exceptions=True)
-    await world.quiet()
+    await world.settle_down()
     if owed(world, payment.payment_id):
         await repaid(world, payment.payment_id, IN_ESCROW)
     after = await world.in_state(payment.payment_id, IN_ESCROW)
@@ -318,7 +318,7 @@ async def test_deadlines_come_for_what_is_held_besides(
     due = "UPDATE payments SET release_due_time = now() + interval '%s' WHERE payment_id = %%s"
 
     async def told(kind: str) -> bool:
-        return kind in await kinds(world, payment.payment_id)
+        return kind in await event_kinds(world, payment.payment_id)
 
     as_superuser(world, due % "1 hour", payment.payment_id)
     await until(lambda: told("deadline_near"), "the warning")
@@ -327,10 +327,10 @@ async def test_deadlines_come_for_what_is_held_besides(
     count = 2 if on_deadline == "REFUND" else 1
 
     async def acted() -> bool:
-        return (await kinds(world, payment.payment_id)).count(done[on_deadline]) == count
+        return (await event_kinds(world, payment.payment_id)).count(done[on_deadline]) == count
 
     await until(acted, "the deadline")
-    await world.quiet()
+    await world.settle_down()
     after = await world.in_state(payment.payment_id, REFUNDING)
     assert after.held_amount.minor_units == (8_000 if on_deadline == "ALERT" else 0)
     assert owed(world, payment.payment_id) == 2_000

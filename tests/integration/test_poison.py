@@ -27,7 +27,7 @@ from payment_service.application.jobs.warn_of_deadlines import warn_of_deadlines
 from payment_service.application.jobs.write_off_lost_disputes import write_off_lost_disputes
 from tests.integration.conftest import StartWorld
 from tests.support.steps.disputes import contest, decide, dispute_where
-from tests.support.steps.payments import CARD, PLATFORM, PROMOTE, kinds, reasons
+from tests.support.steps.payments import CARD, PLATFORM, PROMOTE, event_kinds, reasons
 from tests.support.world import CAPTURED, CAPTURING, EXPIRED, IN_ESCROW, PENDING, Payment, World
 
 LOST = disputes_pb2.DISPUTE_OUTCOME_LOST
@@ -63,7 +63,7 @@ async def world(start_world: StartWorld) -> World:
 
 async def poison(world: World, as_superuser: AsSuperuser, payment: Payment) -> None:
     """Stop the loops; from now on nothing can be recorded of the payment."""
-    await world.quiet()
+    await world.settle_down()
     assert world.service is not None
     await world.service.stop()
     await world.service.start(loops=False)
@@ -114,8 +114,8 @@ async def test_of_a_warning(world: World, as_superuser: AsSuperuser) -> None:
     await poison(world, as_superuser, first)
     set_in_turn(world, as_superuser, "escrow_expire_time", "20 hours", first, second)
     await rounds(world, warn_of_deadlines)
-    assert "deadline_near" in await kinds(world, second.payment_id)
-    assert "deadline_near" not in await kinds(world, first.payment_id)
+    assert "deadline_near" in await event_kinds(world, second.payment_id)
+    assert "deadline_near" not in await event_kinds(world, first.payment_id)
 
 
 async def test_of_a_window_that_has_closed(world: World, as_superuser: AsSuperuser) -> None:
@@ -131,7 +131,7 @@ async def test_of_a_window_that_has_closed(world: World, as_superuser: AsSuperus
 async def test_of_a_hold_that_has_lapsed(world: World, as_superuser: AsSuperuser) -> None:
     expert = await world.expert()
     first, second = [await world.escrowed(expert) for _ in range(2)]
-    await world.quiet()
+    await world.settle_down()
     await world.stripe.control("POST", "/webhooks", {"paused": True})
     await poison(world, as_superuser, first)
     await world.stripe.advance(_EIGHT_DAYS)

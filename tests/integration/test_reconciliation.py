@@ -31,7 +31,7 @@ async def test_whole_lives_agree_line_by_line(world: World) -> None:
         payment = await world.captured(amount=amount, currency=currency)
         await world.refund(payment.payment_id, amount // 30 * 10)
         await world.refund(payment.payment_id)
-    await world.quiet()
+    await world.settle_down()
     report = await run(world)
     assert list(report.discrepancies) == []
     assert (report.checked_payments, report.corrected_payments) == (4, 0)
@@ -45,7 +45,7 @@ async def test_what_is_behind_follows_and_says_that_it_is_a_correction(
 ) -> None:
     world = await start_world(policy={"poll_seconds": 3600.0})
     payment = await world.escrowed()
-    await world.quiet()
+    await world.settle_down()
     await world.stripe.control("POST", "/webhooks", {"paused": True})
     await world.stripe.api("POST", f"/payment_intents/{payment.payment_intent_id}/capture")
     await world.stripe.api("POST", "/refunds", payment_intent=payment.payment_intent_id)
@@ -68,7 +68,7 @@ async def test_a_refund_that_failed_before_it_was_seen_agrees_line_by_line(
     """Stripe shows both of its lines, although they come to nothing."""
     world = await start_world(policy={"poll_seconds": 3600.0, "quiet_seconds": 3600.0})
     payment = await world.captured()
-    await world.quiet()
+    await world.settle_down()
     await world.stripe.control("POST", "/webhooks", {"paused": True})
     if by == "hand":
         refund = await world.stripe.api(
@@ -85,7 +85,7 @@ async def test_a_refund_that_failed_before_it_was_seen_agrees_line_by_line(
         [effect] = await world.stripe.effects("refunded", payment.payment_intent_id)
         await world.stripe.control("POST", f"/refunds/{effect['object']}/fail")
         await world.stripe.clear_faults()
-        assert (await world.patiently("RefundPayment", request)).code == "FAILED_PRECONDITION"
+        assert (await world.until_answered("RefundPayment", request)).code == "FAILED_PRECONDITION"
     for _ in range(2):
         report = await run(world)
         assert [kind_of(one) for one in report.discrepancies if one.payment_id] == []
@@ -98,7 +98,7 @@ async def test_a_changed_line_is_found_and_gone_when_it_is_mended(
     world: World, as_superuser: Tamper
 ) -> None:
     payment = await world.captured()
-    await world.quiet()
+    await world.settle_down()
     where = "WHERE payment_id = %s AND kind = 'charged' AND minor_units {} 0"
     change = "UPDATE postings SET minor_units = minor_units + %s " + where  # noqa: S608 - ours
     as_superuser(world, change.format(">"), 7, payment.payment_id)
@@ -127,7 +127,7 @@ async def test_a_lost_line_is_missing_and_an_invented_one_too(
     world: World, as_superuser: Tamper
 ) -> None:
     payment = await world.captured()
-    await world.quiet()
+    await world.settle_down()
     change = (
         "UPDATE postings SET balance_transaction_id = %s WHERE payment_id = %s "
         "AND kind = 'transferred' AND account = 'stripe:platform'"
@@ -170,7 +170,7 @@ async def test_each_invariant_can_fail(
     world: World, as_superuser: Tamper, statement: str, invariant: str
 ) -> None:
     await world.captured()
-    await world.quiet()
+    await world.settle_down()
     if "client" in statement and "account" in statement:
         statement += " AND minor_units < 0"
     as_superuser(world, statement)
@@ -195,7 +195,7 @@ async def test_a_discrepancy_is_not_gone_because_nobody_looked(
     """A line that is older than the run reaches, and a payment that has not changed since."""
     world = await start_world(policy={"reconcile_span": 1.0} if by == "the span" else {})
     payment = await world.captured()
-    await world.quiet()
+    await world.settle_down()
     await world.stripe.control(
         "POST", "/balance", {"amount": -500, "currency": "usd", "type": "adjustment"}
     )
@@ -223,7 +223,7 @@ async def test_a_line_that_is_mended_is_gone_however_old_it_is(
 ) -> None:
     world = await start_world(policy={"reconcile_span": 1.0})
     payment = await world.captured()
-    await world.quiet()
+    await world.settle_down()
     change = (
         "UPDATE postings SET balance_transaction_id = %s WHERE payment_id = %s "
         "AND kind = 'transferred' AND account = 'stripe:platform' AND minor_units < 0"
@@ -250,7 +250,7 @@ async def test_lines_of_an_account_that_was_skipped_stay_open(
 ) -> None:
     world = await start_world(policy={"poll_seconds": 3600.0, "account_poll_seconds": 3600.0})
     payment = await world.captured()
-    await world.quiet()
+    await world.settle_down()
     as_superuser(
         world,
         "UPDATE postings SET minor_units = minor_units + 7 WHERE payment_id = %s "
@@ -268,7 +268,7 @@ async def test_lines_of_an_account_that_was_skipped_stay_open(
 
 async def test_one_payment_alone_closes_what_is_mended(world: World, as_superuser: Tamper) -> None:
     payment = await world.captured()
-    await world.quiet()
+    await world.settle_down()
     tamper = "UPDATE payments SET net_commission = net_commission + %s WHERE payment_id = %s"
     as_superuser(world, tamper, 7, payment.payment_id)
     await run(world, payment.payment_id)
@@ -311,7 +311,7 @@ async def test_the_service_does_the_job_by_itself_once_it_is_due(world: World) -
 async def test_one_payment_is_judged_by_its_own_books(world: World, as_superuser: Tamper) -> None:
     expert_id = await world.expert()
     broken, whole = await world.captured(expert_id), await world.captured(expert_id)
-    await world.quiet()
+    await world.settle_down()
     as_superuser(
         world,
         "UPDATE payments SET net_commission = 999 WHERE payment_id = %s",
@@ -330,7 +330,7 @@ async def test_an_account_that_was_cut_off_unheard_holds_up_no_other(
     """Stripe shows it no more; without a webhook the reconciliation itself is told so."""
     world = await start_world(policy={"poll_seconds": 3600.0, "account_poll_seconds": 3600.0})
     gone, stays = await world.captured(), await world.captured()
-    await world.quiet()
+    await world.settle_down()
     assert not (await run(world)).discrepancies
     await world.stripe.control("POST", "/webhooks", {"paused": True})
     account = world.account_of(gone.expert_id)

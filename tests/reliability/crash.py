@@ -125,10 +125,10 @@ class Run:
             # Stripe's patience is short here: on a busy machine it may be too short once.
             if error.code() is not StatusCode.UNAVAILABLE:
                 raise
-            await world.quiet()
+            await world.settle_down()
             subject = await scenario.prepare(world, self.expert)
         if not scenario.pauses:
-            await world.quiet()
+            await world.settle_down()
             await set_webhooks(self.stripe, paused=True)
         if scenario.by_deadline:
             await self.system.end(VICTIM)

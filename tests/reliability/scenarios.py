@@ -118,7 +118,7 @@ async def _account(world: World, expert: str) -> Subject:
 async def _authorization(world: World, expert: str) -> Subject:
     """The client has paid; Stripe delivers the event, and delivers it again until it is taken."""
     initiated = await world.initiate(expert)
-    await world.quiet()
+    await world.settle_down()
     await set_webhooks(world.stripe, paused=True)
     await world.confirm(initiated)
     return Subject(
@@ -231,7 +231,7 @@ async def _acceptance(world: World, expert: str) -> Subject:
 async def _loss(world: World, expert: str) -> Subject:
     """The bank decides for the client: written off, and the expert's part is reversed."""
     payment, dispute_id = await _disputed(world, expert)
-    await world.quiet()
+    await world.settle_down()
     await set_webhooks(world.stripe, paused=True)
     await world.stripe.control("POST", f"/disputes/{dispute_id}/lose", {})
     request = await event_of(world, "charge.dispute.closed", dispute_id)
@@ -258,7 +258,7 @@ async def _restricted(world: World) -> tuple[Payment, str]:
     held = await world.escrowed(expert, **_PLATFORM)
     account = world.account_of(expert)
     await world.stripe.control("POST", f"/accounts/{account}/restrict")
-    await world.quiet()
+    await world.settle_down()
     return held, account
 
 
@@ -279,7 +279,7 @@ async def _capture_that_waited(world: World, expert: str) -> Subject:
     held, account = await _restricted(world)
     waiting = await world.capture(held.payment_id)
     assert waiting.waiting_for == payments_pb2.WAITING_FOR_EXPERT, waiting
-    await world.quiet()
+    await world.settle_down()
     await set_webhooks(world.stripe, paused=True)
     await world.stripe.control("POST", f"/accounts/{account}/restore")
     return Subject(
@@ -318,7 +318,7 @@ async def _capture_after_exchange(world: World, expert: str) -> Subject:
     assert waiting.waiting_for == payments_pb2.WAITING_FOR_EXPERT, waiting
     answer = await world.experts.ReplaceExpertAccount(_exchange_of(held.expert_id))
     account = answer.expert.stripe_account_id
-    await world.quiet()
+    await world.settle_down()
     await set_webhooks(world.stripe, paused=True)
     await world.stripe.control("POST", f"/accounts/{account}/complete_onboarding", {})
     return Subject(
@@ -337,7 +337,7 @@ async def _bounce(world: World, expert: str) -> Subject:
         "SELECT movement_id FROM movements WHERE payment_id = %s AND kind = 'refund'",
         captured.payment_id,
     )
-    await world.quiet()
+    await world.settle_down()
     await set_webhooks(world.stripe, paused=True)
     await world.stripe.control("POST", f"/refunds/{refund_id}/fail")
 

@@ -21,8 +21,8 @@ def test_a_refund_is_answered_although_a_former_one_is_seen_to_bounce(
         async with running_world(new_database()) as world:
             payment = await world.captured()
             await world.refund(payment.payment_id, 5)
-            await world.quiet()
-            await world.deafen()
+            await world.settle_down()
+            await world.pause_webhooks()
             [(refund_id,)] = world.sql("SELECT movement_id FROM movements WHERE kind = 'refund'")
             await world.stripe.control("POST", f"/refunds/{refund_id}/fail")
             # Of 99.95 the last cent is the commission's alone.

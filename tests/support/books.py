@@ -14,7 +14,7 @@ _NOT_OURS = ("topup", "adjustment", "payout")
 
 async def check_books(world: World) -> None:
     """Everything that must be true whenever nothing is under way."""
-    await world.quiet()
+    await world.settle_down()
     _check_sums(world)
     _check_rows(world)
     await check_against_stripe(world)

@@ -171,7 +171,7 @@ class World:
         """A call of PaymentService, answered as the bytes on the wire."""
         return await self.raw(f"PaymentService/{method}", request.SerializeToString())
 
-    async def patiently(self, method: str, request: Message) -> Reply:
+    async def until_answered(self, method: str, request: Message) -> Reply:
         """As the contract tells callers: ask again with the same key until there is an answer."""
 
         async def probe() -> Reply | None:
@@ -315,12 +315,12 @@ class World:
         found = (await self.operations.ListDiscrepancies(request)).discrepancies
         return [one for one in found if cover or kind_of(one) != "escrow_underfunded"]
 
-    async def deafen(self) -> None:
+    async def pause_webhooks(self) -> None:
         """From now on no webhook comes, and Stripe's lists of events are not read either."""
         await self.stripe.control("POST", "/webhooks", {"paused": True})
         self.sql("UPDATE event_cursors SET next_time = now() + interval '1 hour'")
 
-    async def quiet(self) -> None:
+    async def settle_down(self) -> None:
         """Wait until every webhook has come and nothing is waiting to be done."""
         paused = (await self.stripe.control("GET", "/webhooks?limit=0"))["settings"]["paused"]
         if not paused:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.support.steps.payments import PLATFORM, kinds
+from tests.support.steps.payments import PLATFORM, event_kinds
 from tests.support.world import Payment, World, until
 
 
@@ -20,7 +20,7 @@ async def refund_by_hand(world: World, payment: Payment, amount: int) -> None:
     assert made.get("id"), made
 
     async def booked() -> bool:
-        return "refunded_out_of_band" in await kinds(world, payment.payment_id)
+        return "refunded_out_of_band" in await event_kinds(world, payment.payment_id)
 
     await until(booked, "the refund by hand on the books")
 
@@ -53,7 +53,7 @@ async def bounce(world: World, payment_id: str) -> None:
     await until(booked, "the bounce on the books")
 
 
-async def arrives(world: World, payment: Payment, operation_id: str) -> None:
+async def late_arrival(world: World, payment: Payment, operation_id: str) -> None:
     """The request of the parked transfer reaches Stripe after all."""
     [(account_id,)] = world.sql(
         "SELECT payload ->> 'destination_account_id' FROM operations WHERE operation_id = %s",
@@ -76,7 +76,7 @@ async def arrives(world: World, payment: Payment, operation_id: str) -> None:
     assert made.get("id"), made
 
 
-async def paid(world: World) -> Payment:
+async def captured_payment(world: World) -> Payment:
     """A gig of 100 dollars, of which the expert was sent 90."""
     await keep_at_stripe(world)
     return await world.captured(await world.expert(), 10_000, escrow_mode=PLATFORM)
@@ -89,7 +89,7 @@ async def days_pass(world: World) -> None:
 
 async def reverse(world: World, payment: Payment, amount: int) -> None:
     """As an operator does at the dashboard; until it is on the books."""
-    before = (await kinds(world, payment.payment_id)).count("reversed_out_of_band")
+    before = (await event_kinds(world, payment.payment_id)).count("reversed_out_of_band")
     [(transfer,)] = world.sql(
         "SELECT movement_id FROM movements WHERE kind = 'transfer' AND payment_id = %s",
         payment.payment_id,
@@ -98,6 +98,6 @@ async def reverse(world: World, payment: Payment, amount: int) -> None:
     assert made.get("id"), made
 
     async def booked() -> bool:
-        return (await kinds(world, payment.payment_id)).count("reversed_out_of_band") > before
+        return (await event_kinds(world, payment.payment_id)).count("reversed_out_of_band") > before
 
     await until(booked, "the reversal by hand on the books")

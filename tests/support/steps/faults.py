@@ -12,7 +12,7 @@ from tests.support.world import Payment, World
 HASTY = {"tries_before_parking": 1, "patience": 2}
 
 
-async def strike(world: World, path: str, status: int) -> None:
+async def fail_stripe(world: World, path: str, status: int) -> None:
     """What the service sends fails so; what hands send does not. Of 401, once."""
     await world.stripe.fault(
         path,
@@ -23,7 +23,7 @@ async def strike(world: World, path: str, status: int) -> None:
     )
 
 
-async def unheard(world: World) -> tuple[Payment, str]:
+async def lost_answer(world: World) -> tuple[Payment, str]:
     """A transfer of 4,000 out of 10,000 that was parked without an answer, and its operation."""
     held = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
     await world.stripe.fault("/transfers$", "status", times=None, status=503)

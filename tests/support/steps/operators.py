@@ -13,7 +13,7 @@ from tests.support.steps.payments import PLATFORM, owed
 from tests.support.world import REFUNDING, Payment, State, World, until
 
 
-async def told(world: World, payment: Payment) -> list[str]:
+async def discrepancy_kinds(world: World, payment: Payment) -> list[str]:
     return sorted(kind_of(one) for one in await world.discrepancies(payment.payment_id))
 
 

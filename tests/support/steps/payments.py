@@ -35,13 +35,13 @@ def in_days(days: float) -> Timestamp:
     return moment
 
 
-async def kinds(world: World, payment_id: str) -> list[str]:
+async def event_kinds(world: World, payment_id: str) -> list[str]:
     request = events_pb2.ListPaymentEventsRequest(payment_id=payment_id, page_size=200)
     answer = await world.events.ListPaymentEvents(request)
     return [event.kind.removeprefix("payment.") for event in answer.events]
 
 
-async def sent(world: World, kind: str, payment: Payment) -> list[int]:
+async def amounts_at_stripe(world: World, kind: str, payment: Payment) -> list[int]:
     """The amounts of what really happened at Stripe."""
     return [
         int(one["amount"]) for one in await world.stripe.effects(kind, payment.payment_intent_id)
@@ -50,7 +50,7 @@ async def sent(world: World, kind: str, payment: Payment) -> list[int]:
 
 async def answer(world: World, method: str, request: Any) -> str:
     """What the caller is told in the end, and whoever asks with the same key again."""
-    first = await world.patiently(method, request)
+    first = await world.until_answered(method, request)
     assert await world.bytes_of(method, request) == first
     if first.code == "OK":
         return "OK"
@@ -77,7 +77,7 @@ async def waiting_capture(
     return payment, account
 
 
-def stands(world: World, payment: Payment) -> tuple[int, int]:
+def balances_of(world: World, payment: Payment) -> tuple[int, int]:
     """What the expert owes, and what the platform bears."""
     return balance(world, f"expert_debt:{payment.expert_id}"), balance(world, "losses")
 

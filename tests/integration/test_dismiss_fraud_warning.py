@@ -11,7 +11,7 @@ from tests.support.books import check_books
 from tests.support.errors import refusal
 from tests.support.requests import capture_request, new_key
 from tests.support.steps.disputes import WON, contest, decide, dispute_where, frozen, settled
-from tests.support.steps.payments import kinds
+from tests.support.steps.payments import event_kinds
 from tests.support.world import CANCELED, CAPTURED, IN_ESCROW, Payment, World, until
 
 PLATFORM = payments_pb2.ESCROW_MODE_PLATFORM_HOLD
@@ -151,7 +151,9 @@ async def test_a_dispute_that_opens_in_the_same_moment_freezes_whoever_is_first(
         )
         await dispute_where(world, str(answers[0]))
         assert await frozen(world, held.payment_id) == "CHARGEBACK"
-        released = [kind for kind in await kinds(world, held.payment_id) if "released" in kind]
+        released = [
+            kind for kind in await event_kinds(world, held.payment_id) if "released" in kind
+        ]
         # Two callers with two keys: one lets it pass at most, and the other is told.
         assert len(released) == sum(not isinstance(one, BaseException) for one in answers[1:])
         assert len(released) <= 1

@@ -167,14 +167,14 @@ async def test_three_d_secure(shared: World, outcome: str, state: int) -> None:
     shown = await shared.confirm(initiated, "pm_card_authenticationRequired")
     assert shown["status"] == "requires_action"
     intent = initiated.payment.payment_intent_id
-    await shared.quiet()
+    await shared.settle_down()
     assert (await shared.get(initiated.payment.payment_id)).state == PENDING
     await shared.stripe.control(
         "POST", f"/payment_intents/{intent}/authenticate", {"outcome": outcome}
     )
 
     await shared.in_state(initiated.payment.payment_id, IN_ESCROW, FAILED)
-    await shared.quiet()
+    await shared.settle_down()
     assert (await shared.get(initiated.payment.payment_id)).state == state
     await check_books(shared)
 

@@ -12,16 +12,16 @@ from tests.support.books import balance, check_books
 from tests.support.errors import refusal
 from tests.support.requests import capture_request, refund_request
 from tests.support.steps.dashboard import (
+    captured_payment,
     days_pass,
     keep_at_stripe,
-    paid,
     refund_by_hand,
     reverse,
     transfer_by_hand,
 )
-from tests.support.steps.faults import strike
-from tests.support.steps.operators import abandon, not_sent, parked, resume, told
-from tests.support.steps.payments import answer, sent, stands, waiting_capture
+from tests.support.steps.faults import fail_stripe
+from tests.support.steps.operators import abandon, discrepancy_kinds, not_sent, parked, resume
+from tests.support.steps.payments import amounts_at_stripe, answer, balances_of, waiting_capture
 from tests.support.world import CAPTURED, CAPTURING, IN_ESCROW, REFUNDED, Payment, World, until
 
 PLATFORM = payments_pb2.ESCROW_MODE_PLATFORM_HOLD
@@ -31,7 +31,7 @@ async def capture_in_vain(
     world: World, payment: Payment, status: int, part: int, **fields: Any
 ) -> payments_pb2.CapturePaymentRequest:
     """Ask for a capture whose transfer fails so; the request."""
-    await strike(world, "/transfers$", status)
+    await fail_stripe(world, "/transfers$", status)
     request = capture_request(payment.payment_id, part, **fields)
     assert (await refusal(world.payments.CapturePayment(request))).code != "OK"
     return request
@@ -49,34 +49,34 @@ async def test_a_refund_is_not_made_beside_one_out_of_band(
     payment = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
     if captured:
         await world.capture(payment.payment_id)
-    await strike(world, "/refunds$", status)
+    await fail_stripe(world, "/refunds$", status)
     request = refund_request(payment.payment_id, 4_000)
     assert (await refusal(world.payments.RefundPayment(request))).code != "OK"
     await refund_by_hand(world, payment, 4_000)
     await world.stripe.clear_faults()
     operation_id = await not_sent(world, payment, "refund")
-    await world.quiet()
-    assert await sent(world, "refunded", payment) == [4_000]
+    await world.settle_down()
+    assert await amounts_at_stripe(world, "refunded", payment) == [4_000]
     await abandon(world, operation_id)
     assert await answer(world, "RefundPayment", request) == "ABANDONED_BY_OPERATOR"
     after = await world.in_state(payment.payment_id, CAPTURED if captured else IN_ESCROW)
     assert after.held_amount.minor_units + after.net_amount.minor_units == 6_000
-    assert await sent(world, "refunded", payment) == [4_000]
+    assert await amounts_at_stripe(world, "refunded", payment) == [4_000]
     # Whoever wants another one asks anew.
     await world.refund(payment.payment_id, 1_000)
-    assert await sent(world, "refunded", payment) == [4_000, 1_000]
+    assert await amounts_at_stripe(world, "refunded", payment) == [4_000, 1_000]
     await check_books(world)
 
 
 async def test_a_refund_that_an_operator_resumes_comes_on_top(world: World) -> None:
     payment = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
-    await strike(world, "/refunds$", 401)
+    await fail_stripe(world, "/refunds$", 401)
     request = refund_request(payment.payment_id, 4_000)
     assert (await refusal(world.payments.RefundPayment(request))).code == "UNAVAILABLE"
     await refund_by_hand(world, payment, 1_000)
     await resume(world, await not_sent(world, payment, "refund"))
     assert await answer(world, "RefundPayment", request) == "OK"
-    assert await sent(world, "refunded", payment) == [1_000, 4_000]
+    assert await amounts_at_stripe(world, "refunded", payment) == [1_000, 4_000]
     assert (await world.get(payment.payment_id)).held_amount.minor_units == 5_000
     await check_books(world)
 
@@ -88,7 +88,7 @@ async def test_the_rest_of_a_capture_is_given_back_once(
     world: World, status: int, part: int, left: int
 ) -> None:
     payment = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
-    await strike(world, "/refunds$", status)
+    await fail_stripe(world, "/refunds$", status)
     request = capture_request(payment.payment_id, 6_000, final=True)
     assert (await refusal(world.payments.CapturePayment(request))).code != "OK"
     await refund_by_hand(world, payment, part)
@@ -103,8 +103,8 @@ async def test_the_rest_of_a_capture_is_given_back_once(
     after = await world.get(payment.payment_id)
     assert (after.held_amount.minor_units, after.captured_amount.minor_units) == (left, 6_000)
     assert after.net_expert_amount.minor_units == 5_400
-    assert await sent(world, "refunded", payment) == [part]
-    assert ("remainder_not_returned" in await told(world, payment)) is bool(left)
+    assert await amounts_at_stripe(world, "refunded", payment) == [part]
+    assert ("remainder_not_returned" in await discrepancy_kinds(world, payment)) is bool(left)
     await check_books(world)
 
 
@@ -130,7 +130,7 @@ async def test_no_expert_is_paid_what_the_client_was_given_out_of_band(
     await abandon(world, operation_id)
     assert await answer(world, "CapturePayment", request) == "ABANDONED_BY_OPERATOR"
     assert (await world.in_state(payment.payment_id, REFUNDED)).captured_amount.minor_units == 0
-    assert await sent(world, "transferred", payment) == []
+    assert await amounts_at_stripe(world, "transferred", payment) == []
     await check_books(world)
 
 
@@ -144,7 +144,7 @@ async def test_a_capture_is_resumed_beside_a_refund_out_of_band_that_leaves_enou
     await world.stripe.clear_faults()
     await resume(world, await not_sent(world, payment, "refund"))
     assert await answer(world, "CapturePayment", request) == "OK"
-    assert await sent(world, "transferred", payment) == [7_200]
+    assert await amounts_at_stripe(world, "transferred", payment) == [7_200]
     await check_books(world)
 
 
@@ -152,9 +152,9 @@ async def test_a_capture_is_resumed_beside_a_refund_out_of_band_that_leaves_enou
 async def test_a_reversal_is_not_made_beside_one_out_of_band(
     world: World, status: int, resumed: bool
 ) -> None:
-    payment = await paid(world)
+    payment = await captured_payment(world)
     await days_pass(world)
-    await strike(world, "/reversals$", status)
+    await fail_stripe(world, "/reversals$", status)
     request = refund_request(payment.payment_id)
     assert (await refusal(world.payments.RefundPayment(request))).code != "OK"
     await reverse(world, payment, 4_000)
@@ -165,7 +165,7 @@ async def test_a_reversal_is_not_made_beside_one_out_of_band(
     assert await answer(world, "RefundPayment", request) == "OK"
     assert (await world.get(payment.payment_id)).state == REFUNDED
     # The debt stands until the operator writes off what was taken out of band.
-    assert stands(world, payment) == (9_000, -4_000)
+    assert balances_of(world, payment) == (9_000, -4_000)
     assert balance(world, f"expert_funds:{payment.expert_id}") == -5_000
     await check_books(world)
 
@@ -181,13 +181,13 @@ async def test_a_transfer_out_of_band_leaves_ours_to_an_operator(
     await transfer_by_hand(world, payment, amount)
     operation_id = await not_sent(world, payment, "transfer")
     await world.stripe.clear_faults()
-    await world.quiet()
+    await world.settle_down()
     assert (await world.get(payment.payment_id)).state == CAPTURING
-    assert await sent(world, "transferred", payment) == [amount]
+    assert await amounts_at_stripe(world, "transferred", payment) == [amount]
     assert balance(world, "losses") == amount
     await resume(world, operation_id)
     assert await answer(world, "CapturePayment", request) == "OK"
-    assert await sent(world, "transferred", payment) == [amount, 3_600]
+    assert await amounts_at_stripe(world, "transferred", payment) == [amount, 3_600]
     await check_books(world)
 
 
@@ -195,17 +195,17 @@ async def test_what_is_moved_after_the_resuming_parks_it_again(world: World) -> 
     payment = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
     request = await capture_in_vain(world, payment, 401, 4_000)
     operation_id = await parked(world, payment.payment_id)
-    await strike(world, "/transfers$", 429)
+    await fail_stripe(world, "/transfers$", 429)
     await resume(world, operation_id)
     # Stripe is busy, and somebody who does not know that it was resumed does it at the dashboard.
     await transfer_by_hand(world, payment, 1_000)
     assert await not_sent(world, payment, "transfer") == operation_id
     await world.stripe.clear_faults()
-    await world.quiet()
-    assert await sent(world, "transferred", payment) == [1_000]
+    await world.settle_down()
+    assert await amounts_at_stripe(world, "transferred", payment) == [1_000]
     await resume(world, operation_id)
     assert await answer(world, "CapturePayment", request) == "OK"
-    assert await sent(world, "transferred", payment) == [1_000, 3_600]
+    assert await amounts_at_stripe(world, "transferred", payment) == [1_000, 3_600]
     await check_books(world)
 
 
@@ -213,17 +213,17 @@ async def test_nothing_is_resumed_in_spite_of_what_only_its_look_has_shown(world
     payment = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
     request = await capture_in_vain(world, payment, 401, 8_000)
     operation_id = await parked(world, payment.payment_id)
-    await world.quiet()
-    await world.deafen()
+    await world.settle_down()
+    await world.pause_webhooks()
     await transfer_by_hand(world, payment, 1_000)
-    assert await told(world, payment) == []
+    assert await discrepancy_kinds(world, payment) == []
     refused = await refusal(resume(world, operation_id))
     assert (refused.code, refused.reason) == ("ABORTED", "CONCURRENT_CHANGE")
     assert await not_sent(world, payment, "transfer") == operation_id
-    assert await sent(world, "transferred", payment) == [1_000]
+    assert await amounts_at_stripe(world, "transferred", payment) == [1_000]
     await resume(world, operation_id)
     assert await answer(world, "CapturePayment", request) == "OK"
-    assert await sent(world, "transferred", payment) == [1_000, 7_200]
+    assert await amounts_at_stripe(world, "transferred", payment) == [1_000, 7_200]
     await check_books(world)
 
 
@@ -244,8 +244,8 @@ async def test_the_later_legs_wait_for_an_operator_if_a_reversal_came_in_between
         )
     )
     # The newest transfer is reversed whole; the other 900 are taken while that is on its way.
-    await world.quiet()
-    await world.deafen()
+    await world.settle_down()
+    await world.pause_webhooks()
     ours = {"idempotency_key": "^op_"}
     await world.stripe.fault("/reversals$", "delay", "after", match=ours, delay_ms=3_000)
     request = refund_request(payment.payment_id, 6_000)
@@ -263,7 +263,7 @@ async def test_the_later_legs_wait_for_an_operator_if_a_reversal_came_in_between
     assert [int(one["amount"]) for one in effects] == [4_500, 900]
     await abandon(world, operation_id)
     assert await answer(world, "RefundPayment", request) == "OK"
-    assert stands(world, payment) == (900, -900)
+    assert balances_of(world, payment) == (900, -900)
     await check_books(world)
 
 
@@ -276,7 +276,7 @@ async def test_a_capture_that_waits_for_its_expert_is_not_resumed_by_itself_any_
     await world.stripe.control("POST", f"/accounts/{account}/restore")
     await world.expert_status(payment.expert_id, experts_pb2.EXPERT_STATUS_READY)
     await asyncio.sleep(2.5)  # Two rounds of the loop that resumes waiting captures.
-    assert await sent(world, "transferred", payment) == []
+    assert await amounts_at_stripe(world, "transferred", payment) == []
     await resume(world, operation_id)
     after = await world.in_state(payment.payment_id, IN_ESCROW)
     assert after.captured_amount.minor_units == 3_000
@@ -304,11 +304,11 @@ async def test_what_is_on_its_way_meanwhile_ends_as_done(
     assert (await captured).captured_amount.minor_units == 4_000
 
     async def booked() -> bool:
-        return "out_of_band_refund" in await told(world, payment)
+        return "out_of_band_refund" in await discrepancy_kinds(world, payment)
 
     await until(booked, "the refund out of band on the books")
     after = await world.in_state(payment.payment_id, IN_ESCROW if held else CAPTURED)
     assert (after.held_amount.minor_units, after.net_amount.minor_units) == (held, net)
-    assert await sent(world, "transferred", payment) == [3_600]
+    assert await amounts_at_stripe(world, "transferred", payment) == [3_600]
     assert not world.sql("SELECT 1 FROM operations WHERE state = 'PARKED'")
     await check_books(world)

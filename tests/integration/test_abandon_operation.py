@@ -21,9 +21,9 @@ from tests.support.flights import effects_of, flights
 from tests.support.kinds import operation_kind_of
 from tests.support.requests import capture_request, refund_request
 from tests.support.steps.dashboard import (
-    arrives,
+    captured_payment,
     days_pass,
-    paid,
+    late_arrival,
     refund_by_hand,
     reverse,
     transfer_by_hand,
@@ -39,17 +39,24 @@ from tests.support.steps.disputes import (
     evidence_request,
     settled,
 )
-from tests.support.steps.faults import HASTY, strike, unheard
+from tests.support.steps.faults import HASTY, fail_stripe, lost_answer
 from tests.support.steps.operators import (
+    discrepancy_kinds,
     owed_after_a_bounce,
     parked,
     repaid,
     repayments,
     resume,
-    told,
     write_off,
 )
-from tests.support.steps.payments import answer, kept_back, owed, sent, stands, waiting_capture
+from tests.support.steps.payments import (
+    amounts_at_stripe,
+    answer,
+    balances_of,
+    kept_back,
+    owed,
+    waiting_capture,
+)
 from tests.support.world import CANCELED, CAPTURED, CAPTURING, IN_ESCROW, REFUNDED, World, until
 
 PLATFORM = payments_pb2.ESCROW_MODE_PLATFORM_HOLD
@@ -83,12 +90,12 @@ async def test_a_transfer_that_was_made_otherwise_holds_up_its_payment_no_more(
     world: World,
 ) -> None:
     payment = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
-    await strike(world, "/transfers$", 401)
+    await fail_stripe(world, "/transfers$", 401)
     request = capture_request(payment.payment_id, 8_000, final=True)
     assert (await refusal(world.payments.CapturePayment(request))).code == "UNAVAILABLE"
     operation_id = await parked(world, payment.payment_id)
     await transfer_by_hand(world, payment, 1_000)
-    await world.quiet()
+    await world.settle_down()
     waiting = await world.get(payment.payment_id)
     assert (waiting.state, waiting.waiting_for) == (CAPTURING, payments_pb2.WAITING_FOR_OPERATOR)
     ended = await give_up(world, operation_id)
@@ -112,14 +119,14 @@ async def test_a_transfer_that_was_made_otherwise_holds_up_its_payment_no_more(
     for call in (give_up(world, operation_id), resume(world, operation_id)):
         again = await refusal(call)
         assert (again.reason, again.facts["state"]) == ("WRONG_STATE", "REFUSED")
-    assert await sent(world, "transferred", payment) == [1_000]
-    assert await told(world, payment) == ["out_of_band_transfer"]
+    assert await amounts_at_stripe(world, "transferred", payment) == [1_000]
+    assert await discrepancy_kinds(world, payment) == ["out_of_band_transfer"]
     await check_books(world)
     # Whoever wants one captures or refunds anew.
     await world.capture(payment.payment_id, 3_000)
     await world.refund(payment.payment_id, 2_000)
-    assert await sent(world, "transferred", payment) == [1_000, 2_700]
-    assert await sent(world, "refunded", payment) == [2_000]
+    assert await amounts_at_stripe(world, "transferred", payment) == [1_000, 2_700]
+    assert await amounts_at_stripe(world, "refunded", payment) == [2_000]
     await check_books(world)
 
 
@@ -168,9 +175,9 @@ async def test_each_kind_of_operation_leaves_its_payment_as_it_was(world: World)
 
 
 async def test_what_a_reversal_was_to_take_back_is_owed_and_kept_back_later(world: World) -> None:
-    payment = await paid(world)
+    payment = await captured_payment(world)
     await days_pass(world)
-    await strike(world, "/reversals$", 401)
+    await fail_stripe(world, "/reversals$", 401)
     request = refund_request(payment.payment_id)
     assert (await refusal(world.payments.RefundPayment(request))).code == "UNAVAILABLE"
     operation_id = await parked(world, payment.payment_id)
@@ -181,14 +188,14 @@ async def test_what_a_reversal_was_to_take_back_is_owed_and_kept_back_later(worl
         == "payment.expert_debt_recorded"
     )
     assert await answer(world, "RefundPayment", request) == "OK"
-    assert stands(world, payment) == (9_000, 0)
+    assert balances_of(world, payment) == (9_000, 0)
     # What is reversed out of band later is written off, and a capture keeps back the rest: once.
     await reverse(world, payment, 4_000)
     await write_off(world, payment, 4_000)
-    assert stands(world, payment) == (5_000, 0)
+    assert balances_of(world, payment) == (5_000, 0)
     assert await kept_back(world, payment, 10_000) == 5_000
     assert await kept_back(world, payment, 10_000) == 0
-    assert await sent(world, "reversed", payment) == [4_000]
+    assert await amounts_at_stripe(world, "reversed", payment) == [4_000]
 
 
 async def test_a_reversal_takes_the_later_ones_with_it(world: World) -> None:
@@ -196,32 +203,32 @@ async def test_a_reversal_takes_the_later_ones_with_it(world: World) -> None:
     await world.capture(payment.payment_id, 4_000)
     await world.capture(payment.payment_id, 6_000)
     await days_pass(world)
-    await strike(world, "/reversals$", 401)
+    await fail_stripe(world, "/reversals$", 401)
     request = refund_request(payment.payment_id)
     assert (await refusal(world.payments.RefundPayment(request))).code == "UNAVAILABLE"
     await give_up(world, await parked(world, payment.payment_id))
     assert await answer(world, "RefundPayment", request) == "OK"
-    assert stands(world, payment) == (9_000, 0)
-    assert await sent(world, "reversed", payment) == []
+    assert balances_of(world, payment) == (9_000, 0)
+    assert await amounts_at_stripe(world, "reversed", payment) == []
     await check_books(world)
 
 
 async def test_a_reversal_of_what_a_bank_took_answers_nobody(world: World) -> None:
-    payment = await paid(world)
+    payment = await captured_payment(world)
     await days_pass(world)
-    await strike(world, "/reversals$", 401)
+    await fail_stripe(world, "/reversals$", 401)
     dispute_id = await contest(world, payment)
     await decide(world, dispute_id, "lose")
     operation_id = await parked(world, payment.payment_id)
     await give_up(world, operation_id)
     assert (await settled(world, payment.payment_id, dispute_id, LOST)).state == REFUNDED
-    assert stands(world, payment)[0] == 9_000
+    assert balances_of(world, payment)[0] == 9_000
     await check_books(world)
 
 
 async def test_a_refund_that_is_not_wanted_any_more(world: World) -> None:
     payment = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
-    await strike(world, "/refunds$", 401)
+    await fail_stripe(world, "/refunds$", 401)
     request = refund_request(payment.payment_id, 4_000)
     assert (await refusal(world.payments.RefundPayment(request))).code == "UNAVAILABLE"
     operation_id = await parked(world, payment.payment_id)
@@ -234,13 +241,13 @@ async def test_a_refund_that_is_not_wanted_any_more(world: World) -> None:
     # One by hand, later, is another one.
     await refund_by_hand(world, payment, 1_000)
     assert (await world.get(payment.payment_id)).held_amount.minor_units == 9_000
-    assert await sent(world, "refunded", payment) == [1_000]
+    assert await amounts_at_stripe(world, "refunded", payment) == [1_000]
     await check_books(world)
 
 
 async def test_the_rest_of_a_final_capture_stays_in_escrow_and_is_told(world: World) -> None:
     payment = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
-    await strike(world, "/refunds$", 401)
+    await fail_stripe(world, "/refunds$", 401)
     request = capture_request(payment.payment_id, 6_000, final=True)
     assert (await refusal(world.payments.CapturePayment(request))).code == "UNAVAILABLE"
     await give_up(world, await parked(world, payment.payment_id))
@@ -248,12 +255,12 @@ async def test_the_rest_of_a_final_capture_stays_in_escrow_and_is_told(world: Wo
     assert await answer(world, "CapturePayment", request) == "OK"
     after = await world.get(payment.payment_id)
     assert (after.state, after.held_amount.minor_units) == (IN_ESCROW, 4_000)
-    assert await told(world, payment) == ["remainder_not_returned"]
-    assert await sent(world, "refunded", payment) == []
+    assert await discrepancy_kinds(world, payment) == ["remainder_not_returned"]
+    assert await amounts_at_stripe(world, "refunded", payment) == []
     await check_books(world)
     await world.refund(payment.payment_id)
-    assert await sent(world, "refunded", payment) == [4_000]
-    assert await sent(world, "transferred", payment) == [5_400]
+    assert await amounts_at_stripe(world, "refunded", payment) == [4_000]
+    assert await amounts_at_stripe(world, "transferred", payment) == [5_400]
     await check_books(world)
 
 
@@ -274,7 +281,7 @@ async def test_of_a_capture_that_waits_for_its_expert_the_answer_stays(world: Wo
     # The account is well again, and nothing goes to it.
     await world.stripe.control("POST", f"/accounts/{account}/restore")
     await asyncio.sleep(2.5)  # Two rounds of the loop that sends waiting captures on.
-    assert await sent(world, "transferred", payment) == []
+    assert await amounts_at_stripe(world, "transferred", payment) == []
     await check_books(world)
 
 
@@ -300,7 +307,7 @@ async def test_what_may_still_reach_stripe_is_given_up_later(
     start_world: StartWorld,
 ) -> None:
     world = await start_world(policy={**HASTY, "arrival_seconds": 4.0})
-    payment, operation_id = await unheard(world)
+    payment, operation_id = await lost_answer(world)
     refused = await refusal(give_up(world, operation_id))
     assert (refused.code, refused.reason) == ("ABORTED", "OPERATION_IN_PROGRESS")
     [(unsure_until,)] = world.sql(
@@ -327,14 +334,14 @@ async def test_what_may_still_reach_stripe_is_given_up_later(
     [(is_over,)] = world.sql("SELECT now() >= %s", unsure_until)
     assert is_over
     assert (await world.get(payment.payment_id)).state == IN_ESCROW
-    assert await sent(world, "transferred", payment) == []
+    assert await amounts_at_stripe(world, "transferred", payment) == []
     await check_books(world)
 
 
 async def test_what_stripe_has_after_all_is_ended_by_the_look(start_world: StartWorld) -> None:
     quiet = {"poll_seconds": 3600.0, "account_poll_seconds": 3600.0, "quiet_seconds": 3600.0}
     world = await start_world(policy=HASTY | quiet)
-    payment, operation_id = await unheard(world)
+    payment, operation_id = await lost_answer(world)
 
     async def sure() -> bool:
         return bool(
@@ -342,14 +349,14 @@ async def test_what_stripe_has_after_all_is_ended_by_the_look(start_world: Start
         )
 
     await until(sure, "the end of the minute")
-    await world.deafen()
-    await arrives(world, payment, operation_id)
+    await world.pause_webhooks()
+    await late_arrival(world, payment, operation_id)
     refused = await refusal(give_up(world, operation_id))
     assert (refused.reason, refused.facts["state"]) == ("WRONG_STATE", "SUCCEEDED")
     after = await world.in_state(payment.payment_id, IN_ESCROW)
     assert after.captured_amount.minor_units == 4_000
-    assert await sent(world, "transferred", payment) == [3_600]
-    assert await told(world, payment) == []
+    assert await amounts_at_stripe(world, "transferred", payment) == [3_600]
+    assert await discrepancy_kinds(world, payment) == []
     await check_books(world)
 
 
@@ -361,7 +368,7 @@ async def test_an_intent_that_stripe_made_after_all_is_found(world: World) -> No
     [(operation_id, payment_id)] = world.sql(
         "SELECT operation_id, payment_id FROM operations WHERE state = 'PARKED'"
     )
-    await world.deafen()
+    await world.pause_webhooks()
     names = {"metadata[operation_id]": operation_id, "metadata[payment_id]": payment_id}
     made = await world.stripe.api(
         "POST",
@@ -380,7 +387,7 @@ async def test_an_intent_that_stripe_made_after_all_is_found(world: World) -> No
 
 async def test_nothing_is_given_up_while_stripe_cannot_be_read(world: World) -> None:
     payment = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
-    await strike(world, "/transfers$", 401)
+    await fail_stripe(world, "/transfers$", 401)
     await refusal(world.payments.CapturePayment(capture_request(payment.payment_id)))
     operation_id = await parked(world, payment.payment_id)
     for status, reason in ((401, "PROCESSOR_MISCONFIGURED"), (503, "PROCESSOR_UNAVAILABLE")):
@@ -467,7 +474,7 @@ async def test_an_answer_that_is_not_wanted_any_more_makes_way_for_another(
 @pytest.mark.parametrize("pause", [0.0, 0.01, 0.03])
 async def test_giving_up_while_resuming_has_one_winner(world: World, pause: float) -> None:
     payment = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
-    await strike(world, "/transfers$", 401)
+    await fail_stripe(world, "/transfers$", 401)
     request = capture_request(payment.payment_id, 4_000)
     await refusal(world.payments.CapturePayment(request))
     operation_id = await parked(world, payment.payment_id)
@@ -488,13 +495,13 @@ async def test_giving_up_while_resuming_has_one_winner(world: World, pause: floa
     ended = done[0] == "OK"
     expected = "ABANDONED_BY_OPERATOR" if ended else "OK"
     assert await answer(world, "CapturePayment", request) == expected
-    assert await sent(world, "transferred", payment) == ([] if ended else [3_600])
+    assert await amounts_at_stripe(world, "transferred", payment) == ([] if ended else [3_600])
     await check_books(world)
 
 
 async def test_of_two_who_give_it_up_one_does(world: World) -> None:
     payment = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
-    await strike(world, "/refunds$", 401)
+    await fail_stripe(world, "/refunds$", 401)
     await refusal(world.payments.RefundPayment(refund_request(payment.payment_id)))
     operation_id = await parked(world, payment.payment_id)
     asked = operations_pb2.AbandonOperationRequest(operation_id=operation_id, reason=REASON)
@@ -520,13 +527,13 @@ async def test_one_that_was_resumed_and_parked_again_meanwhile_is_another_matter
     assert world.service is not None
     app = world.service.app
     payment = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
-    await strike(world, "/transfers$", 401)
+    await fail_stripe(world, "/transfers$", 401)
     await refusal(world.payments.CapturePayment(capture_request(payment.payment_id)))
     operation_id = await parked(world, payment.payment_id)
     known = await app.database.transact(check_abandonable, operation_id)
-    await strike(world, "/transfers$", 401)
+    await fail_stripe(world, "/transfers$", 401)
     await resume(world, operation_id)
-    await world.quiet()
+    await world.settle_down()
     assert await parked(world, payment.payment_id) == operation_id
     world.sql("UPDATE operations SET unsure_until = NULL WHERE operation_id = %s", operation_id)
 
@@ -553,20 +560,20 @@ async def test_one_that_was_resumed_and_parked_again_meanwhile_is_another_matter
 
 async def test_a_loss_that_waited_for_a_reversal_is_written_off(world: World) -> None:
     """A parked reversal does not give way by itself: the client has what it is to take back."""
-    payment = await paid(world)
+    payment = await captured_payment(world)
     await days_pass(world)
-    await strike(world, "/reversals$", 401)
+    await fail_stripe(world, "/reversals$", 401)
     await refusal(world.payments.RefundPayment(refund_request(payment.payment_id, 4_000)))
     operation_id = await parked(world, payment.payment_id)
     dispute_id = await contest(world, payment, amount=6_000)
     await decide(world, dispute_id, "lose")
     await dispute_where(world, dispute_id, lambda dispute: dispute.outcome == LOST)
-    await world.quiet()
+    await world.settle_down()
     assert await parked(world, payment.payment_id) == operation_id
     await give_up(world, operation_id)
     after = await settled(world, payment.payment_id, dispute_id, LOST)
     assert after.lost_amount.minor_units == 6_000
     assert after.net_amount.minor_units == 0
     # 3,600 of the given up reversal; of the loss, what Stripe took back.
-    assert stands(world, payment)[0] == 3_600
+    assert balances_of(world, payment)[0] == 3_600
     await check_books(world)

@@ -18,7 +18,7 @@ from tests.support.requests import capture_request, new_key
 from tests.support.steps.dashboard import bounce, keep_at_stripe
 from tests.support.steps.disputes import LOST, WON, contest, decide, dispute_where, settled
 from tests.support.steps.operators import repaid, repayments, resume
-from tests.support.steps.payments import kinds, owed, waiting_capture
+from tests.support.steps.payments import event_kinds, owed, waiting_capture
 from tests.support.world import (
     CAPTURED,
     CAPTURING,
@@ -89,7 +89,7 @@ async def test_a_bounce_is_booked_while_a_capture_is_unknown_or_refused(world: W
     await world.stripe.clear_faults()
     await world.stripe.fault("/transfers$", "status", status=400, code="no_such_thing")
     await world.in_state(held.payment_id, REFUNDING)
-    assert "capture_refused" in await kinds(world, held.payment_id)
+    assert "capture_refused" in await event_kinds(world, held.payment_id)
     assert [(units, state) for _, units, state in repayments(world, held.payment_id)] == [
         (2_000, "PARKED")
     ]
@@ -136,8 +136,8 @@ async def test_a_capture_that_waits_is_not_resumed_beside_a_refund_that_nobody_t
     """No webhook tells of it, and nothing is polled: who sends the capture on must look first."""
     world = await start_world(policy={"poll_seconds": 3600.0, "quiet_seconds": 3600.0})
     payment, account = await waiting_capture(world, 2_000, 3_000, idempotency_key="once")
-    await world.quiet()
-    await world.deafen()
+    await world.settle_down()
+    await world.pause_webhooks()
     await world.stripe.api(
         "POST", "/refunds", payment_intent=payment.payment_intent_id, amount=by_hand
     )
@@ -176,7 +176,7 @@ async def test_a_parked_capture_is_not_resumed_beside_a_refund_that_nobody_told_
     """No webhook tells of it, and nothing is polled: who resumes it must look first."""
     world = await start_world(policy={"poll_seconds": 3600.0, "quiet_seconds": 3600.0})
     held = await world.escrowed("", 10_000, escrow_mode=PLATFORM)
-    await world.quiet()
+    await world.settle_down()
     await world.stripe.fault("/transfers$", "status", status=401)
     await refusal(world.payments.CapturePayment(capture_request(held.payment_id, 4_000)))
     [(operation_id,)] = world.sql("SELECT operation_id FROM operations WHERE state = 'PARKED'")
@@ -184,7 +184,7 @@ async def test_a_parked_capture_is_not_resumed_beside_a_refund_that_nobody_told_
     await world.stripe.fault("/payment_intents/", "status", status=401, match={"method": "GET"})
     assert (await refusal(resume(world, operation_id))).reason == "PROCESSOR_MISCONFIGURED"
     await world.stripe.clear_faults()
-    await world.deafen()
+    await world.pause_webhooks()
     await world.stripe.api("POST", "/refunds", payment_intent=held.payment_intent_id, amount=8_000)
     assert (await refusal(resume(world, operation_id))).reason == "CONCURRENT_CHANGE"
     assert (await world.get(held.payment_id)).held_amount.minor_units == 2_000
@@ -362,7 +362,7 @@ async def test_what_was_paid_by_hand_unseen_is_not_paid_by_resuming(
     world = await start_world(policy=quiet)
     payment = await owing(world, {})
     [(operation_id, _, _)] = repayments(world, payment.payment_id)
-    await world.deafen()
+    await world.pause_webhooks()
     await world.stripe.api(
         "POST", "/refunds", payment_intent=payment.payment_intent_id, amount=by_hand
     )
