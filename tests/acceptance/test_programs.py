@@ -95,7 +95,7 @@ def test_every_rpc_by_grpcurl(world: World, grpcurl: Grpcurl) -> None:
     assert grpcurl.driven == methods_of(grpcurl), "drive every RPC here"
 
 
-def test_a_whole_life_by_buf_curl(world: World, bufcurl: BufCurl) -> None:
+def test_a_whole_lifecycle_by_buf_curl(world: World, bufcurl: BufCurl) -> None:
     live(world, bufcurl)
 
 

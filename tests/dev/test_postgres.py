@@ -180,7 +180,7 @@ def test_taken_port_is_refused_with_its_number(directory: Path) -> None:
         assert server.port == port
 
 
-def test_remembered_port_is_given_up_when_somebody_has_it(directory: Path) -> None:
+def test_remembered_port_is_abandoned_when_it_is_taken(directory: Path) -> None:
     with EmbeddedPostgres(directory, durable=False) as server:
         before = server.port
     with socket.socket() as taken:

@@ -119,7 +119,7 @@ def test_everything_comes_up_and_ends_in_order(new_settings: NewSettings, story:
     assert [line for line in story.lines if line in happened] == happened
 
 
-def test_children_are_told_what_concerns_them(new_settings: NewSettings, story: Story) -> None:
+def test_children_receive_only_their_own_settings(new_settings: NewSettings, story: Story) -> None:
     settings = new_settings(replicas="2")
     with Stack(settings, sink=story.sink, progress=story.step) as stack:
         first, second, gateway = map(story.told, ["service-1", "service-2", "gateway"])
@@ -299,7 +299,7 @@ def test_killed_stack_leaves_nothing_and_the_next_starts(
         assert all(started_at(pid) is None for pid in pids)
 
 
-def test_contradictory_settings_are_refused_with_what_mends_them(tmp_path: Path) -> None:
+def test_contradictory_settings_are_refused_with_the_remedy(tmp_path: Path) -> None:
     def refused(**environ: str) -> str:
         with pytest.raises(RefusedError) as error:
             StackSettings.from_environment(environ, dotenv=tmp_path / "none")

@@ -77,7 +77,7 @@ async def get(
         (Status.EXPERT_STATUS_UNSPECIFIED, 0, False),
     ],
 )
-async def test_return_says_where_things_stand(
+async def test_return_page_says_the_status(
     core: FakeCore,
     gateway: str,
     browser: aiohttp.ClientSession,
@@ -174,7 +174,7 @@ async def test_refresh_without_a_link_goes_back_to_say_why(
         assert "turned this account down" in await response.text()
 
 
-async def test_looking_without_opening_mints_nothing(
+async def test_head_request_creates_no_link(
     core: FakeCore, gateway: str, browser: aiohttp.ClientSession
 ) -> None:
     core.set_status(Status.EXPERT_STATUS_ONBOARDING, token=TOKEN)
@@ -237,7 +237,7 @@ async def test_anything_else_is_503_with_a_way_to_try_again(
     assert "inside" not in text
 
 
-async def test_core_away_is_503(
+async def test_unavailable_core_is_503(
     core: FakeCore, gateway: str, browser: aiohttp.ClientSession
 ) -> None:
     await core.stop()

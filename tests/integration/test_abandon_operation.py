@@ -174,7 +174,7 @@ async def test_each_kind_of_operation_leaves_its_payment_as_it_was(world: World)
     await check_books(world)
 
 
-async def test_what_a_reversal_was_to_take_back_is_owed_and_kept_back_later(world: World) -> None:
+async def test_an_abandoned_reversal_becomes_debt_and_is_offset_later(world: World) -> None:
     payment = await captured_payment(world)
     await days_pass(world)
     await fail_stripe(world, "/reversals$", 401)
@@ -213,7 +213,7 @@ async def test_a_reversal_takes_the_later_ones_with_it(world: World) -> None:
     await check_books(world)
 
 
-async def test_a_reversal_of_what_a_bank_took_answers_nobody(world: World) -> None:
+async def test_a_reversal_after_a_lost_dispute_answers_no_caller(world: World) -> None:
     payment = await captured_payment(world)
     await days_pass(world)
     await fail_stripe(world, "/reversals$", 401)
@@ -245,7 +245,9 @@ async def test_a_refund_that_is_not_wanted_any_more(world: World) -> None:
     await check_books(world)
 
 
-async def test_the_rest_of_a_final_capture_stays_in_escrow_and_is_told(world: World) -> None:
+async def test_the_remainder_of_a_final_capture_stays_in_escrow_and_is_reported(
+    world: World,
+) -> None:
     payment = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
     await fail_stripe(world, "/refunds$", 401)
     request = capture_request(payment.payment_id, 6_000, final=True)
@@ -264,7 +266,7 @@ async def test_the_rest_of_a_final_capture_stays_in_escrow_and_is_told(world: Wo
     await check_books(world)
 
 
-async def test_of_a_capture_that_waits_for_its_expert_the_answer_stays(world: World) -> None:
+async def test_the_answer_of_a_waiting_capture_stays(world: World) -> None:
     payment, account = await waiting_capture(world, 2_000, 3_000)
     [(operation_id,)] = world.sql("SELECT operation_id FROM operations WHERE state = 'PARKED'")
     [before] = world.sql(
@@ -285,7 +287,7 @@ async def test_of_a_capture_that_waits_for_its_expert_the_answer_stays(world: Wo
     await check_books(world)
 
 
-async def test_what_was_owed_beside_it_is_parked_at_once(world: World) -> None:
+async def test_another_repayment_is_parked_at_once(world: World) -> None:
     payment, _ = await waiting_capture(world, 2_000, 3_000)
     refund = world.sql("SELECT movement_id FROM movements WHERE kind = 'refund'")[0][0]
     await world.stripe.control("POST", f"/refunds/{refund}/fail")
@@ -303,7 +305,7 @@ async def test_what_was_owed_beside_it_is_parked_at_once(world: World) -> None:
 # ---- what is not given up ----
 
 
-async def test_what_may_still_reach_stripe_is_given_up_later(
+async def test_a_request_that_may_still_reach_stripe_is_abandoned_later(
     start_world: StartWorld,
 ) -> None:
     world = await start_world(policy={**HASTY, "arrival_seconds": 4.0})
@@ -338,7 +340,7 @@ async def test_what_may_still_reach_stripe_is_given_up_later(
     await check_books(world)
 
 
-async def test_what_stripe_has_after_all_is_ended_by_the_look(start_world: StartWorld) -> None:
+async def test_an_effect_found_at_stripe_is_recorded_by_the_sync(start_world: StartWorld) -> None:
     quiet = {"poll_seconds": 3600.0, "account_poll_seconds": 3600.0, "quiet_seconds": 3600.0}
     world = await start_world(policy=HASTY | quiet)
     payment, operation_id = await lost_answer(world)
@@ -385,7 +387,7 @@ async def test_an_intent_that_stripe_made_after_all_is_found(world: World) -> No
     assert await answer(world, "InitiatePayment", request) == "OK"
 
 
-async def test_nothing_is_given_up_while_stripe_cannot_be_read(world: World) -> None:
+async def test_nothing_is_abandoned_while_stripe_cannot_be_read(world: World) -> None:
     payment = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
     await fail_stripe(world, "/transfers$", 401)
     await refusal(world.payments.CapturePayment(capture_request(payment.payment_id)))
@@ -400,7 +402,7 @@ async def test_nothing_is_given_up_while_stripe_cannot_be_read(world: World) -> 
     assert await parked(world, payment.payment_id) == operation_id
 
 
-async def test_what_the_client_is_owed_is_settled_and_not_given_up(world: World) -> None:
+async def test_client_payable_is_settled_and_not_abandoned(world: World) -> None:
     payment = await owed_after_a_bounce(world)
     operation_id = await parked(world, payment.payment_id)
     refused = await refusal(give_up(world, operation_id))
@@ -472,7 +474,7 @@ async def test_an_answer_that_is_not_wanted_any_more_makes_way_for_another(
 
 
 @pytest.mark.parametrize("pause", [0.0, 0.01, 0.03])
-async def test_giving_up_while_resuming_has_one_winner(world: World, pause: float) -> None:
+async def test_abandoning_during_a_resume_has_one_winner(world: World, pause: float) -> None:
     payment = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
     await fail_stripe(world, "/transfers$", 401)
     request = capture_request(payment.payment_id, 4_000)

@@ -140,7 +140,9 @@ async def test_a_rejected_account_is_replaced_once(world: World) -> None:
 
 
 @pytest.mark.parametrize("path", ["/accounts", "/v1"])
-async def test_a_given_answer_is_given_while_stripe_is_away(world: World, path: str) -> None:
+async def test_a_stored_answer_is_returned_while_stripe_is_unavailable(
+    world: World, path: str
+) -> None:
     expert = await world.expert()
     former = world.account_of(expert)
     request = replacement(expert, former_account_id=former, replace_working_account=True)
@@ -244,7 +246,9 @@ async def test_an_unknown_creation_ends_in_one_account(
     assert len(await world.stripe.effects("account_created")) == 2
 
 
-async def test_a_restart_in_between_is_finished_by_the_sweep(start_world: StartWorld) -> None:
+async def test_a_restart_in_between_is_finished_by_the_background_job(
+    start_world: StartWorld,
+) -> None:
     world = await start_world(stripe_timeout=1.0)
     assert world.service is not None
     expert = await world.expert()
@@ -405,7 +409,9 @@ async def test_a_destination_charge_is_not_captured_for_the_former_account(world
     await check_books(world)
 
 
-async def test_an_exchange_that_commits_during_a_capture_is_seen(world: World) -> None:
+async def test_an_account_replacement_that_commits_during_a_capture_is_noticed(
+    world: World,
+) -> None:
     """The capture looks at the expert's account only while nobody can change it."""
     assert world.service is not None
     app = world.service.app
@@ -487,7 +493,7 @@ async def test_a_waiting_destination_capture_stays_parked_until_it_is_refunded(
     await check_books(world)
 
 
-async def test_a_deadline_that_cannot_be_kept_is_told_once(
+async def test_a_deadline_that_cannot_be_kept_is_reported_once(
     world: World, as_superuser: Callable[..., int]
 ) -> None:
     assert world.service is not None
@@ -536,7 +542,7 @@ async def test_a_restricted_then_deauthorized_expert(world: World, fields: dict[
     assert (await world.refund(held.payment_id)).state == (REFUNDED if fields else CANCELED)
 
 
-async def test_stripe_refuses_although_it_calls_the_account_well(world: World) -> None:
+async def test_stripe_refuses_although_the_account_looks_ready(world: World) -> None:
     expert = await world.expert()
     held = await world.escrowed(expert, 10_000, escrow_mode=PLATFORM)
     await world.stripe.fault("/transfers$", "status", status=400, code="account_invalid")
@@ -549,7 +555,7 @@ async def test_stripe_refuses_although_it_calls_the_account_well(world: World) -
 
 
 @pytest.mark.parametrize("fields", [{}, {"escrow_mode": PLATFORM}], ids=["destination", "separate"])
-async def test_the_former_accounts_payouts_and_refunds_are_followed(
+async def test_the_former_accounts_payouts_and_refunds_are_synced(
     world: World, fields: dict[str, Any]
 ) -> None:
     expert = await world.expert()
@@ -592,7 +598,7 @@ async def test_the_former_accounts_payouts_and_refunds_are_followed(
     assert not await world.discrepancies()
 
 
-async def test_a_former_account_that_is_cut_off_is_left_out_of_what_is_compared(
+async def test_a_disconnected_former_account_is_not_compared(
     world: World,
 ) -> None:
     expert = await world.expert()

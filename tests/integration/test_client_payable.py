@@ -40,7 +40,7 @@ MODES = pytest.mark.parametrize(
 
 
 @pytest.mark.parametrize("restarted", [False, True], ids=["alive", "restarted"])
-async def test_a_bounce_is_booked_while_a_capture_waits_for_its_expert(
+async def test_failed_refund_is_booked_while_a_capture_waits_for_its_expert(
     world: World, restarted: bool
 ) -> None:
     payment, account = await waiting_capture(world, 2_000, 3_000)
@@ -65,7 +65,9 @@ async def test_a_bounce_is_booked_while_a_capture_waits_for_its_expert(
     assert len(await world.stripe.effects("refunded")) == 2
 
 
-async def test_a_refund_that_gives_the_capture_up_comes_before_what_is_owed(world: World) -> None:
+async def test_a_refund_that_abandons_the_capture_comes_before_the_client_payable(
+    world: World,
+) -> None:
     payment, account = await waiting_capture(world, 2_000, 3_000)
     await asyncio.gather(bounce(world, payment.payment_id), world.refund(payment.payment_id, 8_000))
     await world.stripe.control("POST", f"/accounts/{account}/restore")
@@ -77,7 +79,7 @@ async def test_a_refund_that_gives_the_capture_up_comes_before_what_is_owed(worl
     assert not await world.stripe.effects("transferred")
 
 
-async def test_a_bounce_is_booked_while_a_capture_is_unknown_or_refused(world: World) -> None:
+async def test_failed_refund_is_booked_while_a_capture_is_unknown_or_refused(world: World) -> None:
     held = await world.escrowed("", 10_000, escrow_mode=PLATFORM)
     await world.refund(held.payment_id, 2_000)
     await world.stripe.fault("/transfers$", "status", "before", times=None, status=503)
@@ -96,7 +98,7 @@ async def test_a_bounce_is_booked_while_a_capture_is_unknown_or_refused(world: W
     await repaid(world, held.payment_id, IN_ESCROW)
 
 
-async def test_two_refunds_that_bounce_are_both_owed_and_paid_one_after_the_other(
+async def test_two_failed_refunds_are_both_payable_and_repaid_one_after_the_other(
     world: World,
 ) -> None:
     held = await world.escrowed("", 10_000, escrow_mode=PLATFORM)
@@ -130,7 +132,7 @@ async def test_two_refunds_that_bounce_are_both_owed_and_paid_one_after_the_othe
 
 
 @pytest.mark.parametrize(("by_hand", "left"), [(8_000, 0), (7_000, 1_000), (5_000, 3_000)])
-async def test_a_capture_that_waits_is_not_resumed_beside_a_refund_that_nobody_told_of(
+async def test_a_waiting_capture_is_not_resumed_beside_an_unsynced_refund(
     start_world: StartWorld, by_hand: int, left: int
 ) -> None:
     """No webhook tells of it, and nothing is polled: who sends the capture on must look first."""
@@ -170,7 +172,7 @@ async def test_a_capture_that_waits_is_not_resumed_beside_a_refund_that_nobody_t
     await check_books(world)
 
 
-async def test_a_parked_capture_is_not_resumed_beside_a_refund_that_nobody_told_of(
+async def test_a_parked_capture_is_not_resumed_beside_an_unsynced_refund(
     start_world: StartWorld,
 ) -> None:
     """No webhook tells of it, and nothing is polled: who resumes it must look first."""
@@ -208,7 +210,7 @@ async def owing(world: World, mode: dict[str, Any]) -> Payment:
 
 @MODES
 @pytest.mark.parametrize(("lost", "left", "net"), [(10_000, 0, 0), (4_000, 0, 6_000)])
-async def test_a_loss_pays_first_what_is_owed_and_nothing_is_paid_on_top(
+async def test_a_loss_reduces_the_client_payable_and_nothing_is_paid_twice(
     world: World, mode: dict[str, Any], lost: int, left: int, net: int
 ) -> None:
     payment = await owing(world, mode)
@@ -230,7 +232,7 @@ async def test_a_loss_pays_first_what_is_owed_and_nothing_is_paid_on_top(
 
 
 @MODES
-async def test_a_loss_of_less_than_is_owed_leaves_the_rest_owed(
+async def test_a_loss_below_the_client_payable_leaves_the_remainder_payable(
     world: World, mode: dict[str, Any]
 ) -> None:
     payment = await owing(world, mode)
@@ -247,7 +249,7 @@ async def test_a_loss_of_less_than_is_owed_leaves_the_rest_owed(
 
 
 @MODES
-async def test_a_won_dispute_leaves_what_is_owed_to_be_paid(
+async def test_client_payable_is_repaid_after_a_won_dispute(
     world: World, mode: dict[str, Any]
 ) -> None:
     payment = await owing(world, mode)
@@ -259,7 +261,7 @@ async def test_a_won_dispute_leaves_what_is_owed_to_be_paid(
 
 
 @MODES
-async def test_a_bounce_that_comes_after_the_loss_is_parked_and_not_paid_again(
+async def test_a_refund_that_fails_after_the_loss_is_parked_and_not_paid_again(
     world: World, mode: dict[str, Any]
 ) -> None:
     """The bank has paid the client: Stripe refunds nothing more, and the operator settles it."""
@@ -300,7 +302,7 @@ async def test_a_bounce_that_comes_after_the_loss_is_parked_and_not_paid_again(
 
 
 @MODES
-async def test_what_an_appeal_brings_back_is_booked_against_losses_and_reported(
+async def test_a_won_appeal_is_booked_against_losses_and_reported(
     world: World, mode: dict[str, Any]
 ) -> None:
     await keep_at_stripe(world)
@@ -354,7 +356,7 @@ async def test_resuming_while_the_bank_decides_pays_the_client_once(
 
 
 @pytest.mark.parametrize(("by_hand", "paid_by_us"), [(4_000, 0), (1_000, 3_000), (6_000, 0)])
-async def test_what_was_paid_by_hand_unseen_is_not_paid_by_resuming(
+async def test_a_resume_does_not_repeat_an_unsynced_out_of_band_refund(
     start_world: StartWorld, by_hand: int, paid_by_us: int
 ) -> None:
     """No webhook tells of it, and nothing is polled: resuming must look first."""
@@ -385,7 +387,7 @@ async def test_what_was_paid_by_hand_unseen_is_not_paid_by_resuming(
     assert after.net_amount.minor_units == 6_000 - max(by_hand - 4_000, 0)
 
 
-async def test_commission_given_to_the_expert_by_hand_is_taken_back_with_the_rest(
+async def test_out_of_band_fee_refund_is_reversed_with_the_remainder(
     world: World,
 ) -> None:
     await keep_at_stripe(world)

@@ -139,7 +139,7 @@ async def test_killed_after_the_answer_was_written_gives_the_same_answer(
     assert len(await world.stripe.effects("captured", held.payment_intent_id)) == 1
 
 
-async def test_stopped_in_order_it_finishes_what_nobody_waits_for(
+async def test_an_orderly_stop_finishes_operations_without_callers(
     stack: Stack, world: World
 ) -> None:
     held = await world.escrowed()

@@ -419,7 +419,7 @@ def _nodes(plan: dict[str, Any]) -> list[dict[str, Any]]:
     return [plan, *(node for child in plan.get("Plans", []) for node in _nodes(child))]
 
 
-async def test_a_read_only_database_is_no_place_to_serve(
+async def test_the_service_does_not_serve_on_a_read_only_database(
     world: World, as_superuser: Callable[..., int]
 ) -> None:
     assert world.service is not None

@@ -186,7 +186,7 @@ def come(world: World, as_superuser: Callable[..., int]) -> None:
     as_superuser(world, "UPDATE payments SET release_due_time = now() - interval '1 second'")
 
 
-async def test_a_deadline_does_not_pay_the_expert_what_was_to_go_back(
+async def test_a_deadline_does_not_pay_the_remainder_to_the_expert(
     world: World, as_superuser: Callable[..., int]
 ) -> None:
     payment = await rest_refused(world, on_deadline=CAPTURE, expected_completion_time=in_days(30))
@@ -198,7 +198,7 @@ async def test_a_deadline_does_not_pay_the_expert_what_was_to_go_back(
     await check_books(world)
 
 
-async def test_what_stripe_refuses_to_give_back_at_a_deadline_stays_in_escrow(
+async def test_a_refund_that_stripe_refuses_at_a_deadline_stays_in_escrow(
     world: World, as_superuser: Callable[..., int]
 ) -> None:
     payment = await rest_refused(world, on_deadline=CAPTURE, expected_completion_time=in_days(30))
@@ -217,7 +217,7 @@ async def test_what_stripe_refuses_to_give_back_at_a_deadline_stays_in_escrow(
     await check_books(world)
 
 
-async def test_a_deadline_that_only_tells_tells_of_the_rest_too(
+async def test_an_alert_deadline_leaves_the_remainder_in_escrow(
     world: World, as_superuser: Callable[..., int]
 ) -> None:
     payment = await rest_refused(world, expected_completion_time=in_days(30))
@@ -231,7 +231,7 @@ async def test_a_deadline_that_only_tells_tells_of_the_rest_too(
 
 
 @pytest.mark.parametrize("final", [False, True])
-async def test_a_caller_may_decide_anew_about_the_rest(
+async def test_a_caller_may_decide_again_about_the_remainder(
     world: World, as_superuser: Callable[..., int], final: bool
 ) -> None:
     payment = await rest_refused(world, on_deadline=CAPTURE, expected_completion_time=in_days(30))
@@ -247,7 +247,7 @@ async def test_a_caller_may_decide_anew_about_the_rest(
 # ---- nobody starves ----
 
 
-def test_who_had_a_turn_rests_and_stands_behind_the_others(transaction: SqlTransaction) -> None:
+def test_an_item_that_had_its_turn_waits_behind_the_others(transaction: SqlTransaction) -> None:
     tx = transaction
     for hours, name in ((3, "pay_a"), (2, "pay_b"), (1, "pay_c")):
         payment = replace(

@@ -40,7 +40,7 @@ async def the_open_one(world: World) -> operations_pb2.Discrepancy:
     return one
 
 
-async def test_a_rest_that_was_returned_after_all_is_not_open_any_more(world: World) -> None:
+async def test_a_remainder_that_was_returned_later_is_resolved(world: World) -> None:
     payment = await rest_refused(world)
     await world.settle_down()
     assert await open_kinds(world) == ["remainder_not_returned"]
@@ -57,7 +57,7 @@ async def test_a_rest_that_was_returned_after_all_is_not_open_any_more(world: Wo
     )
 
 
-async def test_a_bounce_is_open_until_the_client_is_owed_nothing(world: World) -> None:
+async def test_failed_refund_stays_open_until_nothing_is_client_payable(world: World) -> None:
     held = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
     await world.refund(held.payment_id, 2_000)
     await bounce(world, held.payment_id)
@@ -69,7 +69,7 @@ async def test_a_bounce_is_open_until_the_client_is_owed_nothing(world: World) -
     assert await open_kinds(world) == []
 
 
-async def test_what_no_observation_says_any_more_is_gone(
+async def test_a_discrepancy_that_is_no_longer_observed_is_resolved(
     world: World, as_superuser: Tamper
 ) -> None:
     payment = await world.captured()
@@ -93,7 +93,7 @@ async def test_what_no_observation_says_any_more_is_gone(
     assert await open_kinds(world) == []
 
 
-async def test_what_somebody_did_elsewhere_is_open_until_it_is_decided(world: World) -> None:
+async def test_an_out_of_band_change_is_open_until_an_operator_resolves_it(world: World) -> None:
     payment = await world.captured()
     await world.settle_down()
     await world.stripe.api(
@@ -122,7 +122,7 @@ async def test_what_somebody_did_elsewhere_is_open_until_it_is_decided(world: Wo
     assert refused.facts["discrepancy_id"] == one.discrepancy_id
 
 
-async def test_a_line_that_was_decided_stays_so(world: World) -> None:
+async def test_a_resolved_line_stays_resolved(world: World) -> None:
     """Reconciliation sees it again each hour, as long as it reaches back to it."""
     await world.captured()
     await world.settle_down()
@@ -141,7 +141,9 @@ async def test_a_line_that_was_decided_stays_so(world: World) -> None:
     assert (await the_open_one(world)).found.minor_units == -700
 
 
-async def test_nobody_talks_an_invariant_away(world: World, as_superuser: Tamper) -> None:
+async def test_a_resolved_invariant_violation_is_reported_again(
+    world: World, as_superuser: Tamper
+) -> None:
     payment = await world.captured()
     await world.settle_down()
     as_superuser(

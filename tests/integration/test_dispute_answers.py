@@ -87,7 +87,7 @@ async def test_evidence_is_staged_then_submitted_once_and_the_bank_decides(
     assert not await world.discrepancies()
 
 
-async def test_evidence_in_an_inquiry_that_is_escalated_all_the_same_is_given_anew(
+async def test_evidence_is_submitted_again_after_an_inquiry_is_escalated(
     world: World,
 ) -> None:
     payment_id, dispute_id = await disputed(world, inquiry=True)
@@ -102,7 +102,7 @@ async def test_evidence_in_an_inquiry_that_is_escalated_all_the_same_is_given_an
     await settled(world, payment_id, dispute_id, WON)
 
 
-async def test_an_inquiry_answered_well_is_closed(world: World) -> None:
+async def test_an_inquiry_with_winning_evidence_is_closed(world: World) -> None:
     payment_id, dispute_id = await disputed(world, inquiry=True)
     await world.disputes.SubmitEvidence(evidence_request(dispute_id, "winning_evidence"))
     await world.stripe.advance(120)
@@ -110,7 +110,7 @@ async def test_an_inquiry_answered_well_is_closed(world: World) -> None:
 
 
 @pytest.mark.parametrize("fields", [{}, {"escrow_mode": PLATFORM}], ids=["card", "platform"])
-async def test_what_an_acceptance_would_take_is_shown_first(
+async def test_a_preview_shows_what_an_acceptance_would_take(
     world: World, fields: dict[str, Any]
 ) -> None:
     payment_id, dispute_id = await disputed(world, **fields)
@@ -238,7 +238,7 @@ async def test_an_answer_waits_for_nothing_that_is_under_way_on_the_payment(
     assert payment.captured_amount.minor_units == 4_000
 
 
-async def test_what_stripe_refuses_of_an_answer_is_its_final_no(world: World) -> None:
+async def test_stripes_refusal_of_an_answer_is_final(world: World) -> None:
     payment_id, dispute_id = await disputed(world)
     await world.stripe.fault(f"/disputes/{dispute_id}$", "status", status=400)
     request = evidence_request(dispute_id)

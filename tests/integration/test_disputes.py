@@ -93,7 +93,7 @@ async def test_an_inquiry_that_is_escalated_takes_the_money_and_freezes_refunds(
 # ---- won and lost ----
 
 
-async def test_a_won_dispute_gives_the_money_back_and_lets_the_payment_go_on(world: World) -> None:
+async def test_a_won_dispute_returns_the_money_and_unfreezes_the_payment(world: World) -> None:
     held = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
     dispute_id = await contest(world, held)
     await dispute_where(world, dispute_id)
@@ -166,7 +166,7 @@ async def test_a_dispute_lost_after_capture_is_taken_back_from_the_expert(
     assert not await world.discrepancies()
 
 
-async def test_what_stripe_will_not_take_back_after_a_loss_is_the_experts_debt(
+async def test_a_refused_reversal_after_a_loss_is_the_experts_debt(
     world: World,
 ) -> None:
     expert = await world.expert()
@@ -231,7 +231,7 @@ async def test_a_dispute_that_is_appealed_twice_is_lost_once_in_the_end(world: W
     assert len(await world.stripe.effects("reversed")) == 2
 
 
-async def test_parts_are_lost_out_of_escrow_first_and_then_from_the_newest_transfer(
+async def test_partial_losses_reduce_escrow_first_and_then_the_newest_transfer(
     world: World,
 ) -> None:
     await keep_at_stripe(world)
@@ -262,7 +262,7 @@ async def test_parts_are_lost_out_of_escrow_first_and_then_from_the_newest_trans
     assert not await world.discrepancies()
 
 
-async def test_a_part_lost_in_escrow_leaves_the_rest_to_be_captured(world: World) -> None:
+async def test_a_partial_loss_in_escrow_leaves_the_remainder_to_be_captured(world: World) -> None:
     held = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
     dispute_id = await contest(world, held, amount=4_000)
     await dispute_where(world, dispute_id)
@@ -300,7 +300,7 @@ async def test_a_charge_settled_in_another_currency_is_followed_over_fx(
 # ---- at any time, in any order ----
 
 
-async def test_a_refund_that_stripe_refuses_before_anybody_has_told_says_why(
+async def test_a_refund_that_stripe_refuses_for_an_unsynced_dispute_says_why(
     start_world: StartWorld,
 ) -> None:
     world = await start_world(policy={"poll_seconds": 3600.0, "quiet_seconds": 3600.0})
@@ -347,7 +347,7 @@ async def test_webhooks_that_come_twice_and_in_any_order_change_nothing(world: W
     assert sorted(set(seen)) == sorted(seen)  # Each once.
 
 
-async def test_a_capture_that_waits_for_the_expert_gives_way_to_a_loss(world: World) -> None:
+async def test_a_capture_that_waits_for_the_expert_is_preempted_by_a_loss(world: World) -> None:
     expert = await world.expert()
     held = await world.escrowed(expert, 10_000, escrow_mode=PLATFORM)
     account = world.account_of(expert)
@@ -388,7 +388,7 @@ async def test_a_hold_is_disputed_only_once_it_is_captured(
     assert not await world.discrepancies()
 
 
-async def test_what_a_crash_leaves_of_taking_back_the_sweep_finishes(
+async def test_a_recovery_interrupted_by_a_crash_is_finished_by_the_background_job(
     start_world: StartWorld,
 ) -> None:
     """The loss and the reversal are recorded in one transaction; nobody lives to send it."""

@@ -255,7 +255,7 @@ async def test_all_faults_are_named_at_once(shared: World) -> None:
     }
 
 
-async def test_page_tokens_made_by_hand(shared: World) -> None:
+async def test_forged_page_tokens(shared: World) -> None:
     """Tokens are no secret: whoever takes one apart can put anything into it."""
     expert = await shared.expert()
     for _ in range(3):

@@ -147,7 +147,7 @@ async def test_a_late_commit_is_delivered(world: World) -> None:
     check(world, await all_told(world))
 
 
-async def test_a_watcher_goes_on_at_another_replica_and_after_a_restart(world: World) -> None:
+async def test_a_watcher_continues_at_another_replica_and_after_a_restart(world: World) -> None:
     payment = await world.escrowed()
     await world.settle_down()
     call = stream(world)
@@ -163,7 +163,7 @@ async def test_a_watcher_goes_on_at_another_replica_and_after_a_restart(world: W
     check(world, seen)
 
 
-async def test_what_was_announced_to_nobody_is_found(
+async def test_an_event_without_a_notification_is_found(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The other replica gives the positions, and its NOTIFY says nothing to this one."""
@@ -281,9 +281,7 @@ async def test_no_more_watch_than_there_are_places(start_world: StartWorld) -> N
 # ---- slow readers and the end ----
 
 
-async def test_who_reads_slowly_holds_up_nobody(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_slow_reader_delays_no_other(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """More than the buffers take lies ready; the service reads no more of it than is taken."""
     payment = await world.escrowed()
     with transaction(world) as cursor:
@@ -337,7 +335,9 @@ async def test_streams_end_at_once_when_the_service_does(world: World) -> None:
 # ---- the client's helper ----
 
 
-async def test_the_client_goes_on_by_itself(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_client_continues_by_itself(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Over restarts, and over connections that the server ends for their age."""
     short = (
         ("grpc.max_connection_age_ms", 300),
@@ -397,7 +397,7 @@ async def test_three_sequencers_race_and_every_version_has_one_place(world: Worl
     assert world.sql("SELECT max(position) = count(*) FROM feed") == [(True,)]
 
 
-async def test_what_the_feed_lacks_or_turns_round_is_found(
+async def test_a_gap_or_disorder_in_the_feed_is_found(
     world: World, as_superuser: Callable[..., int]
 ) -> None:
     payment = await world.captured()

@@ -202,7 +202,7 @@ async def test_one_call_splits_an_award(world: World, fields: dict[str, Any]) ->
     assert not await world.discrepancies()
 
 
-async def test_held_money_goes_back_first_and_what_was_paid_only_when_asked_for(
+async def test_held_money_is_refunded_first_and_paid_money_only_on_request(
     world: World,
 ) -> None:
     expert = await world.expert()
@@ -230,7 +230,7 @@ async def test_held_money_goes_back_first_and_what_was_paid_only_when_asked_for(
     assert not await world.discrepancies()
 
 
-async def test_all_of_a_platform_hold_goes_back_out_of_escrow(world: World) -> None:
+async def test_a_whole_platform_hold_is_refunded_out_of_escrow(world: World) -> None:
     held = await world.escrowed("", 10_000, escrow_mode=PLATFORM)
     payment = await world.refund(held.payment_id)
     assert (payment.state, amounts(payment)) == (REFUNDED, (0, 0, 10_000, 0))
@@ -239,7 +239,7 @@ async def test_all_of_a_platform_hold_goes_back_out_of_escrow(world: World) -> N
     assert (refused.reason, refused.facts["state"]) == ("WRONG_STATE", "REFUNDED")
 
 
-async def test_a_refund_out_of_escrow_that_bounces_is_owed_to_the_client(world: World) -> None:
+async def test_a_failed_refund_out_of_escrow_is_client_payable(world: World) -> None:
     held = await world.escrowed("", 10_000, escrow_mode=PLATFORM)
     await world.refund(held.payment_id, 4_000)
     [(refund,)] = world.sql("SELECT movement_id FROM movements WHERE kind = 'refund'")
@@ -266,7 +266,7 @@ async def debtor(world: World) -> str:
 
 
 @pytest.mark.parametrize("fields", [{}, {"escrow_mode": PLATFORM}], ids=["destination", "separate"])
-async def test_what_an_expert_owes_is_kept_back_at_the_next_capture(
+async def test_an_experts_debt_is_offset_at_the_next_capture(
     world: World, fields: dict[str, Any]
 ) -> None:
     expert = await debtor(world)
@@ -289,7 +289,7 @@ async def test_what_an_expert_owes_is_kept_back_at_the_next_capture(
     assert not await world.discrepancies()
 
 
-async def test_what_a_reversal_is_about_to_take_back_is_not_kept_back_as_well(
+async def test_a_debt_under_reversal_is_not_offset_as_well(
     world: World,
 ) -> None:
     expert = await world.expert()
@@ -307,7 +307,7 @@ async def test_what_a_reversal_is_about_to_take_back_is_not_kept_back_as_well(
     assert balance(world, f"stripe:connected:{expert}") == 18_000
 
 
-async def test_a_destination_capture_by_hand_nets_nothing(world: World) -> None:
+async def test_an_out_of_band_destination_capture_offsets_no_debt(world: World) -> None:
     """Ours, which would keep the debt back, waits; the dashboard collects the commission alone."""
     expert = await debtor(world)
     await world.stripe.clear_faults()
@@ -342,7 +342,7 @@ async def test_a_destination_capture_by_hand_nets_nothing(world: World) -> None:
 @pytest.mark.parametrize(
     "fields", [{}, {"escrow_mode": PLATFORM}, {"on_deadline": PROMOTE}], ids=["d", "p", "a"]
 )
-async def test_a_capture_waits_for_the_experts_account_and_goes_on(
+async def test_a_capture_waits_for_the_experts_account_and_then_continues(
     world: World, fields: dict[str, Any]
 ) -> None:
     expert = await world.expert()
@@ -362,7 +362,7 @@ async def test_a_capture_waits_for_the_experts_account_and_goes_on(
 
 
 @pytest.mark.parametrize("fields", [{}, {"escrow_mode": PLATFORM}], ids=["d", "p"])
-async def test_a_capture_that_waits_can_be_given_up_for_a_refund(
+async def test_a_waiting_capture_can_be_abandoned_for_a_refund(
     world: World, fields: dict[str, Any]
 ) -> None:
     expert = await world.expert()
@@ -382,7 +382,7 @@ async def test_a_capture_that_waits_can_be_given_up_for_a_refund(
 # ---- deadlines ----
 
 
-async def test_an_authorization_is_promoted_before_it_lapses(
+async def test_an_authorization_is_promoted_before_it_expires(
     world: World, as_superuser: Callable[..., int]
 ) -> None:
     held = await world.escrowed("", 10_000, on_deadline=PROMOTE)
@@ -437,7 +437,7 @@ async def test_what_was_agreed_is_done_when_the_gig_is_due(
     assert not await world.discrepancies()
 
 
-async def test_an_alert_is_told_once_and_moves_nothing(
+async def test_an_alert_is_sent_once_and_moves_nothing(
     world: World, as_superuser: Callable[..., int]
 ) -> None:
     held = await world.escrowed(
@@ -525,7 +525,7 @@ async def test_validate_only_of_an_initiation(world: World) -> None:
     assert world.counts() == before
 
 
-async def test_a_call_on_a_payment_that_has_moved_on_is_told_where_it_is(world: World) -> None:
+async def test_version_mismatch_returns_the_current_payment(world: World) -> None:
     held = await world.escrowed("", 10_000, escrow_mode=PLATFORM)
     await world.capture(held.payment_id, 1_000, expected_version=held.version)
     now = await world.get(held.payment_id)
@@ -586,7 +586,7 @@ async def test_a_debt_is_written_off_once_and_not_kept_back_any_more(world: Worl
     await check_books(world)
 
 
-async def test_the_released_rest_of_a_card_hold_is_no_refund(world: World) -> None:
+async def test_the_released_remainder_of_a_card_hold_is_no_refund(world: World) -> None:
     """Stripe may show it as one: nothing was charged, and nothing came back."""
     await world.stripe.control("POST", "/settings", {"void_creates_refund": True})
     held = await world.escrowed(amount=10_000)
@@ -602,7 +602,7 @@ async def test_the_released_rest_of_a_card_hold_is_no_refund(world: World) -> No
     await check_books(world)
 
 
-async def test_a_final_capture_whose_rest_stripe_keeps_is_answered_as_a_capture(
+async def test_a_final_capture_whose_remainder_stripe_keeps_is_answered_as_a_capture(
     world: World,
 ) -> None:
     """Told that it was refused, the caller would pay the expert a second time."""
@@ -660,7 +660,7 @@ async def test_a_refund_that_waits_for_the_platforms_balance_is_booked_when_it_i
     ("by_hand", "method", "code"),
     [(9_700, "CapturePayment", "OK"), (10_000, "RefundPayment", "FAILED_PRECONDITION")],
 )
-async def test_a_refund_by_hand_that_is_pending_holds_up_no_answer_of_stripe(
+async def test_a_pending_out_of_band_refund_delays_no_answer_of_stripe(
     world: World, by_hand: int, method: str, code: str
 ) -> None:
     """What Stripe does is done, and what it refuses is refused; only nothing is sent again."""

@@ -81,7 +81,7 @@ async def test_keys_are_scoped_by_rpc(world: World) -> None:
     await check_books(world)
 
 
-async def test_the_longest_key_and_an_odd_one(world: World) -> None:
+async def test_the_longest_key_and_an_unusual_one(world: World) -> None:
     expert = await world.expert()
     for key in ("k" * 255, "ключ / 鍵 ~!@#$%^&*()"):
         first = await world.initiate(expert, idempotency_key=key)

@@ -55,7 +55,7 @@ async def test_a_call_that_outlives_its_lease_is_not_taken_over(start_world: Sta
     assert tries == 0
 
 
-async def test_whoever_lost_the_lease_changes_nothing(start_world: StartWorld) -> None:
+async def test_a_holder_without_the_lease_changes_nothing(start_world: StartWorld) -> None:
     world = await start_world(policy={"lease": 30.0}, loops=False)
     assert world.service is not None
     database, policy = world.service.app.database, world.service.app.policy
@@ -80,7 +80,7 @@ async def test_whoever_lost_the_lease_changes_nothing(start_world: StartWorld) -
     assert (token, last_error == "too late") == (theirs.lease_token, False)
 
 
-async def test_an_operator_can_send_on_what_is_older_than_its_key(
+async def test_an_operator_can_resume_an_operation_older_than_its_key(
     start_world: StartWorld,
 ) -> None:
     """By itself nothing is sent again after 23 hours; resumed, it goes out under a new key."""
@@ -131,7 +131,7 @@ def refund_of(payment_id: str) -> RefundPayment:
     )
 
 
-async def test_a_holder_that_slept_for_a_day_sends_nothing(start_world: StartWorld) -> None:
+async def test_a_holder_that_was_suspended_for_a_day_sends_nothing(start_world: StartWorld) -> None:
     """Its key is pruned at Stripe by then, and its lease has long been another's."""
     world = await start_world(policy={"lease": 1.0})
     assert world.service is not None
@@ -222,7 +222,7 @@ async def test_a_first_request_is_fenced_too(start_world: StartWorld, what: str)
     assert found == [("PARKED" if is_old else "STARTED",)]
 
 
-async def test_what_was_just_recorded_is_sent_without_asking(world: World) -> None:
+async def test_a_first_request_is_sent_without_a_lease_renewal(world: World) -> None:
     """One transaction before the request and one after: the hot path pays nothing for the fence."""
     assert world.service is not None
     app = world.service.app

@@ -31,7 +31,7 @@ async def owing(world: World) -> Payment:
 # ---- it was owed before ----
 
 
-async def test_it_is_the_platforms_until_the_debt_that_it_paid_is_written_off(
+async def test_an_out_of_band_reversal_is_the_platforms_until_the_debt_is_written_off(
     world: World,
 ) -> None:
     payment = await owing(world)
@@ -47,7 +47,7 @@ async def test_it_is_the_platforms_until_the_debt_that_it_paid_is_written_off(
     assert balances_of(world, payment) == (0, 0)
 
 
-async def test_what_was_kept_back_already_is_the_platforms_until_somebody_decides(
+async def test_a_reversal_beyond_the_open_debt_is_the_platforms_until_an_operator_decides(
     world: World,
 ) -> None:
     payment = await owing(world)
@@ -68,7 +68,7 @@ async def test_a_capture_and_a_reversal_out_of_band_at_once_leave_the_books_righ
 
 
 @pytest.mark.parametrize("by_hand", [9_000, 4_000])
-async def test_a_lost_dispute_takes_back_what_is_left_of_the_transfer(
+async def test_a_lost_dispute_reverses_the_remainder_of_the_transfer(
     world: World, by_hand: int
 ) -> None:
     payment = await captured_payment(world)

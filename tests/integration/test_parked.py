@@ -35,7 +35,7 @@ PLATFORM = payments_pb2.ESCROW_MODE_PLATFORM_HOLD
 # ---- a lost dispute ----
 
 
-async def test_a_parked_transfer_gives_way_to_a_lost_dispute(world: World) -> None:
+async def test_a_parked_transfer_is_preempted_by_a_lost_dispute(world: World) -> None:
     held = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
     await world.stripe.fault("/transfers$", "status", status=401)
     request = capture_request(held.payment_id, 4_000)
@@ -53,7 +53,7 @@ async def test_a_parked_transfer_gives_way_to_a_lost_dispute(world: World) -> No
 
 
 @pytest.mark.parametrize("part", [6_000, 10_000])
-async def test_a_parked_refund_gives_way_to_a_lost_dispute(world: World, part: int) -> None:
+async def test_a_parked_refund_is_preempted_by_a_lost_dispute(world: World, part: int) -> None:
     held = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
     await world.stripe.fault("/refunds$", "status", status=401)
     request = refund_request(held.payment_id, 2_000)
@@ -67,7 +67,7 @@ async def test_a_parked_refund_gives_way_to_a_lost_dispute(world: World, part: i
 
 
 @pytest.mark.parametrize(("part", "left"), [(5_000, 5_000), (10_000, 0)])
-async def test_the_rest_of_a_capture_gives_way_and_the_expert_stays_paid(
+async def test_the_remainder_of_a_capture_is_preempted_and_the_expert_stays_paid(
     world: World, part: int, left: int
 ) -> None:
     held = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
@@ -85,7 +85,7 @@ async def test_the_rest_of_a_capture_gives_way_and_the_expert_stays_paid(
     assert ("remainder_not_returned" in told) is (left == 5_000)
 
 
-async def test_what_may_still_reach_stripe_is_not_given_up(
+async def test_a_request_that_may_still_reach_stripe_is_not_abandoned(
     start_world: StartWorld,
 ) -> None:
     world = await start_world(policy={**HASTY, "arrival_seconds": 8.0})
@@ -105,7 +105,7 @@ async def test_what_may_still_reach_stripe_is_not_given_up(
     ]
 
 
-async def test_what_nothing_is_seen_of_for_a_minute_is_given_up(start_world: StartWorld) -> None:
+async def test_a_request_without_effect_for_a_minute_is_abandoned(start_world: StartWorld) -> None:
     world = await start_world(policy=HASTY)
     payment, _ = await lost_answer(world)
     dispute_id = await contest(world, payment)
@@ -116,7 +116,7 @@ async def test_what_nothing_is_seen_of_for_a_minute_is_given_up(start_world: Sta
 
 
 @pytest.mark.parametrize("word", ["lose", "win"])
-async def test_what_nobody_knows_of_is_not_sent_once_it_is_contested(
+async def test_a_request_that_stripe_does_not_show_is_not_resent_during_a_dispute(
     world: World, word: str
 ) -> None:
     """It is parked: a loss ends it, and an operator resumes it if the dispute is won."""
@@ -146,7 +146,7 @@ async def test_what_nobody_knows_of_is_not_sent_once_it_is_contested(
 # ---- resuming what is contested ----
 
 
-async def test_resuming_while_contested_looks_and_sends_nothing(start_world: StartWorld) -> None:
+async def test_resuming_a_disputed_payment_syncs_and_sends_nothing(start_world: StartWorld) -> None:
     world = await start_world(policy=HASTY)
     payment, operation_id = await lost_answer(world)
     dispute_id = await contest(world, payment)
@@ -174,7 +174,9 @@ async def test_resuming_while_contested_looks_and_sends_nothing(start_world: Sta
     await check_books(world)
 
 
-async def test_resuming_while_contested_finds_what_was_done(start_world: StartWorld) -> None:
+async def test_resuming_a_disputed_payment_finds_the_finished_effect(
+    start_world: StartWorld,
+) -> None:
     quiet = {"poll_seconds": 3600.0, "account_poll_seconds": 3600.0}
     world = await start_world(policy=HASTY | quiet)
     payment, operation_id = await lost_answer(world)
@@ -226,7 +228,7 @@ async def test_escrow_is_not_locked_by_a_repayment_that_cannot_be_made(world: Wo
     assert made == [2_000, 1_000, 2_000]
 
 
-async def test_a_parked_repayment_gives_way_and_is_made_once_in_the_end(world: World) -> None:
+async def test_a_parked_repayment_is_preempted_and_made_once_later(world: World) -> None:
     payment = await owed_after_a_bounce(world)
     before = await parked(world, payment.payment_id)
     for part, left in ((3_000, 5_000), (1_000, 4_000)):
@@ -287,7 +289,7 @@ async def test_resuming_a_repayment_while_capturing_pays_each_once(
     await check_books(world)
 
 
-async def test_a_repayment_that_may_be_on_its_way_is_looked_for_first(
+async def test_a_repayment_of_unknown_outcome_is_synced_first(
     start_world: StartWorld,
 ) -> None:
     world = await start_world(policy=HASTY)
@@ -307,7 +309,7 @@ async def test_a_repayment_that_may_be_on_its_way_is_looked_for_first(
 
 
 @pytest.mark.parametrize("on_deadline", ["CAPTURE", "REFUND", "ALERT"])
-async def test_deadlines_come_for_what_is_held_besides(
+async def test_deadlines_apply_to_the_rest_of_the_held_amount(
     world: World, as_superuser: Callable[..., int], on_deadline: str
 ) -> None:
     payment = await owed_after_a_bounce(
@@ -336,7 +338,7 @@ async def test_deadlines_come_for_what_is_held_besides(
     assert owed(world, payment.payment_id) == 2_000
 
 
-async def test_what_a_partly_lost_dispute_leaves_owed_locks_nothing(world: World) -> None:
+async def test_the_client_payable_after_a_partial_loss_locks_nothing(world: World) -> None:
     payment = await owed_after_a_bounce(world)
     dispute_id = await contest(world, payment, amount=1_500)
     await decide(world, dispute_id, "lose")
@@ -362,7 +364,7 @@ def settle_request(
     )
 
 
-async def test_what_was_paid_by_cheque_is_not_owed_any_more(world: World) -> None:
+async def test_client_payable_paid_by_cheque_is_settled(world: World) -> None:
     payment = await owed_after_a_bounce(world)
     before = await parked(world, payment.payment_id)
     asked = settle_request(payment, money(500))
@@ -402,7 +404,7 @@ async def test_what_was_paid_by_cheque_is_not_owed_any_more(world: World) -> Non
     assert not [invariant for invariant in report.invariants if invariant.violations]
 
 
-async def test_no_more_is_settled_than_is_owed(world: World) -> None:
+async def test_no_more_is_settled_than_the_client_payable(world: World) -> None:
     payment = await owed_after_a_bounce(world)
     operation_id = await parked(world, payment.payment_id)
     asked = settle_request(payment, money(2_001))

@@ -169,7 +169,7 @@ async def test_paid_and_taken_back_days_later(world: World) -> None:
     assert list((await reconciled(world)).discrepancies) == []
 
 
-async def test_one_made_by_hand_and_canceled(world: World) -> None:
+async def test_a_manual_payout_that_is_canceled(world: World) -> None:
     expert_id = await earned(world)
     account = world.account_of(expert_id)
     made = await world.stripe.api("POST", "/payouts", account=account, amount=4_000, currency="usd")
@@ -283,7 +283,9 @@ async def test_webhooks_that_never_come_are_found_by_asking(start_world: StartWo
     await check_books(world)
 
 
-async def test_what_nobody_told_is_found_by_reconciliation(start_world: StartWorld) -> None:
+async def test_a_change_without_a_webhook_is_found_by_reconciliation(
+    start_world: StartWorld,
+) -> None:
     world = await start_world(
         policy={
             "poll_seconds": 3600.0,
@@ -332,7 +334,7 @@ async def test_a_payout_that_was_heard_of_days_late_is_not_missed_at_stripe(
     assert found - {"missing_in_ledger"} == kinds
 
 
-async def test_stripe_away_delays_and_loses_nothing(start_world: StartWorld) -> None:
+async def test_stripe_unavailable_delays_and_loses_nothing(start_world: StartWorld) -> None:
     world, expert_id, payout_id = await paid_out_unheard(start_world)
     assert world.service is not None
     app, account = world.service.app, world.account_of(expert_id)
@@ -458,7 +460,7 @@ async def test_events_about_payouts_of_nobody_we_know(world: World) -> None:
         ("DELETE FROM postings WHERE kind = 'paid_out'", {"payout_has_its_postings"}),
     ],
 )
-async def test_what_is_changed_behind_our_back_is_found(
+async def test_a_tampered_payout_is_found(
     world: World, as_superuser: Callable[..., int], statement: str, violated: set[str]
 ) -> None:
     expert_id = await earned(world)

@@ -83,7 +83,7 @@ async def test_a_quiet_payment_is_asked_about_and_then_more_seldom(
     assert len(await world.stripe.requests(method="GET")) == before
 
 
-async def test_with_stripe_away_money_calls_fail_fast_and_claim_nothing(world: World) -> None:
+async def test_with_stripe_unavailable_money_calls_fail_fast_and_store_no_key(world: World) -> None:
     assert world.service is not None
     stripe = world.service.app.stripe
     settled = capture_request((await world.escrowed()).payment_id)

@@ -248,7 +248,7 @@ async def test_what_comes_after_the_drain_began_is_sent_to_another_replica() -> 
     assert done == ["slow"]
 
 
-async def test_a_payment_confirmed_while_it_is_given_up_ends_in_one_way(shared: World) -> None:
+async def test_a_payment_confirmed_during_its_cancellation_has_one_outcome(shared: World) -> None:
     expert = await shared.expert()
     for _ in range(3):
         initiated = await shared.initiate(expert)

@@ -26,7 +26,7 @@ def violated(report: operations_pb2.RunReconciliationResponse) -> set[str]:
     return {invariant.name for invariant in report.invariants if invariant.violations}
 
 
-async def test_whole_lives_agree_line_by_line(world: World) -> None:
+async def test_whole_lifecycles_agree_line_by_line(world: World) -> None:
     for currency, amount in (("USD", 10_000), ("JPY", 1001), ("KWD", 10_050), ("EUR", 777)):
         payment = await world.captured(amount=amount, currency=currency)
         await world.refund(payment.payment_id, amount // 30 * 10)
@@ -40,7 +40,7 @@ async def test_whole_lives_agree_line_by_line(world: World) -> None:
     assert violated(report) == set()
 
 
-async def test_what_is_behind_follows_and_says_that_it_is_a_correction(
+async def test_a_payment_that_is_behind_is_synced_and_marked_as_a_correction(
     start_world: StartWorld,
 ) -> None:
     world = await start_world(policy={"poll_seconds": 3600.0})
@@ -62,7 +62,7 @@ async def test_what_is_behind_follows_and_says_that_it_is_a_correction(
 
 
 @pytest.mark.parametrize("by", ["hand", "us"])
-async def test_a_refund_that_failed_before_it_was_seen_agrees_line_by_line(
+async def test_a_refund_that_failed_before_the_snapshot_agrees_line_by_line(
     start_world: StartWorld, by: str
 ) -> None:
     """Stripe shows both of its lines, although they come to nothing."""
@@ -94,7 +94,7 @@ async def test_a_refund_that_failed_before_it_was_seen_agrees_line_by_line(
     await check_books(world)
 
 
-async def test_a_changed_line_is_found_and_gone_when_it_is_mended(
+async def test_a_changed_line_is_reported_and_resolved_when_it_is_repaired(
     world: World, as_superuser: Tamper
 ) -> None:
     payment = await world.captured()
@@ -189,7 +189,7 @@ async def test_money_that_moved_for_no_payment_is_reported(world: World) -> None
 
 
 @pytest.mark.parametrize("by", ["the span", "since"])
-async def test_a_discrepancy_is_not_gone_because_nobody_looked(
+async def test_a_discrepancy_stays_open_when_its_line_was_not_compared(
     start_world: StartWorld, as_superuser: Tamper, by: str
 ) -> None:
     """A line that is older than the run reaches, and a payment that has not changed since."""
@@ -218,7 +218,7 @@ async def test_a_discrepancy_is_not_gone_because_nobody_looked(
     assert await open_kinds(world) == ["unknown_balance_transaction"]
 
 
-async def test_a_line_that_is_mended_is_gone_however_old_it_is(
+async def test_a_repaired_line_is_resolved_however_old_it_is(
     start_world: StartWorld, as_superuser: Tamper
 ) -> None:
     world = await start_world(policy={"reconcile_span": 1.0})
@@ -266,7 +266,9 @@ async def test_lines_of_an_account_that_was_skipped_stay_open(
     assert "line_differs" in await open_kinds(world)
 
 
-async def test_one_payment_alone_closes_what_is_mended(world: World, as_superuser: Tamper) -> None:
+async def test_one_payment_alone_closes_repaired_discrepancies(
+    world: World, as_superuser: Tamper
+) -> None:
     payment = await world.captured()
     await world.settle_down()
     tamper = "UPDATE payments SET net_commission = net_commission + %s WHERE payment_id = %s"
@@ -324,7 +326,7 @@ async def test_one_payment_is_judged_by_its_own_books(world: World, as_superuser
     assert violated(await run(world, whole.payment_id)) == set()
 
 
-async def test_an_account_that_was_cut_off_unheard_holds_up_no_other(
+async def test_a_silently_disconnected_account_delays_no_other(
     start_world: StartWorld,
 ) -> None:
     """Stripe shows it no more; without a webhook the reconciliation itself is told so."""

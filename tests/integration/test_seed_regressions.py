@@ -22,7 +22,7 @@ from tests.support.stripe import ingestion, new_event, signed
 from tests.support.world import CANCELED, CAPTURED, EXPIRED, IN_ESCROW, World, until
 
 
-async def test_1_an_authorization_is_no_capture_whatever_the_event_is_called(
+async def test_1_an_authorization_is_no_capture_whatever_the_events_name(
     world: World,
 ) -> None:
     initiated = await world.initiate(await world.expert())
@@ -40,7 +40,7 @@ async def test_1_an_authorization_is_no_capture_whatever_the_event_is_called(
     assert payment.captured_amount.minor_units == 0
 
 
-async def test_2_every_type_of_event_that_is_acted_upon_has_somebody_who_acts(
+async def test_2_every_accepted_type_of_event_has_a_handler(
     world: World,
 ) -> None:
     expert = await world.expert()
@@ -111,7 +111,7 @@ async def test_5_an_uncaptured_payment_is_cancelled_and_a_captured_one_refunded_
     await check_books(world)
 
 
-async def test_6_a_part_is_captured_with_the_commission_of_the_part(world: World) -> None:
+async def test_6_a_partial_capture_takes_the_commission_of_its_amount(world: World) -> None:
     held = await world.escrowed(amount=10_000)
     payment = await world.capture(held.payment_id, 3_335, final=True)
     [sent] = await world.stripe.requests("/capture")

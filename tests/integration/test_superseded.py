@@ -84,7 +84,7 @@ async def test_a_refund_that_an_operator_resumes_comes_on_top(world: World) -> N
 @pytest.mark.parametrize(
     ("status", "part", "left"), [(429, 4_000, 0), (503, 4_000, 0), (401, 1_000, 3_000)]
 )
-async def test_the_rest_of_a_capture_is_given_back_once(
+async def test_the_remainder_of_a_capture_is_refunded_once(
     world: World, status: int, part: int, left: int
 ) -> None:
     payment = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
@@ -109,9 +109,7 @@ async def test_the_rest_of_a_capture_is_given_back_once(
 
 
 @pytest.mark.parametrize("status", [429, 503, 401])
-async def test_no_expert_is_paid_what_the_client_was_given_out_of_band(
-    world: World, status: int
-) -> None:
+async def test_no_expert_is_paid_what_was_refunded_out_of_band(world: World, status: int) -> None:
     payment = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
     request = await capture_in_vain(world, payment, status, 8_000)
     made = await world.stripe.api(
@@ -135,7 +133,7 @@ async def test_no_expert_is_paid_what_the_client_was_given_out_of_band(
 
 
 @pytest.mark.parametrize("status", [503, 401])
-async def test_a_capture_is_resumed_beside_a_refund_out_of_band_that_leaves_enough(
+async def test_a_capture_is_resumed_beside_an_out_of_band_refund_that_leaves_enough(
     world: World, status: int
 ) -> None:
     payment = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
@@ -172,7 +170,7 @@ async def test_a_reversal_is_not_made_beside_one_out_of_band(
 
 @pytest.mark.parametrize("status", [401, 503])
 @pytest.mark.parametrize("amount", [1_000, 3_600])
-async def test_a_transfer_out_of_band_leaves_ours_to_an_operator(
+async def test_an_out_of_band_transfer_parks_ours_for_an_operator(
     world: World, status: int, amount: int
 ) -> None:
     """Also one of exactly its amount: only a person knows what was meant."""
@@ -191,7 +189,7 @@ async def test_a_transfer_out_of_band_leaves_ours_to_an_operator(
     await check_books(world)
 
 
-async def test_what_is_moved_after_the_resuming_parks_it_again(world: World) -> None:
+async def test_an_out_of_band_change_after_the_resume_parks_it_again(world: World) -> None:
     payment = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
     request = await capture_in_vain(world, payment, 401, 4_000)
     operation_id = await parked(world, payment.payment_id)
@@ -209,7 +207,7 @@ async def test_what_is_moved_after_the_resuming_parks_it_again(world: World) -> 
     await check_books(world)
 
 
-async def test_nothing_is_resumed_in_spite_of_what_only_its_look_has_shown(world: World) -> None:
+async def test_nothing_is_resumed_if_its_sync_shows_an_out_of_band_change(world: World) -> None:
     payment = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
     request = await capture_in_vain(world, payment, 401, 8_000)
     operation_id = await parked(world, payment.payment_id)
@@ -227,7 +225,7 @@ async def test_nothing_is_resumed_in_spite_of_what_only_its_look_has_shown(world
     await check_books(world)
 
 
-async def test_the_later_legs_wait_for_an_operator_if_a_reversal_came_in_between(
+async def test_the_later_legs_wait_for_an_operator_after_an_out_of_band_reversal(
     world: World,
 ) -> None:
     await keep_at_stripe(world)
@@ -267,7 +265,7 @@ async def test_the_later_legs_wait_for_an_operator_if_a_reversal_came_in_between
     await check_books(world)
 
 
-async def test_a_capture_that_waits_for_its_expert_is_not_resumed_by_itself_any_more(
+async def test_a_superseded_waiting_capture_is_not_retried_automatically(
     world: World,
 ) -> None:
     payment, account = await waiting_capture(world, 2_000, 3_000)
@@ -284,7 +282,7 @@ async def test_a_capture_that_waits_for_its_expert_is_not_resumed_by_itself_any_
 
 
 @pytest.mark.parametrize(("amount", "held", "net"), [(1_000, 5_000, 4_000), (8_000, 0, 2_000)])
-async def test_what_is_on_its_way_meanwhile_ends_as_done(
+async def test_a_request_already_sent_ends_as_done(
     world: World, amount: int, held: int, net: int
 ) -> None:
     """Also where the refund would take what the transfer is sending: it is booked afterwards."""

@@ -193,7 +193,7 @@ async def test_a_read_of_stripe_that_fails_does_not_lose_the_operation(world: Wo
     await check_books(world)
 
 
-async def test_stripe_being_away_is_said_nothing_is_sent_and_the_key_works_later(
+async def test_stripe_unavailable_is_reported_nothing_is_sent_and_the_key_works_later(
     world: World,
 ) -> None:
     held = await world.escrowed()

@@ -11,7 +11,7 @@ from tests.support.running import running_world
 from tests.support.world import REFUNDING
 
 
-def test_a_refund_is_answered_although_a_former_one_is_seen_to_bounce(
+def test_a_refund_is_answered_although_an_earlier_refund_fails(
     new_database: Callable[[], str],
 ) -> None:
     """The refund takes nothing from the expert, so it has one leg; the bounce brings an operation

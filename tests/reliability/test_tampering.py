@@ -131,7 +131,7 @@ async def _named(world: World) -> dict[str, list[str]]:
     return found
 
 
-def test_a_change_is_seen_after_an_honest_one_was_written_over_it(
+def test_tampering_is_found_after_a_valid_change_was_written_over_it(
     new_database: Callable[[], str], postgres: EmbeddedPostgres
 ) -> None:
     async def run() -> None:

@@ -104,7 +104,7 @@ async def test_reversal(world: World) -> None:
     assert found.amount == 2_000
 
 
-async def test_charge_that_is_held_first_is_sent_on_in_parts(world: World) -> None:
+async def test_charge_held_on_the_platform_is_transferred_in_parts(world: World) -> None:
     """Manual capture without a destination; what was captured is what can be sent."""
     expert = await world.expert()
     held = await world.paid(10_000, transfer_group="gig_8", metadata={"operation_id": "op_1"})

@@ -581,7 +581,7 @@ def test_the_examples_numbers_are_what_its_formulas_come_to(rule: Rule) -> None:
     assert set(sums.values()) == {0}
 
 
-def test_no_rule_is_missing_and_none_is_made_up() -> None:
+def test_no_rule_is_missing_and_none_is_invented() -> None:
     documented = [(rule.event, rule.case) for rule in RULES]
     assert Counter(documented) == Counter(PERFORMERS.keys())
     of_payments = {event for event, _ in documented if event.startswith("payment.")}

@@ -192,7 +192,7 @@ TABLE = [
 @pytest.mark.parametrize(
     "cell", TABLE, ids=lambda cell: f"{cell.before}-{cell.seen[0].status}-{cell.after}"
 )
-def test_what_stripe_shows_moves_the_payment_as_the_table_says(cell: Cell) -> None:
+def test_a_snapshot_moves_the_payment_as_the_table_says(cell: Cell) -> None:
     before = in_state(cell.before)
     for seen in cell.seen:
         to = followed(before, seen, cell.operation)
@@ -214,7 +214,7 @@ def test_the_table_has_every_state_against_every_status() -> None:
 
 
 @pytest.mark.parametrize("cell", TABLE, ids=lambda cell: f"{cell.before}-{cell.seen[0].status}")
-def test_the_same_observation_again_yields_nothing_new(cell: Cell) -> None:
+def test_the_same_snapshot_again_changes_nothing(cell: Cell) -> None:
     for seen in cell.seen:
         first = followed(in_state(cell.before), seen, cell.operation)
         known = [movement.movement_id for movement in first.movements]
@@ -228,7 +228,7 @@ def test_the_same_observation_again_yields_nothing_new(cell: Cell) -> None:
 # ---- the intent itself ----
 
 
-def test_first_sight_of_the_intent_settles_its_creation() -> None:
+def test_first_snapshot_of_the_intent_records_its_creation() -> None:
     payment = new_payment(intent="")
     create = new_operation(OperationKind.CREATE_INTENT, 10_000, "op_create")
     to = followed(payment, intent(), create)
@@ -238,7 +238,7 @@ def test_first_sight_of_the_intent_settles_its_creation() -> None:
     assert to.refusal is None
 
 
-def test_intent_that_was_paid_before_its_creation_was_settled_is_followed_whole() -> None:
+def test_intent_paid_before_its_creation_was_recorded_is_synced_completely() -> None:
     create = new_operation(OperationKind.CREATE_INTENT, 10_000, "op_create")
     to = followed(new_payment(intent=""), HELD, create)
     assert followed_kinds(to) == ["intent_created", "authorized"]
@@ -292,7 +292,7 @@ def test_success_without_a_charge_is_reported_and_moves_nothing() -> None:
         ("something_new", "", "", "Stripe says something_new"),
     ],
 )
-def test_decline_is_told_without_naming_lost_or_stolen_cards(
+def test_decline_is_reported_without_naming_lost_or_stolen_cards(
     code: str, decline_code: str, shown: str, sentence: str
 ) -> None:
     seen = intent(lambda stripe: stripe.decline(code, decline_code))
@@ -360,7 +360,7 @@ def test_debt_is_kept_back_only_as_far_as_stripe_collected_it_beside_the_commiss
     check_payment(to.payment)
 
 
-def test_commission_due_is_that_of_the_part_not_of_the_whole() -> None:
+def test_commission_due_is_that_of_the_captured_amount_not_of_the_whole() -> None:
     operation = new_operation(OperationKind.CAPTURE, 3_333)
     to = followed(in_state(State.CAPTURING), intent(captured(3_333, 333)), operation)
     assert reported(to) == []
@@ -412,7 +412,7 @@ def test_capture_without_a_fee_at_stripe_is_posted_as_it_is_and_reported() -> No
 
 
 @pytest.mark.parametrize("state", [State.PENDING, State.CANCELED, State.EXPIRED])
-def test_capture_by_hand_of_a_payment_that_held_nothing_releases_nothing(state: State) -> None:
+def test_out_of_band_capture_of_a_payment_without_a_hold_releases_nothing(state: State) -> None:
     to = followed(in_state(state), SUCCEEDED)
     assert to.transitions[0].kind is EventKind.CAPTURED_OUT_OF_BAND
     assert not [line for line in to.transitions[0].postings if line.account == "hold"]
@@ -430,7 +430,7 @@ def paid_out(exchange: Exchange = SAME_CURRENCY) -> FakeService:
     return service
 
 
-def test_our_refund_is_followed_by_the_experts_leg() -> None:
+def test_our_refund_is_followed_by_the_experts_reversal() -> None:
     service = paid_out()
     service.start_give_back(3_333)
     first = service.operation
@@ -506,7 +506,7 @@ def test_our_refund_that_failed_at_once_leaves_everything_as_it_was() -> None:
     assert again.transitions == []
 
 
-def test_answer_of_stripe_counts_even_if_its_list_lags_behind() -> None:
+def test_stripes_answer_counts_even_if_its_list_is_behind() -> None:
     refund = Refund("re_1", 10_000, "succeeded", "op_1")
     seen = SUCCEEDED.with_answer(refund)
     assert seen.refunds == (refund,)
@@ -524,7 +524,7 @@ def bounced() -> FakeService:
     return service
 
 
-def test_bounced_refund_is_owed_and_parked_for_an_operator() -> None:
+def test_failed_refund_is_client_payable_and_parked_for_an_operator() -> None:
     service = bounced()
     assert service.discrepancies == ["refund_failed"]
     assert service.payment.client_payable == 10_000
@@ -535,7 +535,7 @@ def test_bounced_refund_is_owed_and_parked_for_an_operator() -> None:
     assert service.follow().transitions == []
 
 
-def test_bounced_refund_is_owed_at_once_and_repaid_after_the_operation_under_way() -> None:
+def test_failed_refund_is_payable_at_once_and_repaid_after_the_current_operation() -> None:
     service = paid_out()
     service.start_give_back(5_000)
     service.send()
@@ -560,7 +560,7 @@ def test_bounced_refund_is_owed_at_once_and_repaid_after_the_operation_under_way
         (7_000, 0, ["refunded_out_of_band", "repayment_abandoned"]),
     ],
 )
-def test_a_refund_by_hand_pays_first_what_is_owed(
+def test_an_out_of_band_refund_reduces_the_client_payable_first(
     by_hand: int, left: int, kinds: list[str]
 ) -> None:
     service = paid_out()
@@ -582,7 +582,7 @@ def test_a_refund_by_hand_pays_first_what_is_owed(
         assert service.operation is None
 
 
-def test_refund_that_bounces_twice_is_still_owed() -> None:
+def test_refund_that_fails_twice_is_still_client_payable() -> None:
     service = bounced()
     service.send()
     service.follow()
@@ -593,7 +593,7 @@ def test_refund_that_bounces_twice_is_still_owed() -> None:
     service.check_reconciled()
 
 
-def test_repayment_that_bounced_before_it_was_seen_can_be_tried_again() -> None:
+def test_repayment_that_failed_before_the_snapshot_can_be_tried_again() -> None:
     service = bounced()
     service.send()
     service.intent.bounce(service.intent.refunds[1].refund_id)
@@ -611,7 +611,7 @@ def test_repayment_that_bounced_before_it_was_seen_can_be_tried_again() -> None:
     service.check_reconciled()
 
 
-def test_what_is_owed_and_paid_by_hand_is_not_paid_again() -> None:
+def test_client_payable_paid_out_of_band_is_not_paid_again() -> None:
     service = bounced()
     service.intent.refund(10_000)
     to = service.follow()
@@ -625,7 +625,7 @@ def test_what_is_owed_and_paid_by_hand_is_not_paid_again() -> None:
 # ---- by a hand at Stripe's dashboard ----
 
 
-def test_refund_by_hand_is_followed_reported_and_given_back_by_commission() -> None:
+def test_out_of_band_refund_is_booked_and_reported_and_returns_commission() -> None:
     service = paid_out()
     service.intent.refund(3_333)
     to = service.follow()
@@ -637,7 +637,7 @@ def test_refund_by_hand_is_followed_reported_and_given_back_by_commission() -> N
     assert service.follow().payment.state is State.REFUNDED
 
 
-def test_refund_by_hand_while_ours_is_under_way_is_not_taken_for_ours() -> None:
+def test_out_of_band_refund_during_our_refund_is_not_mistaken_for_ours() -> None:
     service = paid_out()
     service.start_give_back(5_000)
     service.intent.refund(2_000)
@@ -655,7 +655,7 @@ def test_refund_by_hand_while_ours_is_under_way_is_not_taken_for_ours() -> None:
     service.check_reconciled()
 
 
-def test_our_refund_refused_because_all_was_given_back_by_hand_ends_refunded() -> None:
+def test_our_refund_refused_after_a_full_out_of_band_refund_ends_refunded() -> None:
     service = paid_out()
     service.start_give_back(5_000)
     service.intent.refund(10_000)
@@ -676,7 +676,7 @@ def test_an_operation_waits_for_the_line_of_its_own_refund_and_of_no_other() -> 
         assert (to.transitions, to.deferred, to.operation_deferred) == ([], True, waits)
 
 
-def test_a_repayment_is_not_sent_beside_a_pending_refund_that_is_about_to_pay_the_same() -> None:
+def test_a_repayment_is_not_sent_beside_a_pending_refund_of_the_same_amount() -> None:
     service = bounced()
     [known] = service.intent.refunds
     pending = Refund("re_9", 5_000, "pending")
@@ -685,7 +685,7 @@ def test_a_repayment_is_not_sent_beside_a_pending_refund_that_is_about_to_pay_th
     assert "refund re_9 of 5000" in to.blocked_by
 
 
-def test_a_repayment_that_is_on_its_way_is_not_ended_by_a_refund_out_of_band() -> None:
+def test_a_repayment_in_progress_is_not_ended_by_an_out_of_band_refund() -> None:
     """It may arrive beside it: then both are booked, and the client is owed nothing."""
     service = paid_out()
     service.give_back(5_000)
@@ -704,7 +704,7 @@ def test_a_repayment_that_is_on_its_way_is_not_ended_by_a_refund_out_of_band() -
     service.check_reconciled()
 
 
-def test_an_operation_does_not_wait_for_the_line_of_a_bounce() -> None:
+def test_an_operation_does_not_wait_for_the_line_of_a_failed_refund() -> None:
     service = paid_out()
     service.give_back(4_000)
     [refund] = service.intent.refunds
@@ -724,7 +724,7 @@ def lines_of(service: FakeService) -> list[tuple[str, int]]:
     ]
 
 
-def test_refund_by_hand_that_bounced_before_it_was_seen_is_on_the_books_by_both_lines() -> None:
+def test_out_of_band_refund_that_failed_before_the_snapshot_is_booked_by_both_lines() -> None:
     service = paid_out()
     service.intent.refund(4_000)
     service.intent.bounce(service.intent.refunds[0].refund_id)
@@ -747,7 +747,7 @@ def test_refund_by_hand_that_bounced_before_it_was_seen_is_on_the_books_by_both_
     assert service.follow().movements == []
 
 
-def test_refund_by_hand_that_was_cancelled_before_it_moved_anything_posts_nothing() -> None:
+def test_out_of_band_refund_canceled_before_it_moved_money_posts_nothing() -> None:
     service = paid_out()
     refund = Refund("re_9", 4_000, "canceled")
     to = service.follow(replace(service.intent.observe(), refunds=(refund,)))
@@ -755,7 +755,7 @@ def test_refund_by_hand_that_was_cancelled_before_it_moved_anything_posts_nothin
     assert [movement.kind for movement in to.movements] == ["refund", "refund_failure"]
 
 
-def test_our_refund_that_failed_before_it_was_seen_is_on_the_books_by_both_lines() -> None:
+def test_our_refund_that_failed_before_the_snapshot_is_booked_by_both_lines() -> None:
     service = paid_out()
     service.start_give_back(4_000)
     service.send()
@@ -770,7 +770,7 @@ def test_our_refund_that_failed_before_it_was_seen_is_on_the_books_by_both_lines
     assert (service.payment.state, service.payment.client_payable) == (State.CAPTURED, 0)
 
 
-def test_a_refund_in_another_currency_that_bounced_before_it_was_seen_balances() -> None:
+def test_a_refund_in_another_currency_that_failed_before_the_snapshot_balances() -> None:
     service = paid_out(Exchange("EUR", Fraction(9, 10)))
     service.intent.refund(4_000)
     service.intent.bounce(service.intent.refunds[0].refund_id)
@@ -778,13 +778,13 @@ def test_a_refund_in_another_currency_that_bounced_before_it_was_seen_balances()
     service.check_reconciled()
 
 
-def test_refund_beyond_what_is_left_is_reported_and_not_posted() -> None:
+def test_refund_beyond_the_remainder_is_reported_and_not_posted() -> None:
     refund = Refund("re_9", 10_001, "succeeded", line=BalanceTransaction("txn_r", "USD", 10_001))
     to = followed(in_state(State.CAPTURED), replace(SUCCEEDED, refunds=(refund,)))
     assert (to.transitions, to.movements, reported(to)) == ([], [], ["refund_exceeds_net"])
 
 
-def test_reversal_by_hand_is_followed_and_reported() -> None:
+def test_out_of_band_reversal_is_booked_and_reported() -> None:
     service = paid_out()
     service.intent.reverse(1_000)
     to = service.follow()
@@ -794,14 +794,14 @@ def test_reversal_by_hand_is_followed_and_reported() -> None:
     service.check_reconciled()
 
 
-def test_tiny_reversal_by_hand_in_another_currency_makes_no_empty_lines() -> None:
+def test_tiny_out_of_band_reversal_in_another_currency_makes_no_empty_lines() -> None:
     service = paid_out(Exchange("JPY", Fraction(3, 2)))
     service.intent.reverse(1)
     service.follow()  # The service around it checks that no line is of zero.
     service.check_reconciled()
 
 
-def test_fee_refund_by_hand_is_followed_and_reported() -> None:
+def test_out_of_band_fee_refund_is_booked_and_reported() -> None:
     service = paid_out()
     service.intent.refund_fee(100)
     to = service.follow()
@@ -810,7 +810,7 @@ def test_fee_refund_by_hand_is_followed_and_reported() -> None:
     service.check_reconciled()
 
 
-def test_everything_by_hand_at_once_is_followed_in_one_go() -> None:
+def test_all_out_of_band_changes_at_once_are_booked_in_one_sync() -> None:
     service = paid_out()
     service.intent.refund(2_000)
     service.intent.refund(3_000)

@@ -355,7 +355,7 @@ def test_any_order_and_repetition_ends_in_the_same_payment_and_books(
 
 @pytest.mark.parametrize("world", ONE_CURRENCY)
 @given(AMOUNTS, BASIS_POINTS, DEBTS, scripts(THEIR_STEPS | OUR_DISTURBED_STEPS), SEEDS)
-def test_what_others_do_while_we_are_at_it_ends_in_the_same_payment(
+def test_out_of_band_changes_during_an_operation_end_in_the_same_payment(
     world: str, steps: int, basis_points: int, debt: int, script: list[Step], seed: int
 ) -> None:
     """The books then may differ in who bears a unit of rounding, but agree with Stripe's."""

@@ -167,7 +167,7 @@ def test_uncaptured_payment_is_given_back_by_cancelling(state: State, part: int 
 
 @pytest.mark.parametrize("part", [1, 9_999])
 @pytest.mark.parametrize("state", [State.PENDING, State.FAILED, State.IN_ESCROW])
-def test_part_of_an_uncaptured_payment_cannot_be_given_back(state: State, part: int) -> None:
+def test_part_of_an_uncaptured_payment_cannot_be_refunded(state: State, part: int) -> None:
     payment = in_state(state)
     refusal = refund_refusal(payment, part)
     assert (type(refusal), refusal.reason) == (Precondition, "PARTIAL_REFUND_NEEDS_CAPTURE")
@@ -190,7 +190,7 @@ def test_refund_after_capture_divides_by_the_commission_given_back(
     assert plan == RefundPlan(False, commission + expert, split)
 
 
-def test_refund_after_a_refund_is_of_what_is_left() -> None:
+def test_refund_after_a_refund_is_of_the_remainder() -> None:
     payment = replace(in_state(State.CAPTURED), refunded_after_capture=4_000, net_commission=600)
     assert plans.plan_refund(payment, None) == RefundPlan(False, 6_000, RefundSplit(0, 600, 5_400))
     assert refund_refusal(payment, 6_001).facts["available"] == "6000"
@@ -325,7 +325,7 @@ def test_refund_takes_what_is_held_first(part: int | None, split: RefundSplit) -
 
 
 @pytest.mark.parametrize("state", [State.PENDING, State.FAILED])
-def test_what_was_never_charged_is_given_back_by_cancelling_whatever_its_mode(
+def test_an_uncharged_payment_is_canceled_whatever_its_mode(
     state: State,
 ) -> None:
     for mode in EscrowMode:
@@ -371,7 +371,7 @@ def test_only_an_authorized_card_without_a_destination_is_promoted() -> None:
 
 @pytest.mark.parametrize("state", State)
 @pytest.mark.parametrize("waiting_for", WaitingFor)
-def test_only_a_capture_that_waits_for_the_expert_can_be_given_up(
+def test_only_a_capture_that_waits_for_the_expert_can_be_abandoned(
     state: State, waiting_for: WaitingFor
 ) -> None:
     payment = replace(in_state(state, separate(CARD_HOLD)), waiting_for=waiting_for)
@@ -379,7 +379,7 @@ def test_only_a_capture_that_waits_for_the_expert_can_be_given_up(
     assert guards.waits_for_expert(payment) is waits
 
 
-def test_version_that_the_caller_has_not_seen_is_refused_with_the_payment() -> None:
+def test_version_mismatch_is_refused_with_the_current_payment() -> None:
     payment = replace(new_payment(), version=7)
     guards.check_version(payment, 0)
     guards.check_version(payment, 7)

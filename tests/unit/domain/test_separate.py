@@ -178,7 +178,7 @@ def followed(
 
 
 @pytest.mark.parametrize("cell", TABLE, ids=name_of)
-def test_what_stripe_shows_moves_the_payment_as_the_table_says(cell: Cell) -> None:
+def test_a_snapshot_moves_the_payment_as_the_table_says(cell: Cell) -> None:
     before, base, operation, observations, after, report, refusal = cell
     for seen in observations:
         to = followed(in_state(before, base), seen, operation)
@@ -277,7 +277,7 @@ def test_charge_that_was_settled_in_another_currency_is_reported() -> None:
 # ---- captured elsewhere than asked ----
 
 
-def test_part_captured_by_hand_is_what_the_platform_then_holds() -> None:
+def test_amount_captured_out_of_band_is_what_the_platform_holds() -> None:
     service = held(CARD_HOLD)
     service.intent.capture(6_000)
     service.follow()
@@ -300,7 +300,7 @@ def test_other_amount_than_our_capture_asked_for_is_held_and_nothing_is_transfer
     assert to.refusal.reason == "DISCREPANCY"
 
 
-def test_same_amount_captured_by_hand_goes_on_with_our_transfer() -> None:
+def test_same_amount_captured_out_of_band_continues_with_our_transfer() -> None:
     service = held(CARD_HOLD)
     service.start_capture(4_000, final=False)
     service.intent.capture(10_000)
@@ -440,7 +440,7 @@ def test_final_part_of_a_card_hold_charges_no_more_than_that(payment: Payment) -
     }
 
 
-def test_rest_that_stripe_will_not_refund_stays_in_escrow() -> None:
+def test_remainder_that_stripe_will_not_refund_stays_in_escrow() -> None:
     service = held()
     service.start_capture(6_000, final=True)
     service.send()
@@ -531,7 +531,7 @@ def test_reversals_go_from_the_newest_transfer_to_the_oldest() -> None:
     assert service.payment.state is State.CAPTURED
 
 
-def test_what_no_transfer_covers_is_owed_after_the_last_reversal() -> None:
+def test_an_amount_that_no_transfer_covers_is_debt_after_the_last_reversal() -> None:
     """A part of the first transfer was kept back for an older debt, so it cannot be reversed."""
     service = in_three_parts(debt=700)
     assert service.balance(DEBT) == 0
@@ -542,7 +542,7 @@ def test_what_no_transfer_covers_is_owed_after_the_last_reversal() -> None:
     assert service.balance(CONNECTED) == 0
 
 
-def test_refused_reversal_leaves_all_the_later_ones_owed_too() -> None:
+def test_refused_reversal_leaves_the_later_reversals_as_debt_too() -> None:
     service = in_three_parts(debt=700)
     service.give_back(reversal_refused=True)
     assert service.kinds[-2:] == [EventKind.CLIENT_REFUNDED, EventKind.EXPERT_DEBT_RECORDED]
@@ -550,7 +550,7 @@ def test_refused_reversal_leaves_all_the_later_ones_owed_too() -> None:
     assert service.balance(CONNECTED) == 9_000 - 700
 
 
-def test_second_reversal_refused_leaves_only_the_rest_owed() -> None:
+def test_refused_second_reversal_leaves_only_the_remainder_as_debt() -> None:
     service = in_three_parts()
     service.start_give_back()
     service.send()
@@ -562,7 +562,7 @@ def test_second_reversal_refused_leaves_only_the_rest_owed() -> None:
     assert (service.payment.state, service.operation) == (State.REFUNDED, None)
 
 
-def test_experts_part_without_any_transfer_left_is_owed_at_once() -> None:
+def test_experts_share_without_a_reversible_transfer_becomes_debt_at_once() -> None:
     service = in_three_parts()
     for transfer in list(service.intent.transfers):
         service.intent.reverse(transfer.left, transfer_id=transfer.transfer_id)
@@ -581,7 +581,7 @@ def test_experts_part_without_any_transfer_left_is_owed_at_once() -> None:
     "payment", [new_payment(), separate(CARD_HOLD), separate()], ids=["destination", "card", "us"]
 )
 @pytest.mark.parametrize(("debt", "netted"), [(700, 700), (20_000, 8_999)])
-def test_debt_is_kept_back_at_the_next_capture(payment: Payment, debt: int, netted: int) -> None:
+def test_debt_is_offset_at_the_next_capture(payment: Payment, debt: int, netted: int) -> None:
     service = serve(payment, debt_before=debt)
     service.intent.authorize()
     service.follow()
@@ -624,7 +624,7 @@ def test_debt_is_spread_over_the_parts_until_it_is_paid() -> None:
 # ---- bounced ----
 
 
-def test_bounced_refund_out_of_escrow_is_owed_and_what_is_held_stays() -> None:
+def test_failed_refund_out_of_escrow_is_client_payable_and_the_held_amount_stays() -> None:
     service = held()
     service.give_back(3_000)
     service.intent.bounce(service.intent.refunds[0].refund_id)
@@ -652,7 +652,7 @@ def test_refund_out_of_escrow_that_failed_at_once_stays_held() -> None:
 # ---- by a hand at Stripe's dashboard ----
 
 
-def test_refund_by_hand_takes_what_is_held_first_and_then_is_a_loss() -> None:
+def test_out_of_band_refund_takes_the_held_amount_first_and_then_is_a_loss() -> None:
     service = held()
     service.capture(6_000, final=False)
     service.intent.refund(5_000)
@@ -669,7 +669,7 @@ def test_refund_by_hand_takes_what_is_held_first_and_then_is_a_loss() -> None:
     }
 
 
-def test_refund_by_hand_of_all_that_is_held_ends_the_escrow() -> None:
+def test_out_of_band_refund_of_the_whole_held_amount_ends_the_escrow() -> None:
     service = held()
     service.intent.refund(10_000)
     service.follow()
@@ -677,7 +677,7 @@ def test_refund_by_hand_of_all_that_is_held_ends_the_escrow() -> None:
     assert service.balance("losses") == 0
 
 
-def test_transfer_by_hand_is_a_loss_and_leaves_the_escrow_alone() -> None:
+def test_out_of_band_transfer_is_a_loss_and_leaves_the_escrow_unchanged() -> None:
     service = held()
     service.intent.transfer(2_500)
     to = service.follow()
@@ -698,7 +698,7 @@ def test_transfer_by_hand_is_a_loss_and_leaves_the_escrow_alone() -> None:
     assert books(service) == {PLATFORM: 10_000 - 320, ESCROW: -10_000, **FEE}
 
 
-def test_reversal_by_hand_is_reported_and_leaves_the_payment_alone() -> None:
+def test_out_of_band_reversal_is_reported_and_leaves_the_payment_unchanged() -> None:
     service = held()
     service.capture(6_000, final=False)
     service.intent.reverse(1_000)
@@ -714,7 +714,7 @@ def test_reversal_by_hand_is_reported_and_leaves_the_payment_alone() -> None:
 # ---- while a capture is under way ----
 
 
-def test_refund_by_hand_leaves_alone_what_is_on_its_way_to_the_expert() -> None:
+def test_out_of_band_refund_does_not_touch_a_transfer_in_progress() -> None:
     service = held()
     service.start_capture(6_000, final=False)
     service.intent.refund(3_000)
@@ -725,7 +725,7 @@ def test_refund_by_hand_leaves_alone_what_is_on_its_way_to_the_expert() -> None:
     assert service.balance("losses") == 0
 
 
-def test_refund_by_hand_of_what_is_on_its_way_waits_for_the_transfer() -> None:
+def test_out_of_band_refund_of_an_amount_in_transfer_waits_for_the_transfer() -> None:
     service = held()
     service.start_capture(6_000, final=True)
     service.intent.refund(5_000)
@@ -741,9 +741,7 @@ def test_refund_by_hand_of_what_is_on_its_way_waits_for_the_transfer() -> None:
 
 
 @pytest.mark.parametrize("seen_before", [True, False])
-def test_rest_that_was_refunded_by_hand_meanwhile_is_not_refunded_again(
-    *, seen_before: bool
-) -> None:
+def test_remainder_refunded_out_of_band_is_not_refunded_again(*, seen_before: bool) -> None:
     """Whether the refund is seen before our transfer or together with it."""
     service = held()
     service.start_capture(6_000, final=True)
@@ -759,7 +757,7 @@ def test_rest_that_was_refunded_by_hand_meanwhile_is_not_refunded_again(
     assert service.balance(CONNECTED) == 5_400
 
 
-def test_refund_by_hand_seen_with_our_charge_is_taken_out_of_what_stays_held() -> None:
+def test_out_of_band_refund_in_the_snapshot_of_our_charge_reduces_the_held_amount() -> None:
     """Seen together after a crash: 4000 are on their way, so 3000 of the other 6000 are free."""
     service = held(CARD_HOLD)
     service.start_capture(4_000, final=False)
@@ -776,7 +774,7 @@ def test_refund_by_hand_seen_with_our_charge_is_taken_out_of_what_stays_held() -
 
 
 @pytest.mark.parametrize("mode", [CARD_HOLD, PLATFORM_HOLD])
-def test_capture_that_waits_for_the_expert_can_be_given_up_for_a_refund(
+def test_capture_that_waits_for_the_expert_can_be_abandoned_for_a_refund(
     mode: EscrowMode,
 ) -> None:
     service = held(mode, debt=700)
@@ -794,7 +792,7 @@ def test_capture_that_waits_for_the_expert_can_be_given_up_for_a_refund(
     assert service.balance(DEBT) == 700
 
 
-def test_destination_capture_given_up_for_a_refund_cancels_the_hold() -> None:
+def test_destination_capture_abandoned_for_a_refund_cancels_the_hold() -> None:
     service = serve(new_payment())
     service.intent.authorize()
     service.follow()
@@ -804,7 +802,7 @@ def test_destination_capture_given_up_for_a_refund_cancels_the_hold() -> None:
     assert service.payment.state is State.CANCELED
 
 
-def test_refused_refund_gives_up_nothing() -> None:
+def test_refused_refund_abandons_nothing() -> None:
     service = held()
     service.start_capture(4_000, final=False)
     service.wait_for_expert()
@@ -814,7 +812,7 @@ def test_refused_refund_gives_up_nothing() -> None:
     assert service.payment == before
 
 
-def test_capture_goes_on_when_the_expert_is_well_again() -> None:
+def test_capture_continues_when_the_expert_is_ready_again() -> None:
     service = held(debt=700)
     service.start_capture(4_000, final=False)
     service.wait_for_expert()
@@ -826,6 +824,6 @@ def test_capture_goes_on_when_the_expert_is_well_again() -> None:
     assert service.balance(DEBT) == 0
 
 
-def test_share_is_what_reaches_whom() -> None:
+def test_capture_split_names_what_each_side_receives() -> None:
     share = CaptureSplit(10_000, 1_000, 700)
     assert (share.expert_amount, share.sent) == (9_000, 8_300)
