@@ -256,8 +256,8 @@ def bounced() -> Evidence:
         {"id": "re_1", "amount": 333, "status": "failed"},
         {"id": "re_2", "amount": 333, "status": "succeeded"},
     ]
-    told = {"kind": "refund_failed", "detail": "re_1 of 333 bounced"}
-    world.discrepancies = [{"payment_id": PAYMENT, **told}]
+    discrepancy = {"kind": "refund_failed", "detail": "re_1 of 333 bounced"}
+    world.discrepancies = [{"payment_id": PAYMENT, **discrepancy}]
     return world
 
 

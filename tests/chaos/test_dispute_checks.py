@@ -285,7 +285,7 @@ def test_a_remainder_is_kept_back_only_for_a_dispute(changes: Row) -> None:
         "purpose": "REMAINDER",
     }
     world.operations.append({**refused, **changes})
-    told = {"kind": "remainder_not_returned", "detail": "op_9: charge_disputed", "time": NOW}
-    world.discrepancies = [{"payment_id": PAYMENT, **told}]
+    discrepancy = {"kind": "remainder_not_returned", "detail": "op_9: charge_disputed", "time": NOW}
+    world.discrepancies = [{"payment_id": PAYMENT, **discrepancy}]
     found = [one for one in violations(world) if one.check == "no_discrepancies"]
     assert bool(found) is bool(changes)

@@ -160,9 +160,9 @@ async def test_a_late_commit_is_not_lost_from_the_feed(database: SqlDatabase) ->
     await held
     await database.transact(give_places)
     fed = await database.read(lambda reader: reader.feed(0, 100))
-    told = [(one.event.payment_id, one.event.sequence) for one in fed]
+    received = [(one.event.payment_id, one.event.sequence) for one in fed]
     first, second = payment.payment_id, other.payment_id
-    assert told == [(first, 1), (first, 2), (second, 1), (second, 2), (first, 3)]
+    assert received == [(first, 1), (first, 2), (second, 1), (second, 2), (first, 3)]
 
 
 async def test_an_old_snapshot_changes_nothing(database: SqlDatabase) -> None:
@@ -475,8 +475,8 @@ async def test_nothing_is_acknowledged_that_is_not_stored() -> None:
 async def test_an_event_is_stored_once(database_url: str) -> None:
     async with running_world(database_url) as world:
         event = new_event("payment_intent.created", {"object": "payment_intent", "id": "pi_1"})
-        told = [await world.webhooks.IngestEvent(ingestion(event)) for _ in range(2)]
-        assert [answer.duplicate for answer in told] == [False, True]
+        received = [await world.webhooks.IngestEvent(ingestion(event)) for _ in range(2)]
+        assert [answer.duplicate for answer in received] == [False, True]
 
 
 async def test_a_key_means_one_request(database_url: str) -> None:

@@ -24,9 +24,9 @@ from tests.support.steps.dashboard import (
     captured_payment,
     days_pass,
     late_arrival,
-    refund_by_hand,
+    refund_out_of_band,
     reverse,
-    transfer_by_hand,
+    transfer_out_of_band,
 )
 from tests.support.steps.disputes import (
     LOST,
@@ -63,7 +63,7 @@ PLATFORM = payments_pb2.ESCROW_MODE_PLATFORM_HOLD
 REASON = "paid by bank transfer, ticket 4711"
 
 
-async def give_up(
+async def abandon_by_rpc(
     world: World, operation_id: str, reason: str = REASON
 ) -> operations_pb2.Operation:
     request = operations_pb2.AbandonOperationRequest(operation_id=operation_id, reason=reason)
@@ -94,11 +94,11 @@ async def test_a_transfer_that_was_made_otherwise_holds_up_its_payment_no_more(
     request = capture_request(payment.payment_id, 8_000, final=True)
     assert (await refusal(world.payments.CapturePayment(request))).code == "UNAVAILABLE"
     operation_id = await parked(world, payment.payment_id)
-    await transfer_by_hand(world, payment, 1_000)
+    await transfer_out_of_band(world, payment, 1_000)
     await world.settle_down()
     waiting = await world.get(payment.payment_id)
     assert (waiting.state, waiting.waiting_for) == (CAPTURING, payments_pb2.WAITING_FOR_OPERATOR)
-    ended = await give_up(world, operation_id)
+    ended = await abandon_by_rpc(world, operation_id)
     assert (ended.state, ended.last_error) == (operations_pb2.OPERATION_STATE_REFUSED, "given_up")
     after = await world.get(payment.payment_id)
     assert (after.state, after.waiting_for, after.held_amount.minor_units) == (
@@ -116,7 +116,7 @@ async def test_a_transfer_that_was_made_otherwise_holds_up_its_payment_no_more(
     assert refused.facts == {"payment_id": payment.payment_id, "operation_id": operation_id}
     assert REASON not in refused.sentence
     # Neither once more, nor by resuming it.
-    for call in (give_up(world, operation_id), resume(world, operation_id)):
+    for call in (abandon_by_rpc(world, operation_id), resume(world, operation_id)):
         again = await refusal(call)
         assert (again.reason, again.facts["state"]) == ("WRONG_STATE", "REFUSED")
     assert await amounts_at_stripe(world, "transferred", payment) == [1_000]
@@ -150,7 +150,7 @@ async def test_each_kind_of_operation_leaves_its_payment_as_it_was(world: World)
     }
     assert sorted(kind for kind, _, _ in parked_now) == sorted(expected)
     for kind, operation_id, payment_id in parked_now:
-        assert operation_kind_of(await give_up(world, operation_id)) == kind
+        assert operation_kind_of(await abandon_by_rpc(world, operation_id)) == kind
         state, event, effects = expected[kind]
         after = await world.get(payment_id)
         assert (after.state, after.waiting_for) == (state, payments_pb2.WAITING_FOR_UNSPECIFIED)
@@ -181,7 +181,7 @@ async def test_an_abandoned_reversal_becomes_debt_and_is_offset_later(world: Wor
     request = refund_request(payment.payment_id)
     assert (await refusal(world.payments.RefundPayment(request))).code == "UNAVAILABLE"
     operation_id = await parked(world, payment.payment_id)
-    await give_up(world, operation_id)
+    await abandon_by_rpc(world, operation_id)
     assert (await world.get(payment.payment_id)).state == REFUNDED
     assert (
         await is_explained(world, payment.payment_id, operation_id)
@@ -206,7 +206,7 @@ async def test_a_reversal_takes_the_later_ones_with_it(world: World) -> None:
     await fail_stripe(world, "/reversals$", 401)
     request = refund_request(payment.payment_id)
     assert (await refusal(world.payments.RefundPayment(request))).code == "UNAVAILABLE"
-    await give_up(world, await parked(world, payment.payment_id))
+    await abandon_by_rpc(world, await parked(world, payment.payment_id))
     assert await answer(world, "RefundPayment", request) == "OK"
     assert balances_of(world, payment) == (9_000, 0)
     assert await amounts_at_stripe(world, "reversed", payment) == []
@@ -220,7 +220,7 @@ async def test_a_reversal_after_a_lost_dispute_answers_no_caller(world: World) -
     dispute_id = await contest(world, payment)
     await decide(world, dispute_id, "lose")
     operation_id = await parked(world, payment.payment_id)
-    await give_up(world, operation_id)
+    await abandon_by_rpc(world, operation_id)
     assert (await settled(world, payment.payment_id, dispute_id, LOST)).state == REFUNDED
     assert balances_of(world, payment)[0] == 9_000
     await check_books(world)
@@ -232,14 +232,14 @@ async def test_a_refund_that_is_not_wanted_any_more(world: World) -> None:
     request = refund_request(payment.payment_id, 4_000)
     assert (await refusal(world.payments.RefundPayment(request))).code == "UNAVAILABLE"
     operation_id = await parked(world, payment.payment_id)
-    await give_up(world, operation_id)
+    await abandon_by_rpc(world, operation_id)
     after = await world.get(payment.payment_id)
     assert (after.state, after.held_amount.minor_units) == (IN_ESCROW, 10_000)
     assert after.last_failure.code == "given_up"
     assert await is_explained(world, payment.payment_id, operation_id) == "payment.refund_refused"
     assert await answer(world, "RefundPayment", request) == "ABANDONED_BY_OPERATOR"
     # One by hand, later, is another one.
-    await refund_by_hand(world, payment, 1_000)
+    await refund_out_of_band(world, payment, 1_000)
     assert (await world.get(payment.payment_id)).held_amount.minor_units == 9_000
     assert await amounts_at_stripe(world, "refunded", payment) == [1_000]
     await check_books(world)
@@ -252,7 +252,7 @@ async def test_the_remainder_of_a_final_capture_stays_in_escrow_and_is_reported(
     await fail_stripe(world, "/refunds$", 401)
     request = capture_request(payment.payment_id, 6_000, final=True)
     assert (await refusal(world.payments.CapturePayment(request))).code == "UNAVAILABLE"
-    await give_up(world, await parked(world, payment.payment_id))
+    await abandon_by_rpc(world, await parked(world, payment.payment_id))
     # The expert is paid, once, and its caller is told so.
     assert await answer(world, "CapturePayment", request) == "OK"
     after = await world.get(payment.payment_id)
@@ -272,7 +272,7 @@ async def test_the_answer_of_a_waiting_capture_stays(world: World) -> None:
     [before] = world.sql(
         "SELECT ok, answer FROM idempotency_keys WHERE operation_id = %s", operation_id
     )
-    await give_up(world, operation_id)
+    await abandon_by_rpc(world, operation_id)
     after = await world.in_state(payment.payment_id, IN_ESCROW)
     assert (after.held_amount.minor_units, after.waiting_for) == (
         8_000,
@@ -297,7 +297,7 @@ async def test_another_repayment_is_parked_at_once(world: World) -> None:
 
     await until(booked, "the bounce on the books")
     [(operation_id,)] = world.sql("SELECT operation_id FROM operations WHERE state = 'PARKED'")
-    await give_up(world, operation_id)
+    await abandon_by_rpc(world, operation_id)
     assert [state for _, _, state in repayments(world, payment.payment_id)] == ["PARKED"]
     await repaid(world, payment.payment_id, IN_ESCROW)
 
@@ -310,7 +310,7 @@ async def test_a_request_that_may_still_reach_stripe_is_abandoned_later(
 ) -> None:
     world = await start_world(policy={**HASTY, "arrival_seconds": 4.0})
     payment, operation_id = await lost_answer(world)
-    refused = await refusal(give_up(world, operation_id))
+    refused = await refusal(abandon_by_rpc(world, operation_id))
     assert (refused.code, refused.reason) == ("ABORTED", "OPERATION_IN_PROGRESS")
     [(unsure_until,)] = world.sql(
         "SELECT unsure_until FROM operations WHERE operation_id = %s", operation_id
@@ -353,7 +353,7 @@ async def test_an_effect_found_at_stripe_is_recorded_by_the_sync(start_world: St
     await until(sure, "the end of the minute")
     await world.pause_webhooks()
     await late_arrival(world, payment, operation_id)
-    refused = await refusal(give_up(world, operation_id))
+    refused = await refusal(abandon_by_rpc(world, operation_id))
     assert (refused.reason, refused.facts["state"]) == ("WRONG_STATE", "SUCCEEDED")
     after = await world.in_state(payment.payment_id, IN_ESCROW)
     assert after.captured_amount.minor_units == 4_000
@@ -381,7 +381,7 @@ async def test_an_intent_that_stripe_made_after_all_is_found(world: World) -> No
         **names,
     )
     assert made.get("id"), made
-    refused = await refusal(give_up(world, operation_id))
+    refused = await refusal(abandon_by_rpc(world, operation_id))
     assert (refused.reason, refused.facts["state"]) == ("WRONG_STATE", "SUCCEEDED")
     assert (await world.get(payment_id)).payment_intent_id == made["id"]
     assert await answer(world, "InitiatePayment", request) == "OK"
@@ -396,7 +396,7 @@ async def test_nothing_is_abandoned_while_stripe_cannot_be_read(world: World) ->
         await world.stripe.fault(
             "/payment_intents/", "status", times=None, status=status, match={"method": "GET"}
         )
-        refused = await refusal(give_up(world, operation_id))
+        refused = await refusal(abandon_by_rpc(world, operation_id))
         assert (refused.code, refused.reason) == ("UNAVAILABLE", reason)
         await world.stripe.clear_faults()
     assert await parked(world, payment.payment_id) == operation_id
@@ -405,7 +405,7 @@ async def test_nothing_is_abandoned_while_stripe_cannot_be_read(world: World) ->
 async def test_client_payable_is_settled_and_not_abandoned(world: World) -> None:
     payment = await owed_after_a_bounce(world)
     operation_id = await parked(world, payment.payment_id)
-    refused = await refusal(give_up(world, operation_id))
+    refused = await refusal(abandon_by_rpc(world, operation_id))
     assert (refused.code, refused.reason) == ("FAILED_PRECONDITION", "OPERATION_NOT_ABANDONABLE")
     assert refused.facts == {
         "operation_id": operation_id,
@@ -421,7 +421,7 @@ async def test_an_account_that_is_to_be_made_is_resumed(world: World) -> None:
     with pytest.raises(Exception, match="UNAVAILABLE"):
         await world.expert("ann")
     [(operation_id,)] = world.sql("SELECT operation_id FROM operations WHERE state = 'PARKED'")
-    refused = await refusal(give_up(world, operation_id))
+    refused = await refusal(abandon_by_rpc(world, operation_id))
     assert (refused.reason, refused.facts["instead"]) == (
         "OPERATION_NOT_ABANDONABLE",
         "ResumeOperation",
@@ -435,9 +435,9 @@ async def has_account(world: World) -> bool:
 
 
 async def test_what_does_not_exist_or_says_nothing(world: World) -> None:
-    unknown = await refusal(give_up(world, "op_" + "0" * 32))
+    unknown = await refusal(abandon_by_rpc(world, "op_" + "0" * 32))
     assert (unknown.code, unknown.reason) == ("NOT_FOUND", "OPERATION_NOT_FOUND")
-    silent = await refusal(give_up(world, "", ""))
+    silent = await refusal(abandon_by_rpc(world, "", ""))
     assert (silent.code, set(silent.fields)) == ("INVALID_ARGUMENT", {"operation_id", "reason"})
 
 
@@ -458,7 +458,7 @@ async def test_an_answer_that_is_not_wanted_any_more_makes_way_for_another(
         call, request = world.disputes.SubmitEvidence, evidence_request(dispute_id)
     assert (await refusal(call(request))).code == "UNAVAILABLE"
     [(operation_id,)] = world.sql("SELECT operation_id FROM operations WHERE state = 'PARKED'")
-    await give_up(world, operation_id)
+    await abandon_by_rpc(world, operation_id)
     assert await is_explained(world, payment_id, operation_id) == "payment.dispute_answer_refused"
     refused = await refusal(call(request))
     assert (refused.reason, refused.facts["dispute_id"]) == ("ABANDONED_BY_OPERATOR", dispute_id)
@@ -539,10 +539,10 @@ async def test_one_that_was_resumed_and_parked_again_meanwhile_is_another_matter
     assert await parked(world, payment.payment_id) == operation_id
     world.sql("UPDATE operations SET unsure_until = NULL WHERE operation_id = %s", operation_id)
 
-    async def ended(looked: SyncResult) -> str:
+    async def ended(synced: SyncResult) -> str:
         cause = Cause("local", "AbandonOperation")
         with pytest.raises(Refusal) as refused:
-            await app.database.transact(abandon, app, known, looked, REASON, cause)
+            await app.database.transact(abandon, app, known, synced, REASON, cause)
         return refused.value.reason
 
     assert await ended(SyncResult()) == "OPERATION_IN_PROGRESS"
@@ -554,7 +554,7 @@ async def test_one_that_was_resumed_and_parked_again_meanwhile_is_another_matter
         found = (Discrepancy(payment.payment_id, DiscrepancyKind(kind), "seen"),)
         assert await ended(SyncResult(discrepancies=found)) == "DISCREPANCY"
     assert await parked(world, payment.payment_id) == operation_id
-    await give_up(world, operation_id)
+    await abandon_by_rpc(world, operation_id)
     assert (await world.get(payment.payment_id)).state == IN_ESCROW
     assert balance(world, "losses") == 0
     await check_books(world)
@@ -572,7 +572,7 @@ async def test_a_loss_that_waited_for_a_reversal_is_written_off(world: World) ->
     await dispute_where(world, dispute_id, lambda dispute: dispute.outcome == LOST)
     await world.settle_down()
     assert await parked(world, payment.payment_id) == operation_id
-    await give_up(world, operation_id)
+    await abandon_by_rpc(world, operation_id)
     after = await settled(world, payment.payment_id, dispute_id, LOST)
     assert after.lost_amount.minor_units == 6_000
     assert after.net_amount.minor_units == 0

@@ -123,8 +123,8 @@ async def test_a_rejected_account_is_replaced_once(world: World) -> None:
     assert world.account_of(expert) == account
     assert len(await world.stripe.effects("account_created")) == 2
     assert world.sql("SELECT stripe_account_id FROM former_accounts") == [(former,)]
-    told = [kind for (kind,) in world.sql("SELECT kind FROM expert_events ORDER BY sequence")]
-    assert told[-2:] == ["expert.account_replacement_requested", "expert.account_replaced"]
+    recorded = [kind for (kind,) in world.sql("SELECT kind FROM expert_events ORDER BY sequence")]
+    assert recorded[-2:] == ["expert.account_replacement_requested", "expert.account_replaced"]
     await onboard(world, expert, account)
     again = await world.experts.ReplaceExpertAccount(request)
     assert again.expert == answers[0].expert
@@ -511,14 +511,14 @@ async def test_a_deadline_that_cannot_be_kept_is_reported_once(
     await replace(world, expert)
     as_superuser(world, "UPDATE payments SET release_due_time = now() - interval '3 hours'")
 
-    async def told() -> list[Any]:
+    async def recorded() -> list[Any]:
         return world.sql(
             "SELECT body::jsonb->'facts'->>'refused' FROM events WHERE payment_id = %s "
             "AND kind = 'payment.deadline_passed'",
             held.payment_id,
         )
 
-    assert await until(told, "the deadline") == [("DESTINATION_ACCOUNT_REPLACED",)]
+    assert await until(recorded, "the deadline") == [("DESTINATION_ACCOUNT_REPLACED",)]
     # Not tried again, as what may only be refused for now is after an hour.
     as_superuser(world, "UPDATE payments SET deadline_time = now() - interval '2 hours'")
     app = world.service.app

@@ -131,9 +131,9 @@ async def test_two_failed_refunds_are_both_payable_and_repaid_one_after_the_othe
 # ---- a capture that waits, and a refund out of band ----
 
 
-@pytest.mark.parametrize(("by_hand", "left"), [(8_000, 0), (7_000, 1_000), (5_000, 3_000)])
+@pytest.mark.parametrize(("out_of_band", "left"), [(8_000, 0), (7_000, 1_000), (5_000, 3_000)])
 async def test_a_waiting_capture_is_not_resumed_beside_an_unsynced_refund(
-    start_world: StartWorld, by_hand: int, left: int
+    start_world: StartWorld, out_of_band: int, left: int
 ) -> None:
     """No webhook tells of it, and nothing is polled: who sends the capture on must look first."""
     world = await start_world(policy={"poll_seconds": 3600.0, "quiet_seconds": 3600.0})
@@ -141,7 +141,7 @@ async def test_a_waiting_capture_is_not_resumed_beside_an_unsynced_refund(
     await world.settle_down()
     await world.pause_webhooks()
     await world.stripe.api(
-        "POST", "/refunds", payment_intent=payment.payment_intent_id, amount=by_hand
+        "POST", "/refunds", payment_intent=payment.payment_intent_id, amount=out_of_band
     )
     await world.stripe.control("POST", f"/accounts/{account}/restore")
     await world.expert_status(payment.expert_id, experts_pb2.EXPERT_STATUS_READY)
@@ -318,8 +318,10 @@ async def test_a_won_appeal_is_booked_against_losses_and_reported(
         await decide(world, dispute_id, word)
     await settled(world, payment.payment_id, dispute_id, WON)
     assert (owed(world, payment.payment_id), balance(world, "losses")) == (0, -10_000)
-    [told] = [one for one in await world.discrepancies() if kind_of(one) == "reinstated_after_loss"]
-    assert told.detail == f"{dispute_id}: 10000 came back"
+    [discrepancy] = [
+        one for one in await world.discrepancies() if kind_of(one) == "reinstated_after_loss"
+    ]
+    assert discrepancy.detail == f"{dispute_id}: 10000 came back"
     assert (
         await world.disputes.GetDispute(disputes_pb2.GetDisputeRequest(dispute_id=dispute_id))
     ).dispute.lost_amount.minor_units == 0
@@ -355,9 +357,9 @@ async def test_resuming_while_the_bank_decides_pays_the_client_once(
 # ---- by a hand at Stripe's dashboard ----
 
 
-@pytest.mark.parametrize(("by_hand", "paid_by_us"), [(4_000, 0), (1_000, 3_000), (6_000, 0)])
+@pytest.mark.parametrize(("out_of_band", "paid_by_us"), [(4_000, 0), (1_000, 3_000), (6_000, 0)])
 async def test_a_resume_does_not_repeat_an_unsynced_out_of_band_refund(
-    start_world: StartWorld, by_hand: int, paid_by_us: int
+    start_world: StartWorld, out_of_band: int, paid_by_us: int
 ) -> None:
     """No webhook tells of it, and nothing is polled: resuming must look first."""
     quiet = {"poll_seconds": 3600.0, "account_poll_seconds": 3600.0}
@@ -366,7 +368,7 @@ async def test_a_resume_does_not_repeat_an_unsynced_out_of_band_refund(
     [(operation_id, _, _)] = repayments(world, payment.payment_id)
     await world.pause_webhooks()
     await world.stripe.api(
-        "POST", "/refunds", payment_intent=payment.payment_intent_id, amount=by_hand
+        "POST", "/refunds", payment_intent=payment.payment_intent_id, amount=out_of_band
     )
     with suppress(aio.AioRpcError):  # The service may have asked Stripe just before by itself.
         await resume(world, operation_id)
@@ -382,9 +384,9 @@ async def test_a_resume_does_not_repeat_an_unsynced_out_of_band_refund(
     if paid_by_us:
         await repaid(world, payment.payment_id, CAPTURED)
     made = [effect["amount"] for effect in await world.stripe.effects("refunded")]
-    assert made == [4_000, by_hand, *([paid_by_us] if paid_by_us else [])]
+    assert made == [4_000, out_of_band, *([paid_by_us] if paid_by_us else [])]
     after = await world.in_state(payment.payment_id, CAPTURED)
-    assert after.net_amount.minor_units == 6_000 - max(by_hand - 4_000, 0)
+    assert after.net_amount.minor_units == 6_000 - max(out_of_band - 4_000, 0)
 
 
 async def test_out_of_band_fee_refund_is_reversed_with_the_remainder(

@@ -290,8 +290,8 @@ async def test_a_locked_payment_delays_itself_alone_and_a_full_pool_says_so(
         while len(done) < 4:  # All but the two that have the threads.
             done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
             await asyncio.sleep(0.05)
-        told = {(task.result().code, _reason(task.result())) for task in done}
-        assert told == {("UNAVAILABLE", "DATABASE_UNAVAILABLE")}
+        answers = {(task.result().code, _reason(task.result())) for task in done}
+        assert answers == {("UNAVAILABLE", "DATABASE_UNAVAILABLE")}
     late = [await task for task in waiting if task not in done]
     assert {_reason(reply) for reply in late} == {"WRONG_STATE"}
     assert len(late) == 2

@@ -223,10 +223,10 @@ async def test_an_alert_deadline_leaves_the_remainder_in_escrow(
     payment = await rest_refused(world, expected_completion_time=in_days(30))
     come(world, as_superuser)
 
-    async def told() -> bool:
+    async def reported() -> bool:
         return "deadline_passed" in await event_kinds(world, payment.payment_id)
 
-    await until(told, "the alert")
+    await until(reported, "the alert")
     assert (await world.get(payment.payment_id)).held_amount.minor_units == 7_000
 
 

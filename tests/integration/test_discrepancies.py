@@ -100,10 +100,10 @@ async def test_an_out_of_band_change_is_open_until_an_operator_resolves_it(world
         "POST", "/refunds", payment_intent=payment.payment_intent_id, amount=1_000
     )
 
-    async def told() -> bool:
+    async def reported() -> bool:
         return await open_kinds(world) == ["out_of_band_refund"]
 
-    await until(told, "the refund is seen")
+    await until(reported, "the refund is seen")
     await run(world)
     one = await the_open_one(world)
     decided = await resolve(world, one.discrepancy_id, "agreed with the expert, ticket 7")
@@ -153,13 +153,13 @@ async def test_a_resolved_invariant_violation_is_reported_again(
         payment.payment_id,
     )
     await run(world)
-    stands = set(await open_kinds(world))
-    assert "invariant_postings_sum_to_zero" in stands
+    violated = set(await open_kinds(world))
+    assert "invariant_postings_sum_to_zero" in violated
     for one in await world.discrepancies(payment.payment_id):
         await resolve(world, one.discrepancy_id, "never mind")
     assert await open_kinds(world) == []
     await run(world)
-    assert set(await open_kinds(world)) == stands
+    assert set(await open_kinds(world)) == violated
     assert not [one for one in await world.discrepancies(payment.payment_id) if one.resolve_reason]
 
 

@@ -28,14 +28,14 @@ from tests.support.errors import Refused, refusal
 from tests.support.running import replica
 from tests.support.world import World, until
 
-Told = events_pb2.WatchEventsResponse
+FeedEvent = events_pb2.WatchEventsResponse
 
 
 def stream(world: World, cursor: str = "") -> Any:
     return world.events.WatchEvents(events_pb2.WatchEventsRequest(after_cursor=cursor))
 
 
-async def take(call: Any, count: int, seconds: float = 10) -> list[Told]:
+async def take(call: Any, count: int, seconds: float = 10) -> list[FeedEvent]:
     """The next so many events of a stream."""
     async with asyncio.timeout(seconds):
         return [await call.read() for _ in range(count)]
@@ -56,9 +56,9 @@ def trail(world: World) -> set[tuple[str, int]]:
     return set(world.sql("SELECT payment_id, sequence FROM events"))
 
 
-def check(world: World, told: list[Told]) -> None:
+def check(world: World, received: list[FeedEvent]) -> None:
     """All events, each once, each payment's in order."""
-    found = [(one.event.payment_id, one.event.sequence) for one in told]
+    found = [(one.event.payment_id, one.event.sequence) for one in received]
     assert len(found) == len(set(found))
     assert set(found) == trail(world)
     orders: dict[str, list[int]] = defaultdict(list)
@@ -67,7 +67,7 @@ def check(world: World, told: list[Told]) -> None:
     assert all(order == sorted(order) for order in orders.values())
 
 
-async def all_told(world: World) -> list[Told]:
+async def all_received(world: World) -> list[FeedEvent]:
     """What the feed has when nothing waits for its place any more."""
 
     async def probe() -> bool:
@@ -76,9 +76,9 @@ async def all_told(world: World) -> list[Told]:
     await until(probe, "nothing pending")
     [(count,)] = world.sql("SELECT count(*) FROM feed")
     call = stream(world)
-    told = await take(call, count)
+    received = await take(call, count)
     call.cancel()
-    return told
+    return received
 
 
 @contextlib.contextmanager
@@ -125,8 +125,8 @@ async def test_an_event_comes_without_being_polled_for(start_world: StartWorld) 
     await take(call, len(trail(world)))
     reading = asyncio.create_task(take(call, 1))
     await world.capture(payment.payment_id)
-    [told] = await reading
-    assert told.event.kind == "payment.capture_started"
+    [received] = await reading
+    assert received.event.kind == "payment.capture_started"
 
 
 async def test_a_late_commit_is_delivered(world: World) -> None:
@@ -144,7 +144,7 @@ async def test_a_late_commit_is_delivered(world: World) -> None:
     [late] = await take(call, 1)
     assert late.event.payment_id == one.payment_id
     call.cancel()
-    check(world, await all_told(world))
+    check(world, await all_received(world))
 
 
 async def test_a_watcher_continues_at_another_replica_and_after_a_restart(world: World) -> None:
@@ -224,7 +224,7 @@ async def test_a_cursor_of_another_feed_is_refused(world: World) -> None:
     """Beyond the head, and at a place where another event is now."""
     await world.escrowed()
     [first] = await take(stream(world), 1)
-    head = len(await all_told(world))
+    head = len(await all_received(world))
     for mark in (FeedCursor(head + 1000, first.event.hash[:8]), FeedCursor(1, b"elsewise")):
         refused = await end_of(stream(world, cursor_of(mark)))
         assert (refused.code, refused.reason) == ("FAILED_PRECONDITION", "CURSOR_NOT_IN_FEED")
@@ -243,7 +243,7 @@ async def test_a_fault_in_the_middle_is_an_error_like_any(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await world.escrowed()
-    await all_told(world)
+    await all_received(world)
 
     async def broken(app: Any, after: FeedCursor) -> AsyncIterator[Any]:
         async for batch in watch_events.watch_events(app, after):
@@ -313,7 +313,7 @@ async def test_streams_end_at_once_when_the_service_does(world: World) -> None:
     payment = await world.escrowed()
     with transaction(world) as cursor:
         add_events(cursor, payment.payment_id, 3000, kind="payment." + "x" * 2000)
-    await all_told(world)
+    await all_received(world)
     [(head,)] = world.sql("SELECT max(position) FROM feed")
     last = world.sql(
         "SELECT hash FROM feed JOIN events USING (payment_id, sequence) WHERE position = %s", head
@@ -348,11 +348,11 @@ async def test_the_client_continues_by_itself(
     payment = await world.escrowed()
     await world.settle_down()
     await world.service.restart()
-    told: list[Told] = []
+    received: list[FeedEvent] = []
 
     async def watching(channel: aio.Channel) -> None:
         async for one in watch(channel):
-            told.append(one)  # noqa: PERF401 - it never ends
+            received.append(one)  # noqa: PERF401 - it never ends
 
     async with connect(world.address) as channel:
         task = asyncio.create_task(watching(channel))
@@ -366,11 +366,11 @@ async def test_the_client_continues_by_itself(
 
         async def probe() -> bool:
             assert not task.done(), task.exception()
-            return len(told) >= len(trail(world))
+            return len(received) >= len(trail(world))
 
         await until(probe, "everything")
         task.cancel()
-    check(world, told)
+    check(world, received)
 
 
 async def test_the_client_raises_what_does_not_pass(world: World) -> None:
@@ -393,7 +393,7 @@ async def test_three_sequencers_race_and_every_version_has_one_place(world: Worl
                     cursor.connection.commit()
 
         await asyncio.gather(*(asyncio.to_thread(write, one.payment_id) for one in payments))
-        check(world, await all_told(world))
+        check(world, await all_received(world))
     assert world.sql("SELECT max(position) = count(*) FROM feed") == [(True,)]
 
 
@@ -401,7 +401,7 @@ async def test_a_gap_or_disorder_in_the_feed_is_found(
     world: World, as_superuser: Callable[..., int]
 ) -> None:
     payment = await world.captured()
-    await all_told(world)
+    await all_received(world)
     assert world.service is not None
 
     async def found() -> set[str]:

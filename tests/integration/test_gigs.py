@@ -657,17 +657,17 @@ async def test_a_refund_that_waits_for_the_platforms_balance_is_booked_when_it_i
 
 
 @pytest.mark.parametrize(
-    ("by_hand", "method", "code"),
+    ("out_of_band", "method", "code"),
     [(9_700, "CapturePayment", "OK"), (10_000, "RefundPayment", "FAILED_PRECONDITION")],
 )
 async def test_a_pending_out_of_band_refund_delays_no_answer_of_stripe(
-    world: World, by_hand: int, method: str, code: str
+    world: World, out_of_band: int, method: str, code: str
 ) -> None:
     """What Stripe does is done, and what it refuses is refused; only nothing is sent again."""
     held = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
     await world.stripe.control("POST", "/settings", {"refund_on_low_balance": "pending"})
     refund = await world.stripe.api(
-        "POST", "/refunds", payment_intent=held.payment_intent_id, amount=by_hand
+        "POST", "/refunds", payment_intent=held.payment_intent_id, amount=out_of_band
     )
     assert (refund["status"], refund["balance_transaction"]) == ("pending", None)
     captures = method == "CapturePayment"

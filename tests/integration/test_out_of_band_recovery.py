@@ -37,9 +37,9 @@ async def test_an_out_of_band_reversal_is_the_platforms_until_the_debt_is_writte
     payment = await owing(world)
     await reverse(world, payment, 4_000)
     assert balances_of(world, payment) == (9_000, -4_000)
-    [told] = await world.discrepancies()
-    assert kind_of(told) == "out_of_band_reversal"
-    assert told.detail.endswith(" of 4000")
+    [discrepancy] = await world.discrepancies()
+    assert kind_of(discrepancy) == "out_of_band_reversal"
+    assert discrepancy.detail.endswith(" of 4000")
     await write_off(world, payment, 4_000)
     assert balances_of(world, payment) == (5_000, 0)
     assert await kept_back(world, payment, 10_000) == 5_000
@@ -67,21 +67,21 @@ async def test_a_capture_and_a_reversal_out_of_band_at_once_leave_the_books_righ
     assert balances_of(world, payment) == (0, -9_000)
 
 
-@pytest.mark.parametrize("by_hand", [9_000, 4_000])
+@pytest.mark.parametrize("out_of_band", [9_000, 4_000])
 async def test_a_lost_dispute_reverses_the_remainder_of_the_transfer(
-    world: World, by_hand: int
+    world: World, out_of_band: int
 ) -> None:
     payment = await captured_payment(world)
     await days_pass(world)
     dispute_id = await contest(world, payment)
     await dispute_where(world, dispute_id)
-    await reverse(world, payment, by_hand)
-    assert balances_of(world, payment) == (0, -by_hand)
+    await reverse(world, payment, out_of_band)
+    assert balances_of(world, payment) == (0, -out_of_band)
     await decide(world, dispute_id, "lose")
     await world.in_state(payment.payment_id, REFUNDED)
     await check_books(world)
-    assert balances_of(world, payment) == (by_hand, -by_hand)
-    await write_off(world, payment, by_hand)
+    assert balances_of(world, payment) == (out_of_band, -out_of_band)
+    await write_off(world, payment, out_of_band)
     assert balances_of(world, payment) == (0, 0)
     assert balance(world, f"expert_funds:{payment.expert_id}") == 0
 

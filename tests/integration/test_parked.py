@@ -47,8 +47,8 @@ async def test_a_parked_transfer_is_preempted_by_a_lost_dispute(world: World) ->
     await decide(world, dispute_id, "lose")
     after = await settled(world, held.payment_id, dispute_id, LOST)
     assert (after.state, after.lost_amount.minor_units) == (REFUNDED, 10_000)
-    told = await refusal(world.payments.CapturePayment(request))
-    assert (told.code, told.reason) == ("FAILED_PRECONDITION", "PAYMENT_DISPUTED")
+    reported = await refusal(world.payments.CapturePayment(request))
+    assert (reported.code, reported.reason) == ("FAILED_PRECONDITION", "PAYMENT_DISPUTED")
     assert not await world.stripe.effects("transferred")
 
 
@@ -81,8 +81,8 @@ async def test_the_remainder_of_a_capture_is_preempted_and_the_expert_stays_paid
     # Paid once, and told so: a caller who is refused would pay again.
     answer = (await world.payments.CapturePayment(request)).payment
     assert answer.captured_amount.minor_units == 3_000
-    told = {kind_of(one) for one in await world.discrepancies(held.payment_id)}
-    assert ("remainder_not_returned" in told) is (left == 5_000)
+    reported = {kind_of(one) for one in await world.discrepancies(held.payment_id)}
+    assert ("remainder_not_returned" in reported) is (left == 5_000)
 
 
 async def test_a_request_that_may_still_reach_stripe_is_not_abandoned(
@@ -319,11 +319,11 @@ async def test_deadlines_apply_to_the_rest_of_the_held_amount(
     )
     due = "UPDATE payments SET release_due_time = now() + interval '%s' WHERE payment_id = %%s"
 
-    async def told(kind: str) -> bool:
+    async def reported(kind: str) -> bool:
         return kind in await event_kinds(world, payment.payment_id)
 
     as_superuser(world, due % "1 hour", payment.payment_id)
-    await until(lambda: told("deadline_near"), "the warning")
+    await until(lambda: reported("deadline_near"), "the warning")
     as_superuser(world, due % "-1 second", payment.payment_id)
     done = {"CAPTURE": "captured", "REFUND": "client_refunded", "ALERT": "deadline_passed"}
     count = 2 if on_deadline == "REFUND" else 1
@@ -387,11 +387,11 @@ async def test_client_payable_paid_by_cheque_is_settled(world: World) -> None:
     assert (await world.raw(method, asked.SerializeToString())).body == first.body
     assert owed(world, payment.payment_id) == 0
     assert balance(world, "settled_out_of_band") == -2_000
-    told = world.sql(
+    reported = world.sql(
         "SELECT body::jsonb -> 'facts' FROM events WHERE kind = 'payment.client_payable_settled' "
         "ORDER BY sequence"
     )
-    assert [facts for (facts,) in told] == [
+    assert [facts for (facts,) in reported] == [
         {"amount": 500, "reason": "paid by cheque"},
         {"amount": 1_500, "reason": "paid by cheque"},
     ]

@@ -125,9 +125,9 @@ async def test_webhooks_racing_the_call_change_nothing(shared: World) -> None:
     await shared.stripe.fault(f"/{held.payment_intent_id}/capture$", "delay", "after", delay_ms=900)
     call = asyncio.create_task(shared.capture(held.payment_id))
     seen = await shared.in_state(held.payment_id, CAPTURED)
-    told = await call
-    assert (told.state, told.captured_amount.minor_units) == (CAPTURED, 10_000)
-    assert told.version >= seen.version - 1
+    answered = await call
+    assert (answered.state, answered.captured_amount.minor_units) == (CAPTURED, 10_000)
+    assert answered.version >= seen.version - 1
     await shared.settle_down()
     assert not await shared.discrepancies(held.payment_id)
     kinds = [

@@ -60,7 +60,7 @@ class Walk:
             return first
         often = [self.capture, self.capture, self.capture, self.refund, self.refund]
         seldom = [
-            self.refund_by_hand,
+            self.refund_out_of_band,
             self.reverse_by_hand,
             self.bounce,
             self.resume,
@@ -114,7 +114,7 @@ class Walk:
 
     # ---- what others do ----
 
-    async def refund_by_hand(self) -> None:
+    async def refund_out_of_band(self) -> None:
         payment = await self._some()
         left = payment.held_amount.minor_units + payment.net_amount.minor_units
         if payment.state in (IN_ESCROW, CAPTURED) and payment.charge_id and left:
@@ -310,5 +310,5 @@ def _check_events(world: World) -> None:
         *("net_commission", "client_payable"),
     )
     for body, *amounts in rows:
-        told = json.loads(body)["amounts"]
-        assert [told[name] for name in names] == amounts
+        stated = json.loads(body)["amounts"]
+        assert [stated[name] for name in names] == amounts

@@ -15,9 +15,9 @@ from tests.support.steps.dashboard import (
     captured_payment,
     days_pass,
     keep_at_stripe,
-    refund_by_hand,
+    refund_out_of_band,
     reverse,
-    transfer_by_hand,
+    transfer_out_of_band,
 )
 from tests.support.steps.faults import fail_stripe
 from tests.support.steps.operators import abandon, discrepancy_kinds, not_sent, parked, resume
@@ -52,7 +52,7 @@ async def test_a_refund_is_not_made_beside_one_out_of_band(
     await fail_stripe(world, "/refunds$", status)
     request = refund_request(payment.payment_id, 4_000)
     assert (await refusal(world.payments.RefundPayment(request))).code != "OK"
-    await refund_by_hand(world, payment, 4_000)
+    await refund_out_of_band(world, payment, 4_000)
     await world.stripe.clear_faults()
     operation_id = await not_sent(world, payment, "refund")
     await world.settle_down()
@@ -73,7 +73,7 @@ async def test_a_refund_that_an_operator_resumes_comes_on_top(world: World) -> N
     await fail_stripe(world, "/refunds$", 401)
     request = refund_request(payment.payment_id, 4_000)
     assert (await refusal(world.payments.RefundPayment(request))).code == "UNAVAILABLE"
-    await refund_by_hand(world, payment, 1_000)
+    await refund_out_of_band(world, payment, 1_000)
     await resume(world, await not_sent(world, payment, "refund"))
     assert await answer(world, "RefundPayment", request) == "OK"
     assert await amounts_at_stripe(world, "refunded", payment) == [1_000, 4_000]
@@ -91,7 +91,7 @@ async def test_the_remainder_of_a_capture_is_refunded_once(
     await fail_stripe(world, "/refunds$", status)
     request = capture_request(payment.payment_id, 6_000, final=True)
     assert (await refusal(world.payments.CapturePayment(request))).code != "OK"
-    await refund_by_hand(world, payment, part)
+    await refund_out_of_band(world, payment, part)
     await world.stripe.clear_faults()
     operation_id = await not_sent(world, payment, "refund")
     # More than what is held would be taken from the expert.
@@ -138,7 +138,7 @@ async def test_a_capture_is_resumed_beside_an_out_of_band_refund_that_leaves_eno
 ) -> None:
     payment = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
     request = await capture_in_vain(world, payment, status, 8_000)
-    await refund_by_hand(world, payment, 2_000)
+    await refund_out_of_band(world, payment, 2_000)
     await world.stripe.clear_faults()
     await resume(world, await not_sent(world, payment, "refund"))
     assert await answer(world, "CapturePayment", request) == "OK"
@@ -176,7 +176,7 @@ async def test_an_out_of_band_transfer_parks_ours_for_an_operator(
     """Also one of exactly its amount: only a person knows what was meant."""
     payment = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
     request = await capture_in_vain(world, payment, status, 4_000)
-    await transfer_by_hand(world, payment, amount)
+    await transfer_out_of_band(world, payment, amount)
     operation_id = await not_sent(world, payment, "transfer")
     await world.stripe.clear_faults()
     await world.settle_down()
@@ -196,7 +196,7 @@ async def test_an_out_of_band_change_after_the_resume_parks_it_again(world: Worl
     await fail_stripe(world, "/transfers$", 429)
     await resume(world, operation_id)
     # Stripe is busy, and somebody who does not know that it was resumed does it at the dashboard.
-    await transfer_by_hand(world, payment, 1_000)
+    await transfer_out_of_band(world, payment, 1_000)
     assert await not_sent(world, payment, "transfer") == operation_id
     await world.stripe.clear_faults()
     await world.settle_down()
@@ -213,7 +213,7 @@ async def test_nothing_is_resumed_if_its_sync_shows_an_out_of_band_change(world:
     operation_id = await parked(world, payment.payment_id)
     await world.settle_down()
     await world.pause_webhooks()
-    await transfer_by_hand(world, payment, 1_000)
+    await transfer_out_of_band(world, payment, 1_000)
     assert await discrepancy_kinds(world, payment) == []
     refused = await refusal(resume(world, operation_id))
     assert (refused.code, refused.reason) == ("ABORTED", "CONCURRENT_CHANGE")
@@ -269,7 +269,7 @@ async def test_a_superseded_waiting_capture_is_not_retried_automatically(
     world: World,
 ) -> None:
     payment, account = await waiting_capture(world, 2_000, 3_000)
-    await refund_by_hand(world, payment, 1_000)
+    await refund_out_of_band(world, payment, 1_000)
     operation_id = await not_sent(world, payment, "refund")
     await world.stripe.control("POST", f"/accounts/{account}/restore")
     await world.expert_status(payment.expert_id, experts_pb2.EXPERT_STATUS_READY)

@@ -93,9 +93,9 @@ async def test_any_order_and_any_repetition_end_in_the_same_payment(world: World
     ends = []
     for number, one in enumerate(begun):
         intent = one.payment.payment_intent_id
-        told = [event for event in events if intent in json.dumps(event)] * 2
-        told = told[::-1] if number == 0 else chance.sample(told, len(told))
-        for event in told:
+        received = [event for event in events if intent in json.dumps(event)] * 2
+        received = received[::-1] if number == 0 else chance.sample(received, len(received))
+        for event in received:
             await world.webhooks.IngestEvent(ingestion(event))
             if number == 1:  # Applied one by one, or as they come.
                 await world.settle_down()
@@ -279,7 +279,7 @@ async def test_a_hold_captured_at_the_dashboard_is_posted_as_stripe_did_it(world
     await check_books(world)
 
 
-async def _transfer_by_hand(world: World, held: Payment, **fields: Any) -> Any:
+async def _transfer_out_of_band(world: World, held: Payment, **fields: Any) -> Any:
     """Of 15 dollars, drawn on the charge."""
     return await world.stripe.api(
         "POST",
@@ -298,13 +298,13 @@ async def test_a_transfer_made_at_the_dashboard_is_noticed_by_its_webhook_alone(
     world = await start_world(policy={"poll_seconds": 3600.0, "quiet_seconds": 3600.0})
     held = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
     await world.settle_down()
-    made = await _transfer_by_hand(world, held)
+    made = await _transfer_out_of_band(world, held)
     detail = await _followed(world, held.payment_id, "out_of_band_transfer")
     assert detail == f"{made['id']} of 1500"
-    told = world.sql(
+    received = world.sql(
         "SELECT type, payment_ref, verdict FROM webhook_events WHERE object_id = %s", made["id"]
     )
-    assert told == [("transfer.created", held.payment_id, "applied")]
+    assert received == [("transfer.created", held.payment_id, "applied")]
     assert balance(world, "losses") == 1_500
     await check_books(world)
 
@@ -313,12 +313,12 @@ async def test_a_transfer_under_another_label_is_found_by_reconciliation_as_its_
     world: World,
 ) -> None:
     held = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
-    made = await _transfer_by_hand(world, held, transfer_group="a bonus")
+    made = await _transfer_out_of_band(world, held, transfer_group="a bonus")
     await world.settle_down()
-    told = world.sql(
+    received = world.sql(
         "SELECT payment_ref, verdict FROM webhook_events WHERE object_id = %s", made["id"]
     )
-    assert told == [(held.charge_id, "no_change")]
+    assert received == [(held.charge_id, "no_change")]
     assert not await world.discrepancies()
     await world.operations.RunReconciliation(operations_pb2.RunReconciliationRequest())
     [found] = await world.discrepancies(held.payment_id)

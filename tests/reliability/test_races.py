@@ -428,7 +428,7 @@ def test_one_key_from_eight_callers(system: System) -> None:
 
                 async def one(item: tuple[str, Message]) -> str:
                     method, request = item
-                    told = await asyncio.gather(
+                    replies = await asyncio.gather(
                         *(
                             finally_told(
                                 worlds[caller % len(worlds)],
@@ -438,10 +438,10 @@ def test_one_key_from_eight_callers(system: System) -> None:
                             for caller in range(_CALLERS)
                         )
                     )
-                    assert {reply.code for reply in told} == {"OK"}, told
-                    assert len({reply.body for reply in told}) == 1, "answers differ"
+                    assert {reply.code for reply in replies} == {"OK"}, replies
+                    assert len({reply.body for reply in replies}) == 1, "answers differ"
                     kind = getattr(payments_pb2, f"{method}Response")
-                    payment = kind.FromString(told[0].body).payment
+                    payment = kind.FromString(replies[0].body).payment
                     return str(payment.payment_intent_id)
 
                 intents = await at_most(3, one, requests)

@@ -13,7 +13,7 @@ async def keep_at_stripe(world: World) -> None:
     await world.stripe.control("POST", "/settings", {"payout_interval": "manual"})
 
 
-async def refund_by_hand(world: World, payment: Payment, amount: int) -> None:
+async def refund_out_of_band(world: World, payment: Payment, amount: int) -> None:
     made = await world.stripe.api(
         "POST", "/refunds", payment_intent=payment.payment_intent_id, amount=amount
     )
@@ -25,7 +25,9 @@ async def refund_by_hand(world: World, payment: Payment, amount: int) -> None:
     await until(booked, "the refund by hand on the books")
 
 
-async def transfer_by_hand(world: World, payment: Payment, amount: int, *, to: str = "") -> None:
+async def transfer_out_of_band(
+    world: World, payment: Payment, amount: int, *, to: str = ""
+) -> None:
     made = await world.stripe.api(
         "POST",
         "/transfers",

@@ -553,7 +553,7 @@ def test_failed_refund_is_payable_at_once_and_repaid_after_the_current_operation
 
 
 @pytest.mark.parametrize(
-    ("by_hand", "left", "kinds"),
+    ("out_of_band", "left", "kinds"),
     [
         (3_000, 2_000, ["refunded_out_of_band", "repayment_abandoned"]),
         (5_000, 0, ["refunded_out_of_band", "repayment_abandoned"]),
@@ -561,18 +561,18 @@ def test_failed_refund_is_payable_at_once_and_repaid_after_the_current_operation
     ],
 )
 def test_an_out_of_band_refund_reduces_the_client_payable_first(
-    by_hand: int, left: int, kinds: list[str]
+    out_of_band: int, left: int, kinds: list[str]
 ) -> None:
     service = paid_out()
     service.give_back(5_000)
     service.intent.bounce(service.intent.refunds[0].refund_id)
     service.follow()
     first = service.operation
-    service.intent.refund(by_hand)
+    service.intent.refund(out_of_band)
     to = service.follow()
     assert (followed_kinds(to), to.settled) == (kinds, True)
     assert service.payment.client_payable == left
-    assert service.payment.refunded_after_capture == 5_000 + max(by_hand - 5_000, 0)
+    assert service.payment.refunded_after_capture == 5_000 + max(out_of_band - 5_000, 0)
     if left:
         assert first is not None
         assert service.operation is not None

@@ -210,12 +210,14 @@ def test_an_operator_ends_it_and_the_books_are_those_of_stripe(
 # ---- no more than there is ----
 
 
-@pytest.mark.parametrize(("by_hand", "left"), [(6_001, 3_999), (10_000, 0)])
-def test_an_operation_that_is_not_covered_can_only_be_abandoned(by_hand: int, left: int) -> None:
+@pytest.mark.parametrize(("out_of_band", "left"), [(6_001, 3_999), (10_000, 0)])
+def test_an_operation_that_is_not_covered_can_only_be_abandoned(
+    out_of_band: int, left: int
+) -> None:
     service = on_the_platform()
     service.start_capture(4_000, final=False)
     service.wait_for_expert()
-    service.intent.refund(by_hand)
+    service.intent.refund(out_of_band)
     service.follow()
     assert (service.payment.state, service.payment.held) == (State.CAPTURING, left)
     assert service.payment.waiting_for is WaitingFor.OPERATOR

@@ -466,8 +466,8 @@ def test_transfer_is_posted_when_both_of_its_lines_are_shown() -> None:
     for early in (replace(whole, line=None), replace(whole, connected_line=None)):
         to = followed(payment, replace(SUCCEEDED, separate_transfers=(early,)), TRANSFER)
         assert (to.deferred, to.operation_deferred, to.settled) == (True, True, False)
-        by_hand = replace(early, operation_id="")
-        to = followed(payment, replace(SUCCEEDED, separate_transfers=(by_hand,)), TRANSFER)
+        out_of_band = replace(early, operation_id="")
+        to = followed(payment, replace(SUCCEEDED, separate_transfers=(out_of_band,)), TRANSFER)
         assert (to.deferred, to.operation_deferred) == (True, False)
     to = followed(payment, SUCCEEDED.with_answer(whole), TRANSFER)
     assert to.settled
