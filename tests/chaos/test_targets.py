@@ -206,7 +206,7 @@ async def test_a_commit_is_waited_for(database: SqlDatabase) -> None:
 
 
 async def test_a_holder_without_the_lease_changes_nothing(database: SqlDatabase) -> None:
-    """A replica that slept through its lease wakes up with an old operation in its hands."""
+    """A replica was suspended past the end of its lease and resumes with an old operation."""
     payment = await database.transact(_a_payment)
     old = await database.transact(_cancel, payment)
 
@@ -324,7 +324,7 @@ async def test_partial_captures_of_held_money_reach_the_right_accounts(database_
 
 
 async def test_a_slow_transfer_is_made_once(database_url: str) -> None:
-    """It is done after we gave up and looked: only the same key keeps it the only one."""
+    """Stripe makes it after our timeout and our sync: only the same key prevents a second one."""
     async with running_world(database_url, stripe_timeout=0.5) as world:
         held = await world.escrowed(**PLATFORM)
         await world.stripe.fault("/transfers$", "delay", delay_ms=1_500)
@@ -392,7 +392,7 @@ async def test_a_debt_is_offset_once(database_url: str) -> None:
 
 
 async def test_an_amount_under_reversal_is_not_offset(database_url: str) -> None:
-    """Between a refund's legs the expert owes what the reversal is about to bring."""
+    """Between a refund's legs the expert's debt is the amount that the reversal will return."""
     async with running_world(database_url) as world:
         expert = await world.expert()
         first = await world.captured(expert, card=AVAILABLE, **PLATFORM)

@@ -66,7 +66,7 @@ def ask(url: str, statement: str) -> list[tuple[object, ...]]:
 
 
 def start_out_of_band(directory: Path, then: str) -> subprocess.Popen[str]:
-    """Another process that starts a server in the directory, prints its pids, and goes on."""
+    """Another process that starts a server in the directory, prints its pids, and keeps running."""
     program = f"""
         import os, signal, sys, time
         from pathlib import Path

@@ -130,7 +130,7 @@ class FakeCore(
         due: int = 0,
         continue_url: str = "",
     ) -> None:
-        """Lets the expert behind `token` stand there."""
+        """Sets the status of the expert behind `token`."""
         self.standings[token] = onboarding_pb2.GetOnboardingStatusResponse(
             status=status, requirements_due_count=due, continue_url=continue_url
         )

@@ -1,4 +1,4 @@
-"""What is parked, and an operator ends: nothing is sent, and everybody is told the truth."""
+"""An operator abandons a parked operation: nothing is sent, and every answer is true."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ async def abandon_by_rpc(
 
 
 async def is_explained(world: World, payment_id: str, operation_id: str) -> str:
-    """The kind of the one event that says why it was given up, and by whom."""
+    """Returns the kind of the one event that says why it was abandoned, and by whom."""
     [(kind, facts, by)] = world.sql(
         "SELECT kind, body::jsonb -> 'facts', body::jsonb -> 'by' FROM events "
         "WHERE payment_id = %s AND body::jsonb -> 'facts' ->> 'reason' = %s",
@@ -122,7 +122,7 @@ async def test_a_transfer_that_was_made_otherwise_holds_up_its_payment_no_more(
     assert await amounts_at_stripe(world, "transferred", payment) == [1_000]
     assert await discrepancy_kinds(world, payment) == ["out_of_band_transfer"]
     await check_books(world)
-    # Whoever wants one captures or refunds anew.
+    # A caller that still wants one captures or refunds again.
     await world.capture(payment.payment_id, 3_000)
     await world.refund(payment.payment_id, 2_000)
     assert await amounts_at_stripe(world, "transferred", payment) == [1_000, 2_700]
@@ -189,7 +189,7 @@ async def test_an_abandoned_reversal_becomes_debt_and_is_offset_later(world: Wor
     )
     assert await answer(world, "RefundPayment", request) == "OK"
     assert balances_of(world, payment) == (9_000, 0)
-    # What is reversed out of band later is written off, and a capture keeps back the rest: once.
+    # What is reversed out of band later is written off, and a capture offsets the remainder: once.
     await reverse(world, payment, 4_000)
     await write_off(world, payment, 4_000)
     assert balances_of(world, payment) == (5_000, 0)
@@ -238,7 +238,7 @@ async def test_a_refund_that_is_not_wanted_any_more(world: World) -> None:
     assert after.last_failure.code == "given_up"
     assert await is_explained(world, payment.payment_id, operation_id) == "payment.refund_refused"
     assert await answer(world, "RefundPayment", request) == "ABANDONED_BY_OPERATOR"
-    # One by hand, later, is another one.
+    # A later one, out of band, is another one.
     await refund_out_of_band(world, payment, 1_000)
     assert (await world.get(payment.payment_id)).held_amount.minor_units == 9_000
     assert await amounts_at_stripe(world, "refunded", payment) == [1_000]
@@ -253,7 +253,7 @@ async def test_the_remainder_of_a_final_capture_stays_in_escrow_and_is_reported(
     request = capture_request(payment.payment_id, 6_000, final=True)
     assert (await refusal(world.payments.CapturePayment(request))).code == "UNAVAILABLE"
     await abandon_by_rpc(world, await parked(world, payment.payment_id))
-    # The expert is paid, once, and its caller is told so.
+    # The expert is paid, once, and its caller's answer says so.
     assert await answer(world, "CapturePayment", request) == "OK"
     after = await world.get(payment.payment_id)
     assert (after.state, after.held_amount.minor_units) == (IN_ESCROW, 4_000)
@@ -302,7 +302,7 @@ async def test_another_repayment_is_parked_at_once(world: World) -> None:
     await repaid(world, payment.payment_id, IN_ESCROW)
 
 
-# ---- what is not given up ----
+# ---- what is not abandoned ----
 
 
 async def test_a_request_that_may_still_reach_stripe_is_abandoned_later(
@@ -524,7 +524,7 @@ async def test_of_two_who_give_it_up_one_does(world: World) -> None:
 async def test_one_that_was_resumed_and_parked_again_meanwhile_is_another_matter(
     start_world: StartWorld,
 ) -> None:
-    """What was sent since the judging is not covered by the look that followed it."""
+    """The sync after the check does not cover a request that was sent since the check."""
     world = await start_world(policy=HASTY)
     assert world.service is not None
     app = world.service.app
@@ -546,7 +546,7 @@ async def test_one_that_was_resumed_and_parked_again_meanwhile_is_another_matter
         return refused.value.reason
 
     assert await ended(SyncResult()) == "OPERATION_IN_PROGRESS"
-    # Nor is it after a look that was overtaken, saw it without its lines, or saw what does not fit.
+    # Nor after a sync that was stale, saw it without its lines, or saw an object that does not fit.
     known = await app.database.transact(check_abandonable, operation_id)
     assert await ended(SyncResult(stale=True)) == "OPERATION_IN_PROGRESS"
     assert await ended(SyncResult(operation_deferred=True)) == "OPERATION_IN_PROGRESS"
@@ -561,7 +561,7 @@ async def test_one_that_was_resumed_and_parked_again_meanwhile_is_another_matter
 
 
 async def test_a_loss_that_waited_for_a_reversal_is_written_off(world: World) -> None:
-    """A parked reversal does not give way by itself: the client has what it is to take back."""
+    """A parked reversal is not pre-empted: the client already has what it is to return."""
     payment = await captured_payment(world)
     await days_pass(world)
     await fail_stripe(world, "/reversals$", 401)
@@ -576,6 +576,6 @@ async def test_a_loss_that_waited_for_a_reversal_is_written_off(world: World) ->
     after = await settled(world, payment.payment_id, dispute_id, LOST)
     assert after.lost_amount.minor_units == 6_000
     assert after.net_amount.minor_units == 0
-    # 3,600 of the given up reversal; of the loss, what Stripe took back.
+    # 3,600 of the abandoned reversal; of the loss, what Stripe reversed.
     assert balances_of(world, payment)[0] == 3_600
     await check_books(world)

@@ -67,7 +67,7 @@ async def deauthorize(world: World, expert: str) -> str:
 
 
 async def replace(world: World, expert: str, *, ready: bool = True, **fields: Any) -> str:
-    """Give the expert another account, onboarded unless told otherwise; its id."""
+    """Gives the expert another account, onboarded by default, and returns its id."""
     answer = await world.experts.ReplaceExpertAccount(replacement(expert, **fields))
     account = answer.expert.stripe_account_id
     if ready:
@@ -154,7 +154,7 @@ async def test_a_stored_answer_is_returned_while_stripe_is_unavailable(
     assert again.expert == given.expert
     # The link is Stripe's to make; RefreshOnboarding does so later.
     assert bool(again.onboarding_url) is (path == "/accounts")
-    # A new key is not claimed while nobody can say whether the account is lost.
+    # A new key is not stored while it is unknown whether the account is lost.
     present = given.expert.stripe_account_id
     new = replacement(expert, former_account_id=present, replace_working_account=True)
     refused = await refusal(world.experts.ReplaceExpertAccount(new))
@@ -412,7 +412,7 @@ async def test_a_destination_charge_is_not_captured_for_the_former_account(world
 async def test_an_account_replacement_that_commits_during_a_capture_is_noticed(
     world: World,
 ) -> None:
-    """The capture looks at the expert's account only while nobody can change it."""
+    """The capture reads the expert's account only under its lock."""
     assert world.service is not None
     app = world.service.app
     expert = await world.expert()
@@ -551,7 +551,7 @@ async def test_stripe_refuses_although_the_account_looks_ready(world: World) -> 
     assert await reasons(world, held.payment_id) == ["EXPERT_REFUSED"]
 
 
-# ---- the former account goes on ----
+# ---- the former account continues ----
 
 
 @pytest.mark.parametrize("fields", [{}, {"escrow_mode": PLATFORM}], ids=["destination", "separate"])
@@ -574,7 +574,7 @@ async def test_the_former_accounts_payouts_and_refunds_are_synced(
     [dollars] = held.balances
     assert dollars.available.minor_units + dollars.pending.minor_units == 18_000 + 4_500
     assert dollars.funds.minor_units == 18_000 + 4_500
-    # The rest of it goes to the bank.
+    # Its remainder goes to the bank.
     await world.stripe.control("POST", f"/accounts/{former}/payout")
 
     async def paid_out() -> list[experts_pb2.Payout]:

@@ -1,4 +1,4 @@
-"""What the client is owed after a bounced refund: booked at once, and paid once, in any way."""
+"""The client payable after a failed refund: booked at once, and paid once, in any way."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ async def test_two_failed_refunds_are_both_payable_and_repaid_one_after_the_othe
 async def test_a_waiting_capture_is_not_resumed_beside_an_unsynced_refund(
     start_world: StartWorld, out_of_band: int, left: int
 ) -> None:
-    """No webhook tells of it, and nothing is polled: who sends the capture on must look first."""
+    """No webhook reports it, and nothing is polled: the capture's retry must sync first."""
     world = await start_world(policy={"poll_seconds": 3600.0, "quiet_seconds": 3600.0})
     payment, account = await waiting_capture(world, 2_000, 3_000, idempotency_key="once")
     await world.settle_down()
@@ -167,7 +167,7 @@ async def test_a_waiting_capture_is_not_resumed_beside_an_unsynced_refund(
         await resume(world, operation_id)
         after = await world.in_state(payment.payment_id, CAPTURED)
         assert after.captured_amount.minor_units == 3_000
-    # What its caller was told stays: the capture was on its way then.
+    # Its caller's answer stays: the capture was in progress then.
     assert await world.capture(payment.payment_id, 3_000, idempotency_key="once") == payment
     await check_books(world)
 
@@ -175,14 +175,14 @@ async def test_a_waiting_capture_is_not_resumed_beside_an_unsynced_refund(
 async def test_a_parked_capture_is_not_resumed_beside_an_unsynced_refund(
     start_world: StartWorld,
 ) -> None:
-    """No webhook tells of it, and nothing is polled: who resumes it must look first."""
+    """No webhook reports it, and nothing is polled: the resume must sync first."""
     world = await start_world(policy={"poll_seconds": 3600.0, "quiet_seconds": 3600.0})
     held = await world.escrowed("", 10_000, escrow_mode=PLATFORM)
     await world.settle_down()
     await world.stripe.fault("/transfers$", "status", status=401)
     await refusal(world.payments.CapturePayment(capture_request(held.payment_id, 4_000)))
     [(operation_id,)] = world.sql("SELECT operation_id FROM operations WHERE state = 'PARKED'")
-    # While Stripe refuses us the cause is not mended: nothing is resumed, and the operator is told.
+    # While Stripe refuses us the cause remains: nothing is resumed, and the operator gets an error.
     await world.stripe.fault("/payment_intents/", "status", status=401, match={"method": "GET"})
     assert (await refusal(resume(world, operation_id))).reason == "PROCESSOR_MISCONFIGURED"
     await world.stripe.clear_faults()
@@ -199,7 +199,7 @@ async def test_a_parked_capture_is_not_resumed_beside_an_unsynced_refund(
 
 
 async def owing(world: World, mode: dict[str, Any]) -> Payment:
-    """4,000 of 10,000 were refunded, and are owed again; by both models nothing is pending."""
+    """A refund of 4,000 of 10,000 failed: it is client payable, and nothing is pending."""
     await keep_at_stripe(world)
     payment = await world.captured(amount=10_000, **mode)
     await world.stripe.advance(3 * 24 * 3600)
@@ -349,7 +349,7 @@ async def test_resuming_while_the_bank_decides_pays_the_client_once(
     dispute_id, _ = await asyncio.gather(lose(), try_to_resume())
     after = await settled(world, payment.payment_id, dispute_id, LOST)
     assert (after.state, owed(world, payment.payment_id)) == (REFUNDED, 0)
-    # Whoever was first: what the client has twice, the platform has lost, and knows it.
+    # In either order: what the client got twice is the platform's loss, and is on the books.
     again = len(await world.stripe.effects("refunded")) - 1
     assert balance(world, "losses") == 4_000 * again
 
@@ -361,7 +361,7 @@ async def test_resuming_while_the_bank_decides_pays_the_client_once(
 async def test_a_resume_does_not_repeat_an_unsynced_out_of_band_refund(
     start_world: StartWorld, out_of_band: int, paid_by_us: int
 ) -> None:
-    """No webhook tells of it, and nothing is polled: resuming must look first."""
+    """No webhook reports it, and nothing is polled: a resume must sync first."""
     quiet = {"poll_seconds": 3600.0, "account_poll_seconds": 3600.0}
     world = await start_world(policy=quiet)
     payment = await owing(world, {})

@@ -1,4 +1,4 @@
-"""What PostgreSQL itself refuses, and what the service does when it is slow, cut off or away."""
+"""What PostgreSQL refuses, and what the service does while it is slow or unavailable."""
 
 from __future__ import annotations
 
@@ -197,7 +197,7 @@ async def test_a_tampered_row_breaks_the_chain_and_is_shown(
         assert (await world.events.ListPaymentEvents(request)).chain_intact
 
 
-# ---- slow, cut off, away ----
+# ---- slow, disconnected, unavailable ----
 
 
 async def test_killed_sessions_cost_a_retry_at_most(

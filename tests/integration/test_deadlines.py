@@ -129,7 +129,7 @@ def due_for(tx: SqlTransaction, job: JobKind) -> Sequence[str]:
 
 
 def has_missed_warning(payment: Payment, now: datetime) -> bool:
-    """Nobody warned of a deadline that has passed since the last change; it is too late by now."""
+    """A deadline has passed since the last change without a warning; now it is too late for one."""
     return any(
         deadline.time < now and (payment.warn_time is None or payment.warn_time < deadline.time)
         for deadline in deadlines_of(payment)
@@ -172,7 +172,7 @@ async def test_a_stored_time_that_is_too_early_moves_nothing(
 
 
 async def rest_refused(world: World, **fields: Any) -> payments_pb2.Payment:
-    """The expert was paid 3,000 of 10,000, and Stripe refused to give back the rest."""
+    """The expert was paid 3,000 of 10,000, and Stripe refused to refund the remainder."""
     held = await world.escrowed(amount=10_000, escrow_mode=PLATFORM, **fields)
     await world.stripe.fault("/refunds$", "status", status=400, code="charge_disputed")
     payment = await world.capture(held.payment_id, 3_000, final=True)
@@ -244,7 +244,7 @@ async def test_a_caller_may_decide_again_about_the_remainder(
     await check_books(world)
 
 
-# ---- nobody starves ----
+# ---- no payment starves ----
 
 
 def test_an_item_that_had_its_turn_waits_behind_the_others(transaction: SqlTransaction) -> None:
@@ -300,7 +300,7 @@ async def test_a_late_gig_does_not_starve_other_deadlines(
     )
     due = await world.escrowed(expert, escrow_mode=CARD, on_deadline=PROMOTE)
     await world.settle_down()
-    # The gig's date has passed and was told two hours ago; the authorization stands for days.
+    # The gig's date passed and was reported two hours ago; the authorization lasts for days.
     as_superuser(
         world,
         "UPDATE payments SET release_due_time = now() - interval '3 hours', "

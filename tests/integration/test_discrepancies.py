@@ -16,7 +16,7 @@ Tamper = Callable[..., int]
 
 
 async def rest_refused(world: World) -> Payment:
-    """A final part was captured, and Stripe did not give the rest back."""
+    """A final amount was captured, and Stripe did not refund the remainder."""
     held = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
     await world.stripe.fault("/refunds$", "status", status=400, code="charge_disputed")
     return await world.capture(held.payment_id, 3_000, final=True)

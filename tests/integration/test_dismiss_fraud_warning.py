@@ -154,7 +154,7 @@ async def test_a_dispute_that_opens_during_a_dismissal_freezes_the_payment(
         released = [
             kind for kind in await event_kinds(world, held.payment_id) if "released" in kind
         ]
-        # Two callers with two keys: one lets it pass at most, and the other is told.
+        # Two callers with two keys: at most one dismisses it, and the other is refused.
         assert len(released) == sum(not isinstance(one, BaseException) for one in answers[1:])
         assert len(released) <= 1
         assert (await world.get(held.payment_id)).state == IN_ESCROW

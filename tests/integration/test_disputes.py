@@ -251,7 +251,7 @@ async def test_partial_losses_reduce_escrow_first_and_then_the_newest_transfer(
     assert payment.lost_held_amount.minor_units == 2_000
     assert (payment.net_amount.minor_units, payment.net_commission.minor_units) == (4_500, 450)
     assert balance(world, f"stripe:connected:{expert}") == 4_050
-    # Another dispute of the same charge takes the rest, and 500 that nobody has any more.
+    # Another dispute of the same charge takes the remainder, and 500 beyond it.
     second = await contest(world, held, amount=5_000)
     await dispute_where(world, second)
     await decide(world, second, "lose")
@@ -391,7 +391,7 @@ async def test_a_hold_is_disputed_only_once_it_is_captured(
 async def test_a_recovery_interrupted_by_a_crash_is_finished_by_the_background_job(
     start_world: StartWorld,
 ) -> None:
-    """The loss and the reversal are recorded in one transaction; nobody lives to send it."""
+    """The loss and the reversal are recorded in one transaction; no process is left to send it."""
     world = await start_world(policy={"lease": 0.5})
     assert world.service is not None
     expert = await world.expert()

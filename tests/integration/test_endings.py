@@ -1,4 +1,4 @@
-"""Ends that come by the clock, by a bank, or by Stripe's refusal: nobody called an RPC for them."""
+"""Ends caused by the clock, a bank, or Stripe's refusal, without any RPC."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ async def test_an_unpaid_payment_expires_with_its_window(start_world: StartWorld
 async def test_the_window_does_not_close_on_a_payment_confirmed_a_moment_ago(
     start_world: StartWorld, mode: payments_pb2.EscrowMode.ValueType
 ) -> None:
-    """The sweep meets a payment of which no webhook has told yet, nor Stripe's list."""
+    """The job meets a payment that no webhook and no list of Stripe has reported yet."""
     world = await start_world(payment_window=0.01, loops=False)
     assert world.service is not None
     initiated = await world.initiate(await world.expert(), escrow_mode=mode)
@@ -122,7 +122,7 @@ async def test_a_payment_confirmed_between_the_sync_and_the_cancellation(
     expiring = asyncio.create_task(expire_unpaid(app))
     await world.in_state(payment_id, CANCELING)
     await world.confirm(initiated)
-    # It is told of in the middle as well, and ends nothing.
+    # The webhook comes in between as well, and ends nothing.
     assert await until(lambda: apply_waiting(app), "the webhooks")
     await expiring
     [authorized] = await world.stripe.effects("authorized" if mode == CARD else "captured")

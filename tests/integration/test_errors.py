@@ -1,4 +1,4 @@
-"""Whatever anybody sends: one of the declared answers, the fault named, nothing changed."""
+"""Any request gets one of the declared answers; the fault is named, and nothing changes."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ _METHODS: list[MethodDescriptor] = [
     for method in service.methods
     if not method.server_streaming
 ]
-#: While nothing is down and nobody competes, there is no other answer.
+#: While nothing is down and no other caller competes, there is no other answer.
 _CODES = {
     "OK",
     "INVALID_ARGUMENT",
@@ -99,7 +99,7 @@ async def test_the_empty_message(shared: World) -> None:
 
 
 async def _valid(world: World) -> dict[str, Message]:
-    """A request of every method that is good but for what a test puts into it."""
+    """A request of every method, valid except for what a test puts into it."""
     expert = await world.expert()
     held = await world.escrowed(expert)
     paid = await world.captured(expert)
@@ -256,7 +256,7 @@ async def test_all_faults_are_named_at_once(shared: World) -> None:
 
 
 async def test_forged_page_tokens(shared: World) -> None:
-    """Tokens are no secret: whoever takes one apart can put anything into it."""
+    """Tokens are no secret: a caller can decode one and put anything into it."""
     expert = await shared.expert()
     for _ in range(3):
         payment = await shared.captured(expert)

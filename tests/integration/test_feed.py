@@ -309,7 +309,7 @@ async def test_a_slow_reader_delays_no_other(world: World, monkeypatch: pytest.M
 
 
 async def test_streams_end_at_once_when_the_service_does(world: World) -> None:
-    """Those that wait; one that nobody reads holds the end up for its grace and no longer."""
+    """Waiting watchers end; one that is not read delays the end only for its grace period."""
     payment = await world.escrowed()
     with transaction(world) as cursor:
         add_events(cursor, payment.payment_id, 3000, kind="payment." + "x" * 2000)

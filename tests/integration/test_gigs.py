@@ -212,7 +212,7 @@ async def test_held_money_is_refunded_first_and_paid_money_only_on_request(
     await world.capture(held.payment_id, 4_000)
     payment = await world.refund(held.payment_id, 1_000)
     assert (payment.state, amounts(payment)) == (IN_ESCROW, (2_000, 7_000, 1_000, 700))
-    # Beyond what is held: the rest comes from the newest transfer, then from the one before.
+    # Beyond the held amount, the newest transfer is reversed first, then the one before.
     payment = await world.refund(held.payment_id, 7_500)
     assert payment.state == CAPTURED
     assert amounts(payment) == (0, 7_000, 3_000, 150)
@@ -255,7 +255,7 @@ async def test_a_failed_refund_out_of_escrow_is_client_payable(world: World) -> 
 
 
 async def debtor(world: World) -> str:
-    """An expert who owes 90 dollars: Stripe refuses to take them back, and goes on refusing."""
+    """An expert with a debt of 90 dollars: Stripe refuses the reversal, and keeps refusing it."""
     expert = await world.expert()
     paid = await world.captured(expert, 10_000)
     await world.stripe.fault(
@@ -274,7 +274,7 @@ async def test_an_experts_debt_is_offset_at_the_next_capture(
     assert balance(world, f"expert_debt:{expert}") == 9_000
     second = await world.escrowed(expert, 4_000, **fields)
     payment = await world.capture(second.payment_id)
-    # One cent is left to be paid out; the rest of the part pays the debt off.
+    # One cent is left to be paid out; the remainder of the amount pays the debt off.
     assert payment.net_expert_amount.minor_units == 3_600
     assert balance(world, f"expert_debt:{expert}") == 9_000 - 3_599
     await check_books(world)
@@ -318,7 +318,7 @@ async def test_an_out_of_band_destination_capture_offsets_no_debt(world: World) 
     )
     payment = await world.capture(second.payment_id)
     assert (payment.state, payment.waiting_for) == (CAPTURING, payments_pb2.WAITING_FOR_EXPERT)
-    # Nobody hears that the account is well, so that the hand is first.
+    # No event says that the account is ready, so that the dashboard capture comes first.
     await world.stripe.control("POST", "/webhooks", {"paused": True})
     await world.stripe.control("POST", f"/accounts/{account}/restore")
     shown = await world.stripe.api("POST", f"/payment_intents/{second.payment_intent_id}/capture")
@@ -605,7 +605,7 @@ async def test_the_released_remainder_of_a_card_hold_is_no_refund(world: World) 
 async def test_a_final_capture_whose_remainder_stripe_keeps_is_answered_as_a_capture(
     world: World,
 ) -> None:
-    """Told that it was refused, the caller would pay the expert a second time."""
+    """If the answer were a refusal, the caller would pay the expert a second time."""
     held = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
     await world.stripe.fault("/refunds$", "status", status=400, code="charge_disputed", store=True)
     request = capture_request(held.payment_id, 3_000, final=True)

@@ -1,4 +1,4 @@
-"""A lease is short, and kept by whoever lives."""
+"""A lease is short, and a living holder renews it."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ async def test_an_operator_can_resume_an_operation_older_than_its_key(
         return str(operation_id) if state == "PARKED" else ""
 
     operation_id = await until(parked, "the old operation to be parked")
-    # Its last request had no answer: until a minute has passed it is not given up for anything.
+    # Its last request had no answer: until a minute has passed it is not abandoned.
     assert world.sql("SELECT unsure_until > now() FROM operations WHERE kind = 'capture'") == [
         (True,)
     ]
@@ -231,7 +231,7 @@ async def test_a_first_request_is_sent_without_a_lease_renewal(world: World) -> 
         claim_and_start, app, refund_of(held.payment_id), begin_refund
     )
     assert begun.operation is not None
-    # Nobody could renew this lease: whoever asks is told that it is lost.
+    # This lease cannot be renewed: a renewal would report it as lost.
     world.sql("UPDATE operations SET lease_token = 'theirs' WHERE state = 'STARTED' RETURNING 1")
     sent = len(await world.stripe.requests("/refunds"))
     await execute(app, begun.operation, begun.version, _LOCAL)

@@ -28,7 +28,7 @@ async def owing(world: World) -> Payment:
     return payment
 
 
-# ---- it was owed before ----
+# ---- the debt existed before ----
 
 
 async def test_an_out_of_band_reversal_is_the_platforms_until_the_debt_is_written_off(

@@ -78,7 +78,7 @@ async def test_the_remainder_of_a_capture_is_preempted_and_the_expert_stays_paid
     await decide(world, dispute_id, "lose")
     after = await settled(world, held.payment_id, dispute_id, LOST)
     assert after.held_amount.minor_units + after.net_amount.minor_units == left
-    # Paid once, and told so: a caller who is refused would pay again.
+    # Paid once, and the answer says so: a caller that is refused would pay again.
     answer = (await world.payments.CapturePayment(request)).payment
     assert answer.captured_amount.minor_units == 3_000
     reported = {kind_of(one) for one in await world.discrepancies(held.payment_id)}
@@ -93,9 +93,9 @@ async def test_a_request_that_may_still_reach_stripe_is_not_abandoned(
     dispute_id = await contest(world, payment)
     await decide(world, dispute_id, "lose")
     await dispute_where(world, dispute_id, lambda dispute: dispute.outcome == LOST)
-    await asyncio.sleep(2.5)  # The sweep of lost disputes comes by twice.
+    await asyncio.sleep(2.5)  # The job for lost disputes runs twice.
     assert await parked(world, payment.payment_id) == operation_id
-    # The look after the minute finds it.
+    # The sync after the minute finds it.
     await late_arrival(world, payment, operation_id)
     after = await settled(world, payment.payment_id, dispute_id, LOST)
     assert (after.captured_amount.minor_units, after.net_amount.minor_units) == (4_000, 0)
@@ -185,7 +185,7 @@ async def test_resuming_a_disputed_payment_finds_the_finished_effect(
     await world.stripe.control("POST", "/webhooks", {"paused": True})
     await late_arrival(world, payment, operation_id)
     refused = await refusal(resume(world, operation_id))
-    # The look that comes first has found it.
+    # The sync that comes first has found it.
     assert (refused.reason, refused.facts["state"]) == ("WRONG_STATE", "SUCCEEDED")
     after = await world.in_state(payment.payment_id, IN_ESCROW)
     assert after.captured_amount.minor_units == 4_000
@@ -258,7 +258,7 @@ async def test_a_refused_capture_leaves_the_repayment_as_it_was(world: World) ->
     assert shown.preview.payment.held_amount.minor_units == 5_000
     assert await parked(world, payment.payment_id) == before
     assert (await event_kinds(world, payment.payment_id))[-1] == "repayment_due"
-    # And one that Stripe refuses leaves it owed, under another operation.
+    # And one that Stripe refuses leaves it payable, under another operation.
     await world.stripe.fault("/transfers$", "status", status=400, code="no_such_thing")
     refused = await refusal(world.payments.CapturePayment(capture_request(payment.payment_id)))
     assert refused.reason == "REFUSED_BY_PROCESSOR"
@@ -350,7 +350,7 @@ async def test_the_client_payable_after_a_partial_loss_locks_nothing(world: Worl
     await check_books(world)
 
 
-# ---- what is owed, settled outside of Stripe ----
+# ---- client payable, settled outside of Stripe ----
 
 
 def settle_request(

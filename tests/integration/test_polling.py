@@ -1,4 +1,4 @@
-"""What nobody told us: webhooks that never come, quiet payments, and Stripe being away."""
+"""Polling: webhooks that never come, stale payments, and Stripe being unavailable."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ async def test_two_captures_of_one_payment_are_one(shared: World) -> None:
         assert all(reply.code == "OK" or _lost(reply) for reply in replies)
         intent = held.payment_intent_id
         assert len(await shared.stripe.effects("captured", intent)) == 1
-        # Whoever lost in a moment's contention may ask again, and is then told for good.
+        # A caller that lost by contention may call again, and then gets the final answer.
         again = await asyncio.gather(
             *(shared.until_answered("CapturePayment", request) for request in requests)
         )

@@ -81,7 +81,7 @@ class Walk:
 
     async def initiate(self) -> None:
         currency, step = self.dice.choice(list(_CURRENCIES.items()))
-        # Of an expert who is unwell nobody would order anything.
+        # No client would order from an expert who is not ready.
         well = [expert for expert in self.experts if expert not in self.unwell]
         if not well:
             return
@@ -251,7 +251,7 @@ class Walk:
             )
             for (operation_id,) in parked:
                 await self._end(operation_id)
-            # What a second bounce left owed is parked when the first one is paid.
+            # The client payable of a second failed refund is parked when the first one is repaid.
             waiting = self.world.sql("SELECT 1 FROM webhook_events WHERE state = 'WAITING'")
             return not parked and not waiting
 

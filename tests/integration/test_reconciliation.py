@@ -76,7 +76,7 @@ async def test_a_refund_that_failed_before_the_snapshot_agrees_line_by_line(
         )
         await world.stripe.control("POST", f"/refunds/{refund['id']}/fail")
     else:
-        # Our service does not hear the answer, and cannot look before the bank gives it back.
+        # Our service does not get the answer, and cannot sync before the refund fails.
         await world.stripe.fault("/refunds$", "reset", "after")
         away = {"method": "GET", "path": "/payment_intents/"}
         await world.stripe.fault("", "status", match=away, times=None, status=503)
@@ -329,7 +329,7 @@ async def test_one_payment_is_judged_by_its_own_books(world: World, as_superuser
 async def test_a_silently_disconnected_account_delays_no_other(
     start_world: StartWorld,
 ) -> None:
-    """Stripe shows it no more; without a webhook the reconciliation itself is told so."""
+    """Stripe does not show it any more; without a webhook the reconciliation finds out itself."""
     world = await start_world(policy={"poll_seconds": 3600.0, "account_poll_seconds": 3600.0})
     gone, stays = await world.captured(), await world.captured()
     await world.settle_down()

@@ -128,7 +128,7 @@ async def test_7_no_transaction_is_open_while_stripe_is_called(world: World) -> 
     await world.stripe.fault("/capture$", "delay", delay_ms=1_500)
     call = asyncio.create_task(world.capture(held.payment_id))
     await until(world.stripe.fired, "the capture at Stripe")
-    # The intent is on record before Stripe acts, and nobody is kept out of the row meanwhile.
+    # The intent is on record before Stripe acts, and the row stays unlocked meanwhile.
     [(kind, state)] = world.sql(
         "SELECT kind, state FROM operations WHERE state NOT IN ('SUCCEEDED', 'REFUSED')"
     )

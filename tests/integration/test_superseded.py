@@ -37,7 +37,7 @@ async def capture_in_vain(
     return request
 
 
-# 429: Stripe has seen nothing. 503: nobody knows. 401: parked at once.
+# 429: Stripe has seen nothing. 503: the outcome is unknown. 401: parked at once.
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ async def test_a_refund_is_not_made_beside_one_out_of_band(
     after = await world.in_state(payment.payment_id, CAPTURED if captured else IN_ESCROW)
     assert after.held_amount.minor_units + after.net_amount.minor_units == 6_000
     assert await amounts_at_stripe(world, "refunded", payment) == [4_000]
-    # Whoever wants another one asks anew.
+    # A caller that wants another one calls again.
     await world.refund(payment.payment_id, 1_000)
     assert await amounts_at_stripe(world, "refunded", payment) == [4_000, 1_000]
     await check_books(world)
@@ -98,7 +98,7 @@ async def test_the_remainder_of_a_capture_is_refunded_once(
     refused = await refusal(resume(world, operation_id))
     assert (refused.reason, refused.facts["available"]) == ("AMOUNT_TOO_LARGE", str(left))
     await abandon(world, operation_id)
-    # The expert is paid, and its caller is told so.
+    # The expert is paid, and its caller's answer says so.
     assert await answer(world, "CapturePayment", request) == "OK"
     after = await world.get(payment.payment_id)
     assert (after.held_amount.minor_units, after.captured_amount.minor_units) == (left, 6_000)

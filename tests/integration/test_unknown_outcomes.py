@@ -1,6 +1,6 @@
-"""Stripe may or may not have acted: the caller is told so, and it converges to one effect.
+"""Stripe may or may not have acted: the caller's answer says so, and it converges to one effect.
 
-Webhooks are held back, so that the sweep alone has to find out. Every operation that the service
+Webhooks are held back, so that only recovery can find out. Every operation that the service
 knows is under way at once, each with its own fault, in each test.
 """
 
@@ -120,7 +120,7 @@ async def test_a_caller_who_asks_again_does_not_cut_the_pause_before_a_new_key(
 
     assert (await refusal(world.payments.RefundPayment(request))).reason == "OUTCOME_UNKNOWN"
     await until(replayed, "the stored error, once more")
-    # Asked again at once, and after the server's own patience: by the sweep's clock alone.
+    # Called again at once, and after the server's own timeout: only recovery's clock counts.
     reply = await world.until_answered("RefundPayment", request)
     assert reply.code == "OK"
     sent = await tries()

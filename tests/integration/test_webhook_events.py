@@ -78,7 +78,7 @@ async def test_one_event_delivered_eight_times_to_two_replicas_is_one_transition
 
 
 async def test_any_order_and_any_repetition_end_in_the_same_payment(world: World) -> None:
-    """A whole life lived at Stripe's dashboard, told in three orders; nobody calls an RPC."""
+    """A whole lifecycle at Stripe's dashboard, delivered in three orders, without any RPC."""
     chance = random.Random(7)
     expert = await world.expert(commission_basis_points=1_000)
     begun = [await world.initiate(expert, 8_000) for _ in range(3)]
@@ -163,7 +163,7 @@ async def test_an_event_that_comes_before_we_know_the_intent(start_world: StartW
 async def test_a_transfer_whose_answer_is_lost_is_settled_by_its_event(
     start_world: StartWorld,
 ) -> None:
-    """One of ours, told of by nothing else."""
+    """One of ours, which no other event reports."""
     world = await start_world(loops=False)
     assert world.service is not None
     app, expert = world.service.app, await world.expert()
@@ -267,14 +267,14 @@ async def test_a_hold_captured_at_the_dashboard_is_posted_as_stripe_did_it(world
     )
     assert (await world.in_state(whole.payment_id, CAPTURED)).net_commission.minor_units == 1_000
     payment = await world.in_state(part.payment_id, CAPTURED)
-    # Nobody recomputed the fee for the part: Stripe collected that of the whole.
+    # The fee was not recomputed for the captured amount: Stripe collected the whole fee.
     assert payment.captured_amount.minor_units == 4_000
     assert payment.net_commission.minor_units == 1_000
     kinds = {kind_of(found) for found in await world.discrepancies(part.payment_id)}
     assert kinds == {"captured_out_of_band", "commission_mismatch"}
     kinds = {kind_of(found) for found in await world.discrepancies(whole.payment_id)}
     assert kinds == {"captured_out_of_band"}
-    # It can still be given back whole, and nobody gives more than he got.
+    # It can still be refunded completely, and no side returns more than it received.
     assert (await world.refund(part.payment_id)).state == REFUNDED
     await check_books(world)
 

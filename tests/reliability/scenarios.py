@@ -35,7 +35,7 @@ from tests.support.world import (
 )
 
 CONVERGENCE_SECONDS = 10.0
-#: The deadlines are looked at every fifteen seconds, by a replica that was up all the time.
+#: A replica that was up all the time checks the deadlines every fifteen seconds.
 _DEADLINE_SECONDS = 25.0
 
 
@@ -275,7 +275,7 @@ async def _capture_that_waits(world: World, expert: str) -> Subject:
 
 
 async def _capture_that_waited(world: World, expert: str) -> Subject:
-    """The account is well again, which the event tells; the loops do the rest."""
+    """The account is ready again, and the event says so; the jobs do the rest."""
     held, account = await _restricted(world)
     waiting = await world.capture(held.payment_id)
     assert waiting.waiting_for == payments_pb2.WAITING_FOR_EXPERT, waiting
@@ -312,7 +312,7 @@ async def _exchange(world: World, expert: str) -> Subject:
 
 
 async def _capture_after_exchange(world: World, expert: str) -> Subject:
-    """The money waited; the new account is ready, which the event tells; the loops do the rest."""
+    """The money waited; the new account is ready, and the event says so; the jobs do the rest."""
     held, _ = await _rejected(world)
     waiting = await world.capture(held.payment_id)
     assert waiting.waiting_for == payments_pb2.WAITING_FOR_EXPERT, waiting
@@ -330,7 +330,7 @@ async def _capture_after_exchange(world: World, expert: str) -> Subject:
 
 
 async def _bounce(world: World, expert: str) -> Subject:
-    """The client's bank sends a refund back: owed again, and left to an operator to pay."""
+    """A refund fails: the amount is client payable, and an operator has to repay it."""
     captured = await world.captured(expert, card=_AVAILABLE, **_PLATFORM)
     await world.refund(captured.payment_id)
     [(refund_id,)] = world.sql(
@@ -381,7 +381,7 @@ async def _fraud_release(world: World, expert: str) -> Subject:
 
 
 async def _settlement(world: World, expert: str) -> Subject:
-    """What a bounced refund left owed is settled outside of Stripe."""
+    """The client payable of a failed refund is settled outside of Stripe."""
     # Out of escrow: nothing is to be taken back from the expert.
     held = await world.escrowed(expert, **_PLATFORM)
     await world.refund(held.payment_id)

@@ -1,4 +1,4 @@
-"""What the model and the sweeps found, each as small as it can be told."""
+"""Faults that the model and the crash tests found, each as the smallest test that shows it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_a_refund_is_answered_although_an_earlier_refund_fails(
                 REFUNDING,
                 payments_pb2.WAITING_FOR_OPERATOR,
             )
-            # What is owed again stands in nobody's way.
+            # The new client payable blocks nothing.
             answer = await world.refund(payment.payment_id, 1)
             assert answer.refunded_amount.minor_units == 7
             assert (answer.state, answer.waiting_for) == (

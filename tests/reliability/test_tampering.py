@@ -1,4 +1,4 @@
-"""Whoever changes the books by hand, as superuser and with every trigger off, is found out."""
+"""A direct change of the books, as superuser and with every trigger off, is found."""
 
 from __future__ import annotations
 

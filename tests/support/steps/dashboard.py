@@ -22,7 +22,7 @@ async def refund_out_of_band(world: World, payment: Payment, amount: int) -> Non
     async def booked() -> bool:
         return "refunded_out_of_band" in await event_kinds(world, payment.payment_id)
 
-    await until(booked, "the refund by hand on the books")
+    await until(booked, "the out-of-band refund on the books")
 
 
 async def transfer_out_of_band(
@@ -56,7 +56,7 @@ async def bounce(world: World, payment_id: str) -> None:
 
 
 async def late_arrival(world: World, payment: Payment, operation_id: str) -> None:
-    """The request of the parked transfer reaches Stripe after all."""
+    """Lets the request of the parked transfer reach Stripe late."""
     [(account_id,)] = world.sql(
         "SELECT payload ->> 'destination_account_id' FROM operations WHERE operation_id = %s",
         operation_id,
@@ -102,4 +102,4 @@ async def reverse(world: World, payment: Payment, amount: int) -> None:
     async def booked() -> bool:
         return (await event_kinds(world, payment.payment_id)).count("reversed_out_of_band") > before
 
-    await until(booked, "the reversal by hand on the books")
+    await until(booked, "the out-of-band reversal on the books")

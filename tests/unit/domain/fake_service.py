@@ -64,7 +64,7 @@ class FakeService:
     discrepancies: list[str] = field(default_factory=list)
     kinds: list[EventKind] = field(default_factory=list)
     ids: int = 1
-    #: What the expert owes from before: another client's refund that Stripe did not take back.
+    #: The expert's earlier debt: from another client's refund whose reversal Stripe refused.
     debt_before: int = 0
     #: Disputes as Stripe shows them, and as they are on record.
     shown: dict[str, DisputeSnapshot] = field(default_factory=dict)
@@ -390,7 +390,7 @@ class FakeService:
         if operation:
             assert operation.operation_id == payment.operation_id
         if payment.client_payable:
-            # Nothing owed is without an operation: the one that repays it, or one before that.
+            # Every client payable has an operation: the one that repays it, or one before that.
             assert operation is not None
         if operation and operation.is_repayment:
             assert payment.state is State.REFUNDING
@@ -406,7 +406,7 @@ class FakeService:
         assert self.balance("escrow:pay_1") == (-payment.held if payment.charged else 0)
         assert self.balance("client_payable:pay_1") == -payment.client_payable
         assert self.balance("commission") == -payment.net_commission
-        # Never more kept back than is owed, not even with the capture that is under way.
+        # The offset never exceeds the debt, not even with the capture in progress.
         assert self.balance(DEBT) >= payment.debt_offset
         if self.intent.exchange == SAME_CURRENCY:
             assert self.balance(CONNECTED) == -self.balance(FUNDS)

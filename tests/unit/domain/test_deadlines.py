@@ -187,7 +187,7 @@ def test_what_a_caller_tried_before_the_deadline_is_not_the_deadlines_own_try() 
 
 @pytest.mark.parametrize("late", [MOMENT, HOUR, 6 * HOUR])
 def test_gigs_date_does_not_keep_a_hold_from_being_promoted(late: timedelta) -> None:
-    """Both passed before anybody looked; only the card's ends the escrow if nothing is done."""
+    """Both passed before the job ran; only the card's ends the escrow if nothing is done."""
     at = 7 * DAY - MARGIN
     payment = held(PROMOTE, release=at + late)
     found = due(payment, at + late)
@@ -196,7 +196,7 @@ def test_gigs_date_does_not_keep_a_hold_from_being_promoted(late: timedelta) -> 
 
 
 def test_gigs_date_does_not_end_the_tries_to_promote() -> None:
-    """Refused once, told of the gig's date meanwhile: the authorization still runs out."""
+    """Refused once, and the gig's date was reported meanwhile: the authorization still ends."""
     at = 7 * DAY - MARGIN
     refused = acted(held(PROMOTE, release=at + 2 * HOUR), at)
     told_at = at + 2 * HOUR

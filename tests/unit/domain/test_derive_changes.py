@@ -112,7 +112,7 @@ class Cell(NamedTuple):
     seen: list[PaymentSnapshot]
     after: State
     reports: str = ""
-    #: What the operation's caller is told; None while it is open, "" if it was done.
+    #: The answer of the operation's caller; None while it is open, "" if it was done.
     refusal: str | None = None
 
 
@@ -460,7 +460,7 @@ def test_our_refund_is_followed_by_the_experts_reversal() -> None:
 
 
 def test_refund_that_is_all_commission_has_no_second_leg() -> None:
-    """By hand an operator captured it all as commission."""
+    """An operator captured all of it as commission, out of band."""
     payment = replace(in_state(State.REFUNDING), net_commission=10_000)
     line = BalanceTransaction("txn_r", "USD", 10_000)
     refund = Refund("re_1", 10_000, "succeeded", "op_1", line)
@@ -666,7 +666,7 @@ def test_our_refund_refused_after_a_full_out_of_band_refund_ends_refunded() -> N
 
 
 def test_an_operation_waits_for_the_line_of_its_own_refund_and_of_no_other() -> None:
-    """A refund by hand may be pending for days: until then only its own booking waits."""
+    """An out-of-band refund may be pending for days: until then only its own booking waits."""
     service = paid_out()
     service.start_give_back(4_000)
     assert service.operation is not None
@@ -686,7 +686,7 @@ def test_a_repayment_is_not_sent_beside_a_pending_refund_of_the_same_amount() ->
 
 
 def test_a_repayment_in_progress_is_not_ended_by_an_out_of_band_refund() -> None:
-    """It may arrive beside it: then both are booked, and the client is owed nothing."""
+    """It may arrive beside it: then both are booked, and nothing is client payable."""
     service = paid_out()
     service.give_back(5_000)
     service.intent.bounce(service.intent.refunds[0].refund_id)

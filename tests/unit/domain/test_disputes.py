@@ -378,7 +378,7 @@ def test_a_dispute_before_capture_is_reported_and_changes_nothing() -> None:
     assert service.discrepancies == ["dispute_before_capture"]
 
 
-# ---- any life, looked at anyhow ----
+# ---- any lifecycle, synced at any moments ----
 
 
 ACTIONS = (
@@ -500,7 +500,7 @@ def test_any_lifecycle_leaves_books_that_agree_with_stripes(
     due = money.fee(payment.net, payment.commission_basis_points, currency)
     assert payment.net_commission == due
     assert (payment.frozen is Freeze.NONE) == all(not record.is_open for record in records)
-    # The client is owed what bounced and was not paid again, but for what the bank has given.
+    # Client payable: what failed and was not repaid, less what the bank has given.
     bounced = sum(refund.minor_units for refund in service.intent.refunds if refund.failed)
     resent = sum(
         line.minor_units

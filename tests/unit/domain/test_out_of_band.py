@@ -140,7 +140,7 @@ def test_it_is_not_sent_and_the_reason_names_the_movement(
     assert "waiting_changed" in followed_kinds(to) or not parked or is_repayment
     if parked:
         assert service.payment.waiting_for is WaitingFor.OPERATOR
-    # Every look says so, until it was resumed in spite of it.
+    # Every sync says so, until an operator resumes it all the same.
     assert service.follow().blocked_by == to.blocked_by
     assert service.operation is not None
     assert before is not None

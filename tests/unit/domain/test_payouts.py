@@ -63,7 +63,7 @@ def follow(known: Payout | None, shown: PayoutSnapshot) -> PayoutChangeSet:
 def test_repeated_syncs_end_in_the_same_state(
     looks: tuple[PayoutSnapshot, ...],
 ) -> None:
-    """Some looks see every state, some only the last: the books are those of the last."""
+    """Some syncs see every state, some only the last: the books are those of the last."""
     known: Payout | None = None
     posted: list[Posting] = []
     for shown in (*looks, looks[-1]):

@@ -229,7 +229,7 @@ def card_hold(amount: int = 10_000) -> Payment:
 @pytest.mark.parametrize(
     ("payment", "part", "final", "plan"),
     [
-        # Charged before: the part is transferred, the rest stays or goes back.
+        # Charged before: the amount is transferred, the remainder stays or is refunded.
         (held_by_us(), None, False, CapturePlan(CaptureSplit(10_000, 1_000), 0, 0, 0)),
         (held_by_us(), 6_000, False, CapturePlan(CaptureSplit(6_000, 600), 0, 0, 0)),
         (held_by_us(), 6_000, True, CapturePlan(CaptureSplit(6_000, 600), 0, 0, 4_000)),
@@ -237,7 +237,7 @@ def card_hold(amount: int = 10_000) -> Payment:
         (card_hold(), None, False, CapturePlan(CaptureSplit(10_000, 1_000), 10_000, 0, 0)),
         (card_hold(), 6_000, False, CapturePlan(CaptureSplit(6_000, 600), 10_000, 0, 0)),
         (card_hold(), 6_000, True, CapturePlan(CaptureSplit(6_000, 600), 6_000, 4_000, 0)),
-        # With a destination the card is charged that part, and Stripe releases the rest.
+        # With a destination the card is charged that amount, and Stripe releases the remainder.
         (
             in_state(State.IN_ESCROW),
             6_000,
@@ -345,7 +345,7 @@ def test_an_uncharged_payment_is_canceled_whatever_its_mode(
     ],
 )
 def test_reversals_begin_with_the_newest_transfer(part: int, legs: list[tuple[str, int]]) -> None:
-    """The second one has nothing left, and what none covers is left to be owed."""
+    """The second one has nothing left, and the uncovered amount becomes debt."""
     transfers = [
         ReversibleTransfer("tr_1", 100),
         ReversibleTransfer("tr_2", 0),

@@ -91,7 +91,7 @@ REFUND = new_operation(OperationKind.REFUND, 10_000)
 
 CONFLICT, ELSEWHERE = "state_mismatch", "captured_out_of_band"
 BY_CARD, BY_US = separate(CARD_HOLD), separate()
-#: state, how it is held, operation, what is seen, state after, what is reported, what is told.
+#: state, how it is held, operation, snapshot, state after, discrepancies, the caller's answer.
 Cell = tuple[State, Payment, Operation | None, list[PaymentSnapshot], State, str, str | None]
 
 
@@ -311,7 +311,7 @@ def test_same_amount_captured_out_of_band_continues_with_our_transfer() -> None:
 
 
 def test_other_amount_than_a_promotion_asked_for_is_reported() -> None:
-    """The rest of the hold was released by a hand: nobody else would ever learn of it."""
+    """The remainder of the hold was released out of band: only this report says so."""
     service = held(CARD_HOLD)
     service.start_promotion()
     service.intent.capture(6_000)
@@ -733,7 +733,7 @@ def test_out_of_band_refund_of_an_amount_in_transfer_waits_for_the_transfer() ->
     assert not service.discrepancies
     assert (service.payment.state, service.payment.held) == (State.CAPTURING, 10_000)
     service.finish()
-    # The rest that our own refund was to give back has gone that way already.
+    # The remainder that our own refund was to return was returned that way already.
     assert (service.payment.refunded_from_escrow, service.payment.refunded_after_capture) == (
         4_000,
         1_000,

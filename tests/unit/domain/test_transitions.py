@@ -393,7 +393,7 @@ def test_commission_of_the_whole_amount_is_refused(amount: int, basis_points: in
 
 
 def test_refused_refund_of_an_emptied_payment_leaves_it_refunded() -> None:
-    """While ours was under way an operator gave everything back by hand."""
+    """While ours was in progress an operator refunded everything out of band."""
     emptied = replace(in_state(State.REFUNDING), refunded_after_capture=10_000, net_commission=0)
     assert transitions.refund_refused(emptied, FAILURE).after.state is State.REFUNDED
 
