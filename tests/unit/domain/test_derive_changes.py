@@ -1,31 +1,19 @@
-"""From what Stripe shows to what changes here: every cell of the table, and what hangs on it."""
+"""From a snapshot to changes: every cell of the table, the intent, declines and captures."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
-from fractions import Fraction
 from typing import NamedTuple
 
 import pytest
 
 from payment_service.domain.errors import Precondition
-from payment_service.domain.operation_payloads import CapturePayload, ReversalPayload
+from payment_service.domain.operation_payloads import CapturePayload
 from payment_service.domain.operations import Operation, OperationKind, OperationPurpose
-from payment_service.domain.payment import Payment, State, WaitingFor
-from payment_service.domain.snapshot import (
-    BalanceTransaction,
-    Charge,
-    Decline,
-    IntentStatus,
-    PaymentSnapshot,
-    Refund,
-)
+from payment_service.domain.payment import State
+from payment_service.domain.snapshot import Charge, Decline, IntentStatus, PaymentSnapshot
 from payment_service.domain.state_machine import EventKind
-from payment_service.domain.sync.changes import ChangeSet, Movement, SyncContext
-from payment_service.domain.sync.derive_changes import derive_changes
 from tests.unit.domain.builders import (
     BUSY,
-    HOLDING,
     NOW,
     OF_A_DESTINATION,
     PAID_OUT,
@@ -33,50 +21,14 @@ from tests.unit.domain.builders import (
     new_operation,
     new_payment,
 )
-from tests.unit.domain.fake_intent import SAME_CURRENCY, Exchange, FakeIntent
-from tests.unit.domain.fake_service import (
-    FakeService,
-    check_payment,
-    followed_kinds,
-    reported,
-    serve,
-)
+from tests.unit.domain.fake_intent import FakeIntent
+from tests.unit.domain.fake_service import check_payment, followed_kinds, reported
+from tests.unit.domain.snapshots import REFUND, SUCCEEDED, captured, followed, intent
 
 DECLINE = Decline("card_declined", "insufficient_funds")
 CAPTURE = new_operation(OperationKind.CAPTURE, 10_000)
 CANCEL = new_operation(OperationKind.CANCEL, 10_000)
 DEADLINE = new_operation(OperationKind.CANCEL, 10_000, purpose=OperationPurpose.DEADLINE)
-REFUND = new_operation(OperationKind.REFUND, 10_000)
-
-
-def followed(
-    payment: Payment, seen: PaymentSnapshot, operation: Operation | None = None, *known: str
-) -> ChangeSet:
-    context = SyncContext(
-        snapshot=seen,
-        operation=operation,
-        booked_ids=frozenset(known),
-        next_operation_id="op_next",
-        holding_limit=HOLDING,
-        now=NOW,
-    )
-    return derive_changes(payment, context)
-
-
-def intent(*steps: Callable[[FakeIntent], object]) -> PaymentSnapshot:
-    """What Stripe shows of an intent of 100.00 USD after some steps."""
-    shown = FakeIntent(10_000, "USD")
-    for step in steps:
-        step(shown)
-    return shown.observe()
-
-
-def captured(part: int = 10_000, fee: int = 1_000) -> Callable[[FakeIntent], None]:
-    def step(shown: FakeIntent) -> None:
-        shown.authorize()
-        shown.capture(part, fee)
-
-    return step
 
 
 def plain(status: IntentStatus, decline: Decline | None = None) -> PaymentSnapshot:
@@ -86,7 +38,6 @@ def plain(status: IntentStatus, decline: Decline | None = None) -> PaymentSnapsh
 # ---- every cell of the table ----
 
 HELD = intent(FakeIntent.authorize)
-SUCCEEDED = intent(captured())
 CANCELED = intent(FakeIntent.cancel)
 CANCELED_BY_STRIPE = intent(lambda shown: shown.cancel("automatic"))
 EXPIRED_AT_STRIPE = intent(lambda shown: shown.cancel("expired"))
@@ -140,7 +91,7 @@ TABLE = [
         Cell(state, REFUND if state in BUSY else None, [HELD], state, CONFLICT)
         for state in (S.CANCELED, S.EXPIRED, *PAID_OUT)
     ),
-    # Captured, by us or by a hand.
+    # Captured, by us or out of band.
     Cell(S.PENDING, None, [SUCCEEDED], S.CAPTURED, ELSEWHERE),
     Cell(S.FAILED, None, [SUCCEEDED], S.CAPTURED, ELSEWHERE),
     Cell(S.IN_ESCROW, None, [SUCCEEDED], S.CAPTURED, ELSEWHERE),
@@ -152,7 +103,7 @@ TABLE = [
         Cell(state, REFUND if state in BUSY else None, [SUCCEEDED], state)
         for state in (S.CAPTURED, S.REFUNDING, S.REFUNDED)
     ),
-    # Cancelled, by us, by a hand or by time.
+    # Cancelled, by us, out of band or by time.
     *(
         Cell(before, None, [seen], after)
         for before in (S.PENDING, S.FAILED, S.IN_ESCROW)
@@ -416,412 +367,3 @@ def test_out_of_band_capture_of_a_payment_without_a_hold_releases_nothing(state:
     to = followed(in_state(state), SUCCEEDED)
     assert to.transitions[0].kind is EventKind.CAPTURED_OUT_OF_BAND
     assert not [line for line in to.transitions[0].postings if line.account == "hold"]
-
-
-# ---- refunds: ours ----
-
-
-def paid_out(exchange: Exchange = SAME_CURRENCY) -> FakeService:
-    """A payment of 10000 that was captured, with its books."""
-    service = serve(new_payment(), exchange)
-    service.intent.authorize()
-    service.follow()
-    service.capture()
-    return service
-
-
-def test_our_refund_is_followed_by_the_experts_reversal() -> None:
-    service = paid_out()
-    service.start_give_back(3_333)
-    first = service.operation
-    service.send()
-    to = service.follow()
-    assert followed_kinds(to) == ["client_refunded"]
-    assert to.settled
-    assert to.refusal is None
-    assert to.movements == [Movement(service.intent.refunds[0].refund_id, "refund", 3_333, "op_3")]
-    assert to.next_operation is not None
-    assert first is not None
-    coming = to.next_operation
-    assert (coming.kind, coming.minor_units) == (OperationKind.REVERSE_TRANSFER, 3_000)
-    assert coming.payload == ReversalPayload(transfer_id="tr_1", transfer_minor_units=3_000)
-    assert coming.purpose is OperationPurpose.REQUESTED
-    assert (to.payment.state, to.payment.operation_id) == (State.REFUNDING, "op_4")
-    service.send()
-    to = service.follow()
-    assert followed_kinds(to) == ["transfer_reversed"]
-    assert to.settled
-    assert (to.payment.state, to.payment.net, to.payment.operation_id) == (
-        State.CAPTURED,
-        6_667,
-        "",
-    )
-    service.check_reconciled()
-
-
-def test_refund_that_is_all_commission_has_no_second_leg() -> None:
-    """An operator captured all of it as commission, out of band."""
-    payment = replace(in_state(State.REFUNDING), net_commission=10_000)
-    line = BalanceTransaction("txn_r", "USD", 10_000)
-    refund = Refund("re_1", 10_000, "succeeded", "op_1", line)
-    to = followed(payment, replace(SUCCEEDED, refunds=(refund,)), REFUND)
-    assert (to.next_operation, to.settled) == (None, True)
-    assert (to.payment.state, to.payment.operation_id) == (State.REFUNDED, "")
-
-
-def test_refund_that_takes_nothing_from_the_commission_is_all_the_experts() -> None:
-    service = paid_out()
-    service.start_give_back(4)
-    service.send()
-    to = service.follow()
-    assert to.transitions[0].facts["commission"] == 0
-    assert to.next_operation is not None
-    assert to.next_operation.minor_units == 4
-
-
-def test_experts_leg_is_asked_for_in_the_transfers_currency() -> None:
-    service = paid_out(Exchange("EUR", Fraction(9, 10)))
-    service.start_give_back(3_333)
-    service.send()
-    to = service.follow()
-    assert to.next_operation is not None
-    assert to.next_operation.minor_units == 3_000
-    assert isinstance(to.next_operation.payload, ReversalPayload)
-    assert to.next_operation.payload.transfer_minor_units == 2_700
-    service.send()
-    service.follow()
-    service.check_reconciled()
-    assert service.balance("expert_debt:expert_1") == 0
-
-
-def test_our_refund_that_failed_at_once_leaves_everything_as_it_was() -> None:
-    payment = in_state(State.REFUNDING)
-    refund = Refund("re_1", 10_000, "failed", "op_1")
-    to = followed(payment, replace(SUCCEEDED, refunds=(refund,)), REFUND)
-    assert followed_kinds(to) == ["refund_refused"]
-    assert (to.payment.state, to.payment.net) == (State.CAPTURED, 10_000)
-    assert to.refusal is not None
-    assert to.refusal.reason == "REFUSED_BY_PROCESSOR"
-    again = followed(to.payment, replace(SUCCEEDED, refunds=(refund,)), None, "re_1", "re_1:failed")
-    assert again.transitions == []
-
-
-def test_stripes_answer_counts_even_if_its_list_is_behind() -> None:
-    refund = Refund("re_1", 10_000, "succeeded", "op_1")
-    seen = SUCCEEDED.with_answer(refund)
-    assert seen.refunds == (refund,)
-    assert seen.with_answer(refund) is seen
-
-
-# ---- refunds: bounced ----
-
-
-def bounced() -> FakeService:
-    service = paid_out()
-    service.give_back()
-    service.intent.bounce(service.intent.refunds[0].refund_id)
-    service.follow()
-    return service
-
-
-def test_failed_refund_is_client_payable_and_parked_for_an_operator() -> None:
-    service = bounced()
-    assert service.discrepancies == ["refund_failed"]
-    assert service.payment.client_payable == 10_000
-    assert service.payment.waiting_for is WaitingFor.OPERATOR
-    assert service.operation is not None
-    assert service.operation.kind is OperationKind.REFUND
-    assert service.operation.is_repayment
-    assert service.follow().transitions == []
-
-
-def test_failed_refund_is_payable_at_once_and_repaid_after_the_current_operation() -> None:
-    service = paid_out()
-    service.start_give_back(5_000)
-    service.send()
-    service.follow()
-    service.intent.bounce(service.intent.refunds[0].refund_id)
-    under_way = service.operation
-    to = service.follow()
-    assert followed_kinds(to) == ["refund_failed"]
-    assert (service.payment.client_payable, service.operation) == (5_000, under_way)
-    service.send()
-    assert followed_kinds(service.follow()) == ["transfer_reversed"]
-    assert service.operation is not None
-    assert service.operation.is_repayment
-    assert service.payment.waiting_for is WaitingFor.OPERATOR
-
-
-@pytest.mark.parametrize(
-    ("out_of_band", "left", "kinds"),
-    [
-        (3_000, 2_000, ["refunded_out_of_band", "repayment_abandoned"]),
-        (5_000, 0, ["refunded_out_of_band", "repayment_abandoned"]),
-        (7_000, 0, ["refunded_out_of_band", "repayment_abandoned"]),
-    ],
-)
-def test_an_out_of_band_refund_reduces_the_client_payable_first(
-    out_of_band: int, left: int, kinds: list[str]
-) -> None:
-    service = paid_out()
-    service.give_back(5_000)
-    service.intent.bounce(service.intent.refunds[0].refund_id)
-    service.follow()
-    first = service.operation
-    service.intent.refund(out_of_band)
-    to = service.follow()
-    assert (followed_kinds(to), to.settled) == (kinds, True)
-    assert service.payment.client_payable == left
-    assert service.payment.refunded_after_capture == 5_000 + max(out_of_band - 5_000, 0)
-    if left:
-        assert first is not None
-        assert service.operation is not None
-        assert service.operation.minor_units == left
-        assert service.operation.operation_id != first.operation_id
-    else:
-        assert service.operation is None
-
-
-def test_refund_that_fails_twice_is_still_client_payable() -> None:
-    service = bounced()
-    service.send()
-    service.follow()
-    assert service.payment.state is State.REFUNDED
-    service.intent.bounce(service.intent.refunds[1].refund_id)
-    service.follow()
-    assert (service.payment.client_payable, service.payment.state) == (10_000, State.REFUNDING)
-    service.check_reconciled()
-
-
-def test_repayment_that_failed_before_the_snapshot_can_be_tried_again() -> None:
-    service = bounced()
-    service.send()
-    service.intent.bounce(service.intent.refunds[1].refund_id)
-    first = service.operation
-    to = service.follow()
-    assert followed_kinds(to) == ["client_repaid", "refund_failed"]
-    assert to.refusal is not None
-    assert service.payment.client_payable == 10_000
-    assert service.operation is not None
-    assert first is not None
-    assert service.operation.operation_id != first.operation_id
-    service.send()
-    service.follow()
-    assert (service.payment.state, service.payment.client_payable) == (State.REFUNDED, 0)
-    service.check_reconciled()
-
-
-def test_client_payable_paid_out_of_band_is_not_paid_again() -> None:
-    service = bounced()
-    service.intent.refund(10_000)
-    to = service.follow()
-    assert followed_kinds(to) == ["refunded_out_of_band", "repayment_abandoned"]
-    assert reported(to) == ["out_of_band_refund"]
-    assert to.settled
-    assert (service.payment.state, service.payment.client_payable) == (State.REFUNDED, 0)
-    service.check_reconciled()
-
-
-# ---- by a hand at Stripe's dashboard ----
-
-
-def test_out_of_band_refund_is_booked_and_reported_and_returns_commission() -> None:
-    service = paid_out()
-    service.intent.refund(3_333)
-    to = service.follow()
-    assert followed_kinds(to) == ["refunded_out_of_band"]
-    assert reported(to) == ["out_of_band_refund"]
-    assert (to.payment.net, to.payment.net_commission) == (6_667, 667)
-    assert to.next_operation is None
-    service.intent.refund(6_667)
-    assert service.follow().payment.state is State.REFUNDED
-
-
-def test_out_of_band_refund_during_our_refund_is_not_mistaken_for_ours() -> None:
-    service = paid_out()
-    service.start_give_back(5_000)
-    service.intent.refund(2_000)
-    service.follow()
-    assert service.payment.state is State.REFUNDING
-    service.send()
-    to = service.follow()
-    # What is to follow from it is an operator's to resume.
-    assert followed_kinds(to) == ["client_refunded", "waiting_changed"]
-    service.resume()
-    service.send()
-    service.follow()
-    assert (service.payment.net, service.payment.net_commission) == (3_000, 300)
-    assert service.balance("losses") == 1_800
-    service.check_reconciled()
-
-
-def test_our_refund_refused_after_a_full_out_of_band_refund_ends_refunded() -> None:
-    service = paid_out()
-    service.start_give_back(5_000)
-    service.intent.refund(10_000)
-    service.follow()
-    service.send()
-    assert service.payment.state is State.REFUNDED
-    service.check_reconciled()
-
-
-def test_an_operation_waits_for_the_line_of_its_own_refund_and_of_no_other() -> None:
-    """An out-of-band refund may be pending for days: until then only its own booking waits."""
-    service = paid_out()
-    service.start_give_back(4_000)
-    assert service.operation is not None
-    for made_by, waits in ((service.operation.operation_id, True), ("", False), ("op_0", False)):
-        pending = Refund("re_1", 4_000, "pending", made_by)
-        to = service.follow(replace(service.intent.observe(), refunds=(pending,)))
-        assert (to.transitions, to.deferred, to.operation_deferred) == ([], True, waits)
-
-
-def test_a_repayment_is_not_sent_beside_a_pending_refund_of_the_same_amount() -> None:
-    service = bounced()
-    [known] = service.intent.refunds
-    pending = Refund("re_9", 5_000, "pending")
-    to = service.follow(replace(service.intent.observe(), refunds=(pending, known)))
-    assert (to.transitions, to.deferred, to.operation_deferred) == ([], True, False)
-    assert "refund re_9 of 5000" in to.blocked_by
-
-
-def test_a_repayment_in_progress_is_not_ended_by_an_out_of_band_refund() -> None:
-    """It may arrive beside it: then both are booked, and nothing is client payable."""
-    service = paid_out()
-    service.give_back(5_000)
-    service.intent.bounce(service.intent.refunds[0].refund_id)
-    service.follow()
-    service.resume()
-    service.intent.refund(3_000)
-    to = service.follow()
-    assert (to.settled, service.payment.client_payable) == (False, 2_000)
-    assert "refund re_" in to.blocked_by
-    service.send()
-    to = service.follow()
-    assert followed_kinds(to) == ["repayment_abandoned", "refunded_out_of_band"]
-    assert (service.payment.client_payable, service.operation) == (0, None)
-    assert service.payment.refunded_after_capture == 8_000
-    service.check_reconciled()
-
-
-def test_an_operation_does_not_wait_for_the_line_of_a_failed_refund() -> None:
-    service = paid_out()
-    service.give_back(4_000)
-    [refund] = service.intent.refunds
-    service.start_give_back(1_000)
-    to = service.follow(
-        replace(service.intent.observe(), refunds=(replace(refund, status="failed"),))
-    )
-    assert (to.transitions, to.deferred, to.operation_deferred) == ([], True, False)
-
-
-def lines_of(service: FakeService) -> list[tuple[str, int]]:
-    """What the last event posted on the platform's balance, by Stripe's id."""
-    return [
-        (posting.balance_transaction_id, posting.minor_units)
-        for posting in service.postings[-2:]
-        if posting.account == "stripe:platform"
-    ]
-
-
-def test_out_of_band_refund_that_failed_before_the_snapshot_is_booked_by_both_lines() -> None:
-    service = paid_out()
-    service.intent.refund(4_000)
-    service.intent.bounce(service.intent.refunds[0].refund_id)
-    [refund] = service.intent.refunds
-    assert refund.line is not None
-    assert refund.failure_line is not None
-    half = replace(service.intent.observe(), refunds=(replace(refund, failure_line=None),))
-    early = service.follow(half)
-    assert (early.transitions, early.movements, early.deferred) == ([], [], True)
-    to = service.follow()
-    assert (followed_kinds(to), reported(to)) == (
-        ["refund_failed_unbooked"],
-        ["out_of_band_refund"],
-    )
-    assert lines_of(service) == [
-        (refund.line.balance_transaction_id, -4_000),
-        (refund.failure_line.balance_transaction_id, 4_000),
-    ]
-    assert (to.payment.net, to.payment.client_payable) == (10_000, 0)
-    assert service.follow().movements == []
-
-
-def test_out_of_band_refund_canceled_before_it_moved_money_posts_nothing() -> None:
-    service = paid_out()
-    refund = Refund("re_9", 4_000, "canceled")
-    to = service.follow(replace(service.intent.observe(), refunds=(refund,)))
-    assert (to.transitions, reported(to)) == ([], ["out_of_band_refund"])
-    assert [movement.kind for movement in to.movements] == ["refund", "refund_failure"]
-
-
-def test_our_refund_that_failed_before_the_snapshot_is_booked_by_both_lines() -> None:
-    service = paid_out()
-    service.start_give_back(4_000)
-    service.send()
-    service.intent.bounce(service.intent.refunds[0].refund_id)
-    [refund] = service.intent.refunds
-    half = replace(service.intent.observe(), refunds=(replace(refund, failure_line=None),))
-    early = service.follow(half)
-    assert (early.transitions, early.operation_deferred) == ([], True)
-    to = service.follow()
-    assert followed_kinds(to) == ["refund_failed_unbooked", "refund_refused"]
-    assert [units for _, units in lines_of(service)] == [-4_000, 4_000]
-    assert (service.payment.state, service.payment.client_payable) == (State.CAPTURED, 0)
-
-
-def test_a_refund_in_another_currency_that_failed_before_the_snapshot_balances() -> None:
-    service = paid_out(Exchange("EUR", Fraction(9, 10)))
-    service.intent.refund(4_000)
-    service.intent.bounce(service.intent.refunds[0].refund_id)
-    assert followed_kinds(service.follow()) == ["refund_failed_unbooked"]
-    service.check_reconciled()
-
-
-def test_refund_beyond_the_remainder_is_reported_and_not_posted() -> None:
-    refund = Refund("re_9", 10_001, "succeeded", line=BalanceTransaction("txn_r", "USD", 10_001))
-    to = followed(in_state(State.CAPTURED), replace(SUCCEEDED, refunds=(refund,)))
-    assert (to.transitions, to.movements, reported(to)) == ([], [], ["refund_exceeds_net"])
-
-
-def test_out_of_band_reversal_is_booked_and_reported() -> None:
-    service = paid_out()
-    service.intent.reverse(1_000)
-    to = service.follow()
-    assert followed_kinds(to) == ["reversed_out_of_band"]
-    assert reported(to) == ["out_of_band_reversal"]
-    assert (to.payment.state, to.payment.net) == (State.CAPTURED, 10_000)
-    service.check_reconciled()
-
-
-def test_tiny_out_of_band_reversal_in_another_currency_makes_no_empty_lines() -> None:
-    service = paid_out(Exchange("JPY", Fraction(3, 2)))
-    service.intent.reverse(1)
-    service.follow()  # The service around it checks that no line is of zero.
-    service.check_reconciled()
-
-
-def test_out_of_band_fee_refund_is_booked_and_reported() -> None:
-    service = paid_out()
-    service.intent.refund_fee(100)
-    to = service.follow()
-    assert followed_kinds(to) == ["fee_refunded_out_of_band"]
-    assert reported(to) == ["out_of_band_fee_refund"]
-    service.check_reconciled()
-
-
-def test_all_out_of_band_changes_at_once_are_booked_in_one_sync() -> None:
-    service = paid_out()
-    service.intent.refund(2_000)
-    service.intent.refund(3_000)
-    service.intent.reverse(4_500)
-    service.intent.refund_fee(500)
-    assert sorted(followed_kinds(service.follow())) == [
-        "fee_refunded_out_of_band",
-        "refunded_out_of_band",
-        "refunded_out_of_band",
-        "reversed_out_of_band",
-    ]
-    assert service.follow().transitions == []
-    assert service.balance("losses") == 0
-    service.check_reconciled()

@@ -390,8 +390,8 @@ def test_the_scripts_reach_every_kind_of_event_that_following_can_bring() -> Non
     by_the_clock = {EventKind.DEADLINE_NEAR, EventKind.DEADLINE_PASSED}
     # Disputes have scripts of their own.
     disputes = {kind for kind in EventKind if "dispute" in kind or "fraud" in kind}
-    # Comes by a refund by hand of more than is owed, too, but hardly ever; and by one that bounces
-    # before anybody has looked: test_derive_changes.py has both.
+    # An out-of-band refund beyond the client payable brings it too, rarely; so does one that fails
+    # before any sync: the modules test_derive_*.py have both.
     seldom = {EventKind.REPAYMENT_ABANDONED, EventKind.REFUND_FAILED_UNBOOKED}
     # An operator's word alone, which nothing at Stripe brings.
     by_word = {EventKind.CLIENT_PAYABLE_SETTLED}
