@@ -111,7 +111,7 @@ MUTANTS = (
                 "if fetched.version < 0:",
             ),
         ),
-        "test_an_old_observation_changes_nothing",
+        "test_an_old_snapshot_changes_nothing",
     ),
     Mutant(
         "swallowed constraint error",
@@ -122,7 +122,7 @@ MUTANTS = (
                 'event.listen(engine, "commit", lambda connection: None)',
             ),
         ),
-        "test_a_swallowed_error_is_no_commit",
+        "test_a_swallowed_error_does_not_commit",
     ),
     Mutant(
         "sends again without a sync",
@@ -152,12 +152,12 @@ MUTANTS = (
                 "",
             ),
         ),
-        target="test_what_no_webhook_tells_is_asked_for",
+        target="test_a_change_without_a_webhook_is_polled",
     ),
     Mutant(
         "signature unchecked",
         (Edit(_INGEST, "    if not right:\n", "    if not candidate:\n"),),
-        target="test_a_forged_signature_is_no_signature",
+        target="test_a_forged_signature_is_refused",
     ),
     Mutant(
         "any age of a signature",
@@ -169,7 +169,7 @@ MUTANTS = (
                 "PAST_TOLERANCE_SECONDS = 10**9",
             ),
         ),
-        target="test_an_old_signature_is_no_signature",
+        target="test_an_old_signature_is_refused",
     ),
     Mutant(
         "key without fingerprint",
@@ -207,7 +207,7 @@ MUTANTS = (
                 "\"WHERE operation_id = :id AND :token <> ''\"",
             ),
         ),
-        "test_whoever_lost_the_lease_changes_nothing",
+        "test_a_holder_without_the_lease_changes_nothing",
     ),
     Mutant(
         "ack before durable",
@@ -240,7 +240,7 @@ MUTANTS = (
                 "return await task",
             ),
         ),
-        "test_a_callers_impatience_interrupts_nothing",
+        "test_a_callers_timeout_interrupts_nothing",
     ),
     Mutant(
         "expert's leg forgotten",
@@ -318,7 +318,7 @@ MUTANTS = (
                 "minor_units=operation.minor_units,",
             ),
         ),
-        "test_parts_of_held_money_go_where_they_belong",
+        "test_partial_captures_of_held_money_reach_the_right_accounts",
     ),
     Mutant(
         "a last part that forgets the rest",
@@ -329,7 +329,7 @@ MUTANTS = (
                 "0",
             ),
         ),
-        "test_parts_of_held_money_go_where_they_belong",
+        "test_partial_captures_of_held_money_reach_the_right_accounts",
     ),
     Mutant(
         "refund out of what was paid first",
@@ -340,12 +340,12 @@ MUTANTS = (
                 "    held = min(max(amount - payment.net, 0), from_escrow)\n",
             ),
         ),
-        "test_parts_of_held_money_go_where_they_belong",
+        "test_partial_captures_of_held_money_reach_the_right_accounts",
     ),
     Mutant(
         "oldest transfer reversed first",
         (Edit(_PLANS, "for transfer in reversed(transfers):", "for transfer in transfers:"),),
-        "test_parts_of_held_money_go_where_they_belong",
+        "test_partial_captures_of_held_money_reach_the_right_accounts",
     ),
     Mutant(
         "milestone held against the whole",
@@ -356,7 +356,7 @@ MUTANTS = (
                 "check_requested_amount(payment, amount, payment.amount)",
             ),
         ),
-        "test_parts_of_held_money_go_where_they_belong",
+        "test_partial_captures_of_held_money_reach_the_right_accounts",
     ),
     Mutant(
         "milestones judged without a lock",
@@ -372,7 +372,7 @@ MUTANTS = (
     Mutant(
         "debt kept back by two captures",
         (Edit(f"{_POSTGRES}/debts.py", 'AND debt_offset > 0) "', 'AND debt_offset < 0) "'),),
-        "test_a_debt_is_kept_back_once",
+        "test_a_debt_is_offset_once",
     ),
     Mutant(
         "debt kept back and reversed",
@@ -383,7 +383,7 @@ MUTANTS = (
                 "WHERE kind = 'nothing' ",
             ),
         ),
-        "test_what_is_being_reversed_is_not_kept_back",
+        "test_an_amount_under_reversal_is_not_offset",
     ),
     Mutant(
         "promotion without a sync",

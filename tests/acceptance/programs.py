@@ -1,4 +1,4 @@
-"""The programs with which anybody calls the service, by reflection alone: grpcurl, `buf curl`."""
+"""The programs that call the service by reflection alone: grpcurl, `buf curl`."""
 
 import base64
 import json

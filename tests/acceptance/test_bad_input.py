@@ -172,7 +172,7 @@ def service(world: World) -> Service:
 
 @dataclass
 class Good:
-    """A request of every kind that would do, but for the fault that is put into it."""
+    """A request of every kind, valid except for the fault that is put into it."""
 
     values: dict[str, Any]
     by_request: dict[tuple[str, str], Any]
@@ -295,7 +295,7 @@ def warned_of(world: World, expert_id: str) -> str:
 
 
 def bounced(world: World, expert_id: str) -> str:
-    """A payment of which 100 dollars are owed to the client again."""
+    """A payment of which 100 dollars are client payable."""
     payment_id = world.captured(expert_id).payment_id
     world.payments.RefundPayment(
         payments_pb2.RefundPaymentRequest(payment_id=payment_id, idempotency_key=new_name("key"))
@@ -309,7 +309,7 @@ def bounced(world: World, expert_id: str) -> str:
 
 
 def indebted(world: World) -> str:
-    """An expert who owes 90 dollars: the client is refunded, and nothing is left to take back."""
+    """An expert with a debt of 90 dollars: the client was refunded, and the reversal failed."""
     expert_id = world.ready_expert()
     payment_id = world.captured(expert_id).payment_id
     refusal = {"action": "status", "status": 400, "code": "balance_insufficient", "times": 1}

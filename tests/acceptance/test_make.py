@@ -187,7 +187,7 @@ def test_make_demo(environment: dict[str, str]) -> None:
         # three milestones
         "PLATFORM_HOLD OUTLASTS_CARD_HOLD: longer than a card holds",
         "commission 41.67 USD + 41.66 USD + 41.67 USD = 125.00 USD",
-        # a refund after the payout, and the look before the next capture
+        # a refund after the payout, and the sync before the next capture
         "is paid out to the bank 1,239.74 USD 876 JPY",
         "debt 43.75 USD",
         "PAY_EXPERT 61.25 USD",

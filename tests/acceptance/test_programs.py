@@ -95,7 +95,7 @@ def test_every_rpc_by_grpcurl(world: World, grpcurl: Grpcurl) -> None:
     assert grpcurl.driven == methods_of(grpcurl), "drive every RPC here"
 
 
-def test_a_whole_life_by_buf_curl(world: World, bufcurl: BufCurl) -> None:
+def test_a_whole_lifecycle_by_buf_curl(world: World, bufcurl: BufCurl) -> None:
     live(world, bufcurl)
 
 
@@ -237,7 +237,7 @@ def account(ask: Caller, payment_id: str, expert_id: str) -> None:
 
 
 def answer_banks(world: World, ask: Caller) -> None:
-    """One dispute is answered and won; one is given up, and what the expert owes is written off."""
+    """One dispute is answered and won; one is accepted, and the expert's debt is written off."""
     expert_id = world.ready_expert()
     won, lost = contested(world, ask, expert_id), contested(world, ask, expert_id)
     listed = ask("DisputeService/ListDisputes", expert_id=expert_id, open_only=True)["disputes"]
@@ -366,7 +366,7 @@ def settle_what_is_owed(world: World, ask: Caller) -> None:
 
 
 def let_pass_and_replace(world: World, ask: Caller) -> None:
-    """A fraud warning is looked into and let pass; then the expert gets another account."""
+    """A fraud warning is checked and dismissed; then the expert gets another account."""
     expert_id = world.ready_expert()
     payment = world.captured(expert_id)
     shown = {"payment_id": payment.payment_id}
@@ -405,7 +405,7 @@ def let_pass_and_replace(world: World, ask: Caller) -> None:
 
 
 def watch(grpcurl: Grpcurl) -> None:
-    """The feed goes on without end; what has come within two seconds is looked at."""
+    """The feed never ends; the test checks what comes within two seconds."""
     method = "EventService/WatchEvents"
     done = grpcurl.run("-max-time", "2", "-d", "{}", method=f"{PACKAGE}.{method}")
     grpcurl.driven.add(method)

@@ -60,7 +60,7 @@ def health(address: str) -> list[int]:
         return [check(channel, name).status for name in NAMES]
 
 
-def told(lines: "queue.Queue[dict[str, Any]]", event: str) -> dict[str, Any]:
+def next_line(lines: "queue.Queue[dict[str, Any]]", event: str) -> dict[str, Any]:
     while True:
         line = lines.get(timeout=20)
         if line["event"] == event:
@@ -74,7 +74,7 @@ def empty(postgres: EmbeddedPostgres) -> str:
 
 def test_before_and_after_it_is_migrated(nursery: Nursery, empty: str) -> None:
     with serving(nursery, empty) as (address, lines):
-        why = told(lines, "database_not_migrated")
+        why = next_line(lines, "database_not_migrated")
         assert (why["revision"], why["expected"]) == ("", EXPECTED_REVISION)
         assert "python -m payment_service migrate" in why["remedy"]
         assert health(address) == [NOT_SERVING, NOT_SERVING]
@@ -91,5 +91,5 @@ def test_an_older_schema_is_refused_and_a_newer_one_is_not(
         connection.commit()
     with serving(nursery, database_url) as (address, lines):
         if status == NOT_SERVING:
-            assert told(lines, "database_not_migrated")["revision"] == revision
+            assert next_line(lines, "database_not_migrated")["revision"] == revision
         until(lambda: health(address) == [status, status], "its health")

@@ -185,7 +185,7 @@ def sound() -> Evidence:
 
 
 def on_the_platform() -> Evidence:
-    """The same, but charged there and paid out by a transfer; its reversal left 3.00 owed."""
+    """The same, but charged there and paid out by a transfer; its reversal left a debt of 3.00."""
     world = sound()
     world.payments[0]["charge_model"] = "SEPARATE"
     world.movements.append(

@@ -113,6 +113,6 @@ def test_what_was_ordered_before_the_exchange_may_reach_the_former_account(
 ) -> None:
     world = exchanged()
     spoil(world)
-    # The rest of such a world is another charge model's.
+    # Everything else in such a world belongs to another charge model.
     names = ("money_goes_to_the_present_account", "no_former_account_is_captured_for")
     assert [found for found in violations(world) if found.check in names] == []

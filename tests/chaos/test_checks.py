@@ -171,7 +171,7 @@ def test_a_check_catches_its_violation(check: str, spoil: Callable[[Evidence], N
 
 
 @pytest.mark.parametrize(("owed", "found"), [(300, False), (301, True)])
-def test_what_was_kept_back_for_an_older_debt_is_owed_again(owed: int, found: bool) -> None:
+def test_debt_offset_of_a_refunded_capture_becomes_debt_again(owed: int, found: bool) -> None:
     """It never was in a transfer, so nothing of it could be reversed."""
     world = sound()
     world.events.append({**world.events[-1], **_told("captured", debt_offset=300)})
@@ -223,7 +223,7 @@ def test_a_debt_that_is_written_off_or_kept_back_twice_is_found(
     assert "debts_are_what_is_left" in {found.check for found in violations(world)}
 
 
-def test_what_is_written_off_is_the_platforms_loss() -> None:
+def test_a_write_off_is_the_platforms_loss() -> None:
     world = in_debt()
     world.postings[-2]["account"] = "commission"
     found = {violation.check for violation in violations(world)}
@@ -256,8 +256,8 @@ def bounced() -> Evidence:
         {"id": "re_1", "amount": 333, "status": "failed"},
         {"id": "re_2", "amount": 333, "status": "succeeded"},
     ]
-    told = {"kind": "refund_failed", "detail": "re_1 of 333 bounced"}
-    world.discrepancies = [{"payment_id": PAYMENT, **told}]
+    discrepancy = {"kind": "refund_failed", "detail": "re_1 of 333 bounced"}
+    world.discrepancies = [{"payment_id": PAYMENT, **discrepancy}]
     return world
 
 

@@ -275,7 +275,7 @@ def test_an_open_chargeback_is_held_and_frozen() -> None:
     [{}, {"state": "SUCCEEDED"}, {"last_error": "http_500"}, {"purpose": "REQUESTED"}],
     ids=["contested", "done", "another reason", "a call of its own"],
 )
-def test_a_rest_is_kept_back_for_a_dispute_alone(changes: Row) -> None:
+def test_a_remainder_is_kept_back_only_for_a_dispute(changes: Row) -> None:
     """Anything else that is not returned after a final capture is a discrepancy."""
     world = contested()
     refused = {
@@ -285,7 +285,7 @@ def test_a_rest_is_kept_back_for_a_dispute_alone(changes: Row) -> None:
         "purpose": "REMAINDER",
     }
     world.operations.append({**refused, **changes})
-    told = {"kind": "remainder_not_returned", "detail": "op_9: charge_disputed", "time": NOW}
-    world.discrepancies = [{"payment_id": PAYMENT, **told}]
+    discrepancy = {"kind": "remainder_not_returned", "detail": "op_9: charge_disputed", "time": NOW}
+    world.discrepancies = [{"payment_id": PAYMENT, **discrepancy}]
     found = [one for one in violations(world) if one.check == "no_discrepancies"]
     assert bool(found) is bool(changes)

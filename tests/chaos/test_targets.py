@@ -160,12 +160,12 @@ async def test_a_late_commit_is_not_lost_from_the_feed(database: SqlDatabase) ->
     await held
     await database.transact(give_places)
     fed = await database.read(lambda reader: reader.feed(0, 100))
-    told = [(one.event.payment_id, one.event.sequence) for one in fed]
+    received = [(one.event.payment_id, one.event.sequence) for one in fed]
     first, second = payment.payment_id, other.payment_id
-    assert told == [(first, 1), (first, 2), (second, 1), (second, 2), (first, 3)]
+    assert received == [(first, 1), (first, 2), (second, 1), (second, 2), (first, 3)]
 
 
-async def test_an_old_observation_changes_nothing(database: SqlDatabase) -> None:
+async def test_an_old_snapshot_changes_nothing(database: SqlDatabase) -> None:
     """What was seen at an earlier version may be older than the books."""
     payment = await database.transact(_a_payment)
     seen = PaymentSnapshot(
@@ -186,7 +186,7 @@ async def test_an_old_observation_changes_nothing(database: SqlDatabase) -> None
     assert now == payment
 
 
-async def test_a_swallowed_error_is_no_commit(database: SqlDatabase) -> None:
+async def test_a_swallowed_error_does_not_commit(database: SqlDatabase) -> None:
     def phase(tx: SqlTransaction) -> None:
         _a_payment(tx)
         with contextlib.suppress(SQLAlchemyError):
@@ -205,8 +205,8 @@ async def test_a_commit_is_waited_for(database: SqlDatabase) -> None:
     assert await database.transact(phase) == "on"
 
 
-async def test_whoever_lost_the_lease_changes_nothing(database: SqlDatabase) -> None:
-    """A replica that slept through its lease wakes up with an old operation in its hands."""
+async def test_a_holder_without_the_lease_changes_nothing(database: SqlDatabase) -> None:
+    """A replica was suspended past the end of its lease and resumes with an old operation."""
     payment = await database.transact(_a_payment)
     old = await database.transact(_cancel, payment)
 
@@ -279,7 +279,7 @@ async def test_nothing_is_sent_again_after_23_hours(database: SqlDatabase) -> No
     assert now.state is OperationState.PARKED
 
 
-async def test_a_callers_impatience_interrupts_nothing() -> None:
+async def test_a_callers_timeout_interrupts_nothing() -> None:
     operations, done = CallRegistry(), asyncio.Event()
 
     async def work() -> None:
@@ -300,7 +300,7 @@ PLATFORM: dict[str, Any] = {"escrow_mode": payments_pb2.ESCROW_MODE_PLATFORM_HOL
 AVAILABLE = "pm_card_bypassPending"
 
 
-async def test_parts_of_held_money_go_where_they_belong(database_url: str) -> None:
+async def test_partial_captures_of_held_money_reach_the_right_accounts(database_url: str) -> None:
     async with running_world(database_url) as world:
         held = await world.escrowed(amount=20_000, card=AVAILABLE, **PLATFORM)
         await world.capture(held.payment_id, 3_000)
@@ -324,11 +324,11 @@ async def test_parts_of_held_money_go_where_they_belong(database_url: str) -> No
 
 
 async def test_a_slow_transfer_is_made_once(database_url: str) -> None:
-    """It is done after we gave up and looked: only the same key keeps it the only one."""
+    """Stripe makes it after our timeout and our sync: only the same key prevents a second one."""
     async with running_world(database_url, stripe_timeout=0.5) as world:
         held = await world.escrowed(**PLATFORM)
         await world.stripe.fault("/transfers$", "delay", delay_ms=1_500)
-        await world.patiently("CapturePayment", capture_request(held.payment_id, 3_000))
+        await world.until_answered("CapturePayment", capture_request(held.payment_id, 3_000))
         await asyncio.sleep(1.5)  # Whatever is still under way at Stripe has come to its end.
         assert [one["amount"] for one in await world.stripe.effects("transferred")] == [2_700]
 
@@ -376,7 +376,7 @@ async def _debtor(world: World) -> str:
     return expert
 
 
-async def test_a_debt_is_kept_back_once(database_url: str) -> None:
+async def test_a_debt_is_offset_once(database_url: str) -> None:
     """Of two captures under way at the same time only one keeps it back."""
     async with running_world(database_url) as world:
         expert = await _debtor(world)
@@ -384,15 +384,15 @@ async def test_a_debt_is_kept_back_once(database_url: str) -> None:
         await world.stripe.fault("/transfers$", "delay", times=None, delay_ms=700)
         await asyncio.gather(
             *(
-                world.patiently("CapturePayment", capture_request(payment.payment_id))
+                world.until_answered("CapturePayment", capture_request(payment.payment_id))
                 for payment in both
             )
         )
         assert balance(world, f"expert_debt:{expert}") == 0
 
 
-async def test_what_is_being_reversed_is_not_kept_back(database_url: str) -> None:
-    """Between a refund's legs the expert owes what the reversal is about to bring."""
+async def test_an_amount_under_reversal_is_not_offset(database_url: str) -> None:
+    """Between a refund's legs the expert's debt is the amount that the reversal will return."""
     async with running_world(database_url) as world:
         expert = await world.expert()
         first = await world.captured(expert, card=AVAILABLE, **PLATFORM)
@@ -435,14 +435,14 @@ async def test_a_deadline_asks_stripe_first(database_url: str) -> None:
 # ---- webhooks: of those that a run of some seconds forges or drops there are few of a kind ----
 
 
-async def test_what_no_webhook_tells_is_asked_for(database_url: str) -> None:
+async def test_a_change_without_a_webhook_is_polled(database_url: str) -> None:
     async with running_world(database_url, policy={"poll_seconds": 0.3}) as world:
         await world.stripe.control("POST", "/webhooks", {"paused": True})
         held = await world.escrowed()
         assert held.state == payments_pb2.PAYMENT_STATE_IN_ESCROW
 
 
-async def test_an_old_signature_is_no_signature(database_url: str) -> None:
+async def test_an_old_signature_is_refused(database_url: str) -> None:
     async with running_world(database_url) as world:
         event = new_event("payment_intent.created", {"object": "payment_intent", "id": "pi_1"})
         old = await refusal(world.webhooks.IngestEvent(ingestion(event, age=301)))
@@ -450,7 +450,7 @@ async def test_an_old_signature_is_no_signature(database_url: str) -> None:
         await world.webhooks.IngestEvent(ingestion(event, age=290))
 
 
-async def test_a_forged_signature_is_no_signature(database_url: str) -> None:
+async def test_a_forged_signature_is_refused(database_url: str) -> None:
     async with running_world(database_url) as world:
         event = new_event("payment_intent.created", {"object": "payment_intent", "id": "pi_1"})
         forged = await refusal(world.webhooks.IngestEvent(ingestion(event, secret="whsec_other")))
@@ -475,8 +475,8 @@ async def test_nothing_is_acknowledged_that_is_not_stored() -> None:
 async def test_an_event_is_stored_once(database_url: str) -> None:
     async with running_world(database_url) as world:
         event = new_event("payment_intent.created", {"object": "payment_intent", "id": "pi_1"})
-        told = [await world.webhooks.IngestEvent(ingestion(event)) for _ in range(2)]
-        assert [answer.duplicate for answer in told] == [False, True]
+        received = [await world.webhooks.IngestEvent(ingestion(event)) for _ in range(2)]
+        assert [answer.duplicate for answer in received] == [False, True]
 
 
 async def test_a_key_means_one_request(database_url: str) -> None:

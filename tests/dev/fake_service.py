@@ -1,6 +1,6 @@
 """A stand-in for `payment_service serve`: gRPC health, a slow drain, a way to die.
 
-Run as a process by the supervisor's tests. What it was told it writes to its first line.
+Run as a process by the supervisor's tests. It writes its settings to its first line.
 """
 
 import json

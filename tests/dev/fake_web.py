@@ -1,6 +1,6 @@
 """A stand-in for the simulator and the gateway: it answers every GET with 200.
 
-Its argument is the variable that names its port. What it was told it writes to its first line.
+Its argument is the variable that names its port. It writes its settings to its first line.
 """
 
 import json

@@ -88,7 +88,7 @@ async def test_server_that_is_back_is_found_within_seconds() -> None:
     server.stop(0).wait()
 
 
-async def test_only_server_is_not_waited_for_much_longer_than_it_is_away() -> None:
+async def test_an_only_server_is_used_soon_after_it_returns() -> None:
     """As long as a replica's start takes; callers ask again where all retries came too soon."""
     port = first_free_port(1)
     server = serve(Servicer("a"), port)

@@ -66,7 +66,7 @@ def ask(url: str, statement: str) -> list[tuple[object, ...]]:
 
 
 def start_out_of_band(directory: Path, then: str) -> subprocess.Popen[str]:
-    """Another process that starts a server in the directory, prints its pids, and goes on."""
+    """Another process that starts a server in the directory, prints its pids, and keeps running."""
     program = f"""
         import os, signal, sys, time
         from pathlib import Path
@@ -180,7 +180,7 @@ def test_taken_port_is_refused_with_its_number(directory: Path) -> None:
         assert server.port == port
 
 
-def test_remembered_port_is_given_up_when_somebody_has_it(directory: Path) -> None:
+def test_remembered_port_is_abandoned_when_it_is_taken(directory: Path) -> None:
     with EmbeddedPostgres(directory, durable=False) as server:
         before = server.port
     with socket.socket() as taken:

@@ -61,7 +61,7 @@ class Story:
     def step(self, text: str) -> None:
         self.lines.append(text)
 
-    def told(self, name: str) -> Any:
+    def settings_of(self, name: str) -> Any:
         start = f"{name}: told "
         return next(json.loads(line.removeprefix(start)) for line in self.lines if start in line)
 
@@ -119,11 +119,11 @@ def test_everything_comes_up_and_ends_in_order(new_settings: NewSettings, story:
     assert [line for line in story.lines if line in happened] == happened
 
 
-def test_children_are_told_what_concerns_them(new_settings: NewSettings, story: Story) -> None:
+def test_children_receive_only_their_own_settings(new_settings: NewSettings, story: Story) -> None:
     settings = new_settings(replicas="2")
     with Stack(settings, sink=story.sink, progress=story.step) as stack:
-        first, second, gateway = map(story.told, ["service-1", "service-2", "gateway"])
-        simulator = story.told("simulator")
+        first, second, gateway = map(story.settings_of, ["service-1", "service-2", "gateway"])
+        simulator = story.settings_of("simulator")
     assert first["GRPC_PORT"] == str(settings.grpc_port)
     assert second["GRPC_PORT"] == str(settings.grpc_port + 1)
     assert second["METRICS_PORT"] == str(settings.metrics_port + 1)
@@ -148,18 +148,18 @@ def test_secrets_are_made_once_and_kept(new_settings: NewSettings, data_dir: Pat
     kept = (data_dir / "secrets" / "stripe_webhook_secret").read_text()
     story = Story()
     with Stack(new_settings(), sink=story.sink):
-        assert story.told("service")["STRIPE_WEBHOOK_SECRET"] == f"whsec_{kept}"
+        assert story.settings_of("service")["STRIPE_WEBHOOK_SECRET"] == f"whsec_{kept}"
     story = Story()
     with Stack(new_settings(STRIPE_WEBHOOK_SECRET="whsec_mine"), sink=story.sink):
-        assert story.told("service")["STRIPE_WEBHOOK_SECRET"] == "whsec_mine"
+        assert story.settings_of("service")["STRIPE_WEBHOOK_SECRET"] == "whsec_mine"
 
 
 def test_own_stripe_key_means_no_simulator(new_settings: NewSettings, story: Story) -> None:
     with Stack(new_settings(STRIPE_SECRET_KEY="sk_test_mine"), sink=story.sink) as stack:
         assert stack.simulator is None
-        told = story.told("service")
-    assert told["STRIPE_SECRET_KEY"] == "sk_test_mine"
-    assert told["STRIPE_API_BASE"] is None
+        settings = story.settings_of("service")
+    assert settings["STRIPE_SECRET_KEY"] == "sk_test_mine"
+    assert settings["STRIPE_API_BASE"] is None
 
 
 def test_embedded_postgres_is_started_without_database_url(
@@ -171,7 +171,7 @@ def test_embedded_postgres_is_started_without_database_url(
     with Stack(settings, sink=story.sink, progress=story.step) as stack:
         assert stack.postgres is not None
         pid = stack.postgres.pid or 0
-        assert story.told("service")["DATABASE_URL"] == stack.postgres.database_url
+        assert story.settings_of("service")["DATABASE_URL"] == stack.postgres.database_url
         assert stack.postgres.directory == data_dir / "postgres"
     assert started_at(pid) is None
     assert story.place("service: drained") < story.place("stopping PostgreSQL")
@@ -299,7 +299,7 @@ def test_killed_stack_leaves_nothing_and_the_next_starts(
         assert all(started_at(pid) is None for pid in pids)
 
 
-def test_contradictory_settings_are_refused_with_what_mends_them(tmp_path: Path) -> None:
+def test_contradictory_settings_are_refused_with_the_remedy(tmp_path: Path) -> None:
     def refused(**environ: str) -> str:
         with pytest.raises(RefusedError) as error:
             StackSettings.from_environment(environ, dotenv=tmp_path / "none")

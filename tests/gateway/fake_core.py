@@ -122,7 +122,7 @@ class FakeCore(
         yield health_pb2.HealthCheckResponse(status=SERVING)
         await asyncio.Event().wait()
 
-    def stands(
+    def set_status(
         self,
         status: experts_pb2.ExpertStatus.ValueType,
         *,
@@ -130,7 +130,7 @@ class FakeCore(
         due: int = 0,
         continue_url: str = "",
     ) -> None:
-        """Lets the expert behind `token` stand there."""
+        """Sets the status of the expert behind `token`."""
         self.standings[token] = onboarding_pb2.GetOnboardingStatusResponse(
             status=status, requirements_due_count=due, continue_url=continue_url
         )

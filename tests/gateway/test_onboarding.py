@@ -77,14 +77,14 @@ async def get(
         (Status.EXPERT_STATUS_UNSPECIFIED, 0, False),
     ],
 )
-async def test_return_says_where_things_stand(
+async def test_return_page_says_the_status(
     core: FakeCore,
     gateway: str,
     browser: aiohttp.ClientSession,
     case: tuple[experts_pb2.ExpertStatus.ValueType, int, bool],
 ) -> None:
     status, due, continues = case
-    core.stands(status, token=TOKEN, due=due)
+    core.set_status(status, token=TOKEN, due=due)
     code, headers, text = await get(browser, f"{gateway}/onboarding/return?token={TOKEN}")
     page = Page(text)
     assert code == 200
@@ -107,10 +107,10 @@ async def test_ready_leads_onward_and_the_others_offer_it(
     core: FakeCore, gateway: str, browser: aiohttp.ClientSession
 ) -> None:
     onward = 'https://app.example/done?a=1&b="><script>alert(1)</script>'
-    core.stands(Status.EXPERT_STATUS_READY, token=TOKEN, continue_url=onward)
+    core.set_status(Status.EXPERT_STATUS_READY, token=TOKEN, continue_url=onward)
     code, headers, _ = await get(browser, f"{gateway}/onboarding/return?token={TOKEN}")
     assert (code, headers["Location"]) == (303, onward)
-    core.stands(Status.EXPERT_STATUS_RESTRICTED, token=TOKEN, due=1, continue_url=onward)
+    core.set_status(Status.EXPERT_STATUS_RESTRICTED, token=TOKEN, due=1, continue_url=onward)
     code, _, text = await get(browser, f"{gateway}/onboarding/return?token={TOKEN}")
     assert code == 200
     assert Page(text).links["Back to the app"] == onward
@@ -124,7 +124,7 @@ async def test_no_trick_leads_out(
     # Those of the list that are meant for `allowed.example`, turned against this gateway's own.
     tricks = [trick.replace("allowed.example", "app.example") for trick in TRICKS]
     for onward in [trick for trick in tricks if "localhost" not in trick]:
-        core.stands(Status.EXPERT_STATUS_READY, token=TOKEN, continue_url=onward)
+        core.set_status(Status.EXPERT_STATUS_READY, token=TOKEN, continue_url=onward)
         code, headers, text = await get(browser, f"{gateway}/onboarding/return?token={TOKEN}")
         assert (code, headers.get("Location")) == (200, None), onward
         assert Page(text).links == {}, onward
@@ -134,7 +134,7 @@ async def test_without_allowed_origins_nothing_leads_out(
     core: FakeCore, start_gateway: StartGateway, browser: aiohttp.ClientSession
 ) -> None:
     gateway = await start_gateway(allowed_origins="")
-    core.stands(Status.EXPERT_STATUS_READY, token=TOKEN, continue_url="https://app.example/")
+    core.set_status(Status.EXPERT_STATUS_READY, token=TOKEN, continue_url="https://app.example/")
     code, _, text = await get(browser, f"{gateway}/onboarding/return?token={TOKEN}")
     assert (code, Page(text).links) == (200, {})
 
@@ -142,7 +142,7 @@ async def test_without_allowed_origins_nothing_leads_out(
 async def test_refresh_leads_to_a_new_link(
     core: FakeCore, gateway: str, browser: aiohttp.ClientSession
 ) -> None:
-    core.stands(Status.EXPERT_STATUS_ONBOARDING, token=TOKEN)
+    core.set_status(Status.EXPERT_STATUS_ONBOARDING, token=TOKEN)
     url = f"{gateway}/onboarding/refresh?token={TOKEN}"
     code, headers, _ = await get(browser, url)
     assert (code, headers["Location"]) == (303, core.onboarding_url)
@@ -155,7 +155,7 @@ async def test_refresh_leads_to_a_new_link(
 async def test_refresh_leads_nowhere_unsafe(
     core: FakeCore, gateway: str, browser: aiohttp.ClientSession, url: str
 ) -> None:
-    core.stands(Status.EXPERT_STATUS_ONBOARDING, token=TOKEN)
+    core.set_status(Status.EXPERT_STATUS_ONBOARDING, token=TOKEN)
     core.onboarding_url = url
     code, headers, text = await get(browser, f"{gateway}/onboarding/refresh?token={TOKEN}")
     assert (code, headers.get("Location")) == (503, None)
@@ -165,7 +165,7 @@ async def test_refresh_leads_nowhere_unsafe(
 async def test_refresh_without_a_link_goes_back_to_say_why(
     core: FakeCore, gateway: str, browser: aiohttp.ClientSession
 ) -> None:
-    core.stands(Status.EXPERT_STATUS_REJECTED, token=TOKEN)
+    core.set_status(Status.EXPERT_STATUS_REJECTED, token=TOKEN)
     core.onboarding_url = ""
     url = f"{gateway}/onboarding/refresh?token={TOKEN}"
     async with browser.get(url) as response:  # following redirects
@@ -174,10 +174,10 @@ async def test_refresh_without_a_link_goes_back_to_say_why(
         assert "turned this account down" in await response.text()
 
 
-async def test_looking_without_opening_mints_nothing(
+async def test_head_request_creates_no_link(
     core: FakeCore, gateway: str, browser: aiohttp.ClientSession
 ) -> None:
-    core.stands(Status.EXPERT_STATUS_ONBOARDING, token=TOKEN)
+    core.set_status(Status.EXPERT_STATUS_ONBOARDING, token=TOKEN)
     code, _, text = await get(browser, f"{gateway}/onboarding/refresh?token={TOKEN}", "HEAD")
     assert (code, text, core.calls) == (200, "", [])
     code, _, text = await get(browser, f"{gateway}/onboarding/return?token={TOKEN}", "HEAD")
@@ -237,7 +237,7 @@ async def test_anything_else_is_503_with_a_way_to_try_again(
     assert "inside" not in text
 
 
-async def test_core_away_is_503(
+async def test_unavailable_core_is_503(
     core: FakeCore, gateway: str, browser: aiohttp.ClientSession
 ) -> None:
     await core.stop()

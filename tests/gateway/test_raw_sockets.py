@@ -125,7 +125,9 @@ async def _trickle(writer: asyncio.StreamWriter) -> None:
         await asyncio.sleep(0.1)
 
 
-async def test_sender_who_leaves_mid_body_disturbs_nobody(core: FakeCore, gateway: str) -> None:
+async def test_sender_that_disconnects_during_the_body_disturbs_no_other(
+    core: FakeCore, gateway: str
+) -> None:
     async with connected(gateway) as (_, writer):
         writer.write(head(f"Stripe-Signature: {sign(b'x')}", "Content-Length: 1000") + b"half")
         await writer.drain()
@@ -180,7 +182,7 @@ async def test_broken_chunks_are_400(core: FakeCore, gateway: str) -> None:
     assert core.calls == []
 
 
-async def test_odd_signatures_are_400_never_500(core: FakeCore, gateway: str) -> None:
+async def test_malformed_signatures_are_400_never_500(core: FakeCore, gateway: str) -> None:
     for value in ("t=\xff,v1=\xff", "t=1,v1=a\xffb", "=,=,=", ",,,,", "t", "t=" + "9" * 3000):
         data = head(f"Stripe-Signature: {value}", "Content-Length: 2") + b"{}"
         assert (await exchange(gateway, data))[0] == 400
@@ -243,7 +245,7 @@ async def test_half_open_sockets_do_not_keep_webhooks_out(
     assert sorted(seconds)[-2] < 0.25
 
 
-async def test_work_under_way_makes_room_for_nobody(
+async def test_connections_with_requests_are_not_closed_for_others(
     core: FakeCore, start_gateway: StartGateway
 ) -> None:
     gateway = await start_gateway(gateway_max_connections=4)

@@ -41,7 +41,7 @@ def test_what_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     assert settings.effective_log_level == "WARNING"
 
 
-def test_debug_speaks_up_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_debug_implies_the_debug_log_level(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DEBUG", "1")
     assert load_settings().effective_log_level == "DEBUG"
 
@@ -100,7 +100,7 @@ def test_debug_is_not_for_production(monkeypatch: pytest.MonkeyPatch) -> None:
         load_settings()
 
 
-def test_every_setting_says_how_to_mend_it() -> None:
+def test_every_setting_says_how_to_correct_it() -> None:
     assert all(field.description for field in Settings.model_fields.values())
 
 

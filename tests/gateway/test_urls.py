@@ -22,12 +22,12 @@ ALLOWED = frozenset({"https://allowed.example", "http://localhost:3000", "https:
         "https://b.example:8443/x",
     ],
 )
-def test_allowed_origins_may_be_gone_on_to(url: str) -> None:
+def test_allowed_origins_are_accepted(url: str) -> None:
     assert may_go_onward(url, ALLOWED)
 
 
 @pytest.mark.parametrize("url", TRICKS)
-def test_nothing_else_may_be_gone_on_to(url: str) -> None:
+def test_other_origins_are_refused(url: str) -> None:
     assert not may_go_onward(url, ALLOWED)
 
 

@@ -103,7 +103,7 @@ async def test_what_the_core_answers_decides(
         assert ("Retry-After" in response.headers) == (status == 503)
 
 
-async def test_refusals_look_alike_whoever_refuses(
+async def test_refusals_look_alike_from_core_and_gateway(
     core: FakeCore, gateway: str, browser: aiohttp.ClientSession
 ) -> None:
     body = event()
@@ -156,7 +156,7 @@ def test_signature_header_is_judged_without_a_secret(header: str, fault: str | N
     assert signature_fault(header.format(**moments), now) == fault
 
 
-async def test_core_away_is_503_at_once_and_mends_by_itself(
+async def test_unavailable_core_is_503_at_once_and_recovers_by_itself(
     core: FakeCore, gateway: str, browser: aiohttp.ClientSession
 ) -> None:
     body = event()

@@ -67,7 +67,7 @@ async def deauthorize(world: World, expert: str) -> str:
 
 
 async def replace(world: World, expert: str, *, ready: bool = True, **fields: Any) -> str:
-    """Give the expert another account, onboarded unless told otherwise; its id."""
+    """Gives the expert another account, onboarded by default, and returns its id."""
     answer = await world.experts.ReplaceExpertAccount(replacement(expert, **fields))
     account = answer.expert.stripe_account_id
     if ready:
@@ -123,8 +123,8 @@ async def test_a_rejected_account_is_replaced_once(world: World) -> None:
     assert world.account_of(expert) == account
     assert len(await world.stripe.effects("account_created")) == 2
     assert world.sql("SELECT stripe_account_id FROM former_accounts") == [(former,)]
-    told = [kind for (kind,) in world.sql("SELECT kind FROM expert_events ORDER BY sequence")]
-    assert told[-2:] == ["expert.account_replacement_requested", "expert.account_replaced"]
+    recorded = [kind for (kind,) in world.sql("SELECT kind FROM expert_events ORDER BY sequence")]
+    assert recorded[-2:] == ["expert.account_replacement_requested", "expert.account_replaced"]
     await onboard(world, expert, account)
     again = await world.experts.ReplaceExpertAccount(request)
     assert again.expert == answers[0].expert
@@ -140,19 +140,21 @@ async def test_a_rejected_account_is_replaced_once(world: World) -> None:
 
 
 @pytest.mark.parametrize("path", ["/accounts", "/v1"])
-async def test_a_given_answer_is_given_while_stripe_is_away(world: World, path: str) -> None:
+async def test_a_stored_answer_is_returned_while_stripe_is_unavailable(
+    world: World, path: str
+) -> None:
     expert = await world.expert()
     former = world.account_of(expert)
     request = replacement(expert, former_account_id=former, replace_working_account=True)
     given = await world.experts.ReplaceExpertAccount(request)
-    await world.quiet()
+    await world.settle_down()
     fault = {"match": {"path": path}, "action": "status", "status": 503}
     await world.stripe.control("POST", "/faults", fault)
     again = await world.experts.ReplaceExpertAccount(request)
     assert again.expert == given.expert
     # The link is Stripe's to make; RefreshOnboarding does so later.
     assert bool(again.onboarding_url) is (path == "/accounts")
-    # A new key is not claimed while nobody can say whether the account is lost.
+    # A new key is not stored while it is unknown whether the account is lost.
     present = given.expert.stripe_account_id
     new = replacement(expert, former_account_id=present, replace_working_account=True)
     refused = await refusal(world.experts.ReplaceExpertAccount(new))
@@ -244,7 +246,9 @@ async def test_an_unknown_creation_ends_in_one_account(
     assert len(await world.stripe.effects("account_created")) == 2
 
 
-async def test_a_restart_in_between_is_finished_by_the_sweep(start_world: StartWorld) -> None:
+async def test_a_restart_in_between_is_finished_by_the_background_job(
+    start_world: StartWorld,
+) -> None:
     world = await start_world(stripe_timeout=1.0)
     assert world.service is not None
     expert = await world.expert()
@@ -367,7 +371,7 @@ async def test_a_transfer_of_unknown_outcome_keeps_its_account(start_world: Star
     account = await replace(world, expert, replace_working_account=True, former_account_id=former)
     await asyncio.gather(call, return_exceptions=True)
     payment = await world.in_state(held.payment_id, CAPTURED)
-    await world.quiet()
+    await world.settle_down()
     assert await transferred_to(world, payment) == [former] != [account]
     assert len(await world.stripe.effects("transferred", held.payment_intent_id)) == 1
     await check_books(world)
@@ -405,8 +409,10 @@ async def test_a_destination_charge_is_not_captured_for_the_former_account(world
     await check_books(world)
 
 
-async def test_an_exchange_that_commits_during_a_capture_is_seen(world: World) -> None:
-    """The capture looks at the expert's account only while nobody can change it."""
+async def test_an_account_replacement_that_commits_during_a_capture_is_noticed(
+    world: World,
+) -> None:
+    """The capture reads the expert's account only under its lock."""
     assert world.service is not None
     app = world.service.app
     expert = await world.expert()
@@ -487,7 +493,7 @@ async def test_a_waiting_destination_capture_stays_parked_until_it_is_refunded(
     await check_books(world)
 
 
-async def test_a_deadline_that_cannot_be_kept_is_told_once(
+async def test_a_deadline_that_cannot_be_kept_is_reported_once(
     world: World, as_superuser: Callable[..., int]
 ) -> None:
     assert world.service is not None
@@ -505,14 +511,14 @@ async def test_a_deadline_that_cannot_be_kept_is_told_once(
     await replace(world, expert)
     as_superuser(world, "UPDATE payments SET release_due_time = now() - interval '3 hours'")
 
-    async def told() -> list[Any]:
+    async def recorded() -> list[Any]:
         return world.sql(
             "SELECT body::jsonb->'facts'->>'refused' FROM events WHERE payment_id = %s "
             "AND kind = 'payment.deadline_passed'",
             held.payment_id,
         )
 
-    assert await until(told, "the deadline") == [("DESTINATION_ACCOUNT_REPLACED",)]
+    assert await until(recorded, "the deadline") == [("DESTINATION_ACCOUNT_REPLACED",)]
     # Not tried again, as what may only be refused for now is after an hour.
     as_superuser(world, "UPDATE payments SET deadline_time = now() - interval '2 hours'")
     app = world.service.app
@@ -536,7 +542,7 @@ async def test_a_restricted_then_deauthorized_expert(world: World, fields: dict[
     assert (await world.refund(held.payment_id)).state == (REFUNDED if fields else CANCELED)
 
 
-async def test_stripe_refuses_although_it_calls_the_account_well(world: World) -> None:
+async def test_stripe_refuses_although_the_account_looks_ready(world: World) -> None:
     expert = await world.expert()
     held = await world.escrowed(expert, 10_000, escrow_mode=PLATFORM)
     await world.stripe.fault("/transfers$", "status", status=400, code="account_invalid")
@@ -545,11 +551,11 @@ async def test_stripe_refuses_although_it_calls_the_account_well(world: World) -
     assert await reasons(world, held.payment_id) == ["EXPERT_REFUSED"]
 
 
-# ---- the former account goes on ----
+# ---- the former account continues ----
 
 
 @pytest.mark.parametrize("fields", [{}, {"escrow_mode": PLATFORM}], ids=["destination", "separate"])
-async def test_the_former_accounts_payouts_and_refunds_are_followed(
+async def test_the_former_accounts_payouts_and_refunds_are_synced(
     world: World, fields: dict[str, Any]
 ) -> None:
     expert = await world.expert()
@@ -568,7 +574,7 @@ async def test_the_former_accounts_payouts_and_refunds_are_followed(
     [dollars] = held.balances
     assert dollars.available.minor_units + dollars.pending.minor_units == 18_000 + 4_500
     assert dollars.funds.minor_units == 18_000 + 4_500
-    # The rest of it goes to the bank.
+    # Its remainder goes to the bank.
     await world.stripe.control("POST", f"/accounts/{former}/payout")
 
     async def paid_out() -> list[experts_pb2.Payout]:
@@ -585,14 +591,14 @@ async def test_the_former_accounts_payouts_and_refunds_are_followed(
 
     await until(booked, "the payout in the books")
     await world.stripe.control("POST", f"/accounts/{former}/restrict")
-    await world.quiet()
+    await world.settle_down()
     assert (await world.expert_status(expert, READY)).stripe_account_id == account
     assert second.state == third.state == CAPTURED
     await reconciled(world)
     assert not await world.discrepancies()
 
 
-async def test_a_former_account_that_is_cut_off_is_left_out_of_what_is_compared(
+async def test_a_disconnected_former_account_is_not_compared(
     world: World,
 ) -> None:
     expert = await world.expert()
@@ -607,7 +613,7 @@ async def test_a_former_account_that_is_cut_off_is_left_out_of_what_is_compared(
     await until(noticed, "the former account's deauthorization")
     assert (await world.expert_status(expert, READY)).stripe_account_id == account
     await world.captured(expert, 5_000)
-    await world.quiet()
+    await world.settle_down()
     await reconciled(world)
     assert not await world.discrepancies()
     held = await world.experts.GetExpertBalance(

@@ -85,7 +85,7 @@ async def test_killed_while_every_kind_of_call_is_at_stripe(
     stack: Stack, world: World, action: str, when: str, more: dict[str, Any]
 ) -> None:
     under_way = await flights(world)
-    await world.quiet()
+    await world.settle_down()
     accounts = len(await world.stripe.effects("account_created"))
     ann = experts_pb2.CreateExpertAccountRequest(
         expert_id=new_name("crash"), name="Ann", email="ann@example.com"
@@ -108,7 +108,7 @@ async def test_killed_while_every_kind_of_call_is_at_stripe(
     await world.stripe.clear_faults()
     await _restart(stack, world)
     for flight in under_way:
-        answer = await world.patiently(flight.method, flight.request)
+        answer = await world.until_answered(flight.method, flight.request)
         assert answer.code == "OK", answer
         payment = payments_pb2.GetPaymentResponse.FromString(answer.body).payment
         assert payment.state == flight.state
@@ -135,15 +135,15 @@ async def test_killed_after_the_answer_was_written_gives_the_same_answer(
     assert first.code == "OK"
     await asyncio.to_thread(stack.services[0].kill)
     await _restart(stack, world)
-    assert await world.patiently("CapturePayment", request) == first
+    assert await world.until_answered("CapturePayment", request) == first
     assert len(await world.stripe.effects("captured", held.payment_intent_id)) == 1
 
 
-async def test_stopped_in_order_it_finishes_what_nobody_waits_for(
+async def test_an_orderly_stop_finishes_operations_without_callers(
     stack: Stack, world: World
 ) -> None:
     held = await world.escrowed()
-    await world.quiet()
+    await world.settle_down()
     await world.stripe.fault(f"/{held.payment_intent_id}/capture$", "delay", delay_ms=1_500)
     request = capture_request(held.payment_id)
     reply = await world.raw(
@@ -163,7 +163,7 @@ async def test_stopped_in_order_it_finishes_what_nobody_waits_for(
 
 async def test_postgres_gone_and_back(stack: Stack, world: World) -> None:
     payment = await world.captured()
-    await world.quiet()
+    await world.settle_down()
 
     async def says(*, serving: bool) -> bool:
         check: aio.UnaryUnaryMultiCallable[bytes, bytes] = world.channel.unary_unary(
@@ -194,7 +194,7 @@ async def test_no_log_ever_said_a_secret(stack: Stack, world: World, said: list[
     """Last in this module: after crashes, outages and debug logs of all that went before."""
     initiated = await world.initiate(await world.expert())
     await world.confirm(initiated, "pm_card_visa_chargeDeclined")
-    await world.quiet()
+    await world.settle_down()
     answer = await world.experts.CreateExpertAccount(
         experts_pb2.CreateExpertAccountRequest(
             expert_id=new_name("canary"), name="Zebulon Canary", email="zebulon@canary.example"

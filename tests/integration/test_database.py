@@ -1,4 +1,4 @@
-"""What PostgreSQL itself refuses, and what the service does when it is slow, cut off or away."""
+"""What PostgreSQL refuses, and what the service does while it is slow or unavailable."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ _NEVER: dict[str, tuple[str, type[psycopg2.Error]]] = {
 
 async def test_the_schema_refuses_what_must_never_be(world: World) -> None:
     await world.captured()
-    await world.quiet()
+    await world.settle_down()
     rows = world.counts()
     for what, (statement, error) in _NEVER.items():
         with world.session() as cursor:
@@ -197,7 +197,7 @@ async def test_a_tampered_row_breaks_the_chain_and_is_shown(
         assert (await world.events.ListPaymentEvents(request)).chain_intact
 
 
-# ---- slow, cut off, away ----
+# ---- slow, disconnected, unavailable ----
 
 
 async def test_killed_sessions_cost_a_retry_at_most(
@@ -211,7 +211,7 @@ async def test_killed_sessions_cost_a_retry_at_most(
     )
     requests = [capture_request(payment.payment_id) for payment in held]
     calls = [
-        asyncio.create_task(world.patiently("CapturePayment", request)) for request in requests
+        asyncio.create_task(world.until_answered("CapturePayment", request)) for request in requests
     ]
     for _ in range(4):
         await asyncio.to_thread(as_superuser, world, kill)
@@ -227,7 +227,7 @@ async def test_reads_survive_killed_sessions(
     world: World, as_superuser: Callable[..., int]
 ) -> None:
     payment = await world.captured()
-    await world.quiet()
+    await world.settle_down()
     for _ in range(3):
         as_superuser(
             world,
@@ -290,8 +290,8 @@ async def test_a_locked_payment_delays_itself_alone_and_a_full_pool_says_so(
         while len(done) < 4:  # All but the two that have the threads.
             done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
             await asyncio.sleep(0.05)
-        told = {(task.result().code, _reason(task.result())) for task in done}
-        assert told == {("UNAVAILABLE", "DATABASE_UNAVAILABLE")}
+        answers = {(task.result().code, _reason(task.result())) for task in done}
+        assert answers == {("UNAVAILABLE", "DATABASE_UNAVAILABLE")}
     late = [await task for task in waiting if task not in done]
     assert {_reason(reply) for reply in late} == {"WRONG_STATE"}
     assert len(late) == 2
@@ -419,7 +419,7 @@ def _nodes(plan: dict[str, Any]) -> list[dict[str, Any]]:
     return [plan, *(node for child in plan.get("Plans", []) for node in _nodes(child))]
 
 
-async def test_a_read_only_database_is_no_place_to_serve(
+async def test_the_service_does_not_serve_on_a_read_only_database(
     world: World, as_superuser: Callable[..., int]
 ) -> None:
     assert world.service is not None

@@ -32,7 +32,7 @@ from payment_service.domain.ports.records import JobKind
 from payment_service.domain.schedule import SCHEDULE_COLUMNS, schedule_of
 from tests.integration.conftest import StartWorld
 from tests.support.books import check_books
-from tests.support.steps.payments import CARD, PLATFORM, PROMOTE, in_days, kinds
+from tests.support.steps.payments import CARD, PLATFORM, PROMOTE, event_kinds, in_days
 from tests.support.world import CAPTURED, IN_ESCROW, World, until
 from tests.unit.domain.builders import in_state, separate
 
@@ -129,7 +129,7 @@ def due_for(tx: SqlTransaction, job: JobKind) -> Sequence[str]:
 
 
 def has_missed_warning(payment: Payment, now: datetime) -> bool:
-    """Nobody warned of a deadline that has passed since the last change; it is too late by now."""
+    """A deadline has passed since the last change without a warning; now it is too late for one."""
     return any(
         deadline.time < now and (payment.warn_time is None or payment.warn_time < deadline.time)
         for deadline in deadlines_of(payment)
@@ -144,7 +144,7 @@ async def test_a_stored_time_that_is_too_early_moves_nothing(
     expert = await world.expert()
     await world.initiate(expert)
     await world.escrowed(expert, on_deadline=CAPTURE, expected_completion_time=in_days(5))
-    await world.quiet()
+    await world.settle_down()
     await world.service.stop()
     await world.service.start(loops=False)
     as_superuser(
@@ -172,12 +172,12 @@ async def test_a_stored_time_that_is_too_early_moves_nothing(
 
 
 async def rest_refused(world: World, **fields: Any) -> payments_pb2.Payment:
-    """The expert was paid 3,000 of 10,000, and Stripe refused to give back the rest."""
+    """The expert was paid 3,000 of 10,000, and Stripe refused to refund the remainder."""
     held = await world.escrowed(amount=10_000, escrow_mode=PLATFORM, **fields)
     await world.stripe.fault("/refunds$", "status", status=400, code="charge_disputed")
     payment = await world.capture(held.payment_id, 3_000, final=True)
     assert (payment.state, payment.held_amount.minor_units) == (IN_ESCROW, 7_000)
-    await world.quiet()
+    await world.settle_down()
     return payment
 
 
@@ -186,7 +186,7 @@ def come(world: World, as_superuser: Callable[..., int]) -> None:
     as_superuser(world, "UPDATE payments SET release_due_time = now() - interval '1 second'")
 
 
-async def test_a_deadline_does_not_pay_the_expert_what_was_to_go_back(
+async def test_a_deadline_does_not_pay_the_remainder_to_the_expert(
     world: World, as_superuser: Callable[..., int]
 ) -> None:
     payment = await rest_refused(world, on_deadline=CAPTURE, expected_completion_time=in_days(30))
@@ -198,7 +198,7 @@ async def test_a_deadline_does_not_pay_the_expert_what_was_to_go_back(
     await check_books(world)
 
 
-async def test_what_stripe_refuses_to_give_back_at_a_deadline_stays_in_escrow(
+async def test_a_refund_that_stripe_refuses_at_a_deadline_stays_in_escrow(
     world: World, as_superuser: Callable[..., int]
 ) -> None:
     payment = await rest_refused(world, on_deadline=CAPTURE, expected_completion_time=in_days(30))
@@ -207,7 +207,7 @@ async def test_what_stripe_refuses_to_give_back_at_a_deadline_stays_in_escrow(
     for tries in (2, 3):
 
         async def refused(tries: int = tries) -> bool:
-            return (await kinds(world, payment.payment_id)).count("refund_refused") == tries
+            return (await event_kinds(world, payment.payment_id)).count("refund_refused") == tries
 
         await until(refused, "the refusal")
         # Tried again an hour later.
@@ -217,21 +217,21 @@ async def test_what_stripe_refuses_to_give_back_at_a_deadline_stays_in_escrow(
     await check_books(world)
 
 
-async def test_a_deadline_that_only_tells_tells_of_the_rest_too(
+async def test_an_alert_deadline_leaves_the_remainder_in_escrow(
     world: World, as_superuser: Callable[..., int]
 ) -> None:
     payment = await rest_refused(world, expected_completion_time=in_days(30))
     come(world, as_superuser)
 
-    async def told() -> bool:
-        return "deadline_passed" in await kinds(world, payment.payment_id)
+    async def reported() -> bool:
+        return "deadline_passed" in await event_kinds(world, payment.payment_id)
 
-    await until(told, "the alert")
+    await until(reported, "the alert")
     assert (await world.get(payment.payment_id)).held_amount.minor_units == 7_000
 
 
 @pytest.mark.parametrize("final", [False, True])
-async def test_a_caller_may_decide_anew_about_the_rest(
+async def test_a_caller_may_decide_again_about_the_remainder(
     world: World, as_superuser: Callable[..., int], final: bool
 ) -> None:
     payment = await rest_refused(world, on_deadline=CAPTURE, expected_completion_time=in_days(30))
@@ -244,10 +244,10 @@ async def test_a_caller_may_decide_anew_about_the_rest(
     await check_books(world)
 
 
-# ---- nobody starves ----
+# ---- no payment starves ----
 
 
-def test_who_had_a_turn_rests_and_stands_behind_the_others(transaction: SqlTransaction) -> None:
+def test_an_item_that_had_its_turn_waits_behind_the_others(transaction: SqlTransaction) -> None:
     tx = transaction
     for hours, name in ((3, "pay_a"), (2, "pay_b"), (1, "pay_c")):
         payment = replace(
@@ -299,8 +299,8 @@ async def test_a_late_gig_does_not_starve_other_deadlines(
         expert, escrow_mode=CARD, on_deadline=PROMOTE, expected_completion_time=in_days(3)
     )
     due = await world.escrowed(expert, escrow_mode=CARD, on_deadline=PROMOTE)
-    await world.quiet()
-    # The gig's date has passed and was told two hours ago; the authorization stands for days.
+    await world.settle_down()
+    # The gig's date passed and was reported two hours ago; the authorization lasts for days.
     as_superuser(
         world,
         "UPDATE payments SET release_due_time = now() - interval '3 hours', "

@@ -16,7 +16,7 @@ Tamper = Callable[..., int]
 
 
 async def rest_refused(world: World) -> Payment:
-    """A final part was captured, and Stripe did not give the rest back."""
+    """A final amount was captured, and Stripe did not refund the remainder."""
     held = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
     await world.stripe.fault("/refunds$", "status", status=400, code="charge_disputed")
     return await world.capture(held.payment_id, 3_000, final=True)
@@ -40,9 +40,9 @@ async def the_open_one(world: World) -> operations_pb2.Discrepancy:
     return one
 
 
-async def test_a_rest_that_was_returned_after_all_is_not_open_any_more(world: World) -> None:
+async def test_a_remainder_that_was_returned_later_is_resolved(world: World) -> None:
     payment = await rest_refused(world)
-    await world.quiet()
+    await world.settle_down()
     assert await open_kinds(world) == ["remainder_not_returned"]
     await run(world)
     assert await open_kinds(world) == ["remainder_not_returned"]
@@ -57,7 +57,7 @@ async def test_a_rest_that_was_returned_after_all_is_not_open_any_more(world: Wo
     )
 
 
-async def test_a_bounce_is_open_until_the_client_is_owed_nothing(world: World) -> None:
+async def test_failed_refund_stays_open_until_nothing_is_client_payable(world: World) -> None:
     held = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
     await world.refund(held.payment_id, 2_000)
     await bounce(world, held.payment_id)
@@ -69,11 +69,11 @@ async def test_a_bounce_is_open_until_the_client_is_owed_nothing(world: World) -
     assert await open_kinds(world) == []
 
 
-async def test_what_no_observation_says_any_more_is_gone(
+async def test_a_discrepancy_that_is_no_longer_observed_is_resolved(
     world: World, as_superuser: Tamper
 ) -> None:
     payment = await world.captured()
-    await world.quiet()
+    await world.settle_down()
     for kind in ("state_mismatch", "intent_mismatch", "charge_missing"):
         as_superuser(
             world,
@@ -93,17 +93,17 @@ async def test_what_no_observation_says_any_more_is_gone(
     assert await open_kinds(world) == []
 
 
-async def test_what_somebody_did_elsewhere_is_open_until_it_is_decided(world: World) -> None:
+async def test_an_out_of_band_change_is_open_until_an_operator_resolves_it(world: World) -> None:
     payment = await world.captured()
-    await world.quiet()
+    await world.settle_down()
     await world.stripe.api(
         "POST", "/refunds", payment_intent=payment.payment_intent_id, amount=1_000
     )
 
-    async def told() -> bool:
+    async def reported() -> bool:
         return await open_kinds(world) == ["out_of_band_refund"]
 
-    await until(told, "the refund is seen")
+    await until(reported, "the refund is seen")
     await run(world)
     one = await the_open_one(world)
     decided = await resolve(world, one.discrepancy_id, "agreed with the expert, ticket 7")
@@ -122,10 +122,10 @@ async def test_what_somebody_did_elsewhere_is_open_until_it_is_decided(world: Wo
     assert refused.facts["discrepancy_id"] == one.discrepancy_id
 
 
-async def test_a_line_that_was_decided_stays_so(world: World) -> None:
+async def test_a_resolved_line_stays_resolved(world: World) -> None:
     """Reconciliation sees it again each hour, as long as it reaches back to it."""
     await world.captured()
-    await world.quiet()
+    await world.settle_down()
     await adjusted(world)
     await run(world)
     one = await the_open_one(world)
@@ -141,9 +141,11 @@ async def test_a_line_that_was_decided_stays_so(world: World) -> None:
     assert (await the_open_one(world)).found.minor_units == -700
 
 
-async def test_nobody_talks_an_invariant_away(world: World, as_superuser: Tamper) -> None:
+async def test_a_resolved_invariant_violation_is_reported_again(
+    world: World, as_superuser: Tamper
+) -> None:
     payment = await world.captured()
-    await world.quiet()
+    await world.settle_down()
     as_superuser(
         world,
         "UPDATE postings SET minor_units = minor_units + 1 WHERE account LIKE 'escrow:%%' "
@@ -151,13 +153,13 @@ async def test_nobody_talks_an_invariant_away(world: World, as_superuser: Tamper
         payment.payment_id,
     )
     await run(world)
-    stands = set(await open_kinds(world))
-    assert "invariant_postings_sum_to_zero" in stands
+    violated = set(await open_kinds(world))
+    assert "invariant_postings_sum_to_zero" in violated
     for one in await world.discrepancies(payment.payment_id):
         await resolve(world, one.discrepancy_id, "never mind")
     assert await open_kinds(world) == []
     await run(world)
-    assert set(await open_kinds(world)) == stands
+    assert set(await open_kinds(world)) == violated
     assert not [one for one in await world.discrepancies(payment.payment_id) if one.resolve_reason]
 
 

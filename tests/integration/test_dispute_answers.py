@@ -35,7 +35,7 @@ from tests.support.world import CAPTURED, IN_ESCROW, REFUNDED, World, until
 Message = disputes_pb2.SubmitEvidenceRequest | disputes_pb2.AcceptDisputeRequest
 
 
-async def patiently(world: World, method: str, request: Message) -> Reply:
+async def until_answered(world: World, method: str, request: Message) -> Reply:
     async def probe() -> Reply | None:
         reply = await world.raw(f"DisputeService/{method}", request.SerializeToString())
         return None if reply.code in ("UNAVAILABLE", "ABORTED") else reply
@@ -87,7 +87,7 @@ async def test_evidence_is_staged_then_submitted_once_and_the_bank_decides(
     assert not await world.discrepancies()
 
 
-async def test_evidence_in_an_inquiry_that_is_escalated_all_the_same_is_given_anew(
+async def test_evidence_is_submitted_again_after_an_inquiry_is_escalated(
     world: World,
 ) -> None:
     payment_id, dispute_id = await disputed(world, inquiry=True)
@@ -102,7 +102,7 @@ async def test_evidence_in_an_inquiry_that_is_escalated_all_the_same_is_given_an
     await settled(world, payment_id, dispute_id, WON)
 
 
-async def test_an_inquiry_answered_well_is_closed(world: World) -> None:
+async def test_an_inquiry_with_winning_evidence_is_closed(world: World) -> None:
     payment_id, dispute_id = await disputed(world, inquiry=True)
     await world.disputes.SubmitEvidence(evidence_request(dispute_id, "winning_evidence"))
     await world.stripe.advance(120)
@@ -110,11 +110,11 @@ async def test_an_inquiry_answered_well_is_closed(world: World) -> None:
 
 
 @pytest.mark.parametrize("fields", [{}, {"escrow_mode": PLATFORM}], ids=["card", "platform"])
-async def test_what_an_acceptance_would_take_is_shown_first(
+async def test_a_preview_shows_what_an_acceptance_would_take(
     world: World, fields: dict[str, Any]
 ) -> None:
     payment_id, dispute_id = await disputed(world, **fields)
-    await world.quiet()
+    await world.settle_down()
     before = world.counts()
     request = acceptance_request(dispute_id)
     request.validate_only = True
@@ -158,7 +158,7 @@ async def test_wrong_evidence_is_refused_before_stripe_is_asked(
     assert await refused(empty) == ("INVALID_ARGUMENT", "INVALID_FIELD", ["evidence"])
     unknown = evidence_request("dp_unknown")
     assert await refused(unknown) == ("NOT_FOUND", "DISPUTE_NOT_FOUND", [])
-    await world.quiet()  # A late webhook would put Stripe's own date back.
+    await world.settle_down()  # A late webhook would put Stripe's own date back.
     as_superuser(world, "UPDATE disputes SET evidence_due_time = now() - interval '1 second'")
     due = evidence_request(dispute_id)
     assert await refused(due) == ("FAILED_PRECONDITION", "EVIDENCE_PAST_DUE", [])
@@ -207,14 +207,14 @@ async def test_an_answer_of_unknown_outcome_is_given_once(
     )
     first = await world.raw(f"DisputeService/{method}", request.SerializeToString())
     assert first.code in ("UNAVAILABLE", "OK")
-    reply = await patiently(world, method, request)
+    reply = await until_answered(world, method, request)
     assert reply.code == "OK", reply.refused
     assert await world.stripe.fired() == 1
     effect = "dispute_accepted" if accepts else "evidence_submitted"
     assert len(await world.stripe.effects(effect)) == 1
     await world.stripe.advance(120)
     await settled(world, payment_id, dispute_id, LOST if accepts else WON)
-    assert (await patiently(world, method, request)).body == reply.body
+    assert (await until_answered(world, method, request)).body == reply.body
 
 
 async def test_an_answer_waits_for_nothing_that_is_under_way_on_the_payment(
@@ -239,7 +239,7 @@ async def test_an_answer_waits_for_nothing_that_is_under_way_on_the_payment(
     assert payment.captured_amount.minor_units == 4_000
 
 
-async def test_what_stripe_refuses_of_an_answer_is_its_final_no(world: World) -> None:
+async def test_stripes_refusal_of_an_answer_is_final(world: World) -> None:
     payment_id, dispute_id = await disputed(world)
     await world.stripe.fault(f"/disputes/{dispute_id}$", "status", status=400)
     request = evidence_request(dispute_id)

@@ -26,7 +26,7 @@ from tests.support.steps.disputes import (
     frozen,
     settled,
 )
-from tests.support.steps.payments import kinds
+from tests.support.steps.payments import event_kinds
 from tests.support.world import CAPTURED, IN_ESCROW, REFUNDED, World, until
 
 PLATFORM = payments_pb2.ESCROW_MODE_PLATFORM_HOLD
@@ -83,7 +83,7 @@ async def test_an_inquiry_that_is_escalated_takes_the_money_and_freezes_refunds(
         assert refused.facts["stage"] == "CHARGEBACK"
     await check_books(world)
     assert balance(world, f"dispute_hold:{held.payment_id}") == 10_000
-    assert [kind for kind in await kinds(world, held.payment_id) if "dispute" in kind] == [
+    assert [kind for kind in await event_kinds(world, held.payment_id) if "dispute" in kind] == [
         "dispute_opened",
         "dispute_escalated",
         "dispute_funds_withdrawn",
@@ -93,7 +93,7 @@ async def test_an_inquiry_that_is_escalated_takes_the_money_and_freezes_refunds(
 # ---- won and lost ----
 
 
-async def test_a_won_dispute_gives_the_money_back_and_lets_the_payment_go_on(world: World) -> None:
+async def test_a_won_dispute_returns_the_money_and_unfreezes_the_payment(world: World) -> None:
     held = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
     dispute_id = await contest(world, held)
     await dispute_where(world, dispute_id)
@@ -166,7 +166,7 @@ async def test_a_dispute_lost_after_capture_is_taken_back_from_the_expert(
     assert not await world.discrepancies()
 
 
-async def test_what_stripe_will_not_take_back_after_a_loss_is_the_experts_debt(
+async def test_a_refused_reversal_after_a_loss_is_the_experts_debt(
     world: World,
 ) -> None:
     expert = await world.expert()
@@ -231,7 +231,7 @@ async def test_a_dispute_that_is_appealed_twice_is_lost_once_in_the_end(world: W
     assert len(await world.stripe.effects("reversed")) == 2
 
 
-async def test_parts_are_lost_out_of_escrow_first_and_then_from_the_newest_transfer(
+async def test_partial_losses_reduce_escrow_first_and_then_the_newest_transfer(
     world: World,
 ) -> None:
     await keep_at_stripe(world)
@@ -251,7 +251,7 @@ async def test_parts_are_lost_out_of_escrow_first_and_then_from_the_newest_trans
     assert payment.lost_held_amount.minor_units == 2_000
     assert (payment.net_amount.minor_units, payment.net_commission.minor_units) == (4_500, 450)
     assert balance(world, f"stripe:connected:{expert}") == 4_050
-    # Another dispute of the same charge takes the rest, and 500 that nobody has any more.
+    # Another dispute of the same charge takes the remainder, and 500 beyond it.
     second = await contest(world, held, amount=5_000)
     await dispute_where(world, second)
     await decide(world, second, "lose")
@@ -262,7 +262,7 @@ async def test_parts_are_lost_out_of_escrow_first_and_then_from_the_newest_trans
     assert not await world.discrepancies()
 
 
-async def test_a_part_lost_in_escrow_leaves_the_rest_to_be_captured(world: World) -> None:
+async def test_a_partial_loss_in_escrow_leaves_the_remainder_to_be_captured(world: World) -> None:
     held = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
     dispute_id = await contest(world, held, amount=4_000)
     await dispute_where(world, dispute_id)
@@ -300,13 +300,13 @@ async def test_a_charge_settled_in_another_currency_is_followed_over_fx(
 # ---- at any time, in any order ----
 
 
-async def test_a_refund_that_stripe_refuses_before_anybody_has_told_says_why(
+async def test_a_refund_that_stripe_refuses_for_an_unsynced_dispute_says_why(
     start_world: StartWorld,
 ) -> None:
     world = await start_world(policy={"poll_seconds": 3600.0, "quiet_seconds": 3600.0})
     payment = await world.captured(amount=10_000)
-    await world.quiet()
-    await world.deafen()
+    await world.settle_down()
+    await world.pause_webhooks()
     dispute_id = await contest(world, payment)
     refused = await refusal(world.payments.RefundPayment(refund_request(payment.payment_id)))
     assert (refused.code, refused.reason) == ("FAILED_PRECONDITION", "PAYMENT_DISPUTED")
@@ -343,11 +343,11 @@ async def test_webhooks_that_come_twice_and_in_any_order_change_nothing(world: W
     before = (await world.get(payment.payment_id)).version
     await check_books(world)
     assert (await world.get(payment.payment_id)).version == before
-    seen = [kind for kind in await kinds(world, payment.payment_id) if "dispute" in kind]
+    seen = [kind for kind in await event_kinds(world, payment.payment_id) if "dispute" in kind]
     assert sorted(set(seen)) == sorted(seen)  # Each once.
 
 
-async def test_a_capture_that_waits_for_the_expert_gives_way_to_a_loss(world: World) -> None:
+async def test_a_capture_that_waits_for_the_expert_is_preempted_by_a_loss(world: World) -> None:
     expert = await world.expert()
     held = await world.escrowed(expert, 10_000, escrow_mode=PLATFORM)
     account = world.account_of(expert)
@@ -359,12 +359,12 @@ async def test_a_capture_that_waits_for_the_expert_gives_way_to_a_loss(world: Wo
     dispute_id = await contest(world, held)
     await dispute_where(world, dispute_id)
     await world.stripe.control("POST", f"/accounts/{account}/restore")
-    await world.quiet()
+    await world.settle_down()
     assert not await world.stripe.effects("transferred", held.payment_intent_id)
     await decide(world, dispute_id, "lose")
     payment = await settled(world, held.payment_id, dispute_id, LOST)
     assert (payment.state, payment.lost_held_amount.minor_units) == (REFUNDED, 10_000)
-    assert "capture_abandoned" in await kinds(world, held.payment_id)
+    assert "capture_abandoned" in await event_kinds(world, held.payment_id)
 
 
 @pytest.mark.parametrize(
@@ -388,15 +388,15 @@ async def test_a_hold_is_disputed_only_once_it_is_captured(
     assert not await world.discrepancies()
 
 
-async def test_what_a_crash_leaves_of_taking_back_the_sweep_finishes(
+async def test_a_recovery_interrupted_by_a_crash_is_finished_by_the_background_job(
     start_world: StartWorld,
 ) -> None:
-    """The loss and the reversal are recorded in one transaction; nobody lives to send it."""
+    """The loss and the reversal are recorded in one transaction; no process is left to send it."""
     world = await start_world(policy={"lease": 0.5})
     assert world.service is not None
     expert = await world.expert()
     payment = await world.captured(expert, 10_000)
-    await world.quiet()
+    await world.settle_down()
     await world.service.stop()
     await world.service.start(loops=False)
     await world.stripe.control("POST", "/webhooks", {"paused": True})
@@ -425,7 +425,7 @@ async def test_a_fraud_warning_freezes_capture_if_that_is_the_policy(
     await world.stripe.control("POST", f"/charges/{held.charge_id}/early_fraud_warning", {})
 
     async def probe() -> bool:
-        return "fraud_warning" in await kinds(world, held.payment_id)
+        return "fraud_warning" in await event_kinds(world, held.payment_id)
 
     await until(probe, "the fraud warning")
     if setting == "alert":
@@ -434,7 +434,7 @@ async def test_a_fraud_warning_freezes_capture_if_that_is_the_policy(
         refused = await refusal(world.payments.CapturePayment(capture_request(held.payment_id)))
         assert (refused.reason, refused.facts["stage"]) == ("PAYMENT_DISPUTED", "FRAUD_WARNING")
         assert (await world.refund(held.payment_id)).state == REFUNDED
-        await world.quiet()
+        await world.settle_down()
 
         async def over() -> bool:
             return await frozen(world, held.payment_id) == "NONE"

@@ -1,4 +1,4 @@
-"""Ends that come by the clock, by a bank, or by Stripe's refusal: nobody called an RPC for them."""
+"""Ends caused by the clock, a bank, or Stripe's refusal, without any RPC."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from tests.support.world import (
 _EIGHT_DAYS = 8 * 24 * 3600
 
 
-async def test_a_hold_that_lapses_ends_expired_when_the_webhook_comes(world: World) -> None:
+async def test_an_expired_hold_expires_the_payment_when_the_webhook_comes(world: World) -> None:
     held = await world.escrowed()
     await world.stripe.advance(_EIGHT_DAYS)
     payment = await world.in_state(held.payment_id, EXPIRED)
@@ -48,7 +48,7 @@ async def test_a_hold_that_lapses_ends_expired_when_the_webhook_comes(world: Wor
     assert not await world.discrepancies()
 
 
-async def test_a_hold_that_lapses_is_found_although_no_webhook_comes(
+async def test_an_expired_hold_is_found_without_a_webhook(
     world: World, as_superuser: Callable[..., int]
 ) -> None:
     held = await world.escrowed()
@@ -63,7 +63,7 @@ async def test_a_hold_that_lapses_is_found_although_no_webhook_comes(
     await check_books(world)
 
 
-async def test_a_capture_of_a_hold_that_lapsed_unnoticed_is_refused_and_ends_expired(
+async def test_a_capture_of_an_expired_hold_is_refused_and_the_payment_expires(
     world: World,
 ) -> None:
     held = await world.escrowed()
@@ -92,11 +92,11 @@ async def test_an_unpaid_payment_expires_with_its_window(start_world: StartWorld
 async def test_the_window_does_not_close_on_a_payment_confirmed_a_moment_ago(
     start_world: StartWorld, mode: payments_pb2.EscrowMode.ValueType
 ) -> None:
-    """The sweep meets a payment of which no webhook has told yet, nor Stripe's list."""
+    """The job meets a payment that no webhook and no list of Stripe has reported yet."""
     world = await start_world(payment_window=0.01, loops=False)
     assert world.service is not None
     initiated = await world.initiate(await world.expert(), escrow_mode=mode)
-    await world.deafen()
+    await world.pause_webhooks()
     await world.confirm(initiated)
     await expire_unpaid(world.service.app)
     payment = await world.get(initiated.payment.payment_id)
@@ -109,7 +109,7 @@ async def test_the_window_does_not_close_on_a_payment_confirmed_a_moment_ago(
 
 
 @pytest.mark.parametrize("mode", [CARD, PLATFORM])
-async def test_who_pays_between_the_look_and_the_cancellation(
+async def test_a_payment_confirmed_between_the_sync_and_the_cancellation(
     start_world: StartWorld, mode: payments_pb2.EscrowMode.ValueType
 ) -> None:
     """A hold is released, and the payment ends EXPIRED; a charge stays, and is in escrow."""
@@ -122,14 +122,14 @@ async def test_who_pays_between_the_look_and_the_cancellation(
     expiring = asyncio.create_task(expire_unpaid(app))
     await world.in_state(payment_id, CANCELING)
     await world.confirm(initiated)
-    # It is told of in the middle as well, and ends nothing.
+    # The webhook comes in between as well, and ends nothing.
     assert await until(lambda: apply_waiting(app), "the webhooks")
     await expiring
     [authorized] = await world.stripe.effects("authorized" if mode == CARD else "captured")
     assert authorized["amount"] == 10_000
     world.service.start_loops()
     payment = await world.in_state(payment_id, EXPIRED if mode == CARD else IN_ESCROW)
-    await world.quiet()
+    await world.settle_down()
     assert payment.held_amount.minor_units == (0 if mode == CARD else 10_000)
     assert len(await world.stripe.effects("canceled")) == (1 if mode == CARD else 0)
     shown = await world.stripe.api("GET", f"/payment_intents/{payment.payment_intent_id}")
@@ -165,7 +165,7 @@ async def test_the_window_does_not_close_on_a_charge_without_its_line(
     assert world.service is not None
     app = world.service.app
     initiated = await world.initiate(await world.expert(), escrow_mode=PLATFORM)
-    await world.deafen()
+    await world.pause_webhooks()
     await world.confirm(initiated)
     observe = app.stripe.observe
 
@@ -187,7 +187,7 @@ async def test_the_window_does_not_close_on_a_charge_without_its_line(
     await check_books(world)
 
 
-async def test_the_sweep_leaves_a_captured_payment_alone(
+async def test_the_expiry_job_leaves_a_captured_payment_alone(
     world: World, as_superuser: Callable[..., int]
 ) -> None:
     payment = await world.captured()
@@ -199,7 +199,7 @@ async def test_the_sweep_leaves_a_captured_payment_alone(
     await check_books(world)
 
 
-async def test_what_stripe_will_not_take_back_from_the_expert_is_a_debt_on_the_books(
+async def test_a_refused_reversal_is_a_debt_on_the_books(
     world: World,
 ) -> None:
     expert = await world.expert()
@@ -221,7 +221,7 @@ async def test_what_stripe_will_not_take_back_from_the_expert_is_a_debt_on_the_b
     assert not await world.stripe.effects("reversed")
 
 
-async def test_a_reversal_refused_for_a_part_leaves_a_debt_of_that_part(world: World) -> None:
+async def test_a_reversal_refused_for_an_amount_leaves_a_debt_of_that_amount(world: World) -> None:
     expert = await world.expert()
     payment = await world.captured(expert, 10_000)
     await world.stripe.control("POST", "/settings", {"reversal_balance": "available"})
@@ -241,7 +241,7 @@ async def _bounced(world: World) -> tuple[Payment, operations_pb2.Operation]:
     payment = await world.captured(card="pm_card_refundFail")
     after = await world.refund(payment.payment_id)
     assert after.state == REFUNDED
-    await world.quiet()
+    await world.settle_down()
     await world.stripe.advance(61)
 
     async def parked() -> operations_pb2.Operation | None:
@@ -253,7 +253,7 @@ async def _bounced(world: World) -> tuple[Payment, operations_pb2.Operation]:
     return await world.get(payment.payment_id), operation
 
 
-async def test_a_refund_that_bounces_is_owed_until_an_operator_pays_it_once(
+async def test_a_failed_refund_is_client_payable_until_an_operator_repays_it_once(
     world: World,
 ) -> None:
     payment, operation = await _bounced(world)
@@ -273,7 +273,7 @@ async def test_a_refund_that_bounces_is_owed_until_an_operator_pays_it_once(
     assert len(await world.stripe.effects("refunded")) == 2
 
 
-async def test_what_is_owed_can_still_be_paid_days_later(
+async def test_client_payable_can_still_be_paid_days_later(
     world: World, as_superuser: Callable[..., int]
 ) -> None:
     payment, operation = await _bounced(world)
@@ -290,7 +290,7 @@ async def test_what_is_owed_can_still_be_paid_days_later(
     assert len(await world.stripe.effects("refunded")) == 2
 
 
-async def test_what_is_owed_and_refused_once_is_paid_by_the_next_resume(world: World) -> None:
+async def test_client_payable_refused_once_is_paid_by_the_next_resume(world: World) -> None:
     payment, operation = await _bounced(world)
     await world.stripe.fault("/refunds$", "status", status=400, code="insufficient_funds")
     resume = operations_pb2.ResumeOperationRequest(operation_id=operation.operation_id)
@@ -315,7 +315,7 @@ async def test_a_payment_that_stripe_will_not_create_is_cancelled_with_the_reaso
     # Nothing tells the service before Stripe refuses: no list is read, no webhook is on its way.
     world = await start_world(policy={"poll_seconds": 3600.0, "account_poll_seconds": 3600.0})
     expert = await world.expert()
-    await world.quiet()
+    await world.settle_down()
     account = world.account_of(expert)
     await world.stripe.control("POST", "/webhooks", {"paused": True})
     await world.stripe.control(
@@ -335,9 +335,9 @@ async def test_a_payment_that_stripe_will_not_create_is_cancelled_with_the_reaso
     await check_books(world)
 
 
-async def test_a_pending_payment_is_left_pending_by_looking_at_it(world: World) -> None:
+async def test_a_sync_leaves_a_pending_payment_pending(world: World) -> None:
     initiated = await world.initiate(await world.expert())
-    await world.quiet()
+    await world.settle_down()
     payment = await world.get(initiated.payment.payment_id)
     assert (payment.state, payment.version) == (PENDING, initiated.payment.version)
 

@@ -1,4 +1,4 @@
-"""Whatever anybody sends: one of the declared answers, the fault named, nothing changed."""
+"""Any request gets one of the declared answers; the fault is named, and nothing changes."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ _METHODS: list[MethodDescriptor] = [
     for method in service.methods
     if not method.server_streaming
 ]
-#: While nothing is down and nobody competes, there is no other answer.
+#: While nothing is down and no other caller competes, there is no other answer.
 _CODES = {
     "OK",
     "INVALID_ARGUMENT",
@@ -99,7 +99,7 @@ async def test_the_empty_message(shared: World) -> None:
 
 
 async def _valid(world: World) -> dict[str, Message]:
-    """A request of every method that is good but for what a test puts into it."""
+    """A request of every method, valid except for what a test puts into it."""
     expert = await world.expert()
     held = await world.escrowed(expert)
     paid = await world.captured(expert)
@@ -170,7 +170,7 @@ def _spoiled(request: Message) -> Iterator[tuple[str, Message]]:
 async def test_every_field_of_every_request_spoiled_in_every_way(shared: World) -> None:
     valid = await _valid(shared)
     named: set[tuple[str, str]] = set()
-    await shared.quiet()
+    await shared.settle_down()
     rows = shared.counts()
     for method in _METHODS:
         request = valid.get(method.name) or GetMessageClass(method.input_type)()
@@ -181,7 +181,7 @@ async def test_every_field_of_every_request_spoiled_in_every_way(shared: World) 
             if reply.code in ("INVALID_ARGUMENT", "NOT_FOUND"):
                 assert shared.counts() == rows, what
             else:  # It was not that bad, or stored its refusal under the key.
-                await shared.quiet()
+                await shared.settle_down()
                 rows = shared.counts()
             if reply.refused is not None and reply.refused.reason == "INVALID_FIELD":
                 wrong = set(reply.refused.fields)
@@ -255,13 +255,13 @@ async def test_all_faults_are_named_at_once(shared: World) -> None:
     }
 
 
-async def test_page_tokens_made_by_hand(shared: World) -> None:
-    """Tokens are no secret: whoever takes one apart can put anything into it."""
+async def test_forged_page_tokens(shared: World) -> None:
+    """Tokens are no secret: a caller can decode one and put anything into it."""
     expert = await shared.expert()
     for _ in range(3):
         payment = await shared.captured(expert)
         await shared.stripe.control("POST", f"/charges/{payment.charge_id}/dispute", {})
-    await shared.quiet()
+    await shared.settle_down()
     [(payment_id,)] = shared.sql("SELECT payment_id FROM payments LIMIT 1")
     lists: list[tuple[str, Message]] = [
         ("PaymentService/ListPayments", payments_pb2.ListPaymentsRequest(user_id=expert)),

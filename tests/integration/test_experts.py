@@ -53,7 +53,7 @@ async def test_another_description_of_an_expert_is_refused_and_names_the_field(
 ) -> None:
     await world.experts.CreateExpertAccount(_creation())
     before = await world.experts.GetExpert(experts_pb2.GetExpertRequest(expert_id="ann"))
-    await world.quiet()
+    await world.settle_down()
     rows = world.counts()
     refused = await refusal(world.experts.CreateExpertAccount(_creation(**changes)))
     assert (refused.code, refused.reason) == ("ALREADY_EXISTS", "EXPERT_ALREADY_EXISTS")
@@ -108,7 +108,7 @@ async def test_onboarding_from_link_to_ready(start_world: StartWorld) -> None:
         assert (refused.code, list(refused.fields)) == ("INVALID_ARGUMENT", ["continue_url"])
 
 
-async def test_ready_by_asking_although_no_webhook_came(world: World) -> None:
+async def test_ready_by_polling_without_a_webhook(world: World) -> None:
     await world.stripe.control("POST", "/webhooks", {"paused": True})
     expert = await world.expert(ready=False)
     refused = await refusal(world.payments.InitiatePayment(world.initiation(expert)))
@@ -138,7 +138,7 @@ async def test_ready_by_asking_although_no_webhook_came(world: World) -> None:
     ],
     ids=["restricted", "rejected"],
 )
-async def test_a_webhook_changes_where_an_expert_stands(
+async def test_a_webhook_changes_an_experts_status(
     world: World, given: dict[str, Any], status: experts_pb2.ExpertStatus.ValueType
 ) -> None:
     expert = await world.expert()
@@ -172,7 +172,7 @@ async def test_an_expert_who_leaves_while_money_is_in_escrow(world: World) -> No
     await check_books(world)
 
 
-async def test_a_commission_that_is_forgotten_is_no_free_ride(world: World) -> None:
+async def test_a_missing_or_impossible_commission_is_refused(world: World) -> None:
     expert = await world.expert()
     for given in ({}, {"commission_basis_points": -1}, {"commission_basis_points": 10_000}):
         request = experts_pb2.SetCommissionRequest(expert_id=expert, **given)
@@ -187,7 +187,7 @@ async def test_a_commission_that_is_forgotten_is_no_free_ride(world: World) -> N
     assert (refused.code, refused.reason) == ("FAILED_PRECONDITION", "COMMISSION_TOO_LARGE")
 
 
-async def test_what_stripe_refuses_may_be_mended(world: World) -> None:
+async def test_a_refused_account_can_be_corrected(world: World) -> None:
     await world.stripe.fault("/accounts$", "status", status=400, code="email_invalid")
     refused = await refusal(world.experts.CreateExpertAccount(_creation(email="a@b.example")))
     assert (refused.code, refused.reason) == ("FAILED_PRECONDITION", "REFUSED_BY_PROCESSOR")

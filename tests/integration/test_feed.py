@@ -28,14 +28,14 @@ from tests.support.errors import Refused, refusal
 from tests.support.running import replica
 from tests.support.world import World, until
 
-Told = events_pb2.WatchEventsResponse
+FeedEvent = events_pb2.WatchEventsResponse
 
 
 def stream(world: World, cursor: str = "") -> Any:
     return world.events.WatchEvents(events_pb2.WatchEventsRequest(after_cursor=cursor))
 
 
-async def take(call: Any, count: int, seconds: float = 10) -> list[Told]:
+async def take(call: Any, count: int, seconds: float = 10) -> list[FeedEvent]:
     """The next so many events of a stream."""
     async with asyncio.timeout(seconds):
         return [await call.read() for _ in range(count)]
@@ -56,9 +56,9 @@ def trail(world: World) -> set[tuple[str, int]]:
     return set(world.sql("SELECT payment_id, sequence FROM events"))
 
 
-def check(world: World, told: list[Told]) -> None:
+def check(world: World, received: list[FeedEvent]) -> None:
     """All events, each once, each payment's in order."""
-    found = [(one.event.payment_id, one.event.sequence) for one in told]
+    found = [(one.event.payment_id, one.event.sequence) for one in received]
     assert len(found) == len(set(found))
     assert set(found) == trail(world)
     orders: dict[str, list[int]] = defaultdict(list)
@@ -67,7 +67,7 @@ def check(world: World, told: list[Told]) -> None:
     assert all(order == sorted(order) for order in orders.values())
 
 
-async def all_told(world: World) -> list[Told]:
+async def all_received(world: World) -> list[FeedEvent]:
     """What the feed has when nothing waits for its place any more."""
 
     async def probe() -> bool:
@@ -76,9 +76,9 @@ async def all_told(world: World) -> list[Told]:
     await until(probe, "nothing pending")
     [(count,)] = world.sql("SELECT count(*) FROM feed")
     call = stream(world)
-    told = await take(call, count)
+    received = await take(call, count)
     call.cancel()
-    return told
+    return received
 
 
 @contextlib.contextmanager
@@ -108,7 +108,7 @@ async def test_every_event_comes_once_and_in_order(world: World) -> None:
     expert = await world.expert()
     call = stream(world)
     await asyncio.gather(*(world.captured(expert) for _ in range(6)))
-    await world.quiet()
+    await world.settle_down()
     check(world, await take(call, len(trail(world))))
     shown = (await take(stream(world), 1))[0].event
     listed = await world.events.ListPaymentEvents(
@@ -120,18 +120,18 @@ async def test_every_event_comes_once_and_in_order(world: World) -> None:
 async def test_an_event_comes_without_being_polled_for(start_world: StartWorld) -> None:
     world = await start_world(policy={"job_interval": 3600.0})
     payment = await world.escrowed()
-    await world.quiet()
+    await world.settle_down()
     call = stream(world)
     await take(call, len(trail(world)))
     reading = asyncio.create_task(take(call, 1))
     await world.capture(payment.payment_id)
-    [told] = await reading
-    assert told.event.kind == "payment.capture_started"
+    [received] = await reading
+    assert received.event.kind == "payment.capture_started"
 
 
 async def test_a_late_commit_is_delivered(world: World) -> None:
     one, other = await world.escrowed(), await world.escrowed()
-    await world.quiet()
+    await world.settle_down()
     call = stream(world)
     await take(call, len(trail(world)))
     with transaction(world) as cursor:
@@ -144,12 +144,12 @@ async def test_a_late_commit_is_delivered(world: World) -> None:
     [late] = await take(call, 1)
     assert late.event.payment_id == one.payment_id
     call.cancel()
-    check(world, await all_told(world))
+    check(world, await all_received(world))
 
 
-async def test_a_watcher_goes_on_at_another_replica_and_after_a_restart(world: World) -> None:
+async def test_a_watcher_continues_at_another_replica_and_after_a_restart(world: World) -> None:
     payment = await world.escrowed()
-    await world.quiet()
+    await world.settle_down()
     call = stream(world)
     seen = await take(call, 2)
     async with replica(world) as other:
@@ -163,12 +163,12 @@ async def test_a_watcher_goes_on_at_another_replica_and_after_a_restart(world: W
     check(world, seen)
 
 
-async def test_what_was_announced_to_nobody_is_found(
+async def test_an_event_without_a_notification_is_found(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The other replica gives the positions, and its NOTIFY says nothing to this one."""
     payment = await world.escrowed()
-    await world.quiet()
+    await world.settle_down()
     call = stream(world)
     await take(call, len(trail(world)))
     monkeypatch.setattr(feed_sql, "CHANNEL", "elsewhere")
@@ -224,7 +224,7 @@ async def test_a_cursor_of_another_feed_is_refused(world: World) -> None:
     """Beyond the head, and at a place where another event is now."""
     await world.escrowed()
     [first] = await take(stream(world), 1)
-    head = len(await all_told(world))
+    head = len(await all_received(world))
     for mark in (FeedCursor(head + 1000, first.event.hash[:8]), FeedCursor(1, b"elsewise")):
         refused = await end_of(stream(world, cursor_of(mark)))
         assert (refused.code, refused.reason) == ("FAILED_PRECONDITION", "CURSOR_NOT_IN_FEED")
@@ -243,7 +243,7 @@ async def test_a_fault_in_the_middle_is_an_error_like_any(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await world.escrowed()
-    await all_told(world)
+    await all_received(world)
 
     async def broken(app: Any, after: FeedCursor) -> AsyncIterator[Any]:
         async for batch in watch_events.watch_events(app, after):
@@ -281,9 +281,7 @@ async def test_no_more_watch_than_there_are_places(start_world: StartWorld) -> N
 # ---- slow readers and the end ----
 
 
-async def test_who_reads_slowly_holds_up_nobody(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_slow_reader_delays_no_other(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """More than the buffers take lies ready; the service reads no more of it than is taken."""
     payment = await world.escrowed()
     with transaction(world) as cursor:
@@ -311,11 +309,11 @@ async def test_who_reads_slowly_holds_up_nobody(
 
 
 async def test_streams_end_at_once_when_the_service_does(world: World) -> None:
-    """Those that wait; one that nobody reads holds the end up for its grace and no longer."""
+    """Waiting watchers end; one that is not read delays the end only for its grace period."""
     payment = await world.escrowed()
     with transaction(world) as cursor:
         add_events(cursor, payment.payment_id, 3000, kind="payment." + "x" * 2000)
-    await all_told(world)
+    await all_received(world)
     [(head,)] = world.sql("SELECT max(position) FROM feed")
     last = world.sql(
         "SELECT hash FROM feed JOIN events USING (payment_id, sequence) WHERE position = %s", head
@@ -337,7 +335,9 @@ async def test_streams_end_at_once_when_the_service_does(world: World) -> None:
 # ---- the client's helper ----
 
 
-async def test_the_client_goes_on_by_itself(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_client_continues_by_itself(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Over restarts, and over connections that the server ends for their age."""
     short = (
         ("grpc.max_connection_age_ms", 300),
@@ -346,13 +346,13 @@ async def test_the_client_goes_on_by_itself(world: World, monkeypatch: pytest.Mo
     monkeypatch.setattr(service, "OPTIONS", (*OPTIONS, *short))
     assert world.service is not None
     payment = await world.escrowed()
-    await world.quiet()
+    await world.settle_down()
     await world.service.restart()
-    told: list[Told] = []
+    received: list[FeedEvent] = []
 
     async def watching(channel: aio.Channel) -> None:
         async for one in watch(channel):
-            told.append(one)  # noqa: PERF401 - it never ends
+            received.append(one)  # noqa: PERF401 - it never ends
 
     async with connect(world.address) as channel:
         task = asyncio.create_task(watching(channel))
@@ -366,11 +366,11 @@ async def test_the_client_goes_on_by_itself(world: World, monkeypatch: pytest.Mo
 
         async def probe() -> bool:
             assert not task.done(), task.exception()
-            return len(told) >= len(trail(world))
+            return len(received) >= len(trail(world))
 
         await until(probe, "everything")
         task.cancel()
-    check(world, told)
+    check(world, received)
 
 
 async def test_the_client_raises_what_does_not_pass(world: World) -> None:
@@ -393,15 +393,15 @@ async def test_three_sequencers_race_and_every_version_has_one_place(world: Worl
                     cursor.connection.commit()
 
         await asyncio.gather(*(asyncio.to_thread(write, one.payment_id) for one in payments))
-        check(world, await all_told(world))
+        check(world, await all_received(world))
     assert world.sql("SELECT max(position) = count(*) FROM feed") == [(True,)]
 
 
-async def test_what_the_feed_lacks_or_turns_round_is_found(
+async def test_a_gap_or_disorder_in_the_feed_is_found(
     world: World, as_superuser: Callable[..., int]
 ) -> None:
     payment = await world.captured()
-    await all_told(world)
+    await all_received(world)
     assert world.service is not None
 
     async def found() -> set[str]:

@@ -15,7 +15,7 @@ from tests.support.books import balance, check_books
 from tests.support.errors import refusal
 from tests.support.kinds import kind_of
 from tests.support.requests import capture_request, money, refund_request
-from tests.support.steps.payments import CARD, PLATFORM, PROMOTE, in_days, kinds
+from tests.support.steps.payments import CARD, PLATFORM, PROMOTE, event_kinds, in_days
 from tests.support.world import (
     CANCELED,
     CAPTURED,
@@ -115,7 +115,7 @@ async def test_the_platform_holds_nothing_while_its_payouts_are_automatic(world:
 
 async def test_escrow_that_the_platforms_balance_does_not_cover_is_reported(world: World) -> None:
     held = await world.escrowed("", 10_000, escrow_mode=PLATFORM)
-    await world.quiet()
+    await world.settle_down()
 
     async def uncovered() -> list[tuple[int, int]]:
         await world.operations.RunReconciliation(operations_pb2.RunReconciliationRequest())
@@ -202,7 +202,7 @@ async def test_one_call_splits_an_award(world: World, fields: dict[str, Any]) ->
     assert not await world.discrepancies()
 
 
-async def test_held_money_goes_back_first_and_what_was_paid_only_when_asked_for(
+async def test_held_money_is_refunded_first_and_paid_money_only_on_request(
     world: World,
 ) -> None:
     expert = await world.expert()
@@ -212,7 +212,7 @@ async def test_held_money_goes_back_first_and_what_was_paid_only_when_asked_for(
     await world.capture(held.payment_id, 4_000)
     payment = await world.refund(held.payment_id, 1_000)
     assert (payment.state, amounts(payment)) == (IN_ESCROW, (2_000, 7_000, 1_000, 700))
-    # Beyond what is held: the rest comes from the newest transfer, then from the one before.
+    # Beyond the held amount, the newest transfer is reversed first, then the one before.
     payment = await world.refund(held.payment_id, 7_500)
     assert payment.state == CAPTURED
     assert amounts(payment) == (0, 7_000, 3_000, 150)
@@ -230,7 +230,7 @@ async def test_held_money_goes_back_first_and_what_was_paid_only_when_asked_for(
     assert not await world.discrepancies()
 
 
-async def test_all_of_a_platform_hold_goes_back_out_of_escrow(world: World) -> None:
+async def test_a_whole_platform_hold_is_refunded_out_of_escrow(world: World) -> None:
     held = await world.escrowed("", 10_000, escrow_mode=PLATFORM)
     payment = await world.refund(held.payment_id)
     assert (payment.state, amounts(payment)) == (REFUNDED, (0, 0, 10_000, 0))
@@ -239,7 +239,7 @@ async def test_all_of_a_platform_hold_goes_back_out_of_escrow(world: World) -> N
     assert (refused.reason, refused.facts["state"]) == ("WRONG_STATE", "REFUNDED")
 
 
-async def test_a_refund_out_of_escrow_that_bounces_is_owed_to_the_client(world: World) -> None:
+async def test_a_failed_refund_out_of_escrow_is_client_payable(world: World) -> None:
     held = await world.escrowed("", 10_000, escrow_mode=PLATFORM)
     await world.refund(held.payment_id, 4_000)
     [(refund,)] = world.sql("SELECT movement_id FROM movements WHERE kind = 'refund'")
@@ -255,7 +255,7 @@ async def test_a_refund_out_of_escrow_that_bounces_is_owed_to_the_client(world: 
 
 
 async def debtor(world: World) -> str:
-    """An expert who owes 90 dollars: Stripe refuses to take them back, and goes on refusing."""
+    """An expert with a debt of 90 dollars: Stripe refuses the reversal, and keeps refusing it."""
     expert = await world.expert()
     paid = await world.captured(expert, 10_000)
     await world.stripe.fault(
@@ -266,7 +266,7 @@ async def debtor(world: World) -> str:
 
 
 @pytest.mark.parametrize("fields", [{}, {"escrow_mode": PLATFORM}], ids=["destination", "separate"])
-async def test_what_an_expert_owes_is_kept_back_at_the_next_capture(
+async def test_an_experts_debt_is_offset_at_the_next_capture(
     world: World, fields: dict[str, Any]
 ) -> None:
     expert = await debtor(world)
@@ -274,7 +274,7 @@ async def test_what_an_expert_owes_is_kept_back_at_the_next_capture(
     assert balance(world, f"expert_debt:{expert}") == 9_000
     second = await world.escrowed(expert, 4_000, **fields)
     payment = await world.capture(second.payment_id)
-    # One cent is left to be paid out; the rest of the part pays the debt off.
+    # One cent is left to be paid out; the remainder of the amount pays the debt off.
     assert payment.net_expert_amount.minor_units == 3_600
     assert balance(world, f"expert_debt:{expert}") == 9_000 - 3_599
     await check_books(world)
@@ -289,7 +289,7 @@ async def test_what_an_expert_owes_is_kept_back_at_the_next_capture(
     assert not await world.discrepancies()
 
 
-async def test_what_a_reversal_is_about_to_take_back_is_not_kept_back_as_well(
+async def test_a_debt_under_reversal_is_not_offset_as_well(
     world: World,
 ) -> None:
     expert = await world.expert()
@@ -307,7 +307,7 @@ async def test_what_a_reversal_is_about_to_take_back_is_not_kept_back_as_well(
     assert balance(world, f"stripe:connected:{expert}") == 18_000
 
 
-async def test_a_destination_capture_by_hand_nets_nothing(world: World) -> None:
+async def test_an_out_of_band_destination_capture_offsets_no_debt(world: World) -> None:
     """Ours, which would keep the debt back, waits; the dashboard collects the commission alone."""
     expert = await debtor(world)
     await world.stripe.clear_faults()
@@ -318,7 +318,7 @@ async def test_a_destination_capture_by_hand_nets_nothing(world: World) -> None:
     )
     payment = await world.capture(second.payment_id)
     assert (payment.state, payment.waiting_for) == (CAPTURING, payments_pb2.WAITING_FOR_EXPERT)
-    # Nobody hears that the account is well, so that the hand is first.
+    # No event says that the account is ready, so that the dashboard capture comes first.
     await world.stripe.control("POST", "/webhooks", {"paused": True})
     await world.stripe.control("POST", f"/accounts/{account}/restore")
     shown = await world.stripe.api("POST", f"/payment_intents/{second.payment_intent_id}/capture")
@@ -342,7 +342,7 @@ async def test_a_destination_capture_by_hand_nets_nothing(world: World) -> None:
 @pytest.mark.parametrize(
     "fields", [{}, {"escrow_mode": PLATFORM}, {"on_deadline": PROMOTE}], ids=["d", "p", "a"]
 )
-async def test_a_capture_waits_for_the_experts_account_and_goes_on(
+async def test_a_capture_waits_for_the_experts_account_and_then_continues(
     world: World, fields: dict[str, Any]
 ) -> None:
     expert = await world.expert()
@@ -362,7 +362,7 @@ async def test_a_capture_waits_for_the_experts_account_and_goes_on(
 
 
 @pytest.mark.parametrize("fields", [{}, {"escrow_mode": PLATFORM}], ids=["d", "p"])
-async def test_a_capture_that_waits_can_be_given_up_for_a_refund(
+async def test_a_waiting_capture_can_be_abandoned_for_a_refund(
     world: World, fields: dict[str, Any]
 ) -> None:
     expert = await world.expert()
@@ -372,7 +372,7 @@ async def test_a_capture_that_waits_can_be_given_up_for_a_refund(
     await world.capture(held.payment_id)
     payment = await world.refund(held.payment_id, reason="the expert cannot be paid")
     assert payment.state == (REFUNDED if fields else CANCELED)
-    assert "capture_abandoned" in await kinds(world, held.payment_id)
+    assert "capture_abandoned" in await event_kinds(world, held.payment_id)
     await world.stripe.control("POST", f"/accounts/{account}/restore")
     await check_books(world)
     assert not await world.stripe.effects("transferred", held.payment_intent_id)
@@ -382,7 +382,7 @@ async def test_a_capture_that_waits_can_be_given_up_for_a_refund(
 # ---- deadlines ----
 
 
-async def test_an_authorization_is_promoted_before_it_lapses(
+async def test_an_authorization_is_promoted_before_it_expires(
     world: World, as_superuser: Callable[..., int]
 ) -> None:
     held = await world.escrowed("", 10_000, on_deadline=PROMOTE)
@@ -403,7 +403,7 @@ async def test_an_authorization_is_promoted_before_it_lapses(
     await check_books(world)
     assert (await world.capture(held.payment_id)).state == CAPTURED
     await check_books(world)
-    trail = await kinds(world, held.payment_id)
+    trail = await event_kinds(world, held.payment_id)
     assert trail.count("promote_started") == trail.count("charged") == 1
 
 
@@ -437,7 +437,7 @@ async def test_what_was_agreed_is_done_when_the_gig_is_due(
     assert not await world.discrepancies()
 
 
-async def test_an_alert_is_told_once_and_moves_nothing(
+async def test_an_alert_is_sent_once_and_moves_nothing(
     world: World, as_superuser: Callable[..., int]
 ) -> None:
     held = await world.escrowed(
@@ -446,7 +446,7 @@ async def test_an_alert_is_told_once_and_moves_nothing(
     as_superuser(world, "UPDATE payments SET release_due_time = now() + interval '1 hour'")
 
     async def seen(kind: str) -> list[str] | None:
-        trail = await kinds(world, held.payment_id)
+        trail = await event_kinds(world, held.payment_id)
         return trail if kind in trail else None
 
     await until(lambda: seen("deadline_near"), "the warning")
@@ -457,7 +457,7 @@ async def test_an_alert_is_told_once_and_moves_nothing(
     for _ in range(3):
         await act_on_deadlines(app)
         await warn_of_deadlines(app)
-    trail = await kinds(world, held.payment_id)
+    trail = await event_kinds(world, held.payment_id)
     assert trail.count("deadline_near") == trail.count("deadline_passed") == 1
     assert (await world.get(held.payment_id)).state == IN_ESCROW
     await check_books(world)
@@ -486,7 +486,7 @@ async def test_what_expires_within_a_span_is_listed(world: World) -> None:
 async def test_validate_only_shows_the_legs_and_writes_nothing(world: World) -> None:
     expert = await world.expert()
     held = await world.escrowed(expert, 10_000, escrow_mode=PLATFORM)
-    await world.quiet()
+    await world.settle_down()
     before = world.counts()
     asked = capture_request(held.payment_id, 6_000, final=True, validate_only=True)
     answer = await world.payments.CapturePayment(asked)
@@ -514,7 +514,7 @@ async def test_validate_only_shows_the_legs_and_writes_nothing(world: World) -> 
 
 async def test_validate_only_of_an_initiation(world: World) -> None:
     expert = await world.expert()
-    await world.quiet()
+    await world.settle_down()
     before = world.counts()
     answer = await world.initiate(expert, 10_000, validate_only=True)
     assert (answer.payment.state, answer.payment.payment_id) == (PENDING, "")
@@ -525,7 +525,7 @@ async def test_validate_only_of_an_initiation(world: World) -> None:
     assert world.counts() == before
 
 
-async def test_a_call_on_a_payment_that_has_moved_on_is_told_where_it_is(world: World) -> None:
+async def test_version_mismatch_returns_the_current_payment(world: World) -> None:
     held = await world.escrowed("", 10_000, escrow_mode=PLATFORM)
     await world.capture(held.payment_id, 1_000, expected_version=held.version)
     now = await world.get(held.payment_id)
@@ -550,7 +550,7 @@ async def test_a_debt_is_written_off_once_and_not_kept_back_any_more(world: Worl
         reason="left us",
         idempotency_key="once",
     )
-    await world.quiet()
+    await world.settle_down()
     before = world.counts()
     request.validate_only = True
     shown = await world.operations.WriteOffExpertDebt(request)
@@ -586,7 +586,7 @@ async def test_a_debt_is_written_off_once_and_not_kept_back_any_more(world: Worl
     await check_books(world)
 
 
-async def test_the_released_rest_of_a_card_hold_is_no_refund(world: World) -> None:
+async def test_the_released_remainder_of_a_card_hold_is_no_refund(world: World) -> None:
     """Stripe may show it as one: nothing was charged, and nothing came back."""
     await world.stripe.control("POST", "/settings", {"void_creates_refund": True})
     held = await world.escrowed(amount=10_000)
@@ -594,7 +594,7 @@ async def test_the_released_rest_of_a_card_hold_is_no_refund(world: World) -> No
     assert payment.captured_amount.minor_units == 6_000
     listed = await world.stripe.api("GET", "/refunds", payment_intent=held.payment_intent_id)
     assert [refund["amount"] for refund in listed["data"]] == [4_000]
-    await world.quiet()
+    await world.settle_down()
     payment = await world.get(held.payment_id)
     assert payment.state == CAPTURED
     assert payment.refunded_amount.minor_units == 0
@@ -602,10 +602,10 @@ async def test_the_released_rest_of_a_card_hold_is_no_refund(world: World) -> No
     await check_books(world)
 
 
-async def test_a_final_capture_whose_rest_stripe_keeps_is_answered_as_a_capture(
+async def test_a_final_capture_whose_remainder_stripe_keeps_is_answered_as_a_capture(
     world: World,
 ) -> None:
-    """Told that it was refused, the caller would pay the expert a second time."""
+    """If the answer were a refusal, the caller would pay the expert a second time."""
     held = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
     await world.stripe.fault("/refunds$", "status", status=400, code="charge_disputed", store=True)
     request = capture_request(held.payment_id, 3_000, final=True)
@@ -630,7 +630,7 @@ async def test_a_card_that_is_reported_stolen_before_its_capture_is_not_captured
     await world.stripe.control(
         "POST", f"/charges/{charge}/early_fraud_warning", {"fraud_type": "made_with_stolen_card"}
     )
-    await world.quiet()
+    await world.settle_down()
     why = await refusal(world.payments.CapturePayment(capture_request(held.payment_id)))
     assert (why.reason, why.facts["stage"]) == ("PAYMENT_DISPUTED", "FRAUD_WARNING")
     assert (await world.refund(held.payment_id)).held_amount.minor_units == 0
@@ -651,30 +651,30 @@ async def test_a_refund_that_waits_for_the_platforms_balance_is_booked_when_it_i
     await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
     await world.stripe.advance(3 * 86_400)
     await world.in_state(held.payment_id, REFUNDED)
-    assert (await world.patiently("RefundPayment", request)).code == "OK"
+    assert (await world.until_answered("RefundPayment", request)).code == "OK"
     assert not await world.discrepancies()
     await check_books(world)
 
 
 @pytest.mark.parametrize(
-    ("by_hand", "method", "code"),
+    ("out_of_band", "method", "code"),
     [(9_700, "CapturePayment", "OK"), (10_000, "RefundPayment", "FAILED_PRECONDITION")],
 )
-async def test_a_refund_by_hand_that_is_pending_holds_up_no_answer_of_stripe(
-    world: World, by_hand: int, method: str, code: str
+async def test_a_pending_out_of_band_refund_delays_no_answer_of_stripe(
+    world: World, out_of_band: int, method: str, code: str
 ) -> None:
     """What Stripe does is done, and what it refuses is refused; only nothing is sent again."""
     held = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
     await world.stripe.control("POST", "/settings", {"refund_on_low_balance": "pending"})
     refund = await world.stripe.api(
-        "POST", "/refunds", payment_intent=held.payment_intent_id, amount=by_hand
+        "POST", "/refunds", payment_intent=held.payment_intent_id, amount=out_of_band
     )
     assert (refund["status"], refund["balance_transaction"]) == ("pending", None)
     captures = method == "CapturePayment"
     if captures:
         await world.stripe.fault("/transfers$", "reset", "after")
     request = (capture_request if captures else refund_request)(held.payment_id, 300)
-    reply = await world.patiently(method, request)
+    reply = await world.until_answered(method, request)
     assert reply.code == code
     if reply.refused is not None:
         assert reply.refused.reason == "REFUSED_BY_PROCESSOR"

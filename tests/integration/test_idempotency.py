@@ -36,7 +36,7 @@ async def test_the_answer_is_the_same_bytes_also_after_a_restart(world: World) -
     calls = await _one_of_each(world)
     first = [await world.bytes_of(*call) for call in calls]
     assert [reply.code for reply in first] == ["OK"] * len(calls)
-    await world.quiet()
+    await world.settle_down()
     effects = len(await world.stripe.effects())
     assert [await world.bytes_of(*call) for call in calls] == first
     assert world.service is not None
@@ -81,7 +81,7 @@ async def test_keys_are_scoped_by_rpc(world: World) -> None:
     await check_books(world)
 
 
-async def test_the_longest_key_and_an_odd_one(world: World) -> None:
+async def test_the_longest_key_and_an_unusual_one(world: World) -> None:
     expert = await world.expert()
     for key in ("k" * 255, "ключ / 鍵 ~!@#$%^&*()"):
         first = await world.initiate(expert, idempotency_key=key)
@@ -117,7 +117,7 @@ async def test_other_content_under_a_used_key_is_refused_names_the_field_and_cha
     for method, request in await _one_of_each(world):
         calls.setdefault(method, request)
         assert (await world.bytes_of(method, request)).code == "OK"
-    await world.quiet()
+    await world.settle_down()
     rows, effects = world.counts(), len(await world.stripe.effects())
     for method, changes, field in _OTHER_CONTENT:
         changed = type(calls[method])()
@@ -150,7 +150,9 @@ async def test_a_refusal_by_our_own_guard_is_stored_and_outlives_the_state(world
     await world.confirm(initiated)
     await world.in_state(payment_id, IN_ESCROW)
     assert await world.bytes_of("CapturePayment", early) == refused
-    await world.quiet()  # An event that is being applied when the service stops waits for long.
+    await (
+        world.settle_down()
+    )  # An event that is being applied when the service stops waits for long.
     assert world.service is not None
     await world.service.restart()
     await world.channel.channel_ready()
@@ -252,7 +254,7 @@ async def test_a_rate_limit_is_waited_out_or_handed_on_and_acts_once(world: Worl
     request = capture_request(long.payment_id)
     refused = await refusal(world.payments.CapturePayment(request))
     assert (refused.code, refused.reason) == ("RESOURCE_EXHAUSTED", "PROCESSOR_RATE_LIMITED")
-    assert (await world.patiently("CapturePayment", request)).code == "OK"
+    assert (await world.until_answered("CapturePayment", request)).code == "OK"
     assert len(await world.stripe.effects("captured")) == 2
     keys = {one["idempotency_key"] for one in await world.stripe.requests("/capture")}
     assert len(keys) == 2  # One for each capture, however often it was sent.
@@ -265,7 +267,7 @@ async def test_a_lock_at_stripe_is_no_outcome(world: World) -> None:
     request = refund_request(held.payment_id)
     refused = await refusal(world.payments.RefundPayment(request))
     assert (refused.code, refused.reason) == ("ABORTED", "OPERATION_IN_PROGRESS")
-    done = await world.patiently("RefundPayment", request)
+    done = await world.until_answered("RefundPayment", request)
     answer = payments_pb2.RefundPaymentResponse.FromString(done.body)
     assert answer.payment.state == CANCELED
     await check_books(world)
@@ -287,5 +289,5 @@ async def test_our_own_credentials_being_wrong_is_not_the_callers_failure(
     [(operation_id,)] = world.sql("SELECT operation_id FROM operations WHERE state = 'PARKED'")
     resume = operations_pb2.ResumeOperationRequest(operation_id=operation_id)
     await world.operations.ResumeOperation(resume)
-    assert (await world.patiently("CapturePayment", request)).code == "OK"
+    assert (await world.until_answered("CapturePayment", request)).code == "OK"
     await check_books(world)

@@ -1,4 +1,4 @@
-"""A lease is short, and kept by whoever lives."""
+"""A lease is short, and a living holder renews it."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ async def test_a_call_that_outlives_its_lease_is_not_taken_over(start_world: Sta
     assert tries == 0
 
 
-async def test_whoever_lost_the_lease_changes_nothing(start_world: StartWorld) -> None:
+async def test_a_holder_without_the_lease_changes_nothing(start_world: StartWorld) -> None:
     world = await start_world(policy={"lease": 30.0}, loops=False)
     assert world.service is not None
     database, policy = world.service.app.database, world.service.app.policy
@@ -80,13 +80,13 @@ async def test_whoever_lost_the_lease_changes_nothing(start_world: StartWorld) -
     assert (token, last_error == "too late") == (theirs.lease_token, False)
 
 
-async def test_an_operator_can_send_on_what_is_older_than_its_key(
+async def test_an_operator_can_resume_an_operation_older_than_its_key(
     start_world: StartWorld,
 ) -> None:
     """By itself nothing is sent again after 23 hours; resumed, it goes out under a new key."""
     world = await start_world(policy={"arrival_seconds": 60.0})
     payment = await world.escrowed()
-    await world.quiet()
+    await world.settle_down()
     await world.stripe.fault("/capture", "reset", "before", times=None)
     request = capture_request(payment.payment_id)
     assert (await refusal(world.payments.CapturePayment(request))).code == "UNAVAILABLE"
@@ -102,7 +102,7 @@ async def test_an_operator_can_send_on_what_is_older_than_its_key(
         return str(operation_id) if state == "PARKED" else ""
 
     operation_id = await until(parked, "the old operation to be parked")
-    # Its last request had no answer: until a minute has passed it is not given up for anything.
+    # Its last request had no answer: until a minute has passed it is not abandoned.
     assert world.sql("SELECT unsure_until > now() FROM operations WHERE kind = 'capture'") == [
         (True,)
     ]
@@ -131,7 +131,7 @@ def refund_of(payment_id: str) -> RefundPayment:
     )
 
 
-async def test_a_holder_that_slept_for_a_day_sends_nothing(start_world: StartWorld) -> None:
+async def test_a_holder_that_was_suspended_for_a_day_sends_nothing(start_world: StartWorld) -> None:
     """Its key is pruned at Stripe by then, and its lease has long been another's."""
     world = await start_world(policy={"lease": 1.0})
     assert world.service is not None
@@ -150,7 +150,7 @@ async def test_a_holder_that_slept_for_a_day_sends_nothing(start_world: StartWor
     with pytest.raises(Unavailable) as refused:
         await execute(app, begun.operation, begun.version, _LOCAL)
     assert refused.value.reason == "OUTCOME_UNKNOWN"
-    await world.quiet()
+    await world.settle_down()
     assert len(await world.stripe.effects("refunded")) == 1
 
 
@@ -222,7 +222,7 @@ async def test_a_first_request_is_fenced_too(start_world: StartWorld, what: str)
     assert found == [("PARKED" if is_old else "STARTED",)]
 
 
-async def test_what_was_just_recorded_is_sent_without_asking(world: World) -> None:
+async def test_a_first_request_is_sent_without_a_lease_renewal(world: World) -> None:
     """One transaction before the request and one after: the hot path pays nothing for the fence."""
     assert world.service is not None
     app = world.service.app
@@ -231,7 +231,7 @@ async def test_what_was_just_recorded_is_sent_without_asking(world: World) -> No
         claim_and_start, app, refund_of(held.payment_id), begin_refund
     )
     assert begun.operation is not None
-    # Nobody could renew this lease: whoever asks is told that it is lost.
+    # This lease cannot be renewed: a renewal would report it as lost.
     world.sql("UPDATE operations SET lease_token = 'theirs' WHERE state = 'STARTED' RETURNING 1")
     sent = len(await world.stripe.requests("/refunds"))
     await execute(app, begun.operation, begun.version, _LOCAL)

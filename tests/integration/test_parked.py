@@ -13,11 +13,11 @@ from tests.support.books import balance, check_books
 from tests.support.errors import refusal
 from tests.support.kinds import kind_of
 from tests.support.requests import capture_request, money, new_key, refund_request
-from tests.support.steps.dashboard import arrives, bounce
+from tests.support.steps.dashboard import bounce, late_arrival
 from tests.support.steps.disputes import LOST, WON, contest, decide, dispute_where, settled
-from tests.support.steps.faults import HASTY, unheard
+from tests.support.steps.faults import HASTY, lost_answer
 from tests.support.steps.operators import owed_after_a_bounce, parked, repaid, resume
-from tests.support.steps.payments import in_days, kinds, owed, waiting_capture
+from tests.support.steps.payments import event_kinds, in_days, owed, waiting_capture
 from tests.support.world import (
     CAPTURED,
     CAPTURING,
@@ -35,7 +35,7 @@ PLATFORM = payments_pb2.ESCROW_MODE_PLATFORM_HOLD
 # ---- a lost dispute ----
 
 
-async def test_a_parked_transfer_gives_way_to_a_lost_dispute(world: World) -> None:
+async def test_a_parked_transfer_is_preempted_by_a_lost_dispute(world: World) -> None:
     held = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
     await world.stripe.fault("/transfers$", "status", status=401)
     request = capture_request(held.payment_id, 4_000)
@@ -47,13 +47,13 @@ async def test_a_parked_transfer_gives_way_to_a_lost_dispute(world: World) -> No
     await decide(world, dispute_id, "lose")
     after = await settled(world, held.payment_id, dispute_id, LOST)
     assert (after.state, after.lost_amount.minor_units) == (REFUNDED, 10_000)
-    told = await refusal(world.payments.CapturePayment(request))
-    assert (told.code, told.reason) == ("FAILED_PRECONDITION", "PAYMENT_DISPUTED")
+    reported = await refusal(world.payments.CapturePayment(request))
+    assert (reported.code, reported.reason) == ("FAILED_PRECONDITION", "PAYMENT_DISPUTED")
     assert not await world.stripe.effects("transferred")
 
 
 @pytest.mark.parametrize("part", [6_000, 10_000])
-async def test_a_parked_refund_gives_way_to_a_lost_dispute(world: World, part: int) -> None:
+async def test_a_parked_refund_is_preempted_by_a_lost_dispute(world: World, part: int) -> None:
     held = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
     await world.stripe.fault("/refunds$", "status", status=401)
     request = refund_request(held.payment_id, 2_000)
@@ -67,7 +67,7 @@ async def test_a_parked_refund_gives_way_to_a_lost_dispute(world: World, part: i
 
 
 @pytest.mark.parametrize(("part", "left"), [(5_000, 5_000), (10_000, 0)])
-async def test_the_rest_of_a_capture_gives_way_and_the_expert_stays_paid(
+async def test_the_remainder_of_a_capture_is_preempted_and_the_expert_stays_paid(
     world: World, part: int, left: int
 ) -> None:
     held = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
@@ -78,25 +78,25 @@ async def test_the_rest_of_a_capture_gives_way_and_the_expert_stays_paid(
     await decide(world, dispute_id, "lose")
     after = await settled(world, held.payment_id, dispute_id, LOST)
     assert after.held_amount.minor_units + after.net_amount.minor_units == left
-    # Paid once, and told so: a caller who is refused would pay again.
+    # Paid once, and the answer says so: a caller that is refused would pay again.
     answer = (await world.payments.CapturePayment(request)).payment
     assert answer.captured_amount.minor_units == 3_000
-    told = {kind_of(one) for one in await world.discrepancies(held.payment_id)}
-    assert ("remainder_not_returned" in told) is (left == 5_000)
+    reported = {kind_of(one) for one in await world.discrepancies(held.payment_id)}
+    assert ("remainder_not_returned" in reported) is (left == 5_000)
 
 
-async def test_what_may_still_reach_stripe_is_not_given_up(
+async def test_a_request_that_may_still_reach_stripe_is_not_abandoned(
     start_world: StartWorld,
 ) -> None:
     world = await start_world(policy={**HASTY, "arrival_seconds": 8.0})
-    payment, operation_id = await unheard(world)
+    payment, operation_id = await lost_answer(world)
     dispute_id = await contest(world, payment)
     await decide(world, dispute_id, "lose")
     await dispute_where(world, dispute_id, lambda dispute: dispute.outcome == LOST)
-    await asyncio.sleep(2.5)  # The sweep of lost disputes comes by twice.
+    await asyncio.sleep(2.5)  # The job for lost disputes runs twice.
     assert await parked(world, payment.payment_id) == operation_id
-    # The look after the minute finds it.
-    await arrives(world, payment, operation_id)
+    # The sync after the minute finds it.
+    await late_arrival(world, payment, operation_id)
     after = await settled(world, payment.payment_id, dispute_id, LOST)
     assert (after.captured_amount.minor_units, after.net_amount.minor_units) == (4_000, 0)
     assert after.lost_amount.minor_units == 10_000
@@ -105,9 +105,9 @@ async def test_what_may_still_reach_stripe_is_not_given_up(
     ]
 
 
-async def test_what_nothing_is_seen_of_for_a_minute_is_given_up(start_world: StartWorld) -> None:
+async def test_a_request_without_effect_for_a_minute_is_abandoned(start_world: StartWorld) -> None:
     world = await start_world(policy=HASTY)
-    payment, _ = await unheard(world)
+    payment, _ = await lost_answer(world)
     dispute_id = await contest(world, payment)
     await decide(world, dispute_id, "lose")
     after = await settled(world, payment.payment_id, dispute_id, LOST)
@@ -116,7 +116,7 @@ async def test_what_nothing_is_seen_of_for_a_minute_is_given_up(start_world: Sta
 
 
 @pytest.mark.parametrize("word", ["lose", "win"])
-async def test_what_nobody_knows_of_is_not_sent_once_it_is_contested(
+async def test_a_request_that_stripe_does_not_show_is_not_resent_during_a_dispute(
     world: World, word: str
 ) -> None:
     """It is parked: a loss ends it, and an operator resumes it if the dispute is won."""
@@ -146,9 +146,9 @@ async def test_what_nobody_knows_of_is_not_sent_once_it_is_contested(
 # ---- resuming what is contested ----
 
 
-async def test_resuming_while_contested_looks_and_sends_nothing(start_world: StartWorld) -> None:
+async def test_resuming_a_disputed_payment_syncs_and_sends_nothing(start_world: StartWorld) -> None:
     world = await start_world(policy=HASTY)
-    payment, operation_id = await unheard(world)
+    payment, operation_id = await lost_answer(world)
     dispute_id = await contest(world, payment)
     await dispute_where(world, dispute_id)
     sent = len(await world.stripe.requests("/transfers"))
@@ -174,20 +174,22 @@ async def test_resuming_while_contested_looks_and_sends_nothing(start_world: Sta
     await check_books(world)
 
 
-async def test_resuming_while_contested_finds_what_was_done(start_world: StartWorld) -> None:
+async def test_resuming_a_disputed_payment_finds_the_finished_effect(
+    start_world: StartWorld,
+) -> None:
     quiet = {"poll_seconds": 3600.0, "account_poll_seconds": 3600.0}
     world = await start_world(policy=HASTY | quiet)
-    payment, operation_id = await unheard(world)
+    payment, operation_id = await lost_answer(world)
     dispute_id = await contest(world, payment)
     await dispute_where(world, dispute_id)
     await world.stripe.control("POST", "/webhooks", {"paused": True})
-    await arrives(world, payment, operation_id)
+    await late_arrival(world, payment, operation_id)
     refused = await refusal(resume(world, operation_id))
-    # The look that comes first has found it.
+    # The sync that comes first has found it.
     assert (refused.reason, refused.facts["state"]) == ("WRONG_STATE", "SUCCEEDED")
     after = await world.in_state(payment.payment_id, IN_ESCROW)
     assert after.captured_amount.minor_units == 4_000
-    assert "captured" in await kinds(world, payment.payment_id)
+    assert "captured" in await event_kinds(world, payment.payment_id)
 
 
 # ---- a repayment that is parked, or can never be made ----
@@ -226,7 +228,7 @@ async def test_escrow_is_not_locked_by_a_repayment_that_cannot_be_made(world: Wo
     assert made == [2_000, 1_000, 2_000]
 
 
-async def test_a_parked_repayment_gives_way_and_is_made_once_in_the_end(world: World) -> None:
+async def test_a_parked_repayment_is_preempted_and_made_once_later(world: World) -> None:
     payment = await owed_after_a_bounce(world)
     before = await parked(world, payment.payment_id)
     for part, left in ((3_000, 5_000), (1_000, 4_000)):
@@ -255,8 +257,8 @@ async def test_a_refused_capture_leaves_the_repayment_as_it_was(world: World) ->
     )
     assert shown.preview.payment.held_amount.minor_units == 5_000
     assert await parked(world, payment.payment_id) == before
-    assert (await kinds(world, payment.payment_id))[-1] == "repayment_due"
-    # And one that Stripe refuses leaves it owed, under another operation.
+    assert (await event_kinds(world, payment.payment_id))[-1] == "repayment_due"
+    # And one that Stripe refuses leaves it payable, under another operation.
     await world.stripe.fault("/transfers$", "status", status=400, code="no_such_thing")
     refused = await refusal(world.payments.CapturePayment(capture_request(payment.payment_id)))
     assert refused.reason == "REFUSED_BY_PROCESSOR"
@@ -274,10 +276,10 @@ async def test_resuming_a_repayment_while_capturing_pays_each_once(
     async def capture() -> None:
         await asyncio.sleep(pause)
         request = capture_request(payment.payment_id, 3_000)
-        await world.patiently("CapturePayment", request)
+        await world.until_answered("CapturePayment", request)
 
     await asyncio.gather(capture(), resume(world, operation_id), return_exceptions=True)
-    await world.quiet()
+    await world.settle_down()
     if owed(world, payment.payment_id):
         await repaid(world, payment.payment_id, IN_ESCROW)
     after = await world.in_state(payment.payment_id, IN_ESCROW)
@@ -287,7 +289,7 @@ async def test_resuming_a_repayment_while_capturing_pays_each_once(
     await check_books(world)
 
 
-async def test_a_repayment_that_may_be_on_its_way_is_looked_for_first(
+async def test_a_repayment_of_unknown_outcome_is_synced_first(
     start_world: StartWorld,
 ) -> None:
     world = await start_world(policy=HASTY)
@@ -331,7 +333,7 @@ async def test_a_repayment_of_which_stripe_shows_nothing_blocks_nothing_any_more
 
 
 @pytest.mark.parametrize("on_deadline", ["CAPTURE", "REFUND", "ALERT"])
-async def test_deadlines_come_for_what_is_held_besides(
+async def test_deadlines_apply_to_the_rest_of_the_held_amount(
     world: World, as_superuser: Callable[..., int], on_deadline: str
 ) -> None:
     payment = await owed_after_a_bounce(
@@ -341,26 +343,26 @@ async def test_deadlines_come_for_what_is_held_besides(
     )
     due = "UPDATE payments SET release_due_time = now() + interval '%s' WHERE payment_id = %%s"
 
-    async def told(kind: str) -> bool:
-        return kind in await kinds(world, payment.payment_id)
+    async def reported(kind: str) -> bool:
+        return kind in await event_kinds(world, payment.payment_id)
 
     as_superuser(world, due % "1 hour", payment.payment_id)
-    await until(lambda: told("deadline_near"), "the warning")
+    await until(lambda: reported("deadline_near"), "the warning")
     as_superuser(world, due % "-1 second", payment.payment_id)
     done = {"CAPTURE": "captured", "REFUND": "client_refunded", "ALERT": "deadline_passed"}
     count = 2 if on_deadline == "REFUND" else 1
 
     async def acted() -> bool:
-        return (await kinds(world, payment.payment_id)).count(done[on_deadline]) == count
+        return (await event_kinds(world, payment.payment_id)).count(done[on_deadline]) == count
 
     await until(acted, "the deadline")
-    await world.quiet()
+    await world.settle_down()
     after = await world.in_state(payment.payment_id, REFUNDING)
     assert after.held_amount.minor_units == (8_000 if on_deadline == "ALERT" else 0)
     assert owed(world, payment.payment_id) == 2_000
 
 
-async def test_what_a_partly_lost_dispute_leaves_owed_locks_nothing(world: World) -> None:
+async def test_the_client_payable_after_a_partial_loss_locks_nothing(world: World) -> None:
     payment = await owed_after_a_bounce(world)
     dispute_id = await contest(world, payment, amount=1_500)
     await decide(world, dispute_id, "lose")
@@ -372,7 +374,7 @@ async def test_what_a_partly_lost_dispute_leaves_owed_locks_nothing(world: World
     await check_books(world)
 
 
-# ---- what is owed, settled outside of Stripe ----
+# ---- client payable, settled outside of Stripe ----
 
 
 def settle_request(
@@ -386,7 +388,7 @@ def settle_request(
     )
 
 
-async def test_what_was_paid_by_cheque_is_not_owed_any_more(world: World) -> None:
+async def test_client_payable_paid_by_cheque_is_settled(world: World) -> None:
     payment = await owed_after_a_bounce(world)
     before = await parked(world, payment.payment_id)
     asked = settle_request(payment, money(500))
@@ -409,11 +411,11 @@ async def test_what_was_paid_by_cheque_is_not_owed_any_more(world: World) -> Non
     assert (await world.raw(method, asked.SerializeToString())).body == first.body
     assert owed(world, payment.payment_id) == 0
     assert balance(world, "settled_out_of_band") == -2_000
-    told = world.sql(
+    reported = world.sql(
         "SELECT body::jsonb -> 'facts' FROM events WHERE kind = 'payment.client_payable_settled' "
         "ORDER BY sequence"
     )
-    assert [facts for (facts,) in told] == [
+    assert [facts for (facts,) in reported] == [
         {"amount": 500, "reason": "paid by cheque"},
         {"amount": 1_500, "reason": "paid by cheque"},
     ]
@@ -426,7 +428,7 @@ async def test_what_was_paid_by_cheque_is_not_owed_any_more(world: World) -> Non
     assert not [invariant for invariant in report.invariants if invariant.violations]
 
 
-async def test_no_more_is_settled_than_is_owed(world: World) -> None:
+async def test_no_more_is_settled_than_the_client_payable(world: World) -> None:
     payment = await owed_after_a_bounce(world)
     operation_id = await parked(world, payment.payment_id)
     asked = settle_request(payment, money(2_001))

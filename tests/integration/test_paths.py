@@ -149,7 +149,7 @@ async def in_escrow(world: World, **fields: Any) -> Payment:
 
     payment = await until(applied, "the payment in escrow")
     await delivered(world)
-    await world.deafen()  # A webhook of what follows would be a path of its own.
+    await world.pause_webhooks()  # A webhook of what follows would be a path of its own.
     return payment
 
 

@@ -40,7 +40,7 @@ async def listed(world: World, expert_id: str, **fields: Any) -> list[experts_pb
     return list((await world.experts.ListPayouts(request)).payouts)
 
 
-async def stands(world: World, expert_id: str, *states: State) -> list[experts_pb2.Payout]:
+async def until_payouts(world: World, expert_id: str, *states: State) -> list[experts_pb2.Payout]:
     """Wait until the expert's payouts, newest first, stand so."""
 
     async def probe() -> list[experts_pb2.Payout] | None:
@@ -105,13 +105,13 @@ async def test_the_schedule_from_earned_to_the_bank(world: World) -> None:
     assert await listed(world, expert_id) == []
     assert await shown(world, expert_id) == [("USD", 0, 9_000, 9_000, 0)]
     await world.stripe.advance(3 * DAY)
-    [payout] = await stands(world, expert_id, IN_TRANSIT)
+    [payout] = await until_payouts(world, expert_id, IN_TRANSIT)
     assert (payout.amount.minor_units, payout.amount.currency_code) == (9_000, "USD")
     assert (payout.automatic, payout.failure_code) == (True, "")
     assert payout.arrival_time.seconds == payout.create_time.seconds + DAY
     assert payout.stripe_account_id == world.account_of(expert_id)
     await world.stripe.advance(DAY)
-    [payout] = await stands(world, expert_id, PAID)
+    [payout] = await until_payouts(world, expert_id, PAID)
     assert payout.version >= 2
     assert await shown(world, expert_id) == [("USD", 0, 0, 0, 0)]
     assert balance(world, f"expert_funds:{expert_id}") == 0
@@ -129,10 +129,10 @@ async def test_a_bank_that_refuses(world: World) -> None:
     account = world.account_of(expert_id)
     await world.stripe.control("POST", f"/accounts/{account}/bank", {"number": "000111111116"})
     await pay_out(world, expert_id)
-    await stands(world, expert_id, PENDING)
+    await until_payouts(world, expert_id, PENDING)
     assert await shown(world, expert_id) == [("USD", 0, 0, 0, 0)]
     await world.stripe.advance(2 * DAY)
-    [payout] = await stands(world, expert_id, FAILED)
+    [payout] = await until_payouts(world, expert_id, FAILED)
     assert payout.failure_code == "no_account"
     assert await shown(world, expert_id) == [("USD", 9_000, 0, 9_000, 0)]
     assert world.service is not None
@@ -149,9 +149,9 @@ async def test_paid_and_taken_back_days_later(world: World) -> None:
     expert_id = await earned(world)
     first = await pay_out(world, expert_id)
     await at_the_bank(world, first, "pay")
-    await stands(world, expert_id, PAID)
+    await until_payouts(world, expert_id, PAID)
     await at_the_bank(world, first, "fail")
-    [payout] = await stands(world, expert_id, FAILED)
+    [payout] = await until_payouts(world, expert_id, FAILED)
     assert payout.failure_code == "account_closed"
     assert [kind for _, kind in trail(world, expert_id)][-2:] == [
         "expert.payout_paid",
@@ -163,21 +163,21 @@ async def test_paid_and_taken_back_days_later(world: World) -> None:
     await world.stripe.advance(1)  # Stripe's times are whole seconds.
     second = await pay_out(world, expert_id)
     await at_the_bank(world, second, "pay")
-    newest, oldest = await stands(world, expert_id, PAID, FAILED)
+    newest, oldest = await until_payouts(world, expert_id, PAID, FAILED)
     assert (newest.payout_id, oldest.payout_id) == (second, first)
     await check_books(world)
     assert list((await reconciled(world)).discrepancies) == []
 
 
-async def test_one_made_by_hand_and_canceled(world: World) -> None:
+async def test_a_manual_payout_that_is_canceled(world: World) -> None:
     expert_id = await earned(world)
     account = world.account_of(expert_id)
     made = await world.stripe.api("POST", "/payouts", account=account, amount=4_000, currency="usd")
-    [payout] = await stands(world, expert_id, PENDING)
+    [payout] = await until_payouts(world, expert_id, PENDING)
     assert (payout.payout_id, payout.automatic) == (made["id"], False)
     assert await shown(world, expert_id) == [("USD", 5_000, 0, 5_000, 0)]
     await world.stripe.api("POST", f"/payouts/{made['id']}/cancel", account=account)
-    await stands(world, expert_id, CANCELED)
+    await until_payouts(world, expert_id, CANCELED)
     assert await shown(world, expert_id) == [("USD", 9_000, 0, 9_000, 0)]
     await check_books(world)
 
@@ -206,7 +206,7 @@ async def deliver(world: World, events: Sequence[dict[str, Any]]) -> None:
 async def test_any_order_and_number_of_events_ends_the_same(world: World, seed: int) -> None:
     dice = random.Random(seed)
     expert_id = await earned(world)
-    await world.quiet()
+    await world.settle_down()
     await world.stripe.control("POST", "/webhooks", {"paused": True})
     payout_id = await pay_out(world, expert_id)
     events = happened(world.account_of(expert_id), payout_id)
@@ -220,8 +220,8 @@ async def test_any_order_and_number_of_events_ends_the_same(world: World, seed: 
     for action in steps:
         await at_the_bank(world, payout_id, action)
     await deliver(world, happened(world.account_of(expert_id), payout_id))
-    await stands(world, expert_id, FAILED)
-    await world.quiet()
+    await until_payouts(world, expert_id, FAILED)
+    await world.settle_down()
     kinds = {"paid_out": 2, "payout_returned": 2}
     assert (
         dict(
@@ -272,18 +272,20 @@ async def test_webhooks_that_never_come_are_found_by_asking(start_world: StartWo
         policy={"poll_seconds": 0.2, "account_poll_seconds": 0.2, "payout_poll_seconds": 0.2}
     )
     expert_id = await earned(world)
-    await world.quiet()
+    await world.settle_down()
     await world.stripe.control("POST", "/webhooks", {"paused": True})
     payout_id = await pay_out(world, expert_id)
-    await stands(world, expert_id, PENDING)
+    await until_payouts(world, expert_id, PENDING)
     await at_the_bank(world, payout_id, "pay")
-    await stands(world, expert_id, PAID)
+    await until_payouts(world, expert_id, PAID)
     await at_the_bank(world, payout_id, "fail")
-    await stands(world, expert_id, FAILED)
+    await until_payouts(world, expert_id, FAILED)
     await check_books(world)
 
 
-async def test_what_nobody_told_is_found_by_reconciliation(start_world: StartWorld) -> None:
+async def test_a_change_without_a_webhook_is_found_by_reconciliation(
+    start_world: StartWorld,
+) -> None:
     world = await start_world(
         policy={
             "poll_seconds": 3600.0,
@@ -292,7 +294,7 @@ async def test_what_nobody_told_is_found_by_reconciliation(start_world: StartWor
         }
     )
     expert_id = await earned(world)
-    await world.quiet()
+    await world.settle_down()
     await world.stripe.control("POST", "/webhooks", {"paused": True})
     payout_id = await pay_out(world, expert_id)
     await at_the_bank(world, payout_id, "pay")
@@ -314,8 +316,8 @@ async def test_a_payout_that_was_heard_of_days_late_is_not_missed_at_stripe(
 ) -> None:
     expert_id = await earned(world)
     await pay_out(world, expert_id)
-    await stands(world, expert_id, PENDING)
-    await world.quiet()
+    await until_payouts(world, expert_id, PENDING)
+    await world.settle_down()
     # As though the payout were older than the span: Stripe's list no longer has its line.
     as_superuser(
         world,
@@ -332,7 +334,7 @@ async def test_a_payout_that_was_heard_of_days_late_is_not_missed_at_stripe(
     assert found - {"missing_in_ledger"} == kinds
 
 
-async def test_stripe_away_delays_and_loses_nothing(start_world: StartWorld) -> None:
+async def test_stripe_unavailable_delays_and_loses_nothing(start_world: StartWorld) -> None:
     world, expert_id, payout_id = await paid_out_unheard(start_world)
     assert world.service is not None
     app, account = world.service.app, world.account_of(expert_id)
@@ -362,7 +364,7 @@ async def test_pages_and_states(world: World) -> None:
         if number % 2:
             await at_the_bank(world, payout_id, "pay")
         await world.stripe.advance(1)
-    await world.quiet()
+    await world.settle_down()
     found: list[experts_pb2.Payout] = []
     token = ""
     while True:
@@ -399,7 +401,7 @@ async def test_who_is_unknown_or_has_no_account(world: World) -> None:
     expert_id = await earned(world)
     other = await world.expert()
     await pay_out(world, expert_id)
-    await stands(world, expert_id, PENDING)
+    await until_payouts(world, expert_id, PENDING)
     assert await listed(world, other) == []
     assert await shown(world, other) == [("USD", 0, 0, 0, 0)]
     account = world.account_of(other)
@@ -413,9 +415,9 @@ async def test_debt_is_shown_beside_what_was_earned(world: World) -> None:
     expert_id = await world.expert()
     payment = await world.captured(expert_id, card=AVAILABLE)
     await at_the_bank(world, await pay_out(world, expert_id), "pay")
-    await stands(world, expert_id, PAID)
+    await until_payouts(world, expert_id, PAID)
     await world.refund(payment.payment_id)
-    await world.quiet()
+    await world.settle_down()
     [(_, available, pending, funds, debt)] = await shown(world, expert_id)
     assert (available, pending) == (0, 0)
     assert (funds, debt) == (0, 9_000)
@@ -429,7 +431,7 @@ async def test_what_stripe_converted_is_earned_in_one_currency_and_paid_in_anoth
     await world.captured(expert_id, 10_050, "KWD", card=AVAILABLE)
     [(_, _, _, earned_dinars, _), (_, available, _, _, _)] = await shown(world, expert_id)
     await at_the_bank(world, await pay_out(world, expert_id), "pay")
-    [payout] = await stands(world, expert_id, PAID)
+    [payout] = await until_payouts(world, expert_id, PAID)
     assert payout.amount.currency_code == "USD"
     assert await shown(world, expert_id) == [
         ("KWD", 0, 0, earned_dinars, 0),
@@ -441,7 +443,7 @@ async def test_what_stripe_converted_is_earned_in_one_currency_and_paid_in_anoth
 
 async def test_events_about_payouts_of_nobody_we_know(world: World) -> None:
     await deliver(world, happened("acct_stranger", "po_stranger")[:1])
-    await world.quiet()
+    await world.settle_down()
     assert world.sql(
         "SELECT state, verdict FROM webhook_events WHERE account_id = 'acct_stranger'"
     ) == [("IGNORED", "unknown_object")]
@@ -458,12 +460,12 @@ async def test_events_about_payouts_of_nobody_we_know(world: World) -> None:
         ("DELETE FROM postings WHERE kind = 'paid_out'", {"payout_has_its_postings"}),
     ],
 )
-async def test_what_is_changed_behind_our_back_is_found(
+async def test_a_tampered_payout_is_found(
     world: World, as_superuser: Callable[..., int], statement: str, violated: set[str]
 ) -> None:
     expert_id = await earned(world)
     await pay_out(world, expert_id)
-    await stands(world, expert_id, PENDING)
+    await until_payouts(world, expert_id, PENDING)
     assert as_superuser(world, statement) > 0
     report = await reconciled(world)
     assert {one.name for one in report.invariants if one.violations} == violated
@@ -511,6 +513,6 @@ async def test_the_schema_refuses_what_must_never_be(
 ) -> None:
     expert_id = await earned(world)
     await pay_out(world, expert_id)
-    await stands(world, expert_id, PENDING)
+    await until_payouts(world, expert_id, PENDING)
     with world.session() as cursor, pytest.raises(error):
         cursor.execute(statement)

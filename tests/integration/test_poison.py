@@ -27,7 +27,7 @@ from payment_service.application.jobs.warn_of_deadlines import warn_of_deadlines
 from payment_service.application.jobs.write_off_lost_disputes import write_off_lost_disputes
 from tests.integration.conftest import StartWorld
 from tests.support.steps.disputes import contest, decide, dispute_where
-from tests.support.steps.payments import CARD, PLATFORM, PROMOTE, kinds, reasons
+from tests.support.steps.payments import CARD, PLATFORM, PROMOTE, event_kinds, reasons
 from tests.support.world import CAPTURED, CAPTURING, EXPIRED, IN_ESCROW, PENDING, Payment, World
 
 LOST = disputes_pb2.DISPUTE_OUTCOME_LOST
@@ -63,7 +63,7 @@ async def world(start_world: StartWorld) -> World:
 
 async def poison(world: World, as_superuser: AsSuperuser, payment: Payment) -> None:
     """Stop the loops; from now on nothing can be recorded of the payment."""
-    await world.quiet()
+    await world.settle_down()
     assert world.service is not None
     await world.service.stop()
     await world.service.start(loops=False)
@@ -96,7 +96,7 @@ def set_in_turn(
         )
 
 
-async def test_of_a_deadline(world: World, as_superuser: AsSuperuser) -> None:
+async def test_poisoned_deadline(world: World, as_superuser: AsSuperuser) -> None:
     expert = await world.expert()
     first, second = [
         await world.escrowed(expert, escrow_mode=CARD, on_deadline=PROMOTE) for _ in range(2)
@@ -108,17 +108,17 @@ async def test_of_a_deadline(world: World, as_superuser: AsSuperuser) -> None:
     assert (await world.get(first.payment_id)).escrow_mode == CARD
 
 
-async def test_of_a_warning(world: World, as_superuser: AsSuperuser) -> None:
+async def test_poisoned_warning(world: World, as_superuser: AsSuperuser) -> None:
     expert = await world.expert()
     first, second = [await world.escrowed(expert) for _ in range(2)]
     await poison(world, as_superuser, first)
     set_in_turn(world, as_superuser, "escrow_expire_time", "20 hours", first, second)
     await rounds(world, warn_of_deadlines)
-    assert "deadline_near" in await kinds(world, second.payment_id)
-    assert "deadline_near" not in await kinds(world, first.payment_id)
+    assert "deadline_near" in await event_kinds(world, second.payment_id)
+    assert "deadline_near" not in await event_kinds(world, first.payment_id)
 
 
-async def test_of_a_window_that_has_closed(world: World, as_superuser: AsSuperuser) -> None:
+async def test_poisoned_confirmation_window(world: World, as_superuser: AsSuperuser) -> None:
     expert = await world.expert()
     first, second = [(await world.initiate(expert)).payment for _ in range(2)]
     await poison(world, as_superuser, first)
@@ -128,10 +128,10 @@ async def test_of_a_window_that_has_closed(world: World, as_superuser: AsSuperus
     assert (await world.get(first.payment_id)).state == PENDING
 
 
-async def test_of_a_hold_that_has_lapsed(world: World, as_superuser: AsSuperuser) -> None:
+async def test_poisoned_expired_hold(world: World, as_superuser: AsSuperuser) -> None:
     expert = await world.expert()
     first, second = [await world.escrowed(expert) for _ in range(2)]
-    await world.quiet()
+    await world.settle_down()
     await world.stripe.control("POST", "/webhooks", {"paused": True})
     await poison(world, as_superuser, first)
     await world.stripe.advance(_EIGHT_DAYS)
@@ -159,7 +159,7 @@ async def change_experts(world: World, as_superuser: AsSuperuser, change: str) -
     assert changed == 2
 
 
-async def test_of_a_reason_to_wait(world: World, as_superuser: AsSuperuser) -> None:
+async def test_poisoned_waiting_reason(world: World, as_superuser: AsSuperuser) -> None:
     first, second, _ = await waiting_for_two_experts(world)
     await poison(world, as_superuser, first)
     await change_experts(world, as_superuser, "disabled_reason = 'rejected.fraud'")
@@ -168,7 +168,7 @@ async def test_of_a_reason_to_wait(world: World, as_superuser: AsSuperuser) -> N
     assert (await reasons(world, first.payment_id))[-1] == "EXPERT_RESTRICTED"
 
 
-async def test_of_a_capture_that_waits(world: World, as_superuser: AsSuperuser) -> None:
+async def test_poisoned_waiting_capture(world: World, as_superuser: AsSuperuser) -> None:
     first, second, accounts = await waiting_for_two_experts(world)
     await poison(world, as_superuser, first)
     for account in accounts:
@@ -184,7 +184,7 @@ async def test_of_a_capture_that_waits(world: World, as_superuser: AsSuperuser) 
     assert (await world.get(first.payment_id)).state == CAPTURING
 
 
-async def test_of_a_dispute_that_was_lost(world: World, as_superuser: AsSuperuser) -> None:
+async def test_poisoned_lost_dispute(world: World, as_superuser: AsSuperuser) -> None:
     expert = await world.expert()
     first, second = [await world.escrowed(expert, escrow_mode=PLATFORM) for _ in range(2)]
     disputes = []
@@ -206,7 +206,7 @@ async def test_of_a_dispute_that_was_lost(world: World, as_superuser: AsSuperuse
     assert lost == [0, 10_000]
 
 
-async def test_of_a_reconciliation(world: World, as_superuser: AsSuperuser) -> None:
+async def test_poisoned_reconciliation(world: World, as_superuser: AsSuperuser) -> None:
     expert = await world.expert()
     payments = [await world.escrowed(expert) for _ in range(3)]
     await world.stripe.control("POST", "/webhooks", {"paused": True})

@@ -39,9 +39,9 @@ async def test_two_captures_of_one_payment_are_one(shared: World) -> None:
         assert all(reply.code == "OK" or _lost(reply) for reply in replies)
         intent = held.payment_intent_id
         assert len(await shared.stripe.effects("captured", intent)) == 1
-        # Whoever lost in a moment's contention may ask again, and is then told for good.
+        # A caller that lost by contention may call again, and then gets the final answer.
         again = await asyncio.gather(
-            *(shared.patiently("CapturePayment", request) for request in requests)
+            *(shared.until_answered("CapturePayment", request) for request in requests)
         )
         assert sorted(reply.code for reply in again) == ["FAILED_PRECONDITION", "OK"]
     await check_books(shared)
@@ -59,7 +59,7 @@ async def test_a_capture_and_a_refund_at_once_happen_in_some_order(shared: World
         replies = await asyncio.gather(*(shared.bytes_of(*call) for call in ordered))
         assert any(reply.code == "OK" for reply in replies)
         assert all(reply.code == "OK" or _lost(reply) for reply in replies)
-        await shared.quiet()
+        await shared.settle_down()
         payment = await shared.get(held.payment_id)
         captured = len(await shared.stripe.effects("captured", held.payment_intent_id))
         canceled = len(await shared.stripe.effects("canceled", held.payment_intent_id))
@@ -72,7 +72,7 @@ async def test_equal_partial_refunds_under_two_keys_are_two_refunds(shared: Worl
     payment = await shared.captured(amount=10_000)
     requests = [refund_request(payment.payment_id, 2_500, reason="the same") for _ in range(2)]
     replies = await asyncio.gather(
-        *(shared.patiently("RefundPayment", request) for request in requests)
+        *(shared.until_answered("RefundPayment", request) for request in requests)
     )
     assert [reply.code for reply in replies] == ["OK", "OK"]
     after = await shared.get(payment.payment_id)
@@ -86,7 +86,7 @@ async def test_refunds_at_once_never_give_back_more_than_was_captured(shared: Wo
     payment = await shared.captured(amount=10_000)
     requests = [refund_request(payment.payment_id, 3_000) for _ in range(5)]
     replies = await asyncio.gather(
-        *(shared.patiently("RefundPayment", request) for request in requests)
+        *(shared.until_answered("RefundPayment", request) for request in requests)
     )
     assert sorted(reply.code for reply in replies) == ["FAILED_PRECONDITION"] * 2 + ["OK"] * 3
     for reply in replies:
@@ -125,10 +125,10 @@ async def test_webhooks_racing_the_call_change_nothing(shared: World) -> None:
     await shared.stripe.fault(f"/{held.payment_intent_id}/capture$", "delay", "after", delay_ms=900)
     call = asyncio.create_task(shared.capture(held.payment_id))
     seen = await shared.in_state(held.payment_id, CAPTURED)
-    told = await call
-    assert (told.state, told.captured_amount.minor_units) == (CAPTURED, 10_000)
-    assert told.version >= seen.version - 1
-    await shared.quiet()
+    answered = await call
+    assert (answered.state, answered.captured_amount.minor_units) == (CAPTURED, 10_000)
+    assert answered.version >= seen.version - 1
+    await shared.settle_down()
     assert not await shared.discrepancies(held.payment_id)
     kinds = [
         kind
@@ -147,7 +147,7 @@ async def test_webhooks_racing_a_refunds_two_legs(shared: World) -> None:
     await shared.stripe.fault("/refunds$", "delay", "after", delay_ms=900, match=match)
     after = await shared.refund(payment.payment_id, 4_000)
     assert after.refunded_amount.minor_units == 4_000
-    await shared.quiet()
+    await shared.settle_down()
     intent = payment.payment_intent_id
     assert len(await shared.stripe.effects("refunded", intent)) == 1
     assert len(await shared.stripe.effects("reversed", intent)) == 1
@@ -173,7 +173,7 @@ async def test_a_callers_cancel_or_deadline_does_not_cut_an_operation_in_two(
         ("RefundPayment", refund_request(given_up.payment_id)),
         ("RefundPayment", refund_request(paid.payment_id)),
     ]
-    await shared.quiet()
+    await shared.settle_down()
     before = len(await shared.stripe.effects())
     await shared.stripe.control("POST", "/settings", {"latency_ms": 500})
     try:
@@ -191,12 +191,12 @@ async def test_a_callers_cancel_or_deadline_does_not_cut_an_operation_in_two(
                 call.cancel()
                 assert await call.code() is grpc.StatusCode.CANCELLED
         for method, request in calls:
-            reply = await shared.patiently(method, request)
+            reply = await shared.until_answered(method, request)
             assert reply.code == "OK"
             assert await shared.bytes_of(method, request) == reply
     finally:
         await shared.stripe.control("POST", "/settings", {"latency_ms": 0})
-    await shared.quiet()
+    await shared.settle_down()
     happened = sorted(effect["kind"] for effect in (await shared.stripe.effects())[before:])
     assert happened == sorted(
         ["intent_created", "captured", "transferred", "canceled", "refunded", "reversed"]
@@ -207,7 +207,7 @@ async def test_a_callers_cancel_or_deadline_does_not_cut_an_operation_in_two(
 
 async def test_shutdown_waits_for_operations_whose_callers_have_gone(shared: World) -> None:
     held = await shared.escrowed()
-    await shared.quiet()
+    await shared.settle_down()
     await shared.stripe.fault(f"/{held.payment_intent_id}/capture$", "delay", delay_ms=1_000)
     request = capture_request(held.payment_id)
     reply = await shared.raw(
@@ -248,7 +248,7 @@ async def test_what_comes_after_the_drain_began_is_sent_to_another_replica() -> 
     assert done == ["slow"]
 
 
-async def test_a_payment_confirmed_while_it_is_given_up_ends_in_one_way(shared: World) -> None:
+async def test_a_payment_confirmed_during_its_cancellation_has_one_outcome(shared: World) -> None:
     expert = await shared.expert()
     for _ in range(3):
         initiated = await shared.initiate(expert)
@@ -263,7 +263,7 @@ async def test_a_payment_confirmed_while_it_is_given_up_ends_in_one_way(shared: 
             return (await shared.get(payment_id)).state in (CANCELED, IN_ESCROW)
 
         await until(ended, "an end")
-        await shared.quiet()
+        await shared.settle_down()
         if (await shared.get(payment_id)).state == IN_ESCROW:
             await shared.refund(payment_id)
         assert (await shared.get(payment_id)).state == CANCELED

@@ -26,12 +26,12 @@ def violated(report: operations_pb2.RunReconciliationResponse) -> set[str]:
     return {invariant.name for invariant in report.invariants if invariant.violations}
 
 
-async def test_whole_lives_agree_line_by_line(world: World) -> None:
+async def test_whole_lifecycles_agree_line_by_line(world: World) -> None:
     for currency, amount in (("USD", 10_000), ("JPY", 1001), ("KWD", 10_050), ("EUR", 777)):
         payment = await world.captured(amount=amount, currency=currency)
         await world.refund(payment.payment_id, amount // 30 * 10)
         await world.refund(payment.payment_id)
-    await world.quiet()
+    await world.settle_down()
     report = await run(world)
     assert list(report.discrepancies) == []
     assert (report.checked_payments, report.corrected_payments) == (4, 0)
@@ -40,12 +40,12 @@ async def test_whole_lives_agree_line_by_line(world: World) -> None:
     assert violated(report) == set()
 
 
-async def test_what_is_behind_follows_and_says_that_it_is_a_correction(
+async def test_a_payment_that_is_behind_is_synced_and_marked_as_a_correction(
     start_world: StartWorld,
 ) -> None:
     world = await start_world(policy={"poll_seconds": 3600.0})
     payment = await world.escrowed()
-    await world.quiet()
+    await world.settle_down()
     await world.stripe.control("POST", "/webhooks", {"paused": True})
     await world.stripe.api("POST", f"/payment_intents/{payment.payment_intent_id}/capture")
     await world.stripe.api("POST", "/refunds", payment_intent=payment.payment_intent_id)
@@ -62,13 +62,13 @@ async def test_what_is_behind_follows_and_says_that_it_is_a_correction(
 
 
 @pytest.mark.parametrize("by", ["hand", "us"])
-async def test_a_refund_that_failed_before_it_was_seen_agrees_line_by_line(
+async def test_a_refund_that_failed_before_the_snapshot_agrees_line_by_line(
     start_world: StartWorld, by: str
 ) -> None:
     """Stripe shows both of its lines, although they come to nothing."""
     world = await start_world(policy={"poll_seconds": 3600.0, "quiet_seconds": 3600.0})
     payment = await world.captured()
-    await world.quiet()
+    await world.settle_down()
     await world.stripe.control("POST", "/webhooks", {"paused": True})
     if by == "hand":
         refund = await world.stripe.api(
@@ -76,7 +76,7 @@ async def test_a_refund_that_failed_before_it_was_seen_agrees_line_by_line(
         )
         await world.stripe.control("POST", f"/refunds/{refund['id']}/fail")
     else:
-        # Our service does not hear the answer, and cannot look before the bank gives it back.
+        # Our service does not get the answer, and cannot sync before the refund fails.
         await world.stripe.fault("/refunds$", "reset", "after")
         away = {"method": "GET", "path": "/payment_intents/"}
         await world.stripe.fault("", "status", match=away, times=None, status=503)
@@ -85,7 +85,7 @@ async def test_a_refund_that_failed_before_it_was_seen_agrees_line_by_line(
         [effect] = await world.stripe.effects("refunded", payment.payment_intent_id)
         await world.stripe.control("POST", f"/refunds/{effect['object']}/fail")
         await world.stripe.clear_faults()
-        assert (await world.patiently("RefundPayment", request)).code == "FAILED_PRECONDITION"
+        assert (await world.until_answered("RefundPayment", request)).code == "FAILED_PRECONDITION"
     for _ in range(2):
         report = await run(world)
         assert [kind_of(one) for one in report.discrepancies if one.payment_id] == []
@@ -94,11 +94,11 @@ async def test_a_refund_that_failed_before_it_was_seen_agrees_line_by_line(
     await check_books(world)
 
 
-async def test_a_changed_line_is_found_and_gone_when_it_is_mended(
+async def test_a_changed_line_is_reported_and_resolved_when_it_is_repaired(
     world: World, as_superuser: Tamper
 ) -> None:
     payment = await world.captured()
-    await world.quiet()
+    await world.settle_down()
     where = "WHERE payment_id = %s AND kind = 'charged' AND minor_units {} 0"
     change = "UPDATE postings SET minor_units = minor_units + %s " + where  # noqa: S608 - ours
     as_superuser(world, change.format(">"), 7, payment.payment_id)
@@ -127,7 +127,7 @@ async def test_a_lost_line_is_missing_and_an_invented_one_too(
     world: World, as_superuser: Tamper
 ) -> None:
     payment = await world.captured()
-    await world.quiet()
+    await world.settle_down()
     change = (
         "UPDATE postings SET balance_transaction_id = %s WHERE payment_id = %s "
         "AND kind = 'transferred' AND account = 'stripe:platform'"
@@ -170,7 +170,7 @@ async def test_each_invariant_can_fail(
     world: World, as_superuser: Tamper, statement: str, invariant: str
 ) -> None:
     await world.captured()
-    await world.quiet()
+    await world.settle_down()
     if "client" in statement and "account" in statement:
         statement += " AND minor_units < 0"
     as_superuser(world, statement)
@@ -189,13 +189,13 @@ async def test_money_that_moved_for_no_payment_is_reported(world: World) -> None
 
 
 @pytest.mark.parametrize("by", ["the span", "since"])
-async def test_a_discrepancy_is_not_gone_because_nobody_looked(
+async def test_a_discrepancy_stays_open_when_its_line_was_not_compared(
     start_world: StartWorld, as_superuser: Tamper, by: str
 ) -> None:
     """A line that is older than the run reaches, and a payment that has not changed since."""
     world = await start_world(policy={"reconcile_span": 1.0} if by == "the span" else {})
     payment = await world.captured()
-    await world.quiet()
+    await world.settle_down()
     await world.stripe.control(
         "POST", "/balance", {"amount": -500, "currency": "usd", "type": "adjustment"}
     )
@@ -218,12 +218,12 @@ async def test_a_discrepancy_is_not_gone_because_nobody_looked(
     assert await open_kinds(world) == ["unknown_balance_transaction"]
 
 
-async def test_a_line_that_is_mended_is_gone_however_old_it_is(
+async def test_a_repaired_line_is_resolved_however_old_it_is(
     start_world: StartWorld, as_superuser: Tamper
 ) -> None:
     world = await start_world(policy={"reconcile_span": 1.0})
     payment = await world.captured()
-    await world.quiet()
+    await world.settle_down()
     change = (
         "UPDATE postings SET balance_transaction_id = %s WHERE payment_id = %s "
         "AND kind = 'transferred' AND account = 'stripe:platform' AND minor_units < 0"
@@ -250,7 +250,7 @@ async def test_lines_of_an_account_that_was_skipped_stay_open(
 ) -> None:
     world = await start_world(policy={"poll_seconds": 3600.0, "account_poll_seconds": 3600.0})
     payment = await world.captured()
-    await world.quiet()
+    await world.settle_down()
     as_superuser(
         world,
         "UPDATE postings SET minor_units = minor_units + 7 WHERE payment_id = %s "
@@ -266,9 +266,11 @@ async def test_lines_of_an_account_that_was_skipped_stay_open(
     assert "line_differs" in await open_kinds(world)
 
 
-async def test_one_payment_alone_closes_what_is_mended(world: World, as_superuser: Tamper) -> None:
+async def test_one_payment_alone_closes_repaired_discrepancies(
+    world: World, as_superuser: Tamper
+) -> None:
     payment = await world.captured()
-    await world.quiet()
+    await world.settle_down()
     tamper = "UPDATE payments SET net_commission = net_commission + %s WHERE payment_id = %s"
     as_superuser(world, tamper, 7, payment.payment_id)
     await run(world, payment.payment_id)
@@ -311,7 +313,7 @@ async def test_the_service_does_the_job_by_itself_once_it_is_due(world: World) -
 async def test_one_payment_is_judged_by_its_own_books(world: World, as_superuser: Tamper) -> None:
     expert_id = await world.expert()
     broken, whole = await world.captured(expert_id), await world.captured(expert_id)
-    await world.quiet()
+    await world.settle_down()
     as_superuser(
         world,
         "UPDATE payments SET net_commission = 999 WHERE payment_id = %s",
@@ -324,13 +326,13 @@ async def test_one_payment_is_judged_by_its_own_books(world: World, as_superuser
     assert violated(await run(world, whole.payment_id)) == set()
 
 
-async def test_an_account_that_was_cut_off_unheard_holds_up_no_other(
+async def test_a_silently_disconnected_account_delays_no_other(
     start_world: StartWorld,
 ) -> None:
-    """Stripe shows it no more; without a webhook the reconciliation itself is told so."""
+    """Stripe does not show it any more; without a webhook the reconciliation finds out itself."""
     world = await start_world(policy={"poll_seconds": 3600.0, "account_poll_seconds": 3600.0})
     gone, stays = await world.captured(), await world.captured()
-    await world.quiet()
+    await world.settle_down()
     assert not (await run(world)).discrepancies
     await world.stripe.control("POST", "/webhooks", {"paused": True})
     account = world.account_of(gone.expert_id)

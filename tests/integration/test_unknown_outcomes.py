@@ -1,6 +1,6 @@
-"""Stripe may or may not have acted: the caller is told so, and it converges to one effect.
+"""Stripe may or may not have acted: the caller's answer says so, and it converges to one effect.
 
-Webhooks are held back, so that the sweep alone has to find out. Every operation that the service
+Webhooks are held back, so that only recovery can find out. Every operation that the service
 knows is under way at once, each with its own fault, in each test.
 """
 
@@ -50,7 +50,7 @@ async def test_an_unknown_outcome_converges_to_one_effect(
     seconds = 1.0 if action == "hang" else 10.0
     world = await start_world(stripe_timeout=seconds, policy={"claim_wait": 0.2})
     under_way = await flights(world)
-    await world.quiet()
+    await world.settle_down()
     await world.stripe.control("POST", "/webhooks", {"paused": True})
     for flight in under_way:
         await world.stripe.fault(flight.path, action, when, match=flight.match, **more)
@@ -59,7 +59,7 @@ async def test_an_unknown_outcome_converges_to_one_effect(
         assert isinstance(reply.refused, Refused), reply
         assert (reply.code, reply.refused.reason) == ("UNAVAILABLE", "OUTCOME_UNKNOWN")
     assert await world.stripe.fired() == len(under_way)
-    await world.quiet()
+    await world.settle_down()
     for flight in under_way:
         answer = await world.bytes_of(flight.method, flight.request)
         assert answer.code == "OK", answer
@@ -120,8 +120,8 @@ async def test_a_caller_who_asks_again_does_not_cut_the_pause_before_a_new_key(
 
     assert (await refusal(world.payments.RefundPayment(request))).reason == "OUTCOME_UNKNOWN"
     await until(replayed, "the stored error, once more")
-    # Asked again at once, and after the server's own patience: by the sweep's clock alone.
-    reply = await world.patiently("RefundPayment", request)
+    # Called again at once, and after the server's own timeout: only recovery's clock counts.
+    reply = await world.until_answered("RefundPayment", request)
     assert reply.code == "OK"
     sent = await tries()
     assert [one["status"] for one in sent] == [500, 500, 200]
@@ -169,7 +169,7 @@ async def test_a_webhook_may_settle_what_the_call_could_not(world: World) -> Non
     request = capture_request(held.payment_id)
     refused = await refusal(world.payments.CapturePayment(request))
     assert refused.reason == "OUTCOME_UNKNOWN"
-    answer = await world.patiently("CapturePayment", request)
+    answer = await world.until_answered("CapturePayment", request)
     assert answer.code == "OK"
     assert await world.stripe.requests("/capture") != []
     assert len(await world.stripe.effects("captured")) == 1
@@ -179,7 +179,7 @@ async def test_a_webhook_may_settle_what_the_call_could_not(world: World) -> Non
 async def test_a_read_of_stripe_that_fails_does_not_lose_the_operation(world: World) -> None:
     """The refund is done, and Stripe cannot be read after it."""
     payment = await world.captured()
-    await world.quiet()
+    await world.settle_down()
     await world.stripe.control("POST", "/webhooks", {"paused": True})
     await world.stripe.fault(
         "/payment_intents/pi_[^/]*$", "status", times=3, status=503, match={"method": "GET"}
@@ -187,13 +187,13 @@ async def test_a_read_of_stripe_that_fails_does_not_lose_the_operation(world: Wo
     request = refund_request(payment.payment_id, amount=money(1_000))
     refused = await refusal(world.payments.RefundPayment(request))
     assert refused.code == "UNAVAILABLE"
-    assert (await world.patiently("RefundPayment", request)).code == "OK"
+    assert (await world.until_answered("RefundPayment", request)).code == "OK"
     assert len(await world.stripe.effects("refunded")) == 1
     assert len(await world.stripe.effects("reversed")) == 1
     await check_books(world)
 
 
-async def test_stripe_being_away_is_said_nothing_is_sent_and_the_key_works_later(
+async def test_stripe_unavailable_is_reported_nothing_is_sent_and_the_key_works_later(
     world: World,
 ) -> None:
     held = await world.escrowed()
@@ -202,6 +202,6 @@ async def test_stripe_being_away_is_said_nothing_is_sent_and_the_key_works_later
         refused = await refusal(cut_off.payments.CapturePayment(request))
         assert (refused.code, refused.reason) == ("UNAVAILABLE", "PROCESSOR_UNAVAILABLE")
         assert (await cut_off.get(held.payment_id)).state != CAPTURED  # Reads go on.
-    assert (await world.patiently("CapturePayment", request)).code == "OK"
+    assert (await world.until_answered("CapturePayment", request)).code == "OK"
     assert len(await world.stripe.requests("/capture")) == 1
     await check_books(world)

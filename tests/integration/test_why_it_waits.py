@@ -1,4 +1,4 @@
-"""From a payment that waits one gets to the reason: its operation, its freeze, what it owes."""
+"""A waiting payment leads to its reason: its operation, its freeze, its client payable."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ _FIRE_SECONDS = 10.0
 _LATE_SECONDS = 0.2
 #: A process that must start first, on a machine with other things to do.
 _START_SECONDS = 40.0
-#: What a caller is told while nothing is settled: ask again with the same key.
+#: The answers without an outcome: the caller repeats the call with the same key.
 ASK_AGAIN = ("UNAVAILABLE", "ABORTED", "RESOURCE_EXHAUSTED")
 #: Killed, and the same replica is started again or another one goes on; or it lives on, but does
 #: not know whether its transaction was committed.
@@ -125,10 +125,10 @@ class Run:
             # Stripe's patience is short here: on a busy machine it may be too short once.
             if error.code() is not StatusCode.UNAVAILABLE:
                 raise
-            await world.quiet()
+            await world.settle_down()
             subject = await scenario.prepare(world, self.expert)
         if not scenario.pauses:
-            await world.quiet()
+            await world.settle_down()
             await set_webhooks(self.stripe, paused=True)
         if scenario.by_deadline:
             await self.system.end(VICTIM)
@@ -178,7 +178,7 @@ class Run:
         world = self.worlds[VICTIM]
         subject, last = await self.prepared(case.scenario, world)
         alone = case.how == "other" and case.scenario.by_loops
-        # A replica that was up all the time looks at the deadlines four times a minute only.
+        # A replica that was up all the time checks the deadlines only four times a minute.
         afresh = alone and case.scenario.by_deadline
         if afresh:
             await self.system.end(SURVIVOR)
@@ -274,7 +274,7 @@ class Run:
         return seconds
 
     async def answer(self, world: World, subject: Subject) -> Reply:
-        """What the caller is told in the end; never later than all must have converged."""
+        """Returns the caller's final answer; it must not come after the time for convergence."""
         reply = await asyncio.wait_for(self.ask_until_told(world, subject), CONVERGENCE_SECONDS)
         assert reply.code == "OK", reply
         return reply

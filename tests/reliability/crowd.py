@@ -33,7 +33,7 @@ async def at_most(places: int, work: Callable[[S], Awaitable[T]], items: Iterabl
 
 
 async def finally_told(world: World, method: str, request: Message) -> Reply:
-    """The final answer: the caller asks again with the same key while it is told to."""
+    """Repeats the call with the same key while the answer asks for it; returns the last."""
 
     async def ask() -> Reply | None:
         reply = await world.raw(method, request.SerializeToString(), 30)

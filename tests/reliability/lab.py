@@ -146,7 +146,7 @@ class Lab:
         return self.runner.run(work)
 
     def ask(self, work: Coroutine[Any, Any, Any]) -> Reply:
-        """A caller's call, and what it was told."""
+        """Makes a caller's call and returns its answer."""
         try:
             told = self.runner.run(work)
         except ReplayedRefusal as refusal:
@@ -166,7 +166,7 @@ class Lab:
         self.wired.stripe._http._timeout = aiohttp.ClientTimeout(total=PATIENT)
 
     def sweep(self) -> None:
-        """Every lease ran out and every pause is over; then one round of the sweep."""
+        """Ends every lease and every pause, then runs one round of recovery."""
         self.sql(
             "UPDATE operations SET next_try_time = now(), lease_until = NULL "
             "WHERE state IN ('STARTED', 'UNKNOWN')"
@@ -184,7 +184,7 @@ class Lab:
             self.bomb.left = 0
 
     def deadlines(self) -> None:
-        """Every authorization is about to lapse; one round of the sweep of deadlines."""
+        """Brings every authorization near its end, then runs one round of the deadline job."""
         policy = replace(self.app.policy, deadline_margin=_LONGER_THAN_ANY_HOLD)
         try:
             self.run(act_on_deadlines(replace(self.app, policy=policy)))
@@ -230,7 +230,7 @@ class Lab:
         self.wired.stripe._calls.breaker.answered()  # As after a second.
         return bool(fired)
 
-    # ---- looks ----
+    # ---- reads ----
 
     def payment(self, payment_id: str) -> Payment | None:
         found: Payment | None = self.run(

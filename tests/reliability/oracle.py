@@ -1,4 +1,4 @@
-"""The model: what a payment at Stripe comes to, what callers must be told, what must add up.
+"""The model: what a payment at Stripe comes to, what callers must be answered, what must add up.
 
 Plain Python that knows nothing of the service's code. Stripe's truth is folded from the simulator's
 log of effects; an operation whose outcome nobody knows may or may not have happened until its key
@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-#: What a caller is told that is no answer yet: ask again with the same key.
+#: An answer that is not final: the caller repeats the call with the same key.
 AGAIN = "again"
 OK = "OK"
 
@@ -60,7 +60,7 @@ class Truth:
     bounced: Counter[int] = field(default_factory=Counter)
     reversed: int = 0
     intents: int = 0
-    #: What hands at the dashboard did; ours is what remains.
+    #: The out-of-band changes; ours is what remains.
     foreign_refunds: Counter[int] = field(default_factory=Counter)
     touched: bool = False
 
@@ -137,7 +137,7 @@ class Asked:
 def capture_answer(
     view: View, truth: Truth, part: int | None, final: bool, basis_points: int
 ) -> str:
-    """What a capture must be told if nothing goes wrong on the way."""
+    """Returns the answer of a capture if nothing fails on the way."""
     if view.busy:
         return AGAIN
     if view.state != "IN_ESCROW":
@@ -163,7 +163,7 @@ def capture_answer(
 
 
 def refund_answer(view: View, truth: Truth, part: int | None) -> str:
-    """What a refund must be told if nothing goes wrong on the way."""
+    """Returns the answer of a refund if nothing fails on the way."""
     if view.busy:
         return AGAIN
     if view.charged and view.state in ("IN_ESCROW", "CAPTURED"):
@@ -183,7 +183,7 @@ def refund_answer(view: View, truth: Truth, part: int | None) -> str:
 
 
 def check_refunds(truth: Truth, asked: Iterable[Asked], resent: Counter[int]) -> None:
-    """No refund that nobody asked for, and none twice; each that was acknowledged is there.
+    """Every refund was requested and was made once; every acknowledged refund exists.
 
     ``resent`` are those that bounced and may have been sent once more.
     """
@@ -197,7 +197,7 @@ def check_refunds(truth: Truth, asked: Iterable[Asked], resent: Counter[int]) ->
 
 
 def check_transfers(truth: Truth, asked: Iterable[Asked]) -> None:
-    """No part is paid out that nobody asked for, and none twice; each that was acknowledged is."""
+    """Every payout was requested and was made once; every acknowledged one exists."""
     captures = [one for one in asked if one.rpc == "CapturePayment"]
     sure = sum(one.told == OK for one in captures)
     perhaps = sum(one.is_info for one in captures)

@@ -30,7 +30,7 @@ def figure(letter: str, text: str) -> None:
 
 
 def progress(text: str) -> None:
-    """Tell whoever waits for a full run how far it is."""
+    """Prints the progress of a full run."""
     if FULL:
         sys.stderr.write(f"[{time.monotonic() - _began:6.0f} s] {text}\n")
         sys.stderr.flush()

@@ -24,7 +24,7 @@ _BYTES = 65_536
 
 
 class Relay:
-    """Transparent until it is told to cut; then it cuts one line, once."""
+    """Transparent until it gets the order to cut; then it cuts one line, once."""
 
     def __init__(self, database_url: str) -> None:
         target = make_url(database_url)

@@ -35,7 +35,7 @@ from tests.support.world import (
 )
 
 CONVERGENCE_SECONDS = 10.0
-#: The deadlines are looked at every fifteen seconds, by a replica that was up all the time.
+#: A replica that was up all the time checks the deadlines every fifteen seconds.
 _DEADLINE_SECONDS = 25.0
 
 
@@ -118,7 +118,7 @@ async def _account(world: World, expert: str) -> Subject:
 async def _authorization(world: World, expert: str) -> Subject:
     """The client has paid; Stripe delivers the event, and delivers it again until it is taken."""
     initiated = await world.initiate(expert)
-    await world.quiet()
+    await world.settle_down()
     await set_webhooks(world.stripe, paused=True)
     await world.confirm(initiated)
     return Subject(
@@ -231,7 +231,7 @@ async def _acceptance(world: World, expert: str) -> Subject:
 async def _loss(world: World, expert: str) -> Subject:
     """The bank decides for the client: written off, and the expert's part is reversed."""
     payment, dispute_id = await _disputed(world, expert)
-    await world.quiet()
+    await world.settle_down()
     await set_webhooks(world.stripe, paused=True)
     await world.stripe.control("POST", f"/disputes/{dispute_id}/lose", {})
     request = await event_of(world, "charge.dispute.closed", dispute_id)
@@ -258,7 +258,7 @@ async def _restricted(world: World) -> tuple[Payment, str]:
     held = await world.escrowed(expert, **_PLATFORM)
     account = world.account_of(expert)
     await world.stripe.control("POST", f"/accounts/{account}/restrict")
-    await world.quiet()
+    await world.settle_down()
     return held, account
 
 
@@ -275,11 +275,11 @@ async def _capture_that_waits(world: World, expert: str) -> Subject:
 
 
 async def _capture_that_waited(world: World, expert: str) -> Subject:
-    """The account is well again, which the event tells; the loops do the rest."""
+    """The account is ready again, and the event says so; the jobs do the rest."""
     held, account = await _restricted(world)
     waiting = await world.capture(held.payment_id)
     assert waiting.waiting_for == payments_pb2.WAITING_FOR_EXPERT, waiting
-    await world.quiet()
+    await world.settle_down()
     await set_webhooks(world.stripe, paused=True)
     await world.stripe.control("POST", f"/accounts/{account}/restore")
     return Subject(
@@ -312,13 +312,13 @@ async def _exchange(world: World, expert: str) -> Subject:
 
 
 async def _capture_after_exchange(world: World, expert: str) -> Subject:
-    """The money waited; the new account is ready, which the event tells; the loops do the rest."""
+    """The money waited; the new account is ready, and the event says so; the jobs do the rest."""
     held, _ = await _rejected(world)
     waiting = await world.capture(held.payment_id)
     assert waiting.waiting_for == payments_pb2.WAITING_FOR_EXPERT, waiting
     answer = await world.experts.ReplaceExpertAccount(_exchange_of(held.expert_id))
     account = answer.expert.stripe_account_id
-    await world.quiet()
+    await world.settle_down()
     await set_webhooks(world.stripe, paused=True)
     await world.stripe.control("POST", f"/accounts/{account}/complete_onboarding", {})
     return Subject(
@@ -330,14 +330,14 @@ async def _capture_after_exchange(world: World, expert: str) -> Subject:
 
 
 async def _bounce(world: World, expert: str) -> Subject:
-    """The client's bank sends a refund back: owed again, and left to an operator to pay."""
+    """A refund fails: the amount is client payable, and an operator has to repay it."""
     captured = await world.captured(expert, card=_AVAILABLE, **_PLATFORM)
     await world.refund(captured.payment_id)
     [(refund_id,)] = world.sql(
         "SELECT movement_id FROM movements WHERE payment_id = %s AND kind = 'refund'",
         captured.payment_id,
     )
-    await world.quiet()
+    await world.settle_down()
     await set_webhooks(world.stripe, paused=True)
     await world.stripe.control("POST", f"/refunds/{refund_id}/fail")
 
@@ -381,7 +381,7 @@ async def _fraud_release(world: World, expert: str) -> Subject:
 
 
 async def _settlement(world: World, expert: str) -> Subject:
-    """What a bounced refund left owed is settled outside of Stripe."""
+    """The client payable of a failed refund is settled outside of Stripe."""
     # Out of escrow: nothing is to be taken back from the expert.
     held = await world.escrowed(expert, **_PLATFORM)
     await world.refund(held.payment_id)

@@ -159,14 +159,14 @@ def running_system(**environment: str) -> Iterator[System]:
     directory = Path(tempfile.mkdtemp(prefix="payments-reliability-"))
     directory.chmod(0o711)  # Under root, PostgreSQL runs as another user.
     settings = StackSettings.on_free_ports(directory / "data", replicas=2)
-    told: dict[str, Any] = {
+    variables: dict[str, Any] = {
         "STRIPE_TIMEOUT": str(STRIPE_TIMEOUT),
         "STRIPE_WEBHOOK_SECRET": PLATFORM_SECRET,
         "STRIPE_CONNECT_WEBHOOK_SECRET": CONNECT_SECRET,
         "LOG_LEVEL": "WARNING",
         **environment,
     }
-    stack = Stack(replace(settings, environment={**settings.environment, **told}))
+    stack = Stack(replace(settings, environment={**settings.environment, **variables}))
     try:
         with stack:
             system = System(stack, directory / "barrier", directory / "trace")

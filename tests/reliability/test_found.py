@@ -1,4 +1,4 @@
-"""What the model and the sweeps found, each as small as it can be told."""
+"""Faults that the model and the crash tests found, each as the smallest test that shows it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.support.running import running_world
 from tests.support.world import REFUNDING
 
 
-def test_a_refund_is_answered_although_a_former_one_is_seen_to_bounce(
+def test_a_refund_is_answered_although_an_earlier_refund_fails(
     new_database: Callable[[], str],
 ) -> None:
     """The refund takes nothing from the expert, so it has one leg; the bounce brings an operation
@@ -21,8 +21,8 @@ def test_a_refund_is_answered_although_a_former_one_is_seen_to_bounce(
         async with running_world(new_database()) as world:
             payment = await world.captured()
             await world.refund(payment.payment_id, 5)
-            await world.quiet()
-            await world.deafen()
+            await world.settle_down()
+            await world.pause_webhooks()
             [(refund_id,)] = world.sql("SELECT movement_id FROM movements WHERE kind = 'refund'")
             await world.stripe.control("POST", f"/refunds/{refund_id}/fail")
             # Of 99.95 the last cent is the commission's alone.
@@ -32,7 +32,7 @@ def test_a_refund_is_answered_although_a_former_one_is_seen_to_bounce(
                 REFUNDING,
                 payments_pb2.WAITING_FOR_OPERATOR,
             )
-            # What is owed again stands in nobody's way.
+            # The new client payable blocks nothing.
             answer = await world.refund(payment.payment_id, 1)
             assert answer.refunded_amount.minor_units == 7
             assert (answer.state, answer.waiting_for) == (

@@ -1,4 +1,4 @@
-"""The whole service against a model, step by step: any order of calls, hands, events and faults.
+"""The whole service against a model, step by step, in any order of calls, events and faults.
 
 After every step nothing may have happened at Stripe that nobody asked for; whenever everything was
 heard and healed, every answer, every row and every line of the books must be what the model says.
@@ -349,7 +349,7 @@ class Machine(RuleBasedStateMachine):
         assert "REUSED" in reply.sentence, reply
         assert self._rows() == before
 
-    # ---- the client, and hands at Stripe's dashboard ----
+    # ---- the client, and the Stripe dashboard ----
 
     @rule(which=_WHICH, card=st.sampled_from(sorted(_CARDS)))
     def confirm(self, which: int, card: str) -> None:
@@ -376,7 +376,7 @@ class Machine(RuleBasedStateMachine):
             shown = self.lab.api("POST", f"/payment_intents/{intent}/{act}")
             assert "error" not in shown, shown
 
-    # What hands do to a separate charge's refunds, transfers and reversals is not modelled.
+    # Out-of-band refunds, transfers and reversals of a separate charge are not modelled.
 
     @rule(which=_WHICH, part=st.sampled_from([1, 300, 5_000]))
     def refund_at_the_dashboard(self, which: int, part: int) -> None:
@@ -493,7 +493,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(which=_WHICH, state=st.sampled_from(["IN_ESCROW", "CAPTURED"]))
     def a_slow_replica_comes_too_late(self, which: int, state: str) -> None:
-        """What it saw was true when it looked, and is not any more when it is written down."""
+        """The snapshot was true when it was read, and is outdated when it is written."""
         number = self._one_in(state, which)
         waiting = len(self.slow)
         self.a_slow_replica_looks(number)
@@ -540,7 +540,7 @@ class Machine(RuleBasedStateMachine):
         lab.heal()
         infos: list[Asked] = []
         events: object = ()
-        if len(self.asked) % 2:  # The sweep is first, or the events are.
+        if len(self.asked) % 2:  # Recovery comes first, or the events do.
             lab.sweep()
         for _ in range(12):
             self.deliver_all()
@@ -728,7 +728,7 @@ class Machine(RuleBasedStateMachine):
         payment_id = ids[which % len(ids)]
         payment = self.lab.payment(payment_id)
         assert payment is not None
-        # A repayment that is parked, and not on its way, stands in nobody's way.
+        # A parked repayment that is not in progress blocks nothing.
         parked = (payment.held or payment.net) and self.lab.sql(
             "SELECT 1 FROM operations WHERE operation_id = %s AND state = 'PARKED' "
             "AND purpose = 'REPAYMENT' AND unsure_until IS NULL",

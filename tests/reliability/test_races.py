@@ -56,7 +56,7 @@ async def _race(
 
 
 def _won(replies: Sequence[Reply]) -> list[int]:
-    """Who was told OK; every other must have been refused for a reason of its own."""
+    """Returns the callers that got OK; each of the others must have its own reason of refusal."""
     for reply in replies:
         assert reply.code in ("OK", "FAILED_PRECONDITION"), reply
     return [number for number, reply in enumerate(replies) if reply.code == "OK"]
@@ -98,7 +98,7 @@ async def _capture_against_refund(
 async def _eight_refunds(
     worlds: Sequence[World], chance: random.Random, payment: Payment
 ) -> Counter[str]:
-    """Eight of 30.00 each from 100.00: three fit, whoever comes first."""
+    """Eight of 30.00 each from 100.00: three fit, in any order."""
     await finally_told(
         worlds[0], "PaymentService/CapturePayment", capture_request(payment.payment_id)
     )
@@ -154,7 +154,7 @@ class Held:
         self.expert = ""
 
     async def hold(self, *, expert: str = "", **fields: Any) -> Payment:
-        """100.00 dollars charged onto the platform, unless told otherwise."""
+        """100.00 dollars charged onto the platform by default."""
         given = {"escrow_mode": payments_pb2.ESCROW_MODE_PLATFORM_HOLD, **fields}
         if "on_deadline" in fields:
             del given["escrow_mode"]
@@ -168,7 +168,7 @@ class Held:
         return await self.worlds[0].get(payment.payment_id)
 
     async def race_against_promotion(self, payment: Payment, call: tuple[str, Message]) -> None:
-        """Its authorization is about to lapse: two sweeps see it while somebody calls."""
+        """Its authorization is about to expire: two deadline jobs find it during a call."""
         await asyncio.to_thread(self._move_deadline_near, payment.payment_id)
 
         async def sooner_or_later() -> list[int]:
@@ -199,7 +199,7 @@ class Held:
 
 @contextlib.asynccontextmanager
 async def _third_replica(system: System) -> AsyncIterator[App]:
-    """The service in this process, so that its sweep runs just when a race wants it."""
+    """The service in this process, so that its jobs run exactly when a race needs them."""
     given: dict[str, Any] = {
         "database_url": system.stack.database_url,
         "stripe_secret_key": SIMULATOR_SECRET_KEY,
@@ -234,7 +234,7 @@ async def _parts_of_the_same_money(held: Held) -> _Races:
 
 
 async def _eight_milestones(held: Held) -> _Races:
-    """Eight of 15.00 from 100.00: six fit, whoever comes first."""
+    """Eight of 15.00 from 100.00: six fit, in any order."""
     payment = await held.hold()
     calls = [
         ("CapturePayment", capture_request(payment.payment_id, 1_500)) for _ in range(_CALLERS)
@@ -268,7 +268,7 @@ async def _payout_against_refund(held: Held) -> _Races:
 
 
 async def _promotion_against_capture(held: Held) -> _Races:
-    """Whoever charges the card, it is charged once and the expert is paid once."""
+    """The card is charged once and the expert is paid once, by any of the callers."""
     payment = await held.hold(on_deadline=payments_pb2.ON_DEADLINE_PROMOTE)
     request = capture_request(payment.payment_id, 4_000)
     await held.race_against_promotion(payment, ("CapturePayment", request))
@@ -314,7 +314,7 @@ async def _reversal_against_capture(held: Held) -> _Races:
 
 
 async def _one_debt_kept_back_once(held: Held) -> _Races:
-    """Two captures of an expert who owes 90.00: together they keep back just that."""
+    """Two captures of an expert with a debt of 90.00: together they offset exactly that."""
     world = held.worlds[0]
     debtor = await world.expert(new_name("race-debtor"))
     # Not available yet, so that Stripe does not take it back: the refund leaves a debt.
@@ -380,7 +380,7 @@ def test_held_money_is_paid_once(system: System) -> None:
             await calm(worlds[0])
             await check_books(worlds[0])
             assert not await worlds[0].discrepancies()
-            # Whoever reads the figure sees whether there was a race: either side wins sometimes.
+            # The figure shows whether there was a race: either side wins sometimes.
             [(promoted, canceled)] = worlds[0].sql(
                 "SELECT count(*) FILTER (WHERE kind = 'payment.promote_started'), "
                 "count(*) FILTER (WHERE kind = 'payment.canceled') FROM events "
@@ -428,7 +428,7 @@ def test_one_key_from_eight_callers(system: System) -> None:
 
                 async def one(item: tuple[str, Message]) -> str:
                     method, request = item
-                    told = await asyncio.gather(
+                    replies = await asyncio.gather(
                         *(
                             finally_told(
                                 worlds[caller % len(worlds)],
@@ -438,10 +438,10 @@ def test_one_key_from_eight_callers(system: System) -> None:
                             for caller in range(_CALLERS)
                         )
                     )
-                    assert {reply.code for reply in told} == {"OK"}, told
-                    assert len({reply.body for reply in told}) == 1, "answers differ"
+                    assert {reply.code for reply in replies} == {"OK"}, replies
+                    assert len({reply.body for reply in replies}) == 1, "answers differ"
                     kind = getattr(payments_pb2, f"{method}Response")
-                    payment = kind.FromString(told[0].body).payment
+                    payment = kind.FromString(replies[0].body).payment
                     return str(payment.payment_intent_id)
 
                 intents = await at_most(3, one, requests)

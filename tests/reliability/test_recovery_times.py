@@ -110,7 +110,7 @@ class Victims:
 
 
 @pytest.mark.timeout(proving.by_profile(240, 1800))
-def test_everything_that_dies_is_soon_made_up_for(system: System) -> None:
+def test_recovery_after_every_kind_of_failure_is_fast(system: System) -> None:
     async def run() -> None:
         async with system.worlds() as worlds:
             world = worlds[SURVIVOR]

@@ -121,7 +121,7 @@ async def _roll(system: System, replica: int) -> float:
 
 
 @pytest.mark.timeout(proving.by_profile(180, 1800))
-def test_nobody_notices_that_replicas_leave_and_come_back(system: System) -> None:
+def test_callers_notice_no_rolling_restart(system: System) -> None:
     async def run() -> None:
         async with system.worlds() as worlds, _load(system, worlds[0]) as load:
             exits: list[float] = []

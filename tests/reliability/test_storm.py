@@ -181,14 +181,14 @@ def test_any_order_and_number_of_deliveries_ends_the_same(
             proving.progress(f"storm: {len(lives)} payments lived in order")
         async with running_world(new_database()) as world:
             stormy = Stage(world, await world.expert(), [], [])
-            await world.quiet()
+            await world.settle_down()
             storm = Storm(world, stormy.expert)
             await storm.begin()
             await stormy.pay(lives)
-            await storm.strike()
+            await storm.deliver_new_events()
             await stormy.end(lives)
-            await storm.strike()
-            await world.quiet()
+            await storm.deliver_new_events()
+            await world.settle_down()
             for number, (after, wanted) in enumerate(zip(stormy.rows(), expected, strict=True)):
                 assert after == wanted, f"{lives[number]}: {after} instead of {wanted}"
             await check_books(world)
@@ -245,7 +245,7 @@ class Storm:
             found += [(account, one) for one in newer]
         return found
 
-    async def strike(self) -> None:
+    async def deliver_new_events(self) -> None:
         """Everything that has happened since, by all ways at once; then the poller's turn."""
         events = await self._new_events()
         assert events
@@ -274,7 +274,7 @@ class Storm:
         await until(all_known, "the dropped events", _FOUND_WITHIN)
         self.longest = max(self.longest, time.monotonic() - began)
         self._poll_in("1 hour")
-        await self.world.quiet()
+        await self.world.settle_down()
 
     async def _deliver(
         self,

@@ -1,4 +1,4 @@
-"""Whoever changes the books by hand, as superuser and with every trigger off, is found out."""
+"""A direct change of the books, as superuser and with every trigger off, is found."""
 
 from __future__ import annotations
 
@@ -109,14 +109,14 @@ async def _lives(world: World) -> list[str]:
         ]
         bounced = await world.captured(expert, 5_000)
         await world.refund(bounced.payment_id, 1_000)
-        await world.quiet()
+        await world.settle_down()
         [(refund_id,)] = world.sql(
             "SELECT movement_id FROM movements WHERE kind = 'refund' AND payment_id = %s",
             bounced.payment_id,
         )
         await world.stripe.control("POST", f"/refunds/{refund_id}/fail")
         payment_ids.append(bounced.payment_id)
-        await world.quiet()
+        await world.settle_down()
     return payment_ids
 
 
@@ -131,20 +131,20 @@ async def _named(world: World) -> dict[str, list[str]]:
     return found
 
 
-def test_a_change_is_seen_after_an_honest_one_was_written_over_it(
+def test_tampering_is_found_after_a_valid_change_was_written_over_it(
     new_database: Callable[[], str], postgres: EmbeddedPostgres
 ) -> None:
     async def run() -> None:
         url = new_database()
         async with running_world(url) as world:
             payment = await world.captured()
-            await world.quiet()
+            await world.settle_down()
             admin_url = postgres.admin_url(url.rpartition("/")[2])
             with intruding(admin_url, random.Random(proving.SEED)) as intruder:
                 intruder.edit_payment(payment.payment_id, "gig_id = 'another'")
                 refunded = await world.refund(payment.payment_id, 1_000)
                 assert refunded.gig_id == "another"
-                await world.quiet()
+                await world.settle_down()
                 [accused] = (await _named(world))[payment.payment_id]
                 assert f"event {payment.version + 1}: found a row" in accused
                 intruder.edit_payment(payment.payment_id, "gig_id = %s", payment.gig_id)

@@ -175,7 +175,7 @@ async def world(start_world: StartWorld) -> World:
 
 
 class Receiver:
-    """An endpoint that keeps what it is sent and answers as it is told."""
+    """An endpoint that keeps what it receives and answers as configured."""
 
     def __init__(self) -> None:
         self.deliveries: list[tuple[str, bytes, str]] = []
@@ -238,5 +238,5 @@ async def struck(world: World) -> None:
 
 
 async def settle(world: World) -> None:
-    """Wait until every delivery has arrived or been given up."""
+    """Waits until every delivery has arrived or was abandoned."""
     assert (await world.control("POST", "/webhooks/settle", {"seconds": 10}))["settled"]

@@ -242,7 +242,7 @@ async def test_evidence_is_staged_then_submitted_once(world: World) -> None:
     assert changed.metadata.to_dict() == {"operation_id": "op_1", "n": "1"}
     with pytest.raises(stripe.InvalidRequestError):
         await api.close_async(dispute.id)
-    # Nobody but the bank decides on evidence that says nothing about the outcome.
+    # Only the bank decides on evidence that says nothing about the outcome.
     await world.control("POST", "/clock", {"advance_seconds": 200 * DAY})
     assert (await api.retrieve_async(dispute.id)).status == "under_review"
     effects = [

@@ -89,7 +89,7 @@ async def test_refund_leaves_fee_and_transfer_unless_asked(world: World) -> None
     reversal: Any = refund.transfer_reversal
     assert (reversal.amount, reversal.source_refund) == (3_000, refund.id)
     assert await balance(world, expert) == 9_000 - 3_000 + 300
-    # The rest takes with it whatever is left of the transfer and of the fee.
+    # The remainder also takes what is left of the transfer and of the fee.
     await refunds.create_async(
         params={
             "payment_intent": paid.id,

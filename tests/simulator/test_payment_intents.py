@@ -40,7 +40,7 @@ async def test_hold_and_capture(world: World) -> None:
     assert kinds == ["intent_created", "authorized", "captured"]
 
 
-async def test_partial_capture_releases_the_rest_and_replaces_the_fee(world: World) -> None:
+async def test_partial_capture_releases_the_remainder_and_replaces_the_fee(world: World) -> None:
     expert = await world.expert()
     held = await world.paid(application_fee_amount=1_000, transfer_data={"destination": expert})
     with pytest.raises(stripe.InvalidRequestError) as caught:

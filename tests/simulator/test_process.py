@@ -149,7 +149,7 @@ async def test_ids_follow_from_the_seed(start_world: StartWorld) -> None:
 
     first, second, third = [await start_world(seed=seed) for seed in ("a", "a", "b")]
     walked = await walk(first)
-    # How often somebody looks changes nothing.
+    # The number of reads changes nothing.
     await second.event_types()
     assert await walk(second) == walked
     assert not set(await walk(third)) & set(walked)

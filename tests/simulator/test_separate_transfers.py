@@ -11,7 +11,7 @@ from tests.simulator.conftest import StartWorld, World, available_and_pending, b
 SETTLING = 2 * 86_400
 
 
-async def sent(
+async def transfer_out_of(
     world: World, expert: str, charge: stripe.Charge, amount: int, currency: str = "usd"
 ) -> stripe.Transfer:
     """A part of a charge, sent on to an expert."""
@@ -104,13 +104,13 @@ async def test_reversal(world: World) -> None:
     assert found.amount == 2_000
 
 
-async def test_charge_that_is_held_first_is_sent_on_in_parts(world: World) -> None:
+async def test_charge_held_on_the_platform_is_transferred_in_parts(world: World) -> None:
     """Manual capture without a destination; what was captured is what can be sent."""
     expert = await world.expert()
     held = await world.paid(10_000, transfer_group="gig_8", metadata={"operation_id": "op_1"})
     charge = await world.client.v1.charges.retrieve_async(str(held.latest_charge))
     with pytest.raises(stripe.InvalidRequestError, match="has not been captured"):
-        await sent(world, expert, charge, 1_000)
+        await transfer_out_of(world, expert, charge, 1_000)
     done = await world.client.v1.payment_intents.capture_async(
         held.id, params={"amount_to_capture": 8_000, "expand": ["latest_charge"]}
     )
@@ -120,10 +120,10 @@ async def test_charge_that_is_held_first_is_sent_on_in_parts(world: World) -> No
     assert captured.transfer_group == "gig_8"
     assert "transfer" not in captured.to_dict()
     assert (await world.event_types())[-2:] == ["charge.captured", "payment_intent.succeeded"]
-    first = await sent(world, expert, captured, 5_000)
-    second = await sent(world, expert, captured, 3_000)
+    first = await transfer_out_of(world, expert, captured, 5_000)
+    second = await transfer_out_of(world, expert, captured, 3_000)
     with pytest.raises(stripe.InvalidRequestError, match="must not exceed the source amount"):
-        await sent(world, expert, captured, 1)
+        await transfer_out_of(world, expert, captured, 1)
     assert {first.transfer_group, second.transfer_group} == {"gig_8"}
     assert [line.type for line in await world.lines()] == ["charge", "transfer", "transfer"]
     assert (await world.event_types())[-1] == "transfer.created"
@@ -133,7 +133,9 @@ async def test_charge_that_is_held_first_is_sent_on_in_parts(world: World) -> No
 async def test_transfers_are_listed_with_both_sides_of_their_money(world: World) -> None:
     first, second = await world.expert(), await world.expert()
     charge = await world.charged(10_000, transfer_group="gig_9")
-    made = [await sent(world, expert, charge, 2_000) for expert in (first, second, first)]
+    made = [
+        await transfer_out_of(world, expert, charge, 2_000) for expert in (first, second, first)
+    ]
     transfers = world.client.v1.transfers
     page = await transfers.list_async(
         params={
@@ -170,11 +172,11 @@ async def test_transfer_needs_an_account_that_can_receive(world: World) -> None:
         ("acct_none", "resource_missing"),
     ):
         with pytest.raises(stripe.InvalidRequestError) as caught:
-            await sent(world, expert, charge, 1_000)
+            await transfer_out_of(world, expert, charge, 1_000)
         assert (caught.value.http_status, caught.value.code) == (400, code)
         assert caught.value.param == "destination"
     assert await world.effects("transferred") == []
-    transfer = await sent(world, ready, charge, 1_000)
+    transfer = await transfer_out_of(world, ready, charge, 1_000)
     await world.control("POST", f"/accounts/{ready}/deauthorize")
     with pytest.raises(stripe.PermissionError):
         await world.client.v1.transfers.reversals.create_async(transfer.id)
@@ -204,7 +206,7 @@ async def test_reversal_draws_on_available_money_alone(world: World) -> None:
     """As Stripe documents it for transfers made on their own, unlike a destination charge's."""
     expert = await world.expert()
     charge = await world.charged(10_000)
-    transfer = await sent(world, expert, charge, 9_000)
+    transfer = await transfer_out_of(world, expert, charge, 9_000)
     reversals = world.client.v1.transfers.reversals
     with pytest.raises(stripe.InvalidRequestError) as caught:
         await reversals.create_async(transfer.id)
@@ -231,7 +233,7 @@ async def test_pending_transfer_is_reversed_out_of_other_available_money(world: 
     expert = await world.expert()
     body = {"account": expert, "amount": 500, "currency": "usd"}
     await world.control("POST", "/balance", body)
-    transfer = await sent(world, expert, await world.charged(10_000), 9_000)
+    transfer = await transfer_out_of(world, expert, await world.charged(10_000), 9_000)
     reversals = world.client.v1.transfers.reversals
     await reversals.create_async(transfer.id, params={"amount": 500})
     assert await available_and_pending(world, expert) == (0, 9_000)
@@ -265,7 +267,7 @@ async def test_refund_leaves_transfers_alone(world: World) -> None:
     """Stripe connects neither with the other here: the platform has to reverse by itself."""
     expert = await world.expert()
     charge = await world.charged(10_000)
-    await sent(world, expert, charge, 9_000)
+    await transfer_out_of(world, expert, charge, 9_000)
     refunds = world.client.v1.refunds
     with pytest.raises(stripe.InvalidRequestError) as caught:
         await refunds.create_async(params={"charge": charge.id, "reverse_transfer": True})
@@ -273,7 +275,7 @@ async def test_refund_leaves_transfers_alone(world: World) -> None:
     await refunds.create_async(params={"charge": charge.id, "amount": 2_000})
     assert await balance(world, expert) == 9_000
     with pytest.raises(stripe.InvalidRequestError, match="must not exceed the source amount"):
-        await sent(world, expert, charge, 1_001)
+        await transfer_out_of(world, expert, charge, 1_001)
 
 
 @pytest.mark.parametrize(("amount", "currency"), [(1_001, "jpy"), (10_050, "kwd")])
@@ -286,7 +288,7 @@ async def test_currencies_of_other_exponents_settle_as_they_are(
     (line,) = await world.lines()
     assert (line.currency, line.amount, line.exchange_rate) == (currency, amount, None)
     assert line.fee == {"jpy": 59, "kwd": 321}[currency]
-    await sent(world, expert, charge, amount - 100, currency)
+    await transfer_out_of(world, expert, charge, amount - 100, currency)
     assert await balance(world, expert, currency) == amount - 100
     await world.client.v1.refunds.create_async(params={"charge": charge.id, "amount": 330})
     assert await balance(world, currency=currency) == 100 - line.fee - 330
@@ -299,7 +301,7 @@ async def test_dinar_that_the_platform_does_not_hold_becomes_dollars(world: Worl
     (line,) = await world.lines()
     assert (line.currency, line.amount, line.exchange_rate) == ("usd", 3_250, 3.25)
     with pytest.raises(stripe.InvalidRequestError) as caught:
-        await sent(world, expert, charge, 9_000, "kwd")
+        await transfer_out_of(world, expert, charge, 9_000, "kwd")
     assert caught.value.param == "currency"
-    await sent(world, expert, charge, 3_250)
+    await transfer_out_of(world, expert, charge, 3_250)
     assert await balance(world, expert) == 3_250

@@ -65,7 +65,7 @@ async def test_retried_until_accepted(hooked: World, receiver: Receiver) -> None
     assert page.data[0].pending_webhooks == 0
 
 
-async def test_given_up_after_the_last_attempt(hooked: World, receiver: Receiver) -> None:
+async def test_abandoned_after_the_last_attempt(hooked: World, receiver: Receiver) -> None:
     await hooked.control("POST", "/webhooks", {"max_attempts": 2})
     receiver.statuses = [500] * 10
     await hooked.intent()
@@ -161,7 +161,7 @@ async def test_signature_is_in_real_time_however_the_clock_stands(
     assert json.loads(body)["created"] > time.time() + 29 * 86_400
 
 
-async def test_answers_do_not_wait_for_an_endpoint_that_is_away(start_world: StartWorld) -> None:
+async def test_answers_do_not_wait_for_an_unavailable_endpoint(start_world: StartWorld) -> None:
     world = await start_world(
         webhooks=(WebhookTarget("platform", "http://127.0.0.1:9/none", ("whsec_x",)),)
     )

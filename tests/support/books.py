@@ -14,7 +14,7 @@ _NOT_OURS = ("topup", "adjustment", "payout")
 
 async def check_books(world: World) -> None:
     """Everything that must be true whenever nothing is under way."""
-    await world.quiet()
+    await world.settle_down()
     _check_sums(world)
     _check_rows(world)
     await check_against_stripe(world)
@@ -123,13 +123,13 @@ def _check_rows(world: World) -> None:
         "OR (state = 'REFUNDED' AND captured <> refunded_after_capture + lost) "
         "OR (state IN ('CAPTURED', 'REFUNDED', 'CANCELED', 'EXPIRED') AND operation_id <> '')"
     )
-    # What the bank has of a dispute is on the books, and nobody may touch what is contested.
+    # What the bank holds for a dispute is on the books, and the disputed amount is untouched.
     assert not world.sql(
         "SELECT payment_id FROM payments WHERE (frozen IN ('INQUIRY', 'CHARGEBACK')) <> EXISTS "
         "(SELECT FROM disputes WHERE disputes.payment_id = payments.payment_id AND (outcome = "
         "'OPEN' OR (outcome = 'LOST' AND withdrawn > reinstated + disputes.lost)))"
     )
-    # A claim without an answer belongs to an operation that waits for an operator, or to nobody.
+    # A key without an answer belongs to an operation that waits for an operator, or to none.
     assert not world.sql(
         "SELECT k.claim_id FROM idempotency_keys k LEFT JOIN operations USING (operation_id) "
         "WHERE answer IS NULL AND operations.state IS DISTINCT FROM 'PARKED'"

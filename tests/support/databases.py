@@ -84,7 +84,7 @@ class Databases:
         return self._server.create_database(name, template=self._template)
 
     def give_back(self, url: str) -> None:
-        """Nobody uses this database any more; sessions that are still open are ended."""
+        """Ends the sessions that are still open; this database is not used any more."""
         self._free.append(url.rpartition("/")[2])
 
     def _emptied(self, name: str) -> bool:

@@ -104,7 +104,7 @@ def nursery() -> Iterator[Nursery]:
 
 
 def _tend(orders: socket.socket) -> None:
-    """Fork for each order, and tell how each child ended, until nobody orders any more."""
+    """Forks for each order and reports how each child ended, until the orders end."""
     ended_read, ended_write = os.pipe()
     os.set_blocking(ended_write, False)
     signal.set_wakeup_fd(ended_write, warn_on_full_buffer=False)

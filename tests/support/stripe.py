@@ -112,7 +112,7 @@ def webhook_targets(gateway_url: str) -> Sequence[Mapping[str, object]]:
 
 
 def signed(payload: bytes, secret: str, *, age: float = 0, scheme: str = "v1") -> str:
-    """A Stripe-Signature header, as old as told."""
+    """A Stripe-Signature header of the given age."""
     moment = int(time.time() - age)
     digest = hmac.new(secret.encode(), f"{moment}.".encode() + payload, hashlib.sha256)
     return f"t={moment},{scheme}={digest.hexdigest()}"

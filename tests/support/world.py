@@ -171,8 +171,8 @@ class World:
         """A call of PaymentService, answered as the bytes on the wire."""
         return await self.raw(f"PaymentService/{method}", request.SerializeToString())
 
-    async def patiently(self, method: str, request: Message) -> Reply:
-        """As the contract tells callers: ask again with the same key until there is an answer."""
+    async def until_answered(self, method: str, request: Message) -> Reply:
+        """Repeats the call with the same key until there is an answer, as the contract asks."""
 
         async def probe() -> Reply | None:
             reply = await self.bytes_of(method, request)
@@ -184,7 +184,7 @@ class World:
     # ---- experts ----
 
     async def expert(self, expert_id: str = "", *, ready: bool = True, **fields: Any) -> str:
-        """An expert with an account; ready to be paid unless told otherwise."""
+        """Creates an expert with an account, ready to be paid by default."""
         expert_id = expert_id or new_name("expert")
         answer = await self.experts.CreateExpertAccount(
             experts_pb2.CreateExpertAccountRequest(
@@ -309,19 +309,21 @@ class World:
     async def discrepancies(
         self, payment_id: str = "", *, cover: bool = False
     ) -> list[operations_pb2.Discrepancy]:
-        """What was found. Stripe's fees leave too little on a platform that nobody funds: that it
-        does not ``cover`` what it holds is only told where it is asked for."""
+        """Returns the discrepancies; ``escrow_underfunded`` is among them only with ``cover``.
+
+        Stripe's fees leave too little on a platform without funds of its own.
+        """
         request = operations_pb2.ListDiscrepanciesRequest(payment_id=payment_id)
         found = (await self.operations.ListDiscrepancies(request)).discrepancies
         return [one for one in found if cover or kind_of(one) != "escrow_underfunded"]
 
-    async def deafen(self) -> None:
-        """From now on no webhook comes, and Stripe's lists of events are not read either."""
+    async def pause_webhooks(self) -> None:
+        """Pauses webhooks, and the reads of Stripe's lists of events too."""
         await self.stripe.control("POST", "/webhooks", {"paused": True})
         self.sql("UPDATE event_cursors SET next_time = now() + interval '1 hour'")
 
-    async def quiet(self) -> None:
-        """Wait until every webhook has come and nothing is waiting to be done."""
+    async def settle_down(self) -> None:
+        """Waits until every webhook has come and no work is left."""
         paused = (await self.stripe.control("GET", "/webhooks?limit=0"))["settings"]["paused"]
         if not paused:
             settled = await self.stripe.control("POST", "/webhooks/settle", {"seconds": PATIENCE})

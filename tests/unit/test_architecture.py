@@ -357,7 +357,7 @@ def test_rules_judge_as_meant(importer: str, imported: str, *, allowed: bool) ->
     assert is_allowed(imported, layer_of(importer)) is allowed
 
 
-def test_imports_of_modules_are_told_from_imports_of_names() -> None:
+def test_imports_of_modules_are_distinguished_from_imports_of_names() -> None:
     path = ROOT / "dev" / "stack.py"
     found = {entry.imported for entry in imports_of("dev.stack", path)}
     assert {"signal", "dev.probes", "dev.child"} <= found

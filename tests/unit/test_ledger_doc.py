@@ -197,7 +197,7 @@ def ended(a: Amounts, *, expired: bool) -> Done:
 
 
 def partly_paid_out(a: Amounts) -> Payment:
-    """The platform holds as much as goes back out of escrow; the rest was captured."""
+    """The platform holds the amount that is refunded out of escrow; the remainder was captured."""
     whole = held_by_platform()
     held = a.get("h", 0)
     captured_ = whole.amount - held
@@ -527,7 +527,7 @@ def generic(account: str) -> str:
 
 
 def kinds_that_post() -> set[str]:
-    """The events whose transitions are made with postings, told from the source."""
+    """The events whose transitions are made with postings, read from the source."""
     found: set[str] = set()
     for path in DOMAIN:
         for node in ast.walk(ast.parse(path.read_text())):
@@ -544,7 +544,7 @@ def kinds_that_post() -> set[str]:
 
 
 def kinds_of_postings() -> set[str]:
-    """What the domain can write into a posting's kind, told from the source."""
+    """What the domain can write into a posting's kind, read from the source."""
     found: set[str] = set()
     for path in DOMAIN:
         for node in ast.walk(ast.parse(path.read_text())):
@@ -581,7 +581,7 @@ def test_the_examples_numbers_are_what_its_formulas_come_to(rule: Rule) -> None:
     assert set(sums.values()) == {0}
 
 
-def test_no_rule_is_missing_and_none_is_made_up() -> None:
+def test_no_rule_is_missing_and_none_is_invented() -> None:
     documented = [(rule.event, rule.case) for rule in RULES]
     assert Counter(documented) == Counter(PERFORMERS.keys())
     of_payments = {event for event, _ in documented if event.startswith("payment.")}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.support.steps.payments import PLATFORM, kinds
+from tests.support.steps.payments import PLATFORM, event_kinds
 from tests.support.world import Payment, World, until
 
 
@@ -13,19 +13,21 @@ async def keep_at_stripe(world: World) -> None:
     await world.stripe.control("POST", "/settings", {"payout_interval": "manual"})
 
 
-async def refund_by_hand(world: World, payment: Payment, amount: int) -> None:
+async def refund_out_of_band(world: World, payment: Payment, amount: int) -> None:
     made = await world.stripe.api(
         "POST", "/refunds", payment_intent=payment.payment_intent_id, amount=amount
     )
     assert made.get("id"), made
 
     async def booked() -> bool:
-        return "refunded_out_of_band" in await kinds(world, payment.payment_id)
+        return "refunded_out_of_band" in await event_kinds(world, payment.payment_id)
 
-    await until(booked, "the refund by hand on the books")
+    await until(booked, "the out-of-band refund on the books")
 
 
-async def transfer_by_hand(world: World, payment: Payment, amount: int, *, to: str = "") -> None:
+async def transfer_out_of_band(
+    world: World, payment: Payment, amount: int, *, to: str = ""
+) -> None:
     made = await world.stripe.api(
         "POST",
         "/transfers",
@@ -53,8 +55,8 @@ async def bounce(world: World, payment_id: str) -> None:
     await until(booked, "the bounce on the books")
 
 
-async def arrives(world: World, payment: Payment, operation_id: str) -> None:
-    """The request of the parked transfer reaches Stripe after all."""
+async def late_arrival(world: World, payment: Payment, operation_id: str) -> None:
+    """Lets the request of the parked transfer reach Stripe late."""
     [(account_id,)] = world.sql(
         "SELECT payload ->> 'destination_account_id' FROM operations WHERE operation_id = %s",
         operation_id,
@@ -76,7 +78,7 @@ async def arrives(world: World, payment: Payment, operation_id: str) -> None:
     assert made.get("id"), made
 
 
-async def paid(world: World) -> Payment:
+async def captured_payment(world: World) -> Payment:
     """A gig of 100 dollars, of which the expert was sent 90."""
     await keep_at_stripe(world)
     return await world.captured(await world.expert(), 10_000, escrow_mode=PLATFORM)
@@ -89,7 +91,7 @@ async def days_pass(world: World) -> None:
 
 async def reverse(world: World, payment: Payment, amount: int) -> None:
     """As an operator does at the dashboard; until it is on the books."""
-    before = (await kinds(world, payment.payment_id)).count("reversed_out_of_band")
+    before = (await event_kinds(world, payment.payment_id)).count("reversed_out_of_band")
     [(transfer,)] = world.sql(
         "SELECT movement_id FROM movements WHERE kind = 'transfer' AND payment_id = %s",
         payment.payment_id,
@@ -98,6 +100,6 @@ async def reverse(world: World, payment: Payment, amount: int) -> None:
     assert made.get("id"), made
 
     async def booked() -> bool:
-        return (await kinds(world, payment.payment_id)).count("reversed_out_of_band") > before
+        return (await event_kinds(world, payment.payment_id)).count("reversed_out_of_band") > before
 
-    await until(booked, "the reversal by hand on the books")
+    await until(booked, "the out-of-band reversal on the books")

@@ -8,12 +8,12 @@ from tests.support.steps.operators import parked
 from tests.support.steps.payments import PLATFORM
 from tests.support.world import Payment, World
 
-#: Parked soon, whoever is to blame.
+#: Operations are parked soon, for any cause.
 HASTY = {"tries_before_parking": 1, "patience": 2}
 
 
-async def strike(world: World, path: str, status: int) -> None:
-    """What the service sends fails so; what hands send does not. Of 401, once."""
+async def fail_stripe(world: World, path: str, status: int) -> None:
+    """Fails the service's own requests, not those of the dashboard. A 401 comes once."""
     await world.stripe.fault(
         path,
         "status",
@@ -23,8 +23,8 @@ async def strike(world: World, path: str, status: int) -> None:
     )
 
 
-async def unheard(world: World) -> tuple[Payment, str]:
-    """A transfer of 4,000 out of 10,000 that was parked without an answer, and its operation."""
+async def lost_answer(world: World) -> tuple[Payment, str]:
+    """Parks a transfer of 4,000 out of 10,000 without an answer; returns it and its operation."""
     held = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
     await world.stripe.fault("/transfers$", "status", times=None, status=503)
     request = capture_request(held.payment_id, 4_000)

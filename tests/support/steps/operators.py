@@ -13,7 +13,7 @@ from tests.support.steps.payments import PLATFORM, owed
 from tests.support.world import REFUNDING, Payment, State, World, until
 
 
-async def told(world: World, payment: Payment) -> list[str]:
+async def discrepancy_kinds(world: World, payment: Payment) -> list[str]:
     return sorted(kind_of(one) for one in await world.discrepancies(payment.payment_id))
 
 
@@ -63,7 +63,7 @@ async def parked(world: World, payment_id: str) -> str:
 
 
 async def owed_after_a_bounce(world: World, **fields: Any) -> Payment:
-    """Of 10,000 held 2,000 were refunded and bounced: they are owed, and 8,000 are held."""
+    """Of 10,000 held, a refund of 2,000 failed: it is client payable, and 8,000 are held."""
     held = await world.escrowed(amount=10_000, escrow_mode=PLATFORM, **fields)
     await world.refund(held.payment_id, 2_000)
     await bounce(world, held.payment_id)

@@ -35,22 +35,22 @@ def in_days(days: float) -> Timestamp:
     return moment
 
 
-async def kinds(world: World, payment_id: str) -> list[str]:
+async def event_kinds(world: World, payment_id: str) -> list[str]:
     request = events_pb2.ListPaymentEventsRequest(payment_id=payment_id, page_size=200)
     answer = await world.events.ListPaymentEvents(request)
     return [event.kind.removeprefix("payment.") for event in answer.events]
 
 
-async def sent(world: World, kind: str, payment: Payment) -> list[int]:
-    """The amounts of what really happened at Stripe."""
+async def amounts_at_stripe(world: World, kind: str, payment: Payment) -> list[int]:
+    """Returns the amounts of what really happened at Stripe."""
     return [
         int(one["amount"]) for one in await world.stripe.effects(kind, payment.payment_intent_id)
     ]
 
 
 async def answer(world: World, method: str, request: Any) -> str:
-    """What the caller is told in the end, and whoever asks with the same key again."""
-    first = await world.patiently(method, request)
+    """Returns the caller's final answer, which a second call with the same key must repeat."""
+    first = await world.until_answered(method, request)
     assert await world.bytes_of(method, request) == first
     if first.code == "OK":
         return "OK"
@@ -64,7 +64,7 @@ def owed(world: World, payment_id: str) -> int:
 async def waiting_capture(
     world: World, refunded: int, part: int, **fields: Any
 ) -> tuple[Payment, str]:
-    """Of 10,000 held some were refunded, and a part waits for the expert's account."""
+    """Refunds some of 10,000 held; a capture then waits for the expert's account."""
     expert = await world.expert()
     held = await world.escrowed(expert, 10_000, escrow_mode=PLATFORM)
     await world.refund(held.payment_id, refunded)
@@ -77,13 +77,13 @@ async def waiting_capture(
     return payment, account
 
 
-def stands(world: World, payment: Payment) -> tuple[int, int]:
-    """What the expert owes, and what the platform bears."""
+def balances_of(world: World, payment: Payment) -> tuple[int, int]:
+    """Returns the expert's debt and the platform's losses."""
     return balance(world, f"expert_debt:{payment.expert_id}"), balance(world, "losses")
 
 
 async def kept_back(world: World, payment: Payment, amount: int) -> int:
-    """Of the expert's part of another gig."""
+    """Returns the debt offset of another gig's capture."""
     other = await world.captured(payment.expert_id, amount, escrow_mode=PLATFORM)
     await check_books(world)
     sent = await world.stripe.effects("transferred", other.payment_intent_id)

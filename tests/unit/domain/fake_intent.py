@@ -116,7 +116,7 @@ class FakeIntent:
         if self.automatic:
             self.capture(self.amount)
 
-    # ---- the platform, by this service or by hand ----
+    # ---- the platform, by this service or out of band ----
 
     def capture(self, part: int, fee: int = 0) -> None:
         self._only(IntentStatus.REQUIRES_CAPTURE)

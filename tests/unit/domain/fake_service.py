@@ -64,13 +64,13 @@ class FakeService:
     discrepancies: list[str] = field(default_factory=list)
     kinds: list[EventKind] = field(default_factory=list)
     ids: int = 1
-    #: What the expert owes from before: another client's refund that Stripe did not take back.
+    #: The expert's earlier debt: from another client's refund whose reversal Stripe refused.
     debt_before: int = 0
     #: Disputes as Stripe shows them, and as they are on record.
     shown: dict[str, DisputeSnapshot] = field(default_factory=dict)
     records: dict[str, Dispute] = field(default_factory=dict)
     #: What was booked out of band since the open operation was recorded, or last resumed.
-    by_hand: list[str] = field(default_factory=list)
+    out_of_band: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if not self.debt_before:
@@ -93,7 +93,7 @@ class FakeService:
             snapshot=shown,
             operation=self.operation,
             booked_ids=frozenset(self.known),
-            out_of_band=tuple(self.by_hand),
+            out_of_band=tuple(self.out_of_band),
             next_operation_id=f"op_{self.ids + 1}",
             holding_limit=HOLDING,
             dispute_records=self.records,
@@ -112,7 +112,7 @@ class FakeService:
         assert not self.known & set(new)
         self.known |= set(new)
         ours = self.operation.operation_id if self.operation else ""
-        self.by_hand += [
+        self.out_of_band += [
             described(one.kind, one.movement_id, one.minor_units)
             for one in followed.movements
             if one.kind in OUT_OF_BAND and (not one.operation_id or one.operation_id != ours)
@@ -204,7 +204,7 @@ class FakeService:
         if guards.waits_for_expert(self.payment):
             # Planned first: what is refused gives up nothing.
             plans.plan_refund(transitions.capture_abandoned(self.payment, because, NOW).after, part)
-            self.give_up(because)
+            self.abandon_capture(because)
         if way := self._repayment_making_way():
             plans.plan_refund(way.after, part)
             self._make_way(way)
@@ -220,10 +220,10 @@ class FakeService:
             )
         return plan
 
-    def give_up(self, because: str = "asked") -> None:
-        given_up = transitions.capture_abandoned(self.payment, because, NOW)
+    def abandon_capture(self, because: str = "asked") -> None:
+        abandoned = transitions.capture_abandoned(self.payment, because, NOW)
         self.operation = None
-        self.record(given_up)
+        self.record(abandoned)
 
     def _repayment_making_way(self) -> Transition | None:
         """As `make_way.plan_preemption`, of which nothing here is ever on its way."""
@@ -232,9 +232,9 @@ class FakeService:
             return None
         return transitions.repayment_abandoned(self.payment, "something else comes first", NOW)
 
-    def _make_way(self, given_up: Transition) -> None:
+    def _make_way(self, abandoned: Transition) -> None:
         self.operation = None
-        self.record(given_up)
+        self.record(abandoned)
 
     def start_promotion(self) -> None:
         guards.check_promotion(self.payment)
@@ -266,7 +266,7 @@ class FakeService:
         assert self.operation is not None
         check_covered(self.payment, self.operation)
         self.operation = replace(self.operation, state=OperationState.UNKNOWN)
-        self.by_hand.clear()
+        self.out_of_band.clear()
         self.record(transitions.waiting_changed(self.payment, WaitingFor.PROCESSOR, "resumed", NOW))
         self.check()
 
@@ -274,7 +274,7 @@ class FakeService:
         """As `abandon_operation`: it ends as a final no of Stripe would end it."""
         assert self.operation is not None
         if self.operation.kind in (OperationKind.CAPTURE, OperationKind.TRANSFER):
-            self.give_up("by an operator")
+            self.abandon_capture("by an operator")
             self.park_repayment()
         else:
             self._take_refusal(self.operation)
@@ -348,7 +348,7 @@ class FakeService:
         purpose: OperationPurpose = OperationPurpose.REQUESTED,
     ) -> Operation:
         self.ids += 1
-        self.by_hand.clear()
+        self.out_of_band.clear()
         return new_operation(kind, minor_units, f"op_{self.ids}", payload=payload, purpose=purpose)
 
     # ---- whole walks ----
@@ -390,7 +390,7 @@ class FakeService:
         if operation:
             assert operation.operation_id == payment.operation_id
         if payment.client_payable:
-            # Nothing owed is without an operation: the one that repays it, or one before that.
+            # Every client payable has an operation: the one that repays it, or one before that.
             assert operation is not None
         if operation and operation.is_repayment:
             assert payment.state is State.REFUNDING
@@ -406,7 +406,7 @@ class FakeService:
         assert self.balance("escrow:pay_1") == (-payment.held if payment.charged else 0)
         assert self.balance("client_payable:pay_1") == -payment.client_payable
         assert self.balance("commission") == -payment.net_commission
-        # Never more kept back than is owed, not even with the capture that is under way.
+        # The offset never exceeds the debt, not even with the capture in progress.
         assert self.balance(DEBT) >= payment.debt_offset
         if self.intent.exchange == SAME_CURRENCY:
             assert self.balance(CONNECTED) == -self.balance(FUNDS)

@@ -115,7 +115,7 @@ def test_promotion_begins_a_new_time() -> None:
 
 @pytest.mark.parametrize("action", OnDeadline)
 @pytest.mark.parametrize("charged", [False, True])
-def test_what_stripe_ends_by_itself_is_due_ahead_of_it(
+def test_a_deadline_is_due_before_stripe_ends_the_hold(
     action: OnDeadline, *, charged: bool
 ) -> None:
     payment = held(action, charged=charged)
@@ -166,7 +166,7 @@ def acted(payment: Payment, at: timedelta) -> Payment:
 
 
 @pytest.mark.parametrize("action", [CAPTURE, REFUND, PROMOTE])
-def test_what_stripe_refused_is_tried_again_after_a_while(action: OnDeadline) -> None:
+def test_a_refused_deadline_action_is_tried_again_later(action: OnDeadline) -> None:
     at = 7 * DAY - MARGIN
     payment = acted(held(action), at)
     assert payment.state is State.IN_ESCROW
@@ -187,7 +187,7 @@ def test_what_a_caller_tried_before_the_deadline_is_not_the_deadlines_own_try() 
 
 @pytest.mark.parametrize("late", [MOMENT, HOUR, 6 * HOUR])
 def test_gigs_date_does_not_keep_a_hold_from_being_promoted(late: timedelta) -> None:
-    """Both passed before anybody looked; only the card's ends the escrow if nothing is done."""
+    """Both passed before the job ran; only the card's ends the escrow if nothing is done."""
     at = 7 * DAY - MARGIN
     payment = held(PROMOTE, release=at + late)
     found = due(payment, at + late)
@@ -196,7 +196,7 @@ def test_gigs_date_does_not_keep_a_hold_from_being_promoted(late: timedelta) -> 
 
 
 def test_gigs_date_does_not_end_the_tries_to_promote() -> None:
-    """Refused once, told of the gig's date meanwhile: the authorization still runs out."""
+    """Refused once, and the gig's date was reported meanwhile: the authorization still ends."""
     at = 7 * DAY - MARGIN
     refused = acted(held(PROMOTE, release=at + 2 * HOUR), at)
     told_at = at + 2 * HOUR
@@ -247,7 +247,7 @@ def on_the_platform(agreed: OnDeadline) -> FakeService:
     ("agreed", "action"),
     [(CAPTURE, REFUND), (REFUND, REFUND), (ALERT, ALERT), (PROMOTE, ALERT)],
 )
-def test_what_a_final_capture_was_to_give_back_is_never_captured_by_a_deadline(
+def test_the_remainder_of_a_final_capture_is_never_captured_by_a_deadline(
     agreed: OnDeadline, action: OnDeadline
 ) -> None:
     service = on_the_platform(agreed)
@@ -260,7 +260,7 @@ def test_what_a_final_capture_was_to_give_back_is_never_captured_by_a_deadline(
     assert [found.action for found in deadlines_of(refused.after)] == [action] * 2
 
 
-def test_a_milestone_leaves_the_rest_to_what_was_agreed() -> None:
+def test_a_milestone_leaves_the_remainder_to_the_agreed_deadline_action() -> None:
     service = on_the_platform(CAPTURE)
     service.capture(3_000, final=False)
     assert service.payment.held == 7_000

@@ -120,7 +120,7 @@ def test_an_inquiry_freezes_capture_and_a_chargeback_refunds_too() -> None:
     assert not service.follow().transitions
 
 
-def test_a_warning_of_fraud_is_told_once_and_freezes_while_it_is_actionable() -> None:
+def test_a_fraud_warning_is_reported_once_and_freezes_while_it_is_actionable() -> None:
     service = held()
 
     def warned(*, actionable: bool) -> list[EventKind]:
@@ -181,7 +181,7 @@ def test_the_commission_kept_is_always_that_of_what_is_left(
     assert service.payment.state is State.REFUNDED
 
 
-def test_what_was_refunded_before_it_was_lost_is_the_platforms_loss() -> None:
+def test_a_refund_before_the_loss_is_the_platforms_loss() -> None:
     service = paid_out()
     service.give_back(4_000)
     name = Bank(service).contest(10_000)
@@ -234,7 +234,7 @@ def test_a_loss_without_its_line_is_written_off_when_the_line_appears() -> None:
     assert not service.follow().transitions
 
 
-def test_what_comes_back_after_a_loss_is_the_platforms_until_somebody_decides() -> None:
+def test_money_returned_after_a_loss_is_the_platforms_until_an_operator_decides() -> None:
     service = paid_out()
     name = Bank(service).contest(10_000)
     Bank(service).status(name, "lost")
@@ -269,7 +269,7 @@ def test_lost_won_on_appeal_and_lost_again_is_written_off_again() -> None:
         assert service.balance("losses") == -10_000
 
 
-def test_what_is_lost_once_more_is_divided_like_any_other_loss() -> None:
+def test_a_second_loss_is_divided_like_any_other_loss() -> None:
     service = held()
     bank = Bank(service)
     name = bank.contest(4_000)
@@ -285,7 +285,7 @@ def test_what_is_lost_once_more_is_divided_like_any_other_loss() -> None:
     assert service.payment.lost_held == 8_000
 
 
-def test_a_bounce_after_an_appeal_was_won_is_owed() -> None:
+def test_refund_that_bounces_after_a_won_appeal_is_client_payable() -> None:
     service = paid_out()
     service.give_back(10_000)
     bank = Bank(service)
@@ -301,7 +301,7 @@ def test_a_bounce_after_an_appeal_was_won_is_owed() -> None:
     assert (service.payment.client_payable, service.balance("losses")) == (10_000, 0)
 
 
-def test_a_refund_beside_a_dispute_that_was_lost_twice_is_owed_when_it_bounces() -> None:
+def test_a_failed_refund_beside_a_dispute_lost_twice_is_client_payable() -> None:
     """The bank gave the client 6,000 in the end, and not the 4,000 that were refunded."""
     service = paid_out()
     service.give_back(4_000)
@@ -319,7 +319,7 @@ def test_a_refund_beside_a_dispute_that_was_lost_twice_is_owed_when_it_bounces()
     assert (service.payment.client_payable, service.balance("losses")) == (4_000, 0)
 
 
-def test_a_loss_pays_what_is_payable_and_an_appeal_owes_nobody_by_itself() -> None:
+def test_a_loss_reduces_the_client_payable_and_an_appeal_does_not_restore_it() -> None:
     """4,000 of 10,000 were refunded, and bounce; the bank gives the client all, then nothing."""
     service = paid_out()
     service.give_back(4_000)
@@ -338,7 +338,7 @@ def test_a_loss_pays_what_is_payable_and_an_appeal_owes_nobody_by_itself() -> No
     assert service.operation is None
 
 
-def test_a_bounce_after_a_loss_is_payable_and_parked_for_an_operator() -> None:
+def test_a_refund_that_fails_after_a_loss_is_payable_and_parked_for_an_operator() -> None:
     """The bank has paid the client, so the operator settles it; nothing is sent by itself."""
     service = paid_out()
     service.give_back(4_000)
@@ -355,7 +355,7 @@ def test_a_bounce_after_a_loss_is_payable_and_parked_for_an_operator() -> None:
     assert service.payment.waiting_for is WaitingFor.OPERATOR
 
 
-def test_a_capture_that_is_parked_is_given_up_for_the_loss_and_not_before() -> None:
+def test_a_parked_capture_is_abandoned_for_the_loss_and_not_before() -> None:
     service = held()
     service.start_capture(4_000, final=False)
     service.park()
@@ -368,7 +368,7 @@ def test_a_capture_that_is_parked_is_given_up_for_the_loss_and_not_before() -> N
     assert (service.payment.state, service.payment.lost_held) == (State.REFUNDED, 10_000)
 
 
-def test_a_dispute_of_a_hold_is_reported_and_changes_nothing() -> None:
+def test_a_dispute_before_capture_is_reported_and_changes_nothing() -> None:
     service = serve(new_payment())
     service.intent.authorize()
     service.follow()
@@ -378,7 +378,7 @@ def test_a_dispute_of_a_hold_is_reported_and_changes_nothing() -> None:
     assert service.discrepancies == ["dispute_before_capture"]
 
 
-# ---- any life, looked at anyhow ----
+# ---- any lifecycle, synced at any moments ----
 
 
 ACTIONS = (
@@ -473,7 +473,7 @@ def paid_as_owed(service: FakeService) -> int:
 
 @settings(max_examples=300, deadline=None)
 @given(st.integers(0, 2**32), st.sampled_from(["USD", "JPY", "KWD"]), st.floats(0, 1))
-def test_any_life_leaves_books_that_agree_with_stripes(
+def test_any_lifecycle_leaves_books_that_agree_with_stripes(
     seed: int, currency: str, looks: float
 ) -> None:
     service = held(10_010, currency)
@@ -500,7 +500,7 @@ def test_any_life_leaves_books_that_agree_with_stripes(
     due = money.fee(payment.net, payment.commission_basis_points, currency)
     assert payment.net_commission == due
     assert (payment.frozen is Freeze.NONE) == all(not record.is_open for record in records)
-    # The client is owed what bounced and was not paid again, but for what the bank has given.
+    # Client payable: what failed and was not repaid, less what the bank has given.
     bounced = sum(refund.minor_units for refund in service.intent.refunds if refund.failed)
     resent = sum(
         line.minor_units
@@ -566,7 +566,7 @@ def test_all_evidence_together_has_a_limit() -> None:
         disputes.check_evidence_fields(texts)
 
 
-def test_a_dispute_that_our_refund_prevented_ends_while_the_experts_part_is_taken_back() -> None:
+def test_a_dispute_that_our_refund_prevented_ends_during_the_reversal() -> None:
     service = paid_out()
     bank = Bank(service)
     name = bank.contest(10_000, inquiry=True)

@@ -80,7 +80,7 @@ OUR_DISTURBED_STEPS = st.builds(
     meanwhile=st.sampled_from(MEANWHILE),
     final=st.booleans(),
 )
-#: Most scripts begin like most payments do, so that the rest has something to happen to.
+#: Most scripts begin like most payments do, so that the later steps have an effect.
 BEGINNINGS = st.sampled_from(
     [
         [],
@@ -144,7 +144,7 @@ class Player:
 
     def __init__(self, payment: Payment, world: World, debt: int, chance: Random | None = None):
         self.unit = money.step(world.currency)
-        # What is owed is netted in the payment's currency, so only there.
+        # Debt is offset only in the payment's currency.
         debt = debt * self.unit if world.exchange == SAME_CURRENCY else 0
         self.service = serve(payment, world.exchange, debt_before=debt)
         self.chance = chance
@@ -185,7 +185,7 @@ class Player:
 
     def happen(self, step: Step) -> None:
         if step.action == "bounce" or self.bounced:
-            # Whoever makes a refund bounce, or answers to it, does so days after it was seen.
+            # A bank that returns a refund, or an answer to it, comes days after the snapshot.
             self.catch_up()
         try:
             self._happen(step)
@@ -211,7 +211,7 @@ class Player:
             case "refund":
                 owed = self.service.payment.client_payable
                 part = self.share_of(intent.refundable, step.share)
-                # What is owed, or something else, or all that there is.
+                # The client payable, or something else, or everything.
                 intent.refund([owed or part, part, intent.refundable][step.share % 3])
             case "reverse":
                 left = intent.all_transfers[-1].left if intent.all_transfers else 0
@@ -246,7 +246,7 @@ class Player:
             self.catch_up()
         if not self.start(step):
             return
-        # What is owed and paid by hand *while* we pay it is paid twice, and no following helps.
+        # A client payable paid out of band *while* we repay it is paid twice, and no sync helps.
         if step.meanwhile and step.action != "resend":
             self.happen(replace(step, action=step.meanwhile))
         self.carry_out(step)
@@ -355,7 +355,7 @@ def test_any_order_and_repetition_ends_in_the_same_payment_and_books(
 
 @pytest.mark.parametrize("world", ONE_CURRENCY)
 @given(AMOUNTS, BASIS_POINTS, DEBTS, scripts(THEIR_STEPS | OUR_DISTURBED_STEPS), SEEDS)
-def test_what_others_do_while_we_are_at_it_ends_in_the_same_payment(
+def test_out_of_band_changes_during_an_operation_end_in_the_same_payment(
     world: str, steps: int, basis_points: int, debt: int, script: list[Step], seed: int
 ) -> None:
     """The books then may differ in who bears a unit of rounding, but agree with Stripe's."""
@@ -390,8 +390,8 @@ def test_the_scripts_reach_every_kind_of_event_that_following_can_bring() -> Non
     by_the_clock = {EventKind.DEADLINE_NEAR, EventKind.DEADLINE_PASSED}
     # Disputes have scripts of their own.
     disputes = {kind for kind in EventKind if "dispute" in kind or "fraud" in kind}
-    # Comes by a refund by hand of more than is owed, too, but hardly ever; and by one that bounces
-    # before anybody has looked: test_follow.py has both.
+    # An out-of-band refund beyond the client payable brings it too, rarely; so does one that fails
+    # before any sync: the modules test_derive_*.py have both.
     seldom = {EventKind.REPAYMENT_ABANDONED, EventKind.REFUND_FAILED_UNBOOKED}
     # An operator's word alone, which nothing at Stripe brings.
     by_word = {EventKind.CLIENT_PAYABLE_SETTLED}

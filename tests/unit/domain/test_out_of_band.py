@@ -140,7 +140,7 @@ def test_it_is_not_sent_and_the_reason_names_the_movement(
     assert "waiting_changed" in followed_kinds(to) or not parked or is_repayment
     if parked:
         assert service.payment.waiting_for is WaitingFor.OPERATOR
-    # Every look says so, until it was resumed in spite of it.
+    # Every sync says so, until an operator resumes it all the same.
     assert service.follow().blocked_by == to.blocked_by
     assert service.operation is not None
     assert before is not None
@@ -148,7 +148,7 @@ def test_it_is_not_sent_and_the_reason_names_the_movement(
 
 
 @pytest.mark.parametrize(("case", "move"), PAIRS)
-def test_what_is_done_ends_as_ever_and_what_follows_is_parked(case: Case, move: str) -> None:
+def test_a_finished_operation_succeeds_and_its_successor_is_parked(case: Case, move: str) -> None:
     """The movement is seen together with the effect of the operation that was in flight."""
     service = begun(case)
     if service.operation is not None and service.operation.is_repayment:
@@ -210,12 +210,14 @@ def test_an_operator_ends_it_and_the_books_are_those_of_stripe(
 # ---- no more than there is ----
 
 
-@pytest.mark.parametrize(("by_hand", "left"), [(6_001, 3_999), (10_000, 0)])
-def test_what_is_not_covered_any_more_can_only_be_abandoned(by_hand: int, left: int) -> None:
+@pytest.mark.parametrize(("out_of_band", "left"), [(6_001, 3_999), (10_000, 0)])
+def test_an_operation_that_is_not_covered_can_only_be_abandoned(
+    out_of_band: int, left: int
+) -> None:
     service = on_the_platform()
     service.start_capture(4_000, final=False)
     service.wait_for_expert()
-    service.intent.refund(by_hand)
+    service.intent.refund(out_of_band)
     service.follow()
     assert (service.payment.state, service.payment.held) == (State.CAPTURING, left)
     assert service.payment.waiting_for is WaitingFor.OPERATOR
@@ -227,7 +229,7 @@ def test_what_is_not_covered_any_more_can_only_be_abandoned(by_hand: int, left: 
     assert (service.payment.held, service.balance("losses")) == (left, 0)
 
 
-def test_what_is_covered_still_is_resumed_as_it_is() -> None:
+def test_an_operation_that_is_still_covered_is_resumed_unchanged() -> None:
     service = on_the_platform()
     service.start_capture(4_000, final=False)
     service.wait_for_expert()
@@ -250,7 +252,7 @@ def test_a_pending_refund_keeps_it_parked_until_its_line_is_there() -> None:
     assert service.follow(seen).blocked_by
 
 
-def test_a_refund_waits_while_what_it_would_take_may_be_on_its_way() -> None:
+def test_a_refund_waits_while_its_amount_may_be_in_transfer() -> None:
     """Nothing is lost: it is booked when the transfer is done, or certainly is not."""
     service = on_the_platform()
     service.start_capture(6_000, final=False)
@@ -279,7 +281,7 @@ def test_a_transfer_that_arrives_after_its_money_was_refunded_is_the_platforms_l
     service.check_reconciled()
 
 
-def test_a_reversal_out_of_band_is_the_platforms_until_it_is_settled_with_the_expert() -> None:
+def test_an_out_of_band_reversal_is_the_platforms_until_it_is_settled_with_the_expert() -> None:
     service = on_the_platform()
     service.capture()
     service.intent.reverse(4_000)

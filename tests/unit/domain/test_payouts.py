@@ -60,10 +60,10 @@ def follow(known: Payout | None, shown: PayoutSnapshot) -> PayoutChangeSet:
 @pytest.mark.parametrize(
     "looks", [looks for n in (1, 2, 3, 4) for looks in itertools.combinations(LIFE, n)]
 )
-def test_however_often_stripe_is_looked_at_the_end_is_the_same(
+def test_repeated_syncs_end_in_the_same_state(
     looks: tuple[PayoutSnapshot, ...],
 ) -> None:
-    """Some looks see every state, some only the last: the books are those of the last."""
+    """Some syncs see every state, some only the last: the books are those of the last."""
     known: Payout | None = None
     posted: list[Posting] = []
     for shown in (*looks, looks[-1]):
@@ -107,7 +107,7 @@ def test_the_connected_accounts_lines_carry_stripes_ids() -> None:
         (seen(PayoutState.UNKNOWN), False),
     ],
 )
-def test_a_line_that_stripe_owes_is_waited_for(shown: PayoutSnapshot, deferred: bool) -> None:
+def test_a_missing_balance_transaction_is_awaited(shown: PayoutSnapshot, deferred: bool) -> None:
     followed = follow(None, shown)
     assert followed.deferred is deferred
     assert followed.change is not None

@@ -167,7 +167,7 @@ def test_uncaptured_payment_is_given_back_by_cancelling(state: State, part: int 
 
 @pytest.mark.parametrize("part", [1, 9_999])
 @pytest.mark.parametrize("state", [State.PENDING, State.FAILED, State.IN_ESCROW])
-def test_part_of_an_uncaptured_payment_cannot_be_given_back(state: State, part: int) -> None:
+def test_part_of_an_uncaptured_payment_cannot_be_refunded(state: State, part: int) -> None:
     payment = in_state(state)
     refusal = refund_refusal(payment, part)
     assert (type(refusal), refusal.reason) == (Precondition, "PARTIAL_REFUND_NEEDS_CAPTURE")
@@ -190,7 +190,7 @@ def test_refund_after_capture_divides_by_the_commission_given_back(
     assert plan == RefundPlan(False, commission + expert, split)
 
 
-def test_refund_after_a_refund_is_of_what_is_left() -> None:
+def test_refund_after_a_refund_is_of_the_remainder() -> None:
     payment = replace(in_state(State.CAPTURED), refunded_after_capture=4_000, net_commission=600)
     assert plans.plan_refund(payment, None) == RefundPlan(False, 6_000, RefundSplit(0, 600, 5_400))
     assert refund_refusal(payment, 6_001).facts["available"] == "6000"
@@ -229,7 +229,7 @@ def card_hold(amount: int = 10_000) -> Payment:
 @pytest.mark.parametrize(
     ("payment", "part", "final", "plan"),
     [
-        # Charged before: the part is transferred, the rest stays or goes back.
+        # Charged before: the amount is transferred, the remainder stays or is refunded.
         (held_by_us(), None, False, CapturePlan(CaptureSplit(10_000, 1_000), 0, 0, 0)),
         (held_by_us(), 6_000, False, CapturePlan(CaptureSplit(6_000, 600), 0, 0, 0)),
         (held_by_us(), 6_000, True, CapturePlan(CaptureSplit(6_000, 600), 0, 0, 4_000)),
@@ -237,7 +237,7 @@ def card_hold(amount: int = 10_000) -> Payment:
         (card_hold(), None, False, CapturePlan(CaptureSplit(10_000, 1_000), 10_000, 0, 0)),
         (card_hold(), 6_000, False, CapturePlan(CaptureSplit(6_000, 600), 10_000, 0, 0)),
         (card_hold(), 6_000, True, CapturePlan(CaptureSplit(6_000, 600), 6_000, 4_000, 0)),
-        # With a destination the card is charged that part, and Stripe releases the rest.
+        # With a destination the card is charged that amount, and Stripe releases the remainder.
         (
             in_state(State.IN_ESCROW),
             6_000,
@@ -325,7 +325,7 @@ def test_refund_takes_what_is_held_first(part: int | None, split: RefundSplit) -
 
 
 @pytest.mark.parametrize("state", [State.PENDING, State.FAILED])
-def test_what_was_never_charged_is_given_back_by_cancelling_whatever_its_mode(
+def test_an_uncharged_payment_is_canceled_whatever_its_mode(
     state: State,
 ) -> None:
     for mode in EscrowMode:
@@ -345,7 +345,7 @@ def test_what_was_never_charged_is_given_back_by_cancelling_whatever_its_mode(
     ],
 )
 def test_reversals_begin_with_the_newest_transfer(part: int, legs: list[tuple[str, int]]) -> None:
-    """The second one has nothing left, and what none covers is left to be owed."""
+    """The second one has nothing left, and the uncovered amount becomes debt."""
     transfers = [
         ReversibleTransfer("tr_1", 100),
         ReversibleTransfer("tr_2", 0),
@@ -371,7 +371,7 @@ def test_only_an_authorized_card_without_a_destination_is_promoted() -> None:
 
 @pytest.mark.parametrize("state", State)
 @pytest.mark.parametrize("waiting_for", WaitingFor)
-def test_only_a_capture_that_waits_for_the_expert_can_be_given_up(
+def test_only_a_capture_that_waits_for_the_expert_can_be_abandoned(
     state: State, waiting_for: WaitingFor
 ) -> None:
     payment = replace(in_state(state, separate(CARD_HOLD)), waiting_for=waiting_for)
@@ -379,7 +379,7 @@ def test_only_a_capture_that_waits_for_the_expert_can_be_given_up(
     assert guards.waits_for_expert(payment) is waits
 
 
-def test_version_that_the_caller_has_not_seen_is_refused_with_the_payment() -> None:
+def test_version_mismatch_is_refused_with_the_current_payment() -> None:
     payment = replace(new_payment(), version=7)
     guards.check_version(payment, 0)
     guards.check_version(payment, 7)

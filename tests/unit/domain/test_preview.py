@@ -64,7 +64,7 @@ def test_legs_of_a_capture_are_those_that_move_something(
     assert legs(preview) == [*shown, ("OFFSET_DEBT", 700), ("COLLECT_COMMISSION", 600)]
 
 
-def test_split_award_gives_the_rest_back_last() -> None:
+def test_split_award_refunds_the_remainder_last() -> None:
     preview = capture(in_state(State.IN_ESCROW, separate()), 6_000, final=True)
     assert legs(preview) == [
         ("PAY_EXPERT", 5_400),
@@ -82,7 +82,7 @@ def test_cancellation_shows_the_release_alone() -> None:
     assert (unpaid.legs, unpaid.after.state) == ((), State.CANCELED)
 
 
-def test_refund_shows_from_which_transfers_and_what_is_left_owed() -> None:
+def test_refund_preview_shows_the_transfers_and_the_remaining_debt() -> None:
     payment = replace(
         in_state(State.CAPTURED, separate()), held=1_000, captured=9_000, net_commission=900
     )

@@ -298,7 +298,7 @@ def going_back() -> Iterator[Payment]:
         yield replace(left, client_payable=100, waiting_for=WaitingFor.OPERATOR)
 
 
-def test_payments_that_stand_somewhere_are_sound() -> None:
+def test_payments_of_every_state_are_consistent() -> None:
     for state in State:
         for payment in standing_in(state):
             check_payment(payment)
@@ -393,7 +393,7 @@ def test_commission_of_the_whole_amount_is_refused(amount: int, basis_points: in
 
 
 def test_refused_refund_of_an_emptied_payment_leaves_it_refunded() -> None:
-    """While ours was under way an operator gave everything back by hand."""
+    """While ours was in progress an operator refunded everything out of band."""
     emptied = replace(in_state(State.REFUNDING), refunded_after_capture=10_000, net_commission=0)
     assert transitions.refund_refused(emptied, FAILURE).after.state is State.REFUNDED
 
@@ -490,7 +490,7 @@ def test_books_after_a_refund_of_a_part() -> None:
     }
 
 
-def test_what_stripe_will_not_take_back_is_the_experts_debt() -> None:
+def test_a_refused_reversal_is_the_experts_debt() -> None:
     service = live()
     service.capture()
     service.give_back(reversal_refused=True)
@@ -504,7 +504,7 @@ def test_what_stripe_will_not_take_back_is_the_experts_debt() -> None:
     }
 
 
-def test_bounced_refund_is_owed_to_the_client_until_it_is_sent_again() -> None:
+def test_failed_refund_is_client_payable_until_it_is_sent_again() -> None:
     service = live()
     service.capture()
     service.give_back()
@@ -519,7 +519,7 @@ def test_bounced_refund_is_owed_to_the_client_until_it_is_sent_again() -> None:
     assert books(service) == {PLATFORM: -320, "processor_fee": 320}
 
 
-def test_refund_made_by_hand_is_the_platforms_loss() -> None:
+def test_out_of_band_refund_is_the_platforms_loss() -> None:
     service = live()
     service.capture()
     service.intent.refund(4_000)
@@ -534,7 +534,7 @@ def test_refund_made_by_hand_is_the_platforms_loss() -> None:
     }
 
 
-def test_reversal_made_by_hand_makes_up_for_a_loss() -> None:
+def test_out_of_band_reversal_offsets_a_loss() -> None:
     service = live()
     service.capture()
     service.intent.refund(4_000)
@@ -549,7 +549,7 @@ def test_reversal_made_by_hand_makes_up_for_a_loss() -> None:
     }
 
 
-def test_fee_refund_made_by_hand_goes_to_the_expert() -> None:
+def test_out_of_band_fee_refund_goes_to_the_expert() -> None:
     service = live()
     service.capture()
     service.intent.refund_fee(250)
@@ -591,7 +591,7 @@ def test_books_after_capture_in_another_currency_stand_over_fx() -> None:
     cut=st.integers(1, 100),
     refunds=st.lists(st.tuples(st.integers(1, 100), st.booleans()), max_size=5),
 )
-def test_books_agree_with_stripe_after_any_life(
+def test_books_agree_with_stripe_after_any_lifecycle(
     currency: str, basis_points: int, steps: int, cut: int, refunds: list[tuple[int, bool]]
 ) -> None:
     unit = money.step(currency)

@@ -60,7 +60,7 @@ class Walk:
             return first
         often = [self.capture, self.capture, self.capture, self.refund, self.refund]
         seldom = [
-            self.refund_by_hand,
+            self.refund_out_of_band,
             self.reverse_by_hand,
             self.bounce,
             self.resume,
@@ -81,7 +81,7 @@ class Walk:
 
     async def initiate(self) -> None:
         currency, step = self.dice.choice(list(_CURRENCIES.items()))
-        # Of an expert who is unwell nobody would order anything.
+        # No client would order from an expert who is not ready.
         well = [expert for expert in self.experts if expert not in self.unwell]
         if not well:
             return
@@ -114,7 +114,7 @@ class Walk:
 
     # ---- what others do ----
 
-    async def refund_by_hand(self) -> None:
+    async def refund_out_of_band(self) -> None:
         payment = await self._some()
         left = payment.held_amount.minor_units + payment.net_amount.minor_units
         if payment.state in (IN_ESCROW, CAPTURED) and payment.charge_id and left:
@@ -251,7 +251,7 @@ class Walk:
             )
             for (operation_id,) in parked:
                 await self._end(operation_id)
-            # What a second bounce left owed is parked when the first one is paid.
+            # The client payable of a second failed refund is parked when the first one is repaid.
             waiting = self.world.sql("SELECT 1 FROM webhook_events WHERE state = 'WAITING'")
             return not parked and not waiting
 
@@ -310,5 +310,5 @@ def _check_events(world: World) -> None:
         *("net_commission", "client_payable"),
     )
     for body, *amounts in rows:
-        told = json.loads(body)["amounts"]
-        assert [told[name] for name in names] == amounts
+        stated = json.loads(body)["amounts"]
+        assert [stated[name] for name in names] == amounts

@@ -1,4 +1,4 @@
-"""What is parked, and an operator ends: nothing is sent, and everybody is told the truth."""
+"""An operator abandons a parked operation: nothing is sent, and every answer is true."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from tests.support.flights import effects_of, flights
 from tests.support.kinds import operation_kind_of
 from tests.support.requests import capture_request, refund_request
 from tests.support.steps.dashboard import (
-    arrives,
+    captured_payment,
     days_pass,
-    paid,
-    refund_by_hand,
+    late_arrival,
+    refund_out_of_band,
     reverse,
-    transfer_by_hand,
+    transfer_out_of_band,
 )
 from tests.support.steps.disputes import (
     LOST,
@@ -39,24 +39,31 @@ from tests.support.steps.disputes import (
     evidence_request,
     settled,
 )
-from tests.support.steps.faults import HASTY, strike, unheard
+from tests.support.steps.faults import HASTY, fail_stripe, lost_answer
 from tests.support.steps.operators import (
+    discrepancy_kinds,
     owed_after_a_bounce,
     parked,
     repaid,
     repayments,
     resume,
-    told,
     write_off,
 )
-from tests.support.steps.payments import answer, kept_back, owed, sent, stands, waiting_capture
+from tests.support.steps.payments import (
+    amounts_at_stripe,
+    answer,
+    balances_of,
+    kept_back,
+    owed,
+    waiting_capture,
+)
 from tests.support.world import CANCELED, CAPTURED, CAPTURING, IN_ESCROW, REFUNDED, World, until
 
 PLATFORM = payments_pb2.ESCROW_MODE_PLATFORM_HOLD
 REASON = "paid by bank transfer, ticket 4711"
 
 
-async def give_up(
+async def abandon_by_rpc(
     world: World, operation_id: str, reason: str = REASON
 ) -> operations_pb2.Operation:
     request = operations_pb2.AbandonOperationRequest(operation_id=operation_id, reason=reason)
@@ -64,7 +71,7 @@ async def give_up(
 
 
 async def is_explained(world: World, payment_id: str, operation_id: str) -> str:
-    """The kind of the one event that says why it was given up, and by whom."""
+    """Returns the kind of the one event that says why it was abandoned, and by whom."""
     [(kind, facts, by)] = world.sql(
         "SELECT kind, body::jsonb -> 'facts', body::jsonb -> 'by' FROM events "
         "WHERE payment_id = %s AND body::jsonb -> 'facts' ->> 'reason' = %s",
@@ -83,15 +90,15 @@ async def test_a_transfer_that_was_made_otherwise_holds_up_its_payment_no_more(
     world: World,
 ) -> None:
     payment = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
-    await strike(world, "/transfers$", 401)
+    await fail_stripe(world, "/transfers$", 401)
     request = capture_request(payment.payment_id, 8_000, final=True)
     assert (await refusal(world.payments.CapturePayment(request))).code == "UNAVAILABLE"
     operation_id = await parked(world, payment.payment_id)
-    await transfer_by_hand(world, payment, 1_000)
-    await world.quiet()
+    await transfer_out_of_band(world, payment, 1_000)
+    await world.settle_down()
     waiting = await world.get(payment.payment_id)
     assert (waiting.state, waiting.waiting_for) == (CAPTURING, payments_pb2.WAITING_FOR_OPERATOR)
-    ended = await give_up(world, operation_id)
+    ended = await abandon_by_rpc(world, operation_id)
     assert (ended.state, ended.last_error) == (operations_pb2.OPERATION_STATE_REFUSED, "abandoned")
     after = await world.get(payment.payment_id)
     assert (after.state, after.waiting_for, after.held_amount.minor_units) == (
@@ -109,17 +116,17 @@ async def test_a_transfer_that_was_made_otherwise_holds_up_its_payment_no_more(
     assert refused.facts == {"payment_id": payment.payment_id, "operation_id": operation_id}
     assert REASON not in refused.sentence
     # Neither once more, nor by resuming it.
-    for call in (give_up(world, operation_id), resume(world, operation_id)):
+    for call in (abandon_by_rpc(world, operation_id), resume(world, operation_id)):
         again = await refusal(call)
         assert (again.reason, again.facts["state"]) == ("WRONG_STATE", "REFUSED")
-    assert await sent(world, "transferred", payment) == [1_000]
-    assert await told(world, payment) == ["out_of_band_transfer"]
+    assert await amounts_at_stripe(world, "transferred", payment) == [1_000]
+    assert await discrepancy_kinds(world, payment) == ["out_of_band_transfer"]
     await check_books(world)
-    # Whoever wants one captures or refunds anew.
+    # A caller that still wants one captures or refunds again.
     await world.capture(payment.payment_id, 3_000)
     await world.refund(payment.payment_id, 2_000)
-    assert await sent(world, "transferred", payment) == [1_000, 2_700]
-    assert await sent(world, "refunded", payment) == [2_000]
+    assert await amounts_at_stripe(world, "transferred", payment) == [1_000, 2_700]
+    assert await amounts_at_stripe(world, "refunded", payment) == [2_000]
     await check_books(world)
 
 
@@ -143,7 +150,7 @@ async def test_each_kind_of_operation_leaves_its_payment_as_it_was(world: World)
     }
     assert sorted(kind for kind, _, _ in parked_now) == sorted(expected)
     for kind, operation_id, payment_id in parked_now:
-        assert operation_kind_of(await give_up(world, operation_id)) == kind
+        assert operation_kind_of(await abandon_by_rpc(world, operation_id)) == kind
         state, event, effects = expected[kind]
         after = await world.get(payment_id)
         assert (after.state, after.waiting_for) == (state, payments_pb2.WAITING_FOR_UNSPECIFIED)
@@ -167,28 +174,28 @@ async def test_each_kind_of_operation_leaves_its_payment_as_it_was(world: World)
     await check_books(world)
 
 
-async def test_what_a_reversal_was_to_take_back_is_owed_and_kept_back_later(world: World) -> None:
-    payment = await paid(world)
+async def test_an_abandoned_reversal_becomes_debt_and_is_offset_later(world: World) -> None:
+    payment = await captured_payment(world)
     await days_pass(world)
-    await strike(world, "/reversals$", 401)
+    await fail_stripe(world, "/reversals$", 401)
     request = refund_request(payment.payment_id)
     assert (await refusal(world.payments.RefundPayment(request))).code == "UNAVAILABLE"
     operation_id = await parked(world, payment.payment_id)
-    await give_up(world, operation_id)
+    await abandon_by_rpc(world, operation_id)
     assert (await world.get(payment.payment_id)).state == REFUNDED
     assert (
         await is_explained(world, payment.payment_id, operation_id)
         == "payment.expert_debt_recorded"
     )
     assert await answer(world, "RefundPayment", request) == "OK"
-    assert stands(world, payment) == (9_000, 0)
-    # What is reversed out of band later is written off, and a capture keeps back the rest: once.
+    assert balances_of(world, payment) == (9_000, 0)
+    # What is reversed out of band later is written off, and a capture offsets the remainder: once.
     await reverse(world, payment, 4_000)
     await write_off(world, payment, 4_000)
-    assert stands(world, payment) == (5_000, 0)
+    assert balances_of(world, payment) == (5_000, 0)
     assert await kept_back(world, payment, 10_000) == 5_000
     assert await kept_back(world, payment, 10_000) == 0
-    assert await sent(world, "reversed", payment) == [4_000]
+    assert await amounts_at_stripe(world, "reversed", payment) == [4_000]
 
 
 async def test_a_reversal_takes_the_later_ones_with_it(world: World) -> None:
@@ -196,74 +203,76 @@ async def test_a_reversal_takes_the_later_ones_with_it(world: World) -> None:
     await world.capture(payment.payment_id, 4_000)
     await world.capture(payment.payment_id, 6_000)
     await days_pass(world)
-    await strike(world, "/reversals$", 401)
+    await fail_stripe(world, "/reversals$", 401)
     request = refund_request(payment.payment_id)
     assert (await refusal(world.payments.RefundPayment(request))).code == "UNAVAILABLE"
-    await give_up(world, await parked(world, payment.payment_id))
+    await abandon_by_rpc(world, await parked(world, payment.payment_id))
     assert await answer(world, "RefundPayment", request) == "OK"
-    assert stands(world, payment) == (9_000, 0)
-    assert await sent(world, "reversed", payment) == []
+    assert balances_of(world, payment) == (9_000, 0)
+    assert await amounts_at_stripe(world, "reversed", payment) == []
     await check_books(world)
 
 
-async def test_a_reversal_of_what_a_bank_took_answers_nobody(world: World) -> None:
-    payment = await paid(world)
+async def test_a_reversal_after_a_lost_dispute_answers_no_caller(world: World) -> None:
+    payment = await captured_payment(world)
     await days_pass(world)
-    await strike(world, "/reversals$", 401)
+    await fail_stripe(world, "/reversals$", 401)
     dispute_id = await contest(world, payment)
     await decide(world, dispute_id, "lose")
     operation_id = await parked(world, payment.payment_id)
-    await give_up(world, operation_id)
+    await abandon_by_rpc(world, operation_id)
     assert (await settled(world, payment.payment_id, dispute_id, LOST)).state == REFUNDED
-    assert stands(world, payment)[0] == 9_000
+    assert balances_of(world, payment)[0] == 9_000
     await check_books(world)
 
 
 async def test_a_refund_that_is_not_wanted_any_more(world: World) -> None:
     payment = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
-    await strike(world, "/refunds$", 401)
+    await fail_stripe(world, "/refunds$", 401)
     request = refund_request(payment.payment_id, 4_000)
     assert (await refusal(world.payments.RefundPayment(request))).code == "UNAVAILABLE"
     operation_id = await parked(world, payment.payment_id)
-    await give_up(world, operation_id)
+    await abandon_by_rpc(world, operation_id)
     after = await world.get(payment.payment_id)
     assert (after.state, after.held_amount.minor_units) == (IN_ESCROW, 10_000)
     assert after.last_failure.code == "abandoned"
     assert await is_explained(world, payment.payment_id, operation_id) == "payment.refund_refused"
     assert await answer(world, "RefundPayment", request) == "ABANDONED_BY_OPERATOR"
-    # One by hand, later, is another one.
-    await refund_by_hand(world, payment, 1_000)
+    # A later one, out of band, is another one.
+    await refund_out_of_band(world, payment, 1_000)
     assert (await world.get(payment.payment_id)).held_amount.minor_units == 9_000
-    assert await sent(world, "refunded", payment) == [1_000]
+    assert await amounts_at_stripe(world, "refunded", payment) == [1_000]
     await check_books(world)
 
 
-async def test_the_rest_of_a_final_capture_stays_in_escrow_and_is_told(world: World) -> None:
+async def test_the_remainder_of_a_final_capture_stays_in_escrow_and_is_reported(
+    world: World,
+) -> None:
     payment = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
-    await strike(world, "/refunds$", 401)
+    await fail_stripe(world, "/refunds$", 401)
     request = capture_request(payment.payment_id, 6_000, final=True)
     assert (await refusal(world.payments.CapturePayment(request))).code == "UNAVAILABLE"
-    await give_up(world, await parked(world, payment.payment_id))
-    # The expert is paid, once, and its caller is told so.
+    await abandon_by_rpc(world, await parked(world, payment.payment_id))
+    # The expert is paid, once, and its caller's answer says so.
     assert await answer(world, "CapturePayment", request) == "OK"
     after = await world.get(payment.payment_id)
     assert (after.state, after.held_amount.minor_units) == (IN_ESCROW, 4_000)
-    assert await told(world, payment) == ["remainder_not_returned"]
-    assert await sent(world, "refunded", payment) == []
+    assert await discrepancy_kinds(world, payment) == ["remainder_not_returned"]
+    assert await amounts_at_stripe(world, "refunded", payment) == []
     await check_books(world)
     await world.refund(payment.payment_id)
-    assert await sent(world, "refunded", payment) == [4_000]
-    assert await sent(world, "transferred", payment) == [5_400]
+    assert await amounts_at_stripe(world, "refunded", payment) == [4_000]
+    assert await amounts_at_stripe(world, "transferred", payment) == [5_400]
     await check_books(world)
 
 
-async def test_of_a_capture_that_waits_for_its_expert_the_answer_stays(world: World) -> None:
+async def test_the_answer_of_a_waiting_capture_stays(world: World) -> None:
     payment, account = await waiting_capture(world, 2_000, 3_000)
     [(operation_id,)] = world.sql("SELECT operation_id FROM operations WHERE state = 'PARKED'")
     [before] = world.sql(
         "SELECT ok, answer FROM idempotency_keys WHERE operation_id = %s", operation_id
     )
-    await give_up(world, operation_id)
+    await abandon_by_rpc(world, operation_id)
     after = await world.in_state(payment.payment_id, IN_ESCROW)
     assert (after.held_amount.minor_units, after.waiting_for) == (
         8_000,
@@ -274,11 +283,11 @@ async def test_of_a_capture_that_waits_for_its_expert_the_answer_stays(world: Wo
     # The account is well again, and nothing goes to it.
     await world.stripe.control("POST", f"/accounts/{account}/restore")
     await asyncio.sleep(2.5)  # Two rounds of the loop that sends waiting captures on.
-    assert await sent(world, "transferred", payment) == []
+    assert await amounts_at_stripe(world, "transferred", payment) == []
     await check_books(world)
 
 
-async def test_what_was_owed_beside_it_is_parked_at_once(world: World) -> None:
+async def test_another_repayment_is_parked_at_once(world: World) -> None:
     payment, _ = await waiting_capture(world, 2_000, 3_000)
     refund = world.sql("SELECT movement_id FROM movements WHERE kind = 'refund'")[0][0]
     await world.stripe.control("POST", f"/refunds/{refund}/fail")
@@ -288,20 +297,20 @@ async def test_what_was_owed_beside_it_is_parked_at_once(world: World) -> None:
 
     await until(booked, "the bounce on the books")
     [(operation_id,)] = world.sql("SELECT operation_id FROM operations WHERE state = 'PARKED'")
-    await give_up(world, operation_id)
+    await abandon_by_rpc(world, operation_id)
     assert [state for _, _, state in repayments(world, payment.payment_id)] == ["PARKED"]
     await repaid(world, payment.payment_id, IN_ESCROW)
 
 
-# ---- what is not given up ----
+# ---- what is not abandoned ----
 
 
-async def test_what_may_still_reach_stripe_is_given_up_later(
+async def test_a_request_that_may_still_reach_stripe_is_abandoned_later(
     start_world: StartWorld,
 ) -> None:
     world = await start_world(policy={**HASTY, "arrival_seconds": 4.0})
-    payment, operation_id = await unheard(world)
-    refused = await refusal(give_up(world, operation_id))
+    payment, operation_id = await lost_answer(world)
+    refused = await refusal(abandon_by_rpc(world, operation_id))
     assert (refused.code, refused.reason) == ("ABORTED", "OPERATION_IN_PROGRESS")
     [(unsure_until,)] = world.sql(
         "SELECT unsure_until FROM operations WHERE operation_id = %s", operation_id
@@ -327,14 +336,14 @@ async def test_what_may_still_reach_stripe_is_given_up_later(
     [(is_over,)] = world.sql("SELECT now() >= %s", unsure_until)
     assert is_over
     assert (await world.get(payment.payment_id)).state == IN_ESCROW
-    assert await sent(world, "transferred", payment) == []
+    assert await amounts_at_stripe(world, "transferred", payment) == []
     await check_books(world)
 
 
-async def test_what_stripe_has_after_all_is_ended_by_the_look(start_world: StartWorld) -> None:
+async def test_an_effect_found_at_stripe_is_recorded_by_the_sync(start_world: StartWorld) -> None:
     quiet = {"poll_seconds": 3600.0, "account_poll_seconds": 3600.0, "quiet_seconds": 3600.0}
     world = await start_world(policy=HASTY | quiet)
-    payment, operation_id = await unheard(world)
+    payment, operation_id = await lost_answer(world)
 
     async def sure() -> bool:
         return bool(
@@ -345,14 +354,14 @@ async def test_what_stripe_has_after_all_is_ended_by_the_look(start_world: Start
         )
 
     await until(sure, "the end of the minute")
-    await world.deafen()
-    await arrives(world, payment, operation_id)
-    refused = await refusal(give_up(world, operation_id))
+    await world.pause_webhooks()
+    await late_arrival(world, payment, operation_id)
+    refused = await refusal(abandon_by_rpc(world, operation_id))
     assert (refused.reason, refused.facts["state"]) == ("WRONG_STATE", "SUCCEEDED")
     after = await world.in_state(payment.payment_id, IN_ESCROW)
     assert after.captured_amount.minor_units == 4_000
-    assert await sent(world, "transferred", payment) == [3_600]
-    assert await told(world, payment) == []
+    assert await amounts_at_stripe(world, "transferred", payment) == [3_600]
+    assert await discrepancy_kinds(world, payment) == []
     await check_books(world)
 
 
@@ -364,7 +373,7 @@ async def test_an_intent_that_stripe_made_after_all_is_found(world: World) -> No
     [(operation_id, payment_id)] = world.sql(
         "SELECT operation_id, payment_id FROM operations WHERE state = 'PARKED'"
     )
-    await world.deafen()
+    await world.pause_webhooks()
     names = {"metadata[operation_id]": operation_id, "metadata[payment_id]": payment_id}
     made = await world.stripe.api(
         "POST",
@@ -375,31 +384,31 @@ async def test_an_intent_that_stripe_made_after_all_is_found(world: World) -> No
         **names,
     )
     assert made.get("id"), made
-    refused = await refusal(give_up(world, operation_id))
+    refused = await refusal(abandon_by_rpc(world, operation_id))
     assert (refused.reason, refused.facts["state"]) == ("WRONG_STATE", "SUCCEEDED")
     assert (await world.get(payment_id)).payment_intent_id == made["id"]
     assert await answer(world, "InitiatePayment", request) == "OK"
 
 
-async def test_nothing_is_given_up_while_stripe_cannot_be_read(world: World) -> None:
+async def test_nothing_is_abandoned_while_stripe_cannot_be_read(world: World) -> None:
     payment = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
-    await strike(world, "/transfers$", 401)
+    await fail_stripe(world, "/transfers$", 401)
     await refusal(world.payments.CapturePayment(capture_request(payment.payment_id)))
     operation_id = await parked(world, payment.payment_id)
     for status, reason in ((401, "PROCESSOR_MISCONFIGURED"), (503, "PROCESSOR_UNAVAILABLE")):
         await world.stripe.fault(
             "/payment_intents/", "status", times=None, status=status, match={"method": "GET"}
         )
-        refused = await refusal(give_up(world, operation_id))
+        refused = await refusal(abandon_by_rpc(world, operation_id))
         assert (refused.code, refused.reason) == ("UNAVAILABLE", reason)
         await world.stripe.clear_faults()
     assert await parked(world, payment.payment_id) == operation_id
 
 
-async def test_what_the_client_is_owed_is_settled_and_not_given_up(world: World) -> None:
+async def test_client_payable_is_settled_and_not_abandoned(world: World) -> None:
     payment = await owed_after_a_bounce(world)
     operation_id = await parked(world, payment.payment_id)
-    refused = await refusal(give_up(world, operation_id))
+    refused = await refusal(abandon_by_rpc(world, operation_id))
     assert (refused.code, refused.reason) == ("FAILED_PRECONDITION", "OPERATION_NOT_ABANDONABLE")
     assert refused.facts == {
         "operation_id": operation_id,
@@ -415,7 +424,7 @@ async def test_an_account_that_is_to_be_made_is_resumed(world: World) -> None:
     with pytest.raises(Exception, match="UNAVAILABLE"):
         await world.expert("ann")
     [(operation_id,)] = world.sql("SELECT operation_id FROM operations WHERE state = 'PARKED'")
-    refused = await refusal(give_up(world, operation_id))
+    refused = await refusal(abandon_by_rpc(world, operation_id))
     assert (refused.reason, refused.facts["instead"]) == (
         "OPERATION_NOT_ABANDONABLE",
         "ResumeOperation",
@@ -429,9 +438,9 @@ async def has_account(world: World) -> bool:
 
 
 async def test_what_does_not_exist_or_says_nothing(world: World) -> None:
-    unknown = await refusal(give_up(world, "op_" + "0" * 32))
+    unknown = await refusal(abandon_by_rpc(world, "op_" + "0" * 32))
     assert (unknown.code, unknown.reason) == ("NOT_FOUND", "OPERATION_NOT_FOUND")
-    silent = await refusal(give_up(world, "", ""))
+    silent = await refusal(abandon_by_rpc(world, "", ""))
     assert (silent.code, set(silent.fields)) == ("INVALID_ARGUMENT", {"operation_id", "reason"})
 
 
@@ -452,7 +461,7 @@ async def test_an_answer_that_is_not_wanted_any_more_makes_way_for_another(
         call, request = world.disputes.SubmitEvidence, evidence_request(dispute_id)
     assert (await refusal(call(request))).code == "UNAVAILABLE"
     [(operation_id,)] = world.sql("SELECT operation_id FROM operations WHERE state = 'PARKED'")
-    await give_up(world, operation_id)
+    await abandon_by_rpc(world, operation_id)
     assert await is_explained(world, payment_id, operation_id) == "payment.dispute_answer_refused"
     refused = await refusal(call(request))
     assert (refused.reason, refused.facts["dispute_id"]) == ("ABANDONED_BY_OPERATOR", dispute_id)
@@ -468,9 +477,9 @@ async def test_an_answer_that_is_not_wanted_any_more_makes_way_for_another(
 
 
 @pytest.mark.parametrize("pause", [0.0, 0.01, 0.03])
-async def test_giving_up_while_resuming_has_one_winner(world: World, pause: float) -> None:
+async def test_abandoning_during_a_resume_has_one_winner(world: World, pause: float) -> None:
     payment = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
-    await strike(world, "/transfers$", 401)
+    await fail_stripe(world, "/transfers$", 401)
     request = capture_request(payment.payment_id, 4_000)
     await refusal(world.payments.CapturePayment(request))
     operation_id = await parked(world, payment.payment_id)
@@ -491,13 +500,13 @@ async def test_giving_up_while_resuming_has_one_winner(world: World, pause: floa
     ended = done[0] == "OK"
     expected = "ABANDONED_BY_OPERATOR" if ended else "OK"
     assert await answer(world, "CapturePayment", request) == expected
-    assert await sent(world, "transferred", payment) == ([] if ended else [3_600])
+    assert await amounts_at_stripe(world, "transferred", payment) == ([] if ended else [3_600])
     await check_books(world)
 
 
 async def test_of_two_who_give_it_up_one_does(world: World) -> None:
     payment = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
-    await strike(world, "/refunds$", 401)
+    await fail_stripe(world, "/refunds$", 401)
     await refusal(world.payments.RefundPayment(refund_request(payment.payment_id)))
     operation_id = await parked(world, payment.payment_id)
     asked = operations_pb2.AbandonOperationRequest(operation_id=operation_id, reason=REASON)
@@ -518,29 +527,29 @@ async def test_of_two_who_give_it_up_one_does(world: World) -> None:
 async def test_one_that_was_resumed_and_parked_again_meanwhile_is_another_matter(
     start_world: StartWorld,
 ) -> None:
-    """What was sent since the judging is not covered by the look that followed it."""
+    """The sync after the check does not cover a request that was sent since the check."""
     world = await start_world(policy=HASTY)
     assert world.service is not None
     app = world.service.app
     payment = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
-    await strike(world, "/transfers$", 401)
+    await fail_stripe(world, "/transfers$", 401)
     await refusal(world.payments.CapturePayment(capture_request(payment.payment_id)))
     operation_id = await parked(world, payment.payment_id)
     known = await app.database.transact(check_abandonable, operation_id)
-    await strike(world, "/transfers$", 401)
+    await fail_stripe(world, "/transfers$", 401)
     await resume(world, operation_id)
-    await world.quiet()
+    await world.settle_down()
     assert await parked(world, payment.payment_id) == operation_id
     world.sql("UPDATE operations SET unsure_until = NULL WHERE operation_id = %s", operation_id)
 
-    async def ended(looked: SyncResult) -> str:
+    async def ended(synced: SyncResult) -> str:
         cause = Cause("local", "AbandonOperation")
         with pytest.raises(Refusal) as refused:
-            await app.database.transact(abandon, app, known, looked, REASON, cause)
+            await app.database.transact(abandon, app, known, synced, REASON, cause)
         return refused.value.reason
 
     assert await ended(SyncResult()) == "OPERATION_IN_PROGRESS"
-    # Nor is it after a look that was overtaken, saw it without its lines, or saw what does not fit.
+    # Nor after a sync that was stale, saw it without its lines, or saw an object that does not fit.
     known = await app.database.transact(check_abandonable, operation_id)
     assert await ended(SyncResult(stale=True)) == "OPERATION_IN_PROGRESS"
     assert await ended(SyncResult(operation_deferred=True)) == "OPERATION_IN_PROGRESS"
@@ -548,28 +557,28 @@ async def test_one_that_was_resumed_and_parked_again_meanwhile_is_another_matter
         found = (Discrepancy(payment.payment_id, DiscrepancyKind(kind), "seen"),)
         assert await ended(SyncResult(discrepancies=found)) == "DISCREPANCY"
     assert await parked(world, payment.payment_id) == operation_id
-    await give_up(world, operation_id)
+    await abandon_by_rpc(world, operation_id)
     assert (await world.get(payment.payment_id)).state == IN_ESCROW
     assert balance(world, "losses") == 0
     await check_books(world)
 
 
 async def test_a_loss_that_waited_for_a_reversal_is_written_off(world: World) -> None:
-    """A parked reversal does not give way by itself: the client has what it is to take back."""
-    payment = await paid(world)
+    """A parked reversal is not pre-empted: the client already has what it is to return."""
+    payment = await captured_payment(world)
     await days_pass(world)
-    await strike(world, "/reversals$", 401)
+    await fail_stripe(world, "/reversals$", 401)
     await refusal(world.payments.RefundPayment(refund_request(payment.payment_id, 4_000)))
     operation_id = await parked(world, payment.payment_id)
     dispute_id = await contest(world, payment, amount=6_000)
     await decide(world, dispute_id, "lose")
     await dispute_where(world, dispute_id, lambda dispute: dispute.outcome == LOST)
-    await world.quiet()
+    await world.settle_down()
     assert await parked(world, payment.payment_id) == operation_id
-    await give_up(world, operation_id)
+    await abandon_by_rpc(world, operation_id)
     after = await settled(world, payment.payment_id, dispute_id, LOST)
     assert after.lost_amount.minor_units == 6_000
     assert after.net_amount.minor_units == 0
-    # 3,600 of the given up reversal; of the loss, what Stripe took back.
-    assert stands(world, payment)[0] == 3_600
+    # 3,600 of the abandoned reversal; of the loss, what Stripe reversed.
+    assert balances_of(world, payment)[0] == 3_600
     await check_books(world)

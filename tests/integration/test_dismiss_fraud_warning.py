@@ -11,7 +11,7 @@ from tests.support.books import check_books
 from tests.support.errors import refusal
 from tests.support.requests import capture_request, new_key
 from tests.support.steps.disputes import WON, contest, decide, dispute_where, frozen, settled
-from tests.support.steps.payments import kinds
+from tests.support.steps.payments import event_kinds
 from tests.support.world import CANCELED, CAPTURED, IN_ESCROW, Payment, World, until
 
 PLATFORM = payments_pb2.ESCROW_MODE_PLATFORM_HOLD
@@ -45,7 +45,7 @@ def request(payment: Payment, warning_id: str = "") -> Request:
     )
 
 
-async def test_a_released_payment_is_captured_and_it_says_who_let_it_pass_and_why(
+async def test_a_dismissed_payment_is_captured_and_names_the_operator_and_the_reason(
     world: World,
 ) -> None:
     held, warning_id = await warned(world)
@@ -75,7 +75,7 @@ async def test_a_released_payment_is_captured_and_it_says_who_let_it_pass_and_wh
     assert not report.discrepancies
 
 
-async def test_the_same_warning_seen_again_freezes_nothing_and_a_new_one_does(
+async def test_a_dismissed_warning_freezes_nothing_again_and_a_new_one_does(
     world: World,
 ) -> None:
     held, first = await warned(world)
@@ -97,7 +97,7 @@ async def test_the_same_warning_seen_again_freezes_nothing_and_a_new_one_does(
     await check_books(world)
 
 
-async def test_a_payment_that_is_not_frozen_is_not_released(world: World) -> None:
+async def test_a_payment_that_is_not_frozen_is_not_dismissed(world: World) -> None:
     held = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
     refused = await refusal(world.operations.DismissFraudWarning(request(held)))
     assert (refused.code, refused.reason) == ("FAILED_PRECONDITION", "FRAUD_WARNING_NOT_ACTIVE")
@@ -109,7 +109,7 @@ async def test_a_payment_that_is_not_frozen_is_not_released(world: World) -> Non
     assert set(refused.fields) == {"payment_id", "reason", "idempotency_key"}
 
 
-async def test_a_hold_that_was_given_back_is_frozen_no_more_and_not_released(world: World) -> None:
+async def test_a_canceled_hold_is_not_frozen_and_not_dismissed(world: World) -> None:
     """The card was never charged: nothing is left to be warned of, and nothing to let pass."""
     held = await world.escrowed(amount=10_000)
     await warn(world, held)
@@ -121,7 +121,7 @@ async def test_a_hold_that_was_given_back_is_frozen_no_more_and_not_released(wor
 
 
 @pytest.mark.parametrize("inquiry", [True, False], ids=["inquiry", "chargeback"])
-async def test_a_dispute_is_never_released_and_freezes_what_was(
+async def test_a_dispute_is_never_dismissed_and_freezes_a_dismissed_payment(
     world: World, inquiry: bool
 ) -> None:
     held, _ = await warned(world)
@@ -138,7 +138,7 @@ async def test_a_dispute_is_never_released_and_freezes_what_was(
         assert (await world.capture(held.payment_id)).state == CAPTURED
 
 
-async def test_a_dispute_that_opens_in_the_same_moment_freezes_whoever_is_first(
+async def test_a_dispute_that_opens_during_a_dismissal_freezes_the_payment(
     world: World,
 ) -> None:
     for _ in range(3):
@@ -151,8 +151,10 @@ async def test_a_dispute_that_opens_in_the_same_moment_freezes_whoever_is_first(
         )
         await dispute_where(world, str(answers[0]))
         assert await frozen(world, held.payment_id) == "CHARGEBACK"
-        released = [kind for kind in await kinds(world, held.payment_id) if "released" in kind]
-        # Two callers with two keys: one lets it pass at most, and the other is told.
+        released = [
+            kind for kind in await event_kinds(world, held.payment_id) if "released" in kind
+        ]
+        # Two callers with two keys: at most one dismisses it, and the other is refused.
         assert len(released) == sum(not isinstance(one, BaseException) for one in answers[1:])
         assert len(released) <= 1
         assert (await world.get(held.payment_id)).state == IN_ESCROW

@@ -22,11 +22,11 @@ from tests.support.stripe import ingestion, new_event, signed
 from tests.support.world import CANCELED, CAPTURED, EXPIRED, IN_ESCROW, World, until
 
 
-async def test_1_an_authorization_is_no_capture_whatever_the_event_is_called(
+async def test_1_an_authorization_is_no_capture_whatever_the_events_name(
     world: World,
 ) -> None:
     initiated = await world.initiate(await world.expert())
-    await world.quiet()
+    await world.settle_down()
     await world.stripe.control("POST", "/webhooks", {"paused": True})
     await world.confirm(initiated)
     intent = initiated.payment.payment_intent_id
@@ -35,17 +35,17 @@ async def test_1_an_authorization_is_no_capture_whatever_the_event_is_called(
     for kind in ("payment_intent.succeeded", "charge.captured", "charge.succeeded"):
         await world.webhooks.IngestEvent(ingestion(new_event(kind, shown)))
     payment = await world.in_state(initiated.payment.payment_id, IN_ESCROW)
-    await world.quiet()
+    await world.settle_down()
     assert await world.get(payment.payment_id) == payment
     assert payment.captured_amount.minor_units == 0
 
 
-async def test_2_every_type_of_event_that_is_acted_upon_has_somebody_who_acts(
+async def test_2_every_accepted_type_of_event_has_a_handler(
     world: World,
 ) -> None:
     expert = await world.expert()
     payment = await world.captured(expert)
-    await world.quiet()
+    await world.settle_down()
     intent = await world.stripe.api("GET", f"/payment_intents/{payment.payment_intent_id}")
     account = await world.stripe.api("GET", f"/accounts/{world.account_of(expert)}")
     events = [
@@ -54,7 +54,7 @@ async def test_2_every_type_of_event_that_is_acted_upon_has_somebody_who_acts(
     ]
     for event in events:
         await world.webhooks.IngestEvent(ingestion(event))
-    await world.quiet()
+    await world.settle_down()
     for event in events:
         [(state, attempts)] = world.sql(
             "SELECT state, attempts FROM webhook_events WHERE event_id = %s", event["id"]
@@ -81,7 +81,7 @@ async def test_4_every_mutation_has_a_key_of_its_own_and_callers_keys_are_scoped
 ) -> None:
     payment = await world.captured(idempotency_key="the-key")
     await world.refund(payment.payment_id, 1_000, idempotency_key="the-key")
-    await world.quiet()
+    await world.settle_down()
     sent = [
         one
         for one in await world.stripe.requests()
@@ -111,7 +111,7 @@ async def test_5_an_uncaptured_payment_is_cancelled_and_a_captured_one_refunded_
     await check_books(world)
 
 
-async def test_6_a_part_is_captured_with_the_commission_of_the_part(world: World) -> None:
+async def test_6_a_partial_capture_takes_the_commission_of_its_amount(world: World) -> None:
     held = await world.escrowed(amount=10_000)
     payment = await world.capture(held.payment_id, 3_335, final=True)
     [sent] = await world.stripe.requests("/capture")
@@ -124,11 +124,11 @@ async def test_6_a_part_is_captured_with_the_commission_of_the_part(world: World
 
 async def test_7_no_transaction_is_open_while_stripe_is_called(world: World) -> None:
     held = await world.escrowed()
-    await world.quiet()
+    await world.settle_down()
     await world.stripe.fault("/capture$", "delay", delay_ms=1_500)
     call = asyncio.create_task(world.capture(held.payment_id))
     await until(world.stripe.fired, "the capture at Stripe")
-    # The intent is on record before Stripe acts, and nobody is kept out of the row meanwhile.
+    # The intent is on record before Stripe acts, and the row stays unlocked meanwhile.
     [(kind, state)] = world.sql(
         "SELECT kind, state FROM operations WHERE state NOT IN ('SUCCEEDED', 'REFUSED')"
     )
@@ -148,7 +148,7 @@ async def test_7_no_transaction_is_open_while_stripe_is_called(world: World) -> 
 
 async def test_8_a_webhook_is_acknowledged_only_when_it_is_stored(world: World) -> None:
     held = await world.escrowed()
-    await world.quiet()
+    await world.settle_down()
     assert world.service is not None
     event = new_event("payout.paid", {"object": "payout", "id": "po_1"})
     request = ingestion(event)

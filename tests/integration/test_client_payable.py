@@ -1,4 +1,4 @@
-"""What the client is owed after a bounced refund: booked at once, and paid once, in any way."""
+"""The client payable after a failed refund: booked at once, and paid once, in any way."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.support.requests import capture_request, new_key
 from tests.support.steps.dashboard import bounce, keep_at_stripe
 from tests.support.steps.disputes import LOST, WON, contest, decide, dispute_where, settled
 from tests.support.steps.operators import repaid, repayments, resume
-from tests.support.steps.payments import kinds, owed, waiting_capture
+from tests.support.steps.payments import event_kinds, owed, waiting_capture
 from tests.support.world import (
     CAPTURED,
     CAPTURING,
@@ -40,7 +40,7 @@ MODES = pytest.mark.parametrize(
 
 
 @pytest.mark.parametrize("restarted", [False, True], ids=["alive", "restarted"])
-async def test_a_bounce_is_booked_while_a_capture_waits_for_its_expert(
+async def test_failed_refund_is_booked_while_a_capture_waits_for_its_expert(
     world: World, restarted: bool
 ) -> None:
     payment, account = await waiting_capture(world, 2_000, 3_000)
@@ -65,7 +65,9 @@ async def test_a_bounce_is_booked_while_a_capture_waits_for_its_expert(
     assert len(await world.stripe.effects("refunded")) == 2
 
 
-async def test_a_refund_that_gives_the_capture_up_comes_before_what_is_owed(world: World) -> None:
+async def test_a_refund_that_abandons_the_capture_comes_before_the_client_payable(
+    world: World,
+) -> None:
     payment, account = await waiting_capture(world, 2_000, 3_000)
     await asyncio.gather(bounce(world, payment.payment_id), world.refund(payment.payment_id, 8_000))
     await world.stripe.control("POST", f"/accounts/{account}/restore")
@@ -77,7 +79,7 @@ async def test_a_refund_that_gives_the_capture_up_comes_before_what_is_owed(worl
     assert not await world.stripe.effects("transferred")
 
 
-async def test_a_bounce_is_booked_while_a_capture_is_unknown_or_refused(world: World) -> None:
+async def test_failed_refund_is_booked_while_a_capture_is_unknown_or_refused(world: World) -> None:
     held = await world.escrowed("", 10_000, escrow_mode=PLATFORM)
     await world.refund(held.payment_id, 2_000)
     await world.stripe.fault("/transfers$", "status", "before", times=None, status=503)
@@ -89,14 +91,14 @@ async def test_a_bounce_is_booked_while_a_capture_is_unknown_or_refused(world: W
     await world.stripe.clear_faults()
     await world.stripe.fault("/transfers$", "status", status=400, code="no_such_thing")
     await world.in_state(held.payment_id, REFUNDING)
-    assert "capture_refused" in await kinds(world, held.payment_id)
+    assert "capture_refused" in await event_kinds(world, held.payment_id)
     assert [(units, state) for _, units, state in repayments(world, held.payment_id)] == [
         (2_000, "PARKED")
     ]
     await repaid(world, held.payment_id, IN_ESCROW)
 
 
-async def test_two_refunds_that_bounce_are_both_owed_and_paid_one_after_the_other(
+async def test_two_failed_refunds_are_both_payable_and_repaid_one_after_the_other(
     world: World,
 ) -> None:
     held = await world.escrowed("", 10_000, escrow_mode=PLATFORM)
@@ -129,17 +131,17 @@ async def test_two_refunds_that_bounce_are_both_owed_and_paid_one_after_the_othe
 # ---- a capture that waits, and a refund out of band ----
 
 
-@pytest.mark.parametrize(("by_hand", "left"), [(8_000, 0), (7_000, 1_000), (5_000, 3_000)])
-async def test_a_capture_that_waits_is_not_resumed_beside_a_refund_that_nobody_told_of(
-    start_world: StartWorld, by_hand: int, left: int
+@pytest.mark.parametrize(("out_of_band", "left"), [(8_000, 0), (7_000, 1_000), (5_000, 3_000)])
+async def test_a_waiting_capture_is_not_resumed_beside_an_unsynced_refund(
+    start_world: StartWorld, out_of_band: int, left: int
 ) -> None:
-    """No webhook tells of it, and nothing is polled: who sends the capture on must look first."""
+    """No webhook reports it, and nothing is polled: the capture's retry must sync first."""
     world = await start_world(policy={"poll_seconds": 3600.0, "quiet_seconds": 3600.0})
     payment, account = await waiting_capture(world, 2_000, 3_000, idempotency_key="once")
-    await world.quiet()
-    await world.deafen()
+    await world.settle_down()
+    await world.pause_webhooks()
     await world.stripe.api(
-        "POST", "/refunds", payment_intent=payment.payment_intent_id, amount=by_hand
+        "POST", "/refunds", payment_intent=payment.payment_intent_id, amount=out_of_band
     )
     await world.stripe.control("POST", f"/accounts/{account}/restore")
     await world.expert_status(payment.expert_id, experts_pb2.EXPERT_STATUS_READY)
@@ -165,26 +167,26 @@ async def test_a_capture_that_waits_is_not_resumed_beside_a_refund_that_nobody_t
         await resume(world, operation_id)
         after = await world.in_state(payment.payment_id, CAPTURED)
         assert after.captured_amount.minor_units == 3_000
-    # What its caller was told stays: the capture was on its way then.
+    # Its caller's answer stays: the capture was in progress then.
     assert await world.capture(payment.payment_id, 3_000, idempotency_key="once") == payment
     await check_books(world)
 
 
-async def test_a_parked_capture_is_not_resumed_beside_a_refund_that_nobody_told_of(
+async def test_a_parked_capture_is_not_resumed_beside_an_unsynced_refund(
     start_world: StartWorld,
 ) -> None:
-    """No webhook tells of it, and nothing is polled: who resumes it must look first."""
+    """No webhook reports it, and nothing is polled: the resume must sync first."""
     world = await start_world(policy={"poll_seconds": 3600.0, "quiet_seconds": 3600.0})
     held = await world.escrowed("", 10_000, escrow_mode=PLATFORM)
-    await world.quiet()
+    await world.settle_down()
     await world.stripe.fault("/transfers$", "status", status=401)
     await refusal(world.payments.CapturePayment(capture_request(held.payment_id, 4_000)))
     [(operation_id,)] = world.sql("SELECT operation_id FROM operations WHERE state = 'PARKED'")
-    # While Stripe refuses us the cause is not mended: nothing is resumed, and the operator is told.
+    # While Stripe refuses us the cause remains: nothing is resumed, and the operator gets an error.
     await world.stripe.fault("/payment_intents/", "status", status=401, match={"method": "GET"})
     assert (await refusal(resume(world, operation_id))).reason == "PROCESSOR_MISCONFIGURED"
     await world.stripe.clear_faults()
-    await world.deafen()
+    await world.pause_webhooks()
     await world.stripe.api("POST", "/refunds", payment_intent=held.payment_intent_id, amount=8_000)
     assert (await refusal(resume(world, operation_id))).reason == "CONCURRENT_CHANGE"
     assert (await world.get(held.payment_id)).held_amount.minor_units == 2_000
@@ -197,7 +199,7 @@ async def test_a_parked_capture_is_not_resumed_beside_a_refund_that_nobody_told_
 
 
 async def owing(world: World, mode: dict[str, Any]) -> Payment:
-    """4,000 of 10,000 were refunded, and are owed again; by both models nothing is pending."""
+    """A refund of 4,000 of 10,000 failed: it is client payable, and nothing is pending."""
     await keep_at_stripe(world)
     payment = await world.captured(amount=10_000, **mode)
     await world.stripe.advance(3 * 24 * 3600)
@@ -208,7 +210,7 @@ async def owing(world: World, mode: dict[str, Any]) -> Payment:
 
 @MODES
 @pytest.mark.parametrize(("lost", "left", "net"), [(10_000, 0, 0), (4_000, 0, 6_000)])
-async def test_a_loss_pays_first_what_is_owed_and_nothing_is_paid_on_top(
+async def test_a_loss_reduces_the_client_payable_and_nothing_is_paid_twice(
     world: World, mode: dict[str, Any], lost: int, left: int, net: int
 ) -> None:
     payment = await owing(world, mode)
@@ -230,7 +232,7 @@ async def test_a_loss_pays_first_what_is_owed_and_nothing_is_paid_on_top(
 
 
 @MODES
-async def test_a_loss_of_less_than_is_owed_leaves_the_rest_owed(
+async def test_a_loss_below_the_client_payable_leaves_the_remainder_payable(
     world: World, mode: dict[str, Any]
 ) -> None:
     payment = await owing(world, mode)
@@ -247,7 +249,7 @@ async def test_a_loss_of_less_than_is_owed_leaves_the_rest_owed(
 
 
 @MODES
-async def test_a_won_dispute_leaves_what_is_owed_to_be_paid(
+async def test_client_payable_is_repaid_after_a_won_dispute(
     world: World, mode: dict[str, Any]
 ) -> None:
     payment = await owing(world, mode)
@@ -259,7 +261,7 @@ async def test_a_won_dispute_leaves_what_is_owed_to_be_paid(
 
 
 @MODES
-async def test_a_bounce_that_comes_after_the_loss_is_parked_and_not_paid_again(
+async def test_a_refund_that_fails_after_the_loss_is_parked_and_not_paid_again(
     world: World, mode: dict[str, Any]
 ) -> None:
     """The bank has paid the client: Stripe refunds nothing more, and the operator settles it."""
@@ -300,7 +302,7 @@ async def test_a_bounce_that_comes_after_the_loss_is_parked_and_not_paid_again(
 
 
 @MODES
-async def test_what_an_appeal_brings_back_is_booked_against_losses_and_reported(
+async def test_a_won_appeal_is_booked_against_losses_and_reported(
     world: World, mode: dict[str, Any]
 ) -> None:
     await keep_at_stripe(world)
@@ -316,8 +318,10 @@ async def test_what_an_appeal_brings_back_is_booked_against_losses_and_reported(
         await decide(world, dispute_id, word)
     await settled(world, payment.payment_id, dispute_id, WON)
     assert (owed(world, payment.payment_id), balance(world, "losses")) == (0, -10_000)
-    [told] = [one for one in await world.discrepancies() if kind_of(one) == "reinstated_after_loss"]
-    assert told.detail == f"{dispute_id}: 10000 came back"
+    [discrepancy] = [
+        one for one in await world.discrepancies() if kind_of(one) == "reinstated_after_loss"
+    ]
+    assert discrepancy.detail == f"{dispute_id}: 10000 came back"
     assert (
         await world.disputes.GetDispute(disputes_pb2.GetDisputeRequest(dispute_id=dispute_id))
     ).dispute.lost_amount.minor_units == 0
@@ -345,7 +349,7 @@ async def test_resuming_while_the_bank_decides_pays_the_client_once(
     dispute_id, _ = await asyncio.gather(lose(), try_to_resume())
     after = await settled(world, payment.payment_id, dispute_id, LOST)
     assert (after.state, owed(world, payment.payment_id)) == (REFUNDED, 0)
-    # Whoever was first: what the client has twice, the platform has lost, and knows it.
+    # In either order: what the client got twice is the platform's loss, and is on the books.
     again = len(await world.stripe.effects("refunded")) - 1
     assert balance(world, "losses") == 4_000 * again
 
@@ -353,18 +357,18 @@ async def test_resuming_while_the_bank_decides_pays_the_client_once(
 # ---- by a hand at Stripe's dashboard ----
 
 
-@pytest.mark.parametrize(("by_hand", "paid_by_us"), [(4_000, 0), (1_000, 3_000), (6_000, 0)])
-async def test_what_was_paid_by_hand_unseen_is_not_paid_by_resuming(
-    start_world: StartWorld, by_hand: int, paid_by_us: int
+@pytest.mark.parametrize(("out_of_band", "paid_by_us"), [(4_000, 0), (1_000, 3_000), (6_000, 0)])
+async def test_a_resume_does_not_repeat_an_unsynced_out_of_band_refund(
+    start_world: StartWorld, out_of_band: int, paid_by_us: int
 ) -> None:
-    """No webhook tells of it, and nothing is polled: resuming must look first."""
+    """No webhook reports it, and nothing is polled: a resume must sync first."""
     quiet = {"poll_seconds": 3600.0, "account_poll_seconds": 3600.0}
     world = await start_world(policy=quiet)
     payment = await owing(world, {})
     [(operation_id, _, _)] = repayments(world, payment.payment_id)
-    await world.deafen()
+    await world.pause_webhooks()
     await world.stripe.api(
-        "POST", "/refunds", payment_intent=payment.payment_intent_id, amount=by_hand
+        "POST", "/refunds", payment_intent=payment.payment_intent_id, amount=out_of_band
     )
     with suppress(aio.AioRpcError):  # The service may have asked Stripe just before by itself.
         await resume(world, operation_id)
@@ -380,12 +384,12 @@ async def test_what_was_paid_by_hand_unseen_is_not_paid_by_resuming(
     if paid_by_us:
         await repaid(world, payment.payment_id, CAPTURED)
     made = [effect["amount"] for effect in await world.stripe.effects("refunded")]
-    assert made == [4_000, by_hand, *([paid_by_us] if paid_by_us else [])]
+    assert made == [4_000, out_of_band, *([paid_by_us] if paid_by_us else [])]
     after = await world.in_state(payment.payment_id, CAPTURED)
-    assert after.net_amount.minor_units == 6_000 - max(by_hand - 4_000, 0)
+    assert after.net_amount.minor_units == 6_000 - max(out_of_band - 4_000, 0)
 
 
-async def test_commission_given_to_the_expert_by_hand_is_taken_back_with_the_rest(
+async def test_out_of_band_fee_refund_is_reversed_with_the_remainder(
     world: World,
 ) -> None:
     await keep_at_stripe(world)

@@ -1,4 +1,4 @@
-"""What nobody told us: webhooks that never come, quiet payments, and Stripe being away."""
+"""Polling: webhooks that never come, stale payments, and Stripe being unavailable."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ async def test_a_service_that_gets_no_webhook_converges(start_world: StartWorld)
 async def test_a_polled_event_and_its_webhook_are_one(start_world: StartWorld) -> None:
     world = await start_world(policy=FAST_POLL)
     payment = await world.captured()
-    await world.quiet()
+    await world.settle_down()
 
     async def both_ways() -> bool:
         listed = await world.stripe.api("GET", "/events", limit=100)
@@ -83,13 +83,13 @@ async def test_a_quiet_payment_is_asked_about_and_then_more_seldom(
     assert len(await world.stripe.requests(method="GET")) == before
 
 
-async def test_with_stripe_away_money_calls_fail_fast_and_claim_nothing(world: World) -> None:
+async def test_with_stripe_unavailable_money_calls_fail_fast_and_store_no_key(world: World) -> None:
     assert world.service is not None
     stripe = world.service.app.stripe
     settled = capture_request((await world.escrowed()).payment_id)
     answer = await world.bytes_of("CapturePayment", settled)
     caught, other = await world.escrowed(), await world.escrowed()
-    await world.quiet()
+    await world.settle_down()
     await world.stripe.control(
         "POST", "/faults", {"match": {"path": ".*"}, "when": "before", "action": "reset"}
     )

@@ -40,7 +40,7 @@ async def test_a_payment_captured_whole(shared: World) -> None:
     assert balance(shared, f"expert_funds:{expert}") == -9_000
 
 
-async def test_a_partial_capture_releases_the_rest_and_takes_commission_of_the_part(
+async def test_a_partial_capture_releases_the_remainder_and_takes_a_partial_commission(
     shared: World,
 ) -> None:
     expert = await shared.expert()
@@ -119,7 +119,7 @@ async def test_a_zero_commission_and_a_rate_frozen_at_initiation(shared: World) 
     await check_books(shared)
 
 
-async def test_given_up_before_confirmation_and_in_escrow(shared: World) -> None:
+async def test_canceled_before_confirmation_and_in_escrow(shared: World) -> None:
     expert = await shared.expert()
     initiated = await shared.initiate(expert)
     early = await shared.refund(initiated.payment.payment_id, reason="changed my mind")
@@ -167,14 +167,14 @@ async def test_three_d_secure(shared: World, outcome: str, state: int) -> None:
     shown = await shared.confirm(initiated, "pm_card_authenticationRequired")
     assert shown["status"] == "requires_action"
     intent = initiated.payment.payment_intent_id
-    await shared.quiet()
+    await shared.settle_down()
     assert (await shared.get(initiated.payment.payment_id)).state == PENDING
     await shared.stripe.control(
         "POST", f"/payment_intents/{intent}/authenticate", {"outcome": outcome}
     )
 
     await shared.in_state(initiated.payment.payment_id, IN_ESCROW, FAILED)
-    await shared.quiet()
+    await shared.settle_down()
     assert (await shared.get(initiated.payment.payment_id)).state == state
     await check_books(shared)
 

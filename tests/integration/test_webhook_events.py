@@ -60,7 +60,7 @@ async def test_one_event_delivered_eight_times_to_two_replicas_is_one_transition
     world: World,
 ) -> None:
     initiated = await world.initiate(await world.expert())
-    await world.quiet()
+    await world.settle_down()
     await world.stripe.control("POST", "/webhooks", {"paused": True})
     await world.confirm(initiated)
     shown = await _intent(world, initiated.payment.payment_intent_id)
@@ -71,18 +71,18 @@ async def test_one_event_delivered_eight_times_to_two_replicas_is_one_transition
         )
         assert sorted(answer.duplicate for answer in answers) == [False] + [True] * 7
         await world.in_state(initiated.payment.payment_id, IN_ESCROW)
-        await world.quiet()
+        await world.settle_down()
     kinds = await _kinds(world, initiated.payment.payment_id)
     assert kinds.count("payment.authorized") == 1
     assert _row(world, answers[0].event_id) == ("APPLIED", "applied", 1)
 
 
 async def test_any_order_and_any_repetition_end_in_the_same_payment(world: World) -> None:
-    """A whole life lived at Stripe's dashboard, told in three orders; nobody calls an RPC."""
+    """A whole lifecycle at Stripe's dashboard, delivered in three orders, without any RPC."""
     chance = random.Random(7)
     expert = await world.expert(commission_basis_points=1_000)
     begun = [await world.initiate(expert, 8_000) for _ in range(3)]
-    await world.quiet()
+    await world.settle_down()
     await world.stripe.control("POST", "/webhooks", {"paused": True})
     for one in begun:
         await world.confirm(one)
@@ -93,13 +93,13 @@ async def test_any_order_and_any_repetition_end_in_the_same_payment(world: World
     ends = []
     for number, one in enumerate(begun):
         intent = one.payment.payment_intent_id
-        told = [event for event in events if intent in json.dumps(event)] * 2
-        told = told[::-1] if number == 0 else chance.sample(told, len(told))
-        for event in told:
+        received = [event for event in events if intent in json.dumps(event)] * 2
+        received = received[::-1] if number == 0 else chance.sample(received, len(received))
+        for event in received:
             await world.webhooks.IngestEvent(ingestion(event))
             if number == 1:  # Applied one by one, or as they come.
-                await world.quiet()
-        await world.quiet()
+                await world.settle_down()
+        await world.settle_down()
         payment = await world.get(one.payment.payment_id)
         ends.append(
             (
@@ -163,12 +163,12 @@ async def test_an_event_that_comes_before_we_know_the_intent(start_world: StartW
 async def test_a_transfer_whose_answer_is_lost_is_settled_by_its_event(
     start_world: StartWorld,
 ) -> None:
-    """One of ours, told of by nothing else."""
+    """One of ours, which no other event reports."""
     world = await start_world(loops=False)
     assert world.service is not None
     app, expert = world.service.app, await world.expert()
     initiated = await world.initiate(expert, escrow_mode=PLATFORM)
-    await world.deafen()
+    await world.pause_webhooks()
     await world.confirm(initiated)
     payment_id = initiated.payment.payment_id
     await sync_payment(app, payment_id, Cause("tests", "look"))
@@ -192,7 +192,7 @@ async def test_a_transfer_whose_answer_is_lost_is_settled_by_its_event(
 
 async def test_a_charge_that_succeeded_uncaptured_is_no_capture(world: World) -> None:
     initiated = await world.initiate(await world.expert())
-    await world.quiet()
+    await world.settle_down()
     await world.stripe.control("POST", "/webhooks", {"paused": True})
     await world.confirm(initiated)
     events = (await world.stripe.api("GET", "/events", limit=100))["data"]
@@ -210,7 +210,7 @@ async def test_other_types_and_strangers_objects_are_kept_and_change_nothing(
     world: World,
 ) -> None:
     payment = await world.captured()
-    await world.quiet()
+    await world.settle_down()
     before = await world.get(payment.payment_id)
     events = [
         new_event("charge.dispute.created", {"object": "dispute", "id": "dp_1"}),
@@ -222,7 +222,7 @@ async def test_other_types_and_strangers_objects_are_kept_and_change_nothing(
     ]
     for event in events:
         await world.webhooks.IngestEvent(ingestion(event))
-    await world.quiet()
+    await world.settle_down()
     verdicts = {event["type"]: _row(world, event["id"])[:2] for event in events}
     assert set(verdicts.values()) <= {
         ("IGNORED", "not_acted_upon"),
@@ -267,19 +267,19 @@ async def test_a_hold_captured_at_the_dashboard_is_posted_as_stripe_did_it(world
     )
     assert (await world.in_state(whole.payment_id, CAPTURED)).net_commission.minor_units == 1_000
     payment = await world.in_state(part.payment_id, CAPTURED)
-    # Nobody recomputed the fee for the part: Stripe collected that of the whole.
+    # The fee was not recomputed for the captured amount: Stripe collected the whole fee.
     assert payment.captured_amount.minor_units == 4_000
     assert payment.net_commission.minor_units == 1_000
     kinds = {kind_of(found) for found in await world.discrepancies(part.payment_id)}
     assert kinds == {"captured_out_of_band", "commission_mismatch"}
     kinds = {kind_of(found) for found in await world.discrepancies(whole.payment_id)}
     assert kinds == {"captured_out_of_band"}
-    # It can still be given back whole, and nobody gives more than he got.
+    # It can still be refunded completely, and no side returns more than it received.
     assert (await world.refund(part.payment_id)).state == REFUNDED
     await check_books(world)
 
 
-async def _transfer_by_hand(world: World, held: Payment, **fields: Any) -> Any:
+async def _transfer_out_of_band(world: World, held: Payment, **fields: Any) -> Any:
     """Of 15 dollars, drawn on the charge."""
     return await world.stripe.api(
         "POST",
@@ -297,14 +297,14 @@ async def test_a_transfer_made_at_the_dashboard_is_noticed_by_its_webhook_alone(
 ) -> None:
     world = await start_world(policy={"poll_seconds": 3600.0, "quiet_seconds": 3600.0})
     held = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
-    await world.quiet()
-    made = await _transfer_by_hand(world, held)
+    await world.settle_down()
+    made = await _transfer_out_of_band(world, held)
     detail = await _followed(world, held.payment_id, "out_of_band_transfer")
     assert detail == f"{made['id']} of 1500"
-    told = world.sql(
+    received = world.sql(
         "SELECT type, payment_ref, verdict FROM webhook_events WHERE object_id = %s", made["id"]
     )
-    assert told == [("transfer.created", held.payment_id, "applied")]
+    assert received == [("transfer.created", held.payment_id, "applied")]
     assert balance(world, "losses") == 1_500
     await check_books(world)
 
@@ -313,12 +313,12 @@ async def test_a_transfer_under_another_label_is_found_by_reconciliation_as_its_
     world: World,
 ) -> None:
     held = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
-    made = await _transfer_by_hand(world, held, transfer_group="a bonus")
-    await world.quiet()
-    told = world.sql(
+    made = await _transfer_out_of_band(world, held, transfer_group="a bonus")
+    await world.settle_down()
+    received = world.sql(
         "SELECT payment_ref, verdict FROM webhook_events WHERE object_id = %s", made["id"]
     )
-    assert told == [(held.charge_id, "no_change")]
+    assert received == [(held.charge_id, "no_change")]
     assert not await world.discrepancies()
     await world.operations.RunReconciliation(operations_pb2.RunReconciliationRequest())
     [found] = await world.discrepancies(held.payment_id)
@@ -376,7 +376,7 @@ async def test_a_poison_event_is_parked_and_visible_while_others_flow(
     world = await start_world(policy={"tries_before_parking": 2})
     expert = await world.expert()
     poisoned, healthy = await world.initiate(expert), await world.initiate(expert)
-    await world.quiet()
+    await world.settle_down()
     intent = poisoned.payment.payment_intent_id
     await world.stripe.fault(
         f"/payment_intents/{intent}$", "status", times=None, status=400, match={"method": "GET"}
@@ -392,14 +392,14 @@ async def test_a_poison_event_is_parked_and_visible_while_others_flow(
     event = (await until(parked, "a parked event"))[0]
     assert event.attempts >= 2
     assert event.last_error == "REFUSED_BY_PROCESSOR"
-    await world.quiet()
+    await world.settle_down()
     await world.stripe.clear_faults()
     for one in await parked():
         retry = operations_pb2.RetryWebhookEventRequest(event_id=one.event_id)
         answer = await world.operations.RetryWebhookEvent(retry)
         assert answer.event.state == operations_pb2.WEBHOOK_EVENT_STATE_WAITING
     await world.in_state(poisoned.payment.payment_id, IN_ESCROW)
-    await world.quiet()
+    await world.settle_down()
     assert not await parked()
     refused = await refusal(
         world.operations.RetryWebhookEvent(
@@ -413,14 +413,14 @@ async def test_a_poison_event_is_parked_and_visible_while_others_flow(
 async def test_an_outage_parks_no_event(start_world: StartWorld) -> None:
     world = await start_world(policy={"tries_before_parking": 2})
     initiated = await world.initiate(await world.expert())
-    await world.quiet()
+    await world.settle_down()
     intent = initiated.payment.payment_intent_id
     await world.stripe.fault(
         f"/payment_intents/{intent}$", "status", times=12, status=503, match={"method": "GET"}
     )
     await world.confirm(initiated)
     await world.in_state(initiated.payment.payment_id, IN_ESCROW)
-    await world.quiet()
+    await world.settle_down()
     assert not world.sql("SELECT event_id FROM webhook_events WHERE state = 'PARKED'")
 
 
@@ -514,7 +514,7 @@ async def test_an_endpoint_without_its_secret_fails_closed(
 async def test_the_object_of_an_event_is_not_kept(world: World) -> None:
     """It may hold a secret: the client's, of a payment that is not yet paid."""
     initiated = await world.initiate(await world.expert())
-    await world.quiet()
+    await world.settle_down()
     secret = initiated.client_secret
     found = world.sql("SELECT webhook_events::text FROM webhook_events")
     assert found
