@@ -79,7 +79,7 @@ async def test_what_stripe_was_too_busy_for_is_not_sent_after_a_refund_out_of_ba
     """
     world = await start_world(policy={"unsent_pause_seconds": (10.0,)})
     payment = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
-    await strike(world, "/refunds$", 429)
+    await fail_stripe(world, "/refunds$", 429)
     if final_capture:
         capture = capture_request(payment.payment_id, 6_000, final=True)
         asked = asyncio.create_task(refusal(world.payments.CapturePayment(capture)))
@@ -91,11 +91,11 @@ async def test_what_stripe_was_too_busy_for_is_not_sent_after_a_refund_out_of_ba
         return await world.stripe.fired() > 0
 
     await until(sent_once, "the request for which Stripe is too busy")
-    await refund_by_hand(world, payment, 4_000)
+    await refund_out_of_band(world, payment, 4_000)
     await world.stripe.clear_faults()
     assert (await asked).code != "OK"
     operation_id = await not_sent(world, payment, "refund")
-    assert await sent(world, "refunded", payment) == [4_000]
+    assert await amounts_at_stripe(world, "refunded", payment) == [4_000]
     await abandon(world, operation_id)
     after = await world.get(payment.payment_id)
     assert (after.held_amount.minor_units, after.net_expert_amount.minor_units) == (
