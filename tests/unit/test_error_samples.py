@@ -95,8 +95,9 @@ class Reader:
                 if key is None:
                     found = [one | more for one in found for more in self._keys(value, function)]
             return found
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-            called = self._functions[self._path[function], node.func.id]
+        if isinstance(node, ast.Call):
+            name = ast.unparse(node.func).removeprefix("self.")
+            called = self._functions[self._path[function], name]
             returned = [one.value for one in ast.walk(called) if isinstance(one, ast.Return)]
             return [keys for value in returned if value for keys in self._keys(value, called)]
         assert isinstance(node, ast.Name), ast.unparse(node)
