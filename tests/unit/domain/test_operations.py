@@ -145,7 +145,7 @@ def test_only_a_refund_returns_the_remainder(
     assert operation.is_repayment is (purpose is OperationPurpose.REPAYMENT)
 
 
-@pytest.mark.parametrize("kind", OF_A_DISPUTE)
+@pytest.mark.parametrize("kind", sorted(OF_A_DISPUTE))
 def test_answer_to_a_dispute_names_the_payment_that_it_concerns(kind: OperationKind) -> None:
     answer = replace(new_operation(kind), payment_id="", dispute_id="dp_1")
     assert answer.related_payment_id == "pay_1"
