@@ -7,6 +7,10 @@ from collections.abc import Mapping, Sequence
 
 # Two files at a time, because many tests wait for sockets and processes.
 _AT_ONCE = ("--numprocesses=2", "--dist=loadfile", "--no-loadscope-reorder")
+# A test that waits for real processes can be late on a crowded machine. It is repeated alone, once,
+# and named: a test that needs that is a fault to be found.
+_ONCE_MORE = ("--last-failed", "--last-failed-no-failures=none", "--maxfail=5", "-rfEp")
+_TESTS_FAILED = 1
 _PROOFS = ("-m", "proof", "tests/chaos/test_run.py", "tests/reliability")
 
 _RELIABILITY = "tests/reliability"
@@ -19,12 +23,22 @@ def main(arguments: Sequence[str]) -> int:
     if what == "prove":
         return _prove(more)
     if what == "proofs":
-        return _pytest(*_AT_ONCE, *_PROOFS, *more)
+        return _in_full(*_PROOFS, *more)
     if what == "coverage":
         return _pytest(*_AT_ONCE, "--cov", "--cov-report=term", "tests", *more)
     if more:
         return _pytest(*more)
-    return _pytest(*_AT_ONCE, "-m", "not proof")
+    return _in_full("-m", "not proof")
+
+
+def _in_full(*arguments: str) -> int:
+    """Runs all, then those that failed once more, in a process without their neighbours."""
+    status = _pytest(*_AT_ONCE, *arguments)
+    if status != _TESTS_FAILED:
+        return status
+    sys.stdout.write("== running the failed tests once more, alone\n")
+    sys.stdout.flush()
+    return _pytest(*_ONCE_MORE, *arguments)
 
 
 def _prove(more: Sequence[str]) -> int:
