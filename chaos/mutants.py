@@ -423,8 +423,8 @@ MUTANTS = (
         (
             Edit(
                 "payment_service/application/resume_operation.py",
-                "        payload = with_current_destination(tx, payment, payload)",
-                "        payload = operation.payload",
+                "            current = with_current_destination(tx, payment, payload)",
+                "            current = payload",
             ),
         ),
     ),

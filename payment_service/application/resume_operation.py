@@ -69,15 +69,16 @@ def unpark(
     new_key = not operation.may_resend(tx.now)
     payload = operation.payload
     verify_only = payment is not None and must_only_verify(payment, operation)
-    if payment is not None and payment.waiting_for is WaitingFor.EXPERT:
+    if payment is not None and operation.pays_expert and operation.unsure_until is None:
+        # No request of it can take effect any more, so it may pay the account of now instead of
+        # the one of then: under a new key, because Stripe ties a key to its request.
         expert = tx.lock_expert(payment.expert_id)
         assert expert is not None
         guards.check_destination(payment, expert)
-    # Only under a key that Stripe has never seen may it go to another account than before. A
-    # capture that waits for the expert got a new key when Stripe refused it.
-    unseen_key = new_key or (payment is not None and payment.waiting_for is WaitingFor.EXPERT)
-    if payment is not None and isinstance(payload, TransferPayload) and unseen_key:
-        payload = with_current_destination(tx, payment, payload)
+        if isinstance(payload, TransferPayload):
+            current = with_current_destination(tx, payment, payload)
+            new_key = new_key or current != payload
+            payload = current
     tx.unpark_operation(operation_id, payload, next_attempt=new_key, verify_only=verify_only)
     if payment is not None and payment.waiting_for is not WaitingFor.PROCESSOR:
         tx.record(

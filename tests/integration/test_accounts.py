@@ -30,6 +30,8 @@ from tests.integration.conftest import StartWorld
 from tests.support.books import balance, check_books
 from tests.support.errors import refusal
 from tests.support.requests import capture_request, new_key
+from tests.support.steps.dashboard import refund_out_of_band
+from tests.support.steps.operators import not_sent, resume
 from tests.support.steps.payments import reasons
 from tests.support.world import CANCELED, CAPTURED, CAPTURING, IN_ESCROW, REFUNDED, World, until
 
@@ -271,6 +273,26 @@ async def test_a_restart_in_between_is_finished_by_the_background_job(
 
 
 # ---- captures from the platform's balance ----
+
+
+async def test_a_transfer_that_is_resumed_after_an_exchange_goes_to_the_new_account(
+    world: World,
+) -> None:
+    """Also if it no longer waits for the expert, because something was moved out of band."""
+    expert = await world.expert()
+    held = await world.escrowed(expert, 10_000, escrow_mode=PLATFORM)
+    former = await reject(world, expert)
+    await world.capture(held.payment_id, 4_000)
+    await refund_out_of_band(world, held, 1_000)
+    operation_id = await not_sent(world, held, "refund")
+    account = await replace(world, expert)
+    # The former account works again, so nothing but our own rule keeps the money from it.
+    await world.stripe.control("POST", f"/accounts/{former}/restore")
+    await resume(world, operation_id)
+    payment = await world.in_state(held.payment_id, IN_ESCROW)
+    assert payment.captured_amount.minor_units == 4_000
+    assert await transferred_to(world, payment) == [account]
+    await check_books(world)
 
 
 @SEPARATE
