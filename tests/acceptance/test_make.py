@@ -99,7 +99,7 @@ def running(environment: Mapping[str, str], *command: str) -> Iterator[Run]:
 
 def test_make_run(environment: dict[str, str]) -> None:
     """Start, paste what it says, stop by Ctrl-C, start again: the payment is still there."""
-    with running(environment, "make", "run") as run:
+    with running(environment, "make", "--no-print-directory", "run") as run:
         for name in PORTS:
             assert f"127.0.0.1:{environment[name]}" in run.text
         create, initiate, list_payments, _ = commands_in(run.text)
@@ -274,7 +274,7 @@ def onboarded_account(base: str) -> str:
 
 def make(target: str, environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        ["make", target],  # noqa: S607 - found where the developer's is
+        ["make", "--no-print-directory", target],  # noqa: S607 - found where the developer's is
         cwd=ROOT,
         env=dict(environment),
         capture_output=True,
