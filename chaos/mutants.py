@@ -267,8 +267,8 @@ MUTANTS = (
         (
             Edit(
                 _PAYMENTS,
-                "answer = await self._operations.run(capture_payment(self._core, command))\n",
-                "await self._operations.run(capture_payment(self._core, command))\n"
+                "answer = await self._calls.run(capture_payment(self._app, command))\n",
+                "await self._calls.run(capture_payment(self._app, command))\n"
                 "        payment = await self._payment(request.payment_id)\n"
                 "        return payments_pb2.CapturePaymentResponse(\n"
                 "            payment=payment_message(payment)\n"

@@ -23,9 +23,9 @@ from payment_service.rpc.messages.payments import preview_message
 class DisputeServicer(disputes_pb2_grpc.DisputeServiceServicer):
     """Answers with the stored bytes, as PaymentServicer does."""
 
-    def __init__(self, app: App, operations: CallRegistry) -> None:
-        self._core = app
-        self._operations = operations
+    def __init__(self, app: App, calls: CallRegistry) -> None:
+        self._app = app
+        self._calls = calls
 
     async def ListDisputes(
         self, request: disputes_pb2.ListDisputesRequest, context: Context
@@ -46,7 +46,7 @@ class DisputeServicer(disputes_pb2_grpc.DisputeServiceServicer):
             open_only=request.open_only,
             before=(pagination.token_time(keyset[0]), keyset[1]) if keyset else None,
         )
-        found = await self._core.database.read(lambda reader: reader.disputes(which, page_size + 1))
+        found = await self._app.database.read(lambda reader: reader.disputes(which, page_size + 1))
         page, token = pagination.page_of(
             found,
             page_size,
@@ -64,7 +64,7 @@ class DisputeServicer(disputes_pb2_grpc.DisputeServiceServicer):
         fields = RequestFields()
         dispute_id = fields.our_id("dispute_id", request.dispute_id)
         fields.check()
-        dispute = await self._core.database.read(lambda reader: reader.dispute(dispute_id))
+        dispute = await self._app.database.read(lambda reader: reader.dispute(dispute_id))
         if dispute is None:
             raise dispute_not_found(dispute_id)
         return disputes_pb2.GetDisputeResponse(dispute=dispute_message(dispute))
@@ -83,7 +83,7 @@ class DisputeServicer(disputes_pb2_grpc.DisputeServiceServicer):
         )
         fields.check()
         check_evidence_fields(command.evidence)
-        answer = await self._operations.run(submit_evidence(self._core, command))
+        answer = await self._calls.run(submit_evidence(self._app, command))
         return answer.body  # type: ignore[return-value]  # the interceptor sends bytes as they are
 
     async def AcceptDispute(
@@ -98,12 +98,12 @@ class DisputeServicer(disputes_pb2_grpc.DisputeServiceServicer):
         )
         fields.check()
         if request.validate_only:
-            dispute, preview = await self._core.database.transact(
-                acceptance_preview, self._core.policy, command
+            dispute, preview = await self._app.database.transact(
+                acceptance_preview, self._app.policy, command
             )
             return disputes_pb2.AcceptDisputeResponse(
                 dispute=dispute_message(dispute),
                 preview=preview_message(preview),
             )
-        answer = await self._operations.run(accept_dispute(self._core, command))
+        answer = await self._calls.run(accept_dispute(self._app, command))
         return answer.body  # type: ignore[return-value]  # the interceptor sends bytes as they are

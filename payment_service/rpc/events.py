@@ -17,7 +17,7 @@ from payment_service.rpc.messages.events import event_message
 
 class EventServicer(events_pb2_grpc.EventServiceServicer):
     def __init__(self, app: App) -> None:
-        self._core = app
+        self._app = app
 
     async def ListPaymentEvents(
         self, request: events_pb2.ListPaymentEventsRequest, context: Context
@@ -28,7 +28,7 @@ class EventServicer(events_pb2_grpc.EventServiceServicer):
         fields.check()
         keyset = pagination.read_page_token("events", payment_id, request.page_token, 1)
         after = pagination.token_number(keyset[0]) if keyset else 0
-        found, broken = await read_events(self._core, payment_id, after, page_size + 1)
+        found, broken = await read_events(self._app, payment_id, after, page_size + 1)
         page, token = pagination.page_of(
             found, page_size, "events", payment_id, lambda event: [str(event.sequence)]
         )
@@ -46,7 +46,7 @@ class EventServicer(events_pb2_grpc.EventServiceServicer):
         fields = RequestFields()
         after = fields.cursor("after_cursor", request.after_cursor)
         fields.check()
-        feed = self._core.feed
+        feed = self._app.feed
         with feed.place():
             writing = asyncio.create_task(self._write(after, context))
             ending = asyncio.create_task(feed.ending.wait())
@@ -59,7 +59,7 @@ class EventServicer(events_pb2_grpc.EventServiceServicer):
                 ending.cancel()
 
     async def _write(self, after: FeedCursor, context: Context) -> None:
-        async for batch in watch_events(self._core, after):
+        async for batch in watch_events(self._app, after):
             for fed in batch:
                 await context.write(
                     events_pb2.WatchEventsResponse(

@@ -32,14 +32,14 @@ from payment_service.rpc.messages.experts import (
 
 
 class ExpertServicer(experts_pb2_grpc.ExpertServiceServicer):
-    def __init__(self, app: App, operations: CallRegistry) -> None:
-        self._core = app
-        self._operations = operations
+    def __init__(self, app: App, calls: CallRegistry) -> None:
+        self._app = app
+        self._calls = calls
 
     async def CreateExpertAccount(
         self, request: experts_pb2.CreateExpertAccountRequest, context: Context
     ) -> experts_pb2.CreateExpertAccountResponse:
-        fields, policy = RequestFields(), self._core.policy
+        fields, policy = RequestFields(), self._app.policy
         rate = (
             fields.basis_points("commission_basis_points", request.commission_basis_points)
             if request.HasField("commission_basis_points")
@@ -61,7 +61,7 @@ class ExpertServicer(experts_pb2_grpc.ExpertServiceServicer):
             commission_basis_points=rate,
             continue_url=onboarding.check_continue_url(policy, request.continue_url),
         )
-        expert, url = await self._operations.run(create_expert_account(self._core, command))
+        expert, url = await self._calls.run(create_expert_account(self._app, command))
         return experts_pb2.CreateExpertAccountResponse(
             expert=expert_message(expert), onboarding_url=url
         )
@@ -69,7 +69,7 @@ class ExpertServicer(experts_pb2_grpc.ExpertServiceServicer):
     async def ReplaceExpertAccount(
         self, request: experts_pb2.ReplaceExpertAccountRequest, context: Context
     ) -> experts_pb2.ReplaceExpertAccountResponse:
-        fields, policy = RequestFields(), self._core.policy
+        fields, policy = RequestFields(), self._app.policy
         former = fields.text("former_account_id", request.former_account_id, most=255)
         if request.replace_working_account and not former:
             fields.fault("former_account_id", "is required with replace_working_account")
@@ -84,14 +84,14 @@ class ExpertServicer(experts_pb2_grpc.ExpertServiceServicer):
         )
         fields.check()
         continue_url = onboarding.check_continue_url(policy, request.continue_url)
-        body, expert = await self._operations.run(replace_expert_account(self._core, command))
+        body, expert = await self._calls.run(replace_expert_account(self._app, command))
         answer = experts_pb2.ReplaceExpertAccountResponse.FromString(body)
         # Stripe creates the link anew for each answer. A lost account has none.
         is_present = answer.expert.stripe_account_id == expert.account.stripe_account_id
         if is_present and not expert.is_lost:
             with suppress(Unavailable):  # Without Stripe the answer has no link.
                 answer.onboarding_url = await onboarding.mint_onboarding_link(
-                    self._core, expert, continue_url
+                    self._app, expert, continue_url
                 )
         return answer
 
@@ -99,14 +99,14 @@ class ExpertServicer(experts_pb2_grpc.ExpertServiceServicer):
         self, request: experts_pb2.GetExpertRequest, context: Context
     ) -> experts_pb2.GetExpertResponse:
         expert_id = _expert_id(request.expert_id)
-        expert = await get_expert.get_expert(self._core, expert_id, cause_of(context, "GetExpert"))
+        expert = await get_expert.get_expert(self._app, expert_id, cause_of(context, "GetExpert"))
         return experts_pb2.GetExpertResponse(expert=expert_message(expert))
 
     async def CreateDashboardLink(
         self, request: experts_pb2.CreateDashboardLinkRequest, context: Context
     ) -> experts_pb2.CreateDashboardLinkResponse:
         url = await onboarding.create_dashboard_link(
-            self._core, _expert_id(request.expert_id), cause_of(context, "CreateDashboardLink")
+            self._app, _expert_id(request.expert_id), cause_of(context, "CreateDashboardLink")
         )
         return experts_pb2.CreateDashboardLinkResponse(url=url)
 
@@ -114,8 +114,8 @@ class ExpertServicer(experts_pb2_grpc.ExpertServiceServicer):
         self, request: experts_pb2.RefreshOnboardingRequest, context: Context
     ) -> experts_pb2.RefreshOnboardingResponse:
         expert_id = _expert_id(request.expert_id)
-        continue_url = onboarding.check_continue_url(self._core.policy, request.continue_url)
-        url = await onboarding.refresh_onboarding(self._core, expert_id, continue_url)
+        continue_url = onboarding.check_continue_url(self._app.policy, request.continue_url)
+        url = await onboarding.refresh_onboarding(self._app, expert_id, continue_url)
         return experts_pb2.RefreshOnboardingResponse(onboarding_url=url)
 
     async def SetCommission(
@@ -127,9 +127,9 @@ class ExpertServicer(experts_pb2_grpc.ExpertServiceServicer):
         if not request.HasField("commission_basis_points"):
             fields.fault("commission_basis_points", "is required")
         fields.check()
-        expert = await self._operations.run(
+        expert = await self._calls.run(
             set_commission.set_commission(
-                self._core, expert_id, rate, cause_of(context, "SetCommission")
+                self._app, expert_id, rate, cause_of(context, "SetCommission")
             )
         )
         return experts_pb2.SetCommissionResponse(expert=expert_message(expert))
@@ -146,7 +146,7 @@ class ExpertServicer(experts_pb2_grpc.ExpertServiceServicer):
         filters = " ".join([expert_id, *sorted(wanted)])
         keyset = pagination.read_page_token("payouts", filters, request.page_token, 2)
         before = (pagination.token_time(keyset[0]), keyset[1]) if keyset else None
-        found = await list_payouts(self._core, expert_id, wanted, before, page_size + 1)
+        found = await list_payouts(self._app, expert_id, wanted, before, page_size + 1)
         page, token = pagination.page_of(
             found,
             page_size,
@@ -161,7 +161,7 @@ class ExpertServicer(experts_pb2_grpc.ExpertServiceServicer):
     async def GetExpertBalance(
         self, request: experts_pb2.GetExpertBalanceRequest, context: Context
     ) -> experts_pb2.GetExpertBalanceResponse:
-        balances = await get_expert_balance(self._core, _expert_id(request.expert_id))
+        balances = await get_expert_balance(self._app, _expert_id(request.expert_id))
         return experts_pb2.GetExpertBalanceResponse(
             balances=[expert_balance_message(balance) for balance in balances]
         )

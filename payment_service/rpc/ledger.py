@@ -14,7 +14,7 @@ from payment_service.rpc.messages.ledger import posting_message
 
 class LedgerServicer(ledger_pb2_grpc.LedgerServiceServicer):
     def __init__(self, app: App) -> None:
-        self._core = app
+        self._app = app
 
     async def ListBalances(
         self, request: ledger_pb2.ListBalancesRequest, context: Context
@@ -25,10 +25,10 @@ class LedgerServicer(ledger_pb2_grpc.LedgerServiceServicer):
         fields.check()
         keyset = pagination.read_page_token("balances", prefix, request.page_token, 2)
         after = (keyset[0], keyset[1]) if keyset else None
-        found = await self._core.database.read(
+        found = await self._app.database.read(
             lambda reader: reader.balances(prefix, after, page_size + 1)
         )
-        totals = await self._core.database.read(lambda reader: reader.totals())
+        totals = await self._app.database.read(lambda reader: reader.totals())
         page, token = pagination.page_of(
             found, page_size, "balances", prefix, lambda balance: balance[:2]
         )
@@ -47,10 +47,10 @@ class LedgerServicer(ledger_pb2_grpc.LedgerServiceServicer):
         fields = RequestFields()
         payment_id = fields.our_id("payment_id", request.payment_id)
         fields.check()
-        payment = await self._core.database.read(lambda reader: reader.payment(payment_id))
+        payment = await self._app.database.read(lambda reader: reader.payment(payment_id))
         if payment is None:
             raise payment_not_found(payment_id)
-        found = await self._core.database.read(lambda reader: reader.postings(payment_id))
+        found = await self._app.database.read(lambda reader: reader.postings(payment_id))
         return ledger_pb2.ListPostingsResponse(
             postings=[posting_message(posting) for posting in found]
         )

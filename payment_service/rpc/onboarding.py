@@ -12,13 +12,13 @@ from payment_service.rpc.messages.experts import expert_status_value
 
 class OnboardingServicer(onboarding_pb2_grpc.OnboardingServiceServicer):
     def __init__(self, app: App) -> None:
-        self._core = app
+        self._app = app
 
     async def GetOnboardingStatus(
         self, request: onboarding_pb2.GetOnboardingStatusRequest, context: Context
     ) -> onboarding_pb2.GetOnboardingStatusResponse:
         expert, continue_url = await onboarding.get_onboarding_status(
-            self._core, _token(request.onboarding_token), cause_of(context, "GetOnboardingStatus")
+            self._app, _token(request.onboarding_token), cause_of(context, "GetOnboardingStatus")
         )
         return onboarding_pb2.GetOnboardingStatusResponse(
             status=expert_status_value(expert.status),
@@ -29,7 +29,7 @@ class OnboardingServicer(onboarding_pb2_grpc.OnboardingServiceServicer):
     async def CreateOnboardingLink(
         self, request: onboarding_pb2.CreateOnboardingLinkRequest, context: Context
     ) -> onboarding_pb2.CreateOnboardingLinkResponse:
-        url = await onboarding.create_onboarding_link(self._core, _token(request.onboarding_token))
+        url = await onboarding.create_onboarding_link(self._app, _token(request.onboarding_token))
         return onboarding_pb2.CreateOnboardingLinkResponse(onboarding_url=url)
 
 

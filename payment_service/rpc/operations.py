@@ -40,9 +40,9 @@ from payment_service.rpc.messages.operations import (
 
 
 class OperationsServicer(operations_pb2_grpc.OperationsServiceServicer):
-    def __init__(self, app: App, operations: CallRegistry) -> None:
-        self._core = app
-        self._operations = operations
+    def __init__(self, app: App, calls: CallRegistry) -> None:
+        self._app = app
+        self._calls = calls
 
     async def ListOperations(
         self, request: operations_pb2.ListOperationsRequest, context: Context
@@ -57,7 +57,7 @@ class OperationsServicer(operations_pb2_grpc.OperationsServiceServicer):
         filters = f"{payment_id} {request.state}"
         after = _after("operations", filters, request.page_token)
         state = operation_state_of(request.state)
-        found = await self._core.database.read(
+        found = await self._app.database.read(
             lambda reader: reader.operations(payment_id, state, after, page_size + 1)
         )
         page, token = pagination.page_of(
@@ -79,7 +79,7 @@ class OperationsServicer(operations_pb2_grpc.OperationsServiceServicer):
         operation_id = fields.our_id("operation_id", request.operation_id)
         fields.check()
         cause = cause_of(context, "ResumeOperation")
-        operation = await self._operations.run(resume_operation(self._core, operation_id, cause))
+        operation = await self._calls.run(resume_operation(self._app, operation_id, cause))
         return operations_pb2.ResumeOperationResponse(
             operation=operation_message(ListedOperation(operation))
         )
@@ -92,9 +92,7 @@ class OperationsServicer(operations_pb2_grpc.OperationsServiceServicer):
         reason = fields.text("reason", request.reason, required=True)
         fields.check()
         cause = cause_of(context, "AbandonOperation")
-        operation = await self._operations.run(
-            abandon_operation(self._core, operation_id, reason, cause)
-        )
+        operation = await self._calls.run(abandon_operation(self._app, operation_id, reason, cause))
         return operations_pb2.AbandonOperationResponse(
             operation=operation_message(ListedOperation(operation))
         )
@@ -105,7 +103,7 @@ class OperationsServicer(operations_pb2_grpc.OperationsServiceServicer):
         fields = RequestFields()
         currency = fields.currency("currency_code", request.currency_code)
         amount = fields.part(
-            request.amount if request.HasField("amount") else None, self._core.policy
+            request.amount if request.HasField("amount") else None, self._app.policy
         )
         named = amount.currency.upper() if amount else ""
         if named and request.currency_code and named != currency:
@@ -121,13 +119,13 @@ class OperationsServicer(operations_pb2_grpc.OperationsServiceServicer):
         )
         fields.check()
         if request.validate_only:
-            answer = await self._core.database.transact(
-                write_off_preview, self._core.answers, command
+            answer = await self._app.database.transact(
+                write_off_preview, self._app.answers, command
             )
             return operations_pb2.WriteOffExpertDebtResponse.FromString(answer.body)
         # The interceptor sends bytes as they are.
-        return await self._operations.run(
-            write_off_expert_debt(self._core, command)  # type: ignore[arg-type]
+        return await self._calls.run(
+            write_off_expert_debt(self._app, command)  # type: ignore[arg-type]
         )
 
     async def DismissFraudWarning(
@@ -144,8 +142,8 @@ class OperationsServicer(operations_pb2_grpc.OperationsServiceServicer):
         )
         fields.check()
         # The interceptor sends bytes as they are.
-        return await self._operations.run(
-            dismiss_fraud_warning(self._core, command)  # type: ignore[arg-type]
+        return await self._calls.run(
+            dismiss_fraud_warning(self._app, command)  # type: ignore[arg-type]
         )
 
     async def SettleClientPayable(
@@ -158,13 +156,13 @@ class OperationsServicer(operations_pb2_grpc.OperationsServiceServicer):
             key=fields.key(request.idempotency_key),
             fields=fingerprint(request),
             payment_id=fields.our_id("payment_id", request.payment_id),
-            part=fields.part(amount, self._core.policy),
+            part=fields.part(amount, self._app.policy),
             reason=fields.text("reason", request.reason, required=True),
         )
         fields.check()
         # The interceptor sends bytes as they are.
-        return await self._operations.run(
-            settle_client_payable(self._core, command)  # type: ignore[arg-type]
+        return await self._calls.run(
+            settle_client_payable(self._app, command)  # type: ignore[arg-type]
         )
 
     async def ListWebhookEvents(
@@ -177,7 +175,7 @@ class OperationsServicer(operations_pb2_grpc.OperationsServiceServicer):
         filters = str(request.state)
         after = _after("webhook_events", filters, request.page_token)
         state = webhook_event_state_of(request.state)
-        found = await self._core.database.read(
+        found = await self._app.database.read(
             lambda reader: reader.webhook_events(state, after, page_size + 1)
         )
         page, token = pagination.page_of(
@@ -194,7 +192,7 @@ class OperationsServicer(operations_pb2_grpc.OperationsServiceServicer):
         fields = RequestFields()
         event_id = fields.our_id("event_id", request.event_id)
         fields.check()
-        event = await self._operations.run(retry_webhook_event(self._core, event_id))
+        event = await self._calls.run(retry_webhook_event(self._app, event_id))
         return operations_pb2.RetryWebhookEventResponse(event=webhook_event_message(event))
 
     async def RunReconciliation(
@@ -205,11 +203,11 @@ class OperationsServicer(operations_pb2_grpc.OperationsServiceServicer):
         min_update_time = fields.time("min_update_time", request)
         fields.check()
         cause = cause_of(context, "RunReconciliation")
-        span = timedelta(seconds=self._core.policy.reconcile_span)
-        report = await self._operations.run(
-            reconcile_payment(self._core, payment_id, cause)
+        span = timedelta(seconds=self._app.policy.reconcile_span)
+        report = await self._calls.run(
+            reconcile_payment(self._app, payment_id, cause)
             if payment_id
-            else reconcile(self._core, min_update_time or datetime.now(UTC) - span, cause)
+            else reconcile(self._app, min_update_time or datetime.now(UTC) - span, cause)
         )
         return report_message(report)
 
@@ -225,7 +223,7 @@ class OperationsServicer(operations_pb2_grpc.OperationsServiceServicer):
         filters = f"{payment_id} {request.open_only}"
         keyset = pagination.read_page_token("discrepancies", filters, request.page_token, 1)
         before = pagination.token_id(keyset[0]) if keyset else None
-        found = await self._core.database.read(
+        found = await self._app.database.read(
             lambda reader: reader.discrepancies(
                 payment_id, before, page_size + 1, open_only=request.open_only
             )
@@ -246,8 +244,8 @@ class OperationsServicer(operations_pb2_grpc.OperationsServiceServicer):
         reason = fields.text("reason", request.reason, required=True)
         fields.check()
         cause = cause_of(context, "ResolveDiscrepancy")
-        stored = await self._operations.run(
-            resolve_discrepancy(self._core, discrepancy_id, reason, cause)
+        stored = await self._calls.run(
+            resolve_discrepancy(self._app, discrepancy_id, reason, cause)
         )
         return operations_pb2.ResolveDiscrepancyResponse(
             discrepancy=discrepancy_message(stored.discrepancy, stored)

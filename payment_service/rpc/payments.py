@@ -36,9 +36,9 @@ from payment_service.rpc.messages.payments import (
 class PaymentServicer(payments_pb2_grpc.PaymentServiceServicer):
     """Answers money RPCs with the stored bytes, so that a repeated key gets the same ones."""
 
-    def __init__(self, app: App, operations: CallRegistry) -> None:
-        self._core = app
-        self._operations = operations
+    def __init__(self, app: App, calls: CallRegistry) -> None:
+        self._app = app
+        self._calls = calls
 
     async def InitiatePayment(
         self, request: payments_pb2.InitiatePaymentRequest, context: Context
@@ -51,7 +51,7 @@ class PaymentServicer(payments_pb2_grpc.PaymentServiceServicer):
             client_id=fields.identifier("client_id", request.client_id),
             expert_id=fields.identifier("expert_id", request.expert_id),
             gig_id=fields.identifier("gig_id", request.gig_id),
-            amount=fields.amount(_amount_of(request), self._core.policy),
+            amount=fields.amount(_amount_of(request), self._app.policy),
             description=fields.text("description", request.description),
             escrow_mode=escrow_mode_of(
                 fields.enum("escrow_mode", request.escrow_mode, payments_pb2.EscrowMode)
@@ -65,9 +65,9 @@ class PaymentServicer(payments_pb2_grpc.PaymentServiceServicer):
             fields.fault("expert_id", "must be another than the client")
         fields.check()
         if request.validate_only:
-            payment = await preview_of_initiation(self._core, command)
-            return initiated_message(payment, self._core.policy.publishable_key)
-        answer = await self._operations.run(initiate_payment(self._core, command))
+            payment = await preview_of_initiation(self._app, command)
+            return initiated_message(payment, self._app.policy.publishable_key)
+        answer = await self._calls.run(initiate_payment(self._app, command))
         response = payments_pb2.InitiatePaymentResponse.FromString(answer.body)
         response.client_secret = answer.client_secret
         return response
@@ -81,19 +81,19 @@ class PaymentServicer(payments_pb2_grpc.PaymentServiceServicer):
             key=fields.key(request.idempotency_key),
             fields=fingerprint(request),
             payment_id=fields.our_id("payment_id", request.payment_id),
-            part=fields.part(_amount_of(request), self._core.policy),
+            part=fields.part(_amount_of(request), self._app.policy),
             final=request.final,
             notes=fields.text("notes", request.notes),
             expected_version=fields.version("expected_version", request.expected_version),
         )
         fields.check()
         if request.validate_only:
-            preview = await self._core.database.transact(capture_preview, command)
+            preview = await self._app.database.transact(capture_preview, command)
             return payments_pb2.CapturePaymentResponse(
                 payment=payment_message(preview.before),
                 preview=preview_message(preview),
             )
-        answer = await self._operations.run(capture_payment(self._core, command))
+        answer = await self._calls.run(capture_payment(self._app, command))
         return answer.body  # type: ignore[return-value]  # the interceptor sends bytes as they are
 
     async def RefundPayment(
@@ -105,18 +105,18 @@ class PaymentServicer(payments_pb2_grpc.PaymentServiceServicer):
             key=fields.key(request.idempotency_key),
             fields=fingerprint(request),
             payment_id=fields.our_id("payment_id", request.payment_id),
-            part=fields.part(_amount_of(request), self._core.policy),
+            part=fields.part(_amount_of(request), self._app.policy),
             reason=fields.text("reason", request.reason),
             expected_version=fields.version("expected_version", request.expected_version),
         )
         fields.check()
         if request.validate_only:
-            preview = await self._core.database.transact(refund_preview, command)
+            preview = await self._app.database.transact(refund_preview, command)
             return payments_pb2.RefundPaymentResponse(
                 payment=payment_message(preview.before),
                 preview=preview_message(preview),
             )
-        answer = await self._operations.run(refund_payment(self._core, command))
+        answer = await self._calls.run(refund_payment(self._app, command))
         return answer.body  # type: ignore[return-value]  # the interceptor sends bytes as they are
 
     async def GetPayment(
@@ -162,7 +162,7 @@ class PaymentServicer(payments_pb2_grpc.PaymentServiceServicer):
             max_deadline_time=max_deadline_time,
             before=(pagination.token_time(keyset[0]), keyset[1]) if keyset else None,
         )
-        found = await self._core.database.read(lambda reader: reader.payments(which, page_size + 1))
+        found = await self._app.database.read(lambda reader: reader.payments(which, page_size + 1))
         page, token = pagination.page_of(
             found,
             page_size,
@@ -178,7 +178,7 @@ class PaymentServicer(payments_pb2_grpc.PaymentServiceServicer):
         fields = RequestFields()
         fields.our_id("payment_id", payment_id)
         fields.check()
-        payment = await self._core.database.read(lambda reader: reader.payment(payment_id))
+        payment = await self._app.database.read(lambda reader: reader.payment(payment_id))
         if payment is None:
             raise payment_not_found(payment_id)
         return payment

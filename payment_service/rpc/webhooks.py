@@ -20,12 +20,12 @@ class WebhookServicer(webhooks_pb2_grpc.WebhookServiceServicer):
     def __init__(
         self,
         app: App,
-        operations: CallRegistry,
+        calls: CallRegistry,
         secrets: Mapping[str, WebhookSecrets],
         refused: Callable[[str, str], None],
     ) -> None:
-        self._core = app
-        self._operations = operations
+        self._app = app
+        self._calls = calls
         self._secrets = secrets
         self._refused = refused
 
@@ -36,9 +36,9 @@ class WebhookServicer(webhooks_pb2_grpc.WebhookServiceServicer):
         if endpoint is None:
             raise invalid_field("endpoint", "must be PLATFORM or CONNECT")
         try:
-            event_id, duplicate = await self._operations.run(
+            event_id, duplicate = await self._calls.run(
                 ingest_event(
-                    self._core,
+                    self._app,
                     endpoint,
                     request.payload,
                     request.signature,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass
 
-import grpc
 from google.rpc import error_details_pb2, status_pb2
 from grpc import aio
 
@@ -57,7 +56,3 @@ class Reply:
     code: str
     body: bytes
     refused: Refused | None = None
-
-
-def code_of(name: str) -> grpc.StatusCode:
-    return grpc.StatusCode[name]
