@@ -7,7 +7,10 @@ import asyncio
 import grpc
 import pytest
 from grpc import aio
+from sqlalchemy import event
 
+from payment_service.adapters.postgres.engine import SqlDatabase
+from payment_service.adapters.postgres.transaction import SqlTransaction
 from payment_service.rpc.call_context import CallRegistry
 from tests.support.books import check_books
 from tests.support.errors import Reply, refusal
@@ -98,6 +101,39 @@ async def test_refunds_at_once_never_give_back_more_than_was_captured(shared: Wo
     assert after.refunded_amount.minor_units == 9_000
     refunds = await shared.stripe.effects("refunded", payment.payment_intent_id)
     assert sum(refund["amount"] for refund in refunds) == 9_000
+    await check_books(shared)
+
+
+async def test_a_debt_is_read_at_one_moment(shared: World, module_database_url: str) -> None:
+    """A reversal that ends while a capture reads the debt is not kept back by the capture too."""
+    expert = await shared.expert()
+    paid = await shared.captured(expert, amount=10_000)
+    await shared.stripe.fault("/reversals$", "status", times=None, status=503)
+    request = refund_request(paid.payment_id)
+    assert (await refusal(shared.payments.RefundPayment(request))).code == "UNAVAILABLE"
+    loop = asyncio.get_running_loop()
+    ended: list[str] = []
+
+    def read_debt(tx: SqlTransaction) -> int:
+        def finish(connection: object, cursor: object, statement: str, *_: object) -> None:
+            if "FROM postings" in statement and not ended:
+                ended.append(statement)
+                asyncio.run_coroutine_threadsafe(end_reversal(), loop).result(30)
+
+        event.listen(tx.connection, "after_cursor_execute", finish)
+        return tx.expert_debt(expert, "USD")
+
+    async def end_reversal() -> None:
+        await shared.stripe.clear_faults()
+        await shared.settle_down()
+
+    database = SqlDatabase(module_database_url)
+    try:
+        assert await database.transact(read_debt) == 0
+        assert ended
+    finally:
+        await asyncio.to_thread(database.close)
+    assert (await shared.get(paid.payment_id)).state == REFUNDED
     await check_books(shared)
 
 

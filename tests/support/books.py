@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from typing import Any
 
 from marketplace.payments.v1 import events_pb2
 from tests.support.world import World
@@ -111,7 +112,19 @@ def _check_sums(world: World) -> None:
     ):
         assert sums.get((f"client_payable:{payment_id}", currency), 0) == -owed
     # No debt is paid twice.
-    assert not [key for key, sum_ in sums.items() if key[0].startswith("expert_debt:") and sum_ < 0]
+    overpaid = {
+        key: sum_ for key, sum_ in sums.items() if key[0].startswith("expert_debt:") and sum_ < 0
+    }
+    assert not overpaid, _postings_of(world, overpaid)
+
+
+def _postings_of(world: World, accounts: Collection[tuple[str, str]]) -> list[Any]:
+    """The postings of these accounts, to be read when a check fails."""
+    return world.sql(
+        "SELECT payment_id, sequence, account, currency, minor_units, kind FROM postings "
+        "WHERE account = ANY(%s) ORDER BY time",
+        [[account for account, _ in accounts]],
+    )
 
 
 def _check_rows(world: World) -> None:

@@ -26,26 +26,27 @@ class DebtWrites(TransactionStatements):
         expert until the transaction ends, so that two captures cannot keep back the same debt.
         """
         self._maybe("SELECT FROM experts WHERE expert_id = :id FOR UPDATE", id=expert_id)
-        row = self._one(
-            "SELECT (SELECT coalesce(sum(minor_units), 0) FROM postings "
+        # One statement: a reversal that ends between two of them would count as open in neither,
+        # or in both, because its transaction does not lock the expert.
+        rows = self._all(
+            "SELECT debt.minor_units AS debt, open_reversal.* FROM "
+            "(SELECT (SELECT coalesce(sum(minor_units), 0) FROM postings "
             "WHERE account = :account AND currency = :currency) "
             "- (SELECT coalesce(sum(debt_offset), 0) FROM payments "
             "WHERE expert_id = :id AND currency = :currency AND debt_offset > 0) "
-            "AS debt",
+            "AS minor_units) AS debt "
+            "LEFT JOIN (SELECT operations.* FROM operations JOIN payments USING (payment_id) "
+            "WHERE kind = 'reverse_transfer' AND operations.state = ANY(:open) "
+            "AND payments.expert_id = :id AND currency = :currency) AS open_reversal ON true",
             id=expert_id,
             account=expert_debt(expert_id),
             currency=currency,
-        )
-        reversals = self._all(
-            "SELECT operations.* FROM operations JOIN payments USING (payment_id) "
-            "WHERE kind = 'reverse_transfer' AND operations.state = ANY(:open) "
-            "AND payments.expert_id = :id AND currency = :currency",
             open=[state.value for state in OPEN_STATES],
-            id=expert_id,
-            currency=currency,
         )
-        reversing = sum(debt_if_not_reversed(operation_of(row)) for row in reversals)
-        return max(int(row["debt"]) - reversing, 0)
+        reversing = sum(
+            debt_if_not_reversed(operation_of(row)) for row in rows if row["operation_id"]
+        )
+        return max(int(rows[0]["debt"]) - reversing, 0)
 
 
 class DebtReads(Statements):
