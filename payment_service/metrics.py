@@ -169,6 +169,17 @@ class Metrics:
         self.event_watchers = Gauge(
             "payments_event_watchers", "Open streams of WatchEvents.", registry=r
         )
+        self.background_failures = Counter(
+            "payments_background_failures",
+            "Times that a background task of this process failed and began again, by task.",
+            ["job"],
+            registry=r,
+        )
+        self.gauges_updated = Gauge(
+            "payments_gauges_updated_timestamp_seconds",
+            "When the gauges of backlog and held money were last read, in seconds since 1970.",
+            registry=r,
+        )
 
     def observe_rpc(self, method: str, code: str, seconds: float) -> None:
         self.rpc_seconds.labels(method, code).observe(seconds)
@@ -250,7 +261,15 @@ class Metrics:
         self.webhooks_refused.labels(endpoint, fault).inc()
         log.warning("webhook_refused", endpoint=endpoint, fault=fault)
 
+    def gauges_read(self) -> None:
+        """Records that the gauges are as old as this moment."""
+        self.gauges_updated.set_to_current_time()
+
     # ---- alarms: what needs a human ----
+
+    def background_failed(self, job: str, error: str) -> None:
+        self.background_failures.labels(job).inc()
+        log.error("background_failed", job=job, error=error)
 
     def operation_parked(self, operation: Operation, why: str) -> None:
         self.operations_parked.labels(operation.kind.value).inc()

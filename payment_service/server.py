@@ -6,6 +6,7 @@ import asyncio
 import signal
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, Final
 
 import grpc
@@ -17,6 +18,7 @@ from grpc_reflection.v1alpha.reflection import aio as aio_reflection
 from prometheus_client import start_http_server
 
 from payment_service.application.jobs.scheduler import run_background
+from payment_service.application.jobs.supervision import supervised
 from payment_service.bootstrap import SERVICES, Wired, add_services, wire
 from payment_service.config import Settings
 from payment_service.domain.errors import Refusal
@@ -95,8 +97,10 @@ async def serve(settings: Settings) -> None:
     metrics_server = _serve_metrics(settings, wired)
     await server.start()
     background = asyncio.create_task(run_background(wired.app))
-    watch = asyncio.create_task(_watch_health(wired, servicer))
-    gauge = asyncio.create_task(_gauge_backlog(wired))
+    watch = asyncio.create_task(
+        supervised(wired.metrics, "health", partial(_watch_health, wired, servicer))
+    )
+    gauge = asyncio.create_task(supervised(wired.metrics, "gauges", partial(_gauge_backlog, wired)))
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -147,7 +151,7 @@ async def _watch_health(wired: Wired, servicer: health.aio.HealthServicer) -> No
     serving: bool | None = None
     admitted = False
     while True:
-        now = await wired.database.ping()
+        now = await _accepts_writes(wired)
         if now and not admitted:
             await servicer.set(_ADMISSION, health_pb2.HealthCheckResponse.SERVING)
             admitted = True
@@ -162,6 +166,15 @@ async def _watch_health(wired: Wired, servicer: health.aio.HealthServicer) -> No
         await asyncio.sleep(_HEALTH_SECONDS)
 
 
+async def _accepts_writes(wired: Wired) -> bool:
+    """Returns whether the database is ready. An unexpected error says that it is not."""
+    try:
+        return await wired.database.ping()
+    except Exception as error:  # noqa: BLE001 - health must not keep its last status
+        wired.metrics.background_failed("health", type(error).__name__)
+        return False
+
+
 async def _gauge_backlog(wired: Wired) -> None:
     """Updates the gauges. They keep their last values while the database is unavailable."""
     while True:
@@ -173,6 +186,7 @@ async def _gauge_backlog(wired: Wired) -> None:
             wired.metrics.observe_held(
                 await wired.database.read(lambda reader: reader.held_money())
             )
+            wired.metrics.gauges_read()
         await asyncio.sleep(_GAUGE_SECONDS)
 
 

@@ -3,8 +3,10 @@
 import json
 import os
 import queue
+import re
 import signal
 import threading
+import urllib.request
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from typing import Any
@@ -27,13 +29,13 @@ NAMES = ("", "marketplace.payments.v1")
 
 @contextmanager
 def serving(
-    nursery: Nursery, database_url: str
+    nursery: Nursery, database_url: str, metrics_port: int = 0
 ) -> Iterator[tuple[str, "queue.Queue[dict[str, Any]]"]]:
     """A replica's address, and the lines of its log."""
     port = first_free_port(1)
     environment = {
         **os.environ,
-        **{"DATABASE_URL": database_url, "GRPC_PORT": str(port), "METRICS_PORT": "0"},
+        **{"DATABASE_URL": database_url, "GRPC_PORT": str(port), "METRICS_PORT": str(metrics_port)},
     }
     lines: queue.Queue[dict[str, Any]] = queue.Queue()
     process = nursery.spawn(environment)
@@ -72,14 +74,23 @@ def empty(postgres: EmbeddedPostgres) -> str:
     return postgres.create_database(new_name("empty").replace("-", "_"))
 
 
+def gauges_are_read(metrics_port: int) -> bool:
+    with urllib.request.urlopen(f"http://127.0.0.1:{metrics_port}/metrics", timeout=5) as answer:
+        text = answer.read().decode()
+    [updated] = re.findall(r"^payments_gauges_updated_timestamp_seconds (\S+)$", text, re.MULTILINE)
+    return float(updated) > 0 and "payments_backlog_items{" in text
+
+
 def test_before_and_after_it_is_migrated(nursery: Nursery, empty: str) -> None:
-    with serving(nursery, empty) as (address, lines):
+    metrics_port = first_free_port(1)
+    with serving(nursery, empty, metrics_port) as (address, lines):
         why = next_line(lines, "database_not_migrated")
         assert (why["revision"], why["expected"]) == ("", EXPECTED_REVISION)
         assert "python -m payment_service migrate" in why["remedy"]
         assert health(address) == [NOT_SERVING, NOT_SERVING]
         migrate(empty)
         until(lambda: health(address) == [SERVING, SERVING], "it serves")
+        until(lambda: gauges_are_read(metrics_port), "the gauges are read again")
 
 
 @pytest.mark.parametrize(("revision", "status"), [("0000", NOT_SERVING), ("9999", SERVING)])

@@ -205,3 +205,26 @@ async def test_stripe_unavailable_is_reported_nothing_is_sent_and_the_key_works_
     assert (await world.until_answered("CapturePayment", request)).code == "OK"
     assert len(await world.stripe.requests("/capture")) == 1
     await check_books(world)
+
+
+async def test_payments_that_stripe_cannot_show_stop_no_others(world: World) -> None:
+    """Their failures in a row say nothing about Stripe: the platform's balance can be read."""
+    expert = await world.expert()
+    for _ in range(4):
+        broken = await world.escrowed(expert)
+        path = f"/payment_intents/{broken.payment_intent_id}"
+        for method in ("GET", "POST"):
+            match = {"method": method}
+            await world.stripe.fault(path, "status", times=None, status=503, match=match)
+        refused = await refusal(world.payments.CapturePayment(capture_request(broken.payment_id)))
+        assert refused.code == "UNAVAILABLE"
+    assert world.service is not None
+    stripe = world.service.app.stripe
+
+    async def failed_often() -> bool:
+        return await world.stripe.fired() >= 30
+
+    await until(failed_often, "thirty failures")
+    for _ in range(3):
+        assert not stripe.is_unavailable
+        assert (await world.captured(expert)).state == CAPTURED

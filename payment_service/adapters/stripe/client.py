@@ -41,6 +41,12 @@ API_VERSION: Final = "2026-10-28.endive"
 _READ_TRIES: Final = 3
 
 
+def _is_silence(error: Exception) -> bool:
+    """Returns whether Stripe did not answer, or answered with a 5xx."""
+    status = error.http_status if isinstance(error, stripe.StripeError) else None
+    return status is None or status >= 500
+
+
 class StripeCaller:
     """Makes calls through the circuit breaker and turns failures into outcomes or errors."""
 
@@ -52,12 +58,8 @@ class StripeCaller:
         async with self.breaker.call():
             try:
                 answer = await make()
-            except stripe.StripeError as error:
-                silent = error.http_status is None or error.http_status >= 500
-                (self.breaker.failed if silent else self.breaker.answered)()
-                raise
-            except Exception:
-                self.breaker.failed()
+            except Exception as error:
+                (self.breaker.failed if _is_silence(error) else self.breaker.answered)()
                 raise
             self.breaker.answered()
             return answer
@@ -131,7 +133,7 @@ class StripeResource:
         timeout_seconds: float = 15.0,
         connections: int = 256,
     ) -> None:
-        self._calls = StripeCaller(Breaker(connections))
+        self._calls = StripeCaller(Breaker(connections, self._answers))
         # Our own connector replaces the one with Stripe's CA bundle, so it gets the bundle too.
         context = ssl.create_default_context(cafile=stripe.ca_bundle_path)
         self._http = stripe.AIOHTTPClient(
@@ -146,6 +148,14 @@ class StripeResource:
             base_addresses={"api": api_base} if api_base else None,
             http_client=self._http,
         )
+
+    async def _answers(self) -> bool:
+        """Returns whether Stripe answers a read that concerns no payment and no account."""
+        try:
+            await self._client.v1.balance.retrieve_async()
+        except Exception as error:  # noqa: BLE001 - whatever it is, Stripe has not answered
+            return not _is_silence(error)
+        return True
 
     async def _read_of_account(self, make: Callable[[], Awaitable[T]]) -> T | None:
         """Makes a read of a connected account. Returns None if the account revoked our access."""

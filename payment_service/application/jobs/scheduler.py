@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from typing import Final
 
 import structlog
@@ -19,6 +20,7 @@ from payment_service.application.jobs.poll_stale_payments import poll_stale_paym
 from payment_service.application.jobs.recover_operations import recover_operations
 from payment_service.application.jobs.retry_waiting_captures import retry_waiting_captures
 from payment_service.application.jobs.sequence_feed import advance_feed, sequence_feed
+from payment_service.application.jobs.supervision import supervised
 from payment_service.application.jobs.sync_expired_authorizations import (
     sync_expired_authorizations,
 )
@@ -60,7 +62,8 @@ async def run_background(app: App) -> None:
         # These two are also woken when there is work.
         tasks.create_task(_loop(app, apply_waiting, soon, wakes=app.wake))
         tasks.create_task(_loop(app, sequence_feed, soon, wakes=app.feed.recorded))
-        tasks.create_task(app.database.listen(app.feed.reached))
+        listen = partial(app.database.listen, app.feed.reached)
+        tasks.create_task(supervised(app.alarms, "feed_listener", listen))
         for job in _SOON:
             tasks.create_task(_loop(app, job, soon))
         for job in _LATER:
@@ -80,7 +83,7 @@ async def _loop(app: App, job: Job, seconds: float, *, wakes: asyncio.Event | No
         except Refusal as refusal:  # The database is unavailable: wait and try again.
             log.warning("background_waits", job=job.__name__, reason=refusal.reason)
         except Exception as error:  # noqa: BLE001 - a job that raises must run again
-            log.error("background_failed", job=job.__name__, error=type(error).__name__)
+            app.alarms.background_failed(job.__name__, type(error).__name__)
         pause = random.uniform(seconds / 2, seconds)  # noqa: S311 - jitter
         if wakes is None:
             await asyncio.sleep(pause)
