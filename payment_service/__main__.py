@@ -39,8 +39,10 @@ def migrate() -> None:
 
     settings = _settings()
     try:
-        engine = make_engine(settings.require_database_url(), 1, limits=False)
-        typer.echo(f"the database is at revision {apply(engine)}")
+        url = settings.effective_direct_url or settings.require_database_url()
+        engine = make_engine(url, 1, limits=False)
+        revision = apply(engine, store_limits=settings.is_pooled)
+        typer.echo(f"the database is at revision {revision}")
         engine.dispose()
     except WrongSettings as fault:
         _refuse(fault)

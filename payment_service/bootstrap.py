@@ -96,6 +96,8 @@ def wire(settings: Settings, policy: Policy | None = None) -> Wired:
         policy=policy,
         write_threads=settings.database_write_threads,
         read_threads=settings.database_read_threads,
+        pooled=settings.is_pooled,
+        direct_url=settings.effective_direct_url,
         on_record=recorded,
         on_phase=barriers.phase if barriers else None,
     )

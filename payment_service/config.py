@@ -38,6 +38,10 @@ class Settings(BaseSettings):
     log_format: Literal["console", "json"] | None = None
 
     database_url: SecretStr | None = None
+    #: What stands between this process and PostgreSQL. PgBouncer's session mode counts as none.
+    database_pooler: Literal["none", "transaction"] = "none"
+    #: The same database without the pooler: for LISTEN and for migrations.
+    database_direct_url: SecretStr | None = None
     database_write_threads: int = Field(12, ge=1, le=200)
     database_read_threads: int = Field(4, ge=1, le=200)
 
@@ -113,7 +117,7 @@ class Settings(BaseSettings):
             raise ValueError("must be currencies that Stripe charges, such as USD,EUR")
         return upper
 
-    @field_validator("database_url")
+    @field_validator("database_url", "database_direct_url")
     @classmethod
     def _database(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None and not _is_postgres(value.get_secret_value()):
@@ -270,6 +274,16 @@ class Settings(BaseSettings):
         if self.stripe_api_base:
             return self.stripe_api_base
         return f"http://127.0.0.1:{self.stripe_simulator_port}" if self.is_simulated else None
+
+    @property
+    def is_pooled(self) -> bool:
+        """Returns whether DATABASE_URL is a pooler that gives a session to each transaction."""
+        return self.database_pooler == "transaction"
+
+    @property
+    def effective_direct_url(self) -> str:
+        """Returns DATABASE_DIRECT_URL, or ""."""
+        return self.database_direct_url.get_secret_value() if self.database_direct_url else ""
 
     @property
     def policy(self) -> Policy:

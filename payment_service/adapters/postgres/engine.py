@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from typing import Concatenate, Final, ParamSpec, TypeVar
 
@@ -24,6 +25,7 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlch
 
 from payment_service.adapters.postgres import feed
 from payment_service.adapters.postgres.clock import own_clock
+from payment_service.adapters.postgres.limits import OPTIONS, missing_limits
 from payment_service.adapters.postgres.reader import SqlReader
 from payment_service.adapters.postgres.schema import EXPECTED_REVISION, stored_revision
 from payment_service.adapters.postgres.transaction import SqlTransaction
@@ -40,11 +42,6 @@ _RETRYABLE_SQLSTATES: Final = frozenset({"40001", "40P01", "55P03"})
 _PHASE_TRIES: Final = 4
 _TRANSACTION_STATUS_INERROR: Final = 3
 _DEFAULT_POLICY: Final = Policy()
-
-_LIMITS: Final = (
-    "-c statement_timeout=5s -c lock_timeout=2s "
-    "-c idle_in_transaction_session_timeout=10s -c timezone=UTC"
-)
 
 
 class SwallowedError(RuntimeError):
@@ -71,7 +68,8 @@ def plain_url(url: str) -> str:
 def make_engine(url: str, size: int, *, autocommit: bool = False, limits: bool = True) -> Engine:
     """Returns an engine with ``size`` connections, one for each thread that uses it.
 
-    ``limits=False`` leaves out the timeouts of statements and locks, for migrations.
+    ``limits=False`` does not ask for the limits of statements and locks: a migration needs none,
+    and a pooler refuses to be asked.
     """
     engine = create_engine(
         normalized_url(url),
@@ -89,7 +87,7 @@ def make_engine(url: str, size: int, *, autocommit: bool = False, limits: bool =
             "tcp_user_timeout": 10_000,
             "application_name": "payment_service",
             "target_session_attrs": "read-write",
-            **({"options": _LIMITS} if limits else {}),
+            **({"options": OPTIONS} if limits else {}),
         },
     )
     if not autocommit:
@@ -121,21 +119,24 @@ class SqlDatabase:
         write_threads: int = 12,
         read_threads: int = 4,
         admission_seconds: float = 2.0,
+        pooled: bool = False,
+        direct_url: str = "",
         on_record: Callable[[SqlTransaction], None] | None = None,
         on_phase: Callable[[str, str], None] | None = None,
     ) -> None:
-        self._url = url
+        #: Where notices are heard, or "" where they are not: a pooler has no session to hear them.
+        self._listen_url = direct_url or ("" if pooled else url)
         #: Payments are scheduled by it when they are recorded.
         self._policy = policy
-        self._write_engine = make_engine(url, write_threads)
-        self._read_engine = make_engine(url, read_threads, autocommit=True)
+        self._write_engine = make_engine(url, write_threads, limits=not pooled)
+        self._read_engine = make_engine(url, read_threads, autocommit=True, limits=not pooled)
         self._writers = ThreadPoolExecutor(write_threads, thread_name_prefix="write")
         self._readers = ThreadPoolExecutor(read_threads, thread_name_prefix="read")
         # One place for each thread; callers wait for a place, not for a connection.
         self._write_places = asyncio.Semaphore(write_threads)
         self._read_places = asyncio.Semaphore(read_threads)
         self._admission_seconds = admission_seconds
-        self._revision: str | None = None
+        self._readiness: _Readiness | None = None
         self._held = threading.local()
         #: Every connection that a reading thread holds. `close` must close them, because a pool
         #: that is disposed of does not close connections that are in use.
@@ -241,27 +242,27 @@ class SqlDatabase:
             connection.close()
 
     async def ping(self) -> bool:
-        """Returns whether the database accepts writes and has the schema that this code expects.
+        """Returns whether the database accepts writes, has the schema, and keeps the limits.
 
         A newer schema is accepted: replicas of the former release run until they are replaced.
         """
         try:
-            takes_writes, revision = await self.read(_readiness)
+            now = await self.read(_readiness)
         except Unavailable:
             return False
-        if revision != self._revision and revision < EXPECTED_REVISION:
-            log.error(
-                "database_not_migrated",
-                revision=revision,
-                expected=EXPECTED_REVISION,
-                remedy="run: python -m payment_service migrate",
-            )
-        self._revision = revision
-        return takes_writes and revision >= EXPECTED_REVISION
+        if now != self._readiness:
+            now.report()
+        self._readiness = now
+        return now.is_ready
 
     async def listen(self, hear: Callable[[int], None]) -> None:
-        """Calls ``hear`` with every announced position of the feed, until it is cancelled."""
-        await feed.listen(plain_url(self._url), hear)
+        """Calls ``hear`` with every announced position of the feed, until it is cancelled.
+
+        Without a direct connection nothing is announced, and the feed is polled.
+        """
+        if not self._listen_url:
+            await asyncio.Event().wait()
+        await feed.listen(plain_url(self._listen_url), hear)
 
     def clock(self) -> float:
         """Returns seconds by the process's own clock; see `clock.own_clock`."""
@@ -277,11 +278,44 @@ class SqlDatabase:
         self._read_engine.dispose()
 
 
-def _readiness(reader: SqlReader) -> tuple[bool, str]:
-    """Returns whether the database accepts writes, and the revision of its schema."""
+@dataclass(frozen=True, slots=True)
+class _Readiness:
+    """What must be true of the database before this replica wants calls."""
+
+    takes_writes: bool
+    revision: str
+    #: The limits of a session that are not in force.
+    missing_limits: str
+
+    @property
+    def is_ready(self) -> bool:
+        migrated = self.revision >= EXPECTED_REVISION
+        return self.takes_writes and migrated and not self.missing_limits
+
+    def report(self) -> None:
+        """Says in the log what must be done."""
+        if self.revision < EXPECTED_REVISION:
+            log.error(
+                "database_not_migrated",
+                revision=self.revision,
+                expected=EXPECTED_REVISION,
+                remedy="run: python -m payment_service migrate",
+            )
+        if self.missing_limits:
+            log.error(
+                "database_limits_missing",
+                missing=self.missing_limits,
+                remedy="a pooler drops them: set DATABASE_POOLER=transaction, run as the "
+                "service's role: python -m payment_service migrate, then RECONNECT at the pooler",
+            )
+
+
+def _readiness(reader: SqlReader) -> _Readiness:
     sql = "SELECT NOT pg_is_in_recovery() AND NOT current_setting('transaction_read_only')::bool"
     takes_writes = bool(reader.connection.execute(text(sql)).scalar_one())
-    return takes_writes, stored_revision(reader.connection)
+    return _Readiness(
+        takes_writes, stored_revision(reader.connection), missing_limits(reader.connection)
+    )
 
 
 def _too_contended() -> Busy:
