@@ -146,7 +146,7 @@ async def _watch_health(wired: Wired, servicer: health.aio.HealthServicer) -> No
     """Sets the health status: serving means that the database accepts writes.
 
     If Stripe is unavailable, reads are still served. New calls are accepted from the first moment
-    at which the database was ready, because it is migrated then.
+    at which the database was ready, because it is migrated then, until a newer release takes over.
     """
     serving: bool | None = None
     admitted = False
@@ -155,6 +155,9 @@ async def _watch_health(wired: Wired, servicer: health.aio.HealthServicer) -> No
         if now and not admitted:
             await servicer.set(_ADMISSION, health_pb2.HealthCheckResponse.SERVING)
             admitted = True
+        if admitted and wired.database.is_superseded:
+            await servicer.set(_ADMISSION, health_pb2.HealthCheckResponse.NOT_SERVING)
+            admitted = False
         if now != serving:
             status = health_pb2.HealthCheckResponse.ServingStatus.Value(
                 "SERVING" if now else "NOT_SERVING"

@@ -93,6 +93,18 @@ def test_before_and_after_it_is_migrated(nursery: Nursery, empty: str) -> None:
         until(lambda: gauges_are_read(metrics_port), "the gauges are read again")
 
 
+def test_a_release_that_may_not_write_any_more_sends_its_callers_away(
+    nursery: Nursery, database_url: str
+) -> None:
+    with serving(nursery, database_url) as (address, lines):
+        until(lambda: health(address) == [SERVING, SERVING], "it serves")
+        with closing(psycopg2.connect(database_url)) as connection, connection.cursor() as cursor:
+            cursor.execute("UPDATE releases SET minimum_writer = 1000")
+            connection.commit()
+        assert next_line(lines, "release_too_old")["minimum"] == 1000
+        until(lambda: health(address) == [NOT_SERVING, NOT_SERVING], "callers move off")
+
+
 @pytest.mark.parametrize(("revision", "status"), [("0000", NOT_SERVING), ("9999", SERVING)])
 def test_an_older_schema_is_refused_and_a_newer_one_is_not(
     nursery: Nursery, database_url: str, revision: str, status: int

@@ -27,8 +27,13 @@ from payment_service.adapters.postgres import feed
 from payment_service.adapters.postgres.clock import own_clock
 from payment_service.adapters.postgres.limits import OPTIONS, missing_limits
 from payment_service.adapters.postgres.reader import SqlReader
-from payment_service.adapters.postgres.schema import EXPECTED_REVISION, stored_revision
+from payment_service.adapters.postgres.schema import (
+    EXPECTED_REVISION,
+    minimum_writer,
+    stored_revision,
+)
 from payment_service.adapters.postgres.transaction import SqlTransaction
+from payment_service.domain.audit_trail import WRITER
 from payment_service.domain.errors import Busy, Unavailable, database_unavailable
 from payment_service.domain.ports.policy import Policy
 
@@ -155,6 +160,8 @@ class SqlDatabase:
         the pool is full or the database is unavailable. After a lost COMMIT the outcome is
         unknown; only a repeated request with the same key finds out.
         """
+        if self.is_superseded:
+            raise database_unavailable()
         work = partial(self._run_phase, lambda tx: phase(tx, *args, **kwargs), phase.__name__)
         return await self._admitted(self._write_places, self._writers, work)
 
@@ -255,6 +262,11 @@ class SqlDatabase:
         self._readiness = now
         return now.is_ready
 
+    @property
+    def is_superseded(self) -> bool:
+        """Returns whether a newer release has taken over: this one may not write any more."""
+        return self._readiness is not None and not self._readiness.may_write
+
     async def listen(self, hear: Callable[[int], None]) -> None:
         """Calls ``hear`` with every announced position of the feed, until it is cancelled.
 
@@ -286,11 +298,17 @@ class _Readiness:
     revision: str
     #: The limits of a session that are not in force.
     missing_limits: str
+    minimum_writer: int
 
     @property
     def is_ready(self) -> bool:
         migrated = self.revision >= EXPECTED_REVISION
-        return self.takes_writes and migrated and not self.missing_limits
+        return self.takes_writes and migrated and not self.missing_limits and self.may_write
+
+    @property
+    def may_write(self) -> bool:
+        """Returns whether what this release writes is still understood."""
+        return self.minimum_writer <= WRITER
 
     def report(self) -> None:
         """Says in the log what must be done."""
@@ -300,6 +318,13 @@ class _Readiness:
                 revision=self.revision,
                 expected=EXPECTED_REVISION,
                 remedy="run: python -m payment_service migrate",
+            )
+        if not self.may_write:
+            log.error(
+                "release_too_old",
+                writer=WRITER,
+                minimum=self.minimum_writer,
+                remedy="end this replica: a newer release has taken over",
             )
         if self.missing_limits:
             log.error(
@@ -314,7 +339,10 @@ def _readiness(reader: SqlReader) -> _Readiness:
     sql = "SELECT NOT pg_is_in_recovery() AND NOT current_setting('transaction_read_only')::bool"
     takes_writes = bool(reader.connection.execute(text(sql)).scalar_one())
     return _Readiness(
-        takes_writes, stored_revision(reader.connection), missing_limits(reader.connection)
+        takes_writes,
+        stored_revision(reader.connection),
+        missing_limits(reader.connection),
+        minimum_writer(reader.connection),
     )
 
 

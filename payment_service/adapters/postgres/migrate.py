@@ -21,7 +21,7 @@ def migrate(engine: Engine, *, store_limits: bool = False) -> str:
     """
     with engine.begin() as connection:
         connection.execute(text("SET LOCAL statement_timeout = 0"))
-        # Whoever waits longer for another migration, or for a table, fails and can try again.
+        # A migration that waits longer for another one, or for a table, fails and can be repeated.
         connection.execute(text("SET LOCAL lock_timeout = '60s'"))
         connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _MIGRATION_LOCK})
         config = Config()

@@ -17,6 +17,13 @@ EXPECTED_REVISION: Final = max(
 )
 
 
+def minimum_writer(connection: Connection) -> int:
+    """Returns the oldest writer that may still write, or 0 if the database is not migrated."""
+    if connection.execute(text("SELECT to_regclass('releases')")).scalar_one() is None:
+        return 0
+    return int(connection.execute(text("SELECT minimum_writer FROM releases")).scalar_one())
+
+
 def stored_revision(connection: Connection) -> str:
     """Returns the revision of the database's schema, or "" if it has none."""
     if connection.execute(text("SELECT to_regclass('alembic_version')")).scalar_one() is None:

@@ -22,12 +22,14 @@ from payment_service.migrations.schema import (
     operations,
     payments,
     payouts,
+    releases,
     webhooks,
 )
 
 #: Every statement in the order of the foreign keys.
 STATEMENTS: Final = (
     guards.SCHEMA,
+    releases.SCHEMA,
     experts.SCHEMA,
     payments.SCHEMA,
     ledger.SCHEMA,
