@@ -3,6 +3,8 @@
 import os
 import secrets
 import shutil
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -145,6 +147,7 @@ def smoke_stripe(ending: Ending) -> None:
                     account = _onboard_by_hand(walk)
                 forwarder.listen_to(account)
 
+            _examine(stack, story)
             with connect_sync(*settings.grpc_addresses) as channel, forwarder:
                 target = Target(
                     channel=channel,
@@ -159,6 +162,19 @@ def smoke_stripe(ending: Ending) -> None:
         f"Stripe agrees to the minor unit; {forwarder.forwarded} of its events were forwarded.",
         good=True,
     )
+
+
+def _examine(stack: Stack, story: Story) -> None:
+    """Says what `doctor` finds. The walk brings its own webhooks, so it goes on in any case."""
+    done = subprocess.run(
+        [sys.executable, "-m", "payment_service", "doctor", "--no-round-trip"],
+        env={**os.environ, **stack.services[0].environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    for line in done.stdout.splitlines():
+        story.note(line)
 
 
 def _refuse_without_keys(given: Mapping[str, str]) -> None:

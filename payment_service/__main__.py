@@ -1,16 +1,18 @@
-"""``python -m payment_service serve | migrate | check``."""
+"""``python -m payment_service serve | migrate | check | doctor``."""
 
 from __future__ import annotations
 
 import asyncio
 import sys
-from typing import NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 from sqlalchemy.exc import SQLAlchemyError
 
 from payment_service.adapters.postgres.engine import make_engine, sqlstate
 from payment_service.config import Settings, WrongSettings, load_settings
+from payment_service.doctor import examine_platform
+from payment_service.domain.errors import Refusal
 from payment_service.logs import configure_logs
 from payment_service.server import CannotListen
 from payment_service.server import serve as serve_forever
@@ -62,6 +64,31 @@ def check() -> None:
     stripe = "the simulator" if settings.is_simulated else "Stripe"
     mode = "live" if settings.is_live else "test"
     typer.echo(f"environment {settings.environment}, {stripe} in {mode} mode")
+
+
+@app.command()
+def doctor(
+    round_trip: Annotated[
+        bool | None,
+        typer.Option(help="Wait for a webhook that Stripe is made to send."),
+    ] = None,
+    patience: Annotated[float, typer.Option(help="Seconds that the webhook may take.")] = 30.0,
+) -> None:
+    """Look at the Stripe account: what is right, and what must be changed where.
+
+    The round trip creates a payment intent that nobody pays and cancels it. It needs the gateway
+    and the service to be running, and is made in test mode unless you say otherwise. The exit code
+    is 1 if something must be changed.
+    """
+    settings = _settings()
+    wanted = not settings.is_live if round_trip is None else round_trip
+    try:
+        ready = asyncio.run(
+            examine_platform(settings, typer.echo, patience=patience if wanted else None)
+        )
+    except (WrongSettings, Refusal) as fault:
+        _refuse(fault)
+    raise typer.Exit(0 if ready else 1)
 
 
 def _settings() -> Settings:

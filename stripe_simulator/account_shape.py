@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from stripe_simulator.config import Config
 from stripe_simulator.currencies import COUNTRY_CURRENCIES
 from stripe_simulator.store import Row
 
@@ -355,35 +354,3 @@ def bank_account(id_: str, account: Row) -> dict[str, Any]:
 
 def _bank_requirements() -> dict[str, list[str]]:
     return {"currently_due": [], "errors": [], "past_due": [], "pending_verification": []}
-
-
-def platform(config: Config, payout_interval: str) -> Row:
-    """Our own account, as GET /v1/account shows it."""
-    active = dict.fromkeys(CAPABILITIES, "active")
-    return {
-        "id": config.platform_account,
-        "object": "account",
-        "business_profile": business_profile({"name": "stripe_simulator platform"}),
-        "business_type": "company",
-        "capabilities": active,
-        "charges_enabled": True,
-        "controller": {"type": "account"},
-        "country": config.country,
-        "created": 0,
-        "default_currency": COUNTRY_CURRENCIES.get(config.country, "usd"),
-        "details_submitted": True,
-        "email": "platform@example.com",
-        "external_accounts": {
-            "object": "list",
-            "data": [],
-            "has_more": False,
-            "url": f"/v1/accounts/{config.platform_account}/external_accounts",
-        },
-        "future_requirements": requirements(),
-        "metadata": {},
-        "payouts_enabled": True,
-        "requirements": requirements(),
-        "settings": settings({"payouts": {"schedule": {"interval": payout_interval}}}),
-        "tos_acceptance": NO_TERMS,
-        "type": "standard",
-    }

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from stripe_simulator import account_shape as shape
+from stripe_simulator import own_account
 from stripe_simulator.currencies import COUNTRY_CURRENCIES
 from stripe_simulator.errors import invalid_parameter, no_access, no_such, refused
 from stripe_simulator.events import emit
@@ -145,7 +146,7 @@ def retrieve_own(call: Call) -> Row:
     if call.account != call.simulation.platform:
         return reachable(call.simulation, call.account)
     simulation = call.simulation
-    return shape.platform(simulation.config, simulation.settings.platform_payout_interval)
+    return own_account.account(simulation.config, simulation.settings.platform_payout_interval)
 
 
 def update(call: Call) -> Row:

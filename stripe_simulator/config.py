@@ -88,6 +88,11 @@ class Settings:
     payout_interval: str = "daily"
     # The platform's own schedule as GET /v1/account shows it; nothing is paid out by it here.
     platform_payout_interval: str = "manual"
+    # What the platform has set up in its dashboard: the events of its endpoints (separated by
+    # commas), whether those are enabled, and whether cards are offered.
+    webhook_events: str = "*"
+    webhook_status: str = "enabled"
+    cards_offered: bool = True
     # How long a request waits for an object that another request holds before 429 lock_timeout.
     lock_wait_ms: int = 2000
     # The API reference says eight digits; the currencies page of 2026 allows more.
@@ -117,5 +122,6 @@ SETTING_CHOICES = {
     "payout_interval": ("daily", "manual"),
     "platform_payout_interval": ("daily", "manual"),
     "refund_on_low_balance": ("negative", "pending"),
+    "webhook_status": ("enabled", "disabled"),
     "reversal_balance": ("documented", "total", "available", "unlimited"),
 }

@@ -1,8 +1,7 @@
 """Every endpoint of the API, as a table: method, path, parameters, what answers.
 
 A path segment in braces is a variable. `who` says which requests may come: `platform` refuses a
-Stripe-Account header (the simulator keeps payments on the platform only), `any` takes one, and
-`publishable` also takes a publishable key.
+Stripe-Account header, `any` takes one, and `publishable` also takes a publishable key.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ from stripe_simulator import (
     dispute_schemas,
     disputes,
     early_fraud_warnings,
+    own_account,
     payment_intents,
     payment_methods,
     payouts,
@@ -67,7 +67,7 @@ class Page:
             if call.params.get(name) is not None:
                 where[name] = call.params[name]
         rows, has_more = self._page(call, where)
-        url = _path_of(call)
+        url = call.path["*"]
         return render_list(simulation, rows, url, has_more, call.get("expand") or [])
 
     def _page(self, call: Call, where: dict[str, Any]) -> tuple[list[Row], bool]:
@@ -111,10 +111,6 @@ def _within(created: int, bounds: dict[str, int]) -> bool:
     )
 
 
-def _path_of(call: Call) -> str:
-    return call.path["*"]
-
-
 def one(handler: Callable[[Call], Row]) -> Callable[[Call], Answer]:
     """An endpoint that answers with one object."""
 
@@ -131,7 +127,7 @@ def every(handler: Callable[[Call], list[Row]]) -> Callable[[Call], Answer]:
     """A short list that has no pages."""
 
     def answer(call: Call) -> Answer:
-        return listed([plain(call.simulation, row) for row in handler(call)], _path_of(call))
+        return listed([plain(call.simulation, row) for row in handler(call)], call.path["*"])
 
     return answer
 
@@ -165,6 +161,7 @@ def _object(kind: str, variable: str, noun: str) -> Callable[[Call], Row]:
 
 S = schemas
 FEE_PATH = "/v1/application_fees/{fee}/refunds"
+_PAYMENT_METHODS_PATH = "/v1/payment_method_configurations"
 REVERSAL_PATH = "/v1/transfers/{transfer}/reversals"
 ENDPOINTS: tuple[Endpoint, ...] = (
     # Accounts
@@ -356,6 +353,8 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     ),
     Endpoint("POST", "/v1/payouts/{payout}/cancel", S.EXPAND, one(payouts.cancel), "any"),
     # Events
+    Endpoint("GET", "/v1/webhook_endpoints", S.PAGING, every(own_account.webhook_endpoints)),
+    Endpoint("GET", _PAYMENT_METHODS_PATH, S.PAGING, every(own_account.payment_methods)),
     Endpoint("GET", "/v1/events", S.EVENT_LIST, Page("event", "event", keep=_wanted_event), "any"),
     Endpoint("GET", "/v1/events/{id}", S.EXPAND, one(_object("event", "id", "event")), "any"),
 )

@@ -102,13 +102,14 @@ LAYERS = [
     ),
     Layer(
         "commands",
-        {"payment_service.__main__"},
+        {"payment_service.__main__", "payment_service.doctor"},
         "a command wires what it needs itself only where it serves nothing, as migrate does",
         ours={
             *("payment_service.server", "payment_service.config", "payment_service.logs"),
             "payment_service.adapters.postgres.engine",
             "payment_service.adapters.postgres.migrate",
-            "payment_service.bootstrap",
+            "payment_service.adapters.stripe",
+            *("payment_service.bootstrap", "payment_service.domain"),
         },
         others={"sqlalchemy", "structlog", "typer", "rich"},
     ),

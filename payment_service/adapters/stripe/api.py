@@ -22,7 +22,3 @@ class StripeApi(PaymentIntents, Accounts, Balance, Events):
     def is_unavailable(self) -> bool:
         """Whether Stripe is unavailable: a call would be refused at once, without being sent."""
         return self._calls.breaker.is_open
-
-    async def close(self) -> None:
-        """Closes all connections."""
-        await self._http.close_async()  # type: ignore[no-untyped-call]  # Stripe's, untyped

@@ -149,6 +149,10 @@ class StripeResource:
             http_client=self._http,
         )
 
+    async def close(self) -> None:
+        """Closes all connections."""
+        await self._http.close_async()  # type: ignore[no-untyped-call]  # Stripe's, untyped
+
     async def _answers(self) -> bool:
         """Returns whether Stripe answers a read that concerns no payment and no account."""
         try:

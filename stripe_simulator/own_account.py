@@ -1,0 +1,116 @@
+"""What a platform has set up in Stripe's dashboard, as the API shows it."""
+
+from __future__ import annotations
+
+from stripe_simulator.account_shape import (
+    CAPABILITIES,
+    NO_TERMS,
+    business_profile,
+    requirements,
+    settings,
+)
+from stripe_simulator.config import API_VERSION, Config
+from stripe_simulator.currencies import COUNTRY_CURRENCIES
+from stripe_simulator.events import targets
+from stripe_simulator.simulation import Call
+from stripe_simulator.store import Row
+
+_CREATED = 1_790_000_000
+
+
+def webhook_endpoints(call: Call) -> list[Row]:
+    """GET /v1/webhook_endpoints. Every endpoint gets every event, at the pinned version."""
+    simulation = call.simulation
+    return [
+        {
+            "id": f"we_{number}Simulator",
+            "object": "webhook_endpoint",
+            "api_version": API_VERSION,
+            "application": "ca_Simulator" if target.scope == "connect" else None,
+            "created": _CREATED,
+            "description": None,
+            "enabled_events": simulation.settings.webhook_events.split(","),
+            "livemode": False,
+            "metadata": {},
+            "status": simulation.settings.webhook_status,
+            "url": target.url,
+        }
+        for number, target in enumerate(targets(simulation), 1)
+    ]
+
+
+def payment_methods(call: Call) -> list[Row]:
+    """GET /v1/payment_method_configurations: the default one, with cards as the switch says."""
+    value = "on" if call.simulation.settings.cards_offered else "off"
+    return [
+        {
+            "id": "pmc_1Simulator",
+            "object": "payment_method_configuration",
+            "active": True,
+            "application": None,
+            "card": {
+                "available": value == "on",
+                "display_preference": {"overridable": None, "preference": value, "value": value},
+            },
+            "is_default": True,
+            "livemode": False,
+            "name": "Default",
+            "parent": None,
+        }
+    ]
+
+
+def _bank_account(config: Config, currency: str) -> Row:
+    """The platform's own account at a bank, one for each currency that it settles."""
+    return {
+        "id": f"ba_1Simulator{currency}",
+        "object": "bank_account",
+        "account": config.platform_account,
+        "account_holder_name": None,
+        "account_holder_type": None,
+        "account_type": None,
+        "available_payout_methods": ["standard"],
+        "bank_name": "SIMULATED BANK",
+        "country": config.country,
+        "currency": currency,
+        "default_for_currency": True,
+        "fingerprint": None,
+        "future_requirements": None,
+        "last4": "6789",
+        "metadata": {},
+        "requirements": None,
+        "routing_number": None,
+        "status": "new",
+    }
+
+
+def account(config: Config, payout_interval: str) -> Row:
+    """Our own account, as GET /v1/account shows it."""
+    active = dict.fromkeys(CAPABILITIES, "active")
+    return {
+        "id": config.platform_account,
+        "object": "account",
+        "business_profile": business_profile({"name": "stripe_simulator platform"}),
+        "business_type": "company",
+        "capabilities": active,
+        "charges_enabled": True,
+        "controller": {"type": "account"},
+        "country": config.country,
+        "created": 0,
+        "default_currency": COUNTRY_CURRENCIES.get(config.country, "usd"),
+        "details_submitted": True,
+        "email": "platform@example.com",
+        "external_accounts": {
+            "object": "list",
+            "data": [_bank_account(config, currency) for currency in config.settlement_currencies],
+            "has_more": False,
+            "url": f"/v1/accounts/{config.platform_account}/external_accounts",
+        },
+        "future_requirements": requirements(),
+        "metadata": {},
+        "payouts_enabled": True,
+        "requirements": requirements(),
+        "settings": settings({"payouts": {"schedule": {"interval": payout_interval}}}),
+        "tos_acceptance": NO_TERMS,
+        "type": "standard",
+    }
