@@ -332,13 +332,15 @@ class Machine(RuleBasedStateMachine):
         key = list(self.asked)[which % len(self.asked)]
         before = self.asked[key]
         told, body = before.told, before.body
+        # A refusal by a guard leaves the key free: the call is decided anew.
+        stored = key in self.begun
         reply = self._ask(key, None)
-        if told:
+        if told and stored:
             assert (reply.told, reply.body) == (told, body), "another answer to the same key"
 
     @rule(which=_ANY)
     def same_key_with_other_content(self, which: int) -> None:
-        known = [key for key, one in self.asked.items() if not one.is_info]
+        known = [key for key in self.begun if key in self.asked and not self.asked[key].is_info]
         if not known:
             return
         key = known[which % len(known)]
