@@ -209,6 +209,17 @@ class Operation:
         """Whether it pays the expert, now or by the transfer that follows from it."""
         return self.kind in (OperationKind.CAPTURE, OperationKind.TRANSFER)
 
+    @property
+    def amount_to_capture(self) -> int:
+        """What a capture takes out of escrow, before commission; minor units.
+
+        A SEPARATE card hold may be charged with more, which then stays in escrow.
+        """
+        capture = self.payload
+        if isinstance(capture, CapturePayload) and capture.transfer is not None:
+            return capture.transfer_amount
+        return self.minor_units
+
     def is_held_by(self, holder: Operation) -> bool:
         """Fencing: whether ``holder`` still has the lease, and so may change the operation."""
         return self.is_open and self.lease_token == holder.lease_token

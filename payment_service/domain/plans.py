@@ -15,11 +15,13 @@ from payment_service.domain import money
 from payment_service.domain.errors import Precondition, invalid_field
 from payment_service.domain.guards import (
     check_capture_freeze,
+    check_promotion,
     check_refund_freeze,
     check_requested_amount,
     refuse_unless,
 )
 from payment_service.domain.ledger import CaptureSplit, RefundSplit
+from payment_service.domain.operations import Operation, OperationKind
 from payment_service.domain.payment import Payment, State
 
 
@@ -116,6 +118,27 @@ def plan_capture(payment: Payment, amount: int | None, final: bool, debt: int = 
     # SEPARATE: all of the hold is charged and the remainder stays in escrow, unless this is final.
     charges = held if payment.is_separate and not final else taken
     return CapturePlan(split, charges, held - charges, 0)
+
+
+def check_still_possible(payment: Payment, operation: Operation) -> None:
+    """Raises what an operation would be refused with if it were planned on the payment as it is.
+
+    ``payment`` is the payment without the operation. What happened at Stripe meanwhile explains a
+    refusal of Stripe better than Stripe's own code does.
+    """
+    match operation.kind:
+        case OperationKind.CAPTURE | OperationKind.TRANSFER:
+            plan_capture(payment, operation.amount_to_capture, final=True)
+        case OperationKind.CANCEL:
+            plan_refund(payment, None)
+        case OperationKind.REFUND if operation.returns_remainder:
+            check_requested_amount(payment, operation.minor_units, payment.held)
+        case OperationKind.REFUND:
+            plan_refund(payment, operation.minor_units)
+        case OperationKind.PROMOTE:
+            check_promotion(payment)
+        case _:
+            pass  # Nothing of it depends on the payment's amounts.
 
 
 def plan_refund(payment: Payment, amount: int | None) -> RefundPlan:

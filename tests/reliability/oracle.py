@@ -173,7 +173,9 @@ def refund_answer(view: View, truth: Truth, part: int | None) -> str:
         wanted = view.net if part is None else part
         if wanted > view.net:
             return "AMOUNT_TOO_LARGE"
-        return OK if wanted <= truth.net else "REFUSED_BY_PROCESSOR"
+        if wanted <= truth.net:
+            return OK
+        return "AMOUNT_TOO_LARGE" if truth.net else "WRONG_STATE"
     if view.state not in _UNCAPTURED:
         return "WRONG_STATE"
     whole = view.held or truth.amount

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from payment_service.application.operations.start import park_repayment
-from payment_service.domain import guards, transitions
+from payment_service.domain import guards, plans, transitions
 from payment_service.domain.errors import Precondition, Refusal, invalid_field
 from payment_service.domain.operations import (
     Operation,
@@ -96,10 +96,23 @@ def reject_operation(
         # The caller's answer says that the capture is in progress.
         return Ended(None, answer(tx, answers, current.claim_id, transition.after))
     failure = failure_of(Decline(refused.code or "refused", refused.decline_code), tx.now)
-    rejection = Rejection(
-        refused_transition(payment, current, failure), _refusal_of(payment, refused), refused.code
-    )
+    transition = refused_transition(payment, current, failure)
+    refusal = _refusal_as_it_is(transition.after, current)
+    if refusal is None:
+        refusal = _refusal_of(payment, refused)
+    else:  # Nothing has failed: the payment has changed meanwhile.
+        transition = replace(transition, after=replace(transition.after, failure=payment.failure))
+    rejection = Rejection(transition, refusal, refused.code)
     return fail_operation(tx, answers, policy, current, rejection, cause)
+
+
+def _refusal_as_it_is(resting: Payment, operation: Operation) -> Refusal | None:
+    """Returns what our own plan refuses the operation with now, or None if it would allow it."""
+    try:
+        plans.check_still_possible(resting, operation)
+    except Refusal as refusal:
+        return refusal
+    return None
 
 
 def fail_operation(
