@@ -188,6 +188,11 @@ class Operation:
         return CaptureSplit(self.minor_units, transfer.commission, transfer.debt_offset)
 
     @property
+    def sends_nothing(self) -> bool:
+        """Whether it is a transfer of an amount that is all commission: a sync alone books it."""
+        return self.kind is OperationKind.TRANSFER and not self.capture_split.sent
+
+    @property
     def related_payment_id(self) -> str:
         """The payment that it concerns, also of an answer to a dispute; empty for an account."""
         if isinstance(self.payload, EvidencePayload | AcceptancePayload):

@@ -99,13 +99,15 @@ def plan_capture(payment: Payment, amount: int | None, final: bool, debt: int = 
     commission = money.split_capture(
         payment.net, taken, payment.commission_basis_points, payment.currency
     ).commission
-    if commission >= taken:
+    # A SEPARATE capture that is all commission sends nothing, so that any amounts that sum to the
+    # whole can be captured. What Stripe splits must leave the expert something.
+    if commission >= taken and not payment.is_separate:
         raise Precondition(
             "COMMISSION_TOO_LARGE",
             "the commission would be the whole amount; the expert must be left something",
             {"amount": taken, "commission": commission},
         )
-    # At least one step must reach the expert: Stripe makes no transfer of nothing.
+    # At least one step reaches the expert, if there is one: a debt never takes the whole amount.
     most = taken - commission - money.step(payment.currency)
     debt_offset = max(min(debt, most), 0)
     # A conversion can leave a debt that is no whole step of the currency. Stripe would refuse such

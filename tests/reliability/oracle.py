@@ -125,6 +125,8 @@ class Asked:
     final: bool = False
     #: Of a last capture: what the client is given back with it, out of what the platform holds.
     rest: int = 0
+    #: Of a capture: all of it is commission, so that nothing is transferred.
+    sends_nothing: bool = False
     #: Why it was refused for good, or OK; empty while it may or may not have happened.
     told: str = ""
     body: bytes = b""
@@ -135,7 +137,7 @@ class Asked:
 
 
 def capture_answer(
-    view: View, truth: Truth, part: int | None, final: bool, basis_points: int
+    view: View, truth: Truth, part: int | None, final: bool
 ) -> str:
     """Returns the answer of a capture if nothing fails on the way."""
     if view.busy:
@@ -146,9 +148,6 @@ def capture_answer(
     if wanted > view.held:
         return "AMOUNT_TOO_LARGE"
     if truth.separate:
-        commission = fee(view.net + wanted, basis_points) - fee(view.net, basis_points)
-        if commission >= wanted:
-            return "COMMISSION_TOO_LARGE"
         if view.charged:
             return OK
         charges = wanted if final else view.held
@@ -200,7 +199,7 @@ def check_refunds(truth: Truth, asked: Iterable[Asked], resent: Counter[int]) ->
 
 def check_transfers(truth: Truth, asked: Iterable[Asked]) -> None:
     """Every payout was requested and was made once; every acknowledged one exists."""
-    captures = [one for one in asked if one.rpc == "CapturePayment"]
+    captures = [one for one in asked if one.rpc == "CapturePayment" and not one.sends_nothing]
     sure = sum(one.told == OK for one in captures)
     perhaps = sum(one.is_info for one in captures)
     assert sure <= truth.transfers <= sure + perhaps, f"{truth} with {captures}"

@@ -300,7 +300,7 @@ class Machine(RuleBasedStateMachine):
             return capture_payment(self.lab.app, command)
 
         self.calls[key] = call
-        expected = capture_answer(view, truth, part, final, _BASIS_POINTS)
+        expected = capture_answer(view, truth, part, final)
         self._expect(self._ask(key, trouble), expected, trouble, touched=truth.touched)
 
     def _refund(self, which: int, part: int | None, trouble: Trouble) -> None:
@@ -693,6 +693,8 @@ class Machine(RuleBasedStateMachine):
         separate = self.truths[asked.payment_id].separate
         if asked.rpc == "CapturePayment":
             asked.amount = asked.part or view.held
+            commission = fee(view.net + asked.amount, _BASIS_POINTS) - fee(view.net, _BASIS_POINTS)
+            asked.sends_nothing = separate and commission == asked.amount
             back = separate and asked.final and view.charged
             asked.rest = max(view.held - asked.amount, 0) if back else 0
         elif separate:

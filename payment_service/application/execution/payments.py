@@ -57,7 +57,8 @@ from payment_service.domain.snapshot import (
     Transfer,
 )
 
-Made: TypeAlias = PaymentSnapshot | Refund | Reversal | Transfer
+#: None is a transfer of nothing, which is not sent.
+Made: TypeAlias = PaymentSnapshot | Refund | Reversal | Transfer | None
 
 #: Stripe may show what these made later than a read: Stripe's lists can lag behind.
 _LISTED = (OperationKind.REFUND, OperationKind.REVERSE_TRANSFER, OperationKind.TRANSFER)
@@ -273,6 +274,8 @@ async def _send(app: App, operation: Operation) -> Outcome[Made]:
                     "reason": refund.reason,
                 },
             )
+        case TransferPayload() if operation.sends_nothing:
+            return Done(None)  # All of it is commission.
         case TransferPayload() as transfer:
             return await stripe.transfer(
                 key,

@@ -5,7 +5,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from payment_service.domain import guards, hold_policy, money, plans
@@ -276,6 +276,40 @@ def test_milestones_leave_the_commission_of_their_sum(
         )
     quoted = money.fee(sum(parts), payment.commission_basis_points, payment.currency)
     assert payment.net_commission == sum(commissions) == quoted == payment.commission
+
+
+@st.composite
+def _parts(draw: st.DrawFn) -> tuple[Payment, list[int]]:
+    """A platform hold in any currency at any rate, and amounts that sum to it."""
+    currency = draw(st.sampled_from(sorted(money.CURRENCIES)))
+    steps = draw(st.lists(st.integers(1, 60) | st.integers(1, 9_999), min_size=1, max_size=12))
+    unit = money.step(currency)
+    amount, rate = sum(steps) * unit, draw(st.integers(0, 9_999))
+    assume(money.fee(amount, rate, currency) < amount)  # Else it cannot be initiated.
+    return held_by_us(amount, currency, rate), [one * unit for one in steps]
+
+
+@given(_parts(), st.booleans())
+def test_any_amounts_that_sum_to_the_whole_can_be_captured(
+    given_: tuple[Payment, list[int]], rest_at_last: bool
+) -> None:
+    """The last cent may be all commission; then nothing is transferred."""
+    payment, parts = given_
+    for number, part in enumerate(parts):
+        last = number == len(parts) - 1
+        # A deadline captures what is held, without naming it.
+        plan = plans.plan_capture(payment, None if last and rest_at_last else part, last)
+        share = plan.split
+        assert share.amount == part
+        assert min(share.commission, share.sent) >= 0
+        assert not share.sent % money.step(payment.currency)
+        payment = replace(
+            payment,
+            held=payment.held - part,
+            captured=payment.captured + part,
+            net_commission=payment.net_commission + share.commission,
+        )
+    assert (payment.held, payment.net_commission) == (0, payment.commission)
 
 
 @pytest.mark.parametrize(
