@@ -189,7 +189,7 @@ class Operation:
 
     @property
     def sends_nothing(self) -> bool:
-        """Whether it is a transfer of an amount that is all commission: a sync alone books it."""
+        """Whether it is a transfer of an amount that is all commission."""
         return self.kind is OperationKind.TRANSFER and not self.capture_split.sent
 
     @property

@@ -77,10 +77,17 @@ class ReversibleTransfer:
 _REFUNDABLE: Final = (State.PENDING, State.FAILED, State.IN_ESCROW, State.CAPTURED)
 
 
-def plan_capture(payment: Payment, amount: int | None, final: bool, debt: int = 0) -> CapturePlan:
+def plan_capture(
+    payment: Payment,
+    amount: int | None,
+    final: bool,
+    debt: int = 0,
+    settlement_currencies: frozenset[str] = frozenset(),
+) -> CapturePlan:
     """Plans the capture of ``amount`` of what is held, or of all of it if None.
 
     ``debt`` is the expert's debt in the payment's currency that no other capture keeps back yet.
+    Stripe's minimum of a charge is checked where Stripe settles in the payment's currency.
     Raises Busy or Precondition if the capture is not possible now, InvalidArgument for the amount.
     """
     refuse_unless(payment, State.IN_ESCROW)
@@ -119,6 +126,12 @@ def plan_capture(payment: Payment, amount: int | None, final: bool, debt: int = 
         return CapturePlan(split, 0, 0, held - taken if final else 0)
     # SEPARATE: all of the hold is charged and the remainder stays in escrow, unless this is final.
     charges = held if payment.is_separate and not final else taken
+    try:
+        money.check_minimum(payment.money(charges), settlement_currencies)
+    except money.InvalidMoney as fault:
+        raise invalid_field(
+            "amount.minor_units", f"{fault}: the card would be charged less"
+        ) from None
     return CapturePlan(split, charges, held - charges, 0)
 
 

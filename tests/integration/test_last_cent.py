@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tests.support.books import check_books
+from tests.support.errors import refusal
 from tests.support.requests import capture_request
 from tests.support.steps.payments import PLATFORM
 from tests.support.world import CAPTURED, World
@@ -32,3 +33,15 @@ async def test_a_final_cent_returns_the_remainder(world: World) -> None:
     ended = await world.capture(held.payment_id, 1, final=True)
     assert (ended.state, ended.held_amount.minor_units) == (CAPTURED, 0)
     await check_books(world)
+
+
+async def test_a_preview_refuses_what_stripe_will_not_charge(world: World) -> None:
+    held = await world.escrowed(amount=10_000)
+    for validate_only in (True, False):
+        request = capture_request(held.payment_id, 10, final=True, validate_only=validate_only)
+        refused = await refusal(world.payments.CapturePayment(request))
+        assert (refused.code, list(refused.fields)) == ("INVALID_ARGUMENT", ["amount.minor_units"])
+    by_hand = await world.stripe.api(
+        "POST", f"/payment_intents/{held.payment_intent_id}/capture", amount_to_capture=10
+    )
+    assert by_hand["error"]["code"] == "amount_too_small"

@@ -13,6 +13,10 @@ from dataclasses import dataclass, field
 
 #: An answer that is not final: the caller repeats the call with the same key.
 AGAIN = "again"
+#: Refused because of a field, before anything is looked at under the key.
+INVALID = "invalid"
+#: The least that Stripe charges, in minor units; the same in the currencies of the model.
+MINIMUM = 50
 OK = "OK"
 
 _BUSY = ("CAPTURING", "CANCELING", "REFUNDING", "PROMOTING")
@@ -136,9 +140,7 @@ class Asked:
         return not self.told
 
 
-def capture_answer(
-    view: View, truth: Truth, part: int | None, final: bool
-) -> str:
+def capture_answer(view: View, truth: Truth, part: int | None, final: bool) -> str:
     """Returns the answer of a capture if nothing fails on the way."""
     if view.busy:
         return AGAIN
@@ -151,11 +153,17 @@ def capture_answer(
         if view.charged:
             return OK
         charges = wanted if final else view.held
+        if charges < MINIMUM:
+            return INVALID
         if truth.status == "captured":
             return OK if truth.captured == charges else "DISCREPANCY"
         return OK if truth.status == "held" else "WRONG_STATE"
     if wanted < view.held and not final:
         return "WOULD_RELEASE_REMAINDER"
+    return INVALID if wanted < MINIMUM else _split_at_capture(truth, wanted)
+
+
+def _split_at_capture(truth: Truth, wanted: int) -> str:
     if truth.status == "captured":  # By a hand at the dashboard; we had not heard of it.
         return OK if truth.captured == wanted else "DISCREPANCY"
     return OK if truth.status == "held" else "WRONG_STATE"

@@ -50,6 +50,7 @@ from payment_service.domain.ports.stripe import (
 )
 from payment_service.domain.processor_errors import refusal_of
 from payment_service.domain.snapshot import (
+    EmptyTransfer,
     MutationResult,
     PaymentSnapshot,
     Refund,
@@ -57,8 +58,7 @@ from payment_service.domain.snapshot import (
     Transfer,
 )
 
-#: None is a transfer of nothing, which is not sent.
-Made: TypeAlias = PaymentSnapshot | Refund | Reversal | Transfer | None
+Made: TypeAlias = PaymentSnapshot | Refund | Reversal | Transfer | EmptyTransfer
 
 #: Stripe may show what these made later than a read: Stripe's lists can lag behind.
 _LISTED = (OperationKind.REFUND, OperationKind.REVERSE_TRANSFER, OperationKind.TRANSFER)
@@ -243,6 +243,7 @@ async def _send(app: App, operation: Operation) -> Outcome[Made]:
                     application_fee=intent.application_fee,
                     destination_account_id=intent.destination_account_id,
                     manual_capture=not intent.automatic_capture,
+                    extended_authorization=intent.extended_authorization,
                     description=intent.description,
                     metadata={
                         **metadata,
@@ -275,7 +276,7 @@ async def _send(app: App, operation: Operation) -> Outcome[Made]:
                 },
             )
         case TransferPayload() if operation.sends_nothing:
-            return Done(None)  # All of it is commission.
+            return Done(EmptyTransfer(operation.operation_id))
         case TransferPayload() as transfer:
             return await stripe.transfer(
                 key,

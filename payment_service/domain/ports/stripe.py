@@ -86,6 +86,8 @@ class NewIntent:
     destination_account_id: str
     #: Authorize now and charge later; else the client's confirmation charges the card.
     manual_capture: bool
+    #: Ask for an authorization that lasts longer, where the card has one.
+    extended_authorization: bool
     description: str
     metadata: Mapping[str, str]
 

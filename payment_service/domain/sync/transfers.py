@@ -6,12 +6,7 @@ from payment_service.domain import transitions
 from payment_service.domain.discrepancies import DiscrepancyKind
 from payment_service.domain.ledger import StripeAmount
 from payment_service.domain.operation_payloads import RefundPayload, TransferPayload
-from payment_service.domain.operations import (
-    Operation,
-    OperationKind,
-    OperationPurpose,
-    OperationState,
-)
+from payment_service.domain.operations import Operation, OperationKind, OperationPurpose
 from payment_service.domain.snapshot import Transfer
 from payment_service.domain.sync.changes import ChangeSet, Movement, NextOperation, SyncContext
 from payment_service.domain.sync.superseded import ended_out_of_band, out_of_band_refunds
@@ -52,11 +47,10 @@ def sync_transfers(changes: ChangeSet, context: SyncContext) -> None:
         changes.movements.append(
             Movement(transfer.transfer_id, "transfer", transfer.minor_units, transfer.operation_id)
         )
-    if operation is not None and operation.sends_nothing and not changes.settled:
-        # A parked one waits for its operator, as one that sends something does.
-        waits = operation.state is OperationState.PARKED
-        if not waits and operation.minor_units <= changes.payment.held:
-            _apply_transfer(changes, context, None, operation)
+    if operation is None or context.snapshot.empty_transfer != operation.operation_id:
+        return
+    if not changes.settled and operation.minor_units <= changes.payment.held:
+        _apply_transfer(changes, context, None, operation)
 
 
 def _apply_transfer(
@@ -64,8 +58,8 @@ def _apply_transfer(
 ) -> None:
     """Books the transfer of our open operation. A final one is followed by the remainder's refund.
 
-    ``transfer`` None means that all of the amount is commission, so that none is made. Refunds that are in the same snapshot and not booked yet are booked next: they reduce the
-    remainder.
+    ``transfer`` None means that it was empty. Refunds that are in the same snapshot and not booked
+    yet are booked next: they reduce the remainder.
     """
     payment, split = changes.payment, operation.capture_split
     nothing = StripeAmount(0, payment.currency)

@@ -312,7 +312,9 @@ class FakeService:
             case OperationKind.REFUND:
                 self.intent.refund(part, name)
             case OperationKind.TRANSFER:
-                if not operation.sends_nothing:
+                if operation.sends_nothing:
+                    self.intent.empty_transfer = name
+                else:
                     self.intent.transfer(operation.capture_split.sent, name)
             case _:
                 reversal = operation.payload_as(ReversalPayload)

@@ -69,6 +69,29 @@ def test_capture_that_would_leave_the_expert_nothing_is_refused() -> None:
     assert plans.plan_capture(payment, 2, final=True).split == CaptureSplit(2, 1)
 
 
+@pytest.mark.parametrize(
+    ("payment", "part", "final", "refused"),
+    [
+        (in_state(State.IN_ESCROW), 49, True, True),
+        (in_state(State.IN_ESCROW), 50, True, False),
+        (in_state(State.IN_ESCROW, separate(CARD_HOLD)), 49, True, True),
+        # All of the hold is charged, or was charged before: only the transfer is small.
+        (in_state(State.IN_ESCROW, separate(CARD_HOLD)), 10, False, False),
+        (in_state(State.IN_ESCROW, separate(PLATFORM_HOLD)), 10, True, False),
+    ],
+)
+def test_a_card_is_charged_no_less_than_stripe_charges(
+    payment: Payment, part: int, final: bool, refused: bool
+) -> None:
+    plans.plan_capture(payment, part, final)  # Where Stripe converts, it is the judge.
+    settled = frozenset({"USD"})
+    if not refused:
+        plans.plan_capture(payment, part, final, settlement_currencies=settled)
+        return
+    with pytest.raises(InvalidArgument, match=r"at least 0\.50 USD"):
+        plans.plan_capture(payment, part, final, settlement_currencies=settled)
+
+
 CAPTURE = (State.IN_ESCROW,)
 REFUND = (State.PENDING, State.FAILED, State.IN_ESCROW, State.CAPTURED)
 
