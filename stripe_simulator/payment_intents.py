@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from stripe_simulator import capture as capturing
-from stripe_simulator import charges, confirmation, currencies, payment_methods
+from stripe_simulator import charges, confirmation, currencies, payment_methods, reviews
 from stripe_simulator.accounts import check_destination
 from stripe_simulator.confirmation import unexpected_state
 from stripe_simulator.errors import ApiError, no_such, parameter_missing, refused
@@ -461,6 +461,7 @@ def cancel(call: Call) -> Row:
     if held:
         charge = simulation.store.require("charge", intent["latest_charge"])
         charge = charges.release(simulation, charge, "requested_by_customer")
+        reviews.close_of(simulation, charge, "canceled")
         if simulation.settings.void_refunds_charge:
             emit(simulation, "charge.refunded", charge)
     simulation.effect(

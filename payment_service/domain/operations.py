@@ -215,6 +215,11 @@ class Operation:
         return self.kind in (OperationKind.CAPTURE, OperationKind.TRANSFER)
 
     @property
+    def waits_for_freeze(self) -> bool:
+        """Whether it is not sent while the payment is frozen: it pays the expert or charges."""
+        return self.pays_expert or self.kind is OperationKind.PROMOTE
+
+    @property
     def amount_to_capture(self) -> int:
         """What a capture takes out of escrow, before commission; minor units.
 

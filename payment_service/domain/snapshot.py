@@ -144,6 +144,8 @@ class Charge:
     #: The fee that Stripe will collect, or has; the object itself may appear a moment later.
     application_fee_amount: int = 0
     application_fee: ApplicationFee | None = None
+    #: Radar's manual review of it, while that is open.
+    review_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ EXPAND: Final = [
     "latest_charge.transfer.balance_transaction",
     "latest_charge.transfer.destination_payment.balance_transaction",
     "latest_charge.application_fee.balance_transaction",
+    "latest_charge.review",
 ]
 
 

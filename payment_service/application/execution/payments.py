@@ -160,7 +160,7 @@ class PaymentStrategy:
         """Stripe does not have it. Raises if it must not be sent now."""
         app = self.app
         frozen = applied.payment is not None and applied.payment.frozen is not Freeze.NONE
-        disputed = operation.verify_only or (operation.pays_expert and frozen)
+        disputed = operation.verify_only or (operation.waits_for_freeze and frozen)
         why = "the payment is disputed" if disputed else applied.blocked_by
         if why:
             # An operator resumes it as it is, or abandons it.
@@ -217,7 +217,7 @@ def is_unopposed(tx: Transaction, operation: Operation) -> bool:
     """
     payment = tx.lock_payment(operation.payment_id)
     frozen = payment is not None and payment.frozen is not Freeze.NONE
-    return not (operation.pays_expert and frozen) and not tx.out_of_band_since(operation)
+    return not (operation.waits_for_freeze and frozen) and not tx.out_of_band_since(operation)
 
 
 async def find_created_intent(app: App, operation: Operation, cause: Cause) -> SyncResult:
