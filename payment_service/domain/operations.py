@@ -121,6 +121,8 @@ class Park:
     why: str
     #: For how many seconds a request may still take effect unseen; None if none can.
     may_arrive_for: float | None = None
+    #: What Stripe said, for operators; never part of an event.
+    said: str = ""
 
 
 Release: TypeAlias = Retry | Park

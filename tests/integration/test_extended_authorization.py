@@ -41,3 +41,7 @@ async def test_an_account_that_is_not_eligible_is_refused_by_stripe(
     expert = await world.expert()
     refused = await refusal(world.payments.InitiatePayment(world.initiation(expert)))
     assert refused.reason == "REFUSED_BY_PROCESSOR"
+    # Stripe gives no code: what it said is for operators, and never in an answer.
+    assert "eligible" not in f"{refused}"
+    [(last_error,)] = world.sql("SELECT last_error FROM operations WHERE kind = 'create_intent'")
+    assert "not eligible for the requested card features" in last_error

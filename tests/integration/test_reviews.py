@@ -1,4 +1,4 @@
-"""Radar's manual review freezes like a fraud warning; and what is frozen is not charged by itself."""
+"""Radar's manual review freezes a payment, and nothing frozen is charged by itself."""
 
 from __future__ import annotations
 

@@ -109,8 +109,8 @@ class PaymentStrategy:
                 await release(self.app, operation, how, self.cause)
             case Unknown():
                 await self._mark_unknown(operation, outcome.why, spent_key=outcome.replayed)
-            case Misconfigured(code=code):
-                how_parked = park(self.app.policy, operation, code)
+            case Misconfigured(code=code, said=said):
+                how_parked = park(self.app.policy, operation, code, said)
                 await release(self.app, operation, how_parked, self.cause)
             case _:
                 assert_never(outcome)

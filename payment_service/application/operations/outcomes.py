@@ -45,6 +45,8 @@ class Rejection:
     transition: Transition
     refusal: Refusal
     code: str
+    #: What the operation keeps for operators; empty means the code.
+    last_error: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +78,9 @@ def reject_operation(
     if current.is_repayment:
         # The client is owed money whatever Stripe says: only an operator can end this.
         # The next try takes a new key: under this one Stripe would only repeat its refusal.
-        tx.postpone_operation(current, OperationState.PARKED, refused.code, None, next_attempt=True)
+        tx.postpone_operation(
+            current, OperationState.PARKED, refused.last_error, None, next_attempt=True
+        )
         tx.record(
             transitions.waiting_changed(
                 payment, WaitingFor.OPERATOR, f"refused: {refused.code}", tx.now
@@ -86,7 +90,9 @@ def reject_operation(
         return Ended()
     if waits_for_expert(current, refused):
         # A new key, since this one would repeat the refusal.
-        tx.postpone_operation(current, OperationState.PARKED, refused.code, None, next_attempt=True)
+        tx.postpone_operation(
+            current, OperationState.PARKED, refused.last_error, None, next_attempt=True
+        )
         expert = tx.expert(payment.expert_id)
         assert expert is not None
         reason = guards.reason_to_wait(payment, expert)
@@ -102,7 +108,7 @@ def reject_operation(
         refusal = _refusal_of(payment, refused)
     else:  # Nothing has failed: the payment has changed meanwhile.
         transition = replace(transition, after=replace(transition.after, failure=payment.failure))
-    rejection = Rejection(transition, refusal, refused.code)
+    rejection = Rejection(transition, refusal, refused.code, refused.last_error)
     return fail_operation(tx, answers, policy, current, rejection, cause)
 
 
@@ -128,7 +134,8 @@ def fail_operation(
     The caller gets the rejection's refusal, unless the essential part of the call was done.
     """
     tx.record(rejection.transition, cause)
-    tx.settle_operation(operation.operation_id, OperationState.REFUSED, rejection.code)
+    last_error = rejection.last_error or rejection.code
+    tx.settle_operation(operation.operation_id, OperationState.REFUSED, last_error)
     after = park_repayment(tx, policy, rejection.transition.after, cause)
     # The expert was paid: a caller who gets an error would pay once more.
     after_capture = operation.returns_remainder
@@ -165,7 +172,7 @@ def release_operation(
     tx.postpone_operation(
         operation,
         state,
-        how.why,
+        f"{how.why}: {how.said}" if isinstance(how, Park) and how.said else how.why,
         seconds,
         next_attempt=key.new_key,
         # A new key is not spent; without one the mark stays as it is.
@@ -177,12 +184,12 @@ def release_operation(
     return isinstance(how, Park)
 
 
-def park(policy: Policy, operation: Operation, why: str) -> Park:
-    """Returns how an operation is parked.
+def park(policy: Policy, operation: Operation, why: str, said: str = "") -> Park:
+    """Returns how an operation is parked. ``said`` is what Stripe said, for operators.
 
     At the first try only a definite answer parks it, and nothing was sent before.
     """
-    return Park(why, policy.arrival_seconds if operation.tries else None)
+    return Park(why, policy.arrival_seconds if operation.tries else None, said)
 
 
 def refused_transition(payment: Payment, operation: Operation, failure: Failure) -> Transition:
