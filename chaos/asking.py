@@ -98,11 +98,11 @@ class Asker:
             return
         if keyed in self.pending:
             self.pending.remove(keyed)
-        if keyed.answer is None:
+        if keyed.answer is None or (code == "OK" and keyed.answer[0] != "OK"):
+            # A refusal by a guard leaves the key free, so the same call may succeed later.
             keyed.answer = (code, body)
-            if code in ("OK", "FAILED_PRECONDITION"):
-                self.scene.answered.append(keyed)
             if code == "OK":
+                self.scene.answered.append(keyed)
                 self.learn(keyed, body)
 
     async def call(

@@ -220,7 +220,7 @@ def _invitations(stack: Stack) -> list[tuple[str, str]]:
                 stack,
                 "PaymentService/InitiatePayment",
                 '{"client_id": "client-1", "expert_id": "expert-1", "gig_id": "gig-1", "amount": '
-                # A refusal is repeated for the same key, so each try has a key of its own.
+                # A key means one payment, so each try has a key of its own.
                 '{"minor_units": 10000, "currency_code": "USD"}, '
                 '"idempotency_key": "\'"$(date +%s)"\'"}',
             ),

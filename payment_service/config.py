@@ -68,8 +68,12 @@ class Settings(BaseSettings):
     default_country: str = Field("US", pattern="^[A-Z]{2}$")
     platform_country: str = Field("US", pattern="^[A-Z]{2}$")
     platform_settlement_currencies: Names = ("USD",)
-    maximum_charge_minor_units: int = Field(99_999_999, ge=1, le=999_999_999_999)
+    #: Lowers Stripe's own limits; it cannot raise them.
+    maximum_charge_minor_units: int | None = Field(None, ge=1)
     payment_window: float = Field(24 * 3600.0, gt=0)
+    #: Whether longer authorizations are asked for. Stripe refuses every payment of a platform that
+    #: it has not made eligible.
+    extended_authorization: Literal["never", "if_available"] = "never"
     #: How long before Stripe ends a hold its deadline's action is taken, and how long before a
     #: deadline a warning is recorded.
     deadline_margin: float = Field(12 * 3600.0, ge=0, le=6 * 24 * 3600.0)
@@ -300,6 +304,7 @@ class Settings(BaseSettings):
             allowed_origins=frozenset(self.allowed_origins),
             payment_window=self.payment_window,
             holding_limit=holding_limit(self.platform_country),
+            extended_authorization=self.extended_authorization == "if_available",
             freeze_on_fraud_warning=self.fraud_warning == "freeze",
             deadline_margin=self.deadline_margin,
             deadline_warning=self.deadline_warning,

@@ -44,6 +44,7 @@ _DISPUTE_STEPS = {
     EventKind.DISPUTE_LOST: "lost",
     EventKind.DISPUTE_CLOSED: "closed",
     EventKind.FRAUD_WARNING: "fraud_warning",
+    EventKind.REVIEW_OPENED: "review_opened",
 }
 
 
@@ -93,7 +94,8 @@ class Metrics:
         )
         self.disputes = Counter(
             "payments_disputes",
-            "Disputes by step (opened, escalated, won, lost, closed; fraud_warning) and currency.",
+            "Disputes by step (opened, escalated, won, lost, closed; fraud_warning, "
+            "review_opened) and currency.",
             ["step", "currency"],
             registry=r,
         )

@@ -55,6 +55,9 @@ class Settings:
     # Days for which a card's authorization can be captured: 7 for most cards, 5 for some (docs:
     # place a hold on a payment method).
     authorization_days: int = 7
+    # Whether Stripe has made the platform eligible for the optional features of card payments, such
+    # as extended authorizations. An ordinary account is not, and a request for one is refused.
+    extended_authorization_eligible: bool = False
     # Seconds until the pendingRefund and refundFail cards' refunds get their final outcome.
     refund_outcome_seconds: int = 60
     # Cancelling an authorization also reports charge.refunded with captured=false (observed by
@@ -95,8 +98,6 @@ class Settings:
     cards_offered: bool = True
     # How long a request waits for an object that another request holds before 429 lock_timeout.
     lock_wait_ms: int = 2000
-    # The API reference says eight digits; the currencies page of 2026 allows more.
-    maximum_amount: int = 99_999_999
     # Stripe keeps events for 30 days; what a long load test leaves must fit into memory as well.
     keep_events: int = 100_000
     # Answer 429 when more than so many API calls arrive in one second; 0 is no limit.

@@ -7,7 +7,7 @@ from typing import Any
 
 from aiohttp import web
 
-from stripe_simulator import currencies, disputes, early_fraud_warnings, refunds
+from stripe_simulator import currencies, disputes, early_fraud_warnings, refunds, reviews
 from stripe_simulator.dispute_schemas import REASONS
 from stripe_simulator.rendering import plain
 from stripe_simulator.simulation import Simulation
@@ -32,6 +32,8 @@ class Cardholders:
         return [
             ("POST", "/charges/{id}/dispute", self.dispute),
             ("POST", "/charges/{id}/early_fraud_warning", self.warn),
+            ("POST", "/charges/{id}/review", self.review),
+            ("POST", "/reviews/{id}/approve", self.approve),
             ("POST", "/disputes/{id}/{outcome}", self.decide),
             ("POST", "/refunds/{id}/fail", self.fail_refund),
             ("POST", "/refunds/{id}/cancel", self.cancel_refund),
@@ -91,6 +93,28 @@ class Cardholders:
             raise ValueError(f"fraud_type must be one of {', '.join(types)}")
         with simulation.acting():
             return plain(simulation, early_fraud_warnings.warn(simulation, charge, fraud_type))
+
+    async def review(self, request: web.Request, given: Given) -> Given:
+        """{"reason"?: "rule"}: Radar, or a person, wants the charge to be looked at."""
+        only(given, "reason")
+        simulation = self.simulation
+        charge = self._charge(request)
+        reason = given.get("reason", "rule")
+        if reason not in reviews.OPENED_REASONS:
+            raise ValueError(f"reason must be one of {', '.join(reviews.OPENED_REASONS)}")
+        if charge["review"] is not None:
+            raise ValueError("the charge has been put into review already")
+        with simulation.acting():
+            return plain(simulation, reviews.begin(simulation, charge, reason))
+
+    async def approve(self, request: web.Request, given: Given) -> Given:
+        only(given)
+        simulation = self.simulation
+        review = simulation.store.get(reviews.KIND, request.match_info["id"])
+        if review is None or not review["open"]:
+            raise ValueError("there is no such open review")
+        with simulation.acting():
+            return plain(simulation, reviews.close(simulation, review, "approved"))
 
     def _refund(self, request: web.Request) -> Row:
         """A refund of a charge that is not over yet; what releases a hold took no money."""

@@ -22,7 +22,7 @@ RATES: dict[str, Decimal] = {
         pair.split("=")
         for pair in (
             "usd=1 eur=1.10 gbp=1.25 jpy=0.0070 chf=1.12 cad=0.73 aud=0.65 nzd=0.60 sek=0.095 "
-            "nok=0.094 dkk=0.147 pln=0.25 czk=0.043 huf=0.0028 ron=0.22 bgn=0.56 isk=0.0072 "
+            "nok=0.094 dkk=0.147 pln=0.25 czk=0.043 huf=0.0028 ron=0.22 isk=0.0072 "
             "ugx=0.00027 krw=0.00075 hkd=0.128 sgd=0.74 thb=0.028 myr=0.22 mxn=0.055 brl=0.19 "
             "inr=0.012 aed=0.272 kwd=3.25 bhd=2.65 jod=1.41 omr=2.60 tnd=0.32 clp=0.0011 "
             "vnd=0.00004 xaf=0.0017 xof=0.0017 xpf=0.0092 bif=0.00034 djf=0.0056 gnf=0.000116 "
@@ -35,13 +35,17 @@ RATES: dict[str, Decimal] = {
 }
 SUPPORTED = frozenset(RATES)
 
-# Smallest charge, in minor units of the *settlement* currency.
+# Smallest charge, in minor units of the *settlement* currency, as of November 2026.
 MINIMUMS = {
-    "usd": 50, "eur": 50, "aud": 50, "brl": 50, "cad": 50, "chf": 50, "inr": 50, "nzd": 50,
-    "sgd": 50, "gbp": 30, "aed": 200, "pln": 200, "ron": 200, "myr": 200, "bgn": 100,
-    "czk": 1500, "dkk": 250, "hkd": 400, "huf": 17500, "jpy": 50, "mxn": 1000, "nok": 300,
-    "sek": 300, "thb": 1000,
+    "usd": 50, "eur": 50, "ars": 50, "aud": 50, "brl": 50, "cad": 50, "chf": 50, "cop": 50,
+    "idr": 50, "ils": 50, "inr": 50, "nzd": 50, "php": 50, "sgd": 50, "zar": 50, "gbp": 30,
+    "aed": 200, "pln": 200, "ron": 200, "myr": 200, "czk": 1500, "dkk": 250, "hkd": 400,
+    "huf": 17500, "jpy": 50, "krw": 50, "mxn": 1000, "nok": 300, "sek": 300, "thb": 1000,
 }  # fmt: skip
+
+# Digits of the largest charge: eight by the API reference; more where every edition of the
+# currencies page since 2025 has more.
+MAXIMUM_DIGITS = {"cop": 12, "huf": 12, "idr": 12, "jpy": 12, "inr": 9}
 
 SYMBOLS = {"usd": "$", "eur": "€", "gbp": "£", "jpy": "¥"}
 
@@ -108,11 +112,16 @@ def check_step(amount: int, currency: str, param: str = "amount") -> None:
         )
 
 
-def check_charge_amount(
-    amount: int, currency: str, settles_in: str, maximum: int, param: str = "amount"
-) -> None:
+def check_charge_amount(amount: int, currency: str, settles_in: str, param: str = "amount") -> None:
     """Refuse what cannot be charged; the minimum counts after conversion."""
     check_step(amount, currency, param)
+    check_minimum(amount, currency, settles_in, param)
+    maximum = 10 ** MAXIMUM_DIGITS.get(currency, 8) - 1
+    if amount > maximum:
+        raise too_large(maximum, currency, param)
+
+
+def check_minimum(amount: int, currency: str, settles_in: str, param: str) -> None:
     minimum = MINIMUMS.get(settles_in, 50)
     if convert(amount, currency, settles_in) < minimum:
         verb = "be" if currency == settles_in else "convert to"
@@ -121,8 +130,6 @@ def check_charge_amount(
             code="amount_too_small",
             param=param,
         )
-    if amount > maximum:
-        raise too_large(maximum, currency, param)
 
 
 def too_large(maximum: int, currency: str, param: str) -> ApiError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from stripe_simulator import reviews
 from stripe_simulator.events import emit
 from stripe_simulator.simulation import Call, Simulation
 from stripe_simulator.store import Row
@@ -51,6 +52,7 @@ def _actionable(charge: Row) -> bool:
 
 def reconsider(simulation: Simulation, charge: Row) -> None:
     """The charge was disputed or refunded, or a refund of it failed."""
+    reviews.reconsider(simulation, charge)
     for warning in list(simulation.store.select(KIND, {"charge": charge["id"]})):
         actionable = _actionable(charge)
         if warning["actionable"] != actionable:

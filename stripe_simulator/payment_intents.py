@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from stripe_simulator import capture as capturing
-from stripe_simulator import charges, confirmation, currencies, payment_methods
+from stripe_simulator import charges, confirmation, currencies, payment_methods, reviews
 from stripe_simulator.accounts import check_destination
 from stripe_simulator.confirmation import unexpected_state
 from stripe_simulator.errors import ApiError, no_such, parameter_missing, refused
@@ -30,6 +30,13 @@ FIXED_ONCE_CONFIRMED = {
     "payment_method_data",
     "transfer_data",
 }
+#: Features of card payments for which Stripe must have made the account eligible.
+CARD_FEATURES = (
+    "request_extended_authorization",
+    "request_incremental_authorization",
+    "request_multicapture",
+    "request_overcapture",
+)
 CANCELABLE = (
     "requires_payment_method",
     "requires_capture",
@@ -60,6 +67,7 @@ def create(call: Call) -> Row:
     _check_amount(simulation, amount, currency)
     transfer_data = _transfer_data(simulation, params, amount)
     _check_fee(params.get("application_fee_amount"), amount, transfer_data)
+    _check_features(simulation, params)
     if params.get("on_behalf_of") is not None:
         check_destination(simulation, params["on_behalf_of"], "on_behalf_of")
     types = params.get("payment_method_types") or params.get("allowed_payment_method_types")
@@ -167,7 +175,7 @@ def _given_method(call: Call) -> Row | None:
 
 def _check_amount(simulation: Simulation, amount: int, currency: str) -> None:
     settles_in = currencies.settlement(currency, simulation.config.settlement_currencies)
-    currencies.check_charge_amount(amount, currency, settles_in, simulation.settings.maximum_amount)
+    currencies.check_charge_amount(amount, currency, settles_in)
 
 
 def _transfer_data(
@@ -207,6 +215,18 @@ def _check_fee(fee: int | None, amount: int, transfer_data: dict[str, Any] | Non
             "The application fee must be less than or equal to the amount of the payment.",
             code="amount_too_large",
             param="application_fee_amount",
+        )
+
+
+def _check_features(simulation: Simulation, params: dict[str, Any]) -> None:
+    """Refuses an account that Stripe has not made eligible, for `if_available` as well."""
+    card = (params.get("payment_method_options") or {}).get("card") or {}
+    asked = [name for name in CARD_FEATURES if card.get(name) == "if_available"]
+    if asked and not simulation.settings.extended_authorization_eligible:
+        raise refused(
+            "This account is not eligible for the requested card features. See "
+            "https://stripe.com/docs/payments/flexible-payments for more details.",
+            param=f"payment_method_options[card][{asked[0]}]",
         )
 
 
@@ -296,6 +316,7 @@ def update(call: Call) -> Row:
     if "metadata" in params:
         changes["metadata"] = merged_metadata(intent["metadata"], params["metadata"])
     if "payment_method_options" in params:
+        _check_features(simulation, params)
         changes["payment_method_options"] = _method_options(
             intent["payment_method_options"], params["payment_method_options"]
         )
@@ -350,6 +371,8 @@ def capture(call: Call) -> Row:
             param="amount_to_capture",
             payment_intent=plain(simulation, intent),
         )
+    settles_in = currencies.settlement(intent["currency"], simulation.config.settlement_currencies)
+    currencies.check_minimum(amount, intent["currency"], settles_in, "amount_to_capture")
     if params.get("final_capture") is False:
         raise refused(
             "final_capture=false needs multicapture, which is not available for this payment.",
@@ -438,6 +461,7 @@ def cancel(call: Call) -> Row:
     if held:
         charge = simulation.store.require("charge", intent["latest_charge"])
         charge = charges.release(simulation, charge, "requested_by_customer")
+        reviews.close_of(simulation, charge, "canceled")
         if simulation.settings.void_refunds_charge:
             emit(simulation, "charge.refunded", charge)
     simulation.effect(

@@ -23,6 +23,7 @@ PREFIXES = {
     "fr_": "fee_refund",
     "dp_": "dispute",
     "issfr_": "radar.early_fraud_warning",
+    "prv_": "review",
     "txn_": "balance_transaction",
     "po_": "payout",
     "acct_": "account",
@@ -56,6 +57,7 @@ LINKS: dict[str, frozenset[str]] = {
     "fee_refund": frozenset("fee balance_transaction".split()),
     "dispute": frozenset(("charge", "payment_intent")),
     "radar.early_fraud_warning": frozenset(("charge", "payment_intent")),
+    "review": frozenset(("charge", "payment_intent")),
     "balance_transaction": frozenset(("source",)),
     "payout": frozenset(
         "balance_transaction failure_balance_transaction original_payout reversed_by".split()

@@ -5,6 +5,7 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from datetime import UTC
+from math import inf
 
 from chaos.checks.registry import check, events_of
 from chaos.evidence import Evidence
@@ -165,16 +166,25 @@ def no_answer_goes_back(evidence: Evidence) -> Iterator[tuple[str, str]]:
 
 @check
 def same_key_same_bytes(evidence: Evidence) -> Iterator[tuple[str, str]]:
-    """Every definite answer to one key is the same, byte for byte."""
-    answers: dict[tuple[str, str], set[tuple[str, bytes]]] = defaultdict(set)
-    for entry in evidence.history.entries:
-        # An answer that was never stored is computed again.
-        if entry.key and entry.code in ("OK", "FAILED_PRECONDITION"):
-            answers[entry.rpc, entry.key].add((entry.code, entry.body))
+    """Every success of one key is the same, byte for byte, and no refusal comes after it.
+
+    A refusal by a guard leaves the key free, so a success may come after a refusal.
+    """
+    answers: dict[tuple[str, str], set[bytes]] = defaultdict(set)
+    succeeded: dict[tuple[str, str], float] = {}
+    entries = [entry for entry in evidence.history.entries if entry.key]
+    for entry in entries:
+        if entry.code == "OK":
+            name = entry.rpc, entry.key
+            answers[name].add(entry.body)
+            succeeded[name] = min(entry.ended, succeeded.get(name, entry.ended))
     for (rpc, key), given in answers.items():
         if len(given) > 1:
-            codes = ", ".join(sorted(code for code, _ in given))
-            yield f"{rpc} {key} got {len(given)} different answers: {codes}", ""
+            yield f"{rpc} {key} got {len(given)} different answers", ""
+    for entry in entries:
+        name = entry.rpc, entry.key
+        if entry.code == "FAILED_PRECONDITION" and entry.started > succeeded.get(name, inf):
+            yield f"{entry.rpc} {entry.key} was refused after its success", ""
 
 
 @check

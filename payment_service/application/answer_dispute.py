@@ -90,6 +90,7 @@ def acceptance_preview(
         payment.fraud_warning_id,
         tx.booked_movement_ids(payment.payment_id),
         freezes_on_warning=policy.freeze_on_fraud_warning,
+        review_id=payment.review_id,
     )
     transfers = tx.reversible_transfers(payment.payment_id)
     # Stripe's balance transaction may be missing yet: it takes the disputed amount.

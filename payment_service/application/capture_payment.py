@@ -55,7 +55,7 @@ def begin_capture(
     """Records the first leg, planned under the locks of payment and expert."""
     payment = _lock(tx, command)
     preempted, resting = _resting(tx, payment)
-    plan = plan_capture(tx, resting, amount_in(command.part, payment), command.final)
+    plan = plan_capture(tx, policy, resting, amount_in(command.part, payment), command.final)
     payment = preempt(tx, payment, preempted, command.cause)
     origin = Origin(reason=command.notes, claim_id=claim_id)
     operation, transition = start_capture(tx, policy, payment, plan, origin, final=command.final)
@@ -63,11 +63,11 @@ def begin_capture(
     return Started(operation, transition.after)
 
 
-def capture_preview(tx: Transaction, command: CapturePayment) -> Preview:
+def capture_preview(tx: Transaction, policy: Policy, command: CapturePayment) -> Preview:
     """Returns what the call would do, by the same plan. Raises what it would be refused with."""
     payment = _lock(tx, command)
     _, resting = _resting(tx, payment)
-    plan = plan_capture(tx, resting, amount_in(command.part, payment), command.final)
+    plan = plan_capture(tx, policy, resting, amount_in(command.part, payment), command.final)
     return preview_capture(resting, plan)
 
 
@@ -85,7 +85,9 @@ def _resting(tx: Transaction, payment: Payment) -> tuple[Transition | None, Paym
     return preempted, preempted.after if preempted else payment
 
 
-def plan_capture(tx: Transaction, payment: Payment, part: int | None, final: bool) -> CapturePlan:
+def plan_capture(
+    tx: Transaction, policy: Policy, payment: Payment, part: int | None, final: bool
+) -> CapturePlan:
     """Returns the plan, with what the expert owes kept back from the expert's part.
 
     The expert is locked after the payment and before the plan, so that an exchange of the account
@@ -94,7 +96,7 @@ def plan_capture(tx: Transaction, payment: Payment, part: int | None, final: boo
     expert = tx.lock_expert(payment.expert_id)
     assert expert is not None
     debt = tx.expert_debt(payment.expert_id, payment.currency)
-    plan = plans.plan_capture(payment, part, final, debt)
+    plan = plans.plan_capture(payment, part, final, debt, policy.settlement_currencies)
     guards.check_destination(payment, expert)
     return plan
 

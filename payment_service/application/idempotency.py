@@ -17,7 +17,6 @@ from payment_service.application.app import App
 from payment_service.application.execution.executor import execute
 from payment_service.application.sync.apply_snapshot import SyncResult
 from payment_service.domain.errors import (
-    Precondition,
     key_in_use,
     outcome_unknown,
     processor_unavailable,
@@ -49,8 +48,8 @@ class Started:
 C = TypeVar("C", bound=IdempotentCommand)
 
 #: The part of a call that is its own: locks, guards, plans and records, for the claim of the last
-#: parameter. It refuses before it writes anything: the key of a refused call is committed. A call
-#: that asks nothing of Stripe returns its answer.
+#: parameter. A refusal ends the transaction without effect, so the key stays free. A call that asks
+#: nothing of Stripe returns its answer.
 Start: TypeAlias = Callable[[Transaction, Policy, C, str], Started | Answer]
 
 #: The same of a call that asks nothing of Stripe, as its file writes it.
@@ -119,18 +118,17 @@ async def run_local(app: App, command: C, act: Act[C]) -> bytes:
 def claim_and_start(tx: Transaction, app: App, command: C, start: Start[C]) -> Claimed:
     """Claims the key and starts the call, or finds out what became of the key's first call.
 
-    A refusal is stored for good. While Stripe is unavailable no new operation is recorded; a stored
-    answer is replayed all the same.
+    A refusal of the start has changed nothing and sent nothing, so it leaves no claim: a later call
+    with the same key is decided anew. While Stripe is unavailable no new operation is recorded; a
+    stored answer is replayed all the same.
     """
     claim = tx.claim(command.cause, command.key, command.fields)
     if not claim.fresh:
         return _replay_or_take_over(tx, app.policy, claim)
-    try:
-        started = start(tx, app.policy, command, claim.claim_id)
-    except Precondition as refusal:
-        return _answered(tx, claim, app.answers.refusal(refusal))
+    started = start(tx, app.policy, command, claim.claim_id)
     if isinstance(started, Answer):
-        return _answered(tx, claim, started)
+        # The same key gets it again.
+        return Claimed(replace(claim, answer=tx.settle_claim(claim.claim_id, started)))
     if app.stripe.is_unavailable:
         raise processor_unavailable()
     operation, payment = started.operation, started.payment
@@ -138,11 +136,6 @@ def claim_and_start(tx: Transaction, app: App, command: C, start: Start[C]) -> C
     tx.bind_claim(claim.claim_id, payment_id, operation.operation_id)
     bound = replace(claim, operation_id=operation.operation_id, payment_id=payment_id)
     return Claimed(bound, operation, payment.version if payment else 0)
-
-
-def _answered(tx: Transaction, claim: Claim, answer: Answer) -> Claimed:
-    """Stores the answer: the same key gets it again, and a new attempt needs a new key."""
-    return Claimed(replace(claim, answer=tx.settle_claim(claim.claim_id, answer)))
 
 
 def _replay_or_take_over(tx: Transaction, policy: Policy, claim: Claim) -> Claimed:

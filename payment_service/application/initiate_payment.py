@@ -109,6 +109,9 @@ def begin_initiation(
             application_fee=0 if payment.is_separate else payment.commission,
             destination_account_id="" if payment.is_separate else payment.destination_account_id,
             automatic_capture=payment.escrow_mode is EscrowMode.PLATFORM_HOLD,
+            # A charge that is captured at once has no authorization that could last longer.
+            extended_authorization=policy.extended_authorization
+            and payment.escrow_mode is EscrowMode.CARD_HOLD,
             description=payment.description,
             client_id=payment.client_id,
             expert_id=payment.expert_id,

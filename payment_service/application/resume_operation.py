@@ -8,7 +8,7 @@ from payment_service.application.operations.start import with_current_destinatio
 from payment_service.domain import guards, transitions
 from payment_service.domain.errors import Busy, Precondition, Refusal, operation_not_found
 from payment_service.domain.operation_payloads import TransferPayload
-from payment_service.domain.operations import Operation, OperationKind, OperationState
+from payment_service.domain.operations import Operation, OperationState
 from payment_service.domain.payment import Payment, WaitingFor
 from payment_service.domain.ports.database import Transaction
 from payment_service.domain.ports.records import Cause
@@ -128,7 +128,7 @@ def must_only_verify(payment: Payment, operation: Operation) -> bool:
     """
     owed = operation.is_repayment
     try:
-        if operation.kind in (OperationKind.CAPTURE, OperationKind.TRANSFER):
+        if operation.waits_for_freeze:
             guards.check_capture_freeze(payment)
         elif owed:
             # If the bank decides for the client, that pays the client: nothing is sent before.

@@ -176,12 +176,15 @@ def freeze_of(
     known: Collection[str],
     *,
     freezes_on_warning: bool,
+    review_id: str,
 ) -> FreezeReason:
     """Returns the strictest freeze of a payment's disputes and warnings, the oldest first.
 
+    A warning counts before the manual review ``review_id``, so that an operator can dismiss it.
+
     The ``known`` movements say whether an operator has let the warning pass.
     """
-    frozen = FreezeReason()
+    frozen = FreezeReason(Freeze.REVIEW, review_id) if review_id else FreezeReason()
     released = dismissal_id(fraud_warning_id) in known
     if fraud_warning_id and freezes_on_warning and not released:
         frozen = FreezeReason(Freeze.FRAUD_WARNING, fraud_warning_id)
@@ -209,7 +212,7 @@ def check_dismissal(payment: Payment, warning_id: str) -> None:
     """
     if payment.frozen in (Freeze.INQUIRY, Freeze.CHARGEBACK):
         raise payment_disputed(payment, "released")
-    if payment.frozen is Freeze.NONE or warning_id not in ("", payment.frozen_by):
+    if payment.frozen is not Freeze.FRAUD_WARNING or warning_id not in ("", payment.frozen_by):
         raise Precondition(
             "FRAUD_WARNING_NOT_ACTIVE",
             "no such fraud warning freezes the payment: there is nothing to release",

@@ -3,7 +3,7 @@
     Refusal
     ├── InvalidField …           INVALID_ARGUMENT      never stored: the caller corrects the call
     ├── NotFound                 NOT_FOUND             never stored
-    ├── Precondition             FAILED_PRECONDITION   stored under the caller's key, for good
+    ├── Precondition             FAILED_PRECONDITION   stored for the key if Stripe was asked
     ├── Conflict                 ALREADY_EXISTS        the key or the expert has other content
     ├── Busy                     ABORTED               ask again with the same key
     ├── Exhausted                RESOURCE_EXHAUSTED    ask again later with the same key

@@ -10,8 +10,12 @@ from payment_service.domain.state_machine import BUSY
 
 
 def check_promotion(payment: Payment) -> None:
-    """Raises unless the authorization can be charged onto the platform's balance."""
+    """Raises unless the authorization can be charged onto the platform's balance.
+
+    A frozen one is never charged by itself: the hold lapses, unless the freeze ends before.
+    """
     refuse_unless(payment, State.IN_ESCROW)
+    check_capture_freeze(payment)
     if payment.charged or not payment.is_separate:
         raise Precondition(
             "WRONG_STATE",

@@ -3,15 +3,19 @@
 Amounts are integers in the minor units that Stripe takes; there is no float and no decimal.
 A currency has a *step*: every amount is a multiple of it. Most steps are 1. ISK and UGX have no
 minor unit in use but are sent times 100 (step 100); BHD, JOD, KWD, OMR and TND have three decimals
-and the last is always zero (step 10). Source of the tables: Stripe's page on currencies.
+and the last is always zero (step 10).
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Final
 
 BASIS_POINTS_IN_WHOLE: Final = 10_000
+
+# Stripe's currencies as of November 2026. Sources: docs.stripe.com/currencies, and the limit of
+# eight digits in the API reference of PaymentIntent.amount.
 
 ZERO_DECIMAL: Final = frozenset(
     "BIF CLP DJF GNF JPY KMF KRW MGA PYG RWF VND VUV XAF XOF XPF".split()
@@ -21,27 +25,39 @@ THREE_DECIMAL: Final = frozenset("BHD JOD KWD OMR TND".split())
 WHOLE_BUT_SENT_AS_HUNDREDTHS: Final = frozenset("ISK UGX".split())
 TWO_DECIMAL: Final = frozenset(
     (
-        "AED AFN ALL AMD ANG AOA ARS AUD AWG AZN BAM BBD BDT BGN BMD BND BOB BRL BSD BWP BYN BZD "
+        "AED AFN ALL AMD AOA ARS AUD AWG AZN BAM BBD BDT BMD BND BOB BRL BSD BWP BYN BZD "
         "CAD CDF CHF CNY COP CRC CVE CZK DKK DOP DZD EGP ETB EUR FJD FKP GBP GEL GIP GMD GTQ GYD "
         "HKD HNL HTG HUF IDR ILS INR JMD KES KGS KHR KYD KZT LAK LBP LKR LRD LSL MAD MDL MKD MMK "
         "MNT MOP MUR MVR MWK MXN MYR MZN NAD NGN NIO NOK NPR NZD PAB PEN PGK PHP PKR PLN QAR RON "
-        "RSD RUB SAR SBD SCR SEK SGD SHP SLE SOS SRD STD SZL THB TJS TOP TRY TTD TWD TZS UAH USD "
+        "RSD RUB SAR SBD SCR SEK SGD SHP SLE SOS SRD SZL THB TJS TOP TRY TTD TWD TZS UAH USD "
         "UYU UZS WST XCD YER ZAR ZMW"
     ).split()
 )
+#: Ended: no new payment is made in them. Old ones still are refunded, and debts written off; all of
+#: these have two decimals.
+FORMER_CURRENCIES: Final = frozenset("ANG BGN HRK STD".split())
+#: In these Stripe charges.
 CURRENCIES: Final = ZERO_DECIMAL | THREE_DECIMAL | WHOLE_BUT_SENT_AS_HUNDREDTHS | TWO_DECIMAL
 
 #: The least that Stripe charges, in minor units. Stripe holds the rule against the *settlement*
 #: currency, so a currency that is not listed here is left to Stripe to judge.
 MINIMUM_CHARGE: Final[dict[str, int]] = {
-    **dict.fromkeys("USD EUR AUD BRL CAD CHF INR NZD SGD".split(), 50),
+    **dict.fromkeys("USD EUR ARS AUD BRL CAD CHF COP IDR ILS INR NZD PHP RUB SGD ZAR".split(), 50),
     **dict.fromkeys("AED PLN RON MYR".split(), 200),
     **dict.fromkeys("NOK SEK".split(), 300),
-    **{"GBP": 30, "BGN": 100, "CZK": 1500, "DKK": 250, "HKD": 400, "HUF": 17500},
-    **{"JPY": 50, "MXN": 1000, "THB": 1000},
+    **{"GBP": 30, "CZK": 1500, "DKK": 250, "HKD": 400, "HUF": 17500},
+    **{"JPY": 50, "KRW": 50, "MXN": 1000, "THB": 1000},
 }
-#: Eight digits, the limit of Stripe's API reference; a setting can raise it.
-MAXIMUM_CHARGE_MINOR_UNITS: Final = 99_999_999
+#: How many digits the largest charge has. A card network may take less.
+MAXIMUM_DIGITS: Final[dict[str, int]] = {
+    **dict.fromkeys("COP HUF IDR JPY LBP".split(), 12),
+    "INR": 9,
+}
+_MAXIMUM_DIGITS_OF_OTHERS: Final = 8
+#: No charge in any currency is larger.
+MAXIMUM_MINOR_UNITS: Final = 10 ** max(MAXIMUM_DIGITS.values()) - 1
+
+_CODE: Final = re.compile("[A-Za-z]{3}")
 
 
 class InvalidMoney(ValueError):
@@ -83,10 +99,14 @@ def format_money(money: Money) -> str:
     return f"{sign}{whole}.{part:0{places}d} {money.currency}"
 
 
-def check_currency(currency: str) -> str:
-    """Returns the currency in upper case. Raises :class:`InvalidMoney`."""
-    code = currency.upper()
-    if code not in CURRENCIES:
+def check_currency(currency: str, *, former: bool = False) -> str:
+    """Returns the currency in upper case. Raises :class:`InvalidMoney`.
+
+    ``former`` also takes a currency that has ended, for what concerns an old payment.
+    """
+    # The form comes first: upper() makes three letters of other alphabets ASCII as well.
+    code = currency.upper() if _CODE.fullmatch(currency) else ""
+    if code not in CURRENCIES and not (former and code in FORMER_CURRENCIES):
         raise InvalidMoney("is not a currency that Stripe charges (ISO 4217, three letters)")
     return code
 
@@ -100,18 +120,33 @@ def check_part(money: Money) -> None:
         raise InvalidMoney(f"must be a multiple of {unit} in {money.currency}")
 
 
+def maximum_charge(currency: str, most: int | None = None) -> int:
+    """Returns the largest charge in minor units: Stripe's, or ``most`` where that is less."""
+    stripes: int = 10 ** MAXIMUM_DIGITS.get(currency, _MAXIMUM_DIGITS_OF_OTHERS) - 1
+    return stripes if most is None else min(most, stripes)
+
+
 def check_charge(
     money: Money,
-    maximum: int = MAXIMUM_CHARGE_MINOR_UNITS,
+    maximum: int | None = None,
     settlement_currencies: frozenset[str] = CURRENCIES,
 ) -> None:
-    """Refuse an amount that cannot be charged: beyond the currency's step, minimum or maximum.
+    """Raises InvalidMoney for an amount beyond the currency's step, minimum or maximum.
 
-    Stripe's minimum is one of the settlement currency; where it converts first, it is the judge.
+    ``maximum`` is the platform's own, in minor units.
     """
     check_part(money)
-    if money.minor_units > maximum:
-        raise InvalidMoney(f"must be at most {maximum} minor units")
+    most = maximum_charge(money.currency, maximum)
+    if money.minor_units > most:
+        raise InvalidMoney(f"must be at most {most} minor units")
+    check_minimum(money, settlement_currencies)
+
+
+def check_minimum(money: Money, settlement_currencies: frozenset[str]) -> None:
+    """Raises InvalidMoney for less than Stripe charges.
+
+    The minimum is one of the settlement currency; where Stripe converts first, it is the judge.
+    """
     settled = money.currency in settlement_currencies
     minimum = MINIMUM_CHARGE.get(money.currency, 0) if settled else 0
     if money.minor_units < minimum:

@@ -28,6 +28,8 @@ class CreateIntentPayload:
     application_fee: int
     destination_account_id: str
     automatic_capture: bool
+    #: Stored, so that a later try is the same request even if the setting has changed.
+    extended_authorization: bool
     description: str
     client_id: str
     expert_id: str

@@ -121,6 +121,8 @@ class Park:
     why: str
     #: For how many seconds a request may still take effect unseen; None if none can.
     may_arrive_for: float | None = None
+    #: What Stripe said, for operators; never part of an event.
+    said: str = ""
 
 
 Release: TypeAlias = Retry | Park
@@ -188,6 +190,11 @@ class Operation:
         return CaptureSplit(self.minor_units, transfer.commission, transfer.debt_offset)
 
     @property
+    def sends_nothing(self) -> bool:
+        """Whether it is a transfer of an amount that is all commission."""
+        return self.kind is OperationKind.TRANSFER and not self.capture_split.sent
+
+    @property
     def related_payment_id(self) -> str:
         """The payment that it concerns, also of an answer to a dispute; empty for an account."""
         if isinstance(self.payload, EvidencePayload | AcceptancePayload):
@@ -208,6 +215,22 @@ class Operation:
     def pays_expert(self) -> bool:
         """Whether it pays the expert, now or by the transfer that follows from it."""
         return self.kind in (OperationKind.CAPTURE, OperationKind.TRANSFER)
+
+    @property
+    def waits_for_freeze(self) -> bool:
+        """Whether it is not sent while the payment is frozen: it pays the expert or charges."""
+        return self.pays_expert or self.kind is OperationKind.PROMOTE
+
+    @property
+    def amount_to_capture(self) -> int:
+        """What a capture takes out of escrow, before commission; minor units.
+
+        A SEPARATE card hold may be charged with more, which then stays in escrow.
+        """
+        capture = self.payload
+        if isinstance(capture, CapturePayload) and capture.transfer is not None:
+            return capture.transfer_amount
+        return self.minor_units
 
     def is_held_by(self, holder: Operation) -> bool:
         """Fencing: whether ``holder`` still has the lease, and so may change the operation."""

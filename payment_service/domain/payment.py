@@ -50,6 +50,7 @@ class Freeze(StrEnum):
 
     NONE = "NONE"
     FRAUD_WARNING = "FRAUD_WARNING"  # Capture; left by Stripe (not actionable) or by an operator.
+    REVIEW = "REVIEW"  # Capture; left when Radar's manual review of the charge is closed.
     INQUIRY = "INQUIRY"  # Capture; left when the inquiry is closed, or escalated.
     CHARGEBACK = "CHARGEBACK"  # Capture and refund; left by the bank's decision.
 
@@ -143,6 +144,8 @@ class Payment:
     frozen_by: str = ""
     #: The newest early fraud warning that is actionable.
     fraud_warning_id: str = ""
+    #: Radar's manual review of the charge, while it is open.
+    review_id: str = ""
     #: What the open capture keeps back to pay the expert's debt.
     debt_offset: int = 0
     #: The platform's commission in ``net``.

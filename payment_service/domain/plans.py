@@ -15,11 +15,13 @@ from payment_service.domain import money
 from payment_service.domain.errors import Precondition, invalid_field
 from payment_service.domain.guards import (
     check_capture_freeze,
+    check_promotion,
     check_refund_freeze,
     check_requested_amount,
     refuse_unless,
 )
 from payment_service.domain.ledger import CaptureSplit, RefundSplit
+from payment_service.domain.operations import Operation, OperationKind
 from payment_service.domain.payment import Payment, State
 
 
@@ -75,10 +77,17 @@ class ReversibleTransfer:
 _REFUNDABLE: Final = (State.PENDING, State.FAILED, State.IN_ESCROW, State.CAPTURED)
 
 
-def plan_capture(payment: Payment, amount: int | None, final: bool, debt: int = 0) -> CapturePlan:
+def plan_capture(
+    payment: Payment,
+    amount: int | None,
+    final: bool,
+    debt: int = 0,
+    settlement_currencies: frozenset[str] = frozenset(),
+) -> CapturePlan:
     """Plans the capture of ``amount`` of what is held, or of all of it if None.
 
     ``debt`` is the expert's debt in the payment's currency that no other capture keeps back yet.
+    Stripe's minimum of a charge is checked where Stripe settles in the payment's currency.
     Raises Busy or Precondition if the capture is not possible now, InvalidArgument for the amount.
     """
     refuse_unless(payment, State.IN_ESCROW)
@@ -97,13 +106,15 @@ def plan_capture(payment: Payment, amount: int | None, final: bool, debt: int = 
     commission = money.split_capture(
         payment.net, taken, payment.commission_basis_points, payment.currency
     ).commission
-    if commission >= taken:
+    # A SEPARATE capture that is all commission sends nothing, so that any amounts that sum to the
+    # whole can be captured. What Stripe splits must leave the expert something.
+    if commission >= taken and not payment.is_separate:
         raise Precondition(
             "COMMISSION_TOO_LARGE",
             "the commission would be the whole amount; the expert must be left something",
             {"amount": taken, "commission": commission},
         )
-    # At least one step must reach the expert: Stripe makes no transfer of nothing.
+    # At least one step reaches the expert, if there is one: a debt never takes the whole amount.
     most = taken - commission - money.step(payment.currency)
     debt_offset = max(min(debt, most), 0)
     # A conversion can leave a debt that is no whole step of the currency. Stripe would refuse such
@@ -115,7 +126,34 @@ def plan_capture(payment: Payment, amount: int | None, final: bool, debt: int = 
         return CapturePlan(split, 0, 0, held - taken if final else 0)
     # SEPARATE: all of the hold is charged and the remainder stays in escrow, unless this is final.
     charges = held if payment.is_separate and not final else taken
+    try:
+        money.check_minimum(payment.money(charges), settlement_currencies)
+    except money.InvalidMoney as fault:
+        raise invalid_field(
+            "amount.minor_units", f"{fault}: the card would be charged less"
+        ) from None
     return CapturePlan(split, charges, held - charges, 0)
+
+
+def check_still_possible(payment: Payment, operation: Operation) -> None:
+    """Raises what an operation would be refused with if it were planned on the payment as it is.
+
+    ``payment`` is the payment without the operation. What happened at Stripe meanwhile explains a
+    refusal of Stripe better than Stripe's own code does.
+    """
+    match operation.kind:
+        case OperationKind.CAPTURE | OperationKind.TRANSFER:
+            plan_capture(payment, operation.amount_to_capture, final=True)
+        case OperationKind.CANCEL:
+            plan_refund(payment, None)
+        case OperationKind.REFUND if operation.returns_remainder:
+            check_requested_amount(payment, operation.minor_units, payment.held)
+        case OperationKind.REFUND:
+            plan_refund(payment, operation.minor_units)
+        case OperationKind.PROMOTE:
+            check_promotion(payment)
+        case _:
+            pass  # Nothing of it depends on the payment's amounts.
 
 
 def plan_refund(payment: Payment, amount: int | None) -> RefundPlan:

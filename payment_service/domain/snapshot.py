@@ -144,6 +144,8 @@ class Charge:
     #: The fee that Stripe will collect, or has; the object itself may appear a moment later.
     application_fee_amount: int = 0
     application_fee: ApplicationFee | None = None
+    #: Radar's manual review of it, while that is open.
+    review_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,8 +190,15 @@ class FraudWarning:
     actionable: bool
 
 
-#: What Stripe returns for a mutation, if that is not the intent itself.
-MutationResult: TypeAlias = Refund | Transfer | Reversal | DisputeSnapshot
+@dataclass(frozen=True, slots=True)
+class EmptyTransfer:
+    """A transfer of an amount that is all commission: there is nothing to ask Stripe for."""
+
+    operation_id: str
+
+
+#: What a mutation made, if that is not the intent itself.
+MutationResult: TypeAlias = Refund | Transfer | Reversal | DisputeSnapshot | EmptyTransfer
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,6 +216,8 @@ class PaymentSnapshot:
     refunds: tuple[Refund, ...] = ()
     #: The transfers of a SEPARATE charge, oldest first. A DESTINATION charge has its own one.
     separate_transfers: tuple[Transfer, ...] = ()
+    #: The operation whose transfer was empty; Stripe shows nothing of it.
+    empty_transfer: str = ""
     #: Oldest first.
     disputes: tuple[DisputeSnapshot, ...] = ()
     #: Early fraud warnings, oldest first; None if they were not fetched.
@@ -231,6 +242,8 @@ class PaymentSnapshot:
 
         A reversal is not added: its transfer says how much was reversed, and is fetched again.
         """
+        if isinstance(made, EmptyTransfer):
+            return replace(self, empty_transfer=made.operation_id)
         if isinstance(made, Refund) and made.refund_id not in {
             refund.refund_id for refund in self.refunds
         }:

@@ -75,6 +75,8 @@ class EventKind(StrEnum):
     FRAUD_WARNING = "payment.fraud_warning"
     FRAUD_WARNING_OVER = "payment.fraud_warning_over"
     FRAUD_WARNING_DISMISSED = "payment.fraud_warning_dismissed"
+    REVIEW_OPENED = "payment.review_opened"
+    REVIEW_CLOSED = "payment.review_closed"
     WAITING_CHANGED = "payment.waiting_changed"
 
 
@@ -173,13 +175,15 @@ TRANSITIONS: Final[Mapping[EventKind, Mapping[State, set[State]]]] = {
             EventKind.DISPUTE_ANSWER_REFUSED,
         )
     },
-    # An issuer may warn of a card that is only authorized.
+    # An issuer may warn of a card that is only authorized, and Radar puts it into review.
     **{
         kind: _stay(_CHARGED | {_S.CANCELING, _S.PROMOTING})
         for kind in (
             EventKind.FRAUD_WARNING,
             EventKind.FRAUD_WARNING_OVER,
             EventKind.FRAUD_WARNING_DISMISSED,
+            EventKind.REVIEW_OPENED,
+            EventKind.REVIEW_CLOSED,
         )
     },
     # A loss is booked only while no operation is open; REFUNDING while the expert's amount is taken

@@ -35,6 +35,8 @@ PAYMENT_EVENTS: Final = frozenset(
         "charge.dispute.funds_reinstated",
         "radar.early_fraud_warning.created",
         "radar.early_fraud_warning.updated",
+        "review.opened",
+        "review.closed",
         "refund.created",
         "refund.updated",
         "refund.failed",
@@ -128,7 +130,7 @@ def reference_of(shown: Mapping[str, Any]) -> str:
     if shown.get("object") == "transfer":
         # Of ours by now only if it draws on our charge under a label that somebody has chosen.
         return _text(shown, "source_transaction") or _text(shown, "id")
-    if shown.get("object") in ("dispute", "radar.early_fraud_warning"):
+    if shown.get("object") in ("dispute", "radar.early_fraud_warning", "review"):
         return _intent_of(shown) or _text(shown, "charge")
     return _intent_of(shown) or _text(shown, "id")
 

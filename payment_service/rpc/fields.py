@@ -128,7 +128,7 @@ class RequestFields:
     def currency(self, field: str, value: str) -> str:
         """Checks a currency that is required."""
         try:
-            return money.check_currency(value)
+            return money.check_currency(value, former=True)
         except InvalidMoney as fault:
             self.fault(field, str(fault) if value else "is required")
             return value
@@ -137,15 +137,15 @@ class RequestFields:
         """Checks an optional amount. The use case checks its currency."""
         if given is None:
             return None
+        currency, most = "", policy.maximum_charge_minor_units or money.MAXIMUM_MINOR_UNITS
         if given.currency_code:
             try:
-                money.check_currency(given.currency_code)
+                currency = money.check_currency(given.currency_code, former=True)
             except InvalidMoney as fault:
                 self.fault("amount.currency_code", str(fault))
         if given.minor_units <= 0:
             self.fault("amount.minor_units", "must be more than zero")
-        elif given.minor_units > policy.maximum_charge_minor_units:
-            most = policy.maximum_charge_minor_units
+        elif given.minor_units > (money.maximum_charge(currency, most) if currency else most):
             self.fault("amount.minor_units", f"must be at most {most} minor units")
         return RequestedAmount(given.minor_units, given.currency_code)
 

@@ -88,7 +88,7 @@ class PaymentServicer(payments_pb2_grpc.PaymentServiceServicer):
         )
         fields.check()
         if request.validate_only:
-            preview = await self._app.database.transact(capture_preview, command)
+            preview = await self._app.database.transact(capture_preview, self._app.policy, command)
             return payments_pb2.CapturePaymentResponse(
                 payment=payment_message(preview.before),
                 preview=preview_message(preview),

@@ -528,7 +528,7 @@ def wait_until_quiet(world: World) -> None:
 
 #: What calls may leave behind although they were refused, or what changes by itself.
 _LEFT_OUT = {
-    "idempotency_keys": "a refusal is remembered under its key",
+    "idempotency_keys": "what Stripe refuses is remembered under its key",
     "event_cursors": "the poller notes when it asked last",
     "payment_polls": "the poller notes when it asked last",
     "jobs": "the jobs note when they ran last",

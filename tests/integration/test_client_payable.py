@@ -284,7 +284,7 @@ async def test_a_refund_that_fails_after_the_loss_is_parked_and_not_paid_again(
         return bool(
             world.sql(
                 "SELECT 1 FROM operations WHERE operation_id = %s AND state = 'PARKED' "
-                "AND last_error = 'charge_disputed'",
+                "AND last_error LIKE 'charge_disputed%%'",
                 operation_id,
             )
         )

@@ -180,7 +180,7 @@ async def test_every_field_of_every_request_spoiled_in_every_way(shared: World) 
             _check(reply, what)
             if reply.code in ("INVALID_ARGUMENT", "NOT_FOUND"):
                 assert shared.counts() == rows, what
-            else:  # It was not that bad, or stored its refusal under the key.
+            else:  # It was not that bad, or was refused as things are.
                 await shared.settle_down()
                 rows = shared.counts()
             if reply.refused is not None and reply.refused.reason == "INVALID_FIELD":

@@ -12,7 +12,16 @@ from tests.integration.conftest import StartWorld
 from tests.support.books import check_books
 from tests.support.errors import refusal
 from tests.support.requests import capture_request, money, new_key, refund_request
-from tests.support.world import CANCELED, CAPTURED, CAPTURING, IN_ESCROW, REFUNDED, World
+from tests.support.steps.disputes import frozen
+from tests.support.world import (
+    CANCELED,
+    CAPTURED,
+    CAPTURING,
+    IN_ESCROW,
+    REFUNDED,
+    World,
+    until,
+)
 
 
 async def _one_of_each(world: World) -> list[tuple[str, Any]]:
@@ -139,7 +148,7 @@ async def test_other_content_under_a_used_key_is_refused_names_the_field_and_cha
 # ---- what is stored, and what is evaluated anew ----
 
 
-async def test_a_refusal_by_our_own_guard_is_stored_and_outlives_the_state(world: World) -> None:
+async def test_a_refusal_by_our_own_guard_frees_the_key(world: World) -> None:
     initiated = await world.initiate(await world.expert())
     payment_id = initiated.payment.payment_id
     early = capture_request(payment_id)
@@ -149,16 +158,36 @@ async def test_a_refusal_by_our_own_guard_is_stored_and_outlives_the_state(world
     assert refused.refused.facts["state"] == "PENDING"
     await world.confirm(initiated)
     await world.in_state(payment_id, IN_ESCROW)
-    assert await world.bytes_of("CapturePayment", early) == refused
-    await (
-        world.settle_down()
-    )  # An event that is being applied when the service stops waits for long.
-    assert world.service is not None
-    await world.service.restart()
-    await world.channel.channel_ready()
-    assert await world.bytes_of("CapturePayment", early) == refused
-    assert (await world.capture(payment_id)).state == CAPTURED
-    assert await world.bytes_of("CapturePayment", early) == refused
+    captured = await world.bytes_of("CapturePayment", early)
+    assert captured.code == "OK"
+    assert await world.bytes_of("CapturePayment", early) == captured
+    assert len(await world.stripe.effects("captured")) == 1
+    await check_books(world)
+
+
+async def test_a_refused_call_under_its_natural_key_succeeds_once_the_freeze_is_over(
+    world: World,
+) -> None:
+    """A gig has one key for its completion, and a fraud warning must not use it up."""
+    held = await world.escrowed()
+    dismissal = operations_pb2.DismissFraudWarningRequest(
+        payment_id=held.payment_id, reason="checked", idempotency_key=new_key()
+    )
+    nothing = await refusal(world.operations.DismissFraudWarning(dismissal))
+    assert nothing.code == "FAILED_PRECONDITION"
+    await world.stripe.control("POST", f"/charges/{held.charge_id}/early_fraud_warning")
+    completion = capture_request(held.payment_id, idempotency_key="gig-7-completed")
+
+    async def is_frozen() -> bool:
+        return await frozen(world, held.payment_id) == "FRAUD_WARNING"
+
+    await until(is_frozen, "the fraud warning freezes the payment")
+    refused = await refusal(world.payments.CapturePayment(completion))
+    assert (refused.code, refused.reason) == ("FAILED_PRECONDITION", "PAYMENT_DISPUTED")
+    assert world.sql("SELECT 1 FROM idempotency_keys WHERE key = 'gig-7-completed'") == []
+    # The same dismissal, which was refused while there was no warning.
+    await world.operations.DismissFraudWarning(dismissal)
+    assert (await world.payments.CapturePayment(completion)).payment.state == CAPTURED
     await check_books(world)
 
 

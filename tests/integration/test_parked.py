@@ -208,7 +208,7 @@ async def test_escrow_is_not_locked_by_a_repayment_that_cannot_be_made(world: Wo
             return bool(
                 world.sql(
                     "SELECT 1 FROM operations WHERE payment_id = %s AND state = 'PARKED' "
-                    "AND last_error = 'expired_or_canceled_card' AND attempt = %s",
+                    "AND last_error LIKE 'expired_or_canceled_card%%' AND attempt = %s",
                     payment.payment_id,
                     attempt,
                 )

@@ -247,7 +247,7 @@ class Walk:
             parked = self.world.sql(
                 "SELECT operations.operation_id FROM operations JOIN payments USING (payment_id) "
                 "WHERE operations.state = 'PARKED' AND waiting_for = 'operator' "
-                "AND frozen <> 'CHARGEBACK' AND last_error <> 'charge_disputed'"
+                "AND frozen <> 'CHARGEBACK' AND last_error NOT LIKE 'charge_disputed%%'"
             )
             for (operation_id,) in parked:
                 await self._end(operation_id)

@@ -32,8 +32,9 @@ from payment_service.application.jobs.recover_operations import recover_operatio
 from payment_service.barriers import Barriers
 from payment_service.bootstrap import Wired, wire
 from payment_service.config import Settings
-from payment_service.domain.errors import Refusal
+from payment_service.domain.errors import Precondition, Refusal
 from payment_service.domain.payment import Payment
+from payment_service.rpc.errors import refusal_answer
 from stripe_simulator import Config, RunningSimulator, start
 from stripe_simulator.webhooks import sign
 from tests.reliability.oracle import AGAIN, OK
@@ -151,6 +152,8 @@ class Lab:
             told = self.runner.run(work)
         except ReplayedRefusal as refusal:
             return Reply(_reason(refusal.answer.body), refusal.answer.body)
+        except Precondition as refusal:
+            return Reply(refusal.reason, refusal_answer(refusal).body)
         except Refusal as refusal:
             return Reply(AGAIN, sentence=f"{refusal.reason}: {refusal}")
         except Crashed as crash:

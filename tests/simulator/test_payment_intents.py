@@ -323,7 +323,18 @@ async def test_automatic_async_reports_success_before_the_money(world: World) ->
     assert events[3].data.object["balance_transaction"] is not None
 
 
+async def test_an_ordinary_account_is_refused_the_optional_features_of_cards(world: World) -> None:
+    for feature in ("extended_authorization", "incremental_authorization", "overcapture"):
+        options: Any = {"card": {f"request_{feature}": "if_available"}}
+        with pytest.raises(stripe.InvalidRequestError) as refused:
+            await world.paid(payment_method_options=options)
+        assert "not eligible for the requested card features" in str(refused.value)
+    never: Any = {"card": {"request_overcapture": "never"}}
+    assert (await world.paid(payment_method_options=never)).status == "requires_capture"
+
+
 async def test_extended_authorization_only_for_the_card_that_grants_it(world: World) -> None:
+    await world.control("POST", "/settings", {"extended_authorization_eligible": True})
     options: Any = {"card": {"request_extended_authorization": "if_available"}}
     for card, days, status in (
         ("pm_card_extended_authorization", 30, "enabled"),

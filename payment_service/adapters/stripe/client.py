@@ -96,10 +96,14 @@ class StripeCaller:
                     return None
                 outcome = outcome_of(error)
                 if isinstance(outcome, Refused):
+                    log.info("stripe_read_refused", code=outcome.code, said=outcome.said)
                     raise refused_by_processor(outcome.code, outcome.request_id) from None
                 if isinstance(outcome, Misconfigured):
                     log.error(
-                        "stripe_misconfigured", code=outcome.code, request_id=outcome.request_id
+                        "stripe_misconfigured",
+                        code=outcome.code,
+                        request_id=outcome.request_id,
+                        said=outcome.said,
                     )
                     raise misconfigured(outcome.code, outcome.request_id) from None
                 log.info("stripe_read_failed", error=type(error).__name__, tried=tried)

@@ -5,11 +5,33 @@ Only a 400 or 402 is Stripe's final refusal. Everything that is not a definite a
 
 from __future__ import annotations
 
+import re
+from typing import Final
+
 import aiohttp
 import stripe
 
 from payment_service.adapters.stripe.breaker import BulkheadFull, CircuitOpen
 from payment_service.domain.ports.stripe import Misconfigured, NotSent, Refused, Unknown
+
+_MOST_CHARACTERS: Final = 300
+#: What a message of Stripe may repeat and nobody needs to read: an address, a key, a card's number.
+_PRIVATE: Final = re.compile(
+    r"[^\s'\"<>()]+@[^\s'\"<>()]+"
+    r"|\b(?:sk|pk|rk|whsec|ek)_[^\s'\"]+"
+    r"|\b\w+_secret_\w+"
+    r"|\b\d(?:[ -]?\d){11,}\b"
+)
+
+
+def said_of(error: stripe.StripeError) -> str:
+    """Returns the type, the parameter and the message of an error, cut and masked."""
+    shown = error.error
+    words = [getattr(shown, name, None) for name in ("type", "param")] if shown else []
+    about = " ".join(_PRIVATE.sub("***", str(word)) for word in words if word)
+    message = (getattr(shown, "message", None) if shown else None) or error.user_message or ""
+    plain = " ".join(_PRIVATE.sub("***", str(message)).split())
+    return ": ".join(part for part in (about, plain) if part)[:_MOST_CHARACTERS]
 
 
 def outcome_of(error: BaseException) -> Refused | NotSent | Unknown | Misconfigured:
@@ -27,14 +49,14 @@ def outcome_of(error: BaseException) -> Refused | NotSent | Unknown | Misconfigu
     if status == 429:
         return NotSent(code or "rate_limit", rate_limited=code != "lock_timeout")
     if isinstance(error, stripe.IdempotencyError) or status in (401, 404):
-        return Misconfigured(code or f"http_{status}", request_id)
+        return Misconfigured(code or f"http_{status}", request_id, said_of(error))
     if status == 403:
         if code == "account_invalid":  # The expert revoked our access: final.
-            return Refused(code, "", request_id)
-        return Misconfigured(code or "http_403", request_id)
+            return Refused(code, "", request_id, said=said_of(error))
+        return Misconfigured(code or "http_403", request_id, said_of(error))
     if status in (400, 402):
         decline_code = getattr(error.error, "decline_code", None) if error.error else None
-        return Refused(code, decline_code or "", request_id)
+        return Refused(code, decline_code or "", request_id, said=said_of(error))
     headers = {name.lower(): value for name, value in (error.headers or {}).items()}
     replayed = headers.get("idempotent-replayed") == "true"
     return Unknown(f"http_{status}", replayed=replayed)

@@ -26,6 +26,7 @@ EXPAND: Final = [
     "latest_charge.transfer.balance_transaction",
     "latest_charge.transfer.destination_payment.balance_transaction",
     "latest_charge.application_fee.balance_transaction",
+    "latest_charge.review",
 ]
 
 
@@ -45,11 +46,14 @@ class PaymentIntents(MoneyMovements, Disputes):
             # Otherwise Stripe also offers methods that are delayed or that redirect. Before this
             # API version the parameter was `payment_method_types`.
             "allowed_payment_method_types": ["card"],
-            "payment_method_options": {"card": {"request_extended_authorization": "if_available"}},
             "transfer_group": new.metadata["payment_id"],
             "metadata": dict(new.metadata),
             "expand": EXPAND,
         }
+        if new.extended_authorization:
+            params["payment_method_options"] = {
+                "card": {"request_extended_authorization": "if_available"}
+            }
         if new.destination_account_id:
             params["transfer_data"] = {"destination": new.destination_account_id}
         if new.application_fee:  # Stripe refuses a fee of zero.

@@ -125,7 +125,17 @@ def charge_of(
         application_fee=None
         if fee is None or isinstance(fee, str)
         else application_fee_of(fee, charge, fee_refunds),
+        review_id=open_review_of(charge.review),
     )
+
+
+def open_review_of(review: str | stripe.Review | None) -> str:
+    """Returns the id of a manual review that is open; one that was not expanded may be."""
+    if review is None:
+        return ""
+    if isinstance(review, str):
+        return review
+    return review.id if review.open else ""
 
 
 def application_fee_of(

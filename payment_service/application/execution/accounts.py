@@ -81,8 +81,8 @@ class AccountStrategy:
                     refuse_account, app.answers, operation, outcome, self.cause
                 )
                 raise _refusal_of(operation, outcome)
-            case Misconfigured(code=code):
-                await release(app, operation, park(app.policy, operation, code), self.cause)
+            case Misconfigured(code=code, said=said):
+                await release(app, operation, park(app.policy, operation, code, said), self.cause)
             case NotSent(why=why) | Unknown(why=why):
                 spent = isinstance(outcome, Unknown) and outcome.replayed
                 retry = Retry(
@@ -164,7 +164,7 @@ def refuse_account(
         "expert.account_refused",
         cause,
     )
-    tx.settle_operation(operation.operation_id, OperationState.REFUSED, refused.code)
+    tx.settle_operation(operation.operation_id, OperationState.REFUSED, refused.last_error)
     refuse(tx, answers, operation.claim_id, _refusal_of(operation, refused))
 
 

@@ -86,7 +86,7 @@ class DisputeStrategy:
         self, operation: Operation, outcome: NotSent | Unknown | Misconfigured
     ) -> Release:
         if isinstance(outcome, Misconfigured):
-            return park(self.app.policy, operation, outcome.code)
+            return park(self.app.policy, operation, outcome.code, outcome.said)
         return Retry(
             why=outcome.why,
             after=back_off(self.app.policy, operation.tries),

@@ -50,6 +50,7 @@ from payment_service.domain.ports.stripe import (
 )
 from payment_service.domain.processor_errors import refusal_of
 from payment_service.domain.snapshot import (
+    EmptyTransfer,
     MutationResult,
     PaymentSnapshot,
     Refund,
@@ -57,7 +58,7 @@ from payment_service.domain.snapshot import (
     Transfer,
 )
 
-Made: TypeAlias = PaymentSnapshot | Refund | Reversal | Transfer
+Made: TypeAlias = PaymentSnapshot | Refund | Reversal | Transfer | EmptyTransfer
 
 #: Stripe may show what these made later than a read: Stripe's lists can lag behind.
 _LISTED = (OperationKind.REFUND, OperationKind.REVERSE_TRANSFER, OperationKind.TRANSFER)
@@ -108,8 +109,8 @@ class PaymentStrategy:
                 await release(self.app, operation, how, self.cause)
             case Unknown():
                 await self._mark_unknown(operation, outcome.why, spent_key=outcome.replayed)
-            case Misconfigured(code=code):
-                how_parked = park(self.app.policy, operation, code)
+            case Misconfigured(code=code, said=said):
+                how_parked = park(self.app.policy, operation, code, said)
                 await release(self.app, operation, how_parked, self.cause)
             case _:
                 assert_never(outcome)
@@ -159,7 +160,7 @@ class PaymentStrategy:
         """Stripe does not have it. Raises if it must not be sent now."""
         app = self.app
         frozen = applied.payment is not None and applied.payment.frozen is not Freeze.NONE
-        disputed = operation.verify_only or (operation.pays_expert and frozen)
+        disputed = operation.verify_only or (operation.waits_for_freeze and frozen)
         why = "the payment is disputed" if disputed else applied.blocked_by
         if why:
             # An operator resumes it as it is, or abandons it.
@@ -216,7 +217,7 @@ def is_unopposed(tx: Transaction, operation: Operation) -> bool:
     """
     payment = tx.lock_payment(operation.payment_id)
     frozen = payment is not None and payment.frozen is not Freeze.NONE
-    return not (operation.pays_expert and frozen) and not tx.out_of_band_since(operation)
+    return not (operation.waits_for_freeze and frozen) and not tx.out_of_band_since(operation)
 
 
 async def find_created_intent(app: App, operation: Operation, cause: Cause) -> SyncResult:
@@ -242,6 +243,7 @@ async def _send(app: App, operation: Operation) -> Outcome[Made]:
                     application_fee=intent.application_fee,
                     destination_account_id=intent.destination_account_id,
                     manual_capture=not intent.automatic_capture,
+                    extended_authorization=intent.extended_authorization,
                     description=intent.description,
                     metadata={
                         **metadata,
@@ -273,6 +275,8 @@ async def _send(app: App, operation: Operation) -> Outcome[Made]:
                     "reason": refund.reason,
                 },
             )
+        case TransferPayload() if operation.sends_nothing:
+            return Done(EmptyTransfer(operation.operation_id))
         case TransferPayload() as transfer:
             return await stripe.transfer(
                 key,

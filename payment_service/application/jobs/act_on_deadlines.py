@@ -125,7 +125,7 @@ def _begin(
         case OnDeadline.ALERT:
             return None
         case OnDeadline.CAPTURE:
-            plan = plan_capture(tx, resting, None, final=True)
+            plan = plan_capture(tx, policy, resting, None, final=True)
             payment = preempt(tx, payment, preempted, DEADLINE)
             return start_capture(tx, policy, payment, plan, _ORIGIN, final=True)
         case OnDeadline.REFUND:

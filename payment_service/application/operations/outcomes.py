@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from payment_service.application.operations.start import park_repayment
-from payment_service.domain import guards, transitions
+from payment_service.domain import guards, plans, transitions
 from payment_service.domain.errors import Precondition, Refusal, invalid_field
 from payment_service.domain.operations import (
     Operation,
@@ -45,6 +45,8 @@ class Rejection:
     transition: Transition
     refusal: Refusal
     code: str
+    #: What the operation keeps for operators; empty means the code.
+    last_error: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +78,9 @@ def reject_operation(
     if current.is_repayment:
         # The client is owed money whatever Stripe says: only an operator can end this.
         # The next try takes a new key: under this one Stripe would only repeat its refusal.
-        tx.postpone_operation(current, OperationState.PARKED, refused.code, None, next_attempt=True)
+        tx.postpone_operation(
+            current, OperationState.PARKED, refused.last_error, None, next_attempt=True
+        )
         tx.record(
             transitions.waiting_changed(
                 payment, WaitingFor.OPERATOR, f"refused: {refused.code}", tx.now
@@ -86,7 +90,9 @@ def reject_operation(
         return Ended()
     if waits_for_expert(current, refused):
         # A new key, since this one would repeat the refusal.
-        tx.postpone_operation(current, OperationState.PARKED, refused.code, None, next_attempt=True)
+        tx.postpone_operation(
+            current, OperationState.PARKED, refused.last_error, None, next_attempt=True
+        )
         expert = tx.expert(payment.expert_id)
         assert expert is not None
         reason = guards.reason_to_wait(payment, expert)
@@ -96,10 +102,23 @@ def reject_operation(
         # The caller's answer says that the capture is in progress.
         return Ended(None, answer(tx, answers, current.claim_id, transition.after))
     failure = failure_of(Decline(refused.code or "refused", refused.decline_code), tx.now)
-    rejection = Rejection(
-        refused_transition(payment, current, failure), _refusal_of(payment, refused), refused.code
-    )
+    transition = refused_transition(payment, current, failure)
+    refusal = _refusal_as_it_is(transition.after, current)
+    if refusal is None:
+        refusal = _refusal_of(payment, refused)
+    else:  # Nothing has failed: the payment has changed meanwhile.
+        transition = replace(transition, after=replace(transition.after, failure=payment.failure))
+    rejection = Rejection(transition, refusal, refused.code, refused.last_error)
     return fail_operation(tx, answers, policy, current, rejection, cause)
+
+
+def _refusal_as_it_is(resting: Payment, operation: Operation) -> Refusal | None:
+    """Returns what our own plan refuses the operation with now, or None if it would allow it."""
+    try:
+        plans.check_still_possible(resting, operation)
+    except Refusal as refusal:
+        return refusal
+    return None
 
 
 def fail_operation(
@@ -115,7 +134,8 @@ def fail_operation(
     The caller gets the rejection's refusal, unless the essential part of the call was done.
     """
     tx.record(rejection.transition, cause)
-    tx.settle_operation(operation.operation_id, OperationState.REFUSED, rejection.code)
+    last_error = rejection.last_error or rejection.code
+    tx.settle_operation(operation.operation_id, OperationState.REFUSED, last_error)
     after = park_repayment(tx, policy, rejection.transition.after, cause)
     # The expert was paid: a caller who gets an error would pay once more.
     after_capture = operation.returns_remainder
@@ -152,7 +172,7 @@ def release_operation(
     tx.postpone_operation(
         operation,
         state,
-        how.why,
+        f"{how.why}: {how.said}" if isinstance(how, Park) and how.said else how.why,
         seconds,
         next_attempt=key.new_key,
         # A new key is not spent; without one the mark stays as it is.
@@ -164,12 +184,12 @@ def release_operation(
     return isinstance(how, Park)
 
 
-def park(policy: Policy, operation: Operation, why: str) -> Park:
-    """Returns how an operation is parked.
+def park(policy: Policy, operation: Operation, why: str, said: str = "") -> Park:
+    """Returns how an operation is parked. ``said`` is what Stripe said, for operators.
 
     At the first try only a definite answer parks it, and nothing was sent before.
     """
-    return Park(why, policy.arrival_seconds if operation.tries else None)
+    return Park(why, policy.arrival_seconds if operation.tries else None, said)
 
 
 def refused_transition(payment: Payment, operation: Operation, failure: Failure) -> Transition:

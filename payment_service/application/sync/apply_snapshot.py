@@ -80,7 +80,7 @@ def apply_snapshot(
     context = _context_of(tx, policy, payment, snapshot)
     operation, disputes = context.operation, context.dispute_records
     changes = derive_changes(payment, context)
-    if _concerns_disputes(snapshot):
+    if _concerns_disputes(payment, snapshot):
         derive_dispute_changes(changes, context)
     for transition in changes.transitions:
         tx.record(transition, cause)
@@ -120,8 +120,13 @@ def apply_snapshot(
     )
 
 
-def _concerns_disputes(snapshot: PaymentSnapshot) -> bool:
-    return bool(snapshot.disputes) or snapshot.fraud_warnings is not None
+def _concerns_disputes(payment: Payment, snapshot: PaymentSnapshot) -> bool:
+    review_id = snapshot.charge.review_id if snapshot.charge else ""
+    return (
+        bool(snapshot.disputes)
+        or snapshot.fraud_warnings is not None
+        or review_id != payment.review_id
+    )
 
 
 def _context_of(
@@ -129,7 +134,7 @@ def _context_of(
 ) -> SyncContext:
     """Reads what decides how the snapshot changes the payment. Requires the payment's lock."""
     operation = tx.operation(payment.operation_id) if payment.operation_id else None
-    disputes = tx.disputes_of(payment.payment_id) if _concerns_disputes(snapshot) else ()
+    disputes = tx.disputes_of(payment.payment_id) if _concerns_disputes(payment, snapshot) else ()
     return SyncContext(
         snapshot=snapshot,
         operation=operation,

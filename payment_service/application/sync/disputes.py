@@ -99,7 +99,7 @@ def reject_answer(
     if payment is None or record is None or current is None or not current.is_held_by(operation):
         return {}
     refusal = refused_by_processor(refused.code, refused.request_id, dispute_id=record.dispute_id)
-    failed = FailedAnswer(payment, current, refusal, refused.code)
+    failed = FailedAnswer(payment, current, refusal, refused.code, refused.last_error)
     return fail_answer(tx, answers, failed, cause)
 
 
@@ -111,6 +111,8 @@ class FailedAnswer:
     operation: Operation
     refusal: Refusal
     code: str
+    #: What the operation keeps for operators; empty means the code.
+    last_error: str = ""
 
 
 def fail_answer(
@@ -137,5 +139,6 @@ def fail_answer(
         ),
         cause,
     )
-    tx.settle_operation(operation.operation_id, OperationState.REFUSED, code)
+    last_error = failed.last_error or code
+    tx.settle_operation(operation.operation_id, OperationState.REFUSED, last_error)
     return refuse(tx, answers, operation.claim_id, failed.refusal)

@@ -13,7 +13,8 @@ class Policy:
     default_currency: str = "USD"
     default_country: str = "US"
     platform_country: str = "US"
-    maximum_charge_minor_units: int = 99_999_999
+    #: The platform's own limit; None leaves it to Stripe's limits.
+    maximum_charge_minor_units: int | None = None
     #: The currencies in which Stripe settles the platform's charges.
     settlement_currencies: frozenset[str] = frozenset({"USD"})
     publishable_key: str = ""
@@ -33,6 +34,8 @@ class Policy:
     deadline_warning: float = 48 * 3600.0
     #: After how long a capture is tried again that Stripe refused although the expert looked ready.
     capture_retry: float = 60.0
+    #: Whether Stripe is asked for an authorization that lasts longer than the card's usual one.
+    extended_authorization: bool = False
     #: How long a client may take to confirm a payment.
     payment_window: float = 24 * 3600.0
     #: How soon after its holder dies an operation is recovered; renewed while the holder lives.

@@ -43,6 +43,15 @@ class Refused:
     code: str
     decline_code: str = ""
     request_id: str = ""
+    #: Type, parameter and message as Stripe said them, cut and masked. For operators and the log,
+    #: never for callers.
+    said: str = ""
+
+    @property
+    def last_error(self) -> str:
+        """What the operation keeps: the code, and what Stripe said."""
+        code = self.code or "refused"
+        return f"{code}: {self.said}" if self.said else code
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +77,8 @@ class Misconfigured:
 
     code: str
     request_id: str = ""
+    #: As of a refusal.
+    said: str = ""
 
 
 Outcome: TypeAlias = Done[T] | Refused | NotSent | Unknown | Misconfigured
@@ -86,6 +97,8 @@ class NewIntent:
     destination_account_id: str
     #: Authorize now and charge later; else the client's confirmation charges the card.
     manual_capture: bool
+    #: Ask for an authorization that lasts longer, where the card has one.
+    extended_authorization: bool
     description: str
     metadata: Mapping[str, str]
 

@@ -1,4 +1,4 @@
-"""Applies the disputes and early fraud warnings of a snapshot.
+"""Applies the disputes, early fraud warnings and manual reviews of a snapshot.
 
 Called right after ``derive_changes``, on its result: what an operation has just done is booked
 before a lost dispute splits what is left. A loss waits until no operation is open on the payment.
@@ -32,7 +32,7 @@ _AUTHORIZED: Final = frozenset({State.IN_ESCROW, State.CAPTURING, State.CANCELIN
 
 
 def derive_dispute_changes(changes: ChangeSet, context: SyncContext) -> None:
-    """Adds what the snapshot's disputes and early fraud warnings change."""
+    """Adds what the snapshot's disputes, early fraud warnings and manual reviews change."""
     payment, snapshot = changes.payment, context.snapshot
     if (snapshot.payment_intent_id, snapshot.minor_units, snapshot.currency) != (
         payment.payment_intent_id,
@@ -45,10 +45,12 @@ def derive_dispute_changes(changes: ChangeSet, context: SyncContext) -> None:
             changes.report(DiscrepancyKind.DISPUTE_BEFORE_CAPTURE, snapshot.disputes[0].dispute_id)
         if payment.state in _AUTHORIZED:
             _sync_warnings(changes, context)
+            _sync_review(changes, context)
     else:
         for dispute in snapshot.disputes:
             _sync_dispute(changes, dispute, context)
         _sync_warnings(changes, context)
+        _sync_review(changes, context)
 
 
 def _sync_dispute(changes: ChangeSet, dispute: DisputeSnapshot, context: SyncContext) -> None:
@@ -223,6 +225,22 @@ def _sync_warnings(changes: ChangeSet, context: SyncContext) -> None:
         _warn(changes, EventKind.FRAUD_WARNING_OVER, {"warning_id": current}, current, context)
 
 
+def _sync_review(changes: ChangeSet, context: SyncContext) -> None:
+    """Records that Radar's manual review of the charge was opened or closed."""
+    charge = context.snapshot.charge
+    current = charge.review_id if charge else ""
+    if changes.payment.review_id == current:
+        return
+    frozen = disputes.freeze_of(
+        {**context.dispute_records, **changes.disputes}.values(),
+        changes.payment.fraud_warning_id,
+        context.booked_ids,
+        freezes_on_warning=context.freezes_on_warning,
+        review_id=current,
+    )
+    changes.take(transitions.review_changed(changes.payment, current, frozen, context.now))
+
+
 def _warn(
     changes: ChangeSet,
     kind: EventKind,
@@ -246,6 +264,7 @@ def _frozen_with(changes: ChangeSet, fraud_warning_id: str, context: SyncContext
         fraud_warning_id,
         context.booked_ids,
         freezes_on_warning=context.freezes_on_warning,
+        review_id=changes.payment.review_id,
     )
 
 

@@ -181,7 +181,7 @@ def check_covered(payment: Payment, operation: Operation) -> None:
 def is_at_stripe(operation: Operation, snapshot: PaymentSnapshot) -> bool:
     """Whether Stripe shows what this operation requested, booked or not."""
     operation_ids = {one.operation_id for one in snapshot.separate_transfers}
-    operation_ids |= {one.operation_id for one in snapshot.refunds}
+    operation_ids |= {one.operation_id for one in snapshot.refunds} | {snapshot.empty_transfer}
     operation_ids |= {
         one.operation_id for transfer in snapshot.transfers for one in transfer.reversals
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from payment_service.domain import transitions
 from payment_service.domain.discrepancies import DiscrepancyKind
+from payment_service.domain.ledger import StripeAmount
 from payment_service.domain.operation_payloads import RefundPayload, TransferPayload
 from payment_service.domain.operations import Operation, OperationKind, OperationPurpose
 from payment_service.domain.snapshot import Transfer
@@ -46,19 +47,24 @@ def sync_transfers(changes: ChangeSet, context: SyncContext) -> None:
         changes.movements.append(
             Movement(transfer.transfer_id, "transfer", transfer.minor_units, transfer.operation_id)
         )
+    if operation is None or context.snapshot.empty_transfer != operation.operation_id:
+        return
+    if not changes.settled and operation.minor_units <= changes.payment.held:
+        _apply_transfer(changes, context, None, operation)
 
 
 def _apply_transfer(
-    changes: ChangeSet, context: SyncContext, transfer: Transfer, operation: Operation
+    changes: ChangeSet, context: SyncContext, transfer: Transfer | None, operation: Operation
 ) -> None:
     """Books the transfer of our open operation. A final one is followed by the remainder's refund.
 
-    Refunds that are in the same snapshot and not booked yet are booked next: they reduce the
-    remainder.
+    ``transfer`` None means that it was empty. Refunds that are in the same snapshot and not booked
+    yet are booked next: they reduce the remainder.
     """
-    assert transfer.line is not None
-    assert transfer.connected_line is not None
     payment, split = changes.payment, operation.capture_split
+    nothing = StripeAmount(0, payment.currency)
+    sent = transfer.line.settled if transfer and transfer.line else nothing
+    received = transfer.connected_line.settled if transfer and transfer.connected_line else nothing
     payload = operation.payload_as(TransferPayload)
     refunds = out_of_band_refunds(context)
     # An out-of-band refund pays what is payable to the client first, and only then what is held.
@@ -68,14 +74,14 @@ def _apply_transfer(
         transitions.transferred(
             payment,
             split,
-            transfer.line.settled,
-            transfer.connected_line.settled,
-            transfer_id=transfer.transfer_id,
+            sent,
+            received,
+            transfer_id=transfer.transfer_id if transfer else "",
             next_operation_id=context.next_operation_id if remainder else None,
             now=context.now,
         )
     )
-    if transfer.minor_units != split.sent:
+    if transfer is not None and transfer.minor_units != split.sent:
         changes.report(
             DiscrepancyKind.AMOUNT_MISMATCH,
             f"transferred {transfer.minor_units}, requested {split.sent}",

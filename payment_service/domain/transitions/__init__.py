@@ -14,6 +14,7 @@ from payment_service.domain.transitions.dispute import (
     dispute_lost,
     fraud_warned,
     fraud_warning_dismissed,
+    review_changed,
 )
 from payment_service.domain.transitions.hold import (
     attempt_failed,
@@ -92,6 +93,7 @@ __all__ = [
     "repayment_abandoned",
     "repayment_due",
     "reversed_out_of_band",
+    "review_changed",
     "start_cancel",
     "start_capture",
     "start_promotion",

@@ -114,6 +114,7 @@ def transferred(
 ) -> Transition:
     """SEPARATE: an amount out of escrow was transferred to the expert.
 
+    ``transfer_id`` is empty if all of the amount is commission, so that no transfer was made.
     With ``next_operation_id`` the capture was final, and that operation refunds the remainder.
     """
     after = replace(
@@ -137,7 +138,7 @@ def transferred(
         net_commission=payment.net_commission + split.commission,
         # Recorded now, because Stripe may refuse that refund, also when it is repeated later.
         remainder_to_client=payment.remainder_to_client or next_operation_id is not None,
-        transfer_id=transfer_id,
+        transfer_id=transfer_id or payment.transfer_id,
         capture_time=now,
         failure=None,
         **with_next_operation(next_operation_id),

@@ -7,7 +7,7 @@ from dataclasses import replace
 from datetime import datetime
 
 from payment_service.domain.ledger import Posting, RefundSplit
-from payment_service.domain.payment import FreezeReason, Payment, State
+from payment_service.domain.payment import Freeze, FreezeReason, Payment, State
 from payment_service.domain.state_machine import EventKind, Transition, move
 from payment_service.domain.transitions.fields import freeze_fields, with_next_operation
 from payment_service.domain.transitions.refund import split_facts
@@ -120,5 +120,25 @@ def fraud_warning_dismissed(payment: Payment, reason: str, now: datetime) -> Tra
         payment.state,
         now,
         facts={"warning_id": payment.fraud_warning_id, "reason": reason},
-        **freeze_fields(FreezeReason()),
+        **freeze_fields(reviewed(payment.review_id)),
+    )
+
+
+def reviewed(review_id: str) -> FreezeReason:
+    """Returns the freeze by a manual review alone; none for an empty id."""
+    return FreezeReason(Freeze.REVIEW, review_id) if review_id else FreezeReason()
+
+
+def review_changed(
+    payment: Payment, review_id: str, frozen: FreezeReason, now: datetime
+) -> Transition:
+    """Radar put the charge into manual review, or with an empty id that review is closed."""
+    return move(
+        payment,
+        EventKind.REVIEW_OPENED if review_id else EventKind.REVIEW_CLOSED,
+        payment.state,
+        now,
+        facts={"review_id": review_id or payment.review_id},
+        review_id=review_id,
+        **freeze_fields(frozen),
     )

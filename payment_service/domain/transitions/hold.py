@@ -199,6 +199,7 @@ def ended_unpaid(payment: Payment, *, expired: bool, reason: str, now: datetime)
         held=0,
         # A fraud warning freezes captures, and nothing is left to capture.
         fraud_warning_id="",
+        review_id="",
         **freeze_fields(FreezeReason()),
         **OPERATION_CLOSED,
     )

@@ -90,6 +90,8 @@ CREATE TABLE payments (
     frozen text NOT NULL DEFAULT 'NONE',
     frozen_by text NOT NULL DEFAULT '',
     fraud_warning_id text NOT NULL DEFAULT '',
+    -- Radar's manual review of the charge, while it is open.
+    review_id text NOT NULL DEFAULT '',
     -- Why the last attempt of the client to pay failed.
     failure jsonb,
 
@@ -142,7 +144,7 @@ CREATE TABLE payments (
     CONSTRAINT waiting_reason_only_for_experts
         CHECK (waiting_reason = '' OR waiting_for = 'expert'),
     CONSTRAINT known_freeze_reason
-        CHECK (frozen IN ('NONE', 'FRAUD_WARNING', 'INQUIRY', 'CHARGEBACK')),
+        CHECK (frozen IN ('NONE', 'FRAUD_WARNING', 'REVIEW', 'INQUIRY', 'CHARGEBACK')),
     CONSTRAINT frozen_by_something CHECK ((frozen = 'NONE') = (frozen_by = ''))
 );
 -- For ListPayments, and for the references in webhook events.

@@ -125,6 +125,7 @@ PAYLOADS: Mapping[OperationKind, OperationPayload] = {
         application_fee=1_000,
         destination_account_id="acct_1",
         automatic_capture=False,
+        extended_authorization=False,
         description="A gig",
         client_id="client_1",
         expert_id="expert_1",

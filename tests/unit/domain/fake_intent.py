@@ -62,6 +62,8 @@ class FakeIntent:
     refunds: list[Refund] = field(default_factory=list)
     #: Those made apart from the charge, oldest first.
     transfers: list[Transfer] = field(default_factory=list)
+    #: The last operation whose transfer was empty.
+    empty_transfer: str = ""
     #: What Stripe's balances are by now, by our name of the account and by currency.
     balances: dict[tuple[str, str], int] = field(default_factory=lambda: defaultdict(int))
     ids: int = 0
@@ -81,6 +83,7 @@ class FakeIntent:
             charge=self.charge,
             refunds=tuple(reversed(self.refunds)),
             separate_transfers=tuple(self.transfers),
+            empty_transfer=self.empty_transfer,
         )
 
     @property

@@ -312,7 +312,10 @@ class FakeService:
             case OperationKind.REFUND:
                 self.intent.refund(part, name)
             case OperationKind.TRANSFER:
-                self.intent.transfer(operation.capture_split.sent, name)
+                if operation.sends_nothing:
+                    self.intent.empty_transfer = name
+                else:
+                    self.intent.transfer(operation.capture_split.sent, name)
             case _:
                 reversal = operation.payload_as(ReversalPayload)
                 self.intent.reverse(reversal.transfer_minor_units, name, reversal.transfer_id)

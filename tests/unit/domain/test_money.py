@@ -54,7 +54,26 @@ def test_currency_is_taken_in_any_case(code: str) -> None:
     assert money.check_currency(code) == "USD"
 
 
-@pytest.mark.parametrize("code", ["", "US", "USDX", "XXX", "€", "USD ", "U\0D", "USDC", "123"])
+@pytest.mark.parametrize(
+    "code",
+    [
+        "",
+        "US",
+        "USDX",
+        "XXX",
+        "€",
+        "USD ",
+        "U\0D",
+        "USDC",
+        "123",
+        "\u017fek",
+        "\u0131nr",
+        "ANG",
+        "BGN",
+        "HRK",
+        "STD",
+    ],
+)
 def test_unknown_currency_is_refused(code: str) -> None:
     with pytest.raises(InvalidMoney, match="not a currency"):
         money.check_currency(code)
@@ -197,7 +216,10 @@ def test_one_step_is_a_possible_part(currency: str) -> None:
         (49, "JPY", "at least 50 JPY"),
         (17_499, "HUF", r"at least 175\.00 HUF"),
         (100_000_000, "USD", "at most 99999999"),
-        (100_000_000, "JPY", "at most 99999999"),
+        (100_000_000, "EUR", "at most 99999999"),
+        (1_000_000_000_000, "JPY", "at most 999999999999"),
+        (1_000_000_000_000, "IDR", "at most 999999999999"),
+        (1_000_000_000, "INR", "at most 999999999"),
     ],
 )
 def test_charge_beyond_stripes_limits_is_refused(
@@ -215,10 +237,19 @@ def test_charge_at_the_limits_is_taken(minor_units: int, currency: str) -> None:
     money.check_charge(Money(minor_units, currency))
 
 
-def test_maximum_is_a_setting() -> None:
-    money.check_charge(Money(100_000_000, "IDR"), maximum=10**12)
+def test_maximum_can_only_be_lowered() -> None:
+    money.check_charge(Money(100_000_000, "IDR"))
+    with pytest.raises(InvalidMoney, match="at most 99999999 minor units"):
+        money.check_charge(Money(100_000_000, "USD"), maximum=10**12)
     with pytest.raises(InvalidMoney, match="at most 999 minor units"):
         money.check_charge(Money(1_000, "USD"), maximum=999)
+
+
+@pytest.mark.parametrize("currency", ["ANG", "BGN", "HRK", "STD"])
+def test_an_old_payment_in_a_currency_that_has_ended_is_still_computed(currency: str) -> None:
+    assert money.check_currency(currency.lower(), former=True) == currency
+    assert str(Money(1_234, currency)) == f"12.34 {currency}"
+    assert money.split_refund(10_000, 3_333, 1_000, currency) == Split(333, 3_000)
 
 
 # ---- for people ----

@@ -5,7 +5,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from payment_service.domain import guards, hold_policy, money, plans
@@ -67,6 +67,29 @@ def test_capture_that_would_leave_the_expert_nothing_is_refused() -> None:
     assert refusal.value.reason == "COMMISSION_TOO_LARGE"
     assert refusal.value.facts == {"amount": "1", "commission": "1"}
     assert plans.plan_capture(payment, 2, final=True).split == CaptureSplit(2, 1)
+
+
+@pytest.mark.parametrize(
+    ("payment", "part", "final", "refused"),
+    [
+        (in_state(State.IN_ESCROW), 49, True, True),
+        (in_state(State.IN_ESCROW), 50, True, False),
+        (in_state(State.IN_ESCROW, separate(CARD_HOLD)), 49, True, True),
+        # All of the hold is charged, or was charged before: only the transfer is small.
+        (in_state(State.IN_ESCROW, separate(CARD_HOLD)), 10, False, False),
+        (in_state(State.IN_ESCROW, separate(PLATFORM_HOLD)), 10, True, False),
+    ],
+)
+def test_a_card_is_charged_no_less_than_stripe_charges(
+    payment: Payment, part: int, final: bool, refused: bool
+) -> None:
+    plans.plan_capture(payment, part, final)  # Where Stripe converts, it is the judge.
+    settled = frozenset({"USD"})
+    if not refused:
+        plans.plan_capture(payment, part, final, settlement_currencies=settled)
+        return
+    with pytest.raises(InvalidArgument, match=r"at least 0\.50 USD"):
+        plans.plan_capture(payment, part, final, settlement_currencies=settled)
 
 
 CAPTURE = (State.IN_ESCROW,)
@@ -276,6 +299,40 @@ def test_milestones_leave_the_commission_of_their_sum(
         )
     quoted = money.fee(sum(parts), payment.commission_basis_points, payment.currency)
     assert payment.net_commission == sum(commissions) == quoted == payment.commission
+
+
+@st.composite
+def _parts(draw: st.DrawFn) -> tuple[Payment, list[int]]:
+    """A platform hold in any currency at any rate, and amounts that sum to it."""
+    currency = draw(st.sampled_from(sorted(money.CURRENCIES)))
+    steps = draw(st.lists(st.integers(1, 60) | st.integers(1, 9_999), min_size=1, max_size=12))
+    unit = money.step(currency)
+    amount, rate = sum(steps) * unit, draw(st.integers(0, 9_999))
+    assume(money.fee(amount, rate, currency) < amount)  # Else it cannot be initiated.
+    return held_by_us(amount, currency, rate), [one * unit for one in steps]
+
+
+@given(_parts(), st.booleans())
+def test_any_amounts_that_sum_to_the_whole_can_be_captured(
+    given_: tuple[Payment, list[int]], rest_at_last: bool
+) -> None:
+    """The last cent may be all commission; then nothing is transferred."""
+    payment, parts = given_
+    for number, part in enumerate(parts):
+        last = number == len(parts) - 1
+        # A deadline captures what is held, without naming it.
+        plan = plans.plan_capture(payment, None if last and rest_at_last else part, last)
+        share = plan.split
+        assert share.amount == part
+        assert min(share.commission, share.sent) >= 0
+        assert not share.sent % money.step(payment.currency)
+        payment = replace(
+            payment,
+            held=payment.held - part,
+            captured=payment.captured + part,
+            net_commission=payment.net_commission + share.commission,
+        )
+    assert (payment.held, payment.net_commission) == (0, payment.commission)
 
 
 @pytest.mark.parametrize(

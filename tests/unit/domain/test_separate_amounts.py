@@ -60,6 +60,20 @@ def test_milestones_are_transferred_one_by_one_and_sum_up(
     assert service.balance(FUNDS) == -service.payment.expert_amount
 
 
+@pytest.mark.parametrize("final", [True, False])
+def test_the_last_cent_is_all_commission_and_is_not_transferred(final: bool) -> None:
+    service = serve(separate(PLATFORM_HOLD, 10_015))
+    service.intent.authorize()
+    service.follow()
+    for part in (3_338, 3_338, 3_338, 1):
+        service.capture(part, final=final and part == 1)
+        service.check_reconciled()
+    payment = service.payment
+    assert (payment.state, payment.held, payment.operation_id) == (State.CAPTURED, 0, "")
+    assert payment.net_commission == payment.commission == 1_002
+    assert len(service.intent.observe().separate_transfers) == 3
+
+
 def test_first_part_of_a_card_hold_charges_all_of_it() -> None:
     service = held(CARD_HOLD)
     service.capture(4_000, final=False)

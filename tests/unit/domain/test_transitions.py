@@ -244,6 +244,8 @@ FUNCTIONS: dict[str, Callable[[Payment], Transition]] = {
     "fraud_warning": warned(EventKind.FRAUD_WARNING),
     "fraud_warning_over": warned(EventKind.FRAUD_WARNING_OVER),
     "fraud_warning_dismissed": lambda p: transitions.fraud_warning_dismissed(p, "looked into", NOW),
+    "review_opened": lambda p: transitions.review_changed(p, "prv_1", CONTESTED, NOW),
+    "review_closed": lambda p: transitions.review_changed(p, "", CONTESTED, NOW),
     "waiting": lambda p: transitions.waiting_changed(p, WaitingFor.PROCESSOR, "timeout", NOW),
     "deadline_near": lambda p: transitions.deadline_near(
         p, "RELEASE_DUE", NOW, OnDeadline.ALERT, NOW

@@ -1,0 +1,62 @@
+"""What Stripe said of a failed request is kept for operators, and tells nothing private."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import stripe
+
+from payment_service.adapters.stripe.outcomes import outcome_of
+from payment_service.domain.ports.stripe import Misconfigured, Refused
+
+
+def _error(message: str, status: int = 400, **fields: Any) -> stripe.StripeError:
+    error = {"type": "invalid_request_error", "message": message, **fields}
+    kind = stripe.AuthenticationError if status == 401 else stripe.InvalidRequestError
+    body: dict[str, Any] = {"http_status": status, "json_body": {"error": error}}
+    if kind is stripe.InvalidRequestError:
+        return stripe.InvalidRequestError(message, fields.get("param"), **body)
+    return stripe.AuthenticationError(message, **body)
+
+
+def test_a_refusal_without_a_code_keeps_what_stripe_said() -> None:
+    error = _error("Cannot create a destination charge for it.", param="transfer_data[destination]")
+    outcome = outcome_of(error)
+    assert isinstance(outcome, Refused)
+    assert outcome.last_error == (
+        "refused: invalid_request_error transfer_data[destination]: "
+        "Cannot create a destination charge for it."
+    )
+
+
+def test_a_refusal_with_a_code_begins_with_it() -> None:
+    outcome = outcome_of(_error("No such destination", code="resource_missing"))
+    assert isinstance(outcome, Refused)
+    assert outcome.last_error.startswith("resource_missing: invalid_request_error: No such")
+
+
+@pytest.mark.parametrize(
+    "private",
+    [
+        "ann@example.com",
+        "sk_test_51AbCdEf",
+        "rk_live_****************9876",
+        "whsec_abc123",
+        "pi_3Q_secret_xyz",
+        "4242 4242 4242 4242",
+        "4242424242424242",
+    ],
+)
+@pytest.mark.parametrize("status", [400, 401])
+def test_private_words_are_masked(private: str, status: int) -> None:
+    outcome = outcome_of(_error(f"Invalid value: '{private}' is not known", status))
+    assert isinstance(outcome, Refused | Misconfigured)
+    assert private not in outcome.said
+    assert "Invalid value: '***' is not known" in outcome.said
+
+
+def test_a_long_message_is_cut() -> None:
+    outcome = outcome_of(_error("x " * 5_000))
+    assert isinstance(outcome, Refused)
+    assert len(outcome.said) <= 300
