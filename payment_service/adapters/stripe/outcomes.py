@@ -30,11 +30,11 @@ def outcome_of(error: BaseException) -> Refused | NotSent | Unknown | Misconfigu
         return Misconfigured(code or f"http_{status}", request_id)
     if status == 403:
         if code == "account_invalid":  # The expert revoked our access: final.
-            return Refused(code, "", request_id)
+            return Refused(code, "", request_id, _param(error))
         return Misconfigured(code or "http_403", request_id)
     if status in (400, 402):
         decline_code = getattr(error.error, "decline_code", None) if error.error else None
-        return Refused(code, decline_code or "", request_id)
+        return Refused(code, decline_code or "", request_id, _param(error))
     headers = {name.lower(): value for name, value in (error.headers or {}).items()}
     replayed = headers.get("idempotent-replayed") == "true"
     return Unknown(f"http_{status}", replayed=replayed)
@@ -43,6 +43,11 @@ def outcome_of(error: BaseException) -> Refused | NotSent | Unknown | Misconfigu
 def _code(error: stripe.StripeError) -> str:
     """Returns Stripe's code of an error, or ""."""
     return (error.error.code if error.error else None) or error.code or ""
+
+
+def _param(error: stripe.StripeError) -> str:
+    """Returns the parameter that Stripe names as the cause, or ""."""
+    return (getattr(error.error, "param", None) if error.error else None) or ""
 
 
 def _never_connected(error: BaseException) -> bool:

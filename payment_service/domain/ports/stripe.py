@@ -43,6 +43,8 @@ class Refused:
     code: str
     decline_code: str = ""
     request_id: str = ""
+    #: The parameter that Stripe names as the cause; empty if it names none.
+    param: str = ""
 
 
 @dataclass(frozen=True, slots=True)
