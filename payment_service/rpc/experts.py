@@ -17,7 +17,7 @@ from payment_service.application.replace_expert_account import (
     ReplaceExpertAccount,
     replace_expert_account,
 )
-from payment_service.domain.errors import Unavailable
+from payment_service.domain.errors import Precondition, Unavailable
 from payment_service.domain.payouts import PayoutState
 from payment_service.rpc import pagination
 from payment_service.rpc.call_context import CallRegistry, Context, cause_of
@@ -84,14 +84,16 @@ class ExpertServicer(experts_pb2_grpc.ExpertServiceServicer):
         )
         fields.check()
         continue_url = onboarding.check_continue_url(policy, request.continue_url)
+        cause = command.cause
         body, expert = await self._calls.run(replace_expert_account(self._app, command))
         answer = experts_pb2.ReplaceExpertAccountResponse.FromString(body)
         # Stripe creates the link anew for each answer. A lost account has none.
         is_present = answer.expert.stripe_account_id == expert.account.stripe_account_id
         if is_present and not expert.is_lost:
-            with suppress(Unavailable):  # Without Stripe the answer has no link.
+            # Without Stripe the answer has no link, and so if the account is lost since.
+            with suppress(Unavailable, Precondition):
                 answer.onboarding_url = await onboarding.mint_onboarding_link(
-                    self._app, expert, continue_url
+                    self._app, expert, continue_url, cause
                 )
         return answer
 
@@ -115,7 +117,8 @@ class ExpertServicer(experts_pb2_grpc.ExpertServiceServicer):
     ) -> experts_pb2.RefreshOnboardingResponse:
         expert_id = _expert_id(request.expert_id)
         continue_url = onboarding.check_continue_url(self._app.policy, request.continue_url)
-        url = await onboarding.refresh_onboarding(self._app, expert_id, continue_url)
+        cause = cause_of(context, "RefreshOnboarding")
+        url = await onboarding.refresh_onboarding(self._app, expert_id, continue_url, cause)
         return experts_pb2.RefreshOnboardingResponse(onboarding_url=url)
 
     async def SetCommission(
@@ -161,7 +164,9 @@ class ExpertServicer(experts_pb2_grpc.ExpertServiceServicer):
     async def GetExpertBalance(
         self, request: experts_pb2.GetExpertBalanceRequest, context: Context
     ) -> experts_pb2.GetExpertBalanceResponse:
-        balances = await get_expert_balance(self._app, _expert_id(request.expert_id))
+        balances = await get_expert_balance(
+            self._app, _expert_id(request.expert_id), cause_of(context, "GetExpertBalance")
+        )
         return experts_pb2.GetExpertBalanceResponse(
             balances=[expert_balance_message(balance) for balance in balances]
         )

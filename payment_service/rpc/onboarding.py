@@ -29,7 +29,9 @@ class OnboardingServicer(onboarding_pb2_grpc.OnboardingServiceServicer):
     async def CreateOnboardingLink(
         self, request: onboarding_pb2.CreateOnboardingLinkRequest, context: Context
     ) -> onboarding_pb2.CreateOnboardingLinkResponse:
-        url = await onboarding.create_onboarding_link(self._app, _token(request.onboarding_token))
+        url = await onboarding.create_onboarding_link(
+            self._app, _token(request.onboarding_token), cause_of(context, "CreateOnboardingLink")
+        )
         return onboarding_pb2.CreateOnboardingLinkResponse(onboarding_url=url)
 
 

@@ -5,11 +5,19 @@ Only a 400 or 402 is Stripe's final refusal. Everything that is not a definite a
 
 from __future__ import annotations
 
+from typing import Final
+
 import aiohttp
 import stripe
 
 from payment_service.adapters.stripe.breaker import BulkheadFull, CircuitOpen
 from payment_service.domain.ports.stripe import Misconfigured, NotSent, Refused, Unknown
+
+#: Refusals for which Stripe gives neither a code nor a parameter. They are about the destination.
+_DESTINATION_MESSAGES: Final = (
+    "Funds can't be sent to accounts located in",
+    "Cannot create a destination charge for connected accounts in",
+)
 
 
 def outcome_of(error: BaseException) -> Refused | NotSent | Unknown | Misconfigured:
@@ -47,7 +55,12 @@ def _code(error: stripe.StripeError) -> str:
 
 def _param(error: stripe.StripeError) -> str:
     """Returns the parameter that Stripe names as the cause, or ""."""
-    return (getattr(error.error, "param", None) if error.error else None) or ""
+    detail = error.error
+    if detail is None:
+        return ""
+    param = getattr(detail, "param", None) or ""
+    message = getattr(detail, "message", None) or ""
+    return "destination" if not param and message.startswith(_DESTINATION_MESSAGES) else param
 
 
 def _never_connected(error: BaseException) -> bool:
