@@ -58,6 +58,8 @@ class Expert:
     operation_id: str = ""
     #: When the account was last read from Stripe; None before the first time.
     check_time: datetime | None = None
+    #: From when on the account must be read again, whether or not an event comes.
+    check_due_time: datetime | None = None
     version: int = 1
     create_time: datetime
     update_time: datetime

@@ -419,7 +419,7 @@ async def test_an_account_replacement_that_commits_during_a_capture_is_noticed(
     written, commits = threading.Event(), threading.Event()
 
     def finish_slowly(tx: Transaction) -> None:
-        finish_account(tx, app.answers, operation, made.value, command.cause)
+        finish_account(tx, app.answers, app.policy, operation, made.value, command.cause)
         written.set()
         assert commits.wait(10)
 

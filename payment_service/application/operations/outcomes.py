@@ -82,6 +82,7 @@ def reject_operation(
         why = f"refused: {refused.code}"
         transition = transitions.waiting_changed(payment, WaitingFor.EXPERT, why, tx.now, reason)
         tx.record(transition, cause)
+        tx.hasten_account_check(payment.expert_id, policy.waiting_account_seconds)
         # The caller's answer says that the capture is in progress.
         return Ended(None, answer(tx, answers, current.claim_id, transition.after))
     failure = failure_of(Decline(refused.code or "refused", refused.decline_code), tx.now)

@@ -9,7 +9,9 @@ from payment_service.application.app import App
 from payment_service.domain.errors import Busy, expert_not_found
 from payment_service.domain.experts import Account, Expert
 from payment_service.domain.ports.database import Transaction
+from payment_service.domain.ports.policy import Policy
 from payment_service.domain.ports.records import Cause
+from payment_service.domain.schedule import account_check_due_time
 
 _TRIES: Final = 6
 
@@ -23,7 +25,9 @@ async def sync_expert(app: App, expert_id: str, cause: Cause) -> Expert:
         if not expert.account.stripe_account_id:
             return expert
         account = await app.stripe.account(expert.account.stripe_account_id)
-        saved = await app.database.transact(save_account, expert_id, account, expert.version, cause)
+        saved = await app.database.transact(
+            save_account, app.policy, expert_id, account, expert.version, cause
+        )
         if saved is not None:
             return saved
     raise Busy(
@@ -46,7 +50,12 @@ async def sync_account(app: App, stripe_account_id: str, cause: Cause) -> bool:
 
 
 def save_account(
-    tx: Transaction, expert_id: str, account: Account | None, version: int, cause: Cause
+    tx: Transaction,
+    policy: Policy,
+    expert_id: str,
+    account: Account | None,
+    version: int,
+    cause: Cause,
 ) -> Expert | None:
     """Records what Stripe showed. Returns None if the expert has changed since it was fetched.
 
@@ -68,8 +77,16 @@ def save_account(
         version=expert.version + 1 if changed else expert.version,
         update_time=tx.now if changed else expert.update_time,
     )
+    after = with_next_check(tx, policy, after)
     tx.save_expert(after, "expert.account_changed" if changed else "", cause)
     return after
+
+
+def with_next_check(tx: Transaction, policy: Policy, expert: Expert) -> Expert:
+    """Returns a locked expert, whose account was just read, with the time of the next read."""
+    captures_wait = tx.captures_wait_for(expert.expert_id)
+    due = account_check_due_time(expert, tx.now, policy, captures_wait=captures_wait)
+    return replace(expert, check_due_time=due)
 
 
 def save_former_account(

@@ -31,6 +31,9 @@ CREATE TABLE experts (
     status text NOT NULL,
     -- When Stripe was last asked about the account.
     check_time timestamptz,
+    -- From when on Stripe must be asked again, whether or not an event comes. Computed when the row
+    -- is written (`schedule.account_check_due_time`), and earlier once a capture waits.
+    check_due_time timestamptz,
 
     -- The open operation on this expert, if there is one.
     operation_id text NOT NULL DEFAULT '',
@@ -42,6 +45,7 @@ CREATE TABLE experts (
     CONSTRAINT commission_rate_range CHECK (commission_basis_points BETWEEN 0 AND 9999),
     CONSTRAINT one_expert_per_account UNIQUE (stripe_account_id)
 );
+CREATE INDEX experts_account_checks ON experts (check_due_time) WHERE check_due_time IS NOT NULL;
 
 -- The audit trail of an expert: what happened and who did it.
 -- Never: updated, deleted or truncated (triggers).
