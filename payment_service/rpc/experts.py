@@ -73,6 +73,9 @@ class ExpertServicer(experts_pb2_grpc.ExpertServiceServicer):
         former = fields.text("former_account_id", request.former_account_id, most=255)
         if request.replace_working_account and not former:
             fields.fault("former_account_id", "is required with replace_working_account")
+        kind = fields.enum("business_type", request.business_type, experts_pb2.BusinessType)
+        country = fields.country("country", request.country, "") if request.country else ""
+        email = fields.email("email", request.email) if request.email else ""
         command = ReplaceExpertAccount(
             cause=cause_of(context, "ReplaceExpertAccount"),
             key=fields.key(request.idempotency_key),
@@ -81,6 +84,9 @@ class ExpertServicer(experts_pb2_grpc.ExpertServiceServicer):
             reason=fields.text("reason", request.reason, required=True),
             former_account_id=former,
             replace_working_account=request.replace_working_account,
+            country=country,
+            email=email,
+            business_type=business_type_of(kind) if kind else None,
         )
         fields.check()
         continue_url = onboarding.check_continue_url(policy, request.continue_url)

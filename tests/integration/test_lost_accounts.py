@@ -11,7 +11,13 @@ from marketplace.payments.v1 import experts_pb2, payments_pb2
 from tests.support.books import check_books
 from tests.support.errors import refusal
 from tests.support.requests import capture_request
-from tests.support.steps.experts import deauthorize, replace, transferred_to, waiting_for
+from tests.support.steps.experts import (
+    deauthorize,
+    replace,
+    replacement,
+    transferred_to,
+    waiting_for,
+)
 from tests.support.steps.payments import PLATFORM, PROMOTE
 from tests.support.world import CANCELED, CAPTURED, CAPTURING, World, until
 
@@ -168,3 +174,72 @@ async def test_two_captures_of_one_lost_account_both_wait(world: World) -> None:
     for one in ids:
         await world.in_state(one, CAPTURED)
     await check_books(world)
+
+
+# ---- another account with other data ----
+
+
+async def test_a_wrong_country_is_corrected_by_another_account(world: World) -> None:
+    expert = await world.expert(country="DE")
+    former = world.account_of(expert)
+    other = await replace(
+        world,
+        expert,
+        country="us",
+        email="right@example.com",
+        business_type=experts_pb2.BUSINESS_TYPE_COMPANY,
+        replace_working_account=True,
+        former_account_id=former,
+    )
+    known = await world.expert_status(expert, READY)
+    assert (known.stripe_account_id, known.country, known.email, known.business_type) == (
+        other,
+        "US",
+        "right@example.com",
+        experts_pb2.BUSINESS_TYPE_COMPANY,
+    )
+    shown = await world.stripe.api("GET", f"/accounts/{other}")
+    assert (shown["country"], shown["email"], shown["business_type"]) == (
+        "US",
+        "right@example.com",
+        "company",
+    )
+    initiated = await world.initiate(expert)
+    assert initiated.payment.charge_model == payments_pb2.CHARGE_MODEL_DESTINATION
+
+
+async def test_a_wrong_address_is_corrected_before_onboarding(world: World) -> None:
+    expert = await world.expert(ready=False)
+    former = world.account_of(expert)
+    other = await replace(
+        world,
+        expert,
+        ready=False,
+        email="right@example.com",
+        replace_working_account=True,
+        former_account_id=former,
+    )
+    shown = await world.stripe.api("GET", f"/accounts/{other}")
+    assert (shown["country"], shown["email"], shown["business_type"]) == (
+        "US",
+        "right@example.com",
+        "individual",
+    )
+
+
+async def test_what_stripe_does_not_accept_leaves_the_expert_as_it_was(world: World) -> None:
+    expert = await world.expert()
+    account = await deauthorize(world, expert)
+    request = replacement(expert, country="JP")
+    refused = await refusal(world.experts.ReplaceExpertAccount(request))
+    assert refused.reason == "COUNTRY_UNSUPPORTED"
+    for field, value in (("country", "USA"), ("email", "nobody"), ("business_type", 99)):
+        wrong = replacement(expert, **{field: value})
+        assert set((await refusal(world.experts.ReplaceExpertAccount(wrong))).fields) == {field}
+    await world.stripe.fault("/accounts$", "status", status=400, code="email_invalid")
+    request = replacement(expert, email="odd@example.com", country="GB")
+    refused = await refusal(world.experts.ReplaceExpertAccount(request))
+    assert refused.reason == "REFUSED_BY_PROCESSOR"
+    known = await world.expert_status(expert, DEAUTHORIZED)
+    assert (known.stripe_account_id, known.country) == (account, "US")
+    assert known.email == f"{expert}@example.com"

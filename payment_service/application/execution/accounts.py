@@ -137,8 +137,12 @@ def finish_account(
     if expert is None or expert.operation_id != operation.operation_id:
         return {}
     former = expert.account.stripe_account_id
+    made = operation.payload_as(CreateAccountPayload)
     after = replace(
         expert,
+        email=made.email,
+        country=made.country,
+        business_type=made.business_type,
         account=account,
         deauthorized=False,
         operation_id="",
