@@ -39,6 +39,17 @@ class Account:
     details_submitted: bool = False
     requirements_due: tuple[str, ...] = ()
     disabled_reason: str = ""
+    #: When what is due now stops the account or a part of it; None if Stripe names no time.
+    requirements_due_time: datetime | None = None
+    #: What Stripe has announced for later, by its own names, and when that becomes due.
+    future_requirements: tuple[str, ...] = ()
+    future_requirements_due_time: datetime | None = None
+
+    @property
+    def first_deadline(self) -> datetime | None:
+        """When the account stops working if the expert does nothing; None if Stripe named none."""
+        times = (self.requirements_due_time, self.future_requirements_due_time)
+        return min((time for time in times if time is not None), default=None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,7 +15,8 @@ from payment_service.domain.ports.records import Cause
 _EXPERT_COLUMNS: Final = (
     "expert_id name email country business_type commission_basis_points commission_asked "
     "stripe_account_id charges_enabled payouts_enabled transfers_active details_submitted "
-    "requirements_due disabled_reason deauthorized status operation_id check_time check_due_time "
+    "requirements_due disabled_reason requirements_due_time future_requirements "
+    "future_requirements_due_time deauthorized status operation_id check_time check_due_time "
     "version create_time update_time"
 ).split()
 
@@ -74,6 +75,7 @@ class ExpertWrites(TransactionStatements):
             "commission_basis_points": expert.commission_basis_points,
             "requirements_due": list(account.requirements_due),
             "disabled_reason": account.disabled_reason,
+            **rows.announced_values(account),
             **facts,
             "by": rows.cause_values(cause),
         }

@@ -81,7 +81,11 @@ class Accounts(StripeResource):
                     "type": "account_onboarding",
                     "refresh_url": refresh_url,
                     "return_url": return_url,
-                    "collection_options": {"fields": "eventually_due"},
+                    "collection_options": {
+                        "fields": "eventually_due",
+                        # What Stripe has announced for later can be given at once.
+                        "future_requirements": "include",
+                    },
                 }
             )
         )

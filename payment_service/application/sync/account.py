@@ -7,7 +7,7 @@ from typing import Final
 
 from payment_service.application.app import App
 from payment_service.domain.errors import Busy, expert_not_found
-from payment_service.domain.experts import Account, Expert
+from payment_service.domain.experts import Account, Expert, ExpertStatus
 from payment_service.domain.ports.database import Transaction
 from payment_service.domain.ports.policy import Policy
 from payment_service.domain.ports.records import Cause
@@ -29,6 +29,8 @@ async def sync_expert(app: App, expert_id: str, cause: Cause) -> Expert:
             save_account, app.policy, expert_id, account, expert.version, cause
         )
         if saved is not None:
+            if _has_new_deadline(expert, saved):
+                app.alarms.requirements_announced(saved)
             return saved
     raise Busy(
         "CONCURRENT_CHANGE", "the expert keeps changing; ask again", {"expert_id": expert_id}
@@ -78,8 +80,18 @@ def save_account(
         update_time=tx.now if changed else expert.update_time,
     )
     after = with_next_check(tx, policy, after)
-    tx.save_expert(after, "expert.account_changed" if changed else "", cause)
+    kind = "expert.account_changed"
+    if _has_new_deadline(expert, after):
+        kind = "expert.requirements_announced"
+    tx.save_expert(after, kind if changed else "", cause)
     return after
+
+
+def _has_new_deadline(before: Expert, after: Expert) -> bool:
+    """Whether Stripe wants something by a time that it has named now, while the account works."""
+    deadline = after.account.first_deadline
+    works = after.status is ExpertStatus.READY
+    return works and deadline is not None and deadline != before.account.first_deadline
 
 
 def with_next_check(tx: Transaction, policy: Policy, expert: Expert) -> Expert:

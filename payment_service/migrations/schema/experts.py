@@ -25,6 +25,10 @@ CREATE TABLE experts (
     details_submitted boolean NOT NULL DEFAULT false,
     requirements_due text[] NOT NULL DEFAULT '{}',
     disabled_reason text NOT NULL DEFAULT '',
+    -- When what is due stops the account, and what Stripe has announced for later.
+    requirements_due_time timestamptz,
+    future_requirements text[] NOT NULL DEFAULT '{}',
+    future_requirements_due_time timestamptz,
     -- Whether the account has revoked our access.
     deauthorized boolean NOT NULL DEFAULT false,
     -- What that means for payments to the expert. Derived: `Expert.status`.
@@ -46,6 +50,9 @@ CREATE TABLE experts (
     CONSTRAINT one_expert_per_account UNIQUE (stripe_account_id)
 );
 CREATE INDEX experts_account_checks ON experts (check_due_time) WHERE check_due_time IS NOT NULL;
+CREATE INDEX experts_by_first_deadline ON experts
+    (least(requirements_due_time, future_requirements_due_time))
+    WHERE least(requirements_due_time, future_requirements_due_time) IS NOT NULL;
 
 -- The audit trail of an expert: what happened and who did it.
 -- Never: updated, deleted or truncated (triggers).
