@@ -14,6 +14,7 @@ from gateway.logs import note
 from gateway.metrics import Metrics
 from gateway.pages import (
     CONTENT_SECURITY_POLICY,
+    Asked,
     invalid_link_page,
     standing_page,
     unavailable_page,
@@ -27,7 +28,7 @@ from gateway.payments_client import (
 )
 from gateway.settings import Settings
 from gateway.urls import may_go_onward, may_go_to_onboarding
-from marketplace.payments.v1 import experts_pb2
+from marketplace.payments.v1 import experts_pb2, onboarding_pb2
 
 PATH_PREFIX = "/onboarding/"
 RETURN_PATH = "/onboarding/return"
@@ -92,10 +93,10 @@ class Onboarding:
         onward = standing.continue_url
         if not may_go_onward(onward, self._allowed_origins):
             onward = ""
-        if standing.status == experts_pb2.EXPERT_STATUS_READY and onward:
+        asked = asked_of(standing)
+        if standing.status == experts_pb2.EXPERT_STATUS_READY and onward and not asked:
             return "sent_onward", see_other(onward)
-        due = max(standing.requirements_due_count, 0)
-        return "shown", html(standing_page(standing.status, due, token, onward))
+        return "shown", html(standing_page(standing.status, asked, token, onward))
 
     async def _renew(self, request: web.Request, token: str) -> tuple[str, web.Response]:
         if request.method == hdrs.METH_HEAD:
@@ -115,6 +116,24 @@ class Onboarding:
         note(request, outcome=outcome)
         self._metrics.pages.labels(page, outcome).inc()
         return response
+
+
+def asked_of(standing: onboarding_pb2.GetOnboardingStatusResponse) -> list[Asked]:
+    """What Stripe asks for, now and later; empty if for nothing."""
+    now = Asked(
+        standing.requirements_due_count,
+        standing.requirements_due_time.ToDatetime()
+        if standing.HasField("requirements_due_time")
+        else None,
+    )
+    later = Asked(
+        standing.future_requirements_count,
+        standing.future_requirements_due_time.ToDatetime()
+        if standing.HasField("future_requirements_due_time")
+        else None,
+        later=True,
+    )
+    return [asked for asked in (now, later) if asked.count > 0]
 
 
 def html(text: str, status: int = 200) -> web.Response:

@@ -6,7 +6,9 @@ front of the gateway.
 
 import base64
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from html import escape
 
 from marketplace.payments.v1 import experts_pb2
@@ -56,6 +58,23 @@ class Standing:
     text: str
     may_continue: bool
     """Whether Stripe's form has anything to offer in this status."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """How many things Stripe asks for, and by when; `later` says that they are only announced."""
+
+    count: int
+    by: datetime | None = None
+    later: bool = False
+
+    def sentence(self) -> str:
+        things = "one thing" if self.count == 1 else f"{self.count} things"
+        day = f"{self.by.day} {self.by:%B %Y}" if self.by else ""
+        if self.later:
+            when = f" by {day}" if day else " later"
+            return f"Stripe will ask for {things}{when}. Without it your payouts stop then."
+        return f"Stripe still asks for {things}{f', by {day}' if day else ''}."
 
 
 _Status = experts_pb2.ExpertStatus
@@ -113,6 +132,16 @@ STANDINGS: dict[experts_pb2.ExpertStatus.ValueType, Standing] = {
     ),
 }
 
+# RESTRICTED with nothing due: a link into Stripe's form would only lead back here.
+_PAUSED = Standing(
+    "bad",
+    "Paused",
+    "Stripe has paused this account",
+    "It asks nothing of you. Until Stripe has decided you cannot be paid. "
+    "If it takes long, write to our support.",
+    may_continue=False,
+)
+
 # For a status that a newer core knows and this gateway does not.
 _UNKNOWN = Standing(
     "wait",
@@ -122,8 +151,8 @@ _UNKNOWN = Standing(
     may_continue=True,
 )
 
-# In these the form itself is what is missing, whatever the number of things asked for.
-_ALWAYS_CONTINUE = {_Status.EXPERT_STATUS_ONBOARDING, _Status.EXPERT_STATUS_RESTRICTED}
+# In this the form itself is what is missing, whatever the number of things asked for.
+_ALWAYS_CONTINUE = {_Status.EXPERT_STATUS_ONBOARDING}
 # In these nothing changes by looking again.
 _SETTLED = {
     _Status.EXPERT_STATUS_READY,
@@ -133,15 +162,19 @@ _SETTLED = {
 
 
 def standing_page(
-    status: experts_pb2.ExpertStatus.ValueType, requirements_due: int, token: str, continue_url: str
+    status: experts_pb2.ExpertStatus.ValueType,
+    asked: Sequence[Asked],
+    token: str,
+    continue_url: str,
 ) -> str:
     """Where an expert stands. `continue_url` has been checked, or is empty."""
     standing = STANDINGS.get(status, _UNKNOWN)
+    if status == _Status.EXPERT_STATUS_RESTRICTED and not any(not one.later for one in asked):
+        standing = _PAUSED
     paragraphs = [f"<p>{escape(standing.text)}</p>"]
-    asks = standing.may_continue and requirements_due > 0
+    asks = standing.may_continue and bool(asked)
     if asks:
-        things = "one thing" if requirements_due == 1 else f"{requirements_due} things"
-        paragraphs.append(f'<p class="soft">Stripe still asks for {things}.</p>')
+        paragraphs += [f'<p class="soft">{escape(one.sentence())}</p>' for one in asked]
     links: list[tuple[str, str]] = []
     if asks or status in _ALWAYS_CONTINUE:
         links.append((f"refresh?token={token}", "Continue with Stripe"))

@@ -9,6 +9,7 @@ import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from payment_service.domain.discrepancies import DiscrepancyKind
+from payment_service.domain.experts import Expert
 from payment_service.domain.operations import Operation
 from payment_service.domain.payouts import PayoutChange, PayoutState
 from payment_service.domain.ports.records import Backlog, HeldMoney
@@ -27,6 +28,7 @@ _BACKLOGS = (
     ("webhook_event", "PARKED"),
     ("dispute", "NEEDS_RESPONSE"),
     ("dispute", "DUE_SOON"),
+    ("expert", "REQUIREMENTS_DUE_SOON"),
     ("feed_event", "PENDING"),
 )
 #: The label of each step that moves money, and the payment's amount that grows with it.
@@ -134,6 +136,11 @@ class Metrics:
             ["state", "currency"],
             registry=r,
         )
+        self.requirements = Counter(
+            "payments_expert_requirements_announced",
+            "Requirements that Stripe announced for an expert, each with a time to come.",
+            registry=r,
+        )
         self.discrepancies = Counter(
             "payments_discrepancies",
             "Differences between Stripe and the books, by kind.",
@@ -148,8 +155,8 @@ class Metrics:
         )
         self.waiting = Gauge(
             "payments_backlog_items",
-            "How much waits now: operations, webhook events, disputes, and events that are not in "
-            "the feed yet, by what and state.",
+            "How much waits now: operations, webhook events, disputes, experts of whom Stripe asks "
+            "something soon, and events that are not in the feed yet, by what and state.",
             ["what", "state"],
             registry=r,
         )
@@ -305,6 +312,19 @@ class Metrics:
                 code=payout.failure_code,
                 was_paid=change.before is not None and change.before.state is PayoutState.PAID,
             )
+
+    def requirements_announced(self, expert: Expert) -> None:
+        """Counts what Stripe will ask of an expert: payouts stop if it is not given in time."""
+        account = expert.account
+        self.requirements.inc()
+        log.warning(
+            "expert_requirements_announced",
+            expert=expert.expert_id,
+            stripe_account=account.stripe_account_id,
+            deadline=account.first_deadline and account.first_deadline.isoformat(),
+            due=list(account.requirements_due),
+            future=list(account.future_requirements),
+        )
 
     def invariants(self, violations: Mapping[DiscrepancyKind, Sequence[str]]) -> None:
         for kind, payment_ids in violations.items():

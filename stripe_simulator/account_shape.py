@@ -289,11 +289,15 @@ def standing(account: Row) -> dict[str, Any]:
         )
         charges = bool(restriction.get("charges_enabled", False))
         payouts = bool(restriction.get("payouts_enabled", False))
+    later = requirements()
+    if stage == "complete" and account.get("_announced"):
+        owed, later = account["_announced"]["now"], account["_announced"]["later"]
     return {
         "capabilities": capabilities,
         "charges_enabled": charges and capabilities.get("card_payments") == "active",
         "payouts_enabled": payouts,
         "requirements": owed,
+        "future_requirements": later,
     }
 
 

@@ -222,6 +222,7 @@ def complete_onboarding(simulation: Simulation, account: Row, outcome: str) -> R
     changes: dict[str, Any] = {
         "_stage": outcome,
         "_restriction": None,
+        "_announced": None,
         "details_submitted": True,
         "business_type": account["business_type"] or "individual",
         "tos_acceptance": {
@@ -252,7 +253,8 @@ def restore(simulation: Simulation, id_: str) -> Row:
     """The restriction is over: back to where the account was when its form was submitted."""
     account = simulation.store.require("account", id_)
     stage = "complete" if account["details_submitted"] else "fresh"
-    account = change(simulation, account, {"_stage": stage, "_restriction": None})
+    changes = {"_stage": stage, "_restriction": None, "_announced": None}
+    account = change(simulation, account, changes)
     simulation.effect("account_restored", id_, metadata=account["metadata"])
     return account
 

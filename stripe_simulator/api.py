@@ -448,7 +448,11 @@ def _fault_error(rule: Rule) -> ApiError:
     else:
         kind = "card_error" if rule.status == 402 else "invalid_request_error"
         error = ApiError(
-            rule.status, rule.message or "Refused by the fault plan.", kind=kind, code=rule.code
+            rule.status,
+            rule.message or "Refused by the fault plan.",
+            kind=kind,
+            code=rule.code,
+            param=rule.param,
         )
     error.stored = rule.stored
     if rule.type is not None:

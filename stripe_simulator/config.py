@@ -98,6 +98,9 @@ class Settings:
     cards_offered: bool = True
     # How long a request waits for an object that another request holds before 429 lock_timeout.
     lock_wait_ms: int = 2000
+    # Whether connected accounts report account.* and capability.* events at all: accounts of newer
+    # platforms are reported to send only the thin events of v2 (unconfirmed).
+    account_events: bool = True
     # Stripe keeps events for 30 days; what a long load test leaves must fit into memory as well.
     keep_events: int = 100_000
     # Answer 429 when more than so many API calls arrive in one second; 0 is no limit.

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 
 from aiohttp import web
 
-from stripe_simulator import accounts, confirmation, faults, payouts
+from stripe_simulator import accounts, announced, confirmation, faults, payouts
 from stripe_simulator.api import Api
 from stripe_simulator.control_cardholders import Cardholders, Given, Handler, only
 from stripe_simulator.errors import ApiError
@@ -31,6 +31,7 @@ class Control:
         self.api = api
         self.faults = api.faults
         self.webhooks = webhooks
+        announced.register(simulation)
 
     def routes(self) -> list[web.RouteDef]:
         table: list[tuple[str, str, Handler]] = [
@@ -243,6 +244,7 @@ class Control:
         actions: dict[str, Callable[[], Row]] = {
             "complete_onboarding": complete,
             "restrict": lambda: accounts.restrict(simulation, id_, given),
+            "announce": lambda: announced.announce(simulation, id_, given),
             "restore": lambda: accounts.restore(simulation, id_),
             "deauthorize": lambda: accounts.deauthorize(simulation, id_),
             "reauthorize": lambda: accounts.reauthorize(simulation, id_),

@@ -14,6 +14,9 @@ from stripe_simulator.rendering import event_envelope, plain
 from stripe_simulator.simulation import Simulation
 from stripe_simulator.store import Row
 
+#: What the switch `account_events` silences.
+ACCOUNT_EVENTS = ("account.", "capability.")
+
 
 def targets(simulation: Simulation) -> list[WebhookTarget]:
     """The endpoints: those set through the control API if any were, else the command line's."""
@@ -34,12 +37,14 @@ def emit(
     *,
     account: str | None = None,
     **overrides: Any,
-) -> Row:
+) -> None:
     """Record an event about `row`, and a delivery for each endpoint it concerns.
 
     The account is the object's own unless named; `overrides` are fields that the snapshot shows
     otherwise than the object now stands.
     """
+    if type_.startswith(ACCOUNT_EVENTS) and not simulation.settings.account_events:
+        return
     owner = account or row["_account"]
     shown = {**plain(simulation, row), **overrides}
     event = event_envelope(
@@ -59,7 +64,6 @@ def emit(
         add_delivery(simulation, event["id"], target.url, f"{event['id']}:{number}", type_)
     if simulation.store.count("event") > simulation.settings.keep_events:
         _forget_oldest(simulation)
-    return event
 
 
 def _forget_oldest(simulation: Simulation) -> None:

@@ -47,6 +47,7 @@ class Rule:
     type: str | None = None
     code: str | None = None
     message: str | None = None
+    param: str | None = None
     headers: dict[str, str] = dataclasses.field(default_factory=dict)
     store: bool | None = None
     delay_ms: int = 1000

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from stripe_simulator import capture as capturing
-from stripe_simulator import charges, confirmation, currencies, payment_methods, reviews
+from stripe_simulator import charges, confirmation, currencies, payment_methods, regions, reviews
 from stripe_simulator.accounts import check_destination
 from stripe_simulator.confirmation import unexpected_state
 from stripe_simulator.errors import ApiError, no_such, parameter_missing, refused
@@ -185,6 +185,11 @@ def _transfer_data(
     if given is None:
         return None
     check_destination(simulation, given["destination"], "transfer_data[destination]")
+    regions.check_destination_charge(
+        simulation.config.country,
+        simulation.store.require("account", given["destination"]),
+        params.get("on_behalf_of"),
+    )
     if "amount" in given and params.get("application_fee_amount") is not None:
         raise refused(
             "You cannot pass both `application_fee_amount` and `transfer_data[amount]`.",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from stripe_simulator import application_fees, currencies
+from stripe_simulator import application_fees, currencies, regions
 from stripe_simulator.accounts import check_destination, is_deauthorized
 from stripe_simulator.balance import application_fee_detail
 from stripe_simulator.errors import ApiError, no_access, no_such, parameter_missing, refused
@@ -170,6 +170,9 @@ def create(call: Call) -> Row:
     currency = call.params["currency"]
     destination = call.params["destination"]
     check_destination(simulation, destination, "destination")
+    regions.check_transfer(
+        simulation.config.country, simulation.store.require("account", destination)
+    )
     source = None
     available_on = None
     if "source_transaction" in call.params:

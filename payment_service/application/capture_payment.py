@@ -19,6 +19,7 @@ from payment_service.application.operations.start import (
 )
 from payment_service.domain import guards, plans, transitions
 from payment_service.domain.errors import payment_not_found
+from payment_service.domain.experts import ExpertStatus
 from payment_service.domain.ledger import CaptureSplit
 from payment_service.domain.operation_payloads import CapturePayload, TransferPayload
 from payment_service.domain.operations import Operation, OperationKind
@@ -26,7 +27,7 @@ from payment_service.domain.payment import Payment
 from payment_service.domain.plans import CapturePlan, RequestedAmount, amount_in
 from payment_service.domain.ports.database import Transaction
 from payment_service.domain.ports.policy import Policy
-from payment_service.domain.preview import Preview, preview_capture
+from payment_service.domain.preview import Preview, preview_capture, preview_waiting_capture
 from payment_service.domain.state_machine import Transition
 
 
@@ -64,10 +65,17 @@ def begin_capture(
 
 
 def capture_preview(tx: Transaction, policy: Policy, command: CapturePayment) -> Preview:
-    """Returns what the call would do, by the same plan. Raises what it would be refused with."""
+    """Returns what the call would do, by the same plan. Raises what it would be refused with.
+
+    If the expert's account cannot be paid as last seen, the capture would wait for it.
+    """
     payment = _lock(tx, command)
     _, resting = _resting(tx, payment)
     plan = plan_capture(tx, policy, resting, amount_in(command.part, payment), command.final)
+    expert = tx.expert(payment.expert_id)
+    assert expert is not None
+    if expert.status is not ExpertStatus.READY:
+        return preview_waiting_capture(resting, plan, guards.reason_to_wait(resting, expert))
     return preview_capture(resting, plan)
 
 

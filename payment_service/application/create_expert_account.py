@@ -12,9 +12,10 @@ from payment_service.application.onboarding import mint_onboarding_link
 from payment_service.application.operations.start import start_operation
 from payment_service.application.sync.account import sync_expert
 from payment_service.domain.errors import Conflict, Refusal, expert_not_found, key_in_use
-from payment_service.domain.experts import BusinessType, Expert, ExpertStatus, check_country
+from payment_service.domain.experts import BusinessType, Expert, ExpertStatus
 from payment_service.domain.operation_payloads import CreateAccountPayload
 from payment_service.domain.operations import Operation, OperationKind
+from payment_service.domain.places import check_country
 from payment_service.domain.ports.database import Transaction
 from payment_service.domain.ports.policy import Policy
 from payment_service.domain.ports.records import Cause
@@ -48,7 +49,7 @@ async def create_expert_account(app: App, command: CreateExpertAccount) -> tuple
     expert = await sync_expert(app, command.expert_id, command.cause)
     if expert.is_lost:
         return expert, ""
-    return expert, await mint_onboarding_link(app, expert, command.continue_url)
+    return expert, await mint_onboarding_link(app, expert, command.continue_url, command.cause)
 
 
 def begin_account(

@@ -39,14 +39,18 @@ def claim_turn(tx: Transaction, job: JobKind, payment_id: str) -> bool:
     return tx.take_turn(job, payment_id, _PAUSE_FIRST, _PAUSE_MOST)
 
 
-async def isolated(job: JobKind, payment_id: str, do: Do) -> bool:
-    """Processes one payment. Returns whether it succeeded; a failure is only logged."""
+async def isolated(job: JobKind, subject_id: str, do: Do, *, subject: str = "payment") -> bool:
+    """Processes one payment, or another subject of the job.
+
+    Returns whether it succeeded; a failure is only logged.
+    """
+    logged = {"job": job.value, subject: subject_id}
     try:
-        await do(payment_id)
+        await do(subject_id)
     except Refusal as refusal:
-        log.info("job_item_deferred", job=job, payment=payment_id, reason=refusal.reason)
-    except Exception as error:  # noqa: BLE001 - one payment that fails must not stop the others
-        log.error("job_item_failed", job=job, payment=payment_id, error=type(error).__name__)
+        log.info("job_item_deferred", **logged, reason=refusal.reason)
+    except Exception as error:  # noqa: BLE001 - one that fails must not stop the others
+        log.error("job_item_failed", **logged, error=type(error).__name__)
     else:
         return True
     return False

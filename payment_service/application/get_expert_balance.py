@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from payment_service.application.app import App
+from payment_service.application.sync.account import sync_account
 from payment_service.domain.errors import Precondition, expert_not_found
 from payment_service.domain.experts import Expert
 from payment_service.domain.payouts import AccountBalance
+from payment_service.domain.ports.records import Cause
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +24,7 @@ class ExpertBalance:
     debt: int = 0
 
 
-async def get_expert_balance(app: App, expert_id: str) -> Sequence[ExpertBalance]:
+async def get_expert_balance(app: App, expert_id: str, cause: Cause) -> Sequence[ExpertBalance]:
     """By currency, of all accounts that the expert has or had, as far as Stripe shows them.
 
     Raises :class:`Unavailable` if Stripe cannot be read: half would mislead. The two sides are read
@@ -32,10 +34,18 @@ async def get_expert_balance(app: App, expert_id: str) -> Sequence[ExpertBalance
     if expert is None:
         raise expert_not_found(expert_id)
     accounts = await app.database.read(lambda reader: reader.readable_accounts(expert_id))
-    shown = [await app.stripe.account_balance(account_id) for account_id in accounts]
-    held = [balance for balances in shown for balance in balances or ()]
-    if all(balances is None for balances in shown):
-        raise _no_account(expert)
+    held: list[AccountBalance] = []
+    readable = False
+    for account_id in accounts:
+        balances = await app.stripe.account_balance(account_id)
+        if balances is None:  # The account has revoked our access, and that is recorded.
+            await sync_account(app, account_id, cause)
+            continue
+        readable = True
+        held += balances
+    if not readable:
+        present = await app.database.read(lambda reader: reader.expert(expert_id))
+        raise _no_account(present or expert)
     booked = await app.database.read(lambda reader: reader.expert_balances(expert_id))
     return merge_balances(held, booked)
 

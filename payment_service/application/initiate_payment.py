@@ -171,6 +171,8 @@ def _payment(
             timedelta(seconds=policy.card_hold),
             timedelta(seconds=policy.holding_limit),
             policy.settlement_currencies,
+            policy.platform_country,
+            expert.country,
         ),
         tx.now,
     )

@@ -19,18 +19,21 @@ async def create_dashboard_link(app: App, expert_id: str, cause: Cause) -> str:
     """A link to the expert's Express dashboard; there is none before onboarding is complete."""
     expert = await sync_expert(app, expert_id, cause)
     expert.check_onboarded()
-    return await app.stripe.dashboard_link(expert.account.stripe_account_id)
+    url = await app.stripe.dashboard_link(expert.account.stripe_account_id)
+    if url is None:  # The account has revoked our access meanwhile.
+        raise _no_account(await sync_expert(app, expert_id, cause))
+    return url
 
 
-async def refresh_onboarding(app: App, expert_id: str, continue_url: str) -> str:
+async def refresh_onboarding(app: App, expert_id: str, continue_url: str, cause: Cause) -> str:
     """A new onboarding link: Stripe's are used once and live five minutes."""
     expert = await app.database.read(lambda reader: reader.expert(expert_id))
     if expert is None:
         raise expert_not_found(expert_id)
-    return await mint_onboarding_link(app, expert, continue_url)
+    return await mint_onboarding_link(app, expert, continue_url, cause)
 
 
-async def mint_onboarding_link(app: App, expert: Expert, continue_url: str) -> str:
+async def mint_onboarding_link(app: App, expert: Expert, continue_url: str, cause: Cause) -> str:
     """A link whose way back leads over the gateway's landing pages.
 
     The token in their addresses is unguessable, lives for days (Stripe's link lives for minutes),
@@ -41,11 +44,7 @@ async def mint_onboarding_link(app: App, expert: Expert, continue_url: str) -> s
         ExpertStatus.REJECTED,
         ExpertStatus.DEAUTHORIZED,
     ):
-        raise Precondition(
-            "ONBOARDING_INCOMPLETE",
-            f"there is no account to be onboarded: {expert.status}",
-            {"expert_id": expert.expert_id, "status": expert.status.value},
-        )
+        raise _no_account(expert)
     policy = app.policy
     token = secrets.token_urlsafe(32)
     await app.database.transact(
@@ -55,10 +54,22 @@ async def mint_onboarding_link(app: App, expert: Expert, continue_url: str) -> s
         continue_url,
         policy.landing_token_life,
     )
-    return await app.stripe.onboarding_link(
+    url = await app.stripe.onboarding_link(
         expert.account.stripe_account_id,
         refresh_url=_landing_url(policy, "refresh", token),
         return_url=_landing_url(policy, "return", token),
+    )
+    if url is None:  # The account has revoked our access, and we did not know it.
+        raise _no_account(await sync_expert(app, expert.expert_id, cause))
+    return url
+
+
+def _no_account(expert: Expert) -> Precondition:
+    """The refusal of a link to an account that there is not, not yet or not any more."""
+    return Precondition(
+        "ONBOARDING_INCOMPLETE",
+        f"there is no account to be onboarded: {expert.status}",
+        {"expert_id": expert.expert_id, "status": expert.status.value},
     )
 
 
@@ -74,15 +85,17 @@ async def get_onboarding_status(app: App, token: str, cause: Cause) -> tuple[Exp
     return await sync_expert(app, expert_id, cause), continue_url
 
 
-async def create_onboarding_link(app: App, token: str) -> str:
-    """A new link for a browser that came back with a used or expired one."""
+async def create_onboarding_link(app: App, token: str, cause: Cause) -> str:
+    """A new link for a browser that came back with a used or expired one.
+
+    Empty if Stripe's form has nothing to ask for, or the account is lost: the landing page says
+    why. A link would only lead back to that page.
+    """
     expert_id, continue_url = await _landing(app, token)
-    expert = await app.database.read(lambda reader: reader.expert(expert_id))
-    if expert is None:
-        raise expert_not_found(expert_id)
-    if expert.status in (ExpertStatus.REJECTED, ExpertStatus.DEAUTHORIZED):
-        return ""  # The landing page says why.
-    return await mint_onboarding_link(app, expert, continue_url)
+    expert = await sync_expert(app, expert_id, cause)
+    if expert.is_lost or expert.is_paused:
+        return ""
+    return await mint_onboarding_link(app, expert, continue_url, cause)
 
 
 async def _landing(app: App, token: str) -> tuple[str, str]:

@@ -9,7 +9,8 @@ from payment_service.application.create_expert_account import request_account
 from payment_service.application.idempotency import IdempotentCommand, Started, run_idempotent
 from payment_service.application.sync.account import sync_expert
 from payment_service.domain.errors import Busy, expert_not_found
-from payment_service.domain.experts import Expert
+from payment_service.domain.experts import BusinessType, Expert
+from payment_service.domain.places import check_country
 from payment_service.domain.ports.database import Transaction
 from payment_service.domain.ports.policy import Policy
 
@@ -21,6 +22,10 @@ class ReplaceExpertAccount(IdempotentCommand):
     #: Empty means the present one.
     former_account_id: str
     replace_working_account: bool
+    #: What the new account is created with; empty or None means as the present one.
+    country: str = ""
+    email: str = ""
+    business_type: BusinessType | None = None
     #: The present account was synced just now.
     account_is_fresh: bool = False
 
@@ -64,7 +69,16 @@ def begin_replacement(
     expert.check_replaceable(
         command.former_account_id, although_it_works=command.replace_working_account
     )
-    operation = request_account(tx, policy, expert, claim_id)
+    if command.country:
+        check_country(command.country, policy.platform_country)
+    # The expert's row follows when the account exists: until then the present account counts.
+    wanted = replace(
+        expert,
+        country=command.country or expert.country,
+        email=command.email or expert.email,
+        business_type=command.business_type or expert.business_type,
+    )
+    operation = request_account(tx, policy, wanted, claim_id)
     tx.save_expert(
         replace(
             expert,
@@ -75,5 +89,7 @@ def begin_replacement(
         "expert.account_replacement_requested",
         command.cause,
         reason=command.reason,
+        country=wanted.country,
+        business_type=wanted.business_type.value,
     )
     return Started(operation)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import Final
 
 from payment_service.domain.errors import Precondition
 
@@ -17,7 +16,8 @@ class ExpertStatus(StrEnum):
     ONBOARDING = "ONBOARDING"  # Left by the expert, who completes Stripe's form.
     PENDING_VERIFICATION = "PENDING_VERIFICATION"  # Left by Stripe.
     READY = "READY"
-    RESTRICTED = "RESTRICTED"  # Left by the expert, who gives Stripe what it asks for.
+    #: Left by the expert, who gives Stripe what it asks for; if nothing is due, by Stripe.
+    RESTRICTED = "RESTRICTED"
     REJECTED = "REJECTED"
     DEAUTHORIZED = "DEAUTHORIZED"
 
@@ -39,6 +39,17 @@ class Account:
     details_submitted: bool = False
     requirements_due: tuple[str, ...] = ()
     disabled_reason: str = ""
+    #: When what is due now stops the account or a part of it; None if Stripe names no time.
+    requirements_due_time: datetime | None = None
+    #: What Stripe has announced for later, by its own names, and when that becomes due.
+    future_requirements: tuple[str, ...] = ()
+    future_requirements_due_time: datetime | None = None
+
+    @property
+    def first_deadline(self) -> datetime | None:
+        """When the account stops working if the expert does nothing; None if Stripe named none."""
+        times = (self.requirements_due_time, self.future_requirements_due_time)
+        return min((time for time in times if time is not None), default=None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +69,8 @@ class Expert:
     operation_id: str = ""
     #: When the account was last read from Stripe; None before the first time.
     check_time: datetime | None = None
+    #: From when on the account must be read again, whether or not an event comes.
+    check_due_time: datetime | None = None
     version: int = 1
     create_time: datetime
     update_time: datetime
@@ -85,6 +98,11 @@ class Expert:
     def is_lost(self) -> bool:
         """The account will not be paid again; another can take its place."""
         return self.status in (ExpertStatus.REJECTED, ExpertStatus.DEAUTHORIZED)
+
+    @property
+    def is_paused(self) -> bool:
+        """Stripe has paused the account and asks the expert for nothing."""
+        return self.status is ExpertStatus.RESTRICTED and not self.account.requirements_due
 
     def check_replaceable(self, account_id: str, *, although_it_works: bool) -> None:
         """Raises unless another account may replace the present one.
@@ -136,23 +154,3 @@ class Expert:
                 f"the expert's onboarding is not complete: {self.status}",
                 {"expert_id": self.expert_id, "status": self.status.value},
             )
-
-
-_EEA: Final = (
-    "AT BE BG HR CY CZ DK EE FI FR DE GR HU IS IE IT LV LI LT LU MT NL NO PL PT RO SK SI ES SE"
-)
-#: Stripe's rule: only between these countries may a transfer cross a border.
-CROSS_BORDER_REGION: Final = frozenset(f"{_EEA} US GB CA CH".split())
-
-
-def check_country(country: str, platform_country: str) -> None:
-    """Raises if the platform cannot pay the expert: Stripe's rule on cross-border transfers."""
-    if country == platform_country:
-        return
-    if country in CROSS_BORDER_REGION and platform_country in CROSS_BORDER_REGION:
-        return
-    raise Precondition(
-        "COUNTRY_UNSUPPORTED",
-        f"experts in {country} cannot be paid by a platform in {platform_country}",
-        {"country": country, "platform_country": platform_country},
-    )

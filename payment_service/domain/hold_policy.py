@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from payment_service.domain.errors import Precondition, invalid_field
 from payment_service.domain.payment import ChargeModel, EscrowMode, ModeReason, OnDeadline
+from payment_service.domain.places import allowed_charge_models, country_unsupported
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,8 @@ class HoldRules:
     holding_limit: timedelta
     #: The currencies in which Stripe settles the platform's charges.
     settlement_currencies: frozenset[str]
+    platform_country: str
+    expert_country: str
 
 
 def choose_hold(
@@ -40,11 +43,17 @@ def choose_hold(
     """Returns the hold for a gig that ends by then. Raises :class:`Refusal` if none is possible.
 
     A charge is given its destination when it is authorized and at no other time (Stripe's rule), so
-    a hold that may have to be charged onto the platform is made without one from the start.
+    a hold that may have to be charged onto the platform is made without one from the start. So is
+    one for an expert to whom Stripe only lets the platform transfer.
     """
     if done_by is not None:
         _check_date(done_by, rules, now)
     hold = _hold(asked, on_deadline, done_by, rules, now)
+    allowed = allowed_charge_models(rules.platform_country, rules.expert_country)
+    if not allowed:
+        raise country_unsupported(rules.expert_country, rules.platform_country)
+    if hold.model not in allowed:
+        hold = replace(hold, model=ChargeModel.SEPARATE)
     if hold.model is ChargeModel.SEPARATE and currency not in rules.settlement_currencies:
         raise Precondition(
             "CURRENCY_NOT_SETTLED",

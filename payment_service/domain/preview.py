@@ -7,7 +7,14 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from payment_service.domain.ledger import RefundSplit
-from payment_service.domain.payment import EscrowMode, FreezeReason, Payment, State
+from payment_service.domain.payment import (
+    EscrowMode,
+    FreezeReason,
+    Payment,
+    State,
+    WaitingFor,
+    WaitingReason,
+)
 from payment_service.domain.plans import (
     CapturePlan,
     RefundPlan,
@@ -48,6 +55,26 @@ class Preview:
     before: Payment
     after: Payment
     legs: tuple[Leg, ...]
+
+
+def preview_waiting_capture(payment: Payment, plan: CapturePlan, reason: WaitingReason) -> Preview:
+    """Previews a capture that would wait for the expert's account, for this reason.
+
+    Only a card that was authorized without a destination is charged before it waits.
+    """
+    after = replace(
+        payment,
+        state=State.CAPTURING,
+        waiting_for=WaitingFor.EXPERT,
+        waiting_reason=reason,
+    )
+    if payment.charged or not payment.is_separate:
+        return _preview(payment, after, [])
+    legs = [Leg(LegKind.CHARGE_CARD, plan.charges), Leg(LegKind.RELEASE_HOLD, plan.released)]
+    after = replace(
+        after, charged=plan.charges, held=plan.charges, escrow_mode=EscrowMode.PLATFORM_HOLD
+    )
+    return _preview(payment, after, legs)
 
 
 def preview_capture(payment: Payment, plan: CapturePlan) -> Preview:

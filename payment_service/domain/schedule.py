@@ -17,7 +17,7 @@ from typing import Final
 
 from payment_service.domain import guards
 from payment_service.domain.deadlines import deadlines_of, due_time, warning_time
-from payment_service.domain.experts import Expert
+from payment_service.domain.experts import Expert, ExpertStatus
 from payment_service.domain.operations import Operation, OperationKind
 from payment_service.domain.payment import Freeze, Payment, State, WaitingReason
 from payment_service.domain.ports.policy import Policy
@@ -72,6 +72,25 @@ def schedule_of(payment: Payment, policy: Policy) -> Schedule:
         ),
         capture_retry_due_time=_capture_retry_due_time(payment, policy),
     )
+
+
+def account_check_due_time(
+    expert: Expert, now: datetime, policy: Policy, *, captures_wait: bool
+) -> datetime | None:
+    """Returns when the account must be read from Stripe again; None while there is no account.
+
+    Events may never come, so the clock decides. ``captures_wait`` says that captures wait for this
+    expert. An account that is not ready is read ever more rarely while nothing changes.
+    """
+    if not expert.account.stripe_account_id:
+        return None
+    if captures_wait:
+        return now + timedelta(seconds=policy.waiting_account_seconds)
+    longest = timedelta(seconds=policy.ready_account_seconds)
+    if expert.status is ExpertStatus.READY:
+        return now + longest
+    unchanged = now - expert.update_time
+    return now + min(max(timedelta(seconds=policy.unready_account_seconds), unchanged / 2), longest)
 
 
 def is_due(time: datetime | None, now: datetime) -> bool:

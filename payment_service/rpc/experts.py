@@ -17,7 +17,7 @@ from payment_service.application.replace_expert_account import (
     ReplaceExpertAccount,
     replace_expert_account,
 )
-from payment_service.domain.errors import Unavailable
+from payment_service.domain.errors import Precondition, Unavailable
 from payment_service.domain.payouts import PayoutState
 from payment_service.rpc import pagination
 from payment_service.rpc.call_context import CallRegistry, Context, cause_of
@@ -73,6 +73,9 @@ class ExpertServicer(experts_pb2_grpc.ExpertServiceServicer):
         former = fields.text("former_account_id", request.former_account_id, most=255)
         if request.replace_working_account and not former:
             fields.fault("former_account_id", "is required with replace_working_account")
+        kind = fields.enum("business_type", request.business_type, experts_pb2.BusinessType)
+        country = fields.country("country", request.country, "") if request.country else ""
+        email = fields.email("email", request.email) if request.email else ""
         command = ReplaceExpertAccount(
             cause=cause_of(context, "ReplaceExpertAccount"),
             key=fields.key(request.idempotency_key),
@@ -81,17 +84,22 @@ class ExpertServicer(experts_pb2_grpc.ExpertServiceServicer):
             reason=fields.text("reason", request.reason, required=True),
             former_account_id=former,
             replace_working_account=request.replace_working_account,
+            country=country,
+            email=email,
+            business_type=business_type_of(kind) if kind else None,
         )
         fields.check()
         continue_url = onboarding.check_continue_url(policy, request.continue_url)
+        cause = command.cause
         body, expert = await self._calls.run(replace_expert_account(self._app, command))
         answer = experts_pb2.ReplaceExpertAccountResponse.FromString(body)
         # Stripe creates the link anew for each answer. A lost account has none.
         is_present = answer.expert.stripe_account_id == expert.account.stripe_account_id
         if is_present and not expert.is_lost:
-            with suppress(Unavailable):  # Without Stripe the answer has no link.
+            # Without Stripe the answer has no link, and so if the account is lost since.
+            with suppress(Unavailable, Precondition):
                 answer.onboarding_url = await onboarding.mint_onboarding_link(
-                    self._app, expert, continue_url
+                    self._app, expert, continue_url, cause
                 )
         return answer
 
@@ -115,7 +123,8 @@ class ExpertServicer(experts_pb2_grpc.ExpertServiceServicer):
     ) -> experts_pb2.RefreshOnboardingResponse:
         expert_id = _expert_id(request.expert_id)
         continue_url = onboarding.check_continue_url(self._app.policy, request.continue_url)
-        url = await onboarding.refresh_onboarding(self._app, expert_id, continue_url)
+        cause = cause_of(context, "RefreshOnboarding")
+        url = await onboarding.refresh_onboarding(self._app, expert_id, continue_url, cause)
         return experts_pb2.RefreshOnboardingResponse(onboarding_url=url)
 
     async def SetCommission(
@@ -161,7 +170,9 @@ class ExpertServicer(experts_pb2_grpc.ExpertServiceServicer):
     async def GetExpertBalance(
         self, request: experts_pb2.GetExpertBalanceRequest, context: Context
     ) -> experts_pb2.GetExpertBalanceResponse:
-        balances = await get_expert_balance(self._app, _expert_id(request.expert_id))
+        balances = await get_expert_balance(
+            self._app, _expert_id(request.expert_id), cause_of(context, "GetExpertBalance")
+        )
         return experts_pb2.GetExpertBalanceResponse(
             balances=[expert_balance_message(balance) for balance in balances]
         )

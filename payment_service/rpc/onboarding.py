@@ -7,6 +7,7 @@ from payment_service.application import onboarding
 from payment_service.application.app import App
 from payment_service.rpc.call_context import Context, cause_of
 from payment_service.rpc.fields import RequestFields
+from payment_service.rpc.messages.common import time_message
 from payment_service.rpc.messages.experts import expert_status_value
 
 
@@ -20,16 +21,22 @@ class OnboardingServicer(onboarding_pb2_grpc.OnboardingServiceServicer):
         expert, continue_url = await onboarding.get_onboarding_status(
             self._app, _token(request.onboarding_token), cause_of(context, "GetOnboardingStatus")
         )
+        account = expert.account
         return onboarding_pb2.GetOnboardingStatusResponse(
             status=expert_status_value(expert.status),
-            requirements_due_count=len(expert.account.requirements_due),
+            requirements_due_count=len(account.requirements_due),
             continue_url=continue_url,
+            requirements_due_time=time_message(account.requirements_due_time),
+            future_requirements_count=len(account.future_requirements),
+            future_requirements_due_time=time_message(account.future_requirements_due_time),
         )
 
     async def CreateOnboardingLink(
         self, request: onboarding_pb2.CreateOnboardingLinkRequest, context: Context
     ) -> onboarding_pb2.CreateOnboardingLinkResponse:
-        url = await onboarding.create_onboarding_link(self._app, _token(request.onboarding_token))
+        url = await onboarding.create_onboarding_link(
+            self._app, _token(request.onboarding_token), cause_of(context, "CreateOnboardingLink")
+        )
         return onboarding_pb2.CreateOnboardingLinkResponse(onboarding_url=url)
 
 

@@ -9,6 +9,7 @@ import hmac
 import json
 import time
 from dataclasses import dataclass, field
+from typing import Any
 
 import grpc
 from grpc import aio
@@ -129,8 +130,9 @@ class FakeCore(
         token: str,
         due: int = 0,
         continue_url: str = "",
+        **more: Any,
     ) -> None:
         """Sets the status of the expert behind `token`."""
         self.standings[token] = onboarding_pb2.GetOnboardingStatusResponse(
-            status=status, requirements_due_count=due, continue_url=continue_url
+            status=status, requirements_due_count=due, continue_url=continue_url, **more
         )

@@ -5,6 +5,7 @@ from html.parser import HTMLParser
 import aiohttp
 import grpc
 import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
 from multidict import CIMultiDictProxy
 from typing_extensions import override
 
@@ -70,7 +71,7 @@ async def get(
         (Status.EXPERT_STATUS_PENDING_VERIFICATION, 1, True),
         (Status.EXPERT_STATUS_READY, 0, False),
         (Status.EXPERT_STATUS_READY, 2, True),
-        (Status.EXPERT_STATUS_RESTRICTED, 0, True),
+        (Status.EXPERT_STATUS_RESTRICTED, 0, False),
         (Status.EXPERT_STATUS_RESTRICTED, 3, True),
         (Status.EXPERT_STATUS_REJECTED, 3, False),
         (Status.EXPERT_STATUS_DEAUTHORIZED, 3, False),
@@ -92,11 +93,36 @@ async def test_return_page_says_the_status(
     assert ("Continue with Stripe" in page.links) is continues
     if continues:
         assert page.links["Continue with Stripe"] == f"refresh?token={TOKEN}"
-    if status in STANDINGS:
+    if (status, due) == (Status.EXPERT_STATUS_RESTRICTED, 0):
+        assert "Stripe has paused this account" in page.text
+        assert "asks nothing of you" in page.text
+    elif status in STANDINGS:
         assert STANDINGS[status].title in page.text
     assert page.tags.count("h1") == 1
     assert not {"script", "img", "link", "iframe", "form"} & set(page.tags)
     assert "style=" not in text
+
+
+async def test_what_stripe_will_ask_for_is_shown_with_its_day(
+    core: FakeCore, gateway: str, browser: aiohttp.ClientSession
+) -> None:
+    later = Timestamp(seconds=1_830_297_600)  # 1 January 2028
+    core.set_status(
+        Status.EXPERT_STATUS_READY,
+        token=TOKEN,
+        due=2,
+        continue_url="https://app.example/done",
+        requirements_due_time=Timestamp(seconds=1_798_761_600),  # 1 January 2027
+        future_requirements_count=1,
+        future_requirements_due_time=later,
+    )
+    code, _, text = await get(browser, f"{gateway}/onboarding/return?token={TOKEN}")
+    page = Page(text)
+    # The page is shown although the expert is ready and could continue in the app.
+    assert code == 200
+    assert "Stripe still asks for 2 things, by 1 January 2027." in page.text
+    assert "Stripe will ask for one thing by 1 January 2028." in page.text
+    assert {"Continue with Stripe", "Back to the app"} <= set(page.links)
 
 
 def test_every_status_has_its_words() -> None:

@@ -29,8 +29,17 @@ from payment_service.domain.ports.stripe import Done, NewAccount
 from tests.integration.conftest import StartWorld
 from tests.support.books import balance, check_books
 from tests.support.errors import refusal
-from tests.support.requests import capture_request, new_key
+from tests.support.requests import capture_request
 from tests.support.steps.dashboard import refund_out_of_band
+from tests.support.steps.experts import (
+    deauthorize,
+    onboard,
+    reject,
+    replace,
+    replacement,
+    transferred_to,
+    waiting_for,
+)
 from tests.support.steps.operators import not_sent, resume
 from tests.support.steps.payments import reasons
 from tests.support.world import CANCELED, CAPTURED, CAPTURING, IN_ESCROW, REFUNDED, World, until
@@ -45,62 +54,6 @@ ONBOARDING = experts_pb2.EXPERT_STATUS_ONBOARDING
 SEPARATE = pytest.mark.parametrize(
     "fields", [{"escrow_mode": PLATFORM}, {"on_deadline": PROMOTE}], ids=["held", "authorized"]
 )
-
-
-def replacement(expert: str, **fields: Any) -> experts_pb2.ReplaceExpertAccountRequest:
-    given = {"expert_id": expert, "reason": "lost", "idempotency_key": new_key(), **fields}
-    return experts_pb2.ReplaceExpertAccountRequest(**given)
-
-
-async def reject(world: World, expert: str) -> str:
-    """Stripe rejects the expert's account; the account's id."""
-    account = world.account_of(expert)
-    body = {"disabled_reason": "rejected.fraud"}
-    await world.stripe.control("POST", f"/accounts/{account}/restrict", body)
-    await world.expert_status(expert, REJECTED)
-    return account
-
-
-async def deauthorize(world: World, expert: str) -> str:
-    account = world.account_of(expert)
-    await world.stripe.control("POST", f"/accounts/{account}/deauthorize")
-    await world.expert_status(expert, DEAUTHORIZED)
-    return account
-
-
-async def replace(world: World, expert: str, *, ready: bool = True, **fields: Any) -> str:
-    """Gives the expert another account, onboarded by default, and returns its id."""
-    answer = await world.experts.ReplaceExpertAccount(replacement(expert, **fields))
-    account = answer.expert.stripe_account_id
-    if ready:
-        await onboard(world, expert, account)
-    return account
-
-
-async def onboard(world: World, expert: str, account: str, outcome: str = "complete") -> None:
-    body = {"outcome": outcome}
-    await world.stripe.control("POST", f"/accounts/{account}/complete_onboarding", body)
-    if outcome == "complete":
-        await world.expert_status(expert, READY)
-
-
-async def waiting_for(world: World, payment_id: str, reason: str) -> payments_pb2.Payment:
-    wanted = payments_pb2.WaitingReason.Value(f"WAITING_REASON_{reason}")
-
-    async def probe() -> payments_pb2.Payment | None:
-        payment = await world.get(payment_id)
-        return payment if payment.waiting_reason == wanted else None
-
-    return await until(probe, f"{payment_id} waiting: {reason}")
-
-
-async def transferred_to(world: World, payment: payments_pb2.Payment) -> list[str]:
-    listed = await world.stripe.api("GET", "/transfers", limit=100)
-    return [
-        transfer["destination"]
-        for transfer in listed["data"]
-        if transfer["metadata"].get("payment_id") == payment.payment_id
-    ]
 
 
 async def reconciled(world: World) -> operations_pb2.RunReconciliationResponse:
@@ -466,7 +419,7 @@ async def test_an_account_replacement_that_commits_during_a_capture_is_noticed(
     written, commits = threading.Event(), threading.Event()
 
     def finish_slowly(tx: Transaction) -> None:
-        finish_account(tx, app.answers, operation, made.value, command.cause)
+        finish_account(tx, app.answers, app.policy, operation, made.value, command.cause)
         written.set()
         assert commits.wait(10)
 

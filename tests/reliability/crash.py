@@ -34,6 +34,7 @@ from tests.support.world import IN_ESCROW, Payment, World
 AT_REST = frozenset(
     {"begin_expiry", "events", "lease_due", "lease_events", "lease_stale_payments", "lease_cursors"}
     | {
+        "lease_account_checks",
         "store_polled",
         "due_deadline",
         "claim_turn",

@@ -182,3 +182,14 @@ async def test_deauthorized_account_is_out_of_reach(world: World) -> None:
         await world.intent(transfer_data={"destination": expert})
     await world.control("POST", f"/accounts/{expert}/reauthorize")
     assert (await world.event_types(expert))[-1] == "account.application.deauthorized"
+
+
+async def test_accounts_can_be_silent(world: World) -> None:
+    await world.control("POST", "/settings", {"account_events": False})
+    expert = await world.expert()
+    await world.control("POST", f"/accounts/{expert}/deauthorize")
+    await world.control("POST", f"/accounts/{expert}/reauthorize")
+    assert await world.event_types(expert) == []
+    await world.control("POST", "/settings", {"account_events": True})
+    await world.control("POST", f"/accounts/{expert}/restrict")
+    assert "account.updated" in await world.event_types(expert)

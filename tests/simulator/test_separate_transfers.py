@@ -305,3 +305,31 @@ async def test_dinar_that_the_platform_does_not_hold_becomes_dollars(world: Worl
     assert caught.value.param == "currency"
     await transfer_out_of(world, expert, charge, 3_250)
     assert await balance(world, expert) == 3_250
+
+
+async def test_money_crosses_only_the_borders_that_stripe_allows(world: World) -> None:
+    abroad = await world.expert(country="GB")
+    beyond = await world.expert(country="JP")
+    charge = await world.charged(10_000)
+    for expert in (abroad, beyond):
+        with pytest.raises(stripe.InvalidRequestError, match="outside the platform's region"):
+            await world.client.v1.payment_intents.create_async(
+                params={
+                    "amount": 1_000,
+                    "currency": "usd",
+                    "transfer_data": {"destination": expert},
+                }
+            )
+    intent = await world.client.v1.payment_intents.create_async(
+        params={
+            "amount": 1_000,
+            "currency": "usd",
+            "on_behalf_of": abroad,
+            "transfer_data": {"destination": abroad},
+        }
+    )
+    assert intent.on_behalf_of == abroad
+    assert (await transfer_out_of(world, abroad, charge, 1_000)).amount == 1_000
+    with pytest.raises(stripe.InvalidRequestError, match="Funds can't be sent") as caught:
+        await transfer_out_of(world, beyond, charge, 1_000)
+    assert (caught.value.http_status, caught.value.code) == (400, None)

@@ -15,8 +15,9 @@ from payment_service.domain.ports.records import Cause
 _EXPERT_COLUMNS: Final = (
     "expert_id name email country business_type commission_basis_points commission_asked "
     "stripe_account_id charges_enabled payouts_enabled transfers_active details_submitted "
-    "requirements_due disabled_reason deauthorized status operation_id check_time version "
-    "create_time update_time"
+    "requirements_due disabled_reason requirements_due_time future_requirements "
+    "future_requirements_due_time deauthorized status operation_id check_time check_due_time "
+    "version create_time update_time"
 ).split()
 
 
@@ -74,6 +75,7 @@ class ExpertWrites(TransactionStatements):
             "commission_basis_points": expert.commission_basis_points,
             "requirements_due": list(account.requirements_due),
             "disabled_reason": account.disabled_reason,
+            **rows.announced_values(account),
             **facts,
             "by": rows.cause_values(cause),
         }
@@ -107,6 +109,39 @@ class ExpertWrites(TransactionStatements):
             deauthorized=deauthorized,
         )
         return changed == 1
+
+    def captures_wait_for(self, expert_id: str) -> bool:
+        """Returns whether a capture waits for the account of an expert."""
+        found = self._maybe(
+            "SELECT 1 FROM payments WHERE expert_id = :id AND waiting_for = 'expert' LIMIT 1",
+            id=expert_id,
+        )
+        return found is not None
+
+    def hasten_account_check(self, expert_id: str, seconds: float) -> None:
+        """Makes the account due to be read from Stripe in ``seconds``, or as it is if sooner."""
+        self._do(
+            "UPDATE experts SET check_due_time = least(check_due_time, now() + :pause) "
+            "WHERE expert_id = :id",
+            id=expert_id,
+            pause=timedelta(seconds=seconds),
+        )
+
+    def lease_account_checks(self, seconds: float, limit: int, *, ready: bool) -> Sequence[str]:
+        """Returns experts whose account must be read, and makes them due again in ``seconds``.
+
+        They are those who can be paid, or those who cannot. The read itself sets the next time.
+        """
+        found = self._all(
+            "UPDATE experts SET check_due_time = now() + :pause WHERE expert_id IN "
+            "(SELECT expert_id FROM experts WHERE check_due_time <= now() "
+            "AND (status = 'READY') = :ready ORDER BY check_due_time LIMIT :limit "
+            "FOR UPDATE SKIP LOCKED) RETURNING expert_id",
+            pause=timedelta(seconds=seconds),
+            ready=ready,
+            limit=limit,
+        )
+        return [row["expert_id"] for row in found]
 
     def add_onboarding_token(
         self, token_hash: bytes, expert_id: str, continue_url: str, seconds: float

@@ -165,7 +165,7 @@ class ReportReads(Statements):
         ]
 
     def backlog(self) -> Sequence[Backlog]:
-        """Returns how many operations, webhook events, disputes and feed events wait, by state."""
+        """Returns how many operations, events, disputes and experts wait, by state."""
         found = self._all(
             "SELECT 'operation' AS what, state, count(*) AS count, "
             "extract(epoch FROM now() - min(create_time))::float AS oldest FROM operations "
@@ -182,6 +182,11 @@ class ReportReads(Statements):
             "WHERE status IN ('needs_response', 'warning_needs_response') "
             "AND (evidence_due_time IS NULL OR evidence_due_time < now() + ahead) "
             "GROUP BY due.state UNION ALL "
+            # Stripe stops the payouts of an expert who does not give it what it asks for in time.
+            "SELECT 'expert', 'REQUIREMENTS_DUE_SOON', count(*), "
+            "extract(epoch FROM now() - min(update_time))::float FROM experts "
+            "WHERE status = 'READY' AND least(requirements_due_time, future_requirements_due_time) "
+            "< now() + interval '14 days' HAVING count(*) > 0 UNION ALL "
             "SELECT 'feed_event', 'PENDING', count(*), "
             "extract(epoch FROM now() - min(time))::float FROM feed_pending HAVING count(*) > 0"
         )

@@ -227,10 +227,14 @@ def expert_of(row: Mapping[str, Any] | RowMapping) -> Expert:
             details_submitted=row["details_submitted"],
             requirements_due=tuple(row["requirements_due"]),
             disabled_reason=row["disabled_reason"],
+            requirements_due_time=row["requirements_due_time"],
+            future_requirements=tuple(row["future_requirements"]),
+            future_requirements_due_time=row["future_requirements_due_time"],
         ),
         deauthorized=row["deauthorized"],
         operation_id=row["operation_id"],
         check_time=row["check_time"],
+        check_due_time=row["check_due_time"],
         version=row["version"],
         create_time=row["create_time"],
         update_time=row["update_time"],
@@ -255,14 +259,30 @@ def expert_values(expert: Expert) -> dict[str, Any]:
         "details_submitted": account.details_submitted,
         "requirements_due": list(account.requirements_due),
         "disabled_reason": account.disabled_reason,
+        "requirements_due_time": account.requirements_due_time,
+        "future_requirements": list(account.future_requirements),
+        "future_requirements_due_time": account.future_requirements_due_time,
         "deauthorized": expert.deauthorized,
         "status": expert.status.value,
         "operation_id": expert.operation_id,
         "check_time": expert.check_time,
+        "check_due_time": expert.check_due_time,
         "version": expert.version,
         "create_time": expert.create_time,
         "update_time": expert.update_time,
     }
+
+
+def announced_values(account: Account) -> dict[str, Any]:
+    """Returns what Stripe asks for by a time, as the bodies of experts' events contain it."""
+    times = {
+        "requirements_due_time": account.requirements_due_time,
+        "future_requirements_due_time": account.future_requirements_due_time,
+    }
+    values: dict[str, Any] = {name: time.isoformat() for name, time in times.items() if time}
+    if account.future_requirements:
+        values["future_requirements"] = list(account.future_requirements)
+    return values
 
 
 DISPUTE_COLUMNS: Final = (

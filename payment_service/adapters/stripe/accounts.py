@@ -11,7 +11,6 @@ from payment_service.adapters.stripe.client import StripeResource
 from payment_service.adapters.stripe.views import account_of, creation_window, metadata_of
 from payment_service.domain.experts import Account
 from payment_service.domain.ports.stripe import NewAccount, Outcome
-from payment_service.domain.processor_errors import misconfigured
 
 
 class Accounts(StripeResource):
@@ -69,31 +68,35 @@ class Accounts(StripeResource):
 
     async def onboarding_link(
         self, stripe_account_id: str, refresh_url: str, return_url: str
-    ) -> str:
+    ) -> str | None:
         """Returns the URL of a new onboarding page. It works once and for five minutes.
 
-        This is not a stored operation: an additional link does no harm.
+        This is not a stored operation: an additional link does no harm. Returns None if the account
+        does not exist or has revoked our access.
         """
-        link = await self._calls.read(
+        link = await self._read_of_account(
             lambda: self._client.v1.account_links.create_async(
                 {
                     "account": stripe_account_id,
                     "type": "account_onboarding",
                     "refresh_url": refresh_url,
                     "return_url": return_url,
-                    "collection_options": {"fields": "eventually_due"},
+                    "collection_options": {
+                        "fields": "eventually_due",
+                        # What Stripe has announced for later can be given at once.
+                        "future_requirements": "include",
+                    },
                 }
             )
         )
-        if link is None:
-            raise misconfigured("resource_missing")
-        return link.url
+        return None if link is None else link.url
 
-    async def dashboard_link(self, stripe_account_id: str) -> str:
-        """Returns a URL that logs the expert in to their Express dashboard."""
-        link = await self._calls.read(
+    async def dashboard_link(self, stripe_account_id: str) -> str | None:
+        """Returns a URL that logs the expert in to their Express dashboard.
+
+        Returns None if the account does not exist or has revoked our access.
+        """
+        link = await self._read_of_account(
             lambda: self._client.v1.accounts.login_links.create_async(stripe_account_id)
         )
-        if link is None:
-            raise misconfigured("resource_missing")
-        return link.url
+        return None if link is None else link.url

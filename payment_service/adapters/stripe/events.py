@@ -23,20 +23,30 @@ class Events(StripeResource):
 
     async def events(
         self, stripe_account_id: str, after_event_id: str, since: datetime
-    ) -> Sequence[WebhookEvent]:
+    ) -> Sequence[WebhookEvent] | None:
         """Returns the events after a known one, oldest first. Without one, those since a time.
 
         After a known event at most a thousand are returned; the next call continues from the last
         of them. The JSON is read without the SDK's objects, because creating a large number of them
-        would block the event loop.
+        would block the event loop. Returns None if the account has revoked our access.
         """
+        listed = await self._unless_revoked(self._listed(stripe_account_id, after_event_id, since))
+        if listed is None:
+            return None
+        envelopes = [_envelope_of_listed(stripe_account_id, event) for event in listed]
+        return [envelope for envelope in envelopes if envelope is not None]
+
+    async def _listed(
+        self, stripe_account_id: str, after_event_id: str, since: datetime
+    ) -> list[dict[str, Any]]:
+        """Returns the events as Stripe's JSON, oldest first."""
         listed: list[dict[str, Any]] = []
         if after_event_id:
             after, more = after_event_id, True
             while more and len(listed) < _EVENTS_AT_ONCE:
                 page = await self._events_page(stripe_account_id, ending_before=after)
                 if page is None:  # Stripe keeps events for thirty days: start again by time.
-                    return await self.events(stripe_account_id, "", since)
+                    return await self._listed(stripe_account_id, "", since)
                 # Newest first, and with `ending_before` the page next to the known event.
                 listed += reversed(page["data"])
                 more = page["has_more"] and bool(page["data"])
@@ -52,8 +62,7 @@ class Events(StripeResource):
                     stripe_account_id, created=created, starting_after=listed[-1]["id"]
                 )
             listed.reverse()
-        envelopes = [_envelope_of_listed(stripe_account_id, event) for event in listed]
-        return [envelope for envelope in envelopes if envelope is not None]
+        return listed
 
     async def _events_page(self, stripe_account_id: str, **params: Any) -> dict[str, Any] | None:
         """Returns one page as Stripe's JSON, or None if the known event is not kept any more."""

@@ -14,6 +14,11 @@ import stripe
 from payment_service.adapters.stripe.breaker import BulkheadFull, CircuitOpen
 from payment_service.domain.ports.stripe import Misconfigured, NotSent, Refused, Unknown
 
+#: Refusals for which Stripe gives neither a code nor a parameter. They are about the destination.
+_DESTINATION_MESSAGES: Final = (
+    "Funds can't be sent to accounts located in",
+    "Cannot create a destination charge for connected accounts in",
+)
 _MOST_CHARACTERS: Final = 300
 #: What a message of Stripe may repeat and nobody needs to read: an address, a key, a card's number.
 _PRIVATE: Final = re.compile(
@@ -52,11 +57,11 @@ def outcome_of(error: BaseException) -> Refused | NotSent | Unknown | Misconfigu
         return Misconfigured(code or f"http_{status}", request_id, said_of(error))
     if status == 403:
         if code == "account_invalid":  # The expert revoked our access: final.
-            return Refused(code, "", request_id, said=said_of(error))
+            return Refused(code, "", request_id, _param(error), said_of(error))
         return Misconfigured(code or "http_403", request_id, said_of(error))
     if status in (400, 402):
         decline_code = getattr(error.error, "decline_code", None) if error.error else None
-        return Refused(code, decline_code or "", request_id, said=said_of(error))
+        return Refused(code, decline_code or "", request_id, _param(error), said_of(error))
     headers = {name.lower(): value for name, value in (error.headers or {}).items()}
     replayed = headers.get("idempotent-replayed") == "true"
     return Unknown(f"http_{status}", replayed=replayed)
@@ -65,6 +70,16 @@ def outcome_of(error: BaseException) -> Refused | NotSent | Unknown | Misconfigu
 def _code(error: stripe.StripeError) -> str:
     """Returns Stripe's code of an error, or ""."""
     return (error.error.code if error.error else None) or error.code or ""
+
+
+def _param(error: stripe.StripeError) -> str:
+    """Returns the parameter that Stripe names as the cause, or ""."""
+    detail = error.error
+    if detail is None:
+        return ""
+    param = getattr(detail, "param", None) or ""
+    message = getattr(detail, "message", None) or ""
+    return "destination" if not param and message.startswith(_DESTINATION_MESSAGES) else param
 
 
 def _never_connected(error: BaseException) -> bool:

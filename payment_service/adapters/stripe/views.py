@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from payment_service.domain.experts import Account
 from payment_service.domain.payouts import (
@@ -231,10 +231,7 @@ def fraud_warning_of(warning: stripe.radar.EarlyFraudWarning) -> FraudWarning:
 def account_of(account: stripe.Account) -> Account:
     """Returns a connected account and what Stripe still requires of it."""
     requirements = account.requirements
-    due = [
-        *(requirements.currently_due or () if requirements else ()),
-        *(requirements.past_due or () if requirements else ()),
-    ]
+    future = getattr(account, "future_requirements", None)
     capabilities = account.capabilities
     return Account(
         stripe_account_id=account.id,
@@ -242,9 +239,24 @@ def account_of(account: stripe.Account) -> Account:
         payouts_enabled=bool(account.payouts_enabled),
         transfers_active=bool(capabilities and capabilities.transfers == "active"),
         details_submitted=bool(account.details_submitted),
-        requirements_due=tuple(dict.fromkeys(due)),
+        requirements_due=_required(requirements),
+        requirements_due_time=_deadline(requirements),
+        future_requirements=_required(future),
+        future_requirements_due_time=_deadline(future),
         disabled_reason=(requirements.disabled_reason or "") if requirements else "",
     )
+
+
+def _required(hash_: Any) -> tuple[str, ...]:
+    """Returns what one of an account's two hashes of requirements asks for, by Stripe's names."""
+    due = [getattr(hash_, name, None) or () for name in ("currently_due", "past_due")]
+    return tuple(dict.fromkeys(requirement for part in due for requirement in part))
+
+
+def _deadline(hash_: Any) -> datetime | None:
+    """Returns when that is due, or None if Stripe names no time."""
+    deadline = getattr(hash_, "current_deadline", None)
+    return None if deadline is None else datetime.fromtimestamp(deadline, UTC)
 
 
 def payout_of(payout: stripe.Payout) -> PayoutSnapshot:

@@ -15,12 +15,14 @@ from payment_service.application.operations.lease import (
     release_lease_on_failure,
 )
 from payment_service.application.operations.outcomes import park, refuse
+from payment_service.application.sync.account import with_next_check
 from payment_service.application.sync.apply_snapshot import SyncResult
 from payment_service.domain.errors import Refusal, outcome_unknown
 from payment_service.domain.experts import Account
 from payment_service.domain.operation_payloads import CreateAccountPayload
 from payment_service.domain.operations import Operation, OperationState, Retry
 from payment_service.domain.ports.database import Transaction
+from payment_service.domain.ports.policy import Policy
 from payment_service.domain.ports.records import Answers, Cause, StoredAnswers
 from payment_service.domain.ports.stripe import (
     Done,
@@ -100,7 +102,7 @@ class AccountStrategy:
     async def _finish(self, operation: Operation, account: Account) -> SyncResult:
         app = self.app
         answers = await app.database.transact(
-            finish_account, app.answers, operation, account, self.cause
+            finish_account, app.answers, app.policy, operation, account, self.cause
         )
         return SyncResult(answers=answers)
 
@@ -123,15 +125,24 @@ async def _send(app: App, operation: Operation) -> Outcome[Account]:
 
 
 def finish_account(
-    tx: Transaction, answers: Answers, operation: Operation, account: Account, cause: Cause
+    tx: Transaction,
+    answers: Answers,
+    policy: Policy,
+    operation: Operation,
+    account: Account,
+    cause: Cause,
 ) -> StoredAnswers:
     """Records the account, the first one or in place of another; once, however often it is seen."""
     expert = tx.lock_expert(operation.expert_id)
     if expert is None or expert.operation_id != operation.operation_id:
         return {}
     former = expert.account.stripe_account_id
+    made = operation.payload_as(CreateAccountPayload)
     after = replace(
         expert,
+        email=made.email,
+        country=made.country,
+        business_type=made.business_type,
         account=account,
         deauthorized=False,
         operation_id="",
@@ -139,6 +150,7 @@ def finish_account(
         version=expert.version + 1,
         update_time=tx.now,
     )
+    after = with_next_check(tx, policy, after)
     if former:
         tx.add_former_account(expert, tx.now)
         tx.save_expert(after, "expert.account_replaced", cause, former_account_id=former)

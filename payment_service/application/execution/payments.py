@@ -18,7 +18,7 @@ from payment_service.application.operations.lease import (
     release_lease_on_failure,
 )
 from payment_service.application.operations.out_of_band import not_sent_because
-from payment_service.application.operations.outcomes import park, reject_operation, waits_for_expert
+from payment_service.application.operations.outcomes import park, reject_operation
 from payment_service.application.sync.account import sync_expert
 from payment_service.application.sync.apply_snapshot import SyncResult
 from payment_service.application.sync.payment import apply, sync_payment
@@ -197,8 +197,8 @@ class PaymentStrategy:
         applied = await self._await_balance_transactions(operation, applied)
         if await is_closed(app, operation):
             return applied
-        if waits_for_expert(operation, refused) and applied.payment is not None:
-            # So that the recorded account is the one that Stripe's refusal was about.
+        if refused.is_about_destination and applied.payment is not None:
+            # The record may be older than what Stripe's refusal was about.
             await sync_expert(app, applied.payment.expert_id, cause)
         ended = await app.database.transact(
             reject_operation, app.answers, app.policy, operation, refused, cause

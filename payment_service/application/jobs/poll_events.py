@@ -14,6 +14,8 @@ from typing import Final
 import structlog
 
 from payment_service.application.app import App
+from payment_service.application.jobs.poll_stale_payments import POLL
+from payment_service.application.sync.account import sync_account
 from payment_service.domain.errors import Refusal
 from payment_service.domain.ports.database import Transaction
 from payment_service.domain.ports.policy import Policy
@@ -41,7 +43,9 @@ async def poll_events(app: App) -> int:
             events = await app.stripe.events(
                 cursor.stripe_account_id, cursor.after_event_id, cursor.seen_until - _OVERLAP
             )
-            if await app.database.transact(store_polled, cursor, events):
+            if events is None:  # The account has revoked our access.
+                await sync_account(app, cursor.stripe_account_id, POLL)
+            elif await app.database.transact(store_polled, cursor, events):
                 app.wake.set()
         except Refusal as refusal:  # The list is due again after its pause.
             log.info("poll_deferred", scope=cursor.scope, reason=refusal.reason)

@@ -14,6 +14,7 @@ import structlog
 from payment_service.application.app import App
 from payment_service.application.jobs.act_on_deadlines import act_on_deadlines
 from payment_service.application.jobs.apply_webhooks import apply_waiting
+from payment_service.application.jobs.check_accounts import check_accounts
 from payment_service.application.jobs.expire_unpaid import expire_unpaid
 from payment_service.application.jobs.poll_events import poll_events
 from payment_service.application.jobs.poll_stale_payments import poll_stale_payments
@@ -47,6 +48,7 @@ _SOON: Final[tuple[Job, ...]] = (
 #: These may be some seconds late.
 _LATER: Final[tuple[Job, ...]] = (
     poll_stale_payments,
+    check_accounts,
     reconcile_if_due,
     expire_unpaid,
     sync_expired_authorizations,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Final
 
 from payment_service.application.operations.start import park_repayment
 from payment_service.domain import guards, plans, transitions
@@ -27,16 +26,6 @@ from payment_service.domain.state_machine import Transition
 from payment_service.domain.sync.changes import Discrepancy
 from payment_service.domain.sync.superseded import debt_if_not_reversed, remainder_not_returned
 
-#: Stripe's codes for a fault of the expert's account, which the expert may correct later.
-_EXPERT_CODES: Final = frozenset(
-    {
-        "insufficient_capabilities_for_transfer",
-        "account_invalid",
-        "transfers_not_allowed",
-        "account_closed",
-    }
-)
-
 
 @dataclass(frozen=True, slots=True)
 class Rejection:
@@ -59,7 +48,7 @@ class Ended:
 
 def waits_for_expert(operation: Operation, refused: Refused) -> bool:
     """Returns whether only the expert's account is at fault: then the capture waits for it."""
-    return operation.pays_expert and refused.code in _EXPERT_CODES
+    return operation.pays_expert and refused.is_about_destination
 
 
 def reject_operation(
@@ -99,13 +88,14 @@ def reject_operation(
         why = f"refused: {refused.code}"
         transition = transitions.waiting_changed(payment, WaitingFor.EXPERT, why, tx.now, reason)
         tx.record(transition, cause)
+        tx.hasten_account_check(payment.expert_id, policy.waiting_account_seconds)
         # The caller's answer says that the capture is in progress.
         return Ended(None, answer(tx, answers, current.claim_id, transition.after))
     failure = failure_of(Decline(refused.code or "refused", refused.decline_code), tx.now)
     transition = refused_transition(payment, current, failure)
     refusal = _refusal_as_it_is(transition.after, current)
     if refusal is None:
-        refusal = _refusal_of(payment, refused)
+        refusal = _refusal_of(tx, payment, refused)
     else:  # Nothing has failed: the payment has changed meanwhile.
         transition = replace(transition, after=replace(transition.after, failure=payment.failure))
     rejection = Rejection(transition, refusal, refused.code, refused.last_error)
@@ -215,16 +205,19 @@ def refused_transition(payment: Payment, operation: Operation, failure: Failure)
             raise AssertionError("answers to disputes are refused by reject_answer")
 
 
-def _refusal_of(payment: Payment, refused: Refused) -> Refusal:
+def _refusal_of(tx: Transaction, payment: Payment, refused: Refused) -> Refusal:
     """Returns Stripe's final refusal in the caller's terms."""
     facts = {"payment_id": payment.payment_id, "stripe_code": refused.code}
     if refused.code in ("amount_too_small", "amount_too_large"):
         return invalid_field("amount.minor_units", f"is refused by Stripe: {refused.code}")
-    if refused.code in _EXPERT_CODES:
+    if refused.is_about_destination:
+        # The expert was synced after the refusal.
+        expert = tx.expert(payment.expert_id)
+        assert expert is not None
         return Precondition(
             "EXPERT_NOT_READY",
             "Stripe says that the expert's account cannot receive transfers",
-            {**facts, "expert_id": payment.expert_id, "status": "unknown"},
+            {**facts, "expert_id": payment.expert_id, "status": expert.status.value},
         )
     if refused.code == "charge_disputed":
         word = "refunded" if payment.state is State.REFUNDING else "captured"

@@ -7,9 +7,11 @@ from typing import Final
 
 from payment_service.application.app import App
 from payment_service.domain.errors import Busy, expert_not_found
-from payment_service.domain.experts import Account, Expert
+from payment_service.domain.experts import Account, Expert, ExpertStatus
 from payment_service.domain.ports.database import Transaction
+from payment_service.domain.ports.policy import Policy
 from payment_service.domain.ports.records import Cause
+from payment_service.domain.schedule import account_check_due_time
 
 _TRIES: Final = 6
 
@@ -23,8 +25,12 @@ async def sync_expert(app: App, expert_id: str, cause: Cause) -> Expert:
         if not expert.account.stripe_account_id:
             return expert
         account = await app.stripe.account(expert.account.stripe_account_id)
-        saved = await app.database.transact(save_account, expert_id, account, expert.version, cause)
+        saved = await app.database.transact(
+            save_account, app.policy, expert_id, account, expert.version, cause
+        )
         if saved is not None:
+            if _has_new_deadline(expert, saved):
+                app.alarms.requirements_announced(saved)
             return saved
     raise Busy(
         "CONCURRENT_CHANGE", "the expert keeps changing; ask again", {"expert_id": expert_id}
@@ -46,7 +52,12 @@ async def sync_account(app: App, stripe_account_id: str, cause: Cause) -> bool:
 
 
 def save_account(
-    tx: Transaction, expert_id: str, account: Account | None, version: int, cause: Cause
+    tx: Transaction,
+    policy: Policy,
+    expert_id: str,
+    account: Account | None,
+    version: int,
+    cause: Cause,
 ) -> Expert | None:
     """Records what Stripe showed. Returns None if the expert has changed since it was fetched.
 
@@ -68,8 +79,26 @@ def save_account(
         version=expert.version + 1 if changed else expert.version,
         update_time=tx.now if changed else expert.update_time,
     )
-    tx.save_expert(after, "expert.account_changed" if changed else "", cause)
+    after = with_next_check(tx, policy, after)
+    kind = "expert.account_changed"
+    if _has_new_deadline(expert, after):
+        kind = "expert.requirements_announced"
+    tx.save_expert(after, kind if changed else "", cause)
     return after
+
+
+def _has_new_deadline(before: Expert, after: Expert) -> bool:
+    """Whether Stripe wants something by a time that it has named now, while the account works."""
+    deadline = after.account.first_deadline
+    works = after.status is ExpertStatus.READY
+    return works and deadline is not None and deadline != before.account.first_deadline
+
+
+def with_next_check(tx: Transaction, policy: Policy, expert: Expert) -> Expert:
+    """Returns a locked expert, whose account was just read, with the time of the next read."""
+    captures_wait = tx.captures_wait_for(expert.expert_id)
+    due = account_check_due_time(expert, tx.now, policy, captures_wait=captures_wait)
+    return replace(expert, check_due_time=due)
 
 
 def save_former_account(

@@ -9,6 +9,7 @@ from typing import Final
 import structlog
 
 from payment_service.application.app import App
+from payment_service.application.sync.account import sync_account
 from payment_service.domain.errors import Busy, Refusal, expert_not_found
 from payment_service.domain.payouts import (
     Payout,
@@ -50,6 +51,8 @@ async def sync_payout(app: App, stripe_account_id: str, payout_id: str, cause: C
         known = await app.database.read(_payout, payout_id)
         seen = await app.stripe.payout(stripe_account_id, payout_id)
         if seen is None:
+            # If the account has revoked our access, that is recorded.
+            await sync_account(app, stripe_account_id, cause)
             return "unknown_object"
         version = known.version if known else 0
         written = await app.database.transact(

@@ -69,6 +69,11 @@ class Policy:
     account_poll_seconds: float = 30.0
     #: The same for an account that has no open payment, but may pay out what was earned.
     payout_poll_seconds: float = 600.0
+    #: How often an account is read from Stripe although no event asks for it: one for which a
+    #: capture waits, one that is not ready (with growing pauses), and one that is ready.
+    waiting_account_seconds: float = 60.0
+    unready_account_seconds: float = 300.0
+    ready_account_seconds: float = 24 * 3600.0
     #: An open payment that has not changed for this long is synced, with pauses that grow.
     quiet_seconds: float = 60.0
     #: The longest pause between two rounds of a background job: of one that callers wait for, and

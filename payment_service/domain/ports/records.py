@@ -31,8 +31,8 @@ class Cause:
 
 
 class JobKind(StrEnum):
-    """What a background job does with payments, one by one. Each job has a pause of its own for a
-    payment, stored under this name.
+    """What a background job does with payments or experts, one by one. Each job has a pause of its
+    own for a payment, stored under this name.
     """
 
     ACT_ON_DEADLINES = "act_on_deadlines"
@@ -43,6 +43,7 @@ class JobKind(StrEnum):
     RETRY_WAITING_CAPTURES = "retry_waiting_captures"
     WRITE_OFF_LOST_DISPUTES = "write_off_lost_disputes"
     POLL_STALE_PAYMENTS = "poll_stale_payments"
+    CHECK_ACCOUNTS = "check_accounts"
     RECONCILE = "reconcile"
 
 

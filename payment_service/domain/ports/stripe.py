@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Generic, Protocol, TypeAlias, TypeVar
+from typing import Final, Generic, Protocol, TypeAlias, TypeVar
 
 from payment_service.domain.experts import Account, BusinessType
 from payment_service.domain.payouts import AccountBalance, PayoutSnapshot
@@ -36,6 +36,22 @@ class Done(Generic[T_co]):
     value: T_co
 
 
+#: Stripe's codes for a fault of the account that was to be paid.
+_DESTINATION_CODES: Final = frozenset(
+    {
+        "insufficient_capabilities_for_transfer",
+        "account_invalid",
+        "transfers_not_allowed",
+        "account_closed",
+        "account_country_invalid_address",
+    }
+)
+#: By these parameters Stripe names that account.
+_DESTINATION_PARAMS: Final = frozenset(
+    {"destination", "transfer_data[destination]", "on_behalf_of"}
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Refused:
     """Stripe's final no (400, 402): the same request will never succeed."""
@@ -43,6 +59,8 @@ class Refused:
     code: str
     decline_code: str = ""
     request_id: str = ""
+    #: The parameter that Stripe names as the cause; empty if it names none.
+    param: str = ""
     #: Type, parameter and message as Stripe said them, cut and masked. For operators and the log,
     #: never for callers.
     said: str = ""
@@ -52,6 +70,14 @@ class Refused:
         """What the operation keeps: the code, and what Stripe said."""
         code = self.code or "refused"
         return f"{code}: {self.said}" if self.said else code
+
+    @property
+    def is_about_destination(self) -> bool:
+        """Whether the account that was to be paid is at fault: gone, cut off, or not allowed.
+
+        The expert can correct that, or get another account.
+        """
+        return self.code in _DESTINATION_CODES or self.param in _DESTINATION_PARAMS
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,11 +209,13 @@ class StripePort(Protocol):
 
     async def events(
         self, stripe_account_id: str, after_event_id: str, since: datetime
-    ) -> Sequence[WebhookEvent]: ...
+    ) -> Sequence[WebhookEvent] | None:
+        """None if the expert has cut the account off; so for the links below."""
+
     async def onboarding_link(
         self, stripe_account_id: str, refresh_url: str, return_url: str
-    ) -> str: ...
-    async def dashboard_link(self, stripe_account_id: str) -> str: ...
+    ) -> str | None: ...
+    async def dashboard_link(self, stripe_account_id: str) -> str | None: ...
 
 
 @dataclass(frozen=True, slots=True)

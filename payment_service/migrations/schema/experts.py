@@ -25,12 +25,19 @@ CREATE TABLE experts (
     details_submitted boolean NOT NULL DEFAULT false,
     requirements_due text[] NOT NULL DEFAULT '{}',
     disabled_reason text NOT NULL DEFAULT '',
+    -- When what is due stops the account, and what Stripe has announced for later.
+    requirements_due_time timestamptz,
+    future_requirements text[] NOT NULL DEFAULT '{}',
+    future_requirements_due_time timestamptz,
     -- Whether the account has revoked our access.
     deauthorized boolean NOT NULL DEFAULT false,
     -- What that means for payments to the expert. Derived: `Expert.status`.
     status text NOT NULL,
     -- When Stripe was last asked about the account.
     check_time timestamptz,
+    -- From when on Stripe must be asked again, whether or not an event comes. Computed when the row
+    -- is written (`schedule.account_check_due_time`), and earlier once a capture waits.
+    check_due_time timestamptz,
 
     -- The open operation on this expert, if there is one.
     operation_id text NOT NULL DEFAULT '',
@@ -42,6 +49,10 @@ CREATE TABLE experts (
     CONSTRAINT commission_rate_range CHECK (commission_basis_points BETWEEN 0 AND 9999),
     CONSTRAINT one_expert_per_account UNIQUE (stripe_account_id)
 );
+CREATE INDEX experts_account_checks ON experts (check_due_time) WHERE check_due_time IS NOT NULL;
+CREATE INDEX experts_by_first_deadline ON experts
+    (least(requirements_due_time, future_requirements_due_time))
+    WHERE least(requirements_due_time, future_requirements_due_time) IS NOT NULL;
 
 -- The audit trail of an expert: what happened and who did it.
 -- Never: updated, deleted or truncated (triggers).

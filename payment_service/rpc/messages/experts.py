@@ -29,6 +29,9 @@ def expert_message(expert: Expert) -> experts_pb2.Expert:
         create_time=time_message(expert.create_time),
         update_time=time_message(expert.update_time),
         version=expert.version,
+        requirements_due_time=time_message(account.requirements_due_time),
+        future_requirements=account.future_requirements,
+        future_requirements_due_time=time_message(account.future_requirements_due_time),
     )
 
 

@@ -6,12 +6,10 @@ import pytest
 
 from payment_service.domain.errors import Precondition
 from payment_service.domain.experts import (
-    CROSS_BORDER_REGION,
     Account,
     BusinessType,
     Expert,
     ExpertStatus,
-    check_country,
 )
 from tests.unit.domain.builders import NOW
 
@@ -141,26 +139,3 @@ def test_no_dashboard_before_onboarding_or_after_the_end(
 @pytest.mark.parametrize("account", [RESTRICTED, Account("acct_1", details_submitted=True)])
 def test_restricted_expert_still_has_a_dashboard(account: Account) -> None:
     new_expert(account).check_onboarded()
-
-
-@pytest.mark.parametrize(
-    ("country", "platform"),
-    [("US", "US"), ("JP", "JP"), ("US", "DE"), ("DE", "US"), ("GB", "CH"), ("NO", "CA")],
-)
-def test_expert_in_the_platforms_region_can_be_paid(country: str, platform: str) -> None:
-    check_country(country, platform)
-
-
-@pytest.mark.parametrize(
-    ("country", "platform"),
-    [("JP", "US"), ("US", "JP"), ("BR", "DE"), ("AU", "NZ"), ("", "US"), ("us", "US")],
-)
-def test_expert_outside_the_platforms_region_is_refused(country: str, platform: str) -> None:
-    with pytest.raises(Precondition) as refusal:
-        check_country(country, platform)
-    assert refusal.value.reason == "COUNTRY_UNSUPPORTED"
-    assert refusal.value.facts == {"country": country, "platform_country": platform}
-
-
-def test_region_is_the_economic_area_with_its_four_neighbours() -> None:
-    assert len(CROSS_BORDER_REGION) == 30 + 4

@@ -452,6 +452,8 @@ RULES = HoldRules(
     card_hold=timedelta(days=6),
     holding_limit=timedelta(days=90),
     settlement_currencies=frozenset({"USD", "EUR"}),
+    platform_country="US",
+    expert_country="US",
 )
 MOMENT = timedelta(microseconds=1)
 SOON, LATE = NOW + RULES.card_hold, NOW + RULES.card_hold + MOMENT
@@ -464,8 +466,33 @@ def chosen(
     on_deadline: OnDeadline = OnDeadline.ALERT,
     done_by: datetime | None = None,
     currency: str = "USD",
+    country: str = "US",
 ) -> Hold:
-    return hold_policy.choose_hold(asked, on_deadline, done_by, currency, RULES, NOW)
+    rules = replace(RULES, expert_country=country)
+    return hold_policy.choose_hold(asked, on_deadline, done_by, currency, rules, NOW)
+
+
+@pytest.mark.parametrize("asked", [None, CARD_HOLD, PLATFORM_HOLD])
+@pytest.mark.parametrize("action", list(OTHERWISE))
+def test_an_expert_in_another_region_is_paid_by_transfers(
+    asked: EscrowMode | None, action: OnDeadline
+) -> None:
+    at_home = chosen(asked, action)
+    abroad = chosen(asked, action, country="GB")
+    assert abroad == replace(at_home, model=WITHOUT)
+
+
+def test_an_expert_whom_stripe_lets_nobody_pay_from_here_is_refused() -> None:
+    with pytest.raises(Precondition) as refusal:
+        chosen(None, country="JP")
+    assert refusal.value.reason == "COUNTRY_UNSUPPORTED"
+
+
+def test_transfers_abroad_need_a_currency_that_the_platform_settles() -> None:
+    assert chosen(None, currency="GBP").model is WITH_DESTINATION
+    with pytest.raises(Precondition) as refusal:
+        chosen(None, currency="GBP", country="GB")
+    assert refusal.value.reason == "CURRENCY_NOT_SETTLED"
 
 
 @pytest.mark.parametrize("action", OTHERWISE)

@@ -25,6 +25,7 @@ from payment_service.domain.payment import (
 from payment_service.domain.ports.policy import Policy
 from payment_service.domain.schedule import (
     Schedule,
+    account_check_due_time,
     is_due,
     may_act_on_deadline,
     may_be_warned,
@@ -189,3 +190,41 @@ def test_a_loss_is_booked_unless_an_operation_may_still_have_an_effect(
     parked = state is OperationState.PARKED and unsure != NOW + HOUR
     assert may_book_loss(operation, NOW) is (parked and kind is not OperationKind.REVERSE_TRANSFER)
     assert may_book_loss(None, NOW)
+
+
+# ---- accounts that are read by the clock ----
+
+
+def checked_after(payee: Expert, *, captures_wait: bool = False) -> timedelta:
+    due = account_check_due_time(payee, NOW, POLICY, captures_wait=captures_wait)
+    assert due is not None
+    return due - NOW
+
+
+def test_an_account_is_read_every_minute_while_a_capture_waits_for_it() -> None:
+    for ready in (True, False):
+        assert checked_after(expert(ready=ready), captures_wait=True) == timedelta(minutes=1)
+
+
+def test_an_account_that_is_ready_is_read_daily() -> None:
+    assert checked_after(expert()) == timedelta(days=1)
+
+
+@pytest.mark.parametrize(
+    ("unchanged", "pause"),
+    [
+        (timedelta(0), timedelta(minutes=5)),
+        (timedelta(minutes=10), timedelta(minutes=5)),
+        (timedelta(hours=4), timedelta(hours=2)),
+        (timedelta(days=30), timedelta(days=1)),
+    ],
+)
+def test_an_account_that_is_not_ready_is_read_ever_more_rarely(
+    unchanged: timedelta, pause: timedelta
+) -> None:
+    assert checked_after(expert(ready=False, changed=NOW - unchanged)) == pause
+
+
+def test_an_account_that_does_not_exist_yet_is_not_read() -> None:
+    payee = replace(expert(), account=Account(""))
+    assert account_check_due_time(payee, NOW, POLICY, captures_wait=True) is None

@@ -1,0 +1,132 @@
+"""What Stripe will ask of an expert, and by when, is known before payouts stop."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from marketplace.payments.v1 import experts_pb2, onboarding_pb2
+from payment_service.application.onboarding import add_onboarding_token, hash_token
+from tests.support.world import World, until
+
+READY = experts_pb2.EXPERT_STATUS_READY
+RESTRICTED = experts_pb2.EXPERT_STATUS_RESTRICTED
+TOKEN = "a-token-of-this-test-alone"
+DAY = 24 * 3600
+
+
+async def announce(world: World, expert: str, **given: Any) -> None:
+    await world.stripe.control("POST", f"/accounts/{world.account_of(expert)}/announce", given)
+
+
+async def asked(world: World, expert: str) -> experts_pb2.Expert:
+    """Waits until the expert shows a deadline."""
+
+    async def probe() -> experts_pb2.Expert | None:
+        request = experts_pb2.GetExpertRequest(expert_id=expert)
+        known = (await world.experts.GetExpert(request)).expert
+        dated = known.HasField("requirements_due_time") or known.HasField(
+            "future_requirements_due_time"
+        )
+        return known if dated else None
+
+    return await until(probe, "the requirements")
+
+
+def kinds(world: World, expert: str) -> list[str]:
+    found = world.sql(
+        "SELECT kind FROM expert_events WHERE expert_id = %s ORDER BY sequence", expert
+    )
+    return [kind for (kind,) in found]
+
+
+async def landing(world: World, expert: str) -> onboarding_pb2.GetOnboardingStatusResponse:
+    assert world.service is not None
+    await world.service.app.database.transact(
+        add_onboarding_token, hash_token(TOKEN), expert, "", 60.0
+    )
+    request = onboarding_pb2.GetOnboardingStatusRequest(onboarding_token=TOKEN)
+    return await world.onboarding.GetOnboardingStatus(request)
+
+
+async def test_a_future_requirement_is_shown_while_all_is_active(world: World) -> None:
+    expert = await world.expert()
+    by = int(time.time()) + 10 * DAY
+    await announce(
+        world, expert, future={"currently_due": ["individual.id_number"], "current_deadline": by}
+    )
+    known = await asked(world, expert)
+    assert (known.status, known.payouts_enabled) == (READY, True)
+    assert list(known.future_requirements) == ["individual.id_number"]
+    assert known.future_requirements_due_time.seconds == by
+    assert not known.HasField("requirements_due_time")
+    assert kinds(world, expert)[-1] == "expert.requirements_announced"
+    [(body,)] = world.sql(
+        "SELECT body::jsonb FROM expert_events WHERE kind = 'expert.requirements_announced'"
+    )
+    assert body["future_requirements"] == ["individual.id_number"]
+    assert datetime.fromisoformat(body["future_requirements_due_time"]).timestamp() == by
+    assert world.service is not None
+    backlog = await world.service.app.database.read(lambda reader: reader.backlog())
+    assert [(one.state, one.count) for one in backlog if one.what == "expert"] == [
+        ("REQUIREMENTS_DUE_SOON", 1)
+    ]
+    # It is not due yet, and given in time it is over.
+    account = world.account_of(expert)
+    await world.stripe.control("POST", f"/accounts/{account}/complete_onboarding")
+
+    async def given() -> bool:
+        request = experts_pb2.GetExpertRequest(expert_id=expert)
+        return not (await world.experts.GetExpert(request)).expert.future_requirements
+
+    await until(given, "the requirement is given")
+    assert kinds(world, expert).count("expert.requirements_announced") == 1
+
+
+async def test_what_is_not_given_in_time_restricts_the_account(world: World) -> None:
+    expert = await world.expert()
+    by = int(time.time()) + 30 * DAY
+    await announce(world, expert, currently_due=["individual.id_number"], current_deadline=by)
+    known = await asked(world, expert)
+    assert (known.status, list(known.requirements_due)) == (READY, ["individual.id_number"])
+    assert known.requirements_due_time.seconds == by
+    await world.stripe.control("POST", "/clock", {"advance_seconds": 31 * DAY})
+    stopped = await world.expert_status(expert, RESTRICTED)
+    assert not stopped.payouts_enabled
+
+
+async def test_a_distant_requirement_is_no_backlog_yet(world: World) -> None:
+    expert = await world.expert()
+    by = datetime.now(UTC) + timedelta(days=90)
+    await announce(
+        world,
+        expert,
+        future={"currently_due": ["company.tax_id"], "current_deadline": int(by.timestamp())},
+    )
+    await asked(world, expert)
+    assert world.service is not None
+    backlog = await world.service.app.database.read(lambda reader: reader.backlog())
+    assert not [one for one in backlog if one.what == "expert"]
+
+
+@pytest.mark.parametrize("reason", ["under_review", "listed", "platform_paused", "other"])
+async def test_a_paused_account_gets_no_link_in_circles(world: World, reason: str) -> None:
+    expert = await world.expert()
+    account = world.account_of(expert)
+    await world.stripe.control(
+        "POST",
+        f"/accounts/{account}/restrict",
+        {"disabled_reason": reason, "currently_due": []},
+    )
+    known = await world.expert_status(expert, RESTRICTED)
+    assert (known.disabled_reason, list(known.requirements_due)) == (reason, [])
+    shown = await landing(world, expert)
+    assert (shown.status, shown.requirements_due_count) == (RESTRICTED, 0)
+    request = onboarding_pb2.CreateOnboardingLinkRequest(onboarding_token=TOKEN)
+    assert (await world.onboarding.CreateOnboardingLink(request)).onboarding_url == ""
+    # Once Stripe asks for something, there is a link again.
+    await world.stripe.control("POST", f"/accounts/{account}/restrict")
+    assert (await world.onboarding.CreateOnboardingLink(request)).onboarding_url
