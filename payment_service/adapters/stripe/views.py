@@ -207,7 +207,7 @@ def dispute_of(dispute: stripe.Dispute) -> DisputeSnapshot:
         operation_id=metadata_of(dispute.metadata).get(EVIDENCE_OPERATION, ""),
         lines=tuple(
             DisputeTransaction(line.id, line.currency.upper(), line.amount, line.fee)
-            for line in dispute.balance_transactions
+            for line in sorted(dispute.balance_transactions, key=lambda line: line.created)
         ),
         create_time=datetime.fromtimestamp(dispute.created, UTC),
     )
