@@ -86,7 +86,7 @@ class Settings:
     dispute_fee_returned: bool = False
     # What countering a chargeback costs besides, in the same minor units; a win gives it back. Not
     # taken in Mexico and Japan: 0 there.
-    dispute_countered_fee: int = 0
+    dispute_countered_fee: int = 1500
     # The payout schedule of new connected accounts: Stripe's default, or `manual`.
     payout_interval: str = "daily"
     # The platform's own schedule as GET /v1/account shows it; nothing is paid out by it here.

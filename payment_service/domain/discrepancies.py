@@ -60,6 +60,7 @@ class DiscrepancyKind(StrEnum):
     REMAINDER_NOT_RETURNED = "remainder_not_returned", ClosesWhen.NOTHING_HELD
 
     # Reconciliation compared the ledger with Stripe's balance.
+    ACCOUNT_UNREAD = "account_unread", ClosesWhen.COVERED
     ESCROW_UNDERFUNDED = "escrow_underfunded", ClosesWhen.COVERED
     LINE_DIFFERS = "line_differs", ClosesWhen.LINE_AGREES
     MISSING_AT_STRIPE = "missing_at_stripe", ClosesWhen.LINE_IS_SHOWN

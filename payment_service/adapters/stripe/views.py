@@ -291,6 +291,9 @@ def balance_entry_of(transaction: stripe.BalanceTransaction) -> BalanceEntry:
         transaction.type,
         reference,
         datetime.fromtimestamp(transaction.created, UTC),
+        transaction.reporting_category or "",
+        transaction.description or "",
+        source if isinstance(source, str) else str(shown.get("id", "")),
     )
 
 
