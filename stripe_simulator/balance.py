@@ -33,10 +33,39 @@ REPORTING_CATEGORIES = {
     "application_fee_refund": "platform_earning_refund",
     "adjustment": "other_adjustment",
     "topup": "topup",
+    "topup_reversal": "topup_reversal",
     "payout": "payout",
     "payout_cancel": "payout_reversal",
     "payout_failure": "payout_reversal",
+    # What Stripe moves by itself; only the control API makes these.
+    "stripe_fee": "fee",
+    "stripe_fx_fee": "fee",
+    "tax_fee": "tax",
+    "reserve_transaction": "connect_reserved_funds",
+    "reserved_funds": "risk_reserved_funds",
+    "connect_collection_transfer": "connect_collection_transfer",
+    "payout_minimum_balance_hold": "payout_minimum_balance_hold",
+    "payout_minimum_balance_release": "payout_minimum_balance_release",
+    "advance": "advance",
+    "contribution": "contribution",
 }
+# What the control API may put on a balance: what no object of the API brings about.
+BY_HAND = (
+    "topup",
+    "topup_reversal",
+    "adjustment",
+    "payout",
+    "stripe_fee",
+    "stripe_fx_fee",
+    "tax_fee",
+    "reserve_transaction",
+    "reserved_funds",
+    "connect_collection_transfer",
+    "payout_minimum_balance_hold",
+    "payout_minimum_balance_release",
+    "advance",
+    "contribution",
+)
 
 
 @dataclasses.dataclass

@@ -87,6 +87,9 @@ class Settings:
     # Whether a won dispute gives that fee back: not since Stripe's price list of June 2025, before
     # it did, and the page on testing still says so.
     dispute_fee_returned: bool = False
+    # What countering a chargeback costs besides, in the same minor units; a win gives it back. Not
+    # taken in Mexico and Japan: 0 there.
+    dispute_countered_fee: int = 1500
     # The payout schedule of new connected accounts: Stripe's default, or `manual`.
     payout_interval: str = "daily"
     # The platform's own schedule as GET /v1/account shows it; nothing is paid out by it here.

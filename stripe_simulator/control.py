@@ -13,6 +13,7 @@ from aiohttp import web
 
 from stripe_simulator import accounts, announced, confirmation, faults, payouts
 from stripe_simulator.api import Api
+from stripe_simulator.balance import BY_HAND
 from stripe_simulator.control_cardholders import Cardholders, Given, Handler, only
 from stripe_simulator.errors import ApiError
 from stripe_simulator.events import targets
@@ -202,18 +203,18 @@ class Control:
         return await self.health(request, {})
 
     async def adjust_balance(self, _request: web.Request, given: Given) -> Given:
-        """Put money on a balance or take it away, as a top-up, an adjustment or a payout would.
+        """Put money on a balance or take it away, as a top-up, a fee of Stripe's or a payout would.
 
-        {"account"?: acct, "amount": ±n, "currency": "usd", "type"?: "topup|adjustment|payout"}
+        {"account"?: acct, "amount": ±n, "currency": "usd", "type"?: "adjustment|stripe_fee|…"}
         """
-        only(given, "account", "amount", "currency", "type", "description")
+        only(given, "account", "amount", "currency", "type", "description", "reporting_category")
         simulation = self.simulation
         account = given.get("account", simulation.platform)
         if account != simulation.platform and simulation.store.get("account", account) is None:
             raise ValueError(f"no such account: {account}")
         type_ = given.get("type", "adjustment")
-        if type_ not in ("topup", "adjustment", "payout"):
-            raise ValueError("type must be topup, adjustment or payout")
+        if type_ not in BY_HAND:
+            raise ValueError(f"type must be one of {', '.join(BY_HAND)}")
         with simulation.acting():
             line = simulation.balances.record(
                 account,
@@ -222,6 +223,7 @@ class Control:
                 int(given["amount"]),
                 str(given["currency"]),
                 description=given.get("description"),
+                reporting_category=given.get("reporting_category"),
             )
             simulation.effect(
                 "balance_adjusted", account, amount=line["amount"], currency=line["currency"]

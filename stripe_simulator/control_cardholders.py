@@ -34,6 +34,7 @@ class Cardholders:
             ("POST", "/charges/{id}/early_fraud_warning", self.warn),
             ("POST", "/charges/{id}/review", self.review),
             ("POST", "/reviews/{id}/approve", self.approve),
+            ("POST", "/disputes/{id}/adjust", self.adjust),
             ("POST", "/disputes/{id}/{outcome}", self.decide),
             ("POST", "/refunds/{id}/fail", self.fail_refund),
             ("POST", "/refunds/{id}/cancel", self.cancel_refund),
@@ -76,11 +77,29 @@ class Cardholders:
         outcome = request.match_info["outcome"]
         if outcome not in disputes.OUTCOMES:
             raise ValueError(f"unknown {outcome}; there are {', '.join(disputes.OUTCOMES)}")
-        dispute = simulation.store.get("dispute", request.match_info["id"])
-        if dispute is None:
-            raise ValueError("there is no such dispute")
+        dispute = self._dispute(request)
         with simulation.acting():
             return plain(simulation, disputes.OUTCOMES[outcome](simulation, dispute))
+
+    def _dispute(self, request: web.Request) -> Row:
+        dispute = self.simulation.store.get("dispute", request.match_info["id"])
+        if dispute is None:
+            raise ValueError("there is no such dispute")
+        return dispute
+
+    async def adjust(self, request: web.Request, given: Given) -> Given:
+        """{"amount": ±n, "currency"?: "usd"}: a further line of the dispute; negative takes."""
+        only(given, "amount", "currency")
+        simulation = self.simulation
+        dispute = self._dispute(request)
+        amount, currency = given["amount"], given.get("currency")
+        if type(amount) is not int or amount == 0:
+            raise ValueError("amount must be an integer other than 0")
+        if currency is not None and currency not in simulation.config.settlement_currencies:
+            known = ", ".join(simulation.config.settlement_currencies)
+            raise ValueError(f"currency must be one of {known}")
+        with simulation.acting():
+            return plain(simulation, disputes.adjust(simulation, dispute, amount, currency))
 
     async def warn(self, request: web.Request, given: Given) -> Given:
         """{"fraud_type"?: "unauthorized_use_of_card"}."""

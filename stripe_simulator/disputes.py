@@ -1,12 +1,14 @@
 """Disputes: a cardholder takes a payment back through the bank, or the bank asks about one first.
 
 A chargeback takes the disputed amount and a fee from the platform at once, and gives the amount
-back if evidence wins. An inquiry (its statuses begin with `warning_`) takes nothing; it is closed,
-or escalated into a chargeback, which stays the same dispute (our guess). A hold cannot be disputed.
+back if evidence wins. Evidence against a chargeback costs a second fee, which a win gives back. An
+inquiry (its statuses begin with `warning_`) takes nothing; it is closed, or escalated into a
+chargeback, which stays the same dispute (our guess). A hold cannot be disputed.
 """
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Callable
 from typing import Any
 
@@ -132,6 +134,8 @@ def begin(simulation: Simulation, charge: Row, amount: int, reason: str, *, inqu
             "_account": charge["_account"],
             # Ids of the balance transactions: what was withdrawn, then what was reinstated.
             "_lines": [],
+            # What countering it has cost, in the settlement currency.
+            "_countered_fee": 0,
             "_verdict": None,
             "_next_at": None,
         },
@@ -171,15 +175,19 @@ def _withdraw(simulation: Simulation, dispute: Row, charge: Row) -> str:
     return str(line["id"])
 
 
-def _reinstate(simulation: Simulation, dispute: Row) -> str:
-    """Give back what was withdrawn, the fee only where the switch says so."""
-    taken = simulation.store.require("balance_transaction", dispute["_lines"][0])
+def _reinstate(simulation: Simulation, dispute: Row) -> list[str]:
+    """Give back what is still withdrawn, the fee only where the switch says so."""
+    rows = [simulation.store.require("balance_transaction", id_) for id_ in dispute["_lines"]]
+    taken = rows[0]
+    withdrawn = -sum(row["amount"] for row in rows if row["currency"] == taken["currency"])
     fee = -taken["fee"] if simulation.settings.dispute_fee_returned else 0
+    if withdrawn <= 0 and not fee:
+        return []
     line = simulation.balances.record(
         dispute["_account"],
         "adjustment",
         dispute["id"],
-        -taken["amount"],
+        max(withdrawn, 0),
         taken["currency"],
         available_on=taken["available_on"],
         fee_details=_fee(fee, taken["currency"]),
@@ -187,7 +195,56 @@ def _reinstate(simulation: Simulation, dispute: Row) -> str:
         exchange_rate=taken["exchange_rate"],
         reporting_category="dispute_reversal",
     )
-    return str(line["id"])
+    return [str(line["id"])]
+
+
+def adjust(simulation: Simulation, dispute: Row, amount: int, currency: str | None) -> Row:
+    """Add a further line, as Stripe does for a currency conversion; negative takes.
+
+    Stripe documents two lines at most, and users report more. Which event tells of one is our
+    guess.
+    """
+    if not dispute["_lines"]:
+        raise ValueError("the dispute has withdrawn nothing yet")
+    first = simulation.store.require("balance_transaction", dispute["_lines"][0])
+    line = simulation.balances.record(
+        dispute["_account"],
+        "adjustment",
+        dispute["id"],
+        amount,
+        currency or first["currency"],
+        available_on=first["available_on"],
+        description=f"Chargeback adjustment for {dispute['charge']}",
+        reporting_category="dispute" if amount < 0 else "dispute_reversal",
+    )
+    lines = [*dispute["_lines"], str(line["id"])]
+    changed = _change(simulation, dispute, dispute["_next_at"], _lines=lines)
+    _effect(simulation, "dispute_adjusted", changed)
+    moved = "withdrawn" if amount < 0 else "reinstated"
+    emit(simulation, f"charge.dispute.funds_{moved}", changed)
+    return changed
+
+
+def _countered_fee(simulation: Simulation, dispute: Row, amount: int) -> None:
+    """Take the fee for countering a dispute, or give it back: a line with neither source nor fee.
+
+    It is not among the dispute's own lines, and only its description says what it is. How Stripe
+    words the return is our guess.
+    """
+    if not amount:
+        return
+    taken = simulation.store.require("balance_transaction", dispute["_lines"][0])
+    day = datetime.datetime.fromtimestamp(simulation.now(), datetime.UTC).date()
+    returned = "" if amount > 0 else "Reversal "
+    simulation.balances.record(
+        dispute["_account"],
+        "adjustment",
+        None,
+        -amount,
+        taken["currency"],
+        description=f"Card Dispute Countered Fee {returned}({day})",
+        reporting_category="fee",
+    )
 
 
 def _fee(amount: int, currency: str) -> list[dict[str, Any]]:
@@ -267,13 +324,21 @@ def escalate(simulation: Simulation, dispute: Row) -> Row:
 def win(simulation: Simulation, dispute: Row) -> Row:
     """The money comes back, and the charge can be refunded again (the latter is our guess)."""
     _require_status(dispute, (*CHARGEBACK, APPEALED))
-    lines = [*dispute["_lines"], _reinstate(simulation, dispute)]
+    reinstated = _reinstate(simulation, dispute)
+    _countered_fee(simulation, dispute, -dispute["_countered_fee"])
     changed = _change(
-        simulation, dispute, None, is_charge_refundable=True, status="won", _lines=lines
+        simulation,
+        dispute,
+        None,
+        is_charge_refundable=True,
+        status="won",
+        _lines=[*dispute["_lines"], *reinstated],
+        _countered_fee=0,
     )
     _effect(simulation, "dispute_won", changed)
     _emit_updated(simulation, dispute, changed)
-    emit(simulation, "charge.dispute.funds_reinstated", changed)
+    if reinstated:
+        emit(simulation, "charge.dispute.funds_reinstated", changed)
     emit(simulation, "charge.dispute.closed", changed)
     return changed
 
@@ -402,6 +467,10 @@ def _submitted(simulation: Simulation, dispute: Row, changes: dict[str, Any]) ->
     details["past_due"] = simulation.now() > details["due_by"]
     details["submission_count"] += 1
     details["submission_method"] = "manual"
+    if dispute["status"] == "needs_response":
+        fee = simulation.settings.dispute_countered_fee
+        _countered_fee(simulation, dispute, fee)
+        changes["_countered_fee"] = fee
     status = changes["status"] = UNDER_REVIEW[dispute["status"]]
     text = (changes["evidence"]["uncategorized_text"] or "").strip()
     verdict = changes["_verdict"] = VERDICTS.get(text, {}).get(status)

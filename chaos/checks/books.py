@@ -32,6 +32,8 @@ def books_equal_stripe(evidence: Evidence) -> Iterator[tuple[str, str]]:
             payment_of[line] = row["payment_id"]
     theirs: Counter[tuple[str, str, str]] = Counter()
     for name, line in evidence.lines:
+        if line.get("source", "") is None and line["id"] not in payment_of:
+            continue  # Stripe's own, such as the fee for countering: reconciliation books it.
         theirs[name, line["currency"].upper(), line["id"]] += line["net"]
     for key in ours.keys() | theirs.keys():
         if ours[key] != theirs[key]:

@@ -151,6 +151,12 @@ def contested_money_is_on_the_books(evidence: Evidence) -> Iterator[tuple[str, s
             wanted[f"dispute_hold:{payment_id}", dispute["currency"].upper()] += taken - back
         for line in dispute["balance_transactions"]:
             wanted["dispute_fee", line["currency"].upper()] += line["fee"]
+    booked = {row["balance_transaction_id"] for row in evidence.postings}
+    for _, line in evidence.lines:
+        if (
+            line.get("source", "") is None and line["id"] in booked
+        ):  # The fee for countering a dispute.
+            wanted["dispute_fee", line["currency"].upper()] -= line["net"]
     for account, currency in sums.keys() | wanted.keys():
         total, due = sums[account, currency], wanted[account, currency]
         if total != due:

@@ -39,6 +39,8 @@ class DiscrepancyKind(StrEnum):
     CAPTURED_OUT_OF_BAND = "captured_out_of_band", ClosesWhen.DECIDED
     COMMISSION_MISMATCH = "commission_mismatch", ClosesWhen.DECIDED
     DISPUTE_BEFORE_CAPTURE = "dispute_before_capture", ClosesWhen.DECIDED
+    DISPUTE_LINES_UNEXPLAINED = "dispute_lines_unexplained", ClosesWhen.DECIDED
+    FOREIGN_TRANSFER = "foreign_transfer", ClosesWhen.DECIDED
     OUT_OF_BAND_FEE_REFUND = "out_of_band_fee_refund", ClosesWhen.DECIDED
     OUT_OF_BAND_REFUND = "out_of_band_refund", ClosesWhen.DECIDED
     OUT_OF_BAND_REVERSAL = "out_of_band_reversal", ClosesWhen.DECIDED
@@ -59,6 +61,7 @@ class DiscrepancyKind(StrEnum):
     REMAINDER_NOT_RETURNED = "remainder_not_returned", ClosesWhen.NOTHING_HELD
 
     # Reconciliation compared the ledger with Stripe's balance.
+    ACCOUNT_UNREAD = "account_unread", ClosesWhen.COVERED
     ESCROW_UNDERFUNDED = "escrow_underfunded", ClosesWhen.COVERED
     LINE_DIFFERS = "line_differs", ClosesWhen.LINE_AGREES
     MISSING_AT_STRIPE = "missing_at_stripe", ClosesWhen.LINE_IS_SHOWN

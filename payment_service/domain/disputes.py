@@ -11,7 +11,7 @@ Amounts are minor units, times UTC, ids and statuses Stripe's own.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
@@ -26,7 +26,7 @@ from payment_service.domain.errors import (
 )
 from payment_service.domain.guards import payment_disputed
 from payment_service.domain.payment import Freeze, FreezeReason, Payment
-from payment_service.domain.snapshot import DisputeSnapshot
+from payment_service.domain.snapshot import DisputeSnapshot, DisputeTransaction
 
 
 class Stage(StrEnum):
@@ -50,6 +50,8 @@ _OUTCOMES: Final[Mapping[str, Outcome]] = {
 }
 #: What an open dispute can do besides waiting: answer. `under_review` means that it was done.
 _UNANSWERED: Final = frozenset({"needs_response", "warning_needs_response"})
+#: Stripe documents at most two lines of a dispute: what was withdrawn, and what was reinstated.
+MOST_DISPUTE_LINES: Final = 2
 _FREEZES: Final = {Stage.INQUIRY: Freeze.INQUIRY, Stage.CHARGEBACK: Freeze.CHARGEBACK}
 
 #: Stripe's limits on evidence, in characters: of one text, of one line or id, and of all together.
@@ -164,6 +166,29 @@ def updated(record: Dispute, shown: DisputeSnapshot, now: datetime) -> Dispute:
         close_time=None if outcome is Outcome.OPEN else record.close_time or now,
     )
     return record if after == record else replace(after, update_time=now)
+
+
+def moved_by(record: Dispute, lines: Sequence[DisputeTransaction]) -> int:
+    """Returns what the last of a dispute's lines moved, in minor units of the payment's currency.
+
+    ``lines`` are all up to this one, oldest first. A line in another currency is valued at the rate
+    of the first withdrawal in it, which took all that is disputed. The sum of the lines is valued
+    and not each by itself, so that all of it is all of it.
+    """
+    line = lines[-1]
+    taken = line.minor_units < 0
+    if line.currency == record.currency:
+        return abs(line.minor_units)
+    converted = [one.minor_units for one in lines if one.currency == line.currency]
+    first = next((-amount for amount in converted if amount < 0), 0)
+    if not first:  # Withdrawn in another currency: nothing says more than that this came back.
+        return record.withdrawn - record.reinstated
+    moved = sum(abs(amount) for amount in converted if (amount < 0) is taken)
+    value = (2 * moved * record.amount + first) // (2 * first)
+    if taken:
+        most = record.reinstated + record.amount
+        return max(min(value, most) - record.withdrawn, 0)
+    return max(min(value, record.withdrawn) - record.reinstated, 0)
 
 
 def stage_of(status: str) -> Stage:

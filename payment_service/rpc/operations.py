@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 
 from marketplace.payments.v1 import operations_pb2, operations_pb2_grpc
 from payment_service.application.abandon_operation import abandon_operation
@@ -203,11 +203,10 @@ class OperationsServicer(operations_pb2_grpc.OperationsServiceServicer):
         min_update_time = fields.time("min_update_time", request)
         fields.check()
         cause = cause_of(context, "RunReconciliation")
-        span = timedelta(seconds=self._app.policy.reconcile_span)
         report = await self._calls.run(
             reconcile_payment(self._app, payment_id, cause)
             if payment_id
-            else reconcile(self._app, min_update_time or datetime.now(UTC) - span, cause)
+            else reconcile(self._app, min_update_time, cause)
         )
         return report_message(report)
 

@@ -12,6 +12,7 @@ from payment_service.domain.ports.records import Cause
 from tests.integration.conftest import StartWorld
 from tests.support.books import balance, check_books
 from tests.support.errors import refusal
+from tests.support.kinds import kind_of
 from tests.support.requests import capture_request, refund_request
 from tests.support.steps.dashboard import keep_at_stripe
 from tests.support.steps.disputes import (
@@ -442,3 +443,33 @@ async def test_a_fraud_warning_freezes_capture_if_that_is_the_policy(
         await until(over, "nothing left to be warned of")
     await check_books(world)
     assert not await world.discrepancies()
+
+
+# ---- more lines than Stripe documents ----
+
+
+@pytest.mark.parametrize(
+    ("amounts", "lost", "told"),
+    [
+        ([-7], 1_000_000, False),
+        ([7], 999_417, False),
+        ([6_000], 500_000, False),
+        ([7, -7], 1_000_000, True),
+    ],
+)
+async def test_further_lines_of_a_converted_dispute_are_as_much_as_they_are(
+    world: World, amounts: list[int], lost: int, *, told: bool
+) -> None:
+    """10,000.00 INR that Stripe settles at 120.00 USD: a line of 7 cents is not the dispute."""
+    payment = await world.captured(amount=1_000_000, currency="INR")
+    dispute_id = await contest(world, payment)
+    await dispute_where(world, dispute_id, lambda dispute: dispute.withdrawn_amount.minor_units > 0)
+    [withdrawn] = [line for line in await world.stripe.lines() if line["source"] == dispute_id]
+    assert (withdrawn["amount"], withdrawn["currency"]) == (-12_000, "usd")
+    for amount in amounts:
+        await world.stripe.control("POST", f"/disputes/{dispute_id}/adjust", {"amount": amount})
+    await decide(world, dispute_id, "lose")
+    await settled(world, payment.payment_id, dispute_id, LOST)
+    assert (await world.get(payment.payment_id)).lost_amount.minor_units == lost
+    kinds = {kind_of(found) for found in await world.discrepancies(payment.payment_id)}
+    assert kinds == ({"dispute_lines_unexplained"} if told else set())

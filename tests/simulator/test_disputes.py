@@ -16,6 +16,8 @@ from tests.simulator.conftest import (
 )
 
 DAY = 86_400
+# What evidence against a chargeback costs.
+COUNTERED = 1_500
 CREATED = ["charge.dispute.created", "charge.dispute.funds_withdrawn"]
 WON = ["charge.dispute.updated", "charge.dispute.funds_reinstated", "charge.dispute.closed"]
 
@@ -207,7 +209,7 @@ async def test_losing_evidence_decided_at_once(world: World) -> None:
     await submitted(world, dispute, "losing_evidence")
     lost = await world.client.v1.disputes.retrieve_async(dispute.id)
     assert (lost.status, len(lost.balance_transactions)) == ("lost", 1)
-    assert await balance(world) == before
+    assert await balance(world) == before - COUNTERED
     assert (await world.event_types())[-2:] == ["charge.dispute.updated", "charge.dispute.closed"]
 
 
@@ -452,3 +454,57 @@ async def test_what_the_cardholder_does_is_not_under_the_callers_key(world: Worl
     ]
     page = await world.client.v1.events.list_async(params={"type": "charge.dispute.*"})
     assert {event.request.id for event in page.data if event.request is not None} == {None}
+
+
+async def countered_lines(world: World) -> list[stripe.BalanceTransaction]:
+    listed = await world.client.v1.balance_transactions.list_async(params={"limit": 100})
+    return [line for line in listed.data if "Countered" in (line.description or "")]
+
+
+async def test_countering_costs_a_fee_of_its_own_that_a_win_gives_back(world: World) -> None:
+    await world.control("POST", "/settings", {"dispute_countered_fee": COUNTERED})
+    dispute = await disputed(world)
+    before = await balance(world)
+    await world.client.v1.disputes.update_async(
+        dispute.id, params={"evidence": {"uncategorized_text": "staged"}, "submit": False}
+    )
+    assert await countered_lines(world) == []
+    shown = await submitted(world, dispute, "It was delivered.")
+    assert len(shown.balance_transactions) == 1
+    [line] = await countered_lines(world)
+    assert (line.type, line.source, line.reporting_category) == ("adjustment", None, "fee")
+    assert (line.amount, line.fee, line.net, line.currency) == (-COUNTERED, 0, -COUNTERED, "usd")
+    assert (line.description or "").startswith("Card Dispute Countered Fee (20")
+    assert await balance(world) == before - COUNTERED
+    await world.control("POST", f"/disputes/{dispute.id}/win")
+    returned, _ = await countered_lines(world)
+    assert (returned.net, returned.source) == (COUNTERED, None)
+    assert await balance(world) == before + 10_000
+
+
+async def test_answering_an_inquiry_costs_nothing(world: World) -> None:
+    dispute = await disputed(world, inquiry=True)
+    await submitted(world, dispute, "It was delivered.")
+    assert await countered_lines(world) == []
+
+
+async def test_a_dispute_may_get_further_lines(world: World) -> None:
+    dispute = await disputed(world)
+    before = await balance(world)
+    await world.control("POST", f"/disputes/{dispute.id}/adjust", {"amount": -7})
+    await world.control(
+        "POST", f"/disputes/{dispute.id}/adjust", {"amount": 300, "currency": "eur"}
+    )
+    shown = await world.client.v1.disputes.retrieve_async(dispute.id)
+    lines = [(line.amount, line.currency) for line in shown.balance_transactions]
+    assert lines == [(-10_000, "usd"), (-7, "usd"), (300, "eur")]
+    assert (await world.event_types())[-2:] == [
+        "charge.dispute.funds_withdrawn",
+        "charge.dispute.funds_reinstated",
+    ]
+    await world.control("POST", f"/disputes/{dispute.id}/win")
+    assert await balance(world) == before + 10_000
+    for body in ({"amount": 0}, {"amount": 1, "currency": "xxx"}, {}):
+        assert await refusal(world, f"/disputes/{dispute.id}/adjust", body)
+    inquiry = await disputed(world, inquiry=True)
+    assert await refusal(world, f"/disputes/{inquiry.id}/adjust", {"amount": -7})

@@ -24,6 +24,7 @@ from payment_service.domain.ledger import (
 )
 from payment_service.domain.payment import FreezeReason, OnDeadline, Payment, State, WaitingFor
 from payment_service.domain.payouts import PayoutChange, PayoutState, PayoutTransaction
+from payment_service.domain.platform_lines import PlatformLine, account_of
 from payment_service.domain.state_machine import TRANSITIONS, EventKind, Transition
 from tests.unit.domain.builders import (
     CARD_HOLD,
@@ -348,6 +349,22 @@ def debt_written_off(a: Amounts) -> Done:
     return Posted(event, "USD", tuple(ledger.written_off("expert_1", a["w"], "USD")))
 
 
+def platform_line(type_: str, category: str = "", description: str = "") -> Performer:
+    def perform(a: Amounts) -> Done:
+        line = PlatformLine(
+            line_id="txn_1",
+            type=type_,
+            description=description,
+            account=account_of(type_, category, description, ""),
+            net=-a["L"],
+            currency="USD",
+            create_time=NOW,
+        )
+        return Posted("platform.line", "USD", tuple(line.postings))
+
+    return perform
+
+
 #: Event and case, as the document names them.
 PERFORMERS: Final[Mapping[tuple[str, str], Performer]] = {
     (EventKind.AUTHORIZED, "card hold"): lambda a: transitions.authorized(
@@ -419,6 +436,17 @@ PERFORMERS: Final[Mapping[tuple[str, str], Performer]] = {
     ),
     ("expert.payout_failed", "the bank gave it back"): lambda a: payout(a, PayoutState.FAILED),
     ("expert.debt_written_off", "by an operator (WriteOffExpertDebt)"): debt_written_off,
+    ("platform.line", "a fee of Stripe's"): platform_line("stripe_fee"),
+    ("platform.line", "the fee for countering a dispute"): platform_line(
+        "adjustment", "fee", "Card Dispute Countered Fee (2026-07-13)"
+    ),
+    ("platform.line", "held back by Stripe"): platform_line("reserve_transaction"),
+    ("platform.line", "a payout to the platform's bank"): platform_line("payout"),
+    ("platform.line", "a connected account below zero"): platform_line(
+        "connect_collection_transfer"
+    ),
+    ("platform.line", "an advance that is taken back"): platform_line("anticipation_repayment"),
+    ("platform.line", "a contribution"): platform_line("contribution"),
 }
 
 _SHARE: Final = CaptureSplit(10_000, 1_000)

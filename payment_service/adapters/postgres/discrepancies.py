@@ -52,6 +52,17 @@ class DiscrepancyWrites(TransactionStatements):
             line_id=discrepancy.line_id,
         )
 
+    def is_reported(self, discrepancy: Discrepancy) -> bool:
+        """Returns whether the discrepancy is stored already, open or not."""
+        row = self._maybe(
+            "SELECT FROM discrepancies WHERE payment_id = :payment_id AND kind = :kind "
+            "AND detail = :detail",
+            payment_id=discrepancy.payment_id,
+            kind=discrepancy.kind.value,
+            detail=discrepancy.detail,
+        )
+        return row is not None
+
     def resolve_discrepancies(self, ids: Sequence[str], unseen_since: datetime) -> None:
         """Closes these discrepancies, except any that was reported again since then."""
         self._do(

@@ -100,6 +100,13 @@ class ExpertWrites(TransactionStatements):
             deauthorized=expert.deauthorized,
         )
 
+    def account_ids_of(self, expert_id: str) -> frozenset[str]:
+        """Returns the expert's present and former accounts."""
+        found = self._all(
+            "SELECT stripe_account_id FROM accounts WHERE expert_id = :id", id=expert_id
+        )
+        return frozenset(row["stripe_account_id"] for row in found)
+
     def see_former_account(self, stripe_account_id: str, *, deauthorized: bool) -> bool:
         """Stores whether we still have access to a former account. Returns True if it changed."""
         changed = self._do(

@@ -7,7 +7,7 @@ written. The job locks the payment and decides by the rule of the domain.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, Final
 
 from payment_service.adapters.postgres.statements import Statements, TransactionStatements
@@ -35,6 +35,32 @@ class JobWrites(TransactionStatements):
             pause=timedelta(seconds=seconds),
         )
         return made == 1
+
+    def extend_comparison(self, since: datetime, until: datetime) -> None:
+        """Stores that a run has compared everything from ``since`` to ``until``.
+
+        A run that leaves a gap after the last one does not move the end forward.
+        """
+        self._do(
+            "INSERT INTO comparisons (account, compared_until) VALUES ('', :until) "
+            "ON CONFLICT (account) DO UPDATE SET compared_until = excluded.compared_until "
+            "WHERE comparisons.compared_until BETWEEN :since AND :until",
+            since=since,
+            until=until,
+        )
+
+    def keep_comparison(self, account: str, since: datetime) -> None:
+        """Stores that an account is compared up to ``since`` only, or even less far."""
+        self._do(
+            "INSERT INTO comparisons (account, compared_until) VALUES (:account, :since) "
+            "ON CONFLICT (account) DO NOTHING",
+            account=account,
+            since=since,
+        )
+
+    def close_comparison(self, account: str) -> None:
+        """Stores that an account is compared as far as all others."""
+        self._do("DELETE FROM comparisons WHERE account = :account", account=account)
 
     def take_turn(self, job: JobKind, payment_id: str, first: float, most: float) -> bool:
         """Returns True for one replica only. This job then leaves the payment alone for a while.

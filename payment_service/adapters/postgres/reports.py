@@ -126,24 +126,39 @@ class LedgerReads(Statements):
         )
         return {row["id"]: row["payment_id"] or "" for row in found}
 
-    def accounts_with_postings(self, since: datetime) -> Sequence[LedgerAccount]:
+    def accounts_to_compare(self, since: datetime) -> Sequence[LedgerAccount]:
         """Returns the ledger account of every expert with postings at or after ``since``.
 
-        An expert whose accounts are all cut off from us is left out.
+        Also those that an earlier run could not read. An expert whose accounts are all cut off
+        from us is left out.
         """
         found = self._all(
-            "WITH moved AS (SELECT DISTINCT account FROM postings WHERE time >= :since "
-            "AND starts_with(account, 'stripe:connected:')) "
+            "WITH moved AS (SELECT account FROM postings WHERE time >= :since "
+            "AND starts_with(account, 'stripe:connected:') "
+            "UNION SELECT account FROM comparisons WHERE account <> '') "
             "SELECT account, max(unread_time) AS unread_time, array_agg(stripe_account_id "
-            "ORDER BY stripe_account_id) FILTER (WHERE readable) AS stripe_account_ids "
+            "ORDER BY stripe_account_id) FILTER (WHERE readable) AS stripe_account_ids, "
+            "max(compared_until) AS compared_until "
             "FROM moved JOIN accounts ON account = 'stripe:connected:' || expert_id "
+            "LEFT JOIN comparisons USING (account) "
             "GROUP BY account HAVING bool_or(readable)",
             since=since,
         )
         return [
-            LedgerAccount(row["account"], tuple(row["stripe_account_ids"]), row["unread_time"])
+            LedgerAccount(
+                row["account"],
+                tuple(row["stripe_account_ids"]),
+                row["unread_time"],
+                row["compared_until"],
+            )
             for row in found
         ]
+
+    def compared_until(self) -> datetime | None:
+        """Returns up to when complete runs have compared everything, or None before the first."""
+        row = self._maybe("SELECT compared_until FROM comparisons WHERE account = ''")
+        until: datetime | None = row and row["compared_until"]
+        return until
 
 
 class ReportReads(Statements):

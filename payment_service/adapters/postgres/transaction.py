@@ -16,6 +16,7 @@ from payment_service.adapters.postgres.jobs import JobWrites
 from payment_service.adapters.postgres.operations import OperationWrites
 from payment_service.adapters.postgres.payments import PaymentWrites
 from payment_service.adapters.postgres.payouts import PayoutWrites
+from payment_service.adapters.postgres.platform_lines import PlatformLineWrites
 from payment_service.adapters.postgres.polling import PollingWrites
 from payment_service.adapters.postgres.webhooks import WebhookWrites
 
@@ -28,6 +29,7 @@ class SqlTransaction(
     OperationWrites,
     ExpertWrites,
     PayoutWrites,
+    PlatformLineWrites,
     DiscrepancyWrites,
     WebhookWrites,
     FeedWrites,

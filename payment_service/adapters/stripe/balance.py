@@ -84,3 +84,11 @@ class Balance(StripeResource):
         if found is None:
             return None
         return [balance_entry_of(transaction) for transaction in found]
+
+    async def has_balance_entry(self, stripe_account_id: str, line_id: str) -> bool:
+        """Returns whether the account has this balance transaction, however old it is."""
+        options: RequestOptions = {"stripe_account": stripe_account_id} if stripe_account_id else {}
+        found = await self._read_of_account(
+            lambda: self._client.v1.balance_transactions.retrieve_async(line_id, {}, options)
+        )
+        return found is not None

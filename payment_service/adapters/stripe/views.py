@@ -217,7 +217,7 @@ def dispute_of(dispute: stripe.Dispute) -> DisputeSnapshot:
         operation_id=metadata_of(dispute.metadata).get(EVIDENCE_OPERATION, ""),
         lines=tuple(
             DisputeTransaction(line.id, line.currency.upper(), line.amount, line.fee)
-            for line in dispute.balance_transactions
+            for line in sorted(dispute.balance_transactions, key=lambda line: line.created)
         ),
         create_time=datetime.fromtimestamp(dispute.created, UTC),
     )
@@ -313,6 +313,9 @@ def balance_entry_of(transaction: stripe.BalanceTransaction) -> BalanceEntry:
         transaction.type,
         reference,
         datetime.fromtimestamp(transaction.created, UTC),
+        transaction.reporting_category or "",
+        transaction.description or "",
+        source if isinstance(source, str) else str(shown.get("id", "")),
     )
 
 

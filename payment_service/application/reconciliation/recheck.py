@@ -87,7 +87,7 @@ class _Recheck:
                 return self.all_payments  # Every run of all payments checks it.
             case ClosesWhen.LINE_AGREES:
                 # Stripe's lines never change: Stripe still has the amount that was found.
-                agrees = self.ours.get((one.line_id, one.currency)) == one.found
+                agrees = self.ours.get((one.line_id, one.currency), 0) == one.found
                 return agrees or one.line_id in self.checked.compared
             case ClosesWhen.LINE_IS_SHOWN:
                 named = {line_id for line_id, _ in self.ours}

@@ -28,6 +28,7 @@ from payment_service.domain.sync.changes import ChangeSet, Discrepancy, SyncCont
 from payment_service.domain.sync.derive_changes import derive_changes
 from payment_service.domain.sync.derive_dispute_changes import derive_dispute_changes
 from payment_service.domain.sync.superseded import shows_no_effect
+from payment_service.domain.sync.transfers import without_foreign_transfers
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,15 +72,15 @@ def apply_snapshot(
 
     A snapshot from before a change may be older than the books.
     """
-    snapshot = fetched.snapshot
     payment = tx.lock_payment(fetched.payment_id)
     if payment is None:
         return SyncResult()
     if payment.version != fetched.version:
         return SyncResult(stale=True, payment=payment)
-    context = _context_of(tx, policy, payment, snapshot)
-    operation, disputes = context.operation, context.dispute_records
+    context, foreign = _context_of(tx, policy, payment, fetched.snapshot)
+    snapshot, operation, disputes = context.snapshot, context.operation, context.dispute_records
     changes = derive_changes(payment, context)
+    changes.discrepancies += foreign
     if _concerns_disputes(payment, snapshot):
         derive_dispute_changes(changes, context)
     for transition in changes.transitions:
@@ -131,14 +132,24 @@ def _concerns_disputes(payment: Payment, snapshot: PaymentSnapshot) -> bool:
 
 def _context_of(
     tx: Transaction, policy: Policy, payment: Payment, snapshot: PaymentSnapshot
-) -> SyncContext:
-    """Reads what decides how the snapshot changes the payment. Requires the payment's lock."""
+) -> tuple[SyncContext, list[Discrepancy]]:
+    """Reads what decides how the snapshot changes the payment. Requires the payment's lock.
+
+    The context has the payment's own transfers only. The others are returned to be reported, each
+    once.
+    """
     operation = tx.operation(payment.operation_id) if payment.operation_id else None
     disputes = tx.disputes_of(payment.payment_id) if _concerns_disputes(payment, snapshot) else ()
-    return SyncContext(
+    booked_ids = tx.booked_movement_ids(payment.payment_id)
+    foreign: list[Discrepancy] = []
+    if any(one.transfer_id not in booked_ids for one in snapshot.separate_transfers):
+        account_ids = tx.account_ids_of(payment.expert_id)
+        known = {*booked_ids, payment.operation_id} - {""}
+        snapshot, foreign = without_foreign_transfers(snapshot, payment, account_ids, known)
+    context = SyncContext(
         snapshot=snapshot,
         operation=operation,
-        booked_ids=tx.booked_movement_ids(payment.payment_id),
+        booked_ids=booked_ids,
         out_of_band=tuple(tx.out_of_band_since(operation).values()) if operation else (),
         next_operation_id=tx.new_id("op"),
         holding_limit=timedelta(seconds=policy.holding_limit),
@@ -146,6 +157,7 @@ def _context_of(
         freezes_on_warning=policy.freeze_on_fraud_warning,
         now=tx.now,
     )
+    return context, [one for one in foreign if not tx.is_reported(one)]
 
 
 def _start_next(

@@ -271,3 +271,5 @@ class LedgerAccount:
     stripe_account_ids: tuple[str, ...]
     #: Up to then the ledger may have lines of one that Stripe shows no more; None if there is none.
     unread_time: datetime | None = None
+    #: Up to when it is compared with Stripe, if that is less than all others; else None.
+    compared_until: datetime | None = None

@@ -207,6 +207,7 @@ class StripePort(Protocol):
     ) -> Sequence[BalanceEntry] | None:
         """None if the expert has cut the account off."""
 
+    async def has_balance_entry(self, stripe_account_id: str, line_id: str) -> bool: ...
     async def events(
         self, stripe_account_id: str, after_event_id: str, since: datetime
     ) -> Sequence[WebhookEvent] | None:
@@ -229,6 +230,11 @@ class BalanceEntry:
     #: By which the payment is found (see WebhookEvent); empty where there is none.
     payment_ref: str
     create_time: datetime
+    #: Stripe's reporting category and its description.
+    category: str = ""
+    description: str = ""
+    #: The object that moved the money; empty where there is none.
+    source_id: str = ""
 
     @property
     def payout_id(self) -> str:

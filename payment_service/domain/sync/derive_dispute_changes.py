@@ -8,12 +8,13 @@ Until then the dispute's record says so and keeps the payment frozen, and the jo
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
 from payment_service.domain import disputes, guards, plans, transitions
 from payment_service.domain.discrepancies import DiscrepancyKind
-from payment_service.domain.disputes import Dispute, Outcome, Stage
+from payment_service.domain.disputes import MOST_DISPUTE_LINES, Dispute, Outcome, Stage
 from payment_service.domain.ledger import StripeAmount
 from payment_service.domain.operations import OperationKind, OperationPurpose
 from payment_service.domain.payment import Failure, FreezeReason, State
@@ -63,10 +64,28 @@ def _sync_dispute(changes: ChangeSet, dispute: DisputeSnapshot, context: SyncCon
         record = disputes.updated(before, dispute, now)
         if before.stage is Stage.INQUIRY and record.stage is Stage.CHARGEBACK:
             _change(changes, record, EventKind.DISPUTE_ESCALATED, context)
-    for line in dispute.lines:
+    booked = False
+    for place, line in enumerate(dispute.lines):
         if line.balance_transaction_id not in context.booked_ids:
-            record = _move_funds(changes, record, line, context)
+            record = _move_funds(changes, record, dispute.lines[: place + 1], context)
+            booked = True
+    if booked or (before is not None and before.outcome is not record.outcome):
+        _report_unexplained(changes, record, dispute)
     _apply_outcome(changes, before, record, context)
+
+
+def _report_unexplained(changes: ChangeSet, record: Dispute, dispute: DisputeSnapshot) -> None:
+    """Reports lines that a dispute should not have: Stripe documents one withdrawal, one return."""
+    count, kept = len(dispute.lines), record.withdrawn - record.reinstated
+    if count > MOST_DISPUTE_LINES:
+        why = f"has {count} balance transactions: {kept} is withdrawn of {record.amount}"
+    elif kept > record.amount:
+        why = f"{kept} is withdrawn of {record.amount}"
+    elif record.outcome is Outcome.WON and record.taken and record.reinstated:
+        why = f"is won, but {record.taken} of {record.withdrawn} did not come back"
+    else:
+        return
+    changes.report(DiscrepancyKind.DISPUTE_LINES_UNEXPLAINED, f"{record.dispute_id} {why}")
 
 
 def _apply_outcome(
@@ -104,13 +123,16 @@ def _change(changes: ChangeSet, record: Dispute, kind: EventKind, context: SyncC
 
 
 def _move_funds(
-    changes: ChangeSet, record: Dispute, line: DisputeTransaction, context: SyncContext
+    changes: ChangeSet,
+    record: Dispute,
+    lines: Sequence[DisputeTransaction],
+    context: SyncContext,
 ) -> Dispute:
-    """Books one balance transaction of a dispute: a withdrawal or a reinstatement, and the fee."""
-    payment = changes.payment
+    """Books the last of these lines of a dispute: a withdrawal or a reinstatement, and the fee."""
+    payment, line = changes.payment, lines[-1]
     taken = line.minor_units < 0
     settled = StripeAmount(abs(line.minor_units), line.currency, line.balance_transaction_id)
-    amount = _in_payment_currency(record, settled, taken=taken)
+    amount = disputes.moved_by(record, lines)
     fee = StripeAmount(line.fee, line.currency, line.balance_transaction_id)
     word = "dispute_withdrawn" if taken else "dispute_reinstated"
     postings = payment.book.dispute_funds(word, 1 if taken else -1, amount, settled, fee)
@@ -150,17 +172,6 @@ def _move_funds(
     )
     changes.movements.append(Movement(line.balance_transaction_id, word, amount))
     return record
-
-
-def _in_payment_currency(record: Dispute, settled: StripeAmount, *, taken: bool) -> int:
-    """Returns what a balance transaction moved, in minor units of the payment's currency.
-
-    If Stripe settles in another currency, a withdrawal is the disputed amount, and a reinstatement
-    is what was withdrawn, at the exchange rate of that time.
-    """
-    if settled.currency == record.currency:
-        return settled.minor_units
-    return record.amount if taken else record.withdrawn - record.reinstated
 
 
 def _abandon_parked(changes: ChangeSet, disputed_amount: int, context: SyncContext) -> None:

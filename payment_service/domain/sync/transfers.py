@@ -2,14 +2,59 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from dataclasses import replace
+
 from payment_service.domain import transitions
 from payment_service.domain.discrepancies import DiscrepancyKind
 from payment_service.domain.ledger import StripeAmount
 from payment_service.domain.operation_payloads import RefundPayload, TransferPayload
 from payment_service.domain.operations import Operation, OperationKind, OperationPurpose
-from payment_service.domain.snapshot import Transfer
-from payment_service.domain.sync.changes import ChangeSet, Movement, NextOperation, SyncContext
+from payment_service.domain.payment import Payment
+from payment_service.domain.snapshot import PaymentSnapshot, Transfer
+from payment_service.domain.sync.changes import (
+    ChangeSet,
+    Discrepancy,
+    Movement,
+    NextOperation,
+    SyncContext,
+)
 from payment_service.domain.sync.superseded import ended_out_of_band, out_of_band_refunds
+
+
+def without_foreign_transfers(
+    snapshot: PaymentSnapshot,
+    payment: Payment,
+    account_ids: Collection[str],
+    known: Collection[str],
+) -> tuple[PaymentSnapshot, list[Discrepancy]]:
+    """Returns the snapshot with the payment's own transfers only, and what to report of others.
+
+    Anybody can send a transfer under the payment's label. It is the payment's if it went to an
+    account of its expert, in its currency. ``known`` are the ids of booked transfers and of the
+    open operation. No other transfer may be counted, or be reversed for a refund.
+    """
+    own, foreign = [], []
+    for transfer in snapshot.separate_transfers:
+        to_expert = transfer.destination_account_id in account_ids
+        fits = to_expert and transfer.currency == payment.currency
+        if fits or transfer.transfer_id in known or transfer.operation_id in known:
+            own.append(transfer)
+        else:
+            foreign.append(_foreign(payment, transfer, to_expert=to_expert))
+    return replace(snapshot, separate_transfers=tuple(own)), foreign
+
+
+def _foreign(payment: Payment, transfer: Transfer, *, to_expert: bool) -> Discrepancy:
+    why = "not in the payment's currency" if to_expert else "not to the payment's expert"
+    return Discrepancy(
+        payment.payment_id,
+        DiscrepancyKind.FOREIGN_TRANSFER,
+        f"{transfer.transfer_id} to {transfer.destination_account_id}: {why}",
+        found=transfer.minor_units,
+        currency=transfer.currency,
+        remediation="it is not booked and never reversed for a refund: decide what it was",
+    )
 
 
 def sync_transfers(changes: ChangeSet, context: SyncContext) -> None:

@@ -20,6 +20,13 @@ CREATE TABLE job_backoff (
 );
 CREATE INDEX job_backoff_by_end ON job_backoff (next_time);
 
+-- Up to when complete runs of the reconciliation have compared the ledger with Stripe. The empty
+-- account stands for all. An account has a row of its own only while it could not be read.
+CREATE TABLE comparisons (
+    account text PRIMARY KEY,
+    compared_until timestamptz NOT NULL
+);
+
 -- How far a list of events at Stripe was read, and when it is read next. The scope is the platform
 -- or an account.
 CREATE TABLE event_cursors (

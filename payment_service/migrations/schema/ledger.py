@@ -3,14 +3,33 @@
 from typing import Final
 
 SCHEMA: Final = r"""
+-- A balance transaction that Stripe made on the platform's own account, for no payment: its fees,
+-- reserves, the platform's payouts. Its postings say to which account it belongs.
+-- Never: booked twice (primary key); updated, deleted or truncated (triggers).
+CREATE TABLE platform_lines (
+    line_id text PRIMARY KEY,
+    -- Stripe's own words.
+    type text NOT NULL,
+    description text NOT NULL,
+    -- When Stripe made it, and when it was booked.
+    create_time timestamptz NOT NULL,
+    time timestamptz NOT NULL
+);
+CREATE TRIGGER platform_lines_are_append_only BEFORE UPDATE OR DELETE ON platform_lines
+    FOR EACH ROW EXECUTE FUNCTION refuse_change();
+CREATE TRIGGER platform_lines_are_never_truncated BEFORE TRUNCATE ON platform_lines
+    FOR EACH STATEMENT EXECUTE FUNCTION refuse_change();
+
 -- One line of the books. It belongs to an event of a payment, or of an expert (payouts,
--- write-offs). The postings of one event sum to zero in each currency (trigger).
+-- write-offs), or to a balance transaction of the platform. The postings of one event sum to zero
+-- in each currency (trigger).
 -- Never: updated, deleted or truncated (triggers).
 CREATE TABLE postings (
     posting_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     payment_id text,
     expert_id text,
-    -- The sequence of the event.
+    platform_line_id text REFERENCES platform_lines,
+    -- The sequence of the event; 1 for a balance transaction of the platform.
     sequence bigint NOT NULL,
     account text NOT NULL,
     currency char(3) NOT NULL,
@@ -23,7 +42,8 @@ CREATE TABLE postings (
 
     FOREIGN KEY (payment_id, sequence) REFERENCES events,
     FOREIGN KEY (expert_id, sequence) REFERENCES expert_events,
-    CONSTRAINT posting_has_one_owner CHECK ((payment_id IS NULL) <> (expert_id IS NULL)),
+    CONSTRAINT posting_has_one_owner CHECK (
+        num_nonnulls(payment_id, expert_id, platform_line_id) = 1),
     CONSTRAINT posting_is_not_zero CHECK (minor_units <> 0)
 );
 CREATE INDEX postings_by_payment ON postings (payment_id, posting_id);
@@ -43,7 +63,8 @@ CREATE FUNCTION refuse_unbalanced_postings() RETURNS trigger LANGUAGE plpgsql AS
 BEGIN
     IF EXISTS (
         SELECT FROM new_postings
-        GROUP BY payment_id, expert_id, sequence, currency HAVING sum(minor_units) <> 0
+        GROUP BY payment_id, expert_id, platform_line_id, sequence, currency
+        HAVING sum(minor_units) <> 0
     ) THEN
         RAISE EXCEPTION 'postings do not sum to zero' USING ERRCODE = 'check_violation';
     END IF;

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from marketplace.payments.v1 import money_pb2, operations_pb2
-from payment_service.application.reconciliation.run import Report
+from payment_service.application.reconciliation.report import Report
 from payment_service.domain.operations import OperationState
 from payment_service.domain.ports.records import (
     ListedOperation,
@@ -121,4 +121,5 @@ def report_message(report: Report) -> operations_pb2.RunReconciliationResponse:
             for kind, payment_ids in report.violations.items()
         ],
         discrepancies=[discrepancy_message(found) for found in report.discrepancies],
+        unread_accounts=report.unread,
     )

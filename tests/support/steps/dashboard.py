@@ -26,16 +26,20 @@ async def refund_out_of_band(world: World, payment: Payment, amount: int) -> Non
 
 
 async def transfer_out_of_band(
-    world: World, payment: Payment, amount: int, *, to: str = ""
+    world: World, payment: Payment, amount: int, *, to: str = "", currency: str = "usd"
 ) -> None:
+    """To the payment's expert or ``to`` another; a bonus in another currency than the charge's."""
+    source: dict[str, Any] = {}
+    if currency == "usd":
+        source["source_transaction"] = payment.charge_id
     made = await world.stripe.api(
         "POST",
         "/transfers",
         amount=amount,
-        currency="usd",
+        currency=currency,
         destination=world.account_of(to or payment.expert_id),
-        source_transaction=payment.charge_id,
         transfer_group=payment.payment_id,
+        **source,
     )
     assert made.get("id"), made
 

@@ -17,6 +17,7 @@ from payment_service.domain.operations import OperationState
 from payment_service.domain.payment import Freeze, State, WaitingFor
 from payment_service.domain.snapshot import DisputeSnapshot, DisputeTransaction, FraudWarning
 from payment_service.domain.state_machine import EventKind
+from payment_service.domain.sync.changes import ChangeSet
 from tests.unit.domain.builders import NOW, new_payment, separate
 from tests.unit.domain.fake_intent import RefusedByStripe
 from tests.unit.domain.fake_service import FakeService, reported, serve
@@ -45,8 +46,8 @@ class Bank:
             self.line(name, -amount, FEE)
         return name
 
-    def line(self, name: str, minor_units: int, fee: int = 0) -> None:
-        shown, currency = self.service.shown[name], self.service.payment.currency
+    def line(self, name: str, minor_units: int, fee: int = 0, currency: str = "") -> None:
+        shown, currency = self.service.shown[name], currency or self.service.payment.currency
         line = DisputeTransaction(f"txn_{name}_{len(shown.lines)}", currency, minor_units, fee)
         self.service.shown[name] = replace(shown, lines=(*shown.lines, line))
         self.service.intent.balances[STRIPE_PLATFORM, currency] += minor_units - fee
@@ -511,6 +512,67 @@ def test_any_lifecycle_leaves_books_that_agree_with_stripes(
     before = payment
     assert not service.follow().transitions
     assert service.payment == before
+
+
+# ---- more lines than Stripe documents ----
+
+
+def converted(
+    *lines: tuple[int, str], outcome: str = "needs_response"
+) -> tuple[FakeService, ChangeSet]:
+    """10,000.00 INR, disputed and withdrawn in dollars; each further line is (amount, currency)."""
+    service = held(1_000_000, "INR")
+    bank = Bank(service)
+    name = bank.contest(1_000_000, inquiry=True)
+    bank.status(name, outcome)
+    for amount, currency in [(-12_000, "USD"), *lines]:
+        bank.line(name, amount, currency=currency)
+    return service, service.follow()
+
+
+@pytest.mark.parametrize(
+    ("lines", "withdrawn", "reinstated"),
+    [
+        ([], 1_000_000, 0),
+        ([(-7, "USD")], 1_000_000, 0),
+        ([(7, "USD")], 1_000_000, 583),
+        ([(6_000, "USD")], 1_000_000, 500_000),
+        ([(4_000, "USD"), (4_000, "USD"), (4_000, "USD")], 1_000_000, 1_000_000),
+        ([(12_000, "USD")], 1_000_000, 1_000_000),
+        ([(12_007, "USD")], 1_000_000, 1_000_000),
+        ([(-7, "USD"), (12_007, "USD")], 1_000_000, 1_000_000),
+        ([(12_000, "USD"), (-12_000, "USD")], 2_000_000, 1_000_000),
+        ([(-700, "INR")], 1_000_700, 0),
+    ],
+)
+def test_a_further_line_is_valued_in_proportion_to_the_first_withdrawal(
+    lines: list[tuple[int, str]], withdrawn: int, reinstated: int
+) -> None:
+    service, _ = converted(*lines)
+    [record] = service.records.values()
+    assert (record.withdrawn, record.reinstated) == (withdrawn, reinstated)
+    assert service.balance("dispute_hold:pay_1") == withdrawn - reinstated
+
+
+@pytest.mark.parametrize(
+    ("lines", "outcome", "told"),
+    [
+        ([(-7, "USD")], "needs_response", False),
+        ([(12_000, "USD")], "won", False),
+        ([(6_000, "USD")], "lost", False),
+        ([(6_000, "USD")], "won", True),
+        ([(7, "USD"), (-7, "USD")], "needs_response", True),
+        ([(-700, "INR")], "needs_response", True),
+    ],
+)
+def test_lines_that_nothing_explains_are_reported(
+    lines: list[tuple[int, str]], outcome: str, *, told: bool
+) -> None:
+    service, changes = converted(*lines, outcome=outcome)
+    assert ("dispute_lines_unexplained" in reported(changes)) is told
+    [record] = service.records.values()
+    lost = record.withdrawn - record.reinstated if outcome == "lost" else 0
+    assert record.lost == lost
 
 
 # ---- answers ----
