@@ -75,6 +75,7 @@ def observation_of(
         currency=intent.currency.upper(),
         amount_received=intent.amount_received or 0,
         cancellation_reason=intent.cancellation_reason or "",
+        accepts_cards="card" in intent.payment_method_types,
         decline=decline_of(error) if error else None,
         charge=None
         if charge is None or isinstance(charge, str)
