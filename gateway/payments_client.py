@@ -59,10 +59,11 @@ class CoreHealth(StrEnum):
 
 @dataclass(frozen=True)
 class Ingested:
-    """A webhook event that the core has stored."""
+    """A webhook event that the core has stored, or acknowledged and ignored."""
 
     event_id: str
     duplicate: bool
+    ignored: bool = False
 
 
 class PaymentsClient:
@@ -93,7 +94,7 @@ class PaymentsClient:
         response = await _answer(
             self._webhooks.IngestEvent(request, timeout=self._ingest_timeout, wait_for_ready=False)
         )
-        return Ingested(response.event_id, response.duplicate)
+        return Ingested(response.event_id, response.duplicate, ignored=bool(response.verdict))
 
     async def get_onboarding_status(self, token: str) -> onboarding_pb2.GetOnboardingStatusResponse:
         """Reads where an expert stands; the core asks Stripe first."""

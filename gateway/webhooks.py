@@ -2,13 +2,16 @@
 
 The signature itself is verified by the core, which alone holds the secrets. Here is only what
 needs none: size, encoding, time and the shape of the header. 200 is answered after the core has
-said that the event is durable, and in no other case; on anything but 2xx Stripe comes again.
+said that the event is durable, or that it ignores it, and in no other case; on anything but 2xx
+Stripe comes again. So an authentic event is never refused: its size is within the limit, and if
+too many large bodies come at once, the answer is 503.
 """
 
 import asyncio
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from aiohttp import hdrs, web
 
@@ -25,6 +28,11 @@ CONNECT_PATH = "/api/v1/webhooks/stripe/connect"
 PAST_TOLERANCE_SECONDS = 300
 FUTURE_TOLERANCE_SECONDS = 60
 RETRY_AFTER_SECONDS = 5
+
+#: Few events are larger; a body of unknown length counts as larger, too. Only a few of these are
+#: read at once, because strangers can send them as well, and each is held in memory.
+LARGE_BODY_BYTES = 262_144
+MAX_LARGE_BODIES = 8
 
 _SIGNATURE_HEADER = "Stripe-Signature"
 _TIME = re.compile(r"[0-9]{1,12}", re.ASCII)
@@ -68,6 +76,7 @@ class Webhooks:
         self._body_timeout_seconds = settings.gateway_body_timeout_seconds
         self._max_forwards = settings.gateway_max_forwards
         self._forwards = 0
+        self._large_bodies = 0
 
     async def platform(self, request: web.Request) -> web.Response:
         """Events of the platform's own objects."""
@@ -84,13 +93,14 @@ class Webhooks:
         with self._metrics.webhook_seconds.labels(label).time():
             try:
                 signature = self._check_headers(request)
-                payload = await self._read(request)
-                ingested = await self._forward(request, endpoint, payload, signature)
+                with self._room_for(request):
+                    payload = await self._read(request)
+                    ingested = await self._forward(request, endpoint, payload, signature)
             except _Refusal as refusal:
                 outcome = refusal.outcome
                 return _refuse(refusal.status)
             else:
-                outcome = "duplicate" if ingested.duplicate else "accepted"
+                outcome = _outcome_of(ingested)
                 note(request, event_id=ingested.event_id)
                 return web.json_response(
                     {
@@ -119,6 +129,19 @@ class Webhooks:
             raise _Refusal(400, fault)
         return signature
 
+    @contextmanager
+    def _room_for(self, request: web.Request) -> Iterator[None]:
+        """Keeps one of the few places for large bodies, if this is one."""
+        length = request.content_length
+        large = int(length is None or length > LARGE_BODY_BYTES)
+        if large and self._large_bodies >= MAX_LARGE_BODIES:
+            raise _Refusal(503, "busy")
+        self._large_bodies += large
+        try:
+            yield
+        finally:
+            self._large_bodies -= large
+
     async def _read(self, request: web.Request) -> bytes:
         """The raw body; never `post()` or `json()`, which would parse a stranger's bytes."""
         try:
@@ -131,8 +154,6 @@ class Webhooks:
         except (web.RequestPayloadError, OSError):
             # The framing is broken, or the sender has left; then nobody reads this answer.
             raise _Refusal(400, "body_broken") from None
-        if not payload:
-            raise _Refusal(400, "body_empty")
         return payload
 
     async def _forward(
@@ -156,6 +177,12 @@ class Webhooks:
             raise _Refusal(503, "core_unavailable") from None
         finally:
             self._forwards -= 1
+
+
+def _outcome_of(ingested: Ingested) -> str:
+    if ingested.ignored:
+        return "ignored"
+    return "duplicate" if ingested.duplicate else "accepted"
 
 
 def signature_fault(header: str, now: float) -> str | None:

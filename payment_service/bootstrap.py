@@ -134,7 +134,7 @@ def add_services(server: aio.Server, wired: Wired) -> None:
             app,
             operations,
             webhook_secrets(wired.settings),
-            wired.metrics.webhook_refused,
+            wired.metrics,
         ),
         server,
     )

@@ -113,6 +113,13 @@ class Metrics:
             ["endpoint", "fault"],
             registry=r,
         )
+        self.webhooks_ignored = Counter(
+            "payments_webhooks_ignored",
+            "Authentic webhooks that are no event of ours, by endpoint and verdict (odd, "
+            "other_mode, not_an_event). They are acknowledged and not stored.",
+            ["endpoint", "verdict"],
+            registry=r,
+        )
         self.operations_parked = Counter(
             "payments_operations_parked",
             "Operations that were parked and wait for an operator, by kind.",
@@ -269,6 +276,10 @@ class Metrics:
     def webhook_refused(self, endpoint: str, fault: str) -> None:
         self.webhooks_refused.labels(endpoint, fault).inc()
         log.warning("webhook_refused", endpoint=endpoint, fault=fault)
+
+    def webhook_ignored(self, endpoint: str, verdict: str) -> None:
+        self.webhooks_ignored.labels(endpoint, verdict).inc()
+        log.warning("webhook_ignored", endpoint=endpoint, verdict=verdict)
 
     def gauges_read(self) -> None:
         """Records that the gauges are as old as this moment."""

@@ -27,9 +27,10 @@ from payment_service.rpc.errors import ErrorInterceptor
 
 log = structlog.get_logger(__name__)
 
-#: A megabyte of text must be received, so that it can be refused with the name of its field.
+#: A megabyte of text must be received, so that it can be refused with the name of its field. The
+#: gateway passes on webhooks of up to four.
 OPTIONS: Final[Sequence[tuple[str, Any]]] = (
-    ("grpc.max_receive_message_length", 2 * 1024 * 1024),
+    ("grpc.max_receive_message_length", 5 * 1024 * 1024),
     ("grpc.max_send_message_length", 4 * 1024 * 1024),
     ("grpc.max_metadata_size", 8192),
     ("grpc.absolute_max_metadata_size", 8192),

@@ -113,8 +113,6 @@ def settings(given: dict[str, Any] | None, current: dict[str, Any] | None = None
             "statement_descriptor": None,
             "statement_descriptor_kana": None,
             "statement_descriptor_kanji": None,
-            "statement_descriptor_prefix_kana": None,
-            "statement_descriptor_prefix_kanji": None,
         },
         "payouts": {
             "debit_negative_balances": True,

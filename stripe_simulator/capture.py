@@ -54,16 +54,14 @@ def take(
         description=charge["description"],
         exchange_rate=exchange_rate,
     )
-    remainder = charge["amount"] - amount
+    # What an authorization held beyond that is released. Since 2025-03-31.basil it is no refund.
     charge = simulation.store.change(
         "charge",
         charge["id"],
         amount_captured=amount,
-        amount_refunded=remainder,
         application_fee_amount=application_fee_amount,
         balance_transaction=line["id"],
         captured=True,
-        _released=remainder,
         _available_on=available_on,
     )
     simulation.effect(

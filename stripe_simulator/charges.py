@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from stripe_simulator import cards, payment_methods, refunds
+from stripe_simulator import cards, payment_methods
 from stripe_simulator.events import emit
 from stripe_simulator.ids import scrambled
 from stripe_simulator.simulation import Call, Simulation, merged_metadata
@@ -132,8 +132,8 @@ def _base(simulation: Simulation, intent: Row, method: Row) -> Row:
         "transfer_data": transfer_data,
         "transfer_group": group,
         "_account": intent["_account"],
-        # The part of an authorization that was never taken and so is shown as refunded.
-        "_released": 0,
+        # Whether the authorization was canceled or has expired.
+        "_released": False,
         "_available_on": None,
     }
 
@@ -199,27 +199,13 @@ def is_open_authorization(charge: Row) -> bool:
     )
 
 
-def release(simulation: Simulation, charge: Row, reason: str | None) -> Row:
-    """Give an uncaptured authorization back, shown as a refund of what was never captured.
+def release(simulation: Simulation, charge: Row) -> Row:
+    """Gives an uncaptured authorization back, which the charge itself does not show.
 
-    Stripe's documents say a cancel "refunds" the remaining amount; the switch
-    `void_refunds_charge` decides whether the charge shows it.
+    Since 2025-03-31.basil there is no refund of what was never captured: no Refund object, no
+    `amount_refunded`, no `charge.refunded`.
     """
-    id_ = charge["id"]
-    if not simulation.settings.void_refunds_charge:
-        return simulation.store.change("charge", id_, _released=charge["amount"])
-    charge = simulation.store.change(
-        "charge", id_, _released=charge["amount"], amount_refunded=charge["amount"], refunded=True
-    )
-    show_released(simulation, charge, charge["amount"], reason)
-    return charge
-
-
-def show_released(simulation: Simulation, charge: Row, amount: int, reason: str | None) -> None:
-    """A Refund object for what was never captured, if the switch says so. No money moves."""
-    if amount and simulation.settings.void_creates_refund:
-        refund = refunds.insert(simulation, charge, amount, reason, {})
-        emit(simulation, "refund.created", refund)
+    return simulation.store.change("charge", charge["id"], _released=True)
 
 
 def available_on(simulation: Simulation, card: cards.Card) -> int:

@@ -50,6 +50,8 @@ class Settings:
     """
 
     latency_ms: int = 0
+    # Whether the dashboard's payment method settings offer cards.
+    card_payments_enabled: bool = True
     # Days of the simulator's clock until a charge's funds are available.
     available_after_days: int = 2
     # Days for which a card's authorization can be captured: 7 for most cards, 5 for some (docs:
@@ -60,14 +62,6 @@ class Settings:
     extended_authorization_eligible: bool = False
     # Seconds until the pendingRefund and refundFail cards' refunds get their final outcome.
     refund_outcome_seconds: int = 60
-    # Cancelling an authorization also reports charge.refunded with captured=false (observed by
-    # woocommerce-payments#757 and odoo#259230); False is what the documents describe.
-    void_refunds_charge: bool = True
-    # Whether a released authorization, or the rest that a partial capture releases, also gets a
-    # Refund object of its own (unconfirmed).
-    void_creates_refund: bool = False
-    # The reason on an intent whose authorization ran out: `automatic` or `expired` (unconfirmed).
-    expiry_reason: str = "automatic"
     # charge.updated after a manual capture, once the balance transaction is there (unconfirmed).
     charge_updated_on_capture: bool = False
     # What a transfer reversal may take from the connected account. `documented` is `available`
@@ -125,7 +119,6 @@ class Settings:
 
 
 SETTING_CHOICES = {
-    "expiry_reason": ("automatic", "expired"),
     "payout_interval": ("daily", "manual"),
     "platform_payout_interval": ("daily", "manual"),
     "refund_on_low_balance": ("negative", "pending"),

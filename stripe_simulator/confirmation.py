@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from stripe_simulator import capture as capturing
-from stripe_simulator import charges, payment_methods
+from stripe_simulator import charges, method_types, payment_methods
 from stripe_simulator.accounts import check_destination
 from stripe_simulator.errors import ApiError, documentation_url, refused
 from stripe_simulator.events import emit
@@ -36,6 +36,7 @@ def unexpected_state(simulation: Simulation, intent: Row, message: str) -> ApiEr
 def confirm_intent(call: Call, intent: Row) -> Row:
     """Confirm with the payment method given now, or the one set before."""
     simulation = call.simulation
+    method_types.check_version(call)
     if intent["status"] in ("succeeded", "requires_capture"):
         raise unexpected_state(
             simulation,
@@ -68,6 +69,7 @@ def confirm_intent(call: Call, intent: Row) -> Row:
             "either update the PaymentIntent with a payment method and then confirm it again, or "
             "confirm it again directly with a payment method or ConfirmationToken.",
         )
+    method_types.check_payable(intent)
     _require_return_url(call, intent)
     if intent["transfer_data"] is not None:
         check_destination(

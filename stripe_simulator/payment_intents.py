@@ -10,7 +10,15 @@ from __future__ import annotations
 from typing import Any
 
 from stripe_simulator import capture as capturing
-from stripe_simulator import charges, confirmation, currencies, payment_methods, regions, reviews
+from stripe_simulator import (
+    charges,
+    confirmation,
+    currencies,
+    method_types,
+    payment_methods,
+    regions,
+    reviews,
+)
 from stripe_simulator.accounts import check_destination
 from stripe_simulator.confirmation import unexpected_state
 from stripe_simulator.errors import ApiError, no_such, parameter_missing, refused
@@ -70,13 +78,7 @@ def create(call: Call) -> Row:
     _check_features(simulation, params)
     if params.get("on_behalf_of") is not None:
         check_destination(simulation, params["on_behalf_of"], "on_behalf_of")
-    types = params.get("payment_method_types") or params.get("allowed_payment_method_types")
-    automatic = params.get("automatic_payment_methods")
-    if types is not None and automatic is not None:
-        raise refused(
-            "You may only specify one of these parameters: automatic_payment_methods, "
-            "payment_method_types."
-        )
+    types = method_types.chosen(call)
     if not params.get("confirm"):
         for name in ("off_session", "error_on_requires_action", "return_url"):
             if params.get(name):
@@ -85,11 +87,6 @@ def create(call: Call) -> Row:
                     "unless `confirm` is set to true.",
                     param=name,
                 )
-    if types is None and automatic is None:
-        # The default since API version 2023-08-16.
-        automatic = {"enabled": True}
-    if automatic is not None:
-        automatic = {"allow_redirects": "always", **automatic}
     id_ = simulation.new_id("pi_3")
     intent = simulation.store.insert(
         "payment_intent",
@@ -102,7 +99,6 @@ def create(call: Call) -> Row:
             "amount_received": 0,
             "application": None,
             "application_fee_amount": params.get("application_fee_amount"),
-            "automatic_payment_methods": automatic,
             "canceled_at": None,
             "cancellation_reason": None,
             "capture_method": params.get("capture_method", "automatic_async"),
@@ -124,7 +120,6 @@ def create(call: Call) -> Row:
             "payment_method": None,
             "payment_method_configuration_details": None,
             "payment_method_options": _method_options({}, params.get("payment_method_options")),
-            "payment_method_types": types or ["card"],
             "processing": None,
             "receipt_email": params.get("receipt_email"),
             "review": None,
@@ -136,6 +131,7 @@ def create(call: Call) -> Row:
             "status": "requires_payment_method",
             "transfer_data": transfer_data,
             "transfer_group": params.get("transfer_group"),
+            **types,
             "_account": call.account,
             "_authentication": None,
         },
@@ -296,10 +292,10 @@ def update(call: Call) -> Row:
             "statement_descriptor",
             "statement_descriptor_suffix",
             "transfer_group",
-            "payment_method_types",
         )
         if name in params
     }
+    changes.update(method_types.read(call))
     amount: int = params["amount"] if "amount" in params else intent["amount"]
     currency: str = changes["currency"] if "currency" in changes else intent["currency"]
     if {"amount", "currency"} & set(params):
@@ -417,8 +413,6 @@ def capture(call: Call) -> Row:
     emit(simulation, "charge.captured", captured.charge)
     charge = capturing.let_cardholder_react(simulation, captured.charge)
     emit(simulation, "payment_intent.succeeded", intent)
-    released = charge["amount"] - amount
-    charges.show_released(simulation, charge, released, "expired_uncaptured_charge")
     if simulation.settings.charge_updated_on_capture:
         emit(simulation, "charge.updated", charge, {"balance_transaction": None})
     return intent
@@ -465,10 +459,7 @@ def cancel(call: Call) -> Row:
     emit(simulation, "payment_intent.canceled", intent)
     if held:
         charge = simulation.store.require("charge", intent["latest_charge"])
-        charge = charges.release(simulation, charge, "requested_by_customer")
-        reviews.close_of(simulation, charge, "canceled")
-        if simulation.settings.void_refunds_charge:
-            emit(simulation, "charge.refunded", charge)
+        reviews.close_of(simulation, charges.release(simulation, charge), "canceled")
     simulation.effect(
         "canceled",
         intent["id"],
@@ -501,9 +492,9 @@ def _expire(simulation: Simulation, charge_id: str) -> None:
     intent = simulation.store.require("payment_intent", charge["payment_intent"])
     if intent["status"] != "requires_capture" or intent["latest_charge"] != charge_id:
         return
-    charge = charges.release(simulation, charge, "expired_uncaptured_charge")
+    charge = charges.release(simulation, charge)
     emit(simulation, "charge.expired", charge)
-    intent = _cancel(simulation, intent, simulation.settings.expiry_reason)
+    intent = _cancel(simulation, intent, "expired")
     emit(simulation, "payment_intent.canceled", intent)
     simulation.effect(
         "expired",

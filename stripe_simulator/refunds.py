@@ -63,7 +63,7 @@ def insert(
                 "card": {
                     "reference_status": "pending",
                     "reference_type": "acquirer_reference_number",
-                    "type": "refund" if charge["captured"] else "reversal",
+                    "type": "refund",
                 },
                 "type": "card",
             },
@@ -110,7 +110,7 @@ def _charge_to_refund(call: Call) -> Row:
 
 def refundable(charge: Row) -> int:
     """What of a charge can still be refunded; the part never captured is no part of it."""
-    remaining: int = charge["amount"] - charge["amount_refunded"]
+    remaining: int = charge["amount_captured"] - charge["amount_refunded"]
     return remaining
 
 
@@ -223,7 +223,7 @@ def _refund(
         "charge",
         charge["id"],
         amount_refunded=refunded,
-        refunded=refunded == charge["amount"],
+        refunded=refunded == charge["amount_captured"],
     )
     simulation.effect(
         "refunded",
@@ -323,8 +323,12 @@ def fail(simulation: Simulation, refund: Row, reason: str) -> Row:
 
 
 def cancel_in_dashboard(simulation: Simulation, refund: Row) -> Row:
-    """A person stopped a card's refund, which the API cannot; no event calls it a failure."""
-    return _undo(simulation, refund, "refund_canceled", status="canceled")
+    """A person stopped a card's refund, which the API cannot; no event calls it a failure.
+
+    The refund itself does: "cancellations are a type of refund failure" (docs: refunds).
+    """
+    changes = {"status": "canceled", "failure_reason": "merchant_request"}
+    return _undo(simulation, refund, "refund_canceled", **changes)
 
 
 def _undo(simulation: Simulation, refund: Row, effect: str, **changes: Any) -> Row:

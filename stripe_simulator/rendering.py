@@ -88,6 +88,13 @@ SUB_LISTS: dict[tuple[str, str], SubList] = {
     ("charge", "refunds"): SubList("refund", "charge", "/v1/charges/{id}/refunds", False),
 }
 
+# Fields that are left out while they have no value, where others are null.
+ABSENT: dict[str, frozenset[str]] = {
+    "refund": frozenset(
+        ("destination_details", "failure_balance_transaction", "failure_reason", "pending_reason")
+    ),
+}
+
 # What a publishable key may see of an intent (from answers that Stripe.js gets).
 PUBLIC_INTENT_FIELDS = frozenset(
     "id object amount amount_details automatic_payment_methods canceled_at cancellation_reason "
@@ -105,7 +112,12 @@ def listed(rows: list[dict[str, Any]], url: str, has_more: bool = False) -> dict
 def plain(simulation: Simulation, row: Row) -> dict[str, Any]:
     """An object without expansions; this is also what an event's snapshot holds."""
     kind = row.get("object", "")
-    shown = {name: value for name, value in row.items() if name[0] != "_"}
+    absent = ABSENT.get(kind, frozenset())
+    shown = {
+        name: value
+        for name, value in row.items()
+        if name[0] != "_" and (value is not None or name not in absent)
+    }
     if kind == "balance_transaction":
         settled = row["available_on"] <= simulation.now()
         shown["status"] = "available" if settled else "pending"

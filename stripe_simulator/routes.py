@@ -27,7 +27,7 @@ from stripe_simulator import (
     schemas,
     transfers,
 )
-from stripe_simulator.errors import no_such
+from stripe_simulator.errors import no_such, not_simulated
 from stripe_simulator.forms import Fields
 from stripe_simulator.rendering import listed, plain, public_intent, render, render_list
 from stripe_simulator.simulation import Call, Simulation
@@ -155,6 +155,11 @@ def _wanted_fee(call: Call, fee: Row) -> bool:
     return charge is None or application_fees.matches_charge(call.simulation, fee, charge)
 
 
+def _search(call: Call) -> Answer:
+    """Not an object of the name "search", for which the next endpoint would take it."""
+    raise not_simulated(f"{_path_of(call)} is not simulated; list the objects instead.")
+
+
 def _object(kind: str, variable: str, noun: str) -> Callable[[Call], Row]:
     return lambda call: call.object(kind, variable, noun)
 
@@ -211,6 +216,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     ),
     Endpoint("POST", "/v1/payment_intents", S.INTENT_CREATE, one(payment_intents.create)),
     Endpoint("GET", "/v1/payment_intents", S.INTENT_LIST, Page("payment_intent", "payment_intent")),
+    Endpoint("GET", "/v1/payment_intents/search", S.SEARCH, _search),
     Endpoint(
         "GET",
         "/v1/payment_intents/{intent}",
@@ -242,6 +248,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         Page("charge", "charge", ("payment_intent", "transfer_group")),
         "any",
     ),
+    Endpoint("GET", "/v1/charges/search", S.SEARCH, _search),
     Endpoint("GET", "/v1/charges/{charge}", S.EXPAND, one(charges.retrieve), "any"),
     Endpoint("POST", "/v1/charges/{charge}", S.CHARGE_UPDATE, one(charges.update)),
     Endpoint(

@@ -23,6 +23,7 @@ from stripe_simulator.forms import (
     Text,
     TimeRange,
 )
+from stripe_simulator.method_types import KNOWN as KNOWN_TYPES
 
 EXPAND: Fields = {"expand": ListOf(Text())}
 PAGING: Fields = {
@@ -143,12 +144,13 @@ INTENT_UNSIMULATED: Fields = _not_simulated(
     "payment_details",
     "payment_method_configuration",
 )
+# A parameter before 2026-09-30.endive; `method_types.py` refuses it from then on.
+OLD_TYPES: Fields = {"payment_method_types": ListOf(Text())}
 INTENT_COMMON: Fields = {
     **INTENT_UNSIMULATED,
     **METHOD_PARAMS,
     **EXPAND,
-    # The name of `payment_method_types` since API version 2026-10-28.endive (the SDK's types).
-    "allowed_payment_method_types": ListOf(Choice(("card",))),
+    "allowed_payment_method_types": ListOf(Choice(KNOWN_TYPES)),
     "capture_method": Choice(("automatic", "automatic_async", "manual")),
     "description": Text(1000, clearable=True),
     "metadata": Metadata(),
@@ -171,7 +173,7 @@ INTENT_CREATE: Fields = {
     "confirmation_method": Choice(("automatic", "manual")),
     "currency": Required(CurrencyCode()),
     "on_behalf_of": Text(),
-    "payment_method_types": ListOf(Choice(("card",))),
+    **OLD_TYPES,
     "radar_options": Anything(),
     "transfer_data": Hash({"amount": AMOUNT, "destination": Required(Text())}),
 }
@@ -181,7 +183,7 @@ INTENT_UPDATE: Fields = {
     "application_fee_amount": Integer(0, clearable=True),
     "client_secret": Text(),
     "currency": CurrencyCode(),
-    "payment_method_types": ListOf(Choice(("card",))),
+    **OLD_TYPES,
     "transfer_data": Hash({"amount": AMOUNT}),
 }
 INTENT_CONFIRM: Fields = {
@@ -189,6 +191,7 @@ INTENT_CONFIRM: Fields = {
     **CONFIRM_PARAMS,
     **EXPAND,
     **STRIPE_JS,
+    **OLD_TYPES,
     "capture_method": Choice(("automatic", "automatic_async", "manual")),
     "client_secret": Text(),
     "expected_payment_method_type": Anything(),
@@ -384,6 +387,7 @@ CAPABILITY_UPDATE: Fields = {**EXPAND, "requested": Boolean()}
 
 # Lists -------------------------------------------------------------------------------------------
 
+SEARCH: Fields = {**EXPAND, "limit": Integer(1, 100), "page": Text(), "query": Required(Text())}
 CREATED_LIST: Fields = {**PAGING, "created": TimeRange()}
 INTENT_LIST: Fields = {**CREATED_LIST, **_not_simulated("customer", "customer_account")}
 CHARGE_LIST: Fields = {

@@ -159,7 +159,7 @@ def _payment(simulation: Simulation, transfer: Row, id_: str, line: str, fee: Ro
         "transfer_data": None,
         "transfer_group": transfer["transfer_group"],
         "_account": transfer["destination"],
-        "_released": 0,
+        "_released": False,
         "_available_on": transfer["_available_on"],
     }
 

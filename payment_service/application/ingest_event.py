@@ -8,7 +8,7 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from payment_service.application.app import App
 from payment_service.domain.errors import InvalidArgument
@@ -31,23 +31,45 @@ class WebhookSecrets:
     livemode: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Ingested:
+    """What became of an authentic webhook. With a verdict, nothing was stored."""
+
+    event_id: str = ""
+    duplicate: bool = False
+    #: Why there is nothing to store: ``odd``, ``other_mode`` or ``not_an_event``.
+    verdict: str = ""
+
+
+class Ignored(Exception):
+    """An authentic webhook that is no event of ours; it is acknowledged, and counted."""
+
+    def __init__(self, verdict: str) -> None:
+        super().__init__(verdict)
+        self.verdict = verdict
+
+
 def refused(fault: str) -> InvalidArgument:
-    """What can never be right. The fault is for the log and for us; a forger learns nothing new."""
+    """A wrong signature. The fault is for the log and for us; a forger learns nothing new."""
     return InvalidArgument("WEBHOOK_REFUSED", f"the webhook is refused: {fault}", {"fault": fault})
 
 
 async def ingest_event(
     app: App, endpoint: str, payload: bytes, signature: str, secrets: WebhookSecrets
-) -> tuple[str, bool]:
-    """Store the event and return its id, and whether it was there already.
+) -> Ingested:
+    """Store the event once. A result without a verdict means durable, not applied.
 
-    Raises :class:`InvalidArgument` for what can never be right. OK means durable, not applied.
+    Raises :class:`InvalidArgument` for a wrong signature alone. Stripe would send anything else
+    that is refused again for three days, and then disable the endpoint.
     """
     verify_signature(payload, signature, secrets.secrets, now=time.time())
-    event = parse_event(endpoint, payload, livemode=secrets.livemode)
+    try:
+        event = parse_event(endpoint, payload, livemode=secrets.livemode)
+    except Ignored as ignored:
+        return Ingested(verdict=ignored.verdict)
     stored = await app.database.transact(store_event, event)
     app.wake.set()
-    return event.event_id, not stored
+    return Ingested(event.event_id, not stored)
 
 
 def store_event(tx: Transaction, event: WebhookEvent) -> bool:
@@ -89,23 +111,24 @@ def verify_signature(payload: bytes, signature: str, secrets: Sequence[str], *, 
 
 
 def parse_event(endpoint: str, payload: bytes, *, livemode: bool) -> WebhookEvent:
-    """The envelope of an event. Only ids are kept: the object is read again when it is applied."""
+    """The envelope of an event. Only ids are kept: the object is read again when it is applied.
+
+    Raises :class:`Ignored`. A live Connect endpoint gets the events of test mode, too.
+    """
     try:
-        event = json.loads(payload.decode(), parse_int=_small_int)
+        event = json.loads(payload.decode(), parse_int=_int_or_text)
     except (ValueError, RecursionError):
-        raise refused("not JSON") from None
+        raise Ignored("not_an_event") from None
     if not isinstance(event, dict) or event.get("object") != "event":
-        raise refused("not an event")
+        raise Ignored("not_an_event")
     if event.get("livemode") is not livemode:
-        raise refused("of the other mode")
+        raise Ignored("other_mode" if isinstance(event.get("livemode"), bool) else "odd")
     try:
         return envelope_of(endpoint, event, hashlib.sha256(payload).digest())
-    except MalformedEvent as odd:
-        raise refused(str(odd)) from None
+    except MalformedEvent:
+        raise Ignored("odd") from None
 
 
-def _small_int(digits: str) -> int:
-    """Refuse numbers that no field of Stripe's has, before they cost anything."""
-    if len(digits) > 20:
-        raise ValueError("a number is too long")
-    return int(digits)
+def _int_or_text(digits: str) -> Any:
+    """Leaves a number that no field of ours has as text, before it costs anything."""
+    return int(digits) if len(digits) <= 20 else digits

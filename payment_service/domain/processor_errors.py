@@ -6,6 +6,7 @@ The one place for these texts. Stripe's own messages never leave the process.
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Final
 
 from payment_service.domain.errors import (
     Busy,
@@ -19,6 +20,9 @@ from payment_service.domain.errors import (
 from payment_service.domain.payment import Failure
 from payment_service.domain.ports.stripe import Misconfigured, NotSent, Unknown
 from payment_service.domain.snapshot import Decline
+
+#: Not Stripe's code: Stripe has made an intent that offers no cards.
+CARDS_NOT_ENABLED: Final = "card_payments_not_enabled"
 
 
 def failure_of(decline: Decline, now: datetime) -> Failure:
@@ -41,6 +45,7 @@ def sentence_of(code: str, decline_code: str = "") -> str:
         "card_velocity_exceeded": "the card was used too often lately",
         "authentication_required": "the bank asks the payer to authenticate",
         "payment_intent_authentication_failure": "the payer's authentication failed",
+        CARDS_NOT_ENABLED: "cards are not enabled in the platform's settings at Stripe",
     }
     plain = "the card was declined" if "card" in code or decline_code else f"Stripe says {code}"
     return sentences.get(decline_code) or sentences.get(code) or plain

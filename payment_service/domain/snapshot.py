@@ -211,6 +211,8 @@ class PaymentSnapshot:
     currency: str
     amount_received: int = 0
     cancellation_reason: str = ""
+    #: False if cards are off in the platform's settings at Stripe: then nobody can pay it.
+    accepts_cards: bool = True
     decline: Decline | None = None
     charge: Charge | None = None
     refunds: tuple[Refund, ...] = ()

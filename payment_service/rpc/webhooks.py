@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from typing import Protocol
 
 from marketplace.payments.v1 import webhooks_pb2, webhooks_pb2_grpc
 from payment_service.application.app import App
 from payment_service.application.ingest_event import WebhookSecrets, ingest_event
 from payment_service.domain.errors import InvalidArgument, invalid_field
 from payment_service.rpc.call_context import CallRegistry, Context
+from payment_service.rpc.messages.operations import verdict_value
 
 _ENDPOINTS = {
     webhooks_pb2.WEBHOOK_ENDPOINT_PLATFORM: "platform",
     webhooks_pb2.WEBHOOK_ENDPOINT_CONNECT: "connect",
 }
+
+
+class Counts(Protocol):
+    """Counts and logs what is not stored."""
+
+    def webhook_refused(self, endpoint: str, fault: str) -> None: ...
+    def webhook_ignored(self, endpoint: str, verdict: str) -> None: ...
 
 
 class WebhookServicer(webhooks_pb2_grpc.WebhookServiceServicer):
@@ -22,12 +31,12 @@ class WebhookServicer(webhooks_pb2_grpc.WebhookServiceServicer):
         app: App,
         calls: CallRegistry,
         secrets: Mapping[str, WebhookSecrets],
-        refused: Callable[[str, str], None],
+        counts: Counts,
     ) -> None:
         self._app = app
         self._calls = calls
         self._secrets = secrets
-        self._refused = refused
+        self._counts = counts
 
     async def IngestEvent(
         self, request: webhooks_pb2.IngestEventRequest, context: Context
@@ -36,7 +45,7 @@ class WebhookServicer(webhooks_pb2_grpc.WebhookServiceServicer):
         if endpoint is None:
             raise invalid_field("endpoint", "must be PLATFORM or CONNECT")
         try:
-            event_id, duplicate = await self._calls.run(
+            ingested = await self._calls.run(
                 ingest_event(
                     self._app,
                     endpoint,
@@ -46,6 +55,12 @@ class WebhookServicer(webhooks_pb2_grpc.WebhookServiceServicer):
                 )
             )
         except InvalidArgument as refusal:
-            self._refused(endpoint, refusal.facts.get("fault", ""))
+            self._counts.webhook_refused(endpoint, refusal.facts.get("fault", ""))
             raise
-        return webhooks_pb2.IngestEventResponse(event_id=event_id, duplicate=duplicate)
+        if ingested.verdict:
+            self._counts.webhook_ignored(endpoint, ingested.verdict)
+        return webhooks_pb2.IngestEventResponse(
+            event_id=ingested.event_id,
+            duplicate=ingested.duplicate,
+            verdict=verdict_value(ingested.verdict),
+        )

@@ -19,6 +19,7 @@ from marketplace.payments.v1 import (
     experts_pb2,
     onboarding_pb2,
     onboarding_pb2_grpc,
+    operations_pb2,
     webhooks_pb2,
     webhooks_pb2_grpc,
 )
@@ -54,6 +55,7 @@ class FakeCore(
     webhook_events: dict[str, bytes] = field(default_factory=dict)
     calls: list[str] = field(default_factory=list)
     failure: grpc.StatusCode | None = None
+    ignores: bool = False
     delay: float = 0
     health: int = SERVING
     standings: dict[str, onboarding_pb2.GetOnboardingStatusResponse] = field(default_factory=dict)
@@ -66,7 +68,8 @@ class FakeCore(
 
     async def start(self) -> None:
         """Listens; after a stop, on the same port again."""
-        server = aio.server(options=[("grpc.so_reuseport", 0)])
+        size = ("grpc.max_receive_message_length", 5 * 1024 * 1024)
+        server = aio.server(options=[("grpc.so_reuseport", 0), size])
         webhooks_pb2_grpc.add_WebhookServiceServicer_to_server(self, server)
         onboarding_pb2_grpc.add_OnboardingServiceServicer_to_server(self, server)
         health_pb2_grpc.add_HealthServicer_to_server(self, server)
@@ -90,6 +93,9 @@ class FakeCore(
         await self._called("IngestEvent", context)
         if not self._verifies(request):
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "no signature matches")
+        if self.ignores:
+            verdict = operations_pb2.WEBHOOK_EVENT_VERDICT_ODD
+            return webhooks_pb2.IngestEventResponse(verdict=verdict)
         event_id = json.loads(request.payload)["id"]
         duplicate = event_id in self.webhook_events
         self.webhook_events.setdefault(event_id, request.payload)

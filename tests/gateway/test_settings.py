@@ -21,7 +21,7 @@ def test_defaults() -> None:
     assert (settings.gateway_host, settings.gateway_port) == ("127.0.0.1", 8005)
     assert settings.core_address == ("127.0.0.1:50051",)
     assert settings.allowed_origins == frozenset()
-    assert settings.gateway_max_body_bytes == 262_144
+    assert settings.gateway_max_body_bytes == 4_194_304
     assert settings.effective_log_level == "INFO"
 
 

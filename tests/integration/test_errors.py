@@ -309,6 +309,6 @@ async def test_forged_page_tokens(shared: World) -> None:
 
 async def test_an_unknown_method_and_a_huge_message(shared: World) -> None:
     assert (await shared.raw("PaymentService/StealPayment", b"")).code == "UNIMPLEMENTED"
-    request = shared.initiation("nobody", description="x" * 3_000_000)
+    request = shared.initiation("nobody", description="x" * 6_000_000)
     reply = await shared.bytes_of("InitiatePayment", request)
     assert reply.code == "RESOURCE_EXHAUSTED"

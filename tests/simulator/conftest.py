@@ -76,7 +76,7 @@ class World:
             "amount": amount,
             "currency": "usd",
             "capture_method": "manual",
-            "payment_method_types": ["card"],
+            "allowed_payment_method_types": ["card"],
             **params,
         }
         return await self.client.v1.payment_intents.create_async(params=given)

@@ -56,7 +56,7 @@ async def test_transfer_data_amount_instead_of_a_fee(world: World) -> None:
         {"transfer_data": {"destination": expert, "amount": 1}, "application_fee_amount": 1},
         {"transfer_data": {"destination": expert}, "application_fee_amount": 10_001},
         {"application_fee_amount": 1},
-        {"payment_method_types": ["card"], "automatic_payment_methods": {"enabled": True}},
+        {"allowed_payment_method_types": ["card"], "automatic_payment_methods": {"enabled": True}},
         {"return_url": "http://127.0.0.1/x"},
         {"on_behalf_of": "acct_none"},
     ]
@@ -130,18 +130,6 @@ async def test_account_restricted_after_the_hold_stops_its_capture(world: World)
     assert done.status == "succeeded"
 
 
-async def test_void_with_a_refund_object(world: World) -> None:
-    await world.control("POST", "/settings", {"void_creates_refund": True})
-    held = await world.paid()
-    await world.client.v1.payment_intents.cancel_async(held.id)
-    (refund,) = (await world.client.v1.refunds.list_async(params={"payment_intent": held.id})).data
-    assert (refund.status, refund.balance_transaction) == ("succeeded", None)
-    await world.paid()
-    await world.control("POST", "/clock", {"advance_seconds": 8 * 86_400})
-    newest = (await world.client.v1.refunds.list_async()).data[0]
-    assert newest.reason == "expired_uncaptured_charge"
-
-
 async def test_charge_updated_after_capture(world: World) -> None:
     await world.control("POST", "/settings", {"charge_updated_on_capture": True})
     held = await world.paid()
@@ -149,9 +137,24 @@ async def test_charge_updated_after_capture(world: World) -> None:
     assert (await world.event_types())[-1] == "charge.updated"
 
 
+async def test_search_is_not_taken_for_an_object(world: World) -> None:
+    for kind in ("payment_intents", "charges"):
+        path = f"/v1/{kind}/search?query=status:'succeeded'"
+        status, body, _ = await world.curl("GET", path)
+        assert status == 400
+        assert body["error"]["message"].startswith(f"stripe_simulator: /v1/{kind}/search")
+
+
+async def test_a_switch_refuses_what_it_does_not_know(world: World) -> None:
+    for given in ({"no_such": 1}, {"payout_interval": "never"}, {"payout_interval": 1}):
+        async with world.http.post(f"{world.url}/_simulator/settings", json=given) as answer:
+            assert answer.status == 400
+
+
 async def test_refund_failed_by_the_control_api(world: World) -> None:
     charge = await world.charged()
     refund = await world.client.v1.refunds.create_async(params={"charge": charge.id, "amount": 10})
+    assert not {"pending_reason", "failure_reason"} & set(refund.to_dict())
     shown = await world.control("POST", f"/refunds/{refund.id}/fail", {"reason": "declined"})
     assert (shown["status"], shown["failure_reason"]) == ("failed", "declined")
 
@@ -181,6 +184,8 @@ async def test_refund_canceled_in_the_dashboard(world: World) -> None:
     refund = await refunds.create_async(params={"charge": charge.id, "amount": 4_000})
     before = await balance(world)
     shown = await world.control("POST", f"/refunds/{refund.id}/cancel")
+    assert shown["failure_reason"] == "merchant_request"
+    assert "pending_reason" not in shown
     canceled = await refunds.retrieve_async(
         refund.id, params={"expand": ["failure_balance_transaction", "charge"]}
     )

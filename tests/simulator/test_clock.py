@@ -21,8 +21,10 @@ async def test_authorization_expires(world: World) -> None:
     found = await world.client.v1.payment_intents.retrieve_async(
         held.id, params={"expand": ["latest_charge"]}
     )
-    assert (found.status, found.cancellation_reason) == ("canceled", "automatic")
+    assert (found.status, found.cancellation_reason) == ("canceled", "expired")
     assert (found.amount_capturable, found.canceled_at) == (0, before)
+    charge = found.latest_charge
+    assert (charge.captured, charge.refunded, charge.amount_refunded) == (False, False, 0)
     assert (await world.event_types())[-2:] == ["charge.expired", "payment_intent.canceled"]
     assert [row["payment_intent"] for row in await world.effects("expired")] == [held.id]
     with pytest.raises(stripe.InvalidRequestError) as caught:
@@ -37,7 +39,7 @@ async def test_some_banks_hold_for_fewer_days(world: World) -> None:
     assert charge.payment_method_details.card.capture_before == charge.created + 5 * 86_400
     await world.control("POST", "/clock", {"advance_seconds": 5 * 86_400})
     found = await world.client.v1.payment_intents.retrieve_async(held.id)
-    assert (found.status, found.cancellation_reason) == ("canceled", "automatic")
+    assert (found.status, found.cancellation_reason) == ("canceled", "expired")
 
 
 async def test_captured_or_canceled_payments_do_not_expire(world: World) -> None:
@@ -75,15 +77,3 @@ async def test_freeze_set_and_no_way_back(world: World) -> None:
     assert running["now"] >= moved["now"]
     assert (await world.control("GET", "/clock"))["frozen"] is False
     assert time.time() < running["now"]
-
-
-async def test_expiry_reason_switch(world: World) -> None:
-    await world.control("POST", "/settings", {"expiry_reason": "expired"})
-    held = await world.paid()
-    await world.control("POST", "/clock", {"advance_seconds": 8 * 86_400})
-    found = await world.client.v1.payment_intents.retrieve_async(held.id)
-    assert found.cancellation_reason == "expired"
-    async with world.http.post(
-        f"{world.url}/_simulator/settings", json={"expiry_reason": "never"}
-    ) as answer:
-        assert answer.status == 400

@@ -93,7 +93,7 @@ async def test_sdk_exceptions(world: World) -> None:
 @pytest.mark.parametrize(
     "form",
     [
-        "payment_method_types[]=card&metadata[a][b]=1",
+        "allowed_payment_method_types[]=card&metadata[a][b]=1",
         "metadata[" + "k" * 41 + "]=v",
         "metadata[k]=" + "v" * 501,
         "&".join(f"metadata[k{n}]=v" for n in range(51)),

@@ -8,7 +8,7 @@ import stripe
 
 from tests.simulator.conftest import World, struck
 
-CREATE = "amount=2000&currency=usd&payment_method_types[]=card"
+CREATE = "amount=2000&currency=usd&allowed_payment_method_types[]=card"
 
 
 async def post(

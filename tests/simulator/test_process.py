@@ -56,7 +56,7 @@ async def call(http: aiohttp.ClientSession, url: str, data: str | None = None, *
 
 async def test_killed_and_started_again(tmp_path: Path) -> None:
     state = str(tmp_path / "state.sqlite")
-    create = "amount=5000&currency=usd&payment_method_types[]=card&capture_method=manual"
+    create = "amount=5000&currency=usd&allowed_payment_method_types[]=card&capture_method=manual"
     async with aiohttp.ClientSession() as http:
         async with process("--state", state, "--seed", "s") as (child, url):
             intents = f"{url}/v1/payment_intents"
@@ -87,7 +87,7 @@ async def test_killed_and_started_again(tmp_path: Path) -> None:
 
 async def test_killed_under_load_loses_nothing_it_answered(tmp_path: Path) -> None:
     state = str(tmp_path / "state.sqlite")
-    create = "amount=5000&currency=usd&payment_method_types[]=card"
+    create = "amount=5000&currency=usd&allowed_payment_method_types[]=card"
     answered: dict[str, Any] = {}
     async with aiohttp.ClientSession() as http:
         async with process("--state", state) as (child, url):

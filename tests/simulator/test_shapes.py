@@ -286,7 +286,7 @@ def test_schemas_know_every_parameter_of_the_package(schema: str, package: str) 
     # What Stripe.js adds, which a server's library has no use for.
     extra = {*schemas.STRIPE_JS, "client_secret", "expected_payment_method_type"}
     assert known - ours == set()
-    # Documented though the package leaves it out of the list of types it publishes.
+    # A parameter of older versions, which is refused by a code of its own.
     assert ours - known - extra <= {"payment_method_types"}
 
 

@@ -147,7 +147,8 @@ def test_what_a_newer_release_stored_is_unspecified() -> None:
     assert discrepancy_kind_value("a_kind_of_tomorrow") == 0
     assert verdict_value("a_verdict_of_tomorrow") == 0
     assert verdict_value("") == operations_pb2.WEBHOOK_EVENT_VERDICT_UNSPECIFIED
-    for verdict in ("applied", "no_change", "unknown_object", "not_acted_upon"):
+    stored = ("applied", "no_change", "unknown_object", "not_acted_upon")
+    for verdict in (*stored, "other_mode", "not_an_event", "odd"):
         assert verdict_value(verdict) != 0
     violated = discrepancy_kind_value("invariant_postings_sum_to_zero")
     assert violated == operations_pb2.DISCREPANCY_KIND_INVARIANT_VIOLATED

@@ -89,13 +89,7 @@ class MoneyMovements(StripeResource):
                 }
             )
         )
-        # A partial capture releases the remainder of the authorization. Stripe lists that as a
-        # refund with this reason, but it moves no money.
-        return tuple(
-            refund_of(refund)
-            for refund in reversed(listed)
-            if refund.reason != "expired_uncaptured_charge"
-        )
+        return tuple(refund_of(refund) for refund in reversed(listed))
 
     async def _fee_refunds(self, charge: stripe.Charge | None) -> tuple[FeeRefund, ...]:
         """Returns the refunds of the charge's application fee, the oldest first."""

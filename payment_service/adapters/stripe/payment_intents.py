@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Final
 
 import stripe
+import structlog
 
 from payment_service.adapters.stripe.disputes import Disputes
 from payment_service.adapters.stripe.money_movements import MoneyMovements
@@ -16,9 +17,11 @@ from payment_service.adapters.stripe.views import (
     metadata_of,
     observation_of,
 )
-from payment_service.domain.ports.stripe import NewIntent, Outcome
-from payment_service.domain.processor_errors import misconfigured
+from payment_service.domain.ports.stripe import Done, NewIntent, Outcome, Refused
+from payment_service.domain.processor_errors import CARDS_NOT_ENABLED, misconfigured
 from payment_service.domain.snapshot import FraudWarning, PaymentSnapshot
+
+log = structlog.get_logger(__name__)
 
 #: Everything that a transition needs to know of a captured charge comes with the intent.
 EXPAND: Final = [
@@ -37,7 +40,11 @@ class PaymentIntents(MoneyMovements, Disputes):
     """
 
     async def create_intent(self, key: str, new: NewIntent) -> Outcome[PaymentSnapshot]:
-        """Creates an intent. The client confirms it later."""
+        """Creates an intent. The client confirms it later.
+
+        Stripe drops from the allowed methods what the platform's settings do not offer, without an
+        error. An intent without cards can be paid by nobody, so it counts as refused.
+        """
         params: stripe.params.PaymentIntentCreateParams = {
             "amount": new.minor_units,
             "currency": new.currency.lower(),
@@ -60,10 +67,14 @@ class PaymentIntents(MoneyMovements, Disputes):
             params["application_fee_amount"] = new.application_fee
         if new.description:
             params["description"] = new.description
-        return await self._calls.mutation(
+        outcome = await self._calls.mutation(
             lambda: self._client.v1.payment_intents.create_async(params, {"idempotency_key": key}),
             observation_of,
         )
+        if isinstance(outcome, Done) and not outcome.value.accepts_cards:
+            log.error("stripe_misconfigured", code=CARDS_NOT_ENABLED, request_id="")
+            return Refused(CARDS_NOT_ENABLED)
+        return outcome
 
     async def capture(
         self,
@@ -116,7 +127,7 @@ class PaymentIntents(MoneyMovements, Disputes):
         """Returns the intent that the operation of this time created, or None.
 
         Intents cannot be searched by metadata at once after their creation, so those that were
-        created around that time are listed.
+        created around that time are listed. One without cards is none, as in ``create_intent``.
         """
         since, until = creation_window(created)
         intents: list[stripe.PaymentIntent] = await self._calls.read_all(
@@ -126,7 +137,8 @@ class PaymentIntents(MoneyMovements, Disputes):
         )
         for intent in intents:
             if metadata_of(intent.metadata).get("operation_id") == operation_id:
-                return await self.observe(intent.id)
+                found = await self.observe(intent.id)
+                return found if found is not None and found.accepts_cards else None
         return None
 
     async def fraud_warnings(self, payment_intent_id: str) -> Sequence[FraudWarning]:

@@ -36,7 +36,7 @@ from payment_service.domain.snapshot import (
     Reversal,
     Transfer,
 )
-from payment_service.domain.webhook_event import MalformedEvent, reference_of
+from payment_service.domain.webhook_event import reference_of
 
 if TYPE_CHECKING:  # Only for types: the conversion itself does not need the package.
     import stripe
@@ -75,6 +75,7 @@ def observation_of(
         currency=intent.currency.upper(),
         amount_received=intent.amount_received or 0,
         cancellation_reason=intent.cancellation_reason or "",
+        accepts_cards="card" in intent.payment_method_types,
         decline=decline_of(error) if error else None,
         charge=None
         if charge is None or isinstance(charge, str)
@@ -302,16 +303,12 @@ def balance_entry_of(transaction: stripe.BalanceTransaction) -> BalanceEntry:
     """Returns a balance transaction with its signed net amount."""
     source = transaction.source
     shown = source.to_dict() if source is not None and not isinstance(source, str) else {}
-    try:
-        reference = reference_of(shown)
-    except MalformedEvent:
-        reference = ""
     return BalanceEntry(
         transaction.id,
         transaction.currency.upper(),
         transaction.net,
         transaction.type,
-        reference,
+        reference_of(shown),
         datetime.fromtimestamp(transaction.created, UTC),
         transaction.reporting_category or "",
         transaction.description or "",

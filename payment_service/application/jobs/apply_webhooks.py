@@ -125,6 +125,8 @@ async def _adopt_intent(
     snapshot = await app.stripe.observe(intents.pop())
     if snapshot is None or snapshot.metadata.get("payment_id") != payment.payment_id:
         return applied
+    if not snapshot.accepts_cards:  # Its creation counts as refused.
+        return applied
     return await apply(app, payment.payment_id, snapshot, payment.version, cause)
 
 
