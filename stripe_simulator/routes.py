@@ -8,7 +8,7 @@ Stripe-Account header (the simulator keeps payments on the platform only), `any`
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from stripe_simulator import (
@@ -173,7 +173,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         "GET",
         "/v1/accounts",
         S.CREATED_LIST,
-        Page("account", "account", scoped=False, keep=lambda _, row: not row["_deauthorized"]),
+        Page("account", "account", scoped=False, keep=accounts.is_listed),
     ),
     Endpoint("GET", "/v1/account", S.EXPAND, one(accounts.retrieve_own), "any"),
     Endpoint("GET", "/v1/accounts/{account}", S.EXPAND, one(accounts.retrieve), "any"),
@@ -364,9 +364,9 @@ ENDPOINTS: tuple[Endpoint, ...] = (
 class Router:
     """Finds the endpoint of a path by its segments."""
 
-    def __init__(self) -> None:
+    def __init__(self, endpoints: Iterable[Endpoint] = ENDPOINTS) -> None:
         self._by_shape: dict[tuple[str, int], list[tuple[list[str], Endpoint]]] = {}
-        for endpoint in ENDPOINTS:
+        for endpoint in endpoints:
             segments = endpoint.path.strip("/").split("/")
             self._by_shape.setdefault((endpoint.method, len(segments)), []).append(
                 (segments, endpoint)
