@@ -132,7 +132,7 @@ def make(simulation: Simulation, params: dict[str, Any], api: str) -> Row:
 
 def sends(simulation: Simulation, account: Row, form: str) -> bool:
     """Whether Stripe tells of an account in this form, `thin` or `snapshot`."""
-    mode = simulation.settings.account_events
+    mode = simulation.settings.account_event_form
     if mode == "by_api":
         return form == ("thin" if account["_api"] == "v2" else "snapshot")
     return mode in (form, "both")

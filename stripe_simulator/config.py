@@ -89,14 +89,14 @@ class Settings:
     # The platform's own schedule as GET /v1/account shows it; nothing is paid out by it here.
     platform_payout_interval: str = "manual"
     # Whether POST /v1/accounts works: a switch in Stripe's Dashboard, off for new platforms.
-    accounts_v1_support: bool = True
+    accounts_v1_support: bool = False
     # Seconds until the endpoints of v2 know an account that v1 created (documented: up to ten
     # minutes).
     v1_account_in_v2_seconds: int = 600
     # In which form accounts report changes: snapshot events for accounts of v1 and thin ones for
     # accounts of v2 (`by_api`), only one form, both, or none. What a platform gets is observed to
     # differ, so nothing should rest on one of them.
-    account_events: str = "by_api"
+    account_event_form: str = "by_api"
     # How long a request waits for an object that another request holds before 429 lock_timeout.
     lock_wait_ms: int = 2000
     # The API reference says eight digits; the currencies page of 2026 allows more.
@@ -122,7 +122,7 @@ class Settings:
 
 
 SETTING_CHOICES = {
-    "account_events": ("by_api", "snapshot", "thin", "both", "none"),
+    "account_event_form": ("by_api", "snapshot", "thin", "both", "none"),
     "expiry_reason": ("automatic", "expired"),
     "payout_interval": ("daily", "manual"),
     "platform_payout_interval": ("daily", "manual"),

@@ -331,7 +331,7 @@ async def test_thin_events_are_listed_by_time_and_type(world: World) -> None:
 async def test_in_which_form_accounts_report_changes(
     world: World, setting: str, thin: bool, snapshot: bool
 ) -> None:
-    await world.control("POST", "/settings", {"account_events": setting})
+    await world.control("POST", "/settings", {"account_event_form": setting})
     account = await recipient(world)
     await world.control("POST", f"/accounts/{account.id}/complete_onboarding")
     assert bool(await thin_types(world, account.id)) is thin

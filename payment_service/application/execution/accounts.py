@@ -31,7 +31,7 @@ from payment_service.domain.ports.stripe import (
     Refused,
     Unknown,
 )
-from payment_service.domain.processor_errors import refused_by_processor
+from payment_service.domain.processor_errors import misconfigured, refused_by_processor
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +81,17 @@ class AccountStrategy:
                     refuse_account, app.answers, operation, outcome, self.cause
                 )
                 raise _refusal_of(operation, outcome)
-            case Misconfigured(code=code):
+            case Misconfigured(message="", code=code):
                 await release(app, operation, park(app.policy, operation, code), self.cause)
+            case Misconfigured(code=code, message=message):
+                # The platform is not set up at Stripe. Nobody's data is at fault, so it is tried
+                # again until an operator has done that, or it is parked.
+                retry = Retry(
+                    why=f"{code}: {message}",
+                    after=back_off(app.policy, operation.tries),
+                    new_key=outcome.spent_key,
+                )
+                await release(app, operation, retry, self.cause)
             case NotSent(why=why) | Unknown(why=why):
                 spent = isinstance(outcome, Unknown) and outcome.replayed
                 retry = Retry(
@@ -95,6 +104,8 @@ class AccountStrategy:
                 await release(app, operation, retry, self.cause)
             case _:
                 assert_never(outcome)
+        if isinstance(outcome, Misconfigured):
+            raise misconfigured(outcome.code, outcome.request_id, **self.facts(operation))
         raise outcome_unknown(**self.facts(operation))
 
     async def _finish(self, operation: Operation, account: Account) -> SyncResult:

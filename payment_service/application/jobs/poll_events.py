@@ -38,9 +38,13 @@ async def poll_events(app: App) -> int:
         return 0
     for cursor in await app.database.transact(lease_cursors, app.policy):
         try:
-            events = await app.stripe.events(
-                cursor.stripe_account_id, cursor.after_event_id, cursor.seen_until - _OVERLAP
-            )
+            since = cursor.seen_until - _OVERLAP
+            if cursor.is_thin:
+                events = await app.stripe.thin_events(since)
+            else:
+                events = await app.stripe.events(
+                    cursor.stripe_account_id, cursor.after_event_id, since
+                )
             if await app.database.transact(store_polled, cursor, events):
                 app.wake.set()
         except Refusal as refusal:  # The list is due again after its pause.
@@ -53,8 +57,9 @@ async def poll_events(app: App) -> int:
 def lease_cursors(tx: Transaction, policy: Policy) -> Sequence[EventCursor]:
     """Returns the lists that are due.
 
-    These are the platform's list, the lists of accounts that are not ready or have open payments,
-    and, less often, the lists of accounts that may still pay out earnings.
+    These are the platform's two lists, of events and of thin events, the lists of accounts that are
+    not ready or have open payments, and, less often, the lists of accounts that may still pay out
+    earnings.
     """
     return [
         *tx.lease_event_cursors(policy.poll_seconds, 0),

@@ -64,10 +64,17 @@ class Unknown:
 
 @dataclass(frozen=True, slots=True)
 class Misconfigured:
-    """401, 403, our own id unknown, our own key mismatched: a person must check."""
+    """401, 403, our own id unknown, our own key mismatched: a person must check.
+
+    So is a platform that is not set up at Stripe for what was asked.
+    """
 
     code: str
     request_id: str = ""
+    #: Stripe's own text, for operators; only where the platform is not set up.
+    message: str = ""
+    #: The same key would give this answer again for a day, also when it is set up by then.
+    spent_key: bool = False
 
 
 Outcome: TypeAlias = Done[T] | Refused | NotSent | Unknown | Misconfigured
@@ -171,6 +178,7 @@ class StripePort(Protocol):
     async def events(
         self, stripe_account_id: str, after_event_id: str, since: datetime
     ) -> Sequence[WebhookEvent]: ...
+    async def thin_events(self, since: datetime) -> Sequence[WebhookEvent]: ...
     async def onboarding_link(
         self, stripe_account_id: str, refresh_url: str, return_url: str
     ) -> str: ...
