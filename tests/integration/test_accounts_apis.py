@@ -195,6 +195,7 @@ async def test_an_expert_goes_on_when_the_platform_changes_its_api(
     world.service.settings = settings.model_copy(update={"stripe_accounts_api": then})
     await world.service.restart()
     # v2 does not know an account of v1 in its first ten minutes. That loses nobody.
+    request = experts_pb2.RefreshOnboardingRequest(expert_id=fresh)
     for seconds in (0, TEN_MINUTES):
         await world.stripe.advance(seconds)
         account = world.account_of(expert_id)
@@ -202,11 +203,10 @@ async def test_an_expert_goes_on_when_the_platform_changes_its_api(
         await world.expert_status(expert_id, RESTRICTED)
         await world.stripe.control("POST", f"/accounts/{account}/restore")
         await world.expert_status(expert_id, READY)
-        request = experts_pb2.RefreshOnboardingRequest(expert_id=fresh)
-        url = (await world.experts.RefreshOnboarding(request)).onboarding_url
+        assert (await world.experts.RefreshOnboarding(request)).onboarding_url
     link = experts_pb2.CreateDashboardLinkRequest(expert_id=expert_id)
     assert (await world.experts.CreateDashboardLink(link)).url
-    await submit(url)
+    await submit((await world.experts.RefreshOnboarding(request)).onboarding_url)
     await world.expert_status(fresh, READY)
     assert (await world.captured(fresh)).state == CAPTURED
     assert (await world.captured(expert_id)).state == CAPTURED

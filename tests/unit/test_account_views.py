@@ -123,7 +123,7 @@ def test_an_account_without_the_recipient_configuration() -> None:
 def refusal(message: str, code: str | None = None, param: str | None = None) -> Exception:
     error = {"message": message, "type": "invalid_request_error"}
     error |= {name: value for name, value in (("code", code), ("param", param)) if value}
-    return stripe.InvalidRequestError(
+    return stripe.InvalidRequestError(  # type: ignore[no-untyped-call]  # Stripe's, untyped
         message, param, code, http_status=400, json_body={"error": error}
     )
 

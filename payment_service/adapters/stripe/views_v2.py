@@ -40,7 +40,7 @@ def account_of_v2(account: stripe.v2.core.Account) -> Account:
         charges_enabled=_is_active(charges),
         payouts_enabled=_is_active(payouts),
         transfers_active=_is_active(transfers),
-        # Whoever has sent Stripe's form owes nothing any more that every new account owes.
+        # After Stripe's form nothing is due any more that every new account owes.
         details_submitted=is_working or not any(_is_of_onboarding(entry) for entry in asked),
         requirements_due=tuple(dict.fromkeys(entry.description for entry in asked)),
         disabled_reason=_disabled_reason(transfers) or _disabled_reason(payouts),
