@@ -90,6 +90,7 @@ class AccountStrategy:
                     why=f"{code}: {message}",
                     after=back_off(app.policy, operation.tries),
                     new_key=outcome.spent_key,
+                    may_be_sent=False,
                 )
                 await release(app, operation, retry, self.cause)
             case NotSent(why=why) | Unknown(why=why):
