@@ -8,12 +8,10 @@ import aiohttp
 import pytest
 
 from marketplace.payments.v1 import experts_pb2, onboarding_pb2, operations_pb2
-from payment_service.adapters.stripe.client import API_VERSION
 from tests.integration.conftest import StartWorld
 from tests.support.books import check_books
 from tests.support.errors import refusal
 from tests.support.requests import new_key
-from tests.support.service import SECRET_KEY
 from tests.support.world import CAPTURED, World, until
 
 READY = experts_pb2.EXPERT_STATUS_READY
@@ -215,15 +213,9 @@ async def test_an_expert_goes_on_when_the_platform_changes_its_api(
 async def test_a_closed_account_is_lost(world: World) -> None:
     expert_id = await world.expert()
     account = world.account_of(expert_id)
-    async with (
-        aiohttp.ClientSession() as http,
-        http.post(
-            f"{world.stripe.url}/v2/core/accounts/{account}/close",
-            headers={"Authorization": f"Bearer {SECRET_KEY}", "Stripe-Version": API_VERSION},
-            json={"applied_configurations": ["recipient"]},
-        ) as answer,
-    ):
-        assert answer.status == 200
+    body = {"applied_configurations": ["recipient"]}
+    closed = await world.stripe.api_v2("POST", f"/core/accounts/{account}/close", body)
+    assert closed["closed"]
     await world.expert_status(expert_id, DEAUTHORIZED)
 
 
