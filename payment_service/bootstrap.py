@@ -28,7 +28,7 @@ from marketplace.payments.v1 import (
 )
 from payment_service.adapters.postgres.engine import SqlDatabase
 from payment_service.adapters.postgres.transaction import SqlTransaction
-from payment_service.adapters.stripe.api import StripeApi
+from payment_service.adapters.stripe.api import StripeApi, StripeApiV2
 from payment_service.application.app import App
 from payment_service.application.feed import Feed
 from payment_service.application.ingest_event import WebhookSecrets
@@ -101,7 +101,8 @@ def wire(settings: Settings, policy: Policy | None = None) -> Wired:
         on_record=recorded,
         on_phase=barriers.phase if barriers else None,
     )
-    stripe = StripeApi(
+    port = StripeApi if settings.stripe_accounts_api == "v1" else StripeApiV2
+    stripe = port(
         settings.effective_stripe_key,
         api_base=settings.effective_api_base,
         timeout_seconds=settings.stripe_timeout,

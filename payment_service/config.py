@@ -49,6 +49,8 @@ class Settings(BaseSettings):
     stripe_publishable_key: str = ""
     stripe_webhook_secret: Secrets = ()
     stripe_connect_webhook_secret: Secrets = ()
+    #: Which version of Stripe's API creates and reads connected accounts.
+    stripe_accounts_api: Literal["v1", "v2"] = "v2"
     stripe_api_base: str = ""
     stripe_simulator_port: Port = 12111
     stripe_timeout: float = Field(15.0, gt=0, le=120)

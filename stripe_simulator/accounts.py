@@ -1,4 +1,4 @@
-"""Connected accounts: creation, capabilities, requirements, what onboarding changes.
+"""Connected accounts: creation by v1, capabilities, requirements, what onboarding changes.
 
 An Express account starts with everything due and nothing active. What the account may do follows
 from one private field, `_stage` (fresh, pending, complete, restricted), so that every way of
@@ -10,12 +10,24 @@ from __future__ import annotations
 from typing import Any
 
 from stripe_simulator import account_shape as shape
-from stripe_simulator import own_account
+from stripe_simulator import own_account, thin_events
+from stripe_simulator.account_shape_v2 import PAYOUTS, TRANSFERS, recipient_capability
+from stripe_simulator.account_shape_v2 import requirements as requirements_v2
 from stripe_simulator.currencies import COUNTRY_CURRENCIES
 from stripe_simulator.errors import invalid_parameter, no_access, no_such, refused
 from stripe_simulator.events import emit
 from stripe_simulator.simulation import Call, Simulation, merged_metadata
 from stripe_simulator.store import Row
+
+# Stripe's own words to a platform whose settings do not support Accounts v1: no code, no param.
+V1_NOT_SUPPORTED = (
+    "Stripe no longer recommends Accounts v1 for new Connect integrations. Create connected "
+    "accounts with POST /v2/core/accounts instead: https://docs.stripe.com/api/v2/core/accounts. "
+    "Read more about Accounts v2: https://docs.stripe.com/connect/accounts-v2/account-creation. "
+    "If your integration requires v1 account creation for a supported compatibility scenario, "
+    "enable Accounts v1 support in the Dashboard: "
+    "https://dashboard.stripe.com/settings/features/feat_accounts_v1_support."
+)
 
 
 def is_deauthorized(simulation: Simulation, id_: str) -> bool:
@@ -47,10 +59,15 @@ def reachable(simulation: Simulation, id_: str) -> Row:
 
 def create(call: Call) -> Row:
     """POST /v1/accounts, with `type` or with `controller`."""
-    simulation = call.simulation
-    params = call.params
-    if "type" in params and "controller" in params:
+    if not call.simulation.settings.accounts_v1_support:
+        raise refused(V1_NOT_SUPPORTED)
+    if "type" in call.params and "controller" in call.params:
         raise refused("You may only specify one of these parameters: type, controller.")
+    return make(call.simulation, call.params, "v1")
+
+
+def make(simulation: Simulation, params: dict[str, Any], api: str) -> Row:
+    """A new account by v1's parameters; `api` is the version that creates it."""
     country = params.get("country", simulation.config.country).upper()
     if country not in COUNTRY_CURRENCIES:
         raise invalid_parameter(
@@ -101,12 +118,24 @@ def create(call: Call) -> Row:
         "_restriction": None,
         "_deauthorized": False,
         "_bank_failure": None,
+        "_api": api,
+        "_display_name": params.get("_display_name"),
     }
-    account.update(_person_and_company(simulation, account, params))
+    account.update(person_and_company(simulation, account, params))
     account.update(shape.standing(account))
     account = simulation.store.insert("account", account)
     simulation.effect("account_created", id_, metadata=account["metadata"])
+    if sends(simulation, account, "thin"):
+        thin_events.emit(simulation, "v2.core.account.created", id_)
     return account
+
+
+def sends(simulation: Simulation, account: Row, form: str) -> bool:
+    """Whether Stripe tells of an account in this form, `thin` or `snapshot`."""
+    mode = simulation.settings.account_event_form
+    if mode == "by_api":
+        return form == ("thin" if account["_api"] == "v2" else "snapshot")
+    return mode in (form, "both")
 
 
 def _requested_capabilities(given: dict[str, Any], current: dict[str, bool]) -> dict[str, bool]:
@@ -122,7 +151,7 @@ def _requested_capabilities(given: dict[str, Any], current: dict[str, bool]) -> 
     return requested
 
 
-def _person_and_company(
+def person_and_company(
     simulation: Simulation, account: Row, params: dict[str, Any]
 ) -> dict[str, Any]:
     changes: dict[str, Any] = {}
@@ -135,6 +164,11 @@ def _person_and_company(
         company = account.get("company") or shape.company()
         changes["company"] = shape.described_company(company, params["company"])
     return changes
+
+
+def is_listed(_call: Call, account: Row) -> bool:
+    """Our guess: the list of v1 shows its own accounts only. One of v2 is retrieved by its id."""
+    return account["_api"] == "v1" and not account["_deauthorized"]
 
 
 def retrieve(call: Call) -> Row:
@@ -168,13 +202,21 @@ def update(call: Call) -> Row:
     if "settings" in params:
         changes["settings"] = shape.settings(params["settings"], account["settings"])
     if "capabilities" in params:
-        requested = _requested_capabilities(params["capabilities"], account["_requested"])
-        changes["_requested"] = requested
-        changes["_requested_at"] = {
-            name: account["_requested_at"].get(name, simulation.now()) for name in requested
-        }
-    changes.update(_person_and_company(simulation, account, params))
+        changes.update(requested_changes(simulation, account, params["capabilities"]))
+    changes.update(person_and_company(simulation, account, params))
     return change(simulation, account, changes)
+
+
+def requested_changes(
+    simulation: Simulation, account: Row, capabilities: dict[str, Any]
+) -> dict[str, Any]:
+    """What asking for capabilities changes."""
+    requested = _requested_capabilities(capabilities, account["_requested"])
+    since = account["_requested_at"]
+    return {
+        "_requested": requested,
+        "_requested_at": {name: since.get(name, simulation.now()) for name in requested},
+    }
 
 
 def change(simulation: Simulation, account: Row, changes: dict[str, Any]) -> Row:
@@ -182,6 +224,14 @@ def change(simulation: Simulation, account: Row, changes: dict[str, Any]) -> Row
     before = account
     account = simulation.store.change("account", account["id"], **changes)
     account = simulation.store.change("account", account["id"], **shape.standing(account))
+    if sends(simulation, account, "snapshot"):
+        _emit_snapshots(simulation, before, account)
+    if sends(simulation, account, "thin"):
+        _emit_thin(simulation, before, account)
+    return account
+
+
+def _emit_snapshots(simulation: Simulation, before: Row, account: Row) -> None:
     previous = {
         name: before.get(name)
         for name, value in account.items()
@@ -197,22 +247,41 @@ def change(simulation: Simulation, account: Row, changes: dict[str, Any]) -> Row
             )
     if previous:
         emit(simulation, "account.updated", account, previous)
-    return account
+
+
+def _emit_thin(simulation: Simulation, before: Row, account: Row) -> None:
+    for name in (TRANSFERS, PAYOUTS):
+        if recipient_capability(before, name) != recipient_capability(account, name):
+            thin_events.emit(
+                simulation,
+                "v2.core.account[configuration.recipient].capability_status_updated",
+                account["id"],
+                data={"updated_capability": name},
+            )
+    if requirements_v2(before) != requirements_v2(account):
+        thin_events.emit(simulation, "v2.core.account[requirements].updated", account["id"])
 
 
 def delete(call: Call) -> Row:
-    """DELETE /v1/accounts/:id; an account that still holds money cannot be deleted."""
-    simulation = call.simulation
-    account = reachable(simulation, call.path["account"])
+    """DELETE /v1/accounts/:id"""
+    account = reachable(call.simulation, call.path["account"])
+    close(call.simulation, account)
+    return {"id": account["id"], "object": "account", "deleted": True}
+
+
+def close(simulation: Simulation, account: Row) -> Row:
+    """End an account; one that still holds money cannot be closed."""
     id_ = account["id"]
     if any(simulation.balances.total(id_, name) for name in simulation.balances.currencies(id_)):
         raise refused(
             f"You cannot delete the account {id_} because its balance is not zero.",
             code="account_balance_not_zero",
         )
-    simulation.store.change("account", id_, _deauthorized=True, _deleted=True)
+    account = simulation.store.change("account", id_, _deauthorized=True, _deleted=True)
     simulation.effect("account_deleted", id_, metadata=account["metadata"])
-    return {"id": id_, "object": "account", "deleted": True}
+    if sends(simulation, account, "thin"):
+        thin_events.emit(simulation, "v2.core.account.closed", id_)
+    return account
 
 
 def complete_onboarding(simulation: Simulation, account: Row, outcome: str) -> Row:
@@ -235,7 +304,9 @@ def complete_onboarding(simulation: Simulation, account: Row, outcome: str) -> R
     if not account["external_accounts"]["data"]:
         bank = shape.bank_account(simulation.new_id("ba_1"), account)
         changes["external_accounts"] = {**account["external_accounts"], "data": [bank]}
-        emit(simulation, "account.external_account.created", {**bank, "_account": account["id"]})
+        if sends(simulation, account, "snapshot"):
+            created = {**bank, "_account": account["id"]}
+            emit(simulation, "account.external_account.created", created)
     account = change(simulation, account, changes)
     simulation.effect("onboarding_submitted", account["id"], metadata=account["metadata"])
     return account

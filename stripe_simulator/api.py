@@ -30,9 +30,17 @@ from stripe_simulator.accounts import is_deauthorized
 from stripe_simulator.config import API_VERSION
 from stripe_simulator.errors import ApiError
 from stripe_simulator.faults import BEHIND, FRONT, INSIDE, Faults, Rule, Target
-from stripe_simulator.forms import Pairs, decode, nest, read_fields
+from stripe_simulator.forms import (
+    Pairs,
+    check_exact_indexes,
+    decode,
+    decode_json,
+    nest,
+    read_fields,
+)
 from stripe_simulator.idempotency import Claim, IdempotencyKeys
-from stripe_simulator.routes import Endpoint, Router
+from stripe_simulator.routes import ENDPOINTS, Endpoint, Router
+from stripe_simulator.routes_v2 import ENDPOINTS as ENDPOINTS_V2
 from stripe_simulator.simulation import Call, Cause, Simulation
 
 log = logging.getLogger("stripe_simulator")
@@ -57,6 +65,10 @@ class Exchange:
     fault: int | None = None
 
     @property
+    def is_v2(self) -> bool:
+        return self.path.startswith("/v2/")
+
+    @property
     def target(self) -> Target:
         return Target(self.method, self.path, self.key, self.account_header, dict(self.pairs))
 
@@ -77,7 +89,7 @@ class Api:
         self.simulation = simulation
         self.faults = faults
         self.keys = IdempotencyKeys(simulation)
-        self.router = Router()
+        self.router = Router((*ENDPOINTS, *ENDPOINTS_V2))
         self.requests: collections.deque[dict[str, Any]] = collections.deque(maxlen=LOGGED_REQUESTS)
         self.request_counts: collections.Counter[str] = collections.Counter()
         self._held: dict[str, asyncio.Event] = {}
@@ -179,7 +191,9 @@ class Api:
     def _read(self, exchange: Exchange, body: str) -> None:
         request = exchange.request
         exchange.pairs = decode(request.rel_url.raw_query_string)
-        if request.method == "POST" and body:
+        if exchange.is_v2:
+            self._read_v2(exchange, body)
+        elif request.method == "POST" and body:
             if request.content_type not in ("application/x-www-form-urlencoded", "text/plain",
                                             "application/octet-stream"):  # fmt: skip
                 raise ApiError(
@@ -195,6 +209,21 @@ class Api:
         if not VERSION_PATTERN.match(version):
             raise ApiError(400, f"Invalid Stripe API version: {version[:40]}", stored=False)
         exchange.version = version
+
+    def _read_v2(self, exchange: Exchange, body: str) -> None:
+        """JSON bodies, exact indexes in the query, and the version always."""
+        check_exact_indexes(exchange.pairs)
+        if "Stripe-Version" not in exchange.request.headers:
+            raise ApiError(400, "The Stripe-Version header is required.", stored=False)
+        if exchange.method == "POST":
+            if exchange.request.content_type != "application/json":
+                raise ApiError(
+                    400,
+                    "Invalid request: the content type must be application/json. Received "
+                    f"{exchange.request.content_type}.",
+                    stored=False,
+                )
+            exchange.pairs = exchange.pairs + decode_json(body)
 
     def _limit_rate(self) -> None:
         limit = self.simulation.settings.rate_limit_per_second
@@ -336,16 +365,19 @@ class Api:
             try:
                 if spoils and rule is not None and rule.when == "before":
                     raise _fault_error(rule)
-                answer = Answer(200, json.dumps(endpoint.answer(call), indent=2) + "\n")
+                answer = kept = Answer(200, json.dumps(endpoint.answer(call), indent=2) + "\n")
                 stored = True
                 if spoils and rule is not None:
                     answer = self._error(exchange, _fault_error(rule))
+                    # v1 repeats its stored error. v2 gives what was done at the next try.
+                    kept = kept if exchange.is_v2 else answer
             except ApiError as error:
                 if not error.keeps_changes:
                     simulation.undo()
-                answer, stored = self._error(exchange, error), error.stored
+                answer = kept = self._error(exchange, error)
+                stored = error.stored
             if claim is not None and stored:
-                self.keys.keep(claim, exchange.request_id, answer.status, answer.body)
+                self.keys.keep(claim, exchange.request_id, kept.status, kept.body)
         if claim is not None:
             answer.headers.setdefault("Original-Request", exchange.request_id)
         return answer

@@ -88,6 +88,15 @@ class Settings:
     payout_interval: str = "daily"
     # The platform's own schedule as GET /v1/account shows it; nothing is paid out by it here.
     platform_payout_interval: str = "manual"
+    # Whether POST /v1/accounts works: a switch in Stripe's Dashboard, off for new platforms.
+    accounts_v1_support: bool = False
+    # Seconds until the endpoints of v2 know an account that v1 created (documented: up to ten
+    # minutes).
+    v1_account_in_v2_seconds: int = 600
+    # In which form accounts report changes: snapshot events for accounts of v1 and thin ones for
+    # accounts of v2 (`by_api`), only one form, both, or none. What a platform gets is observed to
+    # differ, so nothing should rest on one of them.
+    account_event_form: str = "by_api"
     # What the platform has set up in its dashboard: the events of its endpoints (separated by
     # commas), whether those are enabled, and whether cards are offered.
     webhook_events: str = "*"
@@ -95,9 +104,6 @@ class Settings:
     cards_offered: bool = True
     # How long a request waits for an object that another request holds before 429 lock_timeout.
     lock_wait_ms: int = 2000
-    # Whether connected accounts report account.* and capability.* events at all: accounts of newer
-    # platforms are reported to send only the thin events of v2 (unconfirmed).
-    account_events: bool = True
     # Stripe keeps events for 30 days; what a long load test leaves must fit into memory as well.
     keep_events: int = 100_000
     # Answer 429 when more than so many API calls arrive in one second; 0 is no limit.
@@ -119,6 +125,7 @@ class Settings:
 
 
 SETTING_CHOICES = {
+    "account_event_form": ("by_api", "snapshot", "thin", "both", "none"),
     "payout_interval": ("daily", "manual"),
     "platform_payout_interval": ("daily", "manual"),
     "refund_on_low_balance": ("negative", "pending"),

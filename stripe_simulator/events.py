@@ -14,9 +14,6 @@ from stripe_simulator.rendering import event_envelope, plain
 from stripe_simulator.simulation import Simulation
 from stripe_simulator.store import Row
 
-#: What the switch `account_events` silences.
-ACCOUNT_EVENTS = ("account.", "capability.")
-
 
 def targets(simulation: Simulation) -> list[WebhookTarget]:
     """The endpoints: those set through the control API if any were, else the command line's."""
@@ -37,43 +34,58 @@ def emit(
     *,
     account: str | None = None,
     **overrides: Any,
-) -> None:
+) -> Row:
     """Record an event about `row`, and a delivery for each endpoint it concerns.
 
     The account is the object's own unless named; `overrides` are fields that the snapshot shows
     otherwise than the object now stands.
     """
-    if type_.startswith(ACCOUNT_EVENTS) and not simulation.settings.account_events:
-        return
     owner = account or row["_account"]
     shown = {**plain(simulation, row), **overrides}
     event = event_envelope(
         simulation, simulation.new_id("evt_1" if owner != simulation.platform else "evt_3"),
         type_, shown, previous,
     )  # fmt: skip
-    scope = "platform"
+    event["_scope"] = "platform"
     if owner != simulation.platform:
         event["account"] = owner
-        scope = "connect"
-    wanted = [target for target in targets(simulation) if target.scope == scope]
+        event["_scope"] = "connect"
     event["_account"] = owner
+    return add_deliveries(simulation, "event", event)
+
+
+def add_deliveries(simulation: Simulation, kind: str, event: Row) -> Row:
+    """Store an event with a delivery for each endpoint that it concerns."""
+    wanted = [target for target in targets(simulation) if target.scope == event["_scope"]]
     event["_pending"] = len(wanted)
     event["_delivered"] = not wanted
-    event = simulation.store.insert("event", event)
+    event = simulation.store.insert(kind, event)
     for number, target in enumerate(wanted):
-        add_delivery(simulation, event["id"], target.url, f"{event['id']}:{number}", type_)
-    if simulation.store.count("event") > simulation.settings.keep_events:
-        _forget_oldest(simulation)
+        id_ = f"{event['id']}:{number}"
+        add_delivery(simulation, event["id"], target.url, id_, event["type"])
+    if simulation.store.count(kind) > simulation.settings.keep_events:
+        _forget_oldest(simulation, kind)
+    return event
 
 
-def _forget_oldest(simulation: Simulation) -> None:
+def kind_of(event_id: str) -> str:
+    """The kind of row behind an event's id."""
+    return "thin_event" if event_id.startswith("evt_test_6") else "event"
+
+
+def of_delivery(simulation: Simulation, delivery: Row) -> Row:
+    """The event, thin or not, that a delivery brings."""
+    return simulation.store.require(kind_of(delivery["event"]), delivery["event"])
+
+
+def _forget_oldest(simulation: Simulation, kind: str) -> None:
     """Drop an event that nobody waits for any more; two a time, so that the number goes down."""
     store = simulation.store
-    for old in store.first("event", 2):
-        if old["_delivered"] and store.count("event") > simulation.settings.keep_events:
+    for old in store.first(kind, 2):
+        if old["_delivered"] and store.count(kind) > simulation.settings.keep_events:
             for delivery in list(store.select("delivery", {"event": old["id"]})):
                 store.remove("delivery", delivery["id"])
-            store.remove("event", old["id"])
+            store.remove(kind, old["id"])
 
 
 def add_delivery(simulation: Simulation, event: str, url: str, id_: str, type_: str) -> None:

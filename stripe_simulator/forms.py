@@ -9,6 +9,7 @@ a parameter that is absent.
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -43,6 +44,44 @@ def decode(body: str) -> Pairs:
         if "\x00" in name or "\x00" in value:
             raise invalid_parameter(name, "Invalid request: null bytes are not allowed.")
     return pairs
+
+
+def decode_json(body: str) -> Pairs:
+    """A JSON body as pairs, so that v2's bodies are read by the same schemas as v1's forms."""
+    try:
+        given = json.loads(body) if body else {}
+    except (ValueError, RecursionError):
+        given = None
+    if not isinstance(given, dict):
+        raise ApiError(400, "The request body is not a JSON object.", stored=False)
+    pairs: Pairs = []
+    for name, value in given.items():
+        _flatten(name, value, pairs)
+    return pairs
+
+
+def _flatten(name: str, value: Any, pairs: Pairs) -> None:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            _flatten(f"{name}[{key}]", inner, pairs)
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            _flatten(f"{name}[{index}]", inner, pairs)
+    elif isinstance(value, bool):
+        pairs.append((name, "true" if value else "false"))
+    else:
+        pairs.append((name, "" if value is None else str(value)))
+
+
+def check_exact_indexes(pairs: Pairs) -> None:
+    """The query of v2 takes `include[0]`, and no `include[]`."""
+    if any("[]" in name for name, _ in pairs):
+        raise ApiError(
+            400,
+            "Query parameters with the [] array syntax are unsupported. Please provide exact "
+            "indexes, i.e. value[0], value[1], etc.",
+            stored=False,
+        )
 
 
 def nest(pairs: Pairs) -> dict[str, Raw]:

@@ -1,8 +1,9 @@
-"""Stripe's idempotency keys (version 1 of its API).
+"""Stripe's idempotency keys.
 
-The first answer of an endpoint that ran is kept under the key for a day of the simulator's clock,
-whatever its status, and given again to the same request; another request under the key is refused,
-and so is the same one while the first still runs. Keys belong to an account.
+In v1 the first answer of an endpoint that ran is kept under the key for a day of the simulator's
+clock, whatever its status, and given again to the same request. In v2 a success is given again for
+thirty days, and a request that failed is executed anew. In both, another request under the key is
+refused, and so is the same one while the first still runs. Keys belong to an account.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from stripe_simulator.forms import Pairs
 from stripe_simulator.simulation import Simulation
 from stripe_simulator.store import Row
 
-KEPT_SECONDS = 24 * 3600
+KEPT_SECONDS = {"idempotency_key": 24 * 3600, "idempotency_key_v2": 30 * 24 * 3600}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +31,11 @@ class Claim:
     @property
     def id(self) -> str:
         return f"{self.account}:{self.key}"
+
+    @property
+    def kind(self) -> str:
+        """Where it is stored: the versions keep keys for different times."""
+        return "idempotency_key_v2" if self.path.startswith("/v2/") else "idempotency_key"
 
 
 def claim(account: str, key: str | None, path: str, pairs: Pairs) -> Claim | None:
@@ -53,9 +59,11 @@ class IdempotencyKeys:
 
     def find(self, claim: Claim) -> Row | None:
         """The stored answer, if this very request has one; refuses another under the same key."""
-        row = self._simulation.store.get("idempotency_key", claim.id)
-        if row is not None and row["created"] + KEPT_SECONDS <= self._simulation.now():
-            row = None
+        row = None
+        for kind in KEPT_SECONDS:
+            found = self._simulation.store.get(kind, claim.id)
+            if found is not None and not self._is_over(kind, found):
+                row = found
         if row is not None:
             if row["path"] != claim.path:
                 raise _mismatch(
@@ -79,7 +87,13 @@ class IdempotencyKeys:
                 stored=False,
                 headers={"Stripe-Should-Retry": "true"},
             )
+        if row is not None and row["status"] >= 400 and claim.path.startswith("/v2/"):
+            return None
         return row
+
+    def _is_over(self, kind: str, row: Row) -> bool:
+        kept: int = row["created"] + KEPT_SECONDS[kind]
+        return kept <= self._simulation.now()
 
     def begin(self, claim: Claim) -> None:
         self._running.add(claim.id)
@@ -89,9 +103,9 @@ class IdempotencyKeys:
 
     def keep(self, claim: Claim, request_id: str, status: int, body: str) -> None:
         """Store an answer; part of the change that produced it, so that neither is lost alone."""
-        self._prune()
+        self._prune(claim.kind)
         self._simulation.store.put(
-            "idempotency_key",
+            claim.kind,
             claim.id,
             path=claim.path,
             fingerprint=claim.fingerprint,
@@ -101,12 +115,12 @@ class IdempotencyKeys:
             created=self._simulation.now(),
         )
 
-    def _prune(self) -> None:
-        """Forget a few of the oldest keys that are past their day."""
+    def _prune(self, kind: str) -> None:
+        """Forget a few of the oldest keys that are past their time."""
         store = self._simulation.store
-        for row in store.first("idempotency_key", 3):
-            if row["created"] + KEPT_SECONDS <= self._simulation.now():
-                store.remove("idempotency_key", row["id"])
+        for row in store.first(kind, 3):
+            if self._is_over(kind, row):
+                store.remove(kind, row["id"])
 
 
 def _mismatch(message: str) -> ApiError:

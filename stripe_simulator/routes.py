@@ -7,7 +7,7 @@ Stripe-Account header, `any` takes one, and `publishable` also takes a publishab
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from stripe_simulator import (
@@ -157,7 +157,7 @@ def _wanted_fee(call: Call, fee: Row) -> bool:
 
 def _search(call: Call) -> Answer:
     """Not an object of the name "search", for which the next endpoint would take it."""
-    raise not_simulated(f"{_path_of(call)} is not simulated; list the objects instead.")
+    raise not_simulated(f"{call.path['*']} is not simulated; list the objects instead.")
 
 
 def _object(kind: str, variable: str, noun: str) -> Callable[[Call], Row]:
@@ -175,7 +175,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         "GET",
         "/v1/accounts",
         S.CREATED_LIST,
-        Page("account", "account", scoped=False, keep=lambda _, row: not row["_deauthorized"]),
+        Page("account", "account", scoped=False, keep=accounts.is_listed),
     ),
     Endpoint("GET", "/v1/account", S.EXPAND, one(accounts.retrieve_own), "any"),
     Endpoint("GET", "/v1/accounts/{account}", S.EXPAND, one(accounts.retrieve), "any"),
@@ -370,9 +370,9 @@ ENDPOINTS: tuple[Endpoint, ...] = (
 class Router:
     """Finds the endpoint of a path by its segments."""
 
-    def __init__(self) -> None:
+    def __init__(self, endpoints: Iterable[Endpoint] = ENDPOINTS) -> None:
         self._by_shape: dict[tuple[str, int], list[tuple[list[str], Endpoint]]] = {}
-        for endpoint in ENDPOINTS:
+        for endpoint in endpoints:
             segments = endpoint.path.strip("/").split("/")
             self._by_shape.setdefault((endpoint.method, len(segments)), []).append(
                 (segments, endpoint)

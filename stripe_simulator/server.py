@@ -61,6 +61,7 @@ async def start(config: Config) -> RunningSimulator:
     app.add_routes(pages.routes())
     app.router.add_route("OPTIONS", "/v1/{tail:.*}", _preflight)
     app.router.add_route("*", "/v1/{tail:.*}", api.handle)
+    app.router.add_route("*", "/v2/{tail:.*}", api.handle)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
     await runner.setup()
     site = web.TCPSite(runner, config.host, config.port, backlog=1024)

@@ -33,6 +33,7 @@ INDEXES: dict[str, tuple[str, ...]] = {
     "radar.early_fraud_warning": ("_account", "charge", "payment_intent"),
     "payout": ("_account", "destination"),
     "event": ("_account", "type"),
+    "thin_event": ("_account", "_object"),
     "delivery": ("event",),
 }
 DEFAULT_INDEX = ("_account",)

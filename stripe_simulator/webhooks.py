@@ -24,10 +24,11 @@ from typing import Any
 import aiohttp
 
 from stripe_simulator.config import WebhookTarget
-from stripe_simulator.events import add_delivery, targets
+from stripe_simulator.events import add_delivery, kind_of, of_delivery, targets
 from stripe_simulator.rendering import plain
 from stripe_simulator.simulation import Simulation
 from stripe_simulator.store import Row
+from stripe_simulator.thin_events import notification
 
 log = logging.getLogger("stripe_simulator")
 
@@ -208,7 +209,7 @@ class Webhooks:
 
     def _strike(self, row: Row) -> Rule | None:
         for rule in self.rules:
-            scope = "connect" if self._is_connect(row) else "platform"
+            scope = of_delivery(self._simulation, row)["_scope"]
             if rule.type is not None and not re.search(rule.type, row["type"]):
                 continue
             if rule.scope is not None and rule.scope != scope:
@@ -225,10 +226,6 @@ class Webhooks:
             rule.fired += 1
             return rule
         return None
-
-    def _is_connect(self, row: Row) -> bool:
-        event = self._simulation.store.require("event", row["event"])
-        return "account" in event
 
     def _hold(self, rule: Rule, id_: str) -> None:
         """Collect a window; send it shuffled when it is full, or after a while as it is."""
@@ -300,7 +297,7 @@ class Webhooks:
                 self._record(id_, "failed", None)
 
     def _target(self, row: Row) -> WebhookTarget | None:
-        scope = "connect" if self._is_connect(row) else "platform"
+        scope = of_delivery(self._simulation, row)["_scope"]
         for target in targets(self._simulation):
             if target.url == row["url"] and target.scope == scope:
                 return target
@@ -331,8 +328,8 @@ class Webhooks:
         self._soon(self._enqueue_later(id_, row["url"]), waits[min(attempts, len(waits)) - 1])
 
     def _payload(self, row: Row) -> str:
-        event = self._simulation.store.require("event", row["event"])
-        return json.dumps(plain(self._simulation, event), indent=2)
+        event = plain(self._simulation, of_delivery(self._simulation, row))
+        return json.dumps(notification(event) if "related_object" in event else event, indent=2)
 
     async def _post(
         self, target: WebhookTarget, payload: str, secrets: tuple[str, ...]
@@ -373,9 +370,11 @@ class Webhooks:
                 attempts = row["attempts"] + 1
                 store.change("delivery", id_, state=state, attempts=attempts, last_status=status)
             if state == "delivered" and row["state"] != "delivered":
-                event = store.require("event", row["event"])
+                event = of_delivery(self._simulation, row)
                 pending = max(0, event["_pending"] - 1)
-                store.change("event", event["id"], _pending=pending, _delivered=pending == 0)
+                store.change(
+                    kind_of(event["id"]), event["id"], _pending=pending, _delivered=pending == 0
+                )
         if state != "pending":
             self._outstanding.discard(id_)
             self._note_idle()
@@ -385,10 +384,10 @@ class Webhooks:
     def redeliver(self, event_id: str) -> int:
         """Send an event once more to every endpoint that it concerns, as the Dashboard can."""
         simulation = self._simulation
-        event = simulation.store.get("event", event_id)
+        event = simulation.store.get(kind_of(event_id), event_id)
         if event is None:
             raise ValueError(f"no such event: {event_id}")
-        scope = "connect" if "account" in event else "platform"
+        scope = event["_scope"]
         sent = 0
         earlier = len(list(simulation.store.select("delivery", {"event": event_id})))
         with simulation.acting():

@@ -7,11 +7,13 @@ from datetime import datetime
 from typing import Final
 
 from payment_service.application.app import App
+from payment_service.application.execution.accounts import finish_account
 from payment_service.application.execution.executor import sync_and_execute
 from payment_service.application.execution.payments import find_created_intent
 from payment_service.application.operations.outcomes import (
     Rejection,
     fail_operation,
+    refuse,
     refused_transition,
 )
 from payment_service.application.resume_operation import require_parked
@@ -20,10 +22,15 @@ from payment_service.application.sync.disputes import FailedAnswer, fail_answer
 from payment_service.domain import transitions
 from payment_service.domain.discrepancies import DiscrepancyKind
 from payment_service.domain.errors import Busy, Precondition, Refusal, operation_in_progress
-from payment_service.domain.operations import OF_A_DISPUTE, Operation, OperationKind
+from payment_service.domain.operations import (
+    OF_A_DISPUTE,
+    Operation,
+    OperationKind,
+    OperationState,
+)
 from payment_service.domain.payment import Failure, Payment
 from payment_service.domain.ports.database import Transaction
-from payment_service.domain.ports.records import Cause
+from payment_service.domain.ports.records import Answers, Cause
 from payment_service.domain.state_machine import Transition
 from payment_service.domain.sync.changes import Discrepancy
 
@@ -40,6 +47,8 @@ async def abandon_operation(app: App, operation_id: str, reason: str, cause: Cau
     request that was under way until then. Raises :class:`Refusal`.
     """
     known = await app.database.transact(check_abandonable, operation_id)
+    if known.kind is OperationKind.CREATE_ACCOUNT:
+        return await _abandon_account(app, known, reason, cause)
     applied = await _sync(app, known, cause)
     operation, discrepancy = await app.database.transact(
         abandon, app, known, applied, reason, cause
@@ -52,11 +61,9 @@ async def abandon_operation(app: App, operation_id: str, reason: str, cause: Cau
 def check_abandonable(tx: Transaction, operation_id: str) -> Operation:
     """Returns the operation. Raises unless it is parked, without effect, and may be abandoned."""
     operation = require_parked(operation_id, tx.operation(operation_id), _WORD)
-    if operation.kind is OperationKind.CREATE_ACCOUNT:
-        raise _never(operation, "it moves no money, and resumed it finds the account or makes it")
     if operation.is_repayment:
         why = "the client is owed this; SettleClientPayable says that it was paid in another way"
-        raise _never(operation, why, instead="SettleClientPayable")
+        raise _never(operation, why)
     _check_without_effect(operation, tx.now)
     return operation
 
@@ -91,6 +98,37 @@ def abandon(
     ended = tx.operation(operation.operation_id)
     assert ended is not None
     return ended, discrepancy
+
+
+async def _abandon_account(app: App, known: Operation, reason: str, cause: Cause) -> Operation:
+    """Ends the creation of an account that Stripe does not have: other data may be sent then."""
+    account = await app.stripe.find_account(known.operation_id, known.create_time)
+    if account is not None:
+        await app.database.transact(finish_account, app.answers, app.policy, known, account, cause)
+    return await app.database.transact(abandon_account, app.answers, known, reason, cause)
+
+
+def abandon_account(
+    tx: Transaction, answers: Answers, known: Operation, reason: str, cause: Cause
+) -> Operation:
+    """Ends the operation, unless it was resumed or has its account since it was read."""
+    expert = tx.lock_expert(known.expert_id)
+    operation = require_parked(known.operation_id, tx.operation(known.operation_id), _WORD)
+    assert expert is not None
+    facts = {"expert_id": known.expert_id, "operation_id": known.operation_id}
+    if operation.lease_token != known.lease_token:
+        raise Busy(
+            "OPERATION_IN_PROGRESS",
+            "somebody resumed it: list the operations again",
+            {"expert_id": known.expert_id, "state": operation.state.value},
+        )
+    after = replace(expert, operation_id="", version=expert.version + 1, update_time=tx.now)
+    tx.save_expert(after, "expert.account_abandoned", cause, reason=reason)
+    tx.settle_operation(operation.operation_id, OperationState.REFUSED, _CODE)
+    refuse(tx, answers, operation.claim_id, _abandoned(**facts))
+    ended = tx.operation(operation.operation_id)
+    assert ended is not None
+    return ended
 
 
 async def _sync(app: App, operation: Operation, cause: Cause) -> SyncResult:
@@ -141,6 +179,10 @@ def _refusal_of(payment: Payment, operation: Operation) -> Refusal:
     facts = {"payment_id": payment.payment_id, "operation_id": operation.operation_id}
     if operation.dispute_id:
         facts["dispute_id"] = operation.dispute_id
+    return _abandoned(**facts)
+
+
+def _abandoned(**facts: str) -> Refusal:
     return Precondition(
         "ABANDONED_BY_OPERATOR",
         "nothing came of it, and an operator has ended it; a new request takes a new key",
@@ -148,13 +190,13 @@ def _refusal_of(payment: Payment, operation: Operation) -> Refusal:
     )
 
 
-def _never(operation: Operation, why: str, *, instead: str = "ResumeOperation") -> Refusal:
+def _never(operation: Operation, why: str) -> Refusal:
     return Precondition(
         "OPERATION_NOT_ABANDONABLE",
         why,
         {
             "operation_id": operation.operation_id,
             "kind": operation.kind.value,
-            "instead": instead,
+            "instead": "SettleClientPayable",
         },
     )

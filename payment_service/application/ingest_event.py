@@ -22,6 +22,9 @@ _OLDEST_SECONDS: Final = 300
 _NEWEST_SECONDS: Final = 60
 _MAX_SIGNATURES: Final = 16
 
+#: An event with a snapshot of its object, and a thin one of API v2.
+_EVENT_OBJECTS: Final = ("event", "v2.core.event")
+
 
 @dataclass(frozen=True, slots=True)
 class WebhookSecrets:
@@ -119,7 +122,7 @@ def parse_event(endpoint: str, payload: bytes, *, livemode: bool) -> WebhookEven
         event = json.loads(payload.decode(), parse_int=_int_or_text)
     except (ValueError, RecursionError):
         raise Ignored("not_an_event") from None
-    if not isinstance(event, dict) or event.get("object") != "event":
+    if not isinstance(event, dict) or event.get("object") not in _EVENT_OBJECTS:
         raise Ignored("not_an_event")
     if event.get("livemode") is not livemode:
         raise Ignored("other_mode" if isinstance(event.get("livemode"), bool) else "odd")

@@ -52,6 +52,24 @@ ACCOUNT_EVENTS: Final = frozenset(
 )
 
 
+#: What API v2 says of accounts, in thin events: which account, and nothing else of it.
+THIN_ACCOUNT_EVENTS: Final = frozenset(
+    {
+        "v2.core.account.closed",
+        "v2.core.account.created",
+        "v2.core.account.updated",
+        "v2.core.account[configuration.merchant].capability_status_updated",
+        "v2.core.account[configuration.merchant].updated",
+        "v2.core.account[configuration.recipient].capability_status_updated",
+        "v2.core.account[configuration.recipient].updated",
+        "v2.core.account[defaults].updated",
+        "v2.core.account[future_requirements].updated",
+        "v2.core.account[identity].updated",
+        "v2.core.account[requirements].updated",
+    }
+)
+
+
 #: Of connected accounts only: the platform's own payouts are the operators' affair.
 PAYOUT_EVENTS: Final = frozenset(
     {"payout.created", "payout.updated", "payout.paid", "payout.failed", "payout.canceled"}
@@ -79,6 +97,8 @@ def envelope_of(
 
     Raises :class:`MalformedEvent`.
     """
+    if event.get("object") == "v2.core.event":
+        return _thin_envelope_of(endpoint, event, payload_sha256)
     event_id, kind = _text(event, "id"), _text(event, "type")
     if not event_id.startswith("evt_") or not kind:
         raise MalformedEvent("without id or type")
@@ -104,6 +124,48 @@ def envelope_of(
         state="WAITING" if acted_upon else "IGNORED",
         verdict="" if acted_upon else "not_acted_upon",
     )
+
+
+def _thin_envelope_of(
+    endpoint: str, event: Mapping[str, Any], payload_sha256: bytes
+) -> WebhookEvent:
+    """Returns the envelope of an event that names its object and does not show it."""
+    event_id, kind = _text(event, "id"), _text(event, "type")
+    if not event_id.startswith("evt_") or not kind:
+        raise MalformedEvent("without id or type")
+    related = event.get("related_object")
+    shown = related if isinstance(related, Mapping) else {}
+    object_id = _text(shown, "id")
+    acted_upon = kind in THIN_ACCOUNT_EVENTS and object_id.startswith("acct_")
+    return WebhookEvent(
+        event_id=event_id,
+        endpoint=endpoint,
+        type=kind,
+        object_id=object_id,
+        account_id=object_id if acted_upon else "",
+        payment_intent_id="",
+        payment_ref="",
+        payload_sha256=payload_sha256,
+        create_time=_moment(event.get("created")),
+        state="WAITING" if acted_upon else "IGNORED",
+        verdict="" if acted_upon else "not_acted_upon",
+    )
+
+
+def _moment(created: object) -> datetime:
+    """Returns a time that v2 writes as text, RFC 3339 with its offset."""
+    try:
+        moment = datetime.fromisoformat(created) if isinstance(created, str) else None
+    except ValueError:
+        moment = None
+    if moment is None or moment.tzinfo is None:
+        raise MalformedEvent("without time")
+    return moment.astimezone(UTC)
+
+
+def is_account_event(kind: str) -> bool:
+    """Returns whether an event is a reason to read its account again."""
+    return kind in ACCOUNT_EVENTS | THIN_ACCOUNT_EVENTS
 
 
 def _text(value: Mapping[str, Any], name: str) -> str:

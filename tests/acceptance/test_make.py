@@ -257,13 +257,21 @@ def onboarded_account(base: str) -> str:
     client = stripe.StripeClient(
         "sk_test_another", base_addresses={"api": base}, max_network_retries=0
     )
-    account = client.v1.accounts.create(
+    account = client.v2.core.accounts.create(
         {
-            "type": "express",
-            "country": "US",
-            "capabilities": {
-                "transfers": {"requested": True},
-                "card_payments": {"requested": True},
+            "contact_email": "ada@example.com",
+            "dashboard": "express",
+            "identity": {"country": "us"},
+            "configuration": {
+                "recipient": {
+                    "capabilities": {"stripe_balance": {"stripe_transfers": {"requested": True}}}
+                }
+            },
+            "defaults": {
+                "responsibilities": {
+                    "fees_collector": "application",
+                    "losses_collector": "application",
+                }
             },
         }
     )

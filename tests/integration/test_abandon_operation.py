@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from marketplace.payments.v1 import operations_pb2, payments_pb2
+from marketplace.payments.v1 import experts_pb2, operations_pb2, payments_pb2
 from payment_service.application.abandon_operation import abandon, check_abandonable
 from payment_service.application.sync.apply_snapshot import SyncResult
 from payment_service.domain.discrepancies import DiscrepancyKind
@@ -419,18 +419,47 @@ async def test_client_payable_is_settled_and_not_abandoned(world: World) -> None
     await repaid(world, payment.payment_id, IN_ESCROW)
 
 
-async def test_an_account_that_is_to_be_made_is_resumed(world: World) -> None:
+async def parked_account(world: World) -> str:
+    """The operation of an account that Stripe refused to create."""
     await world.stripe.fault("/accounts$", "status", status=401)
     with pytest.raises(Exception, match="UNAVAILABLE"):
         await world.expert("ann")
     [(operation_id,)] = world.sql("SELECT operation_id FROM operations WHERE state = 'PARKED'")
-    refused = await refusal(abandon_by_rpc(world, operation_id))
-    assert (refused.reason, refused.facts["instead"]) == (
-        "OPERATION_NOT_ABANDONABLE",
-        "ResumeOperation",
-    )
-    await resume(world, operation_id)
+    return str(operation_id)
+
+
+async def test_an_account_that_is_to_be_made_is_resumed(world: World) -> None:
+    await resume(world, await parked_account(world))
     await until(lambda: has_account(world), "the account")
+
+
+async def test_an_account_that_is_abandoned_can_be_created_with_other_data(world: World) -> None:
+    operation_id = await parked_account(world)
+    request = experts_pb2.CreateExpertAccountRequest(
+        expert_id="ann", name="Ann", email="ann@example.org", country="CA"
+    )
+    refused = await refusal(world.experts.CreateExpertAccount(request))
+    assert refused.reason == "EXPERT_ALREADY_EXISTS"
+    ended = await abandon_by_rpc(world, operation_id)
+    assert ended.state == operations_pb2.OPERATION_STATE_REFUSED
+    again = await refusal(abandon_by_rpc(world, operation_id))
+    assert (again.reason, again.facts["state"]) == ("WRONG_STATE", "REFUSED")
+    created = await world.experts.CreateExpertAccount(request)
+    assert (created.expert.country, created.expert.email) == ("CA", "ann@example.org")
+    assert len(await world.stripe.effects("account_created")) == 1
+
+
+async def test_an_account_that_stripe_has_is_not_abandoned(start_world: StartWorld) -> None:
+    world = await start_world(loops=False)
+    await world.stripe.fault("/accounts$", "reset", "after")
+    with pytest.raises(Exception, match="UNAVAILABLE"):
+        await world.expert("ann")
+    [(operation_id,)] = world.sql(
+        "UPDATE operations SET state = 'PARKED', lease_until = NULL RETURNING operation_id"
+    )
+    refused = await refusal(abandon_by_rpc(world, operation_id))
+    assert (refused.reason, refused.facts["state"]) == ("WRONG_STATE", "SUCCEEDED")
+    assert await has_account(world)
 
 
 async def has_account(world: World) -> bool:

@@ -22,7 +22,7 @@ MODES = pytest.mark.parametrize(
 async def silent_world(start_world: StartWorld, **policy: Any) -> World:
     """Accounts send no events, neither by webhook nor in the list of events."""
     world = await start_world(policy=policy)
-    await world.stripe.control("POST", "/settings", {"account_events": False})
+    await world.stripe.control("POST", "/settings", {"account_event_form": "none"})
     return world
 
 

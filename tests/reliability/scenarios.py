@@ -139,10 +139,20 @@ async def event_of(
     """The newest of Stripe's events of a kind about an object, as the gateway would hand it on."""
     listed = await world.stripe.api("GET", "/events", account=account, type=kind, limit=20)
     event = next(one for one in listed["data"] if one["data"]["object"]["id"] == object_id)
+    return _handed_on(event, of_account=bool(account))
+
+
+async def account_event(world: World, account: str) -> webhooks_pb2.IngestEventRequest:
+    """The newest of Stripe's thin events about an account, as the gateway would hand it on."""
+    listed = await world.stripe.api_v2("GET", "/core/events", object_id=account)
+    return _handed_on(listed["data"][0], of_account=True)
+
+
+def _handed_on(event: Any, *, of_account: bool) -> webhooks_pb2.IngestEventRequest:
     payload = json.dumps(event)
     endpoint, secret = (
         (webhooks_pb2.WEBHOOK_ENDPOINT_CONNECT, CONNECT_SECRET)
-        if account
+        if of_account
         else (webhooks_pb2.WEBHOOK_ENDPOINT_PLATFORM, PLATFORM_SECRET)
     )
     return webhooks_pb2.IngestEventRequest(
@@ -284,7 +294,7 @@ async def _capture_that_waited(world: World, expert: str) -> Subject:
     await world.stripe.control("POST", f"/accounts/{account}/restore")
     return Subject(
         "WebhookService/IngestEvent",
-        await event_of(world, "account.updated", account, account),
+        await account_event(world, account),
         held.payment_id,
         lambda payment: payment.state == CAPTURED and not payment.waiting_for,
     )
@@ -323,7 +333,7 @@ async def _capture_after_exchange(world: World, expert: str) -> Subject:
     await world.stripe.control("POST", f"/accounts/{account}/complete_onboarding", {})
     return Subject(
         "WebhookService/IngestEvent",
-        await event_of(world, "account.updated", account, account),
+        await account_event(world, account),
         held.payment_id,
         lambda payment: payment.state == CAPTURED and not payment.waiting_for,
     )

@@ -153,6 +153,8 @@ async def start_world() -> AsyncIterator[StartWorld]:
     async def begin(**settings: Any) -> World:
         given = {"port": 0, "seed": "tests", **settings}
         simulator = await start(Config(**given))
+        # Most tests are about money, and make their accounts by v1.
+        simulator.simulation.settings.accounts_v1_support = True
         http = aiohttp.ClientSession()
         client = StripeClient(
             "sk_test_simulator",

@@ -185,11 +185,11 @@ async def test_deauthorized_account_is_out_of_reach(world: World) -> None:
 
 
 async def test_accounts_can_be_silent(world: World) -> None:
-    await world.control("POST", "/settings", {"account_events": False})
+    await world.control("POST", "/settings", {"account_event_form": "none"})
     expert = await world.expert()
     await world.control("POST", f"/accounts/{expert}/deauthorize")
     await world.control("POST", f"/accounts/{expert}/reauthorize")
     assert await world.event_types(expert) == []
-    await world.control("POST", "/settings", {"account_events": True})
+    await world.control("POST", "/settings", {"account_event_form": "by_api"})
     await world.control("POST", f"/accounts/{expert}/restrict")
     assert "account.updated" in await world.event_types(expert)

@@ -48,12 +48,12 @@ class PollingWrites(TransactionStatements):
     ) -> Sequence[EventCursor]:
         """Returns the lists of events that are due, and makes them due again after ``seconds``.
 
-        With ``limit`` 0 this is the platform's own list, otherwise at most ``limit`` lists of
+        With ``limit`` 0 these are the platform's own lists, otherwise at most ``limit`` lists of
         accounts: those that are not ready or have open payments. With ``paid_out`` it is the other
         accounts instead: those with recent earnings or payouts, and former accounts.
         """
         due = "SELECT scope FROM event_cursors WHERE next_time <= now() AND "
-        which = "scope = 'platform'"
+        which = "scope IN ('platform', 'thin')"
         if limit:
             which = (
                 "EXISTS (SELECT FROM experts WHERE stripe_account_id = scope AND NOT deauthorized "

@@ -47,6 +47,10 @@ def _is_silence(error: Exception) -> bool:
     return status is None or status >= 500
 
 
+def _is_missing(error: BaseException) -> bool:
+    return isinstance(error, stripe.InvalidRequestError) and error.http_status == 404
+
+
 class StripeCaller:
     """Makes calls through the circuit breaker and turns failures into outcomes or errors."""
 
@@ -65,13 +69,27 @@ class StripeCaller:
             return answer
 
     async def mutation(
-        self, make: Callable[[], Awaitable[S]], convert: Callable[[S], T]
+        self,
+        make: Callable[[], Awaitable[S]],
+        convert: Callable[[S], T],
+        judge: Callable[[BaseException], Refused | NotSent | Unknown | Misconfigured] = outcome_of,
     ) -> Outcome[T]:
-        """Makes one call and returns its outcome. Raises nothing except a cancellation."""
+        """Makes one call and returns its outcome. Raises nothing except a cancellation.
+
+        ``judge`` says what an error means.
+        """
         try:
             answer = await self._through(make)
         except Exception as error:  # noqa: BLE001 - every exception is judged, none is lost
-            outcome = outcome_of(error)
+            outcome = judge(error)
+            if isinstance(outcome, Misconfigured) and outcome.is_not_set_up:
+                log.error(
+                    "stripe_misconfigured",
+                    code=outcome.code,
+                    request_id=outcome.request_id,
+                    message=outcome.said,
+                )
+                return outcome
             level = log.warning if isinstance(outcome, Unknown | Misconfigured) else log.info
             level("stripe_call_failed", error=type(error).__name__, outcome=repr(outcome))
             return outcome
@@ -81,9 +99,14 @@ class StripeCaller:
             log.error("stripe_answer_unreadable", error=type(error).__name__)
             return Unknown("unreadable")
 
-    async def read(self, make: Callable[[], Awaitable[T]]) -> T | None:
+    async def read(
+        self,
+        make: Callable[[], Awaitable[T]],
+        is_absent: Callable[[BaseException], bool] = _is_missing,
+    ) -> T | None:
         """Makes a call that is safe to repeat, with retries. Returns None if Stripe answers 404.
 
+        ``is_absent`` says which errors mean that as well.
         Raises :class:`Precondition` if Stripe refuses the call, :class:`Exhausted` if the rate
         limit is reached, and :class:`Unavailable` if Stripe does not answer or refuses our
         credentials.
@@ -92,7 +115,7 @@ class StripeCaller:
             try:
                 return await self._through(make)
             except Exception as error:  # noqa: BLE001 - judged below
-                if isinstance(error, stripe.InvalidRequestError) and error.http_status == 404:
+                if is_absent(error):
                     return None
                 outcome = outcome_of(error)
                 if isinstance(outcome, Refused):

@@ -19,7 +19,7 @@ _DESTINATION_MESSAGES: Final = (
     "Funds can't be sent to accounts located in",
     "Cannot create a destination charge for connected accounts in",
 )
-_MOST_CHARACTERS: Final = 300
+_MOST_CHARACTERS: Final = 600
 #: What a message of Stripe may repeat and nobody needs to read: an address, a key, a card's number.
 _PRIVATE: Final = re.compile(
     r"[^\s'\"<>()]+@[^\s'\"<>()]+"

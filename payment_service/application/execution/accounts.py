@@ -33,7 +33,7 @@ from payment_service.domain.ports.stripe import (
     Refused,
     Unknown,
 )
-from payment_service.domain.processor_errors import refused_by_processor
+from payment_service.domain.processor_errors import misconfigured, refused_by_processor
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +83,16 @@ class AccountStrategy:
                     refuse_account, app.answers, operation, outcome, self.cause
                 )
                 raise _refusal_of(operation, outcome)
+            case Misconfigured(is_not_set_up=True, code=code, said=said):
+                # Nobody's data is at fault, so it is tried again until an operator has set the
+                # platform up, or it is parked.
+                retry = Retry(
+                    why=f"{code}: {said}",
+                    after=back_off(app.policy, operation.tries),
+                    new_key=outcome.spent_key,
+                    may_be_sent=False,
+                )
+                await release(app, operation, retry, self.cause)
             case Misconfigured(code=code, said=said):
                 await release(app, operation, park(app.policy, operation, code, said), self.cause)
             case NotSent(why=why) | Unknown(why=why):
@@ -97,6 +107,8 @@ class AccountStrategy:
                 await release(app, operation, retry, self.cause)
             case _:
                 assert_never(outcome)
+        if isinstance(outcome, Misconfigured):
+            raise misconfigured(outcome.code, outcome.request_id, **self.facts(operation))
         raise outcome_unknown(**self.facts(operation))
 
     async def _finish(self, operation: Operation, account: Account) -> SyncResult:

@@ -24,7 +24,7 @@ from payment_service.domain.errors import Busy, Exhausted, Refusal, Unavailable
 from payment_service.domain.ports.database import Transaction
 from payment_service.domain.ports.policy import Policy
 from payment_service.domain.ports.records import Cause, WebhookEvent
-from payment_service.domain.webhook_event import FRAUD_EVENTS, PAYOUT_EVENTS
+from payment_service.domain.webhook_event import FRAUD_EVENTS, PAYOUT_EVENTS, is_account_event
 
 log = structlog.get_logger(__name__)
 
@@ -55,7 +55,7 @@ async def apply_waiting(app: App) -> int:
 
 def _subject(event: WebhookEvent) -> tuple[str, str]:
     """Returns what an event is about. All events of one subject are applied by one sync."""
-    if event.type.startswith(("account.", "capability.")):
+    if is_account_event(event.type):
         return ("account", event.account_id)
     if event.type in PAYOUT_EVENTS:
         return ("payout", event.object_id)

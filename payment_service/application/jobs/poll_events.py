@@ -40,9 +40,14 @@ async def poll_events(app: App) -> int:
         return 0
     for cursor in await app.database.transact(lease_cursors, app.policy):
         try:
-            events = await app.stripe.events(
-                cursor.stripe_account_id, cursor.after_event_id, cursor.seen_until - _OVERLAP
-            )
+            since = cursor.seen_until - _OVERLAP
+            events: Sequence[WebhookEvent] | None
+            if cursor.is_thin:
+                events = await app.stripe.thin_events(since)
+            else:
+                events = await app.stripe.events(
+                    cursor.stripe_account_id, cursor.after_event_id, since
+                )
             if events is None:  # The account has revoked our access.
                 await sync_account(app, cursor.stripe_account_id, POLL)
             elif await app.database.transact(store_polled, cursor, events):
@@ -57,8 +62,9 @@ async def poll_events(app: App) -> int:
 def lease_cursors(tx: Transaction, policy: Policy) -> Sequence[EventCursor]:
     """Returns the lists that are due.
 
-    These are the platform's list, the lists of accounts that are not ready or have open payments,
-    and, less often, the lists of accounts that may still pay out earnings.
+    These are the platform's two lists, of events and of thin events, the lists of accounts that are
+    not ready or have open payments, and, less often, the lists of accounts that may still pay out
+    earnings.
     """
     return [
         *tx.lease_event_cursors(policy.poll_seconds, 0),

@@ -107,7 +107,10 @@ class WebhookEvent:
 
 @dataclass(frozen=True, slots=True)
 class EventCursor:
-    """Whose list of events is read: the platform's (scope ``platform``) or an account's."""
+    """Whose list of events is read: the platform's (scope ``platform``) or an account's.
+
+    The scope ``thin`` is the one list of thin events, which are about accounts.
+    """
 
     scope: str
     seen_until: datetime
@@ -117,6 +120,10 @@ class EventCursor:
     @property
     def stripe_account_id(self) -> str:
         return "" if self.scope == "platform" else self.scope
+
+    @property
+    def is_thin(self) -> bool:
+        return self.scope == "thin"
 
 
 @dataclass(frozen=True, slots=True)

@@ -99,12 +99,19 @@ class Unknown:
 
 @dataclass(frozen=True, slots=True)
 class Misconfigured:
-    """401, 403, our own id unknown, our own key mismatched: a person must check."""
+    """401, 403, our own id unknown, our own key mismatched: a person must check.
+
+    So is a platform that is not set up at Stripe for what was asked.
+    """
 
     code: str
     request_id: str = ""
     #: As of a refusal.
     said: str = ""
+    #: Whether the platform's account at Stripe lacks something that its owner can set up.
+    is_not_set_up: bool = False
+    #: The same key would give this answer again for a day, also when it is set up by then.
+    spent_key: bool = False
 
 
 Outcome: TypeAlias = Done[T] | Refused | NotSent | Unknown | Misconfigured
@@ -213,6 +220,7 @@ class StripePort(Protocol):
     ) -> Sequence[WebhookEvent] | None:
         """None if the expert has cut the account off; so for the links below."""
 
+    async def thin_events(self, since: datetime) -> Sequence[WebhookEvent]: ...
     async def onboarding_link(
         self, stripe_account_id: str, refresh_url: str, return_url: str
     ) -> str | None: ...

@@ -35,7 +35,8 @@ CREATE TABLE event_cursors (
     after_event_id text NOT NULL DEFAULT '',
     next_time timestamptz NOT NULL
 );
-INSERT INTO event_cursors (scope, seen_until, next_time) VALUES ('platform', now(), now());
+INSERT INTO event_cursors (scope, seen_until, next_time) VALUES
+    ('platform', now(), now()), ('thin', now(), now());
 
 -- When an open payment that has not changed for long is polled next.
 CREATE TABLE payment_polls (
