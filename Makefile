@@ -18,6 +18,9 @@ GENERATED := $(STUBS)/.generated
 READY := $(GENERATED)
 CHECKS := $(TOOLS) $(GENERATED)
 
+# A process starts twice as fast from modules that were compiled before; `make clean` removes them.
+unexport PYTHONDONTWRITEBYTECODE
+
 # Extra arguments for pytest: make test ARGS='-k capture -x'
 ARGS ?=
 

@@ -16,6 +16,7 @@ from dev.console import Lines, summarize
 from dev.demo import Ending, Failed, demo, smoke_stripe
 from dev.guard import Guard
 from dev.lock import DirectoryInUseError, DirectoryLock
+from dev.ports import NoFreePortError
 from dev.postgres import EmbeddedPostgres
 from dev.programs import PostgresError
 from dev.settings import RefusedError, StackSettings
@@ -136,7 +137,7 @@ def _report(lines_now: Callable[[], Lines], work: Callable[[], None]) -> None:
         work()
     except CancelledStartError:
         lines_now().step("stopped before everything was ready")
-    except (RefusedError, DirectoryInUseError) as refused:
+    except (RefusedError, NoFreePortError, DirectoryInUseError) as refused:
         lines_now().fail(f"Cannot start: {refused}.")
         sys.exit(_REFUSED)
     except ChildFailedError as failed:

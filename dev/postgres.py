@@ -47,6 +47,7 @@ from dev.cluster import (
 )
 from dev.guard import Guard
 from dev.lock import DirectoryLock
+from dev.ports import first_free_port
 from dev.programs import Account, PostgresError, programs_for
 
 OWNER = "payments"
@@ -339,9 +340,9 @@ def _number_in(path: Path) -> int | None:
 
 
 def _free_port(wanted: int | None) -> int:
-    for candidate in (wanted, 0):
+    if wanted is not None:
         with socket.socket() as probe, contextlib.suppress(OSError, OverflowError):
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(("127.0.0.1", candidate or 0))
-            return int(probe.getsockname()[1])
-    raise PostgresError("no free port on 127.0.0.1")
+            probe.bind(("127.0.0.1", wanted))
+            return wanted
+    return first_free_port(1)

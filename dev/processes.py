@@ -12,11 +12,14 @@ _PROC = Path("/proc")
 def started_at(pid: int) -> str | None:
     """Returns the start time in the system's format; None if it has ended or is a zombie.
 
-    Pid and start together name a process for good: pids alone are given out again.
+    Pid and start together name a process for good: pids alone are given out again. A killed process
+    looks like a zombie as soon as its first thread has ended. It keeps its ports until the last one
+    has.
     """
     if (_PROC / "self/stat").exists():
         state, *rest = _stat(pid) or ["X"]
-        return None if state in "ZX" else rest[18]
+        ended = state == "X" or (state == "Z" and int(rest[16]) <= 1)
+        return None if ended else rest[18]
     answer = _ps(pid, "stat=,lstart=")
     return None if not answer or answer.startswith("Z") else answer.split(maxsplit=1)[1]
 

@@ -1,16 +1,15 @@
 """The settings of a stack: the environment first, then a `.env` file, then defaults."""
 
 import os
-import random
-import socket
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
 from dotenv import dotenv_values
+
+from dev.ports import first_free_port
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -143,27 +142,3 @@ def _port(environment: Mapping[str, str], name: str) -> int:
     if not said.isdecimal() or not 0 < int(said) < 65536:
         raise RefusedError(f"{name}={said} is no port: give a number from 1 to 65535")
     return int(said)
-
-
-#: Below the ports of outgoing connections, which may take a port that was free a moment ago, and
-#: apart from those of the chaos run.
-_FREE_PORTS = range(12_500, 19_900)
-_handed_out: set[int] = set()
-
-
-def first_free_port(length: int) -> int:
-    """Returns the first of this many consecutive ports that are free and were never returned."""
-    for _ in range(200):
-        start = random.choice(_FREE_PORTS)  # noqa: S311 - any will do
-        ports = range(start, start + length)
-        if not _handed_out.isdisjoint(ports):
-            continue
-        with ExitStack() as probes:
-            try:
-                for port in ports:
-                    probes.enter_context(socket.socket()).bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            _handed_out.update(ports)
-            return start
-    raise RefusedError(f"no {length} consecutive free ports on 127.0.0.1")

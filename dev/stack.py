@@ -23,6 +23,7 @@ from dev.child import Child, Sink, Spawn
 from dev.cluster import secret_in
 from dev.guard import Guard
 from dev.lock import DirectoryLock
+from dev.ports import first_free_port
 from dev.postgres import EmbeddedPostgres
 from dev.processes import end, started_at
 from dev.programs import PostgresError
@@ -31,7 +32,6 @@ from dev.settings import (
     SIMULATOR_SECRET_KEY,
     RefusedError,
     StackSettings,
-    first_free_port,
 )
 
 _READY_SECONDS = 60.0

@@ -21,11 +21,11 @@ from dev import probes
 from dev.caller import Mismatch
 from dev.chapters import CHAPTERS
 from dev.demo import onboard_by_form
+from dev.ports import first_free_port
 from dev.settings import (
     ROOT,
     SIMULATOR_PUBLISHABLE_KEY,
     SIMULATOR_SECRET_KEY,
-    first_free_port,
 )
 from dev.story import Story
 from dev.stripe_side import StripeSide

@@ -15,8 +15,8 @@ import grpc
 import psycopg2
 import pytest
 
+from dev.ports import first_free_port
 from dev.postgres import EmbeddedPostgres
-from dev.settings import first_free_port
 from payment_service.adapters.postgres.schema import EXPECTED_REVISION
 from tests.acceptance.conftest import new_name, until
 from tests.acceptance.health import NOT_SERVING, SERVING, check

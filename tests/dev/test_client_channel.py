@@ -8,7 +8,7 @@ from typing import Any
 import grpc
 import pytest
 
-from dev.settings import first_free_port
+from dev.ports import first_free_port
 from marketplace.payments.channel import connect, connect_sync, service_config, target_of
 from marketplace.payments.v1 import payments_pb2, payments_pb2_grpc
 

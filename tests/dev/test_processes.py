@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -49,6 +50,32 @@ def test_zombie_has_ended(sleeper: subprocess.Popen[bytes]) -> None:
     assert end(sleeper.pid, since, [(signal.SIGKILL, 5.0)])
     assert sleeper.returncode is None  # nobody has waited for it yet
     assert started_at(sleeper.pid) is None
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="no /proc here")
+def test_process_whose_first_thread_has_ended_still_runs() -> None:
+    """It looks like a zombie, and holds what it had opened."""
+    program = """
+import ctypes, os, threading
+def last():
+    os.write(1, b"1")
+    os.read(0, 1)
+    os._exit(0)
+threading.Thread(target=last).start()
+ctypes.CDLL(None).pthread_exit(None)
+"""
+    command = [sys.executable, "-S", "-c", program]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdin is not None
+        assert process.stdout.read(1) == b"1"
+        while "(zombie)" not in Path(f"/proc/{process.pid}/status").read_text():
+            time.sleep(0.01)
+        assert started_at(process.pid) is not None
+        process.stdin.close()
+        assert process.stdout.read() == b""  # the last thread has ended
+        while started_at(process.pid) is not None:
+            time.sleep(0.01)
 
 
 @pytest.mark.usefixtures("system")
