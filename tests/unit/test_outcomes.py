@@ -59,4 +59,4 @@ def test_private_words_are_masked(private: str, status: int) -> None:
 def test_a_long_message_is_cut() -> None:
     outcome = outcome_of(_error("x " * 5_000))
     assert isinstance(outcome, Refused)
-    assert len(outcome.said) <= 300
+    assert len(outcome.said) <= 600
