@@ -54,6 +54,8 @@ def check_abandonable(tx: Transaction, operation_id: str) -> Operation:
     operation = require_parked(operation_id, tx.operation(operation_id), _WORD)
     if operation.kind is OperationKind.CREATE_ACCOUNT:
         raise _never(operation, "it moves no money, and resumed it finds the account or makes it")
+    if operation.kind is OperationKind.COLLECT_DEBT:
+        raise _never(operation, "resumed, it finds the reversal, or what it was to take stays owed")
     if operation.is_repayment:
         why = "the client is owed this; SettleClientPayable says that it was paid in another way"
         raise _never(operation, why, instead="SettleClientPayable")

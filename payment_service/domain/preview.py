@@ -7,7 +7,14 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from payment_service.domain.ledger import RefundSplit
-from payment_service.domain.payment import EscrowMode, FreezeReason, Payment, State
+from payment_service.domain.payment import (
+    EscrowMode,
+    FreezeReason,
+    Payment,
+    State,
+    WaitingFor,
+    WaitingReason,
+)
 from payment_service.domain.plans import (
     CapturePlan,
     RefundPlan,
@@ -48,6 +55,12 @@ class Preview:
     before: Payment
     after: Payment
     legs: tuple[Leg, ...]
+
+    @property
+    def refund(self) -> int:
+        """What the client is refunded out of the platform's balance, in minor units."""
+        refunds = (leg.minor_units for leg in self.legs if leg.kind is LegKind.REFUND_CLIENT)
+        return sum(refunds)
 
 
 def preview_capture(payment: Payment, plan: CapturePlan) -> Preview:
@@ -91,6 +104,18 @@ def preview_refund(
     ]
     after = after_refund(payment, plan.split)
     return _preview(payment, replace(after, state=after.resting_state), legs)
+
+
+def refund_that_waits(preview: Preview) -> Preview:
+    """Returns the preview of the same refund if the platform's balance does not cover it now."""
+    waiting = replace(
+        preview.after,
+        state=State.REFUNDING,
+        pending_refund=preview.refund,
+        waiting_for=WaitingFor.PROCESSOR,
+        waiting_reason=WaitingReason.REFUND_PENDING_FUNDS,
+    )
+    return replace(preview, after=waiting)
 
 
 def preview_loss(

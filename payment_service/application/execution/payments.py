@@ -9,6 +9,7 @@ from typing import ClassVar, TypeAlias, assert_never
 
 from payment_service.application.app import App
 from payment_service.application.clock import database_time
+from payment_service.application.execution.funds import release_accepted, report_missing_funds
 from payment_service.application.execution.strategy import Found
 from payment_service.application.operations.lease import (
     back_off,
@@ -27,6 +28,7 @@ from payment_service.domain.operation_payloads import (
     AcceptancePayload,
     CancelPayload,
     CapturePayload,
+    CollectionPayload,
     CreateAccountPayload,
     CreateIntentPayload,
     EvidencePayload,
@@ -78,7 +80,7 @@ class PaymentStrategy:
     async def find(self, operation: Operation) -> Found:
         applied = await self._sync(operation)
         applied = await self._await_balance_transactions(operation, applied)
-        if await is_closed(self.app, operation):
+        if applied.accepted or await is_closed(self.app, operation):
             return Found(applied, is_closed=True)
         await self._check_resend_allowed(operation, applied)
         return Found(applied, is_closed=False)
@@ -148,6 +150,9 @@ class PaymentStrategy:
                 return applied
             if not (applied.stale or applied.operation_deferred):
                 return applied
+            if applied.accepted:
+                await release_accepted(self.app, operation, applied.payment, self.cause)
+                return applied
             await asyncio.sleep(pause)
             applied = await self._sync(operation)
         if applied.operation_deferred and not await is_closed(self.app, operation):
@@ -194,7 +199,7 @@ class PaymentStrategy:
         app, cause = self.app, self.cause
         applied = await self._sync(operation)
         applied = await self._await_balance_transactions(operation, applied)
-        if await is_closed(app, operation):
+        if applied.accepted or await is_closed(app, operation):
             return applied
         if waits_for_expert(operation, refused) and applied.payment is not None:
             # So that the recorded account is the one that Stripe's refusal was about.
@@ -204,6 +209,8 @@ class PaymentStrategy:
         )
         if ended.discrepancy is not None:
             app.alarms.discrepancy(ended.discrepancy.payment_id, ended.discrepancy.kind)
+        if ended.waits_for_funds and operation.tries:
+            await report_missing_funds(app, operation)
         if operation.is_repayment:
             app.alarms.operation_parked(operation, refused.code)
         return replace(applied, answers={**applied.answers, **ended.answers})
@@ -288,6 +295,8 @@ async def _send(app: App, operation: Operation) -> Outcome[Made]:
             return await stripe.reverse_transfer(
                 key, reversal.transfer_id, reversal.transfer_minor_units, metadata
             )
+        case CollectionPayload():
+            raise AssertionError("debts are collected by execution.collections")
         case CreateAccountPayload():
             raise AssertionError("accounts are created by execution.accounts")
         case EvidencePayload() | AcceptancePayload():

@@ -395,7 +395,13 @@ def test_the_scripts_reach_every_kind_of_event_that_following_can_bring() -> Non
     seldom = {EventKind.REPAYMENT_ABANDONED, EventKind.REFUND_FAILED_UNBOOKED}
     # An operator's word alone, which nothing at Stripe brings.
     by_word = {EventKind.CLIENT_PAYABLE_SETTLED}
-    never = creation | by_the_clock | disputes | by_word
+    # Where the platform's balance, or the expert's, is too low: the integration tests have both.
+    funds = {
+        EventKind.REFUND_ACCEPTED,
+        EventKind.PENDING_REFUND_FAILED,
+        EventKind.DEBT_COLLECTED,
+    }
+    never = creation | by_the_clock | disputes | by_word | funds
     for number in range(8):
         begin_from = seed(number)
         begin_from(play)()
