@@ -247,7 +247,7 @@ MUTANTS = (
         (
             Edit(
                 "payment_service/domain/sync/money_back.py",
-                "    legs, debt = reversal_legs(changes, context.snapshot, split.expert_amount)\n",
+                "    legs, debt = reversal_legs(changes, context, split.expert_amount)\n",
                 "    legs, debt = [], 0\n",
             ),
         ),

@@ -91,6 +91,13 @@ def parse(arguments: list[str]) -> Config:
         default=environment.get("STRIPE_SIMULATOR_PUBLIC_URL") or None,
         help="what links to the hosted pages begin with, when it is not the address listened on",
     )
+    add(
+        "--platform-funds",
+        type=int,
+        default=int(environment.get("STRIPE_SIMULATOR_PLATFORM_FUNDS", "10000000")),
+        help="what a new platform has of its own in each settlement currency, in minor units; 0 is "
+        "a marketplace that has nothing but its commissions",
+    )
     given = parser.parse_args(arguments)
     webhooks = given.webhook
     if webhooks is None:
@@ -109,6 +116,7 @@ def parse(arguments: list[str]) -> Config:
         settlement_currencies=tuple(given.settlement_currencies.lower().split(",")),
         platform_account=given.platform_account,
         public_url=given.public_url.rstrip("/") if given.public_url else None,
+        platform_funds=given.platform_funds,
     )
 
 

@@ -339,7 +339,8 @@ def deauthorize(simulation: Simulation, id_: str) -> Row:
         "name": "stripe_simulator platform",
         "_account": id_,
     }
-    emit(simulation, "account.application.deauthorized", application)
+    if simulation.settings.account_event_form != "none":
+        emit(simulation, "account.application.deauthorized", application)
     simulation.effect("account_deauthorized", id_, metadata=account["metadata"])
     return account
 

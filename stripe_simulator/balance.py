@@ -21,6 +21,9 @@ from stripe_simulator.store import Row
 PROCESSING_BASIS_POINTS = 290
 PROCESSING_FIXED = 30
 
+# How long before the start the platform's own money was topped up.
+FUNDED_BEFORE_SECONDS = 30 * 24 * 3_600
+
 REPORTING_CATEGORIES = {
     "charge": "charge",
     "payment": "charge",
@@ -114,6 +117,10 @@ class Balances:
         sums = self._matured(account, currency)
         return sums.available + sums.pending
 
+    def maturing(self, account: str, currency: str) -> list[int]:
+        """When money that is pending becomes available."""
+        return sorted({moment for moment, _ in self._matured(account, currency).maturing})
+
     def currencies(self, account: str) -> list[str]:
         return sorted(currency for owner, currency in self._sums if owner == account)
 
@@ -130,9 +137,10 @@ class Balances:
         description: str | None = None,
         exchange_rate: float | None = None,
         reporting_category: str | None = None,
+        created: int | None = None,
     ) -> Row:
         """Write one line; without `available_on` its money moves at once."""
-        now = self._simulation.now()
+        now = created or self._simulation.now()
         details = fee_details or []
         fee = sum(detail["amount"] for detail in details)
         row = self._simulation.store.insert(
@@ -161,6 +169,24 @@ class Balances:
         for tell in self.on_line:
             tell(row)
         return row
+
+
+def fund_platform(simulation: Simulation) -> None:
+    """Give a new platform money of its own, as a top-up of long ago; only once."""
+    amount = simulation.config.platform_funds
+    if not amount or simulation.store.count("balance_transaction"):
+        return
+    with simulation.acting():
+        for currency in simulation.config.settlement_currencies:
+            simulation.balances.record(
+                simulation.platform,
+                "topup",
+                None,
+                amount,
+                currency,
+                description="STRIPE TOPUP",
+                created=simulation.now() - FUNDED_BEFORE_SECONDS,
+            )
 
 
 def processing_fee(amount: int, currency: str) -> list[dict[str, Any]]:

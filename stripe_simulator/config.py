@@ -39,6 +39,8 @@ class Config:
     settlement_currencies: tuple[str, ...] = ("usd", "eur", "gbp", "jpy")
     platform_account: str = "acct_1SimulatorPlatform"
     public_url: str | None = None
+    # What a new platform has of its own in each settlement currency, in minor units.
+    platform_funds: int = 0
 
 
 @dataclasses.dataclass
@@ -69,9 +71,12 @@ class Settings:
     # with what is pending, for one that a destination charge made; `unlimited` stands for
     # connected reserves, with which the balance may turn negative.
     reversal_balance: str = "documented"
-    # A refund that the platform's balance cannot bear: `negative` lets it, `pending` waits until
-    # there is money (documented for card refunds), looking every hour.
-    refund_on_low_balance: str = "negative"
+    # A refund that the platform's available balance cannot bear: `pending` waits until there is
+    # money (documented for card refunds), `refused` is a 400 (reported by users of Stripe).
+    refund_on_low_balance: str = "pending"
+    # Days after which a refund that waits for money fails. Stripe has such a window and does not
+    # say how long it is: this is our guess.
+    refund_funds_days: int = 30
     # Seconds until the bank decides on submitted evidence whose text says how it shall decide.
     dispute_review_seconds: int = 60
     # Days to answer a dispute, to the end of the last one in UTC (7 to 21 are documented).
@@ -128,7 +133,7 @@ SETTING_CHOICES = {
     "account_event_form": ("by_api", "snapshot", "thin", "both", "none"),
     "payout_interval": ("daily", "manual"),
     "platform_payout_interval": ("daily", "manual"),
-    "refund_on_low_balance": ("negative", "pending"),
+    "refund_on_low_balance": ("pending", "refused"),
     "webhook_status": ("enabled", "disabled"),
     "reversal_balance": ("documented", "total", "available", "unlimited"),
 }

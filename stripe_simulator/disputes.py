@@ -159,6 +159,8 @@ def _inquiry_ends(dispute: Row) -> int:
 
 def _withdraw(simulation: Simulation, dispute: Row, charge: Row) -> str:
     """Take the amount and the fee from the platform; the id of the line."""
+    # A refund that waits for the platform's money fails now.
+    simulation.schedule(simulation.now(), "refund_funds", charge["id"])
     settled, currency, exchange_rate = settle(simulation, dispute["amount"], dispute["currency"])
     line = simulation.balances.record(
         dispute["_account"],

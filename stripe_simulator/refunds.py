@@ -23,20 +23,67 @@ from stripe_simulator.events import emit
 from stripe_simulator.simulation import Call, Simulation, merged_metadata
 from stripe_simulator.store import Row
 
-# How often a refund that waits for the platform's money looks for it.
-LOOK_AGAIN_SECONDS = 3_600
+DAY = 24 * 3_600
 
 
 def register(simulation: Simulation) -> None:
-    simulation.due_handlers["refund_outcome"] = lambda id_: _outcome(simulation, id_)
-    simulation.on_rebuild.append(lambda: _schedule_all(simulation))
-    _schedule_all(simulation)
+    Waiting(simulation)
 
 
-def _schedule_all(simulation: Simulation) -> None:
-    for refund in simulation.store.all("refund"):
-        if refund.get("_outcome_at") is not None:
-            simulation.schedule(refund["_outcome_at"], "refund_outcome", refund["id"])
+class Waiting:
+    """The refunds whose outcome comes later: by time, or when the platform has the money."""
+
+    def __init__(self, simulation: Simulation) -> None:
+        self._simulation = simulation
+        #: The refunds that wait for the platform's money.
+        self._for_money: set[str] = set()
+        simulation.due_handlers["refund_outcome"] = lambda id_: _outcome(simulation, id_)
+        simulation.due_handlers["refund_waits"] = self._begin
+        simulation.due_handlers["refund_funds"] = lambda _: self.pay()
+        simulation.balances.on_line.append(self._money_came)
+        simulation.on_rebuild.append(self.rebuild)
+        self.rebuild()
+
+    def rebuild(self) -> None:
+        self._for_money.clear()
+        for refund in self._simulation.store.all("refund"):
+            if refund.get("_outcome_at") is not None:
+                self._simulation.schedule(refund["_outcome_at"], "refund_outcome", refund["id"])
+            if _waits_for_money(refund):
+                self._begin(refund["id"])
+
+    def _begin(self, id_: str) -> None:
+        """Look again whenever money that is on its way becomes available."""
+        refund = self._simulation.store.get("refund", id_)
+        if refund is None or not _waits_for_money(refund):
+            return
+        self._for_money.add(id_)
+        _, currency, _ = settle(self._simulation, refund["amount"], refund["currency"])
+        for moment in self._simulation.balances.maturing(refund["_account"], currency):
+            self._simulation.schedule(moment, "refund_funds", id_)
+
+    def _money_came(self, line: Row) -> None:
+        if self._for_money and line["_account"] == self._simulation.platform and line["net"] > 0:
+            self._simulation.schedule(line["available_on"], "refund_funds", line["id"])
+
+    def pay(self) -> None:
+        """Pay the refunds that can be paid in full now, the oldest first."""
+        simulation = self._simulation
+        found = [simulation.store.get("refund", id_) for id_ in self._for_money]
+        waiting = [refund for refund in found if refund is not None and _waits_for_money(refund)]
+        self._for_money = {refund["id"] for refund in waiting}
+        for refund in sorted(waiting, key=lambda one: int(one["_sequence"])):
+            charge = simulation.store.require("charge", refund["charge"])
+            if disputes.is_charged_back(simulation, charge["id"]):
+                fail(simulation, refund, "charge_for_pending_refund_disputed")
+            elif not _lacks_money(simulation, charge, refund["amount"]):
+                line = _pay(simulation, charge, refund)
+                simulation.store.change("refund", refund["id"], balance_transaction=line["id"])
+                _succeed(simulation, refund["id"])
+
+
+def _waits_for_money(refund: Row) -> bool:
+    return refund["status"] == "pending" and refund["balance_transaction"] is None
 
 
 def insert(
@@ -147,6 +194,12 @@ def create(call: Call) -> Row:
     if transfer is not None and taken_back:
         # The fee that goes back to the connected account helps to bear the reversal.
         transfers.check_reversible(simulation, transfer, taken_back - fee_back)
+    refuses = simulation.settings.refund_on_low_balance == "refused"
+    if refuses and _lacks_money(simulation, charge, amount):
+        raise refused(
+            "Insufficient funds in your Stripe balance to refund this amount.",
+            message_code="insufficient_balance_for_refund",
+        )
     return _refund(call, charge, amount, transfer, taken_back, fee, fee_back)
 
 
@@ -208,7 +261,8 @@ def _refund(
     wait = None
     if _lacks_money(simulation, charge, amount):
         changes.update(status="pending", pending_reason="insufficient_funds")
-        wait = LOOK_AGAIN_SECONDS
+        wait = simulation.settings.refund_funds_days * DAY
+        simulation.schedule(simulation.now(), "refund_waits", id_)
     else:
         changes["balance_transaction"] = _pay(simulation, charge, refund)["id"]
         if card.refund == "pending":
@@ -248,15 +302,13 @@ def _refund(
 
 
 def _lacks_money(simulation: Simulation, charge: Row, amount: int) -> bool:
-    """Whether a refund has to wait, as card refunds do when the platform's balance is short."""
-    if simulation.settings.refund_on_low_balance != "pending":
-        return False
+    """Whether the available balance cannot bear a refund. What is pending does not count."""
     settled, currency, _ = settle(simulation, amount, charge["currency"])
-    return simulation.balances.total(charge["_account"], currency) < settled
+    return simulation.balances.available(charge["_account"], currency) < settled
 
 
 def _pay(simulation: Simulation, charge: Row, refund: Row) -> Row:
-    """Take a refund's money from the platform's balance."""
+    """Take a refund's money from the platform's available balance."""
     settled, currency, exchange_rate = settle(simulation, refund["amount"], charge["currency"])
     return simulation.balances.record(
         charge["_account"],
@@ -264,26 +316,20 @@ def _pay(simulation: Simulation, charge: Row, refund: Row) -> Row:
         refund["id"],
         -settled,
         currency,
-        available_on=charge["_available_on"],
         description=f"REFUND FOR CHARGE ({charge['description'] or ''})",
         exchange_rate=exchange_rate,
     )
 
 
-def _look_again(simulation: Simulation, refund: Row) -> None:
-    """A refund that waits for money: pay it if there is some now, else wait on."""
+def _expire(simulation: Simulation, refund: Row) -> None:
+    """A refund that has waited too long for money is never paid."""
     charge = simulation.store.require("charge", refund["charge"])
-    if disputes.is_charged_back(simulation, charge["id"]):
-        fail(simulation, refund, "charge_for_pending_refund_disputed")
-        return
-    if _lacks_money(simulation, charge, refund["amount"]):
-        again = simulation.now() + LOOK_AGAIN_SECONDS
-        simulation.store.change("refund", refund["id"], _outcome_at=again)
-        simulation.schedule(again, "refund_outcome", refund["id"])
-        return
-    line = _pay(simulation, charge, refund)
-    simulation.store.change("refund", refund["id"], balance_transaction=line["id"])
-    _succeed(simulation, refund["id"])
+    disputed = disputes.is_charged_back(simulation, charge["id"])
+    fail(
+        simulation,
+        refund,
+        "charge_for_pending_refund_disputed" if disputed else "insufficient_funds",
+    )
 
 
 def _succeed(simulation: Simulation, id_: str) -> None:
@@ -308,7 +354,7 @@ def _outcome(simulation: Simulation, id_: str) -> None:
     if refund is None or refund.get("_outcome_at") is None:
         return
     if refund["balance_transaction"] is None:
-        _look_again(simulation, refund)
+        _expire(simulation, refund)
     elif refund["status"] == "pending":
         _succeed(simulation, id_)
     else:

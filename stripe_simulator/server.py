@@ -10,6 +10,7 @@ import logging
 from aiohttp import web
 
 from stripe_simulator.api import Api
+from stripe_simulator.balance import fund_platform
 from stripe_simulator.config import Config
 from stripe_simulator.control import Control
 from stripe_simulator.faults import Faults
@@ -50,6 +51,7 @@ async def start(config: Config) -> RunningSimulator:
     """Start a simulator in this event loop; port 0 takes a free one."""
     simulation = Simulation(config)
     register_all(simulation)
+    fund_platform(simulation)
     faults = Faults(f"{simulation.ids.seed}:faults")
     api = Api(simulation, faults)
     webhooks = Webhooks(simulation)

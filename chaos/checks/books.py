@@ -64,7 +64,7 @@ def nothing_stays_between_accounts(evidence: Evidence) -> Iterator[tuple[str, st
             held[currency] += payment["held"]
     for account, currency in sums.keys() | wanted.keys():
         total, due = sums[account, currency], wanted[account, currency]
-        known = account.startswith(("escrow:", "client_payable:", "losses"))
+        known = account.startswith(("escrow:", "client_payable:", "pending_refund:", "losses"))
         if known and total != due:
             what = f"{account} stands at {total} {currency}, not at {due}"
             yield what, account.partition(":")[2]
@@ -147,9 +147,9 @@ def _came_due(evidence: Evidence) -> Counter[tuple[str, str]]:
         whose = (owners[payment_id]["expert_id"], owners[payment_id]["currency"].strip())
         for event in events:
             facts = facts_of(event)
-            if event["kind"] in _TAKEN_BACK:
+            if event["kind"] in (*_TAKEN_BACK, "payment.refund_accepted"):
                 due[whose] += facts.get("expert_amount") or 0
-            elif event["kind"] == "payment.transfer_reversed":
+            elif event["kind"] in ("payment.transfer_reversed", "payment.debt_collected"):
                 due[whose] -= facts["amount"]
             elif event["kind"] == "payment.captured":
                 due[whose] -= facts.get("debt_offset") or 0

@@ -61,9 +61,12 @@ async def abandon_operation(app: App, operation_id: str, reason: str, cause: Cau
 def check_abandonable(tx: Transaction, operation_id: str) -> Operation:
     """Returns the operation. Raises unless it is parked, without effect, and may be abandoned."""
     operation = require_parked(operation_id, tx.operation(operation_id), _WORD)
+    if operation.kind is OperationKind.COLLECT_DEBT:
+        why = "resumed, it finds the reversal, or what it was to take stays owed"
+        raise _never(operation, why, "ResumeOperation")
     if operation.is_repayment:
         why = "the client is owed this; SettleClientPayable says that it was paid in another way"
-        raise _never(operation, why)
+        raise _never(operation, why, "SettleClientPayable")
     _check_without_effect(operation, tx.now)
     return operation
 
@@ -190,13 +193,13 @@ def _abandoned(**facts: str) -> Refusal:
     )
 
 
-def _never(operation: Operation, why: str) -> Refusal:
+def _never(operation: Operation, why: str, instead: str) -> Refusal:
     return Precondition(
         "OPERATION_NOT_ABANDONABLE",
         why,
         {
             "operation_id": operation.operation_id,
             "kind": operation.kind.value,
-            "instead": "SettleClientPayable",
+            "instead": instead,
         },
     )

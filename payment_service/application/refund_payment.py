@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from payment_service.application.app import App
+from payment_service.application.execution.funds import available_in
 from payment_service.application.idempotency import (
     CallResult,
     IdempotentCommand,
@@ -21,7 +22,7 @@ from payment_service.domain.payment import Payment
 from payment_service.domain.plans import RefundPlan, RequestedAmount, amount_in
 from payment_service.domain.ports.database import Transaction
 from payment_service.domain.ports.policy import Policy
-from payment_service.domain.preview import Preview, preview_refund
+from payment_service.domain.preview import Preview, preview_refund, refund_that_waits
 from payment_service.domain.state_machine import Transition
 
 
@@ -51,6 +52,19 @@ def begin_refund(tx: Transaction, policy: Policy, command: RefundPayment, claim_
     operation, transition = start_refund(tx, policy, payment, plan, origin)
     tx.record(transition, command.cause)
     return Started(operation, transition.after)
+
+
+async def preview_refund_payment(app: App, command: RefundPayment) -> Preview:
+    """Returns what the call would do, and whether it would wait for the platform's balance.
+
+    That is known only for a currency in which Stripe settles; another one is converted.
+    """
+    preview = await app.database.transact(refund_preview, command)
+    currency = preview.before.currency
+    if not preview.refund or currency not in app.policy.settlement_currencies:
+        return preview
+    available = available_in(await app.stripe.account_balance("") or (), currency)
+    return preview if available >= preview.refund else refund_that_waits(preview)
 
 
 def refund_preview(tx: Transaction, command: RefundPayment) -> Preview:

@@ -66,6 +66,7 @@ def event_body(transition: Transition, schedule: Schedule, cause: Cause) -> str:
             "lost": after.lost + after.lost_held,
             "net_commission": after.net_commission,
             "client_payable": after.client_payable,
+            "pending_refund": after.pending_refund,
             "currency": after.currency,
         },
         "facts": dict(transition.facts),

@@ -18,6 +18,7 @@ class ClosesWhen(StrEnum):
     COVERED = "a reconciliation of all payments no longer finds it"
     NOTHING_HELD = "the payment holds nothing any more"
     NOTHING_PAYABLE = "the client is owed nothing any more"
+    FUNDS_CAME = "the payment no longer waits for the platform's balance"
     SYNC_AGREES = "a sync of the payment finds nothing that does not fit"
     INVARIANT_HOLDS = "the invariant holds for the payment"
 
@@ -59,6 +60,8 @@ class DiscrepancyKind(StrEnum):
     # Money that must still go to the client.
     REFUND_FAILED = "refund_failed", ClosesWhen.NOTHING_PAYABLE
     REMAINDER_NOT_RETURNED = "remainder_not_returned", ClosesWhen.NOTHING_HELD
+    #: Stripe takes a refund, or a transfer, out of the platform's available balance only.
+    REFUND_WAITS_FOR_FUNDS = "refund_waits_for_funds", ClosesWhen.FUNDS_CAME
 
     # Reconciliation compared the ledger with Stripe's balance.
     ACCOUNT_UNREAD = "account_unread", ClosesWhen.COVERED

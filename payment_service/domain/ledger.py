@@ -7,6 +7,7 @@ id of Stripe's balance transaction, so that each can be compared with Stripe's o
     assets       stripe:platform   stripe:connected:{expert}   expert_debt:{expert}
                  dispute_hold:{payment}
     liabilities  escrow:{payment}  client_payable:{payment}    expert_funds:{expert}
+                 pending_refund:{payment}
     result       commission   processor_fee   dispute_fee   losses   settled_out_of_band   fx
     memo         hold   client
 
@@ -50,6 +51,10 @@ def escrow(payment_id: str) -> str:
 
 def client_payable(payment_id: str) -> str:
     return f"client_payable:{payment_id}"
+
+
+def pending_refund(payment_id: str) -> str:
+    return f"pending_refund:{payment_id}"
 
 
 def dispute_hold(payment_id: str) -> str:
@@ -109,6 +114,8 @@ class RefundSplit:
     expert_amount: int = 0
     #: Payable since an earlier refund failed. This pays it, so that nobody pays it again.
     from_payable: int = 0
+    #: The same refund was accepted before, and was divided then.
+    from_pending: int = 0
 
     @property
     def from_captured(self) -> int:
@@ -116,7 +123,7 @@ class RefundSplit:
 
     @property
     def whole(self) -> int:
-        return self.from_payable + self.from_escrow + self.from_captured
+        return self.from_payable + self.from_pending + self.from_escrow + self.from_captured
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,10 +295,31 @@ class Book:
         return without_zeros(
             [
                 self.line("client_refunded", client_payable(self.payment_id), split.from_payable),
+                self.line("client_refunded", pending_refund(self.payment_id), split.from_pending),
                 self.line("client_refunded", escrow(self.payment_id), split.from_escrow),
                 self.line("client_refunded", COMMISSION, split.commission),
                 self.line("client_refunded", owed_by, split.expert_amount),
                 *self.into_stripe("client_refunded", STRIPE_PLATFORM, -1, split.whole, settled),
+            ]
+        )
+
+    def refund_accepted(self, split: RefundSplit, *, owed_by: str) -> list[Posting]:
+        """A refund waits for the platform's balance. ``owed_by`` bears the expert's amount."""
+        return without_zeros(
+            [
+                self.line("refund_accepted", escrow(self.payment_id), split.from_escrow),
+                self.line("refund_accepted", COMMISSION, split.commission),
+                self.line("refund_accepted", owed_by, split.expert_amount),
+                self.line("refund_accepted", pending_refund(self.payment_id), -split.whole),
+            ]
+        )
+
+    def pending_refund_failed(self, amount: int) -> list[Posting]:
+        """A refund that waited for the platform's balance was not paid: the client is owed it."""
+        return without_zeros(
+            [
+                self.line("pending_refund_failed", pending_refund(self.payment_id), amount),
+                self.line("pending_refund_failed", client_payable(self.payment_id), -amount),
             ]
         )
 

@@ -115,6 +115,18 @@ class ReversalPayload:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CollectionPayload:
+    """Collects an expert's debt by the reversal of a transfer of this payment."""
+
+    payment_id: str
+    transfer_id: str
+    #: What Stripe is asked for, in minor units of the transfer's currency.
+    transfer_minor_units: int
+    #: The currency of the debt and of the operation's amount.
+    currency: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CreateAccountPayload:
     """Creates an expert's connected account."""
 
@@ -148,6 +160,7 @@ OperationPayload = (
     | RefundPayload
     | TransferPayload
     | ReversalPayload
+    | CollectionPayload
     | CreateAccountPayload
     | EvidencePayload
     | AcceptancePayload

@@ -18,6 +18,7 @@ from payment_service.domain.operation_payloads import (
     AcceptancePayload,
     CancelPayload,
     CapturePayload,
+    CollectionPayload,
     CreateAccountPayload,
     CreateIntentPayload,
     EvidencePayload,
@@ -44,6 +45,7 @@ class OperationKind(StrEnum):
     PROMOTE = "promote"
     TRANSFER = "transfer"
     REVERSE_TRANSFER = "reverse_transfer"
+    COLLECT_DEBT = "collect_debt"
     CREATE_ACCOUNT = "create_account"
     SUBMIT_EVIDENCE = "submit_evidence"
     ACCEPT_DISPUTE = "accept_dispute"
@@ -57,6 +59,7 @@ PAYLOAD_TYPES: Final[Mapping[OperationKind, type[OperationPayload]]] = {
     OperationKind.REFUND: RefundPayload,
     OperationKind.TRANSFER: TransferPayload,
     OperationKind.REVERSE_TRANSFER: ReversalPayload,
+    OperationKind.COLLECT_DEBT: CollectionPayload,
     OperationKind.CREATE_ACCOUNT: CreateAccountPayload,
     OperationKind.SUBMIT_EVIDENCE: EvidencePayload,
     OperationKind.ACCEPT_DISPUTE: AcceptancePayload,
@@ -76,6 +79,8 @@ class OperationPurpose(StrEnum):
     REPAYMENT = "REPAYMENT"
     #: A reversal that takes back from the expert what a lost dispute cost.
     LOSS = "LOSS"
+    #: A reversal that takes from the expert what the expert owes.
+    DEBT = "DEBT"
 
 
 #: Answers to a dispute: they belong to the dispute and leave the payment's own operation alone.
@@ -196,8 +201,8 @@ class Operation:
 
     @property
     def related_payment_id(self) -> str:
-        """The payment that it concerns, also of an answer to a dispute; empty for an account."""
-        if isinstance(self.payload, EvidencePayload | AcceptancePayload):
+        """The payment that it concerns, whatever its subject is; empty for an account."""
+        if isinstance(self.payload, EvidencePayload | AcceptancePayload | CollectionPayload):
             return self.payload.payment_id
         return self.payment_id
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from typing import Final
 
 from payment_service.domain.ledger import Book
 from payment_service.domain.money import Money
@@ -81,7 +82,7 @@ class WaitingFor(StrEnum):
 
 
 class WaitingReason(StrEnum):
-    """Why a capture waits for the expert: the last known status of the account."""
+    """Why a payment waits: the status of the expert's account, or the platform's balance."""
 
     NOTHING = ""
     EXPERT_ONBOARDING = "EXPERT_ONBOARDING"  # Left by the expert, who completes Stripe's form.
@@ -92,6 +93,13 @@ class WaitingReason(StrEnum):
     EXPERT_REFUSED = "EXPERT_REFUSED"  # Stripe calls the account well; tried again each minute.
     #: The charge can pay only an account that the expert has no more. Only a refund ends this.
     DESTINATION_ACCOUNT_REPLACED = "DESTINATION_ACCOUNT_REPLACED"
+    REFUND_PENDING_FUNDS = "REFUND_PENDING_FUNDS"  # Left when Stripe pays or fails the refund.
+    TRANSFER_PENDING_FUNDS = "TRANSFER_PENDING_FUNDS"  # Left when Stripe accepts the transfer.
+
+
+WAITS_FOR_FUNDS: Final = frozenset(
+    {WaitingReason.REFUND_PENDING_FUNDS, WaitingReason.TRANSFER_PENDING_FUNDS}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +160,9 @@ class Payment:
     net_commission: int = 0
     #: What failed refunds returned to the platform: payable to the client.
     client_payable: int = 0
+    #: What a refund that waits for the platform's balance has to pay to the client. It is counted
+    #: as refunded already.
+    pending_refund: int = 0
     #: Stripe's own fee; None until Stripe shows its balance transaction.
     processor_fee: int | None = None
     payment_intent_id: str = ""
@@ -160,7 +171,7 @@ class Payment:
     #: The open operation at Stripe; at most one.
     operation_id: str = ""
     waiting_for: WaitingFor = WaitingFor.NOTHING
-    #: Why it waits, if it waits for the expert.
+    #: Why it waits, if it waits for the expert or for the platform's balance.
     waiting_reason: WaitingReason = WaitingReason.NOTHING
     failure: Failure | None = None
     version: int = 0
@@ -196,6 +207,11 @@ class Payment:
         if self.held:
             return State.IN_ESCROW
         return State.CAPTURED if self.net > 0 else State.REFUNDED
+
+    @property
+    def waits_for_funds(self) -> bool:
+        """Whether the platform's available balance is too low for the open operation."""
+        return self.waiting_reason in WAITS_FOR_FUNDS
 
     @property
     def book(self) -> Book:

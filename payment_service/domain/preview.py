@@ -56,6 +56,12 @@ class Preview:
     after: Payment
     legs: tuple[Leg, ...]
 
+    @property
+    def refund(self) -> int:
+        """What the client is refunded out of the platform's balance, in minor units."""
+        refunds = (leg.minor_units for leg in self.legs if leg.kind is LegKind.REFUND_CLIENT)
+        return sum(refunds)
+
 
 def preview_waiting_capture(payment: Payment, plan: CapturePlan, reason: WaitingReason) -> Preview:
     """Previews a capture that would wait for the expert's account, for this reason.
@@ -118,6 +124,18 @@ def preview_refund(
     ]
     after = after_refund(payment, plan.split)
     return _preview(payment, replace(after, state=after.resting_state), legs)
+
+
+def refund_that_waits(preview: Preview) -> Preview:
+    """Returns the preview of the same refund if the platform's balance does not cover it now."""
+    waiting = replace(
+        preview.after,
+        state=State.REFUNDING,
+        pending_refund=preview.refund,
+        waiting_for=WaitingFor.PROCESSOR,
+        waiting_reason=WaitingReason.REFUND_PENDING_FUNDS,
+    )
+    return replace(preview, after=waiting)
 
 
 def preview_loss(

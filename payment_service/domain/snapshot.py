@@ -80,6 +80,11 @@ class Refund:
         """Stripe's ``failed`` or ``canceled``: the money came back to the platform."""
         return self.status in ("failed", "canceled")
 
+    @property
+    def waits_for_funds(self) -> bool:
+        """Stripe has accepted it, and pays it when the platform's balance covers it."""
+        return self.status == "pending" and self.line is None
+
 
 @dataclass(frozen=True, slots=True)
 class Reversal:
@@ -90,6 +95,17 @@ class Reversal:
     operation_id: str = ""
     line: BalanceTransaction | None = None
     connected_line: BalanceTransaction | None = None
+    #: Stripe's status. Most reversals have none: they are done when they are made.
+    status: str = ""
+
+    @property
+    def is_done(self) -> bool:
+        return self.status in ("", "succeeded")
+
+    @property
+    def failed(self) -> bool:
+        """Stripe could not take the money: it stays with the expert."""
+        return self.status in ("failed", "canceled")
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +133,10 @@ class Transfer:
 
     @property
     def left(self) -> int:
-        """What has not been reversed yet, in the transfer's currency."""
-        return self.minor_units - sum(reversal.minor_units for reversal in self.reversals)
+        """What no reversal takes, done or not done yet, in the transfer's currency."""
+        return self.minor_units - sum(
+            reversal.minor_units for reversal in self.reversals if not reversal.failed
+        )
 
 
 @dataclass(frozen=True, slots=True)

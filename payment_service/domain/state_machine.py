@@ -49,9 +49,12 @@ class EventKind(StrEnum):
     EXPIRED = "payment.expired"
     REFUND_STARTED = "payment.refund_started"
     REFUND_REFUSED = "payment.refund_refused"
+    REFUND_ACCEPTED = "payment.refund_accepted"
+    PENDING_REFUND_FAILED = "payment.pending_refund_failed"
     CLIENT_REFUNDED = "payment.client_refunded"
     TRANSFER_REVERSED = "payment.transfer_reversed"
     EXPERT_DEBT_RECORDED = "payment.expert_debt_recorded"
+    DEBT_COLLECTED = "payment.debt_collected"
     REFUNDED_OUT_OF_BAND = "payment.refunded_out_of_band"
     REVERSED_OUT_OF_BAND = "payment.reversed_out_of_band"
     FEE_REFUNDED_OUT_OF_BAND = "payment.fee_refunded_out_of_band"
@@ -137,10 +140,15 @@ TRANSITIONS: Final[Mapping[EventKind, Mapping[State, set[State]]]] = {
     EventKind.REFUND_STARTED: _edges({_S.CAPTURED, _S.IN_ESCROW}, _S.REFUNDING),
     # REFUNDED if everything was refunded out of band meanwhile.
     EventKind.REFUND_REFUSED: _edges({_S.REFUNDING}, *_IDLE),
+    # Stripe has the refund and pays it when the platform's balance covers it.
+    EventKind.REFUND_ACCEPTED: _stay({_S.REFUNDING}),
+    EventKind.PENDING_REFUND_FAILED: _edges({_S.REFUNDING}, *_IDLE),
     EventKind.CLIENT_REFUNDED: _edges({_S.REFUNDING}, _S.REFUNDING, *_IDLE),
     # One reversal for each transfer; REFUNDING while more of them remain.
     EventKind.TRANSFER_REVERSED: _edges({_S.REFUNDING}, _S.REFUNDING, *_IDLE),
     EventKind.EXPERT_DEBT_RECORDED: _edges({_S.REFUNDING}, *_IDLE),
+    # Beside whatever happens to the payment: it belongs to the expert.
+    EventKind.DEBT_COLLECTED: _stay(_CHARGED),
     EventKind.REFUNDED_OUT_OF_BAND: {
         _S.IN_ESCROW: set(_IDLE),
         _S.CAPTURED: {_S.CAPTURED, _S.REFUNDED},

@@ -14,7 +14,11 @@ from payment_service.application.initiate_payment import (
     initiate_payment,
     preview_of_initiation,
 )
-from payment_service.application.refund_payment import RefundPayment, refund_payment, refund_preview
+from payment_service.application.refund_payment import (
+    RefundPayment,
+    preview_refund_payment,
+    refund_payment,
+)
 from payment_service.domain.errors import payment_not_found
 from payment_service.domain.payment import Payment, State
 from payment_service.domain.ports.records import PaymentFilter
@@ -111,7 +115,7 @@ class PaymentServicer(payments_pb2_grpc.PaymentServiceServicer):
         )
         fields.check()
         if request.validate_only:
-            preview = await self._app.database.transact(refund_preview, command)
+            preview = await preview_refund_payment(self._app, command)
             return payments_pb2.RefundPaymentResponse(
                 payment=payment_message(preview.before),
                 preview=preview_message(preview),

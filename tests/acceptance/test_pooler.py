@@ -15,8 +15,8 @@ from urllib.parse import urlsplit
 import psycopg2
 import pytest
 
+from dev.ports import first_free_port
 from dev.postgres import EmbeddedPostgres
-from dev.settings import first_free_port
 from payment_service.adapters.postgres.engine import SqlDatabase
 from payment_service.adapters.postgres.transaction import SqlTransaction
 from payment_service.domain.errors import Unavailable

@@ -106,6 +106,11 @@ class World:
         intent = await self.paid(amount, capture_method="automatic", **params)
         return await self.client.v1.charges.retrieve_async(str(intent.latest_charge))
 
+    async def fund(self, amount: int = 100_000, currency: str = "usd") -> None:
+        """Tops up the platform's balance: a refund takes only what is available."""
+        given = {"amount": amount, "currency": currency, "type": "topup"}
+        await self.control("POST", "/balance", given)
+
     async def lines(self, account: str | None = None) -> list[stripe.BalanceTransaction]:
         """All balance transactions of an account, oldest first."""
         options: Any = {"stripe_account": account} if account else {}

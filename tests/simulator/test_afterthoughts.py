@@ -160,7 +160,6 @@ async def test_refund_failed_by_the_control_api(world: World) -> None:
 
 
 async def test_refund_that_waits_fails_when_the_charge_is_disputed(world: World) -> None:
-    await world.control("POST", "/settings", {"refund_on_low_balance": "pending"})
     charge = await world.charged(10_000)
     refunds = world.client.v1.refunds
     refund = await refunds.create_async(params={"charge": charge.id})
@@ -179,6 +178,7 @@ async def test_refund_that_waits_fails_when_the_charge_is_disputed(world: World)
 
 
 async def test_refund_canceled_in_the_dashboard(world: World) -> None:
+    await world.fund()
     charge = await world.charged(card="pm_card_pendingRefund")
     refunds = world.client.v1.refunds
     refund = await refunds.create_async(params={"charge": charge.id, "amount": 4_000})

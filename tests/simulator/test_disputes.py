@@ -103,6 +103,7 @@ async def test_disputes_reach_a_webhook(hooked: World, receiver: Receiver) -> No
 
 
 async def test_inquiry_takes_nothing_and_lets_a_refund_through(world: World) -> None:
+    await world.fund()
     charge = await world.charged(card="pm_card_createDisputeInquiry")
     dispute = await dispute_of(world, charge)
     assert (dispute.status, dispute.is_charge_refundable) == ("warning_needs_response", True)
@@ -115,7 +116,7 @@ async def test_inquiry_takes_nothing_and_lets_a_refund_through(world: World) -> 
     closed = await dispute_of(world, charge)
     assert (closed.status, closed.is_charge_refundable) == ("warning_closed", False)
     assert (await world.event_types())[-2:] == ["charge.refunded", "charge.dispute.closed"]
-    assert [line.type for line in await world.lines()] == ["charge", "refund", "refund"]
+    assert [line.type for line in await world.lines()] == ["topup", "charge", "refund", "refund"]
 
 
 async def test_refund_of_a_chargeback_is_refused_until_it_is_won(world: World) -> None:

@@ -148,11 +148,12 @@ async def test_expansion(world: World) -> None:
 
 
 async def test_source_of_a_balance_transaction_expands_to_whatever_it_is(world: World) -> None:
+    await world.fund()
     expert = await world.expert()
     paid = await world.destination_charge(expert)
     await world.client.v1.refunds.create_async(params={"payment_intent": paid.id, "amount": 100})
     page = await world.client.v1.balance_transactions.list_async(
-        params={"limit": 10, "expand": ["data.source"]}
+        params={"limit": 4, "expand": ["data.source"]}
     )
     kinds: list[Any] = [line.source for line in page.data]
     assert [kind.object for kind in kinds] == ["refund", "application_fee", "transfer", "charge"]

@@ -67,6 +67,7 @@ async def test_application_fee_refund(world: World) -> None:
 
 
 async def test_refund_leaves_fee_and_transfer_unless_asked(world: World) -> None:
+    await world.fund()
     expert = await world.expert()
     paid = await world.destination_charge(expert, 10_000, 1_000)
     refunds = world.client.v1.refunds
@@ -130,6 +131,7 @@ async def test_refunds_end_at_what_was_captured(world: World) -> None:
 
 
 async def test_refund_that_is_pending_and_refund_that_fails(world: World) -> None:
+    await world.fund()
     pending = await world.charged(card="pm_card_pendingRefund")
     failing = await world.charged(card="pm_card_refundFail")
     refunds = world.client.v1.refunds
@@ -276,19 +278,57 @@ async def test_random_walk_keeps_all_money(world: World, seed: int) -> None:
     assert everywhere == outside
 
 
-async def test_refund_waits_for_money_where_it_must(world: World) -> None:
-    await world.control("POST", "/settings", {"refund_on_low_balance": "pending"})
+async def test_refund_waits_until_the_money_is_available(world: World) -> None:
+    """What is pending bears no refund, and neither does a part of the amount."""
     charge = await world.charged(10_000)
     refunds = world.client.v1.refunds
     refund = await refunds.create_async(params={"charge": charge.id})
     assert (refund.status, refund.pending_reason) == ("pending", "insufficient_funds")
     assert refund.balance_transaction is None
-    await world.control("POST", "/clock", {"advance_seconds": 3_601})
+    await world.control("POST", "/clock", {"advance_seconds": 3 * 86_400})
+    # All of the charge is available by now, less Stripe's fee.
     assert (await refunds.retrieve_async(refund.id)).status == "pending"
-    await world.control("POST", "/balance", {"amount": 320, "currency": "usd", "type": "topup"})
-    await world.control("POST", "/clock", {"advance_seconds": 3_601})
+    await world.fund(319)
+    assert (await refunds.retrieve_async(refund.id)).status == "pending"
+    await world.fund(1)
     refund = await refunds.retrieve_async(refund.id)
     assert refund.status == "succeeded"
     assert "pending_reason" not in refund.to_dict()
     assert refund.balance_transaction is not None
     assert await balance(world) == 0
+
+
+async def test_refund_is_paid_when_pending_money_becomes_available(world: World) -> None:
+    first = await world.charged(10_000)
+    await world.charged(10_000)
+    refunds = world.client.v1.refunds
+    refund = await refunds.create_async(params={"charge": first.id})
+    assert refund.pending_reason == "insufficient_funds"
+    await world.control("POST", "/clock", {"advance_seconds": 2 * 86_400 + 1})
+    assert (await refunds.retrieve_async(refund.id)).status == "succeeded"
+    assert await balance(world) == 20_000 - 2 * 320 - 10_000
+
+
+async def test_refund_that_waits_too_long_for_money_fails(world: World) -> None:
+    charge = await world.charged(10_000)
+    refunds = world.client.v1.refunds
+    refund = await refunds.create_async(params={"charge": charge.id})
+    await world.control("POST", "/clock", {"advance_seconds": 30 * 86_400 + 1})
+    failed = await refunds.retrieve_async(refund.id)
+    assert (failed.status, failed.failure_reason) == ("failed", "insufficient_funds")
+    assert failed.balance_transaction is None
+    charge = await world.client.v1.charges.retrieve_async(charge.id)
+    assert (charge.refunded, charge.amount_refunded) == (False, 0)
+
+
+async def test_refund_that_the_balance_does_not_bear_may_be_refused(world: World) -> None:
+    await world.control("POST", "/settings", {"refund_on_low_balance": "refused"})
+    charge = await world.charged(10_000)
+    refunds = world.client.v1.refunds
+    with pytest.raises(stripe.InvalidRequestError, match="Insufficient funds") as caught:
+        await refunds.create_async(params={"charge": charge.id})
+    assert caught.value.code is None
+    body: Any = caught.value.json_body
+    assert body["error"]["message_code"] == "insufficient_balance_for_refund"
+    await world.fund()
+    assert (await refunds.create_async(params={"charge": charge.id})).status == "succeeded"

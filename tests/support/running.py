@@ -40,7 +40,13 @@ async def running_world(
 ) -> AsyncIterator[World]:
     """Start everything on free ports; end everything, whatever the test did."""
     async with contextlib.AsyncExitStack() as stack:
-        given: dict[str, Any] = {"port": 0, "seed": "tests", **(simulator or {})}
+        # The platform has money of its own, so that its refunds are paid at once.
+        given: dict[str, Any] = {
+            "port": 0,
+            "seed": "tests",
+            "platform_funds": 10_000_000,
+            **(simulator or {}),
+        }
         simulated = await start(Config(**given))
         stack.push_async_callback(simulated.close)
         service = Service(

@@ -175,6 +175,7 @@ LONG_FILES = {
     "stripe_simulator/disputes.py": "one of Stripe's resources a file, as in its reference",
     "stripe_simulator/payment_intents.py": "one of Stripe's resources a file, as in its reference",
     "stripe_simulator/routes.py": "every endpoint beside the others, as data",
+    "stripe_simulator/refunds.py": "one of Stripe's resources a file, as in its reference",
     "stripe_simulator/schemas.py": "every endpoint's parameters beside the others, as data",
     "stripe_simulator/transfers.py": "one of Stripe's resources a file, as in its reference",
     "chaos/mutants.py": "every bug beside the others, as data",

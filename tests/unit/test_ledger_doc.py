@@ -217,6 +217,38 @@ def client_refunded(a: Amounts) -> Done:
     )
 
 
+def refund_accepted(a: Amounts) -> Done:
+    payment = busy(partly_paid_out(a), State.REFUNDING)
+    return transitions.refund_accepted(payment, "re_1", split_of(a), "no funds", NOW)
+
+
+def accepted(a: Amounts) -> Payment:
+    """A payment whose refund waits for the platform's balance."""
+    payment = busy(partly_paid_out(a), State.REFUNDING)
+    return replace(payment, refunded_after_capture=a["R"], pending_refund=a["R"])
+
+
+def accepted_refund_paid(a: Amounts) -> Done:
+    split = RefundSplit(from_pending=a["R"])
+    return transitions.client_refunded(accepted(a), "re_1", split, usd(a["R"]), None, NOW)
+
+
+def accepted_refund_failed(a: Amounts) -> Done:
+    return transitions.refund_refused(accepted(a), FAILURE)
+
+
+def debt_collected(a: Amounts) -> Done:
+    return transitions.debt_collected(
+        partly_paid_out(a),
+        "trr_1",
+        a["v"],
+        platform=usd(a["v"]),
+        connected=usd(a["v"]),
+        operation_id="op_9",
+        now=NOW,
+    )
+
+
 def refunded_out_of_band(a: Amounts) -> Done:
     payment = replace(partly_paid_out(a), client_payable=a.get("o", 0))
     split = replace(split_of(a), from_payable=a.get("o", 0))
@@ -400,6 +432,10 @@ PERFORMERS: Final[Mapping[tuple[str, str], Performer]] = {
     (EventKind.CLIENT_REFUNDED, "out of escrow"): client_refunded,
     (EventKind.CLIENT_REFUNDED, "after capture"): client_refunded,
     (EventKind.CLIENT_REFUNDED, "both"): client_refunded,
+    (EventKind.CLIENT_REFUNDED, "accepted before"): accepted_refund_paid,
+    (EventKind.REFUND_ACCEPTED, "waits for the platform's balance"): refund_accepted,
+    (EventKind.PENDING_REFUND_FAILED, "Stripe never paid it"): accepted_refund_failed,
+    (EventKind.DEBT_COLLECTED, "from a transfer of this payment"): debt_collected,
     (EventKind.TRANSFER_REVERSED, "a transfer, or a part of it, taken back"): transfer_reversed,
     (EventKind.REFUND_FAILED, "the client's bank gave it back"): refund_failed,
     (

@@ -1,18 +1,31 @@
 """Experts' debts, derived from the postings: nothing here is stored twice.
 
 An expert owes money when a refund or a lost dispute could not be taken back from them. Later
-captures keep it back.
+captures keep it back, and what comes into the expert's account is collected.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import timedelta
+from typing import Final
 
-from payment_service.adapters.postgres.rows import operation_of
 from payment_service.adapters.postgres.statements import Statements, TransactionStatements
 from payment_service.domain.ledger import expert_debt, expert_funds
+from payment_service.domain.operation_payloads import ReversalPayload, payload_from_json
 from payment_service.domain.operations import OPEN_STATES
-from payment_service.domain.sync.superseded import debt_if_not_reversed
+
+#: Makes the collection of an expert's debt due now.
+START_DEBT_CHECK: Final = (
+    "INSERT INTO debt_checks (expert_id, pause, next_time) "
+    "VALUES (:expert_id, interval '0', now()) ON CONFLICT (expert_id) DO UPDATE "
+    "SET pause = interval '0', next_time = least(debt_checks.next_time, now())"
+)
+#: The same for an expert who is known to owe something, because money has come.
+HASTEN_DEBT_CHECK: Final = (
+    "UPDATE debt_checks SET pause = interval '0', next_time = least(next_time, now()) "
+    "WHERE expert_id = :expert_id"
+)
 
 
 class DebtWrites(TransactionStatements):
@@ -22,31 +35,73 @@ class DebtWrites(TransactionStatements):
         """Returns the debt that no open operation collects yet, in minor units, at least 0.
 
         An open capture may be keeping some of it back. An open reversal may be taking some of it
-        back: its remaining legs, and the debt after them, count only when it has ended. Locks the
-        expert until the transaction ends, so that two captures cannot keep back the same debt.
+        back: its remaining legs, and the debt after them, count only when it has ended. A
+        collection may be taking some of it back too. Locks the expert until the transaction ends,
+        so that no two operations take the same debt. What takes it is booked without that lock, so
+        the debt and all that reserves it are read by one statement.
         """
         self._maybe("SELECT FROM experts WHERE expert_id = :id FOR UPDATE", id=expert_id)
-        # One statement: a reversal that ends between two of them would count as open in neither,
-        # or in both, because its transaction does not lock the expert.
-        rows = self._all(
-            "SELECT debt.minor_units AS debt, open_reversal.* FROM "
-            "(SELECT (SELECT coalesce(sum(minor_units), 0) FROM postings "
+        row = self._one(
+            "SELECT (SELECT coalesce(sum(minor_units), 0) FROM postings "
             "WHERE account = :account AND currency = :currency) "
             "- (SELECT coalesce(sum(debt_offset), 0) FROM payments "
             "WHERE expert_id = :id AND currency = :currency AND debt_offset > 0) "
-            "AS minor_units) AS debt "
-            "LEFT JOIN (SELECT operations.* FROM operations JOIN payments USING (payment_id) "
+            "- (SELECT coalesce(sum(minor_units), 0) FROM operations "
+            "WHERE kind = 'collect_debt' AND operations.state = ANY(:open) "
+            "AND operations.expert_id = :id AND payload ->> 'currency' = :currency) AS debt, "
+            "(SELECT coalesce(jsonb_agg(jsonb_build_array(minor_units, payload)), '[]') "
+            "FROM operations JOIN payments USING (payment_id) "
             "WHERE kind = 'reverse_transfer' AND operations.state = ANY(:open) "
-            "AND payments.expert_id = :id AND currency = :currency) AS open_reversal ON true",
+            "AND payments.expert_id = :id AND currency = :currency) AS reversals",
+            open=[state.value for state in OPEN_STATES],
             id=expert_id,
             account=expert_debt(expert_id),
             currency=currency,
-            open=[state.value for state in OPEN_STATES],
         )
         reversing = sum(
-            debt_if_not_reversed(operation_of(row)) for row in rows if row["operation_id"]
+            minor_units + payload_from_json(ReversalPayload, payload).unrecovered
+            for minor_units, payload in row["reversals"]
         )
-        return max(int(rows[0]["debt"]) - reversing, 0)
+        return max(int(row["debt"]) - int(reversing), 0)
+
+    def has_open_collection(self, expert_id: str) -> bool:
+        """Returns whether the expert's debt is being collected. Requires the expert's lock."""
+        found = self._maybe(
+            "SELECT FROM operations WHERE expert_id = :id AND kind = 'collect_debt' "
+            "AND state = ANY(:open)",
+            id=expert_id,
+            open=[state.value for state in OPEN_STATES],
+        )
+        return found is not None
+
+    def lease_debt_checks(self, first: float, most: float, limit: int) -> Sequence[str]:
+        """Returns experts whose debt is to be collected now. No other replica gets them.
+
+        An expert is returned again after a pause, which doubles from ``first`` to ``most`` seconds
+        while nothing can be taken.
+        """
+        found = self._all(
+            "UPDATE debt_checks SET pause = least(greatest(pause * 2, :first), :most), "
+            "next_time = now() + least(greatest(pause * 2, :first), :most) "
+            "WHERE expert_id IN (SELECT expert_id FROM debt_checks WHERE next_time <= now() "
+            "ORDER BY next_time LIMIT :limit FOR UPDATE SKIP LOCKED) RETURNING expert_id",
+            first=timedelta(seconds=first),
+            most=timedelta(seconds=most),
+            limit=limit,
+        )
+        return [row["expert_id"] for row in found]
+
+    def end_debt_check(self, expert_id: str) -> bool:
+        """Ends the checks of an expert who owes nothing any more. Returns whether that is so."""
+        self._maybe("SELECT FROM debt_checks WHERE expert_id = :id FOR UPDATE", id=expert_id)
+        ended = self._do(
+            "DELETE FROM debt_checks WHERE expert_id = :id AND NOT EXISTS "
+            "(SELECT FROM postings WHERE account = :account "
+            "GROUP BY currency HAVING sum(minor_units) > 0)",
+            id=expert_id,
+            account=expert_debt(expert_id),
+        )
+        return ended == 1
 
 
 class DebtReads(Statements):
@@ -67,3 +122,23 @@ class DebtReads(Statements):
             debt=expert_debt(expert_id),
         )
         return [(row["currency"], row["funds"], row["debt"]) for row in found]
+
+    def collectible_payments(
+        self, expert_id: str, currency: str, limit: int
+    ) -> Sequence[tuple[str, str]]:
+        """Returns (payment id, intent id) of payments whose transfers are not all reversed.
+
+        Those whose client got money back come first, and then the newest.
+        """
+        found = self._all(
+            "SELECT payment_id, payment_intent_id FROM payments WHERE expert_id = :id "
+            "AND currency = :currency AND capture_time IS NOT NULL AND "
+            "(SELECT coalesce(sum(CASE kind WHEN 'transfer' THEN minor_units "
+            "WHEN 'reversal' THEN -minor_units ELSE 0 END), 0) FROM movements "
+            "WHERE movements.payment_id = payments.payment_id) > 0 "
+            "ORDER BY refunded_after_capture + lost > 0 DESC, capture_time DESC LIMIT :limit",
+            id=expert_id,
+            currency=currency,
+            limit=limit,
+        )
+        return [(row["payment_id"], row["payment_intent_id"]) for row in found]

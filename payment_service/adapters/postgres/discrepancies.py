@@ -72,6 +72,15 @@ class DiscrepancyWrites(TransactionStatements):
             since=unseen_since,
         )
 
+    def close_discrepancies(self, payment_id: str, kind: DiscrepancyKind) -> None:
+        """Closes a payment's open discrepancies of a kind whose cause is over."""
+        self._do(
+            "UPDATE discrepancies SET resolve_time = now() WHERE payment_id = :payment_id "
+            "AND kind = :kind AND resolve_time IS NULL",
+            payment_id=payment_id,
+            kind=kind.value,
+        )
+
     def lock_discrepancy(self, discrepancy_id: str) -> StoredDiscrepancy | None:
         """Returns the discrepancy and locks it until the transaction ends, or returns None."""
         row = self._maybe(

@@ -59,8 +59,14 @@ _INVARIANTS: Final[dict[DiscrepancyKind, str]] = {
     DiscrepancyKind.NET_COMMISSION_EQUALS_ACCOUNT: _BALANCE_IS.format(
         account="'commission'", expected="-p.net_commission"
     ),
-    DiscrepancyKind.CLIENT_PAYABLE_EQUALS_ACCOUNT: _BALANCE_IS.format(
-        account="'client_payable:' || p.payment_id", expected="-p.client_payable"
+    # Together: what waits for the platform's balance becomes payable if Stripe does not pay it.
+    DiscrepancyKind.CLIENT_PAYABLE_EQUALS_ACCOUNT: (
+        "SELECT p.payment_id FROM payments p LEFT JOIN postings l ON l.payment_id = p.payment_id "
+        "WHERE {scope} GROUP BY p.payment_id HAVING "
+        "coalesce(sum(l.minor_units) FILTER (WHERE l.account = 'client_payable:' || "
+        "p.payment_id), 0) <> -p.client_payable OR "
+        "coalesce(sum(l.minor_units) FILTER (WHERE l.account = 'pending_refund:' || "
+        "p.payment_id), 0) <> -p.pending_refund LIMIT 100"
     ),
     DiscrepancyKind.DISPUTED_EQUALS_DISPUTE_HOLD_ACCOUNT: _BALANCE_IS.format(
         account="'dispute_hold:' || p.payment_id",

@@ -13,17 +13,19 @@ from typing import Final
 from sqlalchemy import Connection
 
 from payment_service.adapters.postgres import rows
+from payment_service.adapters.postgres.debts import HASTEN_DEBT_CHECK, START_DEBT_CHECK
 from payment_service.adapters.postgres.rows import PAYMENT_COLUMNS
 from payment_service.adapters.postgres.statements import Statements, TransactionStatements
 from payment_service.domain.audit_trail import chain_hash, event_body
 from payment_service.domain.errors import Busy
+from payment_service.domain.ledger import expert_debt, stripe_connected
 from payment_service.domain.operations import Operation
 from payment_service.domain.payment import Payment
 from payment_service.domain.plans import ReversibleTransfer
 from payment_service.domain.ports.policy import Policy
 from payment_service.domain.ports.records import Cause, PaymentFilter, StoredEvent
 from payment_service.domain.schedule import SCHEDULE_COLUMNS, schedule_of
-from payment_service.domain.state_machine import Transition
+from payment_service.domain.state_machine import EventKind, Transition
 from payment_service.domain.sync.changes import Movement
 from payment_service.domain.sync.superseded import described
 
@@ -109,6 +111,16 @@ class PaymentWrites(TransactionStatements):
             )
         self._heads[after.payment_id] = head
         self.recorded.append(transition)
+        self._schedule_collection(transition)
+
+    def _schedule_collection(self, transition: Transition) -> None:
+        """Makes the collection of the expert's debt due if there is more of it, or money for it."""
+        expert_id = transition.after.expert_id
+        debits = {line.account for line in transition.postings if line.minor_units > 0}
+        if expert_debt(expert_id) in debits or transition.kind is EventKind.EXPERT_DEBT_RECORDED:
+            self._do(START_DEBT_CHECK, expert_id=expert_id)
+        elif stripe_connected(expert_id) in debits:
+            self._do(HASTEN_DEBT_CHECK, expert_id=expert_id)
 
     def booked_movement_ids(self, payment_id: str) -> frozenset[str]:
         """Returns the ids of all movements of this payment that are in our books."""
@@ -123,7 +135,8 @@ class PaymentWrites(TransactionStatements):
         resumed.
 
         The operation must be open. A payment has at most one open operation, so a newer movement
-        that does not carry this operation's id was not made by this service.
+        that does not carry this operation's id was not made by this service; except for what
+        collects the expert's debt, which disturbs no operation of the payment.
         """
         found = self._all(
             "SELECT movement_id, movements.kind, movements.minor_units FROM movements "
@@ -131,6 +144,9 @@ class PaymentWrites(TransactionStatements):
             "WHERE movements.payment_id = :payment_id "
             "AND movements.operation_id <> :operation_id "
             "AND movements.kind IN ('refund', 'transfer', 'reversal', 'fee_refund') "
+            "AND NOT EXISTS (SELECT FROM operations AS collection "
+            "WHERE collection.operation_id = movements.operation_id "
+            "AND collection.kind = 'collect_debt') "
             "AND time > coalesce(resume_time, create_time) ORDER BY time, movement_id",
             payment_id=operation.payment_id,
             operation_id=operation.operation_id,
@@ -156,6 +172,15 @@ class PaymentWrites(TransactionStatements):
             operation_id=movement.operation_id,
             transfer_id=movement.transfer_id,
         )
+
+    def reversed_amounts(self, payment_id: str) -> Mapping[str, int]:
+        """Returns what our books say is reversed of each transfer, in the payment's currency."""
+        found = self._all(
+            "SELECT transfer_id, sum(minor_units)::bigint AS minor_units FROM movements "
+            "WHERE payment_id = :id AND kind = 'reversal' GROUP BY transfer_id",
+            id=payment_id,
+        )
+        return {row["transfer_id"]: row["minor_units"] for row in found}
 
     def reversible_transfers(self, payment_id: str) -> Sequence[ReversibleTransfer]:
         """Returns what our books say is left of each transfer, in minor units, the oldest first."""

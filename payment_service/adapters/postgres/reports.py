@@ -83,10 +83,11 @@ class LedgerReads(Statements):
         return [(row["account"], row["currency"], row["balance"]) for row in found]
 
     def obligations(self) -> Sequence[tuple[str, int]]:
-        """Returns (currency, amount) that the platform owes: escrow and client payables."""
+        """Returns (currency, amount) that the platform owes: escrow, and what clients still get."""
         found = self._all(
             "SELECT currency, -sum(minor_units)::bigint AS owed FROM postings "
             "WHERE account LIKE 'escrow:%' OR account LIKE 'client_payable:%' "
+            "OR account LIKE 'pending_refund:%' "
             "GROUP BY currency HAVING sum(minor_units) <> 0"
         )
         return [(row["currency"], row["owed"]) for row in found]

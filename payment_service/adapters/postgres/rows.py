@@ -52,6 +52,7 @@ PAYMENT_COLUMNS = (
     "expert_amount held charged captured refunded_after_capture "
     "refunded_from_escrow remainder_to_client lost_held lost "
     "frozen frozen_by fraud_warning_id review_id debt_offset net_commission client_payable "
+    "pending_refund "
     "processor_fee payment_intent_id charge_id transfer_id operation_id waiting_for "
     "waiting_reason failure version create_time update_time escrow_time capture_time "
     "escrow_expire_time release_due_time warn_time deadline_time payment_expire_time"

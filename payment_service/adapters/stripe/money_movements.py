@@ -129,7 +129,9 @@ class MoneyMovements(StripeResource):
 
     async def _reversals(self, transfer: stripe.Transfer) -> tuple[Reversal, ...]:
         """Returns the reversals of a transfer, the oldest first."""
-        if not transfer.amount_reversed:
+        shown = getattr(transfer, "reversals", None)
+        # One that is not done yet may count in the amount only later.
+        if not transfer.amount_reversed and not (shown and shown.data):
             return ()
         transfer_id = transfer.id
         listed: list[stripe.TransferReversal] = await self._calls.read_all(

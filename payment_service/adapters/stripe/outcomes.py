@@ -68,8 +68,14 @@ def outcome_of(error: BaseException) -> Refused | NotSent | Unknown | Misconfigu
 
 
 def _code(error: stripe.StripeError) -> str:
-    """Returns Stripe's code of an error, or ""."""
-    return (error.error.code if error.error else None) or error.code or ""
+    """Returns Stripe's code of an error, or "". A refused refund may have a message code only."""
+    code = (error.error.code if error.error else None) or error.code
+    if code:
+        return code
+    body = error.json_body if isinstance(error.json_body, dict) else {}
+    shown = body.get("error")
+    message_code = shown.get("message_code") if isinstance(shown, dict) else None
+    return message_code if isinstance(message_code, str) else ""
 
 
 def _param(error: stripe.StripeError) -> str:

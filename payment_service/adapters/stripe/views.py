@@ -194,6 +194,8 @@ def reversal_of(reversal: stripe.TransferReversal) -> Reversal:
         operation_id=metadata_of(reversal.metadata).get("operation_id", ""),
         line=line_of(reversal.balance_transaction),
         connected_line=_connected_line(reversal.destination_payment_refund),
+        # In a preview of Stripe's; other accounts get no status.
+        status=getattr(reversal, "status", None) or "",
     )
 
 

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from payment_service.application.app import App
 from payment_service.application.execution.accounts import AccountStrategy
+from payment_service.application.execution.collections import CollectionStrategy
 from payment_service.application.execution.disputes import DisputeStrategy
 from payment_service.application.execution.payments import PaymentStrategy
 from payment_service.application.execution.strategy import Strategy
@@ -70,6 +71,8 @@ async def execute_followups(app: App, applied: SyncResult, cause: Cause) -> Sync
 def _strategy(app: App, operation: Operation, cause: Cause) -> Strategy[Any]:
     if operation.kind is OperationKind.CREATE_ACCOUNT:
         return AccountStrategy(app, cause)
+    if operation.kind is OperationKind.COLLECT_DEBT:
+        return CollectionStrategy(app, cause)
     if operation.kind in OF_A_DISPUTE:
         return DisputeStrategy(app, cause)
     return PaymentStrategy(app, cause)

@@ -9,6 +9,7 @@ from typing import ClassVar, TypeAlias, assert_never
 
 from payment_service.application.app import App
 from payment_service.application.clock import database_time
+from payment_service.application.execution.funds import release_accepted, report_missing_funds
 from payment_service.application.execution.strategy import Found
 from payment_service.application.operations.lease import (
     back_off,
@@ -27,6 +28,7 @@ from payment_service.domain.operation_payloads import (
     AcceptancePayload,
     CancelPayload,
     CapturePayload,
+    CollectionPayload,
     CreateAccountPayload,
     CreateIntentPayload,
     EvidencePayload,
@@ -79,7 +81,7 @@ class PaymentStrategy:
     async def find(self, operation: Operation) -> Found:
         applied = await self._sync(operation)
         applied = await self._await_balance_transactions(operation, applied)
-        if await is_closed(self.app, operation):
+        if applied.accepted or await is_closed(self.app, operation):
             return Found(applied, is_closed=True)
         await self._check_resend_allowed(operation, applied)
         return Found(applied, is_closed=False)
@@ -149,6 +151,9 @@ class PaymentStrategy:
                 return applied
             if not (applied.stale or applied.operation_deferred):
                 return applied
+            if applied.accepted:
+                await release_accepted(self.app, operation, applied.payment, self.cause)
+                return applied
             await asyncio.sleep(pause)
             applied = await self._sync(operation)
         if applied.operation_deferred and not await is_closed(self.app, operation):
@@ -195,7 +200,7 @@ class PaymentStrategy:
         app, cause = self.app, self.cause
         applied = await self._sync(operation)
         applied = await self._await_balance_transactions(operation, applied)
-        if await is_closed(app, operation):
+        if applied.accepted or await is_closed(app, operation):
             return applied
         if refused.is_about_destination and applied.payment is not None:
             # The record may be older than what Stripe's refusal was about.
@@ -205,6 +210,8 @@ class PaymentStrategy:
         )
         if ended.discrepancy is not None:
             app.alarms.discrepancy(ended.discrepancy.payment_id, ended.discrepancy.kind)
+        if ended.waits_for_funds and operation.tries:
+            await report_missing_funds(app, operation)
         if operation.is_repayment:
             app.alarms.operation_parked(operation, refused.code)
         return replace(applied, answers={**applied.answers, **ended.answers})
@@ -292,6 +299,8 @@ async def _send(app: App, operation: Operation) -> Outcome[Made]:
             return await stripe.reverse_transfer(
                 key, reversal.transfer_id, reversal.transfer_minor_units, metadata
             )
+        case CollectionPayload():
+            raise AssertionError("debts are collected by execution.collections")
         case CreateAccountPayload():
             raise AssertionError("accounts are created by execution.accounts")
         case EvidencePayload() | AcceptancePayload():

@@ -15,6 +15,7 @@ from payment_service.application.app import App
 from payment_service.application.jobs.act_on_deadlines import act_on_deadlines
 from payment_service.application.jobs.apply_webhooks import apply_waiting
 from payment_service.application.jobs.check_accounts import check_accounts
+from payment_service.application.jobs.collect_debts import collect_debts
 from payment_service.application.jobs.expire_unpaid import expire_unpaid
 from payment_service.application.jobs.poll_events import poll_events
 from payment_service.application.jobs.poll_stale_payments import poll_stale_payments
@@ -44,6 +45,7 @@ _SOON: Final[tuple[Job, ...]] = (
     update_waiting_reasons,
     retry_waiting_captures,
     write_off_lost_disputes,
+    collect_debts,
 )
 #: These may be some seconds late.
 _LATER: Final[tuple[Job, ...]] = (

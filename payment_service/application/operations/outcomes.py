@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Final
 
 from payment_service.application.operations.start import park_repayment
 from payment_service.domain import guards, plans, transitions
@@ -15,7 +16,7 @@ from payment_service.domain.operations import (
     Release,
     Retry,
 )
-from payment_service.domain.payment import Failure, Payment, State, WaitingFor
+from payment_service.domain.payment import Failure, Payment, State, WaitingFor, WaitingReason
 from payment_service.domain.ports.database import Transaction
 from payment_service.domain.ports.policy import Policy
 from payment_service.domain.ports.records import Answers, Cause, StoredAnswers
@@ -25,6 +26,11 @@ from payment_service.domain.snapshot import Decline
 from payment_service.domain.state_machine import Transition
 from payment_service.domain.sync.changes import Discrepancy
 from payment_service.domain.sync.superseded import debt_if_not_reversed, remainder_not_returned
+
+#: Stripe's codes if the platform's available balance is too low for a refund or a transfer.
+_FUNDS_CODES: Final = frozenset(
+    {"balance_insufficient", "insufficient_balance_for_refund", "insufficient_funds"}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +50,19 @@ class Ended:
 
     discrepancy: Discrepancy | None = None
     answers: StoredAnswers = field(default_factory=dict)
+    #: It did not end: it waits until the platform's balance covers it.
+    waits_for_funds: bool = False
 
 
 def waits_for_expert(operation: Operation, refused: Refused) -> bool:
     """Returns whether only the expert's account is at fault: then the capture waits for it."""
     return operation.pays_expert and refused.is_about_destination
+
+
+def waits_for_funds(operation: Operation, refused: Refused) -> bool:
+    """Returns whether only the platform's own balance is at fault: then it is tried again."""
+    pays = operation.kind in (OperationKind.REFUND, OperationKind.TRANSFER)
+    return pays and not refused.decline_code and refused.code in _FUNDS_CODES
 
 
 def reject_operation(
@@ -77,6 +91,11 @@ def reject_operation(
             cause,
         )
         return Ended()
+    if waits_for_funds(current, refused):
+        after = wait_for_funds(tx, policy, payment, current, refused.code, cause)
+        # The caller's answer says what it waits for.
+        stored = answer(tx, answers, current.claim_id, after)
+        return Ended(None, stored, waits_for_funds=True)
     if waits_for_expert(current, refused):
         # A new key, since this one would repeat the refusal.
         tx.postpone_operation(
@@ -109,6 +128,38 @@ def _refusal_as_it_is(resting: Payment, operation: Operation) -> Refusal | None:
     except Refusal as refusal:
         return refusal
     return None
+
+
+def wait_for_funds(
+    tx: Transaction,
+    policy: Policy,
+    payment: Payment,
+    operation: Operation,
+    code: str,
+    cause: Cause,
+) -> Payment:
+    """Keeps an operation that the platform's balance does not cover, to be sent again later.
+
+    A new key, since this one would repeat the refusal. A refund is divided now, as one that Stripe
+    keeps pending: what is collected from the expert can pay for it.
+    """
+    tx.postpone_operation(
+        operation, OperationState.STARTED, code, policy.funds_check_seconds, next_attempt=True
+    )
+    if payment.waits_for_funds:
+        return payment
+    why = f"refused: {code}"
+    if operation.kind is OperationKind.TRANSFER:
+        reason = WaitingReason.TRANSFER_PENDING_FUNDS
+        transition = transitions.waiting_changed(payment, WaitingFor.PROCESSOR, why, tx.now, reason)
+    elif payment.pending_refund:
+        reason = WaitingReason.REFUND_PENDING_FUNDS
+        transition = transitions.waiting_changed(payment, WaitingFor.PROCESSOR, why, tx.now, reason)
+    else:
+        split = plans.refund_split_of(payment, operation.minor_units, payment.held)
+        transition = transitions.refund_accepted(payment, "", split, why, tx.now)
+    tx.record(transition, cause)
+    return transition.after
 
 
 def fail_operation(
@@ -199,8 +250,8 @@ def refused_transition(payment: Payment, operation: Operation, failure: Failure)
             return transitions.expert_debt_recorded(
                 payment, debt_if_not_reversed(operation), failure.code, failure.time
             )
-        case OperationKind.CREATE_ACCOUNT:
-            raise AssertionError("an account is no payment")
+        case OperationKind.CREATE_ACCOUNT | OperationKind.COLLECT_DEBT:
+            raise AssertionError("an expert's operation is no payment's")
         case OperationKind.SUBMIT_EVIDENCE | OperationKind.ACCEPT_DISPUTE:
             raise AssertionError("answers to disputes are refused by reject_answer")
 

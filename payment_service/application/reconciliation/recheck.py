@@ -98,6 +98,9 @@ class _Recheck:
             case ClosesWhen.NOTHING_PAYABLE:
                 payment = await self.app.database.read(_payment, one.payment_id)
                 return payment is not None and payment.client_payable == 0
+            case ClosesWhen.FUNDS_CAME:
+                payment = await self.app.database.read(_payment, one.payment_id)
+                return payment is not None and not payment.waits_for_funds
             case ClosesWhen.SYNC_AGREES:
                 faulty = one.payment_id in self.checked.faulty
                 return not faulty and await sync_agrees(self.app, one.payment_id, self.cause)

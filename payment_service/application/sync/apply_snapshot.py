@@ -17,8 +17,14 @@ from payment_service.application.operations.start import (
     with_current_destination,
 )
 from payment_service.application.sync.disputes import save_disputes
+from payment_service.domain.discrepancies import DiscrepancyKind
 from payment_service.domain.operation_payloads import TransferPayload
-from payment_service.domain.operations import Operation, OperationPurpose, OperationState
+from payment_service.domain.operations import (
+    Operation,
+    OperationKind,
+    OperationPurpose,
+    OperationState,
+)
 from payment_service.domain.payment import Payment
 from payment_service.domain.ports.database import Transaction
 from payment_service.domain.ports.policy import Policy
@@ -42,6 +48,10 @@ class SyncResult:
     deferred: bool = False
     #: A missing balance transaction ends the open operation.
     operation_deferred: bool = False
+    #: Stripe has the open operation and does it later by itself. It must not be sent again.
+    accepted: bool = False
+    #: The collections of the expert's debt that are at Stripe and not done yet.
+    collecting: frozenset[str] = frozenset()
     #: Why the open operation must not be sent, if it must not.
     blocked_by: str = ""
     payment: Payment | None = None
@@ -90,28 +100,24 @@ def apply_snapshot(
     stored = save_disputes(tx, answers, disputes, changes, snapshot)
     for discrepancy in changes.discrepancies:
         tx.report(discrepancy)
-    if operation is not None and changes.settled:
-        refused = changes.refusal is not None
-        state = OperationState.REFUSED if refused else OperationState.SUCCEEDED
-        tx.settle_operation(operation.operation_id, state)
+    _settle_operations(tx, changes, operation)
+    if payment.waits_for_funds and not changes.payment.waits_for_funds:
+        tx.close_discrepancies(payment.payment_id, DiscrepancyKind.REFUND_WAITS_FOR_FUNDS)
     parked = record_out_of_band(tx, payment, changes, operation)
     if operation is not None and shows_no_effect(operation, changes, context):
         tx.confirm_without_effect(operation.operation_id)
     next_operation = _start_next(tx, policy, changes, operation)
     payment = park_repayment(tx, policy, changes.payment, cause)
-    # A lost dispute's reversal answers no caller: the operation that is over answers its own.
-    ends = next_operation is None or not next_operation.claim_id
-    if ends and operation is not None and changes.settled:
-        if changes.refusal is not None:
-            stored |= refuse(tx, answers, operation.claim_id, changes.refusal)
-        else:
-            stored |= answer(tx, answers, operation.claim_id, payment)
+    if operation is not None:
+        stored |= _answers_of(tx, answers, changes, operation, payment, next_operation)
     if next_operation is not None and next_operation.state is OperationState.PARKED:
         parked, next_operation = next_operation, None
     return SyncResult(
         changed=bool(changes.transitions),
         deferred=changes.deferred,
         operation_deferred=changes.operation_deferred,
+        accepted=changes.accepted,
+        collecting=frozenset(changes.collecting),
         blocked_by=changes.blocked_by,
         payment=payment,
         next_operation=next_operation,
@@ -119,6 +125,36 @@ def apply_snapshot(
         discrepancies=tuple(changes.discrepancies),
         answers=stored,
     )
+
+
+def _settle_operations(tx: Transaction, changes: ChangeSet, operation: Operation | None) -> None:
+    """Closes the operations that the changes end: the payment's own, and collections of debt."""
+    ended = dict(changes.collected)
+    if operation is not None and changes.settled:
+        ended[operation.operation_id] = changes.refusal is None
+    for operation_id, succeeded in ended.items():
+        state = OperationState.SUCCEEDED if succeeded else OperationState.REFUSED
+        tx.settle_operation(operation_id, state)
+
+
+def _answers_of(
+    tx: Transaction,
+    answers: Answers,
+    changes: ChangeSet,
+    operation: Operation,
+    payment: Payment,
+    next_operation: Operation | None,
+) -> StoredAnswers:
+    """Stores the answer of the operation's caller, if the changes give one."""
+    if changes.accepted:
+        return answer(tx, answers, operation.claim_id, payment)
+    # A lost dispute's reversal answers no caller: the operation that is over answers its own.
+    ends = next_operation is None or not next_operation.claim_id
+    if not (ends and changes.settled):
+        return {}
+    if changes.refusal is not None:
+        return refuse(tx, answers, operation.claim_id, changes.refusal)
+    return answer(tx, answers, operation.claim_id, payment)
 
 
 def _concerns_disputes(payment: Payment, snapshot: PaymentSnapshot) -> bool:
@@ -150,6 +186,8 @@ def _context_of(
         snapshot=snapshot,
         operation=operation,
         booked_ids=booked_ids,
+        reversed_amounts=tx.reversed_amounts(payment.payment_id),
+        collections=_collections_of(tx, snapshot, booked_ids),
         out_of_band=tuple(tx.out_of_band_since(operation).values()) if operation else (),
         next_operation_id=tx.new_id("op"),
         holding_limit=timedelta(seconds=policy.holding_limit),
@@ -158,6 +196,24 @@ def _context_of(
         now=tx.now,
     )
     return context, [one for one in foreign if not tx.is_reported(one)]
+
+
+def _collections_of(
+    tx: Transaction, snapshot: PaymentSnapshot, booked: frozenset[str]
+) -> dict[str, Operation]:
+    """Returns the operations that collect the expert's debt by a reversal not booked yet, by id."""
+    made_by = {
+        reversal.operation_id
+        for transfer in snapshot.transfers
+        for reversal in transfer.reversals
+        if reversal.operation_id and reversal.reversal_id not in booked
+    }
+    found = [tx.operation(operation_id) for operation_id in sorted(made_by)]
+    return {
+        one.operation_id: one
+        for one in found
+        if one is not None and one.kind is OperationKind.COLLECT_DEBT
+    }
 
 
 def _start_next(

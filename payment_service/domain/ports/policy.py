@@ -61,6 +61,13 @@ class Policy:
     #: For how long a request without an answer may take effect unseen. So far apart are the two
     #: reads of Stripe before a refund, a transfer or a reversal is sent under a new key.
     arrival_seconds: float = 61.0
+    #: How often it is checked whether a refund or a transfer that waits for the platform's balance
+    #: is paid by now. Stripe's events usually tell before.
+    funds_check_seconds: float = 300.0
+    #: The pause until an expert's debt is collected again. It doubles from the first to the
+    #: longest while the account has nothing.
+    debt_check_first_seconds: float = 60.0
+    debt_check_longest_seconds: float = 3600.0
     #: How often reconciliation runs, and how far back it compares.
     reconcile_seconds: float = 3600.0
     reconcile_span: float = 2 * 24 * 3600.0

@@ -42,6 +42,7 @@ class JobKind(StrEnum):
     UPDATE_WAITING_REASONS = "update_waiting_reasons"
     RETRY_WAITING_CAPTURES = "retry_waiting_captures"
     WRITE_OFF_LOST_DISPUTES = "write_off_lost_disputes"
+    COLLECT_DEBTS = "collect_debts"
     POLL_STALE_PAYMENTS = "poll_stale_payments"
     CHECK_ACCOUNTS = "check_accounts"
     RECONCILE = "reconcile"

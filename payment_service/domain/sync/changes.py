@@ -26,6 +26,10 @@ class SyncContext:
     operation: Operation | None
     #: The ids of the movements, fraud warnings and dispute transactions that are on the books.
     booked_ids: frozenset[str]
+    #: What is reversed of each transfer in the books, in the payment's currency.
+    reversed_amounts: Mapping[str, int] = field(default_factory=dict)
+    #: The collections of the expert's debt that made a reversal which is not booked yet, by id.
+    collections: Mapping[str, Operation] = field(default_factory=dict)
     #: Describes the movements that were booked out of band since the open operation was recorded or
     #: last resumed.
     out_of_band: Sequence[str] = ()
@@ -99,6 +103,13 @@ class ChangeSet:
     settled: bool = False
     #: Why the settled operation did not do what was requested; None if it did.
     refusal: Refusal | None = None
+    #: Stripe has accepted what was requested, and does it later by itself. The caller is answered
+    #: now; the operation stays open.
+    accepted: bool = False
+    #: The collections of the expert's debt that ended, and whether they collected it.
+    collected: dict[str, bool] = field(default_factory=dict)
+    #: The collections whose reversal is at Stripe and not done yet.
+    collecting: set[str] = field(default_factory=set)
     #: Stripe does not show every balance transaction yet: the payment must be synced again later.
     deferred: bool = False
     #: A missing balance transaction ends the open operation: until it is there, the operation must
@@ -118,6 +129,11 @@ class ChangeSet:
         """Ends the open operation; with a refusal if it did not do what was requested."""
         self.settled = True
         self.refusal = refusal
+
+    def accept(self) -> None:
+        """The open operation is at Stripe, which does it later. It must not be sent again."""
+        self.accepted = True
+        self.defer(operation=True)
 
     def defer(self, *, operation: bool) -> None:
         """Waits for a balance transaction. Postings are never edited, so none is made before.

@@ -199,7 +199,7 @@ def _apply_loss(changes: ChangeSet, record: Dispute, context: SyncContext) -> No
     loss = plans.plan_loss(payment, amount)
     record = replace(record, lost=record.lost + amount, update_time=context.now)
     changes.disputes[record.dispute_id] = record
-    legs, debt = reversal_legs(changes, context.snapshot, loss.split.expert_amount)
+    legs, debt = reversal_legs(changes, context, loss.split.expert_amount)
     changes.take(
         transitions.dispute_lost(
             payment,

@@ -8,10 +8,10 @@ from datetime import datetime
 from payment_service.domain import plans, transitions
 from payment_service.domain.discrepancies import DiscrepancyKind
 from payment_service.domain.errors import Refusal
-from payment_service.domain.ledger import LOSSES, StripeAmount
+from payment_service.domain.ledger import LOSSES, RefundSplit, StripeAmount
 from payment_service.domain.operation_payloads import RefundPayload
 from payment_service.domain.operations import Operation, OperationKind, OperationPurpose
-from payment_service.domain.payment import Failure, Payment
+from payment_service.domain.payment import Failure, Payment, WaitingFor, WaitingReason
 from payment_service.domain.processor_errors import refused_by_processor
 from payment_service.domain.snapshot import FeeRefund, Refund
 from payment_service.domain.state_machine import Transition
@@ -23,6 +23,7 @@ from payment_service.domain.sync.changes import (
     amount_of,
 )
 from payment_service.domain.sync.reversals import (
+    apply_collection,
     apply_out_of_band_reversal,
     apply_reversal,
     continue_reversals,
@@ -58,6 +59,8 @@ def sync_money_back(changes: ChangeSet, context: SyncContext) -> None:
                 continue
             if operation is not None and context.is_made_by_operation(reversal.operation_id):
                 apply_reversal(changes, context, transfer, reversal, operation)
+            elif reversal.operation_id in context.collections:
+                apply_collection(changes, context, transfer, reversal)
             else:
                 apply_out_of_band_reversal(changes, transfer, reversal, context.now)
     application_fee = snapshot.charge.application_fee if snapshot.charge else None
@@ -84,6 +87,9 @@ def _apply_refund(
     changes: ChangeSet, context: SyncContext, refund: Refund, operation: Operation
 ) -> None:
     """Books the refund of our open operation, and plans the expert's reversals."""
+    if refund.waits_for_funds:
+        _accept_refund(changes, refund, operation, context.now)
+        return
     if _lacks_balance_transaction(refund):
         changes.defer(operation=True)
         return
@@ -94,10 +100,13 @@ def _apply_refund(
     if refund.failed:
         _apply_refused_refund(changes, refund, operation, context.now)
         return
-    # Split again: an out-of-band refund may have been booked since the plan was made.
     payment, now = changes.payment, context.now
-    split = plans.refund_split_of(payment, refund.minor_units, payment.held)
-    legs, debt = reversal_legs(changes, context.snapshot, split.expert_amount)
+    if payment.pending_refund:  # It was divided when it was accepted.
+        split = RefundSplit(from_pending=refund.minor_units)
+    else:
+        # Split again: an out-of-band refund may have been booked since the plan was made.
+        split = plans.refund_split_of(payment, refund.minor_units, payment.held)
+    legs, debt = reversal_legs(changes, context, split.expert_amount)
     next_id = next_reversal_id(context.next_operation_id, legs, debt)
     settled = _settled(refund, payment)
     changes.take(
@@ -105,6 +114,25 @@ def _apply_refund(
     )
     continue_reversals(changes, legs, debt, operation.purpose, now)
     changes.settle()
+
+
+def _accept_refund(changes: ChangeSet, refund: Refund, operation: Operation, now: datetime) -> None:
+    """Records that our refund waits for the platform's balance. Nothing is moved yet.
+
+    The expert owes his amount from now on. It is collected beside this operation, so that it can
+    pay for the refund.
+    """
+    payment = changes.payment
+    changes.accept()
+    if payment.waiting_reason is WaitingReason.REFUND_PENDING_FUNDS:
+        return
+    why = "Stripe waits for the platform's balance"
+    if operation.is_repayment or payment.pending_refund:
+        reason = WaitingReason.REFUND_PENDING_FUNDS
+        changes.take(transitions.waiting_changed(payment, WaitingFor.PROCESSOR, why, now, reason))
+        return
+    split = plans.refund_split_of(payment, refund.minor_units, payment.held)
+    changes.take(transitions.refund_accepted(payment, refund.refund_id, split, why, now))
 
 
 def _refunded(refund: Refund) -> Movement:
@@ -145,7 +173,13 @@ def _apply_refused_refund(
     _book_refund_and_failure(changes, refund, now)
     failure = Failure("refund_failed", "", "Stripe could not refund the client", now)
     changes.take(transitions.refund_refused(changes.payment, failure))
-    if operation.returns_remainder:
+    if payment.pending_refund:
+        # The caller's answer said that the client gets it, and the expert has paid for it.
+        changes.report(
+            DiscrepancyKind.REFUND_FAILED, f"{refund.refund_id} of {refund.minor_units} not paid"
+        )
+        changes.settle(_refused_refund(payment))
+    elif operation.returns_remainder:
         changes.discrepancies.append(remainder_not_returned(payment, operation, "refund_failed"))
         changes.settle()
     else:

@@ -34,6 +34,7 @@ def out_of_band_movements(context: SyncContext) -> tuple[str, ...]:
             ("reversal", one.reversal_id, one.minor_units, one.operation_id)
             for transfer in snapshot.transfers
             for one in transfer.reversals
+            if one.is_done
         ),
         *(
             ("fee_refund", one.fee_refund_id, one.minor_units, "")
@@ -43,7 +44,9 @@ def out_of_band_movements(context: SyncContext) -> tuple[str, ...]:
     return tuple(
         described(kind, movement_id, minor_units)
         for kind, movement_id, minor_units, made_by in found
-        if movement_id not in context.booked_ids and not context.is_made_by_operation(made_by)
+        if movement_id not in context.booked_ids
+        and not context.is_made_by_operation(made_by)
+        and made_by not in context.collections
     )
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from datetime import datetime
 
 from payment_service.domain.ledger import RefundSplit, StripeAmount, expert_debt
-from payment_service.domain.payment import Failure, Payment, State, WaitingFor
+from payment_service.domain.payment import Failure, Payment, State, WaitingFor, WaitingReason
 from payment_service.domain.state_machine import EventKind, Transition, move
 from payment_service.domain.transitions.fields import (
     OPERATION_CLOSED,
@@ -37,9 +37,45 @@ def start_refund(
     )
 
 
+def refund_accepted(
+    payment: Payment, refund_id: str, split: RefundSplit, why: str, now: datetime
+) -> Transition:
+    """The refund waits until the platform's available balance covers it.
+
+    Its amounts are divided now, so that the expert's amount can be taken back and pay for it.
+    ``refund_id`` is empty if Stripe wants to be asked again.
+    """
+    after = after_refund(payment, split)
+    return move(
+        payment,
+        EventKind.REFUND_ACCEPTED,
+        State.REFUNDING,
+        now,
+        facts={"refund_id": refund_id, "why": why, **split_facts(split)},
+        postings=payment.book.refund_accepted(split, owed_by=expert_debt(payment.expert_id)),
+        **{**amounts(after), "pending_refund": payment.pending_refund + split.whole},
+        waiting_for=WaitingFor.PROCESSOR,
+        waiting_reason=WaitingReason.REFUND_PENDING_FUNDS,
+    )
+
+
 def refund_refused(payment: Payment, failure: Failure) -> Transition:
-    """Stripe refused the refund."""
-    return reverted(payment, EventKind.REFUND_REFUSED, payment.resting_state, failure)
+    """Stripe did not make the refund. If it was accepted before, the client is owed its amount."""
+    if not payment.pending_refund:
+        return reverted(payment, EventKind.REFUND_REFUSED, payment.resting_state, failure)
+    owed = payment.pending_refund
+    return move(
+        payment,
+        EventKind.PENDING_REFUND_FAILED,
+        payment.resting_state,
+        failure.time,
+        facts={"code": failure.code, "amount": owed},
+        postings=payment.book.pending_refund_failed(owed),
+        pending_refund=0,
+        client_payable=payment.client_payable + owed,
+        failure=failure,
+        **OPERATION_CLOSED,
+    )
 
 
 def client_refunded(
@@ -93,6 +129,29 @@ def transfer_reversed(
     )
 
 
+def debt_collected(
+    payment: Payment,
+    reversal_id: str,
+    amount: int,
+    *,
+    platform: StripeAmount,
+    connected: StripeAmount,
+    operation_id: str,
+    now: datetime,
+) -> Transition:
+    """A reversal of one of the payment's transfers paid ``amount`` of what its expert owes."""
+    return move(
+        payment,
+        EventKind.DEBT_COLLECTED,
+        payment.state,
+        now,
+        facts={"reversal_id": reversal_id, "amount": amount, "operation_id": operation_id},
+        postings=payment.book.transfer_reversed(
+            amount, platform, connected, pays=expert_debt(payment.expert_id)
+        ),
+    )
+
+
 def expert_debt_recorded(payment: Payment, amount: int, code: str, now: datetime) -> Transition:
     """``amount`` could not be reversed: it stays on the books as the expert's debt."""
     return move(
@@ -114,13 +173,14 @@ def after_refund(payment: Payment, split: RefundSplit) -> Payment:
         refunded_after_capture=payment.refunded_after_capture + split.from_captured,
         net_commission=payment.net_commission - split.commission,
         client_payable=payment.client_payable - split.from_payable,
+        pending_refund=payment.pending_refund - split.from_pending,
     )
 
 
 def amounts(after: Payment) -> dict[str, int]:
     names = (
         *("held", "refunded_from_escrow", "refunded_after_capture"),
-        *("net_commission", "client_payable"),
+        *("net_commission", "client_payable", "pending_refund"),
     )
     return {name: getattr(after, name) for name in names}
 
@@ -129,6 +189,7 @@ def split_facts(split: RefundSplit) -> dict[str, int]:
     return {
         "amount": split.whole,
         "from_payable": split.from_payable,
+        "from_pending": split.from_pending,
         "from_escrow": split.from_escrow,
         "commission": split.commission,
         "expert_amount": split.expert_amount,

@@ -27,6 +27,15 @@ CREATE TABLE comparisons (
     compared_until timestamptz NOT NULL
 );
 
+-- When the debt of an expert is collected next, as far as the account has money, and the present
+-- pause. Experts who owe nothing have no row.
+CREATE TABLE debt_checks (
+    expert_id text PRIMARY KEY,
+    pause interval NOT NULL,
+    next_time timestamptz NOT NULL
+);
+CREATE INDEX debt_checks_due ON debt_checks (next_time);
+
 -- How far a list of events at Stripe was read, and when it is read next. The scope is the platform
 -- or an account.
 CREATE TABLE event_cursors (

@@ -44,7 +44,7 @@ CREATE TABLE operations (
     settle_time timestamptz,
 
     CONSTRAINT known_purpose
-        CHECK (purpose IN ('REQUESTED', 'DEADLINE', 'REMAINDER', 'REPAYMENT', 'LOSS')),
+        CHECK (purpose IN ('REQUESTED', 'DEADLINE', 'REMAINDER', 'REPAYMENT', 'LOSS', 'DEBT')),
     CONSTRAINT known_state
         CHECK (state IN ('STARTED', 'UNKNOWN', 'PARKED', 'SUCCEEDED', 'REFUSED')),
     CONSTRAINT operation_has_one_subject
@@ -52,7 +52,8 @@ CREATE TABLE operations (
 );
 CREATE UNIQUE INDEX one_open_operation_per_payment ON operations (payment_id)
     WHERE state IN ('STARTED', 'UNKNOWN', 'PARKED');
-CREATE UNIQUE INDEX one_open_operation_per_expert ON operations (expert_id)
+-- Of each kind: an account may be created while a debt is collected.
+CREATE UNIQUE INDEX one_open_operation_per_expert ON operations (expert_id, kind)
     WHERE state IN ('STARTED', 'UNKNOWN', 'PARKED');
 CREATE UNIQUE INDEX one_open_operation_per_dispute ON operations (dispute_id)
     WHERE state IN ('STARTED', 'UNKNOWN', 'PARKED');

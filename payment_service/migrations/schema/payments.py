@@ -72,6 +72,8 @@ CREATE TABLE payments (
     net_commission bigint NOT NULL,
     -- What the platform still owes to the client because a refund failed.
     client_payable bigint NOT NULL,
+    -- What a refund that waits for the platform's balance has to pay to the client.
+    pending_refund bigint NOT NULL DEFAULT 0,
     -- Stripe's fee; NULL until its balance transaction is known.
     processor_fee bigint,
 
@@ -84,7 +86,7 @@ CREATE TABLE payments (
     -- The open operation, if there is one.
     operation_id text NOT NULL,
     waiting_for text NOT NULL,
-    -- Why the expert's account cannot be paid.
+    -- Why the expert's account cannot be paid, or that the platform's balance is too low.
     waiting_reason text NOT NULL DEFAULT '',
     -- What disputes and fraud warnings forbid now, and which of them does.
     frozen text NOT NULL DEFAULT 'NONE',
@@ -122,6 +124,10 @@ CREATE TABLE payments (
         CHECK (net_commission BETWEEN 0 AND captured - refunded_after_capture - lost),
     CONSTRAINT client_payable_within_refunds
         CHECK (client_payable BETWEEN 0 AND refunded_after_capture + refunded_from_escrow),
+    CONSTRAINT pending_refund_within_refunds
+        CHECK (pending_refund BETWEEN 0 AND refunded_after_capture + refunded_from_escrow),
+    CONSTRAINT pending_refund_only_while_refunding
+        CHECK (pending_refund = 0 OR state = 'REFUNDING'),
     CONSTRAINT debt_offset_is_not_negative CHECK (debt_offset >= 0),
     CONSTRAINT debt_offset_only_while_capturing CHECK (debt_offset = 0 OR state = 'CAPTURING'),
     CONSTRAINT remainder_to_return_was_charged CHECK (NOT remainder_to_client OR charged > 0),
@@ -140,9 +146,13 @@ CREATE TABLE payments (
         CHECK (waiting_for IN ('', 'processor', 'operator', 'expert')),
     CONSTRAINT known_waiting_reason CHECK (waiting_reason IN ('', 'EXPERT_ONBOARDING',
         'EXPERT_PENDING_VERIFICATION', 'EXPERT_RESTRICTED', 'EXPERT_REJECTED',
-        'EXPERT_DEAUTHORIZED', 'EXPERT_REFUSED', 'DESTINATION_ACCOUNT_REPLACED')),
-    CONSTRAINT waiting_reason_only_for_experts
-        CHECK (waiting_reason = '' OR waiting_for = 'expert'),
+        'EXPERT_DEAUTHORIZED', 'EXPERT_REFUSED', 'DESTINATION_ACCOUNT_REPLACED',
+        'REFUND_PENDING_FUNDS', 'TRANSFER_PENDING_FUNDS')),
+    CONSTRAINT waiting_reason_fits_waiting_for CHECK (
+        CASE WHEN waiting_reason = '' THEN true
+        WHEN waiting_reason IN ('REFUND_PENDING_FUNDS', 'TRANSFER_PENDING_FUNDS')
+        THEN waiting_for = 'processor'
+        ELSE waiting_for = 'expert' END),
     CONSTRAINT known_freeze_reason
         CHECK (frozen IN ('NONE', 'FRAUD_WARNING', 'REVIEW', 'INQUIRY', 'CHARGEBACK')),
     CONSTRAINT frozen_by_something CHECK ((frozen = 'NONE') = (frozen_by = ''))

@@ -44,6 +44,7 @@ def payment_message(payment: Payment) -> payments_pb2.Payment:
         refunded_amount=amount(payment.refunded_after_capture),
         returned_amount=amount(payment.refunded_from_escrow),
         client_payable=amount(payment.client_payable),
+        pending_refund_amount=amount(payment.pending_refund),
         lost_amount=amount(payment.lost + payment.lost_held),
         lost_held_amount=amount(payment.lost_held),
         net_amount=amount(payment.net),

@@ -12,6 +12,7 @@ from payment_service.domain.operation_payloads import (
     AcceptancePayload,
     CancelPayload,
     CapturePayload,
+    CollectionPayload,
     CreateAccountPayload,
     CreateIntentPayload,
     EvidencePayload,
@@ -137,6 +138,9 @@ PAYLOADS: Mapping[OperationKind, OperationPayload] = {
     OperationKind.REFUND: RefundPayload(payment_intent_id="pi_1", reason="asked"),
     OperationKind.TRANSFER: new_transfer(),
     OperationKind.REVERSE_TRANSFER: ReversalPayload(transfer_id="tr_1", transfer_minor_units=0),
+    OperationKind.COLLECT_DEBT: CollectionPayload(
+        payment_id="pay_1", transfer_id="tr_1", transfer_minor_units=0, currency="USD"
+    ),
     OperationKind.CREATE_ACCOUNT: CreateAccountPayload(
         name="Eva", email="eva@example.com", country="US", business_type=BusinessType.INDIVIDUAL
     ),

@@ -59,7 +59,7 @@ def test_an_operation_waits_for_the_line_of_its_own_refund_and_of_no_other() -> 
     service.start_give_back(4_000)
     assert service.operation is not None
     for made_by, waits in ((service.operation.operation_id, True), ("", False), ("op_0", False)):
-        pending = Refund("re_1", 4_000, "pending", made_by)
+        pending = Refund("re_1", 4_000, "succeeded", made_by)
         to = service.follow(replace(service.intent.observe(), refunds=(pending,)))
         assert (to.transitions, to.deferred, to.operation_deferred) == ([], True, waits)
 

@@ -100,6 +100,22 @@ def client_refunded(payment: Payment, split: RefundSplit, then: str | None) -> T
     return transitions.client_refunded(payment, "re_1", split, settled, then, NOW)
 
 
+def refund_accepted(payment: Payment, split: RefundSplit) -> Transition:
+    return transitions.refund_accepted(payment, "re_1", split, "no funds", NOW)
+
+
+def debt_collected(payment: Payment) -> Transition:
+    return transitions.debt_collected(
+        payment,
+        "trr_1",
+        100,
+        platform=USD,
+        connected=USD,
+        operation_id="op_9",
+        now=NOW,
+    )
+
+
 def refunded_out_of_band(payment: Payment, split: RefundSplit) -> Transition:
     settled = StripeAmount(split.whole, payment.currency, "txn_1")
     return transitions.refunded_out_of_band(payment, "re_1", split, settled, LOSSES, NOW)
@@ -180,6 +196,8 @@ FUNCTIONS: dict[str, Callable[[Payment], Transition]] = {
     "expired": lambda p: transitions.ended_unpaid(p, expired=True, reason="", now=NOW),
     "start_refund": lambda p: transitions.start_refund(p, EXPERTS_PART, "op_2", "", NOW),
     "refund_refused": lambda p: transitions.refund_refused(p, FAILURE),
+    "refund_accepted": lambda p: refund_accepted(p, EXPERTS_PART),
+    "debt_collected": debt_collected,
     "client_refunded, out of escrow": lambda p: client_refunded(p, HELD_PART, None),
     "client_refunded, a part": lambda p: client_refunded(p, EXPERTS_PART, None),
     "client_refunded, the whole": lambda p: client_refunded(p, whole_of(p), None),
@@ -298,6 +316,7 @@ def going_back() -> Iterator[Payment]:
     ):
         yield left
         yield replace(left, client_payable=100, waiting_for=WaitingFor.OPERATOR)
+        yield replace(left, pending_refund=100, waiting_for=WaitingFor.PROCESSOR)
 
 
 def test_payments_of_every_state_are_consistent() -> None:
