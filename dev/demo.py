@@ -31,7 +31,7 @@ from dev.story import Story
 from dev.stripe_side import SimulatorSide, StripeSide, post
 from dev.walk import EXPERT, Target, Walk
 from marketplace.payments.channel import connect_sync
-from marketplace.payments.v1 import experts_pb2
+from marketplace.payments.v1 import experts_pb2, operations_pb2
 
 _LOG_LINES = 15
 _ONBOARDING_SECONDS = 15 * 60.0
@@ -210,7 +210,12 @@ def _create_expert(walk: Walk) -> experts_pb2.CreateExpertAccountResponse:
         country="US",
         commission_basis_points=1_000,
     )
-    answer, seconds = walk.caller.timed(walk.caller.experts.CreateExpertAccount, request)
+    try:
+        answer, seconds = walk.caller.timed(walk.caller.experts.CreateExpertAccount, request)
+    except grpc.RpcError as error:
+        if reason_of(error) == "PROCESSOR_MISCONFIGURED":
+            _say_what_stripe_lacks(walk)
+        raise
     status = experts_pb2.ExpertStatus.Name(answer.expert.status).removeprefix("EXPERT_STATUS_")
     walk.story.step(
         "user service",
@@ -221,6 +226,16 @@ def _create_expert(walk: Walk) -> experts_pb2.CreateExpertAccountResponse:
         seconds=seconds,
     )
     return answer
+
+
+def _say_what_stripe_lacks(walk: Walk) -> None:
+    """Shows Stripe's own text, which says what the platform's Stripe account needs first."""
+    listed = walk.caller.ask(
+        walk.caller.operations.ListOperations, operations_pb2.ListOperationsRequest()
+    )
+    for operation in listed.operations:
+        walk.story.note(f"Stripe creates no account for this platform: {operation.last_error}")
+    walk.story.note("docs/runbook/accounts.md has the steps before the first expert.")
 
 
 def onboard_by_form(walk: Walk) -> None:

@@ -232,8 +232,12 @@ def test_smoke_stripe_wants_keys(environment: dict[str, str]) -> None:
     assert "is not a test key" in done.stdout + done.stderr
 
 
-def test_smoke_stripe_against_a_server_with_other_keys(environment: dict[str, str]) -> None:
-    """The simulator stands for Stripe: it calls nobody's webhooks, and has keys of its own."""
+@contextlib.contextmanager
+def another_stripe(environment: Mapping[str, str]) -> Iterator[dict[str, str]]:
+    """The simulator stands for Stripe: it calls nobody's webhooks, and has keys of its own.
+
+    Yields the environment of a walk against it.
+    """
     port = environment["STRIPE_SIMULATOR_PORT"]
     base = f"http://127.0.0.1:{port}"
     keys = {"STRIPE_SECRET_KEY": "sk_test_another", "STRIPE_PUBLISHABLE_KEY": "pk_test_another"}
@@ -242,15 +246,28 @@ def test_smoke_stripe_against_a_server_with_other_keys(environment: dict[str, st
     with subprocess.Popen(simulator, cwd=ROOT, stdout=subprocess.DEVNULL) as process:
         try:
             until(lambda: probes.answers(int(port), "/_simulator/health"), "the simulator is up")
-            account = onboarded_account(base)
-            settings = {"STRIPE_API_BASE": base, "SMOKE_EXPERT_ACCOUNT": account, **keys}
-            done = make("smoke-stripe", {**environment, **settings})
+            yield {**environment, "STRIPE_API_BASE": base, **keys}
         finally:
             process.terminate()
+
+
+def test_smoke_stripe_against_a_server_with_other_keys(environment: dict[str, str]) -> None:
+    with another_stripe(environment) as settings:
+        account = onboarded_account(settings["STRIPE_API_BASE"])
+        done = make("smoke-stripe", {**settings, "SMOKE_EXPERT_ACCOUNT": account})
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Stripe agrees to the minor unit" in done.stdout
     for chapter in CHAPTERS:
         assert (f". {chapter.title}" in done.stdout) is not chapter.needs_simulator
+
+
+def test_smoke_stripe_says_what_the_platform_lacks(environment: dict[str, str]) -> None:
+    with another_stripe(environment) as settings:
+        done = make("smoke-stripe", {**settings, "STRIPE_ACCOUNTS_API": "v1"})
+    assert done.returncode != 0
+    told = " ".join(done.stdout.split())
+    assert "enable Accounts v1 support in the Dashboard" in told
+    assert "docs/runbook/accounts.md" in told
 
 
 def onboarded_account(base: str) -> str:
