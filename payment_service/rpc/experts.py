@@ -18,6 +18,7 @@ from payment_service.application.replace_expert_account import (
     replace_expert_account,
 )
 from payment_service.domain.errors import Precondition, Unavailable
+from payment_service.domain.experts import ExpertStatus
 from payment_service.domain.payouts import PayoutState
 from payment_service.rpc import pagination
 from payment_service.rpc.call_context import CallRegistry, Context, cause_of
@@ -26,6 +27,7 @@ from payment_service.rpc.messages.experts import (
     business_type_of,
     expert_balance_message,
     expert_message,
+    expert_status_of,
     payout_message,
     payout_state_of,
 )
@@ -110,6 +112,28 @@ class ExpertServicer(experts_pb2_grpc.ExpertServiceServicer):
         expert = await get_expert.get_expert(self._app, expert_id, cause_of(context, "GetExpert"))
         return experts_pb2.GetExpertResponse(expert=expert_message(expert))
 
+    async def ListExperts(
+        self, request: experts_pb2.ListExpertsRequest, context: Context
+    ) -> experts_pb2.ListExpertsResponse:
+        fields = RequestFields()
+        page_size = fields.page_size(request.page_size)
+        statuses = [_expert_status(fields, value) for value in request.statuses]
+        due_until = fields.time("max_requirements_due_time", request)
+        fields.check()
+        wanted = sorted({status for status in statuses if status is not None})
+        filters = " ".join([*wanted, due_until.isoformat() if due_until else ""])
+        keyset = pagination.read_page_token("experts", filters, request.page_token, 1)
+        after = keyset[0] if keyset else ""
+        found = await self._app.database.read(
+            lambda reader: reader.experts(wanted, due_until, after, page_size + 1)
+        )
+        page, token = pagination.page_of(
+            found, page_size, "experts", filters, lambda expert: [expert.expert_id]
+        )
+        return experts_pb2.ListExpertsResponse(
+            experts=[expert_message(expert) for expert in page], next_page_token=token
+        )
+
     async def CreateDashboardLink(
         self, request: experts_pb2.CreateDashboardLinkRequest, context: Context
     ) -> experts_pb2.CreateDashboardLinkResponse:
@@ -183,6 +207,16 @@ def _expert_id(value: str) -> str:
     fields.identifier("expert_id", value)
     fields.check()
     return value
+
+
+def _expert_status(fields: RequestFields, value: int) -> ExpertStatus | None:
+    fields.enum("statuses", value, experts_pb2.ExpertStatus)
+    if value not in experts_pb2.ExpertStatus.values():
+        return None
+    if value == experts_pb2.EXPERT_STATUS_UNSPECIFIED:
+        fields.fault("statuses", "must not hold UNSPECIFIED")
+        return None
+    return expert_status_of(value)
 
 
 def _payout_state(fields: RequestFields, value: int) -> PayoutState | None:

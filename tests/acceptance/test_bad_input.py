@@ -53,10 +53,13 @@ OPTIONAL = {
     "ListPaymentsRequest": (
         "page_size page_token role states gig_id min_create_time max_create_time max_deadline_time"
     ),
+    "ListExpertsRequest": "page_size page_token statuses max_requirements_due_time",
     "ListPayoutsRequest": "page_size page_token states",
     "Money": "currency_code",
     "RefreshOnboardingRequest": "continue_url",
-    "ReplaceExpertAccountRequest": "replace_working_account continue_url",
+    "ReplaceExpertAccountRequest": (
+        "replace_working_account continue_url country email business_type"
+    ),
     "RefundPaymentRequest": "amount reason validate_only expected_version",
     "DismissFraudWarningRequest": "warning_id",
     "RunReconciliationRequest": "payment_id min_update_time",
@@ -223,6 +226,7 @@ def good(world: World, expert: str) -> Good:
             "min_create_time": {"seconds": 1},
             "max_create_time": {"seconds": 2**33},
             "max_deadline_time": {"seconds": 2**33},
+            "max_requirements_due_time": {"seconds": 2**33},
             "description": "A logo",
             "currency_code": "USD",
             "discrepancy_id": "disc_1",
@@ -257,6 +261,7 @@ def good(world: World, expert: str) -> Good:
             "min_update_time": {"seconds": int(time.time())},
             "state": 1,
             "states": [1],
+            "statuses": [4],
             "submit": True,
             "user_id": "client-1",
             "validate_only": False,

@@ -130,3 +130,31 @@ async def test_a_paused_account_gets_no_link_in_circles(world: World, reason: st
     # Once Stripe asks for something, there is a link again.
     await world.stripe.control("POST", f"/accounts/{account}/restrict")
     assert (await world.onboarding.CreateOnboardingLink(request)).onboarding_url
+
+
+async def test_the_experts_to_be_warned_are_listed(world: World) -> None:
+    experts = sorted([await world.expert() for _ in range(4)])
+    now = int(time.time())
+    for number, expert in enumerate(experts[:3]):
+        by = now + (number + 1) * 10 * DAY
+        due = {"currently_due": ["individual.id_number"], "current_deadline": by}
+        await announce(world, expert, **({"future": due} if number % 2 else due))
+        await asked(world, expert)
+
+    async def listed(days: int, **fields: Any) -> list[str]:
+        found: list[str] = []
+        request = experts_pb2.ListExpertsRequest(page_size=1, **fields)
+        if days:
+            request.max_requirements_due_time.FromSeconds(now + days * DAY)
+        while True:
+            answer = await world.experts.ListExperts(request)
+            found += [one.expert_id for one in answer.experts]
+            if not answer.next_page_token:
+                return found
+            request.page_token = answer.next_page_token
+
+    assert await listed(25) == experts[:2]
+    assert await listed(35) == experts[:3]
+    assert await listed(0) == experts
+    assert await listed(35, statuses=[READY]) == experts[:3]
+    assert await listed(35, statuses=[RESTRICTED]) == []

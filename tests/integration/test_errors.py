@@ -210,6 +210,9 @@ async def test_every_field_of_every_request_spoiled_in_every_way(shared: World) 
         ("CreateExpertAccount", "country"),
         ("CreateExpertAccount", "business_type"),
         ("SetCommission", "commission_basis_points"),
+        ("ListExperts", "statuses"),
+        ("ListExperts", "page_size"),
+        ("ListExperts", "page_token"),
         ("ListPayouts", "states"),
         ("ListPayouts", "page_size"),
         ("ListPayouts", "page_token"),
@@ -258,6 +261,7 @@ async def test_all_faults_are_named_at_once(shared: World) -> None:
 async def test_forged_page_tokens(shared: World) -> None:
     """Tokens are no secret: a caller can decode one and put anything into it."""
     expert = await shared.expert()
+    await shared.expert()
     for _ in range(3):
         payment = await shared.captured(expert)
         await shared.stripe.control("POST", f"/charges/{payment.charge_id}/dispute", {})
@@ -270,6 +274,7 @@ async def test_forged_page_tokens(shared: World) -> None:
             events_pb2.ListPaymentEventsRequest(payment_id=payment_id),
         ),
         ("LedgerService/ListBalances", ledger_pb2.ListBalancesRequest()),
+        ("ExpertService/ListExperts", experts_pb2.ListExpertsRequest()),
         ("DisputeService/ListDisputes", disputes_pb2.ListDisputesRequest()),
         (
             "OperationsService/ListOperations",

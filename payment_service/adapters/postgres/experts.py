@@ -9,7 +9,7 @@ from typing import Final
 
 from payment_service.adapters.postgres import rows
 from payment_service.adapters.postgres.statements import Statements, TransactionStatements
-from payment_service.domain.experts import Expert
+from payment_service.domain.experts import Expert, ExpertStatus
 from payment_service.domain.ports.records import Cause
 
 _EXPERT_COLUMNS: Final = (
@@ -175,6 +175,31 @@ class ExpertReads(Statements):
         """Returns the expert without a lock, or None."""
         row = self._maybe("SELECT * FROM experts WHERE expert_id = :id", id=expert_id)
         return row and rows.expert_of(row)
+
+    def experts(
+        self,
+        statuses: Sequence[ExpertStatus],
+        due_until: datetime | None,
+        after: str,
+        limit: int,
+    ) -> Sequence[Expert]:
+        """Returns one page of experts after an id. Without statuses, experts in every status.
+
+        With ``due_until``, only those of whom Stripe wants something by then.
+        """
+        which = "expert_id > :after"
+        if statuses:
+            which += " AND status = ANY(:statuses)"
+        if due_until is not None:
+            which += " AND least(requirements_due_time, future_requirements_due_time) <= :until"
+        found = self._all(
+            f"SELECT * FROM experts WHERE {which} ORDER BY expert_id LIMIT :limit",
+            after=after,
+            statuses=[status.value for status in statuses],
+            until=due_until,
+            limit=limit,
+        )
+        return [rows.expert_of(row) for row in found]
 
     def expert_of_account(self, stripe_account_id: str) -> str | None:
         """Returns the id of the expert who has or had this Stripe account, or None."""

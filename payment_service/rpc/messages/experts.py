@@ -39,6 +39,11 @@ def expert_status_value(status: ExpertStatus) -> experts_pb2.ExpertStatus.ValueT
     return experts_pb2.ExpertStatus.Value(f"EXPERT_STATUS_{status}")
 
 
+def expert_status_of(value: int) -> ExpertStatus:
+    name = experts_pb2.ExpertStatus.Name(experts_pb2.ExpertStatus.ValueType(value))
+    return ExpertStatus(name.removeprefix("EXPERT_STATUS_"))
+
+
 def business_type_value(business_type: BusinessType) -> experts_pb2.BusinessType.ValueType:
     return experts_pb2.BusinessType.Value(f"BUSINESS_TYPE_{business_type.name}")
 
