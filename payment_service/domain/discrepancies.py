@@ -39,6 +39,7 @@ class DiscrepancyKind(StrEnum):
     CAPTURED_OUT_OF_BAND = "captured_out_of_band", ClosesWhen.DECIDED
     COMMISSION_MISMATCH = "commission_mismatch", ClosesWhen.DECIDED
     DISPUTE_BEFORE_CAPTURE = "dispute_before_capture", ClosesWhen.DECIDED
+    INTENT_WITHOUT_PAYMENT = "intent_without_payment", ClosesWhen.DECIDED
     OUT_OF_BAND_FEE_REFUND = "out_of_band_fee_refund", ClosesWhen.DECIDED
     OUT_OF_BAND_REFUND = "out_of_band_refund", ClosesWhen.DECIDED
     OUT_OF_BAND_REVERSAL = "out_of_band_reversal", ClosesWhen.DECIDED

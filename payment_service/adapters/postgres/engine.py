@@ -26,6 +26,7 @@ from payment_service.adapters.postgres import feed
 from payment_service.adapters.postgres.clock import own_clock
 from payment_service.adapters.postgres.reader import SqlReader
 from payment_service.adapters.postgres.schema import EXPECTED_REVISION, stored_revision
+from payment_service.adapters.postgres.statements import KnownInstallation
 from payment_service.adapters.postgres.transaction import SqlTransaction
 from payment_service.domain.errors import Busy, Unavailable, database_unavailable
 from payment_service.domain.ports.policy import Policy
@@ -136,6 +137,7 @@ class SqlDatabase:
         self._read_places = asyncio.Semaphore(read_threads)
         self._admission_seconds = admission_seconds
         self._revision: str | None = None
+        self._installation = KnownInstallation()
         self._held = threading.local()
         #: Every connection that a reading thread holds. `close` must close them, because a pool
         #: that is disposed of does not close connections that are in use.
@@ -201,7 +203,7 @@ class SqlDatabase:
     def _run_once(self, phase: Callable[[SqlTransaction], T], name: str) -> T:
         self._on_phase(name, "before")
         with self._write_engine.connect() as connection:
-            tx = SqlTransaction(connection, self._policy)
+            tx = SqlTransaction(connection, self._policy, self._installation)
             result = phase(tx)
             self._on_phase(name, "uncommitted")
             connection.commit()
@@ -259,6 +261,12 @@ class SqlDatabase:
         self._revision = revision
         return takes_writes and revision >= EXPECTED_REVISION
 
+    async def installation_id(self) -> str:
+        """Returns the id of this database. It is read once: it never changes."""
+        if not self._installation.installation_id:
+            self._installation.installation_id = await self.read(_installation_id)
+        return self._installation.installation_id
+
     async def listen(self, hear: Callable[[int], None]) -> None:
         """Calls ``hear`` with every announced position of the feed, until it is cancelled."""
         await feed.listen(plain_url(self._url), hear)
@@ -282,6 +290,11 @@ def _readiness(reader: SqlReader) -> tuple[bool, str]:
     sql = "SELECT NOT pg_is_in_recovery() AND NOT current_setting('transaction_read_only')::bool"
     takes_writes = bool(reader.connection.execute(text(sql)).scalar_one())
     return takes_writes, stored_revision(reader.connection)
+
+
+def _installation_id(reader: SqlReader) -> str:
+    sql = "SELECT installation_id FROM installation"
+    return str(reader.connection.execute(text(sql)).scalar_one())
 
 
 def _too_contended() -> Busy:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 
 import stripe
 from stripe.params import AccountCreateParams
 
 from payment_service.adapters.stripe.client import StripeResource
-from payment_service.adapters.stripe.views import account_of, creation_window, metadata_of
+from payment_service.adapters.stripe.views import (
+    account_of,
+    creation_window,
+    found_account_of,
+    metadata_of,
+)
 from payment_service.domain.experts import Account
-from payment_service.domain.ports.stripe import NewAccount, Outcome
+from payment_service.domain.ports.stripe import FoundAccount, NewAccount, Outcome
 from payment_service.domain.processor_errors import misconfigured
 
 
@@ -49,6 +55,22 @@ class Accounts(StripeResource):
             lambda: self._client.v1.accounts.retrieve_async(stripe_account_id)
         )
         return None if account is None else account_of(account)
+
+    async def found_account(self, stripe_account_id: str) -> FoundAccount | None:
+        """Returns the account with its metadata, or None as :meth:`account` does."""
+        account = await self._read_of_account(
+            lambda: self._client.v1.accounts.retrieve_async(stripe_account_id)
+        )
+        return None if account is None else found_account_of(account)
+
+    async def accounts_since(self, since: datetime) -> Sequence[FoundAccount]:
+        """Returns the accounts that were created since then, the oldest first."""
+        accounts: list[stripe.Account] = await self._calls.read_all(
+            lambda: self._client.v1.accounts.list_async(
+                {"created": {"gte": int(since.timestamp())}, "limit": 100}
+            )
+        )
+        return [found_account_of(account) for account in reversed(accounts)]
 
     async def find_account(self, operation_id: str, created: datetime) -> Account | None:
         """Returns the account that the operation of this time created, or None.

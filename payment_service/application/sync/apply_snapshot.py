@@ -6,7 +6,7 @@ expert.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
 from payment_service.application.operations.out_of_band import record_out_of_band
@@ -17,6 +17,7 @@ from payment_service.application.operations.start import (
     with_current_destination,
 )
 from payment_service.application.sync.disputes import save_disputes
+from payment_service.application.sync.lost_operations import Recovery, recover_lost
 from payment_service.domain.operation_payloads import TransferPayload
 from payment_service.domain.operations import Operation, OperationPurpose, OperationState
 from payment_service.domain.payment import Payment
@@ -27,7 +28,7 @@ from payment_service.domain.snapshot import PaymentSnapshot
 from payment_service.domain.sync.changes import ChangeSet, Discrepancy, SyncContext
 from payment_service.domain.sync.derive_changes import derive_changes
 from payment_service.domain.sync.derive_dispute_changes import derive_dispute_changes
-from payment_service.domain.sync.superseded import shows_no_effect
+from payment_service.domain.sync.superseded import described, shows_no_effect
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,8 @@ class SyncResult:
     #: The payment had changed since the snapshot was requested: a new snapshot is needed.
     stale: bool = False
     changed: bool = False
+    #: The snapshot shows more operations of ours that the books have lost: sync again at once.
+    shows_more: bool = False
     #: Stripe does not show every balance transaction yet: sync again later.
     deferred: bool = False
     #: A missing balance transaction ends the open operation.
@@ -77,11 +80,18 @@ def apply_snapshot(
         return SyncResult()
     if payment.version != fetched.version:
         return SyncResult(stale=True, payment=payment)
-    context = _context_of(tx, policy, payment, snapshot)
-    operation, disputes = context.operation, context.dispute_records
-    changes = derive_changes(payment, context)
-    if _concerns_disputes(snapshot):
-        derive_dispute_changes(changes, context)
+    opened = tx.operation(payment.operation_id) if payment.operation_id else None
+    recovery = recover_lost(tx, payment, opened, snapshot, cause)
+    payment, operation = recovery.payment, recovery.operation
+    context = _context_of(tx, policy, payment, snapshot, recovery)
+    changes = _derive(payment, context)
+    shows_more = bool(recovery.lost) and (recovery.has_recorded or bool(changes.transitions))
+    if recovery.lost and operation is None and not shows_more:
+        # The books do not allow what this service did: it is booked as if somebody else did it.
+        context = _context_of(tx, policy, payment, snapshot, replace(recovery, lost=()))
+        changes = _derive(payment, context)
+    changes.discrepancies += recovery.discrepancies
+    disputes = context.dispute_records
     for transition in changes.transitions:
         tx.record(transition, cause)
     for movement in changes.movements:
@@ -101,14 +111,12 @@ def apply_snapshot(
     # A lost dispute's reversal answers no caller: the operation that is over answers its own.
     ends = next_operation is None or not next_operation.claim_id
     if ends and operation is not None and changes.settled:
-        if changes.refusal is not None:
-            stored |= refuse(tx, answers, operation.claim_id, changes.refusal)
-        else:
-            stored |= answer(tx, answers, operation.claim_id, payment)
+        stored |= _answer(tx, answers, operation, changes, payment)
     if next_operation is not None and next_operation.state is OperationState.PARKED:
         parked, next_operation = next_operation, None
     return SyncResult(
-        changed=bool(changes.transitions),
+        changed=bool(changes.transitions) or recovery.has_recorded,
+        shows_more=shows_more,
         deferred=changes.deferred,
         operation_deferred=changes.operation_deferred,
         blocked_by=changes.blocked_by,
@@ -120,22 +128,56 @@ def apply_snapshot(
     )
 
 
+def _answer(
+    tx: Transaction, answers: Answers, operation: Operation, changes: ChangeSet, payment: Payment
+) -> StoredAnswers:
+    """Stores the answer of the call whose last operation is over."""
+    if changes.refusal is not None:
+        return refuse(tx, answers, operation.claim_id, changes.refusal)
+    return answer(tx, answers, operation.claim_id, payment)
+
+
+def _derive(payment: Payment, context: SyncContext) -> ChangeSet:
+    changes = derive_changes(payment, context)
+    if _concerns_disputes(context.snapshot):
+        derive_dispute_changes(changes, context)
+    return changes
+
+
 def _concerns_disputes(snapshot: PaymentSnapshot) -> bool:
     return bool(snapshot.disputes) or snapshot.fraud_warnings is not None
 
 
 def _context_of(
-    tx: Transaction, policy: Policy, payment: Payment, snapshot: PaymentSnapshot
+    tx: Transaction,
+    policy: Policy,
+    payment: Payment,
+    snapshot: PaymentSnapshot,
+    recovery: Recovery,
 ) -> SyncContext:
-    """Reads what decides how the snapshot changes the payment. Requires the payment's lock."""
-    operation = tx.operation(payment.operation_id) if payment.operation_id else None
+    """Reads what decides how the snapshot changes the payment. Requires the payment's lock.
+
+    What lost operations have made is left out: it is booked when they are recorded again, and the
+    open operation is not sent before.
+    """
+    operation = recovery.operation
+    # Derived from what leads to it, so that a restored database gives it the same id.
+    next_operation_id = tx.operation_id_for(payment.operation_id or payment.payment_id, "next")
     disputes = tx.disputes_of(payment.payment_id) if _concerns_disputes(snapshot) else ()
     return SyncContext(
-        snapshot=snapshot,
+        snapshot=recovery.visible(snapshot),
         operation=operation,
-        booked_ids=tx.booked_movement_ids(payment.payment_id),
-        out_of_band=tuple(tx.out_of_band_since(operation).values()) if operation else (),
-        next_operation_id=tx.new_id("op"),
+        booked_ids=recovery.booked_ids,
+        out_of_band=(
+            *(tx.out_of_band_since(operation).values() if operation else ()),
+            *(
+                described(one.kind.value, one.object_id, one.minor_units)
+                for one in recovery.lost
+                if one.operation_id != next_operation_id
+            ),
+        ),
+        next_operation_id=next_operation_id,
+        installation_id=tx.installation_id,
         holding_limit=timedelta(seconds=policy.holding_limit),
         dispute_records={record.dispute_id: record for record in disputes},
         freezes_on_warning=policy.freeze_on_fraud_warning,

@@ -17,6 +17,7 @@ from payment_service.migrations.schema import (
     experts,
     feed,
     guards,
+    installation,
     jobs,
     ledger,
     operations,
@@ -28,6 +29,7 @@ from payment_service.migrations.schema import (
 #: Every statement in the order of the foreign keys.
 STATEMENTS: Final = (
     guards.SCHEMA,
+    installation.SCHEMA,
     experts.SCHEMA,
     payments.SCHEMA,
     ledger.SCHEMA,
