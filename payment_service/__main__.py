@@ -1,9 +1,10 @@
-"""``python -m payment_service serve | migrate | check | doctor``."""
+"""``python -m payment_service COMMAND``; without one it lists the commands."""
 
 from __future__ import annotations
 
 import asyncio
 import sys
+from datetime import UTC, datetime
 from typing import Annotated, NoReturn
 
 import typer
@@ -14,6 +15,7 @@ from payment_service.config import Settings, WrongSettings, load_settings
 from payment_service.doctor import examine_platform
 from payment_service.domain.errors import Refusal
 from payment_service.logs import configure_logs
+from payment_service.maintenance import CannotRun, adopt_account, recover_books
 from payment_service.server import CannotListen
 from payment_service.server import serve as serve_forever
 
@@ -29,7 +31,7 @@ def serve() -> None:
     try:
         settings.require_database_url()
         asyncio.run(serve_forever(settings))
-    except (WrongSettings, CannotListen) as fault:
+    except (WrongSettings, CannotListen, CannotRun) as fault:
         _refuse(fault)
 
 
@@ -55,6 +57,45 @@ def migrate() -> None:
                 f"({type(error).__name__} {sqlstate(error)}): is it up, and is the role its owner?"
             )
         )
+
+
+@app.command()
+def adopt_stripe_account(account_id: str) -> None:
+    """Keep the books at another account of Stripe from now on: that of STRIPE_SECRET_KEY.
+
+    The payments that are open at the former account cannot be continued.
+    """
+    settings = _settings()
+    try:
+        settings.require_database_url()
+        before = asyncio.run(adopt_account(settings, account_id))
+    except (WrongSettings, CannotRun) as fault:
+        _refuse(fault)
+    typer.echo(f"the books are of {account_id} now; before, they were of {before}")
+
+
+@app.command()
+def recover_after_restore(
+    since: Annotated[
+        datetime,
+        typer.Option(
+            formats=["%Y-%m-%dT%H:%M:%SZ", "%Y-%m-%dT%H:%M:%S%z"],
+            help="When the backup was taken (UTC, such as 2026-11-29T17:00:00Z), or earlier.",
+        ),
+    ],
+) -> None:
+    """Bring a restored database up to what Stripe shows, before any replica serves it.
+
+    It may be run again. It sends nothing that moves money.
+    """
+    settings = _settings()
+    since = since.astimezone(UTC) if since.tzinfo else since.replace(tzinfo=UTC)
+
+    try:
+        settings.require_database_url()
+        asyncio.run(recover_books(settings, since, typer.echo))
+    except (WrongSettings, CannotRun) as fault:
+        _refuse(fault)
 
 
 @app.command()

@@ -17,11 +17,14 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_g
 from grpc_reflection.v1alpha.reflection import aio as aio_reflection
 from prometheus_client import start_http_server
 
+from payment_service.account_watch import AccountWatch
 from payment_service.application.jobs.scheduler import run_background
 from payment_service.application.jobs.supervision import supervised
+from payment_service.application.stripe_account import WrongAccount
 from payment_service.bootstrap import SERVICES, Wired, add_services, wire
 from payment_service.config import Settings
 from payment_service.domain.errors import Refusal
+from payment_service.maintenance import CannotRun
 from payment_service.rpc.call_context import Context
 from payment_service.rpc.errors import ErrorInterceptor
 
@@ -81,7 +84,8 @@ class _Health(health.aio.HealthServicer):
 
 async def serve(settings: Settings) -> None:
     """Serves until SIGTERM or SIGINT, then finishes the calls in progress."""
-    wired = wire(settings)
+    wired, stop = wire(settings), asyncio.Event()
+    account = await _watch_account(wired, stop)
     server = aio.server(interceptors=[ErrorInterceptor(wired.metrics.observe_rpc)], options=OPTIONS)
     add_services(server, wired)
     servicer = _Health()
@@ -102,20 +106,15 @@ async def serve(settings: Settings) -> None:
         supervised(wired.metrics, "health", partial(_watch_health, wired, servicer))
     )
     gauge = asyncio.create_task(supervised(wired.metrics, "gauges", partial(_gauge_backlog, wired)))
-    stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    if settings.is_simulated:
-        log.warning(
-            "stripe_is_simulated",
-            api_base=settings.effective_api_base,
-            meaning="no real card is charged, nobody is paid; set STRIPE_SECRET_KEY to change it",
-        )
+    _warn_of_simulator(settings)
     log.info("serving", grpc=f"{settings.grpc_host}:{port}", metrics=settings.metrics_port)
     await stop.wait()
 
     log.info("draining", operations=settings.shutdown_grace)
     watch.cancel()
+    account.end()
     gauge.cancel()
     await servicer.enter_graceful_shutdown()
     wired.app.feed.ending.set()
@@ -136,6 +135,28 @@ async def serve(settings: Settings) -> None:
     if metrics_server is not None:
         metrics_server.shutdown()
     log.info("stopped", unfinished=left)
+    if account.fault is not None:
+        raise CannotRun(str(account.fault))
+
+
+async def _watch_account(wired: Wired, stop: asyncio.Event) -> AccountWatch:
+    """Compares the account at Stripe with that of the books. Raises :class:`CannotRun`."""
+    account = AccountWatch(wired.app, livemode=wired.settings.is_live)
+    try:
+        await account.begin(stop)
+    except WrongAccount as fault:
+        await _close(wired)
+        raise CannotRun(str(fault)) from None
+    return account
+
+
+def _warn_of_simulator(settings: Settings) -> None:
+    if settings.is_simulated:
+        log.warning(
+            "stripe_is_simulated",
+            api_base=settings.effective_api_base,
+            meaning="no real card is charged, nobody is paid; set STRIPE_SECRET_KEY to change it",
+        )
 
 
 async def _close(wired: Wired) -> None:

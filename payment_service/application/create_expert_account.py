@@ -102,6 +102,8 @@ def request_account(
             email=expert.email,
             country=expert.country,
             business_type=expert.business_type,
+            commission_basis_points=expert.commission_basis_points,
+            commission_asked=expert.commission_asked,
         ),
     )
 

@@ -15,9 +15,11 @@ from typing import TypeAlias, TypeVar
 
 from payment_service.application.app import App
 from payment_service.application.execution.executor import execute
+from payment_service.application.operations.recovered import recovered_operation
 from payment_service.application.sync.apply_snapshot import SyncResult
 from payment_service.domain.errors import (
     key_in_use,
+    key_reused,
     outcome_unknown,
     processor_unavailable,
 )
@@ -125,10 +127,12 @@ def claim_and_start(tx: Transaction, app: App, command: C, start: Start[C]) -> C
     claim = tx.claim(command.cause, command.key, command.fields)
     if not claim.fresh:
         return _replay_or_take_over(tx, app.policy, claim)
+    recovered = recovered_operation(tx, claim.claim_id)
+    if recovered is not None:
+        return _continue_recovered(tx, app, command, claim, recovered)
     started = start(tx, app.policy, command, claim.claim_id)
     if isinstance(started, Answer):
-        # The same key gets it again.
-        return Claimed(replace(claim, answer=tx.settle_claim(claim.claim_id, started)))
+        return _answered(tx, claim, started)
     if app.stripe.is_unavailable:
         raise processor_unavailable()
     operation, payment = started.operation, started.payment
@@ -136,6 +140,31 @@ def claim_and_start(tx: Transaction, app: App, command: C, start: Start[C]) -> C
     tx.bind_claim(claim.claim_id, payment_id, operation.operation_id)
     bound = replace(claim, operation_id=operation.operation_id, payment_id=payment_id)
     return Claimed(bound, operation, payment.version if payment else 0)
+
+
+def _continue_recovered(
+    tx: Transaction, app: App, command: IdempotentCommand, claim: Claim, operation: Operation
+) -> Claimed:
+    """Binds the claim to an operation that the database had lost with the key's first claim."""
+    payment_id = operation.related_payment_id
+    if getattr(command, "payment_id", payment_id) != payment_id:
+        raise key_reused(command.key, "payment_id")
+    payment = tx.lock_payment(payment_id) if payment_id else None
+    tx.bind_claim(claim.claim_id, payment_id, operation.operation_id)
+    bound = replace(claim, operation_id=operation.operation_id, payment_id=payment_id)
+    if operation.is_open:
+        tx.give_operation_to_claim(operation.operation_id, claim.claim_id)
+        return _replay_or_take_over(tx, app.policy, bound)
+    if payment is not None:
+        return _answered(tx, bound, app.answers.response(claim.rpc, payment))
+    expert = tx.expert(operation.expert_id)
+    assert expert is not None
+    return _answered(tx, bound, app.answers.account_replaced(expert))
+
+
+def _answered(tx: Transaction, claim: Claim, answer: Answer) -> Claimed:
+    """Stores the answer: the same key gets it again."""
+    return Claimed(replace(claim, answer=tx.settle_claim(claim.claim_id, answer)))
 
 
 def _replay_or_take_over(tx: Transaction, policy: Policy, claim: Claim) -> Claimed:

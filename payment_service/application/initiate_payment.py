@@ -91,8 +91,9 @@ def begin_initiation(
     tx: Transaction, policy: Policy, command: InitiatePayment, claim_id: str
 ) -> Started:
     """Records the new payment and the operation that creates its intent."""
-    transition = plan_initiation(tx, policy, command, tx.new_id("pay"))
-    operation_id = tx.new_id("op")
+    operation_id = tx.operation_id_for(claim_id)
+    payment_id = tx.derived_id("pay", operation_id)
+    transition = plan_initiation(tx, policy, command, payment_id)
     payment = replace(transition.after, operation_id=operation_id)
     tx.record(replace(transition, after=payment), command.cause)
     operation = start_operation(
@@ -116,6 +117,16 @@ def begin_initiation(
             client_id=payment.client_id,
             expert_id=payment.expert_id,
             gig_id=payment.gig_id,
+            expert_account_id=payment.destination_account_id,
+            escrow_mode=payment.escrow_mode.value,
+            charge_model=payment.charge_model.value,
+            mode_reason=payment.mode_reason.value,
+            on_deadline=payment.on_deadline.value,
+            expected_completion_time=payment.release_due_time.isoformat()
+            if payment.release_due_time
+            else "",
+            commission_basis_points=payment.commission_basis_points,
+            commission=payment.commission,
         ),
     )
     return Started(operation, payment)

@@ -34,6 +34,16 @@ class CreateIntentPayload:
     client_id: str
     expert_id: str
     gig_id: str
+    #: What else the payment was recorded with, so that it can be recorded again from the intent.
+    expert_account_id: str
+    escrow_mode: str
+    charge_model: str
+    mode_reason: str
+    on_deadline: str
+    #: In ISO 8601; empty if none was named.
+    expected_completion_time: str
+    commission_basis_points: int
+    commission: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,6 +144,9 @@ class CreateAccountPayload:
     email: str
     country: str
     business_type: BusinessType
+    #: What else the expert was recorded with.
+    commission_basis_points: int
+    commission_asked: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,7 @@ something are kept. Amounts are minor units, times UTC, ids Stripe's.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
@@ -74,6 +74,9 @@ class Refund:
     operation_id: str = ""
     line: BalanceTransaction | None = None
     failure_line: BalanceTransaction | None = None
+    #: Stripe's metadata, and when Stripe made it.
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    create_time: datetime | None = None
 
     @property
     def failed(self) -> bool:
@@ -97,6 +100,9 @@ class Reversal:
     connected_line: BalanceTransaction | None = None
     #: Stripe's status. Most reversals have none: they are done when they are made.
     status: str = ""
+    #: Stripe's metadata, and when Stripe made it.
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    create_time: datetime | None = None
 
     @property
     def is_done(self) -> bool:
@@ -130,6 +136,14 @@ class Transfer:
     reversals: tuple[Reversal, ...] = ()
     #: The connected account that it was sent to.
     destination_account_id: str = ""
+    #: Stripe's metadata, and when Stripe made it.
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    create_time: datetime | None = None
+
+    def without(self, reversal_ids: Collection[str]) -> Transfer:
+        """Returns the transfer without these reversals."""
+        kept = tuple(one for one in self.reversals if one.reversal_id not in reversal_ids)
+        return replace(self, reversals=kept)
 
     @property
     def left(self) -> int:
@@ -243,6 +257,7 @@ class PaymentSnapshot:
     #: Early fraud warnings, oldest first; None if they were not fetched.
     fraud_warnings: tuple[FraudWarning, ...] | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
+    create_time: datetime | None = None
     #: It allows its holder to pay: never stored, never logged.
     client_secret: str = field(default="", repr=False)
 
@@ -256,6 +271,39 @@ class PaymentSnapshot:
         """All transfers to the expert, oldest first."""
         own = self.charge.transfer if self.charge else None
         return (own, *self.separate_transfers) if own else self.separate_transfers
+
+    def without(self, object_ids: Collection[str]) -> PaymentSnapshot:
+        """Returns the snapshot without these refunds, transfers and reversals."""
+        if not object_ids:
+            return self
+        charge = self.charge
+        if charge is not None and charge.transfer is not None:
+            charge = replace(charge, transfer=charge.transfer.without(object_ids))
+        return replace(
+            self,
+            charge=charge,
+            refunds=tuple(one for one in self.refunds if one.refund_id not in object_ids),
+            separate_transfers=tuple(
+                one.without(object_ids)
+                for one in self.separate_transfers
+                if one.transfer_id not in object_ids
+            ),
+        )
+
+    def before_capture(self) -> PaymentSnapshot:
+        """Returns the snapshot as it was while the card was only authorized."""
+        charge = self.charge
+        if charge is not None:
+            charge = replace(charge, captured=False, amount_captured=0, line=None, transfer=None)
+        return replace(
+            self,
+            status=IntentStatus.REQUIRES_CAPTURE,
+            amount_received=0,
+            charge=charge,
+            refunds=(),
+            separate_transfers=(),
+            disputes=(),
+        )
 
     def with_answer(self, made: MutationResult | None) -> PaymentSnapshot:
         """Returns the snapshot with what Stripe has just returned, even if its lists lag behind.

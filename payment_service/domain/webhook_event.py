@@ -110,6 +110,7 @@ def envelope_of(
     if not isinstance(shown, Mapping):
         raise MalformedEvent("without object")
     account = account_id or _text(event, "account") or _account_of(kind, shown)
+    request = event.get("request")
     acted_upon = kind in PAYMENT_EVENTS | ACCOUNT_EVENTS or (kind in PAYOUT_EVENTS and account)
     return WebhookEvent(
         event_id=event_id,
@@ -123,6 +124,7 @@ def envelope_of(
         create_time=datetime.fromtimestamp(created, UTC),
         state="WAITING" if acted_upon else "IGNORED",
         verdict="" if acted_upon else "not_acted_upon",
+        request_key=_text(request, "idempotency_key") if isinstance(request, Mapping) else "",
     )
 
 

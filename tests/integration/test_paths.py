@@ -41,10 +41,14 @@ VALUES: Final = {
     *("domain/money.py", "domain/ledger.py", "domain/experts.py", "domain/snapshot.py"),
     *("domain/state_machine.py", "domain/errors.py", "domain/processor_errors.py"),
     *("domain/webhook_event.py", "application/clock.py", "application/app.py"),
+    *("domain/marks.py", "domain/ids.py"),
 }
 #: Functions that are asked on every path and usually return at once: is a repayment parked, or to
-#: be parked; was something moved out of band?
-SIDE_STEPS: Final = {"plan_preemption", "preempt", "park_repayment", "record_out_of_band"}
+#: be parked; was something moved out of band; was an operation recovered after a restore?
+SIDE_STEPS: Final = {
+    *("plan_preemption", "preempt", "park_repayment", "record_out_of_band"),
+    "recovered_operation",
+}
 
 #: Recording a transition asks the domain what to store with it: the row, the digest, the times.
 RECORDING: Final = ("adapters/", "domain/schedule.py")

@@ -106,6 +106,7 @@ LAYERS = [
         "a command wires what it needs itself only where it serves nothing, as migrate does",
         ours={
             *("payment_service.server", "payment_service.config", "payment_service.logs"),
+            "payment_service.maintenance",
             "payment_service.adapters.postgres.engine",
             "payment_service.adapters.postgres.migrate",
             "payment_service.adapters.stripe",

@@ -18,9 +18,10 @@ class ClaimWrites(TransactionStatements):
     def claim(self, cause: Cause, key: str, fields: Mapping[str, str]) -> Claim:
         """Takes the caller's key, or returns the claim that has it already (``fresh`` is False).
 
-        Raises :class:`Conflict` if the key was used with other content. Only a digest of each field
-        is stored. A second caller waits here until the transaction of the first one has ended (the
-        unique index blocks it), and not longer.
+        The claim's id is derived from caller, RPC and key: after the restore of an older backup the
+        repeated call has the same one. Raises :class:`Conflict` if the key was used with other
+        content. Only a digest of each field is stored. A second caller waits here until the
+        transaction of the first one has ended (the unique index blocks it), and not longer.
         """
         digests = {
             name: hashlib.sha256(value.encode()).hexdigest()[:32] for name, value in fields.items()
@@ -30,7 +31,7 @@ class ClaimWrites(TransactionStatements):
             "INSERT INTO idempotency_keys (claim_id, caller, rpc, key, fields, create_time) "
             "VALUES (:claim_id, :caller, :rpc, :key, :fields, now()) "
             "ON CONFLICT ON CONSTRAINT a_key_is_used_once DO NOTHING RETURNING claim_id",
-            claim_id=self.new_id("clm"),
+            claim_id=self.derived_id("clm", cause.caller, cause.rpc, key),
             fields=json.dumps(digests),
             **values,
         )

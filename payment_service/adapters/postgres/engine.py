@@ -32,6 +32,7 @@ from payment_service.adapters.postgres.schema import (
     minimum_writer,
     stored_revision,
 )
+from payment_service.adapters.postgres.statements import KnownInstallation
 from payment_service.adapters.postgres.transaction import SqlTransaction
 from payment_service.domain.audit_trail import WRITER
 from payment_service.domain.errors import Busy, Unavailable, database_unavailable
@@ -142,6 +143,7 @@ class SqlDatabase:
         self._read_places = asyncio.Semaphore(read_threads)
         self._admission_seconds = admission_seconds
         self._readiness: _Readiness | None = None
+        self._installation = KnownInstallation()
         self._held = threading.local()
         #: Every connection that a reading thread holds. `close` must close them, because a pool
         #: that is disposed of does not close connections that are in use.
@@ -209,7 +211,7 @@ class SqlDatabase:
     def _run_once(self, phase: Callable[[SqlTransaction], T], name: str) -> T:
         self._on_phase(name, "before")
         with self._write_engine.connect() as connection:
-            tx = SqlTransaction(connection, self._policy)
+            tx = SqlTransaction(connection, self._policy, self._installation)
             result = phase(tx)
             self._on_phase(name, "uncommitted")
             connection.commit()
@@ -266,6 +268,12 @@ class SqlDatabase:
     def is_superseded(self) -> bool:
         """Returns whether a newer release has taken over: this one may not write any more."""
         return self._readiness is not None and not self._readiness.may_write
+
+    async def installation_id(self) -> str:
+        """Returns the id of this database. It is read once: it never changes."""
+        if not self._installation.installation_id:
+            self._installation.installation_id = await self.read(_installation_id)
+        return self._installation.installation_id
 
     async def listen(self, hear: Callable[[int], None]) -> None:
         """Calls ``hear`` with every announced position of the feed, until it is cancelled.
@@ -344,6 +352,11 @@ def _readiness(reader: SqlReader) -> _Readiness:
         missing_limits(reader.connection),
         minimum_writer(reader.connection),
     )
+
+
+def _installation_id(reader: SqlReader) -> str:
+    sql = "SELECT installation_id FROM installation"
+    return str(reader.connection.execute(text(sql)).scalar_one())
 
 
 def _too_contended() -> Busy:

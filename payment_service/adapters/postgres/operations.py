@@ -6,6 +6,7 @@ names the lease's token (fencing), so a stale holder changes nothing.
 
 from __future__ import annotations
 
+import itertools
 import json
 import secrets
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from typing import Final
 from payment_service.adapters.postgres import rows
 from payment_service.adapters.postgres.statements import Statements, TransactionStatements
 from payment_service.domain.operation_payloads import OperationPayload, payload_to_json
-from payment_service.domain.operations import Operation, OperationState
+from payment_service.domain.operations import Operation, OperationKind, OperationState
 from payment_service.domain.payment import WaitingReason
 from payment_service.domain.ports.records import ListedOperation
 
@@ -48,6 +49,53 @@ class OperationWrites(TransactionStatements):
         self._do(
             f"INSERT INTO operations ({', '.join(columns)}) VALUES (:{', :'.join(columns)})",
             **rows.operation_values(operation),
+        )
+
+    def operation_id_for(self, *origin: str) -> str:
+        """Returns the id for a new operation of this origin: the first one that is not taken.
+
+        An origin may lead to several operations one after another. Requires the lock of the
+        operation's subject, or of its claim.
+        """
+        for number in itertools.count():
+            operation_id = self.derived_id("op", *origin, str(number))
+            taken = self._maybe(
+                "SELECT 1 AS taken FROM operations WHERE operation_id = :id", id=operation_id
+            )
+            if taken is None:
+                return operation_id
+        raise AssertionError("the numbers do not end")
+
+    def known_operations(self, operation_ids: Sequence[str]) -> frozenset[str]:
+        """Returns which of these operations are recorded."""
+        if not operation_ids:
+            return frozenset()
+        found = self._all(
+            "SELECT operation_id FROM operations WHERE operation_id = ANY(:ids)",
+            ids=list(operation_ids),
+        )
+        return frozenset(row["operation_id"] for row in found)
+
+    def correct_operation(
+        self, operation_id: str, kind: OperationKind, minor_units: int, payload: OperationPayload
+    ) -> None:
+        """Makes an open operation what Stripe has executed under its id."""
+        self._do(
+            "UPDATE operations SET kind = :kind, minor_units = :minor_units, payload = :payload "
+            "WHERE operation_id = :id AND state IN ('STARTED', 'UNKNOWN', 'PARKED')",
+            id=operation_id,
+            kind=kind.value,
+            minor_units=minor_units,
+            payload=json.dumps(payload_to_json(payload)),
+        )
+
+    def give_operation_to_claim(self, operation_id: str, claim_id: str) -> None:
+        """Lets a recovered operation answer the caller who has repeated the call."""
+        self._do(
+            "UPDATE operations SET claim_id = :claim_id "
+            "WHERE operation_id = :id AND claim_id IS NULL",
+            id=operation_id,
+            claim_id=claim_id,
         )
 
     def operation(self, operation_id: str) -> Operation | None:

@@ -15,7 +15,11 @@ from sqlalchemy import Connection
 from payment_service.adapters.postgres import rows
 from payment_service.adapters.postgres.debts import HASTEN_DEBT_CHECK, START_DEBT_CHECK
 from payment_service.adapters.postgres.rows import PAYMENT_COLUMNS
-from payment_service.adapters.postgres.statements import Statements, TransactionStatements
+from payment_service.adapters.postgres.statements import (
+    KnownInstallation,
+    Statements,
+    TransactionStatements,
+)
 from payment_service.domain.audit_trail import chain_hash, event_body
 from payment_service.domain.errors import Busy
 from payment_service.domain.ledger import expert_debt, stripe_connected
@@ -57,8 +61,13 @@ _RECORD: Final = (
 class PaymentWrites(TransactionStatements):
     """Reads and changes payments inside a transaction."""
 
-    def __init__(self, connection: Connection, policy: Policy) -> None:
-        super().__init__(connection)
+    def __init__(
+        self,
+        connection: Connection,
+        policy: Policy,
+        installation: KnownInstallation | None = None,
+    ) -> None:
+        super().__init__(connection, installation)
         self._policy = policy
         #: The hash of the last event of each payment that this transaction has locked.
         self._heads: dict[str, bytes] = {}
@@ -75,6 +84,13 @@ class PaymentWrites(TransactionStatements):
             return None
         self._heads[payment_id] = bytes(row["head_hash"])
         return rows.payment_of(row)
+
+    def payment_of_intent(self, payment_intent_id: str) -> str | None:
+        """Returns the id of the payment that has this intent, or None."""
+        row = self._maybe(
+            "SELECT payment_id FROM payments WHERE payment_intent_id = :id", id=payment_intent_id
+        )
+        return row and str(row["payment_id"])
 
     def record(self, transition: Transition, cause: Cause) -> None:
         """Writes the payment's row with its schedule, its event and its postings in one statement.

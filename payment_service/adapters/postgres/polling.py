@@ -43,6 +43,19 @@ class PollingWrites(TransactionStatements):
             id=stripe_account_id,
         )
 
+    def is_behind_stripe(self, limit: timedelta) -> bool:
+        """Returns whether Stripe's events of before ``limit`` ago may not be applied yet.
+
+        So it is after a long outage, and after the restore of an older backup.
+        """
+        row = self._one(
+            "SELECT EXISTS (SELECT FROM event_cursors WHERE scope = 'platform' "
+            "AND seen_until < now() - :limit) OR EXISTS (SELECT FROM webhook_events "
+            "WHERE state = 'WAITING' AND create_time < now() - :limit) AS behind",
+            limit=limit,
+        )
+        return bool(row["behind"])
+
     def lease_event_cursors(
         self, seconds: float, limit: int, *, paid_out: bool = False
     ) -> Sequence[EventCursor]:

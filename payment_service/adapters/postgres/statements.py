@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property, lru_cache
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from sqlalchemy import Connection, TextClause, text
 
 from payment_service.adapters.postgres.clock import own_clock
+from payment_service.domain.ids import derived_id
 
 
 @lru_cache(maxsize=512)
@@ -68,11 +70,21 @@ class Statements:
         )
 
 
+@dataclass(slots=True)
+class KnownInstallation:
+    """The installation's id, once a transaction has read it. It never changes in a database."""
+
+    installation_id: str = ""
+
+
 class TransactionStatements(Statements):
     """Statements of one transaction, which has one time for everything that it writes."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(
+        self, connection: Connection, installation: KnownInstallation | None = None
+    ) -> None:
         super().__init__(connection)
+        self._installation = installation or KnownInstallation()
         #: This process's own clock (seconds), read before the transaction began.
         self.clock = own_clock()
 
@@ -85,6 +97,20 @@ class TransactionStatements(Statements):
         """
         now: datetime = self._one("SELECT clock_timestamp() AS now")["now"]
         return now
+
+    @property
+    def installation_id(self) -> str:
+        """Returns the id of this database and of every restored backup of it."""
+        known = self._installation
+        if not known.installation_id:
+            known.installation_id = str(
+                self._one("SELECT installation_id FROM installation")["installation_id"]
+            )
+        return known.installation_id
+
+    def derived_id(self, prefix: str, *origin: str) -> str:
+        """Returns the id that this installation gives to what has this origin, always the same."""
+        return derived_id(prefix, self.installation_id, *origin)
 
     def new_id(self, prefix: str) -> str:
         """Returns a new id that cannot be guessed: it has 122 random bits."""

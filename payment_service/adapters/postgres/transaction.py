@@ -12,6 +12,7 @@ from payment_service.adapters.postgres.discrepancies import DiscrepancyWrites
 from payment_service.adapters.postgres.disputes import DisputeWrites
 from payment_service.adapters.postgres.experts import ExpertWrites
 from payment_service.adapters.postgres.feed import FeedWrites
+from payment_service.adapters.postgres.installation import InstallationWrites
 from payment_service.adapters.postgres.jobs import JobWrites
 from payment_service.adapters.postgres.operations import OperationWrites
 from payment_service.adapters.postgres.payments import PaymentWrites
@@ -33,6 +34,7 @@ class SqlTransaction(
     DiscrepancyWrites,
     WebhookWrites,
     FeedWrites,
+    InstallationWrites,
     JobWrites,
     PollingWrites,
 ):

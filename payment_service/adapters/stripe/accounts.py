@@ -14,10 +14,15 @@ from stripe.params import AccountCreateParams
 
 from payment_service.adapters.stripe.account_outcomes import outcome_of_creation
 from payment_service.adapters.stripe.client import StripeResource
-from payment_service.adapters.stripe.views import account_of, creation_window, metadata_of
+from payment_service.adapters.stripe.views import (
+    account_of,
+    creation_window,
+    found_account_of,
+    metadata_of,
+)
 from payment_service.domain.experts import Account
 from payment_service.domain.ports.records import WebhookEvent
-from payment_service.domain.ports.stripe import NewAccount, Outcome
+from payment_service.domain.ports.stripe import FoundAccount, NewAccount, Outcome
 
 
 class Accounts(StripeResource):
@@ -57,6 +62,22 @@ class Accounts(StripeResource):
             lambda: self._client.v1.accounts.retrieve_async(stripe_account_id)
         )
         return None if account is None else account_of(account)
+
+    async def found_account(self, stripe_account_id: str) -> FoundAccount | None:
+        """Returns the account with its metadata, or None as :meth:`account` does."""
+        account = await self._read_of_account(
+            lambda: self._client.v1.accounts.retrieve_async(stripe_account_id)
+        )
+        return None if account is None else found_account_of(account)
+
+    async def accounts_since(self, since: datetime) -> Sequence[FoundAccount]:
+        """Returns the accounts that were created since then, the oldest first."""
+        accounts: list[stripe.Account] = await self._calls.read_all(
+            lambda: self._client.v1.accounts.list_async(
+                {"created": {"gte": int(since.timestamp())}, "limit": 100}
+            )
+        )
+        return [found_account_of(account) for account in reversed(accounts)]
 
     async def find_account(self, operation_id: str, created: datetime) -> Account | None:
         """Returns the account that the operation of this time created, or None.

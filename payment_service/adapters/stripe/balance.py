@@ -19,6 +19,7 @@ from payment_service.adapters.stripe.views import (
 )
 from payment_service.domain.payouts import AccountBalance, PayoutSnapshot
 from payment_service.domain.ports.stripe import BalanceEntry
+from payment_service.domain.processor_errors import misconfigured
 
 #: For how long the answer "payouts are manual" is reused.
 _MANUAL_CACHE_SECONDS: Final = 600.0
@@ -51,6 +52,13 @@ class Balance(StripeResource):
             lambda: self._client.v1.balance.retrieve_async({}, options)
         )
         return None if balance is None else account_balances_of(balance)
+
+    async def own_account_id(self) -> str:
+        """Returns the id of the platform's account, to which the secret key belongs."""
+        own = await self._calls.read(self._client.v1.accounts.retrieve_current_async)
+        if own is None:
+            raise misconfigured("resource_missing")
+        return own.id
 
     async def has_manual_payouts(self) -> bool:
         """Returns whether the platform's payouts are manual. A yes is reused for ten minutes."""

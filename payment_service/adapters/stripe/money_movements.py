@@ -104,13 +104,16 @@ class MoneyMovements(StripeResource):
         )
         return tuple(fee_refund_of(refund) for refund in reversed(listed))
 
-    async def _separate_transfers(self, group: str) -> tuple[Transfer, ...]:
+    async def _separate_transfers(self, intent: stripe.PaymentIntent) -> tuple[Transfer, ...]:
         """Returns the transfers of a charge on the platform, the oldest first.
 
-        All of them carry the same ``transfer_group``.
+        All of them carry the intent's ``transfer_group``. A second intent of one payment has the
+        same one, so a transfer that draws on another charge is left out.
         """
+        group, latest = intent.transfer_group, intent.latest_charge
         if not group:
             return ()
+        charge_id = latest if latest is None or isinstance(latest, str) else latest.id
         listed: list[stripe.Transfer] = await self._calls.read_all(
             lambda: self._client.v1.transfers.list_async(
                 {
@@ -124,6 +127,7 @@ class MoneyMovements(StripeResource):
             [
                 transfer_of(transfer, await self._reversals(transfer))
                 for transfer in reversed(listed)
+                if transfer.source_transaction in (None, charge_id)
             ]
         )
 

@@ -53,7 +53,11 @@ def outcome_of(error: BaseException) -> Refused | NotSent | Unknown | Misconfigu
     request_id = error.request_id or ""
     if status == 429:
         return NotSent(code or "rate_limit", rate_limited=code != "lock_timeout")
-    if isinstance(error, stripe.IdempotencyError) or status in (401, 404):
+    if isinstance(error, stripe.IdempotencyError):
+        # The key was used for another request, perhaps by an operation that a restored database
+        # has lost. That request may have had its effect, so this is no refusal.
+        return Unknown("idempotency_error", replayed=True)
+    if status in (401, 404):
         return Misconfigured(code or f"http_{status}", request_id, said_of(error))
     if status == 403:
         if code == "account_invalid":  # The expert revoked our access: final.

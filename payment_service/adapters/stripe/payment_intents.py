@@ -141,6 +141,15 @@ class PaymentIntents(MoneyMovements, Disputes):
                 return found if found is not None and found.accepts_cards else None
         return None
 
+    async def intents_since(self, since: datetime) -> Sequence[str]:
+        """Returns the intents that were created since then, the oldest first."""
+        intents: list[stripe.PaymentIntent] = await self._calls.read_all(
+            lambda: self._client.v1.payment_intents.list_async(
+                {"created": {"gte": int(since.timestamp())}, "limit": 100}
+            )
+        )
+        return [intent.id for intent in reversed(intents)]
+
     async def fraud_warnings(self, payment_intent_id: str) -> Sequence[FraudWarning]:
         """Returns the early fraud warnings about an intent, the oldest first."""
         listed: list[stripe.radar.EarlyFraudWarning] = await self._calls.read_all(
@@ -179,6 +188,6 @@ class PaymentIntents(MoneyMovements, Disputes):
             fee_refunds=await self._fee_refunds(charge),
             separate_transfers=()
             if getattr(intent, "transfer_data", None)
-            else await self._separate_transfers(intent.transfer_group or ""),
+            else await self._separate_transfers(intent),
             disputes=await self._disputes(intent),
         )

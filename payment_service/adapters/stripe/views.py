@@ -20,7 +20,7 @@ from payment_service.domain.payouts import (
     PayoutState,
     PayoutTransaction,
 )
-from payment_service.domain.ports.stripe import BalanceEntry
+from payment_service.domain.ports.stripe import BalanceEntry, FoundAccount
 from payment_service.domain.snapshot import (
     ApplicationFee,
     BalanceTransaction,
@@ -50,10 +50,11 @@ _SEARCH_MARGIN: Final = timedelta(minutes=10)
 def creation_window(created: datetime) -> tuple[int, int]:
     """Returns the first and last second (Unix time) in which an operation's object was created.
 
-    The window allows for clocks that differ, and for a day in which the request was repeated.
+    The window allows for clocks that differ, and for a day in which the request was repeated. It
+    begins a day before: a restored database may have lost the first request.
     """
-    until = created + timedelta(days=1) + _SEARCH_MARGIN
-    return int((created - _SEARCH_MARGIN).timestamp()), int(until.timestamp())
+    most = timedelta(days=1) + _SEARCH_MARGIN
+    return int((created - most).timestamp()), int((created + most).timestamp())
 
 
 def observation_of(
@@ -84,6 +85,7 @@ def observation_of(
         separate_transfers=separate_transfers,
         disputes=disputes,
         metadata=metadata_of(intent.metadata),
+        create_time=datetime.fromtimestamp(intent.created, UTC),
         client_secret=intent.client_secret or "",
     )
 
@@ -166,6 +168,8 @@ def transfer_of(transfer: stripe.Transfer, reversals: tuple[Reversal, ...] = ())
         line=line_of(transfer.balance_transaction),
         connected_line=_connected_line(transfer.destination_payment),
         reversals=reversals,
+        metadata=metadata_of(transfer.metadata),
+        create_time=datetime.fromtimestamp(transfer.created, UTC),
     )
 
 
@@ -183,6 +187,8 @@ def refund_of(refund: stripe.Refund) -> Refund:
         operation_id=metadata_of(refund.metadata).get("operation_id", ""),
         line=line_of(refund.balance_transaction),
         failure_line=line_of(getattr(refund, "failure_balance_transaction", None)),
+        metadata=metadata_of(refund.metadata),
+        create_time=datetime.fromtimestamp(refund.created, UTC),
     )
 
 
@@ -196,6 +202,8 @@ def reversal_of(reversal: stripe.TransferReversal) -> Reversal:
         connected_line=_connected_line(reversal.destination_payment_refund),
         # In a preview of Stripe's; other accounts get no status.
         status=getattr(reversal, "status", None) or "",
+        metadata=metadata_of(reversal.metadata),
+        create_time=datetime.fromtimestamp(reversal.created, UTC),
     )
 
 
@@ -260,6 +268,16 @@ def _deadline(hash_: Any) -> datetime | None:
     """Returns when that is due, or None if Stripe names no time."""
     deadline = getattr(hash_, "current_deadline", None)
     return None if deadline is None else datetime.fromtimestamp(deadline, UTC)
+
+
+def found_account_of(account: stripe.Account) -> FoundAccount:
+    """Returns a connected account with its metadata."""
+    created = account.created or 0
+    return FoundAccount(
+        account_of(account),
+        metadata_of(account.metadata),
+        datetime.fromtimestamp(created, UTC),
+    )
 
 
 def payout_of(payout: stripe.Payout) -> PayoutSnapshot:

@@ -19,6 +19,7 @@ from payment_service.application.sync.account import with_next_check
 from payment_service.application.sync.apply_snapshot import SyncResult
 from payment_service.domain.errors import Refusal, outcome_unknown
 from payment_service.domain.experts import Account
+from payment_service.domain.marks import marks_of
 from payment_service.domain.operation_payloads import CreateAccountPayload
 from payment_service.domain.operations import Operation, OperationState, Retry
 from payment_service.domain.ports.database import Transaction
@@ -130,7 +131,7 @@ async def _send(app: App, operation: Operation) -> Outcome[Account]:
             business_type=account.business_type,
             metadata={
                 "expert_id": operation.expert_id,
-                "operation_id": operation.operation_id,
+                **marks_of(operation, await app.database.installation_id()),
             },
         ),
     )

@@ -24,6 +24,7 @@ from payment_service.application.sync.account import sync_expert
 from payment_service.application.sync.apply_snapshot import SyncResult
 from payment_service.application.sync.payment import apply, sync_payment
 from payment_service.domain.errors import outcome_unknown
+from payment_service.domain.marks import CAPTURE, marks_of
 from payment_service.domain.operation_payloads import (
     AcceptancePayload,
     CancelPayload,
@@ -147,13 +148,14 @@ class PaymentStrategy:
         Stripe's balance transactions may appear a moment after the capture.
         """
         for pause in (0.0, *self.app.policy.balance_transaction_pause_seconds):
-            if applied.next_operation is not None:
-                return applied
-            if not (applied.stale or applied.operation_deferred):
-                return applied
-            if applied.accepted:
-                await release_accepted(self.app, operation, applied.payment, self.cause)
-                return applied
+            if not applied.shows_more:
+                if applied.next_operation is not None:
+                    return applied
+                if not (applied.stale or applied.operation_deferred):
+                    return applied
+                if applied.accepted:
+                    await release_accepted(self.app, operation, applied.payment, self.cause)
+                    return applied
             await asyncio.sleep(pause)
             applied = await self._sync(operation)
         if applied.operation_deferred and not await is_closed(self.app, operation):
@@ -239,7 +241,8 @@ async def find_created_intent(app: App, operation: Operation, cause: Cause) -> S
 async def _send(app: App, operation: Operation) -> Outcome[Made]:
     """Makes the one call to Stripe, under the operation's stored key."""
     stripe, key = app.stripe, operation.stripe_key
-    metadata = {"payment_id": operation.payment_id, "operation_id": operation.operation_id}
+    installation_id = await app.database.installation_id()
+    metadata = {"payment_id": operation.payment_id, **marks_of(operation, installation_id)}
     match operation.payload:
         case CreateIntentPayload() as intent:
             return await stripe.create_intent(
@@ -267,7 +270,7 @@ async def _send(app: App, operation: Operation) -> Outcome[Made]:
                 operation.minor_units,
                 # Left out, Stripe would collect the whole amount's fee for a partial capture.
                 capture.application_fee,
-                {"capture_operation_id": operation.operation_id, "notes": capture.notes},
+                {**marks_of(operation, installation_id, CAPTURE), "notes": capture.notes},
             )
         case CancelPayload() as cancel:
             return await stripe.cancel(key, cancel.payment_intent_id)

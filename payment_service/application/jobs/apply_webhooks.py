@@ -18,6 +18,7 @@ from payment_service.application.execution.executor import execute_followups
 from payment_service.application.operations.lease import back_off
 from payment_service.application.sync.account import sync_account
 from payment_service.application.sync.apply_snapshot import SyncResult
+from payment_service.application.sync.lost_payments import recover_payment
 from payment_service.application.sync.payment import apply, sync_payment
 from payment_service.application.sync.payout import sync_payout
 from payment_service.domain.errors import Busy, Exhausted, Refusal, Unavailable
@@ -101,6 +102,9 @@ async def _apply_to_payment(
     app: App, reference: str, group: Sequence[WebhookEvent], cause: Cause
 ) -> str:
     payment = await app.database.read(lambda reader: reader.payment_of(reference))
+    if payment is None and reference.startswith("pay_"):
+        # It has the mark of a payment: perhaps of one that this database has lost.
+        payment = await _recover(app, group, cause)
     if payment is None:
         return "unknown_object"
     warned = any(event.type in FRAUD_EVENTS for event in group)
@@ -112,6 +116,14 @@ async def _apply_to_payment(
     if applied.deferred:
         raise Busy("DEFERRED", "something else must be settled first")
     return "applied" if applied.changed else "no_change"
+
+
+async def _recover(app: App, group: Sequence[WebhookEvent], cause: Cause) -> str | None:
+    for intent in {event.payment_intent_id for event in group if event.payment_intent_id}:
+        recovered = await recover_payment(app, intent, cause)
+        if recovered is not None and recovered.payment_id:
+            return recovered.payment_id
+    return None
 
 
 async def _adopt_intent(

@@ -7,6 +7,7 @@ from datetime import timedelta
 
 from payment_service.domain.operation_payloads import OperationPayload, TransferPayload
 from payment_service.domain.operations import (
+    RESEND_LIMIT,
     Operation,
     OperationKind,
     OperationPurpose,
@@ -39,7 +40,10 @@ def park_repayment(tx: Transaction, policy: Policy, payment: Payment, cause: Cau
     Every transaction calls it that may have ended an operation or booked a failed refund, so that a
     client payable always has an operation. Returns the payment as it stands then.
     """
-    due = repayment(payment, tx.new_id("op"), tx.now)
+    if not payment.client_payable or payment.operation_id:
+        return payment
+    operation_id = tx.operation_id_for(payment.payment_id, OperationPurpose.REPAYMENT)
+    due = repayment(payment, operation_id, tx.now)
     if due is None:
         return payment
     transition, coming = due
@@ -83,9 +87,15 @@ def start_operation(
     parked: bool = False,
     last_error: str = "",
 ) -> Operation:
-    """Records an operation and takes its lease, so that it can be executed right after."""
+    """Records an operation and takes its lease, so that it can be executed right after.
+
+    Its id, and so its key at Stripe, is derived from the caller's key or else from its subject and
+    its purpose. A restored database that has lost the operation gives it the same id again.
+    """
+    subject = payment_id or expert_id or dispute_id
+    origin = (claim_id,) if claim_id else (subject, purpose.value, kind.value)
     operation = Operation(
-        operation_id=operation_id or tx.new_id("op"),
+        operation_id=operation_id or tx.operation_id_for(*origin),
         kind=kind,
         purpose=purpose,
         payment_id=payment_id,
@@ -95,6 +105,9 @@ def start_operation(
         minor_units=minor_units,
         claim_id=claim_id,
         state=OperationState.PARKED if parked else OperationState.STARTED,
+        # A restored database may have lost this very operation, and Stripe its key by now. One that
+        # was tried before is searched for at Stripe before it is sent.
+        tries=1 if tx.is_behind_stripe(RESEND_LIMIT) else 0,
         last_error=last_error,
         create_time=tx.now,
         attempt_time=tx.now,

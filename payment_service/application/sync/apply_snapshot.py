@@ -6,7 +6,7 @@ expert.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
 from payment_service.application.operations.out_of_band import record_out_of_band
@@ -17,6 +17,7 @@ from payment_service.application.operations.start import (
     with_current_destination,
 )
 from payment_service.application.sync.disputes import save_disputes
+from payment_service.application.sync.lost_operations import Recovery, recover_lost
 from payment_service.domain.discrepancies import DiscrepancyKind
 from payment_service.domain.operation_payloads import TransferPayload
 from payment_service.domain.operations import (
@@ -33,7 +34,7 @@ from payment_service.domain.snapshot import PaymentSnapshot
 from payment_service.domain.sync.changes import ChangeSet, Discrepancy, SyncContext
 from payment_service.domain.sync.derive_changes import derive_changes
 from payment_service.domain.sync.derive_dispute_changes import derive_dispute_changes
-from payment_service.domain.sync.superseded import shows_no_effect
+from payment_service.domain.sync.superseded import described, shows_no_effect
 from payment_service.domain.sync.transfers import without_foreign_transfers
 
 
@@ -44,6 +45,8 @@ class SyncResult:
     #: The payment had changed since the snapshot was requested: a new snapshot is needed.
     stale: bool = False
     changed: bool = False
+    #: The snapshot shows more operations of ours that the books have lost: sync again at once.
+    shows_more: bool = False
     #: Stripe does not show every balance transaction yet: sync again later.
     deferred: bool = False
     #: A missing balance transaction ends the open operation.
@@ -87,12 +90,19 @@ def apply_snapshot(
         return SyncResult()
     if payment.version != fetched.version:
         return SyncResult(stale=True, payment=payment)
-    context, foreign = _context_of(tx, policy, payment, fetched.snapshot)
-    snapshot, operation, disputes = context.snapshot, context.operation, context.dispute_records
-    changes = derive_changes(payment, context)
-    changes.discrepancies += foreign
-    if _concerns_disputes(payment, snapshot):
-        derive_dispute_changes(changes, context)
+    snapshot = fetched.snapshot
+    opened = tx.operation(payment.operation_id) if payment.operation_id else None
+    recovery = recover_lost(tx, payment, opened, snapshot, cause)
+    payment, operation = recovery.payment, recovery.operation
+    context, foreign = _context_of(tx, policy, payment, snapshot, recovery)
+    changes = _derive(payment, context)
+    shows_more = bool(recovery.lost) and (recovery.has_recorded or bool(changes.transitions))
+    if recovery.lost and operation is None and not shows_more:
+        # The books do not allow what this service did: it is booked as if somebody else did it.
+        context, foreign = _context_of(tx, policy, payment, snapshot, replace(recovery, lost=()))
+        changes = _derive(payment, context)
+    changes.discrepancies += [*foreign, *recovery.discrepancies]
+    disputes = context.dispute_records
     for transition in changes.transitions:
         tx.record(transition, cause)
     for movement in changes.movements:
@@ -113,7 +123,8 @@ def apply_snapshot(
     if next_operation is not None and next_operation.state is OperationState.PARKED:
         parked, next_operation = next_operation, None
     return SyncResult(
-        changed=bool(changes.transitions),
+        changed=bool(changes.transitions) or recovery.has_recorded,
+        shows_more=shows_more,
         deferred=changes.deferred,
         operation_deferred=changes.operation_deferred,
         accepted=changes.accepted,
@@ -157,6 +168,13 @@ def _answers_of(
     return answer(tx, answers, operation.claim_id, payment)
 
 
+def _derive(payment: Payment, context: SyncContext) -> ChangeSet:
+    changes = derive_changes(payment, context)
+    if _concerns_disputes(payment, context.snapshot):
+        derive_dispute_changes(changes, context)
+    return changes
+
+
 def _concerns_disputes(payment: Payment, snapshot: PaymentSnapshot) -> bool:
     review_id = snapshot.charge.review_id if snapshot.charge else ""
     return (
@@ -167,16 +185,23 @@ def _concerns_disputes(payment: Payment, snapshot: PaymentSnapshot) -> bool:
 
 
 def _context_of(
-    tx: Transaction, policy: Policy, payment: Payment, snapshot: PaymentSnapshot
+    tx: Transaction,
+    policy: Policy,
+    payment: Payment,
+    snapshot: PaymentSnapshot,
+    recovery: Recovery,
 ) -> tuple[SyncContext, list[Discrepancy]]:
     """Reads what decides how the snapshot changes the payment. Requires the payment's lock.
 
-    The context has the payment's own transfers only. The others are returned to be reported, each
-    once.
+    What lost operations have made is left out: it is booked when they are recorded again, and the
+    open operation is not sent before. The context has the payment's own transfers only. The others
+    are returned to be reported, each once.
     """
-    operation = tx.operation(payment.operation_id) if payment.operation_id else None
+    operation, booked_ids = recovery.operation, recovery.booked_ids
+    snapshot = recovery.visible(snapshot)
+    # Derived from what leads to it, so that a restored database gives it the same id.
+    next_operation_id = tx.operation_id_for(payment.operation_id or payment.payment_id, "next")
     disputes = tx.disputes_of(payment.payment_id) if _concerns_disputes(payment, snapshot) else ()
-    booked_ids = tx.booked_movement_ids(payment.payment_id)
     foreign: list[Discrepancy] = []
     if any(one.transfer_id not in booked_ids for one in snapshot.separate_transfers):
         account_ids = tx.account_ids_of(payment.expert_id)
@@ -188,8 +213,16 @@ def _context_of(
         booked_ids=booked_ids,
         reversed_amounts=tx.reversed_amounts(payment.payment_id),
         collections=_collections_of(tx, snapshot, booked_ids),
-        out_of_band=tuple(tx.out_of_band_since(operation).values()) if operation else (),
-        next_operation_id=tx.new_id("op"),
+        out_of_band=(
+            *(tx.out_of_band_since(operation).values() if operation else ()),
+            *(
+                described(one.kind.value, one.object_id, one.minor_units)
+                for one in recovery.lost
+                if one.operation_id != next_operation_id
+            ),
+        ),
+        next_operation_id=next_operation_id,
+        installation_id=tx.installation_id,
         holding_limit=timedelta(seconds=policy.holding_limit),
         dispute_records={record.dispute_id: record for record in disputes},
         freezes_on_warning=policy.freeze_on_fraud_warning,

@@ -36,10 +36,13 @@ async def sync_payment(
     just returned, in case Stripe's lists lag behind. An intent does not show early fraud warnings:
     they are fetched if an event reported one (``warned``) or one is recorded.
 
+    A snapshot that shows operations of ours which the books have lost is applied once for each.
+
     Raises NotFound for an unknown payment, Unavailable if Stripe does not know the intent, and Busy
     if the payment has changed each time.
     """
-    for _ in range(_TRIES):
+    tries, before = 0, SyncResult()
+    while tries < _TRIES:
         payment = await app.database.read(_payment, payment_id)
         if payment is None:
             raise payment_not_found(payment_id)
@@ -58,12 +61,27 @@ async def sync_payment(
             warnings = await app.stripe.fraud_warnings(payment.payment_intent_id)
             snapshot = replace(snapshot, fraud_warnings=tuple(warnings))
         applied = await apply(app, payment_id, snapshot, payment.version, cause)
-        if not applied.stale:
+        if applied.stale:
+            tries += 1
+            continue
+        applied = _together(before, applied)
+        if not applied.shows_more:
             return applied
+        before = applied
     raise Busy(
         "CONCURRENT_CHANGE",
         "the payment keeps changing; ask again with the same key",
         {"payment_id": payment_id},
+    )
+
+
+def _together(before: SyncResult, applied: SyncResult) -> SyncResult:
+    """Returns the last result with what the syncs before it have changed and stored."""
+    return replace(
+        applied,
+        changed=before.changed or applied.changed,
+        discrepancies=(*before.discrepancies, *applied.discrepancies),
+        answers={**before.answers, **applied.answers},
     )
 
 

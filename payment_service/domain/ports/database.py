@@ -7,7 +7,7 @@ can be open across a call to Stripe.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Concatenate, Protocol, TypeAlias, TypeVar
 
 from payment_service.domain.discrepancies import DiscrepancyKind
@@ -15,7 +15,7 @@ from payment_service.domain.disputes import Dispute
 from payment_service.domain.experts import Expert, ExpertStatus
 from payment_service.domain.ledger import Posting
 from payment_service.domain.operation_payloads import OperationPayload
-from payment_service.domain.operations import Operation, OperationState
+from payment_service.domain.operations import Operation, OperationKind, OperationState
 from payment_service.domain.payment import Payment
 from payment_service.domain.payouts import Payout, PayoutChange, PayoutState
 from payment_service.domain.plans import ReversibleTransfer
@@ -37,6 +37,7 @@ from payment_service.domain.ports.records import (
     StoredDiscrepancy,
     StoredEvent,
     StoredPosting,
+    StripeBinding,
     Trail,
     WebhookEvent,
 )
@@ -57,7 +58,13 @@ class Transaction(Protocol):
     def clock(self) -> float:
         """Returns the process's own clock (``Database.clock``) from before the transaction."""
 
+    @property
+    def installation_id(self) -> str:
+        """Returns the id of this database, which every restored backup of it has too."""
+
     def new_id(self, prefix: str) -> str: ...
+    def derived_id(self, prefix: str, *origin: str) -> str:
+        """Returns the id of what has this origin: the same one after a restore."""
 
     # the caller's keys
     def claim(self, cause: Cause, key: str, fields: Mapping[str, str]) -> Claim: ...
@@ -67,6 +74,7 @@ class Transaction(Protocol):
 
     # payments: only `record` changes one
     def lock_payment(self, payment_id: str) -> Payment | None: ...
+    def payment_of_intent(self, payment_intent_id: str) -> str | None: ...
     def record(self, transition: Transition, cause: Cause) -> None: ...
     def booked_movement_ids(self, payment_id: str) -> frozenset[str]: ...
     def out_of_band_since(self, operation: Operation) -> Mapping[str, str]: ...
@@ -109,6 +117,12 @@ class Transaction(Protocol):
     def operation(self, operation_id: str) -> Operation | None: ...
     def lease_operation(self, operation_id: str, seconds: float) -> Operation | None: ...
     def lease_due_operations(self, seconds: float, limit: int) -> Sequence[Operation]: ...
+    def operation_id_for(self, *origin: str) -> str: ...
+    def known_operations(self, operation_ids: Sequence[str]) -> frozenset[str]: ...
+    def correct_operation(
+        self, operation_id: str, kind: OperationKind, minor_units: int, payload: OperationPayload
+    ) -> None: ...
+    def give_operation_to_claim(self, operation_id: str, claim_id: str) -> None: ...
     def renew_lease(
         self, operation_id: str, lease_token: str, seconds: float
     ) -> datetime | None: ...
@@ -169,6 +183,12 @@ class Transaction(Protocol):
     def finish_event(self, event_id: str, state: str, verdict: str) -> None: ...
     def postpone_event(self, event_id: str, last_error: str, seconds: float | None) -> None: ...
     def retry_event(self, event_id: str) -> WebhookEvent | None: ...
+
+    def is_behind_stripe(self, limit: timedelta) -> bool: ...
+
+    # the account at Stripe that the books are of
+    def stripe_binding(self) -> StripeBinding | None: ...
+    def bind_stripe_account(self, binding: StripeBinding) -> None: ...
 
     # the feed
     def sequence_feed(self, limit: int) -> tuple[int, int] | None: ...
@@ -272,6 +292,9 @@ class Database(Protocol):
         self, query: Callable[Concatenate[Reader, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
         """Runs reads on a connection of their own. Raises :class:`Unavailable` if it cannot."""
+
+    async def installation_id(self) -> str:
+        """Returns the id of this database, which every restored backup of it has too."""
 
     async def listen(self, hear: Callable[[int], None]) -> None:
         """Calls ``hear`` with every announced position of the feed, until it is cancelled.

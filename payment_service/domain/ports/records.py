@@ -85,6 +85,17 @@ class Claim:
 
 
 @dataclass(frozen=True, slots=True)
+class StripeBinding:
+    """The platform's account at Stripe that a database's books are of, and its mode."""
+
+    stripe_account_id: str
+    livemode: bool
+
+    def __str__(self) -> str:
+        return f"{self.stripe_account_id} in {'live' if self.livemode else 'test'} mode"
+
+
+@dataclass(frozen=True, slots=True)
 class WebhookEvent:
     """A webhook event as stored: its envelope, never its object (which may hold a secret)."""
 
@@ -104,6 +115,8 @@ class WebhookEvent:
     last_error: str = ""
     receive_time: datetime | None = None
     next_try_time: datetime | None = None
+    #: The idempotency key of the request that caused it; empty for others. It is not stored.
+    request_key: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -93,13 +93,14 @@ class Unknown:
     """A timeout, a reset, a 5xx, a body that cannot be read: Stripe may have acted."""
 
     why: str
-    #: Stripe replayed a stored error: the same key will give it again for 24 hours.
+    #: Stripe replayed a stored error, or has the key for another request: the same key will give
+    #: the same answer for 24 hours.
     replayed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Misconfigured:
-    """401, 403, our own id unknown, our own key mismatched: a person must check.
+    """401, 403, or an id of ours unknown to Stripe: a person must check.
 
     So is a platform that is not set up at Stripe for what was asked.
     """
@@ -159,6 +160,15 @@ class NewAccount:
     metadata: Mapping[str, str]
 
 
+@dataclass(frozen=True, slots=True)
+class FoundAccount:
+    """A connected account with its metadata."""
+
+    account: Account
+    metadata: Mapping[str, str]
+    create_time: datetime
+
+
 class StripePort(Protocol):
     """Stripe. Mutations take a stored idempotency key and never raise for what Stripe answers.
 
@@ -204,10 +214,16 @@ class StripePort(Protocol):
     async def client_secret(self, payment_intent_id: str) -> str: ...
     async def account(self, stripe_account_id: str) -> Account | None: ...
     async def find_account(self, operation_id: str, created: datetime) -> Account | None: ...
+    async def found_account(self, stripe_account_id: str) -> FoundAccount | None: ...
+    async def accounts_since(self, since: datetime) -> Sequence[FoundAccount]: ...
+    async def intents_since(self, since: datetime) -> Sequence[str]:
+        """The intents that were created since then, the oldest first."""
+
     async def payout(self, stripe_account_id: str, payout_id: str) -> PayoutSnapshot | None: ...
     async def account_balance(self, stripe_account_id: str) -> Sequence[AccountBalance] | None:
         """An account's balance; the platform's own for an empty id."""
 
+    async def own_account_id(self) -> str: ...
     async def has_manual_payouts(self) -> bool: ...
     async def balance_entries(
         self, stripe_account_id: str, since: datetime

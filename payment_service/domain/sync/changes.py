@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from payment_service.domain.discrepancies import DiscrepancyKind
 from payment_service.domain.disputes import Dispute
 from payment_service.domain.errors import Refusal
+from payment_service.domain.ids import derived_id
 from payment_service.domain.ledger import StripeAmount
 from payment_service.domain.operation_payloads import OperationPayload
 from payment_service.domain.operations import Operation, OperationKind, OperationPurpose
@@ -35,6 +36,8 @@ class SyncContext:
     out_of_band: Sequence[str] = ()
     #: The id for an operation that this snapshot may require. At most one is recorded.
     next_operation_id: str
+    #: This database's, from which the ids of its operations are derived.
+    installation_id: str = ""
     #: How long the platform may hold what was charged.
     holding_limit: timedelta
     #: The payment's disputes as recorded, by their ids.
@@ -42,6 +45,15 @@ class SyncContext:
     freezes_on_warning: bool = False
     #: The database's time, in UTC.
     now: datetime
+
+    def loss_operation_id(self, dispute: Dispute) -> str:
+        """The id for the operation that takes back what a lost dispute cost.
+
+        Whatever else the same snapshot shows, it is the same one. A dispute that is won on appeal
+        may be lost again.
+        """
+        origin = (dispute.dispute_id, "loss", str(dispute.withdrawn))
+        return derived_id("op", self.installation_id, *origin)
 
     def is_made_by_operation(self, operation_id: str) -> bool:
         """Whether the open operation made an object that carries this operation id at Stripe."""

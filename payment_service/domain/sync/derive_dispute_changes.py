@@ -207,7 +207,7 @@ def _apply_loss(changes: ChangeSet, record: Dispute, context: SyncContext) -> No
             loss.beyond,
             facts=_facts(record),
             frozen=_frozen(changes, context),
-            next_operation_id=next_reversal_id(context.next_operation_id, legs, debt),
+            next_operation_id=next_reversal_id(context.loss_operation_id(record), legs, debt),
             now=context.now,
         )
     )

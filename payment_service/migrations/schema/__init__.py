@@ -17,6 +17,7 @@ from payment_service.migrations.schema import (
     experts,
     feed,
     guards,
+    installation,
     jobs,
     ledger,
     operations,
@@ -30,6 +31,7 @@ from payment_service.migrations.schema import (
 STATEMENTS: Final = (
     guards.SCHEMA,
     releases.SCHEMA,
+    installation.SCHEMA,
     experts.SCHEMA,
     payments.SCHEMA,
     ledger.SCHEMA,

@@ -131,6 +131,14 @@ PAYLOADS: Mapping[OperationKind, OperationPayload] = {
         client_id="client_1",
         expert_id="expert_1",
         gig_id="gig_1",
+        expert_account_id="acct_1",
+        escrow_mode="CARD_HOLD",
+        charge_model="DESTINATION",
+        mode_reason="DEFAULT",
+        on_deadline="ALERT",
+        expected_completion_time="",
+        commission_basis_points=1_000,
+        commission=1_000,
     ),
     OperationKind.CAPTURE: CapturePayload(payment_intent_id="pi_1", notes=""),
     OperationKind.PROMOTE: CapturePayload(payment_intent_id="pi_1", notes="deadline"),
@@ -142,7 +150,12 @@ PAYLOADS: Mapping[OperationKind, OperationPayload] = {
         payment_id="pay_1", transfer_id="tr_1", transfer_minor_units=0, currency="USD"
     ),
     OperationKind.CREATE_ACCOUNT: CreateAccountPayload(
-        name="Eva", email="eva@example.com", country="US", business_type=BusinessType.INDIVIDUAL
+        name="Eva",
+        email="eva@example.com",
+        country="US",
+        business_type=BusinessType.INDIVIDUAL,
+        commission_basis_points=1_000,
+        commission_asked=None,
     ),
     OperationKind.SUBMIT_EVIDENCE: EvidencePayload(
         payment_id="pay_1", evidence={"product_description": "A gig"}, submit=True

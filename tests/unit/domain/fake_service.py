@@ -64,6 +64,8 @@ class FakeService:
     discrepancies: list[str] = field(default_factory=list)
     kinds: list[EventKind] = field(default_factory=list)
     ids: int = 1
+    #: The operations that a sync has led to. None may come twice.
+    operation_ids: set[str] = field(default_factory=set)
     #: The expert's earlier debt: from another client's refund whose reversal Stripe refused.
     debt_before: int = 0
     #: Disputes as Stripe shows them, and as they are on record.
@@ -126,6 +128,10 @@ class FakeService:
             self.operation = self._open(
                 wanted.kind, wanted.minor_units, wanted.payload, wanted.purpose
             )
+            operation_id = self.payment.operation_id
+            assert operation_id not in self.operation_ids
+            self.operation_ids.add(operation_id)
+            self.operation = replace(self.operation, operation_id=operation_id)
             if wanted.parked:
                 self.operation = replace(self.operation, state=OperationState.PARKED)
         self.park_repayment()

@@ -1,0 +1,49 @@
+"""Commands of an operator that need the whole service and serve nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from datetime import datetime
+
+from payment_service.application import stripe_account
+from payment_service.application.app import App
+from payment_service.application.recover_after_restore import Recovered, recover_after_restore
+from payment_service.application.stripe_account import WrongAccount
+from payment_service.bootstrap import wire
+from payment_service.config import Settings
+from payment_service.domain.errors import Refusal
+
+
+class CannotRun(Exception):
+    """The command, or the service, cannot run here. The text says why."""
+
+
+async def adopt_account(settings: Settings, account_id: str) -> str:
+    """Binds the books to the account of the secret key. Returns the one that they were of before.
+
+    Raises :class:`CannotRun`.
+    """
+    async with _wired(settings) as app:
+        return await stripe_account.adopt_account(app, account_id, livemode=settings.is_live)
+
+
+async def recover_books(settings: Settings, since: datetime, say: Callable[[str], None]) -> None:
+    """Recovers what a restored database has lost, and says what it does. Raises CannotRun."""
+    async with _wired(settings) as app:
+        await stripe_account.check_account(app, livemode=settings.is_live)
+        async for line in recover_after_restore(app, since, Recovered()):
+            say(line)
+
+
+@asynccontextmanager
+async def _wired(settings: Settings) -> AsyncIterator[App]:
+    wired = wire(settings)
+    try:
+        yield wired.app
+    except (WrongAccount, Refusal) as fault:
+        raise CannotRun(str(fault)) from None
+    finally:
+        await wired.stripe.close()
+        await asyncio.get_running_loop().run_in_executor(None, wired.database.close)
