@@ -66,6 +66,8 @@ class Settings(BaseSettings):
     platform_settlement_currencies: Names = ("USD",)
     maximum_charge_minor_units: int = Field(99_999_999, ge=1, le=999_999_999_999)
     payment_window: float = Field(24 * 3600.0, gt=0)
+    #: For how long a balance transaction is waited for of what Stripe calls final.
+    line_patience: float = Field(300.0, ge=10, le=24 * 3600.0)
     #: How long before Stripe ends a hold its deadline's action is taken, and how long before a
     #: deadline a warning is recorded.
     deadline_margin: float = Field(12 * 3600.0, ge=0, le=6 * 24 * 3600.0)
@@ -285,6 +287,7 @@ class Settings(BaseSettings):
             gateway_public_url=self.gateway_public_url,
             allowed_origins=frozenset(self.allowed_origins),
             payment_window=self.payment_window,
+            line_patience=self.line_patience,
             holding_limit=holding_limit(self.platform_country),
             freeze_on_fraud_warning=self.fraud_warning == "freeze",
             deadline_margin=self.deadline_margin,

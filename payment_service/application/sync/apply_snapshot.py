@@ -6,7 +6,7 @@ expert.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
 from payment_service.application.operations.out_of_band import record_out_of_band
@@ -63,6 +63,8 @@ class FetchedSnapshot:
     payment_id: str
     version: int
     snapshot: PaymentSnapshot
+    #: Books now what still lacks a balance transaction: an operator does not wait any longer.
+    without_lines: bool = False
 
 
 def apply_snapshot(
@@ -78,11 +80,9 @@ def apply_snapshot(
     if payment.version != fetched.version:
         return SyncResult(stale=True, payment=payment)
     context, foreign = _context_of(tx, policy, payment, fetched.snapshot)
+    context, changes = _derive(tx, policy, payment, context, without_lines=fetched.without_lines)
     snapshot, operation, disputes = context.snapshot, context.operation, context.dispute_records
-    changes = derive_changes(payment, context)
     changes.discrepancies += foreign
-    if _concerns_disputes(snapshot):
-        derive_dispute_changes(changes, context)
     for transition in changes.transitions:
         tx.record(transition, cause)
     for movement in changes.movements:
@@ -119,6 +119,31 @@ def apply_snapshot(
         discrepancies=tuple(changes.discrepancies),
         answers=stored,
     )
+
+
+def _derive(
+    tx: Transaction, policy: Policy, payment: Payment, context: SyncContext, *, without_lines: bool
+) -> tuple[SyncContext, ChangeSet]:
+    """Returns what the snapshot changes, and the context that decided it.
+
+    Balance transactions that were waited for long enough are overdue: their objects are booked.
+    """
+    changes = _changes_of(payment, context)
+    if not changes.awaiting:
+        return context, changes
+    patience = timedelta(seconds=0.0 if without_lines else policy.line_patience)
+    overdue = tx.await_lines(payment.payment_id, changes.awaiting, patience)
+    if not overdue:
+        return context, changes
+    context = replace(context, overdue=overdue)
+    return context, _changes_of(payment, context)
+
+
+def _changes_of(payment: Payment, context: SyncContext) -> ChangeSet:
+    changes = derive_changes(payment, context)
+    if _concerns_disputes(context.snapshot):
+        derive_dispute_changes(changes, context)
+    return changes
 
 
 def _concerns_disputes(snapshot: PaymentSnapshot) -> bool:

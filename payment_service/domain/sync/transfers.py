@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from payment_service.domain import transitions
 from payment_service.domain.discrepancies import DiscrepancyKind
+from payment_service.domain.ledger import StripeAmount
 from payment_service.domain.operation_payloads import RefundPayload, TransferPayload
 from payment_service.domain.operations import Operation, OperationKind, OperationPurpose
 from payment_service.domain.payment import Payment
@@ -17,6 +18,7 @@ from payment_service.domain.sync.changes import (
     Movement,
     NextOperation,
     SyncContext,
+    amount_of,
 )
 from payment_service.domain.sync.superseded import ended_out_of_band, out_of_band_refunds
 
@@ -63,8 +65,8 @@ def sync_transfers(changes: ChangeSet, context: SyncContext) -> None:
         if transfer.transfer_id in context.booked_ids or not changes.payment.charged:
             continue
         ours = context.is_made_by_operation(transfer.operation_id)
-        if transfer.line is None or transfer.connected_line is None:
-            changes.defer(operation=ours)
+        complete = transfer.line is not None and transfer.connected_line is not None
+        if not complete and changes.await_line(transfer.transfer_id, context, operation=ours):
             continue
         if operation is not None and ours and operation.minor_units <= changes.payment.held:
             _apply_transfer(changes, context, transfer, operation)
@@ -79,8 +81,7 @@ def sync_transfers(changes: ChangeSet, context: SyncContext) -> None:
                     changes.payment,
                     transfer.transfer_id,
                     transfer.minor_units,
-                    transfer.line.settled,
-                    transfer.connected_line.settled,
+                    *_amounts_of(transfer),
                     context.now,
                 )
             )
@@ -93,6 +94,12 @@ def sync_transfers(changes: ChangeSet, context: SyncContext) -> None:
         )
 
 
+def _amounts_of(transfer: Transfer) -> tuple[StripeAmount, StripeAmount]:
+    """Returns what left the platform, and what arrived; nothing where a line never came."""
+    nothing = StripeAmount(0, transfer.currency)
+    return amount_of(transfer.line, nothing), amount_of(transfer.connected_line, nothing)
+
+
 def _apply_transfer(
     changes: ChangeSet, context: SyncContext, transfer: Transfer, operation: Operation
 ) -> None:
@@ -101,8 +108,6 @@ def _apply_transfer(
     Refunds that are in the same snapshot and not booked yet are booked next: they reduce the
     remainder.
     """
-    assert transfer.line is not None
-    assert transfer.connected_line is not None
     payment, split = changes.payment, operation.capture_split
     payload = operation.payload_as(TransferPayload)
     refunds = out_of_band_refunds(context)
@@ -113,8 +118,7 @@ def _apply_transfer(
         transitions.transferred(
             payment,
             split,
-            transfer.line.settled,
-            transfer.connected_line.settled,
+            *_amounts_of(transfer),
             transfer_id=transfer.transfer_id,
             next_operation_id=context.next_operation_id if remainder else None,
             now=context.now,
