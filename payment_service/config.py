@@ -76,6 +76,8 @@ class Settings(BaseSettings):
     #: Whether longer authorizations are asked for. Stripe refuses every payment of a platform that
     #: it has not made eligible.
     extended_authorization: Literal["never", "if_available"] = "never"
+    #: For how long a balance transaction is waited for of what Stripe calls final.
+    line_patience: float = Field(300.0, ge=10, le=24 * 3600.0)
     #: How long before Stripe ends a hold its deadline's action is taken, and how long before a
     #: deadline a warning is recorded.
     deadline_margin: float = Field(12 * 3600.0, ge=0, le=6 * 24 * 3600.0)
@@ -305,6 +307,7 @@ class Settings(BaseSettings):
             gateway_public_url=self.gateway_public_url,
             allowed_origins=frozenset(self.allowed_origins),
             payment_window=self.payment_window,
+            line_patience=self.line_patience,
             holding_limit=holding_limit(self.platform_country),
             extended_authorization=self.extended_authorization == "if_available",
             freeze_on_fraud_warning=self.fraud_warning == "freeze",

@@ -139,7 +139,13 @@ class Balances:
         reporting_category: str | None = None,
         created: int | None = None,
     ) -> Row:
-        """Write one line; without `available_on` its money moves at once."""
+        """Write one line; without `available_on` its money moves at once.
+
+        A conversion that rounds to nothing gets no line: what is returned then has no id. That
+        Stripe does so is what users of transfers report; for refunds it is our guess.
+        """
+        if not amount and not fee_details and exchange_rate is not None:
+            return {"id": None, "amount": 0, "currency": currency}
         now = created or self._simulation.now()
         details = fee_details or []
         fee = sum(detail["amount"] for detail in details)

@@ -66,6 +66,9 @@ class Settings:
     refund_outcome_seconds: int = 60
     # charge.updated after a manual capture, once the balance transaction is there (unconfirmed).
     charge_updated_on_capture: bool = False
+    # Whether a transfer's payment on the connected account gets a balance transaction. It never
+    # does where the amount converts to less than one unit of that account's currency.
+    transfers_arrive: bool = True
     # What a transfer reversal may take from the connected account. `documented` is `available`
     # for a transfer made on its own (Stripe's page on separate charges and transfers) and `total`,
     # with what is pending, for one that a destination charge made; `unlimited` stands for

@@ -49,15 +49,17 @@ def send(
     details: list[dict[str, Any]] = []
     if application_fee_amount:
         details = application_fee_detail(application_fee_amount, currency, simulation.application)
-    arrival = simulation.balances.record(
-        destination,
-        "payment",
-        payment_id,
-        amount,
-        currency,
-        available_on=available_on,
-        fee_details=details,
-    )
+    arrival: Row = {"id": None, "available_on": available_on or simulation.now()}
+    if simulation.settings.transfers_arrive:
+        arrival = simulation.balances.record(
+            destination,
+            "payment",
+            payment_id,
+            amount,
+            currency,
+            available_on=available_on,
+            fee_details=details,
+        )
     fee = None
     if application_fee_amount and source is not None:
         fee = application_fees.collect(
@@ -106,7 +108,9 @@ def send(
     return Sent(transfer, payment, fee)
 
 
-def _payment(simulation: Simulation, transfer: Row, id_: str, line: str, fee: Row | None) -> Row:
+def _payment(
+    simulation: Simulation, transfer: Row, id_: str, line: str | None, fee: Row | None
+) -> Row:
     """The charge object that the connected account sees for a transfer to it."""
     return {
         "id": id_,

@@ -8,7 +8,7 @@ from typing import Final
 
 from payment_service.application.app import App
 from payment_service.application.execution.accounts import finish_account
-from payment_service.application.execution.executor import sync_and_execute
+from payment_service.application.execution.executor import execute_followups, sync_and_execute
 from payment_service.application.execution.payments import find_created_intent
 from payment_service.application.operations.outcomes import (
     Rejection,
@@ -19,6 +19,7 @@ from payment_service.application.operations.outcomes import (
 from payment_service.application.resume_operation import require_parked
 from payment_service.application.sync.apply_snapshot import SyncResult
 from payment_service.application.sync.disputes import FailedAnswer, fail_answer
+from payment_service.application.sync.payment import sync_payment
 from payment_service.domain import transitions
 from payment_service.domain.discrepancies import DiscrepancyKind
 from payment_service.domain.errors import Busy, Precondition, Refusal, operation_in_progress
@@ -43,6 +44,8 @@ _CODE: Final = "abandoned"
 async def abandon_operation(app: App, operation_id: str, reason: str, cause: Cause) -> Operation:
     """Ends a parked operation as a final refusal of Stripe would, and sends nothing.
 
+    What Stripe has done and does not show a balance transaction of is booked without it.
+
     Whether it can still have an effect is checked before the sync, so that the sync shows any
     request that was under way until then. Raises :class:`Refusal`.
     """
@@ -50,6 +53,13 @@ async def abandon_operation(app: App, operation_id: str, reason: str, cause: Cau
     if known.kind is OperationKind.CREATE_ACCOUNT:
         return await _abandon_account(app, known, reason, cause)
     applied = await _sync(app, known, cause)
+    if applied.operation_deferred and known.kind not in OF_A_DISPUTE:
+        # Stripe has done it, and only a balance transaction is missing: it ends as done.
+        synced = await sync_payment(app, known.payment_id, cause, without_lines=True)
+        applied = await execute_followups(app, synced, cause)
+        ended = await app.database.read(lambda reader: reader.operation(operation_id))
+        if ended is not None and not ended.is_open:
+            return ended
     operation, discrepancy = await app.database.transact(
         abandon, app, known, applied, reason, cause
     )

@@ -43,6 +43,7 @@ class DiscrepancyKind(StrEnum):
     DISPUTE_LINES_UNEXPLAINED = "dispute_lines_unexplained", ClosesWhen.DECIDED
     FOREIGN_TRANSFER = "foreign_transfer", ClosesWhen.DECIDED
     INTENT_WITHOUT_PAYMENT = "intent_without_payment", ClosesWhen.DECIDED
+    LINE_NEVER_CAME = "line_never_came", ClosesWhen.DECIDED
     OUT_OF_BAND_FEE_REFUND = "out_of_band_fee_refund", ClosesWhen.DECIDED
     OUT_OF_BAND_REFUND = "out_of_band_refund", ClosesWhen.DECIDED
     OUT_OF_BAND_REVERSAL = "out_of_band_reversal", ClosesWhen.DECIDED

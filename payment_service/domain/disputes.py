@@ -173,7 +173,8 @@ def moved_by(record: Dispute, lines: Sequence[DisputeTransaction]) -> int:
 
     ``lines`` are all up to this one, oldest first. A line in another currency is valued at the rate
     of the first withdrawal in it, which took all that is disputed. The sum of the lines is valued
-    and not each by itself, so that all of it is all of it.
+    and not each by itself, so that all of it is all of it. Without such a rate a return is nothing,
+    unless the dispute is won: then it is all that is left.
     """
     line = lines[-1]
     taken = line.minor_units < 0
@@ -181,8 +182,9 @@ def moved_by(record: Dispute, lines: Sequence[DisputeTransaction]) -> int:
         return abs(line.minor_units)
     converted = [one.minor_units for one in lines if one.currency == line.currency]
     first = next((-amount for amount in converted if amount < 0), 0)
-    if not first:  # Withdrawn in another currency: nothing says more than that this came back.
-        return record.withdrawn - record.reinstated
+    if not first:
+        won = record.outcome is Outcome.WON
+        return record.withdrawn - record.reinstated if won else 0
     moved = sum(abs(amount) for amount in converted if (amount < 0) is taken)
     value = (2 * moved * record.amount + first) // (2 * first)
     if taken:

@@ -155,24 +155,35 @@ class Book:
     def fx_line(
         self, kind: str, sign: int, minor_units: int, settled: StripeAmount
     ) -> list[Posting]:
-        """The other half of ``stripe_line``, in the payment's currency."""
-        if settled.currency == self.currency:
+        """The other half of ``stripe_line``, in the payment's currency.
+
+        In the same currency there is one only if Stripe's line never came: what it should have
+        moved.
+        """
+        if settled.currency != self.currency:
+            return [Posting(FX, sign * minor_units, self.currency, kind)]
+        if settled.balance_transaction_id or minor_units == settled.minor_units:
             return []
-        return [Posting(FX, sign * minor_units, self.currency, kind)]
+        return [Posting(FX, sign * (minor_units - settled.minor_units), self.currency, kind)]
 
     def into_stripe(
         self, kind: str, account: str, sign: int, minor_units: int, settled: StripeAmount
     ) -> list[Posting]:
         """``sign * minor_units`` of the payment's currency into a ``stripe:*`` account."""
-        return [
-            *self.stripe_line(kind, account, sign, settled),
-            *self.fx_line(kind, sign, minor_units, settled),
-        ]
+        return without_zeros(
+            [
+                *self.stripe_line(kind, account, sign, settled),
+                *self.fx_line(kind, sign, minor_units, settled),
+            ]
+        )
 
     def between(
         self, kind: str, debit: str, debited: StripeAmount, credit: str, credited: StripeAmount
     ) -> list[Posting]:
-        """Money from one ``stripe:*`` account to another; over ``fx`` if Stripe converted it."""
+        """Money from one ``stripe:*`` account to another; over ``fx`` if Stripe converted it.
+
+        Also over ``fx`` goes what left the one account and never arrived on the other.
+        """
         lines = [
             Posting(
                 debit, debited.minor_units, debited.currency, kind, debited.balance_transaction_id
@@ -185,12 +196,16 @@ class Book:
                 credited.balance_transaction_id,
             ),
         ]
-        if debited.currency != credited.currency:
+        both = debited.balance_transaction_id and credited.balance_transaction_id
+        if debited.currency != credited.currency or not both:
             lines += [
                 Posting(FX, -debited.minor_units, debited.currency, kind),
                 Posting(FX, credited.minor_units, credited.currency, kind),
             ]
-        return lines
+            if debited.currency == credited.currency:
+                moved = credited.minor_units - debited.minor_units
+                lines[2:] = [Posting(FX, moved, debited.currency, kind)]
+        return without_zeros(lines)
 
     # ---- the rules, one a step ----
 

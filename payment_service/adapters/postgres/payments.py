@@ -6,8 +6,8 @@ what must never be true.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from datetime import datetime
+from collections.abc import Collection, Mapping, Sequence
+from datetime import datetime, timedelta
 from typing import Final
 
 from sqlalchemy import Connection
@@ -197,6 +197,28 @@ class PaymentWrites(TransactionStatements):
             id=payment_id,
         )
         return {row["transfer_id"]: row["minor_units"] for row in found}
+
+    def await_lines(
+        self, payment_id: str, object_ids: Collection[str], patience: timedelta
+    ) -> frozenset[str]:
+        """Stores since when these objects lack a balance transaction.
+
+        Returns those that have lacked it for ``patience``.
+        """
+        self._do(
+            "INSERT INTO awaited_lines (object_id, payment_id, since) "
+            "SELECT object_id, :payment_id, now() FROM unnest(CAST(:ids AS text[])) AS object_id "
+            "ON CONFLICT (object_id) DO NOTHING",
+            payment_id=payment_id,
+            ids=sorted(object_ids),
+        )
+        found = self._all(
+            "SELECT object_id FROM awaited_lines WHERE object_id = ANY(:ids) "
+            "AND since <= now() - CAST(:patience AS interval)",
+            ids=sorted(object_ids),
+            patience=patience,
+        )
+        return frozenset(row["object_id"] for row in found)
 
     def reversible_transfers(self, payment_id: str) -> Sequence[ReversibleTransfer]:
         """Returns what our books say is left of each transfer, in minor units, the oldest first."""

@@ -76,6 +76,8 @@ class FetchedSnapshot:
     payment_id: str
     version: int
     snapshot: PaymentSnapshot
+    #: Books now what still lacks a balance transaction: an operator does not wait any longer.
+    without_lines: bool = False
 
 
 def apply_snapshot(
@@ -95,12 +97,14 @@ def apply_snapshot(
     recovery = recover_lost(tx, payment, opened, snapshot, cause)
     payment, operation = recovery.payment, recovery.operation
     context, foreign = _context_of(tx, policy, payment, snapshot, recovery)
-    changes = _derive(payment, context)
+    context, changes = _derive(tx, policy, payment, context, without_lines=fetched.without_lines)
     shows_more = bool(recovery.lost) and (recovery.has_recorded or bool(changes.transitions))
     if recovery.lost and operation is None and not shows_more:
         # The books do not allow what this service did: it is booked as if somebody else did it.
         context, foreign = _context_of(tx, policy, payment, snapshot, replace(recovery, lost=()))
-        changes = _derive(payment, context)
+        context, changes = _derive(
+            tx, policy, payment, context, without_lines=fetched.without_lines
+        )
     changes.discrepancies += [*foreign, *recovery.discrepancies]
     disputes = context.dispute_records
     for transition in changes.transitions:
@@ -168,7 +172,25 @@ def _answers_of(
     return answer(tx, answers, operation.claim_id, payment)
 
 
-def _derive(payment: Payment, context: SyncContext) -> ChangeSet:
+def _derive(
+    tx: Transaction, policy: Policy, payment: Payment, context: SyncContext, *, without_lines: bool
+) -> tuple[SyncContext, ChangeSet]:
+    """Returns what the snapshot changes, and the context that decided it.
+
+    Balance transactions that were waited for long enough are overdue: their objects are booked.
+    """
+    changes = _changes_of(payment, context)
+    if not changes.awaiting:
+        return context, changes
+    patience = timedelta(seconds=0.0 if without_lines else policy.line_patience)
+    overdue = tx.await_lines(payment.payment_id, changes.awaiting, patience)
+    if not overdue:
+        return context, changes
+    context = replace(context, overdue=overdue)
+    return context, _changes_of(payment, context)
+
+
+def _changes_of(payment: Payment, context: SyncContext) -> ChangeSet:
     changes = derive_changes(payment, context)
     if _concerns_disputes(payment, context.snapshot):
         derive_dispute_changes(changes, context)

@@ -28,13 +28,15 @@ async def sync_payment(
     *,
     made: MutationResult | None = None,
     warned: bool = False,
+    without_lines: bool = False,
 ) -> SyncResult:
     """Fetches the payment's intent and all that belongs to it, and applies the snapshot.
 
     The payment's version is read *before* Stripe. If it has changed when the snapshot is applied,
     the snapshot may be older than the books, and a new one is fetched. ``made`` is what Stripe has
     just returned, in case Stripe's lists lag behind. An intent does not show early fraud warnings:
-    they are fetched if an event reported one (``warned``) or one is recorded.
+    they are fetched if an event reported one (``warned``) or one is recorded. ``without_lines``
+    books at once what lacks a balance transaction.
 
     A snapshot that shows operations of ours which the books have lost is applied once for each.
 
@@ -60,7 +62,13 @@ async def sync_payment(
         if warned or payment.fraud_warning_id:
             warnings = await app.stripe.fraud_warnings(payment.payment_intent_id)
             snapshot = replace(snapshot, fraud_warnings=tuple(warnings))
-        applied = await apply(app, payment_id, snapshot, payment.version, cause)
+        fetched = FetchedSnapshot(
+            payment_id=payment_id,
+            version=payment.version,
+            snapshot=snapshot,
+            without_lines=without_lines,
+        )
+        applied = await _apply(app, fetched, cause)
         if applied.stale:
             tries += 1
             continue
@@ -90,9 +98,13 @@ async def apply(
 ) -> SyncResult:
     """Applies one snapshot, and raises an alarm for what the books do not explain."""
     fetched = FetchedSnapshot(payment_id=payment_id, version=version, snapshot=snapshot)
+    return await _apply(app, fetched, cause)
+
+
+async def _apply(app: App, fetched: FetchedSnapshot, cause: Cause) -> SyncResult:
     applied = await app.database.transact(apply_snapshot, app.answers, app.policy, fetched, cause)
     alarm_discrepancies(app, applied)
-    return replace(applied, client_secret=snapshot.client_secret)
+    return replace(applied, client_secret=fetched.snapshot.client_secret)
 
 
 def alarm_discrepancies(app: App, applied: SyncResult) -> None:

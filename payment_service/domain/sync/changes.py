@@ -43,6 +43,8 @@ class SyncContext:
     #: The payment's disputes as recorded, by their ids.
     dispute_records: Mapping[str, Dispute] = field(default_factory=dict)
     freezes_on_warning: bool = False
+    #: The objects whose missing balance transactions are not waited for any more.
+    overdue: frozenset[str] = frozenset()
     #: The database's time, in UTC.
     now: datetime
 
@@ -127,6 +129,8 @@ class ChangeSet:
     #: A missing balance transaction ends the open operation: until it is there, the operation must
     #: be neither sent again nor refused.
     operation_deferred: bool = False
+    #: The objects that are final at Stripe and lack a balance transaction.
+    awaiting: set[str] = field(default_factory=set)
     #: Why the open operation must not be sent: something was moved out of band meanwhile.
     blocked_by: str = ""
     #: The disputes that changed, by their ids, as they are now.
@@ -155,6 +159,19 @@ class ChangeSet:
         """
         self.deferred = True
         self.operation_deferred |= operation
+
+    def await_line(self, object_id: str, context: SyncContext, *, operation: bool) -> bool:
+        """Waits for a balance transaction of an object that is final at Stripe.
+
+        Returns False once it was waited for long enough, and reports that: then the object is
+        booked by what is known, and what never came counts as nothing.
+        """
+        if object_id in context.overdue:
+            self.report(DiscrepancyKind.LINE_NEVER_CAME, object_id)
+            return False
+        self.awaiting.add(object_id)
+        self.defer(operation=operation)
+        return True
 
     def report(self, kind: DiscrepancyKind, detail: str) -> None:
         self.discrepancies.append(Discrepancy(self.payment.payment_id, kind, detail))

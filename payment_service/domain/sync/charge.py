@@ -74,8 +74,9 @@ def _sync_processor_fee(changes: ChangeSet, context: SyncContext, charge: Charge
 
 
 def _apply_capture(changes: ChangeSet, context: SyncContext, charge: Charge) -> None:
-    if not _has_balance_transactions(charge):
-        changes.defer(operation=True)  # Also out of band: the capture ends any open operation.
+    awaited, complete = f"{charge.charge_id}:capture", _has_balance_transactions(charge)
+    # Also out of band: the capture ends any open operation.
+    if not complete and changes.await_line(awaited, context, operation=True):
         return
     payment, operation = changes.payment, context.operation
     amount = context.snapshot.amount_received
@@ -146,6 +147,7 @@ def _has_balance_transactions(charge: Charge) -> bool:
         charge.line is not None
         and transfer is not None
         and transfer.line is not None
+        and transfer.connected_line is not None
         and (fee is not None or not charge.application_fee_amount)
     )
 
@@ -153,18 +155,20 @@ def _has_balance_transactions(charge: Charge) -> bool:
 def _capture_transactions(
     charge: Charge, amount: int, collected: int, currency: str
 ) -> CaptureTransactions:
-    """Returns what each balance transaction moved or, where Stripe shows none, must have moved."""
+    """Returns what each balance transaction moved; nothing where Stripe never showed one."""
     transfer, fee = charge.transfer, charge.application_fee
     connected = transfer.connected_line if transfer else None
-    whole = StripeAmount(amount, currency)
-    transferred = amount_of(transfer.line if transfer else None, whole)
+    nothing = StripeAmount(0, currency)
+    transferred = amount_of(transfer.line if transfer else None, nothing)
     fee_line = amount_of(fee.line if fee else None, StripeAmount(collected, currency))
     # On the connected account the fee is a field of the transaction that brought the money.
-    fee_paid = connected.fee_settled if connected and connected.fee else fee_line
+    fee_paid = nothing
+    if connected is not None:
+        fee_paid = connected.fee_settled if connected.fee else fee_line
     return CaptureTransactions(
-        charge=amount_of(charge.line, whole),
+        charge=amount_of(charge.line, nothing),
         transferred=transferred,
-        received=amount_of(connected, transferred),
+        received=amount_of(connected, nothing),
         fee=fee_line,
         fee_paid=fee_paid,
     )
@@ -179,9 +183,11 @@ def sync_charge(changes: ChangeSet, context: SyncContext) -> None:
     if payment.charged:
         _sync_processor_fee(changes, context, charge)
         return
-    if charge.line is None:
-        changes.defer(operation=True)  # Also out of band, as for a capture.
+    awaited = f"{charge.charge_id}:charge"
+    # Also out of band, as for a capture.
+    if charge.line is None and changes.await_line(awaited, context, operation=True):
         return
+    settled = amount_of(charge.line, StripeAmount(0, payment.currency))
     amount = context.snapshot.amount_received
     by_us = payment.state in (State.CAPTURING, State.PROMOTING)
     ended = payment.state in (State.CANCELED, State.EXPIRED)
@@ -195,7 +201,7 @@ def sync_charge(changes: ChangeSet, context: SyncContext) -> None:
         transitions.charged(
             payment,
             amount,
-            charge.line.settled,
+            settled,
             charge_id=charge.charge_id,
             expire_time=context.now + context.holding_limit,
             out_of_band=out_of_band,
@@ -206,9 +212,9 @@ def sync_charge(changes: ChangeSet, context: SyncContext) -> None:
     _sync_processor_fee(changes, context, charge)
     if out_of_band:
         _report_out_of_band_capture(changes, payment.state)
-    if charge.line.currency != payment.currency:
+    if settled.currency != payment.currency:
         changes.report(
-            DiscrepancyKind.SETTLED_IN_OTHER_CURRENCY, f"Stripe settled in {charge.line.currency}"
+            DiscrepancyKind.SETTLED_IN_OTHER_CURRENCY, f"Stripe settled in {settled.currency}"
         )
     if operation is None:
         return

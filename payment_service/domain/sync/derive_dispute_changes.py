@@ -77,11 +77,15 @@ def _sync_dispute(changes: ChangeSet, dispute: DisputeSnapshot, context: SyncCon
 def _report_unexplained(changes: ChangeSet, record: Dispute, dispute: DisputeSnapshot) -> None:
     """Reports lines that a dispute should not have: Stripe documents one withdrawal, one return."""
     count, kept = len(dispute.lines), record.withdrawn - record.reinstated
-    if count > MOST_DISPUTE_LINES:
+    withdrawn_in = {line.currency for line in dispute.lines if line.minor_units < 0}
+    returned_in = {line.currency for line in dispute.lines if line.minor_units > 0}
+    if returned_in - withdrawn_in:
+        why = f"took {'/'.join(sorted(withdrawn_in))} and returned {'/'.join(sorted(returned_in))}"
+    elif count > MOST_DISPUTE_LINES:
         why = f"has {count} balance transactions: {kept} is withdrawn of {record.amount}"
     elif kept > record.amount:
         why = f"{kept} is withdrawn of {record.amount}"
-    elif record.outcome is Outcome.WON and record.taken and record.reinstated:
+    elif record.outcome is Outcome.WON and record.taken and returned_in:
         why = f"is won, but {record.taken} of {record.withdrawn} did not come back"
     else:
         return

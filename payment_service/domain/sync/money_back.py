@@ -52,7 +52,7 @@ def sync_money_back(changes: ChangeSet, context: SyncContext) -> None:
             _apply_refund(changes, context, refund, operation)
         else:
             reserved = may_be_in_flight(changes, context)
-            _apply_out_of_band_refund(changes, refund, reserved, context.now)
+            _apply_out_of_band_refund(changes, context, refund, reserved)
     for transfer in snapshot.transfers:
         for reversal in transfer.reversals:
             if reversal.reversal_id in context.booked_ids:
@@ -90,11 +90,10 @@ def _apply_refund(
     if refund.waits_for_funds:
         _accept_refund(changes, refund, operation, context.now)
         return
-    if _lacks_balance_transaction(refund):
-        changes.defer(operation=True)
+    if _waits(changes, context, refund, operation=True):
         return
     if operation.is_repayment:
-        _apply_repayment(changes, refund, context.now)
+        _apply_repayment(changes, context, refund)
         return
     changes.movements.append(_refunded(refund))
     if refund.failed:
@@ -140,17 +139,18 @@ def _refunded(refund: Refund) -> Movement:
 
 
 def _settled(refund: Refund, payment: Payment) -> StripeAmount:
-    return amount_of(refund.line, StripeAmount(refund.minor_units, payment.currency))
+    """Returns what the refund took from the platform; nothing if its line never came."""
+    return amount_of(refund.line, StripeAmount(0, payment.currency))
 
 
-def _apply_repayment(changes: ChangeSet, refund: Refund, now: datetime) -> None:
+def _apply_repayment(changes: ChangeSet, context: SyncContext, refund: Refund) -> None:
     """Books the refund that pays the client again."""
-    payment = changes.payment
+    payment, now = changes.payment, context.now
     if refund.minor_units > payment.client_payable:
         # Somebody else paid the client meanwhile: this one is booked as an out-of-band refund.
         changes.take(transitions.repayment_abandoned(payment, "paid out of band as well", now))
         changes.settle(ended_out_of_band(payment, "refunded"))
-        _apply_out_of_band_refund(changes, refund, 0, now)
+        _apply_out_of_band_refund(changes, context, refund, 0)
         return
     changes.movements.append(_refunded(refund))
     amount, settled = refund.minor_units, _settled(refund, payment)
@@ -187,16 +187,15 @@ def _apply_refused_refund(
 
 
 def _apply_out_of_band_refund(
-    changes: ChangeSet, refund: Refund, reserved: int, now: datetime
+    changes: ChangeSet, context: SyncContext, refund: Refund, reserved: int
 ) -> None:
     """Books a refund that pays the client payable first, then out of escrow, then what was paid.
 
     ``reserved`` minor units of the escrow may be in flight to the expert. A refund that does not
     fit beside them is deferred: what it was paid from is known only afterwards.
     """
-    payment = changes.payment
-    if _lacks_balance_transaction(refund):
-        changes.defer(operation=False)
+    payment, now = changes.payment, context.now
+    if _waits(changes, context, refund, operation=False):
         return
     if refund.failed:  # It failed before a snapshot showed it; at Stripe both cancel out.
         changes.movements += [
@@ -245,18 +244,13 @@ def sync_failed_refunds(changes: ChangeSet, context: SyncContext) -> None:
         )
         if not failed_since or not changes.payment.charged:
             continue
-        if _lacks_balance_transaction(refund):
-            # Booked under the refund's own transaction, the failure's could never be explained.
-            changes.defer(operation=False)
-        else:
+        # Booked under the refund's own transaction, the failure's could never be explained.
+        if not _waits(changes, context, refund, operation=False):
             _apply_failed_refund(changes, refund, context.now)
 
 
 def _apply_failed_refund(changes: ChangeSet, refund: Refund, now: datetime) -> None:
-    settled = amount_of(
-        refund.failure_line or refund.line,
-        StripeAmount(refund.minor_units, changes.payment.currency),
-    )
+    settled = amount_of(refund.failure_line, StripeAmount(0, changes.payment.currency))
     changes.take(
         transitions.refund_failed(
             changes.payment, refund.refund_id, refund.minor_units, settled, now
@@ -299,6 +293,21 @@ def _book_refund_and_failure(changes: ChangeSet, refund: Refund, now: datetime) 
                 now,
             )
         )
+
+
+def _waits(changes: ChangeSet, context: SyncContext, refund: Refund, *, operation: bool) -> bool:
+    """Waits until Stripe shows the refund's balance transaction, or has none for too long.
+
+    A refund that Stripe itself calls pending is not final: that can take days.
+    """
+    if not _lacks_balance_transaction(refund):
+        return False
+    if refund.failed:
+        return changes.await_line(failure_id(refund), context, operation=operation)
+    if refund.status == "succeeded":
+        return changes.await_line(refund.refund_id, context, operation=operation)
+    changes.defer(operation=operation)
+    return True
 
 
 def _lacks_balance_transaction(refund: Refund) -> bool:

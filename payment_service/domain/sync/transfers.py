@@ -18,6 +18,7 @@ from payment_service.domain.sync.changes import (
     Movement,
     NextOperation,
     SyncContext,
+    amount_of,
 )
 from payment_service.domain.sync.superseded import ended_out_of_band, out_of_band_refunds
 
@@ -64,8 +65,8 @@ def sync_transfers(changes: ChangeSet, context: SyncContext) -> None:
         if transfer.transfer_id in context.booked_ids or not changes.payment.charged:
             continue
         ours = context.is_made_by_operation(transfer.operation_id)
-        if transfer.line is None or transfer.connected_line is None:
-            changes.defer(operation=ours)
+        complete = transfer.line is not None and transfer.connected_line is not None
+        if not complete and changes.await_line(transfer.transfer_id, context, operation=ours):
             continue
         if operation is not None and ours and operation.minor_units <= changes.payment.held:
             _apply_transfer(changes, context, transfer, operation)
@@ -80,8 +81,7 @@ def sync_transfers(changes: ChangeSet, context: SyncContext) -> None:
                     changes.payment,
                     transfer.transfer_id,
                     transfer.minor_units,
-                    transfer.line.settled,
-                    transfer.connected_line.settled,
+                    *_amounts_of(transfer),
                     context.now,
                 )
             )
@@ -98,6 +98,12 @@ def sync_transfers(changes: ChangeSet, context: SyncContext) -> None:
         _apply_transfer(changes, context, None, operation)
 
 
+def _amounts_of(transfer: Transfer) -> tuple[StripeAmount, StripeAmount]:
+    """Returns what left the platform, and what arrived; nothing where a line never came."""
+    nothing = StripeAmount(0, transfer.currency)
+    return amount_of(transfer.line, nothing), amount_of(transfer.connected_line, nothing)
+
+
 def _apply_transfer(
     changes: ChangeSet, context: SyncContext, transfer: Transfer | None, operation: Operation
 ) -> None:
@@ -108,8 +114,6 @@ def _apply_transfer(
     """
     payment, split = changes.payment, operation.capture_split
     nothing = StripeAmount(0, payment.currency)
-    sent = transfer.line.settled if transfer and transfer.line else nothing
-    received = transfer.connected_line.settled if transfer and transfer.connected_line else nothing
     payload = operation.payload_as(TransferPayload)
     refunds = out_of_band_refunds(context)
     # An out-of-band refund pays what is payable to the client first, and only then what is held.
@@ -119,8 +123,7 @@ def _apply_transfer(
         transitions.transferred(
             payment,
             split,
-            sent,
-            received,
+            *(_amounts_of(transfer) if transfer else (nothing, nothing)),
             transfer_id=transfer.transfer_id if transfer else "",
             next_operation_id=context.next_operation_id if remainder else None,
             now=context.now,

@@ -36,6 +36,14 @@ CREATE TABLE debt_checks (
 );
 CREATE INDEX debt_checks_due ON debt_checks (next_time);
 
+-- Since when an object of a payment is final at Stripe and lacks a balance transaction. The id of
+-- the object may have a suffix that says which one.
+CREATE TABLE awaited_lines (
+    object_id text PRIMARY KEY,
+    payment_id text NOT NULL REFERENCES payments,
+    since timestamptz NOT NULL
+);
+
 -- How far a list of events at Stripe was read, and when it is read next. The scope is the platform
 -- or an account.
 CREATE TABLE event_cursors (

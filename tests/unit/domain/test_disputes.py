@@ -543,6 +543,8 @@ def converted(
         ([(-7, "USD"), (12_007, "USD")], 1_000_000, 1_000_000),
         ([(12_000, "USD"), (-12_000, "USD")], 2_000_000, 1_000_000),
         ([(-700, "INR")], 1_000_700, 0),
+        # Nothing says what euros are worth here.
+        ([(300, "EUR")], 1_000_000, 0),
     ],
 )
 def test_a_further_line_is_valued_in_proportion_to_the_first_withdrawal(
@@ -563,6 +565,9 @@ def test_a_further_line_is_valued_in_proportion_to_the_first_withdrawal(
         ([(6_000, "USD")], "won", True),
         ([(7, "USD"), (-7, "USD")], "needs_response", True),
         ([(-700, "INR")], "needs_response", True),
+        ([(300, "EUR")], "needs_response", True),
+        ([(300, "EUR")], "lost", True),
+        ([(11_000, "EUR")], "won", True),
     ],
 )
 def test_lines_that_nothing_explains_are_reported(
