@@ -63,6 +63,20 @@ async def test_a_capture_that_a_dispute_has_overtaken(start_world: StartWorld) -
     assert (after.state, after.HasField("last_failure")) == (IN_ESCROW, False)
 
 
+async def test_a_capture_that_hands_have_overtaken(start_world: StartWorld) -> None:
+    """The dashboard refunds a part out of escrow, and Stripe has not enough left to transfer."""
+    world = await start_world(policy=UNTOLD)
+    held = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
+    await _refund_by_hand(world, held, 4_000)
+    await world.stripe.fault("/transfers$", "status", status=400, code="balance_insufficient")
+    refused = await refusal(world.payments.CapturePayment(capture_request(held.payment_id)))
+    assert (refused.reason, refused.facts["available"]) == ("AMOUNT_TOO_LARGE", "6000")
+    after = await world.get(held.payment_id)
+    assert (after.state, after.HasField("last_failure")) == (IN_ESCROW, False)
+    assert after.held_amount.minor_units == 6_000
+    await check_books(world)
+
+
 async def test_a_refund_that_a_dispute_has_overtaken(start_world: StartWorld) -> None:
     world = await start_world(policy=UNTOLD)
     payment = await world.captured(amount=10_000)

@@ -16,7 +16,7 @@ def _error(message: str, status: int = 400, **fields: Any) -> stripe.StripeError
     kind = stripe.AuthenticationError if status == 401 else stripe.InvalidRequestError
     body: dict[str, Any] = {"http_status": status, "json_body": {"error": error}}
     if kind is stripe.InvalidRequestError:
-        return stripe.InvalidRequestError(message, fields.get("param"), **body)
+        return stripe.InvalidRequestError(message, fields.get("param"), **body)  # type: ignore[no-untyped-call]
     return stripe.AuthenticationError(message, **body)
 
 
