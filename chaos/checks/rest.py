@@ -31,12 +31,8 @@ def no_discrepancies(evidence: Evidence) -> Iterator[tuple[str, str]]:
     kept_back = {
         f"{row['operation_id']}: {_DISPUTED}"
         for row in evidence.operations
-        if (row["kind"], row["state"], row["last_error"].partition(":")[0])
-        == (
-            "refund",
-            "REFUSED",
-            _DISPUTED,
-        )
+        if (row["kind"], row["state"]) == ("refund", "REFUSED")
+        and row["last_error"].partition(":")[0] == _DISPUTED
         and row["purpose"] == "REMAINDER"
         and row["payment_id"] in contested
     }

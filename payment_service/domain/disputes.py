@@ -207,9 +207,8 @@ def freeze_of(
 ) -> FreezeReason:
     """Returns the strictest freeze of a payment's disputes and warnings, the oldest first.
 
-    A warning counts before the manual review ``review_id``, so that an operator can dismiss it.
-
-    The ``known`` movements say whether an operator has let the warning pass.
+    A warning counts before the manual review ``review_id``, so that an operator can dismiss it. The
+    ``known`` movements say whether an operator has let the warning pass.
     """
     frozen = FreezeReason(Freeze.REVIEW, review_id) if review_id else FreezeReason()
     released = dismissal_id(fraud_warning_id) in known

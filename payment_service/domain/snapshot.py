@@ -8,11 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from payment_service.domain.ledger import StripeAmount
+
+#: As of November 2026 Stripe names seven days for payments that a cardholder makes, and 4 days and
+#: 18 hours for a Visa card that a merchant charges, the shortest of all networks
+#: (docs.stripe.com/payments/place-a-hold-on-a-payment-method).
+SHORTEST_AUTHORIZATION: Final = timedelta(days=4, hours=18)
 
 
 class IntentStatus(StrEnum):
@@ -178,6 +183,12 @@ class Charge:
     application_fee: ApplicationFee | None = None
     #: Radar's manual review of it, while that is open.
     review_id: str = ""
+    create_time: datetime | None = None
+
+    @property
+    def assumed_expire_time(self) -> datetime | None:
+        """When an authorization may expire that shows no ``capture_before``."""
+        return None if self.create_time is None else self.create_time + SHORTEST_AUTHORIZATION
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,8 +240,17 @@ class EmptyTransfer:
     operation_id: str
 
 
+@dataclass(frozen=True, slots=True)
+class NothingMade:
+    """Stripe has refused the operation: no request of it is on its way any more."""
+
+    operation_id: str
+
+
 #: What a mutation made, if that is not the intent itself.
-MutationResult: TypeAlias = Refund | Transfer | Reversal | DisputeSnapshot | EmptyTransfer
+MutationResult: TypeAlias = (
+    Refund | Transfer | Reversal | DisputeSnapshot | EmptyTransfer | NothingMade
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,6 +272,8 @@ class PaymentSnapshot:
     separate_transfers: tuple[Transfer, ...] = ()
     #: The operation whose transfer was empty; Stripe shows nothing of it.
     empty_transfer: str = ""
+    #: The operation that Stripe has just refused.
+    refused_operation: str = ""
     #: Oldest first.
     disputes: tuple[DisputeSnapshot, ...] = ()
     #: Early fraud warnings, oldest first; None if they were not fetched.
@@ -310,6 +332,8 @@ class PaymentSnapshot:
 
         A reversal is not added: its transfer says how much was reversed, and is fetched again.
         """
+        if isinstance(made, NothingMade):
+            return replace(self, refused_operation=made.operation_id)
         if isinstance(made, EmptyTransfer):
             return replace(self, empty_transfer=made.operation_id)
         if isinstance(made, Refund) and made.refund_id not in {

@@ -31,6 +31,7 @@ class EventKind(StrEnum):
     ATTEMPT_FAILED = "payment.attempt_failed"
     ATTEMPT_RESTARTED = "payment.attempt_restarted"
     AUTHORIZED = "payment.authorized"
+    EXPIRE_TIME_KNOWN = "payment.expire_time_known"
     CAPTURE_STARTED = "payment.capture_started"
     CAPTURE_REFUSED = "payment.capture_refused"
     CAPTURED = "payment.captured"
@@ -112,6 +113,7 @@ TRANSITIONS: Final[Mapping[EventKind, Mapping[State, set[State]]]] = {
     EventKind.ATTEMPT_RESTARTED: _edges({_S.FAILED}, _S.PENDING),
     # From CANCELING too, for the same reason as CHARGED below.
     EventKind.AUTHORIZED: _edges(_UNPAID | {_S.CANCELING}, _S.IN_ESCROW),
+    EventKind.EXPIRE_TIME_KNOWN: _stay({_S.IN_ESCROW}),
     # SEPARATE: onto the platform's balance, by the client's confirmation, as the first step of a
     # capture, or by a promotion.
     EventKind.CHARGED: {

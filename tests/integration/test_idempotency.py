@@ -13,6 +13,7 @@ from tests.support.books import check_books
 from tests.support.errors import refusal
 from tests.support.requests import capture_request, money, new_key, refund_request
 from tests.support.steps.disputes import frozen
+from tests.support.steps.payments import PLATFORM
 from tests.support.world import (
     CANCELED,
     CAPTURED,
@@ -247,6 +248,21 @@ async def test_a_key_in_use_for_too_long_is_aborted(start_world: StartWorld) -> 
     done = await first
     assert done.code == "OK"
     assert await world.bytes_of("CapturePayment", request) == done
+    await check_books(world)
+
+
+async def test_two_workers_with_one_version_pay_a_milestone_once(world: World) -> None:
+    held = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
+    calls = [
+        world.bytes_of(
+            "CapturePayment",
+            capture_request(held.payment_id, 4_000, expected_version=held.version),
+        )
+        for _ in range(2)
+    ]
+    replies = await asyncio.gather(*calls)
+    assert sorted(reply.code for reply in replies) == ["ABORTED", "OK"]
+    assert len(await world.stripe.effects("transferred")) == 1
     await check_books(world)
 
 

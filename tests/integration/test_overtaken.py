@@ -8,7 +8,7 @@ from tests.integration.conftest import StartWorld
 from tests.support.books import check_books
 from tests.support.errors import refusal
 from tests.support.requests import capture_request, refund_request
-from tests.support.steps.disputes import contest
+from tests.support.steps.disputes import contest, decide, disputed, evidence_request
 from tests.support.steps.payments import PLATFORM
 from tests.support.world import CAPTURED, IN_ESCROW, REFUNDED, Payment, World
 
@@ -61,6 +61,30 @@ async def test_a_capture_that_a_dispute_has_overtaken(start_world: StartWorld) -
     assert (refused.reason, refused.facts["dispute_id"]) == ("PAYMENT_DISPUTED", dispute_id)
     after = await world.get(held.payment_id)
     assert (after.state, after.HasField("last_failure")) == (IN_ESCROW, False)
+
+
+async def test_a_capture_that_hands_have_overtaken(start_world: StartWorld) -> None:
+    """The dashboard refunds a part out of escrow, and Stripe has not enough left to transfer."""
+    world = await start_world(policy=UNTOLD)
+    held = await world.escrowed(amount=10_000, escrow_mode=PLATFORM)
+    await _refund_by_hand(world, held, 4_000)
+    await world.stripe.fault("/transfers$", "status", status=400, code="balance_insufficient")
+    refused = await refusal(world.payments.CapturePayment(capture_request(held.payment_id)))
+    assert (refused.reason, refused.facts["available"]) == ("AMOUNT_TOO_LARGE", "6000")
+    after = await world.get(held.payment_id)
+    assert (after.state, after.HasField("last_failure")) == (IN_ESCROW, False)
+    assert after.held_amount.minor_units == 6_000
+    await check_books(world)
+
+
+async def test_an_answer_to_a_dispute_that_the_bank_has_overtaken(start_world: StartWorld) -> None:
+    world = await start_world(policy=UNTOLD)
+    _, dispute_id = await disputed(world)
+    await world.settle_down()
+    await world.stripe.control("POST", "/webhooks", {"paused": True})
+    await decide(world, dispute_id, "win")
+    refused = await refusal(world.disputes.SubmitEvidence(evidence_request(dispute_id)))
+    assert (refused.code, refused.reason) == ("FAILED_PRECONDITION", "DISPUTE_CLOSED")
 
 
 async def test_a_refund_that_a_dispute_has_overtaken(start_world: StartWorld) -> None:

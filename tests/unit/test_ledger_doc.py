@@ -570,6 +570,9 @@ SILENT_PERFORMERS: Final[Mapping[str, Callable[[], Transition]]] = {
     ),
     EventKind.FRAUD_WARNING: lambda: warned(EventKind.FRAUD_WARNING),
     EventKind.FRAUD_WARNING_OVER: lambda: warned(EventKind.FRAUD_WARNING_OVER),
+    EventKind.EXPIRE_TIME_KNOWN: lambda: transitions.expire_time_known(
+        in_state(State.IN_ESCROW), NOW, NOW
+    ),
     EventKind.REVIEW_OPENED: lambda: transitions.review_changed(
         in_state(State.IN_ESCROW), "prv_1", FreezeReason(), NOW
     ),

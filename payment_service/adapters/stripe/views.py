@@ -129,6 +129,7 @@ def charge_of(
         if fee is None or isinstance(fee, str)
         else application_fee_of(fee, charge, fee_refunds),
         review_id=open_review_of(charge.review),
+        create_time=datetime.fromtimestamp(charge.created, UTC),
     )
 
 

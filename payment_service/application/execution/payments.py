@@ -55,6 +55,7 @@ from payment_service.domain.processor_errors import refusal_of
 from payment_service.domain.snapshot import (
     EmptyTransfer,
     MutationResult,
+    NothingMade,
     PaymentSnapshot,
     Refund,
     Reversal,
@@ -200,7 +201,7 @@ class PaymentStrategy:
     async def _confirm_refusal(self, operation: Operation, refused: Refused) -> SyncResult:
         """Believes a refusal only after a sync: Stripe repeats one also for what it did."""
         app, cause = self.app, self.cause
-        applied = await self._sync(operation)
+        applied = await self._sync(operation, made=NothingMade(operation.operation_id))
         applied = await self._await_balance_transactions(operation, applied)
         if applied.accepted or await is_closed(app, operation):
             return applied

@@ -126,7 +126,7 @@ def _refusal_as_it_is(resting: Payment, operation: Operation) -> Refusal | None:
     try:
         plans.check_still_possible(resting, operation)
     except Refusal as refusal:
-        return refusal
+        return refusal if isinstance(refusal, Precondition) else None
     return None
 
 

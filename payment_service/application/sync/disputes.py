@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from datetime import datetime
 
 from payment_service.application.operations.outcomes import refuse
 from payment_service.domain import transitions
-from payment_service.domain.disputes import Dispute, Outcome
+from payment_service.domain.disputes import Dispute, Outcome, check_acceptance, check_evidence
 from payment_service.domain.errors import Precondition, Refusal
+from payment_service.domain.operation_payloads import EvidencePayload
 from payment_service.domain.operations import Operation, OperationKind, OperationState
 from payment_service.domain.payment import FreezeReason, Payment
 from payment_service.domain.ports.database import Transaction
@@ -98,9 +100,25 @@ def reject_answer(
     record = tx.dispute(operation.dispute_id)
     if payment is None or record is None or current is None or not current.is_held_by(operation):
         return {}
-    refusal = refused_by_processor(refused.code, refused.request_id, dispute_id=record.dispute_id)
+    refusal = _refusal_as_it_is(replace(record, operation_id=""), current, tx.now)
+    if refusal is None:
+        facts = {"dispute_id": record.dispute_id}
+        refusal = refused_by_processor(refused.code, refused.request_id, **facts)
     failed = FailedAnswer(payment, current, refusal, refused.code, refused.last_error)
     return fail_answer(tx, answers, failed, cause)
+
+
+def _refusal_as_it_is(record: Dispute, operation: Operation, now: datetime) -> Refusal | None:
+    """Returns what our own guards refuse the answer with now, or None if they would allow it."""
+    try:
+        if isinstance(operation.payload, EvidencePayload):
+            answer = operation.payload
+            check_evidence(record, answer.evidence, submit=answer.submit, now=now)
+        else:
+            check_acceptance(record)
+    except Refusal as refusal:
+        return refusal if isinstance(refusal, Precondition) else None
+    return None
 
 
 @dataclass(frozen=True, slots=True)

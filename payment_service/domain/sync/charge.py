@@ -10,7 +10,7 @@ from payment_service.domain.errors import Precondition
 from payment_service.domain.ledger import CaptureSplit, CaptureTransactions, StripeAmount
 from payment_service.domain.operation_payloads import CapturePayload
 from payment_service.domain.operations import Operation, OperationKind, OperationPurpose
-from payment_service.domain.payment import EscrowMode, State
+from payment_service.domain.payment import EscrowMode, Payment, State
 from payment_service.domain.processor_errors import failure_of
 from payment_service.domain.snapshot import Charge
 from payment_service.domain.sync.changes import (
@@ -28,9 +28,13 @@ def sync_authorization(changes: ChangeSet, context: SyncContext) -> None:
     """Applies an authorized card: the payment is in escrow as a card hold."""
     state, charge = changes.payment.state, context.snapshot.charge
     if state in (State.PENDING, State.FAILED):
-        expire_time = charge.capture_before if charge else None
+        # A hold without an end would lapse without a warning and without its deadline's action.
+        expire_time = (charge.capture_before or charge.assumed_expire_time) if charge else None
         charge_id = charge.charge_id if charge else ""
         changes.take(transitions.authorized(changes.payment, charge_id, expire_time, context.now))
+    elif state is State.IN_ESCROW and charge and _was_assumed(changes.payment, charge):
+        known = transitions.expire_time_known(changes.payment, charge.capture_before, context.now)
+        changes.take(known)
     elif changes.payment.charged or state not in (
         State.IN_ESCROW,
         State.CAPTURING,
@@ -38,6 +42,13 @@ def sync_authorization(changes: ChangeSet, context: SyncContext) -> None:
         State.CANCELING,
     ):
         report_state(changes, context.snapshot)
+
+
+def _was_assumed(payment: Payment, charge: Charge) -> bool:
+    """Returns whether Stripe shows by now when the authorization expires, and did not before."""
+    shown, assumed = charge.capture_before, charge.assumed_expire_time
+    uncharged = not payment.charged and shown not in (None, assumed)
+    return uncharged and payment.escrow_expire_time in (None, assumed)
 
 
 def sync_attempt(changes: ChangeSet, context: SyncContext) -> None:

@@ -143,7 +143,10 @@ def may_be_in_flight(changes: ChangeSet, context: SyncContext) -> int:
     operation = context.operation
     if operation is None or changes.settled or changes.payment.state is not State.CAPTURING:
         return 0
-    if operation.is_without_effect(context.now) and not is_at_stripe(operation, context.snapshot):
+    snapshot = context.snapshot
+    refused = snapshot.refused_operation == operation.operation_id
+    ended = refused or operation.is_without_effect(context.now)
+    if ended and not is_at_stripe(operation, snapshot):
         return 0
     return operation.minor_units
 

@@ -94,6 +94,18 @@ def authorized(
     )
 
 
+def expire_time_known(payment: Payment, expire_time: datetime | None, now: datetime) -> Transition:
+    """Stripe shows when the authorization expires; until now that was assumed."""
+    return move(
+        payment,
+        EventKind.EXPIRE_TIME_KNOWN,
+        payment.state,
+        now,
+        facts={"expire_time": expire_time.isoformat() if expire_time else ""},
+        escrow_expire_time=expire_time,
+    )
+
+
 def charged(
     payment: Payment,
     amount: int,

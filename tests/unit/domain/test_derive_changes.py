@@ -1,7 +1,7 @@
 """From a snapshot to changes: every cell of the table, the intent, declines and captures."""
 
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import NamedTuple
 
 import pytest
@@ -367,3 +367,24 @@ def test_out_of_band_capture_of_a_payment_without_a_hold_releases_nothing(state:
     to = followed(in_state(state), SUCCEEDED)
     assert to.transitions[0].kind is EventKind.CAPTURED_OUT_OF_BAND
     assert not [line for line in to.transitions[0].postings if line.account == "hold"]
+
+
+# ---- when an authorization expires ----
+
+
+def _authorized(capture_before: datetime | None) -> PaymentSnapshot:
+    charge = Charge("ch_1", False, 0, capture_before=capture_before, create_time=NOW)
+    return replace(HELD, charge=charge)
+
+
+def test_an_authorization_without_an_end_gets_the_shortest_one_until_stripe_shows_it() -> None:
+    assumed, shown = NOW + timedelta(days=4, hours=18), NOW + timedelta(days=7)
+    held = followed(new_payment(), _authorized(None), None).payment
+    assert held.escrow_expire_time == assumed
+    assert followed(held, _authorized(None), None).transitions == []
+    known = followed(held, _authorized(shown), None)
+    assert followed_kinds(known) == ["expire_time_known"]
+    assert known.payment.escrow_expire_time == shown
+    # What Stripe showed once is not replaced.
+    later = _authorized(NOW + timedelta(days=9))
+    assert followed(known.payment, later, None).transitions == []

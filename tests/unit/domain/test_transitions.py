@@ -262,6 +262,7 @@ FUNCTIONS: dict[str, Callable[[Payment], Transition]] = {
     "fraud_warning": warned(EventKind.FRAUD_WARNING),
     "fraud_warning_over": warned(EventKind.FRAUD_WARNING_OVER),
     "fraud_warning_dismissed": lambda p: transitions.fraud_warning_dismissed(p, "looked into", NOW),
+    "expire_time_known": lambda p: transitions.expire_time_known(p, NOW, NOW),
     "review_opened": lambda p: transitions.review_changed(p, "prv_1", CONTESTED, NOW),
     "review_closed": lambda p: transitions.review_changed(p, "", CONTESTED, NOW),
     "waiting": lambda p: transitions.waiting_changed(p, WaitingFor.PROCESSOR, "timeout", NOW),
