@@ -286,7 +286,7 @@ PAYOUT_CREATE: Fields = {
 PERSON = Hash(
     {
         "address": ADDRESS,
-        "dob": Hash(dict.fromkeys(("day", "month", "year"), Integer()), clearable=True),
+        "dob": Hash(dict.fromkeys(("day", "month", "year"), Required(Integer())), clearable=True),
         "email": Text(),
         "first_name": Text(),
         "id_number": Text(),

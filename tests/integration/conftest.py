@@ -15,6 +15,7 @@ import pytest_asyncio
 from dev.postgres import EmbeddedPostgres
 from tests.support.derived import derive_columns
 from tests.support.running import running_world
+from tests.support.stripe_api.plugin import judge, stripe_approves  # noqa: F401
 from tests.support.world import World
 
 StartWorld = Callable[..., Awaitable[World]]

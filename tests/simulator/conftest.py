@@ -13,6 +13,7 @@ from aiohttp import web
 from stripe import StripeClient
 
 from stripe_simulator import Config, RunningSimulator, WebhookTarget, start
+from tests.support.stripe_api.plugin import judge, stripe_approves  # noqa: F401
 
 PLATFORM_SECRETS = ("whsec_platform",)
 CONNECT_SECRETS = ("whsec_connect_old", "whsec_connect_new")

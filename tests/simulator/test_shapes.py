@@ -21,7 +21,9 @@ FIXTURES = Path(__file__).parents[3] / "shared" / "stripe" / "fixtures3.json"
 
 async def gallery(world: World) -> dict[str, list[Any]]:
     """Every kind of object in several of its states, as raw JSON."""
-    expert = await world.expert(individual={"first_name": "A", "dob": {"year": 1990}})
+    expert = await world.expert(
+        individual={"first_name": "A", "dob": {"day": 1, "month": 1, "year": 1990}}
+    )
     fresh = await world.client.v1.accounts.create_async(params=EXPRESS)
     params: Any = {**EXPRESS, "business_type": "company", "company": {"name": "C"}}
     company = await world.client.v1.accounts.create_async(params=params)
