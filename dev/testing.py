@@ -5,8 +5,11 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 
-# Two files at a time, because many tests wait for sockets and processes.
-_AT_ONCE = ("--numprocesses=2", "--dist=loadfile", "--no-loadscope-reorder")
+# Files run side by side, because many tests wait for sockets and processes. Three workers keep two
+# cores busy. The proofs also measure how soon something happens, so they get a core each.
+_BY_FILE = ("--dist=loadfile", "--no-loadscope-reorder")
+_THREE = ("--numprocesses=3", *_BY_FILE)
+_TWO = ("--numprocesses=2", *_BY_FILE)
 # A test that waits for real processes can be late on a crowded machine. It is repeated alone, once,
 # and named: a test that needs that is a fault to be found.
 _ONCE_MORE = ("--last-failed", "--last-failed-no-failures=none", "--maxfail=5", "-rfEp")
@@ -23,17 +26,17 @@ def main(arguments: Sequence[str]) -> int:
     if what == "prove":
         return _prove(more)
     if what == "proofs":
-        return _in_full(*_PROOFS, *more)
+        return _in_full(_TWO, *_PROOFS, *more)
     if what == "coverage":
-        return _pytest(*_AT_ONCE, "--cov", "--cov-report=term", "tests", *more)
+        return _pytest(*_THREE, "--cov", "--cov-report=term", "tests", *more)
     if more:
         return _pytest(*more)
-    return _in_full("-m", "not proof")
+    return _in_full(_THREE, "-m", "not proof")
 
 
-def _in_full(*arguments: str) -> int:
+def _in_full(side_by_side: Sequence[str], *arguments: str) -> int:
     """Runs all, then those that failed once more, in a process without their neighbours."""
-    status = _pytest(*_AT_ONCE, *arguments)
+    status = _pytest(*side_by_side, *arguments)
     if status != _TESTS_FAILED:
         return status
     sys.stdout.write("== running the failed tests once more, alone\n")

@@ -205,7 +205,12 @@ def sources() -> Iterator[tuple[str, Path]]:
                 yield module, path
 
 
-def imports_of(module: str, path: Path) -> Iterator[Import]:
+@functools.cache
+def imports_of(module: str, path: Path) -> tuple[Import, ...]:
+    return tuple(find_imports(module, path))
+
+
+def find_imports(module: str, path: Path) -> Iterator[Import]:
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
     tree = ast.parse(path.read_text(), str(path))
     for_types = {inner for node in ast.walk(tree) if is_for_types(node) for inner in ast.walk(node)}
