@@ -19,7 +19,7 @@ from payment_service.adapters.stripe.accounts import Accounts
 from payment_service.adapters.stripe.views_v2 import account_of_v2
 from payment_service.domain.experts import Account
 from payment_service.domain.ports.records import WebhookEvent
-from payment_service.domain.ports.stripe import NewAccount, Outcome
+from payment_service.domain.ports.stripe import FoundAccount, NewAccount, Outcome
 from payment_service.domain.webhook_event import THIN_ACCOUNT_EVENTS, MalformedEvent, envelope_of
 
 log = structlog.get_logger(__name__)
@@ -103,16 +103,32 @@ class AccountsV2(Accounts):
     async def find_account(self, operation_id: str, created: datetime) -> Account | None:
         """Returns the account that the operation of this time created, or None.
 
-        v2 lists accounts neither by metadata nor by time, so all of them are looked through. That
-        is rare: v2 keeps a key for 30 days, and gives what was created under it again.
+        All accounts are looked through. That is rare: v2 keeps a key for 30 days, and gives what
+        was created under it again.
         """
-        listed = await self._read_pages_v2(
-            "/v2/core/accounts", {"applied_configurations": ["recipient"]}
-        )
-        for account in listed:
+        for account in await self._all_accounts():
             if (account.get("metadata") or {}).get("operation_id") == operation_id:
                 return await self.account(account["id"])
         return await super().find_account(operation_id, created)
+
+    async def accounts_since(self, since: datetime) -> Sequence[FoundAccount]:
+        """Returns the accounts of both versions that were created since then, the oldest first."""
+        found = {one.account.stripe_account_id: one for one in await super().accounts_since(since)}
+        for listed in await self._all_accounts():
+            created = datetime.fromisoformat(listed["created"])
+            if created < since.replace(microsecond=0) or listed["id"] in found:
+                continue
+            account = await self.account(listed["id"])
+            if account is not None:
+                metadata = listed.get("metadata") or {}
+                found[account.stripe_account_id] = FoundAccount(account, metadata, created)
+        return sorted(found.values(), key=lambda one: one.create_time)
+
+    async def _all_accounts(self) -> Sequence[dict[str, Any]]:
+        """Returns all accounts of v2, which lists them neither by metadata nor by time."""
+        return await self._read_pages_v2(
+            "/v2/core/accounts", {"applied_configurations": ["recipient"]}
+        )
 
     async def onboarding_link(
         self, stripe_account_id: str, refresh_url: str, return_url: str
