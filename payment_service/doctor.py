@@ -32,7 +32,9 @@ async def examine_platform(
         connections=4,
     )
     try:
-        findings = examine(await platform.platform_facts(), _needs(settings))
+        findings = examine(
+            await platform.platform_facts(accounts_v2=_uses_v2(settings)), _needs(settings)
+        )
         for finding in findings:
             say(_line(finding))
         if patience is not None:
@@ -56,7 +58,12 @@ def _needs(settings: Settings) -> Needs:
         settlement_currencies=frozenset(settings.platform_settlement_currencies),
         api_version=API_VERSION,
         gateway_public_url=settings.gateway_public_url,
+        accounts_v2=_uses_v2(settings),
     )
+
+
+def _uses_v2(settings: Settings) -> bool:
+    return settings.stripe_accounts_api == "v2"
 
 
 def _line(finding: Finding) -> str:
