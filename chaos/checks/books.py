@@ -32,7 +32,7 @@ def books_equal_stripe(evidence: Evidence) -> Iterator[tuple[str, str]]:
             payment_of[line] = row["payment_id"]
     theirs: Counter[tuple[str, str, str]] = Counter()
     for name, line in evidence.lines:
-        if line["type"] != "topup":  # The platform's own money, which no book of ours is about.
+        if line.get("type") != "topup":  # The platform's own money, which no book of ours is about.
             theirs[name, line["currency"].upper(), line["id"]] += line["net"]
     for key in ours.keys() | theirs.keys():
         if ours[key] != theirs[key]:

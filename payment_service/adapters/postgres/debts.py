@@ -15,6 +15,8 @@ from payment_service.domain.ledger import expert_debt, expert_funds
 from payment_service.domain.operation_payloads import ReversalPayload, payload_from_json
 from payment_service.domain.operations import OPEN_STATES
 
+#: How many of an expert's payments are looked at for a transfer that can pay a debt.
+_NEWEST: Final = 500
 #: Makes the collection of an expert's debt due now.
 START_DEBT_CHECK: Final = (
     "INSERT INTO debt_checks (expert_id, pause, next_time) "
@@ -128,17 +130,20 @@ class DebtReads(Statements):
     ) -> Sequence[tuple[str, str]]:
         """Returns (payment id, intent id) of payments whose transfers are not all reversed.
 
+        Only the expert's newest payments are looked at, so that a long history costs no more.
         Those whose client got money back come first, and then the newest.
         """
         found = self._all(
-            "SELECT payment_id, payment_intent_id FROM payments WHERE expert_id = :id "
-            "AND currency = :currency AND capture_time IS NOT NULL AND "
-            "(SELECT coalesce(sum(CASE kind WHEN 'transfer' THEN minor_units "
-            "WHEN 'reversal' THEN -minor_units ELSE 0 END), 0) FROM movements "
-            "WHERE movements.payment_id = payments.payment_id) > 0 "
+            "SELECT payment_id, payment_intent_id FROM (SELECT * FROM payments "
+            "WHERE expert_id = :id AND capture_time IS NOT NULL "
+            "ORDER BY capture_time DESC LIMIT :newest) AS payments "
+            "WHERE currency = :currency AND (SELECT coalesce(sum(CASE kind "
+            "WHEN 'transfer' THEN minor_units WHEN 'reversal' THEN -minor_units ELSE 0 END), 0) "
+            "FROM movements WHERE movements.payment_id = payments.payment_id) > 0 "
             "ORDER BY refunded_after_capture + lost > 0 DESC, capture_time DESC LIMIT :limit",
             id=expert_id,
             currency=currency,
+            newest=_NEWEST,
             limit=limit,
         )
         return [(row["payment_id"], row["payment_intent_id"]) for row in found]

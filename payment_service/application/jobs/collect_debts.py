@@ -33,6 +33,8 @@ from payment_service.domain.sync.reversals import collectible
 COLLECTION: Final = Cause("payment_service", "collect_debts")
 
 _BATCH: Final = 8
+#: Less than this is not worth a reversal, unless it pays all that is owed; minor units.
+_LEAST: Final = 100
 #: The most payments of one expert that one round looks at.
 _PAYMENTS: Final = 10
 
@@ -141,7 +143,7 @@ def begin_collection(tx: Transaction, policy: Policy, wanted: Collection) -> Ope
     owed = tx.expert_debt(expert_id, payment.currency)
     before = tx.reversed_amounts(payment.payment_id).get(transfer.transfer_id, 0)
     amount, taken = collectible(owed, wanted.available, transfer, payment, before)
-    if not amount:
+    if not amount or amount < min(owed, _LEAST):
         return None
     return start_operation(
         tx,
