@@ -33,6 +33,8 @@ from payment_service.domain.sync.reversals import collectible
 COLLECTION: Final = Cause("payment_service", "collect_debts")
 
 _BATCH: Final = 8
+#: Less than this is not worth a reversal, unless it pays all that is owed; minor units.
+_LEAST: Final = 100
 #: The most payments of one expert that one round looks at.
 _PAYMENTS: Final = 10
 
@@ -61,8 +63,8 @@ def end_check(tx: Transaction, expert_id: str) -> bool:
 async def collect_from(app: App, expert_id: str) -> None:
     """Takes what the expert owes, as far as the account has it now.
 
-    What is owed in a currency is taken from transfers of payments in that currency. Stripe may have
-    converted such a transfer: then the account's own currency pays the debt in proportion.
+    A debt is taken back by reversing what is left of the transfers of the payment that left it.
+    Stripe may have converted such a transfer: then the account's own currency pays in proportion.
     """
     if await app.database.transact(end_check, expert_id):
         return
@@ -78,7 +80,7 @@ async def _collect(app: App, expert_id: str, currency: str) -> None:
         lambda reader: reader.collectible_payments(expert_id, currency, _PAYMENTS)
     )
     balances: dict[str, Sequence[AccountBalance] | None] = {}
-    for payment_id, intent_id in candidates:
+    for payment_id, intent_id, debt in candidates:
         snapshot = await app.stripe.observe(intent_id)
         payment = await app.database.read(_payment, payment_id)
         if snapshot is None or payment is None:
@@ -92,7 +94,7 @@ async def _collect(app: App, expert_id: str, currency: str) -> None:
                 operation = await app.database.transact(
                     begin_collection,
                     app.policy,
-                    Collection(payment, transfer, available),
+                    Collection(payment, transfer, available, debt),
                 )
                 if operation is None:
                     continue
@@ -127,6 +129,8 @@ class Collection:
     payment: Payment
     transfer: Transfer
     available: int
+    #: What the payment left as debt, in its own currency.
+    debt: int
 
 
 def begin_collection(tx: Transaction, policy: Policy, wanted: Collection) -> Operation | None:
@@ -138,10 +142,10 @@ def begin_collection(tx: Transaction, policy: Policy, wanted: Collection) -> Ope
     expert_id = payment.expert_id
     if tx.lock_expert(expert_id) is None or tx.has_open_collection(expert_id):
         return None
-    owed = tx.expert_debt(expert_id, payment.currency)
+    owed = min(tx.expert_debt(expert_id, payment.currency), wanted.debt)
     before = tx.reversed_amounts(payment.payment_id).get(transfer.transfer_id, 0)
     amount, taken = collectible(owed, wanted.available, transfer, payment, before)
-    if not amount:
+    if not amount or amount < min(owed, _LEAST):
         return None
     return start_operation(
         tx,
