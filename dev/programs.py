@@ -95,6 +95,11 @@ def programs_for(account: Account, cluster: Path, home: Path) -> Path:
     return programs
 
 
+def program(name: str) -> Path:
+    """Returns one of the newest PostgreSQL's programs for clients, such as pg_dump."""
+    return _installed(None) / "bin" / name
+
+
 def _copy(installation: Path, target: Path) -> None:
     """Copies an installation and the libraries of its wheel, readable by all users."""
     package = installation.parent

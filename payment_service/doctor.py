@@ -32,7 +32,8 @@ async def examine_platform(
         connections=4,
     )
     try:
-        findings = examine(await platform.platform_facts(), _needs(settings))
+        needs = _needs(settings)
+        findings = examine(await platform.platform_facts(accounts_v2=needs.accounts_v2), needs)
         for finding in findings:
             say(_line(finding))
         if patience is not None:
@@ -56,6 +57,7 @@ def _needs(settings: Settings) -> Needs:
         settlement_currencies=frozenset(settings.platform_settlement_currencies),
         api_version=API_VERSION,
         gateway_public_url=settings.gateway_public_url,
+        accounts_v2=settings.stripe_accounts_api == "v2",
     )
 
 

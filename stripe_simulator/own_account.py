@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+from typing import Any
+
 from stripe_simulator.account_shape import (
     CAPABILITIES,
     NO_TERMS,
@@ -37,6 +40,35 @@ def webhook_endpoints(call: Call) -> list[Row]:
         }
         for number, target in enumerate(targets(simulation), 1)
     ]
+
+
+def event_destinations(call: Call) -> dict[str, Any]:
+    """GET /v2/core/event_destinations: the endpoints once more, as destinations of thin events."""
+    settings = call.simulation.settings
+    shows_url = "webhook_endpoint.url" in (call.get("include") or [])
+    created = datetime.fromtimestamp(_CREATED, UTC).strftime("%Y-%m-%dT%H:%M:%S.000Z")
+    found = [
+        {
+            "id": f"ed_{number}Simulator",
+            "object": "v2.core.event_destination",
+            "created": created,
+            "description": "",
+            "enabled_events": settings.webhook_events.split(","),
+            "event_payload": "thin",
+            "events_from": ["other_accounts" if target.scope == "connect" else "self"],
+            "livemode": False,
+            "metadata": {},
+            "name": f"{target.scope} thin",
+            "snapshot_api_version": None,
+            "status": settings.webhook_status,
+            "status_details": None,
+            "type": "webhook_endpoint",
+            "updated": created,
+            "webhook_endpoint": {"signing_secret": None, "url": target.url if shows_url else None},
+        }
+        for number, target in enumerate(targets(call.simulation), 1)
+    ]
+    return {"data": found, "next_page_url": None, "previous_page_url": None}
 
 
 def payment_methods(call: Call) -> list[Row]:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlencode
 
-from stripe_simulator import account_links, accounts_v2, schemas_v2, thin_events
+from stripe_simulator import account_links, accounts_v2, own_account, schemas_v2, thin_events
 from stripe_simulator.errors import ApiError
 from stripe_simulator.rendering import plain
 from stripe_simulator.routes import Answer, Endpoint
@@ -91,6 +91,12 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     Endpoint("POST", "/v2/core/accounts/{account}", S.ACCOUNT, accounts_v2.update),
     Endpoint("POST", "/v2/core/accounts/{account}/close", S.ACCOUNT_CLOSE, accounts_v2.close),
     Endpoint("POST", "/v2/core/account_links", S.ACCOUNT_LINK_CREATE, account_links.create_v2),
+    Endpoint(
+        "GET",
+        "/v2/core/event_destinations",
+        S.DESTINATION_LIST,
+        own_account.event_destinations,
+    ),
     Endpoint(
         "GET",
         "/v2/core/events",

@@ -37,6 +37,11 @@ INCLUDABLE = (
 INCLUDE: Fields = {"include": ListOf(Choice(INCLUDABLE))}
 # What Stripe's own libraries add to a request that a thin event causes.
 USAGE: Fields = {"usage": Anything()}
+DESTINATION_LIST: Fields = {
+    "limit": Integer(1, 100),
+    "page": Text(),
+    "include": ListOf(Choice(("webhook_endpoint.url", "webhook_endpoint.signing_secret"))),
+}
 PAGING: Fields = {"limit": Integer(1, 100), "page": Text()}
 REQUESTED = Hash({"requested": Required(Boolean())})
 

@@ -73,7 +73,10 @@ async def recover_after_restore(app: App, since: datetime, result: Recovered) ->
 
 
 async def _recover_payments(app: App, since: datetime, result: Recovered) -> AsyncIterator[str]:
-    for intent in await app.stripe.intents_since(since):
+    installation_id = await app.database.installation_id()
+    for intent, metadata in await app.stripe.intents_since(since):
+        if metadata.get("installation_id") != installation_id:
+            continue
         if await app.database.read(_payment_of, intent):
             continue
         try:

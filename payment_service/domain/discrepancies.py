@@ -142,7 +142,12 @@ class DiscrepancyKind(StrEnum):
         return self.closes_when in _STATES
 
 
-_STATES: Final = (ClosesWhen.SYNC_AGREES, ClosesWhen.COVERED, ClosesWhen.INVARIANT_HOLDS)
+_STATES: Final = (
+    ClosesWhen.SYNC_AGREES,
+    ClosesWhen.COVERED,
+    ClosesWhen.FUNDS_CAME,
+    ClosesWhen.INVARIANT_HOLDS,
+)
 #: The kinds that concern balance transactions, and not one payment's objects.
 BALANCE_KINDS: Final = tuple(
     kind

@@ -11,7 +11,12 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from payment_service.domain.webhook_event import ACCOUNT_EVENTS, PAYMENT_EVENTS, PAYOUT_EVENTS
+from payment_service.domain.webhook_event import (
+    ACCOUNT_EVENTS,
+    PAYMENT_EVENTS,
+    PAYOUT_EVENTS,
+    THIN_ACCOUNT_EVENTS,
+)
 
 #: Stripe refuses a webhook's signature, and the service too, after five minutes.
 _SKEW_FAULT_SECONDS: Final = 240
@@ -64,6 +69,8 @@ class PlatformFacts:
     #: Seconds by which this machine's clock is ahead of Stripe's.
     clock_skew: float
     endpoints: Sequence[Endpoint] = ()
+    #: The destinations of thin events.
+    thin_endpoints: Sequence[Endpoint] = ()
     cards_offered: bool | None = None
     #: By subject: what Stripe said when this part was asked for.
     unread: tuple[tuple[str, str], ...] = ()
@@ -78,6 +85,8 @@ class Needs:
     settlement_currencies: frozenset[str]
     api_version: str
     gateway_public_url: str
+    #: Whether experts' accounts are created by Accounts v2.
+    accounts_v2: bool
 
 
 def examine(facts: PlatformFacts, needs: Needs) -> list[Finding]:
@@ -99,6 +108,7 @@ def examine(facts: PlatformFacts, needs: Needs) -> list[Finding]:
         _payouts(facts),
         Finding(CONNECT, Verdict.OK, "accounts can be listed"),
         *_endpoints(facts, needs),
+        *([_thin_endpoint(facts, needs)] if needs.accounts_v2 else []),
     )
     return [*(one for one in found if one.subject not in skipped), *unread]
 
@@ -106,9 +116,11 @@ def examine(facts: PlatformFacts, needs: Needs) -> list[Finding]:
 CONNECT: Final = "connect"
 ENDPOINTS: Final = "webhooks"
 CONNECT_ENDPOINTS: Final = "webhooks of connected accounts"
+THIN_ENDPOINT: Final = "thin events of connected accounts"
 CARDS: Final = "cards"
 _UNREAD: Final = {
     CONNECT: "set up Connect: Dashboard > Connect > Get started, and fill in the platform profile",
+    THIN_ENDPOINT: "give the restricted key the permission to read event destinations",
     ENDPOINTS: "give the restricted key the permission to read webhook endpoints",
     CARDS: "give the restricted key the permission to read payment method configurations",
 }
@@ -229,3 +241,21 @@ def _endpoint(
             f"register it with {needs.api_version}; only ids are read from events",
         )
     return Finding(subject, Verdict.OK, f"{endpoint.api_version}, all events")
+
+
+def _thin_endpoint(facts: PlatformFacts, needs: Needs) -> Finding:
+    """Examines the destination of Accounts v2's events. Without it they are polled, and late."""
+    url = needs.gateway_public_url + CONNECT_PATH
+    found = [one for one in facts.thin_endpoints if one.url.endswith(CONNECT_PATH)]
+    if not found:
+        return Finding(
+            THIN_ENDPOINT,
+            Verdict.WARNING,
+            "no destination has them, so changes of accounts are seen late",
+            f"add {url} with the payload Thin for connected accounts: Dashboard > Webhooks",
+        )
+    missing = sorted(THIN_ACCOUNT_EVENTS - set(found[0].events))
+    if found[0].status != "enabled" or (missing and "*" not in found[0].events):
+        said = f"it is {found[0].status} and lacks {len(missing)} events"
+        return Finding(THIN_ENDPOINT, Verdict.WARNING, said, f"add {', '.join(missing)}")
+    return Finding(THIN_ENDPOINT, Verdict.OK, "all events")

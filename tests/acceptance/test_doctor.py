@@ -68,6 +68,7 @@ def test_each_thing_to_change_is_said_with_its_place(world: World) -> None:
     assert faults == {
         *("country", "payouts", "cards", "webhooks", "webhooks of connected accounts"),
     }
+    assert "! thin events of connected accounts" in done.stdout
     assert "Dashboard > Settings > Payouts" in done.stdout
     assert done.stdout.splitlines()[-1] == "5 to be changed"
 

@@ -257,6 +257,63 @@ async def test_a_key_that_stripe_knows_for_another_request_is_no_refusal(
     assert payment.captured_amount.minor_units == 7_000
 
 
+async def test_an_operation_that_was_open_in_the_backup_is_ended_first(
+    world: World, postgres: EmbeddedPostgres
+) -> None:
+    """Its outcome was unknown then; afterwards it was done, and more followed from it."""
+    held = await world.escrowed(escrow_mode=PLATFORM)
+    assert world.service is not None
+    await world.service.stop()
+    await world.service.start(loops=False)
+    await world.channel.channel_ready()
+    await world.stripe.fault("/transfers$", "status", status=503)
+    capture = capture_request(held.payment_id, 4_000, final=True)
+    assert (await world.bytes_of("CapturePayment", capture)).code == "UNAVAILABLE"
+    backup = await back_up(postgres, world)
+    # The capture pays 36.00, and refunds the remainder of 60.00 with a second operation.
+    assert (await world.until_answered("CapturePayment", capture)).code == "OK"
+    refund = refund_request(held.payment_id, 1_000)
+    assert (await world.until_answered("RefundPayment", refund)).code == "OK"
+    before = await world.get(held.payment_id)
+    effects = len(await world.stripe.effects())
+    await backup.restore(world)
+    lines = await _recover(world)
+    assert not [line for line in lines if line.startswith("to decide")], lines
+    world.service.start_loops()
+    await world.settle_down()  # The reversal that Stripe refused is refused again.
+    after = await world.get(held.payment_id)
+    for field in ("state", "captured_amount", "refunded_amount", "returned_amount"):
+        assert getattr(after, field) == getattr(before, field), (field, lines)
+    for method, call in (("CapturePayment", capture), ("RefundPayment", refund)):
+        assert (await world.until_answered(method, call)).code == "OK"
+    assert len(await world.stripe.effects()) == effects
+    await check_books(world)
+    assert not await world.discrepancies()
+
+
+async def test_a_lost_account_takes_the_place_of_the_former_one(
+    world: World, postgres: EmbeddedPostgres
+) -> None:
+    """ReplaceExpertAccount was called after the backup."""
+    expert = await world.expert()
+    backup = await back_up(postgres, world, loops=True)
+    replace = experts_pb2.ReplaceExpertAccountRequest(
+        expert_id=expert,
+        reason="lost",
+        former_account_id=world.account_of(expert),
+        replace_working_account=True,
+        idempotency_key="replace-1",
+    )
+    first = await world.experts.ReplaceExpertAccount(replace)
+    await backup.restore(world)
+    await _recover(world)
+    assert world.account_of(expert) == first.expert.stripe_account_id
+    again = await world.experts.ReplaceExpertAccount(replace)
+    assert again.expert.stripe_account_id == first.expert.stripe_account_id
+    accounts = await world.stripe.api("GET", "/accounts", limit=10)
+    assert len(accounts["data"]) == 2
+
+
 async def _recover(world: World) -> list[str]:
     assert world.service is not None
     since = datetime.now(UTC) - timedelta(hours=1)

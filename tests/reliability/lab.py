@@ -93,7 +93,9 @@ class Lab:
         self.runner.run(self._open(database_url))
 
     async def _open(self, database_url: str) -> None:
-        self.simulator: RunningSimulator = await start(Config(port=0, seed="model"))
+        self.simulator: RunningSimulator = await start(
+            Config(port=0, seed="model", platform_funds=10_000_000)
+        )
         # A payout would empty the very balances that the model expects reversals to be taken from.
         self.simulator.simulation.settings.payout_interval = "manual"
         self.http = aiohttp.ClientSession()

@@ -204,6 +204,21 @@ async def _capture_of_a_debtor(world: World, expert: str) -> Subject:
     return Subject("PaymentService/CapturePayment", capture_request(held.payment_id))
 
 
+async def _refund_in_part(world: World, expert: str) -> Subject:
+    """The account has half of what is to come back: the reversal is refused, a job takes that."""
+    debtor = await world.expert(new_name("crash-debtor"))
+    paid = await world.captured(debtor, card=_AVAILABLE, **_PLATFORM)
+    account = world.account_of(debtor)
+    await world.stripe.api("POST", "/payouts", account=account, amount=4_500, currency="usd")
+    collected = "SELECT 1 FROM events WHERE payment_id = %s AND kind = 'payment.debt_collected'"
+    return Subject(
+        "PaymentService/RefundPayment",
+        refund_request(paid.payment_id),
+        paid.payment_id,
+        lambda payment: bool(world.sql(collected, payment.payment_id)),
+    )
+
+
 async def _disputed(world: World, expert: str) -> tuple[Payment, str]:
     """Captured on the platform, of money that can be taken back at once, and contested."""
     payment = await world.captured(expert, card=_AVAILABLE, **_PLATFORM)
@@ -496,6 +511,7 @@ BESIDES = (
     Scenario("AcceptDispute", _acceptance),
     Scenario("a dispute is lost", _loss, frozenset({"lease_events"}), pauses=True),
     Scenario("WriteOffExpertDebt", _write_off),
+    Scenario("a debt is collected", _refund_in_part, frozenset({"lease_checks"})),
     Scenario("capture that waits", _capture_that_waits),
     Scenario("capture that waited", _capture_that_waited, _AWAKE, pauses=True),
     Scenario("ReplaceExpertAccount", _exchange),

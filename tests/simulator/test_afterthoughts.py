@@ -154,7 +154,7 @@ async def test_a_switch_refuses_what_it_does_not_know(world: World) -> None:
 async def test_refund_failed_by_the_control_api(world: World) -> None:
     charge = await world.charged()
     refund = await world.client.v1.refunds.create_async(params={"charge": charge.id, "amount": 10})
-    assert not {"pending_reason", "failure_reason"} & set(refund.to_dict())
+    assert "failure_reason" not in refund.to_dict()
     shown = await world.control("POST", f"/refunds/{refund.id}/fail", {"reason": "declined"})
     assert (shown["status"], shown["failure_reason"]) == ("failed", "declined")
 

@@ -11,9 +11,11 @@ from datetime import timedelta
 from typing import Final
 
 from payment_service.adapters.postgres.statements import Statements, TransactionStatements
+from payment_service.domain.discrepancies import DiscrepancyKind
 from payment_service.domain.ledger import expert_debt, expert_funds
 from payment_service.domain.operation_payloads import ReversalPayload, payload_from_json
 from payment_service.domain.operations import OPEN_STATES
+from payment_service.domain.state_machine import EventKind
 
 #: Makes the collection of an expert's debt due now.
 START_DEBT_CHECK: Final = (
@@ -125,20 +127,28 @@ class DebtReads(Statements):
 
     def collectible_payments(
         self, expert_id: str, currency: str, limit: int
-    ) -> Sequence[tuple[str, str]]:
-        """Returns (payment id, intent id) of payments whose transfers are not all reversed.
+    ) -> Sequence[tuple[str, str, int]]:
+        """Returns (payment id, intent id, amount) of payments that left a debt, the newest first.
 
-        Those whose client got money back come first, and then the newest.
+        The amount is what the payment left and did not take back itself; captures may have kept it
+        back meanwhile. A payment is left out if an operator has abandoned its reversal, or has not
+        decided yet what an out-of-band reversal was meant to pay.
         """
         found = self._all(
-            "SELECT payment_id, payment_intent_id FROM payments WHERE expert_id = :id "
-            "AND currency = :currency AND capture_time IS NOT NULL AND "
-            "(SELECT coalesce(sum(CASE kind WHEN 'transfer' THEN minor_units "
-            "WHEN 'reversal' THEN -minor_units ELSE 0 END), 0) FROM movements "
-            "WHERE movements.payment_id = payments.payment_id) > 0 "
-            "ORDER BY refunded_after_capture + lost > 0 DESC, capture_time DESC LIMIT :limit",
-            id=expert_id,
+            "SELECT payment_id, payment_intent_id, debt FROM "
+            "(SELECT payment_id, sum(minor_units)::bigint AS debt FROM postings "
+            "WHERE account = :account AND currency = :currency AND payment_id IS NOT NULL "
+            "GROUP BY payment_id HAVING sum(minor_units) > 0) AS debts "
+            "JOIN payments USING (payment_id) WHERE NOT EXISTS "
+            "(SELECT FROM discrepancies WHERE discrepancies.payment_id = payments.payment_id "
+            "AND kind = :out_of_band AND resolve_time IS NULL) AND NOT EXISTS "
+            "(SELECT FROM events WHERE events.payment_id = payments.payment_id "
+            "AND kind = :recorded AND body::jsonb -> 'facts' ->> 'code' = 'abandoned') "
+            "ORDER BY capture_time DESC LIMIT :limit",
+            account=expert_debt(expert_id),
             currency=currency,
+            out_of_band=DiscrepancyKind.OUT_OF_BAND_REVERSAL.value,
+            recorded=EventKind.EXPERT_DEBT_RECORDED.value,
             limit=limit,
         )
-        return [(row["payment_id"], row["payment_intent_id"]) for row in found]
+        return [(row["payment_id"], row["payment_intent_id"], row["debt"]) for row in found]

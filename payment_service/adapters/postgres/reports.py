@@ -183,9 +183,14 @@ class ReportReads(Statements):
     def backlog(self) -> Sequence[Backlog]:
         """Returns how many operations, events, disputes and experts wait, by state."""
         found = self._all(
-            "SELECT 'operation' AS what, state, count(*) AS count, "
+            # What waits for the platform's balance waits for days, and has a discrepancy instead.
+            "SELECT 'operation' AS what, CASE WHEN EXISTS (SELECT FROM payments "
+            "WHERE payments.operation_id = operations.operation_id AND waiting_reason IN "
+            "('REFUND_PENDING_FUNDS', 'TRANSFER_PENDING_FUNDS') "
+            "AND payments.payment_id = operations.payment_id) THEN 'PENDING_FUNDS' ELSE state END "
+            "AS state, count(*) AS count, "
             "extract(epoch FROM now() - min(create_time))::float AS oldest FROM operations "
-            "WHERE state IN ('STARTED', 'UNKNOWN', 'PARKED') GROUP BY state UNION ALL "
+            "WHERE state IN ('STARTED', 'UNKNOWN', 'PARKED') GROUP BY 2 UNION ALL "
             "SELECT 'webhook_event', state, count(*), "
             "extract(epoch FROM now() - min(receive_time))::float FROM webhook_events "
             "WHERE state IN ('WAITING', 'PARKED') GROUP BY state UNION ALL "

@@ -141,14 +141,14 @@ class PaymentIntents(MoneyMovements, Disputes):
                 return found if found is not None and found.accepts_cards else None
         return None
 
-    async def intents_since(self, since: datetime) -> Sequence[str]:
-        """Returns the intents that were created since then, the oldest first."""
+    async def intents_since(self, since: datetime) -> Sequence[tuple[str, Mapping[str, str]]]:
+        """Returns the intents that were created since then, the oldest first, with metadata."""
         intents: list[stripe.PaymentIntent] = await self._calls.read_all(
             lambda: self._client.v1.payment_intents.list_async(
                 {"created": {"gte": int(since.timestamp())}, "limit": 100}
             )
         )
-        return [intent.id for intent in reversed(intents)]
+        return [(intent.id, metadata_of(intent.metadata)) for intent in reversed(intents)]
 
     async def fraud_warnings(self, payment_intent_id: str) -> Sequence[FraudWarning]:
         """Returns the early fraud warnings about an intent, the oldest first."""

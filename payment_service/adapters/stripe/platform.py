@@ -11,7 +11,14 @@ from typing import Any
 import stripe
 
 from payment_service.adapters.stripe.client import StripeResource
-from payment_service.domain.platform_check import CARDS, CONNECT, ENDPOINTS, Endpoint, PlatformFacts
+from payment_service.domain.platform_check import (
+    CARDS,
+    CONNECT,
+    ENDPOINTS,
+    THIN_ENDPOINT,
+    Endpoint,
+    PlatformFacts,
+)
 
 _ROUND_TRIP = "doctor: webhook round trip"
 
@@ -23,8 +30,11 @@ class NoAnswer(Exception):
 class Platform(StripeResource):
     """Reads the platform's own account. Answers are read as JSON: the SDK has no types for some."""
 
-    async def platform_facts(self) -> PlatformFacts:
-        """Returns what Stripe shows. Raises :class:`NoAnswer` if it shows not even the account."""
+    async def platform_facts(self, *, accounts_v2: bool) -> PlatformFacts:
+        """Returns what Stripe shows. Raises :class:`NoAnswer` if it shows not even the account.
+
+        ``accounts_v2`` says which API must list the connected accounts.
+        """
         account, skew = await self._account_and_skew()
         balance = await self._shown("/v1/balance")
         unread: list[tuple[str, str]] = []
@@ -36,7 +46,13 @@ class Platform(StripeResource):
                 unread.append((subject, str(said)))
                 return []
 
-        await part(CONNECT, "/v1/accounts", limit=1)
+        thin: list[dict[str, Any]] = []
+        if accounts_v2:
+            await part(CONNECT, "/v2/core/accounts", limit=1)
+            include = {"include": ["webhook_endpoint.url"]}
+            thin = await part(THIN_ENDPOINT, "/v2/core/event_destinations", limit=100, **include)
+        else:
+            await part(CONNECT, "/v1/accounts", limit=1)
         endpoints = await part(ENDPOINTS, "/v1/webhook_endpoints", limit=100)
         configurations = await part(CARDS, "/v1/payment_method_configurations", limit=100)
         return PlatformFacts(
@@ -57,6 +73,7 @@ class Platform(StripeResource):
                 )
                 for one in endpoints
             ],
+            thin_endpoints=[_thin_endpoint_of(one) for one in thin if _is_thin(one)],
             cards_offered=_offers_cards(configurations),
             unread=tuple(unread),
         )
@@ -105,6 +122,19 @@ class Platform(StripeResource):
             raise NoAnswer(_said(error)) from None
         except Exception as error:  # noqa: BLE001 - the connection has failed, in whatever way
             raise NoAnswer(f"no answer ({type(error).__name__})") from None
+
+
+def _is_thin(destination: Mapping[str, Any]) -> bool:
+    return destination.get("event_payload") == "thin" and bool(destination.get("webhook_endpoint"))
+
+
+def _thin_endpoint_of(destination: Mapping[str, Any]) -> Endpoint:
+    return Endpoint(
+        url=destination["webhook_endpoint"].get("url") or "",
+        status=destination["status"],
+        api_version="",
+        events=destination["enabled_events"],
+    )
 
 
 def _said(error: stripe.StripeError) -> str:

@@ -38,6 +38,8 @@ from payment_service.domain.sync.reversals import collectible
 COLLECTION: Final = Cause("payment_service", "collect_debts")
 
 _BATCH: Final = 8
+#: Less than this is not worth a reversal, unless it pays all that is owed; minor units.
+_LEAST: Final = 100
 #: The most payments of one expert that one round looks at.
 _PAYMENTS: Final = 10
 
@@ -66,8 +68,8 @@ def end_check(tx: Transaction, expert_id: str) -> bool:
 async def collect_from(app: App, expert_id: str) -> None:
     """Takes what the expert owes, as far as the account has it now.
 
-    What is owed in a currency is taken from transfers of payments in that currency. Stripe may have
-    converted such a transfer: then the account's own currency pays the debt in proportion.
+    A debt is taken back by reversing what is left of the transfers of the payment that left it.
+    Stripe may have converted such a transfer: then the account's own currency pays in proportion.
     """
     if await app.database.transact(end_check, expert_id):
         return
@@ -80,7 +82,7 @@ async def collect_from(app: App, expert_id: str) -> None:
 
 async def _collect(app: App, expert_id: str, currency: str) -> None:
     balances: dict[str, Sequence[AccountBalance] | None] = {}
-    for payment, snapshot in await _candidates(app, expert_id, currency):
+    for payment, snapshot, debt in await _candidates(app, expert_id, currency):
         for transfer in reversed(snapshot.transfers):
             account_id = transfer.destination_account_id
             if account_id not in balances:
@@ -90,28 +92,26 @@ async def _collect(app: App, expert_id: str, currency: str) -> None:
                 operation = await app.database.transact(
                     begin_collection,
                     app.policy,
-                    Collection(payment, transfer, available),
+                    Collection(payment, transfer, available, debt),
                 )
                 if operation is None:
                     continue
                 balances.pop(account_id, None)
                 await execute(app, operation, 0, COLLECTION)
                 if await _succeeded(app, operation):
+                    debt -= operation.minor_units
                     break
 
 
 async def _candidates(
     app: App, expert_id: str, currency: str
-) -> Sequence[tuple[Payment, PaymentSnapshot]]:
-    """Returns the payments to collect from, as Stripe shows them.
+) -> Sequence[tuple[Payment, PaymentSnapshot, int]]:
+    """Returns the payments to collect from, as Stripe shows them, and what each has left as debt.
 
-    All are on the books by then: a restored database may have lost collections from any of them.
+    All are booked as Stripe shows them first: a restored database may have lost collections.
     """
-    listed = await app.database.read(
-        lambda reader: reader.collectible_payments(expert_id, currency, _PAYMENTS)
-    )
-    found = []
-    for payment_id, intent_id in listed:
+    shown = {}
+    for payment_id, intent_id, _ in await app.database.read(_listed, expert_id, currency):
         before = await app.database.read(_payment, payment_id)
         snapshot = await app.stripe.observe(intent_id)
         if before is None or snapshot is None:
@@ -122,8 +122,13 @@ async def _candidates(
         else:
             applied = await execute_followups(app, applied, COLLECTION)
         if applied.payment is not None:
-            found.append((applied.payment, snapshot))
-    return found
+            shown[payment_id] = applied.payment, snapshot
+    owed = await app.database.read(_listed, expert_id, currency)
+    return [(*shown[payment_id], debt) for payment_id, _, debt in owed if payment_id in shown]
+
+
+def _listed(reader: Reader, expert_id: str, currency: str) -> Sequence[tuple[str, str, int]]:
+    return reader.collectible_payments(expert_id, currency, _PAYMENTS)
 
 
 def _bearable(
@@ -151,6 +156,8 @@ class Collection:
     payment: Payment
     transfer: Transfer
     available: int
+    #: What the payment left as debt, in its own currency.
+    debt: int
 
 
 def begin_collection(tx: Transaction, policy: Policy, wanted: Collection) -> Operation | None:
@@ -162,10 +169,10 @@ def begin_collection(tx: Transaction, policy: Policy, wanted: Collection) -> Ope
     expert_id = payment.expert_id
     if tx.lock_expert(expert_id) is None or tx.has_open_collection(expert_id):
         return None
-    owed = tx.expert_debt(expert_id, payment.currency)
+    owed = min(tx.expert_debt(expert_id, payment.currency), wanted.debt)
     before = tx.reversed_amounts(payment.payment_id).get(transfer.transfer_id, 0)
     amount, taken = collectible(owed, wanted.available, transfer, payment, before)
-    if not amount:
+    if not amount or amount < min(owed, _LEAST):
         return None
     return start_operation(
         tx,

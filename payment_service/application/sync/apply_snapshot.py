@@ -37,7 +37,7 @@ from payment_service.domain.snapshot import PaymentSnapshot
 from payment_service.domain.sync.changes import ChangeSet, Discrepancy, SyncContext
 from payment_service.domain.sync.derive_changes import derive_changes
 from payment_service.domain.sync.derive_dispute_changes import derive_dispute_changes
-from payment_service.domain.sync.superseded import described, shows_no_effect
+from payment_service.domain.sync.superseded import shows_no_effect
 from payment_service.domain.sync.transfers import without_foreign_transfers
 
 
@@ -242,11 +242,7 @@ def _context_of(
         out_of_band=(
             *(tx.out_of_band_since(operation).values() if operation else ()),
             *collected,
-            *(
-                described(one.kind.value, one.object_id, one.minor_units)
-                for one in recovery.lost
-                if one.operation_id != next_operation_id
-            ),
+            *recovery.moved_beside(next_operation_id),
         ),
         next_operation_id=next_operation_id,
         installation_id=tx.installation_id,

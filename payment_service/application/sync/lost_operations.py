@@ -53,6 +53,15 @@ class Recovery:
     #: The open operation has asked Stripe for another amount than the books say.
     discrepancies: Sequence[Discrepancy] = ()
 
+    def moved_beside(self, next_operation_id: str) -> Sequence[str]:
+        """Describes what forbids to send the open operation, or the one that follows from it.
+
+        If Stripe shows the one that follows, nothing is sent: it ends with the next snapshot.
+        """
+        if any(one.operation_id == next_operation_id for one in self.lost):
+            return ()
+        return [described(one.kind.value, one.object_id, one.minor_units) for one in self.lost]
+
     def visible(self, snapshot: PaymentSnapshot) -> PaymentSnapshot:
         """Returns the snapshot without what the lost operations have made at Stripe."""
         if any(isinstance(one.payload, CapturePayload) for one in self.lost):

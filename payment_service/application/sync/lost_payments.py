@@ -60,7 +60,11 @@ async def recover_payment(app: App, payment_intent_id: str, cause: Cause) -> Rec
         snapshot.create_time,
     )
     if marked is None or not isinstance(marked.payload, CreateIntentPayload):
-        return None
+        if snapshot.metadata.get("installation_id") != await app.database.installation_id():
+            return None
+        unread = await app.database.transact(report_unreadable, snapshot)
+        app.alarms.discrepancy("", unread.kind)
+        return RecordedPayment(discrepancy=unread)
     await recover_account(app, marked.payload.expert_account_id, cause)
     recorded = await app.database.transact(record_payment, app.policy, snapshot, marked, cause)
     if recorded.discrepancy is not None:
@@ -118,6 +122,11 @@ def record_payment(
     tx.record(transition, cause)
     tx.add_operation(_sent(tx, marked, operation_id, payment_id=payment_id))
     return RecordedPayment(payment_id, transition.after.version, True, discrepancy)
+
+
+def report_unreadable(tx: Transaction, snapshot: PaymentSnapshot) -> Discrepancy:
+    """Reports an intent of this installation that does not say what its payment was."""
+    return _without_payment(tx, snapshot, "", "its marks cannot be read")
 
 
 def _without_payment(

@@ -147,9 +147,12 @@ class ChangeSet:
         self.refusal = refusal
 
     def accept(self) -> None:
-        """The open operation is at Stripe, which does it later. It must not be sent again."""
+        """The open operation is at Stripe, which does it later. It must not be sent again.
+
+        An event of Stripe's says when it is done, so the payment need not be synced until then.
+        """
         self.accepted = True
-        self.defer(operation=True)
+        self.operation_deferred = True
 
     def defer(self, *, operation: bool) -> None:
         """Waits for a balance transaction. Postings are never edited, so none is made before.

@@ -153,6 +153,15 @@ def _apply_repayment(changes: ChangeSet, context: SyncContext, refund: Refund) -
         _apply_out_of_band_refund(changes, context, refund, 0)
         return
     changes.movements.append(_refunded(refund))
+    if refund.failed and refund.line is None:  # Nothing was ever moved.
+        changes.movements.append(Movement(failure_id(refund), "refund_failure", refund.minor_units))
+        why = "Stripe never paid it"
+        changes.take(transitions.repayment_abandoned(payment, why, now))
+        changes.report(
+            DiscrepancyKind.REFUND_FAILED, f"{refund.refund_id} of {refund.minor_units} not paid"
+        )
+        changes.settle(_refused_refund(payment))
+        return
     amount, settled = refund.minor_units, _settled(refund, payment)
     changes.take(transitions.client_repaid(payment, refund.refund_id, amount, settled, now))
     changes.settle(_refused_refund(payment) if refund.failed else None)

@@ -162,7 +162,9 @@ def out_of_band_refunds(context: SyncContext) -> list[Refund]:
 
 def check_covered(payment: Payment, operation: Operation) -> None:
     """Raises Precondition if a parked operation would move more than there is by now."""
-    if operation.kind is OperationKind.TRANSFER or operation.returns_remainder:
+    if operation.kind is OperationKind.REFUND and payment.pending_refund:
+        available = payment.pending_refund  # It was divided when it was accepted.
+    elif operation.kind is OperationKind.TRANSFER or operation.returns_remainder:
         available = payment.held
     elif operation.kind is not OperationKind.REFUND:
         return

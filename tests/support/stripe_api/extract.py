@@ -78,7 +78,11 @@ _REMOVED_PARAMETERS: Final = {
     for path in (_INTENTS, f"{_INTENTS}/{{intent}}", f"{_INTENTS}/{{intent}}/confirm")
 }
 #: Stripe sends it and describes it nowhere.
-_UNDESCRIBED: Final = {"charge": ["source"], "payment_intent": ["source"]}
+_UNDESCRIBED: Final = {
+    "api_errors": ["message_code"],
+    "charge": ["source"],
+    "payment_intent": ["source"],
+}
 
 
 class Extract:
@@ -221,8 +225,8 @@ def _lay_over(schemas: dict[str, Any], endpoints: dict[str, Any]) -> None:
             properties[name] = {"nullable": True}
         for name in set(properties) - now - {"object"}:
             del properties[name]
-        for name in _UNDESCRIBED.get(kind, []):
-            properties[name] = {"nullable": True}
+    for kind, names in _UNDESCRIBED.items():
+        schemas[kind]["properties"].update({name: {"nullable": True} for name in names})
     for name, fields in _NESTED.items():
         schemas[name]["properties"].update(fields)
     for (name, field), values in _NEW_VALUES.items():

@@ -54,6 +54,8 @@ class Judge:
         # Literal paths come before those with variables.
         self._routes.sort(key=lambda route: route[1].count("{"))
         self._found: dict[str, tuple[str, Any]] = {}
+        #: By the identity of a schema, all of which live as long as the description.
+        self._options_of: dict[int, list[Schema]] = {}
         self.faults: dict[str, None] = {}
         #: How much was judged, by endpoint and by kind of object.
         self.judged: Counter[str] = Counter()
@@ -133,10 +135,13 @@ class Judge:
         return schema
 
     def _options(self, schema: Schema) -> list[Schema]:
-        schema = self._resolved(schema)
-        if "anyOf" not in schema:
-            return [schema]
-        return [one for option in schema["anyOf"] for one in self._options(option)]
+        known = self._options_of.get(id(schema))
+        if known is None:
+            plain = self._resolved(schema)
+            inner = plain.get("anyOf")
+            known = [plain] if inner is None else [o for one in inner for o in self._options(one)]
+            self._options_of[id(schema)] = known
+        return known
 
     # ---- requests: everything is text ----
 
@@ -221,9 +226,11 @@ class Judge:
             yield from _scalar_faults(schema, value, at)
 
     def _candidates(self, options: list[Schema], value: Any) -> list[Schema]:
-        """The options of the object's own kind, so that its faults are told and no other's."""
-        if not isinstance(value, dict) or "object" not in value:
-            return options
+        """The options of the value's own kind, so that its faults are told and no other's."""
+        if not isinstance(value, dict):
+            return [option for option in options if "properties" not in option] or options
+        if "object" not in value:
+            return [option for option in options if "properties" in option] or options
         named = [option for option in options if value["object"] in _kinds(option)]
         deleted = bool(value.get("deleted"))
         return [one for one in named if ("deleted" in one["properties"]) is deleted] or named

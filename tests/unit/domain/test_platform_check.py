@@ -14,6 +14,7 @@ from payment_service.domain.platform_check import (
     CONNECT_PATH,
     ENDPOINTS,
     PLATFORM_PATH,
+    THIN_ENDPOINT,
     Endpoint,
     Needs,
     PlatformFacts,
@@ -28,6 +29,7 @@ NEEDS = Needs(
     settlement_currencies=frozenset({"USD"}),
     api_version="2026-10-28.endive",
     gateway_public_url=GATEWAY,
+    accounts_v2=True,
 )
 PLATFORM_ENDPOINT = Endpoint(
     url=GATEWAY + PLATFORM_PATH, status="enabled", api_version="2026-10-28.endive", events=["*"]
@@ -43,6 +45,7 @@ RIGHT = PlatformFacts(
     payout_interval="manual",
     clock_skew=0.2,
     endpoints=[PLATFORM_ENDPOINT, CONNECT_ENDPOINT],
+    thin_endpoints=[CONNECT_ENDPOINT],
     cards_offered=True,
 )
 
@@ -51,7 +54,7 @@ def test_a_platform_that_is_set_up_has_nothing_to_change() -> None:
     findings = examine(RIGHT, NEEDS)
     assert {finding.verdict for finding in findings} == {Verdict.OK}
     assert not any(finding.remedy for finding in findings)
-    assert len({finding.subject for finding in findings}) == len(findings) == 10
+    assert len({finding.subject for finding in findings}) == len(findings) == 11
 
 
 def _with_platform_endpoint(**changes: Any) -> dict[str, Any]:
@@ -85,6 +88,13 @@ def _with_platform_endpoint(**changes: Any) -> dict[str, Any]:
             ENDPOINTS,
             Verdict.WARNING,
             "2026-10-28.endive",
+        ),
+        ({"thin_endpoints": []}, THIN_ENDPOINT, Verdict.WARNING, "Thin"),
+        (
+            {"thin_endpoints": [replace(CONNECT_ENDPOINT, events=["v2.core.account.updated"])]},
+            THIN_ENDPOINT,
+            Verdict.WARNING,
+            "v2.core.account.closed",
         ),
         ({"unread": ((CONNECT, "400: sign up"),)}, CONNECT, Verdict.FAULT, "Connect"),
         ({"unread": ((ENDPOINTS, "403: no"),)}, ENDPOINTS, Verdict.FAULT, "permission"),

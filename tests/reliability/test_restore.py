@@ -1,0 +1,181 @@
+"""A backup that was taken under load is restored, and every caller asks again: one effect each."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dev.programs import program
+from marketplace.payments.v1 import payments_pb2
+from tests.reliability import proving
+from tests.reliability.system import System, running_system
+from tests.support.books import check_books
+from tests.support.requests import capture_request, refund_request
+from tests.support.world import IN_ESCROW, World, until
+
+_CALLERS = proving.by_profile(4, 8)
+#: How many payments each caller has begun when the backup is taken, and when the load ends.
+_BEFORE = proving.by_profile(1, 20)
+_AFTER = proving.by_profile(3, 60)
+_MODES = (payments_pb2.ESCROW_MODE_CARD_HOLD, payments_pb2.ESCROW_MODE_PLATFORM_HOLD)
+
+
+@dataclass
+class Load:
+    """Callers that keep every request that was answered with OK."""
+
+    world: World
+    chance: random.Random
+    calls: list[tuple[str, Any]] = field(default_factory=list)
+    begun: int = 0
+
+    async def life(self, expert: str) -> None:
+        """One payment after the other, ended in one of the ways that there are."""
+        while self.begun < _CALLERS * _AFTER:
+            self.begun += 1
+            mode, amount = self.chance.choice(_MODES), self.chance.randrange(50, 900) * 100
+            initiation = self.world.initiation(expert, amount, escrow_mode=mode)
+            answer = payments_pb2.InitiatePaymentResponse.FromString(
+                await self._call("InitiatePayment", initiation)
+            )
+            payment_id = answer.payment.payment_id
+            if self.chance.random() < 0.8:
+                await self.world.confirm(answer)
+                await self.world.in_state(payment_id, IN_ESCROW)
+                await self._end(payment_id, amount, mode)
+
+    async def _end(self, payment_id: str, amount: int, mode: int) -> None:
+        way = self.chance.randrange(4)
+        if way == 0:
+            await self._call("RefundPayment", refund_request(payment_id))
+            return
+        part = amount // 2 if mode == payments_pb2.ESCROW_MODE_PLATFORM_HOLD else 0
+        await self._call("CapturePayment", capture_request(payment_id, part, notes="half"))
+        if way > 1:
+            await self._call("RefundPayment", refund_request(payment_id, amount // 4))
+        if way > 2 and part:
+            await self._call("RefundPayment", refund_request(payment_id))
+
+    async def _call(self, method: str, request: Any) -> bytes:
+        reply = await self.world.until_answered(method, request)
+        assert reply.code == "OK", (method, reply.refused)
+        self.calls.append((method, request))
+        return reply.body
+
+
+@pytest.mark.timeout(proving.by_profile(400, 3600))
+async def test_a_backup_taken_under_load_repeats_nothing(tmp_path: Path) -> None:
+    with running_system() as system:
+        async with system.worlds() as worlds:
+            await _prove(system, worlds, tmp_path / "backup.sql")
+
+
+async def _prove(system: System, worlds: list[World], backup: Path) -> None:
+    world = worlds[0]
+    load = Load(world, random.Random(proving.SEED))
+    experts = [await world.expert() for _ in range(2)]
+    lives = [asyncio.create_task(load.life(load.chance.choice(experts))) for _ in range(_CALLERS)]
+
+    async def warm() -> bool:
+        return load.begun >= _CALLERS * _BEFORE or any(life.done() for life in lives)
+
+    await until(warm, "enough payments before the backup", 300)
+    # The backup is read with the database as it was at this moment, while calls continue.
+    since = datetime.now(UTC)
+    await asyncio.to_thread(_dump, system, backup)
+    late = asyncio.create_task(world.expert("late-expert"))
+    await asyncio.gather(late, *lives)
+    late_payment = world.initiation("late-expert", 7_700)
+    await load._call("InitiatePayment", late_payment)
+    await world.settle_down()
+    effects = _counted(await world.stripe.effects())
+    payments = world.sql(_SUMMARY)
+
+    for replica in range(len(worlds)):
+        await system.end(replica)
+    world.close()
+    await asyncio.to_thread(_restore, system, backup)
+    assert len(world.sql(_SUMMARY)) < len(payments), "the backup has everything: it proves nothing"
+    said = await asyncio.to_thread(_recover, system, since)
+    proving.progress(said)
+    assert "recovered expert late-expert" in said
+    again = await asyncio.to_thread(_recover, system, since)
+    assert "recovered 0 experts and 0 payments, changed 0 of" in again, again
+    for replica in range(len(worlds)):
+        await system.begin(replica)
+
+    await world.settle_down()  # What Stripe refused is asked for again, and refused again.
+    assert world.sql(_SUMMARY) == payments
+    for method, request in load.calls:
+        reply = await worlds[1].until_answered(method, request)
+        assert reply.code == "OK", (method, request, reply.refused)
+    await world.settle_down()
+    assert _counted(await world.stripe.effects()) == effects
+    assert world.sql(_SUMMARY) == payments
+    assert not await world.discrepancies()
+    await check_books(world)
+    lost = said.count("recovered payment")
+    proving.figure(
+        "R", f"restore: {len(load.calls)} calls repeated, {lost} payments recovered, none twice"
+    )
+
+
+#: What the callers see of each payment; operations and versions are recorded anew.
+_SUMMARY = (
+    "SELECT payment_id, state, held, charged, captured, refunded_after_capture, "
+    "refunded_from_escrow, net_commission, commission, escrow_mode, charge_model, on_deadline, "
+    "destination_account_id, payment_intent_id FROM payments ORDER BY payment_id"
+)
+
+
+def _counted(effects: list[Any]) -> Counter[str]:
+    return Counter(effect["kind"] for effect in effects)
+
+
+def _dump(system: System, backup: Path) -> None:
+    with backup.open("wb") as out:
+        subprocess.run(
+            [str(program("pg_dump")), system.stack.database_url], stdout=out, check=True, timeout=60
+        )
+
+
+def _restore(system: System, backup: Path) -> None:
+    """Puts the backup in the place of the database."""
+    server, url = system.stack.postgres, system.stack.database_url
+    assert server is not None
+    database = url.rpartition("/")[2]
+    server.drop_database(database)
+    server.create_database(database)
+    subprocess.run(
+        [str(program("psql")), url, "-q", "-v", "ON_ERROR_STOP=1", "-f", str(backup)],
+        stdout=subprocess.DEVNULL,
+        check=True,
+        timeout=120,
+    )
+
+
+def _recover(system: System, since: datetime) -> str:
+    """Runs the command with a replica's environment, as the runbook says."""
+    early = since - timedelta(minutes=1)
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "payment_service", "recover-after-restore"),
+            *("--since", early.strftime("%Y-%m-%dT%H:%M:%SZ")),
+        ],
+        env=dict(system.survivor.environment),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
