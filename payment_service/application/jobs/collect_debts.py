@@ -82,7 +82,8 @@ async def collect_from(app: App, expert_id: str) -> None:
 
 async def _collect(app: App, expert_id: str, currency: str) -> None:
     balances: dict[str, Sequence[AccountBalance] | None] = {}
-    for payment, snapshot, debt in await _candidates(app, expert_id, currency):
+    for payment, snapshot, owed in await _candidates(app, expert_id, currency):
+        debt = owed
         for transfer in reversed(snapshot.transfers):
             account_id = transfer.destination_account_id
             if account_id not in balances:
