@@ -328,6 +328,28 @@ async def test_an_operation_that_was_open_in_the_backup_is_ended_first(
     assert not await world.discrepancies()
 
 
+async def test_an_initiation_that_was_open_in_the_backup_finds_its_intent(
+    world: World, postgres: EmbeddedPostgres
+) -> None:
+    expert = await world.expert()
+    assert world.service is not None
+    await world.service.stop()
+    await world.service.start(loops=False)
+    await world.channel.channel_ready()
+    await world.stripe.fault("/payment_intents$", "status", status=503)
+    call = world.initiation(expert)
+    assert (await world.bytes_of("InitiatePayment", call)).code == "UNAVAILABLE"
+    backup = await back_up(postgres, world)
+    reply = await world.until_answered("InitiatePayment", call)
+    initiated = payments_pb2.InitiatePaymentResponse.FromString(reply.body)
+    await world.confirm(initiated)
+    await backup.restore(world)
+    await _recover(world)
+    assert (await world.get(initiated.payment.payment_id)).state == IN_ESCROW
+    assert (await world.until_answered("InitiatePayment", call)).code == "OK"
+    await _check_books(world)
+
+
 async def test_a_lost_account_takes_the_place_of_the_former_one(
     world: World, postgres: EmbeddedPostgres
 ) -> None:

@@ -26,8 +26,15 @@ log = structlog.get_logger(__name__)
 
 #: Everything else of an account is null in the answer, whatever its value.
 _INCLUDE: Final[
-    list[Literal["configuration.merchant", "configuration.recipient", "requirements"]]
-] = ["configuration.merchant", "configuration.recipient", "requirements"]
+    list[
+        Literal[
+            "configuration.merchant",
+            "configuration.recipient",
+            "future_requirements",
+            "requirements",
+        ]
+    ]
+] = ["configuration.merchant", "configuration.recipient", "future_requirements", "requirements"]
 
 #: Stripe's codes for an account or a platform that only the endpoints of v1 serve.
 _ONLY_V1: Final = frozenset(
@@ -144,7 +151,10 @@ class AccountsV2(Accounts):
                     "use_case": {
                         "type": "account_onboarding",
                         "account_onboarding": {
-                            "collection_options": {"fields": "eventually_due"},
+                            "collection_options": {
+                                "fields": "eventually_due",
+                                "future_requirements": "include",
+                            },
                             "refresh_url": refresh_url,
                             "return_url": return_url,
                         },
