@@ -117,6 +117,8 @@ class Retry:
     spent_key: bool = False
     #: The next request goes out under a new key.
     new_key: bool = False
+    #: Stripe has answered that it comes later: the tries before do not count any more.
+    answered: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -237,6 +237,25 @@ async def test_a_waiting_refund_that_was_parked_is_resumed(poor: World) -> None:
     await check_books(world)
 
 
+async def test_a_long_wait_does_not_use_up_the_tries(start_world: StartWorld) -> None:
+    """Money can take days to come. One lost answer after that is no reason to give up."""
+    patience = {"tries_before_parking": 3, "patience": 1}
+    world = await start_world(policy={**SOON, **patience}, **POOR)
+    await keep_at_stripe(world)
+    await world.stripe.control("POST", "/settings", {"refund_on_low_balance": "refused"})
+    paid = await world.captured(amount=10_000)
+    assert (await world.refund(paid.payment_id)).waiting_reason == PENDING_FUNDS
+
+    async def tried_often() -> bool:
+        return bool(world.sql("SELECT 1 FROM operations WHERE kind = 'refund' AND attempt > 6"))
+
+    await until(tried_often, "more tries than an operation has")
+    await world.stripe.fault("/refunds$", "status", status=503)
+    await top_up(world, 20_000)
+    await world.in_state(paid.payment_id, REFUNDED)
+    await check_books(world)
+
+
 async def test_a_waiting_refund_that_is_refused_after_all_is_reported(poor: World) -> None:
     """The caller was told that the client gets it: an operator must know that it is owed."""
     world = poor

@@ -148,7 +148,12 @@ def wait_for_funds(
     keeps pending: what is collected from the expert can pay for it.
     """
     tx.postpone_operation(
-        operation, OperationState.STARTED, code, policy.funds_check_seconds, next_attempt=True
+        operation,
+        OperationState.STARTED,
+        code,
+        policy.funds_check_seconds,
+        next_attempt=True,
+        restart_tries=True,
     )
     if payment.waits_for_funds:
         return payment
@@ -228,6 +233,7 @@ def release_operation(
         # A new key is not spent; without one the mark stays as it is.
         key_spent=True if key.spent_key else False if key.new_key else None,
         unsure_seconds=how.may_arrive_for if isinstance(how, Park) else None,
+        restart_tries=key.answered,
     )
     if payment is not None and payment.waiting_for is not waiting_for:
         tx.record(transitions.waiting_changed(payment, waiting_for, how.why, tx.now), cause)

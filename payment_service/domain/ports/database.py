@@ -150,6 +150,7 @@ class Transaction(Protocol):
         next_attempt: bool = False,
         key_spent: bool | None = None,
         unsure_seconds: float | None = None,
+        restart_tries: bool = False,
     ) -> bool: ...
     def confirm_without_effect(self, operation_id: str) -> None: ...
 
