@@ -30,7 +30,9 @@ class ClaimWrites(TransactionStatements):
         made = self._maybe(
             "INSERT INTO idempotency_keys (claim_id, caller, rpc, key, fields, create_time) "
             "VALUES (:claim_id, :caller, :rpc, :key, :fields, now()) "
-            "ON CONFLICT ON CONSTRAINT a_key_is_used_once DO NOTHING RETURNING claim_id",
+            # Of either unique index: the id follows from the key, and any of the two may be checked
+            # first.
+            "ON CONFLICT DO NOTHING RETURNING claim_id",
             claim_id=self.derived_id("clm", cause.caller, cause.rpc, key),
             fields=json.dumps(digests),
             **values,
