@@ -217,6 +217,12 @@ class Operation:
         return self.kind is OperationKind.REFUND and self.purpose is OperationPurpose.REMAINDER
 
     @property
+    def fails_its_call(self) -> bool:
+        """Whether it was refused, and its call with it: no other part of the call was done."""
+        after_success = self.returns_remainder or self.kind is OperationKind.REVERSE_TRANSFER
+        return self.state is OperationState.REFUSED and not after_success
+
+    @property
     def pays_expert(self) -> bool:
         """Whether it pays the expert, now or by the transfer that follows from it."""
         return self.kind in (OperationKind.CAPTURE, OperationKind.TRANSFER)

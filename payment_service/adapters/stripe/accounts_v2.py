@@ -140,8 +140,8 @@ class AccountsV2(Accounts):
     async def find_account(self, operation_id: str, created: datetime) -> Account | None:
         """Returns the account that the operation of this time created, or None.
 
-        v2 lists accounts neither by metadata nor by time, so all of them are looked through. That
-        is rare: v2 keeps a key for 30 days, and gives what was created under it again.
+        All accounts are looked through. That is rare: v2 keeps a key for 30 days, and gives what
+        was created under it again.
         """
         for account in await self._listed_accounts():
             if (account.get("metadata") or {}).get("operation_id") == operation_id:

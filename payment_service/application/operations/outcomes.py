@@ -25,7 +25,11 @@ from payment_service.domain.processor_errors import failure_of, refused_by_proce
 from payment_service.domain.snapshot import Decline
 from payment_service.domain.state_machine import Transition
 from payment_service.domain.sync.changes import Discrepancy
-from payment_service.domain.sync.superseded import debt_if_not_reversed, remainder_not_returned
+from payment_service.domain.sync.superseded import (
+    debt_if_not_reversed,
+    pending_refund_failed,
+    remainder_not_returned,
+)
 
 #: Stripe's codes if the platform's available balance is too low for a refund or a transfer.
 _FUNDS_CODES: Final = frozenset(
@@ -183,8 +187,13 @@ def fail_operation(
     # The expert was paid: a caller who gets an error would pay once more.
     after_capture = operation.returns_remainder
     discrepancy = None
-    if after_capture and after.held:
+    before = rejection.transition.before
+    if before is not None and before.pending_refund:
+        # The caller's answer said that the client gets it.
+        discrepancy = pending_refund_failed(before, operation, rejection.code)
+    elif after_capture and after.held:
         discrepancy = remainder_not_returned(after, operation, rejection.code)
+    if discrepancy is not None:
         tx.report(discrepancy)
     if after_capture or operation.kind is OperationKind.REVERSE_TRANSFER:
         # After a refused reversal the client has the refund, and the expert's debt is booked.
