@@ -45,6 +45,7 @@ ANSWERS: dict[str, tuple[str, Any]] = {
     "WriteOffExpertDebt": ("OperationsService", operations_pb2.WriteOffExpertDebtResponse),
     "ListOperations": ("OperationsService", operations_pb2.ListOperationsResponse),
     "ResumeOperation": ("OperationsService", operations_pb2.ResumeOperationResponse),
+    "SettleClientPayable": ("OperationsService", operations_pb2.SettleClientPayableResponse),
     "DismissFraudWarning": ("OperationsService", operations_pb2.DismissFraudWarningResponse),
 }
 #: Codes that settle nothing: the call must be repeated.

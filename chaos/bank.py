@@ -13,6 +13,10 @@ from chaos.simulator import AWAY
 
 #: Payments are tried until one can be disputed; most can.
 _TRIES = 12
+#: How much a further line of a dispute moves at most, in minor units.
+_FURTHER = 60
+#: The statuses in which a bank has the money and nothing is decided.
+_UNDECIDED = ("needs_response", "under_review")
 #: The effect by which there is a charge.
 _MADE = "authorized"
 
@@ -55,6 +59,31 @@ class Bank:
         if not self._chargebacks and not await self.contest(self._everything(), leave=False):
             return False
         return await self._say(self._chargebacks, word)
+
+    async def adjust(self) -> bool:
+        """Adds a further line to a chargeback, as Stripe does if an exchange rate has moved.
+
+        It is in the currency of the first line: the dispute's own, or what that converts to.
+        """
+        scene = self._scene
+        try:
+            listed = await scene.simulator.list("/disputes")
+        except (*AWAY, ValueError):
+            return False
+        chargebacks = [one for one in listed if one["status"] in _UNDECIDED]
+        if not chargebacks:
+            await self.contest(self._everything())
+            return False
+        # Those that Stripe converts come first, because there are few of them.
+        converted = [one for one in chargebacks if _is_converted(one)]
+        dispute = self._chance.choice(converted or chargebacks)
+        taken = -sum(line["amount"] for line in dispute["balance_transactions"])
+        amount = self._chance.choice([-1, 1]) * self._chance.randint(1, _FURTHER)
+        amount = min(amount, taken) or -1  # No more comes back than was taken.
+        if not await self._control("POST", f"/disputes/{dispute['id']}/adjust", {"amount": amount}):
+            return False
+        scene.adjusted.add(str(dispute["id"]))
+        return True
 
     async def end_inquiry(self) -> bool:
         """Escalates an inquiry to a chargeback, or closes it."""
@@ -134,3 +163,8 @@ class Bank:
             return await self._scene.simulator.control(method, path, body)
         except (*AWAY, ValueError):
             return None
+
+
+def _is_converted(dispute: dict[str, Any]) -> bool:
+    lines = dispute["balance_transactions"]
+    return any(line["currency"] != dispute["currency"] for line in lines)

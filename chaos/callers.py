@@ -14,7 +14,7 @@ from typing import Any
 import aiohttp
 
 from chaos.asking import ANSWERS, NOT_NOW, Asker
-from chaos.plan import WAITED
+from chaos.plan import REFUND_WAITED, WAITED
 from chaos.scene import Keyed, Known, Scene
 from chaos.simulator import AWAY
 from marketplace.payments.v1 import experts_pb2, money_pb2, payments_pb2
@@ -32,7 +32,8 @@ _AVAILABLE = "pm_card_bypassPending"
 Action = Callable[[], Awaitable[None]]
 #: What the debtor was paid, and owes for the whole run.
 _DEBT = 50_000
-_MONEY = {"USD": (100, 50_000), "EUR": (100, 50_000), "JPY": (100, 90_000)}
+#: Rupees are converted: the platform settles in the others.
+_MONEY = {"USD": (100, 50_000), "EUR": (100, 50_000), "JPY": (100, 90_000), "INR": (9_000, 900_000)}
 #: How the money is held: authorized with a destination, charged at once, or authorized and charged
 #: before the authorization expires.
 _PROMOTED: dict[str, Any] = {"on_deadline": payments_pb2.ON_DEADLINE_PROMOTE}
@@ -67,7 +68,7 @@ class Caller(Asker):
 
     async def initiate(self, hold: dict[str, Any] | None = None, expert_id: str = "") -> None:
         scene, chance = self.scene, self.chance
-        currency = "USD" if expert_id else chance.choices(list(_MONEY), [8, 1, 1])[0]
+        currency = "USD" if expert_id else chance.choices(list(_MONEY), [8, 1, 1, 1])[0]
         request = payments_pb2.InitiatePaymentRequest(
             client_id=f"client-{chance.randrange(20)}",
             expert_id=expert_id or chance.choice(scene.experts),
@@ -272,6 +273,8 @@ class Caller(Asker):
                     scene.captured.append(keyed.payment)
             elif keyed.payment in scene.captured:
                 scene.captured.remove(keyed.payment)
+            waits = payment.waiting_reason == payments_pb2.WAITING_REASON_REFUND_PENDING_FUNDS
+            scene.deeds[REFUND_WAITED] += waits
             scene.deeds[WAITED] += payment.waiting_for == payments_pb2.WAITING_FOR_EXPERT
 
     def _capture(self, known: Known) -> Keyed:

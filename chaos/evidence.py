@@ -67,11 +67,17 @@ class Evidence:
     transfers: list[Row] = field(default_factory=list)
     stripe_disputes: list[Row] = field(default_factory=list)
     fraud_warnings: list[Row] = field(default_factory=list)
+    #: What is available in each account, by its id and the currency; the platform's id is empty.
+    available: dict[tuple[str, str], int] = field(default_factory=dict)
     #: Stripe's balance transactions, by the name that our ledger has for their account.
     lines: list[tuple[str, Row]] = field(default_factory=list)
     history: History = field(default_factory=History)
     #: Accounts that Stripe has rejected for good.
     lost_accounts: set[str] = field(default_factory=set)
+    #: Disputes to which Stripe has added a further line.
+    adjusted: set[str] = field(default_factory=set)
+    #: What waited for the platform's balance before money came: a refund at Stripe, its payment.
+    waiting: list[tuple[Row | None, Row | None]] = field(default_factory=list)
     #: Sentences about faults that were noticed during the run.
     wrong: list[str] = field(default_factory=list)
     #: Lines of logs and texts of tables that contain a secret.
@@ -127,3 +133,14 @@ async def read_stripe(evidence: Evidence, simulator: Simulator) -> None:
     for name, account in [("stripe:platform", ""), *accounts]:
         for line in await simulator.list("/balance_transactions", account):
             evidence.lines.append((name, line))
+    evidence.available = await available(simulator, [account for _, account in accounts])
+
+
+async def available(simulator: Simulator, accounts: Iterable[str]) -> dict[tuple[str, str], int]:
+    """Returns what is available in the platform's balance and in these accounts' balances."""
+    found: dict[tuple[str, str], int] = {}
+    for account in ("", *accounts):
+        shown = await simulator.read("/balance", account)
+        for part in shown["available"]:
+            found[account, part["currency"]] = part["amount"]
+    return found

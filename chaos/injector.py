@@ -7,6 +7,7 @@ parallel, so that accidents coincide. Only processes of the given stack are touc
 import asyncio
 import contextlib
 import os
+import random
 import signal
 import time
 from collections import Counter
@@ -16,6 +17,7 @@ from typing import Any
 
 import psycopg2
 
+from chaos import hurry
 from chaos.accounts import Accounts
 from chaos.bank import Bank
 from chaos.evidence import Row, rows
@@ -29,6 +31,8 @@ from chaos.plan import (
     DEEDS,
     EXPERT_REJECTED,
     EXPERT_RESTRICTED,
+    EXPERT_UNHEARD,
+    FURTHER_LINE,
     HELD_CONTESTED,
     INQUIRY_ENDS,
     ISSUER_WARNS,
@@ -43,12 +47,13 @@ from chaos.plan import (
     REPLICAS,
     STOP_REPLICA,
     STRIPE_AWAY,
+    TOPPED_UP,
     Plan,
     Rule,
     Step,
 )
 from chaos.scene import Scene
-from chaos.simulator import AWAY
+from chaos.simulator import AWAY, SETTLED, Simulator
 from dev.child import Child
 from dev.stack import Stack
 
@@ -64,6 +69,8 @@ _REFUNDS = (
     "SELECT movement_id, payment_id FROM movements AS made WHERE kind = 'refund' AND NOT EXISTS "
     "(SELECT FROM movements WHERE movement_id = made.movement_id || ':failed')"
 )
+#: What the platform adds to its balances, in minor units of each currency.
+_TOP_UPS = (20_000, 60_000, 200_000)
 #: How many seconds the bank reads evidence before it decides.
 _SIMULATOR_SETTINGS = {"dispute_review_seconds": 1}
 
@@ -80,6 +87,7 @@ class Injector:
         self._scene = scene
         self._simulator = scene.simulator
         self._began = time.monotonic()
+        self._chance = random.Random(f"money:{plan.seed}")
         #: Strikes of rules in the simulator's present life, by name.
         self._counted: Counter[str] = Counter()
         self._names: dict[str, dict[int, str]] = {"faults": {}, "webhooks": {}}
@@ -96,6 +104,7 @@ class Injector:
             self.plan.lane(DEADLINES_NEAR),
             self.plan.lane(*BANK),
             self.plan.lane(*ACCOUNTS),
+            self.plan.lane(TOPPED_UP),
         ]
         async with asyncio.TaskGroup() as tasks:
             for lane in lanes:
@@ -136,7 +145,7 @@ class Injector:
     async def _lane(self, steps: list[Step]) -> None:
         for step in steps:
             await asyncio.sleep(max(0.0, self._began + step.at - time.monotonic()))
-            at_stripe = step.kind in (*BANK, *ACCOUNTS)
+            at_stripe = step.kind in (*BANK, *ACCOUNTS, TOPPED_UP)
             done = await (self._at_stripe(step) if at_stripe else self._do(step))
             if done:
                 self.injected[step.kind] += 1
@@ -168,7 +177,10 @@ class Injector:
             case "stripe away":
                 return await self._stripe_away(step.seconds)
             case "deadlines near":
-                return await self._soon(self._move_deadlines_near)  # There may be none just now.
+                postgres = stack.postgres
+                assert postgres is not None
+                # There may be none just now.
+                return await self._soon(lambda: hurry.deadlines(postgres) > 0)
             case "no webhook at all":
                 return await self._silence(step.seconds)
         raise AssertionError(step.kind)
@@ -185,14 +197,24 @@ class Injector:
             BANK_KEEPS: lambda: bank.decide("lose"),
             ISSUER_WARNS: bank.warn,
             REFUND_BOUNCES: self._bounce,
+            FURTHER_LINE: bank.adjust,
             EXPERT_RESTRICTED: lambda: self._accounts.restrict(step.seconds),
+            EXPERT_UNHEARD: lambda: self._restrict_unheard(step.seconds),
             EXPERT_REJECTED: self._accounts.reject,
+            TOPPED_UP: lambda: top_up(self._simulator, self._chance.choice(_TOP_UPS)),
         }
         for _ in range(20):
             if await acts[step.kind]():
                 return True
             await asyncio.sleep(0.2)
         return False
+
+    async def _restrict_unheard(self, seconds: float) -> bool:
+        done = await self._accounts.restrict_unheard(seconds)
+        postgres = self._stack.postgres
+        assert postgres is not None
+        await asyncio.to_thread(hurry.account_checks, postgres)
+        return done
 
     async def _bounce(self) -> bool:
         found: list[Row] = []
@@ -232,29 +254,6 @@ class Injector:
                 os.kill(found[0], signal.SIGKILL)
                 return True
         return False
-
-    def _move_deadlines_near(self) -> bool:
-        """Moves authorizations, as superuser, so near to their end that deadlines act on them."""
-        postgres = self._stack.postgres
-        assert postgres is not None
-        options = "-c session_replication_role=replica -c lock_timeout=500ms"
-        moved = 0
-        with (
-            contextlib.suppress(psycopg2.Error),
-            contextlib.closing(
-                psycopg2.connect(postgres.admin_url(), options=options)
-            ) as connection,
-            connection,
-            connection.cursor() as cursor,
-        ):
-            cursor.execute(
-                "UPDATE payments SET escrow_expire_time = now() + interval '1 hour', "
-                "first_deadline_time = now() + interval '1 hour', deadline_due_time = now() "
-                "WHERE state = 'IN_ESCROW' AND charged = 0 AND on_deadline = 'PROMOTE' "
-                "AND escrow_expire_time > now() + interval '1 day'"
-            )
-            moved = cursor.rowcount
-        return moved > 0
 
     def _kill_postmaster(self, down_seconds: float) -> bool:
         postgres = self._stack.postgres
@@ -338,6 +337,15 @@ class Injector:
             else:
                 child.wait()
                 child.start()
+
+
+async def top_up(simulator: Simulator, amount: int) -> bool:
+    """Adds money of its own to each of the platform's balances."""
+    for currency in SETTLED:
+        await simulator.insist(
+            "POST", "/balance", {"amount": amount, "currency": currency, "type": "topup"}
+        )
+    return True
 
 
 def _named(rules: list[dict[str, Any]], names: list[str]) -> dict[int, str]:

@@ -132,6 +132,13 @@ class Operator(Asker):
         code, _ = await self.call("ResumeOperation", "", request.SerializeToString())
         return code == "OK"
 
+    async def settle(self, payment_id: str) -> None:
+        """Pays a client outside of Stripe, which refunds nothing of a charge that was lost."""
+        request = operations_pb2.SettleClientPayableRequest(
+            payment_id=payment_id, reason=f"by bank {CANARY}", idempotency_key=self.key()
+        )
+        await self.ask(Keyed("SettleClientPayable", request.idempotency_key, request))
+
     async def replace(self) -> None:
         """Replaces each rejected account, and completes the form of the new one."""
         scene = self.scene
@@ -150,7 +157,7 @@ class Operator(Asker):
             await scene.simulator.insist("POST", f"/accounts/{account}/complete_onboarding")
 
     async def resolve(self) -> bool:
-        """Does all that only an operator can do, until experts are as Stripe shows them."""
+        """Does all that only an operator can do, and completes the forms of new accounts."""
         await self.replace()
         await self.repay()
         # What was not possible under the faults is done now.
@@ -162,10 +169,6 @@ class Operator(Asker):
         }.items():
             if not self.scene.deeds[deed]:
                 await act()
-        for expert_id in self.scene.experts:
-            # GetExpert reads an account from Stripe if it cannot be paid.
-            request = experts_pb2.GetExpertRequest(expert_id=expert_id)
-            await self.call("GetExpert", "", request.SerializeToString())
         return await super().resolve() and not self.scene.rejected
 
     async def read(self) -> None:

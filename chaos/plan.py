@@ -30,8 +30,11 @@ BANK_GIVES_BACK = "bank gives it back"
 BANK_KEEPS = "bank keeps it"
 ISSUER_WARNS = "issuer warns of fraud"
 REFUND_BOUNCES = "refund bounces"
+FURTHER_LINE = "dispute has a further line"
 EXPERT_RESTRICTED = "expert restricted"
 EXPERT_REJECTED = "expert rejected"
+EXPERT_UNHEARD = "expert restricted, no event"
+TOPPED_UP = "platform topped up"
 #: What operators do about it, as soon as they see it.
 EVIDENCE = "evidence submitted"
 ACCEPTED = "dispute accepted"
@@ -39,9 +42,13 @@ RELEASED = "warning released"
 REPLACED = "account replaced"
 WRITTEN_OFF = "debt written off"
 REPAID = "repayment resumed"
-#: And what becomes of a capture while its expert cannot be paid.
+#: And what becomes of a capture while its expert cannot be paid, and of a refund while the platform
+#: has no money for it.
 WAITED = "capture waited for its expert"
-DEEDS = (EVIDENCE, ACCEPTED, RELEASED, REPLACED, WRITTEN_OFF, REPAID, WAITED)
+REFUND_WAITED = "refund waited for funds"
+DEEDS = (EVIDENCE, ACCEPTED, RELEASED, REPLACED, WRITTEN_OFF, REPAID, WAITED, REFUND_WAITED)
+#: What is due by the end, when experts' accounts have their money.
+COLLECTED = "debt collected"
 
 #: One accident of a kind for every this many seconds of a run.
 _EVERY_SECONDS = {
@@ -63,11 +70,14 @@ _BANK_EVERY_SECONDS = {
     BANK_KEEPS: 5.0,
     ISSUER_WARNS: 4.0,
     REFUND_BOUNCES: 6.0,
+    FURTHER_LINE: 5.0,
 }
 BANK = tuple(_BANK_EVERY_SECONDS)
 #: And of what happens to experts' accounts: for some seconds, or for good.
-_ACCOUNTS_EVERY_SECONDS = {EXPERT_RESTRICTED: 8.0, EXPERT_REJECTED: 15.0}
+_ACCOUNTS_EVERY_SECONDS = {EXPERT_RESTRICTED: 8.0, EXPERT_REJECTED: 15.0, EXPERT_UNHEARD: 10.0}
 ACCOUNTS = tuple(_ACCOUNTS_EVERY_SECONDS)
+#: How often the platform, which has nothing but its commissions, gets some money of its own.
+_MONEY_EVERY_SECONDS = 5.0
 #: How often open authorizations are moved near to their end, so that they are promoted.
 _DEADLINES_EVERY_SECONDS = 3.0
 _SILENCE_SECONDS = 2.5
@@ -151,7 +161,12 @@ class Plan:
     def armed(self) -> list[str]:
         """Every kind of fault that must have struck by the end, or the run proves nothing."""
         kinds = dict.fromkeys(step.kind for step in self.steps)
-        return [*kinds, *DEEDS, *(rule.name for rule in (*self.stripe_rules, *self.webhook_rules))]
+        return [
+            *kinds,
+            *DEEDS,
+            COLLECTED,
+            *(rule.name for rule in (*self.stripe_rules, *self.webhook_rules)),
+        ]
 
     def lane(self, *kinds: str, target: int | None = None) -> list[Step]:
         """Returns the steps that happen to the same process one after the other."""
@@ -164,7 +179,7 @@ class Plan:
     def lines(self) -> Iterator[str]:
         yield f"seed {self.seed}, {self.seconds:g} s"
         yield from (str(step) for step in self.steps)
-        yield f"  and what comes of it: {', '.join(DEEDS)}"
+        yield f"  and what comes of it: {', '.join((*DEEDS, COLLECTED))}"
         for rule in (*self.stripe_rules, *self.webhook_rules):
             yield f"  {rule.name}: {rule.body}"
 
@@ -185,6 +200,8 @@ def plan_of(seed: int, seconds: float) -> Plan:
     accounts = random.Random(f"accounts:{seed}")
     for kind, every in _ACCOUNTS_EVERY_SECONDS.items():
         steps += _spread(accounts, kind, every, seconds)
+    money = random.Random(f"money:{seed}")
+    steps += _spread(money, TOPPED_UP, _MONEY_EVERY_SECONDS, seconds)
     # The service learns of the last payments only by polling.
     steps.append(Step(round(seconds - _SILENCE_SECONDS, 3), NO_WEBHOOKS, 0, _SILENCE_SECONDS))
     # Each must still happen in a short run, so the rhythm is faster there.
@@ -213,6 +230,7 @@ def _spread(chance: random.Random, kind: str, every: float, seconds: float) -> I
             KILL_SIMULATOR: chance.uniform(0.0, 0.8),
             KILL_POSTMASTER: chance.uniform(0.0, 0.5),
             EXPERT_RESTRICTED: chance.uniform(1.0, 3.0),
+            EXPERT_UNHEARD: chance.uniform(1.0, 2.0),
         }.get(kind, 0.0)
         target = (first + number) % REPLICAS if "replica" in kind else 0
         yield Step(round(at, 3), kind, target, round(lasting, 3))

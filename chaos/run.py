@@ -19,7 +19,7 @@ from chaos.evidence import Evidence, read_stripe, read_tables
 from chaos.history import History
 from chaos.injector import Injector
 from chaos.operators import Operator
-from chaos.plan import KILLS, REPLICAS, STOP_REPLICA, Plan, plan_of
+from chaos.plan import COLLECTED, KILLS, REPLICAS, STOP_REPLICA, Plan, plan_of
 from chaos.report import Report, say
 from chaos.rest import Rest
 from chaos.scene import Scene
@@ -96,7 +96,8 @@ def _settings(data_dir: Path, seed: int) -> StackSettings:
         metrics_port=first + REPLICAS,
         gateway_port=first + 2 * REPLICAS,
         simulator_port=first + 2 * REPLICAS + 1,
-        simulator_arguments=["--seed", str(seed)],
+        # A marketplace that has nothing but its commissions.
+        simulator_arguments=["--seed", str(seed), "--platform-funds", "0"],
         environment={**settings.environment, "STRIPE_TIMEOUT": str(_STRIPE_TIMEOUT_SECONDS)},
     )
 
@@ -123,6 +124,8 @@ async def _run(stack: Stack, plan: Plan, count: int, patience: float, lines: Log
             http,
             History(),
         )
+        # Payouts would take the money to the banks at the end, before debts are collected.
+        await simulator.insist("POST", "/settings", {"payout_interval": "manual"})
         experts = experts_pb2_grpc.ExpertServiceStub(channel)
         for number in range(_EXPERTS):
             expert_id, account = await _expert(experts, simulator, number)
@@ -156,6 +159,8 @@ async def _run(stack: Stack, plan: Plan, count: int, patience: float, lines: Log
         await asyncio.gather(*(_ask_again(caller) for caller in callers))
         evidence.unanswered = [keyed.key for asker in everybody for keyed in asker.pending]
         evidence.lost_accounts = scene.lost_accounts
+        evidence.adjusted = scene.adjusted
+        evidence.waiting = rest.waiting
         injector.watch()
         evidence.ended = injector.ended
         evidence.wrong = scene.wrong
@@ -164,6 +169,9 @@ async def _run(stack: Stack, plan: Plan, count: int, patience: float, lines: Log
             read_tables, evidence, stack.database_url, [SIMULATOR_SECRET_KEY, "_secret_"]
         )
         await read_stripe(evidence, simulator)
+        evidence.injected[COLLECTED] = sum(
+            event["kind"] == "payment.debt_collected" for event in evidence.events
+        )
         shown = await simulator.control("GET", "/requests?limit=5000")
         return Report(
             plan=plan,

@@ -81,6 +81,8 @@ class Scene:
     #: payable that cannot be refunded any more would keep its payment busy for ever.
     contested: set[str] = field(default_factory=set)
     bounced: set[str] = field(default_factory=set)
+    #: Disputes to which Stripe has added a further line.
+    adjusted: set[str] = field(default_factory=set)
     #: Payments whose issuer has warned of fraud.
     warned: list[str] = field(default_factory=list)
     answered: list[Keyed] = field(default_factory=list)

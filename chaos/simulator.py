@@ -9,6 +9,8 @@ import aiohttp
 from dev.settings import SIMULATOR_PUBLISHABLE_KEY, SIMULATOR_SECRET_KEY
 
 _SECONDS = aiohttp.ClientTimeout(total=15)
+#: The currencies in which the platform has balances.
+SETTLED = ("usd", "eur", "jpy")
 AWAY = (aiohttp.ClientError, OSError, TimeoutError)
 
 
@@ -49,20 +51,27 @@ class Simulator:
             shown: dict[str, Any] = await answer.json()
             return shown
 
-    async def list(self, path: str, account: str = "") -> list[dict[str, Any]]:
-        """Returns the whole of one of Stripe's lists."""
-        found: list[dict[str, Any]] = []
+    async def read(
+        self, path: str, account: str = "", params: Mapping[str, str] | None = None
+    ) -> dict[str, Any]:
+        """Returns what Stripe's API shows to the platform, or to one of its accounts."""
         headers = {"Authorization": f"Bearer {SIMULATOR_SECRET_KEY}"}
         if account:
             headers["Stripe-Account"] = account
+        async with self._http.get(
+            f"{self._base_url}/v1{path}", params=params, headers=headers, timeout=_SECONDS
+        ) as answer:
+            shown: dict[str, Any] = await answer.json()
+        if "error" in shown:
+            raise ValueError(f"{path}: {shown['error']}")
+        return shown
+
+    async def list(self, path: str, account: str = "") -> list[dict[str, Any]]:
+        """Returns the whole of one of Stripe's lists."""
+        found: list[dict[str, Any]] = []
         params = {"limit": "100"}
         while True:
-            async with self._http.get(
-                f"{self._base_url}/v1{path}", params=params, headers=headers, timeout=_SECONDS
-            ) as answer:
-                page = await answer.json()
-            if "error" in page:
-                raise ValueError(f"{path}: {page['error']}")
+            page = await self.read(path, account, params)
             found += page["data"]
             if not page["has_more"]:
                 return found

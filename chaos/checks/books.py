@@ -109,6 +109,9 @@ def held_money_is_paid_once(evidence: Evidence) -> Iterator[tuple[str, str]]:
     for row in evidence.postings:
         if row["account"].startswith("expert_debt:"):
             owed[row["payment_id"]] += row["minor_units"]
+    paid_otherwise = Counter(_settled(evidence))
+    for loss in losses_of(evidence):
+        paid_otherwise[loss.payment_id] += loss.owed
     at_stripe: dict[str, Counter[str]] = defaultdict(Counter)
     for effect in evidence.effects:
         at_stripe[effect["payment_intent"] or ""][effect["kind"]] += effect["amount"] or 0
@@ -118,8 +121,9 @@ def held_money_is_paid_once(evidence: Evidence) -> Iterator[tuple[str, str]]:
         payment_id, moved = row["payment_id"], at_stripe[row["payment_intent_id"]]
         back = row["refunded_from_escrow"] + row["refunded_after_capture"]
         got = moved["refunded"] - moved["refund_failed"]
-        if got != back:
-            yield f"the client got {got} back at Stripe, {back} here", payment_id
+        otherwise = paid_otherwise[payment_id]
+        if got + otherwise != back:
+            yield f"the client got {got} back at Stripe, {back} less {otherwise} here", payment_id
         if got > moved["captured"]:
             yield f"{got} came back of {moved['captured']}", payment_id
         held = row["held"] + row["lost_held"] if row["charged"] else 0
@@ -131,6 +135,16 @@ def held_money_is_paid_once(evidence: Evidence) -> Iterator[tuple[str, str]]:
         due = net - row["net_commission"] + owed[payment_id]
         if has != due:
             yield f"the expert has {has} of it, due is {due}", payment_id
+
+
+def _settled(evidence: Evidence) -> Counter[str]:
+    """Returns what clients were paid outside of Stripe, by payment."""
+    found: Counter[str] = Counter()
+    for payment_id, events in events_of(evidence).items():
+        for event in events:
+            if event["kind"] == "payment.client_payable_settled":
+                found[payment_id] += facts_of(event)["amount"]
+    return found
 
 
 #: Events by which the expert's part is to come back.
@@ -205,16 +219,34 @@ def debts_have_a_reason(evidence: Evidence) -> Iterator[tuple[str, str]]:
             yield f"{owed} is owed, though Stripe refused no reversal", payment_id
 
 
-@check
-def bounces_are_paid_again(evidence: Evidence) -> Iterator[tuple[str, str]]:
-    """Each failed refund is booked as such, once; and the same amount was repaid, by operations
-    for nothing else."""
-    movements = {row["movement_id"]: row for row in evidence.movements}
+#: Events by which a refund that the client was promised is payable again.
+_FAILED = ("payment.refund_failed", "payment.pending_refund_failed")
+
+
+def _told_of_bounces(evidence: Evidence) -> dict[str, Counter[str]]:
+    """By payment what failed, what was repaid at Stripe, and what was paid or kept otherwise."""
     told: dict[str, Counter[str]] = defaultdict(Counter)
     for payment_id, events in events_of(evidence).items():
         for event in events:
-            if event["kind"] in ("payment.refund_failed", "payment.client_repaid"):
-                told[payment_id][event["kind"]] += facts_of(event)["amount"]
+            if event["kind"] in _FAILED:
+                told[payment_id]["failed"] += facts_of(event)["amount"]
+            elif event["kind"] == "payment.client_repaid":
+                told[payment_id]["repaid"] += facts_of(event)["amount"]
+            elif event["kind"] in ("payment.client_refunded", "payment.refund_accepted"):
+                told[payment_id]["otherwise"] += facts_of(event).get("from_payable") or 0
+    for payment_id, amount in _settled(evidence).items():
+        told[payment_id]["otherwise"] += amount
+    for loss in losses_of(evidence):
+        told[loss.payment_id]["otherwise"] += loss.owed
+    return told
+
+
+@check
+def bounces_are_paid_again(evidence: Evidence) -> Iterator[tuple[str, str]]:
+    """Each failed refund is booked as such, once; and the same amount was repaid, by operations
+    for nothing else, paid outside of Stripe, or kept by the client's bank."""
+    movements = {row["movement_id"]: row for row in evidence.movements}
+    told = _told_of_bounces(evidence)
     failed: Counter[str] = Counter()
     for refund in evidence.refunds:
         booked = movements.get(refund["id"])
@@ -231,7 +263,7 @@ def bounces_are_paid_again(evidence: Evidence) -> Iterator[tuple[str, str]]:
             repaid[row["payment_id"]] += row["minor_units"]
     for payment_id in told.keys() | failed.keys() | repaid.keys():
         sums = told[payment_id]
-        came, paid = sums["payment.refund_failed"], sums["payment.client_repaid"]
-        if not came == paid == failed[payment_id] == repaid[payment_id]:
+        came, paid = sums["failed"], sums["repaid"] + sums["otherwise"]
+        if not came == paid == failed[payment_id] or sums["repaid"] != repaid[payment_id]:
             what = f"{failed[payment_id]} came back at Stripe, {came} here; {paid} was paid again"
-            yield f"{what} by operations of {repaid[payment_id]}", payment_id
+            yield f"{what}, {repaid[payment_id]} of it by operations", payment_id

@@ -13,15 +13,26 @@ _OUTCOMES = {"won": "WON", "lost": "LOST", "warning_closed": "CLOSED"}
 
 
 def _moved(dispute: Row) -> tuple[int, int, int]:
-    """What Stripe took over a dispute and gave back of it, in its currency, and its fee."""
-    taken = back = fee = 0
+    """What Stripe took over a dispute and gave back of it, in its currency, and its fee.
+
+    If Stripe converts, its first line takes all that is disputed. That is the rate of all further
+    lines, of which none takes more than that, or returns more than was taken.
+    """
+    taken = back = fee = first = 0
+    moved: Counter[bool] = Counter()
     for line in dispute["balance_transactions"]:
-        # If Stripe converts, it takes the disputed amount, and returns the same.
-        same = line["currency"] == dispute["currency"]
-        part = abs(line["amount"]) if same else dispute["amount"]
-        taken += part if line["amount"] < 0 else 0
-        back += part if line["amount"] > 0 else 0
         fee += line["fee"]
+        takes, part = line["amount"] < 0, abs(line["amount"])
+        moved[takes] += part
+        if line["currency"] == dispute["currency"]:
+            taken, back = taken + (part if takes else 0), back + (0 if takes else part)
+            continue
+        first = first or part
+        value = (2 * moved[takes] * dispute["amount"] + first) // (2 * first)
+        if takes:
+            taken = max(taken, min(value, back + dispute["amount"]))
+        else:
+            back = max(back, min(value, taken))
     return taken, back, fee
 
 

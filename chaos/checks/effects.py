@@ -78,7 +78,9 @@ def no_phantom_effect(evidence: Evidence) -> Iterator[tuple[str, str]]:
             yield f"cancelled at Stripe, {payment['state']} on our side", payment_id
         if kind in _MOVED.values():
             booked = movements.get(id_)
-            if booked is None or booked["minor_units"] != effect["amount"]:
+            # What Stripe converted is booked in the payment's currency.
+            same = effect["currency"].upper() == payment["currency"].strip()
+            if booked is None or (same and booked["minor_units"] != effect["amount"]):
                 yield f"{kind} {id_} of {effect['amount']} is not on the books", payment_id
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from chaos.checks.registry import check
-from chaos.evidence import Evidence
+from chaos.evidence import Evidence, Row
 
 
 @check
@@ -37,7 +37,7 @@ def no_discrepancies(evidence: Evidence) -> Iterator[tuple[str, str]]:
         and row["payment_id"] in contested
     }
     bounced = {
-        f"{refund['id']} of {refund['amount']} bounced"
+        f"{refund['id']} of {refund['amount']} {'bounced' if _was_paid(refund) else 'not paid'}"
         for refund in evidence.refunds
         if refund["status"] == "failed"
     }
@@ -47,9 +47,19 @@ def no_discrepancies(evidence: Evidence) -> Iterator[tuple[str, str]]:
         if row["kind"] == "refund_failed" and row["detail"] in bounced:
             bounced.remove(row["detail"])
             continue
+        if row["kind"] == "refund_waits_for_funds" and row["resolve_time"] is not None:
+            continue
+        if row["kind"] == "dispute_lines_unexplained" and (
+            row["detail"].partition(" ")[0] in evidence.adjusted
+        ):
+            continue
         yield f"{row['kind']}: {row['detail']}", row["payment_id"]
     for detail in bounced:
         yield f"no discrepancy says that {detail}", ""
+
+
+def _was_paid(refund: Row) -> bool:
+    return refund["balance_transaction"] is not None
 
 
 @check

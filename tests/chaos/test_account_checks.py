@@ -29,7 +29,9 @@ def exchanged() -> Evidence:
     world.effects.append({**effect, "metadata": {"expert_id": "e"}})
     for operation in world.operations:
         operation["create_time"] = NOW
-    world.transfers = [{"id": "tr_1", "destination": "acct_2", "created": int(NOW.timestamp())}]
+    transfer = {"id": "tr_1", "destination": "acct_2", "created": int(NOW.timestamp())}
+    amounts = {"currency": "usd", "amount": 900, "amount_reversed": 0}
+    world.transfers = [{**transfer, **amounts}]
     world.history.add(_answer("key-2", "acct_2"))
     return world
 

@@ -369,7 +369,7 @@ async def test_a_lost_account_takes_the_place_of_the_former_one(
     assert world.account_of(expert) == first.expert.stripe_account_id
     again = await world.experts.ReplaceExpertAccount(replace)
     assert again.expert.stripe_account_id == first.expert.stripe_account_id
-    assert len(await world.stripe.requests("/accounts")) == 2
+    assert len(await world.stripe.effects("account_created")) == 2
 
 
 async def _recover(world: World) -> list[str]:

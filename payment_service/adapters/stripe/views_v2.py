@@ -13,7 +13,9 @@ from typing import Any
 
 import stripe
 
+from payment_service.adapters.stripe.views import metadata_of
 from payment_service.domain.experts import Account
+from payment_service.domain.ports.stripe import FoundAccount
 
 #: The reasons that both versions have, in v1's words, which the domain uses.
 _REASONS = {
@@ -49,6 +51,15 @@ def account_of_v2(account: stripe.v2.core.Account) -> Account:
         future_requirements=_names(_asked(future)),
         future_requirements_due_time=_deadline(future),
         disabled_reason=_disabled_reason(transfers) or _disabled_reason(payouts),
+    )
+
+
+def found_account_of_v2(account: stripe.v2.core.Account) -> FoundAccount:
+    """Returns a connected account with its metadata."""
+    return FoundAccount(
+        account_of_v2(account),
+        metadata_of(account.metadata),
+        datetime.fromisoformat(account.created),
     )
 
 

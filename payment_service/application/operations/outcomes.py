@@ -95,7 +95,12 @@ def reject_operation(
             cause,
         )
         return Ended()
-    if waits_for_funds(current, refused):
+    failure = failure_of(Decline(refused.code or "refused", refused.decline_code), tx.now)
+    transition = refused_transition(payment, current, failure)
+    refusal = _refusal_as_it_is(transition.after, current)
+    # What has been accepted goes on waiting; what is new may have become impossible meanwhile.
+    may_wait = payment.waits_for_funds or refusal is None
+    if may_wait and waits_for_funds(current, refused):
         after = wait_for_funds(tx, policy, payment, current, refused.code, cause)
         # The caller's answer says what it waits for.
         stored = answer(tx, answers, current.claim_id, after)
@@ -114,9 +119,6 @@ def reject_operation(
         tx.hasten_account_check(payment.expert_id, policy.waiting_account_seconds)
         # The caller's answer says that the capture is in progress.
         return Ended(None, answer(tx, answers, current.claim_id, transition.after))
-    failure = failure_of(Decline(refused.code or "refused", refused.decline_code), tx.now)
-    transition = refused_transition(payment, current, failure)
-    refusal = _refusal_as_it_is(transition.after, current)
     if refusal is None:
         refusal = _refusal_of(tx, payment, refused)
     else:  # Nothing has failed: the payment has changed meanwhile.
