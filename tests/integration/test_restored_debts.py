@@ -11,7 +11,11 @@ from payment_service.application.jobs.collect_debts import COLLECTION, collect_f
 from payment_service.application.sync.payment import sync_payment
 from payment_service.domain.errors import Refusal
 from tests.integration.conftest import StartWorld
-from tests.integration.test_refund_funds import (
+from tests.support.books import check_books
+from tests.support.requests import refund_request
+from tests.support.restore import Backup, back_up
+from tests.support.steps.dashboard import days_pass, keep_at_stripe
+from tests.support.steps.debts import (
     POOR,
     SOON,
     debt_of,
@@ -19,10 +23,6 @@ from tests.integration.test_refund_funds import (
     top_up,
     until_reversed,
 )
-from tests.support.books import check_books
-from tests.support.requests import refund_request
-from tests.support.restore import Backup, back_up
-from tests.support.steps.dashboard import days_pass, keep_at_stripe
 from tests.support.steps.payments import PLATFORM
 from tests.support.world import REFUNDED, Payment, World, until
 
