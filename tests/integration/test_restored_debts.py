@@ -12,7 +12,7 @@ from payment_service.application.sync.payment import sync_payment
 from payment_service.domain.errors import Refusal
 from tests.integration.conftest import StartWorld
 from tests.support.books import check_books
-from tests.support.requests import refund_request
+from tests.support.requests import capture_request, refund_request
 from tests.support.restore import Backup, back_up
 from tests.support.steps.dashboard import days_pass, keep_at_stripe
 from tests.support.steps.debts import (
@@ -23,6 +23,7 @@ from tests.support.steps.debts import (
     top_up,
     until_reversed,
 )
+from tests.support.steps.disputes import contest, decide
 from tests.support.steps.payments import PLATFORM
 from tests.support.world import REFUNDED, Payment, World, until
 
@@ -104,6 +105,36 @@ async def test_what_a_recovered_refund_takes_back_waits_if_it_was_collected(
     await world.settle_down()
     assert await reversals(world) == [2_700]
     assert await debt_of(world, paid.expert_id) == 0
+
+
+async def test_a_lost_dispute_takes_nothing_back_that_was_collected(
+    start_world: StartWorld, postgres: EmbeddedPostgres
+) -> None:
+    """The dispute was lost after the backup, and its reversal refused; then it was collected."""
+    world = await start_world(policy=SOON)
+    await keep_at_stripe(world)
+    paid = await world.captured(await world.expert(), 10_000, escrow_mode=PLATFORM)
+    held = await world.escrowed(paid.expert_id, 20_000, escrow_mode=PLATFORM)
+    backup = await back_up(postgres, world, loops=True)
+    await world.stripe.fault("/reversals$", "status", status=400, code="balance_insufficient")
+    dispute_id = await contest(world, paid, amount=5_000)
+    await decide(world, dispute_id, "lose")
+    await days_pass(world)
+    await until_reversed(world, 4_500)
+    await world.settle_down()
+    # More money comes into the account, so Stripe would allow another reversal.
+    await world.bytes_of("CapturePayment", capture_request(held.payment_id))
+    await days_pass(world)
+    await world.settle_down()
+    await backup.restore(world, loops=True)
+
+    async def lost() -> bool:
+        return (await world.get(paid.payment_id)).lost_amount.minor_units == 5_000
+
+    await until(lost, "the lost dispute on the books")
+    await world.settle_down()
+    assert await debt_of(world, paid.expert_id) == 0
+    assert await reversals(world) == [4_500]
 
 
 @pytest.mark.parametrize("low_balance", ["pending", "refused"])
