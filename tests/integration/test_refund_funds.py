@@ -225,13 +225,20 @@ async def test_a_waiting_refund_that_was_parked_is_resumed(poor: World) -> None:
 
     await until(parked, "a parked refund")
     await world.stripe.clear_faults()
-    await top_up(world, 20_000)
     [(operation_id,)] = world.sql(
         "SELECT operation_id FROM payments WHERE payment_id = %s", paid.payment_id
     )
     await world.operations.ResumeOperation(
         operations_pb2.ResumeOperationRequest(operation_id=operation_id)
     )
+
+    async def waits_again() -> bool:
+        payment = await world.get(paid.payment_id)
+        assert payment.pending_refund_amount.minor_units == 10_000
+        return payment.waiting_reason == PENDING_FUNDS
+
+    await until(waits_again, "a refund that waits as before")
+    await top_up(world, 20_000)
     await world.in_state(paid.payment_id, REFUNDED)
     assert len(await world.stripe.effects("refunded")) == 1
     await check_books(world)
