@@ -84,6 +84,11 @@ class Settings(BaseSettings):
     deadline_warning: float = Field(48 * 3600.0, ge=0)
     #: What an early fraud warning does: it keeps the payment from being captured, or only alerts.
     fraud_warning: Literal["freeze", "alert"] = "freeze"
+    #: For how long applied and ignored events of Stripe are kept. Stripe lists its events for 30
+    #: days, and the poller must not store one again.
+    webhook_event_retention: float = Field(35 * 24 * 3600.0, ge=31 * 24 * 3600.0)
+    #: For how long a repeated idempotency key gets its answer; after it, a refusal.
+    answer_retention: float = Field(400 * 24 * 3600.0, ge=7 * 24 * 3600.0)
     gateway_public_url: str = "http://127.0.0.1:8005"
     allowed_origins: Names = ()
 
@@ -310,6 +315,8 @@ class Settings(BaseSettings):
             line_patience=self.line_patience,
             holding_limit=holding_limit(self.platform_country),
             extended_authorization=self.extended_authorization == "if_available",
+            webhook_event_retention=self.webhook_event_retention,
+            answer_retention=self.answer_retention,
             freeze_on_fraud_warning=self.fraud_warning == "freeze",
             deadline_margin=self.deadline_margin,
             deadline_warning=self.deadline_warning,

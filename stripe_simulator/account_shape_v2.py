@@ -80,13 +80,14 @@ def account_v2(account: Row, include: list[str]) -> dict[str, Any]:
         }
     parts = {
         "defaults": _defaults,
-        "future_requirements": _future_requirements,
         "identity": _identity,
-        "requirements": requirements,
     }
     for name, part in parts.items():
         if name in include:
             shown[name] = part(account)
+    for name in ("future_requirements", "requirements"):
+        if name in include:
+            shown[name] = asked(account, name)
     return shown
 
 
@@ -137,9 +138,9 @@ def _capability(account: Row, *, active: bool) -> dict[str, Any]:
     return {"status": status, "status_details": [{"code": code, "resolution": resolution}]}
 
 
-def requirements(account: Row) -> dict[str, Any]:
-    """What is owed, entry by entry, each with who must act on it and from when it matters."""
-    owed = account["requirements"]
+def asked(account: Row, part: str) -> dict[str, Any]:
+    """`requirements` or `future_requirements`: each entry says who must act, and from when."""
+    owed = account[part]
     is_merchant = "merchant" in configurations(account)
     entries = []
     for name in sorted({*owed["eventually_due"], *owed["currently_due"], *owed["past_due"]}):
@@ -157,7 +158,8 @@ def requirements(account: Row) -> dict[str, Any]:
     soonest = None
     for deadline in ("past_due", "currently_due", "eventually_due"):
         if any(entry["minimum_deadline"]["status"] == deadline for entry in entries):
-            soonest = {"status": deadline, "time": None}
+            time = owed["current_deadline"]
+            soonest = {"status": deadline, "time": moment(time) if time else None}
             break
     return {"alternatives": [], "entries": entries, "summary": {"minimum_deadline": soonest}}
 
@@ -182,10 +184,6 @@ def _entry(account: Row, name: str, from_whom: str, deadline: str) -> dict[str, 
         "reference": None,
         "requested_reasons": [{"code": reason}],
     }
-
-
-def _future_requirements(_account: Row) -> dict[str, Any]:
-    return {"alternatives": [], "entries": [], "summary": {"minimum_deadline": None}}
 
 
 def _defaults(account: Row) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 from stripe_simulator import account_shape as shape
 from stripe_simulator import own_account, thin_events
 from stripe_simulator.account_shape_v2 import PAYOUTS, TRANSFERS, recipient_capability
-from stripe_simulator.account_shape_v2 import requirements as requirements_v2
+from stripe_simulator.account_shape_v2 import asked as asked_v2
 from stripe_simulator.currencies import COUNTRY_CURRENCIES
 from stripe_simulator.errors import invalid_parameter, no_access, no_such, refused
 from stripe_simulator.events import emit
@@ -258,8 +258,9 @@ def _emit_thin(simulation: Simulation, before: Row, account: Row) -> None:
                 account["id"],
                 data={"updated_capability": name},
             )
-    if requirements_v2(before) != requirements_v2(account):
-        thin_events.emit(simulation, "v2.core.account[requirements].updated", account["id"])
+    for name in ("requirements", "future_requirements"):
+        if asked_v2(before, name) != asked_v2(account, name):
+            thin_events.emit(simulation, f"v2.core.account[{name}].updated", account["id"])
 
 
 def delete(call: Call) -> Row:

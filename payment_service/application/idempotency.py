@@ -23,11 +23,12 @@ from payment_service.domain.errors import (
     outcome_unknown,
     processor_unavailable,
 )
-from payment_service.domain.operations import Operation
+from payment_service.domain.operations import Operation, OperationKind
 from payment_service.domain.payment import Payment
 from payment_service.domain.ports.database import Reader, Transaction
 from payment_service.domain.ports.policy import Policy
 from payment_service.domain.ports.records import Answer, Answers, Cause, Claim
+from payment_service.domain.processor_errors import refused_by_processor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,6 +156,11 @@ def _continue_recovered(
     if operation.is_open:
         tx.give_operation_to_claim(operation.operation_id, claim.claim_id)
         return _replay_or_take_over(tx, app.policy, bound)
+    if operation.fails_its_call:
+        failed_refund = operation.kind is OperationKind.REFUND
+        code = operation.last_error or ("refund_failed" if failed_refund else "refused")
+        refusal = refused_by_processor(code, "", payment_id=payment_id)
+        return _answered(tx, bound, app.answers.refusal(refusal))
     if payment is not None:
         return _answered(tx, bound, app.answers.response(claim.rpc, payment))
     expert = tx.expert(operation.expert_id)

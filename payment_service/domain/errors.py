@@ -142,6 +142,15 @@ def key_reused(key: str, field: str) -> Conflict:
     )
 
 
+def answer_not_kept(key: str) -> Precondition:
+    return Precondition(
+        "ANSWER_NOT_KEPT",
+        "the call with this idempotency key was answered before, its answer is not kept any more, "
+        "and it is not made again",
+        {"idempotency_key": key},
+    )
+
+
 def key_in_use(key: str) -> Busy:
     return Busy(
         "IDEMPOTENCY_KEY_IN_USE",

@@ -4,6 +4,9 @@ The payload is stored as JSON beside the operation. Its keys are the names of th
 renamed field is a change of the stored format. Reading is strict: a missing key, an unknown key or
 a value of the wrong type raises :class:`MalformedPayload`, because a request that was stored and is
 only half understood must not be sent.
+
+What a person wrote is dropped from the payload when the operation is settled. A field for such a
+text also belongs into ``drop_operation_texts`` (``migrations/schema/operations.py``).
 """
 
 from __future__ import annotations

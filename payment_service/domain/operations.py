@@ -117,6 +117,8 @@ class Retry:
     spent_key: bool = False
     #: The next request goes out under a new key.
     new_key: bool = False
+    #: Stripe has answered that it comes later: the tries before do not count any more.
+    answered: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,6 +217,12 @@ class Operation:
     def returns_remainder(self) -> bool:
         """Whether it refunds what a final capture left in escrow: the expert is paid by now."""
         return self.kind is OperationKind.REFUND and self.purpose is OperationPurpose.REMAINDER
+
+    @property
+    def fails_its_call(self) -> bool:
+        """Whether it was refused, and its call with it: no other part of the call was done."""
+        after_success = self.returns_remainder or self.kind is OperationKind.REVERSE_TRANSFER
+        return self.state is OperationState.REFUSED and not after_success
 
     @property
     def pays_expert(self) -> bool:

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from marketplace.payments.v1 import operations_pb2, payments_pb2
+from payment_service.domain.ports.database import Transaction
+from payment_service.domain.ports.records import Cause
 from tests.integration.conftest import StartWorld
 from tests.support.books import check_books
 from tests.support.errors import refusal
@@ -336,3 +338,17 @@ async def test_our_own_credentials_being_wrong_is_not_the_callers_failure(
     await world.operations.ResumeOperation(resume)
     assert (await world.until_answered("CapturePayment", request)).code == "OK"
     await check_books(world)
+
+
+async def test_calls_with_one_key_at_once_find_one_claim(world: World) -> None:
+    """The claim has two unique indexes, its id and its key: neither may fail the second call."""
+    assert world.service is not None
+    database = world.service.app.database
+    cause = Cause("local", "CapturePayment")
+
+    def claim(tx: Transaction, key: str) -> bool:
+        return tx.claim(cause, key, {"field": "value"}).fresh
+
+    for number in range(150):
+        calls = (database.transact(claim, f"at-once-{number}") for _ in range(8))
+        assert sum(await asyncio.gather(*calls)) == 1

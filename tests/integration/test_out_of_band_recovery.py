@@ -8,6 +8,7 @@ import pytest
 
 from marketplace.payments.v1 import payments_pb2
 from marketplace.payments.v1.payments_pb2 import Payment
+from payment_service.application.jobs import collect_debts
 from tests.support.books import balance, check_books
 from tests.support.kinds import kind_of
 from tests.support.steps.dashboard import captured_payment, days_pass, reverse
@@ -17,6 +18,12 @@ from tests.support.steps.payments import balances_of, kept_back
 from tests.support.world import REFUNDED, World
 
 PLATFORM = payments_pb2.ESCROW_MODE_PLATFORM_HOLD
+
+
+@pytest.fixture(autouse=True)
+def no_collection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The debts of these tests are kept back by captures, or written off: none is collected."""
+    monkeypatch.setattr(collect_debts, "_BATCH", 0)
 
 
 async def owing(world: World) -> Payment:

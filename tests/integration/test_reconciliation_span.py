@@ -36,7 +36,9 @@ async def test_an_account_that_cannot_be_read_hides_nothing_else(world: World) -
     kinds = {kind_of(found) for found in report.discrepancies}
     assert kinds == {"account_unread", "unknown_balance_transaction"}
     read = world.account_of(there.expert_id)
-    lines = len(await world.stripe.lines(read)) + len(await world.stripe.lines())
+    # What the platform began with is older than the span.
+    own = [line for line in await world.stripe.lines() if line["type"] != "topup"]
+    lines = len(await world.stripe.lines(read)) + len(own)
     assert report.checked_lines == lines
     # Its span is kept, however late it can be read and however little the next run asks for.
     world.sql(

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from marketplace.payments.v1 import experts_pb2, payments_pb2
+from marketplace.payments.v1 import experts_pb2, operations_pb2, payments_pb2
 from tests.integration.conftest import StartWorld
 from tests.support.books import balance, check_books
 from tests.support.kinds import kind_of
@@ -208,6 +208,67 @@ async def test_a_refund_that_stripe_refuses_for_our_balance_is_tried_again(poor:
     await world.in_state(paid.payment_id, REFUNDED)
     assert len(await world.stripe.effects("refunded")) == 1
     assert [one[3] for one in await waiting_discrepancies(world)] == [True]
+    await check_books(world)
+
+
+async def test_a_waiting_refund_that_was_parked_is_resumed(poor: World) -> None:
+    """Its amount is counted as refunded already; that is no reason to refuse the operator."""
+    world = poor
+    await world.stripe.control("POST", "/settings", {"refund_on_low_balance": "refused"})
+    paid = await world.captured(amount=10_000)
+    assert (await world.refund(paid.payment_id)).waiting_reason == PENDING_FUNDS
+    await world.stripe.fault("/refunds$", "status", status=401, times=None)
+
+    async def parked() -> bool:
+        waits = (await world.get(paid.payment_id)).waiting_for
+        return waits == payments_pb2.WAITING_FOR_OPERATOR
+
+    await until(parked, "a parked refund")
+    await world.stripe.clear_faults()
+    await top_up(world, 20_000)
+    [(operation_id,)] = world.sql(
+        "SELECT operation_id FROM payments WHERE payment_id = %s", paid.payment_id
+    )
+    await world.operations.ResumeOperation(
+        operations_pb2.ResumeOperationRequest(operation_id=operation_id)
+    )
+    await world.in_state(paid.payment_id, REFUNDED)
+    assert len(await world.stripe.effects("refunded")) == 1
+    await check_books(world)
+
+
+async def test_a_long_wait_does_not_use_up_the_tries(start_world: StartWorld) -> None:
+    """Money can take days to come. One lost answer after that is no reason to give up."""
+    patience = {"tries_before_parking": 3, "patience": 1}
+    world = await start_world(policy={**SOON, **patience}, **POOR)
+    await keep_at_stripe(world)
+    await world.stripe.control("POST", "/settings", {"refund_on_low_balance": "refused"})
+    paid = await world.captured(amount=10_000)
+    assert (await world.refund(paid.payment_id)).waiting_reason == PENDING_FUNDS
+
+    async def tried_often() -> bool:
+        return bool(world.sql("SELECT 1 FROM operations WHERE kind = 'refund' AND attempt > 6"))
+
+    await until(tried_often, "more tries than an operation has")
+    await world.stripe.fault("/refunds$", "status", status=503)
+    await top_up(world, 20_000)
+    await world.in_state(paid.payment_id, REFUNDED)
+    await check_books(world)
+
+
+async def test_a_waiting_refund_that_is_refused_after_all_is_reported(poor: World) -> None:
+    """The caller was told that the client gets it: an operator must know that it is owed."""
+    world = poor
+    await world.stripe.control("POST", "/settings", {"refund_on_low_balance": "refused"})
+    paid = await world.captured(amount=10_000)
+    assert (await world.refund(paid.payment_id)).waiting_reason == PENDING_FUNDS
+    await world.stripe.control("POST", f"/charges/{paid.charge_id}/dispute")
+
+    async def payable() -> bool:
+        return (await world.get(paid.payment_id)).client_payable.minor_units == 10_000
+
+    await until(payable, "a client who is owed the refund")
+    assert "refund_failed" in [kind_of(one) for one in await world.discrepancies()]
     await check_books(world)
 
 

@@ -18,6 +18,8 @@ from payment_service.application.recover_after_restore import (
     recover_after_restore,
 )
 from payment_service.application.sync.lost_payments import recover_payment
+from payment_service.application.sync.payment import sync_payment
+from tests.integration.conftest import StartWorld
 from tests.support.books import check_books
 from tests.support.kinds import kind_of
 from tests.support.requests import capture_request, refund_request
@@ -115,7 +117,42 @@ async def test_a_sync_recovers_what_this_service_did(
     await check_books(world)
 
 
+async def test_a_recovered_refund_that_failed_is_answered_as_one(
+    world: World, postgres: EmbeddedPostgres
+) -> None:
+    """The sync comes first, and the caller's repetition afterwards: the client has nothing."""
+    paid = await world.captured()
+    backup = await back_up(postgres, world)
+    call = refund_request(paid.payment_id, 3_000)
+    assert (await world.bytes_of("RefundPayment", call)).code == "OK"
+    [made] = (await world.stripe.api("GET", "/refunds", payment_intent=paid.payment_intent_id))[
+        "data"
+    ]
+    await world.stripe.control("POST", f"/refunds/{made['id']}/fail")
+    await backup.restore(world)
+    assert world.service is not None
+    await sync_payment(world.service.app, paid.payment_id, RESTORE)
+    assert (await world.get(paid.payment_id)).refunded_amount.minor_units == 0
+    reply = await world.bytes_of("RefundPayment", call)
+    assert reply.refused is not None
+    assert reply.refused.reason == "REFUSED_BY_PROCESSOR"
+
+
 # ---- payments and accounts that no book knows any more ----
+
+
+async def test_a_lost_account_of_v2_is_recorded_again(
+    start_world: StartWorld, postgres: EmbeddedPostgres
+) -> None:
+    """The list of v1 does not show it, and no payment names it."""
+    world = await start_world(stripe_accounts_api="v2")
+    backup = await back_up(postgres, world)
+    expert = await world.expert()
+    account = world.account_of(expert)
+    await backup.restore(world)
+    lines = await _recover(world)
+    assert f"recovered expert {expert} with the account {account}" in lines
+    assert not [line for line in await _recover(world) if line.startswith("recovered expert")]
 
 
 @pytest.mark.parametrize("mode", [payments_pb2.ESCROW_MODE_CARD_HOLD, PLATFORM])
@@ -291,6 +328,28 @@ async def test_an_operation_that_was_open_in_the_backup_is_ended_first(
     assert not await world.discrepancies()
 
 
+async def test_an_initiation_that_was_open_in_the_backup_finds_its_intent(
+    world: World, postgres: EmbeddedPostgres
+) -> None:
+    expert = await world.expert()
+    assert world.service is not None
+    await world.service.stop()
+    await world.service.start(loops=False)
+    await world.channel.channel_ready()
+    await world.stripe.fault("/payment_intents$", "status", status=503)
+    call = world.initiation(expert)
+    assert (await world.bytes_of("InitiatePayment", call)).code == "UNAVAILABLE"
+    backup = await back_up(postgres, world)
+    reply = await world.until_answered("InitiatePayment", call)
+    initiated = payments_pb2.InitiatePaymentResponse.FromString(reply.body)
+    await world.confirm(initiated)
+    await backup.restore(world)
+    await _recover(world)
+    assert (await world.get(initiated.payment.payment_id)).state == IN_ESCROW
+    assert (await world.until_answered("InitiatePayment", call)).code == "OK"
+    await _check_books(world)
+
+
 async def test_a_lost_account_takes_the_place_of_the_former_one(
     world: World, postgres: EmbeddedPostgres
 ) -> None:
@@ -310,8 +369,7 @@ async def test_a_lost_account_takes_the_place_of_the_former_one(
     assert world.account_of(expert) == first.expert.stripe_account_id
     again = await world.experts.ReplaceExpertAccount(replace)
     assert again.expert.stripe_account_id == first.expert.stripe_account_id
-    accounts = await world.stripe.api("GET", "/accounts", limit=10)
-    assert len(accounts["data"]) == 2
+    assert len(await world.stripe.effects("account_created")) == 2
 
 
 async def _recover(world: World) -> list[str]:

@@ -8,7 +8,7 @@ import pytest
 import stripe
 
 from payment_service.adapters.stripe.outcomes import outcome_of
-from payment_service.domain.ports.stripe import Misconfigured, Refused
+from payment_service.domain.ports.stripe import Misconfigured, Refused, Unknown
 
 
 def _error(message: str, status: int = 400, **fields: Any) -> stripe.StripeError:
@@ -60,3 +60,12 @@ def test_a_long_message_is_cut() -> None:
     outcome = outcome_of(_error("x " * 5_000))
     assert isinstance(outcome, Refused)
     assert len(outcome.said) <= 600
+
+
+@pytest.mark.parametrize(("status", "is_spent"), [(400, True), (409, False)])
+def test_a_key_that_is_in_use_just_now_is_not_spent(status: int, is_spent: bool) -> None:
+    """Under a new key the request would act beside the one that is under way."""
+    error = stripe.IdempotencyError("a key", http_status=status)  # type: ignore[no-untyped-call]  # Stripe's
+    outcome = outcome_of(error)
+    assert isinstance(outcome, Unknown)
+    assert outcome.replayed is is_spent

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from payment_service.adapters.postgres import rows
 from payment_service.adapters.postgres.statements import Statements, TransactionStatements
-from payment_service.domain.errors import key_reused
+from payment_service.domain.errors import answer_not_kept, key_reused
 from payment_service.domain.ports.records import Answer, Cause, Claim
 
 
@@ -19,8 +19,9 @@ class ClaimWrites(TransactionStatements):
         """Takes the caller's key, or returns the claim that has it already (``fresh`` is False).
 
         The claim's id is derived from caller, RPC and key: after the restore of an older backup the
-        repeated call has the same one. Raises :class:`Conflict` if the key was used with other
-        content. Only a digest of each field is stored. A second caller waits here until the
+        repeated call has the same one. Only a digest of each field is stored. Raises
+        :class:`Conflict` if the key was used with other content, and :class:`Precondition`
+        (ANSWER_NOT_KEPT) if its answer was deleted. A second caller waits here until the
         transaction of the first one has ended (the unique index blocks it), and not longer.
         """
         digests = {
@@ -30,7 +31,9 @@ class ClaimWrites(TransactionStatements):
         made = self._maybe(
             "INSERT INTO idempotency_keys (claim_id, caller, rpc, key, fields, create_time) "
             "VALUES (:claim_id, :caller, :rpc, :key, :fields, now()) "
-            "ON CONFLICT ON CONSTRAINT a_key_is_used_once DO NOTHING RETURNING claim_id",
+            # Of either unique index: the id follows from the key, and any of the two may be checked
+            # first.
+            "ON CONFLICT DO NOTHING RETURNING claim_id",
             claim_id=self.derived_id("clm", cause.caller, cause.rpc, key),
             fields=json.dumps(digests),
             **values,
@@ -41,6 +44,8 @@ class ClaimWrites(TransactionStatements):
             "SELECT * FROM idempotency_keys WHERE caller = :caller AND rpc = :rpc AND key = :key",
             **values,
         )
+        if row["settle_time"] is not None and row["answer"] is None:
+            raise answer_not_kept(key)
         for name in sorted(digests.keys() | row["fields"].keys()):
             if digests.get(name) != row["fields"].get(name):
                 raise key_reused(key, name)
@@ -63,7 +68,7 @@ class ClaimWrites(TransactionStatements):
         """
         stored = self._do(
             "UPDATE idempotency_keys SET ok = :ok, answer = :answer, settle_time = now() "
-            "WHERE claim_id = :claim_id AND answer IS NULL",
+            "WHERE claim_id = :claim_id AND settle_time IS NULL",
             claim_id=claim_id,
             ok=answer.ok,
             answer=answer.body,

@@ -153,11 +153,7 @@ class ExpertWrites(TransactionStatements):
     def add_onboarding_token(
         self, token_hash: bytes, expert_id: str, continue_url: str, seconds: float
     ) -> None:
-        """Stores the hash of an onboarding token that expires after ``seconds``.
-
-        Expired tokens are deleted first.
-        """
-        self._do("DELETE FROM onboarding_tokens WHERE expire_time < now()")
+        """Stores the hash of an onboarding token that expires after ``seconds``."""
         self._do(
             "INSERT INTO onboarding_tokens (token_hash, expert_id, continue_url, expire_time, "
             "create_time) VALUES (:hash, :expert_id, :continue_url, now() + :life, now())",

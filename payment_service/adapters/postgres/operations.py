@@ -205,19 +205,21 @@ class OperationWrites(TransactionStatements):
         next_attempt: bool = False,
         key_spent: bool | None = None,
         unsure_seconds: float | None = None,
+        restart_tries: bool = False,
     ) -> bool:
         """Gives the lease back.
 
         The operation is tried again after ``seconds``, or never if this is None (it is parked).
         ``key_spent`` says whether Stripe keeps an error under the present key; None leaves it as it
         is. ``unsure_seconds`` says for how long a parked operation may still take effect at Stripe;
-        None means that it cannot. Returns False, and changes nothing, if the caller's lease is not
-        the present one (fencing).
+        None means that it cannot. With ``restart_tries`` the tries are counted anew. Returns False,
+        and changes nothing, if the caller's lease is not the present one (fencing).
         """
         done = self._do(
             "UPDATE operations SET state = :state, last_error = :last_error, lease_until = NULL, "
             "next_try_time = now() + :delay, key_spent = COALESCE(:key_spent, key_spent), "
             "attempt = attempt + :more, unsure_until = now() + :unsure, "
+            "tries = CASE WHEN :restart THEN least(tries, 1) ELSE tries END, "
             "attempt_time = CASE WHEN :more > 0 THEN now() ELSE attempt_time END "
             "WHERE operation_id = :id AND lease_token = :token "
             "AND state IN ('STARTED', 'UNKNOWN', 'PARKED')",
@@ -228,6 +230,7 @@ class OperationWrites(TransactionStatements):
             delay=None if seconds is None else timedelta(seconds=seconds),
             key_spent=key_spent,
             more=1 if next_attempt else 0,
+            restart=restart_tries,
             unsure=None if unsure_seconds is None else timedelta(seconds=unsure_seconds),
         )
         return done == 1

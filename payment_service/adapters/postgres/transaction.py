@@ -19,6 +19,7 @@ from payment_service.adapters.postgres.payments import PaymentWrites
 from payment_service.adapters.postgres.payouts import PayoutWrites
 from payment_service.adapters.postgres.platform_lines import PlatformLineWrites
 from payment_service.adapters.postgres.polling import PollingWrites
+from payment_service.adapters.postgres.retention import RetentionWrites
 from payment_service.adapters.postgres.webhooks import WebhookWrites
 
 
@@ -37,5 +38,6 @@ class SqlTransaction(
     InstallationWrites,
     JobWrites,
     PollingWrites,
+    RetentionWrites,
 ):
     """One transaction on one connection. The engine commits it or rolls it back."""

@@ -16,18 +16,25 @@ from stripe.params.v2.core import AccountCreateParams
 
 from payment_service.adapters.stripe.account_outcomes import outcome_of_creation
 from payment_service.adapters.stripe.accounts import Accounts
-from payment_service.adapters.stripe.views_v2 import account_of_v2
+from payment_service.adapters.stripe.views_v2 import account_of_v2, found_account_of_v2
 from payment_service.domain.experts import Account
 from payment_service.domain.ports.records import WebhookEvent
-from payment_service.domain.ports.stripe import NewAccount, Outcome
+from payment_service.domain.ports.stripe import FoundAccount, NewAccount, Outcome
 from payment_service.domain.webhook_event import THIN_ACCOUNT_EVENTS, MalformedEvent, envelope_of
 
 log = structlog.get_logger(__name__)
 
 #: Everything else of an account is null in the answer, whatever its value.
 _INCLUDE: Final[
-    list[Literal["configuration.merchant", "configuration.recipient", "requirements"]]
-] = ["configuration.merchant", "configuration.recipient", "requirements"]
+    list[
+        Literal[
+            "configuration.merchant",
+            "configuration.recipient",
+            "future_requirements",
+            "requirements",
+        ]
+    ]
+] = ["configuration.merchant", "configuration.recipient", "future_requirements", "requirements"]
 
 #: Stripe's codes for an account or a platform that only the endpoints of v1 serve.
 _ONLY_V1: Final = frozenset(
@@ -90,26 +97,53 @@ class AccountsV2(Accounts):
 
         An account that v1 created is known to v2 only after some minutes.
         """
-        account = await self._calls.read(
+        account = await self._retrieved(stripe_account_id)
+        if account is None:
+            return await super().account(stripe_account_id)
+        return None if account.closed else account_of_v2(account)
+
+    async def found_account(self, stripe_account_id: str) -> FoundAccount | None:
+        """Returns the account with its metadata, or None as :meth:`account` does."""
+        account = await self._retrieved(stripe_account_id)
+        if account is None:
+            return await super().found_account(stripe_account_id)
+        return None if account.closed else found_account_of_v2(account)
+
+    async def accounts_since(self, since: datetime) -> Sequence[FoundAccount]:
+        """Returns the accounts that were created since then, by v2 or by v1, the oldest first.
+
+        v2 lists accounts in no order of time that is promised, so all of them are looked through.
+        """
+        listed = await self._listed_accounts()
+        recent = [one["id"] for one in listed if datetime.fromisoformat(one["created"]) >= since]
+        found = {one.account.stripe_account_id: one for one in await super().accounts_since(since)}
+        for account_id in recent:
+            account = await self.found_account(account_id)
+            if account is not None:
+                found[account_id] = account
+        return sorted(found.values(), key=lambda one: one.create_time)
+
+    async def _retrieved(self, stripe_account_id: str) -> stripe.v2.core.Account | None:
+        """Returns the account as v2 shows it, or None if v2 does not."""
+        return await self._calls.read(
             lambda: self._client.v2.core.accounts.retrieve_async(
                 stripe_account_id, {"include": [*_INCLUDE]}
             ),
             _unknown_to_v2,
         )
-        if account is None:
-            return await super().account(stripe_account_id)
-        return None if account.closed else account_of_v2(account)
+
+    async def _listed_accounts(self) -> list[dict[str, Any]]:
+        return await self._read_pages_v2(
+            "/v2/core/accounts", {"applied_configurations": ["recipient"]}
+        )
 
     async def find_account(self, operation_id: str, created: datetime) -> Account | None:
         """Returns the account that the operation of this time created, or None.
 
-        v2 lists accounts neither by metadata nor by time, so all of them are looked through. That
-        is rare: v2 keeps a key for 30 days, and gives what was created under it again.
+        All accounts are looked through. That is rare: v2 keeps a key for 30 days, and gives what
+        was created under it again.
         """
-        listed = await self._read_pages_v2(
-            "/v2/core/accounts", {"applied_configurations": ["recipient"]}
-        )
-        for account in listed:
+        for account in await self._listed_accounts():
             if (account.get("metadata") or {}).get("operation_id") == operation_id:
                 return await self.account(account["id"])
         return await super().find_account(operation_id, created)
@@ -128,7 +162,10 @@ class AccountsV2(Accounts):
                     "use_case": {
                         "type": "account_onboarding",
                         "account_onboarding": {
-                            "collection_options": {"fields": "eventually_due"},
+                            "collection_options": {
+                                "fields": "eventually_due",
+                                "future_requirements": "include",
+                            },
                             "refresh_url": refresh_url,
                             "return_url": return_url,
                         },

@@ -53,7 +53,7 @@ def outcome_of(error: BaseException) -> Refused | NotSent | Unknown | Misconfigu
     request_id = error.request_id or ""
     if status == 429:
         return NotSent(code or "rate_limit", rate_limited=code != "lock_timeout")
-    if isinstance(error, stripe.IdempotencyError):
+    if isinstance(error, stripe.IdempotencyError) and status != 409:
         # The key was used for another request, perhaps by an operation that a restored database
         # has lost. That request may have had its effect, so this is no refusal.
         return Unknown("idempotency_error", replayed=True)

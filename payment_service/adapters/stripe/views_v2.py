@@ -7,11 +7,15 @@ must act on it, and from when it matters.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from datetime import datetime
 from typing import Any
 
 import stripe
 
+from payment_service.adapters.stripe.views import metadata_of
 from payment_service.domain.experts import Account
+from payment_service.domain.ports.stripe import FoundAccount
 
 #: The reasons that both versions have, in v1's words, which the domain uses.
 _REASONS = {
@@ -32,8 +36,8 @@ def account_of_v2(account: stripe.v2.core.Account) -> Account:
     transfers = balance.stripe_transfers if balance else None
     payouts = balance.payouts if balance else None
     charges = merchant.capabilities.card_payments if merchant and merchant.capabilities else None
-    entries = (account.requirements.entries if account.requirements else None) or []
-    asked = [entry for entry in entries if _is_due_from_owner(entry)]
+    asked = _asked(account.requirements)
+    future = getattr(account, "future_requirements", None)
     is_working = _is_active(transfers) or _is_active(payouts)
     return Account(
         stripe_account_id=account.id,
@@ -42,9 +46,40 @@ def account_of_v2(account: stripe.v2.core.Account) -> Account:
         transfers_active=_is_active(transfers),
         # After Stripe's form nothing is due any more that every new account owes.
         details_submitted=is_working or not any(_is_of_onboarding(entry) for entry in asked),
-        requirements_due=tuple(dict.fromkeys(entry.description for entry in asked)),
+        requirements_due=_names(asked),
+        requirements_due_time=_deadline(account.requirements),
+        future_requirements=_names(_asked(future)),
+        future_requirements_due_time=_deadline(future),
         disabled_reason=_disabled_reason(transfers) or _disabled_reason(payouts),
     )
+
+
+def found_account_of_v2(account: stripe.v2.core.Account) -> FoundAccount:
+    """Returns a connected account with its metadata."""
+    return FoundAccount(
+        account_of_v2(account),
+        metadata_of(account.metadata),
+        datetime.fromisoformat(account.created),
+    )
+
+
+def _asked(hash_: Any) -> list[Any]:
+    """Returns what one of the two hashes of requirements asks of the owner."""
+    entries = (hash_.entries if hash_ else None) or []
+    return [entry for entry in entries if _is_due_from_owner(entry)]
+
+
+def _names(entries: Sequence[Any]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(entry.description for entry in entries))
+
+
+def _deadline(hash_: Any) -> datetime | None:
+    """Returns when the first of them is due, or None if Stripe names no time."""
+    summary = getattr(hash_, "summary", None)
+    soonest = summary.minimum_deadline if summary else None
+    if soonest is None or not soonest.time or soonest.status == "eventually_due":
+        return None
+    return datetime.fromisoformat(soonest.time)
 
 
 def _is_active(capability: Any) -> bool:

@@ -19,6 +19,7 @@ from payment_service.application.operations.lease import (
 from payment_service.application.sync.apply_snapshot import SyncResult
 from payment_service.application.sync.payment import sync_payment
 from payment_service.domain.errors import outcome_unknown
+from payment_service.domain.marks import marks_of
 from payment_service.domain.operation_payloads import CollectionPayload
 from payment_service.domain.operations import Operation, OperationState, Retry
 from payment_service.domain.ports.database import Transaction
@@ -75,7 +76,14 @@ class CollectionStrategy:
         return Found(applied, is_closed=False)
 
     async def send(self, operation: Operation) -> Outcome[Reversal]:
-        return await _send(self.app, operation)
+        app, collection = self.app, operation.payload_as(CollectionPayload)
+        marks = marks_of(operation, await app.database.installation_id())
+        return await app.stripe.reverse_transfer(
+            operation.stripe_key,
+            collection.transfer_id,
+            collection.transfer_minor_units,
+            {"payment_id": collection.payment_id, **marks},
+        )
 
     async def may_resend_unsent(self, operation: Operation) -> bool:
         return True
@@ -112,16 +120,6 @@ class CollectionStrategy:
     async def _sync(self, operation: Operation) -> SyncResult:
         async with release_lease_on_failure(self.app, operation, self.cause):
             return await sync_payment(self.app, operation.related_payment_id, self.cause)
-
-
-async def _send(app: App, operation: Operation) -> Outcome[Reversal]:
-    collection = operation.payload_as(CollectionPayload)
-    return await app.stripe.reverse_transfer(
-        operation.stripe_key,
-        collection.transfer_id,
-        collection.transfer_minor_units,
-        {"payment_id": collection.payment_id, "operation_id": operation.operation_id},
-    )
 
 
 def end_collection(tx: Transaction, operation: Operation, why: str) -> None:

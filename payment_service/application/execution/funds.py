@@ -34,7 +34,8 @@ async def release_accepted(
     """
     waits = payment is not None and payment.waits_for_funds
     why = "waits for the platform's balance" if waits else "accepted by Stripe, not done yet"
-    how = Retry(why=why, after=app.policy.funds_check_seconds, counts=False)
+    pause = app.policy.funds_check_seconds
+    how = Retry(why=why, after=pause, counts=False, answered=True)
     await release(app, operation, how, cause)
     if waits and operation.tries:
         await report_missing_funds(app, operation)

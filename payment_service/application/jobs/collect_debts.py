@@ -12,9 +12,14 @@ from dataclasses import dataclass
 from typing import Final
 
 from payment_service.application.app import App
-from payment_service.application.execution.executor import execute
+from payment_service.application.execution.executor import (
+    execute,
+    execute_followups,
+    sync_and_execute,
+)
 from payment_service.application.fair_queue import isolated
 from payment_service.application.operations.start import start_operation
+from payment_service.application.sync.payment import apply
 from payment_service.domain.operation_payloads import CollectionPayload
 from payment_service.domain.operations import (
     Operation,
@@ -76,15 +81,9 @@ async def collect_from(app: App, expert_id: str) -> None:
 
 
 async def _collect(app: App, expert_id: str, currency: str) -> None:
-    candidates = await app.database.read(
-        lambda reader: reader.collectible_payments(expert_id, currency, _PAYMENTS)
-    )
     balances: dict[str, Sequence[AccountBalance] | None] = {}
-    for payment_id, intent_id, debt in candidates:
-        snapshot = await app.stripe.observe(intent_id)
-        payment = await app.database.read(_payment, payment_id)
-        if snapshot is None or payment is None:
-            continue
+    for payment, snapshot, owed in await _candidates(app, expert_id, currency):
+        debt = owed
         for transfer in reversed(snapshot.transfers):
             account_id = transfer.destination_account_id
             if account_id not in balances:
@@ -101,7 +100,36 @@ async def _collect(app: App, expert_id: str, currency: str) -> None:
                 balances.pop(account_id, None)
                 await execute(app, operation, 0, COLLECTION)
                 if await _succeeded(app, operation):
+                    debt -= operation.minor_units
                     break
+
+
+async def _candidates(
+    app: App, expert_id: str, currency: str
+) -> Sequence[tuple[Payment, PaymentSnapshot, int]]:
+    """Returns the payments to collect from, as Stripe shows them, and what each has left as debt.
+
+    All are booked as Stripe shows them first: a restored database may have lost collections.
+    """
+    shown = {}
+    for payment_id, intent_id, _ in await app.database.read(_listed, expert_id, currency):
+        before = await app.database.read(_payment, payment_id)
+        snapshot = await app.stripe.observe(intent_id)
+        if before is None or snapshot is None:
+            continue
+        applied = await apply(app, payment_id, snapshot, before.version, COLLECTION)
+        if applied.shows_more:
+            applied = await sync_and_execute(app, payment_id, COLLECTION)
+        else:
+            applied = await execute_followups(app, applied, COLLECTION)
+        if applied.payment is not None:
+            shown[payment_id] = applied.payment, snapshot
+    owed = await app.database.read(_listed, expert_id, currency)
+    return [(*shown[payment_id], debt) for payment_id, _, debt in owed if payment_id in shown]
+
+
+def _listed(reader: Reader, expert_id: str, currency: str) -> Sequence[tuple[str, str, int]]:
+    return reader.collectible_payments(expert_id, currency, _PAYMENTS)
 
 
 def _bearable(
@@ -153,6 +181,7 @@ def begin_collection(tx: Transaction, policy: Policy, wanted: Collection) -> Ope
         kind=OperationKind.COLLECT_DEBT,
         purpose=OperationPurpose.DEBT,
         expert_id=expert_id,
+        operation_id=tx.operation_id_for(expert_id, OperationPurpose.DEBT, transfer.transfer_id),
         minor_units=amount,
         payload=CollectionPayload(
             payment_id=payment.payment_id,

@@ -19,6 +19,7 @@ from payment_service.application.jobs.collect_debts import collect_debts
 from payment_service.application.jobs.expire_unpaid import expire_unpaid
 from payment_service.application.jobs.poll_events import poll_events
 from payment_service.application.jobs.poll_stale_payments import poll_stale_payments
+from payment_service.application.jobs.prune import prune
 from payment_service.application.jobs.recover_operations import recover_operations
 from payment_service.application.jobs.retry_waiting_captures import retry_waiting_captures
 from payment_service.application.jobs.sequence_feed import advance_feed, sequence_feed
@@ -56,6 +57,7 @@ _LATER: Final[tuple[Job, ...]] = (
     sync_expired_authorizations,
     warn_of_deadlines,
     act_on_deadlines,
+    prune,
 )
 
 

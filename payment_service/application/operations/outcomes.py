@@ -25,7 +25,11 @@ from payment_service.domain.processor_errors import failure_of, refused_by_proce
 from payment_service.domain.snapshot import Decline
 from payment_service.domain.state_machine import Transition
 from payment_service.domain.sync.changes import Discrepancy
-from payment_service.domain.sync.superseded import debt_if_not_reversed, remainder_not_returned
+from payment_service.domain.sync.superseded import (
+    debt_if_not_reversed,
+    pending_refund_failed,
+    remainder_not_returned,
+)
 
 #: Stripe's codes if the platform's available balance is too low for a refund or a transfer.
 _FUNDS_CODES: Final = frozenset(
@@ -91,7 +95,12 @@ def reject_operation(
             cause,
         )
         return Ended()
-    if waits_for_funds(current, refused):
+    failure = failure_of(Decline(refused.code or "refused", refused.decline_code), tx.now)
+    transition = refused_transition(payment, current, failure)
+    refusal = _refusal_as_it_is(transition.after, current)
+    # What has been accepted goes on waiting; what is new may have become impossible meanwhile.
+    may_wait = payment.waits_for_funds or refusal is None
+    if may_wait and waits_for_funds(current, refused):
         after = wait_for_funds(tx, policy, payment, current, refused.code, cause)
         # The caller's answer says what it waits for.
         stored = answer(tx, answers, current.claim_id, after)
@@ -110,9 +119,6 @@ def reject_operation(
         tx.hasten_account_check(payment.expert_id, policy.waiting_account_seconds)
         # The caller's answer says that the capture is in progress.
         return Ended(None, answer(tx, answers, current.claim_id, transition.after))
-    failure = failure_of(Decline(refused.code or "refused", refused.decline_code), tx.now)
-    transition = refused_transition(payment, current, failure)
-    refusal = _refusal_as_it_is(transition.after, current)
     if refusal is None:
         refusal = _refusal_of(tx, payment, refused)
     else:  # Nothing has failed: the payment has changed meanwhile.
@@ -144,7 +150,12 @@ def wait_for_funds(
     keeps pending: what is collected from the expert can pay for it.
     """
     tx.postpone_operation(
-        operation, OperationState.STARTED, code, policy.funds_check_seconds, next_attempt=True
+        operation,
+        OperationState.STARTED,
+        code,
+        policy.funds_check_seconds,
+        next_attempt=True,
+        restart_tries=True,
     )
     if payment.waits_for_funds:
         return payment
@@ -181,8 +192,13 @@ def fail_operation(
     # The expert was paid: a caller who gets an error would pay once more.
     after_capture = operation.returns_remainder
     discrepancy = None
-    if after_capture and after.held:
+    before = rejection.transition.before
+    if before is not None and before.pending_refund:
+        # The caller's answer said that the client gets it.
+        discrepancy = pending_refund_failed(before, operation, rejection.code)
+    elif after_capture and after.held:
         discrepancy = remainder_not_returned(after, operation, rejection.code)
+    if discrepancy is not None:
         tx.report(discrepancy)
     if after_capture or operation.kind is OperationKind.REVERSE_TRANSFER:
         # After a refused reversal the client has the refund, and the expert's debt is booked.
@@ -219,6 +235,7 @@ def release_operation(
         # A new key is not spent; without one the mark stays as it is.
         key_spent=True if key.spent_key else False if key.new_key else None,
         unsure_seconds=how.may_arrive_for if isinstance(how, Park) else None,
+        restart_tries=key.answered,
     )
     if payment is not None and payment.waiting_for is not waiting_for:
         tx.record(transitions.waiting_changed(payment, waiting_for, how.why, tx.now), cause)

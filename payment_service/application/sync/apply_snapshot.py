@@ -17,12 +17,15 @@ from payment_service.application.operations.start import (
     with_current_destination,
 )
 from payment_service.application.sync.disputes import save_disputes
-from payment_service.application.sync.lost_operations import Recovery, recover_lost
+from payment_service.application.sync.lost_operations import (
+    Recovery,
+    find_collections,
+    recover_lost,
+)
 from payment_service.domain.discrepancies import DiscrepancyKind
 from payment_service.domain.operation_payloads import TransferPayload
 from payment_service.domain.operations import (
     Operation,
-    OperationKind,
     OperationPurpose,
     OperationState,
 )
@@ -229,14 +232,16 @@ def _context_of(
         account_ids = tx.account_ids_of(payment.expert_id)
         known = {*booked_ids, payment.operation_id} - {""}
         snapshot, foreign = without_foreign_transfers(snapshot, payment, account_ids, known)
+    collections, collected = find_collections(tx, payment, snapshot, recovery)
     context = SyncContext(
         snapshot=snapshot,
         operation=operation,
         booked_ids=booked_ids,
         reversed_amounts=tx.reversed_amounts(payment.payment_id),
-        collections=_collections_of(tx, snapshot, booked_ids),
+        collections=collections,
         out_of_band=(
             *(tx.out_of_band_since(operation).values() if operation else ()),
+            *collected,
             *recovery.moved_beside(next_operation_id),
         ),
         next_operation_id=next_operation_id,
@@ -247,24 +252,6 @@ def _context_of(
         now=tx.now,
     )
     return context, [one for one in foreign if not tx.is_reported(one)]
-
-
-def _collections_of(
-    tx: Transaction, snapshot: PaymentSnapshot, booked: frozenset[str]
-) -> dict[str, Operation]:
-    """Returns the operations that collect the expert's debt by a reversal not booked yet, by id."""
-    made_by = {
-        reversal.operation_id
-        for transfer in snapshot.transfers
-        for reversal in transfer.reversals
-        if reversal.operation_id and reversal.reversal_id not in booked
-    }
-    found = [tx.operation(operation_id) for operation_id in sorted(made_by)]
-    return {
-        one.operation_id: one
-        for one in found
-        if one is not None and one.kind is OperationKind.COLLECT_DEBT
-    }
 
 
 def _start_next(

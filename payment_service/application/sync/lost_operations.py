@@ -15,7 +15,7 @@ from payment_service.application.operations.preempt_repayment import plan_preemp
 from payment_service.domain import plans, transitions
 from payment_service.domain.discrepancies import DiscrepancyKind
 from payment_service.domain.ledger import CaptureSplit
-from payment_service.domain.marks import MarkedOperation, unbooked_operations
+from payment_service.domain.marks import MarkedOperation, marked_operation, unbooked_operations
 from payment_service.domain.operation_payloads import (
     CapturePayload,
     RefundPayload,
@@ -30,7 +30,7 @@ from payment_service.domain.operations import (
 from payment_service.domain.payment import Payment, State
 from payment_service.domain.ports.database import Transaction
 from payment_service.domain.ports.records import Cause
-from payment_service.domain.snapshot import PaymentSnapshot
+from payment_service.domain.snapshot import PaymentSnapshot, Reversal
 from payment_service.domain.state_machine import Transition
 from payment_service.domain.sync.changes import Discrepancy
 from payment_service.domain.sync.superseded import described
@@ -104,6 +104,63 @@ def recover_lost(
     transition = _start(tx, payment, first)
     tx.record(transition, cause)
     return Recovery(transition.after, booked, recorded, lost[1:], has_recorded=True)
+
+
+def find_collections(
+    tx: Transaction, payment: Payment, snapshot: PaymentSnapshot, recovery: Recovery
+) -> tuple[dict[str, Operation], Sequence[str]]:
+    """Returns the collections of the expert's debt that are not booked yet, as Stripe made them.
+
+    A lost one is recorded again once it is done, after the payment's own lost operations. These are
+    described too: what follows from a recovered refund must not take the same debt once more.
+    """
+    found: dict[str, Operation] = {}
+    recorded = []
+    for transfer in snapshot.transfers:
+        for reversal in transfer.reversals:
+            if not reversal.operation_id or reversal.reversal_id in recovery.booked_ids:
+                continue
+            marked = _marked_collection(tx, reversal)
+            operation = tx.operation(reversal.operation_id)
+            if operation is None and marked and reversal.is_done and not recovery.lost:
+                operation = _collection(tx, payment, marked)
+                tx.add_operation(operation)
+                recorded.append(described("reversal", reversal.reversal_id, reversal.minor_units))
+            if operation is None or operation.kind is not OperationKind.COLLECT_DEBT:
+                continue
+            if marked is not None:
+                # The restored books may have asked for another amount under the same id.
+                tx.correct_operation(
+                    marked.operation_id, marked.kind, marked.minor_units, marked.payload
+                )
+                operation = replace(
+                    operation, minor_units=marked.minor_units, payload=marked.payload
+                )
+            found[operation.operation_id] = operation
+    return found, recorded
+
+
+def _marked_collection(tx: Transaction, reversal: Reversal) -> MarkedOperation | None:
+    marked = marked_operation(
+        reversal.metadata, tx.installation_id, reversal.reversal_id, reversal.create_time
+    )
+    return marked if marked and marked.kind is OperationKind.COLLECT_DEBT else None
+
+
+def _collection(tx: Transaction, payment: Payment, marked: MarkedOperation) -> Operation:
+    """Returns the collection as one that is over: its reversal is booked in this transaction."""
+    return Operation(
+        operation_id=marked.operation_id,
+        kind=marked.kind,
+        purpose=marked.purpose,
+        expert_id=payment.expert_id,
+        payload=marked.payload,
+        minor_units=marked.minor_units,
+        state=OperationState.SUCCEEDED,
+        last_error="recovered from Stripe",
+        create_time=tx.now,
+        attempt_time=marked.create_time,
+    )
 
 
 def _is(marked: MarkedOperation, operation: Operation | None) -> bool:

@@ -42,6 +42,8 @@ class RecordedPayment:
     version: int = 0
     #: Whether it was recorded just now.
     is_new: bool = False
+    #: Whether it was known, and its open operation has made the intent.
+    awaits_intent: bool = False
     discrepancy: Discrepancy | None = None
 
 
@@ -69,7 +71,7 @@ async def recover_payment(app: App, payment_intent_id: str, cause: Cause) -> Rec
     recorded = await app.database.transact(record_payment, app.policy, snapshot, marked, cause)
     if recorded.discrepancy is not None:
         app.alarms.discrepancy(recorded.payment_id, recorded.discrepancy.kind)
-    if recorded.is_new:
+    if recorded.is_new or recorded.awaits_intent:
         await _follow(app, recorded, snapshot, cause)
     return recorded
 
@@ -102,7 +104,8 @@ def record_payment(
     payment_id = snapshot.metadata.get("payment_id", "")
     known = tx.lock_payment(payment_id)
     if known is not None and not known.payment_intent_id:
-        return RecordedPayment(payment_id, known.version)  # Its open operation finds the intent.
+        ours = known.operation_id == marked.operation_id
+        return RecordedPayment(payment_id, known.version, awaits_intent=ours)
     payload = marked.payload
     assert isinstance(payload, CreateIntentPayload)
     if tx.expert(payload.expert_id) is None:
@@ -121,7 +124,8 @@ def record_payment(
     transition = transitions.initiate(payment)
     tx.record(transition, cause)
     tx.add_operation(_sent(tx, marked, operation_id, payment_id=payment_id))
-    return RecordedPayment(payment_id, transition.after.version, True, discrepancy)
+    version = transition.after.version
+    return RecordedPayment(payment_id, version, is_new=True, discrepancy=discrepancy)
 
 
 def report_unreadable(tx: Transaction, snapshot: PaymentSnapshot) -> Discrepancy:

@@ -172,6 +172,8 @@ def check_covered(payment: Payment, operation: Operation) -> None:
         available = payment.client_payable
     else:
         available = payment.held + payment.net
+    # What waits for the platform's balance is counted as refunded already.
+    available += payment.pending_refund
     if operation.minor_units > available:
         raise Precondition(
             "AMOUNT_TOO_LARGE",
@@ -226,6 +228,19 @@ def remainder_not_returned(payment: Payment, operation: Operation, code: str) ->
         found=0,
         currency=payment.currency,
         remediation="the remainder is still in escrow: call RefundPayment once nothing prevents it",
+    )
+
+
+def pending_refund_failed(payment: Payment, operation: Operation, code: str) -> Discrepancy:
+    """A refund that waited for the platform's balance will not be made: the client is owed it."""
+    return Discrepancy(
+        payment.payment_id,
+        DiscrepancyKind.REFUND_FAILED,
+        f"{operation.operation_id} of {payment.pending_refund}: {code}",
+        expected=payment.pending_refund,
+        found=0,
+        currency=payment.currency,
+        remediation="the repayment is parked: resume it, or call SettleClientPayable",
     )
 
 

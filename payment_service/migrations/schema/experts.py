@@ -137,4 +137,5 @@ CREATE TABLE onboarding_tokens (
     expire_time timestamptz NOT NULL,
     create_time timestamptz NOT NULL
 );
+CREATE INDEX onboarding_tokens_by_end ON onboarding_tokens (expire_time);
 """

@@ -5,7 +5,8 @@ from typing import Final
 SCHEMA: Final = r"""
 -- A durable intent to change something at Stripe. It is committed before the request is sent, so
 -- that a crash cannot lose it.
--- Never: two open operations on one payment, expert or dispute (unique indexes).
+-- Never: two open operations on one payment, expert or dispute (unique indexes); a person's words
+-- in the payload of a settled one (trigger).
 CREATE TABLE operations (
     operation_id text PRIMARY KEY,
     kind text NOT NULL,
@@ -62,6 +63,21 @@ CREATE INDEX operations_open ON operations (create_time, operation_id)
     WHERE state IN ('STARTED', 'UNKNOWN', 'PARKED');
 CREATE INDEX operations_by_time ON operations USING brin (create_time);
 
+-- What people wrote is sent to Stripe with an operation. Nothing needs it once the operation is
+-- settled, so only the fields' names are left.
+CREATE FUNCTION drop_operation_texts() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    NEW.payload := (SELECT jsonb_object_agg(key, CASE
+        WHEN key IN ('notes', 'reason', 'description', 'name', 'email') THEN '""'
+        WHEN key = 'evidence' THEN '{}'
+        WHEN key = 'transfer' AND jsonb_typeof(value) = 'object' THEN value || '{"notes": ""}'
+        ELSE value END) FROM jsonb_each(NEW.payload));
+    RETURN NEW;
+END $$;
+CREATE TRIGGER settled_operations_have_no_texts BEFORE INSERT OR UPDATE ON operations
+    FOR EACH ROW WHEN (NEW.state IN ('SUCCEEDED', 'REFUSED'))
+    EXECUTE FUNCTION drop_operation_texts();
+
 -- A caller's idempotency key, and the stored answer.
 -- Never: a key used for two requests (unique); answered twice (the statement's own condition).
 CREATE TABLE idempotency_keys (
@@ -75,7 +91,8 @@ CREATE TABLE idempotency_keys (
     -- What the key led to.
     payment_id text,
     operation_id text,
-    -- Whether the answer is a response or an error, and its bytes on the wire.
+    -- Whether the answer is a response or an error, and its bytes on the wire. Of an old or erased
+    -- answer only settle_time is left: the key stays taken.
     ok boolean,
     answer bytea,
     create_time timestamptz NOT NULL,
@@ -85,4 +102,7 @@ CREATE TABLE idempotency_keys (
     CONSTRAINT key_length CHECK (length(key) BETWEEN 1 AND 255)
 );
 CREATE INDEX idempotency_keys_by_time ON idempotency_keys USING brin (create_time);
+-- For the deletion of old answers.
+CREATE INDEX idempotency_keys_answered ON idempotency_keys (settle_time)
+    WHERE answer IS NOT NULL;
 """

@@ -5,6 +5,7 @@ from typing import Final
 SCHEMA: Final = r"""
 -- A webhook event. It is stored once and applied later, by reading the object from Stripe. Only the
 -- envelope is stored, because the object may contain a secret.
+-- It is deleted when it is done and Stripe no longer lists it.
 -- Never: stored twice (primary key).
 CREATE TABLE webhook_events (
     event_id text PRIMARY KEY,
@@ -31,4 +32,7 @@ CREATE TABLE webhook_events (
 CREATE INDEX webhook_events_due ON webhook_events (next_try_time) WHERE state = 'WAITING';
 CREATE INDEX webhook_events_open ON webhook_events (receive_time, event_id)
     WHERE state IN ('WAITING', 'PARKED');
+-- For the deletion of old ones.
+CREATE INDEX webhook_events_done ON webhook_events (receive_time)
+    WHERE state IN ('APPLIED', 'IGNORED');
 """

@@ -44,6 +44,7 @@ OBJECTS: Final = {
     "payout": "stripe.Payout",
     "radar.early_fraud_warning": "stripe.radar.EarlyFraudWarning",
     "refund": "stripe.Refund",
+    "review": "stripe.Review",
     "transfer": "stripe.Transfer",
     "transfer_reversal": "stripe.TransferReversal",
     "bank_account": "",

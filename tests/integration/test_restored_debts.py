@@ -1,0 +1,99 @@
+"""The database is older than a collection of debt: nothing is taken from the expert twice."""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+
+from dev.postgres import EmbeddedPostgres
+from payment_service.application.jobs.collect_debts import COLLECTION, collect_from
+from payment_service.application.sync.payment import sync_payment
+from payment_service.domain.errors import Refusal
+from tests.integration.conftest import StartWorld
+from tests.integration.test_refund_funds import SOON, debt_of, reversals, until_reversed
+from tests.support.books import check_books
+from tests.support.requests import refund_request
+from tests.support.restore import Backup, back_up
+from tests.support.steps.dashboard import days_pass, keep_at_stripe
+from tests.support.steps.payments import PLATFORM
+from tests.support.world import REFUNDED, Payment, World
+
+
+async def indebted(start_world: StartWorld) -> tuple[World, Payment]:
+    """An expert who owes 90.00, which the account will have in two days."""
+    world = await start_world(policy=SOON)
+    await keep_at_stripe(world)
+    paid = await world.captured(await world.expert(), 10_000, escrow_mode=PLATFORM)
+    assert (await world.refund(paid.payment_id)).state == REFUNDED
+    return world, paid
+
+
+async def collected_since(backup: Backup, world: World, *amounts: int) -> None:
+    """The debt is collected, and the backup without that comes back."""
+    assert world.service is not None
+    world.service.start_loops()
+    await days_pass(world)
+    await until_reversed(world, *amounts)
+    await world.settle_down()
+    await backup.restore(world)
+
+
+@pytest.mark.parametrize("first", ["sync", "collection"])
+async def test_a_lost_collection_is_not_made_again(
+    start_world: StartWorld, postgres: EmbeddedPostgres, first: str
+) -> None:
+    world, paid = await indebted(start_world)
+    backup = await back_up(postgres, world)
+    await collected_since(backup, world, 9_000)
+    assert world.service is not None
+    assert await debt_of(world, paid.expert_id) == 9_000
+    if first == "sync":
+        await sync_payment(world.service.app, paid.payment_id, COLLECTION)
+    # More money comes into the account, so Stripe would allow another reversal.
+    await collect_from(world.service.app, paid.expert_id)
+    world.service.start_loops()
+    await world.settle_down()
+    assert await debt_of(world, paid.expert_id) == 0
+    assert await reversals(world) == [9_000]
+    assert not await world.discrepancies()
+    await check_books(world)
+
+
+async def test_a_lost_collection_counts_with_the_amount_that_stripe_took(
+    start_world: StartWorld, postgres: EmbeddedPostgres
+) -> None:
+    """The restored books would take another amount from the same transfer."""
+    world, paid = await indebted(start_world)
+    backup = await back_up(postgres, world)
+    account = world.account_of(paid.expert_id)
+    await days_pass(world)
+    await world.stripe.api("POST", "/payouts", account=account, amount=4_500, currency="usd")
+    await collected_since(backup, world, 4_500)
+    assert world.service is not None
+    give = {"amount": 2_000, "currency": "usd", "type": "topup", "account": account}
+    await world.stripe.control("POST", "/balance", give)
+    with contextlib.suppress(Refusal):
+        await collect_from(world.service.app, paid.expert_id)
+    world.service.start_loops()
+    await world.settle_down()
+    taken = sum(await reversals(world))
+    assert await debt_of(world, paid.expert_id) == 9_000 - taken
+
+
+async def test_what_a_recovered_refund_takes_back_waits_if_it_was_collected(
+    start_world: StartWorld, postgres: EmbeddedPostgres
+) -> None:
+    """The refund is lost too: its reversal is not sent beside the collection that paid for it."""
+    world = await start_world(policy=SOON)
+    await keep_at_stripe(world)
+    paid = await world.captured(await world.expert(), 10_000, escrow_mode=PLATFORM)
+    backup = await back_up(postgres, world)
+    call = refund_request(paid.payment_id, 3_000)
+    assert (await world.bytes_of("RefundPayment", call)).code == "OK"
+    await collected_since(backup, world, 2_700)
+    assert world.service is not None
+    world.service.start_loops()
+    await world.settle_down()
+    assert await reversals(world) == [2_700]
+    assert await debt_of(world, paid.expert_id) == 0
