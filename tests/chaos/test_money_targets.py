@@ -141,8 +141,8 @@ async def test_a_foreign_transfer_is_nobodys_payment(world: World) -> None:
     await world.stripe.control("POST", "/settings", {"reversal_balance": "total"})
     helper = await world.expert()
     payment = await world.escrowed(amount=10_000, **PLATFORM)
-    await transfer_out_of_band(world, payment, 1_800, to=helper)
     await world.capture(payment.payment_id, 8_000)
+    await transfer_out_of_band(world, payment, 1_800, to=helper)
     assert (await world.refund(payment.payment_id, 10_000)).state == REFUNDED
     assert [one["amount"] for one in await world.stripe.effects("reversed")] == [7_200]
 
