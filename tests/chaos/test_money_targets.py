@@ -12,6 +12,7 @@ from sqlalchemy import event
 from dev.postgres import EmbeddedPostgres
 from marketplace.payments.v1 import payments_pb2
 from payment_service.adapters.postgres.transaction import SqlTransaction
+from payment_service.domain.ports.database import Transaction
 from tests.support.books import balance
 from tests.support.requests import capture_request
 from tests.support.restore import back_up
@@ -91,7 +92,8 @@ async def test_a_debt_and_what_reserves_it_are_read_at_once(world: World) -> Non
             until_booked = until(booked, "the collection on the books")
             asyncio.run_coroutine_threadsafe(until_booked, loop).result(10)
 
-    def read(tx: SqlTransaction) -> int:
+    def read(tx: Transaction) -> int:
+        assert isinstance(tx, SqlTransaction)
         event.listen(tx.connection, "after_cursor_execute", wait)
         return tx.expert_debt(expert, "USD")
 
