@@ -70,7 +70,7 @@ _REFUNDS = (
     "(SELECT FROM movements WHERE movement_id = made.movement_id || ':failed')"
 )
 #: What the platform adds to its balances, in minor units of each currency.
-_TOP_UPS = (20_000, 60_000, 200_000)
+_TOP_UPS = (5_000, 20_000, 60_000)
 #: How many seconds the bank reads evidence before it decides.
 _SIMULATOR_SETTINGS = {"dispute_review_seconds": 1}
 

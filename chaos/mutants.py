@@ -24,7 +24,8 @@ from dev.settings import ROOT
 _COPIED = ("payment_service", "gateway", "stripe_simulator", "dev", "chaos", "tests")
 _SEED, _SECONDS, _PATIENCE = 3, 10, 25
 _LIMIT_SECONDS = 240
-_TARGETS = "tests/chaos/test_targets.py"
+#: Where the targets are.
+_TARGETS = ("tests/chaos/test_targets.py", "tests/chaos/test_money_targets.py")
 
 #: What a run of the chaos says when a check found something.
 _VIOLATED = re.compile(r"^\s+(\w+)\s+\d+\s+VIOLATED$", re.MULTILINE)
@@ -42,7 +43,7 @@ class Edit:
 class Mutant:
     name: str
     edits: tuple[Edit, ...]
-    #: A test's name in the file of targets; empty means the chaos run.
+    #: A test's name in the files of targets; empty means the chaos run.
     target: str = ""
 
 
@@ -290,9 +291,9 @@ MUTANTS = (
         "commit that is not waited for",
         (
             Edit(
-                f"{_POSTGRES}/engine.py",
-                '"-c statement_timeout=5s -c lock_timeout=2s "',
-                '"-c statement_timeout=5s -c lock_timeout=2s -c synchronous_commit=off "',
+                f"{_POSTGRES}/limits.py",
+                '    "timezone": "UTC",\n',
+                '    "timezone": "UTC",\n    "synchronous_commit": "off",\n',
             ),
         ),
         "test_a_commit_is_waited_for",
@@ -429,6 +430,114 @@ MUTANTS = (
         ),
     ),
     Mutant(
+        "debt collected and kept back",
+        (
+            Edit(
+                f"{_POSTGRES}/debts.py",
+                "\"WHERE kind = 'collect_debt' AND operations.state = ANY(:open) \"",
+                "\"WHERE kind = 'nothing' AND operations.state = ANY(:open) \"",
+            ),
+        ),
+        "test_a_debt_is_collected_or_kept_back_and_not_both",
+    ),
+    Mutant(
+        "debt read in two statements",
+        (
+            Edit(
+                f"{_POSTGRES}/debts.py",
+                '            "SELECT (SELECT coalesce(sum(minor_units), 0) FROM postings "\n'
+                '            "WHERE account = :account AND currency = :currency) "\n'
+                '            "- (SELECT coalesce(sum(debt_offset), 0) FROM payments "\n',
+                '            "SELECT cast(:booked AS bigint) "\n'
+                '            "- (SELECT coalesce(sum(debt_offset), 0) FROM payments "\n',
+            ),
+            Edit(
+                f"{_POSTGRES}/debts.py",
+                "            account=expert_debt(expert_id),\n"
+                "            currency=currency,\n"
+                "        )\n"
+                "        reversing = sum(",
+                "            booked=self._one(\n"
+                '                "SELECT coalesce(sum(minor_units), 0) AS sum FROM postings "\n'
+                '                "WHERE account = :account AND currency = :currency",\n'
+                "                account=expert_debt(expert_id),\n"
+                "                currency=currency,\n"
+                '            )["sum"],\n'
+                "            currency=currency,\n"
+                "        )\n"
+                "        reversing = sum(",
+            ),
+        ),
+        "test_a_debt_and_what_reserves_it_are_read_at_once",
+    ),
+    Mutant(
+        "no collection",
+        (Edit(_BACKGROUND, "    collect_debts,\n)", ")"),),
+    ),
+    Mutant(
+        "collection of what is pending",
+        (
+            Edit(
+                "payment_service/application/jobs/collect_debts.py",
+                "        yield balance.available\n\n",
+                "        yield balance.pending\n\n",
+            ),
+        ),
+        "test_a_debt_is_collected_when_the_account_has_it",
+    ),
+    Mutant(
+        "refund divided when it is paid",
+        (
+            Edit(
+                "payment_service/domain/sync/money_back.py",
+                "    if refund.waits_for_funds:\n",
+                "    if refund.waits_for_funds and changes.payment.pending_refund:\n",
+            ),
+        ),
+        "test_a_refund_without_funds_is_paid_by_the_expert",
+    ),
+    Mutant(
+        "accounts read for events alone",
+        (Edit(_BACKGROUND, "    check_accounts,\n", ""),),
+        "test_a_waiting_capture_goes_on_without_any_event",
+    ),
+    Mutant(
+        "foreign transfer counted",
+        (
+            Edit(
+                "payment_service/domain/sync/transfers.py",
+                "        if fits or transfer.transfer_id in known",
+                "        if True or transfer.transfer_id in known",
+            ),
+        ),
+        "test_a_foreign_transfer_is_nobodys_payment",
+    ),
+    Mutant(
+        "further line valued by itself",
+        (
+            Edit(
+                "payment_service/domain/disputes.py",
+                "    moved = sum(abs(amount) for amount in converted if (amount < 0) is taken)\n"
+                "    value = (2 * moved * record.amount + first) // (2 * first)\n",
+                "    moved = abs(line.minor_units)\n"
+                "    value = (2 * moved * record.amount + first) // (2 * first)\n"
+                "    value += record.withdrawn if taken else record.reinstated\n",
+            ),
+        ),
+        "test_further_lines_of_a_converted_dispute_are_valued_together",
+    ),
+    Mutant(
+        "operation with a random id",
+        (
+            Edit(
+                f"{_POSTGRES}/claims.py",
+                'claim_id=self.derived_id("clm", cause.caller, cause.rpc, key),',
+                'claim_id=self.new_id("clm"),',
+            ),
+        ),
+        "test_a_restored_database_repeats_nothing",
+    ),
+    Mutant(
         "caller's words in the log",
         (
             Edit(
@@ -487,7 +596,8 @@ def judge(tree: Path, target: str, seed: int = _SEED) -> Verdict:
     """Runs one detector in a tree."""
     began = time.monotonic()
     if target:
-        command = [*("-m", "pytest", "-q", "-p", "no:cacheprovider"), f"{_TARGETS}::{target}"]
+        [file] = [path for path in _TARGETS if f"def {target}(" in (tree / path).read_text()]
+        command = [*("-m", "pytest", "-q", "-p", "no:cacheprovider"), f"{file}::{target}"]
     else:
         command = ["-m", "chaos", "run", "--seed", str(seed), "--seconds", str(_SECONDS)]
         command += ["--patience", str(_PATIENCE)]

@@ -230,7 +230,7 @@ async def _paid_refunds(stack: Stack, simulator: Simulator) -> str:
 
 
 def _waits(refund: Row) -> bool:
-    return (refund["status"], refund["pending_reason"]) == ("pending", "insufficient_funds")
+    return (refund["status"], refund.get("pending_reason")) == ("pending", "insufficient_funds")
 
 
 async def _contested(stack: Stack, simulator: Simulator) -> str:
