@@ -8,6 +8,7 @@ from typing import Any
 from chaos.checks.arithmetic import commission_of, losses_of
 from chaos.checks.registry import check, events_of, facts_of, operation_of, payment_id_of
 from chaos.evidence import Evidence, Row
+from marketplace.payments.v1 import disputes_pb2
 
 _OUTCOMES = {"won": "WON", "lost": "LOST", "warning_closed": "CLOSED"}
 
@@ -238,6 +239,18 @@ def _is_over(event: Row) -> bool:
     return bool(amounts.get("charged")) and back >= amounts["charged"]
 
 
+def _evidence_asked(evidence: Evidence) -> dict[str, Row]:
+    """Returns the words of the calls by operation; a settled operation does not keep them."""
+    operation_of_key = {row["key"]: row["operation_id"] for row in evidence.idempotency_keys}
+    asked: dict[str, Row] = {}
+    for entry in evidence.history.entries:
+        if entry.rpc == "SubmitEvidence" and entry.key in operation_of_key:
+            request = disputes_pb2.SubmitEvidenceRequest.FromString(entry.request)
+            words = {field.name: value for field, value in request.evidence.ListFields()}
+            asked[operation_of_key[entry.key]] = words
+    return asked
+
+
 @check
 def evidence_is_given_once(evidence: Evidence) -> Iterator[tuple[str, str]]:
     """Each answer at Stripe is one of ours, on its dispute, word for word, and none is missing."""
@@ -248,6 +261,7 @@ def evidence_is_given_once(evidence: Evidence) -> Iterator[tuple[str, str]]:
         "dispute_accepted": ("accept_dispute", None),
     }
     submitted: Counter[str] = Counter()
+    asked = _evidence_asked(evidence)
     said: dict[str, Row] = {}
     for effect in evidence.effects:
         if effect["kind"] not in kinds:
@@ -264,10 +278,8 @@ def evidence_is_given_once(evidence: Evidence) -> Iterator[tuple[str, str]]:
         if effect["kind"] == "dispute_accepted":
             continue
         submitted[effect["object"]] += effect["kind"] == "evidence_submitted"
-        said[effect["object"]] = {
-            **said.get(effect["object"], {}),
-            **operation["payload"]["evidence"],
-        }
+        words = asked.get(operation["operation_id"], {})
+        said[effect["object"]] = {**said.get(effect["object"], {}), **words}
     for dispute in evidence.stripe_disputes:
         payment_id = payment_id_of(evidence, dispute["payment_intent"])
         count = dispute["evidence_details"]["submission_count"]

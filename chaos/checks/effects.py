@@ -90,10 +90,18 @@ def no_effect_lost(evidence: Evidence) -> Iterator[tuple[str, str]]:
     done = {(effect["kind"], effect["object"]) for effect in evidence.effects}
     captured = {e["payment_intent"] for e in evidence.effects if e["kind"] == "captured"}
     kept = {e["object"] for e in evidence.effects if e["kind"] == "dispute_lost"}
+    # A refund that waited for funds and was never paid had no effect.
+    unpaid = {
+        refund["id"]
+        for refund in evidence.refunds
+        if refund["status"] == "failed" and refund["balance_transaction"] is None
+    }
     keys: Counter[str] = Counter(
         operation_of(effect)
         for effect in evidence.effects
-        if effect["idempotency_key"] and effect["kind"] not in ("authorized", "declined")
+        if effect["idempotency_key"]
+        and effect["kind"] not in ("authorized", "declined")
+        and effect["object"] not in unpaid
     )
     for payment in evidence.payments:
         if payment["charged"] and payment["payment_intent_id"] not in captured:

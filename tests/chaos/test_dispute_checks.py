@@ -11,6 +11,7 @@ import pytest
 from chaos.checks import CHECKS, disputes, violations
 from chaos.evidence import Evidence, Row
 from chaos.history import Entry, SeenDispute
+from marketplace.payments.v1 import disputes_pb2
 from tests.chaos.evidence import (
     INTENT,
     NOW,
@@ -83,10 +84,17 @@ def contested() -> Evidence:
             **_operation("op_8", "submit_evidence"),
             "payment_id": None,
             "dispute_id": DISPUTE,
-            "payload": {"submit": True, "evidence": {"uncategorized_text": "done"}},
+            "payload": {"submit": True, "evidence": {}},
         }
     )
     world.effects.append(_effect(8, "evidence_submitted", DISPUTE, 700, "op_8"))
+    asked = disputes_pb2.SubmitEvidenceRequest(dispute_id=DISPUTE, submit=True)
+    asked.evidence.uncategorized_text = "done"
+    said = asked.SerializeToString()
+    world.history.add(Entry(0, "SubmitEvidence", "key-8", said, 1, 2, "ok", "OK"))
+    world.idempotency_keys.append(
+        {"key": "key-8", "answer": b"x", "operation_id": "op_8", "payment_id": PAYMENT}
+    )
     world.disputes = [
         _record(DISPUTE, "lost", "LOST", withdrawn=700, lost=700, fee=15, submission_count=1),
         _record(INQUIRY, "warning_needs_response", "OPEN", stage="INQUIRY"),

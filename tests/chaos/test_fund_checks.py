@@ -103,6 +103,7 @@ def not_paid() -> Evidence:
     tell(world, "client_payable_settled", "CAPTURED", facts)
     [refund] = world.movements
     world.movements.append({**refund, "movement_id": "re_1:failed", "kind": "refund_failure"})
+    world.operations[-1]["state"] = "REFUSED"
     world.refunds = [_refund(id="re_1", amount=333, status="failed")]
     detail = {"kind": "refund_failed", "detail": "re_1 of 333 not paid", "resolve_time": None}
     world.discrepancies = [{"payment_id": PAYMENT, **detail}]

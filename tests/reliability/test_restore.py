@@ -20,6 +20,7 @@ from tests.reliability import proving
 from tests.reliability.system import System, running_system
 from tests.support.books import check_books
 from tests.support.requests import capture_request, refund_request
+from tests.support.steps.dashboard import days_pass, keep_at_stripe
 from tests.support.world import IN_ESCROW, World, until
 
 _CALLERS = proving.by_profile(4, 8)
@@ -82,6 +83,7 @@ async def test_a_backup_taken_under_load_repeats_nothing(tmp_path: Path) -> None
 async def _prove(system: System, worlds: list[World], backup: Path) -> None:
     world = worlds[0]
     load = Load(world, random.Random(proving.SEED))
+    await keep_at_stripe(world)
     experts = [await world.expert() for _ in range(2)]
     lives = [asyncio.create_task(load.life(load.chance.choice(experts))) for _ in range(_CALLERS)]
 
@@ -97,6 +99,11 @@ async def _prove(system: System, worlds: list[World], backup: Path) -> None:
     late_payment = world.initiation("late-expert", 7_700)
     await load._call("InitiatePayment", late_payment)
     await world.settle_down()
+    # What refunds could not take back from the experts is collected, and that is lost too.
+    assert world.sql(_DEBTS)
+    await days_pass(world)
+    await _collected(world)
+    assert await world.stripe.effects("reversed")
     effects = _counted(await world.stripe.effects())
     payments = world.sql(_SUMMARY)
 
@@ -114,6 +121,7 @@ async def _prove(system: System, worlds: list[World], backup: Path) -> None:
         await system.begin(replica)
 
     await world.settle_down()  # What Stripe refused is asked for again, and refused again.
+    await _collected(world)
     assert world.sql(_SUMMARY) == payments
     for method, request in load.calls:
         reply = await worlds[1].until_answered(method, request)
@@ -135,6 +143,24 @@ _SUMMARY = (
     "refunded_from_escrow, net_commission, commission, escrow_mode, charge_model, on_deadline, "
     "destination_account_id, payment_intent_id FROM payments ORDER BY payment_id"
 )
+
+
+#: What each expert owes, if it is anything.
+_DEBTS = (
+    "SELECT account, currency, sum(minor_units) FROM postings WHERE starts_with(account, 'expert_debt:') "
+    "GROUP BY account, currency HAVING sum(minor_units) <> 0"
+)
+
+
+async def _collected(world: World) -> None:
+    """Waits until nothing is owed any more, with rounds of the collection that come at once."""
+
+    async def probe() -> bool:
+        world.sql("UPDATE debt_checks SET next_time = now(), pause = interval '0'")
+        return not world.sql(_DEBTS)
+
+    await until(probe, "no debt left", 120)
+    await world.settle_down()
 
 
 def _counted(effects: list[Any]) -> Counter[str]:
