@@ -147,7 +147,8 @@ _SUMMARY = (
 
 #: What each expert owes, if it is anything.
 _DEBTS = (
-    "SELECT account, currency, sum(minor_units) FROM postings WHERE starts_with(account, 'expert_debt:') "
+    "SELECT account, currency, sum(minor_units) FROM postings "
+    "WHERE starts_with(account, 'expert_debt:') "
     "GROUP BY account, currency HAVING sum(minor_units) <> 0"
 )
 
