@@ -8,6 +8,7 @@ from typing import Any
 from chaos.checks.arithmetic import commission_of, losses_of
 from chaos.checks.registry import check, events_of, facts_of, operation_of, payment_id_of
 from chaos.evidence import Evidence, Row
+from marketplace.payments.v1 import disputes_pb2
 
 _OUTCOMES = {"won": "WON", "lost": "LOST", "warning_closed": "CLOSED"}
 
@@ -227,6 +228,22 @@ def _is_over(event: Row) -> bool:
     return bool(amounts.get("charged")) and back >= amounts["charged"]
 
 
+def _words_of(evidence: Evidence, operation: Row) -> dict[str, str]:
+    """Returns the evidence of an answer. A settled operation keeps no words: its call has them."""
+    kept: dict[str, str] = operation["payload"]["evidence"]
+    keys = {
+        row["key"]
+        for row in evidence.idempotency_keys
+        if row.get("operation_id") == operation["operation_id"]
+    }
+    for entry in evidence.history.entries:
+        # A call with other words under the same key was refused.
+        if entry.rpc == "SubmitEvidence" and entry.key in keys and entry.code != "ALREADY_EXISTS":
+            given = disputes_pb2.SubmitEvidenceRequest.FromString(entry.request).evidence
+            return {field.name: str(value) for field, value in given.ListFields()}
+    return kept
+
+
 @check
 def evidence_is_given_once(evidence: Evidence) -> Iterator[tuple[str, str]]:
     """Each answer at Stripe is one of ours, on its dispute, word for word, and none is missing."""
@@ -255,7 +272,7 @@ def evidence_is_given_once(evidence: Evidence) -> Iterator[tuple[str, str]]:
         submitted[effect["object"]] += effect["kind"] == "evidence_submitted"
         said[effect["object"]] = {
             **said.get(effect["object"], {}),
-            **operation["payload"]["evidence"],
+            **_words_of(evidence, operation),
         }
     for dispute in evidence.stripe_disputes:
         payment_id = payment_id_of(evidence, dispute["payment_intent"])
