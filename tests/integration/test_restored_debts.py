@@ -17,7 +17,7 @@ from tests.support.requests import refund_request
 from tests.support.restore import Backup, back_up
 from tests.support.steps.dashboard import days_pass, keep_at_stripe
 from tests.support.steps.payments import PLATFORM
-from tests.support.world import REFUNDED, Payment, World
+from tests.support.world import CAPTURED, REFUNDED, Payment, World
 
 
 async def indebted(start_world: StartWorld) -> tuple[World, Payment]:
@@ -97,3 +97,25 @@ async def test_what_a_recovered_refund_takes_back_waits_if_it_was_collected(
     await world.settle_down()
     assert await reversals(world) == [2_700]
     assert await debt_of(world, paid.expert_id) == 0
+
+
+async def test_a_collection_is_recovered_after_all_that_led_to_it(
+    start_world: StartWorld, postgres: EmbeddedPostgres
+) -> None:
+    """Capture, refund and collection are lost: the collection is nobody else's reversal."""
+    world = await start_world(policy=SOON)
+    await keep_at_stripe(world)
+    held = await world.escrowed(await world.expert(), 10_000, escrow_mode=PLATFORM)
+    backup = await back_up(postgres, world)
+    assert (await world.capture(held.payment_id)).state == CAPTURED
+    assert (await world.refund(held.payment_id)).state == REFUNDED
+    await collected_since(backup, world, 9_000)
+    assert world.service is not None
+    await sync_payment(world.service.app, held.payment_id, COLLECTION)
+    world.service.start_loops()
+    await world.in_state(held.payment_id, REFUNDED)
+    await world.settle_down()
+    assert await reversals(world) == [9_000]
+    assert await debt_of(world, held.expert_id) == 0
+    assert not await world.discrepancies()
+    await check_books(world)

@@ -232,16 +232,16 @@ def _context_of(
         account_ids = tx.account_ids_of(payment.expert_id)
         known = {*booked_ids, payment.operation_id} - {""}
         snapshot, foreign = without_foreign_transfers(snapshot, payment, account_ids, known)
-    collections, collected = find_collections(tx, payment, snapshot, recovery)
+    collections = find_collections(tx, payment, snapshot, recovery)
     context = SyncContext(
-        snapshot=snapshot,
+        snapshot=snapshot.without(collections.postponed),
         operation=operation,
         booked_ids=booked_ids,
         reversed_amounts=tx.reversed_amounts(payment.payment_id),
-        collections=collections,
+        collections=collections.found,
         out_of_band=(
             *(tx.out_of_band_since(operation).values() if operation else ()),
-            *collected,
+            *collections.recorded,
             *recovery.moved_beside(next_operation_id),
         ),
         next_operation_id=next_operation_id,
