@@ -25,7 +25,11 @@ _COPIED = ("payment_service", "gateway", "stripe_simulator", "dev", "chaos", "te
 _SEED, _SECONDS, _PATIENCE = 3, 10, 25
 _LIMIT_SECONDS = 240
 #: Where the targets are.
-_TARGETS = ("tests/chaos/test_targets.py", "tests/chaos/test_money_targets.py")
+_TARGETS = (
+    "tests/chaos/test_targets.py",
+    "tests/chaos/test_money_targets.py",
+    "tests/integration/test_races.py",
+)
 
 #: What a run of the chaos says when a check found something.
 _VIOLATED = re.compile(r"^\s+(\w+)\s+\d+\s+VIOLATED$", re.MULTILINE)
@@ -468,7 +472,7 @@ MUTANTS = (
                 "        reversing = sum(",
             ),
         ),
-        "test_a_debt_and_what_reserves_it_are_read_at_once",
+        "test_a_debt_is_read_at_one_moment",
     ),
     Mutant(
         "no collection",

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from sqlalchemy import event
 
 from dev.postgres import EmbeddedPostgres
 from marketplace.payments.v1 import payments_pb2
-from payment_service.adapters.postgres.transaction import SqlTransaction
-from payment_service.domain.ports.database import Transaction
 from tests.support.books import balance
 from tests.support.requests import capture_request
 from tests.support.restore import back_up
@@ -76,29 +72,6 @@ async def test_a_debt_is_collected_or_kept_back_and_not_both(world: World) -> No
     await world.capture(held.payment_id)
     await world.settle_down()
     assert balance(world, f"expert_debt:{expert}") == 0
-
-
-async def test_a_debt_and_what_reserves_it_are_read_at_once(world: World) -> None:
-    """A collection is booked between two statements: the debt is neither there nor reserved."""
-    expert = await _debtor(world)
-    await _open_collection(world, expert)
-    loop = asyncio.get_running_loop()
-
-    async def booked() -> bool:
-        return bool(_collections(world, expert, "SUCCEEDED"))
-
-    def wait(connection: Any, cursor: Any, statement: str, *rest: Any) -> None:
-        if "postings" in statement:
-            until_booked = until(booked, "the collection on the books")
-            asyncio.run_coroutine_threadsafe(until_booked, loop).result(10)
-
-    def read(tx: Transaction) -> int:
-        assert isinstance(tx, SqlTransaction)
-        event.listen(tx.connection, "after_cursor_execute", wait)
-        return tx.expert_debt(expert, "USD")
-
-    assert world.service is not None
-    assert await world.service.app.database.transact(read) == 0
 
 
 async def test_a_debt_is_collected_when_the_account_has_it(world: World) -> None:

@@ -25,7 +25,7 @@ from tests.support.steps.debts import (
 )
 from tests.support.steps.disputes import contest, decide
 from tests.support.steps.payments import PLATFORM
-from tests.support.world import REFUNDED, Payment, World, until
+from tests.support.world import CAPTURED, REFUNDED, Payment, World, until
 
 
 async def indebted(start_world: StartWorld) -> tuple[World, Payment]:
@@ -166,4 +166,26 @@ async def test_a_lost_refund_that_waited_for_funds_is_paid_once(
     assert len(await world.stripe.effects("refunded")) == 1
     assert await reversals(world) == [9_000]
     assert await debt_of(world, paid.expert_id) == 0
+    await check_books(world)
+
+
+async def test_a_collection_is_recovered_after_all_that_led_to_it(
+    start_world: StartWorld, postgres: EmbeddedPostgres
+) -> None:
+    """Capture, refund and collection are lost: the collection is nobody else's reversal."""
+    world = await start_world(policy=SOON)
+    await keep_at_stripe(world)
+    held = await world.escrowed(await world.expert(), 10_000, escrow_mode=PLATFORM)
+    backup = await back_up(postgres, world)
+    assert (await world.capture(held.payment_id)).state == CAPTURED
+    assert (await world.refund(held.payment_id)).state == REFUNDED
+    await collected_since(backup, world, 9_000)
+    assert world.service is not None
+    await sync_payment(world.service.app, held.payment_id, COLLECTION)
+    world.service.start_loops()
+    await world.in_state(held.payment_id, REFUNDED)
+    await world.settle_down()
+    assert await reversals(world) == [9_000]
+    assert await debt_of(world, held.expert_id) == 0
+    assert not await world.discrepancies()
     await check_books(world)

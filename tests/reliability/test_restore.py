@@ -85,6 +85,7 @@ async def _prove(system: System, worlds: list[World], backup: Path) -> None:
     load = Load(world, random.Random(proving.SEED))
     await keep_at_stripe(world)
     experts = [await world.expert() for _ in range(2)]
+    owing = await world.escrowed(await world.expert(), escrow_mode=_MODES[1])
     lives = [asyncio.create_task(load.life(load.chance.choice(experts))) for _ in range(_CALLERS)]
 
     async def warm() -> bool:
@@ -98,6 +99,8 @@ async def _prove(system: System, worlds: list[World], backup: Path) -> None:
     await asyncio.gather(late, *lives)
     late_payment = world.initiation("late-expert", 7_700)
     await load._call("InitiatePayment", late_payment)
+    await load._call("CapturePayment", capture_request(owing.payment_id))
+    await load._call("RefundPayment", refund_request(owing.payment_id))
     await world.settle_down()
     # What refunds could not take back from the experts is collected, and that is lost too.
     assert world.sql(_DEBTS)

@@ -233,14 +233,14 @@ def _context_of(
         account_ids = tx.account_ids_of(payment.expert_id)
         known = {*booked_ids, payment.operation_id} - {""}
         snapshot, foreign = without_foreign_transfers(snapshot, payment, account_ids, known)
-    collections, recovered = find_collections(tx, payment, snapshot, recovery)
+    collections = find_collections(tx, payment, snapshot, recovery)
     context = SyncContext(
-        snapshot=snapshot,
+        snapshot=snapshot.without(collections.postponed),
         operation=operation,
         booked_ids=booked_ids,
         reversed_amounts=tx.reversed_amounts(payment.payment_id),
-        collections=collections,
-        recovered=recovered,
+        collections=collections.found,
+        recovered=collections.recorded,
         out_of_band=(
             *(tx.out_of_band_since(operation).values() if operation else ()),
             *recovery.moved_beside(next_operation_id),

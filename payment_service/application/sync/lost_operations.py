@@ -106,23 +106,39 @@ def recover_lost(
     return Recovery(transition.after, booked, recorded, lost[1:], has_recorded=True)
 
 
+@dataclass(frozen=True, slots=True)
+class Collections:
+    """The collections of the expert's debt that a snapshot shows and that are not booked yet."""
+
+    #: As Stripe made them, by the operation's id.
+    found: dict[str, Operation]
+    #: Describes those that were recorded again.
+    recorded: Sequence[str]
+    #: The reversals of those that are recorded later, after the payment's own lost operations.
+    postponed: Sequence[str]
+
+
 def find_collections(
     tx: Transaction, payment: Payment, snapshot: PaymentSnapshot, recovery: Recovery
-) -> tuple[dict[str, Operation], Sequence[str]]:
-    """Returns the collections of the expert's debt that are not booked yet, as Stripe made them.
+) -> Collections:
+    """Returns the collections that are not booked yet.
 
-    A lost one is recorded again once it is done, after the payment's own lost operations. These are
-    described too: what follows from a recovered refund must not take the same debt once more.
+    A lost one is recorded again once it is done, after the payment's own lost operations. Those
+    recorded are described: what follows from a recovered refund must not take the same debt once
+    more.
     """
     found: dict[str, Operation] = {}
     recorded = []
+    postponed = []
     for transfer in snapshot.transfers:
         for reversal in transfer.reversals:
             if not reversal.operation_id or reversal.reversal_id in recovery.booked_ids:
                 continue
             marked = _marked_collection(tx, reversal)
             operation = tx.operation(reversal.operation_id)
-            if operation is None and marked and reversal.is_done and not recovery.lost:
+            if operation is None and marked and recovery.lost:
+                postponed.append(reversal.reversal_id)
+            elif operation is None and marked and reversal.is_done:
                 operation = _collection(tx, payment, marked)
                 tx.add_operation(operation)
                 recorded.append(described("reversal", reversal.reversal_id, reversal.minor_units))
@@ -137,7 +153,7 @@ def find_collections(
                     operation, minor_units=marked.minor_units, payload=marked.payload
                 )
             found[operation.operation_id] = operation
-    return found, recorded
+    return Collections(found, recorded, postponed)
 
 
 def _marked_collection(tx: Transaction, reversal: Reversal) -> MarkedOperation | None:
