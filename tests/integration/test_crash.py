@@ -16,7 +16,7 @@ from grpc_health.v1 import health_pb2
 
 from dev.settings import StackSettings
 from dev.stack import Stack
-from marketplace.payments.v1 import experts_pb2, payments_pb2
+from marketplace.payments.v1 import experts_pb2, operations_pb2, payments_pb2
 from tests.support.books import check_books
 from tests.support.flights import effects_of, flights
 from tests.support.nursery import Nursery
@@ -194,7 +194,18 @@ async def test_no_log_ever_said_a_secret(stack: Stack, world: World, said: list[
     """Last in this module: after crashes, outages and debug logs of all that went before."""
     initiated = await world.initiate(await world.expert())
     await world.confirm(initiated, "pm_card_visa_chargeDeclined")
+    written = await world.captured(client_id="client-canary", description="described-canary")
+    await world.refund(written.payment_id, 100, reason="reasoned-canary")
+    held = await world.escrowed(client_id="client-canary")
+    await world.capture(held.payment_id, notes="noted-canary")
     await world.settle_down()
+    await world.operations.EraseUser(
+        operations_pb2.EraseUserRequest(
+            user_id="client-canary",
+            kind=operations_pb2.USER_KIND_CLIENT,
+            reason="erased-canary",
+        )
+    )
     answer = await world.experts.CreateExpertAccount(
         experts_pb2.CreateExpertAccountRequest(
             expert_id=new_name("canary"), name="Zebulon Canary", email="zebulon@canary.example"
@@ -207,6 +218,7 @@ async def test_no_log_ever_said_a_secret(stack: Stack, world: World, said: list[
         "sk_test_simulator",
         "Zebulon",
         "zebulon@canary.example",
+        *("described-canary", "reasoned-canary", "noted-canary", "erased-canary"),
         *(path.read_text().strip() for path in (stack.settings.data_dir / "secrets").iterdir()),
     ]
     lines = [line for line in said if not line.startswith("simulator: ")]

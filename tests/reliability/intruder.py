@@ -11,7 +11,8 @@ from typing import Any, Final
 import psycopg2
 
 _TABLES: Final = (
-    "payments events feed_pending feed postings movements operations idempotency_keys discrepancies"
+    "payments events texts feed_pending feed postings movements operations idempotency_keys "
+    "discrepancies"
 ).split()
 
 

@@ -333,6 +333,18 @@ def all_movements_are_truncated(at: Intruder, payment_id: str) -> Sequence[str]:
 # ---- the feed ----
 
 
+def a_text_is_another(at: Intruder, payment_id: str) -> Sequence[str]:
+    texts = at.sql("SELECT sequence, name FROM texts WHERE payment_id = %s", payment_id)
+    if not texts:
+        return []
+    at.sql(
+        "UPDATE texts SET text = text || '!' WHERE payment_id = %s AND sequence = %s AND name = %s",
+        payment_id,
+        *at.chance.choice(texts),
+    )
+    return [payment_id]
+
+
 def an_event_is_gone_from_the_feed(at: Intruder, payment_id: str) -> Sequence[str]:
     at.sql(
         "DELETE FROM feed WHERE payment_id = %s AND sequence = %s",
@@ -390,6 +402,7 @@ KINDS: Final[Sequence[Kind]] = (
     a_movement_goes_to_another_payment,
     a_movement_is_invented,
     all_movements_are_truncated,
+    a_text_is_another,
     an_event_is_gone_from_the_feed,
     two_places_in_the_feed_are_exchanged,
 )
