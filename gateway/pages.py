@@ -126,8 +126,8 @@ STANDINGS: dict[experts_pb2.ExpertStatus.ValueType, Standing] = {
         "bad",
         "Disconnected",
         "Your account is disconnected",
-        "You have disconnected it from us, so it cannot be used to pay you. "
-        "If you want to be paid through it again, write to our support.",
+        "It was disconnected from us or closed, so it cannot be used to pay you. "
+        "If you want to be paid again, write to our support.",
         may_continue=False,
     ),
 }
@@ -137,7 +137,7 @@ _PAUSED = Standing(
     "bad",
     "Paused",
     "Stripe has paused this account",
-    "It asks nothing of you. Until Stripe has decided you cannot be paid. "
+    "Stripe asks nothing of you. You cannot be paid until the pause ends. "
     "If it takes long, write to our support.",
     may_continue=False,
 )

@@ -219,8 +219,8 @@ class Settings(BaseSettings):
                 and not (self.stripe_webhook_secret and self.stripe_connect_webhook_secret),
                 (
                     "STRIPE_SECRET_KEY needs STRIPE_WEBHOOK_SECRET and "
-                    "STRIPE_CONNECT_WEBHOOK_SECRET (whsec_…), one for each endpoint; two separated "
-                    "by a comma while one is rolled"
+                    "STRIPE_CONNECT_WEBHOOK_SECRET (whsec_…), one for each endpoint; several are "
+                    "separated by a comma"
                 ),
             ),
             (

@@ -75,7 +75,8 @@ def payment_disputed(payment: Payment, word: str, **facts: str) -> Precondition:
     """The refusal of a frozen payment, or of one that Stripe reports as disputed."""
     return Precondition(
         "PAYMENT_DISPUTED",
-        f"the payment is disputed ({payment.frozen}) and cannot be {word} until that is decided",
+        f"the payment is frozen by a dispute, a warning or a review ({payment.frozen}) and cannot "
+        f"be {word} until that is over",
         {
             "payment_id": payment.payment_id,
             "dispute_id": payment.frozen_by,

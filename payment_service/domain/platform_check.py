@@ -223,7 +223,12 @@ def _endpoint(
         return Finding(subject, Verdict.FAULT, "no endpoint has this path", register)
     endpoint = next((one for one in found if one.url == url), found[0])
     if endpoint.status != "enabled":
-        return Finding(subject, Verdict.FAULT, f"it is {endpoint.status}", "enable it there")
+        return Finding(
+            subject,
+            Verdict.FAULT,
+            f"it is {endpoint.status}",
+            "enable it: Dashboard > Developers > Webhooks",
+        )
     missing = sorted(events - set(endpoint.events)) if "*" not in endpoint.events else []
     if missing:
         return Finding(
@@ -252,10 +257,16 @@ def _thin_endpoint(facts: PlatformFacts, needs: Needs) -> Finding:
             THIN_ENDPOINT,
             Verdict.WARNING,
             "no destination has them, so changes of accounts are seen late",
-            f"add {url} with the payload Thin for connected accounts: Dashboard > Webhooks",
+            f"add {url} with the payload style Thin for connected accounts: "
+            "Dashboard > Developers > Webhooks",
         )
     missing = sorted(THIN_ACCOUNT_EVENTS - set(found[0].events))
-    if found[0].status != "enabled" or (missing and "*" not in found[0].events):
-        said = f"it is {found[0].status} and lacks {len(missing)} events"
+    if found[0].status != "enabled":
+        said = f"it is {found[0].status}"
+        return Finding(
+            THIN_ENDPOINT, Verdict.WARNING, said, "enable it: Dashboard > Developers > Webhooks"
+        )
+    if missing and "*" not in found[0].events:
+        said = f"it lacks {len(missing)} events"
         return Finding(THIN_ENDPOINT, Verdict.WARNING, said, f"add {', '.join(missing)}")
     return Finding(THIN_ENDPOINT, Verdict.OK, "all events")

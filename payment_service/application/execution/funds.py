@@ -81,7 +81,7 @@ def report_waiting(tx: Transaction, operation: Operation, currency: str, availab
             found=available,
             currency=currency,
             remediation="add the difference to the platform's available balance; "
-            "the client is then paid without a further call",
+            "the refund or the transfer then continues by itself",
         )
     )
     return True
