@@ -25,7 +25,7 @@ from grpc_status import rpc_status
 from dev.caller import call_of
 from dev.forwarding import signature
 from marketplace.payments.v1 import disputes_pb2, experts_pb2, payments_pb2
-from tests.acceptance.browser import submit
+from tests.acceptance.browser import look, submit
 from tests.acceptance.conftest import APP, WEBHOOK_SECRETS, World, new_name, until
 from tests.acceptance.programs import PACKAGE, Answer
 
@@ -205,6 +205,13 @@ class Good:
             setattr(message, name, value)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def no_faults_left(world: World) -> Iterator[None]:
+    """The stack is that of other modules, too."""
+    yield
+    look(f"{world.stack.simulator_url}/_simulator/faults", method="DELETE")
+
+
 @pytest.fixture(scope="module")
 def good(world: World, expert: str) -> Good:
     landing = submit(world.new_expert().onboarding_url).location
@@ -241,6 +248,7 @@ def good(world: World, expert: str) -> Good:
             "final": True,
             "former_account_id": account_of(world, to_replace),
             "gig_id": "gig-1",
+            "kind": 1,
             "onboarding_token": landing.partition("token=")[2],
             "name": "Ada",
             "notes": "delivered",
@@ -317,7 +325,8 @@ def indebted(world: World) -> str:
     """An expert with a debt of 90 dollars: the client was refunded, and the reversal failed."""
     expert_id = world.ready_expert()
     payment_id = world.captured(expert_id).payment_id
-    refusal = {"action": "status", "status": 400, "code": "balance_insufficient", "times": 1}
+    # Never, because what the account has would be collected.
+    refusal = {"action": "status", "status": 400, "code": "balance_insufficient"}
     world.control("faults", {"match": {"method": "POST", "path": "/reversals$"}, **refusal})
     request = payments_pb2.RefundPaymentRequest(
         payment_id=payment_id, idempotency_key=new_name("key")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from dev.forwarding import signature
-from tests.acceptance.browser import submit
+from tests.acceptance.browser import look, submit
 from tests.acceptance.conftest import WEBHOOK_SECRETS, World, new_name, until
 from tests.acceptance.programs import PACKAGE, Answer, BufCurl, Grpcurl, Program
 
@@ -92,7 +92,17 @@ def test_every_rpc_by_grpcurl(world: World, grpcurl: Grpcurl) -> None:
     watch(grpcurl)
     operate(world, Caller(grpcurl))
     settle_what_is_owed(world, Caller(grpcurl))
+    erase(Caller(grpcurl))
     assert grpcurl.driven == methods_of(grpcurl), "drive every RPC here"
+
+
+def erase(ask: Caller) -> None:
+    """The client of the life asks to be forgotten, after nothing of them is open any more."""
+    assert len(ask("ExpertService/ListExperts", page_size=1)["experts"]) == 1
+    user = {"user_id": "client-9", "kind": "USER_KIND_CLIENT", "reason": "ticket 7"}
+    assert ask("OperationsService/EraseUser", **user)["erased_text_count"] > 0
+    again = ask("OperationsService/EraseUser", **user)
+    assert (again["payment_count"], again.get("erased_text_count", 0)) == (1, 0)
 
 
 def test_a_whole_lifecycle_by_buf_curl(world: World, bufcurl: BufCurl) -> None:
@@ -246,7 +256,8 @@ def answer_banks(world: World, ask: Caller) -> None:
     assert (unknown.code, unknown.reason) == ("NOT_FOUND", "DISPUTE_NOT_FOUND")
     submit_evidence(world, ask, won)
     accept = {"dispute_id": lost, "idempotency_key": new_name("key")}
-    refusal = {"action": "status", "status": 400, "code": "balance_insufficient", "times": 1}
+    # Never, until the debt is written off: what the account has would be collected.
+    refusal = {"action": "status", "status": 400, "code": "balance_insufficient"}
     world.control("faults", {"match": {"method": "POST", "path": "/reversals$"}, **refusal})
     accepted = ask("DisputeService/AcceptDispute", **accept)
     assert accepted["dispute"]["outcome"] == "DISPUTE_OUTCOME_LOST"
@@ -283,6 +294,7 @@ def answer_banks(world: World, ask: Caller) -> None:
         idempotency_key=new_name("key"),
     )
     assert rest["written_off_amount"]["minor_units"] == "5000"
+    look(f"{world.stack.simulator_url}/_simulator/faults", method="DELETE")
     assert debt() == ["0"]
 
 
