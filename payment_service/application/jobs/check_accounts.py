@@ -1,4 +1,4 @@
-"""Reads experts' accounts from Stripe by the clock, although no event asks for it.
+"""Reads experts' accounts from Stripe at stored times, although no event asks for it.
 
 Stripe may send no event about an account: accounts of newer platforms may report only by events
 that this service does not read. A capture that waits for its expert must continue all the same.

@@ -68,7 +68,7 @@ def _unread(account: str) -> Discrepancy:
         "",
         DiscrepancyKind.ACCOUNT_UNREAD,
         f"{account} could not be read at Stripe",
-        remediation="the next run compares it from where this one began; look at it if this stays",
+        remediation="the next run begins where this one began; if this stays, ask Stripe",
     )
 
 
