@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from sqlalchemy import event
@@ -12,6 +12,7 @@ from sqlalchemy import event
 from dev.postgres import EmbeddedPostgres
 from marketplace.payments.v1 import payments_pb2
 from payment_service.adapters.postgres.transaction import SqlTransaction
+from payment_service.domain.ports.database import Transaction
 from tests.support.books import balance
 from tests.support.requests import capture_request
 from tests.support.restore import back_up
@@ -91,8 +92,9 @@ async def test_a_debt_and_what_reserves_it_are_read_at_once(world: World) -> Non
             until_booked = until(booked, "the collection on the books")
             asyncio.run_coroutine_threadsafe(until_booked, loop).result(10)
 
-    def read(tx: SqlTransaction) -> int:
-        event.listen(tx.connection, "after_cursor_execute", wait)
+    def read(tx: Transaction) -> int:
+        connection = cast("SqlTransaction", tx).connection
+        event.listen(connection, "after_cursor_execute", wait)
         return tx.expert_debt(expert, "USD")
 
     assert world.service is not None
