@@ -34,6 +34,7 @@ from payment_service.domain.ports.database import Transaction
 from payment_service.domain.ports.records import Answers, Cause
 from payment_service.domain.state_machine import Transition
 from payment_service.domain.sync.changes import Discrepancy
+from payment_service.domain.texts import FreeText
 
 _WORD: Final = "abandoned"
 
@@ -104,7 +105,7 @@ def abandon(
     discrepancy = None
     if answers_dispute:
         failed = FailedAnswer(payment, operation, refusal, _CODE)
-        fail_answer(tx, answers, failed, cause, reason=reason)
+        fail_answer(tx, answers, failed, cause, reason=FreeText(reason))
     else:
         rejection = Rejection(_transition(payment, operation, reason, tx.now), refusal, _CODE)
         discrepancy = fail_operation(tx, answers, policy, operation, rejection, cause).discrepancy
@@ -136,7 +137,7 @@ def abandon_account(
             {"expert_id": known.expert_id, "state": operation.state.value},
         )
     after = replace(expert, operation_id="", version=expert.version + 1, update_time=tx.now)
-    tx.save_expert(after, "expert.account_abandoned", cause, reason=reason)
+    tx.save_expert(after, "expert.account_abandoned", cause, reason=FreeText(reason))
     tx.settle_operation(operation.operation_id, OperationState.REFUSED, _CODE)
     refuse(tx, answers, operation.claim_id, _abandoned(**facts))
     ended = tx.operation(operation.operation_id)
@@ -156,7 +157,7 @@ def _transition(payment: Payment, operation: Operation, reason: str, now: dateti
     else:
         failure = Failure(_CODE, "", "an operator abandoned it", now)
         transition = refused_transition(payment, operation, failure)
-    facts = {**transition.facts, "operation_id": operation.operation_id, "reason": reason}
+    facts = {**transition.facts, "operation_id": operation.operation_id, "reason": FreeText(reason)}
     return replace(transition, facts=facts)
 
 

@@ -133,6 +133,7 @@ def claim_and_start(tx: Transaction, app: App, command: C, start: Start[C]) -> C
         return _continue_recovered(tx, app, command, claim, recovered)
     started = start(tx, app.policy, command, claim.claim_id)
     if isinstance(started, Answer):
+        tx.bind_claim(claim.claim_id, getattr(command, "payment_id", ""), "")
         return _answered(tx, claim, started)
     if app.stripe.is_unavailable:
         raise processor_unavailable()

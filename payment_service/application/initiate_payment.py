@@ -152,6 +152,7 @@ def plan_initiation(
     expert = tx.expert(command.expert_id)
     if expert is None:
         raise expert_not_found(command.expert_id)
+    expert.check_known()
     if expert.status is not ExpertStatus.READY and not command.expert_is_fresh:
         raise ExpertMayBeReady
     expert.check_ready()

@@ -174,7 +174,8 @@ async def _what_is_left(app: App, result: Recovered) -> AsyncIterator[str]:
         yield f"to decide: {line}"
     yield (
         "not at Stripe, so repeat what was called since then of: SetCommission, "
-        "SettleClientPayable, WriteOffExpertDebt, DismissFraudWarning, ResolveDiscrepancy"
+        "SettleClientPayable, WriteOffExpertDebt, DismissFraudWarning, ResolveDiscrepancy, "
+        "EraseUser"
     )
 
 

@@ -13,6 +13,7 @@ from payment_service.domain.experts import BusinessType, Expert
 from payment_service.domain.places import check_country
 from payment_service.domain.ports.database import Transaction
 from payment_service.domain.ports.policy import Policy
+from payment_service.domain.texts import FreeText
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +59,7 @@ def begin_replacement(
     expert = tx.lock_expert(command.expert_id)
     if expert is None:
         raise expert_not_found(command.expert_id)
+    expert.check_known()
     if expert.operation_id:
         raise Busy(
             "OPERATION_IN_PROGRESS",
@@ -88,7 +90,7 @@ def begin_replacement(
         ),
         "expert.account_replacement_requested",
         command.cause,
-        reason=command.reason,
+        reason=FreeText(command.reason),
         country=wanted.country,
         business_type=wanted.business_type.value,
     )

@@ -13,6 +13,7 @@ from payment_service.domain.money import Money
 from payment_service.domain.ports.database import Transaction
 from payment_service.domain.ports.policy import Policy
 from payment_service.domain.ports.records import Answer, Answers
+from payment_service.domain.texts import FreeText
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +37,11 @@ def write_off(
     tx.post_for_expert(
         expert,
         "expert.debt_written_off",
-        {"amount": part.minor_units, "currency": part.currency, "reason": command.reason},
+        {
+            "amount": part.minor_units,
+            "currency": part.currency,
+            "reason": FreeText(command.reason),
+        },
         written_off(expert.expert_id, part.minor_units, part.currency),
         tx.now,
         command.cause,

@@ -21,6 +21,7 @@ from payment_service.domain.payment import Failure, Payment
 from payment_service.domain.ports.records import Cause, StoredEvent, Trail
 from payment_service.domain.schedule import Schedule
 from payment_service.domain.state_machine import EventKind, Transition
+from payment_service.domain.texts import ERASED, seal_of, seals_in
 
 #: This release's way of writing. Each event names its writer's, because during an upgrade two
 #: releases write side by side, and the former one does not know the newest fields.
@@ -35,6 +36,7 @@ AUDITED: Final = (
     DiscrepancyKind.ROW_IS_AS_RECORDED,
     DiscrepancyKind.POSTINGS_ARE_AS_RECORDED,
     DiscrepancyKind.MOVEMENTS_ARE_AS_RECORDED,
+    DiscrepancyKind.TEXTS_ARE_AS_RECORDED,
 )
 
 
@@ -50,8 +52,13 @@ class AuditFault:
         return f"event {self.sequence}: {self.detail}"
 
 
-def event_body(transition: Transition, schedule: Schedule, cause: Cause) -> str:
-    """Returns the body of a transition's event: canonical JSON, stored and hashed unchanged."""
+def event_body(
+    transition: Transition, facts: Mapping[str, object], schedule: Schedule, cause: Cause
+) -> str:
+    """Returns the body of a transition's event: canonical JSON, stored and hashed unchanged.
+
+    ``facts`` are the transition's, with their texts sealed.
+    """
     before, after = transition.before, transition.after
     body = {
         "from": before.state.value if before else None,
@@ -69,7 +76,7 @@ def event_body(transition: Transition, schedule: Schedule, cause: Cause) -> str:
             "pending_refund": after.pending_refund,
             "currency": after.currency,
         },
-        "facts": dict(transition.facts),
+        "facts": dict(facts),
         "by": {"caller": cause.caller, "rpc": cause.rpc, "request_id": cause.request_id},
         "digests": {
             "writer": WRITER,
@@ -158,6 +165,7 @@ def audit(trail: Trail) -> list[AuditFault]:
         _row_fault(trail, bodies),
         _postings_fault(trail, bodies),
         _movements_fault(trail, bodies),
+        _texts_fault(trail, bodies),
     )
     return [found for found in faults if found is not None]
 
@@ -284,6 +292,21 @@ def _movements_of(kind: str, facts: Mapping[str, Any]) -> list[tuple[str, str, i
     return []
 
 
+def _texts_fault(trail: Trail, bodies: Sequence[Any]) -> AuditFault | None:
+    """Compares the texts that are kept with their hashes. One that is not kept was erased."""
+    seals = [seals_in(body["facts"]) for body in bodies]
+    for sequence, text in trail.texts:
+        if sequence > len(seals) or seals[sequence - 1].get(text.name) != seal_of(text):
+            return AuditFault(
+                DiscrepancyKind.TEXTS_ARE_AS_RECORDED, sequence, f"has another {text.name}"
+            )
+    kept = {text.name: text.text for sequence, text in trail.texts if sequence == 1}
+    erased = ERASED if "description" in seals[0] else ""
+    if trail.payment.description != kept.get("description", erased):
+        return AuditFault(DiscrepancyKind.TEXTS_ARE_AS_RECORDED, 1, "has another description")
+    return None
+
+
 _FAILED: Final = ":failed"
 
 
@@ -301,7 +324,8 @@ _DISPUTE_LINES: Final[Mapping[str, str]] = {
 }
 
 
-_PAYMENT_FIELDS: Final = [field.name for field in fields(Payment)]
+#: The description is somebody's words, which can be erased. Its seal is in the first event.
+_PAYMENT_FIELDS: Final = [field.name for field in fields(Payment) if field.name != "description"]
 
 
 def _digest(value: object) -> str:

@@ -78,6 +78,7 @@ class DiscrepancyKind(StrEnum):
     ROW_IS_AS_RECORDED = "invariant_row_is_as_recorded", ClosesWhen.INVARIANT_HOLDS
     POSTINGS_ARE_AS_RECORDED = "invariant_postings_are_as_recorded", ClosesWhen.INVARIANT_HOLDS
     MOVEMENTS_ARE_AS_RECORDED = "invariant_movements_are_as_recorded", ClosesWhen.INVARIANT_HOLDS
+    TEXTS_ARE_AS_RECORDED = "invariant_texts_are_as_recorded", ClosesWhen.INVARIANT_HOLDS
     # The same, by a query between tables.
     POSTINGS_SUM_TO_ZERO = "invariant_postings_sum_to_zero", ClosesWhen.INVARIANT_HOLDS
     EACH_VERSION_HAS_ONE_EVENT = "invariant_each_version_has_one_event", ClosesWhen.INVARIANT_HOLDS

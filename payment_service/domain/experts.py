@@ -7,6 +7,7 @@ from datetime import datetime
 from enum import StrEnum
 
 from payment_service.domain.errors import Precondition
+from payment_service.domain.texts import ERASED
 
 
 class ExpertStatus(StrEnum):
@@ -103,6 +104,20 @@ class Expert:
     def is_paused(self) -> bool:
         """Stripe has paused the account and asks the expert for nothing."""
         return self.status is ExpertStatus.RESTRICTED and not self.account.requirements_due
+
+    @property
+    def is_erased(self) -> bool:
+        """Nobody is known any more behind the id."""
+        return self.name == ERASED
+
+    def check_known(self) -> None:
+        """Raises if the expert was erased."""
+        if self.is_erased:
+            raise Precondition(
+                "USER_ERASED",
+                "this expert was erased; a new one takes a new id",
+                {"user_id": self.expert_id},
+            )
 
     def check_replaceable(self, account_id: str, *, although_it_works: bool) -> None:
         """Raises unless another account may replace the present one.

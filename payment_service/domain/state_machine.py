@@ -213,7 +213,7 @@ TRANSITIONS: Final[Mapping[EventKind, Mapping[State, set[State]]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Transition:
-    """One change of one payment. ``facts`` are the body of its event, in JSON values."""
+    """One change of one payment. ``facts`` are the body of its event: JSON values and texts."""
 
     before: Payment | None
     after: Payment

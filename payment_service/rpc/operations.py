@@ -12,6 +12,7 @@ from payment_service.application.dismiss_fraud_warning import (
     DismissFraudWarning,
     dismiss_fraud_warning,
 )
+from payment_service.application.erase_user import EraseUser, erase_user
 from payment_service.application.reconciliation.run import reconcile, reconcile_payment
 from payment_service.application.resolve_discrepancy import resolve_discrepancy
 from payment_service.application.resume_operation import resume_operation
@@ -29,11 +30,13 @@ from payment_service.domain.ports.records import ListedOperation, WebhookEvent
 from payment_service.rpc import pagination
 from payment_service.rpc.call_context import CallRegistry, Context, cause_of
 from payment_service.rpc.fields import RequestFields, fingerprint
+from payment_service.rpc.messages.common import time_message
 from payment_service.rpc.messages.operations import (
     discrepancy_message,
     operation_message,
     operation_state_of,
     report_message,
+    user_kind_of,
     webhook_event_message,
     webhook_event_state_of,
 )
@@ -248,6 +251,29 @@ class OperationsServicer(operations_pb2_grpc.OperationsServiceServicer):
         )
         return operations_pb2.ResolveDiscrepancyResponse(
             discrepancy=discrepancy_message(stored.discrepancy, stored)
+        )
+
+    async def EraseUser(
+        self, request: operations_pb2.EraseUserRequest, context: Context
+    ) -> operations_pb2.EraseUserResponse:
+        fields = RequestFields()
+        kind = fields.enum("kind", request.kind, operations_pb2.UserKind)
+        if not kind:
+            fields.fault("kind", "is required")
+        user_id = fields.identifier("user_id", request.user_id)
+        reason = fields.text("reason", request.reason, required=True)
+        fields.check()
+        command = EraseUser(
+            cause=cause_of(context, "EraseUser"),
+            kind=user_kind_of(kind),
+            user_id=user_id,
+            reason=reason,
+        )
+        erased = await self._calls.run(erase_user(self._app, command))
+        return operations_pb2.EraseUserResponse(
+            erase_time=time_message(erased.time),
+            payment_count=erased.payments,
+            erased_text_count=erased.texts,
         )
 
 

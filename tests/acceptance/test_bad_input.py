@@ -538,6 +538,7 @@ _LEFT_OUT = {
     "payment_polls": "the poller notes when it asked last",
     "jobs": "the jobs note when they ran last",
     "job_backoff": "the loops note what they looked at last",
+    "debt_checks": "the loops note what they looked at last",
 }
 
 

@@ -177,10 +177,6 @@ def capture_and_refund(ask: Caller, payment_id: str) -> None:
     held = ask.refused("PaymentService/CapturePayment", **request)
     assert (held.code, held.reason) == ("FAILED_PRECONDITION", "WOULD_RELEASE_REMAINDER")
     assert held.facts["held"] == "10000"
-    other = ask.refused("PaymentService/CapturePayment", **request, final=True)
-    assert (other.code, other.reason) == ("ALREADY_EXISTS", "IDEMPOTENCY_KEY_REUSED")
-    assert other.facts["field"] == "final"
-    request["idempotency_key"] = new_name("key")
     looked = ask("PaymentService/CapturePayment", **request, final=True, validate_only=True)
     assert {leg["kind"]: leg["amount"]["minor_units"] for leg in looked["preview"]["legs"]} == {
         "LEG_KIND_CHARGE_CARD": "9000",
@@ -198,6 +194,9 @@ def capture_and_refund(ask: Caller, payment_id: str) -> None:
     captured = ask("PaymentService/CapturePayment", **request, final=True)
     assert captured["payment"]["state"] == "PAYMENT_STATE_CAPTURED"
     assert captured == ask("PaymentService/CapturePayment", **request, final=True)
+    other = ask.refused("PaymentService/CapturePayment", **request)
+    assert (other.code, other.reason) == ("ALREADY_EXISTS", "IDEMPOTENCY_KEY_REUSED")
+    assert other.facts["field"] == "final"
     refund: dict[str, Any] = {"payment_id": payment_id, "reason": "half was not done"}
     refunded = ask(
         "PaymentService/RefundPayment",

@@ -88,9 +88,9 @@ def contested() -> Evidence:
         }
     )
     world.effects.append(_effect(8, "evidence_submitted", DISPUTE, 700, "op_8"))
-    evidence = disputes_pb2.SubmitEvidenceRequest(dispute_id=DISPUTE, submit=True)
-    evidence.evidence.uncategorized_text = "done"
-    said = evidence.SerializeToString()
+    request = disputes_pb2.SubmitEvidenceRequest(dispute_id=DISPUTE, submit=True)
+    request.evidence.uncategorized_text = "done"
+    said = request.SerializeToString()
     world.history.add(Entry(0, "SubmitEvidence", "key-8", said, 1, 2, "ok", "OK"))
     world.idempotency_keys.append(
         {"key": "key-8", "answer": b"x", "operation_id": "op_8", "payment_id": PAYMENT}

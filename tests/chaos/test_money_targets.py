@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import Any, cast
+from typing import Any
 
 import pytest
 from sqlalchemy import event
@@ -93,8 +93,8 @@ async def test_a_debt_and_what_reserves_it_are_read_at_once(world: World) -> Non
             asyncio.run_coroutine_threadsafe(until_booked, loop).result(10)
 
     def read(tx: Transaction) -> int:
-        connection = cast("SqlTransaction", tx).connection
-        event.listen(connection, "after_cursor_execute", wait)
+        assert isinstance(tx, SqlTransaction)
+        event.listen(tx.connection, "after_cursor_execute", wait)
         return tx.expert_debt(expert, "USD")
 
     assert world.service is not None

@@ -74,7 +74,7 @@ async def is_explained(world: World, payment_id: str, operation_id: str) -> str:
     """Returns the kind of the one event that says why it was abandoned, and by whom."""
     [(kind, facts, by)] = world.sql(
         "SELECT kind, body::jsonb -> 'facts', body::jsonb -> 'by' FROM events "
-        "WHERE payment_id = %s AND body::jsonb -> 'facts' ->> 'reason' = %s",
+        "JOIN texts USING (payment_id, sequence) WHERE payment_id = %s AND text = %s",
         payment_id,
         REASON,
     )

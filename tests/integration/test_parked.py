@@ -412,13 +412,11 @@ async def test_client_payable_paid_by_cheque_is_settled(world: World) -> None:
     assert owed(world, payment.payment_id) == 0
     assert balance(world, "settled_out_of_band") == -2_000
     reported = world.sql(
-        "SELECT body::jsonb -> 'facts' FROM events WHERE kind = 'payment.client_payable_settled' "
+        "SELECT (body::jsonb -> 'facts' ->> 'amount')::int, text FROM events "
+        "JOIN texts USING (payment_id, sequence) WHERE kind = 'payment.client_payable_settled' "
         "ORDER BY sequence"
     )
-    assert [facts for (facts,) in reported] == [
-        {"amount": 500, "reason": "paid by cheque"},
-        {"amount": 1_500, "reason": "paid by cheque"},
-    ]
+    assert reported == [(500, "paid by cheque"), (1_500, "paid by cheque")]
     assert (await world.capture(payment.payment_id)).state == CAPTURED
     assert [one["amount"] for one in await world.stripe.effects("refunded")] == [2_000]
     await check_books(world)

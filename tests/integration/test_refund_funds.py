@@ -12,6 +12,14 @@ from tests.support.books import balance, check_books
 from tests.support.kinds import kind_of
 from tests.support.requests import capture_request, refund_request
 from tests.support.steps.dashboard import days_pass, keep_at_stripe
+from tests.support.steps.debts import (
+    POOR,
+    SOON,
+    debt_of,
+    reversals,
+    top_up,
+    until_reversed,
+)
 from tests.support.steps.payments import PLATFORM, event_kinds
 from tests.support.world import (
     CAPTURED,
@@ -23,13 +31,6 @@ from tests.support.world import (
 )
 
 PENDING_FUNDS = payments_pb2.WAITING_REASON_REFUND_PENDING_FUNDS
-SOON: dict[str, float] = {
-    "funds_check_seconds": 0.3,
-    "debt_check_first_seconds": 0.3,
-    "debt_check_longest_seconds": 0.6,
-}
-#: The platform has nothing but its commissions.
-POOR: dict[str, Any] = {"simulator": {"platform_funds": 0}}
 
 
 @pytest.fixture
@@ -38,22 +39,6 @@ async def poor(start_world: StartWorld) -> World:
     world = await start_world(policy=SOON, **POOR)
     await keep_at_stripe(world)
     return world
-
-
-async def top_up(world: World, amount: int) -> None:
-    given = {"amount": amount, "currency": "usd", "type": "topup"}
-    await world.stripe.control("POST", "/balance", given)
-
-
-async def reversals(world: World) -> list[int]:
-    return [one["amount"] for one in await world.stripe.effects("reversed")]
-
-
-async def until_reversed(world: World, *amounts: int) -> None:
-    async def probe() -> bool:
-        return await reversals(world) == list(amounts)
-
-    await until(probe, f"reversals of {amounts}")
 
 
 async def waiting_discrepancies(world: World) -> list[tuple[str, int, int, bool]]:
@@ -67,10 +52,6 @@ async def waiting_discrepancies(world: World) -> list[tuple[str, int, int, bool]
         for one in await world.discrepancies()
         if kind_of(one) == "refund_waits_for_funds"
     ]
-
-
-async def debt_of(world: World, expert_id: str) -> int:
-    return balance(world, f"expert_debt:{expert_id}")
 
 
 async def test_a_refund_that_the_balance_does_not_cover_is_accepted_and_paid_later(
@@ -225,13 +206,20 @@ async def test_a_waiting_refund_that_was_parked_is_resumed(poor: World) -> None:
 
     await until(parked, "a parked refund")
     await world.stripe.clear_faults()
-    await top_up(world, 20_000)
     [(operation_id,)] = world.sql(
         "SELECT operation_id FROM payments WHERE payment_id = %s", paid.payment_id
     )
     await world.operations.ResumeOperation(
         operations_pb2.ResumeOperationRequest(operation_id=operation_id)
     )
+
+    async def waits_again() -> bool:
+        payment = await world.get(paid.payment_id)
+        assert payment.pending_refund_amount.minor_units == 10_000
+        return payment.waiting_reason == PENDING_FUNDS
+
+    await until(waits_again, "a refund that waits as before")
+    await top_up(world, 20_000)
     await world.in_state(paid.payment_id, REFUNDED)
     assert len(await world.stripe.effects("refunded")) == 1
     await check_books(world)

@@ -11,13 +11,21 @@ from payment_service.application.jobs.collect_debts import COLLECTION, collect_f
 from payment_service.application.sync.payment import sync_payment
 from payment_service.domain.errors import Refusal
 from tests.integration.conftest import StartWorld
-from tests.integration.test_refund_funds import SOON, debt_of, reversals, until_reversed
 from tests.support.books import check_books
-from tests.support.requests import refund_request
+from tests.support.requests import capture_request, refund_request
 from tests.support.restore import Backup, back_up
 from tests.support.steps.dashboard import days_pass, keep_at_stripe
+from tests.support.steps.debts import (
+    POOR,
+    SOON,
+    debt_of,
+    reversals,
+    top_up,
+    until_reversed,
+)
+from tests.support.steps.disputes import contest, decide
 from tests.support.steps.payments import PLATFORM
-from tests.support.world import CAPTURED, REFUNDED, Payment, World
+from tests.support.world import CAPTURED, REFUNDED, Payment, World, until
 
 
 async def indebted(start_world: StartWorld) -> tuple[World, Payment]:
@@ -97,6 +105,68 @@ async def test_what_a_recovered_refund_takes_back_waits_if_it_was_collected(
     await world.settle_down()
     assert await reversals(world) == [2_700]
     assert await debt_of(world, paid.expert_id) == 0
+
+
+async def test_a_lost_dispute_takes_nothing_back_that_was_collected(
+    start_world: StartWorld, postgres: EmbeddedPostgres
+) -> None:
+    """The dispute was lost after the backup, and its reversal refused; then it was collected."""
+    world = await start_world(policy=SOON)
+    await keep_at_stripe(world)
+    paid = await world.captured(await world.expert(), 10_000, escrow_mode=PLATFORM)
+    held = await world.escrowed(paid.expert_id, 20_000, escrow_mode=PLATFORM)
+    backup = await back_up(postgres, world, loops=True)
+    await world.stripe.fault("/reversals$", "status", status=400, code="balance_insufficient")
+    dispute_id = await contest(world, paid, amount=5_000)
+    await decide(world, dispute_id, "lose")
+    await days_pass(world)
+    await until_reversed(world, 4_500)
+    await world.settle_down()
+    # More money comes into the account, so Stripe would allow another reversal.
+    await world.bytes_of("CapturePayment", capture_request(held.payment_id))
+    await days_pass(world)
+    await world.settle_down()
+    await backup.restore(world, loops=True)
+
+    async def lost() -> bool:
+        return (await world.get(paid.payment_id)).lost_amount.minor_units == 5_000
+
+    await until(lost, "the lost dispute on the books")
+    await world.settle_down()
+    assert await debt_of(world, paid.expert_id) == 0
+    assert await reversals(world) == [4_500]
+
+
+@pytest.mark.parametrize("low_balance", ["pending", "refused"])
+async def test_a_lost_refund_that_waited_for_funds_is_paid_once(
+    start_world: StartWorld, postgres: EmbeddedPostgres, low_balance: str
+) -> None:
+    """The refund was accepted after the backup, and what the expert owed for it was collected."""
+    world = await start_world(policy=SOON, **POOR)
+    await keep_at_stripe(world)
+    await world.stripe.control("POST", "/settings", {"refund_on_low_balance": low_balance})
+    paid = await world.captured(amount=10_000)
+    backup = await back_up(postgres, world)
+    call = refund_request(paid.payment_id)
+    assert (await world.bytes_of("RefundPayment", call)).code == "OK"
+    assert world.service is not None
+    world.service.start_loops()
+    await until_reversed(world, 9_000)
+    await backup.restore(world)
+    assert (await world.until_answered("RefundPayment", call)).code == "OK"
+    world.service.start_loops()
+    await days_pass(world)
+    await top_up(world, 20_000)
+
+    async def paid_back() -> bool:
+        return bool(await world.stripe.effects("refunded"))
+
+    await until(paid_back, "the refund")
+    await world.settle_down()
+    assert len(await world.stripe.effects("refunded")) == 1
+    assert await reversals(world) == [9_000]
+    assert await debt_of(world, paid.expert_id) == 0
+    await check_books(world)
 
 
 async def test_a_collection_is_recovered_after_all_that_led_to_it(

@@ -144,7 +144,7 @@ def _check_rows(world: World) -> None:
     # A key without an answer belongs to an operation that waits for an operator, or to none.
     assert not world.sql(
         "SELECT k.claim_id FROM idempotency_keys k LEFT JOIN operations USING (operation_id) "
-        "WHERE answer IS NULL AND operations.state IS DISTINCT FROM 'PARKED'"
+        "WHERE k.settle_time IS NULL AND operations.state IS DISTINCT FROM 'PARKED'"
     )
 
 

@@ -65,7 +65,7 @@ def test_a_long_message_is_cut() -> None:
 @pytest.mark.parametrize(("status", "is_spent"), [(400, True), (409, False)])
 def test_a_key_that_is_in_use_just_now_is_not_spent(status: int, is_spent: bool) -> None:
     """Under a new key the request would act beside the one that is under way."""
-    error = stripe.IdempotencyError("a key", http_status=status)  # type: ignore[no-untyped-call]  # Stripe's
+    error = stripe.IdempotencyError("a key", http_status=status)
     outcome = outcome_of(error)
     assert isinstance(outcome, Unknown)
     assert outcome.replayed is is_spent

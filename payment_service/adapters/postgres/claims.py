@@ -58,7 +58,7 @@ class ClaimWrites(TransactionStatements):
             "WHERE claim_id = :claim_id",
             claim_id=claim_id,
             payment_id=payment_id or None,
-            operation_id=operation_id,
+            operation_id=operation_id or None,
         )
 
     def settle_claim(self, claim_id: str, answer: Answer) -> Answer:

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Final
 
-from payment_service.adapters.postgres import rows
+from payment_service.adapters.postgres import rows, texts
 from payment_service.adapters.postgres.statements import Statements, TransactionStatements
 from payment_service.domain.experts import Expert, ExpertStatus
 from payment_service.domain.ports.records import Cause
+from payment_service.domain.texts import FreeText, seal
 
 _EXPERT_COLUMNS: Final = (
     "expert_id name email country business_type commission_basis_points commission_asked "
@@ -52,7 +53,7 @@ class ExpertWrites(TransactionStatements):
             self._record_expert(expert, "expert.created", cause)
         return made == 1
 
-    def save_expert(self, expert: Expert, kind: str, cause: Cause, **facts: str) -> None:
+    def save_expert(self, expert: Expert, kind: str, cause: Cause, **facts: str | FreeText) -> None:
         """Writes an expert that this transaction has locked, and an event of this kind.
 
         An empty ``kind`` writes no event.
@@ -66,9 +67,12 @@ class ExpertWrites(TransactionStatements):
         if kind:
             self._record_expert(expert, kind, cause, **facts)
 
-    def _record_expert(self, expert: Expert, kind: str, cause: Cause, **facts: str) -> None:
+    def _record_expert(
+        self, expert: Expert, kind: str, cause: Cause, **facts: str | FreeText
+    ) -> None:
         """Appends one event to the expert's audit trail."""
         account = expert.account
+        sealed, written = seal(facts, texts.new_salt)
         body = {
             "status": expert.status.value,
             "stripe_account_id": account.stripe_account_id,
@@ -76,12 +80,14 @@ class ExpertWrites(TransactionStatements):
             "requirements_due": list(account.requirements_due),
             "disabled_reason": account.disabled_reason,
             **rows.announced_values(account),
-            **facts,
+            **sealed,
             "by": rows.cause_values(cause),
         }
         self._do(
-            "INSERT INTO expert_events (expert_id, sequence, kind, body, time) "
-            "VALUES (:expert_id, :sequence, :kind, :body, now())",
+            "WITH recorded AS (INSERT INTO expert_events (expert_id, sequence, kind, body, time) "
+            "VALUES (:expert_id, :sequence, :kind, :body, now()) RETURNING expert_id, sequence), "
+            f"{texts.kept('expert_id')} SELECT FROM recorded",
+            **texts.text_values(written),
             expert_id=expert.expert_id,
             sequence=expert.version,
             kind=kind,

@@ -20,6 +20,7 @@ import structlog
 
 from payment_service.adapters.postgres.rows import stored_event_of
 from payment_service.adapters.postgres.statements import Statements, TransactionStatements
+from payment_service.adapters.postgres.texts import TEXTS_OF_EVENT
 from payment_service.domain.ports.records import FeedEvent
 
 log = structlog.get_logger(__name__)
@@ -74,7 +75,8 @@ class FeedReads(Statements):
     def feed(self, after: int, limit: int) -> Sequence[FeedEvent]:
         """Returns at most ``limit`` events after a position, in the order of the feed."""
         found = self._all(
-            "SELECT feed.position, events.* FROM feed JOIN events USING (payment_id, sequence) "
+            f"SELECT feed.position, events.*, {TEXTS_OF_EVENT} "
+            "FROM feed JOIN events USING (payment_id, sequence) "
             "WHERE feed.position > :after ORDER BY feed.position LIMIT :limit",
             after=after,
             limit=limit,

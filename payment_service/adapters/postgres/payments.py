@@ -12,7 +12,7 @@ from typing import Final
 
 from sqlalchemy import Connection
 
-from payment_service.adapters.postgres import rows
+from payment_service.adapters.postgres import rows, texts
 from payment_service.adapters.postgres.debts import HASTEN_DEBT_CHECK, START_DEBT_CHECK
 from payment_service.adapters.postgres.rows import PAYMENT_COLUMNS
 from payment_service.adapters.postgres.statements import (
@@ -32,9 +32,11 @@ from payment_service.domain.schedule import SCHEDULE_COLUMNS, schedule_of
 from payment_service.domain.state_machine import EventKind, Transition
 from payment_service.domain.sync.changes import Movement
 from payment_service.domain.sync.superseded import described
+from payment_service.domain.texts import seal
 
 _WRITTEN: Final = (*PAYMENT_COLUMNS, *SCHEDULE_COLUMNS)
-_CHANGED: Final = [name for name in _WRITTEN if name != "payment_id"]
+#: The description never changes, except that it is erased.
+_CHANGED: Final = [name for name in _WRITTEN if name not in ("payment_id", "description")]
 
 #: The end of both statements: the event, its postings, and how many events were written (0 or 1).
 _RECORD_TAIL: Final = f"""
@@ -42,7 +44,7 @@ _RECORD_TAIL: Final = f"""
     INSERT INTO events (payment_id, sequence, kind, time, body, hash)
     SELECT payment_id, :version, :kind, :update_time, :body, :head_hash FROM changed
     RETURNING payment_id, sequence
-), {rows.posted("payment_id")}
+), {rows.posted("payment_id")}, {texts.kept("payment_id")}
 SELECT count(*) FROM recorded
 """
 _RECORD_NEW: Final = (
@@ -100,7 +102,8 @@ class PaymentWrites(TransactionStatements):
         """
         after, before = transition.after, transition.before
         schedule = schedule_of(after, self._policy)
-        body = event_body(transition, schedule, cause)
+        facts, written = seal(transition.facts, texts.new_salt)
+        body = event_body(transition, facts, schedule, cause)
         head = chain_hash(
             self._heads.get(after.payment_id, b""),
             after.payment_id,
@@ -118,6 +121,7 @@ class PaymentWrites(TransactionStatements):
             kind=transition.kind.value,
             body=body,
             **rows.posting_values(transition.postings),
+            **texts.text_values(written),
         )
         if written["count"] != 1:
             raise Busy(
@@ -304,7 +308,8 @@ class PaymentReads(Statements):
     def events(self, payment_id: str, after: int, limit: int) -> Sequence[StoredEvent]:
         """Returns the events of one payment after a sequence number, in their order."""
         found = self._all(
-            "SELECT * FROM events WHERE payment_id = :id AND sequence > :after "
+            f"SELECT *, {texts.TEXTS_OF_EVENT} FROM events "
+            "WHERE payment_id = :id AND sequence > :after "
             "ORDER BY sequence LIMIT :limit",
             id=payment_id,
             after=after,

@@ -20,11 +20,13 @@ from payment_service.adapters.postgres.rows import (
     posting_values,
 )
 from payment_service.adapters.postgres.statements import Statements, TransactionStatements
+from payment_service.adapters.postgres.texts import kept, new_salt, text_values
 from payment_service.domain.errors import Busy
 from payment_service.domain.experts import Expert
 from payment_service.domain.ledger import Posting
 from payment_service.domain.payouts import Payout, PayoutChange, PayoutState
 from payment_service.domain.ports.records import Cause
+from payment_service.domain.texts import KeptText, seal
 
 #: The columns of a payout that may change.
 _CHANGED: Final = (
@@ -43,7 +45,7 @@ WITH moved AS (
     INSERT INTO expert_events (expert_id, sequence, kind, body, time)
     SELECT expert_id, version, :kind, :body, :update_time FROM moved
     RETURNING expert_id, sequence
-), {posted("expert_id")}
+), {posted("expert_id")}, {kept("expert_id")}
 """
 _RECORD: Final = f"""{_POSTED}, changed AS (
     INSERT INTO payouts ({", ".join(PAYOUT_COLUMNS)})
@@ -78,6 +80,7 @@ class PayoutWrites(TransactionStatements):
             _RECORD,
             expert,
             change.postings,
+            (),
             **payout_values(change.after),
             kind=change.kind,
             body=payout_event_body(change, cause),
@@ -97,18 +100,25 @@ class PayoutWrites(TransactionStatements):
         The caller has locked the expert in this transaction. Raises :class:`Busy`
         (CONCURRENT_CHANGE) if the expert has another version than the caller read.
         """
+        sealed, texts = seal(facts, new_salt)
         self._post(
             _POST,
             expert,
             postings,
+            texts,
             expert_id=expert.expert_id,
             update_time=now,
             kind=kind,
-            body=json.dumps({**facts, "by": cause_values(cause)}, sort_keys=True),
+            body=json.dumps({**sealed, "by": cause_values(cause)}, sort_keys=True),
         )
 
     def _post(
-        self, sql: str, expert: Expert, postings: Sequence[Posting], **values: object
+        self,
+        sql: str,
+        expert: Expert,
+        postings: Sequence[Posting],
+        texts: Sequence[KeptText],
+        **values: object,
     ) -> None:
         """Runs one of the two statements and checks that it wrote its row."""
         written = self._one(
@@ -116,6 +126,7 @@ class PayoutWrites(TransactionStatements):
             **values,
             expert_version=expert.version,
             **posting_values(postings),
+            **text_values(texts),
         )
         if written["count"] != 1:
             raise Busy(

@@ -22,6 +22,7 @@ from payment_service.domain.ports.records import (
     Trail,
 )
 from payment_service.domain.sync.changes import Movement
+from payment_service.domain.texts import KeptText
 
 #: Everything that is stored of each payment, in one statement, so that all of it is of one moment:
 #: a page of the payments that changed since a time, or one payment.
@@ -33,7 +34,9 @@ SELECT p.*,
         l.kind, l.balance_transaction_id) ORDER BY l.posting_id)
         FROM postings l WHERE l.payment_id = p.payment_id) AS postings,
     (SELECT json_agg(json_build_array(m.movement_id, m.kind, m.minor_units))
-        FROM movements m WHERE m.payment_id = p.payment_id) AS movements
+        FROM movements m WHERE m.payment_id = p.payment_id) AS movements,
+    (SELECT json_agg(json_build_array(t.sequence, t.name, encode(t.salt, 'hex'), t.text))
+        FROM texts t WHERE t.payment_id = p.payment_id) AS texts
 FROM payments p
 WHERE p.update_time >= :since AND (:payment_id = '' OR p.payment_id = :payment_id)
     AND (p.update_time, p.payment_id) > (:after_time, :after_id)
@@ -265,4 +268,8 @@ def _trail_of(row: RowMapping) -> Trail:
             for sequence, time, *line in row["postings"] or ()
         ],
         [Movement(*movement) for movement in row["movements"] or ()],
+        [
+            (sequence, KeptText(name, bytes.fromhex(salt), text))
+            for sequence, name, salt, text in row["texts"] or ()
+        ],
     )

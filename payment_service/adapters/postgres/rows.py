@@ -358,6 +358,7 @@ def stored_event_of(row: RowMapping) -> StoredEvent:
         row["time"],
         row["body"],
         bytes(row["hash"]),
+        row["texts"] or {},
     )
 
 

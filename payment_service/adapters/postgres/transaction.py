@@ -10,6 +10,7 @@ from payment_service.adapters.postgres.claims import ClaimWrites
 from payment_service.adapters.postgres.debts import DebtWrites
 from payment_service.adapters.postgres.discrepancies import DiscrepancyWrites
 from payment_service.adapters.postgres.disputes import DisputeWrites
+from payment_service.adapters.postgres.erasure import ErasureWrites
 from payment_service.adapters.postgres.experts import ExpertWrites
 from payment_service.adapters.postgres.feed import FeedWrites
 from payment_service.adapters.postgres.installation import InstallationWrites
@@ -39,5 +40,6 @@ class SqlTransaction(
     JobWrites,
     PollingWrites,
     RetentionWrites,
+    ErasureWrites,
 ):
     """One transaction on one connection. The engine commits it or rolls it back."""

@@ -98,8 +98,8 @@ def reject_operation(
     failure = failure_of(Decline(refused.code or "refused", refused.decline_code), tx.now)
     transition = refused_transition(payment, current, failure)
     refusal = _refusal_as_it_is(transition.after, current)
-    # What has been accepted goes on waiting; what is new may have become impossible meanwhile.
-    may_wait = payment.waits_for_funds or refusal is None
+    # What has been accepted continues to wait; what is new may have become impossible meanwhile.
+    may_wait = bool(payment.waits_for_funds or payment.pending_refund or refusal is None)
     if may_wait and waits_for_funds(current, refused):
         after = wait_for_funds(tx, policy, payment, current, refused.code, cause)
         # The caller's answer says what it waits for.

@@ -37,7 +37,7 @@ from payment_service.domain.snapshot import PaymentSnapshot
 from payment_service.domain.sync.changes import ChangeSet, Discrepancy, SyncContext
 from payment_service.domain.sync.derive_changes import derive_changes
 from payment_service.domain.sync.derive_dispute_changes import derive_dispute_changes
-from payment_service.domain.sync.superseded import shows_no_effect
+from payment_service.domain.sync.superseded import check_recovered, shows_no_effect
 from payment_service.domain.sync.transfers import without_foreign_transfers
 
 
@@ -197,6 +197,7 @@ def _changes_of(payment: Payment, context: SyncContext) -> ChangeSet:
     changes = derive_changes(payment, context)
     if _concerns_disputes(payment, context.snapshot):
         derive_dispute_changes(changes, context)
+    check_recovered(changes, context)
     return changes
 
 
@@ -239,9 +240,9 @@ def _context_of(
         booked_ids=booked_ids,
         reversed_amounts=tx.reversed_amounts(payment.payment_id),
         collections=collections.found,
+        recovered=collections.recorded,
         out_of_band=(
             *(tx.out_of_band_since(operation).values() if operation else ()),
-            *collections.recorded,
             *recovery.moved_beside(next_operation_id),
         ),
         next_operation_id=next_operation_id,

@@ -134,7 +134,7 @@ class FailedAnswer:
 
 
 def fail_answer(
-    tx: Transaction, answers: Answers, failed: FailedAnswer, cause: Cause, **more: str
+    tx: Transaction, answers: Answers, failed: FailedAnswer, cause: Cause, **more: object
 ) -> StoredAnswers:
     """Ends an answer without effect, so that the dispute can be answered again.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from typing import Final, ParamSpec, Protocol, TypeAlias
@@ -17,6 +17,7 @@ from payment_service.domain.operations import Operation, OperationState
 from payment_service.domain.payment import Payment, State, WaitingFor, WaitingReason
 from payment_service.domain.schedule import Schedule
 from payment_service.domain.sync.changes import Discrepancy, Movement
+from payment_service.domain.texts import KeptText
 
 P = ParamSpec("P")
 
@@ -28,6 +29,13 @@ class Cause:
     caller: str
     rpc: str
     request_id: str = ""
+
+
+class UserKind(StrEnum):
+    """Whose data is erased."""
+
+    CLIENT = "CLIENT"
+    EXPERT = "EXPERT"
 
 
 class JobKind(StrEnum):
@@ -176,6 +184,8 @@ class StoredEvent:
     time: datetime
     body: str
     hash: bytes
+    #: The texts that are kept beside it, by the names of their facts.
+    texts: Mapping[str, str] = field(default_factory=dict)
 
 
 #: How much of an event's hash a mark carries: enough to tell another feed's event at its place.
@@ -229,6 +239,8 @@ class Trail:
     #: Each with the sequence of its event, and its time.
     postings: Sequence[tuple[int, datetime, Posting]]
     movements: Sequence[Movement]
+    #: Each with the sequence of its event.
+    texts: Sequence[tuple[int, KeptText]] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,8 @@ class SyncContext:
     #: Describes the movements that were booked out of band since the open operation was recorded or
     #: last resumed.
     out_of_band: Sequence[str] = ()
+    #: Describes the collections that the database had lost and that are recorded again just now.
+    recovered: Sequence[str] = ()
     #: The id for an operation that this snapshot may require. At most one is recorded.
     next_operation_id: str
     #: This database's, from which the ids of its operations are derived.

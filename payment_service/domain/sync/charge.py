@@ -92,7 +92,9 @@ def _apply_capture(changes: ChangeSet, context: SyncContext, charge: Charge) -> 
     payment, operation = changes.payment, context.operation
     amount = context.snapshot.amount_received
     ours = payment.state is State.CAPTURING
-    collected = charge.application_fee.minor_units if charge.application_fee else 0
+    # The fee itself may never be shown. Stripe has taken it from the expert all the same.
+    fee = charge.application_fee
+    collected = fee.minor_units if fee else charge.application_fee_amount
     commission_due = money.split_capture(
         payment.net, amount, payment.commission_basis_points, payment.currency
     ).commission
@@ -171,7 +173,7 @@ def _capture_transactions(
     connected = transfer.connected_line if transfer else None
     nothing = StripeAmount(0, currency)
     transferred = amount_of(transfer.line if transfer else None, nothing)
-    fee_line = amount_of(fee.line if fee else None, StripeAmount(collected, currency))
+    fee_line = amount_of(fee.line, StripeAmount(collected, currency)) if fee else nothing
     # On the connected account the fee is a field of the transaction that brought the money.
     fee_paid = nothing
     if connected is not None:

@@ -67,9 +67,7 @@ def check_superseded(changes: ChangeSet, context: SyncContext, moved: Sequence[s
         return
     why = f"moved out of band meanwhile: {', '.join(moved)}"
     if changes.settled:
-        if changes.next_operation is not None:
-            changes.next_operation = replace(changes.next_operation, parked=why)
-            _wait_for_operator(changes, context, why)
+        _park_next(changes, context, why)
         return
     if changes.operation_deferred or is_at_stripe(operation, context.snapshot):
         return
@@ -77,6 +75,22 @@ def check_superseded(changes: ChangeSet, context: SyncContext, moved: Sequence[s
     is_parked = operation.state is OperationState.PARKED
     if is_parked and changes.payment.waiting_for is not WaitingFor.OPERATOR:
         _wait_for_operator(changes, context, why)
+
+
+def check_recovered(changes: ChangeSet, context: SyncContext) -> None:
+    """Parks what takes money back from the expert if a lost collection was recovered beside it.
+
+    A restored database does not know whether the collection has paid for the very same.
+    """
+    if context.recovered:
+        _park_next(changes, context, f"recovered beside it: {', '.join(context.recovered)}")
+
+
+def _park_next(changes: ChangeSet, context: SyncContext, why: str) -> None:
+    if changes.next_operation is None or changes.next_operation.parked:
+        return
+    changes.next_operation = replace(changes.next_operation, parked=why)
+    _wait_for_operator(changes, context, why)
 
 
 def _wait_for_operator(changes: ChangeSet, context: SyncContext, why: str) -> None:

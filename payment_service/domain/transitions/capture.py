@@ -8,6 +8,7 @@ from datetime import datetime
 from payment_service.domain.ledger import CaptureSplit, CaptureTransactions, StripeAmount
 from payment_service.domain.payment import Failure, Payment, State
 from payment_service.domain.state_machine import EventKind, Transition, move
+from payment_service.domain.texts import FreeText
 from payment_service.domain.transitions.fields import (
     OPERATION_CLOSED,
     reverted,
@@ -33,7 +34,7 @@ def start_capture(
         facts={
             "amount": split.amount,
             "debt_offset": split.debt_offset,
-            "notes": notes,
+            "notes": FreeText(notes),
             "operation_id": operation_id,
         },
         operation_id=operation_id,
@@ -55,7 +56,7 @@ def capture_abandoned(payment: Payment, reason: str, now: datetime) -> Transitio
         EventKind.CAPTURE_ABANDONED,
         payment.resting_state,
         now,
-        facts={"reason": reason, "operation_id": payment.operation_id},
+        facts={"reason": FreeText(reason), "operation_id": payment.operation_id},
         **OPERATION_CLOSED,
     )
 

@@ -9,6 +9,7 @@ from datetime import datetime
 from payment_service.domain.ledger import Posting, RefundSplit
 from payment_service.domain.payment import Freeze, FreezeReason, Payment, State
 from payment_service.domain.state_machine import EventKind, Transition, move
+from payment_service.domain.texts import FreeText
 from payment_service.domain.transitions.fields import freeze_fields, with_next_operation
 from payment_service.domain.transitions.refund import split_facts
 
@@ -119,7 +120,7 @@ def fraud_warning_dismissed(payment: Payment, reason: str, now: datetime) -> Tra
         EventKind.FRAUD_WARNING_DISMISSED,
         payment.state,
         now,
-        facts={"warning_id": payment.fraud_warning_id, "reason": reason},
+        facts={"warning_id": payment.fraud_warning_id, "reason": FreeText(reason)},
         **freeze_fields(reviewed(payment.review_id)),
     )
 

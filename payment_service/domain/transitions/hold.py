@@ -15,6 +15,7 @@ from payment_service.domain.payment import (
     State,
 )
 from payment_service.domain.state_machine import EventKind, Transition, move
+from payment_service.domain.texts import FreeText
 from payment_service.domain.transitions.fields import (
     OPERATION_CLOSED,
     freeze_fields,
@@ -31,7 +32,8 @@ def initiate(payment: Payment) -> Transition:
             "the commission would be the whole amount; the expert must be left something",
             {"amount": payment.amount, "commission": payment.commission},
         )
-    return Transition(None, replace(payment, version=1), EventKind.INITIATED)
+    facts = {"description": FreeText(payment.description)}
+    return Transition(None, replace(payment, version=1), EventKind.INITIATED, facts)
 
 
 def intent_created(payment: Payment, payment_intent_id: str, now: datetime) -> Transition:
@@ -188,7 +190,7 @@ def start_cancel(
         EventKind.CANCEL_STARTED,
         State.CANCELING,
         now,
-        facts={"reason": reason, "operation_id": operation_id},
+        facts={"reason": FreeText(reason), "operation_id": operation_id},
         operation_id=operation_id,
         deadline_time=now if by_deadline else payment.deadline_time,
     )

@@ -8,6 +8,7 @@ from datetime import datetime
 from payment_service.domain.ledger import RefundSplit, StripeAmount, expert_debt
 from payment_service.domain.payment import Failure, Payment, State, WaitingFor, WaitingReason
 from payment_service.domain.state_machine import EventKind, Transition, move
+from payment_service.domain.texts import FreeText
 from payment_service.domain.transitions.fields import (
     OPERATION_CLOSED,
     reverted,
@@ -30,7 +31,11 @@ def start_refund(
         EventKind.REFUND_STARTED,
         State.REFUNDING,
         now,
-        facts={**split_facts(split), "reason": reason, "operation_id": operation_id},
+        facts={
+            **split_facts(split),
+            "reason": FreeText(reason),
+            "operation_id": operation_id,
+        },
         operation_id=operation_id,
         deadline_time=now if by_deadline else payment.deadline_time,
         failure=None,
@@ -250,7 +255,7 @@ def repayment_abandoned(payment: Payment, reason: str, now: datetime) -> Transit
         EventKind.REPAYMENT_ABANDONED,
         payment.resting_state,
         now,
-        facts={"reason": reason, "operation_id": payment.operation_id},
+        facts={"reason": FreeText(reason), "operation_id": payment.operation_id},
         **OPERATION_CLOSED,
     )
 
@@ -262,7 +267,7 @@ def client_payable_settled(payment: Payment, amount: int, reason: str, now: date
         EventKind.CLIENT_PAYABLE_SETTLED,
         payment.state,
         now,
-        facts={"amount": amount, "reason": reason},
+        facts={"amount": amount, "reason": FreeText(reason)},
         postings=payment.book.client_payable_settled(amount),
         client_payable=payment.client_payable - amount,
     )

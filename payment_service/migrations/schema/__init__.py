@@ -24,6 +24,7 @@ from payment_service.migrations.schema import (
     payments,
     payouts,
     releases,
+    texts,
     webhooks,
 )
 
@@ -34,6 +35,7 @@ STATEMENTS: Final = (
     installation.SCHEMA,
     experts.SCHEMA,
     payments.SCHEMA,
+    texts.SCHEMA,
     ledger.SCHEMA,
     payouts.SCHEMA,
     disputes.SCHEMA,

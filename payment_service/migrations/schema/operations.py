@@ -61,6 +61,10 @@ CREATE UNIQUE INDEX one_open_operation_per_dispute ON operations (dispute_id)
 CREATE INDEX operations_due ON operations (next_try_time) WHERE state IN ('STARTED', 'UNKNOWN');
 CREATE INDEX operations_open ON operations (create_time, operation_id)
     WHERE state IN ('STARTED', 'UNKNOWN', 'PARKED');
+-- For ListOperations, and to erase a user.
+CREATE INDEX operations_by_payment ON operations (payment_id) WHERE payment_id IS NOT NULL;
+CREATE INDEX operations_by_dispute ON operations (dispute_id) WHERE dispute_id IS NOT NULL;
+CREATE INDEX operations_by_expert ON operations (expert_id) WHERE expert_id IS NOT NULL;
 CREATE INDEX operations_by_time ON operations USING brin (create_time);
 
 -- What people wrote is sent to Stripe with an operation. Nothing needs it once the operation is
@@ -102,6 +106,9 @@ CREATE TABLE idempotency_keys (
     CONSTRAINT key_length CHECK (length(key) BETWEEN 1 AND 255)
 );
 CREATE INDEX idempotency_keys_by_time ON idempotency_keys USING brin (create_time);
+-- To erase a user.
+CREATE INDEX idempotency_keys_by_payment ON idempotency_keys (payment_id)
+    WHERE answer IS NOT NULL AND payment_id IS NOT NULL;
 -- For the deletion of old answers.
 CREATE INDEX idempotency_keys_answered ON idempotency_keys (settle_time)
     WHERE answer IS NOT NULL;

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from marketplace.payments.v1 import events_pb2
 from payment_service.domain.ports.records import StoredEvent
+from payment_service.domain.texts import texts_to_show
 from payment_service.rpc.messages.common import time_message
 
 
@@ -15,4 +16,5 @@ def event_message(event: StoredEvent) -> events_pb2.PaymentEvent:
         record_time=time_message(event.time),
         body_json=event.body,
         hash=event.hash,
+        texts=texts_to_show(event.body, event.texts),
     )

@@ -10,6 +10,7 @@ from payment_service.domain.operations import OperationState
 from payment_service.domain.ports.records import (
     ListedOperation,
     StoredDiscrepancy,
+    UserKind,
     WebhookEvent,
 )
 from payment_service.domain.sync.changes import Discrepancy
@@ -43,6 +44,11 @@ def operation_state_of(value: int) -> OperationState | None:
         return None
     name = operations_pb2.OperationState.Name(operations_pb2.OperationState.ValueType(value))
     return OperationState(name.removeprefix("OPERATION_STATE_"))
+
+
+def user_kind_of(value: int) -> UserKind:
+    name = operations_pb2.UserKind.Name(operations_pb2.UserKind.ValueType(value))
+    return UserKind(name.removeprefix("USER_KIND_"))
 
 
 def webhook_event_message(event: WebhookEvent) -> operations_pb2.WebhookEvent:

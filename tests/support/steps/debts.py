@@ -1,0 +1,36 @@
+"""What experts owe, and a platform whose balance is too low."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tests.support.books import balance
+from tests.support.world import World, until
+
+SOON: dict[str, float] = {
+    "funds_check_seconds": 0.3,
+    "debt_check_first_seconds": 0.3,
+    "debt_check_longest_seconds": 0.6,
+}
+#: The platform has nothing but its commissions.
+POOR: dict[str, Any] = {"simulator": {"platform_funds": 0}}
+
+
+async def top_up(world: World, amount: int) -> None:
+    given = {"amount": amount, "currency": "usd", "type": "topup"}
+    await world.stripe.control("POST", "/balance", given)
+
+
+async def reversals(world: World) -> list[int]:
+    return [one["amount"] for one in await world.stripe.effects("reversed")]
+
+
+async def until_reversed(world: World, *amounts: int) -> None:
+    async def probe() -> bool:
+        return await reversals(world) == list(amounts)
+
+    await until(probe, f"reversals of {amounts}")
+
+
+async def debt_of(world: World, expert_id: str) -> int:
+    return balance(world, f"expert_debt:{expert_id}")
