@@ -128,7 +128,9 @@ class DebtReads(Statements):
     def collectible_payments(
         self, expert_id: str, currency: str, limit: int
     ) -> Sequence[tuple[str, str, int]]:
-        """Returns (payment id, intent id, amount) of payments that left a debt, the newest first.
+        """Returns (payment id, intent id, amount) of payments that left a debt, in any order.
+
+        By chance, because there may be more than ``limit`` from which nothing can be taken.
 
         The amount is what the payment left and did not take back itself; captures may have kept it
         back meanwhile. A payment is left out if an operator has abandoned its reversal, or has not
@@ -144,7 +146,7 @@ class DebtReads(Statements):
             "AND kind = :out_of_band AND resolve_time IS NULL) AND NOT EXISTS "
             "(SELECT FROM events WHERE events.payment_id = payments.payment_id "
             "AND kind = :recorded AND body::jsonb -> 'facts' ->> 'code' = 'abandoned') "
-            "ORDER BY capture_time DESC LIMIT :limit",
+            "ORDER BY random() LIMIT :limit",
             account=expert_debt(expert_id),
             currency=currency,
             out_of_band=DiscrepancyKind.OUT_OF_BAND_REVERSAL.value,
