@@ -33,8 +33,8 @@ TWO_DECIMAL: Final = frozenset(
         "UYU UZS WST XCD YER ZAR ZMW"
     ).split()
 )
-#: Currencies that have ended. No new payment is made in them, but old ones can be refunded and debts
-#: written off. All of these have two decimals.
+#: Currencies that have ended. No new payment is made in them, but old ones can be refunded and
+#: debts written off. All of these have two decimals.
 FORMER_CURRENCIES: Final = frozenset("ANG BGN HRK STD".split())
 #: The currencies in which Stripe charges.
 CURRENCIES: Final = ZERO_DECIMAL | THREE_DECIMAL | WHOLE_BUT_SENT_AS_HUNDREDTHS | TWO_DECIMAL
