@@ -33,10 +33,10 @@ TWO_DECIMAL: Final = frozenset(
         "UYU UZS WST XCD YER ZAR ZMW"
     ).split()
 )
-#: Ended: no new payment is made in them. Old ones still are refunded, and debts written off; all of
-#: these have two decimals.
+#: Currencies that have ended. No new payment is made in them, but old ones can be refunded and
+#: debts written off. All of these have two decimals.
 FORMER_CURRENCIES: Final = frozenset("ANG BGN HRK STD".split())
-#: In these Stripe charges.
+#: The currencies in which Stripe charges.
 CURRENCIES: Final = ZERO_DECIMAL | THREE_DECIMAL | WHOLE_BUT_SENT_AS_HUNDREDTHS | TWO_DECIMAL
 
 #: The least that Stripe charges, in minor units. Stripe holds the rule against the *settlement*

@@ -58,14 +58,14 @@ class Policy:
     unsent_pause_seconds: tuple[float, ...] = (0.2, 0.5, 1.0)
     #: The pauses after which Stripe is read again for balance transactions that are not there yet.
     balance_transaction_pause_seconds: tuple[float, ...] = (0.2, 0.5, 1.0)
-    #: For how long a balance transaction is waited for of an object that is final at Stripe. After
-    #: it the object is booked by what is known, and reported.
+    #: How long the service waits for the balance transaction of an object that is final at Stripe.
+    #: After that the object is booked by what is known, and reported.
     line_patience: float = 300.0
     #: For how long a request without an answer may take effect unseen. So far apart are the two
     #: reads of Stripe before a refund, a transfer or a reversal is sent under a new key.
     arrival_seconds: float = 61.0
     #: How often it is checked whether a refund or a transfer that waits for the platform's balance
-    #: is paid by now. Stripe's events usually tell before.
+    #: is paid by now. Stripe's events usually say so before.
     funds_check_seconds: float = 300.0
     #: The pause until an expert's debt is collected again. It doubles from the first to the
     #: longest while the account has nothing.
