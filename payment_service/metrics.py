@@ -24,6 +24,7 @@ _BACKLOGS = (
     ("operation", "STARTED"),
     ("operation", "UNKNOWN"),
     ("operation", "PARKED"),
+    ("operation", "PENDING_FUNDS"),
     ("webhook_event", "WAITING"),
     ("webhook_event", "PARKED"),
     ("dispute", "NEEDS_RESPONSE"),

@@ -172,6 +172,8 @@ async def _what_is_left(app: App, result: Recovered) -> AsyncIterator[str]:
     )
     for line in dict.fromkeys(result.to_decide):
         yield f"to decide: {line}"
+    if len(result.to_decide) >= _PAGE:
+        yield "there may be more to decide: see ListDiscrepancies and ListOperations"
     yield (
         "not at Stripe, so repeat what was called since then of: SetCommission, "
         "SettleClientPayable, WriteOffExpertDebt, DismissFraudWarning, ResolveDiscrepancy, "

@@ -73,9 +73,11 @@ def reason_to_wait(payment: Payment, expert: Expert) -> WaitingReason:
 
 def payment_disputed(payment: Payment, word: str, **facts: str) -> Precondition:
     """The refusal of a frozen payment, or of one that Stripe reports as disputed."""
+    # Stripe may report a dispute that is not on record yet.
+    known = f" ({payment.frozen})" if payment.frozen is not Freeze.NONE else ""
     return Precondition(
         "PAYMENT_DISPUTED",
-        f"the payment is frozen by a dispute, a warning or a review ({payment.frozen}) and cannot "
+        f"the payment is frozen by a dispute, a warning or a review{known} and cannot "
         f"be {word} until that is over",
         {
             "payment_id": payment.payment_id,

@@ -216,7 +216,7 @@ async def _line_discrepancy(
         expected=line or 0,
         found=entry.net,
         currency=entry.currency,
-        remediation="reconcile the payment; if it stays, an operator posts the difference",
+        remediation="reconcile the payment; if it stays, say with ResolveDiscrepancy what it was",
         line_id=entry.balance_transaction_id,
     )
     if line is not None:
