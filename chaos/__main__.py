@@ -33,7 +33,7 @@ def run(
     seed: Annotated[int, typer.Option(help="What befalls whom, and when.")] = 1,
     seconds: Annotated[float, typer.Option(min=4, max=600, help="How long faults last.")] = 30,
     callers: Annotated[int, typer.Option(min=1, max=64)] = 24,
-    patience: Annotated[float, typer.Option(help="Seconds in which it must come to rest.")] = 60,
+    patience: Annotated[float, typer.Option(help="Seconds in which it must come to rest.")] = 90,
     seeds: Annotated[int, typer.Option(min=1, help="Run so many seeds, from `seed` on.")] = 1,
     plan: Annotated[
         bool, typer.Option("--plan", help="Print what the seed does, and end.")

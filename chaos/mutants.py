@@ -22,7 +22,8 @@ from pathlib import Path
 from dev.settings import ROOT
 
 _COPIED = ("payment_service", "gateway", "stripe_simulator", "dev", "chaos", "tests")
-_SEED, _SECONDS, _PATIENCE = 3, 10, 25
+# Longer than the minute between two reads of Stripe before a request is sent under a new key.
+_SEED, _SECONDS, _PATIENCE = 3, 10, 75
 _LIMIT_SECONDS = 240
 #: Where the targets are.
 _TARGETS = (

@@ -65,7 +65,7 @@ class Logs:
 
 
 def run(
-    seed: int, seconds: float, *, callers: int = 24, patience: float = 60, logs: Path | None = None
+    seed: int, seconds: float, *, callers: int = 24, patience: float = 90, logs: Path | None = None
 ) -> Report:
     """Run once on a stack of its own, which is gone afterwards."""
     plan = plan_of(seed, seconds)
