@@ -24,8 +24,8 @@ from grpc_status import rpc_status
 
 from dev.caller import call_of
 from dev.forwarding import signature
-from marketplace.payments.v1 import disputes_pb2, experts_pb2, payments_pb2
-from tests.acceptance.browser import look, submit
+from marketplace.payments.v1 import disputes_pb2, experts_pb2, money_pb2, payments_pb2
+from tests.acceptance.browser import submit
 from tests.acceptance.conftest import APP, WEBHOOK_SECRETS, World, new_name, until
 from tests.acceptance.programs import PACKAGE, Answer
 
@@ -205,13 +205,6 @@ class Good:
             setattr(message, name, value)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def no_faults_left(world: World) -> Iterator[None]:
-    """The stack is that of other modules, too."""
-    yield
-    look(f"{world.stack.simulator_url}/_simulator/faults", method="DELETE")
-
-
 @pytest.fixture(scope="module")
 def good(world: World, expert: str) -> Good:
     landing = submit(world.new_expert().onboarding_url).location
@@ -322,12 +315,27 @@ def bounced(world: World, expert_id: str) -> str:
 
 
 def indebted(world: World) -> str:
-    """An expert with a debt of 90 dollars: the client was refunded, and the reversal failed."""
+    """An expert with a debt of 90 dollars: the client was refunded, and the reversal failed.
+
+    What the account got by a transfer of its own is pending for two days, so that nothing of it can
+    be taken back, and nothing is collected during the tests.
+    """
     expert_id = world.ready_expert()
-    payment_id = world.captured(expert_id).payment_id
-    # Never, because what the account has would be collected.
-    refusal = {"action": "status", "status": 400, "code": "balance_insufficient"}
-    world.control("faults", {"match": {"method": "POST", "path": "/reversals$"}, **refusal})
+    order = payments_pb2.InitiatePaymentRequest(
+        client_id="client-1",
+        expert_id=expert_id,
+        gig_id="gig-1",
+        amount=money_pb2.Money(minor_units=10_000, currency_code="USD"),
+        escrow_mode=payments_pb2.ESCROW_MODE_PLATFORM_HOLD,
+        idempotency_key=new_name("key"),
+    )
+    made = world.payments.InitiatePayment(order)
+    world.pay(made.client_secret)
+    payment_id = made.payment.payment_id
+    world.await_state(payment_id, payments_pb2.PAYMENT_STATE_IN_ESCROW)
+    world.payments.CapturePayment(
+        payments_pb2.CapturePaymentRequest(payment_id=payment_id, idempotency_key=new_name("key"))
+    )
     request = payments_pb2.RefundPaymentRequest(
         payment_id=payment_id, idempotency_key=new_name("key")
     )

@@ -301,6 +301,7 @@ async def test_a_transfer_made_at_the_dashboard_is_noticed_by_its_webhook_alone(
     made = await _transfer_out_of_band(world, held)
     detail = await _followed(world, held.payment_id, "out_of_band_transfer")
     assert detail == f"{made['id']} of 1500"
+    await world.settle_down()  # The verdict is written after the sync.
     received = world.sql(
         "SELECT type, payment_ref, verdict FROM webhook_events WHERE object_id = %s", made["id"]
     )
