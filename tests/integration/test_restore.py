@@ -289,6 +289,11 @@ async def test_a_key_that_stripe_knows_for_another_request_is_no_refusal(
         reply = await world.until_answered("CapturePayment", capture)
     transfers = await world.stripe.api("GET", "/transfers", transfer_group=held.payment_id)
     assert [one["amount"] for one in transfers["data"]] == [6_300]
+
+    async def refund_is_known() -> bool:
+        return (await world.get(held.payment_id)).returned_amount.minor_units == 3_000
+
+    await until(refund_is_known, "the lost refund on the books")
     await check_books(world)
     payment = await world.get(held.payment_id)
     assert payment.captured_amount.minor_units == 7_000
