@@ -237,6 +237,8 @@ async def test_objects_have_the_fields_of_stripes_examples(world: World) -> None
         example = examples[kind]
         for one in objects:
             missing = example.keys() - one.keys() - LEFT_OUT.get(kind, set())
+            if kind == "refund" and one["charge"].startswith("py_"):
+                missing -= {"destination_details"}  # Of a reversal: no card gets the money.
             problems += [f"{kind}.{name} is missing" for name in missing]
             problems += [
                 f"{kind}.{name} is {one[name]!r}, Stripe's is {value!r}"
