@@ -330,8 +330,8 @@ def _capability_reason(reason: str | None) -> str | None:
     }.get(reason, "other")
 
 
-def bank_account(id_: str, account: Row) -> dict[str, Any]:
-    """The test bank account that the onboarding form attaches."""
+def bank_account(id_: str, account: Row, currency: str | None = None) -> dict[str, Any]:
+    """A test bank account, as the onboarding form attaches it; else in the country's currency."""
     return {
         "id": id_,
         "object": "bank_account",
@@ -342,7 +342,7 @@ def bank_account(id_: str, account: Row) -> dict[str, Any]:
         "available_payout_methods": ["standard"],
         "bank_name": "STRIPE TEST BANK",
         "country": account["country"],
-        "currency": COUNTRY_CURRENCIES[account["country"]],
+        "currency": currency or COUNTRY_CURRENCIES[account["country"]],
         "default_for_currency": True,
         "fingerprint": "1JWtPxqbdX5Gamtz",
         "future_requirements": _bank_requirements(),

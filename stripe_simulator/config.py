@@ -106,10 +106,9 @@ class Settings:
     # differ, so nothing should rest on one of them.
     account_event_form: str = "by_api"
     # What the platform has set up in its dashboard: the events of its endpoints (separated by
-    # commas), whether those are enabled, and whether cards are offered.
+    # commas), and whether those are enabled.
     webhook_events: str = "*"
     webhook_status: str = "enabled"
-    cards_offered: bool = True
     # How long a request waits for an object that another request holds before 429 lock_timeout.
     lock_wait_ms: int = 2000
     # Stripe keeps events for 30 days; what a long load test leaves must fit into memory as well.

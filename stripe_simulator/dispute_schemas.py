@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stripe_simulator.forms import Boolean, Choice, Fields, Hash, Metadata, NotSimulated, Text
+from stripe_simulator.forms import Boolean, Choice, Fields, Hash, Metadata, Text, unsimulated
 from stripe_simulator.schemas import CREATED_LIST, EXPAND
 
 REASONS = (
@@ -60,7 +60,7 @@ EVIDENCE_NAMES = (*EVIDENCE_FILES, *EVIDENCE_LINES, *EVIDENCE_TEXTS)
 EVIDENCE: Fields = {
     **dict.fromkeys((*EVIDENCE_FILES, *EVIDENCE_LINES), Text(clearable=True)),
     **dict.fromkeys(EVIDENCE_TEXTS, Text(20_000, clearable=True)),
-    **dict.fromkeys(("appeal", "enhanced_evidence"), NotSimulated()),
+    **unsimulated("appeal", "enhanced_evidence"),
 }
 DISPUTE_UPDATE: Fields = {
     **EXPAND,

@@ -310,6 +310,11 @@ class NotSimulated:
         raise not_simulated(f"the parameter '{name}' is not simulated.", name)
 
 
+def unsimulated(*names: str) -> Fields:
+    """Parameters that Stripe knows and the simulator refuses."""
+    return dict.fromkeys(names, NotSimulated())
+
+
 def read_fields(fields: Fields, raw: dict[str, Raw], within: str = "") -> dict[str, Any]:
     """Read a hash of parameters: unknown names first, then what is missing, then each value."""
     for name in raw:

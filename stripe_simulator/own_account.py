@@ -8,6 +8,7 @@ from typing import Any
 from stripe_simulator.account_shape import (
     CAPABILITIES,
     NO_TERMS,
+    bank_account,
     business_profile,
     requirements,
     settings,
@@ -73,7 +74,7 @@ def event_destinations(call: Call) -> dict[str, Any]:
 
 def payment_methods(call: Call) -> list[Row]:
     """GET /v1/payment_method_configurations: the default one, with cards as the switch says."""
-    value = "on" if call.simulation.settings.cards_offered else "off"
+    value = "on" if call.simulation.settings.card_payments_enabled else "off"
     return [
         {
             "id": "pmc_1Simulator",
@@ -92,33 +93,10 @@ def payment_methods(call: Call) -> list[Row]:
     ]
 
 
-def _bank_account(config: Config, currency: str) -> Row:
-    """The platform's own account at a bank, one for each currency that it settles."""
-    return {
-        "id": f"ba_1Simulator{currency}",
-        "object": "bank_account",
-        "account": config.platform_account,
-        "account_holder_name": None,
-        "account_holder_type": None,
-        "account_type": None,
-        "available_payout_methods": ["standard"],
-        "bank_name": "SIMULATED BANK",
-        "country": config.country,
-        "currency": currency,
-        "default_for_currency": True,
-        "fingerprint": None,
-        "future_requirements": None,
-        "last4": "6789",
-        "metadata": {},
-        "requirements": None,
-        "routing_number": None,
-        "status": "new",
-    }
-
-
 def account(config: Config, payout_interval: str) -> Row:
     """Our own account, as GET /v1/account shows it."""
     active = dict.fromkeys(CAPABILITIES, "active")
+    owner = {"id": config.platform_account, "country": config.country}
     return {
         "id": config.platform_account,
         "object": "account",
@@ -134,7 +112,10 @@ def account(config: Config, payout_interval: str) -> Row:
         "email": "platform@example.com",
         "external_accounts": {
             "object": "list",
-            "data": [_bank_account(config, currency) for currency in config.settlement_currencies],
+            "data": [
+                bank_account(f"ba_1Simulator{currency}", owner, currency)
+                for currency in config.settlement_currencies
+            ],
             "has_more": False,
             "url": f"/v1/accounts/{config.platform_account}/external_accounts",
         },

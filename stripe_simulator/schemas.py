@@ -22,6 +22,7 @@ from stripe_simulator.forms import (
     Required,
     Text,
     TimeRange,
+    unsimulated,
 )
 from stripe_simulator.method_types import KNOWN as KNOWN_TYPES
 
@@ -34,10 +35,6 @@ PAGING: Fields = {
 }
 AMOUNT = Integer(1)
 FEE = Integer(0)
-
-
-def _not_simulated(*names: str) -> dict[str, Kind]:
-    return dict.fromkeys(names, NotSimulated())
 
 
 def _accepted(*names: str) -> dict[str, Kind]:
@@ -70,7 +67,7 @@ CARD = Hash(
         "exp_year": Integer(),
         "number": Text(30),
         "token": Text(),
-        **_not_simulated("networks"),
+        **unsimulated("networks"),
     }
 )
 PAYMENT_METHOD_FIELDS: Fields = {
@@ -133,9 +130,9 @@ CONFIRM_PARAMS: Fields = {
     "off_session": Choice(("true", "false", "one_off", "recurring")),
     "return_url": Text(),
     "use_stripe_sdk": Boolean(),
-    **_not_simulated("confirmation_token", "mandate", "mandate_data"),
+    **unsimulated("confirmation_token", "mandate", "mandate_data"),
 }
-INTENT_UNSIMULATED: Fields = _not_simulated(
+INTENT_UNSIMULATED: Fields = unsimulated(
     "amount_details",
     "customer",
     "customer_account",
@@ -198,7 +195,7 @@ INTENT_CONFIRM: Fields = {
     "receipt_email": Text(clearable=True),
     "setup_future_usage": SETUP_FUTURE_USAGE,
     "shipping": SHIPPING,
-    **_not_simulated(
+    **unsimulated(
         "allowed_payment_method_types",
         "amount_details",
         "amount_to_confirm",
@@ -217,7 +214,7 @@ INTENT_CAPTURE: Fields = {
     "statement_descriptor": Text(22, clearable=True),
     "statement_descriptor_suffix": Text(22, clearable=True),
     "transfer_data": Hash({"amount": Required(AMOUNT)}),
-    **_not_simulated("amount_details", "hooks", "payment_details"),
+    **unsimulated("amount_details", "hooks", "payment_details"),
 }
 INTENT_CANCEL: Fields = {
     **EXPAND,
@@ -234,7 +231,7 @@ CHARGE_UPDATE: Fields = {
     "metadata": Metadata(),
     "receipt_email": Text(clearable=True),
     "shipping": SHIPPING,
-    **_not_simulated("customer", "fraud_details", "transfer_group"),
+    **unsimulated("customer", "fraud_details", "transfer_group"),
 }
 REFUND_CREATE: Fields = {
     **EXPAND,
@@ -245,7 +242,7 @@ REFUND_CREATE: Fields = {
     "reason": Choice(("duplicate", "fraudulent", "requested_by_customer")),
     "refund_application_fee": Boolean(),
     "reverse_transfer": Boolean(),
-    **_not_simulated("currency", "customer", "instructions_email", "origin"),
+    **unsimulated("currency", "customer", "instructions_email", "origin"),
 }
 METADATA_UPDATE: Fields = {**EXPAND, "metadata": Metadata()}
 TRANSFER_CREATE: Fields = {
@@ -278,7 +275,7 @@ PAYOUT_CREATE: Fields = {
     "method": Choice(("standard",)),
     "source_type": Choice(("card",)),
     "statement_descriptor": Text(22),
-    **_not_simulated("destination", "payout_method"),
+    **unsimulated("destination", "payout_method"),
 }
 
 # Accounts ----------------------------------------------------------------------------------------
@@ -354,7 +351,7 @@ ACCOUNT_COMMON: Fields = {
             "user_agent": Text(),
         }
     ),
-    **_not_simulated("account_token", "documents", "external_account", "groups"),
+    **unsimulated("account_token", "documents", "external_account", "groups"),
 }
 ACCOUNT_CREATE: Fields = {
     **ACCOUNT_COMMON,
@@ -389,12 +386,12 @@ CAPABILITY_UPDATE: Fields = {**EXPAND, "requested": Boolean()}
 
 SEARCH: Fields = {**EXPAND, "limit": Integer(1, 100), "page": Text(), "query": Required(Text())}
 CREATED_LIST: Fields = {**PAGING, "created": TimeRange()}
-INTENT_LIST: Fields = {**CREATED_LIST, **_not_simulated("customer", "customer_account")}
+INTENT_LIST: Fields = {**CREATED_LIST, **unsimulated("customer", "customer_account")}
 CHARGE_LIST: Fields = {
     **CREATED_LIST,
     "payment_intent": Text(),
     "transfer_group": Text(),
-    **_not_simulated("customer"),
+    **unsimulated("customer"),
 }
 REFUND_LIST: Fields = {**CREATED_LIST, "charge": Text(), "payment_intent": Text()}
 TRANSFER_LIST: Fields = {**CREATED_LIST, "destination": Text(), "transfer_group": Text()}
@@ -404,13 +401,13 @@ BALANCE_TRANSACTION_LIST: Fields = {
     "currency": CurrencyCode(),
     "source": Text(),
     "type": Text(),
-    **_not_simulated("payout"),
+    **unsimulated("payout"),
 }
 PAYOUT_LIST: Fields = {
     **CREATED_LIST,
     "destination": Text(),
     "status": Choice(("canceled", "failed", "in_transit", "paid", "pending")),
-    **_not_simulated("arrival_date"),
+    **unsimulated("arrival_date"),
 }
 EVENT_LIST: Fields = {
     **CREATED_LIST,

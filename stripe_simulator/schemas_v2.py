@@ -13,18 +13,13 @@ from stripe_simulator.forms import (
     Fields,
     Hash,
     Integer,
-    Kind,
     ListOf,
     Metadata,
     NotSimulated,
     Required,
     Text,
+    unsimulated,
 )
-
-
-def _not_simulated(*names: str) -> dict[str, Kind]:
-    return dict.fromkeys(names, NotSimulated())
-
 
 CONFIGURATIONS = ("customer", "merchant", "recipient")
 INCLUDABLE = (
@@ -56,12 +51,12 @@ ACCOUNT: Fields = {
                     "capabilities": Hash(
                         {
                             "stripe_balance": Hash({"stripe_transfers": REQUESTED}),
-                            **_not_simulated("bank_accounts", "cards"),
+                            **unsimulated("bank_accounts", "cards"),
                         }
                     ),
                 }
             ),
-            **_not_simulated("customer", "merchant"),
+            **unsimulated("customer", "merchant"),
         }
     ),
     "contact_email": Text(),
@@ -99,11 +94,11 @@ ACCOUNT: Fields = {
             "individual": Hash(
                 {"email": Text(), "given_name": Text(), "phone": Text(), "surname": Text()}
             ),
-            **_not_simulated("attestations"),
+            **unsimulated("attestations"),
         }
     ),
     "metadata": Metadata(),
-    **_not_simulated("account_token"),
+    **unsimulated("account_token"),
 }
 ACCOUNT_RETRIEVE: Fields = {**INCLUDE, **USAGE}
 ACCOUNT_CLOSE: Fields = {"applied_configurations": ListOf(Choice(CONFIGURATIONS))}

@@ -38,7 +38,7 @@ def switches(world: World) -> Iterator[None]:
         platform_payout_interval="manual",
         webhook_events="*",
         webhook_status="enabled",
-        cards_offered=True,
+        card_payments_enabled=True,
     )
 
 
@@ -58,7 +58,7 @@ def test_each_thing_to_change_is_said_with_its_place(world: World) -> None:
         world,
         platform_payout_interval="daily",
         webhook_events="payment_intent.succeeded,account.updated",
-        cards_offered=False,
+        card_payments_enabled=False,
     )
     done = doctor(world, "--no-round-trip", PLATFORM_COUNTRY="DE")
     assert done.returncode == 1

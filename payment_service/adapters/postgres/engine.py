@@ -29,8 +29,7 @@ from payment_service.adapters.postgres.limits import OPTIONS, missing_limits
 from payment_service.adapters.postgres.reader import SqlReader
 from payment_service.adapters.postgres.schema import (
     EXPECTED_REVISION,
-    minimum_writer,
-    stored_revision,
+    stored_schema,
 )
 from payment_service.adapters.postgres.statements import KnownInstallation
 from payment_service.adapters.postgres.transaction import SqlTransaction
@@ -346,12 +345,8 @@ class _Readiness:
 def _readiness(reader: SqlReader) -> _Readiness:
     sql = "SELECT NOT pg_is_in_recovery() AND NOT current_setting('transaction_read_only')::bool"
     takes_writes = bool(reader.connection.execute(text(sql)).scalar_one())
-    return _Readiness(
-        takes_writes,
-        stored_revision(reader.connection),
-        missing_limits(reader.connection),
-        minimum_writer(reader.connection),
-    )
+    revision, writer = stored_schema(reader.connection)
+    return _Readiness(takes_writes, revision, missing_limits(reader.connection), writer)
 
 
 def _installation_id(reader: SqlReader) -> str:

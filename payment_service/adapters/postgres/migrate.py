@@ -7,7 +7,7 @@ from alembic.config import Config
 from sqlalchemy import Connection, Engine, text
 
 from payment_service.adapters.postgres.limits import LIMITS
-from payment_service.adapters.postgres.schema import MIGRATIONS, stored_revision
+from payment_service.adapters.postgres.schema import MIGRATIONS, stored_schema
 
 #: The advisory lock that keeps two replicas from migrating at once. Any constant would do.
 _MIGRATION_LOCK = 7_205_759_403_792_793
@@ -30,7 +30,8 @@ def migrate(engine: Engine, *, store_limits: bool = False) -> str:
         command.upgrade(config, "head")
         if store_limits:
             _store_limits(connection)
-        return stored_revision(connection)
+        revision, _ = stored_schema(connection)
+        return revision
 
 
 def _store_limits(connection: Connection) -> None:

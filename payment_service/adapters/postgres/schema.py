@@ -17,16 +17,18 @@ EXPECTED_REVISION: Final = max(
 )
 
 
-def minimum_writer(connection: Connection) -> int:
-    """Returns the oldest writer that may still write, or 0 if the database is not migrated."""
-    if connection.execute(text("SELECT to_regclass('releases')")).scalar_one() is None:
-        return 0
-    return int(connection.execute(text("SELECT minimum_writer FROM releases")).scalar_one())
+_TABLES: Final = text(
+    "SELECT to_regclass('alembic_version') IS NOT NULL, to_regclass('releases') IS NOT NULL"
+)
 
 
-def stored_revision(connection: Connection) -> str:
-    """Returns the revision of the database's schema, or "" if it has none."""
-    if connection.execute(text("SELECT to_regclass('alembic_version')")).scalar_one() is None:
-        return ""
-    sql = "SELECT coalesce(max(version_num), '') FROM alembic_version"
-    return str(connection.execute(text(sql)).scalar_one())
+def stored_schema(connection: Connection) -> tuple[str, int]:
+    """Returns the revision of the database's schema, and the oldest writer that may still write.
+
+    "" and 0 if the database is not migrated.
+    """
+    has_revision, has_writer = connection.execute(_TABLES).one()
+    revision = "(SELECT max(version_num) FROM alembic_version)" if has_revision else "NULL"
+    writer = "(SELECT minimum_writer FROM releases)" if has_writer else "0"
+    stored = connection.execute(text(f"SELECT coalesce({revision}, ''), {writer}")).one()
+    return str(stored[0]), int(stored[1])

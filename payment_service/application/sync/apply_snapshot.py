@@ -234,11 +234,13 @@ def _context_of(
         known = {*booked_ids, payment.operation_id} - {""}
         snapshot, foreign = without_foreign_transfers(snapshot, payment, account_ids, known)
     collections = find_collections(tx, payment, snapshot, recovery)
+    # Only a part of a converted transfer depends on the parts before it.
+    is_converted = any(one.currency != payment.currency for one in snapshot.transfers)
     context = SyncContext(
         snapshot=snapshot.without(collections.postponed),
         operation=operation,
         booked_ids=booked_ids,
-        reversed_amounts=tx.reversed_amounts(payment.payment_id),
+        reversed_amounts=tx.reversed_amounts(payment.payment_id) if is_converted else {},
         collections=collections.found,
         recovered=collections.recorded,
         out_of_band=(

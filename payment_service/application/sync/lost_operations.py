@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from payment_service.application.operations.preempt_repayment import plan_preemption, preempt
+from payment_service.application.operations.recovered import sent_operation
 from payment_service.domain import plans, transitions
 from payment_service.domain.discrepancies import DiscrepancyKind
 from payment_service.domain.ledger import CaptureSplit
@@ -228,21 +229,9 @@ def _is_possible(payment: Payment, marked: MarkedOperation) -> bool:
 
 
 def _record(tx: Transaction, payment: Payment, marked: MarkedOperation) -> Operation:
-    """Records the operation as one that was sent: it is searched for and not sent again."""
-    operation = Operation(
-        operation_id=marked.operation_id,
-        kind=marked.kind,
-        purpose=marked.purpose,
-        payment_id=payment.payment_id,
-        payload=marked.payload,
-        minor_units=marked.minor_units,
-        state=OperationState.UNKNOWN,
-        tries=1,
-        last_error="recovered from Stripe",
-        create_time=tx.now,
-        attempt_time=marked.create_time,
-        lease_token=tx.new_id("lease"),
-        next_try_time=tx.now,
+    """Records the operation on its payment. What moved before now is in the books already."""
+    operation = replace(
+        sent_operation(tx, marked), payment_id=payment.payment_id, create_time=tx.now
     )
     tx.add_operation(operation)
     return operation

@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 
 from payment_service.application.app import App
 from payment_service.application.execution.accounts import finish_account
+from payment_service.application.operations.recovered import sent_operation
 from payment_service.application.sync.apply_snapshot import SyncResult
 from payment_service.application.sync.payment import apply, sync_payment
 from payment_service.domain import transitions
@@ -18,7 +19,6 @@ from payment_service.domain.discrepancies import DiscrepancyKind
 from payment_service.domain.experts import Expert
 from payment_service.domain.marks import MarkedOperation, marked_operation
 from payment_service.domain.operation_payloads import CreateAccountPayload, CreateIntentPayload
-from payment_service.domain.operations import Operation, OperationState
 from payment_service.domain.payment import (
     ChargeModel,
     EscrowMode,
@@ -123,7 +123,8 @@ def record_payment(
         payment = replace(payment, on_deadline=OnDeadline.REFUND, release_due_time=later)
     transition = transitions.initiate(payment)
     tx.record(transition, cause)
-    tx.add_operation(_sent(tx, marked, operation_id, payment_id=payment_id))
+    operation = sent_operation(tx, marked)
+    tx.add_operation(replace(operation, operation_id=operation_id, payment_id=payment_id))
     version = transition.after.version
     return RecordedPayment(payment_id, version, is_new=True, discrepancy=discrepancy)
 
@@ -183,33 +184,6 @@ def _payment(
     )
 
 
-def _sent(
-    tx: Transaction,
-    marked: MarkedOperation,
-    operation_id: str,
-    *,
-    payment_id: str = "",
-    expert_id: str = "",
-) -> Operation:
-    """Returns an operation that was sent: it is searched for and not sent again."""
-    return Operation(
-        operation_id=operation_id,
-        kind=marked.kind,
-        purpose=marked.purpose,
-        payment_id=payment_id,
-        expert_id=expert_id,
-        payload=marked.payload,
-        minor_units=marked.minor_units,
-        state=OperationState.UNKNOWN,
-        tries=1,
-        last_error="recovered from Stripe",
-        create_time=marked.create_time,
-        attempt_time=marked.create_time,
-        lease_token=tx.new_id("lease"),
-        next_try_time=tx.now,
-    )
-
-
 async def recover_account(app: App, stripe_account_id: str, cause: Cause) -> str:
     """Records the expert of an account that this installation has created, or the account.
 
@@ -253,7 +227,7 @@ def record_account(
     expert = new if tx.add_expert(new, cause) else tx.lock_expert(expert_id)
     if expert is None or expert.operation_id:
         return ""
-    operation = _sent(tx, marked, marked.operation_id, expert_id=expert_id)
+    operation = replace(sent_operation(tx, marked), expert_id=expert_id)
     tx.add_operation(operation)
     requested = replace(
         expert, operation_id=operation.operation_id, version=expert.version + 1, update_time=tx.now
