@@ -9,6 +9,7 @@ import pytest
 
 from marketplace.payments.v1 import experts_pb2, operations_pb2, payments_pb2
 from payment_service.application.abandon_operation import abandon, check_abandonable
+from payment_service.application.jobs.collect_debts import Collection, begin_collection
 from payment_service.application.sync.apply_snapshot import SyncResult
 from payment_service.domain.discrepancies import DiscrepancyKind
 from payment_service.domain.errors import Refusal
@@ -172,6 +173,26 @@ async def test_each_kind_of_operation_leaves_its_payment_as_it_was(world: World)
         expected_answer = "OK" if essential else "ABANDONED_BY_OPERATOR"
         assert await answer(world, flight.method, flight.request) == expected_answer
     await check_books(world)
+
+
+async def test_an_abandoned_debt_is_not_collected_by_an_older_list(world: World) -> None:
+    """The collection listed the payment while its reversal was parked, and begins afterwards."""
+    payment = await captured_payment(world)
+    await days_pass(world)
+    await fail_stripe(world, "/reversals$", 401)
+    request = refund_request(payment.payment_id)
+    assert (await refusal(world.payments.RefundPayment(request))).code == "UNAVAILABLE"
+    operation_id = await parked(world, payment.payment_id)
+    assert world.service is not None
+    app = world.service.app
+    before = await app.database.read(lambda reader: reader.payment(payment.payment_id))
+    snapshot = await app.stripe.observe(payment.payment_intent_id)
+    assert before is not None
+    assert snapshot is not None
+    listed = Collection(before, snapshot.transfers[0], 9_000, 9_000)
+    await abandon_by_rpc(world, operation_id)
+    assert await app.database.transact(begin_collection, app.policy, listed) is None
+    assert balances_of(world, payment) == (9_000, 0)
 
 
 async def test_an_abandoned_reversal_becomes_debt_and_is_offset_later(world: World) -> None:

@@ -30,6 +30,20 @@ HASTEN_DEBT_CHECK: Final = (
 )
 
 
+#: Whether a payment's debt may be collected. What an operator has abandoned, or has not decided
+#: yet, is left alone.
+_COLLECTIBLE: Final = (
+    "NOT EXISTS (SELECT FROM discrepancies WHERE discrepancies.payment_id = payments.payment_id "
+    "AND kind = :out_of_band AND resolve_time IS NULL) AND NOT EXISTS "
+    "(SELECT FROM events WHERE events.payment_id = payments.payment_id "
+    "AND kind = :recorded AND body::jsonb -> 'facts' ->> 'code' = 'abandoned')"
+)
+_LEFT_TO_OPERATORS: Final = {
+    "out_of_band": DiscrepancyKind.OUT_OF_BAND_REVERSAL.value,
+    "recorded": EventKind.EXPERT_DEBT_RECORDED.value,
+}
+
+
 class DebtWrites(TransactionStatements):
     """Reads debts inside a transaction, under the expert's lock."""
 
@@ -65,6 +79,19 @@ class DebtWrites(TransactionStatements):
             for minor_units, payload in row["reversals"]
         )
         return max(int(row["debt"]) - int(reversing), 0)
+
+    def is_collectible(self, payment_id: str) -> bool:
+        """Returns whether the debt that this payment left may be collected.
+
+        To be asked after :meth:`expert_debt`: a debt is free only once an operator has abandoned
+        its reversal, and that is on record by then.
+        """
+        found = self._maybe(
+            f"SELECT FROM payments WHERE payment_id = :payment_id AND {_COLLECTIBLE}",
+            payment_id=payment_id,
+            **_LEFT_TO_OPERATORS,
+        )
+        return found is not None
 
     def has_open_collection(self, expert_id: str) -> bool:
         """Returns whether the expert's debt is being collected. Requires the expert's lock."""
@@ -141,16 +168,11 @@ class DebtReads(Statements):
             "(SELECT payment_id, sum(minor_units)::bigint AS debt FROM postings "
             "WHERE account = :account AND currency = :currency AND payment_id IS NOT NULL "
             "GROUP BY payment_id HAVING sum(minor_units) > 0) AS debts "
-            "JOIN payments USING (payment_id) WHERE NOT EXISTS "
-            "(SELECT FROM discrepancies WHERE discrepancies.payment_id = payments.payment_id "
-            "AND kind = :out_of_band AND resolve_time IS NULL) AND NOT EXISTS "
-            "(SELECT FROM events WHERE events.payment_id = payments.payment_id "
-            "AND kind = :recorded AND body::jsonb -> 'facts' ->> 'code' = 'abandoned') "
+            f"JOIN payments USING (payment_id) WHERE {_COLLECTIBLE} "
             "ORDER BY random() LIMIT :limit",
             account=expert_debt(expert_id),
             currency=currency,
-            out_of_band=DiscrepancyKind.OUT_OF_BAND_REVERSAL.value,
-            recorded=EventKind.EXPERT_DEBT_RECORDED.value,
             limit=limit,
+            **_LEFT_TO_OPERATORS,
         )
         return [(row["payment_id"], row["payment_intent_id"], row["debt"]) for row in found]

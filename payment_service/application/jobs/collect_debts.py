@@ -171,6 +171,8 @@ def begin_collection(tx: Transaction, policy: Policy, wanted: Collection) -> Ope
     if tx.lock_expert(expert_id) is None or tx.has_open_collection(expert_id):
         return None
     owed = min(tx.expert_debt(expert_id, payment.currency), wanted.debt)
+    if not tx.is_collectible(payment.payment_id):  # An operator has decided since it was listed.
+        return None
     before = tx.reversed_amounts(payment.payment_id).get(transfer.transfer_id, 0)
     amount, taken = collectible(owed, wanted.available, transfer, payment, before)
     if not amount or amount < min(owed, _LEAST):
