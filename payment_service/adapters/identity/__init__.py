@@ -1,0 +1,1 @@
+"""Who calls: certificates and tokens, checked."""
