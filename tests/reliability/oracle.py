@@ -134,10 +134,22 @@ class Asked:
     #: Why it was refused for good, or OK; empty while it may or may not have happened.
     told: str = ""
     body: bytes = b""
+    #: It was promised, but Stripe does it later: the platform or the expert's account is not able.
+    promised: bool = False
 
     @property
     def is_info(self) -> bool:
         return not self.told
+
+    @property
+    def is_sure(self) -> bool:
+        """Whether Stripe must have done it."""
+        return self.told == OK and not self.promised
+
+    @property
+    def is_open(self) -> bool:
+        """Whether Stripe may have done it, or not."""
+        return self.is_info or (self.told == OK and self.promised)
 
 
 def capture_answer(view: View, truth: Truth, part: int | None, final: bool) -> str:
@@ -197,19 +209,24 @@ def check_refunds(truth: Truth, asked: Iterable[Asked], resent: Counter[int]) ->
     ``resent`` are those that bounced and may have been sent once more.
     """
     refunds = [(one, one.amount if one.rpc == "RefundPayment" else one.rest) for one in asked]
-    sure = Counter(part for one, part in refunds if part and one.told == OK) + truth.foreign_refunds
-    perhaps = Counter(part for one, part in refunds if part and one.is_info) + resent
+    sure = Counter(part for one, part in refunds if part and one.is_sure) + truth.foreign_refunds
+    perhaps = Counter(part for one, part in refunds if part and one.is_open) + resent
     missing = sure - truth.refunds
     assert not missing, f"acknowledged, but not at Stripe: {dict(missing)}"
     surplus = truth.refunds - sure - perhaps
     assert not surplus, f"at Stripe, but nobody asked for it: {dict(surplus)}"
 
 
+def promised_refunds(told: Iterable[Asked]) -> int:
+    """What clients were promised by acknowledged calls, whether or not Stripe has paid it."""
+    return sum(one.amount if one.rpc == "RefundPayment" else one.rest for one in told)
+
+
 def check_transfers(truth: Truth, asked: Iterable[Asked]) -> None:
     """Every payout was requested and was made once; every acknowledged one exists."""
     captures = [one for one in asked if one.rpc == "CapturePayment" and not one.sends_nothing]
-    sure = sum(one.told == OK for one in captures)
-    perhaps = sum(one.is_info for one in captures)
+    sure = sum(one.is_sure for one in captures)
+    perhaps = sum(one.is_open for one in captures)
     assert sure <= truth.transfers <= sure + perhaps, f"{truth} with {captures}"
 
 

@@ -36,6 +36,8 @@ class Callers(StripeSide):
         lab = self.lab
         lab.heal()
         lab.bomb.left = 0
+        self._be_rich()  # A former example may have failed while the platform was poor.
+        lab.sql("DELETE FROM debt_checks")
         lab.deadlines()  # Of former examples: this one's books must show its own promotions alone.
         expert, _ = lab.run(calls.create_expert(lab.app, self.expert))
         self.account = expert.account.stripe_account_id
@@ -75,6 +77,8 @@ class Callers(StripeSide):
     def _initiate(
         self, amount: int, currency: str, trouble: Trouble, hold: str = "destination"
     ) -> None:
+        if self.is_restricted:  # Nothing new begins while the expert cannot be paid.
+            self._restore_account()
         key = self._new_key("InitiatePayment", amount)
         money = Money(amount, currency)
         self.calls[key] = lambda: calls.initiate(self.lab.app, key, self.expert, money, hold)

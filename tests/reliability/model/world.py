@@ -14,6 +14,9 @@ from tests.reliability.lab import IMPATIENT, PATIENT, Lab, Reply
 from tests.reliability.model.trouble import BASIS_POINTS, FAULTS, PATHS, Trouble
 from tests.reliability.oracle import AGAIN, Asked, Truth, View, fee
 
+#: What the platform has balances in.
+CURRENCIES = ("usd", "jpy")
+_ENOUGH = 10_000_000
 _numbers = itertools.count(1)
 
 
@@ -21,6 +24,8 @@ class World(RuleBasedStateMachine):
     """One expert, up to three payments, and everything that can happen to them."""
 
     lab: Lab
+    account: str
+    last_line: str
 
     def __init__(self) -> None:
         super().__init__()
@@ -38,6 +43,13 @@ class World(RuleBasedStateMachine):
         self.delivered: list[dict[str, Any]] = []
         self.dropped = 0
         self.clock_moved = False
+        #: The platform's balance was emptied, and whether Stripe refuses what it cannot pay.
+        self.is_poor = self.was_poor = False
+        self.refuses_the_poor = False
+        #: The expert's account cannot be paid at present, whether or not the service knows.
+        self.is_restricted = False
+        #: Lines of Stripe that no payment explains: money that came or went by hand.
+        self.by_hand: set[str] = set()
         #: What was seen of which payment when it had which version, and is not written down yet.
         self.slow: list[tuple[str, PaymentSnapshot, int]] = []
 
@@ -62,8 +74,36 @@ class World(RuleBasedStateMachine):
             self.begun.append(key)
         if reply.told != AGAIN:
             asked.told, asked.body = reply.told, reply.body
+            asked.promised = asked.promised or self._only_promised(asked)
         self._take_effects()
         return reply
+
+    def _only_promised(self, asked: Asked) -> bool:
+        """Whether Stripe may do later what a caller has just been told."""
+        pays_expert = asked.rpc == "CapturePayment" and self.is_restricted
+        pays_client = asked.rpc == "RefundPayment" or bool(asked.rest)
+        return pays_expert or (pays_client and self.refuses_the_poor)
+
+    def _restore_account(self) -> None:
+        """The account can be paid again, and the clock finds it out: no event tells."""
+        if self.is_restricted:
+            self.lab.control("POST", f"/accounts/{self.account}/restore")
+            self.is_restricted = False
+        self.lab.look_at_accounts()
+
+    def _be_rich(self) -> None:
+        """Money comes, so that every refund can be paid."""
+        for currency in CURRENCIES:
+            self._move_money(_ENOUGH, currency)
+        self._on_low_balance("pending")
+        self.is_poor = self.refuses_the_poor = False
+
+    def _move_money(self, amount: int, currency: str) -> None:
+        body = {"amount": amount, "currency": currency, "type": "adjustment"}
+        self.by_hand.add(self.lab.control("POST", "/balance", body)["id"])
+
+    def _on_low_balance(self, what: str) -> None:
+        self.lab.control("POST", "/settings", {"refund_on_low_balance": what})
 
     def _decide(self, asked: Asked, view: View) -> None:
         """What a call will move, by how its payment stands when it begins."""
@@ -126,7 +166,9 @@ class World(RuleBasedStateMachine):
         return payment_id, self.truths[payment_id], view
 
     def _intent(self, which: int) -> str:
-        wanted = self._pick(which)[0]
+        return self._intent_of(self._pick(which)[0])
+
+    def _intent_of(self, wanted: str) -> str:
         return next((intent for intent, one in self.payment_of_intent.items() if one == wanted), "")
 
     def _new_key(self, rpc: str, amount: int, payment_id: str = "") -> str:
