@@ -10,14 +10,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 #: An answer that is not final: the caller repeats the call with the same key.
 AGAIN = "again"
+#: What the bank keeps: it stands among the calls, where it comes between them.
+LOSS = "Loss"
 #: Refused because of a field, before anything is looked at under the key.
 INVALID = "invalid"
 #: The least that Stripe charges, in minor units; the same in the currencies of the model.
 MINIMUM = 50
 OK = "OK"
+DISPUTED = "PAYMENT_DISPUTED"
 
 _BUSY = ("CAPTURING", "CANCELING", "REFUNDING", "PROMOTING")
 _UNCAPTURED = ("PENDING", "FAILED", "IN_ESCROW")
@@ -28,8 +32,32 @@ def fee(minor_units: int, basis_points: int) -> int:
     return (minor_units * basis_points + 5000) // 10000
 
 
-#: Held, captured, given back out of escrow, given back after a capture.
-Parts = tuple[int, int, int, int]
+class Parts(NamedTuple):
+    """Held, captured, given back out of escrow and after a capture; what a lost dispute took."""
+
+    held: int
+    captured: int
+    returned: int = 0
+    refunded: int = 0
+    lost_held: int = 0
+    lost: int = 0
+    #: Of a lost dispute: the client had it already, so the platform bears it.
+    beyond: int = 0
+
+
+@dataclass
+class Contested:
+    """A dispute, as the client's bank and Stripe decide it."""
+
+    dispute_id: str
+    amount: int
+    #: What Stripe took and returned, a line each; taken is positive.
+    lines: list[int]
+    status: str = "OPEN"
+
+    @property
+    def taken(self) -> int:
+        return sum(self.lines)
 
 
 @dataclass(frozen=True)
@@ -43,6 +71,7 @@ class View:
     has_operation: bool
     #: What the platform was paid for it (SEPARATE), as far as the service has heard.
     charged: int = 0
+    is_frozen: bool = False
 
     @property
     def busy(self) -> bool:
@@ -67,6 +96,7 @@ class Truth:
     #: The out-of-band changes; ours is what remains.
     foreign_refunds: Counter[int] = field(default_factory=Counter)
     touched: bool = False
+    dispute: Contested | None = None
 
     @property
     def refunded(self) -> int:
@@ -75,6 +105,11 @@ class Truth:
     @property
     def net(self) -> int:
         return self.captured - self.refunded
+
+    @property
+    def is_charged_back(self) -> bool:
+        """Whether Stripe refuses refunds of it."""
+        return self.dispute is not None and self.dispute.status != "WON"
 
     def happened(self, kind: str, amount: int) -> None:
         if kind == "intent_created":
@@ -110,9 +145,9 @@ class Truth:
         if self.status == "canceled":
             return {"CANCELED", "EXPIRED"}
         if self.separate:
-            held, captured, _, refunded = parts
-            return {"IN_ESCROW" if held else "CAPTURED" if captured > refunded else "REFUNDED"}
-        return {"CAPTURED"} if self.net else {"REFUNDED"}
+            net = parts.captured - parts.refunded - parts.lost
+            return {"IN_ESCROW" if parts.held else "CAPTURED" if net > 0 else "REFUNDED"}
+        return {"CAPTURED"} if self.net > parts.lost else {"REFUNDED"}
 
 
 @dataclass
@@ -158,6 +193,8 @@ def capture_answer(view: View, truth: Truth, part: int | None, final: bool) -> s
         return AGAIN
     if view.state != "IN_ESCROW":
         return "WRONG_STATE"
+    if view.is_frozen:
+        return DISPUTED
     wanted = view.held if part is None else part
     if wanted > view.held:
         return "AMOUNT_TOO_LARGE"
@@ -185,6 +222,13 @@ def refund_answer(view: View, truth: Truth, part: int | None) -> str:
     """Returns the answer of a refund if nothing fails on the way."""
     if view.busy:
         return AGAIN
+    if view.is_frozen and (view.state in _UNCAPTURED or view.state == "CAPTURED"):
+        return DISPUTED
+    answer = _refund_answer(view, truth, part)
+    return DISPUTED if answer == OK and truth.is_charged_back else answer
+
+
+def _refund_answer(view: View, truth: Truth, part: int | None) -> str:
     if view.charged and view.state in ("IN_ESCROW", "CAPTURED"):
         wanted = (view.held or view.net) if part is None else part
         return OK if wanted <= view.held + view.net else "AMOUNT_TOO_LARGE"
@@ -232,23 +276,33 @@ def check_transfers(truth: Truth, asked: Iterable[Asked]) -> None:
 
 def parts_of(truth: Truth, begun: Iterable[Asked]) -> Parts:
     """How what the platform was charged went on, by what was done for callers in its order."""
-    if not truth.separate or truth.status != "captured":
-        return (truth.amount if truth.status == "held" else 0, 0, 0, 0)
+    if truth.status != "captured":
+        return Parts(truth.amount if truth.status == "held" else 0, 0)
+    if not truth.separate:  # After a loss nothing is given back any more.
+        taken = truth.dispute.taken if truth.dispute and truth.dispute.status == "LOST" else 0
+        lost = min(taken, truth.net)
+        return Parts(0, truth.captured, 0, truth.refunded, 0, lost, taken - lost)
     held, captured, returned, refunded = truth.captured, 0, 0, 0
+    lost_held = lost = beyond = 0
     for one in begun:
-        if one.told != OK or one.rpc not in ("CapturePayment", "RefundPayment"):
+        if one.told != OK or one.rpc not in ("CapturePayment", "RefundPayment", LOSS):
             continue
         if one.rpc == "CapturePayment":
             held -= one.amount + one.rest
             captured += one.amount
             returned += one.rest
+        elif one.rpc == LOSS:
+            lost_held = min(one.amount, held)
+            lost = min(one.amount - lost_held, captured - refunded)
+            beyond = one.amount - lost_held - lost
+            held -= lost_held
         else:
             from_escrow = min(one.amount, held)
             held -= from_escrow
             returned += from_escrow
             refunded += one.amount - from_escrow
     assert min(held, captured - refunded) >= 0, f"more paid than held: {truth}"
-    return held, captured, returned, refunded
+    return Parts(held, captured, returned, refunded, lost_held, lost, beyond)
 
 
 def _total(counted: Counter[int]) -> int:

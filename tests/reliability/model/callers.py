@@ -142,6 +142,10 @@ class Callers(StripeSide):
 
     def _capture(self, which: int, part: int | None, *, final: bool, trouble: Trouble) -> None:
         payment_id, truth, view = self._pick(which)
+        if truth.is_charged_back:
+            if self.is_restricted:  # It would be promised, and then the bank could keep it.
+                return
+            final = False  # What is left cannot be refunded.
         key = self._new_key("CapturePayment", part or view.held, payment_id)
         self.asked[key].part, self.asked[key].final = part, final
 

@@ -68,6 +68,10 @@ class Clock(Callers):
     def holds_expire(self) -> None:
         """Eight days pass at Stripe, and nothing is under way that a key would outlive."""
         infos = any(one.is_info for one in self.asked.values())
-        if not self.clock_moved and not infos and not self._open_operations():
+        # An unanswered dispute would be lost meanwhile.
+        open_disputes = any(truth.is_charged_back for truth in self.truths.values())
+        if open_disputes or infos or self._open_operations():
+            return
+        if not self.clock_moved:
             self.clock_moved = True
             self.lab.control("POST", "/clock", {"advance_seconds": 8 * 86_400})

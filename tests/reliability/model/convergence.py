@@ -14,9 +14,10 @@ from payment_service.domain.audit_trail import chain_hash
 from payment_service.domain.errors import Refusal
 from payment_service.domain.payment import EscrowMode, Payment
 from payment_service.domain.ports.records import Cause
-from tests.reliability.model.account import Account
+from tests.reliability.model.bank import Bank
 from tests.reliability.model.trouble import BASIS_POINTS
 from tests.reliability.oracle import (
+    LOSS,
     OK,
     Asked,
     Parts,
@@ -30,9 +31,11 @@ from tests.reliability.oracle import (
 
 #: Less than this is not collected, unless it is all that is owed.
 _LEAST = 100
+#: What was withdrawn, and what came back.
+_DOCUMENTED_LINES = 2
 
 
-class Convergence(Account):
+class Convergence(Bank):
     @rule()
     def heal(self) -> None:
         self._converge()
@@ -62,14 +65,17 @@ class Convergence(Account):
         lab.heal()
         if len(self.asked) % 2:  # Recovery comes first, or the events do.
             lab.sweep()
-        if self.is_poor or self.is_restricted:
+        if self.is_poor or self.is_restricted or self._disputed():
             self._settle(waiting=True)
             for payment_id, truth in self.truths.items():
                 self._check_waiting(payment_id, truth)
+                self._check_dispute(payment_id, truth, Parts(0, 0))
             self._check_books()
         if self.is_poor:
             self._be_rich()
         self._restore_account()
+        for at, (payment_id, dispute) in enumerate(self._disputed()):
+            self._decide_dispute(payment_id, dispute, keeps_it=at % 2 == 0)
         self._settle(waiting=False)
         for asked in self.asked.values():
             asked.promised = False
@@ -91,6 +97,7 @@ class Convergence(Account):
                 lab.poll()
                 self.dropped = 0
             lab.apply()
+            lab.write_off_losses()
             lab.collect()
             for key in [key for key, one in self.asked.items() if one.is_info]:
                 self._ask(key, None)
@@ -99,7 +106,11 @@ class Convergence(Account):
                     self._operate(operation_id)
             infos = [one for one in self.asked.values() if one.is_info]
             if waiting:  # What was never begun has to wait for what waits.
-                infos = [one for one in infos if one.key in self.begun]
+                infos = [
+                    one
+                    for one in infos
+                    if one.key in self.begun and not self._is_contested(one.payment_id)
+                ]
             events = lab.sql("SELECT 1 FROM webhook_events WHERE state IN ('WAITING', 'PARKED')")
             if not infos and not events and not self._unsettled(waiting=waiting):
                 return
@@ -115,7 +126,7 @@ class Convergence(Account):
                 "IN ('STARTED', 'UNKNOWN', 'PARKED') "
                 "AND coalesce(payments.expert_id, operations.expert_id) = %s AND NOT (%s AND "
                 "(waiting_for = 'expert' OR waiting_reason LIKE '%%_PENDING_FUNDS' "
-                "OR purpose = 'REPAYMENT'))",
+                "OR purpose = 'REPAYMENT' OR frozen <> 'NONE'))",
                 self.expert,
                 waiting,
             )
@@ -127,12 +138,7 @@ class Convergence(Account):
         assert payment is not None
         if truth.touched or truth.bounced:
             return
-        told = [
-            self.asked[key]
-            for key in self.begun
-            if key in self.asked
-            and (self.asked[key].payment_id, self.asked[key].told) == (payment_id, OK)
-        ]
+        told = [one for one in self._in_order(payment_id) if one.told == OK and one.rpc != LOSS]
         sent = [one for one in told if one.rpc == "CapturePayment" and not one.sends_nothing]
         done = truth.transfers if truth.separate else int(truth.status == "captured")
         # Only the newest can wait, and what a last capture gives back comes after it.
@@ -152,6 +158,46 @@ class Convergence(Account):
             f"pending_refund:{payment_id}",
         )
         assert liability == pending, (payment, truth, told)
+
+    def _is_contested(self, payment_id: str) -> bool:
+        truth = self.truths.get(payment_id)
+        return truth is not None and truth.dispute is not None and truth.dispute.status == "OPEN"
+
+    def _check_dispute(self, payment_id: str, truth: Truth, parts: Parts) -> None:
+        """What the bank has is set aside until it decides; then somebody bears what it keeps."""
+        dispute = truth.dispute
+        [(hold, losses)] = self.lab.sql(
+            "SELECT coalesce(sum(minor_units) FILTER (WHERE account = %s), 0)::bigint, "
+            "coalesce(sum(minor_units) FILTER (WHERE account = 'losses'), 0)::bigint "
+            "FROM postings WHERE payment_id = %s",
+            f"dispute_hold:{payment_id}",
+            payment_id,
+        )
+        rows = self.lab.sql(
+            "SELECT dispute_id, amount, withdrawn - reinstated, outcome, lost FROM disputes "
+            "WHERE payment_id = %s",
+            payment_id,
+        )
+        if dispute is None:
+            assert (hold, list(rows)) == (0, []), (truth, rows)
+            return
+        kept = 0 if dispute.status == "WON" else dispute.taken
+        lost = kept if dispute.status == "LOST" else 0
+        [row] = rows
+        assert row == (dispute.dispute_id, dispute.amount, kept, dispute.status, lost), truth
+        assert hold == kept - lost, (truth, hold)
+        if dispute.status != "OPEN" or not truth.touched:
+            assert losses == parts.beyond, (truth, parts, losses)
+        self.lab.seen["a dispute was open"] += dispute.status == "OPEN"
+        self.lab.seen["a dispute was lost"] += dispute.status == "LOST"
+        self.lab.seen["a dispute had further lines"] += len(dispute.lines) > 1
+        reported = self.lab.sql(
+            "SELECT 1 FROM discrepancies WHERE payment_id = %s AND kind = %s",
+            payment_id,
+            "dispute_lines_unexplained",
+        )
+        if len(dispute.lines) > _DOCUMENTED_LINES:
+            assert reported, (truth, "further lines that nobody is told of")
 
     def _check_debts(self) -> None:
         """What the expert owes was collected, as far as the account had it."""
@@ -190,8 +236,7 @@ class Convergence(Account):
         assert payment is not None, "an acknowledged payment is gone"
         intent = self.lab.api("GET", f"/payment_intents/{payment.payment_intent_id}")
         declined = bool(intent["last_payment_error"])
-        begun = [self.asked[key] for key in self.begun if key in self.asked]
-        parts = parts_of(truth, [one for one in begun if one.payment_id == payment_id])
+        parts = parts_of(truth, self._in_order(payment_id))
         assert payment.state.value in truth.final_states(declined, parts), (payment, truth, parts)
         if truth.separate:
             self._check_parts(payment, truth, parts)
@@ -201,6 +246,8 @@ class Convergence(Account):
                 truth.captured,
                 truth.refunded,
             ), (payment, truth)
+        assert (payment.lost_held, payment.lost) == (parts.lost_held, parts.lost), (payment, truth)
+        self._check_dispute(payment_id, truth, parts)
         assert not payment.client_payable
         assert not payment.operation_id
         assert not payment.waiting_for
@@ -228,12 +275,14 @@ class Convergence(Account):
     def _check_discrepancies(self, payment_id: str, truth: Truth) -> None:
         """Only what happened is reported, and what is over is resolved."""
         known = {"refund_failed": bool(truth.bounced), "refund_waits_for_funds": self.was_poor}
+        lines = truth.dispute.lines if truth.dispute else []
+        known["dispute_lines_unexplained"] = len(lines) > 1
         for kind, is_resolved in self.lab.sql(
             "SELECT kind, resolve_time IS NOT NULL FROM discrepancies WHERE payment_id = %s",
             payment_id,
         ):
             assert known.get(kind), (kind, truth)
-            assert is_resolved or kind == "refund_failed", (kind, truth)
+            assert is_resolved or kind != "refund_waits_for_funds", (kind, truth)
 
     def _check_parts(self, payment: Payment, truth: Truth, parts: Parts) -> None:
         """What the platform charged, where it went, and that the expert has what is due."""
@@ -243,7 +292,7 @@ class Convergence(Account):
             payment.refunded_from_escrow,
             payment.refunded_after_capture,
         )
-        assert shown == parts, (payment, truth, parts)
+        assert shown == parts[:4], (payment, truth, parts)
         charged = truth.captured if truth.status == "captured" else 0
         assert payment.charged == charged, (payment, truth)
         if charged:

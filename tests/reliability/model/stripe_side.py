@@ -42,7 +42,7 @@ class StripeSide(Events):
     def refund_at_the_dashboard(self, which: int, part: int) -> None:
         intent = self._intent(which)
         truth = self._pick(which)[1]
-        if truth.separate:
+        if truth.separate or truth.dispute or self.refuses_the_poor:
             return
         if intent and truth.status == "captured" and part <= truth.net and not truth.bounced:
             truth.touched = True
@@ -54,7 +54,7 @@ class StripeSide(Events):
     def reverse_at_the_dashboard(self, which: int, part: int) -> None:
         intent = self._intent(which)
         truth = self._pick(which)[1]
-        if not intent or truth.status != "captured" or truth.separate:
+        if not intent or truth.status != "captured" or truth.separate or truth.dispute:
             return
         charge = self.lab.api("GET", f"/payment_intents/{intent}", **{"expand[]": "latest_charge"})
         transfer = charge["latest_charge"]["transfer"]
@@ -64,7 +64,7 @@ class StripeSide(Events):
     @rule(which=WHICH)
     def a_refund_bounces(self, which: int) -> None:
         payment_id, truth, view = self._pick(which)
-        if view.busy or truth.foreign_refunds or truth.bounced:
+        if view.busy or truth.foreign_refunds or truth.bounced or truth.dispute:
             return
         done = self.lab.sql(
             "SELECT movement_id FROM movements WHERE payment_id = %s AND kind = 'refund' "

@@ -24,7 +24,13 @@ FAULTS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "truncated": ("truncated", "after", {}),
 }
 #: What must have been there to be looked at, or a full run proves nothing about it.
-SEEN = ("a refund waited", "a capture waited")
+SEEN = (
+    "a refund waited",
+    "a capture waited",
+    "a dispute was open",
+    "a dispute was lost",
+    "a dispute had further lines",
+)
 #: Half of the calls meet no trouble; the others a fault at Stripe, or their process dies.
 TROUBLE = st.one_of(
     st.none(), st.none(), st.sampled_from(sorted(FAULTS)), st.integers(min_value=1, max_value=12)

@@ -36,6 +36,8 @@ class World(RuleBasedStateMachine):
         self.truths: dict[str, Truth] = {}
         #: The keys in the order in which something was begun for them.
         self.begun: list[str] = []
+        #: What banks keep, by the name under which it stands in `begun`.
+        self.losses: dict[str, Asked] = {}
         self.payment_of_intent: dict[str, str] = {}
         self.effects = 0
         self.last_event = ""
@@ -162,6 +164,7 @@ class World(RuleBasedStateMachine):
             payment.version,
             bool(payment.operation_id) and not parked,
             payment.charged if payment.is_separate else 0,
+            payment.frozen.value != "NONE",
         )
         return payment_id, self.truths[payment_id], view
 
@@ -188,6 +191,12 @@ class World(RuleBasedStateMachine):
             ids,
             ids,
         )
+
+    def _in_order(self, payment_id: str) -> list[Asked]:
+        """What was begun for a payment, and what its bank has kept between."""
+        known = {**self.asked, **self.losses}
+        found = [known[key] for key in self.begun if key in known]
+        return [one for one in found if one.payment_id == payment_id]
 
     def _open_operations(self) -> list[tuple[Any, ...]]:
         which = "state IN ('STARTED', 'UNKNOWN', 'PARKED')"
