@@ -1,4 +1,7 @@
-"""`python -m gateway`: reads the environment, listens, and stops in good order on SIGTERM."""
+"""`python -m gateway`: reads the environment, listens, and stops in good order on SIGTERM.
+
+`python -m gateway check` only says whether it would start.
+"""
 
 import asyncio
 import os
@@ -22,6 +25,9 @@ def main() -> int:
     except RefusedSettings as refused:
         sys.stderr.write(f"gateway: {refused}\n")
         return REFUSED_SETTINGS
+    if sys.argv[1:] == ["check"]:
+        sys.stdout.write(f"environment {settings.environment}, core {settings.core_address[0]}\n")
+        return 0
     configure_logging(settings.effective_log_level, settings.effective_log_format)
     try:
         asyncio.run(serve(settings))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from grpc import aio
@@ -34,6 +35,7 @@ from payment_service.application.feed import Feed
 from payment_service.application.ingest_event import WebhookSecrets
 from payment_service.barriers import Barriers
 from payment_service.config import Settings
+from payment_service.config.rotation import RotatedSecrets
 from payment_service.domain.ports.policy import Policy
 from payment_service.metrics import Metrics
 from payment_service.rpc.answers import AnswerEncoder
@@ -134,7 +136,7 @@ def add_services(server: aio.Server, wired: Wired) -> None:
         WebhookServicer(
             app,
             operations,
-            webhook_secrets(wired.settings),
+            webhook_secrets_of(wired.settings),
             wired.metrics,
         ),
         server,
@@ -146,15 +148,13 @@ def add_services(server: aio.Server, wired: Wired) -> None:
     )
 
 
-def webhook_secrets(settings: Settings) -> dict[str, WebhookSecrets]:
-    """Returns the secrets of each endpoint. An endpoint without a secret refuses everything."""
-    return {
-        "platform": WebhookSecrets(
-            tuple(secret.get_secret_value() for secret in settings.stripe_webhook_secret),
-            settings.is_live,
-        ),
-        "connect": WebhookSecrets(
-            tuple(secret.get_secret_value() for secret in settings.stripe_connect_webhook_secret),
-            settings.is_live,
-        ),
+def webhook_secrets_of(settings: Settings) -> Callable[[str], WebhookSecrets]:
+    """Returns what says the secrets of an endpoint that are valid now.
+
+    An endpoint without a secret refuses everything.
+    """
+    rotated = {
+        "platform": RotatedSecrets(settings, "stripe_webhook_secret"),
+        "connect": RotatedSecrets(settings, "stripe_connect_webhook_secret"),
     }
+    return lambda endpoint: WebhookSecrets(tuple(rotated[endpoint].current()), settings.is_live)

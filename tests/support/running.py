@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -36,6 +37,7 @@ async def running_world(
     policy: Mapping[str, Any] | None = None,
     simulator: Mapping[str, Any] | None = None,
     loops: bool = True,
+    secret_files: Mapping[str, Path] | None = None,
     **settings: Any,
 ) -> AsyncIterator[World]:
     """Start everything on free ports; end everything, whatever the test did."""
@@ -68,6 +70,7 @@ async def running_world(
             ),
             **(policy or {}),
         )
+        service.settings.read_from(secret_files or {})
         await service.start(loops=loops)
         stack.push_async_callback(service.stop)
         gateway = await stack.enter_async_context(

@@ -98,7 +98,7 @@ LAYERS = [
         {"payment_service.config"},
         "settings are read before anything else exists",
         ours={"payment_service.domain"},
-        others={"pydantic", "pydantic_settings"},
+        others={"pydantic", "pydantic_settings", "structlog"},
     ),
     Layer(
         "commands",
