@@ -100,6 +100,7 @@ def wire(settings: Settings, policy: Policy | None = None) -> Wired:
         read_threads=settings.database_read_threads,
         pooled=settings.is_pooled,
         direct_url=settings.effective_direct_url,
+        guarded=settings.environment == "production",
         on_record=recorded,
         on_phase=barriers.phase if barriers else None,
     )

@@ -85,6 +85,7 @@ class _Health(health.aio.HealthServicer):
 async def serve(settings: Settings) -> None:
     """Serves until SIGTERM or SIGINT, then finishes the calls in progress."""
     wired, stop = wire(settings), asyncio.Event()
+    await _refuse_powerful_role(wired)
     account = await _watch_account(wired, stop)
     server = aio.server(interceptors=[ErrorInterceptor(wired.metrics.observe_rpc)], options=OPTIONS)
     add_services(server, wired)
@@ -137,6 +138,19 @@ async def serve(settings: Settings) -> None:
     log.info("stopped", unfinished=left)
     if account.fault is not None:
         raise CannotRun(str(account.fault))
+
+
+async def _refuse_powerful_role(wired: Wired) -> None:
+    """Refuses a production whose role could rewrite the books. Raises :class:`CannotRun`.
+
+    A database that is unavailable does not prevent a start: readiness looks again.
+    """
+    if wired.settings.environment != "production":
+        return
+    with suppress(Refusal):
+        if refusal := (await wired.database.role()).refusal:
+            await _close(wired)
+            raise CannotRun(refusal)
 
 
 async def _watch_account(wired: Wired, stop: asyncio.Event) -> AccountWatch:

@@ -19,6 +19,7 @@ import aiohttp
 import psycopg2
 from google.rpc import error_details_pb2, status_pb2
 
+from dev.postgres import owner_url
 from payment_service.adapters.postgres.engine import SqlDatabase
 from payment_service.adapters.stripe import client as stripe_client
 from payment_service.application.app import App
@@ -88,7 +89,7 @@ class Lab:
         self.steps = 0
         self.faults_armed = 0
         self.faults_fired: dict[str, int] = {}
-        self._connection = psycopg2.connect(database_url)
+        self._connection = psycopg2.connect(owner_url(database_url))
         self._connection.autocommit = True
         self.runner.run(self._open(database_url))
 

@@ -109,6 +109,7 @@ LAYERS = [
             "payment_service.maintenance",
             "payment_service.adapters.postgres.engine",
             "payment_service.adapters.postgres.migrate",
+            "payment_service.adapters.postgres.roles",
             "payment_service.adapters.stripe",
             *("payment_service.bootstrap", "payment_service.domain"),
         },
