@@ -7,8 +7,9 @@ from typing import Annotated, Final, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import NoDecode, SettingsConfigDict
 
+from payment_service.access_settings import LOOPBACK, AccessSettings
 from payment_service.domain.money import CURRENCIES
 from payment_service.domain.ports.policy import Policy
 
@@ -24,7 +25,7 @@ class WrongSettings(Exception):
     """The environment is wrong; the sentences say how to fix it."""
 
 
-class Settings(BaseSettings):
+class Settings(AccessSettings):
     """Every variable that the service reads. Durations are seconds. See ``.env.example``."""
 
     model_config = SettingsConfigDict(
@@ -234,7 +235,7 @@ class Settings(BaseSettings):
                 ),
             ),
             (
-                production and (public.scheme != "https" or public.hostname in _LOOPBACK),
+                production and (public.scheme != "https" or public.hostname in LOOPBACK),
                 (
                     "ENVIRONMENT=production needs GATEWAY_PUBLIC_URL, the https address of the "
                     "gateway as browsers see it"
@@ -244,7 +245,13 @@ class Settings(BaseSettings):
                 production and self.debug,
                 "DEBUG=true is not for ENVIRONMENT=production: set DEBUG=false",
             ),
+            *self.access_rules(production=production, host=self.grpc_host),
         ]
+
+    @property
+    def effective_auth(self) -> Literal["jwt", "mtls", "off"]:
+        """Returns AUTH, or off if it is not set, which is accepted on loopback only."""
+        return self.auth_of(self.grpc_host)
 
     @property
     def effective_log_level(self) -> str:
@@ -346,7 +353,6 @@ def holding_limit(platform_country: str) -> float:
 
 #: All of them are connected to by psycopg2.
 _DATABASE_SCHEMES: Final = ("postgresql", "postgres", "postgresql+psycopg2")
-_LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 def _is_postgres(address: str) -> bool:
