@@ -338,6 +338,14 @@ def test_a_private_key_does_not_belong_into_a_set() -> None:
         jwks.parse_key_set(json.dumps({"keys": [private]}).encode())
 
 
+def test_a_short_rsa_key_is_refused() -> None:
+    key = rsa.generate_private_key(65537, 1024)  # noqa: S505 - that is the point
+    short = {**json.loads(RSAAlgorithm.to_jwk(key.public_key())), "kid": "one"}
+    short.pop("key_ops", None)
+    with pytest.raises(WrongFile, match="RSA key below 2048 bits"):
+        jwks.parse_key_set(json.dumps({"keys": [short]}).encode())
+
+
 def test_keys_for_other_uses_are_left_out() -> None:
     signer, other = Signer("one"), Signer("two")
     other.public["use"] = "enc"

@@ -20,12 +20,13 @@ from payment_service.rpc.errors import ErrorInterceptor
 from payment_service.server import OPTIONS
 
 METHOD: Final = "/marketplace.payments.v1.PaymentService/GetPayment"
+STREAM: Final = "/marketplace.payments.v1.EventService/WatchEvents"
 #: So that each channel makes a connection of its own.
 OWN_CONNECTION: Final = [("grpc.use_local_subchannel_pool", 1)]
 
 
 class WhoCalls(aio.ServerInterceptor):
-    """Answers every call with its caller, as JSON; health passes."""
+    """Answers every call with its caller, as JSON; a stream says it three times. Health passes."""
 
     def __init__(self, authenticator: Authenticator) -> None:
         self._authenticator = authenticator
@@ -40,12 +41,18 @@ class WhoCalls(aio.ServerInterceptor):
         if handler_call_details.method.startswith("/grpc.health.v1."):
             return await continuation(handler_call_details)
 
+        async def repeat(request: bytes, context: aio.ServicerContext[Any, Any]) -> Any:
+            for _ in range(3):
+                yield await tell(request, context)
+
         async def tell(request: bytes, context: aio.ServicerContext[Any, Any]) -> bytes:
             caller = await self._authenticator.authenticate(
                 tuple(context.invocation_metadata() or ()), context.auth_context()
             )
             return json.dumps([caller.name, sorted(caller.roles), caller.act_for]).encode()
 
+        if handler_call_details.method == STREAM:
+            return grpc.unary_stream_rpc_method_handler(repeat)
         return grpc.unary_unary_rpc_method_handler(tell)
 
 
@@ -62,7 +69,8 @@ async def door(settings: Settings, reports: list[tuple[str, str]]) -> AsyncItera
     )
     servicer = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
-    await servicer.set("", health_pb2.HealthCheckResponse.SERVING)
+    for name in ("", "marketplace.payments.v1"):  # the second is what the client's channels watch
+        await servicer.set(name, health_pb2.HealthCheckResponse.SERVING)
     credentials = grpc_credentials(settings, report)
     port = (
         server.add_secure_port("127.0.0.1:0", credentials)
