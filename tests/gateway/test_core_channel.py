@@ -13,11 +13,10 @@ import pytest
 from gateway.core_channel import open_core_channel
 from gateway.settings import RefusedSettings, Settings, load_settings
 from marketplace.payments import credentials
-from tests.integration.test_certificates import USER, Site
-from tests.integration.test_tokens import Signer, key_set
-from tests.integration.test_tokens import settings as token_settings
 from tests.support.access import ask, door
 from tests.support.certificates import put
+from tests.support.issuer import Signer, key_set, token_settings
+from tests.support.site import USER, Site
 
 
 @pytest.fixture

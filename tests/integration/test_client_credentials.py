@@ -19,10 +19,10 @@ from marketplace.payments.channel import connect, connect_sync, is_loopback
 from marketplace.payments.credentials import NoToken, Tls, Token, WrongCertificate
 from payment_service.adapters.identity import files
 from payment_service.config import Settings
-from tests.integration.test_certificates import CALLERS, GIG, USER, Site
-from tests.integration.test_tokens import Signer, key_set, settings
 from tests.support.access import METHOD, STREAM, ask, door
 from tests.support.certificates import put
+from tests.support.issuer import Signer, key_set, token_settings
+from tests.support.site import GIG, USER, Site
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +42,7 @@ def signer() -> Signer:
 def guarded(tmp_path: Path, signer: Signer) -> Settings:
     """The settings of a server that takes the signer's tokens."""
     put(tmp_path / "jwks.json", key_set(signer))
-    return settings(tmp_path / "jwks.json")
+    return token_settings(tmp_path / "jwks.json")
 
 
 def ask_sync(channel: grpc.Channel) -> list[Any]:
@@ -284,7 +284,6 @@ async def test_a_service_of_another_name_gets_no_token(
 
 
 def test_files_that_do_not_belong_together_are_refused(site: Site) -> None:
-    assert CALLERS
     tls = own_tls(site, GIG)
     assert tls.key is not None
     put(tls.key, site.authority.issue(GIG)[1])
