@@ -27,6 +27,7 @@ from marketplace.payments.v1 import (
     webhooks_pb2,
     webhooks_pb2_grpc,
 )
+from payment_service.access import Access, authenticator_of
 from payment_service.adapters.postgres.engine import SqlDatabase
 from payment_service.adapters.postgres.transaction import SqlTransaction
 from payment_service.adapters.stripe.api import StripeApi, StripeApiV2
@@ -75,6 +76,7 @@ class Wired:
     operations: CallRegistry
     metrics: Metrics
     settings: Settings
+    authenticator: Access
 
 
 def wire(settings: Settings, policy: Policy | None = None) -> Wired:
@@ -84,6 +86,7 @@ def wire(settings: Settings, policy: Policy | None = None) -> Wired:
     """
     policy = policy or settings.policy
     metrics = Metrics()
+    authenticator = authenticator_of(settings, metrics.access_source_failed)
     feed = Feed(settings.event_watchers)
     loop = asyncio.get_running_loop()
 
@@ -119,7 +122,7 @@ def wire(settings: Settings, policy: Policy | None = None) -> Wired:
         alarms=metrics,
         feed=feed,
     )
-    return Wired(app, database, stripe, CallRegistry(), metrics, settings)
+    return Wired(app, database, stripe, CallRegistry(), metrics, settings, authenticator)
 
 
 def _may_be_tested(settings: Settings) -> bool:

@@ -22,7 +22,15 @@ SIMULATOR_KEY: Final = "sk_test_simulator"
 
 def broken(settings: Settings) -> list[str]:
     """Returns the sentence of every rule that is broken. No sentence shows a secret."""
-    rules = [*_stripe(settings), *_database(settings), *_ports(settings), *_browsers(settings)]
+    rules = [
+        *_stripe(settings),
+        *_database(settings),
+        *_ports(settings),
+        *_browsers(settings),
+        *settings.access_rules(
+            production=settings.environment == "production", host=settings.grpc_host
+        ),
+    ]
     return [sentence for is_broken, sentence in rules if is_broken]
 
 

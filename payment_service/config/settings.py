@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Annotated, Final, Literal
 
 from pydantic import Field, PrivateAttr, SecretStr, field_validator, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import NoDecode, SettingsConfigDict
 
 from payment_service.config import values
+from payment_service.config.access import AccessSettings
 from payment_service.config.rules import SIMULATOR_KEY, broken
 from payment_service.domain.money import CURRENCIES
 from payment_service.domain.ports.policy import Policy
@@ -26,7 +27,7 @@ class WrongSettings(Exception):
     """The environment is wrong; the sentences say how to fix it."""
 
 
-class Settings(BaseSettings):
+class Settings(AccessSettings):
     """Every variable that the service reads. Durations are seconds. See ``.env.example``."""
 
     model_config = SettingsConfigDict(
@@ -200,6 +201,11 @@ class Settings(BaseSettings):
     def secret_files(self) -> Mapping[str, Path]:
         """Returns the files that secrets were read from, by their field's names."""
         return self._secret_files
+
+    @property
+    def effective_auth(self) -> Literal["jwt", "mtls", "off"]:
+        """Returns AUTH, or off if it is not set, which is accepted on loopback only."""
+        return self.auth_of(self.grpc_host)
 
     @property
     def effective_log_level(self) -> str:

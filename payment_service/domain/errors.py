@@ -7,7 +7,8 @@
     ├── Conflict                 ALREADY_EXISTS        the key or the expert has other content
     ├── Busy                     ABORTED               ask again with the same key
     ├── Exhausted                RESOURCE_EXHAUSTED    ask again later with the same key
-    └── Unavailable              UNAVAILABLE           ask again with the same key
+    ├── Unavailable              UNAVAILABLE           ask again with the same key
+    └── Unauthenticated          UNAUTHENTICATED       never stored: nobody knows who calls
 
 The texts are safe to show to a caller: no exception text, no SQL, no secret ever gets here. One
 place, ``rpc/errors.py``, turns them into gRPC statuses. ``facts`` become ``ErrorInfo.metadata``.
@@ -29,6 +30,7 @@ class Code(Enum):
     ABORTED = "ABORTED"
     RESOURCE_EXHAUSTED = "RESOURCE_EXHAUSTED"
     UNAVAILABLE = "UNAVAILABLE"
+    UNAUTHENTICATED = "UNAUTHENTICATED"
 
 
 class Refusal(Exception):
@@ -91,6 +93,12 @@ class Unavailable(Refusal):
     """Something below is away or unclear; the same call may be made again with the same key."""
 
     code = Code.UNAVAILABLE
+
+
+class Unauthenticated(Refusal):
+    """The call does not prove who makes it; nothing was read or changed."""
+
+    code = Code.UNAUTHENTICATED
 
 
 def invalid_field(field: str, fault: str) -> InvalidArgument:
@@ -184,4 +192,16 @@ def processor_unavailable(**facts: str) -> Unavailable:
 def database_unavailable() -> Unavailable:
     return Unavailable(
         "DATABASE_UNAVAILABLE", "the database is away or busy; ask again with the same key"
+    )
+
+
+def unauthenticated(fault: str, sentence: str) -> Unauthenticated:
+    """The caller is not known. ``fault`` is one word; neither text shows the credential."""
+    return Unauthenticated("UNAUTHENTICATED", sentence, {"fault": fault})
+
+
+def callers_unknown() -> Unavailable:
+    return Unavailable(
+        "AUTHENTICATION_UNAVAILABLE",
+        "the keys that tokens are checked with cannot be read now; ask again with the same key",
     )
