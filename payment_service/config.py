@@ -11,6 +11,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from payment_service.domain.money import CURRENCIES
 from payment_service.domain.ports.policy import Policy
+from payment_service.domain.quotas import quotas_of
 
 SIMULATOR_KEY: Final = "sk_test_simulator"
 SIMULATOR_PUBLISHABLE_KEY: Final = "pk_test_simulator"
@@ -44,6 +45,8 @@ class Settings(BaseSettings):
     database_direct_url: SecretStr | None = None
     database_write_threads: int = Field(12, ge=1, le=200)
     database_read_threads: int = Field(4, ge=1, le=200)
+    #: For what reads a large part of the books: its own, so that it starves nobody.
+    database_expensive_threads: int = Field(2, ge=1, le=20)
 
     stripe_secret_key: SecretStr | None = None
     stripe_publishable_key: str = ""
@@ -64,6 +67,19 @@ class Settings(BaseSettings):
     shutdown_grace: float = Field(20.0, ge=0)
     #: How many streams of WatchEvents may be open.
     event_watchers: int = Field(50, ge=0, le=500)
+
+    #: How many calls of each class may be in progress; half as many more may wait.
+    money_calls: int = Field(192, ge=1, le=5000)
+    read_calls: int = Field(64, ge=1, le=5000)
+    stripe_read_calls: int = Field(64, ge=1, le=5000)
+    webhook_calls: int = Field(64, ge=1, le=5000)
+    expensive_calls: int = Field(16, ge=1, le=1000)
+    call_queue_seconds: float = Field(0.5, ge=0, le=10)
+    #: How many calls that change something a caller may make: a second (0: any), and at once.
+    money_rate: float = Field(300.0, ge=0, le=100_000)
+    money_burst: int = Field(600, ge=1, le=1_000_000)
+    #: The same for single callers: caller=rate/burst.
+    money_quotas: Names = ()
 
     default_commission_basis_points: int = Field(1000, ge=0, le=9999)
     default_currency: str = "USD"
@@ -97,6 +113,7 @@ class Settings(BaseSettings):
         "allowed_origins",
         "stripe_webhook_secret",
         "stripe_connect_webhook_secret",
+        "money_quotas",
         mode="before",
     )
     @classmethod
@@ -144,6 +161,12 @@ class Settings(BaseSettings):
         if value and (parts.scheme not in ("http", "https") or not parts.hostname):
             raise ValueError("must be an http(s) address such as https://pay.example.com")
         return value.rstrip("/")
+
+    @field_validator("money_quotas")
+    @classmethod
+    def _quotas(cls, values: tuple[str, ...]) -> tuple[str, ...]:
+        quotas_of(values)
+        return values
 
     @field_validator("allowed_origins")
     @classmethod

@@ -21,12 +21,11 @@ from payment_service.account_watch import AccountWatch
 from payment_service.application.jobs.scheduler import run_background
 from payment_service.application.jobs.supervision import supervised
 from payment_service.application.stripe_account import WrongAccount
-from payment_service.bootstrap import SERVICES, Wired, add_services, wire
+from payment_service.bootstrap import SERVICES, Wired, add_services, interceptors_of, wire
 from payment_service.config import Settings
 from payment_service.domain.errors import Refusal
 from payment_service.maintenance import CannotRun
 from payment_service.rpc.call_context import Context
-from payment_service.rpc.errors import ErrorInterceptor
 
 log = structlog.get_logger(__name__)
 
@@ -46,7 +45,12 @@ OPTIONS: Final[Sequence[tuple[str, Any]]] = (
     ("grpc.max_connection_idle_ms", 300_000),
     ("grpc.max_connection_age_ms", 600_000),
     ("grpc.max_connection_age_grace_ms", 30_000),
+    # A socket that is opened and says nothing is closed. gRPC's own default is two minutes.
+    ("grpc.server_handshake_timeout_ms", 10_000),
 )
+#: The last bound of memory: gRPC itself refuses more calls, health included. The classes of calls
+#: refuse long before it; only streams that never send their message are not counted by them.
+MAXIMUM_CONCURRENT_RPCS: Final = 8_000
 _HEALTH_SECONDS: Final = 1.0
 _LAST_WORD_SECONDS: Final = 0.2
 #: How long callers have to move to another replica before the port is closed. A call to a closing
@@ -86,7 +90,11 @@ async def serve(settings: Settings) -> None:
     """Serves until SIGTERM or SIGINT, then finishes the calls in progress."""
     wired, stop = wire(settings), asyncio.Event()
     account = await _watch_account(wired, stop)
-    server = aio.server(interceptors=[ErrorInterceptor(wired.metrics.observe_rpc)], options=OPTIONS)
+    server = aio.server(
+        interceptors=interceptors_of(wired),
+        options=OPTIONS,
+        maximum_concurrent_rpcs=MAXIMUM_CONCURRENT_RPCS,
+    )
     add_services(server, wired)
     servicer = _Health()
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)

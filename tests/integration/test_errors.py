@@ -312,6 +312,33 @@ async def test_forged_page_tokens(shared: World) -> None:
                 _check(reply, (path, place, value))
 
 
+async def test_a_list_of_a_million_values_is_refused_by_its_name(shared: World) -> None:
+    """Before each of them is looked at, and with a short answer."""
+    million: Any = [1] * 1_000_000
+    lists: list[tuple[str, str, Message]] = [
+        (
+            "PaymentService/ListPayments",
+            "states",
+            payments_pb2.ListPaymentsRequest(user_id="a", states=million),
+        ),
+        (
+            "ExpertService/ListPayouts",
+            "states",
+            experts_pb2.ListPayoutsRequest(expert_id="a", states=million),
+        ),
+        (
+            "ExpertService/ListExperts",
+            "statuses",
+            experts_pb2.ListExpertsRequest(statuses=million),
+        ),
+    ]
+    for path, field, request in lists:
+        reply = await shared.raw(path, request.SerializeToString())
+        assert reply.refused is not None
+        assert (reply.code, reply.refused.reason) == ("INVALID_ARGUMENT", "INVALID_FIELD")
+        assert reply.refused.fields == {field: "must hold at most 50 values"}
+
+
 async def test_an_unknown_method_and_a_huge_message(shared: World) -> None:
     assert (await shared.raw("PaymentService/StealPayment", b"")).code == "UNIMPLEMENTED"
     request = shared.initiation("nobody", description="x" * 6_000_000)

@@ -126,6 +126,7 @@ class SqlDatabase:
         admission_seconds: float = 2.0,
         pooled: bool = False,
         direct_url: str = "",
+        beside: SqlDatabase | None = None,
         on_record: Callable[[SqlTransaction], None] | None = None,
         on_phase: Callable[[str, str], None] | None = None,
     ) -> None:
@@ -141,6 +142,11 @@ class SqlDatabase:
         self._write_places = asyncio.Semaphore(write_threads)
         self._read_places = asyncio.Semaphore(read_threads)
         self._admission_seconds = admission_seconds
+        #: The database whose readiness counts for this one, too, and which closes this one.
+        self._beside = beside
+        self._others: list[SqlDatabase] = []
+        if beside is not None:
+            beside._others.append(self)
         self._readiness: _Readiness | None = None
         self._installation = KnownInstallation()
         self._held = threading.local()
@@ -266,6 +272,8 @@ class SqlDatabase:
     @property
     def is_superseded(self) -> bool:
         """Returns whether a newer release has taken over: this one may not write any more."""
+        if self._beside is not None:
+            return self._beside.is_superseded
         return self._readiness is not None and not self._readiness.may_write
 
     async def installation_id(self) -> str:
@@ -289,6 +297,8 @@ class SqlDatabase:
 
     def close(self) -> None:
         """Waits for running phases and reads, then closes every connection."""
+        for other in self._others:
+            other.close()
         self._writers.shutdown(wait=True)
         self._readers.shutdown(wait=True)
         for connection in self._all_held:
