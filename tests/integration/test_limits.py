@@ -12,7 +12,8 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc import aio
 from grpc_health.v1 import health_pb2
 
-from marketplace.payments.v1 import operations_pb2, payments_pb2
+from marketplace.payments.channel import connect
+from marketplace.payments.v1 import operations_pb2, payments_pb2, payments_pb2_grpc
 from tests.support.errors import Reply
 from tests.support.running import running_world
 from tests.support.world import World
@@ -130,6 +131,22 @@ async def test_a_replay_gives_its_token_back(new_database: Callable[[], str]) ->
         reply = await world.bytes_of("InitiatePayment", world.initiation(expert))
         assert reply.refused is not None
         assert reply.refused.reason == "QUOTA_EXCEEDED"
+
+
+async def test_the_clients_channel_waits_for_its_quota(new_database: Callable[[], str]) -> None:
+    """A caller above its rate is slowed down and sees no error."""
+    async with running_world(new_database(), loops=False, money_rate=2, money_burst=2) as world:
+        expert = await world.expert()
+        async with connect(world.address) as channel:
+            payments: payments_pb2_grpc.PaymentServiceAsyncStub = (
+                payments_pb2_grpc.PaymentServiceStub(channel)
+            )
+            began = time.monotonic()
+            for _ in range(5):
+                await payments.InitiatePayment(world.initiation(expert))
+        assert time.monotonic() - began > 1
+        assert world.counts()["payments"] == 5
+        assert _metric(world, "payments_calls_refused_total", call_class="MONEY", why="quota")
 
 
 async def test_eight_reconciliations_are_one_run_and_starve_nobody(

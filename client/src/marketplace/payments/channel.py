@@ -51,8 +51,8 @@ _RETRY_POLICY = {
     "initialBackoff": "0.05s",
     "maxBackoff": "1s",
     "backoffMultiplier": 3,
-    # With RESOURCE_EXHAUSTED the service sends `grpc-retry-pushback-ms`, the delay of its RetryInfo,
-    # which replaces the backoff above.
+    # With RESOURCE_EXHAUSTED the service sends the delay of its RetryInfo as
+    # `grpc-retry-pushback-ms`, which replaces the backoff above.
     "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED"],
 }
 
