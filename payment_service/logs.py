@@ -14,7 +14,6 @@ from collections.abc import MutableMapping
 from typing import Any, Final
 
 import structlog
-from typing_extensions import override
 
 #: Every field that a line may have. None of them holds what a person wrote, or a secret. ``said``
 #: is a sentence of Stripe's, in which addresses, keys and numbers are masked.
@@ -97,7 +96,6 @@ def _shown(value: Any) -> Any:
 class _LibraryHandler(logging.Handler):
     """Writes a library's record with its template, and without what filled it."""
 
-    @override
     def emit(self, record: logging.LogRecord) -> None:
         error = record.exc_info[1] if record.exc_info else None
         structlog.get_logger().log(
