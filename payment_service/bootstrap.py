@@ -6,6 +6,7 @@ import asyncio
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 from grpc import aio
 
@@ -38,11 +39,13 @@ from payment_service.barriers import Barriers
 from payment_service.config import Settings
 from payment_service.config.rotation import RotatedSecrets
 from payment_service.domain.ports.policy import Policy
+from payment_service.domain.quotas import Buckets, Quota, quotas_of
 from payment_service.metrics import Metrics
+from payment_service.rpc.admission import AdmissionInterceptor, CallClass, ClassLimit
 from payment_service.rpc.answers import AnswerEncoder
 from payment_service.rpc.call_context import CallRegistry
 from payment_service.rpc.disputes import DisputeServicer
-from payment_service.rpc.errors import refusal_answer
+from payment_service.rpc.errors import ErrorInterceptor, refusal_answer
 from payment_service.rpc.events import EventServicer
 from payment_service.rpc.experts import ExpertServicer
 from payment_service.rpc.ledger import LedgerServicer
@@ -64,6 +67,9 @@ SERVICES = tuple(
         (operations_pb2, "OperationsService"),
     )
 )
+
+#: Expensive work waits for its own kind only, so it may wait longer than a caller's call.
+_EXPENSIVE_ADMISSION_SECONDS: Final = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +113,17 @@ def wire(settings: Settings, policy: Policy | None = None) -> Wired:
         on_record=recorded,
         on_phase=barriers.phase if barriers else None,
     )
+    expensive = SqlDatabase(
+        settings.require_database_url(),
+        policy=policy,
+        write_threads=settings.database_expensive_threads,
+        read_threads=settings.database_expensive_threads,
+        admission_seconds=_EXPENSIVE_ADMISSION_SECONDS,
+        pooled=settings.is_pooled,
+        beside=database,
+        on_record=recorded,
+        on_phase=barriers.phase if barriers else None,
+    )
     port = StripeApi if settings.stripe_accounts_api == "v1" else StripeApiV2
     stripe = port(
         settings.effective_stripe_key,
@@ -121,8 +138,32 @@ def wire(settings: Settings, policy: Policy | None = None) -> Wired:
         policy=policy,
         alarms=metrics,
         feed=feed,
+        expensive_database=expensive,
     )
     return Wired(app, database, stripe, CallRegistry(), metrics, settings, authenticator)
+
+
+def interceptors_of(wired: Wired) -> list[aio.ServerInterceptor]:
+    """Returns what every call passes, the outermost first."""
+    settings = wired.settings
+    places = {
+        CallClass.MONEY: settings.money_calls,
+        CallClass.READ: settings.read_calls,
+        CallClass.STRIPE_READ: settings.stripe_read_calls,
+        CallClass.WEBHOOK: settings.webhook_calls,
+        CallClass.EXPENSIVE: settings.expensive_calls,
+    }
+    limits = {
+        name: ClassLimit(number, number // 2, settings.call_queue_seconds)
+        for name, number in places.items()
+    }
+    quotas = Buckets(
+        Quota(settings.money_rate, settings.money_burst), quotas_of(settings.money_quotas)
+    )
+    return [
+        ErrorInterceptor(wired.metrics.observe_rpc),
+        AdmissionInterceptor(limits, quotas, wired.metrics),
+    ]
 
 
 def _may_be_tested(settings: Settings) -> bool:

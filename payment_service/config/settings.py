@@ -14,6 +14,7 @@ from payment_service.config.access import AccessSettings
 from payment_service.config.rules import SIMULATOR_KEY, broken
 from payment_service.domain.money import CURRENCIES
 from payment_service.domain.ports.policy import Policy
+from payment_service.domain.quotas import quotas_of
 
 SIMULATOR_PUBLISHABLE_KEY: Final = "pk_test_simulator"
 
@@ -57,6 +58,8 @@ class Settings(AccessSettings):
     database_service_role: str = Field("", pattern="^[A-Za-z_][A-Za-z0-9_$-]{0,62}$|^$")
     database_write_threads: int = Field(12, ge=1, le=200)
     database_read_threads: int = Field(4, ge=1, le=200)
+    #: For what reads a large part of the books: its own, so that it starves nobody.
+    database_expensive_threads: int = Field(2, ge=1, le=20)
 
     stripe_secret_key: SecretStr | None = None
     stripe_publishable_key: str = ""
@@ -77,6 +80,19 @@ class Settings(AccessSettings):
     shutdown_grace: float = Field(20.0, ge=0, le=3600)
     #: How many streams of WatchEvents may be open.
     event_watchers: int = Field(50, ge=0, le=500)
+
+    #: How many calls of each class may be in progress; half as many more may wait.
+    money_calls: int = Field(192, ge=1, le=5000)
+    read_calls: int = Field(64, ge=1, le=5000)
+    stripe_read_calls: int = Field(64, ge=1, le=5000)
+    webhook_calls: int = Field(64, ge=1, le=5000)
+    expensive_calls: int = Field(16, ge=1, le=1000)
+    call_queue_seconds: float = Field(0.5, ge=0, le=10)
+    #: How many calls that change something a caller may make: a second (0: any), and at once.
+    money_rate: float = Field(300.0, ge=0, le=100_000)
+    money_burst: int = Field(600, ge=1, le=1_000_000)
+    #: The same for single callers: caller=rate/burst.
+    money_quotas: Names = ()
 
     default_commission_basis_points: int = Field(1000, ge=0, le=9999)
     default_currency: str = "USD"
@@ -105,7 +121,9 @@ class Settings(AccessSettings):
     gateway_public_url: str = "http://127.0.0.1:8005"
     allowed_origins: Names = ()
 
-    @field_validator("platform_settlement_currencies", "allowed_origins", mode="before")
+    @field_validator(
+        "platform_settlement_currencies", "allowed_origins", "money_quotas", mode="before"
+    )
     @classmethod
     def _split(cls, value: object) -> object:
         if isinstance(value, str):
@@ -172,6 +190,12 @@ class Settings(AccessSettings):
     @classmethod
     def _listener(cls, value: str) -> str:
         return values.listener(value)
+
+    @field_validator("money_quotas")
+    @classmethod
+    def _quotas(cls, texts: tuple[str, ...]) -> tuple[str, ...]:
+        quotas_of(texts)
+        return texts
 
     @field_validator("allowed_origins")
     @classmethod

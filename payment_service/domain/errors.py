@@ -84,9 +84,20 @@ class Busy(Refusal):
 
 
 class Exhausted(Refusal):
-    """Too much at once; the same call may be made again later with the same key."""
+    """Too much at once; the same call may be made again with the same key, after some seconds."""
 
     code = Code.RESOURCE_EXHAUSTED
+
+    def __init__(
+        self,
+        reason: str,
+        sentence: str,
+        facts: Mapping[str, object] | None = None,
+        *,
+        retry_seconds: float = 1.0,
+    ) -> None:
+        super().__init__(reason, sentence, facts)
+        self.retry_seconds = retry_seconds
 
 
 class Unavailable(Refusal):

@@ -123,6 +123,7 @@ class Lab:
         self.app: App = replace(
             self.wired.app,
             database=self.database,
+            expensive_database=None,
             stripe=self.bomb.watch(self.wired.stripe),
             policy=replace(self.wired.app.policy, claim_wait=0.05),
         )

@@ -62,6 +62,7 @@ async def running_world(
                     "stripe_connect_webhook_secret": (CONNECT_SECRET,),
                     "platform_settlement_currencies": ("USD", "EUR", "GBP", "JPY"),
                     "metrics_port": 0,
+                    "money_rate": 0,  # All callers of a test are one caller.
                     # One test's load; each connection costs PostgreSQL a process.
                     "database_write_threads": 6,
                     "database_read_threads": 2,

@@ -11,10 +11,9 @@ from grpc import aio
 
 from payment_service.application.app import App
 from payment_service.application.jobs.scheduler import run_background
-from payment_service.bootstrap import Wired, add_services, wire
+from payment_service.bootstrap import Wired, add_services, interceptors_of, wire
 from payment_service.config import Settings
-from payment_service.rpc.errors import ErrorInterceptor
-from payment_service.server import OPTIONS
+from payment_service.server import MAXIMUM_CONCURRENT_RPCS, OPTIONS
 
 PLATFORM_SECRET = "whsec_platform_of_tests"
 CONNECT_SECRET = "whsec_connect_of_tests"
@@ -57,7 +56,9 @@ class Service:
         wired = wire(self.settings, replace(self.settings.policy, **self._policy))
         self.wired = wired
         self._server = aio.server(
-            interceptors=[ErrorInterceptor(wired.metrics.observe_rpc)], options=OPTIONS
+            interceptors=interceptors_of(wired),
+            options=OPTIONS,
+            maximum_concurrent_rpcs=MAXIMUM_CONCURRENT_RPCS,
         )
         add_services(self._server, self.wired)
         self.port = self._server.add_insecure_port(f"127.0.0.1:{self.port}")
