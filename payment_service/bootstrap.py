@@ -26,6 +26,7 @@ from marketplace.payments.v1 import (
     webhooks_pb2,
     webhooks_pb2_grpc,
 )
+from payment_service.adapters.identity.local import LocalAuthenticator
 from payment_service.adapters.postgres.engine import SqlDatabase
 from payment_service.adapters.postgres.transaction import SqlTransaction
 from payment_service.adapters.stripe.api import StripeApi, StripeApiV2
@@ -34,12 +35,14 @@ from payment_service.application.feed import Feed
 from payment_service.application.ingest_event import WebhookSecrets
 from payment_service.barriers import Barriers
 from payment_service.config import Settings
+from payment_service.domain.ports.identity import Authenticator
 from payment_service.domain.ports.policy import Policy
 from payment_service.metrics import Metrics
+from payment_service.rpc.access import AccessControl
 from payment_service.rpc.answers import AnswerEncoder
 from payment_service.rpc.call_context import CallRegistry
 from payment_service.rpc.disputes import DisputeServicer
-from payment_service.rpc.errors import refusal_answer
+from payment_service.rpc.errors import ErrorInterceptor, refusal_answer
 from payment_service.rpc.events import EventServicer
 from payment_service.rpc.experts import ExpertServicer
 from payment_service.rpc.ledger import LedgerServicer
@@ -73,12 +76,15 @@ class Wired:
     operations: CallRegistry
     metrics: Metrics
     settings: Settings
+    authenticator: Authenticator
 
 
-def wire(settings: Settings, policy: Policy | None = None) -> Wired:
+def wire(
+    settings: Settings, policy: Policy | None = None, authenticator: Authenticator | None = None
+) -> Wired:
     """Makes the adapters and the core. It must be called on the running event loop.
 
-    ``policy`` is used in place of the one that the settings say.
+    ``policy`` and ``authenticator`` are used in place of those that the settings say.
     """
     policy = policy or settings.policy
     metrics = Metrics()
@@ -116,11 +122,18 @@ def wire(settings: Settings, policy: Policy | None = None) -> Wired:
         alarms=metrics,
         feed=feed,
     )
-    return Wired(app, database, stripe, CallRegistry(), metrics, settings)
+    identity = authenticator or LocalAuthenticator()
+    return Wired(app, database, stripe, CallRegistry(), metrics, settings, identity)
 
 
 def _may_be_tested(settings: Settings) -> bool:
     return settings.environment == "development" and settings.is_simulated
+
+
+def interceptor_of(wired: Wired) -> ErrorInterceptor:
+    """Returns what every call passes: access by the contract, and the mapping of errors."""
+    access = AccessControl(wired.authenticator, SERVICES)
+    return ErrorInterceptor(wired.metrics.observe_rpc, access.admit)
 
 
 def add_services(server: aio.Server, wired: Wired) -> None:

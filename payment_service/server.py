@@ -21,12 +21,11 @@ from payment_service.account_watch import AccountWatch
 from payment_service.application.jobs.scheduler import run_background
 from payment_service.application.jobs.supervision import supervised
 from payment_service.application.stripe_account import WrongAccount
-from payment_service.bootstrap import SERVICES, Wired, add_services, wire
+from payment_service.bootstrap import SERVICES, Wired, add_services, interceptor_of, wire
 from payment_service.config import Settings
 from payment_service.domain.errors import Refusal
 from payment_service.maintenance import CannotRun
 from payment_service.rpc.call_context import Context
-from payment_service.rpc.errors import ErrorInterceptor
 
 log = structlog.get_logger(__name__)
 
@@ -86,7 +85,7 @@ async def serve(settings: Settings) -> None:
     """Serves until SIGTERM or SIGINT, then finishes the calls in progress."""
     wired, stop = wire(settings), asyncio.Event()
     account = await _watch_account(wired, stop)
-    server = aio.server(interceptors=[ErrorInterceptor(wired.metrics.observe_rpc)], options=OPTIONS)
+    server = aio.server(interceptors=[interceptor_of(wired)], options=OPTIONS)
     add_services(server, wired)
     servicer = _Health()
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)

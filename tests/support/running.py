@@ -17,6 +17,7 @@ from grpc import aio
 from gateway.app import running as running_gateway
 from gateway.settings import Settings as GatewaySettings
 from payment_service.config import Settings
+from payment_service.domain.ports.identity import Authenticator
 from stripe_simulator import Config, start
 from tests.support.service import (
     CONNECT_SECRET,
@@ -36,6 +37,7 @@ async def running_world(
     policy: Mapping[str, Any] | None = None,
     simulator: Mapping[str, Any] | None = None,
     loops: bool = True,
+    authenticator: Authenticator | None = None,
     **settings: Any,
 ) -> AsyncIterator[World]:
     """Start everything on free ports; end everything, whatever the test did."""
@@ -66,6 +68,7 @@ async def running_world(
                     **settings,
                 }
             ),
+            authenticator,
             **(policy or {}),
         )
         await service.start(loops=loops)
