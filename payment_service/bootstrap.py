@@ -41,6 +41,7 @@ from payment_service.config.rotation import RotatedSecrets
 from payment_service.domain.ports.policy import Policy
 from payment_service.domain.quotas import Buckets, Quota, quotas_of
 from payment_service.metrics import Metrics
+from payment_service.rpc.access import AccessControl
 from payment_service.rpc.admission import AdmissionInterceptor, CallClass, ClassLimit
 from payment_service.rpc.answers import AnswerEncoder
 from payment_service.rpc.call_context import CallRegistry
@@ -85,14 +86,16 @@ class Wired:
     authenticator: Access
 
 
-def wire(settings: Settings, policy: Policy | None = None) -> Wired:
+def wire(
+    settings: Settings, policy: Policy | None = None, authenticator: Access | None = None
+) -> Wired:
     """Makes the adapters and the core. It must be called on the running event loop.
 
-    ``policy`` is used in place of the one that the settings say.
+    ``policy`` and ``authenticator`` are used in place of those that the settings say.
     """
     policy = policy or settings.policy
     metrics = Metrics()
-    authenticator = authenticator_of(settings, metrics.access_source_failed)
+    authenticator = authenticator or authenticator_of(settings, metrics.access_source_failed)
     feed = Feed(settings.event_watchers)
     loop = asyncio.get_running_loop()
 
@@ -160,14 +163,21 @@ def interceptors_of(wired: Wired) -> list[aio.ServerInterceptor]:
     quotas = Buckets(
         Quota(settings.money_rate, settings.money_burst), quotas_of(settings.money_quotas)
     )
+    access = AccessControl(wired.authenticator, SERVICES)
     return [
-        ErrorInterceptor(wired.metrics.observe_rpc),
+        ErrorInterceptor(wired.metrics.observe_rpc, access.admit),
         AdmissionInterceptor(limits, quotas, wired.metrics),
     ]
 
 
 def _may_be_tested(settings: Settings) -> bool:
     return settings.environment == "development" and settings.is_simulated
+
+
+def interceptor_of(wired: Wired) -> ErrorInterceptor:
+    """Returns what every call passes: access by the contract, and the mapping of errors."""
+    access = AccessControl(wired.authenticator, SERVICES)
+    return ErrorInterceptor(wired.metrics.observe_rpc, access.admit)
 
 
 def add_services(server: aio.Server, wired: Wired) -> None:

@@ -2,6 +2,7 @@
 
     Refusal
     ├── InvalidField …           INVALID_ARGUMENT      never stored: the caller corrects the call
+    ├── Denied                   PERMISSION_DENIED     never stored: this caller may not do it
     ├── NotFound                 NOT_FOUND             never stored
     ├── Precondition             FAILED_PRECONDITION   stored for the key if Stripe was asked
     ├── Conflict                 ALREADY_EXISTS        the key or the expert has other content
@@ -24,6 +25,7 @@ class Code(Enum):
     """The gRPC status that a refusal becomes."""
 
     INVALID_ARGUMENT = "INVALID_ARGUMENT"
+    PERMISSION_DENIED = "PERMISSION_DENIED"
     NOT_FOUND = "NOT_FOUND"
     FAILED_PRECONDITION = "FAILED_PRECONDITION"
     ALREADY_EXISTS = "ALREADY_EXISTS"
@@ -57,6 +59,12 @@ class InvalidArgument(Refusal):
     """The caller's message is wrong whatever the state; it must be corrected before a retry."""
 
     code = Code.INVALID_ARGUMENT
+
+
+class Denied(Refusal):
+    """This caller may not do it, whatever the state."""
+
+    code = Code.PERMISSION_DENIED
 
 
 class NotFound(Refusal):

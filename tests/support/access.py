@@ -64,9 +64,12 @@ async def door(settings: Settings, reports: list[tuple[str, str]]) -> AsyncItera
         reports.append((source, fault))
 
     authenticator = authenticator_of(settings, report)
-    server = aio.server(
-        interceptors=[ErrorInterceptor(lambda *_: None), WhoCalls(authenticator)], options=OPTIONS
-    )
+
+    async def admit(method: str, context: aio.ServicerContext[Any, Any]) -> None:
+        """Lets everybody in: who calls is found out by the method itself."""
+
+    interceptors = [ErrorInterceptor(lambda *_: None, admit), WhoCalls(authenticator)]
+    server = aio.server(interceptors=interceptors, options=OPTIONS)
     servicer = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
     for name in ("", "marketplace.payments.v1"):  # the second is what the client's channels watch

@@ -17,6 +17,7 @@ from grpc import aio
 
 from gateway.app import running as running_gateway
 from gateway.settings import Settings as GatewaySettings
+from payment_service.access import Access
 from payment_service.config import Settings
 from stripe_simulator import Config, start
 from tests.support.service import (
@@ -38,6 +39,7 @@ async def running_world(
     simulator: Mapping[str, Any] | None = None,
     loops: bool = True,
     secret_files: Mapping[str, Path] | None = None,
+    authenticator: Access | None = None,
     **settings: Any,
 ) -> AsyncIterator[World]:
     """Start everything on free ports; end everything, whatever the test did."""
@@ -69,6 +71,7 @@ async def running_world(
                     **settings,
                 }
             ),
+            authenticator,
             **(policy or {}),
         )
         service.settings.read_from(secret_files or {})
