@@ -184,6 +184,13 @@ def _ports(settings: Settings) -> Rules:
             production and settings.debug,
             "DEBUG=true is not for ENVIRONMENT=production: set DEBUG=false",
         ),
+        (
+            production and settings.adjustments_by_one_person,
+            (
+                "ADJUSTMENTS_BY_ONE_PERSON=true is not for ENVIRONMENT=production: another person "
+                "approves an adjustment there"
+            ),
+        ),
     ]
 
 

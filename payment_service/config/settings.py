@@ -118,6 +118,13 @@ class Settings(AccessSettings):
     webhook_event_retention: float = Field(35 * 24 * 3600.0, ge=31 * 24 * 3600.0, le=100 * _YEAR)
     #: For how long a repeated idempotency key gets its answer; after it, a refusal.
     answer_retention: float = Field(400 * 24 * 3600.0, ge=7 * 24 * 3600.0, le=100 * _YEAR)
+    #: The most that an adjustment may move in one currency, and for how long it can be approved.
+    adjustment_limit_minor_units: int = Field(1_000_000, ge=1)
+    adjustment_life: float = Field(7 * 24 * 3600.0, ge=60, le=90 * 24 * 3600.0)
+    #: Lets the proposer approve. For development alone, where nobody is authenticated.
+    adjustments_by_one_person: bool = False
+    #: The most that one person may write off of an expert's debt within 30 days.
+    write_off_limit_minor_units: int = Field(50_000, ge=0)
     gateway_public_url: str = "http://127.0.0.1:8005"
     allowed_origins: Names = ()
 
@@ -309,6 +316,10 @@ class Settings(AccessSettings):
             extended_authorization=self.extended_authorization == "if_available",
             webhook_event_retention=self.webhook_event_retention,
             answer_retention=self.answer_retention,
+            adjustment_limit_minor_units=self.adjustment_limit_minor_units,
+            adjustment_life=self.adjustment_life,
+            adjustments_by_one_person=self.adjustments_by_one_person,
+            write_off_limit_minor_units=self.write_off_limit_minor_units,
             freeze_on_fraud_warning=self.fraud_warning == "freeze",
             deadline_margin=self.deadline_margin,
             deadline_warning=self.deadline_warning,
