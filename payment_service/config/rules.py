@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Final
 from payment_service.config.values import (
     database_address,
     has_certificates,
-    is_loopback,
     web_address,
 )
 
@@ -171,14 +170,6 @@ def _ports(settings: Settings) -> Rules:
         (
             production and not settings.grpc_port,
             "GRPC_PORT=0 is any free port, where no caller would find the service: set a port",
-        ),
-        (
-            production and settings.reflection and not is_loopback(settings.grpc_host),
-            (
-                f"GRPC_HOST={settings.grpc_host} is reached from other machines, and "
-                "REFLECTION=true tells every one of them the whole contract: set REFLECTION=false, "
-                "or GRPC_HOST=127.0.0.1"
-            ),
         ),
         (
             production and settings.debug,
