@@ -21,6 +21,7 @@ import aiohttp
 import psycopg2
 from google.rpc import error_details_pb2, status_pb2
 
+from dev.postgres import owner_url
 from payment_service.adapters.postgres.engine import SqlDatabase
 from payment_service.adapters.stripe import client as stripe_client
 from payment_service.application.app import App
@@ -99,7 +100,7 @@ class Lab:
         self.faults_fired: dict[str, int] = {}
         #: What was there to be looked at when the model said what must be seen.
         self.seen: Counter[str] = Counter()
-        self._connection = psycopg2.connect(database_url)
+        self._connection = psycopg2.connect(owner_url(database_url))
         self._connection.autocommit = True
         self.runner.run(self._open(database_url))
 
@@ -133,6 +134,7 @@ class Lab:
         self.app: App = replace(
             self.wired.app,
             database=self.database,
+            expensive_database=None,
             stripe=self.bomb.watch(self.wired.stripe),
             policy=replace(self.wired.app.policy, claim_wait=0.05),
         )
