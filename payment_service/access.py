@@ -6,10 +6,11 @@ from typing import Protocol
 
 import grpc
 
-from payment_service.adapters.identity.callers import CertificateAuthenticator, LocalAuthenticator
+from payment_service.adapters.identity.callers import CertificateAuthenticator
 from payment_service.adapters.identity.certificates import TlsFiles, server_credentials
 from payment_service.adapters.identity.files import Report, WrongFile
 from payment_service.adapters.identity.jwks import key_source
+from payment_service.adapters.identity.local import LocalAuthenticator
 from payment_service.adapters.identity.tokens import TokenAuthenticator, TokenRules
 from payment_service.config import Settings, WrongSettings
 from payment_service.domain.ports.identity import Authenticator

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from grpc import aio
@@ -26,7 +27,7 @@ from marketplace.payments.v1 import (
     webhooks_pb2,
     webhooks_pb2_grpc,
 )
-from payment_service.access import Access, authenticator_of
+from payment_service.access import authenticator_of
 from payment_service.adapters.postgres.engine import SqlDatabase
 from payment_service.adapters.postgres.transaction import SqlTransaction
 from payment_service.adapters.stripe.api import StripeApi, StripeApiV2
@@ -35,6 +36,7 @@ from payment_service.application.feed import Feed
 from payment_service.application.ingest_event import WebhookSecrets
 from payment_service.barriers import Barriers
 from payment_service.config import Settings
+from payment_service.domain.ports.identity import Authenticator
 from payment_service.domain.ports.policy import Policy
 from payment_service.metrics import Metrics
 from payment_service.rpc.answers import AnswerEncoder
@@ -74,7 +76,9 @@ class Wired:
     operations: CallRegistry
     metrics: Metrics
     settings: Settings
-    authenticator: Access
+    authenticator: Authenticator
+    #: Whether the authenticator can work: it has read its keys.
+    can_authenticate: Callable[[], Awaitable[bool]]
 
 
 def wire(settings: Settings, policy: Policy | None = None) -> Wired:
@@ -84,7 +88,7 @@ def wire(settings: Settings, policy: Policy | None = None) -> Wired:
     """
     policy = policy or settings.policy
     metrics = Metrics()
-    authenticator = authenticator_of(settings, metrics.access_source_failed)
+    access = authenticator_of(settings, metrics.access_source_failed)
     feed = Feed(settings.event_watchers)
     loop = asyncio.get_running_loop()
 
@@ -119,7 +123,7 @@ def wire(settings: Settings, policy: Policy | None = None) -> Wired:
         alarms=metrics,
         feed=feed,
     )
-    return Wired(app, database, stripe, CallRegistry(), metrics, settings, authenticator)
+    return Wired(app, database, stripe, CallRegistry(), metrics, settings, access, access.ready)
 
 
 def _may_be_tested(settings: Settings) -> bool:

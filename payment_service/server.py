@@ -220,7 +220,7 @@ async def _can_serve(wired: Wired) -> bool:
     An unexpected error says that they are not.
     """
     try:
-        return await wired.database.ping() and await wired.authenticator.ready()
+        return await wired.database.ping() and await wired.can_authenticate()
     except Exception as error:  # noqa: BLE001 - health must not keep its last status
         wired.metrics.background_failed("health", type(error).__name__)
         return False

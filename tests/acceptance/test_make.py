@@ -134,6 +134,20 @@ def test_make_run(environment: dict[str, str]) -> None:
         assert run.process.wait(60) == 0
 
 
+def test_make_run_with_tokens(environment: dict[str, str], tmp_path: Path) -> None:
+    """The service asks for tokens; what the banner says to paste brings one along."""
+    with running({**environment, "AUTH": "jwt"}, "make", "--no-print-directory", "run") as run:
+        create, *_ = commands_in(run.text)
+        assert "authorization: Bearer $(cat " in create
+        assert paste(create)["expert"]["expert_id"] == "expert-1"
+        token = (tmp_path / "data" / "access" / "developer.token").read_text()
+        assert token not in run.text
+        assert probes.answers(int(environment["GATEWAY_PORT"]), "/health")
+        os.killpg(run.process.pid, signal.SIGTERM)
+        run.process.wait(60)
+    assert token not in (tmp_path / "data" / "logs" / "run.log").read_text()
+
+
 def commands_in(text: str) -> list[str]:
     """The four commands to paste; the last one, which watches, does not end."""
     return re.findall(r"^    (\S*\.venv/bin/.*)$", text, re.MULTILINE)
