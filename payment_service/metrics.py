@@ -161,6 +161,11 @@ class Metrics:
             ["source"],
             registry=r,
         )
+        self.certificate_expires = Gauge(
+            "payments_certificate_expires_timestamp_seconds",
+            "When the certificate of the gRPC port expires, as Unix time; 0 without TLS.",
+            registry=r,
+        )
         self.violations = Gauge(
             "payments_invariant_violations",
             "Payments that violate an invariant of the books, by its name. Must be zero.",

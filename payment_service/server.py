@@ -86,7 +86,9 @@ class _Health(health.aio.HealthServicer):
 async def serve(settings: Settings) -> None:
     """Serves until SIGTERM or SIGINT, then finishes the calls in progress."""
     wired, stop = wire(settings), asyncio.Event()
-    credentials = grpc_credentials(settings, wired.metrics.access_source_failed)
+    credentials = grpc_credentials(
+        settings, wired.metrics.access_source_failed, wired.metrics.certificate_expires.set
+    )
     account = await _watch_account(wired, stop)
     server = aio.server(interceptors=[ErrorInterceptor(wired.metrics.observe_rpc)], options=OPTIONS)
     add_services(server, wired)

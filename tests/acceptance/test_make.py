@@ -62,7 +62,7 @@ class Run:
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
     """Ports and a data directory of this test's own, and nothing of Stripe."""
-    ours = ("STRIPE_", "DATABASE_URL", "GATEWAY_", "ENVIRONMENT", "SMOKE_")
+    ours = ("STRIPE_", "DATABASE_URL", "GATEWAY_", "ENVIRONMENT", "SMOKE_", "AUTH", "CORE_")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     ports = {name: str(first_free_port(1)) for name in PORTS}
     return {**kept, **ports, "DATA_DIR": str(tmp_path / "data"), "PYTHONUNBUFFERED": "1"}
