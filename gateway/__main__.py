@@ -1,4 +1,7 @@
-"""`python -m gateway`: reads the environment, listens, and stops in good order on SIGTERM."""
+"""`python -m gateway`: reads the environment, listens, and stops in good order on SIGTERM.
+
+`python -m gateway check` only says whether it would start.
+"""
 
 import asyncio
 import os
@@ -21,6 +24,9 @@ def main() -> int:
         settings = load_settings()
     except RefusedSettings as refused:
         return _refuse(refused)
+    if sys.argv[1:] == ["check"]:
+        sys.stdout.write(f"environment {settings.environment}, core {settings.core_address[0]}\n")
+        return 0
     configure_logging(settings.effective_log_level, settings.effective_log_format)
     try:
         asyncio.run(serve(settings))

@@ -4,10 +4,12 @@ Every field's description is the sentence that corrects a wrong value: it ends t
 which a start is refused.
 """
 
+import difflib
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -18,6 +20,17 @@ from marketplace.payments.channel import is_loopback, target_of
 _HOST_AND_PORT = re.compile(
     r"(?:dns:///)?(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):([0-9]{1,5})", re.ASCII
 )
+
+#: What only the core may know. The gateway faces the internet: an intruder must find none of these.
+_SECRETS_OF_THE_CORE: Final = (
+    "DATABASE_URL",
+    "DATABASE_DIRECT_URL",
+    "STRIPE_SECRET_KEY",
+    "STRIPE_WEBHOOK_SECRET",
+    "STRIPE_CONNECT_WEBHOOK_SECRET",
+)
+#: How alike a variable must be to count as a misspelt one of ours.
+_ALIKE: Final = 0.9
 
 Seconds = Annotated[float, Field(gt=0, le=300, allow_inf_nan=False)]
 
@@ -190,7 +203,21 @@ class Settings(BaseSettings):
                 f"GATEWAY_METRICS_PORT and GATEWAY_PORT are both {self.gateway_port}: metrics must "
                 "not be on the public port, so choose another one"
             )
+        if self.environment == "production":
+            self._agree_with_production()
         return self
+
+    def _agree_with_production(self) -> None:
+        plain = sorted(site for site in self.allowed_origins if not site.startswith("https://"))
+        if plain:
+            raise ValueError(
+                f"ALLOWED_ORIGINS: {', '.join(plain)} is not https, so anybody between could alter "
+                "its pages: ENVIRONMENT=production needs https origins"
+            )
+        if not self.gateway_port:
+            raise ValueError(
+                "GATEWAY_PORT=0 is any free port, where nobody would find the gateway: set a port"
+            )
 
     def _core_faults(self) -> Iterator[str]:
         """Yields what is wrong with the credentials for the core."""
@@ -230,11 +257,38 @@ class Settings(BaseSettings):
 
 def load_settings() -> Settings:
     """Reads the environment; raises RefusedSettings with one sentence for each fault."""
+    faults = _misspelt(os.environ)
     try:
-        return Settings()
+        settings = Settings()
     except ValidationError as error:
-        sentences = [_sentence(dict(fault)) for fault in error.errors(include_url=False)]
-        raise RefusedSettings(" ".join(sentences)) from None
+        faults += [_sentence(dict(fault)) for fault in error.errors(include_url=False)]
+        raise RefusedSettings(" ".join(faults)) from None
+    if settings.environment == "production":
+        faults += _secrets_of_the_core(os.environ)
+    if faults:
+        raise RefusedSettings(" ".join(faults))
+    return settings
+
+
+def _misspelt(environment: Mapping[str, str]) -> list[str]:
+    """Returns a sentence for each variable that resembles one of ours and is none."""
+    ours = {name.upper() for name in Settings.model_fields}
+    return [
+        f"{name} is no setting: did you mean {meant[0]}? If not, unset it."
+        for name in sorted({name.upper() for name, value in environment.items() if value} - ours)
+        if (meant := difflib.get_close_matches(name, ours, 1, _ALIKE))
+    ]
+
+
+def _secrets_of_the_core(environment: Mapping[str, str]) -> list[str]:
+    """Returns a sentence for each secret that the gateway was given and has no use for."""
+    given = {name.upper() for name, value in environment.items() if value}
+    return [
+        f"{name} is a secret of the core's: take it out of the gateway's environment, which faces "
+        "the internet."
+        for name in _SECRETS_OF_THE_CORE
+        if {name, f"{name}_FILE"} & given
+    ]
 
 
 def _sentence(fault: dict[str, object]) -> str:
@@ -244,7 +298,8 @@ def _sentence(fault: dict[str, object]) -> str:
     name = str(location[0])
     correction = Settings.model_fields[name].description
     value = str(fault["input"])
-    shown = value if len(value) <= 80 else value[:80] + "…"
+    # What stands before an @ is a user and a password, which belong into no log.
+    shown = "…" if "@" in value else value if len(value) <= 80 else value[:80] + "…"
     return f'{name.upper()}="{shown}" cannot be used: it must be {correction}.'
 
 

@@ -22,12 +22,11 @@ from payment_service.account_watch import AccountWatch
 from payment_service.application.jobs.scheduler import run_background
 from payment_service.application.jobs.supervision import supervised
 from payment_service.application.stripe_account import WrongAccount
-from payment_service.bootstrap import SERVICES, Wired, add_services, wire
+from payment_service.bootstrap import SERVICES, Wired, add_services, interceptors_of, wire
 from payment_service.config import Settings
 from payment_service.domain.errors import Refusal
 from payment_service.maintenance import CannotRun
 from payment_service.rpc.call_context import Context
-from payment_service.rpc.errors import ErrorInterceptor
 
 log = structlog.get_logger(__name__)
 
@@ -47,7 +46,12 @@ OPTIONS: Final[Sequence[tuple[str, Any]]] = (
     ("grpc.max_connection_idle_ms", 300_000),
     ("grpc.max_connection_age_ms", 600_000),
     ("grpc.max_connection_age_grace_ms", 30_000),
+    # A socket that is opened and says nothing is closed. gRPC's own default is two minutes.
+    ("grpc.server_handshake_timeout_ms", 10_000),
 )
+#: The last bound of memory: gRPC itself refuses more calls, health included. The classes of calls
+#: refuse long before it; only streams that never send their message are not counted by them.
+MAXIMUM_CONCURRENT_RPCS: Final = 8_000
 _HEALTH_SECONDS: Final = 1.0
 _LAST_WORD_SECONDS: Final = 0.2
 #: How long callers have to move to another replica before the port is closed. A call to a closing
@@ -86,27 +90,23 @@ class _Health(health.aio.HealthServicer):
 async def serve(settings: Settings) -> None:
     """Serves until SIGTERM or SIGINT, then finishes the calls in progress."""
     wired, stop = wire(settings), asyncio.Event()
+    await _refuse_powerful_role(wired)
     credentials = grpc_credentials(
         settings, wired.metrics.access_source_failed, wired.metrics.certificate_expires.set
     )
     account = await _watch_account(wired, stop)
-    server = aio.server(interceptors=[ErrorInterceptor(wired.metrics.observe_rpc)], options=OPTIONS)
+    server = aio.server(
+        interceptors=interceptors_of(wired),
+        options=OPTIONS,
+        maximum_concurrent_rpcs=MAXIMUM_CONCURRENT_RPCS,
+    )
     add_services(server, wired)
     servicer = _Health()
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
     await servicer.set(_ADMISSION, health_pb2.HealthCheckResponse.NOT_SERVING)
     if settings.reflection:
         _add_reflection(server)
-    address = f"{settings.grpc_host}:{settings.grpc_port}"
-    try:
-        port = (
-            server.add_secure_port(address, credentials)
-            if credentials
-            else server.add_insecure_port(address)
-        )
-    except RuntimeError:
-        await _close(wired)
-        raise CannotListen(f"GRPC_PORT: {address} is taken; set another port") from None
+    port = await _listen(server, wired, credentials)
     metrics_server = _serve_metrics(settings, wired)
     await server.start()
     background = asyncio.create_task(run_background(wired.app))
@@ -152,6 +152,33 @@ async def serve(settings: Settings) -> None:
     log.info("stopped", unfinished=left)
     if account.fault is not None:
         raise CannotRun(str(account.fault))
+
+
+async def _listen(
+    server: aio.Server, wired: Wired, credentials: grpc.ServerCredentials | None
+) -> int:
+    """Returns the port that the server listens on. Raises :class:`CannotListen`."""
+    address = f"{wired.settings.grpc_host}:{wired.settings.grpc_port}"
+    try:
+        if credentials is None:
+            return server.add_insecure_port(address)
+        return server.add_secure_port(address, credentials)
+    except RuntimeError:
+        await _close(wired)
+        raise CannotListen(f"GRPC_PORT: {address} is taken; set another port") from None
+
+
+async def _refuse_powerful_role(wired: Wired) -> None:
+    """Refuses a production whose role could rewrite the books. Raises :class:`CannotRun`.
+
+    A database that is unavailable does not prevent a start: readiness looks again.
+    """
+    if wired.settings.environment != "production":
+        return
+    with suppress(Refusal):
+        if refusal := (await wired.database.role()).refusal:
+            await _close(wired)
+            raise CannotRun(refusal)
 
 
 async def _watch_account(wired: Wired, stop: asyncio.Event) -> AccountWatch:
@@ -222,7 +249,7 @@ async def _can_serve(wired: Wired) -> bool:
     An unexpected error says that they are not.
     """
     try:
-        return await wired.database.ping() and await wired.can_authenticate()
+        return await wired.database.ping() and await wired.authenticator.ready()
     except Exception as error:  # noqa: BLE001 - health must not keep its last status
         wired.metrics.background_failed("health", type(error).__name__)
         return False

@@ -2,6 +2,7 @@
 
     Refusal
     ├── InvalidField …           INVALID_ARGUMENT      never stored: the caller corrects the call
+    ├── Denied                   PERMISSION_DENIED     never stored: this caller may not do it
     ├── NotFound                 NOT_FOUND             never stored
     ├── Precondition             FAILED_PRECONDITION   stored for the key if Stripe was asked
     ├── Conflict                 ALREADY_EXISTS        the key or the expert has other content
@@ -24,6 +25,7 @@ class Code(Enum):
     """The gRPC status that a refusal becomes."""
 
     INVALID_ARGUMENT = "INVALID_ARGUMENT"
+    PERMISSION_DENIED = "PERMISSION_DENIED"
     NOT_FOUND = "NOT_FOUND"
     FAILED_PRECONDITION = "FAILED_PRECONDITION"
     ALREADY_EXISTS = "ALREADY_EXISTS"
@@ -59,6 +61,12 @@ class InvalidArgument(Refusal):
     code = Code.INVALID_ARGUMENT
 
 
+class Denied(Refusal):
+    """This caller may not do it, whatever the state."""
+
+    code = Code.PERMISSION_DENIED
+
+
 class NotFound(Refusal):
     """There is no such thing."""
 
@@ -84,9 +92,20 @@ class Busy(Refusal):
 
 
 class Exhausted(Refusal):
-    """Too much at once; the same call may be made again later with the same key."""
+    """Too much at once; the same call may be made again with the same key, after some seconds."""
 
     code = Code.RESOURCE_EXHAUSTED
+
+    def __init__(
+        self,
+        reason: str,
+        sentence: str,
+        facts: Mapping[str, object] | None = None,
+        *,
+        retry_seconds: float = 1.0,
+    ) -> None:
+        super().__init__(reason, sentence, facts)
+        self.retry_seconds = retry_seconds
 
 
 class Unavailable(Refusal):

@@ -102,10 +102,10 @@ LAYERS = [
     ),
     Layer(
         "config",
-        {"payment_service.config", "payment_service.access_settings"},
+        {"payment_service.config"},
         "settings are read before anything else exists",
         ours={"payment_service.domain"},
-        others={"pydantic", "pydantic_settings"},
+        others={"pydantic", "pydantic_settings", "structlog"},
     ),
     Layer(
         "commands",
@@ -124,6 +124,7 @@ LAYERS = [
             ),
             "payment_service.adapters.postgres.engine",
             "payment_service.adapters.postgres.migrate",
+            "payment_service.adapters.postgres.roles",
             "payment_service.adapters.stripe",
             *("payment_service.bootstrap", "payment_service.domain"),
         },

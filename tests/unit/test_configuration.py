@@ -13,6 +13,7 @@ from payment_service.config import Settings, WrongSettings, load_settings
 EXAMPLE = (Path(__file__).parents[2] / ".env.example").read_text()
 LIVE = {
     "ENVIRONMENT": "production",
+    "DATABASE_URL": "postgresql://payments:x@127.0.0.1/payments",
     "STRIPE_SECRET_KEY": "sk_live_x",
     "STRIPE_PUBLISHABLE_KEY": "pk_live_x",
     "STRIPE_WEBHOOK_SECRET": "whsec_a",
@@ -121,8 +122,8 @@ def test_a_contradiction_is_refused_with_its_cure(
         ({}, None),  # a terminal decides
         ({"DEBUG": "true"}, "console"),
         ({"DEBUG": "true", "LOG_FORMAT": "JSON"}, "json"),
-        ({**LIVE}, "json"),
-        ({**LIVE, "LOG_FORMAT": "console"}, "console"),
+        ({"ENVIRONMENT": "production"}, "json"),
+        ({"ENVIRONMENT": "production", "LOG_FORMAT": "console"}, "console"),
     ],
 )
 def test_the_log_is_json_in_production_and_on_request(
@@ -131,7 +132,9 @@ def test_the_log_is_json_in_production_and_on_request(
     environment: dict[str, str],
     form: str | None,
 ) -> None:
-    for name, value in environment.items():
+    # The gateway must not hold the core's secrets, without which the core does not start.
+    needed = LIVE if read is load_settings and "ENVIRONMENT" in environment else {}
+    for name, value in {**needed, **environment}.items():
         monkeypatch.setenv(name, value)
     settings = read()
     assert settings.effective_log_format == form

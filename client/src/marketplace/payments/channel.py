@@ -10,9 +10,10 @@ Why not a bare `grpc.aio.insecure_channel`:
 
 * Calls are spread over all addresses (`round_robin`); gRPC's default uses the first only.
 * A lost answer is requested again, for the calls where that is safe: reads, and mutations that
-  carry an idempotency key, which the service answers identically every time. Only UNAVAILABLE
-  is retried: it is the one code that means "repeat the call with the same key". Retries stop
-  while most calls fail, so that callers do not overload a failing service.
+  carry an idempotency key, which the service answers identically every time. UNAVAILABLE means
+  "repeat the call with the same key". RESOURCE_EXHAUSTED means "later": the retry waits as long
+  as the service asks for, and another replica may get it. Retries stop while most calls fail,
+  so that callers do not overload a failing service.
 * A replica that shuts down gets no new calls. A health watch asks each replica whether it wants
   them; the calls in progress continue.
 * Pings detect a dead connection. They are more than 30 s apart, because the server refuses more
@@ -55,7 +56,9 @@ _RETRY_POLICY = {
     "initialBackoff": "0.05s",
     "maxBackoff": "1s",
     "backoffMultiplier": 3,
-    "retryableStatusCodes": ["UNAVAILABLE"],
+    # With RESOURCE_EXHAUSTED the service sends the delay of its RetryInfo as
+    # `grpc-retry-pushback-ms`, which replaces the backoff above.
+    "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED"],
 }
 
 
