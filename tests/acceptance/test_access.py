@@ -14,7 +14,7 @@ import pytest
 
 from dev import probes
 from dev.access import Access
-from dev.caller import call_of
+from dev.caller import call_of, reason_of
 from dev.settings import StackSettings
 from dev.stack import Stack
 from marketplace.payments.channel import connect_sync
@@ -91,6 +91,15 @@ def test_every_hop_shows_a_certificate_and_takes_new_ones(certified: Certified) 
             payments_pb2_grpc.PaymentServiceStub(channel).ListPayments(request, timeout=3)
         assert call_of(caught.value).code() in _NO_CONNECTION
         assert not probes.serves(stack.grpc_target, tls)
+    # Its authority knows the stranger, and the list of callers does not.
+    certified.authority.write(certified.directory, "stranger", "spiffe://example.org/stranger")
+    with (
+        connect_sync(stack.grpc_target, tls=certified.tls("stranger")) as channel,
+        pytest.raises(grpc.RpcError) as caught,
+    ):
+        payments_pb2_grpc.PaymentServiceStub(channel).ListPayments(request, timeout=5)
+    assert call_of(caught.value).code() is grpc.StatusCode.UNAUTHENTICATED
+    assert reason_of(caught.value) == "UNAUTHENTICATED"
     with connect_sync(stack.grpc_target, tls=certified.tls("operator")) as channel:
         payments = payments_pb2_grpc.PaymentServiceStub(channel)
         ending, failures, calls = threading.Event(), list[str](), 0

@@ -140,6 +140,12 @@ def test_make_run_with_tokens(environment: dict[str, str], tmp_path: Path) -> No
         create, *_ = commands_in(run.text)
         assert "authorization: Bearer $(cat " in create
         assert paste(create)["expert"]["expert_id"] == "expert-1"
+        bare = re.sub(r'-H "[^"]*" ', "", create)
+        done = subprocess.run(
+            ["/bin/sh", "-c", bare], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        assert done.returncode != 0
+        assert "unauthenticated" in (done.stdout + done.stderr).lower()
         token = (tmp_path / "data" / "access" / "developer.token").read_text()
         assert token not in run.text
         assert probes.answers(int(environment["GATEWAY_PORT"]), "/health")
