@@ -199,7 +199,8 @@ async def _cancel(task: asyncio.Task[None]) -> None:
 
 async def measure(stack: Stack, story: Story, at_once: int, latency_ms: int) -> list[Figures]:
     """Reads alone, then while payments are initiated, then while they are captured."""
-    async with aiohttp.ClientSession() as web, connect(*stack.settings.grpc_addresses) as channel:
+    opened = connect(*stack.settings.grpc_addresses, tls=stack.access.tls, token=stack.access.token)
+    async with aiohttp.ClientSession() as web, opened as channel:
         bench = Bench(channel, web, stack.simulator_url)
         await bench.prepare()
         figures = [await bench.idle()]

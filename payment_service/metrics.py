@@ -167,10 +167,10 @@ class Metrics:
             registry=r,
         )
         self.access_failures = Counter(
-            "payments_access_source_failures",
-            "Keys, certificates and callers files that could not be renewed, by setting.",
-            ["source"],
-            registry=r,
+            "payments_access_source_failures", "Renewals that failed.", ["source"], registry=r
+        )
+        self.certificate_expires = Gauge(
+            "payments_certificate_expires_timestamp_seconds", "Unix time; 0 without.", registry=r
         )
         self.violations = Gauge(
             "payments_invariant_violations",

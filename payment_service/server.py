@@ -91,7 +91,9 @@ async def serve(settings: Settings) -> None:
     """Serves until SIGTERM or SIGINT, then finishes the calls in progress."""
     wired, stop = wire(settings), asyncio.Event()
     await _refuse_powerful_role(wired)
-    credentials = grpc_credentials(settings, wired.metrics.access_source_failed)
+    credentials = grpc_credentials(
+        settings, wired.metrics.access_source_failed, wired.metrics.certificate_expires.set
+    )
     account = await _watch_account(wired, stop)
     server = aio.server(
         interceptors=interceptors_of(wired),
