@@ -7,14 +7,15 @@ which a start is refused.
 import difflib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Annotated, Final, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from gateway.urls import parse_origin
-from marketplace.payments.channel import target_of
+from marketplace.payments.channel import is_loopback, target_of
 
 _HOST_AND_PORT = re.compile(
     r"(?:dns:///)?(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):([0-9]{1,5})", re.ASCII
@@ -66,6 +67,26 @@ class Settings(BaseSettings):
         description="host:port of the core, or several separated by commas and then each with an "
         "IP address for its host, for example 127.0.0.1:50051,127.0.0.1:50052",
     )
+    core_token_file: Path | None = Field(
+        default=None,
+        description="the file of a token with the role GATEWAY, for example /var/run/token",
+    )
+    core_tls_ca_file: Path | None = Field(
+        default=None,
+        description="the file (PEM) of the authority that signs the core's certificate",
+    )
+    core_tls_certificate_file: Path | None = Field(
+        default=None, description="the file (PEM) of the gateway's own certificate"
+    )
+    core_tls_key_file: Path | None = Field(
+        default=None, description="the file (PEM) of the key of CORE_TLS_CERTIFICATE_FILE"
+    )
+    core_tls_server_name: str = Field(
+        default="",
+        pattern=r"^[A-Za-z0-9._-]*$",
+        description="the name in the core's certificate, for example payments.internal",
+    )
+    core_tls_by_mesh: bool = Field(default=False, description="true or false")
     allowed_origins: Annotated[frozenset[str], NoDecode] = Field(
         default=frozenset(),
         description="origins separated by commas, each http:// or https:// with a host and "
@@ -175,6 +196,8 @@ class Settings(BaseSettings):
             raise ValueError(
                 "DEBUG=true cannot be used with ENVIRONMENT=production: unset one of the two"
             )
+        for fault in self._core_faults():
+            raise ValueError(fault)
         if self.gateway_metrics_port and self.gateway_metrics_port == self.gateway_port:
             raise ValueError(
                 f"GATEWAY_METRICS_PORT and GATEWAY_PORT are both {self.gateway_port}: metrics must "
@@ -194,6 +217,25 @@ class Settings(BaseSettings):
         if not self.gateway_port:
             raise ValueError(
                 "GATEWAY_PORT=0 is any free port, where nobody would find the gateway: set a port"
+            )
+
+    def _core_faults(self) -> Iterator[str]:
+        """Yields what is wrong with the credentials for the core."""
+        tls = self.core_tls_ca_file is not None
+        if (self.core_tls_certificate_file is None) != (self.core_tls_key_file is None):
+            yield "CORE_TLS_CERTIFICATE_FILE and CORE_TLS_KEY_FILE belong together: set both"
+        if not tls and (self.core_tls_certificate_file is not None or self.core_tls_server_name):
+            yield "a certificate or a server name needs CORE_TLS_CA_FILE beside it"
+        if tls and self.core_tls_by_mesh:
+            yield (
+                "CORE_TLS_CA_FILE and CORE_TLS_BY_MESH=true exclude each other: either the "
+                "gateway encrypts or the mesh does"
+            )
+        local = all(is_loopback(address) for address in self.core_address)
+        if self.core_token_file is not None and not (tls or self.core_tls_by_mesh or local):
+            yield (
+                "CORE_TOKEN_FILE would be sent to CORE_ADDRESS in plain text: set "
+                "CORE_TLS_CA_FILE, or CORE_TLS_BY_MESH=true if a service mesh encrypts it"
             )
 
     @property

@@ -10,6 +10,7 @@ from typing import Annotated, NoReturn
 import typer
 from sqlalchemy.exc import SQLAlchemyError
 
+from payment_service.access import authenticator_of, grpc_credentials
 from payment_service.adapters.postgres.engine import make_engine, sqlstate
 from payment_service.config import Settings, WrongSettings, load_settings
 from payment_service.doctor import examine
@@ -18,10 +19,12 @@ from payment_service.logs import configure_logs
 from payment_service.maintenance import CannotRun, adopt_account, recover_books
 from payment_service.server import CannotListen
 from payment_service.server import serve as serve_forever
+from payment_service.token_commands import tokens
 
 app = typer.Typer(
     help="Escrow payments on Stripe Connect.", no_args_is_help=True, add_completion=False
 )
+app.add_typer(tokens, name="token")
 
 
 @app.command()
@@ -105,11 +108,17 @@ def recover_after_restore(
 
 @app.command()
 def check() -> None:
-    """Check the environment's variables and say what they mean, without starting anything."""
+    """Check the environment's variables and files, and say what they mean; start nothing."""
     settings = _settings()
     stripe = "the simulator" if settings.is_simulated else "Stripe"
     mode = "live" if settings.is_live else "test"
+    try:
+        authenticator_of(settings)
+        tls = grpc_credentials(settings) is not None or settings.grpc_tls_by_mesh
+    except WrongSettings as fault:
+        _refuse(fault)
     typer.echo(f"environment {settings.environment}, {stripe} in {mode} mode")
+    typer.echo(f"callers: AUTH={settings.effective_auth}, TLS {'on' if tls else 'off'}")
 
 
 @app.command()

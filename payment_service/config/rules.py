@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Final
 from payment_service.config.values import (
     database_address,
     has_certificates,
-    is_loopback,
     web_address,
 )
 
@@ -22,7 +21,15 @@ SIMULATOR_KEY: Final = "sk_test_simulator"
 
 def broken(settings: Settings) -> list[str]:
     """Returns the sentence of every rule that is broken. No sentence shows a secret."""
-    rules = [*_stripe(settings), *_database(settings), *_ports(settings), *_browsers(settings)]
+    rules = [
+        *_stripe(settings),
+        *_database(settings),
+        *_ports(settings),
+        *_browsers(settings),
+        *settings.access_rules(
+            production=settings.environment == "production", host=settings.grpc_host
+        ),
+    ]
     return [sentence for is_broken, sentence in rules if is_broken]
 
 
@@ -165,16 +172,15 @@ def _ports(settings: Settings) -> Rules:
             "GRPC_PORT=0 is any free port, where no caller would find the service: set a port",
         ),
         (
-            production and settings.reflection and not is_loopback(settings.grpc_host),
-            (
-                f"GRPC_HOST={settings.grpc_host} is reached from other machines, and "
-                "REFLECTION=true tells every one of them the whole contract: set REFLECTION=false, "
-                "or GRPC_HOST=127.0.0.1"
-            ),
-        ),
-        (
             production and settings.debug,
             "DEBUG=true is not for ENVIRONMENT=production: set DEBUG=false",
+        ),
+        (
+            production and settings.adjustments_by_one_person,
+            (
+                "ADJUSTMENTS_BY_ONE_PERSON=true is not for ENVIRONMENT=production: another person "
+                "approves an adjustment there"
+            ),
         ),
     ]
 

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Annotated, Final, Literal
 
 from pydantic import Field, PrivateAttr, SecretStr, field_validator, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import NoDecode, SettingsConfigDict
 
 from payment_service.config import values
+from payment_service.config.access import AccessSettings
 from payment_service.config.rules import SIMULATOR_KEY, broken
 from payment_service.domain.money import CURRENCIES
 from payment_service.domain.ports.policy import Policy
+from payment_service.domain.quotas import quotas_of
 
 SIMULATOR_PUBLISHABLE_KEY: Final = "pk_test_simulator"
 
@@ -26,7 +28,7 @@ class WrongSettings(Exception):
     """The environment is wrong; the sentences say how to fix it."""
 
 
-class Settings(BaseSettings):
+class Settings(AccessSettings):
     """Every variable that the service reads. Durations are seconds. See ``.env.example``."""
 
     model_config = SettingsConfigDict(
@@ -56,6 +58,8 @@ class Settings(BaseSettings):
     database_service_role: str = Field("", pattern="^[A-Za-z_][A-Za-z0-9_$-]{0,62}$|^$")
     database_write_threads: int = Field(12, ge=1, le=200)
     database_read_threads: int = Field(4, ge=1, le=200)
+    #: For what reads a large part of the books: its own, so that it starves nobody.
+    database_expensive_threads: int = Field(2, ge=1, le=20)
 
     stripe_secret_key: SecretStr | None = None
     stripe_publishable_key: str = ""
@@ -76,6 +80,19 @@ class Settings(BaseSettings):
     shutdown_grace: float = Field(20.0, ge=0, le=3600)
     #: How many streams of WatchEvents may be open.
     event_watchers: int = Field(50, ge=0, le=500)
+
+    #: How many calls of each class may be in progress; half as many more may wait.
+    money_calls: int = Field(192, ge=1, le=5000)
+    read_calls: int = Field(64, ge=1, le=5000)
+    stripe_read_calls: int = Field(64, ge=1, le=5000)
+    webhook_calls: int = Field(64, ge=1, le=5000)
+    expensive_calls: int = Field(16, ge=1, le=1000)
+    call_queue_seconds: float = Field(0.5, ge=0, le=10)
+    #: How many calls that change something a caller may make: a second (0: any), and at once.
+    money_rate: float = Field(300.0, ge=0, le=100_000)
+    money_burst: int = Field(600, ge=1, le=1_000_000)
+    #: The same for single callers: caller=rate/burst.
+    money_quotas: Names = ()
 
     default_commission_basis_points: int = Field(1000, ge=0, le=9999)
     default_currency: str = "USD"
@@ -101,10 +118,19 @@ class Settings(BaseSettings):
     webhook_event_retention: float = Field(35 * 24 * 3600.0, ge=31 * 24 * 3600.0, le=100 * _YEAR)
     #: For how long a repeated idempotency key gets its answer; after it, a refusal.
     answer_retention: float = Field(400 * 24 * 3600.0, ge=7 * 24 * 3600.0, le=100 * _YEAR)
+    #: The most that an adjustment may move in one currency, and for how long it can be approved.
+    adjustment_limit_minor_units: int = Field(1_000_000, ge=1)
+    adjustment_life: float = Field(7 * 24 * 3600.0, ge=60, le=90 * 24 * 3600.0)
+    #: Lets the proposer approve. For development alone, where nobody is authenticated.
+    adjustments_by_one_person: bool = False
+    #: The most that one person may write off of an expert's debt within 30 days.
+    write_off_limit_minor_units: int = Field(50_000, ge=0)
     gateway_public_url: str = "http://127.0.0.1:8005"
     allowed_origins: Names = ()
 
-    @field_validator("platform_settlement_currencies", "allowed_origins", mode="before")
+    @field_validator(
+        "platform_settlement_currencies", "allowed_origins", "money_quotas", mode="before"
+    )
     @classmethod
     def _split(cls, value: object) -> object:
         if isinstance(value, str):
@@ -172,6 +198,12 @@ class Settings(BaseSettings):
     def _listener(cls, value: str) -> str:
         return values.listener(value)
 
+    @field_validator("money_quotas")
+    @classmethod
+    def _quotas(cls, texts: tuple[str, ...]) -> tuple[str, ...]:
+        quotas_of(texts)
+        return texts
+
     @field_validator("allowed_origins")
     @classmethod
     def _origins(cls, sites: tuple[str, ...]) -> tuple[str, ...]:
@@ -200,6 +232,11 @@ class Settings(BaseSettings):
     def secret_files(self) -> Mapping[str, Path]:
         """Returns the files that secrets were read from, by their field's names."""
         return self._secret_files
+
+    @property
+    def effective_auth(self) -> Literal["jwt", "mtls", "off"]:
+        """Returns AUTH, or off if it is not set, which is accepted on loopback only."""
+        return self.auth_of(self.grpc_host)
 
     @property
     def effective_log_level(self) -> str:
@@ -279,6 +316,10 @@ class Settings(BaseSettings):
             extended_authorization=self.extended_authorization == "if_available",
             webhook_event_retention=self.webhook_event_retention,
             answer_retention=self.answer_retention,
+            adjustment_limit_minor_units=self.adjustment_limit_minor_units,
+            adjustment_life=self.adjustment_life,
+            adjustments_by_one_person=self.adjustments_by_one_person,
+            write_off_limit_minor_units=self.write_off_limit_minor_units,
             freeze_on_fraud_warning=self.fraud_warning == "freeze",
             deadline_margin=self.deadline_margin,
             deadline_warning=self.deadline_warning,

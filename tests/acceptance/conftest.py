@@ -151,7 +151,12 @@ def world(
     """For the tests of this directory: its idle processes would slow down those of the others."""
     directory: Path = tmp_path_factory.mktemp("acceptance")
     settings = StackSettings.on_free_ports(directory)
-    told = {**WEBHOOK_SECRETS, "DATABASE_URL": databases.take(), "ALLOWED_ORIGINS": APP}
+    told = {
+        **WEBHOOK_SECRETS,
+        "DATABASE_URL": databases.take(),
+        "ALLOWED_ORIGINS": APP,
+        "MONEY_RATE": "0",  # A test makes more calls than any caller.
+    }
     settings = StackSettings.on_free_ports(directory, environment={**settings.environment, **told})
     with (
         Stack(settings, spawn_service=nursery.spawn) as stack,

@@ -29,6 +29,10 @@ CORE = {
     "STRIPE_WEBHOOK_SECRET": f"whsec_{SECRET}a",
     "STRIPE_CONNECT_WEBHOOK_SECRET": f"whsec_{SECRET}b",
     "GATEWAY_PUBLIC_URL": "https://pay.example.com",
+    "AUTH": "jwt",
+    "AUTH_ISSUER": "https://id.example.com",
+    "AUTH_JWKS": "https://id.example.com/.well-known/jwks.json",
+    "GRPC_TLS_BY_MESH": "true",
 }
 TEST_MODE = {"STRIPE_SECRET_KEY": f"rk_test_{SECRET}", "STRIPE_PUBLISHABLE_KEY": "pk_test_1"}
 GATEWAY = {
@@ -147,8 +151,21 @@ WRONG_CORE: dict[str, tuple[Mapping[str, str], str]] = {
         {"DATABASE_SERVICE_ROLE": "payments; DROP"},
         "DATABASE_SERVICE_ROLE",
     ),
-    "reflection on an open port": ({"GRPC_HOST": ANYWHERE}, "set REFLECTION=false"),
-    "reflection on an open port of IPv6": ({"GRPC_HOST": "[::]"}, "set REFLECTION=false"),
+    "nobody is authenticated": ({"AUTH": "off"}, "needs AUTH=jwt or AUTH=mtls"),
+    "an open port, and nobody is authenticated": (
+        {"AUTH": "", "GRPC_HOST": ANYWHERE},
+        "needs AUTH=jwt or AUTH=mtls",
+    ),
+    "tokens in plain text": ({"GRPC_TLS_BY_MESH": ""}, "which others could read"),
+    "tokens of nobody's": ({"AUTH_ISSUER": ""}, "needs AUTH_JWKS"),
+    "keys of tokens by http": (
+        {"AUTH_JWKS": "http://id.example.com/jwks.json"},
+        "https address",
+    ),
+    "adjustments by one person": (
+        {"ADJUSTMENTS_BY_ONE_PERSON": "true"},
+        "another person approves",
+    ),
     "a host that is an address of the web": ({"GRPC_HOST": "http://h"}, "of one interface"),
     "no public address": ({"GATEWAY_PUBLIC_URL": ""}, "needs GATEWAY_PUBLIC_URL"),
     "a public address by http": (

@@ -129,6 +129,7 @@ class SqlDatabase:
         pooled: bool = False,
         direct_url: str = "",
         guarded: bool = False,
+        beside: SqlDatabase | None = None,
         on_record: Callable[[SqlTransaction], None] | None = None,
         on_phase: Callable[[str, str], None] | None = None,
     ) -> None:
@@ -144,6 +145,11 @@ class SqlDatabase:
         self._write_places = asyncio.Semaphore(write_threads)
         self._read_places = asyncio.Semaphore(read_threads)
         self._admission_seconds = admission_seconds
+        #: The database whose readiness counts for this one, too, and which closes this one.
+        self._beside = beside
+        self._others: list[SqlDatabase] = []
+        if beside is not None:
+            beside._others.append(self)
         self._readiness: _Readiness | None = None
         #: Whether a role that could rewrite the books is refused.
         self._guarded = guarded
@@ -271,6 +277,8 @@ class SqlDatabase:
     @property
     def is_superseded(self) -> bool:
         """Returns whether a newer release has taken over: this one may not write any more."""
+        if self._beside is not None:
+            return self._beside.is_superseded
         return self._readiness is not None and not self._readiness.may_write
 
     async def role(self) -> RoleFacts:
@@ -298,6 +306,8 @@ class SqlDatabase:
 
     def close(self) -> None:
         """Waits for running phases and reads, then closes every connection."""
+        for other in self._others:
+            other.close()
         self._writers.shutdown(wait=True)
         self._readers.shutdown(wait=True)
         for connection in self._all_held:

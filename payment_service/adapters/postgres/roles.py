@@ -17,6 +17,7 @@ READ_ONLY: Final = frozenset({"alembic_version", "installation", "releases", "ac
 #: In these, rows change. FOR UPDATE needs the grant, too: it is why onboarding_tokens are here.
 MAY_UPDATE: Final = frozenset(
     {
+        "adjustments",
         "comparisons",
         "debt_checks",
         "discrepancies",
