@@ -19,6 +19,7 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 from grpc import aio
 
+from dev.postgres import owner_url
 from dev.settings import StackSettings
 from dev.stack import Stack
 from marketplace.payments.v1 import experts_pb2
@@ -169,7 +170,7 @@ class Canaries:
 
     async def a_database_that_refuses_rows(self, database_url: str) -> None:
         """PostgreSQL's own message would show the whole row."""
-        connection = psycopg2.connect(database_url)
+        connection = psycopg2.connect(owner_url(database_url))
         connection.autocommit = True
         cursor = connection.cursor()
         for table in ("experts", "payments", "operations"):
