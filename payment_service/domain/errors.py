@@ -92,9 +92,20 @@ class Busy(Refusal):
 
 
 class Exhausted(Refusal):
-    """Too much at once; the same call may be made again later with the same key."""
+    """Too much at once; the same call may be made again with the same key, after some seconds."""
 
     code = Code.RESOURCE_EXHAUSTED
+
+    def __init__(
+        self,
+        reason: str,
+        sentence: str,
+        facts: Mapping[str, object] | None = None,
+        *,
+        retry_seconds: float = 1.0,
+    ) -> None:
+        super().__init__(reason, sentence, facts)
+        self.retry_seconds = retry_seconds
 
 
 class Unavailable(Refusal):
@@ -200,4 +211,16 @@ def processor_unavailable(**facts: str) -> Unavailable:
 def database_unavailable() -> Unavailable:
     return Unavailable(
         "DATABASE_UNAVAILABLE", "the database is away or busy; ask again with the same key"
+    )
+
+
+def unauthenticated(fault: str, sentence: str) -> Unauthenticated:
+    """The caller is not known. ``fault`` is one word; neither text shows the credential."""
+    return Unauthenticated("UNAUTHENTICATED", sentence, {"fault": fault})
+
+
+def callers_unknown() -> Unavailable:
+    return Unavailable(
+        "AUTHENTICATION_UNAVAILABLE",
+        "the keys that tokens are checked with cannot be read now; ask again with the same key",
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from contextvars import ContextVar
 from typing import Any, Final, TypeVar
 
@@ -33,12 +33,38 @@ _MAX_REQUEST_ID: Final = 64
 Context = aio.ServicerContext[Any, Any]
 
 
+class Place:
+    """A place among the calls in progress: free again when the last one that holds it has left."""
+
+    def __init__(self, free: Callable[[], None]) -> None:
+        self._free = free
+        self._holders = 1
+
+    def hold(self) -> None:
+        self._holders += 1
+
+    def leave(self) -> None:
+        self._holders -= 1
+        if not self._holders:
+            self._free()
+
+
+#: The place of the call in progress.
+current_place: ContextVar[Place | None] = ContextVar("current_place", default=None)
+
+
+def caller_name() -> str:
+    """Returns who makes the call in progress."""
+    return CALLER.get().name
+
+
 class CallRegistry:
     """Runs operations to their end, even if their callers leave.
 
     In grpc.aio a caller's cancel and its deadline both cancel the handler. So the whole operation,
     its claim included, runs as a task of its own, and the caller gets the result by its key.
-    Shutdown waits for the tasks that are left (:meth:`drain`).
+    Shutdown waits for the tasks that are left (:meth:`drain`). A call keeps its place while its
+    operation runs: otherwise callers that leave early could start any number of operations.
     """
 
     def __init__(self) -> None:
@@ -54,6 +80,10 @@ class CallRegistry:
         task = asyncio.create_task(operation)
         self._tasks.add(task)
         task.add_done_callback(self._done)
+        place = current_place.get()
+        if place is not None:
+            place.hold()
+            task.add_done_callback(lambda _: place.leave())
         return await asyncio.shield(task)
 
     def _done(self, task: asyncio.Task[Any]) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import random
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -24,7 +25,7 @@ from grpc import aio
 from grpc_status import rpc_status
 
 from payment_service.application.idempotency import ReplayedRefusal
-from payment_service.domain.errors import Refusal, Unavailable
+from payment_service.domain.errors import Exhausted, Refusal, Unavailable
 from payment_service.domain.guards import VersionMismatch
 from payment_service.domain.ports.records import Answer
 from payment_service.rpc.messages.payments import payment_message
@@ -35,6 +36,8 @@ DOMAIN: Final = "payments.marketplace"
 #: Details of 17 KB turn the error itself into RESOURCE_EXHAUSTED.
 _MAX_DETAILS_BYTES: Final = 4096
 _MALFORMED: Final = object()
+#: gRPC's own retries wait as long as this says (gRFC A6).
+_PUSHBACK: Final = "grpc-retry-pushback-ms"
 
 Observe = Callable[[str, str, float], None]
 #: Lets the caller of a method in, or raises. It runs before anything looks at the request.
@@ -57,9 +60,29 @@ def status_of(refusal: Refusal) -> status_pb2.Status:
         status.details.add().Pack(bad)
     if isinstance(refusal, VersionMismatch):
         status.details.add().Pack(payment_message(refusal.payment))
+    if isinstance(refusal, Exhausted):
+        status.details.add().Pack(_retry_info(refusal.retry_seconds))
     while status.ByteSize() > _MAX_DETAILS_BYTES:
         del status.details[-1]
     return status
+
+
+def _retry_info(seconds: float) -> error_details_pb2.RetryInfo:
+    """Returns the delay with jitter, so that the refused callers do not come back together."""
+    info = error_details_pb2.RetryInfo()
+    info.retry_delay.FromMilliseconds(round(1000 * seconds * random.uniform(1, 2)))  # noqa: S311
+    return info
+
+
+def _to_grpc(status: status_pb2.Status) -> Any:
+    """Returns gRPC's status, with the delay also where gRPC's own retries look for it."""
+    found: Any = rpc_status.to_status(status)
+    info = error_details_pb2.RetryInfo()
+    for detail in status.details:
+        if detail.Unpack(info):
+            delay = (_PUSHBACK, str(info.retry_delay.ToMilliseconds()))
+            return found._replace(trailing_metadata=(*found.trailing_metadata, delay))
+    return found
 
 
 def refusal_answer(refusal: Refusal) -> Answer:
@@ -184,7 +207,7 @@ class ErrorInterceptor(aio.ServerInterceptor):
         except Exception as error:  # noqa: BLE001 - nothing leaves unmapped
             status = _status_of_error(error, method)
             code = code_pb2.Code.Name(status.code)
-            await context.abort_with_status(rpc_status.to_status(status))
+            await context.abort_with_status(_to_grpc(status))
         finally:
             self._observe(method, code, time.perf_counter() - begun)
 

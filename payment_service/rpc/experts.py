@@ -117,7 +117,9 @@ class ExpertServicer(experts_pb2_grpc.ExpertServiceServicer):
     ) -> experts_pb2.ListExpertsResponse:
         fields = RequestFields()
         page_size = fields.page_size(request.page_size)
-        statuses = [_expert_status(fields, value) for value in request.statuses]
+        statuses = [
+            _expert_status(fields, value) for value in fields.listed("statuses", request.statuses)
+        ]
         due_until = fields.time("max_requirements_due_time", request)
         fields.check()
         wanted = sorted({status for status in statuses if status is not None})
@@ -173,7 +175,7 @@ class ExpertServicer(experts_pb2_grpc.ExpertServiceServicer):
         fields = RequestFields()
         expert_id = fields.identifier("expert_id", request.expert_id)
         page_size = fields.page_size(request.page_size)
-        states = [_payout_state(fields, value) for value in request.states]
+        states = [_payout_state(fields, value) for value in fields.listed("states", request.states)]
         fields.check()
         wanted = [state for state in states if state is not None]
         filters = " ".join([expert_id, *sorted(wanted)])

@@ -149,7 +149,7 @@ class PaymentServicer(payments_pb2_grpc.PaymentServiceServicer):
         user_id = fields.identifier("user_id", request.user_id or of_user)
         page_size = fields.page_size(request.page_size)
         fields.enum("role", request.role, payments_pb2.PaymentRole)
-        states = [_state(fields, value) for value in request.states]
+        states = [_state(fields, value) for value in fields.listed("states", request.states)]
         gig_id = fields.identifier("gig_id", request.gig_id) if request.gig_id else ""
         from_time = fields.time("min_create_time", request)
         until_time = fields.time("max_create_time", request)

@@ -28,6 +28,9 @@ class BelievingAuthenticator:
     what prepares a test needs no identity.
     """
 
+    async def ready(self) -> bool:
+        return True
+
     async def authenticate(
         self,
         metadata: Iterable[tuple[str, str | bytes]],

@@ -119,8 +119,8 @@ def payment_of(row: Mapping[str, Any] | RowMapping) -> Payment:
 def posted(owner: str) -> str:
     """Returns a CTE that inserts the postings of the event in the CTE ``recorded``.
 
-    ``owner`` is the column that says whose they are: ``payment_id``, ``expert_id`` or
-    ``platform_line_id``.
+    ``owner`` is the column that says whose they are: ``payment_id``, ``expert_id``,
+    ``platform_line_id`` or ``adjustment_id``.
     """
     return f"""posted AS (
     INSERT INTO postings
