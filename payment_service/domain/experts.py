@@ -150,8 +150,8 @@ class Expert:
     def check_ready(self, shown_to: str = "") -> None:
         """Raises unless the expert can receive transfers.
 
-        ``shown_to`` is the user for whom the caller acts: what Stripe wants of the expert is shown to
-        no other user.
+        ``shown_to`` is the user for whom the caller acts: no other user is shown what Stripe wants
+        of the expert.
         """
         if self.status is not ExpertStatus.READY:
             raise Precondition(
