@@ -166,6 +166,12 @@ class Metrics:
             ["kind"],
             registry=r,
         )
+        self.access_failures = Counter(
+            "payments_access_source_failures",
+            "Keys, certificates and callers files that could not be renewed, by setting.",
+            ["source"],
+            registry=r,
+        )
         self.violations = Gauge(
             "payments_invariant_violations",
             "Payments that violate an invariant of the books, by its name. Must be zero.",
@@ -342,6 +348,11 @@ class Metrics:
             expert=operation.expert_id,
             why=why,
         )
+
+    def access_source_failed(self, source: str, fault: str) -> None:
+        """Counts keys, certificates and callers that cannot be renewed. Any thread may call it."""
+        self.access_failures.labels(source).inc()
+        log.error("access_source_failed", source=source, fault=fault)
 
     def event_parked(self, event_id: str, why: str) -> None:
         self.events_parked.inc()

@@ -11,6 +11,7 @@ from typing import Any, Final, TypeVar
 import structlog
 from grpc import aio
 
+from payment_service.domain.caller import Caller
 from payment_service.domain.errors import Unavailable
 from payment_service.domain.ports.records import Cause
 
@@ -20,8 +21,10 @@ T = TypeVar("T")
 log = structlog.get_logger(__name__)
 
 
-#: Until callers are authenticated, all of them are this one.
-LOCAL_CALLER: Final = "local"
+#: Who makes the call that this task serves. It is set before the handler runs; gRPC runs each call,
+#: streams included, in a task of its own. It has no default: a handler that was reached without
+#: :class:`AccessControl` fails.
+CALLER: Final[ContextVar[Caller]] = ContextVar("caller")
 
 
 _MAX_REQUEST_ID: Final = 64
@@ -52,7 +55,7 @@ current_place: ContextVar[Place | None] = ContextVar("current_place", default=No
 
 def caller_name() -> str:
     """Returns who makes the call in progress."""
-    return LOCAL_CALLER
+    return CALLER.get().name
 
 
 class CallRegistry:
@@ -100,9 +103,18 @@ class CallRegistry:
 
 
 def cause_of(context: Context, rpc: str) -> Cause:
-    """Returns the caller, for the audit trail. Without a request id it gets a new one."""
+    """Returns who calls, for whom and why, for keys and the audit trail.
+
+    Without a request id it gets a new one.
+    """
     request_id = ""
     for name, value in context.invocation_metadata() or ():
         if name == "x-request-id" and isinstance(value, str):
             request_id = value[:_MAX_REQUEST_ID]
-    return Cause(caller_name(), rpc, request_id or secrets.token_hex(8))
+    caller = CALLER.get()
+    return Cause(caller.name, rpc, request_id or secrets.token_hex(8), caller.act_for)
+
+
+def acting_for() -> str:
+    """Returns the user for whom the caller acts, or "": the reads' filter."""
+    return CALLER.get().act_for

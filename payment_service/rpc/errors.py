@@ -1,9 +1,9 @@
 """The one place where errors become gRPC statuses.
 
-One interceptor wraps parsing, handler and serialization of every method, health and reflection
-included. Without it bad bytes and exceptions would reach the caller as UNKNOWN with the exception's
-text. Nothing else maps errors. An unexpected error becomes UNAVAILABLE with a reference that is in
-the log; never UNKNOWN, never INTERNAL, never a text from inside.
+One interceptor wraps access, parsing, handler and serialization of every method, health and
+reflection included. Without it bad bytes and exceptions would reach the caller as UNKNOWN with the
+exception's text. Nothing else maps errors. An unexpected error becomes UNAVAILABLE with a reference
+that is in the log; never UNKNOWN, never INTERNAL, never a text from inside.
 """
 
 from __future__ import annotations
@@ -40,6 +40,8 @@ _MALFORMED: Final = object()
 _PUSHBACK: Final = "grpc-retry-pushback-ms"
 
 Observe = Callable[[str, str, float], None]
+#: Lets the caller of a method in, or raises. It runs before anything looks at the request.
+Admit = Callable[[str, aio.ServicerContext[Any, Any]], Awaitable[None]]
 
 
 def status_of(refusal: Refusal) -> status_pb2.Status:
@@ -130,10 +132,16 @@ def _malformed() -> status_pb2.Status:
 
 
 class ErrorInterceptor(aio.ServerInterceptor):
-    """Wraps every method. ``observe`` gets the method, status code and seconds of each call."""
+    """Wraps every method. ``observe`` gets the method, status code and seconds of each call.
 
-    def __init__(self, observe: Observe) -> None:
+    ``admit`` is called here and not in an interceptor of its own, so that what it raises is mapped
+    and counted as everything else, and before a malformed request is answered. A server cannot be
+    made without it.
+    """
+
+    def __init__(self, observe: Observe, admit: Admit) -> None:
         self._observe = observe
+        self._admit = admit
 
     async def intercept_service(
         self,
@@ -185,6 +193,7 @@ class ErrorInterceptor(aio.ServerInterceptor):
         """Turns what a call or a stream raises into its status."""
         begun, code = time.perf_counter(), "OK"
         try:
+            await self._admit(method, context)
             if request is _MALFORMED:
                 code = "INVALID_ARGUMENT"
                 await context.abort_with_status(rpc_status.to_status(_malformed()))

@@ -21,7 +21,7 @@ from payment_service.domain.errors import Precondition, Unavailable
 from payment_service.domain.experts import ExpertStatus
 from payment_service.domain.payouts import PayoutState
 from payment_service.rpc import pagination
-from payment_service.rpc.call_context import CallRegistry, Context, cause_of
+from payment_service.rpc.call_context import CallRegistry, Context, acting_for, cause_of
 from payment_service.rpc.fields import RequestFields, fingerprint
 from payment_service.rpc.messages.experts import (
     business_type_of,
@@ -181,7 +181,9 @@ class ExpertServicer(experts_pb2_grpc.ExpertServiceServicer):
         filters = " ".join([expert_id, *sorted(wanted)])
         keyset = pagination.read_page_token("payouts", filters, request.page_token, 2)
         before = (pagination.token_time(keyset[0]), keyset[1]) if keyset else None
-        found = await list_payouts(self._app, expert_id, wanted, before, page_size + 1)
+        found = await list_payouts(
+            self._app, expert_id, acting_for(), wanted, before, page_size + 1
+        )
         page, token = pagination.page_of(
             found,
             page_size,

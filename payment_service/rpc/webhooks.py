@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from typing import Final, Protocol
 
 from marketplace.payments.v1 import webhooks_pb2, webhooks_pb2_grpc
@@ -33,12 +33,12 @@ class WebhookServicer(webhooks_pb2_grpc.WebhookServiceServicer):
         self,
         app: App,
         calls: CallRegistry,
-        secrets: Mapping[str, WebhookSecrets],
+        secrets_of: Callable[[str], WebhookSecrets],
         counts: Counts,
     ) -> None:
         self._app = app
         self._calls = calls
-        self._secrets = secrets
+        self._secrets_of = secrets_of
         self._counts = counts
 
     async def IngestEvent(
@@ -56,7 +56,7 @@ class WebhookServicer(webhooks_pb2_grpc.WebhookServiceServicer):
                     endpoint,
                     request.payload,
                     request.signature,
-                    self._secrets[endpoint],
+                    self._secrets_of(endpoint),
                 )
             )
         except InvalidArgument as refusal:

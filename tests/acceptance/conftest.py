@@ -14,6 +14,7 @@ import grpc
 import psycopg2
 import pytest
 
+from dev.postgres import owner_url
 from dev.settings import StackSettings
 from dev.stack import Stack
 from marketplace.payments.channel import connect_sync
@@ -115,7 +116,8 @@ class World:
 
     def query(self, statement: str) -> list[tuple[Any, ...]]:
         """Ask, or set a clock forward in, the database itself."""
-        with psycopg2.connect(self.stack.database_url) as connection, connection.cursor() as cursor:
+        url = owner_url(self.stack.database_url)
+        with psycopg2.connect(url) as connection, connection.cursor() as cursor:
             cursor.execute(statement)
             rows = cursor.fetchall() if cursor.description else []
         connection.close()
