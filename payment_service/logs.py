@@ -20,9 +20,9 @@ import structlog
 ALLOWED_FIELDS: Final = frozenset(
     "event level timestamp "
     # What it is about.
-    "account acts_for_user call_class caller constraint currency deadline dispute endpoint event_id "
-    "expert job kind livemode logger method operation payment payout phase reference request_id "
-    "roles rpc scope source sqlstate stripe_account subject where "
+    "account acts_for_user call_class caller constraint currency deadline dispute endpoint "
+    "event_id expert job kind livemode logger method operation payment payout phase reference "
+    "request_id roles rpc scope source sqlstate stripe_account subject where "
     # What happened.
     "code decline_code error fault freeze message missing reason said serving state step tried "
     "verdict was_paid why "
