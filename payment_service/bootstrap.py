@@ -174,12 +174,6 @@ def _may_be_tested(settings: Settings) -> bool:
     return settings.environment == "development" and settings.is_simulated
 
 
-def interceptor_of(wired: Wired) -> ErrorInterceptor:
-    """Returns what every call passes: access by the contract, and the mapping of errors."""
-    access = AccessControl(wired.authenticator, SERVICES)
-    return ErrorInterceptor(wired.metrics.observe_rpc, access.admit)
-
-
 def add_services(server: aio.Server, wired: Wired) -> None:
     """Adds every service of the contract to the server."""
     app, operations = wired.app, wired.operations

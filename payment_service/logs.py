@@ -22,7 +22,7 @@ ALLOWED_FIELDS: Final = frozenset(
     # What it is about.
     "account acts_for_user call_class caller constraint currency deadline dispute endpoint "
     "event_id expert job kind livemode logger method operation payment payout phase reference "
-    "request_id roles rpc scope source sqlstate stripe_account subject variable where "
+    "request_id roles rpc scope source sqlstate stripe_account subject where "
     # What happened.
     "code decline_code error fault freeze message missing reason said serving state step tried "
     "verdict was_paid why "
@@ -30,7 +30,7 @@ ALLOWED_FIELDS: Final = frozenset(
     "amount corrected count discrepancies due failures future lines operations payments texts "
     "unfinished unread "
     # How this process is set up, and what to do.
-    "api_base auth expected grpc grpc_host meaning metrics minimum remedy revision tls "
+    "api_base auth expected grpc grpc_host meaning metrics minimum remedy revision tls variable "
     "writer".split()
 )
 _MASK: Final = "***"

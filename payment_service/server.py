@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
@@ -52,6 +53,10 @@ OPTIONS: Final[Sequence[tuple[str, Any]]] = (
 #: The last bound of memory: gRPC itself refuses more calls, health included. The classes of calls
 #: refuse long before it; only streams that never send their message are not counted by them.
 MAXIMUM_CONCURRENT_RPCS: Final = 8_000
+#: How long a thread of the database may keep the interpreter while the event loop waits for it.
+#: With Python's 5 ms, a dozen busy threads delay each turn of the loop, and so health and refusals:
+#: at ten times the load by a second, measured, and with this by a tenth, with no less throughput.
+_SWITCH_SECONDS: Final = 0.0005
 _HEALTH_SECONDS: Final = 1.0
 _LAST_WORD_SECONDS: Final = 0.2
 #: How long callers have to move to another replica before the port is closed. A call to a closing
@@ -89,6 +94,7 @@ class _Health(health.aio.HealthServicer):
 
 async def serve(settings: Settings) -> None:
     """Serves until SIGTERM or SIGINT, then finishes the calls in progress."""
+    sys.setswitchinterval(_SWITCH_SECONDS)
     wired, stop = wire(settings), asyncio.Event()
     await _refuse_powerful_role(wired)
     credentials = grpc_credentials(

@@ -82,7 +82,7 @@ class Settings(AccessSettings):
     event_watchers: int = Field(50, ge=0, le=500)
 
     #: How many calls of each class may be in progress; half as many more may wait.
-    money_calls: int = Field(192, ge=1, le=5000)
+    money_calls: int = Field(64, ge=1, le=5000)
     read_calls: int = Field(64, ge=1, le=5000)
     stripe_read_calls: int = Field(64, ge=1, le=5000)
     webhook_calls: int = Field(64, ge=1, le=5000)
