@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 from grpc import aio
 
@@ -28,12 +29,19 @@ from marketplace.payments.v1 import (
 )
 from payment_service.adapters.postgres.engine import SqlDatabase
 from payment_service.adapters.postgres.transaction import SqlTransaction
+from payment_service.adapters.signatures.ed25519 import (
+    Ed25519Signer,
+    Ed25519Verifier,
+    WrongKey,
+    load_signer,
+    load_verifier,
+)
 from payment_service.adapters.stripe.api import StripeApi, StripeApiV2
 from payment_service.application.app import App
 from payment_service.application.feed import Feed
 from payment_service.application.ingest_event import WebhookSecrets
 from payment_service.barriers import Barriers
-from payment_service.config import Settings
+from payment_service.config import Settings, WrongSettings
 from payment_service.domain.ports.policy import Policy
 from payment_service.metrics import Metrics
 from payment_service.rpc.answers import AnswerEncoder
@@ -115,8 +123,33 @@ def wire(settings: Settings, policy: Policy | None = None) -> Wired:
         policy=policy,
         alarms=metrics,
         feed=feed,
+        signer=signer_of(settings),
     )
     return Wired(app, database, stripe, CallRegistry(), metrics, settings)
+
+
+def signer_of(settings: Settings) -> Ed25519Signer | None:
+    """Returns what signs exported heads, or None. Raises :class:`WrongSettings`."""
+    path = settings.heads_signing_key_file
+    try:
+        return load_signer(path) if path else None
+    except WrongKey as fault:
+        raise WrongSettings(f"HEADS_SIGNING_KEY_FILE: {fault}") from None
+
+
+def verifier_of(public_key: Path | None) -> Ed25519Verifier | None:
+    """Returns what checks signatures with the key of a file. Raises :class:`WrongSettings`."""
+    try:
+        return load_verifier(public_key) if public_key else None
+    except WrongKey as fault:
+        raise WrongSettings(str(fault)) from None
+
+
+def open_database(settings: Settings) -> SqlDatabase:
+    """Returns the database alone, for a command that neither serves nor calls Stripe."""
+    return SqlDatabase(
+        settings.require_database_url(), write_threads=1, read_threads=1, pooled=settings.is_pooled
+    )
 
 
 def _may_be_tested(settings: Settings) -> bool:

@@ -73,6 +73,12 @@ LAYERS = [
         others={"stripe", "aiohttp", "structlog", "prometheus_client"},
     ),
     Layer(
+        "signatures",
+        {"payment_service.adapters.signatures"},
+        "it signs bytes and checks signatures, and knows nothing of what they say",
+        others={"cryptography"},
+    ),
+    Layer(
         "postgres",
         {"payment_service.adapters"},
         "it serves the domain's database port, and knows neither use cases nor the contract",
@@ -107,6 +113,7 @@ LAYERS = [
         ours={
             *("payment_service.server", "payment_service.config", "payment_service.logs"),
             "payment_service.maintenance",
+            *("payment_service.proofs", "payment_service.application.verify_heads"),
             "payment_service.adapters.postgres.engine",
             "payment_service.adapters.postgres.migrate",
             "payment_service.adapters.stripe",
