@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
+import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from datetime import timedelta
@@ -235,6 +238,67 @@ async def test_erasing_a_user_keeps_heads_and_bundles_valid(world: World) -> Non
     again = (await proof_of(world, payment.payment_id, include_texts=True)).bundle
     assert b"canary" not in again
     assert checked(again).faults == []
+
+
+async def command(world: World, *arguments: str, **environment: str) -> tuple[int, str]:
+    """Runs the program itself. Returns its exit code and what it prints."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "payment_service", *arguments),
+        env={**os.environ, "DATABASE_URL": world.database_url, **environment},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    printed, _ = await process.communicate()
+    return process.returncode or 0, printed.decode()
+
+
+async def test_the_commands_say_by_their_exit_code_what_they_found(
+    world: World,
+    postgres: EmbeddedPostgres,
+    as_superuser: Callable[..., int],
+    keys: tuple[Path, Path],
+    tmp_path: Path,
+) -> None:
+    private, public = (str(key) for key in keys)
+    payment = await world.captured()
+    await stopped(world)
+    backup = await back_up(postgres, world)
+    await world.refund(payment.payment_id, 1_000)
+    assert world.service is not None
+    world.service.start_loops()
+    await in_the_feed(world)
+    file, bundle = str(tmp_path / "heads.txt"), tmp_path / "bundle.json"
+    signed = {"HEADS_SIGNING_KEY_FILE": private}
+    code, said = await command(world, "export-heads", "--out", file, **signed)
+    assert (code, "signed by key" in said) == (0, True), said
+    against = ("verify", "--heads", file, "--public-key", public)
+    code, said = await command(world, *against)
+    assert (code, "unchanged" in said) == (0, True), said
+    bundle.write_bytes((await proof_of(world, payment.payment_id)).bundle)
+    code, said = await command(world, "verify", "--bundle", str(bundle), DATABASE_URL="")
+    assert (code, "proven: " in said) == (0, True), said
+    bundle.write_bytes(bundle.read_bytes().replace(b"payment.captured", b"payment.expired"))
+    code, said = await command(world, "verify", "--bundle", str(bundle), DATABASE_URL="")
+    assert (code, "WRONG: " in said) == (1, True), said
+    as_superuser(world, "UPDATE events SET time = time - interval '1 hour' WHERE sequence = 2")
+    code, said = await command(world, *against)
+    assert (code, f"payment {payment.payment_id}: event 2" in said) == (1, True), said
+    await backup.restore(world)
+    code, said = await command(world, *against)
+    assert (code, "earlier state" in said) == (3, True), said
+    for wrong in (
+        ("verify",),
+        ("verify", "--heads", file, "--bundle", str(bundle)),
+        ("verify", "--heads", str(bundle)),
+        ("verify", "--heads", file, "--public-key", private),
+        ("export-heads", "--out", str(tmp_path / "nowhere" / "heads.txt")),
+    ):
+        code, said = await command(world, *wrong)
+        assert (code, "Traceback" in said) == (2, False), said
+    code, said = await command(
+        world, "export-heads", "--out", file, HEADS_SIGNING_KEY_FILE=str(bundle)
+    )
+    assert (code, "HEADS_SIGNING_KEY_FILE" in said) == (2, True), said
 
 
 # ---- bundles ----
