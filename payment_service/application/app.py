@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from payment_service.application.feed import Feed
+from payment_service.application.single_flight import SingleFlight
 from payment_service.domain.ports.alarms import Alarms
 from payment_service.domain.ports.database import Database
 from payment_service.domain.ports.policy import Policy
@@ -28,3 +29,10 @@ class App:
     #: Signs exported heads; None in development.
     signer: Signer | None = None
     feed: Feed = field(default_factory=Feed)
+    #: The same database with connections of its own, for what reads a large part of the books.
+    expensive_database: Database | None = None
+    flights: SingleFlight = field(default_factory=SingleFlight)
+
+    def aside(self) -> App:
+        """Returns the application with the connections of expensive work."""
+        return replace(self, database=self.expensive_database or self.database)

@@ -125,7 +125,9 @@ class ProofCalls:
         fields = RequestFields()
         payment_id = fields.our_id("payment_id", request.payment_id)
         fields.check()
-        proof = await export_payment_proof(self._app, payment_id, with_texts=request.include_texts)
+        proof = await export_payment_proof(
+            self._app.aside(), payment_id, with_texts=request.include_texts
+        )
         return adjustments_pb2.ExportPaymentProofResponse(
             bundle=proof.bundle,
             event_count=proof.events,

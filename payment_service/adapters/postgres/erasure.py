@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Final
 
-from payment_service.adapters.postgres import rows
 from payment_service.adapters.postgres.statements import TransactionStatements
 from payment_service.domain.ledger import expert_debt
 from payment_service.domain.money import Money
@@ -164,6 +163,6 @@ class ErasureWrites(TransactionStatements):
             user_id=user_id,
             reason=reason,
             now=self.now,
-            caller=rows.cause_values(cause)["caller"],
+            caller=cause.caller,
             request_id=cause.request_id,
         )

@@ -14,7 +14,6 @@ from typing import Final
 from payment_service.adapters.postgres.debts import START_DEBT_CHECK
 from payment_service.adapters.postgres.rows import (
     PAYOUT_COLUMNS,
-    cause_values,
     payout_of,
     payout_values,
     posted,
@@ -22,6 +21,7 @@ from payment_service.adapters.postgres.rows import (
 )
 from payment_service.adapters.postgres.statements import Statements, TransactionStatements
 from payment_service.adapters.postgres.texts import kept, new_salt, text_values
+from payment_service.domain.audit_trail import cause_values
 from payment_service.domain.errors import Busy
 from payment_service.domain.experts import Expert
 from payment_service.domain.ledger import Posting, expert_debt

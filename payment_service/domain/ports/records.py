@@ -25,11 +25,14 @@ P = ParamSpec("P")
 
 @dataclass(frozen=True, slots=True)
 class Cause:
-    """Who or what makes a change; written into the audit trail."""
+    """Who or what makes a change, for whom and why; written into the audit trail."""
 
     caller: str
     rpc: str
     request_id: str = ""
+    #: The user for whom the caller acts: it reaches only what is that user's. "" means that it acts
+    #: for itself and reaches everything.
+    act_for: str = ""
 
 
 class UserKind(StrEnum):
@@ -158,6 +161,8 @@ class PaymentFilter:
     """Which payments ListPayments shows. ``before`` is the keyset of the former page's last row."""
 
     user_id: str
+    #: Only those that this user is a party to; empty means any.
+    of_user: str = ""
     as_client: bool = True
     as_expert: bool = True
     states: tuple[State, ...] = ()
@@ -175,6 +180,8 @@ class DisputeFilter:
 
     payment_id: str = ""
     expert_id: str = ""
+    #: Only those of payments that this user is a party to.
+    of_user: str = ""
     open_only: bool = False
     before: tuple[datetime, str] | None = None
 

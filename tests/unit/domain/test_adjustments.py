@@ -85,12 +85,11 @@ def test_one_person_is_not_two() -> None:
 
 @pytest.mark.parametrize("state", [AdjustmentState.APPROVED, AdjustmentState.REJECTED])
 def test_what_is_decided_stays_decided(state: AdjustmentState) -> None:
-    decided = an_adjustment(state=state)
     with pytest.raises(Precondition) as refused:
-        adjustments.approve(decided, "bob", NOW, POLICY)
+        adjustments.approve(an_adjustment(state=state), "bob", NOW, POLICY)
     assert refused.value.reason == "WRONG_STATE"
     with pytest.raises(Precondition) as refused:
-        adjustments.reject(decided, "bob", "", NOW)
+        adjustments.reject(an_adjustment(state=state), "bob", "", NOW)
     assert refused.value.reason == "WRONG_STATE"
 
 
