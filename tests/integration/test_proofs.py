@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -242,14 +243,16 @@ async def test_erasing_a_user_keeps_heads_and_bundles_valid(world: World) -> Non
 
 async def command(world: World, *arguments: str, **environment: str) -> tuple[int, str]:
     """Runs the program itself. Returns its exit code and what it prints."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "payment_service", *arguments),
+    done = await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, "-m", "payment_service", *arguments],
         env={**os.environ, "DATABASE_URL": world.database_url, **environment},
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
     )
-    printed, _ = await process.communicate()
-    return process.returncode or 0, printed.decode()
+    return done.returncode, done.stdout
 
 
 async def test_the_commands_say_by_their_exit_code_what_they_found(
