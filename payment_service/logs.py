@@ -29,6 +29,9 @@ ALLOWED_FIELDS: Final = frozenset(
     # How much.
     "amount corrected count discrepancies due failures future lines operations payments texts "
     "unfinished unread "
+    # What the heads of the audit trail are.
+    "events events_root heads_signature heads_time installation_id key_id position records "
+    "records_root "
     # How this process is set up, and what to do.
     "api_base auth expected grpc grpc_host meaning metrics minimum remedy revision tls variable "
     "writer".split()

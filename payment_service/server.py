@@ -123,6 +123,7 @@ async def serve(settings: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     _warn_of_simulator(settings)
+    _warn_of_unsigned_heads(settings)
     _warn_of_strangers(settings)
     log.info(
         "serving",
@@ -204,6 +205,15 @@ def _warn_of_simulator(settings: Settings) -> None:
             "stripe_is_simulated",
             api_base=settings.effective_api_base,
             meaning="no real card is charged, nobody is paid; set STRIPE_SECRET_KEY to change it",
+        )
+
+
+def _warn_of_unsigned_heads(settings: Settings) -> None:
+    if settings.heads_signing_key_file is None:
+        log.warning(
+            "heads_are_not_signed",
+            meaning="exported heads prove as much as the place where they are kept; set "
+            "HEADS_SIGNING_KEY_FILE to change it",
         )
 
 
