@@ -42,7 +42,7 @@ _CANARIES = [_PLATFORM_SECRET, _CONNECT_SECRET, _NAME, _EMAIL, _TEXT, _TOKEN, _B
 #: Ids that callers choose are no secrets: lines and errors name them.
 _IDS = {"payment_id", "expert_id", "client_id", "gig_id", "user_id", "operation_id", "event_id"}
 _IDS |= {"dispute_id", "discrepancy_id", "warning_id", "former_account_id", "currency_code"}
-_IDS |= {"country", "continue_url", "page_token"}
+_IDS |= {"country", "continue_url", "page_token", "adjustment_id"}
 
 
 @dataclass
@@ -229,7 +229,9 @@ def test_no_secret_and_no_persons_data_leaves_the_processes() -> None:
             assert sent > 50
             await canaries.the_gateway()
             await canaries.a_stripe_that_answers_nonsense()
-            await canaries.a_database_that_refuses_rows(stack.database_url)
+            assert stack.postgres is not None
+            owner = stack.postgres.admin_url(stack.database_url.rpartition("/")[2])
+            await canaries.a_database_that_refuses_rows(owner)
             async with http.get(f"http://127.0.0.1:{stack.settings.metrics_port}/metrics") as page:
                 heard.hear("metrics", await page.text())
             world.close()
