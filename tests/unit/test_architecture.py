@@ -146,7 +146,7 @@ LAYERS = [
             *("payment_service.rpc", "payment_service.application", "payment_service.domain"),
             STUBS,
         },
-        others={*GRPC, "structlog", "prometheus_client", "typer", "rich"},
+        others={*GRPC, "aiohttp", "structlog", "prometheus_client", "typer", "rich"},
     ),
     Layer(
         "gateway",
