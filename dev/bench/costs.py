@@ -15,6 +15,8 @@ import psycopg2
 #: A line of the log: the backend, the program, and what it did.
 _LINE: Final = re.compile(r"^(\d+)\|([^|]*)\|\w+:  (?:statement|execute [^:]*): (.*)$")
 _LITERAL: Final = re.compile(r"'(?:[^']|'')*'")
+#: A payment has two marks: its id and its intent's.
+_OF_ONE_PAYMENT: Final = 2
 _ENDS: Final = ("COMMIT", "ROLLBACK")
 
 
@@ -136,8 +138,11 @@ def counted(log: Path, offset: int, program: str, marks: Collection[str]) -> Sta
         if (begins or len(transaction) > 1) and not ends:
             open_ones[backend] = transaction
             continue
-        if not wanted.search("\n".join(transaction)):
+        named = set(wanted.findall("\n".join(transaction)))
+        if not named:
             continue
+        if len(named) > _OF_ONE_PAYMENT:  # A job's, for many payments.
+            transaction = [one for one in transaction if wanted.search(one)]
         found.transactions += 1
         found.round_trips += len(transaction)
         for one in transaction:

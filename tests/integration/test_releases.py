@@ -70,7 +70,7 @@ async def test_a_release_that_is_too_old_writes_nothing(database_url: str) -> No
     database = SqlDatabase(database_url, write_threads=1, read_threads=1)
 
     def raise_minimum(tx: SqlTransaction) -> None:
-        tx.connection.exec_driver_sql("UPDATE releases SET minimum_writer = 1000")
+        tx._do("UPDATE releases SET minimum_writer = 1000")
 
     try:
         assert await database.ping()

@@ -2,15 +2,36 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Connection, Engine, NullPool, create_engine, make_url, text
 
+from payment_service.adapters.postgres.connections import plain_url
 from payment_service.adapters.postgres.limits import LIMITS
 from payment_service.adapters.postgres.schema import MIGRATIONS, stored_schema
 
 #: The advisory lock that keeps two replicas from migrating at once. Any constant would do.
 _MIGRATION_LOCK = 7_205_759_403_792_793
+
+
+def make_engine(url: str) -> Engine:
+    """Returns what Alembic runs on: connections without limits, since a migration takes its time.
+
+    The URL may name a driver or none: SQLAlchemy itself may choose another one than ours.
+    """
+    return create_engine(
+        make_url(plain_url(url)).set(drivername="postgresql+psycopg2"),
+        poolclass=NullPool,
+        hide_parameters=True,
+        connect_args={
+            "connect_timeout": 3,
+            "tcp_user_timeout": 10_000,
+            "application_name": "payment_service",
+            "target_session_attrs": "read-write",
+        },
+    )
 
 
 def migrate(engine: Engine, *, store_limits: bool = False) -> str:
@@ -30,7 +51,9 @@ def migrate(engine: Engine, *, store_limits: bool = False) -> str:
         command.upgrade(config, "head")
         if store_limits:
             _store_limits(connection)
-        revision, _ = stored_schema(connection)
+        driver: Any = connection.connection.driver_connection
+        with driver.cursor() as cursor:
+            revision, _ = stored_schema(cursor)
         return revision
 
 

@@ -2,23 +2,43 @@
 
 from __future__ import annotations
 
+import re
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import Any, Final, TypeAlias
 
-from sqlalchemy import Connection, TextClause, text
+from psycopg2.extensions import TRANSACTION_STATUS_INERROR
 
 from payment_service.adapters.postgres.clock import own_clock
+from payment_service.adapters.postgres.connections import Connection
 from payment_service.domain.ids import derived_id
+
+#: One row, by the names of its columns.
+Row: TypeAlias = Mapping[str, Any]
+
+#: A value's name in a statement: `:name`, but not `::type`.
+_NAME: Final = re.compile(r"(?<![:\w]):(\w+)(?!:)")
+
+
+class NotOneRow(RuntimeError):
+    """A bug: a statement that must return one row has returned none or several."""
+
+
+class SwallowedError(RuntimeError):
+    """A bug: a phase continued after a failed statement, so its commit would roll back."""
 
 
 @lru_cache(maxsize=512)
-def statement(sql: str) -> TextClause:
-    """Returns the statement for a text. Each text is parsed once; there are a few dozen."""
-    return text(sql)
+def driver_text(sql: str) -> tuple[str, bool]:
+    """Returns a statement as the driver expects it, and whether it takes values.
+
+    Each text is converted once; there are a few dozen.
+    """
+    text, names = _NAME.subn(r"%(\1)s", sql.replace("%", "%%"))
+    return (text, True) if names else (sql, False)
 
 
 class Statements:
@@ -26,22 +46,44 @@ class Statements:
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
+        self._cursor = connection.cursor()
+
+    def _execute(self, sql: str, values: Mapping[str, Any]) -> None:
+        text, takes_values = driver_text(sql)
+        self._cursor.execute(text, values if takes_values else None)
+
+    def _rows(self) -> list[Row]:
+        """Returns the rows of the last statement."""
+        found = self._cursor.fetchall()
+        if not found:
+            return []
+        names = [column[0] for column in self._cursor.description or ()]
+        return [dict(zip(names, row, strict=True)) for row in found]
 
     def _do(self, sql: str, **values: Any) -> int:
         """Returns how many rows the statement wrote."""
-        return self.connection.execute(statement(sql), values).rowcount
+        self._execute(sql, values)
+        return self._cursor.rowcount
 
     def _all(self, sql: str, **values: Any) -> Sequence[Any]:
         """Returns every row."""
-        return self.connection.execute(statement(sql), values).mappings().all()
+        self._execute(sql, values)
+        return self._rows()
 
     def _maybe(self, sql: str, **values: Any) -> Any:
         """Returns the only row, or None. Raises if there are several."""
-        return self.connection.execute(statement(sql), values).mappings().one_or_none()
+        self._execute(sql, values)
+        found = self._rows()
+        if len(found) > 1:
+            raise NotOneRow
+        return found[0] if found else None
 
     def _one(self, sql: str, **values: Any) -> Any:
         """Returns the only row. Raises if there is none or there are several."""
-        return self.connection.execute(statement(sql), values).mappings().one()
+        row = self._maybe(sql, **values)
+        if row is None:
+            raise NotOneRow
+        return row
 
     def _page(
         self,
@@ -78,15 +120,35 @@ class KnownInstallation:
 
 
 class TransactionStatements(Statements):
-    """Statements of one transaction, which has one time for everything that it writes."""
+    """Statements of one transaction, which has one time for everything that it writes.
+
+    BEGIN travels with the first statement, in one round trip.
+    """
 
     def __init__(
         self, connection: Connection, installation: KnownInstallation | None = None
     ) -> None:
         super().__init__(connection)
         self._installation = installation or KnownInstallation()
+        #: Whether the server has answered a statement of this transaction.
+        self.has_begun = False
         #: This process's own clock (seconds), read before the transaction began.
         self.clock = own_clock()
+
+    def _execute(self, sql: str, values: Mapping[str, Any]) -> None:
+        if self.has_begun:
+            super()._execute(sql, values)
+            return
+        text, takes_values = driver_text(sql)
+        self._cursor.execute(f"BEGIN;{text}", values if takes_values else None)
+        self.has_begun = True
+
+    def commit(self) -> None:
+        """Commits. Raises before a COMMIT that PostgreSQL would turn into a ROLLBACK silently."""
+        if self.connection.info.transaction_status == TRANSACTION_STATUS_INERROR:
+            raise SwallowedError("a statement of this phase failed and its error was swallowed")
+        if self.has_begun:
+            self._cursor.execute("COMMIT")
 
     @cached_property
     def now(self) -> datetime:
