@@ -153,6 +153,7 @@ class SqlDatabase:
         except _DeadConnection:
             tx, result = self._run_body(phase)
         try:
+            tx.flush()
             self._on_phase(name, "uncommitted")
             tx.commit()
         except BaseException:

@@ -16,8 +16,10 @@ from payment_service.adapters.postgres.debts import HASTEN_DEBT_CHECK, START_DEB
 from payment_service.adapters.postgres.rows import PAYMENT_COLUMNS
 from payment_service.adapters.postgres.statements import (
     KnownInstallation,
+    Row,
     Statements,
     TransactionStatements,
+    locked,
 )
 from payment_service.domain.audit_trail import chain_hash, event_body
 from payment_service.domain.errors import Busy
@@ -59,6 +61,17 @@ _RECORD: Final = (
 )
 
 
+#: The movements of a payment; without any, one row of which only the last column has a value.
+_MOVEMENTS: Final = """
+SELECT movements.*, coalesce(operations.kind = 'collect_debt', false) AS collects_debt,
+    NOT EXISTS (SELECT FROM operations WHERE operation_id = :following) AS is_following_free
+FROM (VALUES (1)) AS one LEFT JOIN movements ON movements.payment_id = :payment_id
+LEFT JOIN operations ON operations.operation_id = movements.operation_id
+ORDER BY movements.time, movements.movement_id
+"""
+_OUT_OF_BAND: Final = ("refund", "transfer", "reversal", "fee_refund")
+
+
 class PaymentWrites(TransactionStatements):
     """Reads and changes payments inside a transaction."""
 
@@ -77,12 +90,10 @@ class PaymentWrites(TransactionStatements):
 
     def lock_payment(self, payment_id: str) -> Payment | None:
         """Returns the payment and locks its row until the transaction ends, or returns None."""
-        row = self._maybe(
-            "SELECT * FROM payments WHERE payment_id = :payment_id FOR UPDATE",
-            payment_id=payment_id,
-        )
+        row = self._maybe(locked("payments", "payment_id = :id"), id=payment_id)
         if row is None:
             return None
+        self._told = row["now"]
         self._heads[payment_id] = bytes(row["head_hash"])
         return rows.payment_of(row)
 
@@ -143,11 +154,22 @@ class PaymentWrites(TransactionStatements):
 
     def booked_movement_ids(self, payment_id: str) -> frozenset[str]:
         """Returns the ids of all movements of this payment that are in our books."""
-        found = self._all(
-            "SELECT movement_id FROM movements WHERE payment_id = :payment_id",
-            payment_id=payment_id,
-        )
-        return frozenset(row["movement_id"] for row in found)
+        return frozenset(row["movement_id"] for row in self._movements_of(payment_id))
+
+    def _movements_of(self, payment_id: str) -> list[Row]:
+        """Returns what is booked of the payment, oldest first; requires its lock.
+
+        The same statement says whether the operation that may follow from the payment has a free
+        id, which is asked next.
+        """
+        if payment_id in self._movements:
+            return self._movements[payment_id]
+        following = self.derived_id("op", payment_id, "next", "0")
+        found = self._all(_MOVEMENTS, payment_id=payment_id, following=following)
+        if found[0]["is_following_free"]:
+            self._free_ids.add(following)
+        self._movements[payment_id] = [row for row in found if row["movement_id"]]
+        return self._movements[payment_id]
 
     def out_of_band_since(self, operation: Operation) -> Mapping[str, str]:
         """Describes, by id, what was booked out of band since this operation was recorded or last
@@ -157,22 +179,20 @@ class PaymentWrites(TransactionStatements):
         that does not carry this operation's id was not made by this service; except for what
         collects the expert's debt, which disturbs no operation of the payment.
         """
-        found = self._all(
-            "SELECT movement_id, movements.kind, movements.minor_units FROM movements "
-            "JOIN operations ON operations.operation_id = :operation_id "
-            "WHERE movements.payment_id = :payment_id "
-            "AND movements.operation_id <> :operation_id "
-            "AND movements.kind IN ('refund', 'transfer', 'reversal', 'fee_refund') "
-            "AND NOT EXISTS (SELECT FROM operations AS collection "
-            "WHERE collection.operation_id = movements.operation_id "
-            "AND collection.kind = 'collect_debt') "
-            "AND time > coalesce(resume_time, create_time) ORDER BY time, movement_id",
-            payment_id=operation.payment_id,
-            operation_id=operation.operation_id,
-        )
+        since = self._open_since.get(operation.operation_id)
+        if since is None:
+            since = self._one(
+                "SELECT coalesce(resume_time, create_time) AS since FROM operations "
+                "WHERE operation_id = :id",
+                id=operation.operation_id,
+            )["since"]
         return {
             row["movement_id"]: described(row["kind"], row["movement_id"], row["minor_units"])
-            for row in found
+            for row in self._movements_of(operation.payment_id)
+            if row["kind"] in _OUT_OF_BAND
+            and row["operation_id"] != operation.operation_id
+            and not row["collects_debt"]
+            and row["time"] > since
         }
 
     def add_movement(self, payment_id: str, movement: Movement) -> None:
@@ -180,7 +200,8 @@ class PaymentWrites(TransactionStatements):
 
         The primary key refuses a movement that is already booked.
         """
-        self._do(
+        self._movements.pop(payment_id, None)
+        self._later(
             "INSERT INTO movements (movement_id, payment_id, kind, minor_units, operation_id, "
             "transfer_id, time) VALUES (:movement_id, :payment_id, :kind, :minor_units, "
             ":operation_id, :transfer_id, now())",

@@ -6,7 +6,7 @@ import re
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import cached_property, lru_cache
 from typing import Any, Final, TypeAlias
 
@@ -39,6 +39,17 @@ def driver_text(sql: str) -> tuple[str, bool]:
     """
     text, names = _NAME.subn(r"%(\1)s", sql.replace("%", "%%"))
     return (text, True) if names else (sql, False)
+
+
+def locked(table: str, which: str) -> str:
+    """Returns a statement that locks rows, and tells the time at which they were locked.
+
+    The rows come from a step of their own, so that the time is read after any waiting for a lock.
+    """
+    return (
+        f"WITH locked AS MATERIALIZED (SELECT * FROM {table} WHERE {which} FOR UPDATE) "
+        "SELECT *, clock_timestamp() AS now FROM locked"
+    )
 
 
 class Statements:
@@ -132,16 +143,53 @@ class TransactionStatements(Statements):
         self._installation = installation or KnownInstallation()
         #: Whether the server has answered a statement of this transaction.
         self.has_begun = False
+        #: What is sent with the next statement: writes that return nothing.
+        self._waiting: list[bytes] = []
+        #: Ids of operations that this transaction has found to be free.
+        self._free_ids: set[str] = set()
+        #: Whether Stripe's events of so long ago may not be applied yet, where it was asked for.
+        self._behind: dict[timedelta, bool] = {}
+        #: The RPC of each claim that this transaction has taken or read.
+        self._claim_rpcs: dict[str, str] = {}
+        #: Since when movements beside an operation count, of each that this transaction has read.
+        self._open_since: dict[str, datetime] = {}
+        #: The movements of each payment, once they were read under its lock.
+        self._movements: dict[str, list[Row]] = {}
+        #: The experts that this transaction has locked.
+        self._locked_experts: set[str] = set()
+        #: The database's time at the newest statement that has told it.
+        self._told: datetime | None = None
         #: This process's own clock (seconds), read before the transaction began.
         self.clock = own_clock()
 
     def _execute(self, sql: str, values: Mapping[str, Any]) -> None:
-        if self.has_begun:
+        if self.has_begun and not self._waiting:
             super()._execute(sql, values)
             return
-        text, takes_values = driver_text(sql)
-        self._cursor.execute(f"BEGIN;{text}", values if takes_values else None)
+        self._send([*self._waiting, self._whole(sql, values)])
+
+    def _later(self, sql: str, **values: Any) -> None:
+        """Sends a write with the next statement, or before COMMIT: it saves a round trip.
+
+        If it fails, that statement raises, as this one would have.
+        """
+        self._waiting.append(self._whole(sql, values))
+
+    def flush(self) -> None:
+        """Sends the writes that still wait."""
+        if self._waiting:
+            self._send(self._waiting)
+
+    def _send(self, statements: Sequence[bytes]) -> None:
+        self._waiting = []
+        first = () if self.has_begun else (b"BEGIN",)
+        self._cursor.execute(b";".join((*first, *statements)))
         self.has_begun = True
+
+    def _whole(self, sql: str, values: Mapping[str, Any]) -> bytes:
+        """Returns the statement with its values in it, as the driver sends it."""
+        text, takes_values = driver_text(sql)
+        return self._cursor.mogrify(text, values if takes_values else None)
 
     def commit(self) -> None:
         """Commits. Raises before a COMMIT that PostgreSQL would turn into a ROLLBACK silently."""
@@ -154,11 +202,12 @@ class TransactionStatements(Statements):
     def now(self) -> datetime:
         """Returns the database's time. Replicas may have different clocks; there is one database.
 
-        It is read on first use, which is after the payment is locked, and not when the
-        transaction began. So the events of a payment never go back in time.
+        It is of first use, which is after the payment is locked, and not of when the transaction
+        began. So the events of a payment never go back in time. The statements that lock tell it.
         """
-        now: datetime = self._one("SELECT clock_timestamp() AS now")["now"]
-        return now
+        if self._told is None:
+            self._told = self._one("SELECT clock_timestamp() AS now")["now"]
+        return self._told
 
     @property
     def installation_id(self) -> str:
