@@ -268,6 +268,22 @@ async def test_a_phase_finds_its_connection_dead_and_runs_on_another_one(
         await asyncio.to_thread(database.close)
 
 
+async def test_a_table_that_a_migration_changes_disturbs_no_prepared_statement(
+    world: World, as_superuser: Callable[..., int]
+) -> None:
+    expert = await world.expert()
+    # By the last one the statements are prepared on most connections.
+    *_, payment = [await world.escrowed(expert) for _ in range(8)]
+    await world.settle_down()
+    as_superuser(world, "ALTER TABLE payments ADD COLUMN later text NOT NULL DEFAULT ''")
+    as_superuser(world, "ALTER TABLE operations ADD COLUMN later text NOT NULL DEFAULT ''")
+    for _ in range(4):
+        assert (await world.get(payment.payment_id)).payment_id == payment.payment_id
+    assert (await world.capture(payment.payment_id)).state == CAPTURED
+    await world.captured(expert)
+    await check_books(world)
+
+
 async def test_reads_survive_killed_sessions(
     world: World, as_superuser: Callable[..., int]
 ) -> None:

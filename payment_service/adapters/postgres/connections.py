@@ -12,12 +12,11 @@ from collections.abc import Mapping
 from typing import Any, Final, TypeAlias
 
 import psycopg2
-from psycopg2 import extensions
 
 from payment_service.adapters.postgres.limits import OPTIONS
+from payment_service.adapters.postgres.prepared import PreparingConnection
 
-Connection: TypeAlias = extensions.connection
-Cursor: TypeAlias = extensions.cursor
+Connection: TypeAlias = PreparingConnection
 
 #: A connection that is older is replaced, so that a balancer's new servers get their share.
 _LIFE_SECONDS: Final = 1800.0
@@ -38,11 +37,14 @@ def plain_url(url: str) -> str:
 def connect(url: str, *, limits: bool = True) -> Connection:
     """Opens a connection in which a statement is committed, unless a transaction was begun.
 
-    ``limits=False`` does not ask for the limits of statements and locks: a pooler refuses to be
-    asked.
+    ``limits=False`` does not ask for the limits of statements and locks, and prepares nothing: a
+    pooler refuses the one and loses the other.
     """
     asked = {**_CONNECT, "options": OPTIONS} if limits else _CONNECT
-    connection: Connection = psycopg2.connect(plain_url(url), **asked)
+    connection: Connection = psycopg2.connect(
+        plain_url(url), connection_factory=PreparingConnection, **asked
+    )
+    connection.prepares = limits
     connection.autocommit = True
     return connection
 

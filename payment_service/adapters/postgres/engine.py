@@ -47,6 +47,10 @@ log = structlog.get_logger(__name__)
 
 #: Serialization failure, deadlock, lock timeout: nothing was written, so the phase may run again.
 _RETRYABLE_SQLSTATES: Final = frozenset({"40001", "40P01", "55P03"})
+#: A migration has changed a table since a statement was prepared, or the server has forgotten the
+#: statement. A new connection has none, and nothing was written either.
+_STALE_SQLSTATES: Final = frozenset({"0A000", "26000"})
+_DEAD: Final = (OperationalError, InterfaceError)
 _PHASE_TRIES: Final = 4
 _DEFAULT_POLICY: Final = Policy()
 
@@ -115,11 +119,14 @@ class SqlDatabase:
     async def _admitted(
         self, places: asyncio.Semaphore, pool: ThreadPoolExecutor, work: Callable[[], T]
     ) -> T:
-        try:
-            async with asyncio.timeout(self._admission_seconds):
-                await places.acquire()
-        except TimeoutError:
-            raise database_unavailable() from None
+        if places.locked():
+            try:
+                async with asyncio.timeout(self._admission_seconds):
+                    await places.acquire()
+            except TimeoutError:
+                raise database_unavailable() from None
+        else:
+            await places.acquire()  # At once.
         future = asyncio.get_running_loop().run_in_executor(pool, work)
         # The place is free when the thread is, even if the caller was cancelled before.
         future.add_done_callback(lambda _: places.release())
@@ -131,6 +138,9 @@ class SqlDatabase:
                 return self._run_once(phase, name)
             except Error as error:
                 state = sqlstate(error)
+                if state in _STALE_SQLSTATES and tried < _PHASE_TRIES:
+                    self._write_connections.drop()
+                    continue
                 if state in _RETRYABLE_SQLSTATES and tried < _PHASE_TRIES:
                     log.info("phase_retried", phase=name, sqlstate=state, tried=tried)
                     time.sleep(random.uniform(0, 0.02 * 2**tried))  # noqa: S311 - jitter
@@ -156,6 +166,7 @@ class SqlDatabase:
             tx.flush()
             self._on_phase(name, "uncommitted")
             tx.commit()
+            tx.connection.prepare()
         except BaseException:
             self._give_back(tx.connection)
             raise
@@ -198,8 +209,13 @@ class SqlDatabase:
     def _run_query(self, query: Callable[[SqlReader], T]) -> T:
         for tried in (1, 2):
             try:
-                return query(SqlReader(self._read_connections.mine()))
-            except (OperationalError, InterfaceError) as error:
+                connection = self._read_connections.mine()
+                found = query(SqlReader(connection))
+                connection.prepare()
+                return found
+            except Error as error:
+                if not isinstance(error, _DEAD) and sqlstate(error) not in _STALE_SQLSTATES:
+                    raise
                 # The first call after a restart of the database fails. Reads may be repeated.
                 self._read_connections.drop()
                 if tried == 2 or sqlstate(error) == "57014":

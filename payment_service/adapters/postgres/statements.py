@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from functools import cached_property, lru_cache
-from typing import Any, Final, TypeAlias
+from functools import cached_property
+from typing import Any, TypeAlias
 
 from psycopg2.extensions import TRANSACTION_STATUS_INERROR
 
@@ -19,9 +18,6 @@ from payment_service.domain.ids import derived_id
 #: One row, by the names of its columns.
 Row: TypeAlias = Mapping[str, Any]
 
-#: A value's name in a statement: `:name`, but not `::type`.
-_NAME: Final = re.compile(r"(?<![:\w]):(\w+)(?!:)")
-
 
 class NotOneRow(RuntimeError):
     """A bug: a statement that must return one row has returned none or several."""
@@ -29,16 +25,6 @@ class NotOneRow(RuntimeError):
 
 class SwallowedError(RuntimeError):
     """A bug: a phase continued after a failed statement, so its commit would roll back."""
-
-
-@lru_cache(maxsize=512)
-def driver_text(sql: str) -> tuple[str, bool]:
-    """Returns a statement as the driver expects it, and whether it takes values.
-
-    Each text is converted once; there are a few dozen.
-    """
-    text, names = _NAME.subn(r"%(\1)s", sql.replace("%", "%%"))
-    return (text, True) if names else (sql, False)
 
 
 def locked(table: str, which: str) -> str:
@@ -60,7 +46,7 @@ class Statements:
         self._cursor = connection.cursor()
 
     def _execute(self, sql: str, values: Mapping[str, Any]) -> None:
-        text, takes_values = driver_text(sql)
+        text, takes_values = self.connection.text_of(sql, values)
         self._cursor.execute(text, values if takes_values else None)
 
     def _rows(self) -> list[Row]:
@@ -188,7 +174,7 @@ class TransactionStatements(Statements):
 
     def _whole(self, sql: str, values: Mapping[str, Any]) -> bytes:
         """Returns the statement with its values in it, as the driver sends it."""
-        text, takes_values = driver_text(sql)
+        text, takes_values = self.connection.text_of(sql, values)
         return self._cursor.mogrify(text, values if takes_values else None)
 
     def commit(self) -> None:
