@@ -122,6 +122,10 @@ class DiscrepancyKind(StrEnum):
         "invariant_expert_postings_sum_to_zero",
         ClosesWhen.INVARIANT_HOLDS,
     )
+    ADJUSTMENTS_ARE_AS_APPROVED = (
+        "invariant_adjustments_are_as_approved",
+        ClosesWhen.INVARIANT_HOLDS,
+    )
     PAYOUT_HAS_ITS_POSTINGS = "invariant_payout_has_its_postings", ClosesWhen.INVARIANT_HOLDS
 
     @property

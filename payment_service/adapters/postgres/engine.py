@@ -30,6 +30,7 @@ from payment_service.adapters.postgres.clock import own_clock
 from payment_service.adapters.postgres.connections import Connection, Connections, plain_url
 from payment_service.adapters.postgres.limits import missing_limits
 from payment_service.adapters.postgres.reader import SqlReader
+from payment_service.adapters.postgres.roles import read_role
 from payment_service.adapters.postgres.schema import (
     EXPECTED_REVISION,
     stored_schema,
@@ -37,6 +38,7 @@ from payment_service.adapters.postgres.schema import (
 from payment_service.adapters.postgres.statements import KnownInstallation
 from payment_service.adapters.postgres.transaction import SqlTransaction
 from payment_service.domain.audit_trail import WRITER
+from payment_service.domain.database_check import RoleFacts
 from payment_service.domain.errors import Busy, Unavailable, database_unavailable
 from payment_service.domain.ports.policy import Policy
 
@@ -73,6 +75,8 @@ class SqlDatabase:
         admission_seconds: float = 2.0,
         pooled: bool = False,
         direct_url: str = "",
+        guarded: bool = False,
+        beside: SqlDatabase | None = None,
         on_record: Callable[[SqlTransaction], None] | None = None,
         on_phase: Callable[[str, str], None] | None = None,
     ) -> None:
@@ -88,7 +92,14 @@ class SqlDatabase:
         self._write_places = asyncio.Semaphore(write_threads)
         self._read_places = asyncio.Semaphore(read_threads)
         self._admission_seconds = admission_seconds
+        #: The database whose readiness counts for this one, too, and which closes this one.
+        self._beside = beside
+        self._others: list[SqlDatabase] = []
+        if beside is not None:
+            beside._others.append(self)
         self._readiness: _Readiness | None = None
+        #: Whether a role that could rewrite the books is refused.
+        self._guarded = guarded
         self._installation = KnownInstallation()
         self._on_record = on_record
         #: Called with a phase's name and moment (before, uncommitted, after). For tests.
@@ -229,7 +240,7 @@ class SqlDatabase:
         A newer schema is accepted: replicas of the former release run until they are replaced.
         """
         try:
-            now = await self.read(_readiness)
+            now = await self.read(_readiness, guarded=self._guarded)
         except Unavailable:
             return False
         if now != self._readiness:
@@ -240,7 +251,13 @@ class SqlDatabase:
     @property
     def is_superseded(self) -> bool:
         """Returns whether a newer release has taken over: this one may not write any more."""
+        if self._beside is not None:
+            return self._beside.is_superseded
         return self._readiness is not None and not self._readiness.may_write
+
+    async def role(self) -> RoleFacts:
+        """Returns what the service's role is, and may do. Raises :class:`Unavailable`."""
+        return await self.read(lambda reader: read_role(reader.connection))
 
     async def installation_id(self) -> str:
         """Returns the id of this database. It is read once: it never changes."""
@@ -263,6 +280,8 @@ class SqlDatabase:
 
     def close(self) -> None:
         """Waits for running phases and reads, then closes every connection."""
+        for other in self._others:
+            other.close()
         self._writers.shutdown(wait=True)
         self._readers.shutdown(wait=True)
         self._write_connections.close()
@@ -282,11 +301,14 @@ class _Readiness:
     #: The limits of a session that are not in force.
     missing_limits: str
     minimum_writer: int
+    #: Why the service's role is refused, or "".
+    role_refusal: str
 
     @property
     def is_ready(self) -> bool:
         migrated = self.revision >= EXPECTED_REVISION
-        return self.takes_writes and migrated and not self.missing_limits and self.may_write
+        wrong = self.missing_limits or self.role_refusal
+        return self.takes_writes and migrated and self.may_write and not wrong
 
     @property
     def may_write(self) -> bool:
@@ -309,22 +331,26 @@ class _Readiness:
                 minimum=self.minimum_writer,
                 remedy="end this replica: a newer release has taken over",
             )
+        if self.role_refusal:
+            log.error("database_role_refused", why=self.role_refusal)
         if self.missing_limits:
             log.error(
                 "database_limits_missing",
                 missing=self.missing_limits,
-                remedy="a pooler drops them: set DATABASE_POOLER=transaction, run as the "
-                "service's role: python -m payment_service migrate, then RECONNECT at the pooler",
+                remedy="a pooler drops them: set DATABASE_POOLER=transaction, run "
+                "python -m payment_service migrate, then RECONNECT at the pooler",
             )
 
 
-def _readiness(reader: SqlReader) -> _Readiness:
+def _readiness(reader: SqlReader, *, guarded: bool) -> _Readiness:
     sql = "SELECT NOT pg_is_in_recovery() AND NOT current_setting('transaction_read_only')::bool"
     with reader.connection.cursor() as cursor:
         cursor.execute(sql)
         ((takes_writes,),) = cursor.fetchall()
         revision, writer = stored_schema(cursor)
-        return _Readiness(bool(takes_writes), revision, missing_limits(cursor), writer)
+        missing = missing_limits(cursor)
+    refusal = read_role(reader.connection).refusal if guarded else ""
+    return _Readiness(bool(takes_writes), revision, missing, writer, refusal)
 
 
 def _installation_id(reader: SqlReader) -> str:

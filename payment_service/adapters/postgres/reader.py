@@ -5,6 +5,7 @@ One small class for each aggregate, in the module of the same name.
 
 from __future__ import annotations
 
+from payment_service.adapters.postgres.adjustments import AdjustmentReads
 from payment_service.adapters.postgres.claims import ClaimReads
 from payment_service.adapters.postgres.debts import DebtReads
 from payment_service.adapters.postgres.discrepancies import DiscrepancyReads
@@ -33,6 +34,7 @@ class SqlReader(
     JobReads,
     LedgerReads,
     ReportReads,
+    AdjustmentReads,
 ):
     """Reads on one connection.
 

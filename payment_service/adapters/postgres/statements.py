@@ -7,13 +7,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from psycopg2.extensions import TRANSACTION_STATUS_INERROR
 
 from payment_service.adapters.postgres.clock import own_clock
 from payment_service.adapters.postgres.connections import Connection
 from payment_service.domain.ids import derived_id
+
+#: The payments that a user is a party to; '' stands for everybody's.
+PARTY: Final = "(:of_user = '' OR client_id = :of_user OR expert_id = :of_user)"
 
 #: One row, by the names of its columns.
 Row: TypeAlias = Mapping[str, Any]
