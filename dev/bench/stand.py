@@ -66,7 +66,8 @@ async def started(say: Say) -> AsyncIterator[Stand]:
         await asyncio.to_thread(stack.start)
         assert stack.postgres is not None
         backends = Backends(stack.postgres.admin_url())
-        bare_url = stack.postgres.create_database(BARE)
+        stack.postgres.create_database(BARE)
+        bare_url = stack.postgres.owner_url(BARE)
         canned_port, bare_port = first_free_port(1), first_free_port(1)
         with (
             _process("dev.bench.canned", f"--port={canned_port}", port=canned_port),

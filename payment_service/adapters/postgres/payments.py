@@ -62,7 +62,7 @@ _RECORD: Final = (
 )
 
 
-#: The movements of a payment; without any, one row of which only the last column has a value.
+#: The movements of a payment; without any, one row with nothing but the last column.
 _MOVEMENTS: Final = """
 SELECT movements.*, coalesce(operations.kind = 'collect_debt', false) AS collects_debt,
     NOT EXISTS (SELECT FROM operations WHERE operation_id = :following) AS is_following_free
@@ -99,7 +99,7 @@ class PaymentWrites(TransactionStatements):
         )
         if row is None:
             return None
-        self._told = row["now"]
+        self._database_time = row["now"]
         self._heads[payment_id] = bytes(row["head_hash"])
         return rows.payment_of(row)
 

@@ -83,7 +83,7 @@ class PreparingConnection(extensions.connection):
             text, names = driver_text(sql)
             number = itertools.count(1)
             body = _NAME.sub(lambda _, n=number: f"${next(n)}", sql)  # type: ignore[misc]
-            # A name stands for one text and its types, whoever prepares it.
+            # A name stands for one text and its types, for all connections.
             name = "s_" + hashlib.sha256(repr(key).encode()).hexdigest()[:24]
             execute = f"EXECUTE {name} ({', '.join(f'%({one})s' for one in names)})"
             try:

@@ -146,8 +146,8 @@ class TransactionStatements(Statements):
         self._movements: dict[str, list[Row]] = {}
         #: The experts that this transaction has locked.
         self._locked_experts: set[str] = set()
-        #: The database's time at the newest statement that has told it.
-        self._told: datetime | None = None
+        #: The database's time at the newest statement that returned it.
+        self._database_time: datetime | None = None
         #: This process's own clock (seconds), read before the transaction began.
         self.clock = own_clock()
 
@@ -194,9 +194,9 @@ class TransactionStatements(Statements):
         It is of first use, which is after the payment is locked, and not of when the transaction
         began. So the events of a payment never go back in time. The statements that lock tell it.
         """
-        if self._told is None:
-            self._told = self._one("SELECT clock_timestamp() AS now")["now"]
-        return self._told
+        if self._database_time is None:
+            self._database_time = self._one("SELECT clock_timestamp() AS now")["now"]
+        return self._database_time
 
     @property
     def installation_id(self) -> str:
