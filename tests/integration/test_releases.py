@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
+from dev.postgres import owner_url
 from marketplace.payments.v1 import operations_pb2
 from payment_service.adapters.postgres.engine import SqlDatabase
 from payment_service.adapters.postgres.transaction import SqlTransaction
@@ -67,7 +68,8 @@ async def test_a_field_that_the_writer_knew_is_still_vouched_for(
 
 
 async def test_a_release_that_is_too_old_writes_nothing(database_url: str) -> None:
-    database = SqlDatabase(database_url, write_threads=1, read_threads=1)
+    # Only a migration raises it, as the owner of the tables.
+    database = SqlDatabase(owner_url(database_url), write_threads=1, read_threads=1)
 
     def raise_minimum(tx: SqlTransaction) -> None:
         tx._do("UPDATE releases SET minimum_writer = 1000")
