@@ -60,8 +60,9 @@ async def started(say: Say) -> AsyncIterator[Stand]:
     await asyncio.to_thread(directory.chmod, 0o711)  # PostgreSQL's user must be able to enter it
     say("starting the stack and the bare handlers")
     settings = StackSettings.on_free_ports(directory / "data")
-    # One caller is all the load there is, so no quota of a caller may bound it.
-    stack = Stack(replace(settings, environment={**settings.environment, "MONEY_RATE": "0"}))
+    # One caller is all the load there is. Asked is what is carried, not what is admitted.
+    limits = {"MONEY_RATE": "0", "MONEY_CALLS": "1024"}
+    stack = Stack(replace(settings, environment={**settings.environment, **limits}))
     try:
         await asyncio.to_thread(stack.start)
         assert stack.postgres is not None
@@ -82,7 +83,9 @@ async def started(say: Say) -> AsyncIterator[Stand]:
         ):
             async with (
                 aiohttp.ClientSession() as web,
-                connect(*stack.settings.grpc_addresses) as channel,
+                connect(
+                    *stack.settings.grpc_addresses, tls=stack.access.tls, token=stack.access.token
+                ) as channel,
                 grpc.aio.insecure_channel(f"127.0.0.1:{bare_port}") as bare_channel,
             ):
                 yield Stand(
