@@ -30,7 +30,7 @@ SECONDS ?= 30
 SEEDS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo bench test test-proofs coverage prove chaos mutants lint format stubs breaking migrate smoke-stripe lock sbom audit client-wheel reset clean
+.PHONY: help run demo bench bench-quick test test-proofs coverage prove chaos mutants lint format stubs breaking migrate smoke-stripe lock sbom audit client-wheel reset clean
 
 help: ## list these targets
 	@awk 'BEGIN { FS = ":.*## " } /^##@ / { printf "\n%s\n", substr($$0, 5) } \
@@ -67,8 +67,10 @@ chaos: $(READY) ## kill, pause and deceive real processes, then check every prom
 	@$(RUN) -m chaos run --seed $(SEED) --seconds $(SECONDS) --seeds $(SEEDS)
 mutants: $(CHECKS) ## put bugs into copies of the tree: the chaos and its tests must find each
 	@$(RUN) -m chaos mutants
-bench: $(READY) ## measure what one worker carries while Stripe is slow; takes about a minute
+bench: $(CHECKS) ## measure what a call costs and what one worker carries; writes docs/performance; 6 minutes
 	@$(RUN) -m dev bench
+bench-quick: $(CHECKS) ## compare what a call costs with docs/performance; fails if a call costs a third more
+	@$(RUN) -m dev bench --quick
 smoke-stripe: $(READY) ## run the demo against Stripe's own test mode (needs test keys in the environment)
 	@$(RUN) -m dev smoke-stripe
 

@@ -11,7 +11,6 @@ from typing import Annotated
 
 import typer
 
-from dev.bench import bench
 from dev.console import Lines, summarize
 from dev.demo import Ending, Failed, demo, smoke_stripe
 from dev.guard import Guard
@@ -68,11 +67,13 @@ def run_smoke_stripe() -> None:
 
 @app.command("bench")
 def run_bench(
-    at_once: Annotated[int, typer.Option(min=1, max=512, help="Calls in flight.")] = 128,
-    latency_ms: Annotated[int, typer.Option(min=0, max=5000, help="Of every Stripe call.")] = 300,
+    quick: Annotated[bool, typer.Option(help="Compare with the figures that are kept.")] = False,
 ) -> None:
-    """Load one worker while Stripe is slow, for less than a minute, and print what it carries."""
-    _report(Lines, lambda: bench(at_once=at_once, latency_ms=latency_ms))
+    """Measure what a call costs, side by side with bare handlers."""
+    # It needs what only tests and checks need, too.
+    from dev.bench.command import bench  # noqa: PLC0415
+
+    _report(Lines, lambda: bench(quick=quick))
 
 
 def _walk(walk: Callable[[Ending], None]) -> None:

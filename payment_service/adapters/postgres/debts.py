@@ -56,7 +56,9 @@ class DebtWrites(TransactionStatements):
         so that no two operations take the same debt. What takes it is booked without that lock, so
         the debt and all that reserves it are read by one statement.
         """
-        self._maybe("SELECT FROM experts WHERE expert_id = :id FOR UPDATE", id=expert_id)
+        if expert_id not in self._locked_experts:
+            self._maybe("SELECT FROM experts WHERE expert_id = :id FOR UPDATE", id=expert_id)
+            self._locked_experts.add(expert_id)
         row = self._one(
             "SELECT (SELECT coalesce(sum(minor_units), 0) FROM postings "
             "WHERE account = :account AND currency = :currency) "

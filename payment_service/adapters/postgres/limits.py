@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from sqlalchemy import Connection, text
+from psycopg2 import extensions
 
 #: The settings of a session, in PostgreSQL's own names.
 LIMITS: Final[Mapping[str, str]] = {
@@ -20,13 +20,15 @@ LIMITS: Final[Mapping[str, str]] = {
 }
 #: The same as the ``options`` of a connection.
 OPTIONS: Final = " ".join(f"-c {name}={value}" for name, value in LIMITS.items())
-_MISSING: Final = text(
+_MISSING: Final = (
     "SELECT coalesce(string_agg(name, ', ' ORDER BY name), '') FROM pg_settings "
     "WHERE setting = '0' AND name IN "
     "('statement_timeout', 'lock_timeout', 'idle_in_transaction_session_timeout')"
 )
 
 
-def missing_limits(connection: Connection) -> str:
+def missing_limits(cursor: extensions.cursor) -> str:
     """Returns the names of the limits that are not in force, or ""."""
-    return str(connection.execute(_MISSING).scalar_one())
+    cursor.execute(_MISSING)
+    ((missing,),) = cursor.fetchall()
+    return str(missing)

@@ -32,6 +32,14 @@ _REPLACED: Final = (
 )
 
 
+#: Whether Stripe's events of before ``limit`` ago may not be applied yet.
+BEHIND_STRIPE: Final = (
+    "(EXISTS (SELECT FROM event_cursors WHERE scope = 'platform' AND seen_until < now() - :limit) "
+    "OR EXISTS (SELECT FROM webhook_events WHERE state = 'WAITING' "
+    "AND create_time < now() - :limit))"
+)
+
+
 class PollingWrites(TransactionStatements):
     """Chooses what is polled next, and stores how far it was read."""
 
@@ -48,13 +56,10 @@ class PollingWrites(TransactionStatements):
 
         So it is after a long outage, and after the restore of an older backup.
         """
-        row = self._one(
-            "SELECT EXISTS (SELECT FROM event_cursors WHERE scope = 'platform' "
-            "AND seen_until < now() - :limit) OR EXISTS (SELECT FROM webhook_events "
-            "WHERE state = 'WAITING' AND create_time < now() - :limit) AS behind",
-            limit=limit,
-        )
-        return bool(row["behind"])
+        if limit not in self._behind:
+            row = self._one(f"SELECT {BEHIND_STRIPE} AS is_behind", limit=limit)
+            self._behind[limit] = row["is_behind"]
+        return self._behind[limit]
 
     def lease_event_cursors(
         self, seconds: float, limit: int, *, paid_out: bool = False

@@ -6,11 +6,9 @@ from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Final
 
-from sqlalchemy import RowMapping
-
 from payment_service.adapters.postgres.invariants import INVARIANTS
 from payment_service.adapters.postgres.rows import payment_of, schedule_of
-from payment_service.adapters.postgres.statements import Statements
+from payment_service.adapters.postgres.statements import Row, Statements
 from payment_service.domain.discrepancies import DiscrepancyKind
 from payment_service.domain.ledger import Posting
 from payment_service.domain.ports.records import (
@@ -245,7 +243,7 @@ class ReportReads(Statements):
         }
 
 
-def _trail_of(row: RowMapping) -> Trail:
+def _trail_of(row: Row) -> Trail:
     """Returns one row of ``_TRAILS`` as a value of the domain."""
     payment = payment_of(row)
     return Trail(

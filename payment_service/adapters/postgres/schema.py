@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-from sqlalchemy import Connection, text
+from psycopg2 import extensions
 
 MIGRATIONS: Final = Path(__file__).parents[2] / "migrations"
 #: The name of a migration begins with its revision; the newest has the highest.
@@ -17,18 +17,20 @@ EXPECTED_REVISION: Final = max(
 )
 
 
-_TABLES: Final = text(
+_TABLES: Final = (
     "SELECT to_regclass('alembic_version') IS NOT NULL, to_regclass('releases') IS NOT NULL"
 )
 
 
-def stored_schema(connection: Connection) -> tuple[str, int]:
+def stored_schema(cursor: extensions.cursor) -> tuple[str, int]:
     """Returns the revision of the database's schema, and the oldest writer that may still write.
 
     "" and 0 if the database is not migrated.
     """
-    has_revision, has_writer = connection.execute(_TABLES).one()
+    cursor.execute(_TABLES)
+    ((has_revision, has_writer),) = cursor.fetchall()
     revision = "(SELECT max(version_num) FROM alembic_version)" if has_revision else "NULL"
     writer = "(SELECT minimum_writer FROM releases)" if has_writer else "0"
-    stored = connection.execute(text(f"SELECT coalesce({revision}, ''), {writer}")).one()
-    return str(stored[0]), int(stored[1])
+    cursor.execute(f"SELECT coalesce({revision}, ''), {writer}")
+    ((stored, minimum),) = cursor.fetchall()
+    return str(stored), int(minimum)
