@@ -139,6 +139,23 @@ class Bench:
                 await asyncio.sleep(0.002)
         return len(self._made)
 
+    async def captured(self) -> payments_pb2.Payment:
+        """Returns a payment that was initiated, confirmed and captured."""
+        await self._initiate()
+        self._made = self._made[-1:]
+        await self.authorize()
+        payment = self._made[-1]
+        await self._capture()
+        return payment
+
+    async def few(self, payments: int) -> None:
+        """Takes so many payments through their lives: initiated, confirmed, captured."""
+        for _ in range(payments):
+            await self._initiate()
+        await self.authorize()
+        for _ in range(len(self._made)):
+            await self._capture()
+
     async def captures(self, at_once: int) -> Figures:
         figures = Figures("CapturePayment")
         end = time.monotonic() + _LOAD_SECONDS

@@ -122,6 +122,7 @@ class DiscrepancyKind(StrEnum):
         "invariant_expert_postings_sum_to_zero",
         ClosesWhen.INVARIANT_HOLDS,
     )
+    BALANCES_EQUAL_POSTINGS = "invariant_balances_equal_postings", ClosesWhen.INVARIANT_HOLDS
     PAYOUT_HAS_ITS_POSTINGS = "invariant_payout_has_its_postings", ClosesWhen.INVARIANT_HOLDS
 
     @property

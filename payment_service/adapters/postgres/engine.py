@@ -23,9 +23,9 @@ import structlog
 from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
 
-from payment_service.adapters.postgres import feed
+from payment_service.adapters.postgres import agenda, feed
 from payment_service.adapters.postgres.clock import own_clock
-from payment_service.adapters.postgres.limits import OPTIONS, missing_limits
+from payment_service.adapters.postgres.limits import MISSING_LIMITS, OPTIONS
 from payment_service.adapters.postgres.reader import SqlReader
 from payment_service.adapters.postgres.schema import (
     EXPECTED_REVISION,
@@ -47,6 +47,9 @@ _RETRYABLE_SQLSTATES: Final = frozenset({"40001", "40P01", "55P03"})
 _PHASE_TRIES: Final = 4
 _TRANSACTION_STATUS_INERROR: Final = 3
 _DEFAULT_POLICY: Final = Policy()
+_TAKES_WRITES: Final = (
+    "NOT pg_is_in_recovery() AND NOT CAST(current_setting('transaction_read_only') AS bool)"
+)
 
 
 class SwallowedError(RuntimeError):
@@ -255,7 +258,8 @@ class SqlDatabase:
         A newer schema is accepted: replicas of the former release run until they are replaced.
         """
         try:
-            now = await self.read(_readiness)
+            migrated = self._readiness is not None and self._readiness.is_ready
+            now = await self.read(_readiness, migrated=migrated)
         except Unavailable:
             return False
         if now != self._readiness:
@@ -274,14 +278,19 @@ class SqlDatabase:
             self._installation.installation_id = await self.read(_installation_id)
         return self._installation.installation_id
 
-    async def listen(self, hear: Callable[[int], None]) -> None:
+    async def listen(self, hear: Callable[[int], None], rest: Callable[[], None]) -> None:
         """Calls ``hear`` with every announced position of the feed, until it is cancelled.
 
-        Without a direct connection nothing is announced, and the feed is polled.
+        Calls ``rest`` when a replica has read the agenda. Without a direct connection nothing is
+        announced: each replica reads the agenda, which shows the feed's position, for itself.
         """
         if not self._listen_url:
             await asyncio.Event().wait()
-        await feed.listen(plain_url(self._listen_url), hear)
+        channels = {
+            feed.CHANNEL: feed.position_heard(hear),
+            agenda.CHANNEL: lambda _: rest(),
+        }
+        await feed.listen(plain_url(self._listen_url), channels)
 
     def clock(self) -> float:
         """Returns seconds by the process's own clock; see `clock.own_clock`."""
@@ -342,11 +351,10 @@ class _Readiness:
             )
 
 
-def _readiness(reader: SqlReader) -> _Readiness:
-    sql = "SELECT NOT pg_is_in_recovery() AND NOT current_setting('transaction_read_only')::bool"
-    takes_writes = bool(reader.connection.execute(text(sql)).scalar_one())
-    revision, writer = stored_schema(reader.connection)
-    return _Readiness(takes_writes, revision, missing_limits(reader.connection), writer)
+def _readiness(reader: SqlReader, *, migrated: bool) -> _Readiness:
+    stored = stored_schema(reader.connection, _TAKES_WRITES, MISSING_LIMITS, migrated=migrated)
+    revision, writer, takes_writes, missing = stored
+    return _Readiness(bool(takes_writes), str(revision), str(missing), int(writer))
 
 
 def _installation_id(reader: SqlReader) -> str:

@@ -120,13 +120,20 @@ _OWNERLESS: Final = " UNION ".join(
     "(SELECT FROM payments p WHERE p.payment_id = r.payment_id) AND r.payment_id IS NOT NULL"
     for table, time in _BELONGINGS.items()
 )
-#: Invariants of experts' postings, which belong to no payment. They are checked only when all
-#: payments are checked, and a violation has no payment id.
+#: Invariants of balances and of experts' postings, which belong to no payment. They are checked
+#: only when all payments are checked, and a violation has no payment id.
 _OF_PAYOUTS: Final[dict[DiscrepancyKind, str]] = {
     DiscrepancyKind.EXPERT_POSTINGS_SUM_TO_ZERO: (
         "SELECT DISTINCT '' AS payment_id FROM postings WHERE :payment_id = '' AND expert_id IN "
         "(SELECT expert_id FROM payouts WHERE update_time >= :since) "
         "GROUP BY expert_id, sequence, currency HAVING sum(minor_units) <> 0"
+    ),
+    # Both sums have come to the same posting: the reconciliation has just made the second one.
+    DiscrepancyKind.BALANCES_EQUAL_POSTINGS: (
+        "SELECT '' AS payment_id FROM ledger_span WHERE :payment_id = '' AND :since IS NOT NULL "
+        "AND checked_until = folded_until AND (EXISTS "
+        "(SELECT FROM ledger_balances WHERE minor_units <> checked_units) OR EXISTS "
+        "(SELECT FROM ledger_families WHERE minor_units <> checked_units))"
     ),
     DiscrepancyKind.PAYOUT_HAS_ITS_POSTINGS: (
         "SELECT DISTINCT '' AS payment_id FROM payouts p LEFT JOIN postings l "

@@ -30,8 +30,7 @@ def migrate(engine: Engine, *, store_limits: bool = False) -> str:
         command.upgrade(config, "head")
         if store_limits:
             _store_limits(connection)
-        revision, _ = stored_schema(connection)
-        return revision
+        return str(stored_schema(connection)[0])
 
 
 def _store_limits(connection: Connection) -> None:

@@ -6,7 +6,7 @@ This module does not import Alembic, because that takes a quarter of a second at
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from sqlalchemy import Connection, text
 
@@ -22,13 +22,15 @@ _TABLES: Final = text(
 )
 
 
-def stored_schema(connection: Connection) -> tuple[str, int]:
-    """Returns the revision of the database's schema, and the oldest writer that may still write.
+def stored_schema(connection: Connection, *also: str, migrated: bool = False) -> tuple[Any, ...]:
+    """Returns the revision of the database's schema, the oldest writer that may still write, and
+    what these expressions say ``also``.
 
-    "" and 0 if the database is not migrated.
+    The first two are "" and 0 if the database is not migrated. If it is known to be ``migrated``,
+    this is one statement.
     """
-    has_revision, has_writer = connection.execute(_TABLES).one()
+    has_revision, has_writer = (True, True) if migrated else connection.execute(_TABLES).one()
     revision = "(SELECT max(version_num) FROM alembic_version)" if has_revision else "NULL"
     writer = "(SELECT minimum_writer FROM releases)" if has_writer else "0"
-    stored = connection.execute(text(f"SELECT coalesce({revision}, ''), {writer}")).one()
-    return str(stored[0]), int(stored[1])
+    stored = ", ".join((f"coalesce({revision}, '')", writer, *also))
+    return tuple(connection.execute(text(f"SELECT {stored}")).one())

@@ -6,6 +6,7 @@ connection and the time.
 
 from __future__ import annotations
 
+from payment_service.adapters.postgres.balances import BalanceWrites
 from payment_service.adapters.postgres.claims import ClaimWrites
 from payment_service.adapters.postgres.debts import DebtWrites
 from payment_service.adapters.postgres.discrepancies import DiscrepancyWrites
@@ -38,6 +39,7 @@ class SqlTransaction(
     FeedWrites,
     InstallationWrites,
     JobWrites,
+    BalanceWrites,
     PollingWrites,
     RetentionWrites,
     ErasureWrites,
