@@ -10,7 +10,8 @@ import psycopg2
 from dev.postgres import EmbeddedPostgres
 
 _LOGGED = re.compile(
-    rb"^<payment_service[^>]*>LOG:  duration: ([0-9.]+) ms  (?:statement|execute [^:]*): (.*)$",
+    rb"^<payment_service[^>]*>LOG:  duration: ([0-9.]+) ms  "
+    rb"(?:statement|execute [^:]*): (.*(?:\n(?!<).*)*)$",
     re.MULTILINE,
 )
 #: Values stand in the statements; without them, a statement is the same each time.

@@ -96,15 +96,17 @@ async def _watch(
     has found. A replica that can do nothing now, without Stripe or after a newer release has taken
     over, reads for itself only.
     """
+    pause = 0.0  # Work may have waited for this process to begin.
     while True:
         rests.clear()
-        pause = random.uniform(seconds / 2, seconds)  # noqa: S311 - jitter
         # Not `wait_for`: in Python 3.11 it can swallow a cancellation that comes with the wake-up,
         # and the process would never end.
         with suppress(TimeoutError):
             async with asyncio.timeout(pause):
                 await rests.wait()
-                continue
+        pause = random.uniform(seconds / 2, seconds)  # noqa: S311 - jitter
+        if rests.is_set():
+            continue
         try:
             works = not (app.stripe.is_unavailable or app.database.is_superseded)
             agenda = await app.database.read(_agenda, announced=works)

@@ -48,8 +48,8 @@ CREATE TABLE postings (
 );
 CREATE INDEX postings_by_payment ON postings (payment_id, posting_id);
 CREATE INDEX postings_by_expert ON postings (expert_id, posting_id) WHERE expert_id IS NOT NULL;
-CREATE INDEX postings_by_account ON postings (account, currency, posting_id)
-    INCLUDE (minor_units);
+CREATE INDEX postings_by_account ON postings (account, posting_id)
+    INCLUDE (currency, minor_units);
 CREATE INDEX postings_by_line ON postings (balance_transaction_id)
     WHERE balance_transaction_id <> '';
 CREATE INDEX postings_by_time ON postings (time);
@@ -85,7 +85,7 @@ CREATE TABLE ledger_balances (
     checked_units bigint NOT NULL DEFAULT 0,
     PRIMARY KEY (account, currency)
 );
-CREATE INDEX ledger_balances_in_doubt ON ledger_balances (account)
+CREATE INDEX ledger_balances_in_doubt ON ledger_balances ((minor_units - checked_units))
     WHERE minor_units <> checked_units;
 
 -- The same by the first part of the accounts' names: escrow, commission, stripe.
