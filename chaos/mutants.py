@@ -71,8 +71,8 @@ MUTANTS = (
         (
             Edit(
                 f"{_POSTGRES}/payments.py",
-                '"SELECT * FROM payments WHERE payment_id = :payment_id FOR UPDATE"',
-                '"SELECT * FROM payments WHERE payment_id = :payment_id"',
+                "WHERE payment_id = :payment_id AND {PARTY} FOR UPDATE",
+                "WHERE payment_id = :payment_id AND {PARTY}",
             ),
         ),
         "test_a_payment_is_locked_before_it_is_judged",
@@ -369,8 +369,8 @@ MUTANTS = (
         (
             Edit(
                 f"{_POSTGRES}/payments.py",
-                '"SELECT * FROM payments WHERE payment_id = :payment_id FOR UPDATE"',
-                '"SELECT * FROM payments WHERE payment_id = :payment_id"',
+                "WHERE payment_id = :payment_id AND {PARTY} FOR UPDATE",
+                "WHERE payment_id = :payment_id AND {PARTY}",
             ),
         ),
         "test_a_milestone_waits_until_the_one_before_is_judged",
@@ -536,7 +536,7 @@ MUTANTS = (
         (
             Edit(
                 f"{_POSTGRES}/claims.py",
-                'claim_id=self.derived_id("clm", cause.caller, cause.rpc, key),',
+                'claim_id=self.derived_id("clm", cause.caller, cause.act_for, cause.rpc, key),',
                 'claim_id=self.new_id("clm"),',
             ),
         ),

@@ -19,7 +19,7 @@ from dev.demo import Ending, Failed, demo, smoke_stripe
 from dev.guard import Guard
 from dev.lock import DirectoryInUseError, DirectoryLock
 from dev.ports import NoFreePortError
-from dev.postgres import EmbeddedPostgres
+from dev.postgres import SERVICE, EmbeddedPostgres
 from dev.programs import PostgresError
 from dev.settings import RefusedError, StackSettings
 from dev.stack import CancelledStartError, ChildFailedError, Stack
@@ -103,7 +103,7 @@ def _walk(walk: Callable[[Ending], None]) -> None:
 
 @app.command()
 def postgres() -> None:
-    """Start only the embedded PostgreSQL, and print its DATABASE_URL."""
+    """Start only the embedded PostgreSQL, and print its DATABASE_URL and that of migrations."""
     lines = Lines()
 
     def work() -> None:
@@ -112,7 +112,8 @@ def postgres() -> None:
         stop = threading.Event()
         _on_signals(stop.set)
         with EmbeddedPostgres(settings.data_dir / "postgres") as server:
-            lines.say(server.database_url)
+            lines.say(f"service     {server.database_url}")
+            lines.say(f"migrations  {server.owner_url()}  (with DATABASE_SERVICE_ROLE={SERVICE})")
             while server.running and not stop.wait(0.2):
                 pass
             if not server.running:

@@ -6,14 +6,14 @@
 What stands in the directory:
 
     cluster/        the data; made beside and renamed, so that it is whole or not there
-    password        of both roles below; readable by its owner only
+    password        of the roles below; readable by its owner only
     port            the one used last, asked for again first
     postgres.log    what the server said
     lock            held while somebody owns the directory
 
 Nobody gets in but by 127.0.0.1 and the password: there is no Unix socket (so no path can be too
-long for one) and no trusted user. Services connect as `payments`, which owns its databases and
-is no superuser; `postgres` is for the tests.
+long for one) and no trusted user. As in production, services connect as `payments`, which owns
+nothing, and migrations as `payments_owner`; `postgres`, the superuser, is for the tests.
 
 Under root the server runs as another user, which must be able to reach the directory. Where it
 cannot (anything below a closed home), the directory becomes a link to one that it can, and no
@@ -50,9 +50,14 @@ from dev.lock import DirectoryLock
 from dev.ports import first_free_port
 from dev.programs import Account, PostgresError, programs_for
 
-OWNER = "payments"
+SERVICE = "payments"
+OWNER = "payments_owner"
 DATABASE = "payments"
 
+#: For clusters from before the two roles, in which the services' role owned everything.
+_REASSIGN = sql.SQL("REASSIGN OWNED BY {} TO {}").format(
+    sql.Identifier(SERVICE), sql.Identifier(OWNER)
+)
 _READY_SECONDS = 60.0
 _LOG_BYTES_MAX = 5_000_000
 
@@ -227,9 +232,10 @@ class EmbeddedPostgres:
 
     @property
     def database_url(self) -> str:
+        """Returns the URL of the services' database, for their role."""
         return self.url(DATABASE)
 
-    def url(self, database: str, role: str = OWNER) -> str:
+    def url(self, database: str, role: str = SERVICE) -> str:
         return (
             f"postgresql://{role}:{quote(self._password)}@127.0.0.1:{self.port}/{quote(database)}"
         )
@@ -238,8 +244,20 @@ class EmbeddedPostgres:
         """Returns the superuser's URL, for tests that do what no service may do."""
         return self.url(database, role="postgres")
 
+    def owner_url(self, database: str = DATABASE) -> str:
+        """Returns the URL of the role that owns the databases, for migrations."""
+        return self.url(database, role=OWNER)
+
+    @property
+    def migrating(self) -> dict[str, str]:
+        """Returns the variables with which a migration runs as the owner."""
+        return {"DATABASE_URL": self.owner_url(), "DATABASE_SERVICE_ROLE": SERVICE}
+
     def create_database(self, name: str, template: str | None = None) -> str:
-        """Creates a database, empty or a copy of another one without connections."""
+        """Creates a database, empty or a copy of another one without connections.
+
+        Returns the URL for the services' role.
+        """
         statement = sql.SQL("CREATE DATABASE {} OWNER {} TEMPLATE {}").format(
             sql.Identifier(name), sql.Identifier(OWNER), sql.Identifier(template or "template1")
         )
@@ -312,24 +330,34 @@ class EmbeddedPostgres:
             return log.read().decode(errors="replace") or "it said nothing, and did not answer"
 
     def _ensure_database(self) -> None:
-        """Creates the role and the database of the services, if they are missing."""
+        """Creates the roles and the database of the services, if they are missing."""
         with contextlib.closing(psycopg2.connect(self.admin_url("postgres"))) as connection:
             connection.autocommit = True
             with connection.cursor() as cursor:
-                cursor.execute("SELECT FROM pg_roles WHERE rolname = %s", (OWNER,))
-                if not cursor.fetchall():
-                    role = sql.SQL("CREATE ROLE {} LOGIN CREATEDB PASSWORD {}")
-                    cursor.execute(role.format(sql.Identifier(OWNER), sql.Literal(self._password)))
+                for name in (SERVICE, OWNER):
+                    cursor.execute("SELECT FROM pg_roles WHERE rolname = %s", (name,))
+                    if not cursor.fetchall():
+                        role = sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}").format(
+                            sql.Identifier(name), sql.Literal(self._password)
+                        )
+                        cursor.execute(role)
                 cursor.execute("SELECT FROM pg_database WHERE datname = %s", (DATABASE,))
-                if cursor.fetchall():
-                    return
-        self.create_database(DATABASE)
+                exists = bool(cursor.fetchall())
+        if exists:
+            self._execute(_REASSIGN, DATABASE)
+        else:
+            self.create_database(DATABASE)
 
-    def _execute(self, statement: sql.Composable) -> None:
-        with contextlib.closing(psycopg2.connect(self.admin_url("postgres"))) as connection:
+    def _execute(self, statement: sql.Composable, database: str = "postgres") -> None:
+        with contextlib.closing(psycopg2.connect(self.admin_url(database))) as connection:
             connection.autocommit = True
             with connection.cursor() as cursor:
                 cursor.execute(statement)
+
+
+def owner_url(database_url: str) -> str:
+    """Returns the owner's URL of an embedded database whose URL for the services is given."""
+    return database_url.replace(f"://{SERVICE}:", f"://{OWNER}:", 1)
 
 
 def _number_in(path: Path) -> int | None:

@@ -16,6 +16,15 @@ ROOT = Path(__file__).resolve().parents[1]
 SIMULATOR_SECRET_KEY = "sk_test_simulator"
 SIMULATOR_PUBLISHABLE_KEY = "pk_test_simulator"
 
+#: The secrets of the service. Each can be given by a file, as NAME_FILE.
+SECRETS = (
+    "DATABASE_URL",
+    "DATABASE_DIRECT_URL",
+    "STRIPE_SECRET_KEY",
+    "STRIPE_WEBHOOK_SECRET",
+    "STRIPE_CONNECT_WEBHOOK_SECRET",
+)
+
 _PORTS = {
     "GRPC_PORT": 50051,
     "METRICS_PORT": 9464,
@@ -64,7 +73,7 @@ class StackSettings:
     ) -> Self:
         """Reads the environment, then `.env`; an empty variable counts as unset."""
         given = {**dotenv_values(dotenv), **(os.environ if environ is None else environ)}
-        environment = {name: value for name, value in given.items() if value}
+        environment = _without_files({name: value for name, value in given.items() if value})
         settings = cls(
             data_dir=(ROOT / environment.get("DATA_DIR", ".data")).absolute(),
             environment=environment,
@@ -135,6 +144,22 @@ class StackSettings:
         if len(self.ports) != expected:
             names = ", ".join(_PORTS)
             raise RefusedError(f"two of {names} are the same port: give each a port of its own")
+
+
+def _without_files(environment: Mapping[str, str]) -> dict[str, str]:
+    """Returns the environment with the contents of the secrets' files in place of their paths."""
+    found = dict(environment)
+    for name in SECRETS:
+        path = found.pop(f"{name}_FILE", None)
+        if path is None:
+            continue
+        if name in found:
+            raise RefusedError(f"{name} and {name}_FILE are both set: unset one of the two")
+        try:
+            found[name] = Path(path).read_text().rstrip("\r\n")
+        except (OSError, UnicodeDecodeError):
+            raise RefusedError(f"{name}_FILE: {path} cannot be read: check the path") from None
+    return found
 
 
 def _port(environment: Mapping[str, str], name: str) -> int:

@@ -28,6 +28,7 @@ from dev.postgres import EmbeddedPostgres
 from dev.processes import end, started_at
 from dev.programs import PostgresError
 from dev.settings import (
+    SECRETS,
     SIMULATOR_PUBLISHABLE_KEY,
     SIMULATOR_SECRET_KEY,
     RefusedError,
@@ -41,14 +42,6 @@ _LOCK_SECONDS = 90.0
 _GATEWAY_GRACE_SECONDS = 15.0
 _SERVICE_GRACE_SECONDS = 40.0
 _SIMULATOR_GRACE_SECONDS = 5.0
-
-# The gateway and the simulator do not need these, so they never get them.
-_SECRETS = (
-    "DATABASE_URL",
-    "STRIPE_SECRET_KEY",
-    "STRIPE_WEBHOOK_SECRET",
-    "STRIPE_CONNECT_WEBHOOK_SECRET",
-)
 
 
 class ChildFailedError(RuntimeError):
@@ -247,7 +240,8 @@ class Stack:
 
     def _migrate(self) -> None:
         self._progress("migrating the database")
-        child = self._child("migrate", self.settings.commands["migrate"], self._environment())
+        environment = self._environment() | (self.postgres.migrating if self.postgres else {})
+        child = self._child("migrate", self.settings.commands["migrate"], environment)
         child.start()
         while not child.wait(0.1):
             if self._stop_asked.is_set():
@@ -315,7 +309,8 @@ class Stack:
         return defaults | dict(settings.environment) | decided
 
     def _without_secrets(self) -> dict[str, str]:
-        return {n: value for n, value in self._environment().items() if n not in _SECRETS}
+        """Returns what the gateway and the simulator get: they need no secret of the service."""
+        return {n: value for n, value in self._environment().items() if n not in SECRETS}
 
     def _secret(self, name: str) -> str:
         """Returns the caller's secret, or one that is generated once and kept for later runs."""

@@ -1,4 +1,7 @@
-"""`python -m gateway`: reads the environment, listens, and stops in good order on SIGTERM."""
+"""`python -m gateway`: reads the environment, listens, and stops in good order on SIGTERM.
+
+`python -m gateway check` only says whether it would start.
+"""
 
 import asyncio
 import os
@@ -20,11 +23,15 @@ def main() -> int:
     try:
         settings = load_settings()
     except RefusedSettings as refused:
-        sys.stderr.write(f"gateway: {refused}\n")
-        return REFUSED_SETTINGS
+        return _refuse(refused)
+    if sys.argv[1:] == ["check"]:
+        sys.stdout.write(f"environment {settings.environment}, core {settings.core_address[0]}\n")
+        return 0
     configure_logging(settings.effective_log_level, settings.effective_log_format)
     try:
         asyncio.run(serve(settings))
+    except RefusedSettings as refused:
+        return _refuse(refused)
     except OSError as error:
         sys.stderr.write(
             f"gateway: cannot listen on {settings.gateway_host}, GATEWAY_PORT="
@@ -33,6 +40,11 @@ def main() -> int:
         )
         return CANNOT_LISTEN
     return 0
+
+
+def _refuse(refused: RefusedSettings) -> int:
+    sys.stderr.write(f"gateway: {refused}\n")
+    return REFUSED_SETTINGS
 
 
 if __name__ == "__main__":

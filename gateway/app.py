@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from aiohttp import hdrs, web
 
 from gateway.connections import ConnectionGuard, GuardedSite
+from gateway.core_channel import open_core_channel
 from gateway.health import HEALTH_PATH, LIVE_PATH, TEST_PATH, HealthPages
 from gateway.logs import describe_exception, facts_of, get_logger, note
 from gateway.metrics import Metrics
@@ -24,7 +25,6 @@ from gateway.onboarding import (
 from gateway.payments_client import PaymentsClient
 from gateway.settings import Settings
 from gateway.webhooks import CONNECT_PATH, PLATFORM_PATH, Webhooks
-from marketplace.payments.channel import connect
 
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -69,11 +69,11 @@ def create_app(
 async def running(settings: Settings) -> AsyncIterator[str]:
     """Listens while the block runs and yields the public address; then drains what is under way.
 
-    Raises OSError if a port cannot be had.
+    Raises OSError if a port cannot be had, and RefusedSettings for files that cannot be used.
     """
     metrics = Metrics()
     connections = ConnectionGuard(settings.gateway_max_connections, metrics)
-    channel = connect(*settings.core_address)
+    channel = open_core_channel(settings)
     runner = web.AppRunner(
         create_app(PaymentsClient(channel, settings), settings, metrics, connections),
         access_log=None,

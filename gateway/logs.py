@@ -14,6 +14,12 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 from typing_extensions import override
 
+#: Every field that a line may have; any other one shows `***`, and a test names it.
+ALLOWED_FIELDS = frozenset(
+    "event level timestamp address allowed_origins at core core_code duration_ms environment error "
+    "event_id logger message method metrics_port outcome route status".split()
+)
+
 _FACTS = web.RequestKey("facts", dict[str, object])
 
 
@@ -52,6 +58,7 @@ def configure_logging(level: str, form: str | None = None) -> None:
         processors=[
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
+            keep_allowed,
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(number),
@@ -62,6 +69,13 @@ def configure_logging(level: str, form: str | None = None) -> None:
     root.handlers[:] = [_LibraryHandler()]
     # Libraries have nothing to say below a warning that the request's own line does not say.
     root.setLevel(max(number, logging.WARNING))
+
+
+def keep_allowed(
+    logger: object, name: str, entry: structlog.typing.EventDict
+) -> structlog.typing.EventDict:
+    """Masks every field that is not on the list."""
+    return {field: value if field in ALLOWED_FIELDS else "***" for field, value in entry.items()}
 
 
 def describe_exception(error: BaseException) -> dict[str, object]:

@@ -4,18 +4,33 @@ Every field's description is the sentence that corrects a wrong value: it ends t
 which a start is refused.
 """
 
+import difflib
+import os
 import re
-from typing import Annotated, Literal, Self
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from gateway.urls import parse_origin
-from marketplace.payments.channel import target_of
+from marketplace.payments.channel import is_loopback, target_of
 
 _HOST_AND_PORT = re.compile(
     r"(?:dns:///)?(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):([0-9]{1,5})", re.ASCII
 )
+
+#: What only the core may know. The gateway faces the internet: an intruder must find none of these.
+_SECRETS_OF_THE_CORE: Final = (
+    "DATABASE_URL",
+    "DATABASE_DIRECT_URL",
+    "STRIPE_SECRET_KEY",
+    "STRIPE_WEBHOOK_SECRET",
+    "STRIPE_CONNECT_WEBHOOK_SECRET",
+)
+#: How alike a variable must be to count as a misspelt one of ours.
+_ALIKE: Final = 0.9
 
 Seconds = Annotated[float, Field(gt=0, le=300, allow_inf_nan=False)]
 
@@ -52,6 +67,26 @@ class Settings(BaseSettings):
         description="host:port of the core, or several separated by commas and then each with an "
         "IP address for its host, for example 127.0.0.1:50051,127.0.0.1:50052",
     )
+    core_token_file: Path | None = Field(
+        default=None,
+        description="the file of a token with the role GATEWAY, for example /var/run/token",
+    )
+    core_tls_ca_file: Path | None = Field(
+        default=None,
+        description="the file (PEM) of the authority that signs the core's certificate",
+    )
+    core_tls_certificate_file: Path | None = Field(
+        default=None, description="the file (PEM) of the gateway's own certificate"
+    )
+    core_tls_key_file: Path | None = Field(
+        default=None, description="the file (PEM) of the key of CORE_TLS_CERTIFICATE_FILE"
+    )
+    core_tls_server_name: str = Field(
+        default="",
+        pattern=r"^[A-Za-z0-9._-]*$",
+        description="the name in the core's certificate, for example payments.internal",
+    )
+    core_tls_by_mesh: bool = Field(default=False, description="true or false")
     allowed_origins: Annotated[frozenset[str], NoDecode] = Field(
         default=frozenset(),
         description="origins separated by commas, each http:// or https:// with a host and "
@@ -161,12 +196,47 @@ class Settings(BaseSettings):
             raise ValueError(
                 "DEBUG=true cannot be used with ENVIRONMENT=production: unset one of the two"
             )
+        for fault in self._core_faults():
+            raise ValueError(fault)
         if self.gateway_metrics_port and self.gateway_metrics_port == self.gateway_port:
             raise ValueError(
                 f"GATEWAY_METRICS_PORT and GATEWAY_PORT are both {self.gateway_port}: metrics must "
                 "not be on the public port, so choose another one"
             )
+        if self.environment == "production":
+            self._agree_with_production()
         return self
+
+    def _agree_with_production(self) -> None:
+        plain = sorted(site for site in self.allowed_origins if not site.startswith("https://"))
+        if plain:
+            raise ValueError(
+                f"ALLOWED_ORIGINS: {', '.join(plain)} is not https, so anybody between could alter "
+                "its pages: ENVIRONMENT=production needs https origins"
+            )
+        if not self.gateway_port:
+            raise ValueError(
+                "GATEWAY_PORT=0 is any free port, where nobody would find the gateway: set a port"
+            )
+
+    def _core_faults(self) -> Iterator[str]:
+        """Yields what is wrong with the credentials for the core."""
+        tls = self.core_tls_ca_file is not None
+        if (self.core_tls_certificate_file is None) != (self.core_tls_key_file is None):
+            yield "CORE_TLS_CERTIFICATE_FILE and CORE_TLS_KEY_FILE belong together: set both"
+        if not tls and (self.core_tls_certificate_file is not None or self.core_tls_server_name):
+            yield "a certificate or a server name needs CORE_TLS_CA_FILE beside it"
+        if tls and self.core_tls_by_mesh:
+            yield (
+                "CORE_TLS_CA_FILE and CORE_TLS_BY_MESH=true exclude each other: either the "
+                "gateway encrypts or the mesh does"
+            )
+        local = all(is_loopback(address) for address in self.core_address)
+        if self.core_token_file is not None and not (tls or self.core_tls_by_mesh or local):
+            yield (
+                "CORE_TOKEN_FILE would be sent to CORE_ADDRESS in plain text: set "
+                "CORE_TLS_CA_FILE, or CORE_TLS_BY_MESH=true if a service mesh encrypts it"
+            )
 
     @property
     def effective_log_level(self) -> str:
@@ -187,11 +257,38 @@ class Settings(BaseSettings):
 
 def load_settings() -> Settings:
     """Reads the environment; raises RefusedSettings with one sentence for each fault."""
+    faults = _misspelt(os.environ)
     try:
-        return Settings()
+        settings = Settings()
     except ValidationError as error:
-        sentences = [_sentence(dict(fault)) for fault in error.errors(include_url=False)]
-        raise RefusedSettings(" ".join(sentences)) from None
+        faults += [_sentence(dict(fault)) for fault in error.errors(include_url=False)]
+        raise RefusedSettings(" ".join(faults)) from None
+    if settings.environment == "production":
+        faults += _secrets_of_the_core(os.environ)
+    if faults:
+        raise RefusedSettings(" ".join(faults))
+    return settings
+
+
+def _misspelt(environment: Mapping[str, str]) -> list[str]:
+    """Returns a sentence for each variable that resembles one of ours and is none."""
+    ours = {name.upper() for name in Settings.model_fields}
+    return [
+        f"{name} is no setting: did you mean {meant[0]}? If not, unset it."
+        for name in sorted({name.upper() for name, value in environment.items() if value} - ours)
+        if (meant := difflib.get_close_matches(name, ours, 1, _ALIKE))
+    ]
+
+
+def _secrets_of_the_core(environment: Mapping[str, str]) -> list[str]:
+    """Returns a sentence for each secret that the gateway was given and has no use for."""
+    given = {name.upper() for name, value in environment.items() if value}
+    return [
+        f"{name} is a secret of the core's: take it out of the gateway's environment, which faces "
+        "the internet."
+        for name in _SECRETS_OF_THE_CORE
+        if {name, f"{name}_FILE"} & given
+    ]
 
 
 def _sentence(fault: dict[str, object]) -> str:
@@ -201,7 +298,8 @@ def _sentence(fault: dict[str, object]) -> str:
     name = str(location[0])
     correction = Settings.model_fields[name].description
     value = str(fault["input"])
-    shown = value if len(value) <= 80 else value[:80] + "…"
+    # What stands before an @ is a user and a password, which belong into no log.
+    shown = "…" if "@" in value else value if len(value) <= 80 else value[:80] + "…"
     return f'{name.upper()}="{shown}" cannot be used: it must be {correction}.'
 
 

@@ -10,18 +10,21 @@ from typing import Annotated, NoReturn
 import typer
 from sqlalchemy.exc import SQLAlchemyError
 
+from payment_service.access import authenticator_of, grpc_credentials
 from payment_service.adapters.postgres.engine import make_engine, sqlstate
 from payment_service.config import Settings, WrongSettings, load_settings
-from payment_service.doctor import examine_platform
+from payment_service.doctor import examine
 from payment_service.domain.errors import Refusal
 from payment_service.logs import configure_logs
 from payment_service.maintenance import CannotRun, adopt_account, recover_books
 from payment_service.server import CannotListen
 from payment_service.server import serve as serve_forever
+from payment_service.token_commands import tokens
 
 app = typer.Typer(
     help="Escrow payments on Stripe Connect.", no_args_is_help=True, add_completion=False
 )
+app.add_typer(tokens, name="token")
 
 
 @app.command()
@@ -40,15 +43,20 @@ def migrate() -> None:
     """Bring the database to the schema that this code expects."""
     # Alembic takes a quarter of a second to import, which `serve` has no use for.
     from payment_service.adapters.postgres.migrate import migrate as apply  # noqa: PLC0415
+    from payment_service.adapters.postgres.roles import UnknownRole  # noqa: PLC0415
 
     settings = _settings()
     try:
         url = settings.effective_direct_url or settings.require_database_url()
         engine = make_engine(url, 1, limits=False)
-        revision = apply(engine, store_limits=settings.is_pooled)
+        revision = apply(
+            engine,
+            service_role=settings.database_service_role,
+            store_limits=settings.is_pooled,
+        )
         typer.echo(f"the database is at revision {revision}")
         engine.dispose()
-    except WrongSettings as fault:
+    except (WrongSettings, UnknownRole) as fault:
         _refuse(fault)
     except SQLAlchemyError as error:
         _refuse(
@@ -100,11 +108,17 @@ def recover_after_restore(
 
 @app.command()
 def check() -> None:
-    """Check the environment's variables and say what they mean, without starting anything."""
+    """Check the environment's variables and files, and say what they mean; start nothing."""
     settings = _settings()
     stripe = "the simulator" if settings.is_simulated else "Stripe"
     mode = "live" if settings.is_live else "test"
+    try:
+        authenticator_of(settings)
+        tls = grpc_credentials(settings) is not None or settings.grpc_tls_by_mesh
+    except WrongSettings as fault:
+        _refuse(fault)
     typer.echo(f"environment {settings.environment}, {stripe} in {mode} mode")
+    typer.echo(f"callers: AUTH={settings.effective_auth}, TLS {'on' if tls else 'off'}")
 
 
 @app.command()
@@ -115,7 +129,7 @@ def doctor(
     ] = None,
     patience: Annotated[float, typer.Option(help="Seconds that the webhook may take.")] = 30.0,
 ) -> None:
-    """Look at the Stripe account: what is right, and what must be changed where.
+    """Look at the database's role and the Stripe account: what is right, what must be changed.
 
     The round trip creates a payment intent that nobody pays and cancels it. It needs the gateway
     and the service to be running, and is made in test mode unless you say otherwise. The exit code
@@ -124,9 +138,7 @@ def doctor(
     settings = _settings()
     wanted = not settings.is_live if round_trip is None else round_trip
     try:
-        ready = asyncio.run(
-            examine_platform(settings, typer.echo, patience=patience if wanted else None)
-        )
+        ready = asyncio.run(examine(settings, typer.echo, patience=patience if wanted else None))
     except (WrongSettings, Refusal) as fault:
         _refuse(fault)
     raise typer.Exit(0 if ready else 1)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 from grpc import aio
 
@@ -26,6 +28,7 @@ from marketplace.payments.v1 import (
     webhooks_pb2,
     webhooks_pb2_grpc,
 )
+from payment_service.access import Access, authenticator_of
 from payment_service.adapters.postgres.engine import SqlDatabase
 from payment_service.adapters.postgres.transaction import SqlTransaction
 from payment_service.adapters.stripe.api import StripeApi, StripeApiV2
@@ -34,12 +37,16 @@ from payment_service.application.feed import Feed
 from payment_service.application.ingest_event import WebhookSecrets
 from payment_service.barriers import Barriers
 from payment_service.config import Settings
+from payment_service.config.rotation import RotatedSecrets
 from payment_service.domain.ports.policy import Policy
+from payment_service.domain.quotas import Buckets, Quota, quotas_of
 from payment_service.metrics import Metrics
+from payment_service.rpc.access import AccessControl
+from payment_service.rpc.admission import AdmissionInterceptor, CallClass, ClassLimit
 from payment_service.rpc.answers import AnswerEncoder
 from payment_service.rpc.call_context import CallRegistry
 from payment_service.rpc.disputes import DisputeServicer
-from payment_service.rpc.errors import refusal_answer
+from payment_service.rpc.errors import ErrorInterceptor, refusal_answer
 from payment_service.rpc.events import EventServicer
 from payment_service.rpc.experts import ExpertServicer
 from payment_service.rpc.ledger import LedgerServicer
@@ -62,6 +69,9 @@ SERVICES = tuple(
     )
 )
 
+#: Expensive work waits for its own kind only, so it may wait longer than a caller's call.
+_EXPENSIVE_ADMISSION_SECONDS: Final = 30.0
+
 
 @dataclass(frozen=True, slots=True)
 class Wired:
@@ -73,15 +83,19 @@ class Wired:
     operations: CallRegistry
     metrics: Metrics
     settings: Settings
+    authenticator: Access
 
 
-def wire(settings: Settings, policy: Policy | None = None) -> Wired:
+def wire(
+    settings: Settings, policy: Policy | None = None, authenticator: Access | None = None
+) -> Wired:
     """Makes the adapters and the core. It must be called on the running event loop.
 
-    ``policy`` is used in place of the one that the settings say.
+    ``policy`` and ``authenticator`` are used in place of those that the settings say.
     """
     policy = policy or settings.policy
     metrics = Metrics()
+    authenticator = authenticator or authenticator_of(settings, metrics.access_source_failed)
     feed = Feed(settings.event_watchers)
     loop = asyncio.get_running_loop()
 
@@ -98,6 +112,18 @@ def wire(settings: Settings, policy: Policy | None = None) -> Wired:
         read_threads=settings.database_read_threads,
         pooled=settings.is_pooled,
         direct_url=settings.effective_direct_url,
+        guarded=settings.environment == "production",
+        on_record=recorded,
+        on_phase=barriers.phase if barriers else None,
+    )
+    expensive = SqlDatabase(
+        settings.require_database_url(),
+        policy=policy,
+        write_threads=settings.database_expensive_threads,
+        read_threads=settings.database_expensive_threads,
+        admission_seconds=_EXPENSIVE_ADMISSION_SECONDS,
+        pooled=settings.is_pooled,
+        beside=database,
         on_record=recorded,
         on_phase=barriers.phase if barriers else None,
     )
@@ -115,12 +141,43 @@ def wire(settings: Settings, policy: Policy | None = None) -> Wired:
         policy=policy,
         alarms=metrics,
         feed=feed,
+        expensive_database=expensive,
     )
-    return Wired(app, database, stripe, CallRegistry(), metrics, settings)
+    return Wired(app, database, stripe, CallRegistry(), metrics, settings, authenticator)
+
+
+def interceptors_of(wired: Wired) -> list[aio.ServerInterceptor]:
+    """Returns what every call passes, the outermost first."""
+    settings = wired.settings
+    places = {
+        CallClass.MONEY: settings.money_calls,
+        CallClass.READ: settings.read_calls,
+        CallClass.STRIPE_READ: settings.stripe_read_calls,
+        CallClass.WEBHOOK: settings.webhook_calls,
+        CallClass.EXPENSIVE: settings.expensive_calls,
+    }
+    limits = {
+        name: ClassLimit(number, number // 2, settings.call_queue_seconds)
+        for name, number in places.items()
+    }
+    quotas = Buckets(
+        Quota(settings.money_rate, settings.money_burst), quotas_of(settings.money_quotas)
+    )
+    access = AccessControl(wired.authenticator, SERVICES)
+    return [
+        ErrorInterceptor(wired.metrics.observe_rpc, access.admit),
+        AdmissionInterceptor(limits, quotas, wired.metrics),
+    ]
 
 
 def _may_be_tested(settings: Settings) -> bool:
     return settings.environment == "development" and settings.is_simulated
+
+
+def interceptor_of(wired: Wired) -> ErrorInterceptor:
+    """Returns what every call passes: access by the contract, and the mapping of errors."""
+    access = AccessControl(wired.authenticator, SERVICES)
+    return ErrorInterceptor(wired.metrics.observe_rpc, access.admit)
 
 
 def add_services(server: aio.Server, wired: Wired) -> None:
@@ -134,7 +191,7 @@ def add_services(server: aio.Server, wired: Wired) -> None:
         WebhookServicer(
             app,
             operations,
-            webhook_secrets(wired.settings),
+            webhook_secrets_of(wired.settings),
             wired.metrics,
         ),
         server,
@@ -146,15 +203,13 @@ def add_services(server: aio.Server, wired: Wired) -> None:
     )
 
 
-def webhook_secrets(settings: Settings) -> dict[str, WebhookSecrets]:
-    """Returns the secrets of each endpoint. An endpoint without a secret refuses everything."""
-    return {
-        "platform": WebhookSecrets(
-            tuple(secret.get_secret_value() for secret in settings.stripe_webhook_secret),
-            settings.is_live,
-        ),
-        "connect": WebhookSecrets(
-            tuple(secret.get_secret_value() for secret in settings.stripe_connect_webhook_secret),
-            settings.is_live,
-        ),
+def webhook_secrets_of(settings: Settings) -> Callable[[str], WebhookSecrets]:
+    """Returns what says the secrets of an endpoint that are valid now.
+
+    An endpoint without a secret refuses everything.
+    """
+    rotated = {
+        "platform": RotatedSecrets(settings, "stripe_webhook_secret"),
+        "connect": RotatedSecrets(settings, "stripe_connect_webhook_secret"),
     }
+    return lambda endpoint: WebhookSecrets(tuple(rotated[endpoint].current()), settings.is_live)

@@ -1,4 +1,4 @@
-"""`python -m payment_service doctor`: what is right at Stripe, and what must be changed where."""
+"""`python -m payment_service doctor`: what is right, and what must be changed where."""
 
 from __future__ import annotations
 
@@ -11,13 +11,17 @@ from payment_service.adapters.postgres.engine import SqlDatabase
 from payment_service.adapters.stripe.client import API_VERSION
 from payment_service.adapters.stripe.platform import NoAnswer, Platform
 from payment_service.config import Settings
+from payment_service.config.values import database_address
+from payment_service.domain.database_check import examine_role
+from payment_service.domain.errors import Refusal
 from payment_service.domain.money import MINIMUM_CHARGE
-from payment_service.domain.platform_check import Finding, Needs, Verdict, examine
+from payment_service.domain.platform_check import Finding, Needs, Verdict
+from payment_service.domain.platform_check import examine as examine_platform
 
 _SIGNS: Final = {Verdict.OK: "✓", Verdict.WARNING: "!", Verdict.FAULT: "✗"}
 
 
-async def examine_platform(
+async def examine(
     settings: Settings, say: Callable[[str], None], *, patience: float | None
 ) -> bool:
     """Prints a line for each finding and returns whether nothing prevents the first payment.
@@ -25,6 +29,18 @@ async def examine_platform(
     ``patience`` is for how many seconds a webhook may take: a payment intent is created and
     canceled, and its event awaited. None leaves that out.
     """
+    findings = [
+        *await _platform_findings(settings, say, patience),
+        *await _database_findings(settings, say),
+    ]
+    faults = sum(finding.verdict is Verdict.FAULT for finding in findings)
+    say("ready for the first payment" if not faults else f"{faults} to be changed")
+    return not faults
+
+
+async def _platform_findings(
+    settings: Settings, say: Callable[[str], None], patience: float | None
+) -> list[Finding]:
     platform = Platform(
         settings.effective_stripe_key,
         api_base=settings.effective_api_base,
@@ -33,7 +49,8 @@ async def examine_platform(
     )
     try:
         needs = _needs(settings)
-        findings = examine(await platform.platform_facts(accounts_v2=needs.accounts_v2), needs)
+        facts = await platform.platform_facts(accounts_v2=needs.accounts_v2)
+        findings = list(examine_platform(facts, needs))
         for finding in findings:
             say(_line(finding))
         if patience is not None:
@@ -45,9 +62,33 @@ async def examine_platform(
         say(_line(findings[0]))
     finally:
         await platform.close()
-    faults = sum(finding.verdict is Verdict.FAULT for finding in findings)
-    say("ready for the first payment" if not faults else f"{faults} to be changed")
-    return not faults
+    return findings
+
+
+async def _database_findings(settings: Settings, say: Callable[[str], None]) -> list[Finding]:
+    """Looks at the role that the service uses. Without DATABASE_URL there is none."""
+    if settings.database_url is None:
+        return []
+    url = settings.require_database_url()
+    address = database_address(url)
+    database = SqlDatabase(url, write_threads=1, read_threads=1, pooled=settings.is_pooled)
+    try:
+        findings = list(
+            examine_role(
+                await database.role(),
+                production=settings.environment == "production",
+                is_local=address.is_local,
+                is_verified=address.is_verified,
+            )
+        )
+    except Refusal:
+        remedy = "is the PostgreSQL of DATABASE_URL up, and are its role and password right?"
+        findings = [Finding("database", Verdict.FAULT, "it does not answer", remedy)]
+    finally:
+        database.close()
+    for finding in findings:
+        say(_line(finding))
+    return findings
 
 
 def _needs(settings: Settings) -> Needs:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final, Protocol
 
 import structlog
@@ -17,6 +19,7 @@ from payment_service.domain.state_machine import EventKind, Transition
 
 log = structlog.get_logger(__name__)
 
+_REFUSALS_SECONDS: Final = 10.0
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
 #: Every label of the backlog, so that an empty one is reported as 0.
@@ -55,6 +58,14 @@ class Recorded(Protocol):
     """A committed transaction's transitions."""
 
     recorded: list[Transition]
+
+
+@dataclass(slots=True)
+class Refusals:
+    """The refused calls that no line of the log has counted yet."""
+
+    count: int = 0
+    silent_until: float = 0.0
 
 
 class Metrics:
@@ -155,6 +166,12 @@ class Metrics:
             ["kind"],
             registry=r,
         )
+        self.access_failures = Counter(
+            "payments_access_source_failures",
+            "Keys, certificates and callers files that could not be renewed, by setting.",
+            ["source"],
+            registry=r,
+        )
         self.violations = Gauge(
             "payments_invariant_violations",
             "Payments that violate an invariant of the books, by its name. Must be zero.",
@@ -186,6 +203,20 @@ class Metrics:
         self.event_watchers = Gauge(
             "payments_event_watchers", "Open streams of WatchEvents.", registry=r
         )
+        self.refused_calls = Counter(
+            "payments_calls_refused",
+            "Calls that were refused because they were too many, by class and why (full, share, "
+            "quota).",
+            ["call_class", "why"],
+            registry=r,
+        )
+        self.calls = Gauge(
+            "payments_calls_in_progress",
+            "Calls in progress by class.",
+            ["call_class"],
+            registry=r,
+        )
+        self._refusals: dict[tuple[str, str], Refusals] = {}
         self.background_failures = Counter(
             "payments_background_failures",
             "Times that a background task of this process failed and began again, by task.",
@@ -200,6 +231,21 @@ class Metrics:
 
     def observe_rpc(self, method: str, code: str, seconds: float) -> None:
         self.rpc_seconds.labels(method, code).observe(seconds)
+
+    def watch_calls(self, call_class: str, in_progress: Callable[[], float]) -> None:
+        self.calls.labels(call_class).set_function(in_progress)
+
+    def call_refused(self, call_class: str, why: str, caller: str) -> None:
+        """Counts a call that was one too many. A line of the log speaks for all of ten seconds."""
+        self.refused_calls.labels(call_class, why).inc()
+        known = self._refusals.setdefault((call_class, why), Refusals())
+        known.count += 1
+        if time.monotonic() < known.silent_until:
+            return
+        log.warning(
+            "calls_refused", call_class=call_class, why=why, caller=caller, count=known.count
+        )
+        known.count, known.silent_until = 0, time.monotonic() + _REFUSALS_SECONDS
 
     def observe_commit(self, tx: Recorded) -> None:
         """Counts what a transaction changed, after it committed."""
@@ -302,6 +348,11 @@ class Metrics:
             expert=operation.expert_id,
             why=why,
         )
+
+    def access_source_failed(self, source: str, fault: str) -> None:
+        """Counts keys, certificates and callers that cannot be renewed. Any thread may call it."""
+        self.access_failures.labels(source).inc()
+        log.error("access_source_failed", source=source, fault=fault)
 
     def event_parked(self, event_id: str, why: str) -> None:
         self.events_parked.inc()

@@ -17,16 +17,16 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_g
 from grpc_reflection.v1alpha.reflection import aio as aio_reflection
 from prometheus_client import start_http_server
 
+from payment_service.access import grpc_credentials
 from payment_service.account_watch import AccountWatch
 from payment_service.application.jobs.scheduler import run_background
 from payment_service.application.jobs.supervision import supervised
 from payment_service.application.stripe_account import WrongAccount
-from payment_service.bootstrap import SERVICES, Wired, add_services, wire
+from payment_service.bootstrap import SERVICES, Wired, add_services, interceptors_of, wire
 from payment_service.config import Settings
 from payment_service.domain.errors import Refusal
 from payment_service.maintenance import CannotRun
 from payment_service.rpc.call_context import Context
-from payment_service.rpc.errors import ErrorInterceptor
 
 log = structlog.get_logger(__name__)
 
@@ -46,7 +46,12 @@ OPTIONS: Final[Sequence[tuple[str, Any]]] = (
     ("grpc.max_connection_idle_ms", 300_000),
     ("grpc.max_connection_age_ms", 600_000),
     ("grpc.max_connection_age_grace_ms", 30_000),
+    # A socket that is opened and says nothing is closed. gRPC's own default is two minutes.
+    ("grpc.server_handshake_timeout_ms", 10_000),
 )
+#: The last bound of memory: gRPC itself refuses more calls, health included. The classes of calls
+#: refuse long before it; only streams that never send their message are not counted by them.
+MAXIMUM_CONCURRENT_RPCS: Final = 8_000
 _HEALTH_SECONDS: Final = 1.0
 _LAST_WORD_SECONDS: Final = 0.2
 #: How long callers have to move to another replica before the port is closed. A call to a closing
@@ -85,20 +90,21 @@ class _Health(health.aio.HealthServicer):
 async def serve(settings: Settings) -> None:
     """Serves until SIGTERM or SIGINT, then finishes the calls in progress."""
     wired, stop = wire(settings), asyncio.Event()
+    await _refuse_powerful_role(wired)
+    credentials = grpc_credentials(settings, wired.metrics.access_source_failed)
     account = await _watch_account(wired, stop)
-    server = aio.server(interceptors=[ErrorInterceptor(wired.metrics.observe_rpc)], options=OPTIONS)
+    server = aio.server(
+        interceptors=interceptors_of(wired),
+        options=OPTIONS,
+        maximum_concurrent_rpcs=MAXIMUM_CONCURRENT_RPCS,
+    )
     add_services(server, wired)
     servicer = _Health()
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
     await servicer.set(_ADMISSION, health_pb2.HealthCheckResponse.NOT_SERVING)
     if settings.reflection:
         _add_reflection(server)
-    address = f"{settings.grpc_host}:{settings.grpc_port}"
-    try:
-        port = server.add_insecure_port(address)
-    except RuntimeError:
-        await _close(wired)
-        raise CannotListen(f"GRPC_PORT: {address} is taken; set another port") from None
+    port = await _listen(server, wired, credentials)
     metrics_server = _serve_metrics(settings, wired)
     await server.start()
     background = asyncio.create_task(run_background(wired.app))
@@ -109,7 +115,14 @@ async def serve(settings: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     _warn_of_simulator(settings)
-    log.info("serving", grpc=f"{settings.grpc_host}:{port}", metrics=settings.metrics_port)
+    _warn_of_strangers(settings)
+    log.info(
+        "serving",
+        grpc=f"{settings.grpc_host}:{port}",
+        auth=settings.effective_auth,
+        tls=credentials is not None,
+        metrics=settings.metrics_port,
+    )
     await stop.wait()
 
     log.info("draining", operations=settings.shutdown_grace)
@@ -139,6 +152,33 @@ async def serve(settings: Settings) -> None:
         raise CannotRun(str(account.fault))
 
 
+async def _listen(
+    server: aio.Server, wired: Wired, credentials: grpc.ServerCredentials | None
+) -> int:
+    """Returns the port that the server listens on. Raises :class:`CannotListen`."""
+    address = f"{wired.settings.grpc_host}:{wired.settings.grpc_port}"
+    try:
+        if credentials is None:
+            return server.add_insecure_port(address)
+        return server.add_secure_port(address, credentials)
+    except RuntimeError:
+        await _close(wired)
+        raise CannotListen(f"GRPC_PORT: {address} is taken; set another port") from None
+
+
+async def _refuse_powerful_role(wired: Wired) -> None:
+    """Refuses a production whose role could rewrite the books. Raises :class:`CannotRun`.
+
+    A database that is unavailable does not prevent a start: readiness looks again.
+    """
+    if wired.settings.environment != "production":
+        return
+    with suppress(Refusal):
+        if refusal := (await wired.database.role()).refusal:
+            await _close(wired)
+            raise CannotRun(refusal)
+
+
 async def _watch_account(wired: Wired, stop: asyncio.Event) -> AccountWatch:
     """Compares the account at Stripe with that of the books. Raises :class:`CannotRun`."""
     account = AccountWatch(wired.app, livemode=wired.settings.is_live)
@@ -159,6 +199,15 @@ def _warn_of_simulator(settings: Settings) -> None:
         )
 
 
+def _warn_of_strangers(settings: Settings) -> None:
+    if settings.effective_auth == "off":
+        log.warning(
+            "callers_are_not_authenticated",
+            grpc_host=settings.grpc_host,
+            meaning="every program on this machine may move money; set AUTH to change it",
+        )
+
+
 async def _close(wired: Wired) -> None:
     await wired.stripe.close()
     await asyncio.get_running_loop().run_in_executor(None, wired.database.close)
@@ -167,13 +216,14 @@ async def _close(wired: Wired) -> None:
 async def _watch_health(wired: Wired, servicer: health.aio.HealthServicer) -> None:
     """Sets the health status: serving means that the database accepts writes.
 
-    If Stripe is unavailable, reads are still served. New calls are accepted from the first moment
-    at which the database was ready, because it is migrated then, until a newer release takes over.
+    It also means that callers can be authenticated. If Stripe is unavailable, reads are still
+    served. New calls are accepted from the first moment at which the database was ready, because
+    it is migrated then, until a newer release takes over.
     """
     serving: bool | None = None
     admitted = False
     while True:
-        now = await _accepts_writes(wired)
+        now = await _can_serve(wired)
         if now and not admitted:
             await servicer.set(_ADMISSION, health_pb2.HealthCheckResponse.SERVING)
             admitted = True
@@ -191,10 +241,13 @@ async def _watch_health(wired: Wired, servicer: health.aio.HealthServicer) -> No
         await asyncio.sleep(_HEALTH_SECONDS)
 
 
-async def _accepts_writes(wired: Wired) -> bool:
-    """Returns whether the database is ready. An unexpected error says that it is not."""
+async def _can_serve(wired: Wired) -> bool:
+    """Returns whether the database is ready, and whether callers can be authenticated.
+
+    An unexpected error says that they are not.
+    """
     try:
-        return await wired.database.ping()
+        return await wired.database.ping() and await wired.authenticator.ready()
     except Exception as error:  # noqa: BLE001 - health must not keep its last status
         wired.metrics.background_failed("health", type(error).__name__)
         return False

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 import psycopg2
 import pytest
 
-from dev.postgres import EmbeddedPostgres
+from dev.postgres import SERVICE, EmbeddedPostgres, owner_url
 from tests.support.databases import Databases
 from tests.support.nursery import Nursery
 from tests.support.nursery import nursery as open_nursery
@@ -33,7 +33,7 @@ def migrate(url: str) -> None:
         return
     done = subprocess.run(
         [sys.executable, "-m", "payment_service", "migrate"],
-        env={**os.environ, "DATABASE_URL": url},
+        env={**os.environ, "DATABASE_URL": owner_url(url), "DATABASE_SERVICE_ROLE": SERVICE},
         capture_output=True,
         text=True,
         check=False,
@@ -64,7 +64,7 @@ def databases(postgres: EmbeddedPostgres) -> Databases:
     url = postgres.create_database(_TEMPLATE)
     migrate(url)
     with (
-        contextlib.closing(psycopg2.connect(url)) as connection,
+        contextlib.closing(psycopg2.connect(owner_url(url))) as connection,
         connection,
         connection.cursor() as cursor,
     ):

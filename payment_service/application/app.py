@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from payment_service.application.feed import Feed
+from payment_service.application.single_flight import SingleFlight
 from payment_service.domain.ports.alarms import Alarms
 from payment_service.domain.ports.database import Database
 from payment_service.domain.ports.policy import Policy
@@ -25,3 +26,10 @@ class App:
     #: Set when there is something new for the background loops to do.
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     feed: Feed = field(default_factory=Feed)
+    #: The same database with connections of its own, for what reads a large part of the books.
+    expensive_database: Database | None = None
+    flights: SingleFlight = field(default_factory=SingleFlight)
+
+    def aside(self) -> App:
+        """Returns the application with the connections of expensive work."""
+        return replace(self, database=self.expensive_database or self.database)

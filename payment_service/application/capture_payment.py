@@ -80,7 +80,7 @@ def capture_preview(tx: Transaction, policy: Policy, command: CapturePayment) ->
 
 
 def _lock(tx: Transaction, command: CapturePayment) -> Payment:
-    payment = tx.lock_payment(command.payment_id)
+    payment = tx.lock_payment(command.payment_id, command.cause.act_for)
     if payment is None:
         raise payment_not_found(command.payment_id)
     guards.check_version(payment, command.expected_version)

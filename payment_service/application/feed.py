@@ -42,7 +42,7 @@ class Feed:
             raise Exhausted(
                 "OVERLOADED",
                 "as many watchers as this replica takes are here; ask again later, or another",
-                {"limit": self._places},
+                {"call_class": "FEED", "limit": self._places},
             )
         self.watchers += 1
         try:

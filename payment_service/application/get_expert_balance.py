@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from payment_service.application.app import App
+from payment_service.application.get_expert import known_expert
 from payment_service.application.sync.account import sync_account
-from payment_service.domain.errors import Precondition, expert_not_found
+from payment_service.domain.errors import Precondition
 from payment_service.domain.experts import Expert
 from payment_service.domain.payouts import AccountBalance
 from payment_service.domain.ports.records import Cause
@@ -30,9 +31,7 @@ async def get_expert_balance(app: App, expert_id: str, cause: Cause) -> Sequence
     Raises :class:`Unavailable` if Stripe cannot be read: half would mislead. The two sides are read
     one after the other, so a payout between them shows on one only.
     """
-    expert = await app.database.read(lambda reader: reader.expert(expert_id))
-    if expert is None:
-        raise expert_not_found(expert_id)
+    expert = await known_expert(app, expert_id, cause.act_for)
     accounts = await app.database.read(lambda reader: reader.readable_accounts(expert_id))
     held: list[AccountBalance] = []
     readable = False

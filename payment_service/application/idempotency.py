@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TypeAlias, TypeVar
@@ -59,6 +60,10 @@ Start: TypeAlias = Callable[[Transaction, Policy, C, str], Started | Answer]
 Act: TypeAlias = Callable[[Transaction, Answers, Policy, C], Answer]
 
 
+#: Runs when a call finds that its key was used before, so that it starts nothing.
+on_replay: ContextVar[Callable[[], None] | None] = ContextVar("on_replay", default=None)
+
+
 @dataclass(frozen=True, slots=True)
 class Claimed:
     """The caller's claim after the first transaction.
@@ -95,7 +100,7 @@ async def run_idempotent(app: App, command: C, start: Start[C]) -> CallResult:
     No transaction is open while Stripe is called. The answer comes from the transaction that stored
     it; it is only waited for where somebody else stores it.
     """
-    claimed = await app.database.transact(claim_and_start, app, command, start)
+    claimed = await _claim_key(app, command, start)
     claim, operation = claimed.claim, claimed.operation
     applied = SyncResult()
     if operation is not None:
@@ -113,9 +118,17 @@ async def run_local(app: App, command: C, act: Act[C]) -> bytes:
     def start(tx: Transaction, policy: Policy, command: C, _: str) -> Answer:
         return act(tx, app.answers, policy, command)
 
-    claimed = await app.database.transact(claim_and_start, app, command, start)
+    claimed = await _claim_key(app, command, start)
     assert claimed.claim.answer is not None
     return _body_of(claimed.claim.answer)
+
+
+async def _claim_key(app: App, command: C, start: Start[C]) -> Claimed:
+    claimed = await app.database.transact(claim_and_start, app, command, start)
+    replayed = on_replay.get()
+    if replayed is not None and not claimed.claim.fresh:
+        replayed()
+    return claimed
 
 
 def claim_and_start(tx: Transaction, app: App, command: C, start: Start[C]) -> Claimed:

@@ -8,7 +8,7 @@ import hmac
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from payment_service.application.app import App
@@ -32,7 +32,7 @@ _EVENT_OBJECTS: Final = ("event", "v2.core.event")
 class WebhookSecrets:
     """The secrets of one endpoint: two while one is being rolled. ``livemode`` must match."""
 
-    secrets: tuple[str, ...]
+    secrets: tuple[str, ...] = field(repr=False)
     livemode: bool
 
 

@@ -7,8 +7,9 @@ import secrets
 from urllib.parse import urlencode, urlsplit
 
 from payment_service.application.app import App
+from payment_service.application.get_expert import known_expert
 from payment_service.application.sync.account import sync_expert
-from payment_service.domain.errors import NotFound, Precondition, expert_not_found, invalid_field
+from payment_service.domain.errors import NotFound, Precondition, invalid_field
 from payment_service.domain.experts import Expert, ExpertStatus
 from payment_service.domain.ports.database import Transaction
 from payment_service.domain.ports.policy import Policy
@@ -17,6 +18,7 @@ from payment_service.domain.ports.records import Cause
 
 async def create_dashboard_link(app: App, expert_id: str, cause: Cause) -> str:
     """A link to the expert's Express dashboard; there is none before onboarding is complete."""
+    await known_expert(app, expert_id, cause.act_for)
     expert = await sync_expert(app, expert_id, cause)
     expert.check_onboarded()
     url = await app.stripe.dashboard_link(expert.account.stripe_account_id)
@@ -27,9 +29,7 @@ async def create_dashboard_link(app: App, expert_id: str, cause: Cause) -> str:
 
 async def refresh_onboarding(app: App, expert_id: str, continue_url: str, cause: Cause) -> str:
     """A new onboarding link: Stripe's are used once and live five minutes."""
-    expert = await app.database.read(lambda reader: reader.expert(expert_id))
-    if expert is None:
-        raise expert_not_found(expert_id)
+    expert = await known_expert(app, expert_id, cause.act_for)
     return await mint_onboarding_link(app, expert, continue_url, cause)
 
 

@@ -12,16 +12,16 @@ from payment_service.domain.ports.records import StoredEvent
 
 
 async def read_events(
-    app: App, payment_id: str, after: int, limit: int
+    app: App, payment_id: str, of_user: str, after: int, limit: int
 ) -> tuple[Sequence[StoredEvent], int]:
     """Events after a sequence, oldest first, and the first one that is missing or was changed."""
-    return await app.database.read(_read, payment_id, after, limit)
+    return await app.database.read(_read, payment_id, of_user, after, limit)
 
 
 def _read(
-    reader: Reader, payment_id: str, after: int, limit: int
+    reader: Reader, payment_id: str, of_user: str, after: int, limit: int
 ) -> tuple[Sequence[StoredEvent], int]:
-    payment = reader.payment(payment_id)
+    payment = reader.payment(payment_id, of_user)
     if payment is None:
         raise payment_not_found(payment_id)
     events = reader.events(payment_id, after, limit)

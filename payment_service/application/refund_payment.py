@@ -76,7 +76,7 @@ def refund_preview(tx: Transaction, command: RefundPayment) -> Preview:
 
 
 def _lock(tx: Transaction, command: RefundPayment) -> Payment:
-    payment = tx.lock_payment(command.payment_id)
+    payment = tx.lock_payment(command.payment_id, command.cause.act_for)
     if payment is None:
         raise payment_not_found(command.payment_id)
     guards.check_version(payment, command.expected_version)

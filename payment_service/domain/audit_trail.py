@@ -77,7 +77,7 @@ def event_body(
             "currency": after.currency,
         },
         "facts": dict(facts),
-        "by": {"caller": cause.caller, "rpc": cause.rpc, "request_id": cause.request_id},
+        "by": cause_values(cause),
         "digests": {
             "writer": WRITER,
             "before": row_digest(before, WRITER) if before else "",
@@ -87,6 +87,29 @@ def event_body(
         },
     }
     return _canonical(body)
+
+
+def cause_values(cause: Cause) -> dict[str, str]:
+    """Returns who or what caused a change, as the bodies of events contain it."""
+    return {
+        "caller": cause.caller,
+        "act_for": cause.act_for,
+        "rpc": cause.rpc,
+        "request_id": cause.request_id,
+    }
+
+
+def cause_in(body: str) -> Cause:
+    """Returns the cause that an event's body contains, as far as it contains one.
+
+    The body may be altered: then the trail shows it as it is, with a broken chain.
+    """
+    try:
+        by = json.loads(body)["by"]
+        said = {name: str(by.get(name, "")) for name in ("caller", "rpc", "request_id", "act_for")}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return Cause("", "")
+    return Cause(**said)
 
 
 def chain_hash(

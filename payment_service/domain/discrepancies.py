@@ -123,6 +123,10 @@ class DiscrepancyKind(StrEnum):
         ClosesWhen.INVARIANT_HOLDS,
     )
     BALANCES_EQUAL_POSTINGS = "invariant_balances_equal_postings", ClosesWhen.INVARIANT_HOLDS
+    ADJUSTMENTS_ARE_AS_APPROVED = (
+        "invariant_adjustments_are_as_approved",
+        ClosesWhen.INVARIANT_HOLDS,
+    )
     PAYOUT_HAS_ITS_POSTINGS = "invariant_payout_has_its_postings", ClosesWhen.INVARIANT_HOLDS
 
     @property

@@ -2,12 +2,14 @@
 
     Refusal
     ├── InvalidField …           INVALID_ARGUMENT      never stored: the caller corrects the call
+    ├── Denied                   PERMISSION_DENIED     never stored: this caller may not do it
     ├── NotFound                 NOT_FOUND             never stored
     ├── Precondition             FAILED_PRECONDITION   stored for the key if Stripe was asked
     ├── Conflict                 ALREADY_EXISTS        the key or the expert has other content
     ├── Busy                     ABORTED               ask again with the same key
     ├── Exhausted                RESOURCE_EXHAUSTED    ask again later with the same key
-    └── Unavailable              UNAVAILABLE           ask again with the same key
+    ├── Unavailable              UNAVAILABLE           ask again with the same key
+    └── Unauthenticated          UNAUTHENTICATED       never stored: nobody knows who calls
 
 The texts are safe to show to a caller: no exception text, no SQL, no secret ever gets here. One
 place, ``rpc/errors.py``, turns them into gRPC statuses. ``facts`` become ``ErrorInfo.metadata``.
@@ -23,12 +25,14 @@ class Code(Enum):
     """The gRPC status that a refusal becomes."""
 
     INVALID_ARGUMENT = "INVALID_ARGUMENT"
+    PERMISSION_DENIED = "PERMISSION_DENIED"
     NOT_FOUND = "NOT_FOUND"
     FAILED_PRECONDITION = "FAILED_PRECONDITION"
     ALREADY_EXISTS = "ALREADY_EXISTS"
     ABORTED = "ABORTED"
     RESOURCE_EXHAUSTED = "RESOURCE_EXHAUSTED"
     UNAVAILABLE = "UNAVAILABLE"
+    UNAUTHENTICATED = "UNAUTHENTICATED"
 
 
 class Refusal(Exception):
@@ -57,6 +61,12 @@ class InvalidArgument(Refusal):
     code = Code.INVALID_ARGUMENT
 
 
+class Denied(Refusal):
+    """This caller may not do it, whatever the state."""
+
+    code = Code.PERMISSION_DENIED
+
+
 class NotFound(Refusal):
     """There is no such thing."""
 
@@ -82,15 +92,32 @@ class Busy(Refusal):
 
 
 class Exhausted(Refusal):
-    """Too much at once; the same call may be made again later with the same key."""
+    """Too much at once; the same call may be made again with the same key, after some seconds."""
 
     code = Code.RESOURCE_EXHAUSTED
+
+    def __init__(
+        self,
+        reason: str,
+        sentence: str,
+        facts: Mapping[str, object] | None = None,
+        *,
+        retry_seconds: float = 1.0,
+    ) -> None:
+        super().__init__(reason, sentence, facts)
+        self.retry_seconds = retry_seconds
 
 
 class Unavailable(Refusal):
     """Something below is away or unclear; the same call may be made again with the same key."""
 
     code = Code.UNAVAILABLE
+
+
+class Unauthenticated(Refusal):
+    """The call does not prove who makes it; nothing was read or changed."""
+
+    code = Code.UNAUTHENTICATED
 
 
 def invalid_field(field: str, fault: str) -> InvalidArgument:
@@ -184,4 +211,16 @@ def processor_unavailable(**facts: str) -> Unavailable:
 def database_unavailable() -> Unavailable:
     return Unavailable(
         "DATABASE_UNAVAILABLE", "the database is away or busy; ask again with the same key"
+    )
+
+
+def unauthenticated(fault: str, sentence: str) -> Unauthenticated:
+    """The caller is not known. ``fault`` is one word; neither text shows the credential."""
+    return Unauthenticated("UNAUTHENTICATED", sentence, {"fault": fault})
+
+
+def callers_unknown() -> Unavailable:
+    return Unavailable(
+        "AUTHENTICATION_UNAVAILABLE",
+        "the keys that tokens are checked with cannot be read now; ask again with the same key",
     )

@@ -82,6 +82,7 @@ class EventKind(StrEnum):
     REVIEW_OPENED = "payment.review_opened"
     REVIEW_CLOSED = "payment.review_closed"
     WAITING_CHANGED = "payment.waiting_changed"
+    ADJUSTED = "payment.adjusted"
 
 
 _S = State
@@ -205,6 +206,8 @@ TRANSITIONS: Final[Mapping[EventKind, Mapping[State, set[State]]]] = {
         _S.REFUNDED: {_S.REFUNDED},
     },
     EventKind.WAITING_CHANGED: _stay(BUSY | {_S.PENDING}),
+    # Two people correct the books, whatever happens to the payment.
+    EventKind.ADJUSTED: _stay(set(_S)),
     # REFUNDING if money is held beside a parked repayment.
     EventKind.DEADLINE_NEAR: _stay({_S.IN_ESCROW, _S.CAPTURING, _S.REFUNDING}),
     EventKind.DEADLINE_PASSED: _stay({_S.IN_ESCROW, _S.REFUNDING}),

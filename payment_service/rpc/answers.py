@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any
 
 from google.protobuf.message import Message
 
-from marketplace.payments.v1 import disputes_pb2, experts_pb2, operations_pb2, payments_pb2
+from marketplace.payments.v1 import (
+    adjustments_pb2,
+    disputes_pb2,
+    experts_pb2,
+    operations_pb2,
+    payments_pb2,
+)
+from payment_service.domain.adjustments import Adjustment
 from payment_service.domain.disputes import Dispute
 from payment_service.domain.experts import Expert
 from payment_service.domain.money import Money
 from payment_service.domain.payment import Payment
 from payment_service.domain.ports.records import Answer
+from payment_service.rpc.messages.adjustments import adjustment_message
 from payment_service.rpc.messages.common import money_message
 from payment_service.rpc.messages.disputes import dispute_message
 from payment_service.rpc.messages.experts import expert_message
@@ -36,6 +45,31 @@ class AnswerEncoder:
             debt=money_message(debt.minor_units, debt.currency),
         )
         return Answer(True, message.SerializeToString(deterministic=True))
+
+    def write_off_proposed(
+        self, expert_id: str, debt: Money, adjustment: Adjustment | None
+    ) -> Answer:
+        """Encodes that nothing is written off yet; without an adjustment it is a preview."""
+        message = operations_pb2.WriteOffExpertDebtResponse(
+            expert_id=expert_id,
+            written_off_amount=money_message(0, debt.currency),
+            debt=money_message(debt.minor_units, debt.currency),
+            needs_approval=True,
+            adjustment_id=adjustment.adjustment_id if adjustment else "",
+        )
+        return Answer(True, message.SerializeToString(deterministic=True))
+
+    def adjustment(self, rpc: str, adjustment: Adjustment, now: datetime) -> Answer:
+        """Encodes an adjustment without its reasons: a stored answer could not be erased."""
+        message = adjustment_message(adjustment, now)
+        message.ClearField("reason")
+        message.ClearField("decide_reason")
+        responses: Mapping[str, Message] = {
+            "ProposeAdjustment": adjustments_pb2.ProposeAdjustmentResponse(adjustment=message),
+            "ApproveAdjustment": adjustments_pb2.ApproveAdjustmentResponse(adjustment=message),
+            "RejectAdjustment": adjustments_pb2.RejectAdjustmentResponse(adjustment=message),
+        }
+        return Answer(True, responses[rpc].SerializeToString(deterministic=True))
 
     def client_payable_settled(self, payment: Payment, part: int) -> Answer:
         message = operations_pb2.SettleClientPayableResponse(

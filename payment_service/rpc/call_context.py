@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
+from contextvars import ContextVar
 from typing import Any, Final, TypeVar
 
 import structlog
 from grpc import aio
 
+from payment_service.domain.caller import Caller
 from payment_service.domain.errors import Unavailable
 from payment_service.domain.ports.records import Cause
 
@@ -19,8 +21,10 @@ T = TypeVar("T")
 log = structlog.get_logger(__name__)
 
 
-#: Until callers are authenticated, all of them are this one.
-LOCAL_CALLER: Final = "local"
+#: Who makes the call that this task serves. It is set before the handler runs; gRPC runs each call,
+#: streams included, in a task of its own. It has no default: a handler that was reached without
+#: :class:`AccessControl` fails.
+CALLER: Final[ContextVar[Caller]] = ContextVar("caller")
 
 
 _MAX_REQUEST_ID: Final = 64
@@ -29,12 +33,38 @@ _MAX_REQUEST_ID: Final = 64
 Context = aio.ServicerContext[Any, Any]
 
 
+class Place:
+    """A place among the calls in progress: free again when the last one that holds it has left."""
+
+    def __init__(self, free: Callable[[], None]) -> None:
+        self._free = free
+        self._holders = 1
+
+    def hold(self) -> None:
+        self._holders += 1
+
+    def leave(self) -> None:
+        self._holders -= 1
+        if not self._holders:
+            self._free()
+
+
+#: The place of the call in progress.
+current_place: ContextVar[Place | None] = ContextVar("current_place", default=None)
+
+
+def caller_name() -> str:
+    """Returns who makes the call in progress."""
+    return CALLER.get().name
+
+
 class CallRegistry:
     """Runs operations to their end, even if their callers leave.
 
     In grpc.aio a caller's cancel and its deadline both cancel the handler. So the whole operation,
     its claim included, runs as a task of its own, and the caller gets the result by its key.
-    Shutdown waits for the tasks that are left (:meth:`drain`).
+    Shutdown waits for the tasks that are left (:meth:`drain`). A call keeps its place while its
+    operation runs: otherwise callers that leave early could start any number of operations.
     """
 
     def __init__(self) -> None:
@@ -50,6 +80,10 @@ class CallRegistry:
         task = asyncio.create_task(operation)
         self._tasks.add(task)
         task.add_done_callback(self._done)
+        place = current_place.get()
+        if place is not None:
+            place.hold()
+            task.add_done_callback(lambda _: place.leave())
         return await asyncio.shield(task)
 
     def _done(self, task: asyncio.Task[Any]) -> None:
@@ -69,9 +103,18 @@ class CallRegistry:
 
 
 def cause_of(context: Context, rpc: str) -> Cause:
-    """Returns the caller, for the audit trail. Without a request id it gets a new one."""
+    """Returns who calls, for whom and why, for keys and the audit trail.
+
+    Without a request id it gets a new one.
+    """
     request_id = ""
     for name, value in context.invocation_metadata() or ():
         if name == "x-request-id" and isinstance(value, str):
             request_id = value[:_MAX_REQUEST_ID]
-    return Cause(LOCAL_CALLER, rpc, request_id or secrets.token_hex(8))
+    caller = CALLER.get()
+    return Cause(caller.name, rpc, request_id or secrets.token_hex(8), caller.act_for)
+
+
+def acting_for() -> str:
+    """Returns the user for whom the caller acts, or "": the reads' filter."""
+    return CALLER.get().act_for

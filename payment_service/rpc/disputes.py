@@ -14,7 +14,7 @@ from payment_service.application.app import App
 from payment_service.domain.disputes import check_evidence_fields, dispute_not_found
 from payment_service.domain.ports.records import DisputeFilter
 from payment_service.rpc import pagination
-from payment_service.rpc.call_context import CallRegistry, Context, cause_of
+from payment_service.rpc.call_context import CallRegistry, Context, acting_for, cause_of
 from payment_service.rpc.fields import RequestFields, fingerprint
 from payment_service.rpc.messages.disputes import dispute_message, evidence_of
 from payment_service.rpc.messages.payments import preview_message
@@ -38,11 +38,13 @@ class DisputeServicer(disputes_pb2_grpc.DisputeServiceServicer):
             fields.identifier("expert_id", expert_id)
         page_size = fields.page_size(request.page_size)
         fields.check()
-        filters = repr((payment_id, expert_id, request.open_only))
+        of_user = acting_for()
+        filters = repr((payment_id, expert_id, request.open_only, of_user))
         keyset = pagination.read_page_token("disputes", filters, request.page_token, 2)
         which = DisputeFilter(
             payment_id=payment_id,
             expert_id=expert_id,
+            of_user=of_user,
             open_only=request.open_only,
             before=(pagination.token_time(keyset[0]), keyset[1]) if keyset else None,
         )
@@ -64,7 +66,8 @@ class DisputeServicer(disputes_pb2_grpc.DisputeServiceServicer):
         fields = RequestFields()
         dispute_id = fields.our_id("dispute_id", request.dispute_id)
         fields.check()
-        dispute = await self._app.database.read(lambda reader: reader.dispute(dispute_id))
+        of_user = acting_for()
+        dispute = await self._app.database.read(lambda reader: reader.dispute(dispute_id, of_user))
         if dispute is None:
             raise dispute_not_found(dispute_id)
         return disputes_pb2.GetDisputeResponse(dispute=dispute_message(dispute))

@@ -1,15 +1,16 @@
 """The one place where errors become gRPC statuses.
 
-One interceptor wraps parsing, handler and serialization of every method, health and reflection
-included. Without it bad bytes and exceptions would reach the caller as UNKNOWN with the exception's
-text. Nothing else maps errors. An unexpected error becomes UNAVAILABLE with a reference that is in
-the log; never UNKNOWN, never INTERNAL, never a text from inside.
+One interceptor wraps access, parsing, handler and serialization of every method, health and
+reflection included. Without it bad bytes and exceptions would reach the caller as UNKNOWN with the
+exception's text. Nothing else maps errors. An unexpected error becomes UNAVAILABLE with a reference
+that is in the log; never UNKNOWN, never INTERNAL, never a text from inside.
 """
 
 from __future__ import annotations
 
 import asyncio
 import inspect
+import random
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -24,7 +25,7 @@ from grpc import aio
 from grpc_status import rpc_status
 
 from payment_service.application.idempotency import ReplayedRefusal
-from payment_service.domain.errors import Refusal, Unavailable
+from payment_service.domain.errors import Exhausted, Refusal, Unavailable
 from payment_service.domain.guards import VersionMismatch
 from payment_service.domain.ports.records import Answer
 from payment_service.rpc.messages.payments import payment_message
@@ -35,8 +36,12 @@ DOMAIN: Final = "payments.marketplace"
 #: Details of 17 KB turn the error itself into RESOURCE_EXHAUSTED.
 _MAX_DETAILS_BYTES: Final = 4096
 _MALFORMED: Final = object()
+#: gRPC's own retries wait as long as this says (gRFC A6).
+_PUSHBACK: Final = "grpc-retry-pushback-ms"
 
 Observe = Callable[[str, str, float], None]
+#: Lets the caller of a method in, or raises. It runs before anything looks at the request.
+Admit = Callable[[str, aio.ServicerContext[Any, Any]], Awaitable[None]]
 
 
 def status_of(refusal: Refusal) -> status_pb2.Status:
@@ -55,9 +60,29 @@ def status_of(refusal: Refusal) -> status_pb2.Status:
         status.details.add().Pack(bad)
     if isinstance(refusal, VersionMismatch):
         status.details.add().Pack(payment_message(refusal.payment))
+    if isinstance(refusal, Exhausted):
+        status.details.add().Pack(_retry_info(refusal.retry_seconds))
     while status.ByteSize() > _MAX_DETAILS_BYTES:
         del status.details[-1]
     return status
+
+
+def _retry_info(seconds: float) -> error_details_pb2.RetryInfo:
+    """Returns the delay with jitter, so that the refused callers do not come back together."""
+    info = error_details_pb2.RetryInfo()
+    info.retry_delay.FromMilliseconds(round(1000 * seconds * random.uniform(1, 2)))  # noqa: S311
+    return info
+
+
+def _to_grpc(status: status_pb2.Status) -> Any:
+    """Returns gRPC's status, with the delay also where gRPC's own retries look for it."""
+    found: Any = rpc_status.to_status(status)
+    info = error_details_pb2.RetryInfo()
+    for detail in status.details:
+        if detail.Unpack(info):
+            delay = (_PUSHBACK, str(info.retry_delay.ToMilliseconds()))
+            return found._replace(trailing_metadata=(*found.trailing_metadata, delay))
+    return found
 
 
 def refusal_answer(refusal: Refusal) -> Answer:
@@ -107,10 +132,16 @@ def _malformed() -> status_pb2.Status:
 
 
 class ErrorInterceptor(aio.ServerInterceptor):
-    """Wraps every method. ``observe`` gets the method, status code and seconds of each call."""
+    """Wraps every method. ``observe`` gets the method, status code and seconds of each call.
 
-    def __init__(self, observe: Observe) -> None:
+    ``admit`` is called here and not in an interceptor of its own, so that what it raises is mapped
+    and counted as everything else, and before a malformed request is answered. A server cannot be
+    made without it.
+    """
+
+    def __init__(self, observe: Observe, admit: Admit) -> None:
         self._observe = observe
+        self._admit = admit
 
     async def intercept_service(
         self,
@@ -162,6 +193,7 @@ class ErrorInterceptor(aio.ServerInterceptor):
         """Turns what a call or a stream raises into its status."""
         begun, code = time.perf_counter(), "OK"
         try:
+            await self._admit(method, context)
             if request is _MALFORMED:
                 code = "INVALID_ARGUMENT"
                 await context.abort_with_status(rpc_status.to_status(_malformed()))
@@ -175,7 +207,7 @@ class ErrorInterceptor(aio.ServerInterceptor):
         except Exception as error:  # noqa: BLE001 - nothing leaves unmapped
             status = _status_of_error(error, method)
             code = code_pb2.Code.Name(status.code)
-            await context.abort_with_status(rpc_status.to_status(status))
+            await context.abort_with_status(_to_grpc(status))
         finally:
             self._observe(method, code, time.perf_counter() - begun)
 

@@ -10,7 +10,7 @@ from payment_service.application.read_events import read_events
 from payment_service.application.watch_events import watch_events
 from payment_service.domain.ports.records import FeedCursor
 from payment_service.rpc import pagination
-from payment_service.rpc.call_context import Context
+from payment_service.rpc.call_context import Context, acting_for
 from payment_service.rpc.fields import RequestFields
 from payment_service.rpc.messages.events import event_message
 
@@ -28,7 +28,7 @@ class EventServicer(events_pb2_grpc.EventServiceServicer):
         fields.check()
         keyset = pagination.read_page_token("events", payment_id, request.page_token, 1)
         after = pagination.token_number(keyset[0]) if keyset else 0
-        found, broken = await read_events(self._app, payment_id, after, page_size + 1)
+        found, broken = await read_events(self._app, payment_id, acting_for(), after, page_size + 1)
         page, token = pagination.page_of(
             found, page_size, "events", payment_id, lambda event: [str(event.sequence)]
         )
@@ -59,7 +59,7 @@ class EventServicer(events_pb2_grpc.EventServiceServicer):
                 ending.cancel()
 
     async def _write(self, after: FeedCursor, context: Context) -> None:
-        async for batch in watch_events(self._app, after):
+        async for batch in watch_events(self._app, after, acting_for()):
             for fed in batch:
                 await context.write(
                     events_pb2.WatchEventsResponse(

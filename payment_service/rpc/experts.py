@@ -21,7 +21,7 @@ from payment_service.domain.errors import Precondition, Unavailable
 from payment_service.domain.experts import ExpertStatus
 from payment_service.domain.payouts import PayoutState
 from payment_service.rpc import pagination
-from payment_service.rpc.call_context import CallRegistry, Context, cause_of
+from payment_service.rpc.call_context import CallRegistry, Context, acting_for, cause_of
 from payment_service.rpc.fields import RequestFields, fingerprint
 from payment_service.rpc.messages.experts import (
     business_type_of,
@@ -117,7 +117,9 @@ class ExpertServicer(experts_pb2_grpc.ExpertServiceServicer):
     ) -> experts_pb2.ListExpertsResponse:
         fields = RequestFields()
         page_size = fields.page_size(request.page_size)
-        statuses = [_expert_status(fields, value) for value in request.statuses]
+        statuses = [
+            _expert_status(fields, value) for value in fields.listed("statuses", request.statuses)
+        ]
         due_until = fields.time("max_requirements_due_time", request)
         fields.check()
         wanted = sorted({status for status in statuses if status is not None})
@@ -173,13 +175,15 @@ class ExpertServicer(experts_pb2_grpc.ExpertServiceServicer):
         fields = RequestFields()
         expert_id = fields.identifier("expert_id", request.expert_id)
         page_size = fields.page_size(request.page_size)
-        states = [_payout_state(fields, value) for value in request.states]
+        states = [_payout_state(fields, value) for value in fields.listed("states", request.states)]
         fields.check()
         wanted = [state for state in states if state is not None]
         filters = " ".join([expert_id, *sorted(wanted)])
         keyset = pagination.read_page_token("payouts", filters, request.page_token, 2)
         before = (pagination.token_time(keyset[0]), keyset[1]) if keyset else None
-        found = await list_payouts(self._app, expert_id, wanted, before, page_size + 1)
+        found = await list_payouts(
+            self._app, expert_id, acting_for(), wanted, before, page_size + 1
+        )
         page, token = pagination.page_of(
             found,
             page_size,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import re
 import struct
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -42,6 +43,14 @@ _DEFAULT_PAGE: Final = 50
 _MAX_PAGE: Final = 200
 
 
+#: More values than any enum of the contract has.
+_MAX_LISTED: Final = 50
+
+
+#: A caller that sees these many faults corrects more than one.
+_MAX_FAULTS: Final = 20
+
+
 class RequestFields:
     """Collects the faults of one request; :meth:`check` raises them all together."""
 
@@ -49,11 +58,19 @@ class RequestFields:
         self._faults: list[tuple[str, str]] = []
 
     def fault(self, field: str, what: str) -> None:
-        self._faults.append((field, what))
+        if len(self._faults) < _MAX_FAULTS:
+            self._faults.append((field, what))
 
     def check(self) -> None:
         if self._faults:
             raise invalid_fields(self._faults)
+
+    def listed(self, field: str, values: Sequence[int]) -> Sequence[int]:
+        """Checks the length of a list before anybody reads it."""
+        if len(values) > _MAX_LISTED:
+            self.fault(field, f"must hold at most {_MAX_LISTED} values")
+            return ()
+        return values
 
     def identifier(self, field: str, value: str) -> str:
         """Checks an id of the user or gig service: at most 64 visible characters."""

@@ -25,10 +25,9 @@ class LedgerServicer(ledger_pb2_grpc.LedgerServiceServicer):
         fields.check()
         keyset = pagination.read_page_token("balances", prefix, request.page_token, 2)
         after = (keyset[0], keyset[1]) if keyset else None
-        found = await self._app.database.read(
-            lambda reader: reader.balances(prefix, after, page_size + 1)
-        )
-        totals = await self._app.database.read(lambda reader: reader.totals())
+        database = self._app.aside().database
+        found = await database.read(lambda reader: reader.balances(prefix, after, page_size + 1))
+        totals = await database.read(lambda reader: reader.totals())
         page, token = pagination.page_of(
             found, page_size, "balances", prefix, lambda balance: balance[:2]
         )

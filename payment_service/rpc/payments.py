@@ -23,7 +23,8 @@ from payment_service.domain.errors import payment_not_found
 from payment_service.domain.payment import Payment, State
 from payment_service.domain.ports.records import PaymentFilter
 from payment_service.rpc import pagination
-from payment_service.rpc.call_context import CallRegistry, Context, cause_of
+from payment_service.rpc.access import check_client
+from payment_service.rpc.call_context import CallRegistry, Context, acting_for, cause_of
 from payment_service.rpc.fields import RequestFields, fingerprint
 from payment_service.rpc.messages.common import time_message
 from payment_service.rpc.messages.payments import (
@@ -68,6 +69,7 @@ class PaymentServicer(payments_pb2_grpc.PaymentServiceServicer):
         if request.expert_id and request.client_id == request.expert_id:
             fields.fault("expert_id", "must be another than the client")
         fields.check()
+        check_client(command.client_id)
         if request.validate_only:
             payment = await preview_of_initiation(self._app, command)
             return initiated_message(payment, self._app.policy.publishable_key)
@@ -143,20 +145,22 @@ class PaymentServicer(payments_pb2_grpc.PaymentServiceServicer):
         self, request: payments_pb2.ListPaymentsRequest, context: Context
     ) -> payments_pb2.ListPaymentsResponse:
         fields = RequestFields()
-        user_id = fields.identifier("user_id", request.user_id)
+        of_user = acting_for()
+        user_id = fields.identifier("user_id", request.user_id or of_user)
         page_size = fields.page_size(request.page_size)
         fields.enum("role", request.role, payments_pb2.PaymentRole)
-        states = [_state(fields, value) for value in request.states]
+        states = [_state(fields, value) for value in fields.listed("states", request.states)]
         gig_id = fields.identifier("gig_id", request.gig_id) if request.gig_id else ""
         from_time = fields.time("min_create_time", request)
         until_time = fields.time("max_create_time", request)
         max_deadline_time = fields.time("max_deadline_time", request)
         fields.check()
         left_out = frozenset({"page_size", "page_token"})
-        filters = repr(sorted(fingerprint(request, without=left_out).items()))
+        filters = repr((of_user, sorted(fingerprint(request, without=left_out).items())))
         keyset = pagination.read_page_token("payments", filters, request.page_token, 2)
         which = PaymentFilter(
             user_id=user_id,
+            of_user=of_user,
             as_client=request.role != payments_pb2.PAYMENT_ROLE_EXPERT,
             as_expert=request.role != payments_pb2.PAYMENT_ROLE_CLIENT,
             states=tuple(state for state in states if state is not None),
@@ -182,7 +186,8 @@ class PaymentServicer(payments_pb2_grpc.PaymentServiceServicer):
         fields = RequestFields()
         fields.our_id("payment_id", payment_id)
         fields.check()
-        payment = await self._app.database.read(lambda reader: reader.payment(payment_id))
+        of_user = acting_for()
+        payment = await self._app.database.read(lambda reader: reader.payment(payment_id, of_user))
         if payment is None:
             raise payment_not_found(payment_id)
         return payment

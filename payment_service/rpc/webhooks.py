@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Protocol
+from collections.abc import Callable
+from typing import Final, Protocol
 
 from marketplace.payments.v1 import webhooks_pb2, webhooks_pb2_grpc
 from payment_service.application.app import App
@@ -16,6 +16,9 @@ _ENDPOINTS = {
     webhooks_pb2.WEBHOOK_ENDPOINT_PLATFORM: "platform",
     webhooks_pb2.WEBHOOK_ENDPOINT_CONNECT: "connect",
 }
+
+#: The gateway's own bound of a header. Sixteen signatures have some 1,200 characters.
+_MAX_SIGNATURE: Final = 4096
 
 
 class Counts(Protocol):
@@ -30,12 +33,12 @@ class WebhookServicer(webhooks_pb2_grpc.WebhookServiceServicer):
         self,
         app: App,
         calls: CallRegistry,
-        secrets: Mapping[str, WebhookSecrets],
+        secrets_of: Callable[[str], WebhookSecrets],
         counts: Counts,
     ) -> None:
         self._app = app
         self._calls = calls
-        self._secrets = secrets
+        self._secrets_of = secrets_of
         self._counts = counts
 
     async def IngestEvent(
@@ -44,6 +47,8 @@ class WebhookServicer(webhooks_pb2_grpc.WebhookServiceServicer):
         endpoint = _ENDPOINTS.get(request.endpoint)
         if endpoint is None:
             raise invalid_field("endpoint", "must be PLATFORM or CONNECT")
+        if len(request.signature) > _MAX_SIGNATURE:
+            raise invalid_field("signature", f"must be at most {_MAX_SIGNATURE} characters")
         try:
             ingested = await self._calls.run(
                 ingest_event(
@@ -51,7 +56,7 @@ class WebhookServicer(webhooks_pb2_grpc.WebhookServiceServicer):
                     endpoint,
                     request.payload,
                     request.signature,
-                    self._secrets[endpoint],
+                    self._secrets_of(endpoint),
                 )
             )
         except InvalidArgument as refusal:

@@ -14,6 +14,7 @@ import grpc
 import psycopg2
 import pytest
 
+from dev.postgres import owner_url
 from dev.settings import StackSettings
 from dev.stack import Stack
 from marketplace.payments.channel import connect_sync
@@ -115,7 +116,8 @@ class World:
 
     def query(self, statement: str) -> list[tuple[Any, ...]]:
         """Ask, or set a clock forward in, the database itself."""
-        with psycopg2.connect(self.stack.database_url) as connection, connection.cursor() as cursor:
+        url = owner_url(self.stack.database_url)
+        with psycopg2.connect(url) as connection, connection.cursor() as cursor:
             cursor.execute(statement)
             rows = cursor.fetchall() if cursor.description else []
         connection.close()
@@ -149,7 +151,12 @@ def world(
     """For the tests of this directory: its idle processes would slow down those of the others."""
     directory: Path = tmp_path_factory.mktemp("acceptance")
     settings = StackSettings.on_free_ports(directory)
-    told = {**WEBHOOK_SECRETS, "DATABASE_URL": databases.take(), "ALLOWED_ORIGINS": APP}
+    told = {
+        **WEBHOOK_SECRETS,
+        "DATABASE_URL": databases.take(),
+        "ALLOWED_ORIGINS": APP,
+        "MONEY_RATE": "0",  # A test makes more calls than any caller.
+    }
     settings = StackSettings.on_free_ports(directory, environment={**settings.environment, **told})
     with (
         Stack(settings, spawn_service=nursery.spawn) as stack,

@@ -5,6 +5,7 @@ good value looks, whether it may be absent) stands in the tables below, and an u
 """
 
 import random
+import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -24,7 +25,14 @@ from grpc_status import rpc_status
 
 from dev.caller import call_of
 from dev.forwarding import signature
-from marketplace.payments.v1 import disputes_pb2, experts_pb2, money_pb2, payments_pb2
+from marketplace.payments.v1 import (
+    adjustments_pb2,
+    disputes_pb2,
+    experts_pb2,
+    money_pb2,
+    operations_pb2_grpc,
+    payments_pb2,
+)
 from tests.acceptance.browser import submit
 from tests.acceptance.conftest import APP, WEBHOOK_SECRETS, World, new_name, until
 from tests.acceptance.programs import PACKAGE, Answer
@@ -41,6 +49,8 @@ OPTIONAL = {
     "CapturePaymentRequest": "amount final notes validate_only expected_version",
     "CreateExpertAccountRequest": "country business_type commission_basis_points continue_url",
     "Evidence": " ".join(disputes_pb2.Evidence.DESCRIPTOR.fields_by_name),
+    "ListAdjustmentsRequest": "payment_id expert_id state page_size page_token",
+    "ProposeAdjustmentRequest": "payment_id expert_id",
     "InitiatePaymentRequest": (
         "description escrow_mode on_deadline expected_completion_time validate_only"
     ),
@@ -75,12 +85,15 @@ UNKNOWN_IDS = {
     "operation_id": "op_" + "0" * 32,
     "event_id": "evt_nothing",
     "discrepancy_id": f"disc_{2**62}",
+    "adjustment_id": "adj_" + "0" * 32,
     "onboarding_token": "A" * 43,
 }
 #: Where an id filters or is chosen by the caller, an unknown one is no fault.
 MAY_BE_UNKNOWN = {
     ("ListDiscrepanciesRequest", "payment_id"),
     ("ListOperationsRequest", "payment_id"),
+    ("ListAdjustmentsRequest", "payment_id"),
+    ("ListAdjustmentsRequest", "expert_id"),
     ("ListDisputesRequest", "payment_id"),
     ("ListDisputesRequest", "expert_id"),
     ("CreateExpertAccountRequest", "expert_id"),
@@ -196,7 +209,10 @@ class Good:
         else:
             assert name in self.values, f"say what a good {key[0]}.{name} looks like"
             value = self.values[name]
-        if field.is_repeated:
+        if field.is_repeated and field.message_type is not None:
+            for one in value:
+                getattr(message, name).add(**one)
+        elif field.is_repeated:
             getattr(message, name).extend(value)
         elif field.message_type is not None:
             part = getattr(message, name)
@@ -218,6 +234,7 @@ def good(world: World, expert: str) -> Good:
     return Good(
         {
             "account_prefix": "stripe:",
+            "adjustment_id": proposed(world),
             "amount": {"minor_units": 5_000, "currency_code": "USD"},
             "business_type": 1,
             "client_id": "client-1",
@@ -259,17 +276,24 @@ def good(world: World, expert: str) -> Good:
             "signature": signature(
                 body, WEBHOOK_SECRETS["STRIPE_WEBHOOK_SECRET"], int(time.time())
             ),
+            "lines": [
+                {"account": "losses", "amount": {"minor_units": 500, "currency_code": "USD"}},
+                {"account": "fx", "amount": {"minor_units": -500, "currency_code": "USD"}},
+            ],
             "min_update_time": {"seconds": int(time.time())},
             "state": 1,
             "states": [1],
             "statuses": [4],
             "submit": True,
+            "ticket": "FIN-7",
             "user_id": "client-1",
             "validate_only": False,
             "warning_id": "",
         },
         {
             ("AcceptDisputeRequest", "dispute_id"): to_accept,
+            # The payment is named; naming its expert as well would be a fault.
+            ("ProposeAdjustmentRequest", "expert_id"): "",
             ("CapturePaymentRequest", "expected_version"): version_of(world, held.payment_id),
             ("CreateExpertAccountRequest", "expert_id"): new_name("expert"),
             ("RefundPaymentRequest", "expected_version"): version_of(world, captured.payment_id),
@@ -280,6 +304,21 @@ def good(world: World, expert: str) -> Good:
             ("WriteOffExpertDebtRequest", "expert_id"): debtor,
         },
     )
+
+
+def proposed(world: World) -> str:
+    """An adjustment of the platform's own accounts that waits for another person."""
+    lines = [
+        adjustments_pb2.AdjustmentLine(
+            account=account, amount=money_pb2.Money(minor_units=units, currency_code="USD")
+        )
+        for account, units in (("losses", 500), ("fx", -500))
+    ]
+    request = adjustments_pb2.ProposeAdjustmentRequest(
+        lines=lines, ticket="FIN-7", reason="a test", idempotency_key=new_name("key")
+    )
+    operations = operations_pb2_grpc.OperationsServiceStub(world.channel)
+    return operations.ProposeAdjustment(request).adjustment.adjustment_id
 
 
 def contested(world: World, expert_id: str) -> str:
@@ -390,7 +429,9 @@ def faults(kind: Descriptor, field: FieldDescriptor) -> Iterator[Fault]:
     may_be_absent = name in OPTIONAL.get(kind.name, "").split()
     if not may_be_absent:
         yield name, "missing", _clearing(name)
-    if field.is_repeated:
+    if field.is_repeated and field.message_type is not None:
+        yield from faults_of_lines(field, field.message_type)
+    elif field.is_repeated:
         yield name, "an unknown value", lambda message: getattr(message, name).append(99)
     elif field.message_type is not None:
         yield from faults_within(field, field.message_type)
@@ -398,6 +439,14 @@ def faults(kind: Descriptor, field: FieldDescriptor) -> Iterator[Fault]:
         for fault, value in bad_values(kind, field):
             if value != 0 or not may_be_absent:
                 yield name, fault, _setting(name, value)
+
+
+def faults_of_lines(field: FieldDescriptor, kind: Descriptor) -> Iterator[Fault]:
+    """A fault in the first line of several. An amount is wrong only beside the others."""
+    for inner in kind.fields:
+        for place, fault, spoil in faults(kind, inner):
+            named = "" if place.endswith("minor_units") else f"[0].{place}"
+            yield f"{field.name}{named}", fault, _first(field.name, spoil)
 
 
 def faults_within(field: FieldDescriptor, kind: Descriptor) -> Iterator[Fault]:
@@ -447,6 +496,10 @@ def _within(name: str, spoil: Spoil) -> Spoil:
     return lambda message: spoil(getattr(message, name))
 
 
+def _first(name: str, spoil: Spoil) -> Spoil:
+    return lambda message: spoil(getattr(message, name)[0]) if getattr(message, name) else None
+
+
 def _clearing(name: str) -> Spoil:
     return lambda message: message.ClearField(name)
 
@@ -472,7 +525,7 @@ def names(answer: Answer, case: Case) -> bool:
     if not case.field:
         return answer.reason == "MALFORMED_MESSAGE"
     if answer.reason == "INVALID_FIELD":
-        return any(f"{name}.".startswith(f"{case.field}.") for name in answer.fields)
+        return any(re.match(rf"{re.escape(case.field)}[.\[]", f"{name}.") for name in answer.fields)
     if answer.reason == "WEBHOOK_REFUSED":
         return bool(answer.facts["fault"])
     return bool(answer.facts) or case.field.upper() in answer.reason

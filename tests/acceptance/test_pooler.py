@@ -16,7 +16,7 @@ import psycopg2
 import pytest
 
 from dev.ports import first_free_port
-from dev.postgres import EmbeddedPostgres
+from dev.postgres import EmbeddedPostgres, owner_url
 from payment_service.adapters.postgres.engine import SqlDatabase
 from payment_service.adapters.postgres.transaction import SqlTransaction
 from payment_service.domain.errors import Unavailable
@@ -86,7 +86,7 @@ def reconnect(url: str) -> None:
 
 @pytest.fixture
 def direct(postgres: EmbeddedPostgres) -> str:
-    return postgres.create_database(new_name("pooled").replace("-", "_"))
+    return owner_url(postgres.create_database(new_name("pooled").replace("-", "_")))
 
 
 @pytest.fixture

@@ -92,6 +92,7 @@ def test_every_rpc_by_grpcurl(world: World, grpcurl: Grpcurl) -> None:
     watch(grpcurl)
     operate(world, Caller(grpcurl))
     settle_what_is_owed(world, Caller(grpcurl))
+    correct_the_books(Caller(grpcurl))
     erase(Caller(grpcurl))
     assert grpcurl.driven == methods_of(grpcurl), "drive every RPC here"
 
@@ -296,6 +297,33 @@ def answer_banks(world: World, ask: Caller) -> None:
     assert rest["written_off_amount"]["minor_units"] == "5000"
     look(f"{world.stack.simulator_url}/_simulator/faults", method="DELETE")
     assert debt() == ["0"]
+
+
+def correct_the_books(ask: Caller) -> None:
+    """Nobody is authenticated here, so all callers are one: a proposal can only be rejected."""
+    line = {"account": "losses", "amount": {"minor_units": 5, "currency_code": "USD"}}
+    other = {"account": "fx", "amount": {"minor_units": -5, "currency_code": "USD"}}
+    proposal: dict[str, Any] = {
+        "lines": [line, other],
+        "ticket": "FIN-7",
+        "reason": "a test",
+        "idempotency_key": new_name("key"),
+    }
+    proposed = ask("OperationsService/ProposeAdjustment", **proposal)
+    assert proposed == ask("OperationsService/ProposeAdjustment", **proposal)
+    which: dict[str, Any] = {"adjustment_id": proposed["adjustment"]["adjustment_id"]}
+    refused = ask.refused(
+        "OperationsService/ApproveAdjustment", **which, idempotency_key=new_name("key")
+    )
+    assert (refused.code, refused.reason) == ("FAILED_PRECONDITION", "APPROVER_IS_PROPOSER")
+    ask(
+        "OperationsService/RejectAdjustment",
+        **which,
+        reason="a test",
+        idempotency_key=new_name("key"),
+    )
+    listed = ask("OperationsService/ListAdjustments", state="ADJUSTMENT_STATE_REJECTED")
+    assert which["adjustment_id"] in {one["adjustment_id"] for one in listed["adjustments"]}
 
 
 def contested(world: World, ask: Caller, expert_id: str) -> str:

@@ -16,7 +16,7 @@ import psycopg2
 import pytest
 
 from dev.ports import first_free_port
-from dev.postgres import EmbeddedPostgres
+from dev.postgres import EmbeddedPostgres, owner_url
 from payment_service.adapters.postgres.schema import EXPECTED_REVISION
 from tests.acceptance.conftest import new_name, until
 from tests.acceptance.health import NOT_SERVING, SERVING, check
@@ -69,6 +69,13 @@ def next_line(lines: "queue.Queue[dict[str, Any]]", event: str) -> dict[str, Any
             return line
 
 
+def as_owner(database_url: str, statement: str, *values: str) -> None:
+    url = owner_url(database_url)
+    with closing(psycopg2.connect(url)) as connection, connection.cursor() as cursor:
+        cursor.execute(statement, values)
+        connection.commit()
+
+
 @pytest.fixture
 def empty(postgres: EmbeddedPostgres) -> str:
     return postgres.create_database(new_name("empty").replace("-", "_"))
@@ -98,7 +105,10 @@ def test_a_release_that_may_not_write_any_more_sends_its_callers_away(
 ) -> None:
     with serving(nursery, database_url) as (address, lines):
         until(lambda: health(address) == [SERVING, SERVING], "it serves")
-        with closing(psycopg2.connect(database_url)) as connection, connection.cursor() as cursor:
+        with (
+            closing(psycopg2.connect(owner_url(database_url))) as connection,
+            connection.cursor() as cursor,
+        ):
             cursor.execute("UPDATE releases SET minimum_writer = 1000")
             connection.commit()
         assert next_line(lines, "release_too_old")["minimum"] == 1000
@@ -109,7 +119,10 @@ def test_a_release_that_may_not_write_any_more_sends_its_callers_away(
 def test_an_older_schema_is_refused_and_a_newer_one_is_not(
     nursery: Nursery, database_url: str, revision: str, status: int
 ) -> None:
-    with closing(psycopg2.connect(database_url)) as connection, connection.cursor() as cursor:
+    with (
+        closing(psycopg2.connect(owner_url(database_url))) as connection,
+        connection.cursor() as cursor,
+    ):
         cursor.execute("UPDATE alembic_version SET version_num = %s", (revision,))
         connection.commit()
     with serving(nursery, database_url) as (address, lines):

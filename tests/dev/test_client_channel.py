@@ -14,17 +14,21 @@ from marketplace.payments.v1 import payments_pb2, payments_pb2_grpc
 
 
 class Servicer:
-    """Fails with UNAVAILABLE so many times, then answers with its own name."""
+    """Fails so many times, with a delay or without, then answers with its own name."""
 
-    def __init__(self, name: str, failures: int = 0) -> None:
+    def __init__(self, name: str, failures: int = 0, pushback_ms: int | None = None) -> None:
         self.name = name
         self.failures = failures
+        self.pushback_ms = pushback_ms
         self.calls = 0
 
     def get_payment(
         self, request: payments_pb2.GetPaymentRequest, context: Any
     ) -> payments_pb2.GetPaymentResponse:
         self.calls += 1
+        if self.calls <= self.failures and self.pushback_ms is not None:
+            context.set_trailing_metadata((("grpc-retry-pushback-ms", str(self.pushback_ms)),))
+            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "later")
         if self.calls <= self.failures:
             context.abort(grpc.StatusCode.UNAVAILABLE, "again")
         return payments_pb2.GetPaymentResponse(payment=payments_pb2.Payment(payment_id=self.name))
@@ -72,6 +76,34 @@ async def test_unavailable_is_asked_again_until_answered() -> None:
     async with connect(f"127.0.0.1:{port}") as channel:
         assert await ask(channel) == "a"
     assert servicer.calls == 4
+    server.stop(0).wait()
+
+
+async def test_a_refused_call_is_repeated_after_the_delay_that_the_service_asks_for() -> None:
+    """gRPC's own first backoff is 50 ms."""
+    port = first_free_port(1)
+    servicer = Servicer("a", failures=2, pushback_ms=400)
+    server = serve(servicer, port)
+    async with connect(f"127.0.0.1:{port}") as channel:
+        began = time.monotonic()
+        assert await ask(channel) == "a"
+        waited = time.monotonic() - began
+    assert servicer.calls == 3
+    assert waited >= 0.8
+    server.stop(0).wait()
+
+
+async def test_retries_stop_while_most_calls_are_refused() -> None:
+    """Otherwise an overload would be multiplied by the number of tries."""
+    port = first_free_port(1)
+    servicer = Servicer("a", failures=10_000, pushback_ms=1)
+    server = serve(servicer, port)
+    calls = 150
+    async with connect(f"127.0.0.1:{port}") as channel:
+        for _ in range(calls):
+            with pytest.raises(grpc.aio.AioRpcError):
+                await ask(channel)
+    assert servicer.calls < 2 * calls
     server.stop(0).wait()
 
 
@@ -132,7 +164,7 @@ def test_callers_without_asyncio_have_the_same_channel() -> None:
 def test_only_reads_and_keyed_mutations_are_retried() -> None:
     retried, once = service_config()["methodConfig"]
     names = {(name["service"].rpartition(".")[2], name["method"]) for name in retried["name"]}
-    assert retried["retryPolicy"]["retryableStatusCodes"] == ["UNAVAILABLE"]
+    assert retried["retryPolicy"]["retryableStatusCodes"] == ["UNAVAILABLE", "RESOURCE_EXHAUSTED"]
     assert {
         ("PaymentService", "InitiatePayment"),
         ("PaymentService", "CapturePayment"),

@@ -20,7 +20,7 @@ import pytest
 
 from dev import programs
 from dev.lock import DirectoryInUseError
-from dev.postgres import EmbeddedPostgres
+from dev.postgres import EmbeddedPostgres, owner_url
 from dev.processes import started_at
 from dev.programs import PostgresError
 
@@ -70,7 +70,7 @@ def start_out_of_band(directory: Path, then: str) -> subprocess.Popen[str]:
     program = f"""
         import os, signal, sys, time
         from pathlib import Path
-        from dev.postgres import EmbeddedPostgres
+        from dev.postgres import EmbeddedPostgres, owner_url
         server = EmbeddedPostgres(Path({str(directory)!r}), durable=False)
         server.start()
         print(server.pid, server._guard._process.pid, flush=True)
@@ -97,12 +97,28 @@ def wait_until_gone(pid: int, seconds: float = 10) -> None:
         time.sleep(0.02)
 
 
-def test_services_connect_as_a_role_that_is_no_superuser(server: EmbeddedPostgres) -> None:
-    asked = "SELECT current_user, current_database(), rolsuper FROM pg_roles WHERE rolname = {}"
-    assert ask(server.database_url, asked.format("current_user")) == [
-        ("payments", "payments", False)
-    ]
-    assert ask(server.admin_url(), asked.format("current_user"))[0][2] is True
+def test_services_connect_as_a_role_that_owns_nothing(server: EmbeddedPostgres) -> None:
+    asked = (
+        "SELECT current_user, current_database(), rolsuper, rolcreaterole, datdba = pg_roles.oid "
+        "FROM pg_roles, pg_database WHERE rolname = current_user AND datname = current_database()"
+    )
+    assert ask(server.database_url, asked) == [("payments", "payments", False, False, False)]
+    assert ask(server.owner_url(), asked) == [("payments_owner", "payments", False, False, True)]
+    assert ask(server.admin_url(), asked)[0][2] is True
+    with pytest.raises(psycopg2.errors.InsufficientPrivilege):
+        ask(server.database_url, "CREATE TABLE taken AS SELECT 1 AS n")
+
+
+def test_what_the_services_owned_goes_to_the_owner(directory: Path) -> None:
+    """As in a cluster from before there were two roles."""
+    with EmbeddedPostgres(directory, durable=False) as server:
+        ask(server.owner_url(), "CREATE TABLE old AS SELECT 1 AS n")
+        ask(server.admin_url(), "ALTER DATABASE payments OWNER TO payments")
+        ask(server.admin_url(), "ALTER TABLE old OWNER TO payments")
+    with EmbeddedPostgres(directory, durable=False) as server:
+        asked = "SELECT tableowner FROM pg_tables WHERE tablename = 'old'"
+        assert ask(server.owner_url(), asked) == [("payments_owner",)]
+        ask(server.owner_url(), "CREATE TABLE new AS SELECT 1 AS n")
 
 
 def test_nobody_enters_without_the_password(server: EmbeddedPostgres) -> None:
@@ -121,30 +137,30 @@ def test_nobody_enters_without_the_password(server: EmbeddedPostgres) -> None:
 
 def test_address_and_data_stay_over_a_restart(directory: Path) -> None:
     with EmbeddedPostgres(directory, durable=False) as server:
-        ask(server.database_url, "CREATE TABLE kept AS SELECT 42 AS answer")
+        ask(server.owner_url(), "CREATE TABLE kept AS SELECT 42 AS answer")
         before = server.database_url
         assert server.restart() == before
     with EmbeddedPostgres(directory, durable=False) as server:
         assert server.database_url == before
-        assert ask(before, "SELECT answer FROM kept") == [(42,)]
+        assert ask(server.owner_url(), "SELECT answer FROM kept") == [(42,)]
 
 
 def test_killed_server_recovers_what_was_committed(server: EmbeddedPostgres) -> None:
-    ask(server.database_url, "CREATE TABLE written AS SELECT generate_series(1, 1000)")
+    ask(server.owner_url(), "CREATE TABLE written AS SELECT generate_series(1, 1000)")
     session = psycopg2.connect(server.database_url)  # a backend that has to notice, too
     url = server.database_url
     for _ in range(3):
         server.kill()
         assert not server.running
         assert server.start() == url
-    assert ask(url, "SELECT count(*) FROM written") == [(1000,)]
+    assert ask(server.owner_url(), "SELECT count(*) FROM written") == [(1000,)]
     session.close()
 
 
 def test_databases_are_copied_from_a_template_and_dropped_in_use(server: EmbeddedPostgres) -> None:
-    ask(server.create_database("model"), "CREATE TABLE t AS SELECT 1 AS n")
+    ask(owner_url(server.create_database("model")), "CREATE TABLE t AS SELECT 1 AS n")
     copy = server.create_database('odd "name"', template="model")
-    assert ask(copy, "SELECT n FROM t") == [(1,)]
+    assert ask(owner_url(copy), "SELECT n FROM t") == [(1,)]
     with contextlib.closing(psycopg2.connect(copy)):
         server.drop_database('odd "name"')
     with pytest.raises(psycopg2.OperationalError, match="does not exist"):
@@ -263,13 +279,13 @@ def test_root_below_a_closed_directory(place: Path) -> None:
     asked = closed / "data" / "postgres"
     with EmbeddedPostgres(asked, durable=False) as server:
         url = server.database_url
-        ask(url, "CREATE TABLE kept AS SELECT 42 AS answer")
+        ask(server.owner_url(), "CREATE TABLE kept AS SELECT 42 AS answer")
         elsewhere = asked.readlink()
     try:
         assert stat.S_IMODE(closed.stat().st_mode) == 0o700
         with EmbeddedPostgres(asked, durable=False) as server:
             assert server.database_url == url
-            assert ask(url, "SELECT answer FROM kept") == [(42,)]
+            assert ask(server.owner_url(), "SELECT answer FROM kept") == [(42,)]
         asked.unlink()  # as `rm -rf .data` would: the data is not to come back
         with EmbeddedPostgres(asked, durable=False) as server:
             assert ask(server.database_url, "SELECT to_regclass('kept')") == [(None,)]

@@ -319,6 +319,17 @@ def test_environment_wins_over_dotenv_and_empty_means_unset(tmp_path: Path) -> N
     assert settings.simulated
 
 
+def test_a_secret_may_be_in_a_file(tmp_path: Path) -> None:
+    file, nowhere = tmp_path / "key", tmp_path / "none"
+    file.write_text("sk_test_mine\n")
+    environ = {"STRIPE_SECRET_KEY_FILE": str(file)}
+    settings = StackSettings.from_environment(environ, dotenv=nowhere)
+    assert settings.environment == {"STRIPE_SECRET_KEY": "sk_test_mine"}
+    for wrong in ({"STRIPE_SECRET_KEY": "sk_test_2"}, {"STRIPE_SECRET_KEY_FILE": str(nowhere)}):
+        with pytest.raises(RefusedError, match="STRIPE_SECRET_KEY_FILE"):
+            StackSettings.from_environment({**environ, **wrong}, dotenv=nowhere)
+
+
 def test_run_refuses_in_one_sentence(new_settings: NewSettings) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "dev", "run"],

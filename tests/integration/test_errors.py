@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from google.protobuf.descriptor import FieldDescriptor, MethodDescriptor
 from google.protobuf.message import Message
-from google.protobuf.message_factory import GetMessageClass
 
 from marketplace.payments.v1 import (
     disputes_pb2,
@@ -26,8 +25,7 @@ from marketplace.payments.v1 import (
 )
 from tests.support.books import check_books
 from tests.support.errors import Reply
-from tests.support.requests import capture_request, refund_request
-from tests.support.stripe import ingestion, new_event
+from tests.support.valid_requests import valid_requests
 from tests.support.world import World
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -98,38 +96,6 @@ async def test_the_empty_message(shared: World) -> None:
     assert shared.counts() == rows
 
 
-async def _valid(world: World) -> dict[str, Message]:
-    """A request of every method, valid except for what a test puts into it."""
-    expert = await world.expert()
-    held = await world.escrowed(expert)
-    paid = await world.captured(expert)
-    event = new_event("payout.paid", {"object": "payout", "id": "po_1"})
-    expert_id: dict[str, Any] = {"expert_id": expert}
-    payment_id: dict[str, Any] = {"payment_id": held.payment_id}
-    return {
-        "InitiatePayment": world.initiation(expert),
-        "CapturePayment": capture_request(held.payment_id, 1_000, final=True),
-        "RefundPayment": refund_request(paid.payment_id, 1_000),
-        "GetPayment": payments_pb2.GetPaymentRequest(**payment_id),
-        "GetPaymentStatus": payments_pb2.GetPaymentStatusRequest(**payment_id),
-        "ListPayments": payments_pb2.ListPaymentsRequest(user_id=expert),
-        "CreateExpertAccount": experts_pb2.CreateExpertAccountRequest(
-            expert_id="new", name="Ann", email="ann@example.com"
-        ),
-        "GetExpert": experts_pb2.GetExpertRequest(**expert_id),
-        "CreateDashboardLink": experts_pb2.CreateDashboardLinkRequest(**expert_id),
-        "RefreshOnboarding": experts_pb2.RefreshOnboardingRequest(**expert_id),
-        "SetCommission": experts_pb2.SetCommissionRequest(
-            **expert_id, commission_basis_points=1_000
-        ),
-        "ListPayouts": experts_pb2.ListPayoutsRequest(**expert_id),
-        "GetExpertBalance": experts_pb2.GetExpertBalanceRequest(**expert_id),
-        "IngestEvent": ingestion(event),
-        "ListPaymentEvents": events_pb2.ListPaymentEventsRequest(**payment_id),
-        "ListPostings": ledger_pb2.ListPostingsRequest(**payment_id),
-    }
-
-
 _TEXTS = ("", "\x00", "a\x00b", "\x1b[2J", "x" * 1_000_000, "\u202e\U0010ffff", "no-such")
 _INTEGERS = (0, -1, 2**31 - 1, -(2**31), 2**63 - 1, -(2**63))
 
@@ -168,12 +134,12 @@ def _spoiled(request: Message) -> Iterator[tuple[str, Message]]:
 
 
 async def test_every_field_of_every_request_spoiled_in_every_way(shared: World) -> None:
-    valid = await _valid(shared)
+    valid = await valid_requests(shared)
     named: set[tuple[str, str]] = set()
     await shared.settle_down()
     rows = shared.counts()
     for method in _METHODS:
-        request = valid.get(method.name) or GetMessageClass(method.input_type)()
+        request = valid[method.name]
         for field, spoiled in _spoiled(request):
             reply = await shared.raw(_path(method), spoiled.SerializeToString())
             what = (method.name, field, str(getattr(spoiled, field, ""))[:40])
@@ -310,6 +276,33 @@ async def test_forged_page_tokens(shared: World) -> None:
                 given.page_token = text.rstrip("=")
                 reply = await shared.raw(path, request.SerializeToString())
                 _check(reply, (path, place, value))
+
+
+async def test_a_list_of_a_million_values_is_refused_by_its_name(shared: World) -> None:
+    """Before each of them is looked at, and with a short answer."""
+    million: Any = [1] * 1_000_000
+    lists: list[tuple[str, str, Message]] = [
+        (
+            "PaymentService/ListPayments",
+            "states",
+            payments_pb2.ListPaymentsRequest(user_id="a", states=million),
+        ),
+        (
+            "ExpertService/ListPayouts",
+            "states",
+            experts_pb2.ListPayoutsRequest(expert_id="a", states=million),
+        ),
+        (
+            "ExpertService/ListExperts",
+            "statuses",
+            experts_pb2.ListExpertsRequest(statuses=million),
+        ),
+    ]
+    for path, field, request in lists:
+        reply = await shared.raw(path, request.SerializeToString())
+        assert reply.refused is not None
+        assert (reply.code, reply.refused.reason) == ("INVALID_ARGUMENT", "INVALID_FIELD")
+        assert reply.refused.fields == {field: "must hold at most 50 values"}
 
 
 async def test_an_unknown_method_and_a_huge_message(shared: World) -> None:

@@ -245,8 +245,8 @@ async def test_a_fault_in_the_middle_is_an_error_like_any(
     await world.escrowed()
     await all_received(world)
 
-    async def broken(app: Any, after: FeedCursor) -> AsyncIterator[Any]:
-        async for batch in watch_events.watch_events(app, after):
+    async def broken(app: Any, after: FeedCursor, of_user: str) -> AsyncIterator[Any]:
+        async for batch in watch_events.watch_events(app, after, of_user):
             yield batch
             raise RuntimeError("a text from inside")
 
@@ -290,10 +290,10 @@ async def test_a_slow_reader_delays_no_other(world: World, monkeypatch: pytest.M
     reads = 0
     read = watch_events._batch
 
-    def counted(reader: Any, position: int) -> Any:
+    def counted(reader: Any, position: int, of_user: str) -> Any:
         nonlocal reads
         reads += 1
-        return read(reader, position)
+        return read(reader, position, of_user)
 
     monkeypatch.setattr(watch_events, "_batch", counted)
     slow = stream(world)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from collections import Counter
 from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ import aiohttp
 import psycopg2
 from google.rpc import error_details_pb2, status_pb2
 
+from dev.postgres import owner_url
 from payment_service.adapters.postgres.engine import SqlDatabase
 from payment_service.adapters.stripe import client as stripe_client
 from payment_service.application.app import App
@@ -27,8 +29,12 @@ from payment_service.application.idempotency import ReplayedRefusal
 from payment_service.application.ingest_event import WebhookSecrets, ingest_event
 from payment_service.application.jobs.act_on_deadlines import act_on_deadlines
 from payment_service.application.jobs.apply_webhooks import apply_waiting
+from payment_service.application.jobs.check_accounts import check_accounts
+from payment_service.application.jobs.collect_debts import collect_debts
 from payment_service.application.jobs.poll_events import poll_events
 from payment_service.application.jobs.recover_operations import recover_operations
+from payment_service.application.jobs.retry_waiting_captures import retry_waiting_captures
+from payment_service.application.jobs.write_off_lost_disputes import write_off_lost_disputes
 from payment_service.barriers import Barriers
 from payment_service.bootstrap import Wired, wire
 from payment_service.config import Settings
@@ -88,7 +94,9 @@ class Lab:
         self.steps = 0
         self.faults_armed = 0
         self.faults_fired: dict[str, int] = {}
-        self._connection = psycopg2.connect(database_url)
+        #: What was there to be looked at when the model said what must be seen.
+        self.seen: Counter[str] = Counter()
+        self._connection = psycopg2.connect(owner_url(database_url))
         self._connection.autocommit = True
         self.runner.run(self._open(database_url))
 
@@ -122,6 +130,7 @@ class Lab:
         self.app: App = replace(
             self.wired.app,
             database=self.database,
+            expensive_database=None,
             stripe=self.bomb.watch(self.wired.stripe),
             policy=replace(self.wired.app.policy, claim_wait=0.05),
         )
@@ -193,6 +202,28 @@ class Lab:
         policy = replace(self.app.policy, deadline_margin=_LONGER_THAN_ANY_HOLD)
         try:
             self.run(act_on_deadlines(replace(self.app, policy=policy)))
+        except (Refusal, Crashed):
+            pass
+        finally:
+            self.bomb.left = 0
+
+    def look_at_accounts(self) -> None:
+        """The clock asks Stripe about the experts' accounts; what waits for them goes on."""
+        self.sql("UPDATE experts SET check_due_time = now() WHERE check_due_time > now()")
+        self._round(check_accounts(self.app))
+        self._round(retry_waiting_captures(self.app))
+
+    def collect(self) -> None:
+        """The collection of debts has its turn."""
+        self.sql("UPDATE debt_checks SET next_time = now(), pause = interval '0'")
+        self._round(collect_debts(self.app))
+
+    def write_off_losses(self) -> None:
+        self._round(write_off_lost_disputes(self.app))
+
+    def _round(self, work: Coroutine[Any, Any, Any]) -> None:
+        try:
+            self.run(work)
         except (Refusal, Crashed):
             pass
         finally:

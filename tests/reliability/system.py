@@ -164,6 +164,8 @@ def running_system(**environment: str) -> Iterator[System]:
         "STRIPE_WEBHOOK_SECRET": PLATFORM_SECRET,
         "STRIPE_CONNECT_WEBHOOK_SECRET": CONNECT_SECRET,
         "LOG_LEVEL": "WARNING",
+        # All callers of a proof are one caller, and it makes more calls than any real one.
+        "MONEY_RATE": "0",
         **environment,
     }
     stack = Stack(replace(settings, environment={**settings.environment, **variables}))

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from dev.postgres import owner_url
 from dev.programs import program
 from marketplace.payments.v1 import payments_pb2
 from tests.reliability import proving
@@ -174,7 +175,10 @@ def _counted(effects: list[Any]) -> Counter[str]:
 def _dump(system: System, backup: Path) -> None:
     with backup.open("wb") as out:
         subprocess.run(
-            [str(program("pg_dump")), system.stack.database_url], stdout=out, check=True, timeout=60
+            [str(program("pg_dump")), owner_url(system.stack.database_url)],
+            stdout=out,
+            check=True,
+            timeout=60,
         )
 
 
@@ -186,7 +190,7 @@ def _restore(system: System, backup: Path) -> None:
     server.drop_database(database)
     server.create_database(database)
     subprocess.run(
-        [str(program("psql")), url, "-q", "-v", "ON_ERROR_STOP=1", "-f", str(backup)],
+        [str(program("psql")), owner_url(url), "-q", "-v", "ON_ERROR_STOP=1", "-f", str(backup)],
         stdout=subprocess.DEVNULL,
         check=True,
         timeout=120,

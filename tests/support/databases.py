@@ -24,7 +24,7 @@ _USES = 30
 #: Tables, columns, indexes, triggers, constraints and functions, each with what can be altered.
 _SCHEMA = """
 SELECT md5(string_agg(line, E'\n' ORDER BY line)) FROM (
-    SELECT concat_ws(' ', relname, relkind, reloptions) FROM pg_class
+    SELECT concat_ws(' ', relname, relkind, reloptions, relacl) FROM pg_class
         WHERE relnamespace = 'public'::regnamespace
     UNION ALL SELECT concat_ws(' ', attrelid::regclass, attname, atttypid, attnotnull, attisdropped)
         FROM pg_attribute JOIN pg_class ON pg_class.oid = attrelid

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -16,6 +17,7 @@ from grpc import aio
 
 from gateway.app import running as running_gateway
 from gateway.settings import Settings as GatewaySettings
+from payment_service.access import Access
 from payment_service.config import Settings
 from stripe_simulator import Config, start
 from tests.support.service import (
@@ -36,6 +38,8 @@ async def running_world(
     policy: Mapping[str, Any] | None = None,
     simulator: Mapping[str, Any] | None = None,
     loops: bool = True,
+    secret_files: Mapping[str, Path] | None = None,
+    authenticator: Access | None = None,
     **settings: Any,
 ) -> AsyncIterator[World]:
     """Start everything on free ports; end everything, whatever the test did."""
@@ -60,14 +64,17 @@ async def running_world(
                     "stripe_connect_webhook_secret": (CONNECT_SECRET,),
                     "platform_settlement_currencies": ("USD", "EUR", "GBP", "JPY"),
                     "metrics_port": 0,
+                    "money_rate": 0,  # All callers of a test are one caller.
                     # One test's load; each connection costs PostgreSQL a process.
                     "database_write_threads": 6,
                     "database_read_threads": 2,
                     **settings,
                 }
             ),
+            authenticator,
             **(policy or {}),
         )
+        service.settings.read_from(secret_files or {})
         await service.start(loops=loops)
         stack.push_async_callback(service.stop)
         gateway = await stack.enter_async_context(

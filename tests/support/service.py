@@ -9,12 +9,12 @@ from typing import Any
 
 from grpc import aio
 
+from payment_service.access import Access
 from payment_service.application.app import App
 from payment_service.application.jobs.scheduler import run_background
-from payment_service.bootstrap import Wired, add_services, wire
+from payment_service.bootstrap import Wired, add_services, interceptors_of, wire
 from payment_service.config import Settings
-from payment_service.rpc.errors import ErrorInterceptor
-from payment_service.server import OPTIONS
+from payment_service.server import MAXIMUM_CONCURRENT_RPCS, OPTIONS
 
 PLATFORM_SECRET = "whsec_platform_of_tests"
 CONNECT_SECRET = "whsec_connect_of_tests"
@@ -36,8 +36,11 @@ IMPATIENT: Mapping[str, Any] = {
 class Service:
     """The payment service inside this process. Stopped and started again, it keeps its address."""
 
-    def __init__(self, settings: Settings, **policy: Any) -> None:
+    def __init__(
+        self, settings: Settings, authenticator: Access | None = None, **policy: Any
+    ) -> None:
         self.settings = settings
+        self._authenticator = authenticator
         self._policy = {**IMPATIENT, **policy}
         self._server: aio.Server | None = None
         self._background: asyncio.Task[None] | None = None
@@ -55,10 +58,13 @@ class Service:
 
     async def start(self, *, loops: bool = True) -> None:
         """``loops=False`` leaves the background loops out, for tests that are the background."""
-        wired = wire(self.settings, replace(self.settings.policy, **self._policy))
+        policy = replace(self.settings.policy, **self._policy)
+        wired = wire(self.settings, policy, self._authenticator)
         self.wired = wired
         self._server = aio.server(
-            interceptors=[ErrorInterceptor(wired.metrics.observe_rpc)], options=OPTIONS
+            interceptors=interceptors_of(wired),
+            options=OPTIONS,
+            maximum_concurrent_rpcs=MAXIMUM_CONCURRENT_RPCS,
         )
         add_services(self._server, self.wired)
         self.port = self._server.add_insecure_port(f"127.0.0.1:{self.port}")

@@ -13,6 +13,7 @@ import psycopg2
 from google.protobuf.message import Message
 from grpc import aio
 
+from dev.postgres import owner_url
 from marketplace.payments.v1 import (
     disputes_pb2_grpc,
     events_pb2_grpc,
@@ -115,14 +116,14 @@ class World:
     @contextlib.contextmanager
     def session(self) -> Iterator[Any]:
         """A cursor of a session of the test's own, in a transaction that is rolled back."""
-        with contextlib.closing(psycopg2.connect(self.database_url)) as connection:
+        with contextlib.closing(psycopg2.connect(owner_url(self.database_url))) as connection:
             connection.autocommit = False
             with connection.cursor() as cursor:
                 yield cursor
             connection.rollback()
 
     def sql(self, query: str, *values: object) -> list[tuple[Any, ...]]:
-        """One statement, committed. Never one that could wait for the service: it would hang."""
+        """One statement of the owner, committed. Never one that could wait for the service."""
         try:
             return self._sql(query, values)
         except (psycopg2.OperationalError, psycopg2.InterfaceError):
@@ -131,7 +132,7 @@ class World:
 
     def _sql(self, query: str, values: Sequence[object]) -> list[tuple[Any, ...]]:
         if self._connection is None:
-            self._connection = psycopg2.connect(self.database_url)
+            self._connection = psycopg2.connect(owner_url(self.database_url))
             self._connection.autocommit = True
         with self._connection.cursor() as cursor:
             cursor.execute(query, values)

@@ -11,11 +11,25 @@ import re
 from pathlib import Path
 from typing import Final
 
+from payment_service.bootstrap import SERVICES
+from payment_service.domain.caller import Role
+from payment_service.rpc.access import rules_of
 from tests.unit.protos import ROOT, Block, labelled, messages, reasons_in, services
 
 PAGE: Final = ROOT / "docs" / "api.md"
 BEGIN: Final = "<!-- generated: services -->"
 END: Final = "<!-- /generated -->"
+#: As the page calls the roles, in its order.
+ROLES: Final = {
+    Role.GIG_SERVICE: "gig",
+    Role.USER_SERVICE: "user",
+    Role.NOTIFICATION_SERVICE: "notification",
+    Role.GATEWAY: "gateway",
+    Role.FINANCE: "finance",
+    Role.OPERATOR: "operator",
+    Role.OPERATOR_READ_ONLY: "reader",
+}
+_RULES: Final = rules_of(SERVICES)
 
 
 def fields_of(message: Block) -> str:
@@ -34,6 +48,16 @@ def errors_of(comment: str) -> str:
     return ", ".join([*(f"`{reason}`" for reason in reasons_in(text)), *groups])
 
 
+def callers_of(service: str, rpc: str) -> str:
+    """Returns the roles that may call an RPC, and whether callers that act for a user may."""
+    rule = _RULES[f"/marketplace.payments.v1.{service}/{rpc}"]
+    names = [name for role, name in ROLES.items() if role in rule.roles]
+    if {"operator", "reader"} <= set(names):
+        names.remove("reader")
+        names[names.index("operator")] = "operators"
+    return ", ".join([*names, *(["_for a user_"] if rule.acts_for_user else [])])
+
+
 def render() -> str:
     """Returns a table for each service."""
     requests = messages()
@@ -41,11 +65,12 @@ def render() -> str:
     for service in services():
         first = service.comment.split("\n\n")[0]
         lines += ["", f"## {service.name}", "", " ".join(first.split()), ""]
-        lines += ["| RPC | request | idempotency | errors |", "|---|---|---|---|"]
+        lines += ["| RPC | who | request | idempotency | errors |", "|---|---|---|---|---|"]
         for rpc, comment in service.parts.items():
             idempotency = re.split(r"[.;] ?", labelled(comment, "Idempotency"))[0]
             request = fields_of(requests[service.requests[rpc]])
-            lines.append(f"| `{rpc}` | {request} | {idempotency} | {errors_of(comment)} |")
+            who = callers_of(service.name, rpc)
+            lines.append(f"| `{rpc}` | {who} | {request} | {idempotency} | {errors_of(comment)} |")
     return "\n".join([*lines, ""])
 
 

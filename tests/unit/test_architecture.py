@@ -73,6 +73,13 @@ LAYERS = [
         others={"stripe", "aiohttp", "structlog", "prometheus_client"},
     ),
     Layer(
+        "identity",
+        {"payment_service.adapters.identity"},
+        "it says who calls, and knows neither the books nor the settings",
+        ours={"payment_service.domain"},
+        others={"jwt", "cryptography", "aiohttp", "grpc", "structlog"},
+    ),
+    Layer(
         "postgres",
         {"payment_service.adapters"},
         "it serves the domain's database port, and knows neither use cases nor the contract",
@@ -88,7 +95,7 @@ LAYERS = [
     ),
     Layer(
         "bootstrap",
-        {"payment_service.bootstrap"},
+        {"payment_service.bootstrap", "payment_service.access"},
         "the one place where objects are wired",
         ours={"payment_service", STUBS},
         others={*GRPC, "sqlalchemy", "psycopg2", "aiohttp", "structlog", "prometheus_client"},
@@ -98,17 +105,26 @@ LAYERS = [
         {"payment_service.config"},
         "settings are read before anything else exists",
         ours={"payment_service.domain"},
-        others={"pydantic", "pydantic_settings"},
+        others={"pydantic", "pydantic_settings", "structlog"},
     ),
     Layer(
         "commands",
-        {"payment_service.__main__", "payment_service.doctor"},
+        {
+            *("payment_service.__main__", "payment_service.doctor"),
+            "payment_service.token_commands",
+        },
         "a command wires what it needs itself only where it serves nothing, as migrate does",
         ours={
             *("payment_service.server", "payment_service.config", "payment_service.logs"),
             "payment_service.maintenance",
+            "payment_service.access",
+            *(
+                "payment_service.adapters.identity.issuing",
+                "payment_service.adapters.identity.files",
+            ),
             "payment_service.adapters.postgres.engine",
             "payment_service.adapters.postgres.migrate",
+            "payment_service.adapters.postgres.roles",
             "payment_service.adapters.stripe",
             *("payment_service.bootstrap", "payment_service.domain"),
         },
@@ -119,7 +135,7 @@ LAYERS = [
         {"payment_service"},
         "what starts and serves gets its objects from bootstrap",
         ours={
-            *("payment_service.bootstrap", "payment_service.config"),
+            *("payment_service.bootstrap", "payment_service.access", "payment_service.config"),
             *("payment_service.rpc", "payment_service.application", "payment_service.domain"),
             STUBS,
         },

@@ -13,11 +13,17 @@ from payment_service.config import Settings, WrongSettings, load_settings
 EXAMPLE = (Path(__file__).parents[2] / ".env.example").read_text()
 LIVE = {
     "ENVIRONMENT": "production",
+    "DATABASE_URL": "postgresql://payments:x@127.0.0.1/payments",
     "STRIPE_SECRET_KEY": "sk_live_x",
     "STRIPE_PUBLISHABLE_KEY": "pk_live_x",
     "STRIPE_WEBHOOK_SECRET": "whsec_a",
     "STRIPE_CONNECT_WEBHOOK_SECRET": "whsec_b",
     "GATEWAY_PUBLIC_URL": "https://pay.example.com",
+    "AUTH": "jwt",
+    "AUTH_JWKS": "https://id.example.com/jwks.json",
+    "AUTH_ISSUER": "https://id.example.com",
+    "GRPC_TLS_CERTIFICATE_FILE": "/tls/tls.crt",
+    "GRPC_TLS_KEY_FILE": "/tls/tls.key",
 }
 
 
@@ -72,6 +78,30 @@ def test_a_complete_production_is_accepted(monkeypatch: pytest.MonkeyPatch) -> N
         ({"ALLOWED_ORIGINS": "https://a.example.com/path"}, "is not an origin"),
         ({"DEFAULT_COMMISSION_BASIS_POINTS": "10000"}, "DEFAULT_COMMISSION_BASIS_POINTS"),
         ({"GRPC_PORT": "70000"}, "GRPC_PORT"),
+        ({"AUTH": ""}, "needs AUTH=jwt or AUTH=mtls"),
+        ({"AUTH": "off"}, "needs AUTH=jwt or AUTH=mtls"),
+        ({"AUTH": "basic"}, "AUTH"),
+        ({"AUTH_JWKS": ""}, "AUTH=jwt needs AUTH_JWKS"),
+        ({"AUTH_ISSUER": ""}, "and AUTH_ISSUER"),
+        ({"AUTH_JWKS": "http://id.example.com/jwks.json"}, "https address"),
+        ({"AUTH_JWKS": "http://127.0.0.1/jwks.json"}, "https address in production"),
+        ({"AUTH_JWKS": "https://user:secret@id.example.com/"}, "https address"),
+        ({"AUTH_TOKEN_LIFETIME": "1000000"}, "AUTH_TOKEN_LIFETIME"),
+        ({"AUTH": "mtls"}, "GRPC_TLS_CLIENT_CA_FILE and AUTH_CALLERS_FILE"),
+        ({"GRPC_TLS_KEY_FILE": ""}, "belong together"),
+        ({"GRPC_TLS_BY_MESH": "true"}, "exclude each other"),
+        (
+            {"GRPC_TLS_CERTIFICATE_FILE": "", "GRPC_TLS_KEY_FILE": ""},
+            "or GRPC_TLS_BY_MESH=true if a service mesh",
+        ),
+        (
+            {
+                "GRPC_TLS_CERTIFICATE_FILE": "",
+                "GRPC_TLS_KEY_FILE": "",
+                "GRPC_TLS_CLIENT_CA_FILE": "/tls/ca.crt",
+            },
+            "GRPC_TLS_CLIENT_CA_FILE needs",
+        ),
     ],
 )
 def test_a_contradiction_is_refused_with_its_cure(
@@ -92,8 +122,8 @@ def test_a_contradiction_is_refused_with_its_cure(
         ({}, None),  # a terminal decides
         ({"DEBUG": "true"}, "console"),
         ({"DEBUG": "true", "LOG_FORMAT": "JSON"}, "json"),
-        ({**LIVE}, "json"),
-        ({**LIVE, "LOG_FORMAT": "console"}, "console"),
+        ({"ENVIRONMENT": "production"}, "json"),
+        ({"ENVIRONMENT": "production", "LOG_FORMAT": "console"}, "console"),
     ],
 )
 def test_the_log_is_json_in_production_and_on_request(
@@ -102,7 +132,9 @@ def test_the_log_is_json_in_production_and_on_request(
     environment: dict[str, str],
     form: str | None,
 ) -> None:
-    for name, value in environment.items():
+    # The gateway must not hold the core's secrets, without which the core does not start.
+    needed = LIVE if read is load_settings and "ENVIRONMENT" in environment else {}
+    for name, value in {**needed, **environment}.items():
         monkeypatch.setenv(name, value)
     settings = read()
     assert settings.effective_log_format == form
@@ -120,3 +152,58 @@ def test_secrets_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = repr(load_settings())
     assert "sk_live_x" not in shown
     assert "whsec_a" not in shown
+
+
+@pytest.mark.parametrize(
+    ("environment", "auth"),
+    [
+        ({}, "off"),
+        ({"AUTH": "off", "GRPC_HOST": "localhost"}, "off"),
+        ({"AUTH": "JWT", "AUTH_JWKS": "jwks.json", "AUTH_ISSUER": "dev"}, "jwt"),
+        ({**LIVE, "GRPC_HOST": "0.0.0.0"}, "jwt"),  # noqa: S104 - what a container sets
+        (
+            {
+                **LIVE,
+                "GRPC_TLS_CERTIFICATE_FILE": "",
+                "GRPC_TLS_KEY_FILE": "",
+                "GRPC_TLS_BY_MESH": "true",
+            },
+            "jwt",
+        ),
+        (
+            {
+                **LIVE,
+                "AUTH": "mtls",
+                "GRPC_TLS_CLIENT_CA_FILE": "/tls/ca.crt",
+                "AUTH_CALLERS_FILE": "/etc/callers.json",
+            },
+            "mtls",
+        ),
+    ],
+)
+def test_callers_are_authenticated_unless_only_this_machine_can_call(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], auth: str
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert load_settings().effective_auth == auth
+
+
+@pytest.mark.parametrize(
+    ("environment", "fix"),
+    [
+        ({"GRPC_HOST": "0.0.0.0"}, "set AUTH=jwt or AUTH=mtls"),  # noqa: S104
+        ({"GRPC_HOST": "10.0.0.5", "AUTH": "off"}, "or GRPC_HOST=127.0.0.1"),
+        (
+            {"GRPC_HOST": "::", "AUTH": "jwt", "AUTH_JWKS": "a", "AUTH_ISSUER": "dev"},
+            "sends tokens, which others could read",
+        ),
+    ],
+)
+def test_a_port_that_others_reach_is_not_open_in_development(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], fix: str
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(WrongSettings, match=re.escape(fix)):
+        load_settings()

@@ -13,7 +13,8 @@ from typing import Final
 
 import pytest
 
-from payment_service.domain import ledger, payouts, transitions
+from payment_service.domain import adjustments, ledger, payouts, transitions
+from payment_service.domain.adjustments import AdjustmentLine
 from payment_service.domain.ledger import (
     LOSSES,
     CaptureSplit,
@@ -31,6 +32,7 @@ from tests.unit.domain.builders import (
     FAILURE,
     NOW,
     PLATFORM_HOLD,
+    an_adjustment,
     in_state,
     new_payment,
     separate,
@@ -381,6 +383,22 @@ def debt_written_off(a: Amounts) -> Done:
     return Posted(event, "USD", tuple(ledger.written_off("expert_1", a["w"], "USD")))
 
 
+def adjusted(event: str, *lines: tuple[str, int]) -> Posted:
+    """What two people post that no rule covers; only a payment's has a transition."""
+    # The platform's own corrections belong to no event.
+    assert event == "platform.adjusted" or any(
+        f'"{event}"' in path.read_text() for path in APPLICATION
+    )
+    given = [AdjustmentLine(account, "USD", units) for account, units in lines]
+    return Posted(event, "USD", tuple(adjustments.adjusted(given)))
+
+
+def payment_adjusted(a: Amounts) -> Done:
+    lines = ("expert_debt:expert_1", a["a"]), ("losses", -a["a"])
+    given = [AdjustmentLine(account, "USD", units) for account, units in lines]
+    return transitions.adjusted(in_state(State.CAPTURED), an_adjustment(*given), NOW)
+
+
 def platform_line(type_: str, category: str = "", description: str = "") -> Performer:
     def perform(a: Amounts) -> Done:
         line = PlatformLine(
@@ -472,6 +490,13 @@ PERFORMERS: Final[Mapping[tuple[str, str], Performer]] = {
     ),
     ("expert.payout_failed", "the bank gave it back"): lambda a: payout(a, PayoutState.FAILED),
     ("expert.debt_written_off", "by an operator (WriteOffExpertDebt)"): debt_written_off,
+    (EventKind.ADJUSTED, "approved by a second person, for example"): payment_adjusted,
+    ("expert.adjusted", "approved by a second person, for example"): lambda a: adjusted(
+        "expert.adjusted", ("expert_debt:expert_1", -a["a"]), ("commission", a["a"])
+    ),
+    ("platform.adjusted", "approved by a second person, for example"): lambda a: adjusted(
+        "platform.adjusted", ("account_deficits", a["a"]), ("platform_fees", -a["a"])
+    ),
     ("platform.line", "a fee of Stripe's"): platform_line("stripe_fee"),
     ("platform.line", "the fee for countering a dispute"): platform_line(
         "adjustment", "fee", "Card Dispute Countered Fee (2026-07-13)"

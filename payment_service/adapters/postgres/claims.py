@@ -18,8 +18,10 @@ class ClaimWrites(TransactionStatements):
     def claim(self, cause: Cause, key: str, fields: Mapping[str, str]) -> Claim:
         """Takes the caller's key, or returns the claim that has it already (``fresh`` is False).
 
-        The claim's id is derived from caller, RPC and key: after the restore of an older backup the
-        repeated call has the same one. Only a digest of each field is stored. Raises
+        A key belongs to a caller, the user for whom it acts, and an RPC: so nobody who acts for one
+        user gets the answer of another user's call, or learns or takes its key. The claim's id is
+        derived from all four: after the restore of an older backup the repeated call has the same
+        one. Only a digest of each field is stored. Raises
         :class:`Conflict` if the key was used with other content, and :class:`Precondition`
         (ANSWER_NOT_KEPT) if its answer was deleted. A second caller waits here until the
         transaction of the first one has ended (the unique index blocks it), and not longer.
@@ -27,21 +29,28 @@ class ClaimWrites(TransactionStatements):
         digests = {
             name: hashlib.sha256(value.encode()).hexdigest()[:32] for name, value in fields.items()
         }
-        values = {"caller": cause.caller, "rpc": cause.rpc, "key": key}
+        values = {
+            "caller": cause.caller,
+            "act_for": cause.act_for,
+            "rpc": cause.rpc,
+            "key": key,
+        }
         made = self._maybe(
-            "INSERT INTO idempotency_keys (claim_id, caller, rpc, key, fields, create_time) "
-            "VALUES (:claim_id, :caller, :rpc, :key, :fields, now()) "
+            "INSERT INTO idempotency_keys "
+            "(claim_id, caller, act_for, rpc, key, fields, create_time) "
+            "VALUES (:claim_id, :caller, :act_for, :rpc, :key, :fields, now()) "
             # Of either unique index: the id follows from the key, and any of the two may be checked
             # first.
             "ON CONFLICT DO NOTHING RETURNING claim_id",
-            claim_id=self.derived_id("clm", cause.caller, cause.rpc, key),
+            claim_id=self.derived_id("clm", cause.caller, cause.act_for, cause.rpc, key),
             fields=json.dumps(digests),
             **values,
         )
         if made is not None:
             return Claim(made["claim_id"], cause.rpc, fresh=True)
         row = self._one(
-            "SELECT * FROM idempotency_keys WHERE caller = :caller AND rpc = :rpc AND key = :key",
+            "SELECT * FROM idempotency_keys WHERE caller = :caller AND act_for = :act_for "
+            "AND rpc = :rpc AND key = :key",
             **values,
         )
         if row["settle_time"] is not None and row["answer"] is None:

@@ -15,7 +15,6 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from typing import Concatenate, Final, ParamSpec, TypeVar
 
@@ -25,15 +24,13 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlch
 
 from payment_service.adapters.postgres import agenda, feed
 from payment_service.adapters.postgres.clock import own_clock
-from payment_service.adapters.postgres.limits import MISSING_LIMITS, OPTIONS
+from payment_service.adapters.postgres.limits import OPTIONS
 from payment_service.adapters.postgres.reader import SqlReader
-from payment_service.adapters.postgres.schema import (
-    EXPECTED_REVISION,
-    stored_schema,
-)
+from payment_service.adapters.postgres.readiness import Readiness, read_readiness
+from payment_service.adapters.postgres.roles import read_role
 from payment_service.adapters.postgres.statements import KnownInstallation
 from payment_service.adapters.postgres.transaction import SqlTransaction
-from payment_service.domain.audit_trail import WRITER
+from payment_service.domain.database_check import RoleFacts
 from payment_service.domain.errors import Busy, Unavailable, database_unavailable
 from payment_service.domain.ports.policy import Policy
 
@@ -47,9 +44,8 @@ _RETRYABLE_SQLSTATES: Final = frozenset({"40001", "40P01", "55P03"})
 _PHASE_TRIES: Final = 4
 _TRANSACTION_STATUS_INERROR: Final = 3
 _DEFAULT_POLICY: Final = Policy()
-_TAKES_WRITES: Final = (
-    "NOT pg_is_in_recovery() AND NOT CAST(current_setting('transaction_read_only') AS bool)"
-)
+#: How often the grants of the role are read again. Nobody changes them but an administrator.
+_ROLE_SECONDS: Final = 30.0
 
 
 class SwallowedError(RuntimeError):
@@ -129,6 +125,8 @@ class SqlDatabase:
         admission_seconds: float = 2.0,
         pooled: bool = False,
         direct_url: str = "",
+        guarded: bool = False,
+        beside: SqlDatabase | None = None,
         on_record: Callable[[SqlTransaction], None] | None = None,
         on_phase: Callable[[str, str], None] | None = None,
     ) -> None:
@@ -144,7 +142,16 @@ class SqlDatabase:
         self._write_places = asyncio.Semaphore(write_threads)
         self._read_places = asyncio.Semaphore(read_threads)
         self._admission_seconds = admission_seconds
-        self._readiness: _Readiness | None = None
+        #: The database whose readiness counts for this one, too, and which closes this one.
+        self._beside = beside
+        self._others: list[SqlDatabase] = []
+        if beside is not None:
+            beside._others.append(self)
+        self._readiness: Readiness | None = None
+        #: Until then the role is known to be right, while all else is.
+        self._role_until = 0.0
+        #: Whether a role that could rewrite the books is refused.
+        self._guarded = guarded
         self._installation = KnownInstallation()
         self._held = threading.local()
         #: Every connection that a reading thread holds. `close` must close them, because a pool
@@ -258,8 +265,14 @@ class SqlDatabase:
         A newer schema is accepted: replicas of the former release run until they are replaced.
         """
         try:
-            migrated = self._readiness is not None and self._readiness.is_ready
-            now = await self.read(_readiness, migrated=migrated)
+            known = self._readiness
+            migrated = known is not None and known.is_ready
+            role_is_known = migrated and own_clock() < self._role_until
+            now = await self.read(
+                read_readiness, migrated=migrated, guarded=self._guarded and not role_is_known
+            )
+            if not role_is_known:
+                self._role_until = own_clock() + _ROLE_SECONDS
         except Unavailable:
             return False
         if now != self._readiness:
@@ -270,7 +283,13 @@ class SqlDatabase:
     @property
     def is_superseded(self) -> bool:
         """Returns whether a newer release has taken over: this one may not write any more."""
+        if self._beside is not None:
+            return self._beside.is_superseded
         return self._readiness is not None and not self._readiness.may_write
+
+    async def role(self) -> RoleFacts:
+        """Returns what the service's role is, and may do. Raises :class:`Unavailable`."""
+        return await self.read(lambda reader: read_role(reader.connection))
 
     async def installation_id(self) -> str:
         """Returns the id of this database. It is read once: it never changes."""
@@ -298,63 +317,14 @@ class SqlDatabase:
 
     def close(self) -> None:
         """Waits for running phases and reads, then closes every connection."""
+        for other in self._others:
+            other.close()
         self._writers.shutdown(wait=True)
         self._readers.shutdown(wait=True)
         for connection in self._all_held:
             connection.close()
         self._write_engine.dispose()
         self._read_engine.dispose()
-
-
-@dataclass(frozen=True, slots=True)
-class _Readiness:
-    """What must be true of the database before this replica wants calls."""
-
-    takes_writes: bool
-    revision: str
-    #: The limits of a session that are not in force.
-    missing_limits: str
-    minimum_writer: int
-
-    @property
-    def is_ready(self) -> bool:
-        migrated = self.revision >= EXPECTED_REVISION
-        return self.takes_writes and migrated and not self.missing_limits and self.may_write
-
-    @property
-    def may_write(self) -> bool:
-        """Returns whether what this release writes is still understood."""
-        return self.minimum_writer <= WRITER
-
-    def report(self) -> None:
-        """Says in the log what must be done."""
-        if self.revision < EXPECTED_REVISION:
-            log.error(
-                "database_not_migrated",
-                revision=self.revision,
-                expected=EXPECTED_REVISION,
-                remedy="run: python -m payment_service migrate",
-            )
-        if not self.may_write:
-            log.error(
-                "release_too_old",
-                writer=WRITER,
-                minimum=self.minimum_writer,
-                remedy="end this replica: a newer release has taken over",
-            )
-        if self.missing_limits:
-            log.error(
-                "database_limits_missing",
-                missing=self.missing_limits,
-                remedy="a pooler drops them: set DATABASE_POOLER=transaction, run as the "
-                "service's role: python -m payment_service migrate, then RECONNECT at the pooler",
-            )
-
-
-def _readiness(reader: SqlReader, *, migrated: bool) -> _Readiness:
-    stored = stored_schema(reader.connection, _TAKES_WRITES, MISSING_LIMITS, migrated=migrated)
-    revision, writer, takes_writes, missing = stored
-    return _Readiness(bool(takes_writes), str(revision), str(missing), int(writer))
 
 
 def _installation_id(reader: SqlReader) -> str:

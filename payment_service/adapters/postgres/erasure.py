@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Final
 
-from payment_service.adapters.postgres import rows
 from payment_service.adapters.postgres.statements import TransactionStatements
 from payment_service.domain.ledger import expert_debt
 from payment_service.domain.money import Money
@@ -19,6 +18,12 @@ from payment_service.domain.texts import ERASED
 
 _COLUMN_OF: Final = {UserKind.CLIENT: "client_id", UserKind.EXPERT: "expert_id"}
 _OPEN: Final = [state.value for state in OPEN_STATES]
+#: Of an adjustment that is decided or expired; the hash of the reason stays.
+_ERASE_ADJUSTMENTS: Final = (
+    "UPDATE adjustments SET reason = :erased, reason_salt = '', decide_reason = "
+    "CASE WHEN decide_reason = '' THEN '' ELSE :erased END "
+    "WHERE (state <> 'PROPOSED' OR expire_time <= now()) AND reason <> :erased"
+)
 #: How many open things of each kind a refusal names.
 _NAMED: Final = 3
 
@@ -41,7 +46,23 @@ class ErasureWrites(TransactionStatements):
             is_expert=kind is UserKind.EXPERT,
             limit=_NAMED,
         )
-        return [f"operation {row['operation_id']}" for row in found]
+        return [
+            *(f"operation {row['operation_id']}" for row in found),
+            *self._open_adjustments(
+                f"payment_id IN (SELECT payment_id FROM payments WHERE {column} = :user_id)",
+                user_id=user_id,
+            ),
+        ]
+
+    def _open_adjustments(self, whose: str, **values: str) -> list[str]:
+        """Returns some adjustments that can still be approved: somebody must read their reason."""
+        found = self._all(
+            f"SELECT adjustment_id FROM adjustments WHERE {whose} AND state = 'PROPOSED' "
+            "AND expire_time > now() ORDER BY 1 LIMIT :limit",
+            limit=_NAMED,
+            **values,
+        )
+        return [f"adjustment {row['adjustment_id']}" for row in found]
 
     def open_business_of_expert(self, expert_id: str) -> Sequence[str]:
         """Returns some payments, disputes and debts of an expert that have not ended."""
@@ -60,6 +81,7 @@ class ErasureWrites(TransactionStatements):
         )
         return [
             *(str(row["what"]) for row in found),
+            *self._open_adjustments("expert_id = :id", id=expert_id),
             *(f"debt of {Money(row['debt'], row['currency'])}" for row in debts),
         ]
 
@@ -110,6 +132,7 @@ class ErasureWrites(TransactionStatements):
             ids=ids,
             erased=ERASED,
         )
+        self._do(f"{_ERASE_ADJUSTMENTS} AND payment_id = ANY(:ids)", ids=ids, erased=ERASED)
         return erased
 
     def erase_expert(self, expert_id: str) -> int:
@@ -127,6 +150,7 @@ class ErasureWrites(TransactionStatements):
             open=_OPEN,
             erased=ERASED,
         )
+        self._do(f"{_ERASE_ADJUSTMENTS} AND expert_id = :id", id=expert_id, erased=ERASED)
         self._do("DELETE FROM onboarding_tokens WHERE expert_id = :id", id=expert_id)
         return erased
 
@@ -139,6 +163,6 @@ class ErasureWrites(TransactionStatements):
             user_id=user_id,
             reason=reason,
             now=self.now,
-            caller=rows.cause_values(cause)["caller"],
+            caller=cause.caller,
             request_id=cause.request_id,
         )

@@ -9,6 +9,7 @@ from typing import Final
 
 from payment_service.adapters.postgres import rows, texts
 from payment_service.adapters.postgres.statements import Statements, TransactionStatements
+from payment_service.domain.audit_trail import cause_values
 from payment_service.domain.experts import Expert, ExpertStatus
 from payment_service.domain.ports.records import Cause
 from payment_service.domain.texts import FreeText, seal
@@ -81,7 +82,7 @@ class ExpertWrites(TransactionStatements):
             "disabled_reason": account.disabled_reason,
             **rows.announced_values(account),
             **sealed,
-            "by": rows.cause_values(cause),
+            "by": cause_values(cause),
         }
         self._do(
             "WITH recorded AS (INSERT INTO expert_events (expert_id, sequence, kind, body, time) "
@@ -173,9 +174,14 @@ class ExpertWrites(TransactionStatements):
 class ExpertReads(Statements):
     """Reads experts, accounts and onboarding tokens outside transactions."""
 
-    def expert(self, expert_id: str) -> Expert | None:
-        """Returns the expert without a lock, or None."""
-        row = self._maybe("SELECT * FROM experts WHERE expert_id = :id", id=expert_id)
+    def expert(self, expert_id: str, of_user: str = "") -> Expert | None:
+        """Returns the expert without a lock, or None. With ``of_user``, nobody but this user."""
+        row = self._maybe(
+            "SELECT * FROM experts WHERE expert_id = :id "
+            "AND (:of_user = '' OR expert_id = :of_user)",
+            id=expert_id,
+            of_user=of_user,
+        )
         return row and rows.expert_of(row)
 
     def experts(

@@ -47,6 +47,11 @@ WITH taken AS (
 ), moved AS (SELECT count(*) AS count, coalesce(max(position), 0) AS head FROM fed)
 SELECT count, head, CASE WHEN count > 0 THEN pg_notify(:channel, head::text) END FROM moved
 """
+#: From the user's payments, whose events are found by an index each.
+_OF_PARTY: Final = (
+    " AND payment_id IN (SELECT payment_id FROM payments WHERE client_id = :of_user "
+    "UNION ALL SELECT payment_id FROM payments WHERE expert_id = :of_user)"
+)
 _RECONNECT_SECONDS: Final = 1.0
 
 
@@ -72,14 +77,19 @@ class FeedReads(Statements):
         """Returns the last position, or 0 if the feed is empty."""
         return int(self._one("SELECT coalesce(max(position), 0) AS head FROM feed")["head"])
 
-    def feed(self, after: int, limit: int) -> Sequence[FeedEvent]:
-        """Returns at most ``limit`` events after a position, in the order of the feed."""
+    def feed(self, after: int, limit: int, of_user: str = "") -> Sequence[FeedEvent]:
+        """Returns at most ``limit`` events after a position, in the order of the feed.
+
+        With ``of_user``, only those of payments that this user is a party to.
+        """
         found = self._all(
             f"SELECT feed.position, events.*, {TEXTS_OF_EVENT} "
             "FROM feed JOIN events USING (payment_id, sequence) "
-            "WHERE feed.position > :after ORDER BY feed.position LIMIT :limit",
+            f"WHERE feed.position > :after{_OF_PARTY if of_user else ''} "
+            "ORDER BY feed.position LIMIT :limit",
             after=after,
             limit=limit,
+            of_user=of_user,
         )
         return [FeedEvent(row["position"], stored_event_of(row)) for row in found]
 

@@ -149,10 +149,35 @@ _OF_PAYOUTS: Final[dict[DiscrepancyKind, str]] = {
     ),
 }
 
+#: Each approved adjustment has posted its lines and nothing else, and whatever says that it was
+#: adjusted belongs to an approved adjustment. So two people stand behind every such line.
+_ADJUSTED: Final = (
+    "WITH approved AS (SELECT *, coalesce(payment_id, '') AS whose FROM adjustments "
+    "WHERE state = 'APPROVED' AND decide_time >= :since "
+    "AND (:payment_id = '' OR payment_id = :payment_id)), "
+    "planned AS (SELECT adjustment_id, whose, line ->> 0 AS account, line ->> 1 AS currency, "
+    "sum((line ->> 2)::bigint) AS units FROM approved, jsonb_array_elements(lines) AS line "
+    "GROUP BY 1, 2, 3, 4), "
+    "there AS (SELECT a.adjustment_id, a.whose, l.account, l.currency::text AS currency, "
+    "sum(l.minor_units) AS units FROM approved a JOIN postings l ON l.sequence = a.sequence AND "
+    "(l.payment_id = a.payment_id OR l.expert_id = a.expert_id "
+    "OR l.adjustment_id = a.adjustment_id) GROUP BY 1, 2, 3, 4), "
+    "strays AS (SELECT coalesce(l.payment_id, '') AS whose FROM postings l "
+    "WHERE (l.kind = 'adjusted' OR l.adjustment_id IS NOT NULL) AND l.time >= :since "
+    "AND (:payment_id = '' OR l.payment_id = :payment_id) AND NOT EXISTS "
+    "(SELECT FROM adjustments a WHERE a.state = 'APPROVED' AND a.sequence = l.sequence AND "
+    "(a.payment_id = l.payment_id OR a.expert_id = l.expert_id "
+    "OR a.adjustment_id = l.adjustment_id))) "
+    "SELECT whose AS payment_id FROM ((TABLE planned EXCEPT TABLE there) "
+    "UNION (TABLE there EXCEPT TABLE planned)) AS differing "
+    "UNION SELECT whose FROM strays LIMIT 100"
+)
+
 #: One payment, or all payments that changed since a time.
 _SCOPE: Final = "p.update_time >= :since AND (:payment_id = '' OR p.payment_id = :payment_id)"
 INVARIANTS: Final[dict[DiscrepancyKind, str]] = {
     **{kind: sql.format(scope=_SCOPE) for kind, sql in _INVARIANTS.items()},
     DiscrepancyKind.EACH_ROW_HAS_ITS_PAYMENT: f"{_OWNERLESS} LIMIT 100",
     **_OF_PAYOUTS,
+    DiscrepancyKind.ADJUSTMENTS_ARE_AS_APPROVED: _ADJUSTED,
 }

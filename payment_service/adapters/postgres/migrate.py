@@ -7,17 +7,19 @@ from alembic.config import Config
 from sqlalchemy import Connection, Engine, text
 
 from payment_service.adapters.postgres.limits import LIMITS
+from payment_service.adapters.postgres.roles import grant_to
 from payment_service.adapters.postgres.schema import MIGRATIONS, stored_schema
 
 #: The advisory lock that keeps two replicas from migrating at once. Any constant would do.
 _MIGRATION_LOCK = 7_205_759_403_792_793
 
 
-def migrate(engine: Engine, *, store_limits: bool = False) -> str:
+def migrate(engine: Engine, *, service_role: str = "", store_limits: bool = False) -> str:
     """Applies the missing migrations and returns the revision. Several calls at once are safe.
 
     All of it is one transaction, so that it leaves no lock behind at a pooler, and nothing half
-    done. ``store_limits`` makes the limits defaults of the role, for a pooler that passes none on.
+    done. ``service_role`` gets the grants of the service, if it is another role than the present
+    one. ``store_limits`` makes the limits defaults, for a pooler that passes none on.
     """
     with engine.begin() as connection:
         connection.execute(text("SET LOCAL statement_timeout = 0"))
@@ -28,15 +30,20 @@ def migrate(engine: Engine, *, store_limits: bool = False) -> str:
         config.set_main_option("script_location", str(MIGRATIONS))
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
+        if service_role:
+            grant_to(connection, service_role)
         if store_limits:
-            _store_limits(connection)
+            _store_limits(connection, of_database=bool(service_role))
         return str(stored_schema(connection)[0])
 
 
-def _store_limits(connection: Connection) -> None:
-    """Makes the limits defaults of the present role in this database."""
+def _store_limits(connection: Connection, *, of_database: bool) -> None:
+    """Makes the limits defaults of the present role in this database, or of the database.
+
+    Only an administrator may set the defaults of another role, so the service's role gets them
+    from the database.
+    """
     name = connection.execute(text("SELECT quote_ident(current_database())")).scalar_one()
+    whose = f"DATABASE {name}" if of_database else f"ROLE CURRENT_USER IN DATABASE {name}"
     for setting, value in LIMITS.items():
-        connection.execute(
-            text(f"ALTER ROLE CURRENT_USER IN DATABASE {name} SET {setting} = '{value}'")
-        )
+        connection.execute(text(f"ALTER {whose} SET {setting} = '{value}'"))

@@ -16,6 +16,7 @@ from payment_service.adapters.postgres import rows, texts
 from payment_service.adapters.postgres.debts import HASTEN_DEBT_CHECK, START_DEBT_CHECK
 from payment_service.adapters.postgres.rows import PAYMENT_COLUMNS
 from payment_service.adapters.postgres.statements import (
+    PARTY,
     KnownInstallation,
     Statements,
     TransactionStatements,
@@ -76,11 +77,15 @@ class PaymentWrites(TransactionStatements):
         #: Every transition that was recorded. Metrics read it after the commit.
         self.recorded: list[Transition] = []
 
-    def lock_payment(self, payment_id: str) -> Payment | None:
-        """Returns the payment and locks its row until the transaction ends, or returns None."""
+    def lock_payment(self, payment_id: str, of_user: str = "") -> Payment | None:
+        """Returns the payment and locks its row until the transaction ends, or returns None.
+
+        With ``of_user``, a payment that this user is no party to is not found, nor locked.
+        """
         row = self._maybe(
-            "SELECT * FROM payments WHERE payment_id = :payment_id FOR UPDATE",
+            f"SELECT * FROM payments WHERE payment_id = :payment_id AND {PARTY} FOR UPDATE",
             payment_id=payment_id,
+            of_user=of_user,
         )
         if row is None:
             return None
@@ -239,9 +244,16 @@ class PaymentWrites(TransactionStatements):
 class PaymentReads(Statements):
     """Reads payments, their events and their references outside transactions."""
 
-    def payment(self, payment_id: str) -> Payment | None:
-        """Returns the payment without a lock, or None."""
-        row = self._maybe("SELECT * FROM payments WHERE payment_id = :id", id=payment_id)
+    def payment(self, payment_id: str, of_user: str = "") -> Payment | None:
+        """Returns the payment without a lock, or None.
+
+        With ``of_user``, a payment that this user is no party to is not found.
+        """
+        row = self._maybe(
+            f"SELECT * FROM payments WHERE payment_id = :id AND {PARTY}",
+            id=payment_id,
+            of_user=of_user,
+        )
         return row and rows.payment_of(row)
 
     def payments(self, which: PaymentFilter, limit: int) -> Sequence[Payment]:
@@ -264,6 +276,7 @@ class PaymentReads(Statements):
             f"SELECT * FROM ({' UNION ALL '.join(sides)}) AS page "
             "ORDER BY create_time DESC, payment_id DESC LIMIT :limit",
             user_id=which.user_id,
+            of_user=which.of_user,
             states=[state.value for state in which.states],
             gig_id=which.gig_id,
             min_create_time=which.min_create_time,
@@ -333,6 +346,7 @@ def _conditions(which: PaymentFilter) -> str:
     Values are always bound, never written into the statement.
     """
     conditions = {
+        PARTY: which.of_user,
         "state = ANY(:states)": which.states,
         "gig_id = :gig_id": which.gig_id,
         "create_time >= :min_create_time": which.min_create_time,

@@ -13,7 +13,6 @@ from typing import Final
 
 from payment_service.adapters.postgres.rows import (
     PAYOUT_COLUMNS,
-    cause_values,
     payout_of,
     payout_values,
     posted,
@@ -21,6 +20,7 @@ from payment_service.adapters.postgres.rows import (
 )
 from payment_service.adapters.postgres.statements import Statements, TransactionStatements
 from payment_service.adapters.postgres.texts import kept, new_salt, text_values
+from payment_service.domain.audit_trail import cause_values
 from payment_service.domain.errors import Busy
 from payment_service.domain.experts import Expert
 from payment_service.domain.ledger import Posting

@@ -5,6 +5,7 @@ One small class for each aggregate, in the module of the same name.
 
 from __future__ import annotations
 
+from payment_service.adapters.postgres.adjustments import AdjustmentReads
 from payment_service.adapters.postgres.agenda import AgendaReads
 from payment_service.adapters.postgres.balances import BalanceReads
 from payment_service.adapters.postgres.claims import ClaimReads
@@ -37,6 +38,7 @@ class SqlReader(
     LedgerReads,
     BalanceReads,
     ReportReads,
+    AdjustmentReads,
 ):
     """Reads on one connection.
 

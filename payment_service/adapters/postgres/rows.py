@@ -37,7 +37,6 @@ from payment_service.domain.payment import (
 from payment_service.domain.payouts import Payout, PayoutState
 from payment_service.domain.ports.records import (
     Answer,
-    Cause,
     Claim,
     StoredDiscrepancy,
     StoredEvent,
@@ -120,8 +119,8 @@ def payment_of(row: Mapping[str, Any] | RowMapping) -> Payment:
 def posted(owner: str) -> str:
     """Returns a CTE that inserts the postings of the event in the CTE ``recorded``.
 
-    ``owner`` is the column that says whose they are: ``payment_id``, ``expert_id`` or
-    ``platform_line_id``.
+    ``owner`` is the column that says whose they are: ``payment_id``, ``expert_id``,
+    ``platform_line_id`` or ``adjustment_id``.
     """
     return f"""posted AS (
     INSERT INTO postings
@@ -142,11 +141,6 @@ def posting_values(postings: Sequence[Posting]) -> dict[str, Any]:
         "kinds": [posting.kind for posting in postings],
         "txns": [posting.balance_transaction_id for posting in postings],
     }
-
-
-def cause_values(cause: Cause) -> dict[str, str]:
-    """Returns who or what caused a change, as the bodies of experts' events contain it."""
-    return {"caller": cause.caller, "rpc": cause.rpc, "request_id": cause.request_id}
 
 
 OPERATION_COLUMNS: Final = (

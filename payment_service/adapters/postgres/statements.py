@@ -7,12 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import Connection, TextClause, text
 
 from payment_service.adapters.postgres.clock import own_clock
 from payment_service.domain.ids import derived_id
+
+#: The payments that a user is a party to; '' stands for everybody's.
+PARTY: Final = "(:of_user = '' OR client_id = :of_user OR expert_id = :of_user)"
 
 
 @lru_cache(maxsize=512)

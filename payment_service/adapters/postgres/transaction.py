@@ -6,6 +6,7 @@ connection and the time.
 
 from __future__ import annotations
 
+from payment_service.adapters.postgres.adjustments import AdjustmentWrites
 from payment_service.adapters.postgres.balances import BalanceWrites
 from payment_service.adapters.postgres.claims import ClaimWrites
 from payment_service.adapters.postgres.debts import DebtWrites
@@ -43,5 +44,6 @@ class SqlTransaction(
     PollingWrites,
     RetentionWrites,
     ErasureWrites,
+    AdjustmentWrites,
 ):
     """One transaction on one connection. The engine commits it or rolls it back."""

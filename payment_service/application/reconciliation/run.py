@@ -70,9 +70,16 @@ def lease_reconciliation(tx: Transaction, policy: Policy) -> bool:
 async def reconcile(app: App, since: datetime | None, cause: Cause) -> Report:
     """Reconciles everything that changed since then; None means since the last complete run.
 
+    A caller that asks for the run in progress gets its report. A run has connections of its own, so
+    that it delays no call.
+
     A connected account that cannot be read is reported, and the next run begins for it where this
     one began. Raises :class:`Unavailable` if the platform's own balance cannot be read.
     """
+    return await app.flights.join("complete", since, lambda: _reconcile(app.aside(), since, cause))
+
+
+async def _reconcile(app: App, since: datetime | None, cause: Cause) -> Report:
     report = Report(began=await app.database.transact(database_time))
     if since is None:
         since = await _last_complete_run(app, report.began)
@@ -111,6 +118,12 @@ def save_span(tx: Transaction, since: datetime, began: datetime) -> None:
 
 async def reconcile_payment(app: App, payment_id: str, cause: Cause) -> Report:
     """Compares one payment with Stripe's objects, and its stored rows with one another."""
+    return await app.flights.join(
+        "payment", payment_id, lambda: _reconcile_payment(app.aside(), payment_id, cause)
+    )
+
+
+async def _reconcile_payment(app: App, payment_id: str, cause: Cause) -> Report:
     report = Report(began=await app.database.transact(database_time))
     if await app.database.read(lambda reader: reader.payment(payment_id)) is None:
         raise payment_not_found(payment_id)

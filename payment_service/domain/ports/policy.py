@@ -82,6 +82,14 @@ class Policy:
     webhook_event_retention: float = 35 * 24 * 3600.0
     #: For how long the answer of an idempotency key is kept. The key itself is kept for ever.
     answer_retention: float = 400 * 24 * 3600.0
+    #: The most that an adjustment may debit in one currency, in its minor units.
+    adjustment_limit_minor_units: int = 1_000_000
+    #: For how long a proposed adjustment can be approved.
+    adjustment_life: float = 7 * 24 * 3600.0
+    #: Whether the proposer may approve. Only for development, where all callers are one.
+    adjustments_by_one_person: bool = False
+    #: The most that one person may write off of an expert's debt within 30 days, in minor units.
+    write_off_limit_minor_units: int = 50_000
     #: How often what is too old is deleted.
     prune_seconds: float = 3600.0
     #: How long an event of Stripe waits for the call whose request it tells of, while the call is

@@ -8,6 +8,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Final, ParamSpec, Protocol, TypeAlias
 
+from payment_service.domain.adjustments import Adjustment
 from payment_service.domain.disputes import Dispute
 from payment_service.domain.errors import Refusal
 from payment_service.domain.experts import Expert
@@ -24,11 +25,14 @@ P = ParamSpec("P")
 
 @dataclass(frozen=True, slots=True)
 class Cause:
-    """Who or what makes a change; written into the audit trail."""
+    """Who or what makes a change, for whom and why; written into the audit trail."""
 
     caller: str
     rpc: str
     request_id: str = ""
+    #: The user for whom the caller acts: it reaches only what is that user's. "" means that it acts
+    #: for itself and reaches everything.
+    act_for: str = ""
 
 
 class UserKind(StrEnum):
@@ -73,6 +77,10 @@ class Answers(Protocol):
 
     def response(self, rpc: str, payment: Payment) -> Answer: ...
     def written_off(self, expert_id: str, part: Money, debt: Money) -> Answer: ...
+    def write_off_proposed(
+        self, expert_id: str, debt: Money, adjustment: Adjustment | None
+    ) -> Answer: ...
+    def adjustment(self, rpc: str, adjustment: Adjustment, now: datetime) -> Answer: ...
     def client_payable_settled(self, payment: Payment, part: int) -> Answer: ...
     def account_replaced(self, expert: Expert) -> Answer: ...
     def dispute_response(self, rpc: str, dispute: Dispute) -> Answer: ...
@@ -175,6 +183,8 @@ class PaymentFilter:
     """Which payments ListPayments shows. ``before`` is the keyset of the former page's last row."""
 
     user_id: str
+    #: Only those that this user is a party to; empty means any.
+    of_user: str = ""
     as_client: bool = True
     as_expert: bool = True
     states: tuple[State, ...] = ()
@@ -192,6 +202,8 @@ class DisputeFilter:
 
     payment_id: str = ""
     expert_id: str = ""
+    #: Only those of payments that this user is a party to.
+    of_user: str = ""
     open_only: bool = False
     before: tuple[datetime, str] | None = None
 

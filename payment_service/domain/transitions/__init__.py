@@ -1,5 +1,6 @@
 """What each edge of the state machine does to a payment, its event and the ledger."""
 
+from payment_service.domain.transitions.adjustment import adjusted
 from payment_service.domain.transitions.capture import (
     capture_abandoned,
     capture_refused,
@@ -61,6 +62,7 @@ from payment_service.domain.transitions.waiting import (
 )
 
 __all__ = [
+    "adjusted",
     "after_loss",
     "after_refund",
     "attempt_failed",

@@ -12,6 +12,7 @@ it is NULL.
 from typing import Final
 
 from payment_service.migrations.schema import (
+    adjustments,
     discrepancies,
     disputes,
     experts,
@@ -36,6 +37,7 @@ STATEMENTS: Final = (
     experts.SCHEMA,
     payments.SCHEMA,
     texts.SCHEMA,
+    adjustments.SCHEMA,
     ledger.SCHEMA,
     payouts.SCHEMA,
     disputes.SCHEMA,

@@ -21,15 +21,17 @@ CREATE TRIGGER platform_lines_are_never_truncated BEFORE TRUNCATE ON platform_li
     FOR EACH STATEMENT EXECUTE FUNCTION refuse_change();
 
 -- One line of the books. It belongs to an event of a payment, or of an expert (payouts,
--- write-offs), or to a balance transaction of the platform. The postings of one event sum to zero
--- in each currency (trigger).
+-- write-offs), or to a balance transaction or an adjustment of the platform. The postings of one
+-- event sum to zero in each currency (trigger).
 -- Never: updated, deleted or truncated (triggers).
 CREATE TABLE postings (
     posting_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     payment_id text,
     expert_id text,
     platform_line_id text REFERENCES platform_lines,
-    -- The sequence of the event; 1 for a balance transaction of the platform.
+    -- Of a correction of the platform's own accounts.
+    adjustment_id text REFERENCES adjustments,
+    -- The sequence of the event; 1 where there is none.
     sequence bigint NOT NULL,
     account text COLLATE "C" NOT NULL,
     currency char(3) NOT NULL,
@@ -43,11 +45,12 @@ CREATE TABLE postings (
     FOREIGN KEY (payment_id, sequence) REFERENCES events,
     FOREIGN KEY (expert_id, sequence) REFERENCES expert_events,
     CONSTRAINT posting_has_one_owner CHECK (
-        num_nonnulls(payment_id, expert_id, platform_line_id) = 1),
+        num_nonnulls(payment_id, expert_id, platform_line_id, adjustment_id) = 1),
     CONSTRAINT posting_is_not_zero CHECK (minor_units <> 0)
 );
 CREATE INDEX postings_by_payment ON postings (payment_id, posting_id);
 CREATE INDEX postings_by_expert ON postings (expert_id, posting_id) WHERE expert_id IS NOT NULL;
+CREATE INDEX postings_by_adjustment ON postings (adjustment_id) WHERE adjustment_id IS NOT NULL;
 CREATE INDEX postings_by_account ON postings (account, posting_id)
     INCLUDE (currency, minor_units);
 CREATE INDEX postings_by_line ON postings (balance_transaction_id)
@@ -64,7 +67,7 @@ CREATE FUNCTION refuse_unbalanced_postings() RETURNS trigger LANGUAGE plpgsql AS
 BEGIN
     IF EXISTS (
         SELECT FROM new_postings
-        GROUP BY payment_id, expert_id, platform_line_id, sequence, currency
+        GROUP BY payment_id, expert_id, platform_line_id, adjustment_id, sequence, currency
         HAVING sum(minor_units) <> 0
     ) THEN
         RAISE EXCEPTION 'postings do not sum to zero' USING ERRCODE = 'check_violation';

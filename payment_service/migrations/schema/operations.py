@@ -91,6 +91,8 @@ CREATE TRIGGER settled_operations_have_no_texts BEFORE INSERT OR UPDATE ON opera
 CREATE TABLE idempotency_keys (
     claim_id text PRIMARY KEY,
     caller text NOT NULL,
+    -- The user for whom the caller acts; '' if it acts for itself.
+    act_for text NOT NULL,
     rpc text NOT NULL,
     key text NOT NULL,
     -- A digest of each field of the request: enough to name the field that differs, without keeping
@@ -106,7 +108,7 @@ CREATE TABLE idempotency_keys (
     create_time timestamptz NOT NULL,
     settle_time timestamptz,
 
-    CONSTRAINT a_key_is_used_once UNIQUE (caller, rpc, key),
+    CONSTRAINT a_key_is_used_once UNIQUE (caller, act_for, rpc, key),
     CONSTRAINT key_length CHECK (length(key) BETWEEN 1 AND 255)
 );
 CREATE INDEX idempotency_keys_by_time ON idempotency_keys USING brin (create_time);

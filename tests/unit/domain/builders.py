@@ -6,6 +6,12 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from payment_service.domain import money
+from payment_service.domain.adjustments import (
+    Adjustment,
+    AdjustmentKind,
+    AdjustmentLine,
+    AdjustmentState,
+)
 from payment_service.domain.experts import BusinessType
 from payment_service.domain.ledger import Posting
 from payment_service.domain.operation_payloads import (
@@ -190,3 +196,24 @@ def sums(postings: Iterable[Posting]) -> dict[tuple[str, str], int]:
     for posting in postings:
         totals[posting.account, posting.currency] += posting.minor_units
     return {account: total for account, total in totals.items() if total}
+
+
+def an_adjustment(
+    *lines: AdjustmentLine, expert_id: str = "", state: AdjustmentState = AdjustmentState.PROPOSED
+) -> Adjustment:
+    """A correction; of the payment ``pay_1`` unless it is an expert's."""
+    return Adjustment(
+        adjustment_id="adj_1",
+        kind=AdjustmentKind.CORRECTION,
+        payment_id="" if expert_id else "pay_1",
+        expert_id=expert_id,
+        lines=lines or (AdjustmentLine("losses", "USD", 5), AdjustmentLine("fx", "USD", -5)),
+        ticket="FIN-7",
+        reason="the bank has confirmed it",
+        reason_salt=b"salt",
+        reason_seal="seal",
+        proposed_by="ann",
+        create_time=NOW,
+        expire_time=NOW + timedelta(days=7),
+        state=state,
+    )

@@ -39,6 +39,7 @@ from tests.unit.domain.builders import (
     FAILURE,
     HOLDING,
     NOW,
+    an_adjustment,
     in_state,
     new_payment,
     separate,
@@ -266,6 +267,7 @@ FUNCTIONS: dict[str, Callable[[Payment], Transition]] = {
     "review_opened": lambda p: transitions.review_changed(p, "prv_1", CONTESTED, NOW),
     "review_closed": lambda p: transitions.review_changed(p, "", CONTESTED, NOW),
     "waiting": lambda p: transitions.waiting_changed(p, WaitingFor.PROCESSOR, "timeout", NOW),
+    "adjusted": lambda p: transitions.adjusted(p, an_adjustment(), NOW),
     "deadline_near": lambda p: transitions.deadline_near(
         p, "RELEASE_DUE", NOW, OnDeadline.ALERT, NOW
     ),

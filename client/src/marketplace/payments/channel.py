@@ -10,9 +10,10 @@ Why not a bare `grpc.aio.insecure_channel`:
 
 * Calls are spread over all addresses (`round_robin`); gRPC's default uses the first only.
 * A lost answer is requested again, for the calls where that is safe: reads, and mutations that
-  carry an idempotency key, which the service answers identically every time. Only UNAVAILABLE
-  is retried: it is the one code that means "repeat the call with the same key". Retries stop
-  while most calls fail, so that callers do not overload a failing service.
+  carry an idempotency key, which the service answers identically every time. UNAVAILABLE means
+  "repeat the call with the same key". RESOURCE_EXHAUSTED means "later": the retry waits as long
+  as the service asks for, and another replica may get it. Retries stop while most calls fail,
+  so that callers do not overload a failing service.
 * A replica that shuts down gets no new calls. A health watch asks each replica whether it wants
   them; the calls in progress continue.
 * Pings detect a dead connection. They are more than 30 s apart, because the server refuses more
@@ -22,8 +23,10 @@ Why not a bare `grpc.aio.insecure_channel`:
 """
 
 import importlib
+import ipaddress
 import json
 import pkgutil
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -33,6 +36,9 @@ from google.protobuf.descriptor import FileDescriptor, MethodDescriptor
 from google.protobuf.descriptor_pb2 import MethodOptions
 
 import marketplace.payments.v1
+from marketplace.payments._bearer import AioBearer, AioStreamBearer, Bearer
+from marketplace.payments._following import AioFollowingChannel, FollowingChannel
+from marketplace.payments.credentials import Tls, Token
 from marketplace.payments.v1 import payments_pb2
 
 Option = tuple[str, str | int]
@@ -50,35 +56,93 @@ _RETRY_POLICY = {
     "initialBackoff": "0.05s",
     "maxBackoff": "1s",
     "backoffMultiplier": 3,
-    "retryableStatusCodes": ["UNAVAILABLE"],
+    # With RESOURCE_EXHAUSTED the service sends the delay of its RetryInfo as
+    # `grpc-retry-pushback-ms`, which replaces the backoff above.
+    "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED"],
 }
 
 
 def connect(
     *targets: str,
+    tls: Tls | None = None,
+    token: Token | None = None,
     credentials: grpc.ChannelCredentials | None = None,
+    encrypted_by_mesh: bool = False,
     options: Sequence[Option] = (),
 ) -> grpc.aio.Channel:
     """Opens a channel for asyncio callers.
 
     One target may be any name that gRPC resolves (`payments:50051`, `dns:///payments:50051`);
-    all addresses behind it are used. Several targets must be IP addresses with ports. Without
-    credentials the channel is plaintext. Options given here win over the defaults.
+    all addresses behind it are used. Several targets must be IP addresses with ports. `tls` names
+    files and follows them; `credentials` are gRPC's own. Without either the channel is plaintext,
+    and takes a token on loopback only, or if a service mesh encrypts it. Options given here win
+    over the defaults.
     """
+    _refuse_contradictions(targets, tls, token, credentials, encrypted_by_mesh)
+    target, given = target_of(targets), _options(options, tls)
+    bearer = [AioBearer(token), AioStreamBearer(token)] if token is not None else None
+    if tls is not None:
+        return AioFollowingChannel(
+            tls, lambda made: grpc.aio.secure_channel(target, made, given, interceptors=bearer)
+        )
     if credentials is None:
-        return grpc.aio.insecure_channel(target_of(targets), _options(options))
-    return grpc.aio.secure_channel(target_of(targets), credentials, _options(options))
+        return grpc.aio.insecure_channel(target, given, interceptors=bearer)
+    return grpc.aio.secure_channel(target, credentials, given, interceptors=bearer)
 
 
 def connect_sync(
     *targets: str,
+    tls: Tls | None = None,
+    token: Token | None = None,
     credentials: grpc.ChannelCredentials | None = None,
+    encrypted_by_mesh: bool = False,
     options: Sequence[Option] = (),
 ) -> grpc.Channel:
     """Opens the same channel for callers without asyncio."""
-    if credentials is None:
-        return grpc.insecure_channel(target_of(targets), _options(options))
-    return grpc.secure_channel(target_of(targets), credentials, _options(options))
+    _refuse_contradictions(targets, tls, token, credentials, encrypted_by_mesh)
+    target, given = target_of(targets), _options(options, tls)
+    channel: grpc.Channel
+    if tls is not None:
+        channel = FollowingChannel(tls, lambda made: grpc.secure_channel(target, made, given))
+    elif credentials is None:
+        channel = grpc.insecure_channel(target, given)
+    else:
+        channel = grpc.secure_channel(target, credentials, given)
+    return grpc.intercept_channel(channel, Bearer(token)) if token is not None else channel
+
+
+def _refuse_contradictions(
+    targets: Sequence[str],
+    tls: Tls | None,
+    token: Token | None,
+    credentials: grpc.ChannelCredentials | None,
+    encrypted_by_mesh: bool,
+) -> None:
+    if tls is not None and credentials is not None:
+        raise ValueError("tls and credentials exclude each other: give one of them")
+    plain = tls is None and credentials is None and not encrypted_by_mesh
+    if token is not None and plain and not all(is_loopback(target) for target in targets):
+        raise ValueError(
+            f"a token would be sent to {', '.join(targets)} in plain text, where others can read "
+            "it: give tls=Tls(ca), or encrypted_by_mesh=True if a service mesh encrypts it"
+        )
+
+
+def is_loopback(target: str) -> bool:
+    """Returns whether a target is certainly on this machine."""
+    if target.startswith(("unix:", "unix-abstract:")):
+        return True
+    bare = re.sub(r"^(?:dns:(?:///)?|ipv[46]:)", "", target)
+    addresses = bare.split(",") if target.startswith("ipv") else [bare]
+    for address in addresses:
+        host = address.rpartition(":")[0].strip("[]")
+        try:
+            if not ipaddress.ip_address(host).is_loopback:
+                return False
+        except ValueError:
+            if host != "localhost":
+                return False
+    return True
 
 
 def target_of(targets: Sequence[str]) -> str:
@@ -130,7 +194,7 @@ def is_repeatable(method: MethodDescriptor) -> bool:
     )
 
 
-def _options(extra: Sequence[Option]) -> list[Option]:
+def _options(extra: Sequence[Option], tls: Tls | None = None) -> list[Option]:
     defaults: dict[str, str | int] = {
         "grpc.service_config": json.dumps(service_config()),
         # The config above is the one that counts, not one that DNS might offer.
@@ -148,6 +212,8 @@ def _options(extra: Sequence[Option]) -> list[Option]:
         # A retry that comes before the next attempt to connect is a retry lost.
         "grpc.max_reconnect_backoff_ms": 250,
     }
+    if tls is not None and tls.server_name:
+        defaults["grpc.ssl_target_name_override"] = tls.server_name
     return list((defaults | dict(extra)).items())
 
 

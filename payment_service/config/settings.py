@@ -1,35 +1,45 @@
-"""The environment as frozen settings. A wrong value is refused with a sentence how to fix it."""
+"""Every variable that the service reads, and what the service makes of it."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Final, Literal
-from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic import Field, PrivateAttr, SecretStr, field_validator, model_validator
+from pydantic_settings import NoDecode, SettingsConfigDict
 
+from payment_service.config import values
+from payment_service.config.access import AccessSettings
+from payment_service.config.rules import SIMULATOR_KEY, broken
 from payment_service.domain.money import CURRENCIES
 from payment_service.domain.ports.policy import Policy
+from payment_service.domain.quotas import quotas_of
 
-SIMULATOR_KEY: Final = "sk_test_simulator"
 SIMULATOR_PUBLISHABLE_KEY: Final = "pk_test_simulator"
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 Names = Annotated[tuple[str, ...], NoDecode]
 Secrets = Annotated[tuple[SecretStr, ...], NoDecode]
+_YEAR: Final = 365 * 24 * 3600.0
 
 
 class WrongSettings(Exception):
     """The environment is wrong; the sentences say how to fix it."""
 
 
-class Settings(BaseSettings):
+class Settings(AccessSettings):
     """Every variable that the service reads. Durations are seconds. See ``.env.example``."""
 
     model_config = SettingsConfigDict(
-        frozen=True, extra="ignore", env_ignore_empty=True, hide_input_in_errors=True
+        frozen=True,
+        extra="ignore",
+        env_ignore_empty=True,
+        hide_input_in_errors=True,
+        allow_inf_nan=False,
     )
+    #: The files of the secrets that were given as NAME_FILE, by their field's names.
+    _secret_files: Mapping[str, Path] = PrivateAttr(default_factory=dict)
 
     environment: Literal["development", "production"] = "development"
     debug: bool = False
@@ -42,8 +52,14 @@ class Settings(BaseSettings):
     database_pooler: Literal["none", "transaction"] = "none"
     #: The same database without the pooler: for LISTEN and for migrations.
     database_direct_url: SecretStr | None = None
+    #: The certificates that vouch for the database: a PEM file, or `system`.
+    database_ca_file: str = ""
+    #: Which role the service runs as, if `migrate` runs as another one; it gets its grants.
+    database_service_role: str = Field("", pattern="^[A-Za-z_][A-Za-z0-9_$-]{0,62}$|^$")
     database_write_threads: int = Field(12, ge=1, le=200)
     database_read_threads: int = Field(4, ge=1, le=200)
+    #: For what reads a large part of the books: its own, so that it starves nobody.
+    database_expensive_threads: int = Field(2, ge=1, le=20)
 
     stripe_secret_key: SecretStr | None = None
     stripe_publishable_key: str = ""
@@ -54,16 +70,29 @@ class Settings(BaseSettings):
     stripe_api_base: str = ""
     stripe_simulator_port: Port = 12111
     stripe_timeout: float = Field(15.0, gt=0, le=120)
-    stripe_connections: int = Field(256, ge=1)
+    stripe_connections: int = Field(256, ge=1, le=10_000)
 
     grpc_host: str = "127.0.0.1"
     grpc_port: Port = 50051
     metrics_host: str = "127.0.0.1"
     metrics_port: Port = 9464
     reflection: bool = True
-    shutdown_grace: float = Field(20.0, ge=0)
+    shutdown_grace: float = Field(20.0, ge=0, le=3600)
     #: How many streams of WatchEvents may be open.
     event_watchers: int = Field(50, ge=0, le=500)
+
+    #: How many calls of each class may be in progress; half as many more may wait.
+    money_calls: int = Field(192, ge=1, le=5000)
+    read_calls: int = Field(64, ge=1, le=5000)
+    stripe_read_calls: int = Field(64, ge=1, le=5000)
+    webhook_calls: int = Field(64, ge=1, le=5000)
+    expensive_calls: int = Field(16, ge=1, le=1000)
+    call_queue_seconds: float = Field(0.5, ge=0, le=10)
+    #: How many calls that change something a caller may make: a second (0: any), and at once.
+    money_rate: float = Field(300.0, ge=0, le=100_000)
+    money_burst: int = Field(600, ge=1, le=1_000_000)
+    #: The same for single callers: caller=rate/burst.
+    money_quotas: Names = ()
 
     default_commission_basis_points: int = Field(1000, ge=0, le=9999)
     default_currency: str = "USD"
@@ -72,7 +101,7 @@ class Settings(BaseSettings):
     platform_settlement_currencies: Names = ("USD",)
     #: Lowers Stripe's own limits; it cannot raise them.
     maximum_charge_minor_units: int | None = Field(None, ge=1)
-    payment_window: float = Field(24 * 3600.0, gt=0)
+    payment_window: float = Field(24 * 3600.0, gt=0, le=_YEAR)
     #: Whether longer authorizations are asked for. Stripe refuses every payment of a platform that
     #: it has not made eligible.
     extended_authorization: Literal["never", "if_available"] = "never"
@@ -81,29 +110,37 @@ class Settings(BaseSettings):
     #: How long before Stripe ends a hold its deadline's action is taken, and how long before a
     #: deadline a warning is recorded.
     deadline_margin: float = Field(12 * 3600.0, ge=0, le=6 * 24 * 3600.0)
-    deadline_warning: float = Field(48 * 3600.0, ge=0)
+    deadline_warning: float = Field(48 * 3600.0, ge=0, le=_YEAR)
     #: What an early fraud warning does: it keeps the payment from being captured, or only alerts.
     fraud_warning: Literal["freeze", "alert"] = "freeze"
     #: For how long applied and ignored events of Stripe are kept. Stripe lists its events for 30
     #: days, and the poller must not store one again.
-    webhook_event_retention: float = Field(35 * 24 * 3600.0, ge=31 * 24 * 3600.0)
+    webhook_event_retention: float = Field(35 * 24 * 3600.0, ge=31 * 24 * 3600.0, le=100 * _YEAR)
     #: For how long a repeated idempotency key gets its answer; after it, a refusal.
-    answer_retention: float = Field(400 * 24 * 3600.0, ge=7 * 24 * 3600.0)
+    answer_retention: float = Field(400 * 24 * 3600.0, ge=7 * 24 * 3600.0, le=100 * _YEAR)
+    #: The most that an adjustment may move in one currency, and for how long it can be approved.
+    adjustment_limit_minor_units: int = Field(1_000_000, ge=1)
+    adjustment_life: float = Field(7 * 24 * 3600.0, ge=60, le=90 * 24 * 3600.0)
+    #: Lets the proposer approve. For development alone, where nobody is authenticated.
+    adjustments_by_one_person: bool = False
+    #: The most that one person may write off of an expert's debt within 30 days.
+    write_off_limit_minor_units: int = Field(50_000, ge=0)
     gateway_public_url: str = "http://127.0.0.1:8005"
     allowed_origins: Names = ()
 
     @field_validator(
-        "platform_settlement_currencies",
-        "allowed_origins",
-        "stripe_webhook_secret",
-        "stripe_connect_webhook_secret",
-        mode="before",
+        "platform_settlement_currencies", "allowed_origins", "money_quotas", mode="before"
     )
     @classmethod
     def _split(cls, value: object) -> object:
         if isinstance(value, str):
             return tuple(part.strip() for part in value.split(",") if part.strip())
         return value
+
+    @field_validator("stripe_webhook_secret", "stripe_connect_webhook_secret", mode="before")
+    @classmethod
+    def _webhook_secrets(cls, value: object) -> object:
+        return values.webhook_secrets(value) if isinstance(value, str) else value
 
     @field_validator("log_level", mode="before")
     @classmethod
@@ -133,118 +170,73 @@ class Settings(BaseSettings):
     @field_validator("database_url", "database_direct_url")
     @classmethod
     def _database(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is not None and not _is_postgres(value.get_secret_value()):
-            raise ValueError("must be a PostgreSQL's address: postgresql://user:password@host/name")
+        if value is not None:
+            values.database_address(value.get_secret_value())
         return value
+
+    @field_validator("stripe_secret_key")
+    @classmethod
+    def _secret_key(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            values.secret_key(value.get_secret_value())
+        return value
+
+    @field_validator("stripe_publishable_key")
+    @classmethod
+    def _publishable_key(cls, value: str) -> str:
+        return values.publishable_key(value)
 
     @field_validator("gateway_public_url", "stripe_api_base")
     @classmethod
     def _address(cls, value: str) -> str:
-        parts = urlsplit(value)
-        if value and (parts.scheme not in ("http", "https") or not parts.hostname):
-            raise ValueError("must be an http(s) address such as https://pay.example.com")
+        if value:
+            values.web_address(value)
         return value.rstrip("/")
+
+    @field_validator("grpc_host", "metrics_host")
+    @classmethod
+    def _listener(cls, value: str) -> str:
+        return values.listener(value)
+
+    @field_validator("money_quotas")
+    @classmethod
+    def _quotas(cls, texts: tuple[str, ...]) -> tuple[str, ...]:
+        quotas_of(texts)
+        return texts
 
     @field_validator("allowed_origins")
     @classmethod
-    def _origins(cls, values: tuple[str, ...]) -> tuple[str, ...]:
-        for value in values:
-            parts = urlsplit(value)
-            rest = parts.path or parts.query or parts.fragment or parts.username
-            if parts.scheme not in ("http", "https") or not parts.hostname or rest:
-                raise ValueError(
-                    f"{value!r} is not an origin; write scheme and host alone, "
-                    "such as https://app.example.com"
-                )
-        return tuple(value.lower() for value in values)
+    def _origins(cls, sites: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(map(values.origin, sites))
 
     @model_validator(mode="after")
     def _contradictions(self) -> Settings:
-        faults = [sentence for wrong, sentence in self._rules() if wrong]
-        if faults:
-            raise ValueError("; ".join(faults))
+        if faults := broken(self):
+            raise ValueError("\n".join(faults))
         return self
 
-    def _rules(self) -> list[tuple[bool, str]]:
-        """Returns every rule: whether it is broken, and the sentence how to fix it."""
-        key = self.stripe_secret_key.get_secret_value() if self.stripe_secret_key else ""
-        live = self.is_live
-        production = self.environment == "production"
-        publishable = self.stripe_publishable_key
-        public = urlsplit(self.gateway_public_url)
-        own_stripe = bool(key) and key != SIMULATOR_KEY and not self.stripe_api_base
-        return [
-            (
-                production and not key,
-                (
-                    "ENVIRONMENT=production needs STRIPE_SECRET_KEY; without it only the simulator "
-                    "would be charged"
-                ),
-            ),
-            (
-                bool(key) and not key.startswith(("sk_test_", "sk_live_", "rk_test_", "rk_live_")),
-                "STRIPE_SECRET_KEY must begin with sk_test_, sk_live_, rk_test_ or rk_live_",
-            ),
-            (
-                live and bool(self.stripe_api_base),
-                (
-                    "a live STRIPE_SECRET_KEY never goes to another server than Stripe's: unset "
-                    "STRIPE_API_BASE, or use a test key"
-                ),
-            ),
-            (
-                live and not production,
-                "a live STRIPE_SECRET_KEY needs ENVIRONMENT=production",
-            ),
-            (
-                production and key == SIMULATOR_KEY,
-                "ENVIRONMENT=production needs a key of Stripe's, not the simulator's",
-            ),
-            (
-                bool(publishable) and bool(key) and publishable.startswith("pk_live_") != live,
-                (
-                    "STRIPE_PUBLISHABLE_KEY and STRIPE_SECRET_KEY must be of the same mode, "
-                    "both test or both live"
-                ),
-            ),
-            (
-                own_stripe and not publishable.startswith("pk_"),
-                (
-                    "STRIPE_SECRET_KEY needs STRIPE_PUBLISHABLE_KEY beside it (pk_…), with which "
-                    "the browser confirms payments"
-                ),
-            ),
-            (
-                own_stripe
-                and not (self.stripe_webhook_secret and self.stripe_connect_webhook_secret),
-                (
-                    "STRIPE_SECRET_KEY needs STRIPE_WEBHOOK_SECRET and "
-                    "STRIPE_CONNECT_WEBHOOK_SECRET (whsec_…), one for each endpoint; several are "
-                    "separated by a comma"
-                ),
-            ),
-            (
-                bool(
-                    {secret.get_secret_value() for secret in self.stripe_webhook_secret}
-                    & {secret.get_secret_value() for secret in self.stripe_connect_webhook_secret}
-                ),
-                (
-                    "STRIPE_WEBHOOK_SECRET and STRIPE_CONNECT_WEBHOOK_SECRET must differ: each "
-                    "endpoint has its own"
-                ),
-            ),
-            (
-                production and (public.scheme != "https" or public.hostname in _LOOPBACK),
-                (
-                    "ENVIRONMENT=production needs GATEWAY_PUBLIC_URL, the https address of the "
-                    "gateway as browsers see it"
-                ),
-            ),
-            (
-                production and self.debug,
-                "DEBUG=true is not for ENVIRONMENT=production: set DEBUG=false",
-            ),
-        ]
+    @classmethod
+    def secret_fields(cls) -> tuple[str, ...]:
+        """Returns the fields that hold secrets. Each can be given by a file, as NAME_FILE."""
+        return tuple(
+            name
+            for name, field in cls.model_fields.items()
+            if field.annotation in (SecretStr, SecretStr | None, tuple[SecretStr, ...])
+        )
+
+    def read_from(self, files: Mapping[str, Path]) -> None:
+        """Remembers which file each secret was read from, so that it can be read again."""
+        self._secret_files = dict(files)
+
+    @property
+    def secret_files(self) -> Mapping[str, Path]:
+        """Returns the files that secrets were read from, by their field's names."""
+        return self._secret_files
+
+    @property
+    def effective_auth(self) -> Literal["jwt", "mtls", "off"]:
+        """Returns AUTH, or off if it is not set, which is accepted on loopback only."""
+        return self.auth_of(self.grpc_host)
 
     @property
     def effective_log_level(self) -> str:
@@ -295,8 +287,15 @@ class Settings(BaseSettings):
 
     @property
     def effective_direct_url(self) -> str:
-        """Returns DATABASE_DIRECT_URL, or ""."""
-        return self.database_direct_url.get_secret_value() if self.database_direct_url else ""
+        """Returns DATABASE_DIRECT_URL with DATABASE_CA_FILE, or ""."""
+        if self.database_direct_url is None:
+            return ""
+        return values.verified(self.database_direct_url.get_secret_value(), self.database_ca_file)
+
+    @property
+    def simulator_port(self) -> int:
+        """Returns the simulator's port, or 0 if it is not used."""
+        return self.stripe_simulator_port if self.is_simulated and not self.stripe_api_base else 0
 
     @property
     def policy(self) -> Policy:
@@ -317,6 +316,10 @@ class Settings(BaseSettings):
             extended_authorization=self.extended_authorization == "if_available",
             webhook_event_retention=self.webhook_event_retention,
             answer_retention=self.answer_retention,
+            adjustment_limit_minor_units=self.adjustment_limit_minor_units,
+            adjustment_life=self.adjustment_life,
+            adjustments_by_one_person=self.adjustments_by_one_person,
+            write_off_limit_minor_units=self.write_off_limit_minor_units,
             freeze_on_fraud_warning=self.fraud_warning == "freeze",
             deadline_margin=self.deadline_margin,
             deadline_warning=self.deadline_warning,
@@ -325,14 +328,14 @@ class Settings(BaseSettings):
         )
 
     def require_database_url(self) -> str:
-        """Returns DATABASE_URL. Raises :class:`WrongSettings` if it is not set."""
+        """Returns DATABASE_URL with DATABASE_CA_FILE. Raises :class:`WrongSettings` without it."""
         if self.database_url is None:
             raise WrongSettings(
                 "DATABASE_URL is not set: give the address of a PostgreSQL, such as "
                 "postgresql://user:password@host:5432/payments, or use `make run`, which brings "
                 "one along"
             )
-        return self.database_url.get_secret_value()
+        return values.verified(self.database_url.get_secret_value(), self.database_ca_file)
 
 
 #: For how many days the platform may hold money in other countries than these 90 (Stripe's rule).
@@ -342,33 +345,3 @@ _HOLDING_DAYS: Final = {"US": 2 * 365, "TH": 10}
 def holding_limit(platform_country: str) -> float:
     """Returns for how many seconds the platform may hold money."""
     return _HOLDING_DAYS.get(platform_country, 90) * 24 * 3600.0
-
-
-#: All of them are connected to by psycopg2.
-_DATABASE_SCHEMES: Final = ("postgresql", "postgres", "postgresql+psycopg2")
-_LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
-
-
-def _is_postgres(address: str) -> bool:
-    try:
-        parts = urlsplit(address)
-        return parts.scheme in _DATABASE_SCHEMES and parts.port != 0
-    except ValueError:  # The port is no number. The error's own text would show the password.
-        return False
-
-
-def load_settings(env_file: Path | None = None) -> Settings:
-    """Reads the environment. Raises :class:`WrongSettings` with a sentence for every fault."""
-    try:
-        return Settings(_env_file=env_file)  # type: ignore[call-arg]  # known to pydantic-settings
-    except ValidationError as error:
-        raise WrongSettings("\n".join(_sentences(error))) from None
-
-
-def _sentences(error: ValidationError) -> list[str]:
-    sentences = []
-    for fault in error.errors(include_input=False, include_url=False, include_context=False):
-        name = "_".join(str(part) for part in fault["loc"]).upper()
-        text = fault["msg"].removeprefix("Value error, ")
-        sentences.append(f"{name}: {text}" if name else text)
-    return sentences

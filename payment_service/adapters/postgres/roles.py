@@ -1,0 +1,157 @@
+"""The grants of the role that the service runs as: what it must be able to do, and nothing else.
+
+Another role owns the tables and migrates them. So an intruder in the service, or a bug of it, can
+neither switch off the triggers that keep the books, nor rewrite what they protect.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from sqlalchemy import Connection, text
+
+from payment_service.domain.database_check import Grant, RoleFacts
+
+#: Every table can be read, and rows can be added to it, except to these.
+READ_ONLY: Final = frozenset(
+    {"alembic_version", "installation", "releases", "accounts", "ledger_span"}
+)
+#: In these, rows change. FOR UPDATE needs the grant, too: it is why onboarding_tokens are here.
+MAY_UPDATE: Final = frozenset(
+    {
+        "adjustments",
+        "comparisons",
+        "debt_checks",
+        "discrepancies",
+        "disputes",
+        "event_cursors",
+        "experts",
+        "former_accounts",
+        "idempotency_keys",
+        "installation",
+        "job_backoff",
+        "jobs",
+        "ledger_balances",
+        "ledger_families",
+        "ledger_span",
+        "onboarding_tokens",
+        "operations",
+        "payment_polls",
+        "payments",
+        "payouts",
+        "webhook_events",
+    }
+)
+#: Of these, rows are deleted: by jobs that have finished with them, by pruning and by erasing.
+MAY_DELETE: Final = frozenset(
+    {
+        "comparisons",
+        "debt_checks",
+        "feed_pending",
+        "job_backoff",
+        "onboarding_tokens",
+        "payment_polls",
+        "texts",
+        "webhook_events",
+    }
+)
+#: Of these tables, only these columns change.
+_COLUMNS: Final = {"former_accounts": "deauthorize_time"}
+_PRIVILEGES: Final = ("SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE", "TRIGGER", "REFERENCES")
+
+_TABLES: Final = text(
+    "SELECT relname FROM pg_class WHERE relnamespace = current_schema()::regnamespace "
+    "AND relkind IN ('r', 'p', 'v') ORDER BY relname"
+)
+_HELD: Final = text(
+    "SELECT relname, privilege FROM pg_class, unnest(CAST(:privileges AS text[])) AS p (privilege) "
+    "WHERE relnamespace = current_schema()::regnamespace AND relkind IN ('r', 'p', 'v') "
+    # A grant of a single column counts.
+    "AND CASE WHEN privilege IN ('SELECT', 'INSERT', 'UPDATE', 'REFERENCES') "
+    "THEN has_any_column_privilege(session_user, pg_class.oid, privilege) "
+    "ELSE has_table_privilege(session_user, pg_class.oid, privilege) END"
+)
+_ROLE: Final = text(
+    "SELECT session_user AS name, rolsuper AS is_superuser, rolcreaterole AS may_create_roles, "
+    "rolbypassrls AS bypasses_row_security, "
+    "EXISTS (SELECT FROM pg_class WHERE relnamespace = current_schema()::regnamespace "
+    "AND relkind IN ('r', 'p', 'v') AND pg_has_role(session_user, relowner, 'MEMBER')) "
+    "OR pg_has_role(session_user, (SELECT datdba FROM pg_database "
+    "WHERE datname = current_database()), 'MEMBER') AS is_owner, "
+    "has_schema_privilege(session_user, current_schema(), 'CREATE') AS may_create_tables, "
+    "coalesce((SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()), false) AS is_encrypted "
+    "FROM pg_roles WHERE rolname = session_user"
+)
+
+
+class UnknownRole(Exception):
+    """The role that shall get the grants cannot get them. The text says why."""
+
+
+def expected_of(table: str) -> frozenset[str]:
+    """Returns what the service's role may do with a table. A new table is append-only."""
+    return frozenset(
+        {
+            "SELECT",
+            *(["INSERT"] if table not in READ_ONLY else []),
+            *(["UPDATE"] if table in MAY_UPDATE else []),
+            *(["DELETE"] if table in MAY_DELETE else []),
+        }
+    )
+
+
+def grant_to(connection: Connection, role: str) -> None:
+    """Gives the role exactly the grants that the service needs, whatever it had before.
+
+    All of it belongs to one transaction, so there is no moment without grants.
+    """
+    found = connection.execute(
+        text(
+            "SELECT rolname = current_user, quote_ident(rolname), quote_ident(current_schema()), "
+            "quote_ident(current_database()) FROM pg_roles WHERE rolname = :role"
+        ),
+        {"role": role},
+    ).one_or_none()
+    if found is None:
+        raise UnknownRole(
+            f"DATABASE_SERVICE_ROLE: there is no role {role}; make it first: "
+            f"CREATE ROLE {role} LOGIN PASSWORD '…'"
+        )
+    is_own, name, schema, database = found
+    if is_own:
+        raise UnknownRole(
+            f"DATABASE_SERVICE_ROLE: {role} is the role that migrates, which owns the tables; the "
+            "service needs another one"
+        )
+    statements = [
+        f"GRANT CONNECT ON DATABASE {database} TO {name}",
+        f"REVOKE CREATE ON SCHEMA {schema} FROM PUBLIC, {name}",
+        f"GRANT USAGE ON SCHEMA {schema} TO {name}",
+        f"ALTER DEFAULT PRIVILEGES IN SCHEMA {schema} REVOKE ALL ON TABLES FROM {name}",
+        f"ALTER DEFAULT PRIVILEGES IN SCHEMA {schema} GRANT SELECT, INSERT ON TABLES TO {name}",
+    ]
+    for (table,) in connection.execute(_TABLES).all():
+        statements.append(f"REVOKE ALL ON {schema}.{table} FROM PUBLIC, {name}")
+        granted = ", ".join(
+            f"{privilege} ({_COLUMNS[table]})"
+            if privilege == "UPDATE" and table in _COLUMNS
+            else privilege
+            for privilege in sorted(expected_of(table))
+        )
+        statements.append(f"GRANT {granted} ON {schema}.{table} TO {name}")
+    # The end of a span of postings is the last id that was given (`balances`).
+    statements.append(f"GRANT SELECT ON SEQUENCE {schema}.postings_posting_id_seq TO {name}")
+    for statement in statements:
+        connection.execute(text(statement))
+
+
+def read_role(connection: Connection) -> RoleFacts:
+    """Returns what the present session's role is, and may do."""
+    role = connection.execute(_ROLE).mappings().one()
+    held = {
+        Grant(str(table), str(privilege))
+        for table, privilege in connection.execute(_HELD, {"privileges": list(_PRIVILEGES)})
+    }
+    tables = connection.execute(_TABLES).scalars().all()
+    expected = {Grant(table, privilege) for table in tables for privilege in expected_of(table)}
+    return RoleFacts(**role, missing=frozenset(expected - held), excess=frozenset(held - expected))

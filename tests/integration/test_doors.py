@@ -1,0 +1,158 @@
+"""The doors that need no database: health, reflection, and an RPC that nobody has decided on."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import pytest
+from grpc import aio
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2
+
+from marketplace.payments.v1 import payments_pb2, payments_pb2_grpc
+from payment_service.bootstrap import SERVICES
+from payment_service.domain.caller import Role
+from payment_service.rpc.access import AccessControl
+from payment_service.rpc.call_context import CALLER, Context
+from payment_service.rpc.errors import ErrorInterceptor
+from payment_service.server import _add_reflection
+from tests.support.errors import Refused
+from tests.support.identity import NOBODY, BelievingAuthenticator, Metadata, as_caller
+
+_STATUS = "/marketplace.payments.v1.PaymentService/GetPaymentStatus"
+
+
+class Echo(payments_pb2_grpc.PaymentServiceServicer):
+    """Answers with who calls, and fails like a handler with a bug."""
+
+    async def GetPaymentStatus(  # noqa: N802 - the contract's name
+        self, request: payments_pb2.GetPaymentStatusRequest, context: Context
+    ) -> payments_pb2.GetPaymentStatusResponse:
+        caller = CALLER.get()
+        return payments_pb2.GetPaymentStatusResponse(payment_id=f"{caller.name} {caller.act_for}")
+
+
+def echo() -> payments_pb2_grpc.PaymentServiceServicer:
+    return Echo()  # type: ignore[abstract]  # the other methods are not called
+
+
+@contextlib.asynccontextmanager
+async def serving(*services: str) -> AsyncIterator[tuple[aio.Channel, list[tuple[str, str]]]]:
+    """A server with these services known to access, its channel, and what it has counted."""
+    counted: list[tuple[str, str]] = []
+    access = AccessControl(BelievingAuthenticator(), services)
+    interceptor = ErrorInterceptor(
+        lambda method, code, _: counted.append((method, code)), access.admit
+    )
+    server = aio.server(interceptors=[interceptor])
+    payments_pb2_grpc.add_PaymentServiceServicer_to_server(echo(), server)
+    servicer = health.aio.HealthServicer()
+    await servicer.set("", health_pb2.HealthCheckResponse.SERVING)
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    _add_reflection(server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        yield channel, counted
+    await server.stop(0)
+
+
+async def refusal_of(call: Any) -> Refused:
+    with pytest.raises(aio.AioRpcError) as caught:
+        await call
+    return Refused.of(caught.value)
+
+
+def status(channel: aio.Channel, metadata: Metadata) -> Any:
+    ask: Any = channel.unary_unary(
+        _STATUS, response_deserializer=payments_pb2.GetPaymentStatusResponse.FromString
+    )
+    return ask(b"", metadata=metadata)
+
+
+async def test_probes_need_no_credentials() -> None:
+    async with serving(*SERVICES) as (channel, counted):
+        stub: Any = health_pb2_grpc.HealthStub(channel)
+        request = health_pb2.HealthCheckRequest()
+        answer = await stub.Check(request, metadata=NOBODY)
+        assert answer.status == health_pb2.HealthCheckResponse.SERVING
+        watch = stub.Watch(request, metadata=NOBODY)
+        assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
+        watch.cancel()
+        assert ("/grpc.health.v1.Health/Check", "OK") in counted
+
+
+@pytest.mark.parametrize("version", ["v1", "v1alpha"])
+async def test_reflection_is_for_operators(version: str) -> None:
+    request = reflection_pb2.ServerReflectionRequest(list_services="")
+    async with serving(*SERVICES) as (channel, _):
+        reflect: Any = channel.stream_stream(
+            f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo",
+            request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
+            response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
+        )
+
+        async def names(metadata: Metadata) -> list[str]:
+            call = reflect(iter([request]), metadata=metadata)
+            return [one.name for one in (await call.read()).list_services_response.service]
+
+        for role in (Role.OPERATOR, Role.OPERATOR_READ_ONLY):
+            assert SERVICES[0] in await names(as_caller(role))
+        assert (await refusal_of(names(NOBODY))).code == "UNAUTHENTICATED"
+        refused = await refusal_of(names(as_caller(Role.GIG_SERVICE)))
+        assert (refused.code, refused.facts["roles"]) == (
+            "PERMISSION_DENIED",
+            "OPERATOR,OPERATOR_READ_ONLY",
+        )
+
+
+async def test_what_nobody_has_decided_on_is_refused_to_everybody() -> None:
+    async with serving() as (channel, _):  # Access knows no service of ours.
+        refused = await refusal_of(status(channel, as_caller(*Role)))
+    assert (refused.code, refused.reason) == ("PERMISSION_DENIED", "ROLE_REQUIRED")
+    assert refused.facts == {"rpc": "PaymentService/GetPaymentStatus", "roles": ""}
+
+
+async def test_refusals_are_counted_as_what_they_are() -> None:
+    async with serving(*SERVICES) as (channel, counted):
+        await refusal_of(status(channel, NOBODY))
+        await refusal_of(status(channel, as_caller(Role.GATEWAY)))
+        await status(channel, as_caller(Role.GIG_SERVICE))
+        assert counted == [
+            (_STATUS, "UNAUTHENTICATED"),
+            (_STATUS, "PERMISSION_DENIED"),
+            (_STATUS, "OK"),
+        ]
+
+
+async def test_calls_at_once_do_not_take_one_anothers_caller() -> None:
+    async with serving(*SERVICES) as (channel, _):
+        calls = {
+            f"service-{number} user-{number}": status(
+                channel,
+                as_caller(Role.GIG_SERVICE, name=f"service-{number}", act_for=f"user-{number}"),
+            )
+            for number in range(50)
+        }
+        for expected, call in calls.items():
+            assert (await call).payment_id == expected
+
+
+async def test_a_broken_authenticator_lets_nobody_in() -> None:
+    class Broken(BelievingAuthenticator):
+        async def authenticate(self, *_: Any) -> Any:
+            raise RuntimeError("a secret")
+
+    access = AccessControl(Broken(), SERVICES)
+    server = aio.server(interceptors=[ErrorInterceptor(lambda *_: None, access.admit)])
+    payments_pb2_grpc.add_PaymentServiceServicer_to_server(echo(), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        refused = await refusal_of(status(channel, as_caller(*Role)))
+    await server.stop(0)
+    assert (refused.code, refused.reason) == (grpc.StatusCode.UNAVAILABLE.name, "UNEXPECTED")
+    assert b"secret" not in refused.raw

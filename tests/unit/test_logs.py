@@ -1,0 +1,128 @@
+"""Only fields of the list reach a log; the walk over the source finds those that are missing."""
+
+from __future__ import annotations
+
+import ast
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import pytest
+import structlog
+
+from gateway.logs import ALLOWED_FIELDS as GATEWAY_FIELDS
+from gateway.logs import keep_allowed as keep_allowed_of_gateway
+from payment_service.logs import ALLOWED_FIELDS, configure_logs, keep_allowed
+
+ROOT: Final = Path(__file__).resolve().parents[2]
+_LEVELS: Final = {"debug", "info", "warning", "error", "critical", "exception", "log", "write"}
+#: Fields that come by `**` from the dictionary named here, by file and name.
+_SPREAD: Final = {
+    ("payment_service/application/fair_queue.py", "logged"): {"job", "payment", "expert"},
+    ("gateway/app.py", "facts_of(request)"): set[str](),
+    ("gateway/app.py", "describe_exception(error)"): {"error", "at"},
+    (
+        "gateway/logs.py",
+        "describe_exception(error) if error is not None else {}",
+    ): {"error", "at"},
+}
+_LOGGERS: Final = {"log", "get_logger()", "logger", "structlog.get_logger()", ""}
+
+
+def fields_of(package: str) -> dict[str, list[str]]:
+    """Returns every field that the package writes, with the places that do."""
+    found: dict[str, list[str]] = {}
+    for path in sorted((ROOT / package).rglob("*.py")):
+        name = str(path.relative_to(ROOT))
+        for call in ast.walk(ast.parse(path.read_text())):
+            if isinstance(call, ast.Call) and _writes(call):
+                for keyword in call.keywords:
+                    spread = (name, ast.unparse(keyword.value))
+                    names = {keyword.arg} if keyword.arg else _SPREAD[spread]
+                    for field in names:
+                        found.setdefault(field, []).append(f"{name}:{call.lineno}")
+    return found
+
+
+def _writes(call: ast.Call) -> bool:
+    if isinstance(call.func, ast.Name):
+        return call.func.id in {"note", "write"}
+    return (
+        isinstance(call.func, ast.Attribute)
+        and call.func.attr in _LEVELS
+        and ast.unparse(call.func.value) in _LOGGERS
+    )
+
+
+@pytest.mark.parametrize(
+    ("package", "allowed"),
+    [("payment_service", ALLOWED_FIELDS), ("gateway", GATEWAY_FIELDS)],
+)
+def test_every_field_that_is_written_is_on_the_list(package: str, allowed: frozenset[str]) -> None:
+    written = fields_of(package)
+    assert len(written) > 5
+    assert {field: at for field, at in written.items() if field not in allowed} == {}
+
+
+def test_the_list_names_no_field_that_holds_what_people_write() -> None:
+    private = {"email", "name", "token", "secret", "signature", "payload", "body", "url", "text"}
+    private |= {"description", "notes", "evidence", "client_secret", "key", "exception", "query"}
+    assert not private & (ALLOWED_FIELDS | GATEWAY_FIELDS)
+
+
+def test_what_is_not_on_the_list_is_masked() -> None:
+    entry = {"event": "e", "payment": "pay_1", "email": "ada@example.com", "made_up": 7}
+    shown = {"event": "e", "payment": "pay_1", "email": "***", "made_up": "***"}
+    assert keep_allowed(None, "info", dict(entry)) == shown
+    entry = {"event": "e", "outcome": "accepted", "token": "canary"}
+    assert keep_allowed_of_gateway(None, "info", dict(entry))["token"] == "***"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "sk_live_abc",
+        "with rk_test_x in it",
+        "whsec_abc",
+        "pi_1_secret_2",
+        "to ada.lovelace@example.com",
+        ["fine", "sk_test_abc"],
+        {"nested": "whsec_abc"},
+    ],
+)
+def test_a_private_value_is_masked_in_any_field(value: object) -> None:
+    assert keep_allowed(None, "info", {"event": "e", "why": value})["why"] == "***"
+
+
+def test_an_exception_is_its_type() -> None:
+    entry = {"event": "e", "error": ValueError("canary"), "exc_info": True, "stack_info": "canary"}
+    assert keep_allowed(None, "error", entry) == {"event": "e", "error": "ValueError"}
+
+
+@pytest.fixture
+def _logging_as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    root = logging.getLogger()
+    monkeypatch.setattr(root, "handlers", [])
+    level = root.level
+    yield
+    root.setLevel(level)
+    structlog.reset_defaults()
+
+
+@pytest.mark.usefixtures("_logging_as_before")
+def test_a_library_writes_no_argument_and_no_exception_text(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Such as asyncio, of an exception that nobody has retrieved."""
+    configure_logs("INFO", "json")
+    try:
+        raise ValueError("canary_exception")
+    except ValueError:
+        logging.getLogger("asyncio").exception("Task %r failed", "canary_argument")
+    written = capsys.readouterr()
+    assert "canary" not in written.out + written.err
+    line = json.loads(written.out)
+    assert (line["event"], line["logger"], line["error"]) == ("library", "asyncio", "ValueError")
+    assert line["message"] == "Task %r failed"
