@@ -35,6 +35,7 @@ async def test_every_job_is_in_the_agenda_and_rests_when_nothing_is_due(
 ) -> None:
     world = await start_world(loops=False)
     world.sql("INSERT INTO jobs VALUES ('prune', now() + interval '1 hour') RETURNING 1")
+    world.sql("INSERT INTO jobs VALUES ('export_heads', now() + interval '1 hour') RETURNING 1")
     world.sql("UPDATE event_cursors SET next_time = now() + interval '1 hour' RETURNING 1")
     world.sql("UPDATE ledger_span SET next_time = now() + interval '1 hour' RETURNING 1")
     assert not (await _agenda(world)).due

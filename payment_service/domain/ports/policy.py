@@ -90,6 +90,8 @@ class Policy:
     adjustments_by_one_person: bool = False
     #: The most that one person may write off of an expert's debt within 30 days, in minor units.
     write_off_limit_minor_units: int = 50_000
+    #: How often the heads of the audit trail are exported.
+    heads_seconds: float = 3600.0
     #: How often what is too old is deleted.
     prune_seconds: float = 3600.0
     #: How long an event of Stripe waits for the call whose request it tells of, while the call is
