@@ -102,8 +102,8 @@ MUTANTS = (
         (
             Edit(
                 f"{_POSTGRES}/webhooks.py",
-                "\"CASE WHEN :state = 'WAITING' THEN now() END) ON CONFLICT DO NOTHING\"",
-                "\"CASE WHEN :state = 'WAITING' THEN now() END)\"",
+                "ON CONFLICT DO NOTHING RETURNING next_try_time",
+                "RETURNING next_try_time",
             ),
         ),
         "test_an_event_is_stored_once",

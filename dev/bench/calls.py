@@ -135,6 +135,28 @@ class Marketplace:
     async def initiate(self) -> None:
         self.made.append((await self.payments.InitiatePayment(self.request())).payment)
 
+    async def live(self, number: int = 1) -> list[payments_pb2.Payment]:
+        """Takes payments through their lives, and returns them: initiated, confirmed, captured."""
+        for _ in range(number):
+            await self.initiate()
+        lived = self.made[-number:]
+        for payment in lived:
+            await self.confirm(payment)()
+        for payment in lived:
+            await self._held(payment.payment_id)
+            await self.capture(payment)()
+        return lived
+
+    async def _held(self, payment_id: str) -> None:
+        request = payments_pb2.GetPaymentRequest(payment_id=payment_id)
+        deadline = time.monotonic() + _REST_SECONDS
+        while time.monotonic() < deadline:
+            payment = (await self.payments.GetPayment(request)).payment
+            if payment.state == payments_pb2.PAYMENT_STATE_IN_ESCROW:
+                return
+            await asyncio.sleep(0.02)
+        raise TimeoutError("a payment did not come into escrow")
+
     def read(self, payment_id: str) -> Call:
         request = payments_pb2.GetPaymentRequest(payment_id=payment_id)
 

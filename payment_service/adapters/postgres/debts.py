@@ -148,7 +148,11 @@ class DebtReads(Statements):
             "SELECT currency, "
             "-coalesce(sum(minor_units) FILTER (WHERE account = :funds), 0)::bigint AS funds, "
             "coalesce(sum(minor_units) FILTER (WHERE account = :debt), 0)::bigint AS debt "
-            "FROM postings WHERE account IN (:funds, :debt) GROUP BY currency ORDER BY currency",
+            "FROM (SELECT account, currency, minor_units FROM ledger_balances "
+            "WHERE account IN (:funds, :debt) UNION ALL "
+            "SELECT account, currency, minor_units FROM postings WHERE account IN (:funds, :debt) "
+            "AND posting_id > (SELECT folded_until FROM ledger_span)) AS lines "
+            "GROUP BY currency ORDER BY currency",
             funds=expert_funds(expert_id),
             debt=expert_debt(expert_id),
         )

@@ -17,7 +17,6 @@ import random
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from typing import Concatenate, Final, ParamSpec, TypeVar
 
@@ -25,19 +24,14 @@ import structlog
 from psycopg2 import Error, InterfaceError, OperationalError
 from psycopg2.extensions import TRANSACTION_STATUS_IDLE
 
-from payment_service.adapters.postgres import feed
+from payment_service.adapters.postgres import agenda, feed
 from payment_service.adapters.postgres.clock import own_clock
 from payment_service.adapters.postgres.connections import Connection, Connections, plain_url
-from payment_service.adapters.postgres.limits import missing_limits
 from payment_service.adapters.postgres.reader import SqlReader
+from payment_service.adapters.postgres.readiness import Readiness, read_readiness
 from payment_service.adapters.postgres.roles import read_role
-from payment_service.adapters.postgres.schema import (
-    EXPECTED_REVISION,
-    stored_schema,
-)
 from payment_service.adapters.postgres.statements import KnownInstallation
 from payment_service.adapters.postgres.transaction import SqlTransaction
-from payment_service.domain.audit_trail import WRITER
 from payment_service.domain.database_check import RoleFacts
 from payment_service.domain.errors import Busy, Unavailable, database_unavailable
 from payment_service.domain.ports.policy import Policy
@@ -55,6 +49,8 @@ _STALE_SQLSTATES: Final = frozenset({"0A000", "26000"})
 _DEAD: Final = (OperationalError, InterfaceError)
 _PHASE_TRIES: Final = 4
 _DEFAULT_POLICY: Final = Policy()
+#: How often the grants of the role are read again. Nobody changes them but an administrator.
+_ROLE_SECONDS: Final = 30.0
 
 
 def sqlstate(error: BaseException) -> str:
@@ -97,7 +93,9 @@ class SqlDatabase:
         self._others: list[SqlDatabase] = []
         if beside is not None:
             beside._others.append(self)
-        self._readiness: _Readiness | None = None
+        self._readiness: Readiness | None = None
+        #: Until then the role is known to be right, while all else is.
+        self._role_until = 0.0
         #: Whether a role that could rewrite the books is refused.
         self._guarded = guarded
         self._installation = KnownInstallation()
@@ -240,7 +238,14 @@ class SqlDatabase:
         A newer schema is accepted: replicas of the former release run until they are replaced.
         """
         try:
-            now = await self.read(_readiness, guarded=self._guarded)
+            known = self._readiness
+            migrated = known is not None and known.is_ready
+            role_is_known = migrated and own_clock() < self._role_until
+            now = await self.read(
+                read_readiness, migrated=migrated, guarded=self._guarded and not role_is_known
+            )
+            if not role_is_known:
+                self._role_until = own_clock() + _ROLE_SECONDS
         except Unavailable:
             return False
         if now != self._readiness:
@@ -265,14 +270,19 @@ class SqlDatabase:
             self._installation.installation_id = await self.read(_installation_id)
         return self._installation.installation_id
 
-    async def listen(self, hear: Callable[[int], None]) -> None:
+    async def listen(self, hear: Callable[[int], None], rest: Callable[[], None]) -> None:
         """Calls ``hear`` with every announced position of the feed, until it is cancelled.
 
-        Without a direct connection nothing is announced, and the feed is polled.
+        Calls ``rest`` when a replica has read the agenda. Without a direct connection nothing is
+        announced: each replica reads the agenda, which shows the feed's position, for itself.
         """
         if not self._listen_url:
             await asyncio.Event().wait()
-        await feed.listen(plain_url(self._listen_url), hear)
+        channels = {
+            feed.CHANNEL: feed.position_heard(hear),
+            agenda.CHANNEL: lambda _: rest(),
+        }
+        await feed.listen(plain_url(self._listen_url), channels)
 
     def clock(self) -> float:
         """Returns seconds by the process's own clock; see `clock.own_clock`."""
@@ -290,67 +300,6 @@ class SqlDatabase:
 
 class _DeadConnection(Exception):
     """The connection was dead before the phase's first statement: nothing was written."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Readiness:
-    """What must be true of the database before this replica wants calls."""
-
-    takes_writes: bool
-    revision: str
-    #: The limits of a session that are not in force.
-    missing_limits: str
-    minimum_writer: int
-    #: Why the service's role is refused, or "".
-    role_refusal: str
-
-    @property
-    def is_ready(self) -> bool:
-        migrated = self.revision >= EXPECTED_REVISION
-        wrong = self.missing_limits or self.role_refusal
-        return self.takes_writes and migrated and self.may_write and not wrong
-
-    @property
-    def may_write(self) -> bool:
-        """Returns whether what this release writes is still understood."""
-        return self.minimum_writer <= WRITER
-
-    def report(self) -> None:
-        """Says in the log what must be done."""
-        if self.revision < EXPECTED_REVISION:
-            log.error(
-                "database_not_migrated",
-                revision=self.revision,
-                expected=EXPECTED_REVISION,
-                remedy="run: python -m payment_service migrate",
-            )
-        if not self.may_write:
-            log.error(
-                "release_too_old",
-                writer=WRITER,
-                minimum=self.minimum_writer,
-                remedy="end this replica: a newer release has taken over",
-            )
-        if self.role_refusal:
-            log.error("database_role_refused", why=self.role_refusal)
-        if self.missing_limits:
-            log.error(
-                "database_limits_missing",
-                missing=self.missing_limits,
-                remedy="a pooler drops them: set DATABASE_POOLER=transaction, run "
-                "python -m payment_service migrate, then RECONNECT at the pooler",
-            )
-
-
-def _readiness(reader: SqlReader, *, guarded: bool) -> _Readiness:
-    sql = "SELECT NOT pg_is_in_recovery() AND NOT current_setting('transaction_read_only')::bool"
-    with reader.connection.cursor() as cursor:
-        cursor.execute(sql)
-        ((takes_writes,),) = cursor.fetchall()
-        revision, writer = stored_schema(cursor)
-        missing = missing_limits(cursor)
-    refusal = read_role(reader.connection).refusal if guarded else ""
-    return _Readiness(bool(takes_writes), revision, missing, writer, refusal)
 
 
 def _installation_id(reader: SqlReader) -> str:

@@ -56,8 +56,7 @@ def migrate(engine: Engine, *, service_role: str = "", store_limits: bool = Fals
         if store_limits:
             _store_limits(connection, of_database=bool(service_role))
         with _driver_of(connection).cursor() as cursor:
-            revision, _ = stored_schema(cursor)
-        return revision
+            return str(stored_schema(cursor)[0])
 
 
 def _driver_of(connection: Connection) -> Any:

@@ -160,8 +160,9 @@ class OperationWrites(TransactionStatements):
         found = self._all(
             f"UPDATE operations SET {_LEASE} WHERE operation_id IN ("
             "SELECT operation_id FROM operations WHERE state IN ('STARTED', 'UNKNOWN') "
-            "AND next_try_time <= now() AND (lease_until IS NULL OR lease_until < now()) "
-            "ORDER BY next_try_time LIMIT :limit FOR UPDATE SKIP LOCKED) RETURNING *",
+            "AND greatest(next_try_time, lease_until) <= now() "
+            "ORDER BY greatest(next_try_time, lease_until) LIMIT :limit "
+            "FOR UPDATE SKIP LOCKED) RETURNING *",
             token=secrets.token_hex(8),
             lease=timedelta(seconds=seconds),
             limit=limit,

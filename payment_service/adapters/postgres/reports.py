@@ -67,40 +67,6 @@ class LedgerReads(Statements):
             for row in found
         ]
 
-    def balances(
-        self, prefix: str, after: tuple[str, str] | None, limit: int
-    ) -> Sequence[tuple[str, str, int]]:
-        """Returns one page of (account, currency, balance) of the accounts with this prefix."""
-        keyset = " AND (account, currency) > (:account, :currency)" if after else ""
-        found = self._all(
-            "SELECT account, currency, sum(minor_units)::bigint AS balance FROM postings "
-            f"WHERE starts_with(account, :prefix){keyset} "
-            "GROUP BY account, currency ORDER BY account, currency LIMIT :limit",
-            prefix=prefix,
-            account=after and after[0],
-            currency=after and after[1],
-            limit=limit,
-        )
-        return [(row["account"], row["currency"], row["balance"]) for row in found]
-
-    def obligations(self) -> Sequence[tuple[str, int]]:
-        """Returns (currency, amount) that the platform owes: escrow, and what clients still get."""
-        found = self._all(
-            "SELECT currency, -sum(minor_units)::bigint AS owed FROM postings "
-            "WHERE account LIKE 'escrow:%' OR account LIKE 'client_payable:%' "
-            "OR account LIKE 'pending_refund:%' "
-            "GROUP BY currency HAVING sum(minor_units) <> 0"
-        )
-        return [(row["currency"], row["owed"]) for row in found]
-
-    def totals(self) -> Sequence[tuple[str, int]]:
-        """Returns (currency, sum of all postings). Each sum is 0 if the books are correct."""
-        found = self._all(
-            "SELECT currency, sum(minor_units)::bigint AS total FROM postings "
-            "GROUP BY currency ORDER BY currency"
-        )
-        return [(row["currency"], row["total"]) for row in found]
-
     def ledger_lines(self, ids: Sequence[str]) -> Mapping[tuple[str, str], int]:
         """Returns the sum of the postings of each balance transaction, by id and currency."""
         found = self._all(

@@ -13,7 +13,9 @@ from psycopg2 import extensions
 from payment_service.domain.database_check import Grant, RoleFacts
 
 #: Every table can be read, and rows can be added to it, except to these.
-READ_ONLY: Final = frozenset({"alembic_version", "installation", "releases", "accounts"})
+READ_ONLY: Final = frozenset(
+    {"alembic_version", "installation", "releases", "accounts", "ledger_span"}
+)
 #: In these, rows change. FOR UPDATE needs the grant, too: it is why onboarding_tokens are here.
 MAY_UPDATE: Final = frozenset(
     {
@@ -29,6 +31,9 @@ MAY_UPDATE: Final = frozenset(
         "installation",
         "job_backoff",
         "jobs",
+        "ledger_balances",
+        "ledger_families",
+        "ledger_span",
         "onboarding_tokens",
         "operations",
         "payment_polls",
@@ -45,6 +50,7 @@ MAY_DELETE: Final = frozenset(
         "feed_pending",
         "job_backoff",
         "onboarding_tokens",
+        "payment_polls",
         "texts",
         "webhook_events",
     }
@@ -139,6 +145,8 @@ def _grant(cursor: extensions.cursor, role: str) -> None:
             for privilege in sorted(expected_of(table))
         )
         statements.append(f"GRANT {granted} ON {schema}.{table} TO {name}")
+    # The end of a span of postings is the last id that was given (`balances`).
+    statements.append(f"GRANT SELECT ON SEQUENCE {schema}.postings_posting_id_seq TO {name}")
     for statement in statements:
         cursor.execute(statement)
 

@@ -6,7 +6,7 @@ This module does not import Alembic, because that takes a quarter of a second at
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from psycopg2 import extensions
 
@@ -22,15 +22,19 @@ _TABLES: Final = (
 )
 
 
-def stored_schema(cursor: extensions.cursor) -> tuple[str, int]:
-    """Returns the revision of the database's schema, and the oldest writer that may still write.
+def stored_schema(cursor: extensions.cursor, *also: str, migrated: bool = False) -> tuple[Any, ...]:
+    """Returns the revision of the database's schema, the oldest writer that may still write, and
+    what these expressions say ``also``.
 
-    "" and 0 if the database is not migrated.
+    The first two are "" and 0 if the database is not migrated. If it is known to be ``migrated``,
+    this is one statement.
     """
-    cursor.execute(_TABLES)
-    ((has_revision, has_writer),) = cursor.fetchall()
+    has_revision, has_writer = True, True
+    if not migrated:
+        cursor.execute(_TABLES)
+        ((has_revision, has_writer),) = cursor.fetchall()
     revision = "(SELECT max(version_num) FROM alembic_version)" if has_revision else "NULL"
     writer = "(SELECT minimum_writer FROM releases)" if has_writer else "0"
-    cursor.execute(f"SELECT coalesce({revision}, ''), {writer}")
-    ((stored, minimum),) = cursor.fetchall()
-    return str(stored), int(minimum)
+    cursor.execute("SELECT " + ", ".join((f"coalesce({revision}, '')", writer, *also)))
+    (stored,) = cursor.fetchall()
+    return tuple(stored)
