@@ -10,11 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-import kubernetes_validate
+import kubernetes_validate  # type: ignore[import-untyped]  # it has no types
 import pytest
 import yaml
 
 from dev.settings import ROOT
+from tests.support.certificates import Authority
 
 DEPLOY: Final = ROOT / "deploy"
 MANIFESTS: Final = DEPLOY / "kubernetes"
@@ -65,7 +66,14 @@ def test_the_manifests_are_made_from_the_chart() -> None:
     if helm is None:
         pytest.skip("helm is not installed: docs/deploying.md says how the manifests are made")
     made = subprocess.run(
-        [helm, "template", "escrow-payments", str(CHART), "--values", str(VALUES)],
+        [
+            helm,
+            "template",
+            "escrow-payments",
+            str(CHART),
+            "--kube-version=1.34",
+            f"--values={VALUES}",
+        ],
         capture_output=True,
         text=True,
         check=True,
@@ -139,11 +147,13 @@ def test_the_processes_accept_their_settings(
     environment = dict(settings["data"])
     for variable in pods()[container]["containers"][0].get("env", []):
         environment[variable["name"]] = variable["value"]
+    certificate, key = Authority().issue("dns:escrow-payments")
+    contents = {**_SECRETS, "tls.crt": certificate.decode(), "tls.key": key.decode()}
     for name, value in environment.items():
         if value.startswith("/run/secrets/"):
             path = tmp_path / value.removeprefix("/run/secrets/")
             path.parent.mkdir(exist_ok=True)
-            path.write_text(_SECRETS.get(path.name, "x"))
+            path.write_text(contents.get(path.name, certificate.decode()))
             environment[name] = str(path)
     if module == "gateway":
         assert not environment.keys() & {"DATABASE_URL_FILE", "STRIPE_SECRET_KEY_FILE"}
