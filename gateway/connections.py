@@ -10,13 +10,16 @@ duty, because all callers behind it share one address.
 """
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from aiohttp import web
 from typing_extensions import override
 
+from gateway.door import Connection, Door
 from gateway.metrics import Metrics
+from gateway.settings import Settings
 
 
 class ConnectionGuard:
@@ -45,7 +48,7 @@ class ConnectionGuard:
         """Lets the metrics count this server's connections whenever they are asked for."""
         self._metrics.connections.set_function(lambda: len(server.connections))
 
-    def admit(self, server: web.Server) -> asyncio.Protocol:
+    def admit(self, server: web.Server, door: Door, options: Mapping[str, Any]) -> asyncio.Protocol:
         """The protocol for a connection that was just accepted.
 
         A burst accepted in one turn of the loop is counted only in the next, so the bound can be
@@ -60,7 +63,7 @@ class ConnectionGuard:
                 return _Refused()
             self._metrics.connections_dropped.labels("made_room").inc()
             oldest.force_close()
-        return server()
+        return Connection(server, door, options)
 
 
 class _Refused(asyncio.Protocol):
@@ -72,17 +75,26 @@ class _Refused(asyncio.Protocol):
 
 
 class GuardedSite(web.BaseSite):
-    """A TCP listener whose connections pass the guard."""
+    """A TCP listener whose connections pass the guard, and their requests the door."""
 
-    __slots__ = ("_guard", "_host", "_port")
+    __slots__ = ("_door", "_guard", "_host", "_options", "_port")
 
     def __init__(
-        self, runner: web.BaseRunner, host: str, port: int, *, guard: ConnectionGuard
+        self,
+        runner: web.BaseRunner,
+        settings: Settings,
+        *,
+        guard: ConnectionGuard,
+        door: Door,
+        options: Mapping[str, Any],
     ) -> None:
+        """`options` are those of aiohttp's RequestHandler."""
         super().__init__(runner)
-        self._host = host
-        self._port = port
+        self._host = settings.gateway_host
+        self._port = settings.gateway_port
         self._guard = guard
+        self._door = door
+        self._options = options
 
     @property
     @override
@@ -97,8 +109,12 @@ class GuardedSite(web.BaseSite):
         if server is None:
             raise RuntimeError("the runner is not set up")
         self._guard.watch(server)
+        server.request_handler = self._door.guard(server.request_handler)
         listener = await asyncio.get_running_loop().create_server(
-            lambda: self._guard.admit(server), self._host, self._port, backlog=128
+            lambda: self._guard.admit(server, self._door, self._options),
+            self._host,
+            self._port,
+            backlog=128,
         )
         self._server = listener
         self._port = listener.sockets[0].getsockname()[1]

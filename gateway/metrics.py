@@ -29,6 +29,12 @@ class Metrics:
             ["page", "outcome"],
             registry=self.registry,
         )
+        self.requests_refused = Counter(
+            "gateway_requests_refused",
+            "Requests that no route has seen, by what was wrong with them",
+            ["reason"],
+            registry=self.registry,
+        )
         self.connections = Gauge(
             "gateway_connections", "Open connections on the public port", registry=self.registry
         )

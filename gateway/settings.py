@@ -14,7 +14,7 @@ from typing import Annotated, Final, Literal, Self
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from gateway.urls import parse_origin
+from gateway.urls import parse_origin, parse_web_address
 from marketplace.payments.channel import is_loopback, target_of
 
 _HOST_AND_PORT = re.compile(
@@ -54,6 +54,10 @@ class Settings(BaseSettings):
         ge=0,
         le=65535,
         description="a port from 1 to 65535, or 0 for any free one, for example 8005",
+    )
+    gateway_public_url: str = Field(
+        default="http://127.0.0.1:8005",
+        description="the gateway's address as browsers see it, for example https://pay.example.com",
     )
     gateway_metrics_port: int = Field(
         default=0,
@@ -120,6 +124,9 @@ class Settings(BaseSettings):
     gateway_max_headers: int = Field(
         default=64, ge=16, le=1024, description="a number of headers from 16 to 1024"
     )
+    gateway_max_header_bytes: int = Field(
+        default=16_384, ge=2048, le=1_048_576, description="a number of bytes from 2048 to 1048576"
+    )
     gateway_body_timeout_seconds: Seconds = Field(
         default=5.0, description="a number of seconds above 0, at most 300"
     )
@@ -179,6 +186,13 @@ class Settings(BaseSettings):
                 raise ValueError("not an origin")
             origins.add(origin)
         return frozenset(origins)
+
+    @field_validator("gateway_public_url")
+    @classmethod
+    def _check_public_url(cls, value: str) -> str:
+        if parse_web_address(value) is None:
+            raise ValueError("not a web address")
+        return value
 
     @field_validator("log_format", mode="before")
     @classmethod
