@@ -54,6 +54,7 @@ def create_app(
     app.router.add_post(CONNECT_PATH, webhooks.connect)
     app.router.add_get(RETURN_PATH, onboarding.return_page)
     app.router.add_get(REFRESH_PATH, onboarding.refresh_page)
+    app.router.add_post(REFRESH_PATH, onboarding.renew)
     for path, handler in (
         (HEALTH_PATH, health.health),
         (LIVE_PATH, health.live),

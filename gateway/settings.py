@@ -228,6 +228,12 @@ class Settings(BaseSettings):
                 f"ALLOWED_ORIGINS: {', '.join(plain)} is not https, so anybody between could alter "
                 "its pages: ENVIRONMENT=production needs https origins"
             )
+        if not self.gateway_public_url.startswith("https://"):
+            raise ValueError(
+                f"GATEWAY_PUBLIC_URL={self.gateway_public_url} is not https, so its links would "
+                "cross the internet in plain text: ENVIRONMENT=production needs the https address "
+                "of the gateway, the same one that the core has"
+            )
         if not self.gateway_port:
             raise ValueError(
                 "GATEWAY_PORT=0 is any free port, where nobody would find the gateway: set a port"
