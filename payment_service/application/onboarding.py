@@ -95,7 +95,7 @@ async def get_onboarding_status(app: App, token: str, cause: Cause) -> tuple[Exp
 async def create_onboarding_link(app: App, token: str, cause: Cause) -> str:
     """A new link for a browser that came back with a used or expired one.
 
-    It leads back with the same token. So whoever holds a token cannot prolong its life, and no
+    It leads back with the same token. So the holder of a token cannot prolong its life, and no
     number of calls adds a row.
 
     Empty if Stripe's form has nothing to ask for, or the account is lost: the landing page says

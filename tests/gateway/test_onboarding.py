@@ -1,6 +1,5 @@
 """The landing pages, as a browser gets them."""
 
-import socket
 from html.parser import HTMLParser
 
 import aiohttp
@@ -284,12 +283,12 @@ async def test_the_button_leads_nowhere_unsafe(
 
 
 async def test_in_production_the_simulator_is_nowhere_to_go(
-    core: FakeCore, start_gateway: StartGateway, browser: aiohttp.ClientSession
+    core: FakeCore, start_gateway: StartGateway, browser: aiohttp.ClientSession, unused_port: int
 ) -> None:
     gateway = await start_gateway(
         environment="production",
         gateway_public_url="https://pay.example.com",
-        gateway_port=first_free_port(),
+        gateway_port=unused_port,
         allowed_origins="https://app.example",
     )
     core.set_status(Status.EXPERT_STATUS_ONBOARDING, token=TOKEN)
@@ -299,13 +298,6 @@ async def test_in_production_the_simulator_is_nowhere_to_go(
     assert code == 503
     _, headers, _ = await get(browser, url)
     assert "form-action 'self' https://*.stripe.com;" in headers["Content-Security-Policy"]
-
-
-def first_free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-        return port
 
 
 async def test_a_button_without_a_link_goes_back_to_say_why(
