@@ -111,7 +111,7 @@ def test_production_needs_the_public_address(monkeypatch: pytest.MonkeyPatch, ur
 @pytest.mark.parametrize("url", ["pay.example.com", "https://user@pay.example.com", "ftp://x"])
 def test_the_public_address_is_a_web_address(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     monkeypatch.setenv("GATEWAY_PUBLIC_URL", url)
-    with pytest.raises(RefusedSettings, match="GATEWAY_PUBLIC_URL=.* cannot be used"):
+    with pytest.raises(RefusedSettings, match=r"GATEWAY_PUBLIC_URL=.* cannot be used"):
         load_settings()
 
 
