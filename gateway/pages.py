@@ -45,7 +45,7 @@ _STYLE_HASH = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode(
 
 #: Browsers hold a form's redirect against this, too: the button leads over the gateway to Stripe.
 _FORM_TARGETS = "'self' https://*.stripe.com"
-_FORM_TARGETS_SIMULATED = f"{_FORM_TARGETS} http://127.0.0.1:* http://localhost:* http://[::1]:*"
+_FORM_TARGETS_SIMULATED = f"{_FORM_TARGETS} http://127.0.0.1:* http://localhost:*"
 
 
 def content_security_policy(*, simulated: bool) -> str:

@@ -131,6 +131,20 @@ async def test_headers_have_a_bound_together(core: FakeCore, gateway: str) -> No
     assert core.calls == ["IngestEvent"]
 
 
+async def test_refused_requests_are_counted_by_what_is_wrong(
+    start_gateway: StartGateway, browser: aiohttp.ClientSession, unused_port: int
+) -> None:
+    gateway = await start_gateway(gateway_metrics_port=unused_port)
+    for request in (get("*"), get("/live", "2.0"), get("/live#x"), b"canary\r\n\r\n"):
+        await all_of(gateway, request)
+    async with browser.get(f"http://127.0.0.1:{unused_port}/metrics") as response:
+        assert response.headers["Server"] == "gateway"
+        counted = await response.text()
+    for reason, number in (("unparsable", 2), ("version", 1), ("target", 1)):
+        assert f'gateway_requests_refused_total{{reason="{reason}"}} {number}.0' in counted
+    assert "canary" not in counted
+
+
 async def test_pipelined_requests_are_answered_in_turn(core: FakeCore, gateway: str) -> None:
     post = head(SIGNED, LENGTH) + BODY
     async with connected(gateway) as (reader, writer):
