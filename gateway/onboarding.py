@@ -16,6 +16,7 @@ from aiohttp import hdrs, web
 from gateway.connections import ConnectionGuard
 from gateway.logs import note
 from gateway.metrics import Metrics
+from gateway.pace import Pace
 from gateway.pages import (
     Asked,
     content_security_policy,
@@ -61,6 +62,7 @@ class Onboarding:
         self._simulated = settings.environment != "production"
         self._max_calls = settings.gateway_max_page_calls
         self._calls = 0
+        self._pace = Pace(settings.gateway_page_calls_per_minute)
 
     async def return_page(self, request: web.Request) -> web.Response:
         """Says where things stand, or leads on to the app when there is nothing left to do."""
@@ -84,6 +86,8 @@ class Onboarding:
             return self._finish(request, page, "foreign", see_other(here))
         if self._calls >= self._max_calls:
             return self._finish(request, page, "busy", unavailable(here))
+        if not self._pace.admits(token):
+            return self._finish(request, page, "too_often", unavailable(here))
         self._calls += 1
         try:
             with self._connections.protecting(request):
@@ -94,8 +98,11 @@ class Onboarding:
         except (CoreNotFound, CoreRefused):
             outcome, response = "unknown_link", invalid_link()
         except CoreError as error:
+            self._pace.count(token)
             note(request, core_code=error.code)
             outcome, response = "core_unavailable", unavailable(here)
+        else:
+            self._pace.count(token)
         finally:
             self._calls -= 1
         return self._finish(request, page, outcome, response)

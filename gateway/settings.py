@@ -138,7 +138,7 @@ class Settings(BaseSettings):
         default=4096, ge=512, le=65536, description="a number of bytes from 512 to 65536"
     )
     gateway_max_headers: int = Field(
-        default=64, ge=16, le=1024, description="a number of headers from 16 to 1024"
+        default=48, ge=16, le=1024, description="a number of headers from 16 to 1024"
     )
     gateway_max_header_bytes: int = Field(
         default=16_384, ge=2048, le=1_048_576, description="a number of bytes from 2048 to 1048576"
@@ -151,13 +151,16 @@ class Settings(BaseSettings):
         default=15.0, description="a number of seconds above 0, at most 300"
     )
     gateway_max_connections: int = Field(
-        default=512, ge=1, le=100_000, description="a number of connections from 1 to 100000"
+        default=256, ge=1, le=100_000, description="a number of connections from 1 to 100000"
     )
     gateway_max_forwards: int = Field(
         default=64, ge=1, le=10_000, description="a number of calls from 1 to 10000"
     )
     gateway_max_page_calls: int = Field(
         default=32, ge=1, le=10_000, description="a number of calls from 1 to 10000"
+    )
+    gateway_page_calls_per_minute: int = Field(
+        default=30, ge=1, le=10_000, description="a number of calls of one page from 1 to 10000"
     )
     # Our own deadlines towards the core.
     gateway_ingest_timeout_seconds: Seconds = Field(

@@ -154,8 +154,9 @@ async def test_ready_leads_onward_and_the_others_offer_it(
 
 
 async def test_no_trick_leads_out(
-    core: FakeCore, gateway: str, browser: aiohttp.ClientSession
+    core: FakeCore, start_gateway: StartGateway, browser: aiohttp.ClientSession
 ) -> None:
+    gateway = await start_gateway(gateway_page_calls_per_minute=1_000)
     # Those of the list that are meant for `allowed.example`, turned against this gateway's own.
     tricks = [trick.replace("allowed.example", "app.example") for trick in TRICKS]
     for onward in [trick for trick in tricks if "localhost" not in trick]:
