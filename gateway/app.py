@@ -44,7 +44,7 @@ def create_app(
 
     webhooks = Webhooks(core, settings, metrics, connections)
     onboarding = Onboarding(core, settings, metrics, connections)
-    health = HealthPages(core, settings, connections)
+    health = HealthPages(core, settings)
 
     app = web.Application(
         middlewares=[_observe, _uniform_errors], client_max_size=settings.gateway_max_body_bytes

@@ -35,7 +35,8 @@ class ConnectionGuard:
         """While in this block the request's connection is not closed to make room.
 
         For the time in which the core works on a request that has arrived whole; before that
-        it is the client who is waited for, and such a wait gives no right to stay.
+        it is the client who is waited for, and such a wait gives no right to stay. Nor does a
+        question for health: many can wait for one answer, and would keep webhooks out.
         """
         connection = request.protocol
         self._protected.add(connection)

@@ -259,3 +259,20 @@ async def test_what_is_refused_tells_nothing_apart(
             said.add((response.status, await response.text(), tuple(sorted(shown.items()))))
     assert len(said) == 1
     assert core.webhook_events == {}
+
+
+async def test_questions_for_health_hold_no_place_against_webhooks(
+    core: FakeCore, start_gateway: StartGateway, browser: aiohttp.ClientSession
+) -> None:
+    gateway = await start_gateway(gateway_max_connections=4)
+    core.delay = 0.8
+    async with AsyncExitStack() as stack:
+        for _ in range(4):
+            _, writer = await stack.enter_async_context(connected(gateway))
+            writer.write(get("/health"))
+        async with asyncio.timeout(2):
+            while not core.calls:  # noqa: ASYNC110 - polls a server
+                await asyncio.sleep(0.01)
+        headers = {"Stripe-Signature": sign(BODY)}
+        async with browser.post(gateway + PATH, data=BODY, headers=headers) as response:
+            assert response.status == 200
