@@ -50,8 +50,8 @@ def create_app(
         middlewares=[_observe, _uniform_errors], client_max_size=settings.gateway_max_body_bytes
     )
     app.on_response_prepare.append(dress)
-    app.router.add_post(PLATFORM_PATH, webhooks.platform)
-    app.router.add_post(CONNECT_PATH, webhooks.connect)
+    app.router.add_post(PLATFORM_PATH, webhooks.platform, expect_handler=webhooks.invite)
+    app.router.add_post(CONNECT_PATH, webhooks.connect, expect_handler=webhooks.invite)
     app.router.add_get(RETURN_PATH, onboarding.return_page)
     app.router.add_get(REFRESH_PATH, onboarding.refresh_page)
     app.router.add_post(REFRESH_PATH, onboarding.renew)

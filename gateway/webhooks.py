@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from aiohttp import hdrs, web
+from aiohttp import HttpVersion10, hdrs, web
 
 from gateway.addresses import FORWARDED_FOR, client_address, is_within
 from gateway.connections import ConnectionGuard
@@ -88,6 +88,17 @@ class Webhooks:
     async def connect(self, request: web.Request) -> web.Response:
         """Events of the connected accounts' objects."""
         return await self._receive(request, webhooks_pb2.WEBHOOK_ENDPOINT_CONNECT, "connect")
+
+    async def invite(self, request: web.Request) -> None:
+        """Answers `Expect: 100-continue`: a body that will be refused is not asked for."""
+        try:
+            self._check_headers(request)
+        except _Refusal:
+            return  # the handler says why
+        if request.version == HttpVersion10:  # It has no such answer.
+            return
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0  # or a fault could not be answered any more
 
     async def _receive(
         self, request: web.Request, endpoint: webhooks_pb2.WebhookEndpoint.ValueType, label: str

@@ -116,6 +116,30 @@ async def test_odd_requests_are_told_one_and_the_same(gateway: str, request_: by
     assert b"\r\nX-Content-Type-Options: nosniff" in heading
 
 
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ([SIGNED, "Content-Length: 100", "Content-Encoding: gzip"], b"415"),
+        ([SIGNED, "Content-Length: 4194305"], b"413"),
+        (["Content-Length: 100"], b"400"),
+    ],
+)
+async def test_a_body_that_will_be_refused_is_not_asked_for(
+    gateway: str, headers: list[str], status: bytes
+) -> None:
+    said = await all_of(gateway, head(*headers, "Expect: 100-continue"))
+    assert said.split()[1] == status
+
+
+async def test_a_body_that_may_pass_is_asked_for(gateway: str) -> None:
+    async with connected(gateway) as (reader, writer):
+        writer.write(head(SIGNED, LENGTH, "Expect: 100-continue"))
+        async with asyncio.timeout(5):
+            assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+        writer.write(BODY)
+        assert (await answer(reader))[0] == 200
+
+
 async def test_headers_have_a_bound_together(core: FakeCore, gateway: str) -> None:
     cookies = ["Cookie: " + "a=b; " * 800] * 3
     async with connected(gateway) as (reader, writer):
