@@ -11,6 +11,7 @@ from aiohttp import hdrs, web
 
 from gateway.connections import ConnectionGuard, GuardedSite
 from gateway.core_channel import open_core_channel
+from gateway.door import Door
 from gateway.health import HEALTH_PATH, LIVE_PATH, TEST_PATH, HealthPages
 from gateway.logs import describe_exception, facts_of, get_logger, note
 from gateway.metrics import Metrics
@@ -28,33 +29,32 @@ from gateway.webhooks import CONNECT_PATH, PLATFORM_PATH, Webhooks
 
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
-# The landing page's token is in its address, hence no referrer; and no answer is worth keeping.
-_HEADERS_OF_ALL = {
-    "Cache-Control": "no-store",
-    "Content-Security-Policy": "default-src 'none'; base-uri 'none'; form-action 'none'; "
-    "frame-ancestors 'none'",
-    "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",
-}
-
 
 def create_app(
-    core: PaymentsClient, settings: Settings, metrics: Metrics, connections: ConnectionGuard
+    core: PaymentsClient,
+    settings: Settings,
+    metrics: Metrics,
+    connections: ConnectionGuard,
+    door: Door,
 ) -> web.Application:
     """All routes of the public port."""
+
+    async def dress(_request: web.Request, response: web.StreamResponse) -> None:
+        door.dress(response)
+
     webhooks = Webhooks(core, settings, metrics, connections)
     onboarding = Onboarding(core, settings, metrics, connections)
-    health = HealthPages(core, settings, connections)
+    health = HealthPages(core, settings)
 
     app = web.Application(
         middlewares=[_observe, _uniform_errors], client_max_size=settings.gateway_max_body_bytes
     )
-    app.on_response_prepare.append(_set_headers)
-    app.router.add_post(PLATFORM_PATH, webhooks.platform)
-    app.router.add_post(CONNECT_PATH, webhooks.connect)
+    app.on_response_prepare.append(dress)
+    app.router.add_post(PLATFORM_PATH, webhooks.platform, expect_handler=webhooks.invite)
+    app.router.add_post(CONNECT_PATH, webhooks.connect, expect_handler=webhooks.invite)
     app.router.add_get(RETURN_PATH, onboarding.return_page)
     app.router.add_get(REFRESH_PATH, onboarding.refresh_page)
+    app.router.add_post(REFRESH_PATH, onboarding.renew)
     for path, handler in (
         (HEALTH_PATH, health.health),
         (LIVE_PATH, health.live),
@@ -74,15 +74,18 @@ async def running(settings: Settings) -> AsyncIterator[str]:
     metrics = Metrics()
     connections = ConnectionGuard(settings.gateway_max_connections, metrics)
     channel = open_core_channel(settings)
+    door = Door(settings, metrics)
+    options = {
+        "access_log": None,
+        "auto_decompress": False,
+        "keepalive_timeout": settings.gateway_keepalive_seconds,
+        "lingering_time": 1,
+        "max_line_size": settings.gateway_max_line_bytes,
+        "max_field_size": settings.gateway_max_field_bytes,
+        "max_headers": settings.gateway_max_headers,
+    }
     runner = web.AppRunner(
-        create_app(PaymentsClient(channel, settings), settings, metrics, connections),
-        access_log=None,
-        auto_decompress=False,
-        keepalive_timeout=settings.gateway_keepalive_seconds,
-        lingering_time=1,
-        max_line_size=settings.gateway_max_line_bytes,
-        max_field_size=settings.gateway_max_field_bytes,
-        max_headers=settings.gateway_max_headers,
+        create_app(PaymentsClient(channel, settings), settings, metrics, connections, door),
         shutdown_timeout=settings.gateway_shutdown_seconds,
     )
     metrics_runner = web.AppRunner(metrics.application(), access_log=None, shutdown_timeout=1)
@@ -92,7 +95,7 @@ async def running(settings: Settings) -> AsyncIterator[str]:
             host, port = settings.gateway_host, settings.gateway_metrics_port
             await web.TCPSite(metrics_runner, host, port).start()
         await runner.setup()
-        site = GuardedSite(runner, settings.gateway_host, settings.gateway_port, guard=connections)
+        site = GuardedSite(runner, settings, guard=connections, door=door, options=options)
         await site.start()
         yield site.name
     finally:
@@ -180,9 +183,3 @@ def _try_again_later() -> web.Response:
 
 def _name(status: int) -> str:
     return {404: "not_found", 405: "method_not_allowed"}.get(status, "refused")
-
-
-async def _set_headers(_request: web.Request, response: web.StreamResponse) -> None:
-    for name, value in _HEADERS_OF_ALL.items():
-        response.headers.setdefault(name, value)
-    response.headers["Server"] = "gateway"  # instead of names and versions

@@ -10,13 +10,16 @@ duty, because all callers behind it share one address.
 """
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from aiohttp import web
 from typing_extensions import override
 
+from gateway.door import Connection, Door
 from gateway.metrics import Metrics
+from gateway.settings import Settings
 
 
 class ConnectionGuard:
@@ -32,7 +35,8 @@ class ConnectionGuard:
         """While in this block the request's connection is not closed to make room.
 
         For the time in which the core works on a request that has arrived whole; before that
-        it is the client who is waited for, and such a wait gives no right to stay.
+        it is the client who is waited for, and such a wait gives no right to stay. Nor does a
+        question for health: many can wait for one answer, and would keep webhooks out.
         """
         connection = request.protocol
         self._protected.add(connection)
@@ -45,7 +49,7 @@ class ConnectionGuard:
         """Lets the metrics count this server's connections whenever they are asked for."""
         self._metrics.connections.set_function(lambda: len(server.connections))
 
-    def admit(self, server: web.Server) -> asyncio.Protocol:
+    def admit(self, server: web.Server, door: Door, options: Mapping[str, Any]) -> asyncio.Protocol:
         """The protocol for a connection that was just accepted.
 
         A burst accepted in one turn of the loop is counted only in the next, so the bound can be
@@ -60,7 +64,7 @@ class ConnectionGuard:
                 return _Refused()
             self._metrics.connections_dropped.labels("made_room").inc()
             oldest.force_close()
-        return server()
+        return Connection(server, door, options)
 
 
 class _Refused(asyncio.Protocol):
@@ -72,17 +76,26 @@ class _Refused(asyncio.Protocol):
 
 
 class GuardedSite(web.BaseSite):
-    """A TCP listener whose connections pass the guard."""
+    """A TCP listener whose connections pass the guard, and their requests the door."""
 
-    __slots__ = ("_guard", "_host", "_port")
+    __slots__ = ("_door", "_guard", "_host", "_options", "_port")
 
     def __init__(
-        self, runner: web.BaseRunner, host: str, port: int, *, guard: ConnectionGuard
+        self,
+        runner: web.BaseRunner,
+        settings: Settings,
+        *,
+        guard: ConnectionGuard,
+        door: Door,
+        options: Mapping[str, Any],
     ) -> None:
+        """`options` are those of aiohttp's RequestHandler."""
         super().__init__(runner)
-        self._host = host
-        self._port = port
+        self._host = settings.gateway_host
+        self._port = settings.gateway_port
         self._guard = guard
+        self._door = door
+        self._options = options
 
     @property
     @override
@@ -97,8 +110,12 @@ class GuardedSite(web.BaseSite):
         if server is None:
             raise RuntimeError("the runner is not set up")
         self._guard.watch(server)
+        server.request_handler = self._door.guard(server.request_handler)
         listener = await asyncio.get_running_loop().create_server(
-            lambda: self._guard.admit(server), self._host, self._port, backlog=128
+            lambda: self._guard.admit(server, self._door, self._options),
+            self._host,
+            self._port,
+            backlog=128,
         )
         self._server = listener
         self._port = listener.sockets[0].getsockname()[1]

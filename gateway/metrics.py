@@ -1,6 +1,6 @@
 """What the gateway counts, in Prometheus' terms. Served on a port of its own, never in public."""
 
-from aiohttp import web
+from aiohttp import hdrs, web
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
@@ -29,6 +29,12 @@ class Metrics:
             ["page", "outcome"],
             registry=self.registry,
         )
+        self.requests_refused = Counter(
+            "gateway_requests_refused",
+            "Requests that no route has seen, by what was wrong with them",
+            ["reason"],
+            registry=self.registry,
+        )
         self.connections = Gauge(
             "gateway_connections", "Open connections on the public port", registry=self.registry
         )
@@ -46,6 +52,10 @@ class Metrics:
             body = generate_latest(self.registry)
             return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
+        async def hide_versions(_request: web.Request, response: web.StreamResponse) -> None:
+            response.headers[hdrs.SERVER] = "gateway"
+
         application = web.Application()
+        application.on_response_prepare.append(hide_versions)
         application.router.add_get("/metrics", scrape)
         return application

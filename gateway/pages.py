@@ -34,18 +34,46 @@ p { margin: 0 0 1rem; } .soft { color: var(--soft); font-size: .9375rem; }
 .actions { display: flex; flex-direction: column; gap: .75rem; margin: 1.5rem 0 0; padding: 0;
   list-style: none; }
 a { color: var(--action); text-underline-offset: .2em; }
-a:focus-visible { outline: 3px solid var(--action); outline-offset: 3px; border-radius: .25rem; }
-a.main { display: block; padding: .8rem 1rem; border-radius: .5rem; text-align: center;
+:focus-visible { outline: 3px solid var(--action); outline-offset: 3px; border-radius: .25rem; }
+form { margin: 0; } button { width: 100%; border: 0; font: inherit; cursor: pointer; }
+.first { display: block; padding: .8rem 1rem; border-radius: .5rem; text-align: center;
   text-decoration: none; font-weight: 600; background: var(--action); color: var(--on-action); }
-a.other { display: block; padding: .35rem 0; text-align: center; }
+.other { display: block; padding: .35rem 0; text-align: center; }
 """
 
 _STYLE_HASH = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
 
-CONTENT_SECURITY_POLICY = (
-    f"default-src 'none'; style-src 'sha256-{_STYLE_HASH}'; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
+#: Browsers hold a form's redirect against this, too: the button leads over the gateway to Stripe.
+_FORM_TARGETS = "'self' https://*.stripe.com"
+_FORM_TARGETS_SIMULATED = f"{_FORM_TARGETS} http://127.0.0.1:* http://localhost:*"
+
+
+def content_security_policy(*, simulated: bool) -> str:
+    """The policy that lets in the pages' own style, and lets their button lead to Stripe."""
+    targets = _FORM_TARGETS_SIMULATED if simulated else _FORM_TARGETS
+    return (
+        f"default-src 'none'; style-src 'sha256-{_STYLE_HASH}'; "
+        f"base-uri 'none'; form-action {targets}; frame-ancestors 'none'"
+    )
+
+
+@dataclass(frozen=True)
+class Action:
+    """What a person can do on a page: follow a link or, if it `creates` something, press."""
+
+    label: str
+    address: str
+    creates: bool = False
+
+    def html(self, *, first: bool) -> str:
+        style = "first" if first else "other"
+        address, label = escape(self.address), escape(self.label)
+        if self.creates:
+            return (
+                f'<form method="post" action="{address}">'
+                f'<button class="{style}">{label}</button></form>'
+            )
+        return f'<a class="{style}" href="{address}">{label}</a>'
 
 
 @dataclass(frozen=True)
@@ -166,8 +194,14 @@ def standing_page(
     asked: Sequence[Asked],
     token: str,
     continue_url: str,
+    *,
+    link_is_used: bool = False,
 ) -> str:
-    """Where an expert stands. `continue_url` has been checked, or is empty."""
+    """Where an expert stands. `continue_url` has been checked, or is empty.
+
+    If Stripe sent the expert back because a link is used or expired, a new one is offered wherever
+    Stripe's form has anything to show.
+    """
     standing = STANDINGS.get(status, _UNKNOWN)
     if status == _Status.EXPERT_STATUS_RESTRICTED and not any(not one.later for one in asked):
         standing = _PAUSED
@@ -175,14 +209,14 @@ def standing_page(
     asks = standing.may_continue and bool(asked)
     if asks:
         paragraphs += [f'<p class="soft">{escape(one.sentence())}</p>' for one in asked]
-    links: list[tuple[str, str]] = []
-    if asks or status in _ALWAYS_CONTINUE:
-        links.append((f"refresh?token={token}", "Continue with Stripe"))
+    actions: list[Action] = []
+    if asks or status in _ALWAYS_CONTINUE or (link_is_used and standing.may_continue):
+        actions.append(Action("Continue with Stripe", f"refresh?token={token}", creates=True))
     if continue_url:
-        links.append((continue_url, "Back to the app"))
+        actions.append(Action("Back to the app", continue_url))
     if status not in _SETTLED:
-        links.append((f"return?token={token}", "Look again"))
-    return _page(standing.tone, standing.state, standing.title, paragraphs, links)
+        actions.append(Action("Look again", f"return?token={token}"))
+    return _page(standing.tone, standing.state, standing.title, paragraphs, actions)
 
 
 def invalid_link_page() -> str:
@@ -203,18 +237,12 @@ def unavailable_page(retry_link: str) -> str:
         "Try again shortly",
         "We cannot reach your account just now",
         ["<p>Nothing that you have entered is lost. Please try again in a minute.</p>"],
-        [(retry_link, "Try again")] if retry_link else [],
+        [Action("Try again", retry_link)] if retry_link else [],
     )
 
 
-def _page(
-    tone: str, state: str, title: str, paragraphs: list[str], links: list[tuple[str, str]]
-) -> str:
-    items = [
-        f'<li><a class="{"main" if number == 0 else "other"}" href="{escape(address)}">'
-        f"{escape(label)}</a></li>"
-        for number, (address, label) in enumerate(links)
-    ]
+def _page(tone: str, state: str, title: str, paragraphs: list[str], choices: list[Action]) -> str:
+    items = [f"<li>{choice.html(first=number == 0)}</li>" for number, choice in enumerate(choices)]
     actions = f'<ul class="actions">{"".join(items)}</ul>' if items else ""
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'

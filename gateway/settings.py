@@ -7,14 +7,15 @@ which a start is refused.
 import difflib
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Final, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from gateway.urls import parse_origin
+from gateway.addresses import Network, parse_network
+from gateway.urls import parse_origin, parse_web_address
 from marketplace.payments.channel import is_loopback, target_of
 
 _HOST_AND_PORT = re.compile(
@@ -55,6 +56,10 @@ class Settings(BaseSettings):
         le=65535,
         description="a port from 1 to 65535, or 0 for any free one, for example 8005",
     )
+    gateway_public_url: str = Field(
+        default="http://127.0.0.1:8005",
+        description="the gateway's address as browsers see it, for example https://pay.example.com",
+    )
     gateway_metrics_port: int = Field(
         default=0,
         ge=0,
@@ -92,6 +97,21 @@ class Settings(BaseSettings):
         description="origins separated by commas, each http:// or https:// with a host and "
         "perhaps a port, without a path and without `*`, for example https://app.example.com",
     )
+    gateway_stripe_addresses: Annotated[frozenset[Network], NoDecode] = Field(
+        default=frozenset(),
+        description="IP addresses or ranges separated by commas, those from which Stripe sends "
+        "webhooks, for example 192.0.2.7,198.51.100.0/28, or empty for any address",
+    )
+    gateway_stripe_addresses_file: Path | None = Field(
+        default=None,
+        description="a file of IP addresses or ranges, one in a line, those from which Stripe "
+        "sends webhooks, for example /etc/gateway/ips_webhooks.txt",
+    )
+    gateway_trusted_proxies: Annotated[frozenset[Network], NoDecode] = Field(
+        default=frozenset(),
+        description="IP addresses or ranges separated by commas, those of the proxies in front "
+        "of the gateway, for example 10.0.0.0/24",
+    )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         default="INFO", description="DEBUG, INFO, WARNING or ERROR"
     )
@@ -118,7 +138,10 @@ class Settings(BaseSettings):
         default=4096, ge=512, le=65536, description="a number of bytes from 512 to 65536"
     )
     gateway_max_headers: int = Field(
-        default=64, ge=16, le=1024, description="a number of headers from 16 to 1024"
+        default=48, ge=16, le=1024, description="a number of headers from 16 to 1024"
+    )
+    gateway_max_header_bytes: int = Field(
+        default=16_384, ge=2048, le=1_048_576, description="a number of bytes from 2048 to 1048576"
     )
     gateway_body_timeout_seconds: Seconds = Field(
         default=5.0, description="a number of seconds above 0, at most 300"
@@ -128,13 +151,16 @@ class Settings(BaseSettings):
         default=15.0, description="a number of seconds above 0, at most 300"
     )
     gateway_max_connections: int = Field(
-        default=512, ge=1, le=100_000, description="a number of connections from 1 to 100000"
+        default=256, ge=1, le=100_000, description="a number of connections from 1 to 100000"
     )
     gateway_max_forwards: int = Field(
         default=64, ge=1, le=10_000, description="a number of calls from 1 to 10000"
     )
     gateway_max_page_calls: int = Field(
         default=32, ge=1, le=10_000, description="a number of calls from 1 to 10000"
+    )
+    gateway_page_calls_per_minute: int = Field(
+        default=30, ge=1, le=10_000, description="a number of calls of one page from 1 to 10000"
     )
     # Our own deadlines towards the core.
     gateway_ingest_timeout_seconds: Seconds = Field(
@@ -180,6 +206,18 @@ class Settings(BaseSettings):
             origins.add(origin)
         return frozenset(origins)
 
+    @field_validator("gateway_stripe_addresses", "gateway_trusted_proxies", mode="before")
+    @classmethod
+    def _split_networks(cls, value: object) -> object:
+        return _networks(_split(value)) if isinstance(value, str) else value
+
+    @field_validator("gateway_public_url")
+    @classmethod
+    def _check_public_url(cls, value: str) -> str:
+        if parse_web_address(value) is None:
+            raise ValueError("not a web address")
+        return value
+
     @field_validator("log_format", mode="before")
     @classmethod
     def _lower(cls, value: object) -> object:
@@ -196,6 +234,16 @@ class Settings(BaseSettings):
             raise ValueError(
                 "DEBUG=true cannot be used with ENVIRONMENT=production: unset one of the two"
             )
+        if self.gateway_stripe_addresses and self.gateway_stripe_addresses_file is not None:
+            raise ValueError(
+                "GATEWAY_STRIPE_ADDRESSES and GATEWAY_STRIPE_ADDRESSES_FILE say the same: set one"
+            )
+        for network in self.gateway_trusted_proxies:
+            if not network.prefixlen:
+                raise ValueError(
+                    f"GATEWAY_TRUSTED_PROXIES={network} is every address, so anybody could claim "
+                    "to be Stripe: name the proxies' own addresses"
+                )
         for fault in self._core_faults():
             raise ValueError(fault)
         if self.gateway_metrics_port and self.gateway_metrics_port == self.gateway_port:
@@ -213,6 +261,12 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"ALLOWED_ORIGINS: {', '.join(plain)} is not https, so anybody between could alter "
                 "its pages: ENVIRONMENT=production needs https origins"
+            )
+        if not self.gateway_public_url.startswith("https://"):
+            raise ValueError(
+                f"GATEWAY_PUBLIC_URL={self.gateway_public_url} is not https, so its links would "
+                "cross the internet in plain text: ENVIRONMENT=production needs the https address "
+                "of the gateway, the same one that the core has"
             )
         if not self.gateway_port:
             raise ValueError(
@@ -237,6 +291,26 @@ class Settings(BaseSettings):
                 "CORE_TOKEN_FILE would be sent to CORE_ADDRESS in plain text: set "
                 "CORE_TLS_CA_FILE, or CORE_TLS_BY_MESH=true if a service mesh encrypts it"
             )
+
+    def stripe_networks(self) -> frozenset[Network]:
+        """From where webhooks are taken; empty for anywhere.
+
+        Raises RefusedSettings for a file that cannot be used: an empty one would let all pass.
+        """
+        file = self.gateway_stripe_addresses_file
+        if file is None:
+            return self.gateway_stripe_addresses
+        name = "GATEWAY_STRIPE_ADDRESSES_FILE"
+        try:
+            lines = file.read_text("utf-8").splitlines()
+            found = _networks([line.strip() for line in lines if line.strip()])
+        except OSError as error:
+            raise RefusedSettings(f"{name}: {file} cannot be read ({error.strerror}).") from None
+        except ValueError as error:
+            raise RefusedSettings(f"{name}: {file} holds {error}.") from None
+        if not found:
+            raise RefusedSettings(f"{name}: {file} is empty, so no webhook would be taken.")
+        return found
 
     @property
     def effective_log_level(self) -> str:
@@ -263,6 +337,7 @@ def load_settings() -> Settings:
     except ValidationError as error:
         faults += [_sentence(dict(fault)) for fault in error.errors(include_url=False)]
         raise RefusedSettings(" ".join(faults)) from None
+    settings.stripe_networks()
     if settings.environment == "production":
         faults += _secrets_of_the_core(os.environ)
     if faults:
@@ -301,6 +376,16 @@ def _sentence(fault: dict[str, object]) -> str:
     # What stands before an @ is a user and a password, which belong into no log.
     shown = "…" if "@" in value else value if len(value) <= 80 else value[:80] + "…"
     return f'{name.upper()}="{shown}" cannot be used: it must be {correction}.'
+
+
+def _networks(texts: Iterable[str]) -> frozenset[Network]:
+    found = set()
+    for number, text in enumerate(texts, 1):
+        network = parse_network(text)
+        if network is None:
+            raise ValueError(f"no IP address or range as entry {number}")
+        found.add(network)
+    return frozenset(found)
 
 
 def _split(text: str) -> tuple[str, ...]:

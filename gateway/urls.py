@@ -76,7 +76,15 @@ def may_go_onward(url: str, allowed_origins: Collection[str]) -> bool:
     return address is not None and address.origin in allowed_origins
 
 
-def may_go_to_onboarding(url: str) -> bool:
-    """Whether `url` can be Stripe's onboarding: https, or the simulator on this machine."""
+def may_go_to_onboarding(url: str, *, simulated: bool) -> bool:
+    """Whether `url` can be Stripe's onboarding: a host of Stripe's.
+
+    While Stripe is `simulated`, which production never does, this very machine counts, too.
+    """
     address = parse_web_address(url)
-    return address is not None and (address.scheme == "https" or address.is_loopback)
+    if address is None:
+        return False
+    if simulated and address.is_loopback:
+        return True
+    is_stripe = address.host == "stripe.com" or address.host.endswith(".stripe.com")
+    return is_stripe and address.scheme == "https" and address.port == 443

@@ -13,8 +13,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from aiohttp import hdrs, web
+from aiohttp import HttpVersion10, hdrs, web
 
+from gateway.addresses import FORWARDED_FOR, client_address, is_within
 from gateway.connections import ConnectionGuard
 from gateway.logs import note
 from gateway.metrics import Metrics
@@ -72,6 +73,8 @@ class Webhooks:
         self._metrics = metrics
         self._connections = connections
         self._now = now
+        self._senders = settings.stripe_networks()
+        self._proxies = settings.gateway_trusted_proxies
         self._max_body_bytes = settings.gateway_max_body_bytes
         self._body_timeout_seconds = settings.gateway_body_timeout_seconds
         self._max_forwards = settings.gateway_max_forwards
@@ -85,6 +88,17 @@ class Webhooks:
     async def connect(self, request: web.Request) -> web.Response:
         """Events of the connected accounts' objects."""
         return await self._receive(request, webhooks_pb2.WEBHOOK_ENDPOINT_CONNECT, "connect")
+
+    async def invite(self, request: web.Request) -> None:
+        """Answers `Expect: 100-continue`: a body that will be refused is not asked for."""
+        try:
+            self._check_headers(request)
+        except _Refusal:
+            return  # the handler says why
+        if request.version == HttpVersion10:  # It has no such answer.
+            return
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0  # or a fault could not be answered any more
 
     async def _receive(
         self, request: web.Request, endpoint: webhooks_pb2.WebhookEndpoint.ValueType, label: str
@@ -115,6 +129,7 @@ class Webhooks:
 
     def _check_headers(self, request: web.Request) -> str:
         """Whatever can be said before a byte of the body is read; returns the signature."""
+        self._check_sender(request)
         if hdrs.CONTENT_ENCODING in request.headers:
             # Stripe never compresses, and the signature is over the bytes as sent.
             raise _Refusal(415, "content_encoding")
@@ -128,6 +143,20 @@ class Webhooks:
         if fault is not None:
             raise _Refusal(400, fault)
         return signature
+
+    def _check_sender(self, request: web.Request) -> None:
+        """Refuses strangers, if the operator has said from where Stripe sends.
+
+        They get the answer to a wrong signature: it does not say that there is a list.
+        """
+        if not self._senders:
+            return
+        forwarded = request.headers.getall(FORWARDED_FOR, [])
+        client = client_address(request.remote or "", forwarded, self._proxies)
+        if client is None or not is_within(client, self._senders):
+            # For the day on which Stripe sends from an address that is not on the list.
+            note(request, client_address=str(client or "unknown"))
+            raise _Refusal(400, "address_refused")
 
     @contextmanager
     def _room_for(self, request: web.Request) -> Iterator[None]:

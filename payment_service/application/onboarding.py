@@ -43,29 +43,36 @@ async def mint_onboarding_link(app: App, expert: Expert, continue_url: str, caus
     The token in their addresses is unguessable, lives for days (Stripe's link lives for minutes),
     stands for this expert alone, and is stored as a hash.
     """
-    if expert.status in (
-        ExpertStatus.CREATING,
-        ExpertStatus.REJECTED,
-        ExpertStatus.DEAUTHORIZED,
-    ):
-        raise _no_account(expert)
-    policy = app.policy
+    _check_account(expert)
     token = secrets.token_urlsafe(32)
     await app.database.transact(
         add_onboarding_token,
         hash_token(token),
         expert.expert_id,
         continue_url,
-        policy.landing_token_life,
+        app.policy.landing_token_life,
     )
+    return await _stripe_link(app, expert, token, cause)
+
+
+async def _stripe_link(app: App, expert: Expert, token: str, cause: Cause) -> str:
     url = await app.stripe.onboarding_link(
         expert.account.stripe_account_id,
-        refresh_url=_landing_url(policy, "refresh", token),
-        return_url=_landing_url(policy, "return", token),
+        refresh_url=_landing_url(app.policy, "refresh", token),
+        return_url=_landing_url(app.policy, "return", token),
     )
     if url is None:  # The account has revoked our access, and we did not know it.
         raise _no_account(await sync_expert(app, expert.expert_id, cause))
     return url
+
+
+def _check_account(expert: Expert) -> None:
+    if expert.status in (
+        ExpertStatus.CREATING,
+        ExpertStatus.REJECTED,
+        ExpertStatus.DEAUTHORIZED,
+    ):
+        raise _no_account(expert)
 
 
 def _no_account(expert: Expert) -> Precondition:
@@ -92,14 +99,18 @@ async def get_onboarding_status(app: App, token: str, cause: Cause) -> tuple[Exp
 async def create_onboarding_link(app: App, token: str, cause: Cause) -> str:
     """A new link for a browser that came back with a used or expired one.
 
+    It leads back with the same token. So the holder of a token cannot prolong its life, and no
+    number of calls adds a row.
+
     Empty if Stripe's form has nothing to ask for, or the account is lost: the landing page says
     why. A link would only lead back to that page.
     """
-    expert_id, continue_url = await _landing(app, token)
+    expert_id, _ = await _landing(app, token)
     expert = await sync_expert(app, expert_id, cause)
     if expert.is_lost or expert.is_paused:
         return ""
-    return await mint_onboarding_link(app, expert, continue_url, cause)
+    _check_account(expert)
+    return await _stripe_link(app, expert, token, cause)
 
 
 async def _landing(app: App, token: str) -> tuple[str, str]:

@@ -31,6 +31,16 @@ class Page:
         assert found is not None, f"no link {title!r} on {self.url}"
         return urllib.parse.urljoin(self.url, unescape(found[1]))
 
+    def press(self, title: str) -> "Page":
+        """What the form behind a button with these words leads to, as a browser sends it."""
+        found = re.search(
+            rf'<form method="post" action="([^"]+)"><button[^>]*>{re.escape(title)}</button>',
+            self.text,
+        )
+        assert found is not None, f"no button {title!r} on {self.url}"
+        address = urllib.parse.urljoin(self.url, unescape(found[1]))
+        return post(address, b"", {"Sec-Fetch-Site": "same-origin", "Origin": "null"})
+
 
 class _Stay(urllib.request.HTTPRedirectHandler):
     def redirect_request(

@@ -86,7 +86,7 @@ def test_coming_back_before_the_form_is_finished(world: World) -> None:
     assert page.status == 200
     assert "not complete yet" in page.text
     # The page leads to a new form, and that one to the end.
-    renewed = look(page.link("Continue with Stripe"))
+    renewed = page.press("Continue with Stripe")
     assert renewed.status == 303
     assert is_form(world, renewed.location)
     assert READY in look(finish_form(renewed.location)).text
@@ -95,11 +95,15 @@ def test_coming_back_before_the_form_is_finished(world: World) -> None:
 def test_refresh_leads_to_a_new_form(world: World) -> None:
     landing = finish_form(world.new_expert().onboarding_url)
     refresh = landing.replace("/onboarding/return", "/onboarding/refresh")
-    renewed = look(refresh)
+    tokens = world.query("SELECT token_hash, expire_time FROM onboarding_tokens ORDER BY 1")
+    page = look(refresh)  # A link preview does the same, and changes nothing.
+    assert page.status == 200
+    assert look(refresh, method="HEAD").status == 200
+    renewed = page.press("Continue with Stripe")
     assert renewed.status == 303
     assert is_form(world, renewed.location)
     assert look(renewed.location).status == 200
-    assert look(refresh, method="HEAD").status == 200  # mints nothing for link previews
+    assert world.query("SELECT token_hash, expire_time FROM onboarding_tokens ORDER BY 1") == tokens
 
 
 def is_form(world: World, url: str) -> bool:

@@ -1,5 +1,6 @@
 """A fake core and gateways in front of it, both on free ports of this machine."""
 
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from typing import Any
@@ -43,6 +44,14 @@ async def start_gateway(core: FakeCore) -> AsyncIterator[StartGateway]:
 @pytest.fixture
 async def gateway(start_gateway: StartGateway) -> str:
     return await start_gateway()
+
+
+@pytest.fixture
+def unused_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
 
 
 @pytest.fixture

@@ -26,8 +26,10 @@ class Page(HTMLParser):
         super().__init__()
         self.tags: list[str] = []
         self.links: dict[str, str] = {}
+        self.buttons: dict[str, str] = {}
         self.text = ""
         self._link: str | None = None
+        self._form = ""
         self._inside = ""
         self.feed(text)
 
@@ -36,20 +38,26 @@ class Page(HTMLParser):
         self.tags.append(tag)
         self._inside = tag
         self._link = dict(attrs).get("href") if tag == "a" else None
+        if tag == "form":
+            assert dict(attrs)["method"] == "post"
+            self._form = dict(attrs)["action"] or ""
 
     @override
     def handle_data(self, data: str) -> None:
         if self._link is not None:
             self.links[data] = self._link
             self._link = None
+        if self._inside == "button" and data.strip():
+            self.buttons[data] = self._form
         if self._inside != "style":
             self.text += data
 
 
 async def get(
-    browser: aiohttp.ClientSession, url: str, method: str = "GET"
+    browser: aiohttp.ClientSession, url: str, method: str = "GET", **sent: str
 ) -> tuple[int, CIMultiDictProxy[str], str]:
-    async with browser.request(method, url, allow_redirects=False) as response:
+    names = {name.replace("_", "-"): value for name, value in sent.items()}
+    async with browser.request(method, url, headers=names, allow_redirects=False) as response:
         headers = response.headers
         assert headers["Referrer-Policy"] == "no-referrer"
         assert headers["Cache-Control"] == "no-store"
@@ -90,16 +98,16 @@ async def test_return_page_says_the_status(
     page = Page(text)
     assert code == 200
     assert headers["Content-Type"] == "text/html; charset=utf-8"
-    assert ("Continue with Stripe" in page.links) is continues
+    assert ("Continue with Stripe" in page.buttons) is continues
     if continues:
-        assert page.links["Continue with Stripe"] == f"refresh?token={TOKEN}"
+        assert page.buttons["Continue with Stripe"] == f"refresh?token={TOKEN}"
     if (status, due) == (Status.EXPERT_STATUS_RESTRICTED, 0):
         assert "Stripe has paused this account" in page.text
         assert "asks nothing of you" in page.text
     elif status in STANDINGS:
         assert STANDINGS[status].title in page.text
     assert page.tags.count("h1") == 1
-    assert not {"script", "img", "link", "iframe", "form"} & set(page.tags)
+    assert not {"script", "img", "link", "iframe", "input"} & set(page.tags)
     assert "style=" not in text
 
 
@@ -122,7 +130,8 @@ async def test_what_stripe_will_ask_for_is_shown_with_its_day(
     assert code == 200
     assert "Stripe still asks for 2 things, by 1 January 2027." in page.text
     assert "Stripe will ask for one thing by 1 January 2028." in page.text
-    assert {"Continue with Stripe", "Back to the app"} <= set(page.links)
+    assert set(page.links) == {"Back to the app"}
+    assert set(page.buttons) == {"Continue with Stripe"}
 
 
 def test_every_status_has_its_words() -> None:
@@ -145,8 +154,9 @@ async def test_ready_leads_onward_and_the_others_offer_it(
 
 
 async def test_no_trick_leads_out(
-    core: FakeCore, gateway: str, browser: aiohttp.ClientSession
+    core: FakeCore, start_gateway: StartGateway, browser: aiohttp.ClientSession
 ) -> None:
+    gateway = await start_gateway(gateway_page_calls_per_minute=1_000)
     # Those of the list that are meant for `allowed.example`, turned against this gateway's own.
     tricks = [trick.replace("allowed.example", "app.example") for trick in TRICKS]
     for onward in [trick for trick in tricks if "localhost" not in trick]:
@@ -165,49 +175,142 @@ async def test_without_allowed_origins_nothing_leads_out(
     assert (code, Page(text).links) == (200, {})
 
 
-async def test_refresh_leads_to_a_new_link(
+#: What a browser says of the button on our own page.
+OURS = {"Sec_Fetch_Site": "same-origin", "Origin": "null"}
+
+
+async def test_the_button_leads_to_a_new_link(
     core: FakeCore, gateway: str, browser: aiohttp.ClientSession
 ) -> None:
     core.set_status(Status.EXPERT_STATUS_ONBOARDING, token=TOKEN)
     url = f"{gateway}/onboarding/refresh?token={TOKEN}"
-    code, headers, _ = await get(browser, url)
+    code, headers, text = await get(browser, url)
+    assert (code, Page(text).buttons) == (200, {"Continue with Stripe": f"refresh?token={TOKEN}"})
+    # A browser holds the form's redirect against this.
+    policy = headers["Content-Security-Policy"]
+    assert "form-action 'self' https://*.stripe.com http://127.0.0.1:*" in policy
+    code, headers, _ = await get(browser, url, "POST", **OURS)
     assert (code, headers["Location"]) == (303, core.onboarding_url)
     core.onboarding_url = "http://127.0.0.1:12111/onboarding/abc"
-    code, headers, _ = await get(browser, url)
+    code, headers, _ = await get(browser, url, "POST", **OURS)
     assert (code, headers["Location"]) == (303, core.onboarding_url)
 
 
-@pytest.mark.parametrize("url", ["http://evil.example/", "javascript:alert(1)", "//evil.example"])
-async def test_refresh_leads_nowhere_unsafe(
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+async def test_a_preview_changes_nothing(
+    core: FakeCore, gateway: str, browser: aiohttp.ClientSession, method: str
+) -> None:
+    core.set_status(Status.EXPERT_STATUS_READY, token=TOKEN, continue_url="https://app.example/")
+    for page in ("return", "refresh"):
+        for more in ({}, {"Sec_Purpose": "prefetch"}, {"Sec_Fetch_Site": "cross-site"}):
+            code, headers, _ = await get(
+                browser, f"{gateway}/onboarding/{page}?token={TOKEN}", method, **more
+            )
+            assert "stripe" not in headers.get("Location", "")
+            assert code == (303 if page == "return" else 200)
+    assert set(core.calls) == {"GetOnboardingStatus"}
+
+
+@pytest.mark.parametrize(
+    ("sent", "is_ours"),
+    [
+        ({"Sec_Fetch_Site": "same-origin"}, True),
+        ({"Sec_Fetch_Site": "same-origin", "Origin": "null"}, True),
+        # Browsers without it.
+        ({"Origin": "https://pay.example.com"}, True),
+        ({"Origin": "null"}, True),
+        ({}, True),
+        ({"Sec_Fetch_Site": "cross-site", "Origin": "null"}, False),
+        ({"Sec_Fetch_Site": "cross-site", "Origin": "https://pay.example.com"}, False),
+        ({"Sec_Fetch_Site": "same-site"}, False),
+        ({"Sec_Fetch_Site": "none"}, False),
+        ({"Sec_Fetch_Site": ""}, False),
+        ({"Origin": "https://evil.example"}, False),
+        ({"Origin": "http://pay.example.com"}, False),
+        ({"Origin": "https://pay.example.com.evil.example"}, False),
+        ({"Origin": "https://app.example"}, False),
+    ],
+)
+async def test_a_form_of_another_site_only_shows_the_page(
+    core: FakeCore,
+    start_gateway: StartGateway,
+    browser: aiohttp.ClientSession,
+    sent: dict[str, str],
+    is_ours: bool,
+) -> None:
+    gateway = await start_gateway(gateway_public_url="https://pay.example.com/payments")
+    core.set_status(Status.EXPERT_STATUS_ONBOARDING, token=TOKEN)
+    url = f"{gateway}/onboarding/refresh?token={TOKEN}"
+    code, headers, _ = await get(browser, url, "POST", **sent)
+    assert code == 303
+    where = core.onboarding_url if is_ours else f"refresh?token={TOKEN}"
+    assert headers["Location"] == where
+    assert core.calls == (["CreateOnboardingLink"] if is_ours else [])
+
+
+async def test_a_used_link_of_a_ready_expert_shows_both_ways(
+    core: FakeCore, gateway: str, browser: aiohttp.ClientSession
+) -> None:
+    core.set_status(Status.EXPERT_STATUS_READY, token=TOKEN, continue_url="https://app.example/")
+    code, _, text = await get(browser, f"{gateway}/onboarding/refresh?token={TOKEN}")
+    page = Page(text)
+    assert (code, set(page.links), set(page.buttons)) == (
+        200,
+        {"Back to the app"},
+        {"Continue with Stripe"},
+    )
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://evil.example/",
+        "https://evil.example/",
+        "https://stripe.com.evil.example/",
+        "javascript:alert(1)",
+        "//evil.example",
+    ],
+)
+async def test_the_button_leads_nowhere_unsafe(
     core: FakeCore, gateway: str, browser: aiohttp.ClientSession, url: str
 ) -> None:
     core.set_status(Status.EXPERT_STATUS_ONBOARDING, token=TOKEN)
     core.onboarding_url = url
-    code, headers, text = await get(browser, f"{gateway}/onboarding/refresh?token={TOKEN}")
+    code, headers, text = await get(
+        browser, f"{gateway}/onboarding/refresh?token={TOKEN}", "POST", **OURS
+    )
     assert (code, headers.get("Location")) == (503, None)
     assert "evil" not in text
 
 
-async def test_refresh_without_a_link_goes_back_to_say_why(
+async def test_in_production_the_simulator_is_nowhere_to_go(
+    core: FakeCore, start_gateway: StartGateway, browser: aiohttp.ClientSession, unused_port: int
+) -> None:
+    gateway = await start_gateway(
+        environment="production",
+        gateway_public_url="https://pay.example.com",
+        gateway_port=unused_port,
+        allowed_origins="https://app.example",
+    )
+    core.set_status(Status.EXPERT_STATUS_ONBOARDING, token=TOKEN)
+    core.onboarding_url = "http://127.0.0.1:12111/onboarding/abc"
+    url = f"{gateway}/onboarding/refresh?token={TOKEN}"
+    code, _, _ = await get(browser, url, "POST", **OURS)
+    assert code == 503
+    _, headers, _ = await get(browser, url)
+    assert "form-action 'self' https://*.stripe.com;" in headers["Content-Security-Policy"]
+
+
+async def test_a_button_without_a_link_goes_back_to_say_why(
     core: FakeCore, gateway: str, browser: aiohttp.ClientSession
 ) -> None:
     core.set_status(Status.EXPERT_STATUS_REJECTED, token=TOKEN)
     core.onboarding_url = ""
     url = f"{gateway}/onboarding/refresh?token={TOKEN}"
-    async with browser.get(url) as response:  # following redirects
+    async with browser.post(url) as response:  # following redirects
         assert response.status == 200
         assert response.url.path == "/onboarding/return"
         assert "turned this account down" in await response.text()
-
-
-async def test_head_request_creates_no_link(
-    core: FakeCore, gateway: str, browser: aiohttp.ClientSession
-) -> None:
-    core.set_status(Status.EXPERT_STATUS_ONBOARDING, token=TOKEN)
-    code, _, text = await get(browser, f"{gateway}/onboarding/refresh?token={TOKEN}", "HEAD")
-    assert (code, text, core.calls) == (200, "", [])
-    code, _, text = await get(browser, f"{gateway}/onboarding/return?token={TOKEN}", "HEAD")
-    assert (code, text, core.calls) == (200, "", ["GetOnboardingStatus"])
 
 
 @pytest.mark.parametrize("page", ["return", "refresh"])

@@ -100,6 +100,21 @@ def test_debug_is_not_for_production(monkeypatch: pytest.MonkeyPatch) -> None:
         load_settings()
 
 
+@pytest.mark.parametrize("url", ["", "http://pay.example.com"])
+def test_production_needs_the_public_address(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    monkeypatch.setenv("ENVIRONMENT", "production")
+    monkeypatch.setenv("GATEWAY_PUBLIC_URL", url)
+    with pytest.raises(RefusedSettings, match="needs the https address of the gateway"):
+        load_settings()
+
+
+@pytest.mark.parametrize("url", ["pay.example.com", "https://user@pay.example.com", "ftp://x"])
+def test_the_public_address_is_a_web_address(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    monkeypatch.setenv("GATEWAY_PUBLIC_URL", url)
+    with pytest.raises(RefusedSettings, match=r"GATEWAY_PUBLIC_URL=.* cannot be used"):
+        load_settings()
+
+
 def test_every_setting_says_how_to_correct_it() -> None:
     assert all(field.description for field in Settings.model_fields.values())
 

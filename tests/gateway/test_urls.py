@@ -35,12 +35,18 @@ def test_other_origins_are_refused(url: str) -> None:
     ("url", "allowed"),
     [
         ("https://connect.stripe.com/setup/e/acct_1/x", True),
+        ("https://accounts.stripe.com/r/acct_1#alu_1", True),
         ("https://127.0.0.1:12111/x", True),
         ("http://127.0.0.1:12111/onboarding/x", True),
         ("http://127.8.9.1/x", True),
         ("http://localhost:12111/x", True),
         ("http://[::1]:12111/x", True),
         ("http://connect.stripe.com/setup", False),
+        ("https://connect.stripe.com:8443/setup", False),
+        ("https://evil.example/connect.stripe.com", False),
+        ("https://connect.stripe.com.evil.example/", False),
+        ("https://evilstripe.com/", False),
+        ("https://connect.stripe.com@evil.example/", False),
         ("http://127.0.0.1.evil.example/x", False),
         ("http://localhost.evil.example/x", False),
         ("http://10.0.0.1/x", False),
@@ -53,8 +59,9 @@ def test_other_origins_are_refused(url: str) -> None:
         ("", False),
     ],
 )
-def test_onboarding_is_https_or_this_machine(url: str, allowed: bool) -> None:
-    assert may_go_to_onboarding(url) is allowed
+def test_onboarding_is_stripe_or_this_machine(url: str, allowed: bool) -> None:
+    assert may_go_to_onboarding(url, simulated=True) is allowed
+    assert may_go_to_onboarding(url, simulated=False) is (allowed and ".stripe.com/" in url)
 
 
 @pytest.mark.parametrize(

@@ -133,7 +133,8 @@ def test_the_log_is_json_in_production_and_on_request(
     form: str | None,
 ) -> None:
     # The gateway must not hold the core's secrets, without which the core does not start.
-    needed = LIVE if read is load_settings and "ENVIRONMENT" in environment else {}
+    needs = LIVE if read is load_settings else {"GATEWAY_PUBLIC_URL": LIVE["GATEWAY_PUBLIC_URL"]}
+    needed = needs if "ENVIRONMENT" in environment else {}
     for name, value in {**needed, **environment}.items():
         monkeypatch.setenv(name, value)
     settings = read()
