@@ -106,7 +106,6 @@ LOG_FORMAT: json
 GATEWAY_HOST: "0.0.0.0"
 GATEWAY_METRICS_PORT: "9465"
 GATEWAY_PUBLIC_URL: {{ .Values.gateway.publicUrl | quote }}
-GATEWAY_PUBLIC_URL: {{ .Values.gateway.publicUrl | quote }}
 CORE_ADDRESS: dns:///{{ include "escrow.name" . }}-replicas:50051
 ALLOWED_ORIGINS: {{ .Values.gateway.allowedOrigins | quote }}
 {{- if .Values.secrets.gatewayToken }}
