@@ -37,6 +37,7 @@ _MONEY = {"USD": (100, 50_000), "EUR": (100, 50_000), "JPY": (100, 90_000), "INR
 #: How the money is held: authorized with a destination, charged at once, or authorized and charged
 #: before the authorization expires.
 _PROMOTED: dict[str, Any] = {"on_deadline": payments_pb2.ON_DEADLINE_PROMOTE}
+_READING_SECONDS = 0.02
 _ON_PLATFORM: dict[str, Any] = {"escrow_mode": payments_pb2.ESCROW_MODE_PLATFORM_HOLD}
 _HOLDS: list[dict[str, Any]] = [{}, _ON_PLATFORM, _PROMOTED]
 
@@ -187,6 +188,8 @@ class Caller(Asker):
         else:
             request = experts_pb2.GetExpertRequest(expert_id=chance.choice(scene.experts))
             await self.call("GetExpert", "", request.SerializeToString())
+        # Reads are so cheap that readers without a pause would leave no time to those who pay.
+        await asyncio.sleep(self.chance.uniform(0.5, 1.5) * _READING_SECONDS)
         return None
 
     async def repeat(self) -> None:
