@@ -92,5 +92,7 @@ async def _operations(core: Core, payment_id: str) -> tuple[list[Any], list[Expl
         )
     )
     known = {one.operation_id: one for part in parts for one in part.entries}
-    ordered = sorted(known.values(), key=lambda one: (one.create_time.seconds, one.operation_id))
+    ordered = sorted(
+        known.values(), key=lambda one: (one.create_time.seconds, one.create_time.nanos)
+    )
     return ordered, [part.refusal for part in parts if part.refusal is not None][:1]
