@@ -44,7 +44,12 @@ def create_app(site: Site) -> web.Application:
     app.router.add_post("/act/check", forms.check)
     app.router.add_post("/act/do", forms.do)
     app.router.add_get(guard.STYLE, _style)
+    app.router.add_get(guard.LIVE, _live)
     return app
+
+
+async def _live(_request: web.Request) -> web.Response:
+    return web.Response(text="live\n")
 
 
 async def _style(_request: web.Request) -> web.Response:

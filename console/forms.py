@@ -236,8 +236,8 @@ def _not_ours(request: web.Request) -> web.Response:
         request,
         403,
         "This form is not of your session",
-        "Nothing was done. Open the form again: a new sign-in or a new start of the console makes "
-        "old forms void.",
+        "Nothing was done by it: a new sign-in or a new start of the console makes old forms void. "
+        "If you have sent it before, look first at what came of it. Then open the form again.",
     )
 
 

@@ -16,11 +16,14 @@ from console.logs import describe_exception, get_logger
 from console.session import Session
 from console.settings import Settings
 from console.site import SESSION, SITE
+from console.subjects import link, own_page
 
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 SIGN_IN: Final = "/sign-in"
 STYLE: Final = "/assets/console.css"
+#: For supervisors, which know the console by its address only. It says nothing.
+LIVE: Final = "/live"
 _OPEN: Final = frozenset({SIGN_IN, STYLE})
 _LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 
@@ -103,6 +106,8 @@ async def answer_faults(request: web.Request, handler: _Handler) -> web.StreamRe
 async def admit(request: web.Request, handler: _Handler) -> web.StreamResponse:
     """Lets only those requests pass that an operator's browser makes on purpose."""
     site = request.app[SITE]
+    if request.path == LIVE:
+        return await handler(request)
     if not is_our_host(request, site.settings):
         return web.Response(status=421, text="The console is not known under this name.\n")
     if request.method not in ("GET", "HEAD") and not _is_our_origin(request, site.settings):
@@ -121,7 +126,10 @@ async def admit(request: web.Request, handler: _Handler) -> web.StreamResponse:
     if session is not None:
         request[SESSION] = session
     elif request.path not in _OPEN:
-        raise web.HTTPSeeOther(SIGN_IN)
+        sought = own_page(request.path_qs) if request.method == "GET" else "/"
+        if _came_from_another_site(request):
+            return site.page(request, "arrive.html", title="One moment", address=sought)
+        raise web.HTTPSeeOther(SIGN_IN if sought == "/" else link(SIGN_IN, next=sought))
     response = await handler(request)
     if begun is not None:
         site.sessions.write(response, begun)
@@ -139,6 +147,15 @@ def is_our_host(request: web.Request, settings: Settings) -> bool:
         public = urlsplit(settings.console_public_url)
         return host == public.hostname and (port or 443) == (public.port or 443)
     return host in _LOOPBACK | {settings.console_host.lower()}
+
+
+def _came_from_another_site(request: web.Request) -> bool:
+    """Returns whether the operator followed a link of an alarm or a chat.
+
+    Then the browser keeps the cookie back, as it must. A page that leads to itself comes with it.
+    """
+    site = request.headers.get("Sec-Fetch-Site", "")
+    return request.method == "GET" and site in ("cross-site", "same-site")
 
 
 def _is_our_origin(request: web.Request, settings: Settings) -> bool:

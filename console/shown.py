@@ -22,7 +22,6 @@ THREE_DECIMAL: Final = frozenset("BHD JOD KWD OMR TND".split())
 
 _TYPED: Final = re.compile(r"([0-9]{1,12})(?:\.([0-9]{1,3}))?", re.ASCII)
 _NAMES: Final = {
-    "KYC": "KYC",
     "IN_ESCROW": "In escrow",
     "UNSPECIFIED": "",
 }

@@ -43,6 +43,12 @@ def link(path: str, **query: str) -> str:
     return f"{path}?{urlencode(query)}"
 
 
+def own_page(sought: str) -> str:
+    """Returns the page to which a sign-in leads; never an address of another site."""
+    inside = sought.startswith("/") and not sought.startswith(("//", "/sign-"))
+    return sought if inside and sought.isprintable() and "\\" not in sought else "/"
+
+
 async def _payment(core: Core, target: str) -> Subject:
     request = payments_pb2.GetPaymentRequest(payment_id=target)
     payment = (await core.ask(core.stubs.payments.GetPayment, request)).payment

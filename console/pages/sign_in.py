@@ -6,6 +6,7 @@ from console.core import Refused
 from console.refusals import explain
 from console.session import LONGEST_TOKEN, is_token
 from console.site import SESSION, SITE
+from console.subjects import own_page
 from marketplace.payments.v1 import operations_pb2
 
 _EXPIRED = "Your token does not count any more. Sign in with a new one."
@@ -17,7 +18,10 @@ async def show(request: web.Request) -> web.StreamResponse:
     if site.settings.console_sign_in == "off":
         raise web.HTTPSeeOther("/")
     fault = _EXPIRED if request.query.get("why") == "expired" else ""
-    return site.page(request, "sign_in.html", title="Sign in", fault=fault, remedy="")
+    sought = own_page(request.query.get("next", ""))
+    return site.page(
+        request, "sign_in.html", title="Sign in", fault=fault, remedy="", sought=sought
+    )
 
 
 async def submit(request: web.Request) -> web.StreamResponse:
@@ -25,13 +29,18 @@ async def submit(request: web.Request) -> web.StreamResponse:
     site = request.app[SITE]
     if site.settings.console_sign_in == "off":
         raise web.HTTPSeeOther("/")
-    entered = (await request.post()).get("token", "")
+    form = await request.post()
+    entered = form.get("token", "")
+    sought = own_page(str(form.get("next", "")))
     token = entered.strip() if isinstance(entered, str) else ""
     if not is_token(token):
-        return _refused(request, "This is not a token.", "Paste the token without anything else.")
+        return _refused(
+            request, sought, "This is not a token.", "Paste the token without anything else."
+        )
     if len(token) > LONGEST_TOKEN:
         return _refused(
             request,
+            sought,
             f"The token is longer than {LONGEST_TOKEN} characters, which a cookie cannot hold.",
             "Ask for a token with fewer claims.",
         )
@@ -43,8 +52,8 @@ async def submit(request: web.Request) -> web.StreamResponse:
         await core.ask(core.stubs.operations.ListOperations, asked)
     except Refused as refused:
         explained = explain(refused)
-        return _refused(request, explained.sentence, explained.remedy)
-    response = web.HTTPSeeOther("/")
+        return _refused(request, sought, explained.sentence, explained.remedy)
+    response = web.HTTPSeeOther(sought)
     site.sessions.write(response, session)
     raise response
 
@@ -60,7 +69,13 @@ async def leave(request: web.Request) -> web.StreamResponse:
     raise response
 
 
-def _refused(request: web.Request, fault: str, remedy: str) -> web.Response:
+def _refused(request: web.Request, sought: str, fault: str, remedy: str) -> web.Response:
     return request.app[SITE].page(
-        request, "sign_in.html", status=401, title="Sign in", fault=fault, remedy=remedy
+        request,
+        "sign_in.html",
+        status=401,
+        title="Sign in",
+        fault=fault,
+        remedy=remedy,
+        sought=sought,
     )

@@ -6,6 +6,7 @@ import time
 
 import aiohttp
 import pytest
+from yarl import URL
 
 from console import forms
 from console.app import running
@@ -23,7 +24,7 @@ async def test_nobody_sees_a_page_without_a_token(new_operator: NewOperator) -> 
     stranger = await new_operator()
     for path in [*PAGES, "/act?action=capture&id=pay_1"]:
         page = await stranger.get(path)
-        assert page.url == f"{stranger.url}/sign-in", path
+        assert page.url.partition("?")[0] == f"{stranger.url}/sign-in", path
     page = await stranger.post("/act/do", {"action": "capture"})
     assert page.url == f"{stranger.url}/sign-in"
 
@@ -69,11 +70,62 @@ async def test_the_cookie_hides_the_token_and_ends_with_it(
     assert (await ann.get("/")).url == f"{ann.url}/"
 
 
+async def test_a_sign_in_leads_to_the_page_that_was_sought(
+    new_operator: NewOperator, signer: Signer
+) -> None:
+    ann = await new_operator()
+    page = await ann.get("/waiting?a=1&b=2")
+    form = page.form("/sign-in")
+    assert form == {"next": "/waiting?a=1&b=2"}
+    refused = await ann.post("/sign-in", form | {"token": "rubbish"})
+    assert refused.form("/sign-in") == form
+    token = signer.token(sub="ann", roles=["OPERATOR"])
+    assert (await ann.post("/sign-in", form | {"token": token})).url.endswith("/waiting?a=1&b=2")
+    for elsewhere in ("//evil.example", "https://evil.example", "/\\evil.example", "/sign-out", ""):
+        page = await ann.post("/sign-in", {"token": token, "next": elsewhere})
+        assert page.url == f"{ann.url}/"
+
+
+async def test_a_link_from_another_site_leads_to_itself_first(new_operator: NewOperator) -> None:
+    """A browser keeps a strict cookie back when a link of a chat is followed."""
+    ann = await new_operator()
+    page = await ann.get("/payment?id=pay_1", **{"Sec-Fetch-Site": "cross-site"})
+    assert (page.status, 'content="0; url=/payment?id=pay_1"' in page.text) == (200, True)
+    evil = await ann.get("//evil.example/x", **{"Sec-Fetch-Site": "cross-site"})
+    assert "evil.example" not in evil.text
+
+
+@pytest.mark.parametrize(
+    "odd", ["%00", "%ff%fe", "x" * 5000, "..%2f..", "%0d%0aSet-Cookie:a=b", "{{7777777*3}}"]
+)
+async def test_odd_ids_are_refused_in_sentences(new_operator: NewOperator, odd: str) -> None:
+    ann = await new_operator("OPERATOR")
+    for path in (
+        "/payment?id=",
+        "/expert?id=",
+        "/?q=",
+        "/?q=a&gig=",
+        "/balances?prefix=",
+        "/experts?status=",
+        "/waiting?done=",
+        "/act?action=capture&id=",
+        "/act?id=a&action=",
+        "/act?action=write_off&id=a&currency=",
+        "/experts?page=",
+        "/payment?id=a&events=",
+    ):
+        async with ann.http.get(URL(f"{ann.url}{path}{odd}", encoded=True)) as answer:
+            text = await answer.text()
+            assert answer.status < 500, (path, text)
+            assert "23333331" not in text
+            assert "a=b" not in answer.headers.get("Set-Cookie", "")
+
+
 async def test_signing_out_needs_the_form_and_takes_the_cookie(new_operator: NewOperator) -> None:
     ann = await new_operator("OPERATOR")
     assert (await ann.post("/sign-out", {"form_token": "x"})).status == 403
     await ann.post("/sign-out", (await ann.get("/")).form("/sign-out"))
-    assert (await ann.get("/waiting")).url == f"{ann.url}/sign-in"
+    assert (await ann.get("/waiting")).url == f"{ann.url}/sign-in?next=/waiting"
 
 
 async def test_every_answer_forbids_scripts_frames_and_caches(new_operator: NewOperator) -> None:
@@ -98,6 +150,14 @@ async def test_another_name_that_leads_here_is_refused(
 ) -> None:
     ann = await new_operator("OPERATOR")
     assert (await ann.get("/", Host=host)).status in (400, 421)
+    assert (await ann.post("/live", {})).status == 405
+
+
+async def test_a_supervisor_learns_that_it_lives_and_nothing_else(
+    new_operator: NewOperator,
+) -> None:
+    page = await (await new_operator()).get("/live", Host="10.0.0.7:8006")
+    assert (page.status, page.text) == (200, "live\n")
 
 
 async def test_a_form_of_another_site_does_nothing(

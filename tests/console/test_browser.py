@@ -240,7 +240,7 @@ async def test_an_operator_works_with_the_keyboard_at_both_widths(
     assert after.returned_amount.minor_units == 1_000
 
 
-async def test_another_site_can_neither_act_nor_frame(
+async def test_another_site_can_link_and_neither_act_nor_frame(
     shared: World, new_browser: Callable[[], Browser], new_operator: NewOperator, signer: Signer
 ) -> None:
     """With a browser's own rules: the cookie stays at home, and the frame stays empty."""
@@ -255,6 +255,10 @@ async def test_another_site_can_neither_act_nor_frame(
         browser.open("/")
         browser.keys(token, "\ue004", "\ue007")
         assert "Find a payment" in browser.text()
+        # A link of a chat or of an alarm leads to the page, although the cookie is strict.
+        browser.driver.get(f"data:text/html,<a href='{browser.url}/waiting'>alarm</a>")
+        browser.driver.find_element("css selector", "a").click()
+        browser.wait_for("What waits for a person")
         evil = f'<form method="post" action="{browser.url}/act/do">{fields}</form>'
         browser.driver.get("data:text/html," + evil.replace("#", "%23"))
         browser.driver.execute_script("document.forms[0].submit()")

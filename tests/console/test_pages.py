@@ -7,12 +7,12 @@ import asyncio
 import pytest
 
 from marketplace.payments.v1 import adjustments_pb2
-from tests.console.conftest import NewOperator
+from tests.console.conftest import NewOperator, Page
 from tests.support.requests import money, new_key
 from tests.support.steps.dashboard import bounce
 from tests.support.steps.operators import parked
 from tests.support.steps.payments import PLATFORM
-from tests.support.world import CAPTURED, IN_ESCROW, REFUNDING, World
+from tests.support.world import CAPTURED, IN_ESCROW, REFUNDING, World, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -104,6 +104,26 @@ async def test_a_payment_that_changed_since_the_preview_is_not_touched(
     assert (page.status, "has changed since you saw it" in page.words) == (409, True)
     assert "Try again" not in page.words
     assert (await shared.get(held.payment_id)).returned_amount.minor_units == 0
+
+
+async def test_a_call_without_an_answer_is_sent_again_with_the_same_key(
+    shared: World, new_operator: NewOperator
+) -> None:
+    held = await shared.escrowed(escrow_mode=PLATFORM)
+    ann = await new_operator("OPERATOR")
+    confirm = await ann.confirm_page("capture", held.payment_id, amount="40", reason="Half")
+    await shared.stripe.fault("/transfers$", "status", times=None, status=503)
+    page = await ann.post("/act/do", confirm.form("/act/do"))
+    assert (page.status, "the same key makes sure" in page.words) == (503, True), page.words
+    await shared.stripe.clear_faults()
+
+    async def answered() -> Page | None:
+        again = await ann.post("/act/do", page.form("/act/do"))
+        return again if again.status == 200 else None
+
+    done = await until(answered, "an answer to the same call")
+    assert "The payment is in escrow now" in done.words
+    assert (await shared.get(held.payment_id)).captured_amount.minor_units == 4_000
 
 
 async def test_a_form_says_what_is_wrong_and_keeps_what_was_entered(
