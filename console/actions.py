@@ -4,7 +4,7 @@ An action calls exactly one RPC. What may be done, and to what, is decided by th
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final
 
 from grpc import aio
@@ -35,6 +35,8 @@ class Draft:
     currency: str = ""
     #: The version on which the operator decided; 0 if the RPC takes none.
     version: int = 0
+    #: The fraud warning on which the operator decided.
+    warning: str = ""
 
 
 @dataclass(frozen=True)
@@ -193,7 +195,10 @@ _PAYMENT_ACTIONS: Final = (
         effect="The payment can be captured again. This warning does not come back; a new one or "
         "a dispute freezes the payment again.",
         build=lambda draft: operations_pb2.DismissFraudWarningRequest(
-            payment_id=draft.target, reason=draft.reason, idempotency_key=draft.key
+            payment_id=draft.target,
+            warning_id=draft.warning,
+            reason=draft.reason,
+            idempotency_key=draft.key,
         ),
         call=lambda core: core.stubs.operations.DismissFraudWarning,
         tell=lambda answer: "The warning is dismissed.",
@@ -339,7 +344,9 @@ class Subject:
     facts: tuple[tuple[str, str], ...] = ()
     currency: str = ""
     version: int = 0
-    more: Mapping[str, str] = field(default_factory=dict)
+    #: What an empty amount of a settlement means, as the operator saw it.
+    payable: Money | None = None
+    warning: str = ""
 
 
 def offered(payment: payments_pb2.Payment) -> list[Action]:

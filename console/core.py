@@ -43,7 +43,7 @@ _NEVER_ARRIVES: Final = frozenset({"UNIMPLEMENTED", "UNAUTHENTICATED", "PERMISSI
 _NOT_REPEATABLE: Final = frozenset({"VERSION_MISMATCH"})
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)  # not frozen: Python itself writes to an exception that passes through it
 class Refused(Exception):
     """The service refused a call, or could not be reached."""
 

@@ -6,6 +6,7 @@ so the last step sends exactly what the operator has confirmed, and another site
 
 import uuid
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Final
 
 from aiohttp import web
@@ -26,7 +27,7 @@ _CONFIRMED: Final = "confirmed"
 #: Those that name what is done; they are in both forms.
 _NAMES: Final = ("action", "id", "currency", "key")
 #: What the second form confirms besides.
-_CONTENT: Final = ("reason", "minor_units", "flag", "version", "back")
+_CONTENT: Final = ("reason", "minor_units", "flag", "version", "warning", "back")
 
 
 async def show(request: web.Request) -> web.StreamResponse:
@@ -65,16 +66,21 @@ async def check(request: web.Request) -> web.StreamResponse:
         asked = action.build(draft)
         asked.validate_only = True
         try:
-            lines = preview_lines(await core.ask(action.call(core), asked))
+            answer = await core.ask(action.call(core), asked)
         except Refused as refused:
             if refused.reason == "UNAUTHENTICATED":
                 raise
             return _form(request, action, subject, given, said, [], refused)
+        lines = preview_lines(answer)
+        if isinstance(answer, WriteOffExpertDebtResponse):
+            # Not what the debt is when the button is pressed, but what is shown now.
+            draft = replace(draft, amount=answer.written_off_amount)
     content = {
         "reason": draft.reason,
         "minor_units": str(draft.amount.minor_units) if draft.amount is not None else "",
         "flag": "yes" if draft.flag else "",
         "version": str(draft.version),
+        "warning": draft.warning,
         "back": subject.back,
     }
     hidden = given | content
@@ -191,9 +197,17 @@ def _draft(
         faults.append(f"“{action.reason}” must be filled in: it is kept in the audit trail.")
     if len(reason) > REASON_MAX:
         faults.append(f"“{action.reason}” can have at most {REASON_MAX} characters.")
-    flag = bool(action.flag and said.get("flag"))
+    if action.name == "settle" and not entered:
+        amount = subject.payable
     return faults, Draft(
-        given["id"], given["key"], reason, amount, flag, given["currency"], subject.version
+        target=given["id"],
+        key=given["key"],
+        reason=reason,
+        amount=amount,
+        flag=bool(action.flag and said.get("flag")),
+        currency=given["currency"],
+        version=subject.version,
+        warning=subject.warning,
     )
 
 
@@ -206,13 +220,14 @@ def _confirmed(hidden: Mapping[str, str]) -> Draft:
         else None
     )
     return Draft(
-        hidden["id"],
-        hidden["key"],
-        hidden["reason"],
-        amount,
-        bool(hidden["flag"]),
-        currency,
-        int(hidden["version"]),
+        target=hidden["id"],
+        key=hidden["key"],
+        reason=hidden["reason"],
+        amount=amount,
+        flag=bool(hidden["flag"]),
+        currency=currency,
+        version=int(hidden["version"]),
+        warning=hidden["warning"],
     )
 
 

@@ -58,6 +58,7 @@ async def _payment(core: Core, target: str) -> Subject:
         ("In escrow", money(payment.held_amount)),
         ("Paid out", money(payment.net_amount)),
         ("Payable to the client", money(payment.client_payable)),
+        ("Frozen by", payment.frozen_by or "nothing"),
     )
     return Subject(
         f"Payment {payment.payment_id}",
@@ -65,6 +66,8 @@ async def _payment(core: Core, target: str) -> Subject:
         facts,
         payment.amount.currency_code,
         payment.version,
+        payment.client_payable,
+        payment.frozen_by if payment.freeze == payments_pb2.PAYMENT_FREEZE_FRAUD_WARNING else "",
     )
 
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 import pytest
+from grpc import aio
 
 from marketplace.payments.v1 import adjustments_pb2
-from tests.console.conftest import NewOperator, Page
+from tests.console.conftest import NewOperator, Operator, Page
 from tests.support.requests import money, new_key
 from tests.support.steps.dashboard import bounce
+from tests.support.steps.disputes import contest
+from tests.support.steps.faults import fail_stripe
 from tests.support.steps.operators import parked
 from tests.support.steps.payments import PLATFORM
 from tests.support.world import CAPTURED, IN_ESCROW, REFUNDING, World, until
@@ -170,6 +174,77 @@ async def test_a_parked_operation_waits_and_is_resumed_once(
     await shared.in_state(payment.payment_id, IN_ESCROW)
 
 
+async def test_a_fraud_warning_is_dismissed_by_its_id(
+    shared: World, new_operator: NewOperator
+) -> None:
+    held = await shared.escrowed(card="pm_card_createIssuerFraudRecord", escrow_mode=PLATFORM)
+
+    async def frozen() -> str:
+        return (await shared.get(held.payment_id)).frozen_by
+
+    warning = await until(frozen, "a warning that freezes the payment")
+    ann = await new_operator("OPERATOR")
+    page = await ann.get(f"/payment?id={held.payment_id}")
+    assert f"frozen: fraud warning {warning}" in page.words
+    assert "Dismiss the fraud warning" in page.words
+    refused = await ann.confirm_page("capture", held.payment_id, reason="Done")
+    assert "Look at the dispute or the warning that freezes the payment." in refused.words
+    confirm = await ann.confirm_page("dismiss", held.payment_id, reason="The client called")
+    assert confirm.form("/act/do")["warning"] == warning
+    done = await ann.post("/act/do", confirm.form("/act/do"))
+    assert "The warning is dismissed." in done.words
+    assert not await frozen()
+
+
+async def test_a_dispute_waits_by_its_due_date_and_is_accepted(
+    shared: World, new_operator: NewOperator
+) -> None:
+    held = await shared.captured()
+    dispute_id = await contest(shared, held)
+
+    async def frozen() -> bool:
+        return (await shared.get(held.payment_id)).frozen_by == dispute_id
+
+    await until(frozen, "a payment that the dispute freezes")
+    ann = await new_operator("OPERATOR")
+    waiting = await ann.get("/waiting")
+    assert dispute_id in waiting.words
+    assert "evidence is due 20" in waiting.words
+    assert (await ann.get(f"/?q={dispute_id}")).url.endswith(held.payment_id)
+    page = await ann.do("accept", dispute_id)
+    assert "The dispute is accepted as lost." in page.words
+    assert "Client's bank: lost disputes: 100.00 USD" in (
+        await until_shown(ann, held.payment_id, "lost disputes")
+    )
+
+
+async def until_shown(ann: Operator, payment_id: str, words: str) -> str:
+    async def probe() -> str | None:
+        text = (await ann.get(f"/payment?id={payment_id}")).text.replace("&#39;", "'")
+        return text if words in text else None
+
+    return await until(probe, words)
+
+
+async def test_an_operation_is_abandoned_with_a_reason(
+    shared: World, new_operator: NewOperator
+) -> None:
+    held = await shared.escrowed(escrow_mode=PLATFORM)
+    await fail_stripe(shared, "/transfers$", 401)
+    with contextlib.suppress(aio.AioRpcError):
+        await shared.capture(held.payment_id, 4_000)
+    operation_id = await parked(shared, held.payment_id)
+    ann = await new_operator("OPERATOR")
+    confirm = await ann.confirm_page("abandon", operation_id, reason="Paid otherwise")
+
+    async def abandoned() -> Page | None:
+        page = await ann.post("/act/do", confirm.form("/act/do"))
+        return page if page.status == 200 else None
+
+    assert "The operation is abandoned." in (await until(abandoned, "abandoned")).words
+    assert "Paid otherwise" in (await ann.get(f"/payment?id={held.payment_id}")).words
+
+
 async def test_what_is_payable_to_the_client_is_settled(
     shared: World, new_operator: NewOperator
 ) -> None:
@@ -179,7 +254,10 @@ async def test_what_is_payable_to_the_client_is_settled(
     await shared.in_state(held.payment_id, REFUNDING)
     await parked(shared, held.payment_id)
     ann = await new_operator("FINANCE")
-    page = await ann.do("settle", held.payment_id, reason="Paid by bank transfer")
+    confirm = await ann.confirm_page("settle", held.payment_id, reason="Paid by bank transfer")
+    # The amount that was seen is settled, and not what is payable when the button is pressed.
+    assert confirm.form("/act/do")["minor_units"] == "2000"
+    page = await ann.post("/act/do", confirm.form("/act/do"))
     assert "20.00 USD is settled; 0.00 USD is still payable." in page.words
     assert (await shared.get(held.payment_id)).client_payable.minor_units == 0
 
@@ -216,6 +294,8 @@ async def test_a_debt_is_booked_by_two_people_and_written_off(
 
     assert "owes 12.50 USD" in (await ann.get("/experts")).words
     assert "12.50 USD Write off" in (await ann.get(f"/expert?id={held.expert_id}")).words
+    whole = await ann.confirm_page("write_off", held.expert_id, currency="USD", reason="All of it")
+    assert whole.form("/act/do")["minor_units"] == "1250"
     given = {"currency": "USD", "amount": "1", "reason": "Too small"}
     confirm = await ann.confirm_page("write_off", held.expert_id, **given)
     assert "1.00 USD is written off. The expert then owes 11.50 USD." in confirm.words
