@@ -60,7 +60,6 @@ class Action:
     flag: str = ""
     #: What the reason is asked as; empty if none is asked.
     reason: str = ""
-    reason_required: bool = True
     #: Whether the RPC has `validate_only`.
     has_preview: bool = False
     #: Whether it moves money or cannot be undone.

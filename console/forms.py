@@ -193,7 +193,7 @@ def _draft(
             faults.append(str(wrong))
     # A browser sends line breaks as two characters.
     reason = said.get("reason", "").replace("\r\n", "\n").strip() if action.reason else ""
-    if action.reason and action.reason_required and not reason:
+    if action.reason and not reason:
         faults.append(f"“{action.reason}” must be filled in: it is kept in the audit trail.")
     if len(reason) > REASON_MAX:
         faults.append(f"“{action.reason}” can have at most {REASON_MAX} characters.")

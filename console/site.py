@@ -115,7 +115,6 @@ class Site:
             here=request.path,
             outcome=outcome,
             may=lambda rpc: may(session, rpc),
-            sign_in=self.settings.console_sign_in,
             sign_out_token=session.form_token("sign-out") if session else "",
             **content,
         )
