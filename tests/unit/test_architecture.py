@@ -1,7 +1,7 @@
 """Who may import whom, and how long a file may be.
 
     rpc -> application -> domain <- adapters        bootstrap sees everything
-    gateway -> client <- dev                        the simulator sees nobody
+    gateway, console -> client <- dev               the simulator sees nobody
 
 Read from the sources, so that an import inside a function or under TYPE_CHECKING counts too.
 """
@@ -19,7 +19,10 @@ import pytest
 ROOT = Path(__file__).parents[2]
 CLIENT = ROOT / "client" / "src"
 
-OURS = {"payment_service", "gateway", "stripe_simulator", "marketplace", "dev", "chaos", "tests"}
+OURS = {
+    *("payment_service", "gateway", "console", "stripe_simulator", "marketplace", "dev", "chaos"),
+    "tests",
+}
 STUBS = "marketplace.payments.v1"
 GRPC = {"grpc", "grpc_status", "grpc_health", "grpc_reflection", "google"}
 
@@ -159,6 +162,16 @@ LAYERS = [
         },
     ),
     Layer(
+        "console",
+        {"console"},
+        "it may do what the operator may and no more, and so holds nothing but the client",
+        ours={"marketplace"},
+        others={
+            *(*GRPC, "aiohttp", "jinja2", "cryptography", "pydantic", "pydantic_settings"),
+            *("structlog", "typing_extensions"),
+        },
+    ),
+    Layer(
         "simulator",
         {"stripe_simulator"},
         "it stands for Stripe, and so may share nothing with those who call Stripe",
@@ -196,7 +209,7 @@ LAYERS = [
 PACKAGES = [
     *("payment_service.domain", "payment_service.application", "payment_service.adapters"),
     *("payment_service.rpc", "gateway", "stripe_simulator", "marketplace.payments", "dev"),
-    "chaos",
+    *("chaos", "console"),
 ]
 
 LINES_MAX = 400
@@ -386,6 +399,9 @@ def is_test(module: str) -> bool:
         ("payment_service.server", "payment_service.adapters.postgres.engine", False),
         ("gateway.app", "marketplace.payments.channel", True),
         ("gateway.app", "payment_service.domain.money", False),
+        ("console.core", "marketplace.payments.channel", True),
+        ("console.core", "payment_service.domain.money", False),
+        ("console.settings", "gateway.settings", False),
         ("stripe_simulator.server", "stripe", False),
         ("stripe_simulator.server", "marketplace.payments.v1", False),
         ("marketplace.payments.channel", "payment_service.domain.money", False),

@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from console.settings import Settings as ConsoleSettings
+from console.settings import load_settings as load_console_settings
 from gateway.settings import Settings as GatewaySettings
 from gateway.settings import load_settings as load_gateway_settings
 from payment_service.config import Settings, WrongSettings, load_settings
 
+READ = (*Settings.model_fields, *GatewaySettings.model_fields, *ConsoleSettings.model_fields)
 EXAMPLE = (Path(__file__).parents[2] / ".env.example").read_text()
 LIVE = {
     "ENVIRONMENT": "production",
@@ -29,21 +32,20 @@ LIVE = {
 
 @pytest.fixture(autouse=True)
 def _bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in (*Settings.model_fields, *GatewaySettings.model_fields):
+    for name in READ:
         monkeypatch.delenv(name.upper(), raising=False)
 
 
 def test_every_variable_is_explained_in_the_example() -> None:
     explained = set(re.findall(r"^([A-Z_]+)=", EXAMPLE, re.MULTILINE))
-    read = {name.upper() for name in (*Settings.model_fields, *GatewaySettings.model_fields)}
-    assert explained - {"DATA_DIR", "SMOKE_EXPERT_ACCOUNT"} == read
+    assert explained - {"DATA_DIR", "SMOKE_EXPERT_ACCOUNT"} == {name.upper() for name in READ}
 
 
 def test_the_example_says_the_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
-    bare = load_settings()
+    bare, bare_console = load_settings(), load_console_settings()
     for name, value in re.findall(r"^([A-Z_]+)=(.*)$", EXAMPLE, re.MULTILINE):
         monkeypatch.setenv(name, value)
-    assert load_settings() == bare
+    assert (load_settings(), load_console_settings()) == (bare, bare_console)
 
 
 def test_a_complete_production_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,10 @@ import pytest
 ROOT: Final = Path(__file__).resolve().parents[2]
 SOURCES: Final = sorted(
     path
-    for pattern in ("payment_service/**/*.py", "gateway/**/*.py", "protos/**/*.proto")
+    for pattern in (
+        *("payment_service/**/*.py", "gateway/**/*.py", "protos/**/*.proto"),
+        *("console/**/*.py", "console/**/*.html"),
+    )
     for path in ROOT.glob(pattern)
 )
 OLD_WORDS: Final = {
