@@ -122,6 +122,35 @@ def check() -> None:
 
 
 @app.command()
+def explain(
+    given: Annotated[
+        str,
+        typer.Argument(
+            metavar="ID",
+            help="Of the payment, the gig, the client or the expert; or one of Stripe's ids.",
+        ),
+    ],
+) -> None:
+    """Tell the whole story of one payment: what happened, what it waits for, what can be done.
+
+    It reads the database of DATABASE_URL and changes nothing. ExplainPayment says the same by gRPC.
+    """
+    from rich.console import Console  # noqa: PLC0415
+
+    from payment_service import support  # noqa: PLC0415
+
+    settings = _settings(quiet=True)
+    try:
+        settings.require_database_url()
+        asyncio.run(support.explain(settings, given, Console()))
+    except WrongSettings as fault:
+        _refuse(fault)
+    except CannotRun as fault:
+        typer.echo(f"{given}: {fault}", err=True)
+        raise typer.Exit(1) from None
+
+
+@app.command()
 def doctor(
     round_trip: Annotated[
         bool | None,
@@ -144,12 +173,14 @@ def doctor(
     raise typer.Exit(0 if ready else 1)
 
 
-def _settings() -> Settings:
+def _settings(*, quiet: bool = False) -> Settings:
+    """Returns the settings. ``quiet`` keeps all but errors out of what a person reads."""
     try:
         settings = load_settings()
     except WrongSettings as fault:
         _refuse(fault)
-    configure_logs(settings.effective_log_level, settings.effective_log_format)
+    level = "ERROR" if quiet else settings.effective_log_level
+    configure_logs(level, settings.effective_log_format)
     return settings
 
 

@@ -61,6 +61,7 @@ _CLASSES: Final[Mapping[str, CallClass]] = {
     "WebhookService/IngestEvent": CallClass.WEBHOOK,
     "LedgerService/ListBalances": CallClass.EXPENSIVE,
     "OperationsService/RunReconciliation": CallClass.EXPENSIVE,
+    "OperationsService/ExplainPayment": CallClass.READ,
     "EventService/WatchEvents": CallClass.FEED,
 }
 

@@ -54,6 +54,7 @@ OPTIONAL = {
     "InitiatePaymentRequest": (
         "description escrow_mode on_deadline expected_completion_time validate_only"
     ),
+    "ExplainPaymentRequest": "page_size page_token",
     "ListBalancesRequest": "account_prefix page_size page_token",
     "ListDiscrepanciesRequest": "payment_id page_size page_token open_only",
     "ListDisputesRequest": "payment_id expert_id open_only page_size page_token",
@@ -79,6 +80,7 @@ OPTIONAL = {
 }
 #: Ids that must name something that exists, and one of their kind that does not.
 UNKNOWN_IDS = {
+    "id": "pay_" + "0" * 32,
     "payment_id": "pay_" + "0" * 32,
     "dispute_id": "dp_" + "0" * 24,
     "expert_id": "expert-nobody",
@@ -258,6 +260,7 @@ def good(world: World, expert: str) -> Good:
             "final": True,
             "former_account_id": account_of(world, to_replace),
             "gig_id": "gig-1",
+            "id": held.payment_id,
             "kind": 1,
             "onboarding_token": landing.partition("token=")[2],
             "name": "Ada",

@@ -232,6 +232,11 @@ def account(ask: Caller, payment_id: str, expert_id: str) -> None:
     )
     postings = ask("LedgerService/ListPostings", payment_id=payment_id)["postings"]
     assert sum(int(line["amount"].get("minor_units", 0)) for line in postings) == 0
+    story = ask("OperationsService/ExplainPayment", id=shown["payment_intent_id"])
+    assert story["payment"] == shown
+    assert [
+        entry["name"] for entry in story["entries"] if entry["kind"] == "STORY_ENTRY_KIND_EVENT"
+    ] == [event["kind"] for event in trail["events"]]
     balances = ask("LedgerService/ListBalances", account_prefix=f"expert_funds:{expert_id}")
     assert [line["balance"].get("minor_units", "0") for line in balances["balances"]] == ["0"]
     held = ask("ExpertService/GetExpertBalance", expert_id=expert_id)["balances"]

@@ -5,6 +5,12 @@ One small class for each aggregate, in the module of the same name.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable
+from typing import TypeVar
+
+from sqlalchemy.exc import SQLAlchemyError
+
 from payment_service.adapters.postgres.adjustments import AdjustmentReads
 from payment_service.adapters.postgres.claims import ClaimReads
 from payment_service.adapters.postgres.debts import DebtReads
@@ -17,7 +23,10 @@ from payment_service.adapters.postgres.operations import OperationReads
 from payment_service.adapters.postgres.payments import PaymentReads
 from payment_service.adapters.postgres.payouts import PayoutReads
 from payment_service.adapters.postgres.reports import LedgerReads, ReportReads
+from payment_service.adapters.postgres.stories import StoryReads
 from payment_service.adapters.postgres.webhooks import WebhookReads
+
+T = TypeVar("T")
 
 
 class SqlReader(
@@ -35,9 +44,20 @@ class SqlReader(
     LedgerReads,
     ReportReads,
     AdjustmentReads,
+    StoryReads,
 ):
     """Reads on one connection.
 
-    Each method is one statement, so its result is of one moment. Only `violations` runs several,
-    one for each invariant.
+    Each method is one statement, so its result is of one moment. Only `violations` and `story` run
+    several: the former one for each invariant, the latter within `SqlDatabase.read_at_once`.
     """
+
+    def at_once(self, query: Callable[[], T]) -> T:
+        """Runs a query in a transaction that sees one moment; the connection commits by itself."""
+        self._do("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        try:
+            return query()
+        finally:
+            # After an error of the connection there is nothing left to end.
+            with contextlib.suppress(SQLAlchemyError):
+                self._do("ROLLBACK")

@@ -44,6 +44,7 @@ from payment_service.domain.ports.records import (
     WebhookEvent,
 )
 from payment_service.domain.state_machine import Transition
+from payment_service.domain.story.entries import Records
 from payment_service.domain.sync.changes import Discrepancy, Movement
 from payment_service.domain.texts import FreeText
 
@@ -317,6 +318,8 @@ class Reader(Protocol):
         before: tuple[datetime, str] | None,
         limit: int,
     ) -> Sequence[tuple[Adjustment, datetime]]: ...
+    def payments_named(self, given: str, limit: int) -> Sequence[Payment]: ...
+    def story(self, payment_id: str, after: int, limit: int) -> Records | None: ...
     def landing(self, token_hash: bytes) -> tuple[str, str] | None: ...
 
 
@@ -335,6 +338,11 @@ class Database(Protocol):
         self, query: Callable[Concatenate[Reader, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
         """Runs reads on a connection of their own. Raises :class:`Unavailable` if it cannot."""
+
+    async def read_at_once(
+        self, query: Callable[Concatenate[Reader, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Runs reads that all see the database as it is at one moment."""
 
     async def installation_id(self) -> str:
         """Returns the id of this database, which every restored backup of it has too."""
