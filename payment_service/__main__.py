@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
@@ -15,6 +16,7 @@ from payment_service.adapters.postgres.engine import make_engine, sqlstate
 from payment_service.config import Settings, WrongSettings, load_settings
 from payment_service.doctor import examine
 from payment_service.domain.errors import Refusal
+from payment_service.domain.monthly import month_of
 from payment_service.logs import configure_logs
 from payment_service.maintenance import CannotRun, adopt_account, recover_books
 from payment_service.server import CannotListen
@@ -147,6 +149,45 @@ def explain(
         _refuse(fault)
     except CannotRun as fault:
         typer.echo(f"{given}: {fault}", err=True)
+        raise typer.Exit(1) from None
+
+
+@app.command()
+def report(
+    month: Annotated[str, typer.Option(help="A month of UTC, such as 2026-11.")],
+    currency: Annotated[str, typer.Option(help="Only this one.")] = "",
+    expert: Annotated[str, typer.Option(help="The statement of this expert.")] = "",
+    directory: Annotated[
+        Path | None, typer.Option("--csv", help="Write CSV files into this directory, too.")
+    ] = None,
+) -> None:
+    """Report a month of the books, or what one expert earned in it.
+
+    It reads the database of DATABASE_URL, and Stripe's balance for the present month. It changes
+    nothing. GetMonthlyReport and GetExpertStatement say the same by gRPC.
+    """
+    from rich.console import Console  # noqa: PLC0415
+
+    from payment_service import finance  # noqa: PLC0415
+
+    found = month_of(month)
+    if found is None:
+        raise typer.BadParameter(f"{month} is no month: give one such as 2026-11")
+    settings = _settings(quiet=True)
+    try:
+        settings.require_database_url()
+        asyncio.run(
+            finance.statement(settings, found, expert, directory, Console())
+            if expert
+            else finance.report(settings, found, currency.upper(), directory, Console())
+        )
+    except WrongSettings as fault:
+        _refuse(fault)
+    except CannotRun as fault:
+        typer.echo(str(fault), err=True)
+        raise typer.Exit(1) from None
+    except OSError as error:
+        typer.echo(f"{directory} cannot be written ({type(error).__name__})", err=True)
         raise typer.Exit(1) from None
 
 

@@ -60,6 +60,8 @@ _CLASSES: Final[Mapping[str, CallClass]] = {
     "OnboardingService/CreateOnboardingLink": CallClass.STRIPE_READ,
     "WebhookService/IngestEvent": CallClass.WEBHOOK,
     "LedgerService/ListBalances": CallClass.EXPENSIVE,
+    "LedgerService/GetMonthlyReport": CallClass.EXPENSIVE,
+    "LedgerService/GetExpertStatement": CallClass.EXPENSIVE,
     "OperationsService/RunReconciliation": CallClass.EXPENSIVE,
     "OperationsService/ExplainPayment": CallClass.READ,
     "EventService/WatchEvents": CallClass.FEED,

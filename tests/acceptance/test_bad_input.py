@@ -55,6 +55,8 @@ OPTIONAL = {
         "description escrow_mode on_deadline expected_completion_time validate_only"
     ),
     "ExplainPaymentRequest": "page_size page_token",
+    "GetExpertStatementRequest": "page_size page_token",
+    "GetMonthlyReportRequest": "currency_code",
     "ListBalancesRequest": "account_prefix page_size page_token",
     "ListDiscrepanciesRequest": "payment_id page_size page_token open_only",
     "ListDisputesRequest": "payment_id expert_id open_only page_size page_token",
@@ -107,6 +109,7 @@ WRONG_TEXTS = {
     "page_token": ["WyJwYXltZW50cyJd", "made up"],
     "email": ["ada", "ada@", "@example.com", "a b@example.com"],
     "country": ["USA", "1", "ÜÄ"],
+    "month": ["2026-13", "2026-1", "26-11", "9999-01", "November", "2999-01"],
 }
 #: Amounts and counts that are out of range, by name; 0 only where the number may not be absent.
 OUT_OF_RANGE = {
@@ -242,6 +245,7 @@ def good(world: World, expert: str) -> Good:
             "client_id": "client-1",
             "commission_basis_points": 1_000,
             "country": "US",
+            "month": f"{time.gmtime().tm_year}-{time.gmtime().tm_mon:02d}",
             "min_create_time": {"seconds": 1},
             "max_create_time": {"seconds": 2**33},
             "max_deadline_time": {"seconds": 2**33},

@@ -18,6 +18,7 @@ from marketplace.payments.v1 import (
     onboarding_pb2,
     operations_pb2,
     payments_pb2,
+    report_pb2,
 )
 from tests.support.requests import capture_request, new_key, new_name, refund_request
 from tests.support.stripe import ingestion, new_event
@@ -71,6 +72,8 @@ async def valid_requests(world: World) -> dict[str, Message]:
         events_pb2.WatchEventsRequest(),
         ledger_pb2.ListPostingsRequest(**payment_id),
         ledger_pb2.ListBalancesRequest(account_prefix="escrow:"),
+        report_pb2.GetMonthlyReportRequest(month="2026-11"),
+        report_pb2.GetExpertStatementRequest(**expert_id, month="2026-11"),
         disputes_pb2.ListDisputesRequest(**payment_id),
         disputes_pb2.GetDisputeRequest(dispute_id="dp_1"),
         disputes_pb2.SubmitEvidenceRequest(

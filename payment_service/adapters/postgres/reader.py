@@ -19,6 +19,7 @@ from payment_service.adapters.postgres.disputes import DisputeReads
 from payment_service.adapters.postgres.experts import ExpertReads
 from payment_service.adapters.postgres.feed import FeedReads
 from payment_service.adapters.postgres.jobs import JobReads
+from payment_service.adapters.postgres.months import MonthReads
 from payment_service.adapters.postgres.operations import OperationReads
 from payment_service.adapters.postgres.payments import PaymentReads
 from payment_service.adapters.postgres.payouts import PayoutReads
@@ -45,6 +46,7 @@ class SqlReader(
     ReportReads,
     AdjustmentReads,
     StoryReads,
+    MonthReads,
 ):
     """Reads on one connection.
 
