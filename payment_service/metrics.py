@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from payment_service.domain.discrepancies import DiscrepancyKind
 from payment_service.domain.experts import Expert
+from payment_service.domain.heads import Heads
 from payment_service.domain.operations import Operation
 from payment_service.domain.payouts import PayoutChange, PayoutState
 from payment_service.domain.ports.records import Backlog, HeldMoney
@@ -167,10 +168,10 @@ class Metrics:
             registry=r,
         )
         self.access_failures = Counter(
-            "payments_access_source_failures",
-            "Keys, certificates and callers files that could not be renewed, by setting.",
-            ["source"],
-            registry=r,
+            "payments_access_source_failures", "Renewals that failed.", ["source"], registry=r
+        )
+        self.certificate_expires = Gauge(
+            "payments_certificate_expires_timestamp_seconds", "Unix time; 0 without.", registry=r
         )
         self.violations = Gauge(
             "payments_invariant_violations",
@@ -221,6 +222,12 @@ class Metrics:
             "payments_background_failures",
             "Times that a background task of this process failed and began again, by task.",
             ["job"],
+            registry=r,
+        )
+        self.heads_time = Gauge(
+            "payments_heads_exported_timestamp_seconds",
+            "When this replica last exported the heads of the audit trail, in seconds since 1970; "
+            "0 if another replica did.",
             registry=r,
         )
         self.gauges_updated = Gauge(
@@ -392,6 +399,24 @@ class Metrics:
     def invariants(self, violations: Mapping[DiscrepancyKind, Sequence[str]]) -> None:
         for kind, payment_ids in violations.items():
             self.violations.labels(kind.invariant_name).set(len(payment_ids))
+
+    def trail_broken(self, position: int) -> None:
+        log.error("trail_broken", position=position)
+
+    def heads_exported(self, heads: Heads) -> None:
+        """Logs the heads: with the kept log, a later change of what they cover is found."""
+        self.heads_time.set(heads.time.timestamp())
+        log.info(
+            "heads_exported",
+            installation_id=heads.installation_id,
+            heads_time=heads.time.isoformat(timespec="microseconds"),
+            events=heads.events,
+            events_root=heads.events_root.hex(),
+            records=heads.records,
+            records_root=heads.records_root.hex(),
+            key_id=heads.key_id,
+            heads_signature=heads.signature.hex(),
+        )
 
     def discrepancy(self, payment_id: str, kind: DiscrepancyKind) -> None:
         self.discrepancies.labels(kind).inc()

@@ -64,6 +64,7 @@ _CLASSES: Final[Mapping[str, CallClass]] = {
     "LedgerService/GetExpertStatement": CallClass.EXPENSIVE,
     "OperationsService/RunReconciliation": CallClass.EXPENSIVE,
     "OperationsService/ExplainPayment": CallClass.READ,
+    "OperationsService/ExportPaymentProof": CallClass.EXPENSIVE,
     "EventService/WatchEvents": CallClass.FEED,
 }
 

@@ -12,7 +12,13 @@ from payment_service.rpc.admission import CallClass, ClassLimit, Gate, _Full, cl
 from payment_service.rpc.call_context import CallRegistry, Place, current_place
 from tests.unit.protos import services
 
-_EXPENSIVE = {"ListBalances", "GetMonthlyReport", "GetExpertStatement", "RunReconciliation"}
+_EXPENSIVE = {
+    "ListBalances",
+    "GetMonthlyReport",
+    "GetExpertStatement",
+    "RunReconciliation",
+    "ExportPaymentProof",
+}
 _ASKS_STRIPE = {
     "GetExpert",
     "GetExpertBalance",

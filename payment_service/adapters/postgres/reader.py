@@ -18,6 +18,7 @@ from payment_service.adapters.postgres.discrepancies import DiscrepancyReads
 from payment_service.adapters.postgres.disputes import DisputeReads
 from payment_service.adapters.postgres.experts import ExpertReads
 from payment_service.adapters.postgres.feed import FeedReads
+from payment_service.adapters.postgres.heads import HeadReads
 from payment_service.adapters.postgres.jobs import JobReads
 from payment_service.adapters.postgres.months import MonthReads
 from payment_service.adapters.postgres.operations import OperationReads
@@ -47,6 +48,7 @@ class SqlReader(
     AdjustmentReads,
     StoryReads,
     MonthReads,
+    HeadReads,
 ):
     """Reads on one connection.
 
