@@ -16,6 +16,9 @@ from typing import Final
 #: statements and idle transactions end after seconds.
 SETTLES_WITHIN: Final = timedelta(minutes=5)
 
+#: Closed later than that, so that the clock may even go back a little.
+CLOSES_AFTER: Final = timedelta(hours=6)
+
 _MONTH: Final = re.compile(r"([0-9]{4})-(0[1-9]|1[0-2])")
 
 
@@ -41,6 +44,14 @@ def month_of(name: str) -> Month | None:
     start = datetime(year, number, 1, tzinfo=UTC)
     end = datetime(year + number // 12, number % 12 + 1, 1, tzinfo=UTC)
     return Month(name, start, end)
+
+
+def month_at(moment: datetime) -> Month:
+    """Returns the month of UTC in which a moment is."""
+    utc = moment.astimezone(UTC)
+    found = month_of(f"{utc:%Y-%m}")
+    assert found is not None, "the database's clock is out of this age"
+    return found
 
 
 @dataclass(frozen=True, slots=True)

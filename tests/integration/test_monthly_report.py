@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from marketplace.payments.v1 import operations_pb2, report_pb2
+from payment_service.application.jobs.close_months import close_months, close_next_month
 from tests.support.errors import refusal
 from tests.support.steps.debts import POOR
 from tests.support.steps.disputes import LOST, contest, decide, dispute_where
@@ -298,3 +299,65 @@ async def test_the_command_writes_tables_and_files(world: World, tmp_path: Path)
         refused = await asyncio.to_thread(run, world, *arguments)
         assert refused.returncode == status
         assert "Traceback" not in refused.stderr
+
+
+async def test_a_closed_month_is_not_summed_again(
+    world: World, as_superuser: Callable[..., int]
+) -> None:
+    assert world.service is not None
+    database = world.service.app.database
+    await busy(world)
+    as_superuser(world, "UPDATE postings SET time = time - interval '3 months'")
+    await world.captured(amount=2_000)
+    await world.settle_down()
+    before = (await report(world)).currencies
+    oldest = (await report(world, f"{months_ago(3):%Y-%m}")).currencies
+
+    world.sql("DELETE FROM jobs WHERE name = 'close_months'")
+    await close_months(world.service.app)
+    closed = world.sql("SELECT DISTINCT end_time FROM month_closings ORDER BY 1")
+    assert [f"{end:%Y-%m-%d %H:%M}" for (end,) in closed] == [
+        f"{months_ago(number):%Y-%m}-01 00:00" for number in (2, 1, 0)
+    ]
+    assert [one.accounts for one in (await report(world)).currencies] == [
+        one.accounts for one in before
+    ]
+    assert [one.figures for one in (await report(world)).currencies] == [
+        one.figures for one in before
+    ]
+    assert (await report(world, f"{months_ago(3):%Y-%m}")).currencies == oldest
+    check_closings(world)
+
+    # Another replica, and a second run, find nothing to do.
+    assert not await database.transact(close_next_month)
+    # The postings of closed months are not read again for a later one.
+    as_superuser(world, "DELETE FROM postings WHERE time < date_trunc('month', now(), 'UTC')")
+    assert [one.accounts for one in (await report(world)).currencies] == [
+        one.accounts for one in before
+    ]
+
+
+async def test_a_month_is_closed_only_when_nothing_can_come_any_more(world: World) -> None:
+    assert world.service is not None
+    assert not await world.service.app.database.transact(close_next_month)
+    await world.captured(amount=2_000)
+    assert not await world.service.app.database.transact(close_next_month)
+    assert world.sql("SELECT count(*) FROM month_closings") == [(0,)]
+
+
+def check_closings(world: World) -> None:
+    """The newest closing is the sum of all postings before it."""
+    assert world.sql(
+        "SELECT account, currency, minor_units FROM month_closings "
+        "WHERE end_time = (SELECT max(end_time) FROM month_closings) ORDER BY 1, 2"
+    ) == world.sql(
+        "SELECT regexp_replace(account, '^(stripe:[^:]+|[^:]+).*$', '\\1') AS account, "
+        "currency, sum(minor_units)::bigint FROM postings "
+        "WHERE time < date_trunc('month', now(), 'UTC') GROUP BY 1, 2 ORDER BY 1, 2"
+    )
+
+
+def months_ago(number: int) -> datetime:
+    """The first day of a former month."""
+    year, month = divmod(NOW.year * 12 + NOW.month - 1 - number, 12)
+    return datetime(year, month + 1, 1, tzinfo=UTC)

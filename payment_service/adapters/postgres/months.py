@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Final
 
-from payment_service.adapters.postgres.statements import Statements
+from payment_service.adapters.postgres.statements import Statements, TransactionStatements
 from payment_service.domain.ledger import (
     COMMISSION,
     LOSSES,
@@ -68,6 +68,32 @@ _STATEMENT: Final = (
 _PAYOUTS: Final = ["paid_out", "payout_returned"]
 
 
+class MonthWrites(TransactionStatements):
+    """Closes months."""
+
+    def open_since(self) -> datetime | None:
+        """Returns since when no month is closed, or None before the first posting."""
+        row = self._one(
+            "SELECT coalesce((SELECT max(end_time) FROM month_closings), "
+            "date_trunc('month', (SELECT min(time) FROM postings), 'UTC')) AS time"
+        )
+        since: datetime | None = row["time"]
+        return since
+
+    def close_month(self, start: datetime, end: datetime) -> None:
+        """Stores every account's balance at ``end``: that at ``start``, and the postings since."""
+        self._do(
+            "INSERT INTO month_closings (end_time, account, currency, minor_units) "
+            "SELECT :end, account, currency, sum(minor_units)::bigint FROM ("
+            "SELECT account, currency, minor_units FROM month_closings WHERE end_time = :start "
+            f"UNION ALL SELECT {_GROUP}, currency, minor_units FROM postings "
+            "WHERE time >= :start AND time < :end) AS moved "
+            "GROUP BY account, currency ON CONFLICT DO NOTHING",
+            start=start,
+            end=end,
+        )
+
+
 class MonthReads(Statements):
     """Reads sums of postings. The engine sees to it that all of a report are of one moment."""
 
@@ -77,10 +103,21 @@ class MonthReads(Statements):
         return moment
 
     def month_sums(self, start: datetime, end: datetime, currency: str = "") -> Sequence[Sums]:
-        """Returns the sums of all accounts until ``end``, by account, kind and currency."""
+        """Returns the sums of all accounts until ``end``, by account, kind and currency.
+
+        What was before the newest closing comes from there, under an empty kind. So the cost is
+        that of the months since.
+        """
         found = self._all(
-            f"SELECT {_GROUP} AS account, kind, currency, {_SUMS} FROM postings "
-            "WHERE time < :end AND (:currency = '' OR currency = :currency) "
+            "WITH closed AS (SELECT max(end_time) AS time FROM month_closings "
+            "WHERE end_time <= :start) "
+            "SELECT account, '' AS kind, currency, minor_units AS opening, 0 AS debits, "
+            "0 AS credits, minor_units AS closing FROM month_closings "
+            "WHERE end_time = (SELECT time FROM closed) "
+            "AND (:currency = '' OR currency = :currency) UNION ALL "
+            f"SELECT {_GROUP}, kind, currency, {_SUMS} FROM postings "
+            "WHERE time >= coalesce((SELECT time FROM closed), '-infinity') AND time < :end "
+            "AND (:currency = '' OR currency = :currency) "
             "GROUP BY 1, 2, 3 ORDER BY 1, 2, 3",
             start=start,
             end=end,
