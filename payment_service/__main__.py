@@ -17,7 +17,7 @@ from payment_service.application.verify_heads import Verdict
 from payment_service.config import Settings, WrongSettings, load_settings
 from payment_service.doctor import examine
 from payment_service.domain.errors import Refusal
-from payment_service.domain.monthly import month_of
+from payment_service.domain.monthly import BooksDoNotSum, month_of
 from payment_service.logs import configure_logs
 from payment_service.maintenance import CannotRun, adopt_account, recover_books
 from payment_service.proofs import check_bundle_file, check_heads, write_heads
@@ -185,7 +185,7 @@ def report(
         )
     except WrongSettings as fault:
         _refuse(fault)
-    except CannotRun as fault:
+    except (CannotRun, BooksDoNotSum) as fault:
         typer.echo(str(fault), err=True)
         raise typer.Exit(1) from None
     except OSError as error:

@@ -22,7 +22,7 @@ from payment_service.domain.monthly import (
     MonthReport,
     StatementLine,
 )
-from payment_service.support import reading
+from payment_service.maintenance import wired_app
 
 #: How many lines of a statement are read at a time.
 _PAGE: Final = 1000
@@ -37,7 +37,7 @@ async def report(
 
     Raises :class:`CannotRun`, and OSError if a file cannot be written.
     """
-    async with reading(settings) as app:
+    async with wired_app(settings) as app:
         found = await report_month(app, month, currency)
     until = "final" if found.final else f"not final, as of {found.end:%Y-%m-%d %H:%M:%S} UTC"
     console.print(Text(f"The books in {month.name} (UTC): {until}", style="bold"))
@@ -57,7 +57,7 @@ async def statement(
 
     Raises :class:`CannotRun`, and OSError if a file cannot be written.
     """
-    async with reading(settings) as app:
+    async with wired_app(settings) as app:
         lines, accounts = await _whole_statement(app, month, expert_id)
     console.print(Text(f"{expert_id} in {month.name} (UTC)", style="bold"))
     table = _table("time", "payment", "what", *(f"{name}>" for name in _LINE_AMOUNTS))

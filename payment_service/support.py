@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Final
 
@@ -12,14 +9,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from payment_service.application.app import App
 from payment_service.application.explain_payment import Explained, Story, explain_payment
-from payment_service.bootstrap import wire
 from payment_service.config import Settings
-from payment_service.domain.errors import Refusal
 from payment_service.domain.story.entries import Entry, EntryKind
 from payment_service.domain.story.outlook import Mover, match_sentence, summary_of
-from payment_service.maintenance import CannotRun
+from payment_service.maintenance import wired_app
 
 #: How many events are read at a time.
 _PAGE: Final = 200
@@ -57,7 +51,7 @@ async def explain(settings: Settings, given: str, console: Console) -> None:
 
     Raises :class:`CannotRun`.
     """
-    async with reading(settings) as app:
+    async with wired_app(settings) as app:
         explained = await explain_payment(app, given, 0, _PAGE)
         if explained.story is None:
             _print_matches(explained, console)
@@ -76,19 +70,6 @@ async def explain(settings: Settings, given: str, console: Console) -> None:
             assert following.story is not None
             story = following.story
         _print_outlook(story, console)
-
-
-@asynccontextmanager
-async def reading(settings: Settings) -> AsyncIterator[App]:
-    """Yields the application for reads. Raises :class:`CannotRun` for what is refused."""
-    wired = wire(settings)
-    try:
-        yield wired.app
-    except Refusal as fault:
-        raise CannotRun(str(fault)) from None
-    finally:
-        await wired.stripe.close()
-        await asyncio.get_running_loop().run_in_executor(None, wired.database.close)
 
 
 def _version(story: Story) -> Text:

@@ -8,6 +8,8 @@ import sys
 from typing import Any
 
 import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import SQLAlchemyError
 
 from marketplace.payments.v1 import explain_pb2, operations_pb2, payments_pb2
 from payment_service.domain.story.sentences import NOT_KNOWN
@@ -209,3 +211,27 @@ async def test_the_command_tells_the_story(shared: World) -> None:
     unknown = run(shared, "explain", "nobody")
     assert (unknown.returncode, unknown.stdout) == (1, "")
     assert unknown.stderr == "nobody: there is no payment with this id\n"
+
+
+async def test_a_story_is_of_one_moment_and_writes_nothing(shared: World) -> None:
+    assert shared.service is not None
+    database = shared.service.app.database
+
+    def count(reader: Any) -> int:
+        found = reader.connection.execute(text("SELECT count(*) FROM jobs")).scalar_one()
+        return int(found)
+
+    def look_twice(reader: Any) -> tuple[int, int]:
+        before = count(reader)
+        shared.sql("INSERT INTO jobs (name, next_time) VALUES (%s, now())", new_name("job"))
+        return before, count(reader)
+
+    def write(reader: Any) -> None:
+        reader.connection.execute(text("DELETE FROM jobs"))
+
+    before, after = await database.read_at_once(look_twice)
+    assert before == after
+    assert await database.read_at_once(count) == before + 1
+    with pytest.raises(SQLAlchemyError, match="read-only transaction"):
+        await database.read_at_once(write)
+    assert await database.read(count) == before + 1
