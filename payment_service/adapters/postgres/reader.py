@@ -9,9 +9,11 @@ import contextlib
 from collections.abc import Callable
 from typing import TypeVar
 
-from sqlalchemy.exc import SQLAlchemyError
+from psycopg2 import Error
 
 from payment_service.adapters.postgres.adjustments import AdjustmentReads
+from payment_service.adapters.postgres.agenda import AgendaReads
+from payment_service.adapters.postgres.balances import BalanceReads
 from payment_service.adapters.postgres.claims import ClaimReads
 from payment_service.adapters.postgres.debts import DebtReads
 from payment_service.adapters.postgres.discrepancies import DiscrepancyReads
@@ -43,7 +45,9 @@ class SqlReader(
     WebhookReads,
     FeedReads,
     JobReads,
+    AgendaReads,
     LedgerReads,
+    BalanceReads,
     ReportReads,
     AdjustmentReads,
     StoryReads,
@@ -58,10 +62,11 @@ class SqlReader(
 
     def at_once(self, query: Callable[[], T]) -> T:
         """Runs a query in a transaction that sees one moment; the connection commits by itself."""
-        self._do("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        # Not by `_do`: what begins and ends a transaction cannot be prepared.
+        self._cursor.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
         try:
             return query()
         finally:
             # After an error of the connection there is nothing left to end.
-            with contextlib.suppress(SQLAlchemyError):
-                self._do("ROLLBACK")
+            with contextlib.suppress(Error):
+                self._cursor.execute("ROLLBACK")
