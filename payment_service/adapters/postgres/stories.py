@@ -129,7 +129,7 @@ class StoryReads(Statements):
             schedule=rows.schedule_of(row),
             since=since if former else None,
             until=window[1] if has_more else None,
-            former_causes=frozenset(cause_in(event.body) for event in former),
+            former_causes=[cause_in(event.body) for event in former],
             events=events,
             has_more=has_more,
             left_out=MOST_ROWS in (len(operations), len(webhooks), len(discrepancies)),

@@ -77,8 +77,8 @@ class Records:
     #: From when on and until when the page shows what has no event; None is open.
     since: datetime | None = None
     until: datetime | None = None
-    #: Of the events before the page, as many as matter to a call that goes over it.
-    former_causes: Collection[Cause] = ()
+    #: Of the events before the page, as many as matter to a call that goes over it, in their order.
+    former_causes: Sequence[Cause] = ()
     events: Sequence[StoredEvent]
     has_more: bool = False
     left_out: bool = False
@@ -136,7 +136,7 @@ _STATES: Final[Mapping[OperationState, str]] = {
     OperationState.UNKNOWN: "Stripe's answer is not known, and recovery asks again",
     OperationState.PARKED: "It is parked",
 }
-_VERDICTS: Final[Mapping[str, str]] = {
+VERDICTS: Final[Mapping[str, str]] = {
     "applied": "it changed something",
     "no_change": "everything was on the books before",
     "unknown_object": "its object is not of this service",
@@ -169,6 +169,7 @@ def _trail(records: Records) -> Iterable[_Line]:
     """Yields each call before its first event, and each event before its postings."""
     payment = records.payment
     seen = set(records.former_causes)
+    former = records.former_causes[-1] if records.former_causes else None
     lines: dict[int, list[StoredPosting]] = {}
     for posting in records.postings:
         sequence = posting.transaction_id.rpartition(":")[2]
@@ -176,9 +177,12 @@ def _trail(records: Records) -> Iterable[_Line]:
     for event in records.events:
         cause = cause_in(event.body)
         place = (event.time, _TRAIL, event.sequence)
-        if cause not in seen and cause.caller and cause.request_id not in records.kept_event_ids:
+        # A job has no request id: it acts anew whenever something else came between.
+        is_new = cause not in seen if cause.request_id else cause != former
+        if is_new and cause.caller and cause.request_id not in records.kept_event_ids:
             yield _Line((*place, 0), _call(cause, event))
         seen.add(cause)
+        former = cause
         facts = facts_of(event)
         yield _Line(
             (*place, 1),
@@ -309,7 +313,7 @@ def _webhooks(records: Records) -> Iterable[_Line]:
         if event.receive_time is None:
             continue
         about = f" about {event.object_id}" if event.object_id else ""
-        said = _VERDICTS.get(event.verdict, event.verdict)
+        said = VERDICTS.get(event.verdict, event.verdict)
         if event.state == "WAITING":
             said = "it waits to be applied"
         elif event.state == "PARKED":

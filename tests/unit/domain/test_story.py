@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from marketplace.payments.v1 import operations_pb2
 from payment_service.domain.audit_trail import cause_in
 from payment_service.domain.ledger import Posting
 from payment_service.domain.money import Money
@@ -243,3 +244,28 @@ def test_the_summary_says_where_the_money_is() -> None:
 
 def test_the_payloads_of_the_builders_are_of_every_kind() -> None:
     assert set(PAYLOADS) == set(OperationKind)
+
+
+def test_a_job_acts_anew_when_something_came_between() -> None:
+    job = {"caller": "payment_service", "rpc": "deadline", "request_id": ""}
+    made = [
+        event(EventKind.DEADLINE_NEAR, 1, by=job),
+        event(EventKind.DEADLINE_PASSED, 2, by=job),
+        event(EventKind.CAPTURE_STARTED, 3),
+        event(EventKind.DEADLINE_PASSED, 4, by=job),
+        event(EventKind.CAPTURED, 5),
+    ]
+    called = [one.sequence or one.sentence for one in entries_of(records(events=made))]
+    job_acted = "The job that acts on deadlines acted."
+    call = "gig-service called CapturePayment (request req-1)."
+    assert called == [job_acted, 1, 2, call, 3, job_acted, 4, 5]
+
+
+def test_every_verdict_has_words() -> None:
+    verdicts = {
+        name.removeprefix("WEBHOOK_EVENT_VERDICT_").lower()
+        for name in operations_pb2.WebhookEventVerdict.keys()  # noqa: SIM118 - an enum of protobuf
+    }
+    #: The answers of IngestEvent to what is never stored.
+    unstored = {"unspecified", "other_mode", "not_an_event", "odd"}
+    assert verdicts - unstored == set(story_entries.VERDICTS)
