@@ -31,7 +31,7 @@ from dev.story import Story
 from dev.stripe_side import SimulatorSide, StripeSide, post
 from dev.walk import EXPERT, Target, Walk
 from marketplace.payments.channel import connect_sync
-from marketplace.payments.v1 import experts_pb2, operations_pb2
+from marketplace.payments.v1 import experts_pb2, operations_pb2, payments_pb2
 
 _LOG_LINES = 15
 _ONBOARDING_SECONDS = 15 * 60.0
@@ -102,6 +102,7 @@ def demo(ending: Ending) -> None:
                 )
                 walk = Walk(target, story)
                 walk.run(CHAPTERS)
+                _explain(stack, walk)
     story.verdict(
         f"All {walk.payments} payments ended as expected, and our books agree with Stripe's "
         f"({time.monotonic() - began:.0f} s).",
@@ -175,6 +176,27 @@ def _examine(stack: Stack, story: Story) -> None:
     )
     for line in done.stdout.splitlines():
         story.note(line)
+
+
+def _explain(stack: Stack, walk: Walk) -> None:
+    """Prints the story of the payment to which most happened, as support reads it."""
+    request = payments_pb2.ListPaymentsRequest(user_id=EXPERT, page_size=200)
+    listed = walk.caller.ask(walk.caller.payments.ListPayments, request).payments
+    told = max(listed, key=lambda payment: payment.version)
+    console = walk.story.console
+    walk.story.chapter("A client asks: where is my money?")
+    walk.story.note(f"$ python -m payment_service explain {told.payment_id}")
+    coloured = {"FORCE_COLOR": "1"} if console.is_terminal else {}
+    done = subprocess.run(
+        [sys.executable, "-m", "payment_service", "explain", told.payment_id],
+        env={**stack.services[0].environment, "COLUMNS": str(console.width), **coloured},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    expect("the status of explain", 0, done.returncode)
+    expect("whether it is that payment", True, told.payment_id in done.stdout)
+    console.out(done.stdout, end="", highlight=False)
 
 
 def _refuse_without_keys(given: Mapping[str, str]) -> None:

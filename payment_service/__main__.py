@@ -15,6 +15,7 @@ from payment_service.application.verify_heads import Verdict
 from payment_service.config import Settings, WrongSettings, load_settings
 from payment_service.doctor import examine
 from payment_service.domain.errors import Refusal
+from payment_service.domain.monthly import BooksDoNotSum, month_of
 from payment_service.logs import configure_logs
 from payment_service.maintenance import CannotRun, adopt_account, recover_books
 from payment_service.proofs import check_bundle_file, check_heads, write_heads
@@ -126,6 +127,74 @@ def check() -> None:
 
 
 @app.command()
+def explain(
+    given: Annotated[
+        str,
+        typer.Argument(
+            metavar="ID",
+            help="Of the payment, the gig, the client or the expert; or one of Stripe's ids.",
+        ),
+    ],
+) -> None:
+    """Tell the whole story of one payment: what happened, what it waits for, what can be done.
+
+    It reads the database of DATABASE_URL and changes nothing. ExplainPayment says the same by gRPC.
+    """
+    from rich.console import Console  # noqa: PLC0415
+
+    from payment_service import support  # noqa: PLC0415
+
+    settings = _settings(quiet=True)
+    try:
+        settings.require_database_url()
+        asyncio.run(support.explain(settings, given, Console()))
+    except WrongSettings as fault:
+        _refuse(fault)
+    except CannotRun as fault:
+        typer.echo(f"{given}: {fault}", err=True)
+        raise typer.Exit(1) from None
+
+
+@app.command()
+def report(
+    month: Annotated[str, typer.Option(help="A month of UTC, such as 2026-11.")],
+    currency: Annotated[str, typer.Option(help="Only this one.")] = "",
+    expert: Annotated[str, typer.Option(help="The statement of this expert.")] = "",
+    directory: Annotated[
+        Path | None, typer.Option("--csv", help="Write CSV files into this directory, too.")
+    ] = None,
+) -> None:
+    """Report a month of the books, or what one expert earned in it.
+
+    It reads the database of DATABASE_URL, and Stripe's balance for the present month. It changes
+    nothing. GetMonthlyReport and GetExpertStatement say the same by gRPC.
+    """
+    from rich.console import Console  # noqa: PLC0415
+
+    from payment_service import finance  # noqa: PLC0415
+
+    found = month_of(month)
+    if found is None:
+        raise typer.BadParameter(f"{month} is no month: give one such as 2026-11")
+    settings = _settings(quiet=True)
+    try:
+        settings.require_database_url()
+        asyncio.run(
+            finance.statement(settings, found, expert, directory, Console())
+            if expert
+            else finance.report(settings, found, currency.upper(), directory, Console())
+        )
+    except WrongSettings as fault:
+        _refuse(fault)
+    except (CannotRun, BooksDoNotSum) as fault:
+        typer.echo(str(fault), err=True)
+        raise typer.Exit(1) from None
+    except OSError as error:
+        typer.echo(f"{directory} cannot be written ({type(error).__name__})", err=True)
+        raise typer.Exit(1) from None
+
+
+@app.command()
 def doctor(
     round_trip: Annotated[
         bool | None,
@@ -199,12 +268,14 @@ def _sqlstate(error: Exception) -> str:
     return str(getattr(getattr(error, "orig", None), "pgcode", None) or "")
 
 
-def _settings() -> Settings:
+def _settings(*, quiet: bool = False) -> Settings:
+    """Returns the settings. ``quiet`` keeps all but errors out of what a person reads."""
     try:
         settings = load_settings()
     except WrongSettings as fault:
         _refuse(fault)
-    configure_logs(settings.effective_log_level, settings.effective_log_format)
+    level = "ERROR" if quiet else settings.effective_log_level
+    configure_logs(level, settings.effective_log_format)
     return settings
 
 

@@ -25,20 +25,21 @@ async def adopt_account(settings: Settings, account_id: str) -> str:
 
     Raises :class:`CannotRun`.
     """
-    async with _wired(settings) as app:
+    async with wired_app(settings) as app:
         return await stripe_account.adopt_account(app, account_id, livemode=settings.is_live)
 
 
 async def recover_books(settings: Settings, since: datetime, say: Callable[[str], None]) -> None:
     """Recovers what a restored database has lost, and says what it does. Raises CannotRun."""
-    async with _wired(settings) as app:
+    async with wired_app(settings) as app:
         await stripe_account.check_account(app, livemode=settings.is_live)
         async for line in recover_after_restore(app, since, Recovered()):
             say(line)
 
 
 @asynccontextmanager
-async def _wired(settings: Settings) -> AsyncIterator[App]:
+async def wired_app(settings: Settings) -> AsyncIterator[App]:
+    """Yields the application, and serves nothing. What is refused becomes :class:`CannotRun`."""
     wired = wire(settings)
     try:
         yield wired.app

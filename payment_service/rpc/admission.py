@@ -60,7 +60,10 @@ _CLASSES: Final[Mapping[str, CallClass]] = {
     "OnboardingService/CreateOnboardingLink": CallClass.STRIPE_READ,
     "WebhookService/IngestEvent": CallClass.WEBHOOK,
     "LedgerService/ListBalances": CallClass.EXPENSIVE,
+    "LedgerService/GetMonthlyReport": CallClass.EXPENSIVE,
+    "LedgerService/GetExpertStatement": CallClass.EXPENSIVE,
     "OperationsService/RunReconciliation": CallClass.EXPENSIVE,
+    "OperationsService/ExplainPayment": CallClass.READ,
     "OperationsService/ExportPaymentProof": CallClass.EXPENSIVE,
     "EventService/WatchEvents": CallClass.FEED,
 }

@@ -17,6 +17,7 @@ from marketplace.payments.v1 import money_pb2
 from payment_service.domain import money
 from payment_service.domain.errors import invalid_fields
 from payment_service.domain.money import InvalidMoney, Money
+from payment_service.domain.monthly import Month, month_of
 from payment_service.domain.plans import RequestedAmount
 from payment_service.domain.ports.policy import Policy
 from payment_service.domain.ports.records import BEGINNING, FeedCursor
@@ -149,6 +150,14 @@ class RequestFields:
         except InvalidMoney as fault:
             self.fault(field, str(fault) if value else "is required")
             return value
+
+    def month(self, field: str, value: str) -> Month:
+        """Checks a month that is required, such as 2026-11."""
+        found = month_of(value)
+        if found is None:
+            self.fault(field, "must be a month such as 2026-11" if value else "is required")
+            return Month(value, datetime.fromtimestamp(0, UTC), datetime.fromtimestamp(0, UTC))
+        return found
 
     def part(self, given: money_pb2.Money | None, policy: Policy) -> RequestedAmount | None:
         """Checks an optional amount. The use case checks its currency."""

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from marketplace.payments.v1 import ledger_pb2, ledger_pb2_grpc
+from marketplace.payments.v1 import ledger_pb2, ledger_pb2_grpc, report_pb2
 from payment_service.application.app import App
+from payment_service.application.report_month import report_month, state_month
 from payment_service.domain.errors import payment_not_found
 from payment_service.rpc import pagination
 from payment_service.rpc.call_context import Context
 from payment_service.rpc.fields import RequestFields
 from payment_service.rpc.messages.common import money_message
 from payment_service.rpc.messages.ledger import posting_message
+from payment_service.rpc.messages.report import report_message, statement_message
 
 
 class LedgerServicer(ledger_pb2_grpc.LedgerServiceServicer):
@@ -39,6 +41,34 @@ class LedgerServicer(ledger_pb2_grpc.LedgerServiceServicer):
             next_page_token=token,
             totals=[money_message(total, currency) for currency, total in totals],
         )
+
+    async def GetMonthlyReport(
+        self, request: report_pb2.GetMonthlyReportRequest, context: Context
+    ) -> report_pb2.GetMonthlyReportResponse:
+        fields = RequestFields()
+        month = fields.month("month", request.month)
+        currency = request.currency_code
+        if currency:
+            currency = fields.currency("currency_code", currency)
+        fields.check()
+        return report_message(await report_month(self._app, month, currency))
+
+    async def GetExpertStatement(
+        self, request: report_pb2.GetExpertStatementRequest, context: Context
+    ) -> report_pb2.GetExpertStatementResponse:
+        fields = RequestFields()
+        expert_id = fields.identifier("expert_id", request.expert_id)
+        month = fields.month("month", request.month)
+        page_size = fields.page_size(request.page_size, default=200, most=1000)
+        fields.check()
+        filters = f"{expert_id} {month.name}"
+        keyset = pagination.read_page_token("statement", filters, request.page_token, 1)
+        after = pagination.token_number(keyset[0]) if keyset else 0
+        found = await state_month(self._app, expert_id, month, after, page_size + 1)
+        page, token = pagination.page_of(
+            found.lines, page_size, "statement", filters, lambda line: [str(line.posting_id)]
+        )
+        return statement_message(expert_id, month.name, page, found, token)
 
     async def ListPostings(
         self, request: ledger_pb2.ListPostingsRequest, context: Context

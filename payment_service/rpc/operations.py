@@ -30,6 +30,7 @@ from payment_service.domain.ports.records import ListedOperation, WebhookEvent
 from payment_service.rpc import pagination
 from payment_service.rpc.adjustments import AdjustmentCalls, ProofCalls
 from payment_service.rpc.call_context import CallRegistry, Context, cause_of
+from payment_service.rpc.explain import ExplainCalls
 from payment_service.rpc.fields import RequestFields, fingerprint
 from payment_service.rpc.messages.common import time_message
 from payment_service.rpc.messages.operations import (
@@ -44,7 +45,7 @@ from payment_service.rpc.messages.operations import (
 
 
 class OperationsServicer(
-    AdjustmentCalls, ProofCalls, operations_pb2_grpc.OperationsServiceServicer
+    AdjustmentCalls, ExplainCalls, ProofCalls, operations_pb2_grpc.OperationsServiceServicer
 ):
     def __init__(self, app: App, calls: CallRegistry) -> None:
         self._app = app

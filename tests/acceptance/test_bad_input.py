@@ -55,6 +55,9 @@ OPTIONAL = {
     "InitiatePaymentRequest": (
         "description escrow_mode on_deadline expected_completion_time validate_only"
     ),
+    "ExplainPaymentRequest": "page_size page_token",
+    "GetExpertStatementRequest": "page_size page_token",
+    "GetMonthlyReportRequest": "currency_code",
     "ListBalancesRequest": "account_prefix page_size page_token",
     "ListDiscrepanciesRequest": "payment_id page_size page_token open_only",
     "ListDisputesRequest": "payment_id expert_id open_only page_size page_token",
@@ -80,6 +83,7 @@ OPTIONAL = {
 }
 #: Ids that must name something that exists, and one of their kind that does not.
 UNKNOWN_IDS = {
+    "id": "pay_" + "0" * 32,
     "payment_id": "pay_" + "0" * 32,
     "dispute_id": "dp_" + "0" * 24,
     "expert_id": "expert-nobody",
@@ -106,6 +110,7 @@ WRONG_TEXTS = {
     "page_token": ["WyJwYXltZW50cyJd", "made up"],
     "email": ["ada", "ada@", "@example.com", "a b@example.com"],
     "country": ["USA", "1", "ÜÄ"],
+    "month": ["2026-13", "2026-1", "26-11", "9999-01", "November", "2999-01"],
 }
 #: Amounts and counts that are out of range, by name; 0 only where the number may not be absent.
 OUT_OF_RANGE = {
@@ -241,6 +246,7 @@ def good(world: World, expert: str) -> Good:
             "client_id": "client-1",
             "commission_basis_points": 1_000,
             "country": "US",
+            "month": f"{time.gmtime().tm_year}-{time.gmtime().tm_mon:02d}",
             "min_create_time": {"seconds": 1},
             "max_create_time": {"seconds": 2**33},
             "max_deadline_time": {"seconds": 2**33},
@@ -259,6 +265,7 @@ def good(world: World, expert: str) -> Good:
             "final": True,
             "former_account_id": account_of(world, to_replace),
             "gig_id": "gig-1",
+            "id": held.payment_id,
             "kind": 1,
             "onboarding_token": landing.partition("token=")[2],
             "name": "Ada",

@@ -234,8 +234,20 @@ def account(ask: Caller, payment_id: str, expert_id: str) -> None:
     )
     postings = ask("LedgerService/ListPostings", payment_id=payment_id)["postings"]
     assert sum(int(line["amount"].get("minor_units", 0)) for line in postings) == 0
+    story = ask("OperationsService/ExplainPayment", id=shown["payment_intent_id"])
+    assert story["payment"] == shown
+    assert [
+        entry["name"] for entry in story["entries"] if entry["kind"] == "STORY_ENTRY_KIND_EVENT"
+    ] == [event["kind"] for event in trail["events"]]
     balances = ask("LedgerService/ListBalances", account_prefix=f"expert_funds:{expert_id}")
     assert [line["balance"].get("minor_units", "0") for line in balances["balances"]] == ["0"]
+    month = shown["create_time"][:7]
+    report = ask("LedgerService/GetMonthlyReport", month=month, currency_code="USD")
+    [dollars] = report["currencies"]
+    figures = {one["name"]: one["amount"] for one in dollars["figures"]}
+    assert int(figures["charged"]["minor_units"]) >= int(figures["captured"]["minor_units"]) > 0
+    statement = ask("LedgerService/GetExpertStatement", expert_id=expert_id, month=month)
+    assert {line["payment_id"] for line in statement["lines"]} == {payment_id}
     held = ask("ExpertService/GetExpertBalance", expert_id=expert_id)["balances"]
     assert [line["funds"].get("minor_units", "0") for line in held] == ["0"]
     assert not ask("ExpertService/ListPayouts", expert_id=expert_id).get("payouts")

@@ -35,6 +35,7 @@ async def test_every_job_is_in_the_agenda_and_rests_when_nothing_is_due(
 ) -> None:
     world = await start_world(loops=False)
     world.sql("INSERT INTO jobs VALUES ('prune', now() + interval '1 hour') RETURNING 1")
+    world.sql("INSERT INTO jobs VALUES ('close_months', now() + interval '1 hour') RETURNING 1")
     world.sql("INSERT INTO jobs VALUES ('export_heads', now() + interval '1 hour') RETURNING 1")
     world.sql("UPDATE event_cursors SET next_time = now() + interval '1 hour' RETURNING 1")
     world.sql("UPDATE ledger_span SET next_time = now() + interval '1 hour' RETURNING 1")
@@ -45,6 +46,7 @@ async def test_every_job_is_in_the_agenda_and_rests_when_nothing_is_due(
         "'', now(), 'WAITING', '', 0, '', now(), now()) RETURNING 1",
         "poll_events": "UPDATE event_cursors SET next_time = now() RETURNING 1",
         "prune": "UPDATE jobs SET next_time = now() WHERE name = 'prune' RETURNING 1",
+        "close_months": "DELETE FROM jobs WHERE name = 'close_months' RETURNING 1",
         "reconcile_if_due": "DELETE FROM jobs WHERE name = 'reconciliation' RETURNING 1",
         "collect_debts": "INSERT INTO debt_checks VALUES ('expert', '0', now()) RETURNING 1",
     }

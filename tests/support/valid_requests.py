@@ -13,10 +13,12 @@ from marketplace.payments.v1 import (
     disputes_pb2,
     events_pb2,
     experts_pb2,
+    explain_pb2,
     ledger_pb2,
     onboarding_pb2,
     operations_pb2,
     payments_pb2,
+    report_pb2,
 )
 from tests.support.requests import capture_request, new_key, new_name, refund_request
 from tests.support.stripe import ingestion, new_event
@@ -70,6 +72,8 @@ async def valid_requests(world: World) -> dict[str, Message]:
         events_pb2.WatchEventsRequest(),
         ledger_pb2.ListPostingsRequest(**payment_id),
         ledger_pb2.ListBalancesRequest(account_prefix="escrow:"),
+        report_pb2.GetMonthlyReportRequest(month="2026-11"),
+        report_pb2.GetExpertStatementRequest(**expert_id, month="2026-11"),
         disputes_pb2.ListDisputesRequest(**payment_id),
         disputes_pb2.GetDisputeRequest(dispute_id="dp_1"),
         disputes_pb2.SubmitEvidenceRequest(
@@ -79,6 +83,7 @@ async def valid_requests(world: World) -> dict[str, Message]:
         onboarding_pb2.GetOnboardingStatusRequest(onboarding_token="A" * 43),
         onboarding_pb2.CreateOnboardingLinkRequest(onboarding_token="A" * 43),
         operations_pb2.ListOperationsRequest(**payment_id),
+        explain_pb2.ExplainPaymentRequest(id=payment_id["payment_id"]),
         operations_pb2.ResumeOperationRequest(operation_id="op_" + "0" * 32),
         operations_pb2.AbandonOperationRequest(operation_id="op_" + "0" * 32, reason="asked for"),
         operations_pb2.WriteOffExpertDebtRequest(**expert_id, currency_code="USD", **keyed),

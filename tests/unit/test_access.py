@@ -18,7 +18,9 @@ _OURS: Final = {
 }
 _OPERATORS: Final = {Role.OPERATOR, Role.OPERATOR_READ_ONLY}
 #: What changes nothing: its name says so.
-_READS: Final = {rpc for rpc in _OURS if rpc.partition("/")[2].startswith(("Get", "List", "Watch"))}
+_READS: Final = {
+    rpc for rpc in _OURS if rpc.partition("/")[2].startswith(("Get", "List", "Watch", "Explain"))
+}
 
 
 @pytest.mark.parametrize("rpc", _OURS)

@@ -12,7 +12,13 @@ from payment_service.rpc.admission import CallClass, ClassLimit, Gate, _Full, cl
 from payment_service.rpc.call_context import CallRegistry, Place, current_place
 from tests.unit.protos import services
 
-_EXPENSIVE = {"ListBalances", "RunReconciliation", "ExportPaymentProof"}
+_EXPENSIVE = {
+    "ListBalances",
+    "GetMonthlyReport",
+    "GetExpertStatement",
+    "RunReconciliation",
+    "ExportPaymentProof",
+}
 _ASKS_STRIPE = {
     "GetExpert",
     "GetExpertBalance",
@@ -33,11 +39,11 @@ def test_every_rpc_has_its_class() -> None:
     assert found[CallClass.STRIPE_READ] == _ASKS_STRIPE
     assert found[CallClass.WEBHOOK] == {"IngestEvent"}
     assert found[CallClass.FEED] == {"WatchEvents"}
-    assert all(rpc.startswith(("Get", "List")) for rpc in found[CallClass.READ])
+    assert all(rpc.startswith(("Get", "List", "Explain")) for rpc in found[CallClass.READ])
     assert {"InitiatePayment", "CapturePayment", "RefundPayment", "EraseUser"} <= found[
         CallClass.MONEY
     ]
-    assert not any(rpc.startswith(("Get", "List")) for rpc in found[CallClass.MONEY])
+    assert not any(rpc.startswith(("Get", "List", "Explain")) for rpc in found[CallClass.MONEY])
     assert class_of("/grpc.health.v1.Health/Check") is CallClass.HEALTH
 
 

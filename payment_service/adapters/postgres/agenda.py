@@ -55,6 +55,7 @@ _DUE: Final[Mapping[str, str]] = {
     "fold_balances": "EXISTS (SELECT FROM ledger_span WHERE next_time <= now())",
     "reconcile_if_due": _at_times("reconciliation"),
     "prune": _at_times("prune"),
+    "close_months": _at_times("close_months"),
     "export_if_due": _at_times("export_heads"),
     **{
         job.value: _of_payments(job, due_candidates(job))

@@ -125,6 +125,15 @@ class SqlDatabase:
         work = partial(self._run_query, lambda reader: query(reader, *args, **kwargs))
         return await self._admitted(self._read_places, self._readers, work)
 
+    async def read_at_once(
+        self, query: Callable[Concatenate[SqlReader, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Runs reads in one transaction that sees one moment and can write nothing."""
+        work = partial(
+            self._run_query, lambda reader: reader.at_once(partial(query, reader, *args, **kwargs))
+        )
+        return await self._admitted(self._read_places, self._readers, work)
+
     async def _admitted(
         self, places: asyncio.Semaphore, pool: ThreadPoolExecutor, work: Callable[[], T]
     ) -> T:

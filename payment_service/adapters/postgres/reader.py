@@ -5,6 +5,12 @@ One small class for each aggregate, in the module of the same name.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable
+from typing import TypeVar
+
+from psycopg2 import Error
+
 from payment_service.adapters.postgres.adjustments import AdjustmentReads
 from payment_service.adapters.postgres.agenda import AgendaReads
 from payment_service.adapters.postgres.balances import BalanceReads
@@ -16,11 +22,15 @@ from payment_service.adapters.postgres.experts import ExpertReads
 from payment_service.adapters.postgres.feed import FeedReads
 from payment_service.adapters.postgres.heads import HeadReads
 from payment_service.adapters.postgres.jobs import JobReads
+from payment_service.adapters.postgres.months import MonthReads
 from payment_service.adapters.postgres.operations import OperationReads
 from payment_service.adapters.postgres.payments import PaymentReads
 from payment_service.adapters.postgres.payouts import PayoutReads
 from payment_service.adapters.postgres.reports import LedgerReads, ReportReads
+from payment_service.adapters.postgres.stories import StoryReads
 from payment_service.adapters.postgres.webhooks import WebhookReads
+
+T = TypeVar("T")
 
 
 class SqlReader(
@@ -40,10 +50,23 @@ class SqlReader(
     BalanceReads,
     ReportReads,
     AdjustmentReads,
+    StoryReads,
+    MonthReads,
     HeadReads,
 ):
     """Reads on one connection.
 
-    Each method is one statement, so its result is of one moment. Only `violations` runs several,
-    one for each invariant.
+    Each method is one statement, so its result is of one moment. Only `violations` and `story` run
+    several: the former one for each invariant, the latter within `SqlDatabase.read_at_once`.
     """
+
+    def at_once(self, query: Callable[[], T]) -> T:
+        """Runs a query in a transaction that sees one moment; the connection commits by itself."""
+        # Not by `_do`: what begins and ends a transaction cannot be prepared.
+        self._cursor.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        try:
+            return query()
+        finally:
+            # After an error of the connection there is nothing left to end.
+            with contextlib.suppress(Error):
+                self._cursor.execute("ROLLBACK")

@@ -18,6 +18,7 @@ from payment_service.adapters.postgres.feed import FeedWrites
 from payment_service.adapters.postgres.heads import HeadWrites
 from payment_service.adapters.postgres.installation import InstallationWrites
 from payment_service.adapters.postgres.jobs import JobWrites
+from payment_service.adapters.postgres.months import MonthWrites
 from payment_service.adapters.postgres.operations import OperationWrites
 from payment_service.adapters.postgres.payments import PaymentWrites
 from payment_service.adapters.postgres.payouts import PayoutWrites
@@ -46,6 +47,7 @@ class SqlTransaction(
     RetentionWrites,
     ErasureWrites,
     AdjustmentWrites,
+    MonthWrites,
     HeadWrites,
 ):
     """One transaction on one connection. The engine commits it or rolls it back."""

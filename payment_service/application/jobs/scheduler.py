@@ -16,6 +16,7 @@ from payment_service.application.export_heads import export_if_due
 from payment_service.application.jobs.act_on_deadlines import act_on_deadlines
 from payment_service.application.jobs.apply_webhooks import apply_waiting
 from payment_service.application.jobs.check_accounts import check_accounts
+from payment_service.application.jobs.close_months import close_months
 from payment_service.application.jobs.collect_debts import collect_debts
 from payment_service.application.jobs.expire_unpaid import expire_unpaid
 from payment_service.application.jobs.fold_balances import fold_balances
@@ -64,6 +65,7 @@ LATER: Final[tuple[Job, ...]] = (
     act_on_deadlines,
     fold_balances,
     prune,
+    close_months,
     export_if_due,
 )
 

@@ -16,6 +16,7 @@ from payment_service.domain.disputes import Dispute
 from payment_service.domain.experts import Expert, ExpertStatus
 from payment_service.domain.heads import EventEntry, Heads, StoredRecord
 from payment_service.domain.ledger import Posting
+from payment_service.domain.monthly import StatementLine, Sums
 from payment_service.domain.operation_payloads import OperationPayload
 from payment_service.domain.operations import Operation, OperationKind, OperationState
 from payment_service.domain.payment import Payment
@@ -47,6 +48,7 @@ from payment_service.domain.ports.records import (
     WebhookEvent,
 )
 from payment_service.domain.state_machine import Transition
+from payment_service.domain.story.entries import Records
 from payment_service.domain.sync.changes import Discrepancy, Movement
 from payment_service.domain.texts import FreeText
 
@@ -235,6 +237,8 @@ class Transaction(Protocol):
     def add_heads(self, heads: Heads, blocks: Sequence[tuple[int, bytes]]) -> None: ...
 
     # the feed
+    def open_since(self) -> datetime | None: ...
+    def close_month(self, start: datetime, end: datetime) -> None: ...
     def sequence_feed(self, limit: int) -> tuple[int, int] | None: ...
 
 
@@ -329,6 +333,16 @@ class Reader(Protocol):
         before: tuple[datetime, str] | None,
         limit: int,
     ) -> Sequence[tuple[Adjustment, datetime]]: ...
+    def payments_named(self, given: str, limit: int) -> Sequence[Payment]: ...
+    def story(self, payment_id: str, after: int, limit: int) -> Records | None: ...
+    def moment(self) -> datetime: ...
+    def month_sums(self, start: datetime, end: datetime, currency: str = "") -> Sequence[Sums]: ...
+    def expert_sums(self, expert_id: str, start: datetime, end: datetime) -> Sequence[Sums]: ...
+    def held_payments(self) -> Mapping[str, int]: ...
+    def platform_differences(self) -> Sequence[tuple[str, str, int]]: ...
+    def statement(
+        self, expert_id: str, start: datetime, end: datetime, after: int, limit: int
+    ) -> Sequence[StatementLine]: ...
     def head_events(self, after: int, until: int, limit: int) -> Sequence[EventEntry]: ...
     def head_records(
         self, list_number: int, after: tuple[str, int], limit: int
@@ -357,6 +371,11 @@ class Database(Protocol):
         self, query: Callable[Concatenate[Reader, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
         """Runs reads on a connection of their own. Raises :class:`Unavailable` if it cannot."""
+
+    async def read_at_once(
+        self, query: Callable[Concatenate[Reader, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Runs reads that all see the database as it is at one moment."""
 
     async def installation_id(self) -> str:
         """Returns the id of this database, which every restored backup of it has too."""

@@ -61,6 +61,23 @@ CREATE TRIGGER postings_are_append_only BEFORE UPDATE OR DELETE ON postings
 CREATE TRIGGER postings_are_never_truncated BEFORE TRUNCATE ON postings
     FOR EACH STATEMENT EXECUTE FUNCTION refuse_change();
 
+-- The balances of all accounts at the end of a month (UTC), so that no report sums the whole past.
+-- Accounts of single payments and experts are together: `escrow` is the sum of all of them.
+-- Derived from the postings, which stay what counts.
+-- Never: updated, deleted or truncated (triggers).
+CREATE TABLE month_closings (
+    -- Postings before this are in it.
+    end_time timestamptz NOT NULL,
+    account text NOT NULL,
+    currency char(3) NOT NULL,
+    minor_units bigint NOT NULL,
+    PRIMARY KEY (end_time, account, currency)
+);
+CREATE TRIGGER month_closings_are_append_only BEFORE UPDATE OR DELETE ON month_closings
+    FOR EACH ROW EXECUTE FUNCTION refuse_change();
+CREATE TRIGGER month_closings_are_never_truncated BEFORE TRUNCATE ON month_closings
+    FOR EACH STATEMENT EXECUTE FUNCTION refuse_change();
+
 -- Checks the postings of one INSERT together. An event's postings are always inserted by one
 -- statement.
 CREATE FUNCTION refuse_unbalanced_postings() RETURNS trigger LANGUAGE plpgsql AS $$

@@ -160,6 +160,8 @@ CREATE TABLE payments (
 -- For ListPayments, and for the references in webhook events.
 CREATE INDEX payments_by_client ON payments (client_id, create_time DESC, payment_id DESC);
 CREATE INDEX payments_by_expert ON payments (expert_id, create_time DESC, payment_id DESC);
+-- For ExplainPayment.
+CREATE INDEX payments_by_gig ON payments (gig_id, create_time DESC, payment_id DESC);
 CREATE INDEX payments_by_charge ON payments (charge_id) WHERE charge_id <> '';
 -- For reconciliation and the audit.
 CREATE INDEX payments_by_change ON payments (update_time, payment_id);

@@ -34,6 +34,9 @@ CREATE TABLE webhook_events (
 CREATE INDEX webhook_events_due ON webhook_events (next_try_time) WHERE state = 'WAITING';
 CREATE INDEX webhook_events_open ON webhook_events (receive_time, event_id)
     WHERE state IN ('WAITING', 'PARKED');
+-- For ExplainPayment.
+CREATE INDEX webhook_events_by_payment ON webhook_events (payment_ref, receive_time)
+    WHERE payment_ref <> '';
 -- For the deletion of old ones.
 CREATE INDEX webhook_events_done ON webhook_events (receive_time)
     WHERE state IN ('APPLIED', 'IGNORED');

@@ -1,0 +1,1 @@
+"""The story of one payment in plain sentences, for people who answer for it."""
