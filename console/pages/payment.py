@@ -15,6 +15,7 @@ from console.subjects import link
 from marketplace.payments.v1 import (
     disputes_pb2,
     events_pb2,
+    explain_pb2,
     ledger_pb2,
     operations_pb2,
     payments_pb2,
@@ -34,7 +35,7 @@ async def show(request: web.Request) -> web.StreamResponse:
     payment_id = request.query.get("id", "")
     found = payments_pb2.GetPaymentRequest(payment_id=payment_id)
     payment = (await core.ask(core.stubs.payments.GetPayment, found)).payment
-    operations, events, discrepancies, disputes, postings = await asyncio.gather(
+    operations, events, discrepancies, disputes, postings, story = await asyncio.gather(
         _operations(core, payment_id),
         attempt(
             core,
@@ -60,6 +61,11 @@ async def show(request: web.Request) -> web.StreamResponse:
             core.stubs.ledger.ListPostings,
             ledger_pb2.ListPostingsRequest(payment_id=payment_id),
         ),
+        attempt(
+            core,
+            core.stubs.operations.ExplainPayment,
+            explain_pb2.ExplainPaymentRequest(id=payment_id, page_size=1),
+        ),
     )
     token = events.answer.next_page_token if events.answer is not None else ""
     return site.page(
@@ -75,6 +81,7 @@ async def show(request: web.Request) -> web.StreamResponse:
         discrepancies=discrepancies,
         disputes=disputes,
         postings=postings,
+        story=story,
     )
 
 
