@@ -18,7 +18,8 @@ from grpc import aio
 from payment_service.adapters.postgres.engine import SqlDatabase
 from payment_service.adapters.postgres.transaction import SqlTransaction
 from payment_service.application.operations.recovered import recovered_operation
-from payment_service.domain.operations import Operation
+from payment_service.domain import transitions
+from payment_service.domain.operations import Operation, OperationState
 from payment_service.domain.ports.database import Transaction
 from payment_service.domain.ports.records import Cause
 from payment_service.rpc.call_context import CallRegistry
@@ -219,6 +220,45 @@ async def test_a_call_that_meets_its_own_recovery_is_decided_anew(shared: World)
     await asyncio.to_thread(is_locked.wait, 10)
     found, is_recovered = await database.transact(repeat_call)
     assert (found, is_recovered) == (await recovering, True)
+
+
+async def test_an_initiation_that_meets_its_own_recovery_continues_it(shared: World) -> None:
+    first = (await shared.initiate(await shared.expert())).payment
+    [(operation_id, *claimed)] = shared.sql(
+        "SELECT operation_id, caller, act_for, rpc FROM idempotency_keys WHERE payment_id = %s",
+        first.payment_id,
+    )
+    assert shared.service is not None
+    database = shared.service.app.database
+    is_locked, key = threading.Event(), new_key()
+
+    def recover(tx: Transaction) -> str:
+        template, payment = tx.operation(operation_id), tx.lock_payment(first.payment_id)
+        assert template is not None
+        assert payment is not None
+        lost = tx.derived_id("op", tx.derived_id("clm", *claimed, key), "0")
+        again = replace(
+            payment,
+            payment_id=tx.derived_id("pay", lost),
+            operation_id=lost,
+            payment_intent_id="",
+            version=1,
+        )
+        tx.record(transitions.initiate(again), Cause("stripe", "webhook"))
+        is_locked.set()
+        _await_blocked(shared)
+        sent = replace(template, operation_id=lost, payment_id=again.payment_id, claim_id="")
+        tx.add_operation(
+            replace(
+                sent, state=OperationState.UNKNOWN, tries=1, lease_until=None, next_try_time=tx.now
+            )
+        )
+        return again.payment_id
+
+    recovering = asyncio.create_task(database.transact(recover))
+    await asyncio.to_thread(is_locked.wait, 10)
+    repeated = await shared.initiate(first.expert_id, idempotency_key=key)
+    assert repeated.payment.payment_id == await recovering
 
 
 def _await_blocked(world: World) -> None:
