@@ -48,7 +48,7 @@ class Inclusion:
 class Checked:
     """What the check of a bundle has found.
 
-    Whoever writes a file can chain any history in it without a contradiction. So what no checked
+    The writer of a file can chain any history in it without a contradiction. So what no checked
     signature covers is consistent at most, and is ``unproven``.
     """
 
@@ -188,8 +188,8 @@ def _check_inclusion(
         )
         if entry.sequence < len(events):
             checked.unproven.append(
-                f"events from {entry.sequence + 1} on are newer than the heads: nothing vouches for "
-                "them, nor for the row that they left"
+                f"events from {entry.sequence + 1} on are newer than the heads: nothing vouches "
+                "for them, nor for the row that they left"
             )
 
 
