@@ -264,6 +264,10 @@ class EmbeddedPostgres:
         )
         # Copying the files is faster than the log, and nothing needs to be durable here.
         self._execute(statement + sql.SQL("" if self._durable else " STRATEGY FILE_COPY"))
+        # The grants of a database are not copied with it.
+        self._execute(
+            sql.SQL("REVOKE TEMPORARY ON DATABASE {} FROM PUBLIC").format(sql.Identifier(name))
+        )
         return self.url(name)
 
     def drop_database(self, name: str) -> None:

@@ -248,13 +248,17 @@ def verify(
     """Check exported heads or a payment's bundle.
 
     The exit code is 0 if everything agrees, 1 if something was changed, and 3 if the database is of
-    an earlier moment than the heads, as after the restore of a backup.
+    an earlier moment than the heads, as after the restore of a backup, or if heads of the public
+    key cover nothing of the bundle, or only a part of it.
     """
     try:
         if (heads is None) == (bundle is None):
             raise CannotRun("give either --heads or --bundle")
         if bundle is not None:
-            raise typer.Exit(0 if check_bundle_file(bundle, public_key, typer.echo) else 1)
+            checked = check_bundle_file(bundle, public_key, typer.echo)
+            # Who gives a key wants to know whether its heads cover all of the bundle.
+            unproven = public_key is not None and checked.unproven
+            raise typer.Exit(1 if checked.faults else 3 if unproven else 0)
         assert heads is not None
         settings = _settings()
         settings.require_database_url()

@@ -37,10 +37,12 @@ ALLOWED_FIELDS: Final = frozenset(
     "writer".split()
 )
 _MASK: Final = "***"
-#: Marks of what a value may contain by mistake: secrets of Stripe's, and addresses of people.
-#: Masking them is the last line of defence.
+#: Marks of what a value may contain by mistake: secrets of Stripe's, tokens, private keys, the
+#: password of an address, and addresses of people. Masking them is the last line of defence.
 _PRIVATE: Final = re.compile(
-    r"[rs]k_(?:live|test)_|whsec_|_secret_|[^\s@]+@[^\s@]+\.[a-z]{2}", re.IGNORECASE
+    r"[rs]k_(?:live|test)_|whsec_|_secret_|[^\s@]+@[^\s@]+\.[a-z]{2}|\beyJ[\w-]{8,}\.|PRIVATE KEY-"
+    r"|://[^\s/@]*:[^\s/@]*@",
+    re.IGNORECASE,
 )
 
 
@@ -102,10 +104,12 @@ class _LibraryHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         error = record.exc_info[1] if record.exc_info else None
+        # Some libraries give an exception, or another object, in place of a template.
+        template = record.msg if isinstance(record.msg, str) else type(record.msg).__name__
         structlog.get_logger().log(
             record.levelno,
             "library",
             logger=record.name,
-            message=str(record.msg).partition("\n")[0][:200],
+            message=template.partition("\n")[0][:200],
             error=type(error).__name__ if error is not None else "",
         )

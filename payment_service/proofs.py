@@ -14,7 +14,7 @@ from payment_service.application.export_heads import TrailBroken, export_heads
 from payment_service.application.verify_heads import Findings, Verdict, verify_heads
 from payment_service.bootstrap import open_database, signer_of, verifier_of
 from payment_service.config import Settings
-from payment_service.domain.bundles import check_bundle, signature_of
+from payment_service.domain.bundles import Checked, check_bundle, signature_of
 from payment_service.domain.errors import Refusal
 from payment_service.domain.heads import (
     EventEntry,
@@ -89,8 +89,8 @@ async def check_heads(settings: Settings, path: Path, public_key: Path | None, s
     return findings.verdict
 
 
-def check_bundle_file(path: Path, public_key: Path | None, say: Say) -> bool:
-    """Checks a bundle without a database, and says what it proves."""
+def check_bundle_file(path: Path, public_key: Path | None, say: Say) -> Checked:
+    """Checks a bundle without a database, and says what it proves and what it does not prove."""
     try:
         checked = check_bundle(path.read_bytes(), verifier_of(public_key))
     except OSError as fault:
@@ -99,9 +99,11 @@ def check_bundle_file(path: Path, public_key: Path | None, say: Say) -> bool:
         raise CannotRun(f"{path} is no bundle of this service: {fault}") from None
     for sentence in checked.proven:
         say(f"proven: {sentence}")
+    for sentence in checked.unproven:
+        say(f"NOT PROVEN: {sentence}")
     for sentence in checked.faults:
         say(f"WRONG: {sentence}")
-    return not checked.faults
+    return checked
 
 
 def read_statement(path: Path) -> Heads:

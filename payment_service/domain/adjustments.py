@@ -239,7 +239,9 @@ def check_size(lines: Sequence[AdjustmentLine], limit: int) -> None:
 def approve(adjustment: Adjustment, approver: str, now: datetime, policy: Policy) -> Adjustment:
     """Returns the approved adjustment, still without the sequence. Raises :class:`Refusal`."""
     _require_open(adjustment, now)
-    if approver == adjustment.proposed_by and not policy.adjustments_by_one_person:
+    # One person may have got two spellings of a name: an issuer need not care about their case.
+    is_same = approver.casefold() == adjustment.proposed_by.casefold()
+    if is_same and not policy.adjustments_by_one_person:
         raise Precondition(
             "APPROVER_IS_PROPOSER",
             "the caller who proposed an adjustment cannot approve it; while callers are not "

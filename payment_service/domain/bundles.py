@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final
 
@@ -46,10 +46,15 @@ class Inclusion:
 
 @dataclass(slots=True)
 class Checked:
-    """What the check of a bundle has found: what it proves, and what is wrong with it."""
+    """What the check of a bundle has found.
 
-    proven: list[str]
-    faults: list[str]
+    The writer of a file can chain any history in it without a contradiction. So what no checked
+    signature covers is consistent at most, and is ``unproven``.
+    """
+
+    proven: list[str] = field(default_factory=list)
+    unproven: list[str] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
 
 
 def bundle_of(
@@ -104,7 +109,7 @@ def check_bundle(content: bytes, verifier: Verifier | None) -> Checked:
 
 
 def _checked(bundle: Mapping[str, Any], verifier: Verifier | None) -> Checked:
-    checked = Checked([], [])
+    checked = Checked()
     payment_id = str(bundle["payment_id"])
     events = [
         StoredEvent(payment_id, sequence, kind, datetime.fromisoformat(time), body, _bytes(hash_))
@@ -156,7 +161,9 @@ def _check_inclusion(
     checked: Checked,
 ) -> None:
     if "heads" not in bundle:
-        checked.proven.append("no exported heads cover the payment yet: only the chain speaks")
+        checked.unproven.append(
+            "no exported heads cover the payment yet: who wrote the file may have made it up"
+        )
         return
     heads, proof = heads_from_json(bundle["heads"]), bundle["inclusion"]
     position, line = int(proof["position"]), str(proof["line"])
@@ -175,12 +182,15 @@ def _check_inclusion(
         checked.faults.append(signature.sentence)
         return
     if not checked.faults:
-        checked.proven.append(
+        (checked.unproven if verifier is None else checked.proven).append(
             f"events 1 to {entry.sequence} were there when the heads of {heads.time:%Y-%m-%d %H:%M}"
             f" UTC were exported ({signature.sentence})"
         )
         if entry.sequence < len(events):
-            checked.proven.append(f"events from {entry.sequence + 1} on are newer than the heads")
+            checked.unproven.append(
+                f"events from {entry.sequence + 1} on are newer than the heads: nothing vouches "
+                "for them, nor for the row that they left"
+            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,12 +34,18 @@ class Grant:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoleFacts:
-    """What PostgreSQL shows of the service's role and its connection."""
+    """What PostgreSQL shows of the service's role and its connection.
+
+    What the role is a member of counts as its own.
+    """
 
     name: str
     is_superuser: bool
     may_create_roles: bool
     bypasses_row_security: bool
+    may_replicate: bool
+    #: Whether it may run programs on the database's server, or read or write its files.
+    reaches_the_server: bool
     #: Whether the role owns tables or the database, or is a member of the role that does.
     is_owner: bool
     may_create_tables: bool
@@ -58,6 +64,10 @@ class RoleFacts:
             return "bypasses row security"
         if self.may_create_roles:
             return "may create roles"
+        if self.may_replicate:
+            return "may replicate the whole server"
+        if self.reaches_the_server:
+            return "reaches files and programs of the database's server"
         if self.excess:
             return f"may do more than the service needs: {_named(self.excess)}"
         return ""
@@ -91,8 +101,9 @@ def examine_role(
         yield Finding(
             "database grants",
             Verdict.WARNING,
-            f"{facts.name} may create tables",
-            f"REVOKE CREATE ON SCHEMA public FROM PUBLIC, {facts.name}",
+            f"{facts.name} may create tables, temporary ones at least",
+            f"REVOKE CREATE ON SCHEMA public FROM PUBLIC, {facts.name}, and "
+            f"REVOKE TEMPORARY ON DATABASE … FROM PUBLIC, {facts.name}",
         )
     else:
         yield Finding("database grants", Verdict.OK, "nothing is missing")

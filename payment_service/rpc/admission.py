@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -25,7 +24,7 @@ from payment_service.domain.quotas import Buckets
 from payment_service.rpc.call_context import Place, caller_name, current_place
 
 _PACKAGE: Final = "/marketplace.payments.v1."
-#: No caller takes more than this part of the places and the queue of a class.
+#: No caller takes more than this part of the places of a class, nor of places and queue together.
 _SHARE: Final = 0.75
 #: When a place is likely to be free again.
 _RETRY_SECONDS: Final = 0.5
@@ -103,54 +102,80 @@ class _Full(Exception):
         self.limit = limit
 
 
+@dataclass(slots=True)
+class _Caller:
+    """The calls of one caller: those that are here, and the places that it may still take."""
+
+    places: asyncio.Semaphore
+    calls: int = 0
+
+
 class Gate:
-    """The places of one class."""
+    """The places of one class.
+
+    A call needs a place among its caller's own and one among all. So calls of a caller that has its
+    part in use wait for that caller alone, and the places that are left are for the others.
+    """
 
     def __init__(self, limit: ClassLimit) -> None:
         self._limit = limit
         self._places = asyncio.Semaphore(limit.places)
-        self._of_caller: Counter[str] = Counter()
+        self._callers: dict[str, _Caller] = {}
+        self._places_of_one = max(1, int(limit.places * _SHARE))
         self._share = max(1, int((limit.places + limit.queue) * _SHARE))
         self.in_progress = 0
         self.waiting = 0
 
     async def enter(self, caller: str) -> Place:
         """Returns a place, perhaps after waiting in the queue. Raises :class:`_Full`."""
-        if self._of_caller[caller] >= self._share:
+        own = self._callers.get(caller) or _Caller(asyncio.Semaphore(self._places_of_one))
+        if own.calls >= self._share:
             raise _Full("share", self._share)
-        if self._places.locked() and self.waiting >= self._limit.queue:
-            raise _Full("full", self._limit.places)
-        self._of_caller[caller] += 1
+        must_wait = own.places.locked() or self._places.locked()
+        if must_wait and self.waiting >= self._limit.queue:
+            raise _Full("share" if own.places.locked() else "full", self._limit.places)
+        self._callers[caller] = own
+        own.calls += 1
         try:
-            if self._places.locked():
-                await self._wait()
+            if must_wait:
+                await self._wait(own)
             else:
-                await self._places.acquire()
+                await self._take(own)
         except BaseException:
             self._forget(caller)
             raise
         self.in_progress += 1
         return Place(lambda: self._leave(caller))
 
-    async def _wait(self) -> None:
+    async def _wait(self, own: _Caller) -> None:
         self.waiting += 1
         try:
             async with asyncio.timeout(self._limit.queue_seconds):
-                await self._places.acquire()
+                await self._take(own)
         except TimeoutError:
-            raise _Full("full", self._limit.places) from None
+            raise _Full("share" if own.places.locked() else "full", self._limit.places) from None
         finally:
             self.waiting -= 1
 
+    async def _take(self, own: _Caller) -> None:
+        await own.places.acquire()
+        try:
+            await self._places.acquire()
+        except BaseException:
+            own.places.release()
+            raise
+
     def _leave(self, caller: str) -> None:
         self.in_progress -= 1
-        self._forget(caller)
+        self._callers[caller].places.release()
         self._places.release()
+        self._forget(caller)
 
     def _forget(self, caller: str) -> None:
-        self._of_caller[caller] -= 1
-        if not self._of_caller[caller]:
-            del self._of_caller[caller]
+        own = self._callers[caller]
+        own.calls -= 1
+        if not own.calls:
+            del self._callers[caller]
 
 
 class AdmissionInterceptor(aio.ServerInterceptor):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import secrets
 from collections.abc import Callable, Coroutine
 from contextvars import ContextVar
@@ -27,7 +28,10 @@ log = structlog.get_logger(__name__)
 CALLER: Final[ContextVar[Caller]] = ContextVar("caller")
 
 
-_MAX_REQUEST_ID: Final = 64
+#: The beginning of a request id that is kept. gRPC lets every byte of a header through, and the
+#: audit trail keeps it for ever: PostgreSQL reads no JSON with a NUL, and a line break or a
+#: character of control would show its readers something else.
+_REQUEST_ID: Final = re.compile(r"[!-~]{1,64}(?=[!-~]*\Z)")
 
 
 Context = aio.ServicerContext[Any, Any]
@@ -105,12 +109,13 @@ class CallRegistry:
 def cause_of(context: Context, rpc: str) -> Cause:
     """Returns who calls, for whom and why, for keys and the audit trail.
 
-    Without a request id it gets a new one.
+    Without a request id of visible ASCII characters it gets a new one.
     """
     request_id = ""
     for name, value in context.invocation_metadata() or ():
         if name == "x-request-id" and isinstance(value, str):
-            request_id = value[:_MAX_REQUEST_ID]
+            match = _REQUEST_ID.match(value)
+            request_id = match[0] if match else ""
     caller = CALLER.get()
     return Cause(caller.name, rpc, request_id or secrets.token_hex(8), caller.act_for)
 

@@ -216,6 +216,7 @@ async def test_callers_are_added_and_removed_without_a_restart(site: Site) -> No
         ({"name": ""}, "needs a name"),
         ({"name": "gig service"}, "needs a name"),
         ({"name": "local"}, "uses for others"),
+        ({"name": "Payment_Service"}, "uses for others"),
         ({"roles": []}, "needs a list of roles"),
         ({"roles": "GIG_SERVICE"}, "needs a list of roles"),
         ({"roles": [["GIG_SERVICE"]]}, "unknown role"),

@@ -279,7 +279,17 @@ async def test_the_commands_say_by_their_exit_code_what_they_found(
     assert (code, "unchanged" in said) == (0, True), said
     bundle.write_bytes((await proof_of(world, payment.payment_id)).bundle)
     code, said = await command(world, "verify", "--bundle", str(bundle), DATABASE_URL="")
-    assert (code, "proven: " in said) == (0, True), said
+    assert (code, "NOT PROVEN: events 1 to" in said) == (0, True), said
+    alone = ("verify", "--bundle", str(bundle), "--public-key", public)
+    code, said = await command(world, *alone, DATABASE_URL="")
+    assert (code, "NOT PROVEN" in said) == (0, False), said
+    genuine = bundle.read_bytes()
+    stripped = json.loads(genuine)
+    del stripped["heads"], stripped["inclusion"]
+    bundle.write_text(json.dumps(stripped))
+    code, said = await command(world, *alone, DATABASE_URL="")
+    assert (code, "NOT PROVEN: no exported heads" in said) == (3, True), said
+    bundle.write_bytes(genuine)
     bundle.write_bytes(bundle.read_bytes().replace(b"payment.captured", b"payment.expired"))
     code, said = await command(world, "verify", "--bundle", str(bundle), DATABASE_URL="")
     assert (code, "WRONG: " in said) == (1, True), said
@@ -329,7 +339,7 @@ async def test_a_bundle_proves_a_payment_without_a_database(
     said: list[str] = []
     file = tmp_path / "bundle.json"
     file.write_bytes(proof.bundle)
-    assert check_bundle_file(file, public, said.append)
+    assert not check_bundle_file(file, public, said.append).unproven
     # What has come since is in the bundle, and said to be newer.
     await world.refund(payment.payment_id, 1_000)
     await in_the_feed(world)
@@ -337,7 +347,7 @@ async def test_a_bundle_proves_a_payment_without_a_database(
     assert later.covered_sequence == version
     found = checked(later.bundle, public)
     assert found.faults == []
-    assert any(f"events from {version + 1} on are newer" in one for one in found.proven)
+    assert any(f"events from {version + 1} on are newer" in one for one in found.unproven)
     await check_books(world)
 
 
@@ -392,7 +402,7 @@ async def test_a_bundle_without_heads_says_so(world: World) -> None:
     assert (proof.covered_sequence, proof.HasField("heads_time")) == (0, False)
     found = checked(proof.bundle)
     assert found.faults == []
-    assert "no exported heads cover the payment yet" in found.proven[-1]
+    assert "no exported heads cover the payment yet" in found.unproven[-1]
     refused = await refusal(proof_of(world, "pay_" + "0" * 32))
     assert (refused.code, refused.reason) == ("NOT_FOUND", "PAYMENT_NOT_FOUND")
 

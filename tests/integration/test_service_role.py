@@ -94,6 +94,7 @@ def test_the_books_cannot_be_rewritten(database_url: str, table: str, statement:
         "UPDATE former_accounts SET expert_id = 'other'",
         "DELETE FROM payments",
         "CREATE ROLE more",
+        "CREATE TEMPORARY TABLE feed_pending (payment_id text, sequence bigint, time timestamptz)",
     ],
 )
 def test_the_schema_cannot_be_changed(database_url: str, statement: str) -> None:
@@ -208,6 +209,47 @@ async def test_production_is_not_ready_with_a_powerful_role(
         assert power in said
 
 
+@pytest.mark.parametrize(
+    ("attributes", "power"),
+    [
+        ("SUPERUSER", "is a superuser"),
+        ("CREATEROLE", "may create roles"),
+        ("BYPASSRLS", "bypasses row security"),
+        ("REPLICATION", "may replicate"),
+        ("IN ROLE pg_execute_server_program", "files and programs"),
+    ],
+)
+async def test_what_the_role_may_become_counts(
+    postgres: EmbeddedPostgres, new_database: Callable[[], str], attributes: str, power: str
+) -> None:
+    """A member of a powerful role is not powerful until it says SET ROLE."""
+    url = new_database()
+    name = url.rpartition("/")[2]
+    with session(postgres.admin_url(name)) as cursor:
+        cursor.execute("SELECT rolpassword FROM pg_authid WHERE rolname = %s", (SERVICE,))
+        cursor.execute("CREATE ROLE member_of_much LOGIN PASSWORD %s", cursor.fetchone())
+        cursor.execute(f"CREATE ROLE much {attributes}")
+        cursor.execute("GRANT much TO member_of_much")
+    try:
+        done = migrate(owner_url(url), DATABASE_SERVICE_ROLE="member_of_much")
+        assert done.returncode == 0, done.stderr
+        assert power in (await role_of(url.replace(f"://{SERVICE}:", "://member_of_much:"))).power
+    finally:
+        with session(postgres.admin_url(name)) as cursor:
+            cursor.execute("DROP OWNED BY member_of_much; DROP ROLE member_of_much, much")
+
+
+async def test_migrate_takes_temporary_tables_from_the_service(
+    postgres: EmbeddedPostgres, new_database: Callable[[], str]
+) -> None:
+    url = new_database()
+    with session(owner_url(url)) as cursor:
+        cursor.execute(f"GRANT TEMPORARY ON DATABASE {url.rpartition('/')[2]} TO PUBLIC, {SERVICE}")
+    assert (await role_of(url)).may_create_tables
+    assert migrate(owner_url(url), DATABASE_SERVICE_ROLE=SERVICE).returncode == 0
+    assert not (await role_of(url)).may_create_tables
+
+
 @pytest.mark.parametrize("power", ["is a superuser", "owns the tables"])
 def test_production_does_not_start_with_a_powerful_role(
     postgres: EmbeddedPostgres, database_url: str, power: str
@@ -245,6 +287,7 @@ def facts(**changes: Any) -> RoleFacts:
     right: dict[str, Any] = {
         **{"name": "payments", "is_superuser": False, "may_create_roles": False},
         **{"bypasses_row_security": False, "is_owner": False, "may_create_tables": False},
+        **{"may_replicate": False, "reaches_the_server": False},
         **{"is_encrypted": True, "missing": frozenset(), "excess": frozenset()},
     }
     return RoleFacts(**{**right, **changes})
@@ -257,6 +300,8 @@ def facts(**changes: Any) -> RoleFacts:
         ({"is_owner": True}, "database role", "owns the tables"),
         ({"may_create_roles": True}, "database role", "may create roles"),
         ({"bypasses_row_security": True}, "database role", "bypasses row security"),
+        ({"may_replicate": True}, "database role", "replicate the whole server"),
+        ({"reaches_the_server": True}, "database role", "files and programs"),
         ({"excess": frozenset({Grant("events", "DELETE")})}, "database role", "DELETE on events"),
         ({"missing": frozenset({Grant("jobs", "UPDATE")})}, "database grants", "UPDATE on jobs"),
         ({"is_encrypted": False}, "database connection", "is not encrypted"),

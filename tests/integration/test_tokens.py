@@ -132,6 +132,7 @@ FORGED: dict[str, tuple[Forged, str]] = {
     "typ": (lambda s: s.token(header={"typ": "secevent+jwt"}), "header"),
     "the name of nobody": (lambda s: s.token(sub="local"), "claim"),
     "the name of the service": (lambda s: s.token(sub="payment_service"), "claim"),
+    "the name of Stripe in other letters": (lambda s: s.token(sub="Stripe"), "claim"),
     "a name with a line break": (lambda s: s.token(sub="gig\nservice"), "claim"),
     "no roles": (lambda s: s.token(without=("roles",)), "claim"),
     "roles are a text": (lambda s: s.token(roles="OPERATOR"), "claim"),

@@ -62,7 +62,7 @@ async def test_what_is_beyond_places_and_queue_is_refused_at_once() -> None:
     third = await waiting
     second.leave()
     third.leave()
-    assert (gate.in_progress, gate.waiting, dict(gate._of_caller)) == (0, 0, {})
+    assert (gate.in_progress, gate.waiting, dict(gate._callers)) == (0, 0, {})
 
 
 async def test_the_queue_ends_after_its_time() -> None:
@@ -72,7 +72,7 @@ async def test_the_queue_ends_after_its_time() -> None:
         await gate.enter("b")
     place.leave()
     (await gate.enter("b")).leave()
-    assert dict(gate._of_caller) == {}
+    assert dict(gate._callers) == {}
 
 
 async def test_one_caller_does_not_get_all_places() -> None:
@@ -83,6 +83,25 @@ async def test_one_caller_does_not_get_all_places() -> None:
     (await gate.enter("modest")).leave()
     for place in places:
         place.leave()
+
+
+async def test_one_caller_does_not_keep_the_others_waiting_by_filling_the_queue() -> None:
+    """Slow calls of one caller would otherwise hold every place, and the others would time out."""
+    gate = Gate(ClassLimit(places=8, queue=4, queue_seconds=0.1))
+    calls = [asyncio.create_task(gate.enter("greedy")) for _ in range(20)]
+    await asyncio.sleep(0)
+    assert (gate.in_progress, gate.waiting) == (6, 3)
+    modest = [await asyncio.wait_for(gate.enter("modest"), 0.05) for _ in range(2)]
+    entered = await asyncio.gather(*calls, return_exceptions=True)
+    places = [one for one in entered if isinstance(one, Place)]
+    assert len(places) == 6
+    assert {one.why for one in entered if isinstance(one, _Full)} == {"share"}
+    for place in [*places, *modest]:
+        place.leave()
+    again = [await gate.enter("greedy") for _ in range(6)]
+    for place in again:
+        place.leave()
+    assert (gate.in_progress, gate.waiting, dict(gate._callers)) == (0, 0, {})
 
 
 async def test_a_caller_that_leaves_the_queue_leaves_nothing_behind() -> None:

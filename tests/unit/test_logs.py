@@ -88,6 +88,9 @@ def test_what_is_not_on_the_list_is_masked() -> None:
         "whsec_abc",
         "pi_1_secret_2",
         "to ada.lovelace@example.com",
+        "Bearer eyJhbGciOiJFZERTQSJ9.eyJzdWIiOiJhIn0.c2ln",
+        "-----BEGIN PRIVATE KEY-----",
+        "postgresql://payments:canary@localhost/payments",
         ["fine", "sk_test_abc"],
         {"nested": "whsec_abc"},
     ],
@@ -126,3 +129,12 @@ def test_a_library_writes_no_argument_and_no_exception_text(
     line = json.loads(written.out)
     assert (line["event"], line["logger"], line["error"]) == ("library", "asyncio", "ValueError")
     assert line["message"] == "Task %r failed"
+
+
+@pytest.mark.usefixtures("_logging_as_before")
+def test_an_exception_in_place_of_a_template_is_its_type(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    configure_logs("INFO", "json")
+    logging.getLogger("aiohttp").error(ValueError("canary"))
+    assert json.loads(capsys.readouterr().out)["message"] == "ValueError"

@@ -15,13 +15,18 @@ from payment_service.domain.errors import unauthenticated
 #: A caller's name stands in the audit trail and scopes idempotency keys.
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@-]{0,99}")
 #: Names that the audit trail has for others: this service, Stripe, and callers without a name.
-RESERVED: Final = frozenset({LOCAL.name, "payment_service", "stripe", "operator"})
+_RESERVED: Final = frozenset({LOCAL.name, "payment_service", "stripe", "operator"})
 _FIELDS: Final = frozenset({"identity", "name", "roles", "act_for"})
 #: gRPC's names for the names in a certificate, each with the prefix that they have in the file.
 _SANS: Final = {"peer_uri": "", "peer_dns": "dns:"}
 _IDENTITY: Final = re.compile(r"[a-z][a-z0-9+.-]*://[!-~]{1,2000}|dns:[A-Za-z0-9._*-]{1,253}")
 
 Callers = Mapping[str, Caller]
+
+
+def is_reserved(name: str) -> bool:
+    """Returns whether a name is that of somebody else, in whatever case: people read the trail."""
+    return name.casefold() in _RESERVED
 
 
 class CertificateAuthenticator:
@@ -102,7 +107,7 @@ def _entry(entry: object) -> tuple[str, Caller]:
         raise WrongFile("has a wildcard as its identity: name one caller")
     if not isinstance(name, str) or not NAME.fullmatch(name):
         raise WrongFile("needs a name of letters, digits and ._:/@-")
-    if name in RESERVED:
+    if is_reserved(name):
         raise WrongFile(f"has the name {name!r}, which the audit trail uses for others")
     if not isinstance(roles, list) or not roles:
         raise WrongFile("needs a list of roles")

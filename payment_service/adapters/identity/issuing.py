@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from jwt.algorithms import OKPAlgorithm
 
-from payment_service.adapters.identity.callers import NAME, RESERVED
+from payment_service.adapters.identity.callers import NAME, is_reserved
 from payment_service.adapters.identity.files import WrongFile
 from payment_service.domain.caller import Caller
 
@@ -51,7 +51,7 @@ def issue_token(
     directory: Path, caller: Caller, *, issuer: str, audience: str, lifetime: float
 ) -> str:
     """Returns a token for the caller, signed by the newest key of the directory."""
-    if not NAME.fullmatch(caller.name) or caller.name in RESERVED:
+    if not NAME.fullmatch(caller.name) or is_reserved(caller.name):
         raise WrongFile(f"{caller.name[:64]!r} cannot be the name of a caller")
     try:
         key = serialization.load_pem_private_key((directory / PRIVATE_KEY).read_bytes(), None)

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import jwt
 
-from payment_service.adapters.identity.callers import NAME, RESERVED
+from payment_service.adapters.identity.callers import NAME, is_reserved
 from payment_service.adapters.identity.jwks import ALGORITHMS, Key, KeySource
 from payment_service.domain.caller import Caller, Role
 from payment_service.domain.errors import unauthenticated
@@ -164,7 +164,7 @@ def _token_of(metadata: Iterable[tuple[str, str | bytes]]) -> str:
 
 def _caller(claims: Mapping[str, Any]) -> Caller:
     name, listed, act_for = claims["sub"], claims.get("roles"), claims.get("act_for", "")
-    if not isinstance(name, str) or not NAME.fullmatch(name) or name in RESERVED:
+    if not isinstance(name, str) or not NAME.fullmatch(name) or is_reserved(name):
         raise unauthenticated("claim", "the token's sub must be the name of a caller")
     if not isinstance(listed, list) or not all(isinstance(role, str) for role in listed):
         raise unauthenticated("claim", "the token's roles must be a list of names")

@@ -72,16 +72,23 @@ _HELD: Final = (
     "THEN has_any_column_privilege(session_user, pg_class.oid, privilege) "
     "ELSE has_table_privilege(session_user, pg_class.oid, privilege) END"
 )
+#: Predefined roles that reach files and programs of the database's server, and so every table.
+_OF_THE_SERVER: Final = "pg_execute_server_program pg_read_server_files pg_write_server_files"
+#: A member may become what it is a member of (SET ROLE), so that counts as its own.
 _ROLE: Final = (
-    "SELECT session_user AS name, rolsuper AS is_superuser, rolcreaterole AS may_create_roles, "
-    "rolbypassrls AS bypasses_row_security, "
+    "SELECT session_user AS name, bool_or(rolsuper) AS is_superuser, "
+    "bool_or(rolcreaterole) AS may_create_roles, bool_or(rolbypassrls) AS bypasses_row_security, "
+    "bool_or(rolreplication) AS may_replicate, "
+    f"bool_or(rolname = ANY (string_to_array('{_OF_THE_SERVER}', ' '))) AS reaches_the_server, "
     "EXISTS (SELECT FROM pg_class WHERE relnamespace = current_schema()::regnamespace "
     "AND relkind IN ('r', 'p', 'v') AND pg_has_role(session_user, relowner, 'MEMBER')) "
     "OR pg_has_role(session_user, (SELECT datdba FROM pg_database "
     "WHERE datname = current_database()), 'MEMBER') AS is_owner, "
-    "has_schema_privilege(session_user, current_schema(), 'CREATE') AS may_create_tables, "
+    "has_schema_privilege(session_user, current_schema(), 'CREATE') "
+    "OR has_database_privilege(session_user, current_database(), 'TEMPORARY') "
+    "AS may_create_tables, "
     "coalesce((SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()), false) AS is_encrypted "
-    "FROM pg_roles WHERE rolname = session_user"
+    "FROM pg_roles WHERE pg_has_role(session_user, oid, 'MEMBER')"
 )
 
 
@@ -131,6 +138,9 @@ def _grant(cursor: extensions.cursor, role: str) -> None:
     statements = [
         f"GRANT CONNECT ON DATABASE {database} TO {name}",
         f"REVOKE CREATE ON SCHEMA {schema} FROM PUBLIC, {name}",
+        # A temporary table is found before one of ours with the same name, by triggers, too. At a
+        # pooler it would wait in the connection for the next session.
+        f"REVOKE TEMPORARY ON DATABASE {database} FROM PUBLIC, {name}",
         f"GRANT USAGE ON SCHEMA {schema} TO {name}",
         f"ALTER DEFAULT PRIVILEGES IN SCHEMA {schema} REVOKE ALL ON TABLES FROM {name}",
         f"ALTER DEFAULT PRIVILEGES IN SCHEMA {schema} GRANT SELECT, INSERT ON TABLES TO {name}",

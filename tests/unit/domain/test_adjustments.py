@@ -75,9 +75,10 @@ def test_a_proposal_expires_at_its_time_and_not_before() -> None:
 
 def test_one_person_is_not_two() -> None:
     adjustment = an_adjustment()
-    with pytest.raises(Precondition) as refused:
-        adjustments.approve(adjustment, adjustment.proposed_by, NOW, POLICY)
-    assert refused.value.reason == "APPROVER_IS_PROPOSER"
+    for name in (adjustment.proposed_by, adjustment.proposed_by.upper()):
+        with pytest.raises(Precondition) as refused:
+            adjustments.approve(adjustment, name, NOW, POLICY)
+        assert refused.value.reason == "APPROVER_IS_PROPOSER"
     alone = replace(POLICY, adjustments_by_one_person=True)
     assert adjustments.approve(adjustment, "ann", NOW, alone).decided_by == "ann"
     assert adjustments.reject(adjustment, "ann", "not so", NOW).decide_reason == "not so"
