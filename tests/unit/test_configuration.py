@@ -9,8 +9,14 @@ import pytest
 from gateway.settings import Settings as GatewaySettings
 from gateway.settings import load_settings as load_gateway_settings
 from payment_service.config import Settings, WrongSettings, load_settings
+from payment_service.relay.settings import RelaySettings, load_relay_settings
 
 EXAMPLE = (Path(__file__).parents[2] / ".env.example").read_text()
+ALL_FIELDS = (
+    *Settings.model_fields,
+    *GatewaySettings.model_fields,
+    *RelaySettings.model_fields,
+)
 LIVE = {
     "ENVIRONMENT": "production",
     "DATABASE_URL": "postgresql://payments:x@127.0.0.1/payments",
@@ -29,21 +35,21 @@ LIVE = {
 
 @pytest.fixture(autouse=True)
 def _bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in (*Settings.model_fields, *GatewaySettings.model_fields):
+    for name in ALL_FIELDS:
         monkeypatch.delenv(name.upper(), raising=False)
 
 
 def test_every_variable_is_explained_in_the_example() -> None:
     explained = set(re.findall(r"^([A-Z_]+)=", EXAMPLE, re.MULTILINE))
-    read = {name.upper() for name in (*Settings.model_fields, *GatewaySettings.model_fields)}
+    read = {name.upper() for name in ALL_FIELDS}
     assert explained - {"DATA_DIR", "SMOKE_EXPERT_ACCOUNT"} == read
 
 
 def test_the_example_says_the_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
-    bare = load_settings()
+    bare, bare_relay = load_settings(), load_relay_settings()
     for name, value in re.findall(r"^([A-Z_]+)=(.*)$", EXAMPLE, re.MULTILINE):
         monkeypatch.setenv(name, value)
-    assert load_settings() == bare
+    assert (load_settings(), load_relay_settings()) == (bare, bare_relay)
 
 
 def test_a_complete_production_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
