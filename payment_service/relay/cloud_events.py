@@ -67,5 +67,5 @@ def outgoing(event: events_pb2.PaymentEvent, source: str) -> Outgoing:
         payment_id=event.payment_id,
         sequence=event.sequence,
         record_time=record_time,
-        body=json.dumps(body, separators=(",", ":"), ensure_ascii=False),
+        body=json.dumps(body, separators=(",", ":")),
     )

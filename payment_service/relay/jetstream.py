@@ -6,7 +6,6 @@ import asyncio
 import ssl
 from typing import Final
 
-import nats
 import nats.errors
 import nats.js.errors
 import structlog
@@ -89,17 +88,16 @@ class JetStreamTarget:
 
     async def _stream(self) -> JetStreamContext:
         if self._client is None or self._client.is_closed:
-            url = self._settings.relay_nats_url
-            assert url is not None
-            self._client = await nats.connect(
-                url.get_secret_value(),
+            client = self._client = _StrictClient()
+            await client.connect(
+                self._settings.nats_servers(),
                 name="payments-relay",
                 tls=tls_of(self._settings),
                 connect_timeout=5,
                 allow_reconnect=False,
                 error_cb=_ignore,
             )
-            await self._ensure_stream(self._client.jetstream())
+            await self._ensure_stream(client.jetstream())
         return self._client.jetstream()
 
     async def _ensure_stream(self, stream: JetStreamContext) -> None:
@@ -115,6 +113,22 @@ class JetStreamTarget:
                 name=name, subjects=[SUBJECTS], duplicate_window=_DUPLICATE_SECONDS
             )
             await stream.add_stream(config)
+
+
+class _StrictClient(Client):
+    """Sends nothing in plain text to a server that was named with TLS.
+
+    NATS's client asks the server whether TLS is wanted, so anybody between the two could answer no
+    and read the password.
+    """
+
+    def _connect_command(self) -> bytes:
+        """Returns the first bytes to the server, which have the password."""
+        server = self._current_server
+        wanted = "tls" in self.options or (server is not None and server.uri.scheme == "tls")
+        if wanted and not self._server_info.get("tls_required"):
+            raise nats.errors.SecureConnWantedError
+        return super()._connect_command()
 
 
 def tls_of(settings: RelaySettings) -> ssl.SSLContext | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -58,13 +59,13 @@ class Place:
         )
 
 
-def forget(sql: Sql) -> None:
-    """Deletes what is no longer needed to recognise an event."""
+def forget(sql: Sql, endpoints: Sequence[str]) -> None:
+    """Deletes what no longer serves to recognise an event, and what removed endpoints never got."""
     sql.do(
         "DELETE FROM sent WHERE greatest(sent_time, record_time) < now() - %s::interval", REMEMBERED
     )
     sql.do(
-        "DELETE FROM deliveries WHERE state = 'DELIVERED' "
+        "DELETE FROM deliveries WHERE (state = 'DELIVERED' OR endpoint <> ALL (%s)) "
         "AND greatest(attempt_time, record_time) < now() - %s::interval",
-        REMEMBERED,
+        *(list(endpoints), REMEMBERED),
     )

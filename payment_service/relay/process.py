@@ -18,15 +18,16 @@ from payment_service.relay.jetstream import JetStreamTarget, tls_of
 from payment_service.relay.metrics import RelayMetrics
 from payment_service.relay.places import forget
 from payment_service.relay.settings import RelaySettings
-from payment_service.relay.store import Store, StoreLost
+from payment_service.relay.store import NoSchema, Store, StoreLost
 from payment_service.relay.webhooks import WebhookTarget, Worker
 
 log = structlog.get_logger(__name__)
 
 _STANDBY_SECONDS: Final = 1.0
-_MEASURE_SECONDS: Final = 2.0
+_MEASURE_SECONDS: Final = 5.0
 _FORGET_SECONDS: Final = 3600.0
 _AGAIN_SECONDS: Final = 1.0
+_AFTER_A_BUG_SECONDS: Final = 5.0
 
 
 class Relay:
@@ -44,6 +45,7 @@ class Relay:
         self.metrics = RelayMetrics()
         self._store = Store(settings.require_database_url())
         self._has_store = False
+        self._is_lost = False
 
     @property
     def is_ready(self) -> bool:
@@ -55,22 +57,33 @@ class Relay:
         channel = self._settings.open_channel()
         try:
             while True:
+                pause = _AGAIN_SECONDS
                 try:
-                    await self._store.open()
-                    self._has_store = True
-                    await self._stand_by()
-                    log.info("relay_active")
-                    self.metrics.active.set(1)
-                    await self._publish(channel)
+                    await self._be_active(channel)
+                except (NoSchema, WrongSettings):
+                    raise
                 except StoreLost:
-                    log.warning("relay_store_lost")
+                    if not self._is_lost:
+                        log.warning("relay_store_lost")
+                    self._is_lost = True
+                except Exception as error:  # noqa: BLE001 - its text may hold what it must not say
+                    log.error("unexpected_error", error=type(error).__name__)
+                    pause = _AFTER_A_BUG_SECONDS
                 finally:
                     self._has_store = False
                     self.metrics.active.set(0)
-                await asyncio.sleep(_AGAIN_SECONDS)
+                await asyncio.sleep(pause)
         finally:
             await self._store.close()
             await channel.close()
+
+    async def _be_active(self, channel: aio.Channel) -> None:
+        await self._store.open()
+        self._has_store, self._is_lost = True, False
+        await self._stand_by()
+        log.info("relay_active")
+        self.metrics.active.set(1)
+        await self._publish(channel)
 
     async def _stand_by(self) -> None:
         said = False
@@ -126,14 +139,17 @@ class Relay:
             await asyncio.sleep(_MEASURE_SECONDS)
 
     def _show(self, line: deliveries.Backlog) -> None:
+        if line.endpoint not in {endpoint.name for endpoint in self._endpoints}:
+            return
         self.metrics.lag_events.labels(line.endpoint).set(line.waiting)
         self.metrics.lag_seconds.labels(line.endpoint).set(line.oldest_seconds)
         self.metrics.parked.labels(line.endpoint).set(line.parked)
         self.metrics.disabled.labels(line.endpoint).set(line.disabled)
 
     async def _forget(self) -> None:
+        names = [endpoint.name for endpoint in self._endpoints]
         while True:
-            await self._store.run(forget)
+            await self._store.run(lambda sql: forget(sql, names))
             await asyncio.sleep(_FORGET_SECONDS)
 
 

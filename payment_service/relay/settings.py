@@ -6,12 +6,13 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Final, Literal
+from urllib.parse import urlsplit
 
 from grpc import aio
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from marketplace.payments.channel import connect, target_of
+from marketplace.payments.channel import connect, is_loopback, target_of
 from marketplace.payments.credentials import Tls, Token, WrongCertificate
 from payment_service.config import values
 from payment_service.config.settings import WrongSettings
@@ -84,9 +85,12 @@ class RelaySettings(BaseSettings):
     @field_validator("relay_nats_url")
     @classmethod
     def _nats(cls, value: SecretStr | None) -> SecretStr | None:
-        schemes = ("nats://", "tls://")
-        if value is not None and not value.get_secret_value().startswith(schemes):
-            raise ValueError("must be the address of a NATS server, such as nats://nats:4222")
+        for server in _servers(value):
+            parts = urlsplit(server)
+            if parts.scheme not in ("nats", "tls") or not parts.hostname:
+                raise ValueError(
+                    "must be addresses of NATS servers, separated by commas, such as nats://nats:4222"
+                )
         return value
 
     @model_validator(mode="after")
@@ -97,7 +101,24 @@ class RelaySettings(BaseSettings):
             )
         if self.relay_nats_certificate_file is not None and self.relay_nats_ca_file is None:
             raise ValueError("RELAY_NATS_CERTIFICATE_FILE needs RELAY_NATS_CA_FILE beside it")
+        if self.is_production:
+            self._agree_with_production()
         return self
+
+    def _agree_with_production(self) -> None:
+        plain = [one for one in self.nats_servers() if not _is_encrypted(one)]
+        if plain and self.relay_nats_ca_file is None and not self.core_tls_by_mesh:
+            raise ValueError(
+                "RELAY_NATS_URL: events and password would be sent in plain text: use tls://, or "
+                "CORE_TLS_BY_MESH=true if a service mesh encrypts every connection"
+            )
+        if self.relay_database_url is not None:
+            address = values.database_address(self.require_database_url())
+            if not (address.is_local or address.is_verified):
+                raise ValueError(
+                    "RELAY_DATABASE_URL: nobody proves that it is our database: add "
+                    "sslmode=verify-full to it, or set DATABASE_CA_FILE"
+                )
 
     @property
     def is_production(self) -> bool:
@@ -108,6 +129,10 @@ class RelaySettings(BaseSettings):
     def effective_log_format(self) -> str | None:
         """Returns LOG_FORMAT, or what ENVIRONMENT implies; None asks the terminal."""
         return self.log_format or ("json" if self.is_production else None)
+
+    def nats_servers(self) -> list[str]:
+        """Returns the addresses of RELAY_NATS_URL."""
+        return _servers(self.relay_nats_url)
 
     def require_database_url(self) -> str:
         """Returns RELAY_DATABASE_URL. Raises WrongSettings without it."""
@@ -152,6 +177,16 @@ class RelaySettings(BaseSettings):
             self.core_tls_key_file,
             self.core_tls_server_name,
         )
+
+
+def _servers(value: SecretStr | None) -> list[str]:
+    listed = value.get_secret_value().split(",") if value is not None else []
+    return [server.strip() for server in listed if server.strip()]
+
+
+def _is_encrypted(server: str) -> bool:
+    parts = urlsplit(server)
+    return parts.scheme == "tls" or is_loopback(f"{parts.hostname}:{parts.port or 4222}")
 
 
 def load_relay_settings(environment: Mapping[str, str] = os.environ) -> RelaySettings:

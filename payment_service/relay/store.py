@@ -70,6 +70,8 @@ CREATE INDEX IF NOT EXISTS deliveries_waiting
     ON deliveries (endpoint, payment_id, id) WHERE state = 'WAITING';
 CREATE INDEX IF NOT EXISTS deliveries_due
     ON deliveries (endpoint, due_time) WHERE state = 'WAITING';
+CREATE INDEX IF NOT EXISTS deliveries_open
+    ON deliveries (endpoint) INCLUDE (state, record_time) WHERE state <> 'DELIVERED';
 CREATE TABLE IF NOT EXISTS endpoints (
     name text PRIMARY KEY,
     failures integer NOT NULL DEFAULT 0,

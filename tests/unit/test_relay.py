@@ -257,8 +257,16 @@ def test_secrets_come_from_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"relay_nats_url": "http://oN1yHere@nats"}, "must be the address of a NATS server"),
+        ({"relay_nats_url": "http://oN1yHere@nats"}, "must be addresses of NATS servers"),
         ({"relay_database_url": "mysql://x:oN1yHere@y/z"}, "must be a PostgreSQL's address"),
+        (
+            {"environment": "production", "relay_nats_url": "nats://x:oN1yHere@nats:4222"},
+            "in plain text",
+        ),
+        (
+            {"environment": "production", "relay_database_url": "postgresql://x:oN1yHere@db/r"},
+            "sslmode=verify-full",
+        ),
         ({"relay_nats_key_file": "/k"}, "belong together"),
         ({"relay_retry_seconds": 0}, "greater than or equal to 1"),
         ({"core_address": "a:1,b:2"}, "several targets must be IP addresses"),
