@@ -1,40 +1,37 @@
 """PostgreSQL behind two small pools: one for transactions, one for reads.
 
 A phase is a plain function and one transaction: a return commits it, an exception rolls it back. It
-runs on a thread of the write pool. The pool has exactly as many connections as threads, so callers
-queue at a semaphore, and a full pool is reported as UNAVAILABLE after ``admission_seconds`` instead
-of blocking. Reads have their own threads and connections (autocommit, one per thread): a row that
-is locked for two seconds does not delay an unrelated read.
+runs on a thread of the write pool. Each thread has a connection of its own, so callers queue at a
+semaphore, and a full pool is reported as UNAVAILABLE after ``admission_seconds`` instead of
+blocking. Reads have their own threads and connections: a row that is locked for two seconds does
+not delay an unrelated read.
+
+A connection is not tested before it is used. If the first statement of a phase finds it dead,
+nothing was written, so the phase runs on a new one.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
-import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from typing import Concatenate, Final, ParamSpec, TypeVar
 
 import structlog
-from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
+from psycopg2 import Error, InterfaceError, OperationalError
+from psycopg2.extensions import TRANSACTION_STATUS_IDLE
 
-from payment_service.adapters.postgres import feed
+from payment_service.adapters.postgres import agenda, feed
 from payment_service.adapters.postgres.clock import own_clock
-from payment_service.adapters.postgres.limits import OPTIONS, missing_limits
+from payment_service.adapters.postgres.connections import Connection, Connections, plain_url
 from payment_service.adapters.postgres.reader import SqlReader
+from payment_service.adapters.postgres.readiness import Readiness, read_readiness
 from payment_service.adapters.postgres.roles import read_role
-from payment_service.adapters.postgres.schema import (
-    EXPECTED_REVISION,
-    stored_schema,
-)
 from payment_service.adapters.postgres.statements import KnownInstallation
 from payment_service.adapters.postgres.transaction import SqlTransaction
-from payment_service.domain.audit_trail import WRITER
 from payment_service.domain.database_check import RoleFacts
 from payment_service.domain.errors import Busy, Unavailable, database_unavailable
 from payment_service.domain.ports.policy import Policy
@@ -46,73 +43,19 @@ log = structlog.get_logger(__name__)
 
 #: Serialization failure, deadlock, lock timeout: nothing was written, so the phase may run again.
 _RETRYABLE_SQLSTATES: Final = frozenset({"40001", "40P01", "55P03"})
+#: A migration has changed a table since a statement was prepared, or the server has forgotten the
+#: statement. A new connection has none, and nothing was written either.
+_STALE_SQLSTATES: Final = frozenset({"0A000", "26000"})
+_DEAD: Final = (OperationalError, InterfaceError)
 _PHASE_TRIES: Final = 4
-_TRANSACTION_STATUS_INERROR: Final = 3
 _DEFAULT_POLICY: Final = Policy()
-
-
-class SwallowedError(RuntimeError):
-    """A bug: a phase continued after a failed statement, so its commit would roll back."""
-
-
-def normalized_url(url: str) -> str:
-    """Returns the URL with our driver, psycopg 2. SQLAlchemy may choose another one by default."""
-    plain = url.replace("postgres://", "postgresql://", 1) if url.startswith("postgres://") else url
-    return (
-        make_url(plain).set(drivername="postgresql+psycopg2").render_as_string(hide_password=False)
-    )
-
-
-def plain_url(url: str) -> str:
-    """Returns the URL without a driver, as PostgreSQL's own library expects it."""
-    return (
-        make_url(normalized_url(url))
-        .set(drivername="postgresql")
-        .render_as_string(hide_password=False)
-    )
-
-
-def make_engine(url: str, size: int, *, autocommit: bool = False, limits: bool = True) -> Engine:
-    """Returns an engine with ``size`` connections, one for each thread that uses it.
-
-    ``limits=False`` does not ask for the limits of statements and locks: a migration needs none,
-    and a pooler refuses to be asked.
-    """
-    engine = create_engine(
-        normalized_url(url),
-        pool_size=size,
-        max_overflow=0,
-        pool_timeout=2,
-        pool_recycle=1800,
-        pool_pre_ping=not autocommit,
-        pool_use_lifo=True,
-        pool_reset_on_return=None if autocommit else "rollback",
-        hide_parameters=True,
-        **({"isolation_level": "AUTOCOMMIT"} if autocommit else {}),
-        connect_args={
-            "connect_timeout": 3,
-            "tcp_user_timeout": 10_000,
-            "application_name": "payment_service",
-            "target_session_attrs": "read-write",
-            **({"options": OPTIONS} if limits else {}),
-        },
-    )
-    if not autocommit:
-        event.listen(engine, "commit", _refuse_swallowed_error)
-    return engine
-
-
-def _refuse_swallowed_error(connection: Connection) -> None:
-    """Raises before a COMMIT that PostgreSQL would turn into a ROLLBACK without an error."""
-    driver = connection.connection.driver_connection
-    if driver is not None and driver.info.transaction_status == _TRANSACTION_STATUS_INERROR:
-        driver.rollback()  # Otherwise the next phase would get this failed transaction.
-        raise SwallowedError("a statement of this phase failed and its error was swallowed")
+#: How often the grants of the role are read again. Nobody changes them but an administrator.
+_ROLE_SECONDS: Final = 30.0
 
 
 def sqlstate(error: BaseException) -> str:
     """Returns the five-letter code of a database error, or "". Only this part is logged."""
-    return str(getattr(getattr(error, "orig", None), "pgcode", None) or "")
+    return str(getattr(error, "pgcode", None) or "")
 
 
 class SqlDatabase:
@@ -137,8 +80,8 @@ class SqlDatabase:
         self._listen_url = direct_url or ("" if pooled else url)
         #: Payments are scheduled by it when they are recorded.
         self._policy = policy
-        self._write_engine = make_engine(url, write_threads, limits=not pooled)
-        self._read_engine = make_engine(url, read_threads, autocommit=True, limits=not pooled)
+        self._write_connections = Connections(url, limits=not pooled)
+        self._read_connections = Connections(url, limits=not pooled)
         self._writers = ThreadPoolExecutor(write_threads, thread_name_prefix="write")
         self._readers = ThreadPoolExecutor(read_threads, thread_name_prefix="read")
         # One place for each thread; callers wait for a place, not for a connection.
@@ -150,14 +93,12 @@ class SqlDatabase:
         self._others: list[SqlDatabase] = []
         if beside is not None:
             beside._others.append(self)
-        self._readiness: _Readiness | None = None
+        self._readiness: Readiness | None = None
+        #: Until then the role is known to be right, while all else is.
+        self._role_until = 0.0
         #: Whether a role that could rewrite the books is refused.
         self._guarded = guarded
         self._installation = KnownInstallation()
-        self._held = threading.local()
-        #: Every connection that a reading thread holds. `close` must close them, because a pool
-        #: that is disposed of does not close connections that are in use.
-        self._all_held: set[Connection] = set()
         self._on_record = on_record
         #: Called with a phase's name and moment (before, uncommitted, after). For tests.
         self._on_phase = on_phase or (lambda name, moment: None)
@@ -187,11 +128,14 @@ class SqlDatabase:
     async def _admitted(
         self, places: asyncio.Semaphore, pool: ThreadPoolExecutor, work: Callable[[], T]
     ) -> T:
-        try:
-            async with asyncio.timeout(self._admission_seconds):
-                await places.acquire()
-        except TimeoutError:
-            raise database_unavailable() from None
+        if places.locked():
+            try:
+                async with asyncio.timeout(self._admission_seconds):
+                    await places.acquire()
+            except TimeoutError:
+                raise database_unavailable() from None
+        else:
+            await places.acquire()  # At once.
         future = asyncio.get_running_loop().run_in_executor(pool, work)
         # The place is free when the thread is, even if the caller was cancelled before.
         future.add_done_callback(lambda _: places.release())
@@ -201,8 +145,11 @@ class SqlDatabase:
         for tried in range(1, _PHASE_TRIES + 1):
             try:
                 return self._run_once(phase, name)
-            except DBAPIError as error:
+            except Error as error:
                 state = sqlstate(error)
+                if state in _STALE_SQLSTATES and tried < _PHASE_TRIES:
+                    self._write_connections.drop()
+                    continue
                 if state in _RETRYABLE_SQLSTATES and tried < _PHASE_TRIES:
                     log.info("phase_retried", phase=name, sqlstate=state, tried=tried)
                     time.sleep(random.uniform(0, 0.02 * 2**tried))  # noqa: S311 - jitter
@@ -220,45 +167,70 @@ class SqlDatabase:
 
     def _run_once(self, phase: Callable[[SqlTransaction], T], name: str) -> T:
         self._on_phase(name, "before")
-        with self._write_engine.connect() as connection:
-            tx = SqlTransaction(connection, self._policy, self._installation)
-            result = phase(tx)
+        try:
+            tx, result = self._run_body(phase)
+        except _DeadConnection:
+            tx, result = self._run_body(phase)
+        try:
+            tx.flush()
             self._on_phase(name, "uncommitted")
-            connection.commit()
+            tx.commit()
+            tx.connection.prepare()
+        except BaseException:
+            self._give_back(tx.connection)
+            raise
         self._on_phase(name, "after")
         if self._on_record is not None and tx.recorded:
             self._on_record(tx)
         return result
 
+    def _run_body(self, phase: Callable[[SqlTransaction], T]) -> tuple[SqlTransaction, T]:
+        """Runs the phase up to its COMMIT.
+
+        Raises :class:`_DeadConnection` if the connection had died before the phase came to it: the
+        server has seen nothing of the phase then, or has rolled it back.
+        """
+        was_open = self._write_connections.is_open
+        connection = self._write_connections.mine()
+        tx = SqlTransaction(connection, self._policy, self._installation)
+        try:
+            return tx, phase(tx)
+        except (OperationalError, InterfaceError) as error:
+            self._give_back(connection)
+            if was_open and connection.closed and not tx.has_begun:
+                raise _DeadConnection from error
+            raise
+        except BaseException:
+            self._give_back(connection)
+            raise
+
+    def _give_back(self, connection: Connection) -> None:
+        """Ends the transaction of a phase that failed, so that the next one finds none."""
+        try:
+            if connection.info.transaction_status != TRANSACTION_STATUS_IDLE:
+                with connection.cursor() as cursor:
+                    cursor.execute("ROLLBACK")
+        except Error:
+            connection.close()
+        if connection.closed:
+            self._write_connections.drop()
+
     def _run_query(self, query: Callable[[SqlReader], T]) -> T:
         for tried in (1, 2):
             try:
-                return query(SqlReader(self._held_connection()))
-            except (OperationalError, InterfaceError) as error:
+                connection = self._read_connections.mine()
+                found = query(SqlReader(connection))
+                connection.prepare()
+                return found
+            except Error as error:
+                if not isinstance(error, _DEAD) and sqlstate(error) not in _STALE_SQLSTATES:
+                    raise
                 # The first call after a restart of the database fails. Reads may be repeated.
-                self._drop_held_connection()
+                self._read_connections.drop()
                 if tried == 2 or sqlstate(error) == "57014":
                     log.warning("database_unavailable", phase="read", sqlstate=sqlstate(error))
                     raise database_unavailable() from None
-            except SQLAlchemyError:
-                self._drop_held_connection()
-                raise
         raise AssertionError("the loop returns or raises")
-
-    def _held_connection(self) -> Connection:
-        connection: Connection | None = getattr(self._held, "connection", None)
-        if connection is None or connection.closed:
-            connection = self._held.connection = self._read_engine.connect()
-            self._all_held.add(connection)
-        return connection
-
-    def _drop_held_connection(self) -> None:
-        connection: Connection | None = getattr(self._held, "connection", None)
-        self._held.connection = None
-        if connection is not None:
-            self._all_held.discard(connection)
-            connection.invalidate()
-            connection.close()
 
     async def ping(self) -> bool:
         """Returns whether the database accepts writes, has the schema, and keeps the limits.
@@ -266,7 +238,14 @@ class SqlDatabase:
         A newer schema is accepted: replicas of the former release run until they are replaced.
         """
         try:
-            now = await self.read(_readiness, guarded=self._guarded)
+            known = self._readiness
+            migrated = known is not None and known.is_ready
+            role_is_known = migrated and own_clock() < self._role_until
+            now = await self.read(
+                read_readiness, migrated=migrated, guarded=self._guarded and not role_is_known
+            )
+            if not role_is_known:
+                self._role_until = own_clock() + _ROLE_SECONDS
         except Unavailable:
             return False
         if now != self._readiness:
@@ -291,14 +270,19 @@ class SqlDatabase:
             self._installation.installation_id = await self.read(_installation_id)
         return self._installation.installation_id
 
-    async def listen(self, hear: Callable[[int], None]) -> None:
+    async def listen(self, hear: Callable[[int], None], rest: Callable[[], None]) -> None:
         """Calls ``hear`` with every announced position of the feed, until it is cancelled.
 
-        Without a direct connection nothing is announced, and the feed is polled.
+        Calls ``rest`` when a replica has read the agenda. Without a direct connection nothing is
+        announced: each replica reads the agenda, which shows the feed's position, for itself.
         """
         if not self._listen_url:
             await asyncio.Event().wait()
-        await feed.listen(plain_url(self._listen_url), hear)
+        channels = {
+            feed.CHANNEL: feed.position_heard(hear),
+            agenda.CHANNEL: lambda _: rest(),
+        }
+        await feed.listen(plain_url(self._listen_url), channels)
 
     def clock(self) -> float:
         """Returns seconds by the process's own clock; see `clock.own_clock`."""
@@ -310,73 +294,19 @@ class SqlDatabase:
             other.close()
         self._writers.shutdown(wait=True)
         self._readers.shutdown(wait=True)
-        for connection in self._all_held:
-            connection.close()
-        self._write_engine.dispose()
-        self._read_engine.dispose()
+        self._write_connections.close()
+        self._read_connections.close()
 
 
-@dataclass(frozen=True, slots=True)
-class _Readiness:
-    """What must be true of the database before this replica wants calls."""
-
-    takes_writes: bool
-    revision: str
-    #: The limits of a session that are not in force.
-    missing_limits: str
-    minimum_writer: int
-    #: Why the service's role is refused, or "".
-    role_refusal: str
-
-    @property
-    def is_ready(self) -> bool:
-        migrated = self.revision >= EXPECTED_REVISION
-        wrong = self.missing_limits or self.role_refusal
-        return self.takes_writes and migrated and self.may_write and not wrong
-
-    @property
-    def may_write(self) -> bool:
-        """Returns whether what this release writes is still understood."""
-        return self.minimum_writer <= WRITER
-
-    def report(self) -> None:
-        """Says in the log what must be done."""
-        if self.revision < EXPECTED_REVISION:
-            log.error(
-                "database_not_migrated",
-                revision=self.revision,
-                expected=EXPECTED_REVISION,
-                remedy="run: python -m payment_service migrate",
-            )
-        if not self.may_write:
-            log.error(
-                "release_too_old",
-                writer=WRITER,
-                minimum=self.minimum_writer,
-                remedy="end this replica: a newer release has taken over",
-            )
-        if self.role_refusal:
-            log.error("database_role_refused", why=self.role_refusal)
-        if self.missing_limits:
-            log.error(
-                "database_limits_missing",
-                missing=self.missing_limits,
-                remedy="a pooler drops them: set DATABASE_POOLER=transaction, run "
-                "python -m payment_service migrate, then RECONNECT at the pooler",
-            )
-
-
-def _readiness(reader: SqlReader, *, guarded: bool) -> _Readiness:
-    sql = "SELECT NOT pg_is_in_recovery() AND NOT current_setting('transaction_read_only')::bool"
-    takes_writes = bool(reader.connection.execute(text(sql)).scalar_one())
-    revision, writer = stored_schema(reader.connection)
-    refusal = read_role(reader.connection).refusal if guarded else ""
-    return _Readiness(takes_writes, revision, missing_limits(reader.connection), writer, refusal)
+class _DeadConnection(Exception):
+    """The connection was dead before the phase's first statement: nothing was written."""
 
 
 def _installation_id(reader: SqlReader) -> str:
-    sql = "SELECT installation_id FROM installation"
-    return str(reader.connection.execute(text(sql)).scalar_one())
+    with reader.connection.cursor() as cursor:
+        cursor.execute("SELECT installation_id FROM installation")
+        ((found,),) = cursor.fetchall()
+        return str(found)
 
 
 def _too_contended() -> Busy:
@@ -386,6 +316,6 @@ def _too_contended() -> Busy:
     )
 
 
-def _constraint(error: DBAPIError) -> str:
-    diagnostics = getattr(error.orig, "diag", None)
+def _constraint(error: Error) -> str:
+    diagnostics = getattr(error, "diag", None)
     return str(getattr(diagnostics, "constraint_name", None) or "")
