@@ -139,12 +139,11 @@ def record(sql: Sql, endpoint: str, delivery: int, outcome: Outcome, patience: f
         "RETURNING attempts, extract(epoch FROM now() - first_failure_time)::float8",
         *(outcome.word, delivery),
     )
-    [failures, failing_for, took_others] = sql.one(
+    [failures, failing_for] = sql.one(
         "UPDATE endpoints SET failures = failures + 1, "
         "failing_since = coalesce(failing_since, now()) WHERE name = %s RETURNING failures, "
-        "extract(epoch FROM now() - failing_since)::float8, coalesce(last_success_time > "
-        "(SELECT first_failure_time FROM deliveries WHERE id = %s), false)",
-        *(endpoint, delivery),
+        "extract(epoch FROM now() - failing_since)::float8",
+        endpoint,
     )
     pause = max(_pause(attempts, _LONGEST_PAUSE), min(outcome.wish, _LONGEST_WISH))
     sql.do(
@@ -156,18 +155,33 @@ def record(sql: Sql, endpoint: str, delivery: int, outcome: Outcome, patience: f
             "UPDATE endpoints SET due_time = now() + %s * interval '1 second' WHERE name = %s",
             *(_pause(failures - DOWN + 1, _LONGEST_DOWN_PAUSE), endpoint),
         )
-    if outcome.word == GONE or failing_for >= patience:
+    takes_others = _takes_others(sql, endpoint, delivery)
+    if failed_for >= patience and takes_others:
+        sql.do("UPDATE deliveries SET state = 'PARKED' WHERE id = %s", delivery)
+        return Verdict(parked=True)
+    if outcome.word == GONE or (failing_for >= patience and not takes_others):
         disabled = sql.do(
             "UPDATE endpoints SET disabled_time = now(), disabled_why = %s "
             "WHERE name = %s AND disabled_time IS NULL",
             *(outcome.word, endpoint),
         )
         return Verdict(disabled=bool(disabled))
-    if failed_for >= patience and took_others:
-        # The endpoint took other events meanwhile, so it is this one that it does not take.
-        sql.do("UPDATE deliveries SET state = 'PARKED' WHERE id = %s", delivery)
-        return Verdict(parked=True)
     return Verdict()
+
+
+def _takes_others(sql: Sql, endpoint: str, delivery: int) -> bool:
+    """Returns whether the fault is this delivery's, as far as anybody can tell.
+
+    Either the endpoint took another one since this one failed, or it has refused no other one.
+    """
+    [found] = sql.one(
+        "SELECT coalesce(last_success_time > first_failure_time, false) OR NOT EXISTS "
+        "(SELECT FROM deliveries AS other WHERE other.endpoint = name AND other.id <> mine.id "
+        "AND other.state <> 'DELIVERED' AND other.attempt_time >= failing_since) "
+        "FROM endpoints, deliveries AS mine WHERE name = %s AND mine.id = %s",
+        *(endpoint, delivery),
+    )
+    return bool(found)
 
 
 def _succeeded(sql: Sql, endpoint: str, delivery: int, outcome: Outcome) -> None:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import json
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +13,19 @@ import psycopg2
 import pytest
 from structlog.testing import capture_logs
 
-from dev.postgres import EmbeddedPostgres
+from marketplace.payments import credentials
+from payment_service.access import authenticator_of
 from payment_service.domain.ports.records import FeedCursor
-from payment_service.relay import deliveries, process
+from payment_service.relay import deliveries, follower, process
 from payment_service.relay.process import Relay
 from payment_service.relay.settings import RelaySettings
 from payment_service.relay.store import Sql, Store
 from payment_service.rpc.pagination import cursor_of
+from tests.support.certificates import put
+from tests.support.issuer import Signer, key_set, token_settings
 from tests.support.receiver import SECRET, Receiver, receiving
+from tests.support.service import Service
 from tests.support.world import World, until
-
-_numbers = itertools.count(1)
 
 
 @pytest.fixture(autouse=True)
@@ -35,15 +36,6 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process, "_STANDBY_SECONDS", 0.05)
     monkeypatch.setattr(process, "_AGAIN_SECONDS", 0.05)
     monkeypatch.setattr(process, "_MEASURE_SECONDS", 0.1)
-
-
-@pytest.fixture
-def relay_database(postgres: EmbeddedPostgres) -> Iterator[str]:
-    """An empty database, as a role that may make a schema in it."""
-    name = f"relay_{next(_numbers)}"
-    postgres.create_database(name)
-    yield postgres.owner_url(name)
-    postgres.drop_database(name)
 
 
 @pytest.fixture
@@ -257,6 +249,7 @@ async def test_an_endpoint_that_fails_for_too_long_is_disabled_and_loses_nothing
     with capture_logs() as logs:
         async with running(given) as relay:
             await world.captured()
+            await world.captured()
 
             async def disabled() -> bool:
                 return shown(relay, "payments_relay_endpoint_disabled", endpoint="mail") == 1
@@ -418,3 +411,71 @@ async def test_a_cursor_of_another_feed_begins_anew_without_what_was_sent(
             await all_accepted(world, receiver)
     assert [one["event"] for one in logs].count("relay_rewound") == 1
     assert len(receiver.came) == len(trail(world)) > sent
+
+
+async def test_the_relay_shows_its_token_and_continues_when_it_gets_the_role(
+    world: World,
+    receiver: Receiver,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    settings_of: Callable[..., RelaySettings],
+) -> None:
+    monkeypatch.setattr(follower, "_REFUSED_SECONDS", 0.1)
+    monkeypatch.setattr(credentials, "_LOOK_SECONDS", 0.0)
+    signer, token = Signer("one"), tmp_path / "token"
+    put(tmp_path / "jwks.json", key_set(signer))
+    put(token, signer.token(roles=["USER_SERVICE"]).encode())
+    assert world.service is not None
+    guarded = Service(
+        world.service.settings, authenticator_of(token_settings(tmp_path / "jwks.json"))
+    )
+    await guarded.start(loops=False)
+    given = settings_of(
+        {"name": "mail", "url": receiver.url},
+        core_address=(guarded.address,),
+        core_token_file=token,
+    )
+    try:
+        await world.captured()
+        with capture_logs() as logs:
+            async with running(given) as relay:
+
+                async def refused() -> bool:
+                    return shown(relay, "payments_relay_feed_failing", target="webhooks") == 1
+
+                await until(refused, "the feed is refused")
+                assert receiver.came == []
+                put(token, signer.token(roles=["NOTIFICATION_SERVICE"]).encode())
+                await all_accepted(world, receiver)
+                assert shown(relay, "payments_relay_feed_failing", target="webhooks") == 0
+        codes = {one["code"] for one in logs if one["event"] == "relay_feed_refused"}
+        assert codes == {"PERMISSION_DENIED"}
+    finally:
+        await guarded.stop()
+
+
+async def test_the_metrics_and_the_log_say_what_waits(
+    world: World,
+    receiver: Receiver,
+    settings_of: Callable[..., RelaySettings],
+    relay_database: str,
+) -> None:
+    receiver.answer = lambda _: 500
+    async with running(settings_of({"name": "mail", "url": receiver.url})) as relay:
+        await world.captured()
+
+        async def late() -> bool:
+            return (shown(relay, "payments_relay_lag_events", target="mail") or 0) > 0 and (
+                shown(relay, "payments_relay_lag_seconds", target="mail") or 0
+            ) > 0
+
+        await until(late, "the lag of the endpoint")
+        waiting = await in_store(
+            relay_database, lambda sql: deliveries.log_lines(sql, "mail", "WAITING", 100)
+        )
+        assert {line.endpoint for line in waiting} == {"mail"}
+        failed = shown(
+            relay, "payments_relay_deliveries_total", endpoint="mail", outcome="STATUS_500"
+        )
+        assert failed is not None
+        assert failed > 0

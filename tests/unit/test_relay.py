@@ -19,6 +19,7 @@ from payment_service.config import WrongSettings
 from payment_service.relay.addresses import AddressRefused, check_literal, is_allowed
 from payment_service.relay.cloud_events import outgoing
 from payment_service.relay.endpoints import Endpoint, WrongEndpoints, read_endpoints
+from payment_service.relay.process import Relay
 from payment_service.relay.settings import RelaySettings, load_relay_settings
 from payment_service.relay.signatures import headers_of, key_of
 
@@ -286,6 +287,11 @@ def test_a_token_goes_nowhere_in_plain_text() -> None:
     settings = RelaySettings(core_address=("10.0.0.9:50051",), core_token_file=Path("/token"))
     with pytest.raises(WrongSettings, match="in plain text"):
         settings.open_channel()
+
+
+def test_a_relay_with_nowhere_to_publish_does_not_start() -> None:
+    with pytest.raises(WrongSettings, match="set RELAY_NATS_URL, or RELAY_ENDPOINTS_FILE"):
+        Relay(RelaySettings())
 
 
 # --- what the documentation tells consumers ---
