@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +20,8 @@ from payment_service.config.settings import WrongSettings
 from payment_service.config.sources import read_secret
 from payment_service.relay.endpoints import Endpoint, WrongEndpoints, read_endpoints
 
+#: How alike a variable must be to count as a misspelt one of ours.
+_ALIKE: Final = 0.9
 _SECRETS: Final = ("relay_database_url", "relay_nats_url")
 
 
@@ -179,6 +182,21 @@ class RelaySettings(BaseSettings):
         )
 
 
+def _misspelt(environment: Mapping[str, str]) -> list[str]:
+    """Returns a sentence for each variable that resembles one of the relay's and is none.
+
+    Not for every RELAY_…: Kubernetes sets such variables for a service of that name.
+    """
+    ours = {name.upper() for name in RelaySettings.model_fields}
+    ours |= {f"{field.upper()}_FILE" for field in _SECRETS}
+    return [
+        f"{name} is no setting: did you mean {meant[0]}? If not, unset it"
+        for name in sorted(environment.keys() - ours)
+        if name.startswith("RELAY_") and environment[name]
+        if (meant := difflib.get_close_matches(name, ours, 1, _ALIKE))
+    ]
+
+
 def _servers(value: SecretStr | None) -> list[str]:
     listed = value.get_secret_value().split(",") if value is not None else []
     return [server.strip() for server in listed if server.strip()]
@@ -191,7 +209,7 @@ def _is_encrypted(server: str) -> bool:
 
 def load_relay_settings(environment: Mapping[str, str] = os.environ) -> RelaySettings:
     """Reads the environment. Raises WrongSettings with a sentence for every fault."""
-    given, faults = {}, []
+    given, faults = {}, _misspelt(environment)
     for field in _SECRETS:
         name = field.upper()
         path = environment.get(f"{name}_FILE", "")

@@ -283,6 +283,12 @@ def test_a_wrong_setting_is_refused_without_its_secret(
     assert "oN1yHere" not in str(fault.value)
 
 
+def test_a_misspelt_setting_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RELAY_NATS_ULR", "nats://nats:4222")
+    with pytest.raises(WrongSettings, match="did you mean RELAY_NATS_URL"):
+        load_relay_settings()
+
+
 def test_a_token_goes_nowhere_in_plain_text() -> None:
     settings = RelaySettings(core_address=("10.0.0.9:50051",), core_token_file=Path("/token"))
     with pytest.raises(WrongSettings, match="in plain text"):
