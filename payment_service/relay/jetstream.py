@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ssl
 from typing import Final
 
@@ -24,6 +25,7 @@ log = structlog.get_logger(__name__)
 
 SUBJECTS: Final = "payments.>"
 _ACK_SECONDS: Final = 5.0
+_CLOSE_SECONDS: Final = 2.0
 _FIRST_PAUSE: Final = 0.1
 _LONGEST_PAUSE: Final = 5.0
 #: For how long JetStream drops an event that it has: a relay that takes over repeats the last one.
@@ -54,7 +56,10 @@ class JetStreamTarget:
         """Ends the connection."""
         client, self._client = self._client, None
         if client is not None:
-            await client.close()
+            # A server that has stopped does not answer the end of a connection either.
+            with contextlib.suppress(nats.errors.Error, OSError, TimeoutError):
+                async with asyncio.timeout(_CLOSE_SECONDS):
+                    await client.close()
 
     async def _publish(self, event: Outgoing) -> None:
         pause = _FIRST_PAUSE
@@ -97,18 +102,19 @@ class JetStreamTarget:
                 allow_reconnect=False,
                 error_cb=_ignore,
             )
-            await self._ensure_stream(client.jetstream())
+            if not self._settings.is_production:
+                await self._ensure_stream(client.jetstream())
         return self._client.jetstream()
 
     async def _ensure_stream(self, stream: JetStreamContext) -> None:
-        """Makes the stream in development. In production people decide how often it is stored."""
+        """Makes the stream in development.
+
+        In production people decide how often it is stored, and the relay may only publish.
+        """
         name = self._settings.relay_nats_stream
         try:
             await stream.stream_info(name)
         except nats.js.errors.NotFoundError:
-            if self._settings.is_production:
-                log.warning("relay_stream_missing", subject=name)
-                return
             config = StreamConfig(
                 name=name, subjects=[SUBJECTS], duplicate_window=_DUPLICATE_SECONDS
             )

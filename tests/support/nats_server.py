@@ -89,16 +89,6 @@ class NatsServer:
                     return await nats.connect(self.url, allow_reconnect=False, error_cb=_ignore)
                 await asyncio.sleep(0.05)
 
-    async def listens(self, seconds: float = 10) -> None:
-        """Waits until the port is open."""
-        async with asyncio.timeout(seconds):
-            while True:
-                with contextlib.suppress(OSError):
-                    _, writer = await asyncio.open_connection("127.0.0.1", self.port)
-                    writer.close()
-                    return
-                await asyncio.sleep(0.05)
-
     async def messages(self, stream: str) -> list[Any]:
         """Everything that a stream holds, in its order."""
         client = await self.client()
