@@ -19,6 +19,7 @@ from payment_service.domain.monthly import BooksDoNotSum, month_of
 from payment_service.logs import configure_logs
 from payment_service.maintenance import CannotRun, adopt_account, recover_books
 from payment_service.proofs import check_bundle_file, check_heads, write_heads
+from payment_service.relay.commands import relay
 from payment_service.server import CannotListen
 from payment_service.server import serve as serve_forever
 from payment_service.token_commands import tokens
@@ -27,6 +28,7 @@ app = typer.Typer(
     help="Escrow payments on Stripe Connect.", no_args_is_help=True, add_completion=False
 )
 app.add_typer(tokens, name="token")
+app.add_typer(relay, name="relay")
 
 
 @app.command()

@@ -20,12 +20,12 @@ import structlog
 ALLOWED_FIELDS: Final = frozenset(
     "event level timestamp "
     # What it is about.
-    "account acts_for_user call_class caller constraint currency deadline dispute endpoint "
-    "event_id expert job kind livemode logger method operation payment payout phase reference "
-    "request_id roles rpc scope source sqlstate stripe_account subject where "
+    "account acts_for_user call_class caller constraint currency deadline delivery dispute "
+    "endpoint event_id expert job kind livemode logger method operation payment payout phase "
+    "reference request_id roles rpc scope source sqlstate stripe_account subject target where "
     # What happened.
-    "code decline_code error fault freeze message missing reason said serving state step tried "
-    "verdict was_paid why "
+    "code decline_code error fault freeze message missing outcome reason said serving state step "
+    "tried verdict was_paid why "
     # How much.
     "amount corrected count discrepancies due failures future lines operations payments texts "
     "unfinished unread "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import json
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -23,6 +24,7 @@ from tests.support.world import World
 
 StartWorld = Callable[..., Awaitable[World]]
 
+_numbers = itertools.count(1)
 #: The certificates take 25 ms to read, which a process does once, and here each world would.
 _tls_context = functools.cache(ssl.create_default_context)
 
@@ -70,6 +72,15 @@ async def shared(module_database_url: str) -> AsyncIterator[World]:
     """
     async with running_world(module_database_url) as world:
         yield world
+
+
+@pytest.fixture
+def relay_database(postgres: EmbeddedPostgres) -> Iterator[str]:
+    """An empty database for a relay, as a role that may make a schema in it."""
+    name = f"relay_{next(_numbers)}"
+    postgres.create_database(name)
+    yield postgres.owner_url(name)
+    postgres.drop_database(name)
 
 
 @pytest.fixture

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from dev.postgres import EmbeddedPostgres
 from tests.reliability import proving
 from tests.reliability.system import System, running_system
+from tests.support.nats_server import program
 
+_numbers = itertools.count(1)
 _HERE = Path(__file__).parent
 
 
@@ -18,6 +22,24 @@ def system() -> Iterator[System]:
     """Two replicas, both running whenever a test begins."""
     with running_system() as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def nats_program() -> Path:
+    """The program of a NATS server."""
+    found = program()
+    if found is None:
+        pytest.skip("Go is not installed, which builds the NATS server")
+    return found
+
+
+@pytest.fixture
+def relay_database(postgres: EmbeddedPostgres) -> Iterator[str]:
+    """An empty database, as a role that may make a schema in it."""
+    name = f"events_out_{next(_numbers)}"
+    postgres.create_database(name)
+    yield postgres.owner_url(name)
+    postgres.drop_database(name)
 
 
 @pytest.hookimpl(tryfirst=True)

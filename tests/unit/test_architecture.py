@@ -117,6 +117,19 @@ LAYERS = [
         others={"pydantic", "pydantic_settings", "structlog"},
     ),
     Layer(
+        "relay",
+        {"payment_service.relay"},
+        "it is a caller of the service, and knows neither the books nor the use cases",
+        ours={
+            *("marketplace", "payment_service.config", "payment_service.logs"),
+            "payment_service.metrics_site",
+        },
+        others={
+            *(*GRPC, "aiohttp", "nats", "psycopg2", "pydantic", "pydantic_settings"),
+            *("prometheus_client", "structlog", "typer"),
+        },
+    ),
+    Layer(
         "commands",
         {
             *("payment_service.__main__", "payment_service.doctor"),
@@ -126,6 +139,7 @@ LAYERS = [
         ours={
             *("payment_service.server", "payment_service.config", "payment_service.logs"),
             *("payment_service.maintenance", "payment_service.support", "payment_service.finance"),
+            "payment_service.relay",
             *("payment_service.proofs", "payment_service.application.verify_heads"),
             "payment_service.access",
             *(

@@ -11,9 +11,15 @@ from console.settings import load_settings as load_console_settings
 from gateway.settings import Settings as GatewaySettings
 from gateway.settings import load_settings as load_gateway_settings
 from payment_service.config import Settings, WrongSettings, load_settings
+from payment_service.relay.settings import RelaySettings, load_relay_settings
 
-READ = (*Settings.model_fields, *GatewaySettings.model_fields, *ConsoleSettings.model_fields)
 EXAMPLE = (Path(__file__).parents[2] / ".env.example").read_text()
+READ = (
+    *Settings.model_fields,
+    *GatewaySettings.model_fields,
+    *ConsoleSettings.model_fields,
+    *RelaySettings.model_fields,
+)
 LIVE = {
     "ENVIRONMENT": "production",
     "DATABASE_URL": "postgresql://payments:x@127.0.0.1/payments",
@@ -42,10 +48,13 @@ def test_every_variable_is_explained_in_the_example() -> None:
 
 
 def test_the_example_says_the_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
-    bare, bare_console = load_settings(), load_console_settings()
+    def loaded() -> tuple[object, ...]:
+        return load_settings(), load_console_settings(), load_relay_settings()
+
+    bare = loaded()
     for name, value in re.findall(r"^([A-Z_]+)=(.*)$", EXAMPLE, re.MULTILINE):
         monkeypatch.setenv(name, value)
-    assert (load_settings(), load_console_settings()) == (bare, bare_console)
+    assert loaded() == bare
 
 
 def test_a_complete_production_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:

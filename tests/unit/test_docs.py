@@ -181,8 +181,8 @@ def test_a_page_of_the_runbook_answers_the_four_questions(page: Path) -> None:
 
 
 def test_a_metric_that_is_named_exists() -> None:
-    source = (ROOT / "payment_service" / "metrics.py").read_text()
-    known = set(re.findall(r'"(payments_\w+)"', source))
+    sources = [ROOT / "payment_service" / path for path in ("metrics.py", "relay/metrics.py")]
+    known = {name for path in sources for name in re.findall(r'"(payments_\w+)"', path.read_text())}
     named = {
         name.removesuffix("_total")
         for page in DOCS.rglob("*.md")
