@@ -112,6 +112,7 @@ async def serve(settings: Settings) -> None:
         supervised(wired.metrics, "health", partial(_watch_health, wired, servicer))
     )
     gauge = asyncio.create_task(supervised(wired.metrics, "gauges", partial(_gauge_backlog, wired)))
+    lag = asyncio.create_task(supervised(wired.metrics, "loop_lag", wired.metrics.watch_loop))
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     _warn_of_simulator(settings)
@@ -129,6 +130,7 @@ async def serve(settings: Settings) -> None:
     watch.cancel()
     account.end()
     gauge.cancel()
+    lag.cancel()
     await servicer.enter_graceful_shutdown()
     wired.app.feed.ending.set()
     background.cancel()
@@ -263,6 +265,15 @@ async def _gauge_backlog(wired: Wired) -> None:
             )
             wired.metrics.observe_held(
                 await wired.database.read(lambda reader: reader.held_money())
+            )
+            wired.metrics.observe_overdue(
+                await wired.database.read(lambda reader: reader.overdue())
+            )
+            wired.metrics.observe_at_risk(
+                await wired.database.read(lambda reader: reader.money_at_risk())
+            )
+            wired.metrics.observe_open_discrepancies(
+                await wired.database.read(lambda reader: reader.discrepancies_open())
             )
             wired.metrics.gauges_read()
         await asyncio.sleep(_GAUGE_SECONDS)

@@ -12,6 +12,7 @@ from payment_service.adapters.postgres.discrepancies import DiscrepancyReads
 from payment_service.adapters.postgres.disputes import DisputeReads
 from payment_service.adapters.postgres.experts import ExpertReads
 from payment_service.adapters.postgres.feed import FeedReads
+from payment_service.adapters.postgres.gauges import GaugeReads
 from payment_service.adapters.postgres.jobs import JobReads
 from payment_service.adapters.postgres.operations import OperationReads
 from payment_service.adapters.postgres.payments import PaymentReads
@@ -35,6 +36,7 @@ class SqlReader(
     LedgerReads,
     ReportReads,
     AdjustmentReads,
+    GaugeReads,
 ):
     """Reads on one connection.
 

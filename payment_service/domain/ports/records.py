@@ -308,6 +308,24 @@ class Backlog:
 
 
 @dataclass(frozen=True, slots=True)
+class MoneyAtRisk:
+    """Money that may be lost or is owed, of one currency: disputes, debts, what clients still get."""
+
+    what: str
+    currency: str
+    minor_units: int
+
+
+@dataclass(frozen=True, slots=True)
+class OpenDiscrepancies:
+    """How many discrepancies of a kind are open, and how old the oldest is, in seconds."""
+
+    kind: str
+    count: int
+    oldest_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class LedgerAccount:
     """One of the ledger's ``stripe:*`` accounts, and the accounts at Stripe that it stands for."""
 
