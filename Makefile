@@ -30,7 +30,7 @@ SECONDS ?= 30
 SEEDS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo bench test test-proofs coverage prove chaos mutants lint format stubs breaking migrate smoke-stripe client-wheel reset clean
+.PHONY: help run demo bench test test-proofs coverage prove chaos mutants lint format stubs breaking migrate smoke-stripe lock sbom audit client-wheel reset clean
 
 help: ## list these targets
 	@awk 'BEGIN { FS = ":.*## " } /^##@ / { printf "\n%s\n", substr($$0, 5) } \
@@ -75,6 +75,12 @@ smoke-stripe: $(READY) ## run the demo against Stripe's own test mode (needs tes
 ##@ Ship it
 migrate: $(READY) ## apply the migrations to DATABASE_URL
 	@$(RUN) -m payment_service migrate
+lock: $(RUNTIME) ## write locked/ anew after a change of the requirements
+	@$(RUN) -m dev.supply lock
+sbom: $(RUNTIME) ## write the bill of materials into dist/, and check the licences
+	@$(RUN) -m dev.supply sbom
+audit: $(RUNTIME) ## compare the services' packages with the published vulnerabilities
+	@$(RUN) -m dev.supply audit
 client-wheel: $(READY) ## build the callers' package into dist/
 	@rm -rf client/build && $(RUN) -m pip wheel --quiet --disable-pip-version-check \
 		--no-build-isolation --no-deps --wheel-dir dist ./client && ls dist/*.whl
@@ -84,10 +90,10 @@ clean: ## remove everything that was built, .venv included; .data stays (see res
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A stamp is written last, so an interrupted installation is continued by the next make.
-$(RUNTIME): requirements.txt requirements-run.txt constraints.txt client/pyproject.toml
+$(RUNTIME): locked/run.txt client/pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or later is needed: install it, or run make PYTHON=/path/to/python3"; exit 1; }
 	@$(PYTHON) -m dev.install run && touch $@
-$(TOOLS): requirements-dev.txt $(RUNTIME)
+$(TOOLS): locked/dev.txt $(RUNTIME)
 	@$(RUN) -m dev.install dev && touch $@
 
 # The directory is a prerequisite too, so that a removed file is noticed.

@@ -98,7 +98,12 @@ def _settings(data_dir: Path, seed: int) -> StackSettings:
         simulator_port=first + 2 * REPLICAS + 1,
         # A marketplace that has nothing but its commissions.
         simulator_arguments=["--seed", str(seed), "--platform-funds", "0"],
-        environment={**settings.environment, "STRIPE_TIMEOUT": str(_STRIPE_TIMEOUT_SECONDS)},
+        environment={
+            **settings.environment,
+            "STRIPE_TIMEOUT": str(_STRIPE_TIMEOUT_SECONDS),
+            # The operator of the chaos is one person, who writes off every debt.
+            "WRITE_OFF_LIMIT_MINOR_UNITS": "1000000000",
+        },
     )
 
 

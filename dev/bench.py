@@ -199,7 +199,8 @@ async def _cancel(task: asyncio.Task[None]) -> None:
 
 async def measure(stack: Stack, story: Story, at_once: int, latency_ms: int) -> list[Figures]:
     """Reads alone, then while payments are initiated, then while they are captured."""
-    async with aiohttp.ClientSession() as web, connect(*stack.settings.grpc_addresses) as channel:
+    opened = connect(*stack.settings.grpc_addresses, tls=stack.access.tls, token=stack.access.token)
+    async with aiohttp.ClientSession() as web, opened as channel:
         bench = Bench(channel, web, stack.simulator_url)
         await bench.prepare()
         figures = [await bench.idle()]
@@ -229,8 +230,9 @@ def bench(*, at_once: int = 128, latency_ms: int = 300) -> None:
     directory.chmod(0o711)  # PostgreSQL's user must be able to enter it
     try:
         settings = StackSettings.on_free_ports(directory / "data")
-        # One caller is all the load there is, so no quota of a caller may bound it.
-        environment = {**settings.environment, "MONEY_RATE": "0"}
+        # One caller is all the load there is. Asked is what is carried, not what is admitted.
+        limits = {"MONEY_RATE": "0", "MONEY_CALLS": str(2 * at_once)}
+        environment = {**settings.environment, **limits}
         with Stack(replace(settings, environment=environment)) as stack:
             limited = asyncio.wait_for(
                 measure(stack, story, at_once, latency_ms), timeout=_TOTAL_SECONDS

@@ -187,6 +187,10 @@ def _places(stack: Stack) -> list[tuple[str, str]]:
             f"{database} (user payments, password in {password})" if embedded else database,
         ),
     ]
+    if stack.access.issues:
+        places.append(
+            ("callers", f"need a token; {_short(stack.access.developer_token)} has all roles")
+        )
     if settings.simulated:
         places.append(("Stripe", f"{stack.simulator_url} (the simulator: no money moves)"))
         places.append(("pay page", f"{stack.simulator_url}/_pages/pay"))
@@ -241,13 +245,45 @@ def _call(stack: Stack, method: str, request: str) -> str:
     tools = ROOT / ".venv" / "bin"
     if shutil.which("grpcurl", path=str(tools)):
         return (
-            f"{_short(tools / 'grpcurl')} -plaintext -d '{request}' "
+            f"{_short(tools / 'grpcurl')} {_grpcurl_access(stack)} -d '{request}' "
             f"{stack.grpc_target} {_PACKAGE}.{method}"
         )
+    scheme = "http" if stack.access.tls is None else "https"
     return (
-        f"{_short(tools / 'buf')} curl --protocol grpc --http2-prior-knowledge -d '{request}' "
-        f"http://{stack.grpc_target}/{_PACKAGE}.{method}"
+        f"{_short(tools / 'buf')} curl --protocol grpc {_buf_access(stack)} -d '{request}' "
+        f"{scheme}://{stack.grpc_target}/{_PACKAGE}.{method}"
     )
+
+
+def _grpcurl_access(stack: Stack) -> str:
+    tls = stack.access.tls
+    if tls is None:
+        return " ".join(["-plaintext", *_token_header(stack)])
+    words = [f"-cacert {_short(tls.ca)}"]
+    if tls.certificate and tls.key:
+        words.append(f"-cert {_short(tls.certificate)} -key {_short(tls.key)}")
+    if tls.server_name:
+        words.append(f"-servername {tls.server_name}")
+    return " ".join([*words, *_token_header(stack)])
+
+
+def _buf_access(stack: Stack) -> str:
+    tls = stack.access.tls
+    if tls is None:
+        return " ".join(["--http2-prior-knowledge", *_token_header(stack)])
+    words = [f"--cacert {_short(tls.ca)}"]
+    if tls.certificate and tls.key:
+        words.append(f"--cert {_short(tls.certificate)} --key {_short(tls.key)}")
+    if tls.server_name:
+        words.append(f"--servername {tls.server_name}")
+    return " ".join([*words, *_token_header(stack)])
+
+
+def _token_header(stack: Stack) -> list[str]:
+    """Returns the option with a token: out of its file, so that no log shows it."""
+    if not stack.access.issues:
+        return []
+    return [f'-H "authorization: Bearer $(cat {_short(stack.access.developer_token)})"']
 
 
 def _short(path: Path) -> str:

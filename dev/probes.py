@@ -7,6 +7,8 @@ import socket
 import grpc
 from grpc_health.v1 import health_pb2
 
+from marketplace.payments.credentials import Tls, WrongCertificate
+
 
 def taken(port: int) -> bool:
     """Whether the port is in use. Connects and binds: systems treat wildcards differently."""
@@ -35,10 +37,13 @@ def answers(port: int, path: str) -> bool:
         connection.close()
 
 
-def serves(address: str) -> bool:
-    """Whether the gRPC health service says that the whole server is SERVING."""
-    options = [("grpc.enable_http_proxy", 0), ("grpc.use_local_subchannel_pool", 1)]
-    with grpc.insecure_channel(address, options) as channel, contextlib.suppress(grpc.RpcError):
+def serves(address: str, tls: Tls | None = None) -> bool:
+    """Whether the gRPC health service says that the whole server is SERVING. It needs no token."""
+    try:
+        channel = _channel(address, tls)
+    except (OSError, WrongCertificate):
+        return False
+    with channel, contextlib.suppress(grpc.RpcError):
         check = channel.unary_unary(
             "/grpc.health.v1.Health/Check",
             request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
@@ -47,3 +52,15 @@ def serves(address: str) -> bool:
         answer = check(health_pb2.HealthCheckRequest(), timeout=2)
         return answer.status == health_pb2.HealthCheckResponse.SERVING
     return False
+
+
+def _channel(address: str, tls: Tls | None) -> grpc.Channel:
+    options: list[tuple[str, str | int]] = [
+        ("grpc.enable_http_proxy", 0),
+        ("grpc.use_local_subchannel_pool", 1),
+    ]
+    if tls is None:
+        return grpc.insecure_channel(address, options)
+    if tls.server_name:
+        options.append(("grpc.ssl_target_name_override", tls.server_name))
+    return grpc.secure_channel(address, tls.channel_credentials(), options)

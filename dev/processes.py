@@ -1,5 +1,6 @@
 """Queries and signals for processes, also for those that are not our children."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -74,3 +75,26 @@ def _ps(pid: int, columns: str) -> str:
         text=True,
         check=False,
     ).stdout.strip()
+
+
+class Leftovers:
+    """The processes of a stack, on disk, so that they are found if it is killed with its guard."""
+
+    def __init__(self, record: Path) -> None:
+        self._record = record
+
+    def note(self, pid: int) -> None:
+        with self._record.open("a") as record:
+            record.write(f"{pid} {started_at(pid)}\n")
+
+    def forget(self) -> None:
+        self._record.unlink(missing_ok=True)
+
+    def end(self) -> None:
+        """Ends those that still run."""
+        with contextlib.suppress(FileNotFoundError):
+            for line in reversed(self._record.read_text().splitlines()):
+                pid, _, since = line.partition(" ")
+                if pid.isdecimal() and since != "None":
+                    end(int(pid), since, [(signal.SIGTERM, 10.0), (signal.SIGKILL, 5.0)])
+            self._record.unlink()

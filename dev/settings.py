@@ -88,8 +88,11 @@ class StackSettings:
 
     @classmethod
     def on_free_ports(cls, data_dir: Path, *, replicas: int = 1, **changes: Any) -> Self:
-        """Returns settings for tests, without the caller's Stripe, database and ports."""
-        ours = ("DATABASE_URL", "DATA_DIR", "STRIPE_", "GATEWAY_", "GRPC_PORT", "METRICS_PORT")
+        """Returns settings for tests, without the caller's Stripe, database, ports and access."""
+        ours = (
+            *("DATABASE_URL", "DATA_DIR", "STRIPE_", "GATEWAY_", "GRPC_PORT", "METRICS_PORT"),
+            *("AUTH", "CORE_", "GRPC_HOST", "GRPC_TLS_"),
+        )
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
         grpc_port, metrics_port = first_free_port(replicas), first_free_port(replicas)
         settings = cls(

@@ -9,23 +9,23 @@ Started in the order in which they need each other, each waited for; stopped in 
 that the service can still reach its database and Stripe while it drains.
 """
 
-import contextlib
 import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Self
 
 from dev import probes
+from dev.access import Access
 from dev.child import Child, Sink, Spawn
 from dev.cluster import secret_in
 from dev.guard import Guard
 from dev.lock import DirectoryLock
 from dev.ports import first_free_port
 from dev.postgres import EmbeddedPostgres
-from dev.processes import end, started_at
+from dev.processes import Leftovers
 from dev.programs import PostgresError
 from dev.settings import (
     SECRETS,
@@ -82,6 +82,8 @@ class Stack:
         self._sink = sink
         self._progress = progress
         self._spawn_service = spawn_service
+        self._leftovers = Leftovers(settings.data_dir / "stack.pids")
+        self.access = Access.of(settings)
         self._guard: Guard | None = None
         self._lock: DirectoryLock | None = None
         self._stop_asked = threading.Event()
@@ -108,7 +110,7 @@ class Stack:
             self._progress("stopping PostgreSQL")
             self.postgres.stop()
         if self._lock is not None:
-            self._record.unlink(missing_ok=True)
+            self._leftovers.forget()
             self._lock.release()
             self._lock = None
         if self._guard is not None:
@@ -134,6 +136,7 @@ class Stack:
                     raise ChildFailedError(child, f"ended by itself ({_ending(child.returncode)})")
             if self.postgres is not None and not self.postgres.running:
                 raise PostgresError(f"PostgreSQL ended by itself: see {self.postgres.log}")
+            self.access.renew_if_due()
 
     def __enter__(self) -> Self:
         self.start()
@@ -179,7 +182,9 @@ class Stack:
     def wait_until_serving(self, replica: int = 0, seconds: float = _READY_SECONDS) -> None:
         """Waits for one replica, for example after `services[replica].restart()`."""
         address = self.settings.grpc_addresses[replica]
-        self._await(self.services[replica], lambda: probes.serves(address), seconds)
+        self._await(
+            self.services[replica], lambda: probes.serves(address, self.access.tls), seconds
+        )
 
     # How it starts
 
@@ -190,8 +195,12 @@ class Stack:
         self._guard = Guard()
         self._lock = DirectoryLock(settings.data_dir / "stack.lock")
         self._lock.acquire(self._guard, _LOCK_SECONDS)
-        self._end_leftovers()
+        self._leftovers.end()
         self._refuse_taken_ports()
+        # Commands of the service, which take some seconds; meanwhile the database comes up.
+        pool = ThreadPoolExecutor(1)
+        access = pool.submit(self.access.prepare)
+        pool.shutdown(wait=False)
         self._start_postgres()
         if settings.simulated:
             self._start_simulator()
@@ -199,6 +208,7 @@ class Stack:
         if self.simulator is not None:
             port = settings.simulator_port
             self._await(self.simulator, lambda: probes.answers(port, "/_simulator/health"))
+        access.result()
         self._start_services()
         self._start_gateway()
 
@@ -283,6 +293,7 @@ class Stack:
             "GATEWAY_PUBLIC_URL": self.gateway_url,
             "STRIPE_WEBHOOK_SECRET": self._secret("STRIPE_WEBHOOK_SECRET"),
             "STRIPE_CONNECT_WEBHOOK_SECRET": self._secret("STRIPE_CONNECT_WEBHOOK_SECRET"),
+            **self.access.environment,
         }
         decided = {
             "CORE_ADDRESS": ",".join(settings.grpc_addresses),
@@ -328,7 +339,7 @@ class Stack:
             environment,
             guard=self._guard,
             sink=self._sink,
-            on_start=self._note_start,
+            on_start=lambda child: self._leftovers.note(child.pid),
         )
 
     def _await(
@@ -369,24 +380,6 @@ class Stack:
                 if time.monotonic() > deadline or self._force_asked.is_set():
                     self._progress(f"killing {child.name}")
                     child.kill()
-
-    # What remains after the stack was killed together with its guard
-
-    @property
-    def _record(self) -> Path:
-        return self.settings.data_dir / "stack.pids"
-
-    def _note_start(self, child: Child) -> None:
-        with self._record.open("a") as record:
-            record.write(f"{child.pid} {started_at(child.pid)}\n")
-
-    def _end_leftovers(self) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            for line in reversed(self._record.read_text().splitlines()):
-                pid, _, since = line.partition(" ")
-                if pid.isdecimal() and since != "None":
-                    end(int(pid), since, [(signal.SIGTERM, 10.0), (signal.SIGKILL, 5.0)])
-            self._record.unlink()
 
 
 def _ending(returncode: int | None) -> str:

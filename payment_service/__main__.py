@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
@@ -12,11 +13,13 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from payment_service.access import authenticator_of, grpc_credentials
 from payment_service.adapters.postgres.engine import make_engine, sqlstate
+from payment_service.application.verify_heads import Verdict
 from payment_service.config import Settings, WrongSettings, load_settings
 from payment_service.doctor import examine
 from payment_service.domain.errors import Refusal
 from payment_service.logs import configure_logs
 from payment_service.maintenance import CannotRun, adopt_account, recover_books
+from payment_service.proofs import check_bundle_file, check_heads, write_heads
 from payment_service.server import CannotListen
 from payment_service.server import serve as serve_forever
 from payment_service.token_commands import tokens
@@ -142,6 +145,53 @@ def doctor(
     except (WrongSettings, Refusal) as fault:
         _refuse(fault)
     raise typer.Exit(0 if ready else 1)
+
+
+@app.command(name="export-heads")
+def write_exported_heads(
+    out: Annotated[Path, typer.Option(help="The file; it is replaced when it is whole.")],
+) -> None:
+    """Write the heads of the audit trail into a file, with every event that they cover.
+
+    Keep the file where nobody who can change the database can change it.
+    """
+    settings = _settings()
+    try:
+        settings.require_database_url()
+        asyncio.run(write_heads(settings, out, typer.echo))
+    except (WrongSettings, CannotRun) as fault:
+        _refuse(fault)
+
+
+@app.command()
+def verify(
+    heads: Annotated[
+        Path | None, typer.Option(help="Hold the database against this file of export-heads.")
+    ] = None,
+    bundle: Annotated[
+        Path | None, typer.Option(help="Check this bundle of a payment, without a database.")
+    ] = None,
+    public_key: Annotated[
+        Path | None, typer.Option(help="The public key (PEM) that must have signed the heads.")
+    ] = None,
+) -> None:
+    """Check exported heads or a payment's bundle.
+
+    The exit code is 0 if everything agrees, 1 if something was changed, and 3 if the database is of
+    an earlier moment than the heads, as after the restore of a backup.
+    """
+    try:
+        if (heads is None) == (bundle is None):
+            raise CannotRun("give either --heads or --bundle")
+        if bundle is not None:
+            raise typer.Exit(0 if check_bundle_file(bundle, public_key, typer.echo) else 1)
+        assert heads is not None
+        settings = _settings()
+        settings.require_database_url()
+        verdict = asyncio.run(check_heads(settings, heads, public_key, typer.echo))
+    except (WrongSettings, CannotRun) as fault:
+        _refuse(fault)
+    raise typer.Exit({Verdict.AGREES: 0, Verdict.DIFFERS: 1, Verdict.OLDER: 3}[verdict])
 
 
 def _settings() -> Settings:

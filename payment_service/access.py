@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import grpc
 
-from payment_service.adapters.identity.callers import CertificateAuthenticator, LocalAuthenticator
+from payment_service.adapters.identity.callers import CertificateAuthenticator
 from payment_service.adapters.identity.certificates import TlsFiles, server_credentials
 from payment_service.adapters.identity.files import Report, WrongFile
 from payment_service.adapters.identity.jwks import key_source
+from payment_service.adapters.identity.local import LocalAuthenticator
 from payment_service.adapters.identity.tokens import TokenAuthenticator, TokenRules
 from payment_service.config import Settings, WrongSettings
 from payment_service.domain.ports.identity import Authenticator
@@ -49,14 +51,19 @@ def authenticator_of(settings: Settings, report: Report = lambda source, fault: 
 
 
 def grpc_credentials(
-    settings: Settings, report: Report = lambda source, fault: None
+    settings: Settings,
+    report: Report = lambda source, fault: None,
+    in_use: Callable[[float], None] = lambda expires: None,
 ) -> grpc.ServerCredentials | None:
-    """Returns the TLS of the gRPC port, or None. Raises :class:`WrongSettings`."""
+    """Returns the TLS of the gRPC port, or None. Raises :class:`WrongSettings`.
+
+    ``in_use`` gets the time (Unix) at which the certificate in use expires.
+    """
     certificate, key = settings.grpc_tls_certificate_file, settings.grpc_tls_key_file
     if certificate is None or key is None:
         return None
     try:
         files = TlsFiles(certificate, key, settings.grpc_tls_client_ca_file)
-        return server_credentials(files, report)
+        return server_credentials(files, report, in_use)
     except WrongFile as fault:
         raise WrongSettings(f"GRPC_TLS_CERTIFICATE_FILE: {fault}") from None

@@ -6,6 +6,7 @@ import asyncio
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from grpc import aio
@@ -31,12 +32,19 @@ from marketplace.payments.v1 import (
 from payment_service.access import Access, authenticator_of
 from payment_service.adapters.postgres.engine import SqlDatabase
 from payment_service.adapters.postgres.transaction import SqlTransaction
+from payment_service.adapters.signatures.ed25519 import (
+    Ed25519Signer,
+    Ed25519Verifier,
+    WrongKey,
+    load_signer,
+    load_verifier,
+)
 from payment_service.adapters.stripe.api import StripeApi, StripeApiV2
 from payment_service.application.app import App
 from payment_service.application.feed import Feed
 from payment_service.application.ingest_event import WebhookSecrets
 from payment_service.barriers import Barriers
-from payment_service.config import Settings
+from payment_service.config import Settings, WrongSettings
 from payment_service.config.rotation import RotatedSecrets
 from payment_service.domain.ports.policy import Policy
 from payment_service.domain.quotas import Buckets, Quota, quotas_of
@@ -141,6 +149,7 @@ def wire(
         policy=policy,
         alarms=metrics,
         feed=feed,
+        signer=signer_of(settings),
         expensive_database=expensive,
     )
     return Wired(app, database, stripe, CallRegistry(), metrics, settings, authenticator)
@@ -170,14 +179,32 @@ def interceptors_of(wired: Wired) -> list[aio.ServerInterceptor]:
     ]
 
 
+def signer_of(settings: Settings) -> Ed25519Signer | None:
+    """Returns what signs exported heads, or None. Raises :class:`WrongSettings`."""
+    path = settings.heads_signing_key_file
+    try:
+        return load_signer(path) if path else None
+    except WrongKey as fault:
+        raise WrongSettings(f"HEADS_SIGNING_KEY_FILE: {fault}") from None
+
+
+def verifier_of(public_key: Path | None) -> Ed25519Verifier | None:
+    """Returns what checks signatures with the key of a file. Raises :class:`WrongSettings`."""
+    try:
+        return load_verifier(public_key) if public_key else None
+    except WrongKey as fault:
+        raise WrongSettings(str(fault)) from None
+
+
+def open_database(settings: Settings) -> SqlDatabase:
+    """Returns the database alone, for a command that neither serves nor calls Stripe."""
+    return SqlDatabase(
+        settings.require_database_url(), write_threads=1, read_threads=1, pooled=settings.is_pooled
+    )
+
+
 def _may_be_tested(settings: Settings) -> bool:
     return settings.environment == "development" and settings.is_simulated
-
-
-def interceptor_of(wired: Wired) -> ErrorInterceptor:
-    """Returns what every call passes: access by the contract, and the mapping of errors."""
-    access = AccessControl(wired.authenticator, SERVICES)
-    return ErrorInterceptor(wired.metrics.observe_rpc, access.admit)
 
 
 def add_services(server: aio.Server, wired: Wired) -> None:

@@ -20,17 +20,21 @@ import structlog
 ALLOWED_FIELDS: Final = frozenset(
     "event level timestamp "
     # What it is about.
-    "account call_class caller constraint currency deadline dispute endpoint event_id expert job "
-    "kind livemode logger method operation payment payout phase reference request_id scope "
-    "sqlstate stripe_account subject where "
+    "account acts_for_user call_class caller constraint currency deadline dispute endpoint "
+    "event_id expert job kind livemode logger method operation payment payout phase reference "
+    "request_id roles rpc scope source sqlstate stripe_account subject where "
     # What happened.
     "code decline_code error fault freeze message missing reason said serving state step tried "
     "verdict was_paid why "
     # How much.
     "amount corrected count discrepancies due failures future lines operations payments texts "
     "unfinished unread "
+    # What the heads of the audit trail are.
+    "events events_root heads_signature heads_time installation_id key_id position records "
+    "records_root "
     # How this process is set up, and what to do.
-    "api_base expected grpc meaning metrics minimum remedy revision writer".split()
+    "api_base auth expected grpc grpc_host meaning metrics minimum remedy revision tls variable "
+    "writer".split()
 )
 _MASK: Final = "***"
 #: Marks of what a value may contain by mistake: secrets of Stripe's, and addresses of people.

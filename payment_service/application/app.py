@@ -11,6 +11,7 @@ from payment_service.domain.ports.alarms import Alarms
 from payment_service.domain.ports.database import Database
 from payment_service.domain.ports.policy import Policy
 from payment_service.domain.ports.records import Answers
+from payment_service.domain.ports.signing import Signer
 from payment_service.domain.ports.stripe import StripePort
 
 
@@ -25,6 +26,8 @@ class App:
     alarms: Alarms
     #: Set when there is something new for the background loops to do.
     wake: asyncio.Event = field(default_factory=asyncio.Event)
+    #: Signs exported heads; None in development.
+    signer: Signer | None = None
     feed: Feed = field(default_factory=Feed)
     #: The same database with connections of its own, for what reads a large part of the books.
     expensive_database: Database | None = None

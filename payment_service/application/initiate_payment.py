@@ -155,7 +155,7 @@ def plan_initiation(
     expert.check_known()
     if expert.status is not ExpertStatus.READY and not command.expert_is_fresh:
         raise ExpertMayBeReady
-    expert.check_ready()
+    expert.check_ready(shown_to=command.cause.act_for)
     payment = _payment(tx, policy, command, payment_id, expert)
     if payment.is_separate and command.platform_may_hold is None:
         raise PlatformMustBeAsked

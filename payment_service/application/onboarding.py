@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+from typing import Final
 from urllib.parse import urlencode, urlsplit
 
 from payment_service.application.app import App
@@ -14,6 +15,9 @@ from payment_service.domain.experts import Expert, ExpertStatus
 from payment_service.domain.ports.database import Transaction
 from payment_service.domain.ports.policy import Policy
 from payment_service.domain.ports.records import Cause
+
+#: It is stored, and what is longer fits into no browser's address bar.
+_MAX_ADDRESS: Final = 2_000
 
 
 async def create_dashboard_link(app: App, expert_id: str, cause: Cause) -> str:
@@ -113,6 +117,8 @@ def check_continue_url(policy: Policy, continue_url: str) -> str:
     """Refuse to send a browser anywhere but to a site of ``ALLOWED_ORIGINS``."""
     if not continue_url:
         return ""
+    if len(continue_url) > _MAX_ADDRESS:
+        raise invalid_field("continue_url", f"must be at most {_MAX_ADDRESS} characters")
     try:
         parts = urlsplit(continue_url)
         port = parts.port

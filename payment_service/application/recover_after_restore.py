@@ -177,7 +177,7 @@ async def _what_is_left(app: App, result: Recovered) -> AsyncIterator[str]:
     yield (
         "not at Stripe, so repeat what was called since then of: SetCommission, "
         "SettleClientPayable, WriteOffExpertDebt, DismissFraudWarning, ResolveDiscrepancy, "
-        "EraseUser"
+        "ProposeAdjustment and ApproveAdjustment, EraseUser"
     )
 
 

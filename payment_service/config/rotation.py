@@ -50,7 +50,7 @@ class RotatedSecrets:
             return
         if secrets != self._secrets:
             self._secrets = secrets
-            log.info("webhook_secrets_changed", variable=self._variable, secrets=len(secrets))
+            log.info("webhook_secrets_changed", variable=self._variable, count=len(secrets))
 
 
 def _state_of(path: Path) -> tuple[int, ...]:

@@ -82,7 +82,7 @@ class Settings(AccessSettings):
     event_watchers: int = Field(50, ge=0, le=500)
 
     #: How many calls of each class may be in progress; half as many more may wait.
-    money_calls: int = Field(192, ge=1, le=5000)
+    money_calls: int = Field(64, ge=1, le=5000)
     read_calls: int = Field(64, ge=1, le=5000)
     stripe_read_calls: int = Field(64, ge=1, le=5000)
     webhook_calls: int = Field(64, ge=1, le=5000)
@@ -125,6 +125,9 @@ class Settings(AccessSettings):
     adjustments_by_one_person: bool = False
     #: The most that one person may write off of an expert's debt within 30 days.
     write_off_limit_minor_units: int = Field(50_000, ge=0)
+    #: How often the heads of the audit trail are exported, and the key that signs them.
+    heads_interval: float = Field(3600.0, ge=60, le=24 * 3600.0)
+    heads_signing_key_file: Path | None = None
     gateway_public_url: str = "http://127.0.0.1:8005"
     allowed_origins: Names = ()
 
@@ -318,6 +321,7 @@ class Settings(AccessSettings):
             answer_retention=self.answer_retention,
             adjustment_limit_minor_units=self.adjustment_limit_minor_units,
             adjustment_life=self.adjustment_life,
+            heads_seconds=self.heads_interval,
             adjustments_by_one_person=self.adjustments_by_one_person,
             write_off_limit_minor_units=self.write_off_limit_minor_units,
             freeze_on_fraud_warning=self.fraud_warning == "freeze",

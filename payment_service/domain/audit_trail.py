@@ -21,7 +21,8 @@ from payment_service.domain.payment import Failure, Payment
 from payment_service.domain.ports.records import Cause, StoredEvent, Trail
 from payment_service.domain.schedule import Schedule
 from payment_service.domain.state_machine import EventKind, Transition
-from payment_service.domain.texts import ERASED, seal_of, seals_in
+from payment_service.domain.sync.changes import Movement
+from payment_service.domain.texts import ERASED, KeptText, seal_of, seals_in
 
 #: This release's way of writing. Each event names its writer's, because during an upgrade two
 #: releases write side by side, and the former one does not know the newest fields.
@@ -86,7 +87,7 @@ def event_body(
             "postings": postings_digest(transition.postings),
         },
     }
-    return _canonical(body)
+    return canonical(body)
 
 
 def cause_values(cause: Cause) -> dict[str, str]:
@@ -129,12 +130,17 @@ def chain_hash(
 
 def row_digest(payment: Payment, writer: int) -> str:
     """Returns the digest of the fields that this writer knew and that are not empty."""
+    return _digest(row_values(payment, writer))
+
+
+def row_values(payment: Payment, writer: int) -> dict[str, object]:
+    """Returns the fields that this writer knew and that are not empty."""
     values = {
         name: getattr(payment, name)
         for name in _PAYMENT_FIELDS
         if _FIELD_WRITERS.get(name, 1) <= writer
     }
-    return _digest({name: value for name, value in values.items() if value not in (None, "", 0)})
+    return {name: value for name, value in values.items() if value not in (None, "", 0)}
 
 
 def schedule_digest(schedule: Schedule) -> str:
@@ -186,9 +192,9 @@ def audit(trail: Trail) -> list[AuditFault]:
         return []  # Begun before events had digests: it has its chain alone.
     faults = (
         _row_fault(trail, bodies),
-        _postings_fault(trail, bodies),
-        _movements_fault(trail, bodies),
-        _texts_fault(trail, bodies),
+        postings_fault(trail.events, trail.postings, bodies),
+        movements_fault(trail.events, trail.movements, bodies),
+        texts_fault(trail.texts, bodies) or _description_fault(trail, bodies),
     )
     return [found for found in faults if found is not None]
 
@@ -248,10 +254,15 @@ def _row_fault(trail: Trail, bodies: Sequence[Any]) -> AuditFault | None:
     return None
 
 
-def _postings_fault(trail: Trail, bodies: Sequence[Any]) -> AuditFault | None:
+def postings_fault(
+    events: Sequence[StoredEvent],
+    postings: Sequence[tuple[int, datetime, Posting]],
+    bodies: Sequence[Any],
+) -> AuditFault | None:
+    """Compares the postings with the digests in the events."""
     posted: dict[int, list[Posting]] = {}
-    times = {event.sequence: event.time for event in trail.events}
-    for sequence, time, posting in trail.postings:
+    times = {event.sequence: event.time for event in events}
+    for sequence, time, posting in postings:
         if times.get(sequence) != time:
             return AuditFault(
                 DiscrepancyKind.POSTINGS_ARE_AS_RECORDED, sequence, "has a posting of another time"
@@ -267,15 +278,17 @@ def _postings_fault(trail: Trail, bodies: Sequence[Any]) -> AuditFault | None:
     return None
 
 
-def _movements_fault(trail: Trail, bodies: Sequence[Any]) -> AuditFault | None:
+def movements_fault(
+    events: Sequence[StoredEvent], movements: Sequence[Movement], bodies: Sequence[Any]
+) -> AuditFault | None:
     """Compares the refunds and reversals of the events with the movements on the books.
 
     A refund that was canceled before it moved anything has no event: its two movements cancel
     out.
     """
-    there = {one.movement_id: [one.kind, one.minor_units] for one in trail.movements}
+    there = {one.movement_id: [one.kind, one.minor_units] for one in movements}
     recorded: dict[str, list[Any]] = {}
-    for event, body in zip(trail.events, bodies, strict=True):
+    for event, body in zip(events, bodies, strict=True):
         for movement_id, *what in _movements_of(event.kind, body["facts"]):
             recorded[movement_id] = what
             if there.get(movement_id) != what:
@@ -315,16 +328,20 @@ def _movements_of(kind: str, facts: Mapping[str, Any]) -> list[tuple[str, str, i
     return []
 
 
-def _texts_fault(trail: Trail, bodies: Sequence[Any]) -> AuditFault | None:
+def texts_fault(texts: Sequence[tuple[int, KeptText]], bodies: Sequence[Any]) -> AuditFault | None:
     """Compares the texts that are kept with their hashes. One that is not kept was erased."""
     seals = [seals_in(body["facts"]) for body in bodies]
-    for sequence, text in trail.texts:
+    for sequence, text in texts:
         if sequence > len(seals) or seals[sequence - 1].get(text.name) != seal_of(text):
             return AuditFault(
                 DiscrepancyKind.TEXTS_ARE_AS_RECORDED, sequence, f"has another {text.name}"
             )
+    return None
+
+
+def _description_fault(trail: Trail, bodies: Sequence[Any]) -> AuditFault | None:
     kept = {text.name: text.text for sequence, text in trail.texts if sequence == 1}
-    erased = ERASED if "description" in seals[0] else ""
+    erased = ERASED if "description" in seals_in(bodies[0]["facts"]) else ""
     if trail.payment.description != kept.get("description", erased):
         return AuditFault(DiscrepancyKind.TEXTS_ARE_AS_RECORDED, 1, "has another description")
     return None
@@ -352,10 +369,11 @@ _PAYMENT_FIELDS: Final = [field.name for field in fields(Payment) if field.name 
 
 
 def _digest(value: object) -> str:
-    return hashlib.sha256(_canonical(value).encode()).hexdigest()
+    return hashlib.sha256(canonical(value).encode()).hexdigest()
 
 
-def _canonical(value: object) -> str:
+def canonical(value: object) -> str:
+    """Returns JSON that is the same for the same value."""
     return json.dumps(
         value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=_plain
     )

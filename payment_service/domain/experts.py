@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -146,8 +147,12 @@ class Expert:
                 },
             )
 
-    def check_ready(self) -> None:
-        """Raises unless the expert can receive transfers."""
+    def check_ready(self, shown_to: str = "") -> None:
+        """Raises unless the expert can receive transfers.
+
+        ``shown_to`` is the user for whom the caller acts: no other user is shown what Stripe wants
+        of the expert.
+        """
         if self.status is not ExpertStatus.READY:
             raise Precondition(
                 "EXPERT_NOT_READY",
@@ -155,10 +160,17 @@ class Expert:
                 {
                     "expert_id": self.expert_id,
                     "status": self.status.value,
-                    "disabled_reason": self.account.disabled_reason,
-                    "requirements_due": ",".join(self.account.requirements_due[:10]),
+                    **self._missing(shown_to),
                 },
             )
+
+    def _missing(self, shown_to: str) -> Mapping[str, str]:
+        if shown_to not in ("", self.expert_id):
+            return {}
+        return {
+            "disabled_reason": self.account.disabled_reason,
+            "requirements_due": ",".join(self.account.requirements_due[:10]),
+        }
 
     def check_onboarded(self) -> None:
         """Raises unless the account has an Express dashboard."""

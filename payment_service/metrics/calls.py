@@ -58,6 +58,11 @@ class CallMetrics:
             ["source"],
             registry=registry,
         )
+        self.certificate_expires = Gauge(
+            "payments_certificate_expires_timestamp_seconds",
+            "When the server's certificate ends, in seconds since 1970; 0 without one.",
+            registry=registry,
+        )
         self._refusals: dict[tuple[str, str], Refusals] = {}
 
     def observe_rpc(self, method: str, code: str, seconds: float) -> None:

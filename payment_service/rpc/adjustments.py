@@ -14,11 +14,13 @@ from payment_service.application.adjustments import (
     reject_adjustment,
 )
 from payment_service.application.app import App
+from payment_service.application.export_payment_proof import export_payment_proof
 from payment_service.domain.adjustments import Adjustment, AdjustmentLine
 from payment_service.rpc import pagination
 from payment_service.rpc.call_context import CallRegistry, Context, cause_of
 from payment_service.rpc.fields import RequestFields, fingerprint
 from payment_service.rpc.messages.adjustments import adjustment_message, adjustment_state_of
+from payment_service.rpc.messages.common import time_message
 
 
 class AdjustmentCalls:
@@ -109,6 +111,28 @@ class AdjustmentCalls:
         return adjustments_pb2.ListAdjustmentsResponse(
             adjustments=[adjustment_message(adjustment, now) for adjustment, now in page],
             next_page_token=token,
+        )
+
+
+class ProofCalls:
+    """Exports what proves a payment."""
+
+    _app: App
+
+    async def ExportPaymentProof(
+        self, request: adjustments_pb2.ExportPaymentProofRequest, context: Context
+    ) -> adjustments_pb2.ExportPaymentProofResponse:
+        fields = RequestFields()
+        payment_id = fields.our_id("payment_id", request.payment_id)
+        fields.check()
+        proof = await export_payment_proof(
+            self._app.aside(), payment_id, with_texts=request.include_texts
+        )
+        return adjustments_pb2.ExportPaymentProofResponse(
+            bundle=proof.bundle,
+            event_count=proof.events,
+            covered_sequence=proof.covered,
+            heads_time=time_message(proof.heads.time) if proof.heads else None,
         )
 
 

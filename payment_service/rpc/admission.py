@@ -61,6 +61,7 @@ _CLASSES: Final[Mapping[str, CallClass]] = {
     "WebhookService/IngestEvent": CallClass.WEBHOOK,
     "LedgerService/ListBalances": CallClass.EXPENSIVE,
     "OperationsService/RunReconciliation": CallClass.EXPENSIVE,
+    "OperationsService/ExportPaymentProof": CallClass.EXPENSIVE,
     "EventService/WatchEvents": CallClass.FEED,
 }
 

@@ -28,7 +28,7 @@ from payment_service.application.write_off_expert_debt import (
 )
 from payment_service.domain.ports.records import ListedOperation, WebhookEvent
 from payment_service.rpc import pagination
-from payment_service.rpc.adjustments import AdjustmentCalls
+from payment_service.rpc.adjustments import AdjustmentCalls, ProofCalls
 from payment_service.rpc.call_context import CallRegistry, Context, cause_of
 from payment_service.rpc.fields import RequestFields, fingerprint
 from payment_service.rpc.messages.common import time_message
@@ -43,7 +43,9 @@ from payment_service.rpc.messages.operations import (
 )
 
 
-class OperationsServicer(AdjustmentCalls, operations_pb2_grpc.OperationsServiceServicer):
+class OperationsServicer(
+    AdjustmentCalls, ProofCalls, operations_pb2_grpc.OperationsServiceServicer
+):
     def __init__(self, app: App, calls: CallRegistry) -> None:
         self._app = app
         self._calls = calls

@@ -51,6 +51,7 @@ OPTIONAL = {
     "Evidence": " ".join(disputes_pb2.Evidence.DESCRIPTOR.fields_by_name),
     "ListAdjustmentsRequest": "payment_id expert_id state page_size page_token",
     "ProposeAdjustmentRequest": "payment_id expert_id",
+    "ExportPaymentProofRequest": "include_texts",
     "InitiatePaymentRequest": (
         "description escrow_mode on_deadline expected_completion_time validate_only"
     ),
@@ -276,6 +277,7 @@ def good(world: World, expert: str) -> Good:
             "signature": signature(
                 body, WEBHOOK_SECRETS["STRIPE_WEBHOOK_SECRET"], int(time.time())
             ),
+            "include_texts": False,
             "lines": [
                 {"account": "losses", "amount": {"minor_units": 500, "currency_code": "USD"}},
                 {"account": "fx", "amount": {"minor_units": -500, "currency_code": "USD"}},

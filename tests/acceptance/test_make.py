@@ -62,7 +62,7 @@ class Run:
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
     """Ports and a data directory of this test's own, and nothing of Stripe."""
-    ours = ("STRIPE_", "DATABASE_URL", "GATEWAY_", "ENVIRONMENT", "SMOKE_")
+    ours = ("STRIPE_", "DATABASE_URL", "GATEWAY_", "ENVIRONMENT", "SMOKE_", "AUTH", "CORE_")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     ports = {name: str(first_free_port(1)) for name in PORTS}
     return {**kept, **ports, "DATA_DIR": str(tmp_path / "data"), "PYTHONUNBUFFERED": "1"}
@@ -132,6 +132,26 @@ def test_make_run(environment: dict[str, str]) -> None:
         assert states() == ["PAYMENT_STATE_IN_ESCROW"]
         run.process.send_signal(signal.SIGINT)
         assert run.process.wait(60) == 0
+
+
+def test_make_run_with_tokens(environment: dict[str, str], tmp_path: Path) -> None:
+    """The service asks for tokens; what the banner says to paste brings one along."""
+    with running({**environment, "AUTH": "jwt"}, "make", "--no-print-directory", "run") as run:
+        create, *_ = commands_in(run.text)
+        assert "authorization: Bearer $(cat " in create
+        assert paste(create)["expert"]["expert_id"] == "expert-1"
+        bare = re.sub(r'-H "[^"]*" ', "", create)
+        done = subprocess.run(
+            ["/bin/sh", "-c", bare], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        assert done.returncode != 0
+        assert "unauthenticated" in (done.stdout + done.stderr).lower()
+        token = (tmp_path / "data" / "access" / "developer.token").read_text()
+        assert token not in run.text
+        assert probes.answers(int(environment["GATEWAY_PORT"]), "/health")
+        os.killpg(run.process.pid, signal.SIGTERM)
+        run.process.wait(60)
+    assert token not in (tmp_path / "data" / "logs" / "run.log").read_text()
 
 
 def commands_in(text: str) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from dev.forwarding import signature
+from payment_service.domain.bundles import check_bundle
 from tests.acceptance.browser import look, submit
 from tests.acceptance.conftest import WEBHOOK_SECRETS, World, new_name, until
 from tests.acceptance.programs import PACKAGE, Answer, BufCurl, Grpcurl, Program
@@ -93,6 +94,7 @@ def test_every_rpc_by_grpcurl(world: World, grpcurl: Grpcurl) -> None:
     operate(world, Caller(grpcurl))
     settle_what_is_owed(world, Caller(grpcurl))
     correct_the_books(Caller(grpcurl))
+    prove(Caller(grpcurl), world.captured(world.ready_expert()).payment_id)
     erase(Caller(grpcurl))
     assert grpcurl.driven == methods_of(grpcurl), "drive every RPC here"
 
@@ -297,6 +299,14 @@ def answer_banks(world: World, ask: Caller) -> None:
     assert rest["written_off_amount"]["minor_units"] == "5000"
     look(f"{world.stack.simulator_url}/_simulator/faults", method="DELETE")
     assert debt() == ["0"]
+
+
+def prove(ask: Caller, payment_id: str) -> None:
+    """The bundle of a payment is checked by itself."""
+    proof = ask("OperationsService/ExportPaymentProof", payment_id=payment_id)
+    assert int(proof["event_count"]) > 0
+    checked = check_bundle(base64.b64decode(proof["bundle"]), None)
+    assert checked.faults == []
 
 
 def correct_the_books(ask: Caller) -> None:

@@ -6,6 +6,7 @@ import queue
 import re
 import signal
 import threading
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -88,6 +89,16 @@ def gauges_are_read(metrics_port: int) -> bool:
     return float(updated) > 0 and "payments_backlog_items{" in text
 
 
+def page(metrics_port: int, path: str) -> int:
+    """Returns the HTTP status of a probe."""
+    try:
+        url = f"http://127.0.0.1:{metrics_port}{path}"
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
 def test_before_and_after_it_is_migrated(nursery: Nursery, empty: str) -> None:
     metrics_port = first_free_port(1)
     with serving(nursery, empty, metrics_port) as (address, lines):
@@ -95,8 +106,10 @@ def test_before_and_after_it_is_migrated(nursery: Nursery, empty: str) -> None:
         assert (why["revision"], why["expected"]) == ("", EXPECTED_REVISION)
         assert "python -m payment_service migrate" in why["remedy"]
         assert health(address) == [NOT_SERVING, NOT_SERVING]
+        assert (page(metrics_port, "/live"), page(metrics_port, "/ready")) == (200, 503)
         migrate(empty)
         until(lambda: health(address) == [SERVING, SERVING], "it serves")
+        assert (page(metrics_port, "/live"), page(metrics_port, "/ready")) == (200, 200)
         until(lambda: gauges_are_read(metrics_port), "the gauges are read again")
 
 

@@ -6,7 +6,7 @@ no row changes, and the answer is the same whatever the request names.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import pytest
@@ -18,10 +18,14 @@ from google.protobuf.message_factory import GetMessageClass
 from grpc import aio
 
 from marketplace.payments.v1 import access_pb2
+from payment_service.access import authenticator_of
 from payment_service.bootstrap import SERVICES
-from payment_service.domain.caller import Role
+from payment_service.domain.caller import Caller, Role
+from payment_service.domain.ports.identity import Authenticator
+from tests.support.certificates import put
 from tests.support.errors import Refused
 from tests.support.identity import NOBODY, BelievingAuthenticator, Metadata, as_caller
+from tests.support.issuer import Signer, key_set, token_settings
 from tests.support.requests import money, new_key
 from tests.support.running import running_world
 from tests.support.steps.disputes import disputed
@@ -46,9 +50,44 @@ _CALLERS: Final[dict[str, tuple[Role, ...]]] = {
 }
 
 
+_SIGNER: Final = Signer("one")
+
+
+class TokensOrBelief(BelievingAuthenticator):
+    """Checks a token where there is one, as the service does, and believes other calls."""
+
+    def __init__(self, tokens: Authenticator) -> None:
+        self._tokens = tokens
+
+    async def authenticate(
+        self,
+        metadata: Iterable[tuple[str, str | bytes]],
+        peer: Mapping[str, Iterable[bytes]],
+    ) -> Caller:
+        given = tuple(metadata)
+        proves = any(name == "authorization" for name, _ in given)
+        known = self._tokens.authenticate if proves else super().authenticate
+        return await known(given, peer)
+
+
+def token_of(*roles: str, act_for: str = "", **claims: Any) -> Metadata:
+    """Returns the metadata of a call with a signed token."""
+    more: dict[str, Any] = {"act_for": act_for} if act_for else {}
+    return (("authorization", f"Bearer {_SIGNER.token(roles=[*roles], **more, **claims)}"),)
+
+
+#: How a caller says who it is: as tests do, or as services do.
+_PROOFS: Final[dict[str, Callable[..., Metadata]]] = {"believed": as_caller, "token": token_of}
+by_either_proof: Final = pytest.mark.parametrize("proof", _PROOFS)
+
+
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def world(module_database_url: str) -> AsyncIterator[World]:
-    authenticator = BelievingAuthenticator()
+async def world(
+    module_database_url: str, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[World]:
+    keys = tmp_path_factory.mktemp("keys") / "jwks.json"
+    put(keys, key_set(_SIGNER))
+    authenticator = TokensOrBelief(authenticator_of(token_settings(keys), lambda *_: None))
     async with running_world(module_database_url, authenticator=authenticator) as world:
         yield world
 
@@ -158,9 +197,10 @@ def said_of(method: MethodDescriptor) -> tuple[set[str], bool]:
     return roles, access.acts_for_user
 
 
+@by_either_proof
 @pytest.mark.parametrize("method", _METHODS, ids=rpc_of)
 async def test_only_the_roles_of_the_contract_are_let_in(
-    world: World, real: dict[str, Any], method: MethodDescriptor
+    world: World, real: dict[str, Any], method: MethodDescriptor, proof: str
 ) -> None:
     roles, _ = said_of(method)
     before = state_of(world)
@@ -170,10 +210,14 @@ async def test_only_the_roles_of_the_contract_are_let_in(
         # What is let in is wrong in another way, so that nothing comes of it; what is not would
         # have an effect.
         values = {"payment_id": _UNKNOWN["payment_id"]} if allowed else real
-        answer = await call(world, method, request_for(method, values), as_caller(*given))
+        answer = await call(world, method, request_for(method, values), _PROOFS[proof](*given))
         if not allowed:
             assert isinstance(answer, Refused), f"{name} was let in: {answer!r}"
-            seen.append(answer)
+            if proof == "token" and not set(given) & set(Role):
+                # A token that names no role of this service is no token for it.
+                assert (answer.code, answer.facts) == ("UNAUTHENTICATED", {"fault": "claim"})
+            else:
+                seen.append(answer)
         elif isinstance(answer, Refused):
             assert answer.code not in ("UNAUTHENTICATED", "PERMISSION_DENIED"), name
             assert answer.reason not in ("", "UNEXPECTED"), (name, answer)
@@ -208,12 +252,13 @@ async def test_nobody_is_let_in_without_credentials(
 
 
 @pytest.mark.parametrize("method", [one for one in _METHODS if not said_of(one)[1]], ids=rpc_of)
+@by_either_proof
 async def test_what_is_not_open_to_acting_callers_is_refused_to_all_of_them(
-    world: World, real: dict[str, Any], method: MethodDescriptor
+    world: World, real: dict[str, Any], method: MethodDescriptor, proof: str
 ) -> None:
     before = state_of(world)
     for user in (CLIENT, real["expert_id"], "somebody"):
-        metadata = as_caller(*_ROLES, act_for=user)
+        metadata = _PROOFS[proof](*_ROLES, act_for=user)
         answer = await call(world, method, request_for(method, real), metadata)
         assert isinstance(answer, Refused), f"{user} was let in: {answer!r}"
         assert (answer.code, answer.reason) == ("PERMISSION_DENIED", "NOT_OPEN_TO_USERS")
@@ -222,12 +267,13 @@ async def test_what_is_not_open_to_acting_callers_is_refused_to_all_of_them(
 
 
 @pytest.mark.parametrize("method", [one for one in _METHODS if said_of(one)[1]], ids=rpc_of)
+@by_either_proof
 async def test_to_another_user_everything_is_unknown(
-    world: World, real: dict[str, Any], method: MethodDescriptor
+    world: World, real: dict[str, Any], method: MethodDescriptor, proof: str
 ) -> None:
     """What exists is answered as what does not, byte for byte, whatever else the request says."""
     before = state_of(world)
-    metadata = as_caller(*_ROLES, act_for="somebody")
+    metadata = _PROOFS[proof](*_ROLES, act_for="somebody")
     for more in ({}, {"validate_only": True}, {"expected_version": 99}, {"amount": money(10**7)}):
         known = request_for(method, {**real, "user_id": real["expert_id"], **more})
         unknown = request_for(method, {**real, **_UNKNOWN, **more})
@@ -265,3 +311,22 @@ async def test_a_role_is_needed_to_act_for_a_user(
             answer = await call(world, method, request_for(method, real), metadata)
             assert isinstance(answer, Refused)
             assert answer.reason == "ROLE_REQUIRED"
+
+
+@pytest.mark.parametrize("method", _METHODS, ids=rpc_of)
+async def test_a_token_that_does_not_prove_itself_opens_nothing(
+    world: World, real: dict[str, Any], method: MethodDescriptor
+) -> None:
+    before = state_of(world)
+    request = request_for(method, real)
+    stranger = Signer("one").token(roles=[*_ROLES])  # the same key id, another key
+    for metadata in (
+        (("authorization", f"Bearer {stranger}"),),
+        token_of(*_ROLES, exp=1),
+        token_of(*_ROLES, aud="another-service"),
+        (("authorization", "Bearer "),),
+    ):
+        answer = await call(world, method, request, metadata)
+        assert isinstance(answer, Refused), f"was let in: {answer!r}"
+        assert answer.code == "UNAUTHENTICATED"
+    assert state_of(world) == before

@@ -197,6 +197,18 @@ async def test_a_client_initiates_and_gets_the_secret_alone(world: World) -> Non
             assert refused.facts == {"field": "client_id"}
 
 
+async def test_a_client_is_not_told_what_stripe_wants_of_the_expert(world: World) -> None:
+    bob, expert = new_name("client"), await world.expert(ready=False)
+    request = world.initiation(expert, client_id=bob)
+    told = await refusal(world.payments.InitiatePayment(request, metadata=GIG))
+    assert told.facts["requirements_due"]
+    refused = await refusal(world.payments.InitiatePayment(request, metadata=acting(bob)))
+    assert (refused.reason, refused.facts) == (
+        "EXPERT_NOT_READY",
+        {"expert_id": expert, "status": "ONBOARDING"},
+    )
+
+
 # ---- keys ----
 
 

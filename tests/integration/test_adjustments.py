@@ -433,3 +433,21 @@ async def test_a_large_debt_is_not_written_off_in_small_parts(world: World) -> N
     fourth = await world.operations.WriteOffExpertDebt(write_off(expert, 1))
     assert fourth.needs_approval
     assert balance(world, f"expert_debt:{expert}") == 10_000
+
+
+async def test_a_debt_of_a_payment_that_comes_back_is_collected_again(world: World) -> None:
+    """Two people undo a write-off: what the payment left is taken back from its transfer."""
+    payment = await world.captured()
+    debt = f"expert_debt:{payment.expert_id}"
+    owed = await propose(world, (debt, 400), ("losses", -400), payment_id=payment.payment_id)
+    assert world.service is not None
+    await world.settle_down()
+    await world.service.stop()
+    await world.service.start(loops=False)
+    await world.channel.channel_ready()
+    await approve(world, owed.adjustment_id)
+    await world.operations.WriteOffExpertDebt(write_off(payment.expert_id))
+    world.sql("DELETE FROM debt_checks")
+    again = await propose(world, (debt, 400), ("losses", -400), expert_id=payment.expert_id)
+    await approve(world, again.adjustment_id)
+    assert world.sql("SELECT expert_id FROM debt_checks") == [(payment.expert_id,)]

@@ -7,6 +7,7 @@ import contextlib
 import json
 import socket
 import ssl
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -248,3 +249,9 @@ def test_a_start_with_wrong_files_is_refused_with_the_fix(site: Site) -> None:
     (site.directory / "callers.json").unlink()
     with pytest.raises(WrongSettings, match=r"AUTH_CALLERS_FILE: .* cannot be read"):
         authenticator_of(settings)
+
+
+def test_the_end_of_the_certificate_is_known(site: Site) -> None:
+    ends: list[float] = []
+    assert grpc_credentials(site.settings(), in_use=ends.append)
+    assert ends[0] == pytest.approx(time.time() + 24 * 3600, abs=60)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -25,6 +25,7 @@ from marketplace.payments.v1 import (
 )
 from tests.support.books import check_books
 from tests.support.errors import Reply
+from tests.support.running import running_world
 from tests.support.valid_requests import valid_requests
 from tests.support.world import World
 
@@ -276,6 +277,23 @@ async def test_forged_page_tokens(shared: World) -> None:
                 given.page_token = text.rstrip("=")
                 reply = await shared.raw(path, request.SerializeToString())
                 _check(reply, (path, place, value))
+
+
+async def test_a_long_address_is_refused_before_it_is_stored(
+    new_database: Callable[[], str],
+) -> None:
+    async with running_world(
+        new_database(), loops=False, allowed_origins=("https://app.example.com",)
+    ) as world:
+        for length, wanted in ((2_000, "OK"), (2_001, "INVALID_ARGUMENT")):
+            request = experts_pb2.CreateExpertAccountRequest(
+                expert_id=f"expert-{length}",
+                name="Ann",
+                email="ann@example.com",
+                continue_url="https://app.example.com/".ljust(length, "x"),
+            )
+            path = "ExpertService/CreateExpertAccount"
+            assert (await world.raw(path, request.SerializeToString())).code == wanted
 
 
 async def test_a_list_of_a_million_values_is_refused_by_its_name(shared: World) -> None:

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 from google.rpc import error_details_pb2, status_pb2
 from grpc import aio
 from grpc_health.v1 import health_pb2
@@ -131,6 +132,18 @@ async def test_a_replay_gives_its_token_back(new_database: Callable[[], str]) ->
         reply = await world.bytes_of("InitiatePayment", world.initiation(expert))
         assert reply.refused is not None
         assert reply.refused.reason == "QUOTA_EXCEEDED"
+
+
+async def test_metadata_beyond_eight_kilobytes_is_refused(
+    new_database: Callable[[], str],
+) -> None:
+    async with running_world(new_database(), loops=False) as world:
+        request = payments_pb2.ListPaymentsRequest(user_id="ann")
+        await world.payments.ListPayments(request, metadata=(("x-trace", "a" * 6_000),))
+        with pytest.raises(aio.AioRpcError) as refused:
+            await world.payments.ListPayments(request, metadata=(("x-trace", "a" * 9_000),))
+        assert refused.value.code().name == "RESOURCE_EXHAUSTED"
+        await world.payments.ListPayments(request)
 
 
 async def test_the_clients_channel_waits_for_its_quota(new_database: Callable[[], str]) -> None:

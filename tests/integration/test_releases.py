@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 
+import psycopg2
 import pytest
 
+from dev.postgres import owner_url
 from marketplace.payments.v1 import operations_pb2
 from payment_service.adapters.postgres.engine import SqlDatabase
 from payment_service.adapters.postgres.transaction import SqlTransaction
@@ -69,14 +72,17 @@ async def test_a_field_that_the_writer_knew_is_still_vouched_for(
 async def test_a_release_that_is_too_old_writes_nothing(database_url: str) -> None:
     database = SqlDatabase(database_url, write_threads=1, read_threads=1)
 
-    def raise_minimum(tx: SqlTransaction) -> None:
-        tx.connection.exec_driver_sql("UPDATE releases SET minimum_writer = 1000")
+    def write(tx: SqlTransaction) -> None:
+        raise AssertionError("it would have written")
 
     try:
         assert await database.ping()
-        await database.transact(raise_minimum)
+        # A newer release migrates, as the owner.
+        with contextlib.closing(psycopg2.connect(owner_url(database_url))) as connection:
+            connection.cursor().execute("UPDATE releases SET minimum_writer = 1000")
+            connection.commit()
         assert not await database.ping()
         with pytest.raises(Unavailable):
-            await database.transact(raise_minimum)
+            await database.transact(write)
     finally:
         database.close()

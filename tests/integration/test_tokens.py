@@ -270,6 +270,9 @@ def test_a_start_without_keys_is_refused_with_the_fix(keys_file: Path) -> None:
             json.dumps({"keys": [{"kty": "RSA", "kid": "a", "n": "AQAB", "e": "AQAB"}]}).encode(),
             "cannot be read",
         ),
+        (b'{"keys": [{"kty": "RSA", "kid": "a", "n": 5, "e": []}]}', "cannot be read"),
+        (b'{"keys": [{"kty": "EC", "crv": "P-256", "kid": "a", "x": 5}]}', "cannot be read"),
+        (b'{"keys": [{"kty": ["EC"], "crv": {}, "kid": "a", "key_ops": 5}]}', "no key"),
         (b"[" * 100_000, "not JSON"),
     ],
 )

@@ -12,7 +12,7 @@ import psycopg2
 
 _TABLES: Final = (
     "payments events texts feed_pending feed postings movements operations idempotency_keys "
-    "discrepancies"
+    "discrepancies expert_events adjustments platform_lines disputes"
 ).split()
 
 

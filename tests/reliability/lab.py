@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from datetime import datetime
 from types import SimpleNamespace
 from typing import Any
 
@@ -35,6 +36,7 @@ from payment_service.application.jobs.poll_events import poll_events
 from payment_service.application.jobs.recover_operations import recover_operations
 from payment_service.application.jobs.retry_waiting_captures import retry_waiting_captures
 from payment_service.application.jobs.write_off_lost_disputes import write_off_lost_disputes
+from payment_service.application.recover_after_restore import Recovered, recover_after_restore
 from payment_service.barriers import Barriers
 from payment_service.bootstrap import Wired, wire
 from payment_service.config import Settings
@@ -43,6 +45,7 @@ from payment_service.domain.payment import Payment
 from payment_service.rpc.errors import refusal_answer
 from stripe_simulator import Config, RunningSimulator, start
 from stripe_simulator.webhooks import sign
+from tests.reliability.backups import Backups
 from tests.reliability.oracle import AGAIN, OK
 from tests.support.service import CONNECT_SECRET, PLATFORM_SECRET, SECRET_KEY
 from tests.support.stripe import Stripe
@@ -88,7 +91,8 @@ class Reply:
 class Lab:
     """Everything, on one event loop that only runs while a step is taken."""
 
-    def __init__(self, database_url: str) -> None:
+    def __init__(self, database_url: str, backups: Backups) -> None:
+        self.backups = backups
         self.runner = asyncio.Runner()
         self.bomb = Bomb()
         self.steps = 0
@@ -247,6 +251,14 @@ class Lab:
             "CASE WHEN scope = 'platform' THEN interval '0' ELSE interval '1 day' END"
         )
         self.run(poll_events(self.app))
+
+    def recover(self, since: datetime) -> list[str]:
+        """Runs `recover-after-restore` and returns what it said."""
+
+        async def read() -> list[str]:
+            return [line async for line in recover_after_restore(self.app, since, Recovered())]
+
+        return list(self.run(read()))
 
     def heal(self) -> None:
         """Stripe answers again, and is known to."""

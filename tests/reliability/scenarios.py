@@ -13,6 +13,7 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from marketplace.payments.v1 import (
+    adjustments_pb2,
     disputes_pb2,
     experts_pb2,
     operations_pb2,
@@ -427,6 +428,28 @@ async def _settlement(world: World, expert: str) -> Subject:
     )
 
 
+async def _adjustment(world: World, expert: str) -> Subject:
+    """Approved by its proposer, as the system's settings allow: nobody is authenticated here."""
+    captured = await world.captured(expert)
+    lines = [
+        adjustments_pb2.AdjustmentLine(account=account, amount=money(units, "USD"))
+        for account, units in (("losses", 500), ("fx", -500))
+    ]
+    proposed = await world.operations.ProposeAdjustment(
+        adjustments_pb2.ProposeAdjustmentRequest(
+            payment_id=captured.payment_id,
+            lines=lines,
+            ticket="FIN-7",
+            reason="a test",
+            idempotency_key=new_key(),
+        )
+    )
+    request = adjustments_pb2.ApproveAdjustmentRequest(
+        adjustment_id=proposed.adjustment.adjustment_id, idempotency_key=new_key()
+    )
+    return Subject("OperationsService/ApproveAdjustment", request, captured.payment_id)
+
+
 def _agreed(
     on_deadline: payments_pb2.OnDeadline.ValueType, state: payments_pb2.PaymentState.ValueType
 ) -> Callable[[World, str], Awaitable[Subject]]:
@@ -519,5 +542,6 @@ BESIDES = (
     Scenario("a refund bounces", _bounce, frozenset({"lease_events"}), pauses=True),
     Scenario("DismissFraudWarning", _fraud_release),
     Scenario("SettleClientPayable", _settlement),
+    Scenario("ApproveAdjustment", _adjustment),
     Scenario("the feed", _capture, frozenset({"_sequence"})),
 )

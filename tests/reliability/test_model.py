@@ -15,9 +15,11 @@ from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis.errors import HypothesisException
 from hypothesis.stateful import get_state_machine_test
 
+from dev.postgres import EmbeddedPostgres
 from tests.reliability import proving
+from tests.reliability.backups import Backups
 from tests.reliability.lab import Lab
-from tests.reliability.model.convergence import Convergence
+from tests.reliability.model.machine import Machine
 from tests.reliability.model.trouble import FAULTS, SEEN
 
 _EXAMPLES = proving.by_profile(6, 210)
@@ -27,13 +29,14 @@ _STEPS = proving.by_profile(40, 60)
 
 
 @pytest.fixture
-def lab(database_url: str) -> Iterator[Lab]:
-    opened = Lab(database_url)
+def lab(database_url: str, postgres: EmbeddedPostgres) -> Iterator[Lab]:
+    name = database_url.rpartition("/")[2]
+    opened = Lab(database_url, Backups(postgres.admin_url(name)))
     yield opened
     opened.close()
 
 
-def _run(machine: type[Convergence], how: settings) -> None:
+def _run(machine: type[Machine], how: settings) -> None:
     """Runs the machine. Its first failure is what counts.
 
     Hypothesis repeats what failed, and time is real: the repetition may pass or go another way, and
@@ -65,7 +68,7 @@ def test_the_service_is_what_the_model_says(lab: Lab, half: int) -> None:
     examples = itertools.count(1)
 
     @seed(proving.SEED + half)
-    class Proved(Convergence):
+    class Proved(Machine):
         def __init__(self) -> None:
             super().__init__()
             self.lab = lab

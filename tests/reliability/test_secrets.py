@@ -19,6 +19,7 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 from grpc import aio
 
+from dev.postgres import owner_url
 from dev.settings import StackSettings
 from dev.stack import Stack
 from marketplace.payments.v1 import experts_pb2
@@ -41,7 +42,7 @@ _CANARIES = [_PLATFORM_SECRET, _CONNECT_SECRET, _NAME, _EMAIL, _TEXT, _TOKEN, _B
 #: Ids that callers choose are no secrets: lines and errors name them.
 _IDS = {"payment_id", "expert_id", "client_id", "gig_id", "user_id", "operation_id", "event_id"}
 _IDS |= {"dispute_id", "discrepancy_id", "warning_id", "former_account_id", "currency_code"}
-_IDS |= {"country", "continue_url", "page_token"}
+_IDS |= {"country", "continue_url", "page_token", "adjustment_id"}
 
 
 @dataclass
@@ -169,7 +170,7 @@ class Canaries:
 
     async def a_database_that_refuses_rows(self, database_url: str) -> None:
         """PostgreSQL's own message would show the whole row."""
-        connection = psycopg2.connect(database_url)
+        connection = psycopg2.connect(owner_url(database_url))
         connection.autocommit = True
         cursor = connection.cursor()
         for table in ("experts", "payments", "operations"):
@@ -228,7 +229,9 @@ def test_no_secret_and_no_persons_data_leaves_the_processes() -> None:
             assert sent > 50
             await canaries.the_gateway()
             await canaries.a_stripe_that_answers_nonsense()
-            await canaries.a_database_that_refuses_rows(stack.database_url)
+            assert stack.postgres is not None
+            owner = stack.postgres.admin_url(stack.database_url.rpartition("/")[2])
+            await canaries.a_database_that_refuses_rows(owner)
             async with http.get(f"http://127.0.0.1:{stack.settings.metrics_port}/metrics") as page:
                 heard.hear("metrics", await page.text())
             world.close()

@@ -15,8 +15,9 @@ from grpc_status import rpc_status
 
 from payment_service.access import authenticator_of, grpc_credentials
 from payment_service.config import Settings
+from payment_service.domain.errors import Refusal
 from payment_service.domain.ports.identity import Authenticator
-from payment_service.rpc.errors import ErrorInterceptor
+from payment_service.rpc.errors import status_of
 from payment_service.server import OPTIONS
 
 METHOD: Final = "/marketplace.payments.v1.PaymentService/GetPayment"
@@ -46,9 +47,13 @@ class WhoCalls(aio.ServerInterceptor):
                 yield await tell(request, context)
 
         async def tell(request: bytes, context: aio.ServicerContext[Any, Any]) -> bytes:
-            caller = await self._authenticator.authenticate(
-                tuple(context.invocation_metadata() or ()), context.auth_context()
-            )
+            try:
+                caller = await self._authenticator.authenticate(
+                    tuple(context.invocation_metadata() or ()), context.auth_context()
+                )
+            except Refusal as refusal:
+                await context.abort_with_status(rpc_status.to_status(status_of(refusal)))
+                raise AssertionError("abort raises") from None
             return json.dumps([caller.name, sorted(caller.roles), caller.act_for]).encode()
 
         if handler_call_details.method == STREAM:
@@ -64,12 +69,7 @@ async def door(settings: Settings, reports: list[tuple[str, str]]) -> AsyncItera
         reports.append((source, fault))
 
     authenticator = authenticator_of(settings, report)
-
-    async def admit(method: str, context: aio.ServicerContext[Any, Any]) -> None:
-        """Lets everybody in: who calls is found out by the method itself."""
-
-    interceptors = [ErrorInterceptor(lambda *_: None, admit), WhoCalls(authenticator)]
-    server = aio.server(interceptors=interceptors, options=OPTIONS)
+    server = aio.server(interceptors=[WhoCalls(authenticator)], options=OPTIONS)
     servicer = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
     for name in ("", "marketplace.payments.v1"):  # the second is what the client's channels watch

@@ -12,7 +12,7 @@ from payment_service.rpc.admission import CallClass, ClassLimit, Gate, _Full, cl
 from payment_service.rpc.call_context import CallRegistry, Place, current_place
 from tests.unit.protos import services
 
-_EXPENSIVE = {"ListBalances", "RunReconciliation"}
+_EXPENSIVE = {"ListBalances", "RunReconciliation", "ExportPaymentProof"}
 _ASKS_STRIPE = {
     "GetExpert",
     "GetExpertBalance",

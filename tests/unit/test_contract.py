@@ -113,7 +113,7 @@ def test_the_numbers_of_reasons_are_grouped_by_status_code() -> None:
             codes.setdefault(min(number // 10, 10), set()).add(code)
     assert all(len(group) == 1 for group in codes.values()), codes
     named = [code for group in codes.values() for code in group]
-    assert len(named) == len(set(named)) == 8
+    assert len(named) == len(set(named)) == 9
 
 
 def _names(enum: EnumDescriptor, prefix: str) -> set[str]:

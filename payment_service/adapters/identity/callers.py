@@ -24,20 +24,6 @@ _IDENTITY: Final = re.compile(r"[a-z][a-z0-9+.-]*://[!-~]{1,2000}|dns:[A-Za-z0-9
 Callers = Mapping[str, Caller]
 
 
-class LocalAuthenticator:
-    """Lets every call pass as that of the local caller: ``AUTH=off``."""
-
-    async def ready(self) -> bool:
-        return True
-
-    async def authenticate(
-        self,
-        metadata: Iterable[tuple[str, str | bytes]],
-        peer: Mapping[str, Iterable[bytes]],
-    ) -> Caller:
-        return LOCAL
-
-
 class CertificateAuthenticator:
     """Finds the caller by the names in its certificate, which the TLS handshake has checked."""
 

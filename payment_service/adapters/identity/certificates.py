@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,15 +31,19 @@ class _Served:
     expires: datetime.datetime
 
 
-def server_credentials(files: TlsFiles, report: Report) -> grpc.ServerCredentials:
+def server_credentials(
+    files: TlsFiles, report: Report, in_use: Callable[[float], None]
+) -> grpc.ServerCredentials:
     """Returns credentials that follow the files. Raises :class:`WrongFile` if they are wrong.
 
-    gRPC asks before each handshake. Connections that are open keep what they began with, until
-    the server closes them after ten minutes (``grpc.max_connection_age_ms``).
+    ``in_use`` gets the time (Unix) at which the certificate in use expires. gRPC asks before each
+    handshake. Connections that are open keep what they began with, until the server closes them
+    after ten minutes (``grpc.max_connection_age_ms``).
     """
     paths = [files.certificate, files.key, *([files.client_ca] if files.client_ca else [])]
     watched = WatchedFiles("GRPC_TLS_CERTIFICATE_FILE", paths, _Parser(paths), report)
     handed_out = watched.current()
+    in_use(handed_out.expires.timestamp())
 
     def fetch() -> grpc.ServerCertificateConfiguration | None:
         """Runs on a thread of gRPC's. None keeps what is served."""
@@ -48,6 +52,7 @@ def server_credentials(files: TlsFiles, report: Report) -> grpc.ServerCredential
         if current is handed_out:
             return None
         handed_out = current
+        in_use(current.expires.timestamp())
         return current.configuration
 
     return grpc.dynamic_ssl_server_credentials(

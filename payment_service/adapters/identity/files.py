@@ -43,7 +43,7 @@ class WatchedFiles(Generic[T]):
         self._parse, self._report = parse, report
         self._lock = threading.Lock()
         self._seen = self._stamp()
-        self._value = parse(self._read())
+        self._value = self._parsed()
         self._looked = time.monotonic()
         self._wrong_since: float | None = None
         self._reported = ""
@@ -65,7 +65,7 @@ class WatchedFiles(Generic[T]):
 
     def _renew(self, stamp: Stamp) -> None:
         try:
-            value = self._parse(self._read())
+            value = self._parsed()
         except WrongFile as fault:
             # Not marked as seen: the next look tries again, until the files agree.
             now = time.monotonic()
@@ -76,6 +76,16 @@ class WatchedFiles(Generic[T]):
             return
         self._value, self._seen = value, stamp
         self._wrong_since, self._reported = None, ""
+
+    def _parsed(self) -> T:
+        """Returns what the files mean now. Whatever is wrong with them is a :class:`WrongFile`."""
+        try:
+            return self._parse(self._read())
+        except WrongFile:
+            raise
+        except Exception as error:  # noqa: BLE001 - libraries refuse strange content in many ways
+            names = ", ".join(str(path) for path in self._paths)
+            raise WrongFile(f"{names} cannot be used ({type(error).__name__})") from None
 
     def _read(self) -> list[bytes]:
         contents = []

@@ -88,7 +88,7 @@ def _key(described: Mapping[str, Any]) -> Key | None:
         return None
     try:
         public = jwt.PyJWK(dict(described), algorithm=algorithm).key
-    except (jwt.PyJWTError, ValueError, TypeError, KeyError):
+    except Exception:  # noqa: BLE001 - libraries refuse strange keys in many ways
         raise WrongFile(f"has a key that cannot be read: {key_id[:64]!r}") from None
     match public:
         case rsa.RSAPublicKey() if public.key_size < _LEAST_RSA_BITS:
@@ -187,9 +187,10 @@ class UrlKeys:
         return bool(self._keys)
 
     def _renew_if_old(self) -> None:
-        pause = self._refresh_seconds if self._keys and not self._fault else _FIRST_PAUSE
-        if self._keys and self._fault:
-            pause = _REFILL_SECONDS
+        if not self._keys:
+            pause = _FIRST_PAUSE
+        else:
+            pause = _REFILL_SECONDS if self._fault else self._refresh_seconds
         if self._task is None and (self._tried is None or time.monotonic() - self._tried >= pause):
             self._begin()
 
@@ -213,11 +214,17 @@ class UrlKeys:
                 self._keys, self._content = parse_key_set(content), content
             self._fault = ""
         except WrongFile as fault:
-            if self._fault != str(fault):
-                self._report("AUTH_JWKS", str(fault))
-            self._fault = str(fault)
+            self._failed(str(fault))
+        except Exception as error:  # noqa: BLE001 - the last good keys must serve whatever happens
+            self._failed(f"the keys cannot be read ({type(error).__name__})")
         finally:
             self._task = None
+
+    def _failed(self, fault: str) -> None:
+        """Reports a fault once, until the address has answered well again."""
+        if self._fault != fault:
+            self._report("AUTH_JWKS", fault)
+        self._fault = fault
 
     async def _download(self) -> bytes:
         """Returns what the address answers. A redirect is not followed: it could lead anywhere."""

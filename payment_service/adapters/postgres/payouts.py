@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Final
 
+from payment_service.adapters.postgres.debts import START_DEBT_CHECK
 from payment_service.adapters.postgres.rows import (
     PAYOUT_COLUMNS,
     payout_of,
@@ -23,7 +24,7 @@ from payment_service.adapters.postgres.texts import kept, new_salt, text_values
 from payment_service.domain.audit_trail import cause_values
 from payment_service.domain.errors import Busy
 from payment_service.domain.experts import Expert
-from payment_service.domain.ledger import Posting
+from payment_service.domain.ledger import Posting, expert_debt
 from payment_service.domain.payouts import Payout, PayoutChange, PayoutState
 from payment_service.domain.ports.records import Cause
 from payment_service.domain.texts import KeptText, seal
@@ -111,6 +112,9 @@ class PayoutWrites(TransactionStatements):
             kind=kind,
             body=json.dumps({**sealed, "by": cause_values(cause)}, sort_keys=True),
         )
+        owed = expert_debt(expert.expert_id)
+        if any(line.account == owed and line.minor_units > 0 for line in postings):
+            self._do(START_DEBT_CHECK, expert_id=expert.expert_id)
 
     def _post(
         self,

@@ -13,6 +13,7 @@ from payment_service.adapters.postgres.disputes import DisputeReads
 from payment_service.adapters.postgres.experts import ExpertReads
 from payment_service.adapters.postgres.feed import FeedReads
 from payment_service.adapters.postgres.gauges import GaugeReads
+from payment_service.adapters.postgres.heads import HeadReads
 from payment_service.adapters.postgres.jobs import JobReads
 from payment_service.adapters.postgres.operations import OperationReads
 from payment_service.adapters.postgres.payments import PaymentReads
@@ -37,6 +38,7 @@ class SqlReader(
     ReportReads,
     AdjustmentReads,
     GaugeReads,
+    HeadReads,
 ):
     """Reads on one connection.
 

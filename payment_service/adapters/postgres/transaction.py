@@ -14,6 +14,7 @@ from payment_service.adapters.postgres.disputes import DisputeWrites
 from payment_service.adapters.postgres.erasure import ErasureWrites
 from payment_service.adapters.postgres.experts import ExpertWrites
 from payment_service.adapters.postgres.feed import FeedWrites
+from payment_service.adapters.postgres.heads import HeadWrites
 from payment_service.adapters.postgres.installation import InstallationWrites
 from payment_service.adapters.postgres.jobs import JobWrites
 from payment_service.adapters.postgres.operations import OperationWrites
@@ -43,5 +44,6 @@ class SqlTransaction(
     RetentionWrites,
     ErasureWrites,
     AdjustmentWrites,
+    HeadWrites,
 ):
     """One transaction on one connection. The engine commits it or rolls it back."""

@@ -12,6 +12,7 @@ from typing import Final
 import structlog
 
 from payment_service.application.app import App
+from payment_service.application.export_heads import export_if_due
 from payment_service.application.jobs.act_on_deadlines import act_on_deadlines
 from payment_service.application.jobs.apply_webhooks import apply_waiting
 from payment_service.application.jobs.check_accounts import check_accounts
@@ -58,6 +59,7 @@ _LATER: Final[tuple[Job, ...]] = (
     warn_of_deadlines,
     act_on_deadlines,
     prune,
+    export_if_due,
 )
 
 

@@ -6,23 +6,22 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Final
 
-from payment_service.application.app import App
 from payment_service.domain.audit_trail import AuditFault, audit
-from payment_service.domain.ports.database import Reader
+from payment_service.domain.ports.database import Database, Reader
 
 _PAGE: Final = 100
 _BEFORE_ALL: Final = (datetime.min.replace(tzinfo=UTC), "")
 
 
 async def audit_payments(
-    app: App, since: datetime, payment_id: str = ""
+    database: Database, since: datetime, payment_id: str = ""
 ) -> dict[str, list[AuditFault]]:
     """Returns the faults of every payment that changed since then, or of one payment."""
     found: dict[str, list[AuditFault]] = {}
     after = _BEFORE_ALL
     while True:
         # One read for each page, so that no read occupies a connection for long.
-        places, faults = await app.database.read(_page, since, after, payment_id)
+        places, faults = await database.read(_page, since, after, payment_id)
         found |= faults
         if len(places) < _PAGE:
             return found

@@ -149,7 +149,7 @@ async def _violated_by(
         # Of a payment without a row, only its other rows can still be checked.
         orphaned = DiscrepancyKind.EACH_ROW_HAS_ITS_PAYMENT
         violated |= {(one.kind, one.detail) for one in its_own if one.kind is not orphaned}
-    faults = (await audit_payments(app, _EVER, payment_id)).get(payment_id, ())
+    faults = (await audit_payments(app.database, _EVER, payment_id)).get(payment_id, ())
     return violated | {(fault.kind, str(fault)) for fault in faults}
 
 

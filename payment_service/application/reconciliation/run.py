@@ -82,7 +82,7 @@ async def _reconcile(app: App, since: datetime | None, cause: Cause) -> Report:
     report = Report(began=await app.database.transact(database_time))
     if since is None:
         since = await _last_complete_run(app, report.began)
-    report.faults = await audit_payments(app, since)
+    report.faults = await audit_payments(app.database, since)
     await _sync_payments(app, since, cause, report)
     await compare_lines(app, since, cause, report)
     await _check_coverage(app, report)
@@ -119,7 +119,7 @@ async def _reconcile_payment(app: App, payment_id: str, cause: Cause) -> Report:
     report = Report(began=await app.database.transact(database_time))
     if await app.database.read(lambda reader: reader.payment(payment_id)) is None:
         raise payment_not_found(payment_id)
-    report.faults = await audit_payments(app, _EVER, payment_id)
+    report.faults = await audit_payments(app.database, _EVER, payment_id)
     if not report.faults:
         applied = await sync_payment(app, payment_id, cause)
         report.checked_payments = 1

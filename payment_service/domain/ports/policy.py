@@ -87,6 +87,8 @@ class Policy:
     adjustments_by_one_person: bool = False
     #: The most that one person may write off of an expert's debt within 30 days, in minor units.
     write_off_limit_minor_units: int = 50_000
+    #: How often the heads of the audit trail are exported.
+    heads_seconds: float = 3600.0
     #: How often what is too old is deleted.
     prune_seconds: float = 3600.0
     #: How often Stripe's list of the platform's events is read, and an account's.

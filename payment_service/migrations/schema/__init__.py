@@ -18,6 +18,7 @@ from payment_service.migrations.schema import (
     experts,
     feed,
     guards,
+    heads,
     installation,
     jobs,
     ledger,
@@ -44,6 +45,7 @@ STATEMENTS: Final = (
     operations.SCHEMA,
     webhooks.SCHEMA,
     feed.SCHEMA,
+    heads.SCHEMA,
     discrepancies.SCHEMA,
     jobs.SCHEMA,
 )

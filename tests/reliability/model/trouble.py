@@ -30,6 +30,7 @@ SEEN = (
     "a dispute was open",
     "a dispute was lost",
     "a dispute had further lines",
+    "a backup was restored",
 )
 #: Half of the calls meet no trouble; the others a fault at Stripe, or their process dies.
 TROUBLE = st.one_of(

@@ -57,6 +57,7 @@ class Judge:
         #: By the identity of a schema, all of which live as long as the description.
         self._options_of: dict[int, list[Schema]] = {}
         self.faults: dict[str, None] = {}
+        self._seen: set[int] = set()
         #: How much was judged, by endpoint and by kind of object.
         self.judged: Counter[str] = Counter()
 
@@ -64,7 +65,18 @@ class Judge:
         """Returns the faults since the last call."""
         found = list(self.faults)
         self.faults.clear()
+        self._seen.clear()
         return found
+
+    def is_new(self, *exchanged: Any) -> bool:
+        """Returns whether this test has not shown it yet.
+
+        The service reads the same objects again and again, and one judgement of each is enough.
+        """
+        number = hash(exchanged)
+        known = number in self._seen
+        self._seen.add(number)
+        return not known
 
     # ---- what is judged ----
 

@@ -30,10 +30,14 @@ def judge() -> Iterator[Judge]:
         log(api, exchange, status, answer, started)
         if answer is not None and exchange.fault is None and exchange.path.startswith("/v1/"):
             # An older version has other parameters, and Stripe.js some of its own.
-            if status < 400 and exchange.version == API_VERSION and not exchange.publishable:
-                judge.request(exchange.method, exchange.path, exchange.pairs)
-            if "Idempotent-Replayed" not in answer.headers:
-                judge.answer(exchange.method, exchange.path, status, json.loads(answer.body))
+            method, path = exchange.method, exchange.path
+            described = exchange.version == API_VERSION and not exchange.publishable
+            if status < 400 and described and judge.is_new(method, path, *exchange.pairs):
+                judge.request(method, path, exchange.pairs)
+            if "Idempotent-Replayed" not in answer.headers and judge.is_new(
+                method, path, status, answer.body
+            ):
+                judge.answer(method, path, status, json.loads(answer.body))
 
     def enveloped(*args: Any) -> Any:
         event = envelope(*args)

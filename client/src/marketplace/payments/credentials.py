@@ -13,7 +13,6 @@ made, and the calls in progress end on the old ones.
 """
 
 import base64
-import binascii
 import json
 import ssl
 import threading
@@ -161,7 +160,7 @@ def expiry_of(token: str) -> float | None:
         claims = token.split(".")[1]
         read = json.loads(base64.urlsafe_b64decode(claims + "=" * (-len(claims) % 4)))
         return float(read["exp"])
-    except (IndexError, KeyError, TypeError, ValueError, binascii.Error):
+    except (IndexError, KeyError, TypeError, ValueError, OverflowError):
         return None
 
 

@@ -1,0 +1,2 @@
+-- The role that the service runs as. `migrate`, which owns the tables, gives it its grants.
+CREATE ROLE payments LOGIN PASSWORD 'payments';

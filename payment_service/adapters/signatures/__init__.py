@@ -1,0 +1,1 @@
+"""Signs and checks what leaves the house."""
