@@ -24,6 +24,7 @@ from gateway.onboarding import (
 )
 from gateway.payments_client import PaymentsClient
 from gateway.settings import Settings
+from gateway.tracing import NOT_TRACED, Tracing, tracing_of
 from gateway.webhooks import CONNECT_PATH, PLATFORM_PATH, Webhooks
 
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -40,10 +41,14 @@ _HEADERS_OF_ALL = {
 
 
 def create_app(
-    core: PaymentsClient, settings: Settings, metrics: Metrics, connections: ConnectionGuard
+    core: PaymentsClient,
+    settings: Settings,
+    metrics: Metrics,
+    connections: ConnectionGuard,
+    tracing: Tracing = NOT_TRACED,
 ) -> web.Application:
     """All routes of the public port."""
-    webhooks = Webhooks(core, settings, metrics, connections)
+    webhooks = Webhooks(core, settings, metrics, connections, tracing=tracing)
     onboarding = Onboarding(core, settings, metrics, connections)
     health = HealthPages(core, settings, connections)
 
@@ -73,9 +78,10 @@ async def running(settings: Settings) -> AsyncIterator[str]:
     """
     metrics = Metrics()
     connections = ConnectionGuard(settings.gateway_max_connections, metrics)
+    tracing = tracing_of(settings)  # Before the channel: it passes traces on from then on.
     channel = open_core_channel(settings)
     runner = web.AppRunner(
-        create_app(PaymentsClient(channel, settings), settings, metrics, connections),
+        create_app(PaymentsClient(channel, settings), settings, metrics, connections, tracing),
         access_log=None,
         auto_decompress=False,
         keepalive_timeout=settings.gateway_keepalive_seconds,
@@ -105,6 +111,7 @@ async def running(settings: Settings) -> AsyncIterator[str]:
             get_logger().warning("stopped_with_requests_in_flight")
         await metrics_runner.cleanup()
         await channel.close()
+        await asyncio.to_thread(tracing.close)
 
 
 async def serve(settings: Settings) -> None:

@@ -20,6 +20,7 @@ from gateway.logs import note
 from gateway.metrics import Metrics
 from gateway.payments_client import CoreError, CoreRefused, Ingested, PaymentsClient
 from gateway.settings import Settings
+from gateway.tracing import NOT_TRACED, Tracing
 from marketplace.payments.v1 import webhooks_pb2
 
 PLATFORM_PATH = "/api/v1/webhooks/stripe"
@@ -66,11 +67,13 @@ class Webhooks:
         metrics: Metrics,
         connections: ConnectionGuard,
         *,
+        tracing: Tracing = NOT_TRACED,
         now: Callable[[], float] = time.time,
     ) -> None:
         self._core = core
         self._metrics = metrics
         self._connections = connections
+        self._tracing = tracing
         self._now = now
         self._max_body_bytes = settings.gateway_max_body_bytes
         self._body_timeout_seconds = settings.gateway_body_timeout_seconds
@@ -168,7 +171,7 @@ class Webhooks:
             raise _Refusal(503, "busy")
         self._forwards += 1
         try:
-            with self._connections.protecting(request):
+            with self._connections.protecting(request), self._tracing.span("deliver webhook"):
                 return await self._core.ingest_event(endpoint, payload, signature)
         except CoreRefused:
             raise _Refusal(400, "refused_by_core") from None

@@ -25,6 +25,7 @@ from payment_service.application.stripe_account import WrongAccount
 from payment_service.bootstrap import SERVICES, Wired, add_services, interceptors_of, wire
 from payment_service.config import Settings
 from payment_service.domain.errors import Refusal
+from payment_service.gauges import read_gauges
 from payment_service.maintenance import CannotRun
 from payment_service.metrics_site import MetricsSite
 from payment_service.rpc.call_context import Context
@@ -242,6 +243,7 @@ def _warn_of_strangers(settings: Settings) -> None:
 async def _close(wired: Wired) -> None:
     await wired.stripe.close()
     await asyncio.get_running_loop().run_in_executor(None, wired.database.close)
+    await asyncio.get_running_loop().run_in_executor(None, wired.tracer.close)
 
 
 async def _watch_health(wired: Wired, servicer: _Health) -> None:
@@ -289,22 +291,7 @@ async def _gauge_backlog(wired: Wired) -> None:
     while True:
         wired.metrics.event_watchers.set(wired.app.feed.watchers)
         with suppress(Refusal):
-            wired.metrics.observe_backlog(
-                await wired.database.read(lambda reader: reader.backlog())
-            )
-            wired.metrics.observe_held(
-                await wired.database.read(lambda reader: reader.held_money())
-            )
-            wired.metrics.observe_overdue(
-                await wired.database.read(lambda reader: reader.overdue())
-            )
-            wired.metrics.observe_at_risk(
-                await wired.database.read(lambda reader: reader.money_at_risk())
-            )
-            wired.metrics.observe_open_discrepancies(
-                await wired.database.read(lambda reader: reader.discrepancies_open())
-            )
-            wired.metrics.gauges_read()
+            await read_gauges(wired.metrics, wired.database)
         await asyncio.sleep(_GAUGE_SECONDS)
 
 

@@ -7,7 +7,7 @@ import hmac
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from payment_service.application.app import App
@@ -70,6 +70,7 @@ async def ingest_event(
         event = parse_event(endpoint, payload, livemode=secrets.livemode)
     except Ignored as ignored:
         return Ingested(verdict=ignored.verdict)
+    event = replace(event, traceparent=app.tracer.traceparent())
     stored = await app.database.transact(store_event, event)
     app.wake.set()
     return Ingested(event.event_id, not stored)

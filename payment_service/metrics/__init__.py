@@ -1,10 +1,10 @@
 """The metrics for Prometheus, a file for each subject.
 
-    calls.py    what is served: rates, errors, latency, refusals
-    money.py    volume, success, commission, escrow, money at risk
-    work.py     what waits, what is stuck, what needs a person
-    trail.py    the audit trail's proofs
-    parts.py    Stripe, the database, the event loop, the build
+calls.py    what is served: rates, errors, latency, refusals
+money.py    volume, success, commission, escrow, money at risk
+work.py     what waits, what is stuck, what needs a person
+trail.py    the audit trail's proofs
+parts.py    Stripe, the database, the event loop, the build
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Metrics of the money: volume, success, commission, disputes, payouts, escrow, and what is at risk."""
+"""Metrics of the money: volume, success, commission, escrow, payouts, and what is at risk."""
 
 from __future__ import annotations
 

@@ -126,7 +126,7 @@ class WorkMetrics:
         self.background_failures = Counter(
             "payments_background_failures",
             "Times that a background task of this process failed and began again, by task.",
-            ["job"],
+            ["task"],
             registry=r,
         )
         # From the first scrape on: Prometheus sees no increase where a series begins with 1.

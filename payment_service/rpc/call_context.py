@@ -28,6 +28,8 @@ CALLER: Final[ContextVar[Caller]] = ContextVar("caller")
 
 
 _MAX_REQUEST_ID: Final = 64
+#: The id of the call in progress: the caller's, or a new one. It is in the log and the audit trail.
+REQUEST_ID: Final[ContextVar[str]] = ContextVar("request_id", default="")
 
 
 Context = aio.ServicerContext[Any, Any]
@@ -103,16 +105,25 @@ class CallRegistry:
 
 
 def cause_of(context: Context, rpc: str) -> Cause:
-    """Returns who calls, for whom and why, for keys and the audit trail.
-
-    Without a request id it gets a new one.
-    """
-    request_id = ""
-    for name, value in context.invocation_metadata() or ():
-        if name == "x-request-id" and isinstance(value, str):
-            request_id = value[:_MAX_REQUEST_ID]
+    """Returns who calls, for whom and why, for keys and the audit trail."""
     caller = CALLER.get()
-    return Cause(caller.name, rpc, request_id or secrets.token_hex(8), caller.act_for)
+    return Cause(caller.name, rpc, REQUEST_ID.get() or identify(context), caller.act_for)
+
+
+def identify(context: Context) -> str:
+    """Returns the caller's request id, or a new one, and remembers it for this call."""
+    request_id = metadata_of(context, "x-request-id")[:_MAX_REQUEST_ID] or secrets.token_hex(8)
+    REQUEST_ID.set(request_id)
+    return request_id
+
+
+def metadata_of(context: Context, name: str) -> str:
+    """Returns the last text of this name that the caller sent, or ""."""
+    found = ""
+    for given, value in context.invocation_metadata() or ():
+        if given == name and isinstance(value, str):
+            found = value
+    return found
 
 
 def acting_for() -> str:

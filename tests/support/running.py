@@ -78,7 +78,13 @@ async def running_world(
         await service.start(loops=loops)
         stack.push_async_callback(service.stop)
         gateway = await stack.enter_async_context(
-            running_gateway(GatewaySettings(core_address=(service.address,), gateway_port=0))
+            running_gateway(
+                GatewaySettings(
+                    core_address=(service.address,),
+                    gateway_port=0,
+                    otel_exporter_otlp_endpoint=service.settings.otel_exporter_otlp_endpoint,
+                )
+            )
         )
         http = await stack.enter_async_context(aiohttp.ClientSession())
         channel = await stack.enter_async_context(

@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextvars import copy_context
 from functools import partial
 from typing import Concatenate, Final, ParamSpec, TypeVar
 
@@ -25,19 +25,17 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlch
 
 from payment_service.adapters.postgres import feed
 from payment_service.adapters.postgres.clock import own_clock
-from payment_service.adapters.postgres.limits import OPTIONS, missing_limits
+from payment_service.adapters.postgres.limits import OPTIONS
+from payment_service.adapters.postgres.places import Places
 from payment_service.adapters.postgres.reader import SqlReader
+from payment_service.adapters.postgres.readiness import Readiness, read_readiness
 from payment_service.adapters.postgres.roles import read_role
-from payment_service.adapters.postgres.schema import (
-    EXPECTED_REVISION,
-    stored_schema,
-)
 from payment_service.adapters.postgres.statements import KnownInstallation
 from payment_service.adapters.postgres.transaction import SqlTransaction
-from payment_service.domain.audit_trail import WRITER
 from payment_service.domain.database_check import RoleFacts
 from payment_service.domain.errors import Busy, Unavailable, database_unavailable
 from payment_service.domain.ports.policy import Policy
+from payment_service.domain.ports.tracing import NO_TRACER, Tracer
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -132,6 +130,8 @@ class SqlDatabase:
         beside: SqlDatabase | None = None,
         on_record: Callable[[SqlTransaction], None] | None = None,
         on_phase: Callable[[str, str], None] | None = None,
+        on_timed: Callable[[str, float], None] | None = None,
+        tracer: Tracer = NO_TRACER,
     ) -> None:
         #: Where notices are heard, or "" where they are not: a pooler has no session to hear them.
         self._listen_url = direct_url or ("" if pooled else url)
@@ -142,15 +142,15 @@ class SqlDatabase:
         self._writers = ThreadPoolExecutor(write_threads, thread_name_prefix="write")
         self._readers = ThreadPoolExecutor(read_threads, thread_name_prefix="read")
         # One place for each thread; callers wait for a place, not for a connection.
-        self._write_places = asyncio.Semaphore(write_threads)
-        self._read_places = asyncio.Semaphore(read_threads)
+        self._write_places = Places(write_threads)
+        self._read_places = Places(read_threads)
         self._admission_seconds = admission_seconds
         #: The database whose readiness counts for this one, too, and which closes this one.
         self._beside = beside
         self._others: list[SqlDatabase] = []
         if beside is not None:
             beside._others.append(self)
-        self._readiness: _Readiness | None = None
+        self._readiness: Readiness | None = None
         #: Whether a role that could rewrite the books is refused.
         self._guarded = guarded
         self._installation = KnownInstallation()
@@ -161,6 +161,9 @@ class SqlDatabase:
         self._on_record = on_record
         #: Called with a phase's name and moment (before, uncommitted, after). For tests.
         self._on_phase = on_phase or (lambda name, moment: None)
+        #: Called with a phase's name and its seconds.
+        self._on_timed = on_timed or (lambda name, seconds: None)
+        self._tracer = tracer
 
     async def transact(
         self, phase: Callable[Concatenate[SqlTransaction, P], T], *args: P.args, **kwargs: P.kwargs
@@ -184,17 +187,15 @@ class SqlDatabase:
         work = partial(self._run_query, lambda reader: query(reader, *args, **kwargs))
         return await self._admitted(self._read_places, self._readers, work)
 
-    async def _admitted(
-        self, places: asyncio.Semaphore, pool: ThreadPoolExecutor, work: Callable[[], T]
-    ) -> T:
+    async def _admitted(self, places: Places, pool: ThreadPoolExecutor, work: Callable[[], T]) -> T:
         try:
-            async with asyncio.timeout(self._admission_seconds):
-                await places.acquire()
+            await places.take(self._admission_seconds)
         except TimeoutError:
             raise database_unavailable() from None
-        future = asyncio.get_running_loop().run_in_executor(pool, work)
+        # The thread's spans and lines of the log belong to the call.
+        future = asyncio.get_running_loop().run_in_executor(pool, copy_context().run, work)
         # The place is free when the thread is, even if the caller was cancelled before.
-        future.add_done_callback(lambda _: places.release())
+        future.add_done_callback(lambda _: places.leave())
         return await future
 
     def _run_phase(self, phase: Callable[[SqlTransaction], T], name: str) -> T:
@@ -220,11 +221,16 @@ class SqlDatabase:
 
     def _run_once(self, phase: Callable[[SqlTransaction], T], name: str) -> T:
         self._on_phase(name, "before")
-        with self._write_engine.connect() as connection:
+        begun = time.perf_counter()
+        with (
+            self._tracer.step(f"transaction {name}", {"db.system.name": "postgresql"}),
+            self._write_engine.connect() as connection,
+        ):
             tx = SqlTransaction(connection, self._policy, self._installation)
             result = phase(tx)
             self._on_phase(name, "uncommitted")
             connection.commit()
+        self._on_timed(name, time.perf_counter() - begun)
         self._on_phase(name, "after")
         if self._on_record is not None and tx.recorded:
             self._on_record(tx)
@@ -266,7 +272,7 @@ class SqlDatabase:
         A newer schema is accepted: replicas of the former release run until they are replaced.
         """
         try:
-            now = await self.read(_readiness, guarded=self._guarded)
+            now = await self.read(read_readiness, guarded=self._guarded)
         except Unavailable:
             return False
         if now != self._readiness:
@@ -300,6 +306,11 @@ class SqlDatabase:
             await asyncio.Event().wait()
         await feed.listen(plain_url(self._listen_url), hear)
 
+    def places(self) -> dict[tuple[str, str], int]:
+        """Returns how many places there are, by pool and state, for metrics."""
+        pools = {"write": self._write_places, "read": self._read_places}
+        return {(p, state): n for p, one in pools.items() for state, n in one.counts().items()}
+
     def clock(self) -> float:
         """Returns seconds by the process's own clock; see `clock.own_clock`."""
         return own_clock()
@@ -314,64 +325,6 @@ class SqlDatabase:
             connection.close()
         self._write_engine.dispose()
         self._read_engine.dispose()
-
-
-@dataclass(frozen=True, slots=True)
-class _Readiness:
-    """What must be true of the database before this replica wants calls."""
-
-    takes_writes: bool
-    revision: str
-    #: The limits of a session that are not in force.
-    missing_limits: str
-    minimum_writer: int
-    #: Why the service's role is refused, or "".
-    role_refusal: str
-
-    @property
-    def is_ready(self) -> bool:
-        migrated = self.revision >= EXPECTED_REVISION
-        wrong = self.missing_limits or self.role_refusal
-        return self.takes_writes and migrated and self.may_write and not wrong
-
-    @property
-    def may_write(self) -> bool:
-        """Returns whether what this release writes is still understood."""
-        return self.minimum_writer <= WRITER
-
-    def report(self) -> None:
-        """Says in the log what must be done."""
-        if self.revision < EXPECTED_REVISION:
-            log.error(
-                "database_not_migrated",
-                revision=self.revision,
-                expected=EXPECTED_REVISION,
-                remedy="run: python -m payment_service migrate",
-            )
-        if not self.may_write:
-            log.error(
-                "release_too_old",
-                writer=WRITER,
-                minimum=self.minimum_writer,
-                remedy="end this replica: a newer release has taken over",
-            )
-        if self.role_refusal:
-            log.error("database_role_refused", why=self.role_refusal)
-        if self.missing_limits:
-            log.error(
-                "database_limits_missing",
-                missing=self.missing_limits,
-                remedy="a pooler drops them: set DATABASE_POOLER=transaction, run "
-                "python -m payment_service migrate, then RECONNECT at the pooler",
-            )
-
-
-def _readiness(reader: SqlReader, *, guarded: bool) -> _Readiness:
-    sql = "SELECT NOT pg_is_in_recovery() AND NOT current_setting('transaction_read_only')::bool"
-    takes_writes = bool(reader.connection.execute(text(sql)).scalar_one())
-    revision, writer = stored_schema(reader.connection)
-    refusal = read_role(reader.connection).refusal if guarded else ""
-    return _Readiness(takes_writes, revision, missing_limits(reader.connection), writer, refusal)
 
 
 def _installation_id(reader: SqlReader) -> str:

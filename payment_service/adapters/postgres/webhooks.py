@@ -20,10 +20,10 @@ class WebhookWrites(TransactionStatements):
         """Inserts the event. Returns False if it is already stored."""
         made = self._do(
             "INSERT INTO webhook_events (event_id, endpoint, type, object_id, account_id, "
-            "payment_intent_id, payment_ref, payload_sha256, create_time, state, verdict, "
-            "attempts, last_error, receive_time, next_try_time) VALUES (:event_id, :endpoint, "
-            ":type, :object_id, :account_id, :payment_intent_id, :payment_ref, :payload_sha256, "
-            ":create_time, :state, :verdict, 0, '', now(), "
+            "payment_intent_id, payment_ref, payload_sha256, traceparent, create_time, state, "
+            "verdict, attempts, last_error, receive_time, next_try_time) VALUES (:event_id, "
+            ":endpoint, :type, :object_id, :account_id, :payment_intent_id, :payment_ref, "
+            ":payload_sha256, :traceparent, :create_time, :state, :verdict, 0, '', now(), "
             "CASE WHEN :state = 'WAITING' THEN now() END) ON CONFLICT DO NOTHING",
             event_id=event.event_id,
             endpoint=event.endpoint,
@@ -33,6 +33,7 @@ class WebhookWrites(TransactionStatements):
             payment_intent_id=event.payment_intent_id,
             payment_ref=event.payment_ref,
             payload_sha256=event.payload_sha256,
+            traceparent=event.traceparent,
             create_time=event.create_time,
             state=event.state,
             verdict=event.verdict,

@@ -133,6 +133,8 @@ class WebhookEvent:
     next_try_time: datetime | None = None
     #: The idempotency key of the request that caused it; empty for others. It is not stored.
     request_key: str = ""
+    #: The span that stored it, so that applying it is linked to the delivery; "" without a trace.
+    traceparent: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,7 +311,7 @@ class Backlog:
 
 @dataclass(frozen=True, slots=True)
 class MoneyAtRisk:
-    """Money that may be lost or is owed, of one currency: disputes, debts, what clients still get."""
+    """Money of one currency that may be lost or is owed."""
 
     what: str
     currency: str

@@ -17,6 +17,8 @@ CREATE TABLE webhook_events (
     -- The id by which the payment is found; see PaymentReads.payment_of.
     payment_ref text NOT NULL,
     payload_sha256 bytea NOT NULL,
+    -- The trace of the delivery, if there was one.
+    traceparent text NOT NULL DEFAULT '',
     create_time timestamptz NOT NULL,
     state text NOT NULL,
     -- What came of the event.
