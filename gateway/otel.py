@@ -23,7 +23,7 @@ def tracing_to(endpoint: str) -> Tracing:
     tracer = provider.get_tracer("gateway")
 
     @contextmanager
-    def span(name: str) -> Iterator[None]:
+    def span(name: str) -> Iterator[str]:
         # Strangers can send the header of a trace, so each delivery begins a trace of its own. The
         # texts of exceptions may hold what they sent.
         with tracer.start_as_current_span(
@@ -32,7 +32,7 @@ def tracing_to(endpoint: str) -> Tracing:
             trace.SpanKind.SERVER,
             record_exception=False,
             set_status_on_exception=False,
-        ):
-            yield
+        ) as begun:
+            yield f"{begun.get_span_context().trace_id:032x}"
 
     return Tracing(span, provider.shutdown)

@@ -10,15 +10,15 @@ from dataclasses import dataclass
 
 from gateway.settings import Settings
 
-#: Begins the present span, by its name.
-Spans = Callable[[str], AbstractContextManager[object]]
+#: Begins the present span, by its name, and gives the id of its trace, or "".
+Spans = Callable[[str], AbstractContextManager[str]]
 
 
 @dataclass(frozen=True)
 class Tracing:
     """Begins spans and sends what is left in the end."""
 
-    span: Spans = lambda _name: nullcontext()
+    span: Spans = lambda _name: nullcontext("")
     close: Callable[[], None] = lambda: None
 
 

@@ -171,7 +171,12 @@ class Webhooks:
             raise _Refusal(503, "busy")
         self._forwards += 1
         try:
-            with self._connections.protecting(request), self._tracing.span("deliver webhook"):
+            with (
+                self._connections.protecting(request),
+                self._tracing.span("deliver webhook") as trace_id,
+            ):
+                if trace_id:
+                    note(request, trace_id=trace_id)
                 return await self._core.ingest_event(endpoint, payload, signature)
         except CoreRefused:
             raise _Refusal(400, "refused_by_core") from None

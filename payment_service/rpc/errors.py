@@ -209,7 +209,9 @@ class ErrorInterceptor(aio.ServerInterceptor):
         try:
             self._bind_log(context, request)
             await self._admit(method, context)
-            structlog.contextvars.bind_contextvars(caller=CALLER.get().name)
+            # Health answers anybody, so nobody is known there.
+            if (caller := CALLER.get(None)) is not None:
+                structlog.contextvars.bind_contextvars(caller=caller.name)
             if request is _MALFORMED:
                 code = "INVALID_ARGUMENT"
                 await context.abort_with_status(rpc_status.to_status(_malformed()))
