@@ -12,13 +12,18 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
 from gateway.tracing import Tracing
 
+#: How long a collector may take. It also bounds how much later the process ends without one.
+_TIMEOUT_SECONDS = 2
+
 
 def tracing_to(endpoint: str) -> Tracing:
     """Returns spans that are sent in batches, by a thread of their own."""
     provider = TracerProvider(
         resource=Resource.create({"service.name": "payment_gateway"}), shutdown_on_exit=False
     )
-    exporter = OTLPSpanExporter(endpoint, insecure=endpoint.startswith("http://"), timeout=5)
+    exporter = OTLPSpanExporter(
+        endpoint, insecure=endpoint.startswith("http://"), timeout=_TIMEOUT_SECONDS
+    )
     provider.add_span_processor(BatchSpanProcessor(exporter))
     tracer = provider.get_tracer("gateway")
 

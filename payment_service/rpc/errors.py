@@ -13,7 +13,7 @@ import inspect
 import random
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
@@ -31,7 +31,13 @@ from payment_service.domain.ports.records import Answer
 from payment_service.domain.ports.tracing import NO_TRACER, Span, Tracer, trace_id_of
 from payment_service.rpc.call_context import CALLER, identify, metadata_of
 from payment_service.rpc.messages.payments import payment_message
-from payment_service.rpc.spans import conclude_span, payment_id_of, span_facts
+from payment_service.rpc.spans import (
+    conclude_span,
+    is_traced,
+    note_call,
+    payment_id_of,
+    span_facts,
+)
 
 log = structlog.get_logger(__name__)
 
@@ -185,8 +191,8 @@ class ErrorInterceptor(aio.ServerInterceptor):
     def _unary(self, method: str, inner: Any, serialize: Any) -> Any:
         async def call(request: Any, context: aio.ServicerContext[Any, Any]) -> bytes:
             parent = metadata_of(context, "traceparent")
-            facts = span_facts(method)
-            with self._tracer.serve(method.lstrip("/"), facts, parent) as span:
+            tracer = self._tracer if is_traced(method) else NO_TRACER
+            with tracer.serve(method.lstrip("/"), span_facts(method), parent) as span:
                 async with self._guarded(method, request, context, span):
                     return _bytes(await inner(request, context), serialize)
             raise AssertionError("abort raises")
@@ -207,7 +213,9 @@ class ErrorInterceptor(aio.ServerInterceptor):
         """
         begun, code = time.perf_counter(), "OK"
         try:
-            self._bind_log(context, request)
+            known = self._bind_log(context, request)
+            if span is not None:
+                note_call(span, known)
             await self._admit(method, context)
             # Health answers anybody, so nobody is known there.
             if (caller := CALLER.get(None)) is not None:
@@ -231,15 +239,17 @@ class ErrorInterceptor(aio.ServerInterceptor):
             if span is not None:
                 conclude_span(span, code)
 
-    def _bind_log(self, context: aio.ServicerContext[Any, Any], request: Any) -> None:
-        """Lets every line of the log that this call leads to name the call."""
+    def _bind_log(self, context: aio.ServicerContext[Any, Any], request: Any) -> Mapping[str, str]:
+        """Lets every line of the log that this call leads to name the call. Returns its names."""
         trace = self._tracer.traceparent() or metadata_of(context, "traceparent")
-        known = {
+        names = {
             "request_id": identify(context),
             "trace_id": trace_id_of(trace),
             "payment": payment_id_of(request),
         }
-        structlog.contextvars.bind_contextvars(**{k: v for k, v in known.items() if v})
+        known = {name: value for name, value in names.items() if value}
+        structlog.contextvars.bind_contextvars(**known)
+        return known
 
     def _stream(self, method: str, inner: Any, streams_in: bool) -> Any:
         def given(request: Any, context: aio.ServicerContext[Any, Any]) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any, Final
 
 from payment_service.domain.ports.tracing import Span
@@ -13,6 +14,18 @@ _PAYMENT_ID: Final = re.compile(r"pay_[A-Za-z0-9]{1,60}")
 _OUR_FAULTS: Final = frozenset(
     {"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"}
 )
+
+
+def is_traced(method: str) -> bool:
+    """Returns whether calls of a method have spans. Health is asked every second by everybody."""
+    return method.startswith("/marketplace.payments.")
+
+
+def note_call(span: Span, names: Mapping[str, str]) -> None:
+    """Records by which ids the log and the audit trail know the call."""
+    for name in ("request_id", "payment"):
+        if name in names:
+            span.note(f"payments.{name}", names[name])
 
 
 def span_facts(method: str) -> dict[str, str | int]:

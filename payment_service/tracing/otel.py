@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from typing import Final
 
 from opentelemetry import trace
 from opentelemetry.context import Context
@@ -13,6 +14,9 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
 from payment_service.domain.ports.tracing import NO_TRACER, Facts, Span, parts_of
+
+#: How long a collector may take. It also bounds how much later the process ends without one.
+_TIMEOUT_SECONDS: Final = 2
 
 
 class OtelSpan:
@@ -41,7 +45,9 @@ class OtelTracer:
         provider = TracerProvider(
             resource=Resource.create({"service.name": "payment_service"}), shutdown_on_exit=False
         )
-        exporter = OTLPSpanExporter(endpoint, insecure=endpoint.startswith("http://"), timeout=5)
+        exporter = OTLPSpanExporter(
+            endpoint, insecure=endpoint.startswith("http://"), timeout=_TIMEOUT_SECONDS
+        )
         provider.add_span_processor(BatchSpanProcessor(exporter))
         return cls(provider)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import structlog
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 
-from marketplace.payments.channel import connect
+from marketplace.payments.channel import connect, connect_sync
 from marketplace.payments.v1 import operations_pb2, operations_pb2_grpc, payments_pb2
 from tests.support.requests import capture_request
 from tests.support.running import running_world
@@ -40,7 +41,7 @@ async def test_a_capture_is_one_trace_from_the_caller_to_stripe_and_its_webhook_
                 )
             await world.settle_down()
         # Everything was sent when the service and the gateway had ended.
-        _judge_the_call(collector)
+        _judge_the_call(collector, payment.payment_id)
         _judge_the_webhooks(collector)
         _judge_what_is_not_said(collector, payment)
         changed = [line for line in lines if line["event"] == "payment_changed"]
@@ -52,13 +53,15 @@ async def test_a_capture_is_one_trace_from_the_caller_to_stripe_and_its_webhook_
             assert line["caller"] == "local"
 
 
-def _judge_the_call(collector: Collector) -> None:
+def _judge_the_call(collector: Collector, payment_id: str) -> None:
     calls = [s for s in collector.named("marketplace.payments.v1") if s.trace == TRACE]
     assert [call.name.rpartition("/")[2] for call in calls] == ["CapturePayment"]
     call = calls[0]
     assert call.service == "payment_service"
     assert call.span.parent_span_id.hex() == SPAN
     assert call.facts["rpc.response.status_code"] == "OK"
+    assert call.facts["payments.request_id"] == "req-of-the-caller"
+    assert call.facts["payments.payment"] == payment_id
     steps = collector.children(call)
     names = [step.name for step in steps]
     assert any(name.startswith("transaction ") for name in names), names
@@ -145,3 +148,28 @@ async def test_the_client_passes_the_callers_trace_on(new_database: Callable[[],
         wanted: trace.SpanContext = span.get_span_context()
         assert call.span.trace_id == wanted.trace_id.to_bytes(16)
         assert call.span.parent_span_id == wanted.span_id.to_bytes(8)
+
+
+async def test_a_caller_with_threads_passes_its_trace_on_and_its_own_header_wins(
+    new_database: Callable[[], str],
+) -> None:
+    async with running_collector() as collector:
+        async with running_world(
+            new_database(), otel_exporter_otlp_endpoint=collector.address, loops=False
+        ) as world:
+            tracer = TracerProvider().get_tracer("a caller")
+
+            def call() -> trace.SpanContext:
+                with connect_sync(world.address) as channel:
+                    stub = operations_pb2_grpc.OperationsServiceStub(channel)
+                    with tracer.start_as_current_span("a caller's work") as span:
+                        stub.ListOperations(operations_pb2.ListOperationsRequest())
+                        stub.ListOperations(
+                            operations_pb2.ListOperationsRequest(),
+                            metadata=(("traceparent", TRACEPARENT),),
+                        )
+                    return span.get_span_context()
+
+            wanted = await asyncio.to_thread(call)
+        calls = collector.named("marketplace.payments.v1.OperationsService/ListOperations")
+        assert [one.trace for one in calls] == [f"{wanted.trace_id:032x}", TRACE]
