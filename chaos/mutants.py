@@ -71,8 +71,8 @@ MUTANTS = (
         (
             Edit(
                 f"{_POSTGRES}/payments.py",
-                "WHERE payment_id = :payment_id AND {PARTY} FOR UPDATE",
-                "WHERE payment_id = :payment_id AND {PARTY}",
+                'locked("payments", f"payment_id = :id AND {PARTY}")',
+                'locked("payments", f"payment_id = :id AND {PARTY}").replace(" FOR UPDATE", "")',
             ),
         ),
         "test_a_payment_is_locked_before_it_is_judged",
@@ -102,8 +102,8 @@ MUTANTS = (
         (
             Edit(
                 f"{_POSTGRES}/webhooks.py",
-                "\"CASE WHEN :state = 'WAITING' THEN now() END) ON CONFLICT DO NOTHING\"",
-                "\"CASE WHEN :state = 'WAITING' THEN now() END)\"",
+                "ON CONFLICT DO NOTHING RETURNING next_try_time",
+                "RETURNING next_try_time",
             ),
         ),
         "test_an_event_is_stored_once",
@@ -123,9 +123,9 @@ MUTANTS = (
         "swallowed constraint error",
         (
             Edit(
-                f"{_POSTGRES}/engine.py",
-                'event.listen(engine, "commit", _refuse_swallowed_error)',
-                'event.listen(engine, "commit", lambda connection: None)',
+                f"{_POSTGRES}/statements.py",
+                "raise SwallowedError(",
+                "str(",
             ),
         ),
         "test_a_swallowed_error_does_not_commit",
@@ -369,8 +369,8 @@ MUTANTS = (
         (
             Edit(
                 f"{_POSTGRES}/payments.py",
-                "WHERE payment_id = :payment_id AND {PARTY} FOR UPDATE",
-                "WHERE payment_id = :payment_id AND {PARTY}",
+                'locked("payments", f"payment_id = :id AND {PARTY}")',
+                'locked("payments", f"payment_id = :id AND {PARTY}").replace(" FOR UPDATE", "")',
             ),
         ),
         "test_a_milestone_waits_until_the_one_before_is_judged",
@@ -536,8 +536,8 @@ MUTANTS = (
         (
             Edit(
                 f"{_POSTGRES}/claims.py",
-                'claim_id=self.derived_id("clm", cause.caller, cause.act_for, cause.rpc, key),',
-                'claim_id=self.new_id("clm"),',
+                'claim_id = self.derived_id("clm", cause.caller, cause.act_for, cause.rpc, key)',
+                'claim_id = self.new_id("clm")',
             ),
         ),
         "test_a_restored_database_repeats_nothing",

@@ -11,7 +11,8 @@ from typing import Annotated
 
 import typer
 
-from dev.bench import bench
+from dev.bench_idle import bench_idle
+from dev.bench_million import bench_million
 from dev.console import Lines, summarize
 from dev.demo import Ending, Failed, demo, smoke_stripe
 from dev.guard import Guard
@@ -68,11 +69,31 @@ def run_smoke_stripe() -> None:
 
 @app.command("bench")
 def run_bench(
-    at_once: Annotated[int, typer.Option(min=1, max=512, help="Calls in flight.")] = 128,
-    latency_ms: Annotated[int, typer.Option(min=0, max=5000, help="Of every Stripe call.")] = 300,
+    quick: Annotated[bool, typer.Option(help="Compare with the figures that are kept.")] = False,
 ) -> None:
-    """Load one worker while Stripe is slow, for less than a minute, and print what it carries."""
-    _report(Lines, lambda: bench(at_once=at_once, latency_ms=latency_ms))
+    """Measure what a call costs, side by side with bare handlers."""
+    # It needs what only tests and checks need, too.
+    from dev.bench.command import bench  # noqa: PLC0415
+
+    _report(Lines, lambda: bench(quick=quick))
+
+
+@app.command("bench-idle")
+def run_bench_idle(
+    replicas: Annotated[int, typer.Option(min=1, max=20, help="Payment services.")] = 1,
+    payments: Annotated[int, typer.Option(min=1, max=800, help="The load.")] = 100,
+    each: Annotated[bool, typer.Option("--each", help="Name the statements at rest.")] = False,
+) -> None:
+    """Measure what replicas cost while nobody calls, for two minutes."""
+    _report(Lines, lambda: bench_idle(replicas=replicas, payments=payments, each=each))
+
+
+@app.command("bench-million")
+def run_bench_million(
+    payments: Annotated[int, typer.Option(min=1000, help="How many payments.")] = 1_000_000,
+) -> None:
+    """Measure reads and background work in a store full of history; takes many minutes."""
+    _report(Lines, lambda: bench_million(payments=payments))
 
 
 def _walk(walk: Callable[[Ending], None]) -> None:

@@ -66,7 +66,7 @@ _MOVE_OFF_SECONDS: Final = 0.5
 #: Under this name, health says whether this replica accepts new calls. It does not depend on the
 #: database: otherwise an overload would remove all replicas from rotation at once.
 _ADMISSION: Final = SERVICES[0].rpartition(".")[0]
-_GAUGE_SECONDS: Final = 5.0
+_GAUGE_SECONDS: Final = 15.0
 
 
 class CannotListen(Exception):

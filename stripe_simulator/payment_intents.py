@@ -414,7 +414,9 @@ def capture(call: Call) -> Row:
     charge = capturing.let_cardholder_react(simulation, captured.charge)
     emit(simulation, "payment_intent.succeeded", intent)
     if simulation.settings.charge_updated_on_capture:
-        emit(simulation, "charge.updated", charge, {"balance_transaction": None})
+        # Stripe shows no request for it: the balance transaction is made by Stripe itself.
+        with simulation.unasked():
+            emit(simulation, "charge.updated", charge, {"balance_transaction": None})
     return intent
 
 

@@ -152,7 +152,8 @@ def claim_and_start(tx: Transaction, app: App, command: C, start: Start[C]) -> C
         raise processor_unavailable()
     operation, payment = started.operation, started.payment
     payment_id = payment.payment_id if payment else ""
-    tx.bind_claim(claim.claim_id, payment_id, operation.operation_id)
+    if payment_id != operation.payment_id:  # The operation is a dispute's.
+        tx.bind_claim(claim.claim_id, payment_id, operation.operation_id)
     bound = replace(claim, operation_id=operation.operation_id, payment_id=payment_id)
     return Claimed(bound, operation, payment.version if payment else 0)
 

@@ -8,7 +8,6 @@ books by then is found and left as it is.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -29,12 +28,11 @@ from payment_service.domain.ports.records import (
     StoredEvent,
     WebhookEvent,
 )
-from payment_service.domain.webhook_event import FRAUD_EVENTS
+from payment_service.domain.webhook_event import FRAUD_EVENTS, OPERATION_KEY
 
 RESTORE: Final = Cause("operator", "recover-after-restore")
 
 _PAGE: Final = 200
-_OPERATION_KEY: Final = re.compile(r"(op_[0-9a-f]{32})-\d+")
 _PROGRESS_EVERY: Final = 50
 
 
@@ -118,7 +116,7 @@ async def _sync_payments(
         if result.checked % _PROGRESS_EVERY == 0:
             yield f"{result.checked} of {len(warned)} payments compared"
     for event in events:
-        key = _OPERATION_KEY.fullmatch(event.request_key)
+        key = OPERATION_KEY.fullmatch(event.request_key)
         if event.type == "payment_intent.canceled" and key is not None:
             await app.database.transact(record_cancel, event.payment_intent_id, key[1])
 

@@ -122,6 +122,7 @@ class DiscrepancyKind(StrEnum):
         "invariant_expert_postings_sum_to_zero",
         ClosesWhen.INVARIANT_HOLDS,
     )
+    BALANCES_EQUAL_POSTINGS = "invariant_balances_equal_postings", ClosesWhen.INVARIANT_HOLDS
     ADJUSTMENTS_ARE_AS_APPROVED = (
         "invariant_adjustments_are_as_approved",
         ClosesWhen.INVARIANT_HOLDS,

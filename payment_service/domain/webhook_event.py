@@ -5,10 +5,12 @@ Only ids are kept. The object itself is read again when the event is applied, an
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
 
+from payment_service.domain.operations import OperationKind
 from payment_service.domain.ports.records import WebhookEvent
 
 #: What is acted upon; everything else is kept, unapplied, and acknowledged.
@@ -82,6 +84,27 @@ FRAUD_EVENTS: Final = frozenset(
 )
 
 
+#: What an event says of the request that caused it, and of nothing else, by the operation that sent
+#: the request. An operation succeeds when a snapshot from after its request is in the books, so the
+#: event is known then. What changes later at Stripe (``refund.updated``, ``charge.updated``) is not
+#: in this list, whatever its event names as its cause.
+EFFECTS_OF: Final[Mapping[OperationKind, frozenset[str]]] = {
+    OperationKind.CREATE_INTENT: frozenset({"payment_intent.created"}),
+    OperationKind.CAPTURE: frozenset(
+        {"payment_intent.succeeded", "charge.captured", "transfer.created"}
+    ),
+    OperationKind.PROMOTE: frozenset({"payment_intent.succeeded", "charge.captured"}),
+    OperationKind.CANCEL: frozenset({"payment_intent.canceled"}),
+    OperationKind.REFUND: frozenset({"refund.created", "charge.refunded"}),
+    OperationKind.TRANSFER: frozenset({"transfer.created"}),
+    OperationKind.REVERSE_TRANSFER: frozenset({"transfer.reversed"}),
+    OperationKind.COLLECT_DEBT: frozenset({"transfer.reversed"}),
+}
+_OF_REQUESTS: Final = frozenset().union(*EFFECTS_OF.values())
+#: `Operation.stripe_key`: the operation, and the number of its attempt.
+OPERATION_KEY: Final = re.compile(r"(op_[0-9a-f]{32})-([0-9]{1,9})")
+
+
 #: In the year 6325; from 10000 on no time can be stored.
 _NEVER: Final = 2**37
 
@@ -111,6 +134,8 @@ def envelope_of(
         raise MalformedEvent("without object")
     account = account_id or _text(event, "account") or _account_of(kind, shown)
     request = event.get("request")
+    request = request if isinstance(request, Mapping) else {}
+    request_key = _text(request, "idempotency_key")
     acted_upon = kind in PAYMENT_EVENTS | ACCOUNT_EVENTS or (kind in PAYOUT_EVENTS and account)
     return WebhookEvent(
         event_id=event_id,
@@ -124,8 +149,18 @@ def envelope_of(
         create_time=datetime.fromtimestamp(created, UTC),
         state="WAITING" if acted_upon else "IGNORED",
         verdict="" if acted_upon else "not_acted_upon",
-        request_key=_text(request, "idempotency_key") if isinstance(request, Mapping) else "",
+        request_key=request_key,
+        own_key=request_key if _tells_of_request(kind, request) else "",
     )
+
+
+def _tells_of_request(kind: str, request: Mapping[str, Any]) -> bool:
+    """Returns whether an event may say no more than what one request of ours did.
+
+    Stripe leaves the request's id out of an event that it causes later by itself.
+    """
+    by_request = bool(_text(request, "id")) and kind in _OF_REQUESTS
+    return by_request and OPERATION_KEY.fullmatch(_text(request, "idempotency_key")) is not None
 
 
 def _thin_envelope_of(

@@ -98,12 +98,7 @@ def pooled(tmp_path: Path, direct: str) -> Iterator[str]:
 
 def _limits(tx: SqlTransaction) -> list[str]:
     names = ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout", "timezone")
-    driver = tx.connection.connection.cursor()
-    found: list[str] = []
-    for name in names:
-        driver.execute(f"SHOW {name}")
-        found += driver.fetchone() or ()
-    return found
+    return [str(*tx._one(f"SHOW {name}").values()) for name in names]
 
 
 async def test_a_migration_through_the_pooler_leaves_no_lock_and_sets_the_limits(

@@ -13,14 +13,14 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
 import aiohttp
+import psycopg2
 import pytest
-from sqlalchemy import text
-from sqlalchemy.exc import SQLAlchemyError
 
 from gateway.app import running
 from gateway.settings import Settings
 from marketplace.payments.v1 import payments_pb2
-from payment_service.adapters.postgres.engine import SqlDatabase, SwallowedError
+from payment_service.adapters.postgres.engine import SqlDatabase
+from payment_service.adapters.postgres.statements import SwallowedError
 from payment_service.adapters.postgres.transaction import SqlTransaction
 from payment_service.application.app import App
 from payment_service.application.capture_payment import CapturePayment, begin_capture
@@ -189,8 +189,8 @@ async def test_an_old_snapshot_changes_nothing(database: SqlDatabase) -> None:
 async def test_a_swallowed_error_does_not_commit(database: SqlDatabase) -> None:
     def phase(tx: SqlTransaction) -> None:
         _a_payment(tx)
-        with contextlib.suppress(SQLAlchemyError):
-            tx.connection.execute(text("INSERT INTO payments (payment_id) VALUES ('pay_1')"))
+        with contextlib.suppress(psycopg2.Error):
+            tx._do("INSERT INTO payments (payment_id) VALUES ('pay_1')")
 
     with pytest.raises(SwallowedError):
         await database.transact(phase)
@@ -200,7 +200,7 @@ async def test_a_commit_is_waited_for(database: SqlDatabase) -> None:
     """What is answered must have reached the disk's log, or a crash a moment later loses it."""
 
     def phase(tx: SqlTransaction) -> str:
-        return str(tx.connection.execute(text("SHOW synchronous_commit")).scalar_one())
+        return str(tx._one("SHOW synchronous_commit")["synchronous_commit"])
 
     assert await database.transact(phase) == "on"
 

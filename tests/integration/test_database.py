@@ -13,11 +13,13 @@ import psycopg2
 import psycopg2.errors
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
-from sqlalchemy.exc import IntegrityError
 
+from dev.postgres import EmbeddedPostgres
 from marketplace.payments.v1 import events_pb2, payments_pb2
-from payment_service.adapters.postgres.engine import SqlDatabase, SwallowedError
+from payment_service.adapters.postgres.engine import SqlDatabase
+from payment_service.adapters.postgres.statements import SwallowedError
 from payment_service.adapters.postgres.transaction import SqlTransaction
+from payment_service.domain.errors import Unavailable
 from tests.integration.conftest import StartWorld
 from tests.support.books import check_books
 from tests.support.errors import Reply, refusal
@@ -161,7 +163,7 @@ async def test_a_swallowed_error_is_refused_at_commit(database_url: str) -> None
                 "INSERT INTO movements (movement_id, payment_id, kind, minor_units, "
                 "operation_id, time) VALUES ('m', 'nobody', '', 1, '', now())"
             )
-        except IntegrityError:
+        except psycopg2.IntegrityError:
             return "all is well"
         return "unreachable"
 
@@ -220,6 +222,65 @@ async def test_killed_sessions_cost_a_retry_at_most(
     for payment in held:
         assert (await world.get(payment.payment_id)).state == CAPTURED
         assert len(await world.stripe.effects("captured", payment.payment_intent_id)) == 1
+    await check_books(world)
+
+
+async def test_a_phase_finds_its_connection_dead_and_runs_on_another_one(
+    postgres: EmbeddedPostgres, database_url: str
+) -> None:
+    database = SqlDatabase(database_url, write_threads=1, read_threads=1)
+    name = database_url.rpartition("/")[2]
+    ran: list[str] = []
+
+    def kill_sessions() -> None:
+        with (
+            contextlib.closing(psycopg2.connect(postgres.admin_url(name))) as connection,
+            connection.cursor() as cursor,
+        ):
+            cursor.execute(
+                "SELECT pg_terminate_backend(pid, 1000) FROM pg_stat_activity "
+                "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            )
+
+    def phase(tx: SqlTransaction) -> str:
+        ran.append("begun")
+        return str(tx.now)
+
+    def killed_within(tx: SqlTransaction) -> str:
+        ran.append("begun")
+        tx._one("SELECT 1 AS one")
+        kill_sessions()
+        return str(tx.now)
+
+    try:
+        for _ in range(3):
+            assert await database.transact(phase)
+            await asyncio.to_thread(kill_sessions)
+        assert await database.transact(phase)
+        assert len(ran) == 4 + 3
+        ran.clear()
+        # What had begun is not repeated here: whoever called it repeats it with the same key.
+        with pytest.raises(Unavailable):
+            await database.transact(killed_within)
+        assert len(ran) == 1
+        assert await database.transact(phase)
+    finally:
+        await asyncio.to_thread(database.close)
+
+
+async def test_a_table_that_a_migration_changes_disturbs_no_prepared_statement(
+    world: World, as_superuser: Callable[..., int]
+) -> None:
+    expert = await world.expert()
+    # By the last one the statements are prepared on most connections.
+    *_, payment = [await world.escrowed(expert) for _ in range(8)]
+    await world.settle_down()
+    as_superuser(world, "ALTER TABLE payments ADD COLUMN later text NOT NULL DEFAULT ''")
+    as_superuser(world, "ALTER TABLE operations ADD COLUMN later text NOT NULL DEFAULT ''")
+    for _ in range(4):
+        assert (await world.get(payment.payment_id)).payment_id == payment.payment_id
+    assert (await world.capture(payment.payment_id)).state == CAPTURED
+    await world.captured(expert)
     await check_books(world)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -9,12 +10,11 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import text
 
 from dev.postgres import EmbeddedPostgres
 from marketplace.payments.v1 import payments_pb2
 from payment_service.adapters.postgres import rows
-from payment_service.adapters.postgres.engine import make_engine
+from payment_service.adapters.postgres.connections import connect
 from payment_service.adapters.postgres.reader import SqlReader
 from payment_service.adapters.postgres.transaction import SqlTransaction
 from payment_service.application.fair_queue import claim_turn
@@ -57,12 +57,11 @@ JOBS_BY_SCHEDULE = (
 @pytest.fixture
 def transaction(postgres: EmbeddedPostgres, database_url: str) -> Iterator[SqlTransaction]:
     """As superuser, with foreign keys off; nothing of it is committed."""
-    engine = make_engine(postgres.admin_url(database_url.rpartition("/")[2]), 1)
-    with engine.connect() as connection:
-        connection.execute(text("SET session_replication_role = replica"))
+    url = postgres.admin_url(database_url.rpartition("/")[2])
+    with contextlib.closing(connect(url)) as connection:
+        with connection.cursor() as cursor:
+            cursor.execute("SET session_replication_role = replica")
         yield SqlTransaction(connection, POLICY)
-        connection.rollback()
-    engine.dispose()
 
 
 def escrows(chance: random.Random, number: int, now: datetime) -> Iterator[Payment]:
@@ -93,16 +92,12 @@ def escrows(chance: random.Random, number: int, now: datetime) -> Iterator[Payme
 def insert(tx: SqlTransaction, payment: Payment) -> None:
     names = [*rows.PAYMENT_COLUMNS, *SCHEDULE_COLUMNS, "head_hash"]
     schedule = schedule_of(payment, POLICY)
-    tx.connection.execute(
-        text(
-            f"INSERT INTO payments ({', '.join(names)}) "  # noqa: S608 - names of ours
-            f"VALUES ({', '.join(f':{name}' for name in names)})"
-        ),
-        {
-            **rows.payment_values(payment),
-            **rows.schedule_values(schedule),
-            "head_hash": bytes(32),
-        },
+    tx._do(
+        f"INSERT INTO payments ({', '.join(names)}) "  # noqa: S608 - names of ours
+        f"VALUES ({', '.join(f':{name}' for name in names)})",
+        **rows.payment_values(payment),
+        **rows.schedule_values(schedule),
+        head_hash=bytes(32),
     )
 
 
@@ -264,9 +259,9 @@ def test_an_item_that_had_its_turn_waits_behind_the_others(transaction: SqlTrans
 
     def rest_is_over() -> float:
         """How long it was."""
-        pause: timedelta = tx.connection.execute(
-            text("UPDATE job_backoff SET next_time = now() - interval '1 second' RETURNING pause")
-        ).scalar_one()
+        pause: timedelta = tx._one(
+            "UPDATE job_backoff SET next_time = now() - interval '1 second' RETURNING pause"
+        )["pause"]
         return pause.total_seconds()
 
     assert queue() == ["pay_a", "pay_b", "pay_c"]
@@ -278,7 +273,7 @@ def test_an_item_that_had_its_turn_waits_behind_the_others(transaction: SqlTrans
         pauses.append(rest_is_over())
         assert queue() == ["pay_b", "pay_c", "pay_a"]
     assert pauses == [1, 2, 4, 8, 16, 32, 60, 60, 60]
-    tx.connection.execute(text("UPDATE job_backoff SET next_time = now() - interval '2 hours'"))
+    tx._do("UPDATE job_backoff SET next_time = now() - interval '2 hours'")
     assert claim_turn(tx, JobKind.ACT_ON_DEADLINES, "pay_a")
     assert rest_is_over() == 1
 

@@ -117,6 +117,14 @@ def _bad_values(field: Any) -> Iterator[Any]:
 def _spoiled(request: Message) -> Iterator[tuple[str, Message]]:
     """The request with each of its fields spoiled in turn, messages within it included."""
     for field in request.DESCRIPTOR.fields:
+        if field.type == FieldDescriptor.TYPE_MESSAGE and field.is_repeated:
+            for place, one in enumerate(getattr(request, field.name)):
+                for name, inner in _spoiled(one):
+                    changed = type(request)()
+                    changed.CopyFrom(request)
+                    getattr(changed, field.name)[place].CopyFrom(inner)
+                    yield f"{field.name}.{name}", changed
+            continue
         if field.type == FieldDescriptor.TYPE_MESSAGE:
             for name, inner in _spoiled(getattr(request, field.name)):
                 changed = type(request)()

@@ -182,7 +182,7 @@ async def test_the_listener_comes_back(start_world: StartWorld) -> None:
     assert world.service is not None
     await world.escrowed()
     heard: list[int] = []
-    task = asyncio.create_task(world.service.app.database.listen(heard.append))
+    task = asyncio.create_task(world.service.app.database.listen(heard.append, lambda: None))
     ended: set[tuple[int]] = set()
 
     def listeners() -> set[tuple[int]]:

@@ -90,7 +90,7 @@ async def test_metrics_tell_how_well_it_is_how_much_money_moves_and_what_is_stuc
         ):
             assert value(world, name, **labels) == wanted, (name, labels)
         phases = {text for _, label, text in labels_of(registry(world)) if label == "phase"}
-        assert {"claim_and_start", "store_event"} <= phases
+        assert {"claim_and_start", "store_events"} <= phases
 
         ids = {captured.payment_id, disputed.payment_id, expert, "client-1", "gig-1", "local"}
         for name, label, text in labels_of(registry(world)):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
+from typing import Any
 
 import grpc
 import pytest
 from grpc import aio
-from sqlalchemy import event
 
 from payment_service.adapters.postgres.engine import SqlDatabase
 from payment_service.adapters.postgres.transaction import SqlTransaction
@@ -115,12 +116,15 @@ async def test_a_debt_is_read_at_one_moment(shared: World, module_database_url: 
     ended: list[str] = []
 
     def read_debt(tx: SqlTransaction) -> int:
-        def finish(connection: object, cursor: object, statement: str, *_: object) -> None:
-            if "FROM postings" in statement and not ended:
-                ended.append(statement)
+        execute = tx._execute
+
+        def execute_and_finish(sql: str, values: Mapping[str, Any]) -> None:
+            execute(sql, values)
+            if "FROM postings" in sql and not ended:
+                ended.append(sql)
                 asyncio.run_coroutine_threadsafe(end_reversal(), loop).result(30)
 
-        event.listen(tx.connection, "after_cursor_execute", finish)
+        tx._execute = execute_and_finish  # type: ignore[method-assign]
         return tx.expert_debt(expert, "USD")
 
     async def end_reversal() -> None:

@@ -27,6 +27,7 @@ IMPATIENT: Mapping[str, Any] = {
     "slow_job_interval": 1.0,
     "retry_first_seconds": 0.1,
     "unsent_pause_seconds": (0.05, 0.1, 0.2),
+    "own_event_patience": 0.2,
     # The minute after which Stripe is believed to have done nothing.
     "arrival_seconds": 0.5,
 }

@@ -178,10 +178,17 @@ LAYERS = [
         others={"grpc", "google"},
     ),
     Layer(
+        "bench",
+        {"dev.bench"},
+        "its bare handlers do with other drivers what the service does, and share no code with it",
+        ours={"marketplace", "dev"},
+        others={*GRPC, "psycopg2", "asyncpg", "sqlalchemy", "aiohttp", "stripe"},
+    ),
+    Layer(
         "dev",
         {"dev"},
         "it starts processes and asks them over their ports, as anybody could",
-        ours={"marketplace"},
+        ours={"marketplace", "dev.bench"},
         others={*GRPC, "psycopg2", "dotenv", "rich", "typer", "aiohttp", "stripe"},
     ),
     Layer(

@@ -7,10 +7,8 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Final
 
-from sqlalchemy import RowMapping
-
 from payment_service.adapters.postgres.rows import posted, posting_values
-from payment_service.adapters.postgres.statements import Statements, TransactionStatements
+from payment_service.adapters.postgres.statements import Row, Statements, TransactionStatements
 from payment_service.adapters.postgres.texts import new_salt
 from payment_service.domain.adjustments import (
     Adjustment,
@@ -149,7 +147,7 @@ class AdjustmentReads(Statements):
         return [(adjustment_of(row), row["read_time"]) for row in found]
 
 
-def adjustment_of(row: RowMapping) -> Adjustment:
+def adjustment_of(row: Row) -> Adjustment:
     """Returns the adjustment that a row of ``adjustments`` holds."""
     return Adjustment(
         adjustment_id=row["adjustment_id"],

@@ -7,8 +7,10 @@ import json
 from collections.abc import Mapping
 
 from payment_service.adapters.postgres import rows
+from payment_service.adapters.postgres.polling import BEHIND_STRIPE
 from payment_service.adapters.postgres.statements import Statements, TransactionStatements
 from payment_service.domain.errors import answer_not_kept, key_reused
+from payment_service.domain.operations import RESEND_LIMIT
 from payment_service.domain.ports.records import Answer, Cause, Claim
 
 
@@ -35,19 +37,31 @@ class ClaimWrites(TransactionStatements):
             "rpc": cause.rpc,
             "key": key,
         }
+        claim_id = self.derived_id("clm", cause.caller, cause.act_for, cause.rpc, key)
+        operation_id = self.derived_id("op", claim_id, "0")
         made = self._maybe(
             "INSERT INTO idempotency_keys "
             "(claim_id, caller, act_for, rpc, key, fields, create_time) "
             "VALUES (:claim_id, :caller, :act_for, :rpc, :key, :fields, now()) "
             # Of either unique index: the id follows from the key, and any of the two may be checked
             # first.
-            "ON CONFLICT DO NOTHING RETURNING claim_id",
-            claim_id=self.derived_id("clm", cause.caller, cause.act_for, cause.rpc, key),
+            "ON CONFLICT DO NOTHING RETURNING clock_timestamp() AS now, "
+            # What every call that starts an operation asks next.
+            "NOT EXISTS (SELECT FROM operations WHERE operation_id = :operation_id) AS is_free, "
+            f"{BEHIND_STRIPE} AS is_behind",
+            claim_id=claim_id,
+            operation_id=operation_id,
+            limit=RESEND_LIMIT,
             fields=json.dumps(digests),
             **values,
         )
+        self._claim_rpcs[claim_id] = cause.rpc
         if made is not None:
-            return Claim(made["claim_id"], cause.rpc, fresh=True)
+            self._database_time = made["now"]
+            self._behind[RESEND_LIMIT] = made["is_behind"]
+            if made["is_free"]:
+                self._free_ids.add(operation_id)
+            return Claim(claim_id, cause.rpc, fresh=True)
         row = self._one(
             "SELECT * FROM idempotency_keys WHERE caller = :caller AND act_for = :act_for "
             "AND rpc = :rpc AND key = :key",
@@ -89,6 +103,8 @@ class ClaimWrites(TransactionStatements):
 
     def claim_rpc(self, claim_id: str) -> str:
         """Returns the name of the RPC that took the claim."""
+        if known := self._claim_rpcs.get(claim_id):
+            return known
         row = self._one(
             "SELECT rpc FROM idempotency_keys WHERE claim_id = :claim_id", claim_id=claim_id
         )

@@ -56,7 +56,9 @@ class DebtWrites(TransactionStatements):
         so that no two operations take the same debt. What takes it is booked without that lock, so
         the debt and all that reserves it are read by one statement.
         """
-        self._maybe("SELECT FROM experts WHERE expert_id = :id FOR UPDATE", id=expert_id)
+        if expert_id not in self._locked_experts:
+            self._maybe("SELECT FROM experts WHERE expert_id = :id FOR UPDATE", id=expert_id)
+            self._locked_experts.add(expert_id)
         row = self._one(
             "SELECT (SELECT coalesce(sum(minor_units), 0) FROM postings "
             "WHERE account = :account AND currency = :currency) "
@@ -146,7 +148,11 @@ class DebtReads(Statements):
             "SELECT currency, "
             "-coalesce(sum(minor_units) FILTER (WHERE account = :funds), 0)::bigint AS funds, "
             "coalesce(sum(minor_units) FILTER (WHERE account = :debt), 0)::bigint AS debt "
-            "FROM postings WHERE account IN (:funds, :debt) GROUP BY currency ORDER BY currency",
+            "FROM (SELECT account, currency, minor_units FROM ledger_balances "
+            "WHERE account IN (:funds, :debt) UNION ALL "
+            "SELECT account, currency, minor_units FROM postings WHERE account IN (:funds, :debt) "
+            "AND posting_id > (SELECT folded_until FROM ledger_span)) AS lines "
+            "GROUP BY currency ORDER BY currency",
             funds=expert_funds(expert_id),
             debt=expert_debt(expert_id),
         )

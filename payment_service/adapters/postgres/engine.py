@@ -1,17 +1,19 @@
 """PostgreSQL behind two small pools: one for transactions, one for reads.
 
 A phase is a plain function and one transaction: a return commits it, an exception rolls it back. It
-runs on a thread of the write pool. The pool has exactly as many connections as threads, so callers
-queue at a semaphore, and a full pool is reported as UNAVAILABLE after ``admission_seconds`` instead
-of blocking. Reads have their own threads and connections (autocommit, one per thread): a row that
-is locked for two seconds does not delay an unrelated read.
+runs on a thread of the write pool. Each thread has a connection of its own, so callers queue at a
+semaphore, and a full pool is reported as UNAVAILABLE after ``admission_seconds`` instead of
+blocking. Reads have their own threads and connections: a row that is locked for two seconds does
+not delay an unrelated read.
+
+A connection is not tested before it is used. If the first statement of a phase finds it dead,
+nothing was written, so the phase runs on a new one.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
-import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -20,12 +22,12 @@ from functools import partial
 from typing import Concatenate, Final, ParamSpec, TypeVar
 
 import structlog
-from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
+from psycopg2 import Error, InterfaceError, OperationalError
+from psycopg2.extensions import TRANSACTION_STATUS_IDLE
 
-from payment_service.adapters.postgres import feed
+from payment_service.adapters.postgres import agenda, feed
 from payment_service.adapters.postgres.clock import own_clock
-from payment_service.adapters.postgres.limits import OPTIONS
+from payment_service.adapters.postgres.connections import Connection, Connections, plain_url
 from payment_service.adapters.postgres.places import Places
 from payment_service.adapters.postgres.reader import SqlReader
 from payment_service.adapters.postgres.readiness import Readiness, read_readiness
@@ -44,73 +46,19 @@ log = structlog.get_logger(__name__)
 
 #: Serialization failure, deadlock, lock timeout: nothing was written, so the phase may run again.
 _RETRYABLE_SQLSTATES: Final = frozenset({"40001", "40P01", "55P03"})
+#: A migration has changed a table since a statement was prepared, or the server has forgotten the
+#: statement. A new connection has none, and nothing was written either.
+_STALE_SQLSTATES: Final = frozenset({"0A000", "26000"})
+_DEAD: Final = (OperationalError, InterfaceError)
 _PHASE_TRIES: Final = 4
-_TRANSACTION_STATUS_INERROR: Final = 3
 _DEFAULT_POLICY: Final = Policy()
-
-
-class SwallowedError(RuntimeError):
-    """A bug: a phase continued after a failed statement, so its commit would roll back."""
-
-
-def normalized_url(url: str) -> str:
-    """Returns the URL with our driver, psycopg 2. SQLAlchemy may choose another one by default."""
-    plain = url.replace("postgres://", "postgresql://", 1) if url.startswith("postgres://") else url
-    return (
-        make_url(plain).set(drivername="postgresql+psycopg2").render_as_string(hide_password=False)
-    )
-
-
-def plain_url(url: str) -> str:
-    """Returns the URL without a driver, as PostgreSQL's own library expects it."""
-    return (
-        make_url(normalized_url(url))
-        .set(drivername="postgresql")
-        .render_as_string(hide_password=False)
-    )
-
-
-def make_engine(url: str, size: int, *, autocommit: bool = False, limits: bool = True) -> Engine:
-    """Returns an engine with ``size`` connections, one for each thread that uses it.
-
-    ``limits=False`` does not ask for the limits of statements and locks: a migration needs none,
-    and a pooler refuses to be asked.
-    """
-    engine = create_engine(
-        normalized_url(url),
-        pool_size=size,
-        max_overflow=0,
-        pool_timeout=2,
-        pool_recycle=1800,
-        pool_pre_ping=not autocommit,
-        pool_use_lifo=True,
-        pool_reset_on_return=None if autocommit else "rollback",
-        hide_parameters=True,
-        **({"isolation_level": "AUTOCOMMIT"} if autocommit else {}),
-        connect_args={
-            "connect_timeout": 3,
-            "tcp_user_timeout": 10_000,
-            "application_name": "payment_service",
-            "target_session_attrs": "read-write",
-            **({"options": OPTIONS} if limits else {}),
-        },
-    )
-    if not autocommit:
-        event.listen(engine, "commit", _refuse_swallowed_error)
-    return engine
-
-
-def _refuse_swallowed_error(connection: Connection) -> None:
-    """Raises before a COMMIT that PostgreSQL would turn into a ROLLBACK without an error."""
-    driver = connection.connection.driver_connection
-    if driver is not None and driver.info.transaction_status == _TRANSACTION_STATUS_INERROR:
-        driver.rollback()  # Otherwise the next phase would get this failed transaction.
-        raise SwallowedError("a statement of this phase failed and its error was swallowed")
+#: How often the grants of the role are read again. Nobody changes them but an administrator.
+_ROLE_SECONDS: Final = 30.0
 
 
 def sqlstate(error: BaseException) -> str:
     """Returns the five-letter code of a database error, or "". Only this part is logged."""
-    return str(getattr(getattr(error, "orig", None), "pgcode", None) or "")
+    return str(getattr(error, "pgcode", None) or "")
 
 
 class SqlDatabase:
@@ -137,8 +85,8 @@ class SqlDatabase:
         self._listen_url = direct_url or ("" if pooled else url)
         #: Payments are scheduled by it when they are recorded.
         self._policy = policy
-        self._write_engine = make_engine(url, write_threads, limits=not pooled)
-        self._read_engine = make_engine(url, read_threads, autocommit=True, limits=not pooled)
+        self._write_connections = Connections(url, limits=not pooled)
+        self._read_connections = Connections(url, limits=not pooled)
         self._writers = ThreadPoolExecutor(write_threads, thread_name_prefix="write")
         self._readers = ThreadPoolExecutor(read_threads, thread_name_prefix="read")
         # One place for each thread; callers wait for a place, not for a connection.
@@ -151,13 +99,11 @@ class SqlDatabase:
         if beside is not None:
             beside._others.append(self)
         self._readiness: Readiness | None = None
+        #: Until then the role is known to be right, while all else is.
+        self._role_until = 0.0
         #: Whether a role that could rewrite the books is refused.
         self._guarded = guarded
         self._installation = KnownInstallation()
-        self._held = threading.local()
-        #: Every connection that a reading thread holds. `close` must close them, because a pool
-        #: that is disposed of does not close connections that are in use.
-        self._all_held: set[Connection] = set()
         self._on_record = on_record
         #: Called with a phase's name and moment (before, uncommitted, after). For tests.
         self._on_phase = on_phase or (lambda name, moment: None)
@@ -202,8 +148,11 @@ class SqlDatabase:
         for tried in range(1, _PHASE_TRIES + 1):
             try:
                 return self._run_once(phase, name)
-            except DBAPIError as error:
+            except Error as error:
                 state = sqlstate(error)
+                if state in _STALE_SQLSTATES and tried < _PHASE_TRIES:
+                    self._write_connections.drop()
+                    continue
                 if state in _RETRYABLE_SQLSTATES and tried < _PHASE_TRIES:
                     log.info("phase_retried", phase=name, sqlstate=state, tried=tried)
                     time.sleep(random.uniform(0, 0.02 * 2**tried))  # noqa: S311 - jitter
@@ -222,49 +171,72 @@ class SqlDatabase:
     def _run_once(self, phase: Callable[[SqlTransaction], T], name: str) -> T:
         self._on_phase(name, "before")
         begun = time.perf_counter()
-        with (
-            self._tracer.step(f"transaction {name}", {"db.system.name": "postgresql"}),
-            self._write_engine.connect() as connection,
-        ):
-            tx = SqlTransaction(connection, self._policy, self._installation)
-            result = phase(tx)
-            self._on_phase(name, "uncommitted")
-            connection.commit()
+        with self._tracer.step(f"transaction {name}", {"db.system.name": "postgresql"}):
+            try:
+                tx, result = self._run_body(phase)
+            except _DeadConnection:
+                tx, result = self._run_body(phase)
+            try:
+                tx.flush()
+                self._on_phase(name, "uncommitted")
+                tx.commit()
+                tx.connection.prepare()
+            except BaseException:
+                self._give_back(tx.connection)
+                raise
         self._on_timed(name, time.perf_counter() - begun)
         self._on_phase(name, "after")
         if self._on_record is not None and tx.recorded:
             self._on_record(tx)
         return result
 
+    def _run_body(self, phase: Callable[[SqlTransaction], T]) -> tuple[SqlTransaction, T]:
+        """Runs the phase up to its COMMIT.
+
+        Raises :class:`_DeadConnection` if the connection had died before the phase came to it: the
+        server has seen nothing of the phase then, or has rolled it back.
+        """
+        was_open = self._write_connections.is_open
+        connection = self._write_connections.mine()
+        tx = SqlTransaction(connection, self._policy, self._installation)
+        try:
+            return tx, phase(tx)
+        except (OperationalError, InterfaceError) as error:
+            self._give_back(connection)
+            if was_open and connection.closed and not tx.has_begun:
+                raise _DeadConnection from error
+            raise
+        except BaseException:
+            self._give_back(connection)
+            raise
+
+    def _give_back(self, connection: Connection) -> None:
+        """Ends the transaction of a phase that failed, so that the next one finds none."""
+        try:
+            if connection.info.transaction_status != TRANSACTION_STATUS_IDLE:
+                with connection.cursor() as cursor:
+                    cursor.execute("ROLLBACK")
+        except Error:
+            connection.close()
+        if connection.closed:
+            self._write_connections.drop()
+
     def _run_query(self, query: Callable[[SqlReader], T]) -> T:
         for tried in (1, 2):
             try:
-                return query(SqlReader(self._held_connection()))
-            except (OperationalError, InterfaceError) as error:
+                connection = self._read_connections.mine()
+                found = query(SqlReader(connection))
+                connection.prepare()
+                return found
+            except Error as error:
+                if not isinstance(error, _DEAD) and sqlstate(error) not in _STALE_SQLSTATES:
+                    raise
                 # The first call after a restart of the database fails. Reads may be repeated.
-                self._drop_held_connection()
+                self._read_connections.drop()
                 if tried == 2 or sqlstate(error) == "57014":
                     log.warning("database_unavailable", phase="read", sqlstate=sqlstate(error))
                     raise database_unavailable() from None
-            except SQLAlchemyError:
-                self._drop_held_connection()
-                raise
         raise AssertionError("the loop returns or raises")
-
-    def _held_connection(self) -> Connection:
-        connection: Connection | None = getattr(self._held, "connection", None)
-        if connection is None or connection.closed:
-            connection = self._held.connection = self._read_engine.connect()
-            self._all_held.add(connection)
-        return connection
-
-    def _drop_held_connection(self) -> None:
-        connection: Connection | None = getattr(self._held, "connection", None)
-        self._held.connection = None
-        if connection is not None:
-            self._all_held.discard(connection)
-            connection.invalidate()
-            connection.close()
 
     async def ping(self) -> bool:
         """Returns whether the database accepts writes, has the schema, and keeps the limits.
@@ -272,7 +244,14 @@ class SqlDatabase:
         A newer schema is accepted: replicas of the former release run until they are replaced.
         """
         try:
-            now = await self.read(read_readiness, guarded=self._guarded)
+            known = self._readiness
+            migrated = known is not None and known.is_ready
+            role_is_known = migrated and own_clock() < self._role_until
+            now = await self.read(
+                read_readiness, migrated=migrated, guarded=self._guarded and not role_is_known
+            )
+            if not role_is_known:
+                self._role_until = own_clock() + _ROLE_SECONDS
         except Unavailable:
             return False
         if now != self._readiness:
@@ -297,14 +276,19 @@ class SqlDatabase:
             self._installation.installation_id = await self.read(_installation_id)
         return self._installation.installation_id
 
-    async def listen(self, hear: Callable[[int], None]) -> None:
+    async def listen(self, hear: Callable[[int], None], rest: Callable[[], None]) -> None:
         """Calls ``hear`` with every announced position of the feed, until it is cancelled.
 
-        Without a direct connection nothing is announced, and the feed is polled.
+        Calls ``rest`` when a replica has read the agenda. Without a direct connection nothing is
+        announced: each replica reads the agenda, which shows the feed's position, for itself.
         """
         if not self._listen_url:
             await asyncio.Event().wait()
-        await feed.listen(plain_url(self._listen_url), hear)
+        channels = {
+            feed.CHANNEL: feed.position_heard(hear),
+            agenda.CHANNEL: lambda _: rest(),
+        }
+        await feed.listen(plain_url(self._listen_url), channels)
 
     def places(self) -> dict[tuple[str, str], int]:
         """Returns how many places there are, by pool and state, for metrics."""
@@ -321,15 +305,19 @@ class SqlDatabase:
             other.close()
         self._writers.shutdown(wait=True)
         self._readers.shutdown(wait=True)
-        for connection in self._all_held:
-            connection.close()
-        self._write_engine.dispose()
-        self._read_engine.dispose()
+        self._write_connections.close()
+        self._read_connections.close()
+
+
+class _DeadConnection(Exception):
+    """The connection was dead before the phase's first statement: nothing was written."""
 
 
 def _installation_id(reader: SqlReader) -> str:
-    sql = "SELECT installation_id FROM installation"
-    return str(reader.connection.execute(text(sql)).scalar_one())
+    with reader.connection.cursor() as cursor:
+        cursor.execute("SELECT installation_id FROM installation")
+        ((found,),) = cursor.fetchall()
+        return str(found)
 
 
 def _too_contended() -> Busy:
@@ -339,6 +327,6 @@ def _too_contended() -> Busy:
     )
 
 
-def _constraint(error: DBAPIError) -> str:
-    diagnostics = getattr(error.orig, "diag", None)
+def _constraint(error: Error) -> str:
+    diagnostics = getattr(error, "diag", None)
     return str(getattr(diagnostics, "constraint_name", None) or "")

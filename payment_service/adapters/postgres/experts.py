@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from payment_service.adapters.postgres import rows, texts
-from payment_service.adapters.postgres.statements import Statements, TransactionStatements
+from payment_service.adapters.postgres.statements import Statements, TransactionStatements, locked
 from payment_service.domain.audit_trail import cause_values
 from payment_service.domain.experts import Expert, ExpertStatus
 from payment_service.domain.ports.records import Cause
@@ -36,8 +36,12 @@ class ExpertWrites(TransactionStatements):
 
     def lock_expert(self, expert_id: str) -> Expert | None:
         """Returns the expert and locks the row until the transaction ends, or returns None."""
-        row = self._maybe("SELECT * FROM experts WHERE expert_id = :id FOR UPDATE", id=expert_id)
-        return row and rows.expert_of(row)
+        row = self._maybe(locked("experts", "expert_id = :id"), id=expert_id)
+        if row is None:
+            return None
+        self._database_time = row["now"]
+        self._locked_experts.add(expert_id)
+        return rows.expert_of(row)
 
     def add_expert(self, expert: Expert, cause: Cause) -> bool:
         """Inserts the expert with an event. Returns False if the expert already exists.

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import psycopg2
@@ -94,26 +94,36 @@ class FeedReads(Statements):
         return [FeedEvent(row["position"], stored_event_of(row)) for row in found]
 
 
-async def listen(url: str, hear: Callable[[int], None]) -> None:
-    """Calls ``hear`` with every announced position, until it is cancelled.
+async def listen(url: str, channels: Mapping[str, Callable[[str], None]]) -> None:
+    """Calls what belongs to a channel with everything announced there, until it is cancelled.
 
     Uses one connection, and opens another when that one breaks. Notices in between are lost, so
     callers must poll as well.
     """
     while True:
         try:
-            connection = await asyncio.to_thread(_connect, url)
+            connection = await asyncio.to_thread(_connect, url, tuple(channels))
         except psycopg2.Error:
             log.warning("feed_listener_waits")
         else:
             with contextlib.closing(connection):
-                await _until_it_breaks(connection, hear)
+                await _until_it_breaks(connection, channels)
             log.warning("feed_listener_lost")
         await asyncio.sleep(random.uniform(0, _RECONNECT_SECONDS))  # noqa: S311 - jitter
 
 
-def _connect(url: str) -> Any:
-    """Returns a connection that listens on the channel."""
+def position_heard(hear: Callable[[int], None]) -> Callable[[str], None]:
+    """Returns what reads an announced position; anything else is left alone."""
+
+    def heard(payload: str) -> None:
+        if payload.isascii() and payload.isdigit():
+            hear(int(payload))
+
+    return heard
+
+
+def _connect(url: str, channels: Sequence[str]) -> Any:
+    """Returns a connection that listens on the channels."""
     connection = psycopg2.connect(
         url,
         connect_timeout=3,
@@ -126,14 +136,15 @@ def _connect(url: str) -> Any:
     connection.set_isolation_level(psycopg2.extensions.ISOLATION_LEVEL_AUTOCOMMIT)
     try:
         with connection.cursor() as cursor:
-            cursor.execute(f"LISTEN {CHANNEL}")
+            for channel in channels:
+                cursor.execute(f"LISTEN {channel}")
     except psycopg2.Error:
         connection.close()
         raise
     return connection
 
 
-async def _until_it_breaks(connection: Any, hear: Callable[[int], None]) -> None:
+async def _until_it_breaks(connection: Any, channels: Mapping[str, Callable[[str], None]]) -> None:
     """Passes notices on until the connection breaks."""
     loop, broken = asyncio.get_running_loop(), asyncio.Event()
     # Read now: a connection whose backend has died does not return its descriptor any more. If the
@@ -148,9 +159,8 @@ async def _until_it_breaks(connection: Any, hear: Callable[[int], None]) -> None
             broken.set()
             return
         while connection.notifies:
-            payload = connection.notifies.pop(0).payload
-            if payload.isascii() and payload.isdigit():
-                hear(int(payload))
+            notice = connection.notifies.pop(0)
+            channels[notice.channel](notice.payload)
 
     loop.add_reader(descriptor, readable)
     try:

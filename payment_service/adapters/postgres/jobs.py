@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Any, Final
+from typing import Final
 
 from payment_service.adapters.postgres.statements import Statements, TransactionStatements
 from payment_service.domain.ports.records import JobKind
@@ -20,6 +20,47 @@ _DUE_COLUMNS: Final[Mapping[JobKind, str]] = {
     JobKind.EXPIRE_UNPAID: "expire_due_time",
     JobKind.SYNC_EXPIRED_AUTHORIZATIONS: "hold_check_due_time",
 }
+
+#: Captures that wait for their expert and may be tried again, and since when they are due.
+WAITING_FOR_EXPERTS: Final = (
+    "SELECT payment_id, payments.update_time AS due "
+    "FROM payments JOIN experts USING (expert_id) "
+    "WHERE waiting_for = 'expert' AND status = 'READY' AND "
+    "(capture_retry_due_time <= now() OR (capture_retry_due_time IS NOT NULL "
+    "AND experts.update_time > payments.update_time))"
+)
+#: Captures that wait for their expert for a reason that may be out of date.
+STALE_WAITING_REASONS: Final = (
+    "SELECT payment_id, payments.update_time AS due "
+    "FROM payments JOIN experts USING (expert_id) "
+    "WHERE waiting_for = 'expert' AND waiting_reason <> 'DESTINATION_ACCOUNT_REPLACED' "
+    "AND ((status <> 'READY' AND waiting_reason <> 'EXPERT_' || status) "
+    "OR experts.update_time > payments.update_time)"
+)
+#: Payments with a lost dispute that is not booked completely.
+UNSETTLED_LOSSES: Final = (
+    "SELECT DISTINCT payment_id, payments.update_time AS due "
+    "FROM disputes JOIN payments USING (payment_id) WHERE unsettled > 0"
+)
+
+
+def due_candidates(job: JobKind) -> str:
+    """Returns the query of the payments whose time for this job has come."""
+    column = _DUE_COLUMNS[job]
+    return f"SELECT payment_id, {column} AS due FROM payments WHERE {column} <= now()"
+
+
+def without_pause(job: JobKind, candidates: str) -> str:
+    """Returns the query of those candidates that do not pause after a turn of this job.
+
+    ``candidates`` is a query with a ``payment_id`` and the time since when it is ``due``.
+    """
+    return (
+        f"SELECT found.payment_id FROM ({candidates}) AS found "
+        f"LEFT JOIN job_backoff ON job_backoff.job = '{job.value}' "
+        "AND job_backoff.payment_id = found.payment_id "
+        "WHERE next_time IS NULL OR next_time <= now()"
+    )
 
 
 class JobWrites(TransactionStatements):
@@ -93,12 +134,7 @@ class JobReads(Statements):
 
     def payments_due(self, job: JobKind, limit: int) -> Sequence[str]:
         """Returns the payments whose time for this job has come, by their stored schedule."""
-        column = _DUE_COLUMNS[job]
-        return self._in_turn(
-            job,
-            f"SELECT payment_id, {column} AS due FROM payments WHERE {column} <= now()",
-            limit,
-        )
+        return self._in_turn(job, due_candidates(job), limit)
 
     def payments_waiting_for_experts(self, limit: int) -> Sequence[str]:
         """Returns captures that wait for their expert and may be tried again now.
@@ -106,57 +142,30 @@ class JobReads(Statements):
         They are due by their schedule, or their expert has changed, and the account can be paid.
         `schedule.may_retry_capture` decides.
         """
-        return self._in_turn(
-            JobKind.RETRY_WAITING_CAPTURES,
-            "SELECT payment_id, payments.update_time AS due "
-            "FROM payments JOIN experts USING (expert_id) "
-            "WHERE waiting_for = 'expert' AND status = 'READY' AND "
-            "(capture_retry_due_time <= now() OR (capture_retry_due_time IS NOT NULL "
-            "AND experts.update_time > payments.update_time))",
-            limit,
-        )
+        return self._in_turn(JobKind.RETRY_WAITING_CAPTURES, WAITING_FOR_EXPERTS, limit)
 
     def payments_with_stale_waiting_reason(self, limit: int) -> Sequence[str]:
         """Returns captures that wait for their expert for a reason that may be out of date.
 
         `guards.reason_to_wait` decides. A replaced destination is the last reason of a payment.
         """
-        return self._in_turn(
-            JobKind.UPDATE_WAITING_REASONS,
-            "SELECT payment_id, payments.update_time AS due "
-            "FROM payments JOIN experts USING (expert_id) "
-            "WHERE waiting_for = 'expert' AND waiting_reason <> 'DESTINATION_ACCOUNT_REPLACED' "
-            "AND ((status <> 'READY' AND waiting_reason <> 'EXPERT_' || status) "
-            "OR experts.update_time > payments.update_time)",
-            limit,
-        )
+        return self._in_turn(JobKind.UPDATE_WAITING_REASONS, STALE_WAITING_REASONS, limit)
 
     def payments_with_unsettled_losses(self, limit: int) -> Sequence[str]:
         """Returns payments with a lost dispute that is not booked completely.
 
         `schedule.may_book_loss` decides whether it can be booked now.
         """
-        return self._in_turn(
-            JobKind.WRITE_OFF_LOST_DISPUTES,
-            "SELECT DISTINCT payment_id, payments.update_time AS due "
-            "FROM disputes JOIN payments USING (payment_id) WHERE unsettled > 0",
-            limit,
-        )
+        return self._in_turn(JobKind.WRITE_OFF_LOST_DISPUTES, UNSETTLED_LOSSES, limit)
 
-    def _in_turn(self, job: JobKind, candidates: str, limit: int, **values: Any) -> list[str]:
+    def _in_turn(self, job: JobKind, candidates: str, limit: int) -> list[str]:
         """Returns the candidates that do not pause after a turn, in the order of a queue.
 
-        ``candidates`` is a query with a ``payment_id`` and the time since when it is ``due``. A
-        payment that has had a turn is queued as if it had become due when its pause ended.
+        A payment that has had a turn is queued as if it had become due when its pause ended.
         """
         found = self._all(
-            f"WITH found AS ({candidates}) SELECT found.payment_id FROM found "
-            "LEFT JOIN job_backoff ON job_backoff.job = :job "
-            "AND job_backoff.payment_id = found.payment_id "
-            "WHERE next_time IS NULL OR next_time <= now() "
+            f"{without_pause(job, candidates)} "
             "ORDER BY greatest(due, next_time), found.payment_id LIMIT :limit",
-            job=job.value,
             limit=limit,
-            **values,
         )
         return [row["payment_id"] for row in found]

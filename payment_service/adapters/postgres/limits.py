@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from sqlalchemy import Connection, text
-
 #: The settings of a session, in PostgreSQL's own names.
 LIMITS: Final[Mapping[str, str]] = {
     "statement_timeout": "5s",
@@ -20,13 +18,11 @@ LIMITS: Final[Mapping[str, str]] = {
 }
 #: The same as the ``options`` of a connection.
 OPTIONS: Final = " ".join(f"-c {name}={value}" for name, value in LIMITS.items())
-_MISSING: Final = text(
-    "SELECT coalesce(string_agg(name, ', ' ORDER BY name), '') FROM pg_settings "
-    "WHERE setting = '0' AND name IN "
-    "('statement_timeout', 'lock_timeout', 'idle_in_transaction_session_timeout')"
+#: SQL for the names of the limits that are not in force, or an empty text.
+MISSING_LIMITS: Final = "concat_ws(', ', {})".format(
+    ", ".join(
+        f"CASE WHEN current_setting('{name}') = '0' THEN '{name}' END"
+        for name in sorted(LIMITS)
+        if name.endswith("_timeout")
+    )
 )
-
-
-def missing_limits(connection: Connection) -> str:
-    """Returns the names of the limits that are not in force, or ""."""
-    return str(connection.execute(_MISSING).scalar_one())

@@ -2,16 +2,37 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Connection, Engine, NullPool, create_engine, make_url, text
 
+from payment_service.adapters.postgres.connections import plain_url
 from payment_service.adapters.postgres.limits import LIMITS
 from payment_service.adapters.postgres.roles import grant_to
 from payment_service.adapters.postgres.schema import MIGRATIONS, stored_schema
 
 #: The advisory lock that keeps two replicas from migrating at once. Any constant would do.
 _MIGRATION_LOCK = 7_205_759_403_792_793
+
+
+def make_engine(url: str) -> Engine:
+    """Returns what Alembic runs on: connections without limits, since a migration takes its time.
+
+    The URL may name a driver or none: SQLAlchemy itself may choose another one than ours.
+    """
+    return create_engine(
+        make_url(plain_url(url)).set(drivername="postgresql+psycopg2"),
+        poolclass=NullPool,
+        hide_parameters=True,
+        connect_args={
+            "connect_timeout": 3,
+            "tcp_user_timeout": 10_000,
+            "application_name": "payment_service",
+            "target_session_attrs": "read-write",
+        },
+    )
 
 
 def migrate(engine: Engine, *, service_role: str = "", store_limits: bool = False) -> str:
@@ -31,11 +52,16 @@ def migrate(engine: Engine, *, service_role: str = "", store_limits: bool = Fals
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
         if service_role:
-            grant_to(connection, service_role)
+            grant_to(_driver_of(connection), service_role)
         if store_limits:
             _store_limits(connection, of_database=bool(service_role))
-        revision, _ = stored_schema(connection)
-        return revision
+        with _driver_of(connection).cursor() as cursor:
+            return str(stored_schema(cursor)[0])
+
+
+def _driver_of(connection: Connection) -> Any:
+    """Returns psycopg2's connection beneath, in the same transaction."""
+    return connection.connection.driver_connection
 
 
 def _store_limits(connection: Connection, *, of_database: bool) -> None:

@@ -37,18 +37,37 @@ _WAITING_REASON: Final = (
 )
 
 
+_ADD: Final = (
+    f"INSERT INTO operations ({', '.join(rows.OPERATION_COLUMNS)}) "
+    f"VALUES (:{', :'.join(rows.OPERATION_COLUMNS)})"
+)
+#: The same, and its claim says what it led to.
+_ADD_OF_CLAIM: Final = (
+    f"WITH added AS ({_ADD} RETURNING claim_id, operation_id, payment_id) "
+    "UPDATE idempotency_keys SET payment_id = added.payment_id, "
+    "operation_id = added.operation_id FROM added WHERE idempotency_keys.claim_id = added.claim_id"
+)
+#: With what is asked next: the RPC of the operation's claim, and whether the id of the operation
+#: that may follow from it is free. Who records that one must hold the lock of their payment.
+_LOCK: Final = (
+    "SELECT *, (SELECT rpc FROM idempotency_keys AS claims WHERE claims.claim_id = "
+    "operations.claim_id) AS claim_rpc, NOT EXISTS (SELECT FROM operations AS following "
+    "WHERE following.operation_id = :following) AS is_following_free "
+    "FROM operations WHERE operation_id = :id FOR UPDATE OF operations"
+)
+
+
 class OperationWrites(TransactionStatements):
     """Creates, leases and closes operations inside a transaction."""
 
     def add_operation(self, operation: Operation) -> None:
-        """Inserts an operation.
+        """Inserts an operation, and stores with its claim, if it has one, what the claim led to.
 
         The schema refuses a second open operation on the same payment, expert or dispute.
         """
-        columns = rows.OPERATION_COLUMNS
-        self._do(
-            f"INSERT INTO operations ({', '.join(columns)}) VALUES (:{', :'.join(columns)})",
-            **rows.operation_values(operation),
+        self._free_ids.discard(operation.operation_id)
+        self._later(
+            _ADD_OF_CLAIM if operation.claim_id else _ADD, **rows.operation_values(operation)
         )
 
     def operation_id_for(self, *origin: str) -> str:
@@ -59,6 +78,8 @@ class OperationWrites(TransactionStatements):
         """
         for number in itertools.count():
             operation_id = self.derived_id("op", *origin, str(number))
+            if operation_id in self._free_ids:
+                return operation_id
             taken = self._maybe(
                 "SELECT 1 AS taken FROM operations WHERE operation_id = :id", id=operation_id
             )
@@ -100,10 +121,18 @@ class OperationWrites(TransactionStatements):
 
     def operation(self, operation_id: str) -> Operation | None:
         """Returns the operation and locks it until the transaction ends, or returns None."""
-        row = self._maybe(
-            "SELECT * FROM operations WHERE operation_id = :id FOR UPDATE", id=operation_id
-        )
-        return row and rows.operation_of(row)
+        if operation_id in self._free_ids:
+            return None
+        following = self.derived_id("op", operation_id, "next", "0")
+        row = self._maybe(_LOCK, id=operation_id, following=following)
+        if row is None:
+            return None
+        if row["claim_id"]:
+            self._claim_rpcs[row["claim_id"]] = row["claim_rpc"]
+        self._open_since[operation_id] = row["resume_time"] or row["create_time"]
+        if row["is_following_free"]:
+            self._free_ids.add(following)
+        return rows.operation_of(row)
 
     def lease_operation(self, operation_id: str, seconds: float) -> Operation | None:
         """Leases one operation for ``seconds``.
@@ -131,8 +160,9 @@ class OperationWrites(TransactionStatements):
         found = self._all(
             f"UPDATE operations SET {_LEASE} WHERE operation_id IN ("
             "SELECT operation_id FROM operations WHERE state IN ('STARTED', 'UNKNOWN') "
-            "AND next_try_time <= now() AND (lease_until IS NULL OR lease_until < now()) "
-            "ORDER BY next_try_time LIMIT :limit FOR UPDATE SKIP LOCKED) RETURNING *",
+            "AND greatest(next_try_time, lease_until) <= now() "
+            "ORDER BY greatest(next_try_time, lease_until) LIMIT :limit "
+            "FOR UPDATE SKIP LOCKED) RETURNING *",
             token=secrets.token_hex(8),
             lease=timedelta(seconds=seconds),
             limit=limit,
@@ -186,7 +216,7 @@ class OperationWrites(TransactionStatements):
         self, operation_id: str, state: OperationState, last_error: str = ""
     ) -> None:
         """Closes an open operation with its final state. A closed operation is not changed."""
-        self._do(
+        self._later(
             "UPDATE operations SET state = :state, last_error = :last_error, settle_time = now(), "
             "lease_until = NULL, next_try_time = NULL WHERE operation_id = :id "
             "AND state IN ('STARTED', 'UNKNOWN', 'PARKED')",

@@ -10,16 +10,17 @@ from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Final
 
-from sqlalchemy import Connection
-
 from payment_service.adapters.postgres import rows, texts
+from payment_service.adapters.postgres.connections import Connection
 from payment_service.adapters.postgres.debts import HASTEN_DEBT_CHECK, START_DEBT_CHECK
 from payment_service.adapters.postgres.rows import PAYMENT_COLUMNS
 from payment_service.adapters.postgres.statements import (
     PARTY,
     KnownInstallation,
+    Row,
     Statements,
     TransactionStatements,
+    locked,
 )
 from payment_service.domain.audit_trail import chain_hash, event_body
 from payment_service.domain.errors import Busy
@@ -61,6 +62,17 @@ _RECORD: Final = (
 )
 
 
+#: The movements of a payment; without any, one row with nothing but the last column.
+_MOVEMENTS: Final = """
+SELECT movements.*, coalesce(operations.kind = 'collect_debt', false) AS collects_debt,
+    NOT EXISTS (SELECT FROM operations WHERE operation_id = :following) AS is_following_free
+FROM (VALUES (1)) AS one LEFT JOIN movements ON movements.payment_id = :payment_id
+LEFT JOIN operations ON operations.operation_id = movements.operation_id
+ORDER BY movements.time, movements.movement_id
+"""
+_OUT_OF_BAND: Final = ("refund", "transfer", "reversal", "fee_refund")
+
+
 class PaymentWrites(TransactionStatements):
     """Reads and changes payments inside a transaction."""
 
@@ -83,12 +95,11 @@ class PaymentWrites(TransactionStatements):
         With ``of_user``, a payment that this user is no party to is not found, nor locked.
         """
         row = self._maybe(
-            f"SELECT * FROM payments WHERE payment_id = :payment_id AND {PARTY} FOR UPDATE",
-            payment_id=payment_id,
-            of_user=of_user,
+            locked("payments", f"payment_id = :id AND {PARTY}"), id=payment_id, of_user=of_user
         )
         if row is None:
             return None
+        self._database_time = row["now"]
         self._heads[payment_id] = bytes(row["head_hash"])
         return rows.payment_of(row)
 
@@ -149,11 +160,22 @@ class PaymentWrites(TransactionStatements):
 
     def booked_movement_ids(self, payment_id: str) -> frozenset[str]:
         """Returns the ids of all movements of this payment that are in our books."""
-        found = self._all(
-            "SELECT movement_id FROM movements WHERE payment_id = :payment_id",
-            payment_id=payment_id,
-        )
-        return frozenset(row["movement_id"] for row in found)
+        return frozenset(row["movement_id"] for row in self._movements_of(payment_id))
+
+    def _movements_of(self, payment_id: str) -> list[Row]:
+        """Returns what is booked of the payment, oldest first; requires its lock.
+
+        The same statement says whether the operation that may follow from the payment has a free
+        id, which is asked next.
+        """
+        if payment_id in self._movements:
+            return self._movements[payment_id]
+        following = self.derived_id("op", payment_id, "next", "0")
+        found = self._all(_MOVEMENTS, payment_id=payment_id, following=following)
+        if found[0]["is_following_free"]:
+            self._free_ids.add(following)
+        self._movements[payment_id] = [row for row in found if row["movement_id"]]
+        return self._movements[payment_id]
 
     def out_of_band_since(self, operation: Operation) -> Mapping[str, str]:
         """Describes, by id, what was booked out of band since this operation was recorded or last
@@ -163,22 +185,20 @@ class PaymentWrites(TransactionStatements):
         that does not carry this operation's id was not made by this service; except for what
         collects the expert's debt, which disturbs no operation of the payment.
         """
-        found = self._all(
-            "SELECT movement_id, movements.kind, movements.minor_units FROM movements "
-            "JOIN operations ON operations.operation_id = :operation_id "
-            "WHERE movements.payment_id = :payment_id "
-            "AND movements.operation_id <> :operation_id "
-            "AND movements.kind IN ('refund', 'transfer', 'reversal', 'fee_refund') "
-            "AND NOT EXISTS (SELECT FROM operations AS collection "
-            "WHERE collection.operation_id = movements.operation_id "
-            "AND collection.kind = 'collect_debt') "
-            "AND time > coalesce(resume_time, create_time) ORDER BY time, movement_id",
-            payment_id=operation.payment_id,
-            operation_id=operation.operation_id,
-        )
+        since = self._open_since.get(operation.operation_id)
+        if since is None:
+            since = self._one(
+                "SELECT coalesce(resume_time, create_time) AS since FROM operations "
+                "WHERE operation_id = :id",
+                id=operation.operation_id,
+            )["since"]
         return {
             row["movement_id"]: described(row["kind"], row["movement_id"], row["minor_units"])
-            for row in found
+            for row in self._movements_of(operation.payment_id)
+            if row["kind"] in _OUT_OF_BAND
+            and row["operation_id"] != operation.operation_id
+            and not row["collects_debt"]
+            and row["time"] > since
         }
 
     def add_movement(self, payment_id: str, movement: Movement) -> None:
@@ -186,7 +206,8 @@ class PaymentWrites(TransactionStatements):
 
         The primary key refuses a movement that is already booked.
         """
-        self._do(
+        self._movements.pop(payment_id, None)
+        self._later(
             "INSERT INTO movements (movement_id, payment_id, kind, minor_units, operation_id, "
             "transfer_id, time) VALUES (:movement_id, :payment_id, :kind, :minor_units, "
             ":operation_id, :transfer_id, now())",

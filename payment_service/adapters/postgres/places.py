@@ -16,12 +16,15 @@ class Places:
 
     async def take(self, seconds: float) -> None:
         """Takes a place. Raises TimeoutError if there is none for so long."""
-        self.waiting += 1
-        try:
-            async with asyncio.timeout(seconds):
-                await self._free.acquire()
-        finally:
-            self.waiting -= 1
+        if self._free.locked():
+            self.waiting += 1
+            try:
+                async with asyncio.timeout(seconds):
+                    await self._free.acquire()
+            finally:
+                self.waiting -= 1
+        else:
+            await self._free.acquire()  # At once.
         self.in_use += 1
 
     def leave(self) -> None:

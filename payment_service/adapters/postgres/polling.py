@@ -31,6 +31,48 @@ _REPLACED: Final = (
     "payouts WHERE payouts.stripe_account_id = scope AND update_time > now() - :recent)))"
 )
 
+#: Payments whose parked operation can take effect no more, and that are not queued.
+UNPOLLED_PARKED: Final = (
+    "SELECT payment_id, now() FROM operations WHERE state = 'PARKED' AND unsure_until <= now() "
+    "AND payment_id IS NOT NULL AND NOT EXISTS "
+    "(SELECT FROM payment_polls WHERE payment_polls.payment_id = operations.payment_id)"
+)
+#: Looks at the head of the queue. What is stale is leased, what is finished leaves, and the others
+#: are put off.
+_LEASE_STALE: Final = """
+WITH due AS (
+    SELECT payment_id FROM payment_polls WHERE next_time <= now()
+    ORDER BY next_time LIMIT :most FOR UPDATE SKIP LOCKED
+), seen AS (
+    SELECT payment_id, update_time, state = ANY(:unfinished) AS is_open,
+        payment_intent_id IS NOT NULL AND update_time < now() - :pause
+        AND (state = ANY(:polled) OR is_parked) AS is_stale, is_parked
+    FROM due JOIN payments USING (payment_id), LATERAL (SELECT EXISTS (SELECT FROM operations
+        WHERE operations.payment_id = payments.payment_id
+        AND operations.state = 'PARKED' AND unsure_until <= now()) AS is_parked) AS parked
+), turns AS (
+    SELECT *, is_stale AND row_number() OVER (PARTITION BY is_stale ORDER BY update_time) <= :limit
+        AS stale FROM seen
+), finished AS (
+    DELETE FROM payment_polls WHERE payment_id IN
+        (SELECT payment_id FROM turns WHERE NOT is_open AND NOT is_parked)
+)
+UPDATE payment_polls SET next_time = CASE
+    WHEN stale THEN now() + greatest(:pause, (now() - update_time) / 2)
+    ELSE greatest(now() + :pause / 4, update_time + :pause) END
+FROM turns WHERE turns.payment_id = payment_polls.payment_id AND (is_open OR is_parked)
+    AND stale = is_stale
+RETURNING payment_polls.payment_id, stale
+"""
+
+
+#: Whether Stripe's events of before ``limit`` ago may not be applied yet.
+BEHIND_STRIPE: Final = (
+    "(EXISTS (SELECT FROM event_cursors WHERE scope = 'platform' AND seen_until < now() - :limit) "
+    "OR EXISTS (SELECT FROM webhook_events WHERE state = 'WAITING' "
+    "AND create_time < now() - :limit))"
+)
+
 
 class PollingWrites(TransactionStatements):
     """Chooses what is polled next, and stores how far it was read."""
@@ -48,13 +90,10 @@ class PollingWrites(TransactionStatements):
 
         So it is after a long outage, and after the restore of an older backup.
         """
-        row = self._one(
-            "SELECT EXISTS (SELECT FROM event_cursors WHERE scope = 'platform' "
-            "AND seen_until < now() - :limit) OR EXISTS (SELECT FROM webhook_events "
-            "WHERE state = 'WAITING' AND create_time < now() - :limit) AS behind",
-            limit=limit,
-        )
-        return bool(row["behind"])
+        if limit not in self._behind:
+            row = self._one(f"SELECT {BEHIND_STRIPE} AS is_behind", limit=limit)
+            self._behind[limit] = row["is_behind"]
+        return self._behind[limit]
 
     def lease_event_cursors(
         self, seconds: float, limit: int, *, paid_out: bool = False
@@ -97,6 +136,23 @@ class PollingWrites(TransactionStatements):
             after=after_event_id,
         )
 
+    def rest_event_cursors(self, seconds: float, limit: int) -> None:
+        """Puts lists of accounts off for ``seconds`` that are due, but need not be read.
+
+        They are made due again when something opens (triggers).
+        """
+        self._do(
+            "UPDATE event_cursors SET next_time = now() + :pause WHERE scope IN "
+            "(SELECT scope FROM event_cursors WHERE next_time <= now() "
+            "AND scope NOT IN ('platform', 'thin') AND NOT EXISTS (SELECT FROM experts "
+            f"WHERE stripe_account_id = scope AND NOT deauthorized AND ({_OPEN} OR {_MAY_PAY_OUT}))"
+            f" AND NOT {_REPLACED} ORDER BY next_time LIMIT :limit FOR UPDATE SKIP LOCKED)",
+            pause=timedelta(seconds=seconds),
+            limit=limit,
+            recent=_PAID_OUT_WITHIN,
+            unfinished=[state.value for state in UNFINISHED],
+        )
+
     def lease_stale_payments(self, stale_seconds: float, limit: int) -> Sequence[str]:
         """Returns open payments that are due to be polled, unchanged for ``stale_seconds``.
 
@@ -104,23 +160,18 @@ class PollingWrites(TransactionStatements):
         now: until a sync has shown that, the operation blocks what else could be done.
 
         The pause until the next poll is half the payment's age since its last change, but at least
-        ``stale_seconds``.
+        ``stale_seconds``. A payment that is finished leaves the queue.
         """
+        self._do(
+            f"INSERT INTO payment_polls (payment_id, next_time) {UNPOLLED_PARKED} "
+            "ON CONFLICT DO NOTHING"
+        )
         found = self._all(
-            "WITH stale AS (SELECT payment_id, update_time FROM payments LEFT JOIN payment_polls "
-            "USING (payment_id) WHERE (state = ANY(:polled) OR payment_id IN "
-            "(SELECT payment_id FROM operations "
-            "WHERE state = 'PARKED' AND unsure_until <= now())) "
-            "AND payment_intent_id IS NOT NULL AND update_time < now() - :pause "
-            "AND (next_time IS NULL OR next_time <= now()) "
-            "ORDER BY next_time NULLS FIRST LIMIT :limit) "
-            "INSERT INTO payment_polls (payment_id, next_time) "
-            "SELECT payment_id, now() + greatest(:pause, (now() - update_time) / 2) FROM stale "
-            "ORDER BY payment_id ON CONFLICT (payment_id) DO UPDATE "
-            "SET next_time = excluded.next_time WHERE payment_polls.next_time <= now() "
-            "RETURNING payment_id",
+            _LEASE_STALE,
             polled=[state.value for state in POLLED],
+            unfinished=[state.value for state in UNFINISHED],
             pause=timedelta(seconds=stale_seconds),
             limit=limit,
+            most=limit * 10,
         )
-        return [row["payment_id"] for row in found]
+        return [row["payment_id"] for row in found if row["stale"]]

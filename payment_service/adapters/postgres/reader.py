@@ -6,6 +6,8 @@ One small class for each aggregate, in the module of the same name.
 from __future__ import annotations
 
 from payment_service.adapters.postgres.adjustments import AdjustmentReads
+from payment_service.adapters.postgres.agenda import AgendaReads
+from payment_service.adapters.postgres.balances import BalanceReads
 from payment_service.adapters.postgres.claims import ClaimReads
 from payment_service.adapters.postgres.debts import DebtReads
 from payment_service.adapters.postgres.discrepancies import DiscrepancyReads
@@ -34,7 +36,9 @@ class SqlReader(
     WebhookReads,
     FeedReads,
     JobReads,
+    AgendaReads,
     LedgerReads,
+    BalanceReads,
     ReportReads,
     AdjustmentReads,
     GaugeReads,

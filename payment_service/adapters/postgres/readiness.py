@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 import structlog
-from sqlalchemy import text
 
-from payment_service.adapters.postgres.limits import missing_limits
-from payment_service.adapters.postgres.reader import SqlReader
+from payment_service.adapters.postgres.limits import MISSING_LIMITS
 from payment_service.adapters.postgres.roles import read_role
 from payment_service.adapters.postgres.schema import EXPECTED_REVISION, stored_schema
+from payment_service.adapters.postgres.statements import Statements
 from payment_service.domain.audit_trail import WRITER
 
 log = structlog.get_logger(__name__)
+
+_TAKES_WRITES: Final = (
+    "NOT pg_is_in_recovery() AND NOT CAST(current_setting('transaction_read_only') AS bool)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +70,14 @@ class Readiness:
             )
 
 
-def read_readiness(reader: SqlReader, *, guarded: bool) -> Readiness:
-    """Reads what must be true, on one connection."""
-    sql = "SELECT NOT pg_is_in_recovery() AND NOT current_setting('transaction_read_only')::bool"
-    takes_writes = bool(reader.connection.execute(text(sql)).scalar_one())
-    revision, writer = stored_schema(reader.connection)
+def read_readiness(reader: Statements, *, migrated: bool, guarded: bool) -> Readiness:
+    """Reads it; by one statement if the database is known to be ``migrated``.
+
+    The grants of the role are read only if they are to be ``guarded``.
+    """
+    with reader.connection.cursor() as cursor:
+        revision, writer, takes_writes, missing = stored_schema(
+            cursor, _TAKES_WRITES, MISSING_LIMITS, migrated=migrated
+        )
     refusal = read_role(reader.connection).refusal if guarded else ""
-    return Readiness(takes_writes, revision, missing_limits(reader.connection), writer, refusal)
+    return Readiness(bool(takes_writes), str(revision), str(missing), int(writer), refusal)

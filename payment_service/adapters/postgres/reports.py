@@ -6,11 +6,9 @@ from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Final
 
-from sqlalchemy import RowMapping
-
 from payment_service.adapters.postgres.invariants import INVARIANTS
 from payment_service.adapters.postgres.rows import payment_of, schedule_of
-from payment_service.adapters.postgres.statements import Statements
+from payment_service.adapters.postgres.statements import Row, Statements
 from payment_service.domain.discrepancies import DiscrepancyKind
 from payment_service.domain.ledger import Posting
 from payment_service.domain.ports.records import (
@@ -68,40 +66,6 @@ class LedgerReads(Statements):
             )
             for row in found
         ]
-
-    def balances(
-        self, prefix: str, after: tuple[str, str] | None, limit: int
-    ) -> Sequence[tuple[str, str, int]]:
-        """Returns one page of (account, currency, balance) of the accounts with this prefix."""
-        keyset = " AND (account, currency) > (:account, :currency)" if after else ""
-        found = self._all(
-            "SELECT account, currency, sum(minor_units)::bigint AS balance FROM postings "
-            f"WHERE starts_with(account, :prefix){keyset} "
-            "GROUP BY account, currency ORDER BY account, currency LIMIT :limit",
-            prefix=prefix,
-            account=after and after[0],
-            currency=after and after[1],
-            limit=limit,
-        )
-        return [(row["account"], row["currency"], row["balance"]) for row in found]
-
-    def obligations(self) -> Sequence[tuple[str, int]]:
-        """Returns (currency, amount) that the platform owes: escrow, and what clients still get."""
-        found = self._all(
-            "SELECT currency, -sum(minor_units)::bigint AS owed FROM postings "
-            "WHERE account LIKE 'escrow:%' OR account LIKE 'client_payable:%' "
-            "OR account LIKE 'pending_refund:%' "
-            "GROUP BY currency HAVING sum(minor_units) <> 0"
-        )
-        return [(row["currency"], row["owed"]) for row in found]
-
-    def totals(self) -> Sequence[tuple[str, int]]:
-        """Returns (currency, sum of all postings). Each sum is 0 if the books are correct."""
-        found = self._all(
-            "SELECT currency, sum(minor_units)::bigint AS total FROM postings "
-            "GROUP BY currency ORDER BY currency"
-        )
-        return [(row["currency"], row["total"]) for row in found]
 
     def ledger_lines(self, ids: Sequence[str]) -> Mapping[tuple[str, str], int]:
         """Returns the sum of the postings of each balance transaction, by id and currency."""
@@ -245,7 +209,7 @@ class ReportReads(Statements):
         }
 
 
-def _trail_of(row: RowMapping) -> Trail:
+def _trail_of(row: Row) -> Trail:
     """Returns one row of ``_TRAILS`` as a value of the domain."""
     payment = payment_of(row)
     return Trail(

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from typing import Final
 
-from sqlalchemy import Connection, text
+from psycopg2 import extensions
 
 from payment_service.domain.database_check import Grant, RoleFacts
 
 #: Every table can be read, and rows can be added to it, except to these.
-READ_ONLY: Final = frozenset({"alembic_version", "installation", "releases", "accounts"})
+READ_ONLY: Final = frozenset(
+    {"alembic_version", "installation", "releases", "accounts", "ledger_span"}
+)
 #: In these, rows change. FOR UPDATE needs the grant, too: it is why onboarding_tokens are here.
 MAY_UPDATE: Final = frozenset(
     {
@@ -29,6 +31,9 @@ MAY_UPDATE: Final = frozenset(
         "installation",
         "job_backoff",
         "jobs",
+        "ledger_balances",
+        "ledger_families",
+        "ledger_span",
         "onboarding_tokens",
         "operations",
         "payment_polls",
@@ -45,6 +50,7 @@ MAY_DELETE: Final = frozenset(
         "feed_pending",
         "job_backoff",
         "onboarding_tokens",
+        "payment_polls",
         "texts",
         "webhook_events",
     }
@@ -53,19 +59,20 @@ MAY_DELETE: Final = frozenset(
 _COLUMNS: Final = {"former_accounts": "deauthorize_time"}
 _PRIVILEGES: Final = ("SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE", "TRIGGER", "REFERENCES")
 
-_TABLES: Final = text(
+_TABLES: Final = (
     "SELECT relname FROM pg_class WHERE relnamespace = current_schema()::regnamespace "
     "AND relkind IN ('r', 'p', 'v') ORDER BY relname"
 )
-_HELD: Final = text(
-    "SELECT relname, privilege FROM pg_class, unnest(CAST(:privileges AS text[])) AS p (privilege) "
+_HELD: Final = (
+    "SELECT relname, privilege FROM pg_class, "
+    "unnest(CAST(%(privileges)s AS text[])) AS p (privilege) "
     "WHERE relnamespace = current_schema()::regnamespace AND relkind IN ('r', 'p', 'v') "
     # A grant of a single column counts.
     "AND CASE WHEN privilege IN ('SELECT', 'INSERT', 'UPDATE', 'REFERENCES') "
     "THEN has_any_column_privilege(session_user, pg_class.oid, privilege) "
     "ELSE has_table_privilege(session_user, pg_class.oid, privilege) END"
 )
-_ROLE: Final = text(
+_ROLE: Final = (
     "SELECT session_user AS name, rolsuper AS is_superuser, rolcreaterole AS may_create_roles, "
     "rolbypassrls AS bypasses_row_security, "
     "EXISTS (SELECT FROM pg_class WHERE relnamespace = current_schema()::regnamespace "
@@ -94,18 +101,22 @@ def expected_of(table: str) -> frozenset[str]:
     )
 
 
-def grant_to(connection: Connection, role: str) -> None:
+def grant_to(connection: extensions.connection, role: str) -> None:
     """Gives the role exactly the grants that the service needs, whatever it had before.
 
     All of it belongs to one transaction, so there is no moment without grants.
     """
-    found = connection.execute(
-        text(
-            "SELECT rolname = current_user, quote_ident(rolname), quote_ident(current_schema()), "
-            "quote_ident(current_database()) FROM pg_roles WHERE rolname = :role"
-        ),
+    with connection.cursor() as cursor:
+        _grant(cursor, role)
+
+
+def _grant(cursor: extensions.cursor, role: str) -> None:
+    cursor.execute(
+        "SELECT rolname = current_user, quote_ident(rolname), quote_ident(current_schema()), "
+        "quote_ident(current_database()) FROM pg_roles WHERE rolname = %(role)s",
         {"role": role},
-    ).one_or_none()
+    )
+    found = cursor.fetchone()
     if found is None:
         raise UnknownRole(
             f"DATABASE_SERVICE_ROLE: there is no role {role}; make it first: "
@@ -124,7 +135,8 @@ def grant_to(connection: Connection, role: str) -> None:
         f"ALTER DEFAULT PRIVILEGES IN SCHEMA {schema} REVOKE ALL ON TABLES FROM {name}",
         f"ALTER DEFAULT PRIVILEGES IN SCHEMA {schema} GRANT SELECT, INSERT ON TABLES TO {name}",
     ]
-    for (table,) in connection.execute(_TABLES).all():
+    cursor.execute(_TABLES)
+    for (table,) in cursor.fetchall():
         statements.append(f"REVOKE ALL ON {schema}.{table} FROM PUBLIC, {name}")
         granted = ", ".join(
             f"{privilege} ({_COLUMNS[table]})"
@@ -133,17 +145,21 @@ def grant_to(connection: Connection, role: str) -> None:
             for privilege in sorted(expected_of(table))
         )
         statements.append(f"GRANT {granted} ON {schema}.{table} TO {name}")
+    # The end of a span of postings is the last id that was given (`balances`).
+    statements.append(f"GRANT SELECT ON SEQUENCE {schema}.postings_posting_id_seq TO {name}")
     for statement in statements:
-        connection.execute(text(statement))
+        cursor.execute(statement)
 
 
-def read_role(connection: Connection) -> RoleFacts:
+def read_role(connection: extensions.connection) -> RoleFacts:
     """Returns what the present session's role is, and may do."""
-    role = connection.execute(_ROLE).mappings().one()
-    held = {
-        Grant(str(table), str(privilege))
-        for table, privilege in connection.execute(_HELD, {"privileges": list(_PRIVILEGES)})
-    }
-    tables = connection.execute(_TABLES).scalars().all()
+    with connection.cursor() as cursor:
+        cursor.execute(_ROLE)
+        names = [column[0] for column in cursor.description or ()]
+        role = dict(zip(names, cursor.fetchone() or (), strict=True))
+        cursor.execute(_HELD, {"privileges": list(_PRIVILEGES)})
+        held = {Grant(table, privilege) for table, privilege in cursor.fetchall()}
+        cursor.execute(_TABLES)
+        tables = [table for (table,) in cursor.fetchall()]
     expected = {Grant(table, privilege) for table in tables for privilege in expected_of(table)}
     return RoleFacts(**role, missing=frozenset(expected - held), excess=frozenset(held - expected))

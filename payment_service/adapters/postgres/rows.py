@@ -8,8 +8,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, Final
 
-from sqlalchemy import RowMapping
-
+from payment_service.adapters.postgres.statements import Row
 from payment_service.domain.discrepancies import DiscrepancyKind
 from payment_service.domain.disputes import Dispute, Outcome, Stage
 from payment_service.domain.experts import Account, BusinessType, Expert
@@ -93,12 +92,12 @@ def schedule_values(schedule: Schedule) -> dict[str, Any]:
     return {name: getattr(schedule, name) for name in SCHEDULE_COLUMNS}
 
 
-def schedule_of(row: Mapping[str, Any] | RowMapping) -> Schedule:
+def schedule_of(row: Row) -> Schedule:
     """Returns the schedule that a row of ``payments`` holds."""
     return Schedule(**{name: row[name] for name in SCHEDULE_COLUMNS})
 
 
-def payment_of(row: Mapping[str, Any] | RowMapping) -> Payment:
+def payment_of(row: Row) -> Payment:
     """Returns the payment that a row of ``payments`` holds."""
     values = {name: row[name] for name in PAYMENT_COLUMNS}
     failure = values["failure"]
@@ -166,7 +165,7 @@ def operation_values(operation: Operation) -> dict[str, Any]:
     }
 
 
-def operation_of(row: RowMapping) -> Operation:
+def operation_of(row: Row) -> Operation:
     """Returns the operation that a row of ``operations`` holds.
 
     Raises :class:`MalformedPayload` if its payload is not what its kind needs.
@@ -183,7 +182,7 @@ def operation_of(row: RowMapping) -> Operation:
     return Operation(**values)
 
 
-def discrepancy_of(row: RowMapping) -> StoredDiscrepancy:
+def discrepancy_of(row: Row) -> StoredDiscrepancy:
     """Returns the discrepancy that a row of ``discrepancies`` holds."""
     return StoredDiscrepancy(
         f"disc_{row['discrepancy_id']}",
@@ -205,7 +204,7 @@ def discrepancy_of(row: RowMapping) -> StoredDiscrepancy:
     )
 
 
-def expert_of(row: Mapping[str, Any] | RowMapping) -> Expert:
+def expert_of(row: Row) -> Expert:
     """Returns the expert that a row of ``experts`` holds."""
     return Expert(
         expert_id=row["expert_id"],
@@ -295,7 +294,7 @@ def dispute_values(dispute: Dispute) -> dict[str, Any]:
     return {**values, "stage": dispute.stage.value, "outcome": dispute.outcome.value}
 
 
-def dispute_of(row: Mapping[str, Any] | RowMapping) -> Dispute:
+def dispute_of(row: Row) -> Dispute:
     """Returns the dispute that a row of ``disputes`` holds."""
     values = {name: row[name] for name in DISPUTE_COLUMNS}
     values.update(stage=Stage(values["stage"]), outcome=Outcome(values["outcome"]))
@@ -316,13 +315,13 @@ def payout_values(payout: Payout) -> dict[str, Any]:
     return values
 
 
-def payout_of(row: RowMapping) -> Payout:
+def payout_of(row: Row) -> Payout:
     """Returns the payout that a row of ``payouts`` holds."""
     values = {name: row[name] for name in PAYOUT_COLUMNS}
     return Payout(**{**values, "state": PayoutState(values["state"])})
 
 
-def webhook_event_of(row: RowMapping) -> WebhookEvent:
+def webhook_event_of(row: Row) -> WebhookEvent:
     """Returns the webhook event that a row of ``webhook_events`` holds."""
     return WebhookEvent(
         event_id=row["event_id"],
@@ -344,7 +343,7 @@ def webhook_event_of(row: RowMapping) -> WebhookEvent:
     )
 
 
-def stored_event_of(row: RowMapping) -> StoredEvent:
+def stored_event_of(row: Row) -> StoredEvent:
     """Returns the event that a row of ``events`` holds."""
     return StoredEvent(
         row["payment_id"],
@@ -357,7 +356,7 @@ def stored_event_of(row: RowMapping) -> StoredEvent:
     )
 
 
-def claim_of(row: RowMapping) -> Claim:
+def claim_of(row: Row) -> Claim:
     """Returns the claim that a row of ``claims`` holds: an earlier call made it."""
     answer = row["answer"]
     return Claim(

@@ -6,9 +6,9 @@ This module does not import Alembic, because that takes a quarter of a second at
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from sqlalchemy import Connection, text
+from psycopg2 import extensions
 
 MIGRATIONS: Final = Path(__file__).parents[2] / "migrations"
 #: The name of a migration begins with its revision; the newest has the highest.
@@ -17,18 +17,24 @@ EXPECTED_REVISION: Final = max(
 )
 
 
-_TABLES: Final = text(
+_TABLES: Final = (
     "SELECT to_regclass('alembic_version') IS NOT NULL, to_regclass('releases') IS NOT NULL"
 )
 
 
-def stored_schema(connection: Connection) -> tuple[str, int]:
-    """Returns the revision of the database's schema, and the oldest writer that may still write.
+def stored_schema(cursor: extensions.cursor, *also: str, migrated: bool = False) -> tuple[Any, ...]:
+    """Returns the revision of the database's schema, the oldest writer that may still write, and
+    what these expressions say ``also``.
 
-    "" and 0 if the database is not migrated.
+    The first two are "" and 0 if the database is not migrated. If it is known to be ``migrated``,
+    this is one statement.
     """
-    has_revision, has_writer = connection.execute(_TABLES).one()
+    has_revision, has_writer = True, True
+    if not migrated:
+        cursor.execute(_TABLES)
+        ((has_revision, has_writer),) = cursor.fetchall()
     revision = "(SELECT max(version_num) FROM alembic_version)" if has_revision else "NULL"
     writer = "(SELECT minimum_writer FROM releases)" if has_writer else "0"
-    stored = connection.execute(text(f"SELECT coalesce({revision}, ''), {writer}")).one()
-    return str(stored[0]), int(stored[1])
+    cursor.execute("SELECT " + ", ".join((f"coalesce({revision}, '')", writer, *also)))
+    (stored,) = cursor.fetchall()
+    return tuple(stored)

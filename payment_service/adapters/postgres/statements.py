@@ -3,25 +3,42 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
-from functools import cached_property, lru_cache
-from typing import Any, Final
+from datetime import datetime, timedelta
+from functools import cached_property
+from typing import Any, Final, TypeAlias
 
-from sqlalchemy import Connection, TextClause, text
+from psycopg2.extensions import TRANSACTION_STATUS_INERROR
 
 from payment_service.adapters.postgres.clock import own_clock
+from payment_service.adapters.postgres.connections import Connection
 from payment_service.domain.ids import derived_id
 
 #: The payments that a user is a party to; '' stands for everybody's.
 PARTY: Final = "(:of_user = '' OR client_id = :of_user OR expert_id = :of_user)"
 
+#: One row, by the names of its columns.
+Row: TypeAlias = Mapping[str, Any]
 
-@lru_cache(maxsize=512)
-def statement(sql: str) -> TextClause:
-    """Returns the statement for a text. Each text is parsed once; there are a few dozen."""
-    return text(sql)
+
+class NotOneRow(RuntimeError):
+    """A bug: a statement that must return one row has returned none or several."""
+
+
+class SwallowedError(RuntimeError):
+    """A bug: a phase continued after a failed statement, so its commit would roll back."""
+
+
+def locked(table: str, which: str) -> str:
+    """Returns a statement that locks rows, and tells the time at which they were locked.
+
+    The rows come from a step of their own, so that the time is read after any waiting for a lock.
+    """
+    return (
+        f"WITH locked AS MATERIALIZED (SELECT * FROM {table} WHERE {which} FOR UPDATE) "
+        "SELECT *, clock_timestamp() AS now FROM locked"
+    )
 
 
 class Statements:
@@ -29,22 +46,44 @@ class Statements:
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
+        self._cursor = connection.cursor()
+
+    def _execute(self, sql: str, values: Mapping[str, Any]) -> None:
+        text, takes_values = self.connection.text_of(sql, values)
+        self._cursor.execute(text, values if takes_values else None)
+
+    def _rows(self) -> list[Row]:
+        """Returns the rows of the last statement."""
+        found = self._cursor.fetchall()
+        if not found:
+            return []
+        names = [column[0] for column in self._cursor.description or ()]
+        return [dict(zip(names, row, strict=True)) for row in found]
 
     def _do(self, sql: str, **values: Any) -> int:
         """Returns how many rows the statement wrote."""
-        return self.connection.execute(statement(sql), values).rowcount
+        self._execute(sql, values)
+        return self._cursor.rowcount
 
     def _all(self, sql: str, **values: Any) -> Sequence[Any]:
         """Returns every row."""
-        return self.connection.execute(statement(sql), values).mappings().all()
+        self._execute(sql, values)
+        return self._rows()
 
     def _maybe(self, sql: str, **values: Any) -> Any:
         """Returns the only row, or None. Raises if there are several."""
-        return self.connection.execute(statement(sql), values).mappings().one_or_none()
+        self._execute(sql, values)
+        found = self._rows()
+        if len(found) > 1:
+            raise NotOneRow
+        return found[0] if found else None
 
     def _one(self, sql: str, **values: Any) -> Any:
         """Returns the only row. Raises if there is none or there are several."""
-        return self.connection.execute(statement(sql), values).mappings().one()
+        row = self._maybe(sql, **values)
+        if row is None:
+            raise NotOneRow
+        return row
 
     def _page(
         self,
@@ -81,25 +120,83 @@ class KnownInstallation:
 
 
 class TransactionStatements(Statements):
-    """Statements of one transaction, which has one time for everything that it writes."""
+    """Statements of one transaction, which has one time for everything that it writes.
+
+    BEGIN travels with the first statement, in one round trip.
+    """
 
     def __init__(
         self, connection: Connection, installation: KnownInstallation | None = None
     ) -> None:
         super().__init__(connection)
         self._installation = installation or KnownInstallation()
+        #: Whether the server has answered a statement of this transaction.
+        self.has_begun = False
+        #: What is sent with the next statement: writes that return nothing.
+        self._waiting: list[bytes] = []
+        #: Ids of operations that this transaction has found to be free.
+        self._free_ids: set[str] = set()
+        #: Whether Stripe's events of so long ago may not be applied yet, where it was asked for.
+        self._behind: dict[timedelta, bool] = {}
+        #: The RPC of each claim that this transaction has taken or read.
+        self._claim_rpcs: dict[str, str] = {}
+        #: Since when movements beside an operation count, of each that this transaction has read.
+        self._open_since: dict[str, datetime] = {}
+        #: The movements of each payment, once they were read under its lock.
+        self._movements: dict[str, list[Row]] = {}
+        #: The experts that this transaction has locked.
+        self._locked_experts: set[str] = set()
+        #: The database's time at the newest statement that returned it.
+        self._database_time: datetime | None = None
         #: This process's own clock (seconds), read before the transaction began.
         self.clock = own_clock()
+
+    def _execute(self, sql: str, values: Mapping[str, Any]) -> None:
+        if self.has_begun and not self._waiting:
+            super()._execute(sql, values)
+            return
+        self._send([*self._waiting, self._whole(sql, values)])
+
+    def _later(self, sql: str, **values: Any) -> None:
+        """Sends a write with the next statement, or before COMMIT: it saves a round trip.
+
+        If it fails, that statement raises, as this one would have.
+        """
+        self._waiting.append(self._whole(sql, values))
+
+    def flush(self) -> None:
+        """Sends the writes that still wait."""
+        if self._waiting:
+            self._send(self._waiting)
+
+    def _send(self, statements: Sequence[bytes]) -> None:
+        self._waiting = []
+        first = () if self.has_begun else (b"BEGIN",)
+        self._cursor.execute(b";".join((*first, *statements)))
+        self.has_begun = True
+
+    def _whole(self, sql: str, values: Mapping[str, Any]) -> bytes:
+        """Returns the statement with its values in it, as the driver sends it."""
+        text, takes_values = self.connection.text_of(sql, values)
+        return self._cursor.mogrify(text, values if takes_values else None)
+
+    def commit(self) -> None:
+        """Commits. Raises before a COMMIT that PostgreSQL would turn into a ROLLBACK silently."""
+        if self.connection.info.transaction_status == TRANSACTION_STATUS_INERROR:
+            raise SwallowedError("a statement of this phase failed and its error was swallowed")
+        if self.has_begun:
+            self._cursor.execute("COMMIT")
 
     @cached_property
     def now(self) -> datetime:
         """Returns the database's time. Replicas may have different clocks; there is one database.
 
-        It is read on first use, which is after the payment is locked, and not when the
-        transaction began. So the events of a payment never go back in time.
+        It is of first use, which is after the payment is locked, and not of when the transaction
+        began. So the events of a payment never go back in time. The statements that lock tell it.
         """
-        now: datetime = self._one("SELECT clock_timestamp() AS now")["now"]
-        return now
+        if self._database_time is None:
+            self._database_time = self._one("SELECT clock_timestamp() AS now")["now"]
+        return self._database_time
 
     @property
     def installation_id(self) -> str:

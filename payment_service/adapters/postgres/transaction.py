@@ -7,6 +7,7 @@ connection and the time.
 from __future__ import annotations
 
 from payment_service.adapters.postgres.adjustments import AdjustmentWrites
+from payment_service.adapters.postgres.balances import BalanceWrites
 from payment_service.adapters.postgres.claims import ClaimWrites
 from payment_service.adapters.postgres.debts import DebtWrites
 from payment_service.adapters.postgres.discrepancies import DiscrepancyWrites
@@ -40,6 +41,7 @@ class SqlTransaction(
     FeedWrites,
     InstallationWrites,
     JobWrites,
+    BalanceWrites,
     PollingWrites,
     RetentionWrites,
     ErasureWrites,

@@ -5,63 +5,105 @@ Only the envelope is stored. Stripe is asked for the object again when the event
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from datetime import datetime, timedelta
+from typing import Any, Final
 
 from payment_service.adapters.postgres import rows
 from payment_service.adapters.postgres.statements import Statements, TransactionStatements
-from payment_service.domain.ports.records import WebhookEvent
+from payment_service.domain.ports.records import StoredEvents, WebhookEvent
+from payment_service.domain.webhook_event import EFFECTS_OF
+
+#: The columns of the envelopes, with the types that they have in JSON.
+_ENVELOPE: Final = (
+    "event_id text, endpoint text, type text, object_id text, account_id text, "
+    "payment_intent_id text, payment_ref text, payload_sha256 text, own_key text, "
+    "traceparent text, "
+    "create_time timestamptz, state text, verdict text"
+)
+#: What an operation's own event tells, as pairs of SQL.
+_EFFECTS: Final = ", ".join(
+    f"('{kind.value}', '{type_}')" for kind, types in EFFECTS_OF.items() for type_ in sorted(types)
+)
+#: The operation whose request has caused the event ``e``, if the event tells only of that.
+_OWN_OPERATION: Final = (
+    "LEFT JOIN operations AS o ON o.operation_id = split_part(e.own_key, '-', 1) "
+    f"AND o.operation_id || '-' || o.attempt = e.own_key AND (o.kind, e.type) IN ({_EFFECTS})"
+)
+#: The event is from before the operation was settled by a snapshot, and what it says was made is on
+#: the books. Anything else is a reason to look at Stripe.
+_IS_KNOWN: Final = (
+    "coalesce(o.state = 'SUCCEEDED' AND e.create_time <= o.settle_time "
+    "AND (e.type NOT IN ('transfer.created', 'refund.created') "
+    "OR EXISTS (SELECT FROM movements WHERE movement_id = e.object_id)), false)"
+)
+#: The call that has sent the request is still at work, and books what the event tells.
+_IS_EXPECTED: Final = "coalesce(o.state = 'STARTED' AND o.lease_until > now(), false)"
+_STORE: Final = f"""
+WITH stored AS (
+    INSERT INTO webhook_events (event_id, endpoint, type, object_id, account_id,
+        payment_intent_id, payment_ref, payload_sha256, own_key, traceparent, create_time, state,
+        verdict,        attempts, last_error, receive_time, next_try_time, apply_time)
+    SELECT event_id, endpoint, type, object_id, account_id, payment_intent_id, payment_ref,
+        decode(payload_sha256, 'hex'), own_key, traceparent, create_time,
+        CASE WHEN known THEN 'APPLIED' ELSE state END,
+        CASE WHEN known THEN 'known' ELSE verdict END, 0, '', now(),
+        CASE WHEN state = 'WAITING' AND NOT known
+            THEN now() + CASE WHEN expected THEN :patience ELSE interval '0' END END,
+        CASE WHEN known THEN now() END
+    FROM (SELECT e.*, {_IS_KNOWN} AS known, {_IS_EXPECTED} AS expected
+        FROM jsonb_to_recordset(CAST(:events AS jsonb)) AS e ({_ENVELOPE}) {_OWN_OPERATION}) AS e
+    ON CONFLICT DO NOTHING RETURNING next_try_time
+)
+SELECT count(*) AS new, count(*) FILTER (WHERE next_try_time <= now()) AS due,
+    count(*) FILTER (WHERE next_try_time > now()) AS later FROM stored
+"""
+_LEASE: Final = f"""
+UPDATE webhook_events AS w SET attempts = w.attempts + 1,
+    state = CASE WHEN known THEN 'APPLIED' ELSE w.state END,
+    verdict = CASE WHEN known THEN 'known' ELSE w.verdict END,
+    apply_time = CASE WHEN known THEN now() END,
+    next_try_time = CASE WHEN NOT known THEN now() + :lease END
+FROM (SELECT e.event_id AS due_id, {_IS_KNOWN} AS known FROM webhook_events AS e {_OWN_OPERATION}
+    WHERE e.state = 'WAITING' AND e.next_try_time <= now()
+    ORDER BY e.next_try_time LIMIT :limit FOR UPDATE OF e SKIP LOCKED) AS due
+WHERE w.event_id = due_id RETURNING w.*
+"""
 
 
 class WebhookWrites(TransactionStatements):
     """Stores, leases and finishes webhook events."""
 
-    def store_event(self, event: WebhookEvent) -> bool:
-        """Inserts the event. Returns False if it is already stored."""
-        made = self._do(
-            "INSERT INTO webhook_events (event_id, endpoint, type, object_id, account_id, "
-            "payment_intent_id, payment_ref, payload_sha256, traceparent, create_time, state, "
-            "verdict, attempts, last_error, receive_time, next_try_time) VALUES (:event_id, "
-            ":endpoint, :type, :object_id, :account_id, :payment_intent_id, :payment_ref, "
-            ":payload_sha256, :traceparent, :create_time, :state, :verdict, 0, '', now(), "
-            "CASE WHEN :state = 'WAITING' THEN now() END) ON CONFLICT DO NOTHING",
-            event_id=event.event_id,
-            endpoint=event.endpoint,
-            type=event.type,
-            object_id=event.object_id,
-            account_id=event.account_id,
-            payment_intent_id=event.payment_intent_id,
-            payment_ref=event.payment_ref,
-            payload_sha256=event.payload_sha256,
-            traceparent=event.traceparent,
-            create_time=event.create_time,
-            state=event.state,
-            verdict=event.verdict,
+    def store_events(self, events: Sequence[WebhookEvent], patience: float) -> StoredEvents:
+        """Inserts those of the events that are not stored yet, by one statement.
+
+        An event that tells only what an operation of ours has done is applied at once if the
+        operation has succeeded. If the operation's holder is still at work, the event waits for it
+        for ``patience`` seconds.
+        """
+        row = self._one(
+            _STORE,
+            events=json.dumps([_envelope(event) for event in events]),
+            patience=timedelta(seconds=patience),
         )
-        return made == 1
+        return StoredEvents(row["new"], row["due"], row["later"])
 
     def lease_webhook_events(self, seconds: float, limit: int) -> Sequence[WebhookEvent]:
         """Leases at most ``limit`` events that are due for ``seconds``, and returns them.
 
-        Two replicas never get the same event.
+        Two replicas never get the same event. An event that is known by now is returned as applied.
         """
-        found = self._all(
-            "UPDATE webhook_events SET attempts = attempts + 1, next_try_time = now() + :lease "
-            "WHERE event_id IN (SELECT event_id FROM webhook_events WHERE state = 'WAITING' "
-            "AND next_try_time <= now() ORDER BY next_try_time LIMIT :limit "
-            "FOR UPDATE SKIP LOCKED) RETURNING *",
-            lease=timedelta(seconds=seconds),
-            limit=limit,
-        )
+        found = self._all(_LEASE, lease=timedelta(seconds=seconds), limit=limit)
         return [rows.webhook_event_of(row) for row in found]
 
-    def finish_event(self, event_id: str, state: str, verdict: str) -> None:
-        """Closes an event that waits or is parked, with its final state and what came of it."""
+    def finish_events(self, event_ids: Sequence[str], state: str, verdict: str) -> None:
+        """Closes events that wait or are parked, with their final state and what came of them."""
         self._do(
             "UPDATE webhook_events SET state = :state, verdict = :verdict, last_error = '', "
-            "next_try_time = NULL, apply_time = now() WHERE event_id = :id "
+            "next_try_time = NULL, apply_time = now() WHERE event_id = ANY(:ids) "
             "AND state IN ('WAITING', 'PARKED')",
-            id=event_id,
+            ids=list(event_ids),
             state=state,
             verdict=verdict,
         )
@@ -108,3 +150,22 @@ class WebhookReads(Statements):
         """Returns the event, or None."""
         row = self._maybe("SELECT * FROM webhook_events WHERE event_id = :id", id=event_id)
         return row and rows.webhook_event_of(row)
+
+
+def _envelope(event: WebhookEvent) -> dict[str, Any]:
+    """Returns the envelope as JSON, by the columns of ``_ENVELOPE``."""
+    return {
+        "event_id": event.event_id,
+        "endpoint": event.endpoint,
+        "type": event.type,
+        "object_id": event.object_id,
+        "account_id": event.account_id,
+        "payment_intent_id": event.payment_intent_id,
+        "payment_ref": event.payment_ref,
+        "payload_sha256": event.payload_sha256.hex(),
+        "own_key": event.own_key,
+        "traceparent": event.traceparent,
+        "create_time": event.create_time.isoformat(),
+        "state": event.state,
+        "verdict": event.verdict,
+    }

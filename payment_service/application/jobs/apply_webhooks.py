@@ -44,7 +44,8 @@ async def apply_waiting(app: App) -> int:
     events = await app.database.transact(lease_events, app.policy)
     groups: dict[tuple[str, str], list[WebhookEvent]] = defaultdict(list)
     for event in events:
-        groups[_subject(event)].append(event)
+        if event.state == "WAITING":  # What is known by now was applied when it was leased.
+            groups[_subject(event)].append(event)
     places = asyncio.Semaphore(_AT_ONCE)
 
     async def one(key: tuple[str, str], group: Sequence[WebhookEvent]) -> None:
@@ -103,8 +104,7 @@ def lease_events(tx: Transaction, policy: Policy) -> Sequence[WebhookEvent]:
 
 def finish_events(tx: Transaction, group: Sequence[WebhookEvent], state: str, verdict: str) -> None:
     """Records what became of the events."""
-    for event in group:
-        tx.finish_event(event.event_id, state, verdict)
+    tx.finish_events([event.event_id for event in group], state, verdict)
 
 
 async def _apply_to_payment(

@@ -14,12 +14,13 @@ from typing import Final
 import structlog
 
 from payment_service.application.app import App
+from payment_service.application.ingest_event import store_events, wake_for
 from payment_service.application.jobs.poll_stale_payments import POLL
 from payment_service.application.sync.account import sync_account
 from payment_service.domain.errors import Refusal
 from payment_service.domain.ports.database import Transaction
 from payment_service.domain.ports.policy import Policy
-from payment_service.domain.ports.records import EventCursor, WebhookEvent
+from payment_service.domain.ports.records import EventCursor, StoredEvents, WebhookEvent
 
 log = structlog.get_logger(__name__)
 
@@ -32,6 +33,7 @@ _OVERLAP: Final = timedelta(seconds=60)
 
 #: Stripe allows 25 reads a second; a round uses only some of them.
 _ACCOUNTS_A_ROUND: Final = 10
+_RESTING_A_ROUND: Final = 100
 
 
 async def poll_events(app: App) -> int:
@@ -50,8 +52,8 @@ async def poll_events(app: App) -> int:
                 )
             if events is None:  # The account has revoked our access.
                 await sync_account(app, cursor.stripe_account_id, POLL)
-            elif await app.database.transact(store_polled, cursor, events):
-                app.wake.set()
+            else:
+                wake_for(app, await app.database.transact(store_polled, app.policy, cursor, events))
         except Refusal as refusal:  # The list is due again after its pause.
             log.info("poll_deferred", scope=cursor.scope, reason=refusal.reason)
         except Exception as error:  # noqa: BLE001 - one list must not stop the others
@@ -66,19 +68,23 @@ def lease_cursors(tx: Transaction, policy: Policy) -> Sequence[EventCursor]:
     not ready or have open payments, and, less often, the lists of accounts that may still pay out
     earnings.
     """
-    return [
+    cursors = [
         *tx.lease_event_cursors(policy.poll_seconds, 0),
         *tx.lease_event_cursors(policy.account_poll_seconds, _ACCOUNTS_A_ROUND),
         *tx.lease_event_cursors(policy.payout_poll_seconds, _ACCOUNTS_A_ROUND, paid_out=True),
     ]
+    tx.rest_event_cursors(policy.payout_poll_seconds, _RESTING_A_ROUND)
+    return cursors
 
 
-def store_polled(tx: Transaction, cursor: EventCursor, events: Sequence[WebhookEvent]) -> int:
-    """Stores the events that no webhook brought and moves the cursor. Returns how many were new."""
-    new = sum(tx.store_event(event) for event in events)
+def store_polled(
+    tx: Transaction, policy: Policy, cursor: EventCursor, events: Sequence[WebhookEvent]
+) -> StoredEvents:
+    """Stores the events that no webhook brought and moves the cursor."""
+    stored = store_events(tx, policy, events) if events else StoredEvents(0, 0, 0)
     settled = [event for event in events if event.create_time <= tx.now - _SETTLING]
     if settled:
         tx.advance_event_cursor(cursor.scope, settled[-1].create_time, settled[-1].event_id)
-    if new:
-        log.info("events_found_by_polling", scope=cursor.scope, count=new)
-    return new
+    if stored.new:
+        log.info("events_found_by_polling", scope=cursor.scope, count=stored.new)
+    return stored

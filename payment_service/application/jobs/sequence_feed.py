@@ -1,4 +1,4 @@
-"""Gives events their positions in the feed, and learns how far other replicas have come."""
+"""Gives events their positions in the feed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 from typing import Final
 
 from payment_service.application.app import App
-from payment_service.domain.ports.database import Reader, Transaction
+from payment_service.domain.ports.database import Transaction
 
 #: How many positions one transaction gives; it takes about ten milliseconds.
 _BATCH: Final = 500
@@ -28,16 +28,3 @@ async def sequence_feed(app: App) -> int:
 
 def _sequence(tx: Transaction, limit: int) -> tuple[int, int] | None:
     return tx.sequence_feed(limit)
-
-
-async def advance_feed(app: App) -> int:
-    """Reads the head of the feed, in case an announcement was missed.
-
-    One read serves all watchers of this process.
-    """
-    app.feed.reached(await app.database.read(_head))
-    return 0
-
-
-def _head(reader: Reader) -> int:
-    return reader.feed_head()

@@ -25,19 +25,27 @@ from payment_service.domain.ports.records import Cause
 @asynccontextmanager
 async def keep_lease(app: App, operation: Operation) -> AsyncIterator[None]:
     """Renews the lease until the block ends."""
-    renewing = asyncio.create_task(_renew(app, operation))
+    renewing: list[asyncio.Task[None]] = []
+
+    def begin() -> None:
+        renewing.append(asyncio.create_task(_renew(app, operation)))
+
+    # Most calls are over before that, and need no task.
+    coming = asyncio.get_running_loop().call_later(app.policy.lease / 3, begin)
     try:
         yield
     finally:
-        renewing.cancel()
+        coming.cancel()
+        for task in renewing:
+            task.cancel()
 
 
 async def _renew(app: App, operation: Operation) -> None:
     while True:
-        await asyncio.sleep(app.policy.lease / 3)
         with suppress(Refusal):  # The database is not available: the next round tries again.
             if await app.database.transact(renew_lease, operation, app.policy.lease) is None:
                 return
+        await asyncio.sleep(app.policy.lease / 3)
 
 
 def renew_lease(tx: Transaction, operation: Operation, seconds: float) -> datetime | None:

@@ -37,6 +37,7 @@ from payment_service.domain.sync.changes import Discrepancy
 log = structlog.get_logger(__name__)
 
 _PAGE: Final = 200
+_POSTINGS: Final = 20_000
 #: Stripe allows 25 reads a second; this leaves most of them to the callers.
 _READS_AT_ONCE: Final = 3
 #: Stripe's clock has whole seconds, and is not ours.
@@ -86,6 +87,8 @@ async def _reconcile(app: App, since: datetime | None, cause: Cause) -> Report:
     await _sync_payments(app, since, cause, report)
     await compare_lines(app, since, cause, report)
     await _check_coverage(app, report)
+    while await app.database.transact(check_balances):
+        pass
     await _check_invariants(app, since, report)
     app.alarms.invariants(report.violations)
     gone = await recheck_open(app, report.checked, cause)
@@ -101,6 +104,11 @@ async def _last_complete_run(app: App, began: datetime) -> datetime:
     start = began - timedelta(seconds=app.policy.reconcile_span)
     until = await app.database.read(lambda reader: reader.compared_until())
     return start if until is None else min(start, until - _MARGIN)
+
+
+def check_balances(tx: Transaction) -> bool:
+    """Sums up again some of what was folded since the last run. Returns whether there is more."""
+    return tx.check_balances(_POSTINGS)
 
 
 def save_span(tx: Transaction, since: datetime, began: datetime) -> None:

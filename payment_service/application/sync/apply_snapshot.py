@@ -268,7 +268,7 @@ def _start_next(
     payload = wanted.payload
     if isinstance(payload, TransferPayload):
         payload = with_current_destination(tx, changes.payment, payload)
-    started = start_operation(
+    return start_operation(
         tx,
         policy,
         kind=wanted.kind,
@@ -286,6 +286,3 @@ def _start_next(
         parked=bool(wanted.parked),
         last_error=wanted.parked,
     )
-    if started.claim_id:
-        tx.bind_claim(started.claim_id, started.payment_id, started.operation_id)
-    return started

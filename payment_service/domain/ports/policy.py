@@ -74,6 +74,9 @@ class Policy:
     #: How often reconciliation runs, and how far back it compares.
     reconcile_seconds: float = 3600.0
     reconcile_span: float = 2 * 24 * 3600.0
+    #: How often new postings are folded into the running balances; at the pace of a slow job while
+    #: there are some.
+    fold_seconds: float = 60.0
     #: For how long an applied or ignored event of Stripe is kept. Stripe lists its events for 30
     #: days; an event that was deleted before would be stored and applied again.
     webhook_event_retention: float = 35 * 24 * 3600.0
@@ -91,6 +94,9 @@ class Policy:
     heads_seconds: float = 3600.0
     #: How often what is too old is deleted.
     prune_seconds: float = 3600.0
+    #: How long an event of Stripe waits for the call whose request it tells of, while the call is
+    #: at work. After that Stripe is asked.
+    own_event_patience: float = 1.0
     #: How often Stripe's list of the platform's events is read, and an account's.
     poll_seconds: float = 10.0
     account_poll_seconds: float = 30.0

@@ -133,8 +133,30 @@ class WebhookEvent:
     next_try_time: datetime | None = None
     #: The idempotency key of the request that caused it; empty for others. It is not stored.
     request_key: str = ""
+    #: The same key, if the request was of an operation of ours and the event tells nothing but what
+    #: such a request does. It is known once the operation has succeeded.
+    own_key: str = ""
     #: The span that stored it, so that applying it is linked to the delivery; "" without a trace.
     traceparent: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredEvents:
+    """What became of webhook events that were to be stored."""
+
+    #: How many were not stored before.
+    new: int
+    #: How many of the new ones are to be applied now, and how many after a moment.
+    due: int
+    later: int
+
+
+@dataclass(frozen=True, slots=True)
+class Agenda:
+    """Which background jobs have work that is due, by the jobs' names, and the feed's head."""
+
+    due: frozenset[str]
+    feed_head: int
 
 
 @dataclass(frozen=True, slots=True)

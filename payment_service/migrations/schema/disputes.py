@@ -52,6 +52,8 @@ CREATE INDEX disputes_by_payment ON disputes (payment_id, create_time);
 CREATE INDEX disputes_by_expert ON disputes (expert_id, create_time DESC, dispute_id DESC);
 CREATE INDEX disputes_by_time ON disputes (create_time DESC, dispute_id DESC);
 CREATE INDEX disputes_open ON disputes (evidence_due_time) WHERE outcome = 'OPEN';
+CREATE INDEX disputes_to_answer ON disputes (evidence_due_time)
+    WHERE status IN ('needs_response', 'warning_needs_response');
 -- Lost disputes whose loss is not booked completely.
 CREATE INDEX disputes_to_write_off ON disputes (payment_id) WHERE unsettled > 0;
 

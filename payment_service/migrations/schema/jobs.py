@@ -52,12 +52,43 @@ CREATE TABLE event_cursors (
     after_event_id text NOT NULL DEFAULT '',
     next_time timestamptz NOT NULL
 );
+CREATE INDEX event_cursors_due ON event_cursors (next_time);
 INSERT INTO event_cursors (scope, seen_until, next_time) VALUES
     ('platform', now(), now()), ('thin', now(), now());
 
--- When an open payment that has not changed for long is polled next.
+-- The list of an account that has nothing open is read rarely. It is due at once when a payment of
+-- its expert begins or opens again, or when the account is not ready any more. A cursor that
+-- another transaction has locked is being made due, or read, just now.
+CREATE FUNCTION hasten_event_cursor() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    UPDATE event_cursors SET next_time = now() WHERE scope IN (
+        SELECT scope FROM event_cursors JOIN experts ON scope = stripe_account_id
+        WHERE expert_id = NEW.expert_id AND next_time > now() + interval '30 seconds'
+        FOR UPDATE OF event_cursors SKIP LOCKED);
+    RETURN NULL;
+END $$;
+CREATE TRIGGER a_new_payment_hastens_its_account AFTER INSERT ON payments
+    FOR EACH ROW EXECUTE FUNCTION hasten_event_cursor();
+CREATE TRIGGER an_open_payment_hastens_its_account AFTER UPDATE OF state ON payments
+    FOR EACH ROW WHEN (OLD.state IN ('CAPTURED', 'CANCELED', 'EXPIRED', 'REFUNDED')
+        AND NEW.state NOT IN ('CAPTURED', 'CANCELED', 'EXPIRED', 'REFUNDED'))
+    EXECUTE FUNCTION hasten_event_cursor();
+CREATE TRIGGER an_account_that_is_not_ready_is_hastened AFTER UPDATE OF status ON experts
+    FOR EACH ROW WHEN (OLD.status = 'READY' AND NEW.status <> 'READY')
+    EXECUTE FUNCTION hasten_event_cursor();
+
+-- When a payment that is not finished is polled next. Each payment begins with a row; it is deleted
+-- when the payment is found to be finished.
 CREATE TABLE payment_polls (
     payment_id text PRIMARY KEY REFERENCES payments,
     next_time timestamptz NOT NULL
 );
+CREATE INDEX payment_polls_due ON payment_polls (next_time);
+CREATE FUNCTION queue_for_polling() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO payment_polls (payment_id, next_time) VALUES (NEW.payment_id, NEW.create_time);
+    RETURN NULL;
+END $$;
+CREATE TRIGGER payments_are_queued_for_polling AFTER INSERT ON payments
+    FOR EACH ROW EXECUTE FUNCTION queue_for_polling();
 """

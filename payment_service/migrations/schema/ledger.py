@@ -33,7 +33,7 @@ CREATE TABLE postings (
     adjustment_id text REFERENCES adjustments,
     -- The sequence of the event; 1 where there is none.
     sequence bigint NOT NULL,
-    account text NOT NULL,
+    account text COLLATE "C" NOT NULL,
     currency char(3) NOT NULL,
     -- A debit is positive, a credit negative.
     minor_units bigint NOT NULL,
@@ -51,7 +51,8 @@ CREATE TABLE postings (
 CREATE INDEX postings_by_payment ON postings (payment_id, posting_id);
 CREATE INDEX postings_by_expert ON postings (expert_id, posting_id) WHERE expert_id IS NOT NULL;
 CREATE INDEX postings_by_adjustment ON postings (adjustment_id) WHERE adjustment_id IS NOT NULL;
-CREATE INDEX postings_by_account ON postings (account, currency) INCLUDE (minor_units);
+CREATE INDEX postings_by_account ON postings (account, posting_id)
+    INCLUDE (currency, minor_units);
 CREATE INDEX postings_by_line ON postings (balance_transaction_id)
     WHERE balance_transaction_id <> '';
 CREATE INDEX postings_by_time ON postings (time);
@@ -76,4 +77,52 @@ END $$;
 CREATE TRIGGER postings_sum_to_zero AFTER INSERT ON postings
     REFERENCING NEW TABLE AS new_postings
     FOR EACH STATEMENT EXECUTE FUNCTION refuse_unbalanced_postings();
+
+-- What the postings up to `ledger_span.folded_until` come to, by account. A job folds newer ones
+-- in. The balance of an account is this and its newer postings, read by one statement.
+CREATE TABLE ledger_balances (
+    account text COLLATE "C" NOT NULL,
+    currency char(3) NOT NULL,
+    minor_units bigint NOT NULL DEFAULT 0,
+    -- The same sum up to `ledger_span.checked_until`, made a second time by the reconciliation.
+    checked_units bigint NOT NULL DEFAULT 0,
+    PRIMARY KEY (account, currency)
+);
+CREATE INDEX ledger_balances_in_doubt ON ledger_balances ((minor_units - checked_units))
+    WHERE minor_units <> checked_units;
+
+-- The same by the first part of the accounts' names: escrow, commission, stripe.
+CREATE TABLE ledger_families (
+    family text COLLATE "C" NOT NULL,
+    currency char(3) NOT NULL,
+    minor_units bigint NOT NULL DEFAULT 0,
+    checked_units bigint NOT NULL DEFAULT 0,
+    PRIMARY KEY (family, currency)
+);
+
+-- How far the postings are folded; one row. A span of postings is closed when no transaction can
+-- write into it any more: those that were under way when its end was chosen have ended.
+CREATE TABLE ledger_span (
+    is_the_only_row boolean PRIMARY KEY DEFAULT true CHECK (is_the_only_row),
+    -- Ids of postings: the end of the next span, and what must be over until it is closed.
+    next_until bigint NOT NULL DEFAULT 0,
+    next_xid xid8 NOT NULL DEFAULT '0',
+    closed_until bigint NOT NULL DEFAULT 0,
+    folded_until bigint NOT NULL DEFAULT 0,
+    checked_until bigint NOT NULL DEFAULT 0,
+    next_time timestamptz NOT NULL DEFAULT now(),
+
+    CONSTRAINT a_span_is_closed_folded_and_checked
+        CHECK (checked_until <= folded_until AND folded_until <= closed_until
+            AND closed_until <= next_until)
+);
+INSERT INTO ledger_span DEFAULT VALUES;
+
+-- The postings that are not folded yet, as the calling statement sees them. The id stands in the
+-- query as a number, so that the planner knows how few they are.
+CREATE FUNCTION open_postings() RETURNS SETOF postings LANGUAGE plpgsql STABLE AS $$
+BEGIN
+    RETURN QUERY EXECUTE 'SELECT * FROM postings WHERE posting_id > '
+        || (SELECT folded_until FROM ledger_span);
+END $$;
 """

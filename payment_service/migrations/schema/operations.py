@@ -58,13 +58,17 @@ CREATE UNIQUE INDEX one_open_operation_per_expert ON operations (expert_id, kind
     WHERE state IN ('STARTED', 'UNKNOWN', 'PARKED');
 CREATE UNIQUE INDEX one_open_operation_per_dispute ON operations (dispute_id)
     WHERE state IN ('STARTED', 'UNKNOWN', 'PARKED');
-CREATE INDEX operations_due ON operations (next_try_time) WHERE state IN ('STARTED', 'UNKNOWN');
+CREATE INDEX operations_due ON operations (greatest(next_try_time, lease_until))
+    WHERE state IN ('STARTED', 'UNKNOWN');
+CREATE INDEX operations_unsure ON operations (unsure_until)
+    WHERE state = 'PARKED' AND unsure_until IS NOT NULL;
 CREATE INDEX operations_open ON operations (create_time, operation_id)
     WHERE state IN ('STARTED', 'UNKNOWN', 'PARKED');
 -- For ListOperations, and to erase a user.
 CREATE INDEX operations_by_payment ON operations (payment_id) WHERE payment_id IS NOT NULL;
 CREATE INDEX operations_by_dispute ON operations (dispute_id) WHERE dispute_id IS NOT NULL;
 CREATE INDEX operations_by_expert ON operations (expert_id) WHERE expert_id IS NOT NULL;
+CREATE INDEX operations_by_state ON operations (state, create_time, operation_id);
 CREATE INDEX operations_by_time ON operations USING brin (create_time);
 
 -- What people wrote is sent to Stripe with an operation. Nothing needs it once the operation is

@@ -17,8 +17,8 @@ CREATE TABLE webhook_events (
     -- The id by which the payment is found; see PaymentReads.payment_of.
     payment_ref text NOT NULL,
     payload_sha256 bytea NOT NULL,
-    -- The trace of the delivery, if there was one.
-    traceparent text NOT NULL DEFAULT '',
+    -- The idempotency key of our own request, if the event tells only what that request did.
+    own_key text NOT NULL,
     create_time timestamptz NOT NULL,
     state text NOT NULL,
     -- What came of the event.
@@ -28,6 +28,8 @@ CREATE TABLE webhook_events (
     receive_time timestamptz NOT NULL,
     next_try_time timestamptz,
     apply_time timestamptz,
+    -- The trace of the delivery, if there was one.
+    traceparent text NOT NULL DEFAULT '',
 
     CONSTRAINT known_state CHECK (state IN ('WAITING', 'APPLIED', 'IGNORED', 'PARKED'))
 );

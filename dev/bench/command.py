@@ -1,0 +1,30 @@
+"""The commands behind `make bench` and `make bench-quick`."""
+
+import asyncio
+
+from dev.bench import report
+from dev.bench.run import FULL, QUICK, measure
+from dev.demo import Failed
+from dev.story import Story
+
+
+def bench(*, quick: bool) -> None:
+    """Measures, prints, and keeps the figures; the quick form compares with those that are kept."""
+    story = Story()
+    story.introduce(
+        "What a call costs",
+        "The service and two bare handlers in one run, by the processor time of their processes. "
+        + ("About a minute." if quick else "About six minutes."),
+    )
+    result = asyncio.run(measure(QUICK if quick else FULL, story.note))
+    report.show(story, result)
+    if not quick:
+        report.keep(result)
+        story.verdict(f"the figures are in {report.PLACE}", good=True)
+        return
+    larger = report.grown(result)
+    for sentence in larger:
+        story.fails(sentence)
+    story.verdict("no call costs a third more than the figures that are kept", good=not larger)
+    if larger:
+        raise Failed
