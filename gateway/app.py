@@ -25,6 +25,7 @@ from gateway.onboarding import (
 )
 from gateway.payments_client import PaymentsClient
 from gateway.settings import Settings
+from gateway.tracing import NOT_TRACED, Tracing, tracing_of
 from gateway.webhooks import CONNECT_PATH, PLATFORM_PATH, Webhooks
 
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -36,13 +37,14 @@ def create_app(
     metrics: Metrics,
     connections: ConnectionGuard,
     door: Door,
+    tracing: Tracing = NOT_TRACED,
 ) -> web.Application:
     """All routes of the public port."""
 
     async def dress(_request: web.Request, response: web.StreamResponse) -> None:
         door.dress(response)
 
-    webhooks = Webhooks(core, settings, metrics, connections)
+    webhooks = Webhooks(core, settings, metrics, connections, tracing=tracing)
     onboarding = Onboarding(core, settings, metrics, connections)
     health = HealthPages(core, settings)
 
@@ -73,6 +75,7 @@ async def running(settings: Settings) -> AsyncIterator[str]:
     """
     metrics = Metrics()
     connections = ConnectionGuard(settings.gateway_max_connections, metrics)
+    tracing = tracing_of(settings)  # Before the channel: it passes traces on from then on.
     channel = open_core_channel(settings)
     door = Door(settings, metrics)
     options = {
@@ -85,7 +88,9 @@ async def running(settings: Settings) -> AsyncIterator[str]:
         "max_headers": settings.gateway_max_headers,
     }
     runner = web.AppRunner(
-        create_app(PaymentsClient(channel, settings), settings, metrics, connections, door),
+        create_app(
+            PaymentsClient(channel, settings), settings, metrics, connections, door, tracing
+        ),
         shutdown_timeout=settings.gateway_shutdown_seconds,
     )
     metrics_runner = web.AppRunner(metrics.application(), access_log=None, shutdown_timeout=1)
@@ -108,6 +113,7 @@ async def running(settings: Settings) -> AsyncIterator[str]:
             get_logger().warning("stopped_with_requests_in_flight")
         await metrics_runner.cleanup()
         await channel.close()
+        await asyncio.to_thread(tracing.close)
 
 
 async def serve(settings: Settings) -> None:

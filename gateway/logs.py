@@ -17,7 +17,8 @@ from typing_extensions import override
 #: Every field that a line may have; any other one shows `***`, and a test names it.
 ALLOWED_FIELDS = frozenset(
     "event level timestamp address allowed_origins at client_address core core_code duration_ms "
-    "environment error event_id logger message method metrics_port outcome route status".split()
+    "environment error event_id logger message method metrics_port outcome route status "
+    "trace_id".split()
 )
 
 _FACTS = web.RequestKey("facts", dict[str, object])

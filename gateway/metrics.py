@@ -1,7 +1,17 @@
 """What the gateway counts, in Prometheus' terms. Served on a port of its own, never in public."""
 
+import os
+
 from aiohttp import hdrs, web
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    Info,
+    ProcessCollector,
+    generate_latest,
+)
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 
@@ -44,6 +54,14 @@ class Metrics:
             ["reason"],
             registry=self.registry,
         )
+        self.build = Info("gateway_build", "What runs here", registry=self.registry)
+        self.build.info(
+            {
+                "version": os.environ.get("BUILD_VERSION", "") or "unknown",
+                "revision": os.environ.get("BUILD_REVISION", "") or "unknown",
+            }
+        )
+        ProcessCollector(registry=self.registry)
 
     def application(self) -> web.Application:
         """The application behind GATEWAY_METRICS_PORT."""

@@ -92,6 +92,12 @@ class Settings(BaseSettings):
         description="the name in the core's certificate, for example payments.internal",
     )
     core_tls_by_mesh: bool = Field(default=False, description="true or false")
+    otel_exporter_otlp_endpoint: str = Field(
+        default="",
+        pattern=r"^(https?://[^\s@]+)?$",
+        description="the address of a collector that takes OTLP over gRPC, for example "
+        "http://127.0.0.1:4317",
+    )
     allowed_origins: Annotated[frozenset[str], NoDecode] = Field(
         default=frozenset(),
         description="origins separated by commas, each http:// or https:// with a host and "

@@ -21,6 +21,7 @@ from gateway.logs import note
 from gateway.metrics import Metrics
 from gateway.payments_client import CoreError, CoreRefused, Ingested, PaymentsClient
 from gateway.settings import Settings
+from gateway.tracing import NOT_TRACED, Tracing
 from marketplace.payments.v1 import webhooks_pb2
 
 PLATFORM_PATH = "/api/v1/webhooks/stripe"
@@ -67,11 +68,13 @@ class Webhooks:
         metrics: Metrics,
         connections: ConnectionGuard,
         *,
+        tracing: Tracing = NOT_TRACED,
         now: Callable[[], float] = time.time,
     ) -> None:
         self._core = core
         self._metrics = metrics
         self._connections = connections
+        self._tracing = tracing
         self._now = now
         self._senders = settings.stripe_networks()
         self._proxies = settings.gateway_trusted_proxies
@@ -197,7 +200,12 @@ class Webhooks:
             raise _Refusal(503, "busy")
         self._forwards += 1
         try:
-            with self._connections.protecting(request):
+            with (
+                self._connections.protecting(request),
+                self._tracing.span("deliver webhook") as trace_id,
+            ):
+                if trace_id:
+                    note(request, trace_id=trace_id)
                 return await self._core.ingest_event(endpoint, payload, signature)
         except CoreRefused:
             raise _Refusal(400, "refused_by_core") from None

@@ -47,6 +47,7 @@ from payment_service.barriers import Barriers
 from payment_service.config import Settings, WrongSettings
 from payment_service.config.rotation import RotatedSecrets
 from payment_service.domain.ports.policy import Policy
+from payment_service.domain.ports.tracing import Tracer
 from payment_service.domain.quotas import Buckets, Quota, quotas_of
 from payment_service.metrics import Metrics
 from payment_service.rpc.access import AccessControl
@@ -62,6 +63,7 @@ from payment_service.rpc.onboarding import OnboardingServicer
 from payment_service.rpc.operations import OperationsServicer
 from payment_service.rpc.payments import PaymentServicer
 from payment_service.rpc.webhooks import WebhookServicer
+from payment_service.tracing import tracer_of
 
 SERVICES = tuple(
     module.DESCRIPTOR.services_by_name[name].full_name
@@ -92,6 +94,7 @@ class Wired:
     metrics: Metrics
     settings: Settings
     authenticator: Access
+    tracer: Tracer
 
 
 def wire(
@@ -103,6 +106,7 @@ def wire(
     """
     policy = policy or settings.policy
     metrics = Metrics()
+    tracer = tracer_of(settings)
     authenticator = authenticator or authenticator_of(settings, metrics.access_source_failed)
     feed = Feed(settings.event_watchers)
     loop = asyncio.get_running_loop()
@@ -123,6 +127,8 @@ def wire(
         guarded=settings.environment == "production",
         on_record=recorded,
         on_phase=barriers.phase if barriers else None,
+        on_timed=metrics.observe_phase,
+        tracer=tracer,
     )
     expensive = SqlDatabase(
         settings.require_database_url(),
@@ -134,6 +140,8 @@ def wire(
         beside=database,
         on_record=recorded,
         on_phase=barriers.phase if barriers else None,
+        on_timed=metrics.observe_phase,
+        tracer=tracer,
     )
     port = StripeApi if settings.stripe_accounts_api == "v1" else StripeApiV2
     stripe = port(
@@ -141,7 +149,12 @@ def wire(
         api_base=settings.effective_api_base,
         timeout_seconds=settings.stripe_timeout,
         connections=settings.stripe_connections,
+        observe=metrics.observe_stripe,
+        tracer=tracer,
     )
+    metrics.watch_circuit(lambda: stripe.circuit_is_open)
+    metrics.watch_places("", database.places)
+    metrics.watch_places("expensive_", expensive.places)
     app = App(
         database=database,
         stripe=barriers.watch(stripe) if barriers else stripe,
@@ -150,9 +163,10 @@ def wire(
         alarms=metrics,
         feed=feed,
         signer=signer_of(settings),
+        tracer=tracer,
         expensive_database=expensive,
     )
-    return Wired(app, database, stripe, CallRegistry(), metrics, settings, authenticator)
+    return Wired(app, database, stripe, CallRegistry(), metrics, settings, authenticator, tracer)
 
 
 def interceptors_of(wired: Wired) -> list[aio.ServerInterceptor]:
@@ -174,7 +188,7 @@ def interceptors_of(wired: Wired) -> list[aio.ServerInterceptor]:
     )
     access = AccessControl(wired.authenticator, SERVICES)
     return [
-        ErrorInterceptor(wired.metrics.observe_rpc, access.admit),
+        ErrorInterceptor(wired.metrics.observe_rpc, access.admit, wired.tracer),
         AdmissionInterceptor(limits, quotas, wired.metrics),
     ]
 

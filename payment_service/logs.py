@@ -22,7 +22,8 @@ ALLOWED_FIELDS: Final = frozenset(
     # What it is about.
     "account acts_for_user call_class caller constraint currency deadline delivery dispute "
     "endpoint event_id expert job kind livemode logger method operation payment payout phase "
-    "reference request_id roles rpc scope source sqlstate stripe_account subject target where "
+    "reference request_id roles rpc scope source sqlstate stripe_account subject target "
+    "trace_id where "
     # What happened.
     "code decline_code error fault freeze message missing outcome reason said serving state step "
     "tried verdict was_paid why "
@@ -62,6 +63,8 @@ def configure_logs(level: str, form: str | None = None) -> None:
     )
     structlog.configure(
         processors=[
+            # What names the call in progress: request_id, trace_id, payment, caller.
+            structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             keep_allowed,

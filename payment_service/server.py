@@ -25,6 +25,7 @@ from payment_service.application.stripe_account import WrongAccount
 from payment_service.bootstrap import SERVICES, Wired, add_services, interceptors_of, wire
 from payment_service.config import Settings
 from payment_service.domain.errors import Refusal
+from payment_service.gauges import read_gauges
 from payment_service.maintenance import CannotRun
 from payment_service.metrics_site import MetricsSite
 from payment_service.rpc.call_context import Context
@@ -132,6 +133,7 @@ async def serve(settings: Settings) -> None:
         supervised(wired.metrics, "health", partial(_watch_health, wired, servicer))
     )
     gauge = asyncio.create_task(supervised(wired.metrics, "gauges", partial(_gauge_backlog, wired)))
+    lag = asyncio.create_task(supervised(wired.metrics, "loop_lag", wired.metrics.watch_loop))
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     _warn_of_simulator(settings)
@@ -150,6 +152,7 @@ async def serve(settings: Settings) -> None:
     watch.cancel()
     account.end()
     gauge.cancel()
+    lag.cancel()
     await servicer.enter_graceful_shutdown()
     wired.app.feed.ending.set()
     background.cancel()
@@ -240,6 +243,7 @@ def _warn_of_strangers(settings: Settings) -> None:
 async def _close(wired: Wired) -> None:
     await wired.stripe.close()
     await asyncio.get_running_loop().run_in_executor(None, wired.database.close)
+    await asyncio.get_running_loop().run_in_executor(None, wired.tracer.close)
 
 
 async def _watch_health(wired: Wired, servicer: _Health) -> None:
@@ -287,13 +291,7 @@ async def _gauge_backlog(wired: Wired) -> None:
     while True:
         wired.metrics.event_watchers.set(wired.app.feed.watchers)
         with suppress(Refusal):
-            wired.metrics.observe_backlog(
-                await wired.database.read(lambda reader: reader.backlog())
-            )
-            wired.metrics.observe_held(
-                await wired.database.read(lambda reader: reader.held_money())
-            )
-            wired.metrics.gauges_read()
+            await read_gauges(wired.metrics, wired.database)
         await asyncio.sleep(_GAUGE_SECONDS)
 
 

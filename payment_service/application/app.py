@@ -13,6 +13,7 @@ from payment_service.domain.ports.policy import Policy
 from payment_service.domain.ports.records import Answers
 from payment_service.domain.ports.signing import Signer
 from payment_service.domain.ports.stripe import StripePort
+from payment_service.domain.ports.tracing import NO_TRACER, Tracer
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,7 @@ class App:
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     #: Signs exported heads; None in development.
     signer: Signer | None = None
+    tracer: Tracer = NO_TRACER
     feed: Feed = field(default_factory=Feed)
     #: The same database with connections of its own, for what reads a large part of the books.
     expensive_database: Database | None = None

@@ -8,7 +8,7 @@ import hmac
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from payment_service.application.app import App
@@ -72,6 +72,7 @@ async def ingest_event(
         event = parse_event(endpoint, payload, livemode=secrets.livemode)
     except Ignored as ignored:
         return Ingested(verdict=ignored.verdict)
+    event = replace(event, traceparent=app.tracer.traceparent())
     stored = await app.database.transact(store_events, app.policy, [event])
     wake_for(app, stored)
     return Ingested(event.event_id, not stored.new)

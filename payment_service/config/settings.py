@@ -77,6 +77,8 @@ class Settings(AccessSettings):
     metrics_host: str = "127.0.0.1"
     metrics_port: Port = 9464
     reflection: bool = True
+    #: Where traces are sent (OTLP over gRPC), or "" for none. The SDK reads its other variables.
+    otel_exporter_otlp_endpoint: str = ""
     shutdown_grace: float = Field(20.0, ge=0, le=3600)
     #: How many streams of WatchEvents may be open.
     event_watchers: int = Field(50, ge=0, le=500)
@@ -189,7 +191,7 @@ class Settings(AccessSettings):
     def _publishable_key(cls, value: str) -> str:
         return values.publishable_key(value)
 
-    @field_validator("gateway_public_url", "stripe_api_base")
+    @field_validator("gateway_public_url", "stripe_api_base", "otel_exporter_otlp_endpoint")
     @classmethod
     def _address(cls, value: str) -> str:
         if value:

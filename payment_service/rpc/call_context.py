@@ -32,6 +32,8 @@ CALLER: Final[ContextVar[Caller]] = ContextVar("caller")
 #: audit trail keeps it for ever: PostgreSQL reads no JSON with a NUL, and a line break or a
 #: character of control would show its readers something else.
 _REQUEST_ID: Final = re.compile(r"[!-~]{1,64}(?=[!-~]*\Z)")
+#: The id of the call in progress: the caller's, or a new one. It is in the log and the audit trail.
+REQUEST_ID: Final[ContextVar[str]] = ContextVar("request_id", default="")
 
 
 Context = aio.ServicerContext[Any, Any]
@@ -107,17 +109,29 @@ class CallRegistry:
 
 
 def cause_of(context: Context, rpc: str) -> Cause:
-    """Returns who calls, for whom and why, for keys and the audit trail.
-
-    Without a request id of visible ASCII characters it gets a new one.
-    """
-    request_id = ""
-    for name, value in context.invocation_metadata() or ():
-        if name == "x-request-id" and isinstance(value, str):
-            match = _REQUEST_ID.match(value)
-            request_id = match[0] if match else ""
+    """Returns who calls, for whom and why, for keys and the audit trail."""
     caller = CALLER.get()
-    return Cause(caller.name, rpc, request_id or secrets.token_hex(8), caller.act_for)
+    return Cause(caller.name, rpc, REQUEST_ID.get() or identify(context), caller.act_for)
+
+
+def identify(context: Context) -> str:
+    """Returns the caller's request id, or a new one, and remembers it for this call.
+
+    One that is not of visible ASCII characters is replaced by a new one.
+    """
+    match = _REQUEST_ID.match(metadata_of(context, "x-request-id"))
+    request_id = match[0] if match else secrets.token_hex(8)
+    REQUEST_ID.set(request_id)
+    return request_id
+
+
+def metadata_of(context: Context, name: str) -> str:
+    """Returns the last text of this name that the caller sent, or ""."""
+    found = ""
+    for given, value in context.invocation_metadata() or ():
+        if given == name and isinstance(value, str):
+            found = value
+    return found
 
 
 def acting_for() -> str:

@@ -13,7 +13,7 @@ import inspect
 import random
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
@@ -28,7 +28,16 @@ from payment_service.application.idempotency import ReplayedRefusal
 from payment_service.domain.errors import Exhausted, Refusal, Unavailable
 from payment_service.domain.guards import VersionMismatch
 from payment_service.domain.ports.records import Answer
+from payment_service.domain.ports.tracing import NO_TRACER, Span, Tracer, trace_id_of
+from payment_service.rpc.call_context import CALLER, identify, metadata_of
 from payment_service.rpc.messages.payments import payment_message
+from payment_service.rpc.spans import (
+    conclude_span,
+    is_traced,
+    note_call,
+    payment_id_of,
+    span_facts,
+)
 
 log = structlog.get_logger(__name__)
 
@@ -139,9 +148,10 @@ class ErrorInterceptor(aio.ServerInterceptor):
     made without it.
     """
 
-    def __init__(self, observe: Observe, admit: Admit) -> None:
+    def __init__(self, observe: Observe, admit: Admit, tracer: Tracer = NO_TRACER) -> None:
         self._observe = observe
         self._admit = admit
+        self._tracer = tracer
 
     async def intercept_service(
         self,
@@ -180,20 +190,36 @@ class ErrorInterceptor(aio.ServerInterceptor):
 
     def _unary(self, method: str, inner: Any, serialize: Any) -> Any:
         async def call(request: Any, context: aio.ServicerContext[Any, Any]) -> bytes:
-            async with self._guarded(method, request, context):
-                return _bytes(await inner(request, context), serialize)
+            parent = metadata_of(context, "traceparent")
+            tracer = self._tracer if is_traced(method) else NO_TRACER
+            with tracer.serve(method.lstrip("/"), span_facts(method), parent) as span:
+                async with self._guarded(method, request, context, span):
+                    return _bytes(await inner(request, context), serialize)
             raise AssertionError("abort raises")
 
         return call
 
     @asynccontextmanager
     async def _guarded(
-        self, method: str, request: Any, context: aio.ServicerContext[Any, Any]
+        self,
+        method: str,
+        request: Any,
+        context: aio.ServicerContext[Any, Any],
+        span: Span | None = None,
     ) -> AsyncIterator[None]:
-        """Turns what a call or a stream raises into its status."""
+        """Turns what a call or a stream raises into its status.
+
+        A stream has no span of its own: it may last for days.
+        """
         begun, code = time.perf_counter(), "OK"
         try:
+            known = self._bind_log(context, request)
+            if span is not None:
+                note_call(span, known)
             await self._admit(method, context)
+            # Health answers anybody, so nobody is known there.
+            if (caller := CALLER.get(None)) is not None:
+                structlog.contextvars.bind_contextvars(caller=caller.name)
             if request is _MALFORMED:
                 code = "INVALID_ARGUMENT"
                 await context.abort_with_status(rpc_status.to_status(_malformed()))
@@ -210,6 +236,20 @@ class ErrorInterceptor(aio.ServerInterceptor):
             await context.abort_with_status(_to_grpc(status))
         finally:
             self._observe(method, code, time.perf_counter() - begun)
+            if span is not None:
+                conclude_span(span, code)
+
+    def _bind_log(self, context: aio.ServicerContext[Any, Any], request: Any) -> Mapping[str, str]:
+        """Lets every line of the log that this call leads to name the call. Returns its names."""
+        trace = self._tracer.traceparent() or metadata_of(context, "traceparent")
+        names = {
+            "request_id": identify(context),
+            "trace_id": trace_id_of(trace),
+            "payment": payment_id_of(request),
+        }
+        known = {name: value for name, value in names.items() if value}
+        structlog.contextvars.bind_contextvars(**known)
+        return known
 
     def _stream(self, method: str, inner: Any, streams_in: bool) -> Any:
         def given(request: Any, context: aio.ServicerContext[Any, Any]) -> Any:

@@ -76,6 +76,15 @@ FAMILIES = {
     "payments_held_minor_units": "gauge",
     "payments_backlog_items": "gauge",
     "payments_backlog_oldest_age_seconds": "gauge",
+    "payments_overdue_oldest_seconds": "gauge",
+    "payments_at_risk_minor_units": "gauge",
+    "payments_discrepancies_open": "gauge",
+    "payments_stripe_call_seconds": "histogram",
+    "payments_stripe_circuit_open": "gauge",
+    "payments_database_places": "gauge",
+    "payments_database_transaction_seconds": "histogram",
+    "payments_event_loop_lag_seconds": "histogram",
+    "payments_build_info": "gauge",
 }
 
 
@@ -90,4 +99,5 @@ def test_metrics_tell_of_volume_success_commission_and_latency(world: World, exp
     assert re.search(
         r'payments_rpc_seconds_count{code="OK",method="[^"]*CapturePayment"}', page.text
     )
+    assert re.search(r"payments_event_loop_lag_seconds_count [1-9]", page.text), "it is measured"
     assert expert not in page.text  # labels are few, whoever calls

@@ -113,7 +113,7 @@ class Canaries:
 
     async def _send(self, path: str, request: Message) -> None:
         call: aio.UnaryUnaryMultiCallable[bytes, bytes] = self._world.channel.unary_unary(path)
-        metadata = (("authorization", f"Bearer {_BEARER}"), ("x-trace", _TEXT))
+        metadata = (("authorization", f"Bearer {_BEARER}"), ("traceparent", _TEXT))
         try:
             await call(request.SerializeToString(), timeout=20, metadata=metadata)
         except aio.AioRpcError as error:

@@ -40,6 +40,7 @@ async def running_world(
     loops: bool = True,
     secret_files: Mapping[str, Path] | None = None,
     authenticator: Access | None = None,
+    gateway_metrics_port: int = 0,
     **settings: Any,
 ) -> AsyncIterator[World]:
     """Start everything on free ports; end everything, whatever the test did."""
@@ -78,7 +79,14 @@ async def running_world(
         await service.start(loops=loops)
         stack.push_async_callback(service.stop)
         gateway = await stack.enter_async_context(
-            running_gateway(GatewaySettings(core_address=(service.address,), gateway_port=0))
+            running_gateway(
+                GatewaySettings(
+                    core_address=(service.address,),
+                    gateway_port=0,
+                    gateway_metrics_port=gateway_metrics_port,
+                    otel_exporter_otlp_endpoint=service.settings.otel_exporter_otlp_endpoint,
+                )
+            )
         )
         http = await stack.enter_async_context(aiohttp.ClientSession())
         channel = await stack.enter_async_context(

@@ -90,6 +90,7 @@ class Service:
         await self.wired.operations.drain(10)
         await self.wired.stripe.close()
         await asyncio.get_running_loop().run_in_executor(None, self.wired.database.close)
+        await asyncio.get_running_loop().run_in_executor(None, self.wired.tracer.close)
         self.wired = None
 
     async def restart(self) -> None:

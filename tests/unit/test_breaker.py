@@ -49,6 +49,11 @@ def is_open(breaker: Breaker) -> bool:
     return breaker.is_open
 
 
+def shows_open(breaker: Breaker) -> bool:
+    """Returns what the metric shows."""
+    return breaker.has_opened
+
+
 async def call(breaker: Breaker, *, answers: bool) -> None:
     async with breaker.call():
         (breaker.answered if answers else breaker.failed)()
@@ -99,9 +104,11 @@ async def test_one_probe_a_second_finds_out(breaker: Breaker, probe: Probe, cloc
         await first
     assert is_open(breaker)
     clock.now += 1.1
+    assert shows_open(breaker), "a second without a call is no answer"
     probe.answers = True
     await call(breaker, answers=True)
     assert not is_open(breaker)
+    assert not shows_open(breaker)
     assert probe.asked == 2
     await call(breaker, answers=True)
 

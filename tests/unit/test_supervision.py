@@ -30,7 +30,7 @@ async def test_it_begins_again_and_says_so(capsys: pytest.CaptureFixture[str]) -
     task = asyncio.create_task(supervised(metrics, "gauges", work, pause=0))
     await asyncio.wait_for(work.runs.wait(), 10)
     failures = metrics.registry.get_sample_value(
-        "payments_background_failures_total", {"job": "gauges"}
+        "payments_background_failures_total", {"task": "gauges"}
     )
     assert failures == 2
     said = capsys.readouterr().out

@@ -17,6 +17,7 @@ import random
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from functools import partial
 from typing import Concatenate, Final, ParamSpec, TypeVar
 
@@ -27,6 +28,7 @@ from psycopg2.extensions import TRANSACTION_STATUS_IDLE
 from payment_service.adapters.postgres import agenda, feed
 from payment_service.adapters.postgres.clock import own_clock
 from payment_service.adapters.postgres.connections import Connection, Connections, plain_url
+from payment_service.adapters.postgres.places import Places
 from payment_service.adapters.postgres.reader import SqlReader
 from payment_service.adapters.postgres.readiness import Readiness, read_readiness
 from payment_service.adapters.postgres.roles import read_role
@@ -35,6 +37,7 @@ from payment_service.adapters.postgres.transaction import SqlTransaction
 from payment_service.domain.database_check import RoleFacts
 from payment_service.domain.errors import Busy, Unavailable, database_unavailable
 from payment_service.domain.ports.policy import Policy
+from payment_service.domain.ports.tracing import NO_TRACER, Tracer
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -78,6 +81,8 @@ class SqlDatabase:
         beside: SqlDatabase | None = None,
         on_record: Callable[[SqlTransaction], None] | None = None,
         on_phase: Callable[[str, str], None] | None = None,
+        on_timed: Callable[[str, float], None] | None = None,
+        tracer: Tracer = NO_TRACER,
     ) -> None:
         #: Where notices are heard, or "" where they are not: a pooler has no session to hear them.
         self._listen_url = direct_url or ("" if pooled else url)
@@ -88,8 +93,8 @@ class SqlDatabase:
         self._writers = ThreadPoolExecutor(write_threads, thread_name_prefix="write")
         self._readers = ThreadPoolExecutor(read_threads, thread_name_prefix="read")
         # One place for each thread; callers wait for a place, not for a connection.
-        self._write_places = asyncio.Semaphore(write_threads)
-        self._read_places = asyncio.Semaphore(read_threads)
+        self._write_places = Places(write_threads)
+        self._read_places = Places(read_threads)
         self._admission_seconds = admission_seconds
         #: The database whose readiness counts for this one, too, and which closes this one.
         self._beside = beside
@@ -105,6 +110,9 @@ class SqlDatabase:
         self._on_record = on_record
         #: Called with a phase's name and moment (before, uncommitted, after). For tests.
         self._on_phase = on_phase or (lambda name, moment: None)
+        #: Called with a phase's name and its seconds.
+        self._on_timed = on_timed or (lambda name, seconds: None)
+        self._tracer = tracer
 
     async def transact(
         self, phase: Callable[Concatenate[SqlTransaction, P], T], *args: P.args, **kwargs: P.kwargs
@@ -137,20 +145,15 @@ class SqlDatabase:
         )
         return await self._admitted(self._read_places, self._readers, work)
 
-    async def _admitted(
-        self, places: asyncio.Semaphore, pool: ThreadPoolExecutor, work: Callable[[], T]
-    ) -> T:
-        if places.locked():
-            try:
-                async with asyncio.timeout(self._admission_seconds):
-                    await places.acquire()
-            except TimeoutError:
-                raise database_unavailable() from None
-        else:
-            await places.acquire()  # At once.
-        future = asyncio.get_running_loop().run_in_executor(pool, work)
+    async def _admitted(self, places: Places, pool: ThreadPoolExecutor, work: Callable[[], T]) -> T:
+        try:
+            await places.take(self._admission_seconds)
+        except TimeoutError:
+            raise database_unavailable() from None
+        # The thread's spans and lines of the log belong to the call.
+        future = asyncio.get_running_loop().run_in_executor(pool, copy_context().run, work)
         # The place is free when the thread is, even if the caller was cancelled before.
-        future.add_done_callback(lambda _: places.release())
+        future.add_done_callback(lambda _: places.leave())
         return await future
 
     def _run_phase(self, phase: Callable[[SqlTransaction], T], name: str) -> T:
@@ -180,18 +183,21 @@ class SqlDatabase:
 
     def _run_once(self, phase: Callable[[SqlTransaction], T], name: str) -> T:
         self._on_phase(name, "before")
-        try:
-            tx, result = self._run_body(phase)
-        except _DeadConnection:
-            tx, result = self._run_body(phase)
-        try:
-            tx.flush()
-            self._on_phase(name, "uncommitted")
-            tx.commit()
-            tx.connection.prepare()
-        except BaseException:
-            self._give_back(tx.connection)
-            raise
+        begun = time.perf_counter()
+        with self._tracer.step(f"transaction {name}", {"db.system.name": "postgresql"}):
+            try:
+                tx, result = self._run_body(phase)
+            except _DeadConnection:
+                tx, result = self._run_body(phase)
+            try:
+                tx.flush()
+                self._on_phase(name, "uncommitted")
+                tx.commit()
+                tx.connection.prepare()
+            except BaseException:
+                self._give_back(tx.connection)
+                raise
+        self._on_timed(name, time.perf_counter() - begun)
         self._on_phase(name, "after")
         if self._on_record is not None and tx.recorded:
             self._on_record(tx)
@@ -296,6 +302,11 @@ class SqlDatabase:
             agenda.CHANNEL: lambda _: rest(),
         }
         await feed.listen(plain_url(self._listen_url), channels)
+
+    def places(self) -> dict[tuple[str, str], int]:
+        """Returns how many places there are, by pool and state, for metrics."""
+        pools = {"write": self._write_places, "read": self._read_places}
+        return {(p, state): n for p, one in pools.items() for state, n in one.counts().items()}
 
     def clock(self) -> float:
         """Returns seconds by the process's own clock; see `clock.own_clock`."""

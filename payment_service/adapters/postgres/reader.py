@@ -20,6 +20,7 @@ from payment_service.adapters.postgres.discrepancies import DiscrepancyReads
 from payment_service.adapters.postgres.disputes import DisputeReads
 from payment_service.adapters.postgres.experts import ExpertReads
 from payment_service.adapters.postgres.feed import FeedReads
+from payment_service.adapters.postgres.gauges import GaugeReads
 from payment_service.adapters.postgres.heads import HeadReads
 from payment_service.adapters.postgres.jobs import JobReads
 from payment_service.adapters.postgres.months import MonthReads
@@ -52,6 +53,7 @@ class SqlReader(
     AdjustmentReads,
     StoryReads,
     MonthReads,
+    GaugeReads,
     HeadReads,
 ):
     """Reads on one connection.

@@ -339,6 +339,7 @@ def webhook_event_of(row: Row) -> WebhookEvent:
         last_error=row["last_error"],
         receive_time=row["receive_time"],
         next_try_time=row["next_try_time"],
+        traceparent=row["traceparent"],
     )
 
 

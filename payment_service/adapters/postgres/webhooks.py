@@ -19,6 +19,7 @@ from payment_service.domain.webhook_event import EFFECTS_OF
 _ENVELOPE: Final = (
     "event_id text, endpoint text, type text, object_id text, account_id text, "
     "payment_intent_id text, payment_ref text, payload_sha256 text, own_key text, "
+    "traceparent text, "
     "create_time timestamptz, state text, verdict text"
 )
 #: What an operation's own event tells, as pairs of SQL.
@@ -42,10 +43,10 @@ _IS_EXPECTED: Final = "coalesce(o.state = 'STARTED' AND o.lease_until > now(), f
 _STORE: Final = f"""
 WITH stored AS (
     INSERT INTO webhook_events (event_id, endpoint, type, object_id, account_id,
-        payment_intent_id, payment_ref, payload_sha256, own_key, create_time, state, verdict,
-        attempts, last_error, receive_time, next_try_time, apply_time)
+        payment_intent_id, payment_ref, payload_sha256, own_key, traceparent, create_time, state,
+        verdict,        attempts, last_error, receive_time, next_try_time, apply_time)
     SELECT event_id, endpoint, type, object_id, account_id, payment_intent_id, payment_ref,
-        decode(payload_sha256, 'hex'), own_key, create_time,
+        decode(payload_sha256, 'hex'), own_key, traceparent, create_time,
         CASE WHEN known THEN 'APPLIED' ELSE state END,
         CASE WHEN known THEN 'known' ELSE verdict END, 0, '', now(),
         CASE WHEN state = 'WAITING' AND NOT known
@@ -163,6 +164,7 @@ def _envelope(event: WebhookEvent) -> dict[str, Any]:
         "payment_ref": event.payment_ref,
         "payload_sha256": event.payload_sha256.hex(),
         "own_key": event.own_key,
+        "traceparent": event.traceparent,
         "create_time": event.create_time.isoformat(),
         "state": event.state,
         "verdict": event.verdict,

@@ -25,6 +25,11 @@ class StripeApi(PaymentIntents, Accounts, Balance, Events):
         """Whether Stripe is unavailable: a call would be refused at once, without being sent."""
         return self._calls.breaker.is_open
 
+    @property
+    def circuit_is_open(self) -> bool:
+        """Whether Stripe has answered nothing since the circuit opened, probes included."""
+        return self._calls.breaker.has_opened
+
 
 class StripeApiV2(AccountsV2, StripeApi):
     """The Stripe port, with the connected accounts of v2."""

@@ -61,6 +61,11 @@ class Breaker:
             self._probing or self._clock() < self._next_probe
         )
 
+    @property
+    def has_opened(self) -> bool:
+        """Returns whether Stripe has answered nothing since the circuit opened."""
+        return self._opened
+
     @asynccontextmanager
     async def call(self) -> AsyncIterator[None]:
         """Admits one call. Raises :class:`CircuitOpen` or :class:`BulkheadFull`."""

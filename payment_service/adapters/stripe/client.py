@@ -16,6 +16,7 @@ import structlog
 from aiohttp import ClientTimeout, TCPConnector
 
 from payment_service.adapters.stripe.breaker import Breaker, CircuitOpen
+from payment_service.adapters.stripe.http import Observe, WatchedHttpClient
 from payment_service.adapters.stripe.outcomes import outcome_of
 from payment_service.domain.errors import Precondition, processor_unavailable
 from payment_service.domain.ports.stripe import (
@@ -26,6 +27,7 @@ from payment_service.domain.ports.stripe import (
     Refused,
     Unknown,
 )
+from payment_service.domain.ports.tracing import NO_TRACER, Tracer
 from payment_service.domain.processor_errors import (
     misconfigured,
     rate_limited,
@@ -159,11 +161,15 @@ class StripeResource:
         api_base: str | None = None,
         timeout_seconds: float = 15.0,
         connections: int = 256,
+        observe: Observe | None = None,
+        tracer: Tracer = NO_TRACER,
     ) -> None:
         self._calls = StripeCaller(Breaker(connections, self._answers))
         # Our own connector replaces the one with Stripe's CA bundle, so it gets the bundle too.
         context = ssl.create_default_context(cafile=stripe.ca_bundle_path)
-        self._http = stripe.AIOHTTPClient(
+        self._http = WatchedHttpClient(
+            observe=observe,
+            tracer=tracer,
             timeout=ClientTimeout(total=timeout_seconds, sock_connect=3),
             # Shorter than Stripe's keep-alive, or Stripe may reset a connection during a POST.
             connector=TCPConnector(limit=connections, ssl=context, keepalive_timeout=15),

@@ -25,6 +25,7 @@ from payment_service.domain.errors import Busy, Exhausted, Refusal, Unavailable
 from payment_service.domain.ports.database import Transaction
 from payment_service.domain.ports.policy import Policy
 from payment_service.domain.ports.records import Cause, WebhookEvent
+from payment_service.domain.ports.tracing import Facts
 from payment_service.domain.webhook_event import FRAUD_EVENTS, PAYOUT_EVENTS, is_account_event
 
 log = structlog.get_logger(__name__)
@@ -65,6 +66,14 @@ def _subject(event: WebhookEvent) -> tuple[str, str]:
 
 
 async def _apply_group(app: App, key: tuple[str, str], group: Sequence[WebhookEvent]) -> None:
+    kind, _ = key
+    links = [event.traceparent for event in group if event.traceparent]
+    facts: Facts = {"stripe.events": len(group), "stripe.event_type": group[0].type}
+    with app.tracer.work(f"apply events of a {kind}", facts, links):
+        await _apply(app, key, group)
+
+
+async def _apply(app: App, key: tuple[str, str], group: Sequence[WebhookEvent]) -> None:
     kind, reference = key
     cause = Cause("stripe", "webhook", group[0].event_id)
     try:

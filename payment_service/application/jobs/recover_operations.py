@@ -15,6 +15,7 @@ from payment_service.domain.operations import Operation
 from payment_service.domain.ports.database import Transaction
 from payment_service.domain.ports.policy import Policy
 from payment_service.domain.ports.records import Cause
+from payment_service.domain.ports.tracing import Facts
 
 log = structlog.get_logger(__name__)
 
@@ -39,7 +40,9 @@ def lease_due(tx: Transaction, policy: Policy) -> Sequence[Operation]:
 
 async def _recover(app: App, operation: Operation) -> None:
     try:
-        await execute(app, operation, 0, RECOVERY)
+        kind: Facts = {"payments.operation_kind": operation.kind.value}
+        with app.tracer.work("recover operation", kind):
+            await execute(app, operation, 0, RECOVERY)
     except Refusal as refusal:
         # It is recorded already, and the lease is released: the operation is tried again later.
         log.info("operation_deferred", operation=operation.operation_id, reason=refusal.reason)

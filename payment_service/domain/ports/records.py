@@ -136,6 +136,8 @@ class WebhookEvent:
     #: The same key, if the request was of an operation of ours and the event tells nothing but what
     #: such a request does. It is known once the operation has succeeded.
     own_key: str = ""
+    #: The span that stored it, so that applying it is linked to the delivery; "" without a trace.
+    traceparent: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -325,6 +327,24 @@ class Backlog:
 
     what: str
     state: str
+    count: int
+    oldest_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class MoneyAtRisk:
+    """Money of one currency that may be lost or is owed."""
+
+    what: str
+    currency: str
+    minor_units: int
+
+
+@dataclass(frozen=True, slots=True)
+class OpenDiscrepancies:
+    """How many discrepancies of a kind are open, and how old the oldest is, in seconds."""
+
+    kind: str
     count: int
     oldest_seconds: float
 

@@ -177,6 +177,8 @@ CREATE INDEX payments_hold_check_due ON payments (hold_check_due_time)
 CREATE INDEX payments_waiting_for_expert ON payments (expert_id) WHERE waiting_for = 'expert';
 -- For the metric of the money in escrow.
 CREATE INDEX payments_held ON payments (currency) WHERE held > 0;
+-- For the metric of what clients still get.
+CREATE INDEX payments_owed ON payments (currency) WHERE client_payable > 0 OR pending_refund > 0;
 -- For the expert's debt, and for experts whose account may pay out soon.
 CREATE INDEX payments_netting ON payments (expert_id) WHERE debt_offset > 0;
 CREATE INDEX payments_captured ON payments (expert_id, capture_time)

@@ -28,6 +28,8 @@ CREATE TABLE webhook_events (
     receive_time timestamptz NOT NULL,
     next_try_time timestamptz,
     apply_time timestamptz,
+    -- The trace of the delivery, if there was one.
+    traceparent text NOT NULL DEFAULT '',
 
     CONSTRAINT known_state CHECK (state IN ('WAITING', 'APPLIED', 'IGNORED', 'PARKED'))
 );

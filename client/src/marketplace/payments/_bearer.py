@@ -10,7 +10,7 @@ import grpc.aio
 from marketplace.payments.credentials import NoToken, Token
 
 
-class _Details(NamedTuple):
+class Details(NamedTuple):
     """What gRPC calls ClientCallDetails, for threads."""
 
     method: str
@@ -47,12 +47,12 @@ class Bearer(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterceptor
     def intercept_unary_stream(self, continuation: Any, details: Any, request: Any) -> Any:
         return continuation(self._with_token(details), request)
 
-    def _with_token(self, details: Any) -> _Details:
+    def _with_token(self, details: Any) -> Details:
         try:
             token = self._token.at_hand() or self._token.renewed()
         except NoToken as fault:
             raise NoTokenError(str(fault)) from None
-        return _Details(
+        return Details(
             details.method,
             details.timeout,
             [*(details.metadata or ()), ("authorization", f"Bearer {token}")],

@@ -18,6 +18,7 @@ Why not a bare `grpc.aio.insecure_channel`:
   them; the calls in progress continue.
 * Pings detect a dead connection. They are more than 30 s apart, because the server refuses more
   frequent ones.
+* A caller that traces by OpenTelemetry, and has imported it before, has its trace continued.
 * A server that has restarted is found within a quarter of a second, not after gRPC's default of
   up to two minutes.
 """
@@ -38,6 +39,7 @@ from google.protobuf.descriptor_pb2 import MethodOptions
 import marketplace.payments.v1
 from marketplace.payments._bearer import AioBearer, AioStreamBearer, Bearer
 from marketplace.payments._following import AioFollowingChannel, FollowingChannel
+from marketplace.payments._tracing import AioTrace, Trace, is_traced
 from marketplace.payments.credentials import Tls, Token
 from marketplace.payments.v1 import payments_pb2
 
@@ -80,14 +82,16 @@ def connect(
     """
     _refuse_contradictions(targets, tls, token, credentials, encrypted_by_mesh)
     target, given = target_of(targets), _options(options, tls)
-    bearer = [AioBearer(token), AioStreamBearer(token)] if token is not None else None
+    passed: list[grpc.aio.ClientInterceptor] = [AioTrace()] if is_traced() else []
+    passed += [AioBearer(token), AioStreamBearer(token)] if token is not None else []
     if tls is not None:
         return AioFollowingChannel(
-            tls, lambda made: grpc.aio.secure_channel(target, made, given, interceptors=bearer)
+            tls,
+            lambda made: grpc.aio.secure_channel(target, made, given, interceptors=passed),
         )
     if credentials is None:
-        return grpc.aio.insecure_channel(target, given, interceptors=bearer)
-    return grpc.aio.secure_channel(target, credentials, given, interceptors=bearer)
+        return grpc.aio.insecure_channel(target, given, interceptors=passed)
+    return grpc.aio.secure_channel(target, credentials, given, interceptors=passed)
 
 
 def connect_sync(
@@ -108,6 +112,8 @@ def connect_sync(
         channel = grpc.insecure_channel(target, given)
     else:
         channel = grpc.secure_channel(target, credentials, given)
+    if is_traced():
+        channel = grpc.intercept_channel(channel, Trace())
     return grpc.intercept_channel(channel, Bearer(token)) if token is not None else channel
 
 
