@@ -82,6 +82,12 @@ def test_the_manifests_are_made_from_the_chart() -> None:
     subprocess.run([helm, "lint", "--strict", str(CHART), "--values", str(VALUES)], check=True)
 
 
+def test_the_chart_has_the_rules_of_prometheus() -> None:
+    """A chart cannot read files outside of it."""
+    rules = "escrow-payments.rules.yaml"
+    assert (CHART / "files" / rules).read_text() == (DEPLOY / "prometheus" / rules).read_text()
+
+
 def test_no_pod_has_more_rights_than_it_needs() -> None:
     for name, pod in pods().items():
         assert pod["automountServiceAccountToken"] is False, name
