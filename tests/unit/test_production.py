@@ -39,6 +39,7 @@ GATEWAY = {
     "ENVIRONMENT": "production",
     "GATEWAY_HOST": ANYWHERE,
     "CORE_ADDRESS": "core.internal:50051",
+    "GATEWAY_PUBLIC_URL": "https://pay.example.com",
     "ALLOWED_ORIGINS": "https://app.example.com",
 }
 ELSEWHERE = f"postgresql://payments:{SECRET}@db.example.com/payments"
