@@ -16,6 +16,7 @@ from marketplace.payments.v1 import (
     money_pb2,
     operations_pb2,
 )
+from payment_service.adapters.postgres.adjustments import AdjustmentWrites
 from payment_service.domain.ports.records import Cause
 from tests.support.books import balance, check_books
 from tests.support.errors import refusal
@@ -293,6 +294,35 @@ async def test_of_many_decisions_at_once_one_counts(world: World, owner: str) ->
         assert balance(world, "losses") == expected
     await run(world)
     assert await open_kinds(world) == []
+
+
+async def test_an_approval_is_no_older_than_what_it_waited_for(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A refund that comes between the locks of the adjustment and of the payment comes first."""
+    payment = await world.captured()
+    proposed = await propose(world, ("losses", 7), ("fx", -7), payment_id=payment.payment_id)
+    loop = asyncio.get_running_loop()
+    lock = AdjustmentWrites.lock_adjustment
+
+    def lock_and_be_overtaken(tx: AdjustmentWrites, adjustment_id: str) -> Any:
+        locked = lock(tx, adjustment_id)
+        refund = world.refund(payment.payment_id, 100)
+        asyncio.run_coroutine_threadsafe(refund, loop).result(30)
+        return locked
+
+    monkeypatch.setattr(AdjustmentWrites, "lock_adjustment", lock_and_be_overtaken)
+    approved = await approve(world, proposed.adjustment_id)
+
+    assert approved.state == APPROVED
+    times = [
+        time
+        for (time,) in world.sql(
+            "SELECT time FROM events WHERE payment_id = %s ORDER BY sequence", payment.payment_id
+        )
+    ]
+    assert times == sorted(times)
+    await check_books(world)
 
 
 async def test_an_approval_that_dies_before_the_commit_has_posted_nothing(world: World) -> None:

@@ -8,7 +8,12 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from payment_service.adapters.postgres.rows import posted, posting_values
-from payment_service.adapters.postgres.statements import Row, Statements, TransactionStatements
+from payment_service.adapters.postgres.statements import (
+    Row,
+    Statements,
+    TransactionStatements,
+    locked,
+)
 from payment_service.adapters.postgres.texts import new_salt
 from payment_service.domain.adjustments import (
     Adjustment,
@@ -69,10 +74,11 @@ class AdjustmentWrites(TransactionStatements):
 
     def lock_adjustment(self, adjustment_id: str) -> Adjustment | None:
         """Returns the adjustment and locks its row until the transaction ends, or returns None."""
-        row = self._maybe(
-            "SELECT * FROM adjustments WHERE adjustment_id = :id FOR UPDATE", id=adjustment_id
-        )
-        return row and adjustment_of(row)
+        row = self._maybe(locked("adjustments", "adjustment_id = :id"), id=adjustment_id)
+        if row is None:
+            return None
+        self._tell_time(row["now"])
+        return adjustment_of(row)
 
     def decide_adjustment(self, decided: Adjustment) -> None:
         """Stores the decision about an adjustment that this transaction has locked."""

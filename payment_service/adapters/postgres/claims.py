@@ -57,7 +57,7 @@ class ClaimWrites(TransactionStatements):
         )
         self._claim_rpcs[claim_id] = cause.rpc
         if made is not None:
-            self._database_time = made["now"]
+            self._tell_time(made["now"])
             self._behind[RESEND_LIMIT] = made["is_behind"]
             if made["is_free"]:
                 self._free_ids.add(operation_id)

@@ -46,6 +46,9 @@ _RETRYABLE_SQLSTATES: Final = frozenset({"40001", "40P01", "55P03"})
 #: A migration has changed a table since a statement was prepared, or the server has forgotten the
 #: statement. A new connection has none, and nothing was written either.
 _STALE_SQLSTATES: Final = frozenset({"0A000", "26000"})
+#: A derived id that was free when the phase asked is taken: a sync has recorded the same operation,
+#: or its payment, since. The next run finds it.
+_TAKEN_SINCE: Final = frozenset({("23505", "operations_pkey"), ("23505", "payments_pkey")})
 _DEAD: Final = (OperationalError, InterfaceError)
 _PHASE_TRIES: Final = 4
 _DEFAULT_POLICY: Final = Policy()
@@ -150,7 +153,8 @@ class SqlDatabase:
                 if state in _STALE_SQLSTATES and tried < _PHASE_TRIES:
                     self._write_connections.drop()
                     continue
-                if state in _RETRYABLE_SQLSTATES and tried < _PHASE_TRIES:
+                is_taken = (state, _constraint(error)) in _TAKEN_SINCE
+                if (is_taken or state in _RETRYABLE_SQLSTATES) and tried < _PHASE_TRIES:
                     log.info("phase_retried", phase=name, sqlstate=state, tried=tried)
                     time.sleep(random.uniform(0, 0.02 * 2**tried))  # noqa: S311 - jitter
                     continue

@@ -39,7 +39,7 @@ class ExpertWrites(TransactionStatements):
         row = self._maybe(locked("experts", "expert_id = :id"), id=expert_id)
         if row is None:
             return None
-        self._database_time = row["now"]
+        self._tell_time(row["now"])
         self._locked_experts.add(expert_id)
         return rows.expert_of(row)
 

@@ -48,7 +48,9 @@ _ADD_OF_CLAIM: Final = (
     "operation_id = added.operation_id FROM added WHERE idempotency_keys.claim_id = added.claim_id"
 )
 #: With what is asked next: the RPC of the operation's claim, and whether the id of the operation
-#: that may follow from it is free. Who records that one must hold the lock of their payment.
+#: that may follow from it is free. Who records that one holds the lock of their payment. Without
+#: that lock the second part is worth nothing: this statement may have waited for the operation's
+#: row, and what it reads of other rows is from before that.
 _LOCK: Final = (
     "SELECT *, (SELECT rpc FROM idempotency_keys AS claims WHERE claims.claim_id = "
     "operations.claim_id) AS claim_rpc, NOT EXISTS (SELECT FROM operations AS following "
@@ -130,7 +132,7 @@ class OperationWrites(TransactionStatements):
         if row["claim_id"]:
             self._claim_rpcs[row["claim_id"]] = row["claim_rpc"]
         self._open_since[operation_id] = row["resume_time"] or row["create_time"]
-        if row["is_following_free"]:
+        if row["is_following_free"] and row["payment_id"] in self._locked_payments:
             self._free_ids.add(following)
         return rows.operation_of(row)
 

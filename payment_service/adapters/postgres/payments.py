@@ -99,7 +99,8 @@ class PaymentWrites(TransactionStatements):
         )
         if row is None:
             return None
-        self._database_time = row["now"]
+        self._tell_time(row["now"])
+        self._locked_payments.add(payment_id)
         self._heads[payment_id] = bytes(row["head_hash"])
         return rows.payment_of(row)
 
@@ -172,7 +173,7 @@ class PaymentWrites(TransactionStatements):
             return self._movements[payment_id]
         following = self.derived_id("op", payment_id, "next", "0")
         found = self._all(_MOVEMENTS, payment_id=payment_id, following=following)
-        if found[0]["is_following_free"]:
+        if found[0]["is_following_free"] and payment_id in self._locked_payments:
             self._free_ids.add(following)
         self._movements[payment_id] = [row for row in found if row["movement_id"]]
         return self._movements[payment_id]

@@ -6,7 +6,6 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from functools import cached_property
 from typing import Any, Final, TypeAlias
 
 from psycopg2.extensions import TRANSACTION_STATUS_INERROR
@@ -144,7 +143,8 @@ class TransactionStatements(Statements):
         self._open_since: dict[str, datetime] = {}
         #: The movements of each payment, once they were read under its lock.
         self._movements: dict[str, list[Row]] = {}
-        #: The experts that this transaction has locked.
+        #: The payments and the experts that this transaction has locked.
+        self._locked_payments: set[str] = set()
         self._locked_experts: set[str] = set()
         #: The database's time at the newest statement that returned it.
         self._database_time: datetime | None = None
@@ -187,16 +187,20 @@ class TransactionStatements(Statements):
         if self.has_begun:
             self._cursor.execute("COMMIT")
 
-    @cached_property
+    @property
     def now(self) -> datetime:
         """Returns the database's time. Replicas may have different clocks; there is one database.
 
-        It is of first use, which is after the payment is locked, and not of when the transaction
-        began. So the events of a payment never go back in time. The statements that lock tell it.
+        It is of the newest lock, and not of when the transaction began or first asked. So the
+        events of a payment never go back in time. The statements that lock tell it.
         """
         if self._database_time is None:
             self._database_time = self._one("SELECT clock_timestamp() AS now")["now"]
         return self._database_time
+
+    def _tell_time(self, now: datetime) -> None:
+        """Sets the time to that of a statement that may have waited for other transactions."""
+        self._database_time = now
 
     @property
     def installation_id(self) -> str:
