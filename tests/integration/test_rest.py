@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import select
+from datetime import timedelta
 from typing import Any
 
 import psycopg2
@@ -14,11 +15,14 @@ from payment_service.adapters.postgres import agenda
 from payment_service.application.jobs import scheduler
 from payment_service.application.jobs.poll_events import lease_cursors
 from payment_service.application.jobs.poll_stale_payments import lease_stale_payments
-from payment_service.domain.ports.records import Agenda
+from payment_service.domain import transitions
+from payment_service.domain.ledger import StripeAmount
+from payment_service.domain.ports.database import Transaction
+from payment_service.domain.ports.records import Agenda, Cause
 from tests.integration.conftest import StartWorld
-from tests.support.requests import capture_request
+from tests.support.requests import capture_request, refund_request
 from tests.support.running import replica
-from tests.support.world import IN_ESCROW, World
+from tests.support.world import IN_ESCROW, World, until
 
 
 async def _agenda(world: World) -> Agenda:
@@ -131,3 +135,58 @@ async def test_a_finished_payment_leaves_the_queue_of_polls(start_world: StartWo
     world.sql("UPDATE payment_polls SET next_time = now() RETURNING 1")
     await database.transact(lease_stale_payments, policy)
     assert not queued()
+
+
+async def test_a_payment_that_comes_back_is_polled_again(start_world: StartWorld) -> None:
+    """Somebody charges the card of a payment that has ended: its money needs the polls again."""
+    world = await start_world(policy={"quiet_seconds": 0.01}, loops=False)
+    assert world.service is not None
+    database, policy = world.service.app.database, world.service.app.policy
+    payment = (await world.initiate(await world.expert())).payment
+    await world.payments.RefundPayment(refund_request(payment.payment_id))
+    world.sql("UPDATE payment_polls SET next_time = now() RETURNING 1")
+    await database.transact(lease_stale_payments, policy)
+    assert not world.sql("SELECT 1 FROM payment_polls")
+
+    await database.transact(_charge_out_of_band, payment.payment_id)
+
+    assert (await world.get(payment.payment_id)).state == IN_ESCROW
+    world.sql("UPDATE payment_polls SET next_time = now() RETURNING 1")
+    assert payment.payment_id in await database.transact(lease_stale_payments, policy)
+
+
+def _charge_out_of_band(tx: Transaction, payment_id: str) -> None:
+    payment = tx.lock_payment(payment_id)
+    assert payment is not None
+    transition = transitions.charged(
+        payment,
+        payment.amount,
+        StripeAmount(payment.amount, payment.currency, "txn_1"),
+        charge_id="ch_1",
+        expire_time=tx.now + timedelta(days=90),
+        out_of_band=True,
+        next_operation_id=None,
+        now=tx.now,
+    )
+    tx.record(transition, Cause("stripe", "webhook"))
+
+
+async def test_jobs_run_although_the_agenda_cannot_be_read(
+    start_world: StartWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One condition that takes too long must not keep the deadlines of all from being acted on."""
+
+    def too_slow(self: agenda.AgendaReads, *, announced: bool) -> Agenda:
+        raise psycopg2.errors.QueryCanceled
+
+    monkeypatch.setattr(agenda.AgendaReads, "agenda", too_slow)
+    world = await start_world()
+    payment = await world.escrowed()
+    world.sql("UPDATE payment_polls SET next_time = now() RETURNING 1")
+    until_polled = "SELECT 1 FROM payment_polls WHERE next_time > now()"
+
+    async def polled() -> bool:
+        return bool(world.sql(until_polled))
+
+    assert payment.state == IN_ESCROW
+    assert await until(polled, "a job that only the agenda wakes")

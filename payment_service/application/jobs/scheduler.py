@@ -96,7 +96,8 @@ async def _watch(
     A replica waits at least half of ``seconds`` after any replica has read it, and at most all of
     them. So the one that waits shortest reads for all, each time another one, and each does what it
     has found. A replica that can do nothing now, without Stripe or after a newer release has taken
-    over, reads for itself only.
+    over, reads for itself only. If the agenda cannot be read, every bell rings: one condition that
+    fails or takes too long must not stop all jobs.
     """
     pause = 0.0  # Work may have waited for this process to begin.
     while True:
@@ -112,14 +113,16 @@ async def _watch(
         try:
             works = not (app.stripe.is_unavailable or app.database.is_superseded)
             agenda = await app.database.read(_agenda, announced=works)
-        except Refusal as refusal:  # The database is unavailable: wait and try again.
+        except Refusal as refusal:  # The database is unavailable, or the statement took too long.
             log.warning("background_waits", job="agenda", reason=refusal.reason)
-            continue
+            due = frozenset(bells)
         except Exception as error:  # noqa: BLE001 - it must be read again
             app.alarms.background_failed("agenda", type(error).__name__)
-            continue
-        app.feed.reached(agenda.feed_head)
-        for name in agenda.due:
+            due = frozenset(bells)
+        else:
+            app.feed.reached(agenda.feed_head)
+            due = agenda.due
+        for name in due:
             bells[name].set()
 
 

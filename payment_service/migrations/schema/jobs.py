@@ -78,7 +78,8 @@ CREATE TRIGGER an_account_that_is_not_ready_is_hastened AFTER UPDATE OF status O
     EXECUTE FUNCTION hasten_event_cursor();
 
 -- When a payment that is not finished is polled next. Each payment begins with a row; it is deleted
--- when the payment is found to be finished.
+-- when the payment is found to be finished. A payment that comes back, because somebody charged the
+-- card out of band, gets a row again.
 CREATE TABLE payment_polls (
     payment_id text PRIMARY KEY REFERENCES payments,
     next_time timestamptz NOT NULL
@@ -89,6 +90,19 @@ BEGIN
     INSERT INTO payment_polls (payment_id, next_time) VALUES (NEW.payment_id, NEW.create_time);
     RETURN NULL;
 END $$;
+-- The pause keeps a poll that still sees the payment as finished from deleting the row: no
+-- transaction lasts so long.
+CREATE FUNCTION queue_again_for_polling() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO payment_polls (payment_id, next_time)
+    VALUES (NEW.payment_id, now() + interval '1 minute')
+    ON CONFLICT (payment_id) DO UPDATE SET next_time = excluded.next_time;
+    RETURN NULL;
+END $$;
 CREATE TRIGGER payments_are_queued_for_polling AFTER INSERT ON payments
     FOR EACH ROW EXECUTE FUNCTION queue_for_polling();
+CREATE TRIGGER payments_that_come_back_are_queued_again AFTER UPDATE OF state ON payments
+    FOR EACH ROW WHEN (OLD.state IN ('CAPTURED', 'CANCELED', 'EXPIRED', 'REFUNDED')
+        AND NEW.state IN ('PENDING', 'FAILED', 'IN_ESCROW'))
+    EXECUTE FUNCTION queue_again_for_polling();
 """
