@@ -52,7 +52,8 @@ OPTIONS: Final[Sequence[tuple[str, Any]]] = (
     ("grpc.server_handshake_timeout_ms", 10_000),
 )
 #: The last bound of memory: gRPC itself refuses more calls, health included. The classes of calls
-#: refuse long before it; only streams that never send their message are not counted by them.
+#: refuse long before it; they do not count calls that wait for their message, nor watchers of
+#: health.
 MAXIMUM_CONCURRENT_RPCS: Final = 8_000
 #: How long a thread of the database may keep the interpreter while the event loop waits for it.
 #: With Python's 5 ms, a dozen busy threads delay each turn of the loop, and so health and refusals:

@@ -48,9 +48,16 @@ _MALFORMED: Final = object()
 #: gRPC's own retries wait as long as this says (gRFC A6).
 _PUSHBACK: Final = "grpc-retry-pushback-ms"
 
+#: How long the message of a call that was let in may take to arrive.
+_MESSAGE_SECONDS: Final = 30.0
+
 Observe = Callable[[str, str, float], None]
 #: Lets the caller of a method in, or raises. It runs before anything looks at the request.
 Admit = Callable[[str, aio.ServicerContext[Any, Any]], Awaitable[None]]
+
+
+class _Malformed(Exception):
+    """The message is not one, or did not come."""
 
 
 def status_of(refusal: Refusal) -> status_pb2.Status:
@@ -144,8 +151,11 @@ class ErrorInterceptor(aio.ServerInterceptor):
     """Wraps every method. ``observe`` gets the method, status code and seconds of each call.
 
     ``admit`` is called here and not in an interceptor of its own, so that what it raises is mapped
-    and counted as everything else, and before a malformed request is answered. A server cannot be
-    made without it.
+    and counted as everything else. A server cannot be made without it.
+
+    To gRPC every method takes a stream of messages, here of one. So gRPC calls us with the headers
+    alone, and the message is read after ``admit``: a stranger can neither fill the memory
+    with messages nor keep calls open that never get theirs.
     """
 
     def __init__(self, observe: Observe, admit: Admit, tracer: Tracer = NO_TRACER) -> None:
@@ -169,31 +179,28 @@ class ErrorInterceptor(aio.ServerInterceptor):
         # context, past any wrapper.
         if handler.response_streaming:
             streams_in = bool(handler.request_streaming)
-            make = (
-                grpc.stream_stream_rpc_method_handler
-                if streams_in
-                else grpc.unary_stream_rpc_method_handler
-            )
             inner = handler.stream_stream if streams_in else handler.unary_stream
-            return make(
+            return grpc.stream_stream_rpc_method_handler(
                 self._stream(method, inner, streams_in),
                 request_deserializer=parse,
                 response_serializer=handler.response_serializer,
             )
         if handler.request_streaming:
             raise AssertionError("no service here takes a stream and answers once")
-        return grpc.unary_unary_rpc_method_handler(
+        return grpc.stream_unary_rpc_method_handler(
             self._unary(method, handler.unary_unary, handler.response_serializer),
             request_deserializer=parse,
             response_serializer=None,
         )
 
     def _unary(self, method: str, inner: Any, serialize: Any) -> Any:
-        async def call(request: Any, context: aio.ServicerContext[Any, Any]) -> bytes:
+        async def call(_: Any, context: aio.ServicerContext[Any, Any]) -> bytes:
             parent = metadata_of(context, "traceparent")
             tracer = self._tracer if is_traced(method) else NO_TRACER
             with tracer.serve(method.lstrip("/"), span_facts(method), parent) as span:
-                async with self._guarded(method, request, context, span):
+                async with self._guarded(method, context, span):
+                    request = await _only_message(context)
+                    note_call(span, _bind_payment(request))
                     return _bytes(await inner(request, context), serialize)
             raise AssertionError("abort raises")
 
@@ -201,29 +208,25 @@ class ErrorInterceptor(aio.ServerInterceptor):
 
     @asynccontextmanager
     async def _guarded(
-        self,
-        method: str,
-        request: Any,
-        context: aio.ServicerContext[Any, Any],
-        span: Span | None = None,
+        self, method: str, context: aio.ServicerContext[Any, Any], span: Span | None = None
     ) -> AsyncIterator[None]:
-        """Turns what a call or a stream raises into its status.
+        """Lets the caller in, and turns what a call or a stream raises into its status.
 
         A stream has no span of its own: it may last for days.
         """
         begun, code = time.perf_counter(), "OK"
         try:
-            known = self._bind_log(context, request)
+            known = self._bind_log(context)
             if span is not None:
                 note_call(span, known)
             await self._admit(method, context)
             # Health answers anybody, so nobody is known there.
             if (caller := CALLER.get(None)) is not None:
                 structlog.contextvars.bind_contextvars(caller=caller.name)
-            if request is _MALFORMED:
-                code = "INVALID_ARGUMENT"
-                await context.abort_with_status(rpc_status.to_status(_malformed()))
             yield
+        except _Malformed:
+            code = "INVALID_ARGUMENT"
+            await context.abort_with_status(rpc_status.to_status(_malformed()))
         except (aio.AbortError, asyncio.CancelledError, GeneratorExit):
             code = code if code != "OK" else "CANCELLED"
             raise
@@ -239,42 +242,61 @@ class ErrorInterceptor(aio.ServerInterceptor):
             if span is not None:
                 conclude_span(span, code)
 
-    def _bind_log(self, context: aio.ServicerContext[Any, Any], request: Any) -> Mapping[str, str]:
+    def _bind_log(self, context: aio.ServicerContext[Any, Any]) -> Mapping[str, str]:
         """Lets every line of the log that this call leads to name the call. Returns its names."""
         trace = self._tracer.traceparent() or metadata_of(context, "traceparent")
-        names = {
-            "request_id": identify(context),
-            "trace_id": trace_id_of(trace),
-            "payment": payment_id_of(request),
-        }
-        known = {name: value for name, value in names.items() if value}
-        structlog.contextvars.bind_contextvars(**known)
-        return known
+        names = {"request_id": identify(context), "trace_id": trace_id_of(trace)}
+        return _bind(names)
 
     def _stream(self, method: str, inner: Any, streams_in: bool) -> Any:
-        def given(request: Any, context: aio.ServicerContext[Any, Any]) -> Any:
-            return _well_formed(request, context) if streams_in else request
+        async def given(requests: Any, context: aio.ServicerContext[Any, Any]) -> Any:
+            if streams_in:
+                return _well_formed(requests)
+            request = await _only_message(context)
+            _bind_payment(request)
+            return request
 
         async def generate(
-            request: Any, context: aio.ServicerContext[Any, Any]
+            requests: Any, context: aio.ServicerContext[Any, Any]
         ) -> AsyncIterator[Any]:
-            async with self._guarded(method, request, context):
-                async for response in inner(given(request, context), context):
+            async with self._guarded(method, context):
+                async for response in inner(await given(requests, context), context):
                     yield response
 
-        async def write(request: Any, context: aio.ServicerContext[Any, Any]) -> None:
-            async with self._guarded(method, request, context):
-                await inner(given(request, context), context)
+        async def write(requests: Any, context: aio.ServicerContext[Any, Any]) -> None:
+            async with self._guarded(method, context):
+                await inner(await given(requests, context), context)
 
         return generate if inspect.isasyncgenfunction(inner) else write
 
 
-async def _well_formed(
-    requests: AsyncIterator[Any], context: aio.ServicerContext[Any, Any]
-) -> AsyncIterator[Any]:
+def _bind_payment(request: Any) -> Mapping[str, str]:
+    """Lets the lines of the log name the payment that a call names."""
+    return _bind({"payment": payment_id_of(request)})
+
+
+def _bind(names: Mapping[str, str]) -> Mapping[str, str]:
+    known = {name: value for name, value in names.items() if value}
+    structlog.contextvars.bind_contextvars(**known)
+    return known
+
+
+async def _only_message(context: aio.ServicerContext[Any, Any]) -> Any:
+    """Returns the message of a call. Raises :class:`_Malformed` without one."""
+    try:
+        async with asyncio.timeout(_MESSAGE_SECONDS):
+            request: Any = await context.read()
+    except TimeoutError:
+        raise _Malformed from None
+    if request is _MALFORMED or request is aio.EOF:
+        raise _Malformed
+    return request
+
+
+async def _well_formed(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
     async for request in requests:
         if request is _MALFORMED:
-            await context.abort_with_status(rpc_status.to_status(_malformed()))
+            raise _Malformed
         yield request
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
@@ -15,6 +16,7 @@ from grpc_reflection.v1alpha import reflection_pb2
 from marketplace.payments.v1 import payments_pb2, payments_pb2_grpc
 from payment_service.bootstrap import SERVICES
 from payment_service.domain.caller import Role
+from payment_service.rpc import errors
 from payment_service.rpc.access import AccessControl
 from payment_service.rpc.call_context import CALLER, Context
 from payment_service.rpc.errors import ErrorInterceptor
@@ -126,6 +128,58 @@ async def test_refusals_are_counted_as_what_they_are() -> None:
             (_STATUS, "PERMISSION_DENIED"),
             (_STATUS, "OK"),
         ]
+
+
+async def test_a_stranger_is_refused_before_its_message_is_awaited() -> None:
+    """Otherwise strangers could fill the memory with messages, and all calls with none."""
+    never = asyncio.Event()
+
+    async def nothing() -> AsyncIterator[bytes]:
+        await never.wait()
+        yield b""
+
+    async with serving(*SERVICES) as (channel, _):
+        ask: Any = channel.stream_unary(_STATUS)
+        refused = await refusal_of(ask(nothing(), metadata=NOBODY, timeout=5))
+        assert refused.code == "UNAUTHENTICATED"
+
+
+async def test_a_message_that_is_too_long_is_refused_as_that() -> None:
+    async with serving(*SERVICES) as (channel, counted):
+        ask: Any = channel.unary_unary(_STATUS)
+        for metadata, code in (
+            (NOBODY, "UNAUTHENTICATED"),
+            (as_caller(Role.GIG_SERVICE), "RESOURCE_EXHAUSTED"),
+        ):
+            refused = await refusal_of(ask(bytes(8 * 1024 * 1024), metadata=metadata, timeout=5))
+            assert refused.code == code
+        # The connection serves on.
+        assert (await status(channel, as_caller(Role.GIG_SERVICE))).payment_id
+        assert counted[0] == (_STATUS, "UNAUTHENTICATED")
+
+
+async def test_a_call_without_its_message_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(errors, "_MESSAGE_SECONDS", 0.1)
+    never = asyncio.Event()
+
+    async def nothing() -> AsyncIterator[bytes]:
+        await never.wait()
+        yield b""
+
+    async def empty() -> AsyncIterator[bytes]:
+        for message in list[bytes]():
+            yield message
+
+    async with serving(*SERVICES) as (channel, _):
+        ask: Any = channel.stream_unary(_STATUS)
+        watch: Any = channel.stream_stream("/grpc.health.v1.Health/Watch")
+        for messages in (nothing, empty):
+            refused = await refusal_of(
+                ask(messages(), metadata=as_caller(Role.GIG_SERVICE), timeout=5)
+            )
+            assert (refused.code, refused.reason) == ("INVALID_ARGUMENT", "MALFORMED_MESSAGE")
+            refused = await refusal_of(watch(messages(), timeout=5).read())
+            assert refused.code == "INVALID_ARGUMENT"
 
 
 async def test_calls_at_once_do_not_take_one_anothers_caller() -> None:
