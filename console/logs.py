@@ -73,10 +73,12 @@ class _LibraryHandler(logging.Handler):
     @override
     def emit(self, record: logging.LogRecord) -> None:
         error = record.exc_info[1] if record.exc_info else None
+        # Some libraries give an exception, or another object, in place of a template.
+        template = record.msg if isinstance(record.msg, str) else type(record.msg).__name__
         get_logger().log(
             record.levelno,
             "library",
             logger=record.name,
-            message=str(record.msg).partition("\n")[0][:200],
+            message=template.partition("\n")[0][:200],
             **(describe_exception(error) if error is not None else {}),
         )

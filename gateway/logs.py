@@ -98,10 +98,12 @@ class _LibraryHandler(logging.Handler):
             # Bytes that are not HTTP. Anyone can send them: one short line, no trace.
             get_logger().info("malformed_request", error=type(error).__name__)
             return
+        # Some libraries give an exception, or another object, in place of a template.
+        template = record.msg if isinstance(record.msg, str) else type(record.msg).__name__
         get_logger().log(
             record.levelno,
             "library",
             logger=record.name,
-            message=str(record.msg).partition("\n")[0][:200],
+            message=template.partition("\n")[0][:200],
             **(describe_exception(error) if error is not None else {}),
         )

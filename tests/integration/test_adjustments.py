@@ -130,6 +130,7 @@ async def test_two_people_correct_the_books_of_a_payment(world: World) -> None:
     assert approved.transaction_id == f"{payment.payment_id}:{event.sequence}"
     await run(world)
     assert await open_kinds(world) == []
+    await world.settle_down()  # The new debt is collected meanwhile.
     await check_books(world)
 
 
