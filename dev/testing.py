@@ -5,10 +5,10 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 
-# Files run side by side, because many tests wait for sockets and processes. Three workers keep two
+# Files run side by side, because many tests wait for sockets and processes. Four workers keep two
 # cores busy. The proofs also measure how soon something happens, so they get a core each.
 _BY_FILE = ("--dist=loadfile", "--no-loadscope-reorder")
-_THREE = ("--numprocesses=3", *_BY_FILE)
+_FOUR = ("--numprocesses=4", *_BY_FILE)
 _TWO = ("--numprocesses=2", *_BY_FILE)
 # A test that waits for real processes can be late on a crowded machine. It is repeated alone, once,
 # and named: a test that needs that is a fault to be found.
@@ -28,10 +28,10 @@ def main(arguments: Sequence[str]) -> int:
     if what == "proofs":
         return _in_full(_TWO, *_PROOFS, *more)
     if what == "coverage":
-        return _pytest(*_THREE, "--cov", "--cov-report=term", "tests", *more)
+        return _pytest(*_FOUR, "--cov", "--cov-report=term", "tests", *more)
     if more:
         return _pytest(*more)
-    return _in_full(_THREE, "-m", "not proof")
+    return _in_full(_FOUR, "-m", "not proof")
 
 
 def _in_full(side_by_side: Sequence[str], *arguments: str) -> int:

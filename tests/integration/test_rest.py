@@ -141,7 +141,7 @@ async def test_a_finished_payment_leaves_the_queue_of_polls(start_world: StartWo
 
 async def test_a_payment_that_comes_back_is_polled_again(start_world: StartWorld) -> None:
     """Somebody charges the card of a payment that has ended: its money needs the polls again."""
-    world = await start_world(policy={"quiet_seconds": 0.01}, loops=False)
+    world = await start_world(policy={"quiet_seconds": 0.0}, loops=False)
     assert world.service is not None
     database, policy = world.service.app.database, world.service.app.policy
     payment = (await world.initiate(await world.expert())).payment
