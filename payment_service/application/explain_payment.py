@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -15,6 +16,8 @@ from payment_service.domain.story.outlook import Outlook, outlook_of
 
 #: How many payments an id may name before it is too vague to list all.
 MOST_MATCHES: Final = 20
+#: An id of ours or of Stripe's. Anything else may be a person's words, which no error repeats.
+_ID: Final = re.compile(r"[a-z]{2,8}_\w{1,64}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +50,12 @@ async def explain_payment(app: App, given: str, after: int, limit: int) -> Expla
 def _read(reader: Reader, given: str, after: int, limit: int) -> Explained:
     matches = reader.payments_named(given, MOST_MATCHES)
     if not matches:
-        raise payment_not_found(given)
+        raise payment_not_found(given if _ID.fullmatch(given) else "")
     if len(matches) > 1:
         return Explained(matches, None)
     records = reader.story(matches[0].payment_id, after, limit)
     if records is None:
-        raise payment_not_found(given)
+        raise payment_not_found(matches[0].payment_id)
     last = records.events[-1].sequence if records.events else after
     story = Story(
         payment=records.payment,
