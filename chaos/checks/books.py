@@ -248,9 +248,9 @@ def bounces_are_paid_again(evidence: Evidence) -> Iterator[tuple[str, str]]:
     movements = {row["movement_id"]: row for row in evidence.movements}
     told = _told_of_bounces(evidence)
     failed: Counter[str] = Counter()
-    for refund in evidence.refunds:
+    for refund in evidence.ended_bounces:
         booked = movements.get(refund["id"])
-        if refund["status"] != "failed" or booked is None:
+        if booked is None:
             continue
         payment_id = booked["payment_id"]
         failed[payment_id] += refund["amount"]

@@ -38,8 +38,7 @@ def no_discrepancies(evidence: Evidence) -> Iterator[tuple[str, str]]:
     }
     bounced = {
         f"{refund['id']} of {refund['amount']} {'bounced' if _was_paid(refund) else 'not paid'}"
-        for refund in evidence.refunds
-        if refund["status"] == "failed"
+        for refund in evidence.ended_bounces
     }
     for row in evidence.discrepancies:
         if row["kind"] == "remainder_not_returned" and row["detail"] in kept_back:
