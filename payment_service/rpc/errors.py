@@ -282,13 +282,18 @@ def _bind(names: Mapping[str, str]) -> Mapping[str, str]:
 
 
 async def _only_message(context: aio.ServicerContext[Any, Any]) -> Any:
-    """Returns the message of a call. Raises :class:`_Malformed` without one."""
+    """Returns the message of a call. Raises :class:`_Malformed` unless there is one.
+
+    It waits until the caller has said that there are no more. An answer before that would reset the
+    stream, and the caller could see CANCELLED in place of the answer.
+    """
     try:
         async with asyncio.timeout(_MESSAGE_SECONDS):
             request: Any = await context.read()
+            more: Any = aio.EOF if request is aio.EOF else await context.read()
     except TimeoutError:
         raise _Malformed from None
-    if request is _MALFORMED or request is aio.EOF:
+    if request is _MALFORMED or request is aio.EOF or more is not aio.EOF:
         raise _Malformed
     return request
 
