@@ -91,24 +91,6 @@ class Evidence:
     #: How often each armed kind must have struck.
     least: int = 1
 
-    @property
-    def ended_bounces(self) -> list[Row]:
-        """Returns the refunds that have failed at Stripe after they were accepted here.
-
-        One that never left the platform, and that had failed before anybody saw it, is a refusal:
-        the caller was told so, and nothing came back.
-        """
-        refused = {row["operation_id"] for row in self.operations if row["state"] == "REFUSED"}
-        return [
-            refund
-            for refund in self.refunds
-            if refund["status"] == "failed"
-            and not (
-                refund["balance_transaction"] is None
-                and refused & set((refund.get("metadata") or {}).values())
-            )
-        ]
-
     def payment_of_intent(self) -> dict[str, Row]:
         return {row["payment_intent_id"]: row for row in self.payments if row["payment_intent_id"]}
 

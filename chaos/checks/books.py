@@ -4,7 +4,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 
 from chaos.checks.arithmetic import commission_of, losses_of, written_off
-from chaos.checks.registry import check, events_of, facts_of
+from chaos.checks.registry import check, events_of, facts_of, failed_refunds_of
 from chaos.evidence import Evidence
 
 
@@ -248,7 +248,7 @@ def bounces_are_paid_again(evidence: Evidence) -> Iterator[tuple[str, str]]:
     movements = {row["movement_id"]: row for row in evidence.movements}
     told = _told_of_bounces(evidence)
     failed: Counter[str] = Counter()
-    for refund in evidence.ended_bounces:
+    for refund in failed_refunds_of(evidence):
         booked = movements.get(refund["id"])
         if booked is None:
             continue

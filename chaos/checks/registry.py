@@ -57,6 +57,30 @@ def facts_of(event: Row) -> dict[str, Any]:
     return facts
 
 
+def failed_refunds_of(evidence: Evidence) -> list[Row]:
+    """Returns the refunds that have failed at Stripe after they were accepted here.
+
+    One that never left the platform, and that had failed before anybody saw it, is a refusal: the
+    caller was told so, and nothing came back.
+    """
+    accepted = {
+        facts_of(event)["refund_id"]
+        for event in evidence.events
+        if event["kind"] == "payment.refund_accepted"
+    }
+    refused = {row["operation_id"] for row in evidence.operations if row["state"] == "REFUSED"}
+    return [
+        refund
+        for refund in evidence.refunds
+        if refund["status"] == "failed"
+        and (
+            refund["balance_transaction"] is not None
+            or refund["id"] in accepted
+            or not refused & set((refund.get("metadata") or {}).values())
+        )
+    ]
+
+
 def operation_of(effect: Row) -> str:
     """The operation of ours that had this effect at Stripe; empty if none of ours did."""
     return str(effect["idempotency_key"] or "").rpartition("-")[0]

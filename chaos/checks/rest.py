@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from chaos.checks.registry import check
+from chaos.checks.registry import check, failed_refunds_of
 from chaos.evidence import Evidence, Row
 
 
@@ -38,7 +38,7 @@ def no_discrepancies(evidence: Evidence) -> Iterator[tuple[str, str]]:
     }
     bounced = {
         f"{refund['id']} of {refund['amount']} {'bounced' if _was_paid(refund) else 'not paid'}"
-        for refund in evidence.ended_bounces
+        for refund in failed_refunds_of(evidence)
     }
     for row in evidence.discrepancies:
         if row["kind"] == "remainder_not_returned" and row["detail"] in kept_back:
