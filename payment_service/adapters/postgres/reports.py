@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Final
 
 from payment_service.adapters.postgres.invariants import INVARIANTS
-from payment_service.adapters.postgres.rows import payment_of, schedule_of
+from payment_service.adapters.postgres.rows import payment_of, schedule_of, stored_posting_of
 from payment_service.adapters.postgres.statements import Row, Statements
 from payment_service.domain.discrepancies import DiscrepancyKind
 from payment_service.domain.ledger import Posting
@@ -50,22 +50,7 @@ class LedgerReads(Statements):
         found = self._all(
             "SELECT * FROM postings WHERE payment_id = :id ORDER BY posting_id", id=payment_id
         )
-        return [
-            StoredPosting(
-                row["posting_id"],
-                f"{row['payment_id']}:{row['sequence']}",
-                row["payment_id"],
-                Posting(
-                    row["account"],
-                    row["minor_units"],
-                    row["currency"],
-                    row["kind"],
-                    row["balance_transaction_id"],
-                ),
-                row["time"],
-            )
-            for row in found
-        ]
+        return [stored_posting_of(row) for row in found]
 
     def ledger_lines(self, ids: Sequence[str]) -> Mapping[tuple[str, str], int]:
         """Returns the sum of the postings of each balance transaction, by id and currency."""

@@ -39,6 +39,7 @@ from payment_service.domain.ports.records import (
     Claim,
     StoredDiscrepancy,
     StoredEvent,
+    StoredPosting,
     WebhookEvent,
 )
 from payment_service.domain.schedule import SCHEDULE_COLUMNS, Schedule
@@ -201,6 +202,23 @@ def discrepancy_of(row: Row) -> StoredDiscrepancy:
         row["resolve_time"],
         row["resolved_by"],
         row["resolve_reason"],
+    )
+
+
+def stored_posting_of(row: Row) -> StoredPosting:
+    """Returns the posting that a row of ``postings`` holds, which must be of a payment."""
+    return StoredPosting(
+        row["posting_id"],
+        f"{row['payment_id']}:{row['sequence']}",
+        row["payment_id"],
+        Posting(
+            row["account"],
+            row["minor_units"],
+            row["currency"],
+            row["kind"],
+            row["balance_transaction_id"],
+        ),
+        row["time"],
     )
 
 

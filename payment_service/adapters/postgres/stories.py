@@ -10,7 +10,6 @@ from payment_service.adapters.postgres import rows, texts
 from payment_service.adapters.postgres.statements import Statements
 from payment_service.domain.audit_trail import cause_in
 from payment_service.domain.disputes import Dispute
-from payment_service.domain.ledger import Posting
 from payment_service.domain.ledger import expert_debt as expert_debt_account
 from payment_service.domain.operations import Operation
 from payment_service.domain.payment import Payment
@@ -169,22 +168,7 @@ class StoryReads(Statements):
             first=events[0].sequence,
             last=events[-1].sequence,
         )
-        return [
-            StoredPosting(
-                row["posting_id"],
-                f"{payment_id}:{row['sequence']}",
-                payment_id,
-                Posting(
-                    row["account"],
-                    row["minor_units"],
-                    row["currency"],
-                    row["kind"],
-                    row["balance_transaction_id"],
-                ),
-                row["time"],
-            )
-            for row in found
-        ]
+        return [rows.stored_posting_of(row) for row in found]
 
     def _movements(self, payment_id: str) -> Sequence[Movement]:
         found = self._all(
