@@ -19,6 +19,7 @@ from payment_service.relay.cloud_events import Outgoing, outgoing
 from payment_service.relay.metrics import RelayMetrics
 from payment_service.relay.places import Place
 from payment_service.relay.store import Store
+from payment_service.relay.tasks import together
 
 log = structlog.get_logger(__name__)
 
@@ -81,15 +82,9 @@ class Follower:
 
     async def _follow(self, cursor: str) -> None:
         self._read = asyncio.Queue(_AHEAD)
-        tasks = [asyncio.create_task(self._read_from(cursor)), asyncio.create_task(self._give())]
         try:
-            ended, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            for one in ended:
-                one.result()
+            await together(self._read_from(cursor), self._give())
         finally:
-            for one in tasks:
-                one.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
             self._at_hand = None
 
     async def _read_from(self, cursor: str) -> None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Coroutine
-from typing import Any, Final
+from typing import Final
 
 import structlog
 from grpc import aio
@@ -19,6 +18,7 @@ from payment_service.relay.metrics import RelayMetrics
 from payment_service.relay.places import forget
 from payment_service.relay.settings import RelaySettings
 from payment_service.relay.store import NoSchema, Store, StoreLost
+from payment_service.relay.tasks import together
 from payment_service.relay.webhooks import WebhookTarget, Worker
 
 log = structlog.get_logger(__name__)
@@ -118,7 +118,7 @@ class Relay:
             if not endpoint.disabled
         ]
         try:
-            await _together(
+            await together(
                 *(follower.run() for follower in followers),
                 *(worker.run() for worker in workers),
                 self._measure(followers),
@@ -173,16 +173,3 @@ async def serve(settings: RelaySettings) -> None:
         waiting.cancel()
         await asyncio.gather(running, return_exceptions=True)
         await site.stop()
-
-
-async def _together(*works: Coroutine[Any, Any, None]) -> None:
-    """Runs all until one fails, ends the others, and raises what failed."""
-    tasks = [asyncio.create_task(work) for work in works]
-    try:
-        ended, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        for one in ended:
-            one.result()
-    finally:
-        for one in tasks:
-            one.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
