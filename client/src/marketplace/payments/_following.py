@@ -82,12 +82,30 @@ class _Method:
         return self._now().future(*arguments, **named)
 
 
-class FollowingChannel(grpc.Channel):
+class _Methods:
+    """The methods of a channel, which belong to the newest one."""
+
+    _newest: _Newest[Any]
+
+    def unary_unary(self, *told: Any, **named: Any) -> Any:
+        return _Method(self._newest, "unary_unary", told, named)
+
+    def unary_stream(self, *told: Any, **named: Any) -> Any:
+        return _Method(self._newest, "unary_stream", told, named)
+
+    def stream_unary(self, *told: Any, **named: Any) -> Any:
+        return _Method(self._newest, "stream_unary", told, named)
+
+    def stream_stream(self, *told: Any, **named: Any) -> Any:
+        return _Method(self._newest, "stream_stream", told, named)
+
+
+class FollowingChannel(_Methods, grpc.Channel):
     """For callers with threads."""
 
     def __init__(self, tls: Tls, make: Callable[[grpc.ChannelCredentials], grpc.Channel]) -> None:
         self._retired: list[threading.Timer] = []
-        self._newest = _Newest(tls, make, self._retire)
+        self._newest: _Newest[grpc.Channel] = _Newest(tls, make, self._retire)
 
     def _retire(self, channel: grpc.Channel) -> None:
         timer = threading.Timer(_GRACE_SECONDS, channel.close)
@@ -102,18 +120,6 @@ class FollowingChannel(grpc.Channel):
     def unsubscribe(self, callback: Any) -> None:
         self._newest.channel.unsubscribe(callback)
 
-    def unary_unary(self, *told: Any, **named: Any) -> Any:
-        return _Method(self._newest, "unary_unary", told, named)
-
-    def unary_stream(self, *told: Any, **named: Any) -> Any:
-        return _Method(self._newest, "unary_stream", told, named)
-
-    def stream_unary(self, *told: Any, **named: Any) -> Any:
-        return _Method(self._newest, "stream_unary", told, named)
-
-    def stream_stream(self, *told: Any, **named: Any) -> Any:
-        return _Method(self._newest, "stream_stream", told, named)
-
     def close(self) -> None:
         for timer in self._retired:
             timer.cancel()
@@ -127,14 +133,14 @@ class FollowingChannel(grpc.Channel):
         self.close()
 
 
-class AioFollowingChannel(grpc.aio.Channel):
+class AioFollowingChannel(_Methods, grpc.aio.Channel):
     """For callers with asyncio."""
 
     def __init__(
         self, tls: Tls, make: Callable[[grpc.ChannelCredentials], grpc.aio.Channel]
     ) -> None:
         self._retired: dict[asyncio.Task[None], grpc.aio.Channel] = {}
-        self._newest = _Newest(tls, make, self._retire)
+        self._newest: _Newest[grpc.aio.Channel] = _Newest(tls, make, self._retire)
 
     def _retire(self, channel: grpc.aio.Channel) -> None:
         task = asyncio.get_running_loop().create_task(self._end(channel))
@@ -145,18 +151,6 @@ class AioFollowingChannel(grpc.aio.Channel):
         # A call that took the channel a moment ago may not have begun yet.
         await asyncio.sleep(_LOOK_SECONDS)
         await channel.close(_GRACE_SECONDS)
-
-    def unary_unary(self, *told: Any, **named: Any) -> Any:
-        return _Method(self._newest, "unary_unary", told, named)
-
-    def unary_stream(self, *told: Any, **named: Any) -> Any:
-        return _Method(self._newest, "unary_stream", told, named)
-
-    def stream_unary(self, *told: Any, **named: Any) -> Any:
-        return _Method(self._newest, "stream_unary", told, named)
-
-    def stream_stream(self, *told: Any, **named: Any) -> Any:
-        return _Method(self._newest, "stream_stream", told, named)
 
     def get_state(self, try_to_connect: bool = False) -> grpc.ChannelConnectivity:
         return self._newest.get().get_state(try_to_connect)
