@@ -7,8 +7,6 @@ statement is counted that a replica sends, BEGIN and COMMIT included: PostgreSQL
 import asyncio
 import contextlib
 import os
-import shutil
-import tempfile
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -18,6 +16,7 @@ import aiohttp
 import psycopg2
 
 from dev.bench.calls import Marketplace
+from dev.scratch import scratch
 from dev.settings import StackSettings
 from dev.stack import Stack
 from dev.statement_log import StatementLog
@@ -136,14 +135,11 @@ def bench_idle(*, replicas: int = 1, payments: int = 100, each: bool = False) ->
         "Statements are counted by PostgreSQL, CPU by the operating system; both a second. "
         f"The load is {payments} payments, each initiated, confirmed and captured.",
     )
-    directory = Path(tempfile.mkdtemp(prefix="payments-bench-idle-"))
-    directory.chmod(0o711)  # PostgreSQL's user must be able to enter it
-    try:
-        settings = StackSettings.on_free_ports(directory / "data", replicas=replicas)
-        with Stack(settings) as stack:
-            windows = asyncio.run(measure(stack, story, payments))
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
+    with (
+        scratch("payments-bench-idle-") as data,
+        Stack(StackSettings.on_free_ports(data, replicas=replicas)) as stack,
+    ):
+        windows = asyncio.run(measure(stack, story, payments))
     told(story, windows, replicas)
     if each:
         for sql, count in windows[0].statements.most_common(40):

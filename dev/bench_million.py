@@ -7,12 +7,9 @@ those of the original, which is why nobody should audit this store.
 
 import asyncio
 import contextlib
-import shutil
 import statistics
-import tempfile
 import time
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -20,6 +17,7 @@ import grpc
 import psycopg2
 
 from dev.bench.calls import Marketplace
+from dev.scratch import scratch
 from dev.settings import StackSettings
 from dev.stack import Stack
 from dev.statement_log import StatementLog
@@ -289,13 +287,11 @@ def bench_million(*, payments: int = 1_000_000) -> None:
         "Each read is measured in a store with two payments, and again when it is full; "
         f"the median of {_TIMES} calls.",
     )
-    directory = Path(tempfile.mkdtemp(prefix="payments-bench-million-"))
-    directory.chmod(0o711)  # PostgreSQL's user must be able to enter it
-    try:
-        with Stack(StackSettings.on_free_ports(directory / "data")) as stack:
-            found = asyncio.run(measure(stack, story, payments))
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
+    with (
+        scratch("payments-bench-million-") as data,
+        Stack(StackSettings.on_free_ports(data)) as stack,
+    ):
+        found = asyncio.run(measure(stack, story, payments))
     slow = {name for name, (empty, full) in found.items() if _grows(empty, full)}
     story.table(
         "median, in milliseconds",

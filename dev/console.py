@@ -245,37 +245,27 @@ def _call(stack: Stack, method: str, request: str) -> str:
     tools = ROOT / ".venv" / "bin"
     if shutil.which("grpcurl", path=str(tools)):
         return (
-            f"{_short(tools / 'grpcurl')} {_grpcurl_access(stack)} -d '{request}' "
+            f"{_short(tools / 'grpcurl')} {_access(stack, '-plaintext', '-')} -d '{request}' "
             f"{stack.grpc_target} {_PACKAGE}.{method}"
         )
     scheme = "http" if stack.access.tls is None else "https"
     return (
-        f"{_short(tools / 'buf')} curl --protocol grpc {_buf_access(stack)} -d '{request}' "
+        f"{_short(tools / 'buf')} curl --protocol grpc "
+        f"{_access(stack, '--http2-prior-knowledge', '--')} -d '{request}' "
         f"{scheme}://{stack.grpc_target}/{_PACKAGE}.{method}"
     )
 
 
-def _grpcurl_access(stack: Stack) -> str:
+def _access(stack: Stack, plain: str, dashes: str) -> str:
+    """Returns the options for TLS and token; ``plain`` is the one for no TLS."""
     tls = stack.access.tls
     if tls is None:
-        return " ".join(["-plaintext", *_token_header(stack)])
-    words = [f"-cacert {_short(tls.ca)}"]
+        return " ".join([plain, *_token_header(stack)])
+    words = [f"{dashes}cacert {_short(tls.ca)}"]
     if tls.certificate and tls.key:
-        words.append(f"-cert {_short(tls.certificate)} -key {_short(tls.key)}")
+        words.append(f"{dashes}cert {_short(tls.certificate)} {dashes}key {_short(tls.key)}")
     if tls.server_name:
-        words.append(f"-servername {tls.server_name}")
-    return " ".join([*words, *_token_header(stack)])
-
-
-def _buf_access(stack: Stack) -> str:
-    tls = stack.access.tls
-    if tls is None:
-        return " ".join(["--http2-prior-knowledge", *_token_header(stack)])
-    words = [f"--cacert {_short(tls.ca)}"]
-    if tls.certificate and tls.key:
-        words.append(f"--cert {_short(tls.certificate)} --key {_short(tls.key)}")
-    if tls.server_name:
-        words.append(f"--servername {tls.server_name}")
+        words.append(f"{dashes}servername {tls.server_name}")
     return " ".join([*words, *_token_header(stack)])
 
 

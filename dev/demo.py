@@ -2,16 +2,13 @@
 
 import os
 import secrets
-import shutil
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 
 import grpc
 import psycopg2
@@ -20,6 +17,7 @@ import stripe
 from dev.caller import Interrupted, Mismatch, call_of, expect, reason_of
 from dev.chapters import CHAPTERS, DEADLINE_MARGIN_SECONDS
 from dev.forwarding import Forwarder
+from dev.scratch import scratch
 from dev.settings import (
     SIMULATOR_PUBLISHABLE_KEY,
     SIMULATOR_SECRET_KEY,
@@ -78,7 +76,7 @@ def demo(ending: Ending) -> None:
         "The demo has its own PostgreSQL, service and gateway, on free ports and in a temporary "
         "directory, so it can run beside `make run`. Stripe is simulated: no money moves.",
     )
-    with _directory() as directory:
+    with scratch("payments-walk-") as directory:
         told = {**_plain_environment(), "DEADLINE_MARGIN": str(DEADLINE_MARGIN_SECONDS)}
         settings = StackSettings.on_free_ports(directory, environment=told)
         with _stack(settings, story, ending) as stack:
@@ -128,7 +126,7 @@ def smoke_stripe(ending: Ending) -> None:
         for name in ("STRIPE_WEBHOOK_SECRET", "STRIPE_CONNECT_WEBHOOK_SECRET")
     }
     kept = {name: value for name, value in given.items() if not name.startswith(_NOT_INHERITED)}
-    with _directory() as directory:
+    with scratch("payments-walk-") as directory:
         settings = StackSettings.on_free_ports(directory, environment={**kept, **hooks})
         side = StripeSide(given["STRIPE_SECRET_KEY"], api_base=base)
         with _stack(settings, story, ending) as stack:
@@ -315,16 +313,6 @@ def _adopt(walk: Walk, database_url: str, account: stripe.Account) -> None:
 
 
 # The stack around a walk
-
-
-@contextmanager
-def _directory() -> Iterator[Path]:
-    directory = Path(tempfile.mkdtemp(prefix="payments-walk-"))
-    directory.chmod(0o711)  # PostgreSQL's user must be able to enter it
-    try:
-        yield directory / "data"
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
 
 
 @contextmanager
