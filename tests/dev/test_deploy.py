@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -50,6 +50,18 @@ def pods() -> dict[str, dict[str, Any]]:
             spec = one["spec"]["template"]["spec"]
             found[spec["containers"][0]["name"]] = spec
     return found
+
+
+def checked(module: str, environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+    """Lets a process say whether it would start with exactly these settings."""
+    return subprocess.run(
+        [sys.executable, "-m", module, "check"],
+        cwd=ROOT,
+        env={"PATH": os.environ["PATH"], **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 @pytest.mark.parametrize("version", KUBERNETES)
@@ -163,14 +175,7 @@ def test_the_processes_accept_their_settings(
             environment[name] = str(path)
     if module == "gateway":
         assert not environment.keys() & {"DATABASE_URL_FILE", "STRIPE_SECRET_KEY_FILE"}
-    done = subprocess.run(
-        [sys.executable, "-m", module, "check"],
-        cwd=ROOT,
-        env={"PATH": os.environ["PATH"], **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = checked(module, environment)
     assert done.returncode == 0, done.stderr
     assert "production" in done.stdout
 
@@ -205,14 +210,7 @@ def test_the_compose_file_builds_what_there_is_and_gives_settings_that_are_accep
             key: str(value).replace("/keys/", f"{tmp_path}/")
             for key, value in compose["services"][name]["environment"].items()
         }
-        done = subprocess.run(
-            [sys.executable, "-m", module, "check"],
-            cwd=ROOT,
-            env={"PATH": os.environ["PATH"], **environment},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        done = checked(module, environment)
         assert done.returncode == 0, f"{name}: {done.stderr}"
 
 

@@ -6,23 +6,21 @@ no row changes, and the answer is the same whatever the request names.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from typing import Any, Final
 
 import pytest
 import pytest_asyncio
-from google.protobuf import descriptor_pool
 from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from grpc import aio
 
-from marketplace.payments.v1 import access_pb2
 from payment_service.access import authenticator_of
-from payment_service.bootstrap import SERVICES
 from payment_service.domain.caller import Caller, Role
 from payment_service.domain.ports.identity import Authenticator
 from tests.support.certificates import put
+from tests.support.contract import METHODS, path_of, said_of
 from tests.support.errors import Refused
 from tests.support.identity import NOBODY, BelievingAuthenticator, Metadata, as_caller
 from tests.support.issuer import Signer, key_set, token_settings
@@ -34,11 +32,6 @@ from tests.support.world import World
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 CLIENT: Final = "client-1"
-_METHODS: Final[Sequence[MethodDescriptor]] = [
-    method
-    for service in SERVICES
-    for method in descriptor_pool.Default().FindServiceByName(service).methods
-]
 _ROLES: Final = tuple(Role)
 #: Identities that act for themselves, by name.
 _CALLERS: Final[dict[str, tuple[Role, ...]]] = {
@@ -155,7 +148,7 @@ async def call(
     world: World, method: MethodDescriptor, request: Message, metadata: Metadata
 ) -> Message | Refused:
     """Returns the answer, the first one of a stream, or the refusal."""
-    path = f"/{method.containing_service.full_name}/{method.name}"
+    path = path_of(method)
     kinds: dict[str, Any] = {
         "request_serializer": type(request).SerializeToString,
         "response_deserializer": GetMessageClass(method.output_type).FromString,
@@ -190,15 +183,8 @@ def rpc_of(method: MethodDescriptor) -> str:
     return f"{method.containing_service.name}/{method.name}"
 
 
-def said_of(method: MethodDescriptor) -> tuple[set[str], bool]:
-    """Returns the roles that the contract names, and whether it is open to acting callers."""
-    access = method.GetOptions().Extensions[access_pb2.access]
-    roles = {access_pb2.Role.Name(role).removeprefix("ROLE_") for role in access.roles}
-    return roles, access.acts_for_user
-
-
 @by_either_proof
-@pytest.mark.parametrize("method", _METHODS, ids=rpc_of)
+@pytest.mark.parametrize("method", METHODS, ids=rpc_of)
 async def test_only_the_roles_of_the_contract_are_let_in(
     world: World, real: dict[str, Any], method: MethodDescriptor, proof: str
 ) -> None:
@@ -229,7 +215,7 @@ async def test_only_the_roles_of_the_contract_are_let_in(
     assert state_of(world) == before
 
 
-@pytest.mark.parametrize("method", _METHODS, ids=rpc_of)
+@pytest.mark.parametrize("method", METHODS, ids=rpc_of)
 async def test_nobody_is_let_in_without_credentials(
     world: World, real: dict[str, Any], method: MethodDescriptor
 ) -> None:
@@ -251,7 +237,7 @@ async def test_nobody_is_let_in_without_credentials(
     assert state_of(world) == before
 
 
-@pytest.mark.parametrize("method", [one for one in _METHODS if not said_of(one)[1]], ids=rpc_of)
+@pytest.mark.parametrize("method", [one for one in METHODS if not said_of(one)[1]], ids=rpc_of)
 @by_either_proof
 async def test_what_is_not_open_to_acting_callers_is_refused_to_all_of_them(
     world: World, real: dict[str, Any], method: MethodDescriptor, proof: str
@@ -266,7 +252,7 @@ async def test_what_is_not_open_to_acting_callers_is_refused_to_all_of_them(
     assert state_of(world) == before
 
 
-@pytest.mark.parametrize("method", [one for one in _METHODS if said_of(one)[1]], ids=rpc_of)
+@pytest.mark.parametrize("method", [one for one in METHODS if said_of(one)[1]], ids=rpc_of)
 @by_either_proof
 async def test_to_another_user_everything_is_unknown(
     world: World, real: dict[str, Any], method: MethodDescriptor, proof: str
@@ -300,7 +286,7 @@ def _anonymous(refused: Refused, values: dict[str, Any]) -> object:
     return refused.code, refused.reason, refused.sentence, facts, refused.fields
 
 
-@pytest.mark.parametrize("method", [one for one in _METHODS if said_of(one)[1]], ids=rpc_of)
+@pytest.mark.parametrize("method", [one for one in METHODS if said_of(one)[1]], ids=rpc_of)
 async def test_a_role_is_needed_to_act_for_a_user(
     world: World, real: dict[str, Any], method: MethodDescriptor
 ) -> None:
@@ -313,7 +299,7 @@ async def test_a_role_is_needed_to_act_for_a_user(
             assert answer.reason == "ROLE_REQUIRED"
 
 
-@pytest.mark.parametrize("method", _METHODS, ids=rpc_of)
+@pytest.mark.parametrize("method", METHODS, ids=rpc_of)
 async def test_a_token_that_does_not_prove_itself_opens_nothing(
     world: World, real: dict[str, Any], method: MethodDescriptor
 ) -> None:

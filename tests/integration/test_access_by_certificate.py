@@ -7,17 +7,14 @@ in.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, Final
 
 import grpc
 import pytest
-from google.protobuf import descriptor_pool
-from google.protobuf.descriptor import MethodDescriptor
 from grpc import aio
 
-from marketplace.payments.v1 import access_pb2
 from payment_service.access import authenticator_of, grpc_credentials
 from payment_service.bootstrap import SERVICES
 from payment_service.domain.caller import Role
@@ -25,13 +22,9 @@ from payment_service.rpc.access import AccessControl
 from payment_service.rpc.errors import ErrorInterceptor
 from tests.support.access import OWN_CONNECTION, refusal_of
 from tests.support.certificates import Authority
+from tests.support.contract import METHODS, path_of, said_of
 from tests.support.site import Site
 
-_METHODS: Final[Sequence[MethodDescriptor]] = [
-    method
-    for service in SERVICES
-    for method in descriptor_pool.Default().FindServiceByName(service).methods
-]
 _ACTS: Final = "acts"
 
 
@@ -49,16 +42,12 @@ class _Nothing(grpc.GenericRpcHandler):
         async def stream(request: bytes, context: Any) -> AsyncIterator[bytes]:
             yield b""
 
-        for method in _METHODS:
-            if handler_call_details.method == _path(method):
+        for method in METHODS:
+            if handler_call_details.method == path_of(method):
                 if method.server_streaming:
                     return grpc.unary_stream_rpc_method_handler(stream)
                 return grpc.unary_unary_rpc_method_handler(answer)
         return None
-
-
-def _path(method: MethodDescriptor) -> str:
-    return f"/{method.containing_service.full_name}/{method.name}"
 
 
 @contextlib.asynccontextmanager
@@ -84,20 +73,20 @@ async def _outcomes(
     found = {}
     credentials = site.credentials(*names, authority=authority)
     async with aio.secure_channel(address, credentials, OWN_CONNECTION) as channel:
-        for method in _METHODS:
+        for method in METHODS:
             try:
                 if method.server_streaming:
-                    opened: Any = channel.unary_stream(_path(method))
+                    opened: Any = channel.unary_stream(path_of(method))
                     stream = opened(b"", timeout=10)
                     await stream.read()
                     stream.cancel()
                 else:
-                    call: Any = channel.unary_unary(_path(method))
+                    call: Any = channel.unary_unary(path_of(method))
                     await call(b"", timeout=10)
-                found[_path(method)] = "let in"
+                found[path_of(method)] = "let in"
             except aio.AioRpcError as error:
                 code, reason, _ = refusal_of(error)
-                found[_path(method)] = reason or code
+                found[path_of(method)] = reason or code
     return found
 
 
@@ -120,14 +109,16 @@ async def test_a_certificate_opens_what_the_contract_says_of_its_roles(tmp_path:
     async with _serving(site) as address:
         for role in Role:
             found = await _outcomes(site, address, _identity(role))
-            for method in _METHODS:
-                access = method.GetOptions().Extensions[access_pb2.access]
-                may = access_pb2.Role.Value(f"ROLE_{role}") in access.roles
-                assert found[_path(method)] == ("let in" if may else "ROLE_REQUIRED"), method.name
+            for method in METHODS:
+                roles, _ = said_of(method)
+                expected = "let in" if role in roles else "ROLE_REQUIRED"
+                assert found[path_of(method)] == expected, method.name
         found = await _outcomes(site, address, _identity(_ACTS))
-        for method in _METHODS:
-            acts = method.GetOptions().Extensions[access_pb2.access].acts_for_user
-            assert found[_path(method)] == ("let in" if acts else "NOT_OPEN_TO_USERS"), method.name
+        for method in METHODS:
+            _, acts = said_of(method)
+            assert found[path_of(method)] == ("let in" if acts else "NOT_OPEN_TO_USERS"), (
+                method.name
+            )
 
 
 @pytest.mark.parametrize(

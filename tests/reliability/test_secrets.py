@@ -24,8 +24,9 @@ from dev.settings import StackSettings
 from dev.stack import Stack
 from marketplace.payments.v1 import experts_pb2
 from stripe_simulator.webhooks import sign
+from tests.support.contract import METHODS, path_of
 from tests.support.stripe import Stripe
-from tests.support.valid_requests import methods, valid_requests
+from tests.support.valid_requests import valid_requests
 from tests.support.world import CHANNEL_OPTIONS, World
 
 _PLATFORM_SECRET = "whsec_canaryPlatform4711"
@@ -103,11 +104,11 @@ class Canaries:
     async def every_text_of_every_call(self) -> int:
         requests = await valid_requests(self._world)
         sent = 0
-        for method in methods():
+        for method in METHODS:
             if method.server_streaming:
                 continue
             for request in _spoiled(requests[method.name]):
-                await self._send(f"/{method.containing_service.full_name}/{method.name}", request)
+                await self._send(path_of(method), request)
                 sent += 1
         return sent
 

@@ -6,18 +6,17 @@ import asyncio
 import random
 import time
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from google.protobuf.descriptor import MethodDescriptor
 from grpc import aio
 
 from tests.reliability import proving
 from tests.reliability.crowd import at_most
 from tests.reliability.system import SURVIVOR, System
+from tests.support.contract import METHODS, path_of
 from tests.support.errors import Refused
-from tests.support.valid_requests import methods, valid_requests
+from tests.support.valid_requests import valid_requests
 from tests.support.world import World
 
 _MESSAGES = proving.by_profile(4_000, 100_000)
@@ -69,14 +68,13 @@ class Fuzzer:
         self._world = world
         self._requests = requests
         self._all = list(requests.values())
-        self._methods: Sequence[MethodDescriptor] = methods()
 
     async def send(self, number: int) -> None:
         chance = random.Random(f"{proving.SEED} {number}")
-        method = self._methods[number % len(self._methods)]
+        method = METHODS[number % len(METHODS)]
         good = self._requests[method.name]
         message = mutated(good, chance.choice(self._all), chance)
-        path = f"/{method.containing_service.full_name}/{method.name}"
+        path = path_of(method)
         began = time.monotonic()
         code, reason = await self._call(path, message, streams=method.server_streaming)
         self.slowest = max(self.slowest, time.monotonic() - began)
@@ -136,7 +134,7 @@ def test_any_bytes_get_an_answer_of_the_contract(system: System) -> None:
         assert grown <= _MEGABYTES
         proving.figure(
             "H",
-            f"wire: {_MESSAGES} mutated messages to {len(methods())} RPCs: 0 UNKNOWN, 0 INTERNAL, "
+            f"wire: {_MESSAGES} mutated messages to {len(METHODS)} RPCs: 0 UNKNOWN, 0 INTERNAL, "
             f"memory {grown:+.0f} MB, slowest {fuzzer.slowest:.1f} s",
         )
 

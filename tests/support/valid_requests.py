@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
-from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
@@ -20,23 +18,10 @@ from marketplace.payments.v1 import (
     payments_pb2,
     report_pb2,
 )
+from tests.support.contract import METHODS
 from tests.support.requests import capture_request, new_key, new_name, refund_request
 from tests.support.stripe import ingestion, new_event
 from tests.support.world import World
-
-_FILES = "disputes events experts ledger onboarding operations payments webhooks".split()
-
-
-def methods() -> list[MethodDescriptor]:
-    """Returns every RPC of the contract, the feed included."""
-    return [
-        method
-        for name in _FILES
-        for service in importlib.import_module(
-            f"marketplace.payments.v1.{name}_pb2"
-        ).DESCRIPTOR.services_by_name.values()
-        for method in service.methods
-    ]
 
 
 async def valid_requests(world: World) -> dict[str, Message]:
@@ -99,6 +84,6 @@ async def valid_requests(world: World) -> dict[str, Message]:
         ),
     ]
     found = {type(one).DESCRIPTOR.name.removesuffix("Request"): one for one in requests}
-    for method in methods():  # An RPC that is added later.
+    for method in METHODS:  # An RPC that is added later.
         found.setdefault(method.name, GetMessageClass(method.input_type)())
     return found
