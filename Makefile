@@ -9,7 +9,7 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 
 PROTOS := protos/marketplace/payments/v1
 STUBS := client/src/marketplace/payments/v1
-SOURCES := $(wildcard payment_service gateway console stripe_simulator dev chaos tests) client/src/marketplace/payments
+SOURCES := $(wildcard payment_service gateway console sidecar stripe_simulator dev chaos tests) client/src/marketplace/payments
 
 # Two stamps: what the services need, and what tests and checkers need besides.
 RUNTIME := $(VENV)/.installed-run

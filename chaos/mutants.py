@@ -21,7 +21,10 @@ from pathlib import Path
 
 from dev.settings import ROOT
 
-_COPIED = ("payment_service", "gateway", "stripe_simulator", "dev", "chaos", "tests")
+_COPIED = (
+    *("payment_service", "gateway", "console", "sidecar", "stripe_simulator", "dev", "chaos"),
+    "tests",
+)
 # Longer than the minute between two reads of Stripe before a request is sent under a new key.
 _SEED, _SECONDS, _PATIENCE = 3, 10, 75
 _LIMIT_SECONDS = 240

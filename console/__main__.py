@@ -12,7 +12,8 @@ os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
 from console.app import serve
 from console.logs import configure_logging
-from console.settings import RefusedSettings, load_settings
+from console.settings import load_settings
+from sidecar.settings import RefusedSettings
 
 REFUSED_SETTINGS = 2
 CANNOT_LISTEN = 1

@@ -13,10 +13,11 @@ from aiohttp import web
 
 from console import forms, guard
 from console.core import Stubs, open_core_channel
-from console.logs import get_logger
 from console.pages import balances, experts, payment, search, sign_in, waiting
-from console.settings import RefusedSettings, Settings
+from console.settings import Settings
 from console.site import SITE, Site
+from sidecar.logs import get_logger
+from sidecar.settings import RefusedSettings
 
 _ASSETS: Final = Path(__file__).parent / "assets"
 _MAX_FORM_BYTES: Final = 32_768

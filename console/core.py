@@ -16,7 +16,7 @@ from google.rpc import error_details_pb2
 from grpc import aio
 from grpc_status import rpc_status
 
-from console.settings import RefusedSettings, Settings
+from console.settings import Settings
 from marketplace.payments.channel import connect
 from marketplace.payments.credentials import Tls, WrongCertificate
 from marketplace.payments.v1 import (
@@ -32,6 +32,7 @@ from marketplace.payments.v1 import (
     payments_pb2,
     payments_pb2_grpc,
 )
+from sidecar.settings import RefusedSettings
 
 Q = TypeVar("Q")
 A = TypeVar("A")

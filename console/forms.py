@@ -14,13 +14,13 @@ from google.protobuf.message import Message
 
 from console.actions import ACTIONS, REASON_MAX, Action, Draft, Subject
 from console.core import Refused
-from console.logs import get_logger
 from console.refusals import explain
 from console.shown import WrongAmount, money, typed, words
 from console.site import SESSION, SITE, may
 from console.subjects import SUBJECTS
 from marketplace.payments.v1.money_pb2 import Money
 from marketplace.payments.v1.operations_pb2 import WriteOffExpertDebtResponse
+from sidecar.logs import get_logger
 
 _FORM: Final = "form"
 _CONFIRMED: Final = "confirmed"

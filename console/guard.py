@@ -12,11 +12,11 @@ from urllib.parse import urlsplit
 from aiohttp import web
 
 from console.core import Refused
-from console.logs import describe_exception, get_logger
 from console.session import Session
 from console.settings import Settings
 from console.site import SESSION, SITE
 from console.subjects import link, own_page
+from sidecar.logs import describe_exception, get_logger
 
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 

@@ -4,42 +4,19 @@ Every field's description is the sentence that corrects a wrong value: it ends t
 which a start is refused.
 """
 
-import difflib
-import os
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Final, Literal, Self
+from typing import Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import Field, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic import Field, field_validator, model_validator
 
-from marketplace.payments.channel import is_loopback, target_of
-
-_HOST_AND_PORT: Final = re.compile(
-    r"(?:dns:///)?(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):([0-9]{1,5})", re.ASCII
-)
-#: What only the core may know. An intruder in the console must find none of these.
-_SECRETS_OF_THE_CORE: Final = (
-    "DATABASE_URL",
-    "DATABASE_DIRECT_URL",
-    "STRIPE_SECRET_KEY",
-    "STRIPE_WEBHOOK_SECRET",
-    "STRIPE_CONNECT_WEBHOOK_SECRET",
-)
-#: How alike a variable must be to count as a misspelt one of ours.
-_ALIKE: Final = 0.9
+from marketplace.payments.channel import is_loopback
+from sidecar.settings import CoreSettings, load
 
 
-class RefusedSettings(Exception):
-    """The environment holds values with which the console must not start."""
-
-
-class Settings(BaseSettings):
+class Settings(CoreSettings):
     """What the environment sets; an empty variable counts as unset."""
-
-    model_config = SettingsConfigDict(frozen=True, env_ignore_empty=True, extra="ignore")
 
     console_host: str = Field(
         default="127.0.0.1",
@@ -86,49 +63,6 @@ class Settings(BaseSettings):
         allow_inf_nan=False,
         description="a number of seconds above 0, at most 300",
     )
-    core_address: Annotated[tuple[str, ...], NoDecode] = Field(
-        default=("127.0.0.1:50051",),
-        description="host:port of the core, or several separated by commas and then each with an "
-        "IP address for its host, for example 127.0.0.1:50051,127.0.0.1:50052",
-    )
-    core_tls_ca_file: Path | None = Field(
-        default=None,
-        description="the file (PEM) of the authority that signs the core's certificate",
-    )
-    core_tls_server_name: str = Field(
-        default="",
-        pattern=r"^[A-Za-z0-9._-]*$",
-        description="the name in the core's certificate, for example payments.internal",
-    )
-    core_tls_by_mesh: bool = Field(default=False, description="true or false")
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
-        default="INFO", description="DEBUG, INFO, WARNING or ERROR"
-    )
-    log_format: Literal["console", "json"] | None = Field(
-        default=None, description="console or json"
-    )
-    environment: Literal["development", "production"] = Field(
-        default="development", description="development or production"
-    )
-
-    @field_validator("core_address", mode="before")
-    @classmethod
-    def _split_addresses(cls, value: object) -> object:
-        if not isinstance(value, str):
-            return value
-        return tuple(part.strip() for part in value.split(",") if part.strip())
-
-    @field_validator("core_address")
-    @classmethod
-    def _check_addresses(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if not value:
-            raise ValueError("no address")
-        for address in value:
-            match = _HOST_AND_PORT.fullmatch(address)
-            if match is None or not 0 < int(match[1]) < 65536:
-                raise ValueError("not host:port")
-        target_of(value)  # raises ValueError if no channel can be made of it
-        return value
 
     @field_validator("console_public_url")
     @classmethod
@@ -237,48 +171,4 @@ class Settings(BaseSettings):
 
 def load_settings() -> Settings:
     """Reads the environment; raises RefusedSettings with one sentence for each fault."""
-    faults = _misspelt(os.environ)
-    try:
-        settings = Settings()
-    except ValidationError as error:
-        faults += [_sentence(dict(fault)) for fault in error.errors(include_url=False)]
-        raise RefusedSettings(" ".join(faults)) from None
-    if settings.environment == "production":
-        faults += _secrets_of_the_core(os.environ)
-    if faults:
-        raise RefusedSettings(" ".join(faults))
-    return settings
-
-
-def _misspelt(environment: Mapping[str, str]) -> list[str]:
-    """Returns a sentence for each variable of the console that resembles one and is none."""
-    ours = {name.upper() for name in Settings.model_fields}
-    given = {name.upper() for name, value in environment.items() if value}
-    return [
-        f"{name} is no setting: did you mean {meant[0]}? If not, unset it."
-        for name in sorted(given - ours)
-        if name.startswith("CONSOLE")
-        and (meant := difflib.get_close_matches(name, ours, 1, _ALIKE))
-    ]
-
-
-def _secrets_of_the_core(environment: Mapping[str, str]) -> list[str]:
-    """Returns a sentence for each secret that the console was given and has no use for."""
-    given = {name.upper() for name, value in environment.items() if value}
-    return [
-        f"{name} is a secret of the core's: take it out of the console's environment."
-        for name in _SECRETS_OF_THE_CORE
-        if {name, f"{name}_FILE"} & given
-    ]
-
-
-def _sentence(fault: dict[str, object]) -> str:
-    location = fault["loc"]
-    if not isinstance(location, tuple) or not location:
-        return str(fault["msg"]).removeprefix("Value error, ") + "."
-    name = str(location[0])
-    correction = Settings.model_fields[name].description
-    value = str(fault["input"])
-    # What stands before an @ is a user and a password, which belong into no log.
-    shown = "…" if "@" in value else value if len(value) <= 80 else value[:80] + "…"
-    return f'{name.upper()}="{shown}" cannot be used: it must be {correction}.'
+    return load(Settings, "the console's environment", prefix="CONSOLE")

@@ -12,7 +12,8 @@ os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
 from gateway.app import serve
 from gateway.logs import configure_logging
-from gateway.settings import RefusedSettings, load_settings
+from gateway.settings import load_settings
+from sidecar.settings import RefusedSettings
 
 REFUSED_SETTINGS = 2
 CANNOT_LISTEN = 1

@@ -13,7 +13,7 @@ from gateway.connections import ConnectionGuard, GuardedSite
 from gateway.core_channel import open_core_channel
 from gateway.door import Door
 from gateway.health import HEALTH_PATH, LIVE_PATH, TEST_PATH, HealthPages
-from gateway.logs import describe_exception, facts_of, get_logger, note
+from gateway.logs import facts_of, note
 from gateway.metrics import Metrics
 from gateway.onboarding import (
     PATH_PREFIX,
@@ -27,6 +27,7 @@ from gateway.payments_client import PaymentsClient
 from gateway.settings import Settings
 from gateway.tracing import NOT_TRACED, Tracing, tracing_of
 from gateway.webhooks import CONNECT_PATH, PLATFORM_PATH, Webhooks
+from sidecar.logs import describe_exception, get_logger
 
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 

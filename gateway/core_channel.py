@@ -2,9 +2,10 @@
 
 from grpc import aio
 
-from gateway.settings import RefusedSettings, Settings
+from gateway.settings import Settings
 from marketplace.payments.channel import connect
 from marketplace.payments.credentials import Tls, Token, WrongCertificate
+from sidecar.settings import RefusedSettings
 
 
 def open_core_channel(settings: Settings) -> aio.Channel:

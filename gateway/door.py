@@ -14,10 +14,10 @@ from typing import Any, Final
 from aiohttp import HttpVersion10, HttpVersion11, hdrs, web
 from typing_extensions import override
 
-from gateway.logs import get_logger
 from gateway.metrics import Metrics
 from gateway.settings import Settings
 from gateway.urls import parse_web_address
+from sidecar.logs import get_logger
 
 #: A year. Without subdomains: their owners decide about them.
 _HTTPS_ONLY: Final = "max-age=31536000"

@@ -4,46 +4,23 @@ Every field's description is the sentence that corrects a wrong value: it ends t
 which a start is refused.
 """
 
-import difflib
-import os
-import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Final, Literal, Self
+from typing import Annotated, Self
 
-from pydantic import Field, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic import Field, field_validator, model_validator
+from pydantic_settings import NoDecode
 
 from gateway.addresses import Network, parse_network
 from gateway.urls import parse_origin, parse_web_address
-from marketplace.payments.channel import is_loopback, target_of
-
-_HOST_AND_PORT = re.compile(
-    r"(?:dns:///)?(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):([0-9]{1,5})", re.ASCII
-)
-
-#: What only the core may know. The gateway faces the internet: an intruder must find none of these.
-_SECRETS_OF_THE_CORE: Final = (
-    "DATABASE_URL",
-    "DATABASE_DIRECT_URL",
-    "STRIPE_SECRET_KEY",
-    "STRIPE_WEBHOOK_SECRET",
-    "STRIPE_CONNECT_WEBHOOK_SECRET",
-)
-#: How alike a variable must be to count as a misspelt one of ours.
-_ALIKE: Final = 0.9
+from marketplace.payments.channel import is_loopback
+from sidecar.settings import CoreSettings, RefusedSettings, load, split
 
 Seconds = Annotated[float, Field(gt=0, le=300, allow_inf_nan=False)]
 
 
-class RefusedSettings(Exception):
-    """The environment holds values with which the gateway must not start."""
-
-
-class Settings(BaseSettings):
+class Settings(CoreSettings):
     """What the environment sets; an empty variable counts as unset."""
-
-    model_config = SettingsConfigDict(frozen=True, env_ignore_empty=True, extra="ignore")
 
     gateway_host: str = Field(
         default="127.0.0.1",
@@ -67,18 +44,9 @@ class Settings(BaseSettings):
         description="a port from 1 to 65535 other than GATEWAY_PORT, for example 9465, "
         "or 0 for no metrics",
     )
-    core_address: Annotated[tuple[str, ...], NoDecode] = Field(
-        default=("127.0.0.1:50051",),
-        description="host:port of the core, or several separated by commas and then each with an "
-        "IP address for its host, for example 127.0.0.1:50051,127.0.0.1:50052",
-    )
     core_token_file: Path | None = Field(
         default=None,
         description="the file of a token with the role GATEWAY, for example /var/run/token",
-    )
-    core_tls_ca_file: Path | None = Field(
-        default=None,
-        description="the file (PEM) of the authority that signs the core's certificate",
     )
     core_tls_certificate_file: Path | None = Field(
         default=None, description="the file (PEM) of the gateway's own certificate"
@@ -86,12 +54,6 @@ class Settings(BaseSettings):
     core_tls_key_file: Path | None = Field(
         default=None, description="the file (PEM) of the key of CORE_TLS_CERTIFICATE_FILE"
     )
-    core_tls_server_name: str = Field(
-        default="",
-        pattern=r"^[A-Za-z0-9._-]*$",
-        description="the name in the core's certificate, for example payments.internal",
-    )
-    core_tls_by_mesh: bool = Field(default=False, description="true or false")
     otel_exporter_otlp_endpoint: str = Field(
         default="",
         pattern=r"^(https?://[^\s@]+)?$",
@@ -118,16 +80,7 @@ class Settings(BaseSettings):
         description="IP addresses or ranges separated by commas, those of the proxies in front "
         "of the gateway, for example 10.0.0.0/24",
     )
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
-        default="INFO", description="DEBUG, INFO, WARNING or ERROR"
-    )
-    log_format: Literal["console", "json"] | None = Field(
-        default=None, description="console or json"
-    )
     debug: bool = Field(default=False, description="true or false")
-    environment: Literal["development", "production"] = Field(
-        default="development", description="development or production"
-    )
 
     # The limits against the internet. The defaults suit Stripe: an event shows a whole object, with
     # metadata of 27 kB in each of its parts, and Stripe names no limit for it.
@@ -179,27 +132,10 @@ class Settings(BaseSettings):
         default=10.0, description="a number of seconds above 0, at most 300"
     )
 
-    @field_validator("core_address", mode="before")
-    @classmethod
-    def _split_addresses(cls, value: object) -> object:
-        return _split(value) if isinstance(value, str) else value
-
-    @field_validator("core_address")
-    @classmethod
-    def _check_addresses(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if not value:
-            raise ValueError("no address")
-        for address in value:
-            match = _HOST_AND_PORT.fullmatch(address)
-            if match is None or not 0 < int(match[1]) < 65536:
-                raise ValueError("not host:port")
-        target_of(value)  # raises ValueError for what the channel could not be made of
-        return value
-
     @field_validator("allowed_origins", mode="before")
     @classmethod
     def _split_origins(cls, value: object) -> object:
-        return frozenset(_split(value)) if isinstance(value, str) else value
+        return frozenset(split(value)) if isinstance(value, str) else value
 
     @field_validator("allowed_origins")
     @classmethod
@@ -215,7 +151,7 @@ class Settings(BaseSettings):
     @field_validator("gateway_stripe_addresses", "gateway_trusted_proxies", mode="before")
     @classmethod
     def _split_networks(cls, value: object) -> object:
-        return _networks(_split(value)) if isinstance(value, str) else value
+        return _networks(split(value)) if isinstance(value, str) else value
 
     @field_validator("gateway_public_url")
     @classmethod
@@ -298,6 +234,9 @@ class Settings(BaseSettings):
                 "CORE_TLS_CA_FILE, or CORE_TLS_BY_MESH=true if a service mesh encrypts it"
             )
 
+    def check_files(self) -> None:
+        self.stripe_networks()
+
     def stripe_networks(self) -> frozenset[Network]:
         """From where webhooks are taken; empty for anywhere.
 
@@ -337,51 +276,7 @@ class Settings(BaseSettings):
 
 def load_settings() -> Settings:
     """Reads the environment; raises RefusedSettings with one sentence for each fault."""
-    faults = _misspelt(os.environ)
-    try:
-        settings = Settings()
-    except ValidationError as error:
-        faults += [_sentence(dict(fault)) for fault in error.errors(include_url=False)]
-        raise RefusedSettings(" ".join(faults)) from None
-    settings.stripe_networks()
-    if settings.environment == "production":
-        faults += _secrets_of_the_core(os.environ)
-    if faults:
-        raise RefusedSettings(" ".join(faults))
-    return settings
-
-
-def _misspelt(environment: Mapping[str, str]) -> list[str]:
-    """Returns a sentence for each variable that resembles one of ours and is none."""
-    ours = {name.upper() for name in Settings.model_fields}
-    return [
-        f"{name} is no setting: did you mean {meant[0]}? If not, unset it."
-        for name in sorted({name.upper() for name, value in environment.items() if value} - ours)
-        if (meant := difflib.get_close_matches(name, ours, 1, _ALIKE))
-    ]
-
-
-def _secrets_of_the_core(environment: Mapping[str, str]) -> list[str]:
-    """Returns a sentence for each secret that the gateway was given and has no use for."""
-    given = {name.upper() for name, value in environment.items() if value}
-    return [
-        f"{name} is a secret of the core's: take it out of the gateway's environment, which faces "
-        "the internet."
-        for name in _SECRETS_OF_THE_CORE
-        if {name, f"{name}_FILE"} & given
-    ]
-
-
-def _sentence(fault: dict[str, object]) -> str:
-    location = fault["loc"]
-    if not isinstance(location, tuple) or not location:
-        return str(fault["msg"]).removeprefix("Value error, ") + "."
-    name = str(location[0])
-    correction = Settings.model_fields[name].description
-    value = str(fault["input"])
-    # What stands before an @ is a user and a password, which belong into no log.
-    shown = "…" if "@" in value else value if len(value) <= 80 else value[:80] + "…"
-    return f'{name.upper()}="{shown}" cannot be used: it must be {correction}.'
+    return load(Settings, "the gateway's environment, which faces the internet")
 
 
 def _networks(texts: Iterable[str]) -> frozenset[Network]:
@@ -392,7 +287,3 @@ def _networks(texts: Iterable[str]) -> frozenset[Network]:
             raise ValueError(f"no IP address or range as entry {number}")
         found.add(network)
     return frozenset(found)
-
-
-def _split(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(",") if part.strip())

@@ -10,7 +10,8 @@ import aiohttp
 import pytest
 
 from console.app import running
-from console.settings import RefusedSettings, Settings
+from console.settings import Settings
+from sidecar.settings import RefusedSettings
 from tests.console.conftest import Operator
 from tests.support.certificates import Authority, put
 from tests.support.issuer import Signer

@@ -6,7 +6,8 @@ import aiohttp
 import pytest
 
 from gateway.addresses import client_address, parse_network
-from gateway.settings import RefusedSettings, Settings, load_settings
+from gateway.settings import Settings, load_settings
+from sidecar.settings import RefusedSettings
 from tests.gateway.conftest import StartGateway
 from tests.gateway.fake_core import FakeCore, event, sign
 

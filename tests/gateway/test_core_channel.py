@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from gateway.core_channel import open_core_channel
-from gateway.settings import RefusedSettings, Settings, load_settings
+from gateway.settings import Settings, load_settings
 from marketplace.payments import credentials
+from sidecar.settings import RefusedSettings
 from tests.support.access import ask, door
 from tests.support.certificates import put
 from tests.support.issuer import Signer, key_set, token_settings

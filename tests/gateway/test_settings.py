@@ -7,7 +7,8 @@ import sys
 import pytest
 from pydantic import ValidationError
 
-from gateway.settings import RefusedSettings, Settings, load_settings
+from gateway.settings import Settings, load_settings
+from sidecar.settings import RefusedSettings
 
 
 @pytest.fixture(autouse=True)

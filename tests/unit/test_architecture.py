@@ -1,7 +1,7 @@
 """Who may import whom, and how long a file may be.
 
     rpc -> application -> domain <- adapters        bootstrap sees everything
-    gateway, console -> client <- dev               the simulator sees nobody
+    gateway, console -> sidecar -> client <- dev               the simulator sees nobody
 
 Read from the sources, so that an import inside a function or under TYPE_CHECKING counts too.
 """
@@ -21,7 +21,7 @@ CLIENT = ROOT / "client" / "src"
 
 OURS = {
     *("payment_service", "gateway", "console", "stripe_simulator", "marketplace", "dev", "chaos"),
-    "tests",
+    *("sidecar", "tests"),
 }
 STUBS = "marketplace.payments.v1"
 GRPC = {"grpc", "grpc_status", "grpc_health", "grpc_reflection", "google"}
@@ -176,7 +176,7 @@ LAYERS = [
         "gateway",
         {"gateway"},
         "it faces the internet, and so holds nothing but the client of the core",
-        ours={"marketplace"},
+        ours={"marketplace", "sidecar"},
         others={
             *(*GRPC, "aiohttp", "pydantic", "pydantic_settings", "structlog"),
             *("prometheus_client", "typing_extensions", "opentelemetry"),
@@ -186,11 +186,18 @@ LAYERS = [
         "console",
         {"console"},
         "it may do what the operator may and no more, and so holds nothing but the client",
-        ours={"marketplace"},
+        ours={"marketplace", "sidecar"},
         others={
             *(*GRPC, "aiohttp", "jinja2", "cryptography", "pydantic", "pydantic_settings"),
             *("structlog", "typing_extensions"),
         },
+    ),
+    Layer(
+        "sidecar",
+        {"sidecar"},
+        "the gateway and the console share it, so it holds no more than they may",
+        ours={"marketplace"},
+        others={"pydantic", "pydantic_settings", "structlog", "typing_extensions"},
     ),
     Layer(
         "simulator",

@@ -14,11 +14,12 @@ from console.actions import ACTIONS, Draft
 from console.core import Refused, roles_of
 from console.picture import WIDTH, draw
 from console.refusals import NOT_OURS, REMEDIES, explain
-from console.settings import RefusedSettings, Settings, load_settings
+from console.settings import Settings, load_settings
 from console.site import discrepancy_page
 from marketplace.payments.v1 import errors_pb2, operations_pb2, payments_pb2
 from marketplace.payments.v1.money_pb2 import Money
 from payment_service.domain import money as domain
+from sidecar.settings import RefusedSettings
 
 RUNBOOK = Path(__file__).parents[2] / "docs" / "runbook"
 

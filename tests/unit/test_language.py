@@ -17,7 +17,7 @@ SOURCES: Final = sorted(
     path
     for pattern in (
         *("payment_service/**/*.py", "gateway/**/*.py", "protos/**/*.proto"),
-        *("console/**/*.py", "console/**/*.html"),
+        *("console/**/*.py", "console/**/*.html", "sidecar/**/*.py"),
     )
     for path in ROOT.glob(pattern)
 )

@@ -12,6 +12,7 @@ from typing import Final
 import pytest
 import structlog
 
+from console.logs import ALLOWED_FIELDS as CONSOLE_FIELDS
 from gateway.logs import ALLOWED_FIELDS as GATEWAY_FIELDS
 from gateway.logs import keep_allowed as keep_allowed_of_gateway
 from payment_service.logs import ALLOWED_FIELDS, configure_logs, keep_allowed
@@ -23,18 +24,19 @@ _SPREAD: Final = {
     ("payment_service/application/fair_queue.py", "logged"): {"job", "payment", "expert"},
     ("gateway/app.py", "facts_of(request)"): set[str](),
     ("gateway/app.py", "describe_exception(error)"): {"error", "at"},
+    ("console/guard.py", "describe_exception(error)"): {"error", "at"},
     (
-        "gateway/logs.py",
+        "sidecar/logs.py",
         "describe_exception(error) if error is not None else {}",
     ): {"error", "at"},
 }
 _LOGGERS: Final = {"log", "get_logger()", "logger", "structlog.get_logger()", ""}
 
 
-def fields_of(package: str) -> dict[str, list[str]]:
-    """Returns every field that the package writes, with the places that do."""
+def fields_of(*packages: str) -> dict[str, list[str]]:
+    """Returns every field that the packages write, with the places that do."""
     found: dict[str, list[str]] = {}
-    for path in sorted((ROOT / package).rglob("*.py")):
+    for path in sorted(path for one in packages for path in (ROOT / one).rglob("*.py")):
         name = str(path.relative_to(ROOT))
         for call in ast.walk(ast.parse(path.read_text())):
             if isinstance(call, ast.Call) and _writes(call):
@@ -57,11 +59,17 @@ def _writes(call: ast.Call) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("package", "allowed"),
-    [("payment_service", ALLOWED_FIELDS), ("gateway", GATEWAY_FIELDS)],
+    ("packages", "allowed"),
+    [
+        (["payment_service"], ALLOWED_FIELDS),
+        (["gateway", "sidecar"], GATEWAY_FIELDS),
+        (["console", "sidecar"], CONSOLE_FIELDS),
+    ],
 )
-def test_every_field_that_is_written_is_on_the_list(package: str, allowed: frozenset[str]) -> None:
-    written = fields_of(package)
+def test_every_field_that_is_written_is_on_the_list(
+    packages: list[str], allowed: frozenset[str]
+) -> None:
+    written = fields_of(*packages)
     assert len(written) > 5
     assert {field: at for field, at in written.items() if field not in allowed} == {}
 
@@ -69,7 +77,7 @@ def test_every_field_that_is_written_is_on_the_list(package: str, allowed: froze
 def test_the_list_names_no_field_that_holds_what_people_write() -> None:
     private = {"email", "name", "token", "secret", "signature", "payload", "body", "url", "text"}
     private |= {"description", "notes", "evidence", "client_secret", "key", "exception", "query"}
-    assert not private & (ALLOWED_FIELDS | GATEWAY_FIELDS)
+    assert not private & (ALLOWED_FIELDS | GATEWAY_FIELDS | CONSOLE_FIELDS)
 
 
 def test_what_is_not_on_the_list_is_masked() -> None:

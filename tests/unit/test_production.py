@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from gateway.settings import RefusedSettings
 from gateway.settings import load_settings as load_gateway_settings
 from payment_service.config import WrongSettings, load_settings
+from sidecar.settings import RefusedSettings
 
 EXAMPLE = (Path(__file__).parents[2] / ".env.example").read_text()
 #: Every address of the machine.
