@@ -61,6 +61,7 @@ def test_watch_sees_the_end_and_the_service_drains(world: World) -> None:
     service.restart()
     world.stack.wait_until_serving(0)
     until(lambda: look(f"{world.stack.gateway_url}/health").status == 200, "the gateway follows")
+    grpc.channel_ready_future(world.channel).result(20)  # It has lost its connection, too.
 
 
 FAMILIES = {
@@ -99,5 +100,14 @@ def test_metrics_tell_of_volume_success_commission_and_latency(world: World, exp
     assert re.search(
         r'payments_rpc_seconds_count{code="OK",method="[^"]*CapturePayment"}', page.text
     )
-    assert re.search(r"payments_event_loop_lag_seconds_count [1-9]", page.text), "it is measured"
+    until(
+        lambda: (
+            re.search(
+                r"payments_event_loop_lag_seconds_count [1-9]",
+                look(world.stack.metrics_urls[0]).text,
+            )
+            is not None
+        ),
+        "the lag of the event loop is measured",
+    )
     assert expert not in page.text  # labels are few, whoever calls
