@@ -127,3 +127,30 @@ CORE_TLS_KEY_FILE: /run/secrets/gateway-tls/tls.key
 {{- end }}
 {{- end }}
 {{- end }}
+
+{{- /* What both the service and the migration read, beside their own address of the database. */ -}}
+{{- define "escrow.service.mounts" -}}
+- {name: stripe, mountPath: /run/secrets/stripe, readOnly: true}
+{{- if .Values.secrets.tls }}
+- {name: tls, mountPath: /run/secrets/tls, readOnly: true}
+{{- end }}
+{{- if eq .Values.auth.mode "mtls" }}
+- {name: callers, mountPath: /etc/escrow-payments, readOnly: true}
+{{- end }}
+- {name: tmp, mountPath: /tmp}
+{{- end }}
+
+{{- define "escrow.service.volumes" -}}
+- name: stripe
+  secret: {secretName: {{ .Values.secrets.stripe }}, defaultMode: 0440}
+{{- if .Values.secrets.tls }}
+- name: tls
+  secret: {secretName: {{ .Values.secrets.tls }}, defaultMode: 0440}
+{{- end }}
+{{- if eq .Values.auth.mode "mtls" }}
+- name: callers
+  configMap: {name: {{ include "escrow.name" . }}-callers}
+{{- end }}
+- name: tmp
+  emptyDir: {medium: Memory, sizeLimit: 16Mi}
+{{- end }}
