@@ -20,6 +20,7 @@ from typing import Any, Final, Literal
 import psycopg2
 from grpc import StatusCode, aio
 
+from dev.stack import ChildFailedError
 from marketplace.payments.v1 import experts_pb2, payments_pb2, webhooks_pb2
 from tests.reliability.relay import Cut, Relay
 from tests.reliability.scenarios import CONVERGENCE_SECONDS, Scenario, Subject, set_webhooks
@@ -231,6 +232,8 @@ class Run:
             began = time.monotonic()
             self.system.victim.resume()
             await set_webhooks(self.stripe, paused=self.random.random() < 0.5)
+            if case.scenario.by_deadline:
+                await self._begun_again()
             seconds = await self._converged(case, world, subject, last, expected, began)
         finally:
             if caller is not None:
@@ -242,6 +245,13 @@ class Run:
             # A process that stops itself may send a COMMIT that was on its way.
             raise NotReachedError
         return seconds
+
+    async def _begun_again(self) -> None:
+        """Waits until the victim serves. A cut start ends it, and a supervisor starts it again."""
+        try:
+            await self.system.begin(VICTIM)
+        except ChildFailedError:
+            await self.system.begin(VICTIM)
 
     async def _ended_unharmed(
         self, case: Case, world: World, subject: Subject, last: int, caller: asyncio.Task[Reply]

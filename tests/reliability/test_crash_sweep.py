@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 
 import pytest
+from grpc import aio
 
 from tests.reliability import proving
 from tests.reliability.crash import Case, NotReachedError, Run, Told, discover
@@ -77,7 +78,7 @@ async def _sweep(system: System, relay: Relay, group: str, scenarios: Sequence[S
             except NotReachedError:
                 unmet.append(str(case))
                 proving.progress(f"{case}: the place was not reached")
-            except (AssertionError, TimeoutError) as error:
+            except (AssertionError, TimeoutError, aio.AioRpcError) as error:
                 failures.append(f"{case}: {error!r}")
                 proving.progress(failures[-1])
                 await run.recover()
