@@ -5,8 +5,10 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -50,6 +52,13 @@ def _optional(reason: str) -> set[str]:
     return set(re.findall(r"\b[a-z]+(?:_[a-z]+)+\b|\bstate\b|\bstatus\b|\brequested\b", text))
 
 
+def _called(call: ast.Call) -> str:
+    """Returns the last part of the name of what is called."""
+    if isinstance(call.func, ast.Attribute):
+        return call.func.attr
+    return call.func.id if isinstance(call.func, ast.Name) else ""
+
+
 class Reader:
     """Finds the places that build refusals, and follows their facts to the names of the keys."""
 
@@ -58,28 +67,30 @@ class Reader:
         self._functions: dict[tuple[Path, str], _Function] = {}
         self._within: dict[ast.AST, _Function] = {}
         self._path: dict[_Function, Path] = {}
+        self._calls: list[tuple[Path, ast.Call]] = []
+        self._callers: dict[str, list[ast.Call]] = defaultdict(list)
         for path, tree in self._trees.items():
-            for function in ast.walk(tree):
-                if isinstance(function, _Function):
-                    self._functions[path, function.name] = function
-                    self._path[function] = path
-                    for node in ast.walk(function):
-                        self._within[node] = function
+            for found in ast.walk(tree):
+                if isinstance(found, _Function):
+                    self._functions[path, found.name] = found
+                    self._path[found] = path
+                    for node in ast.walk(found):
+                        self._within[node] = found
+                elif isinstance(found, ast.Call):
+                    self._calls.append((path, found))
+                    self._callers[_called(found)].append(found)
 
     def sites(self) -> Iterator[Site]:
-        for path, tree in self._trees.items():
-            for call in ast.walk(tree):
-                if not isinstance(call, ast.Call):
-                    continue
-                reasons = [
-                    argument.value
-                    for argument in call.args[:1]
-                    if isinstance(argument, ast.Constant) and argument.value in _REASONS
-                ]
-                if reasons:
-                    where = f"{path.relative_to(ROOT)}:{call.lineno}"
-                    for keys in self._facts(call):
-                        yield Site(where, str(reasons[0]), frozenset(keys))
+        for path, call in self._calls:
+            reasons = [
+                argument.value
+                for argument in call.args[:1]
+                if isinstance(argument, ast.Constant) and argument.value in _REASONS
+            ]
+            if reasons:
+                where = f"{path.relative_to(ROOT)}:{call.lineno}"
+                for keys in self._facts(call):
+                    yield Site(where, str(reasons[0]), frozenset(keys))
 
     def _facts(self, call: ast.Call) -> list[set[str]]:
         if len(call.args) < 3:
@@ -109,19 +120,14 @@ class Reader:
         """Returns the keywords that the callers of a function pass beyond its parameters."""
         own = {argument.arg for argument in (*function.args.args, *function.args.kwonlyargs)}
         found = []
-        for tree in self._trees.values():
-            for call in ast.walk(tree):
-                if not isinstance(call, ast.Call):
-                    continue
-                if ast.unparse(call.func).rpartition(".")[2] != function.name:
-                    continue
-                keys = {keyword.arg for keyword in call.keywords if keyword.arg} - own
-                spread = [keyword.value for keyword in call.keywords if keyword.arg is None]
-                sets = [keys]
-                for value in spread:
-                    within = self._within[call]
-                    sets = [one | more for one in sets for more in self._keys(value, within)]
-                found += sets
+        for call in self._callers[function.name]:
+            keys = {keyword.arg for keyword in call.keywords if keyword.arg} - own
+            spread = [keyword.value for keyword in call.keywords if keyword.arg is None]
+            sets = [keys]
+            for value in spread:
+                within = self._within[call]
+                sets = [one | more for one in sets for more in self._keys(value, within)]
+            found += sets
         return found
 
     def _assigned(self, name: str, function: _Function) -> list[set[str]]:
@@ -139,7 +145,9 @@ class Reader:
         return [*found, *[one | added for one in found if added]]
 
 
-_SITES: Final = list(Reader().sites())
+@cache
+def _sites() -> Sequence[Site]:
+    return list(Reader().sites())
 
 
 @pytest.mark.parametrize("reason", _REASONS)
@@ -151,7 +159,7 @@ def test_a_sample_is_an_error_info(reason: str) -> None:
 @pytest.mark.parametrize("reason", sorted(set(_REASONS) - {"MALFORMED_MESSAGE"}))
 def test_refusals_carry_the_metadata_of_their_sample(reason: str) -> None:
     shown, optional = _metadata(reason), _optional(reason)
-    sites = [site for site in _SITES if site.reason == reason]
+    sites = [site for site in _sites() if site.reason == reason]
     assert sites, f"nothing is refused with {reason}"
     for site in sites:
         assert shown - optional <= site.keys, f"{site.where} lacks {shown - optional - site.keys}"
