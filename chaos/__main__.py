@@ -9,7 +9,8 @@ import typer
 
 from chaos.mutants import MUTANTS, SHORT, copied, judge, trial
 from chaos.plan import plan_of
-from chaos.report import say, show
+from chaos.report import Report, conclude, say, show
+from chaos.run import FOUND
 from chaos.run import run as run_once
 
 #: In a full run, which has several seeds, every kind of fault must have struck this often.
@@ -39,6 +40,7 @@ def run(
         bool, typer.Option("--plan", help="Print what the seed does, and end.")
     ] = False,
     logs: Annotated[Path | None, typer.Option(help="Keep all children's lines here.")] = None,
+    found: Annotated[Path, typer.Option(help="Keep below it what was violated.")] = FOUND,
 ) -> None:
     """Exit status 0 only if every check holds."""
     if plan:
@@ -48,9 +50,13 @@ def run(
     totals = {"calls": 0, "kills": 0, "stops": 0, "violations": 0}
     injected: Counter[str] = Counter()
     slowest = 0.0
+    failed: list[Report] = []
     for number in range(seed, seed + seeds):
-        report = run_once(number, seconds, callers=callers, patience=patience, logs=logs)
+        report = run_once(
+            number, seconds, callers=callers, patience=patience, logs=logs, found=found
+        )
         show(report)
+        failed += [] if report.holds else [report]
         totals["calls"] += report.evidence.history.operations
         totals["kills"] += report.kills
         totals["stops"] += report.stops
@@ -66,6 +72,8 @@ def run(
         for kind in [kind for kind in injected if injected[kind] < _LEAST_IN_FULL]:
             say(f"  {kind} struck only {injected[kind]} times in all")
             totals["violations"] += seeds * seconds >= _FULL_SECONDS
+        for report in failed:
+            conclude(report)
     sys.exit(1 if totals["violations"] else 0)
 
 

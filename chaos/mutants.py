@@ -33,6 +33,7 @@ _TARGETS = (
     "tests/chaos/test_targets.py",
     "tests/chaos/test_money_targets.py",
     "tests/integration/test_races.py",
+    "tests/integration/test_debts_of_payments.py",
 )
 
 #: What a run of the chaos says when a check found something.
@@ -463,8 +464,9 @@ MUTANTS = (
                 f"{_POSTGRES}/debts.py",
                 "            account=expert_debt(expert_id),\n"
                 "            currency=currency,\n"
+                "            payment_id=payment_id,\n"
                 "        )\n"
-                "        reversing = sum(",
+                "        reversing:",
                 "            booked=self._one(\n"
                 '                "SELECT coalesce(sum(minor_units), 0) AS sum FROM postings "\n'
                 '                "WHERE account = :account AND currency = :currency",\n'
@@ -472,11 +474,34 @@ MUTANTS = (
                 "                currency=currency,\n"
                 '            )["sum"],\n'
                 "            currency=currency,\n"
+                "            payment_id=payment_id,\n"
                 "        )\n"
-                "        reversing = sum(",
+                "        reversing:",
             ),
         ),
         "test_a_debt_is_read_at_one_moment",
+    ),
+    Mutant(
+        "debt of other payments collected",
+        (
+            Edit(
+                f"{_POSTGRES}/debts.py",
+                "        return min(free.of_expert, free.of_payment)",
+                "        return free.of_expert",
+            ),
+        ),
+        "test_a_round_that_is_overtaken_collects_nothing_twice",
+    ),
+    Mutant(
+        "reversal under way collected as well",
+        (
+            Edit(
+                f"{_POSTGRES}/debts.py",
+                'row["left_by_payment"]) - reversing[payment_id], 0)',
+                'row["left_by_payment"]), 0)',
+            ),
+        ),
+        "test_what_a_reversal_takes_back_is_not_collected_as_well",
     ),
     Mutant(
         "no collection",

@@ -1,16 +1,19 @@
-"""The result of a run as a table, and the whole history of a payment that went wrong."""
+"""The result of a run as a table, the history of a payment that went wrong, and what was violated.
+
+What was violated comes last and whole: whoever shows only the end of the output shows that.
+"""
 
 import json
 import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from chaos.checks import CHECKS, Violation
 from chaos.evidence import Evidence, Row
 from chaos.plan import KILLS, STOP_REPLICA, Plan
 
-_SHOWN_VIOLATIONS = 25
 _SHOWN_STORIES = 2
 #: Of a payment's row, and of a dispute's.
 _SHOWN = (
@@ -31,6 +34,8 @@ class Report:
     converged_after: float | None
     seconds: float
     requests: list[dict[str, object]] = field(default_factory=list)
+    #: Where everything about the violations is kept.
+    kept: Path | None = None
 
     @property
     def holds(self) -> bool:
@@ -53,7 +58,7 @@ def say(text: str = "") -> None:
 def show(report: Report) -> None:
     evidence, history = report.evidence, report.evidence.history
     say()
-    say(f"seed {report.plan.seed}, {report.plan.seconds:g} s, {report.seconds:.1f} s in all")
+    say(headline(report))
     rest = report.converged_after
     came = "did not come to rest" if rest is None else f"at rest {rest:.1f} s after healing"
     say(
@@ -77,15 +82,27 @@ def show(report: Report) -> None:
         found[violation.check] = found.get(violation.check, 0) + 1
     for name in CHECKS:
         say(f"    {name:32s} {found.get(name, 0):6d}{'' if name not in found else '   VIOLATED'}")
-    for violation in report.violations[:_SHOWN_VIOLATIONS]:
-        say(f"  ! {violation}")
-    if len(report.violations) > _SHOWN_VIOLATIONS:
-        say(f"  … and {len(report.violations) - _SHOWN_VIOLATIONS} more")
     about = dict.fromkeys(v.payment_id for v in report.violations if v.payment_id)
     for payment_id in list(about)[:_SHOWN_STORIES]:
         for line in story(report, payment_id):
             say(f"    {line}")
-    say("  all holds" if report.holds else "  FAILED")
+    conclude(report)
+
+
+def headline(report: Report) -> str:
+    plan = report.plan
+    return f"seed {plan.seed}, {plan.seconds:g} s, {report.seconds:.1f} s in all"
+
+
+def conclude(report: Report) -> None:
+    """Says whether all holds. If not, each violation is named whole, after where it is kept."""
+    if report.holds:
+        say("  all holds")
+        return
+    where = f"; everything about it is in {report.kept}" if report.kept else ""
+    say(f"  seed {report.plan.seed} FAILED{where}")
+    for violation in report.violations:
+        say(f"  ! {violation}")
 
 
 def story(report: Report, payment_id: str) -> Iterator[str]:

@@ -16,6 +16,7 @@ from chaos.asking import Asker
 from chaos.callers import CANARY, Caller
 from chaos.checks import violations
 from chaos.evidence import Evidence, read_stripe, read_tables
+from chaos.findings import Finding, keep, look_up
 from chaos.history import History
 from chaos.injector import Injector
 from chaos.operators import Operator
@@ -25,7 +26,7 @@ from chaos.rest import Rest
 from chaos.scene import Scene
 from chaos.simulator import Simulator
 from dev.probes import taken
-from dev.settings import SIMULATOR_SECRET_KEY, StackSettings
+from dev.settings import ROOT, SIMULATOR_SECRET_KEY, StackSettings
 from dev.stack import Stack
 from marketplace.payments.channel import connect
 from marketplace.payments.v1 import experts_pb2, experts_pb2_grpc
@@ -33,6 +34,8 @@ from marketplace.payments.v1 import experts_pb2, experts_pb2_grpc
 #: Shorter than in production, so that recovery happens within the run, and so that a stopped
 #: replica sleeps for longer than its leases, which are twice as long.
 _STRIPE_TIMEOUT_SECONDS = 1.2
+#: Where violations are kept.
+FOUND = ROOT / ".data" / "chaos"
 _EXPERTS = 6
 _CAPTURED_BEFORE = 8
 _LEFT_ALONE = 3
@@ -44,14 +47,14 @@ _OPERATORS = 2
 class Logs:
     """Keeps the lines of the child processes, and finds secrets in them."""
 
-    def __init__(self, file: Path | None) -> None:
+    def __init__(self, path: Path) -> None:
         self.leaks: dict[str, int] = {}
         self.secrets: list[str] = [SIMULATOR_SECRET_KEY, "whsec_", "_secret_", CANARY]
-        self._file = file.open("w") if file else None
+        self.path = path
+        self._file = path.open("w")
 
     def take(self, name: str, line: str) -> None:
-        if self._file is not None:
-            self._file.write(f"{name} {line}\n")
+        self._file.write(f"{name} {line}\n")
         if name == "simulator":  # It plays Stripe, and may log anything.
             return
         for secret in self.secrets:
@@ -60,26 +63,37 @@ class Logs:
                 self.leaks[what] = self.leaks.get(what, 0) + 1
 
     def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
+        self._file.close()
 
 
 def run(
-    seed: int, seconds: float, *, callers: int = 24, patience: float = 90, logs: Path | None = None
+    seed: int,
+    seconds: float,
+    *,
+    callers: int = 24,
+    patience: float = 90,
+    logs: Path | None = None,
+    found: Path = FOUND,
 ) -> Report:
-    """Run once on a stack of its own, which is gone afterwards."""
+    """Run once on a stack of its own, which is gone afterwards.
+
+    What was violated is kept below ``found``, with all that is known about it.
+    """
     plan = plan_of(seed, seconds)
     directory = Path(tempfile.mkdtemp(prefix="payments-chaos-"))
     directory.chmod(0o711)  # PostgreSQL may have to run as another user.
-    lines = Logs(logs)
+    lines = Logs(logs or directory / "log.txt")
     began = time.monotonic()
     try:
         settings = _settings(directory / "data", seed)
         (directory / "data").mkdir(mode=0o711)
         with Stack(settings, sink=lines.take) as stack:
             say(f"seed {seed}: {seconds:g} s, up after {time.monotonic() - began:.1f} s")
-            report = asyncio.run(_run(stack, plan, callers, patience, lines))
+            report, findings = asyncio.run(_run(stack, plan, callers, patience, lines))
         report.seconds = time.monotonic() - began
+        lines.close()
+        if report.violations:
+            report.kept = keep(report, findings, lines.path, found)
         return report
     finally:
         lines.close()
@@ -116,7 +130,9 @@ def _free_block(length: int) -> int:
     raise RuntimeError("no free ports between 20000 and 32000")
 
 
-async def _run(stack: Stack, plan: Plan, count: int, patience: float, lines: Logs) -> Report:
+async def _run(
+    stack: Stack, plan: Plan, count: int, patience: float, lines: Logs
+) -> tuple[Report, dict[str, Finding]]:
     channel = connect(*stack.settings.grpc_addresses)
     async with channel, aiohttp.ClientSession() as http:
         simulator = Simulator(stack.simulator_url, http)
@@ -178,7 +194,7 @@ async def _run(stack: Stack, plan: Plan, count: int, patience: float, lines: Log
             event["kind"] == "payment.debt_collected" for event in evidence.events
         )
         shown = await simulator.control("GET", "/requests?limit=5000")
-        return Report(
+        report = Report(
             plan=plan,
             evidence=evidence,
             violations=await asyncio.to_thread(violations, evidence),
@@ -186,6 +202,7 @@ async def _run(stack: Stack, plan: Plan, count: int, patience: float, lines: Log
             seconds=0,
             requests=shown["requests"],
         )
+        return report, await look_up(evidence, report.violations, channel, simulator)
 
 
 async def _prepare(scene: Scene, injector: Injector, callers: list[Caller]) -> None:

@@ -219,6 +219,22 @@ def debts_have_a_reason(evidence: Evidence) -> Iterator[tuple[str, str]]:
             yield f"{owed} is owed, though Stripe refused no reversal", payment_id
 
 
+@check
+def due_is_taken_back_once(evidence: Evidence) -> Iterator[tuple[str, str]]:
+    """Of each payment no more is taken back from its expert than came due: what the expert owes for
+    other payments comes out of their transfers."""
+    for payment_id, events in events_of(evidence).items():
+        due = taken = 0
+        for event in events:
+            facts = facts_of(event)
+            if event["kind"] in (*_TAKEN_BACK, "payment.refund_accepted"):
+                due += facts.get("expert_amount") or 0
+            elif event["kind"] in ("payment.transfer_reversed", "payment.debt_collected"):
+                taken += facts["amount"]
+        if taken > due:
+            yield f"{taken} was taken back from the expert, due was {due}", payment_id
+
+
 #: Events by which a refund that the client was promised is payable again.
 _FAILED = ("payment.refund_failed", "payment.pending_refund_failed")
 

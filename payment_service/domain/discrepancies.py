@@ -104,6 +104,7 @@ class DiscrepancyKind(StrEnum):
         ClosesWhen.INVARIANT_HOLDS,
     )
     LOST_IS_WITHIN_DISPUTES = "invariant_lost_is_within_disputes", ClosesWhen.INVARIANT_HOLDS
+    DUE_IS_TAKEN_BACK_ONCE = "invariant_due_is_taken_back_once", ClosesWhen.INVARIANT_HOLDS
     DISPUTED_PAYMENT_IS_FROZEN = "invariant_disputed_payment_is_frozen", ClosesWhen.INVARIANT_HOLDS
     PAYMENT_NAMES_ITS_OPEN_OPERATION = (
         "invariant_payment_names_its_open_operation",

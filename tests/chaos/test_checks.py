@@ -98,6 +98,8 @@ SPOILED: list[tuple[str, Callable[[Evidence], None]]] = [
     ("debts_have_a_reason", _put("events", **_told("client_refunded", expert_amount=300))),
     ("debts_have_a_reason", _put("events", **_told("expert_debt_recorded", amount=300))),
     ("debts_are_what_is_left", _put("events", **_told("client_refunded", expert_amount=300))),
+    ("due_is_taken_back_once", _put("events", **_told("transfer_reversed", amount=1))),
+    ("due_is_taken_back_once", _put("events", **_told("debt_collected", amount=1))),
     ("bounces_are_paid_again", _put("events", **_told("refund_failed", amount=333))),
     ("states_move_along_edges", _another_start),
     ("states_move_along_edges", _drop("events", 3)),

@@ -189,7 +189,7 @@ async def test_an_abandoned_debt_is_not_collected_by_an_older_list(world: World)
     snapshot = await app.stripe.observe(payment.payment_intent_id)
     assert before is not None
     assert snapshot is not None
-    listed = Collection(before, snapshot.transfers[0], 9_000, 9_000)
+    listed = Collection(before, snapshot.transfers[0], 9_000)
     await abandon_by_rpc(world, operation_id)
     assert await app.database.transact(begin_collection, app.policy, listed) is None
     assert balances_of(world, payment) == (9_000, 0)

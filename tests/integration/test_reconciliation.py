@@ -164,6 +164,13 @@ async def test_a_lost_line_is_missing_and_an_invented_one_too(
             "UPDATE postings SET minor_units = minor_units + 1 WHERE account LIKE 'escrow:%%'",
             "held_equals_escrow_account",
         ),
+        (
+            (
+                "UPDATE postings SET account = 'expert_debt:' || "
+                "(SELECT expert_id FROM payments LIMIT 1) WHERE account = 'commission'"
+            ),
+            "due_is_taken_back_once",
+        ),
     ],
 )
 async def test_each_invariant_can_fail(

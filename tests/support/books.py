@@ -131,6 +131,13 @@ def _check_sums(world: World) -> None:
         key: sum_ for key, sum_ in sums.items() if key[0].startswith("expert_debt:") and sum_ < 0
     }
     assert not overpaid, _postings_of(world, overpaid)
+    # No payment pays what its expert owes for another one, except by what its captures kept back.
+    twice = world.sql(
+        "SELECT account, currency FROM postings WHERE starts_with(account, 'expert_debt:') "
+        "AND payment_id IS NOT NULL AND kind NOT IN ('debt_netted', 'adjusted') "
+        "GROUP BY payment_id, account, currency HAVING sum(minor_units) < 0"
+    )
+    assert not twice, _postings_of(world, twice)
 
 
 def _postings_of(world: World, accounts: Collection[tuple[str, str]]) -> list[Any]:

@@ -6,7 +6,9 @@ captures keep it back, and what comes into the expert's account is collected.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
 
@@ -44,6 +46,25 @@ _LEFT_TO_OPERATORS: Final = {
 }
 
 
+#: What a payment has left as debt and no open collection takes back.
+_LEFT_BY_PAYMENT: Final = (
+    "(SELECT coalesce(sum(minor_units), 0) FROM postings "
+    "WHERE account = :account AND currency = :currency AND payment_id = :payment_id) "
+    "- (SELECT coalesce(sum(minor_units), 0) FROM operations "
+    "WHERE operations.expert_id = :id AND kind = 'collect_debt' "
+    "AND operations.state = ANY(:open) AND payload ->> 'payment_id' = :payment_id) "
+    "AS left_by_payment"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _FreeDebt:
+    """What nothing takes back yet, in minor units: of the expert, and of one payment."""
+
+    of_expert: int
+    of_payment: int
+
+
 class DebtWrites(TransactionStatements):
     """Reads debts inside a transaction, under the expert's lock."""
 
@@ -56,6 +77,18 @@ class DebtWrites(TransactionStatements):
         so that no two operations take the same debt. What takes it is booked without that lock, so
         the debt and all that reserves it are read by one statement.
         """
+        return self._free_debt(expert_id, currency, "").of_expert
+
+    def collectible_debt(self, expert_id: str, currency: str, payment_id: str) -> int:
+        """Returns what may be taken of :meth:`expert_debt` out of this payment's transfers.
+
+        That is at most what the payment itself has left as debt and nothing takes back yet. The
+        expert may owe more for other payments: their own transfers pay for that.
+        """
+        free = self._free_debt(expert_id, currency, payment_id)
+        return min(free.of_expert, free.of_payment)
+
+    def _free_debt(self, expert_id: str, currency: str, payment_id: str) -> _FreeDebt:
         if expert_id not in self._locked_experts:
             self._maybe("SELECT FROM experts WHERE expert_id = :id FOR UPDATE", id=expert_id)
             self._locked_experts.add(expert_id)
@@ -67,26 +100,31 @@ class DebtWrites(TransactionStatements):
             "- (SELECT coalesce(sum(minor_units), 0) FROM operations "
             "WHERE kind = 'collect_debt' AND operations.state = ANY(:open) "
             "AND operations.expert_id = :id AND payload ->> 'currency' = :currency) AS debt, "
-            "(SELECT coalesce(jsonb_agg(jsonb_build_array(minor_units, payload)), '[]') "
-            "FROM operations JOIN payments USING (payment_id) "
+            "(SELECT coalesce(jsonb_agg(jsonb_build_array(payment_id, minor_units, payload)), '[]')"
+            " FROM operations JOIN payments USING (payment_id) "
             "WHERE kind = 'reverse_transfer' AND operations.state = ANY(:open) "
-            "AND payments.expert_id = :id AND currency = :currency) AS reversals",
+            "AND payments.expert_id = :id AND currency = :currency) AS reversals, "
+            + (_LEFT_BY_PAYMENT if payment_id else "0 AS left_by_payment"),
             open=[state.value for state in OPEN_STATES],
             id=expert_id,
             account=expert_debt(expert_id),
             currency=currency,
+            payment_id=payment_id,
         )
-        reversing = sum(
-            minor_units + payload_from_json(ReversalPayload, payload).unrecovered
-            for minor_units, payload in row["reversals"]
+        reversing: Counter[str] = Counter()
+        for reversed_payment, minor_units, payload in row["reversals"]:
+            unrecovered = payload_from_json(ReversalPayload, payload).unrecovered
+            reversing[reversed_payment] += minor_units + unrecovered
+        return _FreeDebt(
+            of_expert=max(int(row["debt"]) - reversing.total(), 0),
+            of_payment=max(int(row["left_by_payment"]) - reversing[payment_id], 0),
         )
-        return max(int(row["debt"]) - int(reversing), 0)
 
     def is_collectible(self, payment_id: str) -> bool:
         """Returns whether the debt that this payment left may be collected.
 
-        To be asked after :meth:`expert_debt`: a debt is free only once an operator has abandoned
-        its reversal, and that is on record by then.
+        To be asked after :meth:`collectible_debt`: a debt is free only once an operator has
+        abandoned its reversal, and that is on record by then.
         """
         found = self._maybe(
             f"SELECT FROM payments WHERE payment_id = :payment_id AND {_COLLECTIBLE}",
@@ -160,18 +198,18 @@ class DebtReads(Statements):
 
     def collectible_payments(
         self, expert_id: str, currency: str, limit: int
-    ) -> Sequence[tuple[str, str, int]]:
-        """Returns (payment id, intent id, amount) of payments that left a debt, in any order.
+    ) -> Sequence[tuple[str, str]]:
+        """Returns (payment id, intent id) of payments that left a debt, in any order.
 
         By chance, because there may be more than ``limit`` from which nothing can be taken.
 
-        The amount is what the payment left and did not take back itself; captures may have kept it
-        back meanwhile. A payment is left out if an operator has abandoned its reversal, or has not
-        decided yet what an out-of-band reversal was meant to pay.
+        What can be taken is :meth:`DebtWrites.collectible_debt`. A payment is left out if an
+        operator has abandoned its reversal, or has not decided yet what an out-of-band reversal was
+        meant to pay.
         """
         found = self._all(
-            "SELECT payment_id, payment_intent_id, debt FROM "
-            "(SELECT payment_id, sum(minor_units)::bigint AS debt FROM postings "
+            "SELECT payment_id, payment_intent_id FROM "
+            "(SELECT payment_id FROM postings "
             "WHERE account = :account AND currency = :currency AND payment_id IS NOT NULL "
             "GROUP BY payment_id HAVING sum(minor_units) > 0) AS debts "
             f"JOIN payments USING (payment_id) WHERE {_COLLECTIBLE} "
@@ -181,4 +219,4 @@ class DebtReads(Statements):
             limit=limit,
             **_LEFT_TO_OPERATORS,
         )
-        return [(row["payment_id"], row["payment_intent_id"], row["debt"]) for row in found]
+        return [(row["payment_id"], row["payment_intent_id"]) for row in found]

@@ -82,8 +82,7 @@ async def collect_from(app: App, expert_id: str) -> None:
 
 async def _collect(app: App, expert_id: str, currency: str) -> None:
     balances: dict[str, Sequence[AccountBalance] | None] = {}
-    for payment, snapshot, owed in await _candidates(app, expert_id, currency):
-        debt = owed
+    for payment, snapshot in await _candidates(app, expert_id, currency):
         for transfer in reversed(snapshot.transfers):
             account_id = transfer.destination_account_id
             if account_id not in balances:
@@ -91,28 +90,25 @@ async def _collect(app: App, expert_id: str, currency: str) -> None:
             shown = balances[account_id] or ()
             for available in _bearable(snapshot, transfer, shown):
                 operation = await app.database.transact(
-                    begin_collection,
-                    app.policy,
-                    Collection(payment, transfer, available, debt),
+                    begin_collection, app.policy, Collection(payment, transfer, available)
                 )
                 if operation is None:
                     continue
                 balances.pop(account_id, None)
                 await execute(app, operation, 0, COLLECTION)
                 if await _succeeded(app, operation):
-                    debt -= operation.minor_units
                     break
 
 
 async def _candidates(
     app: App, expert_id: str, currency: str
-) -> Sequence[tuple[Payment, PaymentSnapshot, int]]:
-    """Returns the payments to collect from, as Stripe shows them, and what each has left as debt.
+) -> Sequence[tuple[Payment, PaymentSnapshot]]:
+    """Returns the payments to collect from, as Stripe shows them.
 
     All are booked as Stripe shows them first: a restored database may have lost collections.
     """
-    shown = {}
-    for payment_id, intent_id, _ in await app.database.read(_listed, expert_id, currency):
+    shown = []
+    for payment_id, intent_id in await app.database.read(_listed, expert_id, currency):
         before = await app.database.read(_payment, payment_id)
         snapshot = await app.stripe.observe(intent_id)
         if before is None or snapshot is None:
@@ -123,12 +119,11 @@ async def _candidates(
         else:
             applied = await execute_followups(app, applied, COLLECTION)
         if applied.payment is not None:
-            shown[payment_id] = applied.payment, snapshot
-    owed = await app.database.read(_listed, expert_id, currency)
-    return [(*shown[payment_id], debt) for payment_id, _, debt in owed if payment_id in shown]
+            shown.append((applied.payment, snapshot))
+    return shown
 
 
-def _listed(reader: Reader, expert_id: str, currency: str) -> Sequence[tuple[str, str, int]]:
+def _listed(reader: Reader, expert_id: str, currency: str) -> Sequence[tuple[str, str]]:
     return reader.collectible_payments(expert_id, currency, _PAYMENTS)
 
 
@@ -157,8 +152,6 @@ class Collection:
     payment: Payment
     transfer: Transfer
     available: int
-    #: What the payment left as debt, in its own currency.
-    debt: int
 
 
 def begin_collection(tx: Transaction, policy: Policy, wanted: Collection) -> Operation | None:
@@ -170,7 +163,8 @@ def begin_collection(tx: Transaction, policy: Policy, wanted: Collection) -> Ope
     expert_id = payment.expert_id
     if tx.lock_expert(expert_id) is None or tx.has_open_collection(expert_id):
         return None
-    owed = min(tx.expert_debt(expert_id, payment.currency), wanted.debt)
+    # Nothing that was read before the lock counts: others may have taken it back meanwhile.
+    owed = tx.collectible_debt(expert_id, payment.currency, payment.payment_id)
     if not tx.is_collectible(payment.payment_id):  # An operator has decided since it was listed.
         return None
     before = tx.reversed_amounts(payment.payment_id).get(transfer.transfer_id, 0)
