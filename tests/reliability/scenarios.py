@@ -534,7 +534,7 @@ BESIDES = (
     Scenario("AcceptDispute", _acceptance),
     Scenario("a dispute is lost", _loss, frozenset({"lease_events"}), pauses=True),
     Scenario("WriteOffExpertDebt", _write_off),
-    Scenario("a debt is collected", _refund_in_part, frozenset({"lease_checks"})),
+    Scenario("a debt is collected", _refund_in_part, frozenset({"lease_check", "pause_check"})),
     Scenario("capture that waits", _capture_that_waits),
     Scenario("capture that waited", _capture_that_waited, _AWAKE, pauses=True),
     Scenario("ReplaceExpertAccount", _exchange),

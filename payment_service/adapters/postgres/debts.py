@@ -17,6 +17,7 @@ from payment_service.domain.discrepancies import DiscrepancyKind
 from payment_service.domain.ledger import expert_debt, expert_funds
 from payment_service.domain.operation_payloads import ReversalPayload, payload_from_json
 from payment_service.domain.operations import OPEN_STATES
+from payment_service.domain.ports.records import DebtCheck
 from payment_service.domain.state_machine import EventKind
 
 #: Makes the collection of an expert's debt due now.
@@ -143,22 +144,30 @@ class DebtWrites(TransactionStatements):
         )
         return found is not None
 
-    def lease_debt_checks(self, first: float, most: float, limit: int) -> Sequence[str]:
-        """Returns experts whose debt is to be collected now. No other replica gets them.
+    def lease_debt_check(self, seconds: float) -> DebtCheck | None:
+        """Returns the check that is due first, or None. It is due again after ``seconds``."""
+        row = self._maybe(
+            "UPDATE debt_checks SET next_time = now() + :lease "
+            "WHERE expert_id = (SELECT expert_id FROM debt_checks WHERE next_time <= now() "
+            "ORDER BY next_time LIMIT 1 FOR UPDATE SKIP LOCKED) RETURNING expert_id, next_time",
+            lease=timedelta(seconds=seconds),
+        )
+        return DebtCheck(row["expert_id"], row["next_time"]) if row is not None else None
 
-        An expert is returned again after a pause, which doubles from ``first`` to ``most`` seconds
-        while nothing can be taken.
+    def pause_debt_check(self, check: DebtCheck, first: float, most: float) -> None:
+        """Sets the time of an expert's next check, unless somebody has set it since the lease.
+
+        The pause doubles from ``first`` to ``most`` seconds while nothing can be taken.
         """
-        found = self._all(
+        self._do(
             "UPDATE debt_checks SET pause = least(greatest(pause * 2, :first), :most), "
             "next_time = now() + least(greatest(pause * 2, :first), :most) "
-            "WHERE expert_id IN (SELECT expert_id FROM debt_checks WHERE next_time <= now() "
-            "ORDER BY next_time LIMIT :limit FOR UPDATE SKIP LOCKED) RETURNING expert_id",
+            "WHERE expert_id = :id AND next_time = :leased_until",
             first=timedelta(seconds=first),
             most=timedelta(seconds=most),
-            limit=limit,
+            id=check.expert_id,
+            leased_until=check.leased_until,
         )
-        return [row["expert_id"] for row in found]
 
     def end_debt_check(self, expert_id: str) -> bool:
         """Ends the checks of an expert who owes nothing any more. Returns whether that is so."""

@@ -31,7 +31,7 @@ from payment_service.domain.payment import Payment
 from payment_service.domain.payouts import AccountBalance
 from payment_service.domain.ports.database import Reader, Transaction
 from payment_service.domain.ports.policy import Policy
-from payment_service.domain.ports.records import Cause, JobKind
+from payment_service.domain.ports.records import Cause, DebtCheck, JobKind
 from payment_service.domain.snapshot import PaymentSnapshot, Transfer
 from payment_service.domain.sync.reversals import collectible
 
@@ -48,16 +48,29 @@ async def collect_debts(app: App) -> int:
     """Collects the debts that are due. Returns how many experts were looked at."""
     if app.stripe.is_unavailable:
         return 0
-    due = await app.database.transact(lease_checks, app.policy)
-    for expert_id in due:
-        await isolated(JobKind.COLLECT_DEBTS, expert_id, lambda one: collect_from(app, one))
-    return len(due)
+    looked_at = 0
+    while looked_at < _BATCH:
+        check = await app.database.transact(lease_check, app.policy)
+        if check is None:
+            break
+        await isolated(JobKind.COLLECT_DEBTS, check.expert_id, lambda one: collect_from(app, one))
+        await app.database.transact(pause_check, app.policy, check)
+        looked_at += 1
+    return looked_at
 
 
-def lease_checks(tx: Transaction, policy: Policy) -> Sequence[str]:
-    """Returns the experts whose turn it is; no other replica gets them."""
+def lease_check(tx: Transaction, policy: Policy) -> DebtCheck | None:
+    """Returns the check that is due first. While the lease lasts, no other replica gets it.
+
+    If this process dies meanwhile, another one collects after the lease, and not after the pause.
+    """
+    return tx.lease_debt_check(policy.lease)
+
+
+def pause_check(tx: Transaction, policy: Policy, check: DebtCheck) -> None:
+    """Plans the next check, unless money has come meanwhile or nothing is owed any more."""
     first, most = policy.debt_check_first_seconds, policy.debt_check_longest_seconds
-    return tx.lease_debt_checks(first, most, _BATCH)
+    tx.pause_debt_check(check, first, most)
 
 
 def end_check(tx: Transaction, expert_id: str) -> bool:

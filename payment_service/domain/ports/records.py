@@ -61,6 +61,15 @@ class JobKind(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class DebtCheck:
+    """The turn of one replica to collect what an expert owes."""
+
+    expert_id: str
+    #: When the turn passes to another replica, unless this one has ended it before.
+    leased_until: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
     """A caller's answer, as the bytes on the wire: a response, or a ``google.rpc.Status``."""
 
