@@ -196,8 +196,10 @@ def debts_are_what_is_left(evidence: Evidence) -> Iterator[tuple[str, str]]:
 
 @check
 def debts_have_a_reason(evidence: Evidence) -> Iterator[tuple[str, str]]:
-    """What an expert must give back is reversed, or owed: because Stripe refused the reversal, or
-    because it was kept back for an older debt and so never transferred."""
+    """What an expert must give back is reversed, or owed: because Stripe refused the reversal,
+    because it was kept back for an older debt and so never transferred, or because it is less than
+    one unit of what Stripe has converted."""
+    unit = _converted_units(evidence)
     refused = {
         row["payment_id"]
         for row in evidence.operations
@@ -211,12 +213,27 @@ def debts_have_a_reason(evidence: Evidence) -> Iterator[tuple[str, str]]:
             sums[event["kind"]] += facts.get(name) or 0
             if event["kind"] == "payment.captured":
                 sums["debt_offset"] += facts.get("debt_offset") or 0
+            elif event["kind"] == "payment.expert_debt_recorded":
+                sums["too small"] += facts["amount"] if facts["amount"] < unit[payment_id] else 0
         due, owed = sum(sums[kind] for kind in _TAKEN_BACK), sums["payment.expert_debt_recorded"]
         if due != sums["payment.transfer_reversed"] + owed:
             settled = f"{sums['payment.transfer_reversed']} was reversed, {owed} is owed"
             yield f"{due} was to come back from the expert; {settled}", payment_id
-        if owed > sums["debt_offset"] and payment_id not in refused:
+        unexplained = owed - sums["debt_offset"] - sums["too small"]
+        if unexplained > 0 and payment_id not in refused:
             yield f"{owed} is owed, though Stripe refused no reversal", payment_id
+
+
+def _converted_units(evidence: Evidence) -> Counter[str]:
+    """By payment what one unit of its transfer is worth, rounded up, if Stripe has converted it."""
+    payments = {row["payment_id"]: row for row in evidence.payments}
+    owner = {row["movement_id"]: row["payment_id"] for row in evidence.movements}
+    units: Counter[str] = Counter()
+    for transfer in evidence.transfers:
+        payment = payments.get(owner.get(transfer["id"], ""))
+        if payment and payment["currency"].strip() != transfer["currency"].upper():
+            units[payment["payment_id"]] = -(-payment["captured"] // transfer["amount"])
+    return units
 
 
 @check

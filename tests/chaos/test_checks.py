@@ -183,6 +183,17 @@ def test_debt_offset_of_a_refunded_capture_becomes_debt_again(owed: int, found: 
     assert bool(checks) is found
 
 
+@pytest.mark.parametrize(("owed", "found"), [(90, False), (91, True)])
+def test_less_than_a_unit_of_what_was_converted_is_owed(owed: int, found: bool) -> None:
+    """Of 10.00 the transfer has 11 units of another currency: Stripe reverses no part of one."""
+    world = on_the_platform()
+    del world.operations[-1], world.events[-2:]  # The reversal that Stripe refused, and why.
+    world.transfers = [{"id": "tr_1", "currency": "inr", "amount": 11}]
+    world.events.append({**world.events[-1], **_told("client_refunded", expert_amount=owed)})
+    world.events.append({**world.events[-1], **_told("expert_debt_recorded", amount=owed)})
+    assert bool(list(CHECKS["debts_have_a_reason"](world))) is found
+
+
 def _write_off(key: str, part: int) -> Entry:
     amount = money_pb2.Money(minor_units=part, currency_code="USD")
     body = operations_pb2.WriteOffExpertDebtResponse(expert_id="e", written_off_amount=amount)

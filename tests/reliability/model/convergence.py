@@ -331,6 +331,14 @@ class Convergence(Bank):
         lines += self.lab.newer("/balance_transactions", "", account=self.account)
         for currency, debt in self._debts():
             assert debt >= 0, f"{-debt} {currency} too much was kept back"
+        # What the expert owes for one payment is not taken out of another one's transfer.
+        twice = self.lab.sql(
+            "SELECT payment_id, sum(minor_units)::bigint FROM postings WHERE account = %s "
+            "AND payment_id IS NOT NULL AND kind <> 'debt_netted' "
+            "GROUP BY 1 HAVING sum(minor_units) < 0",
+            f"expert_debt:{self.expert}",
+        )
+        assert not twice, f"taken back twice: {twice}"
         theirs: Counter[tuple[str, str]] = Counter()
         for line in (one for one in lines if one["id"] not in self.by_hand):
             theirs[line["id"], line["currency"].upper()] += line["net"]
