@@ -53,7 +53,7 @@ test-proofs: $(CHECKS) ## run a sample of each long proof: crashes, races, storm
 	@$(RUN) -m dev.testing proofs $(ARGS)
 lint: $(CHECKS) ## check style, types and the rules of the protos
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy $(SOURCES)
-	@$(BIN)/buf lint && $(BIN)/buf format --diff --exit-code && echo "lint: clean"
+	@$(BIN)/buf lint && $(BIN)/buf format --diff --exit-code && $(RUN) -m dev.contract && echo "lint: clean"
 format: $(TOOLS) ## rewrite Python and protos in the agreed style
 	@$(BIN)/ruff check --fix-only --quiet . && $(BIN)/ruff format . && $(BIN)/buf format --write
 stubs: $(CHECKS) ## generate the client's messages and stubs from protos/

@@ -32,6 +32,9 @@ from payment_service.rpc.call_context import Context
 
 log = structlog.get_logger(__name__)
 
+#: The last bound of memory: gRPC itself refuses more calls, health included. The classes of calls
+#: refuse long before it; they do not count calls that wait for their message.
+MAXIMUM_CONCURRENT_RPCS: Final = 8_000
 #: A megabyte of text must be received, so that it can be refused with the name of its field. The
 #: gateway passes on webhooks of up to four.
 OPTIONS: Final[Sequence[tuple[str, Any]]] = (
@@ -40,6 +43,11 @@ OPTIONS: Final[Sequence[tuple[str, Any]]] = (
     ("grpc.max_metadata_size", 8192),
     ("grpc.absolute_max_metadata_size", 8192),
     ("grpc.max_concurrent_streams", 1000),
+    # Calls that the event loop has not looked at yet. Beyond the first number gRPC ends some of
+    # them as CANCELLED, which says neither why nor that the call may be repeated. By its default of
+    # 1,000 a burst, or a tenth of a second without the event loop, is enough for that.
+    ("grpc.server.max_pending_requests", MAXIMUM_CONCURRENT_RPCS),
+    ("grpc.server.max_pending_requests_hard_limit", 2 * MAXIMUM_CONCURRENT_RPCS),
     ("grpc.so_reuseport", 0),  # A second server on the same port must fail, not share.
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 20_000),
@@ -51,10 +59,6 @@ OPTIONS: Final[Sequence[tuple[str, Any]]] = (
     # A socket that is opened and says nothing is closed. gRPC's own default is two minutes.
     ("grpc.server_handshake_timeout_ms", 10_000),
 )
-#: The last bound of memory: gRPC itself refuses more calls, health included. The classes of calls
-#: refuse long before it; they do not count calls that wait for their message, nor watchers of
-#: health.
-MAXIMUM_CONCURRENT_RPCS: Final = 8_000
 #: How long a thread of the database may keep the interpreter while the event loop waits for it.
 #: With Python's 5 ms, a dozen busy threads delay each turn of the loop, and so health and refusals:
 #: at ten times the load by a second, measured, and with this by a tenth, with no less throughput.

@@ -6,19 +6,18 @@ import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from payment_service.domain.errors import Exhausted, Unavailable
+from payment_service.domain.errors import Unavailable
 
 
 class Feed:
     """Tells when to read the database again. The truth is there, never here."""
 
-    def __init__(self, places: int = 50) -> None:
+    def __init__(self) -> None:
         #: Set when a transaction of this process recorded something: the sequencer's wake-up.
         self.recorded = asyncio.Event()
         #: Set when the process is to end: watchers leave at once.
         self.ending = asyncio.Event()
         self.watchers = 0
-        self._places = places
         self._head = 0
         self._moved = asyncio.Event()
 
@@ -35,15 +34,9 @@ class Feed:
             await self._moved.wait()
 
     @contextmanager
-    def place(self) -> Iterator[None]:
-        """A watcher's place. Raises :class:`Exhausted` if all are taken."""
+    def watched(self) -> Iterator[None]:
+        """Counts a watcher. Raises :class:`Unavailable` once the process is to end."""
         self.check()
-        if self.watchers >= self._places:
-            raise Exhausted(
-                "OVERLOADED",
-                "as many watchers as this replica takes are here; ask again later, or another",
-                {"call_class": "FEED", "limit": self._places},
-            )
         self.watchers += 1
         try:
             yield

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final, Literal
+from typing import Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings
 
-LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
+from payment_service.config.values import is_loopback
 
 
 class AccessSettings(BaseSettings):
@@ -44,7 +44,7 @@ class AccessSettings(BaseSettings):
         if "://" not in value:
             return value
         parts = urlsplit(value)
-        plain = parts.scheme == "http" and parts.hostname in LOOPBACK
+        plain = parts.scheme == "http" and is_loopback(parts.hostname or "")
         if (parts.scheme != "https" and not plain) or not parts.hostname or parts.username:
             raise ValueError(
                 "must be a file or an https address such as "
@@ -54,7 +54,7 @@ class AccessSettings(BaseSettings):
 
     def access_rules(self, *, production: bool, host: str) -> list[tuple[bool, str]]:
         """Returns every rule of this part: whether it is broken, and how to fix it."""
-        local = host in LOOPBACK
+        local = is_loopback(host)
         auth = self.auth or ("off" if local and not production else None)
         certificate, key = self.grpc_tls_certificate_file, self.grpc_tls_key_file
         encrypted = bool(certificate) or self.grpc_tls_by_mesh
@@ -120,5 +120,5 @@ class AccessSettings(BaseSettings):
 
     def auth_of(self, host: str) -> Literal["jwt", "mtls", "off"]:
         """Returns AUTH. The rules have made sure that it is only unset on loopback."""
-        assert self.auth or host in LOOPBACK
+        assert self.auth or is_loopback(host)
         return self.auth or "off"

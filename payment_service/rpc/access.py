@@ -24,6 +24,8 @@ from payment_service.rpc.call_context import CALLER, Context
 
 log = structlog.get_logger(__name__)
 
+Metadata = Iterable[tuple[str, str | bytes]]
+
 
 @dataclass(frozen=True, slots=True)
 class Rule:
@@ -76,14 +78,34 @@ class AccessControl:
         self._authenticator = authenticator
         self._rules = rules_of(services)
 
-    async def admit(self, method: str, context: Context) -> None:
-        """Finds out who calls and sets :data:`CALLER`. Raises :class:`Refusal` otherwise."""
+    def is_public(self, method: str) -> bool:
+        """Returns whether nobody is asked who calls."""
+        return self._rules.get(method, NOBODY).is_public
+
+    async def admit_by_headers(self, method: str, metadata: Metadata) -> None:
+        """Finds out who calls before the message is received, and sets :data:`CALLER`.
+
+        Raises :class:`Refusal` unless the contract lets the caller in. With certificates the
+        connection says who calls (:meth:`admit_by_connection`).
+        """
         rule = self._rules.get(method, NOBODY)
-        if rule.is_public:
-            return
-        caller = await self._authenticator.authenticate(
-            context.invocation_metadata() or (), context.auth_context()
-        )
+        if not rule.is_public and not self._authenticator.by_connection:
+            await self._admit(rule, method, metadata, {})
+
+    async def admit_by_connection(self, method: str, context: Context) -> None:
+        """Does the same with the client's certificate, which gRPC shows with the message.
+
+        A stranger does not get as far: TLS asks for a certificate of the right authority.
+        """
+        rule = self._rules.get(method, NOBODY)
+        if not rule.is_public and self._authenticator.by_connection:
+            metadata = context.invocation_metadata() or ()
+            await self._admit(rule, method, metadata, context.auth_context())
+
+    async def _admit(
+        self, rule: Rule, method: str, metadata: Metadata, peer: Mapping[str, Iterable[bytes]]
+    ) -> None:
+        caller = await self._authenticator.authenticate(metadata, peer)
         _check(rule, method, caller)
         CALLER.set(caller)
 

@@ -3,27 +3,27 @@
 Each class has a bounded number of calls in progress and a short queue. What is beyond them is
 refused at once with RESOURCE_EXHAUSTED and a delay after which the caller may try again: a refusal
 costs little, and a call that waits longer than its caller does costs as much as one that succeeds.
-Health has no limit, because an overloaded replica must still say that it lives.
+Checks of health have more places than probes ever need, because an overloaded replica must still
+say that it lives.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Final, Protocol
-
-import grpc
-from grpc import aio
+from typing import Final, Protocol
 
 from payment_service.application.idempotency import on_replay
+from payment_service.domain.caller import Caller
 from payment_service.domain.errors import Exhausted
 from payment_service.domain.quotas import Buckets
-from payment_service.rpc.call_context import Place, caller_name, current_place
+from payment_service.rpc.call_context import Place, current_place
 
 _PACKAGE: Final = "/marketplace.payments.v1."
+_HEALTH_WATCH: Final = "/grpc.health.v1.Health/Watch"
 #: No caller takes more than this part of the places of a class, nor of places and queue together.
 _SHARE: Final = 0.75
 #: When a place is likely to be free again.
@@ -33,8 +33,10 @@ _RETRY_SECONDS: Final = 0.5
 class CallClass(StrEnum):
     """What a call costs, and whom it must not starve."""
 
-    #: Health and reflection. Never refused.
+    #: Checks of health, and reflection.
     HEALTH = "HEALTH"
+    #: Streams of health, open to everybody.
+    HEALTH_WATCH = "HEALTH_WATCH"
     #: Reads that our database answers.
     READ = "READ"
     #: Reads and links for which Stripe is asked: they are as slow as Stripe.
@@ -45,7 +47,7 @@ class CallClass(StrEnum):
     WEBHOOK = "WEBHOOK"
     #: What reads a large part of the books.
     EXPENSIVE = "EXPENSIVE"
-    #: Streams. EVENT_WATCHERS bounds them.
+    #: Streams of events, open for days.
     FEED = "FEED"
 
 
@@ -71,7 +73,7 @@ _CLASSES: Final[Mapping[str, CallClass]] = {
 def class_of(method: str) -> CallClass:
     """Returns the class of a method by its path. A new RPC is a read or MONEY until it is named."""
     if not method.startswith(_PACKAGE):
-        return CallClass.HEALTH
+        return CallClass.HEALTH_WATCH if method == _HEALTH_WATCH else CallClass.HEALTH
     name = method.removeprefix(_PACKAGE)
     is_read = name.rpartition("/")[2].startswith(("Get", "List"))
     return _CLASSES.get(name, CallClass.READ if is_read else CallClass.MONEY)
@@ -178,8 +180,8 @@ class Gate:
             del self._callers[caller]
 
 
-class AdmissionInterceptor(aio.ServerInterceptor):
-    """Refuses what is too much. It stands within the interceptor that maps errors."""
+class Admission:
+    """Gives each call its place, or refuses it."""
 
     def __init__(
         self, limits: Mapping[CallClass, ClassLimit], quotas: Buckets, counts: Counts
@@ -190,47 +192,31 @@ class AdmissionInterceptor(aio.ServerInterceptor):
         for name, gate in self._gates.items():
             counts.watch_calls(name, lambda gate=gate: gate.in_progress)  # type: ignore[misc]  # bound now
 
-    async def intercept_service(
-        self,
-        continuation: Callable[
-            [grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]
-        ],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler[Any, Any] | None:
-        handler: Any = await continuation(handler_call_details)
-        call_class = class_of(handler_call_details.method)
+    async def enter(self, call_class: CallClass, caller: Caller | None, peer: str) -> Place | None:
+        """Returns a place, which the call must leave; None if its class has no limit.
+
+        Raises :class:`Exhausted`. Who is not known shares with those that come from the same
+        machine, ``peer``.
+        """
         gate = self._gates.get(call_class)
-        if handler is None or gate is None or handler.response_streaming:
-            return handler  # type: ignore[no-any-return]  # grpc's
-        return grpc.unary_unary_rpc_method_handler(
-            self._admitted(call_class, gate, handler.unary_unary),
-            request_deserializer=handler.request_deserializer,
-            response_serializer=handler.response_serializer,
-        )
-
-    def _admitted(self, call_class: CallClass, gate: Gate, inner: Any) -> Any:
-        async def call(request: Any, context: aio.ServicerContext[Any, Any]) -> Any:
-            caller = caller_name()
-            counted = call_class is CallClass.MONEY
+        if gate is None:
+            return None
+        name = caller.name if caller else "nobody"
+        counted = call_class is CallClass.MONEY
+        if counted:
+            self._take_token(name)
+        try:
+            place = await gate.enter(name if caller else peer)
+        except _Full as full:
             if counted:
-                self._take_token(caller)
-            try:
-                place = await gate.enter(caller)
-            except _Full as full:
-                if counted:
-                    self._quotas.give_back(caller)
-                self._counts.call_refused(call_class, full.why, caller)
-                raise _overloaded(call_class, full.limit) from None
-            current_place.set(place)
-            if counted:
-                # A repeated call has started nothing, so it costs nothing.
-                on_replay.set(lambda: self._quotas.give_back(caller))
-            try:
-                return await inner(request, context)
-            finally:
-                place.leave()
-
-        return call
+                self._quotas.give_back(name)
+            self._counts.call_refused(call_class, full.why, name)
+            raise _overloaded(call_class, full.limit) from None
+        current_place.set(place)
+        if counted:
+            # A repeated call has started nothing, so it costs nothing.
+            on_replay.set(lambda: self._quotas.give_back(name))
+        return place
 
     def _take_token(self, caller: str) -> None:
         seconds = self._quotas.take(caller, time.monotonic())

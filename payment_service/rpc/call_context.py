@@ -33,7 +33,7 @@ CALLER: Final[ContextVar[Caller]] = ContextVar("caller")
 #: character of control would show its readers something else.
 _REQUEST_ID: Final = re.compile(r"[!-~]{1,64}(?=[!-~]*\Z)")
 #: The id of the call in progress: the caller's, or a new one. It is in the log and the audit trail.
-REQUEST_ID: Final[ContextVar[str]] = ContextVar("request_id", default="")
+REQUEST_ID: Final[ContextVar[str]] = ContextVar("request_id")
 
 
 Context = aio.ServicerContext[Any, Any]
@@ -111,27 +111,18 @@ class CallRegistry:
 def cause_of(context: Context, rpc: str) -> Cause:
     """Returns who calls, for whom and why, for keys and the audit trail."""
     caller = CALLER.get()
-    return Cause(caller.name, rpc, REQUEST_ID.get() or identify(context), caller.act_for)
+    return Cause(caller.name, rpc, REQUEST_ID.get(), caller.act_for)
 
 
-def identify(context: Context) -> str:
+def identify(given: str) -> str:
     """Returns the caller's request id, or a new one, and remembers it for this call.
 
     One that is not of visible ASCII characters is replaced by a new one.
     """
-    match = _REQUEST_ID.match(metadata_of(context, "x-request-id"))
+    match = _REQUEST_ID.match(given)
     request_id = match[0] if match else secrets.token_hex(8)
     REQUEST_ID.set(request_id)
     return request_id
-
-
-def metadata_of(context: Context, name: str) -> str:
-    """Returns the last text of this name that the caller sent, or ""."""
-    found = ""
-    for given, value in context.invocation_metadata() or ():
-        if given == name and isinstance(value, str):
-            found = value
-    return found
 
 
 def acting_for() -> str:

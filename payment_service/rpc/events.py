@@ -47,7 +47,7 @@ class EventServicer(events_pb2_grpc.EventServiceServicer):
         after = fields.cursor("after_cursor", request.after_cursor)
         fields.check()
         feed = self._app.feed
-        with feed.place():
+        with feed.watched():
             writing = asyncio.create_task(self._write(after, context))
             ending = asyncio.create_task(feed.ending.wait())
             try:

@@ -27,6 +27,8 @@ from tests.support.world import World
 class TokensOrNobody:
     """Checks tokens as the service does. A call without one is local: it prepares a test."""
 
+    by_connection = False
+
     def __init__(self, tokens: Authenticator) -> None:
         self._tokens = tokens
 

@@ -19,7 +19,7 @@ from payment_service.access import authenticator_of, grpc_credentials
 from payment_service.bootstrap import SERVICES
 from payment_service.domain.caller import Role
 from payment_service.rpc.access import AccessControl
-from payment_service.rpc.errors import ErrorInterceptor
+from payment_service.rpc.interceptor import CallInterceptor
 from tests.support.access import OWN_CONNECTION, refusal_of
 from tests.support.certificates import Authority
 from tests.support.contract import METHODS, path_of, said_of
@@ -54,7 +54,7 @@ class _Nothing(grpc.GenericRpcHandler):
 async def _serving(site: Site) -> AsyncIterator[str]:
     settings = site.settings()
     access = AccessControl(authenticator_of(settings), SERVICES)
-    server = aio.server(interceptors=[ErrorInterceptor(lambda *_: None, access.admit)])
+    server = aio.server(interceptors=[CallInterceptor(lambda *_: None, access)])
     server.add_generic_rpc_handlers((_Nothing(),))
     credentials = grpc_credentials(settings)
     assert credentials is not None

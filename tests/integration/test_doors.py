@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -16,14 +17,19 @@ from grpc_reflection.v1alpha import reflection_pb2
 from marketplace.payments.v1 import payments_pb2, payments_pb2_grpc
 from payment_service.bootstrap import SERVICES
 from payment_service.domain.caller import Role
-from payment_service.rpc import errors
+from payment_service.domain.quotas import Buckets, Quota
+from payment_service.metrics import Metrics
+from payment_service.rpc import interceptor as interceptor_module
 from payment_service.rpc.access import AccessControl
+from payment_service.rpc.admission import Admission, CallClass, ClassLimit
 from payment_service.rpc.call_context import CALLER, Context
-from payment_service.rpc.errors import ErrorInterceptor
-from payment_service.server import _add_reflection
+from payment_service.rpc.interceptor import CallInterceptor
+from payment_service.server import OPTIONS, _add_reflection
 from tests.support.errors import Refused
 from tests.support.identity import NOBODY, BelievingAuthenticator, Metadata, as_caller
+from tests.support.world import until
 
+_PLACES = {CallClass.HEALTH_WATCH: ClassLimit(4, 0, 0.0)}
 _STATUS = "/marketplace.payments.v1.PaymentService/GetPaymentStatus"
 
 
@@ -42,14 +48,17 @@ def echo() -> payments_pb2_grpc.PaymentServiceServicer:
 
 
 @contextlib.asynccontextmanager
-async def serving(*services: str) -> AsyncIterator[tuple[aio.Channel, list[tuple[str, str]]]]:
+async def serving(
+    *services: str, addresses: list[str] | None = None
+) -> AsyncIterator[tuple[aio.Channel, list[tuple[str, str]]]]:
     """A server with these services known to access, its channel, and what it has counted."""
     counted: list[tuple[str, str]] = []
     access = AccessControl(BelievingAuthenticator(), services)
-    interceptor = ErrorInterceptor(
-        lambda method, code, _: counted.append((method, code)), access.admit
+    admission = Admission(_PLACES, Buckets(Quota(0, 1), {}), Metrics())
+    interceptor = CallInterceptor(
+        lambda method, code, _: counted.append((method, code)), access, admission
     )
-    server = aio.server(interceptors=[interceptor])
+    server = aio.server(interceptors=[interceptor], options=OPTIONS)
     payments_pb2_grpc.add_PaymentServiceServicer_to_server(echo(), server)
     servicer = health.aio.HealthServicer()
     await servicer.set("", health_pb2.HealthCheckResponse.SERVING)
@@ -57,6 +66,8 @@ async def serving(*services: str) -> AsyncIterator[tuple[aio.Channel, list[tuple
     _add_reflection(server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
+    if addresses is not None:
+        addresses.append(f"127.0.0.1:{port}")
     async with aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         yield channel, counted
     await server.stop(0)
@@ -85,6 +96,28 @@ async def test_probes_need_no_credentials() -> None:
         assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
         watch.cancel()
         assert ("/grpc.health.v1.Health/Check", "OK") in counted
+
+
+async def test_strangers_watch_health_from_a_bounded_number_of_places() -> None:
+    async with serving(*SERVICES) as (channel, _):
+        stub: Any = health_pb2_grpc.HealthStub(channel)
+        request = health_pb2.HealthCheckRequest()
+        watches = [stub.Watch(request, metadata=NOBODY) for _ in range(3)]
+        for watch in watches:
+            assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
+        refused = await refusal_of(stub.Watch(request, metadata=NOBODY).read())
+        assert (refused.code, refused.reason) == ("RESOURCE_EXHAUSTED", "OVERLOADED")
+        assert refused.facts == {"call_class": "HEALTH_WATCH", "limit": "3"}
+        assert (await stub.Check(request)).status == health_pb2.HealthCheckResponse.SERVING
+        watches[0].cancel()
+
+        async def again() -> bool:
+            try:
+                return bool(await stub.Watch(request, metadata=NOBODY).read())
+            except aio.AioRpcError:
+                return False
+
+        await until(again, "the place that was left")
 
 
 @pytest.mark.parametrize("version", ["v1", "v1alpha"])
@@ -158,8 +191,9 @@ async def test_a_message_that_is_too_long_is_refused_as_that() -> None:
         assert counted[0] == (_STATUS, "UNAUTHENTICATED")
 
 
-async def test_a_call_without_its_message_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(errors, "_MESSAGE_SECONDS", 0.1)
+async def test_a_strangers_call_without_its_message_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Anybody may ask for health, so its calls may not stay for as long as their connection."""
+    monkeypatch.setattr(interceptor_module, "_MESSAGE_SECONDS", 0.1)
     never = asyncio.Event()
 
     async def nothing() -> AsyncIterator[bytes]:
@@ -171,15 +205,45 @@ async def test_a_call_without_its_message_ends(monkeypatch: pytest.MonkeyPatch) 
             yield message
 
     async with serving(*SERVICES) as (channel, _):
-        ask: Any = channel.stream_unary(_STATUS)
+        check: Any = channel.stream_unary("/grpc.health.v1.Health/Check")
         watch: Any = channel.stream_stream("/grpc.health.v1.Health/Watch")
         for messages in (nothing, empty):
-            refused = await refusal_of(
-                ask(messages(), metadata=as_caller(Role.GIG_SERVICE), timeout=5)
-            )
+            refused = await refusal_of(check(messages(), metadata=NOBODY, timeout=5))
             assert (refused.code, refused.reason) == ("INVALID_ARGUMENT", "MALFORMED_MESSAGE")
-            refused = await refusal_of(watch(messages(), timeout=5).read())
+            refused = await refusal_of(watch(messages(), metadata=NOBODY, timeout=5).read())
             assert refused.code == "INVALID_ARGUMENT"
+
+
+async def test_a_burst_waits_for_the_event_loop() -> None:
+    """By its default gRPC ends some of more than 1,000 waiting calls as CANCELLED."""
+    own = (("grpc.use_local_subchannel_pool", 1),)
+    async with contextlib.AsyncExitStack() as stack:
+        addresses: list[str] = []
+        await stack.enter_async_context(serving(*SERVICES, addresses=addresses))
+        channels = [
+            await stack.enter_async_context(aio.insecure_channel(addresses[0], own))
+            for _ in range(4)
+        ]
+        metadata = as_caller(Role.GIG_SERVICE)
+        await asyncio.gather(*(status(channel, metadata) for channel in channels))
+        calls = [status(channels[number % 4], metadata) for number in range(3_600)]
+        time.sleep(0.5)  # noqa: ASYNC251 - the event loop is to be busy
+        answers = await asyncio.gather(*calls)
+        assert {answer.payment_id for answer in answers} == {"tests "}
+
+
+async def test_an_answer_does_not_wait_for_the_end_of_the_callers_stream() -> None:
+    """A caller that ends its stream late, or not before the answer, gets the answer."""
+
+    async def slow() -> AsyncIterator[bytes]:
+        yield b""
+        await asyncio.sleep(0.05)
+
+    async with serving(*SERVICES) as (channel, _):
+        ask: Any = channel.stream_unary(_STATUS)
+        for metadata, code in ((as_caller(Role.GIG_SERVICE), "OK"), (NOBODY, "UNAUTHENTICATED")):
+            calls = [ask(slow(), metadata=metadata, timeout=10) for _ in range(100)]
+            assert {(await call.code()).name for call in calls} == {code}
 
 
 async def test_calls_at_once_do_not_take_one_anothers_caller() -> None:
@@ -201,7 +265,7 @@ async def test_a_broken_authenticator_lets_nobody_in() -> None:
             raise RuntimeError("a secret")
 
     access = AccessControl(Broken(), SERVICES)
-    server = aio.server(interceptors=[ErrorInterceptor(lambda *_: None, access.admit)])
+    server = aio.server(interceptors=[CallInterceptor(lambda *_: None, access)])
     payments_pb2_grpc.add_PaymentServiceServicer_to_server(echo(), server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()

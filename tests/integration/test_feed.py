@@ -259,8 +259,8 @@ async def test_a_fault_in_the_middle_is_an_error_like_any(
     assert "a text" not in refused.sentence
 
 
-async def test_no_more_watch_than_there_are_places(start_world: StartWorld) -> None:
-    world = await start_world(event_watchers=2)
+async def test_no_caller_watches_by_more_streams_than_its_share(start_world: StartWorld) -> None:
+    world = await start_world(event_watchers=3)
     await world.escrowed()
     calls = [stream(world), stream(world)]
     for call in calls:

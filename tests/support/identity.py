@@ -28,6 +28,8 @@ class BelievingAuthenticator:
     what prepares a test needs no identity.
     """
 
+    by_connection = False
+
     async def ready(self) -> bool:
         return True
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import re
+import shutil
+from pathlib import Path
 from typing import Final
 
 import pytest
 
+from dev.contract import without_roles
+from dev.settings import ROOT
 from marketplace.payments.v1 import access_pb2, payments_pb2
 from payment_service.bootstrap import SERVICES
 from payment_service.domain.caller import Role
@@ -26,6 +31,18 @@ _READS: Final = {
 @pytest.mark.parametrize("rpc", _OURS)
 def test_every_rpc_names_who_may_call_it(rpc: str) -> None:
     assert _OURS[rpc].roles, f"say in the proto who may call {rpc}: option (access)"
+
+
+def test_lint_names_an_rpc_without_roles(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "protos", tmp_path / "protos")
+    assert without_roles(tmp_path / "protos") == []
+    file = tmp_path / "protos" / "marketplace" / "payments" / "v1" / "disputes.proto"
+    text = file.read_text()
+    option = re.search(r"    option \(access\) = \{.*?\};?\n", text, re.DOTALL)
+    assert option, "the option is written in another way"
+    file.write_text(text.replace(option[0], "", 1))
+    assert len(found := without_roles(tmp_path / "protos")) == 1
+    assert found[0].startswith("marketplace/payments/v1/disputes.proto: DisputeService.")
 
 
 def test_the_contract_and_the_code_know_the_same_roles() -> None:

@@ -3,14 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 import pytest
 
 from payment_service.application.single_flight import SingleFlight
-from payment_service.domain.errors import Unavailable
-from payment_service.rpc.admission import CallClass, ClassLimit, Gate, _Full, class_of
+from payment_service.domain.errors import Exhausted, Unavailable
+from payment_service.domain.quotas import Buckets, Quota
+from payment_service.rpc.admission import Admission, CallClass, ClassLimit, Gate, _Full, class_of
 from payment_service.rpc.call_context import CallRegistry, Place, current_place
 from tests.unit.protos import services
+
+
+class Counts:
+    """Remembers what was counted."""
+
+    def __init__(self) -> None:
+        self.refused: list[tuple[str, str, str]] = []
+        self.in_progress: dict[str, Callable[[], float]] = {}
+
+    def call_refused(self, call_class: str, why: str, caller: str) -> None:
+        self.refused.append((call_class, why, caller))
+
+    def watch_calls(self, call_class: str, in_progress: Callable[[], float]) -> None:
+        self.in_progress[call_class] = in_progress
+
 
 _EXPENSIVE = {
     "ListBalances",
@@ -45,6 +62,7 @@ def test_every_rpc_has_its_class() -> None:
     ]
     assert not any(rpc.startswith(("Get", "List", "Explain")) for rpc in found[CallClass.MONEY])
     assert class_of("/grpc.health.v1.Health/Check") is CallClass.HEALTH
+    assert class_of("/grpc.health.v1.Health/Watch") is CallClass.HEALTH_WATCH
 
 
 async def test_what_is_beyond_places_and_queue_is_refused_at_once() -> None:
@@ -179,3 +197,23 @@ async def test_whoever_joined_a_cancelled_run_may_ask_again() -> None:
     with pytest.raises(Unavailable):
         await joined
     assert not flights._running
+
+
+async def test_who_is_not_known_shares_with_the_machine_that_it_comes_from() -> None:
+    counts = Counts()
+    limits = {CallClass.HEALTH_WATCH: ClassLimit(4, 0, 0.0)}
+    admission = Admission(limits, Buckets(Quota(1, 1), {}), counts)
+    places = [await admission.enter(CallClass.HEALTH_WATCH, None, "ipv4:10.0.0.1") for _ in "123"]
+    with pytest.raises(Exhausted) as refused:
+        await admission.enter(CallClass.HEALTH_WATCH, None, "ipv4:10.0.0.1")
+    assert (refused.value.reason, refused.value.facts["call_class"]) == (
+        "OVERLOADED",
+        "HEALTH_WATCH",
+    )
+    assert counts.refused == [("HEALTH_WATCH", "share", "nobody")]
+    assert await admission.enter(CallClass.HEALTH_WATCH, None, "ipv4:10.0.0.2")
+    assert await admission.enter(CallClass.HEALTH, None, "ipv4:10.0.0.1") is None
+    assert counts.in_progress["HEALTH_WATCH"]() == 4
+    assert places[0] is not None
+    places[0].leave()
+    assert await admission.enter(CallClass.HEALTH_WATCH, None, "ipv4:10.0.0.1")

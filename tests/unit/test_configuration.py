@@ -171,6 +171,8 @@ def test_secrets_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ({}, "off"),
         ({"AUTH": "off", "GRPC_HOST": "localhost"}, "off"),
+        ({"GRPC_HOST": "127.0.0.2"}, "off"),
+        ({"GRPC_HOST": "[::1]"}, "off"),
         ({"AUTH": "JWT", "AUTH_JWKS": "jwks.json", "AUTH_ISSUER": "dev"}, "jwt"),
         ({**LIVE, "GRPC_HOST": "0.0.0.0"}, "jwt"),  # noqa: S104 - what a container sets
         (

@@ -32,6 +32,8 @@ def is_reserved(name: str) -> bool:
 class CertificateAuthenticator:
     """Finds the caller by the names in its certificate, which the TLS handshake has checked."""
 
+    by_connection = True
+
     def __init__(self, callers_file: Path, report: Report) -> None:
         def parse(contents: Sequence[bytes]) -> Callers:
             try:

@@ -48,6 +48,8 @@ class _Verified:
 class TokenAuthenticator:
     """Checks tokens. One that was found right is remembered by its hash until it expires."""
 
+    by_connection = False
+
     def __init__(self, keys: KeySource, rules: TokenRules) -> None:
         self._keys, self._rules = keys, rules
         self._verified: OrderedDict[bytes, _Verified] = OrderedDict()

@@ -11,6 +11,9 @@ from payment_service.domain.caller import Caller
 class Authenticator(Protocol):
     """Finds out who calls, from what the call brings along."""
 
+    #: Whether the connection's certificate says who calls, in place of the call's headers.
+    by_connection: bool
+
     async def authenticate(
         self,
         metadata: Iterable[tuple[str, str | bytes]],
