@@ -72,7 +72,7 @@ chaos: $(READY) ## kill, pause and deceive real processes, then check every prom
 	@$(RUN) -m chaos run --seed $(SEED) --seconds $(SECONDS) --seeds $(SEEDS)
 mutants: $(CHECKS) ## put bugs into copies of the tree: the chaos and its tests must find each
 	@$(RUN) -m chaos mutants
-bench: $(CHECKS) ## measure what a call costs and what one worker carries; writes docs/performance; 6 minutes
+bench: $(CHECKS) ## measure what a call costs and what workers carry; writes docs/performance; 10 minutes
 	@$(RUN) -m dev bench
 bench-quick: $(CHECKS) ## compare what a call costs with docs/performance; fails if a call costs a third more
 	@$(RUN) -m dev bench --quick
