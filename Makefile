@@ -29,10 +29,13 @@ SEED ?= 1
 SECONDS ?= 30
 SEEDS ?= 1
 
+# SECONDS has a default for the chaos, so only one that was given counts for the soak.
+SOAK_SECONDS := $(if $(filter command environment,$(firstword $(origin SECONDS))),$(SECONDS),600)
+
 PAYMENTS ?= 1000000
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo bench bench-quick bench-idle bench-million test test-proofs coverage prove chaos mutants lint format stubs breaking migrate smoke-stripe lock sbom audit client-wheel reset clean
+.PHONY: help run demo bench bench-quick bench-idle bench-million soak test test-proofs coverage prove chaos mutants lint format stubs breaking migrate smoke-stripe lock sbom audit client-wheel reset clean
 
 help: ## list these targets
 	@awk 'BEGIN { FS = ":.*## " } /^##@ / { printf "\n%s\n", substr($$0, 5) } \
@@ -69,7 +72,7 @@ chaos: $(READY) ## kill, pause and deceive real processes, then check every prom
 	@$(RUN) -m chaos run --seed $(SEED) --seconds $(SECONDS) --seeds $(SEEDS)
 mutants: $(CHECKS) ## put bugs into copies of the tree: the chaos and its tests must find each
 	@$(RUN) -m chaos mutants
-bench: $(CHECKS) ## measure what a call costs and what one worker carries; writes docs/performance; 6 minutes
+bench: $(CHECKS) ## measure what a call costs and what workers carry; writes docs/performance; 10 minutes
 	@$(RUN) -m dev bench
 bench-quick: $(CHECKS) ## compare what a call costs with docs/performance; fails if a call costs a third more
 	@$(RUN) -m dev bench --quick
@@ -77,6 +80,8 @@ bench-idle: $(READY) ## measure what a replica costs while nobody calls; takes t
 	@$(RUN) -m dev bench-idle --each
 bench-million: $(READY) ## measure reads and jobs over a million payments of history; PAYMENTS=100000
 	@$(RUN) -m dev bench-million --payments $(PAYMENTS)
+soak: $(READY) ## load two workers and measure their memory: 10 minutes, or SECONDS=60
+	@$(RUN) -m dev soak --seconds $(SOAK_SECONDS)
 smoke-stripe: $(READY) ## run the demo against Stripe's own test mode (needs test keys in the environment)
 	@$(RUN) -m dev smoke-stripe
 

@@ -21,6 +21,7 @@ from dev.ports import NoFreePortError
 from dev.postgres import SERVICE, EmbeddedPostgres
 from dev.programs import PostgresError
 from dev.settings import RefusedError, StackSettings
+from dev.soak import soak
 from dev.stack import CancelledStartError, ChildFailedError, Stack
 
 app = typer.Typer(
@@ -86,6 +87,16 @@ def run_bench_idle(
 ) -> None:
     """Measure what replicas cost while nobody calls, for two minutes."""
     _report(Lines, lambda: bench_idle(replicas=replicas, payments=payments, each=each))
+
+
+@app.command("soak")
+def run_soak(
+    seconds: Annotated[float, typer.Option(min=20, max=3600, help="How long.")] = 600.0,
+    workers: Annotated[int, typer.Option(min=2, max=8, help="Processes that serve.")] = 2,
+    per_second: Annotated[float, typer.Option(min=0.1, max=200, help="Payments.")] = 5.0,
+) -> None:
+    """Load workers for minutes, and measure whether their memory stays small and flat."""
+    _report(Lines, lambda: soak(seconds=seconds, workers=workers, per_second=per_second))
 
 
 @app.command("bench-million")

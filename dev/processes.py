@@ -25,6 +25,17 @@ def started_at(pid: int) -> str | None:
     return None if not answer or answer.startswith("Z") else answer.split(maxsplit=1)[1]
 
 
+def children_of(pid: int) -> list[int]:
+    """Returns the processes that a process of one thread has forked, the oldest first (Linux)."""
+    listed = (_PROC / f"{pid}/task/{pid}/children").read_text()
+    return sorted(int(child) for child in listed.split())
+
+
+def family_of(pid: int) -> list[int]:
+    """Returns a process and its children (Linux)."""
+    return [pid, *children_of(pid)]
+
+
 def is_stopped(pid: int) -> bool:
     """Whether it is stopped, by SIGSTOP for example."""
     if (_PROC / "self/stat").exists():

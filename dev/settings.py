@@ -48,7 +48,10 @@ COMMANDS: Mapping[str, Sequence[str]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StackSettings:
-    """Replica n of the service listens on `grpc_port + n` and `metrics_port + n`."""
+    """Replica n of the service listens on `grpc_port + n * workers` and `metrics_port + n`.
+
+    Each further worker of a replica listens on the next port.
+    """
 
     data_dir: Path
     #: The children inherit this; what the stack decides overrides it.
@@ -58,6 +61,8 @@ class StackSettings:
     gateway_port: int = _PORTS["GATEWAY_PORT"]
     simulator_port: int = _PORTS["STRIPE_SIMULATOR_PORT"]
     replicas: int = 1
+    #: Processes of each replica (`serve --workers`).
+    workers: int = 1
     #: False for tests: the embedded PostgreSQL then runs without fsync.
     durable: bool = True
     #: More arguments for the simulator's command line, such as `--seed 7`.
@@ -81,20 +86,23 @@ class StackSettings:
             metrics_port=_port(environment, "METRICS_PORT"),
             gateway_port=_port(environment, "GATEWAY_PORT"),
             simulator_port=_port(environment, "STRIPE_SIMULATOR_PORT"),
+            workers=_workers(environment),
         )
         settings = replace(settings, **changes)
         settings.refuse_contradictions()
         return settings
 
     @classmethod
-    def on_free_ports(cls, data_dir: Path, *, replicas: int = 1, **changes: Any) -> Self:
+    def on_free_ports(
+        cls, data_dir: Path, *, replicas: int = 1, workers: int = 1, **changes: Any
+    ) -> Self:
         """Returns settings for tests, without the caller's Stripe, database, ports and access."""
         ours = (
             *("DATABASE_URL", "DATA_DIR", "STRIPE_", "GATEWAY_", "GRPC_PORT", "METRICS_PORT"),
-            *("AUTH", "CORE_", "GRPC_HOST", "GRPC_TLS_"),
+            *("AUTH", "CORE_", "GRPC_HOST", "GRPC_TLS_", "WORKERS"),
         )
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
-        grpc_port, metrics_port = first_free_port(replicas), first_free_port(replicas)
+        grpc_port, metrics_port = first_free_port(replicas * workers), first_free_port(replicas)
         settings = cls(
             data_dir=data_dir.absolute(),
             environment=inherited,
@@ -103,6 +111,7 @@ class StackSettings:
             gateway_port=first_free_port(1),
             simulator_port=first_free_port(1),
             replicas=replicas,
+            workers=workers,
             durable=False,
         )
         return replace(settings, **changes)
@@ -119,14 +128,23 @@ class StackSettings:
 
     @property
     def grpc_addresses(self) -> list[str]:
-        return [f"127.0.0.1:{self.grpc_port + replica}" for replica in range(self.replicas)]
+        """Returns the address of every worker of every replica."""
+        return [
+            f"127.0.0.1:{port}"
+            for replica in range(self.replicas)
+            for port in self.grpc_ports(replica)
+        ]
+
+    def grpc_ports(self, replica: int) -> range:
+        first = self.grpc_port + replica * self.workers
+        return range(first, first + self.workers)
 
     @property
     def ports(self) -> dict[int, str]:
         """Returns every port that the stack listens on, with the variable that sets it."""
         ports = {self.gateway_port: "GATEWAY_PORT"}
         for replica in range(self.replicas):
-            ports[self.grpc_port + replica] = "GRPC_PORT"
+            ports |= dict.fromkeys(self.grpc_ports(replica), "GRPC_PORT")
             ports[self.metrics_port + replica] = "METRICS_PORT"
         if self.simulated:
             ports[self.simulator_port] = "STRIPE_SIMULATOR_PORT"
@@ -143,7 +161,7 @@ class StackSettings:
                 "STRIPE_API_BASE is set without STRIPE_SECRET_KEY: set both to use that server, "
                 "or neither to use the simulator that is started here"
             )
-        expected = 2 * self.replicas + 1 + self.simulated
+        expected = self.replicas * (self.workers + 1) + 1 + self.simulated
         if len(self.ports) != expected:
             names = ", ".join(_PORTS)
             raise RefusedError(f"two of {names} are the same port: give each a port of its own")
@@ -163,6 +181,13 @@ def _without_files(environment: Mapping[str, str]) -> dict[str, str]:
         except (OSError, UnicodeDecodeError):
             raise RefusedError(f"{name}_FILE: {path} cannot be read: check the path") from None
     return found
+
+
+def _workers(environment: Mapping[str, str]) -> int:
+    said = environment.get("WORKERS", "1")
+    if not said.isdecimal() or not 0 < int(said) <= 64:
+        raise RefusedError(f"WORKERS={said} is no number of workers: give one from 1 to 64")
+    return int(said)
 
 
 def _port(environment: Mapping[str, str], name: str) -> int:

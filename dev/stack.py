@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -181,10 +182,10 @@ class Stack:
 
     def wait_until_serving(self, replica: int = 0, seconds: float = _READY_SECONDS) -> None:
         """Waits for one replica, for example after `services[replica].restart()`."""
-        address = self.settings.grpc_addresses[replica]
-        self._await(
-            self.services[replica], lambda: probes.serves(address, self.access.tls), seconds
-        )
+        service = self.services[replica]
+        for port in self.settings.grpc_ports(replica):
+            serves = partial(probes.serves, f"127.0.0.1:{port}", self.access.tls)
+            self._await(service, serves, seconds)
 
     # How it starts
 
@@ -265,7 +266,7 @@ class Stack:
         for replica in range(self.settings.replicas):
             environment = {
                 **self._environment(),
-                "GRPC_PORT": str(self.settings.grpc_port + replica),
+                "GRPC_PORT": str(self.settings.grpc_ports(replica).start),
                 "METRICS_PORT": str(self.settings.metrics_port + replica),
             }
             name = "service" if self.settings.replicas == 1 else f"service-{replica + 1}"
@@ -302,6 +303,7 @@ class Stack:
             "GATEWAY_PORT": str(settings.gateway_port),
             "GRPC_PORT": str(settings.grpc_port),
             "METRICS_PORT": str(settings.metrics_port),
+            "WORKERS": str(settings.workers),
             "PYTHONUNBUFFERED": "1",
             # The processes write JSON; whoever takes their lines makes them readable.
             "LOG_FORMAT": "json",

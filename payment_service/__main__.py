@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,6 +24,7 @@ from payment_service.relay.commands import relay
 from payment_service.server import CannotListen
 from payment_service.server import serve as serve_forever
 from payment_service.token_commands import tokens
+from payment_service.workers.parent import serve_by_workers
 
 app = typer.Typer(
     help="Escrow payments on Stripe Connect.", no_args_is_help=True, add_completion=False
@@ -32,11 +34,23 @@ app.add_typer(relay, name="relay")
 
 
 @app.command()
-def serve() -> None:
-    """Serve gRPC and run the background loops until SIGTERM."""
+def serve(
+    workers: Annotated[
+        int | None, typer.Option(help="How many processes serve, in place of WORKERS.")
+    ] = None,
+) -> None:
+    """Serve gRPC and run the background loops until SIGTERM.
+
+    Several workers listen on GRPC_PORT and the ports after it, one each. A parent restarts those
+    that die, shows the metrics of all on METRICS_PORT, and drains all of them together.
+    """
+    if workers is not None:
+        os.environ["WORKERS"] = str(workers)
     settings = _settings()
     try:
         settings.require_database_url()
+        if settings.workers > 1:
+            raise typer.Exit(serve_by_workers(settings))
         asyncio.run(serve_forever(settings))
     except (WrongSettings, CannotListen, CannotRun) as fault:
         _refuse(fault)

@@ -11,6 +11,7 @@ import os
 import re
 import sys
 from collections.abc import MutableMapping
+from functools import partial
 from typing import Any, Final
 
 import structlog
@@ -35,7 +36,7 @@ ALLOWED_FIELDS: Final = frozenset(
     "records_root "
     # How this process is set up, and what to do.
     "api_base auth expected grpc grpc_host meaning metrics minimum remedy revision tls variable "
-    "writer".split()
+    "process worker workers ending writer".split()
 )
 _MASK: Final = "***"
 #: Marks of what a value may contain by mistake: secrets of Stripe's, tokens, private keys, the
@@ -47,10 +48,11 @@ _PRIVATE: Final = re.compile(
 )
 
 
-def configure_logs(level: str, form: str | None = None) -> None:
+def configure_logs(level: str, form: str | None = None, worker: int | None = None) -> None:
     """Configures logs: one line for each event on standard output, as JSON or readable text.
 
-    Without a ``form``, a terminal gets readable lines and everything else JSON.
+    Without a ``form``, a terminal gets readable lines and everything else JSON. The lines of a
+    ``worker`` say which one wrote them.
     """
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     is_terminal = sys.stdout.isatty()
@@ -65,19 +67,27 @@ def configure_logs(level: str, form: str | None = None) -> None:
         processors=[
             # What names the call in progress: request_id, trace_id, payment, caller.
             structlog.contextvars.merge_contextvars,
+            *([partial(_by_worker, worker)] if worker is not None else []),
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             keep_allowed,
             render,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(number),
-        logger_factory=structlog.PrintLoggerFactory(sys.stdout),
+        # One write for each line: several workers share the output.
+        logger_factory=structlog.WriteLoggerFactory(sys.stdout),
         cache_logger_on_first_use=True,
     )
     root = logging.getLogger()
     root.handlers[:] = [_LibraryHandler()]
     root.setLevel(max(number, logging.WARNING))
     logging.getLogger("stripe").setLevel(logging.ERROR)
+
+
+def _by_worker(
+    worker: int, logger: Any, name: str, entry: MutableMapping[str, Any]
+) -> MutableMapping[str, Any]:
+    return {**entry, "worker": worker}
 
 
 def keep_allowed(

@@ -7,6 +7,7 @@ pages run on the event loop that serves calls: a loop that is stuck does not ans
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Final
 
 from aiohttp import web
@@ -37,6 +38,11 @@ class MetricsSite:
         """Listens. Raises OSError if the port is taken."""
         await self._runner.setup()
         await web.TCPSite(self._runner, host, port).start()
+
+    async def start_on_socket(self, path: Path) -> None:
+        """Listens on a Unix socket. One that a killed process has left is replaced."""
+        await self._runner.setup()
+        await web.UnixSite(self._runner, path).start()
 
     async def stop(self) -> None:
         await self._runner.cleanup()

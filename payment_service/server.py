@@ -29,6 +29,7 @@ from payment_service.gauges import read_gauges
 from payment_service.maintenance import CannotRun
 from payment_service.metrics_site import MetricsSite
 from payment_service.rpc.call_context import Context
+from payment_service.workers.worker import Worker
 
 log = structlog.get_logger(__name__)
 
@@ -77,6 +78,13 @@ _GAUGE_SECONDS: Final = 15.0
 class CannotListen(Exception):
     """The port is taken."""
 
+    @classmethod
+    def of_metrics(cls, settings: Settings) -> CannotListen:
+        return cls(
+            f"METRICS_PORT: {settings.metrics_host}:{settings.metrics_port} is taken; "
+            "set another port, or 0 for none"
+        )
+
 
 class _Health(health.aio.HealthServicer):
     """Ends the streams of watchers after the last status, because they would delay the end."""
@@ -110,10 +118,14 @@ class _Health(health.aio.HealthServicer):
             watching.cancel()
 
 
-async def serve(settings: Settings) -> None:
-    """Serves until SIGTERM or SIGINT, then finishes the calls in progress."""
+async def serve(settings: Settings, worker: Worker | None = None) -> None:
+    """Serves until SIGTERM or SIGINT, then finishes the calls in progress.
+
+    A ``worker`` also ends when its parent does, and shows its metrics to the parent alone.
+    """
     sys.setswitchinterval(_SWITCH_SECONDS)
     wired, stop = wire(settings), asyncio.Event()
+    tie = _begin(wired, stop, worker)
     await _refuse_powerful_role(wired)
     credentials = grpc_credentials(
         settings, wired.metrics.access_source_failed, wired.metrics.certificate_expires.set
@@ -131,7 +143,7 @@ async def serve(settings: Settings) -> None:
     if settings.reflection:
         _add_reflection(server)
     port = await _listen(server, wired, credentials)
-    site = await _serve_metrics(settings, wired, servicer)
+    site = await _serve_metrics(wired, servicer, worker)
     await server.start()
     background = asyncio.create_task(run_background(wired.app))
     watch = asyncio.create_task(
@@ -141,9 +153,7 @@ async def serve(settings: Settings) -> None:
     lag = asyncio.create_task(supervised(wired.metrics, "loop_lag", wired.metrics.watch_loop))
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    _warn_of_simulator(settings)
-    _warn_of_unsigned_heads(settings)
-    _warn_of_strangers(settings)
+    _warn(settings)
     log.info(
         "serving",
         grpc=f"{settings.grpc_host}:{port}",
@@ -175,9 +185,16 @@ async def serve(settings: Settings) -> None:
         await background
     await _close(wired)
     await site.stop()
+    tie.cancel()
     log.info("stopped", unfinished=left)
     if account.fault is not None:
         raise CannotRun(str(account.fault))
+
+
+def _begin(wired: Wired, stop: asyncio.Event, worker: Worker | None) -> asyncio.Future[None]:
+    """Shows what this process is among the workers, and ties a worker to its parent."""
+    wired.metrics.begun(workers=wired.settings.workers, starts=worker.starts if worker else 1)
+    return asyncio.ensure_future(worker.keep_tie(stop)) if worker else asyncio.Future()
 
 
 async def _listen(
@@ -218,25 +235,20 @@ async def _watch_account(wired: Wired, stop: asyncio.Event) -> AccountWatch:
     return account
 
 
-def _warn_of_simulator(settings: Settings) -> None:
+def _warn(settings: Settings) -> None:
+    """Says what is missing that a production has."""
     if settings.is_simulated:
         log.warning(
             "stripe_is_simulated",
             api_base=settings.effective_api_base,
             meaning="no real card is charged, nobody is paid; set STRIPE_SECRET_KEY to change it",
         )
-
-
-def _warn_of_unsigned_heads(settings: Settings) -> None:
     if settings.heads_signing_key_file is None:
         log.warning(
             "heads_are_not_signed",
             meaning="exported heads prove as much as the place where they are kept; set "
             "HEADS_SIGNING_KEY_FILE to change it",
         )
-
-
-def _warn_of_strangers(settings: Settings) -> None:
     if settings.effective_auth == "off":
         log.warning(
             "callers_are_not_authenticated",
@@ -319,15 +331,17 @@ def _add_reflection(server: aio.Server) -> None:
     )
 
 
-async def _serve_metrics(settings: Settings, wired: Wired, servicer: _Health) -> MetricsSite:
+async def _serve_metrics(wired: Wired, servicer: _Health, worker: Worker | None) -> MetricsSite:
     """Starts the pages of METRICS_PORT. Port 0 means that there are none."""
-    site = MetricsSite(wired.metrics.registry, lambda: servicer.accepts_calls)
-    if settings.metrics_port:
+    settings, site = (
+        wired.settings,
+        MetricsSite(wired.metrics.registry, lambda: servicer.accepts_calls),
+    )
+    if worker is not None:
+        await site.start_on_socket(worker.socket_path)
+    elif settings.metrics_port:
         try:
             await site.start(settings.metrics_host, settings.metrics_port)
         except OSError:
-            raise CannotListen(
-                f"METRICS_PORT: {settings.metrics_host}:{settings.metrics_port} is taken; "
-                "set another port, or 0 for none"
-            ) from None
+            raise CannotListen.of_metrics(settings) from None
     return site

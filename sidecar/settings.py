@@ -17,7 +17,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from marketplace.payments.channel import target_of
 
 _HOST_AND_PORT: Final = re.compile(
-    r"(?:dns:///)?(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):([0-9]{1,5})", re.ASCII
+    r"(?:dns:///)?(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):([0-9]{1,5})(?:-[0-9]{1,5})?", re.ASCII
 )
 #: What only the core may know. An intruder in another process must find none of these.
 _SECRETS_OF_THE_CORE: Final = (
@@ -43,7 +43,8 @@ class CoreSettings(BaseSettings):
     core_address: Annotated[tuple[str, ...], NoDecode] = Field(
         default=("127.0.0.1:50051",),
         description="host:port of the core, or several separated by commas and then each with an "
-        "IP address for its host, for example 127.0.0.1:50051,127.0.0.1:50052",
+        "IP address for its host, for example 127.0.0.1:50051,127.0.0.1:50052 or, for the workers "
+        "of one machine, 127.0.0.1:50051-50052",
     )
     core_tls_ca_file: Path | None = Field(
         default=None,

@@ -133,7 +133,10 @@ class Marketplace:
         )
 
     async def initiate(self) -> None:
-        self.made.append((await self.payments.InitiatePayment(self.request())).payment)
+        self.made.append(await self.initiated())
+
+    async def initiated(self) -> payments_pb2.Payment:
+        return (await self.payments.InitiatePayment(self.request())).payment
 
     async def live(self, number: int = 1) -> list[payments_pb2.Payment]:
         """Takes payments through their lives, and returns them: initiated, confirmed, captured."""
@@ -143,11 +146,11 @@ class Marketplace:
         for payment in lived:
             await self.confirm(payment)()
         for payment in lived:
-            await self._held(payment.payment_id)
+            await self.held(payment.payment_id)
             await self.capture(payment)()
         return lived
 
-    async def _held(self, payment_id: str) -> None:
+    async def held(self, payment_id: str) -> None:
         request = payments_pb2.GetPaymentRequest(payment_id=payment_id)
         deadline = time.monotonic() + _REST_SECONDS
         while time.monotonic() < deadline:

@@ -4,6 +4,7 @@ import asyncio
 
 from dev.bench import report
 from dev.bench.run import FULL, QUICK, measure
+from dev.bench.workers import compare
 from dev.demo import Failed
 from dev.story import Story
 
@@ -14,9 +15,11 @@ def bench(*, quick: bool) -> None:
     story.introduce(
         "What a call costs",
         "The service and two bare handlers in one run, by the processor time of their processes. "
-        + ("About a minute." if quick else "About six minutes."),
+        + ("About a minute." if quick else "About ten minutes."),
     )
     result = asyncio.run(measure(QUICK if quick else FULL, story.note))
+    if not quick:
+        result["workers"] = asyncio.run(compare(story.note))
     report.show(story, result)
     if not quick:
         report.keep(result)

@@ -3,7 +3,7 @@
 import asyncio
 import re
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -96,8 +96,8 @@ class Cost:
 class Meter:
     """Measures what a program and its backends use, less what they use while nothing happens."""
 
-    def __init__(self, program: str, pid: Callable[[], int], backends: Backends) -> None:
-        self._program, self.pid, self._backends = program, pid, backends
+    def __init__(self, program: str, pids: Callable[[], Sequence[int]], backends: Backends) -> None:
+        self._program, self._pids, self._backends = program, pids, backends
         self.idle = Cost(0.0, 0.0)
 
     async def rest(self, seconds: float) -> None:
@@ -115,10 +115,13 @@ class Meter:
         )
 
     async def _used(self, work: Callable[[], Any]) -> tuple[float, float]:
-        before, process = self._backends.cpu(self._program), cpu_seconds(self.pid())
+        before, process = self._backends.cpu(self._program), self._process()
         await work()
-        process = cpu_seconds(self.pid()) - process
+        process = self._process() - process
         return process, spent(before, self._backends.cpu(self._program))
+
+    def _process(self) -> float:
+        return sum(map(cpu_seconds, self._pids()))
 
 
 def counted(log: Path, offset: int, program: str, marks: Collection[str]) -> Statements:

@@ -1,7 +1,7 @@
 """Prints what a run measured, keeps it in docs/performance, and compares a run with that."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,6 +26,10 @@ GOALS: Final[Mapping[str, float]] = {
 #: A multiple may grow by this much between two runs: machines differ, and so do their loads.
 GROWTH: Final = 4 / 3
 
+_LOAD: Final = (
+    *("call", "Stripe ms>", "in flight>", "a second>", "CPU ms>"),
+    *("offered>", "p50 ms>", "p95>", "p99>", "refused"),
+)
 _UNIT: Final = {"GetPayment": "a bare read"}
 _TITLE: Final = "Processor time of a call, as a multiple of a bare handler"
 _WIDTH, _LEFT, _RIGHT, _ROW = 760, 150, 70, 46
@@ -48,22 +52,10 @@ def show(story: Story, result: Mapping[str, Any]) -> None:
     columns = ["call", "as a multiple of", "before>", "now>", "goal>", "statements>"]
     story.table("Processor time of a call", [*columns, "round trips>"], rows)
     if "load" in result:
-        cells = [
-            [
-                cell["call"],
-                str(cell["stripe_ms"]),
-                str(cell["in_flight"]),
-                f"{cell['per_second']:.0f}",
-                f"{cell['cpu_ms']:.1f}",
-                f"{cell['offered_per_second']:.0f}",
-                *(f"{cell[name]:.0f}" for name in ("p50_ms", "p95_ms", "p99_ms")),
-                ", ".join(f"{count} {code}" for code, count in cell["refused"].items()),
-            ]
-            for cell in result["load"]
-        ]
-        columns = ["call", "Stripe ms>", "in flight>", "a second>", "CPU ms>"]
-        columns += ["offered>", "p50 ms>", "p95>", "p99>", "refused"]
-        story.table("Under load; latencies at half of what it carries", columns, cells)
+        title = "Under load; latencies at half of what it carries"
+        story.table(title, _LOAD, list(map(_row, result["load"])))
+    if "workers" in result:
+        show_workers(story, result["workers"])
     rest = result["at_rest"]
     story.note(
         f"At rest the service uses {rest['process_ms_per_second']:.0f} ms of a second, and "
@@ -75,6 +67,25 @@ def show(story: Story, result: Mapping[str, Any]) -> None:
             f"The first answer comes {start['seconds']:.2f} s after the start, for "
             f"{start['cpu_seconds']:.2f} s of processor time."
         )
+
+
+def show_workers(story: Story, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Prints what one worker and several carry."""
+    cells = [[str(row["workers"]), *_row(row)] for row in rows]
+    story.table("Workers on one machine", ["workers>", *_LOAD], cells)
+
+
+def _row(cell: Mapping[str, Any]) -> list[str]:
+    return [
+        cell["call"],
+        str(cell["stripe_ms"]),
+        str(cell["in_flight"]),
+        f"{cell['per_second']:.0f}",
+        f"{cell['cpu_ms']:.1f}",
+        f"{cell['offered_per_second']:.0f}",
+        *(f"{cell[name]:.0f}" for name in ("p50_ms", "p95_ms", "p99_ms")),
+        ", ".join(f"{count} {code}" for code, count in cell["refused"].items()),
+    ]
 
 
 def _counts(result: Mapping[str, Any], name: str) -> list[str]:

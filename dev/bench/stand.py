@@ -21,6 +21,7 @@ from dev.bench.bare import NAME as BARE
 from dev.bench.calls import Marketplace
 from dev.bench.costs import Backends, Meter
 from dev.ports import first_free_port
+from dev.processes import family_of
 from dev.settings import ROOT, StackSettings
 from dev.stack import Stack
 from marketplace.payments.channel import connect
@@ -55,11 +56,11 @@ class Stand:
 
 
 @asynccontextmanager
-async def started(say: Say) -> AsyncIterator[Stand]:
+async def started(say: Say, workers: int = 1) -> AsyncIterator[Stand]:
     directory = Path(tempfile.mkdtemp(prefix="payments-bench-"))
     await asyncio.to_thread(directory.chmod, 0o711)  # PostgreSQL's user must be able to enter it
     say("starting the stack and the bare handlers")
-    settings = StackSettings.on_free_ports(directory / "data")
+    settings = StackSettings.on_free_ports(directory / "data", workers=workers)
     # One caller is all the load there is. Asked is what is carried, not what is admitted.
     limits = {"MONEY_RATE": "0", "MONEY_CALLS": "1024"}
     stack = Stack(replace(settings, environment={**settings.environment, **limits}))
@@ -94,8 +95,8 @@ async def started(say: Say) -> AsyncIterator[Stand]:
                     Marketplace(channel, web, stack.simulator_url),
                     payments_pb2_grpc.PaymentServiceStub(bare_channel),
                     f"http://127.0.0.1:{canned_port}",
-                    Meter(SERVICE, lambda: stack.services[0].pid, backends),
-                    Meter(BARE, lambda: bare.pid, backends),
+                    Meter(SERVICE, lambda: family_of(stack.services[0].pid), backends),
+                    Meter(BARE, lambda: [bare.pid], backends),
                 )
         backends.close()
     finally:

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 Rules = list[tuple[bool, str]]
 
+#: The fields with the ports of processes that may run beside this one.
+_NEIGHBOURS: Final = ("gateway_port", "gateway_metrics_port", "console_port", "relay_metrics_port")
+_LAST_PORT: Final = 65_535
 #: The key that the simulator accepts. It is published, so it opens nothing.
 SIMULATOR_KEY: Final = "sk_test_simulator"
 
@@ -156,16 +159,52 @@ def _database(settings: Settings) -> Rules:
 def _ports(settings: Settings) -> Rules:
     production = settings.environment == "production"
     ports = {
-        "GRPC_PORT": settings.grpc_port,
         "METRICS_PORT": settings.metrics_port,
         "STRIPE_SIMULATOR_PORT": settings.simulator_port,
+        **{
+            name.upper(): getattr(settings, name)
+            for name in _NEIGHBOURS
+            if name in settings.model_fields_set
+        },
     }
     used = [port for port in ports.values() if port]
+    first, last = settings.grpc_port, settings.grpc_port + settings.workers - 1
     same = [name for name, port in ports.items() if port and used.count(port) > 1]
+    taken = [name for name, port in ports.items() if first and first <= port <= last]
+    several = settings.workers > 1
+    each, most = settings.connections_of_a_worker, settings.database_connections
     return [
         (
             bool(same),
             f"{' and '.join(same)} are the same port: give each a port of its own",
+        ),
+        (
+            bool(taken) and not several,
+            f"GRPC_PORT and {' and '.join(taken)} are the same port: give each a port of its own",
+        ),
+        (
+            bool(taken) and several,
+            (
+                f"WORKERS={settings.workers} listen on the ports {first} to {last}, and "
+                f"{' and '.join(taken)} is among them: set another port"
+            ),
+        ),
+        (
+            several and not first,
+            "WORKERS listen on GRPC_PORT and the ports after it: set GRPC_PORT, or WORKERS=1",
+        ),
+        (
+            last > _LAST_PORT,
+            f"WORKERS={settings.workers} would listen up to port {last}: lower GRPC_PORT",
+        ),
+        (
+            settings.workers * each > most,
+            (
+                f"WORKERS={settings.workers} with {each} connections each need "
+                f"{settings.workers * each}, more than DATABASE_CONNECTIONS={most}: "
+                "lower DATABASE_WRITE_THREADS or DATABASE_READ_THREADS, or raise it if PostgreSQL "
+                "(max_connections) or its pooler allows more"
+            ),
         ),
         (
             production and not settings.grpc_port,

@@ -60,6 +60,9 @@ class Settings(AccessSettings):
     database_read_threads: int = Field(4, ge=1, le=200)
     #: For what reads a large part of the books: its own, so that it starves nobody.
     database_expensive_threads: int = Field(2, ge=1, le=20)
+    #: How many connections all workers together may open: PostgreSQL's own limit of 100, less the
+    #: three that it keeps for its administrators.
+    database_connections: int = Field(97, ge=1, le=100_000)
 
     stripe_secret_key: SecretStr | None = None
     stripe_publishable_key: str = ""
@@ -74,6 +77,8 @@ class Settings(AccessSettings):
 
     grpc_host: str = "127.0.0.1"
     grpc_port: Port = 50051
+    #: How many processes serve: on GRPC_PORT and the ports after it.
+    workers: int = Field(1, ge=1, le=64)
     metrics_host: str = "127.0.0.1"
     metrics_port: Port = 9464
     reflection: bool = True
@@ -82,6 +87,12 @@ class Settings(AccessSettings):
     shutdown_grace: float = Field(20.0, ge=0, le=3600)
     #: How many streams of WatchEvents may be open.
     event_watchers: int = Field(50, ge=0, le=500)
+    #: Ports of the processes beside this one, to find out that two are the same. They are looked
+    #: at only if the environment names them: on another machine they take none of ours.
+    gateway_port: Port = 8005
+    gateway_metrics_port: Port = 0
+    console_port: Port = 8006
+    relay_metrics_port: Port = 9466
 
     #: How many calls of each class may be in progress; half as many more may wait.
     money_calls: int = Field(64, ge=1, le=5000)
@@ -301,6 +312,16 @@ class Settings(AccessSettings):
     def simulator_port(self) -> int:
         """Returns the simulator's port, or 0 if it is not used."""
         return self.stripe_simulator_port if self.is_simulated and not self.stripe_api_base else 0
+
+    @property
+    def connections_of_a_worker(self) -> int:
+        """Returns how many connections to the database one worker may open, LISTEN included."""
+        expensive = 2 * self.database_expensive_threads
+        return self.database_write_threads + self.database_read_threads + expensive + 1
+
+    def of_worker(self, number: int) -> Settings:
+        """Returns the settings of one worker: all are the same but for the port."""
+        return self.model_copy(update={"grpc_port": self.grpc_port + number})
 
     @property
     def policy(self) -> Policy:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Gauge, Histogram, Info, ProcessCollector
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
 
 from payment_service.domain.audit_trail import WRITER
 
@@ -59,6 +59,21 @@ class PartMetrics:
         self.build = Info("payments_build", "What runs here.", registry=r)
         self.build.info(build_facts(os.environ) | {"writer": str(WRITER)})
         ProcessCollector(registry=r)
+        self.workers = Gauge(
+            "payments_workers",
+            "How many workers should run here, this one included.",
+            registry=r,
+        )
+        self.worker_starts = Counter(
+            "payments_worker_starts",
+            "How many processes have had the place of this worker, since their parent started.",
+            registry=r,
+        )
+
+    def begun(self, *, workers: int, starts: int) -> None:
+        """Shows what this process is among the workers."""
+        self.workers.set(workers)
+        self.worker_starts.inc(starts)
 
     def observe_stripe(self, endpoint: str, outcome: str, seconds: float) -> None:
         self.stripe_seconds.labels(endpoint, outcome).observe(seconds)

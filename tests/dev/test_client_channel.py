@@ -186,6 +186,9 @@ def test_only_reads_and_keyed_mutations_are_retried() -> None:
         (["dns:///payments:50051"], "dns:///payments:50051"),
         (["10.0.0.1:1", "10.0.0.2:2"], "ipv4:10.0.0.1:1,10.0.0.2:2"),
         (["[::1]:1", "[::2]:2"], "ipv6:[::1]:1,[::2]:2"),
+        (["10.0.0.1:1-3"], "ipv4:10.0.0.1:1,10.0.0.1:2,10.0.0.1:3"),
+        (["10.0.0.1:7-7"], "10.0.0.1:7"),
+        (["[::1]:1-2", "[::2]:1-2"], "ipv6:[::1]:1,[::1]:2,[::2]:1,[::2]:2"),
     ],
 )
 def test_addresses_become_one_target(targets: list[str], expected: str) -> None:
@@ -199,6 +202,11 @@ def test_addresses_become_one_target(targets: list[str], expected: str) -> None:
         (["10.0.0.1:1", "payments:2"], "is a name"),
         (["10.0.0.1:1", "10.0.0.2"], "has no port"),
         (["10.0.0.1:1", "[::1]:2"], "mixed"),
+        (["payments:1-2"], "is a name"),
+        (["10.0.0.1:2-1"], "no range"),
+        (["10.0.0.1:0-1"], "no range"),
+        (["10.0.0.1:1-65"], "at most 64"),
+        (["10.0.0.1:65530-65536"], "no range"),
     ],
 )
 def test_addresses_that_cannot_share_a_channel_are_refused(targets: list[str], reason: str) -> None:

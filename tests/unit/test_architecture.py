@@ -138,6 +138,7 @@ LAYERS = [
         "a command wires what it needs itself only where it serves nothing, as migrate does",
         ours={
             *("payment_service.server", "payment_service.config", "payment_service.logs"),
+            "payment_service.workers",
             *("payment_service.maintenance", "payment_service.support", "payment_service.finance"),
             "payment_service.relay",
             *("payment_service.proofs", "payment_service.application.verify_heads"),

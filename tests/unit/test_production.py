@@ -221,6 +221,30 @@ WRONG_CORE: dict[str, tuple[Mapping[str, str], str]] = {
     "an endless grace": ({"SHUTDOWN_GRACE": "inf"}, "SHUTDOWN_GRACE"),
     "a timeout that is no number": ({"STRIPE_TIMEOUT": "nan"}, "STRIPE_TIMEOUT"),
     "equal ports": ({"METRICS_PORT": "50051"}, "are the same port"),
+    "workers up to the metrics": (
+        {"WORKERS": "4", "METRICS_PORT": "50054"},
+        "WORKERS=4 listen on the ports 50051 to 50054, and METRICS_PORT is among them",
+    ),
+    "workers up to the gateway": (
+        {"WORKERS": "2", "GATEWAY_PORT": "50052"},
+        "GATEWAY_PORT is among them",
+    ),
+    "the gateway's port": ({"GATEWAY_PORT": "50051"}, "GRPC_PORT and GATEWAY_PORT are the same"),
+    "the console's port": ({"CONSOLE_PORT": "9464"}, "METRICS_PORT and CONSOLE_PORT are the same"),
+    "workers on any free port": ({"WORKERS": "2", "GRPC_PORT": "0"}, "set GRPC_PORT, or WORKERS=1"),
+    "workers beyond the last port": (
+        {"WORKERS": "4", "GRPC_PORT": "65533"},
+        "would listen up to port 65536",
+    ),
+    "more connections than there are": (
+        {"WORKERS": "5"},
+        "WORKERS=5 with 21 connections each need 105, more than DATABASE_CONNECTIONS=97",
+    ),
+    "more connections of one worker": (
+        {"DATABASE_WRITE_THREADS": "100"},
+        "lower DATABASE_WRITE_THREADS",
+    ),
+    "no worker": ({"WORKERS": "0"}, "WORKERS"),
     "any free port": ({"GRPC_PORT": "0"}, "set a port"),
     "debugging": ({"DEBUG": "true"}, "set DEBUG=false"),
     "a misspelt variable": ({"REFLECTOIN": "false"}, "did you mean REFLECTION?"),

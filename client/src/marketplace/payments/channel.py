@@ -50,6 +50,10 @@ DEFAULT_DEADLINE_SECONDS = 30
 
 _READ_PREFIXES = ("Get", "List")
 
+# The ports of the workers of one machine, such as 10.0.0.5:50051-50054.
+_PORTS = re.compile(r"(?P<host>.+):(?P<first>[0-9]{1,5})-(?P<last>[0-9]{1,5})", re.ASCII)
+_MOST_PORTS = 64
+
 # The first retry comes soon, because usually one replica of several has died and the next one
 # works. All retries that gRPC allows last about as long as a replica takes to start: after 0.05,
 # 0.2, 0.65 and 1.65 s. With a longer last pause the callers of a single replica would wait longer.
@@ -75,7 +79,8 @@ def connect(
     """Opens a channel for asyncio callers.
 
     One target may be any name that gRPC resolves (`payments:50051`, `dns:///payments:50051`);
-    all addresses behind it are used. Several targets must be IP addresses with ports. `tls` names
+    all addresses behind it are used. Several targets must be IP addresses with ports.
+    `10.0.0.5:50051-50054` stands for four: the workers of one machine. `tls` names
     files and follows them; `credentials` are gRPC's own. Without either the channel is plaintext,
     and takes a token on loopback only, or if a service mesh encrypts it. Options given here win
     over the defaults.
@@ -155,6 +160,7 @@ def target_of(targets: Sequence[str]) -> str:
     """Returns the one gRPC target that stands for all of these addresses."""
     if not targets:
         raise ValueError("connect() needs at least one target, such as 'payments:50051'")
+    targets = [address for target in targets for address in _workers(target)]
     if len(targets) == 1:
         return targets[0]
     schemes = {_address_scheme(target) for target in targets}
@@ -221,6 +227,19 @@ def _options(extra: Sequence[Option], tls: Tls | None = None) -> list[Option]:
     if tls is not None and tls.server_name:
         defaults["grpc.ssl_target_name_override"] = tls.server_name
     return list((defaults | dict(extra)).items())
+
+
+def _workers(target: str) -> list[str]:
+    """Returns one address for each port of a range, or the target itself."""
+    found = _PORTS.fullmatch(target)
+    if found is None:
+        return [target]
+    first, last = int(found["first"]), int(found["last"])
+    if not 0 < first <= last < 65536 or last - first >= _MOST_PORTS:
+        raise ValueError(
+            f"'{target}' is no range of at most {_MOST_PORTS} ports such as '10.0.0.5:50051-50054'"
+        )
+    return [f"{found['host']}:{port}" for port in range(first, last + 1)]
 
 
 def _address_scheme(target: str) -> str:

@@ -64,6 +64,9 @@ ENVIRONMENT: production
 LOG_FORMAT: json
 GRPC_HOST: "0.0.0.0"
 METRICS_HOST: "0.0.0.0"
+{{- if gt (int .Values.service.workers) 1 }}
+WORKERS: {{ .Values.service.workers | quote }}
+{{- end }}
 GATEWAY_PUBLIC_URL: {{ required "gateway.publicUrl: the https address of the gateway" .Values.gateway.publicUrl | quote }}
 ALLOWED_ORIGINS: {{ .Values.gateway.allowedOrigins | quote }}
 STRIPE_PUBLISHABLE_KEY: {{ required "stripe.publishableKey: pk_live_… or pk_test_…" .Values.stripe.publishableKey | quote }}
