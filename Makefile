@@ -35,7 +35,7 @@ SOAK_SECONDS := $(if $(filter command environment,$(firstword $(origin SECONDS))
 PAYMENTS ?= 1000000
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo bench bench-quick bench-idle bench-million soak test test-proofs coverage prove chaos mutants lint format stubs breaking migrate smoke-stripe lock sbom audit client-wheel reset clean
+.PHONY: help run demo bench bench-quick bench-idle bench-million soak test test-proofs coverage prove chaos mutants lint format stubs breaking docs docs-serve migrate smoke-stripe lock sbom audit client-wheel reset clean
 
 help: ## list these targets
 	@awk 'BEGIN { FS = ":.*## " } /^##@ / { printf "\n%s\n", substr($$0, 5) } \
@@ -62,6 +62,12 @@ format: $(TOOLS) ## rewrite Python and protos in the agreed style
 stubs: $(CHECKS) ## generate the client's messages and stubs from protos/
 breaking: $(TOOLS) ## compare the protos with main: nothing that a caller relies on may be removed
 	@BUF=$(BIN)/buf bash .ci/breaking
+
+##@ Read it
+docs: $(RUNTIME) ## build the documentation into site/, with a search that needs no network
+	@$(RUN) -m dev.site build
+docs-serve: $(RUNTIME) ## build it and show it on http://127.0.0.1:8000 until Ctrl-C
+	@$(RUN) -m dev.site serve
 
 ##@ Prove it
 coverage: $(CHECKS) ## run all tests with coverage, which takes half as long again
@@ -98,7 +104,7 @@ client-wheel: $(READY) ## build the callers' package into dist/
 	@rm -rf client/build && $(RUN) -m pip wheel --quiet --disable-pip-version-check \
 		--no-build-isolation --no-deps --wheel-dir dist ./client && ls dist/*.whl
 clean: ## remove everything that was built, .venv included; .data stays (see reset)
-	@rm -rf $(VENV) $(STUBS) dist build client/build client/src/*.egg-info htmlcov .coverage .coverage.* \
+	@rm -rf $(VENV) $(STUBS) dist build site client/build client/src/*.egg-info htmlcov .coverage .coverage.* \
 		.mypy_cache .pytest_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

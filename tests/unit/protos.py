@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -11,8 +12,8 @@ ROOT: Final = Path(__file__).resolve().parents[2]
 PROTOS: Final = sorted((ROOT / "protos" / "marketplace" / "payments" / "v1").glob("*.proto"))
 #: What a comment belongs to: a service, message or enum; an RPC; a field; a value of an enum.
 _BLOCK: Final = re.compile(r"(service|message|enum) (\w+) \{")
-_RPC: Final = re.compile(r"  rpc (\w+)\((\w+)\) returns \((?:stream )?(\w+)\)")
-_FIELD: Final = re.compile(r"  (?:repeated |optional )?[\w.]+ (\w+) = \d+;")
+_RPC: Final = re.compile(r"  rpc (\w+)\((\w+)\) returns \(((?:stream )?\w+)\)")
+_FIELD: Final = re.compile(r"  ((?:repeated |optional )?(?:[\w.]+|map<.+>)) (\w+) = \d+;")
 _VALUE: Final = re.compile(r"  ([A-Z_0-9]+) = \d+;")
 
 
@@ -26,8 +27,11 @@ class Block:
     parts: dict[str, str] = field(default_factory=dict)
     #: The request of each RPC.
     requests: dict[str, str] = field(default_factory=dict)
+    #: The answer of each RPC, and the type of each field, as the proto says it.
+    types: dict[str, str] = field(default_factory=dict)
 
 
+@cache
 def blocks() -> list[Block]:
     """Returns all blocks of all protos, in their order."""
     found: list[Block] = []
@@ -44,7 +48,11 @@ def blocks() -> list[Block]:
             elif match := _RPC.match(line):
                 found[-1].parts[match[1]] = text
                 found[-1].requests[match[1]] = match[2]
-            elif match := (_FIELD.match(line) or _VALUE.match(line)):
+                found[-1].types[match[1]] = match[3]
+            elif match := _FIELD.match(line):
+                found[-1].parts[match[2]] = text
+                found[-1].types[match[2]] = match[1]
+            elif match := _VALUE.match(line):
                 found[-1].parts[match[1]] = text
             comment = []
     return found
@@ -56,6 +64,10 @@ def services() -> list[Block]:
 
 def messages() -> dict[str, Block]:
     return {block.name: block for block in blocks() if block.kind == "message"}
+
+
+def enums() -> dict[str, Block]:
+    return {block.name: block for block in blocks() if block.kind == "enum"}
 
 
 def error_reasons() -> dict[str, str]:

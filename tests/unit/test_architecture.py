@@ -224,7 +224,7 @@ LAYERS = [
         {"dev"},
         "it starts processes and asks them over their ports, as anybody could",
         ours={"marketplace", "dev.bench"},
-        others={*GRPC, "psycopg2", "dotenv", "rich", "typer", "aiohttp", "stripe"},
+        others={*GRPC, "psycopg2", "dotenv", "rich", "typer", "aiohttp", "stripe", "mermaidx"},
     ),
     Layer(
         "chaos",

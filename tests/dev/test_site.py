@@ -1,0 +1,141 @@
+"""The documentation's site: complete, without a network, and found by its own search."""
+
+from __future__ import annotations
+
+import json
+import resource
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dev import site as site_module
+from dev.install import ROOT
+from dev.site import SiteError, build, gather
+from dev.site_check import Page, faults
+
+pytestmark = pytest.mark.slow
+
+#: Of the build alone, whatever else runs on the machine.
+MOST_CPU_SECONDS = 20.0
+
+
+#: Returns what is written below every shadow root.
+_SHADOWS = """
+return [...document.querySelectorAll("*")].map((e) => e.shadowRoot?.textContent ?? "").join(" ");
+"""
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    site_module.install_tools()
+    folder = tmp_path_factory.mktemp("site")
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    build(folder / "site", folder / "work")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime - before.ru_utime < MOST_CPU_SECONDS
+    return folder / "site"
+
+
+def _renamed(name: str) -> str:
+    return "index.html" if name == "README.html" else name
+
+
+def test_every_page_is_in_the_navigation(built: Path) -> None:
+    first = built / "index.html"
+    linked = {(built / link).resolve() for link in Page(first.read_text()).leads if ":" not in link}
+    pages = {path.with_suffix(".html") for path in (ROOT / "docs").rglob("*.md")}
+    missing = {
+        path.relative_to(ROOT / "docs")
+        for path in pages
+        if built / path.relative_to(ROOT / "docs").with_name(_renamed(path.name)) not in linked
+    }
+    assert len([page for page in pages if "runbook" in page.parts]) > 50
+    assert missing == set()
+
+
+def test_the_pictures_are_shown(built: Path) -> None:
+    shown = {
+        (page.parent / source).resolve().name
+        for page in built.rglob("*.html")
+        for source in Page(page.read_text()).loads
+    }
+    pictures = {path.name for path in built.rglob("*.svg")} - {"favicon.svg"}
+    assert {"money.svg", "dashboard.svg", "costs.svg", "1.svg"} <= pictures <= shown
+
+
+def test_the_search_knows_words_of_each_part(built: Path) -> None:
+    index = json.loads((built / "search.json").read_text())
+    texts = {item["location"].split("#")[0]: "" for item in index["items"]}
+    for item in index["items"]:
+        texts[item["location"].split("#")[0]] += f"{item['title']} {item['text']}"
+    assert "OUTCOME_UNKNOWN" in texts["api/errors.html"]
+    assert "ledger" in texts["LEDGER.html"]
+    assert "trail_broken" in texts["runbook/alarms/trail_broken.html"]
+
+
+@pytest.mark.parametrize(
+    ("html", "fault"),
+    [
+        ('<a href="gone.html">x</a>', "page.html leads to gone.html: there is no such file"),
+        ('<a href="#gone">x</a>', "page.html leads to #gone: there is no such heading"),
+        ('<script src="https://cdn.example/x.js"></script>', "loads https://cdn.example/x.js"),
+        ('<link rel="stylesheet" href="//cdn.example/x.css">', "loads //cdn.example/x.css"),
+        ('<pre class="mermaid">x</pre>', "loads https://unpkg.com/mermaid"),
+        ('<a id="here" href="#here">x</a><a href="https://stripe.com">x</a>', None),
+    ],
+)
+def test_a_fault_of_a_page_is_found(tmp_path: Path, html: str, fault: str | None) -> None:
+    (tmp_path / "page.html").write_text(html)
+    found = faults(tmp_path)
+    assert [fault in one for one in found] == [True] if fault else found == []
+
+
+def test_a_style_from_outside_is_found(tmp_path: Path) -> None:
+    (tmp_path / "x.css").write_text("@import url(https://fonts.example/css);")
+    assert faults(tmp_path) == ["x.css loads //fonts.example/css"]
+
+
+def test_a_page_without_a_place_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    site_module.install_tools()
+    root = tmp_path / "root"
+    shutil.copytree(ROOT / "docs", root / "docs")
+    for name in ("mkdocs.yml", *site_module.OUTSIDE):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, root / name)
+    (root / "docs" / "new.md").write_text("# New\n")
+    monkeypatch.setattr(site_module, "ROOT", root)
+    with pytest.raises(SiteError, match=r"no place in its nav for: new\.md"):
+        gather(tmp_path / "work")
+
+
+@pytest.fixture
+def chromium() -> Iterator[Any]:
+    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+    program, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if program is None or driver is None:
+        pytest.skip("no browser: apt-get install chromium chromium-driver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = program
+    for word in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
+        options.add_argument(word)
+    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    yield browser
+    browser.quit()
+
+
+def test_the_search_works_in_a_page_that_is_opened_from_a_file(built: Path, chromium: Any) -> None:
+    waits = pytest.importorskip("selenium.webdriver.support.ui")
+    chromium.get((built / "index.html").as_uri())
+    chromium.find_element("css selector", ".md-search__button").click()
+    wait = waits.WebDriverWait(chromium, 60)
+    field = wait.until(lambda _: _with_tag(chromium.switch_to.active_element, "input"))
+    field.send_keys("expert_requirements_announced")
+    # The results are below a shadow root, so the text of the page does not have them.
+    wait.until(lambda _: "wants something of an" in chromium.execute_script(_SHADOWS))
+
+
+def _with_tag(element: Any, tag: str) -> Any:
+    return element if element.tag_name == tag else None
