@@ -73,7 +73,7 @@ async def ingest_event(
     except Ignored as ignored:
         return Ingested(verdict=ignored.verdict)
     event = replace(event, traceparent=app.tracer.traceparent())
-    stored = await app.database.transact(store_events, app.policy, [event])
+    stored = await app.database.write(store_events, app.policy, [event])
     wake_for(app, stored)
     return Ingested(event.event_id, not stored.new)
 

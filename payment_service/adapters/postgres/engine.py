@@ -129,6 +129,24 @@ class SqlDatabase:
         work = partial(self._run_phase, lambda tx: phase(tx, *args, **kwargs), phase.__name__)
         return await self._admitted(self._write_places, self._writers, work)
 
+    async def write(
+        self, phase: Callable[Concatenate[SqlTransaction, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Runs a phase that is one round trip, without BEGIN and COMMIT.
+
+        It must be harmless to run it twice: it is run again on a new connection if the first one
+        was dead, and PostgreSQL may have done it before the connection died.
+        """
+        if self.is_superseded:
+            raise database_unavailable()
+        work = partial(
+            self._run_phase,
+            lambda tx: phase(tx, *args, **kwargs),
+            phase.__name__,
+            is_one_round_trip=True,
+        )
+        return await self._admitted(self._write_places, self._writers, work)
+
     async def read(
         self, query: Callable[Concatenate[SqlReader, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
@@ -156,10 +174,12 @@ class SqlDatabase:
         future.add_done_callback(lambda _: places.leave())
         return await future
 
-    def _run_phase(self, phase: Callable[[SqlTransaction], T], name: str) -> T:
+    def _run_phase(
+        self, phase: Callable[[SqlTransaction], T], name: str, *, is_one_round_trip: bool = False
+    ) -> T:
         for tried in range(1, _PHASE_TRIES + 1):
             try:
-                return self._run_once(phase, name)
+                return self._run_once(phase, name, is_one_round_trip=is_one_round_trip)
             except Error as error:
                 state = sqlstate(error)
                 if state in _STALE_SQLSTATES and tried < _PHASE_TRIES:
@@ -181,17 +201,20 @@ class SqlDatabase:
                 raise
         raise AssertionError("the loop returns or raises")
 
-    def _run_once(self, phase: Callable[[SqlTransaction], T], name: str) -> T:
+    def _run_once(
+        self, phase: Callable[[SqlTransaction], T], name: str, *, is_one_round_trip: bool
+    ) -> T:
         self._on_phase(name, "before")
         begun = time.perf_counter()
         with self._tracer.step(f"transaction {name}", {"db.system.name": "postgresql"}):
+            body = partial(self._run_body, phase, is_one_round_trip=is_one_round_trip)
             try:
-                tx, result = self._run_body(phase)
+                tx, result = body()
             except _DeadConnection:
-                tx, result = self._run_body(phase)
+                tx, result = body()
             try:
-                tx.flush()
-                self._on_phase(name, "uncommitted")
+                if not is_one_round_trip:
+                    self._on_phase(name, "uncommitted")
                 tx.commit()
                 tx.connection.prepare()
             except BaseException:
@@ -203,15 +226,19 @@ class SqlDatabase:
             self._on_record(tx)
         return result
 
-    def _run_body(self, phase: Callable[[SqlTransaction], T]) -> tuple[SqlTransaction, T]:
+    def _run_body(
+        self, phase: Callable[[SqlTransaction], T], *, is_one_round_trip: bool
+    ) -> tuple[SqlTransaction, T]:
         """Runs the phase up to its COMMIT.
 
         Raises :class:`_DeadConnection` if the connection had died before the phase came to it: the
-        server has seen nothing of the phase then, or has rolled it back.
+        server has seen nothing of the phase then, or has rolled it back, or may do it twice.
         """
         was_open = self._write_connections.is_open
         connection = self._write_connections.mine()
-        tx = SqlTransaction(connection, self._policy, self._installation)
+        tx = SqlTransaction(
+            connection, self._policy, self._installation, is_one_round_trip=is_one_round_trip
+        )
         try:
             return tx, phase(tx)
         except (OperationalError, InterfaceError) as error:

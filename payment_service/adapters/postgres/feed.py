@@ -3,7 +3,8 @@
 A trigger on ``events`` puts each event into ``feed_pending`` in the statement that records it.
 Later, the holder of one advisory lock gives positions to the pending events. Taking the lock and
 giving the positions are two statements, because a statement sees only what was committed when it
-began: one statement would not see the positions that the former holder of the lock gave.
+began: one statement would not see the positions that the former holder of the lock gave. They are
+sent together, so that no holder of the lock can stop between them.
 """
 
 from __future__ import annotations
@@ -29,14 +30,12 @@ log = structlog.get_logger(__name__)
 CHANNEL: Final = "payments_feed"
 #: The number of the advisory lock. Any constant would do.
 _LOCK: Final = 7_205_759_403_792_794
-#: A holder that stops between its two statements loses the lock after one second, not ten.
-_TRY_LOCK: Final = (
-    "SELECT pg_try_advisory_xact_lock(:lock) AS mine, "
-    "set_config('idle_in_transaction_session_timeout', '1s', true)"
-)
-_SEQUENCE: Final = """
-WITH taken AS (
-    DELETE FROM feed_pending WHERE pending_id IN (
+#: Whether this transaction has the lock, for the statement that comes after.
+_MINE: Final = "payments.sequences_feed"
+_TRY_LOCK: Final = f"SELECT set_config('{_MINE}', pg_try_advisory_xact_lock(:lock)::text, true)"
+_SEQUENCE: Final = f"""
+WITH mine AS (SELECT current_setting('{_MINE}')::boolean AS mine), taken AS (
+    DELETE FROM feed_pending WHERE (SELECT mine FROM mine) AND pending_id IN (
         SELECT pending_id FROM feed_pending ORDER BY pending_id LIMIT :limit)
     RETURNING pending_id, payment_id, sequence
 ), fed AS (
@@ -45,7 +44,8 @@ WITH taken AS (
         payment_id, sequence
     FROM taken RETURNING position
 ), moved AS (SELECT count(*) AS count, coalesce(max(position), 0) AS head FROM fed)
-SELECT count, head, CASE WHEN count > 0 THEN pg_notify(:channel, head::text) END FROM moved
+SELECT mine, count, head, CASE WHEN count > 0 THEN pg_notify(:channel, head::text) END
+FROM moved, mine
 """
 #: From the user's payments, whose events are found by an index each.
 _OF_PARTY: Final = (
@@ -64,10 +64,9 @@ class FeedWrites(TransactionStatements):
         Returns None if another replica does this at the moment. Listeners are notified when the
         transaction commits.
         """
-        if not self._one(_TRY_LOCK, lock=_LOCK)["mine"]:
-            return None
+        self._later(_TRY_LOCK, lock=_LOCK)
         row = self._one(_SEQUENCE, limit=limit, channel=CHANNEL)
-        return row["count"], row["head"]
+        return (row["count"], row["head"]) if row["mine"] else None
 
 
 class FeedReads(Statements):

@@ -81,8 +81,10 @@ class PaymentWrites(TransactionStatements):
         connection: Connection,
         policy: Policy,
         installation: KnownInstallation | None = None,
+        *,
+        is_one_round_trip: bool = False,
     ) -> None:
-        super().__init__(connection, installation)
+        super().__init__(connection, installation, is_one_round_trip=is_one_round_trip)
         self._policy = policy
         #: The hash of the last event of each payment that this transaction has locked.
         self._heads: dict[str, bytes] = {}

@@ -29,6 +29,10 @@ class SwallowedError(RuntimeError):
     """A bug: a phase continued after a failed statement, so its commit would roll back."""
 
 
+class NotOneRoundTrip(RuntimeError):
+    """A bug: a phase that must be one round trip has asked again. What it sent is committed."""
+
+
 def locked(table: str, which: str) -> str:
     """Returns a statement that locks rows, and tells the time at which they were locked.
 
@@ -121,14 +125,21 @@ class KnownInstallation:
 class TransactionStatements(Statements):
     """Statements of one transaction, which has one time for everything that it writes.
 
-    BEGIN travels with the first statement, in one round trip.
+    BEGIN travels with the first statement, and COMMIT with the last writes. With
+    ``is_one_round_trip`` the first statement that asks for something is also the last: PostgreSQL
+    takes what is sent together for one transaction, so it needs neither.
     """
 
     def __init__(
-        self, connection: Connection, installation: KnownInstallation | None = None
+        self,
+        connection: Connection,
+        installation: KnownInstallation | None = None,
+        *,
+        is_one_round_trip: bool = False,
     ) -> None:
         super().__init__(connection)
         self._installation = installation or KnownInstallation()
+        self._is_one_round_trip = is_one_round_trip
         #: Whether the server has answered a statement of this transaction.
         self.has_begun = False
         #: What is sent with the next statement: writes that return nothing.
@@ -152,7 +163,7 @@ class TransactionStatements(Statements):
         self.clock = own_clock()
 
     def _execute(self, sql: str, values: Mapping[str, Any]) -> None:
-        if self.has_begun and not self._waiting:
+        if self.has_begun and not self._waiting and not self._is_one_round_trip:
             super()._execute(sql, values)
             return
         self._send([*self._waiting, self._whole(sql, values)])
@@ -164,15 +175,12 @@ class TransactionStatements(Statements):
         """
         self._waiting.append(self._whole(sql, values))
 
-    def flush(self) -> None:
-        """Sends the writes that still wait."""
-        if self._waiting:
-            self._send(self._waiting)
-
     def _send(self, statements: Sequence[bytes]) -> None:
+        if self._is_one_round_trip and self.has_begun:
+            raise NotOneRoundTrip
         self._waiting = []
-        first = () if self.has_begun else (b"BEGIN",)
-        self._cursor.execute(b";".join((*first, *statements)))
+        begins = not (self.has_begun or self._is_one_round_trip)
+        self._cursor.execute(b";".join((*([b"BEGIN"] if begins else []), *statements)))
         self.has_begun = True
 
     def _whole(self, sql: str, values: Mapping[str, Any]) -> bytes:
@@ -181,11 +189,22 @@ class TransactionStatements(Statements):
         return self._cursor.mogrify(text, values if takes_values else None)
 
     def commit(self) -> None:
-        """Commits. Raises before a COMMIT that PostgreSQL would turn into a ROLLBACK silently."""
+        """Commits, in one round trip with the writes that still wait.
+
+        Raises before a COMMIT that PostgreSQL would turn into a ROLLBACK silently. If one of the
+        writes fails, PostgreSQL does not come to the COMMIT.
+        """
         if self.connection.info.transaction_status == TRANSACTION_STATUS_INERROR:
             raise SwallowedError("a statement of this phase failed and its error was swallowed")
-        if self.has_begun:
-            self._cursor.execute("COMMIT")
+        if self._is_one_round_trip:
+            if self._waiting:
+                self._send(self._waiting)
+        elif self.has_begun:
+            self._cursor.execute(b";".join((*self._waiting, b"COMMIT")))
+        elif self._waiting:
+            # Sent together, they are one transaction.
+            self._cursor.execute(b";".join(self._waiting))
+        self._waiting = []
 
     @property
     def now(self) -> datetime:

@@ -41,7 +41,7 @@ async def apply_waiting(app: App) -> int:
     """Applies a batch of waiting events. Returns how many there were."""
     if app.stripe.is_unavailable:  # Every event needs a read from Stripe.
         return 0
-    events = await app.database.transact(lease_events, app.policy)
+    events = await app.database.write(lease_events, app.policy)
     groups: dict[tuple[str, str], list[WebhookEvent]] = defaultdict(list)
     for event in events:
         if event.state == "WAITING":  # What is known by now was applied when it was leased.
@@ -94,7 +94,7 @@ async def _apply(app: App, key: tuple[str, str], group: Sequence[WebhookEvent]) 
         await _postpone(app, group, f"unexpected {type(error).__name__}", 1)
         return
     state = "IGNORED" if verdict == "unknown_object" else "APPLIED"
-    await app.database.transact(finish_events, group, state, verdict)
+    await app.database.write(finish_events, group, state, verdict)
 
 
 def lease_events(tx: Transaction, policy: Policy) -> Sequence[WebhookEvent]:

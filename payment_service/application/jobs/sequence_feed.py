@@ -17,7 +17,7 @@ _BUSY_SECONDS: Final = 0.05
 
 async def sequence_feed(app: App) -> int:
     """Gives one batch of positions. Returns whether there may be more events without one."""
-    done = await app.database.transact(_sequence, _BATCH)
+    done = await app.database.write(_sequence, _BATCH)
     if done is None:
         await asyncio.sleep(_BUSY_SECONDS)
         return 1

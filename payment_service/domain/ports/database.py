@@ -375,6 +375,11 @@ class Database(Protocol):
     ) -> T:
         """Runs a phase in one transaction. Raises :class:`Unavailable` if it cannot."""
 
+    async def write(
+        self, phase: Callable[Concatenate[Transaction, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Runs a phase of one statement, which may run twice. Raises :class:`Unavailable`."""
+
     async def read(
         self, query: Callable[Concatenate[Reader, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
