@@ -66,8 +66,7 @@ def payments_of(evidence: Evidence, violation: Violation) -> list[str]:
     for row in evidence.payments:
         owner |= {row["payment_id"]: row["payment_id"], row["payment_intent_id"]: row["payment_id"]}
     for row in evidence.operations:
-        payload = row.get("payload") or {}
-        owner[row["operation_id"]] = row["payment_id"] or payload.get("payment_id")
+        owner[row["operation_id"]] = row["payment_id"] or _collected_from(row)
     for row in evidence.disputes:
         owner[row["dispute_id"]] = row["payment_id"]
     named = [owner.get(id_) for id_ in (violation.payment_id, *_IDS.findall(violation.what))]
@@ -158,30 +157,28 @@ async def _list(simulator: Simulator, path: str, params: dict[str, str]) -> list
     return list(page["data"])
 
 
-def keep(report: Report, found: dict[str, Finding], log: Path | None, below: Path) -> Path:
+def keep(report: Report, found: dict[str, Finding], log: Path, below: Path) -> Path:
     """Writes everything into a new directory and returns the file to begin with.
 
-    The log of the run's processes is moved beside it.
+    The log of the run's processes is copied beside it.
     """
     moment = datetime.now(UTC)
     directory = below / f"seed-{report.plan.seed}-{moment:%Y%m%dT%H%M%S.%f}"
     directory.mkdir(parents=True)
-    file = directory / "violations.txt"
-    file.write_text("".join(f"{line}\n" for line in _lines(report, found)))
-    if log is not None:
-        shutil.copy(log, directory / "log.txt")
+    file, beside = directory / "violations.txt", directory / "log.txt"
+    shutil.copy(log, beside)
+    lines = (headline(report), f"the log of its processes: {beside}", "", *_lines(report, found))
+    file.write_text("".join(f"{line}\n" for line in lines))
     return file
 
 
 def _lines(report: Report, found: dict[str, Finding]) -> Iterator[str]:
     evidence = report.evidence
-    yield headline(report)
-    yield ""
-    yield from (str(violation) for violation in report.violations)
+    concerned = [(str(one), payments_of(evidence, one)) for one in report.violations]
+    yield from (sentence for sentence, _ in concerned)
     for payment_id, finding in found.items():
         yield from ("", f"=== {payment_id}", "")
-        about = (one for one in report.violations if payment_id in payments_of(evidence, one))
-        yield from map(str, about)
+        yield from (sentence for sentence, about in concerned if payment_id in about)
         yield from ("", "--- as the service explains it", *finding.explained)
         yield ""
         yield from story(report, payment_id)
@@ -191,10 +188,14 @@ def _lines(report: Report, found: dict[str, Finding]) -> Iterator[str]:
         yield from ("", "--- our rows")
         for table in _TABLES:
             for row in getattr(evidence, table):
-                if row.get("payment_id") == payment_id or (
-                    (row.get("payload") or {}).get("payment_id") == payment_id
-                ):
+                if payment_id in (row.get("payment_id"), _collected_from(row)):
                     yield f"{table} {_text(row)}"
+
+
+def _collected_from(row: Row) -> str | None:
+    """The payment from whose transfer an operation of an expert takes."""
+    payload = row.get("payload")
+    return payload.get("payment_id") if isinstance(payload, dict) else None
 
 
 def _text(row: Row) -> str:

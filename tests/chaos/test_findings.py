@@ -75,8 +75,10 @@ def test_all_that_is_known_is_kept(tmp_path: Path) -> None:
         {"reversals": [{"id": "trr_1", "amount": 4_899}], "intents": [{"client_secret": "pi_s"}]},
     )
     file = keep(failed(*_MANY), {PAYMENT: finding}, log, tmp_path / "found")
-    assert (file.parent / "log.txt").read_text() == "service-1 a line\n"
+    beside = file.parent / "log.txt"
+    assert beside.read_text() == "service-1 a line\n"
     lines = file.read_text().splitlines()
+    assert f"the log of its processes: {beside}" in lines
     assert {str(violation) for violation in _MANY} <= set(lines)
     assert "The expert gave it back." in lines
     assert 'reversal {"id": "trr_1", "amount": 4899}' in lines
@@ -125,7 +127,9 @@ async def test_a_payment_is_looked_up_here_and_at_stripe(database_url: str, tmp_
     assert [one["amount"] for one in finding.at_stripe["charges"]] == [17_254]
     report = failed(*about)
     report.evidence = evidence
-    assert paid.payment_intent_id in keep(report, found, None, tmp_path).read_text()
+    log = tmp_path / "log"
+    log.touch()
+    assert paid.payment_intent_id in keep(report, found, log, tmp_path).read_text()
 
 
 async def test_what_cannot_be_looked_up_is_said(database_url: str) -> None:

@@ -85,12 +85,13 @@ _INVARIANTS: Final[dict[DiscrepancyKind, str]] = {
         "WHERE d.payment_id = p.payment_id) "
         "LIMIT 100"
     ),
-    # Of a payment, no more is taken back from its expert than refunds and losses have made due.
-    # What its captures kept back was due for other payments.
+    # Of a payment, no more is taken back from its expert than refunds, losses and adjustments have
+    # made due. What its captures kept back was due for other payments.
     DiscrepancyKind.DUE_IS_TAKEN_BACK_ONCE: (
         "SELECT p.payment_id FROM payments p WHERE {scope} AND EXISTS (SELECT FROM postings l "
         "WHERE l.payment_id = p.payment_id AND l.account = 'expert_debt:' || p.expert_id "
-        "AND l.kind NOT IN ('debt_netted', 'adjusted') HAVING sum(l.minor_units) < 0) LIMIT 100"
+        "AND l.kind <> 'debt_netted' AND NOT (l.kind = 'adjusted' AND l.minor_units < 0) "
+        "HAVING sum(l.minor_units) < 0) LIMIT 100"
     ),
     DiscrepancyKind.DISPUTED_PAYMENT_IS_FROZEN: (
         "SELECT DISTINCT p.payment_id FROM payments p JOIN disputes d USING (payment_id) "
