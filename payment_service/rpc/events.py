@@ -33,7 +33,7 @@ class EventServicer(events_pb2_grpc.EventServiceServicer):
             found, page_size, "events", payment_id, lambda event: [str(event.sequence)]
         )
         return events_pb2.ListPaymentEventsResponse(
-            events=[event_message(event) for event in page],
+            events=[event_message(event, acting_for()) for event in page],
             next_page_token=token,
             chain_intact=not broken,
             first_broken_sequence=broken,
@@ -63,7 +63,7 @@ class EventServicer(events_pb2_grpc.EventServiceServicer):
             for fed in batch:
                 await context.write(
                     events_pb2.WatchEventsResponse(
-                        event=event_message(fed.event),
+                        event=event_message(fed.event, acting_for()),
                         cursor=pagination.cursor_of(fed.mark),
                     )
                 )

@@ -67,6 +67,37 @@ async def test_both_parties_see_their_payment_and_its_events(world: World) -> No
         assert [event.sequence for event in events.events][:2] == [1, 2]
 
 
+async def test_a_user_does_not_see_what_staff_wrote(world: World) -> None:
+    client = new_name("client")
+    payment = await world.escrowed(client_id=client)
+    capture = capture_request(payment.payment_id, notes="watch this client")
+    await world.payments.CapturePayment(capture, metadata=GIG)
+    refund = refund_request(payment.payment_id, 100, reason="not as agreed")
+    await world.payments.RefundPayment(refund, metadata=acting(client))
+    staff = as_caller(Role.OPERATOR, name="olga")
+    for party in (client, payment.expert_id):
+        assert "not as agreed" in (texts := await _texts(world, payment, acting(party)))
+        assert "watch this client" not in texts
+    assert {"not as agreed", "watch this client"} <= await _texts(world, payment, staff)
+
+
+async def _texts(world: World, payment: payments_pb2.Payment, metadata: Metadata) -> set[str]:
+    """The texts of the payment's events, which the list and the feed show alike."""
+    listed = await world.events.ListPaymentEvents(
+        events_pb2.ListPaymentEventsRequest(payment_id=payment.payment_id), metadata=metadata
+    )
+    assert listed.chain_intact
+    stream = world.events.WatchEvents(events_pb2.WatchEventsRequest(), metadata=metadata)
+    watched: list[events_pb2.PaymentEvent] = []
+    while len(watched) < len(listed.events):
+        event = (await take(stream, 1))[0].event
+        if event.payment_id == payment.payment_id:
+            watched.append(event)
+    stream.cancel()
+    assert watched == list(listed.events)
+    return {text for event in listed.events for text in event.texts.values()}
+
+
 async def test_a_list_is_the_users_own_whatever_it_asks_for(world: World) -> None:
     bob, eve = new_name("client"), new_name("client")
     expert = await world.expert()

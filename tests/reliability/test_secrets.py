@@ -1,4 +1,7 @@
-"""Recognisable secrets, addresses and names in every input: none reaches a log, error or metric."""
+"""Recognisable secrets, addresses and names in every input.
+
+None reaches a log, an error, a metric or a trace.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,7 @@ import pytest
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 from grpc import aio
+from opentelemetry.proto.trace.v1.trace_pb2 import Status
 
 from dev.postgres import owner_url
 from dev.settings import StackSettings
@@ -26,6 +30,7 @@ from marketplace.payments.v1 import experts_pb2
 from stripe_simulator.webhooks import sign
 from tests.support.contract import METHODS, path_of
 from tests.support.stripe import Stripe
+from tests.support.traces import Collector, running_collector
 from tests.support.valid_requests import valid_requests
 from tests.support.world import CHANNEL_OPTIONS, World
 
@@ -38,7 +43,7 @@ _TOKEN = "canaryToken4714" + "A" * 20
 _BEARER = "canaryBearer4715"
 #: An error names the caller's own key, but no line of the log does.
 _KEY = "canaryKey4716"
-#: None of them may be in a log or a metric.
+#: None of them may be in a log, a metric or a trace.
 _CANARIES = [_PLATFORM_SECRET, _CONNECT_SECRET, _NAME, _EMAIL, _TEXT, _TOKEN, _BEARER, _KEY]
 #: Ids that callers choose are no secrets: lines and errors name them.
 _IDS = {"payment_id", "expert_id", "client_id", "gig_id", "user_id", "operation_id", "event_id"}
@@ -98,6 +103,7 @@ class Canaries:
     def __init__(self, world: World, http: aiohttp.ClientSession) -> None:
         self.errors: list[str] = []
         self.secrets: set[str] = set()
+        self.called: set[str] = set()
         self._world = world
         self._http = http
 
@@ -114,6 +120,7 @@ class Canaries:
 
     async def _send(self, path: str, request: Message) -> None:
         call: aio.UnaryUnaryMultiCallable[bytes, bytes] = self._world.channel.unary_unary(path)
+        self.called.add(path)
         metadata = (("authorization", f"Bearer {_BEARER}"), ("traceparent", _TEXT))
         try:
             await call(request.SerializeToString(), timeout=20, metadata=metadata)
@@ -197,6 +204,29 @@ class Canaries:
             await stripe.clear_faults()
 
 
+def _judge_traces(collector: Collector, canaries: Canaries) -> None:
+    """Looks at all that was sent: names, attributes, events, statuses, links and resources."""
+    assert {seen.service for seen in collector.spans} >= {"payment_service", "payment_gateway"}
+    names = {seen.name for seen in collector.spans}
+    assert names >= {path[1:] for path in canaries.called}
+    failed = {
+        seen.name for seen in collector.spans if seen.span.status.code == Status.STATUS_CODE_ERROR
+    }
+    # What PostgreSQL refused, and what Stripe answered with nonsense, is where texts come from.
+    assert any(name.endswith("/CreateExpertAccount") for name in failed), failed
+    assert any(name.startswith("stripe ") for name in failed), failed
+    secrets = (*_CANARIES, *canaries.secrets)
+    shown = {secret for secret in secrets if secret.encode() in collector.sent}
+    assert not shown, [
+        (seen.name, secret)
+        for seen in collector.spans
+        for secret in shown
+        if secret in str(seen.span)
+    ][:5]
+    # An exception's record has its text and the trace through our files.
+    assert [seen.name for seen in collector.spans if seen.span.events] == []
+
+
 @pytest.mark.timeout(240)
 def test_no_secret_and_no_persons_data_leaves_the_processes() -> None:
     heard = Listener()
@@ -205,6 +235,7 @@ def test_no_secret_and_no_persons_data_leaves_the_processes() -> None:
     settings = StackSettings.on_free_ports(directory / "data")
     environment = {
         **settings.environment,
+        "OTEL_BSP_SCHEDULE_DELAY": "500",  # Milliseconds: no span is lost to a full queue.
         "STRIPE_WEBHOOK_SECRET": _PLATFORM_SECRET,
         "STRIPE_CONNECT_WEBHOOK_SECRET": _CONNECT_SECRET,
         "LOG_LEVEL": "DEBUG",
@@ -212,7 +243,19 @@ def test_no_secret_and_no_persons_data_leaves_the_processes() -> None:
         "MONEY_RATE": "0",
     }
 
-    async def run(stack: Stack) -> Canaries:
+    async def run() -> tuple[Canaries, Collector]:
+        async with running_collector() as collector:
+            traced = {**environment, "OTEL_EXPORTER_OTLP_ENDPOINT": collector.address}
+            stack = Stack(replace(settings, environment=traced), sink=heard.hear)
+            try:
+                await asyncio.to_thread(stack.start)
+                canaries = await fly(stack)
+            finally:
+                # The last spans are sent when the processes end.
+                await asyncio.to_thread(stack.stop)
+            return canaries, collector
+
+    async def fly(stack: Stack) -> Canaries:
         async with (
             aiohttp.ClientSession() as http,
             aio.insecure_channel(stack.settings.grpc_addresses[0], CHANNEL_OPTIONS) as channel,
@@ -239,9 +282,7 @@ def test_no_secret_and_no_persons_data_leaves_the_processes() -> None:
             return canaries
 
     try:
-        stack = Stack(replace(settings, environment=environment), sink=heard.hear)
-        with stack:
-            canaries = asyncio.run(run(stack))
+        canaries, collector = asyncio.run(run())
     finally:
         shutil.rmtree(directory, ignore_errors=True)
     written = "\n".join(heard.of_ours())
@@ -250,6 +291,7 @@ def test_no_secret_and_no_persons_data_leaves_the_processes() -> None:
     assert '"request"' in written, "the gateway wrote nothing"
     shown = {secret for secret in (*_CANARIES, *canaries.secrets) if secret in written}
     assert not shown, [line for line in heard.of_ours() if any(one in line for one in shown)][:5]
+    _judge_traces(collector, canaries)
     assert len(canaries.errors) > 20
     assert len(canaries.secrets) >= 8
     said = "\n".join(canaries.errors)

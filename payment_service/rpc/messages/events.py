@@ -9,8 +9,13 @@ from payment_service.domain.texts import texts_to_show
 from payment_service.rpc.messages.common import time_message
 
 
-def event_message(event: StoredEvent) -> events_pb2.PaymentEvent:
+def event_message(event: StoredEvent, of_user: str) -> events_pb2.PaymentEvent:
+    """Returns the event as the caller may see it. ``of_user`` is the user for whom it acts, or "".
+
+    What staff wrote is for staff: a user sees the texts of calls that were made for a user.
+    """
     cause = cause_in(event.body)
+    is_for_caller = bool(cause.act_for) or not of_user
     return events_pb2.PaymentEvent(
         payment_id=event.payment_id,
         sequence=event.sequence,
@@ -18,7 +23,7 @@ def event_message(event: StoredEvent) -> events_pb2.PaymentEvent:
         record_time=time_message(event.time),
         body_json=event.body,
         hash=event.hash,
-        texts=texts_to_show(event.body, event.texts),
+        texts=texts_to_show(event.body, event.texts) if is_for_caller else {},
         cause=events_pb2.EventCause(
             caller=cause.caller,
             act_for=cause.act_for,
