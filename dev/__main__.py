@@ -92,7 +92,7 @@ def run_bench_idle(
 @app.command("soak")
 def run_soak(
     seconds: Annotated[float, typer.Option(min=20, max=3600, help="How long.")] = 600.0,
-    workers: Annotated[int, typer.Option(min=2, max=8, help="Processes that serve.")] = 2,
+    workers: Annotated[int, typer.Option(min=1, max=8, help="Processes that serve.")] = 2,
     per_second: Annotated[float, typer.Option(min=0.1, max=200, help="Payments.")] = 5.0,
 ) -> None:
     """Load workers for minutes, and measure whether their memory stays small and flat."""

@@ -108,7 +108,8 @@ async def measure(
     async def watch() -> None:
         while True:
             # The process that serves the pages is forked after the workers.
-            pids = children_of(stack.services[0].pid)[:workers]
+            service = stack.services[0].pid
+            pids = children_of(service)[:workers] if workers > 1 else [service]
             with contextlib.suppress(OSError):
                 samples.append([memory_of(pid) for pid in pids])
             await asyncio.sleep(seconds / _SAMPLES)

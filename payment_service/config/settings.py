@@ -320,7 +320,7 @@ class Settings(AccessSettings):
         return self.database_write_threads + self.database_read_threads + expensive + 1
 
     def of_worker(self, number: int) -> Settings:
-        """Returns the settings of one worker: all are the same but for the port."""
+        """Returns the settings of one worker: all are the same except the port."""
         return self.model_copy(update={"grpc_port": self.grpc_port + number})
 
     @property

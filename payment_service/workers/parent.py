@@ -215,12 +215,19 @@ class Parent:
 
     def _fork(self, post: Post) -> None:
         ours, theirs = map(Tie, socket.socketpair())
-        post.starts += 1
-        sys.stdout.flush()
-        sys.stderr.flush()
+        _flush()
         # A signal that came before the child has its own handlers would be lost.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _HEARD)
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError as error:  # No memory, or too many processes: perhaps for a moment.
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            ours.close()
+            theirs.close()
+            post.due = time.monotonic() + _PAUSES[-1]
+            log.warning("worker_failed", process=post.name, error=error)
+            return
+        post.starts += 1
         if not pid:
             ours.close()
             self._become(post, theirs, before)
@@ -248,8 +255,7 @@ class Parent:
         except Exception as error:  # noqa: BLE001 - a text of an exception leaves no process
             log.warning("worker_failed", process=post.name, error=error)
         finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
+            _flush()
             os._exit(code)
 
 
@@ -288,6 +294,13 @@ def _serve_pages(settings: Settings, sockets: dict[int, Path], _: int, tie: Tie)
     except CannotListen as fault:
         return say_why(fault)
     return 0
+
+
+def _flush() -> None:
+    """Writes what is buffered, so that a fork does not write it twice. Nobody may read it."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
 
 
 def _use_few_arenas() -> None:

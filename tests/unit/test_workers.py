@@ -87,6 +87,44 @@ def test_a_death_is_followed_by_a_start_and_counted() -> None:
     assert re.findall(r"start (\d)", done.stdout) == ["1", "2", "3", "4", "5"]
 
 
+def test_a_fork_that_fails_is_tried_again() -> None:
+    done = run(
+        """
+        module._PAUSES = (0.01,)
+        fork, tries = os.fork, []
+        def failing():
+            tries.append(1)
+            if len(tries) < 3:
+                raise BlockingIOError
+            return fork()
+        os.fork = failing
+        def work(starts, tie):
+            print("start", starts, flush=True)
+            os.kill(os.getppid(), signal.SIGTERM)
+            return lives(starts, tie)
+        main(work)
+        """
+    )
+    assert done.returncode == 0, done.stderr
+    assert "start 1" in done.stdout
+    assert done.stdout.count("worker_failed") == 2
+
+
+def test_a_child_never_returns_even_if_nobody_reads_its_output() -> None:
+    """It would go on as a second parent, with workers of its own."""
+    done = run(
+        """
+        def work(starts, tie):
+            sys.stdout = open(os.pipe()[1], "w")
+            sys.stdout.write("not read")  # It is buffered, and cannot be written.
+            os.close(sys.stdout.fileno())
+            return 2
+        main(work)
+        """
+    )
+    assert done.returncode == 2
+
+
 def test_a_stuck_worker_is_killed() -> None:
     done = run(
         """
