@@ -21,7 +21,7 @@ CHECKS := $(TOOLS) $(GENERATED)
 # A process starts twice as fast from modules that were compiled before; `make clean` removes them.
 unexport PYTHONDONTWRITEBYTECODE
 
-# Extra arguments for pytest: make test ARGS='-k capture -x'
+# Extra arguments for pytest or a report: make test ARGS='-k capture -x'
 ARGS ?=
 
 # One run of the chaos: which faults, and for how long; SEEDS=8 makes eight runs one after the other.
@@ -33,9 +33,10 @@ SEEDS ?= 1
 SOAK_SECONDS := $(if $(filter command environment,$(firstword $(origin SECONDS))),$(SECONDS),600)
 
 PAYMENTS ?= 1000000
+MONTH ?= $(shell date -u +%Y-%m)
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo bench bench-quick bench-idle bench-million soak test test-proofs coverage prove chaos mutants lint format stubs breaking docs docs-serve migrate smoke-stripe lock sbom audit client-wheel reset clean
+.PHONY: help run demo explain report bench bench-quick bench-idle bench-million soak test test-proofs coverage prove chaos mutants lint format stubs breaking docs docs-serve migrate smoke-stripe lock sbom audit client-wheel reset clean
 
 help: ## list these targets
 	@awk 'BEGIN { FS = ":.*## " } /^##@ / { printf "\n%s\n", substr($$0, 5) } \
@@ -46,6 +47,11 @@ run: $(READY) ## start everything and stay until Ctrl-C; VERBOSE=1 shows every w
 	@$(RUN) -m dev run
 demo: $(READY) ## watch payments move through escrow on a stack of their own, then exit
 	@$(RUN) -m dev demo
+explain: $(READY) ## beside `make run`: tell the story of a payment; ID=gig-1
+	@test -n "$(ID)" || { echo "make explain ID=…: any id of a gig, a person, a payment or of Stripe's"; exit 2; }
+	@$(RUN) -m dev beside explain "$(ID)"
+report: $(READY) ## beside `make run`: report a month of the books; MONTH=2026-11 ARGS='--csv books'
+	@$(RUN) -m dev beside report --month $(MONTH) $(ARGS)
 reset: $(RUNTIME) ## delete the embedded database and the simulator's state
 	@$(RUN) -m dev reset
 

@@ -2,6 +2,7 @@
 
 import shutil
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -54,6 +55,19 @@ def run(
         lines.step("stopped")
 
     _report(lambda: lines, work)
+
+
+@app.command("beside", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def run_beside(context: typer.Context) -> None:
+    """Run a command of the service, such as `explain gig-1`, on the stack of `make run`."""
+
+    def work() -> None:
+        environment = Stack(StackSettings.from_environment()).environment()
+        command = [sys.executable, "-m", "payment_service", *context.args]
+        if status := subprocess.run(command, env=environment, check=False).returncode:
+            raise typer.Exit(status)
+
+    _report(Lines, work)
 
 
 @app.command("demo")

@@ -233,6 +233,7 @@ def _invitations(stack: Stack) -> list[tuple[str, str]]:
             "3. See its state:",
             _call(stack, "PaymentService/ListPayments", '{"user_id": "client-1"}'),
         ),
+        ("4. Read its whole story, with every line of the books:", "make explain ID=gig-1"),
         (
             "Watch all events as they happen (Ctrl-C ends it):",
             _call(stack, "EventService/WatchEvents", "{}"),

@@ -231,6 +231,16 @@ class EmbeddedPostgres:
 
     # Its databases
 
+    def last_url(self) -> str:
+        """Returns the services' URL of a server that another process has started here."""
+        port = _number_in(self.directory / "port")
+        with contextlib.suppress(OSError):
+            if port is not None:
+                socket.create_connection(("127.0.0.1", port), timeout=5).close()
+                self.port, self._password = port, secret_in(self.directory / "password")
+                return self.database_url
+        raise PostgresError(f"no database of {self.directory} answers: start it by `make run`")
+
     @property
     def database_url(self) -> str:
         """Returns the URL of the services' database, for their role."""

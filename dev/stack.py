@@ -286,6 +286,12 @@ class Stack:
         port = self.settings.gateway_port
         self._await(self.gateway, lambda: probes.answers(port, "/health"))
 
+    def environment(self) -> dict[str, str]:
+        """Returns what a command beside this stack needs, which another process has started."""
+        database = EmbeddedPostgres(self.settings.data_dir / "postgres")
+        self.database_url = self.settings.database_url or database.last_url()
+        return self._environment()
+
     def _environment(self) -> dict[str, str]:
         """Returns the service's environment. The caller's settings override the defaults here."""
         settings = self.settings

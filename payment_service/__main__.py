@@ -300,7 +300,7 @@ def _settings(*, quiet: bool = False) -> Settings:
 
 
 def _refuse(fault: Exception) -> NoReturn:
-    typer.echo(f"payment_service cannot start:\n{fault}", err=True)
+    typer.echo(f"payment_service cannot run:\n{fault}", err=True)
     raise typer.Exit(2)
 
 

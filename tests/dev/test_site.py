@@ -16,7 +16,8 @@ from dev.install import ROOT
 from dev.site import SiteError, build, gather
 from dev.site_check import Page, faults
 
-pytestmark = pytest.mark.slow
+# A build takes some seconds of CPU, which can be minutes beside other work.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 #: Of the build alone, whatever else runs on the machine.
 MOST_CPU_SECONDS = 20.0
@@ -119,7 +120,13 @@ def chromium() -> Iterator[Any]:
         pytest.skip("no browser: apt-get install chromium chromium-driver")
     options = webdriver.ChromeOptions()
     options.binary_location = program
-    for word in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
+    for word in (
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        "--window-size=1280,900",
+    ):
         options.add_argument(word)
     browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
     yield browser

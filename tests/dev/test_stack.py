@@ -1,5 +1,6 @@
 """The supervisor, with small stand-ins for the real processes: order, ends, leftovers, refusals."""
 
+import contextlib
 import json
 import re
 import shutil
@@ -16,11 +17,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psycopg2
 import pytest
 
 from dev import probes
 from dev.lock import DirectoryInUseError
 from dev.processes import started_at
+from dev.programs import PostgresError
 from dev.settings import RefusedError, StackSettings
 from dev.stack import CancelledStartError, ChildFailedError, Stack
 
@@ -175,6 +178,18 @@ def test_embedded_postgres_is_started_without_database_url(
         assert stack.postgres.directory == data_dir / "postgres"
     assert started_at(pid) is None
     assert story.place("service: drained") < story.place("stopping PostgreSQL")
+
+
+def test_a_command_beside_it_finds_the_database_and_stripe(new_settings: NewSettings) -> None:
+    settings = new_settings()
+    with pytest.raises(PostgresError, match="start it by `make run`"):
+        Stack(settings).environment()
+    with Stack(settings) as stack:
+        found = Stack(settings).environment()
+        with contextlib.closing(psycopg2.connect(found["DATABASE_URL"])) as connection:
+            assert connection.info.user == "payments"
+        assert found["DATABASE_URL"] == stack.database_url
+        assert found["STRIPE_API_BASE"] == stack.simulator_url
 
 
 def test_replica_is_killed_paused_and_restarted_by_its_handle(new_settings: NewSettings) -> None:

@@ -78,7 +78,13 @@ def expressions() -> Iterator[tuple[str, str]]:
 
 @promtool
 @pytest.mark.parametrize(
-    "arguments", [("check", "rules", str(RULES)), ("test", "rules", str(CASES))], ids=" ".join
+    "arguments",
+    [
+        ("check", "rules", str(RULES)),
+        ("test", "rules", str(CASES)),
+        ("check", "config", str(RULES.with_name("local.yaml"))),
+    ],
+    ids=" ".join,
 )
 def test_prometheus_accepts_the_rules_and_each_alert_fires(arguments: tuple[str, ...]) -> None:
     done = subprocess.run(["promtool", *arguments], capture_output=True, text=True, check=False)  # noqa: S607
