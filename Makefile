@@ -9,7 +9,7 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 
 PROTOS := protos/marketplace/payments/v1
 STUBS := client/src/marketplace/payments/v1
-SOURCES := $(wildcard payment_service gateway console sidecar stripe_simulator dev chaos tests) client/src/marketplace/payments
+SOURCES := $(wildcard payment_service gateway console sidecar stripe_simulator dev chaos examples tests) client/src/marketplace/payments
 
 # Two stamps: what the services need, and what tests and checkers need besides.
 RUNTIME := $(VENV)/.installed-run
@@ -111,7 +111,8 @@ client-wheel: $(READY) ## build the callers' package into dist/
 		--no-build-isolation --no-deps --wheel-dir dist ./client && ls dist/*.whl
 clean: ## remove everything that was built, .venv included; .data stays (see reset)
 	@rm -rf $(VENV) $(STUBS) dist build site client/build client/src/*.egg-info htmlcov .coverage .coverage.* \
-		.mypy_cache .pytest_cache .ruff_cache .hypothesis
+		.mypy_cache .pytest_cache .ruff_cache .hypothesis \
+		examples/go/gen $(addprefix examples/typescript/,gen dist node_modules)
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A stamp is written last, so an interrupted installation is continued by the next make.

@@ -9,6 +9,7 @@ import logging
 
 from aiohttp import web
 
+from stripe_simulator import payment_element
 from stripe_simulator.api import Api
 from stripe_simulator.balance import fund_platform
 from stripe_simulator.config import Config
@@ -61,6 +62,7 @@ async def start(config: Config) -> RunningSimulator:
     app = web.Application(client_max_size=1024 * 1024)
     app.add_routes(control.routes())
     app.add_routes(pages.routes())
+    app.add_routes(payment_element.routes())
     app.router.add_route("OPTIONS", "/v1/{tail:.*}", _preflight)
     app.router.add_route("*", "/v1/{tail:.*}", api.handle)
     app.router.add_route("*", "/v2/{tail:.*}", api.handle)

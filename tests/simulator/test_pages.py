@@ -86,3 +86,16 @@ async def test_control_confirms_as_the_pay_page_does(world: World) -> None:
     assert shown["status"] == "requires_payment_method"
     shown = await world.control("POST", path, {})
     assert shown["status"] == "requires_capture"
+
+
+async def test_the_stand_in_for_stripes_script(world: World) -> None:
+    """A browser drives it in tests/examples; here is what every page gets."""
+    async with world.http.get(f"{world.url}/_pages/stripe.js") as answer:
+        assert answer.content_type == "text/javascript"
+        assert "window.Stripe" in await answer.text()
+    async with world.http.get(f"{world.url}/_pages/elements/payment") as answer:
+        text, policy = await answer.text(), answer.headers["Content-Security-Policy"]
+    assert "STRIPE SIMULATOR: test cards only" in text
+    assert policy.startswith("default-src 'none'; script-src 'self'; connect-src 'self';")
+    async with world.http.get(f"{world.url}/_pages/elements/payment.js") as answer:
+        assert "payment_intents" in await answer.text()

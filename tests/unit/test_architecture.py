@@ -21,7 +21,7 @@ CLIENT = ROOT / "client" / "src"
 
 OURS = {
     *("payment_service", "gateway", "console", "stripe_simulator", "marketplace", "dev", "chaos"),
-    *("sidecar", "tests"),
+    *("sidecar", "examples", "tests"),
 }
 STUBS = "marketplace.payments.v1"
 GRPC = {"grpc", "grpc_status", "grpc_health", "grpc_reflection", "google"}
@@ -211,6 +211,13 @@ LAYERS = [
         {"marketplace"},
         "callers install it alone",
         others={"grpc", "google"},
+    ),
+    Layer(
+        "examples",
+        {"examples"},
+        "teams copy them, and have the client and nothing else of ours",
+        ours={"marketplace"},
+        others={"grpc", "google", "aiohttp"},
     ),
     Layer(
         "bench",

@@ -20,6 +20,7 @@ PAGES: Final = sorted(
         *DOCS.rglob("*.md"),
         *(ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")),
         ROOT / "client" / "README.md",
+        *ROOT.glob("examples/*/README.md"),
         ROOT / "stripe_simulator" / "README.md",
     ]
 )
