@@ -35,12 +35,15 @@ SOAK_SECONDS := $(if $(filter command environment,$(firstword $(origin SECONDS))
 PAYMENTS ?= 1000000
 MONTH ?= $(shell date -u +%Y-%m)
 
+# The release to upgrade from; empty: this tree is upgraded to a made-up next release.
+FROM ?=
+
 .DEFAULT_GOAL := help
-.PHONY: help run demo explain report bench bench-quick bench-idle bench-million soak test test-proofs coverage prove chaos mutants lint format stubs breaking docs docs-serve migrate smoke-stripe lock sbom audit client-wheel reset clean
+.PHONY: help run demo explain report bench bench-quick bench-idle bench-million soak test test-proofs coverage prove rehearse-upgrade rehearse-recovery chaos mutants lint format stubs breaking docs docs-serve migrate smoke-stripe manifests lock sbom audit client-wheel reset clean
 
 help: ## list these targets
 	@awk 'BEGIN { FS = ":.*## " } /^##@ / { printf "\n%s\n", substr($$0, 5) } \
-		/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+		/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 ##@ Try it
 run: $(READY) ## start everything and stay until Ctrl-C; VERBOSE=1 shows every webhook
@@ -80,6 +83,10 @@ coverage: $(CHECKS) ## run all tests with coverage, which takes half as long aga
 	@$(RUN) -m dev.testing coverage $(ARGS)
 prove: $(CHECKS) ## run every proof of tests/reliability in full; SEED=7 repeats a run
 	@$(RUN) -m dev.testing prove $(ARGS)
+rehearse-upgrade: $(CHECKS) ## upgrade a former release to this tree under load, and go back; FROM=<commit>
+	@FROM=$(FROM) $(RUN) -m dev.testing rehearse upgrade
+rehearse-recovery: $(CHECKS) ## restore the database to a point in time, from a base backup and the archived log
+	@$(RUN) -m dev.testing rehearse recovery
 chaos: $(READY) ## kill, pause and deceive real processes, then check every promise; SEED=1 SECONDS=30 SEEDS=1
 	@$(RUN) -m chaos run --seed $(SEED) --seconds $(SECONDS) --seeds $(SEEDS)
 mutants: $(CHECKS) ## put bugs into copies of the tree: the chaos and its tests must find each
@@ -100,6 +107,8 @@ smoke-stripe: $(READY) ## run the demo against Stripe's own test mode (needs tes
 ##@ Ship it
 migrate: $(READY) ## apply the migrations to DATABASE_URL
 	@$(RUN) -m payment_service migrate
+manifests: $(RUNTIME) ## write deploy/kubernetes/ anew from the chart (needs Helm)
+	@$(RUN) -m dev.manifests
 lock: $(RUNTIME) ## write locked/ anew after a change of the requirements
 	@$(RUN) -m dev.supply lock
 sbom: $(RUNTIME) ## write the bill of materials into dist/, and check the licences

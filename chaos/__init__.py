@@ -7,7 +7,4 @@ python -m chaos mutants                        is the chaos run itself able to f
 
 import os
 
-# A fork while gRPC's threads run may crash the child in gRPC's fork handlers, before it becomes
-# another program (SIGSEGV). We fork only to start programs, so the handlers are not needed.
-os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 os.environ.setdefault("GRPC_VERBOSITY", "ERROR")

@@ -1,4 +1,4 @@
-"""Runs the tests: `python -m dev.testing test|proofs|coverage|prove [pytest arguments]`."""
+"""Runs the tests: `python -m dev.testing test|proofs|coverage|prove|rehearse [arguments]`."""
 
 import os
 import subprocess
@@ -18,6 +18,11 @@ _PROOFS = ("-m", "proof", "tests/chaos/test_run.py", "tests/reliability")
 
 _RELIABILITY = "tests/reliability"
 _MODEL = f"{_RELIABILITY}/test_model.py"
+#: What `make rehearse-…` does, with progress and real processes.
+_REHEARSALS = {
+    "upgrade": (f"{_RELIABILITY}/test_upgrade.py", "-k", "upgrade_under_load"),
+    "recovery": (f"{_RELIABILITY}/test_restore.py", "-k", "point_in_time"),
+}
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -25,6 +30,9 @@ def main(arguments: Sequence[str]) -> int:
     what, *more = arguments
     if what == "prove":
         return _prove(more)
+    if what == "rehearse":
+        told = {**os.environ, "PROVE": "told"}
+        return _pytest("-q", "--capture=no", *_REHEARSALS[more[0]], environment=told)
     if what == "proofs":
         return _in_full(_TWO, *_PROOFS, *more)
     if what == "coverage":

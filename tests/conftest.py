@@ -20,10 +20,6 @@ from tests.support.databases import Databases
 from tests.support.nursery import Nursery
 from tests.support.nursery import nursery as open_nursery
 
-# A server that is started while calls are under way is a fork among gRPC's threads: its handlers
-# have crashed such a child before it came to exec. Read when grpc is imported, which is later.
-os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "false"
-
 _TEMPLATE = "migrated_template"
 
 

@@ -142,3 +142,20 @@ def test_an_older_schema_is_refused_and_a_newer_one_is_not(
         if status == NOT_SERVING:
             assert next_line(lines, "database_not_migrated")["revision"] == revision
         until(lambda: health(address) == [status, status], "its health")
+
+
+def test_the_former_release_changes_nothing_of_a_newer_database(database_url: str) -> None:
+    """Whoever goes back starts the former release's migration, too: systemd does by itself."""
+    with closing(psycopg2.connect(owner_url(database_url))) as connection:
+        connection.autocommit = True
+        with connection.cursor() as cursor:
+            cursor.execute("UPDATE alembic_version SET version_num = '9999'")
+            cursor.execute("CREATE TABLE of_the_newer_release ()")
+            cursor.execute("GRANT SELECT ON of_the_newer_release TO payments")
+            migrate(database_url)
+            cursor.execute("SELECT version_num FROM alembic_version")
+            assert cursor.fetchall() == [("9999",)]
+            cursor.execute(
+                "SELECT has_table_privilege('payments', 'of_the_newer_release', 'SELECT')"
+            )
+            assert cursor.fetchall() == [(True,)]

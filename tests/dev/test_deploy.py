@@ -1,225 +1,219 @@
-"""What deployers get: manifests that Kubernetes accepts, and settings that processes accept."""
+"""What deployers get beside the chart: the image, the compose file and the units of systemd."""
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-import kubernetes_validate  # type: ignore[import-untyped]  # it has no types
 import pytest
 import yaml
 
 from dev.settings import ROOT
-from tests.support.certificates import Authority
+from tests.support.deploying import checked
+from tests.support.go_programs import built
 
 DEPLOY: Final = ROOT / "deploy"
-MANIFESTS: Final = DEPLOY / "kubernetes"
-CHART: Final = DEPLOY / "helm" / "escrow-payments"
-#: What the chart needs to be rendered for the committed manifests.
-VALUES: Final = MANIFESTS / "values.yaml"
-#: The oldest release that the chart names, and a new one.
-KUBERNETES: Final = ("1.27", "1.34")
-_SECRETS: Final = {
-    "secret-key": "sk_live_ofTheTest",
-    "webhook-secret": "whsec_ofTheTestPlatform",
-    "connect-webhook-secret": "whsec_ofTheTestConnect",
-    "service-url": "postgresql://payments:x@127.0.0.1/payments",
-    "owner-url": "postgresql://owner:x@127.0.0.1/payments",
-}
+COMPOSE: Final = DEPLOY / "compose" / "compose.yaml"
+UNITS: Final = sorted((DEPLOY / "systemd").glob("*.service"))
+#: What of systemd's measure of exposure, from 0 to 10, each unit may have.
+_MOST_EXPOSED: Final = 2.0
 
 
-def documents() -> list[dict[str, Any]]:
-    texts = [path.read_text() for path in sorted(MANIFESTS.glob("*.yaml")) if path != VALUES]
-    return [one for text in texts for one in yaml.safe_load_all(text) if one]
+@pytest.fixture(scope="module")
+def compose() -> dict[str, Any]:
+    parsed: dict[str, Any] = yaml.safe_load(COMPOSE.read_text())
+    return parsed
 
 
-def named(kind: str) -> Iterator[dict[str, Any]]:
-    return (one for one in documents() if one["kind"] == kind)
-
-
-def pods() -> dict[str, dict[str, Any]]:
-    """Returns the pod of each workload by its container's name."""
-    found = {}
-    for one in documents():
-        if one["kind"] in ("Deployment", "Job"):
-            spec = one["spec"]["template"]["spec"]
-            found[spec["containers"][0]["name"]] = spec
+@pytest.fixture(scope="module")
+def loader() -> Path:
+    """The loader of Docker Compose itself, with its schema."""
+    found = built("github.com/compose-spec/compose-go/v2/cmd", "v2.16.2", "compose-loader")
+    if found is None:
+        pytest.skip("Go is not installed, which builds the loader of Docker Compose")
     return found
 
 
-def checked(module: str, environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
-    """Lets a process say whether it would start with exactly these settings."""
-    return subprocess.run(
-        [sys.executable, "-m", module, "check"],
-        cwd=ROOT,
-        env={"PATH": os.environ["PATH"], **environment},
+@pytest.mark.parametrize(
+    ("was", "becomes", "fault"),
+    [
+        ("name: escrow-payments", "name: escrow-payments", ""),
+        (
+            "healthcheck:\n      test: [CMD, test",
+            "helthcheck:\n      test: [CMD, test",
+            "helthcheck",
+        ),
+        ("service_healthy}\n      tokens", "healthy}\n      tokens", "postgres.condition"),
+    ],
+)
+def test_docker_compose_loads_the_file(
+    tmp_path: Path, loader: Path, was: str, becomes: str, fault: str
+) -> None:
+    """It loads as it is, and a mistake in it would be found."""
+    text = COMPOSE.read_text()
+    assert text.count(was) == 1, was
+    (tmp_path / "compose.yaml").write_text(text.replace(was, becomes))
+    done = subprocess.run(
+        [str(loader), "compose.yaml"],
+        cwd=tmp_path,
+        env={**os.environ, "COMPOSE_PROFILES": "console,relay"},
         capture_output=True,
         text=True,
         check=False,
     )
+    assert (done.returncode == 0) == (not fault), done.stderr
+    assert fault in done.stderr + done.stdout
 
 
-@pytest.mark.parametrize("version", KUBERNETES)
-def test_kubernetes_accepts_every_manifest(version: str) -> None:
-    kinds = []
-    for one in documents():
-        kubernetes_validate.validate(one, version, strict=True)
-        kinds.append(one["kind"])
-    assert {"Deployment", "Job", "Service", "NetworkPolicy", "PodDisruptionBudget"} <= set(kinds)
-
-
-def test_the_manifests_are_made_from_the_chart() -> None:
-    helm = shutil.which("helm")
-    if helm is None:
-        pytest.skip("helm is not installed: docs/deploying.md says how the manifests are made")
-    made = subprocess.run(
-        [
-            helm,
-            "template",
-            "escrow-payments",
-            str(CHART),
-            "--kube-version=1.34",
-            f"--values={VALUES}",
-        ],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
-    assert list(filter(None, yaml.safe_load_all(made))) == documents()
-    subprocess.run([helm, "lint", "--strict", str(CHART), "--values", str(VALUES)], check=True)
-
-
-def test_the_chart_has_the_rules_of_prometheus() -> None:
-    """A chart cannot read files outside of it."""
-    rules = "escrow-payments.rules.yaml"
-    assert (CHART / "files" / rules).read_text() == (DEPLOY / "prometheus" / rules).read_text()
-
-
-def test_no_pod_has_more_rights_than_it_needs() -> None:
-    for name, pod in pods().items():
-        assert pod["automountServiceAccountToken"] is False, name
-        assert pod["securityContext"]["runAsNonRoot"] is True, name
-        for container in pod["containers"]:
-            security = container["securityContext"]
-            assert security["readOnlyRootFilesystem"] is True, name
-            assert security["allowPrivilegeEscalation"] is False, name
-            assert security["capabilities"] == {"drop": ["ALL"]}, name
-            assert "memory" in container["resources"]["limits"], name
-
-
-def secrets_of(container: str) -> dict[str, list[str] | None]:
-    """Returns each secret that a pod gets, with its keys; None means all of them."""
-    found = {}
-    for volume in pods()[container]["volumes"]:
-        if secret := volume.get("secret"):
-            items = secret.get("items")
-            found[secret["secretName"]] = [item["key"] for item in items] if items else None
-    return found
-
-
-def test_only_the_migration_gets_the_owners_password() -> None:
-    assert secrets_of("service")["escrow-payments-database"] == ["service-url"]
-    assert secrets_of("migrate")["escrow-payments-database"] == ["owner-url"]
-
-
-def test_the_gateway_gets_no_secret_of_the_service() -> None:
-    assert secrets_of("gateway") == {
-        "escrow-payments-gateway-token": None,
-        "escrow-payments-tls": ["ca.crt"],
-    }
-
-
-def test_selectors_find_their_pods_and_probes_their_ports() -> None:
-    labels = {
-        one["metadata"]["name"]: one["spec"]["template"]["metadata"]["labels"]
-        for one in named("Deployment")
-    }
-    for one in named("Service"):
-        selector = one["spec"]["selector"].items()
-        assert any(selector <= pod.items() for pod in labels.values()), one["metadata"]["name"]
-    for one in named("Deployment"):
-        [container] = one["spec"]["template"]["spec"]["containers"]
-        ports = {port["name"] for port in container["ports"]}
-        for probe in ("livenessProbe", "readinessProbe"):
-            assert container[probe]["httpGet"]["port"] in ports
-
-
-@pytest.mark.parametrize(
-    ("config", "container", "module"),
-    [
-        ("escrow-payments-service", "service", "payment_service"),
-        ("escrow-payments-service", "migrate", "payment_service"),
-        ("escrow-payments-gateway", "gateway", "gateway"),
-    ],
-)
-def test_the_processes_accept_their_settings(
-    tmp_path: Path, config: str, container: str, module: str
-) -> None:
-    """Starts ``check`` with exactly what the pod gets, its secrets as files."""
-    [settings] = [one for one in named("ConfigMap") if one["metadata"]["name"] == config]
-    environment = dict(settings["data"])
-    for variable in pods()[container]["containers"][0].get("env", []):
-        environment[variable["name"]] = variable["value"]
-    certificate, key = Authority().issue("dns:escrow-payments")
-    contents = {**_SECRETS, "tls.crt": certificate.decode(), "tls.key": key.decode()}
-    for name, value in environment.items():
-        if value.startswith("/run/secrets/"):
-            path = tmp_path / value.removeprefix("/run/secrets/")
-            path.parent.mkdir(exist_ok=True)
-            path.write_text(contents.get(path.name, certificate.decode()))
-            environment[name] = str(path)
-    if module == "gateway":
-        assert not environment.keys() & {"DATABASE_URL_FILE", "STRIPE_SECRET_KEY_FILE"}
-    done = checked(module, environment)
-    assert done.returncode == 0, done.stderr
-    assert "production" in done.stdout
-
-
-def test_the_compose_file_builds_what_there_is_and_gives_settings_that_are_accepted(
-    tmp_path: Path,
-) -> None:
-    compose = yaml.safe_load((DEPLOY / "compose" / "compose.yaml").read_text())
+def test_the_compose_file_builds_and_mounts_what_there_is(compose: dict[str, Any]) -> None:
     stages = (DEPLOY / "Dockerfile").read_text()
-    for name, service in compose["services"].items():
+    services = compose["services"]
+    for name, service in services.items():
+        assert set(service.get("depends_on", ())) <= services.keys(), name
         if "build" in service:
             assert f" AS {service['build']['target']}\n" in stages, name
+            assert service["read_only"] is True, name
+            assert service["cap_drop"] == ["ALL"], name
         for port in service.get("ports", []):
             assert port.startswith("127.0.0.1:"), name
         for volume in service.get("volumes", []):
             source = volume.split(":")[0]
             if source.startswith("."):
-                assert (DEPLOY / "compose" / source).exists(), volume
-    keys = subprocess.run(
-        [sys.executable, "-m", "payment_service", "token", "keys", "--directory", str(tmp_path)],
+                assert (COMPOSE.parent / source).exists(), volume
+            else:
+                assert source in compose["volumes"], volume
+
+
+def test_console_and_relay_start_on_request_alone(compose: dict[str, Any]) -> None:
+    optional = {
+        name: service["profiles"]
+        for name, service in compose["services"].items()
+        if "profiles" in service
+    }
+    assert optional == {"console": ["console"], "relay": ["relay"], "nats": ["relay"]}
+
+
+@pytest.fixture(scope="module")
+def keys(compose: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Keys, tokens and a certificate, made by the file's own commands in place of a provider."""
+    directory = tmp_path_factory.mktemp("keys")
+    [script] = compose["services"]["tokens"]["command"]
+    assert "sleep 1800" in script
+    done = subprocess.run(
+        # Once, and not every half hour.
+        ["/bin/sh", "-ec", script.replace("sleep 1800", "break").replace("/keys", str(directory))],
         cwd=ROOT,
+        env={"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
         check=False,
     )
-    assert keys.returncode == 0
-    (tmp_path / "gateway.token").write_text("x")
-    for name, module in (
-        ("service-1", "payment_service"),
-        ("migrate", "payment_service"),
-        ("gateway", "gateway"),
-    ):
-        environment = {
-            key: str(value).replace("/keys/", f"{tmp_path}/")
-            for key, value in compose["services"][name]["environment"].items()
-        }
-        done = checked(module, environment)
-        assert done.returncode == 0, f"{name}: {done.stderr}"
+    assert done.returncode == 0, done.stderr
+    return directory
 
 
-def test_systemd_accepts_every_unit(tmp_path: Path) -> None:
-    """The paths of programs are replaced, because they are not on this machine."""
-    analyze = shutil.which("systemd-analyze")
-    if analyze is None:
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    ("name", "module"),
+    [
+        ("service-1", ("payment_service",)),
+        ("migrate", ("payment_service",)),
+        ("gateway", ("gateway",)),
+        ("console", ("console",)),
+        ("relay", ("payment_service", "relay")),
+    ],
+)
+def test_the_processes_accept_the_settings_of_the_compose_file(
+    compose: dict[str, Any], keys: Path, name: str, module: tuple[str, ...]
+) -> None:
+    environment = {
+        key: str(value).replace("/keys/", f"{keys}/")
+        for key, value in compose["services"][name]["environment"].items()
+    }
+    for variable, value in environment.items():
+        if variable.endswith("_FILE"):
+            assert Path(value).read_text(), variable
+    done = checked(module, environment)
+    assert done.returncode == 0, f"{name}: {done.stderr}"
+
+
+def test_prometheus_and_grafana_read_what_is_mounted(compose: dict[str, Any]) -> None:
+    """Every target is a service on a port that its process listens on, and every path a mount."""
+    services = compose["services"]
+    prometheus = yaml.safe_load((COMPOSE.parent / "prometheus.yaml").read_text())
+    targets = [
+        target
+        for job in prometheus["scrape_configs"]
+        for config in job.get("static_configs", [])
+        for target in config["targets"]
+    ]
+    targets += [
+        f"{name}:{found['port']}"
+        for job in prometheus["scrape_configs"]
+        for found in job.get("dns_sd_configs", [])
+        for name in found["names"]
+    ]
+    ports = {"service": "9464", "gateway": "9465", "relay": "9466"}
+    assert sorted(targets) == ["gateway:9465", "relay:9466", "service-1:9464", "service-2:9464"]
+    for target in targets:
+        name, _, port = target.partition(":")
+        assert name in services
+        assert port == ports[name.partition("-")[0]]
+    assert services["gateway"]["environment"]["GATEWAY_METRICS_PORT"] == ports["gateway"]
+    mounts = _mounts(services["prometheus"])
+    [pattern] = prometheus["rule_files"]
+    directory = Path(pattern).parent
+    rules = [file.name for file in mounts[directory].glob(Path(pattern).name)]
+    assert rules == ["escrow-payments.rules.yaml"]
+    assert mounts[Path("/etc/prometheus/prometheus.yml")] == COMPOSE.parent / "prometheus.yaml"
+    mounts = _mounts(services["grafana"])
+    provisioning = mounts[Path("/etc/grafana/provisioning")]
+    [provider] = yaml.safe_load((provisioning / "dashboards" / "dashboards.yaml").read_text())[
+        "providers"
+    ]
+    boards = mounts[Path(provider["options"]["path"])]
+    assert [file.name for file in boards.glob("*.json")] == ["escrow-payments.json"]
+    [source] = yaml.safe_load((provisioning / "datasources" / "prometheus.yaml").read_text())[
+        "datasources"
+    ]
+    assert source["url"] == "http://prometheus:9090"
+
+
+def test_promtool_accepts_the_settings_of_prometheus() -> None:
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("promtool is not installed")
+    done = subprocess.run(
+        [promtool, "check", "config", "--syntax-only", str(COMPOSE.parent / "prometheus.yaml")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def _mounts(service: dict[str, Any]) -> dict[Path, Path]:
+    """Returns what is mounted from this tree, by its place in the container."""
+    pairs = [volume.split(":")[:2] for volume in service["volumes"]]
+    return {Path(place): (COMPOSE.parent / source).resolve() for source, place in pairs}
+
+
+@pytest.fixture(scope="module")
+def analyze() -> str:
+    found = shutil.which("systemd-analyze")
+    if found is None:
         pytest.skip("systemd is not installed")
-    for unit in (DEPLOY / "systemd").glob("*.service"):
+    return found
+
+
+def test_systemd_accepts_every_unit(tmp_path: Path, analyze: str) -> None:
+    """The paths of programs are replaced, because they are not on this machine."""
+    for unit in UNITS:
         text = unit.read_text().replace("/opt/escrow-payments/.venv/bin/python", sys.executable)
         text = text.replace("/opt/escrow-payments", str(ROOT))
         (tmp_path / unit.name).write_text(text)
@@ -232,3 +226,40 @@ def test_systemd_accepts_every_unit(tmp_path: Path) -> None:
     )
     ours = [line for line in done.stderr.splitlines() if str(tmp_path) in line]
     assert (done.returncode, ours) == (0, []), done.stderr
+
+
+@pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.stem)
+def test_no_unit_is_exposed(analyze: str, unit: Path) -> None:
+    done = subprocess.run(
+        [analyze, "security", "--offline=true", "--no-pager", str(unit)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    level = re.search(r"Overall exposure level for \S+: ([0-9.]+)", done.stdout)
+    assert level, done.stdout + done.stderr
+    assert float(level[1]) <= _MOST_EXPOSED, done.stdout
+
+
+def test_every_unit_has_the_same_hardening() -> None:
+    hardening = {
+        unit.name: unit.read_text().partition("\nNoNewPrivileges")[2].partition("\n\n")[0].strip()
+        for unit in UNITS
+    }
+    assert len(set(hardening.values())) == 1, hardening
+    assert {unit.stem for unit in UNITS} == {
+        "payment-console",
+        "payment-gateway",
+        "payment-relay",
+        "payment-service",
+        "payment-service-migrate",
+    }
+
+
+def test_the_image_has_every_package_that_its_processes_import() -> None:
+    """A package that .dockerignore keeps out, or that no line copies, is absent in production."""
+    dockerfile = (DEPLOY / "Dockerfile").read_text()
+    sent = (ROOT / ".dockerignore").read_text().split()
+    for package in ("payment_service", "gateway", "console", "sidecar"):
+        assert f"\nCOPY {package} {package}\n" in dockerfile
+        assert f"!{package}" in sent

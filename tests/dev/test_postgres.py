@@ -320,3 +320,27 @@ def _other_users_sleep() -> Iterator[subprocess.Popen[bytes]]:
     finally:
         process.kill()
         process.wait()
+
+
+def test_grpc_knows_that_servers_are_started_among_its_threads() -> None:
+    """gRPC reads the variable when it is imported, and tests/conftest.py imports it."""
+    watch = (
+        "import os, sys\n"
+        "class Watch:\n"
+        "    @staticmethod\n"
+        "    def find_spec(name, *_):\n"
+        "        if name == 'grpc':\n"
+        "            print(os.environ.get('GRPC_ENABLE_FORK_SUPPORT'))\n"
+        "sys.meta_path.insert(0, Watch)\n"
+        "import tests.conftest\n"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "GRPC_ENABLE_FORK_SUPPORT"}
+    done = subprocess.run(
+        [sys.executable, "-c", watch],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.split() == ["0"], done.stderr

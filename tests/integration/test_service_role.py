@@ -209,6 +209,23 @@ async def test_production_is_not_ready_with_a_powerful_role(
         assert power in said
 
 
+async def test_grants_of_a_newer_release_send_no_caller_away(database_url: str) -> None:
+    """During an upgrade the former release serves on, and after it one can go back."""
+    with session(owner_url(database_url)) as cursor:
+        cursor.execute("CREATE TABLE of_the_newer_release (n int)")
+        cursor.execute(f"GRANT UPDATE ON of_the_newer_release TO {SERVICE}")
+    assert "UPDATE on of_the_newer_release" in (await role_of(database_url)).refusal
+    with session(owner_url(database_url)) as cursor:
+        cursor.execute("UPDATE alembic_version SET version_num = '9999'")
+    assert (await role_of(database_url)).refusal == ""
+    database = SqlDatabase(database_url, write_threads=1, read_threads=1, guarded=True)
+    try:
+        assert await database.ping()
+    finally:
+        database.close()
+    assert "owns the tables" in (await role_of(owner_url(database_url))).refusal
+
+
 @pytest.mark.parametrize(
     ("attributes", "power"),
     [

@@ -1,4 +1,7 @@
-"""How much is done: a short sample for every change, or the full figures with ``PROVE=full``."""
+"""How much is done: a short sample for every change, or the full figures with ``PROVE=full``.
+
+A rehearsal (``PROVE=told``) is a short sample that says how far it is.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from typing import Final, TypeVar
 T = TypeVar("T")
 
 FULL: Final = os.environ.get("PROVE", "") == "full"
+_TOLD: Final = FULL or os.environ.get("PROVE", "") == "told"
 
 #: One for the whole run. CI repeats the same one; a full run takes a new one and prints it.
 SEED: Final = int(os.environ.get("SEED") or (secrets.randbelow(10**6) if FULL else 1))
@@ -30,7 +34,7 @@ def figure(letter: str, text: str) -> None:
 
 
 def progress(text: str) -> None:
-    """Prints the progress of a full run."""
-    if FULL:
+    """Prints the progress of a full run, or of a rehearsal."""
+    if _TOLD:
         sys.stderr.write(f"[{time.monotonic() - _began:6.0f} s] {text}\n")
         sys.stderr.flush()

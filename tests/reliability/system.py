@@ -11,7 +11,7 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from grpc import aio
 
 from dev.child import Child
 from dev.processes import is_stopped
-from dev.settings import StackSettings
+from dev.settings import COMMANDS, StackSettings
 from dev.stack import Stack
 from tests.support.nursery import nursery
 from tests.support.service import CONNECT_SECRET, PLATFORM_SECRET
@@ -31,6 +31,8 @@ from tests.support.world import CHANNEL_OPTIONS, World
 #: Small, so that a lease (twice this) and with it a recovery is over soon.
 STRIPE_TIMEOUT = 0.75
 VICTIM, SURVIVOR = 0, 1
+#: Beyond the grace of a shutdown.
+_LONGEST_EXIT = 30.0
 
 
 @dataclass
@@ -97,6 +99,22 @@ class System:
         child.ask_to_stop()
         assert await asyncio.to_thread(child.wait, 30), f"{child.name} does not stop"
 
+    async def roll(self, replica: int, command: Sequence[str] = ()) -> float:
+        """Asks a replica to leave and brings it back, by another ``command`` if one is given.
+
+        Returns how long it took to leave.
+        """
+        child = self.stack.services[replica]
+        began = time.monotonic()
+        child.ask_to_stop()
+        left = await asyncio.to_thread(child.wait, _LONGEST_EXIT)
+        spent = time.monotonic() - began
+        assert left, f"{child.name} did not leave within {spent:.0f} s"
+        assert child.returncode == 0, (child.name, child.returncode, list(child.tail))
+        child.command = list(command) or child.command
+        await self.begin(replica)
+        return spent
+
     @contextlib.contextmanager
     def quick_starts(self, victim_database: str = "") -> Iterator[None]:
         """Replicas start without the seconds that imports take; for cases that do not time that.
@@ -154,8 +172,13 @@ class System:
 
 
 @contextlib.contextmanager
-def running_system(**environment: str) -> Iterator[System]:
-    """Two replicas over one of everything else; the first one can be armed."""
+def running_system(
+    commands: Mapping[str, Sequence[str]] = COMMANDS, *, durable: bool = False, **environment: str
+) -> Iterator[System]:
+    """Two replicas over one of everything else; the first one can be armed.
+
+    Only a ``durable`` database keeps what a base backup needs.
+    """
     directory = Path(tempfile.mkdtemp(prefix="payments-reliability-"))
     directory.chmod(0o711)  # Under root, PostgreSQL runs as another user.
     settings = StackSettings.on_free_ports(directory / "data", replicas=2)
@@ -172,6 +195,7 @@ def running_system(**environment: str) -> Iterator[System]:
         "MONEY_RATE": "0",
         **environment,
     }
+    settings = replace(settings, commands=commands, durable=durable)
     stack = Stack(replace(settings, environment={**settings.environment, **variables}))
     try:
         with stack:

@@ -4,44 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
-import os
-import shutil
 import signal
 import socket
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any, Final
 
 import nats
 from nats.aio.client import Client
 
+from tests.support.go_programs import built
+
 VERSION: Final = "v2.15.2"
-_PROGRAM: Final = Path(sys.executable).parent / f"nats-server-{VERSION}"
-_BUILD_SECONDS: Final = 600
 
 
 def program() -> Path | None:
-    """Returns the server's program, and builds it if it is absent; None without Go."""
-    go = shutil.which("go")
-    with (_PROGRAM.with_suffix(".lock")).open("w") as lock:
-        # Tests run in several processes.
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if _PROGRAM.exists():
-            return _PROGRAM
-        if go is None:
-            return None
-        built = _PROGRAM.parent / "nats-server"
-        subprocess.run(
-            [go, "install", f"github.com/nats-io/nats-server/v2@{VERSION}"],
-            env={**os.environ, "GOBIN": str(built.parent), "GOFLAGS": ""},
-            check=True,
-            capture_output=True,
-            timeout=_BUILD_SECONDS,
-        )
-        built.rename(_PROGRAM)
-    return _PROGRAM
+    """Returns the server's program; None without Go."""
+    return built("github.com/nats-io/nats-server/v2", VERSION, "nats-server")
 
 
 class NatsServer:

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Engine, NullPool, create_engine, make_url, te
 from payment_service.adapters.postgres.connections import plain_url
 from payment_service.adapters.postgres.limits import LIMITS
 from payment_service.adapters.postgres.roles import grant_to
-from payment_service.adapters.postgres.schema import MIGRATIONS, stored_schema
+from payment_service.adapters.postgres.schema import EXPECTED_REVISION, MIGRATIONS, stored_schema
 
 #: The advisory lock that keeps two replicas from migrating at once. Any constant would do.
 _MIGRATION_LOCK = 7_205_759_403_792_793
@@ -38,6 +38,9 @@ def make_engine(url: str) -> Engine:
 def migrate(engine: Engine, *, service_role: str = "", store_limits: bool = False) -> str:
     """Applies the missing migrations and returns the revision. Several calls at once are safe.
 
+    A database that a newer release has migrated is left as it is, its grants included: the newer
+    release may serve beside this one.
+
     All of it is one transaction, so that it leaves no lock behind at a pooler, and nothing half
     done. ``service_role`` gets the grants of the service, if it is another role than the present
     one. ``store_limits`` makes the limits defaults, for a pooler that passes none on.
@@ -47,6 +50,9 @@ def migrate(engine: Engine, *, service_role: str = "", store_limits: bool = Fals
         # A migration that waits longer for another one, or for a table, fails and can be repeated.
         connection.execute(text("SET LOCAL lock_timeout = '60s'"))
         connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _MIGRATION_LOCK})
+        revision = _revision(connection)
+        if revision > EXPECTED_REVISION:
+            return revision
         config = Config()
         config.set_main_option("script_location", str(MIGRATIONS))
         config.attributes["connection"] = connection
@@ -55,8 +61,12 @@ def migrate(engine: Engine, *, service_role: str = "", store_limits: bool = Fals
             grant_to(_driver_of(connection), service_role)
         if store_limits:
             _store_limits(connection, of_database=bool(service_role))
-        with _driver_of(connection).cursor() as cursor:
-            return str(stored_schema(cursor)[0])
+        return _revision(connection)
+
+
+def _revision(connection: Connection) -> str:
+    with _driver_of(connection).cursor() as cursor:
+        return str(stored_schema(cursor)[0])
 
 
 def _driver_of(connection: Connection) -> Any:

@@ -58,6 +58,15 @@ topologySpreadConstraints:
       matchLabels: {{- include "escrow.selector" . | nindent 8 }}
 {{- end }}
 
+{{- /* To the service and to DNS, and nowhere else. */ -}}
+{{- define "escrow.egress" -}}
+- ports: [{port: 50051, protocol: TCP}]
+  to:
+    - podSelector:
+        matchLabels: {{- include "escrow.selector" (dict "root" . "component" "service") | nindent 10 }}
+- ports: [{port: 53, protocol: UDP}, {port: 53, protocol: TCP}]
+{{- end }}
+
 {{- /* Every variable of the service that is not a secret. */ -}}
 {{- define "escrow.service.environment" -}}
 ENVIRONMENT: production
@@ -97,7 +106,69 @@ GRPC_TLS_KEY_FILE: /run/secrets/tls/tls.key
 GRPC_TLS_BY_MESH: "true"
 {{- end }}
 {{- range $name, $value := .Values.environment }}
-{{- if not (hasPrefix "GATEWAY_" $name) }}
+{{- if not (or (hasPrefix "GATEWAY_" $name) (hasPrefix "CONSOLE_" $name) (hasPrefix "RELAY_" $name)) }}
+{{ $name }}: {{ $value | quote }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{- /* How gateway, console and relay reach the service: root, token and tls, the names of their secrets. */ -}}
+{{- define "escrow.core.environment" -}}
+CORE_ADDRESS: dns:///{{ include "escrow.name" .root }}-replicas:50051
+{{- if .token }}
+CORE_TOKEN_FILE: /run/secrets/token/token
+{{- end }}
+{{- if .root.Values.secrets.tls }}
+CORE_TLS_CA_FILE: /run/secrets/core-ca/ca.crt
+CORE_TLS_SERVER_NAME: {{ include "escrow.name" .root }}
+{{- else }}
+CORE_TLS_BY_MESH: "true"
+{{- end }}
+{{- if .tls }}
+CORE_TLS_CERTIFICATE_FILE: /run/secrets/core-tls/tls.crt
+CORE_TLS_KEY_FILE: /run/secrets/core-tls/tls.key
+{{- end }}
+{{- end }}
+
+{{- define "escrow.core.mounts" -}}
+{{- if .token }}
+- {name: token, mountPath: /run/secrets/token, readOnly: true}
+{{- end }}
+{{- if .root.Values.secrets.tls }}
+- {name: core-ca, mountPath: /run/secrets/core-ca, readOnly: true}
+{{- end }}
+{{- if .tls }}
+- {name: core-tls, mountPath: /run/secrets/core-tls, readOnly: true}
+{{- end }}
+- {name: tmp, mountPath: /tmp}
+{{- end }}
+
+{{- define "escrow.core.volumes" -}}
+{{- if .token }}
+- name: token
+  secret: {secretName: {{ .token }}, defaultMode: 0440}
+{{- end }}
+{{- if .root.Values.secrets.tls }}
+# The authority's certificate alone, never the service's key.
+- name: core-ca
+  secret:
+    secretName: {{ .root.Values.secrets.tls }}
+    defaultMode: 0440
+    items: [{key: ca.crt, path: ca.crt}]
+{{- end }}
+{{- if .tls }}
+- name: core-tls
+  secret: {secretName: {{ .tls }}, defaultMode: 0440}
+{{- end }}
+- name: tmp
+  emptyDir: {medium: Memory, sizeLimit: 16Mi}
+{{- end }}
+
+{{- /* The variables of values.yaml whose names begin with the prefix, and those of the log. */ -}}
+{{- define "escrow.further" -}}
+{{- $prefix := .prefix -}}
+{{- range $name, $value := .root.Values.environment }}
+{{- if or (hasPrefix $prefix $name) (hasPrefix "LOG_" $name) }}
 {{ $name }}: {{ $value | quote }}
 {{- end }}
 {{- end }}
@@ -109,26 +180,46 @@ LOG_FORMAT: json
 GATEWAY_HOST: "0.0.0.0"
 GATEWAY_METRICS_PORT: "9465"
 GATEWAY_PUBLIC_URL: {{ .Values.gateway.publicUrl | quote }}
-CORE_ADDRESS: dns:///{{ include "escrow.name" . }}-replicas:50051
 ALLOWED_ORIGINS: {{ .Values.gateway.allowedOrigins | quote }}
-{{- if .Values.secrets.gatewayToken }}
-CORE_TOKEN_FILE: /run/secrets/token/token
+{{ include "escrow.core.environment" (dict "root" . "token" .Values.secrets.gatewayToken "tls" .Values.secrets.gatewayTls) }}
+{{- include "escrow.further" (dict "root" . "prefix" "GATEWAY_") }}
 {{- end }}
-{{- if .Values.secrets.tls }}
-CORE_TLS_CA_FILE: /run/secrets/core-ca/ca.crt
-CORE_TLS_SERVER_NAME: {{ include "escrow.name" . }}
+
+{{- define "escrow.console.environment" -}}
+ENVIRONMENT: production
+LOG_FORMAT: json
+CONSOLE_HOST: "0.0.0.0"
+CONSOLE_PUBLIC_URL: {{ required "console.publicUrl: the https address under which operators open the console" .Values.console.publicUrl | quote }}
+CONSOLE_RUNBOOK_URL: {{ .Values.console.runbookUrl | quote }}
+{{- if .Values.secrets.consoleTls }}
+CONSOLE_TLS_CERTIFICATE_FILE: /run/secrets/console-tls/tls.crt
+CONSOLE_TLS_KEY_FILE: /run/secrets/console-tls/tls.key
 {{- else }}
-CORE_TLS_BY_MESH: "true"
+CONSOLE_TLS_BY_MESH: "true"
 {{- end }}
-{{- if .Values.secrets.gatewayTls }}
-CORE_TLS_CERTIFICATE_FILE: /run/secrets/gateway-tls/tls.crt
-CORE_TLS_KEY_FILE: /run/secrets/gateway-tls/tls.key
+{{ include "escrow.core.environment" (dict "root" . "token" "" "tls" "") }}
+{{- include "escrow.further" (dict "root" . "prefix" "CONSOLE_") }}
 {{- end }}
-{{- range $name, $value := .Values.environment }}
-{{- if or (hasPrefix "GATEWAY_" $name) (hasPrefix "LOG_" $name) }}
-{{ $name }}: {{ $value | quote }}
+
+{{- define "escrow.relay.environment" -}}
+ENVIRONMENT: production
+LOG_FORMAT: json
+RELAY_METRICS_HOST: "0.0.0.0"
+RELAY_DATABASE_URL_FILE: /run/secrets/relay/database-url
+{{- if .Values.database.caKey }}
+DATABASE_CA_FILE: /run/secrets/relay/{{ .Values.database.caKey }}
 {{- end }}
+{{- if .Values.relay.nats }}
+RELAY_NATS_URL_FILE: /run/secrets/relay/nats-url
 {{- end }}
+{{- if .Values.relay.natsCaKey }}
+RELAY_NATS_CA_FILE: /run/secrets/relay/{{ .Values.relay.natsCaKey }}
+{{- end }}
+{{- if .Values.relay.endpoints }}
+RELAY_ENDPOINTS_FILE: /etc/escrow-payments/endpoints.json
+{{- end }}
+{{ include "escrow.core.environment" (dict "root" . "token" .Values.secrets.relayToken "tls" .Values.secrets.relayTls) }}
+{{- include "escrow.further" (dict "root" . "prefix" "RELAY_") }}
 {{- end }}
 
 {{- /* What both the service and the migration read, beside their own address of the database. */ -}}
