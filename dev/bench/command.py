@@ -26,7 +26,13 @@ def bench(*, quick: bool) -> None:
         story.verdict(f"the figures are in {report.PLACE}", good=True)
         return
     larger = report.grown(result)
-    for sentence in larger:
+    if larger:
+        # Whoever else uses the machine can make one run dear, but hardly the same call twice.
+        story.note(f"measuring again: {', '.join(larger)}")
+        again = asyncio.run(measure(QUICK, story.note))
+        report.show(story, again)
+        larger = {name: said for name, said in report.grown(again).items() if name in larger}
+    for sentence in larger.values():
         story.fails(sentence)
     story.verdict("no call costs a third more than the figures that are kept", good=not larger)
     if larger:

@@ -100,14 +100,14 @@ def keep(result: Mapping[str, Any]) -> None:
     CHART.write_text(chart(_read(BEFORE).get("multiples", {}), result["multiples"]))
 
 
-def grown(result: Mapping[str, Any]) -> list[str]:
-    """Returns a sentence for each multiple that is a third larger than the one that is kept."""
+def grown(result: Mapping[str, Any]) -> dict[str, str]:
+    """Returns each multiple that is a third larger than the one that is kept, with a sentence."""
     kept = _read(KEPT).get("multiples", {})
-    return [
-        f"{name} costs {value:.2f} times its measure; {kept[name]:.2f} are kept"
+    return {
+        name: f"{name} costs {value:.2f} times its measure; {kept[name]:.2f} are kept"
         for name, value in result["multiples"].items()
         if name in kept and value > kept[name] * GROWTH
-    ]
+    }
 
 
 def chart(before: Mapping[str, float], now: Mapping[str, float]) -> str:

@@ -28,7 +28,7 @@ from marketplace.payments.channel import connect
 from marketplace.payments.v1 import payments_pb2_grpc
 
 SERVICE = "payment_service"
-_READY_SECONDS = 30.0
+_READY_SECONDS = 120.0
 
 Say = Callable[[str], None]
 

@@ -8,19 +8,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any, Final, Literal
+from functools import partial
+from typing import TYPE_CHECKING, Final, Literal
 
 import stripe
 import structlog
-from stripe.params.v2.core import AccountCreateParams
 
 from payment_service.adapters.stripe.account_outcomes import outcome_of_creation
 from payment_service.adapters.stripe.accounts import Accounts
-from payment_service.adapters.stripe.views_v2 import account_of_v2, found_account_of_v2
+from payment_service.adapters.stripe.client import path_to
+from payment_service.adapters.stripe.fields import Json, metadata_of, parts, text, text_or_empty
+from payment_service.adapters.stripe.views_v2 import (
+    account_of_v2,
+    found_account_of_v2,
+    is_closed,
+)
 from payment_service.domain.experts import Account
 from payment_service.domain.ports.records import WebhookEvent
 from payment_service.domain.ports.stripe import FoundAccount, NewAccount, Outcome
 from payment_service.domain.webhook_event import THIN_ACCOUNT_EVENTS, MalformedEvent, envelope_of
+
+if TYPE_CHECKING:  # They take long to import.
+    from stripe.params.v2 import core as sent
 
 log = structlog.get_logger(__name__)
 
@@ -63,7 +72,7 @@ class AccountsV2(Accounts):
 
         The platform is the merchant of every charge, so the expert needs no other configuration.
         """
-        params: AccountCreateParams = {
+        params: sent.AccountCreateParams = {
             "contact_email": new.email,
             "display_name": new.name,
             "dashboard": "express",
@@ -87,7 +96,7 @@ class AccountsV2(Accounts):
             "include": [*_INCLUDE],
         }
         return await self._calls.mutation(
-            lambda: self._client.v2.core.accounts.create_async(params, {"idempotency_key": key}),
+            lambda: self._post("/v2/core/accounts", params, key),
             account_of_v2,
             outcome_of_creation,
         )
@@ -100,14 +109,14 @@ class AccountsV2(Accounts):
         account = await self._retrieved(stripe_account_id)
         if account is None:
             return await super().account(stripe_account_id)
-        return None if account.closed else account_of_v2(account)
+        return None if is_closed(account) else account_of_v2(account)
 
     async def found_account(self, stripe_account_id: str) -> FoundAccount | None:
         """Returns the account with its metadata, or None as :meth:`account` does."""
         account = await self._retrieved(stripe_account_id)
         if account is None:
             return await super().found_account(stripe_account_id)
-        return None if account.closed else found_account_of_v2(account)
+        return None if is_closed(account) else found_account_of_v2(account)
 
     async def accounts_since(self, since: datetime) -> Sequence[FoundAccount]:
         """Returns the accounts that were created since then, by v2 or by v1, the oldest first.
@@ -115,7 +124,11 @@ class AccountsV2(Accounts):
         v2 lists accounts in no order of time that is promised, so all of them are looked through.
         """
         listed = await self._listed_accounts()
-        recent = [one["id"] for one in listed if datetime.fromisoformat(one["created"]) >= since]
+        recent = [
+            text(one, "id")
+            for one in listed
+            if datetime.fromisoformat(text(one, "created")) >= since
+        ]
         found = {one.account.stripe_account_id: one for one in await super().accounts_since(since)}
         for account_id in recent:
             account = await self.found_account(account_id)
@@ -123,16 +136,13 @@ class AccountsV2(Accounts):
                 found[account_id] = account
         return sorted(found.values(), key=lambda one: one.create_time)
 
-    async def _retrieved(self, stripe_account_id: str) -> stripe.v2.core.Account | None:
+    async def _retrieved(self, stripe_account_id: str) -> Json | None:
         """Returns the account as v2 shows it, or None if v2 does not."""
-        return await self._calls.read(
-            lambda: self._client.v2.core.accounts.retrieve_async(
-                stripe_account_id, {"include": [*_INCLUDE]}
-            ),
-            _unknown_to_v2,
-        )
+        path = path_to("v2", "core", "accounts", stripe_account_id)
+        params: sent.AccountRetrieveParams = {"include": [*_INCLUDE]}
+        return await self._calls.read(lambda: self._get(path, params), _unknown_to_v2)
 
-    async def _listed_accounts(self) -> list[dict[str, Any]]:
+    async def _listed_accounts(self) -> list[Json]:
         return await self._read_pages_v2(
             "/v2/core/accounts", {"applied_configurations": ["recipient"]}
         )
@@ -144,8 +154,8 @@ class AccountsV2(Accounts):
         was created under it again.
         """
         for account in await self._listed_accounts():
-            if (account.get("metadata") or {}).get("operation_id") == operation_id:
-                return await self.account(account["id"])
+            if metadata_of(account).get("operation_id") == operation_id:
+                return await self.account(text(account, "id"))
         return await super().find_account(operation_id, created)
 
     async def onboarding_link(
@@ -155,29 +165,27 @@ class AccountsV2(Accounts):
 
         Returns None if the account does not exist or has revoked our access.
         """
-        read = self._calls.read(
-            lambda: self._client.v2.core.account_links.create_async(
-                {
-                    "account": stripe_account_id,
-                    "use_case": {
-                        "type": "account_onboarding",
-                        "account_onboarding": {
-                            "collection_options": {
-                                "fields": "eventually_due",
-                                "future_requirements": "include",
-                            },
-                            "refresh_url": refresh_url,
-                            "return_url": return_url,
-                        },
+        params: sent.AccountLinkCreateParams = {
+            "account": stripe_account_id,
+            "use_case": {
+                "type": "account_onboarding",
+                "account_onboarding": {
+                    "collection_options": {
+                        "fields": "eventually_due",
+                        "future_requirements": "include",
                     },
-                }
-            ),
-            _unknown_to_v2,
+                    "refresh_url": refresh_url,
+                    "return_url": return_url,
+                },
+            },
+        }
+        read = self._calls.read(
+            lambda: self._post("/v2/core/account_links", params), _unknown_to_v2
         )
         link = await self._unless_revoked(read)
         if link is None:
             return await super().onboarding_link(stripe_account_id, refresh_url, return_url)
-        return link.url
+        return text(link, "url")
 
     async def thin_events(self, since: datetime) -> Sequence[WebhookEvent]:
         """Returns the thin events of all accounts since a time, oldest first."""
@@ -196,16 +204,13 @@ class AccountsV2(Accounts):
                 log.warning("malformed_event", fault=str(malformed))
         return sorted(found, key=lambda event: event.create_time)
 
-    async def _read_pages_v2(self, path: str, params: dict[str, Any]) -> list[dict[str, Any]]:
-        """Returns the items of all pages of a list of v2, as Stripe's JSON."""
-        found: list[dict[str, Any]] = []
+    async def _read_pages_v2(self, path: str, params: dict[str, object]) -> list[Json]:
+        """Returns the items of all pages of a list of v2."""
+        found: list[Json] = []
         url, query = path, {"limit": 100, **params}
         while url:
-            response = await self._calls.read(
-                lambda url=url, query=query: self._client.raw_request_async("get", url, **query)  # type: ignore[misc]
-            )
-            page = {} if response is None else dict(response.data)
-            found += page.get("data", [])
+            page = await self._calls.read(partial(self._get, url, query))
+            found += parts(page, "data")
             # It carries the parameters.
-            url, query = page.get("next_page_url") or "", {}
+            url, query = text_or_empty(page, "next_page_url"), {}
         return found

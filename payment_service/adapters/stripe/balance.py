@@ -5,13 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-import stripe
-from stripe import RequestOptions
-from stripe.params import BalanceTransactionListParams
-
-from payment_service.adapters.stripe.client import StripeResource
+from payment_service.adapters.stripe.client import StripeResource, path_to
+from payment_service.adapters.stripe.fields import part, text, text_or_empty
 from payment_service.adapters.stripe.views import (
     account_balances_of,
     balance_entry_of,
@@ -20,6 +17,9 @@ from payment_service.adapters.stripe.views import (
 from payment_service.domain.payouts import AccountBalance, PayoutSnapshot
 from payment_service.domain.ports.stripe import BalanceEntry
 from payment_service.domain.processor_errors import misconfigured
+
+if TYPE_CHECKING:  # They take long to import.
+    from stripe import params as sent
 
 #: For how long the answer "payouts are manual" is reused.
 _MANUAL_CACHE_SECONDS: Final = 600.0
@@ -36,37 +36,34 @@ class Balance(StripeResource):
 
         Returns None if it does not exist or the account has revoked our access.
         """
-        payout = await self._read_of_account(
-            lambda: self._client.v1.payouts.retrieve_async(
-                payout_id,
-                {"expand": ["balance_transaction", "failure_balance_transaction"]},
-                {"stripe_account": stripe_account_id},
-            )
-        )
+        path = path_to("v1", "payouts", payout_id)
+        params: sent.PayoutRetrieveParams = {
+            "expand": ["balance_transaction", "failure_balance_transaction"]
+        }
+        payout = await self._read_of_account(lambda: self._get(path, params, stripe_account_id))
         return None if payout is None else payout_of(payout)
 
     async def account_balance(self, stripe_account_id: str) -> Sequence[AccountBalance] | None:
         """Returns the amounts by currency, or None if the account has revoked our access."""
-        options: RequestOptions = {"stripe_account": stripe_account_id} if stripe_account_id else {}
         balance = await self._read_of_account(
-            lambda: self._client.v1.balance.retrieve_async({}, options)
+            lambda: self._get("/v1/balance", account=stripe_account_id)
         )
         return None if balance is None else account_balances_of(balance)
 
     async def own_account_id(self) -> str:
         """Returns the id of the platform's account, to which the secret key belongs."""
-        own = await self._calls.read(self._client.v1.accounts.retrieve_current_async)
+        own = await self._calls.read(lambda: self._get("/v1/account"))
         if own is None:
             raise misconfigured("resource_missing")
-        return own.id
+        return text(own, "id")
 
     async def has_manual_payouts(self) -> bool:
         """Returns whether the platform's payouts are manual. A yes is reused for ten minutes."""
         if time.monotonic() < self._manual_until:
             return True
-        own = await self._calls.read(self._client.v1.accounts.retrieve_current_async)
-        payouts = own.settings.payouts if own is not None and own.settings else None
-        manual = payouts is not None and payouts.schedule.interval == "manual"
+        own = await self._calls.read(lambda: self._get("/v1/account"))
+        payouts = part(part(own, "settings"), "payouts")
+        manual = text_or_empty(part(payouts, "schedule"), "interval") == "manual"
         if manual:
             self._manual_until = time.monotonic() + _MANUAL_CACHE_SECONDS
         return manual
@@ -78,25 +75,22 @@ class Balance(StripeResource):
 
         Returns None if the account has revoked our access.
         """
-        params: BalanceTransactionListParams = {
+        params: sent.BalanceTransactionListParams = {
             "created": {"gte": int(since.timestamp())},
             "limit": 100,
             "expand": ["data.source"],
         }
-        options: RequestOptions = {"stripe_account": stripe_account_id} if stripe_account_id else {}
-        found: list[stripe.BalanceTransaction] | None = await self._unless_revoked(
+        found = await self._unless_revoked(
             self._calls.read_all(
-                lambda: self._client.v1.balance_transactions.list_async(params, options)
+                lambda after: self._get(
+                    "/v1/balance_transactions", {**params, **after}, stripe_account_id
+                )
             )
         )
-        if found is None:
-            return None
-        return [balance_entry_of(transaction) for transaction in found]
+        return None if found is None else [balance_entry_of(line) for line in found]
 
     async def has_balance_entry(self, stripe_account_id: str, line_id: str) -> bool:
         """Returns whether the account has this balance transaction, however old it is."""
-        options: RequestOptions = {"stripe_account": stripe_account_id} if stripe_account_id else {}
-        found = await self._read_of_account(
-            lambda: self._client.v1.balance_transactions.retrieve_async(line_id, {}, options)
-        )
+        path = path_to("v1", "balance_transactions", line_id)
+        found = await self._read_of_account(lambda: self._get(path, account=stripe_account_id))
         return found is not None

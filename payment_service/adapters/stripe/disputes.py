@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
-import stripe
-
-from payment_service.adapters.stripe.client import StripeResource
+from payment_service.adapters.stripe.client import StripeResource, path_to
+from payment_service.adapters.stripe.fields import Json, flag_or_false, part, text
 from payment_service.adapters.stripe.views import EVIDENCE_OPERATION, dispute_of
 from payment_service.domain.ports.stripe import Outcome
 from payment_service.domain.snapshot import DisputeSnapshot
+
+if TYPE_CHECKING:  # They take long to import.
+    from stripe import params as sent
 
 
 class Disputes(StripeResource):
@@ -30,31 +32,27 @@ class Disputes(StripeResource):
         ``evidence`` has Stripe's own names. The operation's id is stored in the metadata, so that a
         later read shows whether the operation has taken effect.
         """
-        params: stripe.params.DisputeUpdateParams = {
+        params: sent.DisputeUpdateParams = {
             "submit": submit,
             "metadata": {EVIDENCE_OPERATION: operation_id},
         }
         if evidence:
-            params["evidence"] = cast("stripe.params.DisputeUpdateParamsEvidence", dict(evidence))
-        return await self._calls.mutation(
-            lambda: self._client.v1.disputes.update_async(
-                dispute_id, params, {"idempotency_key": key}
-            ),
-            dispute_of,
-        )
+            params["evidence"] = cast("sent.DisputeUpdateParamsEvidence", dict(evidence))
+        path = path_to("v1", "disputes", dispute_id)
+        return await self._calls.mutation(lambda: self._post(path, params, key), dispute_of)
 
     async def accept_dispute(self, key: str, dispute_id: str) -> Outcome[DisputeSnapshot]:
         """Accepts the dispute, which loses it. Stripe calls this "close"."""
-        return await self._calls.mutation(
-            lambda: self._client.v1.disputes.close_async(dispute_id, {}, {"idempotency_key": key}),
-            dispute_of,
-        )
+        path = path_to("v1", "disputes", dispute_id, "close")
+        return await self._calls.mutation(lambda: self._post(path, {}, key), dispute_of)
 
-    async def _disputes(self, intent: stripe.PaymentIntent) -> tuple[DisputeSnapshot, ...]:
+    async def _disputes(self, intent: Json) -> tuple[DisputeSnapshot, ...]:
         """Returns the intent's disputes, the oldest first, with their balance transactions."""
-        if not getattr(intent.latest_charge, "disputed", False):
+        charge = part(intent, "latest_charge")
+        if charge is None or not flag_or_false(charge, "disputed"):
             return ()
-        listed: list[stripe.Dispute] = await self._calls.read_all(
-            lambda: self._client.v1.disputes.list_async({"payment_intent": intent.id, "limit": 100})
+        params: sent.DisputeListParams = {"payment_intent": text(intent, "id"), "limit": 100}
+        listed = await self._calls.read_all(
+            lambda after: self._get("/v1/disputes", {**params, **after})
         )
         return tuple(dispute_of(dispute) for dispute in reversed(listed))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any, Final
+from typing import Final
 
 import structlog
 
 from payment_service.adapters.stripe.client import StripeResource
+from payment_service.adapters.stripe.fields import Json, flag, parts, text
 from payment_service.domain.ports.records import WebhookEvent
 from payment_service.domain.webhook_event import MalformedEvent, envelope_of
 
@@ -27,8 +28,7 @@ class Events(StripeResource):
         """Returns the events after a known one, oldest first. Without one, those since a time.
 
         After a known event at most a thousand are returned; the next call continues from the last
-        of them. The JSON is read without the SDK's objects, because creating a large number of them
-        would block the event loop. Returns None if the account has revoked our access.
+        of them. Returns None if the account has revoked our access.
         """
         listed = await self._unless_revoked(self._listed(stripe_account_id, after_event_id, since))
         if listed is None:
@@ -38,9 +38,9 @@ class Events(StripeResource):
 
     async def _listed(
         self, stripe_account_id: str, after_event_id: str, since: datetime
-    ) -> list[dict[str, Any]]:
+    ) -> list[Json]:
         """Returns the events as Stripe's JSON, oldest first."""
-        listed: list[dict[str, Any]] = []
+        listed: list[Json] = []
         if after_event_id:
             after, more = after_event_id, True
             while more and len(listed) < _EVENTS_AT_ONCE:
@@ -48,33 +48,26 @@ class Events(StripeResource):
                 if page is None:  # Stripe keeps events for thirty days: start again by time.
                     return await self._listed(stripe_account_id, "", since)
                 # Newest first, and with `ending_before` the page next to the known event.
-                listed += reversed(page["data"])
-                more = page["has_more"] and bool(page["data"])
-                after = listed[-1]["id"] if listed else after
+                listed += reversed(parts(page, "data"))
+                more = flag(page, "has_more") and bool(parts(page, "data"))
+                after = text(listed[-1], "id") if listed else after
         else:
             created = {"gte": int(since.timestamp())}
-            page = await self._events_page(stripe_account_id, created=created)
-            while page is not None and page["data"]:
-                listed += page["data"]
-                if not page["has_more"]:
-                    break
-                page = await self._events_page(
-                    stripe_account_id, created=created, starting_after=listed[-1]["id"]
-                )
+            listed = await self._calls.read_all(
+                lambda after: self._events_read(stripe_account_id, created=created, **after)
+            )
             listed.reverse()
         return listed
 
-    async def _events_page(self, stripe_account_id: str, **params: Any) -> dict[str, Any] | None:
-        """Returns one page as Stripe's JSON, or None if the known event is not kept any more."""
-        if stripe_account_id:
-            params["stripe_account"] = stripe_account_id
-        response = await self._calls.read(
-            lambda: self._client.raw_request_async("get", "/v1/events", limit=100, **params)
-        )
-        return None if response is None else dict(response.data)
+    async def _events_page(self, stripe_account_id: str, **params: object) -> Json | None:
+        """Returns one page, or None if the known event is not kept any more."""
+        return await self._calls.read(lambda: self._events_read(stripe_account_id, **params))
+
+    async def _events_read(self, stripe_account_id: str, **params: object) -> Json:
+        return await self._get("/v1/events", {"limit": 100, **params}, stripe_account_id)
 
 
-def _envelope_of_listed(stripe_account_id: str, event: dict[str, Any]) -> WebhookEvent | None:
+def _envelope_of_listed(stripe_account_id: str, event: Json) -> WebhookEvent | None:
     """Returns the envelope of one listed event, or None if the event is malformed."""
     endpoint = "connect" if stripe_account_id else "platform"
     try:

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-import stripe
-
-from payment_service.adapters.stripe.client import StripeResource
+from payment_service.adapters.stripe.client import StripeResource, path_to
+from payment_service.adapters.stripe.fields import (
+    Json,
+    id_in,
+    number,
+    part,
+    parts,
+    text,
+    text_or_empty,
+)
 from payment_service.adapters.stripe.views import (
     fee_refund_of,
     refund_of,
@@ -16,6 +23,9 @@ from payment_service.adapters.stripe.views import (
 )
 from payment_service.domain.ports.stripe import NewTransfer, Outcome
 from payment_service.domain.snapshot import FeeRefund, Refund, Reversal, Transfer
+
+if TYPE_CHECKING:  # They take long to import.
+    from stripe import params as sent
 
 _TRANSFER_EXPAND: Final = ["balance_transaction", "destination_payment.balance_transaction"]
 
@@ -27,127 +37,107 @@ class MoneyMovements(StripeResource):
         self, key: str, payment_intent_id: str, minor_units: int, metadata: Mapping[str, str]
     ) -> Outcome[Refund]:
         """Refunds the client only, without ``reverse_transfer`` and ``refund_application_fee``."""
-        return await self._calls.mutation(
-            lambda: self._client.v1.refunds.create_async(
-                {
-                    "payment_intent": payment_intent_id,
-                    "amount": minor_units,
-                    "metadata": dict(metadata),
-                    "expand": ["balance_transaction", "failure_balance_transaction"],
-                },
-                {"idempotency_key": key},
-            ),
-            refund_of,
-        )
+        params: sent.RefundCreateParams = {
+            "payment_intent": payment_intent_id,
+            "amount": minor_units,
+            "metadata": dict(metadata),
+            "expand": ["balance_transaction", "failure_balance_transaction"],
+        }
+        return await self._calls.mutation(lambda: self._post("/v1/refunds", params, key), refund_of)
 
     async def transfer(self, key: str, new: NewTransfer) -> Outcome[Transfer]:
         """Transfers money of a charge on the platform to the expert's account.
 
         ``source_transaction`` lets Stripe accept it before the funds of the charge have settled.
         """
+        params: sent.TransferCreateParams = {
+            "amount": new.minor_units,
+            "currency": new.currency.lower(),
+            "destination": new.destination_account_id,
+            "source_transaction": new.charge_id,
+            "transfer_group": new.metadata["payment_id"],
+            "metadata": dict(new.metadata),
+            "expand": _TRANSFER_EXPAND,
+        }
         return await self._calls.mutation(
-            lambda: self._client.v1.transfers.create_async(
-                {
-                    "amount": new.minor_units,
-                    "currency": new.currency.lower(),
-                    "destination": new.destination_account_id,
-                    "source_transaction": new.charge_id,
-                    "transfer_group": new.metadata["payment_id"],
-                    "metadata": dict(new.metadata),
-                    "expand": _TRANSFER_EXPAND,
-                },
-                {"idempotency_key": key},
-            ),
-            transfer_of,
+            lambda: self._post("/v1/transfers", params, key), transfer_of
         )
 
     async def reverse_transfer(
         self, key: str, transfer_id: str, minor_units: int, metadata: Mapping[str, str]
     ) -> Outcome[Reversal]:
         """Takes money of a transfer back from the expert only."""
-        return await self._calls.mutation(
-            lambda: self._client.v1.transfers.reversals.create_async(
-                transfer_id,
-                {
-                    "amount": minor_units,
-                    "metadata": dict(metadata),
-                    "expand": ["balance_transaction"],
-                },
-                {"idempotency_key": key},
-            ),
-            reversal_of,
-        )
+        params: sent.TransferReversalCreateParams = {
+            "amount": minor_units,
+            "metadata": dict(metadata),
+            "expand": ["balance_transaction"],
+        }
+        path = path_to("v1", "transfers", transfer_id, "reversals")
+        return await self._calls.mutation(lambda: self._post(path, params, key), reversal_of)
 
-    async def _refunds(self, intent: stripe.PaymentIntent) -> tuple[Refund, ...]:
+    async def _refunds(self, intent: Json) -> tuple[Refund, ...]:
         """Returns the intent's refunds, the oldest first (Stripe lists the newest first)."""
-        listed: list[stripe.Refund] = await self._calls.read_all(
-            lambda: self._client.v1.refunds.list_async(
-                {
-                    "payment_intent": intent.id,
-                    "limit": 100,
-                    "expand": ["data.balance_transaction", "data.failure_balance_transaction"],
-                }
-            )
+        params: sent.RefundListParams = {
+            "payment_intent": text(intent, "id"),
+            "limit": 100,
+            "expand": ["data.balance_transaction", "data.failure_balance_transaction"],
+        }
+        listed = await self._calls.read_all(
+            lambda after: self._get("/v1/refunds", {**params, **after})
         )
         return tuple(refund_of(refund) for refund in reversed(listed))
 
-    async def _fee_refunds(self, charge: stripe.Charge | None) -> tuple[FeeRefund, ...]:
+    async def _fee_refunds(self, charge: Json | None) -> tuple[FeeRefund, ...]:
         """Returns the refunds of the charge's application fee, the oldest first."""
-        fee = None if charge is None else charge.application_fee
-        if not isinstance(fee, stripe.ApplicationFee) or not fee.amount_refunded:
+        fee = part(charge, "application_fee")
+        if fee is None or not number(fee, "amount_refunded"):
             return ()
-        fee_id = fee.id
-        listed: list[stripe.ApplicationFeeRefund] = await self._calls.read_all(
-            lambda: self._client.v1.application_fees.refunds.list_async(
-                fee_id, {"limit": 100, "expand": ["data.balance_transaction"]}
-            )
-        )
+        path = path_to("v1", "application_fees", text(fee, "id"), "refunds")
+        params: sent.ApplicationFeeRefundListParams = {
+            "limit": 100,
+            "expand": ["data.balance_transaction"],
+        }
+        listed = await self._calls.read_all(lambda after: self._get(path, {**params, **after}))
         return tuple(fee_refund_of(refund) for refund in reversed(listed))
 
-    async def _separate_transfers(self, intent: stripe.PaymentIntent) -> tuple[Transfer, ...]:
+    async def _separate_transfers(self, intent: Json) -> tuple[Transfer, ...]:
         """Returns the transfers of a charge on the platform, the oldest first.
 
         All of them carry the intent's ``transfer_group``. A second intent of one payment has the
         same one, so a transfer that draws on another charge is left out.
         """
-        group, latest = intent.transfer_group, intent.latest_charge
+        group, charge_id = text_or_empty(intent, "transfer_group"), id_in(intent, "latest_charge")
         if not group:
             return ()
-        charge_id = latest if latest is None or isinstance(latest, str) else latest.id
-        listed: list[stripe.Transfer] = await self._calls.read_all(
-            lambda: self._client.v1.transfers.list_async(
-                {
-                    "transfer_group": group,
-                    "limit": 100,
-                    "expand": [f"data.{name}" for name in _TRANSFER_EXPAND],
-                }
-            )
+        params: sent.TransferListParams = {
+            "transfer_group": group,
+            "limit": 100,
+            "expand": [f"data.{name}" for name in _TRANSFER_EXPAND],
+        }
+        listed = await self._calls.read_all(
+            lambda after: self._get("/v1/transfers", {**params, **after})
         )
         return tuple(
             [
                 transfer_of(transfer, await self._reversals(transfer))
                 for transfer in reversed(listed)
-                if transfer.source_transaction in (None, charge_id)
+                if id_in(transfer, "source_transaction") in ("", charge_id)
             ]
         )
 
-    async def _reversals(self, transfer: stripe.Transfer) -> tuple[Reversal, ...]:
+    async def _reversals(self, transfer: Json) -> tuple[Reversal, ...]:
         """Returns the reversals of a transfer, the oldest first."""
-        shown = getattr(transfer, "reversals", None)
         # One that is not done yet may count in the amount only later.
-        if not transfer.amount_reversed and not (shown and shown.data):
+        shown = parts(part(transfer, "reversals"), "data")
+        if not number(transfer, "amount_reversed") and not shown:
             return ()
-        transfer_id = transfer.id
-        listed: list[stripe.TransferReversal] = await self._calls.read_all(
-            lambda: self._client.v1.transfers.reversals.list_async(
-                transfer_id,
-                {
-                    "limit": 100,
-                    "expand": [
-                        "data.balance_transaction",
-                        "data.destination_payment_refund.balance_transaction",
-                    ],
-                },
-            )
-        )
+        path = path_to("v1", "transfers", text(transfer, "id"), "reversals")
+        params: sent.TransferReversalListParams = {
+            "limit": 100,
+            "expand": [
+                "data.balance_transaction",
+                "data.destination_payment_refund.balance_transaction",
+            ],
+        }
+        listed = await self._calls.read_all(lambda after: self._get(path, {**params, **after}))
         return tuple(reversal_of(reversal) for reversal in reversed(listed))

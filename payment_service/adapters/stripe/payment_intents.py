@@ -4,22 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-import stripe
 import structlog
 
+from payment_service.adapters.stripe.client import path_to
 from payment_service.adapters.stripe.disputes import Disputes
+from payment_service.adapters.stripe.fields import Json, metadata_of, part, text, text_or_empty
 from payment_service.adapters.stripe.money_movements import MoneyMovements
 from payment_service.adapters.stripe.views import (
     creation_window,
     fraud_warning_of,
-    metadata_of,
     observation_of,
 )
 from payment_service.domain.ports.stripe import Done, NewIntent, Outcome, Refused
 from payment_service.domain.processor_errors import CARDS_NOT_ENABLED, misconfigured
 from payment_service.domain.snapshot import FraudWarning, PaymentSnapshot
+
+if TYPE_CHECKING:  # They take long to import.
+    from stripe import params as sent
+    from stripe.params import radar
 
 log = structlog.get_logger(__name__)
 
@@ -45,7 +49,7 @@ class PaymentIntents(MoneyMovements, Disputes):
         Stripe drops from the allowed methods what the platform's settings do not offer, without an
         error. An intent without cards can be paid by nobody, so it counts as refused.
         """
-        params: stripe.params.PaymentIntentCreateParams = {
+        params: sent.PaymentIntentCreateParams = {
             "amount": new.minor_units,
             "currency": new.currency.lower(),
             # Never Stripe's default `automatic_async`: its answer has no balance transaction yet.
@@ -55,7 +59,6 @@ class PaymentIntents(MoneyMovements, Disputes):
             "allowed_payment_method_types": ["card"],
             "transfer_group": new.metadata["payment_id"],
             "metadata": dict(new.metadata),
-            "expand": EXPAND,
         }
         if new.extended_authorization:
             params["payment_method_options"] = {
@@ -68,8 +71,7 @@ class PaymentIntents(MoneyMovements, Disputes):
         if new.description:
             params["description"] = new.description
         outcome = await self._calls.mutation(
-            lambda: self._client.v1.payment_intents.create_async(params, {"idempotency_key": key}),
-            observation_of,
+            lambda: self._post("/v1/payment_intents", params, key), observation_of
         )
         if isinstance(outcome, Done) and not outcome.value.accepts_cards:
             log.error("stripe_misconfigured", code=CARDS_NOT_ENABLED, request_id="")
@@ -88,39 +90,30 @@ class PaymentIntents(MoneyMovements, Disputes):
 
         ``application_fee`` None means that the intent was created without one.
         """
-        params: stripe.params.PaymentIntentCaptureParams = {
+        params: sent.PaymentIntentCaptureParams = {
             "amount_to_capture": minor_units,
             "metadata": dict(metadata),
             "expand": EXPAND,
         }
         if application_fee is not None:
             params["application_fee_amount"] = application_fee
-        return await self._calls.mutation(
-            lambda: self._client.v1.payment_intents.capture_async(
-                payment_intent_id, params, {"idempotency_key": key}
-            ),
-            observation_of,
-        )
+        path = path_to("v1", "payment_intents", payment_intent_id, "capture")
+        return await self._calls.mutation(lambda: self._post(path, params, key), observation_of)
 
     async def cancel(self, key: str, payment_intent_id: str) -> Outcome[PaymentSnapshot]:
         """Cancels an uncaptured intent, which releases the authorization."""
-        return await self._calls.mutation(
-            lambda: self._client.v1.payment_intents.cancel_async(
-                payment_intent_id,
-                # Never `fraudulent`: Stripe would block the card.
-                {"cancellation_reason": "requested_by_customer", "expand": EXPAND},
-                {"idempotency_key": key},
-            ),
-            observation_of,
-        )
+        params: sent.PaymentIntentCancelParams = {
+            # Never `fraudulent`: Stripe would block the card.
+            "cancellation_reason": "requested_by_customer",
+            "expand": EXPAND,
+        }
+        path = path_to("v1", "payment_intents", payment_intent_id, "cancel")
+        return await self._calls.mutation(lambda: self._post(path, params, key), observation_of)
 
     async def observe(self, payment_intent_id: str) -> PaymentSnapshot | None:
         """Returns the intent with charge, transfers, refunds, reversals and disputes, or None."""
-        intent = await self._calls.read(
-            lambda: self._client.v1.payment_intents.retrieve_async(
-                payment_intent_id, {"expand": EXPAND}
-            )
-        )
+        path = path_to("v1", "payment_intents", payment_intent_id)
+        intent = await self._calls.read(lambda: self._get(path, {"expand": EXPAND}))
         return None if intent is None else await self._with_dependents(intent)
 
     async def find_intent(self, operation_id: str, created: datetime) -> PaymentSnapshot | None:
@@ -130,32 +123,31 @@ class PaymentIntents(MoneyMovements, Disputes):
         created around that time are listed. One without cards is none, as in ``create_intent``.
         """
         since, until = creation_window(created)
-        intents: list[stripe.PaymentIntent] = await self._calls.read_all(
-            lambda: self._client.v1.payment_intents.list_async(
-                {"created": {"gte": since, "lte": until}, "limit": 100}
-            )
-        )
-        for intent in intents:
-            if metadata_of(intent.metadata).get("operation_id") == operation_id:
-                found = await self.observe(intent.id)
+        for intent in await self._listed_intents({"gte": since, "lte": until}):
+            if metadata_of(intent).get("operation_id") == operation_id:
+                found = await self.observe(text(intent, "id"))
                 return found if found is not None and found.accepts_cards else None
         return None
 
     async def intents_since(self, since: datetime) -> Sequence[tuple[str, Mapping[str, str]]]:
         """Returns the intents that were created since then, the oldest first, with metadata."""
-        intents: list[stripe.PaymentIntent] = await self._calls.read_all(
-            lambda: self._client.v1.payment_intents.list_async(
-                {"created": {"gte": int(since.timestamp())}, "limit": 100}
-            )
+        intents = await self._listed_intents({"gte": int(since.timestamp())})
+        return [(text(intent, "id"), metadata_of(intent)) for intent in reversed(intents)]
+
+    async def _listed_intents(self, created: sent.PaymentIntentListParamsCreated) -> list[Json]:
+        params: sent.PaymentIntentListParams = {"created": created, "limit": 100}
+        return await self._calls.read_all(
+            lambda after: self._get("/v1/payment_intents", {**params, **after})
         )
-        return [(intent.id, metadata_of(intent.metadata)) for intent in reversed(intents)]
 
     async def fraud_warnings(self, payment_intent_id: str) -> Sequence[FraudWarning]:
         """Returns the early fraud warnings about an intent, the oldest first."""
-        listed: list[stripe.radar.EarlyFraudWarning] = await self._calls.read_all(
-            lambda: self._client.v1.radar.early_fraud_warnings.list_async(
-                {"payment_intent": payment_intent_id, "limit": 100}
-            )
+        params: radar.EarlyFraudWarningListParams = {
+            "payment_intent": payment_intent_id,
+            "limit": 100,
+        }
+        listed = await self._calls.read_all(
+            lambda after: self._get("/v1/radar/early_fraud_warnings", {**params, **after})
         )
         return [fraud_warning_of(warning) for warning in reversed(listed)]
 
@@ -164,30 +156,27 @@ class PaymentIntents(MoneyMovements, Disputes):
 
         It is read whenever it is needed, so it is stored nowhere.
         """
-        intent = await self._calls.read(
-            lambda: self._client.v1.payment_intents.retrieve_async(payment_intent_id)
-        )
-        if intent is None or not intent.client_secret:
+        path = path_to("v1", "payment_intents", payment_intent_id)
+        intent = await self._calls.read(lambda: self._get(path))
+        secret = text_or_empty(intent, "client_secret")
+        if not secret:
             raise misconfigured("resource_missing")
-        return intent.client_secret
+        return secret
 
-    async def _with_dependents(self, intent: stripe.PaymentIntent) -> PaymentSnapshot:
+    async def _with_dependents(self, intent: Json) -> PaymentSnapshot:
         """Returns the intent with everything that Stripe lists apart from it."""
-        if intent.status != "succeeded":
+        if text(intent, "status") != "succeeded":
             return observation_of(intent)
-        latest = intent.latest_charge
-        charge = None if isinstance(latest, str) else latest
+        charge = part(intent, "latest_charge")
         # Stripe leaves out attributes that a charge on the platform does not have.
-        transfer = getattr(charge, "transfer", None)
+        transfer = part(charge, "transfer")
         return observation_of(
             intent,
             refunds=await self._refunds(intent),
-            reversals=await self._reversals(transfer)
-            if isinstance(transfer, stripe.Transfer)
-            else (),
+            reversals=() if transfer is None else await self._reversals(transfer),
             fee_refunds=await self._fee_refunds(charge),
             separate_transfers=()
-            if getattr(intent, "transfer_data", None)
+            if part(intent, "transfer_data")
             else await self._separate_transfers(intent),
             disputes=await self._disputes(intent),
         )

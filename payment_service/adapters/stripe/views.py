@@ -1,4 +1,4 @@
-"""Conversion of Stripe's objects to snapshots of the domain.
+"""Conversion of Stripe's answers to snapshots of the domain.
 
 Stripe may add values to its enums at any time, and a new value must not break a payment. So an
 unknown status becomes ``UNKNOWN`` and is reported as a discrepancy. A field may be expanded or a
@@ -11,8 +11,24 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final
+from typing import Final
 
+from payment_service.adapters.stripe.fields import (
+    Json,
+    flag,
+    flag_or_false,
+    id_in,
+    metadata_of,
+    moment,
+    moment_or_none,
+    number,
+    number_or_none,
+    part,
+    parts,
+    text,
+    text_or_empty,
+    texts,
+)
 from payment_service.domain.experts import Account
 from payment_service.domain.payouts import (
     AccountBalance,
@@ -38,10 +54,6 @@ from payment_service.domain.snapshot import (
 )
 from payment_service.domain.webhook_event import reference_of
 
-if TYPE_CHECKING:  # Only for types: the conversion itself does not need the package.
-    import stripe
-    from stripe._stripe_object import UntypedStripeObject
-
 #: The key in a dispute's metadata: which operation stored its evidence.
 EVIDENCE_OPERATION: Final = "evidence_operation_id"
 _SEARCH_MARGIN: Final = timedelta(minutes=10)
@@ -58,7 +70,7 @@ def creation_window(created: datetime) -> tuple[int, int]:
 
 
 def observation_of(
-    intent: stripe.PaymentIntent,
+    intent: Json,
     *,
     refunds: tuple[Refund, ...] = (),
     reversals: tuple[Reversal, ...] = (),
@@ -67,26 +79,24 @@ def observation_of(
     disputes: tuple[DisputeSnapshot, ...] = (),
 ) -> PaymentSnapshot:
     """Returns an intent, and what was listed apart from it, as one snapshot."""
-    charge = intent.latest_charge
-    error = intent.last_payment_error
+    charge = part(intent, "latest_charge")
+    error = part(intent, "last_payment_error")
     return PaymentSnapshot(
-        payment_intent_id=intent.id,
-        status=status_of(intent.status),
-        minor_units=intent.amount,
-        currency=intent.currency.upper(),
-        amount_received=intent.amount_received or 0,
-        cancellation_reason=intent.cancellation_reason or "",
-        accepts_cards="card" in intent.payment_method_types,
+        payment_intent_id=text(intent, "id"),
+        status=status_of(text(intent, "status")),
+        minor_units=number(intent, "amount"),
+        currency=text(intent, "currency").upper(),
+        amount_received=number_or_none(intent, "amount_received") or 0,
+        cancellation_reason=text_or_empty(intent, "cancellation_reason"),
+        accepts_cards="card" in texts(intent, "payment_method_types"),
         decline=decline_of(error) if error else None,
-        charge=None
-        if charge is None or isinstance(charge, str)
-        else charge_of(charge, reversals, fee_refunds),
+        charge=None if charge is None else charge_of(charge, reversals, fee_refunds),
         refunds=refunds,
         separate_transfers=separate_transfers,
         disputes=disputes,
-        metadata=metadata_of(intent.metadata),
-        create_time=datetime.fromtimestamp(intent.created, UTC),
-        client_secret=intent.client_secret or "",
+        metadata=metadata_of(intent),
+        create_time=moment(intent, "created"),
+        client_secret=text_or_empty(intent, "client_secret"),
     )
 
 
@@ -98,221 +108,211 @@ def status_of(status: str) -> IntentStatus:
         return IntentStatus.UNKNOWN
 
 
-def decline_of(error: stripe.PaymentIntent.LastPaymentError) -> Decline:
+def decline_of(error: Json) -> Decline:
     """Returns why the card was declined. A failed authentication has no decline code."""
-    code = getattr(error, "code", None) or error.type
-    return Decline(code, getattr(error, "decline_code", None) or "")
+    code = text_or_empty(error, "code") or text(error, "type")
+    return Decline(code, text_or_empty(error, "decline_code"))
 
 
 def charge_of(
-    charge: stripe.Charge,
-    reversals: tuple[Reversal, ...],
-    fee_refunds: tuple[FeeRefund, ...],
+    charge: Json, reversals: tuple[Reversal, ...], fee_refunds: tuple[FeeRefund, ...]
 ) -> Charge:
     """Returns a charge with its balance transaction, transfer and application fee."""
-    details = charge.payment_method_details
-    card = details.card if details and details.type == "card" else None
-    before = getattr(card, "capture_before", None)
-    transfer = getattr(charge, "transfer", None)
-    fee = charge.application_fee
+    details = part(charge, "payment_method_details")
+    card = part(details, "card") if details and text(details, "type") == "card" else None
+    # Stripe leaves out attributes that a charge on the platform does not have.
+    transfer = part(charge, "transfer")
+    fee = part(charge, "application_fee")
     return Charge(
-        charge_id=charge.id,
-        captured=charge.captured,
-        amount_captured=charge.amount_captured,
-        capture_before=datetime.fromtimestamp(before, UTC) if before else None,
-        line=line_of(charge.balance_transaction),
-        transfer=None
-        if transfer is None or isinstance(transfer, str)
-        else transfer_of(transfer, reversals),
-        application_fee_amount=charge.application_fee_amount or 0,
-        application_fee=None
-        if fee is None or isinstance(fee, str)
-        else application_fee_of(fee, charge, fee_refunds),
-        review_id=open_review_of(charge.review),
-        create_time=datetime.fromtimestamp(charge.created, UTC),
+        charge_id=text(charge, "id"),
+        captured=flag(charge, "captured"),
+        amount_captured=number(charge, "amount_captured"),
+        capture_before=moment_or_none(card, "capture_before"),
+        line=line_of(charge),
+        transfer=None if transfer is None else transfer_of(transfer, reversals),
+        application_fee_amount=number_or_none(charge, "application_fee_amount") or 0,
+        application_fee=None if fee is None else application_fee_of(fee, charge, fee_refunds),
+        review_id=open_review_of(charge),
+        create_time=moment(charge, "created"),
     )
 
 
-def open_review_of(review: str | stripe.Review | None) -> str:
+def open_review_of(charge: Json) -> str:
     """Returns the id of a manual review that is open; one that was not expanded may be."""
-    if review is None:
-        return ""
-    if isinstance(review, str):
-        return review
-    return review.id if review.open else ""
+    review = part(charge, "review")
+    if review is None or flag(review, "open"):
+        return id_in(charge, "review")
+    return ""
 
 
-def application_fee_of(
-    fee: stripe.ApplicationFee, charge: stripe.Charge, refunds: tuple[FeeRefund, ...]
-) -> ApplicationFee:
+def application_fee_of(fee: Json, charge: Json, refunds: tuple[FeeRefund, ...]) -> ApplicationFee:
     """Returns the fee in the charge's currency.
 
     Stripe's object has its amounts in the currency of the settlement instead.
     """
-    amount = charge.application_fee_amount or fee.amount
-    if fee.currency != charge.currency:
+    settled = number(fee, "amount")
+    amount = number_or_none(charge, "application_fee_amount") or settled
+    if text(fee, "currency") != text(charge, "currency"):
         refunds = tuple(
-            replace(refund, minor_units=refund.minor_units * amount // fee.amount)
+            replace(refund, minor_units=refund.minor_units * amount // settled)
             for refund in refunds
         )
-    return ApplicationFee(fee.id, amount, line_of(fee.balance_transaction), refunds)
+    return ApplicationFee(text(fee, "id"), amount, line_of(fee), refunds)
 
 
-def transfer_of(transfer: stripe.Transfer, reversals: tuple[Reversal, ...] = ()) -> Transfer:
+def transfer_of(transfer: Json, reversals: tuple[Reversal, ...] = ()) -> Transfer:
     """Returns a transfer with its reversals."""
+    metadata = metadata_of(transfer)
     return Transfer(
-        transfer_id=transfer.id,
-        minor_units=transfer.amount,
-        currency=transfer.currency.upper(),
-        operation_id=metadata_of(transfer.metadata).get("operation_id", ""),
-        destination_account_id=_id_of(transfer.destination),
-        line=line_of(transfer.balance_transaction),
-        connected_line=_connected_line(transfer.destination_payment),
+        transfer_id=text(transfer, "id"),
+        minor_units=number(transfer, "amount"),
+        currency=text(transfer, "currency").upper(),
+        operation_id=metadata.get("operation_id", ""),
+        destination_account_id=id_in(transfer, "destination"),
+        line=line_of(transfer),
+        connected_line=line_of(part(transfer, "destination_payment")),
         reversals=reversals,
-        metadata=metadata_of(transfer.metadata),
-        create_time=datetime.fromtimestamp(transfer.created, UTC),
+        metadata=metadata,
+        create_time=moment(transfer, "created"),
     )
 
 
-def _id_of(account: str | stripe.Account | None) -> str:
-    """Returns the id of an account that is expanded, a plain id, or missing ("")."""
-    return account or "" if account is None or isinstance(account, str) else account.id
-
-
-def refund_of(refund: stripe.Refund) -> Refund:
+def refund_of(refund: Json) -> Refund:
     """Returns a refund; after a failure it has a second balance transaction."""
+    metadata = metadata_of(refund)
     return Refund(
-        refund_id=refund.id,
-        minor_units=refund.amount,
-        status=refund.status or "",
-        operation_id=metadata_of(refund.metadata).get("operation_id", ""),
-        line=line_of(refund.balance_transaction),
-        failure_line=line_of(getattr(refund, "failure_balance_transaction", None)),
-        metadata=metadata_of(refund.metadata),
-        create_time=datetime.fromtimestamp(refund.created, UTC),
+        refund_id=text(refund, "id"),
+        minor_units=number(refund, "amount"),
+        status=text_or_empty(refund, "status"),
+        operation_id=metadata.get("operation_id", ""),
+        line=line_of(refund),
+        failure_line=line_of(refund, "failure_balance_transaction"),
+        metadata=metadata,
+        create_time=moment(refund, "created"),
     )
 
 
-def reversal_of(reversal: stripe.TransferReversal) -> Reversal:
+def reversal_of(reversal: Json) -> Reversal:
     """Returns a reversal of a transfer."""
+    metadata = metadata_of(reversal)
     return Reversal(
-        reversal_id=reversal.id,
-        minor_units=reversal.amount,
-        operation_id=metadata_of(reversal.metadata).get("operation_id", ""),
-        line=line_of(reversal.balance_transaction),
-        connected_line=_connected_line(reversal.destination_payment_refund),
+        reversal_id=text(reversal, "id"),
+        minor_units=number(reversal, "amount"),
+        operation_id=metadata.get("operation_id", ""),
+        line=line_of(reversal),
+        connected_line=line_of(part(reversal, "destination_payment_refund")),
         # In a preview of Stripe's; other accounts get no status.
-        status=getattr(reversal, "status", None) or "",
-        metadata=metadata_of(reversal.metadata),
-        create_time=datetime.fromtimestamp(reversal.created, UTC),
+        status=text_or_empty(reversal, "status"),
+        metadata=metadata,
+        create_time=moment(reversal, "created"),
     )
 
 
-def fee_refund_of(refund: stripe.ApplicationFeeRefund) -> FeeRefund:
+def fee_refund_of(refund: Json) -> FeeRefund:
     """Returns a refund of an application fee."""
-    return FeeRefund(refund.id, refund.amount, line_of(refund.balance_transaction))
+    return FeeRefund(text(refund, "id"), number(refund, "amount"), line_of(refund))
 
 
-def dispute_of(dispute: stripe.Dispute) -> DisputeSnapshot:
+def dispute_of(dispute: Json) -> DisputeSnapshot:
     """Returns a dispute with its balance transactions."""
-    details = dispute.evidence_details
-    charge = dispute.charge
+    details = part(dispute, "evidence_details") or {}
+    lines = parts(dispute, "balance_transactions")
     return DisputeSnapshot(
-        dispute_id=dispute.id,
-        charge_id=charge if isinstance(charge, str) else charge.id,
-        status=dispute.status,
-        reason=dispute.reason,
-        minor_units=dispute.amount,
-        due_by=datetime.fromtimestamp(details.due_by, UTC) if details.due_by else None,
-        has_evidence=details.has_evidence,
-        submission_count=details.submission_count,
-        operation_id=metadata_of(dispute.metadata).get(EVIDENCE_OPERATION, ""),
+        dispute_id=text(dispute, "id"),
+        charge_id=id_in(dispute, "charge"),
+        status=text(dispute, "status"),
+        reason=text(dispute, "reason"),
+        minor_units=number(dispute, "amount"),
+        due_by=moment_or_none(details, "due_by"),
+        has_evidence=flag(details, "has_evidence"),
+        submission_count=number(details, "submission_count"),
+        operation_id=metadata_of(dispute).get(EVIDENCE_OPERATION, ""),
         lines=tuple(
-            DisputeTransaction(line.id, line.currency.upper(), line.amount, line.fee)
-            for line in sorted(dispute.balance_transactions, key=lambda line: line.created)
+            DisputeTransaction(
+                text(line, "id"),
+                text(line, "currency").upper(),
+                number(line, "amount"),
+                number(line, "fee"),
+            )
+            for line in sorted(lines, key=lambda line: number(line, "created"))
         ),
-        create_time=datetime.fromtimestamp(dispute.created, UTC),
+        create_time=moment(dispute, "created"),
     )
 
 
-def fraud_warning_of(warning: stripe.radar.EarlyFraudWarning) -> FraudWarning:
+def fraud_warning_of(warning: Json) -> FraudWarning:
     """Returns an early fraud warning."""
-    return FraudWarning(warning.id, warning.fraud_type, warning.actionable)
+    return FraudWarning(
+        text(warning, "id"), text(warning, "fraud_type"), flag(warning, "actionable")
+    )
 
 
-def account_of(account: stripe.Account) -> Account:
+def account_of(account: Json) -> Account:
     """Returns a connected account and what Stripe still requires of it."""
-    requirements = account.requirements
-    future = getattr(account, "future_requirements", None)
-    capabilities = account.capabilities
+    requirements = part(account, "requirements")
+    future = part(account, "future_requirements")
+    capabilities = part(account, "capabilities")
     return Account(
-        stripe_account_id=account.id,
-        charges_enabled=bool(account.charges_enabled),
-        payouts_enabled=bool(account.payouts_enabled),
-        transfers_active=bool(capabilities and capabilities.transfers == "active"),
-        details_submitted=bool(account.details_submitted),
+        stripe_account_id=text(account, "id"),
+        charges_enabled=flag_or_false(account, "charges_enabled"),
+        payouts_enabled=flag_or_false(account, "payouts_enabled"),
+        transfers_active=text_or_empty(capabilities, "transfers") == "active",
+        details_submitted=flag_or_false(account, "details_submitted"),
         requirements_due=_required(requirements),
-        requirements_due_time=_deadline(requirements),
+        requirements_due_time=moment_or_none(requirements, "current_deadline"),
         future_requirements=_required(future),
-        future_requirements_due_time=_deadline(future),
-        disabled_reason=(requirements.disabled_reason or "") if requirements else "",
+        future_requirements_due_time=moment_or_none(future, "current_deadline"),
+        disabled_reason=text_or_empty(requirements, "disabled_reason"),
     )
 
 
-def _required(hash_: Any) -> tuple[str, ...]:
+def _required(requirements: Json | None) -> tuple[str, ...]:
     """Returns what one of an account's two hashes of requirements asks for, by Stripe's names."""
-    due = [getattr(hash_, name, None) or () for name in ("currently_due", "past_due")]
-    return tuple(dict.fromkeys(requirement for part in due for requirement in part))
+    due = texts(requirements, "currently_due") + texts(requirements, "past_due")
+    return tuple(dict.fromkeys(due))
 
 
-def _deadline(hash_: Any) -> datetime | None:
-    """Returns when that is due, or None if Stripe names no time."""
-    deadline = getattr(hash_, "current_deadline", None)
-    return None if deadline is None else datetime.fromtimestamp(deadline, UTC)
-
-
-def found_account_of(account: stripe.Account) -> FoundAccount:
+def found_account_of(account: Json) -> FoundAccount:
     """Returns a connected account with its metadata."""
-    created = account.created or 0
+    created = number_or_none(account, "created") or 0
     return FoundAccount(
-        account_of(account),
-        metadata_of(account.metadata),
-        datetime.fromtimestamp(created, UTC),
+        account_of(account), metadata_of(account), datetime.fromtimestamp(created, UTC)
     )
 
 
-def payout_of(payout: stripe.Payout) -> PayoutSnapshot:
+def payout_of(payout: Json) -> PayoutSnapshot:
     """Returns a payout; after a failure it has a second balance transaction."""
     try:
-        state = PayoutState(payout.status.upper())
+        state = PayoutState(text(payout, "status").upper())
     except ValueError:
         state = PayoutState.UNKNOWN
     return PayoutSnapshot(
-        payout_id=payout.id,
-        minor_units=payout.amount,
-        currency=payout.currency.upper(),
+        payout_id=text(payout, "id"),
+        minor_units=number(payout, "amount"),
+        currency=text(payout, "currency").upper(),
         state=state,
-        automatic=payout.automatic,
-        arrival_time=datetime.fromtimestamp(payout.arrival_date, UTC),
-        create_time=datetime.fromtimestamp(payout.created, UTC),
-        failure_code=getattr(payout, "failure_code", None) or "",
-        line=_payout_line(payout.balance_transaction),
-        failure_line=_payout_line(getattr(payout, "failure_balance_transaction", None)),
+        automatic=flag(payout, "automatic"),
+        arrival_time=moment(payout, "arrival_date"),
+        create_time=moment(payout, "created"),
+        failure_code=text_or_empty(payout, "failure_code"),
+        line=_payout_line(payout, "balance_transaction"),
+        failure_line=_payout_line(payout, "failure_balance_transaction"),
     )
 
 
-def _payout_line(transaction: stripe.BalanceTransaction | str | None) -> PayoutTransaction | None:
+def _payout_line(payout: Json, name: str) -> PayoutTransaction | None:
     """Returns the signed net amount by which the payout changed the account's balance."""
-    if transaction is None or isinstance(transaction, str):
+    line = part(payout, name)
+    if line is None:
         return None
-    return PayoutTransaction(transaction.id, transaction.currency.upper(), transaction.net)
+    return PayoutTransaction(text(line, "id"), text(line, "currency").upper(), number(line, "net"))
 
 
-def account_balances_of(balance: stripe.Balance) -> tuple[AccountBalance, ...]:
+def account_balances_of(balance: Json) -> tuple[AccountBalance, ...]:
     """Returns available and pending amounts by currency."""
     available, pending = (
-        {part.currency.upper(): part.amount for part in parts}
-        for parts in (balance.available, balance.pending)
+        {text(one, "currency").upper(): number(one, "amount") for one in parts(balance, name)}
+        for name in ("available", "pending")
     )
     return tuple(
         AccountBalance(currency, available.get(currency, 0), pending.get(currency, 0))
@@ -320,37 +320,32 @@ def account_balances_of(balance: stripe.Balance) -> tuple[AccountBalance, ...]:
     )
 
 
-def balance_entry_of(transaction: stripe.BalanceTransaction) -> BalanceEntry:
+def balance_entry_of(line: Json) -> BalanceEntry:
     """Returns a balance transaction with its signed net amount."""
-    source = transaction.source
-    shown = source.to_dict() if source is not None and not isinstance(source, str) else {}
     return BalanceEntry(
-        transaction.id,
-        transaction.currency.upper(),
-        transaction.net,
-        transaction.type,
-        reference_of(shown),
-        datetime.fromtimestamp(transaction.created, UTC),
-        transaction.reporting_category or "",
-        transaction.description or "",
-        source if isinstance(source, str) else str(shown.get("id", "")),
+        text(line, "id"),
+        text(line, "currency").upper(),
+        number(line, "net"),
+        text(line, "type"),
+        reference_of(part(line, "source") or {}),
+        moment(line, "created"),
+        text_or_empty(line, "reporting_category"),
+        text_or_empty(line, "description"),
+        id_in(line, "source"),
     )
 
 
-def line_of(transaction: stripe.BalanceTransaction | str | None) -> BalanceTransaction | None:
-    """Returns a balance transaction without its sign, or None if it is missing or a plain id."""
-    if transaction is None or isinstance(transaction, str):
+def line_of(shown: Json | None, name: str = "balance_transaction") -> BalanceTransaction | None:
+    """Returns an object's balance transaction without its sign.
+
+    Returns None if it is missing or a plain id.
+    """
+    line = part(shown, name)
+    if line is None:
         return None
     return BalanceTransaction(
-        transaction.id, transaction.currency.upper(), abs(transaction.amount), transaction.fee
+        text(line, "id"),
+        text(line, "currency").upper(),
+        abs(number(line, "amount")),
+        number(line, "fee"),
     )
-
-
-def _connected_line(payment: object) -> BalanceTransaction | None:
-    """Returns the balance transaction of a payment (or its refund) on the connected account."""
-    return line_of(getattr(payment, "balance_transaction", None))
-
-
-def metadata_of(metadata: UntypedStripeObject[str] | None) -> dict[str, str]:
-    """Returns the metadata, or an empty dictionary."""
-    return dict(metadata.to_dict()) if metadata else {}

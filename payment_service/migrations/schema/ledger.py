@@ -56,6 +56,8 @@ CREATE INDEX postings_by_account ON postings (account, posting_id)
 CREATE INDEX postings_by_line ON postings (balance_transaction_id)
     WHERE balance_transaction_id <> '';
 CREATE INDEX postings_by_time ON postings (time);
+-- What reconciliation compares with Stripe: the new lines of one account, not all it ever had.
+CREATE INDEX postings_at_stripe ON postings (account, time) WHERE starts_with(account, 'stripe:');
 CREATE TRIGGER postings_are_append_only BEFORE UPDATE OR DELETE ON postings
     FOR EACH ROW EXECUTE FUNCTION refuse_change();
 CREATE TRIGGER postings_are_never_truncated BEFORE TRUNCATE ON postings

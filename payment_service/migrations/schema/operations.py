@@ -69,7 +69,8 @@ CREATE INDEX operations_by_payment ON operations (payment_id) WHERE payment_id I
 CREATE INDEX operations_by_dispute ON operations (dispute_id) WHERE dispute_id IS NOT NULL;
 CREATE INDEX operations_by_expert ON operations (expert_id) WHERE expert_id IS NOT NULL;
 CREATE INDEX operations_by_state ON operations (state, create_time, operation_id);
-CREATE INDEX operations_by_time ON operations USING brin (create_time);
+CREATE INDEX operations_by_time ON operations USING brin (create_time)
+    WITH (autosummarize = on, pages_per_range = 16);
 
 -- What people wrote is sent to Stripe with an operation. Nothing needs it once the operation is
 -- settled, so only the fields' names are left.
@@ -111,7 +112,8 @@ CREATE TABLE idempotency_keys (
     CONSTRAINT a_key_is_used_once UNIQUE (caller, act_for, rpc, key),
     CONSTRAINT key_length CHECK (length(key) BETWEEN 1 AND 255)
 );
-CREATE INDEX idempotency_keys_by_time ON idempotency_keys USING brin (create_time);
+CREATE INDEX idempotency_keys_by_time ON idempotency_keys USING brin (create_time)
+    WITH (autosummarize = on, pages_per_range = 16);
 -- To erase a user.
 CREATE INDEX idempotency_keys_by_payment ON idempotency_keys (payment_id)
     WHERE answer IS NOT NULL AND payment_id IS NOT NULL;

@@ -228,7 +228,8 @@ CREATE TABLE events (
     hash bytea NOT NULL,
     PRIMARY KEY (payment_id, sequence)
 );
-CREATE INDEX events_by_time ON events USING brin (time);
+CREATE INDEX events_by_time ON events USING brin (time)
+    WITH (autosummarize = on, pages_per_range = 16);
 CREATE TRIGGER events_are_append_only BEFORE UPDATE OR DELETE ON events
     FOR EACH ROW EXECUTE FUNCTION refuse_change();
 CREATE TRIGGER events_are_never_truncated BEFORE TRUNCATE ON events
@@ -251,7 +252,8 @@ CREATE TABLE movements (
 );
 CREATE INDEX movements_by_payment ON movements (payment_id);
 CREATE INDEX movements_by_transfer ON movements (transfer_id) WHERE transfer_id <> '';
-CREATE INDEX movements_by_time ON movements USING brin (time);
+CREATE INDEX movements_by_time ON movements USING brin (time)
+    WITH (autosummarize = on, pages_per_range = 16);
 CREATE TRIGGER movements_are_append_only BEFORE UPDATE OR DELETE ON movements
     FOR EACH ROW EXECUTE FUNCTION refuse_change();
 CREATE TRIGGER movements_are_never_truncated BEFORE TRUNCATE ON movements
