@@ -92,6 +92,12 @@ class Told:
     #: What must stand among the discrepancies, and nothing else: (payment, kind), once each.
     discrepancies: Counter[tuple[str, str]] = field(default_factory=Counter)
     replies: list[tuple[str, bytes, bytes]] = field(default_factory=list)
+    #: Payments whose times were moved behind the trail's back. A run of over an hour reports them.
+    moved: set[str] = field(default_factory=set)
+
+    def counts(self, payment_id: str, kind: str) -> bool:
+        """Returns whether a discrepancy counts: it was not made by moving the times."""
+        return not (payment_id in self.moved and kind == "invariant_row_is_as_recorded")
 
 
 # ---- one run ----
@@ -144,6 +150,7 @@ class Run:
 
     def move_deadline_near(self, payment_id: str) -> None:
         """As superuser: a card's authorization lasts for days."""
+        self.told.moved.add(payment_id)
         postgres = self.system.stack.postgres
         assert postgres is not None
         options = "-c session_replication_role=replica"
@@ -423,7 +430,11 @@ class Run:
             if method.startswith(("PaymentService", "DisputeService", "OperationsService")):
                 again = await world.raw(method, request)
                 assert again.body == body, f"another answer of {method}"
-        found = Counter((one.payment_id, kind_of(one)) for one in await world.discrepancies())
+        found = Counter(
+            (one.payment_id, kind_of(one))
+            for one in await world.discrepancies()
+            if self.told.counts(one.payment_id, kind_of(one))
+        )
         assert found == self.told.discrepancies, (found, self.told.discrepancies)
 
 
