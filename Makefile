@@ -39,7 +39,7 @@ MONTH ?= $(shell date -u +%Y-%m)
 FROM ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo explain report bench bench-quick bench-idle bench-million soak test test-proofs coverage prove rehearse-upgrade rehearse-recovery chaos mutants lint format stubs breaking docs docs-serve migrate smoke-stripe manifests lock sbom audit client-wheel reset clean
+.PHONY: help run demo explain report bench bench-quick bench-idle bench-million bench-postgres soak test test-proofs coverage prove rehearse-upgrade rehearse-recovery chaos mutants lint format stubs breaking docs docs-serve migrate smoke-stripe manifests lock sbom audit client-wheel reset clean
 
 help: ## list these targets
 	@awk 'BEGIN { FS = ":.*## " } /^##@ / { printf "\n%s\n", substr($$0, 5) } \
@@ -99,6 +99,8 @@ bench-idle: $(READY) ## measure what a replica costs while nobody calls; takes t
 	@$(RUN) -m dev bench-idle --each
 bench-million: $(READY) ## measure reads and jobs over a million payments of history; PAYMENTS=100000
 	@$(RUN) -m dev bench-million --payments $(PAYMENTS)
+bench-postgres: $(READY) ## replay payments with pgbench: what one PostgreSQL carries; takes three minutes
+	@$(RUN) -m dev bench-postgres
 soak: $(READY) ## load two workers and measure their memory: 10 minutes, or SECONDS=60
 	@$(RUN) -m dev soak --seconds $(SOAK_SECONDS)
 smoke-stripe: $(READY) ## run the demo against Stripe's own test mode (needs test keys in the environment)

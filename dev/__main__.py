@@ -14,6 +14,7 @@ import typer
 
 from dev.bench_idle import bench_idle
 from dev.bench_million import bench_million
+from dev.bench_postgres import bench_postgres
 from dev.console import Lines, summarize
 from dev.demo import Ending, Failed, demo, smoke_stripe
 from dev.guard import Guard
@@ -101,6 +102,14 @@ def run_bench_idle(
 ) -> None:
     """Measure what replicas cost while nobody calls, for two minutes."""
     _report(Lines, lambda: bench_idle(replicas=replicas, payments=payments, each=each))
+
+
+@app.command("bench-postgres")
+def run_bench_postgres(
+    seconds: Annotated[int, typer.Option(min=2, max=600, help="For each number.")] = 20,
+) -> None:
+    """Measure what one PostgreSQL carries, by pgbench with the service's own statements."""
+    _report(Lines, lambda: bench_postgres(seconds=seconds))
 
 
 @app.command("soak")

@@ -132,7 +132,7 @@ def counted(log: Path, offset: int, program: str, marks: Collection[str]) -> Sta
     found = Statements()
     open_ones: dict[str, list[str]] = {}
     wanted = re.compile("|".join(re.escape(mark) for mark in marks))
-    for backend, text in _texts(log, offset, program):
+    for backend, text in statements_of(log, offset, program):
         sent = [part.strip() for part in _LITERAL.sub("''", text).split(";") if part.strip()]
         transaction = open_ones.pop(backend, [])
         begins = bool(sent) and sent[0].upper().startswith("BEGIN")
@@ -153,7 +153,7 @@ def counted(log: Path, offset: int, program: str, marks: Collection[str]) -> Sta
     return found
 
 
-def _texts(log: Path, offset: int, program: str) -> Iterator[tuple[str, str]]:
+def statements_of(log: Path, offset: int, program: str) -> Iterator[tuple[str, str]]:
     """Yields backend and text of each logged statement. A text may have several lines."""
     with log.open(errors="replace") as file:
         file.seek(offset)
