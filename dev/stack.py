@@ -288,6 +288,7 @@ class Stack:
 
     def environment(self) -> dict[str, str]:
         """Returns what a command beside this stack needs, which another process has started."""
+        self.settings.data_dir.mkdir(parents=True, exist_ok=True)
         database = EmbeddedPostgres(self.settings.data_dir / "postgres")
         self.database_url = self.settings.database_url or database.last_url()
         return self._environment()

@@ -23,10 +23,10 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 MOST_CPU_SECONDS = 20.0
 
 
-#: Returns what is written below every shadow root.
-_SHADOWS = """
-return [...document.querySelectorAll("*")].map((e) => e.shadowRoot?.textContent ?? "").join(" ");
-"""
+#: The search is below a shadow root: returns its field, and what is written beside it.
+_SHADOWS = '[...document.querySelectorAll("*")].map((e) => e.shadowRoot)'
+_FIELD = f'return {_SHADOWS}.map((root) => root?.querySelector("input")).find(Boolean);'
+_RESULTS = f'return {_SHADOWS}.map((root) => root?.textContent ?? "").join(" ");'
 
 
 @pytest.fixture(scope="module")
@@ -138,11 +138,6 @@ def test_the_search_works_in_a_page_that_is_opened_from_a_file(built: Path, chro
     chromium.get((built / "index.html").as_uri())
     chromium.find_element("css selector", ".md-search__button").click()
     wait = waits.WebDriverWait(chromium, 60)
-    field = wait.until(lambda _: _with_tag(chromium.switch_to.active_element, "input"))
+    field = wait.until(lambda _: chromium.execute_script(_FIELD))
     field.send_keys("expert_requirements_announced")
-    # The results are below a shadow root, so the text of the page does not have them.
-    wait.until(lambda _: "wants something of an" in chromium.execute_script(_SHADOWS))
-
-
-def _with_tag(element: Any, tag: str) -> Any:
-    return element if element.tag_name == tag else None
+    wait.until(lambda _: "wants something of an" in chromium.execute_script(_RESULTS))

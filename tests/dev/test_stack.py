@@ -182,6 +182,8 @@ def test_embedded_postgres_is_started_without_database_url(
 
 def test_a_command_beside_it_finds_the_database_and_stripe(new_settings: NewSettings) -> None:
     settings = new_settings()
+    environment = {n: v for n, v in settings.environment.items() if n != "DATABASE_URL"}
+    settings = replace(settings, environment=environment)
     with pytest.raises(PostgresError, match="start it by `make run`"):
         Stack(settings).environment()
     with Stack(settings) as stack:
