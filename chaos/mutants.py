@@ -105,8 +105,8 @@ MUTANTS = (
         (
             Edit(
                 f"{_POSTGRES}/webhooks.py",
-                "ON CONFLICT DO NOTHING RETURNING next_try_time",
-                "RETURNING next_try_time",
+                "ON CONFLICT DO NOTHING RETURNING event_id, next_try_time",
+                "RETURNING event_id, next_try_time",
             ),
         ),
         "test_an_event_is_stored_once",
@@ -442,8 +442,8 @@ MUTANTS = (
         (
             Edit(
                 f"{_POSTGRES}/debts.py",
-                "\"WHERE kind = 'collect_debt' AND operations.state = ANY(:open) \"",
-                "\"WHERE kind = 'nothing' AND operations.state = ANY(:open) \"",
+                "f\"WHERE kind = 'collect_debt' AND {_IS_OPEN} \"",
+                "f\"WHERE kind = 'nothing' AND {_IS_OPEN} \"",
             ),
         ),
         "test_a_debt_is_collected_or_kept_back_and_not_both",
@@ -453,27 +453,16 @@ MUTANTS = (
         (
             Edit(
                 f"{_POSTGRES}/debts.py",
-                '            "SELECT (SELECT coalesce(sum(minor_units), 0) FROM postings "\n'
+                '        return _debt_of(self._one(f"SELECT {_DEBT}", '
+                "**_debt_values(expert_id, currency)))\n",
+                "        values = _debt_values(expert_id, currency)\n"
+                "        sum_ = (\n"
+                '            "(SELECT coalesce(sum(minor_units), 0) FROM postings "\n'
                 '            "WHERE account = :account AND currency = :currency) "\n'
-                '            "- (SELECT coalesce(sum(debt_offset), 0) FROM payments "\n',
-                '            "SELECT cast(:booked AS bigint) "\n'
-                '            "- (SELECT coalesce(sum(debt_offset), 0) FROM payments "\n',
-            ),
-            Edit(
-                f"{_POSTGRES}/debts.py",
-                "            account=expert_debt(expert_id),\n"
-                "            currency=currency,\n"
                 "        )\n"
-                "        reversing = sum(",
-                "            booked=self._one(\n"
-                '                "SELECT coalesce(sum(minor_units), 0) AS sum FROM postings "\n'
-                '                "WHERE account = :account AND currency = :currency",\n'
-                "                account=expert_debt(expert_id),\n"
-                "                currency=currency,\n"
-                '            )["sum"],\n'
-                "            currency=currency,\n"
-                "        )\n"
-                "        reversing = sum(",
+                '        booked = self._one(f"SELECT {sum_} AS booked", **values)["booked"]\n'
+                '        rest = _DEBT.replace(sum_, "cast(:booked AS bigint) ")\n'
+                '        return _debt_of(self._one(f"SELECT {rest}", booked=booked, **values))\n',
             ),
         ),
         "test_a_debt_is_read_at_one_moment",

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import Final
+from typing import Any, Final
 
-from payment_service.adapters.postgres.statements import Statements, TransactionStatements
+from payment_service.adapters.postgres import rows
+from payment_service.adapters.postgres.statements import Row, Statements, TransactionStatements
 from payment_service.domain.discrepancies import DiscrepancyKind
+from payment_service.domain.experts import Expert
 from payment_service.domain.ledger import expert_debt, expert_funds
 from payment_service.domain.operation_payloads import ReversalPayload, payload_from_json
 from payment_service.domain.operations import OPEN_STATES
@@ -44,6 +46,43 @@ _LEFT_TO_OPERATORS: Final = {
 }
 
 
+_LOCK_EXPERT: Final = "SELECT FROM experts WHERE expert_id = :id FOR UPDATE"
+#: Written out, so that PostgreSQL finds these operations in the indexes of open ones.
+_IS_OPEN: Final = "operations.state IN ({})".format(
+    ", ".join(f"'{state}'" for state in sorted(OPEN_STATES))
+)
+#: What the expert owes, and the reversals that may be taking some of it back.
+_DEBT: Final = (
+    "(SELECT coalesce(sum(minor_units), 0) FROM postings "
+    "WHERE account = :account AND currency = :currency) "
+    "- (SELECT coalesce(sum(debt_offset), 0) FROM payments "
+    "WHERE expert_id = :id AND currency = :currency AND debt_offset > 0) "
+    "- (SELECT coalesce(sum(minor_units), 0) FROM operations "
+    f"WHERE kind = 'collect_debt' AND {_IS_OPEN} "
+    "AND operations.expert_id = :id AND payload ->> 'currency' = :currency) AS debt, "
+    "(SELECT coalesce(jsonb_agg(jsonb_build_array(minor_units, payload)), '[]') "
+    "FROM operations JOIN payments USING (payment_id) "
+    f"WHERE kind = 'reverse_transfer' AND {_IS_OPEN} "
+    "AND payments.expert_id = :id AND currency = :currency) AS reversals"
+)
+
+
+def _debt_values(expert_id: str, currency: str) -> dict[str, Any]:
+    return {
+        "id": expert_id,
+        "account": expert_debt(expert_id),
+        "currency": currency,
+    }
+
+
+def _debt_of(row: Row) -> int:
+    reversing = sum(
+        minor_units + payload_from_json(ReversalPayload, payload).unrecovered
+        for minor_units, payload in row["reversals"]
+    )
+    return max(int(row["debt"]) - int(reversing), 0)
+
+
 class DebtWrites(TransactionStatements):
     """Reads debts inside a transaction, under the expert's lock."""
 
@@ -57,30 +96,23 @@ class DebtWrites(TransactionStatements):
         the debt and all that reserves it are read by one statement.
         """
         if expert_id not in self._locked_experts:
-            self._maybe("SELECT FROM experts WHERE expert_id = :id FOR UPDATE", id=expert_id)
+            self._later(_LOCK_EXPERT, id=expert_id)
             self._locked_experts.add(expert_id)
-        row = self._one(
-            "SELECT (SELECT coalesce(sum(minor_units), 0) FROM postings "
-            "WHERE account = :account AND currency = :currency) "
-            "- (SELECT coalesce(sum(debt_offset), 0) FROM payments "
-            "WHERE expert_id = :id AND currency = :currency AND debt_offset > 0) "
-            "- (SELECT coalesce(sum(minor_units), 0) FROM operations "
-            "WHERE kind = 'collect_debt' AND operations.state = ANY(:open) "
-            "AND operations.expert_id = :id AND payload ->> 'currency' = :currency) AS debt, "
-            "(SELECT coalesce(jsonb_agg(jsonb_build_array(minor_units, payload)), '[]') "
-            "FROM operations JOIN payments USING (payment_id) "
-            "WHERE kind = 'reverse_transfer' AND operations.state = ANY(:open) "
-            "AND payments.expert_id = :id AND currency = :currency) AS reversals",
-            open=[state.value for state in OPEN_STATES],
-            id=expert_id,
-            account=expert_debt(expert_id),
-            currency=currency,
+        return _debt_of(self._one(f"SELECT {_DEBT}", **_debt_values(expert_id, currency)))
+
+    def lock_expert_with_debt(self, expert_id: str, currency: str) -> tuple[Expert, int] | None:
+        """Returns what :meth:`lock_expert` and :meth:`expert_debt` do, in one round trip."""
+        self._later(_LOCK_EXPERT, id=expert_id)
+        row = self._maybe(
+            f"SELECT experts.*, clock_timestamp() AS now, {_DEBT} FROM experts "
+            "WHERE expert_id = :id",
+            **_debt_values(expert_id, currency),
         )
-        reversing = sum(
-            minor_units + payload_from_json(ReversalPayload, payload).unrecovered
-            for minor_units, payload in row["reversals"]
-        )
-        return max(int(row["debt"]) - int(reversing), 0)
+        if row is None:
+            return None
+        self._tell_time(row["now"])
+        self._locked_experts.add(expert_id)
+        return rows.expert_of(row), _debt_of(row)
 
     def is_collectible(self, payment_id: str) -> bool:
         """Returns whether the debt that this payment left may be collected.
@@ -99,9 +131,8 @@ class DebtWrites(TransactionStatements):
         """Returns whether the expert's debt is being collected. Requires the expert's lock."""
         found = self._maybe(
             "SELECT FROM operations WHERE expert_id = :id AND kind = 'collect_debt' "
-            "AND state = ANY(:open)",
+            f"AND {_IS_OPEN}",
             id=expert_id,
-            open=[state.value for state in OPEN_STATES],
         )
         return found is not None
 

@@ -55,7 +55,8 @@ CREATE INDEX postings_by_account ON postings (account, posting_id)
     INCLUDE (currency, minor_units);
 CREATE INDEX postings_by_line ON postings (balance_transaction_id)
     WHERE balance_transaction_id <> '';
-CREATE INDEX postings_by_time ON postings (time);
+-- For ranges of time only: postings lie in the order of their time.
+CREATE INDEX postings_by_time ON postings USING brin (time) WITH (autosummarize = on);
 CREATE TRIGGER postings_are_append_only BEFORE UPDATE OR DELETE ON postings
     FOR EACH ROW EXECUTE FUNCTION refuse_change();
 CREATE TRIGGER postings_are_never_truncated BEFORE TRUNCATE ON postings
