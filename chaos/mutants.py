@@ -106,8 +106,8 @@ MUTANTS = (
         (
             Edit(
                 f"{_POSTGRES}/webhooks.py",
-                "ON CONFLICT DO NOTHING RETURNING next_try_time",
-                "RETURNING next_try_time",
+                "ON CONFLICT DO NOTHING RETURNING event_id, next_try_time",
+                "RETURNING event_id, next_try_time",
             ),
         ),
         "test_an_event_is_stored_once",
@@ -443,8 +443,8 @@ MUTANTS = (
         (
             Edit(
                 f"{_POSTGRES}/debts.py",
-                "\"WHERE kind = 'collect_debt' AND operations.state = ANY(:open) \"",
-                "\"WHERE kind = 'nothing' AND operations.state = ANY(:open) \"",
+                "f\"WHERE kind = 'collect_debt' AND {_IS_OPEN} \"",
+                "f\"WHERE kind = 'nothing' AND {_IS_OPEN} \"",
             ),
         ),
         "test_a_debt_is_collected_or_kept_back_and_not_both",
@@ -454,29 +454,15 @@ MUTANTS = (
         (
             Edit(
                 f"{_POSTGRES}/debts.py",
-                '            "SELECT (SELECT coalesce(sum(minor_units), 0) FROM postings "\n'
+                '        return _free_of(self._one(f"SELECT {columns}", **values), payment_id)\n',
+                "        sum_ = (\n"
+                '            "(SELECT coalesce(sum(minor_units), 0) FROM postings "\n'
                 '            "WHERE account = :account AND currency = :currency) "\n'
-                '            "- (SELECT coalesce(sum(debt_offset), 0) FROM payments "\n',
-                '            "SELECT cast(:booked AS bigint) "\n'
-                '            "- (SELECT coalesce(sum(debt_offset), 0) FROM payments "\n',
-            ),
-            Edit(
-                f"{_POSTGRES}/debts.py",
-                "            account=expert_debt(expert_id),\n"
-                "            currency=currency,\n"
-                "            payment_id=payment_id,\n"
                 "        )\n"
-                "        reversing:",
-                "            booked=self._one(\n"
-                '                "SELECT coalesce(sum(minor_units), 0) AS sum FROM postings "\n'
-                '                "WHERE account = :account AND currency = :currency",\n'
-                "                account=expert_debt(expert_id),\n"
-                "                currency=currency,\n"
-                '            )["sum"],\n'
-                "            currency=currency,\n"
-                "            payment_id=payment_id,\n"
-                "        )\n"
-                "        reversing:",
+                '        booked = self._one(f"SELECT {sum_} AS booked", **values)["booked"]\n'
+                '        rest = columns.replace(sum_, "cast(:booked AS bigint) ")\n'
+                '        row = self._one(f"SELECT {rest}", booked=booked, **values)\n'
+                "        return _free_of(row, payment_id)\n",
             ),
         ),
         "test_a_debt_is_read_at_one_moment",
@@ -497,8 +483,8 @@ MUTANTS = (
         (
             Edit(
                 f"{_POSTGRES}/debts.py",
-                'row["left_by_payment"]) - reversing[payment_id], 0)',
-                'row["left_by_payment"]), 0)',
+                "max(left - reversing[payment_id], 0)",
+                "max(left, 0)",
             ),
         ),
         "test_what_a_reversal_takes_back_is_not_collected_as_well",

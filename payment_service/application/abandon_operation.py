@@ -19,7 +19,7 @@ from payment_service.application.operations.outcomes import (
 from payment_service.application.resume_operation import require_parked
 from payment_service.application.sync.apply_snapshot import SyncResult
 from payment_service.application.sync.disputes import FailedAnswer, fail_answer
-from payment_service.application.sync.payment import sync_payment
+from payment_service.application.sync.payment import Occasion, sync_payment
 from payment_service.domain import transitions
 from payment_service.domain.discrepancies import DiscrepancyKind
 from payment_service.domain.errors import Busy, Precondition, Refusal, operation_in_progress
@@ -56,7 +56,9 @@ async def abandon_operation(app: App, operation_id: str, reason: str, cause: Cau
     applied = await _sync(app, known, cause)
     if applied.operation_deferred and known.kind not in OF_A_DISPUTE:
         # Stripe has done it, and only a balance transaction is missing: it ends as done.
-        synced = await sync_payment(app, known.payment_id, cause, without_lines=True)
+        synced = await sync_payment(
+            app, known.payment_id, cause, occasion=Occasion(without_lines=True)
+        )
         applied = await execute_followups(app, synced, cause)
         ended = await app.database.read(lambda reader: reader.operation(operation_id))
         if ended is not None and not ended.is_open:

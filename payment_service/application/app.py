@@ -6,6 +6,7 @@ import asyncio
 from dataclasses import dataclass, field, replace
 
 from payment_service.application.feed import Feed
+from payment_service.application.gathered_events import GatheredEvents
 from payment_service.application.single_flight import SingleFlight
 from payment_service.domain.ports.alarms import Alarms
 from payment_service.domain.ports.database import Database
@@ -31,6 +32,7 @@ class App:
     signer: Signer | None = None
     tracer: Tracer = NO_TRACER
     feed: Feed = field(default_factory=Feed)
+    gathered_events: GatheredEvents = field(default_factory=GatheredEvents)
     #: The same database with connections of its own, for what reads a large part of the books.
     expensive_database: Database | None = None
     flights: SingleFlight = field(default_factory=SingleFlight)

@@ -101,9 +101,9 @@ def plan_capture(
     The expert is locked after the payment and before the plan, so that an exchange of the account
     and another capture's debt offset come before it or after it.
     """
-    expert = tx.lock_expert(payment.expert_id)
-    assert expert is not None
-    debt = tx.expert_debt(payment.expert_id, payment.currency)
+    found = tx.lock_expert_with_debt(payment.expert_id, payment.currency)
+    assert found is not None
+    expert, debt = found
     plan = plans.plan_capture(payment, part, final, debt, policy.settlement_currencies)
     guards.check_destination(payment, expert)
     return plan

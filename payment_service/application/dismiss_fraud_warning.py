@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from payment_service.application.app import App
 from payment_service.application.idempotency import IdempotentCommand, run_local
-from payment_service.application.sync.payment import sync_payment
+from payment_service.application.sync.payment import Occasion, sync_payment
 from payment_service.domain import disputes, transitions
 from payment_service.domain.errors import payment_not_found
 from payment_service.domain.payment import Freeze
@@ -32,7 +32,7 @@ async def dismiss_fraud_warning(app: App, command: DismissFraudWarning) -> bytes
     """
     payment = await app.database.read(lambda reader: reader.payment(command.payment_id))
     if payment is not None and payment.frozen is Freeze.FRAUD_WARNING:
-        await sync_payment(app, payment.payment_id, command.cause, warned=True)
+        await sync_payment(app, payment.payment_id, command.cause, occasion=Occasion(warned=True))
     answer = await run_local(app, command, dismiss)
     app.wake.set()  # A capture that waited for its expert can be sent.
     return answer

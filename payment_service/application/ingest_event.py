@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import hmac
 import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Final
 
 from payment_service.application.app import App
+from payment_service.application.store_events import store_and_wake
 from payment_service.domain.errors import InvalidArgument
-from payment_service.domain.ports.database import Transaction
-from payment_service.domain.ports.policy import Policy
-from payment_service.domain.ports.records import StoredEvents, WebhookEvent
+from payment_service.domain.ports.records import WebhookEvent
 from payment_service.domain.webhook_event import MalformedEvent, envelope_of
 
 #: Stripe's tolerance for old signatures, and ours for clocks that run ahead. Stripe's own library
@@ -73,23 +72,8 @@ async def ingest_event(
     except Ignored as ignored:
         return Ingested(verdict=ignored.verdict)
     event = replace(event, traceparent=app.tracer.traceparent())
-    stored = await app.database.write(store_events, app.policy, [event])
-    wake_for(app, stored)
-    return Ingested(event.event_id, not stored.new)
-
-
-def wake_for(app: App, stored: StoredEvents) -> None:
-    """Wakes the job that applies events, now or when an event has waited for its own call."""
-    if stored.due:
-        app.wake.set()
-    elif stored.later:
-        loop = asyncio.get_running_loop()
-        loop.call_later(app.policy.own_event_patience, app.wake.set)
-
-
-def store_events(tx: Transaction, policy: Policy, events: Sequence[WebhookEvent]) -> StoredEvents:
-    """Stores the events that are not there already."""
-    return tx.store_events(events, policy.own_event_patience)
+    is_new = await app.gathered_events.store(event, partial(store_and_wake, app))
+    return Ingested(event.event_id, duplicate=not is_new)
 
 
 def verify_signature(payload: bytes, signature: str, secrets: Sequence[str], *, now: float) -> None:

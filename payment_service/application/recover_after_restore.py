@@ -15,7 +15,7 @@ from typing import Final
 
 from payment_service.application.app import App
 from payment_service.application.sync.lost_payments import record_account, recover_payment
-from payment_service.application.sync.payment import sync_payment
+from payment_service.application.sync.payment import Occasion, sync_payment
 from payment_service.domain.errors import Refusal
 from payment_service.domain.operation_payloads import CancelPayload
 from payment_service.domain.operations import Operation, OperationKind, OperationState
@@ -105,7 +105,9 @@ async def _sync_payments(
     for payment_id, is_warned in warned.items():
         before = await app.database.read(_version_of, payment_id)
         try:
-            applied = await sync_payment(app, payment_id, RESTORE, warned=is_warned)
+            applied = await sync_payment(
+                app, payment_id, RESTORE, occasion=Occasion(warned=is_warned)
+            )
         except Refusal as refusal:
             result.to_decide.append(f"{payment_id}: {refusal.sentence}; run the command again")
             continue

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -17,9 +18,14 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from dev.postgres import EmbeddedPostgres
 from marketplace.payments.v1 import events_pb2, payments_pb2
 from payment_service.adapters.postgres.engine import SqlDatabase
-from payment_service.adapters.postgres.statements import SwallowedError
+from payment_service.adapters.postgres.statements import NotOneRoundTrip, SwallowedError
 from payment_service.adapters.postgres.transaction import SqlTransaction
-from payment_service.domain.errors import Unavailable
+from payment_service.domain import transitions
+from payment_service.domain.errors import Busy, Unavailable
+from payment_service.domain.payment import Payment, WaitingFor
+from payment_service.domain.ports.database import Transaction
+from payment_service.domain.ports.records import Cause
+from payment_service.domain.sync.changes import Movement
 from tests.integration.conftest import StartWorld
 from tests.support.books import check_books
 from tests.support.errors import Reply, refusal
@@ -266,6 +272,69 @@ async def test_a_phase_finds_its_connection_dead_and_runs_on_another_one(
         assert await database.transact(phase)
     finally:
         await asyncio.to_thread(database.close)
+
+
+async def test_a_phase_of_one_round_trip_needs_no_begin_and_may_be_sent_twice(
+    postgres: EmbeddedPostgres, database_url: str
+) -> None:
+    database = SqlDatabase(database_url, write_threads=1, read_threads=1)
+    name = database_url.rpartition("/")[2]
+    rows: list[int] = []
+
+    def count(tx: SqlTransaction) -> None:
+        """Is two statements, which are sent together: both are written, or none."""
+        tx._later("INSERT INTO jobs (name, next_time) VALUES ('one', now()) ON CONFLICT DO NOTHING")
+        rows.append(tx._one("SELECT count(*) AS count FROM jobs WHERE name LIKE 'one%'")["count"])
+
+    def half(tx: SqlTransaction) -> None:
+        tx._later("INSERT INTO jobs (name, next_time) VALUES ('one more', now())")
+        tx._one("SELECT 1 / 0")
+
+    def twice(tx: SqlTransaction) -> None:
+        tx._one("SELECT 1 AS one")
+        tx._one("SELECT 2 AS two")
+
+    try:
+        await database.write(count)
+        with (
+            contextlib.closing(psycopg2.connect(postgres.admin_url(name))) as connection,
+            connection.cursor() as cursor,
+        ):
+            cursor.execute(
+                "SELECT pg_terminate_backend(pid, 1000) FROM pg_stat_activity "
+                "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            )
+        await database.write(count)
+        with pytest.raises(psycopg2.errors.DivisionByZero):
+            await database.write(half)
+        await database.write(count)
+        assert rows == [1, 1, 1]
+        # What was sent is committed, so the bug must not look like a transaction.
+        with pytest.raises(NotOneRoundTrip):
+            await database.write(twice)
+    finally:
+        await asyncio.to_thread(database.close)
+
+
+async def test_a_transition_from_an_old_version_writes_nothing(world: World) -> None:
+    assert world.service is not None
+    payment_id = (await world.initiate(await world.expert())).payment.payment_id
+    database = world.service.app.database
+    old = await database.read(lambda reader: reader.payment(payment_id))
+    assert old is not None
+
+    def waits(tx: Transaction, payment: Payment) -> None:
+        # Both are sent with COMMIT, and the first of them is written before the other one fails.
+        tx.add_movement(payment_id, Movement("re_of_old", "refund", 1))
+        waiting = transitions.waiting_changed(payment, WaitingFor.OPERATOR, "", tx.now)
+        tx.record(waiting, Cause("tests", "look"))
+
+    before = world.counts()
+    with pytest.raises(Busy, match="too many calls are changing the same thing"):
+        await database.transact(waits, replace(old, version=old.version - 1))
+    assert world.counts() == before
+    await database.transact(waits, old)
+    assert world.counts() != before
 
 
 async def test_a_table_that_a_migration_changes_disturbs_no_prepared_statement(

@@ -50,6 +50,8 @@ SIDE_STEPS: Final = {
     "recovered_operation",
 }
 
+LOCKS: Final = ("lock_payment", "lock_expert")
+
 #: Recording a transition asks the domain what to store with it: the row, the digest, the times.
 RECORDING: Final = ("adapters/", "domain/schedule.py")
 
@@ -72,7 +74,7 @@ class Trace:
         if event != "call" or not self.is_active or id(frame) in self.kept:
             return
         name, function = _file_of(frame), frame.f_code.co_name
-        if name.startswith("adapters/postgres") and function in ("lock_payment", "lock_expert"):
+        if name.startswith("adapters/postgres") and function.startswith(LOCKS):
             transaction = frame.f_locals["self"]
             self.kept[id(transaction)] = transaction
             self.locks.setdefault(id(transaction), []).append(function)
@@ -178,7 +180,7 @@ async def test_capture_payment(start_world: StartWorld) -> None:
         # `plan_capture` is the use case's, which locks, and the domain's, which decides.
         assert [trace.calls[name] for name in once] == [1, 2, 1, 1]
         assert trace.calls["wait_for_answer"] == 0
-        assert next(iter(trace.locks.values())) == ["lock_payment", "lock_expert"]
+        assert next(iter(trace.locks.values())) == ["lock_payment", "lock_expert_with_debt"]
         check_lock_order(trace)
 
 

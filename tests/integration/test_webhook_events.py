@@ -715,3 +715,44 @@ async def test_an_event_waits_a_moment_for_the_call_that_has_caused_it(
     world.sql("UPDATE webhook_events SET next_try_time = now() WHERE state = 'WAITING' RETURNING 1")
     await apply_waiting(app)
     assert _row(world, told["id"]) == ("APPLIED", "known", 1)
+
+
+async def test_events_that_come_together_are_applied_by_one_look(start_world: StartWorld) -> None:
+    """Stripe reports a confirmation as two events, one right after the other."""
+    world = await start_world(loops=False, policy={"event_gathering": 60.0})
+    assert world.service is not None
+    app, expert = world.service.app, await world.expert()
+    await world.pause_webhooks()
+    initiated, other = await world.initiate(expert), await world.initiate(expert)
+    await world.confirm(initiated)
+    await world.confirm(other)
+    events = (await world.stripe.api("GET", "/events", limit=100))["data"]
+    told = [
+        event
+        for event in reversed(events)
+        if event["type"] in ("charge.succeeded", "payment_intent.amount_capturable_updated")
+    ]
+    assert len(told) == 4
+    for event in told:
+        await world.webhooks.IngestEvent(ingestion(event))
+    before = len(await world.stripe.requests(method="GET"))
+    assert await apply_waiting(app) == 0  # They wait for those that Stripe sends with them.
+    first = told[0]["id"]
+    world.sql(
+        "UPDATE webhook_events SET next_try_time = now() WHERE event_id = %s RETURNING 1", first
+    )
+    assert await apply_waiting(app) == 2
+    assert len(await world.stripe.requests(method="GET")) == before + 1
+    payment_id = initiated.payment.payment_id
+    # They are closed by the transaction that has applied them.
+    closed = world.sql(
+        "SELECT w.state, verdict, w.xmin = p.xmin FROM webhook_events AS w JOIN payments AS p "
+        "ON p.payment_id = payment_ref WHERE payment_ref = %s AND own_key = ''",
+        payment_id,
+    )
+    assert closed == [("APPLIED", "applied", True)] * 2
+    waiting = world.sql(
+        "SELECT state FROM webhook_events WHERE payment_ref = %s AND own_key = ''",
+        other.payment.payment_id,
+    )
+    assert waiting == [("WAITING",)] * 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from typing import Final
 
 from payment_service.adapters.postgres import rows
 from payment_service.adapters.postgres.polling import BEHIND_STRIPE
@@ -12,6 +13,11 @@ from payment_service.adapters.postgres.statements import Statements, Transaction
 from payment_service.domain.errors import answer_not_kept, key_reused
 from payment_service.domain.operations import RESEND_LIMIT
 from payment_service.domain.ports.records import Answer, Cause, Claim
+
+_ANSWER: Final = (
+    "UPDATE idempotency_keys SET ok = :ok, answer = :answer, settle_time = now() "
+    "WHERE claim_id = :claim_id AND settle_time IS NULL"
+)
 
 
 class ClaimWrites(TransactionStatements):
@@ -59,6 +65,7 @@ class ClaimWrites(TransactionStatements):
         if made is not None:
             self._tell_time(made["now"])
             self._behind[RESEND_LIMIT] = made["is_behind"]
+            self._unanswered.add(claim_id)
             if made["is_free"]:
                 self._free_ids.add(operation_id)
             return Claim(claim_id, cause.rpc, fresh=True)
@@ -89,14 +96,12 @@ class ClaimWrites(TransactionStatements):
 
         A claim that already has an answer keeps it: a caller always gets the same answer again.
         """
-        stored = self._do(
-            "UPDATE idempotency_keys SET ok = :ok, answer = :answer, settle_time = now() "
-            "WHERE claim_id = :claim_id AND settle_time IS NULL",
-            claim_id=claim_id,
-            ok=answer.ok,
-            answer=answer.body,
-        )
-        if stored:
+        stored = {"claim_id": claim_id, "ok": answer.ok, "answer": answer.body}
+        if claim_id in self._unanswered:
+            self._unanswered.remove(claim_id)
+            self._later(_ANSWER, **stored)
+            return answer
+        if self._do(_ANSWER, **stored):
             return answer
         kept = self._one("SELECT * FROM idempotency_keys WHERE claim_id = :id", id=claim_id)
         return rows.claim_of(kept).answer or answer

@@ -10,10 +10,12 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Final
+from typing import Any, Final
 
-from payment_service.adapters.postgres.statements import Statements, TransactionStatements
+from payment_service.adapters.postgres import rows
+from payment_service.adapters.postgres.statements import Row, Statements, TransactionStatements
 from payment_service.domain.discrepancies import DiscrepancyKind
+from payment_service.domain.experts import Expert
 from payment_service.domain.ledger import expert_debt, expert_funds
 from payment_service.domain.operation_payloads import ReversalPayload, payload_from_json
 from payment_service.domain.operations import OPEN_STATES
@@ -47,14 +49,32 @@ _LEFT_TO_OPERATORS: Final = {
 }
 
 
+_LOCK_EXPERT: Final = "SELECT FROM experts WHERE expert_id = :id FOR UPDATE"
+#: Written out, so that PostgreSQL finds these operations in the indexes of open ones.
+_IS_OPEN: Final = "operations.state IN ({})".format(
+    ", ".join(f"'{state}'" for state in sorted(OPEN_STATES))
+)
+#: What the expert owes, and the reversals that may be taking some of it back.
+_DEBT: Final = (
+    "(SELECT coalesce(sum(minor_units), 0) FROM postings "
+    "WHERE account = :account AND currency = :currency) "
+    "- (SELECT coalesce(sum(debt_offset), 0) FROM payments "
+    "WHERE expert_id = :id AND currency = :currency AND debt_offset > 0) "
+    "- (SELECT coalesce(sum(minor_units), 0) FROM operations "
+    f"WHERE kind = 'collect_debt' AND {_IS_OPEN} "
+    "AND operations.expert_id = :id AND payload ->> 'currency' = :currency) AS debt, "
+    "(SELECT coalesce(jsonb_agg(jsonb_build_array(payment_id, minor_units, payload)), '[]') "
+    "FROM operations JOIN payments USING (payment_id) "
+    f"WHERE kind = 'reverse_transfer' AND {_IS_OPEN} "
+    "AND payments.expert_id = :id AND currency = :currency) AS reversals"
+)
 #: What a payment has left as debt and no open collection takes back.
 _LEFT_BY_PAYMENT: Final = (
     "(SELECT coalesce(sum(minor_units), 0) FROM postings "
     "WHERE account = :account AND currency = :currency AND payment_id = :payment_id) "
     "- (SELECT coalesce(sum(minor_units), 0) FROM operations "
-    "WHERE operations.expert_id = :id AND kind = 'collect_debt' "
-    "AND operations.state = ANY(:open) AND payload ->> 'payment_id' = :payment_id) "
-    "AS left_by_payment"
+    f"WHERE operations.expert_id = :id AND kind = 'collect_debt' AND {_IS_OPEN} "
+    "AND payload ->> 'payment_id' = :payment_id) AS left_by_payment"
 )
 
 
@@ -64,6 +84,26 @@ class _FreeDebt:
 
     of_expert: int
     of_payment: int
+
+
+def _debt_values(expert_id: str, currency: str) -> dict[str, Any]:
+    return {
+        "id": expert_id,
+        "account": expert_debt(expert_id),
+        "currency": currency,
+    }
+
+
+def _free_of(row: Row, payment_id: str = "") -> _FreeDebt:
+    reversing: Counter[str] = Counter()
+    for reversed_payment, minor_units, payload in row["reversals"]:
+        unrecovered = payload_from_json(ReversalPayload, payload).unrecovered
+        reversing[reversed_payment] += minor_units + unrecovered
+    left = int(row["left_by_payment"]) if payment_id else 0
+    return _FreeDebt(
+        of_expert=max(int(row["debt"]) - reversing.total(), 0),
+        of_payment=max(left - reversing[payment_id], 0),
+    )
 
 
 class DebtWrites(TransactionStatements):
@@ -91,35 +131,25 @@ class DebtWrites(TransactionStatements):
 
     def _free_debt(self, expert_id: str, currency: str, payment_id: str) -> _FreeDebt:
         if expert_id not in self._locked_experts:
-            self._maybe("SELECT FROM experts WHERE expert_id = :id FOR UPDATE", id=expert_id)
+            self._later(_LOCK_EXPERT, id=expert_id)
             self._locked_experts.add(expert_id)
-        row = self._one(
-            "SELECT (SELECT coalesce(sum(minor_units), 0) FROM postings "
-            "WHERE account = :account AND currency = :currency) "
-            "- (SELECT coalesce(sum(debt_offset), 0) FROM payments "
-            "WHERE expert_id = :id AND currency = :currency AND debt_offset > 0) "
-            "- (SELECT coalesce(sum(minor_units), 0) FROM operations "
-            "WHERE kind = 'collect_debt' AND operations.state = ANY(:open) "
-            "AND operations.expert_id = :id AND payload ->> 'currency' = :currency) AS debt, "
-            "(SELECT coalesce(jsonb_agg(jsonb_build_array(payment_id, minor_units, payload)), '[]')"
-            " FROM operations JOIN payments USING (payment_id) "
-            "WHERE kind = 'reverse_transfer' AND operations.state = ANY(:open) "
-            "AND payments.expert_id = :id AND currency = :currency) AS reversals, "
-            + (_LEFT_BY_PAYMENT if payment_id else "0 AS left_by_payment"),
-            open=[state.value for state in OPEN_STATES],
-            id=expert_id,
-            account=expert_debt(expert_id),
-            currency=currency,
-            payment_id=payment_id,
+        columns = f"{_DEBT}, {_LEFT_BY_PAYMENT}" if payment_id else _DEBT
+        values = {**_debt_values(expert_id, currency), "payment_id": payment_id}
+        return _free_of(self._one(f"SELECT {columns}", **values), payment_id)
+
+    def lock_expert_with_debt(self, expert_id: str, currency: str) -> tuple[Expert, int] | None:
+        """Returns what :meth:`lock_expert` and :meth:`expert_debt` do, in one round trip."""
+        self._later(_LOCK_EXPERT, id=expert_id)
+        row = self._maybe(
+            f"SELECT experts.*, clock_timestamp() AS now, {_DEBT} FROM experts "
+            "WHERE expert_id = :id",
+            **_debt_values(expert_id, currency),
         )
-        reversing: Counter[str] = Counter()
-        for reversed_payment, minor_units, payload in row["reversals"]:
-            unrecovered = payload_from_json(ReversalPayload, payload).unrecovered
-            reversing[reversed_payment] += minor_units + unrecovered
-        return _FreeDebt(
-            of_expert=max(int(row["debt"]) - reversing.total(), 0),
-            of_payment=max(int(row["left_by_payment"]) - reversing[payment_id], 0),
-        )
+        if row is None:
+            return None
+        self._tell_time(row["now"])
+        self._locked_experts.add(expert_id)
+        return rows.expert_of(row), _free_of(row).of_expert
 
     def is_collectible(self, payment_id: str) -> bool:
         """Returns whether the debt that this payment left may be collected.
@@ -138,9 +168,8 @@ class DebtWrites(TransactionStatements):
         """Returns whether the expert's debt is being collected. Requires the expert's lock."""
         found = self._maybe(
             "SELECT FROM operations WHERE expert_id = :id AND kind = 'collect_debt' "
-            "AND state = ANY(:open)",
+            f"AND {_IS_OPEN}",
             id=expert_id,
-            open=[state.value for state in OPEN_STATES],
         )
         return found is not None
 

@@ -240,7 +240,10 @@ class SqlDatabase:
             connection, self._policy, self._installation, is_one_round_trip=is_one_round_trip
         )
         try:
-            return tx, phase(tx)
+            result = phase(tx)
+            if is_one_round_trip:
+                tx.commit()
+            return tx, result
         except (OperationalError, InterfaceError) as error:
             self._give_back(connection)
             if was_open and connection.closed and not tx.has_begun:

@@ -12,10 +12,10 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import Final
+from typing import Any, Final
 
 from payment_service.adapters.postgres import rows
-from payment_service.adapters.postgres.statements import Statements, TransactionStatements
+from payment_service.adapters.postgres.statements import Row, Statements, TransactionStatements
 from payment_service.domain.operation_payloads import OperationPayload, payload_to_json
 from payment_service.domain.operations import Operation, OperationKind, OperationState
 from payment_service.domain.payment import WaitingReason
@@ -47,16 +47,14 @@ _ADD_OF_CLAIM: Final = (
     "UPDATE idempotency_keys SET payment_id = added.payment_id, "
     "operation_id = added.operation_id FROM added WHERE idempotency_keys.claim_id = added.claim_id"
 )
-#: With what is asked next: the RPC of the operation's claim, and whether the id of the operation
-#: that may follow from it is free. Who records that one holds the lock of their payment. Without
-#: that lock the second part is worth nothing: this statement may have waited for the operation's
-#: row, and what it reads of other rows is from before that.
-_LOCK: Final = (
-    "SELECT *, (SELECT rpc FROM idempotency_keys AS claims WHERE claims.claim_id = "
-    "operations.claim_id) AS claim_rpc, NOT EXISTS (SELECT FROM operations AS following "
-    "WHERE following.operation_id = :following) AS is_following_free "
-    "FROM operations WHERE operation_id = :id FOR UPDATE OF operations"
+#: With what is asked next: the RPC of the operation's claim, and whether it has no answer yet.
+#: Without the lock of the payment the second part is worth nothing: this statement may have waited
+#: for the operation's row, and what it reads of other rows is from before that.
+LOCKED_OPERATION: Final = (
+    "SELECT operations.*, claims.rpc AS claim_rpc, claims.settle_time IS NULL AS is_unanswered "
+    "FROM operations LEFT JOIN idempotency_keys AS claims USING (claim_id)"
 )
+_LOCK: Final = f"{LOCKED_OPERATION} WHERE operations.operation_id = :id FOR UPDATE OF operations"
 
 
 class OperationWrites(TransactionStatements):
@@ -68,6 +66,7 @@ class OperationWrites(TransactionStatements):
         The schema refuses a second open operation on the same payment, expert or dispute.
         """
         self._free_ids.discard(operation.operation_id)
+        self._operations.clear()
         self._later(
             _ADD_OF_CLAIM if operation.claim_id else _ADD, **rows.operation_values(operation)
         )
@@ -103,7 +102,7 @@ class OperationWrites(TransactionStatements):
         self, operation_id: str, kind: OperationKind, minor_units: int, payload: OperationPayload
     ) -> None:
         """Makes an open operation what Stripe has executed under its id."""
-        self._do(
+        self._write_operation(
             "UPDATE operations SET kind = :kind, minor_units = :minor_units, payload = :payload "
             "WHERE operation_id = :id AND state IN ('STARTED', 'UNKNOWN', 'PARKED')",
             id=operation_id,
@@ -114,7 +113,7 @@ class OperationWrites(TransactionStatements):
 
     def give_operation_to_claim(self, operation_id: str, claim_id: str) -> None:
         """Lets a recovered operation answer the caller who has repeated the call."""
-        self._do(
+        self._write_operation(
             "UPDATE operations SET claim_id = :claim_id "
             "WHERE operation_id = :id AND claim_id IS NULL",
             id=operation_id,
@@ -125,16 +124,29 @@ class OperationWrites(TransactionStatements):
         """Returns the operation and locks it until the transaction ends, or returns None."""
         if operation_id in self._free_ids:
             return None
-        following = self.derived_id("op", operation_id, "next", "0")
-        row = self._maybe(_LOCK, id=operation_id, following=following)
-        if row is None:
-            return None
-        if row["claim_id"]:
-            self._claim_rpcs[row["claim_id"]] = row["claim_rpc"]
+        if operation_id not in self._operations:
+            row = self._maybe(_LOCK, id=operation_id)
+            if row is None:
+                return None
+            return self._locked_operation(row)
+        return self._operations[operation_id]
+
+    def _locked_operation(self, row: Row) -> Operation:
+        """Returns the operation of a row that this transaction has locked."""
+        operation = rows.operation_of(row)
+        if operation.claim_id:
+            self._claim_rpcs[operation.claim_id] = row["claim_rpc"]
+            if row["is_unanswered"] and operation.payment_id in self._locked_payments:
+                self._unanswered.add(operation.claim_id)
+        operation_id = operation.operation_id
         self._open_since[operation_id] = row["resume_time"] or row["create_time"]
-        if row["is_following_free"] and row["payment_id"] in self._locked_payments:
-            self._free_ids.add(following)
-        return rows.operation_of(row)
+        self._operations[operation_id] = operation
+        return operation
+
+    def _write_operation(self, sql: str, **values: Any) -> int:
+        """Returns how many operations the statement wrote."""
+        self._operations.clear()
+        return self._do(sql, **values)
 
     def lease_operation(self, operation_id: str, seconds: float) -> Operation | None:
         """Leases one operation for ``seconds``.
@@ -143,6 +155,7 @@ class OperationWrites(TransactionStatements):
         before a new key (``key_spent``). A caller who repeats a request may shorten any other
         pause, but not this one: a second request needs two reads of Stripe with a pause between.
         """
+        self._operations.clear()
         row = self._maybe(
             f"UPDATE operations SET {_LEASE} WHERE operation_id = :id "
             "AND state IN ('STARTED', 'UNKNOWN') "
@@ -159,6 +172,7 @@ class OperationWrites(TransactionStatements):
 
         Two replicas never get the same operation.
         """
+        self._operations.clear()
         found = self._all(
             f"UPDATE operations SET {_LEASE} WHERE operation_id IN ("
             "SELECT operation_id FROM operations WHERE state IN ('STARTED', 'UNKNOWN') "
@@ -177,6 +191,7 @@ class OperationWrites(TransactionStatements):
         Returns the database's time of the renewal, or None if the lease has been given back or
         taken over meanwhile.
         """
+        self._operations.clear()
         renewed = self._maybe(
             "UPDATE operations SET lease_until = now() + :lease WHERE operation_id = :id "
             "AND lease_token = :token AND lease_until IS NOT NULL "
@@ -202,7 +217,7 @@ class OperationWrites(TransactionStatements):
         sent. ``next_attempt`` gives it a new idempotency key at Stripe. ``verify_only`` says that
         it must not be sent.
         """
-        self._do(
+        self._write_operation(
             "UPDATE operations SET state = 'UNKNOWN', tries = 1, lease_until = NULL, "
             "next_try_time = now(), resume_time = now(), payload = :payload, "
             "verify_only = :verify_only, attempt = attempt + :more, "
@@ -218,6 +233,7 @@ class OperationWrites(TransactionStatements):
         self, operation_id: str, state: OperationState, last_error: str = ""
     ) -> None:
         """Closes an open operation with its final state. A closed operation is not changed."""
+        self._operations.clear()
         self._later(
             "UPDATE operations SET state = :state, last_error = :last_error, settle_time = now(), "
             "lease_until = NULL, next_try_time = NULL WHERE operation_id = :id "
@@ -247,7 +263,7 @@ class OperationWrites(TransactionStatements):
         None means that it cannot. With ``restart_tries`` the tries are counted anew. Returns False,
         and changes nothing, if the caller's lease is not the present one (fencing).
         """
-        done = self._do(
+        done = self._write_operation(
             "UPDATE operations SET state = :state, last_error = :last_error, lease_until = NULL, "
             "next_try_time = now() + :delay, key_spent = COALESCE(:key_spent, key_spent), "
             "attempt = attempt + :more, unsure_until = now() + :unsure, "
@@ -272,7 +288,7 @@ class OperationWrites(TransactionStatements):
 
         ``unsure_until`` must have passed; before that, nothing changes.
         """
-        self._do(
+        self._write_operation(
             "UPDATE operations SET unsure_until = NULL WHERE operation_id = :id "
             "AND state = 'PARKED' AND unsure_until <= now()",
             id=operation_id,

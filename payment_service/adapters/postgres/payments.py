@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
+from functools import lru_cache
 from typing import Final
 
 from payment_service.adapters.postgres import rows, texts
@@ -23,7 +24,6 @@ from payment_service.adapters.postgres.statements import (
     locked,
 )
 from payment_service.domain.audit_trail import chain_hash, event_body
-from payment_service.domain.errors import Busy
 from payment_service.domain.ledger import expert_debt, stripe_connected
 from payment_service.domain.operations import Operation
 from payment_service.domain.payment import Payment
@@ -40,35 +40,44 @@ _WRITTEN: Final = (*PAYMENT_COLUMNS, *SCHEDULE_COLUMNS)
 #: The description never changes, except that it is erased.
 _CHANGED: Final = [name for name in _WRITTEN if name not in ("payment_id", "description")]
 
-#: The end of both statements: the event, its postings, and how many events were written (0 or 1).
-_RECORD_TAIL: Final = f"""
-, recorded AS (
-    INSERT INTO events (payment_id, sequence, kind, time, body, hash)
-    SELECT payment_id, :version, :kind, :update_time, :body, :head_hash FROM changed
-    RETURNING payment_id, sequence
-), {rows.posted("payment_id")}, {texts.kept("payment_id")}
-SELECT count(*) FROM recorded
-"""
-_RECORD_NEW: Final = (
-    f"WITH changed AS (INSERT INTO payments ({', '.join(_WRITTEN)}, head_hash) "
-    f"VALUES ({', '.join(f':{name}' for name in _WRITTEN)}, :head_hash) "
-    f"RETURNING payment_id){_RECORD_TAIL}"
+_INSERT: Final = (
+    f"INSERT INTO payments ({', '.join(_WRITTEN)}, head_hash) "
+    f"VALUES ({', '.join(f':{name}' for name in _WRITTEN)}, :head_hash) RETURNING payment_id"
 )
-#: Writes nothing if the payment has another version than the caller read.
-_RECORD: Final = (
-    f"WITH changed AS (UPDATE payments SET {', '.join(f'{n} = :{n}' for n in _CHANGED)}, "
-    "head_hash = :head_hash WHERE payment_id = :payment_id AND version = :version_before "
-    f"RETURNING payment_id){_RECORD_TAIL}"
+_UPDATE: Final = (
+    f"UPDATE payments SET {', '.join(f'{n} = :{n}' for n in _CHANGED)}, head_hash = :head_hash "
+    "WHERE payment_id = :payment_id AND version = :version_before RETURNING payment_id"
+)
+_EVENT: Final = (
+    "INSERT INTO events (payment_id, sequence, kind, time, body, hash) "
+    "SELECT payment_id, :version, :kind, :update_time, :body, :head_hash FROM changed "
+    "RETURNING payment_id, sequence"
+)
+#: If the payment has another version than the caller read, the whole statement fails: so nobody has
+#: to wait for its answer.
+_OR_FAIL: Final = (
+    "SELECT CASE count(*) WHEN 1 THEN 1 ELSE refuse_concurrent_change() END FROM recorded"
 )
 
 
-#: The movements of a payment; without any, one row with nothing but the last column.
-_MOVEMENTS: Final = """
-SELECT movements.*, coalesce(operations.kind = 'collect_debt', false) AS collects_debt,
-    NOT EXISTS (SELECT FROM operations WHERE operation_id = :following) AS is_following_free
-FROM (VALUES (1)) AS one LEFT JOIN movements ON movements.payment_id = :payment_id
-LEFT JOIN operations ON operations.operation_id = movements.operation_id
-ORDER BY movements.time, movements.movement_id
+@lru_cache
+def _recording(change: str, also: str, *, posts: bool, has_texts: bool) -> str:
+    """Returns the statement that records a transition: only with the parts that it needs."""
+    parts = [f"changed AS ({change})", f"recorded AS ({_EVENT})"]
+    if also:
+        parts.append(f"also AS ({also})")
+    if posts:
+        parts.append(rows.posted("payment_id"))
+    if has_texts:
+        parts.append(texts.kept("payment_id"))
+    return f"WITH {', '.join(parts)} {_OR_FAIL}"
+
+
+#: The movements of a payment, oldest first.
+MOVEMENTS: Final = """
+SELECT movements.*, coalesce(operations.kind = 'collect_debt', false) AS collects_debt
+FROM movements LEFT JOIN operations ON operations.operation_id = movements.operation_id
+WHERE movements.payment_id = :payment_id ORDER BY movements.time, movements.movement_id
 """
 _OUT_OF_BAND: Final = ("refund", "transfer", "reversal", "fee_refund")
 
@@ -101,9 +110,13 @@ class PaymentWrites(TransactionStatements):
         )
         if row is None:
             return None
+        return self._locked_payment(row)
+
+    def _locked_payment(self, row: Row) -> Payment:
+        """Returns the payment of a row that this transaction has locked."""
         self._tell_time(row["now"])
-        self._locked_payments.add(payment_id)
-        self._heads[payment_id] = bytes(row["head_hash"])
+        self._locked_payments.add(row["payment_id"])
+        self._heads[row["payment_id"]] = bytes(row["head_hash"])
         return rows.payment_of(row)
 
     def payment_of_intent(self, payment_intent_id: str) -> str | None:
@@ -116,13 +129,19 @@ class PaymentWrites(TransactionStatements):
     def record(self, transition: Transition, cause: Cause) -> None:
         """Writes the payment's row with its schedule, its event and its postings in one statement.
 
-        Raises :class:`Busy` (CONCURRENT_CHANGE) if the stored version is not the one that the
-        transition started from. Nothing is written then.
+        If the stored version is not the one that the transition started from, that statement fails,
+        with all of the transaction, and the phase runs again.
         """
         after, before = transition.after, transition.before
         schedule = schedule_of(after, self._policy)
         facts, written = seal(transition.facts, texts.new_salt)
         body = event_body(transition, facts, schedule, cause)
+        statement = _recording(
+            _UPDATE if before else _INSERT,
+            _due_for_debt(transition) if before else "",
+            posts=bool(transition.postings),
+            has_texts=bool(written),
+        )
         head = chain_hash(
             self._heads.get(after.payment_id, b""),
             after.payment_id,
@@ -131,8 +150,8 @@ class PaymentWrites(TransactionStatements):
             after.update_time,
             body,
         )
-        written = self._one(
-            _RECORD if before else _RECORD_NEW,
+        self._later(
+            statement,
             **rows.payment_values(after),
             **rows.schedule_values(schedule),
             **({"version_before": before.version} if before else {}),
@@ -142,42 +161,17 @@ class PaymentWrites(TransactionStatements):
             **rows.posting_values(transition.postings),
             **texts.text_values(written),
         )
-        if written["count"] != 1:
-            raise Busy(
-                "CONCURRENT_CHANGE",
-                "the payment was changed by another call; ask again with the same key",
-                {"payment_id": after.payment_id},
-            )
         self._heads[after.payment_id] = head
         self.recorded.append(transition)
-        self._schedule_collection(transition)
-
-    def _schedule_collection(self, transition: Transition) -> None:
-        """Makes the collection of the expert's debt due if there is more of it, or money for it."""
-        expert_id = transition.after.expert_id
-        debits = {line.account for line in transition.postings if line.minor_units > 0}
-        if expert_debt(expert_id) in debits or transition.kind is EventKind.EXPERT_DEBT_RECORDED:
-            self._do(START_DEBT_CHECK, expert_id=expert_id)
-        elif stripe_connected(expert_id) in debits:
-            self._do(HASTEN_DEBT_CHECK, expert_id=expert_id)
 
     def booked_movement_ids(self, payment_id: str) -> frozenset[str]:
         """Returns the ids of all movements of this payment that are in our books."""
         return frozenset(row["movement_id"] for row in self._movements_of(payment_id))
 
-    def _movements_of(self, payment_id: str) -> list[Row]:
-        """Returns what is booked of the payment, oldest first; requires its lock.
-
-        The same statement says whether the operation that may follow from the payment has a free
-        id, which is asked next.
-        """
-        if payment_id in self._movements:
-            return self._movements[payment_id]
-        following = self.derived_id("op", payment_id, "next", "0")
-        found = self._all(_MOVEMENTS, payment_id=payment_id, following=following)
-        if found[0]["is_following_free"] and payment_id in self._locked_payments:
-            self._free_ids.add(following)
-        self._movements[payment_id] = [row for row in found if row["movement_id"]]
+    def _movements_of(self, payment_id: str) -> Sequence[Row]:
+        """Returns what is booked of the payment, oldest first; requires its lock."""
+        if payment_id not in self._movements:
+            self._movements[payment_id] = self._all(MOVEMENTS, payment_id=payment_id)
         return self._movements[payment_id]
 
     def out_of_band_since(self, operation: Operation) -> Mapping[str, str]:
@@ -263,6 +257,18 @@ class PaymentWrites(TransactionStatements):
             id=payment_id,
         )
         return [ReversibleTransfer(row["movement_id"], int(row["minor_units"])) for row in found]
+
+
+def _due_for_debt(transition: Transition) -> str:
+    """Returns what makes the collection of the expert's debt due, or "".
+
+    It is due if there is more of it, or money for it.
+    """
+    expert_id = transition.after.expert_id
+    debits = {line.account for line in transition.postings if line.minor_units > 0}
+    if expert_debt(expert_id) in debits or transition.kind is EventKind.EXPERT_DEBT_RECORDED:
+        return START_DEBT_CHECK
+    return HASTEN_DEBT_CHECK if stripe_connected(expert_id) in debits else ""
 
 
 class PaymentReads(Statements):

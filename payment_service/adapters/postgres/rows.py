@@ -119,6 +119,8 @@ def payment_of(row: Row) -> Payment:
 def posted(owner: str) -> str:
     """Returns a CTE that inserts the postings of the event in the CTE ``recorded``.
 
+    Even without postings it takes a moment, and fires the trigger that sums them up.
+
     ``owner`` is the column that says whose they are: ``payment_id``, ``expert_id``,
     ``platform_line_id`` or ``adjustment_id``.
     """

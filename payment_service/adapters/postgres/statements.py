@@ -13,6 +13,7 @@ from psycopg2.extensions import TRANSACTION_STATUS_INERROR
 from payment_service.adapters.postgres.clock import own_clock
 from payment_service.adapters.postgres.connections import Connection
 from payment_service.domain.ids import derived_id
+from payment_service.domain.operations import Operation
 
 #: The payments that a user is a party to; '' stands for everybody's.
 PARTY: Final = "(:of_user = '' OR client_id = :of_user OR expert_id = :of_user)"
@@ -150,10 +151,15 @@ class TransactionStatements(Statements):
         self._behind: dict[timedelta, bool] = {}
         #: The RPC of each claim that this transaction has taken or read.
         self._claim_rpcs: dict[str, str] = {}
+        #: The claims that have no answer, and that nobody else can answer before this transaction
+        #: ends: new ones, and those of operations whose payment is locked.
+        self._unanswered: set[str] = set()
+        #: The operations that this transaction has locked, until it writes one.
+        self._operations: dict[str, Operation] = {}
         #: Since when movements beside an operation count, of each that this transaction has read.
         self._open_since: dict[str, datetime] = {}
         #: The movements of each payment, once they were read under its lock.
-        self._movements: dict[str, list[Row]] = {}
+        self._movements: dict[str, Sequence[Row]] = {}
         #: The payments and the experts that this transaction has locked.
         self._locked_payments: set[str] = set()
         self._locked_experts: set[str] = set()

@@ -19,21 +19,19 @@ from payment_service.adapters.postgres.heads import HeadWrites
 from payment_service.adapters.postgres.installation import InstallationWrites
 from payment_service.adapters.postgres.jobs import JobWrites
 from payment_service.adapters.postgres.months import MonthWrites
-from payment_service.adapters.postgres.operations import OperationWrites
-from payment_service.adapters.postgres.payments import PaymentWrites
 from payment_service.adapters.postgres.payouts import PayoutWrites
 from payment_service.adapters.postgres.platform_lines import PlatformLineWrites
 from payment_service.adapters.postgres.polling import PollingWrites
 from payment_service.adapters.postgres.retention import RetentionWrites
+from payment_service.adapters.postgres.sync import SyncWrites
 from payment_service.adapters.postgres.webhooks import WebhookWrites
 
 
 class SqlTransaction(
     ClaimWrites,
-    PaymentWrites,
+    SyncWrites,
     DebtWrites,
     DisputeWrites,
-    OperationWrites,
     ExpertWrites,
     PayoutWrites,
     PlatformLineWrites,

@@ -26,47 +26,58 @@ _ENVELOPE: Final = (
 _EFFECTS: Final = ", ".join(
     f"('{kind.value}', '{type_}')" for kind, types in EFFECTS_OF.items() for type_ in sorted(types)
 )
-#: The operation whose request has caused the event ``e``, if the event tells only of that.
-_OWN_OPERATION: Final = (
-    "LEFT JOIN operations AS o ON o.operation_id = split_part(e.own_key, '-', 1) "
-    f"AND o.operation_id || '-' || o.attempt = e.own_key AND (o.kind, e.type) IN ({_EFFECTS})"
-)
-#: The event is from before the operation was settled by a snapshot, and what it says was made is on
-#: the books. Anything else is a reason to look at Stripe.
-_IS_KNOWN: Final = (
-    "coalesce(o.state = 'SUCCEEDED' AND e.create_time <= o.settle_time "
-    "AND (e.type NOT IN ('transfer.created', 'refund.created') "
-    "OR EXISTS (SELECT FROM movements WHERE movement_id = e.object_id)), false)"
-)
-#: The call that has sent the request is still at work, and books what the event tells.
-_IS_EXPECTED: Final = "coalesce(o.state = 'STARTED' AND o.lease_until > now(), false)"
+#: What the books know of the event ``e``: one row, or none. An event is known if it is from before
+#: its operation was settled by a snapshot, and what it says was made is on the books. Anything else
+#: is a reason to look at Stripe. It is expected while the call that has sent the request is still
+#: at work: that call books what the event tells. LIMIT keeps PostgreSQL from joining the whole
+#: tables, whose size it does not know when it plans.
+_OWN: Final = f"""
+LEFT JOIN LATERAL (
+    SELECT o.state = 'SUCCEEDED' AND e.create_time <= o.settle_time
+        AND (e.type NOT IN ('transfer.created', 'refund.created')
+        OR EXISTS (SELECT FROM movements WHERE movement_id = e.object_id)) AS known,
+        o.state = 'STARTED' AND o.lease_until > now() AS expected
+    FROM operations AS o WHERE o.operation_id = split_part(e.own_key, '-', 1)
+    AND o.operation_id || '-' || o.attempt = e.own_key AND (o.kind, e.type) IN ({_EFFECTS})
+    LIMIT 1
+) AS own ON true
+"""
 _STORE: Final = f"""
 WITH stored AS (
     INSERT INTO webhook_events (event_id, endpoint, type, object_id, account_id,
         payment_intent_id, payment_ref, payload_sha256, own_key, traceparent, create_time, state,
-        verdict,        attempts, last_error, receive_time, next_try_time, apply_time)
+        verdict, attempts, last_error, receive_time, next_try_time, apply_time)
     SELECT event_id, endpoint, type, object_id, account_id, payment_intent_id, payment_ref,
         decode(payload_sha256, 'hex'), own_key, traceparent, create_time,
         CASE WHEN known THEN 'APPLIED' ELSE state END,
         CASE WHEN known THEN 'known' ELSE verdict END, 0, '', now(),
         CASE WHEN state = 'WAITING' AND NOT known
-            THEN now() + CASE WHEN expected THEN :patience ELSE interval '0' END END,
+            THEN now() + CASE WHEN expected THEN :patience ELSE :gathering END END,
         CASE WHEN known THEN now() END
-    FROM (SELECT e.*, {_IS_KNOWN} AS known, {_IS_EXPECTED} AS expected
-        FROM jsonb_to_recordset(CAST(:events AS jsonb)) AS e ({_ENVELOPE}) {_OWN_OPERATION}) AS e
-    ON CONFLICT DO NOTHING RETURNING next_try_time
+    FROM (SELECT e.*, coalesce(known, false) AS known, coalesce(expected, false) AS expected
+        FROM jsonb_to_recordset(CAST(:events AS jsonb)) AS e ({_ENVELOPE}) {_OWN}) AS e
+    ON CONFLICT DO NOTHING RETURNING event_id, next_try_time
 )
-SELECT count(*) AS new, count(*) FILTER (WHERE next_try_time <= now()) AS due,
-    count(*) FILTER (WHERE next_try_time > now()) AS later FROM stored
+SELECT coalesce(array_agg(event_id), '{{}}') AS new_ids,
+    coalesce(bool_or(next_try_time <= now() + :gathering), false) AS has_due,
+    coalesce(bool_or(next_try_time > now() + :gathering), false) AS has_expected FROM stored
 """
+#: An event is due when its pause is over, or with another one of its payment: one sync applies all.
+_IS_DUE: Final = (
+    "e.state = 'WAITING' AND e.next_try_time <= now() + :gathering AND (e.next_try_time <= now() "
+    "OR e.attempts = 0 AND e.payment_ref <> '' AND EXISTS (SELECT FROM webhook_events AS other "
+    "WHERE other.payment_ref = e.payment_ref AND other.state = 'WAITING' "
+    "AND other.next_try_time <= now()))"
+)
 _LEASE: Final = f"""
 UPDATE webhook_events AS w SET attempts = w.attempts + 1,
     state = CASE WHEN known THEN 'APPLIED' ELSE w.state END,
     verdict = CASE WHEN known THEN 'known' ELSE w.verdict END,
     apply_time = CASE WHEN known THEN now() END,
     next_try_time = CASE WHEN NOT known THEN now() + :lease END
-FROM (SELECT e.event_id AS due_id, {_IS_KNOWN} AS known FROM webhook_events AS e {_OWN_OPERATION}
-    WHERE e.state = 'WAITING' AND e.next_try_time <= now()
+FROM (SELECT e.event_id AS due_id, coalesce(known, false) AS known
+    FROM webhook_events AS e {_OWN}
+    WHERE {_IS_DUE}
     ORDER BY e.next_try_time LIMIT :limit FOR UPDATE OF e SKIP LOCKED) AS due
 WHERE w.event_id = due_id RETURNING w.*
 """
@@ -75,31 +86,42 @@ WHERE w.event_id = due_id RETURNING w.*
 class WebhookWrites(TransactionStatements):
     """Stores, leases and finishes webhook events."""
 
-    def store_events(self, events: Sequence[WebhookEvent], patience: float) -> StoredEvents:
+    def store_events(
+        self, events: Sequence[WebhookEvent], patience: float, gathering: float
+    ) -> StoredEvents:
         """Inserts those of the events that are not stored yet, by one statement.
 
         An event that tells only what an operation of ours has done is applied at once if the
         operation has succeeded. If the operation's holder is still at work, the event waits for it
-        for ``patience`` seconds.
+        for ``patience`` seconds. Any other event waits ``gathering`` seconds for those that Stripe
+        sends with it.
         """
         row = self._one(
             _STORE,
             events=json.dumps([_envelope(event) for event in events]),
             patience=timedelta(seconds=patience),
+            gathering=timedelta(seconds=gathering),
         )
-        return StoredEvents(row["new"], row["due"], row["later"])
+        return StoredEvents(frozenset(row["new_ids"]), row["has_due"], row["has_expected"])
 
-    def lease_webhook_events(self, seconds: float, limit: int) -> Sequence[WebhookEvent]:
+    def lease_webhook_events(
+        self, seconds: float, gathering: float, limit: int
+    ) -> Sequence[WebhookEvent]:
         """Leases at most ``limit`` events that are due for ``seconds``, and returns them.
 
         Two replicas never get the same event. An event that is known by now is returned as applied.
         """
-        found = self._all(_LEASE, lease=timedelta(seconds=seconds), limit=limit)
+        found = self._all(
+            _LEASE,
+            lease=timedelta(seconds=seconds),
+            gathering=timedelta(seconds=gathering),
+            limit=limit,
+        )
         return [rows.webhook_event_of(row) for row in found]
 
     def finish_events(self, event_ids: Sequence[str], state: str, verdict: str) -> None:
         """Closes events that wait or are parked, with their final state and what came of them."""
-        self._do(
+        self._later(
             "UPDATE webhook_events SET state = :state, verdict = :verdict, last_error = '', "
             "next_try_time = NULL, apply_time = now() WHERE event_id = ANY(:ids) "
             "AND state IN ('WAITING', 'PARKED')",

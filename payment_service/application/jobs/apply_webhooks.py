@@ -19,9 +19,9 @@ from payment_service.application.operations.lease import back_off
 from payment_service.application.sync.account import sync_account
 from payment_service.application.sync.apply_snapshot import SyncResult
 from payment_service.application.sync.lost_payments import recover_payment
-from payment_service.application.sync.payment import apply, sync_payment
+from payment_service.application.sync.payment import Occasion, apply, sync_payment
 from payment_service.application.sync.payout import sync_payout
-from payment_service.domain.errors import Busy, Exhausted, Refusal, Unavailable
+from payment_service.domain.errors import Busy, Exhausted, NotFound, Refusal, Unavailable
 from payment_service.domain.ports.database import Transaction
 from payment_service.domain.ports.policy import Policy
 from payment_service.domain.ports.records import Cause, WebhookEvent
@@ -84,6 +84,8 @@ async def _apply(app: App, key: tuple[str, str], group: Sequence[WebhookEvent]) 
             verdict = await sync_payout(app, group[0].account_id, reference, cause)
         else:
             verdict = await _apply_to_payment(app, reference, group, cause)
+            if not verdict:
+                return
     except Refusal as refusal:
         # An outage is not the fault of the event, so the event gets more tries then.
         patience = _OUTAGE_PATIENCE if isinstance(refusal, Unavailable | Exhausted | Busy) else 1
@@ -99,7 +101,7 @@ async def _apply(app: App, key: tuple[str, str], group: Sequence[WebhookEvent]) 
 
 def lease_events(tx: Transaction, policy: Policy) -> Sequence[WebhookEvent]:
     """Returns events, leased for as long as an operation. A dead replica's events are due then."""
-    return tx.lease_webhook_events(policy.lease, _BATCH)
+    return tx.lease_webhook_events(policy.lease, policy.event_gathering, _BATCH)
 
 
 def finish_events(tx: Transaction, group: Sequence[WebhookEvent], state: str, verdict: str) -> None:
@@ -110,21 +112,45 @@ def finish_events(tx: Transaction, group: Sequence[WebhookEvent], state: str, ve
 async def _apply_to_payment(
     app: App, reference: str, group: Sequence[WebhookEvent], cause: Cause
 ) -> str:
-    payment = await app.database.read(lambda reader: reader.payment_of(reference))
-    if payment is None and reference.startswith("pay_"):
-        # It has the mark of a payment: perhaps of one that this database has lost.
-        payment = await _recover(app, group, cause)
-    if payment is None:
+    """Returns what came of the events, or "" if the sync has closed them with that."""
+    applied = await _sync(app, reference, group, cause)
+    if applied is None:
         return "unknown_object"
-    warned = any(event.type in FRAUD_EVENTS for event in group)
-    applied = await sync_payment(app, payment, cause, warned=warned)
     if applied.payment is not None and not applied.payment.payment_intent_id:
         applied = await _adopt_intent(app, applied, group, cause)
     # The event may have settled the first leg of an operation; the next leg is executed now.
     await execute_followups(app, applied, cause)
     if applied.deferred:
         raise Busy("DEFERRED", "something else must be settled first")
+    if applied.closed_events:
+        return ""
     return "applied" if applied.changed else "no_change"
+
+
+async def _sync(
+    app: App, reference: str, group: Sequence[WebhookEvent], cause: Cause
+) -> SyncResult | None:
+    """Syncs the payment of the reference; returns None if there is no such payment."""
+    is_ours = reference.startswith("pay_")
+    payment_id = (
+        reference
+        if is_ours
+        else await app.database.read(lambda reader: reader.payment_of(reference))
+    )
+    if payment_id is None:
+        return None
+    occasion = Occasion(
+        warned=any(event.type in FRAUD_EVENTS for event in group),
+        event_ids=tuple(event.event_id for event in group),
+    )
+    try:
+        return await sync_payment(app, payment_id, cause, occasion=occasion)
+    except NotFound:
+        # It has the mark of a payment: perhaps of one that this database has lost.
+        recovered = await _recover(app, group, cause)
+    if recovered is None:
+        return None
+    return await sync_payment(app, recovered, cause, occasion=occasion)
 
 
 async def _recover(app: App, group: Sequence[WebhookEvent], cause: Cause) -> str | None:

@@ -14,8 +14,8 @@ from typing import Final
 import structlog
 
 from payment_service.application.app import App
-from payment_service.application.ingest_event import store_events, wake_for
 from payment_service.application.jobs.poll_stale_payments import POLL
+from payment_service.application.store_events import store_events, wake_for
 from payment_service.application.sync.account import sync_account
 from payment_service.domain.errors import Refusal
 from payment_service.domain.ports.database import Transaction
@@ -81,10 +81,10 @@ def store_polled(
     tx: Transaction, policy: Policy, cursor: EventCursor, events: Sequence[WebhookEvent]
 ) -> StoredEvents:
     """Stores the events that no webhook brought and moves the cursor."""
-    stored = store_events(tx, policy, events) if events else StoredEvents(0, 0, 0)
+    stored = store_events(tx, policy, events) if events else StoredEvents()
     settled = [event for event in events if event.create_time <= tx.now - _SETTLING]
     if settled:
         tx.advance_event_cursor(cursor.scope, settled[-1].create_time, settled[-1].event_id)
-    if stored.new:
-        log.info("events_found_by_polling", scope=cursor.scope, count=stored.new)
+    if stored.new_ids:
+        log.info("events_found_by_polling", scope=cursor.scope, count=len(stored.new_ids))
     return stored

@@ -66,6 +66,8 @@ class SyncResult:
     #: An operation that now waits for an operator.
     parked: Operation | None = None
     discrepancies: tuple[Discrepancy, ...] = ()
+    #: The events that led to it are closed.
+    closed_events: bool = False
     #: The answers that this transaction has stored for callers, by their claims.
     answers: StoredAnswers = field(default_factory=dict)
     #: For the caller only; never stored, never logged.
@@ -81,6 +83,8 @@ class FetchedSnapshot:
     snapshot: PaymentSnapshot
     #: Books now what still lacks a balance transaction: an operator does not wait any longer.
     without_lines: bool = False
+    #: The events that led to the snapshot. They are closed with it, unless it must be taken again.
+    event_ids: tuple[str, ...] = ()
 
 
 def apply_snapshot(
@@ -90,7 +94,7 @@ def apply_snapshot(
 
     A snapshot from before a change may be older than the books.
     """
-    payment = tx.lock_payment(fetched.payment_id)
+    payment = tx.lock_payment_to_sync(fetched.payment_id)
     if payment is None:
         return SyncResult()
     if payment.version != fetched.version:
@@ -129,8 +133,13 @@ def apply_snapshot(
         stored |= _answers_of(tx, answers, changes, operation, payment, next_operation)
     if next_operation is not None and next_operation.state is OperationState.PARKED:
         parked, next_operation = next_operation, None
+    changed = bool(changes.transitions) or recovery.has_recorded
+    closes_events = bool(fetched.event_ids) and not (changes.deferred or shows_more)
+    if closes_events:
+        verdict = "applied" if changed else "no_change"
+        tx.finish_events(fetched.event_ids, "APPLIED", verdict)
     return SyncResult(
-        changed=bool(changes.transitions) or recovery.has_recorded,
+        changed=changed,
         shows_more=shows_more,
         deferred=changes.deferred,
         operation_deferred=changes.operation_deferred,
@@ -141,6 +150,7 @@ def apply_snapshot(
         next_operation=next_operation,
         parked=parked,
         discrepancies=tuple(changes.discrepancies),
+        closed_events=closes_events,
         answers=stored,
     )
 

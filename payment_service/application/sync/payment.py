@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Final
 
 from payment_service.application.app import App
@@ -21,22 +21,35 @@ from payment_service.domain.snapshot import MutationResult, PaymentSnapshot
 _TRIES: Final = 6
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Occasion:
+    """Why a payment is synced, where that decides what is asked and done."""
+
+    #: An event has reported an early fraud warning. The intent does not show these.
+    warned: bool = False
+    #: Books at once what lacks a balance transaction.
+    without_lines: bool = False
+    #: The events that the sync answers: they are closed in its transaction.
+    event_ids: tuple[str, ...] = ()
+
+
+_NO_OCCASION: Final = Occasion()
+
+
 async def sync_payment(
     app: App,
     payment_id: str,
     cause: Cause,
     *,
     made: MutationResult | None = None,
-    warned: bool = False,
-    without_lines: bool = False,
+    occasion: Occasion = _NO_OCCASION,
 ) -> SyncResult:
     """Fetches the payment's intent and all that belongs to it, and applies the snapshot.
 
     The payment's version is read *before* Stripe. If it has changed when the snapshot is applied,
     the snapshot may be older than the books, and a new one is fetched. ``made`` is what Stripe has
     just returned, in case Stripe's lists lag behind. An intent does not show early fraud warnings:
-    they are fetched if an event reported one (``warned``) or one is recorded. ``without_lines``
-    books at once what lacks a balance transaction.
+    they are fetched if an event reported one or one is recorded.
 
     A snapshot that shows operations of ours which the books have lost is applied once for each.
 
@@ -59,14 +72,15 @@ async def sync_payment(
                 {"payment_id": payment_id, "stripe_code": "resource_missing"},
             )
         snapshot = snapshot.with_answer(made)
-        if warned or payment.fraud_warning_id:
+        if occasion.warned or payment.fraud_warning_id:
             warnings = await app.stripe.fraud_warnings(payment.payment_intent_id)
             snapshot = replace(snapshot, fraud_warnings=tuple(warnings))
         fetched = FetchedSnapshot(
             payment_id=payment_id,
             version=payment.version,
             snapshot=snapshot,
-            without_lines=without_lines,
+            without_lines=occasion.without_lines,
+            event_ids=occasion.event_ids,
         )
         applied = await _apply(app, fetched, cause)
         if applied.stale:

@@ -97,6 +97,8 @@ class Policy:
     #: How long an event of Stripe waits for the call whose request it tells of, while the call is
     #: at work. After that Stripe is asked.
     own_event_patience: float = 1.0
+    #: How long an event waits for others of its payment, which are then applied together.
+    event_gathering: float = 0.1
     #: How often Stripe's list of the platform's events is read, and an account's.
     poll_seconds: float = 10.0
     account_poll_seconds: float = 30.0

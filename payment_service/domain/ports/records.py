@@ -153,11 +153,11 @@ class WebhookEvent:
 class StoredEvents:
     """What became of webhook events that were to be stored."""
 
-    #: How many were not stored before.
-    new: int
-    #: How many of the new ones are to be applied now, and how many after a moment.
-    due: int
-    later: int
+    #: Those that were not stored before.
+    new_ids: frozenset[str] = frozenset()
+    #: Whether some of them are to be applied soon, and some after the call that has caused them.
+    has_due: bool = False
+    has_expected: bool = False
 
 
 @dataclass(frozen=True, slots=True)

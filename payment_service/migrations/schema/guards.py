@@ -1,4 +1,4 @@
-"""The trigger function that makes a table append-only."""
+"""What refuses a statement: a table that is append-only, and a change that came too late."""
 
 from typing import Final
 
@@ -7,5 +7,11 @@ SCHEMA: Final = r"""
 CREATE FUNCTION refuse_change() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     RAISE EXCEPTION '% is append-only', TG_TABLE_NAME USING ERRCODE = 'restrict_violation';
+END $$;
+
+-- Refuses a statement that has found another version than it expects. The transaction runs again.
+CREATE FUNCTION refuse_concurrent_change() RETURNS integer LANGUAGE plpgsql AS $$
+BEGIN
+    RAISE EXCEPTION 'another transaction has changed it' USING ERRCODE = 'serialization_failure';
 END $$;
 """

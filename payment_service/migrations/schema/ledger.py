@@ -55,7 +55,8 @@ CREATE INDEX postings_by_account ON postings (account, posting_id)
     INCLUDE (currency, minor_units);
 CREATE INDEX postings_by_line ON postings (balance_transaction_id)
     WHERE balance_transaction_id <> '';
-CREATE INDEX postings_by_time ON postings (time);
+-- For ranges of time only: postings lie in the order of their time.
+CREATE INDEX postings_by_time ON postings USING brin (time) WITH (autosummarize = on);
 -- What reconciliation compares with Stripe: the new lines of one account, not all it ever had.
 CREATE INDEX postings_at_stripe ON postings (account, time) WHERE starts_with(account, 'stripe:');
 CREATE TRIGGER postings_are_append_only BEFORE UPDATE OR DELETE ON postings

@@ -165,9 +165,7 @@ CREATE INDEX payments_by_gig ON payments (gig_id, create_time DESC, payment_id D
 CREATE INDEX payments_by_charge ON payments (charge_id) WHERE charge_id <> '';
 -- For reconciliation and the audit.
 CREATE INDEX payments_by_change ON payments (update_time, payment_id);
--- For background jobs: stale payments, the schedule, waiting captures.
-CREATE INDEX payments_polled ON payments (update_time)
-    WHERE state IN ('PENDING', 'FAILED', 'IN_ESCROW');
+-- For background jobs: the schedule, waiting captures.
 CREATE INDEX payments_warn_due ON payments (warn_due_time) WHERE warn_due_time IS NOT NULL;
 CREATE INDEX payments_deadline_due ON payments (deadline_due_time)
     WHERE deadline_due_time IS NOT NULL;
