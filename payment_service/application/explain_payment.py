@@ -10,7 +10,7 @@ from typing import Final
 from payment_service.application.app import App
 from payment_service.domain.errors import payment_not_found
 from payment_service.domain.payment import Payment
-from payment_service.domain.ports.database import Reader
+from payment_service.domain.ports.reader import Reader
 from payment_service.domain.story.entries import Entry, entries_of
 from payment_service.domain.story.outlook import Outlook, outlook_of
 

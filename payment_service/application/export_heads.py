@@ -21,8 +21,9 @@ from payment_service.domain.heads import (
     StoredRecord,
 )
 from payment_service.domain.merkle import BLOCK, Tree
-from payment_service.domain.ports.database import Database, Reader, Transaction
+from payment_service.domain.ports.database import Database, Transaction
 from payment_service.domain.ports.policy import Policy
+from payment_service.domain.ports.reader import Reader
 from payment_service.domain.ports.signing import Signer
 
 #: How many entries one statement reads.

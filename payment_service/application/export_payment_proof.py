@@ -12,7 +12,7 @@ from payment_service.domain.bundles import Inclusion, bundle_of
 from payment_service.domain.errors import Precondition, payment_not_found
 from payment_service.domain.heads import EventEntry, Heads, Roots
 from payment_service.domain.merkle import BLOCK, Tree, leaf_hash, root_by_path
-from payment_service.domain.ports.database import Reader
+from payment_service.domain.ports.reader import Reader
 from payment_service.domain.ports.records import Trail
 
 _BEFORE_ALL: Final = datetime.min.replace(tzinfo=UTC)

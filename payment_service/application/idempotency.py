@@ -26,8 +26,9 @@ from payment_service.domain.errors import (
 )
 from payment_service.domain.operations import Operation, OperationKind
 from payment_service.domain.payment import Payment
-from payment_service.domain.ports.database import Reader, Transaction
+from payment_service.domain.ports.database import Transaction
 from payment_service.domain.ports.policy import Policy
+from payment_service.domain.ports.reader import Reader
 from payment_service.domain.ports.records import Answer, Answers, Cause, Claim
 from payment_service.domain.processor_errors import refused_by_processor
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from payment_service.application.app import App
 from payment_service.domain.audit_trail import first_broken
 from payment_service.domain.errors import payment_not_found
-from payment_service.domain.ports.database import Reader
+from payment_service.domain.ports.reader import Reader
 from payment_service.domain.ports.records import StoredEvent
 
 

@@ -20,7 +20,8 @@ from payment_service.domain.errors import Refusal
 from payment_service.domain.operation_payloads import CancelPayload
 from payment_service.domain.operations import Operation, OperationKind, OperationState
 from payment_service.domain.payment import State
-from payment_service.domain.ports.database import Reader, Transaction
+from payment_service.domain.ports.database import Transaction
+from payment_service.domain.ports.reader import Reader
 from payment_service.domain.ports.records import (
     Cause,
     ListedOperation,

@@ -21,7 +21,7 @@ from payment_service.domain.monthly import (
     currency_month,
 )
 from payment_service.domain.payouts import AccountBalance
-from payment_service.domain.ports.database import Reader
+from payment_service.domain.ports.reader import Reader
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,8 @@ from typing import Final
 from payment_service.application.export_heads import PAGE, read_records
 from payment_service.application.reconciliation.audit import audit_payments
 from payment_service.domain.heads import EventEntry, Heads, RecordEntry, Roots
-from payment_service.domain.ports.database import Database, Reader
+from payment_service.domain.ports.database import Database
+from payment_service.domain.ports.reader import Reader
 
 #: A transaction lasts seconds at most, so a backup may have lost an event and have another one
 #: that is as much younger.

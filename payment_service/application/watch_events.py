@@ -7,7 +7,7 @@ from typing import Final
 
 from payment_service.application.app import App
 from payment_service.domain.errors import Precondition
-from payment_service.domain.ports.database import Reader
+from payment_service.domain.ports.reader import Reader
 from payment_service.domain.ports.records import FeedCursor, FeedEvent
 
 #: Events read at once: a watcher never has more in memory, however far behind it is.

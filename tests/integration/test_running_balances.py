@@ -9,7 +9,8 @@ from typing import Any
 import psycopg2
 
 from payment_service.application.reconciliation.run import reconcile
-from payment_service.domain.ports.database import Reader, Transaction
+from payment_service.domain.ports.database import Transaction
+from payment_service.domain.ports.reader import Reader
 from payment_service.domain.ports.records import Cause
 from tests.integration.conftest import StartWorld
 from tests.support.kinds import kind_of

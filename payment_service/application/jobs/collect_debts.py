@@ -29,8 +29,9 @@ from payment_service.domain.operations import (
 )
 from payment_service.domain.payment import Payment
 from payment_service.domain.payouts import AccountBalance
-from payment_service.domain.ports.database import Reader, Transaction
+from payment_service.domain.ports.database import Transaction
 from payment_service.domain.ports.policy import Policy
+from payment_service.domain.ports.reader import Reader
 from payment_service.domain.ports.records import Cause, DebtCheck, JobKind
 from payment_service.domain.snapshot import PaymentSnapshot, Transfer
 from payment_service.domain.sync.reversals import collectible

@@ -35,7 +35,7 @@ from payment_service.application.jobs.warn_of_deadlines import warn_of_deadlines
 from payment_service.application.jobs.write_off_lost_disputes import write_off_lost_disputes
 from payment_service.application.reconciliation.run import reconcile_if_due
 from payment_service.domain.errors import Refusal
-from payment_service.domain.ports.database import Reader
+from payment_service.domain.ports.reader import Reader
 from payment_service.domain.ports.records import Agenda
 
 log = structlog.get_logger(__name__)

@@ -7,7 +7,8 @@ from datetime import UTC, datetime
 from typing import Final
 
 from payment_service.domain.audit_trail import AuditFault, audit
-from payment_service.domain.ports.database import Database, Reader
+from payment_service.domain.ports.database import Database
+from payment_service.domain.ports.reader import Reader
 
 _PAGE: Final = 100
 _BEFORE_ALL: Final = (datetime.min.replace(tzinfo=UTC), "")

@@ -20,7 +20,7 @@ from payment_service.application.sync.payment import sync_payment
 from payment_service.domain.discrepancies import ClosesWhen, DiscrepancyKind
 from payment_service.domain.errors import Refusal
 from payment_service.domain.payment import Payment
-from payment_service.domain.ports.database import Reader
+from payment_service.domain.ports.reader import Reader
 from payment_service.domain.ports.records import Cause, StoredDiscrepancy
 from payment_service.domain.sync.changes import Discrepancy
 

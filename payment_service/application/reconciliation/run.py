@@ -29,8 +29,9 @@ from payment_service.domain.audit_trail import AUDITED
 from payment_service.domain.discrepancies import DiscrepancyKind
 from payment_service.domain.errors import payment_not_found
 from payment_service.domain.payment import Payment
-from payment_service.domain.ports.database import Reader, Transaction
+from payment_service.domain.ports.database import Transaction
 from payment_service.domain.ports.policy import Policy
+from payment_service.domain.ports.reader import Reader
 from payment_service.domain.ports.records import Cause, JobKind
 from payment_service.domain.sync.changes import Discrepancy
 

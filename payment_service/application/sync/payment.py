@@ -14,7 +14,7 @@ from payment_service.application.sync.apply_snapshot import (
 from payment_service.domain.discrepancies import DiscrepancyKind
 from payment_service.domain.errors import Busy, Unavailable, payment_not_found
 from payment_service.domain.payment import Payment
-from payment_service.domain.ports.database import Reader
+from payment_service.domain.ports.reader import Reader
 from payment_service.domain.ports.records import Cause
 from payment_service.domain.snapshot import MutationResult, PaymentSnapshot
 

@@ -17,7 +17,8 @@ from payment_service.domain.payouts import (
     PayoutSnapshot,
     apply_payout_snapshot,
 )
-from payment_service.domain.ports.database import Reader, Transaction
+from payment_service.domain.ports.database import Transaction
+from payment_service.domain.ports.reader import Reader
 from payment_service.domain.ports.records import Cause
 from payment_service.domain.ports.stripe import BalanceEntry
 
