@@ -24,7 +24,7 @@ from grpc import aio
 
 from payment_service.domain.ports.tracing import NO_TRACER, Span, Tracer, trace_id_of
 from payment_service.rpc.access import AccessControl
-from payment_service.rpc.admission import Admission, class_of
+from payment_service.rpc.admission import Admission, CallClass, class_of
 from payment_service.rpc.call_context import CALLER, REQUEST_ID, Context, Place, identify
 from payment_service.rpc.errors import Malformed, status_of_error, to_grpc
 from payment_service.rpc.spans import (
@@ -112,7 +112,7 @@ class CallInterceptor(aio.ServerInterceptor):
         one = _Method(method, handler, tracer, self, self._access.is_public(method))
         return _Doors(one.serving(), one.refusing())
 
-    async def admit(self, method: str, context: Context) -> Place | None:
+    async def admit(self, method: str, call_class: CallClass, context: Context) -> Place | None:
         """Lets the call in, and returns its place if it needs one."""
         await self._access.admit_by_connection(method, context)
         caller = CALLER.get(None)
@@ -121,7 +121,7 @@ class CallInterceptor(aio.ServerInterceptor):
         if self._admission is None:
             return None
         peer = "" if caller else context.peer().rpartition(":")[0]
-        return await self._admission.enter(class_of(method), caller, peer)
+        return await self._admission.enter(call_class, caller, peer)
 
 
 class _Method:
@@ -134,6 +134,7 @@ class _Method:
         self.observe, self.tracer = door.observe, tracer
         self._handler, self._door = handler, door
         self._span_name, self._facts = name.lstrip("/"), span_facts(name)
+        self._call_class = class_of(name)
         self._parse = _strict(handler.request_deserializer)
         #: Its calls read their message themselves: gRPC would wait for it as long as the
         #: connection lives, and anybody could keep such calls open.
@@ -189,7 +190,7 @@ class _Method:
             arrival = _ARRIVAL.get()
             with self._span(arrival) as span:
                 async with _Guard(self, arrival, context, span):
-                    place = await self._door.admit(self.name, context)
+                    place = await self._door.admit(self.name, self._call_class, context)
                     try:
                         request = await self._request(given, context)
                         note_call(span, _bind_payment(request))
@@ -206,7 +207,7 @@ class _Method:
 
         async def generate(given: Any, context: Context) -> AsyncIterator[Any]:
             async with _Guard(self, _ARRIVAL.get(), context):
-                place = await self._door.admit(self.name, context)
+                place = await self._door.admit(self.name, self._call_class, context)
                 try:
                     async for response in inner(await self._request(given, context), context):
                         yield response
@@ -216,7 +217,7 @@ class _Method:
 
         async def write(given: Any, context: Context) -> None:
             async with _Guard(self, _ARRIVAL.get(), context):
-                place = await self._door.admit(self.name, context)
+                place = await self._door.admit(self.name, self._call_class, context)
                 try:
                     await inner(await self._request(given, context), context)
                 finally:
