@@ -80,6 +80,18 @@ async def test_after_a_collector_died_the_debt_is_collected_after_its_lease(
     await until_reversed(world, 4_500)
 
 
+async def test_a_check_that_failed_is_repeated_soon(start_world: StartWorld) -> None:
+    world, app = await debtor(start_world)
+
+    async def fails() -> None:
+        raise OSError
+
+    assert await collect_debts(when_balance_is_read(app, fails)) == 1
+
+    assert await debt_of(world, "debtor") == 9_000
+    assert 0 < seconds_until_check(world) <= app.policy.lease
+
+
 async def test_while_the_account_has_nothing_the_pause_doubles(start_world: StartWorld) -> None:
     world, app = await debtor(start_world)
     pauses = []

@@ -54,8 +54,10 @@ async def collect_debts(app: App) -> int:
         check = await app.database.transact(lease_check, app.policy)
         if check is None:
             break
-        await isolated(JobKind.COLLECT_DEBTS, check.expert_id, lambda one: collect_from(app, one))
-        await app.database.transact(pause_check, app.policy, check)
+        done = await isolated(
+            JobKind.COLLECT_DEBTS, check.expert_id, lambda one: collect_from(app, one)
+        )
+        await app.database.transact(pause_check, app.policy, check, done=done)
         looked_at += 1
     return looked_at
 
@@ -68,10 +70,13 @@ def lease_check(tx: Transaction, policy: Policy) -> DebtCheck | None:
     return tx.lease_debt_check(policy.lease)
 
 
-def pause_check(tx: Transaction, policy: Policy, check: DebtCheck) -> None:
-    """Plans the next check, unless money has come meanwhile or nothing is owed any more."""
-    first, most = policy.debt_check_first_seconds, policy.debt_check_longest_seconds
-    tx.pause_debt_check(check, first, most)
+def pause_check(tx: Transaction, policy: Policy, check: DebtCheck, *, done: bool) -> None:
+    """Plans the next check, unless money has come meanwhile or nothing is owed any more.
+
+    A check that failed says nothing about the account, so it is repeated soon.
+    """
+    first = policy.debt_check_first_seconds if done else policy.lease
+    tx.pause_debt_check(check, first, policy.debt_check_longest_seconds)
 
 
 def end_check(tx: Transaction, expert_id: str) -> bool:
