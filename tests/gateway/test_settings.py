@@ -42,6 +42,15 @@ def test_what_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     assert settings.effective_log_level == "WARNING"
 
 
+def test_the_workers_of_one_machine_are_a_range(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CORE_ADDRESS", "10.0.0.1:50051-50054")
+    assert load_settings().core_address == ("10.0.0.1:50051-50054",)
+    for wrong in ("payments:50051-50052", "10.0.0.1:50052-50051", "10.0.0.1:50051-"):
+        monkeypatch.setenv("CORE_ADDRESS", wrong)
+        with pytest.raises(RefusedSettings, match="CORE_ADDRESS"):
+            load_settings()
+
+
 def test_debug_implies_the_debug_log_level(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DEBUG", "1")
     assert load_settings().effective_log_level == "DEBUG"
