@@ -134,6 +134,8 @@ def _rewritten(source: Path, pages: Mapping[Path, Path]) -> str:
 
     text = _BLOCK.sub(keep, text)
     text = re.sub(r"(?<=\n\n) {2,3}(?=\S)", "    ", text)
+    # After a paragraph or a block of an item, the next item is found only behind an empty line.
+    text = re.sub(r"(\n\n {4}\S.*(?:\n +\S.*)*\n|\0\n)(?=\d+\. |- )", r"\1\n", text)
     text = _LINK.sub(lambda link: _link(link, source, pages), text)
     return re.sub(r"\0(\d+)\0", lambda number: kept[int(number[1])], text)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import resource
 import shutil
 from collections.abc import Iterator
@@ -55,6 +56,19 @@ def test_every_page_is_in_the_navigation(built: Path) -> None:
     }
     assert len([page for page in pages if "runbook" in page.parts]) > 50
     assert missing == set()
+
+
+def test_every_item_of_a_list_is_one_in_the_site(built: Path) -> None:
+    wrong = {}
+    for page in (ROOT / "docs").rglob("*.md"):
+        name = page.relative_to(ROOT / "docs").with_suffix(".html")
+        prose = re.sub(r"^( *)```.*?^\1```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+        items = len(re.findall(r"^ *(?:-|\d+\.) ", prose, re.MULTILINE))
+        article = (built / name.with_name(_renamed(name.name))).read_text().partition("<article")[2]
+        shown = article.partition("</article>")[0].count("<li>")
+        if items != shown:
+            wrong[str(name)] = (items, shown)
+    assert wrong == {}
 
 
 def test_the_pictures_are_shown(built: Path) -> None:
