@@ -113,6 +113,7 @@ async def test_an_initiation_that_meets_its_own_recovery_continues_it(world: Wor
             version=1,
         )
         tx.record(transitions.initiate(again), Cause("stripe", "webhook"))
+        tx.payment_of_intent("pi_none")  # A record is sent with the next question.
         is_locked.set()
         _await_blocked(world)
         sent = replace(template, operation_id=lost, payment_id=again.payment_id, claim_id="")
