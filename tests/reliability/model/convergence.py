@@ -70,7 +70,7 @@ class Convergence(Bank):
             self._settle(waiting=True)
             for payment_id, truth in self.truths.items():
                 self._check_waiting(payment_id, truth)
-                self._check_dispute(payment_id, truth, Parts(0, 0))
+                self._check_dispute(payment_id, truth, None)
             self._check_books()
         if self.is_poor:
             self._be_rich()
@@ -164,8 +164,11 @@ class Convergence(Bank):
         truth = self.truths.get(payment_id)
         return truth is not None and truth.dispute is not None and truth.dispute.status == "OPEN"
 
-    def _check_dispute(self, payment_id: str, truth: Truth, parts: Parts) -> None:
-        """What the bank has is set aside until it decides; then somebody bears what it keeps."""
+    def _check_dispute(self, payment_id: str, truth: Truth, parts: Parts | None) -> None:
+        """What the bank has is set aside until it decides; then somebody bears what it keeps.
+
+        While refunds wait (without ``parts``) it is not settled who bears what was lost.
+        """
         dispute = truth.dispute
         [(hold, losses)] = self.lab.sql(
             "SELECT coalesce(sum(minor_units) FILTER (WHERE account = %s), 0)::bigint, "
@@ -187,7 +190,9 @@ class Convergence(Bank):
         [row] = rows
         assert row == (dispute.dispute_id, dispute.amount, kept, dispute.status, lost), truth
         assert hold == kept - lost, (truth, hold)
-        if dispute.status != "OPEN" or not truth.touched:
+        if parts is None and dispute.status != "LOST":
+            parts = Parts(0, 0)
+        if parts is not None and (dispute.status != "OPEN" or not truth.touched):
             assert losses == parts.beyond, (truth, parts, losses)
         self.lab.seen["a dispute was open"] += dispute.status == "OPEN"
         self.lab.seen["a dispute was lost"] += dispute.status == "LOST"
