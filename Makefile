@@ -61,7 +61,7 @@ reset: $(RUNTIME) ## delete the embedded database and the simulator's state
 ##@ Change it
 test: $(CHECKS) ## run all tests except the proofs; ARGS='-k capture' runs some of them
 	@$(RUN) -m dev.testing test $(ARGS)
-test-proofs: $(CHECKS) ## run a sample of each long proof: crashes, races, storms, the model, chaos, mutants
+test-proofs: $(CHECKS) ## run a sample of each long proof, and the examples in TypeScript and Go
 	@$(RUN) -m dev.testing proofs $(ARGS)
 lint: $(CHECKS) ## check style, types and the rules of the protos
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy $(SOURCES)

@@ -14,7 +14,7 @@ _TWO = ("--numprocesses=2", *_BY_FILE)
 # and named: a test that needs that is a fault to be found.
 _ONCE_MORE = ("--last-failed", "--last-failed-no-failures=none", "--maxfail=5", "-rfEp")
 _TESTS_FAILED = 1
-_PROOFS = ("-m", "proof", "tests/chaos/test_run.py", "tests/reliability")
+_PROOFS = ("-m", "proof", "tests/chaos/test_run.py", "tests/examples", "tests/reliability")
 
 _RELIABILITY = "tests/reliability"
 _MODEL = f"{_RELIABILITY}/test_model.py"

@@ -14,7 +14,7 @@ from tests.examples.conftest import EXAMPLES, Town
 from tests.examples.gigs import walk
 
 HERE = EXAMPLES / "go"
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.proof, pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
