@@ -18,8 +18,10 @@ from sqlalchemy.engine import make_url
 
 #: Whether PostgreSQL still gets the COMMIT.
 Cut = Literal["cut before", "cut after"]
-#: PostgreSQL's simple query, as psycopg2 sends it: its type, its length, the statement.
-_COMMIT: Final = b"Q\x00\x00\x00\x0bCOMMIT\x00"
+#: The end of a query whose last statement is COMMIT; the last writes are before it in the message.
+_COMMIT: Final = b"COMMIT\x00"
+#: PostgreSQL's last word on a query, outside of a transaction: it has committed, or rolled back.
+_IDLE: Final = b"Z\x00\x00\x00\x05I"
 _BYTES = 65_536
 
 
@@ -99,7 +101,7 @@ class _Line(socketserver.BaseRequestHandler):
 
     def _hand_on(self, to: socket.socket) -> None:
         while sent := self.request.recv(_BYTES):
-            order = self.server.relay.order() if _COMMIT in sent else None
+            order = self.server.relay.order() if sent.endswith(_COMMIT) else None
             if order == "cut before":
                 return
             self.withholds = order == "cut after"
@@ -110,10 +112,13 @@ class _Line(socketserver.BaseRequestHandler):
 
     def _hand_back(self, to: socket.socket) -> None:
         with contextlib.suppress(OSError):
+            end = b""
             while answer := to.recv(_BYTES):
-                if self.withholds:  # PostgreSQL was idle until the COMMIT, so this is its answer.
+                end = (end + answer)[-len(_IDLE) :]
+                if not self.withholds:
+                    self.request.sendall(answer)
+                elif end == _IDLE:  # PostgreSQL has obeyed: nothing is asked besides.
                     break
-                self.request.sendall(answer)
         self.withheld.set()
         _hang_up(self.request)
 
