@@ -15,7 +15,7 @@ import pytest
 from marketplace.payments.v1 import operations_pb2, payments_pb2, webhooks_pb2
 from payment_service.adapters.postgres.statements import TransactionStatements
 from payment_service.application.app import App
-from payment_service.application.jobs.apply_webhooks import apply_waiting
+from payment_service.application.jobs.apply_webhooks import apply_waiting, postpone_events
 from payment_service.application.sync.payment import sync_payment
 from payment_service.domain import transitions
 from payment_service.domain.payment import WaitingFor
@@ -217,6 +217,22 @@ async def test_an_event_whose_look_at_a_new_intent_is_overtaken_is_not_over(
     await apply_waiting(app)
     assert (await world.get(payment_id)).payment_intent_id == intent
     assert _row(world, event["id"])[:2] == ("APPLIED", "applied")
+
+
+async def test_nobody_is_told_that_a_closed_event_is_parked(start_world: StartWorld) -> None:
+    """It is closed with its snapshot. What follows from that may fail, and recovery repeats it."""
+    world = await start_world(loops=False)
+    _, intent, _ = await _lose_intent(world)
+    event = new_event("payment_intent.created", await _intent(world, intent))
+    await world.webhooks.IngestEvent(ingestion(event))
+    assert world.service is not None
+    app = world.service.app
+    known = await app.database.read(lambda reader: reader.webhook_event(event["id"]))
+    assert known is not None
+    await apply_waiting(app)
+    closed = _row(world, event["id"])
+    assert await app.database.transact(postpone_events, app.policy, [known], "down", 0) == []
+    assert _row(world, event["id"]) == closed
 
 
 async def test_a_transfer_whose_answer_is_lost_is_settled_by_its_event(

@@ -191,7 +191,6 @@ def postpone_events(
     parked = []
     for event in group:
         seconds = None if event.attempts >= most else back_off(policy, event.attempts)
-        tx.postpone_event(event.event_id, why, seconds)
-        if seconds is None:
+        if tx.postpone_event(event.event_id, why, seconds) and seconds is None:
             parked.append(event.event_id)
     return parked
