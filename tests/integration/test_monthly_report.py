@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from marketplace.payments.v1 import operations_pb2, report_pb2
+from payment_service.adapters.postgres.months import OPEN_SINCE
 from payment_service.application.jobs.close_months import close_months, close_next_month
 from tests.support.errors import refusal
 from tests.support.steps.debts import POOR
@@ -361,3 +362,13 @@ def months_ago(number: int) -> datetime:
     """The first day of a former month."""
     year, month = divmod(NOW.year * 12 + NOW.month - 1 - number, 12)
     return datetime(year, month + 1, 1, tzinfo=UTC)
+
+
+async def test_the_first_month_is_found_without_reading_all_postings(world: World) -> None:
+    """The job asks each hour, and in the first month there is no closing to ask for."""
+    with world.session() as cursor:
+        cursor.execute("SET LOCAL enable_seqscan = off")
+        cursor.execute(f"EXPLAIN {OPEN_SINCE}")
+        plan = "\n".join(line for (line,) in cursor.fetchall())
+    assert "Scan using postings_pkey on postings" in plan
+    assert "Seq Scan on postings" not in plan

@@ -165,6 +165,21 @@ def test_behind_a_pooler_the_service_gets_its_limits_from_the_database(
         assert cursor.fetchone() == ("5s", "UTC")
 
 
+def test_migrate_lets_the_service_call_its_functions(new_database: Callable[[], str]) -> None:
+    """Some databases take from everybody what PostgreSQL lets everybody call."""
+    url = new_database()
+    with session(owner_url(url)) as cursor:
+        cursor.execute("REVOKE EXECUTE ON ALL FUNCTIONS IN SCHEMA public FROM PUBLIC")
+        cursor.execute(f"REVOKE EXECUTE ON ALL FUNCTIONS IN SCHEMA public FROM {SERVICE}")
+    with pytest.raises(psycopg2.errors.InsufficientPrivilege), session(url) as cursor:
+        cursor.execute("SELECT refuse_concurrent_change()")
+    assert migrate(owner_url(url), DATABASE_SERVICE_ROLE=SERVICE).returncode == 0
+    with session(url) as cursor:
+        cursor.execute("SELECT FROM open_postings()")
+    with pytest.raises(psycopg2.errors.SerializationFailure), session(url) as cursor:
+        cursor.execute("SELECT refuse_concurrent_change()")
+
+
 def test_a_table_that_comes_later_is_append_only(new_database: Callable[[], str]) -> None:
     url = new_database()
     with session(owner_url(url)) as cursor:

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import json
 import random
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
-from marketplace.payments.v1 import operations_pb2, webhooks_pb2
+from marketplace.payments.v1 import operations_pb2, payments_pb2, webhooks_pb2
 from payment_service.adapters.postgres.statements import TransactionStatements
-from payment_service.application.jobs.apply_webhooks import apply_waiting
+from payment_service.application.app import App
+from payment_service.application.jobs.apply_webhooks import apply_waiting, postpone_events
 from payment_service.application.sync.payment import sync_payment
+from payment_service.domain import transitions
+from payment_service.domain.payment import WaitingFor
+from payment_service.domain.ports.database import Transaction
 from payment_service.domain.ports.records import Cause
+from payment_service.domain.ports.stripe import StripePort
 from tests.integration.conftest import StartWorld
 from tests.support.books import balance, check_books
 from tests.support.errors import refusal
@@ -139,9 +145,8 @@ async def test_events_doubled_delayed_and_reordered_on_their_way(world: World) -
     assert not await world.discrepancies()
 
 
-async def test_an_event_that_comes_before_we_know_the_intent(start_world: StartWorld) -> None:
-    """Stripe's answer is lost; the event brings what the answer would have brought."""
-    world = await start_world(loops=False)
+async def _lose_intent(world: World) -> tuple[payments_pb2.InitiatePaymentRequest, str, str]:
+    """Stripe's answer to an initiation is lost. Returns (request, intent id, payment id)."""
     await world.stripe.control("POST", "/webhooks", {"paused": True})
     expert = await world.expert()
     await world.stripe.fault("/payment_intents$", "reset", "after")
@@ -152,6 +157,13 @@ async def test_an_event_that_comes_before_we_know_the_intent(start_world: StartW
         for effect in await world.stripe.effects("intent_created")
     ]
     assert (await world.get(payment_id)).payment_intent_id == ""
+    return request, intent, payment_id
+
+
+async def test_an_event_that_comes_before_we_know_the_intent(start_world: StartWorld) -> None:
+    """The event brings what Stripe's answer would have brought."""
+    world = await start_world(loops=False)
+    request, intent, payment_id = await _lose_intent(world)
     event = new_event("payment_intent.created", await _intent(world, intent))
     await world.webhooks.IngestEvent(ingestion(event))
     assert world.service is not None
@@ -161,6 +173,66 @@ async def test_an_event_that_comes_before_we_know_the_intent(start_world: StartW
     assert answer.payment.payment_intent_id == intent
     assert answer.client_secret
     assert len(await world.stripe.effects("intent_created")) == 1
+
+
+class Overtaking:
+    """Stripe. The payment changes while its intent is read for the first time."""
+
+    def __init__(self, app: App, payment_id: str) -> None:
+        self._app, self._payment_id = app, payment_id
+        self.has_overtaken = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._app.stripe, name)
+
+    async def observe(self, payment_intent_id: str) -> Any:
+        found = await self._app.stripe.observe(payment_intent_id)
+        if not self.has_overtaken:
+            self.has_overtaken = True
+            await self._app.database.transact(self._change)
+        return found
+
+    def _change(self, tx: Transaction) -> None:
+        payment = tx.lock_payment(self._payment_id)
+        assert payment is not None
+        waiting = transitions.waiting_changed(payment, WaitingFor.OPERATOR, "", tx.now)
+        tx.record(waiting, Cause("tests", "overtake"))
+
+
+async def test_an_event_whose_look_at_a_new_intent_is_overtaken_is_not_over(
+    start_world: StartWorld,
+) -> None:
+    """What Stripe showed is older than the books then, and nothing of it is applied."""
+    world = await start_world(loops=False)
+    _, intent, payment_id = await _lose_intent(world)
+    event = new_event("payment_intent.created", await _intent(world, intent))
+    await world.webhooks.IngestEvent(ingestion(event))
+    assert world.service is not None
+    app = world.service.app
+    overtaking = Overtaking(app, payment_id)
+    await apply_waiting(dataclasses.replace(app, stripe=cast("StripePort", overtaking)))
+    assert overtaking.has_overtaken
+    assert _row(world, event["id"])[0] == "WAITING"
+    world.sql("UPDATE webhook_events SET next_try_time = now() WHERE state = 'WAITING' RETURNING 1")
+    await apply_waiting(app)
+    assert (await world.get(payment_id)).payment_intent_id == intent
+    assert _row(world, event["id"])[:2] == ("APPLIED", "applied")
+
+
+async def test_nobody_is_told_that_a_closed_event_is_parked(start_world: StartWorld) -> None:
+    """It is closed with its snapshot. What follows from that may fail, and recovery repeats it."""
+    world = await start_world(loops=False)
+    _, intent, _ = await _lose_intent(world)
+    event = new_event("payment_intent.created", await _intent(world, intent))
+    await world.webhooks.IngestEvent(ingestion(event))
+    assert world.service is not None
+    app = world.service.app
+    known = await app.database.read(lambda reader: reader.webhook_event(event["id"]))
+    assert known is not None
+    await apply_waiting(app)
+    closed = _row(world, event["id"])
+    assert await app.database.transact(postpone_events, app.policy, [known], "down", 0) == []
+    assert _row(world, event["id"]) == closed
 
 
 async def test_a_transfer_whose_answer_is_lost_is_settled_by_its_event(

@@ -56,6 +56,8 @@ MAY_DELETE: Final = frozenset(
         "webhook_events",
     }
 )
+#: The functions that statements of the service call. It needs no grant for those of triggers.
+CALLED: Final = ("open_postings", "refuse_concurrent_change")
 #: Of these tables, only these columns change.
 _COLUMNS: Final = {"former_accounts": "deauthorize_time"}
 _PRIVILEGES: Final = ("SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE", "TRIGGER", "REFERENCES")
@@ -156,6 +158,8 @@ def _grant(cursor: extensions.cursor, role: str) -> None:
             for privilege in sorted(expected_of(table))
         )
         statements.append(f"GRANT {granted} ON {schema}.{table} TO {name}")
+    # Some databases let nobody call a function without a grant.
+    statements += [f"GRANT EXECUTE ON FUNCTION {schema}.{one}() TO {name}" for one in CALLED]
     # The end of a span of postings is the last id that was given (`balances`).
     statements.append(f"GRANT SELECT ON SEQUENCE {schema}.postings_posting_id_seq TO {name}")
     for statement in statements:

@@ -130,9 +130,12 @@ class WebhookWrites(TransactionStatements):
             verdict=verdict,
         )
 
-    def postpone_event(self, event_id: str, last_error: str, seconds: float | None) -> None:
-        """Schedules the next try after ``seconds``, or parks the event if this is None."""
-        self._do(
+    def postpone_event(self, event_id: str, last_error: str, seconds: float | None) -> bool:
+        """Schedules the next try after ``seconds``, or parks the event if this is None.
+
+        Returns False, and changes nothing, if the event is closed by now.
+        """
+        postponed = self._do(
             "UPDATE webhook_events SET state = :state, last_error = :last_error, "
             "next_try_time = now() + :delay WHERE event_id = :id AND state = 'WAITING'",
             id=event_id,
@@ -140,6 +143,7 @@ class WebhookWrites(TransactionStatements):
             last_error=last_error,
             delay=None if seconds is None else timedelta(seconds=seconds),
         )
+        return postponed == 1
 
     def retry_event(self, event_id: str) -> WebhookEvent | None:
         """Makes a parked event due now and returns it. Returns None if it is not parked."""

@@ -120,7 +120,7 @@ async def _apply_to_payment(
         applied = await _adopt_intent(app, applied, group, cause)
     # The event may have settled the first leg of an operation; the next leg is executed now.
     await execute_followups(app, applied, cause)
-    if applied.deferred:
+    if applied.deferred or applied.stale or applied.shows_more:
         raise Busy("DEFERRED", "something else must be settled first")
     if applied.closed_events:
         return ""
@@ -191,7 +191,6 @@ def postpone_events(
     parked = []
     for event in group:
         seconds = None if event.attempts >= most else back_off(policy, event.attempts)
-        tx.postpone_event(event.event_id, why, seconds)
-        if seconds is None:
+        if tx.postpone_event(event.event_id, why, seconds) and seconds is None:
             parked.append(event.event_id)
     return parked
