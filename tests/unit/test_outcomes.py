@@ -66,7 +66,7 @@ def test_a_long_message_is_cut() -> None:
 @pytest.mark.parametrize("body", [b"", b"<html>Bad Request</html>", b"[]", b"{}", b"\xff"])
 def test_a_refusal_that_is_not_stripes_is_no_answer(status: int, body: bytes) -> None:
     """A proxy answers the second try so. The first one may have had its effect."""
-    client = stripe.StripeClient("sk_test_1", http_client=stripe.AIOHTTPClient())  # type: ignore[no-untyped-call]  # Stripe's
+    client = stripe.StripeClient("sk_test_1", http_client=stripe.AIOHTTPClient())
     with pytest.raises(stripe.StripeError) as caught:
         client._requestor._interpret_response(body, status, {}, "V1")
     assert outcome_of(caught.value) == Unknown(f"http_{status}")
