@@ -21,7 +21,7 @@ from payment_service.logs import configure_logs
 from payment_service.maintenance import CannotRun, adopt_account, recover_books
 from payment_service.proofs import check_bundle_file, check_heads, write_heads
 from payment_service.relay.commands import relay
-from payment_service.server import CannotListen
+from payment_service.server import CannotListen, ServerEnded
 from payment_service.server import serve as serve_forever
 from payment_service.token_commands import tokens
 from payment_service.workers.parent import serve_by_workers
@@ -54,6 +54,8 @@ def serve(
         asyncio.run(serve_forever(settings))
     except (WrongSettings, CannotListen, CannotRun) as fault:
         _refuse(fault)
+    except ServerEnded:  # The log says so.
+        raise typer.Exit(1) from None
 
 
 @app.command()

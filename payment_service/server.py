@@ -86,6 +86,10 @@ class CannotListen(Exception):
         )
 
 
+class ServerEnded(Exception):
+    """The gRPC server has ended, though nobody asked it to. Only a new process serves again."""
+
+
 class _Health(health.aio.HealthServicer):
     """Ends the streams of watchers after the last status, because they would delay the end."""
 
@@ -161,7 +165,7 @@ async def serve(settings: Settings, worker: Worker | None = None) -> None:
         tls=credentials is not None,
         metrics=settings.metrics_port,
     )
-    await stop.wait()
+    was_asked = await _until_end(server, stop)
 
     log.info("draining", operations=settings.shutdown_grace)
     watch.cancel()
@@ -187,8 +191,32 @@ async def serve(settings: Settings, worker: Worker | None = None) -> None:
     await site.stop()
     tie.cancel()
     log.info("stopped", unfinished=left)
+    _raise_fault(account, was_asked)
+
+
+def _raise_fault(account: AccountWatch, was_asked: bool) -> None:
+    """Raises what has ended the process, unless it was a signal."""
     if account.fault is not None:
         raise CannotRun(str(account.fault))
+    if not was_asked:
+        raise ServerEnded
+
+
+async def _until_end(server: aio.Server, stop: asyncio.Event) -> bool:
+    """Waits for the end. Returns False if the gRPC server has ended by itself.
+
+    An error in gRPC's own loop closes the port. The rest of this process would live on, and its
+    pages would say that it accepts calls.
+    """
+    asked = asyncio.create_task(stop.wait())
+    # Never cancelled: that would cancel the future for which `stop` of the server waits.
+    ended = asyncio.ensure_future(server.wait_for_termination())
+    ended.add_done_callback(lambda done: done.exception())
+    await asyncio.wait({asked, ended}, return_when=asyncio.FIRST_COMPLETED)
+    asked.cancel()
+    if not stop.is_set():
+        log.error("grpc_server_ended")
+    return stop.is_set()
 
 
 def _begin(wired: Wired, stop: asyncio.Event, worker: Worker | None) -> asyncio.Future[None]:

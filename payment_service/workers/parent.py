@@ -37,6 +37,8 @@ log = structlog.get_logger(__name__)
 
 #: A process that has not beaten for this long is killed: its event loop is stuck.
 STUCK_SECONDS: Final = 60.0
+#: A parent that has not beaten for this long, though it does each second, was not run.
+_PAUSED_SECONDS: Final = 10 * BEAT_SECONDS
 #: Who dies sooner than this after its start has died at once.
 AT_ONCE_SECONDS: Final = 10.0
 #: This number of deaths at once, in a row, ends everything: another start would not help.
@@ -175,6 +177,11 @@ class Parent:
     def _look_after(self) -> None:
         """Beats, and kills those who are stuck, or who take too long to end."""
         now = time.monotonic()
+        if now - self._beaten > _PAUSED_SECONDS:
+            # This process did not run itself, as in a container that was paused. So it has not
+            # listened, and cannot say who is stuck.
+            for post in self._posts:
+                post.heard = now
         if now - self._beaten >= BEAT_SECONDS:
             self._beaten = now
             for post in self._posts:
@@ -282,7 +289,10 @@ def _serve_worker(settings: Settings, number: int, path: Path, starts: int, tie:
     try:
         asyncio.run(serve(settings.of_worker(number), Worker(number, starts, path, tie)))
     except (WrongSettings, CannotListen, CannotRun) as fault:
-        return say_why(fault)
+        code = say_why(fault)
+        # The port was this worker's before, so who has it now may leave it again: another start
+        # may help, and the other workers serve meanwhile.
+        return _FAILED if isinstance(fault, CannotListen) and starts > 1 else code
     return 0
 
 

@@ -100,6 +100,35 @@ def test_a_killed_worker_comes_back_and_the_other_serves_meanwhile(pair: World) 
     assert len(children_of(parent)) == WORKERS + 1
 
 
+def test_a_port_that_is_taken_for_a_moment_ends_nobody(pair: World) -> None:
+    """A connection to the database or to Stripe may get the port of a worker that has died."""
+    service, port = pair.stack.services[0], pair.stack.settings.grpc_ports(0)[1]
+    children = children_of(service.pid)
+    os.kill(children[1], signal.SIGKILL)
+    with closing(take(port)):
+        until(lambda: sum("is taken" in line for line in service.tail) > 0, "a start that fails")
+        read(pair, 8)
+    pair.stack.wait_until_serving(0)
+    assert children_of(service.pid)[0] == children[0], "the other one was left alone"
+
+
+def take(port: int) -> socket.socket:
+    """Listens on a port as soon as its process has left it."""
+    taken = socket.socket()
+    taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+
+    def bound() -> bool:
+        try:
+            taken.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
+
+    until(bound, "the port")
+    taken.listen()
+    return taken
+
+
 def test_all_drain_together(pair: World) -> None:
     """Calls are in progress in both workers when the parent is told to end."""
     expert = pair.ready_expert()

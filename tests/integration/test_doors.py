@@ -24,12 +24,13 @@ from payment_service.rpc.access import AccessControl
 from payment_service.rpc.admission import Admission, CallClass, ClassLimit
 from payment_service.rpc.call_context import CALLER, Context
 from payment_service.rpc.interceptor import CallInterceptor
-from payment_service.server import OPTIONS, _add_reflection
+from payment_service.server import OPTIONS, _add_reflection, _until_end
 from tests.support.errors import Refused
 from tests.support.identity import NOBODY, BelievingAuthenticator, Metadata, as_caller
 from tests.support.world import until
 
 _PLACES = {CallClass.HEALTH_WATCH: ClassLimit(4, 0, 0.0)}
+_SETTINGS, _HEADERS, _DATA, _END_STREAM, _END_HEADERS = 4, 1, 0, 1, 4
 _STATUS = "/marketplace.payments.v1.PaymentService/GetPaymentStatus"
 
 
@@ -118,6 +119,71 @@ async def test_strangers_watch_health_from_a_bounded_number_of_places() -> None:
                 return False
 
         await until(again, "the place that was left")
+
+
+@pytest.mark.parametrize("path", [b"/\xff\xfe/x", b"", b"x", b"//", b"/a" * 2_000])
+async def test_no_path_of_a_call_ends_the_server(path: bytes) -> None:
+    """One that is no UTF-8 ends the loop of grpc.aio 1.84 and 1.85: nobody is served any more."""
+    addresses: list[str] = []
+    async with serving(*SERVICES, addresses=addresses) as (channel, _):
+        host, _, port = addresses[0].rpartition(":")
+        _, writer = await asyncio.open_connection(host, int(port))
+        writer.write(one_call(path))
+        await asyncio.sleep(0.2)
+        assert (await status(channel, as_caller(Role.GIG_SERVICE))).payment_id
+        writer.close()
+
+
+def one_call(path: bytes) -> bytes:
+    """Returns the bytes of a connection with one call, whose path gRPC's clients may not send."""
+    headers = (
+        (b":method", b"POST"),
+        (b":scheme", b"http"),
+        (b":path", path),
+        (b":authority", b"a"),
+        (b"te", b"trailers"),
+        (b"content-type", b"application/grpc"),
+    )
+    block = b"".join(b"\0" + _literal(name) + _literal(value) for name, value in headers)
+    return b"".join(
+        (
+            b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+            _frame(_SETTINGS, 0, 0),
+            _frame(_HEADERS, _END_HEADERS, 1, block),
+            _frame(_DATA, _END_STREAM, 1, bytes(5)),
+        )
+    )
+
+
+def _literal(text: bytes) -> bytes:
+    """A text of HPACK, its length before it."""
+    if len(text) < 127:
+        return bytes([len(text)]) + text
+    rest = len(text) - 127
+    return bytes([127, rest % 128 + 128, rest // 128]) + text
+
+
+def _frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
+    head = len(payload).to_bytes(3, "big") + bytes([kind, flags])
+    return head + stream.to_bytes(4, "big") + payload
+
+
+async def test_a_server_that_ends_by_itself_is_noticed() -> None:
+    server = aio.server()
+    await server.start()
+    ending = asyncio.create_task(_until_end(server, asyncio.Event()))
+    await asyncio.sleep(0.05)
+    assert not ending.done()
+    await server.stop(None)
+    assert await asyncio.wait_for(ending, 5) is False
+
+
+async def test_an_end_that_was_asked_for_is_none() -> None:
+    server, stop = aio.server(), asyncio.Event()
+    await server.start()
+    stop.set()
+    assert await asyncio.wait_for(_until_end(server, stop), 5) is True
+    await server.stop(None)
 
 
 @pytest.mark.parametrize("version", ["v1", "v1alpha"])

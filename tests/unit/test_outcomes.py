@@ -62,6 +62,16 @@ def test_a_long_message_is_cut() -> None:
     assert len(outcome.said) <= 600
 
 
+@pytest.mark.parametrize("status", [400, 402])
+@pytest.mark.parametrize("body", [b"", b"<html>Bad Request</html>", b"[]", b"{}", b"\xff"])
+def test_a_refusal_that_is_not_stripes_is_no_answer(status: int, body: bytes) -> None:
+    """A proxy answers the second try so. The first one may have had its effect."""
+    client = stripe.StripeClient("sk_test_1", http_client=stripe.AIOHTTPClient())
+    with pytest.raises(stripe.StripeError) as caught:
+        client._requestor._interpret_response(body, status, {}, "V1")
+    assert outcome_of(caught.value) == Unknown(f"http_{status}")
+
+
 @pytest.mark.parametrize(("status", "is_spent"), [(400, True), (409, False)])
 def test_a_key_that_is_in_use_just_now_is_not_spent(status: int, is_spent: bool) -> None:
     """Under a new key the request would act beside the one that is under way."""

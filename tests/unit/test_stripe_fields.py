@@ -17,6 +17,7 @@ from payment_service.adapters.stripe.fields import (
     flag,
     flag_or_false,
     id_in,
+    items,
     metadata_of,
     moment,
     moment_or_none,
@@ -74,6 +75,14 @@ def test_what_is_not_there() -> None:
         assert texts(shown, "held") == []
         assert id_in(shown, "held") == ""
     assert metadata_of({"metadata": None}) == {}
+
+
+@pytest.mark.parametrize("page", [{}, {"data": None}, {"data": {}}, {"ok": True}])
+def test_an_answer_without_a_list_is_no_empty_list(page: Json) -> None:
+    """It would say that a transfer of ours is not at Stripe, and so may be made again."""
+    with pytest.raises(Unreadable, match="data is no list"):
+        items(page)
+    assert items({"data": []}) == items(None) == []
 
 
 def test_a_dispute_that_cannot_be_answered_has_no_deadline() -> None:

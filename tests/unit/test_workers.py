@@ -143,6 +143,29 @@ def test_a_stuck_worker_is_killed() -> None:
     assert "SIGKILL" in done.stdout
 
 
+def test_a_parent_that_was_paused_itself_kills_nobody() -> None:
+    """A container that was paused for a minute comes back, and all its workers work."""
+    done = run(
+        """
+        module.STUCK_SECONDS, module._PAUSED_SECONDS = 2.5, 2.2
+        def work(starts, tie):
+            parent = os.getppid()
+            for _ in range(20):
+                tie.beat()
+                time.sleep(0.1)
+            os.kill(parent, signal.SIGSTOP)
+            time.sleep(4)
+            os.kill(parent, signal.SIGCONT)
+            time.sleep(1)  # The parent comes first.
+            os.kill(parent, signal.SIGTERM)
+            return lives(starts, tie)
+        main(work)
+        """
+    )
+    assert done.returncode == 0, done.stderr
+    assert "worker_stuck" not in done.stdout
+
+
 def test_who_takes_too_long_to_end_is_killed() -> None:
     done = run(
         """

@@ -17,7 +17,7 @@ import structlog
 from payment_service.adapters.stripe.account_outcomes import outcome_of_creation
 from payment_service.adapters.stripe.accounts import Accounts
 from payment_service.adapters.stripe.client import path_to
-from payment_service.adapters.stripe.fields import Json, metadata_of, parts, text, text_or_empty
+from payment_service.adapters.stripe.fields import Json, items, metadata_of, text, text_or_empty
 from payment_service.adapters.stripe.views_v2 import (
     account_of_v2,
     found_account_of_v2,
@@ -210,7 +210,7 @@ class AccountsV2(Accounts):
         url, query = path, {"limit": 100, **params}
         while url:
             page = await self._calls.read(partial(self._get, url, query))
-            found += parts(page, "data")
+            found += items(page)
             # It carries the parameters.
             url, query = text_or_empty(page, "next_page_url"), {}
         return found

@@ -22,7 +22,7 @@ from aiohttp import ClientTimeout, TCPConnector
 from stripe._util import get_api_mode
 
 from payment_service.adapters.stripe.breaker import Breaker, CircuitOpen
-from payment_service.adapters.stripe.fields import Json, Unreadable, flag, parts, text
+from payment_service.adapters.stripe.fields import Json, Unreadable, flag, items, text
 from payment_service.adapters.stripe.http import Observe, WatchedHttpClient
 from payment_service.adapters.stripe.outcomes import outcome_of
 from payment_service.domain.errors import Precondition, processor_unavailable
@@ -160,11 +160,11 @@ class StripeCaller:
         after: Mapping[str, str] = {}
         while True:
             page = await self.read(partial(make, after))
-            items = parts(page, "data")
-            found += items
-            if page is None or not items or not flag(page, "has_more"):
+            shown = items(page)
+            found += shown
+            if page is None or not shown or not flag(page, "has_more"):
                 return found
-            after = {"starting_after": text(items[-1], "id")}
+            after = {"starting_after": text(shown[-1], "id")}
 
 
 class StripeResource:

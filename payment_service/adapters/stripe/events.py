@@ -9,7 +9,7 @@ from typing import Final
 import structlog
 
 from payment_service.adapters.stripe.client import StripeResource
-from payment_service.adapters.stripe.fields import Json, flag, parts, text
+from payment_service.adapters.stripe.fields import Json, flag, items, text
 from payment_service.domain.ports.records import WebhookEvent
 from payment_service.domain.webhook_event import MalformedEvent, envelope_of
 
@@ -48,8 +48,8 @@ class Events(StripeResource):
                 if page is None:  # Stripe keeps events for thirty days: start again by time.
                     return await self._listed(stripe_account_id, "", since)
                 # Newest first, and with `ending_before` the page next to the known event.
-                listed += reversed(parts(page, "data"))
-                more = flag(page, "has_more") and bool(parts(page, "data"))
+                listed += reversed(items(page))
+                more = flag(page, "has_more") and bool(items(page))
                 after = text(listed[-1], "id") if listed else after
         else:
             created = {"gte": int(since.timestamp())}

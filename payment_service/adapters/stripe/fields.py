@@ -79,6 +79,16 @@ def parts(shown: Json | None, name: str) -> list[Json]:
     return found
 
 
+def items(page: Json | None) -> list[Json]:
+    """Returns the items of a page of a list, which may be empty; none where there is no list.
+
+    An answer that has no list is unreadable: it must not say that there is nothing at Stripe.
+    """
+    if page is not None and page.get("data") is None:
+        _unreadable(page, "data", "list")
+    return parts(page, "data")
+
+
 def texts(shown: Json | None, name: str) -> list[str]:
     """Returns the texts of a list, or none where there is no list."""
     found = _listed(shown, name)

@@ -63,8 +63,10 @@ def outcome_of(error: BaseException) -> Refused | NotSent | Unknown | Misconfigu
         if code == "account_invalid":  # The expert revoked our access: final.
             return Refused(code, "", request_id, _param(error), said_of(error))
         return Misconfigured(code or "http_403", request_id, said_of(error))
-    if status in (400, 402):
-        decline_code = getattr(error.error, "decline_code", None) if error.error else None
+    # Without Stripe's error in its body it is the answer of a proxy, and says nothing of an earlier
+    # request under the same key, whose answer was lost.
+    if status in (400, 402) and error.error is not None:
+        decline_code = getattr(error.error, "decline_code", None)
         return Refused(code, decline_code or "", request_id, _param(error), said_of(error))
     headers = {name.lower(): value for name, value in (error.headers or {}).items()}
     replayed = headers.get("idempotent-replayed") == "true"
@@ -88,7 +90,7 @@ def _param(error: stripe.StripeError) -> str:
     if detail is None:
         return ""
     param = getattr(detail, "param", None) or ""
-    message = getattr(detail, "message", None) or ""
+    message = str(getattr(detail, "message", None) or "")
     return "destination" if not param and message.startswith(_DESTINATION_MESSAGES) else param
 
 

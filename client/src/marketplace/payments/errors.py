@@ -47,6 +47,11 @@ _PASSING: Final = frozenset(
 )
 #: Money may have moved all the same: by the first call with the key, or by somebody at Stripe.
 _MAY_HAVE_MOVED: Final = frozenset({"IDEMPOTENCY_KEY_REUSED", "ANSWER_NOT_KEPT", "DISCREPANCY"})
+#: The caller was refused before its key was looked at, so this says nothing of an earlier try with
+#: the same key. With another token or certificate the same call is answered.
+_AT_THE_DOOR: Final = frozenset(
+    {grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED}
+)
 
 
 @dataclass(frozen=True)
@@ -74,9 +79,12 @@ class Refusal:
     def changed_nothing(self) -> bool:
         """Returns whether the call has certainly moved no money: a new decision may use a new key.
 
-        Never after an error that the service itself has not answered: then the outcome is unknown.
+        Never after an error that the service itself has not answered, nor after one from before
+        it looked at the key: then the outcome of an earlier try is unknown.
         """
-        return bool(self.reason) and not self.is_passing and self.reason not in _MAY_HAVE_MOVED
+        if not self.reason or self.is_passing or self.code in _AT_THE_DOOR:
+            return False
+        return self.reason not in _MAY_HAVE_MOVED
 
 
 def refusal_of(error: grpc.RpcError) -> Refusal:
