@@ -211,7 +211,7 @@ async def _until_end(server: aio.Server, stop: asyncio.Event) -> bool:
     asked = asyncio.create_task(stop.wait())
     # Never cancelled: that would cancel the future for which `stop` of the server waits.
     ended = asyncio.ensure_future(server.wait_for_termination())
-    ended.add_done_callback(lambda done: done.exception())
+    ended.add_done_callback(lambda done: done.cancelled() or done.exception())
     await asyncio.wait({asked, ended}, return_when=asyncio.FIRST_COMPLETED)
     asked.cancel()
     if not stop.is_set():
