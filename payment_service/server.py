@@ -206,14 +206,12 @@ async def _until_end(server: aio.Server, stop: asyncio.Event) -> bool:
     """Waits for the end. Returns False if the gRPC server has ended by itself.
 
     An error in gRPC's own loop closes the port. The rest of this process would live on, and its
-    pages would say that it accepts calls.
+    pages would say that it accepts calls. `wait_for_termination` does not return then.
     """
-    asked = asyncio.create_task(stop.wait())
-    # Never cancelled: that would cancel the future for which `stop` of the server waits.
-    ended = asyncio.ensure_future(server.wait_for_termination())
-    ended.add_done_callback(lambda done: done.exception())
-    await asyncio.wait({asked, ended}, return_when=asyncio.FIRST_COMPLETED)
-    asked.cancel()
+    grpcs_own: Any = server  # It has no public word for it.
+    while not stop.is_set() and grpcs_own._server.is_running():
+        with suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), _HEALTH_SECONDS)
     if not stop.is_set():
         log.error("grpc_server_ended")
     return stop.is_set()
