@@ -10,11 +10,11 @@ import asyncio
 import random
 from typing import Any
 
-from google.rpc import error_details_pb2, status_pb2
 from grpc import aio
 
 from chaos.history import OWN, Entry, Outcome, Seen, SeenDispute, outcome_of
 from chaos.scene import Keyed, Scene
+from marketplace.payments.errors import refusal_of
 from marketplace.payments.v1 import (
     disputes_pb2,
     experts_pb2,
@@ -161,11 +161,7 @@ def _status(error: aio.AioRpcError) -> tuple[bytes, str]:
     """Returns the status as it was on the wire, and the reason in it."""
     for name, value in error.trailing_metadata() or ():
         if name == "grpc-status-details-bin" and isinstance(value, bytes):
-            for detail in status_pb2.Status.FromString(value).details:
-                info = error_details_pb2.ErrorInfo()
-                if detail.Unpack(info):
-                    return value, info.reason
-            return value, ""
+            return value, refusal_of(error).reason
     return b"", ""
 
 

@@ -12,13 +12,12 @@ from typing import Final, TypeVar
 import grpc
 from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.descriptor_pb2 import MethodOptions
-from google.rpc import error_details_pb2
 from grpc import aio
-from grpc_status import rpc_status
 
 from console.settings import Settings
 from marketplace.payments.channel import connect
 from marketplace.payments.credentials import Tls, WrongCertificate
+from marketplace.payments.errors import refusal_of
 from marketplace.payments.v1 import (
     access_pb2,
     disputes_pb2,
@@ -125,18 +124,12 @@ class Core:
 
 
 def _refused(error: aio.AioRpcError) -> Refused:
-    code = error.code().name
-    status = rpc_status.from_call(error)  # type: ignore[arg-type]  # an AioRpcError has all of it
-    reason, metadata, faults = "", {}, []
-    for detail in status.details if status is not None else ():
-        info, bad = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
-        if detail.Unpack(info):
-            reason, metadata = info.reason, dict(info.metadata)
-        elif detail.Unpack(bad):
-            faults += [(one.field, one.description) for one in bad.field_violations]
+    found = refusal_of(error)
     # Without a reason the text is gRPC's own, which names addresses.
-    sentence = (error.details() or "") if reason else ""
-    return Refused(code, reason, sentence, metadata, tuple(faults))
+    sentence = found.sentence if found.reason else ""
+    return Refused(
+        found.code.name, found.reason, sentence, found.metadata, tuple(found.fields.items())
+    )
 
 
 def method_named(rpc: str) -> MethodDescriptor:

@@ -5,8 +5,6 @@ from collections.abc import Callable
 from typing import TypeVar, cast
 
 import grpc
-from google.rpc import error_details_pb2
-from grpc_status import rpc_status
 
 from marketplace.payments.v1 import (
     disputes_pb2_grpc,
@@ -94,13 +92,3 @@ def state_name(state: payments_pb2.PaymentState.ValueType) -> str:
 def call_of(error: grpc.RpcError) -> grpc.Call:
     """Returns the error as a call, which every error of a blocking call is."""
     return cast("grpc.Call", error)
-
-
-def reason_of(error: grpc.RpcError) -> str:
-    """Returns the reason in an error's details, or an empty text."""
-    status = rpc_status.from_call(call_of(error))
-    for detail in status.details if status is not None else ():
-        info = error_details_pb2.ErrorInfo()
-        if detail.Unpack(info):
-            return str(info.reason)
-    return ""

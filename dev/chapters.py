@@ -14,10 +14,11 @@ from typing import Final
 import grpc
 
 from dev.books import Place
-from dev.caller import Mismatch, expect, reason_of
+from dev.caller import Mismatch, expect
 from dev.standing import Held, Standing, Walked
 from dev.story import amount, money
 from dev.walk import DECLINED_CARD, EXPERT, Chapter, Walk
+from marketplace.payments.errors import refusal_of
 from marketplace.payments.v1 import disputes_pb2, experts_pb2, payments_pb2
 
 FUNDS: Final = f"expert_funds:{EXPERT}"
@@ -326,8 +327,8 @@ def _refused_refund(walk: Walk, payment: Walked) -> None:
     try:
         walk.caller.timed(walk.caller.payments.RefundPayment, request)
     except grpc.RpcError as error:
-        expect("the reason of the refusal", "PAYMENT_DISPUTED", reason_of(error))
-        walk.story.step("gig service", "RefundPayment", f"refused: {reason_of(error)}")
+        expect("the reason of the refusal", "PAYMENT_DISPUTED", refusal_of(error).reason)
+        walk.story.step("gig service", "RefundPayment", f"refused: {refusal_of(error).reason}")
         return
     raise Mismatch("refunding a disputed payment", "a refusal", "an answer")
 

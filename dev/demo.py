@@ -14,7 +14,7 @@ import grpc
 import psycopg2
 import stripe
 
-from dev.caller import Interrupted, Mismatch, call_of, expect, reason_of
+from dev.caller import Interrupted, Mismatch, call_of, expect
 from dev.chapters import CHAPTERS, DEADLINE_MARGIN_SECONDS
 from dev.forwarding import Forwarder
 from dev.scratch import scratch
@@ -29,6 +29,7 @@ from dev.story import Story
 from dev.stripe_side import SimulatorSide, StripeSide, post
 from dev.walk import EXPERT, Target, Walk
 from marketplace.payments.channel import connect_sync
+from marketplace.payments.errors import refusal_of
 from marketplace.payments.v1 import experts_pb2, operations_pb2, payments_pb2
 
 _LOG_LINES = 15
@@ -244,7 +245,7 @@ def _create_expert(walk: Walk) -> experts_pb2.CreateExpertAccountResponse:
     try:
         answer, seconds = walk.caller.timed(walk.caller.experts.CreateExpertAccount, request)
     except grpc.RpcError as error:
-        if reason_of(error) == "PROCESSOR_MISCONFIGURED":
+        if refusal_of(error).reason == "PROCESSOR_MISCONFIGURED":
             _say_what_stripe_lacks(walk)
         raise
     status = experts_pb2.ExpertStatus.Name(answer.expert.status).removeprefix("EXPERT_STATUS_")
@@ -347,7 +348,7 @@ def _tell(story: Story, fault: Exception, log: deque[str]) -> None:
         story.fails(str(fault))
     elif isinstance(fault, grpc.RpcError):
         call = call_of(fault)
-        said = f"{call.code().name} {reason_of(fault)}: {call.details()}"
+        said = f"{call.code().name} {refusal_of(fault).reason}: {call.details()}"
         story.fails(f"the service answered {said}")
     else:
         story.fails(f"{type(fault).__name__}: {fault}")

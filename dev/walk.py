@@ -14,10 +14,11 @@ import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from dev.books import Books, Place
-from dev.caller import Caller, Mismatch, call_of, expect, reason_of, state_name
+from dev.caller import Caller, Mismatch, call_of, expect, state_name
 from dev.standing import Held, Standing, Walked
 from dev.story import Story, amount, money
 from dev.stripe_side import SimulatorSide, StripeSide
+from marketplace.payments.errors import refusal_of
 from marketplace.payments.v1 import events_pb2, experts_pb2, money_pb2, payments_pb2
 
 CLIENT = "client-grace"
@@ -317,7 +318,7 @@ class Walk:
         try:
             self.caller.timed(self.caller.payments.CapturePayment, request)
         except grpc.RpcError as error:
-            code, reason = call_of(error).code(), reason_of(error)
+            code, reason = call_of(error).code(), refusal_of(error).reason
             expect("the code of the refusal", grpc.StatusCode.FAILED_PRECONDITION, code)
             expect("the reason of the refusal", "WRONG_STATE", reason)
             self.story.step("gig service", "CapturePayment", f"refused: {reason}")

@@ -41,9 +41,10 @@ ALLOWED_FIELDS: Final = frozenset(
 _MASK: Final = "***"
 #: Marks of what a value may contain by mistake: secrets of Stripe's, tokens, private keys, the
 #: password of an address, and addresses of people. Masking them is the last line of defence.
+#: A client secret is `pi_…_secret_…`, always in small letters; STRIPE_SECRET_KEY is only a name.
 _PRIVATE: Final = re.compile(
-    r"[rs]k_(?:live|test)_|whsec_|_secret_|[^\s@]+@[^\s@]+\.[a-z]{2}|\beyJ[\w-]{8,}\.|PRIVATE KEY-"
-    r"|://[^\s/@]*:[^\s/@]*@",
+    r"[rs]k_(?:live|test)_|whsec_|(?-i:_secret_)|[^\s@]+@[^\s@]+\.[a-z]{2}|\beyJ[\w-]{8,}\."
+    r"|PRIVATE KEY-|://[^\s/@]*:[^\s/@]*@",
     re.IGNORECASE,
 )
 

@@ -109,6 +109,17 @@ class _Health(health.aio.HealthServicer):
         self.accepts_calls = False
         await super().enter_graceful_shutdown()
 
+    async def Check(  # noqa: N802 - the contract's name
+        self, request: health_pb2.HealthCheckRequest, context: Context
+    ) -> Any:
+        try:
+            return await super().Check(request, context)
+        except aio.AbortError:
+            # The context does not keep the code of an abort, and the call is counted by it. Only a
+            # service that is not known ends so.
+            context.set_code(grpc.StatusCode.NOT_FOUND)
+            raise
+
     async def Watch(  # noqa: N802 - the contract's name
         self, request: health_pb2.HealthCheckRequest, context: Context
     ) -> None:

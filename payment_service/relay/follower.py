@@ -9,10 +9,9 @@ from typing import Final, Protocol
 
 import grpc
 import structlog
-from google.rpc.error_details_pb2 import ErrorInfo
 from grpc import aio
-from grpc_status import rpc_status
 
+from marketplace.payments.errors import refusal_of
 from marketplace.payments.events import watch
 from marketplace.payments.v1 import events_pb2
 from payment_service.relay.cloud_events import Outgoing, outgoing
@@ -62,7 +61,7 @@ class Follower:
             try:
                 await self._follow(cursor)
             except grpc.aio.AioRpcError as error:
-                if _reason(error) == "CURSOR_NOT_IN_FEED":
+                if refusal_of(error).reason == "CURSOR_NOT_IN_FEED":
                     # The feed was restored: from its beginning on, without what the target has.
                     log.warning("relay_rewound", target=self._target.name)
                     await self._store.run(place.rewind)
@@ -99,12 +98,3 @@ class Follower:
             self._at_hand = outgoing(update.event, self._source)
             await self._target.take(self._at_hand, update.cursor)
             self._at_hand = None
-
-
-def _reason(error: grpc.aio.AioRpcError) -> str:
-    status = rpc_status.from_call(error)  # type: ignore[arg-type]  # it has what is read of a Call
-    for detail in status.details if status is not None else ():
-        info = ErrorInfo()
-        if detail.Unpack(info):
-            return info.reason
-    return ""

@@ -261,7 +261,10 @@ class _Guard:
             if error is None:
                 return
             code = "CANCELLED"
-            if isinstance(error, Exception) and not isinstance(error, aio.AbortError):
+            if isinstance(error, aio.AbortError):
+                given: Any = self._context.code()  # the number 0, if none was set
+                code = given.name if isinstance(given, grpc.StatusCode) else code
+            elif isinstance(error, Exception):
                 status = status_of_error(error, self._method.name)
                 code = code_pb2.Code.Name(status.code)
                 await self._context.abort_with_status(to_grpc(status))

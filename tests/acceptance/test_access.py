@@ -14,11 +14,12 @@ import pytest
 
 from dev import probes
 from dev.access import Access
-from dev.caller import call_of, reason_of
+from dev.caller import call_of
 from dev.settings import StackSettings
 from dev.stack import Stack
 from marketplace.payments.channel import connect_sync
 from marketplace.payments.credentials import Tls
+from marketplace.payments.errors import refusal_of
 from marketplace.payments.v1 import payments_pb2, payments_pb2_grpc
 from tests.acceptance.conftest import WEBHOOK_SECRETS
 from tests.support.certificates import SERVER, Authority, put
@@ -99,7 +100,7 @@ def test_every_hop_shows_a_certificate_and_takes_new_ones(certified: Certified) 
     ):
         payments_pb2_grpc.PaymentServiceStub(channel).ListPayments(request, timeout=5)
     assert call_of(caught.value).code() is grpc.StatusCode.UNAUTHENTICATED
-    assert reason_of(caught.value) == "UNAUTHENTICATED"
+    assert refusal_of(caught.value).reason == "UNAUTHENTICATED"
     with connect_sync(stack.grpc_target, tls=certified.tls("operator")) as channel:
         payments = payments_pb2_grpc.PaymentServiceStub(channel)
         ending, failures, calls = threading.Event(), list[str](), 0

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from dev.bench import command, report
+from dev.bench.bare import named_only
 from dev.demo import Failed
+from marketplace.payments.v1 import payments_pb2_grpc
 
 _KEPT = {"CapturePayment": 6.0, "GetPayment": 1.5}
 
@@ -55,3 +57,24 @@ def test_a_call_that_has_grown_fails_and_is_named(
     with pytest.raises(Failed):
         command.bench(quick=True)
     assert "CapturePayment costs 8.10 times its measure; 6.00 are kept" in capsys.readouterr().out
+
+
+class _Server:
+    """Keeps in which ways handlers were added."""
+
+    def __init__(self) -> None:
+        self.added: list[str] = []
+
+    def add_generic_rpc_handlers(self, _: object) -> None:
+        self.added.append("by name")
+
+    def add_registered_method_handlers(self, *_: object) -> None:
+        self.added.append("registered")
+
+
+def test_the_bare_handlers_are_found_by_name_as_the_services_are() -> None:
+    """Registered methods would make them slower, and the service's multiples too small."""
+    server = _Server()
+    servicer = payments_pb2_grpc.PaymentServiceServicer()  # type: ignore[abstract]  # not called
+    payments_pb2_grpc.add_PaymentServiceServicer_to_server(servicer, named_only(server))
+    assert server.added == ["by name"]

@@ -109,6 +109,10 @@ def test_the_manifests_are_made_from_the_chart(helm: str, name: str) -> None:
             "relay.enabled needs somewhere to publish to",
         ),
         ("auth.issuer=", "auth.issuer: the iss of the callers' tokens"),
+        (
+            "environment.OTEL_EXPORTER_OTLP_ENDPOINT=http://traces.example.com:4317",
+            "networkPolicy.collector: where the collector of traces is",
+        ),
     ],
 )
 def test_the_chart_names_what_is_missing(helm: str, given: str, refusal: str) -> None:
@@ -123,6 +127,47 @@ def test_the_chart_names_what_is_missing(helm: str, given: str, refusal: str) ->
     )
     assert done.returncode != 0
     assert refusal in done.stderr
+
+
+def test_every_process_reaches_the_collector_of_traces(helm: str) -> None:
+    endpoint = "http://collector.tracing:4317/"
+    collector = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "tracing"}}}
+    given = {
+        "environment": {
+            "OTEL_EXPORTER_OTLP_ENDPOINT": endpoint,
+            "OTEL_TRACES_SAMPLER": "always_on",
+        },
+        "networkPolicy": {"collector": [collector]},
+        "console": {"enabled": True},
+        "relay": {"enabled": True},
+    }
+    text = subprocess.run(
+        [
+            *(helm, "template", "x", str(CHART), "--kube-version=1.34"),
+            *(f"--values={VALUES}", "--values=-"),
+        ],
+        input=json.dumps(given),
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    made = [one for one in yaml.safe_load_all(text) if one]
+    for process in ("service", "gateway", "console", "relay"):
+        [data] = [
+            one["data"]
+            for one in made
+            if one["kind"] == "ConfigMap" and one["metadata"]["name"] == f"x-{process}"
+        ]
+        assert data["OTEL_EXPORTER_OTLP_ENDPOINT"] == endpoint
+        assert data["OTEL_TRACES_SAMPLER"] == "always_on"
+    limited = [
+        one["spec"]["egress"]
+        for one in made
+        if one["kind"] == "NetworkPolicy" and "Egress" in one["spec"]["policyTypes"]
+    ]
+    assert len(limited) == 2, "of the gateway and of the console"
+    for egress in limited:
+        assert {"ports": [{"port": 4317, "protocol": "TCP"}], "to": [collector]} in egress
 
 
 def test_the_chart_has_the_rules_of_prometheus() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 import pytest
 from grpc import aio
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2
 
 from marketplace.payments.v1 import payments_pb2, payments_pb2_grpc
@@ -24,7 +24,7 @@ from payment_service.rpc.access import AccessControl
 from payment_service.rpc.admission import Admission, CallClass, ClassLimit
 from payment_service.rpc.call_context import CALLER, Context
 from payment_service.rpc.interceptor import CallInterceptor
-from payment_service.server import OPTIONS, _add_reflection, _until_end
+from payment_service.server import OPTIONS, _add_reflection, _Health, _until_end
 from tests.support.errors import Refused
 from tests.support.identity import NOBODY, BelievingAuthenticator, Metadata, as_caller
 from tests.support.world import until
@@ -61,7 +61,7 @@ async def serving(
     )
     server = aio.server(interceptors=[interceptor], options=OPTIONS)
     payments_pb2_grpc.add_PaymentServiceServicer_to_server(echo(), server)
-    servicer = health.aio.HealthServicer()
+    servicer = _Health()
     await servicer.set("", health_pb2.HealthCheckResponse.SERVING)
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
     _add_reflection(server)
@@ -97,6 +97,14 @@ async def test_probes_need_no_credentials() -> None:
         assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
         watch.cancel()
         assert ("/grpc.health.v1.Health/Check", "OK") in counted
+
+
+async def test_a_service_that_health_does_not_know_is_counted_as_not_found() -> None:
+    async with serving(*SERVICES) as (channel, counted):
+        stub: Any = health_pb2_grpc.HealthStub(channel)
+        refused = await refusal_of(stub.Check(health_pb2.HealthCheckRequest(service="unknown")))
+        assert refused.code == "NOT_FOUND"
+        assert counted == [("/grpc.health.v1.Health/Check", "NOT_FOUND")]
 
 
 async def test_strangers_watch_health_from_a_bounded_number_of_places() -> None:

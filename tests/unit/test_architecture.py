@@ -374,6 +374,18 @@ def test_only_the_stripe_adapter_imports_stripe() -> None:
     assert "payment_service.adapters.stripe.views" not in importers, "conversion needs only types"
 
 
+def test_only_the_client_reads_the_details_of_an_error() -> None:
+    """The service writes them. Whoever calls it asks `refusal_of`, so that all read the same."""
+    importers = {
+        found.importer
+        for found in all_imports()
+        if within(found.imported, {"google.rpc", "grpc_status"})
+    }
+    assert "marketplace.payments.errors" in importers
+    others = {one for one in importers if not within(one, {"payment_service.rpc"})}
+    assert others == {"marketplace.payments.errors"}
+
+
 def test_long_files_have_a_reason() -> None:
     lengths = {str(p.relative_to(ROOT)): len(p.read_text().splitlines()) for _, p in sources()}
     long = {path: length for path, length in lengths.items() if length > LINES_MAX}

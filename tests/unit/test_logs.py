@@ -15,6 +15,7 @@ import structlog
 from console.logs import ALLOWED_FIELDS as CONSOLE_FIELDS
 from gateway.logs import ALLOWED_FIELDS as GATEWAY_FIELDS
 from gateway.logs import keep_allowed as keep_allowed_of_gateway
+from payment_service.config.settings import Settings
 from payment_service.logs import ALLOWED_FIELDS, configure_logs, keep_allowed
 
 ROOT: Final = Path(__file__).resolve().parents[2]
@@ -105,6 +106,12 @@ def test_what_is_not_on_the_list_is_masked() -> None:
 )
 def test_a_private_value_is_masked_in_any_field(value: object) -> None:
     assert keep_allowed(None, "info", {"event": "e", "why": value})["why"] == "***"
+
+
+@pytest.mark.parametrize("name", sorted(Settings.model_fields))
+def test_the_name_of_a_setting_is_no_secret(name: str) -> None:
+    why = f"no real card is charged; set {name.upper()} to change it"
+    assert keep_allowed(None, "warning", {"event": "e", "why": why})["why"] == why
 
 
 def test_an_exception_is_its_type() -> None:

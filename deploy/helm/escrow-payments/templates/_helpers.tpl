@@ -58,13 +58,21 @@ topologySpreadConstraints:
       matchLabels: {{- include "escrow.selector" . | nindent 8 }}
 {{- end }}
 
-{{- /* To the service and to DNS, and nowhere else. */ -}}
+{{- /* To the service, to DNS and to the collector of traces if there is one, and nowhere else. */ -}}
 {{- define "escrow.egress" -}}
 - ports: [{port: 50051, protocol: TCP}]
   to:
     - podSelector:
         matchLabels: {{- include "escrow.selector" (dict "root" . "component" "service") | nindent 10 }}
 - ports: [{port: 53, protocol: UDP}, {port: 53, protocol: TCP}]
+{{- with .Values.environment.OTEL_EXPORTER_OTLP_ENDPOINT }}
+{{- /* An empty list would let them reach everybody. */}}
+{{- if not $.Values.networkPolicy.collector }}
+{{- fail "networkPolicy.collector: where the collector of traces is, as peers of a NetworkPolicy" }}
+{{- end }}
+- ports: [{port: {{ regexFind "[0-9]+$" (urlParse .).host | default "443" }}, protocol: TCP}]
+  to: {{- toYaml $.Values.networkPolicy.collector | nindent 4 }}
+{{- end }}
 {{- end }}
 
 {{- /* Every variable of the service that is not a secret. */ -}}
@@ -164,11 +172,11 @@ CORE_TLS_KEY_FILE: /run/secrets/core-tls/tls.key
   emptyDir: {medium: Memory, sizeLimit: 16Mi}
 {{- end }}
 
-{{- /* The variables of values.yaml whose names begin with the prefix, and those of the log. */ -}}
+{{- /* The variables of values.yaml whose names begin with the prefix, and those that all processes get. */ -}}
 {{- define "escrow.further" -}}
 {{- $prefix := .prefix -}}
 {{- range $name, $value := .root.Values.environment }}
-{{- if or (hasPrefix $prefix $name) (hasPrefix "LOG_" $name) }}
+{{- if or (hasPrefix $prefix $name) (hasPrefix "LOG_" $name) (hasPrefix "OTEL_" $name) }}
 {{ $name }}: {{ $value | quote }}
 {{- end }}
 {{- end }}
