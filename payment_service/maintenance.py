@@ -20,6 +20,12 @@ class CannotRun(Exception):
     """The command, or the service, cannot run here. The text says why."""
 
 
+def sentence_of(fault: Refusal) -> str:
+    """Returns a refusal's sentence, for a command: it has no key with which to ask again."""
+    fact, advice, _ = fault.sentence.partition("; ask again")
+    return f"{fact}; run the command again later" if advice else fault.sentence
+
+
 async def adopt_account(settings: Settings, account_id: str) -> str:
     """Binds the books to the account of the secret key. Returns the one that they were of before.
 
@@ -43,8 +49,10 @@ async def wired_app(settings: Settings) -> AsyncIterator[App]:
     wired = wire(settings)
     try:
         yield wired.app
-    except (WrongAccount, Refusal) as fault:
+    except WrongAccount as fault:
         raise CannotRun(str(fault)) from None
+    except Refusal as fault:
+        raise CannotRun(sentence_of(fault)) from None
     finally:
         await wired.stripe.close()
         await asyncio.get_running_loop().run_in_executor(None, wired.database.close)

@@ -27,7 +27,7 @@ from payment_service.domain.heads import (
     record_from_line,
 )
 from payment_service.domain.ports.database import Database
-from payment_service.maintenance import CannotRun
+from payment_service.maintenance import CannotRun, sentence_of
 
 _EVENT: Final = "e "
 _RECORD: Final = "r "
@@ -166,6 +166,6 @@ async def _database(settings: Settings) -> AsyncIterator[Database]:
     try:
         yield database
     except Refusal as fault:
-        raise CannotRun(str(fault)) from None
+        raise CannotRun(sentence_of(fault)) from None
     finally:
         await asyncio.get_running_loop().run_in_executor(None, database.close)

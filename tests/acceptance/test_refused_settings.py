@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -112,6 +113,29 @@ def test_wrong_environment(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("case", ["no database", "a live key to another server"])
 def test_wrong_environment_of_a_process(case: str) -> None:
     refuses(*REFUSED[case])
+
+
+@pytest.mark.parametrize(
+    "command", [["explain", "pay_1"], ["report", "--month", "2026-11"], ["export-heads", "--out"]]
+)
+def test_a_command_without_its_database_may_be_run_again(
+    command: list[str], tmp_path: Path
+) -> None:
+    """A caller asks again with its key. A command has none."""
+    if command[-1] == "--out":
+        command = [*command, str(tmp_path / "heads")]
+    done = subprocess.run(
+        [sys.executable, "-m", "payment_service", *command],
+        env=alone(TEST),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
+    )
+    assert done.returncode != 0
+    assert "the database is away or busy; run the command again later" in done.stderr
+    assert "key" not in done.stderr
+    assert SECRET not in done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("name", ["GRPC_PORT", "METRICS_PORT"])

@@ -129,8 +129,15 @@ def test_the_chart_names_what_is_missing(helm: str, given: str, refusal: str) ->
     assert refusal in done.stderr
 
 
-def test_every_process_reaches_the_collector_of_traces(helm: str) -> None:
-    endpoint = "http://collector.tracing:4317/"
+@pytest.mark.parametrize(
+    ("endpoint", "port"),
+    [
+        ("http://collector.tracing:4317/", 4317),
+        ("https://[fd00::5]:4317", 4317),
+        ("https://10.0.0.5", 443),  # gRPC's own, where none is given
+    ],
+)
+def test_every_process_reaches_the_collector_of_traces(helm: str, endpoint: str, port: int) -> None:
     collector = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "tracing"}}}
     given = {
         "environment": {
@@ -167,7 +174,7 @@ def test_every_process_reaches_the_collector_of_traces(helm: str) -> None:
     ]
     assert len(limited) == 2, "of the gateway and of the console"
     for egress in limited:
-        assert {"ports": [{"port": 4317, "protocol": "TCP"}], "to": [collector]} in egress
+        assert {"ports": [{"port": port, "protocol": "TCP"}], "to": [collector]} in egress
 
 
 def test_the_chart_has_the_rules_of_prometheus() -> None:

@@ -70,7 +70,7 @@ topologySpreadConstraints:
 {{- if not $.Values.networkPolicy.collector }}
 {{- fail "networkPolicy.collector: where the collector of traces is, as peers of a NetworkPolicy" }}
 {{- end }}
-- ports: [{port: {{ regexFind "[0-9]+$" (urlParse .).host | default "443" }}, protocol: TCP}]
+- ports: [{port: {{ regexFind ":[0-9]+$" (urlParse .).host | trimPrefix ":" | default "443" }}, protocol: TCP}]
   to: {{- toYaml $.Values.networkPolicy.collector | nindent 4 }}
 {{- end }}
 {{- end }}
