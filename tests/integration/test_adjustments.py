@@ -128,9 +128,9 @@ async def test_two_people_correct_the_books_of_a_payment(world: World) -> None:
     assert trail.chain_intact
     assert event.texts["reason"] == "what the bank has confirmed"
     assert approved.transaction_id == f"{payment.payment_id}:{event.sequence}"
+    await world.settle_down()  # The new debt is collected meanwhile.
     await run(world)
     assert await open_kinds(world) == []
-    await world.settle_down()  # The new debt is collected meanwhile.
     await check_books(world)
 
 

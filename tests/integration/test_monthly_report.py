@@ -15,7 +15,7 @@ from marketplace.payments.v1 import operations_pb2, report_pb2
 from payment_service.adapters.postgres.months import OPEN_SINCE
 from payment_service.application.jobs.close_months import close_months, close_next_month
 from tests.support.errors import refusal
-from tests.support.steps.debts import POOR
+from tests.support.steps.debts import POOR, collected_in_vain
 from tests.support.steps.disputes import LOST, contest, decide, dispute_where
 from tests.support.steps.operators import write_off
 from tests.support.steps.payments import PLATFORM
@@ -230,7 +230,7 @@ async def test_a_debt_that_is_written_off_is_a_loss(world: World) -> None:
     payment = await world.captured(amount=10_000)
     await world.stripe.fault("/reversals$", "status", times=None, status=400)
     await world.refund(payment.payment_id)
-    await world.settle_down()
+    await collected_in_vain(world)
     assert figures(await in_currency(world))["experts_debt"] == 9_000
     await write_off(world, payment, 4_000)
     found = figures(await in_currency(world))

@@ -34,3 +34,13 @@ async def until_reversed(world: World, *amounts: int) -> None:
 
 async def debt_of(world: World, expert_id: str) -> int:
     return balance(world, f"expert_debt:{expert_id}")
+
+
+async def collected_in_vain(world: World) -> None:
+    """Waits until the job has tried to collect, and pauses. Meanwhile it reserves the debt."""
+
+    async def pauses() -> bool:
+        return bool(world.sql("SELECT 1 FROM debt_checks WHERE pause > interval '0'"))
+
+    await until(pauses, "a check of the debt that found nothing to take")
+    await world.settle_down()
