@@ -68,6 +68,7 @@ class Convergence(Bank):
             lab.sweep()
         if self.is_poor or self.is_restricted or self._disputed():
             self._settle(waiting=True)
+            self._take_effects()
             for payment_id, truth in self.truths.items():
                 self._check_waiting(payment_id, truth)
                 self._check_dispute(payment_id, truth, None)
@@ -254,7 +255,7 @@ class Convergence(Bank):
         [(why,)] = lab.sql(
             "SELECT last_error FROM operations WHERE operation_id = %s", operation_id
         )
-        if why.startswith("recovered beside it"):
+        if "recovered beside it" in why:
             self._abandon(operation_id)
             return
         try:
