@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from dev.postgres import EmbeddedPostgres
+from marketplace.payments.v1 import payments_pb2
 from payment_service.application.jobs.collect_debts import COLLECTION, collect_from
+from payment_service.application.recover_after_restore import Recovered, recover_after_restore
 from payment_service.application.sync.payment import sync_payment
 from payment_service.domain.errors import Refusal
 from tests.integration.conftest import StartWorld
@@ -24,6 +27,7 @@ from tests.support.steps.debts import (
     until_reversed,
 )
 from tests.support.steps.disputes import contest, decide
+from tests.support.steps.operators import abandon
 from tests.support.steps.payments import PLATFORM
 from tests.support.world import CAPTURED, REFUNDED, Payment, World, until
 
@@ -188,4 +192,41 @@ async def test_a_collection_is_recovered_after_all_that_led_to_it(
     assert await reversals(world) == [9_000]
     assert await debt_of(world, held.expert_id) == 0
     assert not await world.discrepancies()
+    await check_books(world)
+
+
+async def test_what_a_recovered_refund_takes_back_waits_if_it_was_kept_back(
+    start_world: StartWorld, postgres: EmbeddedPostgres
+) -> None:
+    """The refund waited for funds, and a later capture of another payment has paid for it."""
+    world = await start_world(policy=SOON, **POOR)
+    await keep_at_stripe(world)
+    await world.stripe.control("POST", "/settings", {"refund_on_low_balance": "refused"})
+    paid = await world.captured(await world.expert(), 10_000)
+    held = await world.escrowed(paid.expert_id, 10_000)
+    backup = await back_up(postgres, world)
+    since = datetime.now(UTC) - timedelta(hours=1)
+    assert world.service is not None
+    answer = await world.refund(paid.payment_id, 2_500)
+    assert answer.waiting_for == payments_pb2.WAITING_FOR_PROCESSOR
+    assert (await world.capture(held.payment_id)).state == CAPTURED
+    await top_up(world, 20_000)
+    world.service.start_loops()
+    await world.settle_down()
+    assert await debt_of(world, paid.expert_id) == 0
+    assert await reversals(world) == []
+    await backup.restore(world)
+    assert [line async for line in recover_after_restore(world.service.app, since, Recovered())]
+    world.service.start_loops()
+    await world.settle_down()
+    # The expert has paid for the refund already: nothing more is taken before an operator decides.
+    assert await reversals(world) == []
+    [(operation_id, why)] = world.sql(
+        "SELECT operation_id, last_error FROM operations WHERE state = 'PARKED'"
+    )
+    assert why == "not at Stripe; recovered beside it: of 2250 the expert owes 0"
+    await abandon(world, operation_id)
+    await world.settle_down()
+    assert await debt_of(world, paid.expert_id) == 0
+    assert await reversals(world) == []
     await check_books(world)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from marketplace.payments.v1 import operations_pb2, payments_pb2
+from tests.support.books import check_books
 from tests.support.errors import refusal
 from tests.support.requests import refund_request
 from tests.support.steps.disputes import disputed
 from tests.support.steps.operators import owed_after_a_bounce
 from tests.support.steps.payments import waiting_capture
-from tests.support.world import CAPTURED, World, until
+from tests.support.world import CANCELED, CAPTURED, CAPTURING, World, until
 
 Operations = list[operations_pb2.Operation]
 PARKED = operations_pb2.OPERATION_STATE_PARKED
@@ -49,6 +50,27 @@ async def test_a_capture_that_waits_for_the_expert(world: World) -> None:
     )
     [settled] = [one for one in done if one.operation_id == operation.operation_id]
     assert settled.waiting_for == payments_pb2.WAITING_FOR_UNSPECIFIED
+
+
+async def test_a_waiting_capture_whose_hold_is_cancelled_at_the_dashboard(world: World) -> None:
+    """It was acknowledged, and can never be made: the payment must say so, and wait for nobody."""
+    expert = await world.expert()
+    held = await world.escrowed(expert)
+    account = world.account_of(expert)
+    await world.stripe.control("POST", f"/accounts/{account}/restrict")
+    payment = await world.capture(held.payment_id)
+    assert (payment.state, payment.waiting_for) == (CAPTURING, payments_pb2.WAITING_FOR_EXPERT)
+    await world.stripe.api("POST", f"/payment_intents/{held.payment_intent_id}/cancel")
+    ended = await world.in_state(held.payment_id, CANCELED)
+    assert ended.waiting_for == payments_pb2.WAITING_FOR_UNSPECIFIED
+    assert not ended.operation_id
+    assert (ended.held_amount.minor_units, ended.captured_amount.minor_units) == (0, 0)
+    await world.stripe.control("POST", f"/accounts/{account}/restore")
+    [operation] = await operations_of(
+        world, held.payment_id, state=operations_pb2.OPERATION_STATE_REFUSED
+    )
+    assert operation.kind == operations_pb2.OPERATION_KIND_CAPTURE
+    await check_books(world)
 
 
 async def test_a_client_who_must_be_paid_again(world: World) -> None:

@@ -171,6 +171,8 @@ class Asked:
     body: bytes = b""
     #: It was promised, but Stripe does it later: the platform or the expert's account is not able.
     promised: bool = False
+    #: It was promised at one time, whether or not Stripe has done it since.
+    waited: bool = False
 
     @property
     def is_info(self) -> bool:

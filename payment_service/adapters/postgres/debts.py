@@ -120,6 +120,19 @@ class DebtWrites(TransactionStatements):
         """
         return self._free_debt(expert_id, currency, "").of_expert
 
+    def booked_debt(self, expert_id: str, currency: str) -> int:
+        """Returns what the postings say is owed, with what open operations are taking back.
+
+        Negative if more was kept back than the books have recorded as debt so far.
+        """
+        row = self._one(
+            "SELECT coalesce(sum(minor_units), 0) AS debt FROM postings "
+            "WHERE account = :account AND currency = :currency",
+            account=expert_debt(expert_id),
+            currency=currency,
+        )
+        return int(row["debt"])
+
     def collectible_debt(self, expert_id: str, currency: str, payment_id: str) -> int:
         """Returns what may be taken of :meth:`expert_debt` out of this payment's transfers.
 

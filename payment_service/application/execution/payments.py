@@ -61,6 +61,7 @@ from payment_service.domain.snapshot import (
     Reversal,
     Transfer,
 )
+from payment_service.domain.sync.superseded import RECOVERED_BESIDE
 
 Made: TypeAlias = PaymentSnapshot | Refund | Reversal | Transfer | EmptyTransfer
 
@@ -170,6 +171,8 @@ class PaymentStrategy:
         frozen = applied.payment is not None and applied.payment.frozen is not Freeze.NONE
         disputed = operation.verify_only or (operation.waits_for_freeze and frozen)
         why = "the payment is disputed" if disputed else applied.blocked_by
+        if not why and operation.kind is OperationKind.REVERSE_TRANSFER:
+            why = await app.database.transact(why_not_reversed, operation)
         if why:
             # An operator resumes it as it is, or abandons it.
             how = park(app.policy, operation, not_sent_because(why))
@@ -228,6 +231,22 @@ def is_unopposed(tx: Transaction, operation: Operation) -> bool:
     payment = tx.lock_payment(operation.payment_id)
     frozen = payment is not None and payment.frozen is not Freeze.NONE
     return not (operation.waits_for_freeze and frozen) and not tx.out_of_band_since(operation)
+
+
+def why_not_reversed(tx: Transaction, operation: Operation) -> str:
+    """Returns why a reversal would take back more than the expert owes, or "" if it would not.
+
+    What a reversal takes back is on the books as debt before it is sent. It can be less only in a
+    restored database: the lost reversal was not sent, and a later capture or collection that was
+    recovered has taken the debt.
+    """
+    payment = tx.lock_payment(operation.payment_id)
+    if payment is None:
+        return ""
+    owed = tx.booked_debt(payment.expert_id, payment.currency)
+    if owed >= operation.minor_units:
+        return ""
+    return f"{RECOVERED_BESIDE}: of {operation.minor_units} the expert owes {max(owed, 0)}"
 
 
 async def find_created_intent(app: App, operation: Operation, cause: Cause) -> SyncResult:

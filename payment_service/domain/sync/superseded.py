@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Final
 
 from payment_service.domain import transitions
 from payment_service.domain.discrepancies import DiscrepancyKind
@@ -18,6 +19,9 @@ from payment_service.domain.operations import Operation, OperationKind, Operatio
 from payment_service.domain.payment import Failure, Payment, State, WaitingFor
 from payment_service.domain.snapshot import PaymentSnapshot, Refund
 from payment_service.domain.sync.changes import ChangeSet, Discrepancy, SyncContext
+
+#: Why a reversal is parked whose amount the expert may have paid in another way.
+RECOVERED_BESIDE: Final = "recovered beside it"
 
 
 def out_of_band_movements(context: SyncContext) -> tuple[str, ...]:
@@ -83,7 +87,7 @@ def check_recovered(changes: ChangeSet, context: SyncContext) -> None:
     A restored database does not know whether the collection has paid for the very same.
     """
     if context.recovered:
-        _park_next(changes, context, f"recovered beside it: {', '.join(context.recovered)}")
+        _park_next(changes, context, f"{RECOVERED_BESIDE}: {', '.join(context.recovered)}")
 
 
 def _park_next(changes: ChangeSet, context: SyncContext, why: str) -> None:

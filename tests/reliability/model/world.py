@@ -77,6 +77,7 @@ class World(RuleBasedStateMachine):
         if reply.told != AGAIN:
             asked.told, asked.body = reply.told, reply.body
             asked.promised = asked.promised or self._only_promised(asked)
+            asked.waited = asked.waited or asked.promised
         self._take_effects()
         return reply
 
