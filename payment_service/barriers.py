@@ -18,6 +18,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +27,7 @@ from typing import Any, cast
 from payment_service.domain.ports.stripe import StripePort
 
 _ACTIONS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}
+_MOMENT_SECONDS = 0.05
 
 
 @dataclass(slots=True)
@@ -72,6 +74,8 @@ class Barriers:
             if self.file is not None:
                 self.file.unlink(missing_ok=True)
             os.kill(os.getpid(), _ACTIONS[action])
+            # The signal ends or stops the process a moment later. Nothing may happen before.
+            time.sleep(_MOMENT_SECONDS)
 
     def _read_order(self) -> None:
         if self.file is None:

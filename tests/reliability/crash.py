@@ -247,10 +247,6 @@ class Run:
                 caller.cancel()
             self.system.disarm()
             self.system.victim.resume()
-        if self.relay.is_armed:
-            self.relay.disarm()
-            # A process that stops itself may send a COMMIT that was on its way.
-            raise NotReachedError
         return seconds
 
     async def _begun_again(self) -> None:
@@ -292,7 +288,11 @@ class Run:
         assert _comparable(again, subject) == _comparable(reply, subject), "another answer"
         outcome = await self.outcome(world, subject, reply, last)
         assert outcome == expected, f"ended as {outcome}, undisturbed as {expected}"
+        was_missed = self.relay.is_armed  # No COMMIT came: the transaction was rolled back.
+        self.relay.disarm()
         await self.clean_up(world, subject)
+        if was_missed:
+            raise NotReachedError
         return seconds
 
     async def answer(self, world: World, subject: Subject) -> Reply:
