@@ -190,8 +190,11 @@ class Asked:
 
 
 def capture_answer(view: View, truth: Truth, part: int | None, final: bool) -> str:
-    """Returns the answer of a capture if nothing fails on the way."""
-    if view.busy:
+    """Returns the answer of a capture if nothing fails on the way.
+
+    A payment whose intent is still being created can be captured neither now nor right after that.
+    """
+    if view.busy and view.state not in ("PENDING", "FAILED"):
         return AGAIN
     if view.state != "IN_ESCROW":
         return "WRONG_STATE"
