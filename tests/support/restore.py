@@ -12,6 +12,8 @@ from psycopg2 import sql
 from dev.postgres import EmbeddedPostgres
 from tests.support.world import World
 
+_TRIES = 5
+
 
 @dataclass(frozen=True)
 class Backup:
@@ -38,12 +40,11 @@ class Backup:
 
 
 async def back_up(postgres: EmbeddedPostgres, world: World, *, loops: bool = False) -> Backup:
-    """Copies the world's database, which needs a moment without sessions."""
+    """Copies the world's database."""
     assert world.service is not None
     await world.service.stop()
     world.close()
     database, name = world.database_url.rpartition("/")[2], f"backup_{secrets.token_hex(4)}"
-    _end_sessions(postgres, database)
     _copy(postgres, database, name)
     await world.service.start(loops=loops)
     await world.channel.channel_ready()
@@ -51,7 +52,13 @@ async def back_up(postgres: EmbeddedPostgres, world: World, *, loops: bool = Fal
 
 
 def _copy(postgres: EmbeddedPostgres, source: str, target: str) -> None:
-    postgres.create_database(target, template=source)
+    """Copies a database, which needs a moment without sessions; one that is ended can be slow."""
+    for _ in range(_TRIES):
+        _end_sessions(postgres, source)
+        with contextlib.suppress(psycopg2.errors.ObjectInUse):
+            postgres.create_database(target, template=source)
+            return
+    raise AssertionError(f"{source} is never without sessions")
 
 
 def _end_sessions(postgres: EmbeddedPostgres, database: str) -> None:
