@@ -132,10 +132,8 @@ class Parent:
     def _hear(self, post: Post) -> None:
         if post.tie is not None and post.tie.heard():
             post.heard = time.monotonic()
-        elif post.tie is not None:  # It is ending; the kernel says soon how.
-            self._selector.unregister(post.tie)
-            post.tie.close()
-            post.tie = None
+        else:  # It is ending; the kernel says soon how.
+            self._let_go(post)
 
     def _reap(self) -> None:
         while True:
