@@ -26,8 +26,7 @@ def text(shown: Json, name: str) -> str:
 
 def text_or_empty(shown: Json | None, name: str) -> str:
     """Returns a text, or "" where there is none."""
-    value = None if shown is None else shown.get(name)
-    return "" if value is None else _checked_text(shown, name, value)
+    return "" if shown is None or shown.get(name) is None else text(shown, name)
 
 
 def number(shown: Json, name: str) -> int:
@@ -113,10 +112,6 @@ def _listed(shown: Json | None, name: str) -> list[Any]:
     if value is None:
         return []
     return value if isinstance(value, list) else _unreadable(shown, name, "list")
-
-
-def _checked_text(shown: Json | None, name: str, value: object) -> str:
-    return value if isinstance(value, str) else _unreadable(shown, name, "text")
 
 
 def _unreadable(shown: Json | None, name: str, kind: str) -> NoReturn:
