@@ -54,10 +54,14 @@ _LOCK_EXPERT: Final = "SELECT FROM experts WHERE expert_id = :id FOR UPDATE"
 _IS_OPEN: Final = "operations.state IN ({})".format(
     ", ".join(f"'{state}'" for state in sorted(OPEN_STATES))
 )
+#: What the postings say is owed.
+_BOOKED: Final = (
+    "(SELECT coalesce(sum(minor_units), 0) FROM postings "
+    "WHERE account = :account AND currency = :currency)"
+)
 #: What the expert owes, and the reversals that may be taking some of it back.
 _DEBT: Final = (
-    "(SELECT coalesce(sum(minor_units), 0) FROM postings "
-    "WHERE account = :account AND currency = :currency) "
+    f"{_BOOKED} "
     "- (SELECT coalesce(sum(debt_offset), 0) FROM payments "
     "WHERE expert_id = :id AND currency = :currency AND debt_offset > 0) "
     "- (SELECT coalesce(sum(minor_units), 0) FROM operations "
@@ -125,12 +129,7 @@ class DebtWrites(TransactionStatements):
 
         Negative if more was kept back than the books have recorded as debt so far.
         """
-        row = self._one(
-            "SELECT coalesce(sum(minor_units), 0) AS debt FROM postings "
-            "WHERE account = :account AND currency = :currency",
-            account=expert_debt(expert_id),
-            currency=currency,
-        )
+        row = self._one(f"SELECT {_BOOKED} AS debt", **_debt_values(expert_id, currency))
         return int(row["debt"])
 
     def collectible_debt(self, expert_id: str, currency: str, payment_id: str) -> int:
