@@ -124,10 +124,8 @@ class SqlDatabase:
         the pool is full or the database is unavailable. After a lost COMMIT the outcome is
         unknown; only a repeated request with the same key finds out.
         """
-        if self.is_superseded:
-            raise database_unavailable()
         work = partial(self._run_phase, lambda tx: phase(tx, *args, **kwargs), phase.__name__)
-        return await self._admitted(self._write_places, self._writers, work)
+        return await self._written(work)
 
     async def write(
         self, phase: Callable[Concatenate[SqlTransaction, P], T], *args: P.args, **kwargs: P.kwargs
@@ -137,15 +135,8 @@ class SqlDatabase:
         It must be harmless to run it twice: it is run again on a new connection if the first one
         was dead, and PostgreSQL may have done it before the connection died.
         """
-        if self.is_superseded:
-            raise database_unavailable()
-        work = partial(
-            self._run_phase,
-            lambda tx: phase(tx, *args, **kwargs),
-            phase.__name__,
-            is_one_round_trip=True,
-        )
-        return await self._admitted(self._write_places, self._writers, work)
+        work = partial(self._run_phase, lambda tx: phase(tx, *args, **kwargs), phase.__name__)
+        return await self._written(partial(work, is_one_round_trip=True))
 
     async def read(
         self, query: Callable[Concatenate[SqlReader, P], T], *args: P.args, **kwargs: P.kwargs
@@ -162,6 +153,11 @@ class SqlDatabase:
             self._run_query, lambda reader: reader.at_once(partial(query, reader, *args, **kwargs))
         )
         return await self._admitted(self._read_places, self._readers, work)
+
+    async def _written(self, work: Callable[[], T]) -> T:
+        if self.is_superseded:
+            raise database_unavailable()
+        return await self._admitted(self._write_places, self._writers, work)
 
     async def _admitted(self, places: Places, pool: ThreadPoolExecutor, work: Callable[[], T]) -> T:
         try:
@@ -215,7 +211,7 @@ class SqlDatabase:
             try:
                 if not is_one_round_trip:
                     self._on_phase(name, "uncommitted")
-                tx.commit()
+                    tx.commit()
                 tx.connection.prepare()
             except BaseException:
                 self._give_back(tx.connection)
