@@ -6,9 +6,9 @@ pages run on the event loop that serves calls: a loop that is stuck does not ans
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry, generate_latest
@@ -22,17 +22,25 @@ LIVE_PATH: Final = "/live"
 READY_PATH: Final = "/ready"
 
 
+Page: TypeAlias = Callable[[web.Request], Awaitable[web.Response]]
+
+
+def runner_of(*, metrics: Page, live: Page, ready: Page) -> web.AppRunner:
+    """Returns what serves the three pages."""
+    app = web.Application()
+    app.router.add_get(METRICS_PATH, metrics)
+    app.router.add_get(LIVE_PATH, live)
+    app.router.add_get(READY_PATH, ready)
+    return web.AppRunner(app, access_log=None, shutdown_timeout=1)
+
+
 class MetricsSite:
     """The three pages. ``is_ready`` says whether this replica accepts new calls."""
 
     def __init__(self, registry: CollectorRegistry, is_ready: Callable[[], bool]) -> None:
         self._registry = registry
         self._is_ready = is_ready
-        app = web.Application()
-        app.router.add_get(METRICS_PATH, self._metrics)
-        app.router.add_get(LIVE_PATH, self._live)
-        app.router.add_get(READY_PATH, self._ready)
-        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1)
+        self._runner = runner_of(metrics=self._metrics, live=self._live, ready=self._ready)
 
     async def start(self, host: str, port: int) -> None:
         """Listens. Raises OSError if the port is taken."""

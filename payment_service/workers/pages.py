@@ -22,7 +22,7 @@ from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
 
 from payment_service.config import Settings
-from payment_service.metrics_site import LIVE_PATH, METRICS_PATH, READY_PATH
+from payment_service.metrics_site import METRICS_PATH, READY_PATH, runner_of
 from payment_service.server import CannotListen
 from payment_service.workers.worker import Tie
 
@@ -40,11 +40,7 @@ class WorkerPages:
         self._sockets = sockets
         self._sessions: dict[int, aiohttp.ClientSession] = {}
         self._parent_beat = time.monotonic()
-        app = web.Application()
-        app.router.add_get(METRICS_PATH, self._metrics)
-        app.router.add_get(LIVE_PATH, self._live)
-        app.router.add_get(READY_PATH, self._ready)
-        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1)
+        self._runner = runner_of(metrics=self._metrics, live=self._live, ready=self._ready)
 
     async def start(self, host: str, port: int) -> None:
         """Listens. Raises OSError if the port is taken."""
