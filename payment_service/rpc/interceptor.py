@@ -11,6 +11,7 @@ import asyncio
 import inspect
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from types import TracebackType
@@ -112,8 +113,19 @@ class CallInterceptor(aio.ServerInterceptor):
         one = _Method(method, handler, tracer, self, self._access.is_public(method))
         return _Doors(one.serving(), one.refusing())
 
-    async def admit(self, method: str, call_class: CallClass, context: Context) -> Place | None:
-        """Lets the call in, and returns its place if it needs one."""
+    @asynccontextmanager
+    async def admitted(
+        self, method: str, call_class: CallClass, context: Context
+    ) -> AsyncIterator[None]:
+        """Lets the call in. It has its place, if it needs one, until the block ends."""
+        place = await self._place(method, call_class, context)
+        try:
+            yield
+        finally:
+            if place is not None:
+                place.leave()
+
+    async def _place(self, method: str, call_class: CallClass, context: Context) -> Place | None:
         await self._access.admit_by_connection(method, context)
         caller = CALLER.get(None)
         if caller is not None:  # Health answers anybody, so nobody is known there.
@@ -183,21 +195,19 @@ class _Method:
     def _span(self, arrival: _Arrival) -> Any:
         return self.tracer.serve(self._span_name, self._facts, arrival.traceparent)
 
+    def _admitted(self, context: Context) -> AbstractAsyncContextManager[None]:
+        return self._door.admitted(self.name, self._call_class, context)
+
     def _answer(self, inner: Any) -> Any:
         serialize = self._handler.response_serializer
 
         async def answer(given: Any, context: Context) -> bytes:
             arrival = _ARRIVAL.get()
             with self._span(arrival) as span:
-                async with _Guard(self, arrival, context, span):
-                    place = await self._door.admit(self.name, self._call_class, context)
-                    try:
-                        request = await self._request(given, context)
-                        note_call(span, _bind_payment(request))
-                        return _bytes(await inner(request, context), serialize)
-                    finally:
-                        if place is not None:
-                            place.leave()
+                async with _Guard(self, arrival, context, span), self._admitted(context):
+                    request = await self._request(given, context)
+                    note_call(span, _bind_payment(request))
+                    return _bytes(await inner(request, context), serialize)
             raise AssertionError("abort raises")
 
         return answer
@@ -206,23 +216,13 @@ class _Method:
         """A stream has no span of its own: it may last for days."""
 
         async def generate(given: Any, context: Context) -> AsyncIterator[Any]:
-            async with _Guard(self, _ARRIVAL.get(), context):
-                place = await self._door.admit(self.name, self._call_class, context)
-                try:
-                    async for response in inner(await self._request(given, context), context):
-                        yield response
-                finally:
-                    if place is not None:
-                        place.leave()
+            async with _Guard(self, _ARRIVAL.get(), context), self._admitted(context):
+                async for response in inner(await self._request(given, context), context):
+                    yield response
 
         async def write(given: Any, context: Context) -> None:
-            async with _Guard(self, _ARRIVAL.get(), context):
-                place = await self._door.admit(self.name, self._call_class, context)
-                try:
-                    await inner(await self._request(given, context), context)
-                finally:
-                    if place is not None:
-                        place.leave()
+            async with _Guard(self, _ARRIVAL.get(), context), self._admitted(context):
+                await inner(await self._request(given, context), context)
 
         return generate if inspect.isasyncgenfunction(inner) else write
 
