@@ -213,7 +213,7 @@ MUTANTS = (
             Edit(
                 f"{_POSTGRES}/operations.py",
                 '"WHERE operation_id = :id AND lease_token = :token "\n'
-                "            \"AND state IN ('STARTED', 'UNKNOWN', 'PARKED')\"",
+                '            f"AND state IN {OPEN}"',
                 "\"WHERE operation_id = :id AND :token <> ''\"",
             ),
         ),
@@ -443,8 +443,8 @@ MUTANTS = (
         (
             Edit(
                 f"{_POSTGRES}/debts.py",
-                "f\"WHERE kind = 'collect_debt' AND {_IS_OPEN} \"",
-                "f\"WHERE kind = 'nothing' AND {_IS_OPEN} \"",
+                "f\"WHERE kind = 'collect_debt' AND operations.state IN {OPEN} \"",
+                "f\"WHERE kind = 'nothing' AND operations.state IN {OPEN} \"",
             ),
         ),
         "test_a_debt_is_collected_or_kept_back_and_not_both",

@@ -13,12 +13,16 @@ from datetime import timedelta
 from typing import Any, Final
 
 from payment_service.adapters.postgres import rows
-from payment_service.adapters.postgres.statements import Row, Statements, TransactionStatements
+from payment_service.adapters.postgres.statements import (
+    OPEN,
+    Row,
+    Statements,
+    TransactionStatements,
+)
 from payment_service.domain.discrepancies import DiscrepancyKind
 from payment_service.domain.experts import Expert
 from payment_service.domain.ledger import expert_debt, expert_funds
 from payment_service.domain.operation_payloads import ReversalPayload, payload_from_json
-from payment_service.domain.operations import OPEN_STATES
 from payment_service.domain.ports.records import DebtCheck
 from payment_service.domain.state_machine import EventKind
 
@@ -50,10 +54,6 @@ _LEFT_TO_OPERATORS: Final = {
 
 
 _LOCK_EXPERT: Final = "SELECT FROM experts WHERE expert_id = :id FOR UPDATE"
-#: Written out, so that PostgreSQL finds these operations in the indexes of open ones.
-_IS_OPEN: Final = "operations.state IN ({})".format(
-    ", ".join(f"'{state}'" for state in sorted(OPEN_STATES))
-)
 #: What the postings say is owed.
 _BOOKED: Final = (
     "(SELECT coalesce(sum(minor_units), 0) FROM postings "
@@ -65,11 +65,11 @@ _DEBT: Final = (
     "- (SELECT coalesce(sum(debt_offset), 0) FROM payments "
     "WHERE expert_id = :id AND currency = :currency AND debt_offset > 0) "
     "- (SELECT coalesce(sum(minor_units), 0) FROM operations "
-    f"WHERE kind = 'collect_debt' AND {_IS_OPEN} "
+    f"WHERE kind = 'collect_debt' AND operations.state IN {OPEN} "
     "AND operations.expert_id = :id AND payload ->> 'currency' = :currency) AS debt, "
     "(SELECT coalesce(jsonb_agg(jsonb_build_array(payment_id, minor_units, payload)), '[]') "
     "FROM operations JOIN payments USING (payment_id) "
-    f"WHERE kind = 'reverse_transfer' AND {_IS_OPEN} "
+    f"WHERE kind = 'reverse_transfer' AND operations.state IN {OPEN} "
     "AND payments.expert_id = :id AND currency = :currency) AS reversals"
 )
 #: What a payment has left as debt and no open collection takes back.
@@ -77,7 +77,7 @@ _LEFT_BY_PAYMENT: Final = (
     "(SELECT coalesce(sum(minor_units), 0) FROM postings "
     "WHERE account = :account AND currency = :currency AND payment_id = :payment_id) "
     "- (SELECT coalesce(sum(minor_units), 0) FROM operations "
-    f"WHERE operations.expert_id = :id AND kind = 'collect_debt' AND {_IS_OPEN} "
+    f"WHERE operations.expert_id = :id AND kind = 'collect_debt' AND operations.state IN {OPEN} "
     "AND payload ->> 'payment_id' = :payment_id) AS left_by_payment"
 )
 
@@ -180,7 +180,7 @@ class DebtWrites(TransactionStatements):
         """Returns whether the expert's debt is being collected. Requires the expert's lock."""
         found = self._maybe(
             "SELECT FROM operations WHERE expert_id = :id AND kind = 'collect_debt' "
-            f"AND {_IS_OPEN}",
+            f"AND operations.state IN {OPEN}",
             id=expert_id,
         )
         return found is not None

@@ -9,15 +9,13 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Final
 
-from payment_service.adapters.postgres.statements import TransactionStatements
+from payment_service.adapters.postgres.statements import OPEN, TransactionStatements
 from payment_service.domain.ledger import expert_debt
 from payment_service.domain.money import Money
-from payment_service.domain.operations import OPEN_STATES
 from payment_service.domain.ports.records import Cause, UserKind
 from payment_service.domain.texts import ERASED
 
 _COLUMN_OF: Final = {UserKind.CLIENT: "client_id", UserKind.EXPERT: "expert_id"}
-_OPEN: Final = [state.value for state in OPEN_STATES]
 #: Of an adjustment that is decided or expired; the hash of the reason stays.
 _ERASE_ADJUSTMENTS: Final = (
     "UPDATE adjustments SET reason = :erased, reason_salt = '', decide_reason = "
@@ -38,10 +36,9 @@ class ErasureWrites(TransactionStatements):
             "SELECT operations.operation_id FROM operations LEFT JOIN disputes USING (dispute_id) "
             "LEFT JOIN payments ON payments.payment_id = "
             "coalesce(operations.payment_id, disputes.payment_id) "
-            f"WHERE operations.state = ANY(:open) AND (payments.{column} = :user_id "
+            f"WHERE operations.state IN {OPEN} AND (payments.{column} = :user_id "
             "OR (:is_expert AND operations.expert_id = :user_id)) "
             "ORDER BY 1 LIMIT :limit",
-            open=_OPEN,
             user_id=user_id,
             is_expert=kind is UserKind.EXPERT,
             limit=_NAMED,
@@ -116,9 +113,8 @@ class ErasureWrites(TransactionStatements):
         self._do(
             "UPDATE operations SET last_error = :erased WHERE (payment_id = ANY(:ids) "
             "OR dispute_id IN (SELECT dispute_id FROM disputes WHERE payment_id = ANY(:ids))) "
-            "AND state <> ALL(:open) AND last_error NOT IN ('', :erased)",
+            f"AND state NOT IN {OPEN} AND last_error NOT IN ('', :erased)",
             ids=ids,
-            open=_OPEN,
             erased=ERASED,
         )
         self._do(
@@ -145,9 +141,8 @@ class ErasureWrites(TransactionStatements):
         )
         self._do(
             "UPDATE operations SET last_error = :erased WHERE expert_id = :id "
-            "AND state <> ALL(:open) AND last_error NOT IN ('', :erased)",
+            f"AND state NOT IN {OPEN} AND last_error NOT IN ('', :erased)",
             id=expert_id,
-            open=_OPEN,
             erased=ERASED,
         )
         self._do(f"{_ERASE_ADJUSTMENTS} AND expert_id = :id", id=expert_id, erased=ERASED)

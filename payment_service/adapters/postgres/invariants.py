@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from payment_service.adapters.postgres.statements import OPEN
 from payment_service.domain.discrepancies import DiscrepancyKind
 
 #: The balance of a payment on one ledger account is as expected from the payment's row.
@@ -102,7 +103,7 @@ _INVARIANTS: Final[dict[DiscrepancyKind, str]] = {
     ),
     DiscrepancyKind.PAYMENT_NAMES_ITS_OPEN_OPERATION: (
         "SELECT p.payment_id FROM payments p LEFT JOIN operations o "
-        "ON o.payment_id = p.payment_id AND o.state IN ('STARTED', 'UNKNOWN', 'PARKED') "
+        f"ON o.payment_id = p.payment_id AND o.state IN {OPEN} "
         "WHERE {scope} AND coalesce(o.operation_id, '') <> p.operation_id LIMIT 100"
     ),
     DiscrepancyKind.CLIENT_PAYABLE_HAS_OPEN_REPAYMENT: (

@@ -15,7 +15,12 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 
 from payment_service.adapters.postgres import rows
-from payment_service.adapters.postgres.statements import Row, Statements, TransactionStatements
+from payment_service.adapters.postgres.statements import (
+    OPEN,
+    Row,
+    Statements,
+    TransactionStatements,
+)
 from payment_service.domain.operation_payloads import OperationPayload, payload_to_json
 from payment_service.domain.operations import Operation, OperationKind, OperationState
 from payment_service.domain.payment import WaitingReason
@@ -104,7 +109,7 @@ class OperationWrites(TransactionStatements):
         """Makes an open operation what Stripe has executed under its id."""
         self._write_operation(
             "UPDATE operations SET kind = :kind, minor_units = :minor_units, payload = :payload "
-            "WHERE operation_id = :id AND state IN ('STARTED', 'UNKNOWN', 'PARKED')",
+            f"WHERE operation_id = :id AND state IN {OPEN}",
             id=operation_id,
             kind=kind.value,
             minor_units=minor_units,
@@ -237,7 +242,7 @@ class OperationWrites(TransactionStatements):
         self._later(
             "UPDATE operations SET state = :state, last_error = :last_error, settle_time = now(), "
             "lease_until = NULL, next_try_time = NULL WHERE operation_id = :id "
-            "AND state IN ('STARTED', 'UNKNOWN', 'PARKED')",
+            f"AND state IN {OPEN}",
             id=operation_id,
             state=state.value,
             last_error=last_error,
@@ -270,7 +275,7 @@ class OperationWrites(TransactionStatements):
             "tries = CASE WHEN :restart THEN least(tries, 1) ELSE tries END, "
             "attempt_time = CASE WHEN :more > 0 THEN now() ELSE attempt_time END "
             "WHERE operation_id = :id AND lease_token = :token "
-            "AND state IN ('STARTED', 'UNKNOWN', 'PARKED')",
+            f"AND state IN {OPEN}",
             id=operation.operation_id,
             token=operation.lease_token,
             state=state.value,
@@ -314,7 +319,7 @@ class OperationReads(Statements):
 
         With a payment it has only that payment's operations and those of its disputes.
         """
-        which = "state = :state" if state else "state IN ('STARTED', 'UNKNOWN', 'PARKED')"
+        which = "state = :state" if state else f"state IN {OPEN}"
         which += f" AND {_OF_PAYMENT}" if payment_id else ""
         found = self._page(
             f"SELECT *, {_WAITING_REASON} AS waiting_reason FROM operations WHERE {which}",

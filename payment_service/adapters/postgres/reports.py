@@ -8,7 +8,7 @@ from typing import Final
 
 from payment_service.adapters.postgres.invariants import INVARIANTS
 from payment_service.adapters.postgres.rows import payment_of, schedule_of, stored_posting_of
-from payment_service.adapters.postgres.statements import Row, Statements
+from payment_service.adapters.postgres.statements import OPEN, Row, Statements
 from payment_service.domain.discrepancies import DiscrepancyKind
 from payment_service.domain.ledger import Posting
 from payment_service.domain.ports.records import (
@@ -145,7 +145,7 @@ class ReportReads(Statements):
             "AND payments.payment_id = operations.payment_id) THEN 'PENDING_FUNDS' ELSE state END "
             "AS state, count(*) AS count, "
             "extract(epoch FROM now() - min(create_time))::float AS oldest FROM operations "
-            "WHERE state IN ('STARTED', 'UNKNOWN', 'PARKED') GROUP BY 2 UNION ALL "
+            f"WHERE state IN {OPEN} GROUP BY 2 UNION ALL "
             "SELECT 'webhook_event', state, count(*), "
             "extract(epoch FROM now() - min(receive_time))::float FROM webhook_events "
             "WHERE state IN ('WAITING', 'PARKED') GROUP BY state UNION ALL "

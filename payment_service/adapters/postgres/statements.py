@@ -13,11 +13,14 @@ from psycopg2.extensions import TRANSACTION_STATUS_INERROR
 from payment_service.adapters.postgres.clock import own_clock
 from payment_service.adapters.postgres.connections import Connection
 from payment_service.domain.ids import derived_id
-from payment_service.domain.operations import Operation
+from payment_service.domain.operations import OPEN_STATES, Operation
 
 #: The payments that a user is a party to; '' stands for everybody's.
 PARTY: Final = "(:of_user = '' OR client_id = :of_user OR expert_id = :of_user)"
 
+#: The states of an open operation, written out: PostgreSQL plans a prepared statement without its
+#: values, and would not find these operations in the indexes of open ones.
+OPEN: Final = "({})".format(", ".join(f"'{state}'" for state in sorted(OPEN_STATES)))
 #: One row, by the names of its columns.
 Row: TypeAlias = Mapping[str, Any]
 

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Final
 
 from payment_service.adapters.postgres import rows, texts
-from payment_service.adapters.postgres.statements import Statements
+from payment_service.adapters.postgres.statements import OPEN, Statements
 from payment_service.domain.audit_trail import cause_in
 from payment_service.domain.disputes import Dispute
 from payment_service.domain.ledger import expert_debt as expert_debt_account
@@ -205,7 +205,7 @@ class StoryReads(Statements):
     def _open_operations(self, payment_id: str) -> Sequence[Operation]:
         found = self._all(
             f"SELECT * FROM operations WHERE {_OF_PAYMENT} "
-            "AND state IN ('STARTED', 'UNKNOWN', 'PARKED') ORDER BY create_time LIMIT :limit",
+            f"AND state IN {OPEN} ORDER BY create_time LIMIT :limit",
             id=payment_id,
             limit=MOST_ROWS,
         )
