@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import pytest
 
 from tests.console.conftest import NewOperator
+from tests.support.chromium import needs_chromium, open_chromium
 from tests.support.issuer import Signer
 from tests.support.steps.dashboard import bounce
 from tests.support.steps.operators import parked
@@ -26,14 +26,10 @@ webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not in
 support_ui = pytest.importorskip("selenium.webdriver.support.ui")
 exceptions = pytest.importorskip("selenium.common.exceptions")
 
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),
     pytest.mark.slow,
-    pytest.mark.skipif(
-        CHROMIUM is None or DRIVER is None,
-        reason="no browser: apt-get install chromium chromium-driver",
-    ),
+    needs_chromium,
 ]
 
 #: The least contrast of text that people can read (WCAG AA).
@@ -140,16 +136,9 @@ def new_browser(console_url: str) -> Iterator[Callable[[], Browser]]:
     with contextlib.ExitStack() as stack:
 
         def start() -> Browser:
-            options = webdriver.ChromeOptions()
-            options.binary_location = str(CHROMIUM)
-            for argument in (
-                *("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"),
-                *("--hide-scrollbars", "--no-proxy-server", "--force-device-scale-factor=1"),
-            ):
-                options.add_argument(argument)
-            options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-            service = webdriver.ChromeService(executable_path=str(DRIVER))
-            driver = webdriver.Chrome(options=options, service=service)
+            driver = open_chromium(
+                "--hide-scrollbars", "--no-proxy-server", "--force-device-scale-factor=1"
+            )
             stack.callback(driver.quit)
             return Browser(driver, console_url)
 

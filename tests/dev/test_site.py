@@ -16,6 +16,7 @@ from dev import site as site_module
 from dev.install import ROOT
 from dev.site import SiteError, build, gather
 from dev.site_check import Page, faults
+from tests.support.chromium import open_chromium
 
 # A build takes some seconds of CPU, which can be minutes beside other work.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -128,21 +129,7 @@ def test_a_page_without_a_place_is_named(tmp_path: Path, monkeypatch: pytest.Mon
 
 @pytest.fixture
 def chromium() -> Iterator[Any]:
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-    program, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if program is None or driver is None:
-        pytest.skip("no browser: apt-get install chromium chromium-driver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = program
-    for word in (
-        "--headless=new",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-dev-shm-usage",
-        "--window-size=1280,900",
-    ):
-        options.add_argument(word)
-    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    browser = open_chromium("--window-size=1280,900")
     yield browser
     browser.quit()
 

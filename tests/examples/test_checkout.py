@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -15,19 +14,16 @@ from marketplace.payments.v1 import payments_pb2
 from tests.acceptance.browser import look, post
 from tests.acceptance.conftest import new_name
 from tests.examples.conftest import Program, Town
+from tests.support.chromium import needs_chromium, open_chromium
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
 support_ui = pytest.importorskip("selenium.webdriver.support.ui")
 exceptions = pytest.importorskip("selenium.common.exceptions")
 
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(600),
-    pytest.mark.skipif(
-        CHROMIUM is None or DRIVER is None,
-        reason="no browser: apt-get install chromium chromium-driver",
-    ),
+    needs_chromium,
 ]
 VISA, DECLINED, SECURE = "4242424242424242", "4000000000000002", "4000002760003184"
 PAID = "Paid. Your money is held until the gig is done."
@@ -102,16 +98,9 @@ def server(town: Town, expert: str, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture(scope="module")
 def driver() -> Iterator[Any]:
-    options = webdriver.ChromeOptions()
-    options.binary_location = str(CHROMIUM)
-    for argument in (
-        *("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"),
-        *("--no-proxy-server", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"),
-    ):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    service = webdriver.ChromeService(executable_path=str(DRIVER))
-    opened = webdriver.Chrome(options=options, service=service)
+    opened = open_chromium(
+        "--no-proxy-server", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
+    )
     try:
         yield opened
     finally:
