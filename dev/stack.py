@@ -28,6 +28,7 @@ from dev.ports import first_free_port
 from dev.postgres import EmbeddedPostgres
 from dev.processes import Leftovers
 from dev.programs import PostgresError
+from dev.registered_events import REGISTERED_EVENTS
 from dev.settings import (
     SECRETS,
     SIMULATOR_PUBLISHABLE_KEY,
@@ -237,6 +238,7 @@ class Stack:
             "STRIPE_SIMULATOR_PUBLISHABLE_KEY": SIMULATOR_PUBLISHABLE_KEY,
             "STRIPE_SIMULATOR_WEBHOOKS": f"platform={webhooks},{platform} "
             f"connect={webhooks}/connect,{connect}",
+            "STRIPE_SIMULATOR_WEBHOOK_EVENTS": ",".join(REGISTERED_EVENTS),
             # The service and the simulator must agree on the platform.
             "STRIPE_SIMULATOR_COUNTRY": inherited["PLATFORM_COUNTRY"],
             "STRIPE_SIMULATOR_SETTLEMENT_CURRENCIES": inherited["PLATFORM_SETTLEMENT_CURRENCIES"],

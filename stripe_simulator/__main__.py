@@ -87,6 +87,12 @@ def parse(arguments: list[str]) -> Config:
         default=environment.get("STRIPE_SIMULATOR_PLATFORM_ACCOUNT", "acct_1SimulatorPlatform"),
     )
     add(
+        "--webhook-events",
+        default=environment.get("STRIPE_SIMULATOR_WEBHOOK_EVENTS", "*"),
+        metavar="TYPE,TYPE",
+        help="the events that the endpoints get; `*`, the default, is all",
+    )
+    add(
         "--public-url",
         default=environment.get("STRIPE_SIMULATOR_PUBLIC_URL") or None,
         help="what links to the hosted pages begin with, when it is not the address listened on",
@@ -117,6 +123,7 @@ def parse(arguments: list[str]) -> Config:
         platform_account=given.platform_account,
         public_url=given.public_url.rstrip("/") if given.public_url else None,
         platform_funds=given.platform_funds,
+        webhook_events=given.webhook_events,
     )
 
 

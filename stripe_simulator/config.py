@@ -38,6 +38,7 @@ class Config:
     country: str = "US"
     settlement_currencies: tuple[str, ...] = ("usd", "eur", "gbp", "jpy")
     platform_account: str = "acct_1SimulatorPlatform"
+    webhook_events: str = "*"
     public_url: str | None = None
     # What a new platform has of its own in each settlement currency, in minor units.
     platform_funds: int = 0
@@ -105,8 +106,8 @@ class Settings:
     # accounts of v2 (`by_api`), only one form, both, or none. What a platform gets is observed to
     # differ, so nothing should rest on one of them.
     account_event_form: str = "by_api"
-    # What the platform has set up in its dashboard: the events of its endpoints (separated by
-    # commas), and whether those are enabled.
+    # What the platform has set up in its dashboard: the events that its endpoints get (separated by
+    # commas, `*` is all), and whether the endpoints are enabled.
     webhook_events: str = "*"
     webhook_status: str = "enabled"
     # How long a request waits for an object that another request holds before 429 lock_timeout.

@@ -56,7 +56,8 @@ def emit(
 
 def add_deliveries(simulation: Simulation, kind: str, event: Row) -> Row:
     """Store an event with a delivery for each endpoint that it concerns."""
-    wanted = [target for target in targets(simulation) if target.scope == event["_scope"]]
+    scope = event["_scope"] if _is_wanted(simulation, event["type"]) else ""
+    wanted = [target for target in targets(simulation) if target.scope == scope]
     event["_pending"] = len(wanted)
     event["_delivered"] = not wanted
     event = simulation.store.insert(kind, event)
@@ -66,6 +67,13 @@ def add_deliveries(simulation: Simulation, kind: str, event: Row) -> Row:
     if simulation.store.count(kind) > simulation.settings.keep_events:
         _forget_oldest(simulation, kind)
     return event
+
+
+def _is_wanted(simulation: Simulation, type_: str) -> bool:
+    """Stripe sends the events that an endpoint is registered for. Its list has all of them."""
+    settings = simulation.settings
+    chosen = settings.webhook_events.split(",")
+    return settings.webhook_status == "enabled" and ("*" in chosen or type_ in chosen)
 
 
 def kind_of(event_id: str) -> str:

@@ -23,7 +23,7 @@ _CREATED = 1_790_000_000
 
 
 def webhook_endpoints(call: Call) -> list[Row]:
-    """GET /v1/webhook_endpoints. Every endpoint gets every event, at the pinned version."""
+    """GET /v1/webhook_endpoints. All get the same events, at the pinned version."""
     simulation = call.simulation
     return [
         {

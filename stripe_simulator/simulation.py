@@ -32,12 +32,16 @@ class Cause:
     idempotency_key: str | None = None
 
 
+def _settings(config: Config) -> Settings:
+    return Settings(latency_ms=config.latency_ms, webhook_events=config.webhook_events)
+
+
 class Simulation:
     def __init__(self, config: Config) -> None:
         self.config = config
         self.store = Store(config.state)
         self.clock = Clock()
-        self.settings = Settings(latency_ms=config.latency_ms)
+        self.settings = _settings(config)
         self.base_url = config.public_url or ""
         self.cause = Cause()
         # Deliveries that the present change caused; given to `dispatch` once it is committed.
@@ -78,6 +82,8 @@ class Simulation:
             self.settings = Settings(**settings["settings"])
             if self.config.latency_ms:
                 self.settings.latency_ms = self.config.latency_ms
+            if self.config.webhook_events != Config.webhook_events:
+                self.settings.webhook_events = self.config.webhook_events
         boot = self.store.get("meta", "boot")
         self.boot = (boot["boot"] if boot else 0) + 1
         self.store.put("meta", "boot", boot=self.boot)
@@ -104,7 +110,7 @@ class Simulation:
         self.store.clear()
         self.ids = Ids(seed)
         self.clock = Clock()
-        self.settings = Settings(latency_ms=self.config.latency_ms)
+        self.settings = _settings(self.config)
         self.new_deliveries.clear()
         self._save_ids()
         self.store.put("meta", "boot", boot=self.boot)

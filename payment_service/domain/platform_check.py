@@ -245,7 +245,15 @@ def _endpoint(
             f"its version is {endpoint.api_version or 'the default of the account'}",
             f"register it with {needs.api_version}; only ids are read from events",
         )
-    return Finding(subject, Verdict.OK, f"{endpoint.api_version}, all events")
+    return Finding(subject, Verdict.OK, f"{endpoint.api_version}, {_more_than(endpoint, events)}")
+
+
+def _more_than(endpoint: Endpoint, events: frozenset[str]) -> str:
+    """Says whether Stripe also sends events that cost without telling anything new."""
+    if "*" in endpoint.events:
+        return "all events; the ones that are acted upon would do"
+    more = len(set(endpoint.events) - events)
+    return "the events that are acted upon" + (f", and {more} others" if more else "")
 
 
 def _thin_endpoint(facts: PlatformFacts, needs: Needs) -> Finding:

@@ -54,7 +54,7 @@ async def test_the_story_of_a_capture_and_a_refund(shared: World) -> None:
     assert names(found, CALL) == ["InitiatePayment", "CapturePayment", "RefundPayment"]
     assert names(found, REQUEST) == ["create_intent", "capture", "refund", "reverse_transfer"]
     assert sorted(names(found, OUTCOME)) == sorted(names(found, REQUEST))
-    assert "charge.refunded" in names(found, WEBHOOK)
+    assert "refund.created" in names(found, WEBHOOK)
     assert names(found, EVENT) == [
         kind
         for (kind,) in shared.sql(

@@ -47,6 +47,27 @@ async def test_signed_for_both_endpoints(hooked: World, receiver: Receiver) -> N
             stripe.Webhook.construct_event(body, signature, "whsec_other")
 
 
+async def test_an_endpoint_gets_what_it_is_registered_for(
+    hooked: World, receiver: Receiver
+) -> None:
+    chosen = "payment_intent.succeeded,payout.paid,transfer.created"
+    await hooked.control("POST", "/settings", {"webhook_events": chosen})
+    await hooked.destination_charge(await hooked.expert())
+    await settle(hooked)
+    assert receiver.types("platform") == ["transfer.created", "payment_intent.succeeded"]
+    assert receiver.types("connect") == []
+    # Stripe's list has all of them, and none of them waits for an endpoint.
+    listed = await hooked.client.v1.events.list_async(params={"types": ["charge.captured"]})
+    assert [event.pending_webhooks for event in listed.data] == [0]
+
+
+async def test_a_disabled_endpoint_gets_nothing(hooked: World, receiver: Receiver) -> None:
+    await hooked.control("POST", "/settings", {"webhook_status": "disabled"})
+    await hooked.intent()
+    await settle(hooked)
+    assert receiver.types("platform") == []
+
+
 async def test_retried_until_accepted(hooked: World, receiver: Receiver) -> None:
     receiver.statuses = [500, 404, 302]
     await hooked.control(
