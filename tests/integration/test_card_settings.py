@@ -55,7 +55,7 @@ async def test_its_event_does_not_bring_it_back(start_world: StartWorld) -> None
     assert (await refusal(world.payments.InitiatePayment(request))).reason == "OUTCOME_UNKNOWN"
     [effect] = await world.stripe.effects("intent_created")
     intent: Any = await world.stripe.api("GET", f"/payment_intents/{effect['object']}")
-    event = new_event("payment_intent.requires_action", intent)
+    event = new_event("payment_intent.payment_failed", intent)
     await world.webhooks.IngestEvent(ingestion(event))
     assert world.service is not None
     await apply_waiting(world.service.app)

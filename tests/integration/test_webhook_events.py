@@ -164,7 +164,7 @@ async def test_an_event_that_comes_before_we_know_the_intent(start_world: StartW
     """The event brings what Stripe's answer would have brought."""
     world = await start_world(loops=False)
     request, intent, payment_id = await _lose_intent(world)
-    event = new_event("payment_intent.requires_action", await _intent(world, intent))
+    event = new_event("payment_intent.payment_failed", await _intent(world, intent))
     await world.webhooks.IngestEvent(ingestion(event))
     assert world.service is not None
     await apply_waiting(world.service.app)
@@ -205,7 +205,7 @@ async def test_an_event_whose_look_at_a_new_intent_is_overtaken_is_not_over(
     """What Stripe showed is older than the books then, and nothing of it is applied."""
     world = await start_world(loops=False)
     _, intent, payment_id = await _lose_intent(world)
-    event = new_event("payment_intent.requires_action", await _intent(world, intent))
+    event = new_event("payment_intent.payment_failed", await _intent(world, intent))
     await world.webhooks.IngestEvent(ingestion(event))
     assert world.service is not None
     app = world.service.app
@@ -223,7 +223,7 @@ async def test_nobody_is_told_that_a_closed_event_is_parked(start_world: StartWo
     """It is closed with its snapshot. What follows from that may fail, and recovery repeats it."""
     world = await start_world(loops=False)
     _, intent, _ = await _lose_intent(world)
-    event = new_event("payment_intent.requires_action", await _intent(world, intent))
+    event = new_event("payment_intent.payment_failed", await _intent(world, intent))
     await world.webhooks.IngestEvent(ingestion(event))
     assert world.service is not None
     app = world.service.app

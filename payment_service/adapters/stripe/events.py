@@ -11,12 +11,21 @@ import structlog
 from payment_service.adapters.stripe.client import StripeResource
 from payment_service.adapters.stripe.fields import Json, flag, items, text
 from payment_service.domain.ports.records import WebhookEvent
-from payment_service.domain.webhook_event import MalformedEvent, envelope_of
+from payment_service.domain.webhook_event import (
+    ACCOUNT_EVENTS,
+    PAYMENT_EVENTS,
+    PAYOUT_EVENTS,
+    MalformedEvent,
+    envelope_of,
+)
 
 log = structlog.get_logger(__name__)
 
 #: Ten pages for one call, well within Stripe's limit of reads.
 _EVENTS_AT_ONCE: Final = 1000
+#: Stripe lists only these, at most twenty types.
+_OF_PLATFORM: Final = sorted(PAYMENT_EVENTS)
+_OF_ACCOUNTS: Final = sorted(ACCOUNT_EVENTS | PAYOUT_EVENTS)
 
 
 class Events(StripeResource):
@@ -25,10 +34,11 @@ class Events(StripeResource):
     async def events(
         self, stripe_account_id: str, after_event_id: str, since: datetime
     ) -> Sequence[WebhookEvent] | None:
-        """Returns the events after a known one, oldest first. Without one, those since a time.
+        """Returns the events that are acted upon, after a known one, oldest first.
 
-        After a known event at most a thousand are returned; the next call continues from the last
-        of them. Returns None if the account has revoked our access.
+        Without a known one they are those since a time. After a known event at most a thousand are
+        returned; the next call continues from the last of them.
+        Returns None if the account has revoked our access.
         """
         listed = await self._unless_revoked(self._listed(stripe_account_id, after_event_id, since))
         if listed is None:
@@ -64,7 +74,9 @@ class Events(StripeResource):
         return await self._calls.read(lambda: self._events_read(stripe_account_id, **params))
 
     async def _events_read(self, stripe_account_id: str, **params: object) -> Json:
-        return await self._get("/v1/events", {"limit": 100, **params}, stripe_account_id)
+        types = _OF_ACCOUNTS if stripe_account_id else _OF_PLATFORM
+        asked = {"limit": 100, "types": types, **params}
+        return await self._get("/v1/events", asked, stripe_account_id)
 
 
 def _envelope_of_listed(stripe_account_id: str, event: Json) -> WebhookEvent | None:

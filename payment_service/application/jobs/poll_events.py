@@ -80,12 +80,8 @@ def lease_cursors(tx: Transaction, policy: Policy) -> Sequence[EventCursor]:
 def store_polled(
     tx: Transaction, policy: Policy, cursor: EventCursor, events: Sequence[WebhookEvent]
 ) -> StoredEvents:
-    """Stores the events that no webhook brought and moves the cursor.
-
-    Stripe's list has events of all types. Those that are not acted upon are left out.
-    """
-    acted_upon = [event for event in events if event.state == "WAITING"]
-    stored = store_events(tx, policy, acted_upon) if acted_upon else StoredEvents()
+    """Stores the events that no webhook brought and moves the cursor."""
+    stored = store_events(tx, policy, events) if events else StoredEvents()
     settled = [event for event in events if event.create_time <= tx.now - _SETTLING]
     if settled:
         tx.advance_event_cursor(cursor.scope, settled[-1].create_time, settled[-1].event_id)
