@@ -67,17 +67,19 @@ RETURNING payment_polls.payment_id, stale
 """
 
 
-#: Whether the list of events was not read for ``late``, or shows what came so late and is not
-#: applied yet. What merely waits in a long queue came in time.
-_CATCHES_UP: Final = (
-    "(EXISTS (SELECT FROM event_cursors WHERE scope = 'platform' AND seen_until < now() - :late) "
-    "OR EXISTS (SELECT FROM webhook_events WHERE state = 'WAITING' AND attempts <= :most "
-    "AND receive_time > create_time + :late))"
+_NOT_READ: Final = (
+    "EXISTS (SELECT FROM event_cursors WHERE scope = 'platform' AND seen_until < now() - :late)"
 )
-#: The same, or an event is not applied yet whose request Stripe has forgotten by now.
+#: What merely waits in a long queue came in time.
+_CAME_LATE: Final = "attempts <= :most AND receive_time > create_time + :late"
+#: Whether the list of events was not read for ``late``, or an event that came so late waits.
+_CATCHES_UP: Final = (
+    f"({_NOT_READ} OR EXISTS (SELECT FROM webhook_events WHERE state = 'WAITING' AND {_CAME_LATE}))"
+)
+#: The same, or an event waits whose request Stripe has forgotten by now.
 BEHIND_STRIPE: Final = (
-    f"({_CATCHES_UP} OR EXISTS (SELECT FROM webhook_events WHERE state = 'WAITING' "
-    "AND create_time < now() - :forgotten))"
+    f"({_NOT_READ} OR EXISTS (SELECT FROM webhook_events WHERE state = 'WAITING' "
+    f"AND (create_time < now() - :forgotten OR {_CAME_LATE})))"
 )
 _CATCHES_UP_VALUES: Final[Mapping[str, Any]] = {
     # Three rounds of the poll, and time for the read itself.
