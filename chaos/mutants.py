@@ -34,6 +34,8 @@ _TARGETS = (
     "tests/chaos/test_money_targets.py",
     "tests/integration/test_races.py",
     "tests/integration/test_debts_of_payments.py",
+    "tests/integration/test_restored_debts.py",
+    "tests/integration/test_served_too_early.py",
 )
 
 #: What a run of the chaos says when a check found something.
@@ -488,6 +490,28 @@ MUTANTS = (
             ),
         ),
         "test_what_a_reversal_takes_back_is_not_collected_as_well",
+    ),
+    Mutant(
+        "paid debt reversed after a restore",
+        (
+            Edit(
+                "payment_service/application/operations/taking_back.py",
+                "    if owed >= minor_units:\n",
+                "    if owed >= 0 or minor_units:\n",
+            ),
+        ),
+        "test_what_a_recovered_refund_takes_back_waits_if_it_was_kept_back",
+    ),
+    Mutant(
+        "reversal sent by old books",
+        (
+            Edit(
+                f"{_POSTGRES}/polling.py",
+                'return bool(row["catches_up"])',
+                'return bool(row["catches_up"]) and False',
+            ),
+        ),
+        "test_a_replica_that_serves_too_early_takes_nothing_back_that_was_kept_back",
     ),
     Mutant(
         "no collection",

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
 from marketplace.payments.v1 import experts_pb2
+from payment_service.application.jobs.poll_events import store_polled
 from payment_service.application.jobs.poll_stale_payments import poll_stale_payments
+from payment_service.domain.ports.records import EventCursor, WebhookEvent
 from tests.integration.conftest import StartWorld
 from tests.support.errors import refusal
 from tests.support.kinds import kind_of
@@ -118,6 +123,74 @@ async def test_with_stripe_unavailable_money_calls_fail_fast_and_store_no_key(wo
     for payment in (caught, other):
         effects = await world.stripe.effects("captured", payment.payment_intent_id)
         assert len(effects) == 1
+
+
+async def test_a_quiet_platform_is_not_behind_stripe(start_world: StartWorld) -> None:
+    """A list that shows nothing new says as much as an event: the books know all until now."""
+    world = await start_world(policy=FAST_POLL)
+    await world.captured()
+    await world.settle_down()
+    assert world.service is not None
+    app = world.service.app
+    assert not await app.database.transact(lambda tx: tx.catches_up())
+    world.sql("UPDATE event_cursors SET seen_until = now() - interval '2 minutes'")
+
+    async def caught_up() -> bool:
+        return not await app.database.transact(lambda tx: tx.catches_up())
+
+    await until(caught_up, "a list without anything new")
+
+
+async def test_a_list_whose_events_are_all_known_says_that_the_books_are_not_old(
+    start_world: StartWorld,
+) -> None:
+    """Under load a read shows the oldest events only, and the webhooks have brought them."""
+    world = await start_world(loops=False)
+    assert world.service is not None
+    app = world.service.app
+    await world.initiate(await world.expert())
+    await world.stripe.control("POST", "/webhooks/settle", {"seconds": 10})
+    long_ago = datetime.now(UTC) - timedelta(minutes=2)
+    listed = await app.stripe.events("", "", long_ago)
+    assert listed
+    # As if all of them were old enough, and more of them to come.
+    events = [replace(one, create_time=long_ago) for one in listed]
+
+    async def is_old_after(events: list[WebhookEvent]) -> bool:
+        world.sql("UPDATE event_cursors SET seen_until = now() - interval '2 minutes'")
+        [cursor] = world.sql("SELECT seen_until, now() FROM event_cursors WHERE scope = 'platform'")
+        read = EventCursor("platform", cursor[0], "", cursor[1])
+        await app.database.transact(store_polled, app.policy, read, events)
+        return await app.database.transact(lambda tx: tx.catches_up())
+
+    assert not await is_old_after(events)
+    assert await is_old_after([*events, replace(events[0], event_id="evt_lost")])
+
+
+async def test_an_event_that_comes_late_makes_the_books_old_until_it_is_applied(
+    start_world: StartWorld,
+) -> None:
+    """A long queue alone does not: its events came in time. Nor does one that always fails."""
+    world = await start_world(loops=False)
+    assert world.service is not None
+    app = world.service.app
+    await world.initiate(await world.expert())
+    await world.stripe.control("POST", "/webhooks/settle", {"seconds": 10})
+
+    async def is_old(late: str, attempts: int) -> bool:
+        world.sql(
+            "UPDATE webhook_events SET state = 'WAITING', attempts = %s, "
+            "receive_time = create_time + %s::interval",
+            attempts,
+            late,
+        )
+        return await app.database.transact(lambda tx: tx.catches_up())
+
+    assert world.sql("SELECT count(*) FROM webhook_events")[0][0]
+    assert await is_old("2 minutes", 0)
+    assert await is_old("2 minutes", 3)
+    assert not await is_old("2 minutes", 4)
+    assert not await is_old("10 seconds", 0)
 
 
 async def test_a_list_longer_than_a_page_is_read_to_its_end(start_world: StartWorld) -> None:

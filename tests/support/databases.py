@@ -40,6 +40,9 @@ SELECT md5(string_agg(line, E'\n' ORDER BY line)) FROM (
 ) AS parts (line)
 """
 
+#: The migrations began to read Stripe's events when the template was made.
+_SEEN_UNTIL_NOW = "UPDATE event_cursors SET seen_until = now()"
+
 
 class Databases:
     """The databases of one server. Not for several threads at once."""
@@ -81,7 +84,10 @@ class Databases:
             with contextlib.suppress(psycopg2.Error):
                 self._server.drop_database(name)
         name = f"test_{next(self._numbers)}"
-        return self._server.create_database(name, template=self._template)
+        url = self._server.create_database(name, template=self._template)
+        with self._session(name) as cursor:
+            cursor.execute(_SEEN_UNTIL_NOW)
+        return url
 
     def give_back(self, url: str) -> None:
         """Ends the sessions that are still open; this database is not used any more."""
@@ -103,6 +109,7 @@ class Databases:
                     values = sql.SQL(", ").join(sql.Placeholder() for _ in rows[0])
                     insert = sql.SQL("INSERT INTO {} OVERRIDING SYSTEM VALUE VALUES ({})")
                     cursor.executemany(insert.format(sql.Identifier(table), values), rows)
+                cursor.execute(_SEEN_UNTIL_NOW)
         except psycopg2.Error:
             return False
         return True

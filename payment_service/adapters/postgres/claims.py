@@ -8,10 +8,9 @@ from collections.abc import Mapping
 from typing import Final
 
 from payment_service.adapters.postgres import rows
-from payment_service.adapters.postgres.polling import BEHIND_STRIPE
+from payment_service.adapters.postgres.polling import BEHIND_STRIPE, BEHIND_STRIPE_VALUES
 from payment_service.adapters.postgres.statements import Statements, TransactionStatements
 from payment_service.domain.errors import answer_not_kept, key_reused
-from payment_service.domain.operations import RESEND_LIMIT
 from payment_service.domain.ports.records import Answer, Cause, Claim
 
 _ANSWER: Final = (
@@ -57,14 +56,14 @@ class ClaimWrites(TransactionStatements):
             f"{BEHIND_STRIPE} AS is_behind",
             claim_id=claim_id,
             operation_id=operation_id,
-            limit=RESEND_LIMIT,
+            **BEHIND_STRIPE_VALUES,
             fields=json.dumps(digests),
             **values,
         )
         self._claim_rpcs[claim_id] = cause.rpc
         if made is not None:
             self._tell_time(made["now"])
-            self._behind[RESEND_LIMIT] = made["is_behind"]
+            self._behind = bool(made["is_behind"])
             self._unanswered.add(claim_id)
             if made["is_free"]:
                 self._free_ids.add(operation_id)

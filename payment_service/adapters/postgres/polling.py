@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Final
+from typing import Any, Final
 
 from payment_service.adapters.postgres.statements import TransactionStatements
+from payment_service.domain.operations import RESEND_LIMIT
 from payment_service.domain.ports.records import EventCursor
 from payment_service.domain.schedule import POLLED, UNFINISHED
 
@@ -66,12 +67,27 @@ RETURNING payment_polls.payment_id, stale
 """
 
 
-#: Whether Stripe's events of before ``limit`` ago may not be applied yet.
-BEHIND_STRIPE: Final = (
-    "(EXISTS (SELECT FROM event_cursors WHERE scope = 'platform' AND seen_until < now() - :limit) "
-    "OR EXISTS (SELECT FROM webhook_events WHERE state = 'WAITING' "
-    "AND create_time < now() - :limit))"
+_NOT_READ: Final = (
+    "EXISTS (SELECT FROM event_cursors WHERE scope = 'platform' AND seen_until < now() - :late)"
 )
+#: What merely waits in a long queue came in time.
+_CAME_LATE: Final = "attempts <= :most AND receive_time > create_time + :late"
+#: Whether the list of events was not read for ``late``, or an event that came so late waits.
+_CATCHES_UP: Final = (
+    f"({_NOT_READ} OR EXISTS (SELECT FROM webhook_events WHERE state = 'WAITING' AND {_CAME_LATE}))"
+)
+#: The same, or an event waits whose request Stripe has forgotten by now.
+BEHIND_STRIPE: Final = (
+    f"({_NOT_READ} OR EXISTS (SELECT FROM webhook_events WHERE state = 'WAITING' "
+    f"AND (create_time < now() - :forgotten OR {_CAME_LATE})))"
+)
+_CATCHES_UP_VALUES: Final[Mapping[str, Any]] = {
+    # Three rounds of the poll, and time for the read itself.
+    "late": timedelta(minutes=1),
+    # As often an event is waited for that fails.
+    "most": 3,
+}
+BEHIND_STRIPE_VALUES: Final[Mapping[str, Any]] = {**_CATCHES_UP_VALUES, "forgotten": RESEND_LIMIT}
 
 
 class PollingWrites(TransactionStatements):
@@ -85,15 +101,24 @@ class PollingWrites(TransactionStatements):
             id=stripe_account_id,
         )
 
-    def is_behind_stripe(self, limit: timedelta) -> bool:
-        """Returns whether Stripe's events of before ``limit`` ago may not be applied yet.
+    def is_behind_stripe(self) -> bool:
+        """Returns whether a new operation may be one that the books have lost, or meet one.
 
-        So it is after a long outage, and after the restore of an older backup.
+        So it is for a moment after an outage, and after the restore of a backup.
         """
-        if limit not in self._behind:
-            row = self._one(f"SELECT {BEHIND_STRIPE} AS is_behind", limit=limit)
-            self._behind[limit] = row["is_behind"]
-        return self._behind[limit]
+        if self._behind is None:
+            row = self._one(f"SELECT {BEHIND_STRIPE} AS is_behind", **BEHIND_STRIPE_VALUES)
+            self._behind = bool(row["is_behind"])
+        return self._behind
+
+    def catches_up(self) -> bool:
+        """Returns whether the books may be older than Stripe, and are being brought up to date.
+
+        What an expert owes by the books may be paid by then. An event that fails each time is not
+        waited for.
+        """
+        row = self._one(f"SELECT {_CATCHES_UP} AS catches_up", **_CATCHES_UP_VALUES)
+        return bool(row["catches_up"])
 
     def lease_event_cursors(
         self, seconds: float, limit: int, *, paid_out: bool = False
@@ -116,14 +141,16 @@ class PollingWrites(TransactionStatements):
             which += " ORDER BY next_time LIMIT :limit"
         found = self._all(
             "UPDATE event_cursors SET next_time = now() + :pause WHERE scope IN "
-            f"({due}{which} FOR UPDATE SKIP LOCKED) RETURNING scope, seen_until, after_event_id",
+            f"({due}{which} FOR UPDATE SKIP LOCKED) "
+            "RETURNING scope, seen_until, after_event_id, now() AS lease_time",
             pause=timedelta(seconds=seconds),
             limit=limit,
             recent=_PAID_OUT_WITHIN,
             unfinished=[state.value for state in UNFINISHED],
         )
         return [
-            EventCursor(row["scope"], row["seen_until"], row["after_event_id"]) for row in found
+            EventCursor(row["scope"], row["seen_until"], row["after_event_id"], row["lease_time"])
+            for row in found
         ]
 
     def advance_event_cursor(self, scope: str, seen_until: datetime, after_event_id: str) -> None:

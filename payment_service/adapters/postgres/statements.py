@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any, Final, TypeAlias
 
 from psycopg2.extensions import TRANSACTION_STATUS_INERROR
@@ -150,8 +150,8 @@ class TransactionStatements(Statements):
         self._waiting: list[bytes] = []
         #: Ids of operations that this transaction has found to be free.
         self._free_ids: set[str] = set()
-        #: Whether Stripe's events of so long ago may not be applied yet, where it was asked for.
-        self._behind: dict[timedelta, bool] = {}
+        #: Whether the books may be behind Stripe, once it was asked for.
+        self._behind: bool | None = None
         #: The RPC of each claim that this transaction has taken or read.
         self._claim_rpcs: dict[str, str] = {}
         #: The claims that have no answer, and that nobody else can answer before this transaction

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar, TypeAlias, assert_never
+from typing import ClassVar, Final, TypeAlias, assert_never
 
 from payment_service.application.app import App
 from payment_service.application.clock import database_time
@@ -20,6 +20,7 @@ from payment_service.application.operations.lease import (
 )
 from payment_service.application.operations.out_of_band import not_sent_because
 from payment_service.application.operations.outcomes import park, reject_operation
+from payment_service.application.operations.taking_back import why_not_reversed
 from payment_service.application.sync.account import sync_expert
 from payment_service.application.sync.apply_snapshot import SyncResult
 from payment_service.application.sync.payment import apply, sync_payment
@@ -61,9 +62,11 @@ from payment_service.domain.snapshot import (
     Reversal,
     Transfer,
 )
-from payment_service.domain.sync.superseded import RECOVERED_BESIDE
 
 Made: TypeAlias = PaymentSnapshot | Refund | Reversal | Transfer | EmptyTransfer
+
+#: Why a reversal waits: the books may be older than Stripe.
+CATCHES_UP: Final = "Stripe's last events are not applied yet"
 
 #: Stripe may show what these made later than a read: Stripe's lists can lag behind.
 _LISTED = (OperationKind.REFUND, OperationKind.REVERSE_TRANSFER, OperationKind.TRANSFER)
@@ -172,7 +175,7 @@ class PaymentStrategy:
         disputed = operation.verify_only or (operation.waits_for_freeze and frozen)
         why = "the payment is disputed" if disputed else applied.blocked_by
         if not why and operation.kind is OperationKind.REVERSE_TRANSFER:
-            why = await app.database.transact(why_not_reversed, operation)
+            why = await self._why_not_reversed(operation)
         if why:
             # An operator resumes it as it is, or abandons it.
             how = park(app.policy, operation, not_sent_because(why))
@@ -187,8 +190,16 @@ class PaymentStrategy:
             app.wake.set()
             raise outcome_unknown(payment_id=operation.payment_id)
 
+    async def _why_not_reversed(self, operation: Operation) -> str:
+        """Returns why the reversal must not be sent. Raises if the books cannot say that yet."""
+        app = self.app
+        if await app.database.transact(lambda tx: tx.catches_up()):
+            await self._mark_unknown(operation, CATCHES_UP, counts=False)
+            raise outcome_unknown(payment_id=operation.payment_id)
+        return await app.database.transact(why_not_reversed, operation)
+
     async def _mark_unknown(
-        self, operation: Operation, why: str, *, spent_key: bool = False
+        self, operation: Operation, why: str, *, spent_key: bool = False, counts: bool = True
     ) -> None:
         """Gives the lease back for a later try, which finds out first what Stripe has.
 
@@ -198,7 +209,7 @@ class PaymentStrategy:
         policy = self.app.policy
         two_reads = spent_key and operation.kind in _LISTED
         pause = policy.arrival_seconds if two_reads else back_off(policy, operation.tries)
-        how = Retry(why=why, after=pause, spent_key=spent_key)
+        how = Retry(why=why, after=pause, spent_key=spent_key, counts=counts)
         await release(self.app, operation, how, self.cause)
 
     async def _confirm_refusal(self, operation: Operation, refused: Refused) -> SyncResult:
@@ -231,22 +242,6 @@ def is_unopposed(tx: Transaction, operation: Operation) -> bool:
     payment = tx.lock_payment(operation.payment_id)
     frozen = payment is not None and payment.frozen is not Freeze.NONE
     return not (operation.waits_for_freeze and frozen) and not tx.out_of_band_since(operation)
-
-
-def why_not_reversed(tx: Transaction, operation: Operation) -> str:
-    """Returns why a reversal would take back more than the expert owes, or "" if it would not.
-
-    What a reversal takes back is on the books as debt before it is sent. It can be less only in a
-    restored database: the lost reversal was not sent, and a later capture or collection that was
-    recovered has taken the debt.
-    """
-    payment = tx.lock_payment(operation.payment_id)
-    if payment is None:
-        return ""
-    owed = tx.booked_debt(payment.expert_id, payment.currency)
-    if owed >= operation.minor_units:
-        return ""
-    return f"{RECOVERED_BESIDE}: of {operation.minor_units} the expert owes {max(owed, 0)}"
 
 
 async def find_created_intent(app: App, operation: Operation, cause: Cause) -> SyncResult:

@@ -176,11 +176,14 @@ class Collection:
 def begin_collection(tx: Transaction, policy: Policy, wanted: Collection) -> Operation | None:
     """Reserves a part of the debt by an operation, under the expert's lock.
 
-    Returns None if nothing is owed that nobody else takes, or if nothing can be taken.
+    Returns None if nothing is owed that nobody else takes, or if nothing can be taken. So it is
+    while the books catch up with Stripe: the debt may be paid by what they do not know yet.
     """
     payment, transfer = wanted.payment, wanted.transfer
     expert_id = payment.expert_id
     if tx.lock_expert(expert_id) is None or tx.has_open_collection(expert_id):
+        return None
+    if tx.catches_up():
         return None
     # Nothing that was read before the lock counts: others may have taken it back meanwhile.
     owed = tx.collectible_debt(expert_id, payment.currency, payment.payment_id)

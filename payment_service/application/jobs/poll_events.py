@@ -80,11 +80,22 @@ def lease_cursors(tx: Transaction, policy: Policy) -> Sequence[EventCursor]:
 def store_polled(
     tx: Transaction, policy: Policy, cursor: EventCursor, events: Sequence[WebhookEvent]
 ) -> StoredEvents:
-    """Stores the events that no webhook brought and moves the cursor."""
+    """Stores the events that no webhook brought and moves the cursor.
+
+    A list that shows nothing new says that the books know all until now. So a quiet platform, and a
+    busy one whose events the webhooks bring first, differ from a database that is behind.
+    """
     stored = store_events(tx, policy, events) if events else StoredEvents()
     settled = [event for event in events if event.create_time <= tx.now - _SETTLING]
-    if settled:
-        tx.advance_event_cursor(cursor.scope, settled[-1].create_time, settled[-1].event_id)
+    after = settled[-1].event_id if settled else cursor.after_event_id
+    seen_until = cursor.seen_until
+    if not stored.new_ids:
+        seen_until = max(seen_until, cursor.lease_time - _SETTLING)
+    elif settled:
+        # An event may come late, after a list without it has moved the cursor beyond it.
+        seen_until = max(seen_until, settled[-1].create_time)
+    if settled or cursor.scope == "platform":  # How old the books are is judged by its list.
+        tx.advance_event_cursor(cursor.scope, seen_until, after)
     if stored.new_ids:
         log.info("events_found_by_polling", scope=cursor.scope, count=len(stored.new_ids))
     return stored

@@ -7,7 +7,6 @@ from datetime import timedelta
 
 from payment_service.domain.operation_payloads import OperationPayload, TransferPayload
 from payment_service.domain.operations import (
-    RESEND_LIMIT,
     Operation,
     OperationKind,
     OperationPurpose,
@@ -86,11 +85,13 @@ def start_operation(
     operation_id: str = "",
     parked: bool = False,
     last_error: str = "",
+    searched_first: bool = False,
 ) -> Operation:
     """Records an operation and takes its lease, so that it can be executed right after.
 
     Its id, and so its key at Stripe, is derived from the caller's key or else from its subject and
-    its purpose. A restored database that has lost the operation gives it the same id again.
+    its purpose. A restored database that has lost the operation gives it the same id again. With
+    ``searched_first`` it is searched for at Stripe, and judged again, before it is sent.
     """
     subject = payment_id or expert_id or dispute_id
     origin = (claim_id,) if claim_id else (subject, purpose.value, kind.value)
@@ -105,9 +106,10 @@ def start_operation(
         minor_units=minor_units,
         claim_id=claim_id,
         state=OperationState.PARKED if parked else OperationState.STARTED,
-        # A restored database may have lost this very operation, and Stripe its key by now. One that
-        # was tried before is searched for at Stripe before it is sent.
-        tries=1 if tx.is_behind_stripe(RESEND_LIMIT) else 0,
+        # A restored database may have lost this very operation, and Stripe its key by now. Or it
+        # has lost another one, and this one must not come on top. One that was tried before is
+        # searched for at Stripe before it is sent.
+        tries=1 if searched_first or tx.is_behind_stripe() else 0,
         last_error=last_error,
         create_time=tx.now,
         attempt_time=tx.now,

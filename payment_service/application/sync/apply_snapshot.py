@@ -16,6 +16,7 @@ from payment_service.application.operations.start import (
     start_operation,
     with_current_destination,
 )
+from payment_service.application.operations.taking_back import is_in_doubt
 from payment_service.application.sync.disputes import save_disputes
 from payment_service.application.sync.lost_operations import (
     Recovery,
@@ -26,6 +27,7 @@ from payment_service.domain.discrepancies import DiscrepancyKind
 from payment_service.domain.operation_payloads import TransferPayload
 from payment_service.domain.operations import (
     Operation,
+    OperationKind,
     OperationPurpose,
     OperationState,
 )
@@ -276,6 +278,7 @@ def _start_next(
         return None
     continues = operation is not None and wanted.purpose is not OperationPurpose.LOSS
     payload = wanted.payload
+    takes_back = wanted.kind is OperationKind.REVERSE_TRANSFER
     if isinstance(payload, TransferPayload):
         payload = with_current_destination(tx, changes.payment, payload)
     return start_operation(
@@ -295,4 +298,5 @@ def _start_next(
         ),
         parked=bool(wanted.parked),
         last_error=wanted.parked,
+        searched_first=takes_back and is_in_doubt(tx, changes.payment, wanted.minor_units),
     )

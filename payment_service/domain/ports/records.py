@@ -178,7 +178,9 @@ class EventCursor:
     scope: str
     seen_until: datetime
     #: The last event that was read and is old enough for none to appear before it any more.
-    after_event_id: str = ""
+    after_event_id: str
+    #: The database's time at which the list became due for its reader, before it was read.
+    lease_time: datetime
 
     @property
     def stripe_account_id(self) -> str:
