@@ -148,7 +148,7 @@ async def test_a_list_whose_events_are_all_known_says_that_the_books_are_not_old
     world = await start_world(loops=False)
     assert world.service is not None
     app = world.service.app
-    await world.initiate(await world.expert())
+    await world.confirm(await world.initiate(await world.expert()))
     await world.stripe.control("POST", "/webhooks/settle", {"seconds": 10})
     long_ago = datetime.now(UTC) - timedelta(minutes=2)
     listed = await app.stripe.events("", "", long_ago)
@@ -174,7 +174,7 @@ async def test_an_event_that_comes_late_makes_the_books_old_until_it_is_applied(
     world = await start_world(loops=False)
     assert world.service is not None
     app = world.service.app
-    await world.initiate(await world.expert())
+    await world.confirm(await world.initiate(await world.expert()))
     await world.stripe.control("POST", "/webhooks/settle", {"seconds": 10})
 
     async def is_old(late: str, attempts: int) -> bool:
