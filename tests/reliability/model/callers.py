@@ -50,6 +50,7 @@ class Callers(StripeSide):
         lab.sql(
             "UPDATE event_cursors SET after_event_id = %s WHERE scope = 'platform'", self.last_event
         )
+        lab.nothing_is_polled()
         line = lab.api("GET", "/balance_transactions", limit=1)["data"]
         self.last_line = line[0]["id"] if line else ""
 

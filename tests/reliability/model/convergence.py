@@ -98,6 +98,7 @@ class Convergence(Bank):
             if self.dropped:
                 lab.poll()
                 self.dropped = 0
+            lab.nothing_is_polled()
             lab.apply()
             lab.write_off_losses()
             lab.collect()
