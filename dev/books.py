@@ -16,6 +16,7 @@ Line = tuple[str, str, str]
 Place = tuple[str, str]
 
 _CONNECTED = "stripe:connected:"
+_OPENING = "opening_balance"
 
 #: Accounts of the ledger, and who holds their money.
 _HOLDERS = {
@@ -26,7 +27,7 @@ _HOLDERS = {
 }
 
 # What Stripe decides: its fees, its rates, and so what is left at Stripe.
-_DECIDED_BY_STRIPE = ("stripe:", "processor_fee", "fx")
+_DECIDED_BY_STRIPE = ("stripe:", "processor_fee", "fx", _OPENING)
 
 
 class Books:
@@ -43,7 +44,7 @@ class Books:
         self._alone = alone
         # Stripe counts whole seconds, by a clock of its own.
         self._since = int(time.time()) - 120
-        #: What the platform had before the walk; none of our books is about it.
+        #: What the platform had before the walk: the opening balance of our books.
         self._before = stripe.balances("") if alone else {}
         #: The accounts at Stripe under our names; "" is the platform's own.
         self.accounts = {"stripe:platform": ""}
@@ -119,6 +120,10 @@ class Books:
         `wanted` is every balance that Stripe does not decide and that is not zero; `paid` is what
         the client has paid and not got back, by currency.
         """
+        if self._alone:
+            # It books what was there before, if no other has: nothing moves at Stripe now.
+            run = operations_pb2.RunReconciliationRequest()
+            self._caller.ask(self._caller.operations.RunReconciliation, run)
         request = ledger_pb2.ListBalancesRequest(page_size=1000)
         answer = self._caller.ask(self._caller.ledger.ListBalances, request)
         balances = {
@@ -138,6 +143,11 @@ class Books:
         }
         expect("the ledger's balances", wanted, ours)
         self._story.holds("commission and experts' funds are the sum of the payments")
+        opening = {place[1]: -total for place, total in balances.items() if place[0] == _OPENING}
+        if self._alone:
+            expect("the opening balance", self._before, opening)
+            self._story.holds("the opening balance is what Stripe had before the books began")
+        balances = _since_opening(balances, opening)
         self._compare_balances(balances, list(payment_ids))
         for total in answer.totals:
             expect(f"the sum of all postings in {total.currency_code}", 0, total.minor_units)
@@ -223,6 +233,14 @@ class Books:
         self._caller.poll(nothing)
         expect("what waits", [], left)
         self._story.holds("no operation is unfinished, no webhook waits")
+
+
+def _since_opening(balances: Mapping[Place, int], opening: Mapping[str, int]) -> dict[Place, int]:
+    """What the ledger's balances are without what was there before."""
+    since = {place: total for place, total in balances.items() if place[0] != _OPENING}
+    for currency, had in opening.items():
+        since["stripe:platform", currency] = since.get(("stripe:platform", currency), 0) - had
+    return {place: total for place, total in since.items() if total}
 
 
 def _told(minor_units: int | None, currency: str) -> str:

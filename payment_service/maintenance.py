@@ -38,7 +38,7 @@ async def adopt_account(settings: Settings, account_id: str) -> str:
 async def recover_books(settings: Settings, since: datetime, say: Callable[[str], None]) -> None:
     """Recovers what a restored database has lost, and says what it does. Raises CannotRun."""
     async with wired_app(settings) as app:
-        await stripe_account.check_account(app, livemode=settings.is_live)
+        await stripe_account.check_account(app, livemode=settings.is_live, as_of=since)
         async for line in recover_after_restore(app, since, Recovered()):
             say(line)
 

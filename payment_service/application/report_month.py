@@ -41,6 +41,8 @@ class _Read:
     held: Mapping[str, int]
     differences: Sequence[tuple[str, str, int]]
     compared_until: datetime | None
+    #: Whether what was at Stripe before the books began is on them.
+    is_opened: bool
 
 
 async def report_month(app: App, month: Month, currency: str = "") -> MonthReport:
@@ -79,13 +81,14 @@ async def state_month(app: App, expert_id: str, month: Month, after: int, limit:
 
 
 def _read(reader: Reader, month: Month, currency: str) -> _Read:
-    now = reader.moment()
+    now, beginning = reader.moment(), reader.beginning()
     return _Read(
         now,
         reader.month_sums(month.start, min(month.end, now), currency),
         reader.held_payments(),
         reader.platform_differences(),
         reader.compared_until(),
+        is_opened=beginning is not None and beginning.opening_time is not None,
     )
 
 
@@ -140,11 +143,15 @@ def _comparison(
         said = "The ledger and Stripe's balance of now agree."
     elif difference == explained:
         said = "The ledger and Stripe's balance of now differ by what open discrepancies name."
+    elif not read.is_opened:
+        said = (
+            "The ledger and Stripe's balance of now differ. What was there before the books began "
+            "is not on the books yet: the next reconciliation books it."
+        )
     else:
         said = (
             "The ledger and Stripe's balance of now differ by more than open discrepancies name: "
-            "what moves at this moment, what was there before the books began, or what the next "
-            "reconciliation finds."
+            "what moves at this moment, or what the next reconciliation finds."
         )
     return Comparison(
         said,

@@ -6,7 +6,10 @@ books are unknown to Stripe.
 
 from __future__ import annotations
 
+from datetime import datetime
+
 from payment_service.application.app import App
+from payment_service.domain.opening import leaving_lines
 from payment_service.domain.ports.database import Transaction
 from payment_service.domain.ports.records import StripeBinding
 
@@ -15,13 +18,16 @@ class WrongAccount(Exception):
     """The key belongs to another account or mode than the books. The text says what to do."""
 
 
-async def check_account(app: App, *, livemode: bool) -> None:
+async def check_account(app: App, *, livemode: bool, as_of: datetime | None = None) -> None:
     """Compares the key's account with the one that the books are of; the first one is stored.
+
+    The books of the first one begin now. Those of a restored database begin ``as_of`` the moment
+    that it is of, because what it has lost since then is recorded again.
 
     Raises :class:`WrongAccount`, and :class:`Unavailable` if Stripe or the database is unavailable.
     """
     present = StripeBinding(await app.stripe.own_account_id(), livemode)
-    bound = await app.database.transact(bind_account, present)
+    bound = await app.database.transact(bind_account, present, as_of)
     if bound != present:
         raise WrongAccount(
             f"STRIPE_SECRET_KEY: it is of {present}, and the books at DATABASE_URL are of {bound}. "
@@ -43,16 +49,26 @@ async def adopt_account(app: App, account_id: str, *, livemode: bool) -> str:
     return str(before) if before else "no account"
 
 
-def bind_account(tx: Transaction, present: StripeBinding) -> StripeBinding:
+def bind_account(
+    tx: Transaction, present: StripeBinding, as_of: datetime | None = None
+) -> StripeBinding:
     """Returns the account of the books: the present one if they have none yet."""
     bound = tx.stripe_binding()
     if bound is None:
-        tx.bind_stripe_account(present)
+        tx.bind_stripe_account(present, min(tx.now, as_of or tx.now))
     return bound or present
 
 
 def rebind_account(tx: Transaction, present: StripeBinding) -> StripeBinding | None:
-    """Binds the books anew. Returns the account that they were of."""
-    before = tx.stripe_binding()
-    tx.bind_stripe_account(present)
+    """Binds the books anew. Returns the account that they were of.
+
+    What that one has goes off the books, so that they begin at the present one with nothing.
+    """
+    before, left = tx.stripe_binding(), tx.lock_beginning()
+    if before == present:
+        return before
+    if left is not None:
+        for line in leaving_lines(left, tx.platform_balances()):
+            tx.book_platform_line(line)
+    tx.bind_stripe_account(present, tx.now)
     return before

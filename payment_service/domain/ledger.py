@@ -2,13 +2,15 @@
 
 Debit is positive, credit negative; every transition's postings sum to zero in every currency.
 Postings are never edited: a mistake is corrected by new ones. Postings on ``stripe:*`` carry the
-id of Stripe's balance transaction, so that each can be compared with Stripe's own record.
+id of Stripe's balance transaction, so that each can be compared with Stripe's own record. Only the
+opening balance has none: it is the sum of all of them from before the books began.
 
     assets       stripe:platform   stripe:connected:{expert}   expert_debt:{expert}
                  dispute_hold:{payment}
     liabilities  escrow:{payment}  client_payable:{payment}    expert_funds:{expert}
                  pending_refund:{payment}
     result       commission   processor_fee   dispute_fee   losses   settled_out_of_band   fx
+    equity       opening_balance
     memo         hold   client
 
 Stripe may settle a charge in another currency than the payment's. Postings on ``stripe:*`` are then
@@ -29,6 +31,7 @@ DISPUTE_FEE: Final = "dispute_fee"
 LOSSES: Final = "losses"
 SETTLED_OUT_OF_BAND: Final = "settled_out_of_band"
 FX: Final = "fx"
+OPENING_BALANCE: Final = "opening_balance"
 MEMO_HOLD: Final = "hold"
 MEMO_CLIENT: Final = "client"
 

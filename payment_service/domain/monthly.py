@@ -254,6 +254,11 @@ _RULES: Final = (
     _Rule("experts_debt", "what experts owe at the end", _closing("expert_debt", 1)),
     _Rule("owed_to_experts", "earned and not paid out at the end", _closing("expert_funds", -1)),
     _Rule(
+        "opening_balance",
+        "what the account at Stripe had before the books began",
+        _closing("opening_balance", -1),
+    ),
+    _Rule(
         "result",
         "the platform's result: all result accounts together",
         lambda one: -_movement(one) if one.account in _RESULT else 0,

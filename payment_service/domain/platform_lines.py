@@ -83,6 +83,19 @@ class PlatformLine:
         ]
 
 
+@dataclass(frozen=True, slots=True)
+class OpeningLine(PlatformLine):
+    """The sum of lines that are not on the books one by one. So Stripe has none with its id."""
+
+    @property
+    def postings(self) -> list[Posting]:
+        """The sum on the platform's balance, without a line of Stripe's, and the other side."""
+        return [
+            Posting(STRIPE_PLATFORM, self.net, self.currency, "opening_balance"),
+            Posting(self.account, -self.net, self.currency, "opening_balance"),
+        ]
+
+
 def account_of(type_: str, category: str, description: str, source_id: str) -> str:
     """Returns the ledger account that explains a line of the platform, or "" if none does."""
     if type_ != "adjustment":

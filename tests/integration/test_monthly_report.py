@@ -26,6 +26,8 @@ MONTH = f"{NOW:%Y-%m}"
 FORMER = f"{NOW.year - (NOW.month == 1)}-{(NOW.month - 2) % 12 + 1:02d}"
 NEXT = f"{NOW.year + (NOW.month == 12)}-{NOW.month % 12 + 1:02d}"
 
+OPENING = "opening_balance"
+
 Report = report_pb2.CurrencyReport
 
 
@@ -261,6 +263,7 @@ def run(world: World, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 async def test_the_command_writes_tables_and_files(world: World, tmp_path: Path) -> None:
     expert, _ = await busy(world)
+    await world.operations.RunReconciliation(operations_pb2.RunReconciliationRequest())
     directory = tmp_path / "books" / MONTH
     done = await asyncio.to_thread(run, world, MONTH, "--csv", str(directory))
     assert done.returncode == 0, done.stderr
@@ -281,6 +284,12 @@ async def test_the_command_writes_tables_and_files(world: World, tmp_path: Path)
         for row in own:
             places = 0 if currency == "JPY" else 2
             assert float(row["closing"]) == int(row["closing_minor_units"]) / 10**places
+    # The platform had money before the books began, and the books agree with Stripe all the same.
+    opening = {row["currency"]: row["closing"] for row in rows if row["account"] == OPENING}
+    assert (opening["JPY"], opening["USD"]) == ("-10000000", "-100000.00")
+    assert OPENING in done.stdout
+    with (directory / "stripe.csv").open(newline="") as file:
+        assert {row["difference_minor_units"] for row in csv.DictReader(file)} == {"0"}
     with (directory / "figures.csv").open(newline="") as file:
         captured = [row for row in csv.DictReader(file) if row["figure"] == "captured"]
     shown = {row["currency"]: row["amount"] for row in captured}

@@ -40,7 +40,9 @@ async def _agrees_with_stripe(world: World) -> None:
     ours: Counter[tuple[str, str, str]] = Counter()
     for account, currency, line, sum_ in world.sql(
         "SELECT account, currency, balance_transaction_id, sum(minor_units)::bigint "
-        "FROM postings WHERE account LIKE 'stripe:%%' GROUP BY 1, 2, 3"
+        # The opening balance sums the lines of before the books: test_opening_balance has it.
+        "FROM postings WHERE account LIKE 'stripe:%%' AND kind <> 'opening_balance' "
+        "GROUP BY 1, 2, 3"
     ):
         ours[account, currency, line] += sum_
     theirs: Counter[tuple[str, str, str]] = Counter()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -12,8 +13,10 @@ from grpc import aio
 from payment_service.access import Access
 from payment_service.application.app import App
 from payment_service.application.jobs.scheduler import run_background
+from payment_service.application.stripe_account import check_account
 from payment_service.bootstrap import Wired, add_services, interceptors_of, wire
 from payment_service.config import Settings
+from payment_service.domain.errors import Unavailable
 from payment_service.server import MAXIMUM_CONCURRENT_RPCS, OPTIONS
 
 PLATFORM_SECRET = "whsec_platform_of_tests"
@@ -63,6 +66,7 @@ class Service:
         policy = replace(self.settings.policy, **self._policy)
         wired = wire(self.settings, policy, self._authenticator)
         self.wired = wired
+        await self._bind()
         self._server = aio.server(
             interceptors=interceptors_of(wired),
             options=OPTIONS,
@@ -73,6 +77,12 @@ class Service:
         await self._server.start()
         if loops:
             self.start_loops()
+
+    async def _bind(self) -> None:
+        """Binds the books to the account at Stripe, as the first start does if Stripe answers."""
+        if await self.app.database.read(lambda reader: reader.beginning()) is None:
+            with contextlib.suppress(Unavailable):
+                await check_account(self.app, livemode=False)
 
     def start_loops(self) -> None:
         assert self._background is None

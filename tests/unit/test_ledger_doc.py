@@ -23,6 +23,7 @@ from payment_service.domain.ledger import (
     RefundSplit,
     StripeAmount,
 )
+from payment_service.domain.opening import Beginning, leaving_lines, opening_lines
 from payment_service.domain.payment import FreezeReason, OnDeadline, Payment, State, WaitingFor
 from payment_service.domain.payouts import PayoutChange, PayoutState, PayoutTransaction
 from payment_service.domain.platform_lines import PlatformLine, account_of
@@ -415,6 +416,17 @@ def platform_line(type_: str, category: str = "", description: str = "") -> Perf
     return perform
 
 
+def opening(a: Amounts) -> Done:
+    beginning = Beginning("acct_1", NOW)
+    lines = opening_lines(beginning, {"USD": a["B"]} if "B" in a else {"USD": -a["M"]})
+    return Posted("platform.opening", "USD", tuple(lines[0].postings))
+
+
+def leaving(a: Amounts) -> Done:
+    lines = leaving_lines(Beginning("acct_1", NOW), {"USD": a["B"]})
+    return Posted("platform.opening", "USD", tuple(lines[0].postings))
+
+
 #: Event and case, as the document names them.
 PERFORMERS: Final[Mapping[tuple[str, str], Performer]] = {
     (EventKind.AUTHORIZED, "card hold"): lambda a: transitions.authorized(
@@ -508,6 +520,9 @@ PERFORMERS: Final[Mapping[tuple[str, str], Performer]] = {
     ),
     ("platform.line", "an advance that is taken back"): platform_line("anticipation_repayment"),
     ("platform.line", "a contribution"): platform_line("contribution"),
+    ("platform.opening", "there before the books began"): opening,
+    ("platform.opening", "less than nothing was there"): opening,
+    ("platform.opening", "the books are of another account now"): leaving,
 }
 
 _SHARE: Final = CaptureSplit(10_000, 1_000)

@@ -22,6 +22,7 @@ from payment_service.adapters.postgres.experts import ExpertReads
 from payment_service.adapters.postgres.feed import FeedReads
 from payment_service.adapters.postgres.gauges import GaugeReads
 from payment_service.adapters.postgres.heads import HeadReads
+from payment_service.adapters.postgres.installation import InstallationReads
 from payment_service.adapters.postgres.jobs import JobReads
 from payment_service.adapters.postgres.months import MonthReads
 from payment_service.adapters.postgres.operations import OperationReads
@@ -45,6 +46,7 @@ class SqlReader(
     DiscrepancyReads,
     WebhookReads,
     FeedReads,
+    InstallationReads,
     JobReads,
     AgendaReads,
     LedgerReads,

@@ -89,8 +89,9 @@ class Balance(StripeResource):
         )
         return None if found is None else [balance_entry_of(line) for line in found]
 
-    async def has_balance_entry(self, stripe_account_id: str, line_id: str) -> bool:
-        """Returns whether the account has this balance transaction, however old it is."""
+    async def balance_entry(self, stripe_account_id: str, line_id: str) -> BalanceEntry | None:
+        """Returns this balance transaction of the account, however old it is, or None."""
         path = path_to("v1", "balance_transactions", line_id)
-        found = await self._read_of_account(lambda: self._get(path, account=stripe_account_id))
-        return found is not None
+        params: sent.BalanceTransactionRetrieveParams = {"expand": ["source"]}
+        found = await self._read_of_account(lambda: self._get(path, params, stripe_account_id))
+        return None if found is None else balance_entry_of(found)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Final
 
 import structlog
@@ -19,6 +19,7 @@ from payment_service.domain import platform_lines
 from payment_service.domain.discrepancies import DiscrepancyKind
 from payment_service.domain.errors import Refusal
 from payment_service.domain.ledger import STRIPE_PLATFORM
+from payment_service.domain.opening import Beginning
 from payment_service.domain.platform_lines import PlatformLine
 from payment_service.domain.ports.database import Transaction
 from payment_service.domain.ports.records import Cause, JobKind, LedgerAccount
@@ -29,15 +30,21 @@ log = structlog.get_logger(__name__)
 
 #: Balance transactions may differ for a moment around the edges of the span.
 _EDGE: Final = timedelta(hours=1)
+_EVER: Final = datetime.min.replace(tzinfo=UTC)
 
 
-async def compare_lines(app: App, since: datetime, cause: Cause, report: Report) -> None:
+async def compare_lines(
+    app: App, since: datetime, beginning: Beginning, cause: Cause, report: Report
+) -> None:
     """Compares every account of the ledger at Stripe. One that cannot be read stops no other.
 
-    Raises :class:`Unavailable` if that is the platform's own.
+    The platform's lines of before the beginning are in its opening balance. Raises
+    :class:`Unavailable` if the platform's own account cannot be read.
     """
-    platform = LedgerAccount(STRIPE_PLATFORM, ("",))
-    await _compare_account(app, platform, since, cause, report)
+    # Postings of before the binding are of the account that the books were of before.
+    platform = LedgerAccount(STRIPE_PLATFORM, ("",), unread_time=beginning.bind_time)
+    first = beginning.first_line_time
+    await _compare_account(app, platform, max(since, first), cause, report, first)
     for account in await app.database.read(lambda reader: reader.accounts_to_compare(since)):
         begin = min(since, account.compared_until or since)
         try:
@@ -73,15 +80,20 @@ def _unread(account: str) -> Discrepancy:
 
 
 async def _compare_account(
-    app: App, account: LedgerAccount, since: datetime, cause: Cause, report: Report
+    app: App,
+    account: LedgerAccount,
+    since: datetime,
+    cause: Cause,
+    report: Report,
+    first: datetime = _EVER,
 ) -> None:
-    entries = await _entries_of(app, account, since - _EDGE, cause)
+    entries = await _entries_of(app, account, max(since - _EDGE, first), cause)
     if entries is None:
         return
     if account.account == STRIPE_PLATFORM:
         await _book_platform_lines(app, entries)
     report.checked_lines += len(entries)
-    found = await _differences(app, account, entries, since, report)
+    found = await _differences(app, account, entries, since, report, first)
     behind = {discrepancy.payment_id for discrepancy in found if discrepancy.payment_id}
     behind -= report.faults.keys()
 
@@ -92,7 +104,7 @@ async def _compare_account(
     for payment_id in behind:
         await isolated(JobKind.RECONCILE, payment_id, sync)
     if behind:  # A payment that was only behind agrees after its sync.
-        found = await _differences(app, account, entries, since, report)
+        found = await _differences(app, account, entries, since, report, first)
     report.discrepancies += found
 
 
@@ -149,6 +161,7 @@ async def _differences(
     entries: Sequence[BalanceEntry],
     since: datetime,
     report: Report,
+    first: datetime,
 ) -> list[Discrepancy]:
     """Compares one ledger account with ``entries``, which are from all accounts that we can read.
 
@@ -172,8 +185,11 @@ async def _differences(
         lambda reader: reader.ledger_line_ids(name, shown_since, report.began)
     )
     there = {entry.balance_transaction_id for entry in entries}
-    there |= await _older_lines(app, account, named.keys() - there)
+    older = await _older_lines(app, account, named.keys() - there)
+    there |= older.keys()
     report.shown |= there
+    before = [entry for entry in older.values() if entry.create_time < first]
+    found += await _booked_twice(app, name, before, named)
     found += [
         Discrepancy(
             payment_id,
@@ -188,17 +204,40 @@ async def _differences(
     return found
 
 
-async def _older_lines(app: App, account: LedgerAccount, line_ids: set[str]) -> set[str]:
+async def _older_lines(
+    app: App, account: LedgerAccount, line_ids: set[str]
+) -> dict[str, BalanceEntry]:
     """Returns those of the lines that Stripe has, though it does not list them since that time.
 
     After an outage a posting may be days younger than its line at Stripe.
     """
     return {
-        line_id
+        line_id: entry
         for line_id in line_ids
         for stripe_account_id in account.stripe_account_ids
-        if await app.stripe.has_balance_entry(stripe_account_id, line_id)
+        if (entry := await app.stripe.balance_entry(stripe_account_id, line_id)) is not None
     }
+
+
+async def _booked_twice(
+    app: App, account: str, before: Sequence[BalanceEntry], named: Mapping[str, str]
+) -> list[Discrepancy]:
+    """Describes lines of before the books began that are booked all the same."""
+    ids = [entry.balance_transaction_id for entry in before]
+    ours = await app.database.read(lambda reader: reader.ledger_lines(ids)) if ids else {}
+    return [
+        Discrepancy(
+            named[line_id],
+            DiscrepancyKind.LINE_DIFFERS,
+            f"{line_id} (of before the books began) on {account}",
+            expected=booked,
+            found=0,
+            currency=currency,
+            remediation="the opening balance has it too: the month differs by its amount",
+            line_id=line_id,
+        )
+        for (line_id, currency), booked in ours.items()
+    ]
 
 
 async def _line_discrepancy(

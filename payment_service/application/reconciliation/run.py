@@ -22,12 +22,14 @@ from payment_service.application.clock import database_time
 from payment_service.application.fair_queue import isolated
 from payment_service.application.reconciliation.audit import audit_payments
 from payment_service.application.reconciliation.compare_lines import compare_lines
+from payment_service.application.reconciliation.opening import book_opening
 from payment_service.application.reconciliation.recheck import CONTRADICTION, recheck_open
 from payment_service.application.reconciliation.report import Report
 from payment_service.application.sync.payment import sync_payment
 from payment_service.domain.audit_trail import AUDITED
 from payment_service.domain.discrepancies import DiscrepancyKind
-from payment_service.domain.errors import payment_not_found
+from payment_service.domain.errors import payment_not_found, processor_unavailable
+from payment_service.domain.opening import Beginning
 from payment_service.domain.payment import Payment
 from payment_service.domain.ports.database import Transaction
 from payment_service.domain.ports.policy import Policy
@@ -49,7 +51,7 @@ _EVER: Final = datetime.min.replace(tzinfo=UTC)
 
 async def reconcile_if_due(app: App) -> int:
     """Reconciles everything. The job runs on one replica, once an hour."""
-    if app.stripe.is_unavailable:
+    if app.stripe.is_unavailable or await app.database.read(_beginning) is None:
         return 0
     if await app.database.transact(lease_reconciliation, app.policy):
         report = await reconcile(app, None, Cause("payment_service", "reconciliation"))
@@ -81,12 +83,16 @@ async def reconcile(app: App, since: datetime | None, cause: Cause) -> Report:
 
 
 async def _reconcile(app: App, since: datetime | None, cause: Cause) -> Report:
+    beginning = await app.database.read(_beginning)
+    if beginning is None:  # Stripe has not answered since the first start.
+        raise processor_unavailable()
     report = Report(began=await app.database.transact(database_time))
+    await book_opening(app, beginning)
     if since is None:
-        since = await _last_complete_run(app, report.began)
+        since = await _last_complete_run(app, report.began, beginning)
     report.faults = await audit_payments(app.database, since)
     await _sync_payments(app, since, cause, report)
-    await compare_lines(app, since, cause, report)
+    await compare_lines(app, since, beginning, cause, report)
     await _check_coverage(app, report)
     while await app.database.transact(check_balances):
         pass
@@ -100,11 +106,18 @@ async def _reconcile(app: App, since: datetime | None, cause: Cause) -> Report:
     return report
 
 
-async def _last_complete_run(app: App, began: datetime) -> datetime:
-    """Returns from when on to compare: at least the span, and without a gap after an outage."""
+async def _last_complete_run(app: App, began: datetime, beginning: Beginning) -> datetime:
+    """Returns from when on to compare: at least the span, and without a gap after an outage.
+
+    The first run begins with the books, however late it is.
+    """
     start = began - timedelta(seconds=app.policy.reconcile_span)
     until = await app.database.read(lambda reader: reader.compared_until())
-    return start if until is None else min(start, until - _MARGIN)
+    return min(start, beginning.first_line_time if until is None else until - _MARGIN)
+
+
+def _beginning(reader: Reader) -> Beginning | None:
+    return reader.beginning()
 
 
 def check_balances(tx: Transaction) -> bool:

@@ -230,7 +230,7 @@ class StripePort(Protocol):
     ) -> Sequence[BalanceEntry] | None:
         """None if the expert has cut the account off."""
 
-    async def has_balance_entry(self, stripe_account_id: str, line_id: str) -> bool: ...
+    async def balance_entry(self, stripe_account_id: str, line_id: str) -> BalanceEntry | None: ...
     async def events(
         self, stripe_account_id: str, after_event_id: str, since: datetime
     ) -> Sequence[WebhookEvent] | None:

@@ -13,9 +13,13 @@ CREATE TABLE installation (
     stripe_account_id text,
     livemode boolean,
     bind_time timestamptz,
+    -- When the books got what that account had before they began, in every currency; NULL before.
+    opening_time timestamptz,
 
     CONSTRAINT account_and_mode_come_together
-        CHECK (num_nulls(stripe_account_id, livemode, bind_time) IN (0, 3))
+        CHECK (num_nulls(stripe_account_id, livemode, bind_time) IN (0, 3)),
+    CONSTRAINT the_opening_is_that_of_an_account
+        CHECK (opening_time IS NULL OR bind_time IS NOT NULL)
 );
 INSERT INTO installation (installation_id)
     VALUES ('ins_' || replace(gen_random_uuid()::text, '-', ''));

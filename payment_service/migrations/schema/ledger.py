@@ -4,7 +4,8 @@ from typing import Final
 
 SCHEMA: Final = r"""
 -- A balance transaction that Stripe made on the platform's own account, for no payment: its fees,
--- reserves, the platform's payouts. Its postings say to which account it belongs.
+-- reserves, the platform's payouts. Its postings say to which account it belongs. Or the sum of all
+-- lines from before the books began, which is a line of ours.
 -- Never: booked twice (primary key); updated, deleted or truncated (triggers).
 CREATE TABLE platform_lines (
     line_id text PRIMARY KEY,

@@ -1,0 +1,73 @@
+"""Books what the platform's account at Stripe had before the books began."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from typing import Final
+
+import structlog
+
+from payment_service.application.app import App
+from payment_service.domain.opening import Beginning, opening_amounts, opening_lines
+from payment_service.domain.ports.database import Transaction
+from payment_service.domain.ports.stripe import BalanceEntry
+
+log = structlog.get_logger(__name__)
+
+#: How often one run looks for a moment in which Stripe moves nothing.
+_TRIES: Final = 5
+#: A line that is new to a list is at most this much older than the newest line that was there.
+_LATE: Final = timedelta(minutes=1)
+
+
+async def book_opening(app: App, beginning: Beginning) -> None:
+    """Books the opening balance, once for each account that the books are of.
+
+    Without a quiet moment nothing is booked, and the next run tries again. Raises
+    :class:`Unavailable` if the account cannot be read.
+    """
+    if beginning.opening_time is not None:
+        return
+    # Of a replica that has not ended since the books were bound to another account.
+    if await app.stripe.own_account_id() != beginning.stripe_account_id:
+        return
+    amounts = await _quiet(app, beginning.first_line_time)
+    if amounts is None:
+        log.info("opening_balance_not_quiet")
+        return
+    await app.database.transact(store_opening, beginning, amounts)
+
+
+def store_opening(tx: Transaction, beginning: Beginning, amounts: Mapping[str, int]) -> None:
+    """Books the amounts and stores that this is done, unless another replica was first.
+
+    Nothing is booked either if the books were bound anew since the amounts were read.
+    """
+    if tx.lock_beginning() != beginning:
+        return
+    for line in opening_lines(beginning, amounts):
+        tx.book_platform_line(line)
+    tx.end_opening()
+
+
+async def _quiet(app: App, since: datetime) -> Mapping[str, int] | None:
+    """Returns the amounts, or None if Stripe had new lines around each reading of the balance.
+
+    A balance counts only if the lists before and after it are the same: then it is that of these
+    lines, and of what was there before them.
+    """
+    lines = await _lines(app, since)
+    for _ in range(_TRIES):
+        balances = await app.stripe.account_balance("") or ()
+        newest = max((line.create_time for line in lines.values()), default=since)
+        later = await _lines(app, max(since, newest - _LATE))
+        if later.keys() <= lines.keys():
+            return opening_amounts(balances, lines.values())
+        lines |= later
+    return None
+
+
+async def _lines(app: App, since: datetime) -> dict[str, BalanceEntry]:
+    shown = await app.stripe.balance_entries("", since) or ()
+    return {line.balance_transaction_id: line for line in shown}
