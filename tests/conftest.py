@@ -6,6 +6,7 @@ after another.
 """
 
 import contextlib
+import gc
 import importlib.util
 import os
 import subprocess
@@ -21,6 +22,20 @@ from tests.support.nursery import Nursery
 from tests.support.nursery import nursery as open_nursery
 
 _TEMPLATE = "migrated_template"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """Keeps what is collected, which lives as long as the session, out of Python's own collection.
+
+    It would look through these many objects again and again, while they come and ever after.
+    """
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def migrate(url: str) -> None:
