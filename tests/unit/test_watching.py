@@ -78,6 +78,7 @@ def expressions() -> Iterator[tuple[str, str]]:
 
 
 @promtool
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [
