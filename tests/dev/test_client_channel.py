@@ -21,11 +21,13 @@ class Servicer:
         self.failures = failures
         self.pushback_ms = pushback_ms
         self.calls = 0
+        self.connections: set[str] = set()
 
     def get_payment(
         self, request: payments_pb2.GetPaymentRequest, context: Any
     ) -> payments_pb2.GetPaymentResponse:
         self.calls += 1
+        self.connections.add(context.peer())
         if self.calls <= self.failures and self.pushback_ms is not None:
             context.set_trailing_metadata((("grpc-retry-pushback-ms", str(self.pushback_ms)),))
             context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "later")
@@ -67,6 +69,23 @@ async def test_calls_are_spread_over_all_addresses() -> None:
     assert names == {"a", "b"}
     for server in servers:
         server.stop(0).wait()
+
+
+async def test_channels_share_no_connection() -> None:
+    """When a shared one is there again, gRPC may crash: each channel begins to watch its health."""
+    port = first_free_port(1)
+    servicer = Servicer("a")
+    server = serve(servicer, port)
+    address = f"127.0.0.1:{port}"
+    async with connect(address) as one, connect(address) as other:
+        assert [await ask(one), await ask(other)] == ["a", "a"]
+    assert len(servicer.connections) == 2
+    with connect_sync(address) as one, connect_sync(address) as other:
+        for channel in (one, other):
+            stub = payments_pb2_grpc.PaymentServiceStub(channel)
+            stub.GetPayment(payments_pb2.GetPaymentRequest(payment_id="pay_1"))
+    assert len(servicer.connections) == 4
+    server.stop(0).wait()
 
 
 async def test_unavailable_is_asked_again_until_answered() -> None:

@@ -20,6 +20,8 @@ from payment_service.metrics_site import MetricsSite
 from payment_service.workers import pages as pages_module
 from payment_service.workers.pages import WorkerPages, merged
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 

@@ -35,6 +35,8 @@ from tests.unit.domain.fake_intent import (
 )
 from tests.unit.domain.fake_service import serve
 
+pytestmark = pytest.mark.slow
+
 #: Done by the client, by time, or by a hand at Stripe's dashboard; more often what is common.
 THEIRS = (
     *("decline", "require_action", "authorize", "authorize", "refund", "refund", "reverse"),
