@@ -352,3 +352,23 @@ async def test_calls_with_one_key_at_once_find_one_claim(world: World) -> None:
     for number in range(150):
         calls = (database.transact(claim, f"at-once-{number}") for _ in range(8))
         assert sum(await asyncio.gather(*calls)) == 1
+
+
+async def test_a_refusal_is_believed_after_a_search_for_what_an_earlier_try_has_made(
+    start_world: StartWorld,
+) -> None:
+    """The first try has made the intent; Stripe has lost its key, and the account a capability."""
+    world = await start_world(loops=False)
+    await world.pause_webhooks()
+    expert = await world.expert()
+    await world.stripe.fault("/payment_intents$", "status", "after", status=500)
+    request = world.initiation(expert)
+    assert (await refusal(world.payments.InitiatePayment(request))).reason == "OUTCOME_UNKNOWN"
+    await world.stripe.advance(2 * 86_400)
+    await world.stripe.control("POST", f"/accounts/{world.account_of(expert)}/restrict", {})
+    world.sql(
+        "UPDATE operations SET next_try_time = now() WHERE kind = 'create_intent' RETURNING 1"
+    )
+    answer = await world.payments.InitiatePayment(request)
+    [made] = await world.stripe.effects("intent_created")
+    assert answer.payment.payment_intent_id == made["object"]
