@@ -137,8 +137,8 @@ class PaymentStrategy:
         app = self.app
         if operation.kind is not OperationKind.CREATE_INTENT:
             return await sync_payment(app, operation.payment_id, self.cause, made=made)
-        # Under its first key, while Stripe keeps it, the same request returns the same intent. If it
-        # is refused instead, an earlier try may have made the intent, and Stripe have lost the key.
+        # Under its first key, while Stripe keeps it, the same request returns the same intent. If
+        # it is refused, an earlier try may have made the intent, and Stripe have lost the key.
         now = await app.database.transact(database_time)
         key_is_spent = operation.key_spent or operation.attempt > 1
         was_tried = made is not None and operation.tries > 0
