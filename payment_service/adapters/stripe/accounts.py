@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from payment_service.adapters.stripe.account_outcomes import outcome_of_creation
 from payment_service.adapters.stripe.client import StripeResource, path_to
 from payment_service.adapters.stripe.fields import Json, metadata_of, text
-from payment_service.adapters.stripe.views import account_of, creation_window, found_account_of
+from payment_service.adapters.stripe.views import account_of, found_account_of, searched_since
 from payment_service.domain.experts import Account
 from payment_service.domain.ports.records import WebhookEvent
 from payment_service.domain.ports.stripe import FoundAccount, NewAccount, Outcome
@@ -71,11 +71,11 @@ class Accounts(StripeResource):
     async def find_account(self, operation_id: str, created: datetime) -> Account | None:
         """Returns the account that the operation of this time created, or None.
 
-        Accounts cannot be listed by metadata, so those that were created around that time are
+        Accounts cannot be listed by metadata, so those that were created since about that time are
         listed.
         """
-        since, until = creation_window(created)
-        for account in await self._listed_by_time({"gte": since, "lte": until}):
+        since = searched_since(created)
+        for account in await self._listed_by_time({"gte": since}):
             if metadata_of(account).get("operation_id") == operation_id:
                 return account_of(account)
         return None

@@ -13,9 +13,9 @@ from payment_service.adapters.stripe.disputes import Disputes
 from payment_service.adapters.stripe.fields import Json, metadata_of, part, text, text_or_empty
 from payment_service.adapters.stripe.money_movements import MoneyMovements
 from payment_service.adapters.stripe.views import (
-    creation_window,
     fraud_warning_of,
     observation_of,
+    searched_since,
 )
 from payment_service.domain.ports.stripe import Done, NewIntent, Outcome, Refused
 from payment_service.domain.processor_errors import CARDS_NOT_ENABLED, misconfigured
@@ -120,10 +120,11 @@ class PaymentIntents(MoneyMovements, Disputes):
         """Returns the intent that the operation of this time created, or None.
 
         Intents cannot be searched by metadata at once after their creation, so those that were
-        created around that time are listed. One without cards is none, as in ``create_intent``.
+        created since about that time are listed. One without cards is none, as in
+        ``create_intent``.
         """
-        since, until = creation_window(created)
-        for intent in await self._listed_intents({"gte": since, "lte": until}):
+        since = searched_since(created)
+        for intent in await self._listed_intents({"gte": since}):
             if metadata_of(intent).get("operation_id") == operation_id:
                 found = await self.observe(text(intent, "id"))
                 return found if found is not None and found.accepts_cards else None

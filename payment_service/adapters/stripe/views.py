@@ -59,14 +59,13 @@ EVIDENCE_OPERATION: Final = "evidence_operation_id"
 _SEARCH_MARGIN: Final = timedelta(minutes=10)
 
 
-def creation_window(created: datetime) -> tuple[int, int]:
-    """Returns the first and last second (Unix time) in which an operation's object was created.
+def searched_since(created: datetime) -> int:
+    """Returns the first second (Unix time) in which an operation's object may have been created.
 
-    The window allows for clocks that differ, and for a day in which the request was repeated. It
-    begins a day before: a restored database may have lost the first request.
+    It is a day before: a restored database may have lost the first request. There is no last one:
+    an object that is missed would be created a second time.
     """
-    most = timedelta(days=1) + _SEARCH_MARGIN
-    return int((created - most).timestamp()), int((created + most).timestamp())
+    return int((created - timedelta(days=1) - _SEARCH_MARGIN).timestamp())
 
 
 def observation_of(
