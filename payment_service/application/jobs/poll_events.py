@@ -20,7 +20,7 @@ from payment_service.application.sync.account import sync_account
 from payment_service.domain.errors import Refusal
 from payment_service.domain.ports.database import Transaction
 from payment_service.domain.ports.policy import Policy
-from payment_service.domain.ports.records import EventCursor, StoredEvents, WebhookEvent
+from payment_service.domain.ports.records import EventCursor, ListedEvents, StoredEvents
 
 log = structlog.get_logger(__name__)
 
@@ -43,17 +43,17 @@ async def poll_events(app: App) -> int:
     for cursor in await app.database.transact(lease_cursors, app.policy):
         try:
             since = cursor.seen_until - _OVERLAP
-            events: Sequence[WebhookEvent] | None
+            listed: ListedEvents | None
             if cursor.is_thin:
-                events = await app.stripe.thin_events(since)
+                listed = ListedEvents(await app.stripe.thin_events(since))
             else:
-                events = await app.stripe.events(
+                listed = await app.stripe.events(
                     cursor.stripe_account_id, cursor.after_event_id, since
                 )
-            if events is None:  # The account has revoked our access.
+            if listed is None:  # The account has revoked our access.
                 await sync_account(app, cursor.stripe_account_id, POLL)
             else:
-                wake_for(app, await app.database.transact(store_polled, app.policy, cursor, events))
+                wake_for(app, await app.database.transact(store_polled, app.policy, cursor, listed))
         except Refusal as refusal:  # The list is due again after its pause.
             log.info("poll_deferred", scope=cursor.scope, reason=refusal.reason)
         except Exception as error:  # noqa: BLE001 - one list must not stop the others
@@ -78,24 +78,28 @@ def lease_cursors(tx: Transaction, policy: Policy) -> Sequence[EventCursor]:
 
 
 def store_polled(
-    tx: Transaction, policy: Policy, cursor: EventCursor, events: Sequence[WebhookEvent]
+    tx: Transaction, policy: Policy, cursor: EventCursor, listed: ListedEvents
 ) -> StoredEvents:
     """Stores the events that no webhook brought and moves the cursor.
 
-    A list that shows nothing new says that the books know all until now. So a quiet platform, and a
-    busy one whose events the webhooks bring first, differ from a database that is behind.
+    A list that ends and shows nothing new says that the books know all until now. So a quiet
+    platform, and a busy one whose events the webhooks bring first, differ from a database that is
+    behind. A list that goes on says nothing of its end, and is read on at once.
     """
+    events = listed.events
     stored = store_events(tx, policy, events) if events else StoredEvents()
     settled = [event for event in events if event.create_time <= tx.now - _SETTLING]
     after = settled[-1].event_id if settled else cursor.after_event_id
     seen_until = cursor.seen_until
-    if not stored.new_ids:
+    if not (stored.new_ids or listed.has_more):
         seen_until = max(seen_until, cursor.lease_time - _SETTLING)
     elif settled:
         # An event may come late, after a list without it has moved the cursor beyond it.
         seen_until = max(seen_until, settled[-1].create_time)
     if settled or cursor.scope == "platform":  # How old the books are is judged by its list.
         tx.advance_event_cursor(cursor.scope, seen_until, after)
+    if listed.has_more:
+        tx.hasten_event_cursor(cursor.scope)
     if stored.new_ids:
         log.info("events_found_by_polling", scope=cursor.scope, count=len(stored.new_ids))
     return stored
