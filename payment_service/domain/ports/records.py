@@ -154,7 +154,7 @@ class ListedEvents:
     """What a read of a list of Stripe's events has shown, oldest first."""
 
     events: Sequence[WebhookEvent]
-    #: The list goes on; only its end says that there is nothing newer.
+    #: Only the end of a list says that there is nothing newer.
     has_more: bool = False
 
 
