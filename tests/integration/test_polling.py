@@ -188,11 +188,19 @@ async def test_only_the_end_of_a_list_says_that_the_books_are_not_old(
     assert await after(replace(known, events=lost)) == (False, False)
 
 
-@pytest.mark.parametrize(("endpoint", "expected"), [("platform", True), ("connect", False)])
+@pytest.mark.parametrize(
+    ("endpoint", "kind", "expected"),
+    [
+        ("platform", "transfer.reversed", True),
+        ("platform", "payment_intent.succeeded", True),
+        ("platform", "payment_intent.amount_capturable_updated", False),
+        ("connect", "payment_intent.succeeded", False),
+    ],
+)
 async def test_an_event_that_comes_late_makes_the_books_old_until_it_is_applied(
-    start_world: StartWorld, endpoint: str, expected: bool
+    start_world: StartWorld, endpoint: str, kind: str, expected: bool
 ) -> None:
-    """A long queue alone does not: its events came in time. Nor does what happens to accounts."""
+    """A long queue alone does not: its events came in time. Nor does what others have done."""
     world = await start_world(loops=False)
     assert world.service is not None
     app = world.service.app
@@ -201,10 +209,11 @@ async def test_an_event_that_comes_late_makes_the_books_old_until_it_is_applied(
 
     async def is_old(late: str, state: str) -> bool:
         world.sql(
-            "UPDATE webhook_events SET state = %s, endpoint = %s, "
+            "UPDATE webhook_events SET state = %s, endpoint = %s, type = %s, "
             "receive_time = create_time + %s::interval",
             state,
             endpoint,
+            kind,
             late,
         )
         return await app.database.transact(lambda tx: tx.catches_up())
@@ -225,7 +234,10 @@ async def test_the_books_stay_old_while_stripe_does_not_let_a_late_event_be_appl
     app = world.service.app
     await world.confirm(await world.initiate(await world.expert()))
     await world.stripe.control("POST", "/webhooks/settle", {"seconds": 10})
-    world.sql("UPDATE webhook_events SET receive_time = create_time + interval '2 minutes'")
+    world.sql(
+        "UPDATE webhook_events SET receive_time = create_time + interval '2 minutes', "
+        "type = 'payment_intent.succeeded' WHERE state = 'WAITING'"
+    )
     await world.stripe.fault(
         "/payment_intents/", "status", times=None, status=429, match={"method": "GET"}
     )

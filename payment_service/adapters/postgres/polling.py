@@ -9,6 +9,7 @@ from typing import Any, Final
 from payment_service.adapters.postgres.statements import TransactionStatements
 from payment_service.domain.ports.records import EventCursor
 from payment_service.domain.schedule import POLLED, UNFINISHED
+from payment_service.domain.webhook_event import EFFECTS
 
 #: Stripe holds earnings back for at most 90 days outside the US, and a bank may need a few more
 #: days to reject a payout. Webhooks and reconciliation find anything older.
@@ -67,17 +68,20 @@ RETURNING payment_polls.payment_id, stale
 
 
 #: Since when the books may be older than Stripe: the platform's list of events was not read to its
-#: end for ``late``, or an event of the platform that came so late waits. What merely waits in a
-#: long queue came in time. An event that fails is waited for until it is parked.
+#: end for ``late``, or an event waits that came so late and may tell of a lost operation. What
+#: merely waits in a long queue came in time. An event that fails is waited for until it is parked.
 BEHIND_STRIPE: Final = (
     "SELECT seen_until AS since FROM event_cursors "
     "WHERE scope = 'platform' AND seen_until < now() - :late "
     "UNION ALL SELECT receive_time FROM webhook_events WHERE state = 'WAITING' "
-    "AND endpoint = 'platform' AND receive_time > create_time + :late"
+    "AND endpoint = 'platform' AND type = ANY(:effects) AND receive_time > create_time + :late"
 )
 CATCHES_UP: Final = f"EXISTS ({BEHIND_STRIPE})"
-#: Three rounds of the poll, and time for the read itself.
-CATCHES_UP_VALUES: Final[Mapping[str, Any]] = {"late": timedelta(minutes=1)}
+CATCHES_UP_VALUES: Final[Mapping[str, Any]] = {
+    # Three rounds of the poll, and time for the read itself.
+    "late": timedelta(minutes=1),
+    "effects": sorted(EFFECTS),
+}
 
 
 class PollingWrites(TransactionStatements):
