@@ -507,8 +507,8 @@ MUTANTS = (
         (
             Edit(
                 f"{_POSTGRES}/polling.py",
-                'return bool(row["catches_up"])',
-                'return bool(row["catches_up"]) and False',
+                "return self._catches_up",
+                "return self._catches_up and False",
             ),
         ),
         "test_a_replica_that_serves_too_early_takes_nothing_back_that_was_kept_back",

@@ -64,8 +64,8 @@ async def recover_after_restore(app: App, since: datetime, result: Recovered) ->
     async for line in _recover_payments(app, since, result):
         yield line
     yield "reading the events since then"
-    events = await app.stripe.events("", "", since) or ()
-    async for line in _sync_payments(app, events, result):
+    listed = await app.stripe.events("", "", since)
+    async for line in _sync_payments(app, listed.events if listed else (), result):
         yield line
     async for line in _what_is_left(app, result):
         yield line

@@ -90,7 +90,8 @@ EFFECTS_OF: Final[Mapping[OperationKind, frozenset[str]]] = {
     OperationKind.REVERSE_TRANSFER: frozenset({"transfer.reversed"}),
     OperationKind.COLLECT_DEBT: frozenset({"transfer.reversed"}),
 }
-_OF_REQUESTS: Final = frozenset().union(*EFFECTS_OF.values())
+#: The types that a request of this service may have caused.
+EFFECTS: Final = frozenset().union(*EFFECTS_OF.values())
 #: `Operation.stripe_key`: the operation, and the number of its attempt.
 OPERATION_KEY: Final = re.compile(r"(op_[0-9a-f]{32})-([0-9]{1,9})")
 
@@ -149,7 +150,7 @@ def _tells_of_request(kind: str, request: Mapping[str, Any]) -> bool:
 
     Stripe leaves the request's id out of an event that it causes later by itself.
     """
-    by_request = bool(_text(request, "id")) and kind in _OF_REQUESTS
+    by_request = bool(_text(request, "id")) and kind in EFFECTS
     return by_request and OPERATION_KEY.fullmatch(_text(request, "idempotency_key")) is not None
 
 

@@ -37,6 +37,7 @@ QUEUES: Final = (
     "hold_check",
     "debt",
     "account_check",
+    "catching_up",
 )
 
 

@@ -62,6 +62,19 @@ def seconds_until_check(world: World) -> float:
     return float(seconds)
 
 
+async def test_while_the_books_may_be_older_than_stripe_no_check_is_used_up(
+    start_world: StartWorld,
+) -> None:
+    """Nothing is known of the account then, so the pause does not grow."""
+    world, app = await debtor(start_world)
+    world.sql("UPDATE event_cursors SET seen_until = now() - interval '2 minutes'")
+    assert await collect_debts(app) == 0
+    assert seconds_until_check(world) <= 0
+    world.sql("UPDATE event_cursors SET seen_until = now()")
+    assert await collect_debts(app) == 1
+    await until_reversed(world, 4_500)
+
+
 async def test_after_a_collector_died_the_debt_is_collected_after_its_lease(
     start_world: StartWorld,
 ) -> None:

@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry
 from payment_service.application.jobs.apply_webhooks import apply_waiting
 from payment_service.gauges import read_gauges
 from payment_service.metrics.vocabulary import Vocabulary
+from tests.integration.conftest import StartWorld
 from tests.support.running import running_world
 from tests.support.world import World, until
 
@@ -116,6 +117,36 @@ async def test_what_is_due_and_not_done_grows_old(new_database: Callable[[], str
         assert world.service is not None
         await apply_waiting(world.service.app)
         assert await shown() is None
+
+
+async def test_it_shows_since_when_the_books_may_be_older_than_stripe(
+    start_world: StartWorld,
+) -> None:
+    """No debt is taken from an expert meanwhile, so somebody must know that it lasts."""
+    world = await start_world(loops=False)
+
+    async def shown() -> tuple[float, float]:
+        await _gauges(world)
+        queue = "catching_up"
+        items = value(world, "payments_overdue_items", queue=queue)
+        return items, value(world, "payments_overdue_oldest_seconds", queue=queue)
+
+    world.sql("UPDATE event_cursors SET seen_until = now()")
+    assert await shown() == (0, 0)
+    world.sql("UPDATE event_cursors SET seen_until = now() - interval '10 minutes'")
+    items, age = await shown()
+    assert items == 1
+    assert age == pytest.approx(600, abs=30)
+    world.sql("UPDATE event_cursors SET seen_until = now()")
+    await world.confirm(await world.initiate(await world.expert()))
+    await world.stripe.control("POST", "/webhooks/settle", {"seconds": 10})
+    world.sql(
+        "UPDATE webhook_events SET create_time = receive_time - interval '2 minutes', "
+        "type = 'payment_intent.succeeded' WHERE state = 'WAITING'"
+    )
+    items, age = await shown()
+    assert items >= 1
+    assert age < 30
 
 
 @pytest.mark.parametrize("code", ["pi_3Nabc9", "card declined", "", "x" * 65, "ANNA"])

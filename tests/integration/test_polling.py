@@ -5,10 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
+import pytest
+
 from marketplace.payments.v1 import experts_pb2
-from payment_service.application.jobs.poll_events import store_polled
+from payment_service.adapters.stripe import events
+from payment_service.application.jobs.apply_webhooks import apply_waiting
+from payment_service.application.jobs.poll_events import poll_events, store_polled
 from payment_service.application.jobs.poll_stale_payments import poll_stale_payments
-from payment_service.domain.ports.records import EventCursor, WebhookEvent
+from payment_service.domain.ports.records import EventCursor, ListedEvents
 from tests.integration.conftest import StartWorld
 from tests.support.errors import refusal
 from tests.support.kinds import kind_of
@@ -141,10 +145,13 @@ async def test_a_quiet_platform_is_not_behind_stripe(start_world: StartWorld) ->
     await until(caught_up, "a list without anything new")
 
 
-async def test_a_list_whose_events_are_all_known_says_that_the_books_are_not_old(
+async def test_only_the_end_of_a_list_says_that_the_books_are_not_old(
     start_world: StartWorld,
 ) -> None:
-    """Under load a read shows the oldest events only, and the webhooks have brought them."""
+    """A part of a long list may be what the books know, and the rest of it what they have lost.
+
+    Books that were new a moment ago have lost nothing: under load the webhooks are first there.
+    """
     world = await start_world(loops=False)
     assert world.service is not None
     app = world.service.app
@@ -152,59 +159,134 @@ async def test_a_list_whose_events_are_all_known_says_that_the_books_are_not_old
     await world.stripe.control("POST", "/webhooks/settle", {"seconds": 10})
     long_ago = datetime.now(UTC) - timedelta(minutes=2)
     listed = await app.stripe.events("", "", long_ago)
-    assert listed
-    # As if all of them were old enough, and more of them to come.
-    events = [replace(one, create_time=long_ago) for one in listed]
+    assert listed is not None
+    assert listed.events
+    assert not listed.has_more
+    # As if all of them were old enough.
+    known = replace(listed, events=[replace(one, create_time=long_ago) for one in listed.events])
+    lost = [*known.events, replace(known.events[0], event_id="evt_lost")]
 
-    async def is_old_after(events: list[WebhookEvent]) -> bool:
-        world.sql("UPDATE event_cursors SET seen_until = now() - interval '2 minutes'")
+    async def after(shown: ListedEvents, since: str = "2 minutes") -> tuple[bool, bool]:
+        """Whether the list counts as read to now, and whether it is read on at once."""
+        world.sql(
+            "UPDATE event_cursors SET seen_until = now() - %s::interval, "
+            "next_time = now() + interval '10 seconds'",
+            since,
+        )
         [cursor] = world.sql("SELECT seen_until, now() FROM event_cursors WHERE scope = 'platform'")
         read = EventCursor("platform", cursor[0], "", cursor[1])
-        await app.database.transact(store_polled, app.policy, read, events)
-        return await app.database.transact(lambda tx: tx.catches_up())
+        await app.database.transact(store_polled, app.policy, read, shown)
+        [row] = world.sql(
+            "SELECT seen_until > now() - interval '20 seconds', next_time <= now() "
+            "FROM event_cursors WHERE scope = 'platform'"
+        )
+        return row
 
-    assert not await is_old_after(events)
-    assert await is_old_after([*events, replace(events[0], event_id="evt_lost")])
+    assert await after(known) == (True, False)
+    assert await after(replace(known, has_more=True)) == (False, True)
+    assert await after(replace(known, has_more=True), "40 seconds") == (True, True)
+    assert await after(replace(known, events=lost)) == (False, False)
 
 
+@pytest.mark.parametrize(
+    ("endpoint", "kind", "expected"),
+    [
+        ("platform", "transfer.reversed", True),
+        ("platform", "payment_intent.succeeded", True),
+        ("platform", "payment_intent.amount_capturable_updated", False),
+        ("connect", "payment_intent.succeeded", False),
+    ],
+)
 async def test_an_event_that_comes_late_makes_the_books_old_until_it_is_applied(
-    start_world: StartWorld,
+    start_world: StartWorld, endpoint: str, kind: str, expected: bool
 ) -> None:
-    """A long queue alone does not: its events came in time. Nor does one that always fails."""
+    """A long queue alone does not: its events came in time. Nor does what others have done."""
     world = await start_world(loops=False)
     assert world.service is not None
     app = world.service.app
     await world.confirm(await world.initiate(await world.expert()))
     await world.stripe.control("POST", "/webhooks/settle", {"seconds": 10})
 
-    async def is_old(late: str, attempts: int) -> bool:
+    async def is_old(late: str, state: str) -> bool:
         world.sql(
-            "UPDATE webhook_events SET state = 'WAITING', attempts = %s, "
+            "UPDATE webhook_events SET state = %s, endpoint = %s, type = %s, "
             "receive_time = create_time + %s::interval",
-            attempts,
+            state,
+            endpoint,
+            kind,
             late,
         )
         return await app.database.transact(lambda tx: tx.catches_up())
 
     assert world.sql("SELECT count(*) FROM webhook_events")[0][0]
-    assert await is_old("2 minutes", 0)
-    assert await is_old("2 minutes", 3)
-    assert not await is_old("2 minutes", 4)
-    assert not await is_old("10 seconds", 0)
+    assert await is_old("2 minutes", "WAITING") == expected
+    assert not await is_old("10 seconds", "WAITING")
+    assert not await is_old("2 minutes", "PARKED")
+    assert not await is_old("2 minutes", "APPLIED")
 
 
-async def test_a_list_longer_than_a_page_is_read_to_its_end(start_world: StartWorld) -> None:
-    world = await start_world(policy=FAST_POLL)
-    await world.stripe.control("POST", "/webhooks", {"paused": True})
+async def test_the_books_stay_old_while_stripe_does_not_let_a_late_event_be_applied(
+    start_world: StartWorld,
+) -> None:
+    """After a restore many events are applied at once, and Stripe may limit the reads."""
+    world = await start_world(loops=False)
+    assert world.service is not None
+    app = world.service.app
+    await world.confirm(await world.initiate(await world.expert()))
+    await world.stripe.control("POST", "/webhooks/settle", {"seconds": 10})
+    world.sql(
+        "UPDATE webhook_events SET receive_time = create_time + interval '2 minutes', "
+        "type = 'payment_intent.succeeded' WHERE state = 'WAITING'"
+    )
+    await world.stripe.fault(
+        "/payment_intents/", "status", times=None, status=429, match={"method": "GET"}
+    )
+
+    async def catches_up() -> bool:
+        world.sql("UPDATE webhook_events SET next_try_time = now() WHERE state = 'WAITING'")
+        await apply_waiting(app)
+        return await app.database.transact(lambda tx: tx.catches_up())
+
+    assert [await catches_up() for _ in range(6)] == [True] * 6
+    await world.stripe.clear_faults()
+    assert not await catches_up()
+
+
+async def test_a_list_longer_than_a_page_is_read_to_its_end(
+    start_world: StartWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A read ends after some pages, and the next one continues at once."""
+    monkeypatch.setattr(events, "_EVENTS_AT_ONCE", 100)
+    world = await start_world(loops=False)
+    assert world.service is not None
+    assert world.simulator is not None
+    # So all events are old enough for the place to move.
+    world.simulator.simulation.clock.load({"offset": -600.0, "frozen": None, "latest": 0.0})
     expert_id = await world.expert()
-    for _ in range(30):  # Some 120 events: confirmed, then cancelled at the dashboard.
+    await world.confirm(await world.initiate(expert_id))
+    await world.stripe.control("POST", "/webhooks/settle", {"seconds": 10})
+    await world.stripe.control("POST", "/webhooks", {"paused": True})
+    world.sql(
+        "UPDATE event_cursors SET after_event_id = (SELECT event_id FROM webhook_events "
+        "WHERE type = 'payment_intent.amount_capturable_updated') WHERE scope = 'platform'"
+    )
+    for _ in range(60):  # Two events each: confirmed, then cancelled at the dashboard.
         initiated = await world.initiate(expert_id)
         await world.confirm(initiated)
         intent = initiated.payment.payment_intent_id
         await world.stripe.api("POST", f"/payment_intents/{intent}/cancel")
 
-    async def all_ended() -> bool:
-        query = "SELECT count(*) FROM payments WHERE state <> 'CANCELED'"
-        return int(world.sql(query)[0][0]) == 0
+    async def read() -> tuple[int, bool]:
+        """How many events the books have after a read, and whether more is read at once."""
+        await poll_events(world.service.app)  # type: ignore[union-attr]
+        [[count]] = world.sql(
+            "SELECT count(*) FROM webhook_events WHERE endpoint = 'platform' AND state = 'WAITING'"
+        )
+        [[is_due]] = world.sql(
+            "SELECT next_time <= now() FROM event_cursors WHERE scope = 'platform'"
+        )
+        return count, is_due
 
-    await until(all_ended, "every payment cancelled")
+    world.sql("UPDATE event_cursors SET next_time = now() WHERE scope = 'platform'")
+    assert await read() == (101, True)
+    assert await read() == (121, False)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from payment_service.adapters.postgres import rows
-from payment_service.adapters.postgres.polling import BEHIND_STRIPE, BEHIND_STRIPE_VALUES
+from payment_service.adapters.postgres.polling import CATCHES_UP, CATCHES_UP_VALUES
 from payment_service.adapters.postgres.statements import Statements, TransactionStatements
 from payment_service.domain.errors import answer_not_kept, key_reused
 from payment_service.domain.ports.records import Answer, Cause, Claim
@@ -53,17 +53,17 @@ class ClaimWrites(TransactionStatements):
             "ON CONFLICT DO NOTHING RETURNING clock_timestamp() AS now, "
             # What every call that starts an operation asks next.
             "NOT EXISTS (SELECT FROM operations WHERE operation_id = :operation_id) AS is_free, "
-            f"{BEHIND_STRIPE} AS is_behind",
+            f"{CATCHES_UP} AS catches_up",
             claim_id=claim_id,
             operation_id=operation_id,
-            **BEHIND_STRIPE_VALUES,
+            **CATCHES_UP_VALUES,
             fields=json.dumps(digests),
             **values,
         )
         self._claim_rpcs[claim_id] = cause.rpc
         if made is not None:
             self._tell_time(made["now"])
-            self._behind = bool(made["is_behind"])
+            self._catches_up = bool(made["catches_up"])
             self._unanswered.add(claim_id)
             if made["is_free"]:
                 self._free_ids.add(operation_id)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+from payment_service.adapters.postgres.polling import BEHIND_STRIPE, CATCHES_UP_VALUES
 from payment_service.adapters.postgres.statements import Statements
 from payment_service.domain.ports.records import Backlog, MoneyAtRisk, OpenDiscrepancies
 
@@ -21,6 +22,8 @@ _QUEUES: Final = (
     ("hold_check", "payments", "hold_check_due_time", "hold_check_due_time IS NOT NULL"),
     ("debt", "debt_checks", "next_time", "true"),
     ("account_check", "experts", "check_due_time", "check_due_time IS NOT NULL"),
+    # What the books wait for until they are known to be as new as Stripe.
+    ("catching_up", f"({BEHIND_STRIPE}) AS behind", "since", "true"),
 )
 _OVERDUE: Final = " UNION ALL ".join(
     f"SELECT '{queue}' AS queue, count(*) AS count, "
@@ -36,7 +39,8 @@ class GaugeReads(Statements):
     def overdue(self) -> Sequence[Backlog]:
         """Returns what is due in each queue and not done yet; empty queues are left out."""
         return [
-            Backlog(row["queue"], "DUE", row["count"], row["oldest"]) for row in self._all(_OVERDUE)
+            Backlog(row["queue"], "DUE", row["count"], row["oldest"])
+            for row in self._all(_OVERDUE, **CATCHES_UP_VALUES)
         ]
 
     def money_at_risk(self) -> Sequence[MoneyAtRisk]:

@@ -7,9 +7,9 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 
 from payment_service.adapters.postgres.statements import TransactionStatements
-from payment_service.domain.operations import RESEND_LIMIT
 from payment_service.domain.ports.records import EventCursor
 from payment_service.domain.schedule import POLLED, UNFINISHED
+from payment_service.domain.webhook_event import EFFECTS
 
 #: Stripe holds earnings back for at most 90 days outside the US, and a bank may need a few more
 #: days to reject a payout. Webhooks and reconciliation find anything older.
@@ -67,27 +67,21 @@ RETURNING payment_polls.payment_id, stale
 """
 
 
-_NOT_READ: Final = (
-    "EXISTS (SELECT FROM event_cursors WHERE scope = 'platform' AND seen_until < now() - :late)"
-)
-#: What merely waits in a long queue came in time.
-_CAME_LATE: Final = "attempts <= :most AND receive_time > create_time + :late"
-#: Whether the list of events was not read for ``late``, or an event that came so late waits.
-_CATCHES_UP: Final = (
-    f"({_NOT_READ} OR EXISTS (SELECT FROM webhook_events WHERE state = 'WAITING' AND {_CAME_LATE}))"
-)
-#: The same, or an event waits whose request Stripe has forgotten by now.
+#: Since when the books may be older than Stripe: the platform's list of events was not read to its
+#: end for ``late``, or an event waits that came so late and may tell of a lost operation. What
+#: merely waits in a long queue came in time. An event that fails is waited for until it is parked.
 BEHIND_STRIPE: Final = (
-    f"({_NOT_READ} OR EXISTS (SELECT FROM webhook_events WHERE state = 'WAITING' "
-    f"AND (create_time < now() - :forgotten OR {_CAME_LATE})))"
+    "SELECT seen_until AS since FROM event_cursors "
+    "WHERE scope = 'platform' AND seen_until < now() - :late "
+    "UNION ALL SELECT receive_time FROM webhook_events WHERE state = 'WAITING' "
+    "AND endpoint = 'platform' AND type = ANY(:effects) AND receive_time > create_time + :late"
 )
-_CATCHES_UP_VALUES: Final[Mapping[str, Any]] = {
+CATCHES_UP: Final = f"EXISTS ({BEHIND_STRIPE})"
+CATCHES_UP_VALUES: Final[Mapping[str, Any]] = {
     # Three rounds of the poll, and time for the read itself.
     "late": timedelta(minutes=1),
-    # As often an event is waited for that fails.
-    "most": 3,
+    "effects": sorted(EFFECTS),
 }
-BEHIND_STRIPE_VALUES: Final[Mapping[str, Any]] = {**_CATCHES_UP_VALUES, "forgotten": RESEND_LIMIT}
 
 
 class PollingWrites(TransactionStatements):
@@ -101,24 +95,17 @@ class PollingWrites(TransactionStatements):
             id=stripe_account_id,
         )
 
-    def is_behind_stripe(self) -> bool:
-        """Returns whether a new operation may be one that the books have lost, or meet one.
-
-        So it is for a moment after an outage, and after the restore of a backup.
-        """
-        if self._behind is None:
-            row = self._one(f"SELECT {BEHIND_STRIPE} AS is_behind", **BEHIND_STRIPE_VALUES)
-            self._behind = bool(row["is_behind"])
-        return self._behind
-
     def catches_up(self) -> bool:
         """Returns whether the books may be older than Stripe, and are being brought up to date.
 
-        What an expert owes by the books may be paid by then. An event that fails each time is not
-        waited for.
+        So it is for a moment after an outage, and after the restore of a backup. A new operation
+        may be one that the books have lost, or meet one. What an expert owes by the books may be
+        paid by then.
         """
-        row = self._one(f"SELECT {_CATCHES_UP} AS catches_up", **_CATCHES_UP_VALUES)
-        return bool(row["catches_up"])
+        if self._catches_up is None:
+            row = self._one(f"SELECT {CATCHES_UP} AS catches_up", **CATCHES_UP_VALUES)
+            self._catches_up = bool(row["catches_up"])
+        return self._catches_up
 
     def lease_event_cursors(
         self, seconds: float, limit: int, *, paid_out: bool = False
@@ -162,6 +149,10 @@ class PollingWrites(TransactionStatements):
             seen_until=seen_until,
             after=after_event_id,
         )
+
+    def hasten_event_cursor(self, scope: str) -> None:
+        """Makes a list of events due now."""
+        self._do("UPDATE event_cursors SET next_time = now() WHERE scope = :scope", scope=scope)
 
     def rest_event_cursors(self, seconds: float, limit: int) -> None:
         """Puts lists of accounts off for ``seconds`` that are due, but need not be read.

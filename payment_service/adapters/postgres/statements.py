@@ -150,8 +150,8 @@ class TransactionStatements(Statements):
         self._waiting: list[bytes] = []
         #: Ids of operations that this transaction has found to be free.
         self._free_ids: set[str] = set()
-        #: Whether the books may be behind Stripe, once it was asked for.
-        self._behind: bool | None = None
+        #: Whether the books catch up with Stripe, once it was asked for.
+        self._catches_up: bool | None = None
         #: The RPC of each claim that this transaction has taken or read.
         self._claim_rpcs: dict[str, str] = {}
         #: The claims that have no answer, and that nobody else can answer before this transaction

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from datetime import datetime
 from typing import Final
 
@@ -10,7 +9,7 @@ import structlog
 
 from payment_service.adapters.stripe.client import StripeResource
 from payment_service.adapters.stripe.fields import Json, flag, items, text
-from payment_service.domain.ports.records import WebhookEvent
+from payment_service.domain.ports.records import ListedEvents, WebhookEvent
 from payment_service.domain.webhook_event import (
     ACCOUNT_EVENTS,
     PAYMENT_EVENTS,
@@ -33,24 +32,26 @@ class Events(StripeResource):
 
     async def events(
         self, stripe_account_id: str, after_event_id: str, since: datetime
-    ) -> Sequence[WebhookEvent] | None:
+    ) -> ListedEvents | None:
         """Returns the events that are acted upon, after a known one, oldest first.
 
-        Without a known one they are those since a time. After a known event at most a thousand are
-        returned; the next call continues from the last of them.
+        Without a known one they are those since a time. After a known event at most about a
+        thousand are returned; the next call continues from the last of them.
         Returns None if the account has revoked our access.
         """
-        listed = await self._unless_revoked(self._listed(stripe_account_id, after_event_id, since))
-        if listed is None:
+        read = await self._unless_revoked(self._listed(stripe_account_id, after_event_id, since))
+        if read is None:
             return None
+        listed, more = read
         envelopes = [_envelope_of_listed(stripe_account_id, event) for event in listed]
-        return [envelope for envelope in envelopes if envelope is not None]
+        return ListedEvents([one for one in envelopes if one is not None], more)
 
     async def _listed(
         self, stripe_account_id: str, after_event_id: str, since: datetime
-    ) -> list[Json]:
-        """Returns the events as Stripe's JSON, oldest first."""
+    ) -> tuple[list[Json], bool]:
+        """Returns the events as Stripe's JSON, oldest first, and whether there are more."""
         listed: list[Json] = []
+        more = False
         if after_event_id:
             after, more = after_event_id, True
             while more and len(listed) < _EVENTS_AT_ONCE:
@@ -67,7 +68,7 @@ class Events(StripeResource):
                 lambda after: self._events_read(stripe_account_id, created=created, **after)
             )
             listed.reverse()
-        return listed
+        return listed, more
 
     async def _events_page(self, stripe_account_id: str, **params: object) -> Json | None:
         """Returns one page, or None if the known event is not kept any more."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar, Final, TypeAlias, assert_never
+from typing import ClassVar, TypeAlias, assert_never
 
 from payment_service.application.app import App
 from payment_service.application.clock import database_time
@@ -62,11 +62,9 @@ from payment_service.domain.snapshot import (
     Reversal,
     Transfer,
 )
+from payment_service.domain.sync.superseded import CATCHES_UP
 
 Made: TypeAlias = PaymentSnapshot | Refund | Reversal | Transfer | EmptyTransfer
-
-#: Why a reversal waits: the books may be older than Stripe.
-CATCHES_UP: Final = "Stripe's last events are not applied yet"
 
 #: Stripe may show what these made later than a read: Stripe's lists can lag behind.
 _LISTED = (OperationKind.REFUND, OperationKind.REVERSE_TRANSFER, OperationKind.TRANSFER)

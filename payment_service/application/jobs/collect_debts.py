@@ -66,7 +66,10 @@ def lease_check(tx: Transaction, policy: Policy) -> DebtCheck | None:
     """Returns the check that is due first. While the lease lasts, no other replica gets it.
 
     If this process dies meanwhile, another one collects after the lease, and not after the pause.
+    While the books catch up with Stripe none is due, so that its pause does not grow for nothing.
     """
+    if tx.catches_up():
+        return None
     return tx.lease_debt_check(policy.lease)
 
 

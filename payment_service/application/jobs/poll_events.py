@@ -7,6 +7,7 @@ and because `poll_stale_payments` syncs payments that have not changed for a whi
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Final
@@ -20,7 +21,7 @@ from payment_service.application.sync.account import sync_account
 from payment_service.domain.errors import Refusal
 from payment_service.domain.ports.database import Transaction
 from payment_service.domain.ports.policy import Policy
-from payment_service.domain.ports.records import EventCursor, StoredEvents, WebhookEvent
+from payment_service.domain.ports.records import EventCursor, ListedEvents, StoredEvents
 
 log = structlog.get_logger(__name__)
 
@@ -34,31 +35,41 @@ _OVERLAP: Final = timedelta(seconds=60)
 #: Stripe allows 25 reads a second; a round uses only some of them.
 _ACCOUNTS_A_ROUND: Final = 10
 _RESTING_A_ROUND: Final = 100
+#: One list that is long or slow must not hold up the platform's.
+_AT_ONCE: Final = 4
 
 
 async def poll_events(app: App) -> int:
     """Stores the events of the lists that are due. Each event is stored once."""
     if app.stripe.is_unavailable:
         return 0
-    for cursor in await app.database.transact(lease_cursors, app.policy):
-        try:
-            since = cursor.seen_until - _OVERLAP
-            events: Sequence[WebhookEvent] | None
-            if cursor.is_thin:
-                events = await app.stripe.thin_events(since)
-            else:
-                events = await app.stripe.events(
-                    cursor.stripe_account_id, cursor.after_event_id, since
-                )
-            if events is None:  # The account has revoked our access.
-                await sync_account(app, cursor.stripe_account_id, POLL)
-            else:
-                wake_for(app, await app.database.transact(store_polled, app.policy, cursor, events))
-        except Refusal as refusal:  # The list is due again after its pause.
-            log.info("poll_deferred", scope=cursor.scope, reason=refusal.reason)
-        except Exception as error:  # noqa: BLE001 - one list must not stop the others
-            log.error("poll_failed", scope=cursor.scope, error=type(error).__name__)
+    cursors = await app.database.transact(lease_cursors, app.policy)
+    places = asyncio.Semaphore(_AT_ONCE)
+
+    async def one(cursor: EventCursor) -> None:
+        async with places:
+            await _poll(app, cursor)
+
+    await asyncio.gather(*(one(cursor) for cursor in cursors))
     return 0
+
+
+async def _poll(app: App, cursor: EventCursor) -> None:
+    try:
+        since = cursor.seen_until - _OVERLAP
+        listed: ListedEvents | None
+        if cursor.is_thin:
+            listed = ListedEvents(await app.stripe.thin_events(since))
+        else:
+            listed = await app.stripe.events(cursor.stripe_account_id, cursor.after_event_id, since)
+        if listed is None:  # The account has revoked our access.
+            await sync_account(app, cursor.stripe_account_id, POLL)
+        else:
+            wake_for(app, await app.database.transact(store_polled, app.policy, cursor, listed))
+    except Refusal as refusal:  # The list is due again after its pause.
+        log.info("poll_deferred", scope=cursor.scope, reason=refusal.reason)
+    except Exception as error:  # noqa: BLE001 - one list must not stop the others
+        log.error("poll_failed", scope=cursor.scope, error=type(error).__name__)
 
 
 def lease_cursors(tx: Transaction, policy: Policy) -> Sequence[EventCursor]:
@@ -78,24 +89,29 @@ def lease_cursors(tx: Transaction, policy: Policy) -> Sequence[EventCursor]:
 
 
 def store_polled(
-    tx: Transaction, policy: Policy, cursor: EventCursor, events: Sequence[WebhookEvent]
+    tx: Transaction, policy: Policy, cursor: EventCursor, listed: ListedEvents
 ) -> StoredEvents:
     """Stores the events that no webhook brought and moves the cursor.
 
-    A list that shows nothing new says that the books know all until now. So a quiet platform, and a
-    busy one whose events the webhooks bring first, differ from a database that is behind.
+    A list that ends and shows nothing new says that the books know all until now. So a quiet
+    platform, and a busy one whose events the webhooks bring first, differ from a database that is
+    behind. A list that does not end yet is read on at once. It says so only of books that were new
+    before: what old ones have lost may be in the rest.
     """
+    events = listed.events
     stored = store_events(tx, policy, events) if events else StoredEvents()
     settled = [event for event in events if event.create_time <= tx.now - _SETTLING]
     after = settled[-1].event_id if settled else cursor.after_event_id
     seen_until = cursor.seen_until
-    if not stored.new_ids:
+    if not stored.new_ids and not (listed.has_more and tx.catches_up()):
         seen_until = max(seen_until, cursor.lease_time - _SETTLING)
     elif settled:
         # An event may come late, after a list without it has moved the cursor beyond it.
         seen_until = max(seen_until, settled[-1].create_time)
     if settled or cursor.scope == "platform":  # How old the books are is judged by its list.
         tx.advance_event_cursor(cursor.scope, seen_until, after)
+    if listed.has_more:
+        tx.hasten_event_cursor(cursor.scope)
     if stored.new_ids:
         log.info("events_found_by_polling", scope=cursor.scope, count=len(stored.new_ids))
     return stored

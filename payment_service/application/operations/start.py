@@ -109,7 +109,7 @@ def start_operation(
         # A restored database may have lost this very operation, and Stripe its key by now. Or it
         # has lost another one, and this one must not come on top. One that was tried before is
         # searched for at Stripe before it is sent.
-        tries=1 if searched_first or tx.is_behind_stripe() else 0,
+        tries=1 if searched_first or tx.catches_up() else 0,
         last_error=last_error,
         create_time=tx.now,
         attempt_time=tx.now,

@@ -150,6 +150,15 @@ class WebhookEvent:
 
 
 @dataclass(frozen=True, slots=True)
+class ListedEvents:
+    """What a read of a list of Stripe's events has shown, oldest first."""
+
+    events: Sequence[WebhookEvent]
+    #: Only the end of a list says that there is nothing newer.
+    has_more: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class StoredEvents:
     """What became of webhook events that were to be stored."""
 

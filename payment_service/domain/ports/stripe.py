@@ -13,7 +13,7 @@ from typing import Final, Generic, Protocol, TypeAlias, TypeVar
 
 from payment_service.domain.experts import Account, BusinessType
 from payment_service.domain.payouts import AccountBalance, PayoutSnapshot
-from payment_service.domain.ports.records import WebhookEvent
+from payment_service.domain.ports.records import ListedEvents, WebhookEvent
 from payment_service.domain.snapshot import (
     DisputeSnapshot,
     FraudWarning,
@@ -233,7 +233,7 @@ class StripePort(Protocol):
     async def balance_entry(self, stripe_account_id: str, line_id: str) -> BalanceEntry | None: ...
     async def events(
         self, stripe_account_id: str, after_event_id: str, since: datetime
-    ) -> Sequence[WebhookEvent] | None:
+    ) -> ListedEvents | None:
         """None if the expert has cut the account off; so for the links below."""
 
     async def thin_events(self, since: datetime) -> Sequence[WebhookEvent]: ...

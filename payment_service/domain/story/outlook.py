@@ -21,6 +21,7 @@ from payment_service.domain.payment import (
 )
 from payment_service.domain.ports.records import WebhookEvent
 from payment_service.domain.story.entries import Records, request_of
+from payment_service.domain.sync.superseded import CATCHES_UP
 
 
 class Mover(StrEnum):
@@ -172,6 +173,10 @@ def _waits_for(records: Records) -> tuple[Mover, str]:
         what = request_of(operation, payment.currency)
         if operation.state is OperationState.PARKED:
             return Mover.OPERATOR, f"An operator must decide about the request to {what}."
+        if operation.last_error == CATCHES_UP:
+            return Mover.SERVICE, (
+                f"The request to {what} waits until Stripe's events are read and applied."
+            )
         if operation.state is OperationState.UNKNOWN:
             return Mover.SERVICE, (
                 f"Stripe's answer to the request to {what} is not known. Recovery asks Stripe."

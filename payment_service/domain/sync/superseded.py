@@ -22,6 +22,8 @@ from payment_service.domain.sync.changes import ChangeSet, Discrepancy, SyncCont
 
 #: Why a reversal is parked whose amount the expert may have paid in another way.
 RECOVERED_BESIDE: Final = "recovered beside it"
+#: Why a reversal waits: the books may be older than Stripe, and the amount may be paid by now.
+CATCHES_UP: Final = "Stripe's last events are not applied yet"
 
 
 def out_of_band_movements(context: SyncContext) -> tuple[str, ...]:

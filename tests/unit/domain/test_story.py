@@ -36,6 +36,7 @@ from payment_service.domain.story.sentences import (
     facts_of,
     sentence_of,
 )
+from payment_service.domain.sync.superseded import CATCHES_UP
 from tests.unit.domain.builders import NOW, PAYLOADS, in_state, new_operation, new_payment
 from tests.unit.protos import ROOT, services
 
@@ -220,6 +221,18 @@ def test_a_parked_operation_is_resumed_or_abandoned_once_it_cannot_arrive() -> N
     found = outlook_of(records(payment=payment, open_operations=[unsure]))
     assert [one.rpc.partition("/")[2] for one in found.options] == ["ResumeOperation"]
     assert [one.time for one in found.timers] == [unsure.unsure_until]
+
+
+def test_a_reversal_that_waits_for_stripes_events_says_so_and_not_that_stripe_was_asked() -> None:
+    waiting = replace(
+        new_operation(OperationKind.REVERSE_TRANSFER, 5_000),
+        state=OperationState.UNKNOWN,
+        last_error=CATCHES_UP,
+    )
+    found = outlook_of(records(payment=in_state(State.REFUNDED), open_operations=[waiting]))
+    assert found.mover is Mover.SERVICE
+    assert "not known" not in found.waits_for
+    assert "events" in found.waits_for
 
 
 def test_what_operators_are_sent_to_exists() -> None:
