@@ -370,6 +370,53 @@ async def test_another_account_has_an_opening_balance_of_its_own(
     assert [one.detail for one in found if "stripe:platform" in one.detail] == []
 
 
+async def test_books_that_come_back_within_the_minute_count_its_lines_once(
+    start_world: StartWorld,
+) -> None:
+    """Somebody adopts the wrong account, notices it, and adopts the former one again.
+
+    The books begin a minute before that, so lines that were posted before they left are listed.
+    """
+    world = await start_world(**before(100_000), loops=False)
+    assert world.service is not None
+    assert world.simulator is not None
+    own = world.simulator.simulation.config.platform_account
+    await run(world)
+    await moved(world, 500)
+    await moved(world, 30, "eur")
+    await run(world)
+    for account_id in (OTHER, own):
+        binding = StripeBinding(account_id, livemode=False)
+        await world.service.app.database.transact(rebind_account, binding)
+    await moved(world, 60)
+    await run(world)
+    await agrees(world)
+    await agrees(world, "EUR")
+    assert balance(world, "stripe:platform") == 100_560
+    assert await open_kinds(world) == []
+
+
+@pytest.mark.parametrize("name", ["account_balance", "balance_entries"])
+async def test_an_answer_that_shows_nothing_is_no_empty_account(
+    start_world: StartWorld, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Taken for an empty one, it would be booked for ever."""
+    world = await start_world(**before(100_000), loops=False)
+    assert world.service is not None
+    await moved(world, 300)
+
+    async def nothing(*_: Any) -> None:
+        return None
+
+    monkeypatch.setattr(world.service.app.stripe, name, nothing)
+    assert (await refusal(run(world))).reason == "PROCESSOR_UNAVAILABLE"
+    assert not is_determined(world)
+    monkeypatch.undo()
+    await run(world)
+    await agrees(world)
+    assert await opening_in(world) == 100_000
+
+
 async def test_a_database_from_before_the_booking_books_the_same(
     start_world: StartWorld, postgres: EmbeddedPostgres
 ) -> None:
