@@ -277,7 +277,7 @@ async def test_money_without_a_line_disagrees_for_ever(
         await run(world)
         seen = (await month_of(world, currency)).stripe
         assert (seen.difference.minor_units, seen.explained.minor_units) == (500, 0)
-        assert "differ by more than open discrepancies name" in seen.sentence
+        assert "differ by more than discrepancies name" in seen.sentence
     assert await opening_in(world, currency) == (100_000 if currency == "USD" else 0)
 
 
