@@ -281,4 +281,4 @@ def _thin_endpoint(facts: PlatformFacts, needs: Needs) -> Finding:
     if missing and "*" not in found[0].events:
         said = f"it lacks {len(missing)} events"
         return Finding(THIN_ENDPOINT, Verdict.WARNING, said, f"add {', '.join(missing)}")
-    return Finding(THIN_ENDPOINT, Verdict.OK, "all events")
+    return Finding(THIN_ENDPOINT, Verdict.OK, _more_than(found[0], THIN_ACCOUNT_EVENTS))
