@@ -297,10 +297,13 @@ async def test_an_account_that_the_books_have_left_meanwhile_gets_none(
     monkeypatch.setattr(database, "transact", after_the_books_have_left)
     await run(world)
     monkeypatch.undo()
-    # This replica's key is still of the former account.
-    await run(world)
     assert not is_determined(world)
     assert balance(world, "opening_balance") == 0
+    # This replica's key is still of the former account, whose lines are nothing to these books.
+    await moved(world, 40)
+    assert (await refusal(run(world))).facts["stripe_code"] == "stripe_account_differs"
+    assert not is_determined(world)
+    assert balance(world, "stripe:platform") == 0
 
 
 async def test_lines_of_before_are_neither_booked_nor_reported(start_world: StartWorld) -> None:

@@ -33,9 +33,6 @@ async def book_opening(app: App, beginning: Beginning) -> None:
     """
     if beginning.opening_time is not None:
         return
-    # Of a replica that has not ended since the books were bound to another account.
-    if await app.stripe.own_account_id() != beginning.stripe_account_id:
-        return
     quiet = await _quiet(app, beginning.first_line_time)
     if quiet is None:
         log.info("opening_balance_not_quiet")
