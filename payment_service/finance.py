@@ -102,7 +102,7 @@ def _print_currency(month: CurrencyMonth, console: Console) -> None:
             "pending": found.pending,
             "ledger": found.ledger,
             "difference": found.difference or 0,
-            "named by open discrepancies": found.explained,
+            "named by discrepancies": found.explained,
         }
         shown = [f"{name} {Money(value, month.currency)}" for name, value in parts.items()]
         console.print(Text(f"  {', '.join(shown)} {' '.join(found.discrepancy_ids)}".rstrip()))

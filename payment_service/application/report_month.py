@@ -15,6 +15,7 @@ from payment_service.domain.monthly import (
     Comparison,
     Month,
     MonthReport,
+    NamedDifference,
     StatementLine,
     Sums,
     accounts_of,
@@ -39,7 +40,7 @@ class _Read:
     now: datetime
     sums: Sequence[Sums]
     held: Mapping[str, int]
-    differences: Sequence[tuple[str, str, int]]
+    differences: Sequence[NamedDifference]
     compared_until: datetime | None
     #: Whether what was at Stripe before the books began is on them.
     is_opened: bool
@@ -135,14 +136,16 @@ def _comparison(
             f"be compared. Reconciliation has compared each line of the ledger until {until}.",
             ledger,
         )
-    open_ones = [one for one in read.differences if one[1] == currency]
-    explained = sum(amount for _, _, amount in open_ones)
+    named = [one for one in read.differences if one.currency == currency]
+    resolved = sum(one.is_resolved for one in named)
+    explained = sum(one.minor_units for one in named)
     balance = balances.get(currency) or AccountBalance(currency, 0, 0)
     difference = balance.available + balance.pending - ledger
     if difference == 0:
         said = "The ledger and Stripe's balance of now agree."
     elif difference == explained:
-        said = "The ledger and Stripe's balance of now differ by what open discrepancies name."
+        said = "The ledger and Stripe's balance of now differ by what discrepancies name: "
+        said += f"{len(named) - resolved} open, {resolved} resolved."
     elif not read.is_opened:
         said = (
             "The ledger and Stripe's balance of now differ. What was there before the books began "
@@ -150,7 +153,7 @@ def _comparison(
         )
     else:
         said = (
-            "The ledger and Stripe's balance of now differ by more than open discrepancies name: "
+            "The ledger and Stripe's balance of now differ by more than discrepancies name: "
             "what moves at this moment, or what the next reconciliation finds."
         )
     return Comparison(
@@ -159,5 +162,5 @@ def _comparison(
         balance.available,
         balance.pending,
         explained,
-        [one[0] for one in open_ones],
+        [one.discrepancy_id for one in named],
     )

@@ -20,6 +20,7 @@ from payment_service.domain.ledger import (
     DISPUTE_FEE,
     FX,
     LOSSES,
+    OPENING_BALANCE,
     PROCESSOR_FEE,
     SETTLED_OUT_OF_BAND,
     Posting,
@@ -38,6 +39,8 @@ _RESULT: Final = frozenset(
 #: For one payment they stand in its row or in its disputes, and both must say the same. So they
 #: can be adjusted for an expert or for the platform, and not for a payment.
 _IN_ROWS: Final = frozenset({COMMISSION, PROCESSOR_FEE, DISPUTE_FEE})
+#: Of the platform alone: what its opening balance consisted of, people know and nothing repeats.
+_OWN: Final = frozenset({OPENING_BALANCE})
 
 #: How many lines an adjustment may have.
 LEAST_LINES: Final = 2
@@ -191,7 +194,9 @@ def adjustable_accounts(expert_id: str, *, of_payment: bool) -> frozenset[str]:
     ``expert_id`` is the expert of the payment or of the books, and "" for the platform's own.
     """
     accounts = _RESULT if of_payment else _RESULT | _IN_ROWS
-    return accounts | {expert_debt(expert_id)} if expert_id else accounts
+    if expert_id:
+        return accounts | {expert_debt(expert_id)}
+    return accounts if of_payment else accounts | _OWN
 
 
 def faults_of_lines(

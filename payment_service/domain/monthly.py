@@ -90,6 +90,17 @@ class Figure:
 
 
 @dataclass(frozen=True, slots=True)
+class NamedDifference:
+    """What Stripe's balance of the platform has more than the ledger, by one discrepancy."""
+
+    discrepancy_id: str
+    currency: str
+    minor_units: int
+    #: A person has resolved it, and the line differs all the same.
+    is_resolved: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Comparison:
     """The ledger's `stripe:platform` against Stripe's balance, in one currency."""
 

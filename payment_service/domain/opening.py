@@ -41,14 +41,20 @@ class Beginning:
 
 
 def opening_amounts(
-    balances: Iterable[AccountBalance], lines: Iterable[BalanceEntry]
+    balances: Iterable[AccountBalance], lines: Iterable[BalanceEntry], left: Mapping[str, int]
 ) -> Mapping[str, int]:
-    """Returns what was there before these lines, by currency. Nothing is left out as zero."""
+    """Returns what was there before these lines, by currency. Nothing is left out as zero.
+
+    ``left`` is what was posted of the lines before the books came back to this account. It went
+    off the books with the balance that they left, and is not posted again.
+    """
     amounts: dict[str, int] = defaultdict(int)
     for balance in balances:
         amounts[balance.currency] += balance.available + balance.pending
     for line in lines:
         amounts[line.currency] -= line.net
+    for currency, posted in left.items():
+        amounts[currency] += posted
     return {currency: amount for currency, amount in sorted(amounts.items()) if amount}
 
 

@@ -21,6 +21,8 @@ from payment_service.domain.webhook_event import (
 #: Stripe refuses a webhook's signature, and the service too, after five minutes.
 _SKEW_FAULT_SECONDS: Final = 240
 _SKEW_WARNING_SECONDS: Final = 30
+#: Stripe's version from which on it sends `refund.created` and its kin for every refund.
+_REFUND_EVENTS_SINCE: Final = "2024-10-28"
 PLATFORM_PATH: Final = "/api/v1/webhooks/stripe"
 CONNECT_PATH: Final = "/api/v1/webhooks/stripe/connect"
 
@@ -239,11 +241,13 @@ def _endpoint(
             subject, Verdict.WARNING, f"Stripe sends to {endpoint.url}", f"expected is {url}"
         )
     if endpoint.api_version != needs.api_version:
+        lacks_refunds = path == PLATFORM_PATH and "" < endpoint.api_version < _REFUND_EVENTS_SINCE
         return Finding(
             subject,
-            Verdict.WARNING,
+            Verdict.FAULT if lacks_refunds else Verdict.WARNING,
             f"its version is {endpoint.api_version or 'the default of the account'}",
-            f"register it with {needs.api_version}; only ids are read from events",
+            f"register it with {needs.api_version}: before {_REFUND_EVENTS_SINCE} Stripe sends no "
+            "events of refunds of cards; else only ids are read from events",
         )
     return Finding(subject, Verdict.OK, f"{endpoint.api_version}, {_more_than(endpoint, events)}")
 
@@ -277,4 +281,4 @@ def _thin_endpoint(facts: PlatformFacts, needs: Needs) -> Finding:
     if missing and "*" not in found[0].events:
         said = f"it lacks {len(missing)} events"
         return Finding(THIN_ENDPOINT, Verdict.WARNING, said, f"add {', '.join(missing)}")
-    return Finding(THIN_ENDPOINT, Verdict.OK, "all events")
+    return Finding(THIN_ENDPOINT, Verdict.OK, _more_than(found[0], THIN_ACCOUNT_EVENTS))

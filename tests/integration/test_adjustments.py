@@ -154,6 +154,23 @@ async def test_an_expert_and_the_platform_have_corrections_of_their_own(world: W
     await check_books(world)
 
 
+async def test_a_part_of_the_opening_balance_is_moved_by_two_people(world: World) -> None:
+    """It was kept for somebody who gave it up: it is a gain."""
+    await run(world)
+    had = balance(world, "opening_balance")
+    own = await propose(world, ("opening_balance", 2_500), ("losses", -2_500))
+    await approve(world, own.adjustment_id)
+    await run(world)
+    assert balance(world, "opening_balance") == had + 2_500
+    assert balance(world, "losses") == -2_500
+    assert balance(world, "stripe:platform") == -had
+    assert await open_kinds(world) == []
+    await check_books(world)
+    expert = await world.expert()
+    of_expert = propose(world, ("opening_balance", 5), ("losses", -5), expert_id=expert)
+    assert (await refusal(of_expert)).reason == "INVALID_FIELD"
+
+
 async def test_the_proposer_cannot_approve(world: World) -> None:
     proposed = await propose(world, ("losses", 5), ("fx", -5), caller="ann")
     refused = await refusal(approve(world, proposed.adjustment_id, "ann"))

@@ -141,8 +141,50 @@ async def test_the_ledger_is_held_against_stripes_balance(
     await world.operations.RunReconciliation(operations_pb2.RunReconciliationRequest())
     named = (await in_currency(world)).stripe
     assert (named.difference.minor_units, named.explained.minor_units) == (700, 700)
+    assert named.sentence.endswith("differ by what discrepancies name: 1 open, 0 resolved.")
     [discrepancy] = named.discrepancy_ids
-    assert discrepancy.startswith("disc_")
+    # A decision books nothing. So it goes on to say what the books differ by, each month.
+    await world.operations.ResolveDiscrepancy(
+        operations_pb2.ResolveDiscrepancyRequest(discrepancy_id=discrepancy, reason="a rebate")
+    )
+    resolved = (await in_currency(world)).stripe
+    assert (resolved.difference.minor_units, resolved.explained.minor_units) == (700, 700)
+    assert list(resolved.discrepancy_ids) == [discrepancy]
+    assert resolved.sentence.endswith("differ by what discrepancies name: 0 open, 1 resolved.")
+    # A line that is reported twice differs once.
+    world.sql("UPDATE discrepancies SET detail = 'formerly ' || detail")
+    await world.operations.RunReconciliation(operations_pb2.RunReconciliationRequest())
+    twice = (await in_currency(world)).stripe
+    assert (twice.difference.minor_units, twice.explained.minor_units) == (700, 700)
+    assert len(world.sql("SELECT FROM discrepancies")) == 2
+    # Of books that are bound to another account, it says nothing.
+    world.sql("UPDATE installation SET bind_time = now()")
+    assert (await in_currency(world)).stripe.explained.minor_units == 0
+
+
+async def test_what_was_resolved_and_is_booked_after_all_is_named_no_more(
+    start_world: Callable[..., object],
+) -> None:
+    """An operator was quicker than the webhook of a payment."""
+    world: World = await start_world(**POOR)  # type: ignore[misc]
+    payment = await world.captured(amount=10_000)
+    await world.settle_down()
+    [(line, amount)] = world.sql(
+        "SELECT balance_transaction_id, sum(minor_units)::bigint FROM postings "
+        "WHERE account = 'stripe:platform' AND currency = 'USD' GROUP BY 1 "
+        "ORDER BY min(posting_id) LIMIT 1"
+    )
+    world.sql(
+        "INSERT INTO discrepancies (payment_id, kind, detail, time, expected, found, currency, "
+        "line_id, resolve_time, resolved_by) VALUES (%s, 'missing_in_ledger', "
+        "'a charge on stripe:platform', now(), 0, %s, 'USD', %s, now(), 'ann')",
+        payment.payment_id,
+        amount,
+        line,
+    )
+    seen = (await in_currency(world)).stripe
+    assert (seen.difference.minor_units, seen.explained.minor_units) == (0, 0)
+    assert list(seen.discrepancy_ids) == []
 
 
 async def test_the_books_are_reported_while_stripe_does_not_answer(world: World) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Final
 
@@ -48,6 +48,18 @@ class InstallationWrites(TransactionStatements):
             account=STRIPE_PLATFORM,
         )
         return {row["currency"]: row["balance"] for row in found}
+
+    def lines_posted_before(self, ids: Sequence[str], time: datetime) -> Mapping[str, int]:
+        """Returns what was posted of these lines of the platform before a time, by currency."""
+        found = self._all(
+            "SELECT currency, sum(minor_units)::bigint AS posted FROM postings "
+            "WHERE balance_transaction_id = ANY(:ids) AND account = :account AND time < :time "
+            "GROUP BY currency",
+            ids=list(ids),
+            account=STRIPE_PLATFORM,
+            time=time,
+        )
+        return {row["currency"]: row["posted"] for row in found}
 
     def end_opening(self) -> None:
         """Stores that the opening balance is on the books, in every currency that has one."""

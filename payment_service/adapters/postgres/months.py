@@ -15,7 +15,7 @@ from payment_service.domain.ledger import (
     expert_funds,
     stripe_connected,
 )
-from payment_service.domain.monthly import StatementLine, Sums
+from payment_service.domain.monthly import NamedDifference, StatementLine, Sums
 
 #: An account without the payment or the expert in its name.
 _GROUP: Final = (
@@ -30,19 +30,35 @@ _SUMS: Final = (
     "AS credits, "
     "sum(minor_units)::bigint AS closing"
 )
-#: Lines of Stripe's on the platform's account that the ledger does not have with that amount.
-_UNEXPLAINED: Final = (
-    "SELECT 'disc_' || discrepancy_id AS id, currency, found - coalesce(expected, 0) AS amount "
-    "FROM discrepancies WHERE resolve_time IS NULL AND found IS NOT NULL AND kind IN "
-    "('line_differs', 'missing_in_ledger', 'unknown_balance_transaction') "
-    "AND detail LIKE :on_platform UNION ALL "
-    "SELECT 'disc_' || d.discrepancy_id, p.currency, -sum(p.minor_units)::bigint "
-    "FROM discrepancies d JOIN postings p ON p.balance_transaction_id = d.line_id "
-    "AND p.account = :platform AND p.balance_transaction_id <> '' "
-    "WHERE d.resolve_time IS NULL AND d.kind = 'missing_at_stripe' "
-    "AND starts_with(d.detail, :platform) GROUP BY d.discrepancy_id, p.currency "
-    "ORDER BY 1 LIMIT 1000"
+#: Lines on the platform's account that Stripe and the ledger do not have with the same amount, as
+#: the ledger stands now. What a person has resolved still differs, so it is among them. What was
+#: seen before the books were bound to the present account is in its opening balance.
+_NAMED: Final = """
+WITH kept AS (
+    SELECT discrepancy_id, kind, detail, line_id, currency, found,
+        resolve_time IS NOT NULL AS is_resolved
+    FROM discrepancies
+    WHERE (resolve_time IS NULL OR resolved_by <> '') AND line_id <> ''
+        AND last_seen_time >= (SELECT coalesce(bind_time, '-infinity') FROM installation)
+), named AS (
+    -- A line may have been reported under several kinds, and differs once.
+    SELECT DISTINCT ON (line_id, currency) discrepancy_id, is_resolved, currency,
+        found - (SELECT coalesce(sum(p.minor_units), 0) FROM postings p
+            WHERE p.balance_transaction_id = kept.line_id AND p.account = :platform
+            AND p.currency = kept.currency) AS amount
+    FROM kept
+    WHERE kind IN ('line_differs', 'missing_in_ledger', 'unknown_balance_transaction')
+        AND detail LIKE :on_platform
+    ORDER BY line_id, currency, is_resolved, discrepancy_id DESC
 )
+SELECT discrepancy_id, is_resolved, currency, amount FROM named WHERE amount <> 0
+UNION ALL
+SELECT kept.discrepancy_id, kept.is_resolved, p.currency, -sum(p.minor_units)
+FROM kept JOIN postings p ON p.balance_transaction_id = kept.line_id AND p.account = :platform
+WHERE kept.kind = 'missing_at_stripe' AND starts_with(kept.detail, :platform)
+GROUP BY 1, 2, 3
+ORDER BY is_resolved, discrepancy_id LIMIT 1000
+"""
 _STATEMENT: Final = (
     "WITH moved AS (SELECT payment_id, expert_id, sequence, currency, "
     "min(posting_id) AS posting_id, min(time) AS time, "
@@ -152,12 +168,18 @@ class MonthReads(Statements):
         )
         return {row["currency"]: row["count"] for row in found}
 
-    def platform_differences(self) -> Sequence[tuple[str, str, int]]:
-        """Returns (discrepancy id, currency, amount) of what Stripe's balance has more."""
-        found = self._all(
-            _UNEXPLAINED, platform=STRIPE_PLATFORM, on_platform=f"%on {STRIPE_PLATFORM}"
-        )
-        return [(row["id"], row["currency"], int(row["amount"])) for row in found]
+    def platform_differences(self) -> Sequence[NamedDifference]:
+        """Returns the discrepancies that name what Stripe's balance has more, open ones first."""
+        found = self._all(_NAMED, platform=STRIPE_PLATFORM, on_platform=f"%on {STRIPE_PLATFORM}")
+        return [
+            NamedDifference(
+                f"disc_{row['discrepancy_id']}",
+                row["currency"],
+                int(row["amount"]),
+                is_resolved=row["is_resolved"],
+            )
+            for row in found
+        ]
 
     def statement(
         self, expert_id: str, start: datetime, end: datetime, after: int, limit: int

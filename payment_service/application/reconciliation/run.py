@@ -35,6 +35,7 @@ from payment_service.domain.ports.database import Transaction
 from payment_service.domain.ports.policy import Policy
 from payment_service.domain.ports.reader import Reader
 from payment_service.domain.ports.records import Cause, JobKind
+from payment_service.domain.processor_errors import misconfigured
 from payment_service.domain.sync.changes import Discrepancy
 
 log = structlog.get_logger(__name__)
@@ -86,6 +87,7 @@ async def _reconcile(app: App, since: datetime | None, cause: Cause) -> Report:
     beginning = await app.database.read(_beginning)
     if beginning is None:  # Stripe has not answered since the first start.
         raise processor_unavailable()
+    await _check_own_account(app, beginning)
     report = Report(began=await app.database.transact(database_time))
     await book_opening(app, beginning)
     if since is None:
@@ -104,6 +106,19 @@ async def _reconcile(app: App, since: datetime | None, cause: Cause) -> Report:
     for discrepancy in report.discrepancies:
         app.alarms.discrepancy(discrepancy.payment_id, discrepancy.kind)
     return report
+
+
+async def _check_own_account(app: App, beginning: Beginning) -> None:
+    """Raises :class:`Unavailable` if our key is of another account than the books.
+
+    So it is for a replica that has not ended since the books were bound to another one. It would
+    book the former account's lines.
+    """
+    own = await app.stripe.own_account_id()
+    if own != beginning.stripe_account_id:
+        why = f"STRIPE_SECRET_KEY is of {own}, and the books are of {beginning.stripe_account_id}"
+        log.error("stripe_account_differs", why=why)
+        raise misconfigured("stripe_account_differs")
 
 
 async def _last_complete_run(app: App, began: datetime, beginning: Beginning) -> datetime:

@@ -36,6 +36,7 @@ def test_no_account_can_be_adjusted_that_stripe_or_a_row_repeats() -> None:
     }
     assert of_expert - of_payment == {"commission", "processor_fee", "dispute_fee"}
     assert of_expert - own == {"expert_debt:ann"}
+    assert own - of_expert == {"opening_balance"}
     repeated = ("stripe:", "escrow:", "client_payable:", "pending_refund:", "dispute_hold:")
     for account in of_payment | of_expert | own:
         assert not account.startswith((*repeated, "expert_funds:"))

@@ -42,7 +42,7 @@ def test_it_is_the_same_whenever_it_is_computed(
     lines = [_line(number, *move) for number, move in enumerate(moves)]
     wanted = {currency: amount for currency, amount in had.items() if amount}
     for shown in (lines[:seen], lines):
-        assert opening_amounts(_balances(had, shown), shown) == wanted
+        assert opening_amounts(_balances(had, shown), shown, {}) == wanted
 
 
 def test_the_books_begin_in_a_whole_second_before_they_were_bound() -> None:

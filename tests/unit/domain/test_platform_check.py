@@ -83,11 +83,24 @@ def _with_platform_endpoint(**changes: Any) -> dict[str, Any]:
             Verdict.WARNING,
             GATEWAY,
         ),
+        *(
+            (
+                _with_platform_endpoint(api_version=version),
+                ENDPOINTS,
+                verdict,
+                "2026-10-28.endive: before 2024-10-28 Stripe sends no events of refunds",
+            )
+            for version, verdict in [
+                ("2024-09-30.acacia", Verdict.FAULT),
+                ("2024-10-28.acacia", Verdict.WARNING),
+                ("", Verdict.WARNING),
+            ]
+        ),
         (
-            _with_platform_endpoint(api_version="2024-04-10"),
-            ENDPOINTS,
+            {"endpoints": [PLATFORM_ENDPOINT, replace(CONNECT_ENDPOINT, api_version="2024-04-10")]},
+            CONNECT_ENDPOINTS,
             Verdict.WARNING,
-            "2026-10-28.endive",
+            "only ids",
         ),
         ({"thin_endpoints": []}, THIN_ENDPOINT, Verdict.WARNING, "Thin"),
         (
