@@ -41,6 +41,8 @@ class Ingested:
 
     event_id: str = ""
     duplicate: bool = False
+    #: In which of Stripe's lists the event is, too.
+    list_name: str = ""
     #: Why there is nothing to store: ``odd``, ``other_mode`` or ``not_an_event``.
     verdict: str = ""
 
@@ -73,7 +75,7 @@ async def ingest_event(
         return Ingested(verdict=ignored.verdict)
     event = replace(event, traceparent=app.tracer.traceparent())
     is_new = await app.gathered_events.store(event, partial(store_and_wake, app))
-    return Ingested(event.event_id, duplicate=not is_new)
+    return Ingested(event.event_id, duplicate=not is_new, list_name=event.list_name)
 
 
 def verify_signature(payload: bytes, signature: str, secrets: Sequence[str], *, now: float) -> None:

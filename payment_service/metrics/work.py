@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from payment_service.domain.discrepancies import DiscrepancyKind
 from payment_service.domain.operations import Operation, OperationKind
-from payment_service.domain.ports.records import Backlog, OpenDiscrepancies
+from payment_service.domain.ports.records import Backlog, EventCursor, OpenDiscrepancies
 
 log = structlog.get_logger(__name__)
 
@@ -39,6 +39,8 @@ QUEUES: Final = (
     "account_check",
     "catching_up",
 )
+#: Stripe's lists of events, as ``EventCursor.list_name`` names them.
+EVENT_LISTS: Final = ("platform", "connect", "thin")
 
 
 class WorkMetrics:
@@ -55,6 +57,20 @@ class WorkMetrics:
         self.events_parked = Counter(
             "payments_webhook_events_parked",
             "Webhook events that could not be applied and wait for an operator.",
+            registry=r,
+        )
+        self.webhooks_received = Counter(
+            "payments_webhooks_received",
+            "Webhooks that brought an event, stored now or before, by the list of Stripe's that "
+            "has the event too (platform, connect, thin).",
+            ["list"],
+            registry=r,
+        )
+        self.found_by_polling = Counter(
+            "payments_events_found_by_polling",
+            "Events that were read in Stripe's lists before a webhook brought them, by list "
+            "(platform, connect, thin).",
+            ["list"],
             registry=r,
         )
         self.webhooks_refused = Counter(
@@ -135,6 +151,9 @@ class WorkMetrics:
             self.discrepancies.labels(kind.value)
         for operation in OperationKind:
             self.operations_parked.labels(operation.value)
+        for name in EVENT_LISTS:
+            self.webhooks_received.labels(name)
+            self.found_by_polling.labels(name)
 
     def observe_backlog(self, backlog: Sequence[Backlog]) -> None:
         """Sets the gauges of what waits. What ``backlog`` does not name is 0."""
@@ -166,6 +185,13 @@ class WorkMetrics:
     def gauges_read(self) -> None:
         """Records that the gauges are as old as this moment."""
         self.gauges_updated.set_to_current_time()
+
+    def webhook_received(self, list_name: str) -> None:
+        self.webhooks_received.labels(list_name).inc()
+
+    def events_found_by_polling(self, cursor: EventCursor, count: int) -> None:
+        self.found_by_polling.labels(cursor.list_name).inc(count)
+        log.info("events_found_by_polling", scope=cursor.scope, count=count)
 
     def webhook_refused(self, endpoint: str, fault: str) -> None:
         self.webhooks_refused.labels(endpoint, fault).inc()

@@ -22,8 +22,9 @@ _MAX_SIGNATURE: Final = 4096
 
 
 class Counts(Protocol):
-    """Counts and logs what is not stored."""
+    """Counts what comes, and logs what is not stored."""
 
+    def webhook_received(self, list_name: str) -> None: ...
     def webhook_refused(self, endpoint: str, fault: str) -> None: ...
     def webhook_ignored(self, endpoint: str, verdict: str) -> None: ...
 
@@ -64,6 +65,8 @@ class WebhookServicer(webhooks_pb2_grpc.WebhookServiceServicer):
             raise
         if ingested.verdict:
             self._counts.webhook_ignored(endpoint, ingested.verdict)
+        else:
+            self._counts.webhook_received(ingested.list_name)
         return webhooks_pb2.IngestEventResponse(
             event_id=ingested.event_id,
             duplicate=ingested.duplicate,

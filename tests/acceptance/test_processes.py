@@ -70,6 +70,8 @@ FAMILIES = {
     "payments_volume_minor_units_total": "counter",
     "payments_commission_minor_units_total": "counter",
     "payments_failed_attempts_total": "counter",
+    "payments_webhooks_received_total": "counter",
+    "payments_events_found_by_polling_total": "counter",
     "payments_webhooks_refused_total": "counter",
     "payments_operations_parked_total": "counter",
     "payments_webhook_events_parked_total": "counter",

@@ -36,6 +36,45 @@ async def test_a_service_that_gets_no_webhook_converges(start_world: StartWorld)
     ]
 
 
+@pytest.mark.parametrize("paused", [True, False], ids=["paused", "arriving"])
+async def test_it_is_counted_which_events_no_webhook_brought(
+    start_world: StartWorld, *, paused: bool
+) -> None:
+    """Everything goes on without webhooks, only later. So the counts alone tell an operator."""
+    world = await start_world(loops=False)
+    assert world.service is not None
+    assert world.service.wired is not None
+    registry = world.service.wired.metrics.registry
+
+    def counted(metric: str) -> dict[str, float | None]:
+        lists = ("platform", "connect", "thin")
+        return {one: registry.get_sample_value(metric, {"list": one}) for one in lists}
+
+    await world.stripe.control("POST", "/webhooks", {"paused": paused})
+    expert_id = await world.expert(ready=False)
+    account = world.account_of(expert_id)
+    await world.stripe.control("POST", f"/accounts/{account}/complete_onboarding", {})
+    await world.confirm(await world.initiate(await world.expert()))
+    topup = {"amount": 5_000, "currency": "usd", "type": "topup"}
+    await world.stripe.control("POST", "/balance", topup)
+    await world.stripe.api("POST", "/transfers", amount=5_000, currency="usd", destination=account)
+    await world.stripe.control("POST", f"/accounts/{account}/payout")
+    if not paused:
+        await world.stripe.control("POST", "/webhooks/settle", {"seconds": 10})
+    stored = world.sql("SELECT event_id FROM webhook_events")
+    assert bool(stored) is not paused
+    for _ in range(2):  # What is found again is not counted again.
+        world.sql("UPDATE event_cursors SET next_time = now()")
+        await poll_events(world.service.app)
+    found = counted("payments_events_found_by_polling_total")
+    brought = counted("payments_webhooks_received_total")
+    counts, others = (found, brought) if paused else (brought, found)
+    assert others == {"platform": 0, "connect": 0, "thin": 0}
+    assert all(counts.values()), counts
+    [[events]] = world.sql("SELECT count(*) FROM webhook_events")
+    assert sum(value or 0 for value in counts.values()) == events
+
+
 async def test_a_polled_event_and_its_webhook_are_one(start_world: StartWorld) -> None:
     world = await start_world(policy=FAST_POLL)
     payment = await world.captured()

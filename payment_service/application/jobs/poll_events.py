@@ -65,7 +65,10 @@ async def _poll(app: App, cursor: EventCursor) -> None:
         if listed is None:  # The account has revoked our access.
             await sync_account(app, cursor.stripe_account_id, POLL)
         else:
-            wake_for(app, await app.database.transact(store_polled, app.policy, cursor, listed))
+            stored = await app.database.transact(store_polled, app.policy, cursor, listed)
+            wake_for(app, stored)
+            if stored.new_ids:
+                app.alarms.events_found_by_polling(cursor, len(stored.new_ids))
     except Refusal as refusal:  # The list is due again after its pause.
         log.info("poll_deferred", scope=cursor.scope, reason=refusal.reason)
     except Exception as error:  # noqa: BLE001 - one list must not stop the others
@@ -112,6 +115,4 @@ def store_polled(
         tx.advance_event_cursor(cursor.scope, seen_until, after)
     if listed.has_more:
         tx.hasten_event_cursor(cursor.scope)
-    if stored.new_ids:
-        log.info("events_found_by_polling", scope=cursor.scope, count=len(stored.new_ids))
     return stored

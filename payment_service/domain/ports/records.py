@@ -148,6 +148,11 @@ class WebhookEvent:
     #: The span that stored it, so that applying it is linked to the delivery; "" without a trace.
     traceparent: str = ""
 
+    @property
+    def list_name(self) -> str:
+        """In which of Stripe's lists it is: ``platform``, ``connect`` or ``thin``."""
+        return "thin" if self.type.startswith("v2.") else self.endpoint
+
 
 @dataclass(frozen=True, slots=True)
 class ListedEvents:
@@ -198,6 +203,11 @@ class EventCursor:
     @property
     def is_thin(self) -> bool:
         return self.scope == "thin"
+
+    @property
+    def list_name(self) -> str:
+        """As ``WebhookEvent.list_name``: one name for the lists of all connected accounts."""
+        return self.scope if self.scope in ("platform", "thin") else "connect"
 
 
 @dataclass(frozen=True, slots=True)
