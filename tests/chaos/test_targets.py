@@ -146,6 +146,7 @@ async def test_a_late_commit_is_not_lost_from_the_feed(database: SqlDatabase) ->
         locked = tx.lock_payment(payment.payment_id)
         assert locked is not None
         _cancel(tx, locked)
+        tx.stripe_binding()  # What is recorded travels with the next read, or with the COMMIT.
         loop.call_soon_threadsafe(holding.set)
         asyncio.run_coroutine_threadsafe(go_on.wait(), loop).result(5)
 
