@@ -14,6 +14,7 @@ from payment_service.domain.heads import EventEntry, Heads, Roots
 from payment_service.domain.merkle import BLOCK, Tree, leaf_hash, root_by_path
 from payment_service.domain.ports.reader import Reader
 from payment_service.domain.ports.records import Trail
+from payment_service.domain.unreadable import UnreadableTrail
 
 _BEFORE_ALL: Final = datetime.min.replace(tzinfo=UTC)
 
@@ -78,8 +79,15 @@ def _leads_there(inclusion: Inclusion) -> bool:
 
 
 def _trail(reader: Reader, payment_id: str) -> Trail | None:
-    found = reader.trails(_BEFORE_ALL, (_BEFORE_ALL, ""), 1, payment_id)
-    return found[0] if found else None
+    for found in reader.trails(_BEFORE_ALL, (_BEFORE_ALL, ""), 1, payment_id):
+        if isinstance(found, UnreadableTrail):
+            raise Precondition(
+                "TRAIL_DIFFERS_FROM_HEADS",
+                "the payment's row is not as it was recorded; verify the books",
+                {"payment_id": payment_id},
+            )
+        return found
+    return None
 
 
 def _newest(reader: Reader) -> Heads | None:

@@ -337,16 +337,20 @@ class PaymentReads(Statements):
 
     def payments_changed(
         self, since: datetime, after: tuple[datetime, str] | None, limit: int
-    ) -> Sequence[Payment]:
-        """Returns one page of the payments with an intent that changed since then, oldest first."""
+    ) -> Sequence[tuple[datetime, str]]:
+        """Returns one page of the payments with an intent that changed since then, oldest first.
+
+        Each is its update time and its id. So no row, whatever it holds, hides the others.
+        """
         found = self._page(
-            "SELECT * FROM payments WHERE update_time >= :since AND payment_intent_id IS NOT NULL",
+            "SELECT update_time, payment_id FROM payments "
+            "WHERE update_time >= :since AND payment_intent_id IS NOT NULL",
             ("update_time", "payment_id"),
             after,
             limit,
             since=since,
         )
-        return [rows.payment_of(row) for row in found]
+        return [(row["update_time"], row["payment_id"]) for row in found]
 
     def events(self, payment_id: str, after: int, limit: int) -> Sequence[StoredEvent]:
         """Returns the events of one payment after a sequence number, in their order."""

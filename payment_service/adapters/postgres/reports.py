@@ -21,6 +21,7 @@ from payment_service.domain.ports.records import (
 )
 from payment_service.domain.sync.changes import Movement
 from payment_service.domain.texts import KeptText
+from payment_service.domain.unreadable import UnreadableTrail
 
 #: Everything that is stored of each payment, in one statement, so that all of it is of one moment:
 #: a page of the payments that changed since a time, or one payment.
@@ -170,7 +171,7 @@ class ReportReads(Statements):
 
     def trails(
         self, since: datetime, after: tuple[datetime, str], limit: int, payment_id: str
-    ) -> Sequence[Trail]:
+    ) -> Sequence[Trail | UnreadableTrail]:
         """Returns everything stored of the payments that changed since then, or of one."""
         found = self._all(
             _TRAILS,
@@ -197,24 +198,24 @@ class ReportReads(Statements):
         }
 
 
-def _trail_of(row: Row) -> Trail:
+def _trail_of(row: Row) -> Trail | UnreadableTrail:
     """Returns one row of ``_TRAILS`` as a value of the domain."""
-    payment = payment_of(row)
+    payment_id, update_time = row["payment_id"], row["update_time"]
+    events = [
+        StoredEvent(
+            payment_id, sequence, kind, datetime.fromisoformat(time), body, bytes.fromhex(hashed)
+        )
+        for sequence, kind, time, body, hashed in row["events"] or ()
+    ]
+    try:
+        payment = payment_of(row)
+    except ValueError:  # One such row must not keep the others from being audited.
+        return UnreadableTrail(payment_id, update_time, events)
     return Trail(
         payment,
         schedule_of(row),
         bytes(row["head_hash"]),
-        [
-            StoredEvent(
-                payment.payment_id,
-                sequence,
-                kind,
-                datetime.fromisoformat(time),
-                body,
-                bytes.fromhex(hashed),
-            )
-            for sequence, kind, time, body, hashed in row["events"] or ()
-        ],
+        events,
         [
             (sequence, datetime.fromisoformat(time), Posting(*line))
             for sequence, time, *line in row["postings"] or ()

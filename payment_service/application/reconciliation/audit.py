@@ -9,6 +9,7 @@ from typing import Final
 from payment_service.domain.audit_trail import AuditFault, audit
 from payment_service.domain.ports.database import Database
 from payment_service.domain.ports.reader import Reader
+from payment_service.domain.unreadable import UnreadableTrail, unreadable_faults
 
 _PAGE: Final = 100
 _BEFORE_ALL: Final = (datetime.min.replace(tzinfo=UTC), "")
@@ -34,8 +35,13 @@ def _page(
 ) -> tuple[Sequence[tuple[datetime, str]], dict[str, list[AuditFault]]]:
     """Returns the keyset position of each payment of the page, and the faults that were found."""
     trails = reader.trails(since, after, _PAGE, payment_id)
-    audited = {trail.payment.payment_id: audit(trail) for trail in trails}
+    audited = {
+        trail.payment_id: (
+            unreadable_faults(trail) if isinstance(trail, UnreadableTrail) else audit(trail)
+        )
+        for trail in trails
+    }
     return (
-        [(trail.payment.update_time, trail.payment.payment_id) for trail in trails],
+        [(trail.update_time, trail.payment_id) for trail in trails],
         {name: faults for name, faults in audited.items() if faults},
     )

@@ -30,7 +30,6 @@ from payment_service.domain.audit_trail import AUDITED
 from payment_service.domain.discrepancies import DiscrepancyKind
 from payment_service.domain.errors import payment_not_found, processor_unavailable
 from payment_service.domain.opening import Beginning
-from payment_service.domain.payment import Payment
 from payment_service.domain.ports.database import Transaction
 from payment_service.domain.ports.policy import Policy
 from payment_service.domain.ports.reader import Reader
@@ -194,12 +193,12 @@ async def _sync_payments(app: App, since: datetime, cause: Cause, report: Report
     while True:
         page = await app.database.read(_payments_changed, since, after)
         # A payment that this run has changed is found again at the end; one sync is enough.
-        fresh = [payment for payment in page if payment.update_time < report.began]
-        ids = [payment.payment_id for payment in fresh if payment.payment_id not in report.faults]
+        fresh = [one for one in page if one[0] < report.began]
+        ids = [payment_id for _, payment_id in fresh if payment_id not in report.faults]
         await asyncio.gather(*(one(payment_id) for payment_id in ids))
         if len(page) < _PAGE or len(fresh) < len(page):
             return
-        after = (page[-1].update_time, page[-1].payment_id)
+        after = page[-1]
 
 
 async def _check_coverage(app: App, report: Report) -> None:
@@ -224,7 +223,7 @@ async def _check_coverage(app: App, report: Report) -> None:
 
 def _payments_changed(
     reader: Reader, since: datetime, after: tuple[datetime, str] | None
-) -> Sequence[Payment]:
+) -> Sequence[tuple[datetime, str]]:
     return reader.payments_changed(since, after, _PAGE)
 
 

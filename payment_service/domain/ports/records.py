@@ -308,6 +308,14 @@ class Trail:
     #: Each with the sequence of its event.
     texts: Sequence[tuple[int, KeptText]] = ()
 
+    @property
+    def payment_id(self) -> str:
+        return self.payment.payment_id
+
+    @property
+    def update_time(self) -> datetime:
+        return self.payment.update_time
+
 
 @dataclass(frozen=True, slots=True)
 class ListedOperation:
