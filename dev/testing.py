@@ -7,10 +7,10 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-# Files run side by side, because many tests wait for sockets and processes. Five workers keep two
+# Files run side by side, because many tests wait for sockets and processes. Four workers keep two
 # cores busy. The proofs also measure how soon something happens, so they get a core each.
 _BY_FILE = ("--dist=loadfile", "--no-loadscope-reorder")
-_FIVE = ("--numprocesses=5", *_BY_FILE)
+_FOUR = ("--numprocesses=4", *_BY_FILE)
 _TWO = ("--numprocesses=2", *_BY_FILE)
 # A test that waits for real processes can be late on a crowded machine. It is repeated alone, once,
 # and named: a test that needs that is a fault to be found. So is one that ended its process.
@@ -43,10 +43,10 @@ def main(arguments: Sequence[str]) -> int:
     if what == "proofs":
         return _in_full(_TWO, *_PROOFS, *more)
     if what == "coverage":
-        return _pytest(*_FIVE, "--cov", "--cov-report=term", "tests", *more)
+        return _pytest(*_FOUR, "--cov", "--cov-report=term", "tests", *more)
     if more:
         return _pytest(*more)
-    return _in_full(_FIVE, "-m", "not proof")
+    return _in_full(_FOUR, "-m", "not proof")
 
 
 def _in_full(side_by_side: Sequence[str], *arguments: str) -> int:
