@@ -24,7 +24,7 @@ from tests.support.service import CONNECT_SECRET, PLATFORM_SECRET
 from tests.support.world import PATIENCE, World, until
 
 #: Some seven events come of a payment.
-_LEAST_EVENTS = proving.by_profile(200, 5_000)
+_LEAST_EVENTS = proving.by_profile(80, 2_000)
 _PAYMENTS = proving.by_profile(32, 780)
 _COPIES = 3
 _DROPPED = 0.05
