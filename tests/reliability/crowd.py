@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from google.protobuf.message import Message
 
 from marketplace.payments.v1 import payments_pb2
+from payment_service.application.side_by_side import at_most
 from tests.reliability.crash import ASK_AGAIN
 from tests.support.errors import Reply
 from tests.support.world import IN_ESCROW, Payment, World, until
@@ -19,17 +19,6 @@ S = TypeVar("S")
 T = TypeVar("T")
 
 _PATIENCE = 60.0
-
-
-async def at_most(places: int, work: Callable[[S], Awaitable[T]], items: Iterable[S]) -> list[T]:
-    """The work on all items, so many at a time; results in their order."""
-    semaphore = asyncio.Semaphore(places)
-
-    async def one(item: S) -> T:
-        async with semaphore:
-            return await work(item)
-
-    return list(await asyncio.gather(*(one(item) for item in items)))
 
 
 async def finally_told(world: World, method: str, request: Message) -> Reply:

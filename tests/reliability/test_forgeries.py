@@ -17,8 +17,8 @@ from typing import Final
 import aiohttp
 import pytest
 
+from payment_service.application.side_by_side import at_most
 from tests.reliability import proving
-from tests.reliability.crowd import at_most
 from tests.reliability.system import System
 from tests.support.service import CONNECT_SECRET, PLATFORM_SECRET
 

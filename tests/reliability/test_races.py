@@ -17,11 +17,11 @@ from dev.settings import SIMULATOR_SECRET_KEY
 from marketplace.payments.v1 import payments_pb2
 from payment_service.application.app import App
 from payment_service.application.jobs.act_on_deadlines import act_on_deadlines
+from payment_service.application.side_by_side import at_most
 from payment_service.bootstrap import wire
 from payment_service.config import Settings
 from tests.reliability import proving
 from tests.reliability.crowd import (
-    at_most,
     calm,
     effects_by_intent,
     finally_told,

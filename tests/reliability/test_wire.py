@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from grpc import aio
 
+from payment_service.application.side_by_side import at_most
 from tests.reliability import proving
-from tests.reliability.crowd import at_most
 from tests.reliability.system import SURVIVOR, System
 from tests.support.contract import METHODS, path_of
 from tests.support.errors import Refused

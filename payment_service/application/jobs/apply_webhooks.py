@@ -6,7 +6,6 @@ retried with growing pauses; after a number of tries it is parked, and an alarm 
 
 from __future__ import annotations
 
-import asyncio
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Final
@@ -16,6 +15,7 @@ import structlog
 from payment_service.application.app import App
 from payment_service.application.execution.executor import execute_followups
 from payment_service.application.operations.lease import back_off
+from payment_service.application.side_by_side import at_most
 from payment_service.application.sync.account import sync_account
 from payment_service.application.sync.apply_snapshot import SyncResult
 from payment_service.application.sync.lost_payments import recover_payment
@@ -46,13 +46,11 @@ async def apply_waiting(app: App) -> int:
     for event in events:
         if event.state == "WAITING":  # What is known by now was applied when it was leased.
             groups[_subject(event)].append(event)
-    places = asyncio.Semaphore(_AT_ONCE)
 
-    async def one(key: tuple[str, str], group: Sequence[WebhookEvent]) -> None:
-        async with places:
-            await _apply_group(app, key, group)
+    async def one(key: tuple[str, str]) -> None:
+        await _apply_group(app, key, groups[key])
 
-    await asyncio.gather(*(one(key, group) for key, group in groups.items()))
+    await at_most(_AT_ONCE, one, groups)
     return len(events)
 
 

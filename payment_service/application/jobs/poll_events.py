@@ -7,15 +7,16 @@ and because `poll_stale_payments` syncs payments that have not changed for a whi
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from datetime import timedelta
+from functools import partial
 from typing import Final
 
 import structlog
 
 from payment_service.application.app import App
 from payment_service.application.jobs.poll_stale_payments import POLL
+from payment_service.application.side_by_side import at_most
 from payment_service.application.store_events import store_events, wake_for
 from payment_service.application.sync.account import sync_account
 from payment_service.domain.errors import Refusal
@@ -44,13 +45,7 @@ async def poll_events(app: App) -> int:
     if app.stripe.is_unavailable:
         return 0
     cursors = await app.database.transact(lease_cursors, app.policy)
-    places = asyncio.Semaphore(_AT_ONCE)
-
-    async def one(cursor: EventCursor) -> None:
-        async with places:
-            await _poll(app, cursor)
-
-    await asyncio.gather(*(one(cursor) for cursor in cursors))
+    await at_most(_AT_ONCE, partial(_poll, app), cursors)
     return 0
 
 

@@ -10,7 +10,6 @@ reported and not synced: an operator decides what was tampered with.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Final
@@ -25,6 +24,7 @@ from payment_service.application.reconciliation.compare_lines import compare_lin
 from payment_service.application.reconciliation.opening import book_opening
 from payment_service.application.reconciliation.recheck import CONTRADICTION, recheck_open
 from payment_service.application.reconciliation.report import Report
+from payment_service.application.side_by_side import at_most
 from payment_service.application.sync.payment import sync_payment
 from payment_service.domain.audit_trail import AUDITED
 from payment_service.domain.discrepancies import DiscrepancyKind
@@ -178,7 +178,6 @@ def save_report(
 
 async def _sync_payments(app: App, since: datetime, cause: Cause, report: Report) -> None:
     """Syncs every payment that changed, a few at a time."""
-    places = asyncio.Semaphore(_READS_AT_ONCE)
 
     async def sync(payment_id: str) -> None:
         applied = await sync_payment(app, payment_id, cause)
@@ -186,16 +185,15 @@ async def _sync_payments(app: App, since: datetime, cause: Cause, report: Report
         report.corrected_payments += int(applied.changed)
 
     async def one(payment_id: str) -> None:
-        async with places:
-            await isolated(JobKind.RECONCILE, payment_id, sync)
+        await isolated(JobKind.RECONCILE, payment_id, sync)
 
     after: tuple[datetime, str] | None = None
     while True:
         page = await app.database.read(_payments_changed, since, after)
         # A payment that this run has changed is found again at the end; one sync is enough.
-        fresh = [one for one in page if one[0] < report.began]
+        fresh = [place for place in page if place[0] < report.began]
         ids = [payment_id for _, payment_id in fresh if payment_id not in report.faults]
-        await asyncio.gather(*(one(payment_id) for payment_id in ids))
+        await at_most(_READS_AT_ONCE, one, ids)
         if len(page) < _PAGE or len(fresh) < len(page):
             return
         after = page[-1]
