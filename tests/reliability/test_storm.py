@@ -15,17 +15,18 @@ import pytest
 
 from dev.registered_events import REGISTERED_EVENTS
 from marketplace.payments.v1 import webhooks_pb2
+from payment_service.application.side_by_side import at_most
 from stripe_simulator.webhooks import sign
 from tests.reliability import proving
-from tests.reliability.crowd import at_most, calm
+from tests.reliability.crowd import calm
 from tests.support.books import check_books
 from tests.support.running import replica, running_world
 from tests.support.service import CONNECT_SECRET, PLATFORM_SECRET
 from tests.support.world import PATIENCE, World, until
 
-#: Some seven events come of a payment.
-_LEAST_EVENTS = proving.by_profile(80, 2_000)
-_PAYMENTS = proving.by_profile(32, 780)
+#: Some three events come of a payment.
+_LEAST_EVENTS = proving.by_profile(200, 5_000)
+_PAYMENTS = proving.by_profile(76, 1_900)
 _COPIES = 3
 _DROPPED = 0.05
 #: In full as long as it ever takes by itself.
