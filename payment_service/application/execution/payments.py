@@ -175,7 +175,10 @@ class PaymentStrategy:
         disputed = operation.verify_only or (operation.waits_for_freeze and frozen)
         why = "the payment is disputed" if disputed else applied.blocked_by
         if not why and operation.kind is OperationKind.REVERSE_TRANSFER:
-            why = await self._why_not_reversed(operation)
+            why = await app.database.transact(why_not_reversed, operation)
+            if why == CATCHES_UP:
+                await self._mark_unknown(operation, why, counts=False)
+                raise outcome_unknown(payment_id=operation.payment_id)
         if why:
             # An operator resumes it as it is, or abandons it.
             how = park(app.policy, operation, not_sent_because(why))
@@ -189,14 +192,6 @@ class PaymentStrategy:
             await release(app, operation, retry, self.cause)
             app.wake.set()
             raise outcome_unknown(payment_id=operation.payment_id)
-
-    async def _why_not_reversed(self, operation: Operation) -> str:
-        """Returns why the reversal must not be sent. Raises if the books cannot say that yet."""
-        app = self.app
-        if await app.database.transact(lambda tx: tx.catches_up()):
-            await self._mark_unknown(operation, CATCHES_UP, counts=False)
-            raise outcome_unknown(payment_id=operation.payment_id)
-        return await app.database.transact(why_not_reversed, operation)
 
     async def _mark_unknown(
         self, operation: Operation, why: str, *, spent_key: bool = False, counts: bool = True

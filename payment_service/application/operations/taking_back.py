@@ -11,7 +11,7 @@ from __future__ import annotations
 from payment_service.domain.operations import Operation
 from payment_service.domain.payment import Payment
 from payment_service.domain.ports.database import Transaction
-from payment_service.domain.sync.superseded import RECOVERED_BESIDE
+from payment_service.domain.sync.superseded import CATCHES_UP, RECOVERED_BESIDE
 
 
 def is_in_doubt(tx: Transaction, payment: Payment, minor_units: int) -> bool:
@@ -20,7 +20,12 @@ def is_in_doubt(tx: Transaction, payment: Payment, minor_units: int) -> bool:
 
 
 def why_not_reversed(tx: Transaction, operation: Operation) -> str:
-    """Returns why a reversal would take back more than the expert owes, or "" if it would not."""
+    """Returns why a reversal would take back more than the expert owes, or "" if it would not.
+
+    It is ``CATCHES_UP`` while the books cannot say that yet.
+    """
+    if tx.catches_up():
+        return CATCHES_UP
     payment = tx.lock_payment(operation.payment_id)
     return _why_not(tx, payment, operation.minor_units) if payment is not None else ""
 
