@@ -9,6 +9,7 @@ import pytest
 
 from marketplace.payments.v1 import experts_pb2
 from payment_service.adapters.stripe import events
+from payment_service.application.app import App
 from payment_service.application.jobs.apply_webhooks import apply_waiting
 from payment_service.application.jobs.poll_events import poll_events, store_polled
 from payment_service.application.jobs.poll_stale_payments import poll_stale_payments
@@ -168,6 +169,15 @@ async def test_with_stripe_unavailable_money_calls_fail_fast_and_store_no_key(wo
         assert len(effects) == 1
 
 
+async def with_events(start_world: StartWorld) -> tuple[World, App]:
+    """A world without background jobs that has stored the events of a payment."""
+    world = await start_world(loops=False)
+    assert world.service is not None
+    await world.confirm(await world.initiate(await world.expert()))
+    await world.stripe.control("POST", "/webhooks/settle", {"seconds": 10})
+    return world, world.service.app
+
+
 async def test_a_quiet_platform_is_not_behind_stripe(start_world: StartWorld) -> None:
     """A list that shows nothing new says as much as an event: the books know all until now."""
     world = await start_world(policy=FAST_POLL)
@@ -191,11 +201,7 @@ async def test_only_the_end_of_a_list_says_that_the_books_are_not_old(
 
     Books that were new a moment ago have lost nothing: under load the webhooks are first there.
     """
-    world = await start_world(loops=False)
-    assert world.service is not None
-    app = world.service.app
-    await world.confirm(await world.initiate(await world.expert()))
-    await world.stripe.control("POST", "/webhooks/settle", {"seconds": 10})
+    world, app = await with_events(start_world)
     long_ago = datetime.now(UTC) - timedelta(minutes=2)
     listed = await app.stripe.events("", "", long_ago)
     assert listed is not None
@@ -240,11 +246,7 @@ async def test_an_event_that_comes_late_makes_the_books_old_until_it_is_applied(
     start_world: StartWorld, endpoint: str, kind: str, expected: bool
 ) -> None:
     """A long queue alone does not: its events came in time. Nor does what others have done."""
-    world = await start_world(loops=False)
-    assert world.service is not None
-    app = world.service.app
-    await world.confirm(await world.initiate(await world.expert()))
-    await world.stripe.control("POST", "/webhooks/settle", {"seconds": 10})
+    world, app = await with_events(start_world)
 
     async def is_old(late: str, state: str) -> bool:
         world.sql(
@@ -268,11 +270,7 @@ async def test_the_books_stay_old_while_stripe_does_not_let_a_late_event_be_appl
     start_world: StartWorld,
 ) -> None:
     """After a restore many events are applied at once, and Stripe may limit the reads."""
-    world = await start_world(loops=False)
-    assert world.service is not None
-    app = world.service.app
-    await world.confirm(await world.initiate(await world.expert()))
-    await world.stripe.control("POST", "/webhooks/settle", {"seconds": 10})
+    world, app = await with_events(start_world)
     world.sql(
         "UPDATE webhook_events SET receive_time = create_time + interval '2 minutes', "
         "type = 'payment_intent.succeeded' WHERE state = 'WAITING'"

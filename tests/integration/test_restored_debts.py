@@ -8,7 +8,6 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from dev.postgres import EmbeddedPostgres
-from marketplace.payments.v1 import payments_pb2
 from payment_service.application.jobs.collect_debts import COLLECTION, collect_from
 from payment_service.application.recover_after_restore import Recovered, recover_after_restore
 from payment_service.application.sync.payment import sync_payment
@@ -22,6 +21,7 @@ from tests.support.steps.debts import (
     POOR,
     SOON,
     debt_of,
+    pay_a_waiting_refund,
     reversals,
     top_up,
     until_reversed,
@@ -207,14 +207,7 @@ async def test_what_a_recovered_refund_takes_back_waits_if_it_was_kept_back(
     backup = await back_up(postgres, world)
     since = datetime.now(UTC) - timedelta(hours=1)
     assert world.service is not None
-    answer = await world.refund(paid.payment_id, 2_500)
-    assert answer.waiting_for == payments_pb2.WAITING_FOR_PROCESSOR
-    assert (await world.capture(held.payment_id)).state == CAPTURED
-    await top_up(world, 20_000)
-    world.service.start_loops()
-    await world.settle_down()
-    assert await debt_of(world, paid.expert_id) == 0
-    assert await reversals(world) == []
+    await pay_a_waiting_refund(world, paid, held)
     await backup.restore(world)
     assert [line async for line in recover_after_restore(world.service.app, since, Recovered())]
     world.service.start_loops()

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 from dev.postgres import EmbeddedPostgres
-from marketplace.payments.v1 import payments_pb2
 from payment_service.application.execution.executor import sync_and_execute
 from payment_service.application.jobs.collect_debts import collect_from
 from payment_service.application.jobs.recover_operations import RECOVERY
@@ -23,7 +22,7 @@ from tests.support.books import check_books
 from tests.support.requests import capture_request, refund_request
 from tests.support.restore import Backup, back_up
 from tests.support.steps.dashboard import days_pass, keep_at_stripe
-from tests.support.steps.debts import POOR, SOON, debt_of, reversals, top_up
+from tests.support.steps.debts import POOR, SOON, debt_of, pay_a_waiting_refund, reversals
 from tests.support.steps.operators import abandon
 from tests.support.steps.payments import PLATFORM
 from tests.support.world import CAPTURED, Payment, World, until
@@ -58,14 +57,7 @@ async def kept_back(start_world: StartWorld, postgres: EmbeddedPostgres) -> tupl
     held = await world.escrowed(paid.expert_id, 10_000)
     await world.settle_down()
     backup = await back_up(postgres, world)
-    answer = await world.refund(paid.payment_id, 2_500)
-    assert answer.waiting_for == payments_pb2.WAITING_FOR_PROCESSOR
-    assert (await world.capture(held.payment_id)).state == CAPTURED
-    await top_up(world, 20_000)
-    world.service.start_loops()
-    await world.settle_down()
-    assert await debt_of(world, paid.expert_id) == 0
-    assert await reversals(world) == []
+    await pay_a_waiting_refund(world, paid, held)
     await restored_too_early(backup, world)
     return world, paid
 
