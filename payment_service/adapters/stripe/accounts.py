@@ -74,8 +74,7 @@ class Accounts(StripeResource):
         Accounts cannot be listed by metadata, so those that were created since about that time are
         listed.
         """
-        since = searched_since(created)
-        for account in await self._listed_by_time({"gte": since}):
+        for account in await self._listed_by_time({"gte": searched_since(created)}):
             if metadata_of(account).get("operation_id") == operation_id:
                 return account_of(account)
         return None

@@ -123,8 +123,7 @@ class PaymentIntents(MoneyMovements, Disputes):
         created since about that time are listed. One without cards is none, as in
         ``create_intent``.
         """
-        since = searched_since(created)
-        for intent in await self._listed_intents({"gte": since}):
+        for intent in await self._listed_intents({"gte": searched_since(created)}):
             if metadata_of(intent).get("operation_id") == operation_id:
                 found = await self.observe(text(intent, "id"))
                 return found if found is not None and found.accepts_cards else None
