@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -114,19 +113,17 @@ def wire(
     tracer = tracer_of(settings)
     authenticator = authenticator or authenticator_of(settings, metrics.access_source_failed)
     feed = Feed()
-    loop = asyncio.get_running_loop()
 
     def recorded(tx: SqlTransaction) -> None:
-        """Runs on a thread of the database's pool."""
         metrics.observe_commit(tx)
-        loop.call_soon_threadsafe(feed.recorded.set)
+        feed.recorded.set()
 
     barriers = Barriers.from_environment(os.environ) if _may_be_tested(settings) else None
     database = SqlDatabase(
         settings.require_database_url(),
         policy=policy,
-        write_threads=settings.database_write_threads,
-        read_threads=settings.database_read_threads,
+        write_connections=settings.database_write_connections,
+        read_connections=settings.database_read_connections,
         pooled=settings.is_pooled,
         direct_url=settings.effective_direct_url,
         guarded=settings.environment == "production",
@@ -138,8 +135,8 @@ def wire(
     expensive = SqlDatabase(
         settings.require_database_url(),
         policy=policy,
-        write_threads=settings.database_expensive_threads,
-        read_threads=settings.database_expensive_threads,
+        write_connections=settings.database_expensive_connections,
+        read_connections=settings.database_expensive_connections,
         admission_seconds=_EXPENSIVE_ADMISSION_SECONDS,
         pooled=settings.is_pooled,
         beside=database,
@@ -221,7 +218,10 @@ def verifier_of(public_key: Path | None) -> Ed25519Verifier | None:
 def open_database(settings: Settings) -> SqlDatabase:
     """Returns the database alone, for a command that neither serves nor calls Stripe."""
     return SqlDatabase(
-        settings.require_database_url(), write_threads=1, read_threads=1, pooled=settings.is_pooled
+        settings.require_database_url(),
+        write_connections=1,
+        read_connections=1,
+        pooled=settings.is_pooled,
     )
 
 

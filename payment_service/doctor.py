@@ -71,7 +71,7 @@ async def _database_findings(settings: Settings, say: Callable[[str], None]) -> 
         return []
     url = settings.require_database_url()
     address = database_address(url)
-    database = SqlDatabase(url, write_threads=1, read_threads=1, pooled=settings.is_pooled)
+    database = SqlDatabase(url, write_connections=1, read_connections=1, pooled=settings.is_pooled)
     try:
         findings = list(
             examine_role(
@@ -85,7 +85,7 @@ async def _database_findings(settings: Settings, say: Callable[[str], None]) -> 
         remedy = "is the PostgreSQL of DATABASE_URL up, and are its role and password right?"
         findings = [Finding("database", Verdict.FAULT, "it does not answer", remedy)]
     finally:
-        database.close()
+        await database.close()
     for finding in findings:
         say(_line(finding))
     return findings
@@ -117,7 +117,10 @@ async def _round_trip(platform: Platform, settings: Settings, patience: float) -
     currency = settings.platform_settlement_currencies[0]
     event_id = await platform.cause_event(currency, MINIMUM_CHARGE.get(currency, 1_000))
     database = SqlDatabase(
-        settings.require_database_url(), write_threads=1, read_threads=1, pooled=settings.is_pooled
+        settings.require_database_url(),
+        write_connections=1,
+        read_connections=1,
+        pooled=settings.is_pooled,
     )
     try:
         began = time.monotonic()
@@ -133,4 +136,4 @@ async def _round_trip(platform: Platform, settings: Settings, patience: float) -
         said = f"{event_id} did not arrive within {patience:.0f} s"
         return Finding(subject, Verdict.FAULT, said, remedy)
     finally:
-        database.close()
+        await database.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import datetime
@@ -55,4 +54,4 @@ async def wired_app(settings: Settings) -> AsyncIterator[App]:
         raise CannotRun(sentence_of(fault)) from None
     finally:
         await wired.stripe.close()
-        await asyncio.get_running_loop().run_in_executor(None, wired.database.close)
+        await wired.database.close()

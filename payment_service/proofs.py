@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -168,4 +167,4 @@ async def _database(settings: Settings) -> AsyncIterator[Database]:
     except Refusal as fault:
         raise CannotRun(sentence_of(fault)) from None
     finally:
-        await asyncio.get_running_loop().run_in_executor(None, database.close)
+        await database.close()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import signal
-import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
@@ -61,10 +60,6 @@ OPTIONS: Final[Sequence[tuple[str, Any]]] = (
     # A socket that is opened and says nothing is closed. gRPC's own default is two minutes.
     ("grpc.server_handshake_timeout_ms", 10_000),
 )
-#: How long a thread of the database may keep the interpreter while the event loop waits for it.
-#: With Python's 5 ms, a dozen busy threads delay each turn of the loop, and so health and refusals:
-#: at ten times the load by a second, measured, and with this by a tenth, with no less throughput.
-_SWITCH_SECONDS: Final = 0.0005
 _HEALTH_SECONDS: Final = 1.0
 _LAST_WORD_SECONDS: Final = 0.2
 #: How long callers have to move to another replica before the port is closed. A call to a closing
@@ -139,7 +134,6 @@ async def serve(settings: Settings, worker: Worker | None = None) -> None:
 
     A ``worker`` also ends when its parent does, and shows its metrics to the parent alone.
     """
-    sys.setswitchinterval(_SWITCH_SECONDS)
     wired, stop = wire(settings), asyncio.Event()
     tie = _begin(wired, stop, worker)
     await _refuse_powerful_role(wired)
@@ -300,7 +294,7 @@ def _warn(settings: Settings) -> None:
 
 async def _close(wired: Wired) -> None:
     await wired.stripe.close()
-    await asyncio.get_running_loop().run_in_executor(None, wired.database.close)
+    await wired.database.close()
     await asyncio.get_running_loop().run_in_executor(None, wired.tracer.close)
 
 

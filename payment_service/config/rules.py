@@ -202,8 +202,8 @@ def _ports(settings: Settings) -> Rules:
             (
                 f"WORKERS={settings.workers} with {each} connections each need "
                 f"{settings.workers * each}, more than DATABASE_CONNECTIONS={most}: "
-                "lower DATABASE_WRITE_THREADS or DATABASE_READ_THREADS, or raise it if PostgreSQL "
-                "(max_connections) or its pooler allows more"
+                "lower DATABASE_WRITE_CONNECTIONS or DATABASE_READ_CONNECTIONS, or raise it if "
+                "PostgreSQL (max_connections) or its pooler allows more"
             ),
         ),
         (

@@ -56,10 +56,10 @@ class Settings(AccessSettings):
     database_ca_file: str = ""
     #: Which role the service runs as, if `migrate` runs as another one; it gets its grants.
     database_service_role: str = Field("", pattern="^[A-Za-z_][A-Za-z0-9_$-]{0,62}$|^$")
-    database_write_threads: int = Field(12, ge=1, le=200)
-    database_read_threads: int = Field(4, ge=1, le=200)
+    database_write_connections: int = Field(12, ge=1, le=200)
+    database_read_connections: int = Field(4, ge=1, le=200)
     #: For what reads a large part of the books: its own, so that it starves nobody.
-    database_expensive_threads: int = Field(2, ge=1, le=20)
+    database_expensive_connections: int = Field(2, ge=1, le=20)
     #: How many connections all workers together may open: PostgreSQL's own limit of 100, less the
     #: three that it keeps for its administrators.
     database_connections: int = Field(97, ge=1, le=100_000)
@@ -316,8 +316,8 @@ class Settings(AccessSettings):
     @property
     def connections_of_a_worker(self) -> int:
         """Returns how many connections to the database one worker may open, LISTEN included."""
-        expensive = 2 * self.database_expensive_threads
-        return self.database_write_threads + self.database_read_threads + expensive + 1
+        expensive = 2 * self.database_expensive_connections
+        return self.database_write_connections + self.database_read_connections + expensive + 1
 
     def of_worker(self, number: int) -> Settings:
         """Returns the settings of one worker: all are the same except the port."""

@@ -314,7 +314,7 @@ def _flush() -> None:
 def _use_few_arenas() -> None:
     """Has glibc give memory to all threads of a worker from two arenas, and not from one each.
 
-    A worker has two dozen threads that seldom run at the same time.
+    A worker has a dozen threads of gRPC's that seldom run at the same time.
     """
     with suppress(AttributeError):  # Another libc.
         ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 2)

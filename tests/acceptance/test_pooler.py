@@ -111,26 +111,26 @@ async def test_a_migration_through_the_pooler_leaves_no_lock_and_sets_the_limits
         cursor.execute("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'")
         assert cursor.fetchone() == (0,)
     reconnect(pooled)
-    database = SqlDatabase(pooled, write_threads=2, read_threads=1, pooled=True)
+    database = SqlDatabase(pooled, write_connections=2, read_connections=1, pooled=True)
     try:
         assert await database.ping()
         assert await database.transact(_limits) == ["5s", "2s", "10s", "UTC"]
     finally:
-        database.close()
+        await database.close()
 
 
 async def test_a_pooler_that_drops_the_limits_is_noticed(
     pooled: str, direct: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(direct).returncode == 0
-    database = SqlDatabase(pooled, write_threads=1, read_threads=1)
+    database = SqlDatabase(pooled, write_connections=1, read_connections=1)
     try:
         assert not await database.ping()
         said = capsys.readouterr().out
         assert "database_limits_missing" in said
         assert "DATABASE_POOLER=transaction" in said
     finally:
-        database.close()
+        await database.close()
 
 
 async def test_without_the_setting_a_strict_pooler_refuses_the_connection(
@@ -139,15 +139,15 @@ async def test_without_the_setting_a_strict_pooler_refuses_the_connection(
     assert run(direct).returncode == 0
     with pooler(tmp_path, direct, "extra_float_digits") as url:
         wait_for(url)
-        plain = SqlDatabase(url, write_threads=1, read_threads=1)
+        plain = SqlDatabase(url, write_connections=1, read_connections=1)
         try:
             with pytest.raises(Unavailable):
                 await plain.transact(_limits)
         finally:
-            plain.close()
+            await plain.close()
         # With the setting nothing is asked of it that it cannot give.
-        pooled = SqlDatabase(url, write_threads=1, read_threads=1, pooled=True)
+        pooled = SqlDatabase(url, write_connections=1, read_connections=1, pooled=True)
         try:
             assert await pooled.transact(_limits)
         finally:
-            pooled.close()
+            await pooled.close()

@@ -45,6 +45,7 @@ from payment_service.domain.snapshot import IntentStatus, PaymentSnapshot
 from payment_service.rpc.call_context import CallRegistry
 from tests.support.books import balance
 from tests.support.errors import refusal
+from tests.support.phases import wait_in_phase
 from tests.support.requests import capture_request
 from tests.support.running import running_world
 from tests.support.service import PLATFORM_SECRET
@@ -59,7 +60,7 @@ POLICY = Policy()
 async def database(database_url: str) -> AsyncIterator[SqlDatabase]:
     opened = SqlDatabase(database_url)
     yield opened
-    await asyncio.get_running_loop().run_in_executor(None, opened.close)
+    await opened.close()
 
 
 def _a_payment(tx: SqlTransaction) -> Payment:
@@ -116,13 +117,12 @@ def _cancel(tx: SqlTransaction, payment: Payment) -> Operation:
 async def test_a_payment_is_locked_before_it_is_judged(database: SqlDatabase) -> None:
     """Of two that read the payment at once, the second must see what the first one made of it."""
     payment = await database.transact(_a_payment)
-    loop = asyncio.get_running_loop()
     holding, go_on = asyncio.Event(), asyncio.Event()
 
     def first(tx: SqlTransaction) -> None:
         tx.lock_payment(payment.payment_id)
-        loop.call_soon_threadsafe(holding.set)
-        asyncio.run_coroutine_threadsafe(go_on.wait(), loop).result(5)
+        holding.set()
+        wait_in_phase(go_on.is_set, "the other phase")
 
     def second(tx: SqlTransaction) -> None:
         tx.lock_payment(payment.payment_id)
@@ -139,7 +139,6 @@ async def test_a_payment_is_locked_before_it_is_judged(database: SqlDatabase) ->
 async def test_a_late_commit_is_not_lost_from_the_feed(database: SqlDatabase) -> None:
     """What is recorded first and committed last comes late, yet it comes."""
     payment = await database.transact(_a_payment)
-    loop = asyncio.get_running_loop()
     holding, go_on = asyncio.Event(), asyncio.Event()
 
     def late(tx: SqlTransaction) -> None:
@@ -147,8 +146,8 @@ async def test_a_late_commit_is_not_lost_from_the_feed(database: SqlDatabase) ->
         assert locked is not None
         _cancel(tx, locked)
         tx.stripe_binding()  # What is recorded travels with the next read, or with the COMMIT.
-        loop.call_soon_threadsafe(holding.set)
-        asyncio.run_coroutine_threadsafe(go_on.wait(), loop).result(5)
+        holding.set()
+        wait_in_phase(go_on.is_set, "the other phase")
 
     def give_places(tx: SqlTransaction) -> None:
         tx.sequence_feed(100)
@@ -340,13 +339,12 @@ async def test_a_milestone_waits_until_the_one_before_is_judged(database_url: st
         held = await world.escrowed(**PLATFORM)
         assert world.service is not None
         database = world.service.app.database
-        loop = asyncio.get_running_loop()
         judged, go_on = asyncio.Event(), asyncio.Event()
 
         def first(tx: Transaction) -> None:
             tx.lock_payment(held.payment_id)
-            loop.call_soon_threadsafe(judged.set)
-            asyncio.run_coroutine_threadsafe(go_on.wait(), loop).result(5)
+            judged.set()
+            wait_in_phase(go_on.is_set, "the other phase")
 
         command = CapturePayment(
             cause=CAUSE,

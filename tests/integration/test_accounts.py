@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import threading
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -29,6 +28,7 @@ from payment_service.domain.ports.stripe import Done, NewAccount
 from tests.integration.conftest import StartWorld
 from tests.support.books import balance, check_books
 from tests.support.errors import refusal
+from tests.support.phases import wait_in_phase
 from tests.support.requests import capture_request
 from tests.support.steps.dashboard import refund_out_of_band
 from tests.support.steps.experts import (
@@ -416,15 +416,15 @@ async def test_an_account_replacement_that_commits_during_a_capture_is_noticed(
         ),
     )
     assert isinstance(made, Done)
-    written, commits = threading.Event(), threading.Event()
+    written, commits = asyncio.Event(), asyncio.Event()
 
     def finish_slowly(tx: Transaction) -> None:
         finish_account(tx, app.answers, app.policy, operation, made.value, command.cause)
         written.set()
-        assert commits.wait(10)
+        wait_in_phase(commits.is_set, "the capture to wait")
 
     exchange = asyncio.create_task(app.database.transact(finish_slowly))
-    assert await asyncio.to_thread(written.wait, 10)
+    await asyncio.wait_for(written.wait(), 10)
     capture = asyncio.create_task(
         refusal(world.payments.CapturePayment(capture_request(held.payment_id)))
     )

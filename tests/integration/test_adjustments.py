@@ -20,6 +20,7 @@ from payment_service.adapters.postgres.adjustments import AdjustmentWrites
 from payment_service.domain.ports.records import Cause
 from tests.support.books import balance, check_books
 from tests.support.errors import refusal
+from tests.support.phases import run_in_phase
 from tests.support.requests import new_key
 from tests.support.steps.operators import open_kinds, run
 from tests.support.world import World
@@ -320,13 +321,12 @@ async def test_an_approval_is_no_older_than_what_it_waited_for(
     """A refund that comes between the locks of the adjustment and of the payment comes first."""
     payment = await world.captured()
     proposed = await propose(world, ("losses", 7), ("fx", -7), payment_id=payment.payment_id)
-    loop = asyncio.get_running_loop()
     lock = AdjustmentWrites.lock_adjustment
 
     def lock_and_be_overtaken(tx: AdjustmentWrites, adjustment_id: str) -> Any:
         locked = lock(tx, adjustment_id)
         refund = world.refund(payment.payment_id, 100)
-        asyncio.run_coroutine_threadsafe(refund, loop).result(30)
+        run_in_phase(refund)
         return locked
 
     monkeypatch.setattr(AdjustmentWrites, "lock_adjustment", lock_and_be_overtaken)

@@ -161,7 +161,7 @@ async def test_the_schema_refuses_what_must_never_be(world: World) -> None:
 
 
 async def test_a_swallowed_error_is_refused_at_commit(database_url: str) -> None:
-    database = SqlDatabase(database_url, write_threads=1, read_threads=1)
+    database = SqlDatabase(database_url, write_connections=1, read_connections=1)
 
     def swallow(tx: SqlTransaction) -> str:
         try:
@@ -179,7 +179,7 @@ async def test_a_swallowed_error_is_refused_at_commit(database_url: str) -> None
     with pytest.raises(SwallowedError):
         await database.transact(swallow)
     assert await database.transact(fine)  # The connection is good for the next phase.
-    await asyncio.to_thread(database.close)
+    await database.close()
 
 
 async def test_a_tampered_row_breaks_the_chain_and_is_shown(
@@ -246,7 +246,7 @@ def kill_sessions(postgres: EmbeddedPostgres, name: str) -> None:
 async def test_a_phase_finds_its_connection_dead_and_runs_on_another_one(
     postgres: EmbeddedPostgres, database_url: str
 ) -> None:
-    database = SqlDatabase(database_url, write_threads=1, read_threads=1)
+    database = SqlDatabase(database_url, write_connections=1, read_connections=1)
     name = database_url.rpartition("/")[2]
     ran: list[str] = []
 
@@ -263,7 +263,7 @@ async def test_a_phase_finds_its_connection_dead_and_runs_on_another_one(
     try:
         for _ in range(3):
             assert await database.transact(phase)
-            await asyncio.to_thread(kill_sessions, postgres, name)
+            kill_sessions(postgres, name)  # Before the event loop can notice.
         assert await database.transact(phase)
         assert len(ran) == 4 + 3
         ran.clear()
@@ -273,13 +273,38 @@ async def test_a_phase_finds_its_connection_dead_and_runs_on_another_one(
         assert len(ran) == 1
         assert await database.transact(phase)
     finally:
-        await asyncio.to_thread(database.close)
+        await database.close()
+
+
+async def test_a_connection_that_dies_at_rest_is_replaced_before_a_phase_finds_it(
+    postgres: EmbeddedPostgres, database_url: str
+) -> None:
+    database = SqlDatabase(database_url, write_connections=1, read_connections=1)
+    ran: list[int] = []
+
+    def phase(tx: SqlTransaction) -> int:
+        ran.append(tx.connection.info.backend_pid)
+        assert tx.now.tzinfo
+        return ran[-1]
+
+    async def at_rest_is_closed() -> bool:
+        return not any(place.is_open for place in database._write_places._all)
+
+    try:
+        first = await database.transact(phase)
+        await asyncio.to_thread(kill_sessions, postgres, database_url.rpartition("/")[2])
+        await until(at_rest_is_closed, "the end of the connection")
+        second = await database.transact(phase)
+        assert ran == [first, second]
+        assert second != first
+    finally:
+        await database.close()
 
 
 async def test_a_phase_of_one_round_trip_needs_no_begin_and_may_be_sent_twice(
     postgres: EmbeddedPostgres, database_url: str
 ) -> None:
-    database = SqlDatabase(database_url, write_threads=1, read_threads=1)
+    database = SqlDatabase(database_url, write_connections=1, read_connections=1)
     name = database_url.rpartition("/")[2]
     rows: list[int] = []
 
@@ -298,7 +323,7 @@ async def test_a_phase_of_one_round_trip_needs_no_begin_and_may_be_sent_twice(
 
     try:
         await database.write(count)
-        await asyncio.to_thread(kill_sessions, postgres, name)
+        kill_sessions(postgres, name)
         await database.write(count)
         with pytest.raises(psycopg2.errors.DivisionByZero):
             await database.write(half)
@@ -308,7 +333,7 @@ async def test_a_phase_of_one_round_trip_needs_no_begin_and_may_be_sent_twice(
         with pytest.raises(NotOneRoundTrip):
             await database.write(twice)
     finally:
-        await asyncio.to_thread(database.close)
+        await database.close()
 
 
 async def test_a_transition_from_an_old_version_writes_nothing(world: World) -> None:
@@ -364,7 +389,7 @@ async def test_reads_survive_killed_sessions(
 
 
 async def test_closing_leaves_no_session_behind(database_url: str) -> None:
-    """Also those that threads hold for their reads, and before a garbage collection finds them."""
+    """Also those for reads, and before a garbage collection finds them."""
 
     def sessions() -> set[int]:
         with (
@@ -380,13 +405,13 @@ async def test_closing_leaves_no_session_behind(database_url: str) -> None:
     async def none_left() -> bool:
         return not sessions()
 
-    database = SqlDatabase(database_url, write_threads=2, read_threads=3)
+    database = SqlDatabase(database_url, write_connections=2, read_connections=3)
     gc.disable()
     try:
         await asyncio.gather(*(database.read(lambda reader: reader.totals()) for _ in range(30)))
         await database.transact(lambda tx: tx.now)
         assert sessions()
-        database.close()
+        await database.close()
         await until(none_left, "the end of every session", seconds=5)
     finally:
         gc.enable()
@@ -395,7 +420,7 @@ async def test_closing_leaves_no_session_behind(database_url: str) -> None:
 async def test_a_locked_payment_delays_itself_alone_and_a_full_pool_says_so(
     start_world: StartWorld,
 ) -> None:
-    world = await start_world(database_write_threads=2, loops=False)
+    world = await start_world(database_write_connections=2, loops=False)
     expert = await world.expert()
     held = await world.initiate(expert)
     other = await world.initiate(expert)
@@ -413,7 +438,7 @@ async def test_a_locked_payment_delays_itself_alone_and_a_full_pool_says_so(
         assert (await world.get(held.payment.payment_id)).payment_id
         assert (await world.get(other.payment.payment_id)).payment_id
         done: set[asyncio.Task[Reply]] = set()
-        while len(done) < 4:  # All but the two that have the threads.
+        while len(done) < 4:  # All but the two that have the places.
             done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
             await asyncio.sleep(0.05)
         answers = {(task.result().code, _reason(task.result())) for task in done}

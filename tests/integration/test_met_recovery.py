@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import threading
-import time
 from dataclasses import replace
 
 import psycopg2
@@ -15,6 +13,7 @@ from payment_service.domain import transitions
 from payment_service.domain.operations import Operation, OperationState
 from payment_service.domain.ports.database import Transaction
 from payment_service.domain.ports.records import Cause
+from tests.support.phases import wait_in_phase
 from tests.support.requests import new_key
 from tests.support.world import World
 
@@ -28,7 +27,7 @@ async def test_what_follows_an_operation_is_found_by_whoever_has_waited(world: W
     )
     assert world.service is not None
     database = world.service.app.database
-    is_locked = threading.Event()
+    is_locked = asyncio.Event()
 
     def record_next(tx: Transaction) -> str:
         operation = tx.operation(first)
@@ -44,7 +43,7 @@ async def test_what_follows_an_operation_is_found_by_whoever_has_waited(world: W
         return tx.operation(tx.derived_id("op", first, "next", "0"))
 
     recording = asyncio.create_task(database.transact(record_next))
-    await asyncio.to_thread(is_locked.wait, 10)
+    await asyncio.wait_for(is_locked.wait(), 10)
     found = await database.transact(read_next)
     assert found is not None
     assert found.operation_id == await recording
@@ -58,7 +57,7 @@ async def test_a_call_that_meets_its_own_recovery_is_decided_anew(world: World) 
     )
     assert world.service is not None
     database = world.service.app.database
-    is_locked = threading.Event()
+    is_locked = asyncio.Event()
     cause, key = Cause("somebody", "RefundPayment"), new_key()
 
     def recover(tx: Transaction) -> str:
@@ -85,7 +84,7 @@ async def test_a_call_that_meets_its_own_recovery_is_decided_anew(world: World) 
         return new, False
 
     recovering = asyncio.create_task(database.transact(recover))
-    await asyncio.to_thread(is_locked.wait, 10)
+    await asyncio.wait_for(is_locked.wait(), 10)
     found, is_recovered = await database.transact(repeat_call)
     assert (found, is_recovered) == (await recovering, True)
 
@@ -98,7 +97,7 @@ async def test_an_initiation_that_meets_its_own_recovery_continues_it(world: Wor
     )
     assert world.service is not None
     database = world.service.app.database
-    is_locked, key = threading.Event(), new_key()
+    is_locked, key = asyncio.Event(), new_key()
 
     def recover(tx: Transaction) -> str:
         template, payment = tx.operation(operation_id), tx.lock_payment(first.payment_id)
@@ -125,7 +124,7 @@ async def test_an_initiation_that_meets_its_own_recovery_continues_it(world: Wor
         return again.payment_id
 
     recovering = asyncio.create_task(database.transact(recover))
-    await asyncio.to_thread(is_locked.wait, 10)
+    await asyncio.wait_for(is_locked.wait(), 10)
     repeated = await world.initiate(first.expert_id, idempotency_key=key)
     assert repeated.payment.payment_id == await recovering
 
@@ -135,10 +134,10 @@ def _await_blocked(world: World) -> None:
     query = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
     with contextlib.closing(psycopg2.connect(world.database_url)) as connection:
         connection.autocommit = True
-        for _ in range(500):
+
+        def is_blocked() -> bool:
             with connection.cursor() as cursor:
                 cursor.execute(query)
-                if cursor.fetchall():
-                    return
-            time.sleep(0.01)
-    raise AssertionError("nothing waits")
+                return bool(cursor.fetchall())
+
+        wait_in_phase(is_blocked, "another transaction waits")

@@ -15,6 +15,7 @@ from payment_service.adapters.postgres.transaction import SqlTransaction
 from payment_service.rpc.call_context import CallRegistry
 from tests.support.books import check_books
 from tests.support.errors import Reply, refusal
+from tests.support.phases import run_in_phase
 from tests.support.requests import capture_request, refund_request
 from tests.support.world import CANCELED, CAPTURED, IN_ESCROW, REFUNDED, World, until
 
@@ -112,7 +113,6 @@ async def test_a_debt_is_read_at_one_moment(shared: World, module_database_url: 
     await shared.stripe.fault("/reversals$", "status", times=None, status=503)
     request = refund_request(paid.payment_id)
     assert (await refusal(shared.payments.RefundPayment(request))).code == "UNAVAILABLE"
-    loop = asyncio.get_running_loop()
     ended: list[str] = []
 
     def read_debt(tx: SqlTransaction) -> int:
@@ -122,7 +122,7 @@ async def test_a_debt_is_read_at_one_moment(shared: World, module_database_url: 
             execute(sql, values)
             if "FROM postings" in sql and not ended:
                 ended.append(sql)
-                asyncio.run_coroutine_threadsafe(end_reversal(), loop).result(30)
+                run_in_phase(end_reversal())
 
         tx._execute = execute_and_finish  # type: ignore[method-assign]
         return tx.expert_debt(expert, "USD")
@@ -136,7 +136,7 @@ async def test_a_debt_is_read_at_one_moment(shared: World, module_database_url: 
         assert await database.transact(read_debt) == 0
         assert ended
     finally:
-        await asyncio.to_thread(database.close)
+        await database.close()
     assert (await shared.get(paid.payment_id)).state == REFUNDED
     await check_books(shared)
 

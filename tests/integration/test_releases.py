@@ -70,7 +70,7 @@ async def test_a_field_that_the_writer_knew_is_still_vouched_for(
 
 
 async def test_a_release_that_is_too_old_writes_nothing(database_url: str) -> None:
-    database = SqlDatabase(database_url, write_threads=1, read_threads=1)
+    database = SqlDatabase(database_url, write_connections=1, read_connections=1)
 
     def write(tx: SqlTransaction) -> None:
         raise AssertionError("it would have written")
@@ -85,4 +85,4 @@ async def test_a_release_that_is_too_old_writes_nothing(database_url: str) -> No
         with pytest.raises(Unavailable):
             await database.transact(write)
     finally:
-        database.close()
+        await database.close()

@@ -53,11 +53,11 @@ def migrate(url: str, **environment: str) -> subprocess.CompletedProcess[str]:
 
 
 async def role_of(url: str) -> RoleFacts:
-    database = SqlDatabase(url, write_threads=1, read_threads=1)
+    database = SqlDatabase(url, write_connections=1, read_connections=1)
     try:
         return await database.role()
     finally:
-        database.close()
+        await database.close()
 
 
 @pytest.mark.parametrize("table", APPEND_ONLY)
@@ -214,11 +214,11 @@ async def test_production_is_not_ready_with_a_powerful_role(
         "is a superuser": postgres.admin_url(database_url.rpartition("/")[2]),
     }
     for power, url in urls.items():
-        database = SqlDatabase(url, write_threads=1, read_threads=1, guarded=True)
+        database = SqlDatabase(url, write_connections=1, read_connections=1, guarded=True)
         try:
             assert await database.ping() is (power == "")
         finally:
-            database.close()
+            await database.close()
         said = capsys.readouterr().out
         assert ("database_role_refused" in said) is (power != "")
         assert power in said
@@ -233,11 +233,11 @@ async def test_grants_of_a_newer_release_send_no_caller_away(database_url: str) 
     with session(owner_url(database_url)) as cursor:
         cursor.execute("UPDATE alembic_version SET version_num = '9999'")
     assert (await role_of(database_url)).refusal == ""
-    database = SqlDatabase(database_url, write_threads=1, read_threads=1, guarded=True)
+    database = SqlDatabase(database_url, write_connections=1, read_connections=1, guarded=True)
     try:
         assert await database.ping()
     finally:
-        database.close()
+        await database.close()
     assert "owns the tables" in (await role_of(owner_url(database_url))).refusal
 
 

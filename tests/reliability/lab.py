@@ -127,8 +127,8 @@ class Lab:
         self.database = SqlDatabase(
             database_url,
             policy=settings.policy,
-            write_threads=2,
-            read_threads=1,
+            write_connections=2,
+            read_connections=1,
             on_phase=self.bomb.phase,
         )
         self.app: App = replace(
@@ -147,8 +147,8 @@ class Lab:
             await self.http.close()
             await self.wired.stripe.close()
             await self.simulator.close()
-            self.database.close()
-            self.wired.database.close()
+            await self.database.close()
+            await self.wired.database.close()
 
         for module in (executor, stripe_client):
             setattr(module, "asyncio", asyncio)  # noqa: B010 - as it was

@@ -214,7 +214,7 @@ async def _third_replica(system: System) -> AsyncIterator[App]:
         yield wired.app
     finally:
         await wired.stripe.close()
-        await asyncio.to_thread(wired.database.close)
+        await wired.database.close()
 
 
 _Races = dict[str, Counter[str]]

@@ -67,8 +67,8 @@ async def running_world(
                     "metrics_port": 0,
                     "money_rate": 0,  # All callers of a test are one caller.
                     # One test's load; each connection costs PostgreSQL a process.
-                    "database_write_threads": 6,
-                    "database_read_threads": 2,
+                    "database_write_connections": 6,
+                    "database_read_connections": 2,
                     **settings,
                 }
             ),

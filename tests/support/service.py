@@ -101,7 +101,7 @@ class Service:
         self.wired.operations.close()
         await self.wired.operations.drain(10)
         await self.wired.stripe.close()
-        await asyncio.get_running_loop().run_in_executor(None, self.wired.database.close)
+        await self.wired.database.close()
         await asyncio.get_running_loop().run_in_executor(None, self.wired.tracer.close)
         self.wired = None
 

@@ -93,7 +93,9 @@ LAYERS = [
         {"payment_service.adapters"},
         "it serves the domain's database port, and knows neither use cases nor the contract",
         ours={"payment_service.domain"},
-        others={"sqlalchemy", "psycopg2", "alembic", "structlog", "prometheus_client"},
+        others={
+            *("sqlalchemy", "psycopg2", "greenlet", "alembic", "structlog", "prometheus_client")
+        },
     ),
     Layer(
         "migrations",

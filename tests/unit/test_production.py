@@ -241,8 +241,8 @@ WRONG_CORE: dict[str, tuple[Mapping[str, str], str]] = {
         "WORKERS=5 with 21 connections each need 105, more than DATABASE_CONNECTIONS=97",
     ),
     "more connections of one worker": (
-        {"DATABASE_WRITE_THREADS": "100"},
-        "lower DATABASE_WRITE_THREADS",
+        {"DATABASE_WRITE_CONNECTIONS": "100"},
+        "lower DATABASE_WRITE_CONNECTIONS",
     ),
     "no worker": ({"WORKERS": "0"}, "WORKERS"),
     "any free port": ({"GRPC_PORT": "0"}, "set a port"),

@@ -1,4 +1,4 @@
-"""Connections to PostgreSQL, one for each thread that asks, in the driver's own form.
+"""Connections to PostgreSQL, in the driver's own form, and the places of a pool that hold them.
 
 They are plain psycopg2: a layer above it took as long for each statement as PostgreSQL itself.
 """
@@ -6,22 +6,27 @@ They are plain psycopg2: a layer above it took as long for each statement as Pos
 from __future__ import annotations
 
 import re
-import threading
+import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any, Final, TypeAlias
 
 import psycopg2
+from psycopg2 import OperationalError
+from psycopg2.extensions import parse_dsn
 
 from payment_service.adapters.postgres.limits import OPTIONS
 from payment_service.adapters.postgres.prepared import PreparingConnection
+from payment_service.adapters.postgres.waiting import WaitingCursor, in_thread
 
 Connection: TypeAlias = PreparingConnection
 
 #: A connection that is older is replaced, so that a balancer's new servers get their share.
 _LIFE_SECONDS: Final = 1800.0
+#: How long one server may take to accept a connection.
+_CONNECT_SECONDS: Final = 3.0
 _CONNECT: Final[Mapping[str, Any]] = {
-    "connect_timeout": 3,
     "tcp_user_timeout": 10_000,
     "application_name": "payment_service",
     "target_session_attrs": "read-write",
@@ -38,52 +43,80 @@ def connect(url: str, *, limits: bool = True) -> Connection:
     """Opens a connection in which a statement is committed, unless a transaction was begun.
 
     ``limits=False`` does not ask for the limits of statements and locks, and prepares nothing: a
-    pooler refuses the one and loses the other.
+    pooler refuses the one and loses the other. Blocks its thread. Raises the driver's errors.
     """
     asked = {**_CONNECT, "options": OPTIONS} if limits else _CONNECT
-    connection: Connection = psycopg2.connect(
-        plain_url(url), connection_factory=PreparingConnection, **asked
-    )
-    connection.prepares = limits
-    connection.autocommit = True
-    return connection
+    failed = OperationalError("the URL of the database names no server")
+    for server in _servers(parse_dsn(plain_url(url))):
+        try:
+            connection: Connection = psycopg2.connect(
+                **{**server, **asked},
+                connection_factory=PreparingConnection,
+                cursor_factory=WaitingCursor,
+                async_=1,
+            )
+        except OperationalError as error:
+            failed = error
+            continue
+        try:
+            connection.wait(until=time.monotonic() + _CONNECT_SECONDS)
+        except OperationalError as error:
+            connection.close()
+            failed = error
+        else:
+            connection.prepares = limits
+            return connection
+    raise failed
 
 
-class Connections:
-    """Holds a connection for each thread. It is opened when the thread first needs it."""
+def _servers(given: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yields what connects to each server that a URL may mean, in its order.
+
+    The driver would try them by itself, but a connection that does not block its thread has no
+    time limit for each of them. A server that does not answer would hide all others.
+    """
+    hosts = str(given.get("host", "")).split(",")
+    ports = str(given.get("port", "")).split(",")
+    for number, host in enumerate(hosts):
+        one = {**given, "host": host, "port": ports[number] if len(ports) > 1 else ports[0]}
+        one = {name: value for name, value in one.items() if value}
+        if not host or host[0] in "/@" or "hostaddr" in given:
+            yield one
+            continue
+        try:
+            found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+        except OSError:
+            yield one  # The driver says what is wrong with it.
+            continue
+        for address in dict.fromkeys(str(entry[4][0]) for entry in found):
+            yield {**one, "hostaddr": address}
+
+
+class Place:
+    """One place of a pool. Its connection is opened when a phase first needs it."""
 
     def __init__(self, url: str, *, limits: bool) -> None:
         self._url, self._limits = url, limits
-        self._mine = threading.local()
-        #: Every connection that a thread holds. `close` must close them.
-        self._all: set[Connection] = set()
+        self._held: Connection | None = None
+        self._until = 0.0
 
     @property
     def is_open(self) -> bool:
-        """Returns whether this thread has a connection already, dead or alive."""
-        return getattr(self._mine, "held", None) is not None
+        """Returns whether there is a connection already, as far as is known a living one."""
+        return self._held is not None and not self._held.closed
 
-    def mine(self) -> Connection:
-        """Returns this thread's connection. It may have died since it was last used."""
-        held: tuple[Connection, float] | None = getattr(self._mine, "held", None)
-        if held is not None and not held[0].closed and time.monotonic() < held[1]:
-            return held[0]
+    def connection(self) -> Connection:
+        """Returns the connection. It may have died since it was last used."""
+        held = self._held
+        if held is not None and not held.closed and time.monotonic() < self._until:
+            return held
         self.drop()
-        connection = connect(self._url, limits=self._limits)
-        self._all.add(connection)
-        self._mine.held = (connection, time.monotonic() + _LIFE_SECONDS)
-        return connection
+        self._held = in_thread(partial(connect, self._url, limits=self._limits))
+        self._until = time.monotonic() + _LIFE_SECONDS
+        return self._held
 
     def drop(self) -> None:
-        """Closes this thread's connection; the next call of `mine` opens another one."""
-        held: tuple[Connection, float] | None = getattr(self._mine, "held", None)
-        if held is not None:
-            self._mine.held = None
-            self._all.discard(held[0])
-            held[0].close()
-
-    def close(self) -> None:
-        """Closes every connection. The threads must have ended."""
-        for connection in self._all:
-            connection.close()
-        self._all.clear()
+        """Closes the connection; the next call of `connection` opens another one."""
+        if self._held is not None:
+            self._held.close()
+            self._held = None

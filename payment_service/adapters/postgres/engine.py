@@ -1,10 +1,10 @@
 """PostgreSQL behind two small pools: one for transactions, one for reads.
 
 A phase is a plain function and one transaction: a return commits it, an exception rolls it back. It
-runs on a thread of the write pool. Each thread has a connection of its own, so callers queue at a
-semaphore, and a full pool is reported as UNAVAILABLE after ``admission_seconds`` instead of
-blocking. Reads have their own threads and connections: a row that is locked for two seconds does
-not delay an unrelated read.
+runs on the event loop, which goes on while a statement waits for PostgreSQL; see `waiting`. Callers
+queue for a place of the write pool, and a full pool is reported as UNAVAILABLE after
+``admission_seconds`` instead of blocking. Reads have their own places and connections: a row that
+is locked for two seconds does not delay an unrelated read.
 
 A connection is not tested before it is used. If the first statement of a phase finds it dead,
 nothing was written, so the phase runs on a new one.
@@ -16,8 +16,6 @@ import asyncio
 import random
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from contextvars import copy_context
 from functools import partial
 from typing import Concatenate, Final, ParamSpec, TypeVar
 
@@ -27,13 +25,14 @@ from psycopg2.extensions import TRANSACTION_STATUS_IDLE
 
 from payment_service.adapters.postgres import agenda, feed
 from payment_service.adapters.postgres.clock import own_clock
-from payment_service.adapters.postgres.connections import Connection, Connections, plain_url
+from payment_service.adapters.postgres.connections import Connection, Place, plain_url
 from payment_service.adapters.postgres.places import Places
 from payment_service.adapters.postgres.reader import SqlReader
 from payment_service.adapters.postgres.readiness import Readiness, read_readiness
 from payment_service.adapters.postgres.roles import read_role
 from payment_service.adapters.postgres.statements import KnownInstallation
 from payment_service.adapters.postgres.transaction import SqlTransaction
+from payment_service.adapters.postgres.waiting import pause, run_on_loop
 from payment_service.domain.database_check import RoleFacts
 from payment_service.domain.errors import Busy, Unavailable, database_unavailable
 from payment_service.domain.ports.policy import Policy
@@ -72,8 +71,8 @@ class SqlDatabase:
         url: str,
         *,
         policy: Policy = _DEFAULT_POLICY,
-        write_threads: int = 12,
-        read_threads: int = 4,
+        write_connections: int = 12,
+        read_connections: int = 4,
         admission_seconds: float = 2.0,
         pooled: bool = False,
         direct_url: str = "",
@@ -88,13 +87,8 @@ class SqlDatabase:
         self._listen_url = direct_url or ("" if pooled else url)
         #: Payments are scheduled by it when they are recorded.
         self._policy = policy
-        self._write_connections = Connections(url, limits=not pooled)
-        self._read_connections = Connections(url, limits=not pooled)
-        self._writers = ThreadPoolExecutor(write_threads, thread_name_prefix="write")
-        self._readers = ThreadPoolExecutor(read_threads, thread_name_prefix="read")
-        # One place for each thread; callers wait for a place, not for a connection.
-        self._write_places = Places(write_threads)
-        self._read_places = Places(read_threads)
+        self._write_places = Places(write_connections, url, limits=not pooled)
+        self._read_places = Places(read_connections, url, limits=not pooled)
         self._admission_seconds = admission_seconds
         #: The database whose readiness counts for this one, too, and which closes this one.
         self._beside = beside
@@ -124,8 +118,7 @@ class SqlDatabase:
         the pool is full or the database is unavailable. After a lost COMMIT the outcome is
         unknown; only a repeated request with the same key finds out.
         """
-        work = partial(self._run_phase, lambda tx: phase(tx, *args, **kwargs), phase.__name__)
-        return await self._written(work)
+        return await self._written(lambda tx: phase(tx, *args, **kwargs), phase.__name__)
 
     async def write(
         self, phase: Callable[Concatenate[SqlTransaction, P], T], *args: P.args, **kwargs: P.kwargs
@@ -135,15 +128,16 @@ class SqlDatabase:
         It must be harmless to run it twice: it is run again on a new connection if the first one
         was dead, and PostgreSQL may have done it before the connection died.
         """
-        work = partial(self._run_phase, lambda tx: phase(tx, *args, **kwargs), phase.__name__)
-        return await self._written(partial(work, is_one_round_trip=True))
+        return await self._written(
+            lambda tx: phase(tx, *args, **kwargs), phase.__name__, is_one_round_trip=True
+        )
 
     async def read(
         self, query: Callable[Concatenate[SqlReader, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
         """Runs reads on a connection of the read pool. Raises :class:`Unavailable`."""
         work = partial(self._run_query, lambda reader: query(reader, *args, **kwargs))
-        return await self._admitted(self._read_places, self._readers, work)
+        return await self._admitted(self._read_places, work)
 
     async def read_at_once(
         self, query: Callable[Concatenate[SqlReader, P], T], *args: P.args, **kwargs: P.kwargs
@@ -152,39 +146,51 @@ class SqlDatabase:
         work = partial(
             self._run_query, lambda reader: reader.at_once(partial(query, reader, *args, **kwargs))
         )
-        return await self._admitted(self._read_places, self._readers, work)
+        return await self._admitted(self._read_places, work)
 
-    async def _written(self, work: Callable[[], T]) -> T:
+    async def _written(
+        self, phase: Callable[[SqlTransaction], T], name: str, *, is_one_round_trip: bool = False
+    ) -> T:
         if self.is_superseded:
             raise database_unavailable()
-        return await self._admitted(self._write_places, self._writers, work)
+        work = partial(self._run_phase, phase, name, is_one_round_trip=is_one_round_trip)
+        return await self._admitted(self._write_places, work)
 
-    async def _admitted(self, places: Places, pool: ThreadPoolExecutor, work: Callable[[], T]) -> T:
+    async def _admitted(self, places: Places, work: Callable[[Place], T]) -> T:
         try:
-            await places.take(self._admission_seconds)
+            place = await places.take(self._admission_seconds)
         except TimeoutError:
             raise database_unavailable() from None
-        # The thread's spans and lines of the log belong to the call.
-        future = asyncio.get_running_loop().run_in_executor(pool, copy_context().run, work)
-        # The place is free when the thread is, even if the caller was cancelled before.
-        future.add_done_callback(lambda _: places.leave())
-        return await future
+
+        def run() -> T:
+            # The place is left at the end of the work, even if the caller was cancelled before.
+            try:
+                return work(place)
+            finally:
+                places.leave(place)
+
+        return await run_on_loop(run)
 
     def _run_phase(
-        self, phase: Callable[[SqlTransaction], T], name: str, *, is_one_round_trip: bool = False
+        self,
+        phase: Callable[[SqlTransaction], T],
+        name: str,
+        place: Place,
+        *,
+        is_one_round_trip: bool,
     ) -> T:
         for tried in range(1, _PHASE_TRIES + 1):
             try:
-                return self._run_once(phase, name, is_one_round_trip=is_one_round_trip)
+                return self._run_once(phase, name, place, is_one_round_trip=is_one_round_trip)
             except Error as error:
                 state = sqlstate(error)
                 if state in _STALE_SQLSTATES and tried < _PHASE_TRIES:
-                    self._write_connections.drop()
+                    place.drop()
                     continue
                 is_taken = (state, _constraint(error)) in _TAKEN_SINCE
                 if (is_taken or state in _RETRYABLE_SQLSTATES) and tried < _PHASE_TRIES:
                     log.info("phase_retried", phase=name, sqlstate=state, tried=tried)
-                    time.sleep(random.uniform(0, 0.02 * 2**tried))  # noqa: S311 - jitter
+                    pause(random.uniform(0, 0.02 * 2**tried))  # noqa: S311 - jitter
                     continue
                 if state in _RETRYABLE_SQLSTATES:
                     raise _too_contended() from None
@@ -198,12 +204,17 @@ class SqlDatabase:
         raise AssertionError("the loop returns or raises")
 
     def _run_once(
-        self, phase: Callable[[SqlTransaction], T], name: str, *, is_one_round_trip: bool
+        self,
+        phase: Callable[[SqlTransaction], T],
+        name: str,
+        place: Place,
+        *,
+        is_one_round_trip: bool,
     ) -> T:
         self._on_phase(name, "before")
         begun = time.perf_counter()
         with self._tracer.step(f"transaction {name}", {"db.system.name": "postgresql"}):
-            body = partial(self._run_body, phase, is_one_round_trip=is_one_round_trip)
+            body = partial(self._run_body, phase, place, is_one_round_trip=is_one_round_trip)
             try:
                 tx, result = body()
             except _DeadConnection:
@@ -214,7 +225,7 @@ class SqlDatabase:
                     tx.commit()
                 tx.connection.prepare()
             except BaseException:
-                self._give_back(tx.connection)
+                self._give_back(place, tx.connection)
                 raise
         self._on_timed(name, time.perf_counter() - begun)
         self._on_phase(name, "after")
@@ -223,15 +234,15 @@ class SqlDatabase:
         return result
 
     def _run_body(
-        self, phase: Callable[[SqlTransaction], T], *, is_one_round_trip: bool
+        self, phase: Callable[[SqlTransaction], T], place: Place, *, is_one_round_trip: bool
     ) -> tuple[SqlTransaction, T]:
         """Runs the phase up to its COMMIT.
 
         Raises :class:`_DeadConnection` if the connection had died before the phase came to it: the
         server has seen nothing of the phase then, or has rolled it back, or may do it twice.
         """
-        was_open = self._write_connections.is_open
-        connection = self._write_connections.mine()
+        was_open = place.is_open
+        connection = place.connection()
         tx = SqlTransaction(
             connection, self._policy, self._installation, is_one_round_trip=is_one_round_trip
         )
@@ -241,29 +252,31 @@ class SqlDatabase:
                 tx.commit()
             return tx, result
         except (OperationalError, InterfaceError) as error:
-            self._give_back(connection)
+            self._give_back(place, connection)
             if was_open and connection.closed and not tx.has_begun:
                 raise _DeadConnection from error
             raise
         except BaseException:
-            self._give_back(connection)
+            self._give_back(place, connection)
             raise
 
-    def _give_back(self, connection: Connection) -> None:
+    def _give_back(self, place: Place, connection: Connection) -> None:
         """Ends the transaction of a phase that failed, so that the next one finds none."""
         try:
-            if connection.info.transaction_status != TRANSACTION_STATUS_IDLE:
+            if connection.isexecuting():
+                connection.close()  # The phase was ended while it waited for an answer.
+            elif connection.info.transaction_status != TRANSACTION_STATUS_IDLE:
                 with connection.cursor() as cursor:
                     cursor.execute("ROLLBACK")
         except Error:
             connection.close()
         if connection.closed:
-            self._write_connections.drop()
+            place.drop()
 
-    def _run_query(self, query: Callable[[SqlReader], T]) -> T:
+    def _run_query(self, query: Callable[[SqlReader], T], place: Place) -> T:
         for tried in (1, 2):
             try:
-                connection = self._read_connections.mine()
+                connection = place.connection()
                 found = query(SqlReader(connection))
                 connection.prepare()
                 return found
@@ -271,7 +284,7 @@ class SqlDatabase:
                 if not isinstance(error, _DEAD) and sqlstate(error) not in _STALE_SQLSTATES:
                     raise
                 # The first call after a restart of the database fails. Reads may be repeated.
-                self._read_connections.drop()
+                place.drop()
                 if tried == 2 or sqlstate(error) == "57014":
                     log.warning("database_unavailable", phase="read", sqlstate=sqlstate(error))
                     raise database_unavailable() from None
@@ -338,14 +351,12 @@ class SqlDatabase:
         """Returns seconds by the process's own clock; see `clock.own_clock`."""
         return own_clock()
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Waits for running phases and reads, then closes every connection."""
         for other in self._others:
-            other.close()
-        self._writers.shutdown(wait=True)
-        self._readers.shutdown(wait=True)
-        self._write_connections.close()
-        self._read_connections.close()
+            await other.close()
+        await self._write_places.close()
+        await self._read_places.close()
 
 
 class _DeadConnection(Exception):

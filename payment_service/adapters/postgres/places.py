@@ -1,36 +1,48 @@
-"""The places of a pool: one for each thread, and how many callers wait for one."""
+"""The places of a pool: each holds one connection, and callers queue for a place."""
 
 from __future__ import annotations
 
 import asyncio
 
+from payment_service.adapters.postgres.connections import Place
+
 
 class Places:
-    """Counts what a semaphore does not tell: how many places are taken, and who waits."""
+    """Gives places to phases, and counts how many are taken and how many callers wait."""
 
-    def __init__(self, number: int) -> None:
-        self._free = asyncio.Semaphore(number)
+    def __init__(self, number: int, url: str, *, limits: bool) -> None:
         self.number = number
-        self.in_use = 0
         self.waiting = 0
+        self._all = [Place(url, limits=limits) for _ in range(number)]
+        #: The last one that was left is taken next, so the others stay at rest.
+        self._free = list(reversed(self._all))
+        self._turns = asyncio.Semaphore(number)
 
-    async def take(self, seconds: float) -> None:
+    async def take(self, seconds: float) -> Place:
         """Takes a place. Raises TimeoutError if there is none for so long."""
-        if self._free.locked():
+        if self._turns.locked():
             self.waiting += 1
             try:
                 async with asyncio.timeout(seconds):
-                    await self._free.acquire()
+                    await self._turns.acquire()
             finally:
                 self.waiting -= 1
         else:
-            await self._free.acquire()  # At once.
-        self.in_use += 1
+            await self._turns.acquire()  # At once.
+        return self._free.pop()
 
-    def leave(self) -> None:
-        self.in_use -= 1
-        self._free.release()
+    def leave(self, place: Place) -> None:
+        self._free.append(place)
+        self._turns.release()
 
     def counts(self) -> dict[str, int]:
         """Returns the numbers by their state, for metrics."""
-        return {"all": self.number, "in_use": self.in_use, "waiting": self.waiting}
+        in_use = self.number - len(self._free)
+        return {"all": self.number, "in_use": in_use, "waiting": self.waiting}
+
+    async def close(self) -> None:
+        """Waits until every place was left, then closes the connections. No place is free again."""
+        for _ in self._all:
+            await self._turns.acquire()
+        for place in self._all:
+            place.drop()

@@ -16,7 +16,9 @@ from datetime import datetime, timedelta
 from functools import lru_cache
 from typing import Any, Final, TypeAlias
 
-from psycopg2 import Error, extensions
+from psycopg2 import Error
+
+from payment_service.adapters.postgres.waiting import WaitingConnection
 
 #: A value's name in a statement: `:name`, but not `::type`.
 _NAME: Final = re.compile(r"(?<![:\w]):(\w+)(?!:)")
@@ -50,7 +52,7 @@ def driver_text(sql: str) -> tuple[str, tuple[str, ...]]:
     return (_NAME.sub(r"%(\1)s", sql.replace("%", "%%")) if names else sql), names
 
 
-class PreparingConnection(extensions.connection):
+class PreparingConnection(WaitingConnection):
     """A connection that knows which statements are prepared on it."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
