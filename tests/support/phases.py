@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 def wait_in_phase(holds: Callable[[], bool], what: str, seconds: float = 10.0) -> None:
-    """Waits until something holds, while the event loop goes on."""
+    """Waits until something holds, while the event loop continues."""
     end = time.monotonic() + seconds
     while not holds():
         if time.monotonic() > end:

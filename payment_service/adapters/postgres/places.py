@@ -14,7 +14,7 @@ class Places:
         self.number = number
         self.waiting = 0
         self._all = [Place(url, limits=limits) for _ in range(number)]
-        #: The last one that was left is taken next, so the others stay at rest.
+        #: The last one that was left is taken next, so the others stay idle.
         self._free = list(reversed(self._all))
         self._turns = asyncio.Semaphore(number)
 

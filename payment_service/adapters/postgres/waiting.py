@@ -1,10 +1,10 @@
-"""Lets a phase wait for PostgreSQL while the event loop goes on, without a thread.
+"""Lets a phase wait for PostgreSQL while the event loop continues, without a thread.
 
 A phase is a plain function. It runs as a greenlet on the event loop: where a statement waits for
 its answer, the greenlet is left, and the loop turns to other calls. The answer resumes it. So a
 phase still cannot await, and it costs neither a thread nor a wait for the interpreter's lock.
 
-Only `SqlDatabase` starts greenlets. Elsewhere, a connection waits as any other driver does.
+Only `SqlDatabase` starts greenlets. Without one, a connection waits as any other driver does.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def run_on_loop(work: Callable[[], T]) -> asyncio.Future[T]:
 
 
 def pause(seconds: float) -> None:
-    """Waits. Other work of the event loop goes on."""
+    """Waits. Other work of the event loop continues."""
     here = _here()
     if here is None:
         time.sleep(seconds)
