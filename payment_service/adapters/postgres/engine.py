@@ -1,8 +1,8 @@
 """PostgreSQL behind two small pools: one for transactions, one for reads.
 
 A phase is a plain function and one transaction: a return commits it, an exception rolls it back. It
-runs on the event loop, which continues while a statement waits for PostgreSQL; see `waiting`. Callers
-queue for a place of the write pool, and a full pool is reported as UNAVAILABLE after
+runs on the event loop, which continues while a statement waits for PostgreSQL; see `waiting`.
+Callers queue for a place of the write pool, and a full pool is reported as UNAVAILABLE after
 ``admission_seconds`` instead of blocking. Reads have their own places and connections: a row that
 is locked for two seconds does not delay an unrelated read.
 
