@@ -131,12 +131,13 @@ class World:
             return json.load(answer)
 
 
-def until(true: Callable[[], bool], what: str, seconds: float = _SECONDS) -> None:
-    """Wait until it is so, or fail by its name."""
+def until(probe: Callable[[], T | None], what: str, seconds: float = _SECONDS) -> T:
+    """Wait until a probe gives something true, and return it, or fail by its name."""
     deadline = time.monotonic() + seconds
-    while not true():
+    while not (found := probe()):
         assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
         time.sleep(0.05)
+    return found
 
 
 def new_name(kind: str) -> str:

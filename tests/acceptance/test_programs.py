@@ -288,27 +288,25 @@ def answer_banks(world: World, ask: Caller) -> None:
         "currency_code": "USD",
         "reason": "left us",
     }
-    too_much = ask.refused(
-        "OperationsService/WriteOffExpertDebt",
-        **write_off,
-        amount={"minor_units": 9_001, "currency_code": "USD"},
-        idempotency_key=new_name("key"),
-    )
+
+    def asked(key: str, **amount: Any) -> Answer | None:
+        """Returns None while a collection is in progress: what it takes cannot be written off."""
+        answer = ask.refused(
+            "OperationsService/WriteOffExpertDebt", **write_off, **amount, idempotency_key=key
+        )
+        return None if answer.facts.get("available") == "0" else answer
+
+    def write_off_debt(minor_units: int | None = None) -> Answer:
+        key = new_name("key")
+        amount = {"minor_units": minor_units, "currency_code": "USD"}
+        given = {"amount": amount} if minor_units else {}
+        return until(lambda: asked(key, **given), "an answer while nothing is collected")
+
+    too_much = write_off_debt(9_001)
     assert (too_much.code, too_much.reason) == ("FAILED_PRECONDITION", "AMOUNT_TOO_LARGE")
     assert (too_much.facts["requested"], too_much.facts["available"]) == ("9001", "9000")
-    part = ask(
-        "OperationsService/WriteOffExpertDebt",
-        **write_off,
-        amount={"minor_units": 4_000, "currency_code": "USD"},
-        idempotency_key=new_name("key"),
-    )
-    assert part["debt"]["minor_units"] == "5000"
-    rest = ask(
-        "OperationsService/WriteOffExpertDebt",
-        **write_off,
-        idempotency_key=new_name("key"),
-    )
-    assert rest["written_off_amount"]["minor_units"] == "5000"
+    assert write_off_debt(4_000).response["debt"]["minor_units"] == "5000"
+    assert write_off_debt().response["written_off_amount"]["minor_units"] == "5000"
     look(f"{world.stack.simulator_url}/_simulator/faults", method="DELETE")
     assert debt() == ["0"]
 
