@@ -193,6 +193,8 @@ def running_system(
         "LOG_LEVEL": "WARNING",
         # All callers of a proof are one caller, and it makes more calls than any real one.
         "MONEY_RATE": "0",
+        # What is captured is not available for two days, so every refund is paid from this.
+        "STRIPE_SIMULATOR_PLATFORM_FUNDS": "1000000000000",
         **environment,
     }
     settings = replace(settings, commands=commands, durable=durable)

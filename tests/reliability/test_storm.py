@@ -12,6 +12,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+from google.protobuf.message import Message
 
 from dev.registered_events import REGISTERED_EVENTS
 from marketplace.payments.v1 import webhooks_pb2
@@ -20,6 +21,7 @@ from stripe_simulator.webhooks import sign
 from tests.reliability import proving
 from tests.reliability.crowd import calm
 from tests.support.books import check_books
+from tests.support.requests import capture_request, refund_request
 from tests.support.running import replica, running_world
 from tests.support.service import CONNECT_SECRET, PLATFORM_SECRET
 from tests.support.world import PATIENCE, World, until
@@ -122,22 +124,35 @@ class Stage:
             elif life.ending == "cancelled at the dashboard":
                 await world.stripe.api("POST", f"{path}/cancel")
             elif life.ending == "cancelled":
-                await world.refund(payment_id)
+                await self._refund(payment_id)
             elif life.ending.startswith("captured"):
-                await world.capture(payment_id)
+                await self._answered("CapturePayment", capture_request(payment_id))
             if life.ending == "captured, refunded in part":
-                await world.refund(payment_id, life.amount // 3)
+                await self._refund(payment_id, life.amount // 3)
             elif life.ending == "captured, refunded at the dashboard":
                 await world.stripe.api("POST", "/refunds", payment_intent=intent, amount=100)
             elif life.ending == "captured, refunded, bounced":
-                await world.refund(payment_id)
-                [(refund_id,)] = world.sql(
-                    "SELECT movement_id FROM movements WHERE payment_id = %s AND kind = 'refund'",
-                    payment_id,
-                )
+                await self._refund(payment_id)
+
+                async def refunds() -> list[tuple[Any, ...]]:
+                    return world.sql(
+                        "SELECT movement_id FROM movements "
+                        "WHERE payment_id = %s AND kind = 'refund'",
+                        payment_id,
+                    )
+
+                [(refund_id,)] = await until(refunds, "the refund that is to bounce")
                 await world.stripe.control("POST", f"/refunds/{refund_id}/fail")
 
         await at_most(8, one, range(len(lives)))
+
+    async def _refund(self, payment_id: str, amount: int = 0) -> None:
+        await self._answered("RefundPayment", refund_request(payment_id, amount))
+
+    async def _answered(self, method: str, request: Message) -> None:
+        """Repeats the call: while events come late, Stripe is asked before money is moved."""
+        reply = await self.world.until_answered(method, request)
+        assert reply.code == "OK", reply
 
     def rows(self) -> list[object]:
         """Every payment and its books, without ids and times."""
