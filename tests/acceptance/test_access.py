@@ -62,7 +62,7 @@ class Certified:
         settings = StackSettings.on_free_ports(
             directory / "data", environment={**plain.environment, **told}
         )
-        self.stack = Stack(settings, spawn_service=nursery.spawn)
+        self.stack = Stack(settings, spawn=nursery.spawn)
 
     def tls(self, name: str) -> Tls:
         return Tls(
@@ -173,7 +173,7 @@ def test_a_service_without_keys_is_not_healthy_until_it_has_them(
     )
     try:
         with (
-            Stack(settings, sink=sink, spawn_service=nursery.spawn) as stack,
+            Stack(settings, sink=sink, spawn=nursery.spawn) as stack,
             connect_sync(stack.grpc_target, token=issuing.token) as channel,
         ):
             assert len(seen) == 1
