@@ -272,9 +272,8 @@ class Stack:
                 "METRICS_PORT": str(self.settings.metrics_port + replica),
             }
             name = "service" if self.settings.replicas == 1 else f"service-{replica + 1}"
-            child = self._child(name, self.settings.commands["service"], environment)
-            self.services.append(child)
-            child.start()
+            self.services.append(self._child(name, self.settings.commands["service"], environment))
+            self.services[-1].start()
         for replica in range(self.settings.replicas):
             self.wait_until_serving(replica)
 
