@@ -31,6 +31,7 @@ from typing import IO, Any, NoReturn
 from dev.settings import COMMANDS, ROOT
 
 _BYTES = 65536
+_SERVICE = "payment_service"
 #: What a program imports only when it is asked for this, which takes long too.
 _LATER = {"migrate": "payment_service.adapters.postgres.migrate"}
 #: The exit code of Python after an exception that nobody handled.
@@ -103,7 +104,15 @@ class Nursery:
         self, *arguments: str, env: Mapping[str, str], timeout: float = 90.0
     ) -> subprocess.CompletedProcess[str]:
         """Waits for `python -m` with these arguments to end, and returns what it wrote."""
-        command = [sys.executable, "-m", *arguments]
+        return self._run([sys.executable, "-m", *arguments], env, timeout)
+
+    def run_code(self, code: str, timeout: float = 60.0) -> subprocess.CompletedProcess[str]:
+        """Does the same for `python -c`, whose code may import the service at no cost."""
+        return self._run([sys.executable, "-c", code], os.environ, timeout)
+
+    def _run(
+        self, command: Sequence[str], env: Mapping[str, str], timeout: float
+    ) -> subprocess.CompletedProcess[str]:
         with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
             pid, told = self._order(command, env, out.fileno(), err.fileno())
             child = Forked(pid, out, told)
@@ -119,9 +128,10 @@ class Nursery:
         self, command: Sequence[str], environment: Mapping[str, str], out: int, err: int
     ) -> tuple[int, socket.socket]:
         """Returns the pid of the process, and what tells how it ended."""
-        assert list(command[:2]) == [sys.executable, "-m"], command
+        python, kind, *arguments = command
+        assert (python, kind in ("-m", "-c")) == (sys.executable, True), command
         told, theirs = socket.socketpair()
-        order = {"arguments": command[2:], "environment": dict(environment)}
+        order = {"kind": kind, "arguments": arguments, "environment": dict(environment)}
         with self._turn, theirs:
             socket.send_fds(self._ours, [b"1"], [theirs.fileno(), out, err])
             told.sendall(json.dumps(order).encode() + b"\n")
@@ -172,7 +182,7 @@ def _tend(orders: socket.socket) -> None:
                 answer = socket.socket(fileno=descriptors[0])
                 with answer.makefile("rb") as given:
                     told = json.loads(given.readline())
-                _import_for(*told["arguments"])
+                _import_for(*told["arguments"] if told["kind"] == "-m" else [_SERVICE])
                 pid = os.fork()
                 if not pid:
                     inherited = [orders.fileno(), ended_read, ended_write, selector.fileno()]
@@ -219,11 +229,14 @@ def _become(
         os.environ.update(order["environment"])
         answer.sendall(str(os.getpid()).encode())
         answer.close()
-        module, *arguments = order["arguments"]
-        sys.argv = [module, *arguments]
-        # It runs anew, under the name by which it knows that it is the program.
-        del sys.modules[f"{module}.__main__"]
-        runpy.run_module(module, run_name="__main__", alter_sys=True)
+        first, *arguments = order["arguments"]
+        sys.argv = [first, *arguments]
+        if order["kind"] == "-c":
+            exec(first, {"__name__": "__main__"})  # noqa: S102 - the test's own code
+        else:
+            # It runs anew, under the name by which it knows that it is the program.
+            del sys.modules[f"{first}.__main__"]
+            runpy.run_module(first, run_name="__main__", alter_sys=True)
         status = 0
     except SystemExit as left:
         if isinstance(left.code, str):
