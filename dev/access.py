@@ -97,7 +97,7 @@ class Access:
         told = {name: value for name, value in self.given.items() if name == "AUTH_AUDIENCE"}
         done = subprocess.run(
             [
-                *(sys.executable, "-m", "payment_service", "token", command),
+                *(sys.executable, "-m", "payment_service.token_commands", command),
                 *(str(argument) for argument in arguments),
                 *("--directory", str(self.directory)),
             ],

@@ -30,6 +30,8 @@ class Process(Protocol):
 
 #: Starts a process with this environment and no other.
 Spawn = Callable[[Mapping[str, str]], Process]
+#: The same for any command.
+SpawnCommand = Callable[[Sequence[str], Mapping[str, str]], Process]
 
 _TAIL_LINES = 30
 

@@ -11,7 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from dev.install import ROOT
@@ -81,13 +81,14 @@ def gather(work: Path) -> None:
     shutil.copytree(ROOT / "docs", docs)
     pages = {path: docs / path.relative_to(ROOT / "docs") for path in (ROOT / "docs").rglob("*.md")}
     pages |= {ROOT / name: docs / target for name, target in OUTSIDE.items()}
+    # Before the diagrams are drawn, which takes far longer than everything else here.
+    configuration = _with_all_pages((ROOT / "mkdocs.yml").read_text(), docs, pages.values())
     texts = {source: _rewritten(source, pages) for source in pages}
     drawn = _draw([d for text in texts.values() for d in _DIAGRAM.findall(text)], docs / "diagrams")
     for source, target in pages.items():
         up = "../" * len(target.relative_to(docs).parent.parts)
         picture = functools.partial(_picture, drawn, up)
         target.write_text(_DIAGRAM.sub(picture, texts[source]))
-    configuration = _with_all_pages((ROOT / "mkdocs.yml").read_text(), docs)
     (work / "mkdocs.yml").write_text(configuration)
 
 
@@ -107,7 +108,7 @@ def _draw(diagrams: Sequence[str], folder: Path) -> dict[str, str]:
     return names
 
 
-def _with_all_pages(configuration: str, docs: Path) -> str:
+def _with_all_pages(configuration: str, docs: Path, pages: Iterable[Path]) -> str:
     """Returns the configuration with a line for each page of a folder where it says `folder/*`."""
 
     def listed(line: re.Match[str]) -> str:
@@ -116,7 +117,7 @@ def _with_all_pages(configuration: str, docs: Path) -> str:
 
     complete = _ALL_OF.sub(listed, configuration)
     named = set(re.findall(r"([\w./-]+\.md)$", complete, re.MULTILINE))
-    missing = sorted({str(path.relative_to(docs)) for path in docs.rglob("*.md")} - named)
+    missing = sorted({str(path.relative_to(docs)) for path in pages} - named)
     if missing:
         raise SiteError(f"mkdocs.yml has no place in its nav for: {', '.join(missing)}")
     return complete

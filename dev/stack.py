@@ -20,7 +20,7 @@ from typing import Self
 
 from dev import probes
 from dev.access import Access
-from dev.child import Child, Sink, Spawn
+from dev.child import Child, Sink, SpawnCommand
 from dev.cluster import secret_in
 from dev.guard import Guard
 from dev.lock import DirectoryLock
@@ -69,11 +69,11 @@ class Stack:
         *,
         sink: Sink = lambda name, line: None,
         progress: Callable[[str], None] = lambda text: None,
-        spawn_service: Spawn | None = None,
+        spawn: SpawnCommand | None = None,
     ) -> None:
         """`sink` gets every line of a child, `progress` a sentence for each step.
 
-        `spawn_service` starts the replicas of the service in another way than by their command.
+        `spawn` starts the processes in another way than by running their commands.
         """
         self.settings = settings
         self.postgres: EmbeddedPostgres | None = None
@@ -83,7 +83,7 @@ class Stack:
         self.database_url = ""
         self._sink = sink
         self._progress = progress
-        self._spawn_service = spawn_service
+        self._spawn = spawn
         self._leftovers = Leftovers(settings.data_dir / "stack.pids")
         self.access = Access.of(settings)
         self._guard: Guard | None = None
@@ -272,10 +272,8 @@ class Stack:
                 "METRICS_PORT": str(self.settings.metrics_port + replica),
             }
             name = "service" if self.settings.replicas == 1 else f"service-{replica + 1}"
-            child = self._child(name, self.settings.commands["service"], environment)
-            child.spawn = self._spawn_service or child.run_command
-            self.services.append(child)
-            child.start()
+            self.services.append(self._child(name, self.settings.commands["service"], environment))
+            self.services[-1].start()
         for replica in range(self.settings.replicas):
             self.wait_until_serving(replica)
 
@@ -344,7 +342,7 @@ class Stack:
 
     def _child(self, name: str, command: Sequence[str], environment: dict[str, str]) -> Child:
         assert self._guard is not None
-        return Child(
+        child = Child(
             name,
             command,
             environment,
@@ -352,6 +350,9 @@ class Stack:
             sink=self._sink,
             on_start=lambda child: self._leftovers.note(child.pid),
         )
+        if self._spawn is not None:
+            child.spawn = partial(self._spawn, child.command)
+        return child
 
     def _await(
         self, child: Child, ready: Callable[[], bool], seconds: float = _READY_SECONDS

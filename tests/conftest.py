@@ -7,10 +7,7 @@ after another.
 
 import contextlib
 import gc
-import importlib.util
 import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 
 import psycopg2
@@ -47,17 +44,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path not in slow)
 
 
-def migrate(url: str) -> None:
+def migrate(nursery: Nursery, url: str) -> None:
     """Bring an empty database to the newest schema."""
-    if importlib.util.find_spec("payment_service.__main__") is None:
-        return
-    done = subprocess.run(
-        [sys.executable, "-m", "payment_service", "migrate"],
-        env={**os.environ, "DATABASE_URL": owner_url(url), "DATABASE_SERVICE_ROLE": SERVICE},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    told = {**os.environ, "DATABASE_URL": owner_url(url), "DATABASE_SERVICE_ROLE": SERVICE}
+    done = nursery.run("payment_service", "migrate", env=told)
     assert done.returncode == 0, f"migrating failed:\n{done.stdout}\n{done.stderr}"
 
 
@@ -76,13 +66,13 @@ def nursery() -> Iterator[Nursery]:
 
 
 @pytest.fixture(scope="session")
-def databases(postgres: EmbeddedPostgres) -> Databases:
+def databases(postgres: EmbeddedPostgres, nursery: Nursery) -> Databases:
     """Copies of a template that is migrated once.
 
     In it the hourly reconciliation is not due: else each service would begin with one.
     """
     url = postgres.create_database(_TEMPLATE)
-    migrate(url)
+    migrate(nursery, url)
     with (
         contextlib.closing(psycopg2.connect(owner_url(url))) as connection,
         connection,

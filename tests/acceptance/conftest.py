@@ -160,7 +160,7 @@ def world(
     }
     settings = StackSettings.on_free_ports(directory, environment={**settings.environment, **told})
     with (
-        Stack(settings, spawn_service=nursery.spawn) as stack,
+        Stack(settings, spawn=nursery.spawn) as stack,
         connect_sync(stack.grpc_target) as channel,
     ):
         yield World(stack, channel)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Iterator
 
 import pytest
@@ -13,17 +12,14 @@ import pytest
 from dev.stripe_side import SimulatorSide, post
 from tests.acceptance.browser import look
 from tests.acceptance.conftest import World
+from tests.support.nursery import Nursery
 
 
-def doctor(world: World, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "payment_service", "doctor", *arguments],
-        env={**os.environ, **world.stack.services[0].environment, **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=90,
-    )
+def doctor(
+    nursery: Nursery, world: World, *arguments: str, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    told = {**os.environ, **world.stack.services[0].environment, **environment}
+    return nursery.run("payment_service", "doctor", *arguments, env=told)
 
 
 def switch(world: World, **switches: int | str) -> None:
@@ -42,8 +38,8 @@ def switches(world: World) -> Iterator[None]:
     )
 
 
-def test_a_platform_that_is_set_up(world: World) -> None:
-    done = doctor(world)
+def test_a_platform_that_is_set_up(nursery: Nursery, world: World) -> None:
+    done = doctor(nursery, world)
     assert done.returncode == 0, done.stdout + done.stderr
     lines = done.stdout.splitlines()
     assert lines[0].startswith("✓ account: acct_")
@@ -53,14 +49,14 @@ def test_a_platform_that_is_set_up(world: World) -> None:
 
 
 @pytest.mark.usefixtures("switches")
-def test_each_thing_to_change_is_said_with_its_place(world: World) -> None:
+def test_each_thing_to_change_is_said_with_its_place(nursery: Nursery, world: World) -> None:
     switch(
         world,
         platform_payout_interval="daily",
         webhook_events="payment_intent.succeeded,account.updated",
         card_payments_enabled=False,
     )
-    done = doctor(world, "--no-round-trip", PLATFORM_COUNTRY="DE")
+    done = doctor(nursery, world, "--no-round-trip", PLATFORM_COUNTRY="DE")
     assert done.returncode == 1
     faults = {
         line.partition(":")[0][2:] for line in done.stdout.splitlines() if line.startswith("✗")
@@ -73,12 +69,12 @@ def test_each_thing_to_change_is_said_with_its_place(world: World) -> None:
     assert done.stdout.splitlines()[-1] == "5 to be changed"
 
 
-def test_a_webhook_that_does_not_arrive(world: World) -> None:
+def test_a_webhook_that_does_not_arrive(nursery: Nursery, world: World) -> None:
     simulator = f"{world.stack.simulator_url}/_simulator/webhooks"
     shown = look(f"{simulator}?limit=0").text
     try:
         post(simulator, b'{"targets": []}')
-        done = doctor(world, "--patience", "1")
+        done = doctor(nursery, world, "--patience", "1")
     finally:
         post(simulator, json.dumps({"targets": json.loads(shown)["targets"]}).encode())
     assert done.returncode == 1
@@ -86,8 +82,8 @@ def test_a_webhook_that_does_not_arrive(world: World) -> None:
     assert "✗ webhooks: no endpoint has this path" in done.stdout
 
 
-def test_a_key_that_stripe_refuses(world: World) -> None:
-    done = doctor(world, "--no-round-trip", STRIPE_API_BASE="http://127.0.0.1:9")
+def test_a_key_that_stripe_refuses(nursery: Nursery, world: World) -> None:
+    done = doctor(nursery, world, "--no-round-trip", STRIPE_API_BASE="http://127.0.0.1:9")
     assert done.returncode == 1
     assert "✗ account: " in done.stdout
     assert "Traceback" not in done.stderr

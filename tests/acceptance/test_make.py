@@ -98,7 +98,10 @@ def running(environment: Mapping[str, str], *command: str) -> Iterator[Run]:
 
 
 def test_make_run(environment: dict[str, str]) -> None:
-    """Start, paste what it says, stop by Ctrl-C, start again: the payment is still there."""
+    """Start, paste what it says, stop by Ctrl-C, start again: the payment is still there.
+
+    From the second start on the service asks for tokens, which were not asked for before.
+    """
     with running(environment, "make", "--no-print-directory", "run") as run:
         for name in PORTS:
             assert f"127.0.0.1:{environment[name]}" in run.text
@@ -127,31 +130,31 @@ def test_make_run(environment: dict[str, str]) -> None:
         for name in PORTS:
             assert not probes.taken(int(environment[name]))
     began = time.monotonic()
-    with running(environment, sys.executable, "-m", "dev", "run") as run:
+    with running({**environment, "AUTH": "jwt"}, sys.executable, "-m", "dev", "run") as run:
         assert time.monotonic() - began < 30
+        _asks_for_tokens(run, environment)
+        *_, list_payments, _ = commands_in(run.text)
         assert states() == ["PAYMENT_STATE_IN_ESCROW"]
         run.process.send_signal(signal.SIGINT)
         assert run.process.wait(60) == 0
+    data = Path(environment["DATA_DIR"])
+    token = (data / "access" / "developer.token").read_text()
+    assert token not in run.text
+    assert token not in (data / "logs" / "run.log").read_text()
 
 
-def test_make_run_with_tokens(environment: dict[str, str], tmp_path: Path) -> None:
-    """The service asks for tokens; what the banner says to paste brings one along."""
-    with running({**environment, "AUTH": "jwt"}, "make", "--no-print-directory", "run") as run:
-        create, *_ = commands_in(run.text)
-        assert "authorization: Bearer $(cat " in create
-        assert paste(create)["expert"]["expert_id"] == "expert-1"
-        bare = re.sub(r'-H "[^"]*" ', "", create)
-        done = subprocess.run(
-            ["/bin/sh", "-c", bare], cwd=ROOT, capture_output=True, text=True, check=False
-        )
-        assert done.returncode != 0
-        assert "unauthenticated" in (done.stdout + done.stderr).lower()
-        token = (tmp_path / "data" / "access" / "developer.token").read_text()
-        assert token not in run.text
-        assert probes.answers(int(environment["GATEWAY_PORT"]), "/health")
-        os.killpg(run.process.pid, signal.SIGTERM)
-        run.process.wait(60)
-    assert token not in (tmp_path / "data" / "logs" / "run.log").read_text()
+def _asks_for_tokens(run: Run, environment: Mapping[str, str]) -> None:
+    """What the banner says to paste brings one along."""
+    create, *_ = commands_in(run.text)
+    assert "authorization: Bearer $(cat " in create
+    assert paste(create)["expert"]["expert_id"] == "expert-1"
+    bare = re.sub(r'-H "[^"]*" ', "", create)
+    done = subprocess.run(
+        ["/bin/sh", "-c", bare], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode != 0
+    assert "unauthenticated" in (done.stdout + done.stderr).lower()
+    assert probes.answers(int(environment["GATEWAY_PORT"]), "/health")
 
 
 def commands_in(text: str) -> list[str]:

@@ -6,7 +6,6 @@ import contextlib
 import os
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +20,7 @@ from payment_service.adapters.postgres.engine import SqlDatabase
 from payment_service.adapters.postgres.transaction import SqlTransaction
 from payment_service.domain.errors import Unavailable
 from tests.acceptance.conftest import new_name
+from tests.support.nursery import Nursery
 
 _PGBOUNCER = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin")
 pytestmark = pytest.mark.skipif(
@@ -65,15 +65,9 @@ def wait_for(url: str) -> None:
             return
 
 
-def run(url: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "payment_service", "migrate"],
-        env={**os.environ, "DATABASE_URL": url, **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
+def run(nursery: Nursery, url: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    told = {**os.environ, "DATABASE_URL": url, **environment}
+    return nursery.run("payment_service", "migrate", env=told)
 
 
 def reconnect(url: str) -> None:
@@ -102,10 +96,10 @@ def _limits(tx: SqlTransaction) -> list[str]:
 
 
 async def test_a_migration_through_the_pooler_leaves_no_lock_and_sets_the_limits(
-    pooled: str, direct: str
+    nursery: Nursery, pooled: str, direct: str
 ) -> None:
     for _ in range(2):  # The second waits for ever if the first leaves its lock behind.
-        done = run(pooled, DATABASE_POOLER="transaction")
+        done = run(nursery, pooled, DATABASE_POOLER="transaction")
         assert done.returncode == 0, done.stderr
     with contextlib.closing(psycopg2.connect(direct)) as connection, connection.cursor() as cursor:
         cursor.execute("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'")
@@ -120,9 +114,9 @@ async def test_a_migration_through_the_pooler_leaves_no_lock_and_sets_the_limits
 
 
 async def test_a_pooler_that_drops_the_limits_is_noticed(
-    pooled: str, direct: str, capsys: pytest.CaptureFixture[str]
+    nursery: Nursery, pooled: str, direct: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(direct).returncode == 0
+    assert run(nursery, direct).returncode == 0
     database = SqlDatabase(pooled, write_connections=1, read_connections=1)
     try:
         assert not await database.ping()
@@ -134,9 +128,9 @@ async def test_a_pooler_that_drops_the_limits_is_noticed(
 
 
 async def test_without_the_setting_a_strict_pooler_refuses_the_connection(
-    tmp_path: Path, direct: str
+    nursery: Nursery, tmp_path: Path, direct: str
 ) -> None:
-    assert run(direct).returncode == 0
+    assert run(nursery, direct).returncode == 0
     with pooler(tmp_path, direct, "extra_float_digits") as url:
         wait_for(url)
         plain = SqlDatabase(url, write_connections=1, read_connections=1)

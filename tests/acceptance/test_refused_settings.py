@@ -119,19 +119,12 @@ def test_wrong_environment_of_a_process(case: str) -> None:
     "command", [["explain", "pay_1"], ["report", "--month", "2026-11"], ["export-heads", "--out"]]
 )
 def test_a_command_without_its_database_may_be_run_again(
-    command: list[str], tmp_path: Path
+    nursery: Nursery, command: list[str], tmp_path: Path
 ) -> None:
     """A caller asks again with its key. A command has none."""
     if command[-1] == "--out":
         command = [*command, str(tmp_path / "heads")]
-    done = subprocess.run(
-        [sys.executable, "-m", "payment_service", *command],
-        env=alone(TEST),
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=30,
-    )
+    done = nursery.run("payment_service", *command, env=alone(TEST))
     assert done.returncode != 0
     assert "the database is away or busy; run the command again later" in done.stderr
     assert "key" not in done.stderr
@@ -143,7 +136,7 @@ def test_port_taken(nursery: Nursery, name: str, database_url: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         others = {"GRPC_PORT": "0", "METRICS_PORT": "0", "DATABASE_URL": database_url}
-        process = nursery.spawn(alone({**others, name: port}))
+        process = nursery.serve(alone({**others, name: port}))
         with process.stdout as output:
             said = output.read().decode()
         judge(process.wait(30), said, name)

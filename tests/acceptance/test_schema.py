@@ -39,7 +39,7 @@ def serving(
         **{"DATABASE_URL": database_url, "GRPC_PORT": str(port), "METRICS_PORT": str(metrics_port)},
     }
     lines: queue.Queue[dict[str, Any]] = queue.Queue()
-    process = nursery.spawn(environment)
+    process = nursery.serve(environment)
 
     def read() -> None:
         with process.stdout as output:
@@ -107,7 +107,7 @@ def test_before_and_after_it_is_migrated(nursery: Nursery, empty: str) -> None:
         assert "python -m payment_service migrate" in why["remedy"]
         assert health(address) == [NOT_SERVING, NOT_SERVING]
         assert (page(metrics_port, "/live"), page(metrics_port, "/ready")) == (200, 503)
-        migrate(empty)
+        migrate(nursery, empty)
         until(lambda: health(address) == [SERVING, SERVING], "it serves")
         assert (page(metrics_port, "/live"), page(metrics_port, "/ready")) == (200, 200)
         until(lambda: gauges_are_read(metrics_port), "the gauges are read again")
@@ -144,7 +144,9 @@ def test_an_older_schema_is_refused_and_a_newer_one_is_not(
         until(lambda: health(address) == [status, status], "its health")
 
 
-def test_the_former_release_changes_nothing_of_a_newer_database(database_url: str) -> None:
+def test_the_former_release_changes_nothing_of_a_newer_database(
+    nursery: Nursery, database_url: str
+) -> None:
     """Whoever goes back starts the former release's migration, too: systemd does by itself."""
     with closing(psycopg2.connect(owner_url(database_url))) as connection:
         connection.autocommit = True
@@ -152,7 +154,7 @@ def test_the_former_release_changes_nothing_of_a_newer_database(database_url: st
             cursor.execute("UPDATE alembic_version SET version_num = '9999'")
             cursor.execute("CREATE TABLE of_the_newer_release ()")
             cursor.execute("GRANT SELECT ON of_the_newer_release TO payments")
-            migrate(database_url)
+            migrate(nursery, database_url)
             cursor.execute("SELECT version_num FROM alembic_version")
             assert cursor.fetchall() == [("9999",)]
             cursor.execute(

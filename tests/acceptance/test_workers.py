@@ -4,7 +4,6 @@ import os
 import re
 import signal
 import socket
-import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +15,7 @@ import pytest
 
 from dev.caller import call_of
 from dev.processes import children_of, started_at
-from dev.settings import ROOT, StackSettings
+from dev.settings import StackSettings
 from dev.stack import Stack
 from marketplace.payments.channel import connect_sync
 from marketplace.payments.v1 import money_pb2, payments_pb2, payments_pb2_grpc
@@ -40,7 +39,7 @@ def pair(databases: Databases, nursery: Nursery, tmp_path: Path) -> Iterator[Wor
     )
     ports = settings.grpc_ports(0)
     with (
-        Stack(settings, spawn_service=nursery.spawn) as stack,
+        Stack(settings, spawn=nursery.spawn) as stack,
         connect_sync(f"127.0.0.1:{ports.start}-{ports.stop - 1}") as channel,
     ):
         yield World(stack, channel)
@@ -178,22 +177,14 @@ def test_workers_end_with_their_parent(pair: World) -> None:
     until(lambda: all(started_at(pid) is None for pid in children), "nobody is left behind")
 
 
-def test_a_worker_that_cannot_start_ends_all(pair: World) -> None:
+def test_a_worker_that_cannot_start_ends_all(nursery: Nursery, pair: World) -> None:
     service = pair.stack.services[0]
     environment = service.environment | {"METRICS_PORT": "0"}
     service.ask_to_stop()
     assert service.wait(20)
     second = pair.stack.settings.grpc_ports(0)[1]
     with closing(socket.create_server(("127.0.0.1", second))):
-        done = subprocess.run(
-            [sys.executable, "-m", "payment_service", "serve", "--workers", "2"],
-            cwd=ROOT,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+        done = nursery.run("payment_service", "serve", "--workers", "2", env=environment)
     assert done.returncode == 2, done.stdout
     assert f"GRPC_PORT: 127.0.0.1:{second} is taken" in done.stderr
     assert "Traceback" not in done.stdout + done.stderr
@@ -209,19 +200,12 @@ def test_a_worker_that_cannot_start_ends_all(pair: World) -> None:
     ],
 )
 def test_what_cannot_work_is_refused(
-    arguments: list[str], environment: dict[str, str], said: str
+    nursery: Nursery, arguments: list[str], environment: dict[str, str], said: str
 ) -> None:
     inherited = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
     given = {"DATABASE_URL": "postgresql://user@127.0.0.1:1/payments", "GRPC_PORT": "50051"}
-    done = subprocess.run(
-        [sys.executable, "-m", "payment_service", "serve", *arguments],
-        cwd=ROOT,
-        env={**inherited, **given, **environment},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    told = {**inherited, **given, **environment}
+    done = nursery.run("payment_service", "serve", *arguments, env=told)
     assert done.returncode == 2
     assert said in done.stderr
     assert "Traceback" not in done.stderr

@@ -16,6 +16,7 @@ import yaml
 from dev.settings import ROOT
 from tests.support.deploying import checked
 from tests.support.go_programs import built
+from tests.support.nursery import Nursery
 
 DEPLOY: Final = ROOT / "deploy"
 COMPOSE: Final = DEPLOY / "compose" / "compose.yaml"
@@ -129,7 +130,7 @@ def keys(compose: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> P
     ],
 )
 def test_the_processes_accept_the_settings_of_the_compose_file(
-    compose: dict[str, Any], keys: Path, name: str, module: tuple[str, ...]
+    nursery: Nursery, compose: dict[str, Any], keys: Path, name: str, module: tuple[str, ...]
 ) -> None:
     environment = {
         key: str(value).replace("/keys/", f"{keys}/")
@@ -138,7 +139,7 @@ def test_the_processes_accept_the_settings_of_the_compose_file(
     for variable, value in environment.items():
         if variable.endswith("_FILE"):
             assert Path(value).read_text(), variable
-    done = checked(module, environment)
+    done = checked(nursery, module, environment)
     assert done.returncode == 0, f"{name}: {done.stderr}"
 
 

@@ -17,6 +17,7 @@ from dev.manifests import CHART, FILES, MANIFESTS, VALUES, header, rendered
 from dev.settings import ROOT
 from tests.support.certificates import Authority
 from tests.support.deploying import checked
+from tests.support.nursery import Nursery
 
 #: The oldest release that the chart names, and a new one.
 KUBERNETES: Final = ("1.27", "1.34")
@@ -267,7 +268,9 @@ def test_every_port_is_closed_except_to_those_who_need_it() -> None:
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("container", _MODULES)
-def test_the_processes_accept_their_settings(tmp_path: Path, container: str) -> None:
+def test_the_processes_accept_their_settings(
+    nursery: Nursery, tmp_path: Path, container: str
+) -> None:
     """Starts ``check`` with exactly what the pod gets, its secrets as files."""
     [started] = pods()[container]["containers"]
     assert started["args"][: len(_MODULES[container])] == [*_MODULES[container]]
@@ -293,6 +296,6 @@ def test_the_processes_accept_their_settings(tmp_path: Path, container: str) -> 
         environment = {n: str(file) if v == path else v for n, v in environment.items()}
     if container in ("gateway", "console", "relay"):
         assert not environment.keys() & {"DATABASE_URL_FILE", "STRIPE_SECRET_KEY_FILE"}
-    done = checked(_MODULES[container], environment)
+    done = checked(nursery, _MODULES[container], environment)
     assert done.returncode == 0, done.stderr
     assert "production" in done.stdout

@@ -323,7 +323,7 @@ def _other_users_sleep() -> Iterator[subprocess.Popen[bytes]]:
 
 
 def test_grpc_knows_that_servers_are_started_among_its_threads() -> None:
-    """gRPC reads the variable when it is imported, and tests/conftest.py imports it."""
+    """gRPC reads the variable when it is imported, and tests/conftest.py is imported before."""
     watch = (
         "import os, sys\n"
         "class Watch:\n"
@@ -332,7 +332,7 @@ def test_grpc_knows_that_servers_are_started_among_its_threads() -> None:
         "        if name == 'grpc':\n"
         "            print(os.environ.get('GRPC_ENABLE_FORK_SUPPORT'))\n"
         "sys.meta_path.insert(0, Watch)\n"
-        "import tests.conftest\n"
+        "import tests.conftest, grpc\n"
     )
     environment = {k: v for k, v in os.environ.items() if k != "GRPC_ENABLE_FORK_SUPPORT"}
     done = subprocess.run(

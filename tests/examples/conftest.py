@@ -158,7 +158,7 @@ def town(
     settings = StackSettings.on_free_ports(directory, environment={**settings.environment, **told})
     test = Token(tokens / "test.token")
     with (
-        Stack(settings, spawn_service=nursery.spawn) as stack,
+        Stack(settings, spawn=nursery.spawn) as stack,
         connect_sync(stack.grpc_target, token=test) as channel,
     ):
         yield Town(World(stack, channel), tokens)

@@ -43,7 +43,7 @@ def stack(
     with Stack(
         settings,
         sink=lambda name, line: said.append(f"{name}: {line}"),
-        spawn_service=nursery.spawn,
+        spawn=nursery.spawn,
     ) as running:
         yield running
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from typing import Any
 
 import pytest
@@ -13,6 +12,7 @@ from psycopg2.errors import ReadOnlySqlTransaction
 from marketplace.payments.v1 import explain_pb2, operations_pb2, payments_pb2
 from payment_service.domain.story.sentences import NOT_KNOWN
 from tests.support.errors import refusal
+from tests.support.nursery import Nursery
 from tests.support.requests import new_name
 from tests.support.steps.disputes import decide, disputed
 from tests.support.steps.operators import owed_after_a_bounce
@@ -186,28 +186,22 @@ async def test_whose_move_it_is_on_the_way(shared: World) -> None:
     assert any(timer.sentence.startswith("CARD_AUTHORIZATION") for timer in held.timers)
 
 
-def run(world: World, command: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run(nursery: Nursery, world: World, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Runs a command as a process of its own, as an operator does."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("STRIPE_")}
-    return subprocess.run(
-        [sys.executable, "-m", "payment_service", command, *arguments],
-        env={**kept, "DATABASE_URL": world.database_url, "COLUMNS": "200"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=90,
-    )
+    told = {**kept, "DATABASE_URL": world.database_url, "COLUMNS": "200"}
+    return nursery.run("payment_service", *arguments, env=told)
 
 
-async def test_the_command_tells_the_story(shared: World) -> None:
+async def test_the_command_tells_the_story(nursery: Nursery, shared: World) -> None:
     payment = await shared.captured(currency="JPY", amount=5_001)
     await shared.settle_down()
-    done = run(shared, "explain", payment.payment_intent_id)
+    done = run(nursery, shared, "explain", payment.payment_intent_id)
     assert done.returncode == 0, done.stderr
     assert payment.payment_id in done.stdout.splitlines()[0]
     assert "5001 JPY was captured: 500 JPY is commission" in done.stdout
     assert "Whose move it is: nobody" in done.stdout
-    unknown = run(shared, "explain", "nobody")
+    unknown = run(nursery, shared, "explain", "nobody")
     assert (unknown.returncode, unknown.stdout) == (1, "")
     assert unknown.stderr == "nobody: there is no payment with this id\n"
 

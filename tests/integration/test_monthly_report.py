@@ -6,7 +6,6 @@ import asyncio
 import csv
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,6 +14,7 @@ from marketplace.payments.v1 import operations_pb2, report_pb2
 from payment_service.adapters.postgres.months import OPEN_SINCE
 from payment_service.application.jobs.close_months import close_months, close_next_month
 from tests.support.errors import refusal
+from tests.support.nursery import Nursery
 from tests.support.steps.debts import POOR, collected_in_vain
 from tests.support.steps.disputes import LOST, contest, decide, dispute_where
 from tests.support.steps.operators import write_off
@@ -285,29 +285,30 @@ async def test_a_debt_that_is_written_off_is_a_loss(world: World) -> None:
     )
 
 
-def run(world: World, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run(nursery: Nursery, world: World, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Runs the command as a process of its own, as somebody of finance does."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("STRIPE_")}
-    return subprocess.run(
-        [sys.executable, "-m", "payment_service", "report", "--month", *arguments],
+    return nursery.run(
+        "payment_service",
+        "report",
+        "--month",
+        *arguments,
         env={
             **kept,
             "DATABASE_URL": world.database_url,
             "STRIPE_API_BASE": world.simulator.base_url if world.simulator else "",
             "COLUMNS": "160",
         },
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=90,
     )
 
 
-async def test_the_command_writes_tables_and_files(world: World, tmp_path: Path) -> None:
+async def test_the_command_writes_tables_and_files(
+    nursery: Nursery, world: World, tmp_path: Path
+) -> None:
     expert, _ = await busy(world)
     await world.operations.RunReconciliation(operations_pb2.RunReconciliationRequest())
     directory = tmp_path / "books" / MONTH
-    done = await asyncio.to_thread(run, world, MONTH, "--csv", str(directory))
+    done = await asyncio.to_thread(run, nursery, world, MONTH, "--csv", str(directory))
     assert done.returncode == 0, done.stderr
     assert f"The books in {MONTH} (UTC): not final" in done.stdout
     assert "180.00" in done.stdout
@@ -337,7 +338,7 @@ async def test_the_command_writes_tables_and_files(world: World, tmp_path: Path)
     shown = {row["currency"]: row["amount"] for row in captured}
     assert (shown["JPY"], shown["USD"]) == ("5001", "180.00")
     stated = await asyncio.to_thread(
-        run, world, MONTH, "--expert", expert, "--csv", str(tmp_path / "expert")
+        run, nursery, world, MONTH, "--expert", expert, "--csv", str(tmp_path / "expert")
     )
     assert stated.returncode == 0, stated.stderr
     with (tmp_path / "expert" / "statement.csv").open(newline="") as file:
@@ -348,7 +349,7 @@ async def test_the_command_writes_tables_and_files(world: World, tmp_path: Path)
         "5001",
     ]
     for arguments, status in ((("2026-13",), 2), ((NEXT,), 1), ((MONTH, "--expert", "nobody"), 1)):
-        refused = await asyncio.to_thread(run, world, *arguments)
+        refused = await asyncio.to_thread(run, nursery, world, *arguments)
         assert refused.returncode == status
         assert "Traceback" not in refused.stderr
 

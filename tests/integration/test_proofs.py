@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from datetime import timedelta
@@ -37,6 +35,7 @@ from payment_service.proofs import check_bundle_file, check_heads, write_heads
 from tests.support.books import check_books
 from tests.support.errors import refusal
 from tests.support.heads import exported, held_against
+from tests.support.nursery import Nursery
 from tests.support.restore import back_up
 from tests.support.world import World, until
 
@@ -241,21 +240,17 @@ async def test_erasing_a_user_keeps_heads_and_bundles_valid(world: World) -> Non
     assert checked(again).faults == []
 
 
-async def command(world: World, *arguments: str, **environment: str) -> tuple[int, str]:
+async def command(
+    nursery: Nursery, world: World, *arguments: str, **environment: str
+) -> tuple[int, str]:
     """Runs the program itself. Returns its exit code and what it prints."""
-    done = await asyncio.to_thread(
-        subprocess.run,
-        [sys.executable, "-m", "payment_service", *arguments],
-        env={**os.environ, "DATABASE_URL": world.database_url, **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
-    return done.returncode, done.stdout
+    told = {**os.environ, "DATABASE_URL": world.database_url, **environment}
+    done = await asyncio.to_thread(nursery.run, "payment_service", *arguments, env=told)
+    return done.returncode, done.stdout + done.stderr
 
 
 async def test_the_commands_say_by_their_exit_code_what_they_found(
+    nursery: Nursery,
     world: World,
     postgres: EmbeddedPostgres,
     as_superuser: Callable[..., int],
@@ -272,32 +267,32 @@ async def test_the_commands_say_by_their_exit_code_what_they_found(
     await in_the_feed(world)
     file, bundle = str(tmp_path / "heads.txt"), tmp_path / "bundle.json"
     signed = {"HEADS_SIGNING_KEY_FILE": private}
-    code, said = await command(world, "export-heads", "--out", file, **signed)
+    code, said = await command(nursery, world, "export-heads", "--out", file, **signed)
     assert (code, "signed by key" in said) == (0, True), said
     against = ("verify", "--heads", file, "--public-key", public)
-    code, said = await command(world, *against)
+    code, said = await command(nursery, world, *against)
     assert (code, "unchanged" in said) == (0, True), said
     bundle.write_bytes((await proof_of(world, payment.payment_id)).bundle)
-    code, said = await command(world, "verify", "--bundle", str(bundle), DATABASE_URL="")
+    code, said = await command(nursery, world, "verify", "--bundle", str(bundle), DATABASE_URL="")
     assert (code, "NOT PROVEN: events 1 to" in said) == (0, True), said
     alone = ("verify", "--bundle", str(bundle), "--public-key", public)
-    code, said = await command(world, *alone, DATABASE_URL="")
+    code, said = await command(nursery, world, *alone, DATABASE_URL="")
     assert (code, "NOT PROVEN" in said) == (0, False), said
     genuine = bundle.read_bytes()
     stripped = json.loads(genuine)
     del stripped["heads"], stripped["inclusion"]
     bundle.write_text(json.dumps(stripped))
-    code, said = await command(world, *alone, DATABASE_URL="")
+    code, said = await command(nursery, world, *alone, DATABASE_URL="")
     assert (code, "NOT PROVEN: no exported heads" in said) == (3, True), said
     bundle.write_bytes(genuine)
     bundle.write_bytes(bundle.read_bytes().replace(b"payment.captured", b"payment.expired"))
-    code, said = await command(world, "verify", "--bundle", str(bundle), DATABASE_URL="")
+    code, said = await command(nursery, world, "verify", "--bundle", str(bundle), DATABASE_URL="")
     assert (code, "WRONG: " in said) == (1, True), said
     as_superuser(world, "UPDATE events SET time = time - interval '1 hour' WHERE sequence = 2")
-    code, said = await command(world, *against)
+    code, said = await command(nursery, world, *against)
     assert (code, f"payment {payment.payment_id}: event 2" in said) == (1, True), said
     await backup.restore(world)
-    code, said = await command(world, *against)
+    code, said = await command(nursery, world, *against)
     assert (code, "earlier state" in said) == (3, True), said
     for wrong in (
         ("verify",),
@@ -306,10 +301,10 @@ async def test_the_commands_say_by_their_exit_code_what_they_found(
         ("verify", "--heads", file, "--public-key", private),
         ("export-heads", "--out", str(tmp_path / "nowhere" / "heads.txt")),
     ):
-        code, said = await command(world, *wrong)
+        code, said = await command(nursery, world, *wrong)
         assert (code, "Traceback" in said) == (2, False), said
     code, said = await command(
-        world, "export-heads", "--out", file, HEADS_SIGNING_KEY_FILE=str(bundle)
+        nursery, world, "export-heads", "--out", file, HEADS_SIGNING_KEY_FILE=str(bundle)
     )
     assert (code, "HEADS_SIGNING_KEY_FILE" in said) == (2, True), said
 

@@ -6,7 +6,6 @@ import contextlib
 import os
 import re
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from payment_service.adapters.postgres.engine import SqlDatabase
 from payment_service.adapters.postgres.roles import MAY_DELETE, MAY_UPDATE
 from payment_service.domain.database_check import Grant, RoleFacts, examine_role
 from payment_service.domain.platform_check import Verdict
+from tests.support.nursery import Nursery
 
 ADAPTERS = Path(__file__).parents[2] / "payment_service" / "adapters" / "postgres"
 #: Tables that hold the books: nothing in them is ever changed.
@@ -41,15 +41,9 @@ def session(url: str) -> Iterator[Any]:
         connection.commit()
 
 
-def migrate(url: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "payment_service", "migrate"],
-        env={**os.environ, "DATABASE_URL": url, **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
+def migrate(nursery: Nursery, url: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    told = {**os.environ, "DATABASE_URL": url, **environment}
+    return nursery.run("payment_service", "migrate", env=told)
 
 
 async def role_of(url: str) -> RoleFacts:
@@ -133,14 +127,16 @@ def test_what_is_granted_is_used() -> None:
     assert updated | locked == MAY_UPDATE
 
 
-def test_migrate_gives_the_grants_and_takes_others(new_database: Callable[[], str]) -> None:
+def test_migrate_gives_the_grants_and_takes_others(
+    nursery: Nursery, new_database: Callable[[], str]
+) -> None:
     url = new_database()
     with session(owner_url(url)) as cursor:
         cursor.execute(f"GRANT UPDATE, DELETE, TRUNCATE ON events TO {SERVICE}")
         cursor.execute("GRANT DELETE ON postings TO PUBLIC")
         cursor.execute(f"REVOKE INSERT ON postings FROM {SERVICE}")
     for _ in range(2):
-        done = migrate(owner_url(url), DATABASE_SERVICE_ROLE=SERVICE)
+        done = migrate(nursery, owner_url(url), DATABASE_SERVICE_ROLE=SERVICE)
         assert done.returncode == 0, done.stderr
     with session(url) as cursor:
         for privilege in ("UPDATE", "DELETE", "TRUNCATE"):
@@ -154,18 +150,21 @@ def test_migrate_gives_the_grants_and_takes_others(new_database: Callable[[], st
 
 
 def test_behind_a_pooler_the_service_gets_its_limits_from_the_database(
+    nursery: Nursery,
     new_database: Callable[[], str],
 ) -> None:
     """A pooler passes no limits on, and the owner may not set another role's defaults."""
     url = new_database()
     environment = {"DATABASE_SERVICE_ROLE": SERVICE, "DATABASE_POOLER": "transaction"}
-    assert migrate(owner_url(url), **environment).returncode == 0
+    assert migrate(nursery, owner_url(url), **environment).returncode == 0
     with session(url) as cursor:
         cursor.execute("SELECT current_setting('statement_timeout'), current_setting('TimeZone')")
         assert cursor.fetchone() == ("5s", "UTC")
 
 
-def test_migrate_lets_the_service_call_its_functions(new_database: Callable[[], str]) -> None:
+def test_migrate_lets_the_service_call_its_functions(
+    nursery: Nursery, new_database: Callable[[], str]
+) -> None:
     """Some databases take from everybody what PostgreSQL lets everybody call."""
     url = new_database()
     with session(owner_url(url)) as cursor:
@@ -173,7 +172,7 @@ def test_migrate_lets_the_service_call_its_functions(new_database: Callable[[], 
         cursor.execute(f"REVOKE EXECUTE ON ALL FUNCTIONS IN SCHEMA public FROM {SERVICE}")
     with pytest.raises(psycopg2.errors.InsufficientPrivilege), session(url) as cursor:
         cursor.execute("SELECT refuse_concurrent_change()")
-    assert migrate(owner_url(url), DATABASE_SERVICE_ROLE=SERVICE).returncode == 0
+    assert migrate(nursery, owner_url(url), DATABASE_SERVICE_ROLE=SERVICE).returncode == 0
     with session(url) as cursor:
         cursor.execute("SELECT FROM open_postings()")
     with pytest.raises(psycopg2.errors.SerializationFailure), session(url) as cursor:
@@ -197,9 +196,9 @@ def test_a_table_that_comes_later_is_append_only(new_database: Callable[[], str]
     [("nobody_yet", "there is no role nobody_yet"), (OWNER, "the service needs another one")],
 )
 def test_a_role_that_cannot_be_the_service_is_refused(
-    database_url: str, role: str, sentence: str
+    nursery: Nursery, database_url: str, role: str, sentence: str
 ) -> None:
-    done = migrate(owner_url(database_url), DATABASE_SERVICE_ROLE=role)
+    done = migrate(nursery, owner_url(database_url), DATABASE_SERVICE_ROLE=role)
     assert done.returncode == 2
     assert sentence in done.stderr
     assert "Traceback" not in done.stderr
@@ -252,7 +251,11 @@ async def test_grants_of_a_newer_release_send_no_caller_away(database_url: str) 
     ],
 )
 async def test_what_the_role_may_become_counts(
-    postgres: EmbeddedPostgres, new_database: Callable[[], str], attributes: str, power: str
+    nursery: Nursery,
+    postgres: EmbeddedPostgres,
+    new_database: Callable[[], str],
+    attributes: str,
+    power: str,
 ) -> None:
     """A member of a powerful role is not powerful until it says SET ROLE."""
     url = new_database()
@@ -263,7 +266,7 @@ async def test_what_the_role_may_become_counts(
         cursor.execute(f"CREATE ROLE much {attributes}")
         cursor.execute("GRANT much TO member_of_much")
     try:
-        done = migrate(owner_url(url), DATABASE_SERVICE_ROLE="member_of_much")
+        done = migrate(nursery, owner_url(url), DATABASE_SERVICE_ROLE="member_of_much")
         assert done.returncode == 0, done.stderr
         assert power in (await role_of(url.replace(f"://{SERVICE}:", "://member_of_much:"))).power
     finally:
@@ -272,24 +275,25 @@ async def test_what_the_role_may_become_counts(
 
 
 async def test_migrate_takes_temporary_tables_from_the_service(
-    postgres: EmbeddedPostgres, new_database: Callable[[], str]
+    nursery: Nursery, postgres: EmbeddedPostgres, new_database: Callable[[], str]
 ) -> None:
     url = new_database()
     with session(owner_url(url)) as cursor:
         cursor.execute(f"GRANT TEMPORARY ON DATABASE {url.rpartition('/')[2]} TO PUBLIC, {SERVICE}")
     assert (await role_of(url)).may_create_tables
-    assert migrate(owner_url(url), DATABASE_SERVICE_ROLE=SERVICE).returncode == 0
+    assert migrate(nursery, owner_url(url), DATABASE_SERVICE_ROLE=SERVICE).returncode == 0
     assert not (await role_of(url)).may_create_tables
 
 
 @pytest.mark.parametrize("power", ["is a superuser", "owns the tables"])
 def test_production_does_not_start_with_a_powerful_role(
-    postgres: EmbeddedPostgres, database_url: str, power: str
+    nursery: Nursery, postgres: EmbeddedPostgres, database_url: str, power: str
 ) -> None:
     name = database_url.rpartition("/")[2]
     url = postgres.admin_url(name) if "super" in power else owner_url(database_url)
-    done = subprocess.run(
-        [sys.executable, "-m", "payment_service", "serve"],
+    done = nursery.run(
+        "payment_service",
+        "serve",
         env={
             **os.environ,
             "DATABASE_URL": url,
@@ -304,10 +308,6 @@ def test_production_does_not_start_with_a_powerful_role(
             "AUTH_JWKS": "https://127.0.0.1:1/jwks.json",
             "GRPC_TLS_BY_MESH": "true",
         },
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
     )
     assert done.returncode == 2, done.stdout + done.stderr
     assert power in done.stderr

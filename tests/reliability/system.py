@@ -126,7 +126,7 @@ class System:
             try:
                 self.victim.environment["DATABASE_URL"] = victim_database or direct
                 for child in self.stack.services:
-                    child.spawn = opened.spawn
+                    child.spawn = opened.serve
                     child.restart()
                 for replica in range(len(self.stack.services)):
                     self.stack.wait_until_serving(replica)

@@ -4,21 +4,13 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 
-from dev.settings import ROOT
+from tests.support.nursery import Nursery
 
 
 def checked(
-    module: Sequence[str], environment: Mapping[str, str]
+    nursery: Nursery, module: Sequence[str], environment: Mapping[str, str]
 ) -> subprocess.CompletedProcess[str]:
     """Lets a process say whether it would start with exactly these settings."""
-    return subprocess.run(
-        [sys.executable, "-m", *module, "check"],
-        cwd=ROOT,
-        env={"PATH": os.environ["PATH"], **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    return nursery.run(*module, "check", env={"PATH": os.environ["PATH"], **environment})

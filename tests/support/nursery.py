@@ -1,30 +1,41 @@
-"""Starts replicas that have imported everything already, so that a start takes no time.
+"""Starts programs of this tree whose imports are made already, so that a start takes no time.
 
-A replica spends nine tenths of its start on imports. Here one process imports once and forks; what
-comes out is a process of its own like any other, with its own pid, session, environment and end. It
-forks before anything of gRPC has begun, so that no thread is ever forked through.
+A program spends nine tenths of its start on imports. Here one process imports once and forks. What
+comes out runs the same module as `python -m` does, and is a process of its own like any other: with
+its own pid, session, arguments, environment, output and end. It forks before anything of gRPC has
+begun, so that no thread is ever forked through.
 
-Not for what measures a start: recovery and rolling restarts pay for it in full.
+Not for what measures a start: recovery and rolling restarts pay for it in full. Each program is
+also started by its bare command somewhere: `make run` starts all of them so.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
+import runpy
 import selectors
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+import tempfile
+import threading
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import IO, NoReturn
+from typing import IO, Any, NoReturn
 
-from dev.settings import ROOT
-from payment_service.__main__ import app  # What takes the time.
+from dev.settings import COMMANDS, ROOT
 
 _BYTES = 65536
+_SERVICE = "payment_service"
+#: What a program imports only when it is asked for this, which takes long too.
+_LATER = {"migrate": "payment_service.adapters.postgres.migrate"}
+#: The exit code of Python after an exception that nobody handled.
+_FAILED = 1
 
 
 @dataclass
@@ -62,10 +73,11 @@ class Forked:
 
 
 class Nursery:
-    """The process that has imported everything; `spawn` is given to a `Child`."""
+    """The process that has imported everything. May be used by several threads."""
 
     def __init__(self) -> None:
         self._ours, theirs = socket.socketpair()
+        self._turn = threading.Lock()
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.support.nursery", str(theirs.fileno())],
             cwd=ROOT,
@@ -75,20 +87,65 @@ class Nursery:
         )
         theirs.close()
 
-    def spawn(self, environment: Mapping[str, str]) -> Forked:
-        """A replica with this environment and no other."""
-        told, theirs = socket.socketpair()
+    def serve(self, environment: Mapping[str, str]) -> Forked:
+        """A replica of the service with this environment and no other."""
+        return self.spawn(COMMANDS["service"], environment)
+
+    def spawn(self, command: Sequence[str], environment: Mapping[str, str]) -> Forked:
+        """A process of `python -m …` with this environment and no other, for a `Stack`."""
         lines, write = os.pipe()
-        socket.send_fds(self._ours, [b"1"], [theirs.fileno(), write])
-        theirs.close()
-        os.close(write)
-        told.sendall(json.dumps(dict(environment)).encode() + b"\n")
-        pid = int(told.recv(_BYTES))
+        try:
+            pid, told = self._order(command, environment, write, write)
+        finally:
+            os.close(write)
         return Forked(pid, os.fdopen(lines, "rb"), told)
+
+    def run(
+        self, *arguments: str, env: Mapping[str, str], timeout: float = 90.0
+    ) -> subprocess.CompletedProcess[str]:
+        """Waits for `python -m` with these arguments to end, and returns what it wrote."""
+        return self._run([sys.executable, "-m", *arguments], env, timeout)
+
+    def run_code(self, code: str, timeout: float = 60.0) -> subprocess.CompletedProcess[str]:
+        """Does the same for `python -c`, whose code may import the service at no cost."""
+        return self._run([sys.executable, "-c", code], os.environ, timeout)
+
+    def _run(
+        self, command: Sequence[str], env: Mapping[str, str], timeout: float
+    ) -> subprocess.CompletedProcess[str]:
+        with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+            pid, told = self._order(command, env, out.fileno(), err.fileno())
+            child = Forked(pid, out, told)
+            try:
+                child.wait(timeout)
+            except BaseException:
+                child.send_signal(signal.SIGKILL)
+                raise
+            said = [_written(file) for file in (out, err)]
+        return subprocess.CompletedProcess(command, child.wait(), *said)
+
+    def _order(
+        self, command: Sequence[str], environment: Mapping[str, str], out: int, err: int
+    ) -> tuple[int, socket.socket]:
+        """Returns the pid of the process, and what tells how it ended."""
+        python, kind, *arguments = command
+        assert (python, kind in ("-m", "-c")) == (sys.executable, True), command
+        told, theirs = socket.socketpair()
+        order = {"kind": kind, "arguments": arguments, "environment": dict(environment)}
+        with self._turn, theirs:
+            socket.send_fds(self._ours, [b"1"], [theirs.fileno(), out, err])
+            told.sendall(json.dumps(order).encode() + b"\n")
+            pid = int(told.recv(_BYTES))
+        return pid, told
 
     def close(self) -> None:
         self._ours.close()
         self._process.wait(30)
+
+
+def _written(file: IO[bytes]) -> str:
+    file.seek(0)
+    return file.read().decode()
 
 
 @contextlib.contextmanager
@@ -119,20 +176,28 @@ def _tend(orders: socket.socket) -> None:
                     os.read(ended_read, _BYTES)
                     _tell(children)
                     continue
-                order, descriptors, _, _ = socket.recv_fds(orders, 1, 2)
+                order, descriptors, _, _ = socket.recv_fds(orders, 1, 3)
                 if not order:
                     return
                 answer = socket.socket(fileno=descriptors[0])
+                with answer.makefile("rb") as given:
+                    told = json.loads(given.readline())
+                _import_for(*told["arguments"] if told["kind"] == "-m" else [_SERVICE])
                 pid = os.fork()
                 if not pid:
                     inherited = [orders.fileno(), ended_read, ended_write, selector.fileno()]
-                    _become(
-                        answer,
-                        descriptors[1],
-                        [*inherited, *(told.fileno() for told in children.values())],
-                    )
-                os.close(descriptors[1])
+                    others = [*inherited, *(other.fileno() for other in children.values())]
+                    _become(told, answer, descriptors[1:], others)
+                for descriptor in descriptors[1:]:
+                    os.close(descriptor)
                 children[pid] = answer
+
+
+def _import_for(module: str, *arguments: str) -> None:
+    """Makes the imports of a program, unless it was asked for before."""
+    importlib.import_module(f"{module}.__main__")
+    if later := _LATER.get(arguments[0] if arguments else ""):
+        importlib.import_module(later)
 
 
 def _tell(children: dict[int, socket.socket]) -> None:
@@ -145,28 +210,40 @@ def _tell(children: dict[int, socket.socket]) -> None:
                 told.sendall(str(os.waitstatus_to_exitcode(status)).encode())
 
 
-def _become(answer: socket.socket, lines: int, others: list[int]) -> NoReturn:
-    """A replica: in a session of its own, and with nothing of the nursery's open."""
-    status = 70
+def _become(
+    order: Mapping[str, Any], answer: socket.socket, outputs: Sequence[int], others: Sequence[int]
+) -> NoReturn:
+    """The program: in a session of its own, and with nothing of the nursery's open."""
+    status = _FAILED
     try:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         os.setsid()
         for number in others:
             os.close(number)
-        os.dup2(lines, 1)
-        os.dup2(lines, 2)
-        os.close(lines)
-        with answer.makefile("rb") as given:
-            environment = json.loads(given.readline())
+        for number, output in enumerate(outputs, start=1):
+            os.dup2(output, number)
+        for output in set(outputs):
+            os.close(output)
         os.environ.clear()
-        os.environ.update(environment)
+        os.environ.update(order["environment"])
         answer.sendall(str(os.getpid()).encode())
         answer.close()
-        app(["serve"], prog_name="payment_service")
+        first, *arguments = order["arguments"]
+        sys.argv = [first, *arguments]
+        if order["kind"] == "-c":
+            exec(first, {"__name__": "__main__"})  # noqa: S102 - the test's own code
+        else:
+            # It runs anew, under the name by which it knows that it is the program.
+            del sys.modules[f"{first}.__main__"]
+            runpy.run_module(first, run_name="__main__", alter_sys=True)
         status = 0
     except SystemExit as left:
-        status = left.code if isinstance(left.code, int) else 1
+        if isinstance(left.code, str):
+            sys.stderr.write(f"{left.code}\n")
+        status = left.code if isinstance(left.code, int) else int(left.code is not None)
+    except BaseException:  # noqa: BLE001 - as Python itself does
+        traceback.print_exc()
     finally:
         with contextlib.suppress(OSError, ValueError):
             sys.stdout.flush()

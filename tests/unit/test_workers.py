@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import re
 import subprocess
-import sys
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,14 +19,16 @@ from payment_service.metrics import Metrics
 from payment_service.metrics_site import MetricsSite
 from payment_service.workers import pages as pages_module
 from payment_service.workers.pages import WorkerPages, merged
+from tests.support.nursery import Nursery
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[2]
+Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def run(script: str, seconds: float = 60.0) -> subprocess.CompletedProcess[str]:
-    """In a process of its own: a parent forks, and takes the signals."""
+@pytest.fixture
+def run(nursery: Nursery) -> Run:
+    """Runs a script in a process of its own: a parent forks, and takes the signals."""
     beginning = """
         import os, signal, sys, threading, time
         from payment_service.workers import parent as module
@@ -42,17 +44,14 @@ def run(script: str, seconds: float = 60.0) -> subprocess.CompletedProcess[str]:
                 time.sleep(0.05)
             return 0
     """
-    return subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(beginning) + textwrap.dedent(script)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=seconds,
-        check=False,
-    )
+
+    def run(script: str, seconds: float = 60.0) -> subprocess.CompletedProcess[str]:
+        return nursery.run_code(textwrap.dedent(beginning) + textwrap.dedent(script), seconds)
+
+    return run
 
 
-def test_a_worker_that_dies_again_and_again_ends_all() -> None:
+def test_a_worker_that_dies_again_and_again_ends_all(run: Run) -> None:
     done = run(
         """
         module._PAUSES = (0.01,)
@@ -65,13 +64,13 @@ def test_a_worker_that_dies_again_and_again_ends_all() -> None:
     assert done.stdout.count("worker_died") == 5
 
 
-def test_who_cannot_start_ends_all_with_its_code() -> None:
+def test_who_cannot_start_ends_all_with_its_code(run: Run) -> None:
     done = run("main(lives, lambda starts, tie: 2)")
     assert done.returncode == 2
     assert "worker_died" not in done.stdout
 
 
-def test_a_death_is_followed_by_a_start_and_counted() -> None:
+def test_a_death_is_followed_by_a_start_and_counted(run: Run) -> None:
     """Four deaths at once are survived; the end is asked for by the fifth process."""
     done = run(
         """
@@ -89,7 +88,7 @@ def test_a_death_is_followed_by_a_start_and_counted() -> None:
     assert re.findall(r"start (\d)", done.stdout) == ["1", "2", "3", "4", "5"]
 
 
-def test_a_fork_that_fails_is_tried_again() -> None:
+def test_a_fork_that_fails_is_tried_again(run: Run) -> None:
     done = run(
         """
         module._PAUSES = (0.01,)
@@ -112,7 +111,7 @@ def test_a_fork_that_fails_is_tried_again() -> None:
     assert done.stdout.count("worker_failed") == 2
 
 
-def test_a_child_never_returns_even_if_nobody_reads_its_output() -> None:
+def test_a_child_never_returns_even_if_nobody_reads_its_output(run: Run) -> None:
     """It would go on as a second parent, with workers of its own."""
     done = run(
         """
@@ -127,7 +126,7 @@ def test_a_child_never_returns_even_if_nobody_reads_its_output() -> None:
     assert done.returncode == 2
 
 
-def test_a_stuck_worker_is_killed() -> None:
+def test_a_stuck_worker_is_killed(run: Run) -> None:
     done = run(
         """
         module.STUCK_SECONDS = 0.5
@@ -145,7 +144,7 @@ def test_a_stuck_worker_is_killed() -> None:
     assert "SIGKILL" in done.stdout
 
 
-def test_a_parent_that_was_paused_itself_kills_nobody() -> None:
+def test_a_parent_that_was_paused_itself_kills_nobody(run: Run) -> None:
     """A container that was paused for a minute comes back, and all its workers work."""
     done = run(
         """
@@ -168,7 +167,7 @@ def test_a_parent_that_was_paused_itself_kills_nobody() -> None:
     assert "worker_stuck" not in done.stdout
 
 
-def test_who_takes_too_long_to_end_is_killed() -> None:
+def test_who_takes_too_long_to_end_is_killed(run: Run) -> None:
     done = run(
         """
         module._OVERTIME_SECONDS = 0.2
@@ -185,7 +184,7 @@ def test_who_takes_too_long_to_end_is_killed() -> None:
     assert done.returncode == 1
 
 
-def test_the_pages_end_after_the_workers() -> None:
+def test_the_pages_end_after_the_workers(run: Run) -> None:
     done = run(
         """
         def pages(starts, tie):
@@ -209,7 +208,7 @@ def test_the_pages_end_after_the_workers() -> None:
     assert done.stdout.split("\n")[:2] == ["worker ended", "pages ended"]
 
 
-def test_no_process_inherits_the_tie_of_another() -> None:
+def test_no_process_inherits_the_tie_of_another(run: Run) -> None:
     """Otherwise the end of the parent would not be seen while another worker lives."""
     done = run(
         """
