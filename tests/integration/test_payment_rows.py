@@ -139,16 +139,22 @@ async def test_an_array_arrives_as_it_was(database_url: str) -> None:
 
 #: What makes a plan for one value look cheaper than one for all: much history of other values.
 _HISTORY = (
-    "INSERT INTO postings (payment_id, sequence, account, currency, minor_units, kind, "
-    "balance_transaction_id, time) SELECT payment_id, sequence, account, currency, minor_units, "
-    "kind, '', time FROM postings, generate_series(1, 300)",
-    "INSERT INTO webhook_events SELECT (jsonb_populate_record(webhook_events, "
-    "jsonb_build_object('event_id', event_id || n))).* "
-    "FROM webhook_events, generate_series(1, 500) AS n",
+    (
+        "INSERT INTO postings (payment_id, sequence, account, currency, minor_units, kind, "
+        "balance_transaction_id, time) SELECT payment_id, sequence, account, currency, minor_units, "
+        "kind, '', time FROM postings, generate_series(1, 300)"
+    ),
+    (
+        "INSERT INTO webhook_events SELECT (jsonb_populate_record(webhook_events, "
+        "jsonb_build_object('event_id', event_id || n))).* "
+        "FROM webhook_events, generate_series(1, 500) AS n"
+    ),
     "ANALYZE",
     # A session remembers what its plans cost before.
-    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-    "WHERE application_name = 'payment_service' AND datname = current_database()",
+    (
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+        "WHERE application_name = 'payment_service' AND datname = current_database()"
+    ),
 )
 
 
