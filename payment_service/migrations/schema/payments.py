@@ -242,8 +242,7 @@ BEGIN
     THEN
         RETURN NEW;
     END IF;
-    RAISE EXCEPTION 'a payment does not change without its version'
-        USING ERRCODE = 'restrict_violation';
+    RAISE EXCEPTION 'a payment is not rewritten' USING ERRCODE = 'restrict_violation';
 END $$;
 CREATE TRIGGER payments_count_their_versions BEFORE UPDATE ON payments
     FOR EACH ROW WHEN (NEW.version IS DISTINCT FROM OLD.version + 1)
