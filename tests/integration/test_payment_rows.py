@@ -141,8 +141,8 @@ async def test_an_array_arrives_as_it_was(database_url: str) -> None:
 _HISTORY = (
     (
         "INSERT INTO postings (payment_id, sequence, account, currency, minor_units, kind, "
-        "balance_transaction_id, time) SELECT payment_id, sequence, account, currency, minor_units, "
-        "kind, '', time FROM postings, generate_series(1, 300)"
+        "balance_transaction_id, time) SELECT payment_id, sequence, account, currency, "
+        "minor_units, kind, '', time FROM postings, generate_series(1, 300)"
     ),
     (
         "INSERT INTO webhook_events SELECT (jsonb_populate_record(webhook_events, "
