@@ -39,8 +39,9 @@ _WARM_UP: Final = 40
 _PREPARED: Final = re.compile(r"\bs_[0-9a-f]{24}\b")
 _ACCOUNT: Final = re.compile(r"\bacct_\w+")
 #: Ids and keys of one payment: each replayed payment has its own.
+#: What follows an operation's id is the number of the attempt.
 _IDS: Final = re.compile(
-    r"\b((?:pay|op|clm|evt|ch|py|tr|txn|pi|fee|po|re|initiate|capture)[_-]"
+    r"\b(op_[0-9a-f]{20,}|(?:pay|clm|evt|ch|py|tr|txn|pi|fee|po|re|initiate|capture)[_-]"
     r"(?!intent\b|payment\b)[A-Za-z0-9_-]*[0-9][A-Za-z0-9_-]{6,})"
 )
 _LITERAL: Final = re.compile(r"'(?:[^']|'')*'")
@@ -86,7 +87,7 @@ async def record(stack: Stack) -> Recorded:
     found, feed = [], [""]
     for transaction in _transactions(log, offset):
         if any(
-            "feed" in prepared.get(name, "") and "pg_notify" in prepared.get(name, "")
+            "DELETE FROM feed_pending" in prepared.get(name, "")
             for text in transaction
             for name in _PREPARED.findall(text)
         ):

@@ -417,3 +417,19 @@ async def test_a_gap_or_disorder_in_the_feed_is_found(
     assert "each_event_is_in_feed" in await found()
     as_superuser(world, "UPDATE feed SET sequence = 1000 - sequence, position = 1000 - position")
     assert await found() == {"feed_keeps_event_order"}
+
+
+async def test_what_is_committed_in_a_moment_gets_its_positions_together(
+    start_world: StartWorld,
+) -> None:
+    world = await start_world(policy={"feed_gathering": 1.0})
+    expert = await world.expert()
+    for _ in range(12):
+        await world.initiate(expert)
+
+    async def probe() -> bool | None:
+        return world.sql("SELECT count(*) FROM feed") == [(24,)] or None
+
+    await until(probe, "all positions")
+    # The first commit gets its position at once, and what comes in the pause after it together.
+    assert world.sql("SELECT count(DISTINCT xmin::text) <= 4 FROM feed") == [(True,)]

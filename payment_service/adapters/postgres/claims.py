@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from payment_service.adapters.postgres import rows
-from payment_service.adapters.postgres.polling import CATCHES_UP, CATCHES_UP_VALUES
+from payment_service.adapters.postgres.polling import CATCHES_UP
 from payment_service.adapters.postgres.statements import Statements, TransactionStatements
 from payment_service.domain.errors import answer_not_kept, key_reused
 from payment_service.domain.ports.records import Answer, Cause, Claim
@@ -56,7 +56,6 @@ class ClaimWrites(TransactionStatements):
             f"{CATCHES_UP} AS catches_up",
             claim_id=claim_id,
             operation_id=operation_id,
-            **CATCHES_UP_VALUES,
             fields=json.dumps(digests),
             **values,
         )

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from payment_service.adapters.postgres.polling import BEHIND_STRIPE, CATCHES_UP_VALUES
+from payment_service.adapters.postgres.polling import BEHIND_STRIPE
 from payment_service.adapters.postgres.statements import Statements
 from payment_service.domain.ports.records import Backlog, MoneyAtRisk, OpenDiscrepancies
 
@@ -39,8 +39,7 @@ class GaugeReads(Statements):
     def overdue(self) -> Sequence[Backlog]:
         """Returns what is due in each queue and not done yet; empty queues are left out."""
         return [
-            Backlog(row["queue"], "DUE", row["count"], row["oldest"])
-            for row in self._all(_OVERDUE, **CATCHES_UP_VALUES)
+            Backlog(row["queue"], "DUE", row["count"], row["oldest"]) for row in self._all(_OVERDUE)
         ]
 
     def money_at_risk(self) -> Sequence[MoneyAtRisk]:

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
-from functools import lru_cache
 from typing import Final
 
 from payment_service.adapters.postgres import rows, texts
 from payment_service.adapters.postgres.connections import Connection
-from payment_service.adapters.postgres.debts import HASTEN_DEBT_CHECK, START_DEBT_CHECK
-from payment_service.adapters.postgres.rows import PAYMENT_COLUMNS
+from payment_service.adapters.postgres.recording import recording
 from payment_service.adapters.postgres.statements import (
     PARTY,
     KnownInstallation,
@@ -24,54 +22,16 @@ from payment_service.adapters.postgres.statements import (
     locked,
 )
 from payment_service.domain.audit_trail import chain_hash, event_body
-from payment_service.domain.ledger import expert_debt, stripe_connected
 from payment_service.domain.operations import Operation
 from payment_service.domain.payment import Payment
 from payment_service.domain.plans import ReversibleTransfer
 from payment_service.domain.ports.policy import Policy
 from payment_service.domain.ports.records import Cause, PaymentFilter, StoredEvent
-from payment_service.domain.schedule import SCHEDULE_COLUMNS, schedule_of
-from payment_service.domain.state_machine import EventKind, Transition
+from payment_service.domain.schedule import schedule_of
+from payment_service.domain.state_machine import Transition
 from payment_service.domain.sync.changes import Movement
 from payment_service.domain.sync.superseded import described
 from payment_service.domain.texts import seal
-
-_WRITTEN: Final = (*PAYMENT_COLUMNS, *SCHEDULE_COLUMNS)
-#: The description never changes, except that it is erased.
-_CHANGED: Final = [name for name in _WRITTEN if name not in ("payment_id", "description")]
-
-_INSERT: Final = (
-    f"INSERT INTO payments ({', '.join(_WRITTEN)}, head_hash) "
-    f"VALUES ({', '.join(f':{name}' for name in _WRITTEN)}, :head_hash) RETURNING payment_id"
-)
-_UPDATE: Final = (
-    f"UPDATE payments SET {', '.join(f'{n} = :{n}' for n in _CHANGED)}, head_hash = :head_hash "
-    "WHERE payment_id = :payment_id AND version = :version_before RETURNING payment_id"
-)
-_EVENT: Final = (
-    "INSERT INTO events (payment_id, sequence, kind, time, body, hash) "
-    "SELECT payment_id, :version, :kind, :update_time, :body, :head_hash FROM changed "
-    "RETURNING payment_id, sequence"
-)
-#: If the payment has another version than the caller read, the whole statement fails: so nobody has
-#: to wait for its answer.
-_OR_FAIL: Final = (
-    "SELECT CASE count(*) WHEN 1 THEN 1 ELSE refuse_concurrent_change() END FROM recorded"
-)
-
-
-@lru_cache
-def _recording(change: str, also: str, *, posts: bool, has_texts: bool) -> str:
-    """Returns the statement that records a transition: only with the parts that it needs."""
-    parts = [f"changed AS ({change})", f"recorded AS ({_EVENT})"]
-    if also:
-        parts.append(f"also AS ({also})")
-    if posts:
-        parts.append(rows.posted("payment_id"))
-    if has_texts:
-        parts.append(texts.kept("payment_id"))
-    return f"WITH {', '.join(parts)} {_OR_FAIL}"
-
 
 #: The movements of a payment, oldest first.
 MOVEMENTS: Final = """
@@ -136,12 +96,6 @@ class PaymentWrites(TransactionStatements):
         schedule = schedule_of(after, self._policy)
         facts, written = seal(transition.facts, texts.new_salt)
         body = event_body(transition, facts, schedule, cause)
-        statement = _recording(
-            _UPDATE if before else _INSERT,
-            _due_for_debt(transition) if before else "",
-            posts=bool(transition.postings),
-            has_texts=bool(written),
-        )
         head = chain_hash(
             self._heads.get(after.payment_id, b""),
             after.payment_id,
@@ -150,12 +104,15 @@ class PaymentWrites(TransactionStatements):
             after.update_time,
             body,
         )
-        self._later(
-            statement,
+        row = {
             **rows.payment_values(after),
             **rows.schedule_values(schedule),
+            "head_hash": head,
+        }
+        self._later(
+            recording(transition, row, has_texts=bool(written)),
+            **row,
             **({"version_before": before.version} if before else {}),
-            head_hash=head,
             kind=transition.kind.value,
             body=body,
             **rows.posting_values(transition.postings),
@@ -257,18 +214,6 @@ class PaymentWrites(TransactionStatements):
             id=payment_id,
         )
         return [ReversibleTransfer(row["movement_id"], int(row["minor_units"])) for row in found]
-
-
-def _due_for_debt(transition: Transition) -> str:
-    """Returns what makes the collection of the expert's debt due, or "".
-
-    It is due if there is more of it, or money for it.
-    """
-    expert_id = transition.after.expert_id
-    debits = {line.account for line in transition.postings if line.minor_units > 0}
-    if expert_debt(expert_id) in debits or transition.kind is EventKind.EXPERT_DEBT_RECORDED:
-        return START_DEBT_CHECK
-    return HASTEN_DEBT_CHECK if stripe_connected(expert_id) in debits else ""
 
 
 class PaymentReads(Statements):

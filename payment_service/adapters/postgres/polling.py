@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timedelta
-from typing import Any, Final
+from typing import Final
 
 from payment_service.adapters.postgres.statements import TransactionStatements
 from payment_service.domain.ports.records import EventCursor
@@ -67,21 +67,19 @@ RETURNING payment_polls.payment_id, stale
 """
 
 
+#: Three rounds of the poll, and time for the read itself.
+_LATE: Final = "interval '1 minute'"
+_TELLING: Final = ", ".join(f"'{type_}'" for type_ in sorted(EFFECTS))
 #: Since when the books may be older than Stripe: the platform's list of events was not read to its
-#: end for ``late``, or an event waits that came so late and may tell of a lost operation. What
+#: end for a minute, or an event waits that came so late and may tell of a lost operation. What
 #: merely waits in a long queue came in time. An event that fails is waited for until it is parked.
 BEHIND_STRIPE: Final = (
     "SELECT seen_until AS since FROM event_cursors "
-    "WHERE scope = 'platform' AND seen_until < now() - :late "
+    f"WHERE scope = 'platform' AND seen_until < now() - {_LATE} "
     "UNION ALL SELECT receive_time FROM webhook_events WHERE state = 'WAITING' "
-    "AND endpoint = 'platform' AND type = ANY(:effects) AND receive_time > create_time + :late"
+    f"AND endpoint = 'platform' AND type IN ({_TELLING}) AND receive_time > create_time + {_LATE}"
 )
 CATCHES_UP: Final = f"EXISTS ({BEHIND_STRIPE})"
-CATCHES_UP_VALUES: Final[Mapping[str, Any]] = {
-    # Three rounds of the poll, and time for the read itself.
-    "late": timedelta(minutes=1),
-    "effects": sorted(EFFECTS),
-}
 
 
 class PollingWrites(TransactionStatements):
@@ -103,7 +101,7 @@ class PollingWrites(TransactionStatements):
         paid by then.
         """
         if self._catches_up is None:
-            row = self._one(f"SELECT {CATCHES_UP} AS catches_up", **CATCHES_UP_VALUES)
+            row = self._one(f"SELECT {CATCHES_UP} AS catches_up")
             self._catches_up = bool(row["catches_up"])
         return self._catches_up
 

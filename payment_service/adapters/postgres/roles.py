@@ -56,8 +56,9 @@ MAY_DELETE: Final = frozenset(
         "webhook_events",
     }
 )
-#: The functions that statements of the service call. It needs no grant for those of triggers.
-CALLED: Final = ("open_postings", "refuse_concurrent_change")
+#: The functions that statements of the service call, and the constraints of what they write. It
+#: needs no grant for those of triggers.
+CALLED: Final = ("keeps_the_rules", "open_postings", "refuse_concurrent_change")
 #: Of these tables, only these columns change.
 _COLUMNS: Final = {"former_accounts": "deauthorize_time"}
 _PRIVILEGES: Final = ("SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE", "TRIGGER", "REFERENCES")
@@ -159,7 +160,7 @@ def _grant(cursor: extensions.cursor, role: str) -> None:
         )
         statements.append(f"GRANT {granted} ON {schema}.{table} TO {name}")
     # Some databases let nobody call a function without a grant.
-    statements += [f"GRANT EXECUTE ON FUNCTION {schema}.{one}() TO {name}" for one in CALLED]
+    statements += [f"GRANT EXECUTE ON FUNCTION {schema}.{one} TO {name}" for one in CALLED]
     # The end of a span of postings is the last id that was given (`balances`).
     statements.append(f"GRANT SELECT ON SEQUENCE {schema}.postings_posting_id_seq TO {name}")
     for statement in statements:

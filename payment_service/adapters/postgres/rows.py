@@ -8,7 +8,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, Final
 
-from payment_service.adapters.postgres.statements import Row
+from payment_service.adapters.postgres.statements import Row, array_of
 from payment_service.domain.discrepancies import DiscrepancyKind
 from payment_service.domain.disputes import Dispute, Outcome, Stage
 from payment_service.domain.experts import Account, BusinessType, Expert
@@ -135,13 +135,13 @@ def posted(owner: str) -> str:
 
 
 def posting_values(postings: Sequence[Posting]) -> dict[str, Any]:
-    """Returns postings as bound parameters, one list for each column."""
+    """Returns postings as bound parameters, one array for each column."""
     return {
-        "accounts": [posting.account for posting in postings],
-        "currencies": [posting.currency for posting in postings],
-        "amounts": [posting.minor_units for posting in postings],
-        "kinds": [posting.kind for posting in postings],
-        "txns": [posting.balance_transaction_id for posting in postings],
+        "accounts": array_of(posting.account for posting in postings),
+        "currencies": array_of(posting.currency for posting in postings),
+        "amounts": array_of(posting.minor_units for posting in postings),
+        "kinds": array_of(posting.kind for posting in postings),
+        "txns": array_of(posting.balance_transaction_id for posting in postings),
     }
 
 

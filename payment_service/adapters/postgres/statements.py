@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, TypeAlias
@@ -46,6 +46,12 @@ def locked(table: str, which: str) -> str:
         f"WITH locked AS MATERIALIZED (SELECT * FROM {table} WHERE {which} FOR UPDATE) "
         "SELECT *, clock_timestamp() AS now FROM locked"
     )
+
+
+def array_of(values: Iterable[object]) -> str:
+    """Returns an array in PostgreSQL's own form, which is read as one value. For a CAST."""
+    quoted = (str(value).replace("\\", "\\\\").replace('"', '\\"') for value in values)
+    return "{{{}}}".format(",".join(f'"{value}"' for value in quoted))
 
 
 class Statements:

@@ -69,6 +69,7 @@ _IS_DUE: Final = (
     "WHERE other.payment_ref = e.payment_ref AND other.state = 'WAITING' "
     "AND other.next_try_time <= now()))"
 )
+#: The limit is hidden from the planner, which would plan the statement anew for each value.
 _LEASE: Final = f"""
 UPDATE webhook_events AS w SET attempts = w.attempts + 1,
     state = CASE WHEN known THEN 'APPLIED' ELSE w.state END,
@@ -78,7 +79,7 @@ UPDATE webhook_events AS w SET attempts = w.attempts + 1,
 FROM (SELECT e.event_id AS due_id, coalesce(known, false) AS known
     FROM webhook_events AS e {_OWN}
     WHERE {_IS_DUE}
-    ORDER BY e.next_try_time LIMIT :limit FOR UPDATE OF e SKIP LOCKED) AS due
+    ORDER BY e.next_try_time LIMIT (SELECT :limit) FOR UPDATE OF e SKIP LOCKED) AS due
 WHERE w.event_id = due_id RETURNING w.*
 """
 
@@ -120,11 +121,17 @@ class WebhookWrites(TransactionStatements):
         return [rows.webhook_event_of(row) for row in found]
 
     def finish_events(self, event_ids: Sequence[str], state: str, verdict: str) -> None:
-        """Closes events that wait or are parked, with their final state and what came of them."""
+        """Closes events that wait or are parked, with their final state and what came of them.
+
+        They are found by their ids. PostgreSQL must not take the index of what is open, which has
+        the entries of all that was closed since the last VACUUM; and it must not see how many ids
+        there are, or it would plan this anew each time.
+        """
         self._later(
             "UPDATE webhook_events SET state = :state, verdict = :verdict, last_error = '', "
-            "next_try_time = NULL, apply_time = now() WHERE event_id = ANY(:ids) "
-            "AND state IN ('WAITING', 'PARKED')",
+            "next_try_time = NULL, apply_time = now() "
+            "WHERE event_id = ANY(CAST((SELECT :ids) AS text[])) "
+            "AND state NOT IN ('APPLIED', 'IGNORED')",
             ids=list(event_ids),
             state=state,
             verdict=verdict,

@@ -79,8 +79,9 @@ async def run_background(app: App) -> None:
     bells = {apply_waiting.__name__: app.wake, sequence_feed.__name__: app.feed.recorded}
     rests = asyncio.Event()
     async with asyncio.TaskGroup() as tasks:
+        pauses: dict[Job, float] = {sequence_feed: app.policy.feed_gathering}
         for job in WOKEN:
-            tasks.create_task(_loop(app, job, bells[job.__name__], 0.0))
+            tasks.create_task(_loop(app, job, bells[job.__name__], pauses.get(job, 0.0)))
         listen = partial(app.database.listen, app.feed.reached, rests.set)
         tasks.create_task(supervised(app.alarms, "feed_listener", listen))
         for jobs, seconds in ((SOON, soon), (LATER, later)):

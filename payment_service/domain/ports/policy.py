@@ -99,6 +99,9 @@ class Policy:
     own_event_patience: float = 1.0
     #: How long an event waits for others of its payment, which are then applied together.
     event_gathering: float = 0.1
+    #: The longest pause after positions were given in the feed. What is committed in it gets its
+    #: positions together; what is committed after it, at once.
+    feed_gathering: float = 0.1
     #: How often Stripe's list of the platform's events is read, and an account's.
     poll_seconds: float = 10.0
     account_poll_seconds: float = 30.0

@@ -75,12 +75,20 @@ CREATE INDEX operations_by_time ON operations USING brin (create_time)
 -- What people wrote is sent to Stripe with an operation. Nothing needs it once the operation is
 -- settled, so only the fields' names are left.
 CREATE FUNCTION drop_operation_texts() RETURNS trigger LANGUAGE plpgsql AS $$
+DECLARE
+    field text;
 BEGIN
-    NEW.payload := (SELECT jsonb_object_agg(key, CASE
-        WHEN key IN ('notes', 'reason', 'description', 'name', 'email') THEN '""'
-        WHEN key = 'evidence' THEN '{}'
-        WHEN key = 'transfer' AND jsonb_typeof(value) = 'object' THEN value || '{"notes": ""}'
-        ELSE value END) FROM jsonb_each(NEW.payload));
+    FOREACH field IN ARRAY ARRAY['notes', 'reason', 'description', 'name', 'email'] LOOP
+        IF NEW.payload ->> field <> '' THEN
+            NEW.payload := jsonb_set(NEW.payload, ARRAY[field], '""');
+        END IF;
+    END LOOP;
+    IF NEW.payload ? 'evidence' THEN
+        NEW.payload := jsonb_set(NEW.payload, '{evidence}', '{}');
+    END IF;
+    IF NEW.payload #>> '{transfer,notes}' <> '' THEN
+        NEW.payload := jsonb_set(NEW.payload, '{transfer,notes}', '""');
+    END IF;
     RETURN NEW;
 END $$;
 CREATE TRIGGER settled_operations_have_no_texts BEFORE INSERT OR UPDATE ON operations

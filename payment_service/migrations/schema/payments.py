@@ -4,8 +4,8 @@ from typing import Final
 
 SCHEMA: Final = r"""
 -- The present state of a payment. It is a summary: the history is in events and postings.
--- Never: its quote rewritten, a version left out (trigger); deleted or truncated (triggers);
--- amounts that do not add up (checks below).
+-- Never: its quote rewritten, a version left out (triggers); deleted or truncated (triggers);
+-- amounts that do not add up (the rules below).
 CREATE TABLE payments (
     payment_id text PRIMARY KEY,
     client_id text NOT NULL,
@@ -97,66 +97,92 @@ CREATE TABLE payments (
     -- Why the last attempt of the client to pay failed.
     failure jsonb,
 
-    CONSTRAINT known_state CHECK (state IN (
+    CONSTRAINT one_payment_per_intent UNIQUE (payment_intent_id)
+);
+-- The rules of a payment's row, by name. They are one function, because PostgreSQL compiles it once
+-- in a session: the text of a constraint is read anew by every statement that writes a row.
+CREATE FUNCTION keeps_the_rules(payment payments) RETURNS boolean
+LANGUAGE plpgsql IMMUTABLE AS $$
+DECLARE
+    broken text := CASE
+    WHEN payment.state NOT IN (
         'PENDING', 'FAILED', 'IN_ESCROW', 'CAPTURING', 'CANCELING', 'PROMOTING', 'REFUNDING',
-        'CAPTURED', 'CANCELED', 'EXPIRED', 'REFUNDED')),
-    CONSTRAINT version_starts_at_one CHECK (version >= 1),
-    CONSTRAINT one_payment_per_intent UNIQUE (payment_intent_id),
+        'CAPTURED', 'CANCELED', 'EXPIRED', 'REFUNDED') THEN 'known_state'
+    WHEN payment.version < 1 THEN 'version_starts_at_one'
 
-    CONSTRAINT amount_is_positive CHECK (amount > 0),
-    CONSTRAINT commission_rate_range CHECK (commission_basis_points BETWEEN 0 AND 9999),
-    CONSTRAINT commission_is_not_negative CHECK (commission >= 0),
-    CONSTRAINT expert_amount_is_positive CHECK (expert_amount > 0),
-    CONSTRAINT quote_adds_up CHECK (commission + expert_amount = amount),
+    WHEN payment.amount <= 0 THEN 'amount_is_positive'
+    WHEN payment.commission_basis_points NOT BETWEEN 0 AND 9999 THEN 'commission_rate_range'
+    WHEN payment.commission < 0 THEN 'commission_is_not_negative'
+    WHEN payment.expert_amount <= 0 THEN 'expert_amount_is_positive'
+    WHEN payment.commission + payment.expert_amount <> payment.amount THEN 'quote_adds_up'
 
     -- Every minor unit that was charged is in exactly one of four places.
-    CONSTRAINT charged_money_is_accounted_for CHECK (
-        CASE WHEN charged > 0 THEN held + captured + refunded_from_escrow + lost_held = charged
-        ELSE captured = 0 AND refunded_from_escrow = 0 AND lost_held = 0 END),
-    CONSTRAINT held_within_amount CHECK (held BETWEEN 0 AND amount),
-    CONSTRAINT charged_within_amount CHECK (charged BETWEEN 0 AND amount),
-    CONSTRAINT captured_within_amount CHECK (captured BETWEEN 0 AND amount),
-    CONSTRAINT returned_within_amount CHECK (refunded_from_escrow BETWEEN 0 AND amount),
-    CONSTRAINT lost_held_within_amount CHECK (lost_held BETWEEN 0 AND amount),
-    CONSTRAINT refunded_within_captured CHECK (refunded_after_capture BETWEEN 0 AND captured),
-    CONSTRAINT lost_within_captured CHECK (lost BETWEEN 0 AND captured - refunded_after_capture),
-    CONSTRAINT commission_within_captured
-        CHECK (net_commission BETWEEN 0 AND captured - refunded_after_capture - lost),
-    CONSTRAINT client_payable_within_refunds
-        CHECK (client_payable BETWEEN 0 AND refunded_after_capture + refunded_from_escrow),
-    CONSTRAINT pending_refund_within_refunds
-        CHECK (pending_refund BETWEEN 0 AND refunded_after_capture + refunded_from_escrow),
-    CONSTRAINT pending_refund_only_while_refunding
-        CHECK (pending_refund = 0 OR state = 'REFUNDING'),
-    CONSTRAINT debt_offset_is_not_negative CHECK (debt_offset >= 0),
-    CONSTRAINT debt_offset_only_while_capturing CHECK (debt_offset = 0 OR state = 'CAPTURING'),
-    CONSTRAINT remainder_to_return_was_charged CHECK (NOT remainder_to_client OR charged > 0),
+    WHEN payment.charged > 0
+        AND payment.held + payment.captured + payment.refunded_from_escrow + payment.lost_held
+            <> payment.charged
+        OR payment.charged <= 0
+        AND (payment.captured <> 0 OR payment.refunded_from_escrow <> 0 OR payment.lost_held <> 0)
+        THEN 'charged_money_is_accounted_for'
+    WHEN payment.held NOT BETWEEN 0 AND payment.amount THEN 'held_within_amount'
+    WHEN payment.charged NOT BETWEEN 0 AND payment.amount THEN 'charged_within_amount'
+    WHEN payment.captured NOT BETWEEN 0 AND payment.amount THEN 'captured_within_amount'
+    WHEN payment.refunded_from_escrow NOT BETWEEN 0 AND payment.amount
+        THEN 'returned_within_amount'
+    WHEN payment.lost_held NOT BETWEEN 0 AND payment.amount THEN 'lost_held_within_amount'
+    WHEN payment.refunded_after_capture NOT BETWEEN 0 AND payment.captured
+        THEN 'refunded_within_captured'
+    WHEN payment.lost NOT BETWEEN 0 AND payment.captured - payment.refunded_after_capture
+        THEN 'lost_within_captured'
+    WHEN payment.net_commission
+        NOT BETWEEN 0 AND payment.captured - payment.refunded_after_capture - payment.lost
+        THEN 'commission_within_captured'
+    WHEN payment.client_payable
+        NOT BETWEEN 0 AND payment.refunded_after_capture + payment.refunded_from_escrow
+        THEN 'client_payable_within_refunds'
+    WHEN payment.pending_refund
+        NOT BETWEEN 0 AND payment.refunded_after_capture + payment.refunded_from_escrow
+        THEN 'pending_refund_within_refunds'
+    WHEN payment.pending_refund <> 0 AND payment.state <> 'REFUNDING'
+        THEN 'pending_refund_only_while_refunding'
+    WHEN payment.debt_offset < 0 THEN 'debt_offset_is_not_negative'
+    WHEN payment.debt_offset <> 0 AND payment.state <> 'CAPTURING'
+        THEN 'debt_offset_only_while_capturing'
+    WHEN payment.remainder_to_client AND payment.charged <= 0
+        THEN 'remainder_to_return_was_charged'
 
     -- The state agrees with the amounts.
-    CONSTRAINT held_only_in_escrow CHECK (held = 0 OR state IN (
-        'IN_ESCROW', 'CAPTURING', 'CANCELING', 'PROMOTING', 'REFUNDING')),
-    CONSTRAINT escrow_holds_money CHECK (state <> 'IN_ESCROW' OR held > 0),
-    CONSTRAINT captured_has_money_left
-        CHECK (state <> 'CAPTURED' OR captured > refunded_after_capture + lost),
-    CONSTRAINT refunded_has_no_money_left
-        CHECK (state <> 'REFUNDED'
-            OR (charged > 0 AND captured = refunded_after_capture + lost AND held = 0)),
+    WHEN payment.held <> 0 AND payment.state NOT IN (
+        'IN_ESCROW', 'CAPTURING', 'CANCELING', 'PROMOTING', 'REFUNDING')
+        THEN 'held_only_in_escrow'
+    WHEN payment.state = 'IN_ESCROW' AND payment.held <= 0 THEN 'escrow_holds_money'
+    WHEN payment.state = 'CAPTURED'
+        AND payment.captured <= payment.refunded_after_capture + payment.lost
+        THEN 'captured_has_money_left'
+    WHEN payment.state = 'REFUNDED' AND NOT (payment.charged > 0 AND payment.held = 0
+        AND payment.captured = payment.refunded_after_capture + payment.lost)
+        THEN 'refunded_has_no_money_left'
 
-    CONSTRAINT known_waiting_for
-        CHECK (waiting_for IN ('', 'processor', 'operator', 'expert')),
-    CONSTRAINT known_waiting_reason CHECK (waiting_reason IN ('', 'EXPERT_ONBOARDING',
+    WHEN payment.waiting_for NOT IN ('', 'processor', 'operator', 'expert')
+        THEN 'known_waiting_for'
+    WHEN payment.waiting_reason NOT IN ('', 'EXPERT_ONBOARDING',
         'EXPERT_PENDING_VERIFICATION', 'EXPERT_RESTRICTED', 'EXPERT_REJECTED',
         'EXPERT_DEAUTHORIZED', 'EXPERT_REFUSED', 'DESTINATION_ACCOUNT_REPLACED',
-        'REFUND_PENDING_FUNDS', 'TRANSFER_PENDING_FUNDS')),
-    CONSTRAINT waiting_reason_fits_waiting_for CHECK (
-        CASE WHEN waiting_reason = '' THEN true
-        WHEN waiting_reason IN ('REFUND_PENDING_FUNDS', 'TRANSFER_PENDING_FUNDS')
-        THEN waiting_for = 'processor'
-        ELSE waiting_for = 'expert' END),
-    CONSTRAINT known_freeze_reason
-        CHECK (frozen IN ('NONE', 'FRAUD_WARNING', 'REVIEW', 'INQUIRY', 'CHARGEBACK')),
-    CONSTRAINT frozen_by_something CHECK ((frozen = 'NONE') = (frozen_by = ''))
-);
+        'REFUND_PENDING_FUNDS', 'TRANSFER_PENDING_FUNDS') THEN 'known_waiting_reason'
+    WHEN payment.waiting_reason <> '' AND payment.waiting_for <> CASE
+        WHEN payment.waiting_reason IN ('REFUND_PENDING_FUNDS', 'TRANSFER_PENDING_FUNDS')
+        THEN 'processor' ELSE 'expert' END THEN 'waiting_reason_fits_waiting_for'
+    WHEN payment.frozen NOT IN ('NONE', 'FRAUD_WARNING', 'REVIEW', 'INQUIRY', 'CHARGEBACK')
+        THEN 'known_freeze_reason'
+    WHEN (payment.frozen = 'NONE') <> (payment.frozen_by = '') THEN 'frozen_by_something'
+    END;
+BEGIN
+    IF broken IS NULL THEN
+        RETURN true;
+    END IF;
+    RAISE EXCEPTION 'a payment breaks the rule %', broken
+        USING ERRCODE = 'check_violation', TABLE = 'payments', CONSTRAINT = broken;
+END $$;
+ALTER TABLE payments ADD CONSTRAINT payments_keep_the_rules CHECK (keeps_the_rules(payments));
 -- For ListPayments, and for the references in webhook events.
 CREATE INDEX payments_by_client ON payments (client_id, create_time DESC, payment_id DESC);
 CREATE INDEX payments_by_expert ON payments (expert_id, create_time DESC, payment_id DESC);
@@ -182,16 +208,11 @@ CREATE INDEX payments_netting ON payments (expert_id) WHERE debt_offset > 0;
 CREATE INDEX payments_captured ON payments (expert_id, capture_time)
     WHERE capture_time IS NOT NULL;
 
--- The identity and the quote of a payment never change, and its version counts up by one. The way
--- of holding (escrow_mode) may change by a promotion; how the payment was to be held may not. The
--- description is somebody's words: it may be erased, and nothing else with it.
+-- The identity and the quote of a payment never change. The way of holding (escrow_mode) may change
+-- by a promotion; how the payment was to be held may not. Only a statement that names one of these
+-- columns is examined.
 CREATE FUNCTION refuse_payment_rewrite() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-    IF NEW.version = OLD.version AND NEW.description = '[erased]'
-       AND to_jsonb(NEW) - 'description' = to_jsonb(OLD) - 'description'
-    THEN
-        RETURN NEW;
-    END IF;
     IF (OLD.payment_id, OLD.client_id, OLD.expert_id, OLD.gig_id, OLD.currency, OLD.amount,
         OLD.commission, OLD.expert_amount, OLD.commission_basis_points, OLD.charge_model,
         OLD.mode_reason, OLD.on_deadline, OLD.release_due_time,
@@ -201,14 +222,31 @@ BEGIN
         NEW.commission, NEW.expert_amount, NEW.commission_basis_points, NEW.charge_model,
         NEW.mode_reason, NEW.on_deadline, NEW.release_due_time,
         NEW.destination_account_id, NEW.create_time)
-       OR NEW.version <> OLD.version + 1
     THEN
         RAISE EXCEPTION 'a payment is not rewritten' USING ERRCODE = 'restrict_violation';
     END IF;
     RETURN NEW;
 END $$;
-CREATE TRIGGER payments_are_not_rewritten BEFORE UPDATE ON payments
-    FOR EACH ROW EXECUTE FUNCTION refuse_payment_rewrite();
+CREATE TRIGGER payments_are_not_rewritten BEFORE UPDATE OF
+    payment_id, client_id, expert_id, gig_id, currency, amount, commission, expert_amount,
+    commission_basis_points, charge_model, mode_reason, on_deadline, release_due_time,
+    destination_account_id, create_time
+    ON payments FOR EACH ROW EXECUTE FUNCTION refuse_payment_rewrite();
+
+-- Every change counts the version up by one. The description is somebody's words: it may be erased
+-- without that, and nothing else with it.
+CREATE FUNCTION refuse_uncounted_change() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF NEW.version = OLD.version AND NEW.description = '[erased]'
+       AND to_jsonb(NEW) - 'description' = to_jsonb(OLD) - 'description'
+    THEN
+        RETURN NEW;
+    END IF;
+    RAISE EXCEPTION 'a payment is not rewritten' USING ERRCODE = 'restrict_violation';
+END $$;
+CREATE TRIGGER payments_count_their_versions BEFORE UPDATE ON payments
+    FOR EACH ROW WHEN (NEW.version IS DISTINCT FROM OLD.version + 1)
+    EXECUTE FUNCTION refuse_uncounted_change();
 CREATE TRIGGER payments_are_kept BEFORE DELETE ON payments
     FOR EACH ROW EXECUTE FUNCTION refuse_change();
 CREATE TRIGGER payments_are_never_truncated BEFORE TRUNCATE ON payments
