@@ -120,7 +120,7 @@ def test_a_transition_writes_what_it_changes() -> None:
 
 async def test_an_array_arrives_as_it_was(database_url: str) -> None:
     texts = ["a", "", "NULL", 'say "so"', "back\\slash", "{a,b}", "ä 'quoted'", " space ", "%s :a"]
-    database = SqlDatabase(database_url, write_threads=1, read_threads=1)
+    database = SqlDatabase(database_url, write_connections=1, read_connections=1)
 
     def same(tx: SqlTransaction) -> tuple[list[str], list[int]]:
         row = tx._one(
@@ -134,7 +134,7 @@ async def test_an_array_arrives_as_it_was(database_url: str) -> None:
         for _ in range(4):  # As it is, and prepared.
             assert await database.transact(same) == (texts, [-(2**40), 0])
     finally:
-        database.close()
+        await database.close()
 
 
 #: What makes a plan for one value look cheaper than one for all: much history of other values.
