@@ -43,8 +43,9 @@ _MASK: Final = "***"
 #: password of an address, and addresses of people. Masking them is the last line of defence.
 #: A client secret is `pi_…_secret_…`, always in small letters; STRIPE_SECRET_KEY is only a name.
 _PRIVATE: Final = re.compile(
-    r"[rs]k_(?:live|test)_|whsec_|(?-i:_secret_)|[^\s@]+@[^\s@]+\.[a-z]{2}|\beyJ[\w-]{8,}\."
-    r"|PRIVATE KEY-|://[^\s/@]*:[^\s/@]*@",
+    # First the characters with which each begins: most places of a value are none of them.
+    r"(?=[rsw_@ep:])(?:[rs]k_(?:live|test)_|whsec_|(?-i:_secret_)|(?<=[^\s@])@[^\s@]+\.[a-z]{2}"
+    r"|\beyJ[\w-]{8,}\.|PRIVATE KEY-|://[^\s/@]*:[^\s/@]*@)",
     re.IGNORECASE,
 )
 

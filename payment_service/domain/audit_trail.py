@@ -12,6 +12,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
+from operator import attrgetter
 from typing import Any, Final
 
 from payment_service.domain.discrepancies import DiscrepancyKind
@@ -19,7 +20,7 @@ from payment_service.domain.disputes import dismissal_id
 from payment_service.domain.ledger import Posting
 from payment_service.domain.payment import Failure, Payment
 from payment_service.domain.ports.records import Cause, StoredEvent, Trail
-from payment_service.domain.schedule import Schedule
+from payment_service.domain.schedule import SCHEDULE_COLUMNS, Schedule
 from payment_service.domain.state_machine import EventKind, Transition
 from payment_service.domain.sync.changes import Movement
 from payment_service.domain.texts import ERASED, KeptText, seal_of, seals_in
@@ -135,12 +136,11 @@ def row_digest(payment: Payment, writer: int) -> str:
 
 def row_values(payment: Payment, writer: int) -> dict[str, object]:
     """Returns the fields that this writer knew and that are not empty."""
-    values = {
-        name: getattr(payment, name)
-        for name in _PAYMENT_FIELDS
-        if _FIELD_WRITERS.get(name, 1) <= writer
+    values = zip(_PAYMENT_FIELDS, _values_of(payment), strict=True)
+    # None, "", 0 and no are empty.
+    return {
+        name: value for name, value in values if value and _FIELD_WRITERS.get(name, 1) <= writer
     }
-    return {name: value for name, value in values.items() if value not in (None, "", 0)}
 
 
 def schedule_digest(schedule: Schedule) -> str:
@@ -151,7 +151,7 @@ def schedule_digest(schedule: Schedule) -> str:
     acted on. The times also depend on the policy of the moment, so they cannot be derived again
     later: the event keeps their digest.
     """
-    return _digest(asdict(schedule))
+    return _digest({name: getattr(schedule, name) for name in SCHEDULE_COLUMNS})
 
 
 def postings_digest(postings: Iterable[Posting]) -> str:
@@ -366,6 +366,7 @@ _DISPUTE_LINES: Final[Mapping[str, str]] = {
 
 #: The description is somebody's words, which can be erased. Its seal is in the first event.
 _PAYMENT_FIELDS: Final = [field.name for field in fields(Payment) if field.name != "description"]
+_values_of: Final = attrgetter(*_PAYMENT_FIELDS)
 
 
 def _digest(value: object) -> str:
@@ -374,9 +375,7 @@ def _digest(value: object) -> str:
 
 def canonical(value: object) -> str:
     """Returns JSON that is the same for the same value."""
-    return json.dumps(
-        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=_plain
-    )
+    return _CANONICAL.encode(value)
 
 
 def _plain(value: object) -> object:
@@ -385,6 +384,11 @@ def _plain(value: object) -> object:
     if isinstance(value, Failure):
         return asdict(value)
     raise TypeError(f"{value!r} has no canonical form")
+
+
+_CANONICAL: Final = json.JSONEncoder(
+    sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=_plain
+)
 
 
 def _moment(time: datetime) -> str:

@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import takewhile
 from typing import Any, Final
 
 from payment_service.domain.operation_payloads import (
@@ -92,7 +93,8 @@ def marked_operation(
     operation_id = metadata.get(f"{prefix}operation_id", "")
     if not operation_id or metadata.get(f"{prefix}installation_id") != installation_id:
         return None
-    text = "".join(metadata.get(f"{prefix}operation_{part}", "") for part in range(_MOST_PARTS))
+    parts = (metadata.get(f"{prefix}operation_{part}", "") for part in range(_MOST_PARTS))
+    text = "".join(takewhile(bool, parts))
     try:
         asked: dict[str, Any] = json.loads(text)
         kind = OperationKind(asked["kind"])

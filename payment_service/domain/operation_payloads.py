@@ -12,7 +12,8 @@ text also belongs into ``drop_operation_texts`` (``migrations/schema/operations.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
+from functools import cache
 from types import NoneType, UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -187,7 +188,19 @@ T = TypeVar("T")
 
 def payload_to_json(payload: OperationPayload) -> dict[str, Any]:
     """Returns the payload as JSON values, with every field."""
-    return asdict(payload)
+    values: dict[str, Any] = _plain(payload)
+    return values
+
+
+def _plain(value: Any) -> Any:
+    """Returns a value of a payload as JSON values. ``asdict`` would also copy every text."""
+    if value is None or isinstance(value, str | int):
+        return value
+    if isinstance(value, tuple):
+        return [_plain(one) for one in value]
+    if isinstance(value, Mapping):
+        return dict(value)
+    return {name: _plain(getattr(value, name)) for name in _types_of(value.__class__)}
 
 
 def payload_from_json(type_: type[T], stored: object) -> T:
@@ -201,6 +214,8 @@ def payload_from_json(type_: type[T], stored: object) -> T:
 
 def _read(type_: Any, value: object, where: str) -> Any:
     """Returns ``value`` as the annotated ``type_``. ``where`` names it in the error."""
+    if type(value) is type_:  # Not isinstance: a bool is no amount.
+        return value
     origin, arguments = get_origin(type_), get_args(type_)
     if isinstance(type_, type) and is_dataclass(type_) and isinstance(value, Mapping):
         return _read_fields(type_, value, where)
@@ -216,14 +231,20 @@ def _read(type_: Any, value: object, where: str) -> Any:
         }
     if type_ is BusinessType and value in list(BusinessType):
         return BusinessType(str(value))
-    if type(value) is type_:  # Not isinstance: a bool is no amount.
-        return value
     raise MalformedPayload(f"the payload's {where} is no {type_}: a {type(value).__name__}")
 
 
-def _read_fields(type_: type[T], value: Mapping[str, object], where: str) -> T:
-    hints = get_type_hints(type_)
-    names = {one.name for one in fields(type_)}  # type: ignore[arg-type]
-    if wrong := names ^ value.keys():
+def _read_fields(type_: Any, value: Mapping[str, object], where: str) -> Any:
+    types = _types_of(type_)
+    if wrong := types.keys() ^ value.keys():
         raise MalformedPayload(f"the payload of {where} misses or adds {', '.join(sorted(wrong))}")
-    return type_(**{name: _read(hints[name], value[name], f"{where}.{name}") for name in names})
+    return type_(
+        **{name: _read(known, value[name], f"{where}.{name}") for name, known in types.items()}
+    )
+
+
+@cache
+def _types_of(type_: Any) -> Mapping[str, Any]:
+    """Returns the annotated type of each field: to evaluate annotations takes long."""
+    hints = get_type_hints(type_)
+    return {one.name: hints[one.name] for one in fields(type_)}

@@ -47,6 +47,9 @@ ACCOUNT_EVENTS: Final = frozenset(
 )
 
 
+_ALWAYS_ACTED_UPON: Final = PAYMENT_EVENTS | ACCOUNT_EVENTS
+
+
 #: What API v2 says of accounts, in thin events: which account, and nothing else of it.
 THIN_ACCOUNT_EVENTS: Final = frozenset(
     {
@@ -127,7 +130,7 @@ def envelope_of(
     request = event.get("request")
     request = request if isinstance(request, Mapping) else {}
     request_key = _text(request, "idempotency_key")
-    acted_upon = kind in PAYMENT_EVENTS | ACCOUNT_EVENTS or (kind in PAYOUT_EVENTS and account)
+    acted_upon = kind in _ALWAYS_ACTED_UPON or (kind in PAYOUT_EVENTS and account)
     return WebhookEvent(
         event_id=event_id,
         endpoint=endpoint,

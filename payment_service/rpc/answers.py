@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 from google.protobuf.message import Message
 
@@ -26,6 +26,13 @@ from payment_service.rpc.messages.common import money_message
 from payment_service.rpc.messages.disputes import dispute_message
 from payment_service.rpc.messages.experts import expert_message
 from payment_service.rpc.messages.payments import initiated_message, payment_message
+
+#: The answers that are a payment, by their RPCs.
+_OF_PAYMENT: Final[Mapping[str, Callable[..., Message]]] = {
+    "CapturePayment": payments_pb2.CapturePaymentResponse,
+    "RefundPayment": payments_pb2.RefundPaymentResponse,
+    "DismissFraudWarning": operations_pb2.DismissFraudWarningResponse,
+}
 
 
 class AnswerEncoder:
@@ -85,14 +92,12 @@ class AnswerEncoder:
         return Answer(True, message.SerializeToString(deterministic=True))
 
     def response(self, rpc: str, payment: Payment) -> Answer:
-        message = payment_message(payment)
-        responses: Mapping[str, Message] = {
-            "InitiatePayment": initiated_message(payment, self._publishable_key),
-            "CapturePayment": payments_pb2.CapturePaymentResponse(payment=message),
-            "RefundPayment": payments_pb2.RefundPaymentResponse(payment=message),
-            "DismissFraudWarning": operations_pb2.DismissFraudWarningResponse(payment=message),
-        }
-        return Answer(True, responses[rpc].SerializeToString(deterministic=True))
+        response: Message
+        if rpc == "InitiatePayment":
+            response = initiated_message(payment, self._publishable_key)
+        else:
+            response = _OF_PAYMENT[rpc](payment=payment_message(payment))
+        return Answer(True, response.SerializeToString(deterministic=True))
 
     def dispute_response(self, rpc: str, dispute: Dispute) -> Answer:
         message = dispute_message(dispute)

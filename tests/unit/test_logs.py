@@ -108,6 +108,45 @@ def test_a_private_value_is_masked_in_any_field(value: object) -> None:
     assert keep_allowed(None, "info", {"event": "e", "why": value})["why"] == "***"
 
 
+@pytest.mark.parametrize(
+    "value",
+    [
+        "SK_LIVE_abc",
+        "Rk_Test_x",
+        "WHSEC_abc",
+        "a@b.de",
+        "x @@ a@b.de",
+        "EYJhbGciOiJ.",
+        "private key-",
+        "HTTP://u:p@h",
+        "://:@",
+    ],
+)
+@pytest.mark.parametrize("before", ["", "0 ", "é/", "\n"])
+@pytest.mark.parametrize("after", ["", " 0", "/é", "\n"])
+def test_a_private_value_is_masked_wherever_it_stands(value: str, before: str, after: str) -> None:
+    why = f"{before}{value}{after}"
+    assert keep_allowed(None, "info", {"event": "e", "why": why})["why"] == "***"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "sk_life_abc",
+        "STRIPE_SECRET_KEY",
+        "@b.de",
+        "a@b",
+        "a @b.de",
+        "heyJhbGciOiJ.",
+        "eyJshort.",
+        "http://host/a@b",
+        "pay_0123456789abcdef",
+    ],
+)
+def test_what_only_looks_alike_is_shown(value: str) -> None:
+    assert keep_allowed(None, "info", {"event": "e", "why": value})["why"] == value
+
+
 @pytest.mark.parametrize("name", sorted(Settings.model_fields))
 def test_the_name_of_a_setting_is_no_secret(name: str) -> None:
     why = f"no real card is charged; set {name.upper()} to change it"

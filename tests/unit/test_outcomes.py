@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 import stripe
 
+from payment_service.adapters.stripe.client import StripeResource
+from payment_service.adapters.stripe.fields import Unreadable
 from payment_service.adapters.stripe.outcomes import outcome_of
 from payment_service.domain.ports.stripe import Misconfigured, Refused, Unknown
 
@@ -70,6 +72,49 @@ def test_a_refusal_that_is_not_stripes_is_no_answer(status: int, body: bytes) ->
     with pytest.raises(stripe.StripeError) as caught:
         client._requestor._interpret_response(body, status, {}, "V1")
     assert outcome_of(caught.value) == Unknown(f"http_{status}")
+
+
+class _Answering:
+    """Stands in for the HTTP client: every request gets this answer."""
+
+    def __init__(self, status: int, content: bytes) -> None:
+        self._answer = content, status, dict[str, str]()
+
+    async def request_async(self, *_: object) -> tuple[bytes, int, dict[str, str]]:
+        return self._answer
+
+
+@pytest.mark.parametrize("status", [200, 201])
+@pytest.mark.parametrize(
+    ("body", "error"),
+    [
+        (b"", stripe.APIError),
+        (b"<html>Welcome</html>", stripe.APIError),
+        (b"\xff", stripe.APIError),
+        (b'{"id": "\xed\xa0\x80"}', stripe.APIError),
+        ('{"id": "re_1"}'.encode("utf-16"), stripe.APIError),
+        (b"[" * 100_000, stripe.APIError),
+        (b"null", Unreadable),
+        (b"[]", Unreadable),
+    ],
+)
+async def test_a_success_that_is_not_stripes_is_no_answer(
+    status: int, body: bytes, error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stripe_side = StripeResource("sk_test_1")
+    monkeypatch.setattr(stripe_side, "_http", _Answering(status, body))
+    with pytest.raises(error) as caught:
+        await stripe_side._post("/v1/refunds", {}, "op_1-1")
+    assert isinstance(outcome_of(caught.value), Unknown)
+
+
+async def test_answers_are_read_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    stripe_side = StripeResource("sk_test_1")
+    monkeypatch.setattr(stripe_side, "_http", _Answering(200, '{"id": "ré_1", "n": [1]}'.encode()))
+    assert await stripe_side._post("/v1/refunds", {}) == {"id": "ré_1", "n": [1]}
+    monkeypatch.setattr(stripe_side, "_http", _Answering(404, b'{"error": {"message": "gone"}}'))
+    with pytest.raises(stripe.InvalidRequestError):
+        await stripe_side._get("/v1/refunds/re_1")
 
 
 @pytest.mark.parametrize(("status", "is_spent"), [(400, True), (409, False)])

@@ -29,13 +29,15 @@ _MOST: Final = 200
 _INT4: Final = 2**31
 
 #: Of values that the driver writes with a type. All others PostgreSQL takes for what they are used
-#: as, prepared or not.
+#: as, prepared or not; the most frequent of them are here, too.
 _TYPES: Final[Mapping[type, str]] = {
     bool: "bool",
     float: "numeric",
     timedelta: "interval",
     datetime: "timestamptz",
     bytes: "bytea",
+    str: "unknown",
+    type(None): "unknown",
 }
 
 #: A statement with the types of its values, in the order in which they occur.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from enum import StrEnum
@@ -45,7 +46,17 @@ from payment_service.domain.ports.records import (
 from payment_service.domain.schedule import SCHEDULE_COLUMNS, Schedule
 from payment_service.domain.sync.changes import Discrepancy
 
-PAYMENT_COLUMNS = (
+
+def _names(columns: str) -> list[str]:
+    """Returns the columns by the very texts that name the fields of classes.
+
+    A class takes its values by name. If it must compare each name with all of its fields', to make
+    a payment takes almost twice as long.
+    """
+    return [sys.intern(name) for name in columns.split()]
+
+
+PAYMENT_COLUMNS = _names(
     "payment_id client_id expert_id gig_id description state escrow_mode charge_model mode_reason "
     "on_deadline destination_account_id currency amount commission_basis_points commission "
     "expert_amount held charged captured refunded_after_capture "
@@ -55,7 +66,7 @@ PAYMENT_COLUMNS = (
     "processor_fee payment_intent_id charge_id transfer_id operation_id waiting_for "
     "waiting_reason failure version create_time update_time escrow_time capture_time "
     "escrow_expire_time release_due_time warn_time deadline_time payment_expire_time"
-).split()
+)
 
 #: The columns of a payment that hold an enum.
 _ENUMS: Final[Mapping[str, Callable[[str], StrEnum]]] = {
@@ -145,11 +156,11 @@ def posting_values(postings: Sequence[Posting]) -> dict[str, Any]:
     }
 
 
-OPERATION_COLUMNS: Final = (
+OPERATION_COLUMNS: Final = _names(
     "operation_id kind purpose payment_id expert_id dispute_id payload minor_units claim_id state "
     "attempt tries key_spent verify_only last_error create_time attempt_time lease_until "
     "lease_token next_try_time unsure_until"
-).split()
+)
 
 #: The columns of an operation that are NULL where its attribute is empty.
 _NULL_IF_EMPTY: Final = ("payment_id", "expert_id", "dispute_id", "claim_id")
@@ -300,11 +311,11 @@ def announced_values(account: Account) -> dict[str, Any]:
     return values
 
 
-DISPUTE_COLUMNS: Final = (
+DISPUTE_COLUMNS: Final = _names(
     "dispute_id payment_id expert_id charge_id stage status outcome reason currency amount "
     "withdrawn reinstated lost fee fee_currency evidence_due_time has_evidence "
     "submission_count operation_id create_time update_time close_time"
-).split()
+)
 
 
 def dispute_values(dispute: Dispute) -> dict[str, Any]:
@@ -321,11 +332,11 @@ def dispute_of(row: Row) -> Dispute:
     return Dispute(**values)
 
 
-PAYOUT_COLUMNS: Final = (
+PAYOUT_COLUMNS: Final = _names(
     "payout_id expert_id stripe_account_id minor_units currency state automatic arrival_time "
     "failure_code balance_transaction_id failure_balance_transaction_id version create_time "
     "update_time"
-).split()
+)
 
 
 def payout_values(payout: Payout) -> dict[str, Any]:

@@ -70,7 +70,7 @@ class Statements:
         found = self._cursor.fetchall()
         if not found:
             return []
-        names = [column[0] for column in self._cursor.description or ()]
+        names = [column.name for column in self._cursor.description or ()]
         return [dict(zip(names, row, strict=True)) for row in found]
 
     def _do(self, sql: str, **values: Any) -> int:

@@ -74,8 +74,11 @@ class Breaker:
         if self._failures >= _FAILURES_TO_OPEN:
             await self._find_out()
         try:
-            async with asyncio.timeout(_ADMISSION_SECONDS):
-                await self._places.acquire()
+            if self._places.locked():
+                async with asyncio.timeout(_ADMISSION_SECONDS):
+                    await self._places.acquire()
+            else:
+                await self._places.acquire()  # At once, so it needs no timer.
         except TimeoutError:
             raise BulkheadFull from None
         try:

@@ -10,6 +10,7 @@ would make an object of every part of an answer, though we read few, and text fo
 from __future__ import annotations
 
 import asyncio
+import json
 import ssl
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
@@ -58,6 +59,15 @@ def _is_silence(error: Exception) -> bool:
 
 def _is_missing(error: BaseException) -> bool:
     return isinstance(error, stripe.InvalidRequestError) and error.http_status == 404
+
+
+def _read_json(content: bytes) -> object:
+    """Returns the JSON of an answer, or None if it is none. The SDK takes twice as long."""
+    try:
+        shown: object = json.loads(content.decode())
+    except (ValueError, RecursionError):
+        return None
+    return shown
 
 
 def path_to(*steps: str) -> str:
@@ -226,7 +236,9 @@ class StripeResource:
             method, path, params, options, base_address="api", api_mode=mode
         )[1:4]
         content, status, answered = await self._http.request_async(method, url, headers, body)
-        shown = requestor._interpret_response(content, status, answered, mode).data
+        shown = _read_json(content) if 200 <= status < 300 else None
+        if shown is None:  # Stripe's SDK says which error it is.
+            shown = requestor._interpret_response(content, status, answered, mode).data
         if not isinstance(shown, dict):
             raise Unreadable("an answer of Stripe is no object")
         return shown
