@@ -16,8 +16,9 @@ from dev.bench.stand import SERVICE, Say, Stand, started
 from marketplace.payments.v1 import payments_pb2, payments_pb2_grpc
 
 _IDLE_SECONDS: Final = 4.0
-#: Payments that are not measured: connections are opened, and statements prepared.
-_WARM_UP: Final = 32
+#: Payments that are not measured: a dozen connections are opened, each prepares its statements, and
+#: PostgreSQL plans each of them five times before it keeps a plan. A service does so once a day.
+_WARM_UP: Final = 240
 _READS: Final = 1200
 #: Its cost divides all others. It falls with the number of calls, so the number is always the same.
 _BARE_INITIATIONS: Final = 80
