@@ -165,7 +165,7 @@ async def test_what_a_payment_sends_is_planned_once(
 
     It plans one anew each time if a plan for its values looks cheaper than one for all values.
     """
-    world = await start_world(database_write_threads=1)
+    world = await start_world(database_write_connections=1)
     assert world.service is not None
     expert = await world.expert()
     await world.captured(expert)
