@@ -135,12 +135,19 @@ class Nursery:
         with self._turn, theirs:
             socket.send_fds(self._ours, [b"1"], [theirs.fileno(), out, err])
             told.sendall(json.dumps(order).encode() + b"\n")
-            pid = int(told.recv(_BYTES))
-        return pid, told
+            return int(_line(told)), told
 
     def close(self) -> None:
         self._ours.close()
         self._process.wait(30)
+
+
+def _line(told: socket.socket) -> bytes:
+    """Returns a line and nothing after it: a short program may have ended by now, too."""
+    line = b""
+    while not line.endswith(b"\n") and (more := told.recv(1)):
+        line += more
+    return line
 
 
 def _written(file: IO[bytes]) -> str:
@@ -227,7 +234,7 @@ def _become(
             os.close(output)
         os.environ.clear()
         os.environ.update(order["environment"])
-        answer.sendall(str(os.getpid()).encode())
+        answer.sendall(b"%d\n" % os.getpid())
         answer.close()
         first, *arguments = order["arguments"]
         sys.argv = [first, *arguments]
