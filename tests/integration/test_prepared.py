@@ -61,6 +61,11 @@ def test_a_value_arrives_the_same_prepared_or_not(connection: Connection, value:
     assert prepared(connection) == 1
 
 
+def test_a_statement_without_values_is_prepared_too(connection: Connection) -> None:
+    assert ask(connection, "SELECT 5 % 3 AS found, 'a%' AS text") == [2] * 4
+    assert prepared(connection) == 1
+
+
 def test_what_cannot_be_prepared_runs_as_it_is(connection: Connection) -> None:
     # PostgreSQL cannot tell the type of the value before it has it.
     assert ask(connection, "SELECT pg_typeof(:value)::text AS found", value="x") == ["unknown"] * 4

@@ -68,16 +68,16 @@ class PreparingConnection(WaitingConnection):
     def text_of(self, sql: str, values: Mapping[str, Any]) -> tuple[str, bool]:
         """Returns what the driver is to send for a statement, and whether it takes values."""
         text, names = driver_text(sql)
-        if not names or not self.prepares:
+        if not self.prepares:
             return text, bool(names)
         key = sql, tuple([_type_of(values[name]) for name in names])
         prepared = self._prepared.get(key)
         if prepared is not None:
-            return prepared, True
+            return prepared, bool(names)
         self._sent[key] += 1
         if self._sent[key] == _OFTEN and len(self._prepared) < _MOST:
             self._wanted.append(key)
-        return text, True
+        return text, bool(names)
 
     def prepare(self) -> None:
         """Prepares what was sent often. To be called outside of transactions."""
@@ -89,10 +89,12 @@ class PreparingConnection(WaitingConnection):
             body = _NAME.sub(lambda _, n=number: f"${next(n)}", sql)  # type: ignore[misc]
             # A name stands for one text and its types, for all connections.
             name = "s_" + hashlib.sha256(repr(key).encode()).hexdigest()[:24]
-            execute = f"EXECUTE {name} ({', '.join(f'%({one})s' for one in names)})"
+            taken = f" ({', '.join(types)})" if names else ""
+            given = f" ({', '.join(f'%({one})s' for one in names)})" if names else ""
+            execute = f"EXECUTE {name}{given}"
             try:
                 with self.cursor() as cursor:
-                    cursor.execute(f"PREPARE {name} ({', '.join(types)}) AS {body}")
+                    cursor.execute(f"PREPARE {name}{taken} AS {body}")
             except Error:
                 # As it was before: PostgreSQL cannot tell a type, or the connection has died.
                 execute = text
