@@ -7,6 +7,7 @@ import gc
 import socket
 import time
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from typing import Any
 
@@ -16,7 +17,12 @@ import pytest
 from payment_service.adapters.postgres import connections
 from payment_service.adapters.postgres.engine import SqlDatabase
 from payment_service.adapters.postgres.transaction import SqlTransaction
-from payment_service.adapters.postgres.waiting import in_thread, pause, run_on_loop
+from payment_service.adapters.postgres.waiting import (
+    WaitingConnection,
+    in_thread,
+    pause,
+    run_on_loop,
+)
 from payment_service.domain.errors import Unavailable
 from tests.support.phases import wait_in_phase
 from tests.support.world import until
@@ -159,10 +165,12 @@ def test_a_loop_that_ends_rolls_back_the_phase_that_waits(database_url: str) -> 
 async def test_pauses_and_threads_let_the_loop_go_on_and_pass_errors_on() -> None:
     def work() -> str:
         pause(0.05)
-        in_thread(lambda: time.sleep(0.05))
+        in_thread(threads, lambda: time.sleep(0.05))
         with pytest.raises(ZeroDivisionError):
-            in_thread(lambda: 1 // 0)
+            in_thread(threads, lambda: 1 // 0)
         return "done"
+
+    threads = ThreadPoolExecutor(1)
 
     turns = 0
     future = run_on_loop(work)
@@ -172,6 +180,52 @@ async def test_pauses_and_threads_let_the_loop_go_on_and_pass_errors_on() -> Non
     assert await future == "done"
     assert turns > 5
     assert work() == "done"  # Off the loop, they block.
+
+
+async def test_a_connection_that_was_left_while_it_waited_is_not_used_again(
+    database: SqlDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert (await database.read(lambda reader: reader.moment())).tzinfo
+
+    def fails(self: WaitingConnection, until: float | None = None) -> None:
+        raise OSError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(WaitingConnection, "wait", fails)
+        with pytest.raises(OSError):  # noqa: PT011 - as it was raised
+            await database.read(lambda reader: reader.moment())
+    assert (await database.read(lambda reader: reader.moment())).tzinfo
+
+
+async def test_a_phase_that_raises_stop_iteration_does_not_hang_its_caller(
+    database: SqlDatabase,
+) -> None:
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        await asyncio.wait_for(database.transact(lambda tx: next(iter(()))), 5)
+
+
+async def test_a_database_may_be_closed_twice(database_url: str) -> None:
+    database = SqlDatabase(database_url, write_connections=2, read_connections=1)
+    assert await database.transact(_jobs) == []
+    for _ in range(2):
+        await asyncio.wait_for(database.close(), 5)
+
+
+async def test_a_silent_server_holds_up_no_look_up_of_a_name(
+    silent_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "_CONNECT_SECONDS", 1.0)
+    url = f"postgresql://payments@127.0.0.1:{silent_port}/payments"
+    database = SqlDatabase(url, write_connections=12, read_connections=4)
+    calls = [asyncio.create_task(database.transact(_jobs)) for _ in range(12)]
+    calls += [asyncio.create_task(database.read(lambda _: [])) for _ in range(4)]
+    await asyncio.sleep(0.1)
+    began = time.monotonic()
+    await asyncio.to_thread(lambda: None)
+    assert time.monotonic() - began < 0.5
+    done = await asyncio.gather(*calls, return_exceptions=True)
+    assert {type(one) for one in done} == {Unavailable}
+    await database.close()
 
 
 @pytest.fixture

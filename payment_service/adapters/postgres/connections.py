@@ -9,6 +9,7 @@ import re
 import socket
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Executor
 from functools import partial
 from typing import Any, Final, TypeAlias
 
@@ -46,7 +47,7 @@ def connect(url: str, *, limits: bool = True) -> Connection:
     pooler refuses the one and loses the other. Blocks its thread. Raises the driver's errors.
     """
     asked = {**_CONNECT, "options": OPTIONS} if limits else _CONNECT
-    failed = OperationalError("the URL of the database names no server")
+    failures: list[OperationalError] = []
     for server in _servers(parse_dsn(plain_url(url))):
         try:
             connection: Connection = psycopg2.connect(
@@ -56,17 +57,17 @@ def connect(url: str, *, limits: bool = True) -> Connection:
                 async_=1,
             )
         except OperationalError as error:
-            failed = error
+            failures.append(error)
             continue
         try:
             connection.wait(until=time.monotonic() + _CONNECT_SECONDS)
         except OperationalError as error:
             connection.close()
-            failed = error
+            failures.append(error)
         else:
             connection.prepares = limits
             return connection
-    raise failed
+    raise failures[0]  # A wrong password says more than a server that is down.
 
 
 def _servers(given: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -75,17 +76,20 @@ def _servers(given: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     The driver would try them by itself, but a connection that does not block its thread has no
     time limit for each of them. A server that does not answer would hide all others.
     """
+    if "hostaddr" in given:
+        yield dict(given)
+        return
     hosts = str(given.get("host", "")).split(",")
     ports = str(given.get("port", "")).split(",")
     for number, host in enumerate(hosts):
-        one = {**given, "host": host, "port": ports[number] if len(ports) > 1 else ports[0]}
+        one = {**given, "host": host, "port": ports[min(number, len(ports) - 1)]}
         one = {name: value for name, value in one.items() if value}
-        if not host or host[0] in "/@" or "hostaddr" in given:
+        if not host or host[0] in "/@":
             yield one
             continue
         try:
             found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-        except OSError:
+        except (OSError, UnicodeError):
             yield one  # The driver says what is wrong with it.
             continue
         for address in dict.fromkeys(str(entry[4][0]) for entry in found):
@@ -95,8 +99,8 @@ def _servers(given: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 class Place:
     """One place of a pool. Its connection is opened when a phase first needs it."""
 
-    def __init__(self, url: str, *, limits: bool) -> None:
-        self._url, self._limits = url, limits
+    def __init__(self, url: str, threads: Executor, *, limits: bool) -> None:
+        self._url, self._threads, self._limits = url, threads, limits
         self._held: Connection | None = None
         self._until = 0.0
 
@@ -111,9 +115,14 @@ class Place:
         if held is not None and not held.closed and time.monotonic() < self._until:
             return held
         self.drop()
-        self._held = in_thread(partial(connect, self._url, limits=self._limits))
+        self._held = in_thread(self._threads, partial(connect, self._url, limits=self._limits))
         self._until = time.monotonic() + _LIFE_SECONDS
         return self._held
+
+    def rest(self) -> None:
+        """Closes a connection that was left while it waited: nobody will read the answer."""
+        if self._held is not None and not self._held.closed and self._held.isexecuting():
+            self.drop()
 
     def drop(self) -> None:
         """Closes the connection; the next call of `connection` opens another one."""

@@ -167,6 +167,7 @@ class SqlDatabase:
             try:
                 return work(place)
             finally:
+                place.rest()
                 places.leave(place)
 
         return await run_on_loop(run)

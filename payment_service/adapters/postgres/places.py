@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 
 from payment_service.adapters.postgres.connections import Place
 
@@ -13,7 +14,9 @@ class Places:
     def __init__(self, number: int, url: str, *, limits: bool) -> None:
         self.number = number
         self.waiting = 0
-        self._all = [Place(url, limits=limits) for _ in range(number)]
+        #: They open connections. A server that does not answer must hold up nothing else.
+        self._threads = ThreadPoolExecutor(number, thread_name_prefix="connect")
+        self._all = [Place(url, self._threads, limits=limits) for _ in range(number)]
         #: The last one that was left is taken next, so the others stay idle.
         self._free = list(reversed(self._all))
         self._turns = asyncio.Semaphore(number)
@@ -42,7 +45,8 @@ class Places:
 
     async def close(self) -> None:
         """Waits until every place was left, then closes the connections. No place is free again."""
-        for _ in self._all:
+        while self._all:
             await self._turns.acquire()
-        for place in self._all:
-            place.drop()
+            self._free.pop().drop()
+            self._all.pop()
+        self._threads.shutdown(wait=False)

@@ -13,6 +13,7 @@ import asyncio
 import select
 import time
 from collections.abc import Callable
+from concurrent.futures import Executor
 from contextvars import copy_context
 from typing import Any, Final, TypeVar
 
@@ -46,6 +47,8 @@ def run_on_loop(work: Callable[[], T]) -> asyncio.Future[T]:
         except GreenletExit:
             raise  # The loop has ended, and nobody will resume this.
         except BaseException as error:  # noqa: BLE001 - it is raised where the future is awaited
+            if isinstance(error, StopIteration):  # A future refuses it, and would never be done.
+                error = RuntimeError("a phase has raised StopIteration")
             if not future.done():
                 future.set_exception(error)
         else:
@@ -70,12 +73,12 @@ def pause(seconds: float) -> None:
         _leave(here)
 
 
-def in_thread(work: Callable[[], T]) -> T:
+def in_thread(threads: Executor, work: Callable[[], T]) -> T:
     """Does what cannot be interrupted, such as to look up a host, on a thread, and waits for it."""
     here = _here()
     if here is None:
         return work()
-    future = here.loop.run_in_executor(None, work)
+    future = here.loop.run_in_executor(threads, work)
     future.add_done_callback(lambda _: here.switch())
     _leave(here)
     return future.result()

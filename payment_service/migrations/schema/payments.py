@@ -101,8 +101,9 @@ CREATE TABLE payments (
 );
 -- The rules of a payment's row, by name. They are one function, because PostgreSQL compiles it once
 -- in a session: the text of a constraint is read anew by every statement that writes a row.
+-- Its operators are PostgreSQL's own, whatever a session's search_path says.
 CREATE FUNCTION keeps_the_rules(payment payments) RETURNS boolean
-LANGUAGE plpgsql IMMUTABLE AS $$
+LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog AS $$
 DECLARE
     broken text := CASE
     WHEN payment.state NOT IN (
