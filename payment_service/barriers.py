@@ -17,10 +17,9 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -39,8 +38,6 @@ class Barriers:
     file: Path | None = None
     trace: Path | None = None
     reached: int = 0
-    #: Phases run on several threads.
-    lock: threading.Lock = field(default_factory=threading.Lock)
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str]) -> Barriers | None:
@@ -60,22 +57,21 @@ class Barriers:
     def reach(self, kind: str, name: str, moment: str) -> None:
         """Acts if this place is armed and is reached for the n-th time."""
         place = f"{kind}:{name}:{moment}"
-        with self.lock:
-            if self.trace is not None:
-                with self.trace.open("a") as trace:
-                    trace.write(f"{place}\n")
-            self._read_order()
-            armed, nth, action = (*self.order.split(), "1", "kill")[:3] if self.order else ("",) * 3
-            if place != armed:
-                return
-            self.reached += 1
-            if self.reached != int(nth):
-                return
-            if self.file is not None:
-                self.file.unlink(missing_ok=True)
-            os.kill(os.getpid(), _ACTIONS[action])
-            # The signal ends or stops the process a moment later. Nothing may happen before.
-            time.sleep(_MOMENT_SECONDS)
+        if self.trace is not None:
+            with self.trace.open("a") as trace:
+                trace.write(f"{place}\n")
+        self._read_order()
+        armed, nth, action = (*self.order.split(), "1", "kill")[:3] if self.order else ("",) * 3
+        if place != armed:
+            return
+        self.reached += 1
+        if self.reached != int(nth):
+            return
+        if self.file is not None:
+            self.file.unlink(missing_ok=True)
+        os.kill(os.getpid(), _ACTIONS[action])
+        # The signal ends or stops the process a moment later. Nothing may happen before.
+        time.sleep(_MOMENT_SECONDS)
 
     def _read_order(self) -> None:
         if self.file is None:

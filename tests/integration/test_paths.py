@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import re
 import sys
-import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -114,15 +113,13 @@ def _package(name: str) -> str:
 
 @contextmanager
 def tracing() -> Iterator[Trace]:
-    """Traces this thread and all threads that are started from now on."""
+    """Traces this thread, on which the calls and their phases run."""
     trace = Trace()
-    threading.setprofile(trace)
     sys.setprofile(trace)
     try:
         yield trace
     finally:
         sys.setprofile(None)
-        threading.setprofile(None)
         trace.is_active = False
         trace.kept.clear()
 

@@ -69,13 +69,12 @@ class Bomb(Barriers):
         self.went_off = 0
 
     def reach(self, kind: str, name: str, moment: str) -> None:
-        with self.lock:
-            if not self.left:
-                return
-            self.left -= 1
-            if self.left:
-                return
-            self.went_off += 1
+        if not self.left:
+            return
+        self.left -= 1
+        if self.left:
+            return
+        self.went_off += 1
         raise Crashed(f"{kind}:{name}:{moment}")
 
 
