@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any, Final, TypeAlias
 
 import psycopg2
-from psycopg2 import OperationalError
+from psycopg2 import Error, OperationalError
 from psycopg2.extensions import parse_dsn
 
 from payment_service.adapters.postgres.limits import OPTIONS
@@ -44,30 +44,35 @@ def connect(url: str, *, limits: bool = True) -> Connection:
     """Opens a connection in which a statement is committed, unless a transaction was begun.
 
     ``limits=False`` does not ask for the limits of statements and locks, and prepares nothing: a
-    pooler refuses the one and loses the other. Blocks its thread. Raises the driver's errors.
+    pooler refuses the one and loses the other. Blocks its thread. Raises the driver's errors; if
+    the URL names several servers, what the first of them said.
     """
     asked = {**_CONNECT, "options": OPTIONS} if limits else _CONNECT
     failures: list[OperationalError] = []
     for server in _servers(parse_dsn(plain_url(url))):
         try:
-            connection: Connection = psycopg2.connect(
-                **{**server, **asked},
-                connection_factory=PreparingConnection,
-                cursor_factory=WaitingCursor,
-                async_=1,
-            )
+            connection = _connect_to({**server, **asked})
         except OperationalError as error:
-            failures.append(error)
-            continue
-        try:
-            connection.wait(until=time.monotonic() + _CONNECT_SECONDS)
-        except OperationalError as error:
-            connection.close()
             failures.append(error)
         else:
             connection.prepares = limits
             return connection
-    raise failures[0]  # A wrong password says more than a server that is down.
+    raise failures[0]
+
+
+def _connect_to(server: Mapping[str, Any]) -> Connection:
+    connection: Connection = psycopg2.connect(
+        **server,
+        connection_factory=PreparingConnection,
+        cursor_factory=WaitingCursor,
+        async_=1,
+    )
+    try:
+        connection.wait(until=time.monotonic() + _CONNECT_SECONDS)
+    except Error:
+        connection.close()
+        raise
+    return connection
 
 
 def _servers(given: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

@@ -263,10 +263,9 @@ class SqlDatabase:
 
     def _give_back(self, place: Place, connection: Connection) -> None:
         """Ends the transaction of a phase that failed, so that the next one finds none."""
+        place.rest()
         try:
-            if connection.isexecuting():
-                connection.close()  # The phase was ended while it waited for an answer.
-            elif connection.info.transaction_status != TRANSACTION_STATUS_IDLE:
+            if connection.info.transaction_status != TRANSACTION_STATUS_IDLE:
                 with connection.cursor() as cursor:
                     cursor.execute("ROLLBACK")
         except Error:
